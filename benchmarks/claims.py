@@ -1,0 +1,207 @@
+"""A claim, written down before its runs: read from conf/reproduce/, checked, composed, hashed."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+# What says where, when or how fast a run happens, not what it computes (`precision` stays: it is
+# "auto" in the claim, and the choice made for this machine is written beside the results).
+NOT_HASHED = ("seed", "output_dir", "data_root", "logger", "threads", "claim")
+
+
+class ClaimError(ValueError):
+    """A claim, or what was asked of it, makes no sense; the message names file and key."""
+
+
+@dataclass
+class Pair:
+    """Two arms that are compared seed by seed."""
+
+    method: str = MISSING
+    baseline: str = MISSING
+
+
+@dataclass
+class Primary(Pair):
+    """The comparison that decides the verdict, and the metric that is compared."""
+
+    metric: str = MISSING
+
+
+@dataclass
+class Claim:
+    """One pre-registered claim.
+
+    Attributes:
+        title, claim, source: the claim in words and where the paper makes it.
+        arms: name -> experiment under conf/experiment/; the name equals the experiment's `arm`.
+        primary: metric, method and baseline of the comparison that decides.
+        expected_sign: 1 the method's metric is higher, -1 lower, 0 no difference that matters.
+        smallest_difference: the smallest difference that matters, in units of the metric, > 0.
+        control: the arm that must not meet the criterion (the method sabotaged).
+        seeds: reported seeds; each is shared by all arms, which pairs them.
+        tuning_seeds: seeds on which settings were chosen; refused as reported seeds.
+        secondary: further comparisons, shown but not decisive.
+        optional: arms that run only when named or with `--arms all`.
+        overrides: Hydra overrides that every arm shares.
+        curve: the metric drawn against the training step.
+    """
+
+    title: str = MISSING
+    claim: str = MISSING
+    source: str = MISSING
+    arms: dict[str, str] = MISSING
+    primary: Primary = MISSING
+    expected_sign: int = MISSING
+    smallest_difference: float = MISSING
+    control: str = MISSING
+    seeds: list[int] = MISSING
+    tuning_seeds: list[int] = MISSING
+    secondary: list[Pair] = field(default_factory=list)
+    optional: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+    curve: str = "val/top1_ema"
+
+    def role(self, arm: str) -> str:
+        """Role of an arm: method, baseline, control or extra."""
+        roles = {
+            self.primary.method: "method",
+            self.primary.baseline: "baseline",
+            self.control: "control",
+        }
+        return roles.get(arm, "extra")
+
+    def pairs(self) -> list[Pair]:
+        """The comparisons in the order of the report: primary, control, secondary."""
+        return [
+            Pair(self.primary.method, self.primary.baseline),
+            Pair(self.control, self.primary.baseline),
+            *self.secondary,
+        ]
+
+
+def load_claim(path: Path) -> Claim:
+    """Reads and checks a claim.
+
+    Raises:
+        ClaimError: missing file, unknown key (with the nearest name), wrong type, or a rule broken.
+    """
+    if not path.is_file():
+        raise ClaimError(f"no claim at {path}{_nearest_file(path)}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Claim), OmegaConf.load(path))
+    except ConfigKeyError as error:
+        known = [f.name for f in fields(error.object_type or Claim)]
+        raise ClaimError(
+            f"{path}: unknown key '{error.full_key or error.key}'{nearest(str(error.key), known)}"
+        ) from error
+    except OmegaConfBaseException as error:
+        raise ClaimError(f"{path}: {str(error).splitlines()[0]} (key {error.full_key})") from error
+    if missing := OmegaConf.missing_keys(merged):
+        raise ClaimError(f"{path}: missing {', '.join(sorted(missing))}")
+    claim = OmegaConf.to_object(merged)
+    assert isinstance(claim, Claim)
+    _check(claim, path)
+    return claim
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` or the list of what is known."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+
+
+def _nearest_file(path: Path) -> str:
+    known = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    return nearest(path.stem, known) if known else ""
+
+
+def _check(claim: Claim, path: Path) -> None:
+    """Rules that types cannot say."""
+    named = [claim.primary.method, claim.primary.baseline, claim.control, *claim.optional]
+    named += [arm for pair in claim.secondary for arm in (pair.method, pair.baseline)]
+    for arm in named:
+        if arm not in claim.arms:
+            raise ClaimError(f"{path}: no arm '{arm}'{nearest(arm, claim.arms)}")
+    decisive = [claim.primary.method, claim.primary.baseline, claim.control]
+    if len(set(decisive)) < 3:
+        raise ClaimError(f"{path}: method, baseline and control must be three arms, not {decisive}")
+    if optional := sorted(set(decisive) & set(claim.optional)):
+        raise ClaimError(f"{path}: the verdict needs {optional}, which cannot be optional")
+    if claim.expected_sign not in (-1, 0, 1):
+        raise ClaimError(f"{path}: expected_sign is 1, 0 or -1, not {claim.expected_sign}")
+    if not claim.smallest_difference > 0:
+        raise ClaimError(f"{path}: smallest_difference must be above 0")
+    if not claim.seeds or len(set(claim.seeds)) < len(claim.seeds):
+        raise ClaimError(f"{path}: seeds must be given, each once")
+    refuse_tuning_seeds(claim, claim.seeds)
+
+
+def refuse_tuning_seeds(claim: Claim, seeds: Sequence[int]) -> None:
+    """Settings were chosen on the tuning seeds, so that a result on them would flatter.
+
+    Raises:
+        ClaimError: a seed is a tuning seed.
+    """
+    if both := sorted(set(seeds) & set(claim.tuning_seeds)):
+        raise ClaimError(
+            f"seed {', '.join(map(str, both))}: the settings were tuned on it, it is never "
+            f"reported; tuning seeds are {claim.tuning_seeds}, registered seeds {claim.seeds}"
+        )
+
+
+def compose_arms(
+    claim: Claim, overrides: Sequence[str] = (), conf: Path = CONF
+) -> dict[str, DictConfig]:
+    """Composes every arm's config: the claim's own overrides, then the caller's.
+
+    Raises:
+        ClaimError: an arm whose experiment calls itself otherwise, or an override of what the
+            engine sets itself.
+        hydra.errors.HydraException: an experiment or override that does not compose.
+    """
+    for override in overrides:
+        key = override.lstrip("+~").split("=")[0]
+        if key in ("seed", "experiment", "arm", "output_dir", "claim"):
+            raise ClaimError(f"'{override}': the claim sets {key}; use --seeds, --arms or --claim")
+    configs = {}
+    with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
+        for arm, experiment in claim.arms.items():
+            config = compose("config", [f"experiment={experiment}", *claim.overrides, *overrides])
+            if config.arm != arm:
+                raise ClaimError(
+                    f"arm '{arm}': experiment {experiment} calls its arm '{config.arm}'; "
+                    "the two names must agree, they name the output folder"
+                )
+            configs[arm] = config
+    return configs
+
+
+def claim_hash(claim: Claim, configs: dict[str, DictConfig]) -> str:
+    """sha256 over the claim's content and its arms' resolved configs without seed and paths."""
+    content = {
+        "claim": asdict(claim),
+        "arms": {arm: _comparable(config) for arm, config in configs.items()},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _comparable(config: DictConfig) -> Any:
+    config = config.copy()
+    with open_dict(config):
+        # Set first, removed after: what interpolates them must not differ between machines.
+        config.update(seed=0, data_root="", output_dir="")
+        plain = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(plain, dict)
+    return {key: value for key, value in plain.items() if key not in NOT_HASHED}

@@ -1,0 +1,134 @@
+"""The picture of a claim: learning curves of its arms beside the paired differences."""
+
+import csv
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+
+# Okabe and Ito's colours, told apart with any colour vision; line styles and markers tell them
+# apart in grey too.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def read_curve(path: Path, metric: str) -> dict[int, float]:
+    """Step -> value of one metric in a run's metrics.csv (step, epoch, metric, value)."""
+    if not path.is_file():
+        return {}
+    with path.open(newline="") as file:
+        return {
+            int(float(row["step"])): float(row["value"])
+            for row in csv.DictReader(file)
+            if row["metric"] == metric and row["value"]
+        }
+
+
+def draw(
+    path: Path, summary: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[int, float]]]
+) -> None:
+    """Draws learning curves (mean, band of one standard deviation) and paired differences (mean,
+    95% interval, one mark a seed).
+
+    Args:
+        path: the PNG to write.
+        summary: `summary.summarise`.
+        curves: arm -> one {step: value} a seed.
+    """
+    style = {
+        arm: {
+            "color": COLOURS[i % len(COLOURS)],
+            "linestyle": STYLES[i % len(STYLES)],
+            "marker": MARKERS[i % len(MARKERS)],
+        }
+        for i, arm in enumerate(summary["arms"])
+    }
+    look: Any = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+    with plt.rc_context(look):
+        figure, (left, right) = plt.subplots(
+            1, 2, figsize=(13, 5.6), width_ratios=(1.25, 1), layout="constrained"
+        )
+        figure.suptitle(
+            f"{summary['claim']['title']}  |  claim holds: {summary['verdict']}",
+            fontsize=14,
+            fontweight="bold",
+        )
+        _curves(left, summary, curves, style)
+        _differences(right, summary, style)
+        figure.savefig(path, dpi=130)
+        plt.close(figure)
+
+
+def _curves(axes: Axes, summary: Mapping[str, Any], curves: Mapping, style: Mapping) -> None:
+    drawn = False
+    for arm, runs in curves.items():
+        by_step = defaultdict(list)
+        for run in runs:
+            for step, value in run.items():
+                by_step[step].append(value)
+        if not by_step:
+            continue
+        drawn = True
+        steps = sorted(by_step)
+        mean = np.array([np.mean(by_step[s]) for s in steps])
+        spread = np.array([np.std(by_step[s], ddof=1) if len(by_step[s]) > 1 else 0 for s in steps])
+        every = max(1, len(steps) // 8)
+        axes.plot(steps, mean, **style[arm], label=arm, markevery=every, markersize=5, linewidth=2)
+        axes.fill_between(
+            steps, mean - spread, mean + spread, color=style[arm]["color"], alpha=0.12
+        )
+    axes.set_title("Learning curves: mean and one standard deviation over seeds", fontsize=11)
+    axes.set_xlabel("training step")
+    axes.set_ylabel(summary["claim"]["curve"] + " (%)")
+    axes.grid(alpha=0.25)
+    if drawn:
+        axes.legend(loc="lower right", frameon=True, framealpha=0.9)
+    else:
+        axes.text(0.5, 0.5, "no curve was logged", transform=axes.transAxes, ha="center")
+
+
+def _differences(axes: Axes, summary: Mapping[str, Any], style: Mapping) -> None:
+    pairs = [pair for pair in summary["comparisons"] if pair["mean"] is not None]
+    matters, sign = summary["claim"]["smallest_difference"], summary["claim"]["expected_sign"]
+    axes.axvspan(-matters, matters, color="#888888", alpha=0.13, linewidth=0)
+    axes.axvline(0, color="#444444", linewidth=1)
+    for row, pair in enumerate(pairs):
+        look = style[pair["method"]]
+        seeds = list(pair["differences"].values())
+        offsets = np.linspace(-0.12, 0.12, len(seeds)) if len(seeds) > 1 else [0.0]
+        axes.scatter(seeds, row + 0.2 + np.asarray(offsets) / 2, s=16, color="#777777", zorder=2)
+        if pair["low"] is not None:
+            axes.plot([pair["low"], pair["high"]], [row, row], color=look["color"], linewidth=3)
+            axes.plot([pair["low"], pair["high"]], [row, row], "|", color=look["color"], ms=12)
+        axes.plot(pair["mean"], row, look["marker"], color=look["color"], markersize=9, zorder=3)
+        axes.annotate(
+            f"{pair['mean']:+.2f}",
+            (pair["mean"], row),
+            xytext=(0, 9),
+            textcoords="offset points",
+            ha="center",
+            fontsize=10,
+            fontweight="bold" if row == 0 else "normal",
+        )
+    kinds = {0: "\n(primary)", 1: "\n(control)"}
+    names = [
+        f"{pair['method']}\n- {pair['baseline']}{kinds.get(summary['comparisons'].index(pair), '')}"
+        for pair in pairs
+    ]
+    axes.set_yticks(range(len(pairs)), names)
+    axes.set_ylim(len(pairs) - 0.4, -0.6)  # the primary comparison on top
+    axes.set_title("Paired differences: mean, 95% interval, one grey dot a seed", fontsize=11)
+    towards = {1: "higher is better", -1: "lower is better", 0: "no difference expected"}[sign]
+    axes.set_xlabel(
+        f"difference in {summary['claim']['primary']['metric']} ({towards})\n"
+        f"grey: smaller than the {matters:g} that matters"
+    )
+    axes.grid(axis="x", alpha=0.25)

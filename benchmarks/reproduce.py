@@ -1,0 +1,278 @@
+"""Runs a paper's claim and says whether it holds.
+
+    python -m benchmarks.reproduce comatch [--claim NAME] [--seeds 1,2,3] [--arms a,b] [overrides]
+
+The claim (arms, primary metric, seeds, expected sign, smallest difference that matters, negative
+control) is written before the run in conf/reproduce/METHOD.yaml, other claims of the method in
+conf/reproduce/METHOD/NAME.yaml. Its hash names the folder outputs/reproduce/METHOD/NAME-HASH/ and
+travels with every results.json. Finished runs are reused. The verdict's rule is
+`statistics.verdict`. Exit status: 0 once all runs finished, whatever the verdict; 1 if a run
+failed; 2 if what was asked makes no sense.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from benchmarks import figures, report, summary
+from benchmarks.claims import (
+    CONF,
+    Claim,
+    ClaimError,
+    claim_hash,
+    compose_arms,
+    load_claim,
+    nearest,
+    refuse_tuning_seeds,
+)
+from benchmarks.launch import Launcher, Run, launch, multirun_command
+
+OUTPUTS = Path("outputs")
+
+
+def reproduce(
+    method: str,
+    claim_name: str | None = None,
+    seeds: Sequence[int] | None = None,
+    arms: Sequence[str] | None = None,
+    jobs: int = 2,
+    overrides: Sequence[str] = (),
+    *,
+    launcher: Launcher = launch,
+    conf: Path = CONF,
+    outputs: Path = OUTPUTS,
+    console: Console | None = None,
+) -> int:
+    """Runs what is missing of a claim, then prints and writes its summary.
+
+    Args:
+        method: name of the method package.
+        claim_name: a claim in conf/reproduce/METHOD/, or a yaml's path; None: the method's own.
+        seeds: the seeds to run; None: the registered ones.
+        arms: the arms to run, ["all"] for the optional ones too; None: all but the optional.
+        jobs: processes side by side.
+        overrides: Hydra overrides for all arms; they change the hash and are shown.
+        launcher: runs the multirun; tests give a fake.
+        conf, outputs: root of the configs, root of the results.
+
+    Returns:
+        0, or 1 if a run failed.
+
+    Raises:
+        ClaimError: the claim, a seed or an arm makes no sense.
+    """
+    console = console or Console(width=None if sys.stdout.isatty() else 110)
+    path = claim_path(method, claim_name, conf)
+    claim = load_claim(path)
+    seeds = list(dict.fromkeys(seeds or claim.seeds))
+    refuse_tuning_seeds(claim, seeds)
+    wanted_arms = _chosen_arms(claim, arms)
+    configs = compose_arms(claim, overrides, conf)
+    identity = {"name": path.stem, "hash": claim_hash(claim, configs)}
+    base = outputs / "reproduce" / method / f"{identity['name']}-{identity['hash'][:8]}"
+    console.print(f"[bold]{claim.title}[/bold]\n{claim.claim}\n", highlight=False)
+    _warn_of_other_hashes(base, console)
+    if overrides:
+        console.print(f"changed on the command line: {' '.join(overrides)}", markup=False)
+
+    runs = [
+        Run(arm, seed, claim.arms[arm], base / arm / f"seed{seed}", *_length(configs[arm]))
+        for seed in sorted({*seeds, *claim.seeds})
+        for arm in claim.arms
+    ]
+    asked = [run for run in runs if run.arm in wanted_arms and run.seed in seeds]
+    missing = [run for run in asked if run.results() is None]
+    if reused := len(asked) - len(missing):
+        console.print(f"reused {reused} of {len(asked)} runs in {base}", markup=False)
+        _warn_of_other_commits(asked, console)
+    errors = {}
+    if missing:
+        precision = _register(base, claim, identity, overrides, configs)
+        ensure_data(configs[arm] for arm in wanted_arms)
+        fixed = [*claim.overrides, *overrides, f"precision={precision}"]
+        if jobs > 1 and not any(o.startswith("threads=") for o in fixed):
+            fixed.append("threads=1")
+        command = multirun_command(missing, base, identity, jobs, fixed)
+        console.print(
+            f"running {len(missing)} runs, {jobs} at a time, {precision}; log in", end=" "
+        )
+        console.print(f"{base / 'multirun.log'}", markup=False, highlight=False, soft_wrap=True)
+        launcher(command, missing, base / "multirun.log", jobs, console)
+        errors = {run: run.error(base / "multirun.log") for run in missing}
+
+    outcome = summary.collect(runs, claim.primary.metric, errors)
+    comparisons, decided = summary.compare(claim, outcome)
+    content = summary.summarise(claim, outcome, comparisons, decided)
+    content |= {"method": method, **identity, "overrides": list(overrides)}
+    curves = {
+        arm: [
+            figures.read_curve(run.folder / "metrics.csv", claim.curve)
+            for run in runs
+            if run.arm == arm and (arm, run.seed) in outcome.results
+        ]
+        for arm in claim.arms
+    }
+    summary.write(base, content)
+    picture = base / "learning_curves.png"
+    figures.draw(picture, content, curves)
+    page = report.build(outputs, conf)
+    _print(console, content, outcome, picture, page)
+    return 1 if outcome.failures else 0
+
+
+def claim_path(method: str, name: str | None, conf: Path = CONF) -> Path:
+    """Where a claim is written.
+
+    Raises:
+        ClaimError: the method has no claim.
+    """
+    if name and name.endswith(".yaml"):
+        return Path(name)
+    root = conf / "reproduce"
+    path = root / f"{method}.yaml"
+    if not path.is_file():
+        known = [p.stem for p in root.glob("*.yaml")]
+        raise ClaimError(f"no claim of method '{method}' at {path}{nearest(method, known)}")
+    return path if name in (None, method) else root / method / f"{name}.yaml"
+
+
+def resolve_precision(config: DictConfig) -> str:
+    """The precision that `auto` means on this machine."""
+    if config.precision != "auto":
+        return config.precision
+    from shared import run  # imports torch, which the rest of this program does without
+
+    return run.resolve_precision(config)
+
+
+def ensure_data(configs: Iterable[DictConfig]) -> None:
+    """Makes the data of all configs present, each source once."""
+    sources: list[DictConfig] = []
+    for config in configs:
+        if config.source is not None and config.source not in sources:
+            sources.append(config.source)
+            instantiate(config.source)
+
+
+def _chosen_arms(claim: Claim, arms: Sequence[str] | None) -> list[str]:
+    if arms is None:
+        return [arm for arm in claim.arms if arm not in claim.optional]
+    if list(arms) == ["all"]:
+        return list(claim.arms)
+    for arm in arms:
+        if arm not in claim.arms:
+            raise ClaimError(f"no arm '{arm}'{nearest(arm, claim.arms)}")
+    return list(arms)
+
+
+def _length(config: DictConfig) -> tuple[int | None, str]:
+    """Steps or epochs of training, for the progress display."""
+    steps, epochs = config.trainer.get("max_steps"), config.trainer.get("max_epochs")
+    if steps and steps > 0:
+        return steps, "step"
+    return (epochs, "epoch") if epochs and epochs > 0 else (None, "step")
+
+
+def _register(
+    base: Path,
+    claim: Claim,
+    identity: Mapping[str, str],
+    overrides: Sequence[str],
+    configs: Mapping[str, DictConfig],
+) -> str:
+    """Writes claim.json before the first run; returns the precision that all runs here share."""
+    path = base / "claim.json"
+    if path.is_file():
+        return json.loads(path.read_text())["precision"]
+    precision = resolve_precision(configs[claim.primary.method])
+    base.mkdir(parents=True, exist_ok=True)
+    content = {**identity, "precision": precision, "overrides": list(overrides)}
+    path.write_text(json.dumps(content | {"claim": asdict(claim)}, indent=2) + "\n")
+    return precision
+
+
+def _warn_of_other_hashes(base: Path, console: Console) -> None:
+    name = base.name.rsplit("-", 1)[0]
+    others = [p.parent.name for p in base.parent.glob(f"{name}-????????/claim.json")]
+    if others := sorted(set(others) - {base.name}):
+        console.print(
+            f"note: {base.parent} also holds results of the claim as it was written otherwise: "
+            f"{', '.join(others)}; they do not count here",
+            markup=False,
+        )
+
+
+def _warn_of_other_commits(runs: Sequence[Run], console: Console) -> None:
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=CONF.parent, capture_output=True, text=True, check=False
+    )
+    commits = {str((run.results() or {}).get("git_commit")) for run in runs if run.results()}
+    if others := sorted(commits - {git.stdout.strip(), "None"}):
+        console.print(
+            f"warning: reused results were made by other code (commit {', '.join(others)}); "
+            "delete their folders to run them again",
+            markup=False,
+        )
+
+
+def _print(
+    console: Console,
+    content: Mapping[str, Any],
+    outcome: summary.Outcome,
+    picture: Path,
+    page: Path,
+) -> None:
+    metric = content["claim"]["primary"]["metric"]
+    console.print()
+    console.print(summary.rich_table(metric, *summary.arm_rows(content)))
+    console.print(summary.rich_table("paired by seed", *summary.comparison_rows(content)))
+    for (arm, seed), error in outcome.failures.items():
+        console.print(f"failed: {arm} seed {seed}", style="bold red")
+        console.print(error, markup=False, highlight=False)
+    lines = [
+        f"claim holds: {content['verdict']}",
+        content["reason"],
+        f"picture: {picture}",
+        f"report:  {page}",
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; see the head of this file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduce", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("method")
+    parser.add_argument(
+        "--claim", dest="claim_name", help="another claim of the method, or the path of a yaml"
+    )
+    parser.add_argument("--seeds", type=_numbers, help="1,2,3; default: the registered seeds")
+    parser.add_argument("--arms", type=lambda text: text.split(","), help="a,b or all")
+    parser.add_argument("--jobs", type=int, default=2, help="processes side by side (2)")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides for all arms")
+    options = parser.parse_intermixed_args(arguments)
+    try:
+        return reproduce(**vars(options))
+    except (ClaimError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(part) for part in text.replace(" ", ",").split(",") if part]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

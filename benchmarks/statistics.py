@@ -1,0 +1,160 @@
+"""Paired comparison of two arms, and the rule that turns it into a verdict. Maths by scipy."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from scipy import stats
+
+Answer = Literal["yes", "no", "undecided"]
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Differences method - baseline over the seeds that both arms finished.
+
+    Attributes:
+        method, baseline: names of the arms.
+        differences: seed -> difference.
+        mean: mean difference; nan without seeds.
+        low, high: 95% confidence interval of the mean (Student's t); nan below two seeds.
+        pvalue: two-sided paired t-test; nan below two seeds.
+    """
+
+    method: str
+    baseline: str
+    differences: dict[int, float]
+    mean: float
+    low: float
+    high: float
+    pvalue: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`claim holds: <answer>` and the reason in one sentence."""
+
+    answer: Answer
+    reason: str
+
+
+def mean_std(values: Mapping[int, float]) -> tuple[float, float]:
+    """Mean and sample standard deviation (ddof 1) over seeds; nan where not defined."""
+    found = list(values.values())
+    mean = float(stats.tmean(found)) if found else float("nan")
+    return mean, float(stats.tstd(found)) if len(found) > 1 else float("nan")
+
+
+def paired(
+    method: str, baseline: str, of_method: Mapping[int, float], of_baseline: Mapping[int, float]
+) -> Paired:
+    """Compares two arms seed by seed; `of_*` map seed -> metric. Unshared seeds are left out."""
+    nan = float("nan")
+    seeds = sorted(of_method.keys() & of_baseline.keys())
+    differences = {seed: of_method[seed] - of_baseline[seed] for seed in seeds}
+    mean = mean_std(differences)[0]
+    if len(seeds) < 2:
+        return Paired(method, baseline, differences, mean, nan, nan, nan)
+    if len(set(differences.values())) == 1:  # no spread: the t statistic would be x/0
+        return Paired(method, baseline, differences, mean, mean, mean, nan)
+    test = stats.ttest_rel([of_method[s] for s in seeds], [of_baseline[s] for s in seeds])
+    interval = test.confidence_interval(0.95)
+    return Paired(
+        method,
+        baseline,
+        differences,
+        mean,
+        float(interval.low),
+        float(interval.high),
+        float(test.pvalue),
+    )
+
+
+def meets(comparison: Paired, sign: int, smallest: float) -> bool:
+    """Whether a comparison shows what the claim says.
+
+    Sign 1 or -1: the interval lies on that side of 0 and the mean is at least `smallest` away.
+    Sign 0: the interval lies inside +-`smallest`. False where there is no interval.
+    """
+    if sign == 0:
+        return -smallest < comparison.low and comparison.high < smallest
+    low = min(sign * comparison.low, sign * comparison.high)
+    return low > 0 and sign * comparison.mean >= smallest
+
+
+def rules_out(comparison: Paired, sign: int, smallest: float) -> bool:
+    """Whether the interval excludes every difference that the claim would need.
+
+    Sign 1 or -1: its far end falls short of `smallest`. Sign 0: it lies beyond +-`smallest`.
+    """
+    if sign == 0:
+        return comparison.low >= smallest or comparison.high <= -smallest
+    return max(sign * comparison.low, sign * comparison.high) < smallest
+
+
+def verdict(
+    primary: Paired, control: Paired | None, sign: int, smallest: float, unit: str = "points"
+) -> Verdict:
+    """The pre-registered rule.
+
+    no: `rules_out(primary)`. yes: `meets(primary)` and the control does not win, that is, it does
+    not meet the criterion itself and, for a directed claim, does worse than the method on the seeds
+    that both finished. A control that won or did not run leaves the claim undecided: what made the
+    method better would not be what the paper says.
+
+    Args:
+        primary: method against baseline.
+        control: control against the same baseline; None if it was not run.
+        sign: 1, -1 or 0 (no difference that matters).
+        smallest: the smallest difference that matters, > 0.
+        unit: what a difference is measured in, for the reason.
+    """
+    pairs = len(primary.differences)
+    if pairs < 2:
+        counted = "no seed" if pairs == 0 else "only one seed"
+        return Verdict(
+            "undecided",
+            f"{counted} finished in both {primary.method} and {primary.baseline}, "
+            "and an interval needs two.",
+        )
+    said = (
+        f"{primary.method} - {primary.baseline} is {primary.mean:+.2f} {unit} "
+        f"(95% interval {primary.low:+.2f} to {primary.high:+.2f})"
+    )
+    wanted = f"the {smallest:g} {unit} that matter"
+    if rules_out(primary, sign, smallest):
+        if sign == 0:
+            return Verdict("no", f"{said}, beyond {wanted}.")
+        return Verdict("no", f"{said}, which rules out {wanted}.")
+    if not meets(primary, sign, smallest):
+        if sign == 0:
+            return Verdict("undecided", f"{said}, which does not lie inside {wanted}.")
+        if min(sign * primary.low, sign * primary.high) <= 0:
+            return Verdict("undecided", f"{said}, too wide to tell {wanted} from none.")
+        return Verdict("undecided", f"{said}, above none but with a mean below {wanted}.")
+    if control is None or len(control.differences) < 2:
+        return Verdict("undecided", f"{said}, but the negative control has not run on two seeds.")
+    if meets(control, sign, smallest):
+        return Verdict(
+            "undecided",
+            f"{said}, but the negative control {control.method} meets the same criterion "
+            f"({control.mean:+.2f}).",
+        )
+    if sign and not sign * _shared_lead(primary, control) > 0:  # also where it is nan
+        return Verdict(
+            "undecided",
+            f"{said}, but the negative control {control.method} does as well "
+            f"({control.mean:+.2f}).",
+        )
+    inside = "inside" if sign == 0 else "at least"
+    return Verdict(
+        "yes",
+        f"{said}, {inside} {wanted}, and the negative control {control.method} "
+        f"({control.mean:+.2f}) does not show it.",
+    )
+
+
+def _shared_lead(primary: Paired, control: Paired) -> float:
+    """Mean of method - control; the baseline cancels on the seeds that both comparisons share."""
+    seeds = primary.differences.keys() & control.differences.keys()
+    return mean_std({s: primary.differences[s] - control.differences[s] for s in seeds})[0]

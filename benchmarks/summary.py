@@ -1,0 +1,217 @@
+"""What a claim's finished runs say: a dict (summary.json), tables on the screen and in Markdown."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from benchmarks.claims import Claim
+from benchmarks.launch import Run
+from benchmarks.statistics import Paired, Verdict, mean_std, paired, verdict
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The finished and the failed runs of a claim.
+
+    Attributes:
+        results: (arm, seed) -> results.json.
+        failures: (arm, seed) -> tail of the error.
+    """
+
+    results: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    failures: dict[tuple[str, int], str] = field(default_factory=dict)
+
+    def values(self, arm: str, metric: str) -> dict[int, float]:
+        """Seed -> metric of the arm's finished runs."""
+        return {
+            seed: float(found["metrics"][metric])
+            for (name, seed), found in sorted(self.results.items())
+            if name == arm
+        }
+
+
+def collect(runs: Sequence[Run], metric: str, launched: Mapping[Run, str]) -> Outcome:
+    """Reads the results of all runs.
+
+    Args:
+        runs: every run that may lie in the claim's folder.
+        metric: without it, or with a NaN, a finished run counts as failed.
+        launched: the runs that had to finish -> the tail of their error if they have not.
+    """
+    outcome = Outcome()
+    for run in runs:
+        key = (run.arm, run.seed)
+        results = run.results()
+        if results is None:
+            if run in launched:
+                outcome.failures[key] = launched[run]
+            continue
+        value = results["metrics"].get(metric)
+        if value is None:
+            found = ", ".join(sorted(results["metrics"])) or "nothing"
+            outcome.failures[key] = f"no {metric} in {run.folder}/results.json, which has {found}"
+        elif not math.isfinite(value):
+            outcome.failures[key] = f"{metric} is {value} in {run.folder}/results.json"
+        else:
+            outcome.results[key] = results
+    return outcome
+
+
+def compare(claim: Claim, outcome: Outcome) -> tuple[list[Paired], Verdict]:
+    """The claim's comparisons (primary and control first) and the verdict.
+
+    A failed run of a decisive arm leaves the claim undecided: the seeds that survive are a choice
+    that nobody registered.
+    """
+    metric = claim.primary.metric
+    comparisons = [
+        paired(
+            pair.method,
+            pair.baseline,
+            outcome.values(pair.method, metric),
+            outcome.values(pair.baseline, metric),
+        )
+        for pair in claim.pairs()
+    ]
+    primary, control = comparisons[:2]
+    decisive = (claim.primary.method, claim.primary.baseline, claim.control)
+    failed = [f"{arm} seed {seed}" for arm, seed in outcome.failures if arm in decisive]
+    if failed:
+        return comparisons, Verdict("undecided", f"failed: {', '.join(failed)}.")
+    decided = verdict(primary, control, claim.expected_sign, claim.smallest_difference)
+    seeds = set(primary.differences)
+    if seeds != set(claim.seeds):
+        note = f" Seeds compared: {sorted(seeds)}; registered: {sorted(claim.seeds)}."
+        decided = Verdict(decided.answer, decided.reason + note)
+    return comparisons, decided
+
+
+def summarise(
+    claim: Claim, outcome: Outcome, comparisons: Sequence[Paired], decided: Verdict
+) -> dict[str, Any]:
+    """Everything the report shows, as plain values (a figure that does not exist is None)."""
+    metric = claim.primary.metric
+    arms = {}
+    for arm, experiment in claim.arms.items():
+        values = outcome.values(arm, metric)
+        mean, std = mean_std(values)
+        seconds = [outcome.results[arm, seed].get("cpu_seconds") for seed in values]
+        known = [float(s) for s in seconds if s]
+        arms[arm] = {
+            "role": claim.role(arm),
+            "experiment": experiment,
+            "values": values,
+            "mean": mean,
+            "std": std,
+            "cpu_seconds": sum(known) / len(known) if known else None,
+            "failed": {s: text for (name, s), text in outcome.failures.items() if name == arm},
+        }
+    results = list(outcome.results.values())
+    plain = {
+        "schema": 1,
+        "claim": asdict(claim),
+        "verdict": decided.answer,
+        "reason": decided.reason,
+        "arms": arms,
+        "comparisons": [asdict(comparison) for comparison in comparisons],
+        "git_commits": sorted({str(r.get("git_commit")) for r in results}),
+        "precisions": sorted({str(r.get("precision")) for r in results}),
+        "data": sorted({name for r in results for name in r.get("data") or {}}),
+    }
+    return json.loads(json.dumps(_without_nan(plain)))  # seeds as strings, as a reader will see
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def number(value: float | None, form: str = ".2f") -> str:
+    """A figure for a table, or a dash where there is none."""
+    return "-" if value is None else format(value, form)
+
+
+def arm_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of arms: mean +- std, per-seed values, CPU seconds a run."""
+    arms = summary["arms"]
+    seeds = sorted({int(s) for arm in arms.values() for s in (*arm["values"], *arm["failed"])})
+    header = ["arm", "role", "mean ± std", *(f"seed {seed}" for seed in seeds), "CPU s"]
+    rows = []
+    for name, arm in arms.items():
+        cells = [
+            "failed" if str(seed) in arm["failed"] else number(arm["values"].get(str(seed)))
+            for seed in seeds
+        ]
+        spread = f"{number(arm['mean'])} ± {number(arm['std'])}" if arm["values"] else "not run"
+        rows.append([name, arm["role"], spread, *cells, number(arm["cpu_seconds"], ".0f")])
+    return header, rows
+
+
+def comparison_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of paired differences; the first is the one that decides."""
+    header = ["paired difference", "mean", "95% interval", "p", "seeds"]
+    rows = []
+    for index, pair in enumerate(summary["comparisons"]):
+        kind = {0: " (primary)", 1: " (control)"}.get(index, "")
+        interval = "-"
+        if pair["low"] is not None:
+            interval = f"{pair['low']:+.2f} to {pair['high']:+.2f}"
+        rows.append(
+            [
+                f"{pair['method']} - {pair['baseline']}{kind}",
+                number(pair["mean"], "+.2f"),
+                interval,
+                number(pair["pvalue"], ".3f"),
+                str(len(pair["differences"])),
+            ]
+        )
+    return header, rows
+
+
+def rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table for the screen, figures to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for index, name in enumerate(header):
+        table.add_column(name, justify="left" if index == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same table in Markdown."""
+    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join(
+        "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines
+    )
+
+
+def markdown(summary: Mapping[str, Any]) -> str:
+    """summary.md: what the method card quotes."""
+    claim = summary["claim"]
+    parts = [
+        f"## {claim['title']}",
+        f"{claim['claim']} Source: {claim['source']}.",
+        f"Primary metric `{claim['primary']['metric']}`, smallest difference that matters "
+        f"{claim['smallest_difference']:g}, claim hash `{summary['hash'][:8]}`.",
+        markdown_table(*arm_rows(summary)),
+        markdown_table(*comparison_rows(summary)),
+        f"**claim holds: {summary['verdict']}**. {summary['reason']}",
+    ]
+    if summary["overrides"]:
+        parts.insert(2, f"Settings changed on the command line: `{' '.join(summary['overrides'])}`")
+    return "\n\n".join(parts) + "\n"
+
+
+def write(folder: Path, summary: Mapping[str, Any]) -> None:
+    """Writes summary.json and summary.md."""
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    (folder / "summary.md").write_text(markdown(summary))

@@ -1,0 +1,182 @@
+"""CoMatch as in the ImageNet script: momentum encoder, shuffled BatchNorm, two queues.
+
+Shapes: B labelled and M = mu B unlabelled images on this rank, C classes, d embedding size, K rows
+of each queue. Source: spec section 3.4; salesforce/CoMatch@08b4cce `imagenet/Model.py`,
+`imagenet/Train_CoMatch.py`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.comatch.classifier import Batch, Classifier
+from methods.comatch.losses import (
+    DistributionAlignment,
+    confident_cross_entropy,
+    graph_contrastive_loss,
+    pseudo_label_graph,
+    smooth_with_memory,
+)
+from shared.nn.momentum import MomentumEncoder
+from shared.nn.queue import FeatureQueue
+from shared.training.distributed import all_gather, batch_shuffle, batch_unshuffle, own_rows
+from shared.training.optim import weight_decay_groups
+from shared.training.schedules import half_cosine
+
+
+class CoMatchImageNet(Classifier):
+    """CoMatch, ImageNet form.
+
+    Args:
+        backbone, num_classes, projection, channels_last: see `Classifier`.
+        threshold: tau; graph_threshold: kappa; temperature: T; alpha: as in the CIFAR form.
+        lambda_u: weight of the unlabelled loss.
+        lambda_c: final weight of the contrastive loss; in epoch e it is min(e + 1, lambda_c).
+        alignment_window: batches averaged by distribution alignment.
+        queue_size: K of both queues.
+        momentums: of the momentum encoder, in the first epoch and afterwards.
+        lr, momentum, weight_decay: Nesterov SGD; the decay holds for ALL parameters.
+        total_epochs: E of the per-epoch half cosine.
+        gather_graph: extend the in-batch part of the graph to all ranks. The official code keeps
+            it local (false), and reaches other ranks through the queue.
+        seed: of the shuffled-BatchNorm permutations, which are a function of (seed, step).
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        num_classes: int,
+        projection: dict[str, Any],
+        threshold: float,
+        graph_threshold: float,
+        temperature: float,
+        alpha: float,
+        lambda_u: float,
+        lambda_c: float,
+        alignment_window: int,
+        queue_size: int,
+        momentums: tuple[float, float],
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        total_epochs: int,
+        gather_graph: bool,
+        channels_last: bool,
+        seed: int,
+    ):
+        super().__init__(backbone, num_classes, projection, channels_last)
+        self.save_hyperparameters()
+        self.momentum_encoder = MomentumEncoder(self.encoder, buffers="keep")
+        self.alignment = DistributionAlignment(num_classes, alignment_window)
+        dim = projection["dim"]
+        self.strong_queue = FeatureQueue(queue_size, dim, {"probs": num_classes}, overflow="drop")
+        self.weak_queue = FeatureQueue(queue_size, dim, {"probs": num_classes}, overflow="drop")
+        self.strong_queue.features.copy_(F.normalize(torch.randn(queue_size, dim), dim=1))
+        self.weak_queue.features.copy_(torch.randn(queue_size, dim))  # not normalised there either
+
+    @property
+    def averaged(self) -> nn.Module:
+        return self.momentum_encoder
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        p, epoch = self.hparams, self.current_epoch
+        b, m = len(batch["labelled"]), len(batch["weak"])
+
+        logits, embeddings = self.encoder(self.concatenate([batch["labelled"], batch["strong0"]]))
+        logits_x, logits_s0 = logits.split([b, m])
+        z_s0 = embeddings[b:]
+
+        with torch.no_grad():
+            # Between the two forwards, so with the weights before this step's update.
+            self.momentum_encoder.update(self.encoder, p["momentums"][0 if epoch == 0 else 1])
+            logits_m, z_m = self.encode_momentum(
+                [batch["labelled"], batch["weak"], batch["strong1"]]
+            )
+            z_x, z_w, z_s1 = z_m.split([b, m, m])
+            aligned = self.alignment(logits_m[b : b + m].softmax(dim=1))
+            probs = self.smooth(aligned, z_w) if epoch > 0 else aligned
+            confidence, pseudo_labels = probs.max(dim=1)
+            mask = (confidence >= p["threshold"]).float()
+
+            batch_z, batch_probs, start = z_s1, probs, 0
+            if p["gather_graph"]:
+                batch_z, batch_probs = all_gather(z_s1), all_gather(probs)
+                start = self.global_rank * m
+            references = torch.cat([batch_z, self.strong_queue.features])
+            reference_probs = torch.cat([batch_probs, self.strong_queue.probs])
+            graph = pseudo_label_graph(probs, reference_probs, p["graph_threshold"], start)
+            self.remember(z_s1, probs, z_x, batch["labels"], z_w, aligned)
+
+        self.log_pseudo_labels(pseudo_labels, mask, batch["hidden_labels"])
+        terms = {
+            "loss_x": F.cross_entropy(logits_x, batch["labels"]),
+            "loss_u": confident_cross_entropy(logits_s0, probs, mask),
+            "loss_c": graph_contrastive_loss(z_s0, references, graph, p["temperature"]),
+        }
+        weights = {"loss_u": p["lambda_u"], "loss_c": min(epoch + 1, p["lambda_c"])}
+        return self.total_loss(terms, weights, batch["unlabelled_indices"])
+
+    def draw_permutation(self, size: int) -> Tensor:
+        """The global permutation of this step, equal on all ranks and after a resume."""
+        generator = torch.Generator().manual_seed(self.hparams["seed"] << 32 | self.global_step)
+        return torch.randperm(size, generator=generator)
+
+    def encode_momentum(self, views: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits and embeddings of this rank's images under shuffled BatchNorm."""
+        images = torch.cat(views)
+        permutation = self.draw_permutation(len(images) * self.trainer.world_size)
+        permutation = permutation.to(images.device)
+        shuffled = batch_shuffle(images, permutation)
+        logits, embeddings = self.momentum_encoder(self.concatenate([shuffled]))
+        return (
+            own_rows(batch_unshuffle(logits, permutation)),
+            own_rows(batch_unshuffle(embeddings, permutation)),
+        )
+
+    def smooth(self, aligned: Tensor, embeddings: Tensor) -> Tensor:
+        """Memory smoothing with the weak queue as it was before this batch."""
+        return smooth_with_memory(
+            aligned,
+            embeddings,
+            self.weak_queue.features,
+            self.weak_queue.probs,
+            self.hparams["temperature"],
+            self.hparams["alpha"],
+        )
+
+    def remember(
+        self, z_s1: Tensor, probs: Tensor, z_x: Tensor, labels: Tensor, z_w: Tensor, aligned: Tensor
+    ) -> None:
+        """Write both queues: strong views with smoothed, weak views with aligned probabilities."""
+        one_hot = F.one_hot(labels, probs.shape[1]).to(probs.dtype)
+        self.strong_queue.enqueue(all_gather(z_s1), probs=all_gather(probs))
+        self.weak_queue.enqueue(
+            torch.cat([all_gather(z_x), all_gather(z_w)]),
+            probs=torch.cat([all_gather(one_hot), all_gather(aligned)]),
+        )
+
+    def configure_optimizers(self):
+        p = self.hparams
+        optimizer = torch.optim.SGD(
+            weight_decay_groups(self.encoder, p["weight_decay"]),
+            lr=p["lr"],
+            momentum=p["momentum"],
+            nesterov=True,
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda epoch: half_cosine(epoch, p["total_epochs"])
+        )
+        return [optimizer], [{"scheduler": scheduler, "interval": "epoch"}]
+
+    def on_fit_start(self) -> None:
+        """Refuse data too small to fill the weak queue before smoothing starts in epoch 1."""
+        rows = self.weak_queue.features.shape[0]
+        super().on_fit_start()
+        per_epoch = self.trainer.datamodule.rows_per_epoch if self.trainer.datamodule else rows
+        if per_epoch < rows:
+            raise ValueError(
+                f"queue_size {rows} exceeds the {per_epoch} rows written in the first epoch: "
+                "smoothing would mix in noise. Lower method.queue_size or use more data."
+            )

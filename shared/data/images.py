@@ -1,0 +1,153 @@
+"""Sets of labelled images behind one light interface.
+
+`ArrayImages` holds small images in one uint8 array; `FolderImages` reads files when asked. Both give
+`labels` (N,) int64 with -1 for unknown, `class_names`, `len()` and
+`take(indices, pool) -> (images, indices)`.
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+Pictures = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
+
+
+class DataNotFoundError(FileNotFoundError):
+    """Data is not where it was looked for; the message says how to provide it."""
+
+
+class DataCorruptError(ValueError):
+    """A data file is truncated or damaged; the message names it."""
+
+
+class ImageSet(Protocol):
+    """What the data modules need of a data set."""
+
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def take(
+        self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
+    ) -> tuple[Pictures, NDArray[np.int64]]: ...
+
+
+class ArrayImages:
+    """Images held in memory: `images` (N, H, W) or (N, H, W, C) uint8, `labels` (N,)."""
+
+    def __init__(
+        self, images: NDArray[np.uint8], labels: NDArray, class_names: Sequence[str], origin: str
+    ) -> None:
+        self.images, self.labels = images, np.asarray(labels, np.int64)
+        self.class_names = tuple(class_names)
+        if len(images) != len(self.labels):
+            raise DataCorruptError(f"{origin}: {len(images)} images but {len(self.labels)} labels")
+        if len(images) == 0:
+            raise DataCorruptError(f"{origin}: no images")
+        check_labels(self.labels, self.class_names, origin)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(
+        self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Return the images (n, H, W[, C]) and `indices` unchanged."""
+        return self.images[indices], indices
+
+
+class FolderImages:
+    """Images read from `paths` when asked for, as (H, W, 3) uint8 arrays of any size.
+
+    An unreadable image is replaced by the next readable one of `pool` (the indices that may stand in
+    for it, so that a labelled image is only replaced by a labelled one), or left out without a pool.
+    Each is named in a warning and counted, per process; beyond `max_corrupt` of the set, an error.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        labels: NDArray,
+        class_names: Sequence[str],
+        origin: str,
+        max_corrupt: float = 0.01,
+    ) -> None:
+        self.paths, self.labels = list(paths), np.asarray(labels, np.int64)
+        self.class_names, self.max_corrupt = tuple(class_names), max_corrupt
+        self.corrupt: dict[Path, str] = {}
+        if not self.paths:
+            raise DataNotFoundError(f"{origin}: no images")
+        check_labels(self.labels, self.class_names, origin)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(
+        self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
+    ) -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:
+        """Return the images and the indices they really have, after replacing or leaving out.
+
+        Raises:
+            DataCorruptError: too large a share is unreadable, or no image of the pool can be read.
+        """
+        images, used = [], []
+        for index in indices:
+            candidates = [index] if pool is None else _cyclic_from(index, pool)
+            for candidate in candidates:
+                image = self._read(int(candidate))
+                if image is not None:
+                    images.append(image)
+                    used.append(candidate)
+                    break
+            else:
+                if pool is not None:
+                    raise DataCorruptError(f"none of {len(pool)} images can be read")
+        return images, np.array(used, np.int64)
+
+    def _read(self, index: int) -> NDArray[np.uint8] | None:
+        path = self.paths[index]
+        if path in self.corrupt:
+            return None
+        try:
+            with Image.open(path) as image:
+                return np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            self.corrupt[path] = str(error)
+        count, total = len(self.corrupt), len(self)
+        warnings.warn(
+            f"{path}: unreadable image skipped ({self.corrupt[path]}); {count} of {total} so far",
+            stacklevel=3,
+        )
+        if count > self.max_corrupt * total:
+            raise DataCorruptError(
+                f"{count} of {total} images are unreadable, more than max_corrupt="
+                f"{self.max_corrupt:g}; the last one is {path}. Repair them or raise max_corrupt"
+            )
+        return None
+
+
+def check_labels(labels: NDArray[np.int64], class_names: Sequence[str], origin: str) -> None:
+    """Refuse labels outside the classes and classes without any image."""
+    known = labels[labels >= 0]
+    if known.size == 0:
+        return
+    if known.max() >= len(class_names):
+        raise DataCorruptError(
+            f"{origin}: label {known.max()} found, but there are {len(class_names)} classes"
+        )
+    counts = np.bincount(known, minlength=len(class_names))
+    if (counts == 0).any():
+        empty = [class_names[c] for c in np.flatnonzero(counts == 0)[:5]]
+        raise DataCorruptError(f"{origin}: no image of class {', '.join(map(repr, empty))}")
+
+
+def _cyclic_from(index: int, pool: NDArray[np.int64]) -> NDArray[np.int64]:
+    """`index` first, then the elements of the sorted `pool` that follow it, cyclically."""
+    start = int(np.searchsorted(pool, index, side="right"))
+    return np.concatenate(([index], pool[start:], pool[:start]))

@@ -1,0 +1,235 @@
+"""CoMatch's RandAugment variant on uint8 images (H, W, 3) (specification, section 6.2).
+
+Fourteen operations, two drawn with replacement, each applied with probability 0.5 at a fixed level of
+ten; then always a cutout. Every function is pure: randomness comes in as arguments. Reference:
+salesforce/CoMatch@08b4cce datasets/randaugment.py, reproduced to the grey level, three oddities
+included, because the paper's networks were trained with them:
+
+- `auto_contrast` turns every channel that has no zero white (an unsigned minimum is negated);
+- `sharpness` wraps around instead of clipping (-1 becomes 255);
+- `color` and `contrast` apply the luma weights of a BGR image to an RGB one.
+
+The warps follow OpenCV 4's fixed-point arithmetic (positions in 1/32 pixel), written out here since
+OpenCV 5 computes them in another way.
+"""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Picture = NDArray[np.uint8]
+
+FILL = 128
+MAX_LEVEL = 10
+_LUMA = np.array([0.114, 0.587, 0.299])
+
+
+def auto_contrast(image: Picture) -> Picture:
+    """Stretch a channel that contains 0 to 0..255; any other becomes white, a constant one stays."""
+    return _per_channel(image, _stretch_table)
+
+
+def equalize(image: Picture) -> Picture:
+    """Equalise each channel's histogram, with PIL's rounding."""
+    return _per_channel(image, _equalize_table)
+
+
+def rotate(image: Picture, degrees: float) -> Picture:
+    """Rotate about (W/2, H/2); positive is counter-clockwise."""
+    height, width = image.shape[:2]
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    x, y = width / 2, height / 2
+    matrix = [[cos, sin, (1 - cos) * x - sin * y], [-sin, cos, sin * x + (1 - cos) * y]]
+    return _warp(image, np.array(matrix))
+
+
+def shear_x(image: Picture, factor: float) -> Picture:
+    """Move content at (x, y) to (x + factor * y, y)."""
+    return _warp(image, np.array([[1, factor, 0], [0, 1, 0]], np.float32))
+
+
+def shear_y(image: Picture, factor: float) -> Picture:
+    """Move content at (x, y) to (x, y + factor * x)."""
+    return _warp(image, np.array([[1, 0, 0], [factor, 1, 0]], np.float32))
+
+
+def translate_x(image: Picture, offset: float) -> Picture:
+    """Move content by -offset pixels horizontally."""
+    return _warp(image, np.array([[1, 0, -offset], [0, 1, 0]], np.float32))
+
+
+def translate_y(image: Picture, offset: float) -> Picture:
+    """Move content by -offset pixels vertically."""
+    return _warp(image, np.array([[1, 0, 0], [0, 1, -offset]], np.float32))
+
+
+def color(image: Picture, factor: float) -> Picture:
+    """Blend with the grey image: 0 is grey, 1 unchanged, above 1 more saturated."""
+    luma = np.float32(_LUMA)[:, None]
+    matrix = np.float32(np.eye(3) - _LUMA[:, None]) * np.float32(factor) + luma
+    return _to_uint8(image.astype(np.float32) @ matrix)
+
+
+def contrast(image: Picture, factor: float) -> Picture:
+    """Scale about the mean grey value."""
+    mean = float(image.mean(axis=(0, 1)) @ _LUMA)
+    return _to_uint8((np.arange(256) - mean) * factor + mean)[image]
+
+
+def brightness(image: Picture, factor: float) -> Picture:
+    """Multiply."""
+    return _to_uint8(np.arange(256, dtype=np.float32) * np.float32(factor))[image]
+
+
+def sharpness(image: Picture, factor: float) -> Picture:
+    """Blend with a smoothed image, whose one-pixel border is the original: above 1 sharpens."""
+    height, width = image.shape[:2]
+    whole = image.astype(np.int64)
+    rows = sum(whole[i : height - 2 + i] for i in range(3))
+    centre = whole[1:-1, 1:-1]
+    total = sum(rows[:, i : width - 2 + i] for i in range(3)) + 4 * centre
+    smooth = ((2 * total + 13) // 26).astype(np.float32)  # total / 13, rounded
+    sharp = smooth + np.float32(factor) * (centre.astype(np.float32) - smooth)
+    out = image.copy()
+    out[1:-1, 1:-1] = sharp.astype(np.int64).astype(np.uint8)  # wraps, see the module's docstring
+    return out
+
+
+def solarize(image: Picture, threshold: float) -> Picture:
+    """Invert values of at least `threshold`."""
+    return np.where(image < threshold, image, 255 - image).astype(np.uint8)
+
+
+def posterize(image: Picture, bits: int) -> Picture:
+    """Keep the top `bits` bits."""
+    return image & np.uint8(255 << (8 - bits) & 255)
+
+
+def cutout(image: Picture, u1: float, u2: float, size: int, fill: int = FILL) -> Picture:
+    """Blank the square of side `size` about row int(u1 * H), column int(u2 * W), clipped."""
+    height, width = image.shape[:2]
+    row, column, half = int(u1 * height), int(u2 * width), size // 2
+    out = image.copy()
+    out[max(row - half, 0) : row + half, max(column - half, 0) : column + half] = fill
+    return out
+
+
+def _enhance(level: float) -> float:
+    return level / MAX_LEVEL * 1.8 + 0.1
+
+
+# Name -> (operation, magnitude at a level or None, whether the magnitude may be negated). The order
+# is that of the official list.
+_Entry = tuple[Callable[..., Picture], Callable[[float], float] | None, bool]
+OPERATIONS: dict[str, _Entry] = {
+    "Identity": (lambda image: image, None, False),
+    "AutoContrast": (auto_contrast, None, False),
+    "Equalize": (equalize, None, False),
+    "Rotate": (rotate, lambda level: level / MAX_LEVEL * 30, True),
+    "Solarize": (solarize, lambda level: int(level / MAX_LEVEL * 256), False),
+    "Color": (color, _enhance, False),
+    "Contrast": (contrast, _enhance, False),
+    "Brightness": (brightness, _enhance, False),
+    "Sharpness": (sharpness, _enhance, False),
+    "ShearX": (shear_x, lambda level: level / MAX_LEVEL * 0.3, True),
+    "TranslateX": (translate_x, lambda level: level / MAX_LEVEL * 10, True),
+    "TranslateY": (translate_y, lambda level: level / MAX_LEVEL * 10, True),
+    "Posterize": (posterize, lambda level: int(level / MAX_LEVEL * 4), False),
+    "ShearY": (shear_y, lambda level: level / MAX_LEVEL * 0.3, True),
+}
+
+
+def apply(name: str, image: Picture, level: float, negative: bool = False) -> Picture:
+    """Apply the operation `name` at `level` of ten; `negative` negates a signed magnitude.
+
+    Raises:
+        KeyError: no such operation.
+    """
+    operation, magnitude, signed = OPERATIONS[name]
+    if magnitude is None:
+        return operation(image)
+    value = magnitude(level)
+    return operation(image, -value if signed and negative else value)
+
+
+def rand_augment(
+    image: Picture,
+    generator: np.random.Generator,
+    count: int = 2,
+    level: float = MAX_LEVEL,
+    probability: float = 0.5,
+    cutout_size: int = 16,
+) -> Picture:
+    """Apply `count` random operations, each with `probability`, then the cutout."""
+    names = list(OPERATIONS)
+    for chosen, use, sign in generator.random((count, 3)):
+        if use < probability:
+            image = apply(names[int(chosen * len(names))], image, level, negative=sign < 0.5)
+    u1, u2 = generator.random(2)
+    return cutout(image, u1, u2, cutout_size)
+
+
+def pad_crop(image: Picture, padding: int, row: int, column: int) -> Picture:
+    """Reflect-pad by `padding`, then cut the original size out at offset (row, column)."""
+    height, width = image.shape[:2]
+    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)), mode="reflect")
+    return padded[row : row + height, column : column + width]
+
+
+def flip(image: Picture) -> Picture:
+    """Mirror horizontally."""
+    return image[:, ::-1]
+
+
+def _warp(image: Picture, matrix: NDArray[np.floating]) -> Picture:
+    """Move content by the (2, 3) `matrix`: bilinear, `FILL` outside, OpenCV 4's fixed point."""
+    height, width = image.shape[:2]
+    matrix = matrix.astype(np.float64)
+    inverse = np.linalg.inv(matrix[:, :2])
+    origin = -inverse @ matrix[:, 2]
+    across = np.rint(inverse[:, 0, None] * np.arange(width) * 1024).astype(np.int64)
+    down = np.rint((inverse[:, 1, None] * np.arange(height) + origin[:, None]) * 1024)
+    position = (across[:, None, :] + down.astype(np.int64)[:, :, None] + 16) >> 5  # 1/32 pixel
+    (x, y), (fx, fy) = position >> 5, (position & 31)[..., None]
+    # A frame of fill stands for everything outside.
+    framed = np.full((height + 2, width + 2, image.shape[2]), FILL, np.int64)
+    framed[1:-1, 1:-1] = image
+    x0, x1 = (np.clip(x + d, -1, width) + 1 for d in (0, 1))
+    y0, y1 = (np.clip(y + d, -1, height) + 1 for d in (0, 1))
+    upper = framed[y0, x0] * (32 - fx) + framed[y0, x1] * fx
+    lower = framed[y1, x0] * (32 - fx) + framed[y1, x1] * fx
+    return ((upper * (32 - fy) + lower * fy + 512) >> 10).astype(np.uint8)
+
+
+def _to_uint8(values: NDArray) -> Picture:
+    """Clip and cut off the fraction, as the official code's casts do."""
+    return values.clip(0, 255).astype(np.uint8)
+
+
+def _per_channel(image: Picture, table: Callable[[Picture], NDArray | None]) -> Picture:
+    out = image.copy()
+    for channel in range(image.shape[2]):
+        mapping = table(image[..., channel])
+        if mapping is not None:
+            out[..., channel] = mapping[image[..., channel]]
+    return out
+
+
+def _stretch_table(channel: Picture) -> NDArray | None:
+    low, high = int(channel.min()), int(channel.max())
+    if high <= low:
+        return None
+    scale = 255 / (high - low)
+    return _to_uint8(np.arange(256) * scale + (-low % 256) * scale)
+
+
+def _equalize_table(channel: Picture) -> NDArray | None:
+    counts = np.bincount(channel.reshape(-1), minlength=256)
+    present = counts[counts > 0]
+    step = int(present[:-1].sum()) // 255
+    if step == 0:
+        return None
+    before = np.concatenate(([0], counts.cumsum()[:-1]))
+    return _to_uint8((before + step // 2) // step)

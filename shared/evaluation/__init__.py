@@ -1,0 +1,1 @@
+"""Evaluation protocols that more than one paper uses."""

@@ -1,0 +1,42 @@
+"""Top-k accuracy in percent, weighted by samples, exact over any number of ranks."""
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class TopKAccuracy(Metric):
+    """Percent of samples whose label is among the k largest logits.
+
+    `compute` weighs every sample equally. Official scripts often report the unweighted mean of
+    per-batch accuracies instead, in which a short last batch counts as much as a full one;
+    `batch_mean` gives that figure for comparison.
+    """
+
+    full_state_update = False
+    correct: Tensor
+    samples: Tensor
+    batch_accuracies: Tensor
+    batches: Tensor
+
+    def __init__(self, k: int = 1):
+        super().__init__()
+        self.k = k
+        for name in ("correct", "samples", "batch_accuracies", "batches"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """logits (N, C), labels (N,) int64."""
+        top = logits.topk(min(self.k, logits.shape[1]), dim=1).indices
+        correct = (top == labels[:, None]).any(dim=1).sum()
+        self.correct += correct
+        self.samples += len(labels)
+        self.batch_accuracies += correct / max(1, len(labels))
+        self.batches += 1
+
+    def compute(self) -> Tensor:
+        return (100 * self.correct / self.samples).float()
+
+    def batch_mean(self) -> Tensor:
+        """Unweighted mean over this rank's batches, as the official evaluators report it."""
+        return (100 * self.batch_accuracies / self.batches).float()

@@ -1,0 +1,42 @@
+"""InfoNCE and its kin. Everything is computed in float32, whatever autocast says.
+
+Shapes: B queries, d features, K queue rows, R reference rows.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def similarity_logits(query: Tensor, reference: Tensor, temperature: float) -> Tensor:
+    """(B, d), (R, d) -> (B, R): dot products over temperature, outside autocast."""
+    with torch.autocast(query.device.type, enabled=False):
+        return query.float() @ reference.float().T / temperature
+
+
+def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """MoCo's loss: each query against its own key and the queue as negatives.
+
+    Args: query (B, d), key (B, d), queue (K, d), all unit-norm. Returns the mean over B.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        positive = (query.float() * key.float()).sum(dim=1, keepdim=True) / temperature
+    logits = torch.cat([positive, similarity_logits(query, queue, temperature)], dim=1)
+    target = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    return F.cross_entropy(logits, target)
+
+
+def soft_target_nce(logits: Tensor, targets: Tensor, epsilon: float = 0.0) -> Tensor:
+    """Mean over rows of - sum_j targets_ij log(softmax(logits)_ij + epsilon).
+
+    Args:
+        logits: (B, R) similarities over temperature.
+        targets: (B, R) non-negative rows that sum to 1; several positives and self-loops allowed.
+        epsilon: added inside the logarithm; CoMatch uses 1e-7. With 0 a stable log-softmax is
+            used.
+    """
+    if epsilon:
+        log_probs = (logits.float().softmax(dim=1) + epsilon).log()
+    else:
+        log_probs = logits.float().log_softmax(dim=1)
+    return -(targets * log_probs).sum(dim=1).mean()

@@ -1,0 +1,1 @@
+"""Networks and network state: backbones, heads, momentum encoder, feature queue."""

@@ -1,0 +1,73 @@
+"""First-in-first-out memory of features and what belongs to them."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+class FeatureQueue(nn.Module):
+    """K feature rows with any payload rows (class probabilities, labels, ids) beside them.
+
+    Kept as buffers, so that a checkpoint restores contents and pointer.
+
+    Args:
+        size: K, the number of rows.
+        dim: d, the size of a feature.
+        payloads: name -> trailing size of each payload, e.g. {"probs": num_classes}.
+        overflow: what happens to a write that passes the end. "wrap" continues at row 0; "drop"
+            discards the surplus and returns the pointer to 0, as CoMatch's ImageNet code does.
+
+    Shapes: `features` (K, d); each payload (K, size). All start as zeros. `pointer` is the next row
+    to write, `written` the number of rows ever offered.
+    """
+
+    features: Tensor
+    pointer: Tensor
+    written: Tensor
+
+    def __init__(
+        self,
+        size: int,
+        dim: int,
+        payloads: dict[str, int] | None = None,
+        overflow: Literal["wrap", "drop"] = "wrap",
+    ):
+        super().__init__()
+        if overflow not in ("wrap", "drop"):
+            raise ValueError(f'overflow must be "wrap" or "drop", got {overflow!r}')
+        self.overflow = overflow
+        self.payload_names = tuple(payloads or ())
+        self.register_buffer("features", torch.zeros(size, dim))
+        for name, width in (payloads or {}).items():
+            self.register_buffer(name, torch.zeros(size, width))
+        self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
+        self.register_buffer("written", torch.zeros((), dtype=torch.long))
+
+    def __len__(self) -> int:
+        return self.features.shape[0]
+
+    @torch.no_grad()
+    def enqueue(self, features: Tensor, **payloads: Tensor) -> None:
+        """Write a batch of rows at the pointer. In a distributed run gather before calling.
+
+        Raises:
+            ValueError: the payload names differ from the queue's, or the batch exceeds K.
+        """
+        if set(payloads) != set(self.payload_names):
+            raise ValueError(
+                f"queue takes payloads {sorted(self.payload_names)}, got {sorted(payloads)}"
+            )
+        rows, size = len(features), len(self)
+        if rows > size:
+            raise ValueError(f"a batch of {rows} rows does not fit a queue of {size}")
+        self.written += rows
+        start = int(self.pointer)
+        if self.overflow == "drop":
+            rows = min(rows, size - start)
+        slots = (start + torch.arange(rows, device=self.features.device)) % size
+        self.features[slots] = features[:rows].to(self.features.dtype)
+        for name, values in payloads.items():
+            payload = self.get_buffer(name)
+            payload[slots] = values[:rows].to(payload.dtype)
+        self.pointer.fill_((start + rows) % size)

@@ -1,0 +1,34 @@
+"""A small strided network for miniatures on a CPU."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SmallConvNet(nn.Module):
+    """Stride-2 3x3 conv + BN + leaky ReLU(0.1) blocks: (N, in_channels, H, W) -> (N, channels[-1]).
+
+    With (32, 64, 128) channels it has 0.1 M parameters.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (32, 64, 128),
+        in_channels: int = 1,
+        bn_momentum: float = 0.1,
+    ):
+        super().__init__()
+        widths = [in_channels, *channels]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)
+            for before, after in zip(widths, widths[1:], strict=False)
+        )
+        # The attribute says "bn" because weight decay is switched off by name, as in the papers.
+        self.bns = nn.ModuleList(nn.BatchNorm2d(c, momentum=bn_momentum) for c in channels)
+        self.num_features = widths[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, bn in zip(self.convs, self.bns, strict=True):
+            x = F.leaky_relu(bn(conv(x)), 0.1, inplace=True)
+        return x.mean(dim=(2, 3))

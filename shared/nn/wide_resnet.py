@@ -1,0 +1,103 @@
+"""Pre-activation Wide ResNet of the semi-supervised literature (Zagoruyko & Komodakis, 2016).
+
+Details follow CoMatch's `WideResNet.py`: leaky ReLU of slope 0.1, no dropout, and only the first
+block of the first stage takes its shortcut from the activated input.
+
+Shapes: N images, H x W pixels, w = width multiplier.
+"""
+
+from math import sqrt
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LEAKY_SLOPE = 0.1
+
+
+class PreActivationBlock(nn.Module):
+    """BN-LReLU-conv, BN-LReLU-conv, plus a shortcut.
+
+    `activate_shortcut`: the shortcut starts from the activated input instead of the raw one.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        activate_shortcut: bool,
+        bn_momentum: float,
+    ):
+        super().__init__()
+        self.activate_shortcut = activate_shortcut
+        self.bn1 = nn.BatchNorm2d(in_channels, momentum=bn_momentum)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels, momentum=bn_momentum)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.downsample = (
+            nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
+            if in_channels != out_channels or stride != 1
+            else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        activated = F.leaky_relu(self.bn1(x), LEAKY_SLOPE, inplace=True)
+        residual = self.conv1(activated)
+        residual = self.conv2(F.leaky_relu(self.bn2(residual), LEAKY_SLOPE, inplace=True))
+        shortcut = activated if self.activate_shortcut else x
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        return shortcut + residual
+
+
+class WideResNet(nn.Module):
+    """WRN-depth-width: (N, in_channels, H, W) -> (N, 64 * width) pooled features.
+
+    The default BatchNorm momentum 0.001 needs tens of thousands of iterations before evaluation
+    mode is meaningful; short runs set 0.1 in their config.
+
+    Raises:
+        ValueError: depth is not 6n + 4.
+    """
+
+    def __init__(
+        self, depth: int = 28, width: int = 2, in_channels: int = 3, bn_momentum: float = 0.001
+    ):
+        super().__init__()
+        if depth < 10 or (depth - 4) % 6:
+            raise ValueError(f"WideResNet depth must be 6n + 4 (10, 16, 22, 28, ...), got {depth}")
+        blocks = (depth - 4) // 6
+        widths = [16, 16 * width, 32 * width, 64 * width]
+        self.num_features = widths[-1]
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        for stage, stride in enumerate((1, 2, 2), start=1):
+            self.add_module(
+                f"layer{stage}",
+                nn.Sequential(
+                    *(
+                        PreActivationBlock(
+                            widths[stage - 1] if block == 0 else widths[stage],
+                            widths[stage],
+                            stride if block == 0 else 1,
+                            activate_shortcut=stage == 1 and block == 0,
+                            bn_momentum=bn_momentum,
+                        )
+                        for block in range(blocks)
+                    )
+                ),
+            )
+        self.bn_last = nn.BatchNorm2d(widths[-1], momentum=bn_momentum)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                fan_in = module.in_channels * module.kernel_size[0] * module.kernel_size[1]
+                nn.init.normal_(module.weight, std=sqrt(2 / fan_in))
+
+    def feature_maps(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Maps after stage 2, (N, 32w, H/2, W/2), and after stage 3, last BN and activation,
+        (N, 64w, H/4, W/4)."""
+        stage2 = self.layer2(self.layer1(self.conv1(x)))
+        last = F.leaky_relu(self.bn_last(self.layer3(stage2)), LEAKY_SLOPE, inplace=True)
+        return stage2, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.feature_maps(x)[1].mean(dim=(2, 3))

@@ -1,0 +1,1 @@
+"""What a training run needs around the method: optimiser, schedule, gathers, checkpoints, logs."""

@@ -1,0 +1,288 @@
+"""Callbacks for what Lightning lacks: exact resumption, finite gradients, honest throughput."""
+
+from __future__ import annotations
+
+import math
+import random
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from lightning_fabric.utilities.apply_func import convert_tensors_to_scalars
+from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar, RichProgressBar
+from torch import Tensor
+
+from shared.training.loggers import CsvLogger
+
+
+class ResumeCheckpoint(Checkpoint):
+    """Keeps ``<folder>/last.ckpt``, from which training goes on as if it had never stopped.
+
+    Lightning's ``ModelCheckpoint`` saves either every n steps or at epoch ends, and what it saves
+    after a batch that validation follows resumes behind that validation, whose metrics are then
+    lost. Here such a batch is saved once its validation is over; and the metrics of the step are
+    written before the checkpoint that says the step is done. The state of the random number
+    generators of every process is part of the checkpoint.
+
+    Metrics averaged by Lightning over a training epoch (``on_epoch=True``) are not resumable,
+    because Lightning does not save the running sums: log training metrics per step.
+
+    Args:
+        folder: where ``last.ckpt`` lies.
+        every_n_steps: optimiser steps between two saves; every epoch end is saved as well.
+    """
+
+    def __init__(self, folder: str | Path, every_n_steps: int = 100) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
+        self.path = Path(folder) / "last.ckpt"
+        self.every_n_steps = every_n_steps
+        self._saved_step = 0
+        self._generators: list[dict[str, Any]] = []
+
+    @property
+    def state_key(self) -> str:
+        return "ResumeCheckpoint"
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved_step = trainer.global_step
+        for logger in trainer.loggers:
+            if isinstance(logger, CsvLogger):
+                logger.continue_from(trainer.global_step)
+        if self._generators:
+            _set_generators(self._generators[trainer.global_rank])
+            self._generators = []
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        loop = trainer.fit_loop.epoch_loop
+        if not loop.batch_progress.is_last_batch and not _validation_follows(trainer):
+            self._save_if_due(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if fitting and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._save_if_due(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._save(trainer)
+
+    def _save_if_due(self, trainer: pl.Trainer) -> None:
+        if trainer.global_step >= self._saved_step + self.every_n_steps:
+            self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        if not trainer.validating:
+            _log_now(trainer)
+        trainer.save_checkpoint(self.path, weights_only=False)
+        self._saved_step = trainer.global_step
+
+    def state_dict(self) -> dict[str, Any]:
+        state: list[Any] = [_get_generators()]
+        if dist.is_available() and dist.is_initialized():
+            own, state = state[0], [None] * dist.get_world_size()
+            dist.all_gather_object(state, own)
+        return {"generators": state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._generators = state_dict["generators"]
+
+
+class FiniteGradients(Callback):
+    """Stops before an update by a gradient that is not finite although the loss was.
+
+    Under float16 the gradient scaler skips such steps on purpose; then this does nothing.
+    """
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+            return
+        named = [(n, p.grad) for n, p in pl_module.named_parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([gradient for _, gradient in named])
+        if torch.isfinite(norm):
+            return
+        broken = [name for name, gradient in named if not torch.isfinite(gradient).all()]
+        # The norm alone may overflow: then every gradient is finite but far too large.
+        what = (
+            "not finite in " + ", ".join(broken) if broken else "so large that its norm overflows"
+        )
+        raise FloatingPointError(
+            f"step {trainer.global_step}: the gradient is {what}; stopped before the update, the "
+            "last checkpoint is good. Lower the learning rate, or try precision=32-true."
+        )
+
+
+class Throughput(Callback):
+    """Samples per second of training alone, and the peak memory.
+
+    A sample is one row of any image tensor of the batch (several views of an image count each,
+    for that is what the network works through). Warm-up steps, evaluation and checkpoint writing
+    do not count; loading and augmentation do. Logged as ``perf/...`` when an epoch ends.
+
+    Args:
+        warmup_steps: the first steps of this process, which are not counted.
+    """
+
+    def __init__(self, warmup_steps: int = 3) -> None:
+        self.warmup_steps = warmup_steps
+        self._seconds = 0.0
+        self._samples = 0
+        self._steps = 0
+        self._since: float | None = None  # None: the next step has no fair beginning
+
+    @property
+    def samples_per_second(self) -> float:
+        """Of all processes of the run together; 0.0 until a step has been counted."""
+        return self._samples / self._seconds if self._seconds else 0.0
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        now = time.perf_counter()
+        self._steps += 1
+        if self._since is not None and self._steps > self.warmup_steps:
+            self._seconds += now - self._since
+            self._samples += _rows(batch) * trainer.world_size
+        self._since = now
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since = None
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        self._since = None
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since = None
+        if self._seconds:
+            figures = {
+                "epoch": trainer.current_epoch,
+                "perf/samples_per_second": self.samples_per_second,
+                "perf/peak_memory_mb": peak_memory_mb(),
+            }
+            for logger in trainer.loggers:
+                logger.log_metrics(figures, trainer.global_step - 1)
+
+
+class PlainProgress(ProgressBar):
+    """One line now and then, for logs and pipes where a moving bar would leave rubbish.
+
+    Args:
+        every_seconds: the least time between two lines.
+    """
+
+    def __init__(self, every_seconds: float = 10.0) -> None:
+        super().__init__()
+        self.every_seconds = every_seconds
+        self._enabled = True
+        self._printed = -math.inf
+
+    def enable(self) -> None:
+        self._enabled = True
+
+    def disable(self) -> None:
+        self._enabled = False
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        now = time.monotonic()
+        if not self._enabled or now - self._printed < self.every_seconds:
+            return
+        self._printed = now
+        loss = trainer.logged_metrics.get("train/loss")
+        shown = f" loss {float(loss):.4f}" if loss is not None else ""
+        where = f"epoch {trainer.current_epoch} batch {batch_idx + 1}/{self.total_train_batches}"
+        print(f"step {trainer.global_step} ({where}){shown}", flush=True)
+
+
+def progress_callback(every_seconds: float = 10.0) -> ProgressBar:
+    """A bar in a terminal, plain lines otherwise."""
+    return RichProgressBar() if sys.stdout.isatty() else PlainProgress(every_seconds)
+
+
+def peak_memory_mb() -> float:
+    """Peak of this process in MB (1e6 bytes): the GPU allocator's if one is used, else resident."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 1e6
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+
+
+def _rows(batch: Any) -> int:
+    """Rows of the floating-point tensors of at least three dimensions, else of the first tensor."""
+    values = list(batch.values()) if isinstance(batch, Mapping) else batch
+    values = [values] if isinstance(values, Tensor) else values
+    tensors = [value for value in values if isinstance(value, Tensor)]
+    inputs = [t for t in tensors if t.ndim >= 3 and t.is_floating_point()]
+    return sum(len(t) for t in inputs or tensors[:1])
+
+
+def _validation_follows(trainer: pl.Trainer) -> bool:
+    """Whether Lightning validates between this batch and the next."""
+    loop = trainer.fit_loop
+    assert loop._data_fetcher is not None
+    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def _log_now(trainer: pl.Trainer) -> None:
+    """Write what Lightning will write for this step in a moment; the logger drops the repeat."""
+    connector = trainer._logger_connector
+    epoch_end = connector._first_loop_iter is None
+    if epoch_end or connector.should_update_logs:
+        values = convert_tensors_to_scalars(connector.metrics["log"])
+        if values:
+            values.setdefault("epoch", trainer.current_epoch)
+            for logger in trainer.loggers:
+                if isinstance(logger, CsvLogger):
+                    logger.log_metrics(values, trainer.global_step - 1)
+
+
+def _get_generators() -> dict[str, Any]:
+    """The state of every global generator, as plain data."""
+    version, python, gauss = random.getstate()
+    numpy: Any = np.random.get_state(legacy=True)  # noqa: NPY002
+    kind, keys, position, has_gauss, cached = numpy
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    return {
+        "python": [version, list(python), gauss],
+        "numpy": [kind, keys.tolist(), int(position), int(has_gauss), float(cached)],
+        "torch": torch.get_rng_state(),
+        "cuda": cuda,
+    }
+
+
+def _set_generators(state: dict[str, Any]) -> None:
+    version, python, gauss = state["python"]
+    random.setstate((version, tuple(python), gauss))
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())

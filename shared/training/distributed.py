@@ -1,0 +1,66 @@
+"""Collectives of the contrastive papers. In a single process each of them is the identity."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather as _all_gather_with_grad
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def all_gather(x: Tensor, grad: bool = False) -> Tensor:
+    """(B, ...) on every rank -> (world * B, ...), in rank order.
+
+    With `grad` the backward pass sums every rank's gradient into the rows' owner, so that a loss
+    averaged over ranks by DDP has the gradient of one process on the concatenated batch.
+
+    Raises:
+        ValueError: the ranks hold batches of different size.
+    """
+    if world_size() == 1:
+        return x
+    sizes = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(world_size())]
+    dist.all_gather(sizes, torch.tensor([len(x)], device=x.device))
+    if len({int(size) for size in sizes}) > 1:
+        raise ValueError(f"ranks hold different batch sizes: {[int(size) for size in sizes]}")
+    if grad:
+        return torch.cat(_all_gather_with_grad(x.contiguous()))
+    pieces = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in sizes]
+    dist.all_gather(pieces, x.detach().contiguous())
+    return torch.cat(pieces)
+
+
+def all_reduce_mean(x: Tensor) -> Tensor:
+    """Mean over ranks, without gradient."""
+    if world_size() == 1:
+        return x
+    total = x.detach().clone()
+    dist.all_reduce(total)
+    return total / world_size()
+
+
+def own_rows(x: Tensor) -> Tensor:
+    """This rank's slice of a gathered (world * B, ...) tensor."""
+    size = len(x) // world_size()
+    return x[rank() * size : (rank() + 1) * size]
+
+
+def batch_shuffle(x: Tensor, permutation: Tensor) -> Tensor:
+    """This rank's slice of the globally shuffled batch (MoCo's shuffled BatchNorm).
+
+    Args:
+        x: (B, ...) local images.
+        permutation: (world * B,) the same on every rank.
+    """
+    return own_rows(all_gather(x)[permutation])
+
+
+def batch_unshuffle(x: Tensor, permutation: Tensor) -> Tensor:
+    """All ranks' outputs in the order before `batch_shuffle`: (B, ...) -> (world * B, ...)."""
+    return all_gather(x)[torch.argsort(permutation)]

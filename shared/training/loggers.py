@@ -1,0 +1,283 @@
+"""metrics.csv, always whole; Weights & Biases, never in the way."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import math
+import os
+import queue
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+
+HEADER = ("step", "epoch", "metric", "value")
+
+
+class CsvLogger(Logger):
+    """Appends ``step,epoch,metric,value`` rows to one file, which survives kills and resumes.
+
+    Lightning's ``CSVLogger`` deletes an existing file and rewrites the whole of it with every
+    flush, so a killed run loses its history and a long run slows down.
+
+    ``step`` counts finished optimiser steps from 0. A metric is written once per step: a resumed
+    run that repeats an evaluation adds no second row. Values are written so that reading them
+    back gives the same float64.
+
+    Args:
+        path: the file; its folder is made.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self._file: io.TextIOWrapper | None = None
+        self._last_step = -1
+        self._written: set[str] = set()  # the metrics that the last step already has
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.path.parent)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: the run's config.yaml holds them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Write the metrics of one step at once, and hand them to the operating system."""
+        if self._file is None:
+            self._file = self._open()
+        step = self._last_step if step is None else step
+        if step > self._last_step:
+            self._last_step, self._written = step, set()
+        epoch = metrics.get("epoch", "")
+        epoch = int(epoch) if epoch != "" else ""
+        text = io.StringIO()
+        rows = csv.writer(text, lineterminator="\n")
+        for metric, value in metrics.items():
+            if metric != "epoch" and metric not in self._written:
+                self._written.add(metric)
+                rows.writerow((step, epoch, metric, repr(float(value))))
+        self._file.write(text.getvalue())
+        self._file.flush()
+
+    @rank_zero_only
+    def continue_from(self, global_step: int) -> None:
+        """Drop what was written after the checkpoint from which the run goes on.
+
+        Args:
+            global_step: optimiser steps done in that checkpoint; rows of step >= this go.
+        """
+        self.close()
+        if self.path.exists():
+            kept = [row for row in read_metrics(self.path) if int(row["step"]) < global_step]
+            temporary = self.path.with_name(f".{self.path.name}.tmp")
+            with open(temporary, "w", newline="") as file:
+                rows = csv.DictWriter(file, HEADER, lineterminator="\n")
+                rows.writeheader()
+                rows.writerows(kept)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+        self._file = self._open()
+
+    def finalize(self, status: str) -> None:
+        """Close the file between stages; the next metric opens it again."""
+        self.close()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _open(self) -> io.TextIOWrapper:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._last_step, self._written = -1, set()
+        if self.path.exists():
+            _drop_half_line(self.path)
+            for row in read_metrics(self.path):
+                if int(row["step"]) > self._last_step:
+                    self._last_step, self._written = int(row["step"]), set()
+                self._written.add(row["metric"])
+        file = open(self.path, "a", newline="")  # noqa: SIM115, stays open between rows
+        if file.tell() == 0:
+            file.write(",".join(HEADER) + "\n")
+            file.flush()
+        return file
+
+
+def read_metrics(path: str | Path) -> list[dict[str, str]]:
+    """The whole rows of a metrics.csv; a half-written last line, left by a kill, is ignored.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
+    text = Path(path).read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if not whole:
+        return []
+    reader = csv.DictReader(io.StringIO(whole))
+    if tuple(reader.fieldnames or ()) != HEADER:
+        raise ValueError(f"{path} is not a metrics file: its columns are {reader.fieldnames}")
+    return list(reader)
+
+
+def _drop_half_line(path: Path) -> None:
+    with open(path, "rb+") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+class WandbLogger(Logger):
+    """Weights & Biases that can fail at any moment without the training noticing.
+
+    Everything happens in a thread of its own, fed through a queue: a slow network delays
+    neither a step nor the CSV. Absent package: one notice. Any exception: one warning, then
+    silence. Online where an API key is set, offline otherwise (``wandb sync`` uploads later).
+    A run that is started again continues the same W&B run.
+
+    Args:
+        output_dir: the run's folder; W&B's files go to its ``wandb`` folder, and the run's
+            identity derives from its absolute path.
+        project, method, experiment, arm, seed: how runs are grouped (method/experiment), typed
+            (arm), named and tagged.
+        mode: "auto", or one of W&B's "online", "offline", "disabled".
+        patience: seconds to wait for W&B at start (in its thread) and at the end of the run.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path,
+        experiment: str,
+        arm: str,
+        seed: int,
+        project: str = "tenfold",
+        method: str | None = None,
+        mode: str = "auto",
+        patience: float = 30.0,
+    ) -> None:
+        super().__init__()
+        if mode not in ("auto", "online", "offline", "disabled"):
+            raise ValueError(f"logger.wandb.mode must be auto, online, offline or disabled: {mode}")
+        method = method or experiment.split("/")[0]
+        folder = Path(output_dir).resolve()
+        self.run_id = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+        self.mode = _automatic_mode() if mode == "auto" else mode
+        self.patience = patience
+        self._folder = folder
+        self._identity = {
+            "project": project,
+            "group": f"{method}/{experiment.removeprefix(f'{method}/')}",
+            "job_type": arm,
+            "name": f"{experiment} {arm} seed {seed}",
+            "tags": [method, experiment, arm, f"seed{seed}"],
+            "id": self.run_id,
+            "dir": str(folder),
+        }
+        self._hyperparameters: dict[str, Any] = {}
+        self._queue: queue.Queue[tuple[dict[str, float], int | None] | None] = queue.Queue()
+        self._thread: threading.Thread | None = None
+        self._broken = self.mode == "disabled"
+
+    @property
+    def name(self) -> str:
+        return "wandb"
+
+    @property
+    def version(self) -> str:
+        return self.run_id
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Remembered for the start of the W&B run (later calls are ignored)."""
+        if self._thread is None:
+            self._hyperparameters.update(vars(params) if not isinstance(params, dict) else params)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if self._broken:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="wandb-logger", daemon=True)
+            self._thread.start()
+        # Values that JSON cannot hold are left to the CSV.
+        finite = {k: float(v) for k, v in metrics.items() if math.isfinite(float(v))}
+        self._queue.put((finite, step))
+
+    def close(self) -> None:
+        """Finish the W&B run; waits ``patience`` seconds at most. Call it once the run is over."""
+        if self._thread is None:
+            return
+        self._queue.put(None)
+        self._thread.join(self.patience)
+        if self._thread.is_alive():
+            self._give_up(f"it did not finish within {self.patience:g} s")
+        self._thread = None
+
+    def _work(self) -> None:
+        try:
+            import wandb
+        except ImportError:
+            self._broken = True
+            rank_zero_info("wandb is not installed (pip install 'tenfold[wandb]'): CSV only.")
+            return
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            run = self._start(wandb)
+            run.define_metric("*", step_metric="step")
+            while (item := self._queue.get()) is not None:
+                metrics, step = item
+                run.log(metrics if step is None else {**metrics, "step": step})
+            run.finish(exit_code=0)
+        except BaseException as error:
+            self._give_up(f"{type(error).__name__}: {error}")
+
+    def _start(self, wandb: Any) -> Any:
+        settings = {
+            "init_timeout": self.patience,
+            "finish_timeout": self.patience,
+            "console": "off",
+            "silent": True,
+            "x_disable_stats": True,
+        }
+        known = wandb.Settings.model_fields
+        settings = wandb.Settings(**{k: v for k, v in settings.items() if k in known})
+        arguments = {**self._identity, "config": self._hyperparameters, "settings": settings}
+        try:
+            return wandb.init(**arguments, mode=self.mode, resume=self._resume(self.mode))
+        except Exception as error:
+            if self.mode == "offline":
+                raise
+            rank_zero_warn(f"W&B cannot be reached ({_short(error)}): logging offline.")
+            return wandb.init(**arguments, mode="offline")
+
+    @staticmethod
+    def _resume(mode: str) -> str | None:
+        return "allow" if mode == "online" else None  # offline, the same id alone continues a run
+
+    def _give_up(self, reason: str) -> None:
+        if not self._broken:
+            self._broken = True
+            rank_zero_warn(f"W&B is switched off for the rest of this run: {reason}. CSV goes on.")
+
+
+def _automatic_mode() -> str:
+    if mode := os.environ.get("WANDB_MODE"):
+        return mode if mode in ("online", "offline", "disabled") else "offline"
+    return "online" if os.environ.get("WANDB_API_KEY") else "offline"
+
+
+def _short(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,87 @@
+"""The thin base of every method: loss bookkeeping, the stop on non-finite losses, network building.
+
+Nothing of any algorithm lives here; a method's `training_step` is read in one file.
+"""
+
+from importlib import import_module
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+TRUSTED_PACKAGES = ("shared", "methods")
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss term is NaN or infinite; raised before the backward pass, so no weight has changed."""
+
+
+def trusted_class(target: str, base: type) -> type:
+    """The class that `target` names, if it is a subclass of `base` defined in this project.
+
+    Configs and checkpoints name classes by dotted path; whatever such a path could reach through
+    attributes (`shared.data.sources.os.system`) must not be called.
+
+    Raises:
+        ValueError: the target is not such a class.
+    """
+    module_name, _, class_name = target.rpartition(".")
+    problem = f"{target!r} does not name a {base.__name__} under {' or '.join(TRUSTED_PACKAGES)}"
+    if module_name.split(".")[0] not in TRUSTED_PACKAGES:
+        raise ValueError(problem)
+    try:
+        found = getattr(import_module(module_name), class_name, None)
+    except ImportError as error:
+        raise ValueError(f"{problem}: {error}") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(problem)
+    if f"{found.__module__}.{found.__qualname__}" != target:
+        raise ValueError(f"{problem} (it is defined in {found.__module__})")
+    return found
+
+
+def build_network(config: dict[str, Any]) -> nn.Module:
+    """Build the network that `{"_target_": "shared.nn....", **arguments}` describes."""
+    arguments = dict(config)
+    target = arguments.pop("_target_", None)
+    if not isinstance(target, str):
+        raise ValueError(f"a network config needs a `_target_`, got {config}")
+    return trusted_class(target, nn.Module)(**arguments)
+
+
+class Method(pl.LightningModule):
+    """Base class of all LightningModules here. Constructors take plain values only."""
+
+    def total_loss(
+        self, terms: dict[str, Tensor], weights: dict[str, float], indices: Tensor | None = None
+    ) -> Tensor:
+        """The weighted sum of the loss terms, logged term by term as `train/<term>`.
+
+        Args:
+            terms: scalar losses by name.
+            weights: factors by name; a term without one counts once.
+            indices: data-set indices of the batch, named if a term is not finite.
+
+        Raises:
+            NonFiniteLoss: names the step, the broken terms and the batch.
+        """
+        total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
+        if not torch.isfinite(total):
+            values = {name: float(term) for name, term in terms.items()}
+            broken = [n for n, term in terms.items() if not torch.isfinite(term)] or ["their sum"]
+            batch = "" if indices is None else f"; batch indices {indices.tolist()}"
+            raise NonFiniteLoss(
+                f"step {self.global_step}: {', '.join(broken)} not finite ({values}){batch}. "
+                "No weight was updated; the last checkpoint is intact."
+            )
+        self.log_train({**terms, "loss": total})
+        return total
+
+    def log_train(self, values: dict[str, Tensor | float]) -> None:
+        """Log `train/<name>` for each value; silently nothing outside a Trainer."""
+        if self._trainer is not None:
+            self.log_dict({f"train/{name}": value for name, value in values.items()})
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["_target_"] = f"{type(self).__module__}.{type(self).__qualname__}"

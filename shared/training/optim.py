@@ -1,0 +1,28 @@
+"""Parameter groups by the rules that the papers use."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+
+def weight_decay_groups(
+    module: nn.Module, weight_decay: float, no_decay: Sequence[str] = ()
+) -> list[dict]:
+    """Two optimiser groups: parameters whose name contains none of `no_decay`, and the others.
+
+    The papers decide by NAME: with `no_decay=["bn"]` BatchNorm weights and biases are spared while
+    the biases of linear layers are decayed.
+
+    Raises:
+        ValueError: a pattern of `no_decay` fits no parameter (a misspelling would silently decay).
+    """
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    for pattern in no_decay:
+        if not any(pattern in name for name, _ in named):
+            raise ValueError(f"no_decay pattern {pattern!r} fits no parameter name")
+    spared = [p for name, p in named if any(pattern in name for pattern in no_decay)]
+    decayed = [p for name, p in named if not any(pattern in name for pattern in no_decay)]
+    groups = [{"params": decayed, "weight_decay": weight_decay}]
+    if spared:
+        groups.append({"params": spared, "weight_decay": 0.0})
+    return groups

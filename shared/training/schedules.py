@@ -1,0 +1,18 @@
+"""Learning-rate factors as plain functions of progress, for `torch.optim.lr_scheduler.LambdaLR`."""
+
+from math import cos, pi
+
+
+def cosine_7_16(step: int, total_steps: int) -> float:
+    """cos(7 pi t / 16 N): FixMatch's and CoMatch's decay, from 1 to 0.195, never 0."""
+    return cos(7 * pi * step / (16 * total_steps))
+
+
+def half_cosine(epoch: int, total_epochs: int) -> float:
+    """(1 + cos(pi e / E)) / 2: from 1 to 0."""
+    return (1 + cos(pi * epoch / total_epochs)) / 2
+
+
+def warm_up_decay(step: int, ceiling: float) -> float:
+    """min(ceiling, (1 + t) / (10 + t)): an EMA decay that forgets the first steps of short runs."""
+    return min(ceiling, (1 + step) / (10 + step))

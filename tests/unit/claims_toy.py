@@ -1,0 +1,109 @@
+"""A toy method's configs, claim and results, for the tests of the claims engine."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+ARMS = ("ours", "broken", "base", "more")
+CLAIM = {
+    "title": "Toy with few labels",
+    "claim": "Ours beats base.",
+    "source": "nowhere",
+    "arms": {arm: f"toy/{arm}" for arm in ARMS},
+    "primary": {"metric": "test/top1_ema", "method": "ours", "baseline": "base"},
+    "expected_sign": 1,
+    "smallest_difference": 1.0,
+    "control": "broken",
+    "secondary": [{"method": "ours", "baseline": "more"}],
+    "optional": ["more"],
+    "seeds": [1, 2, 3],
+    "tuning_seeds": [100],
+}
+
+
+def write_conf(root: Path, claim: Mapping | None = None) -> Path:
+    """A conf folder with a toy method; returns it."""
+    conf = root / "conf"
+    (conf / "experiment" / "toy").mkdir(parents=True, exist_ok=True)
+    (conf / "reproduce").mkdir(exist_ok=True)
+    config = {
+        "defaults": ["_self_", {"experiment": None}],
+        "name": "none",
+        "arm": "none",
+        "seed": 0,
+        "threads": None,
+        "precision": "32-true",
+        "output_dir": "outputs/${name}/seed${seed}",
+        "data_root": "data",
+        "claim": None,
+        "source": None,
+        "paper": None,
+        "logger": {"csv": {"save_dir": "${output_dir}"}},
+        "data": {"root": "${data_root}/toy", "seed": "${seed}"},
+        "method": {"rate": 0.1},
+        "trainer": {"max_steps": 10, "max_epochs": -1},
+    }
+    (conf / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    for i, arm in enumerate(ARMS):
+        write_experiment(conf, arm, {"method": {"rate": 0.1 * i}})
+    write_claim(conf, claim or CLAIM)
+    return conf
+
+
+def write_experiment(conf: Path, arm: str, content: Mapping) -> None:
+    body = {"name": f"toy/{arm}", "arm": arm, **content}
+    text = "# @package _global_\n" + yaml.safe_dump(body)
+    (conf / "experiment" / "toy" / f"{arm}.yaml").write_text(text)
+
+
+def write_claim(conf: Path, claim: Mapping) -> Path:
+    path = conf / "reproduce" / "toy.yaml"
+    path.write_text(yaml.safe_dump(dict(claim), sort_keys=False))
+    return path
+
+
+def write_results(folder: Path, arm: str, seed: int, metrics: Mapping, **more) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    results = {
+        "schema": 1,
+        "status": "finished",
+        "method": "toy",
+        "experiment": f"toy/{arm}",
+        "arm": arm,
+        "seed": seed,
+        "metrics": dict(metrics),
+        "cpu_seconds": 12.0,
+        "precision": "32-true",
+        "git_commit": None,
+        "data": {"toy-set": {}},
+        **more,
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    rows = [f"{step},0,val/top1_ema,{50 + step / 10 + seed}" for step in range(0, 101, 20)]
+    (folder / "metrics.csv").write_text("\n".join(["step,epoch,metric,value", *rows]) + "\n")
+
+
+class FakeLauncher:
+    """Writes the results that a multirun would; remembers what it was asked to run."""
+
+    def __init__(self, value: Callable[[str, int], float | None]) -> None:
+        self.value = value
+        self.commands: list[Sequence[str]] = []
+        self.ran: list[tuple[str, int]] = []
+
+    def __call__(self, command, runs, log, jobs, console) -> int:
+        self.commands.append(command)
+        log.write_text("output of the multirun\n")
+        failed = False
+        for run in runs:
+            self.ran.append((run.arm, run.seed))
+            value = self.value(run.arm, run.seed)
+            if value is None:
+                failed = True
+                run.folder.mkdir(parents=True, exist_ok=True)
+                (run.folder / "error.txt").write_text("Traceback\nValueError: the toy broke\n")
+            else:
+                write_results(run.folder, run.arm, run.seed, {"test/top1_ema": value})
+        return int(failed)

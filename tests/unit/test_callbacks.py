@@ -1,0 +1,183 @@
+"""Resuming from any checkpoint equals never having stopped; guards; throughput."""
+
+import math
+import random
+import shutil
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from shared.training.callbacks import (
+    FiniteGradients,
+    PlainProgress,
+    ResumeCheckpoint,
+    Throughput,
+    peak_memory_mb,
+    progress_callback,
+)
+from shared.training.checkpoints import AtomicCheckpointIO, load_checkpoint
+from shared.training.loggers import CsvLogger, read_metrics
+
+BATCHES = 6
+
+
+class Points(Dataset):
+    def __len__(self):
+        return 4 * BATCHES
+
+    def __getitem__(self, index):
+        generator = torch.Generator().manual_seed(index)
+        return torch.randn(3, generator=generator), torch.randn(1, generator=generator)
+
+
+class Batches:
+    """A resumable loader: the order depends on the epoch, the position is kept."""
+
+    def __init__(self):
+        self.epoch = self.position = 0
+        self.resuming = False
+
+    @property
+    def sampler(self):
+        return self
+
+    def __len__(self):
+        return BATCHES
+
+    def set_epoch(self, epoch):
+        if epoch != self.epoch:
+            self.epoch, self.position, self.resuming = epoch, 0, False
+
+    def __iter__(self):
+        if not self.resuming:
+            self.position = 0
+        self.resuming = False
+        order = torch.randperm(
+            4 * BATCHES, generator=torch.Generator().manual_seed(100 + self.epoch)
+        ).view(BATCHES, 4)
+        points = Points()
+        while self.position < BATCHES:
+            items = [points[i] for i in order[self.position].tolist()]
+            self.position += 1
+            yield {"x": torch.stack([a for a, _ in items]), "y": torch.stack([b for _, b in items])}
+
+    def state_dict(self):
+        return {"epoch": self.epoch, "position": self.position}
+
+    def load_state_dict(self, state):
+        self.epoch, self.position, self.resuming = state["epoch"], state["position"], True
+
+
+class Tiny(pl.LightningModule):
+    """Dropout and three global generators, so that a lost generator state shows."""
+
+    def __init__(self, lr=0.01):
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
+        self.out = nn.Linear(8, 1)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def training_step(self, batch, batch_idx):
+        noise = random.random() + np.random.rand()  # noqa: NPY002
+        loss = (self.out(self.net(batch["x"])) - batch["y"]).square().mean() * (1 + noise)
+        self.seen += len(batch["x"])
+        self.log_dict({"train/loss": loss, "train/noise": noise})
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/sum", self.out(self.net(batch[0])).sum())
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.hparams.lr, momentum=0.9)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.99**step)
+        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+
+class Keep(ResumeCheckpoint):
+    """Also keeps a copy of the whole folder as it is at the moment of every save."""
+
+    def _save(self, trainer):
+        super()._save(trainer)
+        folder = self.path.parent
+        count = len(list(folder.parent.glob("at_*")))
+        shutil.copytree(folder, folder.parent / f"at_{count:02d}_step{trainer.global_step}")
+
+
+def fit(folder, checkpoint_class=ResumeCheckpoint, module=None, callbacks=(), **arguments):
+    pl.seed_everything(0, verbose=False)
+    module = module or Tiny()
+    last = folder / "last.ckpt"
+    arguments = {"max_epochs": 3, "log_every_n_steps": 1, "every_n_steps": 2, **arguments}
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=CsvLogger(folder / "metrics.csv"),
+        callbacks=[checkpoint_class(folder, arguments.pop("every_n_steps")), *callbacks],
+        plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        **arguments,
+    )
+    validation = DataLoader(Points(), batch_size=8, generator=torch.Generator())
+    trainer.fit(module, Batches(), validation, ckpt_path=last if last.exists() else None)
+    return module, trainer
+
+
+def comparable(checkpoint):
+    """What of a final checkpoint must be the same; Lightning's own bookkeeping is not."""
+    return {k: checkpoint[k] for k in ("state_dict", "optimizer_states", "lr_schedulers")} | {
+        "step": checkpoint["global_step"],
+        "epoch": checkpoint["epoch"],
+        "generators": next(v for v in checkpoint["callbacks"].values() if "generators" in v),
+    }
+
+
+def assert_same(a, b, where=""):
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        {"max_epochs": 3},
+        {"max_steps": 15, "max_epochs": -1},
+        {"max_epochs": 3, "val_check_interval": 0.5},
+        {"max_epochs": 3, "check_val_every_n_epoch": 2},
+        {"max_epochs": 2, "every_n_steps": 1},
+    ],
+    ids=lambda schedule: "-".join(f"{k}{v}" for k, v in schedule.items()),
+)
+def test_every_checkpoint_continues_exactly(tmp_path, schedule):
+    whole = tmp_path / "run"
+    fit(whole, Keep, **schedule)
+    expected = comparable(load_checkpoint(whole / "last.ckpt"))
+    rows = read_metrics(whole / "metrics.csv")
+    keys = [(row["step"], row["metric"]) for row in rows]
+    assert len(keys) == len(set(keys))
+    stops = sorted(tmp_path.glob("at_*"))
+    assert len(stops) >= 6
+    for folder in stops:
+        # What a killed run wrote after its checkpoint, and half a line.
+        with open(folder / "metrics.csv", "a") as file:
+            file.write("9000,9,train/loss,1.0\n9001,9,tra")
+        fit(folder, **schedule)
+        assert_same(comparable(load_checkpoint(folder / "last.ckpt")), expected, folder.name)
+        assert read_metrics(folder / "metrics.csv") == rows, folder.name

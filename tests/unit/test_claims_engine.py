@@ -1,0 +1,282 @@
+"""The claims engine from yaml to verdict, with a launcher that trains nothing."""
+
+import json
+
+import pytest
+import yaml
+from claims_toy import CLAIM, FakeLauncher, write_claim, write_conf, write_experiment
+from hydra.errors import HydraException
+from rich.console import Console
+
+from benchmarks.claims import ClaimError, claim_hash, compose_arms, load_claim
+from benchmarks.launch import Run, multirun_command, quoted
+from benchmarks.reproduce import main, reproduce
+
+LEAD = {"ours": 4.0, "broken": 0.0, "base": 0.0, "more": 1.0}
+
+
+def good(arm: str, seed: int) -> float:
+    return 60 + LEAD[arm] + seed + 0.1 * (seed % 2) * len(arm)
+
+
+@pytest.fixture
+def conf(tmp_path):
+    return write_conf(tmp_path)
+
+
+@pytest.fixture
+def engine(tmp_path, conf):
+    """Runs the engine on the toy; returns status, screen and the claim's folder."""
+
+    def call(launcher, **options):
+        console = Console(width=140, record=True, quiet=False, file=(tmp_path / "screen").open("w"))
+        outputs = tmp_path / "outputs"
+        status = reproduce(
+            "toy", launcher=launcher, conf=conf, outputs=outputs, console=console, **options
+        )
+        folders = sorted(
+            outputs.glob("reproduce/toy/*/summary.json"), key=lambda p: p.stat().st_mtime
+        )
+        return status, console.export_text(), folders[-1].parent
+
+    return call
+
+
+def test_a_finished_claim_ends_with_table_verdict_picture_and_report(engine):
+    status, screen, folder = engine(FakeLauncher(good))
+    assert status == 0
+    assert "claim holds: yes" in screen.splitlines()
+    assert "66.27 ± 1.15" in screen  # 60 + 4 + seed, 0.4 more on odd seeds
+    assert str(folder / "learning_curves.png") in screen
+    assert "index.html" in screen
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["verdict"] == "yes"
+    assert summary["arms"]["ours"]["values"].keys() == {"1", "2", "3"}
+    assert summary["arms"]["more"]["values"] == {}
+    assert (folder / "learning_curves.png").stat().st_size > 10_000
+    assert "**claim holds: yes**" in (folder / "summary.md").read_text()
+
+
+def test_an_unfavourable_verdict_exits_zero(engine):
+    status, screen, _ = engine(FakeLauncher(lambda arm, seed: 60.0 + seed))
+    assert status == 0
+    assert "claim holds: no" in screen
+
+
+def test_one_multirun_runs_all_arms_of_a_seed_before_the_next(engine):
+    launcher = FakeLauncher(good)
+    engine(launcher)
+    assert len(launcher.commands) == 1
+    assert launcher.ran[:3] == [("ours", 1), ("broken", 1), ("base", 1)]
+    assert ("more", 1) not in launcher.ran
+
+
+def test_optional_arms_run_when_asked(engine):
+    launcher = FakeLauncher(good)
+    engine(launcher, arms=["all"])
+    assert ("more", 3) in launcher.ran
+
+
+def test_finished_runs_are_reused_and_the_rest_resumed(engine):
+    first, second, third = FakeLauncher(good), FakeLauncher(good), FakeLauncher(good)
+    engine(first, seeds=[1, 2])
+    _, screen, _ = engine(second)
+    assert "reused 6 of 9 runs" in screen
+    assert {seed for _, seed in second.ran} == {3}
+    status, screen, _ = engine(third)
+    assert third.commands == []
+    assert status == 0
+    assert "reused 9 of 9 runs" in screen
+    assert "claim holds: yes" in screen
+
+
+def test_fewer_seeds_than_registered_are_said(engine):
+    _, screen, _ = engine(FakeLauncher(good), seeds=[1, 2])
+    assert "Seeds compared: [1, 2]; registered: [1, 2, 3]" in screen
+
+
+def test_one_seed_is_undecided(engine):
+    status, screen, _ = engine(FakeLauncher(good), seeds=[2])
+    assert status == 0
+    assert "claim holds: undecided" in screen
+    assert "only one seed" in screen
+
+
+def test_a_failed_run_is_named_with_its_error(engine):
+    def one_fails(arm, seed):
+        return None if (arm, seed) == ("base", 2) else good(arm, seed)
+
+    status, screen, folder = engine(FakeLauncher(one_fails))
+    assert status == 1
+    assert "failed: base seed 2" in screen
+    assert "ValueError: the toy broke" in screen
+    assert "claim holds: undecided" in screen
+    assert "2" in json.loads((folder / "summary.json").read_text())["arms"]["base"]["failed"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_nan_metric_is_a_failed_arm(engine, value):
+    def one_nan(arm, seed):
+        return value if (arm, seed) == ("broken", 3) else good(arm, seed)
+
+    status, screen, _ = engine(FakeLauncher(one_nan))
+    assert status == 1
+    assert "failed: broken seed 3" in screen
+    assert f"test/top1_ema is {value}" in screen
+
+
+def test_a_multirun_that_leaves_nothing_shows_its_log(engine):
+    def dies(command, runs, log, jobs, console):
+        log.write_text("Killed by the kernel\n")
+        return 137
+
+    status, screen, _ = engine(dies)
+    assert status == 1
+    assert "Killed by the kernel" in screen
+
+
+def test_changed_settings_have_their_own_folder_and_are_said(engine):
+    _, _, before = engine(FakeLauncher(good))
+    launcher = FakeLauncher(good)
+    _, screen, after = engine(launcher, overrides=["method.rate=0.5"])
+    assert before != after
+    assert "changed on the command line: method.rate=0.5" in screen
+    assert f"{before.name}; they do not count here" in screen
+    assert "method.rate=0.5" in launcher.commands[0]
+    assert json.loads((after / "summary.json").read_text())["overrides"] == ["method.rate=0.5"]
+
+
+def test_reused_results_of_another_commit_are_warned_of(engine):
+    _, _, folder = engine(FakeLauncher(good))
+    path = folder / "ours" / "seed1" / "results.json"
+    path.write_text(path.read_text().replace('"git_commit": null', '"git_commit": "feedface"'))
+    assert "other code (commit feedface)" in engine(FakeLauncher(good))[1]
+
+
+def test_tuning_seeds_are_never_reported(engine, conf):
+    launcher = FakeLauncher(good)
+    with pytest.raises(ClaimError, match="seed 100: the settings were tuned on it"):
+        engine(launcher, seeds=[1, 100])
+    assert launcher.commands == []
+    with pytest.raises(ClaimError, match="tuned"):
+        load_claim(write_claim(conf, CLAIM | {"seeds": [1, 100]}))
+
+
+@pytest.mark.parametrize("override", ["seed=3", "+seed=3", "claim=null", "output_dir=x"])
+def test_what_the_claim_sets_cannot_be_overridden(conf, override):
+    with pytest.raises(ClaimError, match="the claim sets"):
+        compose_arms(load_claim(conf / "reproduce/toy.yaml"), [override], conf)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"smalest_difference": 1.0}, r"'smalest_difference'; did you mean 'smallest_difference'"),
+        ({"primary": {**CLAIM["primary"], "metrik": "x"}}, r"'primary.metrik'.*'metric'"),
+        ({"secondary": [{"methods": "ours", "baseline": "base"}]}, r"methods'.*'method'"),
+        ({"control": "brokn"}, r"no arm 'brokn'; did you mean 'broken'"),
+        ({"control": "base"}, r"must be three arms"),
+        ({"optional": ["broken"]}, r"cannot be optional"),
+        ({"expected_sign": 2}, r"expected_sign is 1, 0 or -1"),
+        ({"smallest_difference": 0}, r"must be above 0"),
+        ({"smallest_difference": "much"}, r"much.*smallest_difference"),
+        ({"seeds": [1, 1]}, r"each once"),
+        ({"seeds": []}, r"seeds must be given"),
+        ({"title": "???"}, r"missing title"),
+    ],
+)
+def test_a_claim_that_makes_no_sense_is_refused(conf, change, words):
+    path = write_claim(conf, {**CLAIM, **change})
+    with pytest.raises(ClaimError, match=words) as error:
+        load_claim(path)
+    assert str(path) in str(error.value)
+
+
+def test_unknown_method_claim_and_arm_name_the_nearest(engine, conf, tmp_path):
+    with pytest.raises(ClaimError, match=r"no claim of method 'tpy'.*did you mean 'toy'"):
+        reproduce("tpy", conf=conf, outputs=tmp_path)
+    with pytest.raises(ClaimError, match=r"no claim at .*other.yaml"):
+        engine(FakeLauncher(good), claim_name="other")
+    with pytest.raises(ClaimError, match="did you mean 'broken'"):
+        engine(FakeLauncher(good), arms=["brokn"])
+
+
+def test_an_experiment_must_call_its_arm_as_the_claim_does(conf):
+    write_experiment(conf, "ours", {"arm": "hours"})
+    with pytest.raises(ClaimError, match="calls its arm 'hours'"):
+        compose_arms(load_claim(conf / "reproduce/toy.yaml"), (), conf)
+
+
+def test_a_misspelt_override_does_not_compose(conf):
+    with pytest.raises(HydraException, match="raet"):
+        compose_arms(load_claim(conf / "reproduce/toy.yaml"), ["method.raet=1"], conf)
+
+
+def digest(conf, *overrides):
+    claim = load_claim(conf / "reproduce/toy.yaml")
+    return claim_hash(claim, compose_arms(claim, overrides, conf))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"smallest_difference": 0.5},
+        {"seeds": [1, 2]},
+        {"claim": "Ours beats base, perhaps."},
+        {"optional": []},
+        {"overrides": ["method.rate=0.3"]},
+        {"tuning_seeds": [100, 101]},
+    ],
+)
+def test_the_hash_changes_with_any_value_of_the_claim(conf, change):
+    before = digest(conf)
+    write_claim(conf, CLAIM | change)
+    assert digest(conf) != before
+
+
+def test_the_hash_changes_with_any_value_of_an_arms_config(conf):
+    before = digest(conf)
+    assert digest(conf, "trainer.max_steps=11") != before
+    write_experiment(conf, "broken", {"method": {"rate": 0.7}})
+    assert digest(conf) != before
+
+
+def test_the_hash_ignores_paths_threads_and_the_order_of_keys(conf):
+    before = digest(conf)
+    assert digest(conf, "data_root=/elsewhere") == before
+    assert digest(conf, "threads=1") == before
+    assert digest(conf, "logger.csv.save_dir=x") == before
+    path = conf / "reproduce/toy.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()), sort_keys=True))
+    assert digest(conf) == before
+
+
+def test_the_multirun_command_survives_hydras_grammar(tmp_path):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    base = tmp_path / "odd, name=it's"
+    runs = [Run(arm, seed, f"toy/{arm}", base) for seed in (2, 1) for arm in ("ours", "base")]
+    command = multirun_command(runs, base, {"name": "toy", "hash": "12345678"}, 2, ["threads=1"])
+    parsed = {o.key_or_group: o for o in OverridesParser.create().parse_overrides(command[4:])}
+    assert command[1:4] == ["-m", "shared.run", "-m"]
+    assert list(parsed)[:2] == ["seed", "experiment"]
+    assert list(parsed["experiment"].sweep_string_iterator()) == ["toy/ours", "toy/base"]
+    assert parsed["output_dir"].value() == f"{base}/${{arm}}/seed${{seed}}"
+    assert parsed["claim"].value()["hash"] == "12345678"
+    assert quoted("a${b}") == "'a\\${b}'"
+
+
+def test_the_command_line_says_what_is_wrong_and_exits_2(capsys):
+    assert main(["comatsh"]) == 2
+    assert "did you mean 'comatch'" in capsys.readouterr().err
+
+
+def test_position_reads_the_last_whole_row(tmp_path):
+    run = Run("ours", 1, "toy/ours", tmp_path, 100)
+    assert run.position() == 0
+    (tmp_path / "metrics.csv").write_text("step,epoch,metric,value\n")
+    assert run.position() == 0
+    rows = "".join(f"{step},{step // 10},train/loss,0.5\n" for step in range(1000))
+    (tmp_path / "metrics.csv").write_text("step,epoch,metric,value\n" + rows + "10")
+    assert run.position() == 999
+    assert Run("ours", 1, "toy/ours", tmp_path, 100, "epoch").position() == 99
