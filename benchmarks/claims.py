@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -16,7 +18,10 @@ CONF = Path(__file__).resolve().parents[1] / "conf"
 
 # What says where, when or how fast a run happens, not what it computes (`precision` stays: it is
 # "auto" in the claim, and the choice made for this machine is written beside the results).
-NOT_HASHED = ("seed", "output_dir", "data_root", "logger", "threads", "claim")
+NOT_HASHED = (
+    *("seed", "output_dir", "data_root", "logger", "threads", "claim"),
+    "checkpoint_every",
+)
 
 
 class ClaimError(ValueError):
@@ -99,7 +104,14 @@ def load_claim(path: Path) -> Claim:
     if not path.is_file():
         raise ClaimError(f"no claim at {path}{_nearest_file(path)}")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Claim), OmegaConf.load(path))
+        written = yaml.safe_load(path.read_text())
+        if isinstance(written, dict) and isinstance(written.get("overrides"), list):
+            # Interpolations there speak of the experiment's config, not of the claim.
+            literal = [str(override).replace("${", "\\${") for override in written["overrides"]]
+            written["overrides"] = literal
+        merged = OmegaConf.merge(OmegaConf.structured(Claim), written or {})
+    except yaml.YAMLError as error:
+        raise ClaimError(f"{path} is no yaml: {error}") from error
     except ConfigKeyError as error:
         known = [f.name for f in fields(error.object_type or Claim)]
         raise ClaimError(
@@ -176,32 +188,60 @@ def compose_arms(
         if key in ("seed", "experiment", "arm", "output_dir", "claim"):
             raise ClaimError(f"'{override}': the claim sets {key}; use --seeds, --arms or --claim")
     configs = {}
-    with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
-        for arm, experiment in claim.arms.items():
-            config = compose("config", [f"experiment={experiment}", *claim.overrides, *overrides])
-            if config.arm != arm:
-                raise ClaimError(
-                    f"arm '{arm}': experiment {experiment} calls its arm '{config.arm}'; "
-                    "the two names must agree, they name the output folder"
-                )
-            configs[arm] = config
+    for arm, experiment in claim.arms.items():
+        config = compose_experiment(experiment, [*claim.overrides, *overrides], conf)
+        if config.arm != arm:
+            raise ClaimError(
+                f"arm '{arm}': experiment {experiment} calls its arm '{config.arm}'; "
+                "the two names must agree, they name the output folder"
+            )
+        configs[arm] = config
     return configs
+
+
+def compose_experiment(
+    experiment: str, overrides: Sequence[str] = (), conf: Path = CONF
+) -> DictConfig:
+    """The config that `tenfold experiment=...` would run, all but `name` still interpolated."""
+    with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
+        config = compose(
+            "config", [f"experiment={experiment}", *overrides], return_hydra_config=True
+        )
+    before = HydraConfig.instance().cfg
+    try:
+        HydraConfig.instance().set_config(config)  # `name` may ask which experiment was chosen
+        name = config.name
+    finally:
+        HydraConfig.instance().cfg = before
+    with open_dict(config):
+        config.pop("hydra")
+        config.name = name
+    return config
+
+
+def changes_claim(override: str) -> bool:
+    """Whether an override changes what is computed, not only where or how fast."""
+    return override.lstrip("+~").split("=")[0].split(".")[0] not in NOT_HASHED
 
 
 def claim_hash(claim: Claim, configs: dict[str, DictConfig]) -> str:
     """sha256 over the claim's content and its arms' resolved configs without seed and paths."""
     content = {
         "claim": asdict(claim),
-        "arms": {arm: _comparable(config) for arm, config in configs.items()},
+        # Seed and paths are set and then left out: what interpolates them must not differ either.
+        "arms": {
+            arm: comparable(config, seed=0, data_root="", output_dir="")
+            for arm, config in configs.items()
+        },
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _comparable(config: DictConfig) -> Any:
+def comparable(config: DictConfig, **values: Any) -> dict[str, Any]:
+    """What decides the outcome of a run, as plain values, after setting `values`."""
     config = config.copy()
     with open_dict(config):
-        # Set first, removed after: what interpolates them must not differ between machines.
-        config.update(seed=0, data_root="", output_dir="")
+        config.update(values)
         plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    return {key: value for key, value in plain.items() if key not in NOT_HASHED}
+    return {str(key): value for key, value in plain.items() if key not in NOT_HASHED}

@@ -6,7 +6,6 @@ the paper's rows. What is missing is said to be missing, with the command that m
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +13,17 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from benchmarks.claims import ClaimError, claim_hash, compose_arms, load_claim
+from benchmarks.claims import (
+    ClaimError,
+    claim_hash,
+    comparable,
+    compose_arms,
+    compose_experiment,
+    load_claim,
+)
 
 State = Literal["proved", "partly", "failed", "open"]
 KINDS = ("parity", "mutants", "speed", "chaos")
@@ -96,8 +102,9 @@ def _of_method(
     for kind in KINDS:
         if (content := read_json(outputs / kind / f"{method}.json")) is not None:
             evidence.files[kind] = content
-    rows = sorted((conf / "experiment" / method).glob("*.yaml"))
-    evidence.paper_rows = [row for path in rows if (row := _paper_row(method, path, results))]
+    for path in sorted((conf / "experiment" / method).glob("*.yaml")):
+        if row := _paper_row(method, path, results, conf):
+            evidence.paper_rows.append(row)
     evidence.rungs = _ladder(evidence, tests)
     return evidence
 
@@ -127,36 +134,55 @@ def _standing(summary: Mapping[str, Any], conf: Path) -> str:
 
 
 def _finished_results(outputs: Path) -> list[dict[str, Any]]:
-    found = (read_json(path) for path in sorted(outputs.rglob("results.json")))
-    return [r for r in found if r and r.get("status") == "finished"]
+    found = ((read_json(path), path.parent) for path in sorted(outputs.rglob("results.json")))
+    return [{**r, "folder": folder} for r, folder in found if r and r.get("status") == "finished"]
 
 
-def _paper_row(method: str, path: Path, results: Sequence[Mapping[str, Any]]) -> PaperRow | None:
+def _paper_row(
+    method: str, path: Path, results: Sequence[Mapping[str, Any]], conf: Path
+) -> PaperRow | None:
     """The row that an experiment file states, None if it states none."""
     config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     if not isinstance(config, dict) or not isinstance(config.get("paper"), dict):
         return None
     paper = config["paper"]
-    experiment = f"{method}/{path.stem}"
-    metric = str(paper.get("metric", ""))
-    values = [
-        float(value)
-        for found in results
-        if found.get("experiment") == experiment
-        and isinstance(value := found["metrics"].get(metric), int | float)
-        and math.isfinite(value)
-    ]
+    experiment, metric = f"{method}/{path.stem}", str(paper.get("metric", ""))
+    found = [r for r in results if r.get("experiment") == experiment]
+    found = [r for r in found if metric in r.get("metrics", {})]
+    as_stated = [r for r in found if _ran_as_stated(experiment, r, conf)]
+    values = [float(r["metrics"][metric]) for r in as_stated]
     hours = paper.get("gpu_hours")
     needs = "an unstated number of" if hours is None else f"about {hours:g}"
+    note = f"{len(values)} finished" if values else f"not run: needs {needs} GPU-hours"
+    if other := len(found) - len(as_stated):
+        note += f" ({other} with other settings left out)"
+    spread = f"\u00a0±\u00a0{paper['std']}" if paper.get("std") is not None else ""
     return PaperRow(
         experiment=experiment,
         table=str(paper.get("table", "")),
         metric=metric,
-        paper=str(paper.get("value", "")),
+        paper=f"{paper.get('value', '')}{spread}",
         source=str(paper.get("source", "")),
         ours=sum(values) / len(values) if values else None,
-        note=f"{len(values)} finished" if values else f"not run: needs {needs} GPU-hours",
+        note=note,
     )
+
+
+def _ran_as_stated(experiment: str, results: Mapping[str, Any], conf: Path) -> bool:
+    """Whether a run's resolved config is what its experiment file says, precision apart.
+
+    A paper row tried with fewer steps must not stand beside the paper's number.
+    """
+    try:
+        ran = OmegaConf.load(results["folder"] / "config.yaml")
+        assert isinstance(ran, DictConfig)
+        stated = comparable(
+            compose_experiment(experiment, (), conf),
+            **{key: ran[key] for key in ("seed", "data_root", "output_dir", "precision")},
+        )
+        return stated == comparable(ran)
+    except (OSError, HydraException, OmegaConfBaseException):
+        return False
 
 
 def _unit_tests(path: Path) -> dict[str, bool]:
@@ -194,7 +220,7 @@ def _ladder(evidence: Evidence, tests: Mapping[str, bool]) -> list[Rung]:
 
 def _tested(name: str, tests: Mapping[str, bool], command: str) -> Rung:
     if not tests:
-        return Rung(name, "open", f"no result; run `{command}`")
+        return Rung(name, "open", f"no result; run {command}")
     passed = sum(tests.values())
     state: State = "proved" if passed == len(tests) else "failed"
     return Rung(name, state, f"{passed} of {len(tests)} tests")
@@ -203,7 +229,7 @@ def _tested(name: str, tests: Mapping[str, bool], command: str) -> Rung:
 def _steps(method: str, files: Mapping[str, Any]) -> Rung:
     parity, mutants = files.get("parity"), files.get("mutants")
     if not parity:
-        return Rung("steps", "open", f"no result; run `make parity METHOD={method}`")
+        return Rung("steps", "open", f"no result; run make parity METHOD={method}")
     detail = f"parity {parity.get('passed')} of {parity.get('total')}"
     if not parity.get("total") or parity.get("passed") != parity["total"]:
         return Rung("steps", "failed", detail)
@@ -217,9 +243,7 @@ def _steps(method: str, files: Mapping[str, Any]) -> Rung:
 def _miniature(evidence: Evidence) -> Rung:
     current = [claim for claim in evidence.claims if claim["standing"] == "current"]
     if not current:
-        return Rung(
-            "miniature", "open", f"no result; run `make reproduce METHOD={evidence.method}`"
-        )
+        return Rung("miniature", "open", f"no result; run make reproduce METHOD={evidence.method}")
     detail = ", ".join(f"{claim['name']}: {claim['verdict']}" for claim in current)
     answers = {claim["verdict"] for claim in current}
     state: State = "proved" if answers == {"yes"} else "failed" if answers == {"no"} else "partly"

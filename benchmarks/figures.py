@@ -83,7 +83,7 @@ def _curves(axes: Axes, summary: Mapping[str, Any], curves: Mapping, style: Mapp
         every = max(1, len(steps) // 8)
         axes.plot(steps, mean, **style[arm], label=arm, markevery=every, markersize=5, linewidth=2)
         axes.fill_between(
-            steps, mean - spread, mean + spread, color=style[arm]["color"], alpha=0.12
+            steps, mean - spread, mean + spread, color=style[arm]["color"], alpha=0.1, linewidth=0
         )
     axes.set_title("Learning curves: mean and one standard deviation over seeds", fontsize=11)
     axes.set_xlabel("training step")
@@ -120,12 +120,12 @@ def _differences(axes: Axes, summary: Mapping[str, Any], style: Mapping) -> None
         )
     kinds = {0: "\n(primary)", 1: "\n(control)"}
     names = [
-        f"{pair['method']}\n- {pair['baseline']}{kinds.get(summary['comparisons'].index(pair), '')}"
+        f"{pair['method']} -\n{pair['baseline']}{kinds.get(summary['comparisons'].index(pair), '')}"
         for pair in pairs
     ]
     axes.set_yticks(range(len(pairs)), names)
     axes.set_ylim(len(pairs) - 0.4, -0.6)  # the primary comparison on top
-    axes.set_title("Paired differences: mean, 95% interval, one grey dot a seed", fontsize=11)
+    axes.set_title("Paired differences, 95% intervals", fontsize=11)
     towards = {1: "higher is better", -1: "lower is better", 0: "no difference expected"}[sign]
     axes.set_xlabel(
         f"difference in {summary['claim']['primary']['metric']} ({towards})\n"

@@ -91,6 +91,9 @@ def multirun_command(
     seeds = sorted({run.seed for run in runs})
     return [
         *(sys.executable, "-m", "shared.run", "-m"),
+        # Hydra composes once without what is swept over, where `data.num_labels` and the like would
+        # not exist: this experiment is for that, the later `experiment=` for the runs.
+        f"experiment={experiments[0]}",
         f"seed={','.join(map(str, seeds))}",
         f"experiment={','.join(experiments)}",
         *overrides,

@@ -97,7 +97,7 @@ def _rest(content: Mapping[str, Any]) -> dict[str, Any]:
 def _plain(value: Any) -> str:
     """A JSON value as a reader would write it."""
     if isinstance(value, float):
-        return f"{value:.3g}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):

@@ -21,7 +21,7 @@ from typing import Any
 
 from hydra.errors import HydraException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
@@ -30,6 +30,7 @@ from benchmarks.claims import (
     CONF,
     Claim,
     ClaimError,
+    changes_claim,
     claim_hash,
     compose_arms,
     load_claim,
@@ -37,6 +38,7 @@ from benchmarks.claims import (
     refuse_tuning_seeds,
 )
 from benchmarks.launch import Launcher, Run, launch, multirun_command
+from shared.overrides import OverrideError, validate
 
 OUTPUTS = Path("outputs")
 
@@ -83,8 +85,9 @@ def reproduce(
     base = outputs / "reproduce" / method / f"{identity['name']}-{identity['hash'][:8]}"
     console.print(f"[bold]{claim.title}[/bold]\n{claim.claim}\n", highlight=False)
     _warn_of_other_hashes(base, console)
-    if overrides:
-        console.print(f"changed on the command line: {' '.join(overrides)}", markup=False)
+    changed = [override for override in overrides if changes_claim(override)]
+    if changed:
+        console.print(f"changed on the command line: {' '.join(changed)}", markup=False)
 
     runs = [
         Run(arm, seed, claim.arms[arm], base / arm / f"seed{seed}", *_length(configs[arm]))
@@ -98,8 +101,8 @@ def reproduce(
         _warn_of_other_commits(asked, console)
     errors = {}
     if missing:
-        precision = _register(base, claim, identity, overrides, configs)
         ensure_data(configs[arm] for arm in wanted_arms)
+        precision = _register(base, claim, identity, changed, configs)
         fixed = [*claim.overrides, *overrides, f"precision={precision}"]
         if jobs > 1 and not any(o.startswith("threads=") for o in fixed):
             fixed.append("threads=1")
@@ -114,7 +117,7 @@ def reproduce(
     outcome = summary.collect(runs, claim.primary.metric, errors)
     comparisons, decided = summary.compare(claim, outcome)
     content = summary.summarise(claim, outcome, comparisons, decided)
-    content |= {"method": method, **identity, "overrides": list(overrides)}
+    content |= {"method": method, **identity, "overrides": changed}
     curves = {
         arm: [
             figures.read_curve(run.folder / "metrics.csv", claim.curve)
@@ -151,9 +154,12 @@ def resolve_precision(config: DictConfig) -> str:
     """The precision that `auto` means on this machine."""
     if config.precision != "auto":
         return config.precision
-    from shared import run  # imports torch, which the rest of this program does without
+    # Here, because it imports torch, which the rest of this program does without.
+    from shared.run import resolve_precision as measure
 
-    return run.resolve_precision(config)
+    with open_dict(config):
+        config.output_dir = "nowhere"  # a run there would have its own precision
+    return measure(config)
 
 
 def ensure_data(configs: Iterable[DictConfig]) -> None:
@@ -237,8 +243,9 @@ def _print(
     console.print()
     console.print(summary.rich_table(metric, *summary.arm_rows(content)))
     console.print(summary.rich_table("paired by seed", *summary.comparison_rows(content)))
-    for (arm, seed), error in outcome.failures.items():
-        console.print(f"failed: {arm} seed {seed}", style="bold red")
+    for error in dict.fromkeys(outcome.failures.values()):  # one message may stop many runs
+        runs = [f"{arm} seed {s}" for (arm, s), text in outcome.failures.items() if text == error]
+        console.print(f"failed: {', '.join(runs)}", style="bold red")
         console.print(error, markup=False, highlight=False)
     lines = [
         f"claim holds: {content['verdict']}",
@@ -264,8 +271,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for all arms")
     options = parser.parse_intermixed_args(arguments)
     try:
+        claim = load_claim(claim_path(options.method, options.claim_name))
+        experiments = ",".join(dict.fromkeys(claim.arms.values()))
+        validate([f"experiment={experiments}", *claim.overrides, *options.overrides])
         return reproduce(**vars(options))
-    except (ClaimError, HydraException, OmegaConfBaseException) as error:
+    except (ClaimError, OverrideError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -121,7 +121,7 @@ def verdict(
         f"{primary.method} - {primary.baseline} is {primary.mean:+.2f} {unit} "
         f"(95% interval {primary.low:+.2f} to {primary.high:+.2f})"
     )
-    wanted = f"the {smallest:g} {unit} that matter"
+    wanted = f"the {smallest:.2f} {unit} that matter"
     if rules_out(primary, sign, smallest):
         if sign == 0:
             return Verdict("no", f"{said}, beyond {wanted}.")

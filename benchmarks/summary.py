@@ -169,7 +169,7 @@ def comparison_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[st
                 f"{pair['method']} - {pair['baseline']}{kind}",
                 number(pair["mean"], "+.2f"),
                 interval,
-                number(pair["pvalue"], ".3f"),
+                "<0.001" if (p := pair["pvalue"]) is not None and p < 0.001 else number(p, ".3f"),
                 str(len(pair["differences"])),
             ]
         )

@@ -1,6 +1,8 @@
 """The one entry point: compose a config, fit, evaluate, write results.json.
 
-`tenfold experiment=comatch/mini seed=3` or `tenfold -m experiment=a,b seed=1,2 hydra/launcher=local`.
+    tenfold experiment=comatch/mini seed=3
+    tenfold -m experiment=comatch/mini,comatch/mini_fixmatch seed=1,2 hydra/launcher=local
+
 Running the same command again continues an interrupted run, and reuses a finished one.
 """
 
@@ -24,6 +26,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from shared.overrides import check_overrides
+from shared.training.allocator import keep_freed_memory
 from shared.training.callbacks import (
     FiniteGradients,
     ResumeCheckpoint,
@@ -70,8 +73,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         RunError: no experiment, or the output folder belongs to another config.
     """
     if "_target_" not in (cfg.method or {}) or "_target_" not in (cfg.data or {}):
-        raise RunError("nothing to run: name an experiment, as in `tenfold experiment=comatch/mini`")
-    torch.set_float32_matmul_precision("high")
+        raise RunError(
+            "nothing to run: name an experiment, as in `tenfold experiment=comatch/mini`"
+        )
+    keep_freed_memory()
     output = Path(cfg.output_dir)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
@@ -103,7 +108,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             ResumeCheckpoint(output / "checkpoints", cfg.checkpoint_every),
             FiniteGradients(),
             throughput,
-            progress_callback(),
+            *([progress_callback()] if cfg.trainer.enable_progress_bar else []),
         ],
         plugins=[AtomicCheckpointIO()],
     )
@@ -162,15 +167,17 @@ def resolve_precision(cfg: DictConfig) -> str:
         datamodule = _instantiate(plain["data"])
         datamodule.setup("fit")
         batch = next(iter(datamodule.train_dataloader()))
-        choice = choose_precision(_instantiate(plain["method"]), batch)
+        gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
+        choice = choose_precision(
+            _instantiate(plain["method"]), batch, device="cuda" if gpu else "cpu"
+        )
     log.info("precision: %s", choice)
     return choice.precision
 
 
 def resolved_config(cfg: DictConfig, precision: str) -> dict[str, Any]:
     """The config as plain containers, every interpolation resolved."""
-    resolved = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-    assert isinstance(resolved, dict)
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     return {**resolved, "precision": precision}
 
 
@@ -210,8 +217,7 @@ def claim_folder(output: Path, resolved: dict[str, Any], config_hash: str) -> No
     """
     path = output / "config.yaml"
     if path.exists():
-        there = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(there, dict)
+        there: Any = OmegaConf.to_container(OmegaConf.load(path))
         if hash_config(there) != config_hash:
             differing = sorted(k for k in resolved if resolved[k] != there.get(k))
             raise RunError(

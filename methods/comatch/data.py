@@ -30,8 +30,9 @@ class SemiSupervisedData(pl.LightningDataModule):
 
     Training batch, with B = batch_size and M = mu * B, per rank divided by the world size:
     `labelled` (B, C, H, W) float32, `labels` (B,) int64, one (M, C, H, W) per name in `views`,
-    `hidden_labels` (M,) (diagnostics only; -1 unknown), `labelled_indices` (B,), `unlabelled_indices`
-    (M,). Evaluation batch: `images`, `labels`, `indices`. Prediction batch: `images`, `paths`.
+    `hidden_labels` (M,) (diagnostics only; -1 unknown), `labelled_indices` (B,) and
+    `unlabelled_indices` (M,). Evaluation batch: `images`, `labels`, `indices`. Prediction batch:
+    `images`, `paths`.
 
     Args:
         dataset: `_target_` of a reader in `shared.data` and its arguments but `split`.
@@ -72,6 +73,7 @@ class SemiSupervisedData(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)
+        self._h: Any = self.hparams
         self.transform: Views = instantiate(augmentation)
         self._sets: dict[str, ImageSet] = {}
         self._split: Split | None = None
@@ -81,7 +83,7 @@ class SemiSupervisedData(pl.LightningDataModule):
         """Data set indices of the labelled and the unlabelled training images."""
         if self._split is None:
             images = self.images("train")
-            h = self.hparams
+            h = self._h
             candidates = seeded_subset(images, h.subset, h.subset_seed)
             if h.split is None:
                 self._split = per_class_split(images, candidates, h.num_labels, h.split_seed)
@@ -94,7 +96,7 @@ class SemiSupervisedData(pl.LightningDataModule):
     def images(self, split: str) -> ImageSet:
         """Return a split of the data set, read once."""
         if split not in self._sets:
-            self._sets[split] = instantiate(self.hparams.dataset, split=split)
+            self._sets[split] = instantiate(self._h.dataset, split=split)
         return self._sets[split]
 
     def setup(self, stage: str) -> None:
@@ -103,17 +105,17 @@ class SemiSupervisedData(pl.LightningDataModule):
             self._schedule(*self._rank_and_world())
 
     def train_dataloader(self) -> ResumableLoader:
-        h = self.hparams
+        h = self._h
         dataset = SemiSupervisedBatches(
             self.images("train"), self.train_split, self.transform, h.views, h.seed
         )
         return ResumableLoader(dataset, self._schedule(*self._rank_and_world()), h.num_workers)
 
     def val_dataloader(self) -> EvaluationLoader:
-        return self._evaluation(self.hparams.val_split)
+        return self._evaluation(self._h.val_split)
 
     def test_dataloader(self) -> EvaluationLoader:
-        return self._evaluation(self.hparams.test_split)
+        return self._evaluation(self._h.test_split)
 
     def predict_dataloader(self) -> EvaluationLoader:
         """Batches of the images below `predict_root`, sorted by path.
@@ -121,22 +123,22 @@ class SemiSupervisedData(pl.LightningDataModule):
         Raises:
             FileNotFoundError: no such folder, or no image in it.
         """
-        if self.hparams.predict_root is None:
+        if self._h.predict_root is None:
             raise ValueError("predict_root is not set: name a folder of images")
-        return self._loader(PredictionBatches(Path(self.hparams.predict_root), self.transform))
+        return self._loader(PredictionBatches(Path(self._h.predict_root), self.transform))
 
     def _evaluation(self, split: str) -> EvaluationLoader:
         return self._loader(EvaluationBatches(self.images(split), self.transform))
 
     def _loader(self, dataset: "EvaluationBatches") -> EvaluationLoader:
-        h = self.hparams
+        h = self._h
         rank, world = self._rank_and_world()
         return EvaluationLoader(
             dataset, len(dataset), h.eval_batch_size, h.num_workers, rank, world
         )
 
     def _schedule(self, rank: int, world: int) -> Schedule:
-        h = self.hparams
+        h = self._h
         sizes = (len(self.train_split.labelled), len(self.train_split.unlabelled))
         batch_sizes = (h.batch_size, h.batch_size * h.mu)
         if h.steps_per_epoch is None:

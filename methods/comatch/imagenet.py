@@ -21,7 +21,14 @@ from methods.comatch.losses import (
 )
 from shared.nn.momentum import MomentumEncoder
 from shared.nn.queue import FeatureQueue
-from shared.training.distributed import all_gather, batch_shuffle, batch_unshuffle, own_rows
+from shared.training.distributed import (
+    all_gather,
+    batch_shuffle,
+    batch_unshuffle,
+    own_rows,
+    rank,
+    world_size,
+)
 from shared.training.optim import weight_decay_groups
 from shared.training.schedules import half_cosine
 
@@ -103,7 +110,7 @@ class CoMatchImageNet(Classifier):
             batch_z, batch_probs, start = z_s1, probs, 0
             if p["gather_graph"]:
                 batch_z, batch_probs = all_gather(z_s1), all_gather(probs)
-                start = self.global_rank * m
+                start = rank() * m
             references = torch.cat([batch_z, self.strong_queue.features])
             reference_probs = torch.cat([batch_probs, self.strong_queue.probs])
             graph = pseudo_label_graph(probs, reference_probs, p["graph_threshold"], start)
@@ -126,7 +133,7 @@ class CoMatchImageNet(Classifier):
     def encode_momentum(self, views: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits and embeddings of this rank's images under shuffled BatchNorm."""
         images = torch.cat(views)
-        permutation = self.draw_permutation(len(images) * self.trainer.world_size)
+        permutation = self.draw_permutation(len(images) * world_size())
         permutation = permutation.to(images.device)
         shuffled = batch_shuffle(images, permutation)
         logits, embeddings = self.momentum_encoder(self.concatenate([shuffled]))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.losses.contrastive import similarity_logits, soft_target_nce
+from shared.losses.contrastive import matmul_float32, similarity_logits, soft_target_nce
 from shared.training.distributed import all_reduce_mean
 
 LOG_EPSILON = 1e-7
@@ -64,13 +64,13 @@ def smooth_with_memory(
     Shapes: probs (M, C), embeddings (M, d), memory (K, d) and (K, C). Returns (M, C).
     """
     affinity = similarity_logits(embeddings, memory_embeddings, temperature).softmax(dim=1)
-    return alpha * probs + (1 - alpha) * affinity @ memory_probs
+    return alpha * probs + (1 - alpha) * matmul_float32(affinity, memory_probs)
 
 
 def pseudo_label_graph(
     probs: Tensor, reference: Tensor, threshold: float, first_self_loop: int = 0
 ) -> Tensor:
-    """W_ij = p_i . p_j with self-loops of weight 1; edges below the threshold removed; rows sum to 1.
+    """W_ij = p_i . p_j, self-loops of weight 1, edges below the threshold removed, rows of sum 1.
 
     Args:
         probs: (M, C) pseudo-labels of the rows.
@@ -78,7 +78,7 @@ def pseudo_label_graph(
             first_self_loop .. first_self_loop + M - 1 are the rows themselves.
     Returns: (M, R).
     """
-    graph = probs @ reference.T
+    graph = matmul_float32(probs, reference.T)
     graph.diagonal(offset=first_self_loop).fill_(1.0)
     graph = graph * (graph >= threshold)
     return graph / graph.sum(dim=1, keepdim=True)

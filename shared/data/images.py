@@ -1,10 +1,11 @@
 """Sets of labelled images behind one light interface.
 
-`ArrayImages` holds small images in one uint8 array; `FolderImages` reads files when asked. Both give
-`labels` (N,) int64 with -1 for unknown, `class_names`, `len()` and
+`ArrayImages` holds small images in one uint8 array; `FolderImages` reads files when asked. Both
+give `labels` (N,) int64 with -1 for unknown, `class_names`, `len()` and
 `take(indices, pool) -> (images, indices)`.
 """
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -65,28 +66,34 @@ class ArrayImages:
 class FolderImages:
     """Images read from `paths` when asked for, as (H, W, 3) uint8 arrays of any size.
 
-    An unreadable image is replaced by the next readable one of `pool` (the indices that may stand in
-    for it, so that a labelled image is only replaced by a labelled one), or left out without a pool.
-    Each is named in a warning and counted, per process; beyond `max_corrupt` of the set, an error.
+    An unreadable image is replaced by the next readable one of `pool` (the indices that may stand
+    in for it, so that a labelled image is only replaced by a labelled one), or left out without a
+    pool. Each is named in a warning and counted, per process; beyond a share `max_corrupt` of the
+    set, reading stops with an error.
     """
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        paths: Sequence[str | Path],
         labels: NDArray,
         class_names: Sequence[str],
         origin: str,
         max_corrupt: float = 0.01,
     ) -> None:
-        self.paths, self.labels = list(paths), np.asarray(labels, np.int64)
+        # One array of bytes: a list of a million strings would be copied into every worker process.
+        self._paths = np.array([os.fsencode(path) for path in paths])
+        self.labels = np.asarray(labels, np.int64)
         self.class_names, self.max_corrupt = tuple(class_names), max_corrupt
-        self.corrupt: dict[Path, str] = {}
-        if not self.paths:
+        self.corrupt: dict[str, str] = {}
+        if len(self._paths) == 0:
             raise DataNotFoundError(f"{origin}: no images")
         check_labels(self.labels, self.class_names, origin)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self._paths)
+
+    def path(self, index: int) -> str:
+        return os.fsdecode(self._paths[index])
 
     def take(
         self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
@@ -111,7 +118,7 @@ class FolderImages:
         return images, np.array(used, np.int64)
 
     def _read(self, index: int) -> NDArray[np.uint8] | None:
-        path = self.paths[index]
+        path = self.path(index)
         if path in self.corrupt:
             return None
         try:

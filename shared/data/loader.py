@@ -15,11 +15,30 @@ class BatchedDataset(Protocol):
     def __getitems__(self, key: Any, /) -> dict[str, Any]: ...
 
 
-class ResumableLoader:
+class _WorkerLoader:
+    """Owns a torch DataLoader and lets Lightning end its worker processes."""
+
+    def __init__(self, dataset: BatchedDataset, batches: Any, num_workers: int) -> None:
+        self._loader = batch_loader(dataset, batches, num_workers)
+
+    @property
+    def _iterator(self) -> Any:
+        """What Lightning's teardown looks for, also after an error.
+
+        Workers left to the garbage collector are not told to stop: each costs a timeout of 5 s.
+        """
+        return self._loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, value: None) -> None:
+        self._loader._iterator = value
+
+
+class ResumableLoader(_WorkerLoader):
     """The training batches of `schedule`, resumable after any of them.
 
-    Lightning saves `state_dict()` with each checkpoint and finds `set_epoch` through `.sampler`. Only
-    batches handed to the training loop count, however many the workers have prefetched: when
+    Lightning saves `state_dict()` with each checkpoint and finds `set_epoch` through `.sampler`.
+    Only batches handed to the training loop count, however many the workers have prefetched: when
     `on_train_batch_end` of batch k fires, the position is k + 1. Lightning asks for an iterator
     before it announces the epoch, so the work starts at the first `next`.
 
@@ -35,7 +54,7 @@ class ResumableLoader:
         self.position = 0
         self._resuming = False
         self._plans = _Plans(schedule)
-        self._loader = batch_loader(dataset, self._plans, num_workers)
+        super().__init__(dataset, self._plans, num_workers)
 
     @property
     def sampler(self) -> "ResumableLoader":
@@ -50,7 +69,7 @@ class ResumableLoader:
         return len(self.schedule)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next iteration; another epoch than the resumed one starts afresh."""
+        """Choose the next iteration's epoch; another one than the resumed one starts afresh."""
         if epoch != self.epoch:
             self.epoch, self.position, self._resuming = epoch, 0, False
 
@@ -80,10 +99,10 @@ class ResumableLoader:
         self.epoch, self.position, self._resuming = state["epoch"], state["position"], True
 
 
-class EvaluationLoader:
+class EvaluationLoader(_WorkerLoader):
     """All samples in order, once; rank r of w gets every w-th sample, none is repeated.
 
-    (Lightning's own distributed sampler repeats samples to equalise the ranks, which biases a mean.)
+    (Lightning's distributed sampler repeats samples to equalise the ranks, which biases a mean.)
     """
 
     def __init__(
@@ -97,7 +116,7 @@ class EvaluationLoader:
     ) -> None:
         indices = torch.arange(rank, size, world).numpy()
         batches = [indices[i : i + batch_size] for i in range(0, len(indices), batch_size)]
-        self._loader = batch_loader(dataset, batches, num_workers)
+        super().__init__(dataset, batches, num_workers)
 
     def __len__(self) -> int:
         return len(self._loader)

@@ -1,7 +1,7 @@
 """CoMatch's RandAugment variant on uint8 images (H, W, 3) (specification, section 6.2).
 
-Fourteen operations, two drawn with replacement, each applied with probability 0.5 at a fixed level of
-ten; then always a cutout. Every function is pure: randomness comes in as arguments. Reference:
+Fourteen operations, two drawn with replacement, each applied with probability 0.5 at a fixed level
+of ten; then always a cutout. Every function is pure: randomness comes in as arguments. Reference:
 salesforce/CoMatch@08b4cce datasets/randaugment.py, reproduced to the grey level, three oddities
 included, because the paper's networks were trained with them:
 
@@ -27,7 +27,7 @@ _LUMA = np.array([0.114, 0.587, 0.299])
 
 
 def auto_contrast(image: Picture) -> Picture:
-    """Stretch a channel that contains 0 to 0..255; any other becomes white, a constant one stays."""
+    """Stretch a channel that holds a 0 to 0..255; any other turns white, a constant one stays."""
     return _per_channel(image, _stretch_table)
 
 
@@ -67,8 +67,9 @@ def translate_y(image: Picture, offset: float) -> Picture:
 
 def color(image: Picture, factor: float) -> Picture:
     """Blend with the grey image: 0 is grey, 1 unchanged, above 1 more saturated."""
-    luma = np.float32(_LUMA)[:, None]
-    matrix = np.float32(np.eye(3) - _LUMA[:, None]) * np.float32(factor) + luma
+    luma = _LUMA.astype(np.float32)[:, None]
+    saturate = (np.eye(3) - _LUMA[:, None]).astype(np.float32)
+    matrix = saturate * np.float32(factor) + luma
     return _to_uint8(image.astype(np.float32) @ matrix)
 
 
@@ -85,11 +86,10 @@ def brightness(image: Picture, factor: float) -> Picture:
 
 def sharpness(image: Picture, factor: float) -> Picture:
     """Blend with a smoothed image, whose one-pixel border is the original: above 1 sharpens."""
-    height, width = image.shape[:2]
     whole = image.astype(np.int64)
-    rows = sum(whole[i : height - 2 + i] for i in range(3))
     centre = whole[1:-1, 1:-1]
-    total = sum(rows[:, i : width - 2 + i] for i in range(3)) + 4 * centre
+    rows = whole[:-2] + whole[1:-1] + whole[2:]
+    total = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * centre
     smooth = ((2 * total + 13) // 26).astype(np.float32)  # total / 13, rounded
     sharp = smooth + np.float32(factor) * (centre.astype(np.float32) - smooth)
     out = image.copy()

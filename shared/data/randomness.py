@@ -21,7 +21,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 def sample_keys(seed: int, epoch: ArrayLike, indices: ArrayLike, view: str) -> NDArray[np.uint64]:
     """Return one 64-bit key per sample, shape (N,).
 
-    `epoch` is one number or one per sample, `indices` (N,) are data set indices, `view` is any name.
+    `epoch`: one number or one per sample; `indices` (N,): of the data set; `view`: any name.
     """
     index = np.atleast_1d(np.asarray(indices)).astype(np.uint64)
     passes = np.broadcast_to(np.asarray(epoch), index.shape).astype(np.uint64)
@@ -35,7 +35,7 @@ def key_uniforms(keys: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
     """Return (N, count) numbers in [0, 1) for (N,) keys; a larger count only appends columns."""
     counters = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
     bits = _mix(keys[:, None] + counters)
-    return (bits >> np.uint64(11)) * 2.0**-53
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def uniforms(

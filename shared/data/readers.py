@@ -107,7 +107,7 @@ def stl10_fold_split(
 
 
 def svhn(root: str | Path, split: str) -> ArrayImages:
-    """Read the cropped-digit .mat files: (N, 32, 32, 3) RGB. `split`: "train", "test" or "extra"."""
+    """Read the cropped-digit .mat files: (N, 32, 32, 3) RGB; also has a split "extra"."""
     from scipy.io import loadmat
 
     path = find(Path(root), f"{_known(split, 'train', 'test', 'extra')}_32x32.mat", "svhn")
@@ -138,8 +138,8 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     shape = tuple(np.frombuffer(content[4:header], ">u4").tolist())
     if len(shape) != content[3] or len(content) != header + int(np.prod(shape)):
         raise DataCorruptError(
-            f"{path}: {len(content)} bytes don't hold the {shape} values of the header (truncated?); "
-            "delete it and fetch it anew"
+            f"{path}: {len(content)} bytes don't hold the {shape} values of its header "
+            "(truncated?); delete it and fetch it anew"
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 

@@ -1,12 +1,12 @@
 """Which samples make up a training batch: pure functions of (seed, epoch), no state.
 
-Two schedules of joint labelled/unlabelled batches (the CoMatch specification, sections 3.4 and 6.1):
-`FixedSteps` draws a given number of batches per epoch from concatenated permutations, so that batches
-may span two passes; `OnePass` goes once through the unlabelled set, with a shorter last batch, and
-restarts the labelled set whenever it is exhausted.
+Two schedules of joint labelled/unlabelled batches (the CoMatch specification, 3.4 and 6.1):
+`FixedSteps` draws a given number of batches per epoch from concatenated permutations, so that
+batches may span two passes; `OnePass` goes once through the unlabelled set, with a shorter last
+batch, and restarts the labelled set whenever it is exhausted.
 
-Batch sizes are totals over all ranks. Rank r gets the r-th contiguous slice, so the concatenation of
-the ranks' batches is the batch of a single process.
+Batch sizes are totals over all ranks. Rank r gets the r-th contiguous slice, so the concatenation
+of the ranks' batches is the batch of a single process.
 """
 
 import math
@@ -160,7 +160,7 @@ def permutation_stream(seed: int, epoch: int, stream: int, size: int, count: int
 
 
 def check_sizes(sizes: tuple[int, int], batch_sizes: tuple[int, int], world: int) -> None:
-    """Refuse empty sets, an unlabelled batch larger than its set, and batches that ranks can't share."""
+    """Refuse empty sets, a batch above the unlabelled set, and batches that ranks can't share."""
     names = (("labelled", "batch_size"), ("unlabelled", "batch_size * mu"))
     for (name, key), size, batch in zip(names, sizes, batch_sizes, strict=True):
         if size < 1:

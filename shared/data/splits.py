@@ -37,7 +37,7 @@ def per_class_split(
     unlabelled ones. A larger `num_labels` of the same seed extends the smaller labelled set.
 
     Raises:
-        ValueError: num_labels is no positive multiple of the number of classes, or a class has fewer.
+        ValueError: num_labels is no positive multiple of the classes, or a class has fewer.
     """
     per_class = labels_per_class(num_labels, len(images.class_names))
     generator = np.random.default_rng([seed, 0x5B11])

@@ -144,7 +144,7 @@ def shift_and_flip(
     padded[:, ky : ky + height, kx : kx + width] = images
     dy = (draws[:, _DY] * (2 * ky + 1)).astype(np.int64)
     dx = (draws[:, _DX] * (2 * kx + 1)).astype(np.int64)
-    windows = sliding_window_view(padded, (height, width), axis=(1, 2))  # type: ignore[call-overload]
+    windows = sliding_window_view(padded, (height, width), axis=(1, 2))
     moved = windows[np.arange(n), dy, dx]
     if images.ndim == 4:
         moved = moved.transpose(0, 2, 3, 1)  # the window axes come last

@@ -34,7 +34,8 @@ class _PerImageViews:
             return torch.stack([self._normalise(self._test(image)) for image in images])
         if view not in ("weak", "strong0", "strong1") or keys is None:
             raise ValueError(
-                f"no recipe (or no random keys) for view {view!r}; views: weak, strong0, strong1, test"
+                f"no recipe (or no random keys) for view {view!r}; "
+                "views: weak, strong0, strong1, test"
             )
         pairs = zip(images, keys, strict=True)
         return torch.stack(

@@ -8,10 +8,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def matmul_float32(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b outside autocast: similarities and probabilities are compared with thresholds."""
+    with torch.autocast(a.device.type, enabled=False):
+        return a.float() @ b.float()
+
+
 def similarity_logits(query: Tensor, reference: Tensor, temperature: float) -> Tensor:
-    """(B, d), (R, d) -> (B, R): dot products over temperature, outside autocast."""
-    with torch.autocast(query.device.type, enabled=False):
-        return query.float() @ reference.float().T / temperature
+    """(B, d), (R, d) -> (B, R): dot products over temperature."""
+    return matmul_float32(query, reference.T) / temperature
 
 
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -19,8 +24,7 @@ def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> T
 
     Args: query (B, d), key (B, d), queue (K, d), all unit-norm. Returns the mean over B.
     """
-    with torch.autocast(query.device.type, enabled=False):
-        positive = (query.float() * key.float()).sum(dim=1, keepdim=True) / temperature
+    positive = (query.float() * key.float()).sum(dim=1, keepdim=True) / temperature
     logits = torch.cat([positive, similarity_logits(query, queue, temperature)], dim=1)
     target = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     return F.cross_entropy(logits, target)

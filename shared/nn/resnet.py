@@ -20,6 +20,11 @@ class ResNet(nn.Module):
     ResNet-18 is `block="basic", layers=(2, 2, 2, 2)`.
     """
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
     def __init__(
         self,
         block: str = "bottleneck",

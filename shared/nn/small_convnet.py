@@ -1,6 +1,7 @@
 """A small strided network for miniatures on a CPU."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,7 +23,7 @@ class SmallConvNet(nn.Module):
         widths = [in_channels, *channels]
         self.convs = nn.ModuleList(
             nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False)
-            for before, after in zip(widths, widths[1:], strict=False)
+            for before, after in pairwise(widths)
         )
         # The attribute says "bn" because weight decay is switched off by name, as in the papers.
         self.bns = nn.ModuleList(nn.BatchNorm2d(c, momentum=bn_momentum) for c in channels)

@@ -47,7 +47,7 @@ class PreActivationBlock(nn.Module):
         shortcut = activated if self.activate_shortcut else x
         if self.downsample is not None:
             shortcut = self.downsample(shortcut)
-        return shortcut + residual
+        return residual.add_(shortcut)  # in place: no backward reads the convolution's output
 
 
 class WideResNet(nn.Module):
@@ -59,6 +59,10 @@ class WideResNet(nn.Module):
     Raises:
         ValueError: depth is not 6n + 4.
     """
+
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
 
     def __init__(
         self, depth: int = 28, width: int = 2, in_channels: int = 3, bn_momentum: float = 0.001

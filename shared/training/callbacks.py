@@ -53,12 +53,26 @@ class ResumeCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._saved_step = trainer.global_step
-        for logger in trainer.loggers:
-            if isinstance(logger, CsvLogger):
-                logger.continue_from(trainer.global_step)
+        if trainer.global_step == 0:  # what a run killed before its first checkpoint has left
+            _continue_metrics(trainer, 0)
         if self._generators:
             _set_generators(self._generators[trainer.global_rank])
             self._generators = []
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # A metric that this step does not log would be written with its last value of the epoch,
+        # as if measured now; a resumed run, which has no last value, would write nothing.
+        for result in (trainer.fit_loop.epoch_loop._results or {}).values():
+            result._forward_cache = None
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        # Not in on_train_start, which a run that was killed after its last step does not reach.
+        if trainer.state.fn == "fit":
+            _continue_metrics(trainer, checkpoint["global_step"])
 
     def on_train_batch_end(
         self,
@@ -68,20 +82,28 @@ class ResumeCheckpoint(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        loop = trainer.fit_loop.epoch_loop
-        if not loop.batch_progress.is_last_batch and not _validation_follows(trainer):
+        if not _validation_follows(trainer):
             self._save_if_due(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if fitting and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if fitting:
             self._save_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._save(trainer)
+        if trainer.max_steps == -1:
+            self._save(trainer)
 
     def _save_if_due(self, trainer: pl.Trainer) -> None:
-        if trainer.global_step >= self._saved_step + self.every_n_steps:
+        """Save after ``every_n_steps``, unless this is better done when the epoch is over.
+
+        With ``max_steps`` Lightning repeats the end of an epoch that was saved when over, and
+        counts it twice; then the last batch is saved instead.
+        """
+        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        last |= trainer.global_step == trainer.max_steps
+        due = trainer.global_step >= self._saved_step + self.every_n_steps
+        if (trainer.max_steps != -1) if last else due:
             self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
@@ -249,6 +271,12 @@ def _validation_follows(trainer: pl.Trainer) -> bool:
     loop = trainer.fit_loop
     assert loop._data_fetcher is not None
     return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def _continue_metrics(trainer: pl.Trainer, global_step: int) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, CsvLogger):
+            logger.continue_from(global_step)
 
 
 def _log_now(trainer: pl.Trainer) -> None:

@@ -246,7 +246,7 @@ class WandbLogger(Logger):
 
     def _start(self, wandb: Any) -> Any:
         settings = {
-            "init_timeout": self.patience,
+            "init_timeout": self.patience / 2,  # so that the offline run has time to begin
             "finish_timeout": self.patience,
             "console": "off",
             "silent": True,

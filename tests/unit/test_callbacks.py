@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from shared.training import callbacks
 from shared.training.callbacks import (
     FiniteGradients,
     PlainProgress,
@@ -87,6 +88,8 @@ class Tiny(pl.LightningModule):
         loss = (self.out(self.net(batch["x"])) - batch["y"]).square().mean() * (1 + noise)
         self.seen += len(batch["x"])
         self.log_dict({"train/loss": loss, "train/noise": noise})
+        if batch_idx == 1:
+            self.log("train/rare", loss)
         return loss
 
     def validation_step(self, batch, batch_idx):
@@ -108,7 +111,7 @@ class Keep(ResumeCheckpoint):
         shutil.copytree(folder, folder.parent / f"at_{count:02d}_step{trainer.global_step}")
 
 
-def fit(folder, checkpoint_class=ResumeCheckpoint, module=None, callbacks=(), **arguments):
+def fit(folder, checkpoint_class=ResumeCheckpoint, module=None, more=(), **arguments):
     pl.seed_everything(0, verbose=False)
     module = module or Tiny()
     last = folder / "last.ckpt"
@@ -116,9 +119,9 @@ def fit(folder, checkpoint_class=ResumeCheckpoint, module=None, callbacks=(), **
     trainer = pl.Trainer(
         accelerator="cpu",
         logger=CsvLogger(folder / "metrics.csv"),
-        callbacks=[checkpoint_class(folder, arguments.pop("every_n_steps")), *callbacks],
+        callbacks=[checkpoint_class(folder, arguments.pop("every_n_steps")), *more],
         plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=False,
+        enable_progress_bar=arguments.pop("enable_progress_bar", False),
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
@@ -159,6 +162,8 @@ def assert_same(a, b, where=""):
     [
         {"max_epochs": 3},
         {"max_steps": 15, "max_epochs": -1},
+        {"max_steps": 15, "max_epochs": -1, "check_val_every_n_epoch": 2},
+        {"max_steps": 12, "max_epochs": -1, "every_n_steps": 1},
         {"max_epochs": 3, "val_check_interval": 0.5},
         {"max_epochs": 3, "check_val_every_n_epoch": 2},
         {"max_epochs": 2, "every_n_steps": 1},
@@ -172,6 +177,8 @@ def test_every_checkpoint_continues_exactly(tmp_path, schedule):
     rows = read_metrics(whole / "metrics.csv")
     keys = [(row["step"], row["metric"]) for row in rows]
     assert len(keys) == len(set(keys))
+    rare = [int(step) % BATCHES for step, metric in keys if metric == "train/rare"]
+    assert rare == [1] * len(rare)  # not repeated in the steps that did not log it
     stops = sorted(tmp_path.glob("at_*"))
     assert len(stops) >= 6
     for folder in stops:
@@ -181,3 +188,98 @@ def test_every_checkpoint_continues_exactly(tmp_path, schedule):
         fit(folder, **schedule)
         assert_same(comparable(load_checkpoint(folder / "last.ckpt")), expected, folder.name)
         assert read_metrics(folder / "metrics.csv") == rows, folder.name
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_clean(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.csv").write_text("step,epoch,metric,value\n0,0,train/loss,9.0\n7,")
+    fit(tmp_path / "run", max_epochs=1)
+    fit(tmp_path / "other", max_epochs=1)
+    first, second = (read_metrics(tmp_path / n / "metrics.csv") for n in ("run", "other"))
+    assert first == second
+
+
+def test_every_n_steps_must_be_positive(tmp_path):
+    with pytest.raises(ValueError, match="every_n_steps"):
+        ResumeCheckpoint(tmp_path, 0)
+
+
+class Spoiled(Tiny):
+    """From step 4 on, the loss is finite and its gradient is not."""
+
+    def __init__(self, gradient):
+        super().__init__()
+        self.gradient = gradient
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        if self.global_step == 4:
+            self.out.weight.register_hook(lambda g: torch.full_like(g, self.gradient))
+        return loss
+
+
+@pytest.mark.parametrize("gradient", [math.nan, math.inf])
+def test_non_finite_gradient_stops_before_the_update(tmp_path, gradient):
+    module = Spoiled(gradient)
+    with pytest.raises(FloatingPointError, match=r"step 4: .*not finite in out\.weight"):
+        fit(tmp_path, module=module, more=[FiniteGradients()])
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+    kept = load_checkpoint(tmp_path / "last.ckpt")
+    assert kept["global_step"] == 4
+    # The weights of the checkpoint are those that the failed step met: no update came after.
+    assert all(torch.equal(kept["state_dict"][n], p) for n, p in module.named_parameters())
+
+
+def test_overflowing_gradient_norm_stops(tmp_path):
+    with pytest.raises(FloatingPointError, match="norm overflows"):
+        fit(tmp_path, module=Spoiled(3e38), more=[FiniteGradients()])
+
+
+def test_throughput_counts_training_alone(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("shared.training.callbacks.time.perf_counter", lambda: now[0])
+
+    class Clocked(Tiny):
+        def training_step(self, batch, batch_idx):
+            now[0] += 100.0 if self.global_step < 3 else 0.5
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch, batch_idx):
+            now[0] += 1000.0
+            return super().validation_step(batch, batch_idx)
+
+    throughput = Throughput(warmup_steps=3)
+    fit(tmp_path, module=Clocked(), more=[throughput], every_n_steps=100)
+    assert throughput.samples_per_second == pytest.approx(4 / 0.5)
+    rows = [r for r in read_metrics(tmp_path / "metrics.csv") if r["metric"].startswith("perf/")]
+    assert {r["metric"] for r in rows} == {"perf/samples_per_second", "perf/peak_memory_mb"}
+    assert Throughput().samples_per_second == 0.0
+
+
+def test_rows_are_all_views_of_all_images():
+    images = torch.zeros(2, 1, 4, 4)
+    batch = {"labelled": images, "labels": torch.zeros(2), "weak": torch.zeros(6, 1, 4, 4)}
+    assert callbacks._rows(batch) == 8
+    assert callbacks._rows([torch.zeros(5), torch.zeros(5)]) == 5
+    assert callbacks._rows(images) == 2
+
+
+def test_progress_is_plain_lines_without_a_terminal(tmp_path, capsys):
+    progress = progress_callback(every_seconds=0.0)
+    assert isinstance(progress, PlainProgress)
+    fit(tmp_path, max_epochs=1, more=[progress], enable_progress_bar=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("step 2 (epoch 0 batch 2/6) loss ")
+    progress.disable()
+    progress.on_train_batch_end(None, None, None, None, 0)
+    progress.enable()
+    assert capsys.readouterr().out == ""
+
+
+def test_progress_is_a_bar_in_a_terminal(monkeypatch):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert not isinstance(progress_callback(), PlainProgress)
+
+
+def test_peak_memory_is_plausible():
+    assert 50 < peak_memory_mb() < 1e6

@@ -9,6 +9,8 @@ from scipy import stats
 
 from benchmarks.statistics import Paired, mean_std, meets, paired, rules_out, verdict
 
+pytestmark = pytest.mark.filterwarnings("ignore:Precision loss occurred")  # equal numbers
+
 numbers = st.floats(-100, 100, allow_nan=False)
 samples = st.lists(st.tuples(numbers, numbers), min_size=2, max_size=12)
 signs = st.sampled_from([1, -1, 0])

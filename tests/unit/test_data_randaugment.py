@@ -6,11 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from safetensors.numpy import load_file
 
 from shared.data import randaugment
-from shared.data.randomness import key_generator
 from shared.data.transforms import CIFAR10_MEAN, CIFAR10_STD, normalise
 
 CASE = Path(__file__).parents[1] / "golden" / "comatch" / "augment_ops"

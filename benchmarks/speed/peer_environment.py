@@ -1,0 +1,63 @@
+"""A virtual environment of its own for a peer, so that its dependencies never meet ours."""
+
+import hashlib
+import subprocess
+import sys
+import venv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from benchmarks.speed.protocol import SpeedError
+
+
+@dataclass(frozen=True)
+class PeerPackage:
+    """What pip is asked for.
+
+    Attributes:
+        requirement: the peer itself, installed without its dependencies.
+        dependencies: what its import needs. torch and torchvision are added in our versions.
+    """
+
+    requirement: str
+    dependencies: tuple[str, ...]
+
+
+def ensure(folder: Path, peer: PeerPackage) -> Path:
+    """Make the environment unless it is there and complete; returns its Python.
+
+    Raises:
+        SpeedError: it cannot be made, as without a network; says how to make it by hand.
+    """
+    python = folder / "bin" / "python"
+    same = [f"{name}=={metadata.version(name)}" for name in ("torch", "torchvision")]
+    installs = [[*same, *peer.dependencies], ["--no-deps", peer.requirement]]
+    wanted = hashlib.sha256(repr(installs).encode()).hexdigest()
+    stamp = folder / "complete"
+    if stamp.exists() and stamp.read_text() == wanted:
+        return python
+    print(f"installing {peer.requirement} into {folder.name} (once)", file=sys.stderr)
+    try:
+        venv.create(folder, with_pip=True)
+        for install in installs:
+            _pip(python, install)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        by_hand = "\n".join(
+            f"  {folder.name}/bin/pip install {' '.join(install)}" for install in installs
+        )
+        raise SpeedError(
+            f"the peer {peer.requirement} is absent and could not be installed:\n"
+            f"{reason.strip()[-2000:]}\n"
+            f"The comparison needs it once. With a package index within reach, run again, or:\n"
+            f"  python -m venv {folder.name}\n{by_hand}"
+        ) from error
+    stamp.write_text(wanted)
+    return python
+
+
+def _pip(python: Path, install: Sequence[str]) -> None:
+    command = [str(python), "-m", "pip", "install", "--quiet", *install]
+    subprocess.run(command, check=True, capture_output=True, text=True)

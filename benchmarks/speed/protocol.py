@@ -1,0 +1,232 @@
+"""Two processes that take turns: our training step beside a peer's, in one run.
+
+Both workers stay alive, one idle while the other steps, so that both meet the same machine. In
+each block every variant takes a few steps; ratios are formed within a block, which cancels what
+changes slowly (clock, neighbours), and the order turns round from block to block.
+"""
+
+import json
+import math
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any, Protocol
+
+Variant = tuple[str, str]
+"""(side, variant), as ("ours", "float32")."""
+
+
+class SpeedError(RuntimeError):
+    """The comparison cannot be made; the message says what to do."""
+
+
+class Side(Protocol):
+    """What the protocol needs of a worker."""
+
+    def describe(self) -> dict[str, Any]: ...
+
+    def run(self, variant: str, steps: int) -> tuple[list[float], list[float]]: ...
+
+
+class Worker:
+    """A long-lived process that runs a module which calls `serving.serve`.
+
+    Args:
+        python: its interpreter. module: what `python -m` runs, from the folder `root`.
+        settings: passed on to the workload.
+        log: file that takes what the process prints.
+
+    Raises:
+        SpeedError: the process ended or reported an error; the message names the log.
+    """
+
+    def __init__(
+        self, python: Path, module: str, settings: Mapping[str, Any], root: Path, log: Path
+    ):
+        self.module, self.log = module, log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("w") as stderr:
+            self._process = subprocess.Popen(
+                [str(python), "-m", module, json.dumps(settings)],
+                cwd=root,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
+
+    def describe(self) -> dict[str, Any]:
+        return self._ask({"command": "describe"})
+
+    def run(self, variant: str, steps: int) -> tuple[list[float], list[float]]:
+        answer = self._ask({"command": "run", "variant": variant, "steps": steps})
+        return answer["seconds"], answer["losses"]
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(command) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = self._process.stdout.readline()
+        answer = json.loads(line) if line else {"error": "the process ended"}
+        if "error" in answer:
+            raise SpeedError(f"{self.module} failed (log: {self.log}):\n{answer['error']}")
+        return answer
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One row to measure: our variant beside the peer's."""
+
+    name: str
+    ours: str
+    peer: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A measured row: medians per step, quartiles of the steps, and the paired ratio.
+
+    `ratio` is the median over blocks of ours / peer (medians within the block), `iqr` its quartiles.
+    """
+
+    name: str
+    ours_ms: float
+    ours_iqr: tuple[float, float]
+    peer_ms: float
+    peer_iqr: tuple[float, float]
+    ratio: float
+    iqr: tuple[float, float]
+
+
+def check_same_work(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> None:
+    """Refuse to compare different work.
+
+    Raises:
+        SpeedError: another number of images per step, threads or torch, or a network whose size
+            differs by more than one per cent.
+    """
+    for key in ("images_per_step", "threads", "torch"):
+        if ours[key] != peer[key]:
+            raise SpeedError(f"not the same work: {key} is {ours[key]} here, {peer[key]} there")
+    if abs(ours["parameters"] / peer["parameters"] - 1) > 0.01:
+        raise SpeedError(
+            f"not the same network: {ours['parameters']:,} parameters here, "
+            f"{peer['parameters']:,} there"
+        )
+
+
+def alternate(
+    sides: Mapping[str, Side],
+    variants: Sequence[Variant],
+    blocks: int,
+    steps: int,
+    warm_up: int,
+    progress: Callable[[str], None] = lambda _: None,
+) -> dict[Variant, list[list[float]]]:
+    """Seconds per step of each variant: one list of `steps` per block.
+
+    Raises:
+        SpeedError: a loss is not finite.
+    """
+    for side, variant in variants:
+        progress(f"warming up {side} {variant}")
+        _checked_run(sides[side], side, variant, warm_up)
+    taken: dict[Variant, list[list[float]]] = {key: [] for key in variants}
+    for block in range(blocks):
+        progress(f"block {block + 1} of {blocks}")
+        for key in variants if block % 2 == 0 else reversed(variants):
+            taken[key].append(_checked_run(sides[key[0]], *key, steps))
+    return taken
+
+
+def _checked_run(worker: Side, side: str, variant: str, steps: int) -> list[float]:
+    seconds, losses = worker.run(variant, steps)
+    if not all(math.isfinite(loss) for loss in losses):
+        raise SpeedError(f"a loss of {side} ({variant}) is not finite: {losses}")
+    return seconds
+
+
+def compare(
+    comparisons: Sequence[Comparison], taken: Mapping[Variant, Sequence[Sequence[float]]]
+) -> list[Row]:
+    """Medians, quartiles and paired ratios of what `alternate` measured."""
+    rows = []
+    for comparison in comparisons:
+        ours, peer = taken["ours", comparison.ours], taken["peer", comparison.peer]
+        ratios = [median(a) / median(b) for a, b in zip(ours, peer, strict=True)]
+        ours_ms = [1e3 * value for block in ours for value in block]
+        peer_ms = [1e3 * value for block in peer for value in block]
+        rows.append(
+            Row(
+                name=comparison.name,
+                ours_ms=median(ours_ms),
+                ours_iqr=quartiles(ours_ms),
+                peer_ms=median(peer_ms),
+                peer_iqr=quartiles(peer_ms),
+                ratio=median(ratios),
+                iqr=quartiles(ratios),
+            )
+        )
+    return rows
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """First and third quartile; of one value, the value twice."""
+    if len(values) == 1:
+        return values[0], values[0]
+    first, _, third = quantiles(values, n=4, method="inclusive")
+    return first, third
+
+
+def table(title: str, rows: Sequence[Row]) -> str:
+    """The rows as text."""
+
+    def time(value: float, iqr: tuple[float, float]) -> str:
+        return f"{value:7.0f} [{iqr[0]:.0f}, {iqr[1]:.0f}]"
+
+    width = max(len(title), *(len(row.name) for row in rows))
+    lines = [f"{title:<{width}}  {'ours, ms [IQR]':>22}  {'peer, ms [IQR]':>22}  ratio [IQR]"]
+    lines += [
+        f"{row.name:<{width}}  {time(row.ours_ms, row.ours_iqr):>22}  "
+        f"{time(row.peer_ms, row.peer_iqr):>22}  {row.ratio:.3f} [{row.iqr[0]:.3f}, "
+        f"{row.iqr[1]:.3f}]"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def ratio_lines(row: Row) -> str:
+    """The last two lines of the benchmark: the interquartile range, and the ratio."""
+    return (
+        f"{row.name}: interquartile range of the ratio over blocks {row.iqr[0]:.3f} to "
+        f"{row.iqr[1]:.3f}\nratio: {row.ratio:.3f} (ours/peer, lower is better)"
+    )
+
+
+def write(path: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
+    """Write the result file that the report reads; the first row gives `ratio` and `iqr`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {
+        "ratio": rows[0].ratio,
+        "iqr": rows[0].iqr,
+        "rows": [asdict(row) for row in rows],
+        **facts,
+    }
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)

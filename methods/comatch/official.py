@@ -1,0 +1,241 @@
+"""Official CoMatch and FixMatch files <-> our modules (specification, section 9).
+
+Key tables for the checkpoints of both official scripts, for bare state dicts of their networks, and
+for the warm starts they offer. The script is told by the module, the packing by the file's keys.
+Source: salesforce/CoMatch@08b4cce `Train_CoMatch.py`, `Train_fixmatch.py`, `imagenet/`.
+"""
+
+from collections.abc import Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.comatch.classifier import Classifier
+from methods.comatch.imagenet import CoMatchImageNet
+from methods.comatch.module import CoMatch, EMAClassifier
+from shared.training.checkpoints import CheckpointError, load_checkpoint
+from shared.training.official import (
+    SCALAR,
+    TRANSPOSED,
+    Conversion,
+    KeyReport,
+    KeyTable,
+    Rule,
+    export_official,
+    import_official,
+)
+
+INTEGER = Conversion(lambda value, ours: torch.as_tensor(value), lambda value, _: int(value))
+"""A Python int there, a tensor without dimensions here."""
+
+
+def _window(history: list[Tensor], ours: Tensor) -> Tensor:
+    rows = torch.zeros_like(ours)
+    for row, mean in zip(rows, history, strict=False):
+        row.copy_(mean)
+    if len(history) > len(ours):
+        raise ValueError(f"{len(history)} batch means, the window holds {len(ours)}")
+    return rows
+
+
+def _history(window: Tensor, state: Mapping[str, Tensor]) -> list[Tensor]:
+    count = int(state["alignment.count"])
+    held = min(count, len(window))
+    return [window[(count - held + i) % len(window)].clone() for i in range(held)]
+
+
+HISTORY = Conversion(_window, _history)
+"""A list of batch means, oldest first, there; a ring buffer here."""
+LENGTH = Conversion(lambda history, _: torch.tensor(len(history)), None)
+
+TRAINER_KEYS = ("epoch", "arch", "optimizer", "optimizer/{rest}")
+OTHER_TRAINER = "training state of another trainer"
+NOT_KEPT_THERE = "not kept by the official code"
+
+
+def load(module: Classifier, path: str | PathLike[str]) -> KeyReport:
+    """Load a checkpoint of the official repository into the module of the same form.
+
+    Raises:
+        CheckpointError: not readable without executing code, or any key missing, unexpected or
+            resized; the module is then unchanged.
+    """
+    return load_weights(module, load_checkpoint(path))
+
+
+def load_weights(module: Classifier, source: Mapping[str, Any]) -> KeyReport:
+    """Like `load`, from the content of a file: of a checkpoint, or a bare state dict.
+
+    A bare state dict of the CIFAR network (`backbone.*`, `classifier.*`, `fc1.*`, `fc2.*`) fills
+    both the trained and the averaged copy; one of the ImageNet script has `encoder.*`,
+    `m_encoder.*` and the queues, with or without the prefix `module.`.
+    """
+    report = import_official(source, table_for(module, source), module)
+    if "tenfold/alignment.count" in dict(report.mapped) and "model" in source:
+        # The oldest batch mean was loaded into row 0; put it where the ring buffer had it.
+        window = module.get_buffer("alignment.window")
+        count = int(module.get_buffer("alignment.count"))
+        window.copy_(window.roll(max(0, count - len(window)), 0))
+    if isinstance(module, CoMatch) and "bank.written" in report.fresh:
+        # Official files lack the count. A bank without empty rows means that smoothing has begun.
+        full = bool((module.bank.get_buffer("probs").sum(dim=1) > 0).all())
+        module.bank.written.fill_(len(module.bank) + 1 if full else int(module.bank.pointer))
+    return report
+
+
+def export(module: Classifier) -> dict[str, Any]:
+    """The module's state in the official form, which `load_weights` turns back bit for bit.
+
+    What the official form has no place for is under the key `tenfold`, which the official code
+    ignores. Tensors share memory with the module, as those of `state_dict()` do.
+    """
+    if isinstance(module, CoMatchImageNet):
+        return export_official(module, imagenet_table("state_dict/module."))
+    return export_official(module, cifar_table(module))
+
+
+def table_for(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
+    """The key table for `module` and the packing of `source`."""
+    if isinstance(module, CoMatchImageNet):
+        prefix = "state_dict/" if "state_dict" in source else ""
+        keys = source.get("state_dict", source)
+        if any(key.startswith("module.") for key in keys):
+            prefix += "module."
+        return imagenet_table(prefix)
+    return cifar_table(module, source) if "model" in source else cifar_network_table()
+
+
+def cifar_table(module: Classifier, source: Mapping[str, Any] | None = None) -> KeyTable:
+    """Checkpoints of the CIFAR scripts, CoMatch and FixMatch; `source` None for export."""
+    has = {key.split(".")[0] for key in module.state_dict()}
+    exported_here = source is None or "tenfold" in source
+    counts = [Rule("tenfold/alignment.count", "alignment.count")]
+    if not exported_here:
+        counts = [Rule("prob_list", "alignment.count", LENGTH)]
+    dropped = dict.fromkeys((*TRAINER_KEYS, "lr_scheduler/{rest}"), OTHER_TRAINER)
+    fresh = {"bank.written": NOT_KEPT_THERE}
+    if "alignment" not in has:
+        dropped["prob_list"] = "the module has no distribution alignment"
+    elif "bank" not in has:  # FixMatch may be saved without its window
+        fresh["alignment.{rest}"] = NOT_KEPT_THERE
+    return KeyTable(
+        rules=[
+            *_cifar_network("model/", "encoder."),
+            *_cifar_network("ema_model/", "ema_encoder.module."),
+            Rule("prob_list", "alignment.window", HISTORY),
+            *counts,
+            Rule("queue/queue_feats", "bank.features"),
+            Rule("queue/queue_probs", "bank.probs"),
+            Rule("queue/queue_ptr", "bank.pointer", INTEGER),
+            Rule("tenfold/bank.written", "bank.written"),
+        ],
+        dropped=dropped,
+        fresh=fresh,
+    )
+
+
+def cifar_network_table() -> KeyTable:
+    """A bare state dict of the CIFAR network."""
+    return KeyTable(
+        rules=[*_cifar_network("", "encoder."), *_cifar_network("", "ema_encoder.module.")],
+        fresh={"alignment.{rest}": NOT_KEPT_THERE, "bank.{rest}": NOT_KEPT_THERE},
+    )
+
+
+def imagenet_table(prefix: str) -> KeyTable:
+    """Script I; `prefix` precedes the keys of its model, `state_dict/module.` in checkpoints."""
+    return KeyTable(
+        rules=[
+            *_imagenet_network(f"{prefix}encoder.", "encoder."),
+            *_imagenet_network(f"{prefix}m_encoder.", "momentum_encoder.module."),
+            Rule(f"{prefix}queue_s", "strong_queue.features", TRANSPOSED),
+            Rule(f"{prefix}probs_u", "strong_queue.probs", TRANSPOSED),
+            Rule(f"{prefix}queue_ptr_s", "strong_queue.pointer", SCALAR),
+            Rule(f"{prefix}queue_w", "weak_queue.features", TRANSPOSED),
+            Rule(f"{prefix}probs_xu", "weak_queue.probs", TRANSPOSED),
+            Rule(f"{prefix}queue_ptr_w", "weak_queue.pointer", SCALAR),
+            Rule("tenfold/alignment.{rest}", "alignment.{rest}"),
+            Rule("tenfold/strong_queue.written", "strong_queue.written"),
+            Rule("tenfold/weak_queue.written", "weak_queue.written"),
+        ],
+        dropped=dict.fromkeys(TRAINER_KEYS, OTHER_TRAINER),
+        fresh={"alignment.{rest}": NOT_KEPT_THERE, "{queue}.written": NOT_KEPT_THERE},
+    )
+
+
+def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyReport:
+    """Start from self-supervised weights: the classifier stays random, the averaged copy follows.
+
+    Args:
+        kind: `moco_v2` (a MoCo v2 checkpoint, for the ImageNet form) or `simclr` (a bare state dict
+            of the network without its classifier, for the CIFAR form; a module without projection
+            ignores fc1 and fc2).
+
+    Raises:
+        CheckpointError: as in `load`; or a `kind` that does not belong to this module.
+    """
+    if kind not in WARM_STARTS:
+        raise CheckpointError(f"warm_start.kind {kind!r} is unknown: {' or '.join(WARM_STARTS)}")
+    form, averaged, table = WARM_STARTS[kind]
+    if not isinstance(module, form):
+        raise CheckpointError(
+            f"warm_start.kind {kind} is for {form.__name__} modules, not {type(module).__name__}"
+        )
+    fresh = {
+        "encoder.classifier.{rest}": "self-supervised weights have no classifier",
+        f"{averaged}.{{rest}}": "parameters copied from the encoder after loading",
+        **{f"{state}.{{rest}}": "starts empty" for state in ("alignment", "bank")},
+        **{f"{queue}.{{rest}}": "starts empty" for queue in ("strong_queue", "weak_queue")},
+    }
+    rules, dropped = table(module)
+    report = import_official(load_checkpoint(path), KeyTable(rules, dropped, fresh), module)
+    getattr(module, averaged).update(module.encoder, 0.0)
+    return report
+
+
+def _moco_v2(module: Classifier) -> tuple[list[Rule], dict[str, str]]:
+    q = "state_dict/module.encoder_q."
+    rules = [
+        Rule(f"{q}fc.0.{{rest}}", "encoder.projection.fc1.{rest}"),
+        Rule(f"{q}fc.2.{{rest}}", "encoder.projection.fc2.{rest}"),
+        Rule(f"{q}{{rest}}", "encoder.backbone.{rest}"),
+    ]
+    dropped = dict.fromkeys(TRAINER_KEYS, OTHER_TRAINER)
+    dropped["state_dict/module.encoder_k.{rest}"] = "the key encoder is not used"
+    dropped |= {f"state_dict/module.queue{end}": "another method's queue" for end in ("", "_ptr")}
+    return rules, dropped
+
+
+def _simclr(module: Classifier) -> tuple[list[Rule], dict[str, str]]:
+    rules = [rule for rule in _cifar_network("", "encoder.") if "classifier" not in rule.official]
+    if module.encoder.projection is None:
+        return rules, {f"fc{n}.{{rest}}": "the module has no projection head" for n in (1, 2)}
+    return rules, {}
+
+
+WARM_STARTS: dict[str, tuple[type[Classifier], str, Any]] = {
+    "moco_v2": (CoMatchImageNet, "momentum_encoder", _moco_v2),
+    "simclr": (EMAClassifier, "ema_encoder", _simclr),
+}
+
+
+def _cifar_network(official: str, ours: str) -> list[Rule]:
+    return [
+        Rule(f"{official}backbone.{{rest}}", f"{ours}backbone.{{rest}}"),
+        *_heads(official, ours),
+    ]
+
+
+def _imagenet_network(official: str, ours: str) -> list[Rule]:
+    """There the heads are attributes of the ResNet itself, so they must be recognised first."""
+    return [*_heads(official, ours), Rule(f"{official}{{rest}}", f"{ours}backbone.{{rest}}")]
+
+
+def _heads(official: str, ours: str) -> list[Rule]:
+    return [
+        Rule(f"{official}classifier.{{rest}}", f"{ours}classifier.{{rest}}"),
+        Rule(f"{official}fc1.{{rest}}", f"{ours}projection.fc1.{{rest}}"),
+        Rule(f"{official}fc2.{{rest}}", f"{ours}projection.fc2.{{rest}}"),
+    ]

@@ -1,0 +1,218 @@
+"""Refuse misspelt command-line overrides before anything starts, with the nearest valid name."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, Sweep
+from hydra.errors import HydraException
+from omegaconf import Container, DictConfig, ListConfig
+from omegaconf.errors import OmegaConfBaseException
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+CHOICES = {"precision": ("auto", "32-true", "bf16-mixed", "16-mixed")}
+
+
+class OverrideError(ValueError):
+    """An override that cannot be meant as written; the message suggests what may be meant."""
+
+
+def check_overrides(argv: Sequence[str], config_name: str = "config") -> None:
+    """Exit with status 2 and one line on stderr if a group, option, key or value is misspelt.
+
+    Args:
+        argv: the arguments of the command line, without the program.
+        config_name: the file under conf/ that they override.
+    """
+    arguments = get_args_parser().parse_args(list(argv))
+    if arguments.help or arguments.hydra_help:
+        return
+    if arguments.config_path or arguments.config_dir or arguments.config_name:
+        return  # configs of the user's own; Hydra checks those
+    try:
+        validate(arguments.overrides, config_name)
+    except OverrideError as error:
+        print(f"tenfold: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def validate(overrides: Sequence[str], config_name: str = "config") -> None:
+    """Check overrides, each value of a sweep included, against the configs they apply to.
+
+    Raises:
+        OverrideError: names the first one that is wrong, and the nearest valid name.
+    """
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        try:
+            parsed = OverridesParser.create(loader).parse_overrides(list(overrides))
+        except (HydraException, ValueError) as error:
+            raise OverrideError(_one_line(error)) from error
+        groups = set(_groups(loader))
+        chosen = [o for o in parsed if o.key_or_group in groups]
+        for override in chosen:
+            _check_option(loader, override)
+        values = [o for o in parsed if o.key_or_group not in groups]
+        # A key may exist for one experiment of a sweep and not for the next.
+        for combination in product(*(_spellings(o) for o in chosen)):
+            try:
+                config = compose(config_name, list(combination), return_hydra_config=True)
+            except (HydraException, OmegaConfBaseException, ValueError) as error:
+                raise OverrideError(_one_line(error)) from error
+            for override in values:
+                _check_key(config, override, groups, combination)
+
+
+def _check_option(loader: ConfigLoader, override: Override) -> None:
+    group = override.key_or_group
+    options = list(_options(loader, group))
+    for value in _values(override):
+        for name in value if isinstance(value, list) else [value]:
+            if isinstance(name, str) and "${" not in name and name not in options:
+                raise OverrideError(f"unknown {group} {name!r}{_meant(name, options)}")
+
+
+def _check_key(
+    config: DictConfig, override: Override, groups: set[str], combination: Sequence[str]
+) -> None:
+    key = override.key_or_group
+    if override.is_add() or override.is_force_add():
+        return
+    found, present = _find(config, key)
+    if not found:
+        where = ", ".join(c for c in combination if c.startswith("experiment="))
+        names = [*_keys(config), *groups]
+        raise OverrideError(
+            f"unknown key {key}{f' for {where}' if where else ''}{_meant(key, names)}"
+        )
+    for value in [] if override.is_delete() else _values(override):
+        if isinstance(value, dict):
+            _check_inside(config, key, value)
+        if (expected := _misfit(present, value)) is not None:
+            raise OverrideError(f"{key}={_shown(value)}: {key} expects {expected}")
+        if isinstance(value, str) and value not in CHOICES.get(key, (value,)):
+            raise OverrideError(f"unknown {key} {value!r}{_meant(value, CHOICES[key])}")
+
+
+def _check_inside(config: DictConfig, key: str, value: dict[Any, Any]) -> None:
+    """Keys of a mapping given as a value, where the config has a mapping."""
+    present = _find(config, key)[1]
+    if isinstance(present, dict) and present:
+        for name in value:
+            if str(name) not in present:
+                nearest = _meant(f"{key}.{name}", [f"{key}.{known}" for known in present])
+                raise OverrideError(f"unknown key {key}.{name}{nearest}")
+
+
+def _find(config: DictConfig, key: str) -> tuple[bool, Any]:
+    """Whether the key exists, and its plain value; None where it is open or interpolated."""
+    node: Any = config
+    for part in key.replace("[", ".").replace("]", "").split("."):
+        if isinstance(node, ListConfig) and part.isdigit() and int(part) < len(node):
+            node = node._get_node(int(part))
+        elif isinstance(node, DictConfig) and not node._is_none() and part in node.keys():  # noqa: SIM118
+            node = node._get_node(part)
+        else:
+            return False, None
+    if node._is_none() or node._is_missing() or node._is_interpolation():
+        return True, None
+    if isinstance(node, DictConfig):
+        return True, dict.fromkeys(map(str, node.keys()))
+    return True, list(range(len(node))) if isinstance(node, ListConfig) else node._value()
+
+
+def _misfit(present: Any, value: Any) -> str | None:
+    """What kind of value is expected instead of `value`; None if it fits or cannot be told."""
+    if present is None or value is None or (isinstance(value, str) and "${" in value):
+        return None
+    kinds: tuple[tuple[type | tuple[type, ...], Any, str], ...] = (
+        (bool, bool, "true or false"),
+        ((int, float), (int, float), "a number"),
+        (str, (str, int, float), "a text"),
+        (list, list, "a list"),
+        (dict, dict, "a mapping"),
+    )
+    for kind, accepted, words in kinds:
+        if isinstance(present, kind):
+            wrong = not isinstance(value, accepted)
+            wrong |= isinstance(value, bool) and kind is not bool
+            return words if wrong else None
+    return None
+
+
+def _values(override: Override) -> list[Any]:
+    """The values that an override can take; none for intervals, ranges and globs."""
+    value = override.value()
+    if isinstance(value, ChoiceSweep):
+        return [Override._convert_value(item) for item in value.list]
+    return [] if isinstance(value, Sweep) or override.is_delete() else [value]
+
+
+def _spellings(override: Override) -> list[str]:
+    """The override once for each value of a sweep."""
+    if override.is_sweep_override() and override.is_discrete_sweep():
+        key = override.get_key_element()
+        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    return [override.input_line or ""]
+
+
+def _groups(loader: ConfigLoader, parent: str = "") -> Iterator[str]:
+    for name in loader.get_group_options(parent, ObjectType.GROUP):
+        if not parent and name == "hydra":
+            yield from (f"hydra/{n}" for n in loader.get_group_options(name, ObjectType.GROUP))
+        elif not parent:
+            yield name
+
+
+def _options(loader: ConfigLoader, group: str, prefix: str = "") -> Iterator[str]:
+    """Options of a group as they are written after `group=`, those in folders included."""
+    here = f"{group}/{prefix}".rstrip("/")
+    yield from (prefix + name for name in loader.get_group_options(here, ObjectType.CONFIG))
+    for folder in loader.get_group_options(here, ObjectType.GROUP):
+        yield from _options(loader, group, f"{prefix}{folder}/")
+
+
+def _keys(config: Container, prefix: str = "") -> Iterator[str]:
+    if not isinstance(config, DictConfig) or config._is_none() or config._is_missing():
+        return
+    for name in map(str, config):
+        yield prefix + name
+        node = config._get_node(name)
+        if isinstance(node, DictConfig) and not node._is_interpolation():
+            yield from _keys(node, f"{prefix}{name}.")
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    """`; did you mean ...?`, or nothing if no known name is near.
+
+    Names with the same last part (a forgotten group) come first, then the same beginning.
+    """
+    last = name.rpartition(".")[2]
+    same_end = [k for k in known if k.rpartition(".")[2] == last]
+    beside = [k for k in known if k.rpartition(".")[0] == name.rpartition(".")[0]]
+    nearest = (
+        get_close_matches(name, same_end, n=1, cutoff=0.3)
+        or get_close_matches(name, beside, n=1, cutoff=0.75)
+        or get_close_matches(name, known, n=1)
+    )
+    if nearest:
+        return f"; did you mean {nearest[0]}?"
+    return f"; one of {', '.join(known)}" if 0 < len(known) <= 12 else ""
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())

@@ -1,0 +1,56 @@
+"""A training program for test_chaos.py: `python chaos_toy.py output_dir=DIR [fault]`.
+
+Faults: `forget` resumes without the momentum buffer, `crash` ends with an error.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from shared.training.checkpoints import AtomicCheckpointIO
+from shared.training.loggers import CsvLogger
+
+STEPS, EPOCH, EVERY = 120, 40, 7
+
+
+def main(arguments: list[str]) -> None:
+    folder = Path(next(a for a in arguments if a.startswith("output_dir=")).split("=")[1])
+    io, csv = AtomicCheckpointIO(), CsvLogger(folder / "metrics.csv")
+    last = folder / "checkpoints" / "last.ckpt"
+    weight, momentum, start = torch.ones(10), torch.zeros(10), 0
+    if last.exists():
+        state = io.load_checkpoint(last)
+        weight, start = state["state_dict"]["weight"], state["global_step"]
+        if "forget" not in arguments:
+            momentum = state["optimizer_states"][0]["momentum"]
+    csv.continue_from(start)
+    for step in range(start, STEPS):
+        if "crash" in arguments and step == 3:
+            raise SystemExit("the toy is broken")
+        noise = torch.randn(10, generator=torch.Generator().manual_seed(step))
+        momentum = 0.9 * momentum + noise * weight
+        weight = weight - 0.01 * momentum
+        csv.log_metrics({"train/loss": weight.sum().item(), "epoch": step // EPOCH}, step)
+        csv.log_metrics({"perf/clock": time.time()}, step)
+        if (step + 1) % EVERY == 0 or step + 1 == STEPS:
+            state = {
+                "state_dict": {"weight": weight},
+                "optimizer_states": [{"momentum": momentum}],
+                "lr_schedulers": [],
+                "callbacks": {},
+                "global_step": step + 1,
+                "epoch": step // EPOCH,
+                "loops": {"fit_loop": {"state_dict": {}}},
+            }
+            io.save_checkpoint(state, last)
+        time.sleep(0.02)
+    results = {"status": "finished", "metrics": {"test/top1": weight.sum().item()}}
+    results |= {"config_hash": "0", "precision": "32-true"}
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

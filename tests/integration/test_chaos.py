@@ -1,0 +1,105 @@
+"""The chaos experiment sees a faithful resumption, an unfaithful one, and its own failure."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import chaos
+from benchmarks.chaos import ChaosError, first_difference
+
+TOY = [sys.executable, str(Path(__file__).with_name("chaos_toy.py"))]
+
+
+def test_faithful_resumption_is_identical_after_kills_that_really_came(tmp_path):
+    report = chaos.chaos(TOY, tmp_path / "toy", kills=2, seed=0)
+    assert report["first_difference"] is None
+    assert report["steps"] == 120
+    assert len(report["kills"]) == 2
+    assert any(kill["resumes_within_epoch"] for kill in report["kills"])
+    for kill in report["kills"]:
+        assert 0 < kill["steps_done"] < 120
+        assert kill["steps_done"] - 8 <= kill["resumes_from"] <= kill["steps_done"] + 1
+
+
+def test_forgotten_momentum_is_found(tmp_path):
+    report = chaos.chaos([*TOY, "forget"], tmp_path / "toy", kills=1, seed=1)
+    assert report["first_difference"].startswith("checkpoint/state_dict/weight: tensors differ")
+
+
+def test_a_run_that_crashes_is_no_result(tmp_path):
+    with pytest.raises(ChaosError, match=r"(?s)status 1.*the toy is broken"):
+        chaos.chaos([*TOY, "crash"], tmp_path / "toy", kills=1, seed=0)
+
+
+def test_kills_that_never_land_within_an_epoch_fail(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(chaos, "_run", lambda *_: None)
+    monkeypatch.setattr(chaos, "_epochs", lambda _: [0, 1, 2])
+    monkeypatch.setattr(chaos, "_run_with_kills", lambda *_: [])
+    with pytest.raises(ChaosError, match="3 attempts"):
+        chaos.chaos(TOY, tmp_path / "toy", kills=1, seed=0)
+    assert capsys.readouterr().out.count("0 of 1 kills landed") == 3
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "told"),
+    [
+        ({"w": torch.ones(2)}, {"w": torch.ones(2)}, None),
+        ({"w": torch.tensor([torch.nan])}, {"w": torch.tensor([torch.nan])}, None),
+        ({"w": torch.tensor(True)}, {"w": torch.tensor(True)}, None),
+        ({"w": torch.zeros(1)}, {"w": -torch.zeros(1)}, "x/w: tensors differ by up to 0"),
+        ({"w": torch.zeros(1)}, {"w": torch.zeros(1).half()}, "x/w: torch.float32"),
+        ({"w": 1}, {"v": 1}, "only one run has ['v', 'w']"),
+        ([1, 2], [1, 3], "x[1]: 2 against 3"),
+        ([1], [1, 2], "x: 1 against 2 long"),
+        ([1], (1,), "list against tuple"),
+        (1.0, 1, "float against int"),
+        ({"a": [{"b": float("nan")}]}, {"a": [{"b": float("nan")}]}, None),
+    ],
+)
+def test_first_difference_is_bit_by_bit(a, b, told):
+    found = first_difference(a, b, "x")
+    assert (found is None) if told is None else (told in found)
+
+
+@pytest.mark.parametrize(
+    ("difference", "status", "line"),
+    [(None, 0, "chaos: identical"), ("metrics.csv[3]", 1, "chaos: first difference: metrics.csv")],
+)
+def test_command_line_says_it_last_and_by_its_status(
+    tmp_path, monkeypatch, capsys, difference, status, line
+):
+    seen = {}
+
+    def fake(command, folder, kills, seed):
+        seen.update(command=command, folder=folder, kills=kills)
+        return {"first_difference": difference}
+
+    monkeypatch.setattr(chaos, "chaos", fake)
+    arguments = ["comatch", "--kills", "4", "seed=5", "--output", str(tmp_path)]
+    assert chaos.main(arguments) == status
+    assert capsys.readouterr().out.splitlines()[-1].startswith(line)
+    assert seen["kills"] == 4
+    assert "experiment=comatch/mini" in seen["command"]
+    assert seen["command"][-1] == "seed=5"  # after the shortening, so that the user's word counts
+    assert json.loads((tmp_path / "comatch.json").read_text())["method"] == "comatch"
+
+
+def test_command_line_fails_on_failure(tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise ChaosError("no luck")
+
+    monkeypatch.setattr(chaos, "chaos", fail)
+    assert chaos.main(["comatch", "--output", str(tmp_path)]) == 2
+    assert "chaos: failed: no luck" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        chaos.main(["comatch", "--kills", "0"])
+
+
+@pytest.mark.slow
+def test_smallest_run_of_comatch_is_identical(tmp_path):
+    arguments = ["comatch", "--experiment", "comatch/smoke", "--output", str(tmp_path)]
+    overrides = [f"data_root={tmp_path}/data", "trainer.max_steps=60", "data.steps_per_epoch=20"]
+    assert chaos.main([*arguments, "checkpoint_every=3", "--kills", "2", *overrides]) == 0

@@ -1,0 +1,48 @@
+"""The claims engine for real: a Hydra multirun of three arms and two seeds, a dozen steps each."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CLAIM = Path(__file__).with_name("claim_smoke.yaml")
+
+
+@pytest.mark.slow
+def test_claim_runs_reuses_and_names_what_failed(tmp_path):
+    def reproduce(*arguments):
+        command = [sys.executable, "-m", "benchmarks.reproduce", "comatch", "--claim", str(CLAIM)]
+        return subprocess.run(
+            [*command, f"data_root={tmp_path / 'data'}", *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    first = reproduce()
+    assert first.returncode == 0, first.stdout + first.stderr
+    (folder,) = tmp_path.glob("outputs/reproduce/comatch/claim_smoke-*")
+    results = [json.loads(p.read_text()) for p in folder.glob("*/seed*/results.json")]
+    assert len(results) == 6
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {r["claim"]["hash"] for r in results} == {summary["hash"]}
+    assert {r["threads"] for r in results} == {1}
+    assert (tmp_path / "outputs" / "report" / "index.html").is_file()
+
+    second = reproduce()
+    assert "reused 6 of 6 runs" in second.stdout
+    assert second.returncode == 0
+
+    occupied = folder / "fixmatch_da" / "seed3"
+    occupied.mkdir()
+    shutil.copy(folder / "comatch" / "seed1" / "config.yaml", occupied)
+    third = reproduce("--seeds", "1,2,3")
+    assert third.returncode == 1
+    assert "failed: fixmatch_da seed 3" in third.stdout
+    assert "RunError" in third.stdout
+    assert "claim holds: undecided" in third.stdout
+    assert len(list(folder.glob("*/seed3/results.json"))) == 2

@@ -1,0 +1,164 @@
+"""Golden vectors: reading a case and comparing an adapter's outputs with it.
+
+An adapter is a function named after its case in `tests/parity/<method>.py`. It gets the case's
+config, inputs and weights, never its outputs or tolerances, and returns outputs by name. It may
+return more than the file holds, never less.
+"""
+
+import copy
+import importlib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+KNOWN = Path(__file__).with_name("KNOWN.md")
+Adapter = Callable[[dict[str, Any], dict[str, Any], dict[str, Tensor]], Mapping[str, Any]]
+
+
+class ParityError(AssertionError):
+    """A case that does not pass; the message lists every difference."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One folder `<golden>/<method>/<case>`."""
+
+    method: str
+    name: str
+    folder: Path
+
+    def __str__(self) -> str:
+        return f"{self.method}/{self.name}"
+
+    def description(self) -> dict[str, Any]:
+        return json.loads((self.folder / "case.json").read_text())
+
+    def values(self, what: str) -> dict[str, Any]:
+        """Everything in `<what>.safetensors` and `<what>.json`; at least one must exist."""
+        found: dict[str, Any] = {}
+        paths = [self.folder / f"{what}{suffix}" for suffix in (".safetensors", ".json")]
+        if not any(path.exists() for path in paths):
+            raise ParityError(f"{self}: neither {paths[0].name} nor {paths[1].name} in the folder")
+        if paths[0].exists():
+            found.update(load_file(paths[0]))
+        if paths[1].exists():
+            found.update(json.loads(paths[1].read_text()))
+        return found
+
+    def weights(self) -> dict[str, Tensor]:
+        path = self.folder / "weights.safetensors"
+        return load_file(path) if path.exists() else {}
+
+
+def find_cases(golden: Path, methods: list[str] | None = None) -> list[Case]:
+    """Every case folder, sorted. Raises FileNotFoundError if a method asked for has none."""
+    wanted = methods or sorted(p.name for p in golden.glob("*") if p.is_dir())
+    cases = []
+    for method in wanted:
+        folders = sorted(p for p in (golden / method).glob("*") if p.is_dir())
+        if not folders:
+            raise FileNotFoundError(f"no case folders under {golden / method}")
+        cases += [Case(method, folder.name, folder) for folder in folders]
+    return cases
+
+
+def adapters_of(method: str) -> ModuleType:
+    return importlib.import_module(f"{__package__}.{method}")
+
+
+def find_adapter(case: Case, adapters: ModuleType | None = None) -> Adapter:
+    """The function of the case's name. Raises ParityError if there is none."""
+    if adapters is None:
+        try:
+            adapters = adapters_of(case.method)
+        except ModuleNotFoundError as error:
+            raise ParityError(f"{case}: no tests/parity/{case.method}.py ({error})") from error
+    adapter = getattr(adapters, case.name, None)
+    if adapter is None or getattr(adapter, "__module__", None) != adapters.__name__:
+        raise ParityError(f"{case}: no adapter `{case.name}` in tests/parity/{case.method}.py")
+    return adapter
+
+
+def check(case: Case, adapter: Adapter | None = None) -> list[str]:
+    """Run the adapter and compare every output of the file; returns their names.
+
+    Raises:
+        ParityError: no adapter, a missing file, or any difference.
+    """
+    adapter = adapter or find_adapter(case)
+    description = case.description()
+    got = dict(adapter(copy.deepcopy(description["config"]), case.values("inputs"), case.weights()))
+    # Read only now, and from the disk, so that no adapter can have touched them.
+    description, expected = case.description(), case.values("outputs")
+    atol, rtol = float(description["atol"]), float(description["rtol"])
+    problems = [f"{name}: described in case.json, not in the file"
+                for name in description["outputs"] if name not in expected]  # fmt: skip
+    if not expected:
+        problems.append("the file holds no outputs")
+    for name, value in expected.items():
+        if name not in got:
+            problems.append(f"{name}: the adapter does not return it")
+        else:
+            problems += list(differences(name, got[name], value, atol, rtol))
+    if problems:
+        raise ParityError(f"{case}:\n  " + "\n  ".join(problems))
+    return list(expected)
+
+
+def differences(name: str, got: Any, expected: Any, atol: float, rtol: float) -> Iterator[str]:
+    """Every way in which a value differs: kind, shape, numbers; containers are walked through."""
+    if isinstance(expected, Mapping):
+        if not isinstance(got, Mapping) or set(got) != set(expected):
+            yield f"{name}: keys {sorted(got) if isinstance(got, Mapping) else got!r}"
+            return
+        for key in expected:
+            yield from differences(f"{name}.{key}", got[key], expected[key], atol, rtol)
+    elif isinstance(expected, list):
+        got = got.tolist() if isinstance(got, Tensor) else got
+        if not isinstance(got, list | tuple) or len(got) != len(expected):
+            yield f"{name}: expected a list of {len(expected)}, got {got!r}"
+            return
+        for i, (mine, theirs) in enumerate(zip(got, expected, strict=True)):
+            yield from differences(f"{name}[{i}]", mine, theirs, atol, rtol)
+    elif isinstance(expected, str | bool) or expected is None:
+        if got != expected or type(got) is not type(expected):
+            yield f"{name}: {got!r} instead of {expected!r}"
+    else:
+        yield from _number_differences(name, got, expected, atol, rtol)
+
+
+def _number_differences(
+    name: str, got: Any, expected: Any, atol: float, rtol: float
+) -> Iterator[str]:
+    got, expected = torch.as_tensor(got).detach(), torch.as_tensor(expected)
+    if _kind(got) != _kind(expected):
+        yield f"{name}: dtype {got.dtype} instead of {expected.dtype}"
+    elif got.shape != expected.shape:
+        yield f"{name}: shape {tuple(got.shape)} instead of {tuple(expected.shape)}"
+    elif not torch.isfinite(got.double()).all():
+        yield f"{name}: not finite"
+    else:
+        mine, theirs = got.double(), expected.double()
+        excess = (mine - theirs).abs() - (atol + rtol * theirs.abs())
+        if excess.numel() and excess.max() > 0:
+            error = (mine - theirs).abs().max()
+            yield f"{name}: off by up to {error:.3g} in {int((excess > 0).sum())} of {got.numel()}"
+
+
+def _kind(x: Tensor) -> str:
+    if x.dtype == torch.bool:
+        return "bool"
+    return "float" if x.is_floating_point() else "complex" if x.is_complex() else "integer"
+
+
+def known_wrong(path: Path = KNOWN) -> dict[str, str]:
+    """Cases listed in KNOWN.md as `- method/case: reason`."""
+    return dict(re.findall(r"^- ([\w]+/[\w]+): (.+)$", path.read_text(), flags=re.MULTILINE))

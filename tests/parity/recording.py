@@ -1,0 +1,128 @@
+"""Look at what a module computes inside its own `training_step`, without changing it."""
+
+import inspect
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+
+@dataclass
+class Call:
+    """One call: its arguments by parameter name, and what it returned."""
+
+    arguments: dict[str, Any]
+    result: Any
+
+
+@contextmanager
+def recording(*targets: tuple[Any, str]) -> Iterator[dict[str, list[Call]]]:
+    """Record the calls of `owner.name` for each (owner, name), under its name.
+
+    Tensors are cloned, except those that carry gradient, because a step changes many in place.
+    """
+    calls: dict[str, list[Call]] = defaultdict(list)
+    restore = []
+    for owner, name in targets:
+        original = getattr(owner, name)
+
+        def wrapper(*args: Any, _original=original, _name=name, **kwargs: Any) -> Any:
+            bound = inspect.signature(_original).bind(*args, **kwargs)
+            arguments = {key: _keep(value) for key, value in bound.arguments.items()}
+            result = _original(*args, **kwargs)
+            calls[_name].append(Call(arguments, _keep(result)))
+            return result
+
+        own = name in vars(owner)
+        restore.append((owner, name, original, own))
+        setattr(owner, name, wraps(original)(wrapper))
+    try:
+        yield calls
+    finally:
+        for owner, name, original, own in reversed(restore):
+            if own:
+                setattr(owner, name, original)
+            else:
+                delattr(owner, name)
+
+
+def _keep(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value if value.requires_grad else value.clone()
+    if isinstance(value, tuple | list):
+        return type(value)(_keep(item) for item in value)
+    return dict(value) if isinstance(value, dict) else value
+
+
+class Given(nn.Module):
+    """Stands in for a network: returns prepared outputs, one per call."""
+
+    def __init__(self, *outputs: Any):
+        super().__init__()
+        self.outputs = list(outputs)
+
+    def forward(self, images: Tensor) -> Any:
+        return self.outputs.pop(0)
+
+
+class StepWatcher(pl.Callback):
+    """Calls back before each optimiser step and after each batch."""
+
+    def __init__(self, before_update: Any, after_step: Any):
+        self.before_update, self.after_step = before_update, after_step
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        self.before_update(optimizer)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.after_step(batch_idx)
+
+
+def fit(
+    module: pl.LightningModule, batches: list[dict[str, Tensor]], callback: pl.Callback, epoch=0
+) -> pl.Trainer:
+    """Run the module's real loop over the batches, as if in `epoch`."""
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=len(batches),
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        callbacks=[callback],
+    )
+    progress = trainer.fit_loop.epoch_progress.current
+    progress.ready = progress.started = progress.processed = progress.completed = epoch
+    trainer.fit(module, DataLoader(batches, batch_size=None))
+    return trainer
+
+
+def snapshot(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+@contextmanager
+def gradients_as_weights(network: nn.Module) -> Iterator[None]:
+    """Inside, each parameter of `network` holds its gradient (zeros where it has none).
+
+    So gradients take official names by the same export as weights.
+    """
+    weights = [(p, p.data) for p in network.parameters()]
+    for p, _ in weights:
+        p.data = torch.zeros_like(p) if p.grad is None else p.grad
+    try:
+        yield
+    finally:
+        for p, data in weights:
+            p.data = data

@@ -1,0 +1,131 @@
+"""The harness itself: everything that must make a golden case fail, does."""
+
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from .harness import Case, ParityError, check, find_adapter, find_cases, known_wrong
+
+ATOL, RTOL = 1e-3, 0.0
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    """A case whose right answer is twice the input."""
+    folder = tmp_path / "toy" / "double"
+    folder.mkdir(parents=True)
+    described = {"x2": {"meaning": "twice x"}, "count": {"meaning": "rows"}}
+    description = {"config": {"factor": 2}, "outputs": described, "atol": ATOL, "rtol": RTOL}
+    (folder / "case.json").write_text(json.dumps(description))
+    save_file({"x": torch.tensor([1.0, 2.0])}, folder / "inputs.safetensors")
+    save_file(
+        {"x2": torch.tensor([2.0, 4.0]), "count": torch.tensor(2)}, folder / "outputs.safetensors"
+    )
+    return Case("toy", "double", folder)
+
+
+def right(config, inputs, weights):
+    return {"x2": config["factor"] * inputs["x"], "count": torch.tensor(len(inputs["x"]))}
+
+
+def test_right_adapter_passes_and_may_return_more(case: Case) -> None:
+    assert check(case, lambda *a: right(*a) | {"more": torch.zeros(3)}) == ["count", "x2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        pytest.param({"x2": None}, "x2: the adapter does not return it", id="fewer outputs"),
+        pytest.param({"x2": torch.tensor([2.0, 4.0 + 2 * ATOL])}, "off by", id="wrong value"),
+        pytest.param({"x2": torch.tensor([2.0, torch.nan])}, "not finite", id="nan"),
+        pytest.param({"x2": torch.tensor([2, 4])}, "dtype", id="integer for float"),
+        pytest.param({"count": torch.tensor(2.0)}, "dtype", id="float for integer"),
+        pytest.param({"x2": torch.tensor([[2.0, 4.0]])}, "shape", id="shape"),
+        pytest.param({"x2": torch.tensor(2.0)}, "shape", id="broadcastable"),
+        pytest.param({"x2": torch.empty(0)}, "shape", id="empty"),
+    ],
+)
+def test_difference_fails(case: Case, change: dict, message: str) -> None:
+    def adapter(*arguments):
+        values = right(*arguments) | change
+        return {name: value for name, value in values.items() if value is not None}
+
+    with pytest.raises(ParityError, match=message):
+        check(case, adapter)
+
+
+def test_adapter_cannot_loosen_the_tolerance(case: Case) -> None:
+    def loose(config, inputs, weights):
+        config |= {"atol": 1.0, "rtol": 1.0}
+        return right(config, inputs, weights) | {
+            "x2": torch.tensor([2.0, 4.1]),
+            "atol": 1.0,
+            "rtol": 1.0,
+        }
+
+    with pytest.raises(ParityError, match=r"x2: off by up to 0\.1"):
+        check(case, loose)
+
+
+def test_adapter_sees_no_answers(case: Case) -> None:
+    seen = []
+
+    def spy(*arguments):
+        seen.extend(arguments)
+        return right(*arguments)
+
+    check(case, spy)
+    assert [sorted(argument) for argument in seen] == [["factor"], ["x"], []]
+
+
+@pytest.mark.parametrize("file", ["inputs.safetensors", "outputs.safetensors", "case.json"])
+def test_missing_file_fails(case: Case, file: str) -> None:
+    (case.folder / file).unlink()
+    with pytest.raises((ParityError, FileNotFoundError), match=file.split(".")[0]):
+        check(case, right)
+
+
+def test_output_described_but_not_in_the_file_fails(case: Case) -> None:
+    save_file({"x2": torch.tensor([2.0, 4.0])}, case.folder / "outputs.safetensors")
+    with pytest.raises(ParityError, match=r"count: described in case\.json"):
+        check(case, right)
+
+
+def test_json_values_are_compared_too(case: Case) -> None:
+    values = {"words": ["a", "b"], "score": {"bleu": 0.5}}
+    (case.folder / "outputs.json").write_text(json.dumps(values))
+    check(case, lambda *a: right(*a) | values)
+    for wrong in ({"words": ["a", "c"]}, {"words": ["a"]}, {"score": {"bleu": 0.6}}, {"score": {}}):
+        with pytest.raises(ParityError, match=next(iter(wrong))):
+            check(case, lambda *a, wrong=wrong: right(*a) | values | wrong)
+
+
+def test_case_without_adapter_fails(case: Case) -> None:
+    with pytest.raises(ParityError, match=r"no tests/parity/toy\.py"):
+        find_adapter(case)
+    with pytest.raises(ParityError, match="no adapter `double`"):
+        find_adapter(case, ModuleType("toy"))
+    # An imported name is not an adapter: a case called `fit` must not find a helper.
+    borrowed = ModuleType("toy")
+    borrowed.double = shutil.copy
+    with pytest.raises(ParityError, match="no adapter `double`"):
+        find_adapter(case, borrowed)
+
+
+def test_every_case_folder_is_found(case: Case) -> None:
+    golden = case.folder.parents[1]
+    (golden / "toy" / "halve").mkdir()
+    assert [str(c) for c in find_cases(golden)] == ["toy/double", "toy/halve"]
+    with pytest.raises(FileNotFoundError, match="no case folders under"):
+        find_cases(golden, ["comatch"])
+
+
+def test_known_wrong_cases_are_read(tmp_path: Path) -> None:
+    listing = tmp_path / "KNOWN.md"
+    listing.write_text("# Title\n\n    - a/b: an example\n- toy/double: the seed was lost\n")
+    assert known_wrong(listing) == {"toy/double": "the seed was lost"}

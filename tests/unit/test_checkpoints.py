@@ -1,0 +1,318 @@
+"""Checkpoints: whole or refused, never executed; rebuilt from our own classes only."""
+
+import errno
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+from safetensors.torch import save_file
+from torch import nn
+
+import methods
+from shared.training import checkpoints
+from shared.training.checkpoints import (
+    AtomicCheckpointIO,
+    CheckpointError,
+    CheckpointWriteError,
+    load_checkpoint,
+    load_module,
+    load_state,
+)
+
+TINY = """
+import os
+import pytorch_lightning as pl
+from torch import nn
+from shared.training.method import build_network
+
+class Net(nn.Linear):
+    pass
+
+class Tiny(pl.LightningModule):
+    def __init__(self, net, scale=1.0):
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = build_network(net)
+
+Alias = nn.Linear
+"""
+NET = {"_target_": "methods.tinymethod.module.Net", "in_features": 3, "out_features": 2}
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A method package `methods.tinymethod` that exists for one test."""
+    package = tmp_path / "packages" / "tinymethod"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "module.py").write_text(TINY)
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(package.parent)])
+    yield __import__("methods.tinymethod.module", fromlist=["Tiny"])
+    for name in [n for n in sys.modules if n.startswith("methods.tinymethod")]:
+        del sys.modules[name]
+    vars(methods).pop("tinymethod", None)
+
+
+def written(tmp_path, module, **changes):
+    path = tmp_path / "last.ckpt"
+    content = {
+        "_target_": "methods.tinymethod.module.Tiny",
+        "hyper_parameters": dict(module.hparams),
+        "state_dict": module.state_dict(),
+        **changes,
+    }
+    AtomicCheckpointIO().save_checkpoint(content, path)
+    return path
+
+
+def test_module_is_rebuilt_with_its_weights(tmp_path, tiny):
+    module = tiny.Tiny(NET, scale=2.0)
+    rebuilt = load_module(written(tmp_path, module))
+    assert type(rebuilt) is tiny.Tiny
+    assert rebuilt.hparams["scale"] == 2.0
+    assert not rebuilt.training
+    x = torch.randn(4, 3)
+    assert torch.equal(rebuilt.net(x), module.net(x))
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "methods.tinymethod.module.os.system",
+        "methods.tinymethod.module.Alias",
+        "methods.tinymethod.module.Net",  # ours, but no LightningModule
+        "methods.tinymethod.module.Tiny.__init__",
+        "methods.tinymethod.Tiny",
+        "methods.nowhere.Tiny",
+        "methods..Tiny",
+        "methods",
+        "os.system",
+        "pytorch_lightning.LightningModule",
+        "shared.training.method.Method",
+        "",
+        None,
+        ["methods.tinymethod.module.Tiny"],
+    ],
+)
+def test_foreign_targets_are_refused(tmp_path, tiny, target):
+    path = written(tmp_path, tiny.Tiny(NET), _target_=target)
+    with pytest.raises(CheckpointError, match="refused"):
+        load_module(path)
+
+
+@pytest.mark.parametrize("target", ["os.system", "torch.nn.Linear", "subprocess.run", 7])
+@pytest.mark.parametrize("place", ["top", "nested"])
+def test_foreign_nested_targets_are_refused_before_anything_is_built(
+    tmp_path, tiny, monkeypatch, target, place
+):
+    evil = {"_target_": target, "command": "touch /tmp/never"}
+    net = evil if place == "top" else {**NET, "bias": [{"deep": evil}]}
+    path = written(tmp_path, tiny.Tiny(NET), hyper_parameters={"net": net})
+    monkeypatch.setattr(tiny.Tiny, "__init__", lambda *_, **__: pytest.fail("was instantiated"))
+    with pytest.raises(CheckpointError, match="refused"):
+        load_module(path)
+
+
+def test_hyperparameters_that_do_not_fit_are_named(tmp_path, tiny):
+    path = written(tmp_path, tiny.Tiny(NET), hyper_parameters={"net": NET, "scail": 1})
+    with pytest.raises(CheckpointError, match="scail"):
+        load_module(path)
+
+
+def test_checkpoint_of_another_program_is_refused(tmp_path):
+    path = tmp_path / "foreign.ckpt"
+    torch.save({"model": {}}, path)
+    with pytest.raises(CheckpointError, match=r"lacks _target_.*official\.py"):
+        load_module(path)
+
+
+def test_another_architecture_is_refused_with_the_differing_keys(tmp_path, tiny):
+    state = {"net.weight": torch.zeros(5, 3), "extra": torch.zeros(1)}
+    path = written(tmp_path, tiny.Tiny(NET), hyper_parameters={"net": NET}, state_dict=state)
+    with pytest.raises(CheckpointError) as caught:
+        load_module(path)
+    message = str(caught.value)
+    assert "1 missing:\n    net.bias" in message
+    assert "1 unexpected:\n    extra" in message
+    assert "net.weight (5, 3) in the file, (2, 3) in the module" in message
+
+
+def test_partial_state_leaves_the_module_unchanged():
+    module = nn.Linear(3, 2)
+    before = module.weight.clone()
+    with pytest.raises(CheckpointError, match="bias"):
+        load_state(module, {"weight": torch.zeros(2, 3)}, "file")
+    assert torch.equal(module.weight, before)
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("form", ["torch", "legacy", "pickle"])
+@pytest.mark.parametrize("reader", [load_checkpoint, AtomicCheckpointIO().load_checkpoint])
+def test_pickle_bomb_does_not_go_off(tmp_path, form, reader):
+    crater = tmp_path / "crater"
+    content = {"state_dict": {"weight": Bomb(str(crater))}}
+    path = tmp_path / "bomb.ckpt"
+    if form == "pickle":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=form == "torch")
+    with pytest.raises(CheckpointError, match="refused"):
+        reader(path)
+    assert not crater.exists()
+    with pytest.raises(CheckpointError):
+        AtomicCheckpointIO().load_checkpoint(path, weights_only=False)
+    assert not crater.exists()
+
+
+@pytest.mark.parametrize("size", [0, 1, 100, 2000, -1])
+def test_truncated_file_is_refused(tmp_path, size):
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {"w": torch.zeros(1000)}}, path)
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match=r"refused checkpoint .*last\.ckpt"):
+        load_checkpoint(path)
+
+
+def test_flipped_bit_is_noticed(tmp_path):
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {"w": torch.full((1000,), 1.5)}}, path)
+    content = bytearray(path.read_bytes())
+    content[content.find(np.float32(1.5).tobytes() * 8) + 100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="checksum"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [b"not a checkpoint", b"\x80\x02.", b"PK\x03\x04" * 50])
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_other_files_are_refused(tmp_path, content, suffix):
+    path = tmp_path / f"file{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="refused"):
+        load_checkpoint(path)
+
+
+def test_bare_tensor_and_missing_file(tmp_path):
+    torch.save(torch.zeros(2), tmp_path / "tensor.pt")
+    with pytest.raises(CheckpointError, match="not a dictionary"):
+        load_checkpoint(tmp_path / "tensor.pt")
+    with pytest.raises(FileNotFoundError, match=r"nothing\.ckpt"):
+        load_checkpoint(tmp_path / "nothing.ckpt")
+
+
+def test_safetensors_load(tmp_path):
+    save_file({"w": torch.arange(3)}, tmp_path / "w.safetensors")
+    assert torch.equal(load_checkpoint(tmp_path / "w.safetensors")["w"], torch.arange(3))
+
+
+def test_containers_become_plain_and_objects_are_refused(tmp_path):
+    io, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
+    config = OmegaConf.create({"a": [1, {"b": 2.5}], "c": "${a}"})
+    state = {"config": config, "path": Path("x"), "weight": nn.Parameter(torch.ones(1)), "t": (1,)}
+    io.save_checkpoint(state, path)
+    back = io.load_checkpoint(path)
+    assert back["config"] == {"a": [1, {"b": 2.5}], "c": [1, {"b": 2.5}]}
+    assert (back["path"], back["t"]) == ("x", (1,))
+    with pytest.raises(TypeError, match=r"checkpoint\.callbacks\.Mine\.score is a numpy.float64"):
+        io.save_checkpoint({"callbacks": {"Mine": {"score": np.float64(1)}}}, path)
+    assert io.load_checkpoint(path)["t"] == (1,)  # and the previous one is untouched
+    io.remove_checkpoint(path)
+    io.remove_checkpoint(path)
+    assert not path.exists()
+
+
+def test_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
+    io, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
+    io.save_checkpoint({"step": 1}, path)
+
+    def full(content, file):
+        file.write(b"half a check")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints.torch, "save", full)
+    with pytest.raises(CheckpointWriteError, match=r"No space left.*previous one is untouched"):
+        io.save_checkpoint({"step": 2}, path)
+    assert io.load_checkpoint(path) == {"step": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+    with pytest.raises(CheckpointWriteError, match="there is none yet"):
+        io.save_checkpoint({"step": 2}, tmp_path / "other.ckpt")
+
+
+def test_full_disk_of_a_real_file_system(tmp_path):
+    """The same through the kernel: 2 MB of tmpfs in a private mount namespace."""
+    script = f"""
+        import torch
+        from shared.training.checkpoints import *
+        io, path = AtomicCheckpointIO(), "{tmp_path}/disk/last.ckpt"
+        io.save_checkpoint({{"w": torch.ones(200_000)}}, path)
+        try:
+            io.save_checkpoint({{"w": torch.zeros(400_000)}}, path)
+        except CheckpointWriteError as error:
+            assert "No space left" in str(error), error
+        else:
+            raise SystemExit("a full disk was not noticed")
+        assert io.load_checkpoint(path)["w"].sum() == 200_000
+        import os
+        assert os.listdir("{tmp_path}/disk") == ["last.ckpt"]
+        io.save_checkpoint({{"w": torch.zeros(100_000)}}, path)
+    """
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "check.py").write_text(textwrap.dedent(script))
+    mount = f"mount -t tmpfs -o size=2m tmpfs {tmp_path}/disk"
+    allowed = subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True)
+    if allowed.returncode:
+        pytest.skip("no private tmpfs here; the injected fault above covers the logic")
+    command = f"{mount} && {sys.executable} {tmp_path}/check.py"
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_interrupt_while_saving_leaves_no_rubbish(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints.os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        AtomicCheckpointIO().save_checkpoint({}, tmp_path / "last.ckpt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_lightning_checkpoint_with_schedules_and_adam_loads(tmp_path):
+    class Module(pl.LightningModule):
+        def __init__(self, config):
+            super().__init__()
+            self.save_hyperparameters()
+            self.net = nn.Linear(2, 1)
+
+        def training_step(self, batch, batch_idx):
+            return self.net(batch).sum()
+
+        def configure_optimizers(self):
+            adam = torch.optim.AdamW(self.parameters())
+            return [adam], [torch.optim.lr_scheduler.CosineAnnealingLR(adam, 10)]
+
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[pl.callbacks.ModelCheckpoint(tmp_path, filename="c")],
+        plugins=[AtomicCheckpointIO()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Module(OmegaConf.create({"a": 1})), torch.utils.data.DataLoader(torch.ones(4, 2)))
+    content = torch.load(tmp_path / "c.ckpt", weights_only=True)
+    assert content["hyper_parameters"] == {"config": {"a": 1}}
+    assert content["optimizer_states"][0]["state"]

@@ -1,0 +1,58 @@
+"""The picture of a claim: whole, of a few runs, of none; text that does not overlap."""
+
+import itertools
+
+import pytest
+from claims_toy import CLAIM
+from matplotlib import pyplot as plt
+
+from benchmarks.figures import draw, read_curve
+
+NAMES = ("ours", "broken", "a_baseline_with_a_rather_long_name", "more")
+
+
+def summary(seeds: int) -> dict:
+    values = {str(seed): float(seed) for seed in range(seeds)}
+    pair = {
+        "differences": values,
+        "mean": 1.0 if seeds else None,
+        "low": -1.0 if seeds > 1 else None,
+        "high": 3.0 if seeds > 1 else None,
+    }
+    return {
+        "claim": {**CLAIM, "curve": "val/top1_ema"},
+        "verdict": "undecided",
+        "arms": dict.fromkeys(NAMES),
+        "comparisons": [{**pair, "method": "ours", "baseline": arm} for arm in NAMES[1:]],
+    }
+
+
+@pytest.mark.parametrize("seeds", [0, 1, 5])
+def test_picture_is_drawn_for_any_number_of_seeds(tmp_path, seeds):
+    curves = {arm: [{s: 50.0 + s for s in range(20)}] * seeds for arm in NAMES}
+    draw(tmp_path / "a.png", summary(seeds), curves)
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    assert plt.get_fignums() == []
+
+
+def test_no_two_texts_of_the_differences_overlap(tmp_path, monkeypatch):
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    draw(tmp_path / "a.png", summary(5), {})
+    figure = plt.gcf()
+    axes = figure.axes[1]
+    texts = [*axes.get_yticklabels(), *axes.texts, axes.title, axes.xaxis.label]
+    boxes = [text.get_window_extent() for text in texts if text.get_text()]
+    monkeypatch.undo()
+    plt.close(figure)
+    assert len(boxes) == 8
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+
+
+def test_a_curve_is_read_by_its_name(tmp_path):
+    path = tmp_path / "metrics.csv"
+    assert read_curve(path, "val/top1_ema") == {}
+    path.write_text(
+        "step,epoch,metric,value\n10,0,val/top1,1\n10,0,val/top1_ema,2.5\n20,1,val/top1_ema,\n"
+    )
+    assert read_curve(path, "val/top1_ema") == {10: 2.5}

@@ -1,0 +1,353 @@
+"""Official CoMatch checkpoints: every key explained, exact round trips, partial loads refused."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models import resnet50
+
+from methods.comatch import official
+from methods.comatch.classifier import Classifier
+from methods.comatch.imagenet import CoMatchImageNet
+from methods.comatch.module import CoMatch, FixMatch, Supervised
+from shared.training.checkpoints import CheckpointError, load_checkpoint
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "comatch"
+FRAME: dict[str, Any] = {
+    "lr": 0.03,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+    "no_decay": ["bn"],
+    "total_steps": 100,
+    "ema_decay": 0.999,
+    "ema_warm_up": False,
+    "channels_last": True,
+}
+
+
+def wrn(depth: int = 28, width: int = 2, dim: int = 64, classes: int = 10) -> dict[str, Any]:
+    return {
+        **FRAME,
+        "backbone": {
+            "_target_": "shared.nn.wide_resnet.WideResNet",
+            "depth": depth,
+            "width": width,
+            "in_channels": 3,
+            "bn_momentum": 0.001,
+        },
+        "num_classes": classes,
+        "projection": {"hidden": None, "dim": dim, "negative_slope": 0.1},
+    }
+
+
+def comatch(batch_size: int = 64, mu: int = 7, **network: Any) -> CoMatch:
+    return CoMatch(
+        threshold=0.95,
+        graph_threshold=0.8,
+        temperature=0.2,
+        alpha=0.9,
+        lambda_u=1.0,
+        lambda_c=1.0,
+        alignment_window=32,
+        bank_batches=5,
+        batch_size=batch_size,
+        mu=mu,
+        **wrn(**network),
+    )
+
+
+def fixmatch(window: int | None = 32, **network: Any) -> FixMatch:
+    return FixMatch(0.95, 1.0, window, **{**wrn(**network), "projection": None})
+
+
+def imagenet(classes=1000, rows=30000, dim=128, hidden=2048, base_width=64, layers=(3, 4, 6, 3)):
+    backbone = {"_target_": "shared.nn.resnet.ResNet", "base_width": base_width, "layers": layers}
+    return CoMatchImageNet(
+        backbone=backbone,
+        num_classes=classes,
+        projection={"hidden": hidden, "dim": dim, "negative_slope": 0.0},
+        threshold=0.6,
+        graph_threshold=0.3,
+        temperature=0.1,
+        alpha=0.9,
+        lambda_u=10.0,
+        lambda_c=10.0,
+        alignment_window=128,
+        queue_size=rows,
+        momentums=(0.99, 0.996),
+        lr=0.1,
+        momentum=0.9,
+        weight_decay=1e-4,
+        total_epochs=400,
+        gather_graph=False,
+        channels_last=True,
+        seed=0,
+    )
+
+
+def batch_norm(name: str, width: int) -> dict[str, Tensor]:
+    state = {f"{name}.{k}": torch.rand(width) for k in ("weight", "bias")}
+    state |= {f"{name}.running_{k}": torch.rand(width) for k in ("mean", "var")}
+    return state | {f"{name}.num_batches_tracked": torch.tensor(7)}
+
+
+def linear(name: str, outputs: int, inputs: int) -> dict[str, Tensor]:
+    return {f"{name}.weight": torch.randn(outputs, inputs), f"{name}.bias": torch.randn(outputs)}
+
+
+def wrn_state(k: int = 2, classes: int = 10, heads: bool = True) -> dict[str, Tensor]:
+    """The official key tree of WRN-28-k (spec section 9), independent of our module."""
+    widths = [16, 16 * k, 32 * k, 64 * k]
+    state = {"backbone.conv1.weight": torch.randn(16, 3, 3, 3)}
+    for stage in (1, 2, 3):
+        for block in range(4):
+            name = f"backbone.layer{stage}.{block}"
+            before, after = widths[stage - (block == 0)], widths[stage]
+            state |= batch_norm(f"{name}.bn1", before) | batch_norm(f"{name}.bn2", after)
+            state[f"{name}.conv1.weight"] = torch.randn(after, before, 3, 3)
+            state[f"{name}.conv2.weight"] = torch.randn(after, after, 3, 3)
+            if block == 0:
+                state[f"{name}.downsample.weight"] = torch.randn(after, before, 1, 1)
+    state |= batch_norm("backbone.bn_last", widths[3]) | linear("classifier", classes, widths[3])
+    if heads:
+        state |= linear("fc1", widths[3], widths[3]) | linear("fc2", 64, widths[3])
+    return state
+
+
+def cifar_checkpoint(**kinds: Any) -> dict[str, Any]:
+    """What script C saves in epoch 10."""
+    buffers = {0: {"momentum_buffer": torch.randn(16, 3, 3, 3)}}
+    return {
+        "model": wrn_state(**kinds),
+        "ema_model": wrn_state(**kinds),
+        "optimizer": {"state": buffers, "param_groups": [{"lr": 0.03, "params": [0]}]},
+        "lr_scheduler": {"last_epoch": 10240, "_last_lr": [0.03]},
+        "prob_list": [torch.rand(10) for _ in range(32)],
+        "queue": {
+            "queue_feats": torch.randn(2560, 64),
+            "queue_probs": torch.rand(2560, 10).softmax(1),
+            "queue_ptr": 512,
+        },
+        "epoch": 10,
+    }
+
+
+def resnet50_state(prefix: str) -> dict[str, Tensor]:
+    state = {k: torch.randn_like(v.float()).to(v) for k, v in resnet50().state_dict().items()}
+    state = {k: v for k, v in state.items() if not k.startswith("fc.")}
+    state |= linear("classifier", 1000, 2048) | linear("fc1", 2048, 2048) | linear("fc2", 128, 2048)
+    return {prefix + key: value for key, value in state.items()}
+
+
+def imagenet_checkpoint() -> dict[str, Any]:
+    """What script I saves."""
+    state = resnet50_state("module.encoder.") | resnet50_state("module.m_encoder.")
+    for queue, probs in (("s", "u"), ("w", "xu")):
+        state[f"module.queue_{queue}"] = torch.randn(128, 30000)
+        state[f"module.probs_{probs}"] = torch.rand(1000, 30000)
+        state[f"module.queue_ptr_{queue}"] = torch.tensor([640])
+    optimizer = {"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    return {"epoch": 400, "arch": "resnet50", "state_dict": state, "optimizer": optimizer}
+
+
+def equal(first: Any, second: Any) -> bool:
+    if isinstance(first, Tensor):
+        return torch.equal(first, second) and first.dtype == second.dtype
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(equal(first[k], second[k]) for k in first)
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(equal, first, second))
+    return first == second
+
+
+def without(content: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {key: value for key, value in content.items() if key not in keys}
+
+
+TRAINER = ("optimizer", "lr_scheduler", "epoch", "arch")
+
+
+def test_cifar_checkpoint_full_size(tmp_path):
+    content = cifar_checkpoint()
+    torch.save(content, tmp_path / "epoch10.pth")
+    module = comatch()
+    report = official.load(module, tmp_path / "epoch10.pth")
+
+    assert report.complete
+    assert set(report.fresh) == {"bank.written"}
+    assert {key.split("/")[0] for key in report.dropped} == {"optimizer", "lr_scheduler", "epoch"}
+    state = module.state_dict()
+    assert torch.equal(state["encoder.projection.fc1.weight"], content["model"]["fc1.weight"])
+    assert torch.equal(
+        state["ema_encoder.module.backbone.bn_last.running_var"],
+        content["ema_model"]["backbone.bn_last.running_var"],
+    )
+    assert torch.equal(module.alignment.mean(), torch.stack(content["prob_list"]).mean(0))
+    assert int(module.bank.pointer) == 512
+    assert module.bank.written > len(module.bank)  # so that smoothing goes on at once
+
+    exported = official.export(module)
+    assert equal(without(exported, "tenfold"), without(content, *TRAINER))
+
+
+def test_cifar_round_trip_of_our_state_is_exact():
+    module, other = comatch(depth=10, width=1), comatch(depth=10, width=1)
+    module.alignment.count.fill_(37)  # the ring buffer has turned: export starts in its middle
+    module.alignment.window.copy_(torch.rand(32, 10))
+    module.bank.written.fill_(12345)
+    official.load_weights(other, official.export(module))
+    assert equal(dict(other.state_dict()), dict(module.state_dict()))
+
+
+def test_a_bank_that_was_not_full_starts_unsmoothed():
+    content = cifar_checkpoint()
+    content["queue"]["queue_probs"][512:] = 0
+    module = comatch()
+    official.load_weights(module, content)
+    assert int(module.bank.written) == 512
+
+
+def test_fixmatch_checkpoint_without_heads():
+    content = without(cifar_checkpoint(heads=False), "queue")
+    module = fixmatch()
+    assert official.load_weights(module, content).complete
+    assert equal(without(official.export(module), "tenfold"), without(content, *TRAINER))
+    without_alignment = fixmatch(window=None)
+    report = official.load_weights(without_alignment, content)
+    assert report.dropped["prob_list"] == "the module has no distribution alignment"
+    official.load_weights(module, without(content, "prob_list"))
+
+
+def test_imagenet_checkpoint_full_size():
+    content, module = imagenet_checkpoint(), imagenet()
+    report = official.load_weights(module, content)
+    assert report.complete
+    assert set(report.fresh) == {
+        "alignment.window",
+        "alignment.count",
+        "strong_queue.written",
+        "weak_queue.written",
+    }
+    theirs = content["state_dict"]
+    assert torch.equal(module.strong_queue.features, theirs["module.queue_s"].T)
+    assert torch.equal(module.weak_queue.probs, theirs["module.probs_xu"].T)
+    assert int(module.weak_queue.pointer) == 640
+    ours = module.state_dict()
+    for network, name in (("encoder", "encoder."), ("m_encoder", "momentum_encoder.module.")):
+        for there, here in (("conv1", "backbone.conv1"), ("fc2", "projection.fc2")):
+            key = f"module.{network}.{there}.weight"
+            assert torch.equal(ours[f"{name}{here}.weight"], theirs[key])
+
+    module.alignment.window.copy_(torch.rand(128, 1000))
+    exported = official.export(module)
+    assert equal(exported["state_dict"], theirs)
+    # Our own state survives the detour, although official files have no place for it.
+    window = module.alignment.window.clone()
+    exported["tenfold"] = {key: value.clone() for key, value in exported["tenfold"].items()}
+    module.alignment.window.zero_()
+    official.load_weights(module, exported)
+    assert torch.equal(module.alignment.window, window)
+
+
+def fault(module: Classifier, content: dict[str, Any]) -> str:
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        official.load_weights(module, content)
+    assert equal(before, dict(module.state_dict())), "a refused load changed the module"
+    return str(caught.value)
+
+
+def test_partial_and_foreign_checkpoints_are_refused_with_the_keys():
+    module, content = comatch(), cifar_checkpoint()
+    del content["ema_model"]["backbone.bn_last.bias"]
+    content["model"]["backbone.layer4.0.conv1.weight"] = torch.zeros(1)
+    message = fault(module, content)
+    assert "ema_encoder.module.backbone.bn_last.bias" in message
+    assert "model/backbone.layer4.0.conv1.weight" in message
+
+    assert "model/classifier.weight (100, 128) there, encoder.classifier.weight (10, 128)" in fault(
+        module, {**cifar_checkpoint(), "model": wrn_state(classes=100)}
+    )
+    assert "fc1.weight" in fault(fixmatch(), cifar_checkpoint())
+    assert "encoder.projection.fc1.weight" in fault(module, cifar_checkpoint(heads=False))
+    assert "alignment.window" in fault(module, without(cifar_checkpoint(), "prob_list"))
+    assert "holds 32" in fault(
+        module, {**cifar_checkpoint(), "prob_list": [torch.rand(10) for _ in range(33)]}
+    )
+    message = fault(imagenet(classes=10, rows=8, base_width=4), cifar_checkpoint())
+    assert "model/backbone.conv1.weight" in message
+    assert "encoder.backbone.layer4.2.conv3.weight" in message
+
+
+@pytest.mark.parametrize(
+    ("case", "build"),
+    [
+        ("wrn_forward", lambda: comatch(depth=10, width=2, dim=16, classes=7)),
+        ("train_step", lambda: comatch(3, 2, depth=10, width=1, dim=8, classes=5)),
+        ("fixmatch_train_step", lambda: fixmatch(depth=10, width=1, classes=5)),
+        ("imagenet_variant_step", lambda: imagenet(6, 24, 8, 16, base_width=4, layers=[1] * 4)),
+    ],
+)
+def test_bare_state_dicts_of_the_golden_cases(case, build):
+    weights = load_checkpoint(GOLDEN / case / "weights.safetensors")
+    module = build()
+    report = official.load_weights(module, weights)
+    assert report.complete
+    assert {theirs for theirs, _ in report.mapped} == set(weights)
+    if "backbone.conv1.weight" in weights:
+        for name in ("encoder", "ema_encoder.module"):
+            found = module.state_dict()[f"{name}.backbone.conv1.weight"]
+            assert torch.equal(found, weights["backbone.conv1.weight"])
+
+
+def test_moco_v2_warm_start(tmp_path):
+    base = {k: v for k, v in resnet50_state("").items() if "classifier" not in k}
+    names = {"fc1": "fc.0", "fc2": "fc.2"}
+    query = {".".join([names.get(k.split(".")[0], k.split(".")[0]), *k.split(".")[1:]]): v
+             for k, v in base.items()}  # fmt: skip
+    state = {f"module.encoder_q.{k}": v for k, v in query.items()}
+    state |= {f"module.encoder_k.{k}": torch.zeros(1) for k in query}
+    state |= {"module.queue": torch.zeros(128, 65536), "module.queue_ptr": torch.zeros(1)}
+    path = tmp_path / "moco_v2_800ep_pretrain.pth.tar"
+    torch.save({"epoch": 800, "arch": "resnet50", "state_dict": state, "optimizer": {}}, path)
+
+    module = imagenet(rows=64)
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    official.warm_start(module, path, "moco_v2")
+    after = module.state_dict()
+    for name in ("encoder", "momentum_encoder.module"):
+        assert torch.equal(after[f"{name}.projection.fc2.weight"], query["fc.2.weight"])
+        assert torch.equal(after[f"{name}.backbone.bn1.weight"], query["bn1.weight"])
+        key = f"{name}.classifier.weight"
+        assert torch.equal(after[key], before[key])
+    # Parameters are copied to the momentum encoder, buffers are not.
+    key = "backbone.bn1.running_mean"
+    assert torch.equal(after[f"encoder.{key}"], query["bn1.running_mean"])
+    assert torch.equal(after[f"momentum_encoder.module.{key}"], torch.zeros(64))
+    with pytest.raises(CheckpointError, match="CoMatchImageNet modules, not Supervised"):
+        official.warm_start(Supervised(**wrn(10, 1)), path, "moco_v2")
+
+
+def test_simclr_warm_start(tmp_path):
+    content = {k: v for k, v in wrn_state().items() if "classifier" not in k}
+    path = tmp_path / "simclr.pth"
+    torch.save(content, path)
+    module = comatch()
+    classifier = module.encoder.classifier.weight.clone()
+    report = official.warm_start(module, path, "simclr")
+    assert {k.rsplit(".", 1)[0] for k in report.fresh if k.startswith("encoder")} == {
+        "encoder.classifier"
+    }
+    assert torch.equal(module.encoder.classifier.weight, classifier)
+    assert torch.equal(module.ema_encoder.module.projection.fc1.bias, content["fc1.bias"])
+
+    report = official.warm_start(fixmatch(), path, "simclr")
+    assert set(report.dropped) == {"fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
+
+    torch.save(wrn_state(), path)  # with a classifier it is no self-supervised checkpoint
+    with pytest.raises(CheckpointError, match=r"unexpected(.|\n)*classifier\.weight"):
+        official.warm_start(module, path, "simclr")
+    with pytest.raises(CheckpointError, match="kind 'simcrl' is unknown: moco_v2 or simclr"):
+        official.warm_start(module, path, "simcrl")

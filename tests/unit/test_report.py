@@ -1,0 +1,210 @@
+"""The report: escaping, self-containedness, the paper's rows, the ladder of evidence."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+import yaml
+from claims_toy import CLAIM, FakeLauncher, write_claim, write_conf, write_experiment, write_results
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from benchmarks.claims import compose_experiment
+from benchmarks.evidence import gather
+from benchmarks.report import build, html, main, markdown
+from benchmarks.reproduce import reproduce
+
+pytestmark = pytest.mark.filterwarnings("ignore:Precision loss occurred")
+
+EVIL = '<script>alert("1")</script>'
+PAPER = {"table": "Table 1", "metric": "test/top1", "value": 93.1, "std": 1.4, "gpu_hours": 90}
+
+
+def value(arm: str, seed: int) -> float:
+    return 60 + 3 * (arm == "ours") + seed + 0.1 * (seed % 2) * len(arm)
+
+
+@pytest.fixture
+def outputs(tmp_path):
+    return tmp_path / "outputs"
+
+
+@pytest.fixture
+def conf(tmp_path):
+    return write_conf(tmp_path)
+
+
+def claimed(conf, outputs, **options):
+    quiet = Console(quiet=True)
+    reproduce(
+        "toy", launcher=FakeLauncher(value), conf=conf, outputs=outputs, console=quiet, **options
+    )
+    return (outputs / "report" / "index.html").read_text()
+
+
+def put(outputs, kind, content):
+    path = outputs / kind / "toy.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def rungs(outputs, conf):
+    (evidence,) = gather(outputs, conf)
+    return {rung.name: rung for rung in evidence.rungs}
+
+
+def test_everything_from_files_is_escaped(conf, outputs):
+    write_claim(conf, CLAIM | {"title": EVIL, "claim": f"{EVIL} & more", "source": EVIL})
+    write_experiment(conf, "row", {"paper": PAPER | {"table": EVIL}})
+    put(outputs, "chaos", {"identical": False, "first difference": EVIL})
+    put(outputs, "speed", {"ratio": EVIL, "iqr": None, "rows": [{EVIL: EVIL}]})
+    page = claimed(conf, outputs)
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 6
+
+
+def test_the_page_needs_nothing_from_outside(conf, outputs):
+    page = claimed(conf, outputs)
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)[1]
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
+    assert len(sources) == 2
+    assert all(source.startswith("data:") for source in sources)
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+def test_page_and_markdown_carry_the_claim(conf, outputs):
+    page = claimed(conf, outputs)
+    text = (outputs / "report" / "report.md").read_text()
+    for found in (page, text):
+        assert "claim holds: yes" in found
+        assert "ours - base (primary)" in found
+        assert "65.27 ± 1.03" in found
+
+
+def test_a_paper_row_that_was_not_run_says_what_it_needs(conf, outputs):
+    write_experiment(conf, "row", {"paper": PAPER})
+    write_experiment(conf, "row2", {"paper": {**PAPER, "gpu_hours": None}})
+    (evidence,) = gather(outputs, conf)
+    first, second = evidence.paper_rows
+    assert first.note == "not run: needs about 90 GPU-hours"
+    assert (first.paper, first.ours) == ("93.1\u00a0±\u00a01.4", None)
+    assert "an unstated number of GPU-hours" in second.note
+    assert "not run: needs about 90 GPU-hours" in html([evidence])
+    assert "not run: needs about 90 GPU-hours" in markdown([evidence])
+
+
+def run_row(conf, outputs, seed, top1, *overrides):
+    folder = outputs / "toy" / "row" / f"seed{seed}"
+    write_results(folder, "row", seed, {"test/top1": top1})
+    config = compose_experiment(
+        "toy/row", [f"seed={seed}", "data_root=/elsewhere", *overrides], conf
+    )
+    resolved = OmegaConf.to_container(config, resolve=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(resolved))
+
+
+def test_a_paper_row_shows_our_mean_over_runs_as_stated(conf, outputs):
+    write_experiment(conf, "row", {"paper": PAPER})
+    run_row(conf, outputs, 1, 92.0)
+    run_row(conf, outputs, 2, 93.0, "precision=bf16-mixed", "logger.csv.save_dir=x")
+    run_row(conf, outputs, 3, 10.0, "trainer.max_steps=2")
+    (row,) = gather(outputs, conf)[0].paper_rows
+    assert row.ours == 92.5
+    assert row.note == "2 finished (1 with other settings left out)"
+
+
+def test_a_claim_changed_after_the_fact_shows(conf, outputs):
+    assert "superseded" not in claimed(conf, outputs)
+    write_claim(conf, CLAIM | {"smallest_difference": 0.1})
+    page = build(outputs, conf).read_text()
+    assert "the claim or its configs have changed since these runs" in page
+    assert rungs(outputs, conf)["miniature"].state == "open"
+
+
+def test_a_claim_with_changed_settings_shows_them(conf, outputs):
+    page = claimed(conf, outputs, overrides=["method.rate=0.9"])
+    assert "method.rate=0.9" in page
+    assert rungs(outputs, conf)["miniature"].state == "open"
+
+
+@pytest.mark.parametrize(
+    ("parity", "mutants", "state"),
+    [
+        (None, None, "open"),
+        ({"passed": 11, "total": 12}, {"caught": 20, "total": 20}, "failed"),
+        ({"passed": 0, "total": 0}, None, "failed"),
+        ({"passed": 12, "total": 12}, None, "partly"),
+        ({"passed": 12, "total": 12}, {"caught": 19, "total": 20}, "partly"),
+        ({"passed": 12, "total": 12}, {"caught": 20, "total": 20}, "proved"),
+    ],
+)
+def test_steps_are_proved_by_parity_and_mutants_together(conf, outputs, parity, mutants, state):
+    for kind, content in (("parity", parity), ("mutants", mutants)):
+        if content:
+            put(outputs, kind, content)
+    assert rungs(outputs, conf)["steps"].state == state
+
+
+def test_rungs_of_the_unit_tests_come_from_junit(conf, outputs):
+    outputs.mkdir()
+    (outputs / "junit.xml").write_text(
+        "<testsuites><testsuite>"
+        '<testcase classname="tests.unit.test_toy_losses" name="test_a"/>'
+        '<testcase classname="tests.unit.test_toy_losses" name="test_b"><failure/></testcase>'
+        '<testcase classname="tests.unit.test_toy_losses" name="test_c"><skipped/></testcase>'
+        '<testcase classname="tests.unit.test_toy_official" name="test_loads"/>'
+        '<testcase classname="tests.unit.test_other" name="test_d"><failure/></testcase>'
+        "</testsuite></testsuites>"
+    )
+    found = rungs(outputs, conf)
+    assert (found["equations"].state, found["equations"].detail) == ("failed", "1 of 2 tests")
+    assert (found["checkpoints"].state, found["checkpoints"].detail) == ("proved", "1 of 1 tests")
+    assert found["protocols"].state == "open"
+
+
+@pytest.mark.parametrize("content", ["{", "[1, 2]", '"text"', ""])
+def test_an_unreadable_file_counts_as_no_result(conf, outputs, content):
+    put(outputs, "parity", content)
+    assert rungs(outputs, conf)["steps"].state == "open"
+    build(outputs, conf)
+
+
+def test_no_results_at_all_still_make_a_page(tmp_path):
+    (tmp_path / "conf").mkdir()
+    assert "There is no result yet" in build(tmp_path / "out", tmp_path / "conf").read_text()
+    assert "No method yet" in (tmp_path / "out" / "report" / "report.md").read_text()
+
+
+def test_the_command_prints_where_the_report_lies(tmp_path, capsys):
+    assert main(["--outputs", str(tmp_path)]) == 0
+    assert str(tmp_path / "report" / "index.html") in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_chromium_renders_the_page_without_errors(conf, outputs, tmp_path):
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    claimed(conf, outputs)
+    done = subprocess.run(
+        [
+            *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
+            *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
+            *(
+                "--disable-sync",
+                f"--user-data-dir={tmp_path / 'profile'}",
+                "--enable-logging=stderr",
+            ),
+            *("--dump-dom", (outputs / "report" / "index.html").resolve().as_uri()),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "claim holds: yes" in done.stdout
+    assert ":CONSOLE" not in done.stderr
