@@ -31,7 +31,7 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 reproduce: setup  ## train a method beside its baselines on small real data and judge the paper's claim
-	@$(BIN)/python -m benchmarks.reproduce $(METHOD) $(if $(CLAIM),--claim $(CLAIM)) $(if $(SEEDS),--seeds $(SEEDS)) $(ARGS)
+	@$(BIN)/python -m benchmarks.reproduce $(METHOD) $(if $(CLAIM),--claim $(CLAIM)) $(if $(SEEDS),--seeds '$(SEEDS)') $(ARGS)
 
 data: setup  ## fetch the data of a method's miniature
 	@$(BIN)/python -m benchmarks.data $(METHOD)
@@ -58,10 +58,10 @@ lint: setup  ## ruff, import rules, types
 	@$(BIN)/mypy
 
 test: setup  ## the everyday tests (minutes)
-	@$(BIN)/python -m pytest -n 2 -m 'not slow'
+	@$(BIN)/python -m pytest -n 2 -m 'not slow' --junitxml=outputs/junit.xml
 
 test-all: setup  ## every test, the slow ones too
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python -m pytest -n 2 --junitxml=outputs/junit.xml
 
 coverage: setup  ## line coverage of shared/ and methods/ by the everyday tests
 	@$(BIN)/python -m pytest -n 2 -m 'not slow' --cov=shared --cov=methods --cov-report=term-missing:skip-covered

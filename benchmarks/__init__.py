@@ -1,1 +1,1 @@
-"""Claims, chaos, speed, mutants and the report: what is said of the methods, and how it is checked."""
+"""Claims, chaos, speed, mutants, report: what is said of the methods, and how it is checked."""

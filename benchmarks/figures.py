@@ -54,7 +54,7 @@ def draw(
     look: Any = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
     with plt.rc_context(look):
         figure, (left, right) = plt.subplots(
-            1, 2, figsize=(13, 5.6), width_ratios=(1.25, 1), layout="constrained"
+            1, 2, figsize=(13, 5.6), dpi=130, width_ratios=(1.25, 1), layout="constrained"
         )
         figure.suptitle(
             f"{summary['claim']['title']}  |  claim holds: {summary['verdict']}",
@@ -63,7 +63,7 @@ def draw(
         )
         _curves(left, summary, curves, style)
         _differences(right, summary, style)
-        figure.savefig(path, dpi=130)
+        figure.savefig(path)
         plt.close(figure)
 
 

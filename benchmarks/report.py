@@ -85,13 +85,12 @@ def _check(kind: str, evidence: Evidence) -> str:
             return f"ratio {_plain(content.get('ratio'))} (ours/peer, lower is better), " + (
                 f"interquartile range {_plain(content.get('iqr'))}"
             )
-    if "identical" in content:
-        return "identical" if content["identical"] else "differs: " + _plain(_rest(content))
-    return _plain(content)
-
-
-def _rest(content: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in content.items() if key != "identical"}
+    if "first_difference" not in content:
+        return _plain(content)
+    kills, difference = content.get("kills", "?"), content["first_difference"]
+    kills = len(kills) if isinstance(kills, list) else kills
+    outcome = "identical" if difference is None else f"first difference: {_plain(difference)}"
+    return f"{outcome} after {kills} kills"
 
 
 def _plain(value: Any) -> str:

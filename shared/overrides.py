@@ -1,5 +1,6 @@
 """Refuse misspelt command-line overrides before anything starts, with the nearest valid name."""
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
@@ -92,6 +93,9 @@ def _check_key(
     if not found:
         where = ", ".join(c for c in combination if c.startswith("experiment="))
         names = [*_keys(config), *groups]
+        section = key.partition(".")[0]
+        if section in groups and not config.get(section):
+            raise OverrideError(f"{key}: {section} is empty; name an experiment, which fills it")
         raise OverrideError(
             f"unknown key {key}{f' for {where}' if where else ''}{_meant(key, names)}"
         )
@@ -197,8 +201,8 @@ def _meant(name: str, known: Sequence[str]) -> str:
 
     Names with the same last part (a forgotten group) come first, then the same beginning.
     """
-    last = name.rpartition(".")[2]
-    same_end = [k for k in known if k.rpartition(".")[2] == last]
+    last = re.split(r"[./]", name)[-1]
+    same_end = [k for k in known if re.split(r"[./]", k)[-1] == last]
     beside = [k for k in known if k.rpartition(".")[0] == name.rpartition(".")[0]]
     nearest = (
         get_close_matches(name, same_end, n=1, cutoff=0.3)

@@ -219,7 +219,10 @@ def contact_sheet(
         best = int(item.probabilities.argmax())
         if (picture := item.thumbnail) is not None:
             offset = (THUMBNAIL - picture.width) // 2, (THUMBNAIL - picture.height) // 2
-            sheet.paste(picture, (left + offset[0], top + offset[1]))
+            x, y = left + offset[0], top + offset[1]
+            sheet.paste(picture, (x, y))
+            # A frame, because a white picture would be lost on a white page.
+            draw.rectangle((x, y, x + picture.width - 1, y + picture.height - 1), outline="silver")
         name = _fitted(draw, names[best], font)
         draw.text((left, top + THUMBNAIL + 3), name, "black", font=font)
         percent = f"{100 * item.probabilities[best]:.1f} %"

@@ -28,7 +28,7 @@ OURS_MODULE = "benchmarks.speed.comatch_ours"
 PEER_MODULE = "benchmarks.speed.comatch_peer"
 
 SETTINGS = {"batch_size": 16, "mu": 7, "num_labels": 40, "seed": 0}
-WARM_UP_STEPS = 7  # more than the five batches that fill the bank: memory smoothing is on
+WARM_UP_STEPS = 2
 
 HEADER = """\
 CoMatch training step, WRN-28-2, B 16, mu 7: 352 images of 32 px

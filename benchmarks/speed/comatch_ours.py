@@ -6,6 +6,7 @@ used again and again), "loading" (the data module) or "trainer" (one batch, in L
 
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from benchmarks.speed.serving import serve, timed
 from shared.training.callbacks import FiniteGradients, Throughput
@@ -60,16 +62,22 @@ class OurCoMatch:
     def run(self, variant: str, steps: int) -> tuple[list[float], list[float]]:
         precision, _, source = variant.partition(" ")
         if source == "trainer":
-            module = self.trained.setdefault(variant, self._instantiate("method"))
-            return self._fit(module, precision, steps)
+            if variant not in self.trained:
+                self.trained[variant] = self._module()
+            return self._fit(self.trained[variant], precision, steps)
         if variant not in self.steps:
             batches = self._loaded() if source == "loading" else iter(lambda: self.batch, None)
             self.steps[variant] = self._step(batches, mixed=precision == "bf16")
         return timed(self.steps[variant], steps)
 
+    def _module(self) -> Any:
+        module = self._instantiate("method").train()
+        module.bank.written.fill_(len(module.bank) + 1)  # memory smoothing is on, as in mid-run
+        return module
+
     def _step(self, batches: Iterator[dict[str, Tensor]], mixed: bool) -> Callable[[], float]:
         """All that Lightning does to train on a batch, through the module's own hooks."""
-        module = self._instantiate("method").train()
+        module = self._module()
         (optimizer,), (schedule,) = module.configure_optimizers()
 
         def step() -> float:
@@ -104,11 +112,10 @@ class OurCoMatch:
             enable_progress_bar=False,
             limit_val_batches=0,
         )
-        trainer.fit(module, [self.batch] * (steps + 1))
-        seconds = [
-            after - before for before, after in zip(clock.ends, clock.ends[1:], strict=False)
-        ]
-        return seconds, clock.losses[1:]
+        # Without `batch_size` the loader hands on what the list holds.
+        batches: Any = [self.batch] * (steps + 1)
+        trainer.fit(module, DataLoader(batches, batch_size=None))
+        return [after - before for before, after in pairwise(clock.ends)], clock.losses[1:]
 
     def _loaded(self) -> Iterator[dict[str, Tensor]]:
         while True:

@@ -101,7 +101,7 @@ class PeerCoMatch:
         config.distributed, config.rank, config.world_size = False, 0, 1
         config.lb_dest_len = config.ulb_dest_len = None
         algorithm = get_algorithm(config, get_net_builder("wrn_28_2", False), None, None)
-        algorithm.epoch = 1  # the peer never smooths in epoch 0
+        algorithm.epoch, algorithm.it = 1, 6  # memory smoothing is on, as in mid-run
         algorithm.model.train()
         algorithm.call_hook("before_run", "EMAHook")
         if precision == "bf16":

@@ -101,7 +101,8 @@ class Comparison:
 class Row:
     """A measured row: medians per step, quartiles of the steps, and the paired ratio.
 
-    `ratio` is the median over blocks of ours / peer (medians within the block), `iqr` its quartiles.
+    `ratio` is the median over blocks of ours / peer (medians within the block), `iqr` its
+    quartiles.
     """
 
     name: str

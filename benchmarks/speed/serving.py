@@ -55,6 +55,7 @@ def serve(build: Callable[[dict[str, Any]], Workload]) -> None:
             else:
                 seconds, losses = workload.run(command["variant"], command["steps"])
                 reply({"seconds": seconds, "losses": losses})
-    except Exception:
-        reply({"error": traceback.format_exc()})
+    except Exception as error:
+        traceback.print_exc()  # into the log
+        reply({"error": f"{type(error).__name__}: {error}"})
         sys.exit(1)

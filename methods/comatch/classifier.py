@@ -30,8 +30,8 @@ class Classifier(Method):
         super().__init__()
         self.encoder = CoMatchNetwork(backbone, num_classes, projection)
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.encoder.to(memory_format=self.memory_format)
-        self.accuracy = nn.ModuleDict(
+        self.encoder.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.accuracy: Any = nn.ModuleDict(
             {f"top{k}{suffix}": TopKAccuracy(k) for k in (1, 5) for suffix in ("", "_ema")}
         )
 

@@ -88,10 +88,14 @@ class SemiSupervisedData(pl.LightningDataModule):
             if h.split is None:
                 self._split = per_class_split(images, candidates, h.num_labels, h.split_seed)
             else:
-                self._split = instantiate(
-                    h.split, images, candidates, num_labels=h.num_labels, seed=h.split_seed
-                )
+                rule = instantiate(h.split, _partial_=True)
+                self._split = rule(images, candidates, num_labels=h.num_labels, seed=h.split_seed)
         return self._split
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Kept in every checkpoint, for predictions."""
+        return self.images("train").class_names
 
     def images(self, split: str) -> ImageSet:
         """Return a split of the data set, read once."""

@@ -112,7 +112,7 @@ class CoMatchImageNet(Classifier):
                 batch_z, batch_probs = all_gather(z_s1), all_gather(probs)
                 start = rank() * m
             references = torch.cat([batch_z, self.strong_queue.features])
-            reference_probs = torch.cat([batch_probs, self.strong_queue.probs])
+            reference_probs = torch.cat([batch_probs, self.strong_queue["probs"]])
             graph = pseudo_label_graph(probs, reference_probs, p["graph_threshold"], start)
             self.remember(z_s1, probs, z_x, batch["labels"], z_w, aligned)
 
@@ -148,7 +148,7 @@ class CoMatchImageNet(Classifier):
             aligned,
             embeddings,
             self.weak_queue.features,
-            self.weak_queue.probs,
+            self.weak_queue["probs"],
             self.hparams["temperature"],
             self.hparams["alpha"],
         )
@@ -177,13 +177,14 @@ class CoMatchImageNet(Classifier):
         )
         return [optimizer], [{"scheduler": scheduler, "interval": "epoch"}]
 
-    def on_fit_start(self) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Refuse data too small to fill the weak queue before smoothing starts in epoch 1."""
-        rows = self.weak_queue.features.shape[0]
-        super().on_fit_start()
-        per_epoch = self.trainer.datamodule.rows_per_epoch if self.trainer.datamodule else rows
-        if per_epoch < rows:
+        if self.global_step > 0 or self.current_epoch > 0:
+            return
+        rows = (len(batch["labelled"]) + len(batch["weak"])) * world_size()
+        offered, size = rows * int(self.trainer.num_training_batches), len(self.weak_queue)
+        if offered < size:
             raise ValueError(
-                f"queue_size {rows} exceeds the {per_epoch} rows written in the first epoch: "
+                f"queue_size {size} exceeds the {offered} rows written in the first epoch: "
                 "smoothing would mix in noise. Lower method.queue_size or use more data."
             )

@@ -19,7 +19,7 @@ class CoMatchNetwork(nn.Module):
     def __init__(self, backbone: dict, num_classes: int, projection: dict | None):
         super().__init__()
         self.backbone = build_network(backbone)
-        features: int = self.backbone.num_features
+        features = int(self.backbone.num_features)  # type: ignore[arg-type]
         # The classifier is created before the projection, so that with one seed all arms of a
         # comparison start from the same backbone and classifier.
         self.classifier = nn.Linear(features, num_classes)

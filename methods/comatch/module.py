@@ -212,7 +212,7 @@ class CoMatch(EMAClassifier):
             aligned,
             embeddings,
             self.bank.features,
-            self.bank.probs,
+            self.bank["probs"],
             self.hparams["temperature"],
             self.hparams["alpha"],
         )

@@ -27,7 +27,7 @@ class MomentumEncoder(nn.Module):
     @torch.no_grad()
     def update(self, encoder: nn.Module, momentum: float) -> None:
         """One fused update of all parameters; `momentum` m in [0, 1]."""
-        own = list(self.module.parameters())
+        own: list[Tensor] = list(self.module.parameters())
         torch._foreach_lerp_(own, list(encoder.parameters()), 1.0 - momentum)
         if self.buffer_rule == "copy":
             for mine, theirs in zip(self.module.buffers(), encoder.buffers(), strict=True):

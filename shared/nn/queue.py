@@ -47,6 +47,10 @@ class FeatureQueue(nn.Module):
     def __len__(self) -> int:
         return self.features.shape[0]
 
+    def __getitem__(self, payload: str) -> Tensor:
+        """(K, size) rows of a payload."""
+        return self.get_buffer(payload)
+
     @torch.no_grad()
     def enqueue(self, features: Tensor, **payloads: Tensor) -> None:
         """Write a batch of rows at the pointer. In a distributed run gather before calling.
@@ -68,6 +72,5 @@ class FeatureQueue(nn.Module):
         slots = (start + torch.arange(rows, device=self.features.device)) % size
         self.features[slots] = features[:rows].to(self.features.dtype)
         for name, values in payloads.items():
-            payload = self.get_buffer(name)
-            payload[slots] = values[:rows].to(payload.dtype)
+            self[name][slots] = values[:rows].to(self[name].dtype)
         self.pointer.fill_((start + rows) % size)

@@ -67,7 +67,8 @@ class CsvLogger(Logger):
         epoch = int(epoch) if epoch != "" else ""
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
-        for metric, value in metrics.items():
+        # Sorted, because Lightning's order is that of first appearance since the last (re)start.
+        for metric, value in sorted(metrics.items()):
             if metric != "epoch" and metric not in self._written:
                 self._written.add(metric)
                 rows.writerow((step, epoch, metric, repr(float(value))))

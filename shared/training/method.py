@@ -85,3 +85,9 @@ class Method(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["_target_"] = f"{type(self).__module__}.{type(self).__qualname__}"
+        datamodule = getattr(self._trainer, "datamodule", None)
+        if names := getattr(datamodule, "class_names", None):
+            checkpoint["class_names"] = [str(name) for name in names]  # for `tenfold predict`
+        datamodule = getattr(self._trainer, "datamodule", None)
+        if names := getattr(datamodule, "class_names", None):
+            checkpoint["class_names"] = list(names)  # `tenfold predict` names its columns by them

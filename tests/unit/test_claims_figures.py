@@ -39,6 +39,7 @@ def test_no_two_texts_of_the_differences_overlap(tmp_path, monkeypatch):
     monkeypatch.setattr(plt, "close", lambda figure: None)
     draw(tmp_path / "a.png", summary(5), {})
     figure = plt.gcf()
+    figure.draw_without_rendering()
     axes = figure.axes[1]
     texts = [*axes.get_yticklabels(), *axes.texts, axes.title, axes.xaxis.label]
     boxes = [text.get_window_extent() for text in texts if text.get_text()]

@@ -134,7 +134,9 @@ def fit(module: Recorder, limits: dict[str, int], *callbacks: Callback, **argume
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("limits", [{"max_epochs": 3}, {"max_steps": 13, "max_epochs": -1}], ids=str)
+@pytest.mark.parametrize(
+    "limits", [{"max_epochs": 3}, {"max_steps": 13, "max_epochs": -1}], ids=str
+)
 @pytest.mark.parametrize(("workers", "steps"), [(0, range(1, 13)), (2, (3, 5, 8)), (4, (7,))])
 def test_lightning_continues_with_the_next_batch(
     tmp_path: Path, limits: dict[str, int], workers: int, steps: range

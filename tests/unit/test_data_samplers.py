@@ -63,9 +63,7 @@ def test_one_pass_covers_the_unlabelled_set(
     batches = (world * data.draw(st.integers(1, 4)), world * data.draw(st.integers(1, 6)))
     labelled = data.draw(st.integers(batches[0], 20))
     unlabelled = data.draw(st.integers(batches[1], 50))
-    ranks = [
-        OnePass(0, (labelled, unlabelled), batches, repeat, r, world) for r in range(world)
-    ]
+    ranks = [OnePass(0, (labelled, unlabelled), batches, repeat, r, world) for r in range(world)]
     plans = [list(schedule.batches(epoch)) for schedule in ranks]
     steps = -(-unlabelled // batches[1])
     assert all(len(p) == len(s) == steps for p, s in zip(plans, ranks, strict=True))
@@ -87,9 +85,7 @@ def test_one_pass_covers_the_unlabelled_set(
 @pytest.mark.parametrize("kind", ["fixed", "one pass"])
 def test_starting_at_any_step_gives_the_rest(kind: str) -> None:
     schedule = (
-        FixedSteps(3, (5, 40), (4, 12), 7)
-        if kind == "fixed"
-        else OnePass(3, (9, 40), (4, 12), 2)
+        FixedSteps(3, (5, 40), (4, 12), 7) if kind == "fixed" else OnePass(3, (9, 40), (4, 12), 2)
     )
     whole = list(schedule.batches(2))
     for start in range(len(schedule) + 1):

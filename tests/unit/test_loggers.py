@@ -75,7 +75,7 @@ def test_continuing_drops_later_rows_atomically(tmp_path, monkeypatch):
     logger = CsvLogger(path)
     logger.continue_from(4)
     assert [int(r["step"]) for r in read_metrics(path)] == [0, 1, 2, 3]
-    logger.log_metrics({"a": 1.5, "b": 2.0}, 3)  # an evaluation of step 3 that comes again
+    logger.log_metrics({"b": 2.0, "a": 1.5}, 3)  # an evaluation of step 3 that comes again
     logger.log_metrics({"a": 4.0}, 4)
     assert path.read_text().endswith("3,0,a,3.0\n3,,b,2.0\n4,,a,4.0\n")
 

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from benchmarks.claims import compose_experiment
 from benchmarks.evidence import gather
-from benchmarks.report import build, html, main, markdown
+from benchmarks.report import build, checks, html, main, markdown
 from benchmarks.reproduce import reproduce
 
 pytestmark = pytest.mark.filterwarnings("ignore:Precision loss occurred")
@@ -58,7 +58,7 @@ def rungs(outputs, conf):
 def test_everything_from_files_is_escaped(conf, outputs):
     write_claim(conf, CLAIM | {"title": EVIL, "claim": f"{EVIL} & more", "source": EVIL})
     write_experiment(conf, "row", {"paper": PAPER | {"table": EVIL}})
-    put(outputs, "chaos", {"identical": False, "first difference": EVIL})
+    put(outputs, "chaos", {"first_difference": EVIL, "kills": 3})
     put(outputs, "speed", {"ratio": EVIL, "iqr": None, "rows": [{EVIL: EVIL}]})
     page = claimed(conf, outputs)
     assert "<script" not in page
@@ -164,6 +164,16 @@ def test_rungs_of_the_unit_tests_come_from_junit(conf, outputs):
     assert (found["equations"].state, found["equations"].detail) == ("failed", "1 of 2 tests")
     assert (found["checkpoints"].state, found["checkpoints"].detail) == ("proved", "1 of 1 tests")
     assert found["protocols"].state == "open"
+
+
+def test_checks_say_what_the_commands_found(conf, outputs):
+    put(outputs, "chaos", {"first_difference": None, "kills": 3})
+    put(outputs, "mutants", {"caught": 21, "total": 22})
+    (evidence,) = gather(outputs, conf)
+    said = dict(checks(evidence))
+    assert said["chaos"] == "identical after 3 kills"
+    assert said["mutants"] == "caught 21 of 22"
+    assert said["speed"] == "not run: make speed METHOD=toy"
 
 
 @pytest.mark.parametrize("content", ["{", "[1, 2]", '"text"', ""])

@@ -1,0 +1,152 @@
+"""Every file under conf/ composes, and every paper row builds and says which data it lacks."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from shared.data.images import DataNotFoundError
+from shared.overrides import CONF
+
+FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.yaml"))
+EXPERIMENTS = [str(f.relative_to("experiment")) for f in FILES if f.parts[0] == "experiment"]
+SHARED = [e for e in EXPERIMENTS if e.endswith("_base") or "/paper_" in e]
+ROWS = [e for e in EXPERIMENTS if "paper" in OmegaConf.load(CONF / "experiment" / f"{e}.yaml")]
+
+
+def composed(*overrides: str, name: str = "config", whole: bool = False) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, list(overrides), return_hydra_config=whole)
+
+
+def resolved(experiment: str, tmp_path: Path) -> dict[str, Any]:
+    """The config of a run, with its data in an empty place."""
+    config = composed(f"experiment={experiment}", f"data_root={tmp_path}", whole=True)
+    config.hydra.job.num = 0
+    config.hydra.runtime.output_dir = str(tmp_path)
+    config.hydra.runtime.choices.experiment = experiment
+    from hydra.core.hydra_config import HydraConfig
+
+    HydraConfig.instance().set_config(config)
+    plain = OmegaConf.to_container(
+        OmegaConf.masked_copy(config, [k for k in config if k != "hydra"])
+    )
+    assert isinstance(plain, dict)
+    return OmegaConf.to_container(OmegaConf.create(plain), resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_every_file_composes(file: Path) -> None:
+    group, option = str(file.parent), file.name
+    if group == ".":
+        composed(name=option)
+    elif file.parts[0] == "experiment":
+        # What experiments share may leave the method to them.
+        open_method = ["method=comatch"] if str(file.relative_to("experiment")) in SHARED else []
+        composed(f"experiment={file.relative_to('experiment')}", *open_method)
+    elif file.parts[0] == "backbone":
+        composed("method=comatch", "data=cifar10", f"backbone@method.backbone={option}")
+    elif group.startswith("hydra"):
+        composed(f"{group}={option}", whole=True)
+    elif group == "sweep":
+        composed("experiment=comatch/mini", f"+sweep={option}", whole=True)
+    elif file.parts[0] == "reproduce":
+        claim = OmegaConf.load(CONF / file.with_suffix(".yaml"))
+        for experiment in claim.arms.values():
+            name = experiment if isinstance(experiment, str) else experiment.experiment
+            composed(f"experiment={name}")
+    else:
+        composed(f"{group}={option}")
+
+
+def test_the_rows_of_the_papers_table_are_there() -> None:
+    expected = {f"cifar10_{n}{m}" for n in (40, 250, 4000) for m in ("", "_fixmatch")}
+    expected |= {f"cifar10_{n}_simclr" for n in (20, 40, 80)}
+    expected |= {f"cifar100_{n}{m}" for n in (400, 2500, 10000) for m in ("", "_fixmatch")}
+    expected |= {f"stl10_1000{m}" for m in ("", "_fixmatch", "_simclr")}
+    expected |= {f"imagenet_1pct{m}" for m in ("", "_fixmatch", "_moco")}
+    expected |= {f"imagenet_10pct{m}" for m in ("", "_moco")}
+    for data, counts in [
+        ("cifar10", (40, 250, 4000)),
+        ("cifar100", (400, 2500, 10000)),
+        ("svhn", (40, 250, 1000)),
+    ]:
+        expected |= {f"usb_{data}_{n}{m}" for n in counts for m in ("", "_fixmatch")}
+    assert {row.removeprefix("comatch/") for row in ROWS if row.startswith("comatch/")} == expected
+
+
+@pytest.mark.parametrize("experiment", ROWS)
+def test_paper_row(experiment: str, tmp_path: Path) -> None:
+    """Its header says what a reader needs; it builds; without data it says what belongs where."""
+    text = (CONF / "experiment" / f"{experiment}.yaml").read_text()
+    header = text.split("defaults:")[0]
+    assert f"experiment={experiment}" in header
+    for word in ("GPU-hours", "our estimate", "GPU memory", "Expect"):
+        assert word in header
+
+    config = resolved(experiment, tmp_path)
+    paper = config["paper"]
+    assert set(paper) == {"table", "metric", "value", "std", "source", "gpu_hours"}
+    assert f"{paper['value']:g}" in header.replace("0 ", " ") or str(paper["value"]) in header
+    assert 0 < paper["value"] <= 100
+    assert f"about {paper['gpu_hours']} GPU-hours" in header
+
+    with torch.device("meta"):  # shapes only: a row has up to 60 M parameters and four queues
+        module = instantiate(config["method"], _recursive_=False, _convert_="all")
+    parameters = sum(p.numel() for p in module.encoder.parameters())
+    assert parameters > 1_000_000
+    assert module.hparams["num_classes"] == {"cifar100": 100, "imagenet": 1000}.get(
+        config["data"]["dataset"]["_target_"].rpartition(".")[2], 10
+    )
+    optimizers, _ = module.configure_optimizers()
+    assert optimizers[0].param_groups[0]["lr"] == config["method"]["lr"]
+
+    data = instantiate(config["data"], _recursive_=False, _convert_="all")
+    with pytest.raises(DataNotFoundError) as caught:
+        data.setup("fit")
+    assert str(tmp_path) in str(caught.value), "names where it looked"
+    assert "data_root=DIR" in str(caught.value) or "TENFOLD_DATA" in str(caught.value)
+
+
+def test_parameter_counts_of_the_paper(tmp_path: Path) -> None:
+    for experiment, expected in [
+        ("comatch/cifar10_40", 1_492_378),
+        ("comatch/cifar10_40_fixmatch", 1_467_610),
+        ("comatch/cifar100_400", 23_696_500),
+        ("comatch/cifar100_400_fixmatch", 23_401_012),
+        ("comatch/imagenet_1pct", 30_015_656),
+    ]:
+        config = resolved(experiment, tmp_path)
+        with torch.device("meta"):
+            module = instantiate(config["method"], _recursive_=False, _convert_="all")
+        assert sum(p.numel() for p in module.encoder.parameters()) == expected, experiment
+
+
+@pytest.mark.parametrize(
+    ("experiment", "values"),
+    [
+        ("cifar10_40", {"threshold": 0.95, "graph_threshold": 0.8, "lambda_c": 1.0, "lr": 0.03}),
+        ("stl10_1000", {"lambda_c": 5.0, "temperature": 0.2, "weight_decay": 5e-4}),
+        ("cifar100_400", {"weight_decay": 5e-4, "alpha": 0.9, "alignment_window": 32}),
+        ("usb_cifar100_400", {"weight_decay": 1e-3}),
+        ("imagenet_1pct", {"threshold": 0.6, "graph_threshold": 0.3, "lambda_c": 10.0}),
+        ("imagenet_10pct", {"threshold": 0.5, "graph_threshold": 0.2, "lambda_c": 2.0}),
+        ("imagenet_10pct_moco", {"threshold": 0.5, "graph_threshold": 0.2, "lambda_c": 2.0}),
+        ("imagenet_1pct_moco", {"lambda_u": 10.0, "temperature": 0.1, "queue_size": 30000}),
+    ],
+)
+def test_values_of_the_specification(experiment: str, values: dict[str, Any]) -> None:
+    method = composed(f"experiment=comatch/{experiment}").method
+    assert {key: method[key] for key in values} == values
+
+
+def test_only_miniatures_adapt_to_short_runs(tmp_path: Path) -> None:
+    """BatchNorm momentum 0.1 and the EMA warm-up must never leak into a paper row."""
+    for experiment in ROWS:
+        method = composed(f"experiment={experiment}").method
+        assert method.backbone.get("bn_momentum", 0.001) == 0.001, experiment
+        assert method.get("ema_warm_up", False) is False, experiment
