@@ -68,7 +68,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a mutant: caught, SURVIVED, INVALID (its code does not even import) or TIMEOUT.
+    """What became of a mutant: caught, SURVIVED, INVALID (the suite cannot start) or TIMEOUT.
 
     Only a failing test counts as caught; `by` names it.
     """
@@ -151,11 +151,8 @@ def run_all(
                     seconds = time.monotonic() - start
                     if sentinel not in finished and seconds < TIME_LIMIT:
                         continue
-                    status = None
-                    if sentinel in finished:
-                        process.join()  # the sentinel is ready a moment before the exit status
-                        status = process.exitcode
                     _end(process)
+                    status = process.exitcode if sentinel in finished else None
                     del running[sentinel]
                     yield mutant, status, (tree / "suite.log").read_text(), seconds
                     shutil.rmtree(tree)

@@ -103,6 +103,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     trainer = instantiate(
         cfg.trainer,
         precision=precision,
+        default_root_dir=str(output),  # where Lightning puts its own checkpoint under SLURM
         logger=loggers,
         callbacks=[
             ResumeCheckpoint(output / "checkpoints", cfg.checkpoint_every),
@@ -113,11 +114,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         plugins=[AtomicCheckpointIO()],
     )
     last = output / "checkpoints" / "last.ckpt"
+    resumed = last.exists()
     try:
         if not cfg.evaluate_only:
-            if last.exists():
+            if resumed:
                 log.info("continuing from %s", last)
-            trainer.fit(module, datamodule=datamodule, ckpt_path=last if last.exists() else None)
+            trainer.fit(module, datamodule=datamodule, ckpt_path=last if resumed else None)
             if trainer.interrupted:
                 raise KeyboardInterrupt
         metrics = trainer.test(module, datamodule=datamodule, verbose=False)[0]
@@ -133,6 +135,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "arm": cfg.arm,
         "seed": cfg.seed,
         "metrics": metrics,
+        "resumed": resumed,  # then the figures below cover the last process only
         "wall_seconds": time.perf_counter() - wall,
         "cpu_seconds": time.process_time() - cpu,
         "samples_per_second": throughput.samples_per_second,

@@ -100,7 +100,9 @@ class SemiSupervisedData(pl.LightningDataModule):
     def images(self, split: str) -> ImageSet:
         """Return a split of the data set, read once."""
         if split not in self._sets:
-            self._sets[split] = instantiate(self._h.dataset, split=split)
+            # Called outside of `instantiate`, which would wrap an error in one of its own.
+            reader = instantiate(self._h.dataset, _partial_=True)
+            self._sets[split] = reader(split=split)
         return self._sets[split]
 
     def setup(self, stage: str) -> None:

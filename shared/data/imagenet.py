@@ -24,7 +24,7 @@ def imagenet(root: str | Path, split: str, max_corrupt: float = 0.01) -> FolderI
     if not folder.is_dir():
         raise DataNotFoundError(
             f"{folder} not found. Place the images there as {folder}/<class>/<image> (ImageNet is "
-            "handed out by its owners only), or name another place: data_root=DIR or TENFOLD_DATA"
+            "handed out by its owners only), or set data_root=DIR or TENFOLD_DATA=DIR"
         )
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     paths: list[str] = []

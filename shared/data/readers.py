@@ -135,8 +135,10 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise DataCorruptError(f"{path}: not an IDX file of unsigned bytes")
     header = 4 + 4 * content[3]
+    if len(content) < header:
+        raise DataCorruptError(f"{path}: ends within its header; delete it and fetch it anew")
     shape = tuple(np.frombuffer(content[4:header], ">u4").tolist())
-    if len(shape) != content[3] or len(content) != header + int(np.prod(shape)):
+    if len(content) != header + int(np.prod(shape)):
         raise DataCorruptError(
             f"{path}: {len(content)} bytes don't hold the {shape} values of its header "
             "(truncated?); delete it and fetch it anew"

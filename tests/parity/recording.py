@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 
+EPOCH = 10_000  # repetitions that make an epoch longer than any steps looked at
+
+
 @dataclass
 class Call:
     """One call: its arguments by parameter name, and what it returned."""
@@ -88,7 +91,7 @@ class StepWatcher(pl.Callback):
 def fit(
     module: pl.LightningModule, batches: list[dict[str, Tensor]], callback: pl.Callback, epoch=0
 ) -> pl.Trainer:
-    """Run the module's real loop over the batches, as if in `epoch`."""
+    """Run the module's real loop over the batches, as the first ones of `epoch`."""
     trainer = pl.Trainer(
         accelerator="cpu",
         devices=1,
@@ -104,7 +107,7 @@ def fit(
     )
     progress = trainer.fit_loop.epoch_progress.current
     progress.ready = progress.started = progress.processed = progress.completed = epoch
-    trainer.fit(module, DataLoader(batches, batch_size=None))
+    trainer.fit(module, DataLoader(batches * EPOCH, batch_size=None))  # max_steps ends it
     return trainer
 
 

@@ -43,9 +43,7 @@ def test_resume_after_every_batch(workers: int) -> None:
     expected = epoch_of(loader(), 3)
     source, resumed = loader(workers), loader(workers)
     source.set_epoch(3)
-    states = []
-    for _ in source:
-        states.append(copy.deepcopy(source.state_dict()))
+    states = [copy.deepcopy(source.state_dict()) for _ in source]
     for done, state in enumerate(states, start=1):
         resumed.load_state_dict(state)
         iterator = iter(resumed)  # Lightning announces the epoch after this
@@ -56,6 +54,7 @@ def test_resume_after_every_batch(workers: int) -> None:
         assert same(epoch_of(resumed, 4), epoch_of(loader(), 4))
 
 
+@pytest.mark.filterwarnings("ignore:.*worker processes.*")
 def test_workers_and_repetition_change_nothing() -> None:
     expected = [epoch_of(loader(), e) for e in (0, 1)]
     assert not same(*expected)

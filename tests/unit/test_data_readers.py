@@ -149,7 +149,7 @@ def test_stl10_and_its_folds(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="2 folds of \\[2\\] images"):
         readers.stl10_fold_split(train, everything, num_labels=3, seed=0, root=tmp_path)
     (folder / "test_X.bin").write_bytes(b"123")
-    with pytest.raises(DataCorruptError, match="test_X.bin: 3 bytes"):
+    with pytest.raises(DataCorruptError, match=r"test_X.bin: 3 bytes"):
         readers.stl10(tmp_path, "test")
 
 
@@ -161,7 +161,7 @@ def test_svhn(tmp_path: Path) -> None:
     np.testing.assert_array_equal(images.images[4], pixels[..., 4])
     path = tmp_path / "test_32x32.mat"
     path.write_bytes((tmp_path / "train_32x32.mat").read_bytes()[:500])
-    with pytest.raises(DataCorruptError, match="test_32x32.mat: not a readable"):
+    with pytest.raises(DataCorruptError, match=r"test_32x32.mat: not a readable"):
         readers.svhn(tmp_path, "test")
 
 
@@ -270,7 +270,7 @@ def test_split_file_is_made_once_and_checked(image_root: Path) -> None:
         split_file(images, everything, 4, seed=7, path=path).labelled, made.labelled
     )
     path.write_text(text.replace("n01_1.JPEG", "n01_9.JPEG"))
-    with pytest.raises(ValueError, match="n01_9.JPEG"):
+    with pytest.raises(ValueError, match=r"n01_9.JPEG"):
         split_file(images, everything, 4, seed=0, path=path)
     path.write_text(text[:50])
     with pytest.raises(DataCorruptError, match="not a split file"):

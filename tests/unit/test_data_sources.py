@@ -86,7 +86,7 @@ def test_debian_archive_is_unpacked_and_cached(
     def apt(command: list[str], folder: Path) -> None:
         commands.append(command[0] if command[0] == "dpkg-deb" else command[2])
         if command[0] == "dpkg-deb":
-            shutil.copytree(local, Path(command[3]) / sources.DEBIAN_FOLDER)
+            shutil.copytree(local, folder / command[3] / sources.DEBIAN_FOLDER)
         elif command[2] == "download":
             if index == "absent" and "update" not in commands:
                 raise sources._UnavailableError("unable to locate package")
@@ -107,7 +107,7 @@ def test_command_failures_are_short_reasons(
     unavailable = sources._UnavailableError
     with pytest.raises(unavailable, match="no no-such-tool on this machine"):
         sources._command(["no-such-tool"], tmp_path)
-    with pytest.raises(unavailable, match="the reason$"):
+    with pytest.raises(unavailable, match=r"the reason$"):
         sources._command(["sh", "-c", "echo first; echo the reason >&2; exit 3"], tmp_path)
 
     def slow(*_: object, **__: object) -> None:

@@ -110,7 +110,7 @@ def test_random_resized_crop() -> None:
         widths.append(width * height / 64**2)
     assert 0.15 < min(widths) < 0.3
     assert max(widths) > 0.8
-    # No part of a very long image has an allowed aspect ratio and a large area: the centre is taken.
+    # No large part of a very long image has an allowed aspect ratio: the centre is taken.
     long = Image.fromarray(np.zeros((4, 400, 3), np.uint8))
     assert random_resized_crop(long, 8, key_generator(0), scale=(0.9, 1.0)).size == (8, 8)
 
