@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.speed.serving import serve, timed
+from shared.training.allocator import keep_freed_memory
 from shared.training.callbacks import FiniteGradients, Throughput
-from shared.training.memory import keep_freed_memory
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

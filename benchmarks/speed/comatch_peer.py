@@ -35,7 +35,7 @@ class PeerCoMatch:
             module = ModuleType(name)
             module.__spec__ = ModuleSpec(name, None)
             sys.modules[name] = module
-        torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[assignment, method-assign]
+        torch.Tensor.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
 
         import torchvision
 

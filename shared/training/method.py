@@ -88,6 +88,3 @@ class Method(pl.LightningModule):
         datamodule = getattr(self._trainer, "datamodule", None)
         if names := getattr(datamodule, "class_names", None):
             checkpoint["class_names"] = [str(name) for name in names]  # for `tenfold predict`
-        datamodule = getattr(self._trainer, "datamodule", None)
-        if names := getattr(datamodule, "class_names", None):
-            checkpoint["class_names"] = list(names)  # `tenfold predict` names its columns by them

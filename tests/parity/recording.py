@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-
 EPOCH = 10_000  # repetitions that make an epoch longer than any steps looked at
 
 

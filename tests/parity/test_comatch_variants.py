@@ -1,4 +1,4 @@
-"""The adapters take every dim, seed and value from the files: they pass on folders of other ones."""
+"""The adapters take every dim, seed and value from the files: folders of other ones pass."""
 
 from pathlib import Path
 

@@ -33,7 +33,7 @@ COMATCH = "experiment=comatch/cifar10_40"
         ([COMATCH, "evaluate_only=1"], "evaluate_only expects true or false"),
         ([COMATCH, "data.views=weak"], "data.views expects a list"),
         ([COMATCH, "method.backbone=wrn"], "method.backbone expects a mapping"),
-        ([COMATCH, "output_dir=[a,b]"], "output_dir expects a text"),
+        ([COMATCH, "data.val_split=[a,b]"], "data.val_split expects a text"),
         (["method.lr=0.1"], "method is empty; name an experiment"),
         (["seed=[1"], "no viable alternative"),
         (["backbone=wrn_28_8"], "Could not override 'backbone'"),

@@ -1,0 +1,235 @@
+"""The speed benchmark's protocol on fake sides, without the peer."""
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.speed import __main__ as speed
+from benchmarks.speed import peer_environment
+from benchmarks.speed.comatch import make_data
+from benchmarks.speed.peer_environment import PeerPackage
+from benchmarks.speed.protocol import (
+    Comparison,
+    SpeedError,
+    Worker,
+    alternate,
+    check_same_work,
+    compare,
+    quartiles,
+    ratio_lines,
+    table,
+    write,
+)
+from shared.data.readers import cifar10
+
+ROOT = Path(__file__).resolve().parents[2]
+VARIANTS = [("ours", "a"), ("peer", "a"), ("ours", "b")]
+COMPARISONS = [Comparison("float32", "a", "a"), Comparison("bf16", "b", "a")]
+
+
+class FakeSide:
+    """Replies with given seconds per variant and notes the order of calls in a shared diary."""
+
+    def __init__(self, name, seconds, diary, loss=1.0):
+        self.name, self.seconds, self.diary, self.loss = name, seconds, diary, loss
+
+    def describe(self):
+        return {}
+
+    def run(self, variant, steps):
+        self.diary.append((self.name, variant, steps))
+        self.seconds[variant] *= 1.1  # the machine grows slower, for both
+        return [self.seconds[variant]] * steps, [self.loss] * steps
+
+
+def sides(diary, **keywords):
+    return {
+        "ours": FakeSide("ours", {"a": 1.0, "b": 0.5}, diary, **keywords),
+        "peer": FakeSide("peer", {"a": 2.0}, diary),
+    }
+
+
+def test_sides_take_turns_and_the_order_turns_round():
+    diary = []
+    taken = alternate(sides(diary), VARIANTS, blocks=3, steps=4, warm_up=2)
+    forward = [(*v, 4) for v in VARIANTS]
+    assert diary == [(*v, 2) for v in VARIANTS] + forward + forward[::-1] + forward
+    assert {key: [len(block) for block in blocks] for key, blocks in taken.items()} == {
+        variant: [4, 4, 4] for variant in VARIANTS
+    }
+
+
+def test_ratio_is_paired_within_blocks():
+    rows = compare(COMPARISONS, alternate(sides([]), VARIANTS, blocks=5, steps=2, warm_up=1))
+    assert [row.ratio for row in rows] == pytest.approx([0.5, 0.25])
+    # The drift of the machine shows in the times and not in the ratio.
+    assert rows[0].iqr == pytest.approx((0.5, 0.5))
+    assert rows[0].ours_iqr[1] / rows[0].ours_iqr[0] > 1.1
+    assert rows[0].peer_ms == pytest.approx(2 * rows[0].ours_ms)
+
+
+def test_one_disturbed_step_changes_neither_median_nor_ratio():
+    taken = {("ours", "a"): [[1.0, 1.0, 9.0]] * 3, ("peer", "a"): [[2.0] * 3] * 3}
+    (row,) = compare(COMPARISONS[:1], taken)
+    assert (row.ours_ms, row.peer_ms, row.ratio) == (1000.0, 2000.0, 0.5)
+
+
+def test_unequal_blocks_are_refused():
+    with pytest.raises(ValueError, match="zip"):
+        compare(COMPARISONS[:1], {("ours", "a"): [[1.0]] * 2, ("peer", "a"): [[1.0]]})
+
+
+def test_loss_that_is_not_finite_stops_the_comparison():
+    with pytest.raises(SpeedError, match=r"ours \(a\) is not finite"):
+        alternate(sides([], loss=float("nan")), VARIANTS, blocks=1, steps=1, warm_up=1)
+
+
+def test_quartiles():
+    assert quartiles([3.0]) == (3.0, 3.0)
+    values = [5.0, 1.0, 4.0, 2.0, 9.0]
+    assert quartiles(values) == tuple(np.quantile(values, [0.25, 0.75]))
+
+
+WORK = {"parameters": 1000, "images_per_step": 352, "threads": 2, "torch": "2"}
+
+
+@pytest.mark.parametrize(
+    "other", [{"images_per_step": 288}, {"threads": 1}, {"torch": "1"}, {"parameters": 900}]
+)
+def test_other_work_is_refused(other):
+    check_same_work(WORK, {**WORK, "parameters": 1001})
+    with pytest.raises(SpeedError, match="not the same"):
+        check_same_work(WORK, {**WORK, **other})
+
+
+def test_lines_table_and_file(tmp_path):
+    rows = compare(COMPARISONS, alternate(sides([]), VARIANTS, blocks=3, steps=2, warm_up=1))
+    *_, spread, last = ratio_lines(rows[0]).splitlines()
+    assert last == "ratio: 0.500 (ours/peer, lower is better)"
+    assert "interquartile range" in spread
+    assert "0.500 to 0.500" in spread
+    assert [line.split()[0] for line in table("step", rows).splitlines()[1:]] == ["float32", "bf16"]
+
+    write(tmp_path / "speed" / "m.json", rows, {"machine": "x", "threads": 2})
+    content = json.loads((tmp_path / "speed" / "m.json").read_text())
+    assert content["ratio"] == pytest.approx(0.5)
+    assert content["iqr"] == pytest.approx([0.5, 0.5])
+    assert (content["machine"], content["threads"]) == ("x", 2)
+    assert {"name", "ours_ms", "peer_ms", "ratio", "iqr"} <= set(content["rows"][1])
+
+
+WORKLOAD = """
+import sys
+sys.path.insert(0, {root!r})
+from benchmarks.speed.serving import serve, timed
+class Toy:
+    def __init__(self, settings): self.settings = settings; print("noise of a library")
+    def describe(self): return self.settings
+    def run(self, variant, steps):
+        print("more noise")
+        if variant == "broken": raise ValueError("no such thing")
+        if variant == "dies": sys.exit(3)
+        return timed(lambda: 1.5, steps)
+serve(Toy)
+"""
+
+
+@pytest.fixture
+def worker(tmp_path):
+    (tmp_path / "toy.py").write_text(WORKLOAD.format(root=str(ROOT)))
+    worker = Worker(
+        Path(sys.executable), "toy", {"threads": 1}, tmp_path, tmp_path / "logs" / "toy.log"
+    )
+    yield worker
+    worker.close()
+
+
+def test_worker_answers_and_its_prints_go_to_the_log(worker):
+    assert worker.describe() == {"threads": 1}
+    seconds, losses = worker.run("float32", 3)
+    assert len(seconds) == 3
+    assert min(seconds) >= 0
+    assert losses == [1.5] * 3
+    worker.close()
+    assert worker.log.read_text().split("\n")[0] == "noise of a library"
+
+
+def test_worker_that_fails_names_the_reason_and_the_log(worker):
+    with pytest.raises(SpeedError, match=r"toy failed .*toy\.log.*\nValueError: no such thing"):
+        worker.run("broken", 1)
+    assert "Traceback" in worker.log.read_text()
+
+
+def test_worker_that_dies_is_noticed(worker):
+    with pytest.raises(SpeedError, match="the process ended"):
+        worker.run("dies", 1)
+
+
+def test_absent_peer_says_what_to_do(tmp_path, monkeypatch):
+    def no_network(command, **_):
+        raise subprocess.CalledProcessError(1, command, stderr="ERROR: No matching distribution")
+
+    monkeypatch.setattr(peer_environment.venv, "create", lambda *_, **__: None)
+    monkeypatch.setattr(peer_environment.subprocess, "run", no_network)
+    with pytest.raises(SpeedError) as caught:
+        peer_environment.ensure(tmp_path / ".venv-peer", PeerPackage("peer==1", ("numpy",)))
+    message = str(caught.value)
+    assert "peer==1 is absent" in message
+    assert "No matching distribution" in message
+    assert "python -m venv .venv-peer" in message
+    assert ".venv-peer/bin/pip install --no-deps peer==1" in message
+
+
+def test_peer_is_installed_once(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(peer_environment.venv, "create", lambda path, **_: path.mkdir())
+    monkeypatch.setattr(
+        peer_environment.subprocess, "run", lambda command, **_: commands.append(command)
+    )
+    peer = PeerPackage("peer==1", ("numpy",))
+    for _ in range(2):
+        python = peer_environment.ensure(tmp_path / "v", peer)
+    assert python == tmp_path / "v" / "bin" / "python"
+    assert [command[-1] for command in commands] == ["numpy", "peer==1"]
+    assert f"torch=={torch.__version__}" in commands[0]
+
+
+@pytest.mark.parametrize("method", ["comatsch", "../comatch"])
+def test_unknown_method(method, capsys):
+    assert speed.main([method]) == 1
+    assert f"no speed comparison named '{method}'" in capsys.readouterr().err
+
+
+def test_generated_images_read_as_cifar10(tmp_path):
+    images = cifar10(make_data(tmp_path, images_per_file=20), "train")
+    assert len(images.labels) == 100
+    assert sorted(set(images.labels.tolist())) == list(range(10))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_freed_memory_is_kept():
+    # In a process of its own, because the setting stays. A block above glibc's 32 MiB threshold.
+    code = """
+import resource, sys
+import torch
+from shared.training.allocator import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(16 << 20)
+before = faults()
+for _ in range(3):
+    torch.ones(16 << 20)
+print(faults() - before)
+"""
+    default, kept = (
+        int(subprocess.check_output([sys.executable, "-c", code, mode], cwd=ROOT, text=True))
+        for mode in ("default", "kept")
+    )
+    assert kept < default / 10
