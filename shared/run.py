@@ -57,7 +57,7 @@ def main() -> None:
     return _hydra_main()
 
 
-@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+@hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
 def _hydra_main(cfg: DictConfig) -> float | None:
     results = run(cfg)
     # The value that a sweeper minimises: the error of the paper's metric, else of test/top1_ema.

@@ -144,8 +144,9 @@ class CoMatch(EMAClassifier):
         alignment_window: batches averaged by distribution alignment.
         bank_batches, batch_size, mu: the bank holds K = bank_batches (mu + 1) batch_size rows;
             batch_size is the labelled total over ranks.
-        permute_graph: negative control. Every sample gets the edges of another one, so that the
-            graph keeps its shape and loses its meaning. Never set it otherwise.
+        sabotage: negative controls of the claim, never set otherwise. "graph" gives every sample the
+            row of targets of another one; "edges" does so with the edges between samples and keeps
+            the self-loops, so that what is left is instance discrimination.
     """
 
     def __init__(
@@ -160,11 +161,13 @@ class CoMatch(EMAClassifier):
         bank_batches: int,
         batch_size: int,
         mu: int,
-        permute_graph: bool = False,
+        sabotage: str | None = None,
         **common: Any,
     ):
         super().__init__(**common)
         self.save_hyperparameters()
+        if sabotage not in (None, "graph", "edges"):
+            raise ValueError(f'sabotage must be null, "graph" or "edges", got {sabotage!r}')
         num_classes = common["num_classes"]
         self.alignment = DistributionAlignment(num_classes, alignment_window)
         self.bank = FeatureQueue(
@@ -229,10 +232,12 @@ class CoMatch(EMAClassifier):
         """(M, world M) pseudo-label graph of this rank's samples against all ranks'."""
         everyone = all_gather(probs)
         start = rank() * len(probs)
-        if self.hparams["permute_graph"]:
-            everyone = everyone.roll(1, dims=0)  # batches are in random order: any relabelling does
+        # Batches are in random order, so that any fixed relabelling joins random samples.
+        if self.hparams["sabotage"] == "edges":
+            everyone = everyone.roll(1, dims=0)
         own = everyone[start : start + len(probs)]
-        return pseudo_label_graph(own, everyone, self.hparams["graph_threshold"], start)
+        graph = pseudo_label_graph(own, everyone, self.hparams["graph_threshold"], start)
+        return graph.roll(1, dims=1) if self.hparams["sabotage"] == "graph" else graph
 
     def log_graph(self, graph: Tensor, hidden_labels: Tensor) -> None:
         """Edges per row besides the self-loop, and the percentage that join one class."""

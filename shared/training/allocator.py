@@ -3,7 +3,7 @@
 import ctypes
 import sys
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 
 
 def keep_freed_memory() -> bool:
@@ -18,6 +18,6 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:  # another C library, musl for one
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, 1 << 30)) and bool(
-        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
-    )
+    # Older versions refuse a threshold of this size; then no block is mapped at all.
+    kept = mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_MAX, 0)
+    return bool(kept and mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1))

@@ -1,0 +1,107 @@
+"""Finds the method packages, and runs their smallest experiment through the real entry point."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+from torch import Tensor
+
+from shared import run as entry
+
+ROOT = Path(__file__).parents[2]
+METHODS = sorted(path.parent.name for path in (ROOT / "methods").glob("*/module.py"))
+
+
+def compose_experiment(experiment: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return compose("config", [f"experiment={experiment}", f"name={experiment}", *overrides])
+
+
+@dataclass
+class Finished:
+    """A run of the smallest experiment: the live module and data, and the folder it wrote."""
+
+    module: pl.LightningModule
+    datamodule: pl.LightningDataModule
+    output: Path
+
+    def checkpoint(self) -> dict[str, Any]:
+        return torch.load(self.output / "checkpoints" / "last.ckpt", weights_only=True)
+
+    def batch(self) -> dict[str, Any]:
+        return next(iter(self.datamodule.test_dataloader()))
+
+
+Smoke = Callable[..., Finished]
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def smoke(method: str, data_root: Path, tmp_path: Path) -> Smoke:
+    """`smoke(*overrides, output=name, before_fit=f)` runs experiment/<method>/smoke.yaml."""
+
+    def run(*overrides: str, output: str = "run", before_fit: Any = None) -> Finished:
+        config = compose_experiment(
+            f"{method}/smoke",
+            f"output_dir={tmp_path / output}",
+            f"data_root={data_root}",
+            "logger.wandb=null",
+            "trainer.enable_progress_bar=false",
+            "trainer.log_every_n_steps=1",
+            *overrides,
+        )
+        with seen_fit(before_fit) as seen:
+            entry.run(config)
+        return Finished(*seen[0], tmp_path / output)
+
+    return run
+
+
+@contextlib.contextmanager
+def seen_fit(before_fit: Callable[[pl.Trainer, Any], None] | None) -> Iterator[list]:
+    """Notes the module and data that the entry point fits; `before_fit(trainer, module)` first."""
+    seen: list[tuple[Any, Any]] = []
+    original = pl.Trainer.fit
+
+    def fit(self: pl.Trainer, model: Any, *args: Any, **kwargs: Any) -> None:
+        seen.append((model, kwargs["datamodule"]))
+        if before_fit is not None:
+            before_fit(self, model)
+        original(self, model, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pl.Trainer, "fit", fit)
+        yield seen
+
+
+def assert_same(mine: Any, other: Any, where: str = "") -> None:
+    """Bit for bit, through containers."""
+    assert type(mine) is type(other), where
+    if isinstance(mine, dict):
+        assert mine.keys() == other.keys(), where
+        for key in mine:
+            assert_same(mine[key], other[key], f"{where}.{key}")
+    elif isinstance(mine, list | tuple):
+        assert len(mine) == len(other), where
+        for index, pair in enumerate(zip(mine, other, strict=True)):
+            assert_same(*pair, f"{where}[{index}]")
+    elif isinstance(mine, Tensor):
+        assert torch.equal(mine, other), where
+    else:
+        assert mine == other, where

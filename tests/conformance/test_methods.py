@@ -1,0 +1,191 @@
+"""What every method package keeps, whichever it is (DESIGN section 6).
+
+The packages are found under `methods/`, each with `conf/experiment/<method>/smoke.yaml` and its
+card `README.md`. A new method needs no line here.
+"""
+
+import csv
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from shared.training.checkpoints import load_module
+from shared.training.method import Method, NonFiniteLoss
+
+from .conftest import METHODS, ROOT, Finished, Smoke, assert_same, compose_experiment
+
+TWO_STEPS = ("trainer.max_steps=2", "trainer.limit_train_batches=2")
+
+
+def predictions(run: Finished, module: pl.LightningModule) -> Tensor:
+    with torch.no_grad():
+        return module.eval().predict_step(run.batch(), 0)
+
+
+def test_there_are_methods() -> None:
+    assert METHODS
+
+
+def test_package_is_complete(method: str) -> None:
+    for name in ("module.py", "official.py", "README.md"):
+        assert (ROOT / "methods" / method / name).is_file(), name
+    assert (ROOT / "conf" / "experiment" / method / "smoke.yaml").is_file()
+
+
+def test_configs_compose(method: str) -> None:
+    names = [path.stem for path in (ROOT / "conf" / "experiment" / method).glob("*.yaml")]
+    for name in names:
+        config = compose_experiment(f"{method}/{name}")
+        if not name.endswith("_base"):  # what others build on need not be a whole experiment
+            assert config.method._target_.startswith(f"methods.{method}."), name
+            assert config.data._target_, name
+
+
+def card_metrics(method: str) -> tuple[set[str], set[str]]:
+    """Names in the card's table of logged metrics: (always logged, absent in some steps)."""
+    always, sometimes = set(), set()
+    for line in (ROOT / "methods" / method / "README.md").read_text().splitlines():
+        if match := re.match(r"\|\s*`((?:train|val)/\w+)`", line):
+            (sometimes if "absent" in line else always).add(match.group(1))
+    return always, sometimes
+
+
+def test_two_steps_change_the_weights_and_log_the_card(method: str, smoke: Smoke) -> None:
+    before: dict[str, Tensor] = {}
+
+    def keep(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        before.update({name: p.detach().clone() for name, p in module.named_parameters()})
+
+    run = smoke(*TWO_STEPS, before_fit=keep)
+    parameters = dict(run.module.named_parameters())
+    trained = {name for name, p in parameters.items() if p.requires_grad}
+    unchanged = {name for name in trained if torch.equal(before[name], parameters[name])}
+    assert trained
+    assert not unchanged
+
+    always, sometimes = card_metrics(method)
+    assert {"train/loss", *always} == always
+    assert any(name.startswith("val/") for name in always)
+    with open(run.output / "metrics.csv", newline="") as file:
+        logged = {row["metric"] for row in csv.DictReader(file)}
+    assert always <= logged
+    explained = always | sometimes
+    unexplained = {name for name in logged if name.startswith(("train/", "val/"))} - explained
+    assert not unexplained
+
+
+def test_checkpoint_rebuilds_the_module(smoke: Smoke) -> None:
+    run = smoke(*TWO_STEPS)
+    rebuilt = load_module(run.output / "checkpoints" / "last.ckpt")
+    assert type(rebuilt) is type(run.module)
+    assert rebuilt is not run.module
+    assert_same(dict(rebuilt.state_dict()), dict(run.module.state_dict()))
+    assert_same(predictions(run, rebuilt), predictions(run, run.module))
+
+
+def test_killed_run_continues_as_if_undisturbed(smoke: Smoke) -> None:
+    class Kill(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == 5:
+                raise RuntimeError("killed")
+
+    saving = "checkpoint_every=3"
+    undisturbed = smoke(saving, output="undisturbed")
+    with pytest.raises(RuntimeError, match="killed"):
+        smoke(saving, output="killed", before_fit=lambda t, _: t.callbacks.append(Kill()))
+    resumed = smoke(saving, output="killed")
+    assert resumed.module.trainer.global_step == undisturbed.module.trainer.global_step > 5
+    mine, other = resumed.checkpoint(), undisturbed.checkpoint()
+    for part in ("global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers"):
+        assert_same(mine[part], other[part], part)
+    assert metric_values(resumed.output) == metric_values(undisturbed.output)
+
+
+def metric_values(output: Path) -> list[tuple[str, ...]]:
+    """Rows of metrics.csv, but for measured times."""
+    with open(output / "metrics.csv", newline="") as file:
+        rows = [tuple(row.values()) for row in csv.DictReader(file)]
+    return sorted(row for row in rows if re.match(r"train/|val/|test/", row[2]))
+
+
+def test_number_of_workers_changes_nothing(smoke: Smoke) -> None:
+    states = []
+    for workers in (0, 2, 4):
+        epoch = ("trainer.max_epochs=1", "trainer.max_steps=-1", f"data.num_workers={workers}")
+        states.append(dict(smoke(*epoch, output=f"workers{workers}").module.state_dict()))
+    assert_same(states[0], states[1])
+    assert_same(states[0], states[2])
+
+
+def test_nan_in_any_term_stops_before_the_update(
+    smoke: Smoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Method.total_loss
+    terms_seen: set[str] = set()
+
+    def note(self: Method, terms: dict[str, Tensor], *rest: Any) -> Tensor:
+        terms_seen.update(terms)
+        return original(self, terms, *rest)
+
+    monkeypatch.setattr(Method, "total_loss", note)
+    smoke(*TWO_STEPS)
+    assert terms_seen
+    for poisoned in sorted(terms_seen):
+        weights: dict[str, Tensor] = {}
+        modules: list[Method] = []
+
+        def poison(self: Method, terms: dict, *rest: Any, name=poisoned, w=weights, m=modules):
+            if self.global_step == 1:
+                terms = terms | {name: terms[name] * torch.nan}
+                w.update({n: p.detach().clone() for n, p in self.named_parameters()})
+                m.append(self)
+            return original(self, terms, *rest)
+
+        monkeypatch.setattr(Method, "total_loss", poison)
+        with pytest.raises(NonFiniteLoss, match=rf"step 1: {poisoned} not finite"):
+            smoke(*TWO_STEPS, output=poisoned)
+        assert_same(weights, {n: p.detach() for n, p in modules[0].named_parameters()})
+
+
+def test_export_and_import_are_inverse(method: str, smoke: Smoke) -> None:
+    official = import_module(f"methods.{method}.official")
+    module = smoke(*TWO_STEPS).module
+    torch.manual_seed(99)
+    fresh = type(module)(**module.hparams)
+    assert any(
+        not torch.equal(p, q) for p, q in zip(fresh.parameters(), module.parameters(), strict=True)
+    )
+    official.load_weights(fresh, official.export(module))
+    assert_same(dict(fresh.state_dict()), dict(module.state_dict()))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_precisions_and_layouts_run(
+    precision: str, layout: torch.memory_format, smoke: Smoke
+) -> None:
+    run = smoke(
+        *TWO_STEPS,
+        f"precision={precision}",
+        before_fit=lambda _, module: module.to(memory_format=layout),
+    )
+    assert all(torch.isfinite(p).all() for p in run.module.parameters())
+    assert all(p.dtype == torch.float32 for p in run.module.parameters())
+
+
+def test_predicts(smoke: Smoke) -> None:
+    run = smoke(*TWO_STEPS)
+    images = run.batch()["images"]
+    predicted = predictions(run, run.module)
+    assert len(predicted) == len(images)
+    assert torch.isfinite(predicted).all()
+    # Of the same images again, alone: no prediction depends on its neighbours in the batch.
+    with torch.no_grad():
+        alone = run.module.predict_step({"images": images[:1]}, 0)
+    torch.testing.assert_close(alone, predicted[:1], atol=1e-5, rtol=1e-4)
