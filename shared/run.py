@@ -80,7 +80,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     output = Path(cfg.output_dir)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    data = instantiate(cfg.source) if cfg.source else {}
+    data = instantiate(cfg.source, _partial_=True)() if cfg.source else {}
     precision = resolve_precision(cfg)
     resolved = resolved_config(cfg, precision)
     config_hash = hash_config(resolved)
@@ -161,6 +161,8 @@ def resolve_precision(cfg: DictConfig) -> str:
     """The precision of the run: as configured, as a started run has it, or measured for `auto`."""
     if cfg.precision != "auto":
         return cfg.precision
+    if cfg.evaluate_only:
+        return "32-true"
     saved = Path(cfg.output_dir) / "config.yaml"
     if saved.exists():
         return OmegaConf.load(saved).precision
@@ -259,7 +261,8 @@ def git_state() -> dict[str, Any]:
 
 def _instantiate(config: dict[str, Any]) -> Any:
     # Nested `_target_`s stay plain values: modules are rebuilt from them, also from a checkpoint.
-    return instantiate(config, _recursive_=False, _convert_="all")
+    # Called outside of `instantiate`, which would wrap an error in one of its own.
+    return instantiate(config, _recursive_=False, _convert_="all", _partial_=True)()
 
 
 def _short(metrics: dict[str, float]) -> str:
