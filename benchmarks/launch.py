@@ -91,10 +91,11 @@ def multirun_command(
     seeds = sorted({run.seed for run in runs})
     return [
         *(sys.executable, "-m", "shared.run", "-m"),
+        # First, because the key that comes first varies slowest.
+        f"seed={','.join(map(str, seeds))}",
         # Hydra composes once without what is swept over, where `data.num_labels` and the like would
         # not exist: this experiment is for that, the later `experiment=` for the runs.
         f"experiment={experiments[0]}",
-        f"seed={','.join(map(str, seeds))}",
         f"experiment={','.join(experiments)}",
         *overrides,
         f"output_dir={quoted(str(base), '/${arm}/seed${seed}')}",

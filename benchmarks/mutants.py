@@ -32,8 +32,17 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 TREE = ("methods", "shared", "benchmarks", "tests/parity", "tests/golden", "pyproject.toml")
-LIBRARIES = ("torch", "torchvision", "torchmetrics", "pytorch_lightning", "numpy", "safetensors")
-LIBRARIES += ("hydra", "cv2", "hypothesis")
+LIBRARIES = [
+    "torch",
+    "torchvision",
+    "torchmetrics",
+    "pytorch_lightning",
+    "numpy",
+    "safetensors",
+    "hydra",
+    "cv2",
+    "hypothesis",
+]
 TIME_LIMIT = 180.0
 """Seconds for one mutant. One that runs out of time proves nothing: the machine may be busy."""
 
@@ -143,7 +152,7 @@ def run_all(
                     if mutant is not None:
                         mutant.plant(tree)
                     arguments = (tree, method, tree / "suite.log")
-                    process = context.Process(target=run_suite, args=arguments)
+                    process: BaseProcess = context.Process(target=run_suite, args=arguments)
                     process.start()
                     running[process.sentinel] = (mutant, process, tree, time.monotonic())
                 finished = wait(running, timeout=1.0)
@@ -210,10 +219,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"unchanged: green in {seconds:.1f} s", flush=True)
 
     verdicts = []
-    for done in run_all(mutants, options.method, options.jobs):
-        mutant, status, output, seconds = done
-        assert mutant is not None
-        verdict = judge(mutant, status, output, seconds)
+    for planted, status, output, seconds in run_all(mutants, options.method, options.jobs):
+        assert planted is not None
+        verdict = judge(planted, status, output, seconds)
         verdicts.append(verdict)
         print(f"{verdict.result:8}  {verdict.reason}  ({verdict.file})  {verdict.by}", flush=True)
 

@@ -140,18 +140,21 @@ def number(value: float | None, form: str = ".2f") -> str:
 
 
 def arm_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of arms: mean +- std, per-seed values, CPU seconds a run."""
-    arms = summary["arms"]
+    """Header and rows of the table of arms: mean +- std, values by seed, CPU seconds a run.
+
+    Arms that were not asked for are left out.
+    """
+    arms = {n: arm for n, arm in summary["arms"].items() if arm["values"] or arm["failed"]}
     seeds = sorted({int(s) for arm in arms.values() for s in (*arm["values"], *arm["failed"])})
-    header = ["arm", "role", "mean ± std", *(f"seed {seed}" for seed in seeds), "CPU s"]
+    header = ["arm", "mean ± std", f"seed {' '.join(map(str, seeds))}", "CPU s"]
     rows = []
     for name, arm in arms.items():
         cells = [
-            "failed" if str(seed) in arm["failed"] else number(arm["values"].get(str(seed)))
+            "failed" if str(seed) in arm["failed"] else number(arm["values"].get(str(seed)), ".1f")
             for seed in seeds
         ]
         spread = f"{number(arm['mean'])} ± {number(arm['std'])}" if arm["values"] else "not run"
-        rows.append([name, arm["role"], spread, *cells, number(arm["cpu_seconds"], ".0f")])
+        rows.append([name, spread, " ".join(cells), number(arm["cpu_seconds"], ".0f")])
     return header, rows
 
 

@@ -167,6 +167,9 @@ def resolve_precision(cfg: DictConfig) -> str:
     if saved.exists():
         return OmegaConf.load(saved).precision
     plain = resolved_config(cfg, "32-true")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(cfg.threads or threads)  # as the run will have them
+    keep_freed_memory()
     with torch.random.fork_rng():
         pl.seed_everything(cfg.seed, verbose=False)
         datamodule = _instantiate(plain["data"])
@@ -176,7 +179,8 @@ def resolve_precision(cfg: DictConfig) -> str:
         choice = choose_precision(
             _instantiate(plain["method"]), batch, device="cuda" if gpu else "cpu"
         )
-    log.info("precision: %s", choice)
+    torch.set_num_threads(threads)
+    log.info("%s", choice)
     return choice.precision
 
 

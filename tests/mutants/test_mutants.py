@@ -1,0 +1,59 @@
+"""The mutants can be planted, and only a failing test counts as catching one."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.mutants import Mutant, MutantError, judge, load_mutants
+
+HERE, ROOT = Path(__file__).parent, Path(__file__).parents[2]
+MUTANTS = [mutant for path in sorted(HERE.glob("*.yaml")) for mutant in load_mutants(path)]
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.reason)
+def test_can_be_planted(mutant: Mutant, tmp_path: Path) -> None:
+    target = tmp_path / mutant.file
+    target.parent.mkdir(parents=True)
+    source = (ROOT / mutant.file).read_text()
+    target.write_text(source)
+    mutant.plant(tmp_path)
+    changed = target.read_text()
+    assert changed != source
+    compile(changed, mutant.file, "exec")
+
+
+def test_each_is_another_mutant() -> None:
+    assert len({(m.file, m.old, m.new) for m in MUTANTS}) == len(MUTANTS)
+    assert len({m.reason for m in MUTANTS}) == len(MUTANTS)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [("x", "y", "occurs 2 times"), ("z", "y", "occurs 0 times"), ("1", "1", "equals `new`")],
+)
+def test_ambiguous_mutant_is_refused(old: str, new: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text("x = x + 1\n")
+    with pytest.raises(MutantError, match=problem):
+        Mutant("code.py", old, new, "a reason").plant(tmp_path)
+    with pytest.raises(MutantError, match=r"no file other\.py"):
+        Mutant("other.py", old, new, "a reason").plant(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("status", "result"),
+    [
+        (0, "SURVIVED"),
+        (1, "caught"),
+        (2, "INVALID"),
+        (4, "INVALID"),
+        (-11, "INVALID"),
+        (None, "TIMEOUT"),
+    ],
+)
+def test_only_a_failing_test_catches(status: int | None, result: str) -> None:
+    mutant = Mutant("code.py", "a", "b", "a reason")
+    output = "FAILED tests/parity/test_golden.py::test_golden[comatch/train_step] - off"
+    verdict = judge(mutant, status, output, 1.0)
+    assert verdict.result == result
+    if result == "caught":
+        assert verdict.by == "test_golden[comatch/train_step]"

@@ -1,0 +1,64 @@
+"""The thin base: total loss, the stop on non-finite losses, trusted classes."""
+
+import pytest
+import torch
+from torch import nn
+
+from shared.nn.small_convnet import SmallConvNet
+from shared.training.method import Method, NonFiniteLoss, build_network, trusted_class
+
+
+def test_total_is_the_weighted_sum() -> None:
+    terms = {"loss_x": torch.tensor(1.0), "loss_u": torch.tensor(2.0)}
+    assert Method().total_loss(terms, {"loss_u": 0.5}).item() == 2.0
+    assert Method().total_loss(terms, {"loss_x": 0.0}).item() == 2.0
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_non_finite_term_is_named_with_step_and_batch(value: float) -> None:
+    terms = {"loss_x": torch.tensor(1.0), "loss_u": torch.tensor(value)}
+    with pytest.raises(NonFiniteLoss, match=r"step 0: loss_u not finite.*indices \[4, 7\]"):
+        Method().total_loss(terms, {}, torch.tensor([4, 7]))
+
+
+def test_term_of_weight_zero_still_counts_as_broken() -> None:
+    with pytest.raises(NonFiniteLoss, match="loss_c not finite"):
+        Method().total_loss({"loss_c": torch.tensor(torch.nan)}, {"loss_c": 0.0})
+
+
+def test_sum_may_overflow_though_no_term_does() -> None:
+    huge = torch.tensor(3e38)
+    with pytest.raises(NonFiniteLoss, match="their sum not finite"):
+        Method().total_loss({"a": huge, "b": huge}, {})
+
+
+def test_builds_networks_of_ours_only() -> None:
+    config = {"_target_": "shared.nn.small_convnet.SmallConvNet", "channels": [4]}
+    assert isinstance(build_network(config), SmallConvNet)
+    assert config["channels"] == [4]
+    assert "_target_" in config  # the config is not used up
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.nn.Linear",  # not of this project
+        "os.system",
+        "shared.training.method.import_module",  # ours by path, not by definition
+        "shared.training.method.nn.Linear",
+        "shared.nn.small_convnet.Tensor",
+        "shared.nn.small_convnet.Missing",
+        "shared.missing.Network",
+        "shared.training.method.NonFiniteLoss",  # ours, but no network
+        "sharedother.Network",
+        "",
+    ],
+)
+def test_refuses_every_other_target(target: str) -> None:
+    with pytest.raises(ValueError, match="does not name a Module"):
+        trusted_class(target, nn.Module)
+
+
+def test_network_needs_a_target() -> None:
+    with pytest.raises(ValueError, match="needs a `_target_`"):
+        build_network({"channels": [4]})
