@@ -144,8 +144,8 @@ class CoMatch(EMAClassifier):
         alignment_window: batches averaged by distribution alignment.
         bank_batches, batch_size, mu: the bank holds K = bank_batches (mu + 1) batch_size rows;
             batch_size is the labelled total over ranks.
-        sabotage: negative controls of the claim, never set otherwise. "graph" gives every sample the
-            row of targets of another one; "edges" does so with the edges between samples and keeps
+        sabotage: negative controls of the claim, never set otherwise. "graph" gives every sample
+            the targets of another one; "edges" does so with the edges between samples and keeps
             the self-loops, so that what is left is instance discrimination.
     """
 
