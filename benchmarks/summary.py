@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from benchmarks.claims import Claim
@@ -153,7 +154,7 @@ def arm_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             "failed" if str(seed) in arm["failed"] else number(arm["values"].get(str(seed)), ".1f")
             for seed in seeds
         ]
-        spread = f"{number(arm['mean'])} ± {number(arm['std'])}" if arm["values"] else "not run"
+        spread = f"{number(arm['mean'], '.1f')} ± {number(arm['std'], '.1f')}"
         rows.append([name, spread, " ".join(cells), number(arm["cpu_seconds"], ".0f")])
     return header, rows
 
@@ -163,6 +164,8 @@ def comparison_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[st
     header = ["paired difference", "mean", "95% interval", "p", "seeds"]
     rows = []
     for index, pair in enumerate(summary["comparisons"]):
+        if index > 1 and not pair["differences"]:
+            continue  # an optional arm that was not asked for
         kind = {0: " (primary)", 1: " (control)"}.get(index, "")
         interval = "-"
         if pair["low"] is not None:
@@ -181,7 +184,7 @@ def comparison_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[st
 
 def rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table for the screen, figures to the right."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
     for index, name in enumerate(header):
         table.add_column(name, justify="left" if index == 0 else "right")
     for row in rows:
