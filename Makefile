@@ -16,7 +16,7 @@ export HYDRA_FULL_ERROR ?= 0
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  METHOD=$(METHOD) by default; SEEDS=1,2,3 and ARGS='hydra overrides' reach make reproduce."
+	@echo "  METHOD=$(METHOD) by default; CLAIM=name, SEEDS=1,2,3 and ARGS='hydra overrides' reach make reproduce."
 
 setup: $(VENV)/.installed  ## create .venv and install everything (done by every other target)
 
