@@ -33,7 +33,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 TREE = ("methods", "shared", "benchmarks", "tests/parity", "tests/golden", "pyproject.toml")
 LIBRARIES = ["torch", "torchvision", "torchmetrics", "pytorch_lightning", "numpy", "safetensors"]
-LIBRARIES += ["hydra", "cv2", "hypothesis"]
+LIBRARIES += ["hydra", "hypothesis"]
 TIME_LIMIT = 180.0
 """Seconds for one mutant. One that runs out of time proves nothing: the machine may be busy."""
 

@@ -72,7 +72,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         RunError: no experiment, or the output folder belongs to another config.
     """
-    if "_target_" not in (cfg.method or {}) or "_target_" not in (cfg.data or {}):
+    if not (cfg.get("method") and cfg.get("data")):
         raise RunError(
             "nothing to run: name an experiment, as in `tenfold experiment=comatch/mini`"
         )
