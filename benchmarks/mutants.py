@@ -192,7 +192,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", default=str(ROOT / "outputs"), help="folder of results")
     options = parser.parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"
-    mutants = load_mutants(ROOT / "tests" / "mutants" / f"{options.method}.yaml")
+    path = ROOT / "tests" / "mutants" / f"{options.method}.yaml"
+    if not path.is_file():
+        print(f"mutants: no list of mutants at {path}", file=sys.stderr)
+        return 2
+    mutants = load_mutants(path)
     mutants = [mutant for mutant in mutants if options.only in mutant.reason]
 
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:

@@ -40,6 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", default=str(ROOT / "outputs"), help="folder of results")
     options = parser.parse_args(arguments)
 
+    cases = Path(options.golden) / options.method
+    if not cases.is_dir():
+        print(f"parity: no golden cases at {cases}", file=sys.stderr)
+        return 2
     recorder = CaseRecorder()
     status = pytest.main(
         [
