@@ -74,7 +74,7 @@ class Classifier(Method):
 
     def log_accuracy(self, split: str) -> None:
         for name, accuracy in self.accuracy.items():
-            self.log(f"{split}/{name}", accuracy.compute())
+            self.log(f"{split}/{name}", accuracy.compute())  # already over all ranks
             accuracy.reset()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
