@@ -1,24 +1,26 @@
-"""What every arm shares: a network, its averaged copy, evaluation of both, prediction."""
+"""What every arm shares: a network and its averaged copy, both evaluated, and pseudo-label logs."""
 
-from typing import Any
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from methods.comatch.model import CoMatchNetwork
-from shared.evaluation.accuracy import TopKAccuracy
-from shared.training.method import Method
+from shared.nn.encoder import Encoder
+from shared.training.classification import Batch, ClassificationMethod
 
-Batch = dict[str, Tensor]
+__all__ = ["Batch", "Classifier"]
 
 
-class Classifier(Method):
-    """A `CoMatchNetwork` under training; subclasses add the averaged copy and `training_step`.
+class Classifier(ClassificationMethod):
+    """An `Encoder` under training; subclasses add the averaged copy and `training_step`.
 
     Args:
-        backbone, num_classes, projection: see `CoMatchNetwork`.
+        backbone, num_classes, projection: see `Encoder`. FixMatch and the supervised baseline
+            have no projection.
         channels_last: memory layout of the network; exact, and faster on CPU and GPU.
     """
+
+    evaluated: ClassVar[dict[str, str]] = {"": "encoder", "_ema": "averaged"}
+    predictor: ClassVar[str] = "averaged"
 
     def __init__(
         self,
@@ -28,21 +30,13 @@ class Classifier(Method):
         channels_last: bool,
     ):
         super().__init__()
-        self.encoder = CoMatchNetwork(backbone, num_classes, projection)
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.encoder.to(memory_format=self.memory_format)  # type: ignore[call-overload]
-        self.accuracy: Any = nn.ModuleDict(
-            {f"top{k}{suffix}": TopKAccuracy(k) for k in (1, 5) for suffix in ("", "_ema")}
-        )
+        self.encoder = Encoder(backbone, num_classes, projection)
+        self.lay_out(self.encoder, channels_last)
 
     @property
     def averaged(self) -> nn.Module:
         """The EMA copy or momentum encoder, evaluated as `_ema` and used to predict."""
         raise AttributeError(f"{type(self).__name__} has no averaged network")
-
-    def concatenate(self, views: list[Tensor]) -> Tensor:
-        """One batch in the network's memory format; BatchNorm sees all views together."""
-        return torch.cat(views).contiguous(memory_format=self.memory_format)
 
     def log_pseudo_labels(self, labels: Tensor, mask: Tensor, hidden_labels: Tensor) -> None:
         """Coverage of the confident pseudo-labels and their accuracy, in percent.
@@ -55,28 +49,3 @@ class Classifier(Method):
             right = (labels == hidden_labels) * known
             values["pseudo_label_accuracy"] = 100 * right.sum() / known.sum()
         self.log_train(values)
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        images = batch["images"].contiguous(memory_format=self.memory_format)
-        for suffix, network in (("", self.encoder), ("_ema", self.averaged)):
-            logits, _ = network(images)
-            for k in (1, 5):
-                self.accuracy[f"top{k}{suffix}"].update(logits, batch["labels"])
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        self.log_accuracy("val")
-
-    def on_test_epoch_end(self) -> None:
-        self.log_accuracy("test")
-
-    def log_accuracy(self, split: str) -> None:
-        for name, accuracy in self.accuracy.items():
-            self.log(f"{split}/{name}", accuracy.compute())  # already over all ranks
-            accuracy.reset()
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """(N, C) class probabilities of the averaged network."""
-        return self.averaged(batch["images"])[0].softmax(dim=1)

@@ -23,10 +23,9 @@ from shared.nn.momentum import MomentumEncoder
 from shared.nn.queue import FeatureQueue
 from shared.training.distributed import (
     all_gather,
-    batch_shuffle,
-    batch_unshuffle,
-    own_rows,
     rank,
+    shuffled_forward,
+    step_permutation,
     world_size,
 )
 from shared.training.optim import weight_decay_groups
@@ -125,22 +124,12 @@ class CoMatchImageNet(Classifier):
         weights = {"loss_u": p["lambda_u"], "loss_c": min(epoch + 1, p["lambda_c"])}
         return self.total_loss(terms, weights, batch["unlabelled_indices"])
 
-    def draw_permutation(self, size: int) -> Tensor:
-        """The global permutation of this step, equal on all ranks and after a resume."""
-        generator = torch.Generator().manual_seed(self.hparams["seed"] << 32 | self.global_step)
-        return torch.randperm(size, generator=generator)
-
     def encode_momentum(self, views: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Logits and embeddings of this rank's images under shuffled BatchNorm."""
-        images = torch.cat(views)
-        permutation = self.draw_permutation(len(images) * world_size())
-        permutation = permutation.to(images.device)
-        shuffled = batch_shuffle(images, permutation)
-        logits, embeddings = self.momentum_encoder(self.concatenate([shuffled]))
-        return (
-            own_rows(batch_unshuffle(logits, permutation)),
-            own_rows(batch_unshuffle(embeddings, permutation)),
-        )
+        images = self.concatenate(views)
+        size = len(images) * world_size()
+        permutation = step_permutation(self.hparams["seed"], self.global_step, size)
+        return shuffled_forward(self.momentum_encoder, images, permutation)
 
     def smooth(self, aligned: Tensor, embeddings: Tensor) -> Tensor:
         """Memory smoothing with the weak queue as it was before this batch."""

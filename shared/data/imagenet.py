@@ -1,39 +1,81 @@
-"""ImageNet as folders of images, and the split file of the official semi-supervised protocol."""
+"""ImageNet as folders of images, whole, split for semi-supervised learning, or a fraction of it."""
 
 import json
 import os
+import random
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.data.folders import class_folders, scan, text_lines
 from shared.data.images import DataCorruptError, DataNotFoundError, FolderImages, ImageSet
 from shared.data.splits import Split, labels_per_class, per_class_split
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
-
 
 def imagenet(root: str | Path, split: str, max_corrupt: float = 0.01) -> FolderImages:
-    """Read `root/train/<class>/*` ("train") or `root/val/<class>/*` ("test").
+    """Read `root/train/<class>/*` ("train") or `root/val/<class>/*` ("test", "val").
 
     Classes are numbered in the order of their sorted folder names. `max_corrupt` is the share of
     unreadable images beyond which reading stops.
     """
-    folder = Path(root) / {"train": "train", "test": "val"}[split]
+    folder = Path(root) / {"train": "train", "test": "val", "val": "val"}[split]
     if not folder.is_dir():
         raise DataNotFoundError(
             f"{folder} not found. Place the images there as {folder}/<class>/<image> (ImageNet is "
             "handed out by its owners only), or set data_root=DIR or TENFOLD_DATA=DIR"
         )
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        files = sorted(f for f in os.listdir(folder / name) if f.lower().endswith(SUFFIXES))
-        paths += [str(folder / name / file) for file in files]
-        labels += [label] * len(files)
-    return FolderImages(paths, np.array(labels), names, str(folder), max_corrupt)
+    names = class_folders(folder)
+    paths, labels = scan(folder, names)
+    return FolderImages(paths, labels, names, str(folder), max_corrupt)
+
+
+def imagenet_fraction(
+    root: str | Path,
+    split: str,
+    fraction: float,
+    list_path: str | Path,
+    seed: int = 0,
+    max_corrupt: float = 0.01,
+) -> FolderImages:
+    """Read ImageNet with a fixed fraction of its training images; "test" is the whole one.
+
+    The fraction is the first int(fraction * N) of the shuffled list of training images, not drawn
+    class by class (MoPro specification, 6.3). `list_path` holds one `<class folder>/<file name>` a
+    line; a missing file is first made with `seed`, at once or not at all, so that all processes of
+    a run and all later runs use the same images.
+
+    Raises:
+        ValueError: the file lists another number of images, or ones that are not there.
+    """
+    images = imagenet(root, split, max_corrupt)
+    if split != "train":
+        return images
+    count, path = int(fraction * len(images)), Path(list_path)
+    if not 0 < count <= len(images):
+        raise ValueError(f"fraction={fraction} of {len(images)} images: must be within 0..1")
+    keys = [_key(images.path(i)) for i in range(len(images))]
+    if not path.exists():
+        order = list(range(len(images)))
+        random.Random(seed).shuffle(order)
+        _write_text(path, "".join(f"{keys[i]}\n" for i in sorted(order[:count])))
+    listed = text_lines(path)
+    if len(listed) != count:
+        raise ValueError(
+            f"{path} lists {len(listed)} images, fraction={fraction} are {count}: it belongs to "
+            "another fraction; name another path"
+        )
+    index_of = {key: i for i, key in enumerate(keys)}
+    chosen = _indices([[name, 0] for name in listed], index_of, path)
+    return FolderImages(
+        [images.path(int(i)) for i in chosen],
+        images.labels[chosen],
+        images.class_names,
+        str(path),
+        max_corrupt,
+        every_class=False,
+    )
 
 
 def split_file(
@@ -85,9 +127,13 @@ def _write(path: Path, images: FolderImages, split: Split, seed: int) -> None:
         "unlabeled_samples": samples(split.unlabelled),
         "seed": seed,
     }
+    _write_text(path, json.dumps(content))
+
+
+def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content))
+    temporary.write_text(text)
     os.replace(temporary, path)
 
 

@@ -2,7 +2,7 @@
 
 `ArrayImages` holds small images in one uint8 array; `FolderImages` reads files when asked. Both
 give `labels` (N,) int64 with -1 for unknown, `class_names`, `len()` and
-`take(indices, pool) -> (images, indices)`.
+`take(indices, pool) -> (images, indices)`. `MultiLabelImages` are files with labels (N, K).
 """
 
 import os
@@ -13,8 +13,9 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
 Pictures = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
 
 
@@ -40,10 +41,18 @@ class ImageSet(Protocol):
 
 
 class ArrayImages:
-    """Images held in memory: `images` (N, H, W) or (N, H, W, C) uint8, `labels` (N,)."""
+    """Images held in memory: `images` (N, H, W) or (N, H, W, C) uint8, `labels` (N,).
+
+    `every_class`: refuse a class without images.
+    """
 
     def __init__(
-        self, images: NDArray[np.uint8], labels: NDArray, class_names: Sequence[str], origin: str
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray,
+        class_names: Sequence[str],
+        origin: str,
+        every_class: bool = True,
     ) -> None:
         self.images, self.labels = images, np.asarray(labels, np.int64)
         self.class_names = tuple(class_names)
@@ -51,7 +60,7 @@ class ArrayImages:
             raise DataCorruptError(f"{origin}: {len(images)} images but {len(self.labels)} labels")
         if len(images) == 0:
             raise DataCorruptError(f"{origin}: no images")
-        check_labels(self.labels, self.class_names, origin)
+        check_labels(self.labels, self.class_names, origin, every_class)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -69,7 +78,8 @@ class FolderImages:
     An unreadable image is replaced by the next readable one of `pool` (the indices that may stand
     in for it, so that a labelled image is only replaced by a labelled one), or left out without a
     pool. Each is named in a warning and counted, per process; beyond a share `max_corrupt` of the
-    set, reading stops with an error.
+    set, reading stops with an error. `truncated`: read cut-off files as far as they go.
+    `every_class`: refuse a class without images.
     """
 
     def __init__(
@@ -79,18 +89,24 @@ class FolderImages:
         class_names: Sequence[str],
         origin: str,
         max_corrupt: float = 0.01,
+        truncated: bool = False,
+        every_class: bool = True,
     ) -> None:
         # One array of bytes: a list of a million strings would be copied into every worker process.
         self._paths = np.array([os.fsencode(path) for path in paths])
         self.labels = np.asarray(labels, np.int64)
         self.class_names, self.max_corrupt = tuple(class_names), max_corrupt
+        self.truncated = truncated
         self.corrupt: dict[str, str] = {}
         if len(self._paths) == 0:
             raise DataNotFoundError(f"{origin}: no images")
-        check_labels(self.labels, self.class_names, origin)
+        self._check_labels(origin, every_class)
 
     def __len__(self) -> int:
         return len(self._paths)
+
+    def _check_labels(self, origin: str, every_class: bool) -> None:
+        check_labels(self.labels, self.class_names, origin, every_class)
 
     def path(self, index: int) -> str:
         return os.fsdecode(self._paths[index])
@@ -122,8 +138,7 @@ class FolderImages:
         if path in self.corrupt:
             return None
         try:
-            with Image.open(path) as image:
-                return np.asarray(image.convert("RGB"))
+            return read_image(path, truncated=self.truncated)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             self.corrupt[path] = str(error)
         count, total = len(self.corrupt), len(self)
@@ -139,8 +154,38 @@ class FolderImages:
         return None
 
 
-def check_labels(labels: NDArray[np.int64], class_names: Sequence[str], origin: str) -> None:
-    """Refuse labels outside the classes and classes without any image."""
+class MultiLabelImages(FolderImages):
+    """Images with `labels` (N, K): 1 class present, -1 absent, 0 present but difficult."""
+
+    def _check_labels(self, origin: str, every_class: bool) -> None:
+        shape = (len(self), len(self.class_names))
+        if self.labels.shape != shape or not np.isin(self.labels, (-1, 0, 1)).all():
+            raise DataCorruptError(f"{origin}: expected labels -1, 0 or 1 of shape {shape}")
+        absent = np.flatnonzero(~(self.labels > 0).any(axis=0))
+        if every_class and len(absent):
+            raise DataCorruptError(f"{origin}: no image of class {self.class_names[absent[0]]!r}")
+
+
+def read_image(
+    path: str | Path, mode: str = "RGB", side: int | None = None, truncated: bool = False
+) -> NDArray[np.uint8]:
+    """Return (H, W, 3) uint8 for `mode` "RGB", (H, W) for "L"; resized to side x side if given."""
+    before = ImageFile.LOAD_TRUNCATED_IMAGES  # PIL has no such option per file
+    ImageFile.LOAD_TRUNCATED_IMAGES = truncated
+    try:
+        with Image.open(path) as image:
+            picture = image.convert(mode)
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = before
+    if side is not None and picture.size != (side, side):
+        picture = picture.resize((side, side), Image.Resampling.BILINEAR)
+    return np.asarray(picture)
+
+
+def check_labels(
+    labels: NDArray[np.int64], class_names: Sequence[str], origin: str, every_class: bool = True
+) -> None:
+    """Refuse labels outside the classes and, with `every_class`, classes without any image."""
     known = labels[labels >= 0]
     if known.size == 0:
         return
@@ -149,7 +194,7 @@ def check_labels(labels: NDArray[np.int64], class_names: Sequence[str], origin: 
             f"{origin}: label {known.max()} found, but there are {len(class_names)} classes"
         )
     counts = np.bincount(known, minlength=len(class_names))
-    if (counts == 0).any():
+    if every_class and (counts == 0).any():
         empty = [class_names[c] for c in np.flatnonzero(counts == 0)[:5]]
         raise DataCorruptError(f"{origin}: no image of class {', '.join(map(repr, empty))}")
 

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader
 
-from shared.data.samplers import BatchPlan, Schedule
+from shared.data.samplers import Schedule
 
 
 class BatchedDataset(Protocol):
@@ -134,7 +134,7 @@ class _Plans:
     def __len__(self) -> int:
         return len(self.schedule) - self.start
 
-    def __iter__(self) -> Iterator[BatchPlan]:
+    def __iter__(self) -> Iterator[Any]:
         return self.schedule.batches(self.epoch, self.start)
 
 

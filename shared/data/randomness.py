@@ -11,6 +11,7 @@ The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), ve
 import hashlib
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -48,6 +49,16 @@ def uniforms(
 def key_generator(key: np.uint64 | int) -> np.random.Generator:
     """Return a numpy generator of its own for one sample, for draws whose number is not fixed."""
     return np.random.Generator(np.random.Philox(key=int(key)))
+
+
+def torch_generator(seed: int, step: int, purpose: str) -> torch.Generator:
+    """Return a CPU generator for what one step (or epoch) draws as a whole, e.g. a permutation.
+
+    Hashed, because torch's CPU generator keeps only the low 32 bits of the number it is seeded by:
+    `seed << 32 | step` would be the same for every seed.
+    """
+    key = sample_keys(seed, step, [0], purpose)[0]
+    return torch.Generator().manual_seed(int(key >> np.uint64(1)))
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:

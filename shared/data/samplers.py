@@ -12,7 +12,7 @@ of the ranks' batches is the batch of a single process.
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +36,11 @@ class BatchPlan(NamedTuple):
 
 
 class Schedule(Protocol):
-    """Anything that lists the batches of an epoch, from any step on."""
+    """Anything that lists the batches of an epoch, from any step on, as plans for a data set."""
 
     def __len__(self) -> int: ...
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[BatchPlan]: ...
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]: ...
 
 
 class FixedSteps:

@@ -19,13 +19,20 @@ def similarity_logits(query: Tensor, reference: Tensor, temperature: float) -> T
     return matmul_float32(query, reference.T) / temperature
 
 
-def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """MoCo's loss: each query against its own key and the queue as negatives.
+def instance_logits(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """(B, 1 + K): each query against its own key (column 0) and the queue, over temperature.
 
-    Args: query (B, d), key (B, d), queue (K, d), all unit-norm. Returns the mean over B.
+    Args: query (B, d), key (B, d), queue (K, d), all unit-norm. The queue is a constant and is
+    copied, because a step writes the batch into it before its backward pass.
     """
+    queue = queue.detach().clone()
     positive = (query.float() * key.float()).sum(dim=1, keepdim=True) / temperature
-    logits = torch.cat([positive, similarity_logits(query, queue, temperature)], dim=1)
+    return torch.cat([positive, similarity_logits(query, queue, temperature)], dim=1)
+
+
+def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
+    """MoCo's loss, the mean over B of the cross-entropy of `instance_logits` with target 0."""
+    logits = instance_logits(query, key, queue, temperature)
     target = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     return F.cross_entropy(logits, target)
 

@@ -4,11 +4,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+def unit_norm(embeddings: Tensor) -> Tensor:
+    """(N, d) -> (N, d) on the unit sphere, in float32.
+
+    Half-precision norms are coarse, and every similarity is built on them. Some official code
+    (CoMatch, MoPro) normalises without an epsilon, so that an all-zero row becomes NaN; here the
+    norm is bounded below by 1e-12.
+    """
+    return F.normalize(embeddings.float(), dim=1, eps=1e-12)
+
+
 class ProjectionHead(nn.Module):
     """Two-layer MLP onto the unit sphere: (N, in_features) -> (N, out_features), L2-normalised.
 
-    `negative_slope` 0 is a ReLU. The official CoMatch code normalises without an epsilon, so an
-    all-zero projection becomes NaN there; here the norm is bounded below by 1e-12.
+    `negative_slope` 0 is a ReLU.
     """
 
     def __init__(self, in_features: int, hidden: int, out_features: int, negative_slope: float):
@@ -19,5 +28,15 @@ class ProjectionHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         hidden = F.leaky_relu(self.fc1(features), self.negative_slope)
-        # In float32: half-precision norms are coarse, and every similarity is built on them.
-        return F.normalize(self.fc2(hidden).float(), dim=1, eps=1e-12)
+        return unit_norm(self.fc2(hidden))
+
+
+class LinearProjection(nn.Module):
+    """Linear map onto the unit sphere (MoCo v1, PCL v1): (N, in_features) -> (N, out_features)."""
+
+    def __init__(self, in_features: int, out_features: int):
+        super().__init__()
+        self.fc = nn.Linear(in_features, out_features)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return unit_norm(self.fc(features))

@@ -1,11 +1,13 @@
-"""ResNet for ImageNet-like pictures with a width multiplier (blocks from torchvision).
+"""ResNet and ResNeXt with a width multiplier and a choice of stems (blocks from torchvision).
 
-Differs from `torchvision.models.resnet` where CoMatch's and SimCLR's networks do: the multiplier
-widens every stage, outputs included, but not the stem. State-dict keys equal torchvision's.
+Differs from `torchvision.models.resnet` where CoMatch's, MoPro's and SimCLR's networks do: the
+multiplier widens every stage, outputs included, but not the stem. State-dict keys and the
+distribution of the initial weights equal torchvision's.
 """
 
 from collections.abc import Sequence
 from math import sqrt
+from typing import Literal
 
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -14,16 +16,23 @@ BLOCKS = {"basic": BasicBlock, "bottleneck": Bottleneck}
 
 
 class ResNet(nn.Module):
-    """(N, in_channels, H, W) -> (N, 8 * base_width * width * expansion) globally pooled features.
+    """(N, in_channels, H, W) -> (N, num_features) globally pooled features.
 
     The stride sits in the 3x3 convolution of a bottleneck ("v1.5"). ResNet-50 is the default;
-    ResNet-18 is `block="basic", layers=(2, 2, 2, 2)`.
-    """
+    ResNet-18 is `block="basic", layers=(2, 2, 2, 2)`, ResNeXt-50 32x4d the default with
+    `groups=32, width_per_group=4`.
 
-    layer1: nn.Sequential
-    layer2: nn.Sequential
-    layer3: nn.Sequential
-    layer4: nn.Sequential
+    Args:
+        block: "basic" (expansion 1) or "bottleneck" (expansion 4).
+        layers: blocks of each stage; as many stages as entries.
+        width, base_width: stage s has base_width * width * 2^s * expansion output channels.
+        in_channels: of the images.
+        stem: "imagenet", a 7x7 convolution of stride 2 and a 3x3 max-pool of stride 2, or "small",
+            a 3x3 convolution of stride 1 for pictures of 32 pixels or so.
+        stem_channels: output channels of the stem, whatever the width.
+        strides: of the first block of each stage; null is 1, 2, 2, ...
+        groups, width_per_group: of the 3x3 convolution of a bottleneck.
+    """
 
     def __init__(
         self,
@@ -32,29 +41,45 @@ class ResNet(nn.Module):
         width: int = 1,
         base_width: int = 64,
         in_channels: int = 3,
+        stem: Literal["imagenet", "small"] = "imagenet",
+        stem_channels: int = 64,
+        strides: Sequence[int] | None = None,
+        groups: int = 1,
+        width_per_group: int = 64,
     ):
         super().__init__()
         if block not in BLOCKS:
             raise ValueError(f"ResNet block must be one of {sorted(BLOCKS)}, got {block!r}")
+        if stem not in ("imagenet", "small"):
+            raise ValueError(f'ResNet stem must be "imagenet" or "small", got {stem!r}')
+        strides = strides or [1, *[2] * (len(layers) - 1)]
+        if len(strides) != len(layers):
+            raise ValueError(f"ResNet has {len(layers)} stages but {len(strides)} strides")
         block_class = BLOCKS[block]
-        self.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
+        self.stages = len(layers)
+        if stem == "imagenet":
+            self.conv1 = nn.Conv2d(in_channels, stem_channels, 7, stride=2, padding=3, bias=False)
+        else:
+            self.conv1 = nn.Conv2d(in_channels, stem_channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem_channels)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        channels = 64
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()
+        channels = stem_channels
         for stage, depth in enumerate(layers):
             planes = base_width * width * 2**stage
             out_channels = planes * block_class.expansion
             blocks = []
             for index in range(depth):
-                stride = 2 if stage > 0 and index == 0 else 1
+                stride = strides[stage] if index == 0 else 1
                 downsample = None
                 if stride != 1 or channels != out_channels:
                     downsample = nn.Sequential(
                         nn.Conv2d(channels, out_channels, 1, stride, bias=False),
                         nn.BatchNorm2d(out_channels),
                     )
-                blocks.append(block_class(channels, planes, stride, downsample))
+                blocks.append(
+                    block_class(channels, planes, stride, downsample, groups, width_per_group)
+                )
                 channels = out_channels
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.num_features = channels
@@ -65,5 +90,6 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for stage in range(1, self.stages + 1):
+            x = self.get_submodule(f"layer{stage}")(x)
         return x.mean(dim=(2, 3))

@@ -1,9 +1,14 @@
 """Collectives of the contrastive papers. In a single process each of them is the identity."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather as _all_gather_with_grad
+
+from shared.data.randomness import torch_generator
 
 
 def world_size() -> int:
@@ -64,3 +69,39 @@ def batch_shuffle(x: Tensor, permutation: Tensor) -> Tensor:
 def batch_unshuffle(x: Tensor, permutation: Tensor) -> Tensor:
     """All ranks' outputs in the order before `batch_shuffle`: (B, ...) -> (world * B, ...)."""
     return all_gather(x)[torch.argsort(permutation)]
+
+
+def step_permutation(seed: int, step: int, size: int) -> Tensor:
+    """(size,) the permutation of this step's global batch: equal on all ranks, after a resume too.
+
+    Official code draws it on rank 0 and broadcasts it.
+    """
+    return torch.randperm(size, generator=torch_generator(seed, step, "batch shuffle"))
+
+
+@torch.no_grad()
+def shuffled_forward(network: Callable[[Tensor], Any], images: Tensor, permutation: Tensor) -> Any:
+    """The network's outputs for this rank's images under shuffled BatchNorm (MoCo), no gradient.
+
+    Each rank encodes a random slice of the global batch, so that the BatchNorm statistics of a key
+    tell nothing about its query; the outputs return to the rank that holds the image.
+
+    Args:
+        network: in train mode; returns a tensor or a tuple of tensors and Nones.
+        images: (B, ...) local images; the network sees their memory format.
+        permutation: (world * B,) the same on every rank, see `step_permutation`.
+
+    Returns:
+        What the network returns, row i belonging to image i.
+    """
+    permutation = permutation.to(images.device)
+    shuffled = batch_shuffle(images, permutation)
+    if images.dim() == 4 and images.is_contiguous(memory_format=torch.channels_last):
+        shuffled = shuffled.contiguous(memory_format=torch.channels_last)
+    outputs = network(shuffled)
+    if isinstance(outputs, Tensor):
+        return own_rows(batch_unshuffle(outputs, permutation))
+    return tuple(
+        output if output is None else own_rows(batch_unshuffle(output, permutation))
+        for output in outputs
+    )

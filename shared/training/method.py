@@ -3,6 +3,7 @@
 Nothing of any algorithm lives here; a method's `training_step` is read in one file.
 """
 
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -53,8 +54,25 @@ def build_network(config: dict[str, Any]) -> nn.Module:
 class Method(pl.LightningModule):
     """Base class of all LightningModules here. Constructors take plain values only."""
 
+    memory_format: torch.memory_format = torch.contiguous_format
+
+    def lay_out(self, network: nn.Module, channels_last: bool) -> None:
+        """Choose the memory format of a convolutional network and of the images it gets.
+
+        Channels-last is exact (sums may be taken in another order) and faster on CPU and GPU.
+        """
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+
+    def concatenate(self, views: Sequence[Tensor]) -> Tensor:
+        """One batch in the network's memory format; BatchNorm sees all views together."""
+        return torch.cat(list(views)).contiguous(memory_format=self.memory_format)
+
     def total_loss(
-        self, terms: dict[str, Tensor], weights: dict[str, float], indices: Tensor | None = None
+        self,
+        terms: Mapping[str, Tensor],
+        weights: Mapping[str, float],
+        indices: Tensor | None = None,
     ) -> Tensor:
         """The weighted sum of the loss terms, logged term by term as `train/<term>`.
 
@@ -68,7 +86,7 @@ class Method(pl.LightningModule):
         """
         total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
         if not torch.isfinite(total):
-            values = {name: float(term) for name, term in terms.items()}
+            values = {name: float(term.detach()) for name, term in terms.items()}
             broken = [n for n, term in terms.items() if not torch.isfinite(term)] or ["their sum"]
             batch = "" if indices is None else f"; batch indices {indices.tolist()}"
             raise NonFiniteLoss(
@@ -78,7 +96,7 @@ class Method(pl.LightningModule):
         self.log_train({**terms, "loss": total})
         return total
 
-    def log_train(self, values: dict[str, Tensor | float]) -> None:
+    def log_train(self, values: Mapping[str, Tensor | float]) -> None:
         """Log `train/<name>` for each value; silently nothing outside a Trainer."""
         if self._trainer is not None:
             self.log_dict({f"train/{name}": value for name, value in values.items()})

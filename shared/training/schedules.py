@@ -1,5 +1,6 @@
 """Learning-rate factors as plain functions of progress, for `torch.optim.lr_scheduler.LambdaLR`."""
 
+from collections.abc import Sequence
 from math import cos, pi
 
 
@@ -11,6 +12,11 @@ def cosine_7_16(step: int, total_steps: int) -> float:
 def half_cosine(epoch: int, total_epochs: int) -> float:
     """(1 + cos(pi e / E)) / 2: from 1 to 0."""
     return (1 + cos(pi * epoch / total_epochs)) / 2
+
+
+def steps(epoch: int, milestones: Sequence[int], gamma: float) -> float:
+    """gamma to the power of the milestones reached; the rate changes AT a milestone."""
+    return gamma ** sum(epoch >= milestone for milestone in milestones)
 
 
 def warm_up_decay(step: int, ceiling: float) -> float:

@@ -27,6 +27,7 @@ from .recording import (
     Given,
     StepWatcher,
     fit,
+    given_permutations,
     gradients_as_weights,
     recording,
     snapshot,
@@ -376,9 +377,8 @@ def imagenet_variant_step(config: Config, inputs: Inputs, weights: Inputs) -> Ou
         _batch(labelled=x, labels=y, weak=w, strong0=s0, strong1=s1)
         for x, y, w, s0, s1 in zip(*(inputs[name] for name in STEP_INPUTS), strict=True)
     ]
-    permutations = iter(inputs["idx_shuffle"])
-    module.draw_permutation = lambda size: next(permutations)
-    out, calls = _train(module, batches, config["epoch"])
+    with given_permutations(imagenet_form, inputs["idx_shuffle"]):
+        out, calls = _train(module, batches, config["epoch"])
     b = len(inputs["labels_x"][0])
     for step in range(len(batches)):
         at = f"step{step}."

@@ -2,11 +2,13 @@
 
 import inspect
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import wraps
+from types import ModuleType
 from typing import Any
+from unittest.mock import patch
 
 import pytorch_lightning as pl
 import torch
@@ -59,7 +61,8 @@ def _keep(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value if value.requires_grad else value.clone()
     if isinstance(value, tuple | list):
-        return type(value)(_keep(item) for item in value)
+        items = [_keep(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return dict(value) if isinstance(value, dict) else value
 
 
@@ -72,6 +75,14 @@ class Given(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         return self.outputs.pop(0)
+
+
+def given_permutations(
+    namespace: ModuleType, permutations: Iterable[Tensor]
+) -> AbstractContextManager[Any]:
+    """Inside, `step_permutation` as imported into `namespace` gives these, one per call."""
+    remaining = iter(permutations)
+    return patch.object(namespace, "step_permutation", lambda seed, step, size: next(remaining))
 
 
 class StepWatcher(pl.Callback):

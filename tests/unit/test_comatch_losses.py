@@ -129,6 +129,19 @@ def test_info_nce_is_the_soft_target_loss_with_one_positive() -> None:
     close(info_nce(query, key, queue, 0.3), expected)
 
 
+def test_queue_may_be_written_between_info_nce_and_its_backward_pass() -> None:
+    query, key, queue = (F.normalize(torch.randn(n, 6), dim=1) for n in (3, 3, 8))
+    gradients = []
+    for overwrite in (False, True):
+        memory, leaf = queue.clone(), query.clone().requires_grad_()
+        loss = info_nce(leaf, key, memory, 0.3)
+        if overwrite:
+            memory.zero_()
+        loss.backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+
+
 def test_soft_target_loss_without_epsilon_is_cross_entropy() -> None:
     logits, targets = torch.randn(4, 5), torch.randn(4, 5).softmax(dim=1)
     close(soft_target_nce(logits, targets), F.cross_entropy(logits, targets))

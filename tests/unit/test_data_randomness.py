@@ -1,10 +1,17 @@
 """Counter-based draws: pure, independent of grouping, uniform."""
 
 import numpy as np
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.data.randomness import key_generator, key_uniforms, sample_keys, uniforms
+from shared.data.randomness import (
+    key_generator,
+    key_uniforms,
+    sample_keys,
+    torch_generator,
+    uniforms,
+)
 
 seeds = st.integers(-(2**40), 2**70)
 coordinates = st.integers(0, 2**40)
@@ -58,3 +65,12 @@ def test_key_generator_is_pure() -> None:
     np.testing.assert_array_equal(first, again)
     assert (first[0] != first[1]).all()
     assert key_uniforms(keys, 0).shape == (2, 0)
+
+
+def test_torch_generator_depends_on_seed_step_and_purpose() -> None:
+    def drawn(seed: int, step: int, purpose: str) -> tuple:
+        return tuple(torch.rand(4, generator=torch_generator(seed, step, purpose)).tolist())
+
+    assert drawn(1, 2, "shuffle") == drawn(1, 2, "shuffle")
+    others = [(1, 2, "shuffle"), (2, 2, "shuffle"), (1, 3, "shuffle"), (2, 1, "shuffle")]
+    assert len({drawn(*other) for other in [*others, (1, 2, "negatives")]}) == 5

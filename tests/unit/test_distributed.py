@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch import nn
 
 from shared.training.distributed import (
     all_gather,
@@ -15,6 +16,8 @@ from shared.training.distributed import (
     batch_unshuffle,
     own_rows,
     rank,
+    shuffled_forward,
+    step_permutation,
     world_size,
 )
 
@@ -24,6 +27,20 @@ PERMUTATION = torch.tensor([2, 0, 3, 1])
 def local(which: int) -> torch.Tensor:
     """Rows 0, 1 on rank 0 and 10, 11 on rank 1."""
     return 10.0 * which + torch.arange(2.0)[:, None]
+
+
+class KeyNetwork(nn.Module):
+    """(B, 2) -> None and the rows normalised together: the pair of an `Encoder` without classes."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2, affine=False)
+
+    def forward(self, x: torch.Tensor) -> tuple[None, torch.Tensor]:
+        return None, self.norm(x)
+
+
+IMAGES = torch.tensor([[0.0, 5.0], [1.0, 3.0], [4.0, 9.0], [10.0, 2.0]])
 
 
 def worker(number: int, folder: str) -> None:
@@ -37,6 +54,7 @@ def worker(number: int, folder: str) -> None:
     gathered = all_gather(x, grad=True)
     (gathered[:, 0] * torch.arange(1.0, 5.0)).sum().mul(10.0**number).backward()
     shuffled = batch_shuffle(x, PERMUTATION)
+    nothing, keys = shuffled_forward(KeyNetwork(), own_rows(IMAGES), PERMUTATION)
     try:
         all_gather(torch.zeros(number + 1, 1))
         uneven = ""
@@ -51,6 +69,9 @@ def worker(number: int, folder: str) -> None:
         "own": own_rows(torch.arange(6)),
         "shuffled": shuffled,
         "unshuffled": batch_unshuffle(shuffled, PERMUTATION),
+        "nothing": nothing,
+        "keys": keys,
+        "permutation": step_permutation(3, 7, 4),
         "uneven": uneven,
     }
     torch.save(result, f"{folder}/{number}.pt")
@@ -91,6 +112,31 @@ def test_shuffle_crosses_ranks_and_is_undone(ranks: list[dict]) -> None:
         assert result["unshuffled"].flatten().tolist() == [0, 1, 10, 11]
 
 
+def test_shuffled_forward_is_one_process_with_batchnorm_over_the_shuffled_halves(
+    ranks: list[dict],
+) -> None:
+    network = KeyNetwork()
+    shuffled = IMAGES[PERMUTATION]
+    halves = torch.cat([network(shuffled[:2])[1], network(shuffled[2:])[1]])
+    expected = torch.empty_like(halves)
+    expected[PERMUTATION] = halves
+    for number, result in enumerate(ranks):
+        assert result["nothing"] is None
+        torch.testing.assert_close(result["keys"], expected[2 * number : 2 * number + 2])
+    unshuffled = network(IMAGES[:2])[1]
+    assert not torch.allclose(ranks[0]["keys"], unshuffled, atol=0.1)
+
+
+def test_permutation_of_a_step_is_the_same_on_all_ranks_and_changes_with_seed_and_step(
+    ranks: list[dict],
+) -> None:
+    assert torch.equal(ranks[0]["permutation"], ranks[1]["permutation"])
+    assert torch.equal(ranks[0]["permutation"], step_permutation(3, 7, 4))
+    drawn = [step_permutation(seed, step, 50) for seed, step in ((3, 7), (3, 8), (4, 7), (7, 3))]
+    assert all(sorted(p.tolist()) == list(range(50)) for p in drawn)
+    assert len({tuple(p.tolist()) for p in drawn}) == 4
+
+
 def test_uneven_batches_are_refused(ranks: list[dict]) -> None:
     assert all("different batch sizes: [1, 2]" in result["uneven"] for result in ranks)
 
@@ -102,3 +148,16 @@ def test_one_process_is_the_identity() -> None:
     assert all_reduce_mean(x) is x
     assert torch.equal(own_rows(x), x)
     assert torch.equal(batch_unshuffle(batch_shuffle(x, PERMUTATION), PERMUTATION), x)
+
+
+def test_shuffled_forward_in_one_process_is_the_plain_forward_without_gradient() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    images = torch.randn(4, 3, 6, 6).contiguous(memory_format=torch.channels_last)
+    seen = []
+    network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    keys = shuffled_forward(network, images, PERMUTATION)
+    assert torch.equal(seen[0], images[PERMUTATION])
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert not keys.requires_grad
+    torch.testing.assert_close(keys, network(images).detach())

@@ -14,6 +14,19 @@ def test_total_is_the_weighted_sum() -> None:
     assert Method().total_loss(terms, {"loss_x": 0.0}).item() == 2.0
 
 
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_network_and_images_share_one_memory_format(channels_last: bool) -> None:
+    method, network = Method(), nn.Conv2d(3, 8, 3)
+    method.lay_out(network, channels_last)
+    views = [torch.randn(2, 3, 5, 4), torch.randn(1, 3, 5, 4)]
+    batch = method.concatenate(views)
+    assert torch.equal(batch, torch.cat(views))
+    for tensor in (batch, network.weight):
+        assert tensor.is_contiguous(memory_format=torch.channels_last) == channels_last
+        assert tensor.is_contiguous() != channels_last
+    assert Method().concatenate(views).is_contiguous()  # the choice is this method's alone
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_non_finite_term_is_named_with_step_and_batch(value: float) -> None:
     terms = {"loss_x": torch.tensor(1.0), "loss_u": torch.tensor(value)}

@@ -3,10 +3,11 @@
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet18
+from torchvision.models import resnet18, resnext50_32x4d
 
-from methods.comatch.model import CoMatchNetwork
-from shared.nn.heads import ProjectionHead
+from shared.nn.cifar_resnet import CifarResNet, PaddedSubsampling
+from shared.nn.encoder import Encoder
+from shared.nn.heads import LinearProjection, ProjectionHead
 from shared.nn.momentum import MomentumEncoder
 from shared.nn.queue import FeatureQueue
 from shared.nn.resnet import ResNet
@@ -28,13 +29,24 @@ def count(module: nn.Module) -> int:
 )
 def test_wide_resnet_has_the_papers_parameters(width, classes, projection, expected) -> None:
     backbone = {"_target_": "shared.nn.wide_resnet.WideResNet", "depth": 28, "width": width}
-    assert count(CoMatchNetwork(backbone, classes, projection)) == expected
+    assert count(Encoder(backbone, classes, projection)) == expected
 
 
 def test_resnet50_has_the_papers_parameters() -> None:
     backbone = {"_target_": "shared.nn.resnet.ResNet"}
     head = {"hidden": 2048, "dim": 128, "negative_slope": 0.0}
-    assert count(CoMatchNetwork(backbone, 1000, head)) == 30_015_656
+    assert count(Encoder(backbone, 1000, head)) == 30_015_656
+
+
+def test_resnet50_with_mopros_heads_has_its_keys() -> None:
+    backbone = {"_target_": "shared.nn.resnet.ResNet"}
+    state = Encoder(
+        backbone, 5000, {"hidden": None, "dim": 128, "negative_slope": 0.0}
+    ).state_dict()
+    assert state["classifier.weight"].shape == (5000, 2048)
+    assert state["projection.fc1.weight"].shape == (2048, 2048)
+    assert state["projection.fc2.weight"].shape == (128, 2048)
+    assert {name.split(".")[0] for name in state} == {"backbone", "classifier", "projection"}
 
 
 @pytest.mark.parametrize("depth", [9, 12, 4])
@@ -51,9 +63,15 @@ def test_wide_resnet_shapes() -> None:
     assert network(torch.randn(2, 3, 20, 20)).shape == (2, network.num_features) == (2, 128)
 
 
-def test_resnet_takes_torchvision_weights_and_gives_the_same_features() -> None:
-    theirs = resnet18().eval()
-    ours = ResNet(block="basic", layers=(2, 2, 2, 2)).eval()
+@pytest.mark.parametrize(
+    ("reference", "arguments"),
+    [
+        (resnet18, {"block": "basic", "layers": (2, 2, 2, 2)}),
+        (resnext50_32x4d, {"groups": 32, "width_per_group": 4}),
+    ],
+)
+def test_resnet_takes_torchvision_weights_and_gives_the_same_features(reference, arguments) -> None:
+    theirs, ours = reference().eval(), ResNet(**arguments).eval()
     state = {k: v for k, v in theirs.state_dict().items() if not k.startswith("fc.")}
     ours.load_state_dict(state, strict=True)
     theirs.fc = nn.Identity()
@@ -68,6 +86,62 @@ def test_resnet_width_multiplies_stages_but_not_the_stem() -> None:
     assert wide.num_features == 4096
     with pytest.raises(ValueError, match="block must be one of"):
         ResNet(block="bottle")
+
+
+def test_small_stem_keeps_the_resolution() -> None:
+    network = ResNet("basic", layers=(1,), base_width=12, stem="small", stem_channels=6)
+    assert network.conv1.weight.shape == (6, 3, 3, 3)
+    maps = []
+    network.layer1.register_forward_hook(lambda module, inputs, output: maps.append(output.shape))
+    assert network(torch.randn(2, 3, 10, 10)).shape == (2, network.num_features) == (2, 12)
+    assert maps == [(2, 12, 10, 10)]
+    names = {name for name, _ in network.named_parameters()}
+    assert {"conv1.weight", "bn1.weight", "layer1.0.downsample.0.weight"} <= names
+
+
+def test_strides_and_number_of_stages() -> None:
+    arguments = {"block": "basic", "layers": (1, 1), "base_width": 4, "stem": "small"}
+    maps = []
+    network = ResNet(**arguments, strides=(2, 1))
+    network.layer2.register_forward_hook(lambda module, inputs, output: maps.append(output.shape))
+    network(torch.randn(1, 3, 9, 9))
+    assert maps == [(1, 8, 5, 5)]
+    with pytest.raises(ValueError, match="2 stages but 3 strides"):
+        ResNet(**arguments, strides=(1, 2, 2))
+    with pytest.raises(ValueError, match="stem must be"):
+        ResNet(stem="tiny")
+
+
+def test_resnet_weights_start_as_torchvisions() -> None:
+    torch.manual_seed(0)
+    weight = ResNet().layer4[0].conv2.weight
+    assert weight.std().item() == pytest.approx((2 / (9 * 512)) ** 0.5, rel=0.01)
+    assert weight.mean().abs().item() < 1e-4
+
+
+def test_resnet32_is_the_long_tail_literatures() -> None:
+    network = CifarResNet(depth=32)
+    convolutions = 3 * 16 * 9 + 10 * 16 * 16 * 9
+    convolutions += (16 * 32 + 9 * 32 * 32) * 9 + (32 * 64 + 9 * 64 * 64) * 9
+    assert count(network) == convolutions + 2 * (11 * 16 + 10 * 32 + 10 * 64)
+    assert sum(isinstance(module, nn.Conv2d) for module in network.modules()) == 31
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, network.num_features) == (2, 64)
+    assert len(network.layer2) == 5
+    with pytest.raises(ValueError, match="6n"):
+        CifarResNet(depth=30)
+
+
+def test_cifar_shortcut_takes_every_second_pixel_between_zeros() -> None:
+    x = torch.arange(1.0, 2 * 4 * 16 + 1).reshape(2, 4, 4, 4)
+    y = PaddedSubsampling(4, 8)(x)
+    assert torch.equal(y[:, 2:6], x[:, :, ::2, ::2])
+    assert y[:, :2].abs().sum() == y[:, 6:].abs().sum() == 0
+
+
+def test_cifar_resnet_starts_from_kaimings_fan_in() -> None:
+    torch.manual_seed(0)
+    weight = CifarResNet(depth=8).layer3[0].conv1.weight  # 32 -> 64 channels
+    assert weight.std().item() == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.03)
 
 
 def test_layout_changes_no_output() -> None:
@@ -89,12 +163,50 @@ def test_projection_is_on_the_sphere_in_float32() -> None:
     assert torch.equal(head(torch.randn(2, 6)), torch.zeros(2, 4))  # official: NaN
 
 
-def arms(seed: int) -> list[CoMatchNetwork]:
+TINY = {"_target_": "shared.nn.small_convnet.SmallConvNet", "channels": [4]}
+
+
+def test_linear_projection_is_on_the_sphere_in_float32() -> None:
+    network = Encoder(TINY, None, {"hidden": 0, "dim": 3})
+    assert isinstance(network.projection, LinearProjection)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, z = network(torch.randn(5, 1, 8, 8))
+    assert logits is None
+    assert z.dtype == torch.float32
+    torch.testing.assert_close(z.norm(dim=1), torch.ones(5))
+    features = network.backbone(images := torch.randn(5, 1, 8, 8))
+    raw = network.projection.fc(features)
+    torch.testing.assert_close(network(images)[1], raw / raw.norm(dim=1, keepdim=True))
+
+
+def test_embedding_comes_from_the_pooled_features_not_from_the_logits() -> None:
+    network = Encoder(TINY, 2, {"hidden": 5, "dim": 3, "negative_slope": 0.0}).eval()
+    images = torch.randn(2, 1, 8, 8)
+    logits, z = network(images)
+    features = network.backbone(images)
+    assert network.projection.fc1.weight.shape == (5, network.num_features) == (5, 4)
+    torch.testing.assert_close(logits, network.classifier(features))
+    torch.testing.assert_close(z, network.projection(features))
+
+
+@pytest.mark.parametrize(
+    ("projection", "named"),
+    [
+        ({"hidden": 3, "dim": 2}, "missing .'negative_slope'"),
+        ({"dim": 2, "negative_slope": 0.1}, "missing .'hidden'"),
+        ({"hidden": 0, "dim": 2, "size": 3}, "unknown .'size'"),
+    ],
+)
+def test_wrong_projection_is_named(projection, named) -> None:
+    with pytest.raises(ValueError, match=named):
+        Encoder(TINY, 3, projection)
+
+
+def arms(seed: int) -> list[Encoder]:
     networks = []
     for projection in (None, {"hidden": None, "dim": 4, "negative_slope": 0.1}):
         torch.manual_seed(seed)
-        backbone = {"_target_": "shared.nn.small_convnet.SmallConvNet", "channels": [4]}
-        networks.append(CoMatchNetwork(backbone, 3, projection))
+        networks.append(Encoder(TINY, 3, projection))
     return networks
 
 

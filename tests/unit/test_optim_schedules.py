@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from shared.training.optim import weight_decay_groups
-from shared.training.schedules import cosine_7_16, half_cosine, warm_up_decay
+from shared.training.schedules import cosine_7_16, half_cosine, steps, warm_up_decay
 
 
 def test_cosine_7_16() -> None:
@@ -22,6 +22,12 @@ def test_half_cosine() -> None:
     assert half_cosine(4, 12) == pytest.approx(0.75)
     assert half_cosine(6, 12) == pytest.approx(0.5)
     assert half_cosine(12, 12) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_steps_change_at_the_milestones() -> None:
+    rates = [steps(epoch, [2, 4], 0.2) for epoch in range(6)]
+    assert rates == pytest.approx([1, 1, 0.2, 0.2, 0.04, 0.04])
+    assert steps(100, [], 0.1) == 1.0
 
 
 def test_warm_up_decay() -> None:

@@ -1,0 +1,177 @@
+"""Streams and the batches cut from them: contents, frequencies, ranks, starts in the middle."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.data.samplers import Draws
+from shared.data.streams import (
+    ClassCycles,
+    Permutation,
+    Permutations,
+    Stream,
+    StreamBatches,
+    WeightedDraws,
+    number_repeats,
+)
+
+fast = settings(max_examples=40, deadline=None)
+
+
+def joined(plans: list[tuple[Draws, ...]], stream: int = 0) -> Draws:
+    columns = zip(*(plan[stream] for plan in plans), strict=True)
+    return Draws(*(np.concatenate(column) for column in columns))
+
+
+def same(one: Draws, other: Draws) -> bool:
+    return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+STREAMS: dict[str, Stream] = {
+    "permutation": Permutation(3, 20),
+    "permutations": Permutations(3, 20, 45),
+    "weighted": WeightedDraws(3, np.arange(20), 45),
+    "cycles": ClassCycles(3, np.repeat([0, 1, 2], [12, 5, 3])),
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_draws_are_a_function_of_seed_and_epoch(name: str) -> None:
+    stream = STREAMS[name]
+    first = stream.draws(0)
+    assert len(first.positions) == len(first.passes) == len(stream)
+    later = stream.draws(1)
+    assert same(stream.draws(0), first)  # asking for another epoch in between changes nothing
+    assert not np.array_equal(first.positions, later.positions)
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_no_image_gets_the_same_augmentation_twice(name: str) -> None:
+    stream = STREAMS[name]
+    pairs = [p for e in range(4) for p in zip(*(c.tolist() for c in stream.draws(e)), strict=True)]
+    assert len(set(pairs)) == len(pairs) == 4 * len(stream)
+
+
+@fast
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(0, 3))
+def test_repeats_are_numbered_in_order(positions: list[int], epoch: int) -> None:
+    draws = number_repeats(np.array(positions), epoch)
+    for place, position in enumerate(positions):
+        earlier = positions[:place].count(position)
+        assert draws.passes[place] == epoch * len(positions) + earlier
+
+
+def test_weighted_draws_follow_the_weights() -> None:
+    weights = np.array([0.0, 1.0, 3.0, 0.0, 6.0, 0.0])
+    counts = np.bincount(WeightedDraws(0, weights, 20_000).draws(0).positions, minlength=6)
+    assert counts[[0, 3, 5]].tolist() == [0, 0, 0]
+    expected = 20_000 * weights / weights.sum()
+    # four standard deviations of a binomial count
+    assert (abs(counts - expected) <= 4 * np.sqrt(expected)).all()
+
+
+@pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -1.0], [1.0, np.nan], [[1.0]]])
+def test_impossible_weights_are_refused(weights: list) -> None:
+    with pytest.raises(ValueError, match="weights"):
+        WeightedDraws(0, np.array(weights), 3)
+
+
+@fast
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 4), st.integers(0, 3))
+def test_class_cycles(sizes: list[int], per_class: int, epoch: int) -> None:
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    stream = ClassCycles(0, labels, per_class)
+    assert len(stream) == max(sizes) * len(sizes)
+    positions = stream.draws(epoch).positions
+    drawn = labels[positions]
+    runs = [drawn[i : i + per_class] for i in range(0, len(drawn), per_class)]
+    assert all(len(set(run.tolist())) == 1 for run in runs)
+    for start in range(0, len(runs) - len(sizes) + 1, len(sizes)):  # each class once in a cycle
+        assert {int(r[0]) for r in runs[start : start + len(sizes)]} == set(range(len(sizes)))
+    for label, size in enumerate(sizes):  # each class's own images: whole passes one after another
+        own = positions[drawn == label]
+        for start in range(0, len(own) - size + 1, size):
+            assert len(set(own[start : start + size].tolist())) == size
+
+
+def test_class_cycles_shuffle_the_images_of_each_pass() -> None:
+    own = ClassCycles(0, np.zeros(20, np.int64), count=60).draws(0).positions.reshape(3, 20)
+    assert len({tuple(order) for order in [*own.tolist(), list(range(20))]}) == 4
+
+
+def test_class_cycles_of_a_given_length_skip_absent_classes() -> None:
+    stream = ClassCycles(0, np.array([4, 4, 9]), per_class=2, count=7)
+    assert np.bincount(stream.draws(0).positions).sum() == len(stream) == 7
+    for labels, per_class in (([], 1), ([0], 0)):
+        with pytest.raises(ValueError, match="class"):
+            ClassCycles(0, np.array(labels, np.int64), per_class)
+
+
+@fast
+@given(st.integers(1, 50), st.integers(1, 6), st.sampled_from([1, 2, 3]), st.booleans())
+def test_ranks_share_one_batch(size: int, share: int, world: int, drop_last: bool) -> None:
+    batch = share * world
+    if batch > size:
+        with pytest.raises(ValueError, match=f"batch_size={batch} is larger"):
+            StreamBatches([Permutation(0, size)], [batch], drop_last, 0, world)
+        return
+    whole = list(StreamBatches([Permutation(0, size)], [batch], drop_last).batches(1))
+    ranks = [
+        list(StreamBatches([Permutation(0, size)], [batch], drop_last, r, world).batches(1))
+        for r in range(world)
+    ]
+    assert len(whole) == (size // batch if drop_last else -(-size // batch))
+    assert all(len(plans) == len(whole) for plans in ranks)
+    for step, (single,) in enumerate(whole):
+        parts = [plans[step][0] for plans in ranks]
+        assert len({len(p.positions) for p in parts}) == 1
+        shared = np.concatenate([p.positions for p in parts])
+        length = len(single.positions)
+        np.testing.assert_array_equal(shared[:length], single.positions)
+        # What fills up a ragged batch is of the batch itself.
+        assert set(shared) == set(single.positions)
+        assert len(shared) < length + world
+    seen = joined(whole).positions
+    assert len(set(seen)) == len(seen) == (len(whole) * batch if drop_last else size)
+
+
+def test_two_streams_run_side_by_side() -> None:
+    streams = [Permutation(0, 10), WeightedDraws(0, np.ones(10), 10)]
+    plans = list(StreamBatches(streams, [4, 4], drop_last=False).batches(2))
+    assert [[len(d.positions) for d in plan] for plan in plans] == [[4, 4], [4, 4], [2, 2]]
+    for number, stream in enumerate(streams):
+        assert same(joined(plans, number), stream.draws(2))
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_starting_at_any_step_gives_the_rest(drop_last: bool) -> None:
+    schedule = StreamBatches([Permutations(0, 7, 23), Permutation(1, 23)], [4, 4], drop_last)
+    whole = list(schedule.batches(3))
+    for start in range(len(schedule) + 1):
+        rest = list(schedule.batches(3, start))
+        assert len(rest) == len(schedule) - start
+        for found, expected in zip(rest, whole[start:], strict=True):
+            assert all(same(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "batches", "drop_last", "message"),
+    [
+        ((10,), (0,), True, "not a positive multiple"),
+        ((10,), (3,), True, "multiple of the world size 2"),
+        ((10, 7), (2, 2), True, "equally many batches"),
+        ((10, 12), (2, 2), False, "equally many batches"),
+        ((0,), (2,), True, "larger than the training set"),
+    ],
+)
+def test_batches_that_can_not_be_cut(
+    lengths: tuple, batches: tuple, drop_last: bool, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        StreamBatches([Permutation(0, n) for n in lengths], batches, drop_last, world=2)
+
+
+def test_a_longer_second_stream_is_cut() -> None:
+    schedule = StreamBatches([Permutation(0, 9), Permutation(0, 30)], [2, 4])
+    assert [[len(d.positions) for d in p] for p in schedule.batches(0)] == [[2, 4]] * 4
