@@ -29,10 +29,11 @@ class TopKAccuracy(Metric):
         """logits (N, C), labels (N,) int64."""
         top = logits.topk(min(self.k, logits.shape[1]), dim=1).indices
         correct = (top == labels[:, None]).any(dim=1).sum()
-        self.correct += correct
-        self.samples += len(labels)
-        self.batch_accuracies += correct / max(1, len(labels))
-        self.batches += 1
+        # Not in place: states updated under inference mode could not be updated outside of it.
+        self.correct = self.correct + correct
+        self.samples = self.samples + len(labels)
+        self.batch_accuracies = self.batch_accuracies + correct / max(1, len(labels))
+        self.batches = self.batches + 1
 
     def compute(self) -> Tensor:
         return (100 * self.correct / self.samples).float()

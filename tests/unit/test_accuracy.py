@@ -38,3 +38,12 @@ def test_equals_torchmetrics(k: int) -> None:
         accuracy.update(logits[part : part + 7], labels[part : part + 7])
     theirs = multiclass_accuracy(logits, labels, 8, average="micro", top_k=k)
     assert accuracy.compute().item() == pytest.approx(100 * theirs.item(), abs=1e-4)
+
+
+def test_counts_outside_of_inference_mode_after_counting_within() -> None:
+    accuracy = TopKAccuracy(1)
+    logits, labels = torch.eye(3), torch.tensor([0, 1, 0])
+    with torch.inference_mode():
+        accuracy.update(logits, labels)
+    accuracy.update(logits, labels)
+    assert float(accuracy.compute()) == pytest.approx(100 * 2 / 3)

@@ -1,0 +1,62 @@
+"""Accuracies of many-, medium- and few-shot classes."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.evaluation.shots import class_accuracies, macro_accuracy, shot_accuracy, shot_groups
+
+
+def test_limits_are_medium() -> None:
+    counts = torch.tensor([101, 100, 20, 19, 0])
+    assert shot_groups(counts).tolist() == [0, 1, 1, 2, 2]
+    assert shot_groups(counts, many=50, few=1).tolist() == [0, 0, 1, 1, 2]
+
+
+def test_groups_average_classes_and_all_averages_samples() -> None:
+    counts = torch.tensor([500, 200, 50, 5])
+    labels = torch.tensor([0, 0, 0, 0, 1, 2, 2, 3])
+    predictions = torch.tensor([0, 0, 0, 1, 0, 2, 2, 0])
+    result = shot_accuracy(predictions, labels, counts)
+    # Class accuracies 3/4, 0, 1, 0: `many` is their plain mean 3/8, not 3 of 5 samples.
+    assert result == pytest.approx({"all": 5 / 8, "many": 3 / 8, "medium": 1.0, "few": 0.0})
+    assert macro_accuracy(predictions, labels, 4) == pytest.approx((0.75 + 0 + 1 + 0) / 4)
+
+
+def test_classes_without_test_images_are_left_out() -> None:
+    counts = torch.tensor([500, 200, 50])
+    result = shot_accuracy(torch.tensor([0, 1]), torch.tensor([0, 0]), counts)
+    assert result["many"] == 0.5
+    assert math.isnan(result["medium"])
+    assert math.isnan(result["few"])
+    assert macro_accuracy(torch.tensor([0, 1]), torch.tensor([0, 0]), 3) == 0.5
+    zero = shot_accuracy(torch.tensor([0, 1]), torch.tensor([0, 0]), counts, empty="zero")
+    assert zero == {"all": 0.5, "many": 0.5, "medium": 0.0, "few": 0.0}
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=60))
+def test_class_accuracies_count_by_class(pairs: list[tuple[int, int]]) -> None:
+    predictions, labels = torch.tensor(pairs).T
+    found = class_accuracies(predictions, labels, 6)
+    for number in range(6):
+        of_class = [p for p, label in pairs if label == number]
+        if of_class:
+            assert found[number] == of_class.count(number) / len(of_class)
+        else:
+            assert found[number].isnan()
+
+
+def test_refusals() -> None:
+    counts = torch.tensor([5, 6])
+    with pytest.raises(ValueError, match='"nan" or "zero"'):
+        shot_accuracy(torch.tensor([0]), torch.tensor([0]), counts, empty="skip")
+    with pytest.raises(ValueError, match="no test image"):
+        shot_accuracy(torch.zeros(0).long(), torch.zeros(0).long(), counts)
+    with pytest.raises(ValueError, match=r"\(2,\) predictions, \(1,\) labels"):
+        shot_accuracy(torch.tensor([0, 1]), torch.tensor([0]), counts)
+    for label in (-1, 2):
+        with pytest.raises(ValueError, match=f"labels from {label} to {label} with 2 classes"):
+            shot_accuracy(torch.tensor([0]), torch.tensor([label]), counts)
