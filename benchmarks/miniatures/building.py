@@ -1,0 +1,142 @@
+"""Put a derived data set into a folder: once, whole or not at all, and checked when met again.
+
+A build is described by its recipe (seed, versions, sizes). `manifests/<name>.json` is written last
+and holds the recipe and the checksums, so that a killed build leaves nothing that counts as done.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from shared.data.images import DataCorruptError
+
+PICTURE = ".png"
+
+
+def build_once(
+    root: str | Path, name: str, recipe: Mapping[str, Any], build: Callable[[Path], None]
+) -> dict[str, str]:
+    """Let `build` fill an empty folder and move its entries into `root`, unless they are there.
+
+    Entries of the same name in `root` are replaced. Concurrent callers wait for the first.
+
+    Returns:
+        {relative path: sha256} of all files of the build but the pictures, which are only counted.
+
+    Raises:
+        DataCorruptError: `root` holds this build by another recipe, or a damaged one.
+    """
+    root = Path(root)
+    root.mkdir(parents=True, exist_ok=True)
+    manifest = root / "manifests" / f"{name}.json"
+    with FileLock(root / ".lock"):
+        if manifest.is_file():
+            return _checked(root, manifest, recipe)
+        for left_over in root.glob(".building-*"):
+            shutil.rmtree(left_over)
+        with tempfile.TemporaryDirectory(dir=root.resolve(), prefix=".building-") as workspace:
+            built = Path(workspace)
+            build(built)
+            content = {"recipe": _plain(recipe), **_inventory(built)}
+            for entry in sorted(built.iterdir()):
+                if (root / entry.name).is_dir():
+                    shutil.rmtree(root / entry.name)
+                os.replace(entry, root / entry.name)
+            manifest.parent.mkdir(exist_ok=True)
+            temporary = manifest.with_suffix(".tmp")
+            temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+            os.replace(temporary, manifest)
+    files: dict[str, str] = content["files"]
+    return files
+
+
+def save_arrays(
+    path: Path,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    paths: Sequence[str],
+) -> None:
+    """Write a set for readers that hold it in memory: one uncompressed .npz, no pickles.
+
+    `images` (N, H, W[, 3]), `labels` (N,), `class_names` (K,), `paths` (N,) relative to the root.
+    """
+    np.savez(
+        path,
+        images=images,
+        labels=np.asarray(labels, np.int64),
+        class_names=np.array(class_names, np.str_),
+        paths=np.array(paths, np.str_),
+    )
+
+
+def write_list(path: Path, names: Sequence[str], labels: NDArray[np.int64]) -> None:
+    """Write lines "name label"."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"{name} {label}\n" for name, label in zip(names, labels, strict=True)]
+    path.write_text("".join(lines))
+
+
+def _checked(root: Path, manifest: Path, recipe: Mapping[str, Any]) -> dict[str, str]:
+    try:
+        content = json.loads(manifest.read_text())
+        found, files, pictures = content["recipe"], content["files"], content["pictures"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataCorruptError(f"{manifest}: damaged; delete {root} and run again") from error
+    wanted = _plain(recipe)
+    if found != wanted:
+        keys = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
+        told = ", ".join(f"{k}={found.get(k)!r} instead of {wanted.get(k)!r}" for k in keys)
+        raise DataCorruptError(
+            f"{root} holds {manifest.stem} built with {told}. Give this build another folder, or "
+            "delete that one"
+        )
+    for name, checksum in files.items():
+        path = root / name
+        if not path.is_file() or _sha256(path) != checksum:
+            state = "damaged" if path.is_file() else "missing"
+            raise DataCorruptError(f"{path}: {state}; delete {root} and run again")
+    for folder, count in pictures.items():
+        present = _count_pictures(root / folder)
+        if present != count:
+            raise DataCorruptError(
+                f"{root / folder} has {present} pictures instead of {count}; delete {root} and run "
+                "again"
+            )
+    return dict(files)
+
+
+def _inventory(folder: Path) -> dict[str, Any]:
+    """{"files": checksums, "pictures": {folder: number}}; hashing thousands of icons takes long."""
+    files, pictures = {}, {}
+    for entry in sorted(folder.iterdir()):
+        inside = entry.rglob("*") if entry.is_dir() else [entry]
+        for path in sorted(p for p in inside if p.is_file() and p.suffix != PICTURE):
+            files[path.relative_to(folder).as_posix()] = _sha256(path)
+        if entry.is_dir() and (count := _count_pictures(entry)):
+            pictures[entry.name] = count
+    return {"files": files, "pictures": pictures}
+
+
+def _count_pictures(folder: Path) -> int:
+    return sum(name.endswith(PICTURE) for _, _, names in os.walk(folder) for name in names)
+
+
+def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """As it comes back from JSON, so that a tuple equals its list."""
+    plain: dict[str, Any] = json.loads(json.dumps(dict(recipe)))
+    return plain
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,205 @@
+"""Draw every concept in every rendering, once: 72 px RGBA, kept in one .npz below the cache.
+
+`renderings()` is the entry: the concept table and the drawings, from the cache or built there.
+"""
+
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from resvg_py import svg_to_bytes
+
+from benchmarks.miniatures.building import build_once
+from benchmarks.miniatures.emoji.concepts import Concept
+from benchmarks.miniatures.emoji.packages import RENDERINGS, attribution, load, of_split, packages
+from benchmarks.miniatures.packages import cache_folder
+
+log = logging.getLogger(__name__)
+SIZE = 72
+OPAQUE = 50  # of 255: above it a pixel belongs to the drawing
+SMALLEST = 0.02  # share of the square that a drawing covers at least
+CROP = 24  # side at which two drawings are compared
+NEAR = 4.0  # mean absolute difference (0-255) below which two concepts are drawn alike
+NEAR_COPY = 8.0  # ... below which a test picture is nearly a training picture
+VERSION = 3  # raise it with any change of the drawings or of the concept table
+
+
+@dataclass
+class Renderings:
+    """`pictures[rendering]` (concepts, 72, 72, 4) uint8 RGBA, straight alpha; `present` (concepts,)
+    bool; `near_copies` {"val" | "test": ids whose picture nearly repeats a training picture}."""
+
+    concepts: list[Concept]
+    pictures: dict[str, NDArray[np.uint8]]
+    present: dict[str, NDArray[np.bool_]]
+    near_copies: dict[str, list[int]]
+    attribution: str
+
+
+def renderings() -> Renderings:
+    """Return all concepts and drawings; the first call on a machine fetches and draws (15-30 s)."""
+    recipe = {
+        "packages": {p.name: p.sha256 for p in packages()},
+        "size": SIZE,
+        "version": VERSION,
+        "resvg": version("resvg_py"),
+    }
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+    folder = cache_folder() / "emoji" / digest
+    build_once(folder, "renderings", recipe, _build)
+    table = json.loads((folder / "concepts.json").read_text())
+    with np.load(folder / "renderings.npz") as content:
+        pictures = {r.id: content[r.id] for r in RENDERINGS}
+        present = {r.id: content[f"{r.id}_present"] for r in RENDERINGS}
+    return Renderings(
+        [Concept(**row) for row in table],
+        pictures,
+        present,
+        json.loads((folder / "near_copies.json").read_text()),
+        (folder / "ATTRIBUTION.md").read_text(),
+    )
+
+
+def _build(folder: Path) -> None:
+    sources = load()
+    log.info("drawing %d concepts in %d renderings", len(sources.concepts), len(RENDERINGS))
+    pictures = {
+        r.id: draw_all([c.icons[r.id] for c in sources.concepts], sources.icons[r.id])
+        for r in RENDERINGS
+    }
+    present = {name: is_drawn(drawn) for name, drawn in pictures.items()}
+    for concept in sources.concepts:
+        for name, there in present.items():
+            if not there[concept.id]:
+                concept.icons[name] = None
+    crops = {name: comparison_crops(drawn) for name, drawn in pictures.items()}
+    (held_out,) = of_split("test")
+    for first, second in near_pairs(crops[held_out], NEAR):
+        sources.concepts[first].near.append(second)
+        sources.concepts[second].near.append(first)
+    near = {split: near_copies(crops, present, split) for split in ("val", "test")}
+    arrays: dict[str, Any] = dict(pictures)
+    arrays.update({f"{name}_present": there for name, there in present.items()})
+    np.savez(folder / "renderings.npz", **arrays)
+    rows = [asdict(concept) for concept in sources.concepts]
+    (folder / "concepts.json").write_text(json.dumps(rows, ensure_ascii=False, indent=0))
+    (folder / "near_copies.json").write_text(json.dumps(near))
+    (folder / "ATTRIBUTION.md").write_text(attribution(sources.info))
+
+
+def svg(icon_set: Mapping[str, Any], name: str, size: int = SIZE) -> str:
+    """One icon of an Iconify set as a document of its own, so that its gradient ids are unique.
+
+    The icon's own left, top, width and height go before those of the set.
+    """
+    icon = icon_set["icons"][name]
+    left, top, width, height = (
+        icon.get(key, icon_set.get(key, default))
+        for key, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
+    )
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{left} {top} {width} {height}" width="{size}" height="{size}">'
+        f"{icon['body']}</svg>"
+    )
+
+
+def draw(document: str) -> NDArray[np.uint8]:
+    """Rasterise a square SVG document: (H, W, 4) RGBA."""
+    png = bytes(svg_to_bytes(svg_string=document, skip_system_fonts=True))
+    with Image.open(io.BytesIO(png)) as image:
+        return np.asarray(image.convert("RGBA"))
+
+
+def draw_all(names: list[str | None], icon_set: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Draw icons by name: (N, 72, 72, 4); fully transparent where there is no name."""
+    drawn = np.zeros((len(names), SIZE, SIZE, 4), np.uint8)
+    for i, name in enumerate(names):
+        if name is not None:
+            drawn[i] = draw(svg(icon_set, name))
+    return drawn
+
+
+def is_drawn(pictures: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """(N,): whether enough of the square is covered."""
+    covered: NDArray[np.bool_] = (pictures[..., 3] > OPAQUE).mean((1, 2)) >= SMALLEST
+    return covered
+
+
+def on_ground(pictures: NDArray[np.uint8], ground: int = 255) -> NDArray[np.uint8]:
+    """Lay RGBA pictures (N, H, W, 4) on a plain grey ground: (N, H, W, 3), rounded."""
+    alpha = pictures[..., 3:].astype(np.uint32)
+    mixed = alpha * pictures[..., :3] + (255 - alpha) * np.uint32(ground)
+    return ((mixed + 127) // 255).astype(np.uint8)
+
+
+def area_resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Scale (N, S, S, C) to (N, size, size, C) by the mean over the covered area.
+
+    Overlaps are whole numbers (of 1/size of a source pixel), and so are all sums: the result does
+    not depend on the machine's arithmetic.
+    """
+    side = images.shape[1]
+    edges = np.arange(size + 1) * side  # both grids in units of 1/size of a source pixel
+    pixels = np.arange(side) * size
+    lower = np.maximum(edges[:-1, None], pixels[None])
+    upper = np.minimum(edges[1:, None], pixels[None] + size)
+    exact = np.float32 if side * side * 255 < 2**24 else np.float64
+    weights = np.maximum(upper - lower, 0).astype(exact)  # (size, S), rows sum to S
+    channels = images.shape[3]
+    scaled = np.empty((len(images), size, size, channels), np.uint8)
+    for i, image in enumerate(images):
+        rows = (weights @ image.astype(exact).reshape(side, -1)).reshape(size, side, channels)
+        sums = (weights @ rows.transpose(1, 0, 2).reshape(side, -1)).astype(np.int64)
+        means = (2 * sums + side * side) // (2 * side * side)
+        scaled[i] = means.reshape(size, size, channels).transpose(1, 0, 2)
+    return scaled
+
+
+def comparison_crops(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Drawings cut to their extent, squared, on white, at 24 px: (N, 24*24*3), 0-255."""
+    crops = np.full((len(pictures), CROP, CROP, 3), 255, np.float32)
+    for i in np.flatnonzero(is_drawn(pictures)):
+        rows, columns = (
+            np.flatnonzero((pictures[i, ..., 3] > OPAQUE).any(axis)) for axis in (1, 0)
+        )
+        cut = on_ground(pictures[i, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1][None])[0]
+        side = max(cut.shape[:2])
+        square = np.full((side, side, 3), 255, np.uint8)
+        top, left = (side - cut.shape[0]) // 2, (side - cut.shape[1]) // 2
+        square[top : top + cut.shape[0], left : left + cut.shape[1]] = cut
+        crops[i] = area_resize(square[None], CROP)[0]
+    return crops.reshape(len(pictures), -1)
+
+
+def near_pairs(crops: NDArray[np.float32], threshold: float) -> list[tuple[int, int]]:
+    """Pairs (i < j) of rows whose mean absolute difference is below `threshold`."""
+    pairs = []
+    for i in range(len(crops) - 1):
+        difference = np.abs(crops[i + 1 :] - crops[i]).mean(1)
+        pairs += [(i, i + 1 + int(j)) for j in np.flatnonzero(difference < threshold)]
+    return pairs
+
+
+def near_copies(
+    crops: Mapping[str, NDArray[np.float32]],
+    present: Mapping[str, NDArray[np.bool_]],
+    split: str,
+) -> list[int]:
+    """Ids of concepts whose picture of `split` nearly repeats one of its training pictures."""
+    found: set[int] = set()
+    for held_out in of_split(split):
+        for name in of_split("train"):
+            both = present[name] & present[held_out]
+            close = np.abs(crops[name] - crops[held_out]).mean(1) < NEAR_COPY
+            found.update(int(i) for i in np.flatnonzero(both & close))
+    return sorted(found)

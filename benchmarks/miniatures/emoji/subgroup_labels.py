@@ -1,0 +1,237 @@
+"""Emoji sub-groups as an image classification set: natural counts, long tail, ImageFolder.
+
+A picture's label is its concept's sub-group; training pictures are six artists' drawings, the test
+pictures a seventh's. `subgroups` is the entry, for use as a `source` of a config.
+"""
+
+import os
+import shutil
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.miniatures.building import build_once, save_arrays, write_list
+from benchmarks.miniatures.emoji.concepts import Concept
+from benchmarks.miniatures.emoji.contact_sheets import rendering_sheet, subgroup_sheet
+from benchmarks.miniatures.emoji.packages import LICENCE, RENDERINGS, of_split
+from benchmarks.miniatures.emoji.render import Renderings, area_resize, on_ground, renderings
+from shared.data.images import DataCorruptError
+
+SIZE = 32
+FEWEST_CONCEPTS = 8  # of a sub-group that is a class
+LONG_TAIL_MOST, LONG_TAIL_FEWEST = 200, 3
+SPLITS = ("train", "val", "test")
+VERSION = 1  # raise it with any change of the pictures or labels
+Provenance = dict[str, dict[str, Any]]
+
+
+@dataclass
+class LabelledPictures:
+    """Pictures of a split and what each one shows.
+
+    Attributes:
+        images: (N, 32, 32, 3) uint8 on a white ground.
+        labels: (N,) class, -1 outside the classes.
+        paths: "<sub-group>/<rendering>_<concept>.png".
+        renderings: id of the artist's set.
+        concepts: (N,) id in the concept table.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    paths: list[str]
+    renderings: list[str]
+    concepts: NDArray[np.int64]
+
+    def rows(self, chosen: NDArray[np.int64]) -> "LabelledPictures":
+        return LabelledPictures(
+            self.images[chosen],
+            self.labels[chosen],
+            [self.paths[i] for i in chosen],
+            [self.renderings[i] for i in chosen],
+            self.concepts[chosen],
+        )
+
+
+def subgroups(root: str | Path, rank_seed: int | None = None) -> Provenance:
+    """Make the sub-group sets present in `root` (sections 6 and 8 of the specification).
+
+    Writes `images/{train,val,test}/<sub-group>/*.png`, and for each set NAME `NAME_{split}.npz` and
+    `.txt`: `emoji` with natural counts, `emoji_lt` with a long tail in which the rank follows the
+    natural count. With `rank_seed` also `emoji_lt_seed<k>`, whose ranks that seed permutes, so that
+    a class's difficulty and its rarity are not tied.
+    """
+    root = Path(root)
+    recipe = {
+        "version": VERSION,
+        "size": SIZE,
+        "packages": {r.id: f"{r.package.name}@{r.package.version}" for r in RENDERINGS},
+    }
+    files = build_once(root, "emoji", recipe, _build_natural)
+    if rank_seed is not None:
+        name = f"emoji_lt_seed{rank_seed}"
+        recipe = {**recipe, "rank_seed": rank_seed}
+        files |= build_once(
+            root, name, recipe, lambda folder: _build_long_tail(folder, root, name, rank_seed)
+        )
+    art = {
+        r.id: {"files": {r.package.archive: r.package.sha256}, "licence": r.licence}
+        for r in RENDERINGS
+    }
+    return {**art, "emoji-subgroups": {"files": files, "licence": LICENCE}}
+
+
+def class_subgroups(concepts: Sequence[Concept]) -> tuple[str, ...]:
+    """Names of the classes in alphabetical order: sub-groups of enough concepts, no symbols."""
+    counts = Counter(c.subgroup for c in concepts if c.group != "symbols")
+    return tuple(sorted(name for name, count in counts.items() if count >= FEWEST_CONCEPTS))
+
+
+def labelled_pictures(
+    drawn: Renderings, split: str, class_names: Sequence[str] | None
+) -> LabelledPictures:
+    """All pictures of a split whose sub-group is a class, by class, concept and rendering.
+
+    Without `class_names`: the other pictures (symbols and small sub-groups), labelled -1.
+    """
+    classes = class_names or class_subgroups(drawn.concepts)
+    label_of = {name: label for label, name in enumerate(classes)}
+    inside = class_names is not None
+    chosen = [c for c in drawn.concepts if (c.subgroup in label_of) == inside]
+    rows: list[tuple[int, int, str, Concept]] = [
+        (label_of.get(concept.subgroup, -1), concept.id, name, concept)
+        for concept in chosen
+        for name in of_split(split)
+        if drawn.present[name][concept.id]
+    ]
+    rows.sort(key=lambda row: row[:3])
+    images = np.zeros((len(rows), SIZE, SIZE, 3), np.uint8)
+    for name in of_split(split):
+        of_rendering = [i for i, row in enumerate(rows) if row[2] == name]
+        pictures = drawn.pictures[name][[rows[i][1] for i in of_rendering]]
+        images[of_rendering] = area_resize(on_ground(pictures), SIZE)
+    return LabelledPictures(
+        images,
+        np.array([row[0] for row in rows], np.int64),
+        [f"{row[3].subgroup}/{row[2]}_{row[1]:04d}.png" for row in rows],
+        [row[2] for row in rows],
+        np.array([row[1] for row in rows], np.int64),
+    )
+
+
+def long_tail_counts(natural: NDArray[np.int64], rank_seed: int | None = None) -> NDArray[np.int64]:
+    """(K,) pictures to keep per class: exponential in the class's rank, from 200 down to 3.
+
+    Ranks follow the natural counts (ties: the lower label first). With `rank_seed` each rank, from
+    the head on, goes to a class drawn among those large enough for it; the profile stays the same.
+    No class keeps more than it has.
+    """
+    classes = len(natural)
+    ratio = LONG_TAIL_FEWEST / LONG_TAIL_MOST
+    asked = np.floor(LONG_TAIL_MOST * ratio ** (np.arange(classes) / max(classes - 1, 1)) + 1e-9)
+    profile = np.maximum(asked, LONG_TAIL_FEWEST).astype(np.int64)
+    counts = np.zeros(classes, np.int64)
+    waiting = np.argsort(-natural, kind="stable").tolist()
+    generator = None if rank_seed is None else np.random.default_rng([rank_seed, _code("ranks")])
+    for count in profile:
+        large_enough = sum(natural[label] >= count for label in waiting)
+        place = 0 if generator is None else int(generator.integers(max(large_enough, 1)))
+        label = waiting.pop(place)
+        counts[label] = min(natural[label], count)
+    return counts
+
+
+def long_tail_rows(labels: NDArray[np.int64], rank_seed: int | None = None) -> NDArray[np.int64]:
+    """Sorted rows of the long tail. A class's pictures are drawn by a generator of its own, so that
+    a larger count only adds to them."""
+    counts = long_tail_counts(np.bincount(labels), rank_seed)
+    kept = [
+        np.random.default_rng([_code("long tail"), label]).permutation(
+            np.flatnonzero(labels == label)
+        )[:count]
+        for label, count in enumerate(counts)
+    ]
+    return np.sort(np.concatenate(kept))
+
+
+def write_pictures(folder: Path, paths: Sequence[str], images: NDArray[np.uint8]) -> None:
+    """Save PNG files below `folder`, making its sub-folders."""
+    for parent in {(folder / path).parent for path in paths}:
+        parent.mkdir(parents=True, exist_ok=True)
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image).save(folder / path, compress_level=1)
+
+
+def _build_natural(folder: Path) -> None:
+    drawn = renderings()
+    class_names = class_subgroups(drawn.concepts)
+    sets = {split: labelled_pictures(drawn, split, class_names) for split in SPLITS}
+    for split, pictures in sets.items():
+        _check_every_class(pictures.labels, class_names, split)
+        write_pictures(folder / "images" / split, pictures.paths, pictures.images)
+    _write_set(folder, "emoji", sets, class_names)
+    _write_long_tail(folder, folder, "emoji_lt", sets, class_names, None)
+    (folder / "ATTRIBUTION.md").write_text(drawn.attribution)
+    rendering_sheet(drawn).save(folder / "contact_renderings.png")
+    subgroup_sheet(sets, class_names).save(folder / "contact_subgroups.png")
+
+
+def _build_long_tail(folder: Path, root: Path, name: str, rank_seed: int) -> None:
+    drawn = renderings()
+    class_names = class_subgroups(drawn.concepts)
+    sets = {split: labelled_pictures(drawn, split, class_names) for split in SPLITS}
+    _write_long_tail(folder, root, name, sets, class_names, rank_seed)
+
+
+def _write_long_tail(
+    folder: Path,
+    pictures_root: Path,
+    name: str,
+    sets: dict[str, LabelledPictures],
+    class_names: Sequence[str],
+    rank_seed: int | None,
+) -> None:
+    """The set's arrays and lists, and its ImageFolder of links to the pictures that are there."""
+    train = sets["train"]
+    thinned = {**sets, "train": train.rows(long_tail_rows(train.labels, rank_seed))}
+    _write_set(folder, name, thinned, class_names)
+    for split, pictures in thinned.items():
+        for path in pictures.paths:
+            target = folder / name / split / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _link(pictures_root / "images" / split / path, target)
+
+
+def _write_set(
+    folder: Path, name: str, sets: dict[str, LabelledPictures], class_names: Sequence[str]
+) -> None:
+    for split, pictures in sets.items():
+        paths = [f"images/{split}/{path}" for path in pictures.paths]
+        write_list(folder / f"{name}_{split}.txt", paths, pictures.labels)
+        arrays = folder / f"{name}_{split}.npz"
+        save_arrays(arrays, pictures.images, pictures.labels, class_names, paths)
+
+
+def _check_every_class(labels: NDArray[np.int64], class_names: Sequence[str], split: str) -> None:
+    missing = set(range(len(class_names))) - set(labels.tolist())
+    if missing:
+        names = ", ".join(class_names[label] for label in sorted(missing))
+        raise DataCorruptError(f"emoji {split}: no picture of {names}; the packages have changed")
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def _code(purpose: str) -> int:
+    return zlib.crc32(purpose.encode())

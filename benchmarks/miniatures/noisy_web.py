@@ -1,0 +1,316 @@
+"""Labels as a web search gives them: some wrong, some of pictures that belong to no class at all.
+
+Both sets have WebVision's layout and, beside it, arrays for readers that hold a set in memory. What
+is true of each training picture lies in secret/web_truth.json, which only scoring code may read.
+"""
+
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.miniatures.building import build_once, save_arrays, write_list
+from benchmarks.miniatures.emoji.concepts import Concept
+from benchmarks.miniatures.emoji.packages import LICENCE
+from benchmarks.miniatures.emoji.render import renderings
+from benchmarks.miniatures.emoji.subgroup_labels import (
+    class_subgroups,
+    labelled_pictures,
+    subgroups,
+    write_pictures,
+)
+from shared.data import sources
+from shared.data.images import DataCorruptError
+from shared.data.readers import FASHION_MNIST_CLASSES, find
+from shared.data.readers import fashion_mnist as read_fashion_mnist
+
+Provenance = dict[str, dict[str, Any]]
+VERSION = 1  # raise it with any change of the sets
+WRONG, CONFUSED, OUTSIDE = 0.3, 0.5, 0.2
+KINDS = ("clean", "uniform", "confused", "ood")
+HELD_OUT = ("sandal", "bag")
+LOOK_ALIKES = (
+    ("T-shirt/top", "shirt"),
+    ("pullover", "coat"),
+    ("trouser", "dress"),
+    ("sneaker", "ankle boot"),
+)
+GOOGLE = ("noto", "noto1", "twemoji", "openmoji")
+GOOGLE_SHARE = 2 / 3  # of Fashion-MNIST's training pictures; the others are "flickr"
+
+
+@dataclass
+class Web:
+    """One noisy training set.
+
+    Attributes:
+        images: (N, H, W) or (N, H, W, 3) uint8.
+        names: file names without folder, unique, that tell nothing of the true label.
+        engines: "google" or "flickr" for each.
+        web: (N,) the labels found on the web.
+        truth: (N,) the true ones, -1 for pictures of no class.
+        kinds: one of KINDS for each.
+    """
+
+    images: NDArray[np.uint8]
+    names: list[str]
+    engines: list[str]
+    web: NDArray[np.int64]
+    truth: NDArray[np.int64]
+    kinds: list[str]
+
+
+@dataclass
+class Clean:
+    """Correctly labelled pictures: `images`, `labels` and `names` as in `Web`."""
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    names: list[str]
+
+
+def fashion_mnist(
+    root: str | Path,
+    fashion_root: str | Path,
+    seed: int,
+    per_class: int = 1000,
+    tuning_per_class: int = 250,
+    clean_source: Callable[[str | Path], Provenance] = sources.fashion_mnist,
+) -> Provenance:
+    """A noisy web of eight Fashion-MNIST classes (MoPro specification, section 11).
+
+    `per_class` training pictures of each, 30 % with a wrong label (half any other class, half the
+    look-alike); pictures of the two held-out classes with random labels make up 20 % of the set.
+    Clean are the test pictures of the eight classes and a tuning set of other training pictures.
+
+    Args:
+        root: one folder per seed.
+        fashion_root: folder of the four IDX files; `clean_source` makes them present.
+    """
+    clean = clean_source(fashion_root)
+    recipe = {
+        "version": VERSION,
+        "seed": seed,
+        "per_class": per_class,
+        "tuning_per_class": tuning_per_class,
+        "clean": {name: entry["files"] for name, entry in clean.items()},
+    }
+
+    def build(folder: Path) -> None:
+        _build_fashion(folder, Path(fashion_root), seed, per_class, tuning_per_class)
+
+    files = build_once(root, "web", recipe, build)
+    return {**clean, "fashion-mnist-web": {"files": files, "licence": "MIT"}}
+
+
+def emoji(root: str | Path, emoji_root: str | Path, seed: int) -> Provenance:
+    """A noisy web of the emoji sub-groups (section 6 of the miniature specification).
+
+    All training pictures, 30 % with a wrong label (half any other class, half the sub-group of the
+    same group that looks nearest); symbols and small sub-groups with random labels make up 20 % of
+    the set. Clean are the validation artist (tuning) and the held-out artist (test).
+    """
+    clean = subgroups(emoji_root)
+    arrays = {k: v for k, v in clean["emoji-subgroups"]["files"].items() if k.startswith("emoji_t")}
+    recipe = {"version": VERSION, "seed": seed, "clean": arrays}
+    files = build_once(root, "web", recipe, lambda folder: _build_emoji(folder, seed))
+    return {**clean, "emoji-web": {"files": files, "licence": LICENCE}}
+
+
+def noisy_labels(
+    truth: NDArray[np.int64], look_alike: NDArray[np.int64], generator: np.random.Generator
+) -> tuple[NDArray[np.int64], list[str]]:
+    """Give a share WRONG of true labels (N,) another one; returns labels (N,) and kinds.
+
+    The share CONFUSED of the wrong ones becomes `look_alike[label]` (K,), the rest any other class.
+    """
+    classes = len(look_alike)
+    chosen = generator.permutation(len(truth))[: round(WRONG * len(truth))]
+    confused, uniform = np.split(chosen, [round(CONFUSED * len(chosen))])
+    web, kinds = truth.copy(), np.full(len(truth), "clean", "<U8")
+    web[confused] = look_alike[truth[confused]]
+    kinds[confused] = "confused"
+    web[uniform] = (truth[uniform] + generator.integers(1, classes, len(uniform))) % classes
+    kinds[uniform] = "uniform"
+    return web, kinds.tolist()
+
+
+def nearest_of_group(
+    images: NDArray[np.uint8], labels: NDArray[np.int64], groups: Sequence[str]
+) -> NDArray[np.int64]:
+    """(K,) for each class the other one of its group whose mean picture is nearest; where a group
+    has a single class, the nearest of all. `groups` names the group of each class."""
+    means = np.stack(
+        [images[labels == label].astype(np.float64).mean(0).ravel() for label in range(len(groups))]
+    )
+    distances = np.square(means[:, None] - means[None]).mean(2)
+    np.fill_diagonal(distances, np.inf)
+    names = np.array(groups)
+    inside = np.where(names[:, None] == names[None], distances, np.inf)
+    alone = np.isinf(inside.min(1))
+    return np.where(alone, distances.argmin(1), inside.argmin(1)).astype(np.int64)
+
+
+def write_web(
+    folder: Path, web: Web, tuning: Clean, test: Clean, class_names: Sequence[str]
+) -> None:
+    """Write everything into `folder`: WebVision's lists and pictures, arrays, the secret truth."""
+    order = np.argsort([engine != "google" for engine in web.engines], kind="stable")
+    paths = [
+        f"{web.engines[i]}/{_folder_name(class_names[web.web[i]])}/{web.names[i]}.png"
+        for i in order
+    ]
+    labels = web.web[order]
+    write_pictures(folder, paths, web.images[order])
+    for engine in ("google", "flickr"):
+        rows = [i for i, path in enumerate(paths) if path.startswith(f"{engine}/")]
+        write_list(
+            folder / f"info/train_filelist_{engine}.txt", [paths[i] for i in rows], labels[rows]
+        )
+    (folder / "info" / "class_names.txt").write_text("".join(f"{n}\n" for n in class_names))
+    save_arrays(folder / "web_train.npz", web.images[order], labels, class_names, paths)
+    for clean, name, split, below in (
+        (test, "val_filelist", "test", "val_images_256"),  # WebVision scores on its val list
+        (tuning, "tuning_filelist", "val", "tuning_images"),
+    ):
+        files = [f"{file}.png" for file in clean.names]
+        write_pictures(folder / below, files, clean.images)
+        write_list(folder / f"info/{name}.txt", files, clean.labels)
+        arrays = folder / f"web_{split}.npz"
+        below_root = [f"{below}/{file}" for file in files]
+        save_arrays(arrays, clean.images, clean.labels, class_names, below_root)
+    truth = {
+        path: {
+            "label": None if web.truth[i] < 0 else int(web.truth[i]),
+            "kind": web.kinds[i],
+        }
+        for path, i in zip(paths, order, strict=True)
+    }
+    (folder / "secret").mkdir()
+    (folder / "secret" / "web_truth.json").write_text(json.dumps(truth, indent=0))
+
+
+def read_truth(root: str | Path) -> dict[str, dict[str, Any]]:
+    """{path: {"label": true label or None, "kind": one of KINDS}}, for scoring only."""
+    path = find(Path(root) / "secret", "web_truth.json", "noisy web")
+    try:
+        content: Mapping[str, Any] = json.loads(path.read_text())
+        return dict(content)
+    except ValueError as error:
+        raise DataCorruptError(f"{path}: {error}; delete {root} and run again") from error
+
+
+def _build_fashion(
+    folder: Path, fashion_root: Path, seed: int, per_class: int, tuning_per_class: int
+) -> None:
+    class_names = [name for name in FASHION_MNIST_CLASSES if name not in HELD_OUT]
+    label_of = np.array(
+        [class_names.index(n) if n in class_names else -1 for n in FASHION_MNIST_CLASSES]
+    )
+    train, test = (read_fashion_mnist(fashion_root, split) for split in ("train", "test"))
+    generator = _generator(seed, "fashion web")
+    true = label_of[train.labels]
+    of_class = [generator.permutation(np.flatnonzero(true == c)) for c in range(len(class_names))]
+    fewest = min(len(rows) for rows in of_class)
+    outside = generator.permutation(np.flatnonzero(true < 0))[: _outside_count(per_class * 8)]
+    if fewest < per_class + tuning_per_class or len(outside) < _outside_count(per_class * 8):
+        raise ValueError(
+            f"per_class={per_class} and tuning_per_class={tuning_per_class} ask for more pictures "
+            f"than {fashion_root} has: {fewest} in the smallest class, {len(outside)} held out"
+        )
+    inside = np.concatenate([rows[:per_class] for rows in of_class])
+    spare = np.concatenate([rows[per_class : per_class + tuning_per_class] for rows in of_class])
+    web, kinds = noisy_labels(true[inside], _fashion_look_alikes(class_names), generator)
+    rows = np.concatenate([inside, outside])
+    order = generator.permutation(len(rows))
+    labels = np.concatenate([web, generator.integers(0, len(class_names), len(outside))])
+    every_kind = kinds + ["ood"] * len(outside)
+    google = round(GOOGLE_SHARE * len(rows))
+    scored = np.flatnonzero(label_of[test.labels] >= 0)
+    write_web(
+        folder,
+        Web(
+            train.images[rows[order]],
+            [f"train_{row:05d}" for row in rows[order]],
+            ["google"] * google + ["flickr"] * (len(rows) - google),
+            labels[order],
+            true[rows[order]],
+            [every_kind[i] for i in order],
+        ),
+        Clean(train.images[spare], true[spare], [f"train_{row:05d}" for row in spare]),
+        Clean(
+            test.images[scored],
+            label_of[test.labels[scored]],
+            [f"test_{row:05d}" for row in scored],
+        ),
+        class_names,
+    )
+
+
+def _build_emoji(folder: Path, seed: int) -> None:
+    drawn = renderings()
+    class_names = class_subgroups(drawn.concepts)
+    inside = labelled_pictures(drawn, "train", class_names)
+    others = labelled_pictures(drawn, "train", None)
+    generator = _generator(seed, "emoji web")
+    count = min(_outside_count(len(inside.labels)), len(others.labels))
+    outside = others.rows(np.sort(generator.permutation(len(others.labels))[:count]))
+    look_alike = nearest_of_group(
+        inside.images, inside.labels, _groups(drawn.concepts, class_names)
+    )
+    web, kinds = noisy_labels(inside.labels, look_alike, generator)
+    order = generator.permutation(len(inside.labels) + count)
+    names = [_file_name(path) for path in [*inside.paths, *outside.paths]]
+    artists = [*inside.renderings, *outside.renderings]
+    every_kind = kinds + ["ood"] * count
+    tuning, test = (
+        Clean(pictures.images, pictures.labels, [_file_name(path) for path in pictures.paths])
+        for pictures in (labelled_pictures(drawn, split, class_names) for split in ("val", "test"))
+    )
+    write_web(
+        folder,
+        Web(
+            np.concatenate([inside.images, outside.images])[order],
+            [names[i] for i in order],
+            ["google" if artists[i] in GOOGLE else "flickr" for i in order],
+            np.concatenate([web, generator.integers(0, len(class_names), count)])[order],
+            np.concatenate([inside.labels, outside.labels])[order],
+            [every_kind[i] for i in order],
+        ),
+        tuning,
+        test,
+        class_names,
+    )
+    (folder / "ATTRIBUTION.md").write_text(drawn.attribution)
+
+
+def _fashion_look_alikes(class_names: Sequence[str]) -> NDArray[np.int64]:
+    pairs = {**dict(LOOK_ALIKES), **{second: first for first, second in LOOK_ALIKES}}
+    return np.array([class_names.index(pairs[name]) for name in class_names])
+
+
+def _groups(concepts: Sequence[Concept], class_names: Sequence[str]) -> list[str]:
+    group_of = {concept.subgroup: concept.group for concept in concepts}
+    return [group_of[name] for name in class_names]
+
+
+def _outside_count(inside: int) -> int:
+    """Pictures of no class that make up the share OUTSIDE of the whole set."""
+    return round(inside * OUTSIDE / (1 - OUTSIDE))
+
+
+def _folder_name(class_name: str) -> str:
+    return class_name.lower().replace("/", "-").replace(" ", "-")
+
+
+def _file_name(path: str) -> str:
+    return Path(path).stem
+
+
+def _generator(seed: int, purpose: str) -> np.random.Generator:
+    return np.random.default_rng([seed, zlib.crc32(purpose.encode())])

@@ -1,0 +1,24 @@
+"""Made-up drawings for the tests of the emoji sets."""
+
+import numpy as np
+
+from benchmarks.miniatures.emoji.concepts import Concept
+from benchmarks.miniatures.emoji.packages import RENDERINGS
+from benchmarks.miniatures.emoji.render import Renderings
+
+
+def made_up() -> Renderings:
+    """Ten tools, eight birds, three symbols-to-be and three small sub-groups' concepts."""
+    kinds = [("tool", "objects")] * 10 + [("bird", "animals-nature")] * 8
+    kinds += [("arrow", "symbols")] * 9 + [("hotel", "travel-places")] * 3
+    concepts = [
+        Concept(i, f"{i:X}", f"thing {i}", [], [], group, subgroup)
+        for i, (subgroup, group) in enumerate(kinds)
+    ]
+    generator = np.random.default_rng(0)
+    shape = (len(concepts), 72, 72, 4)
+    pictures = {r.id: generator.integers(0, 256, shape).astype(np.uint8) for r in RENDERINGS}
+    present = {r.id: np.ones(len(concepts), bool) for r in RENDERINGS}
+    present["fx"][:9] = False
+    present["etwo"][::2] = False
+    return Renderings(concepts, pictures, present, {"val": [], "test": []}, "Drawn by chance.\n")
