@@ -1,0 +1,140 @@
+"""Run a method's real Lightning loop in one process and in two gloo processes under DDP.
+
+A test module gives `run(form, rank, **options)`, which ends in `fit` below and returns what it
+recorded; `in_two_processes` calls it on every rank for every form. BatchNorm must be in evaluation
+mode, since its statistics are per process by design.
+"""
+
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.strategies import DDPStrategy
+from torch import Tensor, nn
+
+WORLD = 2
+Values = dict[str, Tensor]
+
+
+class Record(pl.Callback):
+    """Loss terms and gradients of every step, state after the last."""
+
+    def __init__(self) -> None:
+        self.values: Values = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        module: Any = pl_module
+        self.check_batch_norm(module)
+        original = module.total_loss
+
+        def total_loss(terms: dict[str, Tensor], *rest: Any) -> Tensor:
+            for name, term in terms.items():
+                name = name if name.startswith("loss_") else f"loss_{name}"
+                self.keep(trainer, name, term)
+            return original(terms, *rest)
+
+        module.total_loss = total_loss
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        for name, p in pl_module.encoder.named_parameters():
+            self.keep(trainer, f"grad.{name}", p.grad)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.check_batch_norm(pl_module)
+        self.values |= {k: v.detach().clone() for k, v in pl_module.state_dict().items()}
+
+    def keep(self, trainer: pl.Trainer, name: str, value: Tensor) -> None:
+        """Under `step<n>.<name>`; a loss term's name begins with `loss_`."""
+        self.values[f"step{trainer.global_step}.{name}"] = value.detach().clone()
+
+    @staticmethod
+    def check_batch_norm(module: nn.Module) -> None:
+        assert not any(m.training for m in module.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def fit(
+    module: pl.LightningModule,
+    record: Record,
+    data: Any,
+    options: dict[str, Any],
+    epoch: int = 0,
+) -> Values:
+    """Train as `options` (of `pl.Trainer`) say, from `epoch` on; returns what was recorded.
+
+    `data` is a data module or a loader.
+    """
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=[record],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        limit_val_batches=0,
+        use_distributed_sampler=False,
+        **options,
+    )
+    progress = trainer.fit_loop.epoch_progress.current
+    progress.ready = progress.started = progress.processed = progress.completed = epoch
+    of_module = {"datamodule": data} if isinstance(data, pl.LightningDataModule) else {}
+    trainer.fit(module, *([] if of_module else [data]), **of_module)
+    return record.values
+
+
+def in_two_processes(run: Callable[..., Values], forms: Iterable[str], folder: Path) -> None:
+    """Each rank's `run(form, rank, **options)` of every form, saved for `ranks`."""
+    mp.spawn(_worker, args=(run, list(forms), str(folder)), nprocs=WORLD)
+
+
+def ranks(folder: Path, form: str) -> list[Values]:
+    """What the ranks recorded."""
+    return [torch.load(folder / f"{form}{rank}.pt") for rank in range(WORLD)]
+
+
+def assert_ranks_equal_one(
+    first: Values, second: Values, whole: Values, exact: bool = False
+) -> None:
+    """Loss terms are the mean over ranks; everything else is equal on every rank and in one.
+
+    Args:
+        first, second: of the two ranks. whole: of one process on the concatenated batch.
+        exact: the ranks must agree bit by bit with each other.
+    """
+    assert whole.keys() == first.keys() == second.keys()
+    for name, value in whole.items():
+        mean = (first[name] + second[name]) / 2
+        if ".loss_" not in name:
+            tolerance = {"atol": 0.0, "rtol": 0.0} if exact else {"atol": 1e-6, "rtol": 1e-5}
+            torch.testing.assert_close(first[name], second[name], **tolerance, msg=name)
+            mean = first[name]
+        torch.testing.assert_close(
+            mean.to(value.dtype),
+            value,
+            atol=2e-6,
+            rtol=2e-5,
+            msg=lambda m, name=name: f"{name}: {m}",
+        )
+
+
+def _worker(rank: int, run: Callable[..., Values], forms: list[str], folder: str) -> None:
+    os.environ |= {"LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
+    torch.set_num_threads(1)
+    # A rendezvous by file needs no port. Lightning keeps a group that exists.
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD
+    )
+    for form in forms:
+        strategy = DDPStrategy(
+            cluster_environment=LightningEnvironment(), process_group_backend="gloo"
+        )
+        values = run(form, rank, strategy=strategy, devices=WORLD)
+        torch.save(values, f"{folder}/{form}{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
