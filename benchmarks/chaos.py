@@ -4,32 +4,37 @@
 shortened, runs once undisturbed and once killed with SIGKILL. Final weights, EMA and other buffers,
 optimiser, schedules, generators, loader position, metrics.csv and results.json must be the same.
 The last line is `chaos: identical` (exit 0) or `chaos: first difference: ...` (exit 1); a run that
-fails, or kills that did not land in training, exit with 2.
+fails, or kills that did not land where they should, exit with 2.
 
-SHORT is what shortens the miniature; overrides on the command line come after it and win.
+conf/chaos/METHOD.yaml says what runs (`Plan`), and at which moments a kill must land in addition to
+the random ones. Overrides on the command line come last and win.
 """
 
 import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from benchmarks.claims import CONF, nearest
 from shared.training.checkpoints import load_checkpoint
 from shared.training.loggers import read_metrics
 
-SHORT = [
-    "trainer.max_steps=240",
-    "data.steps_per_epoch=40",
+ALWAYS = [
     "checkpoint_every=15",
     "trainer.log_every_n_steps=1",
     "precision=32-true",
@@ -46,10 +51,50 @@ class ChaosError(RuntimeError):
 
 
 @dataclass
-class Kill:
-    """One kill that landed: steps done when it came, and the step the next start goes on from."""
+class Moment:
+    """A moment that a run announces in its log, at which a kill must land.
 
+    Attributes:
+        phrase: what the log then says.
+        steps: training steps to let pass since; with 0 the kill must come before another step is
+            done, that is, inside of what the phrase announces.
+    """
+
+    phrase: str = MISSING
+    steps: int = 0
+
+
+@dataclass
+class Plan:
+    """What conf/chaos/METHOD.yaml says.
+
+    Attributes:
+        experiment: the one that runs, under conf/experiment/.
+        overrides: what shortens it.
+        moments: further kills, beside the random ones.
+    """
+
+    experiment: str = MISSING
+    overrides: list[str] = field(default_factory=list)
+    moments: list[Moment] = field(default_factory=list)
+
+
+@dataclass
+class Kill:
+    """One kill that landed.
+
+    Attributes:
+        moment: the phrase it waited for; None of a random one.
+        steps_done: training steps done when it came.
+        epoch, steps_of_epoch: the epoch that was then under way, and the steps done of it.
+        resumes_from: the step that the next start goes on from.
+        resumes_within_epoch: whether that is not the start of an epoch.
+    """
+
+    moment: str | None
     steps_done: int
+    epoch: int
+    steps_of_epoch: int
     resumes_from: int
     resumes_within_epoch: bool
 
@@ -60,18 +105,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("method")
     parser.add_argument("--kills", type=int, default=3, help="how many SIGKILLs (default 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default 0)")
-    parser.add_argument("--experiment", help="default: METHOD/mini")
+    parser.add_argument("--experiment", help="instead of the plan's, whose moments then go")
     parser.add_argument("--output", type=Path, default=Path("outputs/chaos"))
     parser.add_argument("overrides", nargs="*", help="hydra overrides")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.kills < 1:
         parser.error("--kills must be at least 1")
-    experiment = arguments.experiment or f"{arguments.method}/mini"
-    command = [sys.executable, "-m", "shared.run", f"experiment={experiment}"]
-    command += [*SHORT, *arguments.overrides]
     folder = arguments.output / arguments.method
     try:
-        report = chaos(command, folder, arguments.kills, arguments.seed)
+        plan = load_plan(arguments.method)
+        experiment = arguments.experiment or plan.experiment
+        moments = plan.moments if experiment == plan.experiment else []
+        command = [sys.executable, "-m", "shared.run", f"experiment={experiment}"]
+        command += [*ALWAYS, *plan.overrides, *arguments.overrides]
+        report = chaos(command, folder, arguments.kills, arguments.seed, moments)
     except ChaosError as error:
         print(f"chaos: failed: {error}")
         return 2
@@ -83,10 +130,44 @@ def main(argv: list[str] | None = None) -> int:
     return 0 if difference is None else 1
 
 
-def chaos(command: list[str], folder: Path, kills: int, seed: int) -> dict[str, Any]:
+def load_plan(method: str, conf: Path = CONF) -> Plan:
+    """conf/chaos/METHOD.yaml; a moment may be written as its phrase alone.
+
+    Raises:
+        ChaosError: no such file, or one that is not a plan; names file and key.
+    """
+    path = conf / "chaos" / f"{method}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        raise ChaosError(f"no plan at {path}{nearest(method, known)}")
+    try:
+        written = yaml.safe_load(path.read_text())
+        if isinstance(written, dict) and isinstance(written.get("moments"), list):
+            moments = [{"phrase": m} if isinstance(m, str) else m for m in written["moments"]]
+            written = {**written, "moments": moments}
+        plan: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Plan), written or {}))
+    except yaml.YAMLError as error:
+        raise ChaosError(f"{path} is no yaml: {error}") from error
+    except ConfigKeyError as error:
+        known = ["experiment", "overrides", "moments", "phrase", "steps"]
+        raise ChaosError(
+            f"{path}: unknown key '{error.full_key}'{nearest(str(error.key), known)}"
+        ) from error
+    except OmegaConfBaseException as error:
+        raise ChaosError(f"{path}: {str(error).splitlines()[0]} (key {error.full_key})") from error
+    return plan
+
+
+def chaos(
+    command: list[str], folder: Path, kills: int, seed: int, moments: Sequence[Moment] = ()
+) -> dict[str, Any]:
     """Run `command` undisturbed and killed, both below `folder`; what was done and found.
 
-    `command` must accept `output_dir=...` as a further argument.
+    Args:
+        command: must accept `output_dir=...` as a further argument.
+        kills: SIGKILLs at random steps.
+        seed: of those steps.
+        moments: one more kill at each.
 
     Raises:
         ChaosError: a run failed, or the kills did not land as they should.
@@ -99,16 +180,21 @@ def chaos(command: list[str], folder: Path, kills: int, seed: int) -> dict[str, 
     seconds = time.perf_counter() - begin
     epochs = _epochs(whole / "metrics.csv")
     print(f"undisturbed: {len(epochs)} steps in {seconds:.1f} s", flush=True)
+    said = _log(whole).read_text(errors="replace") if moments else ""
+    if silent := [moment.phrase for moment in moments if not _says(said, moment.phrase)]:
+        raise ChaosError(f"{_log(whole)} never says {' nor '.join(map(repr, silent))}")
     generator = random.Random(seed)
+    wanted = kills + len(moments)
     for _ in range(ATTEMPTS):
         shutil.rmtree(broken, ignore_errors=True)
-        landed = _run_with_kills(command, broken, epochs, kills, generator)
-        if len(landed) == kills and any(kill.resumes_within_epoch for kill in landed):
+        landed = _run_with_kills(command, broken, epochs, kills, moments, generator)
+        if len(landed) == wanted and any(kill.resumes_within_epoch for kill in landed):
             break
-        print(f"{len(landed)} of {kills} kills landed, none usable within an epoch; once more")
+        within = sum(kill.resumes_within_epoch for kill in landed)
+        print(f"{len(landed)} of {wanted} kills landed, {within} within an epoch; once more")
     else:
         raise ChaosError(
-            f"in {ATTEMPTS} attempts, {kills} kills with one resumption within an epoch did not "
+            f"in {ATTEMPTS} attempts, {wanted} kills with one resumption within an epoch did not "
             "come about; make the run longer (trainer.max_steps) or checkpoint_every smaller"
         )
     _print_table(landed)
@@ -161,38 +247,84 @@ def first_difference(a: Any, b: Any, where: str) -> str | None:
 
 
 def _run_with_kills(
-    command: list[str], folder: Path, epochs: list[int], kills: int, generator: random.Random
+    command: list[str],
+    folder: Path,
+    epochs: list[int],
+    kills: int,
+    moments: Sequence[Moment],
+    generator: random.Random,
 ) -> list[Kill]:
-    """Kill at a random step in each of `kills` equal parts of the run, then let it finish."""
+    """Kill at a random step in each of `kills` equal parts of the run and at each moment, in the
+    order in which these come; then let the run finish."""
     first, last = (share * len(epochs) for share in SPREAD)
     width = (last - first) / kills
     landed: list[Kill] = []
-    for part in range(kills):
-        target = int(first + width * (part + generator.random()))
-        target = max(target, landed[-1].steps_done + 1) if landed else max(target, 1)
-        steps_done = _start_and_kill(command, folder, target, generator.random() * 0.2)
-        if steps_done is None:
-            print(f"the run ended before step {target} could be seen", flush=True)
+    parts, pending, target = list(range(kills)), list(moments), None
+    while parts or pending or target is not None:
+        if target is None and parts:
+            target = max(1, int(first + width * (parts.pop(0) + generator.random())))
+        if target is not None and landed:  # what earlier starts did does not count
+            target = max(target, landed[-1].steps_done + 1)
+        delay = generator.random() * 0.2
+        found = _start_and_kill(command, folder, target, pending, delay)
+        if found is None:
+            missed = [repr(moment.phrase) for moment in pending]
+            missed += [] if target is None else [f"step {target}"]
+            print(f"no kill could be placed at {', '.join(missed)}", flush=True)
             return landed
-        checkpoint = folder / "checkpoints" / "last.ckpt"
-        resumes = load_checkpoint(checkpoint)["global_step"] if checkpoint.exists() else 0
-        within = 0 < resumes < len(epochs) and epochs[resumes - 1] == epochs[resumes]
-        landed.append(Kill(steps_done, resumes, within))
-        print(f"killed after step {steps_done}, goes on from step {resumes}", flush=True)
+        moment, steps_done = found
+        if moment is None:
+            target = None
+        else:
+            pending.remove(moment)
+        kill = _landed(moment, steps_done, folder / "checkpoints" / "last.ckpt", epochs)
+        landed.append(kill)
+        where = f" at {kill.moment!r}" if kill.moment else ""
+        print(
+            f"killed after step {steps_done}{where}, goes on from {kill.resumes_from}", flush=True
+        )
     _run(command, folder)
     return landed
 
 
-def _start_and_kill(command: list[str], folder: Path, target: int, delay: float) -> int | None:
-    """SIGKILL the run `delay` seconds after it reports `target` steps; steps done, or None."""
-    metrics = folder / "metrics.csv"
+def _landed(moment: Moment | None, steps_done: int, checkpoint: Path, epochs: list[int]) -> Kill:
+    resumes = load_checkpoint(checkpoint)["global_step"] if checkpoint.exists() else 0
+    epoch = epochs[min(steps_done, len(epochs) - 1)]
+    return Kill(
+        moment=moment.phrase if moment else None,
+        steps_done=steps_done,
+        epoch=epoch,
+        steps_of_epoch=steps_done - epochs.index(epoch),
+        resumes_from=resumes,
+        resumes_within_epoch=0 < resumes < len(epochs) and epochs[resumes - 1] == epochs[resumes],
+    )
+
+
+def _start_and_kill(
+    command: list[str], folder: Path, target: int | None, moments: Sequence[Moment], delay: float
+) -> tuple[Moment | None, int] | None:
+    """SIGKILL the run at the first of `moments`, or `delay` seconds after it reports `target`
+    steps; the moment and the steps done, or None if it ended or the moment was over before."""
+    metrics, log = folder / "metrics.csv", _log(folder)
+    earlier = log.stat().st_size if log.exists() else 0
+    reached: Moment | None = None
+    steps_then = 0
     with _start(command, folder) as process:
         try:
             while process.poll() is None:
-                if metrics.exists() and len(_epochs(metrics)) >= target:
+                done = _steps(metrics)
+                if reached is None:
+                    said = log.read_bytes()[earlier:].decode(errors="replace")
+                    reached = next((m for m in moments if _says(said, m.phrase)), None)
+                    steps_then = done = _steps(metrics)
+                if reached is not None:
+                    if done >= steps_then + reached.steps:
+                        time.sleep(0.0 if reached.steps else delay / 4)
+                        break
+                elif target is not None and done >= target:
                     time.sleep(delay)
                     break
-                time.sleep(0.02)
+                time.sleep(0.01)
             if process.poll() is not None:
                 if process.returncode:
                     raise ChaosError(_failure(folder, process.returncode))
@@ -201,7 +333,11 @@ def _start_and_kill(command: list[str], folder: Path, target: int, delay: float)
             # The whole group: workers of the loader must not outlive the run either.
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-    return len(_epochs(metrics)) if process.returncode == -signal.SIGKILL else None
+    if process.returncode != -signal.SIGKILL:
+        return None
+    done = _steps(metrics)
+    missed = reached is not None and reached.steps == 0 and done != steps_then
+    return None if missed else (reached, done)
 
 
 def _run(command: list[str], folder: Path) -> None:
@@ -213,7 +349,7 @@ def _run(command: list[str], folder: Path) -> None:
 
 def _start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with open(folder.with_suffix(".log"), "ab") as log:
+    with open(_log(folder), "ab") as log:
         return subprocess.Popen(
             [*command, f"output_dir={folder}"],
             stdout=log,
@@ -222,8 +358,13 @@ def _start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
+def _log(folder: Path) -> Path:
+    """Where the output of all starts into `folder` goes."""
+    return folder.with_suffix(".log")
+
+
 def _failure(folder: Path, status: int) -> str:
-    log = folder.with_suffix(".log")
+    log = _log(folder)
     lines = log.read_text(errors="replace").strip().splitlines()[-15:]
     return f"the run ended with status {status}; the end of {log}:\n" + "\n".join(lines)
 
@@ -232,6 +373,15 @@ def _epochs(metrics: Path) -> list[int]:
     """The epoch of every training step that is in the file."""
     rows = read_metrics(metrics)
     return list({r["step"]: int(r["epoch"]) for r in rows if r["metric"] == "train/loss"}.values())
+
+
+def _says(log: str, phrase: str) -> bool:
+    """Whether the phrase occurs as whole words: "epoch 2" is not in "epoch 20"."""
+    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", log) is not None
+
+
+def _steps(metrics: Path) -> int:
+    return len(_epochs(metrics)) if metrics.exists() else 0
 
 
 def _outcome(folder: Path) -> dict[str, Any]:
@@ -255,10 +405,14 @@ def _bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _print_table(kills: list[Kill]) -> None:
-    print("\n kill | after step | goes on from | within an epoch")
+    print("\n kill | after step | of epoch: steps | goes on from | within an epoch | moment")
     for number, kill in enumerate(kills, 1):
         within = "yes" if kill.resumes_within_epoch else "no"
-        print(f"{number:5} | {kill.steps_done:10} | {kill.resumes_from:12} | {within}")
+        place = f"{kill.epoch}: {kill.steps_of_epoch}"
+        print(
+            f"{number:5} | {kill.steps_done:10} | {place:>15} | {kill.resumes_from:12} | "
+            f"{within:15} | {kill.moment or 'random'}"
+        )
     print()
 
 

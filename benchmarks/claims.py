@@ -3,7 +3,7 @@
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -59,7 +59,10 @@ class Claim:
         secondary: further comparisons, shown but not decisive.
         optional: arms that run only when named or with `--arms all`.
         overrides: Hydra overrides that every arm shares.
-        curve: the metric drawn against the training step.
+        curve: the metric drawn against the training step; by default the primary one in `val/`.
+        prepare: name -> experiment of what is trained once per seed before the arms start, as a
+            pre-training; an arm finds it in ${output_dir}/../../NAME/seed${seed}. It stands in no
+            table.
     """
 
     title: str = MISSING
@@ -75,7 +78,8 @@ class Claim:
     secondary: list[Pair] = field(default_factory=list)
     optional: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
-    curve: str = "val/top1_ema"
+    curve: str = ""
+    prepare: dict[str, str] = field(default_factory=dict)
 
     def role(self, arm: str) -> str:
         """Role of an arm: method, baseline, control or extra."""
@@ -123,6 +127,7 @@ def load_claim(path: Path) -> Claim:
         raise ClaimError(f"{path}: missing {', '.join(sorted(missing))}")
     claim = OmegaConf.to_object(merged)
     assert isinstance(claim, Claim)
+    claim.curve = claim.curve or claim.primary.metric.replace("test/", "val/", 1)
     _check(claim, path)
     return claim
 
@@ -151,6 +156,8 @@ def _check(claim: Claim, path: Path) -> None:
         raise ClaimError(f"{path}: method, baseline and control must be three arms, not {decisive}")
     if optional := sorted(set(decisive) & set(claim.optional)):
         raise ClaimError(f"{path}: the verdict needs {optional}, which cannot be optional")
+    if both := sorted(set(claim.prepare) & set(claim.arms)):
+        raise ClaimError(f"{path}: {both} cannot be arms and be prepared for them")
     if claim.expected_sign not in (-1, 0, 1):
         raise ClaimError(f"{path}: expected_sign is 1, 0 or -1, not {claim.expected_sign}")
     if not claim.smallest_difference > 0:
@@ -176,7 +183,10 @@ def refuse_tuning_seeds(claim: Claim, seeds: Sequence[int]) -> None:
 def compose_arms(
     claim: Claim, overrides: Sequence[str] = (), conf: Path = CONF
 ) -> dict[str, DictConfig]:
-    """Composes every arm's config: the claim's own overrides, then the caller's.
+    """Composes the config of every arm and of everything prepared, by name.
+
+    Arms take the claim's own overrides, then the caller's. What is prepared may be another
+    method's experiment: it takes those of the caller's that change nothing that is computed.
 
     Raises:
         ClaimError: an arm whose experiment calls itself otherwise, or an override of what the
@@ -196,7 +206,14 @@ def compose_arms(
                 "the two names must agree, they name the output folder"
             )
         configs[arm] = config
+    for name, experiment in claim.prepare.items():
+        configs[name] = compose_experiment(experiment, prepare_overrides(name, overrides), conf)
     return configs
+
+
+def prepare_overrides(name: str, overrides: Sequence[str]) -> list[str]:
+    """Hydra overrides of what the claim prepares under `name`."""
+    return [o for o in overrides if not changes_claim(o)] + [f"arm={name}"]
 
 
 def compose_experiment(
@@ -219,21 +236,35 @@ def compose_experiment(
     return config
 
 
+def distinct_sources(configs: Iterable[DictConfig]) -> list[DictConfig]:
+    """What makes the data of these configs present, each once, in their order."""
+    sources: list[DictConfig] = []
+    for config in configs:
+        if config.source is not None and config.source not in sources:
+            sources.append(config.source)
+    return sources
+
+
 def changes_claim(override: str) -> bool:
     """Whether an override changes what is computed, not only where or how fast."""
     return override.lstrip("+~").split("=")[0].split(".")[0] not in NOT_HASHED
 
 
-def claim_hash(claim: Claim, configs: dict[str, DictConfig]) -> str:
-    """sha256 over the claim's content and its arms' resolved configs without seed and paths."""
-    content = {
-        "claim": asdict(claim),
+def claim_hash(claim: Claim, configs: Mapping[str, DictConfig]) -> str:
+    """sha256 over the claim's content and the resolved configs of all that it runs, without seed
+    and paths; `configs` as `compose_arms` gives them."""
+
+    def plain(names: Iterable[str]) -> dict[str, Any]:
         # Seed and paths are set and then left out: what interpolates them must not differ either.
-        "arms": {
-            arm: comparable(config, seed=0, data_root="", output_dir="")
-            for arm, config in configs.items()
-        },
-    }
+        return {
+            name: comparable(configs[name], seed=0, data_root="", output_dir="") for name in names
+        }
+
+    content = {"claim": asdict(claim), "arms": plain(claim.arms)}
+    if claim.prepare:
+        content["prepare"] = plain(claim.prepare)
+    else:
+        del content["claim"]["prepare"]  # claims without one keep the hash they had
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

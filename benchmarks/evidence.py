@@ -6,6 +6,7 @@ the paper's rows. What is missing is said to be missing, with the command that m
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,7 +162,7 @@ def _paper_row(
         experiment=experiment,
         table=str(paper.get("table", "")),
         metric=metric,
-        paper=f"{paper.get('value', '')}{spread}",
+        paper="unknown" if paper.get("value") is None else f"{paper['value']}{spread}",
         source=str(paper.get("source", "")),
         ours=sum(values) / len(values) if values else None,
         note=note,
@@ -202,7 +203,7 @@ def _unit_tests(path: Path) -> dict[str, bool]:
 def _ladder(evidence: Evidence, tests: Mapping[str, bool]) -> list[Rung]:
     """The six rungs of DESIGN section 6."""
     method = evidence.method
-    own = {name: passed for name, passed in tests.items() if method in name.lower()}
+    own = {name: passed for name, passed in tests.items() if _is_about(name, method)}
     protocols = {n: p for n, p in own.items() if "evaluat" in n.lower() or "protocol" in n.lower()}
     checkpoints = {n: p for n, p in own.items() if "official" in n.lower()}
     equations = {
@@ -216,6 +217,13 @@ def _ladder(evidence: Evidence, tests: Mapping[str, bool]) -> list[Rung]:
         _miniature(evidence),
         _paper(evidence.paper_rows),
     ]
+
+
+def _is_about(test: str, method: str) -> bool:
+    """Whether the test's file or its parameters name the method as a whole word."""
+    name, _, parameters = test.lower().partition("[")
+    place = name.rpartition(".")[0] + f"[{parameters}"
+    return re.search(rf"(?<![a-z0-9]){re.escape(method)}(?![a-z0-9])", place) is not None
 
 
 def _tested(name: str, tests: Mapping[str, bool], command: str) -> Rung:

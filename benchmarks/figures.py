@@ -87,7 +87,7 @@ def _curves(axes: Axes, summary: Mapping[str, Any], curves: Mapping, style: Mapp
         )
     axes.set_title("Learning curves: mean and one standard deviation over seeds", fontsize=11)
     axes.set_xlabel("training step")
-    axes.set_ylabel(summary["claim"]["curve"] + " (%)")
+    axes.set_ylabel(summary["claim"]["curve"])
     axes.grid(alpha=0.25)
     if drawn:
         axes.legend(loc="lower right", frameon=True, framealpha=0.9)

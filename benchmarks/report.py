@@ -52,6 +52,7 @@ def html(methods: Sequence[Evidence]) -> str:
         "picture": picture,
         "arm_rows": summary.arm_rows,
         "comparison_rows": summary.comparison_rows,
+        "preparation_lines": summary.preparation_lines,
         "checks": checks,
         "paper_cells": paper_cells,
         "speed_rows": speed_rows,
@@ -88,9 +89,12 @@ def _check(kind: str, evidence: Evidence) -> str:
     if "first_difference" not in content:
         return _plain(content)
     kills, difference = content.get("kills", "?"), content["first_difference"]
-    kills = len(kills) if isinstance(kills, list) else kills
+    moments = []
+    if isinstance(kills, list):
+        moments = [str(moment) for kill in kills if (moment := kill.get("moment"))]
+        kills = len(kills)
     outcome = "identical" if difference is None else f"first difference: {_plain(difference)}"
-    return f"{outcome} after {kills} kills"
+    return f"{outcome} after {kills} kills" + (f" (at {', '.join(moments)})" if moments else "")
 
 
 def _plain(value: Any) -> str:

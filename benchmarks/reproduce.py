@@ -5,16 +5,17 @@
 The claim (arms, primary metric, seeds, expected sign, smallest difference that matters, negative
 control) is written before the run in conf/reproduce/METHOD.yaml, other claims of the method in
 conf/reproduce/METHOD/NAME.yaml. Its hash names the folder outputs/reproduce/METHOD/NAME-HASH/ and
-travels with every results.json. Finished runs are reused. The verdict's rule is
-`statistics.verdict`. Exit status: 0 once all runs finished, whatever the verdict; 1 if a run
-failed; 2 if what was asked makes no sense.
+travels with every results.json. Finished runs are reused. What the claim prepares (a pre-training,
+say) runs before the arms, once per seed. The verdict's rule is `statistics.verdict`. Exit status:
+0 once all runs finished, whatever the verdict; 1 if a run failed; 2 if what was asked makes no
+sense.
 """
 
 import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,10 @@ from benchmarks.claims import (
     changes_claim,
     claim_hash,
     compose_arms,
+    distinct_sources,
     load_claim,
     nearest,
+    prepare_overrides,
     refuse_tuning_seeds,
 )
 from benchmarks.launch import Launcher, Run, launch, multirun_command
@@ -89,35 +92,53 @@ def reproduce(
     if changed:
         console.print(f"changed on the command line: {' '.join(changed)}", markup=False)
 
-    runs = [
-        Run(arm, seed, claim.arms[arm], base / arm / f"seed{seed}", *_length(configs[arm]))
-        for seed in sorted({*seeds, *claim.seeds})
-        for arm in claim.arms
-    ]
+    def runs_of(experiments: Mapping[str, str]) -> list[Run]:
+        return [
+            Run(name, seed, experiment, base / name / f"seed{seed}", *_length(configs[name]))
+            for seed in sorted({*seeds, *claim.seeds})
+            for name, experiment in experiments.items()
+        ]
+
+    runs, prepared = runs_of(claim.arms), runs_of(claim.prepare)
     asked = [run for run in runs if run.arm in wanted_arms and run.seed in seeds]
     missing = [run for run in asked if run.results() is None]
     if reused := len(asked) - len(missing):
         console.print(f"reused {reused} of {len(asked)} runs in {base}", markup=False)
         _warn_of_other_commits(asked, console)
-    errors = {}
+    errors: dict[Run, str] = {}
     if missing:
-        ensure_data(configs[arm] for arm in wanted_arms)
+        needed = (*claim.prepare, *wanted_arms)
+        for source in distinct_sources(configs[name] for name in needed):
+            instantiate(source)
         precision = _register(base, claim, identity, changed, configs)
-        fixed = [*claim.overrides, *overrides, f"precision={precision}"]
-        if jobs > 1 and not any(o.startswith("threads=") for o in fixed):
-            fixed.append("threads=1")
-        command = multirun_command(missing, base, identity, jobs, fixed)
-        console.print(
-            f"running {len(missing)} runs, {jobs} at a time, {precision}; log in", end=" "
-        )
-        console.print(f"{base / 'multirun.log'}", markup=False, highlight=False, soft_wrap=True)
-        launcher(command, missing, base / "multirun.log", jobs, console)
-        errors = {run: run.error(base / "multirun.log") for run in missing}
+        here = [f"precision={precision}"]
+        if jobs > 1 and not any(o.startswith("threads=") for o in [*claim.overrides, *overrides]):
+            here.append("threads=1")
+
+        def start(runs: Sequence[Run], overrides: Sequence[str], log: Path) -> dict[Run, str]:
+            """Launches runs; returns the errors of those that did not finish."""
+            command = multirun_command(runs, base, identity, jobs, [*overrides, *here])
+            console.print(
+                f"running {len(runs)} runs, {jobs} at a time, {precision}; log in", end=" "
+            )
+            console.print(f"{log}", markup=False, highlight=False, soft_wrap=True)
+            launcher(command, runs, log, jobs, console)
+            return {run: run.error(log) for run in runs if run.results() is None}
+
+        errors = _prepare(claim, prepared, missing, overrides, base, start)
+        failed = {run.seed for run in errors}
+        if startable := [run for run in missing if run.seed not in failed]:
+            errors |= start(startable, [*claim.overrides, *overrides], base / "multirun.log")
+        for run in missing:
+            if run.seed in failed:
+                errors[run] = "not started, because what it is prepared from failed"
 
     outcome = summary.collect(runs, claim.primary.metric, errors)
+    outcome.failures.update({(r.arm, r.seed): errors[r] for r in prepared if r in errors})
     comparisons, decided = summary.compare(claim, outcome)
     content = summary.summarise(claim, outcome, comparisons, decided)
     content |= {"method": method, **identity, "overrides": changed}
+    content["prepared"] = summary.preparation(claim, prepared)
     curves = {
         arm: [
             figures.read_curve(run.folder / "metrics.csv", claim.curve)
@@ -132,6 +153,25 @@ def reproduce(
     page = report.build(outputs, conf)
     _print(console, content, outcome, picture, page)
     return 1 if outcome.failures else 0
+
+
+def _prepare(
+    claim: Claim,
+    prepared: Sequence[Run],
+    missing: Sequence[Run],
+    overrides: Sequence[str],
+    base: Path,
+    start: Callable[[Sequence[Run], Sequence[str], Path], dict[Run, str]],
+) -> dict[Run, str]:
+    """Runs what the missing runs are prepared from, unless it is finished; the errors."""
+    seeds = {run.seed for run in missing}
+    errors: dict[Run, str] = {}
+    for name in claim.prepare:
+        wanted = [run for run in prepared if run.arm == name and run.seed in seeds]
+        if unfinished := [run for run in wanted if run.results() is None]:
+            log = base / f"prepare-{name}.log"
+            errors |= start(unfinished, prepare_overrides(name, overrides), log)
+    return errors
 
 
 def claim_path(method: str, name: str | None, conf: Path = CONF) -> Path:
@@ -160,15 +200,6 @@ def resolve_precision(config: DictConfig) -> str:
     with open_dict(config):
         config.output_dir = "nowhere"  # a run there would have its own precision
     return measure(config)
-
-
-def ensure_data(configs: Iterable[DictConfig]) -> None:
-    """Makes the data of all configs present, each source once."""
-    sources: list[DictConfig] = []
-    for config in configs:
-        if config.source is not None and config.source not in sources:
-            sources.append(config.source)
-            instantiate(config.source)
 
 
 def _chosen_arms(claim: Claim, arms: Sequence[str] | None) -> list[str]:
@@ -242,6 +273,8 @@ def _print(
     metric = content["claim"]["primary"]["metric"]
     console.print()
     console.print(summary.rich_table(metric, *summary.arm_rows(content)))
+    for line in summary.preparation_lines(content):
+        console.print(line, markup=False, highlight=False)
     console.print(summary.rich_table("paired by seed", *summary.comparison_rows(content)))
     for error in dict.fromkeys(outcome.failures.values()):  # one message may stop many runs
         runs = [f"{arm} seed {s}" for (arm, s), text in outcome.failures.items() if text == error]

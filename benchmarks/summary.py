@@ -127,6 +127,30 @@ def summarise(
     return json.loads(json.dumps(_without_nan(plain)))  # seeds as strings, as a reader will see
 
 
+def preparation(claim: Claim, runs: Sequence[Run]) -> dict[str, Any]:
+    """Name -> experiment and mean CPU seconds of what was trained before the arms started."""
+    seconds: dict[str, list[float]] = {name: [] for name in claim.prepare}
+    for run in runs:
+        if used := (run.results() or {}).get("cpu_seconds"):
+            seconds[run.arm].append(float(used))
+    return {
+        name: {
+            "experiment": claim.prepare[name],
+            "cpu_seconds": sum(used) / len(used) if used else None,
+        }
+        for name, used in seconds.items()
+    }
+
+
+def preparation_lines(summary: Mapping[str, Any]) -> list[str]:
+    """One sentence for each thing that was prepared."""
+    return [
+        f"Prepared once per seed: {name} ({entry['experiment']}), "
+        f"{number(entry['cpu_seconds'], '.0f')} CPU s, not counted above."
+        for name, entry in (summary.get("prepared") or {}).items()
+    ]
+
+
 def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
@@ -209,6 +233,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
         f"Primary metric `{claim['primary']['metric']}`, smallest difference that matters "
         f"{claim['smallest_difference']:g}, claim hash `{summary['hash'][:8]}`.",
         markdown_table(*arm_rows(summary)),
+        *preparation_lines(summary),
         markdown_table(*comparison_rows(summary)),
         f"**claim holds: {summary['verdict']}**. {summary['reason']}",
     ]

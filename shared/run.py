@@ -59,11 +59,19 @@ def main() -> None:
 
 @hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
 def _hydra_main(cfg: DictConfig) -> float | None:
-    results = run(cfg)
-    # The value that a sweeper minimises: the error of the paper's metric, else of test/top1_ema.
-    metric = (cfg.paper or {}).get("metric", "test/top1_ema")
-    value = results["metrics"].get(metric)
-    return None if value is None else 100.0 - value
+    return objective(cfg, run(cfg)["metrics"])
+
+
+def objective(cfg: DictConfig, metrics: dict[str, float]) -> float | None:
+    """What a sweeper optimises: the metric that `objective` of conf/sweep names, if any.
+
+    Raises:
+        RunError: the run has no such metric.
+    """
+    name = cfg.get("objective")
+    if name is not None and name not in metrics:
+        raise RunError(f"objective={name} is no metric of this run: {', '.join(sorted(metrics))}")
+    return None if name is None else metrics[name]
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
@@ -193,11 +201,13 @@ def resolved_config(cfg: DictConfig, precision: str) -> dict[str, Any]:
 def hash_config(resolved: dict[str, Any]) -> str:
     """Hex digest of what decides the outcome of a run.
 
-    Where things lie does not count; neither does the place of the data inside `source`, `data`.
+    Where things lie does not count; neither does the place of the data inside `source`, `data`,
+    nor that of the results inside `warm_start`.
     """
-    root = str(resolved["data_root"])
     kept = {key: value for key, value in resolved.items() if key not in NOT_HASHED}
-    text = json.dumps(kept, sort_keys=True).replace(json.dumps(root)[1:-1] + "/", "<data>/")
+    text = json.dumps(kept, sort_keys=True)
+    for key, name in (("data_root", "<data>/"), ("output_dir", "<output>/")):
+        text = text.replace(json.dumps(str(resolved[key]))[1:-1] + "/", name)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,7 +1,9 @@
-"""Time our training step beside a peer's: `python -m benchmarks.speed comatch`.
+"""Time our training step beside a peer's: `python -m benchmarks.speed METHOD`.
 
-Writes outputs/speed/METHOD.json; the last line is `ratio: R (ours/peer, lower is better)`, of the
-first row, float32.
+benchmarks/speed/METHOD.py says what is compared: PEER, the workers OURS_MODULE and PEER_MODULE,
+their SETTINGS, a HEADER that names what differs, the rows of the table, STEP, and if loading is
+timed too, WITH_LOADING and `make_data(folder)`. Writes outputs/speed/METHOD.json; the last line is
+`ratio: R (ours/peer, lower is better)`, of the first row, float32.
 """
 
 import argparse
@@ -59,8 +61,9 @@ def measure(options: argparse.Namespace) -> None:
     output = Path(options.output).resolve() / "speed"
     peer_python = peer_environment.ensure(ROOT / ".venv-peer", spec.PEER)
     with tempfile.TemporaryDirectory(prefix="tenfold-speed-") as folder:
-        data = str(spec.make_data(Path(folder)))
-        settings = {**spec.SETTINGS, "threads": options.threads, "data": data}
+        settings = {**spec.SETTINGS, "threads": options.threads}
+        if hasattr(spec, "make_data"):
+            settings["data"] = str(spec.make_data(Path(folder)))
         sides = {
             side: Worker(python, module, settings, ROOT, output / f"{options.method}_{side}.log")
             for side, python, module in (
@@ -78,7 +81,7 @@ def measure(options: argparse.Namespace) -> None:
                 f"{ours['torch']}, {machine()}\n",
                 flush=True,
             )
-            tables = [runnable(spec.STEP), runnable(spec.WITH_LOADING)]
+            tables = [runnable(spec.STEP), runnable(getattr(spec, "WITH_LOADING", ()))]
             every = [comparison for comparisons in tables for comparison in comparisons]
             variants = list(
                 dict.fromkeys(v for c in every for v in (("ours", c.ours), ("peer", c.peer)))
@@ -91,7 +94,8 @@ def measure(options: argparse.Namespace) -> None:
                 worker.close()
     steps, loading = (compare(comparisons, taken) for comparisons in tables)
     print(table("training step", steps), end="\n\n")
-    print(table("with loading and augmentation", loading), end="\n\n")
+    if loading:
+        print(table("with loading and augmentation", loading), end="\n\n")
     with_loading = [Comparison(f"{c.name}, with loading", c.ours, c.peer) for c in tables[1]]
     facts = {"machine": machine(), "threads": options.threads, "torch": torch.__version__}
     write(output / f"{options.method}.json", [*steps, *compare(with_loading, taken)], facts)
@@ -102,7 +106,8 @@ def runnable(comparisons: tuple[Comparison, ...]) -> list[Comparison]:
     """Without bf16 where the CPU would only emulate it."""
     if has_bf16_units("cpu"):
         return list(comparisons)
-    print("this CPU has no bf16 units: float32 only", file=sys.stderr)
+    if any("bf16" in c.ours + c.peer for c in comparisons):
+        print("this CPU has no bf16 units: float32 only", file=sys.stderr)
     return [c for c in comparisons if "bf16" not in c.ours + c.peer]
 
 

@@ -1,6 +1,7 @@
-"""A virtual environment of its own for a peer, so that its dependencies never meet ours."""
+"""A virtual environment of their own for the peers, so that their dependencies never meet ours."""
 
 import hashlib
+import re
 import subprocess
 import sys
 import venv
@@ -35,7 +36,7 @@ def ensure(folder: Path, peer: PeerPackage) -> Path:
     same = [f"{name}=={metadata.version(name)}" for name in ("torch", "torchvision")]
     installs = [[*same, *peer.dependencies], ["--no-deps", peer.requirement]]
     wanted = hashlib.sha256(repr(installs).encode()).hexdigest()
-    stamp = folder / "complete"
+    stamp = folder / f"complete-{re.split('[=<>~]', peer.requirement)[0]}"  # peers share torch
     if stamp.exists() and stamp.read_text() == wanted:
         return python
     print(f"installing {peer.requirement} into {folder.name} (once)", file=sys.stderr)

@@ -5,7 +5,8 @@ for the warm starts they offer. The script is told by the module, the packing by
 Source: salesforce/CoMatch@08b4cce `Train_CoMatch.py`, `Train_fixmatch.py`, `imagenet/`.
 """
 
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any
 
@@ -52,6 +53,7 @@ LENGTH = Conversion(lambda history, _: torch.tensor(len(history)), None)
 
 TRAINER_KEYS = ("epoch", "arch", "optimizer", "optimizer/{rest}")
 OTHER_TRAINER = "training state of another trainer"
+ANOTHER_QUEUE = "another method's queue"
 NOT_KEPT_THERE = "not kept by the official code"
 
 
@@ -169,33 +171,52 @@ def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyR
     """Start from self-supervised weights: the classifier stays random, the averaged copy follows.
 
     Args:
-        kind: `moco_v2` (a MoCo v2 checkpoint, for the ImageNet form) or `simclr` (a bare state dict
-            of the network without its classifier, for the CIFAR form; a module without projection
-            ignores fc1 and fc2).
+        kind: `moco_v2` (a MoCo v2 checkpoint) or `pcl` (PCL v1 or v2), both of the official
+            repositories, for the ImageNet form; `simclr` (a bare state dict of the network without
+            its classifier) for the CIFAR form; `tenfold_pcl` (a checkpoint that `methods.pcl`
+            wrote) for both; `tenfold_pcl_permuted`, a negative control: the same with the entries
+            of each tensor in random order. A projection that does not fit stays random, and the
+            report says so; a module without one ignores it.
 
     Raises:
-        CheckpointError: as in `load`; or a `kind` that does not belong to this module.
+        CheckpointError: as in `load`; or a `kind` that does not belong to this module or file.
     """
     if kind not in WARM_STARTS:
-        raise CheckpointError(f"warm_start.kind {kind!r} is unknown: {' or '.join(WARM_STARTS)}")
-    form, averaged, table = WARM_STARTS[kind]
+        raise CheckpointError(f"warm_start.kind {kind!r} is unknown: {', '.join(WARM_STARTS)}")
+    form, table = WARM_STARTS[kind]
     if not isinstance(module, form):
         raise CheckpointError(
             f"warm_start.kind {kind} is for {form.__name__} modules, not {type(module).__name__}"
         )
+    try:
+        source: Mapping[str, Any] = load_checkpoint(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{error}: warm_start.path=FILE names another {kind} file") from None
+    if kind.startswith("tenfold_"):
+        source = _own_state(source, "methods.pcl.", path)
+    if kind.endswith("_permuted"):
+        source = {key: permuted(key, value) for key, value in source.items()}
+    start = table(module, source)
     fresh = {
         "encoder.classifier.{rest}": "self-supervised weights have no classifier",
-        f"{averaged}.{{rest}}": "parameters copied from the encoder after loading",
-        **{f"{state}.{{rest}}": "starts empty" for state in ("alignment", "bank")},
-        **{f"{queue}.{{rest}}": "starts empty" for queue in ("strong_queue", "weak_queue")},
+        **{
+            f"{name}.{{rest}}": "parameters copied from the encoder after loading"
+            for name in ("ema_encoder", "momentum_encoder")
+        },
+        **{
+            f"{state}.{{rest}}": "starts empty"
+            for state in ("alignment", "bank", "strong_queue", "weak_queue")
+        },
+        **start.fresh,
     }
-    rules, dropped = table(module)
-    report = import_official(load_checkpoint(path), KeyTable(rules, dropped, fresh), module)
-    getattr(module, averaged).update(module.encoder, 0.0)
+    report = import_official(source, KeyTable(start.rules, start.dropped, fresh), module)
+    averaged: Any = module.averaged
+    averaged.update(module.encoder, 0.0)
     return report
 
 
-def _moco_v2(module: Classifier) -> tuple[list[Rule], dict[str, str]]:
+def _moco(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
+    """MoCo v2: torchvision's ResNet twice, with the two-layer head in `fc`, and a queue."""
     q = "state_dict/module.encoder_q."
     rules = [
         Rule(f"{q}fc.0.{{rest}}", "encoder.projection.fc1.{rest}"),
@@ -204,20 +225,97 @@ def _moco_v2(module: Classifier) -> tuple[list[Rule], dict[str, str]]:
     ]
     dropped = dict.fromkeys(TRAINER_KEYS, OTHER_TRAINER)
     dropped["state_dict/module.encoder_k.{rest}"] = "the key encoder is not used"
-    dropped |= {f"state_dict/module.queue{end}": "another method's queue" for end in ("", "_ptr")}
-    return rules, dropped
+    dropped |= {f"state_dict/module.queue{end}": ANOTHER_QUEUE for end in ("", "_ptr")}
+    return KeyTable(rules, dropped)
 
 
-def _simclr(module: Classifier) -> tuple[list[Rule], dict[str, str]]:
+def _official_pcl(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
+    """PCL v2 has MoCo v2's keys; v1 has a linear head, which is not the first of our two layers."""
+    table = _moco(module, source)
+    if "module.encoder_q.fc.weight" not in source.get("state_dict", {}):
+        return table
+    reason = "the linear head of PCL v1 does not fit a projection of two layers"
+    return KeyTable(
+        table.rules,
+        {"state_dict/module.encoder_q.fc.{rest}": reason, **table.dropped},
+        {"encoder.projection.{rest}": reason},
+    )
+
+
+def _tenfold_pcl(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
+    """The trained encoder of `methods.pcl`; its projection too if it has our layers and sizes."""
+    rules = [Rule("encoder.{rest}", "encoder.{rest}")]
+    others = dict.fromkeys(key.split(".")[0] for key in source if not key.startswith("encoder."))
+    dropped = {f"{part}.{{rest}}": "PCL's own state" for part in others}
+    head = {
+        key: tuple(value.shape)
+        for key, value in source.items()
+        if key.startswith("encoder.projection.")
+    }
+    ours = {
+        key: tuple(value.shape)
+        for key, value in module.state_dict().items()
+        if key.startswith("encoder.projection.")
+    }
+    if head == ours:
+        return KeyTable(rules, dropped)
+    reason = "the module has no projection head"
+    if ours:
+        there, here = (_sizes(shapes) for shapes in (head, ours))
+        reason = f"PCL's projection ({there}) does not fit ours ({here})"
+    return KeyTable(
+        rules,
+        {"encoder.projection.{rest}": reason, **dropped},
+        {"encoder.projection.{rest}": reason},
+    )
+
+
+def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    weights = [shape for key, shape in shapes.items() if key.endswith("weight")]
+    return ", ".join(f"{inputs} to {outputs}" for outputs, inputs in weights) or "none"
+
+
+def _own_state(
+    checkpoint: Mapping[str, Any], package: str, path: str | PathLike[str]
+) -> dict[str, Tensor]:
+    """The state dict of a checkpoint that a module of `package` wrote.
+
+    Raises:
+        CheckpointError: it is not one.
+    """
+    target = checkpoint.get("_target_")
+    if (
+        not isinstance(target, str)
+        or not target.startswith(package)
+        or ("state_dict" not in checkpoint)
+    ):
+        found = f"it is of {target}" if target else "it is not of Tenfold"
+        raise CheckpointError(f"{path} is no checkpoint of {package.rstrip('.')}: {found}")
+    return checkpoint["state_dict"]
+
+
+def permuted(key: str, values: Tensor) -> Tensor:
+    """The entries of `values` in an order drawn from the tensor's name: its distribution stays,
+    what was learned does not."""
+    generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
+    order = torch.randperm(values.numel(), generator=generator).to(values.device)
+    return values.flatten()[order].view_as(values)
+
+
+def _simclr(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
     rules = [rule for rule in _cifar_network("", "encoder.") if "classifier" not in rule.official]
     if module.encoder.projection is None:
-        return rules, {f"fc{n}.{{rest}}": "the module has no projection head" for n in (1, 2)}
-    return rules, {}
+        reason = "the module has no projection head"
+        return KeyTable(rules, {f"fc{n}.{{rest}}": reason for n in (1, 2)})
+    return KeyTable(rules)
 
 
-WARM_STARTS: dict[str, tuple[type[Classifier], str, Any]] = {
-    "moco_v2": (CoMatchImageNet, "momentum_encoder", _moco_v2),
-    "simclr": (EMAClassifier, "ema_encoder", _simclr),
+WARM_STARTS: dict[str, tuple[type[Classifier], Callable[..., KeyTable]]] = {
+    "moco_v2": (CoMatchImageNet, _moco),
+    "pcl": (CoMatchImageNet, _official_pcl),
+    "simclr": (EMAClassifier, _simclr),
+    "tenfold_pcl": (Classifier, _tenfold_pcl),
+    "tenfold_pcl_permuted": (Classifier, _tenfold_pcl),
 }
 
 

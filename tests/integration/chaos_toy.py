@@ -1,6 +1,7 @@
 """A training program for test_chaos.py: `python chaos_toy.py output_dir=DIR [fault]`.
 
-Faults: `forget` resumes without the momentum buffer, `crash` ends with an error.
+Each epoch begins with an E-step, which is announced and takes a while. Faults: `forget` resumes
+without the momentum buffer, `crash` ends with an error, `hasty` has an E-step that takes no time.
 """
 
 import json
@@ -30,6 +31,9 @@ def main(arguments: list[str]) -> None:
     for step in range(start, STEPS):
         if "crash" in arguments and step == 3:
             raise SystemExit("the toy is broken")
+        if step % EPOCH == 0 or step == start:
+            print(f"E-step: epoch {step // EPOCH}", flush=True)
+            time.sleep(0.0 if "hasty" in arguments else 0.2)
         noise = torch.randn(10, generator=torch.Generator().manual_seed(step))
         momentum = 0.9 * momentum + noise * weight
         weight = weight - 0.01 * momentum

@@ -8,20 +8,50 @@ import pytest
 import torch
 
 from benchmarks import chaos
-from benchmarks.chaos import ChaosError, first_difference
+from benchmarks.chaos import ChaosError, Moment, first_difference, load_plan
 
 TOY = [sys.executable, str(Path(__file__).with_name("chaos_toy.py"))]
 
 
-def test_faithful_resumption_is_identical_after_kills_that_really_came(tmp_path):
-    report = chaos.chaos(TOY, tmp_path / "toy", kills=2, seed=0)
+def test_faithful_resumption_is_identical_after_kills_that_really_came(tmp_path, capsys):
+    moments = [Moment("E-step: epoch 2"), Moment("E-step: epoch 1", steps=5)]
+    report = chaos.chaos(TOY, tmp_path / "toy", kills=1, seed=0, moments=moments)
     assert report["first_difference"] is None
     assert report["steps"] == 120
-    assert len(report["kills"]) == 2
     assert any(kill["resumes_within_epoch"] for kill in report["kills"])
     for kill in report["kills"]:
         assert 0 < kill["steps_done"] < 120
         assert kill["steps_done"] - 8 <= kill["resumes_from"] <= kill["steps_done"] + 1
+        assert kill["epoch"] * 40 + kill["steps_of_epoch"] == kill["steps_done"]
+
+    landed = {kill["moment"]: kill for kill in report["kills"]}
+    assert landed.keys() == {None, "E-step: epoch 1", "E-step: epoch 2"}
+    assert len(report["kills"]) == 3
+    # Before the first step of the epoch that begins with the E-step: while this was under way.
+    inside = landed["E-step: epoch 2"]
+    assert (inside["steps_done"], inside["epoch"], inside["steps_of_epoch"]) == (80, 2, 0)
+    later = landed["E-step: epoch 1"]
+    assert later["epoch"] == 1
+    assert 5 <= later["steps_of_epoch"] < 20
+    table = capsys.readouterr().out.split("moment\n")[-1].splitlines()
+    assert [row.split("|")[-1].strip() for row in table if "|" in row] == [
+        kill["moment"] or "random" for kill in report["kills"]
+    ]
+
+
+def test_a_kill_after_the_moment_was_over_is_none(tmp_path):
+    hasty, moments = [*TOY, "hasty"], [Moment("E-step: epoch 0")]
+    assert chaos._start_and_kill(hasty, tmp_path / "toy", None, moments, delay=1.0) is None
+    assert "E-step: epoch 0" in (tmp_path / "toy.log").read_text()
+
+
+def test_a_phrase_that_the_run_never_says_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(chaos, "_epochs", lambda _: [0, 1, 2])
+    monkeypatch.setattr(chaos, "_run", lambda _, folder: chaos._log(folder).write_text("epoch 20"))
+    monkeypatch.setattr(chaos.shutil, "rmtree", lambda *_, **__: None)
+    moments = [Moment("epoch 20"), Moment("epoch 2")]
+    with pytest.raises(ChaosError, match=r"undisturbed\.log never says 'epoch 2'$"):
+        chaos.chaos(TOY, tmp_path, kills=1, seed=0, moments=moments)
 
 
 def test_forgotten_momentum_is_found(tmp_path):
@@ -73,8 +103,8 @@ def test_command_line_says_it_last_and_by_its_status(
 ):
     seen = {}
 
-    def fake(command, folder, kills, seed):
-        seen.update(command=command, folder=folder, kills=kills)
+    def fake(command, folder, kills, seed, moments):
+        seen.update(command=command, folder=folder, kills=kills, moments=moments)
         return {"first_difference": difference}
 
     monkeypatch.setattr(chaos, "chaos", fake)
@@ -82,9 +112,65 @@ def test_command_line_says_it_last_and_by_its_status(
     assert chaos.main(arguments) == status
     assert capsys.readouterr().out.splitlines()[-1].startswith(line)
     assert seen["kills"] == 4
+    assert seen["moments"] == []
     assert "experiment=comatch/mini" in seen["command"]
+    assert "trainer.max_steps=240" in seen["command"]  # of conf/chaos/comatch.yaml
     assert seen["command"][-1] == "seed=5"  # after the shortening, so that the user's word counts
     assert json.loads((tmp_path / "comatch.json").read_text())["method"] == "comatch"
+
+
+def plan_in(tmp_path, text):
+    (tmp_path / "chaos").mkdir(exist_ok=True)
+    (tmp_path / "chaos" / "toy.yaml").write_text(text)
+    return tmp_path
+
+
+def test_a_plan_names_experiment_overrides_and_moments(tmp_path):
+    plan = load_plan(
+        "toy",
+        plan_in(
+            tmp_path,
+            "experiment: toy/mini\noverrides: [trainer.max_steps=5]\n"
+            "moments:\n- 'E-step: epoch 2'\n- {phrase: cleaning, steps: 3}\n",
+        ),
+    )
+    assert plan.experiment == "toy/mini"
+    assert plan.overrides == ["trainer.max_steps=5"]
+    assert plan.moments == [Moment("E-step: epoch 2"), Moment("cleaning", 3)]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("overrides: []", "experiment"),
+        ("experiment: toy/mini\nmoment: [x]", "unknown key 'moment'; did you mean 'moments'"),
+        ("experiment: toy/mini\nmoments: [{phrases: x}]", "did you mean 'phrase'"),
+        ("experiment: toy/mini\nmoments: [{steps: 2}]", "phrase"),
+        ("experiment: toy/mini\nmoments: [{phrase: x, steps: few}]", "few.*steps"),
+        ("experiment: [", "is no yaml"),
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(tmp_path, text, words):
+    with pytest.raises(ChaosError, match=words) as error:
+        load_plan("toy", plan_in(tmp_path, text))
+    assert "toy.yaml" in str(error.value)
+
+
+def test_a_method_without_a_plan_names_the_nearest(capsys, tmp_path):
+    assert chaos.main(["comatsh", "--output", str(tmp_path)]) == 2
+    assert "did you mean 'comatch'" in capsys.readouterr().out
+
+
+def test_moments_belong_to_the_plans_experiment(tmp_path, monkeypatch):
+    plan = chaos.Plan("toy/mini", ["a=1"], [Moment("x")])
+    monkeypatch.setattr(chaos, "load_plan", lambda _: plan)
+    seen = []
+    monkeypatch.setattr(
+        chaos, "chaos", lambda *arguments: seen.append(arguments) or {"first_difference": None}
+    )
+    chaos.main(["toy", "--output", str(tmp_path)])
+    chaos.main(["toy", "--experiment", "toy/other", "--output", str(tmp_path)])
+    assert [moments for *_, moments in seen] == [plan.moments, []]
 
 
 def test_command_line_fails_on_failure(tmp_path, monkeypatch, capsys):

@@ -46,3 +46,25 @@ def test_claim_runs_reuses_and_names_what_failed(tmp_path):
     assert "RunError" in third.stdout
     assert "claim holds: undecided" in third.stdout
     assert len(list(folder.glob("*/seed3/results.json"))) == 2
+
+
+@pytest.mark.slow
+def test_arms_start_from_what_was_prepared_for_their_seed(tmp_path):
+    claim = CLAIM.with_name("claim_prepare_smoke.yaml")
+    command = [sys.executable, "-m", "benchmarks.reproduce", "comatch", "--claim", str(claim)]
+    done = subprocess.run(
+        [*command, f"data_root={tmp_path / 'data'}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Prepared once per seed: pretrained (pcl/smoke)" in done.stdout
+    (folder,) = tmp_path.glob("outputs/reproduce/comatch/claim_prepare_smoke-*")
+    results = {p.parent.parent.name for p in folder.glob("*/seed2/results.json")}
+    assert results == {"pretrained", "comatch", "from_pcl", "from_pcl_permuted"}
+    prepared = json.loads((folder / "pretrained" / "seed2" / "results.json").read_text())
+    assert (prepared["arm"], prepared["seed"]) == ("pretrained", 2)
+    log = (folder / "multirun.log").read_text()
+    assert log.count("dropped: PCL's own state") == 4  # two arms, two seeds

@@ -46,7 +46,7 @@ def write_conf(root: Path, claim: Mapping | None = None) -> Path:
         "trainer": {"max_steps": 10, "max_epochs": -1},
     }
     (conf / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    for i, arm in enumerate(ARMS):
+    for i, arm in enumerate((*ARMS, "pretraining")):
         write_experiment(conf, arm, {"method": {"rate": 0.1 * i}})
     write_claim(conf, claim or CLAIM)
     return conf

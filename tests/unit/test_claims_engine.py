@@ -13,7 +13,7 @@ from benchmarks.claims import CONF, NOT_HASHED, ClaimError, claim_hash, compose_
 from benchmarks.launch import Run, multirun_command, quoted
 from benchmarks.reproduce import main, reproduce
 
-LEAD = {"ours": 4.0, "broken": 0.0, "base": 0.0, "more": 1.0}
+LEAD = {"ours": 4.0, "broken": 0.0, "base": 0.0, "more": 1.0, "start": 0.0}
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:Precision loss occurred")  # a toy without noise
@@ -198,6 +198,7 @@ def test_what_the_claim_sets_cannot_be_overridden(conf, override):
         ({"seeds": [1, 1]}, r"each once"),
         ({"seeds": []}, r"seeds must be given"),
         ({"title": "???"}, r"missing title"),
+        ({"prepare": {"base": "toy/pretraining"}}, r"\['base'\] cannot be arms and be prepared"),
     ],
 )
 def test_a_claim_that_makes_no_sense_is_refused(conf, change, words):
@@ -225,6 +226,90 @@ def test_an_experiment_must_call_its_arm_as_the_claim_does(conf):
 def test_a_misspelt_override_does_not_compose(conf):
     with pytest.raises(HydraException, match="raet"):
         compose_arms(load_claim(conf / "reproduce/toy.yaml"), ["method.raet=1"], conf)
+
+
+PREPARED = CLAIM | {"prepare": {"start": "toy/pretraining"}}
+
+
+@pytest.fixture
+def preparing(conf):
+    write_claim(conf, PREPARED)
+
+
+@pytest.mark.usefixtures("preparing")
+def test_what_is_prepared_runs_once_per_seed_before_the_arms_and_is_in_no_table(engine):
+    launcher = FakeLauncher(good)
+    status, screen, folder = engine(launcher)
+    assert status == 0
+    assert launcher.ran[:3] == [("start", 1), ("start", 2), ("start", 3)]
+    assert launcher.ran[3] == ("ours", 1)
+    first, second = launcher.commands
+    assert {"experiment=toy/pretraining", "seed=1,2,3", "arm=start"} <= set(first)
+    assert not any(part.startswith("arm=") for part in second)
+    assert (folder / "start" / "seed2" / "results.json").is_file()
+    assert "claim holds: yes" in screen
+    assert "Prepared once per seed: start (toy/pretraining), 12 CPU s" in screen
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["arms"].keys() == CLAIM["arms"].keys()
+    assert summary["prepared"] == {"start": {"experiment": "toy/pretraining", "cpu_seconds": 12}}
+    assert "Prepared once per seed: start" in (folder / "summary.md").read_text()
+    assert "Prepared once per seed" in (folder.parents[2] / "report/index.html").read_text()
+
+
+@pytest.mark.usefixtures("preparing")
+def test_what_is_prepared_is_reused_when_finished(engine):
+    engine(FakeLauncher(good), seeds=[1])
+    again, nothing = FakeLauncher(good), FakeLauncher(good)
+    engine(again, seeds=[1, 2])
+    assert [run for run in again.ran if run[0] == "start"] == [("start", 2)]
+    engine(nothing, seeds=[1, 2])
+    assert nothing.commands == []
+
+
+@pytest.mark.usefixtures("preparing")
+def test_a_failed_preparation_is_named_and_its_seed_does_not_start(engine):
+    def one_fails(arm, seed):
+        return None if (arm, seed) == ("start", 2) else good(arm, seed)
+
+    launcher = FakeLauncher(one_fails)
+    status, screen, folder = engine(launcher)
+    assert status == 1
+    assert "failed: start seed 2" in screen
+    assert "ValueError: the toy broke" in screen
+    assert "failed: ours seed 2, broken seed 2, base seed 2" in screen
+    assert "not started" in screen
+    assert {seed for arm, seed in launcher.ran if arm != "start"} == {1, 3}
+    assert "claim holds: undecided" in screen
+    assert "2" in json.loads((folder / "summary.json").read_text())["arms"]["base"]["failed"]
+
+
+@pytest.mark.usefixtures("preparing")
+def test_overrides_that_change_the_claim_do_not_reach_what_is_prepared(engine):
+    launcher = FakeLauncher(good)
+    engine(launcher, overrides=["method.rate=0.5", "data_root=/elsewhere"])
+    first, second = launcher.commands
+    assert "data_root=/elsewhere" in first
+    assert "method.rate=0.5" not in first
+    assert {"method.rate=0.5", "data_root=/elsewhere"} < set(second)
+    assert "precision=32-true" in first
+
+
+def test_the_hash_covers_what_is_prepared_and_is_as_before_without(conf):
+    before = digest(conf)
+    write_claim(conf, CLAIM | {"prepare": {}})
+    assert digest(conf) == before
+    write_claim(conf, PREPARED)
+    prepared = digest(conf)
+    assert prepared != before
+    write_experiment(conf, "pretraining", {"method": {"rate": 0.123}})
+    assert digest(conf) != prepared
+    assert digest(conf, "data_root=/elsewhere") == digest(conf)
+
+
+def test_the_curve_is_the_primary_metric_in_validation_unless_named(conf):
+    path = conf / "reproduce/toy.yaml"
+    assert load_claim(path).curve == "val/top1_ema"
+    assert load_claim(write_claim(conf, CLAIM | {"curve": "train/loss"})).curve == "train/loss"
 
 
 def digest(conf, *overrides):

@@ -122,16 +122,25 @@ def test_local_launcher_divides_two_jobs() -> None:
 
 def test_optuna_search_space_names_existing_keys() -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    config = composed("+sweep=optuna", "experiment=comatch/mini")
+    config = composed("+sweep=comatch", "experiment=comatch/mini")
     space = config.hydra.sweeper.params
     assert len(space) >= 4
     for key in space:
         assert OmegaConf.select(config, key) is not None, f"{key} is no key of comatch/mini"
-    validate(["+sweep=optuna", "experiment=comatch/mini", *(f"{k}={v}" for k, v in space.items())])
-    assert config.hydra.sweeper.direction == "minimize"
+    validate(["+sweep=comatch", "experiment=comatch/mini", *(f"{k}={v}" for k, v in space.items())])
+    assert config.hydra.sweeper.direction == "maximize"
+    assert config.objective == "test/top1_ema"
     assert config.seed >= 100, "tuning seeds are never reported"
     # Trials of one seed must not share a folder.
     assert "job.num" in OmegaConf.to_container(config, resolve=False)["output_dir"]
+
+
+def test_a_sweep_of_any_method_states_its_objective() -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    config = composed("+sweep=optuna", "experiment=comatch/mini")
+    assert OmegaConf.is_missing(config, "objective")
+    assert not config.hydra.sweeper.params
+    assert composed("+sweep=optuna", "experiment=comatch/mini", "objective=a/b").objective == "a/b"
 
 
 def multirun(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -302,16 +302,31 @@ def test_bare_state_dicts_of_the_golden_cases(case, build):
             assert torch.equal(found, weights["backbone.conv1.weight"])
 
 
-def test_moco_v2_warm_start(tmp_path):
-    base = {k: v for k, v in resnet50_state("").items() if "classifier" not in k}
-    names = {"fc1": "fc.0", "fc2": "fc.2"}
-    query = {".".join([names.get(k.split(".")[0], k.split(".")[0]), *k.split(".")[1:]]): v
-             for k, v in base.items()}  # fmt: skip
+def moco_encoder(linear_head: bool = False) -> dict[str, Tensor]:
+    """torchvision's ResNet-50 with the head of MoCo in `fc`: of two layers, or of one."""
+    state = {k: v for k, v in resnet50_state("").items() if k.split(".")[0] not in HEADS}
+    if linear_head:
+        return state | linear("fc", 128, 2048)
+    return state | linear("fc.0", 2048, 2048) | linear("fc.2", 128, 2048)
+
+
+HEADS = ("classifier", "fc1", "fc2")
+
+
+def moco_checkpoint(query: dict[str, Tensor]) -> dict[str, Any]:
+    """What the scripts of MoCo and PCL save (PCL: specification, section 9)."""
     state = {f"module.encoder_q.{k}": v for k, v in query.items()}
     state |= {f"module.encoder_k.{k}": torch.zeros(1) for k in query}
-    state |= {"module.queue": torch.zeros(128, 65536), "module.queue_ptr": torch.zeros(1)}
+    state |= {"module.queue": torch.zeros(128, 16384), "module.queue_ptr": torch.zeros(1)}
+    optimizer = {"state": {}, "param_groups": [{"lr": 0.03, "params": [0]}]}
+    return {"epoch": 200, "arch": "resnet50", "state_dict": state, "optimizer": optimizer}
+
+
+def test_moco_v2_warm_start(tmp_path):
+    query = moco_encoder()
+    content = moco_checkpoint(query)
     path = tmp_path / "moco_v2_800ep_pretrain.pth.tar"
-    torch.save({"epoch": 800, "arch": "resnet50", "state_dict": state, "optimizer": {}}, path)
+    torch.save(content, path)
 
     module = imagenet(rows=64)
     before = {k: v.clone() for k, v in module.state_dict().items()}
@@ -349,5 +364,161 @@ def test_simclr_warm_start(tmp_path):
     torch.save(wrn_state(), path)  # with a classifier it is no self-supervised checkpoint
     with pytest.raises(CheckpointError, match=r"unexpected(.|\n)*classifier\.weight"):
         official.warm_start(module, path, "simclr")
-    with pytest.raises(CheckpointError, match="kind 'simcrl' is unknown: moco_v2 or simclr"):
+    with pytest.raises(CheckpointError, match="kind 'simcrl' is unknown: moco_v2, pcl, simclr"):
         official.warm_start(module, path, "simcrl")
+
+
+def test_official_pcl_v2_starts_the_imagenet_form(tmp_path):
+    query, module = moco_encoder(), imagenet(rows=64)
+    torch.save(moco_checkpoint(query), tmp_path / "PCL_v2_epoch200.pth.tar")
+    report = official.warm_start(module, tmp_path / "PCL_v2_epoch200.pth.tar", "pcl")
+    assert report.complete
+    assert len(report.mapped) == len(query)
+    for name in ("encoder", "momentum_encoder.module"):
+        state = module.state_dict()
+        assert torch.equal(state[f"{name}.projection.fc1.weight"], query["fc.0.weight"])
+        assert torch.equal(
+            state[f"{name}.backbone.layer4.2.conv3.weight"], query["layer4.2.conv3.weight"]
+        )
+
+
+def test_official_pcl_v1_leaves_the_projection_fresh_and_says_so(tmp_path):
+    query, module = moco_encoder(linear_head=True), imagenet(rows=64)
+    path = tmp_path / "PCL_v1_epoch200.pth.tar"
+    torch.save(moco_checkpoint(query), path)
+    before = module.encoder.projection.fc1.weight.clone()
+    report = official.warm_start(module, path, "pcl")
+    assert torch.equal(module.encoder.projection.fc1.weight, before)
+    assert torch.equal(module.encoder.backbone.conv1.weight, query["conv1.weight"])
+    reason = "the linear head of PCL v1 does not fit a projection of two layers"
+    kept = {key for key, why in report.fresh.items() if why == reason}
+    assert kept == {
+        f"encoder.projection.fc{n}.{part}" for n in (1, 2) for part in ("weight", "bias")
+    }
+    gone = {key for key, why in report.dropped.items() if why == reason}
+    assert gone == {f"state_dict/module.encoder_q.fc.{part}" for part in ("weight", "bias")}
+    assert f"4 left as initialised: {reason}" in str(report)
+
+    del query["layer3.4.bn1.bias"]
+    torch.save(moco_checkpoint(query), path)
+    with pytest.raises(CheckpointError, match=r"missing(.|\n)*backbone\.layer3\.4\.bn1\.bias"):
+        official.warm_start(module, path, "pcl")
+
+
+def small(form=comatch, **frame: Any) -> Classifier:
+    return form(2, 2, depth=10, width=1, dim=8, classes=4, **frame)
+
+
+def pcl_checkpoint(encoder: dict[str, Tensor], **content: Any) -> dict[str, Any]:
+    """What a run of `methods.pcl` writes, for the network of `small`."""
+    state = {f"encoder.{key}": value for key, value in encoder.items()}
+    state |= {f"momentum_encoder.module.{key}": value + 1 for key, value in encoder.items()}
+    state |= {"queue.features": torch.zeros(16, 8), "queue.pointer": torch.tensor(0)}
+    return {"_target_": "methods.pcl.module.PCL", "state_dict": state, "epoch": 3, **content}
+
+
+def trained(module: Classifier) -> dict[str, Tensor]:
+    """Other values for all of the encoder but its classifier."""
+    return {
+        key: torch.rand_like(value) if value.is_floating_point() else value + 5
+        for key, value in module.encoder.state_dict().items()
+        if not key.startswith("classifier.")
+    }
+
+
+def test_tenfolds_own_pcl_starts_the_cifar_form(tmp_path):
+    module = small()
+    encoder, path = trained(module), tmp_path / "last.ckpt"
+    torch.save(pcl_checkpoint(encoder), path)
+    classifier = module.encoder.classifier.weight.clone()
+    report = official.warm_start(module, path, "tenfold_pcl")
+    state = module.state_dict()
+    assert torch.equal(state["encoder.classifier.weight"], classifier)
+    for key, value in encoder.items():
+        assert torch.equal(state[f"encoder.{key}"], value)
+        assert torch.equal(state[f"ema_encoder.module.{key}"], value)
+    saved = {f"encoder.{key}" for key in encoder}
+    assert {theirs for theirs, _ in report.mapped} == saved
+    assert report.dropped.keys() == pcl_checkpoint(encoder)["state_dict"].keys() - saved
+    assert report.fresh.keys() | saved == state.keys()
+
+    # An arm without projection ignores it.
+    bare = fixmatch(depth=10, width=1, classes=4)
+    report = official.warm_start(bare, path, "tenfold_pcl")
+    assert report.dropped["encoder.projection.fc1.weight"] == "the module has no projection head"
+    assert torch.equal(
+        bare.state_dict()["encoder.backbone.conv1.weight"], encoder["backbone.conv1.weight"]
+    )
+
+
+@pytest.mark.parametrize("head", ["smaller", "linear", "none"])
+def test_a_projection_that_does_not_fit_stays_fresh_and_is_said(tmp_path, head):
+    module, path = small(), tmp_path / "last.ckpt"
+    before = module.encoder.projection.fc2.weight.clone()
+    backbone = {k: v for k, v in trained(module).items() if k.startswith("backbone.")}
+    heads = {
+        "smaller": linear("projection.fc1", 64, 64) | linear("projection.fc2", 4, 64),
+        "linear": linear("projection.fc", 8, 64),
+        "none": {},
+    }
+    torch.save(pcl_checkpoint(backbone | heads[head]), path)
+    report = official.warm_start(module, path, "tenfold_pcl")
+    assert torch.equal(module.encoder.projection.fc2.weight, before)
+    there = {"smaller": "64 to 64, 64 to 4", "linear": "64 to 8", "none": "none"}[head]
+    reason = f"PCL's projection ({there}) does not fit ours (64 to 64, 64 to 8)"
+    assert report.fresh["encoder.projection.fc2.weight"] == reason
+    assert all(report.dropped[f"encoder.{key}"] == reason for key in heads[head])
+
+
+def test_tenfolds_own_pcl_starts_the_imagenet_form(tmp_path):
+    module = imagenet(classes=4, rows=8, dim=8, hidden=16, base_width=4, layers=(1, 1, 1, 1))
+    encoder, path = trained(module), tmp_path / "last.ckpt"
+    torch.save(pcl_checkpoint(encoder), path)
+    report = official.warm_start(module, path, "tenfold_pcl")
+    assert len(report.mapped) == len(encoder)
+    copy = module.momentum_encoder.module
+    assert torch.equal(copy.projection.fc1.weight, encoder["projection.fc1.weight"])
+
+
+def test_the_permuted_control_keeps_the_values_of_each_tensor_and_not_their_order(tmp_path):
+    encoder, path = trained(small()), tmp_path / "last.ckpt"
+    torch.save(pcl_checkpoint(encoder), path)
+    states = []
+    for _ in range(2):
+        module = small()
+        official.warm_start(module, path, "tenfold_pcl_permuted")
+        states.append(module.encoder.state_dict())
+    for key, value in encoder.items():
+        found = states[0][key]
+        assert torch.equal(found, states[1][key]), "the order is a function of the name"
+        assert torch.equal(found.flatten().sort().values, value.flatten().sort().values)
+        if value.numel() > 8:
+            assert (found != value).float().mean() > 0.5
+    assert torch.equal(
+        module.ema_encoder.module.backbone.conv1.weight, states[1]["backbone.conv1.weight"]
+    )
+
+
+def test_other_files_do_not_start_from_pcl(tmp_path):
+    module = small()
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    path = tmp_path / "last.ckpt"
+    encoder = trained(module)
+    faults = [
+        (pcl_checkpoint(encoder, _target_="methods.mopro.module.MoPro"), "it is of methods.mopro"),
+        (pcl_checkpoint(encoder, _target_="methods.pclx.X"), "it is of methods.pclx"),
+        (without(pcl_checkpoint(encoder), "_target_"), "it is not of Tenfold"),
+        (moco_checkpoint(encoder), "it is not of Tenfold"),
+        (pcl_checkpoint({**encoder, "backbone.extra": torch.zeros(1)}), "encoder.backbone.extra"),
+        (
+            pcl_checkpoint({**encoder, "backbone.conv1.weight": torch.zeros(3)}),
+            r"encoder.backbone.conv1.weight \(3,\) there",
+        ),
+    ]
+    for content, words in faults:
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match=words):
+            official.warm_start(module, path, "tenfold_pcl")
+    with pytest.raises(CheckpointError, match=r"no checkpoint at .*absent.*warm_start\.path=FILE"):
+        official.warm_start(module, tmp_path / "absent.ckpt", "tenfold_pcl")
+    assert equal(before, dict(module.state_dict()))

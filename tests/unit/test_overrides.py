@@ -20,7 +20,7 @@ COMATCH = "experiment=comatch/cifar10_40"
         ([COMATCH, "method.backbone={depth: 10, widht: 1}"], "did you mean method.backbone.width?"),
         ([COMATCH, "~method.lamda_u"], "did you mean method.lambda_u?"),
         (["experiment=comatch/minni"], "experiment 'comatch/minni'; did you mean comatch/mini?"),
-        (["experiment=mini"], "did you mean comatch/mini?"),
+        (["experiment=mini"], "/mini?"),  # of whichever method
         (["experimnt=comatch/mini"], "unknown key experimnt; did you mean experiment?"),
         ([COMATCH, "trainer=gpuu"], "unknown trainer 'gpuu'; did you mean gpu?"),
         ([COMATCH, "data=cifar"], "did you mean cifar10"),

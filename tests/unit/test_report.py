@@ -158,20 +158,26 @@ def test_rungs_of_the_unit_tests_come_from_junit(conf, outputs):
         '<testcase classname="tests.unit.test_toy_losses" name="test_c"><skipped/></testcase>'
         '<testcase classname="tests.unit.test_toy_official" name="test_loads"/>'
         '<testcase classname="tests.unit.test_other" name="test_d"><failure/></testcase>'
+        '<testcase classname="tests.unit.test_other" name="test_toy"><failure/></testcase>'
+        '<testcase classname="tests.unit.test_toys" name="test_e"><failure/></testcase>'
+        '<testcase classname="tests.conformance.test_methods" name="test_official[toy-x]"/>'
         "</testsuite></testsuites>"
     )
     found = rungs(outputs, conf)
     assert (found["equations"].state, found["equations"].detail) == ("failed", "1 of 2 tests")
-    assert (found["checkpoints"].state, found["checkpoints"].detail) == ("proved", "1 of 1 tests")
+    assert (found["checkpoints"].state, found["checkpoints"].detail) == ("proved", "2 of 2 tests")
     assert found["protocols"].state == "open"
 
 
 def test_checks_say_what_the_commands_found(conf, outputs):
     put(outputs, "chaos", {"first_difference": None, "kills": 3})
     put(outputs, "mutants", {"caught": 21, "total": 22})
+    assert dict(checks(gather(outputs, conf)[0]))["chaos"] == "identical after 3 kills"
+    kills = [{"moment": None}, {"moment": "E-step: epoch 2"}]
+    put(outputs, "chaos", {"first_difference": None, "kills": kills})
     (evidence,) = gather(outputs, conf)
     said = dict(checks(evidence))
-    assert said["chaos"] == "identical after 3 kills"
+    assert said["chaos"] == "identical after 2 kills (at E-step: epoch 2)"
     assert said["mutants"] == "caught 21 of 22"
     assert said["speed"] == "not run: make speed METHOD=toy"
 

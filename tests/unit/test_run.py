@@ -130,3 +130,20 @@ def test_controls_change_what_is_learned(smoke, tmp_path, sabotage):
 def test_unknown_control_is_refused(smoke):
     with pytest.raises(ValueError, match="sabotage"):
         entry.run(smoke("method.sabotage=everything"))
+
+
+def test_a_sweep_gets_its_objective_and_nothing_else(smoke):
+    metrics = {"test/top1": 60.0, "test/knn": 70.0}
+    assert entry.objective(smoke(), metrics) is None
+    assert entry.objective(smoke("+objective=test/knn"), metrics) == 70.0
+    with pytest.raises(entry.RunError, match=r"test/ami is no metric .*: test/knn, test/top1"):
+        entry.objective(smoke("+objective=test/ami"), metrics)
+
+
+def test_where_results_lie_does_not_change_what_a_run_is():
+    def digest(output: str, start: str, data: str = "/data") -> str:
+        config = {"output_dir": output, "data_root": data, "source": {"root": f"{data}/set"}}
+        return entry.hash_config({**config, "warm_start": {"path": f"{output}/../{start}"}})
+
+    assert digest("/here/seed1", "last.ckpt") == digest("/there/seed1", "last.ckpt", "/elsewhere")
+    assert digest("/here/seed1", "last.ckpt") != digest("/here/seed1", "other.ckpt")

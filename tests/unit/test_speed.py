@@ -5,14 +5,16 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.speed import __main__ as speed
-from benchmarks.speed import peer_environment
+from benchmarks.speed import pcl, peer_environment
 from benchmarks.speed.comatch import make_data
+from benchmarks.speed.pcl_ours import OurMoCo
 from benchmarks.speed.peer_environment import PeerPackage
 from benchmarks.speed.protocol import (
     Comparison,
@@ -198,6 +200,71 @@ def test_peer_is_installed_once(tmp_path, monkeypatch):
     assert python == tmp_path / "v" / "bin" / "python"
     assert [command[-1] for command in commands] == ["numpy", "peer==1"]
     assert f"torch=={torch.__version__}" in commands[0]
+
+
+def test_peers_share_one_environment_and_each_is_installed_once(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(
+        peer_environment.venv, "create", lambda path, **_: path.mkdir(exist_ok=True)
+    )
+    monkeypatch.setattr(
+        peer_environment.subprocess, "run", lambda command, **_: commands.append(command[-1])
+    )
+    peers = [PeerPackage("peer==1", ("numpy",)), PeerPackage("other==2", ("scipy",))]
+    for peer in (*peers, *peers):
+        peer_environment.ensure(tmp_path / "v", peer)
+    assert commands == ["numpy", "peer==1", "scipy", "other==2"]
+    peer_environment.ensure(tmp_path / "v", PeerPackage("peer==1.1", ("numpy",)))
+    assert commands[-1] == "peer==1.1"
+
+
+@pytest.mark.parametrize("loading", [False, True])
+def test_loading_is_timed_only_where_the_comparison_has_it(tmp_path, monkeypatch, capsys, loading):
+    seen = []
+
+    class FakeWorker(FakeSide):
+        def __init__(self, python, module, settings, root, log):
+            super().__init__(module, {"float32": 1.0, "float32 loading": 2.0}, [])
+            seen.append(settings)
+
+        def describe(self):
+            return WORK
+
+        def close(self):
+            pass
+
+    spec = ModuleType("spec")
+    spec.PEER, spec.SETTINGS, spec.WARM_UP_STEPS, spec.HEADER = None, {"seed": 0}, 1, "a step"
+    spec.OURS_MODULE, spec.PEER_MODULE = "ours", "peer"
+    spec.STEP = (Comparison("float32", "float32", "float32"),)
+    if loading:
+        spec.WITH_LOADING = (Comparison("float32", "float32 loading", "float32 loading"),)
+        spec.make_data = lambda folder: folder
+    monkeypatch.setattr(speed, "Worker", FakeWorker)
+    monkeypatch.setattr(speed, "import_module", lambda _: spec)
+    monkeypatch.setattr(speed.peer_environment, "ensure", lambda *_: Path("python"))
+    arguments = ["comatch", "--blocks", "2", "--steps", "1", "--output", str(tmp_path)]
+    assert speed.main(arguments) == 0
+    output = capsys.readouterr().out
+    assert ("with loading" in output) is loading
+    assert all(("data" in settings) is loading for settings in seen)
+    assert output.splitlines()[-1].startswith("ratio: 1.000")
+    rows = json.loads((tmp_path / "speed" / "comatch.json").read_text())["rows"]
+    assert len(rows) == 1 + loading
+
+
+def test_our_moco_steps_by_hand_and_in_lightnings_loop():
+    # With the peer's head and queue, on smaller batches.
+    settings = {**pcl.SETTINGS, "threads": 1, "batch_size": 2, "queue_size": 8}
+    ours = OurMoCo(settings)
+    assert ours.describe()["images_per_step"] == 4
+    assert ours.describe()["parameters"] == 11_168_832 + 513 * 512 + 513 * 128
+    for variant in ("float32", "float32 trainer"):
+        seconds, losses = ours.run(variant, 2)
+        assert len(seconds) == len(losses) == 2
+        assert all(0 < loss < 30 for loss in losses)
+    with pytest.raises(ValueError, match="no batches called 'loading'"):
+        ours.run("float32 loading", 1)
 
 
 @pytest.mark.parametrize("method", ["comatsch", "../comatch"])
