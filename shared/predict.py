@@ -1,6 +1,9 @@
 """`tenfold predict checkpoint=FILE images=DIR [output=DIR]`: a folder of images through a model.
 
 Writes predictions.csv (path, class, probability, one probability per class) and contact_sheet.png.
+A self-supervised model knows no classes: its embeddings are grouped by k-means, and the group
+stands for the class, the cosine to the group's centre for the probability, followed by the
+embedding itself.
 """
 
 import csv
@@ -8,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ from rich.progress import track
 
 from shared.data.images import FolderImages
 from shared.data.views import Views
+from shared.evaluation.clustering import assign, kmeans
 from shared.overrides import CONF, OverrideError, validate
 from shared.training.checkpoints import CheckpointError, load_checkpoint, load_module
 from shared.training.method import trusted_class
@@ -37,11 +41,17 @@ class PredictError(RuntimeError):
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image: `path`, class `probabilities` (C,), and a `thumbnail` if the sheet shows it."""
+    """One image: `path`, `values` and a `thumbnail` if the sheet shows it.
+
+    The values are probabilities (C,) of the classes or an embedding (d,); `name` and `confidence`
+    are the most probable class and its probability, or the group and the cosine to its centre.
+    """
 
     path: Path
-    probabilities: NDArray[np.float32]
+    values: NDArray[np.float32]
     thumbnail: Image.Image | None
+    name: str = ""
+    confidence: float = float("nan")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -80,17 +90,21 @@ def predict(config: DictConfig) -> Path:
     found = list(_predictions(module, transform, images, config.batch_size, config.sheet_images))
     if not found:
         raise PredictError(f"none of the {len(images)} images below {root} can be read")
-    classes = len(found[0].probabilities)
-    names = names or [f"class {number}" for number in range(classes)]
-    if len(names) != classes:
-        raise PredictError(f"the checkpoint has {len(names)} class names for {classes} classes")
+    width = len(found[0].values)
+    if getattr(module, "predicts", "probabilities") == "embeddings":
+        columns = ["path", "group", "cosine", *(f"e{number}" for number in range(width))]
+        found = grouped(found, config.groups)
+    else:
+        names = names or [f"class {number}" for number in range(width)]
+        if len(names) != width:
+            raise PredictError(f"the checkpoint has {len(names)} class names for {width} classes")
+        columns = ["path", "class", "probability", *names]
+        found = [_classified(item, names) for item in found]
     output.mkdir(parents=True, exist_ok=True)
     base = root if root.is_dir() else root.parent
-    write_csv(output / "predictions.csv", found, names, base)
+    write_csv(output / "predictions.csv", found, columns, base)
     shown = [p for p in found if p.thumbnail is not None]
-    contact_sheet(shown, names, f"{len(shown)} of {len(found)} images").save(
-        output / "contact_sheet.png"
-    )
+    contact_sheet(shown, f"{len(shown)} of {len(found)} images").save(output / "contact_sheet.png")
     for path, reason in images.corrupt.items():
         print(f"skipped, unreadable: {path} ({reason})", file=sys.stderr)
     print(
@@ -138,6 +152,28 @@ def load_classifier(path: Path) -> tuple[pl.LightningModule, Views, list[str] | 
     return module, transform, [str(name) for name in names] if names else None
 
 
+def _classified(item: Prediction, names: Sequence[str]) -> Prediction:
+    best = int(item.values.argmax())
+    return replace(item, name=names[best], confidence=float(item.values[best]))
+
+
+def grouped(found: Sequence[Prediction], groups: int) -> list[Prediction]:
+    """The predictions by k-means group of their embeddings, the most central first within each.
+
+    There are at most `groups` groups, and no more than a quarter as many as images.
+    """
+    embeddings = torch.from_numpy(np.stack([item.values for item in found])).float()
+    centroids = kmeans(embeddings, max(1, min(groups, len(found) // 4)), seed=0)
+    group, _ = assign(embeddings, centroids)
+    cosines = torch.cosine_similarity(embeddings, centroids[group], dim=1)
+    named = [
+        replace(item, name=f"group {int(number)}", confidence=float(cosine))
+        for item, number, cosine in zip(found, group, cosines, strict=True)
+    ]
+    order = sorted(range(len(found)), key=lambda i: (int(group[i]), -float(cosines[i])))
+    return [named[i] for i in order]
+
+
 def central_square(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """(H, W, C) -> (S, S, C), S the shorter side."""
     height, width = image.shape[:2]
@@ -174,18 +210,16 @@ def _predictions(
 
 
 def write_csv(
-    path: Path, predictions: Sequence[Prediction], names: Sequence[str], base: Path
+    path: Path, predictions: Sequence[Prediction], columns: Sequence[str], base: Path
 ) -> None:
-    """Columns path (relative to `base`), class, probability, then one per class name."""
+    """One row per image: path (relative to `base`), name, confidence, then the values."""
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["path", "class", "probability", *names])
+        writer.writerow(columns)
         for item in predictions:
-            best = int(item.probabilities.argmax())
-            values = [f"{value:.6f}" for value in item.probabilities]
-            shown = item.path.relative_to(base).as_posix()
-            writer.writerow([shown, names[best], values[best], *values])
+            values = [f"{value:.6f}" for value in (item.confidence, *item.values)]
+            writer.writerow([item.path.relative_to(base).as_posix(), item.name, *values])
     os.replace(temporary, path)
 
 
@@ -201,10 +235,8 @@ def _thumbnail(image: NDArray[np.uint8]) -> Image.Image:
     return picture.resize(size, kind)
 
 
-def contact_sheet(
-    predictions: Sequence[Prediction], names: Sequence[str], title: str
-) -> Image.Image:
-    """A grid of thumbnails, each with its most probable class and that probability."""
+def contact_sheet(predictions: Sequence[Prediction], title: str) -> Image.Image:
+    """A grid of thumbnails, each with its class or group and how sure that is."""
     columns = min(COLUMNS, len(predictions))
     rows = -(-len(predictions) // columns)
     cell, row_height = THUMBNAIL + GAP, THUMBNAIL + CAPTION + GAP
@@ -216,16 +248,15 @@ def contact_sheet(
     for number, item in enumerate(predictions):
         left = GAP + number % columns * cell
         top = 28 + GAP + number // columns * row_height
-        best = int(item.probabilities.argmax())
         if (picture := item.thumbnail) is not None:
             offset = (THUMBNAIL - picture.width) // 2, (THUMBNAIL - picture.height) // 2
             x, y = left + offset[0], top + offset[1]
             sheet.paste(picture, (x, y))
             # A frame, because a white picture would be lost on a white page.
             draw.rectangle((x, y, x + picture.width - 1, y + picture.height - 1), outline="silver")
-        name = _fitted(draw, names[best], font)
+        name = _fitted(draw, item.name, font)
         draw.text((left, top + THUMBNAIL + 3), name, "black", font=font)
-        percent = f"{100 * item.probabilities[best]:.1f} %"
+        percent = f"{100 * item.confidence:.1f} %"
         draw.text((left, top + THUMBNAIL + 21), percent, "dimgray", font=small)
     return sheet
 

@@ -110,5 +110,7 @@ class LowShotSVM(FeatureMethod):
             full=p["full"],
             seed=p["seed"],
         )
-        deviations = {f"map_std_{k}": value for k, value in maps.deviation.items()}
-        return {f"map_{k}": value for k, value in maps.reported.items()} | deviations
+        metrics = {f"map_{k}": value for k, value in maps.reported.items()}
+        if maps.shots:
+            metrics |= {f"map_std_{k}": value for k, value in maps.deviation.items()}
+        return metrics

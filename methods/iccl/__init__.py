@@ -1,0 +1,1 @@
+"""ICCL: see README.md."""

@@ -1,0 +1,261 @@
+"""Stage 2: classifiers on frozen features (spec 3.6): cRT, tau-norm, LWS, NCM, distillation.
+
+Shapes: n or B rows, d features v, K classes; a linear classifier has weight W (K, d), bias b (K,).
+Source of the variants: facebookresearch/classifier-balancing@f162ade, as the specification says.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shared.data.randomness import torch_generator
+from shared.data.streams import ClassCycles
+from shared.evaluation.features import Features
+from shared.evaluation.shots import macro_accuracy
+from shared.training.schedules import half_cosine
+
+VARIANTS = ("crt", "crt_distilled", "lws", "tau_norm", "ncm", "probe")
+
+
+# --- tau-normalisation: nothing is learnt ---
+
+
+def tau_normalised(weight: Tensor, tau: float) -> Tensor:
+    """(K, d) rows w_k / ||w_k||^tau. tau 0 leaves them, tau 1 makes them unit vectors."""
+    return weight / weight.norm(dim=1, keepdim=True).clamp(min=1e-12) ** tau
+
+
+def tau_norm_logits(features: Tensor, weight: Tensor, tau: float) -> Tensor:
+    """(B, K) logits of the tau-normalised classifier; the bias is dropped."""
+    return features @ tau_normalised(weight, tau).T
+
+
+def choose_tau(weight: Tensor, validation: Features, grid: Sequence[float]) -> float:
+    """The tau of the best macro accuracy on the VALIDATION features, the smallest one of a tie."""
+    scores = []
+    for tau in grid:
+        predictions = tau_norm_logits(validation.features, weight, tau).argmax(dim=1)
+        scores.append(macro_accuracy(predictions, validation.labels, len(weight)))
+    return grid[int(np.argmax(scores))]
+
+
+# --- nearest class mean: nothing is learnt ---
+
+
+class NearestClassMean(nn.Module):
+    """Distances to class means of centred, normalised features.
+
+    u = (v - mean of all training v) / norm. The class means of u are not normalised again, and
+    the class of the smallest squared Euclidean distance wins.
+    """
+
+    centre: Tensor
+    means: Tensor
+
+    def __init__(self, features: Tensor, labels: Tensor, num_classes: int):
+        super().__init__()
+        self.register_buffer("centre", features.mean(dim=0))
+        member = F.one_hot(labels, num_classes).to(features.dtype)
+        rows = member.sum(dim=0).clamp(min=1)[:, None]
+        self.register_buffer("means", member.T @ self.centred(features) / rows)
+
+    def centred(self, features: Tensor) -> Tensor:
+        return F.normalize(features - self.centre, dim=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, d) -> (B, K) negative squared distances."""
+        return -torch.cdist(self.centred(features), self.means).square()
+
+
+# --- learnt classifiers ---
+
+
+class LearnableScales(nn.Module):
+    """LWS: o = s * (W v + b), with W and b frozen. The scale multiplies the bias too."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, bias: Tensor):
+        super().__init__()
+        self.register_buffer("weight", weight.detach().clone())
+        self.register_buffer("bias", bias.detach().clone())
+        self.scale = nn.Parameter(torch.ones_like(self.bias))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.scale * F.linear(features, self.weight, self.bias)
+
+
+def fresh_classifier(features: int, num_classes: int, seed: int) -> nn.Linear:
+    """cRT starts from random weights (those of `nn.Linear`), never from stage 1's."""
+    classifier = nn.Linear(features, num_classes)
+    generator = torch_generator(seed, 0, "classifier")
+    bound = 1 / sqrt(features)
+    for parameter in classifier.parameters():
+        nn.init.uniform_(parameter, -bound, bound, generator=generator)
+    return classifier
+
+
+def distillation_divergence(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
+    """(B,) KL( softmax(t / T) || softmax(o / T) ), the sum over classes, of each row."""
+    student = (logits.float() / temperature).log_softmax(dim=1)
+    teacher = (teacher_logits.float() / temperature).log_softmax(dim=1)
+    return (teacher.exp() * (teacher - student)).sum(dim=1)
+
+
+def distillation_terms(
+    logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, settings: Mapping | None
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Terms and weights of (1 - beta) CE(o, y) + beta T^2 KL(t || o); plain CE without settings.
+
+    Args: logits (B, K), labels (B,), teacher_logits (B, K); settings {temperature: T, weight: beta}
+        or None.
+    """
+    ce = F.cross_entropy(logits, labels)
+    if settings is None or teacher_logits is None:
+        return {"ce": ce}, {}
+    temperature, beta = settings["temperature"], settings["weight"]
+    kl = temperature**2 * distillation_divergence(logits, teacher_logits, temperature).mean()
+    return {"ce": ce, "kl": kl}, {"ce": 1 - beta, "kl": beta}
+
+
+def train_on_features(
+    head: nn.Module,
+    data: Features,
+    settings: Mapping[str, Any],
+    seed: int,
+    teacher: nn.Module | None = None,
+) -> None:
+    """Train `head` on class-balanced batches of cached features, in place.
+
+    SGD with a cosine to 0; every batch is `per_class` images of a class in a row, classes in
+    shuffled cycles. With a `teacher`, the distillation objective.
+
+    Args:
+        settings: steps, batch_size, per_class, lr, momentum, weight_decay, distillation.
+    """
+    steps, batch_size = settings["steps"], settings["batch_size"]
+    cycles = ClassCycles(seed, data.labels.numpy(), settings["per_class"], steps * batch_size)
+    rows = torch.from_numpy(cycles.draws(0).positions.reshape(steps, batch_size).copy())
+    optimizer = torch.optim.SGD(
+        [parameter for parameter in head.parameters() if parameter.requires_grad],
+        lr=settings["lr"],
+        momentum=settings["momentum"],
+        weight_decay=settings["weight_decay"],
+    )
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: half_cosine(t, steps))
+    for batch in rows:
+        features, labels = data.features[batch], data.labels[batch]
+        taught = teacher(features).detach() if teacher is not None else None
+        terms, weights = distillation_terms(
+            head(features), labels, taught, settings["distillation"]
+        )
+        optimizer.zero_grad()
+        torch.stack(
+            [weights.get(name, 1.0) * term for name, term in terms.items()]
+        ).sum().backward()
+        optimizer.step()
+        scheduler.step()
+
+
+# --- all variants, on cached features ---
+
+
+class FeatureSets(NamedTuple):
+    """Cached features of the frozen encoder.
+
+    Attributes:
+        train: of the un-augmented training images, for class means.
+        learnt: of the training images as cRT and LWS see them, augmented or not.
+        test: of the test images.
+        validation: apart from the test set, for the choice of tau.
+        held_out: of the probe, whose classifier is trained on it instead of the training set: what
+            a representation is worth where every class has examples that it was not trained on.
+    """
+
+    train: Features
+    learnt: Features
+    test: Features
+    validation: Features | None = None
+    held_out: Features | None = None
+
+
+def balanced_logits(
+    classifier: nn.Linear, sets: FeatureSets, settings: Mapping[str, Any], seed: int
+) -> tuple[dict[str, Tensor], float | None]:
+    """Test logits (n, K) of every variant in `settings["variants"]`, and the tau that was used.
+
+    Args:
+        classifier: of stage 1; left as it is.
+        settings: variants; tau (null: chosen on validation from tau_grid); and those of
+            `train_on_features`, where distillation is that of `crt_distilled`.
+
+    Raises:
+        ValueError: a variant lacks the set that it needs.
+    """
+    weight, bias = classifier.weight.detach(), classifier.bias.detach()
+    classes, width = weight.shape
+    variants, plain = settings["variants"], {**settings, "distillation": None}
+    require_sets(settings, sets.validation is not None, sets.held_out is not None)
+    logits: dict[str, Tensor] = {}
+    tau = None
+    for variant in variants:
+        if variant == "tau_norm":
+            tau = settings["tau"]
+            if tau is None:
+                assert sets.validation is not None
+                tau = choose_tau(weight, sets.validation, settings["tau_grid"])
+            logits[variant] = tau_norm_logits(sets.test.features, weight, tau)
+            continue
+        if variant == "ncm":
+            head: nn.Module = NearestClassMean(sets.train.features, sets.train.labels, classes)
+        elif variant == "lws":
+            head = LearnableScales(weight, bias)
+            train_on_features(head, sets.learnt, plain, seed)
+        elif variant == "crt_distilled":
+            head = fresh_classifier(width, classes, seed)
+            train_on_features(head, sets.learnt, settings, seed, teacher=classifier)
+        else:
+            head = fresh_classifier(width, classes, seed)
+            seen = sets.learnt if variant == "crt" else sets.held_out
+            assert seen is not None
+            train_on_features(head, seen, plain, seed)
+        logits[variant] = head(sets.test.features).detach()
+    return logits, tau
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Raises ValueError for an unknown variant, naming the known ones."""
+    if unknown := [v for v in settings["variants"] if v not in VARIANTS]:
+        raise ValueError(
+            f"method.balancing.variants: unknown {', '.join(map(repr, unknown))}; "
+            f"known: {', '.join(VARIANTS)}"
+        )
+
+
+def needs_validation(settings: Mapping[str, Any]) -> bool:
+    return "tau_norm" in settings["variants"] and settings["tau"] is None
+
+
+def require_sets(settings: Mapping[str, Any], validation: bool, held_out: bool) -> None:
+    """Refuse variants that lack the set they need, before hours of training if asked then.
+
+    Raises:
+        ValueError: names the keys that would provide it.
+    """
+    if needs_validation(settings) and not validation:
+        raise ValueError(
+            "tau is chosen on a validation set, and there is none apart from the test set: set "
+            "data.val_split, or a fixed method.balancing.tau, or leave tau_norm out of "
+            "method.balancing.variants"
+        )
+    if "probe" in settings["variants"] and not held_out:
+        raise ValueError(
+            "the probe needs a held-out set: set data.probe_split, or leave probe out of "
+            "method.balancing.variants"
+        )

@@ -1,0 +1,215 @@
+"""What every arm shares: the network, SGD and its schedule, evaluation by shots, rebalancing."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from methods.iccl.balancing import (
+    FeatureSets,
+    balanced_logits,
+    check_settings,
+    needs_validation,
+    require_sets,
+)
+from shared.evaluation.features import Features, eval_mode, extract_features
+from shared.evaluation.shots import macro_accuracy, shot_accuracy
+from shared.nn.encoder import Encoder
+from shared.training.classification import Batch, ClassificationMethod
+from shared.training.schedules import half_cosine, steps
+
+__all__ = ["Batch", "LongTailClassifier"]
+
+
+class LongTailClassifier(ClassificationMethod):
+    """An `Encoder` under training on long-tailed data; subclasses add `training_step`.
+
+    Logs, in percent, `val/...` and `test/joint_...`: `all` (over samples), `macro` (over classes),
+    `many`, `medium` and `few` (over the classes of the group, spec 7.2; an empty group is left
+    out). After training it rebalances the classifier on cached features and logs
+    `test/<variant>_...` for each variant.
+
+    Args:
+        backbone, num_classes, projection: see `Encoder`.
+        channels_last: memory layout of the network.
+        lr, momentum, weight_decay: of SGD, for all parameters.
+        schedule: see `rate_factor`.
+        balancing: of stage 2 on cached features, see `balanced_logits`; None leaves it out.
+        many, few: training images above and below which a class counts as such.
+        seed: of all draws of the method itself.
+    """
+
+    variant: ClassVar[str] = "joint"
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        num_classes: int,
+        projection: dict[str, Any] | None,
+        channels_last: bool,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        schedule: dict[str, Any],
+        balancing: dict[str, Any] | None,
+        many: int,
+        few: int,
+        seed: int,
+    ):
+        super().__init__()
+        if balancing is not None:
+            check_settings(balancing)
+        rate_factor(0, schedule)
+        self.encoder = Encoder(backbone, num_classes, projection)
+        self.lay_out(self.encoder, channels_last)
+        self.predictions = Predictions()
+        self.class_counts: Tensor | None = None
+
+    @property
+    def datamodule(self) -> Any:
+        """The run's data, None where the loop was given loaders alone."""
+        return getattr(self.trainer, "datamodule", None)
+
+    def setup(self, stage: str) -> None:
+        counts = getattr(self.datamodule, "class_counts", None)
+        if counts is not None:
+            self.class_counts = torch.as_tensor(counts)
+        if self.hparams["balancing"] is not None and self.datamodule is not None:
+            held_out = self.datamodule.hparams.get("probe_split") is not None
+            require_sets(self.hparams["balancing"], self.has_validation, held_out)
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is a validation set apart from the test set."""
+        splits = self.datamodule.hparams
+        return splits.get("val_split") != splits.get("test_split")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        if self.class_counts is not None:
+            checkpoint["class_counts"] = self.class_counts.tolist()
+
+    def configure_optimizers(self):
+        p = self.hparams
+        optimizer = torch.optim.SGD(
+            [parameter for parameter in self.parameters() if parameter.requires_grad],
+            lr=p["lr"],
+            momentum=p["momentum"],
+            weight_decay=p["weight_decay"],
+        )
+        schedule = p["schedule"]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda time: rate_factor(time, schedule)
+        )
+        return [optimizer], [{"scheduler": scheduler, "interval": schedule["every"]}]
+
+    # --- evaluation ---
+
+    def score(self, suffix: str, logits: Tensor, labels: Tensor) -> None:
+        super().score(suffix, logits, labels)
+        self.predictions.update(logits, labels)
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        self.log_shots("val/", *self.predictions.compute())
+        self.predictions.reset()
+
+    def on_test_epoch_end(self) -> None:
+        super().on_test_epoch_end()
+        self.log_shots(f"test/{self.variant}_", *self.predictions.compute())
+        self.predictions.reset()
+        if self.hparams["balancing"] is not None and self.class_counts is not None:
+            self.rebalance()
+
+    def log_shots(self, prefix: str, predictions: Tensor, labels: Tensor) -> None:
+        """Accuracies in percent; those of empty groups are left out."""
+        if self.class_counts is None or not len(labels):
+            return
+        p = self.hparams
+        values = shot_accuracy(predictions, labels, self.class_counts, p["many"], p["few"])
+        values["macro"] = macro_accuracy(predictions, labels, len(self.class_counts))
+        self.log_dict({prefix + k: 100 * v for k, v in values.items() if v == v})
+
+    def rebalance(self) -> None:
+        """Stage 2 on cached features of the frozen encoder in evaluation mode."""
+        data, settings = self.datamodule, self.hparams["balancing"]
+        # Lightning tests in inference mode, whose tensors cannot be trained on.
+        with torch.inference_mode(False), torch.enable_grad(), eval_mode(self):
+            train = self.features(data.features_dataloader())
+            passes = settings["augmented_passes"]
+            sets = FeatureSets(
+                train=train,
+                learnt=self.features(data.augmented_dataloader(passes)) if passes else train,
+                test=self.features(data.test_dataloader()),
+                validation=(
+                    self.features(data.val_dataloader()) if needs_validation(settings) else None
+                ),
+                held_out=(
+                    self.features(data.probe_dataloader())
+                    if "probe" in settings["variants"]
+                    else None
+                ),
+            )
+            classifier: Any = self.encoder.classifier
+            on_cpu = nn.Linear(classifier.in_features, classifier.out_features)
+            on_cpu.load_state_dict({k: v.cpu() for k, v in classifier.state_dict().items()})
+            logits, tau = balanced_logits(on_cpu, sets, settings, self.hparams["seed"])
+        for variant, rows in logits.items():
+            self.log_shots(f"test/{variant}_", rows.argmax(dim=1), sets.test.labels)
+        if tau is not None:
+            self.log("test/tau", tau)
+
+    def features(self, loader: Any) -> Features:
+        """Pooled features of every image of the loader, in order."""
+        return extract_features(
+            lambda images: self.encoder.backbone(self.concatenate([images])), loader, self.device
+        )
+
+
+class Predictions(Metric):
+    """Predicted and true classes of an evaluation, over all ranks."""
+
+    full_state_update = False
+    predicted: list[Tensor]
+    labels: list[Tensor]
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("predicted", [], dist_reduce_fx="cat")
+        self.add_state("labels", [], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """logits (N, K), labels (N,)."""
+        self.predicted.append(logits.argmax(dim=1))
+        self.labels.append(labels)
+
+    def compute(self) -> Tensor:
+        """(2, n): predicted classes, true classes."""
+        return torch.stack([dim_zero_cat(self.predicted), dim_zero_cat(self.labels)]).cpu()
+
+
+def rate_factor(time: int, schedule: Mapping[str, Any]) -> float:
+    """Factor of the learning rate at `time`, counted from 0 in `schedule["every"]` (step, epoch).
+
+    The product of a linear warm-up, min(1, (t + 1) / warm_up); of `gamma` for each milestone that
+    is reached; and of a half cosine of length `cosine`, down to 0. The CIFAR-LT recipe is
+    `{every: epoch, cosine: null, warm_up: 5, milestones: [160, 180], gamma: 0.01}`.
+
+    Raises:
+        ValueError: other keys, or another unit of time.
+    """
+    keys = {"every", "cosine", "warm_up", "milestones", "gamma"}
+    if schedule.keys() != keys or schedule["every"] not in ("step", "epoch"):
+        raise ValueError(
+            f"method.schedule needs {', '.join(sorted(keys))}, and every: step or epoch; got "
+            f"{dict(schedule)}"
+        )
+    factor = steps(time, schedule["milestones"], schedule["gamma"])
+    if schedule["warm_up"]:
+        factor *= min(1.0, (time + 1) / schedule["warm_up"])
+    if schedule["cosine"] is not None:
+        factor *= half_cosine(time, schedule["cosine"])
+    return factor

@@ -1,0 +1,185 @@
+"""Two streams of one long-tailed training set: class-agnostic images and class-aware partners.
+
+Every arm of a comparison reads the same set through the same samplers (spec 3.2): `iccl` pairs an
+agnostic with an aware stream, ordinary mixing two agnostic ones, plain cross-entropy reads one.
+"""
+
+import logging
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.data.batches import EvaluationBatches
+from shared.data.images import ImageSet
+from shared.data.loader import EvaluationLoader, ResumableLoader
+from shared.data.long_tail import class_aware_weights
+from shared.data.module import ImageDataModule
+from shared.data.randomness import sample_keys
+from shared.data.samplers import Draws
+from shared.data.streams import ClassCycles, Permutation, Stream, StreamBatches, WeightedDraws
+from shared.data.views import Views
+
+log = logging.getLogger(__name__)
+
+SAMPLERS = ("agnostic", "aware", "cycles")
+PARTNER_STREAM = 3  # its random numbers are not those of the first stream
+
+
+class LongTailData(ImageDataModule):
+    """Training batches of a long-tailed set, and what `ImageDataModule` gives.
+
+    Training batch, with B = batch_size per rank divided by the world size: `images` (B, C, H, W)
+    float32, `labels` (B,) and `indices` (B,) int64 of the first stream; and, if there is a second
+    one, `partners`, `partner_labels` and `partner_indices` of it. Both streams have the same
+    augmentation, drawn anew for every draw of an image.
+
+    Samplers: "agnostic" is a shuffled pass (every image equally likely); "aware" draws with
+    replacement, image i of class y with probability proportional to n_y^-gamma; "cycles" is the
+    public class-balanced sampler, for stage 2. An epoch is as long as one pass of the training set,
+    whatever the sampler.
+
+    Args:
+        batch_size: B of each stream, total over all ranks.
+        first, second: sampler of each stream; `second` None for batches without partners.
+        class_aware_gamma: 0 is class-agnostic, 1 makes all classes equally likely, 2 reverses them.
+        per_class: m of "cycles", images of a class in a row.
+        probe_split: the reader's split that the linear probe is trained on, apart from the others.
+        drop_last: leave out an epoch's ragged last batch. False by default, so that every class
+            has been seen when the centroid losses begin.
+        base: the arguments of `ImageDataModule`.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        first: str = "agnostic",
+        second: str | None = "aware",
+        class_aware_gamma: float = 1.0,
+        per_class: int = 4,
+        drop_last: bool = False,
+        probe_split: str | None = None,
+        **base: Any,
+    ) -> None:
+        super().__init__(**base)
+        for name, sampler in (("first", first), ("second", second or "agnostic")):
+            if sampler not in SAMPLERS:
+                raise ValueError(f"data.{name}={sampler!r}: expected one of {', '.join(SAMPLERS)}")
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """(K,) training images per class.
+
+        Raises:
+            ValueError: a class without any, which no sampler could draw.
+        """
+        images = self.images("train")
+        counts = np.bincount(images.labels[self.train_indices], minlength=len(images.class_names))
+        if (counts == 0).any():
+            empty = [images.class_names[k] for k in np.flatnonzero(counts == 0)[:5]]
+            raise ValueError(
+                f"no training image of class {', '.join(map(repr, empty))} (subset="
+                f"{self._h.subset}): raise subset or use all images"
+            )
+        return counts
+
+    def setup(self, stage: str) -> None:
+        """Read the data, check sizes and say how long the tail is, before training starts."""
+        counts = self.class_counts
+        if stage == "fit":
+            self._schedule()
+            log.info(
+                "%d training images of %d classes, %d to %d per class; %d classes have more than "
+                "100, %d have fewer than 20",
+                *(counts.sum(), len(counts), counts.max(), counts.min()),
+                *((counts > 100).sum(), (counts < 20).sum()),
+            )
+
+    def train_dataloader(self) -> ResumableLoader:
+        dataset = StreamPairs(
+            self.images("train"), self.train_indices, self.transform, self._h.seed
+        )
+        return ResumableLoader(dataset, self._schedule(), self._h.num_workers)
+
+    def probe_dataloader(self) -> EvaluationLoader | None:
+        """Un-augmented images for the linear probe; None without `probe_split`."""
+        return None if self._h.probe_split is None else self._evaluation(self._h.probe_split)
+
+    def augmented_dataloader(self, passes: int) -> EvaluationLoader:
+        """Every training image `passes` times, each time augmented anew; for cached features."""
+        return self._loader(
+            AugmentedPasses(
+                self.images("train"), self.transform, self.train_indices, passes, self._h.seed
+            )
+        )
+
+    def _schedule(self) -> StreamBatches:
+        h = self._h
+        streams = [self._stream(h.first, 0)]
+        if h.second is not None:
+            streams.append(self._stream(h.second, PARTNER_STREAM))
+        sizes = [h.batch_size] * len(streams)
+        return StreamBatches(streams, sizes, h.drop_last, *self._rank_and_world())
+
+    def _stream(self, sampler: str, number: int) -> Stream:
+        """`number` tells apart the random numbers of the two streams."""
+        seed, size = self._h.seed, len(self.train_indices)
+        if sampler == "agnostic":
+            return Permutation(seed, size, number)
+        labels = self.images("train").labels[self.train_indices]
+        if sampler == "cycles":
+            return ClassCycles(seed, labels, self._h.per_class, size, number + 1)
+        per_image, _ = class_aware_weights(self.class_counts, self._h.class_aware_gamma)
+        return WeightedDraws(seed, per_image[labels], size, number + 2)
+
+
+class StreamPairs:
+    """Makes batches from plans of one or two streams over `members` (sorted data set indices)."""
+
+    def __init__(
+        self, images: ImageSet, members: NDArray[np.int64], transform: Views, seed: int
+    ) -> None:
+        self.images, self.members = images, members
+        self.transform, self.seed = transform, seed
+
+    def __getitems__(self, plan: tuple[Draws, ...]) -> dict[str, Tensor]:
+        batch: dict[str, Tensor] = {}
+        names = [("images", "labels", "indices"), ("partners", "partner_labels", "partner_indices")]
+        for draws, (view, labels, place) in zip(plan, names, strict=False):
+            pixels, indices = self.images.take(self.members[draws.positions], self.members)
+            # Streams have keys of their own: an image paired with itself is augmented twice.
+            keys = sample_keys(self.seed, draws.passes, indices, view)
+            batch[view] = self.transform(pixels, "train", keys)
+            batch[labels] = torch.from_numpy(self.images.labels[indices])
+            batch[place] = torch.from_numpy(indices)
+        return batch
+
+
+class AugmentedPasses(EvaluationBatches):
+    """Evaluation batches of augmented images; `indices` number the draws, pass after pass."""
+
+    def __init__(
+        self,
+        images: ImageSet,
+        transform: Views,
+        members: NDArray[np.int64],
+        passes: int,
+        seed: int,
+    ) -> None:
+        super().__init__(images, transform, members)
+        self.passes, self.seed = passes, seed
+
+    def __len__(self) -> int:
+        return self.passes * len(self.members)
+
+    def __getitems__(self, positions: NDArray[np.int64]) -> dict[str, Any]:
+        passes, places = np.divmod(positions, len(self.members))
+        pixels, indices = self.images.take(self.members[places], self.members)
+        keys = sample_keys(self.seed, passes, indices, "stage2")
+        return {
+            "images": self.transform(pixels, "train", keys),
+            "labels": torch.from_numpy(self.images.labels[indices]),
+            "indices": torch.from_numpy(positions),
+        }

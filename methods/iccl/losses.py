@@ -1,0 +1,73 @@
+"""The equations of ICCL's representation stage (spec 3.3 steps 2 and 3, and 3.4).
+
+Shapes: B images, K classes, D embedding size. lambda always weighs the class-agnostic image.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from shared.training.distributed import own_rows, world_size
+
+LAMBDA_STREAM = 0x1CC1  # keeps these draws apart from others of the same (seed, step)
+
+
+def draw_lambda(mix: Mapping[str, Any], count: int, seed: int, step: int) -> Tensor:
+    """(B,) weights of this rank's `count` images in this step: a function of (seed, step).
+
+    lambda ~ Beta(alpha, alpha), one per "sample" or one per "batch" (`mix["granularity"]`). There
+    is no max(lambda, 1 - lambda), for the two sources have different roles.
+    """
+    generator = np.random.default_rng([seed & (2**64 - 1), step, LAMBDA_STREAM])
+    everyone = count * world_size()
+    draws = 1 if mix["granularity"] == "batch" else everyone
+    lam = generator.beta(mix["alpha"], mix["alpha"], draws).astype(np.float32)
+    return own_rows(torch.from_numpy(lam).expand(everyone))
+
+
+def check_mix(mix: Mapping[str, Any]) -> None:
+    """Raises ValueError for a granularity or alpha that cannot be drawn from."""
+    if mix["granularity"] not in ("sample", "batch"):
+        raise ValueError(f"method.mix.granularity={mix['granularity']!r}: expected sample or batch")
+    if not mix["alpha"] > 0:
+        raise ValueError(f"method.mix.alpha={mix['alpha']}: Beta(alpha, alpha) needs alpha above 0")
+
+
+def interpolate(images: Tensor, partners: Tensor, lam: Tensor) -> Tensor:
+    """x_m = lambda x_u + (1 - lambda) x_a, on normalised images.
+
+    Shapes: images (class-agnostic) and partners (class-aware) (B, ...), lam (B,). Returns (B, ...).
+    """
+    lam = lam.view(-1, *[1] * (images.dim() - 1))
+    return lam * images + (1 - lam) * partners
+
+
+def interpolated_cross_entropy(
+    logits: Tensor, labels: Tensor, partner_labels: Tensor, lam: Tensor
+) -> Tensor:
+    """Mean over the batch of -lambda log p(y_u) - (1 - lambda) log p(y_a), p = softmax(logits).
+
+    With classifier logits it is L_ce(m); with similarities to the centroids over the temperature
+    it is L_icc(m), the interpolative centroid contrastive loss: an interpolated image must retrieve
+    the centroids of both its source classes.
+
+    Shapes: logits (B, K), labels, partner_labels and lam (B,).
+    """
+    log_probs = logits.float().log_softmax(dim=1)
+    return (
+        lam * F.nll_loss(log_probs, labels, reduction="none")
+        + (1 - lam) * F.nll_loss(log_probs, partner_labels, reduction="none")
+    ).mean()
+
+
+def centroid_contrastive_loss(centroid_logits: Tensor, labels: Tensor) -> Tensor:
+    """L_cc(u): mean of -log p(y_u | z_u), p the softmax over ALL K centroids.
+
+    A centroid that is still zero takes part with logit 0.
+    Shapes: centroid_logits (B, K) similarities over the temperature, labels (B,).
+    """
+    return F.cross_entropy(centroid_logits.float(), labels)

@@ -1,0 +1,147 @@
+"""ICCL's representation stage.
+
+Shapes: B images of each stream, K classes, D embedding size. Source: spec 3.3 to 3.5. No official
+code exists; which details are the paper's and which are ours is said there and in README.md.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from methods.iccl.classifier import Batch, LongTailClassifier
+from methods.iccl.losses import (
+    centroid_contrastive_loss,
+    check_mix,
+    draw_lambda,
+    interpolate,
+    interpolated_cross_entropy,
+)
+from shared.data.randomness import torch_generator
+from shared.evaluation.features import eval_mode, extract_features
+from shared.nn.prototypes import ClassPrototypes
+from shared.training.distributed import all_gather
+
+
+class ICCL(LongTailClassifier):
+    """Interpolative centroid contrastive learning.
+
+    An image of the class-agnostic stream is interpolated with one of the class-aware stream, and
+    its embedding must retrieve the centroids of both source classes. With a second class-agnostic
+    stream instead (`data.second=agnostic`) it is the baseline `mix`: ordinary mixing, same losses.
+
+    Args:
+        temperature: tau of the similarities to the centroids.
+        centroid_momentum: m_c of the centroids' moving average.
+        centroid_mode: `ema`, or `epoch_mean`: exact class means of the un-augmented training
+            images, computed with the encoder in evaluation mode when an epoch starts.
+        centroid_warm_up: epochs without centroid losses, until every class has been seen.
+        w_agnostic, w_interp: w_u and w_m, of the un-mixed and of the interpolated branch.
+        w_centroid: w_c, of the centroid losses within each branch.
+        mix: `{alpha, granularity, joint_forward}`: lambda ~ Beta(alpha, alpha), one per `sample` or
+            per `batch`; with `joint_forward` both branches share their BatchNorm statistics.
+        sabotage: negative control of the claim, never set otherwise: "centroids" gives every class
+            the centroid of another one, which changes from step to step.
+    """
+
+    def __init__(
+        self,
+        temperature: float,
+        centroid_momentum: float,
+        centroid_mode: str,
+        centroid_warm_up: int,
+        w_agnostic: float,
+        w_interp: float,
+        w_centroid: float,
+        mix: dict[str, Any],
+        sabotage: str | None = None,
+        **common: Any,
+    ):
+        super().__init__(**common)
+        self.save_hyperparameters()
+        check_mix(mix)
+        if centroid_mode not in ("ema", "epoch_mean"):
+            raise ValueError(f"method.centroid_mode={centroid_mode!r}: expected ema or epoch_mean")
+        if sabotage not in (None, "centroids"):
+            raise ValueError(f'method.sabotage must be null or "centroids", got {sabotage!r}')
+        self.centroids = ClassPrototypes(common["num_classes"], common["projection"]["dim"])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        # 3.3, steps 1 to 4: two sampled batches, interpolation, one forward of both branches
+        x_u, y_u = batch["images"], batch["labels"]
+        x_a, y_a = batch["partners"], batch["partner_labels"]
+        lam = self.draw_lambda(len(x_u))
+        x_m = interpolate(x_u, x_a, lam)
+        o_u, o_m, z_u, z_m = self.encode(x_u, x_m)
+
+        # 3.4: the centroids are those before this step
+        s_u, s_m = self.centroid_logits(z_u), self.centroid_logits(z_m)
+        terms = {
+            "ce_agnostic": F.cross_entropy(o_u, y_u),
+            "cc_agnostic": centroid_contrastive_loss(s_u, y_u),
+            "ce_interp": interpolated_cross_entropy(o_m, y_u, y_a, lam),
+            "cc_interp": interpolated_cross_entropy(s_m, y_u, y_a, lam),
+        }
+        loss = self.total_loss(terms, self.loss_weights(), batch["indices"])
+        retrieved = (s_u.argmax(dim=1) == y_u).float().mean()
+        self.log_train({"centroid_accuracy": 100 * retrieved})
+
+        # 3.5: only un-mixed class-agnostic embeddings move the centroids
+        if self.hparams["centroid_mode"] == "ema":
+            self.centroids.update(
+                all_gather(z_u.detach()), all_gather(y_u), self.hparams["centroid_momentum"]
+            )
+        return loss
+
+    def draw_lambda(self, count: int) -> Tensor:
+        """(B,) weights of the class-agnostic images in this step."""
+        p = self.hparams
+        return draw_lambda(p["mix"], count, p["seed"], self.global_step).to(self.device)
+
+    def encode(self, x_u: Tensor, x_m: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits (B, K) of both branches, then their unit embeddings (B, D)."""
+        if self.hparams["mix"]["joint_forward"]:
+            logits, embeddings = self.encoder(self.concatenate([x_u, x_m]))
+            return *logits.split(len(x_u)), *embeddings.split(len(x_u))
+        o_u, z_u = self.encoder(self.concatenate([x_u]))
+        o_m, z_m = self.encoder(self.concatenate([x_m]))
+        return o_u, o_m, z_u, z_m
+
+    def centroid_logits(self, embeddings: Tensor) -> Tensor:
+        """(B, D) -> (B, K) similarities to the centroids over the temperature."""
+        logits = self.centroids.logits(embeddings, self.hparams["temperature"])
+        if self.hparams["sabotage"] is None:
+            return logits
+        # Another shift in each step: a fixed one would still give every class a target of its own.
+        generator = torch_generator(self.hparams["seed"], self.global_step, "sabotage")
+        shift = 1 + int(torch.randint(logits.shape[1] - 1, (), generator=generator))
+        return logits.roll(shift, dims=1)
+
+    def loss_weights(self) -> dict[str, float]:
+        """L = w_u (L_ce(u) + w_c L_cc(u)) + w_m (L_ce(m) + w_c L_icc(m))."""
+        p = self.hparams
+        w_c = p["w_centroid"] if self.current_epoch >= p["centroid_warm_up"] else 0.0
+        return {
+            "ce_agnostic": p["w_agnostic"],
+            "cc_agnostic": p["w_agnostic"] * w_c,
+            "ce_interp": p["w_interp"],
+            "cc_interp": p["w_interp"] * w_c,
+        }
+
+    def on_train_epoch_start(self) -> None:
+        """Not called when a run resumes within an epoch: the checkpoint has the epoch's means."""
+        if self.hparams["centroid_mode"] == "epoch_mean":
+            self.recompute_centroids()
+
+    def recompute_centroids(self) -> None:
+        """The mean embedding of each class's un-augmented training images, to unit norm."""
+        with eval_mode(self):
+            z, labels, _ = extract_features(
+                lambda images: self.encoder(self.concatenate([images]))[1],
+                self.datamodule.features_dataloader(),
+                self.device,
+            )
+        member = F.one_hot(labels, len(self.centroids.prototypes)).to(z.dtype)
+        means = member.T @ z / member.sum(dim=0).clamp(min=1)[:, None]
+        self.centroids.prototypes.copy_(F.normalize(means, dim=1, eps=1e-12))

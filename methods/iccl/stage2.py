@@ -1,0 +1,73 @@
+"""Stage 2 at paper scale: a classifier on augmented images, the encoder frozen (spec 3.6)."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from methods.iccl.balancing import distillation_terms
+from methods.iccl.classifier import Batch, LongTailClassifier
+
+
+class BalancedClassifier(LongTailClassifier):
+    """cRT or LWS on class-balanced batches (`data.first=cycles`); logs `test/<learnt>_...`.
+
+    Start it from stage 1: `warm_start={kind: stage1, path: .../last.ckpt}` gives the encoder, and
+    for LWS the classifier, which stays as it is. cRT re-initialises it.
+
+    Args:
+        learnt: `crt`, a new linear classifier; or `lws`, one scale per class of the old one.
+        freeze_bn: the encoder stays in evaluation mode. The public code lets its BatchNorm
+            statistics move, which changes the features that are called frozen.
+        distillation: `{temperature, weight}` to learn from the stage-1 classifier too; null: off.
+        common: see `LongTailClassifier`; projection and balancing are null.
+    """
+
+    variant: ClassVar[str] = "crt"
+    evaluated: ClassVar[dict[str, str]] = {"": "balanced"}
+    predictor: ClassVar[str] = "balanced"
+
+    def __init__(
+        self, learnt: str, freeze_bn: bool, distillation: dict[str, Any] | None, **common: Any
+    ):
+        super().__init__(**common)
+        self.save_hyperparameters()
+        if learnt not in ("crt", "lws"):
+            raise ValueError(f"method.learnt={learnt!r}: expected crt or lws")
+        self.variant = learnt  # type: ignore[misc]  # names the metrics of this run
+        classifier: Any = self.encoder.classifier
+        self.encoder.backbone.requires_grad_(False)
+        self.teacher: nn.Linear | None = None
+        self.scales: nn.Parameter | None = None
+        if distillation is not None:
+            self.teacher = nn.Linear(classifier.in_features, classifier.out_features)
+            self.teacher.requires_grad_(False)
+        if learnt == "lws":
+            classifier.requires_grad_(False)
+            self.scales = nn.Parameter(torch.ones(classifier.out_features))
+        self.train()
+
+    def train(self, mode: bool = True) -> "BalancedClassifier":
+        super().train(mode)
+        if self.hparams["freeze_bn"]:
+            self.encoder.backbone.eval()
+        return self
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        with torch.no_grad():
+            features = self.encoder.backbone(self.concatenate([batch["images"]]))
+            taught = self.teacher(features) if self.teacher is not None else None
+        terms, weights = distillation_terms(
+            self.classify(features), batch["labels"], taught, self.hparams["distillation"]
+        )
+        return self.total_loss(terms, weights, batch["indices"])
+
+    def classify(self, features: Tensor) -> Tensor:
+        """(B, d) -> (B, K): W v + b, and with LWS its product with the scales."""
+        classifier: Any = self.encoder.classifier
+        logits = classifier(features).float()
+        return logits if self.scales is None else self.scales * logits
+
+    def balanced(self, images: Tensor) -> tuple[Tensor, None]:
+        """(N, C, H, W) -> (N, K) logits."""
+        return self.classify(self.encoder.backbone(images)), None

@@ -1,0 +1,80 @@
+"""What the arms share: an encoder trained on web labels, and how it is evaluated and audited."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.mopro.audit import audit_rule
+from shared.evaluation.features import extract_features
+from shared.evaluation.linear import epoch_factor
+from shared.nn.encoder import Encoder
+from shared.training.classification import Batch, ClassificationMethod
+from shared.training.optim import weight_decay_groups
+
+__all__ = ["Batch", "WebClassifier"]
+
+
+class WebClassifier(ClassificationMethod):
+    """An `Encoder` under SGD with a schedule by epochs; subclasses add `training_step`, `scores`.
+
+    Args:
+        backbone, num_classes, projection: see `Encoder`.
+        threshold: T of the correction rule. Where the truth about the web images is known
+            (`WebData.truth`), evaluation audits the rule, whether or not an arm trains by it.
+        lr, momentum, weight_decay: of SGD without Nesterov; the decay holds for ALL parameters.
+        schedule: `{kind: steps, milestones, gamma}` or `{kind: cosine}`, constant in an epoch.
+        total_epochs: E of the cosine.
+        channels_last: memory layout of the network; exact, and faster on CPU and GPU.
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        num_classes: int,
+        projection: dict[str, Any] | None,
+        threshold: float,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        schedule: dict[str, Any],
+        total_epochs: int,
+        channels_last: bool,
+    ):
+        super().__init__()
+        self.encoder = Encoder(backbone, num_classes, projection)
+        self.lay_out(self.encoder, channels_last)
+        self.factor = epoch_factor(schedule, total_epochs)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """(B, K) soft labels, on which the correction rule decides."""
+        raise NotImplementedError
+
+    def configure_optimizers(self):
+        p = self.hparams
+        optimizer = torch.optim.SGD(
+            weight_decay_groups(self.encoder, p["weight_decay"]),
+            lr=p["lr"],
+            momentum=p["momentum"],
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.factor)
+        return [optimizer], [{"scheduler": scheduler, "interval": "epoch"}]
+
+    def log_accuracy(self, split: str) -> None:
+        super().log_accuracy(split)
+        self.log_audit(split)
+
+    def log_audit(self, split: str) -> None:
+        """What the rule makes of the web images whose true labels are known; see `audit_rule`."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        loader = data.audit_dataloader(split) if hasattr(data, "audit_dataloader") else None
+        if loader is None:
+            return
+        found = extract_features(
+            lambda images: self.scores(images.contiguous(memory_format=self.memory_format)),
+            loader,
+            self.device,
+        )
+        true_labels = torch.from_numpy(data.true_labels)[found.indices]
+        values = audit_rule(found.features, found.labels, true_labels, self.hparams["threshold"])
+        self.log_dict({f"{split}/{name}": value for name, value in values.items()})

@@ -1,0 +1,138 @@
+"""Offline noise cleaning: the training list with corrected labels and without OOD images.
+
+    python -m methods.mopro.cleaning CHECKPOINT OUTPUT experiment=mopro/webvision_v1 [overrides]
+
+CHECKPOINT is one of our runs or an official pre-training file, OUTPUT the JSON annotation
+{"images": [paths], "labels": [ints]} of the kept images in list order, which
+`data.dataset.cleaned=OUTPUT` reads for the retraining. Source: spec 3.8; salesforce/MoPro@155cae3
+`noise_cleaning.py`.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from methods.mopro import official
+from methods.mopro.losses import correct_labels
+from methods.mopro.module import MoPro
+from shared.data.loader import EvaluationLoader
+from shared.data.webvision import training_list
+from shared.evaluation.features import eval_mode, extract_features
+from shared.overrides import CONF, OverrideError, validate
+from shared.training.checkpoints import CheckpointError, load_checkpoint, load_module
+
+ALPHA = 0.5
+"""Classifier and prototypes count the same here, whatever alpha was in training."""
+
+
+@dataclass(frozen=True)
+class CleanedList:
+    """Kept images in list order: indices (n,) of the training set and their corrected labels (n,).
+
+    `relabelled` and `dropped` count images; the rule was applied to `total`.
+    """
+
+    indices: Tensor
+    labels: Tensor
+    relabelled: int
+    dropped: int
+    total: int
+
+
+def clean(module: MoPro, loader: EvaluationLoader, threshold: float) -> CleanedList:
+    """Apply the correction rule with the final prototypes to every image of `loader`.
+
+    Query encoder in evaluation mode, un-augmented images.
+    """
+    with eval_mode(module):
+        found = extract_features(
+            lambda images: module.scores(module.concatenate([images]), ALPHA), loader, module.device
+        )
+    rule = correct_labels(found.features, found.labels, threshold)
+    return CleanedList(
+        found.indices[rule.kept],
+        rule.labels[rule.kept],
+        int(rule.relabelled.sum()),
+        int((~rule.kept).sum()),
+        len(rule.kept),
+    )
+
+
+def write_annotation(path: Path, images: Sequence[str], labels: Sequence[int]) -> None:
+    """At once or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps({"images": list(images), "labels": list(labels)}))
+    os.replace(temporary, path)
+
+
+def compose_experiment(overrides: Sequence[str]) -> DictConfig:
+    """The config of `experiment=...` and further Hydra overrides.
+
+    Raises:
+        OverrideError: a key or value that does not exist, with the nearest one.
+    """
+    validate(overrides)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", [*overrides, "name=cleaning"])
+
+
+def load_pretraining(path: str | Path, config: DictConfig) -> pl.LightningModule:
+    """One of our runs, or an official file in the module that `config.method` describes."""
+    if "_target_" in load_checkpoint(path):
+        return load_module(path)
+    module: Any = _instantiate(config.method)
+    official.load(module, path)
+    return module.eval()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line; what is wrong goes to stderr in one line, with exit status 2."""
+    parser = argparse.ArgumentParser(prog="python -m methods.mopro.cleaning", description=__doc__)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("overrides", nargs="+", help="experiment=NAME and further Hydra overrides")
+    arguments = parser.parse_intermixed_args(argv)
+    try:
+        config = compose_experiment(arguments.overrides)
+        module = load_pretraining(arguments.checkpoint, config)
+        if not isinstance(module, MoPro):
+            raise CheckpointError(
+                f"{arguments.checkpoint} is a {type(module).__name__}: the rule needs MoPro's "
+                "prototypes"
+            )
+        data: Any = _instantiate(config.data)
+        module.to("cuda" if torch.cuda.is_available() else "cpu")
+        done = clean(module, data.features_dataloader(), module.hparams["threshold"])
+        paths, _ = training_list(Path(config.data.dataset.root), len(data.class_names))
+    except (OverrideError, CheckpointError, FileNotFoundError, ValueError) as error:
+        print(f"cleaning: {error}", file=sys.stderr)
+        return 2
+    images = [paths[index] for index in done.indices.tolist()]
+    write_annotation(arguments.output, images, done.labels.tolist())
+    print(
+        f"{arguments.output}: {len(images)} of {done.total} images kept, {done.relabelled} of them "
+        f"relabelled, {done.dropped} dropped as out of distribution"
+    )
+    return 0
+
+
+def _instantiate(config: DictConfig) -> Any:
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return instantiate(plain, _recursive_=False, _convert_="all", _partial_=True)()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,66 @@
+"""WebVision-like training data, and for scoring alone what its images really show."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.data.batches import EvaluationBatches
+from shared.data.folders import not_found
+from shared.data.images import DataCorruptError, DataNotFoundError
+from shared.data.loader import EvaluationLoader
+from shared.data.views_data import ViewsData
+from shared.data.webvision import training_list
+
+
+class WebData(ViewsData):
+    """`ViewsData` of a set in the WebVision layout whose true labels may be known.
+
+    No training batch holds anything of the truth; `audit_dataloader` and `true_labels` serve the
+    audit of the correction rule.
+
+    Args:
+        truth: `{path: {"label": true label, or null if out of distribution}}` for every training
+            path of the lists; None for data whose truth nobody knows.
+        audit_images: training images audited in a validation, evenly spaced; the test audits all.
+        rest: see `ViewsData`.
+    """
+
+    def __init__(self, truth: str | None, audit_images: int, **rest: Any) -> None:
+        super().__init__(**rest)
+
+    def audit_dataloader(self, split: str) -> EvaluationLoader | None:
+        """Un-augmented training images with their web labels; None if no truth is known."""
+        if self._h.truth is None:
+            return None
+        members = self.train_indices
+        if split != "test" and self._h.audit_images < len(members):
+            places = np.linspace(0, len(members) - 1, self._h.audit_images).astype(np.int64)
+            members = members[places]
+        return self._loader(EvaluationBatches(self.images("train"), self.transform, members))
+
+    @cached_property
+    def true_labels(self) -> NDArray[np.int64]:
+        """(N,) true labels of the training set, -1 for images that are out of distribution.
+
+        Raises:
+            DataNotFoundError: no such file.
+            DataCorruptError: it does not speak of the images of the lists.
+        """
+        path, images = Path(self._h.truth), self.images("train")
+        if not path.is_file():
+            raise DataNotFoundError(not_found(path))
+        paths, web_labels = training_list(Path(self._h.dataset["root"]), len(images.class_names))
+        if not np.array_equal(web_labels, images.labels):
+            raise DataCorruptError(
+                f"{self._h.dataset['root']}: the training set is not that of the lists in info/"
+            )
+        try:
+            known = json.loads(path.read_text())
+            labels = [known[image]["label"] for image in paths]
+            return np.array([-1 if label is None else label for label in labels], np.int64)
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataCorruptError(f"{path}: no true label of each image ({error!r})") from error

@@ -1,0 +1,130 @@
+"""The transfer protocols of the paper: fine-tuning, low-shot SVMs, robustness (spec section 7).
+
+Shapes: n images, K classes of the network.
+"""
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from shared.data.folders import class_folders, text_lines
+from shared.evaluation import transfer
+from shared.evaluation.linear import LinearClassification
+from shared.nn.encoder import Encoder
+from shared.training.classification import ClassificationMethod
+
+
+class FineTuning(LinearClassification):
+    """All layers on a fraction of ImageNet, the classifier continued where it fits (spec 7)."""
+
+
+class LowShotSVM(transfer.LowShotSVM):
+    """VOC07 and Places205: linear SVMs on few images, on features of the frozen backbone."""
+
+
+class Robustness(ClassificationMethod):
+    """Classification of a set that has some of the network's classes (ImageNet-R, ImageNet-A).
+
+    The other classes' logits are left out. Logs top-1, top-5 and `calibration_error`.
+
+    Args:
+        backbone, num_classes, channels_last: the network, see `Encoder`.
+        class_list: the network's K class names in order, to compare with the names of the data: a
+            folder with one folder per class, or a file with a name at the start of each line.
+        bin_size: images per confidence bin of the calibration error.
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        num_classes: int,
+        class_list: str,
+        bin_size: int,
+        channels_last: bool,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        self.encoder = Encoder(backbone, num_classes, None)
+        self.lay_out(self.encoder, channels_last)
+        self.calibration = CalibrationError(bin_size)
+
+    def score(self, suffix: str, logits: Tensor, labels: Tensor) -> None:
+        present = torch.tensor(self.present_classes(), device=logits.device)
+        probabilities = logits[:, present].softmax(dim=1)
+        super().score(suffix, probabilities, labels)
+        confidence, predicted = probabilities.max(dim=1)
+        self.calibration.update(confidence, predicted == labels)
+
+    def present_classes(self) -> list[int]:
+        """The network's class of each class of the data.
+
+        Raises:
+            ValueError: a class of the data is none of the network's.
+        """
+        known = read_class_names(Path(self.hparams["class_list"]))
+        if len(known) != self.hparams["num_classes"]:
+            raise ValueError(
+                f"{self.hparams['class_list']} names {len(known)} classes, the network has "
+                f"{self.hparams['num_classes']}"
+            )
+        names = self.trainer.datamodule.class_names  # type: ignore[attr-defined]
+        if unknown := sorted(set(names) - set(known)):
+            raise ValueError(f"the network has no class {unknown[0]!r}, which the data has")
+        return [known.index(name) for name in names]
+
+    def log_accuracy(self, split: str) -> None:
+        super().log_accuracy(split)
+        self.log(f"{split}/calibration_error", self.calibration.compute())
+        self.calibration.reset()
+
+
+class CalibrationError(Metric):
+    """`rms_calibration_error` in percent, over all ranks."""
+
+    full_state_update = False
+    confidence: list[Tensor]
+    right: list[Tensor]
+
+    def __init__(self, bin_size: int):
+        super().__init__()
+        self.bin_size = bin_size
+        self.add_state("confidence", [], dist_reduce_fx="cat")
+        self.add_state("right", [], dist_reduce_fx="cat")
+
+    def update(self, confidence: Tensor, right: Tensor) -> None:
+        """Both (B,): confidence of the predicted class, and whether it is the true one."""
+        self.confidence.append(confidence)
+        self.right.append(right.float())
+
+    def compute(self) -> Tensor:
+        confidence, right = dim_zero_cat(self.confidence), dim_zero_cat(self.right)
+        return torch.tensor(100 * rms_calibration_error(confidence, right, self.bin_size))
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Sorted folder names of a folder, or the first word of each line of a file."""
+    return class_folders(path) if path.is_dir() else [x.split()[0] for x in text_lines(path)]
+
+
+def rms_calibration_error(confidence: Tensor, right: Tensor, bin_size: int) -> float:
+    """Root mean square difference of confidence and accuracy over bins of equally many images.
+
+    The images are sorted by confidence and cut into bins of `bin_size`; the last bin takes what is
+    left over, and each weighs as its size.
+
+    Args: confidence (n,) of the predicted class, right (n,) whether it is the true one.
+    """
+    order = confidence.argsort(stable=True)
+    sorted_confidence, sorted_right = confidence[order].double(), right[order].double()
+    bins = max(1, len(order) // bin_size)
+    bounds = [i * bin_size for i in range(bins)] + [len(order)]
+    total = 0.0
+    for start, stop in pairwise(bounds):
+        gap = sorted_confidence[start:stop].mean() - sorted_right[start:stop].mean()
+        total += (stop - start) / len(order) * float(gap) ** 2
+    return total**0.5

@@ -1,0 +1,72 @@
+"""The noise-correction rule of MoPro and the losses on the rows that it keeps.
+
+Shapes: B images, K classes. Source: spec sections 3.3 and 3.5; salesforce/MoPro@155cae3 `model.py`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What the rule made of a batch.
+
+    Attributes:
+        labels: (B,) int64; of a row that is not kept, the web label as a placeholder.
+        kept: (B,) bool; the others are out of distribution.
+        relabelled: (B,) bool; kept with another label than the web's.
+    """
+
+    labels: Tensor
+    kept: Tensor
+    relabelled: Tensor
+
+
+def soft_labels(logits: Tensor, prototype_logits: Tensor, alpha: float) -> Tensor:
+    """(B, K) alpha softmax(o) + (1 - alpha) softmax(l): classifier and prototypes asked together.
+
+    Args: logits o (B, K) of the classifier, prototype_logits l (B, K) over temperature.
+    """
+    return alpha * logits.softmax(dim=1) + (1 - alpha) * prototype_logits.softmax(dim=1)
+
+
+def correct_labels(scores: Tensor, web_labels: Tensor, threshold: float) -> Correction:
+    """The rule, with m the largest score of a row and g that of its web label:
+
+        m > T      the arg max becomes the label (confidence wins over a credible web label)
+        g > 1 / K  the web label is kept: it scores better than chance
+        else       out of distribution
+
+    Args: scores (B, K) soft labels, web_labels (B,) int64, left as they are; threshold T.
+    """
+    best, arg_best = scores.max(dim=1)
+    confident = best > threshold
+    credible = scores.gather(1, web_labels[:, None]).squeeze(1) > 1 / scores.shape[1]
+    labels = torch.where(confident, arg_best, web_labels)
+    return Correction(labels, confident | credible, labels != web_labels)
+
+
+def trust_web_labels(web_labels: Tensor) -> Correction:
+    """Before cleaning starts: every row is kept under its web label."""
+    everything = torch.ones_like(web_labels, dtype=torch.bool)
+    return Correction(web_labels, everything, ~everything)
+
+
+def kept_cross_entropy(logits: Tensor, correction: Correction) -> Tensor:
+    """Mean cross-entropy over the kept rows; 0, with zero gradients, if there is none.
+
+    (The official code has no guard: a process that keeps no row of its batch gets NaN.)
+    """
+    kept = correction.kept
+    if not kept.any():
+        return 0.0 * logits.sum()
+    return F.cross_entropy(logits[kept], correction.labels[kept])
+
+
+@torch.no_grad()
+def percent_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Percent of rows whose largest logit is that of the label: (B, K), (B,) -> ()."""
+    return 100 * (logits.argmax(dim=1) == labels).float().mean()

@@ -1,0 +1,203 @@
+"""The E-step: prototypes at several granularities, and how concentrated their clusters are.
+
+Shapes: N training images, d dimensions, K clusters of one granularity.
+Source: spec 3.3 and 3.4; salesforce/PCL@964da1f `main_pcl.py:compute_features, run_kmeans`.
+"""
+
+import logging
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from shared.data.randomness import torch_generator
+from shared.evaluation.clustering import assign, kmeans
+from shared.evaluation.features import Features
+from shared.training.distributed import rank, world_size
+
+log = logging.getLogger(__name__)
+SMOOTHING = 10  # alpha of the concentration
+
+
+@dataclass(frozen=True)
+class Granularity:
+    """One clustering.
+
+    Attributes:
+        im2cluster: (highest data-set index + 1,) int64; -1 where an index is not trained on.
+        prototypes: (K, d) float32, unit norm.
+        density: (K,) float32, the concentrations phi; their mean is the temperature of InfoNCE.
+    """
+
+    im2cluster: Tensor
+    prototypes: Tensor
+    density: Tensor
+
+    @cached_property
+    def candidates(self) -> int:
+        """Negatives are ids below this: up to the largest non-empty cluster, as official."""
+        return int(self.im2cluster.max()) + 1
+
+    @cached_property
+    def entropy(self) -> float:
+        """Of the cluster sizes, divided by log K: 1 when all are equally large."""
+        sizes = torch.bincount(self.im2cluster[self.im2cluster >= 0].cpu()).double()
+        shares = sizes[sizes > 0] / sizes.sum()
+        return float(-(shares * shares.log()).sum() / math.log(max(2, len(self.density))))
+
+    def to(self, device: torch.device | str) -> "Granularity":
+        tensors = (self.im2cluster, self.prototypes, self.density)
+        return Granularity(*(tensor.to(device) for tensor in tensors))
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """What the M-steps of one epoch are given; part of the checkpoint.
+
+    The official code does not save it, so that a resumed run clusters again in the middle of an
+    epoch, with another encoder than an undisturbed run did at its start.
+    """
+
+    epoch: int
+    granularities: tuple[Granularity, ...]
+
+    @cached_property
+    def entropy(self) -> float:
+        """Mean over granularities of the normalised entropy of the cluster sizes."""
+        return sum(g.entropy for g in self.granularities) / len(self.granularities)
+
+    def to(self, device: torch.device | str) -> "Clusters":
+        return Clusters(self.epoch, tuple(g.to(device) for g in self.granularities))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "granularities": [vars_of(g) for g in self.granularities]}
+
+    @staticmethod
+    def from_state_dict(state: Mapping[str, Any]) -> "Clusters":
+        return Clusters(state["epoch"], tuple(Granularity(**g) for g in state["granularities"]))
+
+    def permuted(self, seed: int) -> "Clusters":
+        """Negative control: every image gets the cluster of another one, at all granularities.
+
+        Sizes, prototypes and concentrations stay. A single cycle leaves no image its own cluster
+        but by chance.
+        """
+        trained = (self.granularities[0].im2cluster >= 0).nonzero()[:, 0]
+        generator = torch_generator(seed, self.epoch, "permuted clusters")
+        order = trained[torch.randperm(len(trained), generator=generator).to(trained.device)]
+        changed = []
+        for granularity in self.granularities:
+            im2cluster = granularity.im2cluster.clone()
+            im2cluster[order] = granularity.im2cluster[order.roll(1)]
+            changed.append(Granularity(im2cluster, granularity.prototypes, granularity.density))
+        return Clusters(self.epoch, tuple(changed))
+
+
+def vars_of(granularity: Granularity) -> dict[str, Tensor]:
+    """The three tensors by name, without what was derived from them."""
+    return {name: getattr(granularity, name) for name in ("im2cluster", "prototypes", "density")}
+
+
+def cluster(
+    features: Features,
+    numbers: Sequence[int],
+    temperature: float,
+    epoch: int,
+    iterations: int,
+    restarts: int,
+    max_points_per_centroid: int,
+    gpu: bool,
+) -> Clusters:
+    """Cluster the features at every granularity on rank 0; all ranks return the same.
+
+    Args:
+        features: of all N training images, the same on every rank.
+        numbers: K of each granularity. temperature: mean of the concentrations.
+        epoch: that the result is for.
+        iterations, restarts, max_points_per_centroid, gpu: of k-means, whose seed is the number of
+            the granularity.
+
+    Raises:
+        ValueError: fewer images than clusters, or a network whose features have collapsed.
+    """
+    size = int(features.indices.max()) + 1
+    found = []
+    for seed, number in enumerate(numbers):
+        if rank() == 0:
+            start = time.perf_counter()
+            centroids = kmeans(
+                features.features,
+                number,
+                seed,
+                iterations=iterations,
+                restarts=restarts,
+                max_points_per_centroid=max_points_per_centroid,
+                gpu=gpu,
+            )
+            ids, squared_distances = assign(features.features, centroids, gpu=gpu)
+            density = concentration(ids, squared_distances, number, temperature)
+            im2cluster = torch.full((size,), -1)
+            im2cluster[features.indices] = ids
+            granularity = Granularity(im2cluster, F.normalize(centroids, dim=1), density)
+            log.info(
+                "%d clusters of %d images in %.1f s, entropy of their sizes %.3f",
+                number, len(ids), time.perf_counter() - start, granularity.entropy,
+            )  # fmt: skip
+        else:
+            placeholders = torch.empty(number, features.features.shape[1]), torch.empty(number)
+            granularity = Granularity(torch.empty(size, dtype=torch.long), *placeholders)
+        found.append(_from_rank_zero(granularity))
+    return Clusters(epoch, tuple(found))
+
+
+def concentration(
+    ids: Tensor, squared_distances: Tensor, number: int, temperature: float
+) -> Tensor:
+    """phi of each cluster: small for large dense clusters, large for loose or small ones.
+
+    1. the mean distance (the ROOT of what the search returns) over log(Z + 10) where the cluster
+       has Z > 1 members; 2. clusters of one or no member get the largest phi; 3. clipped to the
+       10th and 90th percentile; 4. scaled to the mean `temperature`. In float64.
+
+    Args: ids (N,), squared_distances (N,) to the centroids that were not normalised.
+    Returns: (K,) float32.
+
+    Raises:
+        ValueError: the members of most clusters coincide, so that a concentration would be 0.
+    """
+    distances = squared_distances.double().clamp(min=0).sqrt()
+    sizes = torch.bincount(ids, minlength=number)
+    sums = torch.zeros(number, dtype=torch.float64).index_add_(0, ids, distances)
+    phi = sums / sizes.clamp(min=1) / (sizes + SMOOTHING).log()
+    several = sizes > 1
+    if not several.any():
+        return torch.full((number,), temperature)
+    phi[~several] = phi[several].max()
+    low, high = torch.quantile(phi, torch.tensor([0.1, 0.9], dtype=torch.float64))
+    phi = phi.clamp(low, high)
+    if phi.min() <= 0:
+        raise ValueError(
+            f"most of the {number} clusters hold identical features: the network has collapsed, or "
+            "there are more clusters than different images. Lower the learning rate or num_clusters"
+        )
+    return (temperature * phi / phi.mean()).float()
+
+
+def _from_rank_zero(granularity: Granularity) -> Granularity:
+    """Rank 0's result on every rank."""
+    if world_size() == 1:
+        return granularity
+    on_gpu = dist.get_backend() == "nccl"
+    received = []
+    for tensor in vars_of(granularity).values():
+        message = tensor.cuda() if on_gpu else tensor.contiguous()
+        dist.broadcast(message, 0)
+        received.append(message.cpu())
+    return Granularity(*received)

@@ -1,0 +1,200 @@
+"""PCL, and MoCo as its first half, in one training step.
+
+Shapes: B images of this rank, d embedding size, K queue rows, M granularities of prototypes.
+Source: spec section 3; salesforce/PCL@964da1f `pcl/builder.py:MoCo`, `main_pcl.py`.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from methods.pcl.clustering import Clusters, Granularity, cluster
+from methods.pcl.evaluation import RepresentationMethod
+from methods.pcl.losses import (
+    mask_shared_positives,
+    percent_correct,
+    prototype_logits,
+    sample_negatives,
+    sampled_prototypes,
+)
+from shared.data.randomness import torch_generator
+from shared.evaluation.features import eval_mode
+from shared.evaluation.linear import epoch_factor
+from shared.losses.contrastive import instance_logits
+from shared.nn.encoder import Encoder
+from shared.nn.momentum import MomentumEncoder
+from shared.nn.queue import FeatureQueue
+from shared.training.classification import Batch
+from shared.training.distributed import (
+    all_gather,
+    rank,
+    shuffled_forward,
+    step_permutation,
+    world_size,
+)
+
+log = logging.getLogger(__name__)
+
+
+class MoCo(RepresentationMethod):
+    """Momentum contrast: every image against its own key and a queue of others.
+
+    Args:
+        backbone, projection: see `Encoder`; `projection: {hidden: 0, dim}` is the head of v1.
+        queue_size: r, keys kept as negatives. key_momentum: m of the momentum encoder.
+        temperature: T of InfoNCE, and in PCL the mean of the concentrations.
+        lr, momentum, weight_decay: SGD; the decay holds for ALL parameters.
+        schedule: `{kind: cosine}` or `{kind: steps, milestones, gamma}`, once per epoch.
+        total_epochs: E of the cosine.
+        channels_last: memory layout of the network.
+        seed: shuffled-BatchNorm permutations and negative prototypes are functions of (seed, step).
+        evaluation: see `RepresentationMethod`.
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        projection: dict[str, Any],
+        queue_size: int,
+        key_momentum: float,
+        temperature: float,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        schedule: dict[str, Any],
+        total_epochs: int,
+        channels_last: bool,
+        seed: int,
+        evaluation: dict[str, Any],
+    ):
+        super().__init__(evaluation)
+        self.save_hyperparameters()
+        self.encoder = Encoder(backbone, None, projection)
+        self.lay_out(self.encoder, channels_last)
+        self.momentum_encoder = MomentumEncoder(self.encoder, buffers="keep")
+        self.queue = FeatureQueue(queue_size, projection["dim"])
+        self.queue.features.copy_(F.normalize(torch.randn(queue_size, projection["dim"]), dim=1))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        p = self.hparams
+        queries, keys = (self.concatenate([batch[view]]) for view in ("query", "key"))
+        self.momentum_encoder.update(self.encoder, p["key_momentum"])
+        permutation = step_permutation(p["seed"], self.global_step, len(keys) * world_size())
+        _, key = shuffled_forward(self.momentum_encoder, keys, permutation)
+        _, query = self.encoder(queries)
+
+        logits = instance_logits(query, key, self.queue.features, p["temperature"])
+        target = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        self.queue.enqueue(all_gather(key))
+        terms = {"loss_inst": F.cross_entropy(logits, target)}
+        self.log_train({"acc_inst": percent_correct(logits, target)})
+
+        terms |= self.contrast_prototypes(query, batch["indices"])
+        return self.total_loss(terms, {}, batch["indices"])
+
+    def contrast_prototypes(self, query: Tensor, indices: Tensor) -> dict[str, Tensor]:
+        """What PCL adds to the loss: nothing in MoCo."""
+        return {}
+
+    def configure_optimizers(self):
+        p = self.hparams
+        optimizer = torch.optim.SGD(
+            self.encoder.parameters(), p["lr"], p["momentum"], weight_decay=p["weight_decay"]
+        )
+        factor = epoch_factor(p["schedule"], p["total_epochs"])
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return [optimizer], [{"scheduler": scheduler, "interval": "epoch"}]
+
+
+class PCL(MoCo):
+    """Prototypical contrastive learning: MoCo, and from `warm_up_epochs` on ProtoNCE.
+
+    Args:
+        num_clusters: K of each granularity.
+        warm_up_epochs: epochs of InfoNCE alone.
+        prototypes: "sampled" contrasts with the batch's prototypes and `num_neg_proto` others, as
+            the paper; "full" with all K, for the small K of small data.
+        num_neg_proto: negatives per granularity; all that remain where there are fewer.
+        mask_shared: in the sampled form, a prototype shared in the batch is nobody's negative.
+        kmeans: `{iterations, restarts, max_points_per_centroid, gpu}`.
+        sabotage: negative control: "permuted" gives every image the clusters of another one.
+    """
+
+    def __init__(
+        self,
+        num_clusters: list[int],
+        warm_up_epochs: int,
+        prototypes: str,
+        num_neg_proto: int,
+        mask_shared: bool,
+        kmeans: dict[str, Any],
+        sabotage: str | None = None,
+        **moco: Any,
+    ):
+        super().__init__(**moco)
+        self.save_hyperparameters()
+        if prototypes not in ("sampled", "full"):
+            raise ValueError(f'prototypes must be "sampled" or "full", got {prototypes!r}')
+        if sabotage not in (None, "permuted"):
+            raise ValueError(f'sabotage must be null or "permuted", got {sabotage!r}')
+        self.clusters: Clusters | None = None
+
+    def on_train_epoch_start(self) -> None:
+        """The E-step: before every epoch after the warm-up, and once only per epoch."""
+        p, epoch = self.hparams, self.current_epoch
+        if epoch < p["warm_up_epochs"] or (self.clusters and self.clusters.epoch == epoch):
+            return
+        log.info("E-step: epoch %d", epoch)
+        with eval_mode(self.momentum_encoder):
+            features = self.training_features(lambda images: self.momentum_encoder(images)[1])
+        clusters = cluster(features, p["num_clusters"], p["temperature"], epoch, **p["kmeans"])
+        if p["sabotage"] == "permuted":
+            clusters = clusters.permuted(p["seed"])
+        self.clusters = clusters.to(self.device)
+
+    def on_train_start(self) -> None:
+        if self.clusters is not None:  # those of a checkpoint
+            self.clusters = self.clusters.to(self.device)
+
+    def contrast_prototypes(self, query: Tensor, indices: Tensor) -> dict[str, Tensor]:
+        """(1 / M) sum over granularities of the cross-entropy of q . c / phi; none in warm-up."""
+        if self.clusters is None:
+            return {}
+        losses, accuracies = [], []
+        for number, granularity in enumerate(self.clusters.granularities):
+            logits, target = self.proto_logits(query, granularity, indices, number)
+            losses.append(F.cross_entropy(logits, target))
+            accuracies.append(percent_correct(logits, target))
+        accuracy = torch.stack(accuracies).mean()
+        self.log_train({"acc_proto": accuracy, "cluster_entropy": self.clusters.entropy})
+        return {"loss_proto": torch.stack(losses).mean()}
+
+    def proto_logits(
+        self, query: Tensor, granularity: Granularity, indices: Tensor, number: int
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (B, columns) of granularity `number`, and each query's target column (B,)."""
+        p, g = self.hparams, granularity
+        positives = g.im2cluster[indices]
+        if p["prototypes"] == "full":
+            return prototype_logits(query, g.prototypes, g.density), positives
+        negatives = self.draw_negatives(positives, g.candidates, number)
+        columns, target = sampled_prototypes(positives, negatives)
+        logits = prototype_logits(query, g.prototypes[columns], g.density[columns])
+        return (mask_shared_positives(logits, positives) if p["mask_shared"] else logits), target
+
+    def draw_negatives(self, positives: Tensor, candidates: int, number: int) -> Tensor:
+        """The negatives of this step, rank and granularity, shared by the batch of this rank."""
+        p, purpose = self.hparams, f"negative prototypes, granularity {number}, rank {rank()}"
+        generator = torch_generator(p["seed"], self.global_step, purpose)
+        return sample_negatives(positives, candidates, p["num_neg_proto"], generator)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["clusters"] = self.clusters.state_dict() if self.clusters else None
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint.get("clusters")
+        self.clusters = Clusters.from_state_dict(state) if state else None

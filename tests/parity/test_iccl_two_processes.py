@@ -1,0 +1,133 @@
+"""Two gloo processes compute what one process computes on the concatenated batches.
+
+Real Lightning loops with real DDP. BatchNorm runs in evaluation mode, since its statistics are per
+process by design; everything else must agree: the weights of interpolation, losses (mean over
+ranks), gradients (as DDP averages them), centroids, the network after the updates.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from methods.iccl.baselines import CrossEntropy
+from methods.iccl.module import ICCL
+
+from .two_processes import (
+    WORLD,
+    Record,
+    Values,
+    assert_ranks_equal_one,
+    fit,
+    in_two_processes,
+    ranks,
+)
+
+STEPS, CLASSES, BATCH = 3, 5, 6  # BATCH: over both ranks
+SCHEDULE = {"every": "step", "cosine": 10, "warm_up": 0, "milestones": [], "gamma": 1.0}
+FORMS = ["iccl", "batch_lambda", "epoch_mean", "cross_entropy"]
+
+
+def build(form: str) -> pl.LightningModule:
+    torch.manual_seed(3)
+    common: dict[str, Any] = {
+        "backbone": {
+            "_target_": "shared.nn.small_convnet.SmallConvNet",
+            "channels": [6, 8],
+            "in_channels": 3,
+        },
+        "num_classes": CLASSES,
+        "projection": {"hidden": None, "dim": 6, "negative_slope": 0.0},
+        "channels_last": True,
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 0.01,
+        "schedule": SCHEDULE,
+        "balancing": None,
+        "many": 100,
+        "few": 20,
+        "seed": 5,
+    }
+    module: Any
+    if form == "cross_entropy":
+        module = CrossEntropy(**common | {"projection": None})
+    else:
+        granularity = "batch" if form == "batch_lambda" else "sample"
+        module = ICCL(
+            temperature=0.2,
+            centroid_momentum=0.7,
+            centroid_mode="epoch_mean" if form == "epoch_mean" else "ema",
+            centroid_warm_up=0,
+            w_agnostic=0.8,
+            w_interp=1.2,
+            w_centroid=0.7,
+            mix={"alpha": 0.8, "granularity": granularity, "joint_forward": True},
+            **common,
+        )
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()
+    return module
+
+
+def batches(rank: int | None) -> list[dict[str, Tensor]]:
+    """The batches of one rank, or with None the concatenation of both."""
+    generator = torch.Generator().manual_seed(11)
+    out = []
+    for _ in range(STEPS):
+        batch = {}
+        for images, labels, indices in (
+            ("images", "labels", "indices"),
+            ("partners", "partner_labels", "partner_indices"),
+        ):
+            batch[images] = torch.randn(BATCH, 3, 8, 8, generator=generator)
+            batch[labels] = torch.randint(CLASSES, (BATCH,), generator=generator)
+            batch[indices] = torch.arange(BATCH)
+        if rank is not None:
+            batch = {name: value.chunk(WORLD)[rank] for name, value in batch.items()}
+        out.append(batch)
+    return out
+
+
+class Data(pl.LightningDataModule):
+    """The batches above; its training images for class means are those of the first batch."""
+
+    def __init__(self, rank: int | None):
+        super().__init__()
+        self.rank = rank
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(batches(self.rank), batch_size=None)  # type: ignore[arg-type]
+
+    def features_dataloader(self) -> list[dict[str, Tensor]]:
+        whole = batches(None)[0]
+        rows = torch.arange(BATCH) if self.rank is None else torch.arange(self.rank, BATCH, WORLD)
+        return [{name: whole[name][rows] for name in ("images", "labels", "indices")}]
+
+
+def run(form: str, rank: int | None, **options: Any) -> Values:
+    options |= {"max_steps": STEPS, "max_epochs": -1}
+    return fit(build(form), Record(), Data(rank), options)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    in_two_processes(run, FORMS, folder)
+    return folder
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_two_processes_equal_one(form: str, two_processes: Path) -> None:
+    first, second = ranks(two_processes, form)
+    whole = run(form, None, devices=1)
+    assert_ranks_equal_one(first, second, whole)
+    # The comparison means something: the ranks' batches differ, and the centroids have moved.
+    losses = [name for name in whole if ".loss_ce" in name]
+    assert all(not torch.equal(first[name], second[name]) for name in losses)
+    if form != "cross_entropy":
+        assert whole["centroids.prototypes"].norm(dim=1).max() > 0.99

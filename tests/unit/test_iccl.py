@@ -1,0 +1,377 @@
+"""ICCL's package: equations with hand-derived values, properties, refusals of bad settings."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from methods.iccl.balancing import (
+    FeatureSets,
+    LearnableScales,
+    balanced_logits,
+    distillation_divergence,
+    distillation_terms,
+    tau_normalised,
+)
+from methods.iccl.baselines import CrossEntropy, Mixup
+from methods.iccl.classifier import Predictions, rate_factor
+from methods.iccl.data import LongTailData
+from methods.iccl.losses import (
+    centroid_contrastive_loss,
+    check_mix,
+    draw_lambda,
+    interpolate,
+    interpolated_cross_entropy,
+)
+from methods.iccl.module import ICCL
+from methods.iccl.stage2 import BalancedClassifier
+from shared.evaluation.features import Features
+
+SIZES = st.integers(2, 8)
+SCHEDULE = {"every": "step", "cosine": 10, "warm_up": 0, "milestones": [], "gamma": 1.0}
+FRAME: dict[str, Any] = {
+    "backbone": {"_target_": "shared.nn.small_convnet.SmallConvNet", "channels": [4]},
+    "num_classes": 3,
+    "projection": None,
+    "channels_last": True,
+    "lr": 0.1,
+    "momentum": 0.9,
+    "weight_decay": 0.0,
+    "schedule": SCHEDULE,
+    "balancing": None,
+    "many": 100,
+    "few": 20,
+    "seed": 0,
+}
+ICCL_VALUES: dict[str, Any] = {
+    "projection": {"hidden": None, "dim": 3, "negative_slope": 0.0},
+    "temperature": 0.1,
+    "centroid_momentum": 0.9,
+    "centroid_mode": "ema",
+    "centroid_warm_up": 0,
+    "w_agnostic": 1.0,
+    "w_interp": 1.0,
+    "w_centroid": 1.0,
+    "mix": {"alpha": 1.0, "granularity": "sample", "joint_forward": True},
+}
+
+
+# --- losses ---
+
+
+def test_lambda_weighs_the_class_agnostic_image() -> None:
+    images, partners = torch.zeros(3, 1, 2, 2), torch.ones(3, 1, 2, 2)
+    mixed = interpolate(images, partners, torch.tensor([1.0, 0.0, 0.25]))
+    assert mixed[:, 0, 0, 0].tolist() == [0.0, 1.0, 0.75]
+
+
+def test_interpolated_loss_by_hand() -> None:
+    logits = torch.tensor([[0.0, np.log(3.0)]])  # probabilities 1/4 and 3/4
+    loss = interpolated_cross_entropy(
+        logits, torch.tensor([0]), torch.tensor([1]), torch.tensor([0.25])
+    )
+    assert float(loss) == pytest.approx(0.25 * np.log(4) + 0.75 * np.log(4 / 3))
+
+
+@given(rows=SIZES, classes=SIZES, seed=st.integers(0, 99))
+def test_interpolated_loss_reduces_to_one_class(rows: int, classes: int, seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    logits = torch.randn(rows, classes, generator=g)
+    y_u, y_a = torch.randint(classes, (2, rows), generator=g)
+    lam = torch.rand(rows, generator=g)
+    ones = torch.ones(rows)
+    plain = torch.nn.functional.cross_entropy
+    close = torch.testing.assert_close
+    close(interpolated_cross_entropy(logits, y_u, y_a, ones), plain(logits, y_u))
+    close(interpolated_cross_entropy(logits, y_u, y_a, 0 * ones), plain(logits, y_a))
+    close(interpolated_cross_entropy(logits, y_u, y_u, lam), plain(logits, y_u))
+    # The roles are symmetric once lambda is turned round.
+    swapped = interpolated_cross_entropy(logits, y_a, y_u, 1 - lam)
+    close(interpolated_cross_entropy(logits, y_u, y_a, lam), swapped)
+    close(centroid_contrastive_loss(logits, y_u), plain(logits, y_u))
+
+
+def test_losses_are_float32_under_autocast() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = torch.randn(4, 3).bfloat16()
+        labels = torch.tensor([0, 1, 2, 0])
+        lam = torch.full((4,), 0.3)
+        assert interpolated_cross_entropy(logits, labels, labels, lam).dtype == torch.float32
+        assert centroid_contrastive_loss(logits, labels).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("mix", "named"),
+    [
+        ({"alpha": 1.0, "granularity": "pixel"}, "granularity"),
+        ({"alpha": 0.0, "granularity": "sample"}, "alpha"),
+    ],
+)
+def test_mixing_that_cannot_be_drawn_is_refused(mix: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=f"method.mix.{named}"):
+        check_mix(mix)
+    with pytest.raises(ValueError, match=f"method.mix.{named}"):
+        Mixup(mix=mix, **FRAME)
+
+
+def test_negative_seeds_draw_too() -> None:
+    assert len(draw_lambda({"alpha": 1.0, "granularity": "sample"}, 4, seed=-1, step=0)) == 4
+
+
+# --- modules ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"centroid_mode": "median"}, "centroid_mode='median'"),
+        ({"sabotage": "graph"}, "sabotage"),
+        ({"schedule": {**SCHEDULE, "every": "day"}}, "schedule"),
+        ({"schedule": {**SCHEDULE, "total": 3}}, "schedule"),
+        ({"balancing": {"variants": ["crt", "cbrt"]}}, "cbrt"),
+    ],
+)
+def test_unknown_settings_are_refused_by_name(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        ICCL(**{**FRAME, **ICCL_VALUES, **changes})
+
+
+def test_arms_of_one_seed_start_from_the_same_network() -> None:
+    torch.manual_seed(1)
+    plain = CrossEntropy(**FRAME)
+    torch.manual_seed(1)
+    iccl = ICCL(**{**FRAME, **ICCL_VALUES})
+    state = iccl.state_dict()
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_cross_entropy_sees_both_streams() -> None:
+    module, g = CrossEntropy(**FRAME), torch.Generator().manual_seed(0)
+    images = torch.randn(6, 1, 6, 6, generator=g)
+    labels = torch.tensor([0, 1, 2, 2, 1, 0])
+    both = {
+        "images": images[:4], "labels": labels[:4], "indices": torch.arange(4),
+        "partners": images[4:], "partner_labels": labels[4:], "partner_indices": torch.arange(2),
+    }  # fmt: skip
+    one = {"images": images, "labels": labels, "indices": torch.arange(6)}
+    torch.testing.assert_close(module.training_step(both, 0), module.training_step(one, 0))
+
+
+def test_mixup_pairs_each_image_with_another_of_its_batch() -> None:
+    module = Mixup(mix={"alpha": 1.0, "granularity": "sample"}, **FRAME)
+    seen: list[Tensor] = []
+    module.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 4, 4)
+    batch = {"images": images, "labels": torch.tensor([0, 1, 2, 0]), "indices": torch.arange(4)}
+    module.training_step(batch, 0).backward()
+    lam = draw_lambda({"alpha": 1.0, "granularity": "sample"}, 4, seed=0, step=0)
+    expected = lam * torch.arange(4.0) + (1 - lam) * torch.arange(4.0).flip(0)
+    torch.testing.assert_close(seen[0][:, 0, 0, 0], expected)
+
+
+def test_a_non_finite_loss_leaves_the_centroids() -> None:
+    module = ICCL(**{**FRAME, **ICCL_VALUES})
+    module.centroids.prototypes.fill_(0.5)
+    nan = torch.full((2, 1, 6, 6), torch.nan)
+    y, places = torch.tensor([0, 1]), torch.arange(2)
+    batch = {"images": nan, "labels": y, "indices": places}
+    batch |= {"partners": nan, "partner_labels": y, "partner_indices": places}
+    with pytest.raises(RuntimeError, match="not finite"):
+        module.training_step(batch, 0)
+    assert (module.centroids.prototypes == 0.5).all()
+
+
+def test_stage_2_refuses_what_it_cannot_learn() -> None:
+    with pytest.raises(ValueError, match=r"method\.learnt='ncm'"):
+        BalancedClassifier(learnt="ncm", freeze_bn=True, distillation=None, **FRAME)
+
+
+def test_stage_2_may_leave_batch_norm_in_train_mode_as_the_public_code_does() -> None:
+    frozen = BalancedClassifier(learnt="crt", freeze_bn=True, distillation=None, **FRAME).train()
+    moving = BalancedClassifier(learnt="crt", freeze_bn=False, distillation=None, **FRAME).train()
+    assert not frozen.encoder.backbone.training
+    assert moving.encoder.backbone.training
+
+
+@given(time=st.integers(0, 400))
+def test_rate_factors_stay_between_0_and_1(time: int) -> None:
+    recipe = {"every": "epoch", "warm_up": 5, "milestones": [160, 180], "gamma": 0.01}
+    assert 0 < rate_factor(time, {**recipe, "cosine": None}) <= 1
+    assert 0 <= rate_factor(time, {**recipe, "cosine": 400}) <= 1
+
+
+def test_no_warm_up_starts_with_the_whole_rate() -> None:
+    schedule = {**SCHEDULE, "cosine": None, "milestones": [3], "gamma": 0.1}
+    assert [rate_factor(t, schedule) for t in range(5)] == pytest.approx([1, 1, 1, 0.1, 0.1])
+
+
+def test_predictions_are_collected_over_batches() -> None:
+    metric = Predictions()
+    metric.update(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0]))
+    metric.update(torch.tensor([[0.0, 3.0]]), torch.tensor([1]))
+    assert metric.compute().tolist() == [[0, 1, 1], [0, 0, 1]]
+    metric.reset()
+    metric.update(torch.tensor([[0.0, 3.0]]), torch.tensor([1]))
+    assert metric.compute().tolist() == [[1], [1]]
+
+
+# --- stage 2 ---
+
+
+def some_features(rows: int, seed: int = 0) -> Features:
+    g = torch.Generator().manual_seed(seed)
+    return Features(torch.randn(rows, 4, generator=g), torch.arange(rows) % 3, torch.arange(rows))
+
+
+BALANCING: dict[str, Any] = {
+    "variants": ["crt"], "steps": 3, "batch_size": 6, "per_class": 2, "lr": 0.1, "momentum": 0.9,
+    "weight_decay": 0.0, "tau": None, "tau_grid": [0.0, 1.0],
+    "distillation": {"temperature": 2.0, "weight": 0.4},
+}  # fmt: skip
+
+
+def test_tau_normalisation_by_hand() -> None:
+    weight = torch.tensor([[3.0, 4.0], [0.0, 0.5]])
+    assert torch.equal(tau_normalised(weight, 0.0), weight)
+    torch.testing.assert_close(tau_normalised(weight, 1.0), torch.tensor([[0.6, 0.8], [0.0, 1.0]]))
+    assert torch.isfinite(tau_normalised(torch.zeros(2, 3), 1.0)).all()
+
+
+def test_scales_start_as_the_given_classifier() -> None:
+    weight, bias = torch.randn(3, 4), torch.randn(3)
+    scaled, v = LearnableScales(weight, bias), torch.randn(5, 4)
+    torch.testing.assert_close(scaled(v), v @ weight.T + bias)
+    assert [name for name, _ in scaled.named_parameters()] == ["scale"]
+
+
+@given(rows=SIZES, classes=SIZES, temperature=st.floats(0.5, 5), seed=st.integers(0, 99))
+def test_divergence_is_zero_from_oneself_and_never_negative(
+    rows: int, classes: int, temperature: float, seed: int
+) -> None:
+    g = torch.Generator().manual_seed(seed)
+    logits, teacher = torch.randn(2, rows, classes, generator=g).double()
+    assert (distillation_divergence(logits, teacher, temperature) >= -1e-6).all()
+    itself = distillation_divergence(logits, logits + 3.0, temperature)  # a shift changes nothing
+    torch.testing.assert_close(itself, torch.zeros(rows), atol=1e-5, rtol=0)
+
+
+def test_distillation_is_off_without_settings_or_teacher() -> None:
+    logits, labels = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
+    assert set(distillation_terms(logits, labels, None, None)[0]) == {"ce"}
+    assert set(distillation_terms(logits, labels, logits, None)[0]) == {"ce"}
+    terms, weights = distillation_terms(logits, labels, logits, BALANCING["distillation"])
+    assert weights == {"ce": 0.6, "kl": 0.4}
+    assert float(terms["kl"]) == pytest.approx(0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("variant", "named"), [("tau_norm", r"data\.val_split"), ("probe", r"data\.probe_split")]
+)
+def test_a_variant_without_its_set_is_refused(variant: str, named: str) -> None:
+    classifier, test = torch.nn.Linear(4, 3), some_features(9)
+    with pytest.raises(ValueError, match=named):
+        balanced_logits(
+            classifier, FeatureSets(test, test, test), {**BALANCING, "variants": [variant]}, seed=0
+        )
+
+
+def test_a_fixed_tau_needs_no_validation() -> None:
+    classifier, test = torch.nn.Linear(4, 3), some_features(9)
+    s = {**BALANCING, "variants": ["tau_norm"], "tau": 0.7}
+    logits, tau = balanced_logits(classifier, FeatureSets(test, test, test), s, seed=0)
+    assert tau == 0.7
+    assert logits["tau_norm"].shape == (9, 3)
+
+
+def test_rebalancing_depends_on_the_seed_alone() -> None:
+    classifier, train, test = torch.nn.Linear(4, 3), some_features(12), some_features(9, 1)
+    s = {**BALANCING, "variants": ["crt", "crt_distilled", "lws", "ncm"]}
+    runs = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(len(runs))
+        runs.append(balanced_logits(classifier, FeatureSets(train, train, test), s, seed)[0])
+    for variant in s["variants"]:
+        assert torch.equal(runs[0][variant], runs[1][variant]), variant
+    assert not torch.equal(runs[0]["crt"], runs[2]["crt"])
+    assert not torch.equal(runs[0]["crt"], runs[0]["crt_distilled"])
+
+
+# --- data ---
+
+
+def test_an_unknown_sampler_is_refused() -> None:
+    for key in ("first", "second"):
+        with pytest.raises(ValueError, match=f"data.{key}='balanced'"):
+            LongTailData(dataset={}, augmentation=VIEWS, batch_size=4, **{key: "balanced"})
+
+
+VIEWS = {
+    "_target_": "shared.data.tensor_transforms.TensorViews",
+    "mean": [0.0],
+    "std": [1.0],
+    "size": 4,
+    "recipes": {"train": {}},
+}
+
+
+class TwoClasses:
+    labels = np.array([0, 0, 0, 0, 0, 1])
+    class_names = ("plenty", "one")
+
+    def __len__(self) -> int:
+        return 6
+
+
+def test_a_class_lost_by_a_subset_is_named() -> None:
+    for seed in range(20):
+        data = LongTailData(
+            dataset={}, augmentation=VIEWS, batch_size=2, subset=3, subset_seed=seed
+        )
+        data._sets["train"] = TwoClasses()  # type: ignore[assignment]
+        if 5 not in data.train_indices:
+            break
+    with pytest.raises(ValueError, match="no training image of class 'one'"):
+        data.setup("fit")
+
+
+def test_a_batch_larger_than_the_set_is_refused() -> None:
+    data = LongTailData(dataset={}, augmentation=VIEWS, batch_size=7)
+    data._sets["train"] = TwoClasses()  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="batch_size=7"):
+        data.setup("fit")
+
+
+def test_ranks_share_the_batches_of_one_process() -> None:
+    data = LongTailData(dataset={}, augmentation=VIEWS, batch_size=4)
+    data._sets["train"] = TwoClasses()  # type: ignore[assignment]
+    plans = []
+    for place in ((0, 1), (0, 2), (1, 2)):
+        data._rank_and_world = lambda place=place: place  # type: ignore[method-assign]
+        plans.append(list(data._schedule().batches(epoch=3)))
+    for whole, first, second in zip(*plans, strict=True):
+        for stream in range(2):
+            joined = np.concatenate([first[stream].positions, second[stream].positions])
+            assert joined.tolist() == whole[stream].positions.tolist()
+
+
+def test_augmented_passes_show_every_image_anew_and_number_the_draws() -> None:
+    views = {**VIEWS, "recipes": {"train": {"brightness": 0.5}}}
+    data = LongTailData(dataset={}, augmentation=views, batch_size=2, eval_batch_size=4)
+
+    class Grey(TwoClasses):
+        def take(self, indices: Any, pool: Any = None) -> tuple[Any, Any]:
+            return np.full((len(indices), 4, 4), 100, np.uint8), indices
+
+    data._sets["train"] = Grey()  # type: ignore[assignment]
+    batches = list(data.augmented_dataloader(3))
+    assert torch.equal(torch.cat([b["indices"] for b in batches]), torch.arange(18))
+    assert torch.cat([b["labels"] for b in batches]).tolist() == [0, 0, 0, 0, 0, 1] * 3
+    looks = torch.cat([b["images"] for b in batches])[:, 0, 0, 0]
+    assert len(looks.unique()) == 18
+    again = torch.cat([b["images"] for b in data.augmented_dataloader(3)])[:, 0, 0, 0]
+    assert torch.equal(looks, again)

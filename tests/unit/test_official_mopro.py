@@ -1,0 +1,280 @@
+"""Official MoPro checkpoints: full-size, refused when wrong, and the forms for other programs."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models import resnet50
+
+from methods.mopro import export, official
+from methods.mopro.evaluation import FineTuning, LowShotSVM, Robustness
+from methods.mopro.module import CrossEntropy, MoPro
+from methods.mopro.retraining import ClassifierRetraining
+from shared.evaluation.detection import write_detectron2
+from shared.training.checkpoints import CheckpointError, load_checkpoint
+from tests.conformance.conftest import compose_experiment
+
+RESNET50 = {"_target_": "shared.nn.resnet.ResNet"}
+TINY = {"_target_": "shared.nn.resnet.ResNet", "layers": [1, 1, 1, 1], "base_width": 2}
+SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "total_epochs": 2}
+SGD |= {"schedule": {"kind": "cosine"}, "channels_last": True}
+
+
+def mopro(classes: int, backbone: dict[str, Any] = RESNET50, **changed: Any) -> MoPro:
+    sizes = {"queue_size": 8192, "projection": {"hidden": 2048, "dim": 128, "negative_slope": 0.0}}
+    if backbone is TINY:
+        sizes = {"queue_size": 6, "projection": {"hidden": 7, "dim": 5, "negative_slope": 0.0}}
+    values = {
+        "temperature": 0.1,
+        "alpha": 0.5,
+        "threshold": 0.8,
+        "start_clean_epoch": 11,
+        "seed": 0,
+    }
+    values |= {"encoder_momentum": 0.999, "prototype_momentum": 0.999, "w_inst": 1.0}
+    return MoPro(
+        backbone=backbone, num_classes=classes, w_proto=1.0, **(values | sizes | SGD | changed)
+    )
+
+
+def transfer(kind: type, classes: int = 6, backbone: dict[str, Any] = TINY) -> Any:
+    network = {"backbone": backbone, "channels_last": False}
+    if kind is LowShotSVM:
+        return kind(shots=[1], runs=1, costs=[0.5], full=False, seed=0, **network)
+    if kind is Robustness:
+        return kind(num_classes=classes, class_list="none", bin_size=10, **network)
+    return kind(num_classes=classes, freeze=False, head_std=None, **(SGD | network))
+
+
+def official_state(classes: int, prefix: str = "module.") -> dict[str, Tensor]:
+    """Random tensors under the official keys (specification, section 9), at full size."""
+    generator = torch.Generator().manual_seed(classes)
+
+    def encoder(name: str) -> dict[str, Tensor]:
+        network = resnet50(num_classes=classes).state_dict()
+        shapes = {k.replace("fc.", "classifier."): v for k, v in network.items()}
+        shapes |= {
+            "fc1.weight": torch.empty(2048, 2048),
+            "fc1.bias": torch.empty(2048),
+            "fc2.weight": torch.empty(128, 2048),
+            "fc2.bias": torch.empty(128),
+        }
+        return {
+            f"{prefix}{name}.{k}": torch.randn(v.shape, generator=generator)
+            if v.is_floating_point()
+            else torch.tensor(7)
+            for k, v in shapes.items()
+        }
+
+    buffers = {
+        "queue": torch.randn(128, 8192, generator=generator),
+        "queue_ptr": torch.tensor([256]),
+        "prototypes": torch.randn(classes, 128, generator=generator),
+    }
+    named = {f"{prefix}{name}": value for name, value in buffers.items()}
+    return named | encoder("encoder_q") | encoder("encoder_k")
+
+
+@pytest.mark.parametrize("classes", [1000, 5000])
+def test_full_size_checkpoints_load(classes: int, tmp_path: Path) -> None:
+    """MoPro_V1_epoch90.tar and MoPro_V2_epoch90.tar."""
+    state = official_state(classes)
+    path = tmp_path / f"MoPro_{classes}_epoch90.tar"
+    momentum = {0: {"momentum_buffer": torch.zeros(1)}}
+    optimizer = {"state": momentum, "param_groups": [{"lr": 0.001, "params": [0]}]}
+    torch.save({"epoch": 90, "arch": "resnet50", "state_dict": state, "optimizer": optimizer}, path)
+    module = mopro(classes)
+    report = official.load(module, path)
+    assert len(report.mapped) == len(state)
+    assert not report.missing + report.unexpected + report.resized
+    assert set(report.fresh) == {"queue.written"}
+    assert torch.equal(module.queue.features, state["module.queue"].T)
+    assert int(module.queue.pointer) == 256
+    assert torch.equal(module.prototypes.prototypes, state["module.prototypes"])
+    mine, key = module.encoder.state_dict(), module.key_encoder.module.state_dict()
+    for ours, theirs in (
+        ("backbone.layer3.5.conv2.weight", "layer3.5.conv2.weight"),
+        ("classifier.bias", "classifier.bias"),
+        ("projection.fc1.weight", "fc1.weight"),
+    ):
+        assert torch.equal(mine[ours], state[f"module.encoder_q.{theirs}"])
+        assert torch.equal(key[ours], state[f"module.encoder_k.{theirs}"])
+    # A torchvision ResNet-50 takes the export whole.
+    network = resnet50(num_classes=classes)
+    network.load_state_dict(official.export_for(module, "torchvision"))
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, Tensor]:
+    module = mopro(6, TINY)
+    return {k: v.clone() for k, v in official.export(module)["state_dict"].items()}
+
+
+def without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix("module."): v for k, v in state.items()}
+
+
+@pytest.mark.parametrize(
+    "pack",
+    [
+        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"state_dict": without_prefix(s)},
+        lambda s: s,
+        without_prefix,
+    ],
+)
+def test_packings(pack: Callable[[dict], dict], state: dict[str, Tensor]) -> None:
+    module = mopro(6, TINY)
+    official.load_weights(module, pack(state))
+    exported = official.export(module)["state_dict"]
+    assert exported.keys() == state.keys()
+    assert all(torch.equal(exported[k], v) for k, v in state.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda s: s.pop("module.prototypes"), "prototypes.prototypes"),
+        (lambda s: s.update({"module.encoder_q.layer5.0.w": torch.ones(1)}), "layer5"),
+        (lambda s: s.update({"module.queue": torch.ones(5, 7)}), "module.queue"),
+        (
+            lambda s: s.update({"module.encoder_q.classifier.bias": torch.ones(9)}),
+            "classifier.bias",
+        ),
+    ],
+)
+def test_wrong_checkpoints_are_refused(
+    change: Callable[[dict], Any], named: str, state: dict[str, Tensor]
+) -> None:
+    wrong, module = dict(state), mopro(6, TINY)
+    change(wrong)
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    with pytest.raises(CheckpointError, match=named):
+        official.load_weights(module, {"state_dict": wrong})
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+
+
+def test_pickled_code_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "evil.tar"
+    torch.save({"state_dict": Path("x")}, path)
+    with pytest.raises(CheckpointError, match="refused"):
+        official.load(mopro(6, TINY), path)
+
+
+@pytest.mark.parametrize("kind", official.TRANSFER)
+def test_warm_start_from_official_and_from_our_run(
+    kind: type, state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    theirs, ours = tmp_path / "official.tar", tmp_path / "last.ckpt"
+    torch.save({"state_dict": state, "epoch": 90}, theirs)
+    run = mopro(6, TINY)
+    official.load_weights(run, {"state_dict": state})
+    save_run(run, ours)
+    for path in (theirs, ours):
+        module = transfer(kind)
+        official.warm_start(module, path, "pretrained")
+        for name, value in module.encoder.state_dict().items():
+            source = name.removeprefix("backbone.")
+            assert torch.equal(value, state[f"module.encoder_q.{source}"]), name
+
+
+def save_run(module: MoPro, path: Path) -> None:
+    torch.save(
+        {
+            "_target_": f"{type(module).__module__}.{type(module).__qualname__}",
+            "hyper_parameters": dict(module.hparams),
+            "state_dict": module.state_dict(),
+        },
+        path,
+    )
+
+
+def test_warm_start_with_other_classes_takes_the_backbone(
+    state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "v2.tar"
+    torch.save({"state_dict": state}, path)
+    module = transfer(FineTuning, classes=4)
+    with pytest.raises(CheckpointError, match=r"classifier.weight \(6, 64\) there"):
+        official.warm_start(module, path, "pretrained")
+    classifier = module.encoder.classifier.weight.clone()
+    report = official.warm_start(module, path, "backbone")
+    assert torch.equal(module.encoder.classifier.weight, classifier)
+    assert "starts anew" in report.fresh.values()
+    assert torch.equal(module.encoder.backbone.conv1.weight, state["module.encoder_q.conv1.weight"])
+
+
+def test_warm_start_is_particular(state: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "official.tar"
+    torch.save({"state_dict": state}, path)
+    with pytest.raises(CheckpointError, match="pretrained or backbone"):
+        official.warm_start(transfer(FineTuning), path, "moco")
+    with pytest.raises(CheckpointError, match="official_checkpoint"):
+        official.warm_start(mopro(6, TINY), path, "pretrained")
+
+
+@pytest.mark.parametrize("kind", [CrossEntropy, ClassifierRetraining])
+def test_a_module_without_prototypes_takes_the_query_encoder(
+    kind: type, state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "official.tar"
+    torch.save({"state_dict": state}, path)
+    if kind is CrossEntropy:
+        module: Any = CrossEntropy(
+            views=["weak"], backbone=TINY, num_classes=6, projection=None, threshold=0.8, **SGD
+        )
+    else:
+        module = transfer(kind)
+    official.load(module, path)
+    bias = state["module.encoder_q.classifier.bias"]
+    assert torch.equal(module.encoder.classifier.bias, bias)
+    fresh = type(module)(**module.hparams)
+    official.load_weights(fresh, official.export(module))
+    assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in module.state_dict().items())
+
+
+def test_exports_hold_what_their_consumers_take_and_nothing_else() -> None:
+    module = mopro(6, TINY)
+    backbone = set(module.encoder.backbone.state_dict())
+    keys = {name: set(official.export_for(module, name)) for name in official.CONSUMERS}
+    assert keys["backbone"] == backbone
+    assert keys["torchvision"] == backbone | {"fc.weight", "fc.bias"}
+    heads = {"weight", "bias", "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
+    assert keys["retraining"] == {f"module.{key}" for key in backbone | heads}
+    assert len(keys["detectron2"]) == len(backbone)
+    assert {"stem.conv1.norm.weight", "res5.0.shortcut.norm.bias"} <= keys["detectron2"]
+    with pytest.raises(CheckpointError, match="no export for 'caffe'"):
+        official.export_for(module, "caffe")
+
+
+def test_detectron2_file(tmp_path: Path) -> None:
+    state = official.export_for(mopro(6, TINY), "detectron2")
+    write_detectron2(state, tmp_path / "mopro.pkl", "MoPro")
+    content = pickle.loads((tmp_path / "mopro.pkl").read_bytes())
+    assert content["matching_heuristics"] is True
+    assert content["__author__"] == "MoPro"
+    assert content["model"].keys() == state.keys()
+    assert (content["model"]["res2.0.conv1.weight"] == state["res2.0.conv1.weight"].numpy()).all()
+
+
+def test_export_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = mopro(6, TINY)
+    save_run(module, tmp_path / "last.ckpt")
+    out = tmp_path / "backbone.safetensors"
+    assert export.main([str(tmp_path / "last.ckpt"), str(out), "--to", "backbone"]) == 0
+    written = load_checkpoint(out)
+    assert torch.equal(written["conv1.weight"], module.encoder.backbone.conv1.weight)
+    assert export.main([str(tmp_path / "absent.ckpt"), str(out), "--to", "backbone"]) == 2
+    assert "no checkpoint at" in capsys.readouterr().err
+
+
+def test_rows_name_the_paper_and_start_where_they_say() -> None:
+    config = compose_experiment("mopro/webvision_v1_retrained")
+    assert config.paper.value == 73.9
+    assert config.trainer.max_epochs == 16
+    assert config.warm_start.kind == "pretrained"
+    assert config.method.schedule == {"kind": "steps", "milestones": [5, 10], "gamma": 0.1}

@@ -1,0 +1,285 @@
+"""Official PCL checkpoints, at full size and with random weights, in and out of our modules."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models import resnet50
+
+from methods.comatch.module import Supervised
+from methods.pcl import backbone, official
+from methods.pcl.evaluation import LinearProbe, LowShotSVM
+from methods.pcl.module import PCL, MoCo
+from shared.training.checkpoints import CheckpointError, load_checkpoint
+from shared.training.method import Method
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "pcl"
+HEADS = {"v1": {"hidden": 0, "dim": 128}, "v2": {"hidden": None, "dim": 128, "negative_slope": 0}}
+RESNET50 = {"_target_": "shared.nn.resnet.ResNet"}
+TINY = {
+    "_target_": "shared.nn.resnet.ResNet", "block": "basic", "layers": [1], "base_width": 12,
+    "stem": "small", "stem_channels": 6, "strides": [2],
+}  # fmt: skip
+
+
+def moco(version: str = "v2", **changes: Any) -> dict[str, Any]:
+    return {
+        "backbone": RESNET50,
+        "projection": HEADS[version],
+        "queue_size": 16384,
+        "key_momentum": 0.999,
+        "temperature": 0.2,
+        "lr": 0.03,
+        "momentum": 0.9,
+        "weight_decay": 1e-4,
+        "schedule": {"kind": "cosine"},
+        "total_epochs": 200,
+        "channels_last": True,
+        "seed": 0,
+        "evaluation": {},
+    } | changes
+
+
+def pcl(version: str = "v2", **changes: Any) -> PCL:
+    return PCL(
+        num_clusters=[25000, 50000, 100000],
+        warm_up_epochs=20,
+        prototypes="sampled",
+        num_neg_proto=16384,
+        mask_shared=False,
+        kmeans={},
+        **moco(version, **changes),
+    )
+
+
+def tiny(**changes: Any) -> MoCo:
+    small = {"projection": {"hidden": None, "dim": 8, "negative_slope": 0.0}, "queue_size": 12}
+    return MoCo(**moco(**({"backbone": TINY} | small | changes)))
+
+
+def probe(network: dict[str, Any] = RESNET50, **changes: Any) -> LinearProbe:
+    values: dict[str, Any] = {
+        "backbone": network, "num_classes": 7, "freeze": True, "head_std": 0.01, "lr": 5.0,
+        "momentum": 0.9, "weight_decay": 0.0, "schedule": {"kind": "cosine"}, "total_epochs": 9,
+        "channels_last": True,
+    }  # fmt: skip
+    return LinearProbe(**(values | changes))
+
+
+def encoder_state(version: str, prefix: str) -> dict[str, Tensor]:
+    """torchvision's tree with the head as `fc`, of random values (spec section 9)."""
+    state = {k: torch.randn_like(v.float()).to(v) for k, v in resnet50().state_dict().items()}
+    state = {k: v for k, v in state.items() if not k.startswith("fc.")}
+    if version == "v1":
+        state |= {"fc.weight": torch.randn(128, 2048), "fc.bias": torch.randn(128)}
+    else:
+        state |= {"fc.0.weight": torch.randn(2048, 2048), "fc.0.bias": torch.randn(2048)}
+        state |= {"fc.2.weight": torch.randn(128, 2048), "fc.2.bias": torch.randn(128)}
+    return {prefix + key: value for key, value in state.items()}
+
+
+def checkpoint(version: str) -> dict[str, Any]:
+    """What main_pcl.py saves under DistributedDataParallel."""
+    state = {"module.queue": torch.randn(128, 16384), "module.queue_ptr": torch.tensor([512])}
+    state |= encoder_state(version, "module.encoder_q.")
+    state |= encoder_state(version, "module.encoder_k.")
+    optimizer = {"state": {0: {"momentum_buffer": torch.randn(3)}}, "param_groups": [{"lr": 0.03}]}
+    return {"epoch": 200, "arch": "resnet50", "state_dict": state, "optimizer": optimizer}
+
+
+def fault(module: Method, content: dict[str, Any]) -> str:
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        official.load_weights(module, content)
+    after = module.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items()), "was changed"
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_official_checkpoint_full_size(version: str, tmp_path: Path) -> None:
+    content, module = checkpoint(version), pcl(version)
+    path = tmp_path / f"PCL_{version}_epoch200.pth.tar"
+    torch.save(content, path)
+    report = official.load(module, path)
+    assert report.complete
+    assert set(report.fresh) == {"queue.written"}
+    assert {key.split("/")[0] for key in report.dropped} == {"epoch", "arch", "optimizer"}
+
+    theirs, ours = content["state_dict"], module.state_dict()
+    head = {"v1": ("fc.weight", "fc.weight"), "v2": ("fc.2.weight", "fc2.weight")}[version]
+    for there, here in (("encoder_q", "encoder"), ("encoder_k", "momentum_encoder.module")):
+        bn = "layer3.5.bn2.running_var"
+        assert torch.equal(ours[f"{here}.backbone.{bn}"], theirs[f"module.{there}.{bn}"])
+        found = ours[f"{here}.projection.{head[1]}"]
+        assert torch.equal(found, theirs[f"module.{there}.{head[0]}"])
+    assert torch.equal(module.queue.features, theirs["module.queue"].T)
+    assert int(module.queue.pointer) == 512
+
+    exported = official.export(module)
+    assert exported.keys() == {"state_dict", "tenfold"}
+    assert exported["state_dict"].keys() == theirs.keys()
+    for key, value in theirs.items():
+        assert torch.equal(exported["state_dict"][key], value), key
+
+
+def test_our_own_state_survives_the_detour() -> None:
+    module, other = tiny(), tiny()
+    module.queue.enqueue(torch.randn(5, 8))
+    official.load_weights(other, official.export(module))
+    for (name, mine), theirs in zip(
+        other.state_dict().items(), module.state_dict().values(), strict=True
+    ):
+        assert torch.equal(mine, theirs), name
+    assert int(other.queue.written) == 5
+
+
+@pytest.mark.parametrize("case", ["moco_forward", "moco_forward_v1_head", "train_step"])
+def test_bare_state_dicts_of_the_golden_cases(case: str) -> None:
+    weights = load_checkpoint(GOLDEN / case / "weights.safetensors")
+    linear = {"projection": {"hidden": 0, "dim": 8}} if "v1" in case else {}
+    module = tiny(queue_size=weights["queue"].shape[1], **linear)
+    report = official.load_weights(module, weights)
+    assert report.complete
+    assert {theirs for theirs, _ in report.mapped} == set(weights)
+
+
+def test_wrong_checkpoints_are_refused_with_the_keys() -> None:
+    module = pcl("v2")
+    message = fault(module, checkpoint("v1"))
+    assert "module.encoder_q.fc.weight (as encoder.projection.fc.weight)" in message
+    assert "encoder.projection.fc1.weight" in message
+
+    content = checkpoint("v2")
+    del content["state_dict"]["module.encoder_k.layer4.2.bn3.bias"]
+    content["state_dict"]["module.encoder_q.layer5.0.conv1.weight"] = torch.zeros(1)
+    content["state_dict"]["module.queue"] = torch.zeros(128, 65536)  # MoCo's
+    message = fault(module, content)
+    assert "momentum_encoder.module.backbone.layer4.2.bn3.bias" in message
+    assert "encoder_q.layer5.0.conv1.weight" in message
+    assert "(65536, 128) there, queue.features (16384, 128) here" in message
+    message = fault(module, {"state_dict": resnet50().state_dict()})
+    assert "encoder.backbone.conv1.weight" in message
+    assert "state_dict/conv1.weight" in message
+
+
+@pytest.mark.parametrize(
+    ("version", "build"),
+    [("v1", probe), ("v2", lambda: LowShotSVM(RESNET50, [1], 1, [0.5], False, 0, True))],
+)
+def test_transfer_from_an_official_checkpoint(version: str, build: Any, tmp_path: Path) -> None:
+    content = checkpoint(version)
+    torch.save(content, tmp_path / "official.pth.tar")
+    module = build()
+    classifier = {k: v.clone() for k, v in module.state_dict().items() if "classifier" in k}
+    report = official.warm_start(module, tmp_path / "official.pth.tar", "pcl")
+    theirs = content["state_dict"]
+    for key, value in module.state_dict().items():
+        if "classifier" in key:
+            assert torch.equal(value, classifier[key]), "the classifier stays as initialised"
+        else:
+            key = key.replace("encoder.backbone.", "module.encoder_q.")
+            assert torch.equal(value, theirs[key]), key
+    reasons = set(report.dropped.values())
+    assert {"the momentum encoder is not used", "the projection head is not transferred"} <= reasons
+
+
+def saved(module: Method, path: Path) -> Path:
+    target = f"{type(module).__module__}.{type(module).__qualname__}"
+    content = {"state_dict": module.state_dict(), "_target_": target, "hyper_parameters": {"a": 1}}
+    torch.save(content | {"clusters": None, "loops": {"fit": {"x": 1}}, "epoch": 3}, path)
+    return path
+
+
+def test_transfer_from_one_of_our_runs(tmp_path: Path) -> None:
+    trained = tiny()
+    path = saved(trained, tmp_path / "last.ckpt")
+    module = probe(TINY)
+    official.load(module, path)
+    for key, value in trained.encoder.backbone.state_dict().items():
+        assert torch.equal(module.encoder.backbone.state_dict()[key], value), key
+
+    other = tiny(queue_size=20)
+    queue = other.queue.features.clone()
+    official.warm_start(other, path, "pcl")
+    assert torch.equal(other.queue.features, queue)
+    for network in (other.encoder, other.momentum_encoder.module):
+        for mine, theirs in zip(network.parameters(), trained.encoder.parameters(), strict=True):
+            assert torch.equal(mine, theirs)
+
+
+def test_what_cannot_be_a_start_is_refused(tmp_path: Path) -> None:
+    path = saved(tiny(), tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match=r"warm_start\.kind 'moco_v2' is unknown: pcl"):
+        official.warm_start(probe(TINY), path, "moco_v2")
+    with pytest.raises(CheckpointError, match=r"missing(.|\n)*layer4"):
+        official.warm_start(probe(), path, "pcl")
+    with pytest.raises(CheckpointError, match=r"pre-train first(.|\n)*warm_start\.path=FILE"):
+        official.warm_start(probe(TINY), tmp_path / "none.ckpt", "pcl")
+    frame = {"lr": 0.03, "momentum": 0.9, "weight_decay": 0.0, "no_decay": ["bn"],
+             "total_steps": 9, "ema_decay": 0.9, "ema_warm_up": False}  # fmt: skip
+    foreign = Supervised(
+        backbone=TINY, num_classes=3, projection=None, channels_last=False, **frame
+    )
+    path = saved(foreign, tmp_path / "comatch.ckpt")
+    with pytest.raises(CheckpointError, match=r"a run of methods\.comatch\.module\.Supervised"):
+        official.warm_start(probe(TINY), path, "pcl")
+
+
+# --- a backbone for detectors ---
+
+
+def test_exported_backbone_is_torchvisions(tmp_path: Path) -> None:
+    content = checkpoint("v2")
+    torch.save(content, tmp_path / "official.pth.tar")
+    output = tmp_path / "out" / "backbone.pth"
+    arguments = [f"checkpoint={tmp_path / 'official.pth.tar'}", f"output={output}"]
+    assert backbone.main(arguments) == 0
+    found = torch.load(output, weights_only=True)
+    network = resnet50()
+    report = network.load_state_dict(found, strict=False)
+    assert report.missing_keys == ["fc.weight", "fc.bias"]
+    assert not report.unexpected_keys
+    assert torch.equal(
+        found["conv1.weight"], content["state_dict"]["module.encoder_q.conv1.weight"]
+    )
+
+
+def test_exported_backbone_for_detectron2(tmp_path: Path) -> None:
+    module = tiny()
+    output = tmp_path / "backbone.pkl"
+    path = saved(module, tmp_path / "last.ckpt")
+    assert backbone.main([f"checkpoint={path}", f"output={output}", "layout=detectron2"]) == 0
+    content = pickle.loads(output.read_bytes())
+    assert content["matching_heuristics"] is True
+    state = module.encoder.backbone.state_dict()
+    pairs = {
+        "stem.conv1.weight": "conv1.weight",
+        "stem.conv1.norm.running_mean": "bn1.running_mean",
+        "res2.0.conv2.weight": "layer1.0.conv2.weight",
+        "res2.0.conv2.norm.bias": "layer1.0.bn2.bias",
+        "res2.0.shortcut.weight": "layer1.0.downsample.0.weight",
+        "res2.0.shortcut.norm.weight": "layer1.0.downsample.1.weight",
+    }
+    assert set(pairs) < set(content["model"])
+    for there, here in pairs.items():
+        assert (content["model"][there] == state[here].numpy()).all()
+    assert len(content["model"]) == sum("num_batches" not in key for key in state)
+
+
+def test_export_of_something_else_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"state_dict": {"weight": torch.zeros(1)}}, tmp_path / "other.pth")
+    arguments = [f"checkpoint={tmp_path / 'other.pth'}", f"output={tmp_path / 'b.pth'}"]
+    assert backbone.main(arguments) == 2
+    assert "not a MoCo or PCL checkpoint" in capsys.readouterr().err
+    assert backbone.main([f"checkpoint={tmp_path / 'none'}", f"output={tmp_path / 'b'}"]) == 2
+    assert "no checkpoint at" in capsys.readouterr().err
+    for bad in (arguments[:1], [*arguments, "layout=keras"], [*arguments, "layuot=detectron2"]):
+        assert backbone.main(bad) == 2
+        assert "usage:" in capsys.readouterr().err
+    assert not (tmp_path / "b.pth").exists()

@@ -1,0 +1,540 @@
+"""PCL's equations, its E-step, and what a run keeps of it."""
+
+import logging
+from math import log
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from hydra import compose, initialize_config_dir
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from methods.pcl import module as pcl_module
+from methods.pcl.clustering import Clusters, Granularity, cluster, concentration
+from methods.pcl.losses import (
+    mask_shared_positives,
+    percent_correct,
+    prototype_logits,
+    sample_negatives,
+    sampled_prototypes,
+)
+from methods.pcl.module import PCL, MoCo
+from shared import run as entry
+from shared.evaluation.features import Features
+from shared.overrides import CONF
+from shared.training.checkpoints import AtomicCheckpointIO, load_module
+
+KMEANS = {"iterations": 5, "restarts": 1, "max_points_per_centroid": 100, "gpu": False}
+
+
+def moco(**changes: Any) -> dict[str, Any]:
+    backbone = {"_target_": "shared.nn.small_convnet.SmallConvNet", "channels": [4, 6]}
+    return {
+        "backbone": backbone,
+        "projection": {"hidden": None, "dim": 5, "negative_slope": 0.1},
+        "queue_size": 12,
+        "key_momentum": 0.9,
+        "temperature": 0.2,
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "schedule": {"kind": "cosine"},
+        "total_epochs": 4,
+        "channels_last": False,
+        "seed": 1,
+        "evaluation": {},
+    } | changes
+
+
+def pcl(**changes: Any) -> PCL:
+    options: dict[str, Any] = {
+        "num_clusters": [3, 6],
+        "warm_up_epochs": 1,
+        "prototypes": "full",
+        "num_neg_proto": 3,
+        "mask_shared": False,
+        "kmeans": KMEANS,
+    }
+    own = {name: changes.pop(name, value) for name, value in options.items()}
+    if "sabotage" in changes:
+        own["sabotage"] = changes.pop("sabotage")
+    torch.manual_seed(0)
+    return PCL(**own, **moco(**changes))
+
+
+# --- losses ---
+
+
+def test_each_column_has_the_temperature_of_its_own_prototype() -> None:
+    query = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    prototypes = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    logits = prototype_logits(query, prototypes, torch.tensor([0.5, 0.1]))
+    torch.testing.assert_close(logits, torch.tensor([[0.0, 10.0], [1.6, 6.0]]))
+
+
+def test_gradient_reaches_the_query_only() -> None:
+    tensors = [torch.rand(2, 3), torch.rand(4, 3), torch.rand(4) + 1]
+    query, prototypes, density = (tensor.requires_grad_() for tensor in tensors)
+    prototype_logits(query, prototypes, density).sum().backward()
+    assert query.grad is not None
+    assert prototypes.grad is None
+    assert density.grad is None
+
+
+@given(
+    positives=st.lists(st.integers(0, 19), min_size=1, max_size=12),
+    number=st.integers(1, 25),
+    seed=st.integers(0, 2**63),
+)
+def test_negatives_are_other_prototypes_without_repetition(positives, number, seed) -> None:
+    rows = torch.tensor(positives)
+
+    def draw() -> Tensor:
+        return sample_negatives(rows, 20, number, torch.Generator().manual_seed(seed))
+
+    negatives = draw()
+    assert torch.equal(negatives, draw())
+    assert len(negatives) == min(number, 20 - len(set(positives)))
+    assert len(negatives.unique()) == len(negatives)
+    assert not torch.isin(negatives, rows).any()
+    assert ((negatives >= 0) & (negatives < 20)).all()
+
+
+def test_every_candidate_is_drawn_equally_often() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draws = [sample_negatives(torch.tensor([1]), 5, 2, generator) for _ in range(2000)]
+    counts = torch.bincount(torch.cat(draws), minlength=5)
+    assert counts[1] == 0
+    assert (counts[[0, 2, 3, 4]] - 1000).abs().max() < 100
+
+
+def test_columns_begin_with_the_batch_in_its_order() -> None:
+    columns, target = sampled_prototypes(torch.tensor([7, 2, 7]), torch.tensor([5, 0]))
+    assert columns.tolist() == [7, 2, 7, 5, 0]
+    assert target.tolist() == [0, 1, 2]
+
+
+def test_a_shared_prototype_is_nobodys_negative() -> None:
+    masked = mask_shared_positives(torch.zeros(3, 4), torch.tensor([7, 2, 7]))
+    infinite = torch.isinf(masked)
+    assert infinite.nonzero().tolist() == [[0, 2], [2, 0]]
+    assert (masked[~infinite] == 0).all()
+
+
+def test_percent_correct() -> None:
+    logits = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0], [3.0, 2.0]])
+    assert percent_correct(logits, torch.tensor([0, 1, 1, 1])) == 50
+
+
+# --- concentration ---
+
+
+def test_concentration_by_hand() -> None:
+    # Cluster 0: four members at distance 0.5, 0.5, 0.3, 0.3; cluster 1: two at 0.8 and 0.4;
+    # cluster 2: one, cluster 3: none, so that both take the largest.
+    squared = torch.tensor([0.25, 0.25, 0.09, 0.09, 0.64, 0.16, 0.01])
+    ids = torch.tensor([0, 0, 0, 0, 1, 1, 2])
+    small, large = 0.4 / log(14), 0.6 / log(12)
+    low = small + 0.3 * (large - small)  # 10th percentile of four values, three of them equal
+    mean = (low + 3 * large) / 4
+    expected = torch.tensor([low, large, large, large]) * 0.2 / mean
+    torch.testing.assert_close(concentration(ids, squared, 4, 0.2), expected)
+
+
+@settings(max_examples=50)
+@given(seed=st.integers(0, 1000), clusters=st.integers(1, 30), temperature=st.floats(0.05, 1.0))
+def test_concentration_averages_to_the_temperature(seed, clusters, temperature) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(clusters, (60,), generator=generator)
+    squared = torch.rand(60, generator=generator) + 0.01
+    phi = concentration(ids, squared, clusters, temperature)
+    assert phi.dtype == torch.float32
+    assert phi.min() > 0
+    assert float(phi.mean()) == pytest.approx(temperature, rel=1e-5)
+
+
+def test_concentration_of_single_members_is_the_temperature() -> None:
+    phi = concentration(torch.arange(4), torch.rand(4), 6, 0.3)
+    torch.testing.assert_close(phi, torch.full((6,), 0.3))
+
+
+def test_search_results_below_zero_are_rounding() -> None:
+    phi = concentration(torch.tensor([0, 0]), torch.tensor([-1e-7, 0.04]), 1, 0.2)
+    assert phi.tolist() == pytest.approx([0.2])
+
+
+def test_a_collapse_is_named() -> None:
+    ids = torch.arange(20) // 2
+    with pytest.raises(ValueError, match=r"10 clusters hold identical features: .* collapsed"):
+        concentration(ids, torch.zeros(20), 10, 0.2)
+
+
+# --- clusters ---
+
+
+def two_groups(indices: list[int]) -> Features:
+    """Unit vectors around two directions; even places belong to the first."""
+    generator = torch.Generator().manual_seed(2)
+    directions = torch.tensor([[1.0, 0, 0], [0, 1.0, 0]])[torch.arange(len(indices)) % 2]
+    rows = directions + 0.05 * torch.randn(len(indices), 3, generator=generator)
+    rows = torch.nn.functional.normalize(rows, dim=1)
+    return Features(rows, torch.zeros(len(indices)), torch.tensor(indices))
+
+
+def test_clusters_are_addressed_by_data_set_index() -> None:
+    indices = [3, 4, 10, 11, 17, 18]
+    found = cluster(two_groups(indices), [2, 3], 0.2, 7, **KMEANS)
+    assert found.epoch == 7
+    first = found.granularities[0]
+    assert first.im2cluster.shape == (19,)
+    assert (first.im2cluster >= 0).nonzero()[:, 0].tolist() == indices
+    of_images = first.im2cluster[indices]
+    assert of_images[::2].unique().numel() == of_images[1::2].unique().numel() == 1
+    assert of_images[0] != of_images[1]
+    for granularity, number in zip(found.granularities, (2, 3), strict=True):
+        norms = granularity.prototypes.norm(dim=1)
+        torch.testing.assert_close(norms, torch.ones(number))
+        assert granularity.density.shape == (number,)
+
+
+def test_the_seed_of_a_granularity_is_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    from methods.pcl import clustering
+
+    seeds = []
+
+    def kmeans(features: Tensor, number: int, seed: int, **_: Any) -> Tensor:
+        seeds.append(seed)
+        return features[:number].clone()
+
+    monkeypatch.setattr(clustering, "kmeans", kmeans)
+    cluster(two_groups(list(range(8))), [2, 4, 3], 0.2, 0, **KMEANS)
+    assert seeds == [0, 1, 2]
+
+
+def test_more_clusters_than_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="9 clusters of 6 features"):
+        cluster(two_groups(list(range(6))), [9], 0.2, 0, **KMEANS)
+
+
+def granularity(im2cluster: list[int], number: int) -> Granularity:
+    prototypes = torch.nn.functional.normalize(torch.rand(number, 5), dim=1)
+    return Granularity(torch.tensor(im2cluster), prototypes, torch.rand(number) + 0.1)
+
+
+def test_candidates_end_at_the_largest_cluster_that_is_not_empty() -> None:
+    assert granularity([0, 3, -1, 3], 6).candidates == 4  # 1 and 2 are empty but below it
+
+
+def test_entropy_of_cluster_sizes() -> None:
+    assert granularity([0, 1, 2, 3, -1], 4).entropy == pytest.approx(1)
+    assert granularity([0, 0, 0], 4).entropy == pytest.approx(0)
+    assert granularity([0, 0, 1, 1], 4).entropy == pytest.approx(0.5)
+    both = Clusters(0, (granularity([0, 1], 2), granularity([0, 0], 2)))
+    assert both.entropy == pytest.approx(0.5)
+
+
+def test_permuted_clusters_belong_to_other_images() -> None:
+    size = 40
+    own = Clusters(3, tuple(granularity([-1, *range(size)], size) for _ in range(2)))
+    other = own.permuted(seed=1)
+    for mine, theirs in zip(own.granularities, other.granularities, strict=True):
+        assert theirs.im2cluster[0] == -1
+        assert (theirs.im2cluster[1:] != mine.im2cluster[1:]).all()
+        assert torch.equal(theirs.im2cluster.sort()[0], mine.im2cluster.sort()[0])
+        assert torch.equal(theirs.prototypes, mine.prototypes)
+        assert torch.equal(theirs.density, mine.density)
+    first, second = (g.im2cluster for g in other.granularities)
+    assert torch.equal(first, second)  # an image's clusters at all granularities come from one
+    assert not torch.equal(first, own.permuted(seed=2).granularities[0].im2cluster)
+    assert torch.equal(first, own.permuted(seed=1).granularities[0].im2cluster)
+
+
+# --- the module ---
+
+
+class Pictures:
+    """Ten un-augmented training images under indices of their own."""
+
+    def __init__(self) -> None:
+        images = torch.randn(10, 1, 8, 8, generator=torch.Generator().manual_seed(4))
+        rows = torch.arange(10)
+        self.batch = {"images": images, "labels": rows % 2, "indices": rows + 5}
+
+    def features_dataloader(self) -> list[dict[str, Tensor]]:
+        return [self.batch]
+
+
+def start_epoch(module: PCL, epoch: int) -> None:
+    trainer: Any = SimpleNamespace(datamodule=Pictures(), current_epoch=epoch)
+    module.trainer = trainer
+    module.on_train_epoch_start()
+    module._trainer = None
+
+
+def test_the_e_step_runs_once_an_epoch_after_the_warm_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = pcl(warm_up_epochs=2)
+    caplog.set_level(logging.INFO, logger="methods.pcl")
+    for epoch in (0, 1):
+        start_epoch(module, epoch)
+        assert module.clusters is None
+    start_epoch(module, 2)
+    assert module.clusters is not None
+    assert module.clusters.epoch == 2
+    assert "E-step: epoch 2" in caplog.text
+    before = module.clusters
+    start_epoch(module, 2)  # a run that continues within the epoch
+    assert module.clusters is before
+    start_epoch(module, 3)
+    assert module.clusters.epoch == 3
+    assert caplog.text.count("E-step: epoch") == 2
+
+
+def test_the_e_step_uses_the_momentum_encoder_in_evaluation_mode() -> None:
+    module = pcl().train()
+    with torch.no_grad():
+        for parameter in module.momentum_encoder.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    statistics = {k: v.clone() for k, v in module.state_dict().items()}
+    module.encoder.backbone.eval()  # whatever was in evaluation mode stays so
+    seen = {}
+
+    def keep(features: Features, *arguments: Any, **options: Any) -> Clusters:
+        seen["features"] = features
+        return cluster(features, *arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pcl_module, "cluster", keep)
+        start_epoch(module, 1)
+    assert module.momentum_encoder.training
+    assert not module.encoder.backbone.training
+    assert all(torch.equal(statistics[k], v) for k, v in module.state_dict().items())
+    module.eval()
+    expected = module.momentum_encoder(Pictures().batch["images"])[1]
+    torch.testing.assert_close(seen["features"].features, expected)
+
+
+def batch_of(module: MoCo, size: int = 4) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(6)
+    images = torch.randn(2, size, 1, 8, 8, generator=generator)
+    return {"query": images[0], "key": images[1], "indices": torch.arange(size) + 5}
+
+
+def test_the_warm_up_is_moco() -> None:
+    losses = []
+    for build in (lambda: MoCo(**moco()), pcl):
+        torch.manual_seed(0)
+        module = build()
+        losses.append(module.training_step(batch_of(module), 0))
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("prototypes", ["full", "sampled"])
+def test_the_loss_is_the_sum_of_instances_and_prototypes(prototypes: str) -> None:
+    module = pcl(prototypes=prototypes)
+    start_epoch(module, 1)
+    terms: dict[str, Tensor] = {}
+
+    def total_loss(found: dict[str, Tensor], weights: dict, *_: Any) -> Tensor:
+        terms.update(found)
+        assert not weights
+        return PCL.total_loss(module, found, weights)
+
+    module.total_loss = total_loss  # type: ignore[method-assign]
+    loss = module.training_step(batch_of(module), 0)
+    assert set(terms) == {"loss_inst", "loss_proto"}
+    torch.testing.assert_close(loss, terms["loss_inst"] + terms["loss_proto"])
+
+
+def test_all_prototypes_are_contrasted_in_the_full_form() -> None:
+    module = pcl()
+    start_epoch(module, 1)
+    assert module.clusters is not None
+    query = torch.nn.functional.normalize(torch.randn(4, 5), dim=1)
+    for number, g in enumerate(module.clusters.granularities):
+        indices = torch.tensor([5, 14, 6, 5])
+        logits, target = module.proto_logits(query, g, indices, number)
+        assert torch.equal(target, g.im2cluster[indices])
+        torch.testing.assert_close(logits, query @ g.prototypes.T / g.density)
+
+
+def test_draws_depend_on_seed_step_and_granularity(monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(module: PCL, step: int, number: int, rank: int = 0) -> list[int]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PCL, "global_step", step)
+            patch.setattr(pcl_module, "rank", lambda: rank)
+            return module.draw_negatives(torch.tensor([0]), 10**6, number).tolist()
+
+    module = pcl(num_neg_proto=8)
+    first = draw(module, 3, 0)
+    assert first == draw(pcl(num_neg_proto=8), 3, 0)
+    others = [draw(module, 4, 0), draw(module, 3, 1), draw(module, 3, 0, rank=1)]
+    others.append(draw(pcl(num_neg_proto=8, seed=2), 3, 0))
+    assert all(first != other for other in others)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prototypes": "all"}, 'prototypes must be "sampled" or "full"'),
+        ({"sabotage": "random"}, 'sabotage must be null or "permuted"'),
+    ],
+)
+def test_unknown_options_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pcl(**changes)
+
+
+def test_a_batch_larger_than_the_queue_is_refused() -> None:
+    module = MoCo(**moco(queue_size=3))
+    with pytest.raises(ValueError, match="batch of 4 rows does not fit a queue of 3"):
+        module.training_step(batch_of(module), 0)
+
+
+def test_the_queue_starts_as_unit_vectors() -> None:
+    norms = MoCo(**moco()).queue.features.norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(12))
+
+
+def test_decay_holds_for_every_parameter_of_the_query_encoder() -> None:
+    module = MoCo(**moco(weight_decay=0.3))
+    [optimizer], _ = module.configure_optimizers()
+    [group] = optimizer.param_groups
+    assert group["weight_decay"] == 0.3
+    assert not group["nesterov"]
+    assert {id(p) for p in group["params"]} == {id(p) for p in module.encoder.parameters()}
+
+
+def test_checkpoints_hold_the_clusters(tmp_path: Path) -> None:
+    module = pcl()
+    start_epoch(module, 1)
+    trainer = pl.Trainer(
+        logger=False, enable_checkpointing=False, plugins=[AtomicCheckpointIO()], accelerator="cpu"
+    )
+    trainer.strategy.connect(module)
+    module._trainer = trainer
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    loaded = load_module(tmp_path / "last.ckpt")
+    assert isinstance(loaded, PCL)
+    assert loaded.clusters is not None
+    assert module.clusters is not None
+    assert loaded.clusters.epoch == 1
+    for mine, theirs in zip(
+        loaded.clusters.granularities, module.clusters.granularities, strict=True
+    ):
+        assert torch.equal(mine.im2cluster, theirs.im2cluster)
+        assert torch.equal(mine.prototypes, theirs.prototypes)
+        assert torch.equal(mine.density, theirs.density)
+    assert not any("cluster" in name for name in module.state_dict())
+
+
+def test_a_run_killed_within_an_epoch_keeps_its_clusters(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Clustered again with the encoder of the middle of the epoch, it would end elsewhere."""
+    caplog.set_level(logging.INFO, logger="methods.pcl")
+
+    class Kill(pl.Callback):
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            if trainer.global_step == 6:  # the second epoch has the steps 4 to 7
+                raise RuntimeError("killed")
+
+    def run(name: str, *callbacks: pl.Callback) -> dict[str, Any]:
+        values = [
+            "experiment=pcl/smoke", "name=smoke", f"output_dir={tmp_path / name}",
+            f"data_root={tmp_path}", "logger.wandb=null", "trainer.enable_progress_bar=false",
+            "trainer.max_epochs=2", "trainer.limit_val_batches=0", "method.evaluation.shots=[]",
+        ]  # fmt: skip
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("config", values)
+        fit = pl.Trainer.fit
+
+        def with_callbacks(self: pl.Trainer, *arguments: Any, **options: Any) -> None:
+            self.callbacks.extend(callbacks)
+            fit(self, *arguments, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pl.Trainer, "fit", with_callbacks)
+            entry.run(config)
+        return torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
+
+    undisturbed = run("undisturbed")
+    with pytest.raises(RuntimeError, match="killed"):
+        run("killed", Kill())
+    caplog.clear()
+    resumed = run("killed")
+    assert "E-step" not in caplog.text
+    for name, value in undisturbed["state_dict"].items():
+        assert torch.equal(value, resumed["state_dict"][name]), name
+    mine, theirs = (c["clusters"]["granularities"] for c in (resumed, undisturbed))
+    assert all(torch.equal(a[k], b[k]) for a, b in zip(mine, theirs, strict=True) for k in a)
+
+
+# --- configurations ---
+
+
+def test_the_rows_of_the_specification_are_there() -> None:
+    expected = {"linear_v1": 61.5, "linear_v2": 67.6, "finetune_1pct": 75.6}
+    shots = ("k1", "k2", "k4", "k8", "k16", "full")
+    for version, values in (
+        ("v1", (46.9, 56.4, 62.8, 70.2, 74.3, 82.3)),
+        ("v2", (47.9, 59.6, 66.2, 74.5, 78.3, 85.4)),
+    ):
+        expected |= {f"voc07_{version}_{k}": v for k, v in zip(shots, values, strict=True)}
+    files = (CONF / "experiment" / "pcl").glob("*.yaml")
+    rows = {file.stem: OmegaConf.load(file).get("paper") for file in files}
+    assert {name: paper.value for name, paper in rows.items() if paper} == expected
+
+
+@pytest.mark.parametrize(
+    ("experiment", "values"),
+    [
+        (
+            "imagenet_v2",
+            {
+                "num_clusters": [25000, 50000, 100000], "num_neg_proto": 16384, "lr": 0.03,
+                "warm_up_epochs": 20, "temperature": 0.2, "key_momentum": 0.999,
+                "prototypes": "sampled", "mask_shared": False, "weight_decay": 1e-4,
+                "total_epochs": 200, "sabotage": None,
+            },
+        ),
+        ("imagenet_v1", {"schedule": {"kind": "steps", "milestones": [120, 160], "gamma": 0.1}}),
+        ("linear_v2", {"lr": 5.0, "weight_decay": 0.0, "freeze": True, "head_std": 0.01}),
+        ("voc07_v1_k4", {"shots": [4], "runs": 5, "costs": [0.5]}),
+        ("voc07_v2_full", {"shots": [], "full": True}),
+        ("finetune_1pct", {"freeze": False, "lr": 0.005, "total_epochs": 40}),
+    ],
+)  # fmt: skip
+def test_values_of_the_specification(experiment: str, values: dict[str, Any]) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", [f"experiment=pcl/{experiment}", "name=x"])
+    method = OmegaConf.to_container(config.method, resolve=False)
+    trainer = {"${trainer.max_epochs}": config.trainer.max_epochs, "${.queue_size}": 16384}
+    found = {key: trainer.get(str(method[key]), method[key]) for key in values}  # type: ignore[index]
+    assert found == values
+
+
+def test_the_arms_of_the_claim_share_network_data_and_schedule() -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        arms = {
+            name: compose("config", [f"experiment={experiment}", "name=x"])
+            for name, experiment in OmegaConf.load(CONF / "reproduce/pcl.yaml").arms.items()
+        }
+    assert {name: arm.arm for name, arm in arms.items()} == {name: name for name in arms}
+    shared = arms["moco"]
+    for arm in arms.values():
+        assert arm.data == shared.data
+        assert arm.trainer == shared.trainer
+        own = {k: v for k, v in arm.method.items() if k in shared.method and k != "_target_"}
+        assert own == {k: v for k, v in shared.method.items() if k != "_target_"}
+    for control, key in (("permuted", "sabotage"), ("sampled", "prototypes")):
+        differing = {k for k, v in arms[control].method.items() if v != arms["pcl"].method[k]}
+        assert key in differing
+        assert differing <= {key, "mask_shared"}
