@@ -7,10 +7,10 @@ from torch import Tensor
 
 from methods.mopro.audit import audit_rule
 from shared.evaluation.features import extract_features
-from shared.evaluation.linear import epoch_factor
 from shared.nn.encoder import Encoder
 from shared.training.classification import Batch, ClassificationMethod
 from shared.training.optim import weight_decay_groups
+from shared.training.schedules import epoch_factor
 
 __all__ = ["Batch", "WebClassifier"]
 

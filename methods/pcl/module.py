@@ -22,7 +22,6 @@ from methods.pcl.losses import (
 )
 from shared.data.randomness import torch_generator
 from shared.evaluation.features import eval_mode
-from shared.evaluation.linear import epoch_factor
 from shared.losses.contrastive import instance_logits
 from shared.nn.encoder import Encoder
 from shared.nn.momentum import MomentumEncoder
@@ -35,6 +34,7 @@ from shared.training.distributed import (
     step_permutation,
     world_size,
 )
+from shared.training.schedules import epoch_factor
 
 log = logging.getLogger(__name__)
 

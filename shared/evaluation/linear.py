@@ -3,7 +3,6 @@
 Sources: PCL spec 7.2 and 7.3, MoPro spec 7.
 """
 
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 
 from shared.nn.encoder import Encoder
 from shared.training.classification import Batch, ClassificationMethod
-from shared.training.schedules import half_cosine, steps
+from shared.training.schedules import epoch_factor
 
 NOT_IMAGES = ("labels", "indices")
 
@@ -92,17 +91,3 @@ class LinearClassification(ClassificationMethod):
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.factor)
         return [optimizer], [{"scheduler": scheduler, "interval": "epoch"}]
-
-
-def epoch_factor(schedule: Mapping[str, Any], total_epochs: int) -> Callable[[int], float]:
-    """Epoch -> factor of the learning rate, as `schedule` of `LinearClassification` says."""
-    values = dict(schedule)
-    kind = values.pop("kind", None)
-    if kind == "steps" and values.keys() == {"milestones", "gamma"}:
-        return lambda epoch: steps(epoch, **values)
-    if kind == "cosine" and not values:
-        return lambda epoch: half_cosine(epoch, total_epochs)
-    raise ValueError(
-        "schedule must be {kind: steps, milestones, gamma} or {kind: cosine}, got "
-        f"{dict(schedule)}"
-    )

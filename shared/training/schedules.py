@@ -1,7 +1,8 @@
 """Learning-rate factors as plain functions of progress, for `torch.optim.lr_scheduler.LambdaLR`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import cos, pi
+from typing import Any
 
 
 def cosine_7_16(step: int, total_steps: int) -> float:
@@ -22,3 +23,18 @@ def steps(epoch: int, milestones: Sequence[int], gamma: float) -> float:
 def warm_up_decay(step: int, ceiling: float) -> float:
     """min(ceiling, (1 + t) / (10 + t)): an EMA decay that forgets the first steps of short runs."""
     return min(ceiling, (1 + step) / (10 + step))
+
+
+def epoch_factor(schedule: Mapping[str, Any], total_epochs: int) -> Callable[[int], float]:
+    """Epoch -> factor of the learning rate, as `{kind: steps, milestones, gamma}` or
+    `{kind: cosine}` says."""
+    values = dict(schedule)
+    kind = values.pop("kind", None)
+    if kind == "steps" and values.keys() == {"milestones", "gamma"}:
+        return lambda epoch: steps(epoch, **values)
+    if kind == "cosine" and not values:
+        return lambda epoch: half_cosine(epoch, total_epochs)
+    raise ValueError(
+        "schedule must be {kind: steps, milestones, gamma} or {kind: cosine}, got "
+        f"{dict(schedule)}"
+    )

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from shared.evaluation.linear import LinearClassification, epoch_factor
+from shared.evaluation.linear import LinearClassification
 from shared.training.method import NonFiniteLoss
+from shared.training.schedules import epoch_factor
 
 STEPS = {"kind": "steps", "milestones": [2, 3], "gamma": 0.1}
 
