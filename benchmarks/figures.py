@@ -1,4 +1,4 @@
-"""The picture of a claim: learning curves of its arms beside the paired differences."""
+"""The pictures of a claim: curves of its arms beside the paired differences, and every metric."""
 
 import csv
 from collections import defaultdict
@@ -18,41 +18,38 @@ from matplotlib.axes import Axes
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LOOK: Any = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def read_curve(path: Path, metric: str) -> dict[int, float]:
-    """Step -> value of one metric in a run's metrics.csv (step, epoch, metric, value)."""
-    if not path.is_file():
-        return {}
-    with path.open(newline="") as file:
-        return {
-            int(float(row["step"])): float(row["value"])
-            for row in csv.DictReader(file)
-            if row["metric"] == metric and row["value"]
-        }
+Curves = Mapping[str, Sequence[Mapping[int, float]]]
+"""Arm -> one {step: value} a seed."""
 
 
-def draw(
-    path: Path, summary: Mapping[str, Any], curves: Mapping[str, Sequence[Mapping[int, float]]]
-) -> None:
+def read_curves(path: Path, prefix: str = "val/") -> dict[str, dict[int, float]]:
+    """Metric -> {step: value} in a run's metrics.csv (step, epoch, metric, value).
+
+    Only metrics whose name begins with `prefix`; none if there is no file.
+    """
+    curves: dict[str, dict[int, float]] = defaultdict(dict)
+    if path.is_file():
+        with path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                if row["metric"].startswith(prefix) and row["value"]:
+                    curves[row["metric"]][int(float(row["step"]))] = float(row["value"])
+    return dict(curves)
+
+
+def draw(path: Path, summary: Mapping[str, Any], curves: Curves) -> None:
     """Draws learning curves (mean, band of one standard deviation) and paired differences (mean,
     95% interval, one mark a seed).
 
     Args:
         path: the PNG to write.
         summary: `summary.summarise`.
-        curves: arm -> one {step: value} a seed.
+        curves: of the metric that the claim names for it.
     """
-    style = {
-        arm: {
-            "color": COLOURS[i % len(COLOURS)],
-            "linestyle": STYLES[i % len(STYLES)],
-            "marker": MARKERS[i % len(MARKERS)],
-        }
-        for i, arm in enumerate(summary["arms"])
-    }
-    look: Any = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
-    with plt.rc_context(look):
+    style = _styles(summary)
+    with plt.rc_context(LOOK):
         figure, (left, right) = plt.subplots(
             1, 2, figsize=(13, 5.6), dpi=130, width_ratios=(1.25, 1), layout="constrained"
         )
@@ -61,13 +58,68 @@ def draw(
             fontsize=14,
             fontweight="bold",
         )
-        _curves(left, summary, curves, style)
+        left.set_title("Learning curves: mean and one standard deviation over seeds", fontsize=11)
+        left.set_xlabel("training step")
+        left.set_ylabel(summary["claim"]["curve"])
+        if _curves(left, curves, style):
+            left.legend(loc="lower right", frameon=True, framealpha=0.9)
+        else:
+            left.text(0.5, 0.5, "no curve was logged", transform=left.transAxes, ha="center")
         _differences(right, summary, style)
         figure.savefig(path)
         plt.close(figure)
 
 
-def _curves(axes: Axes, summary: Mapping[str, Any], curves: Mapping, style: Mapping) -> None:
+def draw_metrics(path: Path, summary: Mapping[str, Any], metrics: Mapping[str, Curves]) -> None:
+    """Draws one small panel of curves for each metric: what else the arms did on the way.
+
+    Args:
+        path: the PNG to write.
+        summary: `summary.summarise`.
+        metrics: name -> its curves.
+    """
+    style = _styles(summary)
+    columns = min(4, len(metrics))
+    rows = -(-len(metrics) // columns)
+    with plt.rc_context(LOOK):
+        figure, panels = plt.subplots(
+            rows,
+            columns,
+            figsize=(3.6 * columns, 2.7 * rows + 0.8),
+            dpi=110,
+            squeeze=False,
+            layout="constrained",
+        )
+        handles: dict[str, Any] = {}
+        for axes, (name, curves) in zip(panels.flat, metrics.items(), strict=False):
+            _curves(axes, curves, style)
+            axes.set_title(name, fontsize=11)
+            handles |= {line.get_label(): line for line in axes.get_lines()}
+        for axes in panels.flat[len(metrics) :]:
+            axes.set_visible(False)
+        figure.suptitle(f"{summary['claim']['title']}: all validation metrics", fontweight="bold")
+        figure.supxlabel("training step; mean and one standard deviation over seeds", fontsize=11)
+        figure.legend(
+            handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False
+        )
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def _styles(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Arm -> colour, line style and marker, the same in every picture of a claim."""
+    return {
+        arm: {
+            "color": COLOURS[i % len(COLOURS)],
+            "linestyle": STYLES[i % len(STYLES)],
+            "marker": MARKERS[i % len(MARKERS)],
+        }
+        for i, arm in enumerate(summary["arms"])
+    }
+
+
+def _curves(axes: Axes, curves: Curves, style: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Draws one curve an arm; whether there was any."""
     drawn = False
     for arm, runs in curves.items():
         by_step = defaultdict(list)
@@ -85,14 +137,8 @@ def _curves(axes: Axes, summary: Mapping[str, Any], curves: Mapping, style: Mapp
         axes.fill_between(
             steps, mean - spread, mean + spread, color=style[arm]["color"], alpha=0.1, linewidth=0
         )
-    axes.set_title("Learning curves: mean and one standard deviation over seeds", fontsize=11)
-    axes.set_xlabel("training step")
-    axes.set_ylabel(summary["claim"]["curve"])
     axes.grid(alpha=0.25)
-    if drawn:
-        axes.legend(loc="lower right", frameon=True, framealpha=0.9)
-    else:
-        axes.text(0.5, 0.5, "no curve was logged", transform=axes.transAxes, ha="center")
+    return drawn
 
 
 def _differences(axes: Axes, summary: Mapping[str, Any], style: Mapping) -> None:

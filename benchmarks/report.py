@@ -52,6 +52,7 @@ def html(methods: Sequence[Evidence]) -> str:
         "picture": picture,
         "arm_rows": summary.arm_rows,
         "comparison_rows": summary.comparison_rows,
+        "metric_rows": summary.metric_rows,
         "preparation_lines": summary.preparation_lines,
         "checks": checks,
         "paper_cells": paper_cells,
@@ -60,9 +61,9 @@ def html(methods: Sequence[Evidence]) -> str:
     return environment.get_template("report.html").render(methods=methods)
 
 
-def picture(claim: Mapping[str, Any]) -> str:
+def picture(claim: Mapping[str, Any], name: str = "learning_curves") -> str:
     """data: URI of a claim's picture; empty if there is none."""
-    path = claim["folder"] / "learning_curves.png"
+    path = claim["folder"] / f"{name}.png"
     if not path.is_file():
         return ""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

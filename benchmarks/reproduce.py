@@ -139,20 +139,26 @@ def reproduce(
     content = summary.summarise(claim, outcome, comparisons, decided)
     content |= {"method": method, **identity, "overrides": changed}
     content["prepared"] = summary.preparation(claim, prepared)
-    curves = {
-        arm: [
-            figures.read_curve(run.folder / "metrics.csv", claim.curve)
-            for run in runs
-            if run.arm == arm and (arm, run.seed) in outcome.results
-        ]
-        for arm in claim.arms
-    }
+    curves = _curves(claim, [run for run in runs if (run.arm, run.seed) in outcome.results])
     summary.write(base, content)
-    picture = base / "learning_curves.png"
-    figures.draw(picture, content, curves)
+    pictures = [base / "learning_curves.png"]
+    figures.draw(pictures[0], content, curves.get(claim.curve, {}))
+    if len(curves) > 1:
+        pictures.append(base / "all_metrics.png")
+        figures.draw_metrics(pictures[1], content, curves)
     page = report.build(outputs, conf)
-    _print(console, content, outcome, picture, page)
+    _print(console, content, outcome, pictures, page)
     return 1 if outcome.failures else 0
+
+
+def _curves(claim: Claim, finished: Sequence[Run]) -> dict[str, figures.Curves]:
+    """Validation metric -> the curves of every arm, sorted by name."""
+    found: dict[str, dict[str, list]] = {}
+    for run in finished:
+        for metric, curve in figures.read_curves(run.folder / "metrics.csv").items():
+            of_arms = found.setdefault(metric, {arm: [] for arm in claim.arms})
+            of_arms[run.arm].append(curve)
+    return dict(sorted(found.items()))
 
 
 def _prepare(
@@ -267,7 +273,7 @@ def _print(
     console: Console,
     content: Mapping[str, Any],
     outcome: summary.Outcome,
-    picture: Path,
+    pictures: Sequence[Path],
     page: Path,
 ) -> None:
     metric = content["claim"]["primary"]["metric"]
@@ -283,8 +289,9 @@ def _print(
     lines = [
         f"claim holds: {content['verdict']}",
         content["reason"],
-        f"picture: {picture}",
+        *(f"picture: {picture}" for picture in pictures),
         f"report:  {page}",
+        f"every metric of every arm: {pictures[0].parent / 'summary.md'}",
     ]
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

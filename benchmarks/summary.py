@@ -110,6 +110,7 @@ def summarise(
             "mean": mean,
             "std": std,
             "cpu_seconds": sum(known) / len(known) if known else None,
+            "metrics": _mean_metrics(outcome, arm),
             "failed": {s: text for (name, s), text in outcome.failures.items() if name == arm},
         }
     results = list(outcome.results.values())
@@ -149,6 +150,21 @@ def preparation_lines(summary: Mapping[str, Any]) -> list[str]:
         f"{number(entry['cpu_seconds'], '.0f')} CPU s, not counted above."
         for name, entry in (summary.get("prepared") or {}).items()
     ]
+
+
+def _mean_metrics(outcome: Outcome, arm: str) -> dict[str, float]:
+    """Mean over the finished seeds of every metric that an arm's results hold."""
+    found = [results["metrics"] for (name, _), results in outcome.results.items() if name == arm]
+    names = sorted({name for metrics in found for name in metrics})
+    return {n: mean_std(dict(enumerate(m[n] for m in found if n in m)))[0] for n in names}
+
+
+def metric_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of all metrics: one column an arm, means over seeds."""
+    arms = {name: arm["metrics"] for name, arm in summary["arms"].items() if arm["metrics"]}
+    names = sorted({name for metrics in arms.values() for name in metrics})
+    rows = [[n, *(number(metrics.get(n)) for metrics in arms.values())] for n in names]
+    return ["mean over seeds", *arms], rows
 
 
 def _without_nan(value: Any) -> Any:
@@ -236,6 +252,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
         *preparation_lines(summary),
         markdown_table(*comparison_rows(summary)),
         f"**claim holds: {summary['verdict']}**. {summary['reason']}",
+        markdown_table(*metric_rows(summary)),
     ]
     if summary["overrides"]:
         parts.insert(2, f"Settings changed on the command line: `{' '.join(summary['overrides'])}`")

@@ -60,7 +60,9 @@ def test_a_finished_claim_ends_with_table_verdict_picture_and_report(engine):
     assert summary["arms"]["ours"]["values"].keys() == {"1", "2", "3"}
     assert summary["arms"]["more"]["values"] == {}
     assert (folder / "learning_curves.png").is_file()
-    assert "**claim holds: yes**" in (folder / "summary.md").read_text()
+    text = (folder / "summary.md").read_text()
+    assert "**claim holds: yes**" in text
+    assert "| test/top1_ema | 66.27 |" in text  # the table of all metrics, means over seeds
 
 
 def test_an_unfavourable_verdict_exits_zero(engine):

@@ -6,7 +6,7 @@ import pytest
 from claims_toy import CLAIM
 from matplotlib import pyplot as plt
 
-from benchmarks.figures import draw, read_curve
+from benchmarks.figures import draw, draw_metrics, read_curves
 
 NAMES = ("ours", "broken", "a_baseline_with_a_rather_long_name", "more")
 
@@ -50,10 +50,26 @@ def test_no_two_texts_of_the_differences_overlap(tmp_path, monkeypatch):
     assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
 
 
-def test_a_curve_is_read_by_its_name(tmp_path):
+def test_curves_are_read_by_name(tmp_path):
     path = tmp_path / "metrics.csv"
-    assert read_curve(path, "val/top1_ema") == {}
+    assert read_curves(path) == {}
     path.write_text(
         "step,epoch,metric,value\n10,0,val/top1,1\n10,0,val/top1_ema,2.5\n20,1,val/top1_ema,\n"
+        "20,1,val/top1,3\n20,1,train/loss,7\n"
     )
-    assert read_curve(path, "val/top1_ema") == {10: 2.5}
+    assert read_curves(path) == {"val/top1": {10: 1.0, 20: 3.0}, "val/top1_ema": {10: 2.5}}
+
+
+@pytest.mark.parametrize("count", [1, 4, 6])
+def test_every_metric_gets_a_panel_of_its_own(tmp_path, monkeypatch, count):
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    curves = {arm: [{10: 1.0, 20: 2.0}] * 2 for arm in NAMES}
+    metrics = {f"val/metric{n}": curves for n in range(count)}
+    draw_metrics(tmp_path / "all.png", summary(2), metrics)
+    figure = plt.gcf()
+    visible = [axes for axes in figure.axes if axes.get_visible()]
+    monkeypatch.undo()
+    plt.close(figure)
+    assert [axes.get_title() for axes in visible] == list(metrics)
+    assert all(len(axes.get_lines()) == len(NAMES) for axes in visible)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(NAMES)
