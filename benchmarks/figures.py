@@ -97,8 +97,11 @@ def draw_metrics(path: Path, summary: Mapping[str, Any], metrics: Mapping[str, C
             handles |= {line.get_label(): line for line in axes.get_lines()}
         for axes in panels.flat[len(metrics) :]:
             axes.set_visible(False)
-        figure.suptitle(f"{summary['claim']['title']}: all validation metrics", fontweight="bold")
-        figure.supxlabel("training step; mean and one standard deviation over seeds", fontsize=11)
+        figure.suptitle(
+            f"{summary['claim']['title']}: validation metrics by training step\n"
+            "mean and one standard deviation over seeds",
+            fontsize=11,
+        )
         figure.legend(
             handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False
         )

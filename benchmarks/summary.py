@@ -161,7 +161,9 @@ def _mean_metrics(outcome: Outcome, arm: str) -> dict[str, float]:
 
 def metric_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of all metrics: one column an arm, means over seeds."""
-    arms = {name: arm["metrics"] for name, arm in summary["arms"].items() if arm["metrics"]}
+    arms = {  # a summary of an older version has none
+        name: metrics for name, arm in summary["arms"].items() if (metrics := arm.get("metrics"))
+    }
     names = sorted({name for metrics in arms.values() for name in metrics})
     rows = [[n, *(number(metrics.get(n)) for metrics in arms.values())] for n in names]
     return ["mean over seeds", *arms], rows
