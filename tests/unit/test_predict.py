@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from methods.comatch.module import Supervised
+from methods.pcl.module import MoCo
 from shared import predict
 from shared.training.checkpoints import AtomicCheckpointIO
 
@@ -101,6 +102,45 @@ def test_probabilities_of_the_averaged_network(tmp_path, capsys):
         expected = module.ema_encoder(normalised)[0].softmax(1)[0]
     assert [float(rows[0][n]) for n in NAMES] == pytest.approx(expected.tolist(), abs=2e-6)
     assert "5 images predicted, 0 unreadable" in capsys.readouterr().out
+
+
+def test_a_model_without_classes_groups_the_images(tmp_path):
+    """Two kinds of pictures, each in slight variations, fall into two groups."""
+    torch.manual_seed(0)
+    backbone = {"_target_": "shared.nn.small_convnet.SmallConvNet", "in_channels": 3}
+    module = MoCo(
+        backbone=backbone, projection={"hidden": 0, "dim": 6}, queue_size=8, key_momentum=0.9,
+        temperature=0.2, lr=0.1, momentum=0.9, weight_decay=0.0, schedule={"kind": "cosine"},
+        total_epochs=1, channels_last=False, seed=0, evaluation={"clustering": False},
+    )  # fmt: skip
+    content: dict[str, Any] = {
+        "hyper_parameters": dict(module.hparams),
+        "state_dict": module.state_dict(),
+        "datamodule_hyper_parameters": {"augmentation": COLOUR},
+    }
+    module.on_save_checkpoint(content)
+    AtomicCheckpointIO().save_checkpoint(content, tmp_path / "last.ckpt")
+    (tmp_path / "images").mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(8):
+        pixels = np.full((32, 32, 3), (250, 20, 20), np.uint8)
+        if number % 2:  # stripes
+            pixels[::2] = (10, 30, 240)
+        pixels += generator.integers(0, 5, pixels.shape, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    output = run(tmp_path, "groups=5")  # no more than a quarter of the images
+    rows = read(output)
+    assert list(rows[0]) == ["path", "group", "cosine", *(f"e{n}" for n in range(6))]
+    groups = [
+        {int(r["path"][0]) % 2 for r in rows if r["group"] == g} for g in ("group 0", "group 1")
+    ]
+    assert sorted(map(list, groups)) == [[0], [1]]
+    assert [r["group"] for r in rows] == ["group 0"] * 4 + ["group 1"] * 4
+    cosines = [float(r["cosine"]) for r in rows]
+    assert cosines[:4] == sorted(cosines[:4], reverse=True)
+    norms = [sum(float(r[f"e{n}"]) ** 2 for n in range(6)) for r in rows]
+    assert norms == pytest.approx([1.0] * 8, abs=1e-4)
+    assert (output / "contact_sheet.png").is_file()
 
 
 def test_grey_model_and_missing_class_names(tmp_path):
