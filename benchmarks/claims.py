@@ -44,6 +44,24 @@ class Primary(Pair):
 
 
 @dataclass
+class Further(Pair):
+    """Another claim about the same runs, with a verdict of its own by the same rule.
+
+    `metric` defaults to the primary one. `control` is compared with `control_baseline`, by default
+    this claim's own baseline; another one makes the control a comparison under other circumstances,
+    in which the gain must not show.
+    """
+
+    name: str = MISSING
+    claim: str = MISSING
+    control: str = MISSING
+    expected_sign: int = MISSING
+    smallest_difference: float = MISSING
+    metric: str = ""
+    control_baseline: str = ""
+
+
+@dataclass
 class Claim:
     """One pre-registered claim.
 
@@ -56,7 +74,8 @@ class Claim:
         control: the arm that must not meet the criterion (the method sabotaged).
         seeds: reported seeds; each is shared by all arms, which pairs them.
         tuning_seeds: seeds on which settings were chosen; refused as reported seeds.
-        secondary: further comparisons, shown but not decisive.
+        secondary: more comparisons, shown but not decisive.
+        further: more claims about these arms, each with a verdict of its own.
         optional: arms that run only when named or with `--arms all`.
         overrides: Hydra overrides that every arm shares.
         curve: the metric drawn against the training step; by default the primary one in `val/`.
@@ -76,6 +95,7 @@ class Claim:
     seeds: list[int] = MISSING
     tuning_seeds: list[int] = MISSING
     secondary: list[Pair] = field(default_factory=list)
+    further: list[Further] = field(default_factory=list)
     optional: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
     curve: str = ""
@@ -128,6 +148,9 @@ def load_claim(path: Path) -> Claim:
     claim = OmegaConf.to_object(merged)
     assert isinstance(claim, Claim)
     claim.curve = claim.curve or claim.primary.metric.replace("test/", "val/", 1)
+    for further in claim.further:
+        further.metric = further.metric or claim.primary.metric
+        further.control_baseline = further.control_baseline or further.baseline
     _check(claim, path)
     return claim
 
@@ -148,20 +171,28 @@ def _check(claim: Claim, path: Path) -> None:
     """Rules that types cannot say."""
     named = [claim.primary.method, claim.primary.baseline, claim.control, *claim.optional]
     named += [arm for pair in claim.secondary for arm in (pair.method, pair.baseline)]
+    named += [
+        arm for f in claim.further for arm in (f.method, f.baseline, f.control, f.control_baseline)
+    ]
     for arm in named:
         if arm not in claim.arms:
             raise ClaimError(f"{path}: no arm '{arm}'{nearest(arm, claim.arms)}")
     decisive = [claim.primary.method, claim.primary.baseline, claim.control]
-    if len(set(decisive)) < 3:
-        raise ClaimError(f"{path}: method, baseline and control must be three arms, not {decisive}")
+    triples = [decisive, *([f.method, f.baseline, f.control] for f in claim.further)]
+    for triple in triples:
+        if len(set(triple)) < 3:
+            raise ClaimError(
+                f"{path}: method, baseline and control must be three arms, not {triple}"
+            )
     if optional := sorted(set(decisive) & set(claim.optional)):
         raise ClaimError(f"{path}: the verdict needs {optional}, which cannot be optional")
     if both := sorted(set(claim.prepare) & set(claim.arms)):
         raise ClaimError(f"{path}: {both} cannot be arms and be prepared for them")
-    if claim.expected_sign not in (-1, 0, 1):
-        raise ClaimError(f"{path}: expected_sign is 1, 0 or -1, not {claim.expected_sign}")
-    if not claim.smallest_difference > 0:
-        raise ClaimError(f"{path}: smallest_difference must be above 0")
+    for rule in (claim, *claim.further):
+        if rule.expected_sign not in (-1, 0, 1):
+            raise ClaimError(f"{path}: expected_sign is 1, 0 or -1, not {rule.expected_sign}")
+        if not rule.smallest_difference > 0:
+            raise ClaimError(f"{path}: smallest_difference must be above 0")
     if not claim.seeds or len(set(claim.seeds)) < len(claim.seeds):
         raise ClaimError(f"{path}: seeds must be given, each once")
     refuse_tuning_seeds(claim, claim.seeds)
@@ -265,6 +296,8 @@ def claim_hash(claim: Claim, configs: Mapping[str, DictConfig]) -> str:
         content["prepare"] = plain(claim.prepare)
     else:
         del content["claim"]["prepare"]  # claims without one keep the hash they had
+    if not claim.further:
+        del content["claim"]["further"]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

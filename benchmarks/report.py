@@ -52,6 +52,7 @@ def html(methods: Sequence[Evidence]) -> str:
         "picture": picture,
         "arm_rows": summary.arm_rows,
         "comparison_rows": summary.comparison_rows,
+        "further_rows": summary.further_rows,
         "metric_rows": summary.metric_rows,
         "preparation_lines": summary.preparation_lines,
         "checks": checks,

@@ -282,6 +282,8 @@ def _print(
     for line in summary.preparation_lines(content):
         console.print(line, markup=False, highlight=False)
     console.print(summary.rich_table("paired by seed", *summary.comparison_rows(content)))
+    if content["further"]:
+        console.print(summary.rich_table("further claims", *summary.further_rows(content)))
     for error in dict.fromkeys(outcome.failures.values()):  # one message may stop many runs
         runs = [f"{arm} seed {s}" for (arm, s), text in outcome.failures.items() if text == error]
         console.print(f"failed: {', '.join(runs)}", style="bold red")
@@ -289,6 +291,7 @@ def _print(
     lines = [
         f"claim holds: {content['verdict']}",
         content["reason"],
+        *(f"{f['name']}: {f['verdict']}. {f['reason']}" for f in content["further"]),
         *(f"picture: {picture}" for picture in pictures),
         f"report:  {page}",
         f"every metric of every arm: {pictures[0].parent / 'summary.md'}",

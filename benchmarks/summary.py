@@ -10,7 +10,7 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from benchmarks.claims import Claim
+from benchmarks.claims import Claim, Further
 from benchmarks.launch import Run
 from benchmarks.statistics import Paired, Verdict, mean_std, paired, verdict
 
@@ -32,7 +32,7 @@ class Outcome:
         return {
             seed: float(found["metrics"][metric])
             for (name, seed), found in sorted(self.results.items())
-            if name == arm
+            if name == arm and metric in found["metrics"]
         }
 
 
@@ -70,26 +70,50 @@ def compare(claim: Claim, outcome: Outcome) -> tuple[list[Paired], Verdict]:
     that nobody registered.
     """
     metric = claim.primary.metric
-    comparisons = [
-        paired(
-            pair.method,
-            pair.baseline,
-            outcome.values(pair.method, metric),
-            outcome.values(pair.baseline, metric),
+    comparisons = [_paired(outcome, metric, p.method, p.baseline) for p in claim.pairs()]
+    return comparisons, _decide(claim, claim, outcome, comparisons[0], comparisons[1])
+
+
+def judge_further(claim: Claim, outcome: Outcome) -> list[dict[str, Any]]:
+    """The further claims: name, words, metric, both comparisons and verdict of each."""
+    found = []
+    for further in claim.further:
+        primary = _paired(outcome, further.metric, further.method, further.baseline)
+        control = _paired(outcome, further.metric, further.control, further.control_baseline)
+        decided = _decide(claim, further, outcome, primary, control)
+        found.append(
+            {
+                "name": further.name,
+                "claim": further.claim,
+                "metric": further.metric,
+                "smallest_difference": further.smallest_difference,
+                "comparisons": [asdict(primary), asdict(control)],
+                "verdict": decided.answer,
+                "reason": decided.reason,
+            }
         )
-        for pair in claim.pairs()
-    ]
-    primary, control = comparisons[:2]
-    decisive = (claim.primary.method, claim.primary.baseline, claim.control)
+    return found
+
+
+def _paired(outcome: Outcome, metric: str, method: str, baseline: str) -> Paired:
+    return paired(
+        method, baseline, outcome.values(method, metric), outcome.values(baseline, metric)
+    )
+
+
+def _decide(
+    claim: Claim, rule: Claim | Further, outcome: Outcome, primary: Paired, control: Paired
+) -> Verdict:
+    decisive = (primary.method, primary.baseline, control.method, control.baseline)
     failed = [f"{arm} seed {seed}" for arm, seed in outcome.failures if arm in decisive]
     if failed:
-        return comparisons, Verdict("undecided", f"failed: {', '.join(failed)}.")
-    decided = verdict(primary, control, claim.expected_sign, claim.smallest_difference)
+        return Verdict("undecided", f"failed: {', '.join(failed)}.")
+    decided = verdict(primary, control, rule.expected_sign, rule.smallest_difference)
     seeds = set(primary.differences)
     if seeds != set(claim.seeds):
         note = f" Seeds compared: {sorted(seeds)}; registered: {sorted(claim.seeds)}."
-        decided = Verdict(decided.answer, decided.reason + note)
-    return comparisons, decided
+        return Verdict(decided.answer, decided.reason + note)
+    return decided
 
 
 def summarise(
@@ -121,6 +145,7 @@ def summarise(
         "reason": decided.reason,
         "arms": arms,
         "comparisons": [asdict(comparison) for comparison in comparisons],
+        "further": judge_further(claim, outcome),
         "git_commits": sorted({str(r.get("git_commit")) for r in results}),
         "precisions": sorted({str(r.get("precision")) for r in results}),
         "data": sorted({name for r in results for name in r.get("data") or {}}),
@@ -224,6 +249,29 @@ def comparison_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[st
     return header, rows
 
 
+def further_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of the table of further claims, one line for each; empty without any."""
+    header = ["further claim", "metric", "difference", "mean", "95% interval", "control", "holds"]
+    rows = []
+    for further in summary.get("further") or []:
+        pair, control = further["comparisons"]
+        interval = "-"
+        if pair["low"] is not None:
+            interval = f"{pair['low']:+.2f} to {pair['high']:+.2f}"
+        rows.append(
+            [
+                further["name"],
+                further["metric"],
+                f"{pair['method']} - {pair['baseline']}",
+                number(pair["mean"], "+.2f"),
+                interval,
+                f"{control['method']} - {control['baseline']} {number(control['mean'], '+.2f')}",
+                further["verdict"],
+            ]
+        )
+    return header, rows
+
+
 def rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table for the screen, figures to the right."""
     table = Table(title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
@@ -242,6 +290,19 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def further_parts(summary: Mapping[str, Any]) -> list[str]:
+    """The further claims in Markdown: their table, then each one's words and reason."""
+    if not summary.get("further"):
+        return []
+    return [
+        markdown_table(*further_rows(summary)),
+        *(
+            f"**{further['name']}: {further['verdict']}**. {further['claim']} {further['reason']}"
+            for further in summary["further"]
+        ),
+    ]
+
+
 def markdown(summary: Mapping[str, Any]) -> str:
     """summary.md: what the method card quotes."""
     claim = summary["claim"]
@@ -254,6 +315,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
         *preparation_lines(summary),
         markdown_table(*comparison_rows(summary)),
         f"**claim holds: {summary['verdict']}**. {summary['reason']}",
+        *further_parts(summary),
         markdown_table(*metric_rows(summary)),
     ]
     if summary["overrides"]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from shared.data.images import DataCorruptError
 
-PICTURE = ".png"
+PICTURES = (".png", ".jpg")
 
 
 def build_once(
@@ -120,7 +120,7 @@ def _inventory(folder: Path) -> dict[str, Any]:
     files, pictures = {}, {}
     for entry in sorted(folder.iterdir()):
         inside = entry.rglob("*") if entry.is_dir() else [entry]
-        for path in sorted(p for p in inside if p.is_file() and p.suffix != PICTURE):
+        for path in sorted(p for p in inside if p.is_file() and p.suffix not in PICTURES):
             files[path.relative_to(folder).as_posix()] = _sha256(path)
         if entry.is_dir() and (count := _count_pictures(entry)):
             pictures[entry.name] = count
@@ -128,7 +128,7 @@ def _inventory(folder: Path) -> dict[str, Any]:
 
 
 def _count_pictures(folder: Path) -> int:
-    return sum(name.endswith(PICTURE) for _, _, names in os.walk(folder) for name in names)
+    return sum(name.endswith(PICTURES) for _, _, names in os.walk(folder) for name in names)
 
 
 def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:

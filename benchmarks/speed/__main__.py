@@ -1,8 +1,9 @@
 """Time our training step beside a peer's: `python -m benchmarks.speed METHOD`.
 
 benchmarks/speed/METHOD.py says what is compared: PEER, the workers OURS_MODULE and PEER_MODULE,
-their SETTINGS, a HEADER that names what differs, the rows of the table, STEP, and if loading is
-timed too, WITH_LOADING and `make_data(folder)`. Writes outputs/speed/METHOD.json; the last line is
+their SETTINGS, a HEADER that names what differs, the rows of the table, STEP, and where these are
+timed too, WITH_LOADING and RERANKING; `make_data(folder)` if they read something; EQUAL if they
+must compute the same values, and how closely. Writes outputs/speed/METHOD.json; the last line is
 `ratio: R (ours/peer, lower is better)`, of the first row, float32.
 """
 
@@ -10,6 +11,8 @@ import argparse
 import platform
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,8 +23,10 @@ from benchmarks.speed import peer_environment
 from benchmarks.speed.protocol import (
     Comparison,
     SpeedError,
+    Variant,
     Worker,
     alternate,
+    check_same_values,
     check_same_work,
     compare,
     ratio_lines,
@@ -31,6 +36,12 @@ from benchmarks.speed.protocol import (
 from shared.training.precision import has_bf16_units
 
 ROOT = Path(__file__).resolve().parents[2]
+
+TABLES = {  # of a comparison: title, and what is added to its rows' names in the results
+    "STEP": ("training step", ""),
+    "WITH_LOADING": ("with loading and augmentation", ", with loading"),
+    "RERANKING": ("re-ranking a gallery", ", re-ranking"),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,7 +64,7 @@ def measure(options: argparse.Namespace) -> None:
     """Run the whole comparison of one method and print it.
 
     Raises:
-        SpeedError: no comparison for that method, no peer, or a worker failed.
+        SpeedError: no comparison for that method, no peer, other work, or a worker failed.
     """
     if not options.method.isidentifier() or not find_spec(f"benchmarks.speed.{options.method}"):
         raise SpeedError(f"no speed comparison named {options.method!r} in benchmarks/speed")
@@ -81,25 +92,33 @@ def measure(options: argparse.Namespace) -> None:
                 f"{ours['torch']}, {machine()}\n",
                 flush=True,
             )
-            tables = [runnable(spec.STEP), runnable(getattr(spec, "WITH_LOADING", ()))]
-            every = [comparison for comparisons in tables for comparison in comparisons]
-            variants = list(
-                dict.fromkeys(v for c in every for v in (("ours", c.ours), ("peer", c.peer)))
-            )
+            if hasattr(spec, "EQUAL"):
+                progress("comparing what the sides compute")
+                check_same_values(sides["ours"].values(), sides["peer"].values(), spec.EQUAL)
+            tables = {name: runnable(getattr(spec, name, ())) for name in TABLES}
+            trained = variants([*tables["STEP"], *tables["WITH_LOADING"]])
             taken = alternate(
-                sides, variants, options.blocks, options.steps, spec.WARM_UP_STEPS, progress
+                sides, trained, options.blocks, options.steps, spec.WARM_UP_STEPS, progress
             )
+            if ranked := variants(tables["RERANKING"]):
+                taken |= alternate(sides, ranked, options.blocks, 1, 1, progress)
         finally:
             for worker in sides.values():
                 worker.close()
-    steps, loading = (compare(comparisons, taken) for comparisons in tables)
-    print(table("training step", steps), end="\n\n")
-    if loading:
-        print(table("with loading and augmentation", loading), end="\n\n")
-    with_loading = [Comparison(f"{c.name}, with loading", c.ours, c.peer) for c in tables[1]]
+    rows = []
+    for name, (title, addition) in TABLES.items():
+        if tables[name]:
+            measured = compare(tables[name], taken)
+            print(table(title, measured), end="\n\n")
+            rows += [replace(row, name=f"{row.name}{addition}") for row in measured]
     facts = {"machine": machine(), "threads": options.threads, "torch": torch.__version__}
-    write(output / f"{options.method}.json", [*steps, *compare(with_loading, taken)], facts)
-    print(ratio_lines(steps[0]))
+    write(output / f"{options.method}.json", rows, facts)
+    print(ratio_lines(rows[0]))
+
+
+def variants(comparisons: Sequence[Comparison]) -> list[Variant]:
+    """What has to be run for them, each once."""
+    return list(dict.fromkeys(v for c in comparisons for v in (("ours", c.ours), ("peer", c.peer))))
 
 
 def runnable(comparisons: tuple[Comparison, ...]) -> list[Comparison]:

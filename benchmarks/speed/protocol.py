@@ -64,6 +64,9 @@ class Worker:
         answer = self._ask({"command": "run", "variant": variant, "steps": steps})
         return answer["seconds"], answer["losses"]
 
+    def values(self) -> dict[str, list[float]]:
+        return self._ask({"command": "values"})
+
     def close(self) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
@@ -129,6 +132,35 @@ def check_same_work(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> None:
             f"not the same network: {ours['parameters']:,} parameters here, "
             f"{peer['parameters']:,} there"
         )
+
+
+def check_same_values(
+    ours: Mapping[str, Sequence[float]],
+    peer: Mapping[str, Sequence[float]],
+    tolerances: Mapping[str, float],
+) -> None:
+    """Refuse to compare sides that compute different values.
+
+    Args:
+        tolerances: the largest absolute difference of each list of values; 0: equal.
+
+    Raises:
+        SpeedError: a list differs, or is missing.
+    """
+    for name, tolerance in tolerances.items():
+        mine, theirs = ours.get(name, []), peer.get(name, [])
+        if not mine or len(mine) != len(theirs):
+            raise SpeedError(f"{name}: {len(mine)} values here, {len(theirs)} there")
+        apart = [
+            f"number {number} is {a:.6g} here, {b:.6g} there"
+            for number, (a, b) in enumerate(zip(mine, theirs, strict=True))
+            if not abs(a - b) <= tolerance
+        ]
+        if apart:
+            raise SpeedError(
+                f"not the same computation: {name} differ by more than {tolerance:g} in "
+                f"{len(apart)} of {len(mine)} values: {'; '.join(apart[:4])}"
+            )
 
 
 def alternate(

@@ -1,7 +1,8 @@
 """The worker's side: a process that steps when told to, and otherwise stands still.
 
-Commands and replies are JSON lines on stdin and stdout: `{"command": "describe"}` or
-`{"command": "run", "variant": "float32", "steps": 3}`. Only the standard library, so that a peer's
+Commands and replies are JSON lines on stdin and stdout: `{"command": "describe"}`,
+`{"command": "run", "variant": "float32", "steps": 3}`, or where a comparison has values that must
+be equal on both sides, `{"command": "values"}`. Only the standard library, so that a peer's
 environment needs nothing of ours.
 """
 
@@ -24,6 +25,8 @@ class Workload(Protocol):
     def run(self, variant: str, steps: int) -> tuple[list[float], list[float]]:
         """Seconds and loss of each of `steps` further training steps of that variant."""
         ...
+
+    # Of some: `values() -> dict[str, list[float]]`, what both sides must compute alike.
 
 
 def timed(step: Callable[[], float], steps: int) -> tuple[list[float], list[float]]:
@@ -50,8 +53,8 @@ def serve(build: Callable[[dict[str, Any]], Workload]) -> None:
         workload = build(json.loads(sys.argv[1]))
         for line in sys.stdin:
             command = json.loads(line)
-            if command["command"] == "describe":
-                reply(workload.describe())
+            if command["command"] in ("describe", "values"):
+                reply(getattr(workload, command["command"])())
             else:
                 seconds, losses = workload.run(command["variant"], command["steps"])
                 reply({"seconds": seconds, "losses": losses})

@@ -55,9 +55,9 @@ class OurSide:
         return iter(lambda: self.batch, None)
 
     def describe(self) -> dict[str, Any]:
-        module = self.instantiate("method")
+        trained = [p for p in self.module().parameters() if p.requires_grad]
         return {
-            "parameters": sum(p.numel() for p in module.encoder.parameters()),
+            "parameters": sum(p.numel() for p in trained),
             "images_per_step": sum(len(v) for v in self.batch.values() if v.ndim == 4),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
@@ -106,7 +106,11 @@ def by_hand(module: Any, batches: Iterator[dict[str, Tensor]], mixed: bool) -> C
     Args:
         mixed: bf16 autocast.
     """
-    (optimizer,), (schedule,) = module.configure_optimizers()
+    configured = module.configure_optimizers()
+    if isinstance(configured, torch.optim.Optimizer):  # the module sets its rate itself
+        optimizer, schedule = configured, None
+    else:
+        (optimizer,), (schedule,) = configured
 
     def step() -> float:
         batch = next(batches)
@@ -120,7 +124,7 @@ def by_hand(module: Any, batches: Iterator[dict[str, Tensor]], mixed: bool) -> C
 
         losses: list[Tensor] = []
         module.optimizer_step(0, 0, optimizer, lambda: losses.append(closure()))
-        if schedule["interval"] == "step":
+        if schedule and schedule["interval"] == "step":
             schedule["scheduler"].step()
         return float(losses[0])
 

@@ -7,9 +7,9 @@ give `labels` (N,) int64 with -1 for unknown, `class_names`, `len()` and
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,44 +72,34 @@ class ArrayImages:
         return self.images[indices], indices
 
 
-class FolderImages:
-    """Images read from `paths` when asked for, as (H, W, 3) uint8 arrays of any size.
+class FileImages:
+    """Images decoded when asked for, as (H, W, 3) uint8 arrays of any size.
+
+    Subclasses say how many there are, what names an image and what PIL opens. `mode` "RGBA" keeps
+    the alpha channel: (H, W, 4). `cache` keeps every decoded image in memory, in each worker
+    process those that it read: for small sets.
 
     An unreadable image is replaced by the next readable one of `pool` (the indices that may stand
     in for it, so that a labelled image is only replaced by a labelled one), or left out without a
     pool. Each is named in a warning and counted, per process; beyond a share `max_corrupt` of the
     set, reading stops with an error. `truncated`: read cut-off files as far as they go.
-    `every_class`: refuse a class without images.
     """
 
-    def __init__(
-        self,
-        paths: Sequence[str | Path],
-        labels: NDArray,
-        class_names: Sequence[str],
-        origin: str,
-        max_corrupt: float = 0.01,
-        truncated: bool = False,
-        every_class: bool = True,
-    ) -> None:
-        # One array of bytes: a list of a million strings would be copied into every worker process.
-        self._paths = np.array([os.fsencode(path) for path in paths])
-        self.labels = np.asarray(labels, np.int64)
-        self.class_names, self.max_corrupt = tuple(class_names), max_corrupt
-        self.truncated = truncated
+    def __init__(self, max_corrupt: float, truncated: bool, mode: str, cache: bool = False) -> None:
+        self.max_corrupt, self.truncated, self.mode = max_corrupt, truncated, mode
         self.corrupt: dict[str, str] = {}
-        if len(self._paths) == 0:
-            raise DataNotFoundError(f"{origin}: no images")
-        self._check_labels(origin, every_class)
+        self._cache: dict[int, NDArray[np.uint8]] | None = {} if cache else None
 
     def __len__(self) -> int:
-        return len(self._paths)
-
-    def _check_labels(self, origin: str, every_class: bool) -> None:
-        check_labels(self.labels, self.class_names, origin, every_class)
+        raise NotImplementedError
 
     def path(self, index: int) -> str:
-        return os.fsdecode(self._paths[index])
+        """Where an image is, for messages."""
+        raise NotImplementedError
+
+    def content(self, index: int) -> str | BinaryIO:
+        """What PIL opens: a path, by default that of `path`, or a file."""
+        return self.path(index)
 
     def take(
         self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
@@ -121,9 +111,8 @@ class FolderImages:
         """
         images, used = [], []
         for index in indices:
-            candidates = [index] if pool is None else _cyclic_from(index, pool)
-            for candidate in candidates:
-                image = self._read(int(candidate))
+            for candidate in stand_ins(index, pool):
+                image = self.read(int(candidate))
                 if image is not None:
                     images.append(image)
                     used.append(candidate)
@@ -133,13 +122,26 @@ class FolderImages:
                     raise DataCorruptError(f"none of {len(pool)} images can be read")
         return images, np.array(used, np.int64)
 
-    def _read(self, index: int) -> NDArray[np.uint8] | None:
-        path = self.path(index)
-        if path in self.corrupt:
+    def read(self, index: int) -> NDArray[np.uint8] | None:
+        """Return one image, or None if it is unreadable, which is warned of once.
+
+        Raises:
+            DataCorruptError: too large a share is unreadable.
+        """
+        if self._cache is None:
+            return self._decode(index)
+        image = self._cache.get(index)
+        if image is None and (image := self._decode(index)) is not None:
+            self._cache[index] = image
+        return image
+
+    def _decode(self, index: int) -> NDArray[np.uint8] | None:
+        if self.corrupt and self.path(index) in self.corrupt:
             return None
         try:
-            return read_image(path, truncated=self.truncated)
+            return read_image(self.content(index), self.mode, truncated=self.truncated)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            path = self.path(index)
             self.corrupt[path] = str(error)
         count, total = len(self.corrupt), len(self)
         warnings.warn(
@@ -152,6 +154,40 @@ class FolderImages:
                 f"{self.max_corrupt:g}; the last one is {path}. Repair them or raise max_corrupt"
             )
         return None
+
+
+class FolderImages(FileImages):
+    """Images read from `paths`, see `FileImages`. `every_class`: refuse a class without images."""
+
+    def __init__(
+        self,
+        paths: Sequence[str | Path],
+        labels: NDArray,
+        class_names: Sequence[str],
+        origin: str,
+        max_corrupt: float = 0.01,
+        truncated: bool = False,
+        every_class: bool = True,
+        mode: str = "RGB",
+        cache: bool = False,
+    ) -> None:
+        super().__init__(max_corrupt, truncated, mode, cache)
+        # One array of bytes: a list of a million strings would be copied into every worker process.
+        self._paths = np.array([os.fsencode(path) for path in paths])
+        self.labels = np.asarray(labels, np.int64)
+        self.class_names = tuple(class_names)
+        if len(self._paths) == 0:
+            raise DataNotFoundError(f"{origin}: no images")
+        self._check_labels(origin, every_class)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def _check_labels(self, origin: str, every_class: bool) -> None:
+        check_labels(self.labels, self.class_names, origin, every_class)
+
+    def path(self, index: int) -> str:
+        return os.fsdecode(self._paths[index])
 
 
 class MultiLabelImages(FolderImages):
@@ -167,9 +203,15 @@ class MultiLabelImages(FolderImages):
 
 
 def read_image(
-    path: str | Path, mode: str = "RGB", side: int | None = None, truncated: bool = False
+    path: str | Path | BinaryIO,
+    mode: str = "RGB",
+    side: int | None = None,
+    truncated: bool = False,
 ) -> NDArray[np.uint8]:
-    """Return (H, W, 3) uint8 for `mode` "RGB", (H, W) for "L"; resized to side x side if given."""
+    """Return (H, W, 3) uint8 for `mode` "RGB", (H, W, 4) for "RGBA", (H, W) for "L".
+
+    Resized to side x side if given.
+    """
     before = ImageFile.LOAD_TRUNCATED_IMAGES  # PIL has no such option per file
     ImageFile.LOAD_TRUNCATED_IMAGES = truncated
     try:
@@ -199,7 +241,10 @@ def check_labels(
         raise DataCorruptError(f"{origin}: no image of class {', '.join(map(repr, empty))}")
 
 
-def _cyclic_from(index: int, pool: NDArray[np.int64]) -> NDArray[np.int64]:
-    """`index` first, then the elements of the sorted `pool` that follow it, cyclically."""
-    start = int(np.searchsorted(pool, index, side="right"))
-    return np.concatenate(([index], pool[start:], pool[:start]))
+def stand_ins(index: int, pool: NDArray[np.int64] | None) -> Iterator[int]:
+    """`index` first, then, if given, the elements of the sorted `pool` after it, cyclically."""
+    yield index
+    if pool is not None:
+        start = int(np.searchsorted(pool, index, side="right"))
+        yield from pool[start:]
+        yield from pool[:start]

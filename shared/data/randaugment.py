@@ -14,7 +14,7 @@ OpenCV 5 computes them in another way.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,16 +24,17 @@ Picture = NDArray[np.uint8]
 FILL = 128
 MAX_LEVEL = 10
 _LUMA = np.array([0.114, 0.587, 0.299])
+_LANES = (0, 21, 42)
 
 
 def auto_contrast(image: Picture) -> Picture:
     """Stretch a channel that holds a 0 to 0..255; any other turns white, a constant one stays."""
-    return _per_channel(image, _stretch_table)
+    return per_channel(image, _stretch_table)
 
 
 def equalize(image: Picture) -> Picture:
     """Equalise each channel's histogram, with PIL's rounding."""
-    return _per_channel(image, _equalize_table)
+    return per_channel(image, _equalize_table)
 
 
 def rotate(image: Picture, degrees: float) -> Picture:
@@ -84,16 +85,18 @@ def brightness(image: Picture, factor: float) -> Picture:
     return _to_uint8(np.arange(256, dtype=np.float32) * np.float32(factor))[image]
 
 
-def sharpness(image: Picture, factor: float) -> Picture:
-    """Blend with a smoothed image, whose one-pixel border is the original: above 1 sharpens."""
-    whole = image.astype(np.int64)
+def sharpness(image: Picture, factor: float, clip: bool = False) -> Picture:
+    """Blend with a smoothed image, whose one-pixel border is the original: above 1 sharpens.
+
+    Values outside 0..255 wrap around unless `clip`.
+    """
+    whole = image.astype(np.float32)  # sums of integers are exact
     centre = whole[1:-1, 1:-1]
     rows = whole[:-2] + whole[1:-1] + whole[2:]
-    total = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * centre
-    smooth = ((2 * total + 13) // 26).astype(np.float32)  # total / 13, rounded
-    sharp = smooth + np.float32(factor) * (centre.astype(np.float32) - smooth)
+    smooth = np.rint((rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:] + 4 * centre) / np.float32(13))
+    sharp = smooth + np.float32(factor) * (centre - smooth)
     out = image.copy()
-    out[1:-1, 1:-1] = sharp.astype(np.int64).astype(np.uint8)  # wraps, see the module's docstring
+    out[1:-1, 1:-1] = _to_uint8(sharp) if clip else sharp.astype(np.int32).astype(np.uint8)
     return out
 
 
@@ -116,23 +119,24 @@ def cutout(image: Picture, u1: float, u2: float, size: int, fill: int = FILL) ->
     return out
 
 
-def _enhance(level: float) -> float:
+def enhance(level: float) -> float:
+    """The factor of the enhancing operations, 0.1 to 1.9."""
     return level / MAX_LEVEL * 1.8 + 0.1
 
 
-# Name -> (operation, magnitude at a level or None, whether the magnitude may be negated). The order
-# is that of the official list.
-_Entry = tuple[Callable[..., Picture], Callable[[float], float] | None, bool]
-OPERATIONS: dict[str, _Entry] = {
+# The operation, its magnitude at a level or None, whether the magnitude may be negated.
+Entry = tuple[Callable[..., Picture], Callable[[float], float] | None, bool]
+# By name, in the order of the official list.
+OPERATIONS: dict[str, Entry] = {
     "Identity": (lambda image: image, None, False),
     "AutoContrast": (auto_contrast, None, False),
     "Equalize": (equalize, None, False),
     "Rotate": (rotate, lambda level: level / MAX_LEVEL * 30, True),
     "Solarize": (solarize, lambda level: int(level / MAX_LEVEL * 256), False),
-    "Color": (color, _enhance, False),
-    "Contrast": (contrast, _enhance, False),
-    "Brightness": (brightness, _enhance, False),
-    "Sharpness": (sharpness, _enhance, False),
+    "Color": (color, enhance, False),
+    "Contrast": (contrast, enhance, False),
+    "Brightness": (brightness, enhance, False),
+    "Sharpness": (sharpness, enhance, False),
     "ShearX": (shear_x, lambda level: level / MAX_LEVEL * 0.3, True),
     "TranslateX": (translate_x, lambda level: level / MAX_LEVEL * 10, True),
     "TranslateY": (translate_y, lambda level: level / MAX_LEVEL * 10, True),
@@ -141,17 +145,40 @@ OPERATIONS: dict[str, _Entry] = {
 }
 
 
-def apply(name: str, image: Picture, level: float, negative: bool = False) -> Picture:
+def apply(
+    name: str,
+    image: Picture,
+    level: float,
+    negative: bool = False,
+    operations: Mapping[str, Entry] = OPERATIONS,
+) -> Picture:
     """Apply the operation `name` at `level` of ten; `negative` negates a signed magnitude.
 
     Raises:
         KeyError: no such operation.
     """
-    operation, magnitude, signed = OPERATIONS[name]
+    operation, magnitude, signed = operations[name]
     if magnitude is None:
         return operation(image)
     value = magnitude(level)
     return operation(image, -value if signed and negative else value)
+
+
+def random_operations(
+    image: Picture,
+    generator: np.random.Generator,
+    count: int = 2,
+    level: float = MAX_LEVEL,
+    probability: float = 0.5,
+    operations: Mapping[str, Entry] = OPERATIONS,
+) -> Picture:
+    """Apply `count` operations drawn with replacement, each with `probability`."""
+    names = list(operations)
+    for chosen, use, sign in generator.random((count, 3)):
+        if use < probability:
+            name = names[int(chosen * len(names))]
+            image = apply(name, image, level, sign < 0.5, operations)
+    return image
 
 
 def rand_augment(
@@ -162,11 +189,8 @@ def rand_augment(
     probability: float = 0.5,
     cutout_size: int = 16,
 ) -> Picture:
-    """Apply `count` random operations, each with `probability`, then the cutout."""
-    names = list(OPERATIONS)
-    for chosen, use, sign in generator.random((count, 3)):
-        if use < probability:
-            image = apply(names[int(chosen * len(names))], image, level, negative=sign < 0.5)
+    """Apply random operations, then the cutout."""
+    image = random_operations(image, generator, count, level, probability)
     u1, u2 = generator.random(2)
     return cutout(image, u1, u2, cutout_size)
 
@@ -189,18 +213,23 @@ def _warp(image: Picture, matrix: NDArray[np.floating]) -> Picture:
     matrix = matrix.astype(np.float64)
     inverse = np.linalg.inv(matrix[:, :2])
     origin = -inverse @ matrix[:, 2]
-    across = np.rint(inverse[:, 0, None] * np.arange(width) * 1024).astype(np.int64)
+    across = np.rint(inverse[:, 0, None] * np.arange(width) * 1024).astype(np.int32)
     down = np.rint((inverse[:, 1, None] * np.arange(height) + origin[:, None]) * 1024)
-    position = (across[:, None, :] + down.astype(np.int64)[:, :, None] + 16) >> 5  # 1/32 pixel
-    (x, y), (fx, fy) = position >> 5, (position & 31)[..., None]
+    position = (across[:, None, :] + down.astype(np.int32)[:, :, None] + 16) >> 5  # 1/32 pixel
+    (x, y), (fx, fy) = position >> 5, (position & 31).astype(np.uint64)
     # A frame of fill stands for everything outside.
-    framed = np.full((height + 2, width + 2, image.shape[2]), FILL, np.int64)
+    framed = np.full((height + 2, width + 2, 3), FILL, np.uint8)
     framed[1:-1, 1:-1] = image
+    # Three channels side by side in 64 bits: a weighted sum needs 18 bits, so one sum does for all.
+    red, green, blue = (framed[..., c].astype(np.uint64) << _LANES[c] for c in range(3))
+    pixels = red | green | blue
     x0, x1 = (np.clip(x + d, -1, width) + 1 for d in (0, 1))
     y0, y1 = (np.clip(y + d, -1, height) + 1 for d in (0, 1))
-    upper = framed[y0, x0] * (32 - fx) + framed[y0, x1] * fx
-    lower = framed[y1, x0] * (32 - fx) + framed[y1, x1] * fx
-    return ((upper * (32 - fy) + lower * fy + 512) >> 10).astype(np.uint8)
+    upper = pixels[y0, x0] * (32 - fx) + pixels[y0, x1] * fx
+    lower = pixels[y1, x0] * (32 - fx) + pixels[y1, x1] * fx
+    total = upper * (32 - fy) + lower * fy
+    channels = [(((total >> lane) + 512) >> 10).astype(np.uint8) for lane in _LANES]
+    return np.stack(channels, axis=-1)
 
 
 def _to_uint8(values: NDArray) -> Picture:
@@ -208,7 +237,8 @@ def _to_uint8(values: NDArray) -> Picture:
     return values.clip(0, 255).astype(np.uint8)
 
 
-def _per_channel(image: Picture, table: Callable[[Picture], NDArray | None]) -> Picture:
+def per_channel(image: Picture, table: Callable[[Picture], NDArray | None]) -> Picture:
+    """Look up the values of each channel in what `table` makes of it; None leaves it as it is."""
     out = image.copy()
     for channel in range(image.shape[2]):
         mapping = table(image[..., channel])

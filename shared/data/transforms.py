@@ -152,6 +152,7 @@ def random_resized_crop(
     generator: np.random.Generator,
     scale: tuple[float, float] = (0.2, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    interpolation: tvf.InterpolationMode = tvf.InterpolationMode.BILINEAR,
 ) -> Image.Image:
     """Resize a random part of `scale` of the area and of log-uniform aspect `ratio` to a square.
 
@@ -166,9 +167,11 @@ def random_resized_crop(
         if 0 < w <= width and 0 < h <= height:
             top = int(generator.integers(0, height - h + 1))
             left = int(generator.integers(0, width - w + 1))
-            return tvf.resized_crop(picture, top, left, h, w, [size, size])
-    w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
-    return tvf.resized_crop(picture, (height - h) // 2, (width - w) // 2, h, w, [size, size])
+            break
+    else:
+        w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
+        top, left = (height - h) // 2, (width - w) // 2
+    return tvf.resized_crop(picture, top, left, h, w, [size, size], interpolation)
 
 
 def jitter_and_grey(

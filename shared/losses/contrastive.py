@@ -14,7 +14,7 @@ def matmul_float32(a: Tensor, b: Tensor) -> Tensor:
         return a.float() @ b.float()
 
 
-def similarity_logits(query: Tensor, reference: Tensor, temperature: float) -> Tensor:
+def similarity_logits(query: Tensor, reference: Tensor, temperature: float | Tensor) -> Tensor:
     """(B, d), (R, d) -> (B, R): dot products over temperature."""
     return matmul_float32(query, reference.T) / temperature
 

@@ -41,6 +41,15 @@ def all_gather(x: Tensor, grad: bool = False) -> Tensor:
     return torch.cat(pieces)
 
 
+def pad_to_longest(x: Tensor, value: float) -> Tensor:
+    """(B, L) -> (B, L'), L' the largest L of all ranks; what is added holds `value`."""
+    if world_size() == 1:
+        return x
+    longest = torch.tensor([x.shape[1]], device=x.device)
+    dist.all_reduce(longest, op=dist.ReduceOp.MAX)
+    return torch.nn.functional.pad(x, (0, int(longest) - x.shape[1]), value=value)
+
+
 def all_reduce_mean(x: Tensor) -> Tensor:
     """Mean over ranks, without gradient."""
     if world_size() == 1:

@@ -106,3 +106,5 @@ class Method(pl.LightningModule):
         datamodule = getattr(self._trainer, "datamodule", None)
         if names := getattr(datamodule, "class_names", None):
             checkpoint["class_names"] = [str(name) for name in names]  # for `tenfold predict`
+        if tokens := getattr(getattr(datamodule, "tokenizer", None), "tokens", None):
+            checkpoint["vocabulary"] = tokens  # for the same

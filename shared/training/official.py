@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -39,10 +40,12 @@ class Conversion:
     Args:
         to_ours: ``(official value, our present tensor) -> Tensor``.
         to_official: ``(our tensor, our whole state) -> value``; None: the rule is not exported.
+        interpolates: ``to_ours`` fits values of other sizes; the report names them.
     """
 
     to_ours: Callable[[Any, Tensor], Tensor]
     to_official: Callable[[Tensor, Mapping[str, Tensor]], Any] | None
+    interpolates: bool = False
 
 
 AS_IS = Conversion(lambda value, _: value, lambda value, _: value)
@@ -77,12 +80,14 @@ class KeyTable:
 class KeyReport:
     """What became of every key.
 
-    ``mapped`` holds (official, ours) pairs; ``dropped`` and ``fresh`` keys with their reason;
-    the three others are faults: ``missing`` keys of the receiver that nothing fills,
-    ``unexpected`` keys of the source that no pattern explains, ``resized`` keys with both shapes.
+    ``mapped`` holds (official, ours) pairs, of which ``interpolated`` names those that were fitted
+    to another size; ``dropped`` and ``fresh`` keys with their reason; the three others are faults:
+    ``missing`` keys of the receiver that nothing fills, ``unexpected`` keys of the source that no
+    pattern explains, ``resized`` keys with both shapes.
     """
 
     mapped: list[tuple[str, str]] = field(default_factory=list)
+    interpolated: list[str] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
     fresh: dict[str, str] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
@@ -94,8 +99,9 @@ class KeyReport:
         return not (self.missing or self.unexpected or self.resized)
 
     def __str__(self) -> str:
-        """Counts and reasons of the keys explained, and every fault by name."""
+        """Counts and reasons of the keys explained; those interpolated and every fault by name."""
         lines = [f"{len(self.mapped)} keys mapped"]
+        lines += [f"  interpolated: {key}" for key in self.interpolated]
         for title, keys in (("dropped", self.dropped), ("left as initialised", self.fresh)):
             for reason in dict.fromkeys(keys.values()):
                 count = sum(1 for value in keys.values() if value == reason)
@@ -159,6 +165,8 @@ def convert_official(
                 continue
             state[ours] = converted
             report.mapped.append((key, ours))
+            if rule.conversion.interpolates and shape != tuple(value.shape):
+                report.interpolated.append(f"{key} {tuple(value.shape)} -> {shape}")
     for ours in present:
         if ours in state or ours in misfits:
             continue
@@ -206,21 +214,22 @@ def _translate(key: str, rules: Sequence[tuple[str, str, Rule]]) -> list[tuple[s
     for pattern, replacement, rule in rules:
         if decided is not None and pattern != decided:
             continue
-        if match := re.fullmatch(_expression(pattern), key):
+        if match := _expression(pattern).fullmatch(key):
             decided = pattern
             found.append((replacement.format(**match.groupdict()), rule))
     return found
 
 
-def _expression(pattern: str) -> str:
+@cache
+def _expression(pattern: str) -> re.Pattern[str]:
     pieces = re.split(r"\{(\w+)\}", pattern)
-    return "".join(
-        f"(?P<{piece}>.+)" if i % 2 else re.escape(piece) for i, piece in enumerate(pieces)
+    return re.compile(
+        "".join(f"(?P<{piece}>.+)" if i % 2 else re.escape(piece) for i, piece in enumerate(pieces))
     )
 
 
 def _reason(patterns: Mapping[str, str], key: str) -> str | None:
-    return next((why for p, why in patterns.items() if re.fullmatch(_expression(p), key)), None)
+    return next((why for p, why in patterns.items() if _expression(p).fullmatch(key)), None)
 
 
 def _flatten(source: Source, prefix: str = "") -> dict[str, Any]:

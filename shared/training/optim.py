@@ -26,3 +26,18 @@ def weight_decay_groups(
     if spared:
         groups.append({"params": spared, "weight_decay": 0.0})
     return groups
+
+
+def decay_matrices(module: nn.Module, weight_decay: float) -> list[dict]:
+    """Two optimiser groups by timm's rule: biases and parameters of one dimension are spared.
+
+    Embeddings, class token, positions and a 0-dimensional temperature are decayed, as in ALBEF and
+    its descendants, whose wrappers hide the ViT's own list from timm. Shared tensors count once.
+    """
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    spared = [p for name, p in named if p.ndim == 1 or name.endswith(".bias")]
+    decayed = [p for name, p in named if not (p.ndim == 1 or name.endswith(".bias"))]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": spared, "weight_decay": 0.0},
+    ]

@@ -38,3 +38,27 @@ def epoch_factor(schedule: Mapping[str, Any], total_epochs: int) -> Callable[[in
         "schedule must be {kind: steps, milestones, gamma} or {kind: cosine}, got "
         f"{dict(schedule)}"
     )
+
+
+def stepped_cosine(
+    epoch: int,
+    iteration: int,
+    *,
+    lr: float,
+    min_lr: float,
+    warmup_lr: float,
+    warmup_blocks: int,
+    epochs: int,
+    warmup_block: int = 100,
+) -> float:
+    """The rate at an iteration, as ALBEF and its descendants set it (ALBEF spec 3.5).
+
+    In epoch 0 a linear warm-up in `warmup_blocks` stairs of `warmup_block` iterations; a shorter
+    epoch cuts it off. Each later epoch has one rate, a cosine in the epoch's number.
+    """
+    if epoch == 0 and warmup_blocks > 0:
+        stair = min(max(iteration - 1, 0) // warmup_block, warmup_blocks)
+        return warmup_lr + stair * (lr - warmup_lr) / warmup_blocks
+    if epoch >= epochs:
+        return min_lr
+    return min_lr + (lr - min_lr) * (1 + cos(pi * epoch / epochs)) / 2

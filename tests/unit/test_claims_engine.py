@@ -65,6 +65,56 @@ def test_a_finished_claim_ends_with_table_verdict_picture_and_report(engine):
     assert "| test/top1_ema | 66.27 |" in text  # the table of all metrics, means over seeds
 
 
+FURTHER = {
+    "name": "more than base",
+    "claim": "More beats base, too.",
+    "method": "more",
+    "baseline": "base",
+    "control": "broken",
+    "expected_sign": 1,
+    "smallest_difference": 0.5,
+}
+
+
+def test_further_claims_have_verdicts_of_their_own(engine, conf):
+    write_claim(conf, {**CLAIM, "optional": [], "further": [FURTHER]})
+    status, screen, folder = engine(FakeLauncher(good))
+    assert status == 0
+    assert "claim holds: yes" in screen
+    assert "more than base: yes. more - base is +1.00 points" in screen
+    written = json.loads((folder / "summary.json").read_text())["further"]
+    assert [(f["name"], f["verdict"], f["metric"]) for f in written] == [
+        ("more than base", "yes", "test/top1_ema")
+    ]
+    assert "**more than base: yes**. More beats base, too." in (folder / "summary.md").read_text()
+
+    write_claim(conf, {**CLAIM, "optional": [], "further": [{**FURTHER, "metric": "test/none"}]})
+    _, screen, _ = engine(FakeLauncher(good))
+    assert "more than base: undecided. no seed finished" in screen
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"control": "more"}, "must be three arms"),
+        ({"method": "mor"}, "no arm 'mor'; did you mean 'more'"),
+        ({"expected_sign": 2}, "expected_sign is 1, 0 or -1"),
+        ({"smallest_difference": 0}, "must be above 0"),
+    ],
+)
+def test_a_further_claim_that_makes_no_sense_is_refused(conf, change, words):
+    path = write_claim(conf, {**CLAIM, "further": [{**FURTHER, **change}]})
+    with pytest.raises(ClaimError, match=words):
+        load_claim(path)
+
+
+def test_further_claims_are_hashed_and_without_them_the_hash_is_as_before(conf):
+    plain, more = load_claim(write_claim(conf, CLAIM)), {**CLAIM, "further": [FURTHER]}
+    configs = compose_arms(plain, conf=conf)
+    before = claim_hash(plain, configs)
+    assert claim_hash(load_claim(write_claim(conf, more)), configs) != before
+
+
 def test_an_unfavourable_verdict_exits_zero(engine):
     status, screen, _ = engine(FakeLauncher(lambda arm, seed: 60.0 + seed))
     assert status == 0

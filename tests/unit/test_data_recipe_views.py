@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 from torchvision.transforms import v2
 
+from shared.data import caption_augment
 from shared.data.randomness import key_generator, sample_keys
 from shared.data.recipe_views import (
     Blur,
     Flip,
     Grayscale,
     Jitter,
+    RandAugment,
     RandomCrop,
     RandomResizedCrop,
     RecipeViews,
@@ -189,3 +191,124 @@ def test_bad_calls_are_refused() -> None:
         views([], size=8)(IMAGES, "a", keys())
     with pytest.raises(ValueError, match="test_resize=8 is smaller than size=16"):
         views([], test_resize=8)
+
+
+# --- interpolation, transparency, RandAugment ---------------------------------------------------
+
+
+PHOTO = RANDOM.integers(0, 256, (40, 60, 3), np.uint8)
+CLEAR = np.concatenate([IMAGES[:1], np.zeros((1, 16, 16, 1), np.uint8)], axis=3)  # all transparent
+
+
+def plain(recipe: list[dict[str, Any]], **changes: Any) -> RecipeViews:
+    return views(recipe, mean=[0, 0, 0], std=[1, 1, 1], **changes)
+
+
+def resized(image: np.ndarray, size: int, resample: Image.Resampling) -> np.ndarray:
+    return np.asarray(Image.fromarray(image).resize((size, size), resample))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_test_view_and_resize_squash_with_the_interpolation(interpolation: str) -> None:
+    expected = normalised(resized(PHOTO, 20, Image.Resampling[interpolation.upper()])[None])
+    transform = views([{"op": "resize"}], size=20, interpolation=interpolation)
+    np.testing.assert_allclose(transform([PHOTO], "test"), expected, atol=1e-5)
+    np.testing.assert_allclose(transform([PHOTO], "a", keys()[:1]), expected, atol=1e-5)
+
+
+def test_test_view_resizes_the_shorter_side_bicubically() -> None:
+    steps = v2.Compose([v2.Resize(24, v2.InterpolationMode.BICUBIC), v2.CenterCrop(20)])
+    expected = normalised(np.asarray(steps(Image.fromarray(PHOTO)))[None])
+    transform = views([], size=20, test_resize=24, interpolation="bicubic")
+    np.testing.assert_allclose(transform([PHOTO], "test"), expected, atol=1e-5)
+
+
+def test_a_crop_takes_the_interpolation_of_its_step_or_of_all() -> None:
+    whole = {"op": "random_resized_crop", "scale": [1, 1], "ratio": [1.5, 1.5]}
+    draws = keys()[:1]
+    soft, sharp = (
+        normalised(resized(PHOTO, 20, kind)[None])
+        for kind in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
+    )
+    assert np.abs(soft - sharp).max() > 0.05
+    for transform, expected in [
+        (views([whole], size=20), soft),
+        (views([whole], size=20, interpolation="bicubic"), sharp),
+        (views([whole | {"interpolation": "bicubic"}], size=20), sharp),
+        (views([whole | {"interpolation": "bilinear"}], size=20, interpolation="bicubic"), soft),
+    ]:
+        np.testing.assert_allclose(transform([PHOTO], "a", draws), expected, atol=1e-5)
+
+
+def test_transparent_pictures_are_laid_on_white() -> None:
+    half = CLEAR.copy()
+    half[..., 3] = 128
+    transform = plain([{"op": "flip", "p": 0}])
+    for image in (transform(CLEAR, "test"), transform(CLEAR, "a", keys()[:1])):
+        assert (image == 1).all()
+    blended = transform(half, "test").numpy().transpose(0, 2, 3, 1)
+    expected = (IMAGES[:1] * 128.0 + 255 * 127.0) / 255**2
+    np.testing.assert_allclose(blended, expected, atol=1 / 254)
+    grey = RecipeViews([0.0], [1.0], 16, None, {"a": []})
+    assert (grey(CLEAR, "test") == 1).all()
+
+
+def test_ground_is_one_colour_in_the_range_and_keeps_the_drawing() -> None:
+    drawing = CLEAR.copy()
+    drawing[:, 4:8, 4:8, 3] = 255
+    transform = plain([{"op": "ground", "low": 0.5, "high": 0.75}])
+    draws = sample_keys(0, 0, np.arange(200), "a")
+    found = transform(np.repeat(drawing, 200, axis=0), "a", draws).numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(found[:, 4:8, 4:8], np.repeat(IMAGES[:1, 4:8, 4:8] / 255, 200, 0))
+    colours = found[:, 0, 0]
+    np.testing.assert_array_equal(found[:, 15, 15], colours)
+    assert colours.min() >= 0.5 - 1 / 510
+    assert colours.max() <= 0.75 + 1 / 510
+    assert (np.ptp(colours, axis=0) > 0.2).all()  # each channel on its own, over the whole range
+    assert (np.abs(np.diff(colours, axis=1)).max(axis=1) > 0.02).mean() > 0.9
+    same = transform(IMAGES, "a", keys())
+    np.testing.assert_allclose(same, IMAGES.transpose(0, 3, 1, 2) / 255, atol=1e-6)
+
+
+def test_ground_comes_before_the_crop_and_gives_grey_networks_grey() -> None:
+    steps = [{"op": "ground", "low": 1.0, "high": 1.0}, {"op": "random_crop", "padding": 0}]
+    assert (plain(steps)(CLEAR, "a", keys()[:1]) == 1).all()
+    grey = RecipeViews([0.0], [1.0], 16, None, {"a": steps})
+    assert grey(CLEAR, "a", keys()[:1]).shape == (1, 1, 16, 16)
+
+
+def test_rand_augment_is_that_of_its_module() -> None:
+    step = {"op": "rand_augment", "operations": 3, "magnitude": 5, "p": 0.9}
+    for official in (False, True):
+        found = plain([step | {"official": official}])(IMAGES, "a", keys())
+        expected = [
+            caption_augment.rand_augment(image, key_generator(key), 3, 5, 0.9, official)
+            for image, key in zip(IMAGES, keys(), strict=True)
+        ]
+        np.testing.assert_allclose(found, np.stack(expected).transpose(0, 3, 1, 2) / 255, atol=1e-6)
+    assert RandAugment() == RandAugment(operations=2, magnitude=7, p=0.5, official=False)
+    grey = RecipeViews([0.0], [1.0], 16, None, {"a": [step]})
+    assert grey(IMAGES[..., 0], "a", keys()).shape == (6, 1, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ([{"op": "resize", "interpolation": "lanczos"}], r"lanczos: expected bilinear or bicubic"),
+        ([{"op": "resize", "size": 3}], "resize has no argument 'size'.*it has interpolation"),
+        ([{"op": "flip"}, {"op": "ground"}], "recipe 'a': ground must come first"),
+        ([{"op": "ground", "low": 0.8, "high": 0.5}], "0 <= low <= high <= 1"),
+        ([{"op": "ground", "high": 255}], "0 <= low <= high <= 1"),
+        ([{"op": "rand_augment", "operations": 0}], "operations=0: at least one"),
+        ([{"op": "rand_augment", "magnitude": 11}], r"expected a level in 0\.\.10"),
+        ([{"op": "rand_augment", "n": 2}], "has no argument 'n'"),
+    ],
+)
+def test_bad_new_steps_are_refused(steps: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        views(steps)
+
+
+def test_bad_interpolation_is_refused() -> None:
+    with pytest.raises(ValueError, match="interpolation=nearest: expected bilinear or bicubic"):
+        views([], interpolation="nearest")

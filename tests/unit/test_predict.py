@@ -11,7 +11,7 @@ from PIL import Image
 
 from methods.comatch.module import Supervised
 from methods.pcl.module import MoCo
-from shared import predict
+from shared import predict, predict_sheets
 from shared.training.checkpoints import AtomicCheckpointIO
 
 NAMES = ["T-shirt/top", "a class with a very long name, indeed", "ankle boot"]
@@ -202,6 +202,8 @@ def test_bad_input_is_refused_in_one_line(tmp_path, capsys):
     (folder / "a.jpg").write_text("no image")
     assert "none of the 1 images" in refused(capsys, [checkpoint, images])
     assert "did you mean checkpoint?" in refused(capsys, [images, "chekpoint=x"])
+    texts = [checkpoint, images, "texts=[a dog]"]
+    assert "Supervised does not compare images with texts" in refused(capsys, texts)
     assert "no checkpoint at" in refused(capsys, ["checkpoint=x.ckpt", images])
     (tmp_path / "damaged.ckpt").write_bytes(b"PK\x03\x04 and so on")
     assert "refused" in refused(capsys, [f"checkpoint={tmp_path}/damaged.ckpt", images])
@@ -225,10 +227,10 @@ def test_contact_sheet_shows_the_first_images(tmp_path):
     draw_images(tmp_path / "images")
     output = run(tmp_path, "sheet_images=3")
     sheet = Image.open(output / "contact_sheet.png")
-    cell = predict.THUMBNAIL + predict.GAP
-    assert sheet.width == 3 * cell + predict.GAP
+    cell = predict_sheets.THUMBNAIL + predict_sheets.GAP
+    assert sheet.width == 3 * cell + predict_sheets.GAP
     grey = np.asarray(sheet.convert("L"))
     for column in range(3):
-        left = predict.GAP + column * cell
-        assert grey[60:120, left : left + predict.THUMBNAIL].min() < 128, "no thumbnail"
-        assert grey[170:210, left : left + predict.THUMBNAIL].min() < 128, "no caption"
+        left = predict_sheets.GAP + column * cell
+        assert grey[60:120, left : left + predict_sheets.THUMBNAIL].min() < 128, "no thumbnail"
+        assert grey[170:210, left : left + predict_sheets.THUMBNAIL].min() < 128, "no caption"

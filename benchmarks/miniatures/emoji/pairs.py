@@ -1,0 +1,356 @@
+"""Emoji with captions in the pair files that ALBEF and BLIP read.
+
+A caption is one of a concept's names: its label, an alias, the label with two tags, the sub-group
+with the label. Six artists' drawings are for training, a seventh's for validation, an eighth's for
+the test. `pairs` is the entry, for use as a `source` of a config.
+"""
+
+import json
+import zlib
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+
+from benchmarks.miniatures.building import build_once
+from benchmarks.miniatures.emoji.concepts import Concept
+from benchmarks.miniatures.emoji.contact_sheets import pair_sheet
+from benchmarks.miniatures.emoji.packages import LICENCE, RENDERINGS, of_split
+from benchmarks.miniatures.emoji.questions import words as question_words
+from benchmarks.miniatures.emoji.render import Renderings, comparison_crops, on_ground, renderings
+from shared.data.text import clean_caption
+
+Provenance = dict[str, dict[str, Any]]
+Item = dict[str, Any]
+VERSION = 1  # raise it with any change of the pictures or texts
+SIZE = 64
+COMMON = 300  # concepts of the small set
+COMMON_GROUPS = ("animals-nature", "food-drink", "travel-places", "objects", "activities")
+MOST_ALIASES, TAGS, MOST_REFERENCES = 3, 2, 5
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# Sentences about scenes are made of these and of the concepts' names: one vocabulary serves both.
+SENTENCE_WORDS = (
+    "a an the is are there this that these it its and or no not one two three four five many much "
+    "how what which where who kind of in on to at with without left right top bottom upper lower "
+    "corner middle side image images picture pictures photo scene object objects thing things both "
+    "each total contain contains has have show shows see you can near next above below here yes "
+    "animal animals food foods place places activity activities nature drink travel only same "
+    "different more than least exactly other old new young big small broken expensive heavy owner"
+)
+
+
+def pairs(root: str | Path, noise: float = 0.4, seed: int = 0) -> Provenance:
+    """Make the emoji pairs present in `root` (section 3 of the miniature specification).
+
+    Pictures are `images/<rendering>/<concept>.png`, 64 px RGB on white, for validation and test,
+    and `images_rgba/<rendering>/<concept>.png` with alpha for training. Lists of pairs are
+    `pairs_{train,val,test,test_multi,test_syn}.json`, for noise 0.4 `pairs_train_noise40.json`, and
+    `vocab.txt`; the same names with the prefix `common_` hold the 300 everyday objects alone. What
+    noise has changed stands in `secret/noise_mask.json`, which only scoring code may read;
+    `pixel_baseline.json` is how far comparing pixels goes.
+
+    Args:
+        noise: share of the training pairs that get another concept's caption.
+        seed: of the captions' tags, the common concepts, hard texts and the noise.
+
+    Raises:
+        ValueError: `noise` is not in [0, 1).
+    """
+    if not 0 <= noise < 1:
+        raise ValueError(f"noise={noise}: it is a share of the pairs, at least 0 and below 1")
+    recipe = {
+        "version": VERSION,
+        "size": SIZE,
+        "noise": noise,
+        "seed": seed,
+        "packages": {r.id: f"{r.package.name}@{r.package.version}" for r in RENDERINGS},
+    }
+    files = build_once(Path(root), "pairs", recipe, lambda folder: _build(folder, noise, seed))
+    art = {
+        r.id: {"files": {r.package.archive: r.package.sha256}, "licence": r.licence}
+        for r in RENDERINGS
+    }
+    return {**art, "emoji-pairs": {"files": files, "licence": LICENCE}}
+
+
+def everyday_concepts(concepts: Sequence[Concept]) -> list[int]:
+    """Ids of things, animals, food, places and pastimes whose label is one word."""
+    return [c.id for c in concepts if c.group in COMMON_GROUPS and c.label.isalpha()]
+
+
+def apart(concepts: Sequence[Concept], order: Iterable[int], count: int) -> list[int]:
+    """Sorted ids of the first `count` of `order`, leaving out what is drawn like an earlier one."""
+    chosen: set[int] = set()
+    for concept in order:
+        if len(chosen) < count and chosen.isdisjoint(concepts[concept].near):
+            chosen.add(concept)
+    return sorted(chosen)
+
+
+def common_concepts(drawn: Renderings, seed: int, count: int = COMMON) -> list[int]:
+    """Sorted ids of up to `count` everyday concepts, no two of them drawn alike.
+
+    First those in every rendering, then those that validation and test have, then the others; the
+    order inside each of these is drawn by `seed`.
+    """
+    held_out = [*of_split("val"), *of_split("test")]
+
+    def tier(concept: int) -> tuple[bool, bool]:
+        everywhere = all(there[concept] for there in drawn.present.values())
+        return not everywhere, not all(drawn.present[name][concept] for name in held_out)
+
+    pool = everyday_concepts(drawn.concepts)
+    mixed = _generator(seed, "common concepts").permutation(pool).tolist()
+    return apart(drawn.concepts, sorted(mixed, key=tier), count)
+
+
+def held_out_alias(concept: Concept) -> str | None:
+    """The alias kept for the test of unseen synonyms: the last in alphabetical order that is no
+    part of the label or its sub-group, of concepts with at least two aliases."""
+    if len(concept.aliases) < 2:
+        return None
+    named = f"{concept.subgroup.replace('-', ' ')} {concept.label}"
+    unseen = [alias for alias in sorted(concept.aliases) if not _holds(named, alias)]
+    return unseen[-1] if unseen else None
+
+
+def synonyms(concept: Concept) -> list[str]:
+    """What training calls a concept: its label and up to three aliases, without the held-out one
+    and without those that hold it."""
+    own = held_out_alias(concept)
+    kept = [a for a in sorted(concept.aliases) if own is None or not _holds(a, own)]
+    return [concept.label, *kept[:MOST_ALIASES]]
+
+
+def training_captions(concept: Concept, held_out: Collection[str], seed: int) -> list[str]:
+    """The texts of one concept in training, each once: its synonyms, the label with two tags, the
+    sub-group with the label.
+
+    None holds the concept's own held-out alias, and no tag is one of `held_out` (those of all
+    concepts).
+    """
+    own, label = held_out_alias(concept), concept.label
+    tags = [tag for tag in concept.tags if tag not in held_out and not _holds(label, tag)]
+    if own is not None:
+        tags = [tag for tag in tags if not _holds(tag, own)]
+    mixed = _generator(seed, f"tags {concept.id}").permutation(len(tags))[:TAGS]
+    tagged = " ".join([label, *(tags[i] for i in sorted(mixed))])
+    texts: dict[str, str] = {}
+    for text in (*synonyms(concept), tagged, f"{concept.subgroup.replace('-', ' ')} {label}"):
+        if own is None or not _holds(text, own):  # where label and tag meet
+            texts.setdefault(clean_caption(text), text)
+    return list(texts.values())
+
+
+def training_items(
+    drawn: Renderings, chosen: Collection[int], captions: dict[int, list[str]]
+) -> list[Item]:
+    """{image, caption, image_id} for every training picture of `chosen` and caption of it."""
+    return [
+        {"image": _file("images_rgba", name, concept), "caption": text, "image_id": concept}
+        for concept in sorted(chosen)
+        for name in of_split("train")
+        if drawn.present[name][concept]
+        for text in captions[concept]
+    ]
+
+
+def evaluation_items(drawn: Renderings, split: str, chosen: Sequence[int], seed: int) -> list[Item]:
+    """{image, caption: [label], image_id, near, hard} per picture of the split's one rendering.
+
+    `near`: image ids in the list that are drawn (almost) alike; `hard`: the label of another
+    picture of the list, of the same sub-group (else the same group, else any) and not near.
+    """
+    (name,) = of_split(split)
+    there = [c for c in sorted(chosen) if drawn.present[name][c]]
+    items = []
+    for concept in (drawn.concepts[c] for c in there):
+        others = [drawn.concepts[c] for c in there if c != concept.id and c not in concept.near]
+        akin = (
+            [o for o in others if o.subgroup == concept.subgroup]
+            or [o for o in others if o.group == concept.group]
+            or others
+        )
+        generator = _generator(seed, f"hard {split} {concept.id}")
+        items.append(
+            {
+                "image": _file("images", name, concept.id),
+                "caption": [concept.label],
+                "image_id": concept.id,
+                "near": sorted(set(concept.near) & set(there)),
+                "hard": akin[int(generator.integers(len(akin)))].label,
+            }
+        )
+    return items
+
+
+def with_noise(
+    items: Sequence[Item], share: float, near: dict[int, list[int]], seed: int
+) -> tuple[list[Item], dict[int, Item]]:
+    """Give a share of the pairs the caption of another concept that is not drawn alike.
+
+    Returns:
+        the pairs in their order, and {index: {clean: the true caption, kind: "other concept"}} of
+        those changed.
+    """
+    generator = _generator(seed, "noise")
+    chosen = np.sort(generator.permutation(len(items))[: round(share * len(items))])
+    texts: dict[int, list[str]] = {item["image_id"]: [] for item in items}
+    for item in items:
+        texts[item["image_id"]].append(item["caption"])
+    concepts = list(texts)
+    noisy, truth = [dict(item) for item in items], {}
+    for index in chosen.tolist():
+        own = items[index]["image_id"]
+        other = own
+        while other == own or other in near[own]:
+            other = concepts[int(generator.integers(len(concepts)))]
+        noisy[index]["caption"] = texts[other][int(generator.integers(len(texts[other])))]
+        truth[index] = {"clean": items[index]["caption"], "kind": "other concept"}
+    return noisy, truth
+
+
+def vocabulary(texts: Iterable[str]) -> list[str]:
+    """WordPiece entries for `texts`: special tokens, whole words by frequency (ties: alphabet), and
+    each character alone and as a continuation, so that an unseen word is spelt and not unknown."""
+    counts = dict.fromkeys([*SENTENCE_WORDS.split(), *sorted(question_words())], 0)
+    for text in texts:
+        for word in words(text):
+            counts[word] = counts.get(word, 0) + 1
+    whole = sorted(counts, key=lambda word: (-counts[word], word))
+    letters = sorted({*"abcdefghijklmnopqrstuvwxyz0123456789", *"".join(whole)})
+    pieces = [letter for letter in letters if letter not in counts]
+    return [*SPECIAL_TOKENS, *whole, *pieces, *(f"##{letter}" for letter in letters)]
+
+
+def words(text: str) -> list[str]:
+    """The words that WordPiece looks up for a caption: cleaned, lower case, without accents."""
+    plain = BertNormalizer(lowercase=True).normalize_str(clean_caption(text))
+    return [word for word, _ in BertPreTokenizer().pre_tokenize_str(plain)]
+
+
+def pixel_baseline(drawn: Renderings, chosen: Sequence[int]) -> dict[str, dict[str, float]]:
+    """Image -> concept by the nearest training picture: {split: {top1, top5, images}}, in percent.
+
+    Nearness is the correlation of 24 px crops; a concept is as near as its nearest picture. What a
+    model must beat before it can be said to see more than pixels.
+    """
+    ids = np.array(sorted(chosen))
+    crops = {name: _standardised(drawn.pictures[name][ids]) for name in drawn.pictures}
+    found = {}
+    for split in ("val", "test"):
+        (name,) = of_split(split)
+        rows = np.flatnonzero(drawn.present[name][ids])
+        nearness = np.full((len(rows), len(ids)), -np.inf, np.float32)
+        for train in of_split("train"):
+            there = drawn.present[train][ids]
+            similar = crops[name][rows] @ crops[train].T
+            nearness = np.maximum(nearness, np.where(there[None], similar, -np.inf))
+        own = nearness[np.arange(len(rows)), rows]
+        better = (nearness > own[:, None]).sum(1)
+        found[split] = {
+            "top1": round(100 * float((better < 1).mean()), 2),
+            "top5": round(100 * float((better < 5).mean()), 2),
+            "images": len(rows),
+        }
+    return found
+
+
+def _build(folder: Path, noise: float, seed: int) -> None:
+    drawn = renderings()
+    _write_pictures(folder, drawn)
+    everything = list(range(len(drawn.concepts)))
+    held_out = {a for c in drawn.concepts if (a := held_out_alias(c)) is not None}
+    captions = {c.id: training_captions(c, held_out, seed) for c in drawn.concepts}
+    baselines = {}
+    for prefix, chosen in (("", everything), ("common_", common_concepts(drawn, seed))):
+        _write_lists(folder, prefix, drawn, chosen, captions, noise, seed)
+        baselines["common" if prefix else "all"] = pixel_baseline(drawn, chosen)
+    _write_json(folder / "pixel_baseline.json", baselines)
+    (folder / "ATTRIBUTION.md").write_text(drawn.attribution)
+    pair_sheet(folder).save(folder / "contact_pairs.png")
+
+
+def _write_lists(
+    folder: Path,
+    prefix: str,
+    drawn: Renderings,
+    chosen: Sequence[int],
+    captions: dict[int, list[str]],
+    noise: float,
+    seed: int,
+) -> None:
+    train = training_items(drawn, chosen, captions)
+    val, test = (evaluation_items(drawn, split, chosen, seed) for split in ("val", "test"))
+    lists = {"train": train, "val": val, "test": test}
+    concept_of = drawn.concepts
+    lists["test_multi"] = [
+        {**item, "caption": _references(concept_of[item["image_id"]])} for item in test
+    ]
+    lists["test_syn"] = [
+        {**_without(item, "hard"), "caption": [alias]}
+        for item in test
+        if (alias := held_out_alias(concept_of[item["image_id"]])) is not None
+    ]
+    if noise:
+        near = {c: concept_of[c].near for c in chosen}
+        noisy, truth = with_noise(train, noise, near, seed)
+        lists[f"train_noise{round(100 * noise)}"] = noisy
+        _write_json(folder / "secret" / f"{prefix}noise_mask.json", truth)
+    for name, items in lists.items():
+        _write_json(folder / f"{prefix}pairs_{name}.json", items)
+    entries = vocabulary(item["caption"] for item in train)
+    (folder / f"{prefix}vocab.txt").write_text("".join(f"{entry}\n" for entry in entries))
+
+
+def _write_pictures(folder: Path, drawn: Renderings) -> None:
+    for rendering in RENDERINGS:
+        training = rendering.split == "train"
+        below = "images_rgba" if training else "images"
+        (folder / below / rendering.id).mkdir(parents=True)
+        for concept in np.flatnonzero(drawn.present[rendering.id]).tolist():
+            art = Image.fromarray(drawn.pictures[rendering.id][concept])
+            picture = art.resize((SIZE, SIZE), Image.Resampling.BOX)  # weighs colours by alpha
+            if not training:
+                picture = Image.fromarray(on_ground(np.asarray(picture)[None])[0])
+            picture.save(folder / _file(below, rendering.id, concept), compress_level=1)
+
+
+def _references(concept: Concept) -> list[str]:
+    """Label and aliases but the held-out one, five at most."""
+    held_out = held_out_alias(concept)
+    return [concept.label, *(a for a in concept.aliases if a != held_out)][:MOST_REFERENCES]
+
+
+def _standardised(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(N, D) crops of mean 0 and length 1, so that products are correlations."""
+    crops = comparison_crops(pictures)
+    crops = crops - crops.mean(1, keepdims=True)
+    return crops / np.maximum(np.linalg.norm(crops, axis=1, keepdims=True), 1e-6)
+
+
+def _holds(text: str, phrase: str) -> bool:
+    """Whether the words of `phrase` stand in this order, side by side, in `text`."""
+    return f" {clean_caption(phrase)} " in f" {clean_caption(text)} "
+
+
+def _file(below: str, rendering: str, concept: int) -> str:
+    return f"{below}/{rendering}/{concept:04d}.png"
+
+
+def _without(item: Item, key: str) -> Item:
+    return {k: v for k, v in item.items() if k != key}
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=0, ensure_ascii=False) + "\n")
+
+
+def _generator(seed: int, purpose: str) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]))

@@ -1,0 +1,525 @@
+"""Scenes: a few drawings side by side on a piece of a photograph, each with its box and mask.
+
+Training scenes show six artists' drawings, validation a seventh's on the same photographs, the test
+an eighth's on others. `scenes` is the entry, for use as a `source` of a config; sets derived from
+scenes (questions, image pairs, expressions) make theirs by `make_scenes` and `draw`.
+"""
+
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from benchmarks.miniatures.building import build_once
+from benchmarks.miniatures.emoji import backgrounds
+from benchmarks.miniatures.emoji.concepts import Concept
+from benchmarks.miniatures.emoji.contact_sheets import scene_sheet
+from benchmarks.miniatures.emoji.packages import LICENCE, RENDERINGS, of_split
+from benchmarks.miniatures.emoji.pairs import apart, everyday_concepts, synonyms
+from benchmarks.miniatures.emoji.render import OPAQUE, Renderings, renderings
+from shared.data.images import DataCorruptError
+
+Provenance = dict[str, dict[str, Any]]
+Box = tuple[int, int, int, int]
+VERSION = 1  # raise it with any change of the scenes
+SIZE = 96
+CLASSES = 120
+LONGEST_SIDE = (18, 36)  # px, before turning
+ROTATION = 30.0  # degrees to either side
+TRIES = 30  # places tried for an object
+LAYOUTS = 1000  # attempts at a scene
+FIRST_ID = {"train": 1_000_000, "val": 2_000_000, "test": 3_000_000}
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+CAPTIONS = 3  # of a training scene, one of which is drawn at each access
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One drawing of a scene.
+
+    Attributes:
+        concept: id in the concept table.
+        longest: longest side in px before turning.
+        rotation: degrees, counter-clockwise.
+        box: x, y, width, height in px: the extent of what is drawn.
+    """
+
+    concept: int
+    rendering: str
+    longest: int
+    rotation: float
+    box: Box
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows; `draw` makes the picture of it.
+
+    Attributes:
+        id: number in file names and COCO files, unique over the splits.
+        size: side of the square picture in px.
+        ground: id of the photograph.
+        crop: left, top and side of its square part behind the objects.
+        objects: boxes never overlap; the order means nothing.
+    """
+
+    id: int
+    size: int
+    ground: str
+    crop: tuple[int, int, int]
+    objects: tuple[SceneObject, ...]
+
+
+@dataclass
+class Studio:
+    """What scenes are made of: all drawings, and photographs {id: (H, W, 3) uint8}."""
+
+    drawn: Renderings
+    photographs: dict[str, NDArray[np.uint8]]
+
+    def names(self, split: str, concept: int) -> list[str]:
+        """Renderings of the split that draw the concept."""
+        return [name for name in of_split(split) if self.drawn.present[name][concept]]
+
+
+def studio() -> Studio:
+    """All drawings and photographs; the first call on a machine fetches and draws them."""
+    return Studio(renderings(), backgrounds.photographs())
+
+
+def scenes(
+    root: str | Path,
+    seed: int = 0,
+    train: int = 6000,
+    val: int = 600,
+    test: int = 600,
+    classes: int = CLASSES,
+) -> Provenance:
+    """Make the scenes present in `root` (section 4 of the miniature specification).
+
+    Writes `scenes/<split>/<12 digits>.png` (96 px, two to four objects of different concepts),
+    `instances_<split>.json` in COCO's layout, `captions_train.json`,
+    `coco_karpathy_{train,val,test}.json` with `coco_karpathy_{val,test}_gt.json`, and the scenes'
+    records in `secret/scene_records.json`, which only builders and scoring code may read.
+
+    Args:
+        train, val, test: number of scenes.
+        classes: number of concepts in them.
+    """
+    counts = {"train": train, "val": val, "test": test}
+    recipe = {
+        "version": VERSION,
+        "seed": seed,
+        "counts": counts,
+        "classes": classes,
+        "packages": {r.id: f"{r.package.name}@{r.package.version}" for r in RENDERINGS},
+        "photographs": {p.id: p.sha256 for p in backgrounds.PHOTOGRAPHS},
+    }
+
+    def build(folder: Path) -> None:
+        _build(folder, seed, counts, classes)
+
+    files = build_once(Path(root), "scenes", recipe, build)
+    art = {
+        r.id: {"files": {r.package.archive: r.package.sha256}, "licence": r.licence}
+        for r in RENDERINGS
+    }
+    photographs = {
+        p.id: {"files": {p.file: p.sha256}, "licence": p.licence} for p in backgrounds.PHOTOGRAPHS
+    }
+    return {**art, **photographs, "emoji-scenes": {"files": files, "licence": LICENCE}}
+
+
+def scene_concepts(drawn: Renderings, seed: int, count: int = CLASSES) -> list[int]:
+    """Sorted ids of the concepts in scenes: everyday ones that Noto 1, validation and test draw, no
+    two alike, drawn by `seed`.
+
+    Raises:
+        ValueError: there are fewer than `count`.
+    """
+    needed = ["noto1", *of_split("val"), *of_split("test")]
+    pool = [
+        c
+        for c in everyday_concepts(drawn.concepts)
+        if all(drawn.present[name][c] for name in needed)
+    ]
+    chosen = apart(drawn.concepts, _generator(seed, "concepts").permutation(pool).tolist(), count)
+    if len(chosen) < count:
+        raise ValueError(f"{count} concepts asked for scenes, but only {len(chosen)} are fit")
+    return chosen
+
+
+def make_scenes(
+    made_of: Studio,
+    split: str,
+    contents: Sequence[Sequence[int]],
+    seed: int,
+    name: str,
+    size: int = SIZE,
+    longest_side: tuple[int, int] = LONGEST_SIDE,
+    first_id: int | None = None,
+) -> list[Scene]:
+    """Lay out one scene for each list of concepts in `contents`; a concept may come twice.
+
+    Scene i depends on (seed, name, i) and its own contents alone. All that is asked for is placed:
+    where an object finds no place in 30 tries, the scene is laid out anew.
+
+    Args:
+        split: "train", "val" or "test": whose drawings and photographs.
+        name: of the set, so that sets of one seed differ; the split's is added.
+        size: side of the pictures in px.
+        longest_side: range of the objects' longest side in px.
+        first_id: the first scene's id; None for FIRST_ID of the split.
+
+    Raises:
+        ValueError: no rendering of the split draws a concept, or a scene's objects don't fit.
+    """
+    root = _sequence(seed, f"{name} {split}")
+    first = FIRST_ID[split] if first_id is None else first_id
+    children = root.spawn(len(contents))
+    return [
+        _lay_out(
+            made_of, split, concepts, np.random.default_rng(child), first + i, size, longest_side
+        )
+        for i, (concepts, child) in enumerate(zip(contents, children, strict=True))
+    ]
+
+
+def random_contents(
+    concepts: Sequence[int],
+    count: int,
+    seed: int,
+    name: str,
+    fewest: int = 2,
+    most: int = 4,
+) -> list[list[int]]:
+    """`count` lists of `fewest` to `most` different concepts, all drawn uniformly.
+
+    List i depends on (seed, name, i) alone.
+    """
+    generators = map(np.random.default_rng, _sequence(seed, f"{name} contents").spawn(count))
+    return [
+        generator.choice(
+            concepts, int(generator.integers(fewest, most + 1)), replace=False
+        ).tolist()
+        for generator in generators
+    ]
+
+
+def draw(made_of: Studio, scene: Scene) -> NDArray[np.uint8]:
+    """The picture of a scene, (size, size, 3) uint8."""
+    left, top, side = scene.crop
+    photograph = Image.fromarray(made_of.photographs[scene.ground])
+    picture = photograph.resize(
+        (scene.size, scene.size), Image.Resampling.BOX, (left, top, left + side, top + side)
+    )
+    for thing in scene.objects:
+        sprite = _sprite(
+            made_of.drawn, thing.rendering, thing.concept, thing.longest, thing.rotation
+        )
+        picture.paste(sprite, thing.box[:2], sprite)
+    return np.asarray(picture)
+
+
+def masks(made_of: Studio, scene: Scene) -> NDArray[np.bool_]:
+    """(objects, size, size): the pixels that belong to each object."""
+    found = np.zeros((len(scene.objects), scene.size, scene.size), bool)
+    for mask, thing in zip(found, scene.objects, strict=True):
+        x, y, width, height = thing.box
+        sprite = _sprite(
+            made_of.drawn, thing.rendering, thing.concept, thing.longest, thing.rotation
+        )
+        mask[y : y + height, x : x + width] = np.asarray(sprite)[..., 3] > OPAQUE
+    return found
+
+
+def file_name(scene: Scene) -> str:
+    """As in COCO: twelve digits."""
+    return f"{scene.id:012d}.png"
+
+
+def listed(names: Sequence[str]) -> str:
+    """As in "a dog, an apple and cherries"."""
+    things = [f"{article(name)} {name}".strip() for name in names]
+    return " and ".join([", ".join(things[:-1]), things[-1]] if len(things) > 1 else things)
+
+
+def article(name: str) -> str:
+    """The indefinite article before a name; "" where the name is a plural."""
+    if name.endswith("s") and not name.endswith(("ss", "us")):
+        return ""
+    return "an" if name[0].lower() in "aeiou" else "a"
+
+
+def from_left(scene: Scene) -> list[SceneObject]:
+    """The objects in the order of their boxes' centres, left to right."""
+    return sorted(scene.objects, key=lambda thing: 2 * thing.box[0] + thing.box[2])
+
+
+def coco_instances(
+    made_of: Studio, made: Sequence[Scene], concepts: Sequence[int]
+) -> dict[str, list[dict[str, Any]]]:
+    """COCO's instances file: images, annotations with boxes and run lengths, categories 1, 2, …"""
+    number = {concept: i for i, concept in enumerate(concepts, 1)}
+    table = made_of.drawn.concepts
+    annotations: list[dict[str, Any]] = []
+    for scene in made:
+        for thing, mask in zip(scene.objects, masks(made_of, scene), strict=True):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": scene.id,
+                    "category_id": number[thing.concept],
+                    "bbox": list(thing.box),
+                    "area": int(mask.sum()),
+                    "segmentation": run_lengths(mask),
+                    "iscrowd": 0,
+                }
+            )
+    return {
+        "images": [
+            {"id": s.id, "file_name": file_name(s), "width": s.size, "height": s.size} for s in made
+        ],
+        "annotations": annotations,
+        "categories": [
+            {"id": number[c], "name": table[c].label, "supercategory": table[c].subgroup}
+            for c in concepts
+        ],
+    }
+
+
+def run_lengths(mask: NDArray[np.bool_]) -> dict[str, list[int]]:
+    """COCO's uncompressed RLE of an (H, W) mask: lengths of runs down the columns, off first."""
+    flat = mask.ravel(order="F")
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    edges = [0] * int(flat[0]) + [0, *changes.tolist(), flat.size]
+    return {"size": list(mask.shape), "counts": np.diff(edges).tolist()}
+
+
+def read_scenes(root: str | Path, split: str) -> list[Scene]:
+    """The records of a built split, for builders and scoring code only."""
+    path = Path(root) / "secret" / "scene_records.json"
+    try:
+        rows = json.loads(path.read_text())[split]
+        return [
+            Scene(
+                **{
+                    **row,
+                    "crop": tuple(row["crop"]),
+                    "objects": tuple(
+                        SceneObject(**{**thing, "box": tuple(thing["box"])})
+                        for thing in row["objects"]
+                    ),
+                }
+            )
+            for row in rows
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataCorruptError(f"{path}: {error!r}; delete {root} and run again") from error
+
+
+def _build(folder: Path, seed: int, counts: dict[str, int], classes: int) -> None:
+    made_of = studio()
+    concepts = scene_concepts(made_of.drawn, seed, classes)
+    table = made_of.drawn.concepts
+    made, pictures = {}, {}
+    for split, count in counts.items():
+        contents = random_contents(concepts, count, seed, f"scenes {split}")
+        made[split] = make_scenes(made_of, split, contents, seed, "scenes")
+        pictures[split] = [draw(made_of, scene) for scene in made[split]]
+        below = folder / "scenes" / split
+        below.mkdir(parents=True)
+        for scene, picture in zip(made[split], pictures[split], strict=True):
+            Image.fromarray(picture).save(below / file_name(scene), compress_level=1)
+        _write_json(
+            folder / f"instances_{split}.json", coco_instances(made_of, made[split], concepts)
+        )
+        _write_karpathy(folder, split, made[split], table, seed)
+    _write_json(folder / "captions_train.json", _training_captions(made["train"], table, seed))
+    _write_json(
+        folder / "secret" / "scene_records.json",
+        {split: [asdict(scene) for scene in rows] for split, rows in made.items()},
+    )
+    (folder / "ATTRIBUTION.md").write_text(made_of.drawn.attribution + backgrounds.attribution())
+    labelled = [
+        (picture, [(thing.box, table[thing.concept].label) for thing in scene.objects])
+        for split in ("train", "test")
+        for scene, picture in zip(made[split][:16], pictures[split][:16], strict=True)
+    ]
+    scene_sheet(labelled).save(folder / "contact_scenes.png")
+
+
+def _lay_out(
+    made_of: Studio,
+    split: str,
+    concepts: Sequence[int],
+    generator: np.random.Generator,
+    number: int,
+    size: int,
+    longest_side: tuple[int, int],
+) -> Scene:
+    usable = backgrounds.grounds(split)
+    ground = usable[int(generator.integers(len(usable)))]
+    height, width = made_of.photographs[ground].shape[:2]
+    side = int(generator.integers(min(size, height, width), min(height, width) + 1))
+    left = int(generator.integers(width - side + 1))
+    top = int(generator.integers(height - side + 1))
+    for _ in range(LAYOUTS):
+        objects = _placed(made_of, split, concepts, generator, size, longest_side)
+        if objects is not None:
+            return Scene(number, size, ground, (left, top, side), objects)
+    raise ValueError(
+        f"scene {number}: {len(concepts)} objects of {longest_side} px find no place in {size} px"
+    )
+
+
+def _placed(
+    made_of: Studio,
+    split: str,
+    concepts: Sequence[int],
+    generator: np.random.Generator,
+    size: int,
+    longest_side: tuple[int, int],
+) -> tuple[SceneObject, ...] | None:
+    """Objects without overlap, or None if one found no place."""
+    placed: list[SceneObject] = []
+    for concept in concepts:
+        names = made_of.names(split, concept)
+        if not names:
+            raise ValueError(f"no rendering of {split} draws concept {concept}")
+        name = names[int(generator.integers(len(names)))]
+        longest = int(generator.integers(longest_side[0], longest_side[1] + 1))
+        rotation = float(round(generator.uniform(-ROTATION, ROTATION), 2))
+        extent = _sprite(made_of.drawn, name, concept, longest, rotation).size
+        taken = [thing.box for thing in placed]
+        box = next((b for b in _places(extent, size, generator) if not _touches(b, taken)), None)
+        if box is None:
+            return None
+        placed.append(SceneObject(concept, name, longest, rotation, box))
+    return tuple(placed)
+
+
+def _places(extent: tuple[int, int], size: int, generator: np.random.Generator) -> Iterator[Box]:
+    width, height = extent
+    if max(extent) <= size:
+        for _ in range(TRIES):
+            x, y = generator.integers(size - width + 1), generator.integers(size - height + 1)
+            yield int(x), int(y), width, height
+
+
+def _touches(box: Box, others: Sequence[Box]) -> bool:
+    x, y, width, height = box
+    return any(
+        x < a + w and a < x + width and y < b + h and b < y + height for a, b, w, h in others
+    )
+
+
+def _sprite(
+    drawn: Renderings, name: str, concept: int, longest: int, rotation: float
+) -> Image.Image:
+    """A drawing cut to its extent, scaled, turned, and cut again: RGBA."""
+    art = _cut(Image.fromarray(drawn.pictures[name][concept]))
+    scale = longest / max(art.size)
+    width, height = (max(1, round(side * scale)) for side in art.size)
+    scaled = art.resize((width, height), Image.Resampling.LANCZOS)
+    return _cut(scaled.rotate(rotation, Image.Resampling.BICUBIC, expand=True))
+
+
+def _cut(art: Image.Image) -> Image.Image:
+    opaque = np.asarray(art.getchannel("A")) > OPAQUE
+    rows, columns = (np.flatnonzero(opaque.any(axis)) for axis in (1, 0))
+    return art.crop((int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))
+
+
+def _training_captions(
+    made: Sequence[Scene], table: Sequence[Concept], seed: int
+) -> list[dict[str, Any]]:
+    """{image, caption: three texts, image_id}; each text names some of the objects by synonyms."""
+    items = []
+    children = _sequence(seed, "captions").spawn(len(made))
+    for scene, generator in zip(made, map(np.random.default_rng, children), strict=True):
+        texts = []
+        for _ in range(CAPTIONS):
+            mixed = generator.permutation(len(scene.objects))
+            told = mixed[: int(generator.integers(1, len(mixed) + 1))]
+            names = [_called(table[scene.objects[i].concept], generator) for i in told]
+            texts.append(listed(names))
+        image = f"scenes/train/{file_name(scene)}"
+        items.append({"image": image, "caption": texts, "image_id": scene.id})
+    return items
+
+
+def _references(
+    scene: Scene, table: Sequence[Concept], generator: np.random.Generator
+) -> list[str]:
+    """Five descriptions of all objects by five templates; the last two use synonyms."""
+    ordered = [table[thing.concept] for thing in from_left(scene)]
+    labels = [concept.label for concept in ordered]
+    mixed = [ordered[i] for i in generator.permutation(len(ordered))]
+    called = [_called(concept, generator) for concept in mixed]
+    return [
+        listed(labels),
+        f"a picture of {listed(labels)}",
+        f"from left to right {listed(labels)}",
+        f"there is {listed(called)} in the picture",
+        f"{NUMBERS[len(called)]} objects: {', '.join(called)}",
+    ]
+
+
+def _write_karpathy(
+    folder: Path, split: str, made: Sequence[Scene], table: Sequence[Concept], seed: int
+) -> None:
+    children = _sequence(seed, f"references {split}").spawn(len(made))
+    generators = map(np.random.default_rng, children)
+    references = [
+        (scene, f"scenes/{split}/{file_name(scene)}", _references(scene, table, generator))
+        for scene, generator in zip(made, generators, strict=True)
+    ]
+    path = folder / f"coco_karpathy_{split}.json"
+    if split == "train":
+        one_each = [
+            {"image": image, "caption": text, "image_id": scene.id}
+            for scene, image, texts in references
+            for text in texts
+        ]
+        _write_json(path, one_each)
+        return
+    _write_json(
+        path,
+        [{"image": image, "caption": texts, "image_id": s.id} for s, image, texts in references],
+    )
+    told = [(scene.id, text) for scene, _, texts in references for text in texts]
+    _write_json(
+        folder / f"coco_karpathy_{split}_gt.json",
+        {
+            "images": [{"id": scene.id} for scene, _, _ in references],
+            "annotations": [
+                {"id": i, "image_id": image, "caption": text}
+                for i, (image, text) in enumerate(told)
+            ],
+        },
+    )
+
+
+def _called(concept: Concept, generator: np.random.Generator) -> str:
+    names = synonyms(concept)
+    return names[int(generator.integers(len(names)))]
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, ensure_ascii=False) + "\n")
+
+
+def _sequence(seed: int, name: str) -> np.random.SeedSequence:
+    return np.random.SeedSequence([seed, zlib.crc32(name.encode())])
+
+
+def _generator(seed: int, name: str) -> np.random.Generator:
+    return np.random.default_rng(_sequence(seed, name))

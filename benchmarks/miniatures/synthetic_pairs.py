@@ -1,0 +1,329 @@
+"""A tiny artificial set of pictures with texts in ALBEF's formats, for tests and smoke runs.
+
+A picture shows one coloured shape above another, so that a network can learn to name them in a few
+steps and mirroring changes no truth. Proves nothing about images.
+"""
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import tarfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, permutations, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+COLOURS = {"red": (205, 40, 40), "green": (40, 150, 60), "blue": (40, 70, 200), "black": (20,) * 3}
+SHAPES = ("circle", "square", "triangle")
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+TEXT_KEYS = {"caption", "question", "answer", "sentence", "text"}
+SHARDS = 2
+SMALLEST = 16  # px
+
+Item = dict[str, Any]
+Named = tuple[str, str]  # colour and shape
+OBJECTS: tuple[Named, ...] = tuple(product(COLOURS, SHAPES))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What is drawn: `boxes` [x, y, width, height] of the upper and the lower object."""
+
+    id: int
+    upper: Named
+    lower: Named
+    boxes: tuple[list[int], list[int]]
+    ground: tuple[int, int, int]
+    size: int
+
+    @property
+    def file(self) -> str:
+        return f"images/{self.id:012}.png"
+
+    @property
+    def captions(self) -> list[str]:
+        upper, lower = " ".join(self.upper), " ".join(self.lower)
+        return [f"a {upper} above a {lower}", f"a {lower} below a {upper}"]
+
+    def absent(self, number: int) -> Named:
+        """One of the objects that are not in the picture."""
+        others = [named for named in OBJECTS if named not in (self.upper, self.lower)]
+        return others[number % len(others)]
+
+    def pixels(self) -> Image.Image:
+        image = Image.new("RGB", (self.size, self.size), self.ground)
+        pen = ImageDraw.Draw(image)
+        for (colour, shape), (x, y, width, height) in zip(
+            (self.upper, self.lower), self.boxes, strict=True
+        ):
+            corners = (x, y, x + width - 1, y + height - 1)
+            if shape == "circle":
+                pen.ellipse(corners, COLOURS[colour])
+            elif shape == "square":
+                pen.rectangle(corners, COLOURS[colour])
+            else:
+                top = (x + width / 2 - 0.5, y)
+                pen.polygon([top, (x, corners[3]), corners[2:]], COLOURS[colour])
+        return image
+
+
+def pairs(
+    root: str | Path, train: int = 64, test: int = 16, image_size: int = 32, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Write the set into `root` (idempotent) and return its provenance.
+
+    - `pairs_{train,val,test}.json`: two captions a picture, in training one entry for each;
+      `shards/pairs-*.tar`: the training pairs once more, as webdataset; `vocab.txt`;
+    - `vqa_{train,val,test}.json`, the test with answers, too, `vg_qa.json`, `answer_list.json`;
+    - `nlvr_{train,dev,test}.json`; `ve_{train,dev,test}.json`, whose pictures are .jpg files;
+    - `refcoco+_{train,val,test}.json`, `dets.json`, `refcoco+/refs(unc).p` and `instances.json`.
+
+    Paths of pictures are relative to `root`, those of `ve_*.json` to `root/images`.
+
+    Args:
+        train: pictures of training. test: of validation, and as many of testing.
+        image_size: side in pixels.
+
+    Raises:
+        ValueError: fewer than two pictures, or too small ones.
+    """
+    if min(train, test) < 2 or image_size < SMALLEST:
+        raise ValueError(
+            f"train={train}, test={test}, image_size={image_size}: at least two pictures of "
+            f"{SMALLEST} px are needed"
+        )
+    splits = _pictures({"train": train, "val": test, "test": test}, image_size, seed)
+    texts = _annotations(splits) | _referring(splits, seed)
+    content = {name: json.dumps(value, indent=1).encode() for name, value in texts.items()}
+    content["vocab.txt"] = "".join(f"{word}\n" for word in vocabulary(texts)).encode()
+    content["refcoco+/refs(unc).p"] = pickle.dumps(_references(splits), protocol=2)
+    content |= _shards(splits["train"], texts["pairs_train.json"])
+    for picture in (picture for split in splits.values() for picture in split):
+        _write(Path(root) / picture.file, _encoded(picture, "PNG"))
+        _write((Path(root) / picture.file).with_suffix(".jpg"), _encoded(picture, "JPEG"))
+    for name, value in content.items():
+        _write(Path(root) / name, value)
+    files = {name: hashlib.sha256(value).hexdigest() for name, value in content.items()}
+    return {"synthetic-pairs": {"files": files, "licence": "CC0-1.0"}}
+
+
+def vocabulary(files: Mapping[str, Any]) -> list[str]:
+    """The special tokens and all words of the files' texts, sorted."""
+    texts = list(files["answer_list.json"])
+    for content in files.values():
+        for entry in content if isinstance(content, list) else []:
+            for key in TEXT_KEYS & entry.keys() if isinstance(entry, dict) else ():
+                texts += [entry[key]] if isinstance(entry[key], str) else entry[key]
+    words = {word for text in texts for word in text.lower().replace("?", "").split()}
+    return [*SPECIAL_TOKENS, *sorted(words)]
+
+
+def _pictures(counts: Mapping[str, int], size: int, seed: int) -> dict[str, list[Picture]]:
+    """Pictures of all splits; none shows what another shows while there are enough contents."""
+    generator = np.random.default_rng(seed)
+    contents = list(permutations(OBJECTS, 2))
+    order = generator.permutation(len(contents))
+    splits: dict[str, list[Picture]] = {}
+    number = 0
+    for split, count in counts.items():
+        splits[split] = []
+        for _ in range(count):
+            upper, lower = contents[order[number % len(contents)]]
+            side = round(0.36 * size)
+            columns = generator.integers(1, size - side, 2).tolist()
+            rows = (size // 2 - side - 1, size // 2 + 1)
+            first, second = ([x, y, side, side] for x, y in zip(columns, rows, strict=True))
+            red, green, blue = generator.integers(215, 256, 3).tolist()
+            splits[split].append(
+                Picture(number, upper, lower, (first, second), (red, green, blue), size)
+            )
+            number += 1
+    return splits
+
+
+def _annotations(splits: Mapping[str, Sequence[Picture]]) -> dict[str, Any]:
+    train = splits["train"]
+    files: dict[str, Any] = {
+        "pairs_train.json": [
+            {"image": picture.file, "caption": caption, "image_id": picture.id}
+            for picture in train
+            for caption in picture.captions
+        ],
+        "vg_qa.json": [
+            {
+                "dataset": "vg",
+                "image": picture.file,
+                "question": "What is below?",
+                "answer": picture.lower[1],
+                "question_id": 10_000_000 + picture.id,
+            }
+            for picture in train
+        ],
+        "answer_list.json": [*COLOURS, *SHAPES, "yes", "no"],
+    }
+    for split in ("val", "test"):
+        files[f"pairs_{split}.json"] = [
+            {"image": picture.file, "caption": picture.captions} for picture in splits[split]
+        ]
+    for split, pictures in splits.items():
+        dev = "dev" if split == "val" else split
+        files[f"vqa_{split}.json"] = [_question(p, i) for i, p in enumerate(pictures)]
+        files[f"nlvr_{dev}.json"] = [_statement(pictures, i) for i in range(len(pictures))]
+        files[f"ve_{dev}.json"] = [_sentence(p, i) for i, p in enumerate(pictures)]
+    return files
+
+
+def _question(picture: Picture, number: int) -> Item:
+    """By turns of three kinds; every other one is disputed by two of ten people."""
+    wanted = picture.upper if number % 6 < 3 else picture.absent(number)
+    yes_no = ("yes", "no") if wanted == picture.upper else ("no", "yes")
+    text, answer, other = [
+        ("What colour is above?", picture.upper[0], picture.lower[0]),
+        ("What shape is above?", picture.upper[1], picture.lower[1]),
+        (f"Is there a {' '.join(wanted)}?", *yes_no),
+    ][number % 3]
+    disputed = 2 * (number % 2)
+    return {
+        "dataset": "vqa",
+        "image": picture.file,
+        "question": text,
+        "question_id": picture.id,
+        "answer": [answer] * (10 - disputed) + [other] * disputed,
+    }
+
+
+def _statement(pictures: Sequence[Picture], number: int) -> Item:
+    """About the picture and its successor: by turns true and false, of the left and the right."""
+    left, right = pictures[number], pictures[(number + 1) % len(pictures)]
+    side, picture = ("left", left) if number % 4 < 2 else ("right", right)
+    true = number % 2 == 0
+    named = picture.lower if true else picture.absent(number)
+    return {
+        "images": [left.file, right.file],
+        "sentence": f"The {side} picture shows a {' '.join(named)}",
+        "label": str(true),
+    }
+
+
+def _sentence(picture: Picture, number: int) -> Item:
+    label = ("entailment", "neutral", "contradiction")[number % 3]
+    sentence = {
+        "entailment": f"There is a {' '.join(picture.upper)}",
+        "neutral": f"The {picture.upper[1]} is old",
+        "contradiction": f"There is a {' '.join(picture.absent(number))}",
+    }[label]
+    return {"image": Path(picture.file).stem, "sentence": sentence, "label": label}
+
+
+def _referring(splits: Mapping[str, Sequence[Picture]], seed: int) -> dict[str, Any]:
+    """All but the references: expressions, boxes, proposals (the true boxes and two others)."""
+    files: dict[str, Any] = {}
+    references = _references(splits)
+    for split in splits:
+        files[f"refcoco+_{split}.json"] = [
+            {"image": r["file_name"], "text": r["sentences"][0]["sent"], "ref_id": r["ref_id"]}
+            for r in references
+            if r["split"].startswith(split)
+        ]
+    everything = [picture for split in splits.values() for picture in split]
+    generator = np.random.default_rng([seed, 1])
+    files["dets.json"] = {}
+    for picture in everything:
+        side = picture.boxes[0][2]
+        wrong = generator.uniform(0, picture.size - side, (2, 2)).round(1).tolist()
+        moved = [[x + 0.5, y - 0.5, w, h] for x, y, w, h in picture.boxes]
+        files["dets.json"][str(picture.id)] = moved + [[x, y, side, side] for x, y in wrong]
+    files["refcoco+/instances.json"] = {
+        "images": [
+            {"id": p.id, "file_name": p.file, "width": p.size, "height": p.size} for p in everything
+        ],
+        "annotations": [
+            {
+                "id": 2 * picture.id + place,
+                "image_id": picture.id,
+                "category_id": 1 + SHAPES.index(shape),
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": 0,
+            }
+            for picture in everything
+            for place, ((_, shape), box) in enumerate(
+                zip((picture.upper, picture.lower), picture.boxes, strict=True)
+            )
+        ],
+        "categories": [
+            {"id": number, "name": shape, "supercategory": "shape"}
+            for number, shape in enumerate(SHAPES, 1)
+        ],
+    }
+    return files
+
+
+def _references(splits: Mapping[str, Sequence[Picture]]) -> list[Item]:
+    """One reference, of one sentence, for each object; test pictures are in testA and testB."""
+    references = []
+    for split, pictures in splits.items():
+        for picture in pictures:
+            part = f"test{'AB'[picture.id % 2]}" if split == "test" else split
+            for place, (colour, shape) in enumerate((picture.upper, picture.lower)):
+                number = 2 * picture.id + place
+                text = f"the {colour} {shape}"
+                sentence = {"tokens": text.split(), "raw": text, "sent": text, "sent_id": number}
+                references.append(
+                    {
+                        "ref_id": number,
+                        "ann_id": number,
+                        "image_id": picture.id,
+                        "category_id": 1 + SHAPES.index(shape),
+                        "split": part,
+                        "file_name": picture.file,
+                        "sent_ids": [number],
+                        "sentences": [sentence],
+                    }
+                )
+    return references
+
+
+def _shards(pictures: Sequence[Picture], entries: Sequence[Item]) -> dict[str, bytes]:
+    """Each pair as <key>.png, <key>.txt and <key>.json."""
+    encoded = {picture.id: _encoded(picture, "PNG") for picture in pictures}
+    cuts = np.linspace(0, len(entries), SHARDS + 1).astype(int)
+    shards = {}
+    for shard, (first, last) in enumerate(pairwise(cuts)):
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+            for number in range(first, last):
+                entry = entries[number]
+                about = {"caption": entry["caption"], "image_id": entry["image_id"]}
+                for suffix, value in {
+                    "png": encoded[entry["image_id"]],
+                    "txt": entry["caption"].encode(),
+                    "json": json.dumps(about).encode(),
+                }.items():
+                    member = tarfile.TarInfo(f"{number:06}.{suffix}")
+                    member.size = len(value)
+                    archive.addfile(member, io.BytesIO(value))
+        shards[f"shards/pairs-{shard:06}.tar"] = buffer.getvalue()
+    return shards
+
+
+def _encoded(picture: Picture, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    picture.pixels().save(buffer, kind, **({"quality": 95} if kind == "JPEG" else {}))
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write unless that is there; runs that start together may do so at once."""
+    if path.exists() and path.read_bytes() == content:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

@@ -1,0 +1,347 @@
+"""The peer's side, in the peer's environment: ALBEF's official algorithm, pass by pass.
+
+BERT is that of Hugging Face's `transformers`, the vision transformer timm's. Nothing of ours is
+imported but the serving loop. Weights have official names. Variants: "float32", "bf16", "float32
+reranking".
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.speed.serving import serve, timed
+
+Draws = dict[str, Tensor]
+
+
+class PeerALBEF:
+    """Builds each variant when it is first asked for."""
+
+    def __init__(self, settings: dict[str, Any]):
+        torch.set_num_threads(settings["threads"])
+        torch.manual_seed(settings["seed"])
+        self.settings, self.folder = settings, Path(settings["data"])
+        self.batch = torch.load(self.folder / "batch.pt")
+        self.steps: dict[str, Callable[[], float]] = {}
+
+    def describe(self) -> dict[str, Any]:
+        trained = [p for p in self._network().parameters() if p.requires_grad]
+        return {
+            "parameters": sum(p.numel() for p in trained),
+            "images_per_step": len(self.batch["images"]),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+    def run(self, variant: str, steps: int) -> tuple[list[float], list[float]]:
+        if variant not in self.steps:
+            if variant.endswith("reranking"):
+                rank = self._ranking()
+                self.steps[variant] = lambda: float(rank()[0].mean())
+            else:
+                network, optimizer = self._training(self.settings["text"]["dropout"])
+                mixed = variant == "bf16"
+                self.steps[variant] = lambda: float(sum(self._step(network, optimizer, mixed)))
+        return timed(self.steps[variant], steps)
+
+    def values(self) -> dict[str, list[float]]:
+        network, optimizer = self._training(dropout=0.0)
+        drawn = torch.load(self.folder / "draws.pt")
+        losses = [self._step(network, optimizer, False, draws) for draws in drawn]
+        scores = self._ranking()()
+        k = self.settings["ranking"]["k_test"]
+        orders = [s.argsort(dim=1, descending=True, stable=True)[:, :k] for s in scores]
+        return {
+            "losses": [loss for step in losses for loss in step],
+            "matching scores": torch.cat([s[s > -100] for s in scores]).tolist(),
+            "ranks": torch.cat([order.flatten() for order in orders]).tolist(),
+        }
+
+    def _network(self, dropout: float = 0.0) -> "Network":
+        weights = torch.load(self.folder / "pretraining_weights.pt")
+        return Network(self.settings, dropout, weights).train()
+
+    def _training(self, dropout: float) -> tuple["Network", torch.optim.Optimizer]:
+        network = self._network(dropout)
+        decayed: list[nn.Parameter] = []
+        spared: list[nn.Parameter] = []
+        for name, p in network.named_parameters():
+            if p.requires_grad:
+                (spared if p.ndim == 1 or name.endswith(".bias") else decayed).append(p)
+        groups = [
+            {"params": spared, "weight_decay": 0.0},
+            {"params": decayed, "weight_decay": self.settings["weight_decay"]},
+        ]
+        return network, torch.optim.AdamW(groups, lr=self.settings["lr"])
+
+    def _step(
+        self,
+        network: "Network",
+        optimizer: torch.optim.Optimizer,
+        mixed: bool,
+        draws: Draws | None = None,
+    ) -> list[float]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            losses = network(self.batch, draws)
+        optimizer.zero_grad()
+        sum(losses).backward()
+        optimizer.step()
+        return [float(loss.detach()) for loss in losses]
+
+    def _ranking(self) -> Callable[[], tuple[Tensor, Tensor]]:
+        sizes = self.settings["ranking"]
+        text = bert(
+            vocab_size=2,
+            hidden_size=sizes["width"],
+            num_hidden_layers=sizes["layers"],
+            num_attention_heads=sizes["heads"],
+            intermediate_size=sizes["intermediate"],
+            max_position_embeddings=1,
+        ).bert
+        head = nn.Linear(sizes["width"], 2)
+        weights = torch.load(self.folder / "ranking_weights.pt")
+        load(text, weights, "text_encoder.")
+        load(head, weights, "itm_head.")
+        text.eval()
+        g = torch.load(self.folder / "gallery.pt")
+        return lambda: official_ranking(text.encoder.layer, head, g, sizes["k_test"])
+
+
+class Encoders(nn.Module):
+    """The parts that have a momentum copy, under their official names."""
+
+    def __init__(self, settings: dict[str, Any], dropout: float):
+        super().__init__()
+        t, dim = settings["text"], settings["embed_dim"]
+        self.fusion_layer = t["cross_attention_from"]
+        self.visual_encoder: Any = vit(settings["vision"])
+        self.vision_proj = nn.Linear(settings["vision"]["width"], dim)
+        self.text_encoder: Any = bert(
+            vocab_size=t["vocab_size"],
+            hidden_size=t["hidden_size"],
+            num_hidden_layers=t["num_layers"],
+            num_attention_heads=t["num_heads"],
+            intermediate_size=t["intermediate_size"],
+            max_position_embeddings=t["max_positions"],
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+        )
+        self.text_proj = nn.Linear(t["hidden_size"], dim)
+        for layer in self.text_encoder.bert.encoder.layer[: self.fusion_layer]:
+            del layer.crossattention
+
+    def image(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens and features."""
+        tokens = self.visual_encoder.forward_features(images)
+        return tokens, F.normalize(self.vision_proj(tokens[:, 0]), dim=-1)
+
+    def text(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states of the layers that read text only, and features."""
+        hidden = self.text_layers(ids, mask)
+        return hidden, F.normalize(self.text_proj(hidden[:, 0]), dim=-1)
+
+    def text_layers(self, ids: Tensor, mask: Tensor) -> Tensor:
+        bert = self.text_encoder.bert
+        hidden, visible = bert.embeddings(ids), visibility(mask)
+        for layer in bert.encoder.layer[: self.fusion_layer]:
+            hidden = layer(hidden, visible)
+        return hidden
+
+    def fusion_layers(self, hidden: Tensor, mask: Tensor, image_embeds: Tensor) -> Tensor:
+        """The layers that read the image, too."""
+        layers = self.text_encoder.bert.encoder.layer[self.fusion_layer :]
+        return fused(layers, hidden, mask, image_embeds)
+
+    def masked_lm(self, ids: Tensor, mask: Tensor, image_embeds: Tensor) -> Tensor:
+        """All layers and the word logits of all positions."""
+        hidden = self.fusion_layers(self.text_layers(ids, mask), mask, image_embeds)
+        return self.text_encoder.cls(hidden)
+
+
+class Network(nn.Module):
+    """The official pre-training model and its forward pass."""
+
+    def __init__(self, settings: dict[str, Any], dropout: float, weights: dict[str, Tensor]):
+        super().__init__()
+        self.settings = settings
+        self.encoders = Encoders(settings, dropout)
+        self.itm_head = nn.Linear(settings["text"]["hidden_size"], 2)
+        parts = ("visual_encoder.", "vision_proj.", "text_encoder.", "text_proj.")
+        load(self.encoders, {key: v for key, v in weights.items() if key.startswith(parts)})
+        load(self.itm_head, weights, "itm_head.")
+        self.momentum_encoders = deepcopy(self.encoders).requires_grad_(False)
+        self.temp = nn.Parameter(weights["temp"])
+        self.image_queue, self.text_queue = weights["image_queue"], weights["text_queue"]
+        self.pointer = 0
+
+    def forward(self, batch: dict[str, Tensor], draws: Draws | None) -> list[Tensor]:
+        """The losses ITA, ITM and MLM; it moves the momentum networks and the queues, too."""
+        alpha, online, momentum = self.settings["alpha"], self.encoders, self.momentum_encoders
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        size = len(ids)
+        with torch.no_grad():
+            self.temp.clamp_(0.001, 0.5)
+
+        image_embeds, image_feat = online.image(batch["images"])
+        text_embeds, text_feat = online.text(ids, mask)
+        with torch.no_grad():
+            self.momentum_update()
+            image_embeds_m, image_feat_m = momentum.image(batch["images"])
+            image_all = torch.cat([image_feat_m.t(), self.image_queue.clone().detach()], dim=1)
+            _, text_feat_m = momentum.text(ids, mask)
+            text_all = torch.cat([text_feat_m.t(), self.text_queue.clone().detach()], dim=1)
+            own = torch.zeros(size, image_all.shape[1])
+            own.fill_diagonal_(1)
+            targets_i2t, targets_t2i = (
+                alpha * F.softmax(feat @ keys / self.temp, dim=1) + (1 - alpha) * own
+                for feat, keys in ((image_feat_m, text_all), (text_feat_m, image_all))
+            )
+        sim_i2t = image_feat @ text_all / self.temp
+        sim_t2i = text_feat @ image_all / self.temp
+        loss_i2t = -torch.sum(F.log_softmax(sim_i2t, dim=1) * targets_i2t, dim=1).mean()
+        loss_t2i = -torch.sum(F.log_softmax(sim_t2i, dim=1) * targets_t2i, dim=1).mean()
+        loss_ita = (loss_i2t + loss_t2i) / 2
+        self.enqueue(image_feat_m, text_feat_m)
+
+        # Matching: the pairs in one pass, both kinds of negatives in another.
+        positive = online.fusion_layers(text_embeds, mask, image_embeds)
+        with torch.no_grad():
+            weights_i2t = F.softmax(sim_i2t[:, :size].float(), dim=1)
+            weights_t2i = F.softmax(sim_t2i[:, :size].float(), dim=1)
+            weights_i2t.fill_diagonal_(0)
+            weights_t2i.fill_diagonal_(0)
+        image_of_text = draws["image_of_text"] if draws else drawn_rows(weights_t2i)
+        text_of_image = draws["text_of_image"] if draws else drawn_rows(weights_i2t)
+        image_embeds_neg = torch.stack([image_embeds[i] for i in image_of_text.tolist()])
+        text_embeds_neg = torch.stack([text_embeds[i] for i in text_of_image.tolist()])
+        mask_neg = torch.stack([mask[i] for i in text_of_image.tolist()])
+        negative = online.fusion_layers(
+            torch.cat([text_embeds, text_embeds_neg]),
+            torch.cat([mask, mask_neg]),
+            torch.cat([image_embeds_neg, image_embeds]),
+        )
+        logits = self.itm_head(torch.cat([positive[:, 0], negative[:, 0]]))
+        labels = torch.cat([torch.ones(size).long(), torch.zeros(2 * size).long()])
+        loss_itm = F.cross_entropy(logits.float(), labels)
+
+        masked_ids, labels = self.mask(ids, draws)
+        with torch.no_grad():
+            words_m = momentum.masked_lm(masked_ids, mask, image_embeds_m)
+            soft_labels = F.softmax(words_m.float(), dim=-1)
+        words = online.masked_lm(masked_ids, mask, image_embeds).float()
+        loss_ce = F.cross_entropy(words.view(-1, words.shape[-1]), labels.view(-1))
+        loss_kd = -torch.sum(F.log_softmax(words, dim=-1) * soft_labels, dim=-1)
+        loss_mlm = (1 - alpha) * loss_ce + alpha * loss_kd[labels != -100].mean()
+        return [loss_ita, loss_itm, loss_mlm]
+
+    def mask(self, ids: Tensor, draws: Draws | None) -> tuple[Tensor, Tensor]:
+        special, words = self.settings["special"], self.settings["text"]["vocab_size"]
+        draws = draws or {
+            "selected": torch.rand(ids.shape) < self.settings["mlm_probability"],
+            "replaced": torch.rand(ids.shape) < 0.8,
+            "random": torch.rand(ids.shape) < 0.5,
+            "words": torch.randint(words, ids.shape),
+        }
+        masked = draws["selected"] & (ids != special["pad"]) & (ids != special["cls"])
+        labels, ids = ids.clone(), ids.clone()
+        labels[~masked] = -100
+        replaced = draws["replaced"] & masked
+        ids[replaced] = special["mask"]
+        random = draws["random"] & masked & ~replaced
+        ids[random] = draws["words"][random]
+        return ids, labels
+
+    @torch.no_grad()
+    def momentum_update(self) -> None:
+        m = self.settings["momentum"]
+        pairs = zip(self.encoders.parameters(), self.momentum_encoders.parameters(), strict=True)
+        for p, p_m in pairs:
+            p_m.data = p_m.data * m + p.data * (1.0 - m)
+
+    @torch.no_grad()
+    def enqueue(self, image_feat: Tensor, text_feat: Tensor) -> None:
+        end = self.pointer + len(image_feat)
+        self.image_queue[:, self.pointer : end] = image_feat.T
+        self.text_queue[:, self.pointer : end] = text_feat.T
+        self.pointer = end % self.image_queue.shape[1]
+
+
+def official_ranking(
+    layers: Any, head: nn.Module, g: dict[str, Tensor], k: int
+) -> tuple[Tensor, Tensor]:
+    """Row by row: each image with its k texts, then each text with its k images."""
+    sims = g["image_features"] @ g["text_features"].T
+    mask = g["mask"]
+    with torch.no_grad():
+        i2t = torch.full(sims.shape, -100.0)
+        for row, similar in enumerate(sims):
+            index = similar.topk(k).indices
+            images = g["image_tokens"][row].repeat(k, 1, 1)
+            hidden = fused(layers, g["text_tokens"][index], mask[index], images)
+            i2t[row, index] = head(hidden[:, 0])[:, 1]
+        t2i = torch.full(sims.T.shape, -100.0)
+        for row, similar in enumerate(sims.T):
+            index = similar.topk(k).indices
+            images = g["image_tokens"][index]
+            texts, masks = g["text_tokens"][row].repeat(k, 1, 1), mask[row].repeat(k, 1)
+            hidden = fused(layers, texts, masks, images)
+            t2i[row, index] = head(hidden[:, 0])[:, 1]
+    return i2t, t2i
+
+
+def fused(layers: Any, hidden: Tensor, mask: Tensor, image_embeds: Tensor) -> Tensor:
+    visible = visibility(mask)
+    for layer in layers:
+        hidden = layer(hidden, visible, encoder_hidden_states=image_embeds)
+    return hidden
+
+
+def visibility(mask: Tensor) -> Tensor:
+    """(B, L) -> (B, 1, 1, L), boolean."""
+    return mask[:, None, None, :].bool()
+
+
+def drawn_rows(weights: Tensor) -> Tensor:
+    """One index for each row, drawn by its weights, row by row."""
+    return torch.tensor([int(torch.multinomial(row, 1)) for row in weights])
+
+
+def bert(**sizes: Any) -> Any:
+    """A BERT whose layers can attend to the image; it is called layer by layer."""
+    from transformers import BertConfig, BertForMaskedLM, logging
+
+    logging.set_verbosity_error()  # it warns of being a decoder, which cross-attention needs
+    return BertForMaskedLM(BertConfig(is_decoder=True, add_cross_attention=True, **sizes))
+
+
+def vit(sizes: dict[str, Any]) -> Any:
+    from timm.models.vision_transformer import VisionTransformer
+
+    return VisionTransformer(
+        img_size=sizes["image_size"],
+        patch_size=sizes["patch_size"],
+        embed_dim=sizes["width"],
+        depth=sizes["depth"],
+        num_heads=sizes["heads"],
+        mlp_ratio=sizes["mlp_ratio"],
+        num_classes=0,
+        global_pool="",
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+    )
+
+
+def load(network: nn.Module, weights: dict[str, Tensor], prefix: str = "") -> None:
+    """Load what begins with `prefix`, every key but the constant positions."""
+    state = {key.removeprefix(prefix): v for key, v in weights.items() if key.startswith(prefix)}
+    state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
+    network.load_state_dict(state)
+
+
+if __name__ == "__main__":
+    serve(PeerALBEF)

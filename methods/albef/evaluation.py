@@ -1,0 +1,141 @@
+"""Retrieval as ALBEF is evaluated: rank by similarity, then let the matching head rank the best.
+
+Source: spec section 7; salesforce/ALBEF@b9727e4 `Retrieval.py:evaluation, itm_eval`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from shared.evaluation.retrieval import (
+    Collector,
+    Gallery,
+    Matcher,
+    Precision,
+    recalls,
+    rerank,
+    score_pairs,
+)
+
+if TYPE_CHECKING:
+    from methods.albef.alignment import Alignment
+
+Score = Literal["itm", "itm+itc"]
+
+
+class RetrievalEvaluation:
+    """Collects the batches of an evaluation, then computes its metrics and forgets them.
+
+    Metrics in percent, see `recalls`: `itc_txt_r1` ... `itc_r_mean` of the similarities of the
+    features; `txt_r1` ... `r_mean` of the matching scores of the k most similar candidates; and if
+    the batches name hard negatives, `itm_auc`, area under the ROC curve of the matching
+    head on true pairs against pairs of an image with the hard negative of its text. These are
+    given, not chosen by a model, so that models can be compared.
+
+    Args:
+        k_test: candidates of each image and of each text, "all" to score every pair.
+        rerank: whether to ask the matching head.
+        score: "itm": its logit of "match" alone; "itm+itc": plus the similarity, as BLIP does.
+        precision: of the matching, "float32" or "bfloat16". The tokens are kept in it, too.
+        chunk: most text positions matched at once, see `score_pairs`.
+    """
+
+    def __init__(
+        self,
+        k_test: int | Literal["all"],
+        rerank: bool = True,
+        score: Score = "itm",
+        precision: Precision = "float32",
+        chunk: int = 4096,
+    ):
+        if k_test != "all" and (not isinstance(k_test, int) or k_test < 1):
+            raise ValueError(f"k_test is a positive number or all, got {k_test!r}")
+        if score not in get_args(Score):
+            raise ValueError(f"score must be one of {', '.join(get_args(Score))}, got {score!r}")
+        if precision not in get_args(Precision):
+            raise ValueError(
+                f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}"
+            )
+        self.k_test, self.rerank, self.add_similarity = k_test, rerank, score == "itm+itc"
+        self.precision, self.chunk = precision, chunk
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was collected."""
+        self.collector = Collector(getattr(torch, self.precision))
+
+    @torch.no_grad()
+    def collect(self, module: "Alignment", batch: Mapping[str, Any]) -> None:
+        """Encode the images and texts of a batch; the module is in evaluation mode.
+
+        Args:
+            batch: `images` (B, 3, S, S), `indices` (B,); `input_ids`, `attention_mask` (T, L),
+                `text_image` (T,) the entry of each text's image. For `itm_auc`, `hard_text` (T,),
+                the entry whose first text is the hard negative of each text.
+        """
+        image_tokens, image = module.encoders.encode_image(batch["images"])
+        longest = int(batch["attention_mask"].sum(dim=1).max())
+        ids, mask = (batch[name][:, :longest] for name in ("input_ids", "attention_mask"))
+        text_tokens, text = module.encoders.encode_text(ids, mask)
+        self.collector.add(
+            (batch["indices"], image, image_tokens),
+            (batch["text_image"], text, text_tokens, mask),
+            **({"hard_text": batch["hard_text"]} if "hard_text" in batch else {}),
+        )
+
+    def metrics(self, module: "Alignment") -> dict[str, float]:
+        """Metrics of all that was collected on all ranks, the same on each of them.
+
+        Raises:
+            ValueError: `k_test` exceeds the number of texts or of images.
+        """
+        gallery = self.collector.gallery(module.device)
+        self.reset()
+        similarity = gallery.similarity()
+        found = recalls(similarity, similarity.T, gallery.text_image)
+        metrics = {f"itc_{name}": value for name, value in found.items()}
+        if self.rerank:
+            metrics |= recalls(*self.scores(module, gallery), gallery.text_image)
+        if "hard_text" in gallery.values:
+            metrics["itm_auc"] = self._auc(module, gallery)
+        return metrics
+
+    def scores(self, module: "Alignment", gallery: Gallery) -> tuple[Tensor, Tensor]:
+        """By which images rank texts (N, T), and texts rank images (T, N): see `rerank`."""
+
+        def score(wanted: Tensor) -> Tensor:
+            return self._score(module, gallery, wanted, lambda logits: logits[:, 1])
+
+        return rerank(gallery.similarity(), self.k_test, score, self.add_similarity)
+
+    def _auc(self, module: "Alignment", gallery: Gallery) -> float:
+        """Of true pairs against the same images with their texts' hard negatives."""
+        hard, entries = gallery.values["hard_text"], gallery.entries
+        other = torch.searchsorted(entries, hard).clamp_max(len(entries) - 1)
+        texts = (entries[other] == hard).nonzero()[:, 0]  # else left out with its image
+        images = gallery.text_image[texts]
+        negatives = torch.searchsorted(gallery.text_image, other[texts])  # the first text of each
+        wanted = torch.zeros(len(entries), len(hard), dtype=torch.bool)
+        wanted[images, texts] = wanted[images, negatives] = True
+        # Ranked as the probability of a match, of which this is the logit.
+        scores = self._score(module, gallery, wanted, lambda logits: logits[:, 1] - logits[:, 0])
+        both = torch.cat([scores[images, texts], scores[images, negatives]])
+        matches = torch.arange(len(both)) < len(texts)
+        return 100 * float(roc_auc_score(matches.numpy(), both.numpy()))
+
+    def _score(
+        self,
+        module: "Alignment",
+        gallery: Gallery,
+        wanted: Tensor,
+        of_logits: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """(N, T) scores of the wanted pairs, a function of the matching head's logits (R, 2)."""
+        matcher = Matcher(
+            project=module.encoders.text_encoder.project,
+            score=lambda context, tokens, mask: of_logits(module.match(context, tokens, mask)),
+        )
+        return score_pairs(gallery, wanted, matcher, self.chunk, module.device, self.precision)

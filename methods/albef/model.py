@@ -1,0 +1,57 @@
+"""The two unimodal encoders and what joins them.
+
+Shapes: B pairs, N patches, C vision width, L tokens, D text width, E joint dimension.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from shared.nn.heads import unit_norm
+from shared.nn.text_transformer import LanguageHead, TextTransformer
+from shared.nn.vision_transformer import VisionTransformer
+
+
+class ImageTextEncoders(nn.Module):
+    """All that has a momentum copy: both encoders, their projections, the word prediction.
+
+    The lower layers of the text encoder read text alone, the upper ones fuse it with an image.
+
+    Args:
+        vision: arguments of `VisionTransformer`.
+        text: arguments of `TextTransformer` but `context_width`, which is that of the vision.
+        embed_dim: E. masked_lm: whether there is a `word_head`.
+    """
+
+    def __init__(
+        self, vision: dict[str, Any], text: dict[str, Any], embed_dim: int, masked_lm: bool
+    ):
+        super().__init__()
+        self.visual_encoder = VisionTransformer(**vision)
+        width = self.visual_encoder.embed_dim
+        self.text_encoder = TextTransformer(**text, context_width=width)
+        self.vision_proj = nn.Linear(width, embed_dim)
+        self.text_proj = nn.Linear(self.text_encoder.width, embed_dim)
+        self.word_head = (
+            LanguageHead(text["vocab_size"], self.text_encoder.width) if masked_lm else None
+        )
+
+    def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, S, S) -> tokens (B, 1 + N, C) and unit-norm features (B, E)."""
+        tokens = self.visual_encoder(images)
+        return tokens, unit_norm(self.vision_proj(tokens[:, 0]))
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, L) -> tokens (B, L, D) of the text-only layers and unit-norm features (B, E)."""
+        tokens = self.text_encoder.encode(ids, mask)
+        return tokens, unit_norm(self.text_proj(tokens[:, 0]))
+
+    def predict_words(self, hidden: Tensor) -> Tensor:
+        """(S, D) -> logits (S, V)."""
+        assert self.word_head is not None
+        return self.word_head(hidden, self.text_encoder.embeddings.word)
+
+
+def classifier(width: int, classes: int) -> nn.Sequential:
+    """The head of NLVR2 and SNLI-VE: Linear, ReLU, Linear."""
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes))

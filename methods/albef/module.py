@@ -1,0 +1,131 @@
+"""ALBEF's pre-training: align (ITA), then fuse (ITM, MLM), softened by the momentum model.
+
+Shapes: B pairs of this rank, L tokens, N patches, D text width, E joint dimension, Q queue.
+Source: spec section 3.1; salesforce/ALBEF@b9727e4 `models/model_pretrain.py:ALBEF.forward`.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.albef.alignment import Alignment
+from methods.albef.training import Batch
+from shared.losses.image_text import matching_loss
+from shared.losses.language import IGNORED, MaskDraws, mask_tokens, masked_lm_loss
+from shared.training.distributed import rank
+from shared.training.pretrained import load_hugging_face, load_vision
+
+log = logging.getLogger(__name__)
+TEMPERATURES = (0.001, 0.5)
+
+
+class Pretraining(Alignment):
+    """ITA + ITM + MLM, with equal weights.
+
+    Args:
+        mlm_probability: share of tokens to be predicted. cls_id, mask_id: of the tokeniser.
+        initial: `{vision, text}`, what training starts from: see `load_vision` and
+            `load_hugging_face`; null for random weights.
+        objectives: of "ita", "itm" and "mlm", those that count; all three but in ablations.
+        identity: which pairs are negatives of one another: "pair", all, as the official code;
+            "image", those of different images (captions of one image are then all positives).
+        alignment: see `Alignment`.
+    """
+
+    def __init__(
+        self,
+        mlm_probability: float,
+        cls_id: int,
+        mask_id: int,
+        initial: Mapping[str, str | None] | None = None,
+        objectives: Sequence[str] = ("ita", "itm", "mlm"),
+        identity: str = "pair",
+        **alignment: Any,
+    ):
+        if not objectives or set(objectives) - {"ita", "itm", "mlm"}:
+            raise ValueError(f"objectives are of ita, itm and mlm, got {list(objectives)}")
+        if identity not in ("pair", "image"):
+            raise ValueError(f'identity must be "pair" or "image", got {identity!r}')
+        super().__init__(masked_lm=True, **alignment)
+        self.save_hyperparameters()
+
+    def setup(self, stage: str) -> None:
+        """Load the initial weights; those of a checkpoint, if one is continued, come after."""
+        initial = self.hparams["initial"] or {}
+        if stage != "fit":
+            return
+        if initial.get("vision"):
+            log.info("%s", load_vision(self.encoders.visual_encoder, initial["vision"]))
+        if initial.get("text"):
+            text, head = self.encoders.text_encoder, self.encoders.word_head
+            log.info("%s", load_hugging_face(text, initial["text"], head))
+        if any(initial.values()):
+            self.momentum_encoders.update(self.encoders, 0.0)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        p, alpha = self.hparams, self.distillation_weight(batch_idx)
+        images, (ids, mask) = batch["images"], self.texts(batch)
+        identities = self.identities(batch)
+        with torch.no_grad():
+            self.temp.clamp_(*TEMPERATURES)
+        # Clean and masked texts pass the text layers together, and share the image's keys above.
+        masked_ids, labels = self.mask(ids)
+        both_ids, both_masks = torch.cat([ids, masked_ids]), torch.cat([mask, mask])
+
+        image_tokens, image = self.encoders.encode_image(images)
+        tokens, features = self.encoders.encode_text(both_ids, both_masks)
+        (text_tokens, masked_tokens), text = tokens.chunk(2), features[: len(ids)]
+
+        self.update_momentum()
+        teacher: Any = self.momentum_encoders.module
+        with torch.no_grad():
+            image_tokens_m, image_m = teacher.encode_image(images)
+            tokens_m, features_m = teacher.encode_text(both_ids, both_masks)
+            masked_tokens_m, text_m = tokens_m.chunk(2)[1], features_m[: len(ids)]
+
+        targets = self.contrast_targets(identities, queued=p["identity"] == "image")
+        momentum_features = (image_m, text_m)
+        loss_ita, i2t, t2i = self.contrast((image, text), momentum_features, targets, alpha)
+        negatives = self.mine_negatives(i2t, t2i, identities)
+        self.enqueue(image_m, text_m, identities)
+
+        matched, context = self.fuse(image_tokens, text_tokens, mask, negatives)
+        itm_logits = self.itm_head(matched)
+        predicted = self.encoders.text_encoder.fuse(masked_tokens, mask, context)
+
+        selected = labels != IGNORED
+        words_m = None
+        if alpha > 0:
+            with torch.no_grad():
+                context_m = teacher.text_encoder.project(image_tokens_m)
+                hidden_m = teacher.text_encoder.fuse(masked_tokens_m, mask, context_m)
+                words_m = teacher.predict_words(hidden_m[selected])
+        words = self.encoders.predict_words(predicted[selected])
+
+        losses = {
+            "loss_ita": loss_ita,
+            "loss_itm": matching_loss(itm_logits, len(ids)),
+            "loss_mlm": masked_lm_loss(words, labels[selected], words_m, alpha),
+        }
+        self.log_train({"temperature": self.temp.detach(), "alpha": alpha})
+        # What is no objective still gets a gradient, of 0: no parameter is left out under DDP.
+        weights = {name: float(name[5:] in p["objectives"]) for name in losses}
+        return self.total_loss(losses, weights, batch["indices"])
+
+    def identities(self, batch: Batch) -> Tensor:
+        """(B,) integers, equal for pairs that are no negatives of one another."""
+        if self.hparams["identity"] == "image":
+            return batch["image_ids"]
+        size = len(batch["images"])
+        return torch.arange(size, device=self.device) + rank() * size
+
+    def mask(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Masked ids and labels of this step, (B, L) each."""
+        p, vocabulary = self.hparams, self.hparams["text"]["vocab_size"]
+        uniforms = self.step_draws("masks", *ids.shape, 4)
+        draws = MaskDraws.from_uniforms(uniforms, vocabulary, p["mlm_probability"])
+        pad_id = self.encoders.text_encoder.pad_id
+        return mask_tokens(ids, draws, pad_id, p["cls_id"], p["mask_id"])

@@ -1,0 +1,133 @@
+"""Weakly supervised grounding: which proposed box holds most of an expression's map.
+
+Shapes: P proposals, boxes [x, y, width, height] in pixels, maps (g, g) on the grid of patches.
+Source: ALBEF specification, section 7; salesforce/ALBEF@b9727e4 `dataset/utils.py:grounding_eval`.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+
+from shared.training.distributed import world_size
+
+CORRECT = 0.5  # least IoU with the box that the expression refers to
+AREA_EXPONENT = 0.5
+
+
+def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (..., g, g) at the size (H, W) of their image, bicubic, align_corners=False."""
+    planes = maps.reshape(1, -1, *maps.shape[-2:])
+    planes = F.interpolate(planes, size, mode="bicubic", align_corners=False)
+    return planes.reshape(*maps.shape[:-2], *size)
+
+
+def box_scores(heat: Tensor, boxes: Tensor, exponent: float = AREA_EXPONENT) -> Tensor:
+    """(P,) float64: sum of `heat` (H, W) inside each of `boxes` (P, 4) over (area)^exponent.
+
+    Inside are the rows int(y) to int(y + h) and columns int(x) to int(x + w), the last one
+    excluded, as far as they are in the image; the area is that of the box as given.
+    """
+    height, width = heat.shape
+    boxes = boxes.to(heat.device, torch.float64)
+    x, y, w, h = boxes.unbind(dim=1)
+    # Sums over all rectangles from the corner, so that each box costs four look-ups.
+    table = F.pad(heat.double().cumsum(0).cumsum(1), (1, 0, 1, 0))
+    top, bottom = (edge.long().clamp(0, height) for edge in (y, y + h))
+    left, right = (edge.long().clamp(0, width) for edge in (x, x + w))
+    inside = table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left]
+    return inside / (w * h).clamp(min=1e-12) ** exponent
+
+
+def choose_box(heat: Tensor, boxes: Tensor, exponent: float = AREA_EXPONENT) -> tuple[int, float]:
+    """The proposal with the highest score, the first of equal ones, and its score.
+
+    Where no score is above 0 the official code keeps the box of the expression before, and breaks
+    at the first expression; here the highest score wins all the same.
+
+    Raises:
+        ValueError: no proposal, or a map that is not finite.
+    """
+    if len(boxes) == 0:
+        raise ValueError("no proposal to choose from")
+    scores = box_scores(heat, boxes, exponent).cpu().numpy()
+    if not np.isfinite(scores).all():
+        raise ValueError("the map of an expression is not finite: have the weights diverged?")
+    best = int(scores.argmax())
+    return best, float(scores[best])
+
+
+def iou(one: Sequence[float], other: Sequence[float]) -> float:
+    """IoU of two boxes as REFER counts it: their last pixel belongs to them.
+
+    That cancels out in the sides of the intersection, which must exceed one pixel, however.
+    """
+    width, height = (
+        min(one[i] + one[i + 2], other[i] + other[i + 2]) - max(one[i], other[i]) for i in (0, 1)
+    )
+    common = width * height if width > 1 and height > 1 else 0.0
+    return common / (one[2] * one[3] + other[2] * other[3] - common)
+
+
+class Grounded(NamedTuple):
+    """The chosen proposal, its score, and its IoU with the box that was meant."""
+
+    proposal: int
+    score: float
+    iou: float
+
+
+def ground(
+    cam: Tensor,
+    size: tuple[int, int],
+    proposals: Tensor,
+    referred: Sequence[float],
+    exponent: float = AREA_EXPONENT,
+) -> Grounded:
+    """Grounds one expression.
+
+    Args:
+        cam: (g, g) map. size: height and width of the image that the boxes belong to.
+        proposals: (P, 4). referred: the box that is meant. exponent: see `box_scores`.
+
+    Raises:
+        ValueError: see `choose_box`.
+    """
+    best, score = choose_box(upsample(cam.float(), size), proposals, exponent)
+    return Grounded(best, score, iou(proposals[best].tolist(), referred))
+
+
+def accuracies(ious: Iterable[float], splits: Iterable[str]) -> dict[str, float]:
+    """`<split>_d`: the fraction of the split's expressions whose IoU is at least a half."""
+    correct: dict[str, list[bool]] = defaultdict(list)
+    for value, split in zip(ious, splits, strict=True):
+        correct[f"{split}_d"].append(value >= CORRECT)
+    return {name: float(np.mean(hits)) for name, hits in correct.items()}
+
+
+class GroundingAccuracy:
+    """Collects expressions over steps and ranks; each counts once, however often it is seen."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[str, float]] = {}
+
+    def add(self, expression: int, split: str, value: float) -> None:
+        """`expression`: its number within the evaluation set; `value`: the IoU reached."""
+        self._seen[expression] = split, value
+
+    def compute(self) -> dict[str, float]:
+        """`accuracies` of all ranks' expressions, which are then forgotten; {} if there are none.
+
+        Called on every rank.
+        """
+        parts: list[Any] = [self._seen] * world_size()
+        if world_size() > 1:
+            dist.all_gather_object(parts, self._seen)
+        self._seen = {}
+        seen = {number: found for part in parts for number, found in part.items()}
+        return accuracies((value for _, value in seen.values()), (s for s, _ in seen.values()))

@@ -1,0 +1,369 @@
+"""Retrieval between images and texts: recalls, candidates by similarity, re-ranking by a matcher.
+
+Shapes: N images of P tokens, T texts of at most L tokens, E joint dimension.
+
+Scores are matrices (N, T) of a whole evaluation set, the same on every rank. What only the matcher
+needs is bigger: an image's tokens stay on the rank that read it, which scores all its pairs; the
+texts' tokens are shared, without padding. So each image is projected to keys and values once, and
+a pair that both directions want is scored once.
+Source: ALBEF specification section 7; salesforce/ALBEF@b9727e4 `Retrieval.py:evaluation, itm_eval`.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from shared.training.distributed import rank, world_size
+
+NOT_SCORED = -100.0
+CUTOFFS = (1, 5, 10)
+VALUE = "value of texts: "
+
+Precision = Literal["float32", "bfloat16"]
+
+
+# --- recalls ---
+
+
+def recalls(i2t: Tensor, t2i: Tensor, text_image: Tensor) -> dict[str, float]:
+    """Percent of images (`txt_r<K>`) and of texts (`img_r<K>`) whose match is among the first K.
+
+    `txt_`: an image looks for texts, and its best-ranked text counts; `img_`: a text looks for its
+    image. `txt_r_mean`, `img_r_mean` are means over K = 1, 5, 10, `r_mean` is the mean of the two.
+
+    Of equal scores the wrong ones come first: a constant score finds nothing. (The official code
+    sorts by an unstable algorithm, so that equal scores come in an unspecified order. That concerns
+    the pairs without score, so with k >= 10 candidates the recalls cannot differ.)
+
+    Args:
+        i2t: (N, T) scores by which images rank texts. t2i: (T, N) scores by which texts rank
+            images.
+        text_image: (T,) row of each text's image.
+
+    Raises:
+        ValueError: a score is NaN, or an image has no text.
+    """
+    images, texts = i2t.shape
+    if t2i.shape != (texts, images) or text_image.shape != (texts,):
+        raise ValueError(
+            f"scores {tuple(i2t.shape)}, {tuple(t2i.shape)} and {len(text_image)} texts don't fit"
+        )
+    if i2t.isnan().any() or t2i.isnan().any():
+        raise ValueError("a matching score is NaN: the network has diverged")
+    if len(missing := (torch.bincount(text_image, minlength=images) == 0).nonzero()):
+        raise ValueError(f"the image of row {int(missing[0])} has no text to be found")
+    every = torch.arange(texts, device=text_image.device)
+
+    own = i2t[text_image, every]
+    best = own.new_full((images,), -torch.inf).scatter_reduce(0, text_image, own, "amax")
+    found = torch.bincount(text_image[own == best[text_image]], minlength=images)
+    text_ranks = (i2t >= best[:, None]).sum(dim=1) - found
+    image_ranks = (t2i >= t2i[every, text_image][:, None]).sum(dim=1) - 1
+
+    metrics: dict[str, float] = {}
+    for name, ranks in (("txt", text_ranks), ("img", image_ranks)):
+        values = [100 * float((ranks < k).double().mean()) for k in CUTOFFS]
+        metrics |= {f"{name}_r{k}": value for k, value in zip(CUTOFFS, values, strict=True)}
+        metrics[f"{name}_r_mean"] = sum(values) / len(values)
+    metrics["r_mean"] = (metrics["txt_r_mean"] + metrics["img_r_mean"]) / 2
+    return metrics
+
+
+# --- candidates ---
+
+
+class Candidates(NamedTuple):
+    """Pairs that are worth the matcher's time, both (N, T) boolean.
+
+    i2t: the k texts of each image. t2i: the k images of each text (k in each column).
+    """
+
+    i2t: Tensor
+    t2i: Tensor
+
+
+def candidates(similarity: Tensor, k: int | Literal["all"]) -> Candidates:
+    """The k most similar texts of each image and images of each text; "all" takes every pair.
+
+    Args: similarity (N, T), of unit-norm features.
+
+    Raises:
+        ValueError: k exceeds the number of texts or of images.
+    """
+    if k == "all":
+        every = torch.ones_like(similarity, dtype=torch.bool)
+        return Candidates(every, every)
+    images, texts = similarity.shape
+    if not 1 <= k <= min(images, texts):
+        raise ValueError(
+            f"k_test={k} candidates cannot be taken from {texts} texts and {images} images: choose "
+            f"k_test from 1 to {min(images, texts)}, or k_test=all to score every pair"
+        )
+    nothing = torch.zeros_like(similarity, dtype=torch.bool)
+    return Candidates(
+        *(nothing.scatter(dim, similarity.topk(k, dim=dim).indices, True) for dim in (1, 0))
+    )
+
+
+# --- what an evaluation collects ---
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Tokens of T texts without padding.
+
+    Attributes:
+        tokens: (sum of lengths, ...) hidden states, or ids. starts, lengths: (T,), on the CPU.
+    """
+
+    tokens: Tensor
+    starts: Tensor
+    lengths: Tensor
+
+    def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """(R,) -> tokens (R, L, ...) and mask (R, L) int64; L is the longest of these texts.
+
+        What the mask hides repeats the last token.
+        """
+        lengths = self.lengths[index, None]
+        offsets = torch.arange(int(lengths.max()))
+        places = self.starts[index, None] + torch.minimum(offsets, lengths - 1)
+        device = self.tokens.device
+        return self.tokens[places.to(device)], (offsets < lengths).long().to(device)
+
+    def chunks(self, index: Tensor, positions: int) -> Iterator[Tensor]:
+        """Split texts (R,) into chunks of similar length.
+
+        A chunk padded to its longest text has at most `positions` tokens, or is a single text.
+        """
+        index = index[self.lengths[index].argsort(descending=True, stable=True)]
+        while len(index):
+            size = max(1, positions // int(self.lengths[index[0]]))
+            yield index[:size]
+            index = index[size:]
+
+    def to(self, device: torch.device | str) -> "Texts":
+        return Texts(self.tokens.to(device), self.starts, self.lengths)
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """An evaluation set by ascending entry number; equal on every rank but for `own` and tokens.
+
+    Attributes:
+        entries: (N,) numbers of the images' entries.
+        image_features (N, E), text_features (T, E): float32.
+        text_image: (T,) row of each text's image.
+        texts: tokens of all texts. values: further ones of each text, (T, ...) by name.
+        own: rows of this rank's images. image_tokens: the tokens of those, each (P, C).
+        order: (N,) where each row stands if the ranks' own rows are joined.
+    """
+
+    entries: Tensor
+    image_features: Tensor
+    text_features: Tensor
+    text_image: Tensor
+    texts: Texts
+    values: dict[str, Tensor]
+    own: Tensor
+    image_tokens: list[Tensor]
+    order: Tensor
+
+    def similarity(self) -> Tensor:
+        """(N, T) dot products of features, without temperature."""
+        return self.image_features @ self.text_features.T
+
+
+class Collector:
+    """Takes what a rank encodes, batch by batch, and makes the gallery of all ranks.
+
+    Args:
+        dtype: in which tokens are kept.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float32):
+        self.dtype = dtype
+        self.rows: dict[str, list[Tensor]] = {}
+        self.image_tokens: list[Tensor] = []
+
+    def add(
+        self,
+        images: tuple[Tensor, Tensor, Tensor],
+        texts: tuple[Tensor, Tensor, Tensor, Tensor],
+        **values: Tensor,
+    ) -> None:
+        """Add the images of a batch and their texts.
+
+        Args:
+            images: entry numbers (B,), features (B, E), tokens (B, P, C).
+            texts: entry numbers (T,) of their images, features (T, E), tokens (T, L, ...), mask
+                (T, L), padded at the end.
+            values: further values of the texts, (T, ...) each, for `Gallery.values`.
+        """
+        entries, features, tokens = images
+        text_entries, text_features, text_tokens, mask = texts
+        taken = {
+            "entry": entries,
+            "features": features.float(),
+            "text_entry": text_entries,
+            "text_features": text_features.float(),
+            "length": mask.sum(dim=1),
+            "token": self._kept(text_tokens[mask.bool()]),
+            **{f"{VALUE}{name}": value for name, value in values.items()},
+        }
+        for name, value in taken.items():
+            self.rows.setdefault(name, []).append(value.cpu())
+        self.image_tokens += self._kept(tokens).cpu().unbind()
+
+    def gallery(self, device: torch.device | str = "cpu") -> Gallery:
+        """All ranks' images and texts; texts whose image is missing are left out with a warning.
+
+        Args:
+            device: where NCCL passes rows.
+
+        Raises:
+            ValueError: nothing was collected, or an image twice.
+        """
+        own = {name: torch.cat(values) for name, values in self.rows.items()}
+        rows = gather_rows(own, device)
+        if not rows or not len(rows["entry"]):
+            raise ValueError("no image to retrieve: the evaluation's loader gave no batch")
+        order = rows["entry"].argsort()
+        entries = rows["entry"][order]
+        if len(twice := entries[1:][entries.diff() == 0]):
+            raise ValueError(
+                f"image {int(twice[0])} was evaluated twice: use a loader that repeats none, as "
+                "shared.data.loader.EvaluationLoader"
+            )
+        image = torch.searchsorted(entries, rows["text_entry"]).clamp_max(len(entries) - 1)
+        known = (entries[image] == rows["text_entry"]).nonzero()[:, 0]
+        if left_out := len(image) - len(known):
+            warnings.warn(
+                f"{left_out} texts are left out with their unreadable images", stacklevel=2
+            )
+        known = known[image[known].argsort(stable=True)]
+        starts = rows["length"].cumsum(0) - rows["length"]
+        return Gallery(
+            entries=entries,
+            image_features=rows["features"][order],
+            text_features=rows["text_features"][known],
+            text_image=image[known],
+            texts=Texts(rows["token"], starts[known], rows["length"][known]),
+            values={
+                name.removeprefix(VALUE): value[known]
+                for name, value in rows.items()
+                if name.startswith(VALUE)
+            },
+            own=torch.searchsorted(entries, own["entry"]) if own else entries[:0],
+            image_tokens=self.image_tokens,
+            order=order,
+        )
+
+    def _kept(self, tokens: Tensor) -> Tensor:
+        return tokens.to(self.dtype) if tokens.is_floating_point() else tokens
+
+
+def gather_rows(own: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
+    """Each value (n, ...) -> the rows of all ranks in their order, on the CPU.
+
+    n may differ between ranks; a rank without rows may lack the value.
+
+    Args:
+        device: where NCCL passes them.
+    """
+    if world_size() == 1:
+        return {name: value.cpu() for name, value in own.items()}
+    forms: list[Any] = [None] * world_size()
+    dist.all_gather_object(forms, {name: (v.shape, v.dtype) for name, v in own.items()})
+    place = torch.device(device if dist.get_backend() == "nccl" else "cpu")
+    gathered = {}
+    for name in sorted(set().union(*forms)):
+        pieces = []
+        for owner, form in enumerate(forms):
+            if name not in form or not form[name][0].numel():
+                continue
+            shape, dtype = form[name]
+            piece = torch.empty(shape, dtype=dtype, device=place)
+            if owner == rank():
+                piece.copy_(own[name])
+            dist.broadcast(piece.view(torch.uint8), owner)  # as bytes: any dtype, any backend
+            pieces.append(piece.cpu())
+        gathered[name] = torch.cat(pieces)
+    return gathered
+
+
+# --- re-ranking ---
+
+
+class Matcher(NamedTuple):
+    """The network that scores pairs, in two parts.
+
+    Attributes:
+        project: image tokens (1, P, C) -> whatever `score` needs of an image.
+        score: (that, text tokens (R, L, ...), mask (R, L)) -> (R,) scores.
+    """
+
+    project: Callable[[Tensor], Any]
+    score: Callable[[Any, Tensor, Tensor], Tensor]
+
+
+@torch.no_grad()
+def score_pairs(
+    gallery: Gallery,
+    wanted: Tensor,
+    matcher: Matcher,
+    chunk: int,
+    device: torch.device | str = "cpu",
+    precision: Precision = "float32",
+) -> Tensor:
+    """(N, T) float32 scores of the wanted pairs, `NOT_SCORED` elsewhere; the same on every rank.
+
+    Each rank scores the pairs of its own images, one image after the other.
+
+    Args:
+        wanted: (N, T) boolean, the same on every rank.
+        chunk: most text positions (texts times their tokens) in one pass, which bounds the memory.
+        device: of the matcher. precision: "bfloat16" runs it under autocast.
+    """
+    device = torch.device(device)
+    texts, wanted = gallery.texts.to(device), wanted.cpu()
+    scores = torch.full((len(gallery.own), wanted.shape[1]), NOT_SCORED, device=device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        for row, (image, tokens) in enumerate(zip(gallery.own, gallery.image_tokens, strict=True)):
+            index = wanted[image].nonzero()[:, 0]
+            if not len(index):
+                continue
+            context = matcher.project(tokens[None].to(device))
+            for part in texts.chunks(index, chunk):
+                found = matcher.score(context, *texts[part])
+                scores[row, part.to(device)] = found.float()
+    return gather_rows({"scores": scores}, device)["scores"][gallery.order]
+
+
+def rerank(
+    similarity: Tensor,
+    k: int | Literal["all"],
+    score: Callable[[Tensor], Tensor],
+    add_similarity: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Scores of the k candidates in both directions, `NOT_SCORED` elsewhere: (N, T) and (T, N).
+
+    Args:
+        similarity: (N, T), chooses the candidates.
+        score: boolean (N, T) -> scores of these pairs, as `score_pairs`; asked once.
+        add_similarity: score + similarity, as BLIP ranks; ALBEF ranks by the score alone.
+
+    Raises:
+        ValueError: k exceeds the number of texts or of images.
+    """
+    chosen = candidates(similarity, k)
+    scores = score(chosen.i2t | chosen.t2i)
+    if add_similarity:
+        scores = scores + similarity
+    i2t, t2i = (scores.masked_fill(~there, NOT_SCORED) for there in chosen)
+    return i2t, t2i.T

@@ -1,0 +1,59 @@
+"""Contrast and matching of images and texts, and the hard negatives that link the two.
+
+Shapes: B pairs, R reference features, C candidates for negatives. All in float32.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def soften(targets: Tensor, teacher_logits: Tensor, alpha: float) -> Tensor:
+    """alpha softmax(teacher) + (1 - alpha) targets, (B, R): those of momentum distillation."""
+    return alpha * teacher_logits.float().softmax(dim=1) + (1 - alpha) * targets
+
+
+def multi_positive_targets(positives: Tensor) -> Tensor:
+    """(B, R) boolean -> rows that share one among their positives."""
+    positives = positives.float()
+    return positives / positives.sum(dim=1, keepdim=True)
+
+
+def negative_weights(logits: Tensor, positives: Tensor) -> Tensor:
+    """(B, C) weights by which negatives are drawn: softmax of the similarities, 0 at positives.
+
+    Rows do not sum to 1. No gradient.
+    """
+    return logits.detach().float().softmax(dim=1).masked_fill(positives, 0.0)
+
+
+def draw_negatives(weights: Tensor, positives: Tensor, uniforms: Tensor) -> Tensor:
+    """(B,) one candidate per row, with probability proportional to its weight.
+
+    A row whose weights have all vanished draws evenly from what is no positive of it.
+
+    Args:
+        weights, positives: (B, C), see `negative_weights`.
+        uniforms: (B,) numbers in [0, 1), one per row, so that what a row draws does not depend on
+            the rows beside it.
+
+    Raises:
+        ValueError: a row has nothing but positives.
+    """
+    allowed = ~positives
+    if not allowed.any(dim=1).all():
+        raise ValueError(
+            "all pairs of a batch show the same image, so that none is a negative of another: "
+            "raise batch_size"
+        )
+    vanished = weights.sum(dim=1, keepdim=True) <= 0
+    cumulative = torch.where(vanished, allowed.double(), weights.double()).cumsum(dim=1)
+    target = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True).squeeze(1)
+
+
+def matching_loss(logits: Tensor, pairs: int) -> Tensor:
+    """Mean cross-entropy of ITM: the first `pairs` rows of (R, 2) match, the others do not."""
+    labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+    labels[:pairs] = 1
+    return F.cross_entropy(logits.float(), labels)

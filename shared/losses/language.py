@@ -1,0 +1,60 @@
+"""Masked language modelling, with soft targets of a momentum model.
+
+Shapes: B texts, L tokens, V words, S selected positions of the whole batch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class MaskDraws:
+    """What masking draws, each (B, L); all but `words` boolean."""
+
+    selected: Tensor
+    replaced: Tensor
+    random: Tensor
+    words: Tensor
+
+    @classmethod
+    def from_uniforms(cls, uniforms: Tensor, vocab_size: int, probability: float) -> "MaskDraws":
+        """BERT's rule from numbers in [0, 1) of shape (B, L, 4): `probability` selected; of those
+        80 % masked; of the others half replaced by any word."""
+        selected, replaced, random, word = uniforms.unbind(dim=-1)
+        words = (word * vocab_size).long().clamp(max=vocab_size - 1)
+        return cls(selected < probability, replaced < 0.8, random < 0.5, words)
+
+
+def mask_tokens(
+    ids: Tensor, draws: MaskDraws, pad_id: int, cls_id: int, mask_id: int
+) -> tuple[Tensor, Tensor]:
+    """(B, L) -> (ids with masks, labels), labels -100 where nothing is to be predicted.
+
+    Padding and [CLS] are never selected; a literal [SEP] may be.
+    """
+    selected = draws.selected & (ids != pad_id) & (ids != cls_id)
+    labels = ids.masked_fill(~selected, IGNORED)
+    replaced = selected & draws.replaced
+    random = selected & ~draws.replaced & draws.random
+    return torch.where(random, draws.words, ids.masked_fill(replaced, mask_id)), labels
+
+
+def masked_lm_loss(
+    logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None, alpha: float = 0.0
+) -> Tensor:
+    """(1 - alpha) cross-entropy + alpha distillation, means over the S selected positions.
+
+    Args: logits and teacher_logits (S, V), labels (S,), all at selected positions only.
+    Nothing selected gives 0 (with a gradient of 0), where the official code gives NaN.
+    """
+    log_probs = logits.float().log_softmax(dim=-1)
+    total = (1 - alpha) * F.nll_loss(log_probs, labels, reduction="sum")
+    if teacher_logits is not None:
+        teacher = teacher_logits.detach().float().softmax(dim=-1)
+        total = total - alpha * (teacher * log_probs).sum()
+    return total / max(len(labels), 1)

@@ -1,0 +1,352 @@
+"""One text transformer for all papers: BERT, with optional cross-attention and causal mode.
+
+Shapes: B texts, L tokens, D hidden size, H heads, R contexts (images) of N tokens and width C.
+
+A layer is post-norm: self-attention, then cross-attention where the layer has it, then the
+feed-forward block, each with dropout, residual and LayerNorm. Layers below `cross_attention_from`
+read text only ("text" mode of the official codes), the others also a context ("fusion" mode).
+
+The keys and values of a context are projected once, by `project`, and may serve many texts: with B
+= r R, each r consecutive texts share a context, and `KeyValue.rows` picks contexts by index.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class KeyValue(NamedTuple):
+    """Keys and values that one layer attends to, each (R, H, N, D / H).
+
+    `mask`, boolean (R, 1, 1, N), is False at padding of a context; None: there is none.
+    """
+
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None = None
+
+    def rows(self, index: Tensor | slice) -> "KeyValue":
+        """Those of the contexts in `index`, with repetition; a slice copies nothing."""
+        mask = None if self.mask is None else self.mask[index]
+        return KeyValue(self.key[index], self.value[index], mask)
+
+
+class Attention(nn.Module):
+    """Multi-head attention, then a dense layer, dropout, residual and LayerNorm.
+
+    Args:
+        width, heads: D and H. context_width: C of what is attended to; None: self-attention.
+        dropout: of the attention probabilities and of the output. eps: of LayerNorm.
+
+    `map`, (B, H, L, N), holds the probabilities (before dropout) of the last call inside
+    `recorded`; it is part of the graph, so that its gradient can be asked for.
+    """
+
+    def __init__(
+        self, width: int, heads: int, dropout: float, eps: float, context_width: int | None = None
+    ):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(context_width or width, width)
+        self.value = nn.Linear(context_width or width, width)
+        self.output = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps)
+        self.recording = False
+        self.map: Tensor | None = None
+
+    def project(self, context: Tensor) -> KeyValue:
+        """(R, N, C) -> keys and values."""
+        return KeyValue(self._split(self.key(context)), self._split(self.value(context)))
+
+    def forward(self, hidden: Tensor, context: KeyValue, mask: Tensor | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D).
+
+        Args:
+            context: of B / r rows; r consecutive texts share one.
+            mask: boolean, broadcastable to (B, H, L, N), True where a query may look.
+        """
+        batch, length = hidden.shape[:2]
+        query = self._split(self.query(hidden))
+        contexts = len(context.key)
+        if contexts != batch:
+            if batch % contexts:
+                raise ValueError(f"{batch} texts can't share {contexts} contexts evenly")
+            # The queries of texts that share a context stand in a row, as those of one long text.
+            query = self._split(self._merge(query).view(contexts, -1, hidden.shape[-1]))
+        dropout = self.dropout if self.training else 0.0
+        if self.recording:
+            mixed = self._recorded(query, context, mask, dropout, batch // contexts)
+        else:
+            mixed = F.scaled_dot_product_attention(
+                query, context.key, context.value, mask, dropout_p=dropout
+            )
+        output = self.output(self._merge(mixed).view(batch, length, -1))
+        return self.norm(hidden + F.dropout(output, self.dropout, self.training))
+
+    def _recorded(
+        self,
+        query: Tensor,
+        context: KeyValue,
+        mask: Tensor | None,
+        dropout: float,
+        texts: int,
+    ) -> Tensor:
+        """What fused attention computes, with the probabilities kept; `texts` share a context."""
+        scores = query @ context.key.mT / math.sqrt(query.shape[-1])
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        apart = scores.softmax(dim=-1).unflatten(2, (texts, -1))
+        self.map = apart.transpose(1, 2).flatten(0, 1)
+        together = self.map.unflatten(0, (-1, texts)).transpose(1, 2).flatten(2, 3)
+        return F.dropout(together, dropout, dropout > 0) @ context.value
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, L, D) -> (B, H, L, D / H)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def _merge(self, x: Tensor) -> Tensor:
+        """(B, H, L, D / H) -> (B, L, D)."""
+        return x.transpose(1, 2).flatten(2)
+
+
+class TransformerLayer(nn.Module):
+    """Self-attention, cross-attention if `context_width` is given, feed-forward."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        intermediate: int,
+        dropout: float,
+        eps: float,
+        context_width: int | None = None,
+    ):
+        super().__init__()
+        self.dropout = dropout
+        self.self_attention = Attention(width, heads, dropout, eps)
+        self.cross_attention = (
+            Attention(width, heads, dropout, eps, context_width) if context_width else None
+        )
+        self.intermediate = nn.Linear(width, intermediate)
+        self.output = nn.Linear(intermediate, width)
+        self.norm = nn.LayerNorm(width, eps)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: Tensor,
+        context: KeyValue | None = None,
+        first_only: bool = False,
+    ) -> Tensor:
+        """(B, L, D) -> (B, L, D); with `first_only` what the first token becomes, (B, 1, D)."""
+        read = hidden[:, :1] if first_only else hidden
+        hidden = self.self_attention(read, self.self_attention.project(hidden), mask)
+        if self.cross_attention is not None:
+            if context is None:
+                raise ValueError("a layer with cross-attention needs a context")
+            hidden = self.cross_attention(hidden, context, context.mask)
+        output = self.output(F.gelu(self.intermediate(hidden)))
+        return self.norm(hidden + F.dropout(output, self.dropout, self.training))
+
+
+class Embeddings(nn.Module):
+    """Word, position and type (always type 0) embeddings, summed, then LayerNorm and dropout."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        width: int,
+        max_positions: int,
+        type_vocab_size: int,
+        dropout: float,
+        eps: float,
+        pad_id: int,
+    ):
+        super().__init__()
+        self.dropout = dropout
+        self.word = nn.Embedding(vocab_size, width, padding_idx=pad_id)
+        self.position = nn.Embedding(max_positions, width)
+        # BLIP's texts have no types at all.
+        self.token_type = nn.Embedding(type_vocab_size, width) if type_vocab_size else None
+        self.norm = nn.LayerNorm(width, eps)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(B, L) -> (B, L, D).
+
+        Raises:
+            ValueError: more tokens than positions.
+        """
+        length, most = ids.shape[1], self.position.num_embeddings
+        if length > most:
+            raise ValueError(f"a text of {length} tokens exceeds the {most} positions of the model")
+        summed = self.word(ids) + self.position.weight[:length]
+        if self.token_type is not None:
+            summed = summed + self.token_type.weight[0]
+        return F.dropout(self.norm(summed), self.dropout, self.training)
+
+
+class TextTransformer(nn.Module):
+    """BERT; the layers from `cross_attention_from` on attend to a context, too.
+
+    Args:
+        vocab_size, hidden_size, num_layers, num_heads, intermediate_size, max_positions,
+        type_vocab_size (0: no type embeddings), dropout, eps: as in BERT.
+        cross_attention_from: first layer with cross-attention; None: there is none.
+        context_width: C of the context, None where there is none.
+        share_projections: so many consecutive layers with cross-attention share its key and value
+            projections (2 in ALBEF's NLVR2 network, whose twins look at one image each).
+        pad_id: id of padding.
+
+    Masks (B, L) are 1 (or True) for tokens, 0 for padding. Weights start as N(0, 0.02), biases as
+    0.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        hidden_size: int = 768,
+        num_layers: int = 12,
+        num_heads: int = 12,
+        intermediate_size: int = 3072,
+        max_positions: int = 512,
+        type_vocab_size: int = 2,
+        dropout: float = 0.1,
+        eps: float = 1e-12,
+        cross_attention_from: int | None = None,
+        context_width: int | None = None,
+        share_projections: int = 1,
+        pad_id: int = 0,
+    ):
+        super().__init__()
+        if (cross_attention_from is None) != (context_width is None):
+            raise ValueError("cross_attention_from and context_width are given together or not")
+        self.width, self.pad_id = hidden_size, pad_id
+        self.fusion_layer = num_layers if cross_attention_from is None else cross_attention_from
+        self.embeddings = Embeddings(
+            vocab_size, hidden_size, max_positions, type_vocab_size, dropout, eps, pad_id
+        )
+        self.layers = nn.ModuleList(
+            TransformerLayer(
+                *(hidden_size, num_heads, intermediate_size, dropout, eps),
+                context_width=context_width if number >= self.fusion_layer else None,
+            )
+            for number in range(num_layers)
+        )
+        self.apply(initialise_bert)
+        for start in range(0, len(self.fusion_layers), share_projections):
+            first, *others = self.fusion_layers[start : start + share_projections]
+            for other in others:
+                other.cross_attention.key = first.cross_attention.key  # type: ignore[union-attr]
+                other.cross_attention.value = first.cross_attention.value  # type: ignore[union-attr]
+
+    @property
+    def fusion_layers(self) -> list[TransformerLayer]:
+        """The layers with cross-attention."""
+        return list(self.layers[self.fusion_layer :])  # type: ignore[arg-type]
+
+    def forward(
+        self, ids: Tensor, mask: Tensor, context: Sequence[KeyValue] = (), causal: bool = False
+    ) -> Tensor:
+        """All layers ("multi_modal" mode): (B, L) -> (B, L, D). `context` as from `project`."""
+        visible = attention_mask(mask, causal)
+        return self._fuse(self._encode(self.embeddings(ids), visible), visible, context)
+
+    def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Embeddings and the layers without cross-attention ("text" mode): -> (B, L, D)."""
+        return self._encode(self.embeddings(ids), attention_mask(mask))
+
+    def fuse(
+        self,
+        hidden: Tensor,
+        mask: Tensor,
+        context: Sequence[KeyValue],
+        first_only: bool = False,
+    ) -> Tensor:
+        """The layers with cross-attention ("fusion" mode), from hidden states (B, L, D) on.
+
+        With `first_only` the last layer computes nothing but the first token: (B, 1, D).
+        """
+        return self._fuse(hidden, attention_mask(mask), context, first_only)
+
+    def project(
+        self, tokens: Tensor, every: int = 1, start: int = 0, mask: Tensor | None = None
+    ) -> list[KeyValue]:
+        """Keys and values of a context (R, N, C) for the layers with cross-attention, in order.
+
+        With `every` 2 those of layers `start`, `start` + 2, ... among them. `mask` (R, N) tells
+        tokens of the context from its padding; None: all are tokens.
+        """
+        visible = None if mask is None else attention_mask(mask)
+        return [
+            layer.cross_attention.project(tokens)._replace(mask=visible)  # type: ignore[union-attr]
+            for layer in self.fusion_layers[start::every]
+        ]
+
+    def _encode(self, hidden: Tensor, visible: Tensor) -> Tensor:
+        for layer in self.layers[: self.fusion_layer]:
+            hidden = layer(hidden, visible)
+        return hidden
+
+    def _fuse(
+        self,
+        hidden: Tensor,
+        visible: Tensor,
+        context: Sequence[KeyValue],
+        first_only: bool = False,
+    ) -> Tensor:
+        last = self.layers[-1]
+        for layer, key_value in zip(self.fusion_layers, context, strict=True):
+            hidden = layer(hidden, visible, key_value, first_only and layer is last)
+        return hidden
+
+
+class LanguageHead(nn.Module):
+    """BERT's word prediction: dense, GELU, LayerNorm, then the word embeddings and a bias."""
+
+    def __init__(self, vocab_size: int, width: int, eps: float = 1e-12):
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps)
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.apply(initialise_bert)
+
+    def forward(self, hidden: Tensor, words: nn.Embedding) -> Tensor:
+        """(..., D) -> logits (..., V); `words` are the word embeddings it is tied to."""
+        return F.linear(self.norm(F.gelu(self.dense(hidden))), words.weight, self.bias)
+
+
+def attention_mask(mask: Tensor, causal: bool = False) -> Tensor:
+    """(B, L) -> boolean (B, 1, 1, L); causal, a token sees no later ones: (B, 1, L, L)."""
+    visible = mask.bool()[:, None, None, :]
+    if not causal:
+        return visible
+    length = mask.shape[1]
+    earlier = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
+    return visible & earlier
+
+
+def initialise_bert(module: nn.Module) -> None:
+    """N(0, 0.02) for weights, 0 for biases and padding; LayerNorms keep 1 and 0."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)
+    if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+        with torch.no_grad():
+            module.weight[module.padding_idx].zero_()
+
+
+@contextmanager
+def recorded(attention: Attention) -> Iterator[Attention]:
+    """Within it, `attention.map` holds the probabilities of each call."""
+    attention.recording = True
+    try:
+        yield attention
+    finally:
+        attention.recording, attention.map = False, None

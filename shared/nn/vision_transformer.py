@@ -1,0 +1,96 @@
+"""The vision transformer of the vision-language papers: timm's, all of whose tokens are used.
+
+Shapes: B images, N = (image_size / patch_size)^2 patches, C width. Keys are those of timm, DeiT and
+the official codes.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from timm.models import vision_transformer as timm_vit
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class VisionTransformer(timm_vit.VisionTransformer):
+    """Pre-norm ViT: images (B, 3, S, S) -> tokens (B, 1 + N, C) after the final LayerNorm.
+
+    Token 0 is the class token. Positions are absolute and learned.
+
+    Args:
+        image_size, patch_size: in pixels. width, depth, heads, mlp_ratio: of the transformer.
+        drop_path: stochastic depth, rising linearly to this.
+        gradient_checkpointing: trade time for memory at large images.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 224,
+        patch_size: int = 16,
+        width: int = 768,
+        depth: int = 12,
+        heads: int = 12,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        gradient_checkpointing: bool = False,
+    ):
+        super().__init__(
+            img_size=image_size,
+            patch_size=patch_size,
+            embed_dim=width,
+            depth=depth,
+            num_heads=heads,
+            mlp_ratio=mlp_ratio,
+            drop_path_rate=drop_path,
+            num_classes=0,
+            global_pool="",
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        )
+        self.set_grad_checkpointing(gradient_checkpointing)
+
+    @property
+    def grid(self) -> int:
+        """Patches along a side."""
+        return math.isqrt(self.patch_embed.num_patches)
+
+
+def interpolate_positions(positions: Tensor, grid: int) -> Tensor:
+    """Position embeddings (1, 1 + s^2, C) -> (1, 1 + grid^2, C); the class token's stays.
+
+    Bicubic, align_corners=False, without antialiasing (ALBEF spec 4.4); square grids only.
+
+    Raises:
+        ValueError: not of that shape, or the positions are no square.
+    """
+    if positions.ndim != 3:
+        raise ValueError(f"position embeddings are (1, 1 + s^2, C), got {tuple(positions.shape)}")
+    count, width = positions.shape[1] - 1, positions.shape[2]
+    side = math.isqrt(count)
+    if side * side != count:
+        raise ValueError(f"{count} position embeddings form no square grid")
+    if side == grid:
+        return positions
+    first, patches = positions[:, :1], positions[:, 1:]
+    plane = patches.reshape(1, side, side, width).permute(0, 3, 1, 2)
+    plane = F.interpolate(plane, (grid, grid), mode="bicubic", align_corners=False)
+    return torch.cat([first, plane.flatten(2).transpose(1, 2)], dim=1)
+
+
+@contextmanager
+def recorded_block(vit: VisionTransformer, block: int) -> Iterator[list[Tensor]]:
+    """Within it, self-attention probabilities (B, H, 1 + N, 1 + N) of `block` are appended to the
+    list that it yields; they are part of the graph."""
+    attention: Any = vit.blocks[block].attn
+    maps: list[Tensor] = []
+    fused = attention.fused_attn
+    attention.fused_attn = False
+    hook = attention.attn_drop.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
+    try:
+        yield maps
+    finally:
+        attention.fused_attn = fused
+        hook.remove()

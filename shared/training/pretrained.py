@@ -1,0 +1,142 @@
+"""What vision-language models start from: BERT in Hugging Face's layout, DeiT or AugReg ViTs."""
+
+import math
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import timm
+from torch import Tensor, nn
+
+from shared.nn.text_transformer import LanguageHead, TextTransformer
+from shared.nn.vision_transformer import VisionTransformer, interpolate_positions
+from shared.training.checkpoints import CheckpointError, load_checkpoint
+from shared.training.official import Conversion, KeyReport, KeyTable, Rule, import_official
+
+POSITION_IDS = "a constant that some versions of transformers save"
+
+
+def _fitted(positions: Tensor, ours: Tensor) -> Tensor:
+    return interpolate_positions(positions, math.isqrt(ours.shape[1] - 1))
+
+
+POSITIONS = Conversion(_fitted, lambda value, _: value, interpolates=True)
+"""Position embeddings of a ViT, interpolated to the grid of the module that takes them."""
+
+
+def bert_rules(official: str, ours: str) -> list[Rule]:
+    """Rules for the body of a BERT with or without cross-attention; arguments are prefixes."""
+    attentions = (("attention", "self_attention"), ("crossattention", "cross_attention"))
+    pairs = [
+        ("embeddings.word_embeddings.{rest}", "embeddings.word.{rest}"),
+        ("embeddings.position_embeddings.{rest}", "embeddings.position.{rest}"),
+        ("embeddings.token_type_embeddings.{rest}", "embeddings.token_type.{rest}"),
+        ("embeddings.LayerNorm.{rest}", "embeddings.norm.{rest}"),
+    ]
+    for theirs, mine in attentions:
+        there, here = f"encoder.layer.{{n}}.{theirs}", f"layers.{{n}}.{mine}"
+        pairs += [
+            (f"{there}.output.dense.{{rest}}", f"{here}.output.{{rest}}"),
+            (f"{there}.output.LayerNorm.{{rest}}", f"{here}.norm.{{rest}}"),
+            (f"{there}.self.{{rest}}", f"{here}.{{rest}}"),
+        ]
+    pairs += [
+        ("encoder.layer.{n}.intermediate.dense.{rest}", "layers.{n}.intermediate.{rest}"),
+        ("encoder.layer.{n}.output.dense.{rest}", "layers.{n}.output.{rest}"),
+        ("encoder.layer.{n}.output.LayerNorm.{rest}", "layers.{n}.norm.{rest}"),
+    ]
+    return [Rule(f"{official}{theirs}", f"{ours}{mine}") for theirs, mine in pairs]
+
+
+def word_head_rules(official: str, ours: str) -> list[Rule]:
+    """Rules for the word prediction (`cls.predictions`); its tied copies are left to the caller."""
+    pairs = [
+        ("transform.dense.{rest}", "dense.{rest}"),
+        ("transform.LayerNorm.{rest}", "norm.{rest}"),
+        ("bias", "bias"),
+    ]
+    return [Rule(f"{official}predictions.{theirs}", f"{ours}{mine}") for theirs, mine in pairs]
+
+
+def load_hugging_face(
+    module: TextTransformer, folder: str | PathLike[str], head: LanguageHead | None = None
+) -> KeyReport:
+    """Load BERT's weights from a folder of Hugging Face's layout (model.safetensors or .bin).
+
+    Cross-attention, which BERT has not, keeps its initial weights.
+
+    Args:
+        head: takes BERT's word prediction, too, if the file has it.
+
+    Raises:
+        CheckpointError: no such folder or file in it, a damaged file, or keys or shapes that do
+            not fit.
+    """
+    folder = Path(folder)
+    safe, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
+    if not (safe.is_file() or pickled.is_file()):
+        raise CheckpointError(
+            f"{folder}: neither {safe.name} nor {pickled.name} is there; give the folder of a BERT "
+            "model in Hugging Face's layout"
+        )
+    source = load_checkpoint(safe if safe.is_file() else pickled)
+    prefix = "bert." if any(key.startswith("bert.") for key in source) else ""
+    # Names of the oldest checkpoints.
+    renamed = {
+        key.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+            "LayerNorm.beta", "LayerNorm.bias"
+        ): value
+        for key, value in source.items()
+    }
+    rules = bert_rules(prefix, "text.")
+    dropped = {
+        f"{prefix}embeddings.position_ids": POSITION_IDS,
+        f"{prefix}pooler.{{rest}}": "the pooler is not used",
+    }
+    fresh = {"text.layers.{n}.cross_attention.{rest}": "BERT has no cross-attention"}
+    networks: dict[str, nn.Module] = {"text": module}
+    if head is None:
+        dropped["cls.{rest}"] = "heads of BERT's own training"
+    else:
+        networks["head"] = head
+        rules += word_head_rules("cls.", "head.")
+        dropped["cls.seq_relationship.{rest}"] = "a head of BERT's own training"
+        dropped["cls.predictions.decoder.{rest}"] = "tied to another tensor of the file"
+        if not any(key.startswith("cls.predictions.") for key in source):
+            fresh["head.{rest}"] = "the file has no word prediction"
+    return import_official(renamed, KeyTable(rules, dropped, fresh), nn.ModuleDict(networks))
+
+
+def load_vision(module: VisionTransformer, source: str) -> KeyReport:
+    """Load a ViT's weights, its positions interpolated; the classifier is left out.
+
+    Args:
+        source: a file with timm's keys (DeiT's .pth, a .safetensors), or `timm:NAME`, which timm
+            fetches from its hub.
+
+    Raises:
+        CheckpointError: no such file or model, no network, or keys or shapes that do not fit.
+    """
+    name = source.removeprefix("timm:")
+    if name != source:
+        try:
+            state: Mapping[str, Any] = timm.create_model(name, pretrained=True).state_dict()
+        except Exception as error:  # the hub's client raises whatever its transport does
+            raise CheckpointError(
+                f"timm cannot provide {name!r} ({error}); without a network give a file of its "
+                "weights, or null to start from random ones"
+            ) from error
+    else:
+        try:
+            loaded = load_checkpoint(source)
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"{error}: give a file of ViT weights, timm:NAME, or null to start from random ones"
+            ) from None
+        state = loaded.get("model", loaded)
+    table = KeyTable(
+        rules=[Rule("pos_embed", "pos_embed", POSITIONS), Rule("{key}", "{key}")],
+        dropped={"head.{rest}": "the classifier of ImageNet"},
+    )
+    return import_official(state, table, module)

@@ -1,0 +1,167 @@
+"""ALBEF's tasks through the real entry point: two steps, validation and test on a synthetic set,
+from scratch and from the weights that each task starts from."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from shared import run as entry
+from shared.training.checkpoints import CheckpointError
+from tests.conformance.conftest import assert_same, compose_experiment, seen_fit
+
+RETRIEVAL = {f"{side}_r{k}" for side in ("txt", "img", "itc_txt", "itc_img") for k in (1, 5, 10)}
+TASKS = {
+    "retrieval": ({"loss_ita", "loss_itm"}, {"r_mean", "itc_r_mean", *RETRIEVAL}),
+    "vqa": ({"loss_answer"}, {"vqa_accuracy", "evaluated"}),
+    "nlvr": ({"loss_cls"}, {"accuracy", "accuracy_true", "evaluated"}),
+    "text_assignment": ({"loss_ta"}, {"accuracy", "evaluated"}),
+    "ve": ({"loss_cls"}, {"accuracy", "accuracy_neutral", "evaluated"}),
+    "refcoco": ({"loss_ita", "loss_itm"}, {"testA_d", "testB_d"}),
+}
+EVALUATED = {"vqa": 16, "nlvr": 16, "ve": 16, "text_assignment": 32}
+STEPS = 2
+
+
+def run(experiment: str, output: Path, data_root: Path, *overrides: str) -> dict[str, Any]:
+    common = [f"output_dir={output}", f"data_root={data_root}", "logger.wandb=null"]
+    common += ["trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1"]
+    return entry.run(compose_experiment(f"albef/smoke_{experiment}", *common, *overrides))
+
+
+def checkpoint(output: Path) -> Path:
+    return output / "checkpoints" / "last.ckpt"
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def logged(output: Path) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    with (output / "metrics.csv").open() as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["metric"], []).append(float(row["value"]))
+    return found
+
+
+def still(*overrides: str) -> list[str]:
+    """Overrides that let nothing learn."""
+    return ["method.lr=0", "method.min_lr=0", "method.warmup_lr=0", *overrides]
+
+
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def pretrained(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last checkpoint of a pre-training in the sizes of the tasks' smoke runs."""
+    output = tmp_path_factory.mktemp("pretrain")
+    sizes = ["method=albef_pretrain", "method.cls_id=2", "method.mask_id=4"]
+    run("retrieval", output, data_root, *sizes)
+    return checkpoint(output)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_two_steps(task: str, data_root: Path, tmp_path: Path) -> None:
+    losses, metrics = TASKS[task]
+    tested = run(task, tmp_path, data_root)["metrics"]
+    assert {f"test/{name}" for name in metrics} <= set(tested)
+    assert all(math.isfinite(value) for value in tested.values())
+    if task in EVALUATED:
+        assert tested["test/evaluated"] == EVALUATED[task]
+    found = logged(tmp_path)
+    for name in losses:
+        assert len(found[f"train/{name}"]) == STEPS
+        assert all(math.isfinite(value) for value in found[f"train/{name}"])
+    assert any(name.startswith("val/") for name in found)
+    state = weights(checkpoint(tmp_path))
+    assert all(value.isfinite().all() for value in state.values() if value.is_floating_point())
+
+
+def test_answers_for_the_server(data_root: Path, tmp_path: Path) -> None:
+    run("vqa", tmp_path, data_root)
+    questions = json.loads((data_root / "synthetic-pairs" / "vqa_test.json").read_text())
+    choice = json.loads((data_root / "synthetic-pairs" / "answer_list.json").read_text())
+    results = json.loads((tmp_path / "vqa_result.json").read_text())
+    assert [row["question_id"] for row in results] == [row["question_id"] for row in questions]
+    assert {row["answer"] for row in results} <= set(choice)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_starts_from_pretraining(
+    task: str, pretrained: Path, data_root: Path, tmp_path: Path
+) -> None:
+    start = [f"+warm_start.path={pretrained}", "+warm_start.kind=pretrained"]
+    run(task, tmp_path, data_root, *still(*start))
+    before, after = weights(pretrained), weights(checkpoint(tmp_path))
+    kept = [name for name in after if name.startswith("encoders.visual_encoder.")]
+    kept += [name for name in after if name.startswith("encoders.text_encoder.embeddings.")]
+    assert kept
+    for name in kept:
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=0)
+    if task == "vqa":
+        decoder = "encoders.text_decoder.embeddings.word.weight"
+        source = before["encoders.text_encoder.embeddings.word.weight"]
+        torch.testing.assert_close(after[decoder], source, rtol=0, atol=0)
+
+
+def test_nlvr_starts_from_text_assignment(
+    pretrained: Path, data_root: Path, tmp_path: Path
+) -> None:
+    start = [f"+warm_start.path={pretrained}", "+warm_start.kind=pretrained"]
+    run("text_assignment", tmp_path / "first", data_root, *start)
+    first = checkpoint(tmp_path / "first")
+    start = [f"+warm_start.path={first}", "+warm_start.kind=assignment"]
+    run("nlvr", tmp_path / "second", data_root, *still(*start))
+    before, after = weights(first), weights(checkpoint(tmp_path / "second"))
+    shared = [
+        name
+        for name in after
+        if name.startswith(("encoders.visual_encoder.", "encoders.text_encoder."))
+    ]
+    assert shared
+    for name in shared:
+        torch.testing.assert_close(after[name], before[name], rtol=0, atol=0)
+    teacher = "momentum_encoders.module.visual_encoder.norm.weight"
+    student = after["encoders.visual_encoder.norm.weight"]
+    torch.testing.assert_close(after[teacher], student)
+
+
+def test_a_start_from_the_wrong_task_is_refused(
+    pretrained: Path, data_root: Path, tmp_path: Path
+) -> None:
+    start = [f"+warm_start.path={pretrained}", "+warm_start.kind=assignment"]
+    with pytest.raises(CheckpointError, match=r"warm_start\.kind=pretrained"):
+        run("nlvr", tmp_path, data_root, *start)
+    assert not checkpoint(tmp_path).exists()
+
+
+class Kill(pl.Callback):
+    """Ends a run before its second step."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == 1:
+            raise KeyError("killed")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(
+    task: str, data_root: Path, tmp_path: Path
+) -> None:
+    run(task, tmp_path / "whole", data_root)
+    with (
+        pytest.raises(KeyError, match="killed"),
+        seen_fit(lambda trainer, _: trainer.callbacks.append(Kill())),
+    ):
+        run(task, tmp_path / "killed", data_root)
+    run(task, tmp_path / "killed", data_root)
+    whole, killed = (weights(checkpoint(tmp_path / name)) for name in ("whole", "killed"))
+    assert_same(killed, whole)

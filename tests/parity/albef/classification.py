@@ -1,0 +1,107 @@
+"""Adapters of NLVR2, its text assignment, and SNLI-VE."""
+
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from methods.albef import nlvr as nlvr_module
+from methods.albef import official
+from methods.albef.classification import DistilledClassification
+from methods.albef.entailment import Entailment
+from methods.albef.nlvr import NLVR, AssignmentDraws, TextAssignment
+from shared.training.method import Method
+
+from ..recording import gradients_as_weights, recording
+from .building import Config, schedule, text, vision
+
+Inputs, Outputs = dict[str, Tensor], dict[str, Any]
+
+
+def nlvr(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
+    return _distilled(NLVR, _twins(config), inputs, weights)
+
+
+def ve(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
+    return _distilled(Entailment, config, inputs, weights)
+
+
+def nlvr_text_assignment(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
+    rates = schedule(config)
+    for of_momentum in ("encoder_momentum", "alpha", "ramp"):
+        del rates[of_momentum]
+    module = TextAssignment(
+        **_encoders(_twins(config)), embed_dim=config["embed_dim"], seed=0, **rates
+    )
+    official.load_weights(module, weights)
+    given = AssignmentDraws(
+        inputs["u_match"], inputs["u_order"], inputs["neg_idx"], inputs["two_idx"]
+    )
+    draw = AssignmentDraws.draw
+
+    def given_draws(weights: Tensor, own: Tensor, generator: torch.Generator) -> AssignmentDraws:
+        drawn = draw(weights, own, generator)
+        assert all(getattr(drawn, n).shape == value.shape for n, value in vars(given).items())
+        return given
+
+    with (
+        patch.object(AssignmentDraws, "draw", given_draws),
+        recording((nlvr_module, "negative_weights"), (module, "assign")) as calls,
+    ):
+        loss = module.training_step(_batch(inputs), 0)
+    loss.backward()
+    pred, labels = calls["assign"][0].result
+    weights_drawn = calls["negative_weights"][0].result
+    return {
+        "loss": loss,
+        "labels": labels,
+        "pred": pred,
+        "weights": weights_drawn,
+        **_gradients(module),
+    }
+
+
+def _twins(config: Config) -> Config:
+    """The config with the layers that the case counts for the doubled text encoder."""
+    layers = {"num_hidden_layers": config["nlvr_num_hidden_layers"]}
+    return config | {"text": config["text"] | layers}
+
+
+def _encoders(config: Config) -> Config:
+    return {"vision": vision(config), "text": text(config)}
+
+
+def _batch(inputs: Inputs) -> Inputs:
+    names = {"image": "images", "targets": "labels"}
+    batch = {names.get(name, name): value for name, value in inputs.items()}
+    return batch | {"indices": inputs["input_ids"][:, 0]}
+
+
+def _distilled(
+    kind: type[DistilledClassification], config: Config, inputs: Inputs, weights: Inputs
+) -> Outputs:
+    def loaded(**changed: Any) -> DistilledClassification:
+        module = kind(**_encoders(config), **schedule(config) | changed)
+        official.load_weights(module, weights)
+        return module
+
+    batch = _batch(inputs)
+    prediction, _ = loaded().eval().outcome(batch)
+    module = loaded().train()
+    with recording((module.momentum_encoders.module, "forward")) as calls:
+        loss = module.training_step(batch, 0)
+    loss.backward()
+    return {
+        "prediction": prediction,
+        "loss": loss,
+        "prediction_m": calls["forward"][0].result,
+        "loss_nodistill": loaded(alpha=0.0).train().training_step(batch, 0),
+        **_gradients(module),
+    }
+
+
+def _gradients(module: Method) -> Outputs:
+    with gradients_as_weights(module):
+        gradients = official.export(module)
+    return {f"grad.{name}": value.detach().clone() for name, value in gradients.items()}

@@ -1,0 +1,42 @@
+"""Adapter of retrieval's evaluation."""
+
+import torch
+from torch import Tensor
+
+import methods.albef.evaluation as evaluation_module
+from methods.albef.evaluation import RetrievalEvaluation
+
+from ..recording import recording
+from .building import Config
+from .pretraining import Inputs, Outputs, module_of
+
+
+def evaluation_rerank(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
+    module = module_of(config, weights)
+    evaluation = RetrievalEvaluation(config["k_test"])
+    for batch in _batches(inputs):
+        evaluation.collect(module, batch)
+    with recording((evaluation_module, "recalls"), (evaluation_module, "rerank")) as calls:
+        metrics = evaluation.metrics(module)
+    i2t, t2i = calls["rerank"][0].result
+    sims = calls["recalls"][0].arguments["i2t"]
+    scores = {"sims": sims, "score_i2t": i2t, "score_t2i": t2i}
+    return {**scores, **{name: torch.tensor(value) for name, value in metrics.items()}}
+
+
+def _batches(inputs: Inputs) -> list[dict[str, Tensor]]:
+    """Every second image first, as the texts of a batch follow its images."""
+    entries = torch.arange(len(inputs["image"]))
+    batches = []
+    for indices in (entries[1::2], entries[::2]):
+        texts = torch.isin(inputs["txt2img"], indices)
+        batches.append(
+            {
+                "images": inputs["image"][indices],
+                "indices": indices,
+                "input_ids": inputs["input_ids"][texts],
+                "attention_mask": inputs["attention_mask"][texts],
+                "text_image": inputs["txt2img"][texts],
+            }
+        )
+    return batches

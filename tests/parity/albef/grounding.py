@@ -1,0 +1,62 @@
+"""Adapters of Grad-CAM and of the evaluation of grounding."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.albef import official
+from methods.albef.grounding import Grounding
+from shared.evaluation.grounding import accuracies, ground, upsample
+
+from .building import Config
+from .pretraining import alignment_arguments, complete
+
+Inputs, Outputs = dict[str, Tensor], dict[str, Any]
+SPLITS = ("val", "testA", "testB")
+
+
+def grounding_module(c: Config, weights: Inputs, mode: str, layer: int) -> Grounding:
+    module = Grounding(cam_mode=mode, cam_layer=layer, **alignment_arguments(c))
+    official.load_weights(module, complete(module, weights))
+    return module.eval()
+
+
+def gradcam(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
+    mask = inputs["attention_mask"]
+    batch = {
+        "images": inputs["image"],
+        "input_ids": inputs["input_ids"],
+        "attention_mask": mask,
+        "image_ids": torch.arange(len(mask)),
+    }
+    matching = grounding_module(config, weights, "itm", config["cross_attention_layer"])
+    contrast = grounding_module(config, weights, "itc", config["itc_vit_block"])
+    with torch.inference_mode():  # as the Trainer evaluates
+        found = matching.saliency(batch)
+        return {
+            "itm_logits": found.scores,
+            "attention": found.attention,
+            "attention_grad": found.gradient,
+            "attention_x_relu_grad": found.weighted(mask),
+            "gradcam": matching.cams(batch),
+            "gradcam_itc": contrast.cams(batch),
+        }
+
+
+def grounding_eval(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
+    sizes, meant = inputs["image_hw"].tolist(), inputs["ref_boxes"].tolist()
+    cases = zip(inputs["maps"], sizes, inputs["det_boxes"], meant, strict=True)
+    found = [ground(cam, (h, w), boxes, box, config["alpha"]) for cam, (h, w), boxes, box in cases]
+    splits = [SPLITS[number] for number in inputs["split"].tolist()]
+    chosen = [
+        boxes[result.proposal] for boxes, result in zip(inputs["det_boxes"], found, strict=True)
+    ]
+    height, width = sizes[0]
+    return {
+        "pred_boxes": torch.stack(chosen),
+        "best_score": torch.tensor([result.score for result in found]),
+        "iou": torch.tensor([result.iou for result in found]),
+        "map0_upsampled": upsample(inputs["maps"][0], (height, width)),
+        **accuracies([result.iou for result in found], splits),
+    }

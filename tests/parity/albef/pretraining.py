@@ -1,0 +1,285 @@
+"""Adapters of the network, of pre-training and of retrieval's training."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from methods.albef import alignment, official
+from methods.albef.alignment import Alignment
+from methods.albef.module import Pretraining
+from methods.albef.retrieval import Retrieval
+
+from ..recording import StepWatcher, fit, gradients_as_weights, recording, snapshot
+from .building import Config, schedule, text, vision
+
+Inputs, Outputs = dict[str, Tensor], dict[str, Any]
+
+
+def alignment_arguments(c: Config) -> Config:
+    return {
+        "vision": vision(c),
+        "text": text(c),
+        "embed_dim": c["embed_dim"],
+        "queue_size": c.get("queue_size", 8),
+        "temperature": 0.07,
+        "hard_negatives": True,
+        "negatives": "local",
+        "evaluation": {"k_test": 1},
+        "seed": 0,
+        **schedule(c),
+    }
+
+
+def pretraining_module(c: Config, weights: Inputs) -> Pretraining:
+    tokens = c["special_tokens"]
+    module = Pretraining(
+        mlm_probability=0.15,
+        cls_id=tokens["cls"],
+        mask_id=tokens["mask"],
+        **alignment_arguments(c),
+    )
+    official.load_weights(module, complete(module, weights))
+    return module
+
+
+def complete(module: Alignment, weights: Inputs) -> Inputs:
+    """The case's weights; what a case leaves out keeps the values of `module`, official keys."""
+    return names(module) | weights
+
+
+def names(module: Alignment) -> Inputs:
+    """The module's present state under official names."""
+    exported = official.export(module)
+    exported.pop("tenfold", None)
+    return snapshot(exported)
+
+
+def module_of(c: Config, weights: Inputs) -> Alignment:
+    """Pre-training's or retrieval's module: their text encoders are saved under different names."""
+    of_pretraining = any(".bert." in key for key in weights)
+    return (pretraining_module if of_pretraining else retrieval_module)(c, weights).eval()
+
+
+def retrieval_module(c: Config, weights: Inputs) -> Retrieval:
+    module = Retrieval(**alignment_arguments(c))
+    official.load_weights(module, complete(module, weights))
+    return module
+
+
+def vit(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
+    encoder = module_of(config, weights).encoders.visual_encoder
+    with recording(
+        (encoder.patch_embed, "forward"), *((b, "forward") for b in encoder.blocks)
+    ) as calls:
+        tokens = encoder(inputs["image"])
+    patches, *blocks = calls["forward"]
+    outputs = {f"block{n}": call.result for n, call in enumerate(blocks)}
+    return {"patch_tokens": patches.result, "image_embeds": tokens, **outputs}
+
+
+def text_encoder(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
+    encoders = module_of(config, weights).encoders
+    with recording((encoders.text_encoder.embeddings, "forward")) as calls:
+        tokens, features = encoders.encode_text(inputs["input_ids"], inputs["attention_mask"])
+    (embedded,) = calls["forward"]
+    return {"embedding_output": embedded.result, "text_embeds": tokens, "text_feat": features}
+
+
+def multimodal(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
+    module = module_of(config, weights)
+    encoder, images = module.encoders.text_encoder, inputs["image_embeds"]
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    tokens = encoder.encode(ids, mask)
+    with recording((encoder, "fuse")) as calls:
+        logits = module.match_logits(images, tokens, mask)
+    return {
+        "text_embeds": tokens,
+        "fusion": calls["fuse"][0].result,
+        "multi_modal": encoder(ids, mask, encoder.project(images)),
+        "itm_logits": logits,
+    }
+
+
+def batch_of(inputs: Inputs) -> Inputs:
+    size = len(inputs["image"])
+    return {
+        "images": inputs["image"],
+        "input_ids": inputs["input_ids"],
+        "attention_mask": inputs["attention_mask"],
+        "indices": torch.arange(size),
+        "image_ids": inputs.get("idx", torch.arange(size)).flatten(),
+    }
+
+
+@contextmanager
+def given_negatives(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[list[Tensor]]:
+    """In each step the drawn negatives are a pair (image of each text, text of each image).
+
+    Yields the weights by which they would have been drawn: of images, of texts, step after step.
+    """
+    remaining = [draw for pair in pairs for draw in pair]
+    weights: list[Tensor] = []
+    draw = alignment.draw_negatives
+
+    def given(of: Tensor, positives: Tensor, uniforms: Tensor) -> Tensor:
+        expected = remaining.pop(0)
+        assert draw(of, positives, uniforms).shape == expected.shape
+        assert not positives[torch.arange(len(of)), expected].any()
+        weights.append(of)
+        return expected
+
+    with patch.object(alignment, "draw_negatives", given):
+        yield weights
+    assert not remaining
+
+
+@contextmanager
+def given_masks(module: Pretraining, inputs: Inputs) -> Iterator[None]:
+    def given(ids: Tensor) -> tuple[Tensor, Tensor]:
+        ours, labels = type(module).mask(module, ids)
+        assert ours.shape == labels.shape == ids.shape
+        return inputs["mlm_input_ids"], inputs["mlm_labels"]
+
+    with patch.object(module, "mask", given):
+        yield
+
+
+def _contrast(calls: dict[str, Any]) -> Outputs:
+    """What every training step computes on its way to the contrastive loss."""
+    names = ("sim_i2t_m", "sim_t2i_m", "sim_i2t", "sim_t2i")
+    outputs = {
+        name: call.result for name, call in zip(names, calls["similarity_logits"], strict=True)
+    }
+    i2t, t2i = calls["soften"]
+    return outputs | {"sim_i2t_targets": i2t.result, "sim_t2i_targets": t2i.result}
+
+
+def _queues(module: Alignment) -> Outputs:
+    queues = ("image_queue", "text_queue", "queue_ptr", "idx_queue")
+    return {name: value for name, value in names(module).items() if name in queues}
+
+
+def pretrain_losses(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
+    negatives = [(inputs["neg_image_idx"], inputs["neg_text_idx"])]
+    module = pretraining_module(config, weights).train()
+    teacher = module.momentum_encoders.module
+    targets = [
+        *(
+            (network, name)
+            for network in (module.encoders, teacher)
+            for name in ("encode_image", "encode_text")
+        ),
+        *((network.text_encoder, "fuse") for network in (module.encoders, teacher)),
+        *((alignment, name) for name in ("similarity_logits", "soften", "soft_target_nce")),
+        (module.itm_head, "forward"),
+        (module, "total_loss"),
+    ]
+    with (
+        given_negatives(negatives) as drawn,
+        given_masks(module, inputs),
+        recording(*targets) as calls,
+    ):
+        module.training_step(batch_of(inputs), 0)
+    images, images_m = (call.result for call in calls["encode_image"])
+    texts, texts_m = (call.result for call in calls["encode_text"])
+    size = len(inputs["image"])
+    _, fused, fused_m = (call.result for call in calls["fuse"])
+    terms = calls["total_loss"][0].arguments["terms"]
+    weights_t2i, weights_i2t = drawn
+    outputs = {
+        **terms,
+        "image_embeds": images[0],
+        "image_feat": images[1],
+        "text_embeds": texts[0][:size],
+        "text_feat": texts[1][:size],
+        "image_feat_m": images_m[1],
+        "text_feat_m": texts_m[1][:size],
+        **_contrast(calls),
+        "loss_i2t": calls["soft_target_nce"][0].result,
+        "loss_t2i": calls["soft_target_nce"][1].result,
+        "weights_i2t": weights_i2t,
+        "weights_t2i": weights_t2i,
+        "vl_output": calls["forward"][0].result,
+        # Words are predicted at selected positions only; the case has them all.
+        "mlm_logits": module.encoders.predict_words(fused),
+        "logits_m": teacher.predict_words(fused_m),
+        "temp_after_clamp": module.temp,
+        **_queues(module),
+    }
+    module = pretraining_module(config | {"alpha": 0.0}, weights).train()
+    with (
+        given_negatives(negatives),
+        given_masks(module, inputs),
+        recording((module, "total_loss")) as calls,
+    ):
+        module.training_step(batch_of(inputs), 0)
+    terms = calls["total_loss"][0].arguments["terms"]
+    return outputs | {f"{name}_alpha0": value for name, value in terms.items()}
+
+
+def pretrain_step(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
+    module = pretraining_module(config, weights).train()
+    gradients: list[Inputs] = []
+    states: list[Inputs] = []
+
+    def before_update(_: Any) -> None:
+        with gradients_as_weights(module):
+            gradients.append(names(module))
+
+    watcher = StepWatcher(before_update, lambda _: states.append(names(module)))
+    negatives = [
+        (inputs[f"neg_image_idx{step}"], inputs[f"neg_text_idx{step}"]) for step in ("", "_step2")
+    ]
+    with (
+        given_negatives(negatives),
+        given_masks(module, inputs),
+        recording((module, "total_loss")) as calls,
+    ):
+        fit(module, [batch_of(inputs)] * 2, watcher)
+    first, second = (call.arguments["terms"] for call in calls["total_loss"])
+    return {
+        "loss": calls["total_loss"][0].result,
+        **first,
+        **{f"step2_{name}": value for name, value in second.items()},
+        **{f"grad.{name}": value for name, value in gradients[0].items()},
+        **{f"after.{name}": value for name, value in states[0].items()},
+    }
+
+
+def retrieval_losses(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
+    negatives = [(inputs["neg_image_idx"], inputs["neg_text_idx"])]
+    module = retrieval_module(config, weights).train()
+    teacher = module.momentum_encoders.module
+    targets = [
+        (teacher, "encode_image"),
+        (teacher, "encode_text"),
+        *((alignment, name) for name in ("similarity_logits", "soften", "multi_positive_targets")),
+        (module.itm_head, "forward"),
+        (module, "total_loss"),
+    ]
+    with given_negatives(negatives) as drawn, recording(*targets) as calls:
+        module.training_step(batch_of(inputs), 0).backward()
+    with gradients_as_weights(module):
+        gradients = names(module)
+    weights_t2i, weights_i2t = drawn
+    outputs = {
+        **calls["total_loss"][0].arguments["terms"],
+        "sim_targets": calls["multi_positive_targets"][0].result,
+        **_contrast(calls),
+        "weights_i2t": weights_i2t,
+        "weights_t2i": weights_t2i,
+        "vl_output": calls["forward"][0].result,
+        "image_feat_m": calls["encode_image"][0].result[1],
+        "text_feat_m": calls["encode_text"][0].result[1],
+        **{f"grad.{name}": value for name, value in gradients.items()},
+        **_queues(module),
+    }
+    module = retrieval_module(config | {"alpha": 0.0}, weights).train()
+    with given_negatives(negatives), recording((module, "total_loss")) as calls:
+        module.training_step(batch_of(inputs), 0)
+    terms = calls["total_loss"][0].arguments["terms"]
+    return outputs | {f"{name}_nodistill": value for name, value in terms.items()}

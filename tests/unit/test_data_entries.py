@@ -1,0 +1,137 @@
+"""Annotations: order, compact storage, every kind of damage, paths of images."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.data.entries import Entries, image_path, read_entries
+from shared.data.images import DataCorruptError, DataNotFoundError
+
+PAIR = {"image": str, "caption": str | list[str]}
+
+
+def written(path: Path, content: Any) -> Path:
+    text = content if isinstance(content, str) else json.dumps(content)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_files_one_after_another(tmp_path: Path) -> None:
+    one = written(tmp_path / "one.json", [{"n": 0}, {"n": 1}])
+    two = written(tmp_path / "two.jsonl", '{"n": 2}\n{"n": 3}\n')
+    entries = read_entries([one, str(two)])
+    assert [entry["n"] for entry in entries] == [0, 1, 2, 3]
+    assert len(entries) == 4
+    assert [entries[i]["n"] for i in range(4)] == [0, 1, 2, 3]
+    assert entries[-1] == {"n": 3}
+    assert [entry["n"] for entry in entries[1:3]] == [1, 2]
+    assert entries.where(1) == f"{one}, entry 1"
+    assert entries.where(2) == f"{two}, line 1"
+    with pytest.raises(IndexError):
+        entries[4]
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda children: st.lists(children) | st.dictionaries(st.text(max_size=3), children),
+    max_leaves=5,
+)
+
+
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), VALUES), min_size=1, max_size=5))
+def test_entries_come_back_as_they_were(content: list[dict]) -> None:
+    rows = [json.dumps(entry, ensure_ascii=False).encode() for entry in content]
+    entries = Entries({Path("some.json"): rows})
+    assert list(entries) == content
+    assert [entries[i] for i in range(len(content))] == content
+    assert list(pickle.loads(pickle.dumps(entries))) == content
+
+
+def test_each_access_gives_a_new_entry(tmp_path: Path) -> None:
+    entries = read_entries(written(tmp_path / "a.json", [{"caption": ["x"]}]))
+    entries[0]["caption"].append("y")
+    assert entries[0] == {"caption": ["x"]}
+
+
+def test_text_beyond_ascii(tmp_path: Path) -> None:
+    entries = read_entries(written(tmp_path / "a.jsonl", '{"caption": "café \u2028 犬"}\r\n'))
+    assert list(entries) == [{"caption": "café \u2028 犬"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", '[{"image": "x"}, {"im', r"a\.json: no JSON \(.*line 1 column 19.*cut off"),
+        ("a.json", "", r"a\.json: no JSON .*line 1 column 1"),
+        ("a.json", {"image": "x"}, r"a\.json: expected a list of entries, got \{'image': 'x'\}"),
+        ("a.json", [], r"a\.json: no entries"),
+        ("a.jsonl", "", r"a\.jsonl: no entries"),
+        ("a.jsonl", '{"image": "x", "caption": ""}\n{"im', r"a\.jsonl, line 2: no JSON"),
+        ("a.jsonl", "\n", r"a\.jsonl, line 1: no JSON"),
+        ("a.json", [{"image": "x", "caption": ""}, 3], r"a\.json, entry 1 is no object but 3"),
+        ("a.json", [{"image": "x"}], r"a\.json, entry 0 has no 'caption'; its keys: image"),
+        ("a.json", [{}], r"entry 0 has no 'image'; its keys: none"),
+        (
+            "a.json",
+            [{"image": 5, "caption": ""}],
+            r"a\.json, entry 0: 'image' is 5, expected str$",
+        ),
+        (
+            "a.json",
+            [{"image": "x", "caption": ["a", 1]}],
+            r"entry 0: 'caption' is \['a', 1\], expected str \| list\[str\]",
+        ),
+        ("a.json", [{"image": "x", "caption": None}], r"'caption' is None"),
+        ("a.json", [{"image": "x", "caption": ["word"] * 99}, {}], r"entry 1 has no 'image'"),
+        ("a.json", '[{"image": "x", "caption": "\\ud83d"}]', r"entry 0: half a character"),
+    ],
+)
+def test_damage(tmp_path: Path, name: str, content: Any, message: str) -> None:
+    with pytest.raises(DataCorruptError, match=message):
+        read_entries(written(tmp_path / name, content), PAIR)
+
+
+def test_long_values_are_shortened_in_messages(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.json", [{"image": ["x" * 1000], "caption": ""}])
+    with pytest.raises(DataCorruptError) as caught:
+        read_entries(path, PAIR)
+    assert len(str(caught.value)) < 250
+
+
+def test_true_is_no_number(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.json", [{"label": True}])
+    with pytest.raises(DataCorruptError, match="'label' is True, expected int"):
+        read_entries(path, {"label": int})
+    assert len(read_entries(path, {"label": bool})) == 1
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(DataNotFoundError, match=r"none\.json not found.*data_root=DIR"):
+        read_entries(tmp_path / "none.json")
+    with pytest.raises(ValueError, match="no annotation file"):
+        read_entries([])
+    path = written(tmp_path / "a.json", [{}])
+    with pytest.raises(ValueError, match="given twice"):
+        read_entries([path, path])
+    (tmp_path / "binary.json").write_bytes(b"\xff\xd8\xff")
+    with pytest.raises(DataCorruptError, match=r"binary\.json: not a text file"):
+        read_entries(tmp_path / "binary.json")
+
+
+def test_image_paths() -> None:
+    assert image_path("/data", "train/a.jpg", False) == "/data/train/a.jpg"
+    assert image_path("/data", "a..b/../c.jpg", False) == "/data/a..b/../c.jpg"
+    for name in ("/etc/a.jpg", "../a.jpg", "x/../../a.jpg", ".."):
+        with pytest.raises(DataCorruptError, match=r"outside of the image root /data.*allow_outs"):
+            image_path("/data", name, False)
+    assert image_path("/data", "/elsewhere/a.jpg", True) == "/elsewhere/a.jpg"
+    assert image_path("/data", "../a.jpg", True) == "/data/../a.jpg"

@@ -1,0 +1,580 @@
+"""ImageTextData and PairData: documented batches, invariances, replacement, every refusal."""
+
+import json
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from shared.data.entries import Entry
+from shared.data.image_text import Batch, ImageTextData, Keys, PairData
+from shared.data.images import DataCorruptError, DataNotFoundError, FolderImages
+from shared.data.randomness import sample_keys
+from shared.data.streams import Permutation
+
+WORDS = ["red", "green", "blue", "dog", "cat", "bird", "one", "two", "on", "grass"]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+IMAGES = 12  # picture i is plain, of grey 10 i, and of changing size
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """12 pictures with two captions each in training, as entries of their own."""
+    folder = tmp_path_factory.mktemp("pairs")
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    (folder / "images").mkdir()
+    for i in range(IMAGES):
+        colour = (10 * i, 10 * i, 10 * i)
+        Image.new("RGB", (8 + i, 8), colour).save(folder / "images" / f"{i}.png")
+    train = [
+        {"image": f"images/{i}.png", "caption": f"{WORDS[i % 10]} {word}", "image_id": f"x{i}"}
+        for i in range(IMAGES)
+        for word in ("dog", "cat on grass")
+    ]
+    val = [{"image": f"images/{i}.png", "caption": ["Red!", f"{WORDS[i]} dog"]} for i in range(5)]
+    (folder / "train.json").write_text(json.dumps(train))
+    (folder / "val.json").write_text(json.dumps(val))
+    return folder
+
+
+def arguments(root: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "files": {"train": str(root / "train.json"), "val": str(root / "val.json")},
+        "image_root": str(root),
+        "vocab": str(root),
+        "augmentation": {
+            "_target_": "shared.data.recipe_views.RecipeViews",
+            "mean": [0.0] * 3,
+            "std": [1.0] * 3,
+            "size": 8,
+            "test_resize": None,
+            "recipes": {"train": [{"op": "random_resized_crop"}, {"op": "jitter"}]},
+        },
+        "batch_size": 6,
+        "eval_batch_size": 2,
+    } | changes
+
+
+def pairs(root: Path, **changes: Any) -> PairData:
+    return PairData(**arguments(root, **changes))
+
+
+def with_entries(root: Path, name: str, entries: Any) -> dict[str, str]:
+    """The `files` of a training set of its own."""
+    path = root / f"{name}.json"
+    path.write_text(json.dumps(entries))
+    return {"train": str(path), "val": str(root / "val.json")}
+
+
+def epoch(data: ImageTextData, number: int = 0) -> list[Batch]:
+    data.setup("fit")
+    loader = data.train_dataloader()
+    loader.set_epoch(number)
+    batches = list(loader)
+    assert len(batches) == len(loader)
+    return batches
+
+
+def equal(one: Sequence[Batch], other: Sequence[Batch]) -> bool:
+    return len(one) == len(other) and all(
+        a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def captions(data: PairData, batch: Batch) -> list[str]:
+    """The batch's texts, read back."""
+    pieces = [
+        [VOCABULARY[i] for i, kept in zip(ids, mask, strict=True) if kept]
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    assert all(text[0] == "[CLS]" for text in pieces)
+    return [" ".join(text[1:]) for text in pieces]
+
+
+# --- training batches --------------------------------------------------------------------------
+
+
+def test_a_training_batch(root: Path) -> None:
+    data = pairs(root)
+    batches = epoch(data)
+    assert len(batches) == 4
+    for batch in batches:
+        assert batch["images"].shape == (6, 3, 8, 8)
+        assert batch["images"].dtype == torch.float32
+        assert all(batch[key].dtype == torch.int64 for key in ("indices", "input_ids", "image_ids"))
+        longest = max(int(mask.sum()) for mask in batch["attention_mask"])
+        assert batch["input_ids"].shape == batch["attention_mask"].shape == (6, longest)
+        rows = data.entries("train")
+        assert captions(data, batch) == [rows[i]["caption"] for i in batch["indices"]]
+        assert batch["image_ids"].tolist() == [i // 2 for i in batch["indices"].tolist()]
+    together = torch.cat([batch["indices"] for batch in batches])
+    assert sorted(together.tolist()) == list(range(24)), "one pass"
+
+
+def test_pictures_belong_to_their_entries(root: Path) -> None:
+    recipes = {"train": [{"op": "random_resized_crop"}]}
+    views = arguments(root)["augmentation"] | {"recipes": recipes}
+    for batch in epoch(pairs(root, augmentation=views)):
+        greys = (batch["images"] * 255).round().flatten(1)
+        assert (greys == 10 * (batch["indices"] // 2)[:, None]).all()
+
+
+def test_keys_are_those_of_entry_and_pass(root: Path) -> None:
+    """So that other views of the same sample can be made elsewhere, and a run can be resumed."""
+    data = pairs(root, seed=3)
+    seen: list[tuple[str, np.ndarray]] = []
+    transform = data.transform
+
+    def recording(images: Any, view: str, keys: Any = None) -> torch.Tensor:
+        seen.append((view, keys))
+        return transform(images, view, keys)
+
+    data.transform = recording
+    first = epoch(data, 2)[0]
+    view, keys = seen[0]
+    assert view == "train"
+    assert np.array_equal(keys, sample_keys(3, 2, first["indices"].numpy(), "train"))
+
+
+def test_worker_processes_change_nothing(root: Path) -> None:
+    alone, helped = pairs(root), pairs(root, num_workers=2, cache_images=True)
+    assert equal(epoch(alone, 1), epoch(helped, 1))
+    assert equal(list(alone.val_dataloader()), list(helped.val_dataloader()))
+
+
+def test_epochs_and_seeds_differ(root: Path) -> None:
+    first = epoch(pairs(root))
+    assert equal(first, epoch(pairs(root)))
+    assert not torch.equal(first[0]["indices"], epoch(pairs(root), 1)[0]["indices"])
+    assert not torch.equal(first[0]["indices"], epoch(pairs(root, seed=1))[0]["indices"])
+
+
+def test_goes_on_in_the_middle_of_an_epoch(root: Path) -> None:
+    whole = epoch(pairs(root), 1)
+    data = pairs(root)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    loader.load_state_dict({"epoch": 1, "position": 2, "length": 4})
+    assert equal(list(loader), whole[2:])
+
+
+def test_ranks_share_a_batch(root: Path) -> None:
+    whole = epoch(pairs(root))
+    parts = []
+    for rank in range(2):
+        data = pairs(root)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
+        parts.append(epoch(data))
+        evaluated = torch.cat([batch["indices"] for batch in data.val_dataloader()])
+        assert evaluated.tolist() == list(range(rank, 5, 2))
+    for batch, one, two in zip(whole, *parts, strict=True):
+        for key in ("images", "indices", "image_ids"):
+            assert torch.equal(batch[key], torch.cat([one[key], two[key]]))
+
+
+def test_steps_per_epoch(root: Path) -> None:
+    batches = epoch(pairs(root, steps_per_epoch=10))
+    drawn = torch.cat([batch["indices"] for batch in batches]).bincount()
+    assert len(batches) == 10
+    assert (drawn >= 2).all()
+    assert drawn.sum() == 60
+
+
+def test_the_ragged_batch_is_left_out(root: Path) -> None:
+    assert len(epoch(pairs(root, batch_size=7))) == 3
+
+
+def test_subset(root: Path) -> None:
+    data = pairs(root, subset=8)
+    members = torch.cat([b["indices"] for b in epoch(data) + epoch(data, 1) + epoch(data, 2)])
+    assert len(set(members.tolist())) == 8
+    assert equal(epoch(data), epoch(pairs(root, subset=8)))
+    other = pairs(root, subset=8, subset_seed=1)
+    assert set(other.source.members) != set(data.source.members)  # type: ignore[attr-defined]
+
+
+def test_one_of_several_captions_is_drawn(root: Path) -> None:
+    texts = ["one dog", "two dog", "", "!"]
+    entries = [{"image": f"images/{i}.png", "caption": texts} for i in range(IMAGES)]
+    data = pairs(root, files=with_entries(root, "several", entries))
+    drawn = [captions(data, b) for number in range(10) for b in epoch(data, number)]
+    counts = [sum(text == wanted for batch in drawn for text in batch) for wanted in texts[:2]]
+    assert sum(counts) == 10 * IMAGES
+    assert min(counts) > 35  # of 60: four standard deviations
+    again = [captions(data, b) for number in range(10) for b in epoch(data, number)]
+    assert drawn == again
+
+
+def test_captions_are_cleaned_and_cut(root: Path) -> None:
+    entries = [{"image": "images/0.png", "caption": "A red-DOG, " + "one " * 100}] * 2
+    files = with_entries(root, "long", entries)
+    data = pairs(root, files=files, batch_size=2)
+    (batch,) = epoch(data)
+    assert captions(data, batch) == [" ".join(["[UNK] red dog", *["one"] * 21])] * 2
+    data = pairs(root, files=files, batch_size=2, max_text_tokens={"train": None})
+    assert epoch(data)[0]["input_ids"].shape == (2, 31)  # 30 words
+    data = pairs(root, files=files, batch_size=2, max_words=4)
+    assert captions(data, epoch(data)[0]) == ["[UNK] red dog one"] * 2
+
+
+def test_image_ids_number_images_by_first_appearance(root: Path) -> None:
+    named = [{"image": "images/0.png", "caption": "dog"}, {"image": "images/1.png", "caption": "x"}]
+    entries = [
+        named[1],
+        named[0],
+        named[1],
+        named[0] | {"image_id": 7},
+        named[1] | {"image_id": 7},
+        named[1] | {"image_id": "7"},
+        named[1] | {"image_id": None},
+        named[1] | {"image_id": "images/1.png"},
+    ]
+    data = pairs(root, files=with_entries(root, "identities", entries))
+    assert data.image_ids.tolist() == [0, 1, 0, 2, 2, 3, 0, 4]
+
+
+# --- evaluation --------------------------------------------------------------------------------
+
+
+def test_evaluation_batches(root: Path) -> None:
+    data = pairs(root)
+    batches = list(data.val_dataloader())
+    assert [batch["indices"].tolist() for batch in batches] == [[0, 1], [2, 3], [4]]
+    for batch in batches:
+        count = len(batch["indices"])
+        assert set(batch) == {"images", "indices", "input_ids", "attention_mask", "text_image"}
+        assert batch["images"].shape == (count, 3, 8, 8)
+        greys = (batch["images"] * 255).round().flatten(1)
+        assert (greys == 10 * batch["indices"][:, None]).all()
+        assert batch["input_ids"].shape == batch["attention_mask"].shape == (2 * count, 30)
+        assert batch["text_image"].tolist() == [i for i in batch["indices"] for _ in range(2)]
+        expected = [text for i in batch["indices"] for text in ("red", f"{WORDS[i]} dog")]
+        assert captions(data, batch) == expected
+
+
+def test_empty_captions_of_evaluation_are_left_out(root: Path) -> None:
+    entries = [
+        {"image": "images/0.png", "caption": ["...", "dog", ""]},
+        {"image": "images/1.png", "caption": "one cat"},
+    ]
+    files = {"test": with_entries(root, "test", entries)["train"]}
+    data = pairs(root, files=files, max_text_tokens={"eval": None})
+    (batch,) = data.test_dataloader()
+    assert captions(data, batch) == ["dog", "one cat"]
+    assert batch["text_image"].tolist() == [0, 1]
+    assert batch["input_ids"].shape == (2, 3), "without a limit: the longest"
+
+
+def test_without_evaluation(root: Path) -> None:
+    data = pairs(root, files={"train": str(root / "train.json")}, val_split=None, test_split=None)
+    data.setup("fit")
+    assert data.val_dataloader() == data.test_dataloader() == []
+
+
+# --- pictures ----------------------------------------------------------------------------------
+
+
+def damaged(root: Path, name: str) -> dict[str, str]:
+    """Three readable pictures, one that is missing and one that is none."""
+    (root / "images" / "broken.png").write_bytes(b"no picture")
+    names = ["0", "missing", "1", "broken", "2"]
+    entries = [
+        {"image": f"images/{n}.png", "caption": f"{word} dog"}
+        for n, word in zip(names, WORDS, strict=False)
+    ]
+    files = with_entries(root, name, entries)
+    return files | {"val": files["train"]}
+
+
+def test_unreadable_pictures(root: Path) -> None:
+    """In training the next readable entry stands in, with its texts; else they are left out."""
+    data = pairs(root, files=damaged(root, "damaged"), batch_size=5, max_corrupt=0.5)
+    with pytest.warns(UserWarning, match=r"(missing|broken)\.png: unreadable image skipped"):
+        (batch,) = epoch(data)
+    assert sorted(batch["indices"].tolist()) == [0, 2, 2, 4, 4]
+    rows = data.entries("train")
+    assert captions(data, batch) == [rows[i]["caption"] for i in batch["indices"]]
+    with pytest.warns(UserWarning, match="unreadable"):
+        batches = list(data.val_dataloader())
+    assert [batch["indices"].tolist() for batch in batches] == [[0], [2], [4]]
+    assert [batch["text_image"].tolist() for batch in batches] == [[0], [2], [4]]
+
+
+@pytest.mark.filterwarnings("ignore:.*unreadable")
+def test_too_many_unreadable_pictures(root: Path) -> None:
+    data = pairs(root, files=damaged(root, "damaged"), batch_size=5, max_corrupt=0.3)
+    with pytest.raises(DataCorruptError, match=r"2 of 5 images .*max_corrupt=0\.3"):
+        epoch(data)
+    data = pairs(root, files=damaged(root, "damaged"), eval_batch_size=1, max_corrupt=0.5)
+    with pytest.raises(DataCorruptError, match="none of the 1 images of a batch"):
+        list(data.val_dataloader())
+
+
+def test_a_picture_of_several_entries_counts_once(root: Path) -> None:
+    entries = [{"image": f"images/{n}.png", "caption": "dog"} for n in "0" * 9 + "1"]
+    data = pairs(root, files=with_entries(root, "repeated", entries))
+    assert len(data.source.images) == 2  # type: ignore[attr-defined]
+
+
+def test_cut_off_pictures_are_read_as_far_as_they_go(root: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(noise).save(root / "images" / "cut.jpg")
+    content = (root / "images" / "cut.jpg").read_bytes()
+    (root / "images" / "cut.jpg").write_bytes(content[: len(content) // 2])
+    entries = [{"image": "images/cut.jpg", "caption": "dog"}]
+    data = pairs(root, files=with_entries(root, "cut", entries), batch_size=1)
+    assert len(epoch(data)) == 1
+
+
+def test_cached_pictures_are_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[int] = []
+    decode = FolderImages._decode
+
+    def counted(self: FolderImages, index: int) -> Any:
+        reads.append(index)
+        return decode(self, index)
+
+    monkeypatch.setattr(FolderImages, "_decode", counted)
+    data = pairs(root, cache_images=True)
+    first = epoch(data)
+    assert sorted(reads) == list(range(IMAGES))
+    assert equal(first, epoch(data))
+    assert len(reads) == IMAGES
+    assert equal(first, epoch(pairs(root)))
+    assert len(reads) == IMAGES + 24
+
+
+def test_pictures_with_transparency(root: Path) -> None:
+    Image.new("RGBA", (8, 8), (200, 0, 0, 0)).save(root / "images" / "clear.png")
+    entries = [{"image": "images/clear.png", "caption": "dog"}]
+    files = with_entries(root, "clear", entries)
+    for mode, shape in (("RGB", (8, 8, 3)), ("RGBA", (8, 8, 4))):
+        data = pairs(root, files=files, image_mode=mode)
+        (picture,), _ = data.source.take(np.array([0]))
+        assert picture.shape == shape
+
+
+# --- tasks -------------------------------------------------------------------------------------
+
+
+class Twins(ImageTextData):
+    """Two pictures an entry."""
+
+    required: ClassVar = {"images": list[str]}
+
+    def image_names(self, entry: Entry) -> list[str]:
+        if len(entry["images"]) != 2:
+            raise DataCorruptError(f"{len(entry['images'])} images instead of 2")
+        return entry["images"]
+
+    def problem(self, entry: Entry, split: str) -> str | None:
+        return "it is marked as bad" if entry.get("bad") else None
+
+    def texts(self, entries: Sequence[Entry], keys: Keys | None, split: str) -> Batch:
+        drawn = [] if keys is None else keys.tolist()
+        return {"numbers": [entry["index"] for entry in entries], "keys": drawn, "split": split}
+
+
+def twins(root: Path, entries: Any, **changes: Any) -> Twins:
+    files = with_entries(root, "twins", entries)
+    return Twins(**arguments(root, files=files | {"val": files["train"]}, **changes))
+
+
+def test_two_pictures_an_entry(root: Path) -> None:
+    entries = [{"images": [f"images/{i}.png", f"images/{i + 6}.png"]} for i in range(6)]
+    data = twins(root, entries)
+    (batch,) = epoch(data)
+    assert batch["images"].shape == (12, 3, 8, 8)
+    assert batch["numbers"] == batch["indices"].tolist()
+    assert batch["split"] == "train"
+    expected = sample_keys(0, 0, batch["indices"].numpy(), "caption")
+    assert batch["keys"] == expected.tolist()
+
+    first = next(iter(data.val_dataloader()))
+    assert first["split"] == "val"
+    assert first["keys"] == []
+    greys = (first["images"] * 255).round()[:, 0, 0, 0]
+    assert greys.tolist() == [0, 10, 60, 70], "all first ones, then all second ones"
+
+
+def test_pictures_of_an_entry_are_changed_independently(root: Path) -> None:
+    data = twins(root, [{"images": ["images/5.png", "images/5.png"]}], batch_size=1)
+    (batch,) = epoch(data)
+    left, right = batch["images"]
+    assert not torch.equal(left, right)
+
+
+def test_an_entry_with_one_unreadable_picture_is_replaced(root: Path) -> None:
+    good = {"images": ["images/0.png", "images/1.png"]}
+    entries = [good, {"images": ["images/2.png", "images/missing.png"]}]
+    data = twins(root, entries, batch_size=2, max_corrupt=0.5)
+    with pytest.warns(UserWarning, match="missing"):
+        (batch,) = data.train_dataloader()
+    assert batch["indices"].tolist() == [0, 0]
+    with pytest.warns(UserWarning, match="missing"):
+        (batch,) = data.val_dataloader()
+    assert batch["indices"].tolist() == [0]
+
+
+def test_what_a_task_says_of_an_entry_names_its_place(root: Path) -> None:
+    entries = [{"images": ["images/0.png"] * n} for n in (2, 3)]
+    with pytest.raises(DataCorruptError, match=r"twins\.json, entry 1: 3 images instead of 2"):
+        twins(root, entries).setup("fit")
+
+
+def test_entries_with_a_problem(root: Path) -> None:
+    good, bad = {"images": ["images/0.png"] * 2}, {"images": ["images/0.png"] * 2, "bad": True}
+    data = twins(root, [bad, good, bad, good], batch_size=2)
+    with pytest.warns(
+        UserWarning, match=r"^2 of 4 .*left out.*twins\.json, entry 0: it is marked as bad"
+    ):
+        (batch,) = data.train_dataloader()
+    assert sorted(batch["indices"].tolist()) == [1, 3]
+    with pytest.raises(DataCorruptError, match=r"twins\.json, entry 0: it is marked as bad"):
+        data.val_dataloader()
+    data = twins(root, [bad])
+    with (
+        pytest.warns(UserWarning, match="1 of 1"),
+        pytest.raises(DataCorruptError, match="no training entry can be used"),
+    ):
+        data.setup("fit")
+
+
+def test_roots_of_several_data_sets(root: Path) -> None:
+    roots = {"a": str(root / "images"), "b": str(root)}
+    entries = [
+        {"dataset": "a", "image": "3.png", "caption": "dog"},
+        {"dataset": "b", "image": "images/4.png", "caption": "cat"},
+    ]
+    files = with_entries(root, "roots", entries)
+    data = pairs(root, files=files | {"val": files["train"]}, image_root=roots)
+    (batch,) = data.val_dataloader()
+    assert (batch["images"] * 255).round()[:, 0, 0, 0].tolist() == [30, 40]
+    files = with_entries(root, "roots", [*entries, {"image": "4.png", "caption": "cat"}])
+    data = pairs(root, files=files, image_root=roots, batch_size=1)
+    with pytest.raises(DataCorruptError, match=r"entry 2: `dataset` is None.*image_root has a, b"):
+        data.setup("fit")
+
+
+class Memory:
+    """Training samples that come from no file."""
+
+    def __len__(self) -> int:
+        return 10
+
+    def stream(self, seed: int) -> Permutation:
+        return Permutation(seed, 10)
+
+    def take(self, indices: Any, pool: Any = None) -> Any:
+        assert pool.tolist() == list(range(10))
+        return [np.full((8, 8, 3), i, np.uint8) for i in indices], indices
+
+    def entries(self, indices: Any) -> list[Entry]:
+        return [{"caption": f"{WORDS[i]} dog"} for i in indices]
+
+
+def test_another_source_of_training_samples(root: Path) -> None:
+    data = pairs(root, files={}, val_split=None)
+    data.source = Memory()  # type: ignore[misc]
+    data.image_ids = np.arange(10) // 2  # type: ignore[misc]
+    data.setup("fit")
+    (batch,) = data.train_dataloader()
+    assert captions(data, batch) == [f"{WORDS[i]} dog" for i in batch["indices"]]
+    assert batch["image_ids"].tolist() == [i // 2 for i in batch["indices"].tolist()]
+
+
+def test_worker_processes_need_no_trainer(root: Path) -> None:
+    """Those that aren't forked get the data set pickled."""
+    data = pairs(root)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=1, what=lambda: 0)  # type: ignore[assignment]
+    data.setup("fit")
+    loader = data.train_dataloader()
+    (plan,) = list(loader.schedule.batches(0))[:1]
+    copy = pickle.loads(pickle.dumps(loader.dataset))
+    assert equal([copy.__getitems__(plan)], [loader.dataset.__getitems__(plan)])
+
+
+# --- refusals ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": 25}, r"batch_size=25 is larger than the training set \(24"),
+        ({"batch_size": 25, "steps_per_epoch": 5}, r"batch_size=25 is larger .*\(24 entries\)"),
+        ({"batch_size": 0}, "batch_size=0 is not a positive multiple"),
+        ({"subset": 30}, "subset=30 but there are 24"),
+        ({"subset": 5}, r"batch_size=6 is larger than the training set \(5"),
+        ({"val_split": "dev"}, "no annotations of split 'dev'.*train, val"),
+        ({"files": {}}, "no annotations of split 'train'.*none"),
+        ({"files": {"train": None}}, "no annotations of split 'train'.*none"),
+    ],
+)
+def test_refused_before_training(root: Path, changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pairs(root, **changes).setup("fit")
+
+
+def test_batches_that_ranks_can_not_share(root: Path) -> None:
+    data = pairs(root)
+    data.trainer = SimpleNamespace(global_rank=0, world_size=4)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="multiple of the world size 4"):
+        data.setup("fit")
+
+
+def test_missing_data(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataNotFoundError, match=r"vocab\.txt not found"):
+        pairs(root, vocab=str(tmp_path)).setup("fit")
+    with pytest.raises(DataNotFoundError, match=r"none\.json not found.*data_root=DIR"):
+        pairs(root, files={"train": str(tmp_path / "none.json")}).setup("fit")
+    with pytest.raises(DataNotFoundError, match=r"images/0\.png not found.*none of 12 images"):
+        pairs(root, image_root=str(tmp_path)).setup("fit")
+    with pytest.raises(ValueError, match="no annotations of split 'test'"):
+        pairs(root).setup("test")
+
+
+def test_unknown_limits(root: Path) -> None:
+    with pytest.raises(ValueError, match="max_text_tokens has keys train and eval"):
+        pairs(root, max_text_tokens={"val": 3})
+
+
+def test_paths_that_leave_the_root(root: Path) -> None:
+    entries = [{"image": str(root / "images" / "3.png"), "caption": "dog"}]
+    files = with_entries(root, "outside", entries)
+    with pytest.raises(DataCorruptError, match=r"outside\.json, entry 0: image .*allow_outside"):
+        pairs(root, files=files, batch_size=1).setup("fit")
+    (batch,) = epoch(pairs(root, files=files, batch_size=1, allow_outside=True))
+    assert batch["images"].shape == (1, 3, 8, 8)
+
+
+def test_captions_without_a_word(root: Path) -> None:
+    """Left out of training, with one warning; an image without positives can't be evaluated."""
+    texts = ["dog", "...", ["", "!"], [], "cat"]
+    entries = [{"image": f"images/{i}.png", "caption": text} for i, text in enumerate(texts)]
+    files = with_entries(root, "empty", entries)
+    data = pairs(root, files=files, batch_size=2)
+    with pytest.warns(
+        UserWarning, match=r"^3 of 5 training entries .*empty\.json, entry 1: .*word"
+    ):
+        (batch,) = epoch(data)
+    assert sorted(captions(data, batch)) == ["cat", "dog"]
+    data = pairs(root, files={"test": files["train"]})
+    with pytest.raises(DataCorruptError, match=r"empty\.json, entry 1: .*no positive"):
+        data.setup("test")
+
+
+def test_identities_of_another_kind(root: Path) -> None:
+    entries = [{"image": "images/0.png", "caption": "dog", "image_id": [1]}]
+    files = with_entries(root, "lists", entries)
+    with (
+        pytest.warns(UserWarning, match=r"image_id is \[1\], expected a number or a text"),
+        pytest.raises(DataCorruptError, match="no training entry"),
+    ):
+        pairs(root, files=files, batch_size=1).setup("fit")

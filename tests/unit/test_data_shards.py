@@ -1,0 +1,540 @@
+"""Shards: members, index files, order, reading, the module, every kind of damage."""
+
+import gzip
+import io
+import json
+import os
+import pickle
+import tarfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from shared.data import shards as module
+from shared.data.images import DataCorruptError, DataNotFoundError
+from shared.data.shards import (
+    ShardChangedError,
+    ShardPairData,
+    ShardSamples,
+    WindowShuffle,
+    read_table,
+)
+
+Members = Sequence[tuple[str, bytes]]
+
+
+def picture(shade: int, kind: str = "PNG", mode: str = "RGB") -> bytes:
+    buffer = io.BytesIO()
+    colour = (shade, shade, shade) if mode == "RGB" else (shade, shade, shade, 0)
+    Image.new(mode, (4, 5), colour).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write(path: Path, members: Members, format: int = tarfile.PAX_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=format) as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def sample(key: str, shade: int, **about: Any) -> list[tuple[str, bytes]]:
+    """A picture of one shade, with a .txt or, if anything is said about it, a .json."""
+    if about:
+        return [(f"{key}.png", picture(shade)), (f"{key}.json", json.dumps(about).encode())]
+    return [(f"{key}.png", picture(shade)), (f"{key}.txt", f"shade {shade}".encode())]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three shards of 3, 1 and 4 samples, their shades rising from 0."""
+    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
+    numbers = iter(range(8))
+    for shard, count in enumerate((3, 1, 4)):
+        members = [m for i in range(count) for m in sample(f"{shard}{i:03}", next(numbers))]
+        write(tmp_path / "data" / f"{shard:05}.tar", members)
+    return tmp_path / "data"
+
+
+def samples(folder: Path, **arguments: Any) -> ShardSamples:
+    return ShardSamples(folder / "*.tar", **arguments)
+
+
+def shades(found: ShardSamples, indices: Sequence[int], pool: np.ndarray | None = None) -> list:
+    pictures, used = found.take(np.array(indices), pool)
+    assert len(pictures) == len(used)
+    return [int(p[0, 0, 0]) for p in pictures]
+
+
+# --- what is read ------------------------------------------------------------------------------
+
+
+def test_samples_are_numbered_through_all_shards(folder: Path) -> None:
+    found = samples(folder)
+    assert len(found) == 8
+    assert shades(found, [7, 0, 3, 2]) == [7, 0, 3, 2]
+    pictures, used = found.take(np.array([5, 5]))
+    assert pictures[0].shape == (5, 4, 3)
+    assert used.dtype == np.int64
+    assert used.tolist() == [5, 5]
+    assert [e["caption"] for e in found.entries(np.array([6, 1]))] == ["shade 6", "shade 1"]
+    assert found.image_ids.tolist() == list(range(8))
+    assert shades(ShardSamples([folder / "00002.tar", folder / "00000.tar"]), [0, 4]) == [4, 0]
+
+
+@pytest.mark.parametrize("format", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_layouts_of_webdataset_and_img2dataset(tmp_path: Path, format: int) -> None:
+    """Keys end at the first dot; suffixes in capitals; other members and folders are ignored."""
+    members = [
+        ("a/0.jpg", picture(10, "JPEG")),
+        ("a/0.txt", b"first\n"),
+        ("a/0.json", json.dumps({"caption": "unused", "key": "0"}).encode()),
+        ("0.txt", b"second"),
+        ("0.JPEG", picture(20, "JPEG")),
+        ("1.seg.png", b"no picture of this set"),
+        ("1.webp", picture(30, "WEBP")),
+        ("1.cls", b"7"),
+        ("1.json", json.dumps({"caption": ["third", "Third!"], "image_id": 5}).encode()),
+        ("lonely.txt", b"a caption without a picture"),
+    ]
+    if format != tarfile.USTAR_FORMAT:  # long names are members of their own before the file
+        members += [(f"{'x' * 150}.png", picture(40)), (f"{'x' * 150}.txt", b"fourth")]
+    path = write(tmp_path / "s.tar", members, format)
+    with tarfile.open(path, "a") as archive:
+        folder = tarfile.TarInfo("a")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = ShardSamples(path)
+    captions = [entry["caption"] for entry in found.entries(np.arange(len(found)))]
+    assert captions == ["first\n", "second", ["third", "Third!"], "fourth"][: len(found)]
+    assert len(found) == (3 if format == tarfile.USTAR_FORMAT else 4)
+    assert np.abs(np.array(shades(found, range(3))) - [10, 20, 30]).max() <= 2
+
+
+def test_image_ids_are_small_numbers_shared_by_captions_of_one_image(tmp_path: Path) -> None:
+    first = [
+        *sample("0", 0, caption="a", image_id=7),
+        *sample("1", 0, caption="b", image_id="7"),
+        *sample("2", 0, caption="c", image_id=7),
+        *sample("3", 1),
+        *sample("4", 0, caption="d", image_id=None),
+    ]
+    second = [*sample("3", 2), *sample("5", 0, caption="e", image_id="7")]
+    both = ShardSamples([write(tmp_path / "a.tar", first), write(tmp_path / "b.tar", second)])
+    ids = both.image_ids
+    assert ids[0] == ids[2] != ids[1] == ids[6]
+    assert len({int(i) for i in ids}) == 5
+    assert sorted({int(i) for i in ids}) == list(range(5))
+    assert [e["image_id"] for e in both.entries(np.arange(7))] == ids.tolist()
+    # The caption may come from one file and the identity from the other.
+    members = [
+        (f"{k}.{s}", c)
+        for k in "01"
+        for s, c in (("png", picture(0)), ("txt", b"x"), ("json", b'{"image_id": 3}'))
+    ]
+    assert ShardSamples(write(tmp_path / "c.tar", members)).image_ids.tolist() == [0, 0]
+
+
+def test_pictures_without_a_word_are_left_out_and_counted(tmp_path: Path) -> None:
+    members = [
+        ("0.png", picture(0)),
+        *sample("1", 1),
+        ("2.png", picture(2)),
+        ("2.txt", b"..."),
+        ("3.png", picture(3)),
+        ("3.txt", b"\xff\xfe"),
+        *sample("4", 4, caption=None),
+        *sample("5", 5, caption=["a", 5]),
+        *sample("6", 6, caption=[]),
+        *sample("7", 7, title="a"),
+        ("8.png", picture(8)),
+        ("8.json", b"[" * 100_000),
+        ("9.png", picture(9)),
+        ("9.json", b'{"caption": "\\ud800"}'),
+        ("a.png", picture(10)),
+        ("a.txt", b"x" * (module._MAX_TEXT + 1)),
+        ("b.png", picture(11)),
+        ("b.txt", b""),
+        ("b.json", b'{"caption": "kept"}'),
+    ]
+    path = write(tmp_path / "s.tar", members)
+    for _ in range(2):  # read anew, then from the index
+        with pytest.warns(UserWarning, match=r"10 of 12 images are left out.*'0' of .*s.tar"):
+            found = ShardSamples(path)
+        assert [e["caption"] for e in found.entries(np.arange(2))] == ["shade 1", "kept"]
+        assert shades(found, [0, 1]) == [1, 11]
+
+
+def test_alpha_is_kept_if_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.tar", [("0.png", picture(9, mode="RGBA")), ("0.txt", b"x")])
+    clear, _ = ShardSamples(path, mode="RGBA").take(np.array([0]))
+    assert clear[0].tolist() == np.full((5, 4, 4), [9, 9, 9, 0]).tolist()
+    assert ShardSamples(path).take(np.array([0]))[0][0].shape == (5, 4, 3)
+
+
+# --- order -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 20), min_size=1, max_size=12).filter(any),
+    st.integers(1, 5),
+    st.integers(0, 2**70),
+    st.integers(0, 5),
+)
+def test_each_sample_once_and_few_shards_at_a_time(
+    counts: list[int], window: int, seed: int, epoch: int
+) -> None:
+    ends = np.cumsum(counts)
+    stream = WindowShuffle(seed, ends, window)
+    draws = stream.draws(epoch)
+    assert len(stream) == sum(counts)
+    assert sorted(draws.positions.tolist()) == list(range(sum(counts)))
+    assert (draws.passes == epoch).all()
+    again = WindowShuffle(seed, ends, window).draws(epoch)
+    np.testing.assert_array_equal(draws.positions, again.positions)
+    shard = np.searchsorted(ends, draws.positions, side="right")
+    spans = sorted((np.flatnonzero(shard == s)[[0, -1]].tolist()) for s in set(shard.tolist()))
+    for place in range(len(stream)):
+        assert sum(first <= place <= last for first, last in spans) <= window
+
+
+def test_order_differs_by_epoch_and_seed_and_mixes_a_window() -> None:
+    ends = np.arange(1, 9) * 50
+    stream = WindowShuffle(0, ends, 4)
+    first, second = (stream.draws(epoch).positions for epoch in (0, 1))
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, WindowShuffle(1, ends, 4).draws(0).positions)
+    shard = np.searchsorted(ends, first, side="right")
+    assert len(set(shard[:20].tolist())) == 4  # all of a window at once
+    assert set(shard[:200].tolist()).isdisjoint(shard[200:].tolist())
+    whole = WindowShuffle(0, ends, 100).draws(0).positions
+    assert len(set(np.searchsorted(ends, whole[:60], side="right").tolist())) == 8
+
+
+# --- index files -------------------------------------------------------------------------------
+
+
+def test_index_files_are_used_until_the_shard_changes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+    original = module.read_table
+    monkeypatch.setattr(
+        module, "read_table", lambda path: (reads.append(Path(path).name), original(path))[1]
+    )
+    samples(folder)
+    assert reads == ["00000.tar", "00001.tar", "00002.tar"]
+    assert {p.name for p in folder.iterdir()} == {
+        name for n in range(3) for name in (f"{n:05}.tar", f"{n:05}.tar.index.npz")
+    }
+    again = samples(folder)
+    assert len(reads) == 3
+    assert shades(again, range(8)) == list(range(8))
+
+    write(folder / "00001.tar", [*sample("x", 50), *sample("y", 51)])
+    assert shades(samples(folder), range(9)) == [0, 1, 2, 50, 51, 4, 5, 6, 7]
+    os.utime(folder / "00002.tar", ns=(1, 1))
+    samples(folder)
+    (folder / "00000.tar.index.npz").write_bytes(b"PK damaged")
+    samples(folder)
+    monkeypatch.setattr(module, "_VERSION", module._VERSION + 1)
+    samples(folder)
+    assert reads[3:] == ["00001.tar", "00002.tar", "00000.tar", *(f"{n:05}.tar" for n in range(3))]
+
+
+def test_index_files_go_elsewhere_where_the_folder_is_read_only(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    replace = os.replace
+
+    def no_writing_here(source: Path, target: Path) -> None:
+        if Path(target).parent in forbidden:
+            raise PermissionError("read-only")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", no_writing_here)
+    forbidden = {folder}
+    samples(folder)
+    assert len(list((tmp_path / "cache" / "shard-index").glob("*.npz"))) == 3
+    samples(folder, index_folder=tmp_path / "mine")
+    assert len(list((tmp_path / "mine").glob("*.npz"))) == 3
+    monkeypatch.setattr(module, "read_table", None)  # not needed any more
+    assert shades(samples(folder), [7]) == [7]
+    monkeypatch.undo()
+
+    monkeypatch.setattr(os, "replace", no_writing_here)
+    forbidden = {folder, tmp_path / "none"}
+    assert len(samples(folder, index_folder=tmp_path / "none")) == 8
+    assert "no index file can be written" in caplog.text
+    assert not list(folder.glob(".*"))  # nothing half-written is left
+    assert not list((tmp_path / "none").iterdir())
+
+
+# --- damage ------------------------------------------------------------------------------------
+
+
+def test_no_shard(folder: Path) -> None:
+    for name in (folder / "*.zip", folder, folder / "missing.tar"):
+        with pytest.raises(DataNotFoundError, match=r"(zip|data|missing\.tar): no shard found"):
+            ShardSamples(name)
+    with pytest.raises(ValueError, match="no shard is given"):
+        ShardSamples([])
+    with pytest.raises(ValueError, match=r"00000.tar: the shard is given twice"):
+        ShardSamples([folder / "*.tar", folder / "00000.tar"])
+    with pytest.raises(ValueError, match="window=0"):
+        samples(folder, window=0)
+
+
+def test_a_file_with_special_signs_in_its_name_is_taken_as_it_is(tmp_path: Path) -> None:
+    assert len(ShardSamples(write(tmp_path / "a[1]*.tar", sample("0", 0)))) == 1
+
+
+@pytest.mark.parametrize("cut", [1, 512, 1024, 3000])
+def test_cut_off_shards(tmp_path: Path, cut: int) -> None:
+    path = write(tmp_path / "s.tar", [m for i in range(6) for m in sample(str(i), i)])
+    content = path.read_bytes()
+    end = content.rstrip(b"\0")
+    length = -(-len(end) // 512) * 512  # all members, without the mark at the end
+    for keep in (length, length - cut):
+        path.write_bytes(content[:keep])
+        with pytest.raises(DataCorruptError, match=r"s\.tar: (cut off or damaged at byte|no tar)"):
+            ShardSamples(path)
+    path.write_bytes(content[: length + 512])  # one block of zeros is a mark
+    assert len(ShardSamples(path)) == 6
+
+
+def test_a_damaged_header_in_the_middle_is_noticed(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.tar", [m for i in range(6) for m in sample(str(i), i)])
+    content = bytearray(path.read_bytes())
+    content[4 * 1024 : 4 * 1024 + 20] = b"\x07" * 20
+    path.write_bytes(content)
+    with pytest.raises(DataCorruptError, match=r"s\.tar: cut off or damaged at byte 4096"):
+        ShardSamples(path)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)), min_size=1, max_size=5))
+def test_any_damage_gives_a_table_or_the_right_error(
+    tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "damaged.tar"
+    members = [*sample("0", 0), *sample("1", 1, caption="a", image_id=1)]
+    content = bytearray(write(path, members).read_bytes())
+    for place, value in changes:
+        content[place] = value
+    path.write_bytes(content)
+    try:
+        rows = read_table(path).rows
+    except DataCorruptError as error:
+        rows, message = np.zeros(0, module._ROW), str(error)
+    else:
+        message = "damaged.tar"
+    assert "damaged.tar" in message
+    assert (rows["image"] >= 0).all()
+    assert (rows["image"] + rows["image_size"] <= len(content)).all()
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_compressed_shards_are_refused_with_advice(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"s.tar.{kind}"
+    with tarfile.open(path, f"w:{kind}") as archive:  # type: ignore[call-overload]
+        archive.addfile(tarfile.TarInfo("0.txt"))
+    with pytest.raises(DataCorruptError, match=r"compressed by .*Unpack it to a \.tar"):
+        ShardSamples(path)
+
+
+def test_zstd_and_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.tar"
+    for content, message in [
+        (b"\x28\xb5\x2f\xfd" + b"x" * 100, "compressed by zstd"),
+        (gzip.compress(b""), "compressed by gzip"),
+        (b"", "no tar file"),
+        (b"not a tar file" * 100, "no tar file"),
+    ]:
+        path.write_bytes(content)
+        with pytest.raises(DataCorruptError, match=rf"s\.tar.*{message}"):
+            ShardSamples(path)
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE]
+)
+def test_links_and_special_members_are_refused(tmp_path: Path, kind: bytes) -> None:
+    path = write(tmp_path / "s.tar", sample("0", 0))
+    with tarfile.open(path, "a") as archive:
+        member = tarfile.TarInfo("1.jpg")
+        member.type, member.linkname = kind, "/etc/passwd"
+        archive.addfile(member)
+    with pytest.raises(DataCorruptError, match=r"'1\.jpg' is a link or another special member"):
+        ShardSamples(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("0.png", "image"), ("0.jpg", "image"), ("0.txt", "txt")]
+)
+def test_a_key_twice_is_refused(tmp_path: Path, name: str, kind: str) -> None:
+    path = write(tmp_path / "s.tar", [*sample("0", 0), (name, b"x")])
+    with pytest.raises(DataCorruptError, match=f"two files of kind {kind} for key '0'"):
+        ShardSamples(path)
+
+
+def test_shards_without_pairs_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "s.tar", [("0.txt", b"a"), ("1.tif", b"b")])
+    with pytest.raises(DataCorruptError, match=r"no pair in 1 shards, the first is .*s\.tar"):
+        ShardSamples(path)
+    full = write(tmp_path / "t.tar", sample("0", 3))
+    assert shades(ShardSamples([path, full]), [0]) == [3]  # one of them may be empty
+    with (
+        pytest.warns(UserWarning, match="1 of 1 images are left out"),
+        pytest.raises(DataCorruptError, match="no pair"),
+    ):
+        ShardSamples(write(tmp_path / "u.tar", [("0.png", picture(0))]))
+
+
+def test_a_corrupt_picture_is_replaced_or_left_out_and_counted(tmp_path: Path) -> None:
+    members = [m for i in range(4) for m in sample(f"key{i}", i)]
+    members[2] = ("key1.png", b"no picture")
+    path = write(tmp_path / "s.tar", members)
+    found = ShardSamples(path, max_corrupt=0.25)
+    with pytest.warns(UserWarning, match=r"s\.tar: key1\.png at byte 2560: unreadable.*1 of 4"):
+        pictures, used = found.take(np.array([1, 3]), np.arange(4))
+    assert [int(p[0, 0, 0]) for p in pictures] == used.tolist() == [2, 3]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # once only
+        assert found.take(np.array([1, 3]))[1].tolist() == [3]
+    with (
+        pytest.warns(UserWarning, match="unreadable"),
+        pytest.raises(DataCorruptError, match="1 of 4 images are unreadable, more than max_corrup"),
+    ):
+        ShardSamples(path).take(np.array([1]), np.arange(4))
+
+
+def test_a_cut_off_picture_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG")
+    members = [("0.jpg", buffer.getvalue()[: len(buffer.getvalue()) // 2]), ("0.txt", b"x")]
+    pictures, _ = ShardSamples(write(tmp_path / "s.tar", members)).take(np.array([0]))
+    assert pictures[0].shape == (64, 64, 3)
+
+
+def test_shards_that_change_meanwhile_stop_the_run(folder: Path) -> None:
+    found = samples(folder)
+    write(folder / "00000.tar", sample("0", 99))
+    (folder / "00001.tar").unlink()
+    with pytest.raises(ShardChangedError, match=r"00000\.tar has changed since"):
+        found.take(np.array([0]), np.arange(8))
+    with pytest.raises(ShardChangedError, match=r"00001\.tar is gone"):
+        found.entries(np.array([3]))
+    assert shades(found, [4]) == [4]
+
+
+# --- processes ---------------------------------------------------------------------------------
+
+
+def test_few_files_are_open_and_copies_open_their_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = samples(folder, window=1)
+    order = [0, 3, 4, 1, 3, 7, 2, 0]
+    assert shades(found, order) == order
+    files = found._files._files
+    assert len(files) == 2  # two windows of one shard
+    assert [Path(path).name for path in files] == ["00002.tar", "00000.tar"]
+    assert len({file.fileno() for file in files.values()}) == 2
+    copy = pickle.loads(pickle.dumps(found))
+    assert not copy._files._files
+    assert shades(copy, order) == order
+
+
+def test_cached_pictures_are_decoded_once(folder: Path) -> None:
+    found = samples(folder, cache=True)
+    first = found.read(2)
+    assert found.read(2) is first
+    assert samples(folder).read(2) is not first
+
+
+# --- the module --------------------------------------------------------------------------------
+
+
+def pair_data(folder: Path, **changes: Any) -> ShardPairData:
+    vocab = folder / "vocab.txt"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "shade", *map(str, range(60))]
+    vocab.write_text("\n".join(words))
+    values: dict[str, Any] = {
+        "shards": str(folder / "*.tar"),
+        "window": 2,
+        "files": {},
+        "image_root": str(folder),
+        "vocab": str(vocab),
+        "augmentation": {
+            "_target_": "shared.data.recipe_views.RecipeViews",
+            "mean": [0.0] * 3,
+            "std": [1.0] * 3,
+            "size": 8,
+            "test_resize": None,
+            "recipes": {"train": [{"op": "resize"}, {"op": "flip"}]},
+        },
+        "batch_size": 3,
+        "val_split": None,
+        "test_split": None,
+    }
+    data = ShardPairData(**values | changes)
+    data.prepare_data()
+    data.setup("fit")
+    return data
+
+
+def contents(batches: list[Mapping[str, torch.Tensor]]) -> list[tuple[int, int, int, int]]:
+    """Of each sample: its number, image, shade and the number in its text."""
+    rows = []
+    for batch in batches:
+        shades = (batch["images"][:, 0, 0, 0] * 255).round().int().tolist()
+        numbers = (batch["input_ids"][:, 2] - 6).tolist()
+        indices, ids = batch["indices"].tolist(), batch["image_ids"].tolist()
+        rows += list(zip(indices, ids, shades, numbers, strict=True))
+    return rows
+
+
+def test_module_gives_pairs_in_the_order_of_the_stream(folder: Path) -> None:
+    data = pair_data(folder)
+    rows = contents(list(data.train_dataloader()))
+    order = data.source.stream(0).draws(0).positions[:6].tolist()
+    assert rows == [(i, i, i, i) for i in order]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_goes_on_in_the_middle_of_a_shard(folder: Path, workers: int) -> None:
+    whole = pair_data(folder, batch_size=2).train_dataloader()
+    expected = contents(list(whole))
+    first = pair_data(folder, batch_size=2, num_workers=workers).train_dataloader()
+    batches = iter(first)
+    before = contents([next(batches)])
+    state = first.state_dict()
+    del batches
+    second = pair_data(folder, batch_size=2, num_workers=workers).train_dataloader()
+    second.load_state_dict(state)
+    assert before + contents(list(second)) == expected
+
+
+def test_module_refuses_what_it_would_ignore(folder: Path) -> None:
+    with pytest.raises(ValueError, match="subset can't be taken of shards"):
+        pair_data(folder, subset=3)
+    with pytest.raises(ValueError, match=r"from shards or from files\.train, not from both"):
+        pair_data(folder, files={"train": "pairs_train.json"})
+    assert len(pair_data(folder, files={"train": None}).train_dataloader()) == 2
+    with pytest.raises(ValueError, match="batch_size=9 is larger"):
+        pair_data(folder, batch_size=9)
