@@ -188,7 +188,8 @@ def _check(claim: Claim, path: Path) -> None:
         raise ClaimError(f"{path}: the verdict needs {optional}, which cannot be optional")
     if both := sorted(set(claim.prepare) & set(claim.arms)):
         raise ClaimError(f"{path}: {both} cannot be arms and be prepared for them")
-    for rule in (claim, *claim.further):
+    rules: list[Claim | Further] = [claim, *claim.further]
+    for rule in rules:
         if rule.expected_sign not in (-1, 0, 1):
             raise ClaimError(f"{path}: expected_sign is 1, 0 or -1, not {rule.expected_sign}")
         if not rule.smallest_difference > 0:

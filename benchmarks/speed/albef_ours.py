@@ -59,7 +59,7 @@ class OurALBEF(OurSide):
         total_loss = module.total_loss
 
         def recorded(terms: dict[str, Tensor], *rest: Any) -> Tensor:
-            losses.extend(float(terms[f"loss_{name}"]) for name in ("ita", "itm", "mlm"))
+            losses.extend(float(terms[f"loss_{name}"].detach()) for name in ("ita", "itm", "mlm"))
             return total_loss(terms, *rest)
 
         for given in torch.load(self.folder / "draws.pt"):

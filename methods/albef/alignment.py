@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from methods.albef.evaluation import RetrievalEvaluation
 from methods.albef.model import ImageTextEncoders
 from methods.albef.training import Batch, MomentumDistilled
+from shared.data.image_text import ImageTextData
 from shared.data.randomness import torch_generator
 from shared.losses.contrastive import similarity_logits, soft_target_nce
 from shared.losses.image_text import (
@@ -205,6 +206,11 @@ class Alignment(MomentumDistilled):
         text_encoder = self.encoders.text_encoder
         return self.itm_head(text_encoder.fuse(text_tokens, mask, context, first_only=True)[:, 0])
 
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if isinstance(data := getattr(self.trainer, "datamodule", None), ImageTextData):
+            self.retrieval.check(data)
+
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Image features (B, E) of unit norm."""
         return self.encoders.encode_image(batch["images"])[1]
@@ -219,4 +225,5 @@ class Alignment(MomentumDistilled):
         self.retrieval.collect(self, batch)
 
     def on_test_epoch_end(self) -> None:
-        self.log_dict({f"test/{k}": v for k, v in self.retrieval.metrics(self).items()})
+        metrics = self.retrieval.metrics(self, testing=True)
+        self.log_dict({f"test/{name}": value for name, value in metrics.items()})

@@ -10,6 +10,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from shared.data.image_text import ImageTextData
 from shared.evaluation.retrieval import (
     Collector,
     Gallery,
@@ -31,34 +32,39 @@ class RetrievalEvaluation:
 
     Metrics in percent, see `recalls`: `itc_txt_r1` ... `itc_r_mean` of the similarities of the
     features; `txt_r1` ... `r_mean` of the matching scores of the k most similar candidates; and if
-    the batches name hard negatives, `itm_auc`, area under the ROC curve of the matching
-    head on true pairs against pairs of an image with the hard negative of its text. These are
-    given, not chosen by a model, so that models can be compared.
+    the batches name hard negatives, `itm_auc`, 100 times the area under the ROC curve of the
+    matching head, for true pairs against pairs of an image with the hard negative of its text.
+    These are given, not chosen by a model, so that models can be compared.
 
     Args:
         k_test: candidates of each image and of each text, "all" to score every pair.
-        rerank: whether to ask the matching head.
+        rerank: whether to ask the matching head: always, never, or in the "test" only.
         score: "itm": its logit of "match" alone; "itm+itc": plus the similarity, as BLIP does.
         precision: of the matching, "float32" or "bfloat16". The tokens are kept in it, too.
-        chunk: most text positions matched at once, see `score_pairs`.
+        chunk: most text positions matched at once, see `score_pairs`; fewer waste less on padding
+            and use less of a GPU.
     """
 
     def __init__(
         self,
         k_test: int | Literal["all"],
-        rerank: bool = True,
+        rerank: bool | Literal["test"] = True,
         score: Score = "itm",
         precision: Precision = "float32",
-        chunk: int = 4096,
+        chunk: int = 1024,
     ):
         if k_test != "all" and (not isinstance(k_test, int) or k_test < 1):
             raise ValueError(f"k_test is a positive number or all, got {k_test!r}")
+        if rerank not in (True, False, "test"):
+            raise ValueError(f"rerank is true, false or test, got {rerank!r}")
         if score not in get_args(Score):
             raise ValueError(f"score must be one of {', '.join(get_args(Score))}, got {score!r}")
         if precision not in get_args(Precision):
             raise ValueError(
                 f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}"
             )
+        if chunk < 1:
+            raise ValueError(f"chunk is a positive number of text positions, got {chunk}")
         self.k_test, self.rerank, self.add_similarity = k_test, rerank, score == "itm+itc"
         self.precision, self.chunk = precision, chunk
         self.reset()
@@ -67,6 +73,22 @@ class RetrievalEvaluation:
         """Forget what was collected."""
         self.collector = Collector(getattr(torch, self.precision))
 
+    def check(self, data: ImageTextData) -> None:
+        """Refuse before training what an evaluation would refuse after it.
+
+        Raises:
+            ValueError: `k_test` exceeds the images of the validation or test split.
+        """
+        splits = {"val": data.hparams["val_split"], "test": data.hparams["test_split"]}
+        for kind, split in splits.items():
+            if split is None or self.k_test == "all" or self.rerank not in (True, kind):
+                continue
+            if self.k_test > (images := len(data.evaluated(split))):
+                raise ValueError(
+                    f"method.evaluation.k_test={self.k_test} candidates, but split {split!r} has "
+                    f"{images} images: choose k_test from 1 to {images}, or all"
+                )
+
     @torch.no_grad()
     def collect(self, module: "Alignment", batch: Mapping[str, Any]) -> None:
         """Encode the images and texts of a batch; the module is in evaluation mode.
@@ -74,7 +96,7 @@ class RetrievalEvaluation:
         Args:
             batch: `images` (B, 3, S, S), `indices` (B,); `input_ids`, `attention_mask` (T, L),
                 `text_image` (T,) the entry of each text's image. For `itm_auc`, `hard_text` (T,),
-                the entry whose first text is the hard negative of each text.
+                the entry whose first text is the hard negative of each text; -1 for none.
         """
         image_tokens, image = module.encoders.encode_image(batch["images"])
         longest = int(batch["attention_mask"].sum(dim=1).max())
@@ -86,18 +108,21 @@ class RetrievalEvaluation:
             **({"hard_text": batch["hard_text"]} if "hard_text" in batch else {}),
         )
 
-    def metrics(self, module: "Alignment") -> dict[str, float]:
+    def metrics(self, module: "Alignment", testing: bool = False) -> dict[str, float]:
         """Metrics of all that was collected on all ranks, the same on each of them.
 
+        Args:
+            testing: whether this is the test, see `rerank`.
+
         Raises:
-            ValueError: `k_test` exceeds the number of texts or of images.
+            ValueError: `k_test` exceeds the number of texts or of images, or a score is NaN.
         """
         gallery = self.collector.gallery(module.device)
         self.reset()
         similarity = gallery.similarity()
         found = recalls(similarity, similarity.T, gallery.text_image)
         metrics = {f"itc_{name}": value for name, value in found.items()}
-        if self.rerank:
+        if self.rerank is True or (testing and self.rerank == "test"):
             metrics |= recalls(*self.scores(module, gallery), gallery.text_image)
         if "hard_text" in gallery.values:
             metrics["itm_auc"] = self._auc(module, gallery)
@@ -116,6 +141,8 @@ class RetrievalEvaluation:
         hard, entries = gallery.values["hard_text"], gallery.entries
         other = torch.searchsorted(entries, hard).clamp_max(len(entries) - 1)
         texts = (entries[other] == hard).nonzero()[:, 0]  # else left out with its image
+        if not len(texts):
+            raise ValueError("no text has a hard negative among the texts of this evaluation")
         images = gallery.text_image[texts]
         negatives = torch.searchsorted(gallery.text_image, other[texts])  # the first text of each
         wanted = torch.zeros(len(entries), len(hard), dtype=torch.bool)

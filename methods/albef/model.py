@@ -33,7 +33,13 @@ class ImageTextEncoders(nn.Module):
         self.vision_proj = nn.Linear(width, embed_dim)
         self.text_proj = nn.Linear(self.text_encoder.width, embed_dim)
         self.word_head = (
-            LanguageHead(text["vocab_size"], self.text_encoder.width) if masked_lm else None
+            LanguageHead(
+                text["vocab_size"],
+                self.text_encoder.width,
+                initial_std=text.get("initial_std", 0.02),
+            )
+            if masked_lm
+            else None
         )
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,7 @@ class Pretraining(Alignment):
         objectives: of "ita", "itm" and "mlm", those that count; all three but in ablations.
         identity: which pairs are negatives of one another: "pair", all, as the official code;
             "image", those of different images (captions of one image are then all positives).
+        sabotage: negative control: "misaligned" contrasts each image with another pair's text.
         alignment: see `Alignment`.
     """
 
@@ -43,12 +44,15 @@ class Pretraining(Alignment):
         initial: Mapping[str, str | None] | None = None,
         objectives: Sequence[str] = ("ita", "itm", "mlm"),
         identity: str = "pair",
+        sabotage: str | None = None,
         **alignment: Any,
     ):
         if not objectives or set(objectives) - {"ita", "itm", "mlm"}:
             raise ValueError(f"objectives are of ita, itm and mlm, got {list(objectives)}")
         if identity not in ("pair", "image"):
             raise ValueError(f'identity must be "pair" or "image", got {identity!r}')
+        if sabotage not in (None, "misaligned"):
+            raise ValueError(f'sabotage must be null or "misaligned", got {sabotage!r}')
         super().__init__(masked_lm=True, **alignment)
         self.save_hyperparameters()
 
@@ -77,14 +81,14 @@ class Pretraining(Alignment):
 
         image_tokens, image = self.encoders.encode_image(images)
         tokens, features = self.encoders.encode_text(both_ids, both_masks)
-        (text_tokens, masked_tokens), text = tokens.chunk(2), features[: len(ids)]
+        (text_tokens, masked_tokens), text = tokens.chunk(2), self.own_texts(features[: len(ids)])
 
         self.update_momentum()
         teacher: Any = self.momentum_encoders.module
         with torch.no_grad():
             image_tokens_m, image_m = teacher.encode_image(images)
             tokens_m, features_m = teacher.encode_text(both_ids, both_masks)
-            masked_tokens_m, text_m = tokens_m.chunk(2)[1], features_m[: len(ids)]
+            masked_tokens_m, text_m = tokens_m.chunk(2)[1], self.own_texts(features_m[: len(ids)])
 
         targets = self.contrast_targets(identities, queued=p["identity"] == "image")
         momentum_features = (image_m, text_m)
@@ -92,10 +96,13 @@ class Pretraining(Alignment):
         negatives = self.mine_negatives(i2t, t2i, identities)
         self.enqueue(image_m, text_m, identities)
 
-        matched, context = self.fuse(image_tokens, text_tokens, mask, negatives)
-        itm_logits = self.itm_head(matched)
-        predicted = self.encoders.text_encoder.fuse(masked_tokens, mask, context)
+        losses = {"loss_ita": loss_ita}
+        self.log_train({"temperature": self.temp.detach(), "alpha": alpha})
+        if set(p["objectives"]) == {"ita"}:  # nothing to fuse
+            return self.total_loss(losses, {}, batch["indices"])
 
+        matched, context = self.fuse(image_tokens, text_tokens, mask, negatives)
+        predicted = self.encoders.text_encoder.fuse(masked_tokens, mask, context)
         selected = labels != IGNORED
         words_m = None
         if alpha > 0:
@@ -105,15 +112,16 @@ class Pretraining(Alignment):
                 words_m = teacher.predict_words(hidden_m[selected])
         words = self.encoders.predict_words(predicted[selected])
 
-        losses = {
-            "loss_ita": loss_ita,
-            "loss_itm": matching_loss(itm_logits, len(ids)),
-            "loss_mlm": masked_lm_loss(words, labels[selected], words_m, alpha),
-        }
-        self.log_train({"temperature": self.temp.detach(), "alpha": alpha})
+        losses["loss_itm"] = matching_loss(self.itm_head(matched), len(ids))
+        losses["loss_mlm"] = masked_lm_loss(words, labels[selected], words_m, alpha)
         # What is no objective still gets a gradient, of 0: no parameter is left out under DDP.
         weights = {name: float(name[5:] in p["objectives"]) for name in losses}
         return self.total_loss(losses, weights, batch["indices"])
+
+    def own_texts(self, features: Tensor) -> Tensor:
+        """(B, E) text features as the contrast pairs them with images: those of another pair, if
+        the method is sabotaged."""
+        return features.roll(1, dims=0) if self.hparams["sabotage"] == "misaligned" else features
 
     def identities(self, batch: Batch) -> Tensor:
         """(B,) integers, equal for pairs that are no negatives of one another."""

@@ -7,7 +7,7 @@ pairs, for pre-training and retrieval.
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -425,6 +425,7 @@ class PairData(ImageTextData):
         super().__init__(**base)
         limits: dict[str, int | None] = {"train": 25, "eval": 30}
         self.token_limits = limits | dict(max_text_tokens or {})
+        self._hard: dict[str, NDArray[np.int64]] = {}
         if len(self.token_limits) > len(limits):
             raise ValueError(f"max_text_tokens has keys train and eval, got {max_text_tokens}")
 
@@ -443,6 +444,25 @@ class PairData(ImageTextData):
         pairs = ((entry.get("image_id"), entry["image"]) for entry in self.entries("train"))
         identities = ((number, path if number is None else "") for number, path in pairs)
         return np.array([numbers.setdefault(i, len(numbers)) for i in identities], np.int64)
+
+    def hard_entries(self, split: str) -> NDArray[np.int64]:
+        """(N,) the entry whose first caption is an entry's `hard`.
+
+        Raises:
+            DataCorruptError: there is none.
+        """
+        if split not in self._hard:
+            entries = self.entries(split)
+            numbers = {self.captions(entry)[0]: n for n, entry in enumerate(entries)}
+            found = [
+                numbers.get(clean_caption(entry.get("hard", ""), self._h.max_words), -1)
+                for entry in entries
+            ]
+            if -1 in found:
+                where = entries.where(found.index(-1))
+                raise DataCorruptError(f"{where}: its `hard` is no other entry's first caption")
+            self._hard[split] = np.array(found, np.int64)
+        return self._hard[split]
 
     def problem(self, entry: Entry, split: str) -> str | None:
         number = entry.get("image_id")

@@ -13,6 +13,7 @@ The keys and values of a context are projected once, by `project`, and may serve
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -202,6 +203,7 @@ class TextTransformer(nn.Module):
         share_projections: so many consecutive layers with cross-attention share its key and value
             projections (2 in ALBEF's NLVR2 network, whose twins look at one image each).
         pad_id: id of padding.
+        initial_std: of weights; 0.02 is right for BERT's width, about 1 / sqrt(3 D) for small ones.
 
     Masks (B, L) are 1 (or True) for tokens, 0 for padding. Weights start as N(0, 0.02), biases as
     0.
@@ -222,6 +224,7 @@ class TextTransformer(nn.Module):
         context_width: int | None = None,
         share_projections: int = 1,
         pad_id: int = 0,
+        initial_std: float = 0.02,
     ):
         super().__init__()
         if (cross_attention_from is None) != (context_width is None):
@@ -238,7 +241,7 @@ class TextTransformer(nn.Module):
             )
             for number in range(num_layers)
         )
-        self.apply(initialise_bert)
+        self.apply(partial(initialise_bert, std=initial_std))
         for start in range(0, len(self.fusion_layers), share_projections):
             first, *others = self.fusion_layers[start : start + share_projections]
             for other in others:
@@ -309,12 +312,12 @@ class TextTransformer(nn.Module):
 class LanguageHead(nn.Module):
     """BERT's word prediction: dense, GELU, LayerNorm, then the word embeddings and a bias."""
 
-    def __init__(self, vocab_size: int, width: int, eps: float = 1e-12):
+    def __init__(self, vocab_size: int, width: int, eps: float = 1e-12, initial_std: float = 0.02):
         super().__init__()
         self.dense = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
-        self.apply(initialise_bert)
+        self.apply(partial(initialise_bert, std=initial_std))
 
     def forward(self, hidden: Tensor, words: nn.Embedding) -> Tensor:
         """(..., D) -> logits (..., V); `words` are the word embeddings it is tied to."""
@@ -331,10 +334,10 @@ def attention_mask(mask: Tensor, causal: bool = False) -> Tensor:
     return visible & earlier
 
 
-def initialise_bert(module: nn.Module) -> None:
-    """N(0, 0.02) for weights, 0 for biases and padding; LayerNorms keep 1 and 0."""
+def initialise_bert(module: nn.Module, std: float) -> None:
+    """N(0, std) for weights, 0 for biases and padding; LayerNorms keep 1 and 0."""
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
     if isinstance(module, nn.Embedding) and module.padding_idx is not None:

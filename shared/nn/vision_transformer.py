@@ -25,6 +25,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
         image_size, patch_size: in pixels. width, depth, heads, mlp_ratio: of the transformer.
         drop_path: stochastic depth, rising linearly to this.
         gradient_checkpointing: trade time for memory at large images.
+        initial_std: of the blocks' weights; larger for small widths, see `TextTransformer`.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
         gradient_checkpointing: bool = False,
+        initial_std: float = 0.02,
     ):
         super().__init__(
             img_size=image_size,
@@ -51,6 +53,10 @@ class VisionTransformer(timm_vit.VisionTransformer):
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
         )
         self.set_grad_checkpointing(gradient_checkpointing)
+        if initial_std != 0.02:  # timm's own
+            for layer in self.blocks.modules():
+                if isinstance(layer, nn.Linear):
+                    nn.init.trunc_normal_(layer.weight, std=initial_std)
 
     @property
     def grid(self) -> int:

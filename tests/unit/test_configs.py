@@ -21,6 +21,8 @@ CLASSES = {"cifar10": 10, "stl10": 10, "svhn": 10, "cifar100": 100}  # of reader
 CLASSES |= {"imagenet": 1000, "imagenet_fraction": 1000}
 ROWS = [e for e in EXPERIMENTS if "paper" in OmegaConf.load(CONF / "experiment" / f"{e}.yaml")]
 ROWS = [e for e in ROWS if not e.startswith("iccl/")]  # without figures: test_iccl_configs.py
+STEPS = ["pretrain_4m", "pretrain_14m", "pretrain_webdataset", "text_assignment"]
+STEPS = [f"albef/{step}" for step in (*STEPS, "retrieval_coco_4m")]  # towards rows; no figures
 
 
 def composed(*overrides: str, name: str = "config", whole: bool = False) -> DictConfig:
@@ -80,37 +82,54 @@ def test_the_rows_of_the_papers_table_are_there() -> None:
     assert {row.removeprefix("comatch/") for row in ROWS if row.startswith("comatch/")} == expected
 
 
-@pytest.mark.parametrize("experiment", ROWS)
-def test_paper_row(experiment: str, tmp_path: Path) -> None:
-    """Its header says what a reader needs; it builds; without data it says what belongs where."""
+def header_of(experiment: str) -> str:
     text = (CONF / "experiment" / f"{experiment}.yaml").read_text()
-    header = text.split("defaults:")[0]
-    assert f"experiment={experiment}" in header
-    for word in ("GPU-hours", "our estimate", "GPU memory", "Expect"):
-        assert word in header
+    return text.split("defaults:")[0].replace("\n# ", " ")
 
-    config = resolved(experiment, tmp_path)
-    paper = config["paper"]
+
+def network_of(module: Any) -> torch.nn.Module:
+    return module.encoders if hasattr(module, "encoders") else module.encoder
+
+
+def rate_of(module: Any) -> float:
+    """At the start of a training."""
+    configured = module.configure_optimizers()
+    optimizer = configured[0][0] if isinstance(configured, tuple) else configured
+    return optimizer.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize("experiment", ROWS)
+def test_figures_of_a_paper_row(experiment: str, tmp_path: Path) -> None:
+    header, paper = header_of(experiment), resolved(experiment, tmp_path)["paper"]
     assert set(paper) == {"table", "metric", "value", "std", "source", "gpu_hours"}
     assert f"{paper['value']:g}" in header.replace("0 ", " ") or str(paper["value"]) in header
     assert 0 < paper["value"] <= 100
     assert f"about {paper['gpu_hours']} GPU-hours" in header
+    assert "Expect" in header
 
+
+@pytest.mark.parametrize("experiment", [*ROWS, *STEPS])
+def test_paper_row(experiment: str, tmp_path: Path) -> None:
+    """Its header says what a reader needs; it builds; without data it says what belongs where."""
+    header = header_of(experiment)
+    assert f"experiment={experiment}" in header
+    for word in ("GPU-hours", "our estimate", "GPU memory"):
+        assert word in header
+
+    config = resolved(experiment, tmp_path)
     # The adaptations of miniatures to short runs must never leak into a paper row.
-    assert config["method"]["backbone"].get("bn_momentum", 0.001) == 0.001
-    assert not config["method"].get("ema_warm_up", False)
+    method = config["method"]
+    assert method.get("backbone", {}).get("bn_momentum", 0.001) == 0.001
+    assert not method.get("ema_warm_up", False)
 
-    with torch.device("meta"):  # shapes only: a row has up to 60 M parameters and four queues
-        module = instantiate(config["method"], _recursive_=False, _convert_="all")
-    parameters = sum(p.numel() for p in module.encoder.parameters())
-    assert parameters > 1_000_000
-    reader = config["data"]["dataset"]["_target_"].rpartition(".")[2]
+    with torch.device("meta"):  # shapes only: a row has up to 400 M parameters and four queues
+        module = instantiate(method, _recursive_=False, _convert_="all")
+    assert sum(p.numel() for p in network_of(module).parameters()) > 1_000_000
+    reader = config["data"].get("dataset", {}).get("_target_", "").rpartition(".")[2]
     if "num_classes" in module.hparams and reader in CLASSES:
         assert module.hparams["num_classes"] == CLASSES[reader]
     if not config["evaluate_only"]:
-        optimizers, _ = module.configure_optimizers()
-        lr = config["method"].get("head_lr") or config["method"]["lr"]
-        assert optimizers[0].param_groups[0]["lr"] == lr
+        assert rate_of(module) == (method.get("head_lr") or method["lr"])
 
     data = instantiate(config["data"], _recursive_=False, _convert_="all")
     with pytest.raises(DataNotFoundError) as caught:
@@ -149,3 +168,64 @@ def test_parameter_counts_of_the_paper(tmp_path: Path) -> None:
 def test_values_of_the_specification(experiment: str, values: dict[str, Any]) -> None:
     method = composed(f"experiment=comatch/{experiment}").method
     assert {key: method[key] for key in values} == values
+
+
+ALBEF = {  # section 5 of its specification: image, batch on 8 GPUs, epochs, rates, warm-up, ramp, k
+    "pretrain_4m": (256, 512, 30, 1e-4, 1e-5, 1e-5, 20, True, None),
+    "pretrain_14m": (256, 512, 30, 1e-4, 1e-5, 1e-5, 20, True, None),
+    "pretrain_webdataset": (256, 512, 30, 1e-4, 1e-5, 1e-5, 20, True, None),
+    "text_assignment": (256, 512, 1, 2e-5, 1e-5, 1e-5, 1, None, None),
+    "retrieval_coco": (384, 256, 5, 1e-5, 1e-6, 1e-5, 1, True, 256),
+    "retrieval_coco_4m": (384, 256, 5, 1e-5, 1e-6, 1e-5, 1, True, 256),
+    "retrieval_flickr30k": (384, 256, 10, 1e-5, 1e-6, 1e-5, 1, True, 128),
+    "retrieval_flickr30k_4m": (384, 256, 10, 1e-5, 1e-6, 1e-5, 1, True, 128),
+    "vqa": (384, 256, 8, 2e-5, 1e-6, 1e-5, 4, True, 128),
+    "nlvr2": (384, 128, 10, 2e-5, 1e-6, 1e-5, 1, True, None),
+    "snli_ve": (384, 256, 5, 2e-5, 1e-6, 1e-5, 1, False, None),
+    "refcoco_plus": (384, 256, 5, 1e-5, 1e-6, 1e-5, 1, True, None),
+}
+
+
+@pytest.mark.parametrize("experiment", ALBEF)
+def test_values_of_albefs_specification(experiment: str, tmp_path: Path) -> None:
+    config = resolved(f"albef/{experiment}", tmp_path)
+    method, data = config["method"], config["data"]
+    size, batch, epochs, lr, min_lr, warmup_lr, blocks, ramp, k_test = ALBEF[experiment]
+    assert method["vision"]["image_size"] == data["augmentation"]["size"] == size
+    assert data["batch_size"] == batch
+    assert method["epochs"] == config["trainer"]["max_epochs"] == epochs
+    rates = [method[key] for key in ("lr", "min_lr", "warmup_lr")]
+    assert rates == [lr, min_lr, warmup_lr]
+    assert (method["warmup_blocks"], method["warmup_block"]) == (blocks, 100)
+    assert method["weight_decay"] == 0.02
+    if ramp is not None:
+        assert (method["alpha"], method["encoder_momentum"]) == (0.4, 0.995)
+        assert method["ramp"] == ramp
+    if k_test is not None:
+        assert (
+            method["evaluation"]["k_test"] if "evaluation" in method else method["k_test"]
+        ) == k_test
+    if "queue_size" in method:
+        queue = [method[key] for key in ("queue_size", "embed_dim", "temperature")]
+        assert queue == [65536, 256, 0.07]
+        assert method["queue_size"] % batch == 0
+
+
+def test_rows_of_albef() -> None:
+    """All with a figure in section 8 of its specification."""
+    expected = {"retrieval_coco", "retrieval_flickr30k", "retrieval_flickr30k_4m", "zero_shot_coco",
+                "zero_shot_flickr30k", "zero_shot_flickr30k_pretrained", "vqa", "nlvr2", "snli_ve",
+                "refcoco_plus"}  # fmt: skip
+    assert {row.removeprefix("albef/") for row in ROWS if row.startswith("albef/")} == expected
+
+
+def test_what_a_row_of_albef_starts_from_is_a_run_of_ours(tmp_path: Path) -> None:
+    """Of an experiment that is there, and that of its kind."""
+    kinds = {"pretrained": "pretrain_", "assignment": "text_assignment", "retrieval": "retrieval_"}
+    for experiment in (e for e in (*ROWS, *STEPS) if e.startswith("albef/")):
+        config = resolved(experiment, tmp_path)
+        if (start := config["warm_start"]) is not None:
+            _, method, other, seed, *rest = Path(start["path"]).parts
+            assert f"{method}/{other}" in EXPERIMENTS
+            assert other.startswith(kinds[start["kind"]])
+            assert (seed, *rest) == ("seed0", "checkpoints", "last.ckpt")

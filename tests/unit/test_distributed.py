@@ -15,6 +15,7 @@ from shared.training.distributed import (
     batch_shuffle,
     batch_unshuffle,
     own_rows,
+    pad_to_longest,
     rank,
     shuffled_forward,
     step_permutation,
@@ -71,6 +72,8 @@ def worker(number: int, folder: str) -> None:
         "unshuffled": batch_unshuffle(shuffled, PERMUTATION),
         "nothing": nothing,
         "keys": keys,
+        "padded": pad_to_longest(torch.full((2, 2 + number), number + 1), -7),
+        "padded_mask": pad_to_longest(torch.ones(1, 3 - number), 0),
         "permutation": step_permutation(3, 7, 4),
         "uneven": uneven,
     }
@@ -137,6 +140,15 @@ def test_permutation_of_a_step_is_the_same_on_all_ranks_and_changes_with_seed_an
     assert len({tuple(p.tolist()) for p in drawn}) == 4
 
 
+def test_rows_are_padded_to_the_longest_of_all_ranks(ranks: list[dict]) -> None:
+    """Whichever rank has it."""
+    assert ranks[0]["padded"].tolist() == [[1, 1, -7]] * 2
+    assert ranks[1]["padded"].tolist() == [[2, 2, 2]] * 2
+    assert ranks[0]["padded_mask"].tolist() == [[1, 1, 1]]
+    assert ranks[1]["padded_mask"].tolist() == [[1, 1, 0]]
+    assert ranks[0]["padded"].dtype == torch.long
+
+
 def test_uneven_batches_are_refused(ranks: list[dict]) -> None:
     assert all("different batch sizes: [1, 2]" in result["uneven"] for result in ranks)
 
@@ -146,6 +158,7 @@ def test_one_process_is_the_identity() -> None:
     assert (rank(), world_size()) == (0, 1)
     assert all_gather(x, grad=True) is x
     assert all_reduce_mean(x) is x
+    assert pad_to_longest(x, 0.0) is x
     assert torch.equal(own_rows(x), x)
     assert torch.equal(batch_unshuffle(batch_shuffle(x, PERMUTATION), PERMUTATION), x)
 

@@ -319,7 +319,7 @@ def test_real_pairs(tmp_path: Path) -> None:
         "common_pairs_test_syn": (9, 9),
     }
     sizes = [len((tmp_path / f"{p}vocab.txt").read_text().split("\n")) - 1 for p in ("", "common_")]
-    assert sizes == [2662, 827]
+    assert sizes == [2666, 833]
     trained = {clean_caption(item["caption"]) for item in lists["pairs_train"]}
     held_out = {clean_caption(item["caption"][0]) for item in lists["pairs_test_syn"]}
     assert trained.isdisjoint(held_out)

@@ -319,6 +319,22 @@ def test_sentences_about_pairs_tell_nothing_alone(template: str) -> None:
         assert set(true) == {f"there are {number} objects in total" for number in numbers}
 
 
+@pytest.mark.parametrize("template", ["one has", "both have", "twice"])
+def test_names_with_many_look_alikes_are_as_often_in_true_as_in_false(template: str) -> None:
+    """Scenes hold but one of them, so that they are seldom drawn late."""
+    trains = ("train", "locomotive", "metro", "tram", "monorail", "station", "trolleybus")
+    pool = [Noun(100 + i, name, (), "", "transport-ground") for i, name in enumerate(trains)]
+    pool += [noun for noun in POOL if noun.name not in ("dog", "bird", "rose", "bus")]
+    generator = np.random.default_rng(0)
+    pairs = [draw_pair(template, pool, generator) for _ in range(3000)]
+    true, false = (
+        sum(any(text.split()[-1] == t or f" {t} " in text for t in trains) for text in texts)
+        for texts in ([p.true for p in pairs], [p.false for p in pairs])
+    )
+    assert abs(true - false) < 3 * np.sqrt(true + false)
+    assert true > 300
+
+
 def test_half_of_the_false_sides_name_what_the_other_side_has() -> None:
     generator = np.random.default_rng(0)
     pairs = [draw_pair("one has", POOL, generator) for _ in range(1000)]

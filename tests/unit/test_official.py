@@ -151,6 +151,21 @@ def test_repeated_pattern_fills_several_of_ours_and_import_only_rules_are_not_ex
     assert torch.equal(torch.stack(exported["past"]), torch.stack(source["past"]))
 
 
+def test_what_a_conversion_fits_to_another_size_is_reported():
+    doubled = Conversion(
+        lambda value, ours: value.repeat(len(ours) // len(value)), lambda w, _: w, interpolates=True
+    )
+    table = KeyTable([Rule("w", "w", doubled)])
+    for size, expected in [(2, ["w (2,) -> (4,)"]), (4, [])]:
+        state, report = convert_official({"w": torch.ones(size)}, table, {"w": torch.zeros(4)})
+        assert report.complete
+        assert report.interpolated == expected
+        assert torch.equal(state["w"], torch.ones(4))
+        assert ("interpolated: w (2,) -> (4,)" in str(report)) == bool(expected)
+    _, report = convert_official({"w": torch.ones(3)}, table, {"w": torch.zeros(4)})
+    assert report.resized == ["w (3,) there, w (4,) here"]
+
+
 def test_export_refuses_keys_without_a_name():
     module = Ours()
     module.extra = nn.Linear(1, 1)

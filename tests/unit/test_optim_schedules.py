@@ -6,8 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from shared.training.optim import weight_decay_groups
-from shared.training.schedules import cosine_7_16, half_cosine, steps, warm_up_decay
+from shared.training.optim import decay_matrices, weight_decay_groups
+from shared.training.schedules import (
+    cosine_7_16,
+    half_cosine,
+    stepped_cosine,
+    steps,
+    warm_up_decay,
+)
 
 
 def test_cosine_7_16() -> None:
@@ -35,6 +41,37 @@ def test_warm_up_decay() -> None:
     assert warm_up_decay(8, 0.99) == pytest.approx(0.5)
     assert warm_up_decay(10_000, 0.99) == 0.99
     assert warm_up_decay(0, 0.05) == 0.05
+
+
+ALBEF = {"lr": 1e-4, "min_lr": 1e-5, "warmup_lr": 1e-5, "warmup_blocks": 20, "epochs": 30}
+
+
+def test_stepped_cosine_warms_up_in_stairs() -> None:
+    """The rate is set after every hundredth iteration, hence in force from the one after it."""
+    for iteration, stair in [(0, 0), (1, 0), (100, 0), (101, 1), (200, 1), (201, 2), (1901, 19),
+                             (2000, 19), (2001, 20), (50_000, 20)]:  # fmt: skip
+        expected = 1e-5 + stair * 9e-5 / 20
+        assert stepped_cosine(0, iteration, **ALBEF) == pytest.approx(expected), iteration
+    assert stepped_cosine(0, 2001, **ALBEF) == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize("iteration", [0, 57, 9999])
+def test_stepped_cosine_falls_by_epochs(iteration: int) -> None:
+    """From the position of the epoch's number, as if the warm-up had been no epoch."""
+    for epoch, share in [(10, 0.75), (15, 0.5), (20, 0.25), (30, 0.0), (31, 0.0)]:
+        expected = 1e-5 + share * 9e-5
+        assert stepped_cosine(epoch, iteration, **ALBEF) == pytest.approx(expected)
+    first = stepped_cosine(1, iteration, **ALBEF)
+    assert first == pytest.approx(1e-5 + 9e-5 * (1 + cos(pi / 30)) / 2)
+
+
+def test_stepped_cosine_with_shorter_stairs_and_without_any() -> None:
+    short = {**ALBEF, "warmup_blocks": 3, "warmup_block": 2}
+    rates = [stepped_cosine(0, iteration, **short) for iteration in range(9)]
+    assert rates == pytest.approx([1e-5] * 3 + [4e-5] * 2 + [7e-5] * 2 + [1e-4] * 2)
+    none = {**ALBEF, "warmup_blocks": 0}
+    assert stepped_cosine(0, 0, **none) == pytest.approx(1e-4)
+    assert stepped_cosine(15, 0, **none) == pytest.approx(5.5e-5)
 
 
 class Toy(nn.Module):
@@ -72,3 +109,30 @@ def test_decay_alone_moves_only_the_decayed() -> None:
     for name, p in toy.named_parameters():
         kept = 1.0 if "bn" in name or "frozen" in name else 0.95
         torch.testing.assert_close(p.detach(), kept * before[name])
+
+
+class Wrapped(nn.Module):
+    """As ALBEF's: a temperature, embeddings, a class token, tied weights, a frozen copy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temp = nn.Parameter(torch.tensor(0.07))
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 2))
+        self.gain = nn.Parameter(torch.ones(2))
+        self.words, self.head = nn.Embedding(3, 2), nn.Linear(2, 3)
+        self.head.weight = self.words.weight
+        self.norm, self.copy = nn.LayerNorm(2), nn.Linear(2, 2).requires_grad_(False)
+        self.table = nn.ParameterDict({"bias": nn.Parameter(torch.zeros(2, 2))})
+
+
+def test_matrices_are_decayed() -> None:
+    """Spared are one-dimensional parameters and all biases, whatever their shape."""
+    module = Wrapped()
+    names = {id(p): name for name, p in module.named_parameters()}
+    decayed, spared = decay_matrices(module, 0.02)
+    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.02, 0.0)
+    found = [sorted(names[id(p)] for p in group["params"]) for group in (decayed, spared)]
+    assert found == [
+        ["cls_token", "temp", "words.weight"],
+        ["gain", "head.bias", "norm.bias", "norm.weight", "table.bias"],
+    ]

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from benchmarks.speed import __main__ as speed
-from benchmarks.speed import pcl, peer_environment
+from benchmarks.speed import albef, pcl, peer_environment
+from benchmarks.speed.albef_ours import OurALBEF
 from benchmarks.speed.comatch import make_data
 from benchmarks.speed.pcl_ours import OurMoCo
 from benchmarks.speed.peer_environment import PeerPackage
@@ -21,6 +22,7 @@ from benchmarks.speed.protocol import (
     SpeedError,
     Worker,
     alternate,
+    check_same_values,
     check_same_work,
     compare,
     quartiles,
@@ -110,6 +112,23 @@ def test_other_work_is_refused(other):
         check_same_work(WORK, {**WORK, **other})
 
 
+def test_other_values_are_refused():
+    tolerances = {"losses": 1e-3, "ranks": 0.0}
+    ours = {"losses": [1.0, 2.0], "ranks": [3, 1], "more": [5.0]}
+    check_same_values(ours, {"losses": [1.0005, 2.0], "ranks": [3, 1]}, tolerances)
+    for peer, message in (
+        ({"losses": [1.0, 2.1], "ranks": [3, 1]}, r"losses differ .* 1 of 2 .*number 1 is 2 here"),
+        ({"losses": [1.0, float("nan")], "ranks": [3, 1]}, "number 1 is 2 here, nan there"),
+        ({"losses": [1.0, 2.0], "ranks": [1, 3]}, "ranks differ by more than 0 in 2 of 2 values"),
+        ({"losses": [1.0], "ranks": [3, 1]}, "losses: 2 values here, 1 there"),
+        ({"losses": [1.0, 2.0]}, "ranks: 2 values here, 0 there"),
+    ):
+        with pytest.raises(SpeedError, match=message):
+            check_same_values(ours, peer, tolerances)
+    with pytest.raises(SpeedError, match="losses: 0 values here, 0 there"):
+        check_same_values({}, {}, tolerances)
+
+
 def test_lines_table_and_file(tmp_path):
     rows = compare(COMPARISONS, alternate(sides([]), VARIANTS, blocks=3, steps=2, warm_up=1))
     *_, spread, last = ratio_lines(rows[0]).splitlines()
@@ -133,6 +152,7 @@ from benchmarks.speed.serving import serve, timed
 class Toy:
     def __init__(self, settings): self.settings = settings; print("noise of a library")
     def describe(self): return self.settings
+    def values(self): return {{"losses": [0.5]}}
     def run(self, variant, steps):
         print("more noise")
         if variant == "broken": raise ValueError("no such thing")
@@ -154,6 +174,7 @@ def worker(tmp_path):
 
 def test_worker_answers_and_its_prints_go_to_the_log(worker):
     assert worker.describe() == {"threads": 1}
+    assert worker.values() == {"losses": [0.5]}
     seconds, losses = worker.run("float32", 3)
     assert len(seconds) == 3
     assert min(seconds) >= 0
@@ -218,17 +239,22 @@ def test_peers_share_one_environment_and_each_is_installed_once(tmp_path, monkey
     assert commands[-1] == "peer==1.1"
 
 
-@pytest.mark.parametrize("loading", [False, True])
-def test_loading_is_timed_only_where_the_comparison_has_it(tmp_path, monkeypatch, capsys, loading):
-    seen = []
+@pytest.fixture
+def comparison(monkeypatch):
+    """A comparison of fake sides, as `spec`; the settings of the sides, and their diary."""
+    seen, diary = [], []
 
     class FakeWorker(FakeSide):
         def __init__(self, python, module, settings, root, log):
-            super().__init__(module, {"float32": 1.0, "float32 loading": 2.0}, [])
+            seconds = {"float32": 1.0, "float32 loading": 2.0, "float32 reranking": 4.0}
+            super().__init__(module, seconds, diary)
             seen.append(settings)
 
         def describe(self):
             return WORK
+
+        def values(self):
+            return {"losses": [1.0 if self.name == "ours" else 1.0 + spec.DISTANCE]}
 
         def close(self):
             pass
@@ -237,12 +263,18 @@ def test_loading_is_timed_only_where_the_comparison_has_it(tmp_path, monkeypatch
     spec.PEER, spec.SETTINGS, spec.WARM_UP_STEPS, spec.HEADER = None, {"seed": 0}, 1, "a step"
     spec.OURS_MODULE, spec.PEER_MODULE = "ours", "peer"
     spec.STEP = (Comparison("float32", "float32", "float32"),)
-    if loading:
-        spec.WITH_LOADING = (Comparison("float32", "float32 loading", "float32 loading"),)
-        spec.make_data = lambda folder: folder
     monkeypatch.setattr(speed, "Worker", FakeWorker)
     monkeypatch.setattr(speed, "import_module", lambda _: spec)
     monkeypatch.setattr(speed.peer_environment, "ensure", lambda *_: Path("python"))
+    return spec, seen, diary
+
+
+@pytest.mark.parametrize("loading", [False, True])
+def test_loading_is_timed_only_where_the_comparison_has_it(tmp_path, comparison, capsys, loading):
+    spec, seen, _ = comparison
+    if loading:
+        spec.WITH_LOADING = (Comparison("float32", "float32 loading", "float32 loading"),)
+        spec.make_data = lambda folder: folder
     arguments = ["comatch", "--blocks", "2", "--steps", "1", "--output", str(tmp_path)]
     assert speed.main(arguments) == 0
     output = capsys.readouterr().out
@@ -251,6 +283,32 @@ def test_loading_is_timed_only_where_the_comparison_has_it(tmp_path, monkeypatch
     assert output.splitlines()[-1].startswith("ratio: 1.000")
     rows = json.loads((tmp_path / "speed" / "comatch.json").read_text())["rows"]
     assert len(rows) == 1 + loading
+
+
+def test_reranking_is_timed_once_a_block_and_has_a_table_of_its_own(tmp_path, comparison, capsys):
+    spec, _, diary = comparison
+    spec.RERANKING = (Comparison("float32", "float32 reranking", "float32 reranking"),)
+    arguments = ["albef", "--blocks", "2", "--steps", "3", "--output", str(tmp_path)]
+    assert speed.main(arguments) == 0
+    assert "re-ranking a gallery" in capsys.readouterr().out
+    steps = [steps for _, variant, steps in diary if variant == "float32 reranking"]
+    assert steps == [1] * (1 + 2) * 2  # warm-up and blocks, on both sides
+    rows = json.loads((tmp_path / "speed" / "albef.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["float32", "float32, re-ranking"]
+
+
+@pytest.mark.parametrize("distance", [0.0, 0.5])
+def test_sides_that_must_compute_the_same_are_not_timed_if_they_do_not(
+    tmp_path, comparison, capsys, distance
+):
+    spec, _, diary = comparison
+    spec.EQUAL, spec.DISTANCE = {"losses": 0.1}, distance
+    arguments = ["albef", "--blocks", "1", "--steps", "1", "--output", str(tmp_path)]
+    assert speed.main(arguments) == (distance > 0)
+    printed = capsys.readouterr()
+    assert ("losses differ by more than 0.1" in printed.err) is (distance > 0)
+    assert ("ratio" in printed.out) is (distance == 0)
+    assert bool(diary) is (distance == 0)
 
 
 def test_our_moco_steps_by_hand_and_in_lightnings_loop():
@@ -265,6 +323,38 @@ def test_our_moco_steps_by_hand_and_in_lightnings_loop():
         assert all(0 < loss < 30 for loss in losses)
     with pytest.raises(ValueError, match="no batches called 'loading'"):
         ours.run("float32 loading", 1)
+
+
+def test_our_albef_steps_ranks_and_gives_its_values(tmp_path):
+    small = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
+    text = {"vocab_size": 2000, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32}
+    ranking = {"width": 16, "heads": 2, "intermediate": 32, "layers": 2, "image_tokens": 5}
+    settings = {
+        **albef.SETTINGS,
+        "batch_size": 4,
+        "queue_size": 8,
+        "vision": albef.SETTINGS["vision"] | small,
+        "text": albef.SETTINGS["text"] | text,
+        "ranking": albef.SETTINGS["ranking"] | ranking,
+    }
+    folder = albef.make_data(tmp_path, settings)
+    ours = OurALBEF(settings | {"threads": 1, "data": str(folder)})
+    assert ours.describe()["images_per_step"] == 4
+    values = ours.values()
+    assert values.keys() == albef.EQUAL.keys()
+    assert len(values["losses"]) == 3 * albef.STEPS
+    assert len(values["ranks"]) == len(values["matching scores"]) == (8 + 40) * 6
+    # The draws and weights are given: the values are those of any other process.
+    assert OurALBEF(settings | {"threads": 1, "data": str(folder)}).values() == values
+    for variant in ("float32", "float32 trainer"):
+        seconds, losses = ours.run(variant, 2)
+        assert len(seconds) == len(losses) == 2
+        assert all(0 < loss < 40 for loss in losses)
+    (seconds, scores), (_, half) = ours.run("float32 reranking", 1), ours.run("bf16 reranking", 1)
+    assert len(seconds) == 1
+    assert half == pytest.approx(scores, abs=0.1)
+    weights = torch.load(folder / "pretraining_weights.pt")
+    assert not any(key.split(".")[0].endswith("_m") for key in weights)
 
 
 @pytest.mark.parametrize("method", ["comatsch", "../comatch"])

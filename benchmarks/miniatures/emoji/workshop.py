@@ -1,6 +1,5 @@
 """Where sets derived from scenes are made: scenes to order, files, and what one gets blindly."""
 
-import itertools
 import json
 import zlib
 from collections import Counter, defaultdict
@@ -15,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from benchmarks.miniatures.building import build_once
 from benchmarks.miniatures.emoji import backgrounds
-from benchmarks.miniatures.emoji.naming import Noun, nouns
+from benchmarks.miniatures.emoji.naming import GROUNDS, Ground, Noun, nouns
 from benchmarks.miniatures.emoji.packages import LICENCE, RENDERINGS
 from benchmarks.miniatures.emoji.pairs import common_concepts, synonyms
 from benchmarks.miniatures.emoji.questions import Contents, Picture, Thing, draw_single
@@ -69,21 +68,16 @@ class Workshop:
         concepts = [[noun.concept for noun in image] for image, _ in asked]
         name, artists = f"{self.name} {split}", ARTISTS[split]
         made = make_scenes(self.made_of, artists, concepts, self.seed, name, first_id=first_id)
-        for attempt in itertools.count(1):
-            unclear = [
-                i
-                for i, (_, named) in enumerate(asked)
-                if not self.picture(made[i]).behind.names.isdisjoint(noun.name for noun in named)
-            ]
-            if not unclear:
-                return made
+        attempt = 0
+        while unclear := [i for i, scene in enumerate(made) if _shows(scene.ground, asked[i][1])]:
+            attempt += 1
             again = [concepts[i] for i in unclear]
-            name = f"{self.name} {split}, attempt {attempt}"
-            for i, scene in zip(
-                unclear, make_scenes(self.made_of, artists, again, self.seed, name), strict=True
-            ):
+            others = make_scenes(
+                self.made_of, artists, again, self.seed, f"{name}, attempt {attempt}"
+            )
+            for i, scene in zip(unclear, others, strict=True):
                 made[i] = replace(scene, id=made[i].id)
-        raise AssertionError("unreachable")
+        return made
 
     def random_scenes(self, split: str, first_id: int | None = None) -> list[Scene]:
         """Of two to four concepts that one can tell apart."""
@@ -200,6 +194,12 @@ def text_sheet(
         for row, line in enumerate(lines):
             pen.text((left + 2, top + side - 2 + 12 * row), line, fill="black")
     return sheet
+
+
+def _shows(ground: str, named: Iterable[Noun]) -> bool:
+    """Whether the photograph itself could be called by one of the names."""
+    names = GROUNDS.get(ground, Ground()).names
+    return not names.isdisjoint(noun.name for noun in named)
 
 
 def _most_frequent(told: Iterable[tuple[str, str]]) -> dict[str, str]:

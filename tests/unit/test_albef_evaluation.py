@@ -1,0 +1,306 @@
+"""ALBEF's evaluation on a tiny model: the official rows, hard negatives, half precision."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from methods.albef.evaluation import RetrievalEvaluation
+from methods.albef.retrieval import Retrieval
+from shared.data.image_text import ImageTextData
+from shared.evaluation.retrieval import NOT_SCORED, Gallery, recalls
+
+IMAGES, WORDS, LONGEST = 13, 40, 9
+COUNTS = [1 + entry % 3 for entry in range(IMAGES)]  # texts of each image
+
+
+def tiny(**changes: Any) -> Retrieval:
+    torch.manual_seed(3)
+    module = Retrieval(
+        vision={"image_size": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2},
+        text={
+            "vocab_size": WORDS,
+            "hidden_size": 16,
+            "num_layers": 4,
+            "num_heads": 2,
+            "intermediate_size": 32,
+            "max_positions": LONGEST,
+            "cross_attention_from": 2,
+        },
+        embed_dim=8,
+        queue_size=4,
+        temperature=0.07,
+        hard_negatives=True,
+        negatives="local",
+        evaluation=changes,
+        seed=0,
+        encoder_momentum=0.9,
+        alpha=0.4,
+        ramp=False,
+        lr=1e-3,
+        min_lr=1e-3,
+        warmup_lr=1e-3,
+        warmup_blocks=0,
+        epochs=1,
+        weight_decay=0.0,
+    )
+    with torch.no_grad():  # as after training: pairs differ clearly
+        for name, p in module.named_parameters():
+            if p.ndim > 1 and "embed" not in name:
+                p.mul_(8 if "text_encoder" in name else 1.5)
+    return module.eval()
+
+
+def samples() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    owners = torch.repeat_interleave(torch.arange(IMAGES), torch.tensor(COUNTS))
+    mask = torch.arange(LONGEST) < torch.randint(2, LONGEST, (len(owners), 1), generator=generator)
+    ids = torch.randint(1, WORDS, mask.shape, generator=generator) * mask
+    return {
+        "images": torch.randn(IMAGES, 3, 16, 16, generator=generator),
+        "input_ids": ids,
+        "attention_mask": mask.long(),
+        "text_image": owners,
+        "hard_text": (owners + 1 + torch.arange(len(owners)) % 5) % IMAGES,
+    }
+
+
+def batches(entries: list[list[int]], hard: bool = True) -> list[dict[str, Tensor]]:
+    s = samples()
+    made = []
+    for batch in entries:
+        indices = torch.tensor(batch)
+        rows = torch.cat([(s["text_image"] == entry).nonzero()[:, 0] for entry in batch])
+        names = ["input_ids", "attention_mask", "text_image", *(["hard_text"] if hard else [])]
+        texts = {name: s[name][rows] for name in names}
+        made.append({"images": s["images"][indices], "indices": indices, **texts})
+    return made
+
+
+ALL = [[3, 12, 0, 7, 5], [1, 2, 4, 6], [11, 10, 9, 8]]
+
+
+def evaluate(
+    module: Retrieval, entries: list[list[int]] = ALL, **of_batch: Any
+) -> dict[str, float]:
+    for batch in batches(entries, **of_batch):
+        module.validation_step(batch, 0)
+    return module.retrieval.metrics(module)
+
+
+@torch.no_grad()
+def every_logit(module: Retrieval) -> tuple[Tensor, Tensor]:
+    """(N, T, 2) logits of all pairs, each by itself, and similarities (N, T)."""
+    s = samples()
+    tokens, image = module.encoders.encode_image(s["images"])
+    hidden, text = module.encoders.encode_text(s["input_ids"], s["attention_mask"])
+    rows = [
+        torch.cat(
+            [
+                module.match_logits(tokens[i : i + 1], hidden[t : t + 1], mask[None])
+                for t, mask in enumerate(s["attention_mask"])
+            ]
+        )
+        for i in range(IMAGES)
+    ]
+    return torch.stack(rows), image @ text.T
+
+
+def official_scores(
+    logits: Tensor, similarity: Tensor, k: int, plus: bool
+) -> tuple[Tensor, Tensor]:
+    """Row by row, as the specification says."""
+    both = []
+    for scores, similar in ((logits, similarity), (logits.T, similarity.T)):
+        found = torch.full_like(similar, NOT_SCORED)
+        for row, values in enumerate(similar):
+            top = values.topk(k)
+            found[row, top.indices] = scores[row, top.indices] + (top.values if plus else 0)
+        both.append(found)
+    return both[0], both[1]
+
+
+@pytest.mark.parametrize("score", ["itm", "itm+itc"])
+@pytest.mark.parametrize("k", [2, 11, "all"])
+def test_metrics_are_those_of_the_official_rows(k: int | str, score: str) -> None:
+    module = tiny(k_test=k, score=score, chunk=20)
+    logits, similarity = every_logit(module)
+    owners = samples()["text_image"]
+    if k == "all":
+        scores = logits[..., 1] + (similarity if score == "itm+itc" else 0)
+        expected = recalls(scores, scores.T, owners)
+    else:
+        expected = recalls(
+            *official_scores(logits[..., 1], similarity, int(k), score == "itm+itc"), owners
+        )
+    found = evaluate(module, hard=False)
+    similar = recalls(similarity, similarity.T, owners)
+    assert found == expected | {f"itc_{name}": value for name, value in similar.items()}
+    assert len({expected["txt_r1"], expected["txt_r5"], expected["img_r1"]}) > 1
+
+
+def test_scores_are_the_logits_of_match() -> None:
+    module = tiny(k_test=3)
+    logits, similarity = every_logit(module)
+    seen: list[tuple[Tensor, Tensor]] = []
+    scores = module.retrieval.scores
+
+    def kept(module: Retrieval, gallery: Gallery) -> tuple[Tensor, Tensor]:
+        seen.append(scores(module, gallery))
+        return seen[-1]
+
+    module.retrieval.scores = kept  # type: ignore[method-assign]
+    evaluate(module)
+    for found, expected in zip(
+        seen[0], official_scores(logits[..., 1], similarity, 3, False), strict=True
+    ):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("rerank", [False, "test"])
+def test_without_matching_there_is_similarity_only(rerank: bool | str) -> None:
+    module = tiny(k_test=3, rerank=rerank)
+    found = evaluate(module, hard=False)
+    assert found
+    assert all(name.startswith("itc_") for name in found)
+    for batch in batches(ALL, hard=False):
+        module.test_step(batch, 0)
+    tested = module.retrieval.metrics(module, testing=True)
+    assert found.items() <= tested.items()
+    assert ("r_mean" in tested) is (rerank == "test")
+
+
+def test_auc_compares_true_pairs_with_the_given_negatives() -> None:
+    module, s = tiny(k_test=2, rerank=False), samples()
+    logits, _ = every_logit(module)
+    probability = logits.double().softmax(dim=-1)[..., 1]
+    owners = s["text_image"].tolist()
+    first = [owners.index(entry) for entry in range(IMAGES)]
+    texts = range(len(owners))
+    true = [probability[owners[t], t] for t in texts]
+    hard = [probability[owners[t], first[int(s["hard_text"][t])]] for t in texts]
+    expected = 100 * roc_auc_score([1] * len(true) + [0] * len(hard), [*true, *hard])
+    assert evaluate(module)["itm_auc"] == pytest.approx(expected)
+    assert abs(expected - 50) > 3  # so that swapped sides would show
+
+    # A hard negative that was left out takes its pair with it.
+    there = [entry for entry in range(IMAGES) if entry != 4]
+    kept = [t for t in texts if owners[t] != 4 and s["hard_text"][t] != 4]
+    values = [*(true[t] for t in kept), *(hard[t] for t in kept)]
+    expected = 100 * roc_auc_score([1] * len(kept) + [0] * len(kept), values)
+    assert evaluate(module, [there])["itm_auc"] == pytest.approx(expected)
+    with pytest.raises(ValueError, match="no text has a hard negative among"):
+        evaluate(module, [[0]])
+
+
+def test_each_evaluation_forgets_the_one_before() -> None:
+    module = tiny(k_test=3)
+    first = evaluate(module)
+    assert evaluate(module, [[e] for e in range(IMAGES)]) == pytest.approx(first)
+    assert evaluate(module, [[0, 1, 2]])["txt_r10"] == 100.0
+
+
+def test_half_precision_leaves_ranks_but_of_close_neighbours() -> None:
+    full, half = tiny(k_test="all"), tiny(k_test="all", precision="bfloat16")
+    found = {}
+    for name, module in (("full", full), ("half", half)):
+        for batch in batches(ALL):
+            module.validation_step(batch, 0)
+        assert module.retrieval.collector.image_tokens[0].dtype == (
+            torch.float32 if name == "full" else torch.bfloat16
+        )
+        found[name] = module.retrieval.scores(module, module.retrieval.collector.gallery())
+    for a, b in zip(found["full"], found["half"], strict=True):
+        assert 0 < (a - b).abs().max() < 0.05 * a.std()
+        # So what is clearly better stays so, while close neighbours may change places.
+        rank_of_best = (b > b.gather(1, a.argmax(dim=1, keepdim=True))).sum(dim=1)
+        assert rank_of_best.max() <= 1
+        assert (rank_of_best == 0).float().mean() > 0.8
+    first, second = (module.retrieval.metrics(module) for module in (full, half))
+    assert first == pytest.approx(second, abs=100 / IMAGES)
+    assert first["r_mean"] == pytest.approx(second["r_mean"], abs=2)
+
+
+def test_what_pads_the_texts_does_not_matter() -> None:
+    module, others = tiny(k_test=3), tiny(k_test=3)
+    longer = torch.nn.functional.pad
+    for batch in batches(ALL):
+        module.validation_step(batch, 0)
+        padded = {name: longer(batch[name], (0, 4)) for name in ("input_ids", "attention_mask")}
+        others.validation_step(batch | padded, 0)
+    assert module.retrieval.metrics(module) == others.retrieval.metrics(others)
+
+
+def test_the_class_token_alone_is_what_the_whole_last_layer_gives() -> None:
+    module, s = tiny(k_test=3), samples()
+    with torch.no_grad():
+        tokens = module.encoders.encode_image(s["images"][:2])[0]
+        mask = s["attention_mask"][:6]
+        hidden = module.encoders.encode_text(s["input_ids"][:6], mask)[0]
+        context = module.encoders.text_encoder.project(tokens)
+        quick, whole = (
+            module.match(context, hidden, mask),
+            module.match_logits(tokens, hidden, mask),
+        )
+        alone = module.encoders.text_encoder.fuse(hidden, mask, context, first_only=True)
+    torch.testing.assert_close(quick, whole)
+    assert alone.shape == (6, 1, 16)
+
+
+def test_k_test_beyond_the_gallery_is_named() -> None:
+    with pytest.raises(ValueError, match=r"k_test=14 .* 25 texts and 13 images"):
+        evaluate(tiny(k_test=14))
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"k_test": 5}, None),
+        (
+            {"k_test": 6},
+            "k_test=6 candidates, but split 'dev' has 5 images: .* from 1 to 5, or all",
+        ),
+        ({"k_test": 6, "rerank": "test"}, None),
+        ({"k_test": 8, "rerank": "test"}, "split 'test' has 7 images"),
+        ({"k_test": 8, "rerank": False}, None),
+        ({"k_test": "all"}, None),
+    ],
+)
+def test_k_test_beyond_a_split_is_refused_before_training(
+    changes: dict[str, Any], refused: str | None
+) -> None:
+    sizes = {"dev": 5, "test": 7}
+
+    class Data(ImageTextData):
+        def __init__(self) -> None:
+            self.save_hyperparameters({"val_split": "dev", "test_split": "test"})
+
+        def evaluated(self, split: str) -> Any:
+            return range(sizes[split])
+
+    module = tiny(**changes)
+    module.trainer = SimpleNamespace(datamodule=Data())  # type: ignore[assignment]
+    if refused is None:
+        module.on_fit_start()
+    else:
+        with pytest.raises(ValueError, match=refused):
+            module.on_fit_start()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k_test": 0}, "k_test is a positive number or all, got 0"),
+        ({"k_test": "most"}, "k_test is a positive number or all, got 'most'"),
+        ({"k_test": 1, "score": "itc"}, r"score must be one of itm, itm\+itc, got 'itc'"),
+        ({"k_test": 1, "precision": "bf16"}, "precision must be one of float32, bfloat16"),
+        ({"k_test": 1, "rerank": "val"}, "rerank is true, false or test, got 'val'"),
+        ({"k_test": 1, "chunk": 0}, "chunk is a positive number of text positions, got 0"),
+    ],
+)
+def test_wrong_arguments_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RetrievalEvaluation(**changes)

@@ -1,0 +1,312 @@
+"""BERT from Hugging Face's folders and ViTs from files, written here, into our networks."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from shared.nn.text_transformer import LanguageHead, TextTransformer
+from shared.nn.vision_transformer import VisionTransformer, interpolate_positions
+from shared.training.checkpoints import CheckpointError
+from shared.training.pretrained import load_hugging_face, load_vision
+
+WORDS, WIDTH, INNER, LAYERS, POSITIONS = 13, 8, 20, 3, 9
+
+
+# --- BERT ---
+
+
+def bert() -> dict[str, Tensor]:
+    """A tiny BERT for pre-training, with the keys of Hugging Face's file."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "bert.embeddings.word_embeddings.weight": (WORDS, WIDTH),
+        "bert.embeddings.position_embeddings.weight": (POSITIONS, WIDTH),
+        "bert.embeddings.token_type_embeddings.weight": (2, WIDTH),
+        "bert.embeddings.LayerNorm.weight": (WIDTH,),
+        "bert.embeddings.LayerNorm.bias": (WIDTH,),
+        "bert.pooler.dense.weight": (WIDTH, WIDTH),
+        "bert.pooler.dense.bias": (WIDTH,),
+        "cls.predictions.bias": (WORDS,),
+        "cls.predictions.transform.dense.weight": (WIDTH, WIDTH),
+        "cls.predictions.transform.dense.bias": (WIDTH,),
+        "cls.predictions.transform.LayerNorm.weight": (WIDTH,),
+        "cls.predictions.transform.LayerNorm.bias": (WIDTH,),
+        "cls.predictions.decoder.weight": (WORDS, WIDTH),
+        "cls.seq_relationship.weight": (2, WIDTH),
+        "cls.seq_relationship.bias": (2,),
+    }
+    for n in range(LAYERS):
+        layer = f"bert.encoder.layer.{n}"
+        for part, outputs, inputs in [
+            ("attention.self.query", WIDTH, WIDTH),
+            ("attention.self.key", WIDTH, WIDTH),
+            ("attention.self.value", WIDTH, WIDTH),
+            ("attention.output.dense", WIDTH, WIDTH),
+            ("intermediate.dense", INNER, WIDTH),
+            ("output.dense", WIDTH, INNER),
+        ]:
+            shapes[f"{layer}.{part}.weight"] = (outputs, inputs)
+            shapes[f"{layer}.{part}.bias"] = (outputs,)
+        for part in ("attention.output.LayerNorm", "output.LayerNorm"):
+            shapes[f"{layer}.{part}.weight"] = shapes[f"{layer}.{part}.bias"] = (WIDTH,)
+    generator = torch.Generator().manual_seed(3)
+    state = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+    state["cls.predictions.decoder.weight"] = state["bert.embeddings.word_embeddings.weight"]
+    return state | {"bert.embeddings.position_ids": torch.arange(POSITIONS)[None]}
+
+
+def old_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As the first checkpoints of BERT are saved."""
+    names = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    return {re.sub(r"LayerNorm\.\w+", lambda m: names[m[0]], k): v for k, v in state.items()}
+
+
+def of_body(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As a model without heads is saved: no prefix."""
+    return {k.removeprefix("bert."): v for k, v in state.items() if not k.startswith("cls.")}
+
+
+def text(**changes: Any) -> TextTransformer:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": WORDS, "hidden_size": WIDTH, "num_layers": LAYERS, "num_heads": 2,
+        "intermediate_size": INNER, "max_positions": POSITIONS, "cross_attention_from": 2,
+        "context_width": 5,
+    }  # fmt: skip
+    return TextTransformer(**sizes | changes)
+
+
+def folder(path: Path, state: dict[str, Tensor], name: str = "model.safetensors") -> Path:
+    path.mkdir(exist_ok=True)
+    state = {key: value.clone() for key, value in state.items()}  # none of them shared
+    (save_file if name.endswith("safetensors") else torch.save)(state, path / name)
+    return path
+
+
+LAYER = {
+    "attention.self.query": "self_attention.query",
+    "attention.self.key": "self_attention.key",
+    "attention.self.value": "self_attention.value",
+    "attention.output.dense": "self_attention.output",
+    "attention.output.LayerNorm": "self_attention.norm",
+    "intermediate.dense": "intermediate",
+    "output.dense": "output",
+    "output.LayerNorm": "norm",
+}
+
+
+def assert_body(module: TextTransformer, state: dict[str, Tensor]) -> None:
+    """All but the cross-attention is BERT's; that is as initialised."""
+    names = {
+        f"embeddings.{theirs}.weight": f"embeddings.{mine}.weight"
+        for theirs, mine in [
+            ("word_embeddings", "word"),
+            ("position_embeddings", "position"),
+            ("token_type_embeddings", "token_type"),
+        ]
+    }
+    for part in ("weight", "bias"):
+        names[f"embeddings.LayerNorm.{part}"] = f"embeddings.norm.{part}"
+        for n in range(LAYERS):
+            for theirs, mine in LAYER.items():
+                names[f"encoder.layer.{n}.{theirs}.{part}"] = f"layers.{n}.{mine}.{part}"
+    fresh, ours = text().state_dict(), module.state_dict()
+    for theirs, mine in names.items():
+        assert torch.equal(ours[mine], state[f"bert.{theirs}"]), mine
+    left = ours.keys() - names.values()
+    assert left == {key for key in ours if "cross_attention" in key}
+    assert all(torch.equal(ours[key], fresh[key]) for key in left)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_bert_without_its_heads(name: str, tmp_path: Path) -> None:
+    state, module = bert(), text()
+    report = load_hugging_face(module, folder(tmp_path / "bert", state, name))
+    assert_body(module, state)
+    assert set(report.dropped) == {
+        key for key in state if key.startswith(("cls.", "bert.pooler.")) or "position_ids" in key
+    }
+    assert set(report.fresh.values()) == {"BERT has no cross-attention"}
+    assert len(report.mapped) + len(report.dropped) == len(state)
+
+
+@pytest.mark.parametrize("change", [old_names, of_body, lambda state: old_names(of_body(state))])
+def test_other_layouts_of_bert(change: Any, tmp_path: Path) -> None:
+    state, module = bert(), text()
+    load_hugging_face(module, folder(tmp_path / "bert", change(state)))
+    assert_body(module, state)
+
+
+def test_safetensors_come_first(tmp_path: Path) -> None:
+    state, module = bert(), text()
+    path = folder(tmp_path / "bert", {key: value + 1 for key, value in state.items()},
+                  "pytorch_model.bin")  # fmt: skip
+    load_hugging_face(module, folder(path, state))
+    assert_body(module, state)
+
+
+@pytest.mark.parametrize("change", [dict, old_names])
+def test_bert_with_its_word_prediction(change: Any, tmp_path: Path) -> None:
+    state, module, head = bert(), text(), LanguageHead(WORDS, WIDTH)
+    report = load_hugging_face(module, folder(tmp_path / "bert", change(state)), head)
+    assert_body(module, state)
+    head_of, there = head.state_dict(), "cls.predictions"
+    for theirs, mine in [
+        ("bias", "bias"),
+        ("transform.dense.weight", "dense.weight"),
+        ("transform.dense.bias", "dense.bias"),
+        ("transform.LayerNorm.weight", "norm.weight"),
+        ("transform.LayerNorm.bias", "norm.bias"),
+    ]:
+        assert torch.equal(head_of[mine], state[f"{there}.{theirs}"]), mine
+    assert len(head_of) == 5
+    assert report.dropped["cls.predictions.decoder.weight"].startswith("tied")
+    assert "cls.seq_relationship.weight" in report.dropped
+
+
+def test_a_file_without_word_prediction_leaves_it_as_it_is(tmp_path: Path) -> None:
+    head = LanguageHead(WORDS, WIDTH)
+    before = head.dense.weight.clone()
+    report = load_hugging_face(text(), folder(tmp_path / "bert", of_body(bert())), head)
+    assert torch.equal(head.dense.weight, before)
+    assert "5 left as initialised: the file has no word prediction" in str(report)
+
+
+def refusal(module: nn.Module, load: Any) -> str:
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    with pytest.raises(CheckpointError) as caught:
+        load()
+    after = module.state_dict()
+    assert all(torch.equal(value, after[key]) for key, value in before.items()), "was changed"
+    return str(caught.value)
+
+
+def test_what_is_no_bert_is_refused(tmp_path: Path) -> None:
+    module, state = text(), bert()
+
+    def refused(path: Path) -> str:
+        return refusal(module, lambda: load_hugging_face(module, path))
+
+    for path in (tmp_path / "none", folder(tmp_path / "empty", state, "other.bin")):
+        message = refused(path)
+        assert f"{path}: neither model.safetensors nor pytorch_model.bin is there" in message
+        assert "Hugging Face's layout" in message
+
+    del state["bert.encoder.layer.1.output.dense.bias"]
+    assert "1 missing:\n  text.layers.1.output.bias" in refused(folder(tmp_path / "lacks", state))
+
+    more = bert() | {"bert.encoder.layer.3.output.dense.bias": torch.zeros(WIDTH)}
+    assert "1 unexpected" in refused(folder(tmp_path / "deeper", more))
+
+    wide = bert() | {"bert.embeddings.word_embeddings.weight": torch.zeros(WORDS + 1, WIDTH)}
+    message = refused(folder(tmp_path / "words", wide))
+    assert (
+        f"({WORDS + 1}, {WIDTH}) there, text.embeddings.word.weight ({WORDS}, {WIDTH})" in message
+    )
+
+    (tmp_path / "lacks" / "model.safetensors").write_bytes(b"damaged")
+    assert "refused checkpoint" in refused(tmp_path / "lacks")
+
+
+# --- ViT ---
+
+
+def vit(image_size: int = 16, **changes: Any) -> VisionTransformer:
+    sizes: dict[str, Any] = {"patch_size": 4, "width": 12, "depth": 2, "heads": 3}
+    return VisionTransformer(image_size, **sizes | changes)
+
+
+def deit(image_size: int = 12) -> dict[str, Tensor]:
+    """Of a smaller picture, with a classifier."""
+    torch.manual_seed(4)
+    sizes: dict[str, Any] = {"patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 3}
+    model = timm.models.vision_transformer.VisionTransformer(image_size, num_classes=7, **sizes)
+    return {key: torch.randn_like(value) for key, value in model.state_dict().items()}
+
+
+def assert_vit(module: VisionTransformer, state: dict[str, Tensor]) -> None:
+    ours = module.state_dict()
+    assert ours.keys() == {key for key in state if not key.startswith("head.")}
+    for key, value in ours.items():
+        expected = interpolate_positions(state[key], 4) if key == "pos_embed" else state[key]
+        assert torch.equal(value, expected), key
+
+
+@pytest.mark.parametrize("layout", ["wrapped.pth", "bare.pth", "model.safetensors"])
+def test_a_vit_with_a_classifier_and_another_grid(layout: str, tmp_path: Path) -> None:
+    state, module = deit(), vit()
+    path = tmp_path / layout
+    if layout == "model.safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"model": state} if layout == "wrapped.pth" else state, path)
+    report = load_vision(module, str(path))
+    assert_vit(module, state)
+    assert set(report.dropped) == {"head.weight", "head.bias"}
+    assert report.interpolated == ["pos_embed (1, 10, 12) -> (1, 17, 12)"]
+    assert "interpolated: pos_embed" in str(report)
+
+
+def test_the_same_grid_is_not_interpolated(tmp_path: Path) -> None:
+    state, module = deit(16), vit()
+    torch.save(state, tmp_path / "vit.pth")
+    report = load_vision(module, str(tmp_path / "vit.pth"))
+    assert report.interpolated == []
+    assert torch.equal(module.state_dict()["pos_embed"], state["pos_embed"])
+
+
+def test_a_vit_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    state, module, asked = deit(), vit(), []
+
+    class Stored(nn.Module):
+        def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+            return state
+
+    def create_model(name: str, pretrained: bool) -> nn.Module:
+        asked.append((name, pretrained))
+        return Stored()
+
+    monkeypatch.setattr(timm, "create_model", create_model)
+    load_vision(module, "timm:deit_base_patch16_224")
+    assert asked == [("deit_base_patch16_224", True)]
+    assert_vit(module, state)
+
+
+def test_timm_without_network_or_with_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = vit()
+    message = refusal(module, lambda: load_vision(module, "timm:no_such_model"))
+    assert "timm cannot provide 'no_such_model'" in message
+
+    def unreachable(*_: Any, **__: Any) -> nn.Module:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    message = refusal(module, lambda: load_vision(module, "timm:deit_base_patch16_224"))
+    assert "(no route to host); without a network give a file" in message
+
+
+def test_what_is_no_such_vit_is_refused(tmp_path: Path) -> None:
+    module = vit()
+
+    def refused(state: dict[str, Tensor]) -> str:
+        torch.save(state, tmp_path / "vit.pth")
+        return refusal(module, lambda: load_vision(module, str(tmp_path / "vit.pth")))
+
+    for name in ("none.pth", "none.safetensors"):
+        message = refusal(module, lambda name=name: load_vision(module, str(tmp_path / name)))
+        assert f"{name}: give a file of ViT weights, timm:NAME, or null" in message
+    distilled = deit() | {"dist_token": torch.zeros(1, 1, 12), "pos_embed": torch.zeros(1, 11, 12)}
+    message = refused(distilled)
+    assert "dist_token" in message
+    assert "10 position embeddings form no square grid" in message
+    state = deit()
+    del state["blocks.1.attn.qkv.bias"]
+    assert "1 missing:\n  blocks.1.attn.qkv.bias" in refused(state)
+    (tmp_path / "text.safetensors").write_text("no weights")
+    message = refusal(module, lambda: load_vision(module, str(tmp_path / "text.safetensors")))
+    assert "refused checkpoint" in message

@@ -1,0 +1,463 @@
+"""BERT against attention written out token by token; modes, masks, shared contexts, recording."""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shared.nn.text_transformer import (
+    Attention,
+    KeyValue,
+    LanguageHead,
+    TextTransformer,
+    TransformerLayer,
+    attention_mask,
+    recorded,
+)
+
+WORDS, WIDTH, CONTEXT = 11, 8, 6
+PATCHES = 3
+
+
+def transformer(**changes: Any) -> TextTransformer:
+    """Two layers on text, two that also see a context; in double precision, with lively weights."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": WORDS, "hidden_size": WIDTH, "num_layers": 4, "num_heads": 2,
+        "intermediate_size": 10, "max_positions": 7, "dropout": 0.0,
+        "cross_attention_from": 2, "context_width": CONTEXT,
+    }  # fmt: skip
+    return lively(TextTransformer(**sizes | changes))
+
+
+def lively(module: Any) -> Any:
+    """Weights of a standard deviation of 0.5 in all places, so that every one of them counts."""
+    module = module.double().eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    return module
+
+
+def texts(count: int = 4, length: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Ids and mask; the first text is of full length, the others are shorter."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor([max(1, length - n) for n in range(count)])[:, None]
+    mask = (torch.arange(length) < lengths).long()
+    return torch.randint(1, WORDS, (count, length), generator=generator) * mask, mask
+
+
+def contexts(count: int = 4, seed: int = 1) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, PATCHES, CONTEXT, generator=generator, dtype=torch.double)
+
+
+# --- written out ---
+
+
+def attend(attention: Attention, hidden: Tensor, source: Tensor, causal: bool) -> Tensor:
+    """(L, D), (N, C) -> (L, D): head by head and token by token."""
+    q, k, v = attention.query(hidden), attention.key(source), attention.value(source)
+    size = WIDTH // attention.heads
+    mixed = torch.zeros_like(q)
+    for head in range(attention.heads):
+        part = slice(head * size, (head + 1) * size)
+        for token in range(len(q)):
+            seen = token + 1 if causal else len(k)
+            scores = torch.stack([q[token, part] @ k[n, part] for n in range(seen)])
+            weights = (scores / math.sqrt(size)).exp()
+            mixed[token, part] = (weights / weights.sum()) @ v[:seen, part]
+    return attention.norm(hidden + attention.output(mixed))
+
+
+def written_out(
+    model: TextTransformer,
+    ids: Sequence[int],
+    context: Tensor | None = None,
+    causal: bool = False,
+    layers: int | None = None,
+) -> Tensor:
+    """One text without padding -> (L, D)."""
+    e = model.embeddings
+    hidden = torch.stack([e.word.weight[i] + e.position.weight[p] for p, i in enumerate(ids)])
+    if e.token_type is not None:
+        hidden = hidden + e.token_type.weight[0]
+    hidden = e.norm(hidden)
+    for layer in model.layers[:layers]:
+        assert isinstance(layer, TransformerLayer)
+        hidden = attend(layer.self_attention, hidden, hidden, causal)
+        if layer.cross_attention is not None:
+            assert context is not None
+            hidden = attend(layer.cross_attention, hidden, context, False)
+        inner = layer.intermediate(hidden)
+        inner = inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))
+        hidden = layer.norm(hidden + layer.output(inner))
+    return hidden
+
+
+def assert_rows(found: Tensor, mask: Tensor, expected: Sequence[Tensor]) -> None:
+    """Each text's tokens are as expected; what stands at padding does not count."""
+    for row, length, wanted in zip(found, mask.sum(dim=1).tolist(), expected, strict=True):
+        torch.testing.assert_close(row[:length], wanted)
+
+
+def unpadded(ids: Tensor, mask: Tensor) -> list[list[int]]:
+    return [row[keep.bool()].tolist() for row, keep in zip(ids, mask, strict=True)]
+
+
+@pytest.mark.parametrize("types", [2, 0])
+def test_text_mode(types: int) -> None:
+    model, (ids, mask) = transformer(type_vocab_size=types), texts()
+    assert (model.embeddings.token_type is None) == (types == 0)
+    expected = [written_out(model, row, layers=2) for row in unpadded(ids, mask)]
+    assert_rows(model.encode(ids, mask), mask, expected)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_all_layers(causal: bool) -> None:
+    model, (ids, mask), images = transformer(), texts(), contexts()
+    found = model(ids, mask, model.project(images), causal)
+    rows = zip(unpadded(ids, mask), images, strict=True)
+    assert_rows(found, mask, [written_out(model, row, image, causal) for row, image in rows])
+
+
+def test_without_cross_attention_it_is_bert() -> None:
+    model = transformer(cross_attention_from=None, context_width=None)
+    ids, mask = texts()
+    assert model.fusion_layers == []
+    expected = [written_out(model, row) for row in unpadded(ids, mask)]
+    assert_rows(model(ids, mask), mask, expected)
+    assert_rows(model.encode(ids, mask), mask, expected)
+
+
+def test_text_mode_and_then_fusion_mode_are_all_layers() -> None:
+    model, (ids, mask), images = transformer(), texts(), contexts()
+    context = model.project(images)
+    fused = model.fuse(model.encode(ids, mask), mask, context)
+    assert torch.equal(fused, model(ids, mask, context))
+
+
+def test_the_first_token_alone() -> None:
+    """Quicker, with the same gradients; also where texts share a context."""
+    model, (ids, mask), images = transformer(), texts(4), contexts(2)
+    gradients = []
+    for first_only in (False, True):
+        model.zero_grad()
+        hidden = model.encode(ids, mask)
+        fused = model.fuse(hidden, mask, model.project(images), first_only=first_only)
+        assert fused.shape == (4, 1 if first_only else 6, WIDTH)
+        fused[:, 0].square().sum().backward()
+        gradients.append([fused[:, 0], *(p.grad for p in model.parameters())])
+    for whole, first in zip(*gradients, strict=True):
+        torch.testing.assert_close(first, whole)
+
+
+# --- masks ---
+
+
+def test_attention_masks() -> None:
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    assert attention_mask(mask).tolist() == [[[[True, True, False]]], [[[True] * 3]]]
+    first, second = attention_mask(mask, causal=True)[:, 0].int().tolist()
+    assert first == [[1, 0, 0], [1, 1, 0], [1, 1, 0]]
+    assert second == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 5), st.integers(1, WORDS - 1))
+def test_a_causal_token_does_not_see_later_ones(place: int, word: int) -> None:
+    model, (ids, mask), images = transformer(), texts(1), contexts(1)
+    context = model.project(images)
+    changed = ids.clone()
+    changed[0, place] = word
+    before, after = (model(i, mask, context, True) for i in (ids, changed))
+    torch.testing.assert_close(after[:, :place], before[:, :place])
+    if word != ids[0, place]:
+        assert not torch.allclose(after[:, place:], before[:, place:])
+        both = (model(i, mask, context)[:, :place] for i in (ids, changed))
+        assert place == 0 or not torch.allclose(*both), "without causal mode earlier ones see it"
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.integers(0, 3), st.booleans())
+def test_padding_is_not_seen(seed: int, padding: int, causal: bool) -> None:
+    """Whatever ids stand there and however much of it there is."""
+    model, (ids, mask), images = transformer(), texts(3, 4), contexts(3)
+    context = model.project(images)
+    generator = torch.Generator().manual_seed(seed)
+    wider = F.pad(mask, (0, padding))
+    noise = torch.randint(0, WORDS, wider.shape, generator=generator)
+    noisy = torch.where(wider.bool(), F.pad(ids, (0, padding)), noise)
+    found = model(noisy, wider, context, causal)[:, :4]
+    expected = model(ids, mask, context, causal)
+    torch.testing.assert_close(found[mask.bool()], expected[mask.bool()])
+
+
+def test_padding_of_a_context_is_not_seen() -> None:
+    model, (ids, mask), images = transformer(), texts(), contexts()
+    visible = torch.tensor([[1, 1, 0]]).expand(4, PATCHES)
+    short = model(ids, mask, model.project(images[:, :2]))
+    torch.testing.assert_close(model(ids, mask, model.project(images, mask=visible)), short)
+    assert not torch.allclose(model(ids, mask, model.project(images)), short)
+
+
+def test_too_many_tokens() -> None:
+    model, (ids, mask) = transformer(), texts(length=8)
+    with pytest.raises(ValueError, match="a text of 8 tokens exceeds the 7 positions of the model"):
+        model.encode(ids, mask)
+
+
+# --- contexts ---
+
+
+def test_consecutive_texts_share_a_context() -> None:
+    """As if it were repeated."""
+    model, (ids, mask), images = transformer(), texts(6), contexts(2)
+    shared = model(ids, mask, model.project(images))
+    repeated = model(ids, mask, model.project(images.repeat_interleave(3, dim=0)))
+    torch.testing.assert_close(shared, repeated)
+
+
+def test_consecutive_texts_share_a_padded_context() -> None:
+    model, (ids, mask), images = transformer(), texts(4), contexts(2)
+    visible = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    shared = model(ids, mask, model.project(images, mask=visible))
+    repeats = {"repeats": 2, "dim": 0}
+    repeated = model.project(
+        images.repeat_interleave(**repeats), mask=visible.repeat_interleave(**repeats)
+    )
+    torch.testing.assert_close(shared, model(ids, mask, repeated))
+
+
+def test_contexts_are_picked_by_row() -> None:
+    model, (ids, mask), images = transformer(), texts(4), contexts(2)
+    visible = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    rows = torch.tensor([1, 1, 0, 1])
+    picked = [kv.rows(rows) for kv in model.project(images, mask=visible)]
+    expected = model.project(images[rows], mask=visible[rows])
+    for found, wanted in zip(picked, expected, strict=True):
+        for a, b in zip(found, wanted, strict=True):
+            assert a is not None
+            assert b is not None
+            assert torch.equal(a, b)
+    torch.testing.assert_close(model(ids, mask, picked), model(ids, mask, expected))
+    assert KeyValue(images, images).rows(rows).mask is None
+    (whole, *_) = model.project(images, mask=visible)
+    part = whole.rows(slice(1))
+    assert part.key.data_ptr() == whole.key.data_ptr(), "a slice copies nothing"
+    assert part.mask is not None
+    assert len(part.key) == len(part.mask) == 1
+
+
+def test_a_gradient_reaches_every_text_of_a_context() -> None:
+    """The context's is the sum over its texts."""
+    model, (ids, mask) = transformer(), texts(4)
+    together = contexts(2).requires_grad_()
+    model(ids, mask, model.project(together)).square().sum().backward()
+    apart = contexts(2).requires_grad_()
+    rows = torch.tensor([0, 0, 1, 1])
+    model(ids, mask, [kv.rows(rows) for kv in model.project(apart)]).square().sum().backward()
+    assert together.grad is not None
+    assert apart.grad is not None
+    torch.testing.assert_close(together.grad, apart.grad)
+    assert (together.grad != 0).any(dim=-1).all()
+
+
+def test_contexts_that_do_not_fit_the_texts() -> None:
+    model, (ids, mask) = transformer(), texts(4)
+    with pytest.raises(ValueError, match="4 texts can't share 3 contexts evenly"):
+        model(ids, mask, model.project(contexts(3)))
+    with pytest.raises(ValueError):  # one context for each layer that looks at one
+        model(ids, mask, model.project(contexts(4))[:1])
+    layer = model.fusion_layers[0]
+    with pytest.raises(ValueError, match="needs a context"):
+        layer(torch.randn(4, 6, WIDTH).double(), attention_mask(mask))
+
+
+def test_projections_of_every_other_layer() -> None:
+    model = transformer(num_layers=6)
+    everything = model.project(contexts())
+    assert len(everything) == 4
+    for start in range(2):
+        picked = model.project(contexts(), every=2, start=start)
+        assert len(picked) == 2
+        for found, wanted in zip(picked, everything[start::2], strict=True):
+            assert torch.equal(found.key, wanted.key)
+            assert torch.equal(found.value, wanted.value)
+
+
+def test_a_width_of_the_context_and_layers_that_look_at_it_go_together() -> None:
+    for changes in ({"cross_attention_from": None}, {"context_width": None}):
+        with pytest.raises(ValueError, match="given together or not"):
+            transformer(**changes)
+
+
+# --- shared projections ---
+
+
+def crosses(model: TextTransformer) -> list[Attention]:
+    return [layer.cross_attention for layer in model.fusion_layers]  # type: ignore[misc]
+
+
+def test_twins_share_parameters_which_count_once() -> None:
+    alone, twins = transformer(num_layers=6), transformer(num_layers=6, share_projections=2)
+    for number, (a, b) in enumerate(pairwise(crosses(twins))):
+        assert (a.key is b.key) == (a.value is b.value) == (number % 2 == 0)
+        assert a.query is not b.query
+        assert a.output is not b.output
+    one = sum(p.numel() for m in (crosses(alone)[0].key, crosses(alone)[0].value)
+              for p in m.parameters())  # fmt: skip
+    counts = [sum(p.numel() for p in model.parameters()) for model in (alone, twins)]
+    assert counts[0] - counts[1] == 2 * one
+    assert len(twins.state_dict()) == len(alone.state_dict()), "a file holds both names"
+
+
+def test_gradients_of_twins_add_up() -> None:
+    alone, twins = transformer(num_layers=6), transformer(num_layers=6, share_projections=2)
+    alone.load_state_dict(twins.state_dict())
+    (ids, mask), images = texts(), contexts()
+    for model in (alone, twins):
+        model(ids, mask, model.project(images)).square().sum().backward()
+    for first in (0, 2):
+        of_alone = [crosses(alone)[first + n].key.weight.grad for n in range(2)]
+        assert all(gradient is not None for gradient in of_alone)
+        found = crosses(twins)[first].key.weight.grad
+        torch.testing.assert_close(found, of_alone[0] + of_alone[1])  # type: ignore[operator]
+        assert not torch.equal(*of_alone)  # type: ignore[arg-type]
+
+
+# --- recording ---
+
+
+def test_recorded_maps_are_the_probabilities() -> None:
+    """Of the last call, text by text, though three texts share a context; they sum to 1."""
+    model, (ids, mask), images = transformer(), texts(6), contexts(2)
+    attention = crosses(model)[0]
+    hidden = model.encode(ids, mask)
+    with recorded(attention):
+        fused = model.fuse(hidden, mask, model.project(images))
+        found = attention.map
+    assert found is not None
+    assert found.shape == (6, 2, 6, PATCHES)
+    torch.testing.assert_close(found.sum(dim=-1), torch.ones(6, 2, 6).double())
+    layer = model.fusion_layers[0]
+    seen = layer.self_attention(hidden, layer.self_attention.project(hidden), attention_mask(mask))
+    for text, image in enumerate([0, 0, 0, 1, 1, 1]):
+        query, key = attention.query(seen[text]), attention.key(images[image])
+        for head in range(2):
+            part = slice(4 * head, 4 * head + 4)
+            scores = query[:, part] @ key[:, part].T / 2
+            torch.testing.assert_close(found[text, head], scores.softmax(dim=-1))
+    torch.testing.assert_close(fused, model.fuse(hidden, mask, model.project(images)))
+
+
+def test_recorded_self_attention_gives_nothing_to_padding() -> None:
+    model, (ids, mask) = transformer(), texts()
+    attention: Any = model.layers[1].self_attention  # type: ignore[union-attr]
+    with recorded(attention):
+        found = model.encode(ids, mask)
+        probabilities = attention.map
+    assert (probabilities[~mask.bool()[:, None, None].expand_as(probabilities)] == 0).all()
+    torch.testing.assert_close(found, model.encode(ids, mask))
+
+
+def test_a_gradient_of_the_map_can_be_asked_for() -> None:
+    """It tells which probability would change the class token, and is even where none would."""
+    model, (ids, mask), images = transformer(), texts(), contexts()
+    attention = crosses(model)[-1]
+    with recorded(attention):
+        output = model(ids, mask, model.project(images))[:, 0].sum()
+        assert attention.map is not None
+        (gradient,) = torch.autograd.grad(output, attention.map)
+    value = model.project(images)[-1].value  # (B, H, N, D / H)
+    assert gradient.shape == (4, 2, 6, PATCHES)
+    assert (gradient[:, :, 1:] == 0).all(), "the class token alone counts"
+    assert (gradient[:, :, 0] != 0).any(dim=-1).all()
+    # The output depends on the map only by what it mixes: equal values make it indifferent.
+    even = [kv._replace(value=kv.value.mean(dim=2, keepdim=True).expand_as(value)) for kv in
+            model.project(images)]  # fmt: skip
+    with recorded(attention):
+        output = model(ids, mask, even)[:, 0].sum()
+        (gradient,) = torch.autograd.grad(output, attention.map)  # type: ignore[arg-type]
+    centred = gradient - gradient.mean(dim=-1, keepdim=True)
+    assert centred.abs().max() < 1e-9
+
+
+def test_maps_are_those_before_dropout_and_are_forgotten() -> None:
+    model, (ids, mask), images = transformer(dropout=0.5), texts(), contexts()
+    attention = crosses(model)[0]
+    with recorded(attention) as same:
+        assert same is attention
+        model.train()
+        model(ids, mask, model.project(images))
+        assert attention.map is not None
+        torch.testing.assert_close(attention.map.sum(dim=-1), torch.ones(4, 2, 6).double())
+    assert attention.map is None
+    with pytest.raises(RuntimeError, match="oops"), recorded(attention):
+        raise RuntimeError("oops")
+    assert not attention.recording
+
+
+# --- training ---
+
+
+def test_dropout_is_for_training_alone() -> None:
+    model, (ids, mask), images = transformer(dropout=0.3), texts(), contexts()
+    context = model.project(images)
+    assert torch.equal(model(ids, mask, context), model(ids, mask, context))
+    model.train()
+    assert not torch.allclose(model(ids, mask, context), model(ids, mask, context))
+    none = transformer().train()
+    assert torch.equal(none(ids, mask, context), none(ids, mask, context))
+
+
+def test_dropout_acts_in_every_place() -> None:
+    """On the embeddings, on attention probabilities, after attention and after the feed-forward
+    block: with all else off, each alone makes two passes differ."""
+    model, (ids, mask), images = transformer(dropout=0.3), texts(), contexts()
+    context = model.project(images)
+    layer: Any = model.layers[3]
+    for place in (model.embeddings, layer.self_attention, layer.cross_attention, layer):
+        model.eval()
+        place.training = True
+        passes = [model(ids, mask, context) for _ in range(2)]
+        assert not torch.allclose(*passes), place
+
+
+def test_initial_weights() -> None:
+    torch.manual_seed(0)
+    model = TextTransformer(2000, 64, 2, 2, 256, cross_attention_from=1, context_width=32)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            assert (parameter == (1 if name.endswith("weight") else 0)).all(), name
+        elif name.endswith("bias"):
+            assert (parameter == 0).all(), name
+        else:
+            assert float(parameter.detach().std()) == pytest.approx(0.02, rel=0.15), name
+    assert (model.embeddings.word.weight[0] == 0).all()
+    assert model.embeddings.norm.eps == model.layers[0].norm.eps == 1e-12  # type: ignore[union-attr]
+
+
+def test_word_prediction() -> None:
+    """Dense, GELU, LayerNorm, then the word embeddings and a bias; the embeddings learn by it."""
+    torch.manual_seed(0)
+    head = lively(LanguageHead(WORDS, WIDTH))
+    words = nn.Embedding(WORDS, WIDTH).double()
+    hidden = torch.randn(3, 5, WIDTH, dtype=torch.double)
+    inner = F.layer_norm(
+        F.gelu(hidden @ head.dense.weight.T + head.dense.bias), (WIDTH,), head.norm.weight,
+        head.norm.bias, 1e-12,
+    )  # fmt: skip
+    expected = torch.stack([inner @ words.weight[w] + head.bias[w] for w in range(WORDS)], dim=-1)
+    found = head(hidden, words)
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+    assert words.weight.grad is not None
+    assert (words.weight.grad != 0).all()
