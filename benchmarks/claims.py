@@ -62,6 +62,23 @@ class Further(Pair):
 
 
 @dataclass
+class Showcase:
+    """Pictures of what an arm's first seed has learned, drawn by `tenfold predict` after the runs.
+
+    Attributes:
+        arm: whose checkpoint predicts.
+        images: folder below data_root.
+        texts: what an image-text model compares the images with.
+        overlays: of each text's best images, show where the model looks in this many.
+    """
+
+    arm: str = MISSING
+    images: str = MISSING
+    texts: list[str] = field(default_factory=list)
+    overlays: int = 0
+
+
+@dataclass
 class Claim:
     """One pre-registered claim.
 
@@ -82,6 +99,7 @@ class Claim:
         prepare: name -> experiment of what is trained once per seed before the arms start, as a
             pre-training; an arm finds it in ${output_dir}/../../NAME/seed${seed}. It stands in no
             table.
+        showcase: pictures to draw at the end.
     """
 
     title: str = MISSING
@@ -100,6 +118,7 @@ class Claim:
     overrides: list[str] = field(default_factory=list)
     curve: str = ""
     prepare: dict[str, str] = field(default_factory=dict)
+    showcase: Showcase | None = None
 
     def role(self, arm: str) -> str:
         """Role of an arm: method, baseline, control or extra."""
@@ -174,6 +193,7 @@ def _check(claim: Claim, path: Path) -> None:
     named += [
         arm for f in claim.further for arm in (f.method, f.baseline, f.control, f.control_baseline)
     ]
+    named += [claim.showcase.arm] if claim.showcase else []
     for arm in named:
         if arm not in claim.arms:
             raise ClaimError(f"{path}: no arm '{arm}'{nearest(arm, claim.arms)}")
@@ -297,8 +317,9 @@ def claim_hash(claim: Claim, configs: Mapping[str, DictConfig]) -> str:
         content["prepare"] = plain(claim.prepare)
     else:
         del content["claim"]["prepare"]  # claims without one keep the hash they had
-    if not claim.further:
-        del content["claim"]["further"]
+    for later in ("further", "showcase"):
+        if not content["claim"][later]:
+            del content["claim"][later]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -53,6 +53,8 @@ def html(methods: Sequence[Evidence]) -> str:
         "arm_rows": summary.arm_rows,
         "comparison_rows": summary.comparison_rows,
         "further_rows": summary.further_rows,
+        "baseline_lines": summary.baseline_lines,
+        "showcase": showcase,
         "metric_rows": summary.metric_rows,
         "preparation_lines": summary.preparation_lines,
         "checks": checks,
@@ -68,6 +70,13 @@ def picture(claim: Mapping[str, Any], name: str = "learning_curves") -> str:
     if not path.is_file():
         return ""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def showcase(claim: Mapping[str, Any]) -> list[str]:
+    """data: URIs of the pictures that `tenfold predict` drew of a claim's method."""
+    folder = claim["folder"] / "showcase"
+    names = ["contact_sheet", *sorted(path.stem for path in folder.glob("overlay_*.png"))]
+    return [uri for name in names if (uri := picture(claim, f"showcase/{name}"))]
 
 
 def checks(evidence: Evidence) -> list[tuple[str, str]]:

@@ -31,6 +31,7 @@ from benchmarks.claims import (
     CONF,
     Claim,
     ClaimError,
+    Showcase,
     changes_claim,
     claim_hash,
     compose_arms,
@@ -146,9 +147,33 @@ def reproduce(
     if len(curves) > 1:
         pictures.append(base / "all_metrics.png")
         figures.draw_metrics(pictures[1], content, curves)
+    if claim.showcase:
+        data_root = Path(configs[claim.showcase.arm].data_root)
+        pictures += showcase(claim.showcase, base, min(seeds), data_root, console)
     page = report.build(outputs, conf)
     _print(console, content, outcome, pictures, page)
     return 1 if outcome.failures else 0
+
+
+def showcase(
+    wanted: Showcase, base: Path, seed: int, data_root: Path, console: Console
+) -> list[Path]:
+    """Let `tenfold predict` draw what an arm's run of that seed has learned; returns its pictures.
+
+    They illustrate and decide nothing: if they cannot be drawn, that is said and all else stands.
+    """
+    checkpoint = base / wanted.arm / f"seed{seed}" / "checkpoints" / "last.ckpt"
+    folder = base / "showcase"
+    command = [sys.executable, "-m", "shared.run", "predict", f"checkpoint={checkpoint}"]
+    command += [f"images={data_root / wanted.images}", f"output={folder}"]
+    command += [f"texts=[{','.join(wanted.texts)}]", f"overlays={wanted.overlays}"]
+    if not checkpoint.is_file():
+        return []
+    done = subprocess.run(command, cwd=CONF.parent, capture_output=True, text=True, check=False)
+    if done.returncode:
+        console.print(f"no showcase: {done.stderr.strip()[-500:]}", markup=False)
+        return []
+    return [folder / "contact_sheet.png", *sorted(folder.glob("overlay_*.png"))]
 
 
 def _curves(claim: Claim, finished: Sequence[Run]) -> dict[str, figures.Curves]:
@@ -279,7 +304,7 @@ def _print(
     metric = content["claim"]["primary"]["metric"]
     console.print()
     console.print(summary.rich_table(metric, *summary.arm_rows(content)))
-    for line in summary.preparation_lines(content):
+    for line in [*summary.preparation_lines(content), *summary.baseline_lines(content)]:
         console.print(line, markup=False, highlight=False)
     console.print(summary.rich_table("paired by seed", *summary.comparison_rows(content)))
     if content["further"]:

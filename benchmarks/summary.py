@@ -149,8 +149,25 @@ def summarise(
         "git_commits": sorted({str(r.get("git_commit")) for r in results}),
         "precisions": sorted({str(r.get("precision")) for r in results}),
         "data": sorted({name for r in results for name in r.get("data") or {}}),
+        "baselines": _baselines(results),
     }
     return json.loads(json.dumps(_without_nan(plain)))  # seeds as strings, as a reader will see
+
+
+def _baselines(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What needs no training, by name, as the builders of the data computed it."""
+    found: dict[str, float] = {}
+    for result in results:
+        for about in (result.get("data") or {}).values():
+            found |= about.get("baselines", {})
+    return found
+
+
+def baseline_lines(summary: Mapping[str, Any]) -> list[str]:
+    """One sentence with all baselines that need no training; none without any."""
+    found = summary.get("baselines") or {}
+    listed = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
+    return [f"Without training: {listed}."] if found else []
 
 
 def preparation(claim: Claim, runs: Sequence[Run]) -> dict[str, Any]:
@@ -313,6 +330,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
         f"{claim['smallest_difference']:g}, claim hash `{summary['hash'][:8]}`.",
         markdown_table(*arm_rows(summary)),
         *preparation_lines(summary),
+        *baseline_lines(summary),
         markdown_table(*comparison_rows(summary)),
         f"**claim holds: {summary['verdict']}**. {summary['reason']}",
         *further_parts(summary),

@@ -80,13 +80,14 @@ ViT 128 px, patch 16, width 384, depth 6; BERT width 384, 6 layers, fusion from 
 peer: the official algorithm in separate passes, with transformers 5.24.0's BERT and timm's ViT
 checked before timing: losses of {STEPS} steps, and ranks, are equal (same weights, batch and draws)
 what differs:
-- clean and masked texts share passes here, and pairs, negatives and masked pairs a fusion pass
+- clean and masked texts share the passes of the text layers here, pairs and negatives a fusion pass
 - an image's keys and values for cross-attention: once here, for each of its 4 pairs there
+- matching and ranking: the last layer computes the class tokens here, all tokens there
 - words are predicted at the masked positions here, at all positions there
 - the moving average: one fused operation here, one for each tensor there; ours keeps freed memory
 - ours looks whether the loss is finite
-re-ranking: 8 images of 577 tokens, 40 texts of 6 to {LONGEST_RANKED} tokens, k 6; six layers of
-width 768, as in the official network
+re-ranking: 8 images of 577 tokens, 40 texts of 6 to {LONGEST_RANKED} tokens, k 6; six layers of \
+width 768
 - pairs that both directions want are scored once here, twice there
 - an image's keys and values: once for all its texts here, for each pair there (with COCO's 25,000
   texts and k 256 an image has some 1,300, here about 30)

@@ -137,12 +137,7 @@ def match_saliency(
             logits = model.match_logits(image_tokens, text_tokens, mask)
             found = attention.map
             (gradient,) = torch.autograd.grad(logits[:, 1].sum(), found)
-    # The queries of an image's texts stood in a row.
-    per_text = [
-        values.unflatten(2, (-1, ids.shape[1])).transpose(1, 2).flatten(0, 1)
-        for values in (found.detach(), gradient)
-    ]
-    return Saliency(per_text[0], per_text[1], logits.detach())
+    return Saliency(found.detach(), gradient, logits.detach())
 
 
 def contrast_saliency(

@@ -75,7 +75,18 @@ def pairs(root: str | Path, noise: float = 0.4, seed: int = 0) -> Provenance:
         r.id: {"files": {r.package.archive: r.package.sha256}, "licence": r.licence}
         for r in RENDERINGS
     }
-    return {**art, "emoji-pairs": {"files": files, "licence": LICENCE}}
+    about = {"files": files, "licence": LICENCE, "baselines": _pixel_baselines(Path(root))}
+    return {**art, "emoji-pairs": about}
+
+
+def _pixel_baselines(root: Path) -> dict[str, float]:
+    """The 300 concepts' share of `pixel_baseline.json`, by name."""
+    found = json.loads((root / "pixel_baseline.json").read_text())["common"]
+    return {
+        f"nearest training picture by pixels, {split} images to concepts, {measure}": value[measure]
+        for split, value in found.items()
+        for measure in ("top1", "top5")
+    }
 
 
 def everyday_concepts(concepts: Sequence[Concept]) -> list[int]:
