@@ -29,6 +29,7 @@ TASKS: dict[str, tuple[type, Any, str]] = {
     "ve": (Entailment, entailment, "mini_scenes"),
     "refcoco": (Grounding, referring, "mini_scenes"),
 }
+SCENES = {"mini_scenes_first": "mini_align", "mini_scenes": "mini_scenes_first"}
 # Texts and labels have a left and a right, and emoji too: RandAugment shears, moves and turns them.
 FORBIDDEN = {"flip", "rand_augment"}
 
@@ -71,7 +72,7 @@ def test_each_task_is_one_of_the_methods_on_its_own_data(task: str, tmp_path: Pa
     assert {"train", "val", "test"} <= set(config["data"]["files"])
 
 
-@pytest.mark.parametrize("experiment", ["mini_scenes", *(f"mini_{task}" for task in TASKS)])
+@pytest.mark.parametrize("experiment", [*SCENES, *(f"mini_{task}" for task in TASKS)])
 def test_nothing_is_mirrored(experiment: str, tmp_path: Path) -> None:
     config = resolved(f"albef/{experiment}", tmp_path)
     augmentation = config["data"]["augmentation"]
@@ -110,9 +111,10 @@ def test_a_task_starts_from_what_it_names(task: str, tmp_path: Path) -> None:
     assert new <= {"classifier"}
 
 
-def test_scenes_go_on_from_aligned_encoders(tmp_path: Path) -> None:
-    config = resolved("albef/mini_scenes", tmp_path)
+@pytest.mark.parametrize(("experiment", "start"), SCENES.items())
+def test_scenes_go_on_from_aligned_encoders(experiment: str, start: str, tmp_path: Path) -> None:
+    config = resolved(f"albef/{experiment}", tmp_path)
     assert get_method(config["method"]["_target_"]) is Pretraining
-    assert named_start(config) == "mini_align"
-    saved_run(resolved("albef/mini_align", tmp_path), tmp_path / "last.ckpt")
+    assert named_start(config) == start
+    saved_run(resolved(f"albef/{start}", tmp_path), tmp_path / "last.ckpt")
     warm_start(module_of(config), tmp_path / "last.ckpt", "pretrained")  # positions are stretched

@@ -25,9 +25,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def configured(name: str, root: Path, **changes: Any) -> dict[str, Any]:
-    loaded = {"data_root": str(root), "seed": 0, "data": OmegaConf.load(CONF / f"{name}.yaml")}
-    config: Any = OmegaConf.to_container(OmegaConf.create(loaded), resolve=True)
-    return config["data"] | changes
+    with hydra.initialize_config_dir(str(CONF.parent), version_base="1.3"):
+        composed = hydra.compose("config", [f"data={name}", f"data_root={root}"])
+    config: Any = OmegaConf.to_container(composed.data, resolve=True)
+    return config | changes
 
 
 def data_module(root: Path, **changes: Any) -> SemiSupervisedData:
