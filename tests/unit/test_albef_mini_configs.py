@@ -23,7 +23,7 @@ from tests.unit.test_configs import resolved
 # task: method, builder of its data, what it starts from
 TASKS: dict[str, tuple[type, Any, str]] = {
     "retrieval": (Retrieval, pairs, "mini_align"),
-    "text_assignment": (TextAssignment, pairs, "mini_align"),
+    "text_assignment": (TextAssignment, pairs, "mini_ita"),
     "vqa": (VQA, vqa, "mini_scenes"),
     "nlvr": (NLVR, nlvr, "mini_scenes"),
     "ve": (Entailment, entailment, "mini_scenes"),

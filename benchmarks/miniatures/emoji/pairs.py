@@ -83,7 +83,7 @@ def _pixel_baselines(root: Path) -> dict[str, float]:
     """The 300 concepts' share of `pixel_baseline.json`, by name."""
     found = json.loads((root / "pixel_baseline.json").read_text())["common"]
     return {
-        f"nearest training picture by pixels, {split} images to concepts, {measure}": value[measure]
+        f"nearest training picture by pixels ({split} {measure})": value[measure]
         for split, value in found.items()
         for measure in ("top1", "top5")
     }
