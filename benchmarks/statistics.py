@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import Literal
 
 from scipy import stats
@@ -41,8 +42,8 @@ class Verdict:
 def mean_std(values: Mapping[int, float]) -> tuple[float, float]:
     """Mean and sample standard deviation (ddof 1) over seeds; nan where not defined."""
     found = list(values.values())
-    mean = float(stats.tmean(found)) if found else float("nan")
-    return mean, float(stats.tstd(found)) if len(found) > 1 else float("nan")
+    mean = fmean(found) if found else float("nan")
+    return mean, stdev(found) if len(found) > 1 else float("nan")
 
 
 def paired(
