@@ -130,7 +130,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             trainer.fit(module, datamodule=datamodule, ckpt_path=last if resumed else None)
             if trainer.interrupted:
                 raise KeyboardInterrupt
-        metrics = trainer.test(module, datamodule=datamodule, verbose=False)[0]
+        tested = trainer.test(module, datamodule=datamodule, verbose=False)
+        metrics = tested[0] if tested else {}  # data without a test split have nothing to test
     finally:
         for logger in loggers:
             getattr(logger, "close", lambda: None)()
