@@ -1,7 +1,7 @@
 """One thread per process: `make test` runs two, and threads that wait for a core cost both time.
 
-Hypothesis judges examples by what they show, not by how long a busy machine takes to draw them: on a
-fresh clone its first text costs more than a second.
+Hypothesis judges examples by what they show, not by how long a busy machine takes to draw them: on
+a fresh clone its first text costs more than a second.
 """
 
 import os
