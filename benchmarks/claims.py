@@ -38,9 +38,15 @@ class Pair:
 
 @dataclass
 class Primary(Pair):
-    """The comparison that decides the verdict, and the metric that is compared."""
+    """The comparison that decides the verdict, and the metric that is compared.
+
+    `per_query` names a JSON file that each run leaves beside its results.json, {metric: [its value
+    for each test query]}. With it all intervals of the metric come from a paired bootstrap over
+    seeds and queries, without it from Student's t over seeds.
+    """
 
     metric: str = MISSING
+    per_query: str = ""
 
 
 @dataclass
@@ -49,7 +55,7 @@ class Further(Pair):
 
     `metric` defaults to the primary one. `control` is compared with `control_baseline`, by default
     this claim's own baseline; another one makes the control a comparison under other circumstances,
-    in which the gain must not show.
+    in which the gain must not show. `per_query`: see `Primary`; it is not taken over from there.
     """
 
     name: str = MISSING
@@ -59,6 +65,7 @@ class Further(Pair):
     smallest_difference: float = MISSING
     metric: str = ""
     control_baseline: str = ""
+    per_query: str = ""
 
 
 @dataclass
@@ -98,7 +105,7 @@ class Claim:
         curve: the metric drawn against the training step; by default the primary one in `val/`.
         prepare: name -> experiment of what is trained once per seed before the arms start, as a
             pre-training; an arm finds it in ${output_dir}/../../NAME/seed${seed}. It stands in no
-            table.
+            table, unless it is an arm as well, of the same name and experiment.
         showcase: pictures to draw at the end.
     """
 
@@ -136,6 +143,19 @@ class Claim:
             Pair(self.control, self.primary.baseline),
             *self.secondary,
         ]
+
+    def by_query(self) -> dict[tuple[str, str], set[str]]:
+        """(`per_query` file, metric) -> the arms whose runs must have it."""
+        found: dict[tuple[str, str], set[str]] = {}
+
+        def add(rule: Primary | Further, arms: Iterable[str]) -> None:
+            if rule.per_query:
+                found.setdefault((rule.per_query, rule.metric), set()).update(arms)
+
+        add(self.primary, (arm for pair in self.pairs() for arm in (pair.method, pair.baseline)))
+        for f in self.further:
+            add(f, (f.method, f.baseline, f.control, f.control_baseline))
+        return found
 
 
 def load_claim(path: Path) -> Claim:
@@ -206,8 +226,17 @@ def _check(claim: Claim, path: Path) -> None:
             )
     if optional := sorted(set(decisive) & set(claim.optional)):
         raise ClaimError(f"{path}: the verdict needs {optional}, which cannot be optional")
-    if both := sorted(set(claim.prepare) & set(claim.arms)):
-        raise ClaimError(f"{path}: {both} cannot be arms and be prepared for them")
+    both = sorted(set(claim.prepare) & set(claim.arms))
+    if differing := [name for name in both if claim.prepare[name] != claim.arms[name]]:
+        raise ClaimError(
+            f"{path}: {differing} cannot be arms and be prepared for them by another experiment; "
+            "give both the same, or two names"
+        )
+    for file in (claim.primary.per_query, *(further.per_query for further in claim.further)):
+        if file != Path(file).name:
+            raise ClaimError(
+                f"{path}: per_query '{file}' must be the name of a file in a run's own folder"
+            )
     rules: list[Claim | Further] = [claim, *claim.further]
     for rule in rules:
         if rule.expected_sign not in (-1, 0, 1):
@@ -237,8 +266,9 @@ def compose_arms(
 ) -> dict[str, DictConfig]:
     """Composes the config of every arm and of everything prepared, by name.
 
-    Arms take the claim's own overrides, then the caller's. What is prepared may be another
-    method's experiment: it takes those of the caller's that change nothing that is computed.
+    Arms take the claim's own overrides, then the caller's. What is prepared and no arm may be
+    another method's experiment: it takes those of the caller's that change nothing that is
+    computed.
 
     Raises:
         ClaimError: an arm whose experiment calls itself otherwise, or an override of what the
@@ -259,12 +289,16 @@ def compose_arms(
             )
         configs[arm] = config
     for name, experiment in claim.prepare.items():
-        configs[name] = compose_experiment(experiment, prepare_overrides(name, overrides), conf)
+        if name not in claim.arms:
+            settings = prepare_overrides(claim, name, overrides)
+            configs[name] = compose_experiment(experiment, settings, conf)
     return configs
 
 
-def prepare_overrides(name: str, overrides: Sequence[str]) -> list[str]:
+def prepare_overrides(claim: Claim, name: str, overrides: Sequence[str]) -> list[str]:
     """Hydra overrides of what the claim prepares under `name`."""
+    if name in claim.arms:
+        return [*claim.overrides, *overrides]
     return [o for o in overrides if not changes_claim(o)] + [f"arm={name}"]
 
 
@@ -312,7 +346,7 @@ def claim_hash(claim: Claim, configs: Mapping[str, DictConfig]) -> str:
             name: comparable(configs[name], seed=0, data_root="", output_dir="") for name in names
         }
 
-    content = {"claim": asdict(claim), "arms": plain(claim.arms)}
+    content = {"claim": as_written(claim), "arms": plain(claim.arms)}
     if claim.prepare:
         content["prepare"] = plain(claim.prepare)
     else:
@@ -321,6 +355,15 @@ def claim_hash(claim: Claim, configs: Mapping[str, DictConfig]) -> str:
         if not content["claim"][later]:
             del content["claim"][later]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def as_written(claim: Claim) -> dict[str, Any]:
+    """The claim as plain values; `per_query` only where it is given."""
+    content = asdict(claim)
+    for compared in (content["primary"], *content["further"]):
+        if not compared["per_query"]:
+            del compared["per_query"]
+    return content
 
 
 def comparable(config: DictConfig, **values: Any) -> dict[str, Any]:

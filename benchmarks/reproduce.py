@@ -6,9 +6,9 @@ The claim (arms, primary metric, seeds, expected sign, smallest difference that 
 control) is written before the run in conf/reproduce/METHOD.yaml, other claims of the method in
 conf/reproduce/METHOD/NAME.yaml. Its hash names the folder outputs/reproduce/METHOD/NAME-HASH/ and
 travels with every results.json. Finished runs are reused. What the claim prepares (a pre-training,
-say) runs before the arms, once per seed. The verdict's rule is `statistics.verdict`. Exit status:
-0 once all runs finished, whatever the verdict; 1 if a run failed; 2 if what was asked makes no
-sense.
+say, or an arm that others start from) runs before the arms, once per seed. The verdict's rule is
+`statistics.verdict`. Exit status: 0 once all runs finished, whatever the verdict; 1 if a run
+failed; 2 if what was asked makes no sense.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from benchmarks.claims import (
     Claim,
     ClaimError,
     Showcase,
+    as_written,
     changes_claim,
     claim_hash,
     compose_arms,
@@ -128,13 +128,14 @@ def reproduce(
 
         errors = _prepare(claim, prepared, missing, overrides, base, start)
         failed = {run.seed for run in errors}
-        if startable := [run for run in missing if run.seed not in failed]:
+        startable = [run for run in missing if run.seed not in failed and run.results() is None]
+        if startable:
             errors |= start(startable, [*claim.overrides, *overrides], base / "multirun.log")
         for run in missing:
             if run.seed in failed:
-                errors[run] = "not started, because what it is prepared from failed"
+                errors.setdefault(run, "not started, because what it is prepared from failed")
 
-    outcome = summary.collect(runs, claim.primary.metric, errors)
+    outcome = summary.collect(runs, claim, errors)
     outcome.failures.update({(r.arm, r.seed): errors[r] for r in prepared if r in errors})
     comparisons, decided = summary.compare(claim, outcome)
     content = summary.summarise(claim, outcome, comparisons, decided)
@@ -201,7 +202,7 @@ def _prepare(
         wanted = [run for run in prepared if run.arm == name and run.seed in seeds]
         if unfinished := [run for run in wanted if run.results() is None]:
             log = base / f"prepare-{name}.log"
-            errors |= start(unfinished, prepare_overrides(name, overrides), log)
+            errors |= start(unfinished, prepare_overrides(claim, name, overrides), log)
     return errors
 
 
@@ -266,7 +267,7 @@ def _register(
     precision = resolve_precision(configs[claim.primary.method])
     base.mkdir(parents=True, exist_ok=True)
     content = {**identity, "precision": precision, "overrides": list(overrides)}
-    path.write_text(json.dumps(content | {"claim": asdict(claim)}, indent=2) + "\n")
+    path.write_text(json.dumps(content | {"claim": as_written(claim)}, indent=2) + "\n")
     return precision
 
 

@@ -1,13 +1,20 @@
-"""Paired comparison of two arms, and the rule that turns it into a verdict. Maths by scipy."""
+"""Paired comparison of two arms, and the rule that turns it into a verdict. Maths by scipy.
+
+Shapes: S seeds, Q test queries, R resamples.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy import stats
 
 Answer = Literal["yes", "no", "undecided"]
+RESAMPLES = 10_000
+CHUNK = 2**21  # queries drawn in one go
 
 
 @dataclass(frozen=True)
@@ -18,8 +25,10 @@ class Paired:
         method, baseline: names of the arms.
         differences: seed -> difference.
         mean: mean difference; nan without seeds.
-        low, high: 95% confidence interval of the mean (Student's t); nan below two seeds.
-        pvalue: two-sided paired t-test; nan below two seeds.
+        low, high: 95% confidence interval of the mean (Student's t, or percentiles of a bootstrap);
+            nan below two seeds.
+        pvalue: two-sided paired t-test; nan below two seeds and with a bootstrap.
+        queries: Q if the interval comes from a bootstrap over seeds and queries, else 0.
     """
 
     method: str
@@ -29,6 +38,13 @@ class Paired:
     low: float
     high: float
     pvalue: float
+    queries: int = 0
+
+    @property
+    def interval(self) -> str:
+        """The interval in words."""
+        kind = f"bootstrap interval over seeds and {self.queries} queries"
+        return f"95% {kind if self.queries else 'interval'} {self.low:+.2f} to {self.high:+.2f}"
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,49 @@ def paired(
         float(interval.high),
         float(test.pvalue),
     )
+
+
+def paired_by_query(
+    method: str,
+    baseline: str,
+    of_method: Mapping[int, NDArray[np.float64]],
+    of_baseline: Mapping[int, NDArray[np.float64]],
+) -> Paired:
+    """Compares two arms seed by seed and query by query; unshared seeds are left out.
+
+    Args: `of_*` map seed -> the metric of each test query (Q,), of the same queries throughout.
+    """
+    seeds = sorted(of_method.keys() & of_baseline.keys())
+    by_query = [of_method[seed] - of_baseline[seed] for seed in seeds]
+    differences = {seed: float(d.mean()) for seed, d in zip(seeds, by_query, strict=True)}
+    low = high = float("nan")
+    if len(seeds) > 1:
+        low, high = np.percentile(bootstrap_means(np.stack(by_query)), [2.5, 97.5]).tolist()
+    queries = len(by_query[0]) if by_query else 0
+    mean = mean_std(differences)[0]
+    return Paired(method, baseline, differences, mean, low, high, float("nan"), queries)
+
+
+def bootstrap_means(
+    differences: NDArray[np.float64], resamples: int = RESAMPLES, seed: int = 0
+) -> NDArray[np.float64]:
+    """(R,) means of `differences` (S, Q) over S seeds and Q queries drawn with replacement.
+
+    A resample draws its queries once for all its seeds: these were asked the same ones, so that an
+    easy query is easy for all of them.
+    """
+    seeds, queries = differences.shape
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(seeds, size=(resamples, seeds))
+    weights = (drawn[:, :, None] == np.arange(seeds)).mean(axis=1)
+    means = np.empty(resamples)
+    for start in range(0, resamples, step := max(1, CHUNK // queries)):
+        rows = weights[start : start + step]
+        drawn = generator.integers(queries, size=(len(rows), queries))
+        drawn += queries * np.arange(len(rows))[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
+        means[start : start + step] = (rows * (counts @ differences.T)).sum(axis=1) / queries
+    return means
 
 
 def meets(comparison: Paired, sign: int, smallest: float) -> bool:
@@ -119,8 +178,7 @@ def verdict(
             "and an interval needs two.",
         )
     said = (
-        f"{primary.method} - {primary.baseline} is {primary.mean:+.2f} {unit} "
-        f"(95% interval {primary.low:+.2f} to {primary.high:+.2f})"
+        f"{primary.method} - {primary.baseline} is {primary.mean:+.2f} {unit} ({primary.interval})"
     )
     wanted = f"the {smallest:.2f} {unit} that matter"
     if rules_out(primary, sign, smallest):

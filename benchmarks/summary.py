@@ -2,17 +2,20 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from benchmarks.claims import Claim, Further
+from benchmarks.claims import Claim, Further, Primary, as_written
 from benchmarks.launch import Run
-from benchmarks.statistics import Paired, Verdict, mean_std, paired, verdict
+from benchmarks.statistics import Paired, Verdict, mean_std, paired, paired_by_query, verdict
 
 
 @dataclass(frozen=True)
@@ -22,10 +25,14 @@ class Outcome:
     Attributes:
         results: (arm, seed) -> results.json.
         failures: (arm, seed) -> tail of the error.
+        queries: (`per_query` file, metric) -> (arm, seed) -> the metric of each test query.
     """
 
     results: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     failures: dict[tuple[str, int], str] = field(default_factory=dict)
+    queries: dict[tuple[str, str], dict[tuple[str, int], NDArray[np.float64]]] = field(
+        default_factory=dict
+    )
 
     def values(self, arm: str, metric: str) -> dict[int, float]:
         """Seed -> metric of the arm's finished runs."""
@@ -35,16 +42,23 @@ class Outcome:
             if name == arm and metric in found["metrics"]
         }
 
+    def values_by_query(self, arm: str, file: str, metric: str) -> dict[int, NDArray[np.float64]]:
+        """Seed -> metric of each test query, of the arm's finished runs."""
+        found = self.queries.get((file, metric), {})
+        return {s: v for (name, s), v in found.items() if name == arm and (name, s) in self.results}
 
-def collect(runs: Sequence[Run], metric: str, launched: Mapping[Run, str]) -> Outcome:
+
+def collect(runs: Sequence[Run], claim: Claim, launched: Mapping[Run, str]) -> Outcome:
     """Reads the results of all runs.
+
+    A finished run without the primary metric, or with a NaN there, counts as failed; so does one
+    that lacks the metric of each query where the claim needs it.
 
     Args:
         runs: every run that may lie in the claim's folder.
-        metric: without it, or with a NaN, a finished run counts as failed.
         launched: the runs that had to finish -> the tail of their error if they have not.
     """
-    outcome = Outcome()
+    outcome, metric = Outcome(), claim.primary.metric
     for run in runs:
         key = (run.arm, run.seed)
         results = run.results()
@@ -60,7 +74,57 @@ def collect(runs: Sequence[Run], metric: str, launched: Mapping[Run, str]) -> Ou
             outcome.failures[key] = f"{metric} is {value} in {run.folder}/results.json"
         else:
             outcome.results[key] = results
+    for (file, metric), arms in claim.by_query().items():
+        _collect_queries([run for run in runs if run.arm in arms], file, metric, outcome)
     return outcome
+
+
+def _collect_queries(runs: Sequence[Run], file: str, metric: str, outcome: Outcome) -> None:
+    """Reads the metric of each query; a run whose file cannot be used becomes a failed one."""
+    found: dict[Run, NDArray[np.float64]] = {}
+    refused: dict[Run, str] = {}
+    for run in runs:
+        if results := outcome.results.get((run.arm, run.seed)):
+            try:
+                found[run] = _read_queries(run.folder / file, metric, results["metrics"])
+            except ValueError as error:
+                refused[run] = str(error)
+    counts = Counter(map(len, found.values()))
+    usual = counts.most_common(1)[0][0] if counts else 0
+    for run, values in found.items():
+        if len(values) != usual:
+            other = next(run for run, values in found.items() if len(values) == usual)
+            refused[run] = (
+                f"{run.folder / file} has {metric} of {len(values)} queries, {other.folder / file} "
+                f"of {usual}: all arms must be asked the same queries in the same order"
+            )
+    for run, text in refused.items():
+        outcome.failures[run.arm, run.seed] = text
+        del outcome.results[run.arm, run.seed]
+    outcome.queries[file, metric] = {(run.arm, run.seed): v for run, v in found.items()}
+
+
+def _read_queries(path: Path, metric: str, metrics: Mapping[str, float]) -> NDArray[np.float64]:
+    """(Q,) the metric of each query.
+
+    Raises:
+        ValueError: the file is missing or damaged, or the run's metric is not the mean of it.
+    """
+    try:
+        values = np.array(json.loads(path.read_text())[metric], dtype=np.float64)
+    except OSError as error:
+        raise ValueError(f"the claim's bootstrap needs {path}: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} holds no list of numbers under '{metric}': {error!r}") from None
+    if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+        raise ValueError(f"{path}: '{metric}' must be one finite number for each test query")
+    stated = metrics.get(metric, math.nan)
+    if not math.isclose(values.mean(), stated, rel_tol=1e-4, abs_tol=1e-6):
+        raise ValueError(
+            f"{path}: the mean over queries is {values.mean():g}, but {metric} in results.json is "
+            f"{stated:g}: the file must be of this run and in the same unit"
+        )
+    return values
 
 
 def compare(claim: Claim, outcome: Outcome) -> tuple[list[Paired], Verdict]:
@@ -69,8 +133,7 @@ def compare(claim: Claim, outcome: Outcome) -> tuple[list[Paired], Verdict]:
     A failed run of a decisive arm leaves the claim undecided: the seeds that survive are a choice
     that nobody registered.
     """
-    metric = claim.primary.metric
-    comparisons = [_paired(outcome, metric, p.method, p.baseline) for p in claim.pairs()]
+    comparisons = [_paired(outcome, claim.primary, p.method, p.baseline) for p in claim.pairs()]
     return comparisons, _decide(claim, claim, outcome, comparisons[0], comparisons[1])
 
 
@@ -78,8 +141,8 @@ def judge_further(claim: Claim, outcome: Outcome) -> list[dict[str, Any]]:
     """The further claims: name, words, metric, both comparisons and verdict of each."""
     found = []
     for further in claim.further:
-        primary = _paired(outcome, further.metric, further.method, further.baseline)
-        control = _paired(outcome, further.metric, further.control, further.control_baseline)
+        primary = _paired(outcome, further, further.method, further.baseline)
+        control = _paired(outcome, further, further.control, further.control_baseline)
         decided = _decide(claim, further, outcome, primary, control)
         found.append(
             {
@@ -87,7 +150,7 @@ def judge_further(claim: Claim, outcome: Outcome) -> list[dict[str, Any]]:
                 "claim": further.claim,
                 "metric": further.metric,
                 "smallest_difference": further.smallest_difference,
-                "comparisons": [asdict(primary), asdict(control)],
+                "comparisons": [_plain(primary), _plain(control)],
                 "verdict": decided.answer,
                 "reason": decided.reason,
             }
@@ -95,10 +158,20 @@ def judge_further(claim: Claim, outcome: Outcome) -> list[dict[str, Any]]:
     return found
 
 
-def _paired(outcome: Outcome, metric: str, method: str, baseline: str) -> Paired:
+def _paired(outcome: Outcome, rule: Primary | Further, method: str, baseline: str) -> Paired:
+    if file := rule.per_query:
+        of_method, of_baseline = (
+            outcome.values_by_query(arm, file, rule.metric) for arm in (method, baseline)
+        )
+        return paired_by_query(method, baseline, of_method, of_baseline)
     return paired(
-        method, baseline, outcome.values(method, metric), outcome.values(baseline, metric)
+        method, baseline, outcome.values(method, rule.metric), outcome.values(baseline, rule.metric)
     )
+
+
+def _plain(comparison: Paired) -> dict[str, Any]:
+    """As plain values; `queries` only with a bootstrap."""
+    return {k: v for k, v in asdict(comparison).items() if k != "queries" or v}
 
 
 def _decide(
@@ -140,11 +213,11 @@ def summarise(
     results = list(outcome.results.values())
     plain = {
         "schema": 1,
-        "claim": asdict(claim),
+        "claim": as_written(claim),
         "verdict": decided.answer,
         "reason": decided.reason,
         "arms": arms,
-        "comparisons": [asdict(comparison) for comparison in comparisons],
+        "comparisons": [_plain(comparison) for comparison in comparisons],
         "further": judge_further(claim, outcome),
         "git_commits": sorted({str(r.get("git_commit")) for r in results}),
         "precisions": sorted({str(r.get("precision")) for r in results}),
@@ -188,7 +261,9 @@ def preparation(claim: Claim, runs: Sequence[Run]) -> dict[str, Any]:
 def preparation_lines(summary: Mapping[str, Any]) -> list[str]:
     """One sentence for each thing that was prepared."""
     return [
-        f"Prepared once per seed: {name} ({entry['experiment']}), "
+        f"Trained first, because other arms start from it: {name}; theirs do not count its CPU s."
+        if name in summary["arms"]
+        else f"Prepared once per seed: {name} ({entry['experiment']}), "
         f"{number(entry['cpu_seconds'], '.0f')} CPU s, not counted above."
         for name, entry in (summary.get("prepared") or {}).items()
     ]
@@ -251,19 +326,24 @@ def comparison_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[st
         if index > 1 and not pair["differences"]:
             continue  # an optional arm that was not asked for
         kind = {0: " (primary)", 1: " (control)"}.get(index, "")
-        interval = "-"
-        if pair["low"] is not None:
-            interval = f"{pair['low']:+.2f} to {pair['high']:+.2f}"
+        queries = f", {pair['queries']} queries" if pair.get("queries") else ""
         rows.append(
             [
                 f"{pair['method']} - {pair['baseline']}{kind}",
                 number(pair["mean"], "+.2f"),
-                interval,
+                _interval(pair),
                 "<0.001" if (p := pair["pvalue"]) is not None and p < 0.001 else number(p, ".3f"),
-                str(len(pair["differences"])),
+                f"{len(pair['differences'])}{queries}",
             ]
         )
     return header, rows
+
+
+def _interval(pair: Mapping[str, Any]) -> str:
+    if pair["low"] is None:
+        return "-"
+    kind = " (bootstrap)" if pair.get("queries") else ""
+    return f"{pair['low']:+.2f} to {pair['high']:+.2f}{kind}"
 
 
 def further_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -272,16 +352,13 @@ def further_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
     rows = []
     for further in summary.get("further") or []:
         pair, control = further["comparisons"]
-        interval = "-"
-        if pair["low"] is not None:
-            interval = f"{pair['low']:+.2f} to {pair['high']:+.2f}"
         rows.append(
             [
                 further["name"],
                 further["metric"],
                 f"{pair['method']} - {pair['baseline']}",
                 number(pair["mean"], "+.2f"),
-                interval,
+                _interval(pair),
                 f"{control['method']} - {control['baseline']} {number(control['mean'], '+.2f')}",
                 further["verdict"],
             ]

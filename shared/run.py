@@ -185,9 +185,9 @@ def resolve_precision(cfg: DictConfig) -> str:
         datamodule.setup("fit")
         batch = next(iter(datamodule.train_dataloader()))
         gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
-        choice = choose_precision(
-            _instantiate(plain["method"]), batch, device="cuda" if gpu else "cpu"
-        )
+        module = _instantiate(plain["method"])
+        module.attach(datamodule)
+        choice = choose_precision(module, batch, device="cuda" if gpu else "cpu")
     torch.set_num_threads(threads)
     log.info("%s", choice)
     return choice.precision

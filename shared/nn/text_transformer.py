@@ -1,4 +1,4 @@
-"""One text transformer for all papers: BERT, with optional cross-attention and causal mode.
+"""One text transformer for all papers: BERT or RoBERTa, with optional cross-attention, causal mode.
 
 Shapes: B texts, L tokens, D hidden size, H heads, R contexts (images) of N tokens and width C.
 
@@ -157,7 +157,7 @@ class TransformerLayer(nn.Module):
 
 
 class Embeddings(nn.Module):
-    """Word, position and type (always type 0) embeddings, summed, then LayerNorm and dropout."""
+    """Word, position and type embeddings, summed, then LayerNorm and dropout."""
 
     def __init__(
         self,
@@ -168,28 +168,49 @@ class Embeddings(nn.Module):
         dropout: float,
         eps: float,
         pad_id: int,
+        positions_after_pad: bool,
     ):
         super().__init__()
-        self.dropout = dropout
+        self.dropout, self.pad_id, self.positions_after_pad = dropout, pad_id, positions_after_pad
         self.word = nn.Embedding(vocab_size, width, padding_idx=pad_id)
-        self.position = nn.Embedding(max_positions, width)
+        padding_position = pad_id if positions_after_pad else None
+        self.position = nn.Embedding(max_positions, width, padding_idx=padding_position)
         # BLIP's texts have no types at all.
         self.token_type = nn.Embedding(type_vocab_size, width) if type_vocab_size else None
         self.norm = nn.LayerNorm(width, eps)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """(B, L) -> (B, L, D).
+    def forward(self, ids: Tensor, types: Tensor | None = None) -> Tensor:
+        """(B, L) ids and token types (None: all 0) -> (B, L, D).
 
         Raises:
-            ValueError: more tokens than positions.
+            ValueError: more tokens than positions, or types for a model that has none.
         """
-        length, most = ids.shape[1], self.position.num_embeddings
-        if length > most:
-            raise ValueError(f"a text of {length} tokens exceeds the {most} positions of the model")
-        summed = self.word(ids) + self.position.weight[:length]
+        summed = self.word(ids) + self._positions(ids)
         if self.token_type is not None:
-            summed = summed + self.token_type.weight[0]
+            summed = summed + (
+                self.token_type.weight[0] if types is None else self.token_type(types)
+            )
+        elif types is not None:
+            raise ValueError("token types given, but the model has no type embeddings")
         return F.dropout(self.norm(summed), self.dropout, self.training)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest text."""
+        spared = self.pad_id + 1 if self.positions_after_pad else 0
+        return self.position.num_embeddings - spared
+
+    def _positions(self, ids: Tensor) -> Tensor:
+        """(L, D), or (B, L, D) where positions count the tokens that are no padding."""
+        length = ids.shape[1]
+        if length > self.max_length:
+            raise ValueError(
+                f"a text of {length} tokens exceeds the {self.max_length} positions of the model"
+            )
+        if not self.positions_after_pad:
+            return self.position.weight[:length]
+        token = ids != self.pad_id
+        return self.position(token.cumsum(dim=1) * token + self.pad_id)
 
 
 class TextTransformer(nn.Module):
@@ -203,6 +224,8 @@ class TextTransformer(nn.Module):
         share_projections: so many consecutive layers with cross-attention share its key and value
             projections (2 in ALBEF's NLVR2 network, whose twins look at one image each).
         pad_id: id of padding.
+        positions_after_pad: positions as in RoBERTa: padding has position `pad_id`, tokens those
+            after it, counted over tokens only; so `max_positions` leaves room for pad_id + 1 fewer.
         initial_std: of weights; 0.02 is right for BERT's width, about 1 / sqrt(3 D) for small ones.
 
     Masks (B, L) are 1 (or True) for tokens, 0 for padding. Weights start as N(0, 0.02), biases as
@@ -224,6 +247,7 @@ class TextTransformer(nn.Module):
         context_width: int | None = None,
         share_projections: int = 1,
         pad_id: int = 0,
+        positions_after_pad: bool = False,
         initial_std: float = 0.02,
     ):
         super().__init__()
@@ -232,7 +256,8 @@ class TextTransformer(nn.Module):
         self.width, self.pad_id = hidden_size, pad_id
         self.fusion_layer = num_layers if cross_attention_from is None else cross_attention_from
         self.embeddings = Embeddings(
-            vocab_size, hidden_size, max_positions, type_vocab_size, dropout, eps, pad_id
+            *(vocab_size, hidden_size, max_positions, type_vocab_size, dropout, eps),
+            *(pad_id, positions_after_pad),
         )
         self.layers = nn.ModuleList(
             TransformerLayer(
@@ -260,9 +285,15 @@ class TextTransformer(nn.Module):
         visible = attention_mask(mask, causal)
         return self._fuse(self._encode(self.embeddings(ids), visible), visible, context)
 
-    def encode(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Embeddings and the layers without cross-attention ("text" mode): -> (B, L, D)."""
-        return self._encode(self.embeddings(ids), attention_mask(mask))
+    def encode(
+        self, ids: Tensor, mask: Tensor, types: Tensor | None = None, first_only: bool = False
+    ) -> Tensor:
+        """Embeddings and the layers without cross-attention ("text" mode): -> (B, L, D).
+
+        With `first_only` the last layer of a model without cross-attention computes nothing but
+        the first token: (B, 1, D).
+        """
+        return self._encode(self.embeddings(ids, types), attention_mask(mask), first_only)
 
     def fuse(
         self,
@@ -291,9 +322,10 @@ class TextTransformer(nn.Module):
             for layer in self.fusion_layers[start::every]
         ]
 
-    def _encode(self, hidden: Tensor, visible: Tensor) -> Tensor:
+    def _encode(self, hidden: Tensor, visible: Tensor, first_only: bool = False) -> Tensor:
+        last = self.layers[-1]
         for layer in self.layers[: self.fusion_layer]:
-            hidden = layer(hidden, visible)
+            hidden = layer(hidden, visible, first_only=first_only and layer is last)
         return hidden
 
     def _fuse(

@@ -56,6 +56,12 @@ class Method(pl.LightningModule):
 
     memory_format: torch.memory_format = torch.contiguous_format
 
+    def attach(self, datamodule: Any) -> None:
+        """Take from the data what a training step needs beside its batch, such as a tokeniser.
+
+        Called before any step, also where there is no Trainer.
+        """
+
     def lay_out(self, network: nn.Module, channels_last: bool) -> None:
         """Choose the memory format of a convolutional network and of the images it gets.
 

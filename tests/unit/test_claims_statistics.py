@@ -2,12 +2,23 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmarks.statistics import Paired, mean_std, meets, paired, rules_out, verdict
+from benchmarks import statistics
+from benchmarks.statistics import (
+    Paired,
+    bootstrap_means,
+    mean_std,
+    meets,
+    paired,
+    paired_by_query,
+    rules_out,
+    verdict,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Precision loss occurred")  # equal numbers
 
@@ -119,3 +130,104 @@ def test_a_better_method_never_gets_a_worse_verdict(mean, half, more, smallest):
     lower = verdict(interval(mean - half, mean + half), control, 1, smallest)
     higher = verdict(interval(mean - half + more, mean + half + more), control, 1, smallest)
     assert ORDER[lower.answer] <= ORDER[higher.answer]
+
+
+def by_query(seeds=3, queries=400, noise=1.0, seed=0):
+    """Seed -> the metric of each query: some queries are easier than others, for all seeds."""
+    generator = np.random.default_rng(seed)
+    easy = generator.normal(50, 20, queries)
+    return {s: easy + generator.normal(0, noise, queries) for s in range(1, seeds + 1)}
+
+
+def test_identical_arms_differ_by_nothing():
+    arm = by_query()
+    found = paired_by_query("ours", "base", arm, arm)
+    assert (found.mean, found.low, found.high) == (0, 0, 0)
+    assert (found.queries, len(found.differences)) == (400, 3)
+
+
+def test_two_runs_of_the_same_arm_have_an_interval_around_zero():
+    found = paired_by_query("ours", "base", by_query(seed=1, noise=9), by_query(seed=1, noise=8))
+    assert found.low < 0 < found.high
+
+
+def test_a_constant_shift_is_found_exactly():
+    arm = by_query()
+    shifted = {seed: values + 2.5 for seed, values in arm.items()}
+    found = paired_by_query("ours", "base", shifted, arm)
+    assert (found.mean, found.low, found.high) == pytest.approx((2.5, 2.5, 2.5), abs=1e-9)
+    assert math.isnan(found.pvalue)
+
+
+def test_the_pairing_takes_out_what_makes_a_query_easy():
+    arm = by_query()
+    better = {
+        seed: values + np.random.default_rng(seed).normal(2, 1, 400) for seed, values in arm.items()
+    }
+    found = paired_by_query("ours", "base", better, arm)
+    assert 1.8 < found.low < found.mean < found.high < 2.2
+
+
+def test_seeds_of_opposite_signs_make_the_interval_wide():
+    arm = by_query()
+    swinging = {seed: values + (4, -4, 1)[seed - 1] for seed, values in arm.items()}
+    found = paired_by_query("ours", "base", swinging, arm)
+    assert found.mean == pytest.approx(1 / 3)
+    # All three draws fall on the same seed in one resample of 27 (for each).
+    assert (found.low, found.high) == pytest.approx((-4, 4))
+
+
+def test_few_queries_make_the_interval_wide_however_alike_the_seeds_are():
+    generator = np.random.default_rng(3)
+    lead = generator.normal(1, 20, 100)  # the same in every seed
+    arm = by_query(queries=100)
+    found = paired_by_query("ours", "base", {s: v + lead for s, v in arm.items()}, arm)
+    error = lead.std(ddof=1) / 10
+    assert found.mean == pytest.approx(lead.mean())
+    assert found.low == pytest.approx(lead.mean() - 1.96 * error, abs=0.2 * error)
+    assert found.high == pytest.approx(lead.mean() + 1.96 * error, abs=0.2 * error)
+
+
+def test_resamples_have_the_variance_of_both_levels():
+    seeds, queries = 6, 50
+    generator = np.random.default_rng(4)
+    of_seed, of_query = generator.normal(0, 3, (seeds, 1)), generator.normal(0, 5, queries)
+    means = bootstrap_means(of_seed + of_query, resamples=20_000)
+    expected = of_seed.var() / seeds + of_query.var() / queries
+    assert means.var() == pytest.approx(expected, rel=0.05)
+    assert means.mean() == pytest.approx((of_seed + of_query).mean(), abs=0.05)
+
+
+@pytest.mark.parametrize("chunk", [1, 1000, 10**7])
+def test_resamples_are_the_same_each_time_in_chunks_of_any_size(monkeypatch, chunk):
+    differences = np.random.default_rng(5).normal(size=(3, 70))
+    expected = bootstrap_means(differences, resamples=200)
+    assert np.array_equal(expected, bootstrap_means(differences, resamples=200))
+    monkeypatch.setattr(statistics, "CHUNK", chunk)
+    np.testing.assert_allclose(bootstrap_means(differences, resamples=200), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("seeds", [0, 1])
+def test_below_two_seeds_there_is_no_bootstrap_either(seeds):
+    found = paired_by_query("ours", "base", by_query(seeds), by_query(seeds))
+    assert math.isnan(found.low)
+    assert verdict(found, None, 1, 1.0).answer == "undecided"
+
+
+def test_only_shared_seeds_are_paired_by_query():
+    found = paired_by_query("ours", "base", by_query(3), {2: np.zeros(400), 9: np.zeros(400)})
+    assert list(found.differences) == [2]
+
+
+def test_a_verdict_by_bootstrap_says_so():
+    arm = by_query()
+    better = {seed: values + 3 for seed, values in arm.items()}
+    worse = {seed: values - 3 for seed, values in arm.items()}
+    found = verdict(
+        paired_by_query("ours", "base", better, arm),
+        paired_by_query("broken", "base", worse, arm),
+        1,
+        1.0,
+    )
+    assert found.answer == "yes"
+    assert "(95% bootstrap interval over seeds and 400 queries +3.00 to +3.00)" in found.reason

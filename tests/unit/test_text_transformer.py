@@ -83,12 +83,15 @@ def written_out(
     context: Tensor | None = None,
     causal: bool = False,
     layers: int | None = None,
+    first_position: int = 0,
+    types: Sequence[int] | None = None,
 ) -> Tensor:
     """One text without padding -> (L, D)."""
     e = model.embeddings
-    hidden = torch.stack([e.word.weight[i] + e.position.weight[p] for p, i in enumerate(ids)])
+    positions = e.position.weight[first_position:]
+    hidden = torch.stack([e.word.weight[i] + positions[p] for p, i in enumerate(ids)])
     if e.token_type is not None:
-        hidden = hidden + e.token_type.weight[0]
+        hidden = hidden + e.token_type.weight[[0] * len(ids) if types is None else list(types)]
     hidden = e.norm(hidden)
     for layer in model.layers[:layers]:
         assert isinstance(layer, TransformerLayer)
@@ -157,6 +160,104 @@ def test_the_first_token_alone() -> None:
         gradients.append([fused[:, 0], *(p.grad for p in model.parameters())])
     for whole, first in zip(*gradients, strict=True):
         torch.testing.assert_close(first, whole)
+
+
+def test_the_first_token_alone_of_a_model_without_cross_attention() -> None:
+    """Quicker, with the same gradients; below layers with cross-attention all tokens are needed."""
+    model, (ids, mask) = transformer(cross_attention_from=None, context_width=None), texts()
+    gradients = []
+    for first_only in (False, True):
+        model.zero_grad()
+        hidden = model.encode(ids, mask, first_only=first_only)
+        assert hidden.shape == (4, 1 if first_only else 6, WIDTH)
+        hidden[:, 0].square().sum().backward()
+        gradients.append([hidden[:, 0], *(p.grad for p in model.parameters())])
+    for whole, first in zip(*gradients, strict=True):
+        torch.testing.assert_close(first, whole)
+    assert transformer().encode(ids, mask, first_only=True).shape == (4, 6, WIDTH)
+
+
+# --- token types ---
+
+
+def test_token_types() -> None:
+    model, (ids, mask) = transformer(), texts()
+    types = torch.tensor([[0, 0, 1, 1, 1, 1]] * 4)
+    found = model.encode(ids, mask, types)
+    expected = [
+        written_out(model, row, layers=2, types=kinds)
+        for row, kinds in zip(unpadded(ids, mask), unpadded(types, mask), strict=True)
+    ]
+    assert_rows(found, mask, expected)
+    assert torch.equal(model.encode(ids, mask, torch.zeros_like(ids)), model.encode(ids, mask))
+
+
+def test_token_types_that_the_model_does_not_have() -> None:
+    model, (ids, mask) = transformer(type_vocab_size=0), texts()
+    with pytest.raises(ValueError, match="token types given, but the model has no type embedding"):
+        model.encode(ids, mask, torch.zeros_like(ids))
+    with pytest.raises(IndexError):
+        transformer(type_vocab_size=1).encode(ids, mask, torch.ones_like(ids))
+
+
+# --- positions as in RoBERTa ---
+
+
+def roberta(**changes: Any) -> TextTransformer:
+    """Padding is 1, so that the first token has position 2."""
+    form = {"pad_id": 1, "positions_after_pad": True, "max_positions": 8}
+    plain = {"cross_attention_from": None, "context_width": None, "type_vocab_size": 1}
+    return transformer(**form | plain | changes)
+
+
+def roberta_texts(count: int = 4, length: int = 6) -> tuple[Tensor, Tensor]:
+    ids, mask = texts(count, length)
+    return torch.where(mask.bool(), ids.clamp_min(2), 1), mask
+
+
+def test_positions_of_roberta_begin_after_that_of_padding() -> None:
+    model, (ids, mask) = roberta(), roberta_texts()
+    assert model.embeddings.max_length == 6
+    expected = [written_out(model, row, first_position=2) for row in unpadded(ids, mask)]
+    assert_rows(model.encode(ids, mask), mask, expected)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(0, 2), min_size=3, max_size=3))
+def test_positions_of_roberta_count_tokens_only(padding: list[int]) -> None:
+    """So padding may stand on the left, and each text be moved as far as it likes."""
+    model, (ids, mask) = roberta(), roberta_texts(3, 4)
+    moved, seen = torch.ones(3, 6, dtype=torch.long), torch.zeros(3, 6, dtype=torch.long)
+    for row, left in enumerate(padding):
+        moved[row, left : left + 4], seen[row, left : left + 4] = ids[row], mask[row]
+    found = model.encode(moved, seen)[seen.bool()]
+    torch.testing.assert_close(found, model.encode(ids, mask)[mask.bool()])
+
+
+def test_positions_of_bert_count_all_places() -> None:
+    model, (ids, mask) = roberta(positions_after_pad=False), roberta_texts(3, 4)
+    assert model.embeddings.max_length == 8
+    found = model.encode(F.pad(ids, (1, 0), value=1), F.pad(mask, (1, 0)))[:, 1:]
+    assert not torch.allclose(found[mask.bool()], model.encode(ids, mask)[mask.bool()])
+
+
+def test_too_many_tokens_for_the_positions_of_roberta() -> None:
+    """514 rows serve 512 tokens."""
+    ids, mask = roberta_texts(length=7)
+    with pytest.raises(ValueError, match="a text of 7 tokens exceeds the 6 positions of the model"):
+        roberta().encode(ids, mask)
+
+
+def test_padding_of_roberta_has_no_position() -> None:
+    """Its row starts as 0 and is not trained; the one before it is never used."""
+    fresh = TextTransformer(WORDS, WIDTH, 1, 2, 10, 8, pad_id=1, positions_after_pad=True)
+    assert (fresh.embeddings.position.weight[1] == 0).all()
+    model, (ids, mask) = roberta(), roberta_texts()
+    model.encode(ids, mask).square().sum().backward()
+    gradient = model.embeddings.position.weight.grad
+    assert gradient is not None
+    assert (gradient[:2] == 0).all()
+    assert (gradient[2:] != 0).any(dim=1).all()
 
 
 # --- masks ---

@@ -21,7 +21,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.miniatures.packages import cache_folder
+from benchmarks.miniatures.archives import cache_folder
 from shared.data.images import DataCorruptError, DataNotFoundError
 
 log = logging.getLogger(__name__)

@@ -35,6 +35,8 @@ from benchmarks.miniatures.emoji.questions import (
 )
 from benchmarks.miniatures.emoji.scenes import (
     CLASSES,
+    LONGEST_SIDE,
+    OBJECTS,
     SIZE,
     Scene,
     coco_instances,
@@ -74,6 +76,8 @@ def vqa(
     val: int = 400,
     test: int = 600,
     classes: int = CLASSES,
+    objects: Sequence[int] = OBJECTS,
+    longest_side: Sequence[int] = LONGEST_SIDE,
 ) -> Provenance:
     """Make questions about scenes present in `root`, in the layout of VQA v2.
 
@@ -85,12 +89,13 @@ def vqa(
         train, vg, val, test: scenes, each of three questions on average.
         classes: concepts of scenes; those without a plain noun or outside the small set of pairs
             are left out.
+        objects: fewest and most of a scene. longest_side: of an object, from and to, in px.
 
     Raises:
         DataCorruptError: the answer list lacks too many test answers.
     """
     counts = {"train": train, "vg": vg, "val": val, "test": test}
-    return build_set(root, "vqa", seed, counts, classes, _write_vqa)
+    return build_set(root, "vqa", seed, counts, classes, (objects, longest_side), _write_vqa)
 
 
 def nlvr(
@@ -100,6 +105,8 @@ def nlvr(
     dev: int = 400,
     test: int = 800,
     classes: int = CLASSES,
+    objects: Sequence[int] = OBJECTS,
+    longest_side: Sequence[int] = LONGEST_SIDE,
 ) -> Provenance:
     """Make sentences about pairs of scenes present in `root`, in the layout of NLVR2.
 
@@ -110,9 +117,10 @@ def nlvr(
         train, dev, test: pairs.
         classes: concepts of scenes; those without a plain noun or outside the small set of pairs
             are left out.
+        objects: fewest and most of a scene. longest_side: of an object, from and to, in px.
     """
     counts = {"train": train, "dev": dev, "test": test}
-    return build_set(root, "nlvr", seed, counts, classes, _write_nlvr)
+    return build_set(root, "nlvr", seed, counts, classes, (objects, longest_side), _write_nlvr)
 
 
 def entailment(
@@ -122,6 +130,8 @@ def entailment(
     dev: int = 400,
     test: int = 600,
     classes: int = CLASSES,
+    objects: Sequence[int] = OBJECTS,
+    longest_side: Sequence[int] = LONGEST_SIDE,
 ) -> Provenance:
     """Make sentences about scenes present in `root`, in the layout of SNLI-VE.
 
@@ -133,9 +143,10 @@ def entailment(
         train, dev, test: scenes, each of up to three sentences on average.
         classes: concepts of scenes; those without a plain noun or outside the small set of pairs
             are left out.
+        objects: fewest and most of a scene. longest_side: of an object, from and to, in px.
     """
     counts = {"train": train, "dev": dev, "test": test}
-    return build_set(root, "ve", seed, counts, classes, _write_entailment)
+    return build_set(root, "ve", seed, counts, classes, (objects, longest_side), _write_entailment)
 
 
 def referring(
@@ -145,6 +156,8 @@ def referring(
     val: int = 600,
     test: int = 1200,
     classes: int = CLASSES,
+    objects: Sequence[int] = OBJECTS,
+    longest_side: Sequence[int] = LONGEST_SIDE,
 ) -> Provenance:
     """Make expressions for objects of scenes present in `root`, in the layout of RefCOCO+.
 
@@ -157,9 +170,12 @@ def referring(
         train, val, test: scenes.
         classes: concepts of scenes; those without a plain noun or outside the small set of pairs
             are left out.
+        objects: fewest and most of a scene. longest_side: of an object, from and to, in px.
     """
     counts = {"train": train, "val": val, "test": test}
-    return build_set(root, "refcoco+", seed, counts, classes, _write_referring)
+    return build_set(
+        root, "refcoco+", seed, counts, classes, (objects, longest_side), _write_referring
+    )
 
 
 def answer_list(train: Sequence[Item], test: Sequence[Item]) -> list[str]:
@@ -282,7 +298,12 @@ def _write_nlvr(workshop: Workshop) -> None:
     told: dict[str, list[Told]] = {}
     for split, count in workshop.counts.items():
         pairs = [
-            draw_pair(list(PAIR_TEMPLATES)[i % len(PAIR_TEMPLATES)], workshop.nouns, generator)
+            draw_pair(
+                list(PAIR_TEMPLATES)[i % len(PAIR_TEMPLATES)],
+                workshop.nouns,
+                generator,
+                workshop.objects,
+            )
             for i, generator in enumerate(workshop.generators(f"pairs {split}", count))
         ]
         made[split] = workshop.scenes(split, pairs)
@@ -350,7 +371,11 @@ def _write_referring(workshop: Workshop) -> None:
         drawn = [
             # In the test, animals and others take turns two by two.
             draw_referred(
-                workshop.nouns, i % 2 == 0, i % 4 < 2 if split == "test" else None, generator
+                workshop.nouns,
+                i % 2 == 0,
+                i % 4 < 2 if split == "test" else None,
+                generator,
+                workshop.objects,
             )
             for i, generator in enumerate(workshop.generators(f"contents {split}", count))
         ]

@@ -33,7 +33,7 @@ SIDES = ("left", "right")
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 COUNTED = {"animal": "animals", "food": "foods"}
 UNSEEN = ("old", "new", "expensive", "famous")  # what no drawing shows
-FEWEST, MOST = 2, 4  # objects of a scene
+OBJECTS = (2, 4)  # of a scene, fewest and most
 
 # Sub-groups that have a name of their own, and labels of others that some would call so, too.
 CALLED = {
@@ -159,7 +159,7 @@ def words() -> set[str]:
     places = [other for quadrant in QUADRANTS for other in (quadrant, _other_place(quadrant))]
     values = [*places, *SIDES, *NUMBERS, *UNSEEN, *KINDS, *COUNTED.values(), "objects"]
     values += [phrase for phrase, _ in CALLED.values()]
-    values += ["a", "an", "is", "are", "yes", "no", *map(str, range(MOST + 1))]
+    values += ["a", "an", "is", "are", "yes", "no", *map(str, range(OBJECTS[1] + 1))]
     return {word for text in (*fixed, *values) for word in text.split()}
 
 
@@ -282,12 +282,19 @@ def ten_answers(answer: str, alternative: str | None, disputed: bool) -> list[st
     return [answer] * (10 - others) + [alternative] * others
 
 
-def draw_pair(template: str, pool: Sequence[Noun], generator: np.random.Generator) -> Pair:
+def draw_pair(
+    template: str,
+    pool: Sequence[Noun],
+    generator: np.random.Generator,
+    objects: Sequence[int] = OBJECTS,
+) -> Pair:
     """Contents of two images and a true and a false sentence of PAIR_TEMPLATES about them.
+
+    Each image has `objects[0]` to `objects[1]` things.
 
     Over many pairs a template's true sentences name the same things as often as its false ones.
     """
-    return PAIR_TEMPLATES[template](pool, generator)
+    return PAIR_TEMPLATES[template](pool, generator, objects)
 
 
 def statements(scene: int, picture: Picture, pool: Iterable[Noun]) -> list[Statement]:
@@ -324,20 +331,27 @@ def statements(scene: int, picture: Picture, pool: Iterable[Noun]) -> list[State
     return found
 
 
-def draw_single(pool: Sequence[Noun], generator: np.random.Generator) -> Contents:
-    """Two to four concepts that one can tell apart, drawn evenly."""
-    count = int(generator.integers(FEWEST, MOST + 1))
+def draw_single(
+    pool: Sequence[Noun], generator: np.random.Generator, objects: Sequence[int] = OBJECTS
+) -> Contents:
+    """Some concepts that one can tell apart, drawn evenly; as many as `objects` says."""
+    count = _count(objects, generator)
     return Contents((tuple(draw_contents(pool, count, generator)),))
 
 
 def draw_referred(
-    pool: Sequence[Noun], akin: bool, animal: bool | None, generator: np.random.Generator
+    pool: Sequence[Noun],
+    akin: bool,
+    animal: bool | None,
+    generator: np.random.Generator,
+    objects: Sequence[int] = OBJECTS,
 ) -> Referred:
     """A picture's contents, and which of it is meant.
 
     Args:
         akin: whether another thing is of its sub-group (a distractor), or none is.
         animal: whether it is an animal; None leaves that open.
+        objects: fewest and most of the picture; two at least, if one is akin.
 
     Raises:
         ValueError: no concept of the pool is of that sort.
@@ -352,7 +366,7 @@ def draw_referred(
         raise ValueError(f"no concept with akin={akin}, animal={animal}: give more classes")
     meant = _one_of(fit, generator)
     given = [meant, _one_of(siblings(meant, pool), generator)] if akin else [meant]
-    count = int(generator.integers(FEWEST, MOST + 1))
+    count = max(_count(objects, generator), len(given))
     contents = draw_contents(pool, count, generator, given, without={meant.subgroup})
     return Referred((tuple(_mixed(contents, generator)),), meant)
 
@@ -379,9 +393,9 @@ def _other_place(quadrant: str) -> str:
     return quadrant.replace("top", "upper").replace("bottom", "lower")
 
 
-def _one_has(pool: Sequence[Noun], generator: np.random.Generator) -> Pair:
+def _one_has(pool: Sequence[Noun], generator: np.random.Generator, objects: Sequence[int]) -> Pair:
     """The false sentence names what the other image has, or, as often, what neither has."""
-    left, right = _two_counts(generator)
+    left, right = _count(objects, generator), _count(objects, generator)
     missing, *contents = _roles(pool, left + right + 1, generator)
     images = {"left": contents[:left], "right": contents[left:]}
     side = _one_of(SIDES, generator)
@@ -392,9 +406,11 @@ def _one_has(pool: Sequence[Noun], generator: np.random.Generator) -> Pair:
     return _pair("one has", list(images.values()), texts, generator, false)
 
 
-def _both_have(pool: Sequence[Noun], generator: np.random.Generator) -> Pair:
+def _both_have(
+    pool: Sequence[Noun], generator: np.random.Generator, objects: Sequence[int]
+) -> Pair:
     """The false sentence names what one of them has."""
-    left, right = _two_counts(generator)
+    left, right = _not_alone(objects, generator)
     shared, *others = _roles(pool, left + right - 1, generator)
     false = _one_of(others, generator)
     texts = [BOTH_HAVE.format(phrase=noun.phrase) for noun in (shared, false)]
@@ -402,9 +418,11 @@ def _both_have(pool: Sequence[Noun], generator: np.random.Generator) -> Pair:
     return _pair("both have", images, texts, generator, false)
 
 
-def _twice(pool: Sequence[Noun], generator: np.random.Generator) -> Pair:
+def _twice(pool: Sequence[Noun], generator: np.random.Generator, objects: Sequence[int]) -> Pair:
     """The false sentence names what is there once."""
-    one, other = _two_counts(generator)
+    one, other = _not_alone(objects, generator)
+    if one < 2:
+        one, other = other, one
     double, *others = _roles(pool, one + other - 1, generator)
     false = _one_of(others, generator)
     texts = [TWICE.format(phrase=noun.phrase) for noun in (double, false)]
@@ -412,12 +430,13 @@ def _twice(pool: Sequence[Noun], generator: np.random.Generator) -> Pair:
     return _pair("twice", _mixed(images, generator), texts, generator, false)
 
 
-def _total(pool: Sequence[Noun], generator: np.random.Generator) -> Pair:
+def _total(pool: Sequence[Noun], generator: np.random.Generator, objects: Sequence[int]) -> Pair:
     """All totals are equally frequent, in true and in false sentences."""
-    totals = range(2 * FEWEST, 2 * MOST + 1)
+    fewest, most = objects
+    totals = range(2 * fewest, 2 * most + 1)
     true = _one_of(totals, generator)
     false = _one_of([number for number in totals if number != true], generator)
-    left = int(generator.integers(max(FEWEST, true - MOST), min(MOST, true - FEWEST) + 1))
+    left = int(generator.integers(max(fewest, true - most), min(most, true - fewest) + 1))
     images = [draw_contents(pool, count, generator) for count in (left, true - left)]
     texts = [IN_TOTAL.format(number=NUMBERS[number]) for number in (true, false)]
     return _pair("total", images, texts, generator)
@@ -445,9 +464,16 @@ def _roles(pool: Sequence[Noun], count: int, generator: np.random.Generator) -> 
     return _mixed(draw_contents(pool, count, generator), generator)
 
 
-def _two_counts(generator: np.random.Generator) -> tuple[int, int]:
-    left, right = generator.integers(FEWEST, MOST + 1, 2)
-    return int(left), int(right)
+def _count(objects: Sequence[int], generator: np.random.Generator) -> int:
+    return int(generator.integers(objects[0], objects[1] + 1))
+
+
+def _not_alone(objects: Sequence[int], generator: np.random.Generator) -> tuple[int, int]:
+    """Numbers of things in two pictures, more than one in one of them."""
+    while True:
+        left, right = _count(objects, generator), _count(objects, generator)
+        if left + right > 2:
+            return left, right
 
 
 def _one_of(values: Sequence[T], generator: np.random.Generator) -> T:

@@ -30,6 +30,7 @@ Box = tuple[int, int, int, int]
 VERSION = 1  # raise it with any change of the scenes
 SIZE = 96
 CLASSES = 120
+OBJECTS = (2, 4)  # of a scene
 LONGEST_SIDE = (18, 36)  # px, before turning
 ROTATION = 30.0  # degrees to either side
 TRIES = 30  # places tried for an object
@@ -100,6 +101,8 @@ def scenes(
     val: int = 600,
     test: int = 600,
     classes: int = CLASSES,
+    objects: Sequence[int] = OBJECTS,
+    longest_side: Sequence[int] = LONGEST_SIDE,
 ) -> Provenance:
     """Make the scenes present in `root` (section 4 of the miniature specification).
 
@@ -111,6 +114,7 @@ def scenes(
     Args:
         train, val, test: number of scenes.
         classes: number of concepts in them.
+        objects: fewest and most of a scene. longest_side: of an object, shortest and longest in px.
     """
     counts = {"train": train, "val": val, "test": test}
     recipe = {
@@ -118,12 +122,13 @@ def scenes(
         "seed": seed,
         "counts": counts,
         "classes": classes,
+        **layout_recipe(objects, longest_side),
         "packages": {r.id: f"{r.package.name}@{r.package.version}" for r in RENDERINGS},
         "photographs": {p.id: p.sha256 for p in backgrounds.PHOTOGRAPHS},
     }
 
     def build(folder: Path) -> None:
-        _build(folder, seed, counts, classes)
+        _build(folder, seed, counts, classes, (objects[0], objects[1]), longest_side)
 
     files = build_once(Path(root), "scenes", recipe, build)
     art = {
@@ -134,6 +139,13 @@ def scenes(
         p.id: {"files": {p.file: p.sha256}, "licence": p.licence} for p in backgrounds.PHOTOGRAPHS
     }
     return {**art, **photographs, "emoji-scenes": {"files": files, "licence": LICENCE}}
+
+
+def layout_recipe(objects: Sequence[int], longest_side: Sequence[int]) -> dict[str, Any]:
+    """What a build's recipe says of the layout, if it is not the usual one."""
+    chosen = {"objects": list(objects), "longest_side": list(longest_side)}
+    usual = {"objects": list(OBJECTS), "longest_side": list(LONGEST_SIDE)}
+    return {name: value for name, value in chosen.items() if value != usual[name]}
 
 
 def scene_concepts(drawn: Renderings, seed: int, count: int = CLASSES) -> list[int]:
@@ -162,7 +174,7 @@ def make_scenes(
     seed: int,
     name: str,
     size: int = SIZE,
-    longest_side: tuple[int, int] = LONGEST_SIDE,
+    longest_side: Sequence[int] = LONGEST_SIDE,
     first_id: int | None = None,
 ) -> list[Scene]:
     """Lay out one scene for each list of concepts in `contents`; a concept may come twice.
@@ -324,14 +336,23 @@ def read_scenes(root: str | Path, split: str) -> list[Scene]:
         raise DataCorruptError(f"{path}: {error!r}; delete {root} and run again") from error
 
 
-def _build(folder: Path, seed: int, counts: dict[str, int], classes: int) -> None:
+def _build(
+    folder: Path,
+    seed: int,
+    counts: dict[str, int],
+    classes: int,
+    objects: Sequence[int],
+    longest_side: Sequence[int],
+) -> None:
     made_of = studio()
     concepts = scene_concepts(made_of.drawn, seed, classes)
     table = made_of.drawn.concepts
     made, pictures = {}, {}
     for split, count in counts.items():
-        contents = random_contents(concepts, count, seed, f"scenes {split}")
-        made[split] = make_scenes(made_of, split, contents, seed, "scenes")
+        contents = random_contents(concepts, count, seed, f"scenes {split}", *objects)
+        made[split] = make_scenes(
+            made_of, split, contents, seed, "scenes", longest_side=longest_side
+        )
         pictures[split] = [draw(made_of, scene) for scene in made[split]]
         below = folder / "scenes" / split
         below.mkdir(parents=True)
@@ -362,7 +383,7 @@ def _lay_out(
     generator: np.random.Generator,
     number: int,
     size: int,
-    longest_side: tuple[int, int],
+    longest_side: Sequence[int],
 ) -> Scene:
     usable = backgrounds.grounds(split)
     ground = usable[int(generator.integers(len(usable)))]
@@ -385,7 +406,7 @@ def _placed(
     concepts: Sequence[int],
     generator: np.random.Generator,
     size: int,
-    longest_side: tuple[int, int],
+    longest_side: Sequence[int],
 ) -> tuple[SceneObject, ...] | None:
     """Objects without overlap, or None if one found no place."""
     placed: list[SceneObject] = []
@@ -442,6 +463,7 @@ def _training_captions(
 ) -> list[dict[str, Any]]:
     """{image, caption: three texts, image_id}; each text names some of the objects by synonyms."""
     items = []
+    identity = _identities(made)
     children = _sequence(seed, "captions").spawn(len(made))
     for scene, generator in zip(made, map(np.random.default_rng, children), strict=True):
         texts = []
@@ -451,8 +473,18 @@ def _training_captions(
             names = [_called(table[scene.objects[i].concept], generator) for i in told]
             texts.append(listed(names))
         image = f"scenes/train/{file_name(scene)}"
-        items.append({"image": image, "caption": texts, "image_id": scene.id})
+        items.append({"image": image, "caption": texts, "image_id": identity[scene.id]})
     return items
+
+
+def _identities(made: Sequence[Scene]) -> dict[int, int]:
+    """Scene's id -> id of the first scene that shows the same concepts: to training they are one
+    picture, as all drawings of a concept are among the emoji pairs."""
+    first: dict[frozenset[int], int] = {}
+    return {
+        scene.id: first.setdefault(frozenset(thing.concept for thing in scene.objects), scene.id)
+        for scene in made
+    }
 
 
 def _references(
@@ -468,7 +500,7 @@ def _references(
         f"a picture of {listed(labels)}",
         f"from left to right {listed(labels)}",
         f"there is {listed(called)} in the picture",
-        f"{NUMBERS[len(called)]} objects: {', '.join(called)}",
+        f"{NUMBERS[len(called)]} object{'s' if len(called) > 1 else ''}: {', '.join(called)}",
     ]
 
 
@@ -483,8 +515,9 @@ def _write_karpathy(
     ]
     path = folder / f"coco_karpathy_{split}.json"
     if split == "train":
+        identity = _identities(made)
         one_each = [
-            {"image": image, "caption": text, "image_id": scene.id}
+            {"image": image, "caption": text, "image_id": identity[scene.id]}
             for scene, image, texts in references
             for text in texts
         ]

@@ -23,6 +23,7 @@ from benchmarks.miniatures.emoji.scenes import (
     Studio,
     draw,
     file_name,
+    layout_recipe,
     make_scenes,
     scene_concepts,
     studio,
@@ -36,7 +37,8 @@ ARTISTS = {"train": "train", "vg": "train", "val": "val", "dev": "val", "test": 
 
 @dataclass(frozen=True)
 class Workshop:
-    """Makes one set. `counts`: split -> scenes or pairs of them; `pool`: its concepts by id."""
+    """Makes one set. `counts`: split -> scenes or pairs of them; `pool`: its concepts by id;
+    `objects`: fewest and most of a scene; `longest_side`: of an object, from and to, in px."""
 
     folder: Path
     name: str
@@ -44,6 +46,8 @@ class Workshop:
     counts: Mapping[str, int]
     made_of: Studio
     pool: Mapping[int, Noun]
+    objects: Sequence[int]
+    longest_side: Sequence[int]
 
     @property
     def nouns(self) -> list[Noun]:
@@ -67,22 +71,26 @@ class Workshop:
         asked = [(image, those.named) for those in contents for image in those.images]
         concepts = [[noun.concept for noun in image] for image, _ in asked]
         name, artists = f"{self.name} {split}", ARTISTS[split]
-        made = make_scenes(self.made_of, artists, concepts, self.seed, name, first_id=first_id)
+        layout: Any = {"longest_side": self.longest_side}
+        made = make_scenes(
+            self.made_of, artists, concepts, self.seed, name, first_id=first_id, **layout
+        )
         attempt = 0
         while unclear := [i for i, scene in enumerate(made) if _shows(scene.ground, asked[i][1])]:
             attempt += 1
             again = [concepts[i] for i in unclear]
             others = make_scenes(
-                self.made_of, artists, again, self.seed, f"{name}, attempt {attempt}"
+                self.made_of, artists, again, self.seed, f"{name}, attempt {attempt}", **layout
             )
             for i, scene in zip(unclear, others, strict=True):
                 made[i] = replace(scene, id=made[i].id)
         return made
 
     def random_scenes(self, split: str, first_id: int | None = None) -> list[Scene]:
-        """Of two to four concepts that one can tell apart."""
+        """Of concepts that one can tell apart."""
         generators = self.generators(f"contents {split}", self.counts[split])
-        return self.scenes(split, [draw_single(self.nouns, g) for g in generators], first_id)
+        contents = [draw_single(self.nouns, g, self.objects) for g in generators]
+        return self.scenes(split, contents, first_id)
 
     def picture(self, scene: Scene) -> Picture:
         things = [Thing(self.pool[thing.concept], thing.box) for thing in scene.objects]
@@ -119,14 +127,19 @@ def build_set(
     seed: int,
     counts: Mapping[str, int],
     classes: int,
+    layout: tuple[Sequence[int], Sequence[int]],
     write: Callable[[Workshop], None],
 ) -> Provenance:
-    """Let `write` make a set in `root`, unless it is there; returns its provenance."""
+    """Let `write` make a set in `root`, unless it is there; returns its provenance.
+
+    `layout`: `objects` and `longest_side` of a `Workshop`.
+    """
     recipe = {
         "version": VERSION,
         "seed": seed,
         "counts": dict(counts),
         "classes": classes,
+        **layout_recipe(*layout),
         "packages": {r.id: f"{r.package.name}@{r.package.version}" for r in RENDERINGS},
         "photographs": {p.id: p.sha256 for p in backgrounds.PHOTOGRAPHS},
     }
@@ -140,7 +153,8 @@ def build_set(
             for i in scene_concepts(made_of.drawn, seed, classes)
             if i in known
         ]
-        write(Workshop(folder, name, seed, counts, made_of, nouns(chosen, synonyms)))
+        pool = nouns(chosen, synonyms)
+        write(Workshop(folder, name, seed, counts, made_of, pool, *layout))
         text = made_of.drawn.attribution + backgrounds.attribution()
         (folder / "ATTRIBUTION.md").write_text(text)
 

@@ -1,0 +1,116 @@
+"""Python's packages: wheels, of which the sources are read and nothing is run."""
+
+import email
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+from benchmarks.miniatures.code.language import Language, Licence, SourceFile, common_problem
+from benchmarks.miniatures.wheels import Wheel, fetch
+from methods.cascode.extraction import Function
+from methods.cascode.extraction.python import functions
+from shared.data.images import DataCorruptError
+
+_VENDORED = re.compile(r"(?:^|/)(?:_?vendor(?:ed)?|_?extern(?:als?)?|third_party)/")
+_LICENCE_FILE = re.compile(
+    r"[^/]*\.dist-info/(?:.*/)?[^/]*(?:licen[cs]e|copying|notice)[^/]*", re.I
+)
+_ADDRESS = re.compile(r"\s*<[^>]*>")
+_CLASSIFIERS = {  # to SPDX, where the classifier says as much
+    "MIT License": "MIT",
+    "Apache Software License": "Apache-2.0",
+    "ISC License (ISCL)": "ISC",
+    "Python Software Foundation License": "PSF-2.0",
+}
+
+
+def source_files(archive: Path) -> Iterator[SourceFile]:
+    """The Python files of a wheel by path; tests and vendored copies are left out (rule 1)."""
+    with _opened(archive) as wheel:
+        for path in sorted(name for name in wheel.namelist() if name.endswith(".py")):
+            if "test" in path.lower():
+                yield SourceFile(path, "", "test")
+            elif _VENDORED.search(path):
+                yield SourceFile(path, "", "vendored")
+            else:
+                try:
+                    yield SourceFile(path, wheel.read(path).decode())
+                except UnicodeDecodeError:
+                    yield SourceFile(path, "", "not UTF-8")
+
+
+def licence(archive: Path) -> Licence:
+    """From METADATA: License-Expression, else the first classifier, else License."""
+    with _opened(archive) as wheel:
+        names = wheel.namelist()
+        about = [n for n in names if re.fullmatch(r"[^/]*\.dist-info/METADATA", n)]
+        if not about:
+            raise DataCorruptError(f"{archive}: a wheel without METADATA")
+        metadata = email.message_from_string(wheel.read(about[0]).decode())
+        texts = [
+            wheel.read(name).decode(errors="replace").strip()
+            for name in sorted(names)
+            if _LICENCE_FILE.fullmatch(name) and not name.endswith("/")
+        ]
+    holders = (metadata[key] for key in ("Author", "Author-email", "Maintainer"))
+    holder = next((_ADDRESS.sub("", str(h)) for h in holders if h), "its authors")
+    return Licence(_licence_name(metadata), holder, "\n\n".join(texts))
+
+
+def problem(function: Function, query: list[str]) -> str | None:
+    """Rules 3 to 10 of section 3."""
+    if not function.documentation:
+        return "undocumented"
+    if _body(function.tokens)[:1] in ((), ("pass",), ("raise",)):
+        return "no body"
+    return common_problem(function, query, _is_dunder)
+
+
+def _pinned(entry: Mapping[str, Any]) -> Wheel:
+    return Wheel(entry["archive"], entry["sha256"])
+
+
+def _opened(archive: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(archive)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise DataCorruptError(f"{archive}: can't be read ({error})") from error
+
+
+def _licence_name(metadata: Message) -> str:
+    if expression := metadata["License-Expression"]:
+        return str(expression)
+    for classifier in metadata.get_all("Classifier", []):
+        if classifier.startswith("License ::"):
+            name = classifier.rpartition(" :: ")[2]
+            return _CLASSIFIERS.get(name, name)
+    return str(metadata["License"] or "unknown").split("\n")[0]
+
+
+def _is_dunder(name: str) -> bool:
+    return name.startswith("__") and name.endswith("__")
+
+
+def _body(tokens: tuple[str, ...]) -> tuple[str, ...]:
+    """What follows the header's colon."""
+    depth = 0
+    for i, token in enumerate(tokens):
+        depth += (token in ("(", "[", "{")) - (token in (")", "]", "}"))
+        if token == ":" and depth == 0:
+            return tokens[i + 1 :]
+    return ()
+
+
+PYTHON = Language(
+    name="python",
+    scheme="pypi",
+    pinned=_pinned,
+    fetch=fetch,
+    licence=licence,
+    files=source_files,
+    functions=functions,
+    problem=problem,
+)

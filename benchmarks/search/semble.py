@@ -1,0 +1,255 @@
+"""Our search tool beside `semble`: `python -m benchmarks.search.semble --out DIR`.
+
+Both index the same files, the standard library of the running Python, and are asked the same plain
+questions of questions.json, whose answers are graded functions. How hits become NDCG@10 is said in
+relevance.py. Systems run one after the other, never at the same time.
+
+semble's own model, potion-code-16M-v2, has to be downloaded from a model hub. Here it gets a static
+model that its authors' `model2vec` distils, with its defaults, from the weights that our side uses,
+all-MiniLM-L6-v2. That model was not made for code, so semble with its own may do better;
+`semble, words only` does not depend on it.
+
+Writes DIR/semble.json and DIR/semble.md, which is what is printed.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.search.relevance import DEPTH, grades, hit_at_1, ndcg
+from benchmarks.search.repository import Question, copy_library, digest, load_questions
+from benchmarks.search.systems import (
+    OUR_VARIANTS,
+    PEER,
+    ROOT,
+    SEMBLE_VARIANTS,
+    Measured,
+    Task,
+    run_ours,
+    run_semble,
+)
+from benchmarks.speed import peer_environment
+from benchmarks.speed.__main__ import machine
+from benchmarks.speed.protocol import SpeedError
+from benchmarks.statistics import bootstrap_means
+from methods.cascode.search.models import DEFAULT
+from methods.cascode.search.store import SearchError
+
+THEIRS, OURS = list(SEMBLE_VARIANTS)[-1], list(OUR_VARIANTS)[-1]
+RERANKER = "with --reranker: "
+
+
+@dataclass(frozen=True)
+class Row:
+    """A system's figures.
+
+    Attributes:
+        ndcg: of each question, (Q,) from 0 to 1. first: (Q,) whether its first hit has grade 2.
+        median_ms, slow_ms: median and 95th percentile of a warm query.
+    """
+
+    measured: Measured
+    ndcg: np.ndarray
+    first: np.ndarray
+    median_ms: float
+    slow_ms: float
+
+
+def evaluate(measured: Measured, questions: Sequence[Question]) -> Row:
+    """Grade a system's hits."""
+    rankings = [grades(h, q) for h, q in zip(measured.hits, questions, strict=True)]
+    slow = np.percentile(measured.seconds, 95)
+    return Row(
+        measured,
+        np.array([ndcg(r, q) for r, q in zip(rankings, questions, strict=True)]),
+        np.array([hit_at_1(ranking) for ranking in rankings]),
+        1000 * float(np.median(measured.seconds)),
+        1000 * float(slow),
+    )
+
+
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """95% bootstrap interval of the mean over questions (percentiles)."""
+    low, high = np.percentile(bootstrap_means(values[None].astype(float)), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """All systems, a line each."""
+    lines = [
+        f"| system | NDCG@{DEPTH} (95% interval) | hit@1 | index s | items | index MB "
+        "| warm query ms: median, p95 |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        low, high = interval(row.ndcg)
+        lines.append(
+            f"| {row.measured.name} | {row.ndcg.mean():.3f} ({low:.3f} to {high:.3f}) "
+            f"| {row.first.mean():.2f} | {row.measured.index_seconds:.1f} "
+            f"| {row.measured.items:,} | {row.measured.index_bytes / 1e6:.1f} "
+            f"| {row.median_ms:.1f}, {row.slow_ms:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def differences(rows: Sequence[Row]) -> str:
+    """Of our default and of re-ranking against what each is compared with, question by question."""
+    by_name = {row.measured.name: row for row in rows}
+    pairs = [(OURS, THEIRS)]
+    pairs += [(b, a) for a, b in zip(by_name, list(by_name)[1:], strict=False) if RERANKER in a]
+    lines = []
+    for better, worse in pairs:
+        ours, theirs = by_name[better], by_name[worse]
+        change = ours.ndcg - theirs.ndcg
+        low, high = interval(change)
+        lines.append(
+            f"{better} - {worse}: NDCG@{DEPTH} {change.mean():+.3f} ({low:+.3f} to {high:+.3f}), "
+            f"index {_times(ours.measured.index_seconds, theirs.measured.index_seconds)} the "
+            f"seconds, {_times(ours.measured.index_bytes, theirs.measured.index_bytes)} the bytes, "
+            f"warm query {_times(ours.median_ms, theirs.median_ms)} the time"
+        )
+    return "\n".join(lines)
+
+
+def card(rows: Sequence[Row], questions: Sequence[Question]) -> str:
+    """The questions of the method card with the first hit of our default and of semble's."""
+    by_name = {row.measured.name: row for row in rows}
+    ours, theirs = by_name[OURS], by_name[THEIRS]
+    lines = ["| question | ours: first hit | semble: first hit |", "|---|---|---|"]
+    for number, question in enumerate(questions):
+        if question.card:
+            cells = (
+                f"{'right: ' * bool(row.first[number])}`{row.measured.titles[number]}`"
+                for row in (ours, theirs)
+            )
+            lines.append(f"| {question.text} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def report(
+    rows: Sequence[Row],
+    questions: Sequence[Question],
+    absent: Sequence[str],
+    facts: dict[str, Any],
+) -> str:
+    """What `main` prints."""
+    named = f"; not in this Python: {', '.join(absent)}" if absent else ""
+    labels = sum(len(question.labels) for question in questions)
+    files = max(row.measured.files for row in rows)
+    head = (
+        f"{len(questions)} plain questions with {labels} labelled functions (questions.json "
+        f"{facts['questions']}{named}) on the standard library of Python {facts['python']}, "
+        f"{files:,} files; the first {DEPTH} hits of each. {facts['machine']}, {facts['threads']} "
+        f"threads, {facts['repeats']} warm queries of each question. Index seconds: from the files "
+        "to an index on disk, model loaded before.\n"
+        f"semble {facts['semble']} with a static model that model2vec {facts['model2vec']} distils "
+        f"with its defaults from {facts['model']}, as its own model cannot be downloaded here. "
+        "Ours: the same weights as a transformer."
+    )
+    return "\n\n".join([head, table(rows), differences(rows), card(rows, questions)])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.search.semble",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "search")
+    parser.add_argument("--model", default=DEFAULT, help="by default %(default)s")
+    parser.add_argument(
+        "--reranker", help="checkpoint of ours that judges pairs; it gets an index of its own"
+    )
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME", help="only these modules and packages"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="timed queries of each question")
+    options = parser.parse_args(arguments)
+    try:
+        print(compare(options))
+    except (SpeedError, SearchError, ValueError) as error:
+        print(f"search: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def compare(options: argparse.Namespace) -> str:
+    """Measure everything, write it, and return the report.
+
+    Raises:
+        SpeedError: semble cannot be installed or failed. SearchError: our tool did.
+        ValueError: nothing to ask of the chosen modules.
+    """
+    out = options.out.resolve()
+    repository = copy_library(out, options.only)
+    questions, absent = load_questions(repository)
+    task = Task(repository, [q.text for q in questions], DEPTH, options.repeats)
+    python = peer_environment.ensure(ROOT / ".venv-peer", PEER)
+    theirs, answer = run_semble(
+        task, python, options.model, out / "static-model", out / "semble.log"
+    )
+    measured = [*theirs, *run_ours(task, out / "tenfold-index", options.model)]
+    if options.reranker:
+        measured += run_ours(
+            task,
+            out / "tenfold-index-reranker",
+            options.reranker,
+            {f"{RERANKER}first stage of {Path(options.reranker).name}": OUR_VARIANTS[OURS]},
+            f"its first {DEPTH} re-ranked",
+        )
+    rows = [evaluate(system, questions) for system in measured]
+    facts = {
+        "questions": digest(),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "machine": machine(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "repeats": options.repeats,
+        "semble": answer.pop("version"),
+        "model": options.model.rpartition(":")[2].rpartition("/")[2],
+        **answer,
+    }
+    # Labels that the chosen modules cannot have are no news.
+    text = report(rows, questions, [] if options.only else absent, facts)
+    (out / "semble.md").write_text(text + "\n")
+    (out / "semble.json").write_text(json.dumps(_plain(rows, questions, facts), indent=1) + "\n")
+    return text
+
+
+def _plain(
+    rows: Sequence[Row], questions: Sequence[Question], facts: dict[str, Any]
+) -> dict[str, Any]:
+    systems = {
+        row.measured.name: {
+            "ndcg": float(row.ndcg.mean()),
+            "interval": interval(row.ndcg),
+            "hit_at_1": float(row.first.mean()),
+            "index_seconds": row.measured.index_seconds,
+            "index_bytes": row.measured.index_bytes,
+            "items": row.measured.items,
+            "files": row.measured.files,
+            "median_ms": row.median_ms,
+            "p95_ms": row.slow_ms,
+            "ndcg_by_question": row.ndcg.round(4).tolist(),
+            "first_hits": list(row.measured.titles),
+        }
+        for row in rows
+    }
+    return {"facts": facts, "questions": [q.text for q in questions], "systems": systems}
+
+
+def _times(ours: float, theirs: float) -> str:
+    return f"{ours / theirs:.2g}x"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""The peer's side, in the peer's environment: `SentenceTransformer` and `CrossEncoder`.
+
+Nothing of ours is imported but the serving loop. Variants: as on our side. Each takes the batch
+size that is fastest for it.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.speed.serving import serve, timed
+
+PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
+Step = Callable[[int], object]
+
+
+class PeerSearch:
+    """Builds each variant when it is first asked for."""
+
+    def __init__(self, settings: dict[str, Any]):
+        torch.set_num_threads(settings["threads"])
+        os.environ["RAYON_NUM_THREADS"] = str(settings["threads"])  # of the tokenisers
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        self.settings, self.folder = settings, Path(settings["data"])
+        texts = json.loads((self.folder / "texts.json").read_text())
+        self.queries, self.codes = texts["queries"], texts["codes"]
+        self.models: dict[str, tuple[Any, Any]] = {}
+        self.steps: dict[str, Callable[[], object]] = {}
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "parameters": sum(p.numel() for m in self.model("float32") for p in m.parameters()),
+            "images_per_step": self.settings["encoded"],
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+    def run(self, variant: str, steps: int) -> tuple[list[float], list[float]]:
+        precision, what = variant.split()
+        asked = 1
+        if what != "encoding":
+            asked = self.settings["queries"][what]
+        if variant not in self.steps:
+            self.steps[variant] = self.fastest(variant, self.step(precision, what))
+        seconds, losses = timed(lambda: float(bool(self.steps[variant]())), steps)
+        return [value / asked for value in seconds], losses
+
+    def step(self, precision: str, what: str) -> Step:
+        fast, slow = self.model(precision)
+        if what == "encoding":
+            codes = self.codes[: self.settings["encoded"]]
+            return lambda size: len(fast.encode(codes, size, normalize_embeddings=True))
+        queries = self.queries[: self.settings["queries"][what]]
+        index = self.encode(fast, self.codes)
+        return lambda size: len(self.answers(fast, slow, index, queries, int(what), size))
+
+    def fastest(self, variant: str, step: Step) -> Callable[[], object]:
+        sizes = self.settings["batch_sizes"]
+        step(sizes[0])  # kernels are chosen and memory is allocated here
+        taken = {}
+        for size in sizes:
+            begin = time.perf_counter()
+            step(size)
+            taken[size] = time.perf_counter() - begin
+        best = min(sizes, key=lambda size: taken[size])
+        print(f"{variant}: batches of {best}, seconds {taken}", file=sys.stderr)
+        return lambda: step(best)
+
+    def model(self, precision: str) -> tuple[Any, Any]:
+        if precision not in self.models:
+            from sentence_transformers import CrossEncoder, SentenceTransformer
+
+            form: dict[str, Any] = {
+                "device": "cpu",
+                "model_kwargs": {"dtype": PRECISIONS[precision]},
+            }
+            fast = SentenceTransformer(str(self.folder / "fast"), **form)
+            fast.max_seq_length = self.settings["lengths"]["code"]
+            length = self.settings["lengths"]["pair"]
+            slow = CrossEncoder(str(self.folder / "slow"), max_length=length, **form)
+            self.models[precision] = fast, slow
+        return self.models[precision]
+
+    def encode(self, fast: Any, texts: list[str], size: int = 32) -> Tensor:
+        return fast.encode(texts, size, convert_to_tensor=True, normalize_embeddings=True)
+
+    def answers(
+        self, fast: Any, slow: Any, index: Tensor, queries: list[str], depth: int, size: int = 32
+    ) -> list[list[int]]:
+        """Of each query the places of its best codes, best first."""
+        from sentence_transformers.util import semantic_search
+
+        hits = semantic_search(self.encode(fast, queries, size), index, top_k=depth)
+        found = [[hit["corpus_id"] for hit in of_query] for of_query in hits]
+        pairs = [
+            (query, self.codes[code])
+            for query, codes in zip(queries, found, strict=True)
+            for code in codes
+        ]
+        logits = slow.predict(pairs, size)
+        judged = (logits[:, 1] - logits[:, 0]).reshape(len(queries), depth).tolist()
+        return [
+            [code for _, code in sorted(zip(scores, codes, strict=True), key=lambda s: -s[0])]
+            for scores, codes in zip(judged, found, strict=True)
+        ]
+
+    def values(self) -> dict[str, list[float]]:
+        fast, slow = self.model("float32")
+        compared = self.settings["compared"]
+        pairs = [(q, c) for q in self.queries[:4] for c in self.codes[:compared]]
+        texts = self.queries[:compared], self.codes[:compared]
+        vectors = [value for part in texts for value in self.encode(fast, part).flatten().tolist()]
+        logits = slow.predict(pairs)
+        return {
+            "vectors": vectors,
+            "scores": (logits[:, 1] - logits[:, 0]).tolist(),
+            "mean reciprocal ranks": self.reciprocal_ranks(),
+        }
+
+    def reciprocal_ranks(self) -> list[float]:
+        """In percent: of the first stage and, where a trained judge is given, of both."""
+        fast, slow = self.model("float32")
+        index = self.encode(fast, self.codes)
+        scores = self.encode(fast, self.queries) @ index.T
+        ranks = (scores >= scores.diagonal()[:, None]).sum(dim=1).tolist()
+        found = [ranks]
+        if self.settings["judge"]:
+            queries = self.queries[: self.settings["judged"]]
+            orders = self.answers(fast, slow, index, queries, 10)
+            found.append([
+                order.index(own) + 1 if own in order else ranks[own]
+                for own, order in enumerate(orders)
+            ])  # fmt: skip
+        return [100 * sum(1 / rank for rank in of_stage) / len(of_stage) for of_stage in found]
+
+
+if __name__ == "__main__":
+    serve(PeerSearch)

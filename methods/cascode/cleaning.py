@@ -1,0 +1,249 @@
+"""Cleaning of (documentation, code) pairs: queries, comments, near duplicates.
+
+Source: spec sections 6.2 and 6.3; github/CodeSearchNet@106e827 `function_parser`, its
+de-duplication by dpu-utils 0.6.1, and GraphCodeBERT's filters in microsoft/CodeBERT@c0de43d.
+"""
+
+import keyword
+import re
+import tokenize
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import connected_components
+
+from methods.cascode.extraction.python import whole_tokens
+
+FEWEST_TOKENS, MOST_TOKENS = 3, 256  # of a query
+FEWEST_IDENTIFIERS = 10  # of a function that can be compared with others
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_MARKS = re.escape(".():[]=*;>{}+-/\\")
+_TOKEN = re.compile(rf"[^\s,'\"`{_MARKS}]+|\(\)|\[\]|\{{\}}|([{_MARKS}])\1*")
+_IDENTIFIER = re.compile(r"[_a-zA-Z]")
+_LINK = re.compile(r"(?:https?|ftp) :|www \.")
+_TAG = re.compile(r"<(?: / )?[a-zA-Z][^<>]*>")
+_COMMON_WORDS = _words(
+    """a an the of to in for and or is are be if with from by on as at this that it not when which
+    into than then all each return returns get gets set sets create creates add adds given value
+    values use used using can new name list file object function whether check"""
+)
+_COMMENT_OR_STRING = re.compile(
+    r"""//[^\n]* | /\*.*?\*/ | (["'])(?:\\. | (?!\1)[^\\])*\1""", re.DOTALL | re.VERBOSE
+)
+# As dpu-utils: true and false count as identifiers, PHP's function-like words do, too.
+KEYWORDS = {
+    "python": frozenset(keyword.kwlist) - {"True", "False"},
+    "javascript": _words(
+        """break case catch class const continue debugger default delete do else enum export extends
+        finally for function if implements import in instanceof interface let new package private
+        protected public return static super switch this throw try typeof var void while with
+        yield"""
+    ),
+    "java": _words(
+        """abstract assert boolean break byte case catch char class const continue default do double
+        else enum extends final finally float for goto if implements import instanceof int interface
+        long native new package private protected public return short static strictfp super switch
+        synchronized this throw throws transient try var void volatile while"""
+    ),
+    "go": _words(
+        """break case chan const continue default defer else fallthrough for func go goto if import
+        interface map package range return select struct switch type var"""
+    ),
+    "ruby": _words(
+        """alias and begin break case class def defined? do else elsif end ensure for if in module
+        next nil not or redo rescue retry return self super then undef unless until when while
+        yield"""
+    ),
+    "php": _words(
+        """abstract and array break callable case catch class clone const continue declare default
+        do echo else elseif enddeclare endfor endforeach endif endswitch endwhile extends final
+        finally for foreach function global goto if implements include include_once instanceof
+        insteadof interface namespace new or print private protected public require require_once
+        return static switch throw trait try unset use var while xor yield"""
+    ),
+}
+
+
+def summary(documentation: str) -> str:
+    """CodeSearchNet's first part: up to the first empty line, without one up to the first "@"."""
+    first, empty_line, _ = documentation.partition("\n\n")
+    return first if empty_line else documentation.partition("@")[0]
+
+
+def documentation_tokens(text: str) -> list[str]:
+    """CodeSearchNet's tokens: words, runs of one mark, empty brackets; quotes and commas vanish."""
+    return [match.group() for match in _TOKEN.finditer(text)]
+
+
+def strip_comment_delimiters(comment: str) -> str:
+    """Text of `/** */` and `//` comments, each line stripped; a `/*` stays, as in CodeSearchNet."""
+    return "\n".join(_comment_line(line.strip()) for line in comment.split("\n"))
+
+
+def query_tokens(documentation: str) -> list[str]:
+    """Tokens of the first paragraph.
+
+    CodeSearchNet's `summary` of a text that opens with an empty line is empty, and a line of spaces
+    does not end it: here lines are stripped first.
+    """
+    lines = [line.strip() for line in documentation.split("\n")]
+    return documentation_tokens(summary("\n".join(lines).strip()))
+
+
+def query_problem(tokens: Sequence[str]) -> str | None:
+    """Why GraphCodeBERT's filter drops a query: "short", "long", "link", "markup" or "language".
+
+    Its list of kept functions is public, its code is not. "language" is our cheap rule: under 95 %
+    ASCII characters, under two alphabetic tokens, or none of 55 words common in documentation.
+    """
+    if not FEWEST_TOKENS <= len(tokens) <= MOST_TOKENS:
+        return "short" if len(tokens) < FEWEST_TOKENS else "long"
+    text = " ".join(tokens)
+    if _LINK.search(text):
+        return "link"
+    if _TAG.search(text):
+        return "markup"
+    ascii_share = sum(map(str.isascii, text)) / len(text)
+    if (
+        ascii_share < 0.95
+        or sum(map(str.isalpha, tokens)) < 2
+        or not any(token.lower() in _COMMON_WORDS for token in tokens)
+    ):
+        return "language"
+    return None
+
+
+def accepted_query(tokens: Sequence[str]) -> bool:
+    """Whether `docstring_tokens` of a CodeSearchNet file pass `query_problem`."""
+    return query_problem(tokens) is None
+
+
+def without_comments(source: str, language: str) -> str:
+    """GraphCodeBERT's code: no comments, no statement that is a string, no empty lines.
+
+    Ruby is returned as it is. In the other languages but Python a comment becomes a space.
+
+    Raises:
+        SourceError: Python that can't be tokenized. The official code keeps such a function with
+            its docstring, which gives the query away: drop it.
+    """
+    if language == "ruby":
+        return source
+    if language == "python":
+        cleaned = _python_without_comments(source)
+    else:
+        cleaned = _COMMENT_OR_STRING.sub(lambda m: m.group() if m.group(1) else " ", source)
+    return "\n".join(line for line in cleaned.split("\n") if line.strip())
+
+
+def identifiers(tokens: Iterable[str], language: str) -> list[str]:
+    """Code tokens that open like an identifier and are no keyword, as dpu-utils picks them."""
+    keywords = KEYWORDS[language]
+    return [t for t in tokens if _IDENTIFIER.match(t) and t not in keywords]
+
+
+def near_duplicates(
+    documents: Sequence[Sequence[str]],
+    set_threshold: float = 0.8,
+    multiset_threshold: float = 0.7,
+) -> list[list[int]]:
+    """Clusters of similar documents, each sorted, by their first members; singles are left out.
+
+    Two documents are similar when the Jaccard indices of their tokens as sets and as multisets both
+    reach their threshold; clusters are the transitive closure. All pairs are found, exactly.
+
+    Args:
+        documents: tokens of each, see `identifiers`.
+    """
+    counts = _count_matrix(documents)
+    first, second = _candidates(counts, set_threshold)
+    present = csr_array((np.ones_like(counts.data), counts.indices, counts.indptr), counts.shape)
+    for matrix, threshold in ((present, set_threshold), (counts, multiset_threshold)):
+        similar = _jaccard(matrix, first, second) >= threshold
+        first, second = first[similar], second[similar]
+    edges = coo_array((np.ones(len(first)), (first, second)), (len(documents),) * 2)
+    labels = connected_components(edges, directed=False)[1]
+    members: dict[int, list[int]] = {}
+    for document in np.unique(np.concatenate([first, second])).tolist():
+        members.setdefault(labels[document], []).append(document)
+    return list(members.values())
+
+
+def _comment_line(line: str) -> str:
+    line = line.removesuffix("*/")
+    for opening in ("*", "/**", "//"):
+        if line.startswith(opening):
+            return line.removeprefix(opening).strip()
+    return line.strip()
+
+
+def _python_without_comments(source: str) -> str:
+    parts, row, column, previous = [], 0, 0, tokenize.INDENT
+    for token in whole_tokens(source):
+        if token.start[0] > row:
+            column = 0
+        parts.append(" " * (token.start[1] - column))
+        # A string that opens a statement, or goes on at the margin: the official approximation.
+        opens = previous in (tokenize.INDENT, tokenize.NEWLINE) or token.start[1] == 0
+        if not (token.type == tokenize.COMMENT or (token.type == tokenize.STRING and opens)):
+            parts.append(token.string)
+        previous, (row, column) = token.type, token.end
+    return "".join(parts)
+
+
+def _count_matrix(documents: Sequence[Sequence[str]]) -> csr_array:
+    """(documents, vocabulary) counts, the rarest tokens in the first columns."""
+    counters = [Counter(tokens) for tokens in documents]
+    frequency = Counter(token for counter in counters for token in counter)
+    column = {t: i for i, t in enumerate(sorted(frequency, key=lambda t: (frequency[t], t)))}
+    sizes = [len(counter) for counter in counters]
+    columns = [column[token] for counter in counters for token in counter]
+    values = [count for counter in counters for count in counter.values()]
+    matrix = csr_array(
+        (np.array(values, np.int64), np.array(columns, np.int64), np.cumsum([0, *sizes])),
+        (len(documents), len(column)),
+    )
+    matrix.sort_indices()
+    return matrix
+
+
+def _candidates(counts: csr_array, threshold: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs i < j that share one of their rarest tokens, and so all pairs of the similarity wanted.
+
+    Of n different tokens at least ceil(threshold * n) must be shared, so that the rarest
+    n - ceil(threshold * n) + 1 of both documents can't be disjoint (Bayardo et al. 2007).
+    """
+    sizes = np.diff(counts.indptr)
+    needed = np.ceil(threshold * sizes - 1e-9).astype(np.int64)
+    position = np.arange(len(counts.indices)) - np.repeat(counts.indptr[:-1], sizes)
+    rare = position < np.repeat(sizes - needed + 1, sizes)
+    rows = np.repeat(np.arange(len(sizes)), sizes)[rare]
+    prefixes = csr_array((np.ones(len(rows), np.int32), (rows, counts.indices[rare])), counts.shape)
+    pairs = (prefixes @ prefixes.T).tocoo()
+    first, second = (axis.astype(np.int64) for axis in pairs.coords)
+    shorter = np.minimum(sizes[first], sizes[second])
+    longer = np.maximum(sizes[first], sizes[second])
+    kept = (first < second) & (shorter >= threshold * longer - 1e-9)
+    return first[kept], second[kept]
+
+
+def _jaccard(
+    counts: csr_array, first: NDArray[np.int64], second: NDArray[np.int64], batch: int = 50_000
+) -> NDArray[np.float64]:
+    """Of the multisets of each pair."""
+    totals = np.asarray(counts.sum(axis=1))
+    shared = [
+        np.asarray(counts[first[i : i + batch]].minimum(counts[second[i : i + batch]]).sum(axis=1))
+        for i in range(0, len(first), batch)
+    ]
+    both = np.concatenate([np.empty(0, np.int64), *shared])
+    union: NDArray[np.int64] = totals[first] + totals[second] - both
+    return both / union

@@ -1,0 +1,476 @@
+"""Batches of queries and codes, from files of CodeSearchNet, AdvTest and CosQA.
+
+Shapes: B pairs, L tokens of the longest in a batch. Source: spec sections 3.1, 5.4 and 6.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from methods.cascode.encoded import Chosen, Encoded, encode_files, named
+from methods.cascode.readers import (
+    Kind,
+    Reader,
+    code_search_net_files,
+    lines_file,
+    only_file,
+    query_tokens,
+)
+from methods.cascode.tokenizer import CodeTokenizer, TokenRows, pad
+from shared.data.bucketing import LengthBuckets
+from shared.data.images import DataCorruptError
+from shared.data.loader import EvaluationLoader, ResumableLoader
+
+Batch = dict[str, Any]
+Stage = Literal["val", "test"]
+Filter = Literal["graphcodebert"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Queries and candidates of a language.
+
+    Attributes:
+        queries, codes: token ids of Q queries and N candidates, without special tokens.
+        query_urls, code_urls: their identities; the answers of a query are the candidates of its
+            url.
+        answers: (Q,) the first of them, -1 if there is none.
+        allow_missing: whether there may be none.
+    """
+
+    language: str
+    queries: TokenRows
+    codes: TokenRows
+    query_urls: list[str]
+    code_urls: list[str]
+    answers: list[int]
+    allow_missing: bool
+
+
+class CodeSearchData(pl.LightningDataModule):
+    """Pairs to train on and splits to search in, from CodeSearchNet's layout.
+
+    Training batch: `indices` (B,) int64, the pairs' numbers in the training set; `query_ids`,
+    `query_mask`, `code_ids`, `code_mask` (B, L) int64; with `pairs` also `query_tokens` and
+    `code_tokens`, `TokenRows` of B rows, to build pairs from. No two pairs of a batch have the same
+    query or the same code, in lower case: each would be a false negative of the other. The codes of
+    a batch are about equally long.
+
+    Evaluation batch, of one language and kind: `kind`, "query" or "code"; `language`; `indices`
+    (B,) int64, places in the `Split`; `ids`, `mask` (B, L) int64. The longest come first.
+
+    Args:
+        root: folder with <language>/{train,valid,test,codebase}.jsonl or .jsonl.gz, see
+            `code_search_net_files`.
+        tokenizer, mode: see `CodeTokenizer`.
+        lengths: tokens of a query, a code and a pair, special ones included.
+        batch_size: pairs, total over all ranks. eval_batch_size: of one rank.
+        languages: trained on together, evaluated one by one.
+        pairs: batches hold tokens to build pairs from.
+        num_workers: processes per loader.
+        seed: of the order of pairs.
+        subset: train on that many pairs, drawn with `subset_seed`; None for all.
+        max_queries, max_candidates: at most so many in "val" and "test" of a language, drawn with
+            `subset_seed`; candidates include all answers. None, or null for one of them, for all.
+        filter: "graphcodebert" leaves out queries as its authors do (spec section 6.2), for the
+            published CodeSearchNet; training pairs go with them, candidates stay.
+        allow_missing: accept queries whose url no candidate has; they count as not found.
+        max_corrupt: share of entries that can't be used beyond which a run stops.
+        pool_batches: batches that are sorted by length together; 1 takes pairs as they come.
+        cache: folder that keeps token ids; None keeps none.
+        val_split, test_split: names of files; None goes without.
+    """
+
+    identity: ClassVar[str] = "url"
+    codes_have_one_query: ClassVar[bool] = True  # within a split
+
+    def __init__(
+        self,
+        root: str,
+        tokenizer: str,
+        lengths: Mapping[str, int],
+        batch_size: int,
+        languages: Sequence[str] = ("python",),
+        mode: str | None = None,
+        pairs: bool = False,
+        eval_batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        subset: int | None = None,
+        subset_seed: int = 0,
+        max_queries: Mapping[str, int | None] | None = None,
+        max_candidates: Mapping[str, int | None] | None = None,
+        filter: Filter | None = None,
+        allow_missing: bool = False,
+        max_corrupt: float = 0.01,
+        pool_batches: int = 20,
+        cache: str | None = None,
+        val_split: str | None = "valid",
+        test_split: str | None = "test",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)  # those of a subclass as well
+        self._h: Any = self.hparams
+        self.lengths = dict(lengths)
+        if set(self.lengths) != {"query", "code", "pair"}:
+            raise ValueError(f"lengths has keys query, code and pair, got {self.lengths}")
+        if filter is not None and filter not in get_args(Filter):
+            raise ValueError(f"filter is {', '.join(get_args(Filter))} or null, got {filter!r}")
+        for name in ("max_queries", "max_candidates"):
+            if unknown := set(self._h[name] or {}) - set(get_args(Stage)):
+                raise ValueError(f"{name} has keys val and test, got {', '.join(unknown)}")
+        if not languages or len(set(languages)) < len(languages):
+            raise ValueError(f"languages lists each one once, got {list(languages)}")
+        self._encoded: dict[tuple[Any, ...], Encoded] = {}
+        self._splits: dict[Stage, list[Split]] = {}
+
+    # --- where AdvTest and CosQA differ ---
+
+    def training_files(self, language: str) -> list[Path]:
+        """Files of queries with their codes."""
+        return code_search_net_files(Path(self._h.root), language, "train")
+
+    def evaluation_files(self, language: str, name: str) -> tuple[list[Path], list[Path]]:
+        """Files of queries and files of candidates."""
+        root = Path(self._h.root)
+        asked, candidates = (
+            code_search_net_files(root, language, part) for part in (name, "codebase")
+        )
+        return asked, candidates
+
+    def chosen(self) -> Chosen | None:
+        """Which training pairs and queries are used; None: all."""
+        if self._h.filter is None:
+            return None
+        from methods.cascode.cleaning import accepted_query
+
+        return Chosen(self._h.filter, lambda entry: accepted_query(query_tokens(entry)))
+
+    # --- what the modules read ---
+
+    @cached_property
+    def tokenizer(self) -> CodeTokenizer:
+        return CodeTokenizer(self._h.tokenizer, self._h.mode)
+
+    @cached_property
+    def training(self) -> "TrainingPairs":
+        """The training pairs of all languages, after `subset`."""
+        h = self._h
+        files = [self.training_files(language) for language in h.languages]
+        parts = [self._texts(paths, "query", "code") for paths in files]
+        queries, codes = (
+            TokenRows.joined([part.tokens[kind] for part in parts]) for kind in ("query", "code")
+        )
+        numbers = [
+            np.concatenate([part.numbers[kind] for part in parts]) for kind in ("query", "code")
+        ]
+        if h.subset is not None and not 0 < h.subset <= len(queries):
+            raise ValueError(f"subset={h.subset} but there are {len(queries)} training pairs")
+        members = _drawn(len(queries), h.subset, h.subset_seed, 0x5B5)
+        return TrainingPairs(
+            self.tokenizer, self.lengths, queries, codes, numbers, members, h.pairs
+        )
+
+    def split(self, stage: Stage) -> list[Split]:
+        """What validation ("val") or the test searches in, by language; none without a split.
+
+        Raises:
+            DataNotFoundError, DataCorruptError: files are missing or damaged; a query has no
+                answer among the candidates; two queries of a code that has one.
+            ValueError: fewer candidates asked for than there are answers.
+        """
+        name = self._h.val_split if stage == "val" else self._h.test_split
+        if name is None:
+            return []
+        if stage not in self._splits:
+            languages = self._h.languages
+            self._splits[stage] = [self._split(language, name, stage) for language in languages]
+        return self._splits[stage]
+
+    def texts(self, stage: Stage) -> list[tuple[list[str], list[str]]]:
+        """Queries and candidates of each split in its order, as the files have them."""
+        name = self._h.val_split if stage == "val" else self._h.test_split
+        found = []
+        for split in self.split(stage):
+            files = self.evaluation_files(split.language, name)
+            asked, answering = (
+                {text.identity: text for text in Reader(part, [kind], self.identity)}
+                for part, kind in zip(files, get_args(Kind), strict=True)
+            )
+            found.append(
+                (
+                    [asked[url].query for url in split.query_urls],
+                    [answering[url].code for url in split.code_urls],
+                )
+            )
+        return found
+
+    # --- Lightning ---
+
+    def setup(self, stage: str) -> None:
+        """Read the files and check sizes: bad input is refused before training.
+
+        Raises:
+            ValueError: lengths without room for a text. And what `split` raises.
+        """
+        if stage == "fit":
+            next(self._schedule().batches(0))
+        self.split("test" if stage == "test" else "val")
+        for kind in ("query", "code"):
+            self.tokenizer.single((), self.lengths[kind])
+        self.tokenizer.pair((), (), self.lengths["pair"], self.lengths["query"])
+
+    def train_dataloader(self) -> ResumableLoader:
+        return ResumableLoader(self.training, self._schedule(), self._h.num_workers)
+
+    def val_dataloader(self) -> EvaluationLoader | list:
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> EvaluationLoader | list:
+        return self._evaluation("test")
+
+    def _schedule(self) -> LengthBuckets:
+        h, pairs = self._h, self.training
+        return LengthBuckets(
+            pairs.codes.lengths[pairs.members],
+            h.batch_size,
+            h.seed,
+            [numbers[pairs.members] for numbers in pairs.numbers],
+            h.pool_batches,
+            *self._rank_and_world(),
+        )
+
+    def _evaluation(self, stage: Stage) -> EvaluationLoader | list:
+        splits = self.split(stage)
+        if not splits:
+            return []
+        rank, world = self._rank_and_world()
+        # A rank without a batch would skip the end of the evaluation, where the others wait for it.
+        texts = sum(len(split.queries) + len(split.codes) for split in splits)
+        size = max(1, min(self._h.eval_batch_size, texts // world))
+        batches = EvaluationBatches(self.tokenizer, self.lengths, splits, size)
+        # What the loader counts and shares among ranks are whole batches here.
+        return EvaluationLoader(batches, len(batches), 1, self._h.num_workers, rank, world)
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    # --- reading ---
+
+    def _split(self, language: str, name: str, stage: Stage) -> Split:
+        h = self._h
+        asked, answering = self.evaluation_files(language, name)
+        queries, codes = self._texts(asked, "query"), self._texts(answering, "code")
+        url, times = Counter(queries.urls).most_common(1)[0]
+        if self.codes_have_one_query and times > 1:
+            raise DataCorruptError(f"{named(asked)}: {times} queries have {self.identity} {url!r}")
+        most = (h.max_queries or {}).get(stage)
+        chosen = _drawn(len(queries.urls), most, h.subset_seed, 0x9E7)
+        query_urls = [queries.urls[place] for place in chosen]
+        available = set(codes.urls)
+        missing = [url for url in query_urls if url not in available]
+        if missing and not h.allow_missing:
+            raise DataCorruptError(
+                f"{named(asked)}: {len(missing)} of {len(query_urls)} queries have no answer in "
+                f"{named(answering)}, the first is {missing[0]!r}. Add their codes, or set "
+                "allow_missing=true to count them as not found"
+            )
+        most = (h.max_candidates or {}).get(stage)
+        places = self._candidates(set(query_urls), codes.urls, most)
+        code_urls = [codes.urls[place] for place in places]
+        first = {url: place for place, url in reversed(list(enumerate(code_urls)))}
+        return Split(
+            language,
+            queries.tokens["query"].take(chosen),
+            codes.tokens["code"].take(places),
+            query_urls,
+            code_urls,
+            [first.get(url, -1) for url in query_urls],
+            h.allow_missing,
+        )
+
+    def _candidates(
+        self, asked: set[str], urls: Sequence[str], most: int | None
+    ) -> NDArray[np.int64]:
+        """All answers, and others drawn up to `most` in all, in the order of the file."""
+        if most is None or most >= len(urls):
+            return np.arange(len(urls))
+        is_answer = np.array([url in asked for url in urls])
+        answers, others = np.flatnonzero(is_answer), np.flatnonzero(~is_answer)
+        if len(answers) > most:
+            raise ValueError(
+                f"max_candidates={most} but there are {len(answers)} answers: raise it or lower "
+                "max_queries"
+            )
+        drawn = _drawn(len(others), most - len(answers), self._h.subset_seed, 0xC0D)
+        return np.sort(np.concatenate([answers, others[drawn]]))
+
+    def _texts(self, files: Sequence[Path], *kinds: Kind) -> Encoded:
+        place = *files, *kinds
+        if place not in self._encoded:
+            h = self._h
+            kept: dict[Kind, int] = {
+                "query": self.lengths["query"],
+                "code": max(self.lengths["code"], self.lengths["pair"]),
+            }
+            self._encoded[place] = encode_files(
+                files,
+                kinds,
+                self.tokenizer,
+                kept,
+                self.identity,
+                self.chosen() if "query" in kinds else None,
+                h.max_corrupt,
+                h.cache,
+            )
+        return self._encoded[place]
+
+
+class AdvTestData(CodeSearchData):
+    """CodeXGLUE's AdvTest: `root`/{train,valid,test}.jsonl, Python, names masked in valid and test.
+
+    The candidates of a split are its own codes. Arguments are those of `CodeSearchData`;
+    `languages` stays as it is.
+
+    Names of files and keys (`url`, `idx`, `docstring_tokens`, `function_tokens` or `code_tokens`)
+    are those of the repository's README and scripts. Not verified, since the files can't be had
+    here: which key names the tokens in which split, and that no url is asked twice.
+    Source: microsoft/CodeXGLUE `Text-Code/NL-code-search-Adv`.
+    """
+
+    def training_files(self, language: str) -> list[Path]:
+        return [lines_file(Path(self._h.root), "train")]
+
+    def evaluation_files(self, language: str, name: str) -> tuple[list[Path], list[Path]]:
+        files = [lines_file(Path(self._h.root), name)]
+        return files, files
+
+
+class CosQAData(CodeSearchData):
+    """CosQA: `root`/cosqa-retrieval-{train,dev,test}-*.json and code_idx_map.txt, Python.
+
+    Queries are what people typed (`doc`); several of them ask for one code (`retrieval_idx`).
+    Candidates of both splits are all codes of the map; these still have their documentation,
+    unlike the codes trained on, as in the official script. Names and keys were checked on the
+    published dev file and map. Not verified: the content of the training file.
+    Source: Jun-jie-Huang/CoCLR `data/search`; microsoft/CodeBERT@c0de43d
+    `UniXcoder/downstream-tasks/code-search/run.py:TextDataset`.
+
+    Args:
+        only_matches: use entries of `label` 1 only. The official script trains on those that people
+            found not to match, too (CodeBERT issue 220).
+        base: the arguments of `CodeSearchData`; `languages` stays as it is.
+    """
+
+    identity = "retrieval_idx"
+    codes_have_one_query = False
+
+    def __init__(self, only_matches: bool = True, **base: Any) -> None:
+        super().__init__(**base)
+
+    def training_files(self, language: str) -> list[Path]:
+        return [only_file(Path(self._h.root), "cosqa-retrieval-train-*.json")]
+
+    def evaluation_files(self, language: str, name: str) -> tuple[list[Path], list[Path]]:
+        root = Path(self._h.root)
+        asked = only_file(root, f"cosqa-retrieval-{name}-*.json")
+        return [asked], [only_file(root, "code_idx_map.txt")]
+
+    def chosen(self) -> Chosen | None:
+        if not self._h.only_matches:
+            return None
+        return Chosen("label 1", lambda entry: entry.get("label") == 1)
+
+
+class TrainingPairs:
+    """Makes training batches, see `CodeSearchData`.
+
+    Args:
+        queries, codes: of all N pairs.
+        numbers: of the queries and of the codes, each (N,): equal for equal texts.
+        members: (M,) the pairs that are trained on; a batch is asked for by places in it.
+        pairs: batches hold tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: CodeTokenizer,
+        lengths: Mapping[str, int],
+        queries: TokenRows,
+        codes: TokenRows,
+        numbers: Sequence[NDArray[np.int64]],
+        members: NDArray[np.int64],
+        pairs: bool,
+    ) -> None:
+        self.tokenizer, self.lengths = tokenizer, lengths
+        self.queries, self.codes, self.numbers = queries, codes, numbers
+        self.members, self.pairs = members, pairs
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitems__(self, places: NDArray[np.int64]) -> Batch:
+        indices = self.members[places]
+        queries, codes = self.queries.take(indices), self.codes.take(indices)
+        query_ids, query_mask = _padded(self.tokenizer, queries, self.lengths["query"])
+        code_ids, code_mask = _padded(self.tokenizer, codes, self.lengths["code"])
+        batch: Batch = {
+            "indices": torch.from_numpy(indices),
+            "query_ids": query_ids,
+            "query_mask": query_mask,
+            "code_ids": code_ids,
+            "code_mask": code_mask,
+        }
+        return batch | {"query_tokens": queries, "code_tokens": codes} if self.pairs else batch
+
+
+class EvaluationBatches:
+    """Makes evaluation batches of at most `size` texts from their numbers, see `CodeSearchData`."""
+
+    def __init__(
+        self,
+        tokenizer: CodeTokenizer,
+        lengths: Mapping[str, int],
+        splits: Sequence[Split],
+        size: int,
+    ) -> None:
+        self.tokenizer, self.lengths = tokenizer, lengths
+        self._batches: list[tuple[str, str, TokenRows, NDArray[np.int64]]] = []
+        for split in splits:
+            for kind, rows in (("query", split.queries), ("code", split.codes)):
+                order = np.argsort(-rows.lengths, kind="stable")
+                for start in range(0, len(order), size):
+                    places = order[start : start + size]
+                    self._batches.append((split.language, kind, rows, places))
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitems__(self, numbers: NDArray[np.int64]) -> Batch:
+        (number,) = numbers
+        language, kind, rows, places = self._batches[number]
+        ids, mask = _padded(self.tokenizer, rows.take(places), self.lengths[kind])
+        indices = torch.from_numpy(places)
+        return {"language": language, "kind": kind, "indices": indices, "ids": ids, "mask": mask}
+
+
+def _padded(tokenizer: CodeTokenizer, rows: TokenRows, length: int) -> tuple[Tensor, Tensor]:
+    return pad([tokenizer.single(ids, length) for ids in rows], tokenizer.pad_id)
+
+
+def _drawn(size: int, count: int | None, seed: int, purpose: int) -> NDArray[np.int64]:
+    """`count` sorted numbers of range(size); all for None or if there are no more."""
+    if count is None:
+        return np.arange(size)
+    return np.sort(np.random.default_rng([seed, purpose]).permutation(size)[:count])

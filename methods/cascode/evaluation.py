@@ -1,0 +1,185 @@
+"""How well queries find their codes: by vectors, and after re-ranking the best.
+
+Shapes: Q queries, N candidates, K of them re-ranked, d vector size.
+Source: spec sections 3.5 and 7.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from methods.cascode.ranking import (
+    InnerProducts,
+    cascade,
+    distractor_ranks,
+    mrr,
+    ranks,
+    recall,
+    reciprocal_ranks,
+    top_k,
+)
+from shared.data.randomness import torch_generator
+from shared.training.distributed import rank, world_size
+
+Batch = Mapping[str, Any]
+Pair = tuple[Sequence[int], Sequence[int]]
+Score = Callable[[Sequence[Pair]], Tensor]
+PER_QUERY = "per_query.json"
+CUTOFFS = (1, 5, 10, 100)
+DISTRACTORS = 1000  # codes of a batch of the distractor protocol, the right one included
+
+
+class Ranked(NamedTuple):
+    """Metrics in percent, and the reciprocal rank of each query (Q,) that `mrr` is the mean of."""
+
+    metrics: dict[str, float]
+    reciprocal: Tensor
+
+
+class Vectors:
+    """Collects the vectors of evaluation batches, of queries and codes, language by language."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+
+    def add(self, batch: Batch, vectors: Tensor) -> None:
+        """`vectors` (B, d) of a batch of one `kind` and `language`."""
+        key = batch["language"], batch["kind"]
+        self._found[key].append((batch["indices"].cpu(), vectors.float().cpu()))
+
+    def take(self, language: str, kind: str, size: int) -> Tensor:
+        """(size, d) the vectors of all ranks in the order of the data set; forgets them.
+
+        Raises:
+            ValueError: some are missing, as when batches are limited.
+        """
+        found = self._found.pop((language, kind), [])
+        pieces: list[Any] = [found]
+        if world_size() > 1:
+            pieces = [None] * world_size()
+            dist.all_gather_object(pieces, found)
+        rows = [row for piece in pieces for row in piece]
+        indices = torch.cat([torch.empty(0, dtype=torch.long), *(row[0] for row in rows)])
+        if len(indices) != size:
+            raise ValueError(
+                f"{len(indices)} of {size} vectors ({language}, {kind}): an evaluation needs all "
+                "batches, lift the limit on them"
+            )
+        vectors = torch.cat([row[1] for row in rows])
+        return torch.empty_like(vectors).index_copy_(0, indices, vectors)
+
+
+def rank_codes(queries: Tensor, codes: Tensor, split: Any, testing: bool) -> Ranked:
+    """The first stage alone: `mrr`, `recall_<k>`, and in the test `distractor_mrr`.
+
+    Args:
+        queries: (Q, d). codes: (N, d). split: names of both, see `methods.cascode.data`.
+    """
+    scores = InnerProducts(queries, codes)
+    found = ranks(scores, split.query_urls, split.code_urls, allow_missing=split.allow_missing)
+    metrics = _metrics(found)
+    if testing and len(queries) >= DISTRACTORS and min(split.answers) >= 0:
+        own = torch.tensor(split.answers)
+        metrics["distractor_mrr"] = 100 * mrr(distractor_ranks(queries, codes[own]))
+    return Ranked(metrics, reciprocal_ranks(found))
+
+
+def rank_by(scores: Tensor, split: Any) -> Ranked:
+    """`mrr` and `recall_<k>` of given scores (Q, N)."""
+    found = ranks(scores, split.query_urls, split.code_urls, allow_missing=split.allow_missing)
+    return Ranked(_metrics(found), reciprocal_ranks(found))
+
+
+def average(found: Mapping[str, Ranked]) -> dict[str, float]:
+    """Unweighted means over the languages of what all of them have; several also one by one."""
+    every = [ranked.metrics for ranked in found.values()]
+    shared = set.intersection(*(set(metrics) for metrics in every))
+    means = {name: sum(m[name] for m in every) / len(every) for name in sorted(shared)}
+    if len(found) > 1:
+        means |= {f"mrr_{language}": r.metrics["mrr"] for language, r in found.items()}
+    return means
+
+
+def write_per_query(folder: str | PathLike[str], found: Mapping[str, Ranked]) -> None:
+    """The reciprocal rank of each test query in percent, for comparisons query by query."""
+    reciprocal = torch.cat([ranked.reciprocal for ranked in found.values()])
+    content = {"test/mrr": (100 * reciprocal).tolist()}
+    (Path(folder) / PER_QUERY).write_text(json.dumps(content) + "\n")
+
+
+def re_rank(
+    queries: Tensor, codes: Tensor, split: Any, depths: Sequence[int], score: Score
+) -> Ranked:
+    """Both stages: `mrr` and `recall_<k>` at the first of `depths`, `mrr_at_<K>` at each.
+
+    Also `fast_mrr`, that of the first stage, which is what re-ranking has to beat, and
+    `pair_accuracy`: percent of right decisions about true pairs and as many wrong ones.
+
+    Args:
+        score: (query, code) tokens -> scores, the same on every rank; see `shared_scores`.
+    """
+    scores = InnerProducts(queries, codes)
+    fast = ranks(scores, split.query_urls, split.code_urls, allow_missing=split.allow_missing)
+    deepest = min(max(depths), len(codes))
+    candidates = top_k(scores, deepest)
+    slow = score(
+        [
+            (split.queries[query], split.codes[code])
+            for query, row in enumerate(candidates.tolist())
+            for code in row
+        ]
+    ).view(candidates.shape)
+    metrics: dict[str, float] = {}
+    reciprocal = torch.empty(0)
+    for depth in depths:
+        kept = min(depth, len(codes))
+        order = cascade(scores, candidates[:, :kept], slow[:, :kept])
+        found = order.ranks(split.query_urls, split.code_urls, split.allow_missing)
+        if depth == depths[0]:
+            metrics |= _metrics(found)
+            reciprocal = reciprocal_ranks(found)
+        metrics[f"mrr_at_{depth}"] = 100 * mrr(found)
+    metrics["fast_mrr"] = 100 * mrr(fast)
+    metrics["pair_accuracy"] = _pair_accuracy(split, score)
+    return Ranked(metrics, reciprocal)
+
+
+def shared_scores(pairs: Sequence[Pair], score: Score) -> Tensor:
+    """(n,) the scores of all pairs on every rank; each rank judges every world-th of them."""
+    if world_size() == 1:
+        return score(pairs)
+    scores = torch.zeros(len(pairs), dtype=torch.float64)
+    scores[rank() :: world_size()] = score(pairs[rank() :: world_size()]).double()
+    on_gpu = dist.get_backend() == "nccl"
+    message = scores.cuda() if on_gpu else scores
+    dist.all_reduce(message)
+    return message.float().cpu()
+
+
+def _pair_accuracy(split: Any, score: Score) -> float:
+    """Each query with its code and with another one, drawn once and for all."""
+    generator = torch_generator(0, 0, "pair accuracy")
+    answers = [answer for answer in split.answers if answer >= 0]
+    asked = [query for query, answer in enumerate(split.answers) if answer >= 0]
+    steps = torch.randint(1, len(split.codes), (len(asked),), generator=generator)
+    others = ((torch.tensor(answers) + steps) % len(split.codes)).tolist()
+    pairs = [
+        (split.queries[query], split.codes[code])
+        for codes in (answers, others)
+        for query, code in zip(asked, codes, strict=True)
+    ]
+    matched = score(pairs) > 0
+    right = torch.cat([matched[: len(asked)], ~matched[len(asked) :]])
+    return 100 * float(right.double().mean())
+
+
+def _metrics(found: Tensor) -> dict[str, float]:
+    recalls = {f"recall_{k}": 100 * recall(found, k) for k in CUTOFFS}
+    return {"mrr": 100 * mrr(found), **recalls}

@@ -1,0 +1,157 @@
+"""A trained or packaged model as the search tool uses it: texts in, arrays out."""
+
+import copy
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from methods.cascode.model import CodeEncoder, PairHead, Pooling
+from methods.cascode.module import CodeSearch, PairJudge
+from methods.cascode.official import load_searcher
+from methods.cascode.scoring import encode, score_pairs
+from methods.cascode.tokenizer import CodeTokenizer
+from shared.training.checkpoints import CheckpointError, load_checkpoint, load_module
+from shared.training.precision import choose_fastest, has_bf16_units
+from shared.training.pretrained import PACKAGE, model_folder
+
+Precision = Literal["auto", "float32", "bfloat16"]
+LENGTHS = {"query": 128, "code": 256, "pair": 384}  # tokens; of models that do not bring their own
+UNIXCODER = "<encoder-only>"  # a vocabulary that has it wants it in front of every text
+PROBE = 16, 64  # sequences, tokens
+
+
+class SearchModel:
+    """Vectors of queries and codes, and scores of pairs.
+
+    Args:
+        encoder: of the first stage. judge: encoder and head that score pairs; None: cannot re-rank.
+        tokenizer, lengths: of both; lengths in tokens of a query, a code and a pair.
+        precision: "auto" measures which is faster, where the CPU computes in bfloat16.
+
+    Attributes:
+        name: as given. fingerprint: of weights, tokeniser and lengths: equal models, equal vectors.
+        dimension: of the vectors. can_rerank: whether `score_pairs` can be called.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        encoder: CodeEncoder,
+        tokenizer: CodeTokenizer,
+        lengths: Mapping[str, int] = LENGTHS,
+        judge: tuple[CodeEncoder, PairHead] | None = None,
+        precision: Precision = "auto",
+    ):
+        self.name, self.tokenizer, self.lengths = name, tokenizer, dict(lengths)
+        self.encoder = encoder.eval().requires_grad_(False)
+        self.judge = judge
+        networks: list[nn.Module] = [encoder, *(judge or ())]
+        for network in networks:
+            network.eval().requires_grad_(False)
+        self.fingerprint = _fingerprint(networks, tokenizer, self.lengths)
+        self.dimension, self.can_rerank = encoder.text.width, judge is not None
+        self.precision = _fastest(encoder) if precision == "auto" else precision
+        for network in networks:
+            network.to(getattr(torch, self.precision))
+
+    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(n, d) vectors; of unit length if the model's pooling normalises."""
+        return self._encode(texts, "query", None)
+
+    def encode_codes(
+        self, texts: Sequence[str], progress: Callable[[int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """(n, d); `progress` is told how many were done, batch by batch."""
+        return self._encode(texts, "code", progress)
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+        """(n,) z_1 - z_0 of each query and code; those of several queries share batches.
+
+        Raises:
+            CheckpointError: the model has no head that judges pairs.
+        """
+        if self.judge is None:
+            raise CheckpointError(f"{self.name} cannot judge pairs: it has no second stage")
+        # A text that occurs in many pairs is tokenised once.
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+        tokens = dict(zip(texts, self.tokenizer.encode(texts), strict=True))
+        rows = [(tokens[query], tokens[code]) for query, code in pairs]
+        limits = self.lengths["pair"], self.lengths["query"]
+        return score_pairs(*self.judge, self.tokenizer, rows, *limits).numpy()
+
+    def _encode(
+        self, texts: Sequence[str], kind: str, progress: Callable[[int], None] | None
+    ) -> NDArray[np.float32]:
+        tokens = self.tokenizer.encode(texts)
+        return encode(self.encoder, self.tokenizer, tokens, self.lengths[kind], progress).numpy()
+
+
+def load_search_model(
+    source: str | PathLike[str],
+    fast: str | PathLike[str] | None = None,
+    precision: Precision = "auto",
+    pooling: Pooling = "mean",
+    normalize: bool = True,
+) -> SearchModel:
+    """A checkpoint of `Fast`, `Slow` or `Shared`, a folder of Hugging Face's layout, or a package.
+
+    Args:
+        source: the file or folder, or "package:NAME" of an installed Python package.
+        fast: the first stage of a `Slow` checkpoint, if not the one it was trained with.
+        pooling, normalize: of a folder or package; a checkpoint knows its own.
+
+    Raises:
+        CheckpointError: not readable, or no model for code search.
+        DataNotFoundError: a folder without a tokeniser.
+    """
+    if str(source).startswith(PACKAGE) or Path(source).is_dir():
+        folder = model_folder(source)
+        encoder = load_searcher(folder, pooling, normalize)
+        tokenizer = CodeTokenizer(folder)
+        if tokenizer.knows(UNIXCODER):
+            tokenizer = CodeTokenizer(folder, mode=UNIXCODER)
+        most = encoder.text.embeddings.max_length
+        lengths = {kind: min(length, most) for kind, length in LENGTHS.items()}
+        return SearchModel(str(source), encoder, tokenizer, lengths, precision=precision)
+    module = load_module(source)
+    if not isinstance(module, CodeSearch):
+        raise CheckpointError(f"{source}: a checkpoint of {type(module).__name__}, not of CasCode")
+    saved = load_checkpoint(source)
+    tokenizer = CodeTokenizer.from_state(saved["tokenizer"])
+    judge = (module.encoder, module.classifier) if isinstance(module, PairJudge) else None
+    encoder = module.searcher if fast is None else load_searcher(fast, pooling, normalize)
+    return SearchModel(str(source), encoder, tokenizer, saved["lengths"], judge, precision)
+
+
+def _fingerprint(
+    networks: Sequence[nn.Module], tokenizer: CodeTokenizer, lengths: Mapping[str, int]
+) -> str:
+    digest = hashlib.sha256(f"{tokenizer.fingerprint} {sorted(lengths.items())}".encode())
+    for network in networks:
+        for name, tensor in network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _fastest(encoder: CodeEncoder) -> str:
+    """float32, or bfloat16 if one layer is clearly faster in it on this machine."""
+    if not has_bf16_units("cpu"):
+        return "float32"
+    visible = torch.ones(PROBE[0], 1, 1, PROBE[1], dtype=torch.bool)
+
+    def step(dtype: torch.dtype) -> Callable[[], object]:
+        layer = copy.deepcopy(encoder.text.layers[0]).to(dtype)
+        hidden = torch.randn(*PROBE, encoder.text.width, dtype=dtype)
+        return lambda: layer(hidden, visible)
+
+    with torch.no_grad(), torch.random.fork_rng():
+        steps = {"float32": step(torch.float32), "bfloat16": step(torch.bfloat16)}
+        return choose_fastest(steps, seconds=0.2).precision

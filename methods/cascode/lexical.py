@@ -1,0 +1,94 @@
+"""BM25 over the subtokens of identifiers: the lexical baseline that a code search has to beat.
+
+Shapes: Q queries, N codes.
+
+Splitting identifiers matters more than anything else: BM25 on code tokens as they are finds half as
+much (code-corpus.md section 7: MRR 0.255 against 0.468).
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+# `HTTPServer_v2` -> HTTP, Server, v, 2; `URLs` -> URL, s. Letters without case count as small ones.
+_SMALL = r"[^\W\d_A-Z]"
+_SUBTOKEN = re.compile(rf"[A-Z]{{2,}}(?=s(?![^\W\d_]))|[A-Z]+(?!{_SMALL})|[A-Z]?{_SMALL}+|\d+")
+STOP_WORDS = frozenset(
+    (
+        *("an", "and", "are", "as", "at", "be", "by", "for", "from", "if", "in", "is", "it", "its"),
+        *("of", "on", "or", "that", "the", "this", "to", "was", "will", "with"),
+    )
+)
+
+
+def subtokens(text: str) -> list[str]:
+    """Words of a text and parts of its identifiers, in lower case.
+
+    Identifiers are cut at underscores, changes of case and digits. Single characters and
+    `STOP_WORDS` are left out.
+    """
+    found = (token.lower() for token in _SUBTOKEN.findall(text))
+    return [token for token in found if len(token) > 1 and token not in STOP_WORDS]
+
+
+class BM25:
+    """An index of codes. Equal texts have equal scores; a code without any subtoken is never found.
+
+    Args:
+        codes: N texts without their documentation.
+        k1, b: saturation of a term's count, and weight of a code's length.
+
+    Raises:
+        ModuleNotFoundError: bm25s is not installed.
+        ValueError: there is no code with a subtoken.
+    """
+
+    def __init__(self, codes: Sequence[str], k1: float = 1.2, b: float = 0.75) -> None:
+        try:
+            import bm25s
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "BM25 needs the package bm25s: pip install 'tenfold[code]'"
+            ) from error
+        documents = [subtokens(code) for code in codes]
+        self._terms: dict[str, int] = {}
+        ids = [
+            [self._terms.setdefault(t, len(self._terms)) for t in tokens] for tokens in documents
+        ]
+        if not self._terms:
+            raise ValueError(f"none of {len(codes)} codes has a word to be found by")
+        self._index = bm25s.BM25(k1=k1, b=b, method="lucene")
+        self._index.index((ids, self._terms), create_empty_token=False, show_progress=False)
+        self._size = len(codes)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
+        """(Q, N) scores >= 0. The row of a query without an indexed term is 0 throughout: it ranks
+        nothing, and must not be standardised; see `knows`."""
+        found = np.zeros((len(queries), self._size), dtype=np.float32)
+        for row, terms in zip(found, self._known(queries), strict=True):
+            if terms:
+                row[:] = self._index.get_scores_from_ids(terms)
+        return found
+
+    def knows(self, queries: Sequence[str]) -> NDArray[np.bool_]:
+        """(Q,) whether a query has a term that some code has."""
+        return np.array([bool(terms) for terms in self._known(queries)], dtype=bool)
+
+    def search(self, query: str, n: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Indices and scores of the n best codes, the lower index first if equal.
+
+        Codes that share no term with the query are not among them, so there may be fewer, or none.
+        """
+        (scores,) = self.scores([query])
+        (found,) = scores.nonzero()
+        best = found[np.argsort(-scores[found], kind="stable")[:n]]
+        return best, scores[best]
+
+    def _known(self, queries: Sequence[str]) -> list[list[int]]:
+        terms = self._terms
+        return [[terms[t] for t in subtokens(query) if t in terms] for query in queries]

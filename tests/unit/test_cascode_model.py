@@ -1,0 +1,396 @@
+"""CasCode's encoder, head and losses against numbers worked out by hand, and packed batches."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.cascode.losses import (
+    hard_negatives,
+    in_batch_nce,
+    match_scores,
+    matching_loss,
+    pairs_with,
+    uniform_negatives,
+)
+from methods.cascode.model import CodeEncoder, PairHead
+
+WORDS, WIDTH = 30, 8
+BERT: dict[str, Any] = {
+    "vocab_size": WORDS, "hidden_size": WIDTH, "num_layers": 2, "num_heads": 2,
+    "intermediate_size": 12, "max_positions": 16, "type_vocab_size": 2, "dropout": 0.0,
+}  # fmt: skip
+ROBERTA = BERT | {"type_vocab_size": 1, "pad_id": 1, "positions_after_pad": True}
+FORMS = {"bert": BERT, "roberta": ROBERTA}
+
+
+def lively(module: Any) -> Any:
+    """Weights of a standard deviation of 0.5 in all places, so that every one of them counts."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.5 * torch.randn_like(parameter))
+    return module.eval()
+
+
+def encoder(form: str = "bert", *arguments: Any, **changes: Any) -> CodeEncoder:
+    torch.manual_seed(0)
+    return lively(CodeEncoder(FORMS[form] | changes, *arguments))
+
+
+def texts(form: str = "bert", lengths: tuple[int, ...] = (6, 4, 1)) -> tuple[Tensor, Tensor]:
+    """Ids and mask, padded on the right."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, WORDS, (len(lengths), max(lengths)), generator=generator)
+    mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
+    return torch.where(mask.bool(), ids, FORMS[form].get("pad_id", 0)), mask
+
+
+def close(found: Tensor, expected: Any) -> None:
+    expected = torch.as_tensor(expected, dtype=found.dtype)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+# --- vectors ---
+
+
+def by_hand(model: CodeEncoder, hidden: Tensor, length: int) -> list[float]:
+    """The vector of a sequence from its hidden states (L, d)."""
+    rows = hidden.tolist()
+    if model.pooling == "mean":
+        vector = [sum(row[i] for row in rows[:length]) / length for i in range(WIDTH)]
+    elif model.pooling == "cls":
+        vector = rows[0]
+    else:
+        assert model.pooler is not None
+        weight, bias = model.pooler.weight.tolist(), model.pooler.bias.tolist()
+        vector = [
+            math.tanh(sum(w * h for w, h in zip(line, rows[0], strict=True)) + b)
+            for line, b in zip(weight, bias, strict=True)
+        ]
+    norm = math.sqrt(sum(v * v for v in vector)) if model.normalize else 1.0
+    return [v / norm for v in vector]
+
+
+@pytest.mark.parametrize("form", ["bert", "roberta"])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
+def test_poolings(pooling: str, normalize: bool, form: str) -> None:
+    model, (ids, mask) = encoder(form, pooling, normalize), texts(form)
+    hidden = model.text.encode(ids, mask)
+    lengths = mask.sum(dim=1).tolist()
+    expected = [by_hand(model, h, n) for h, n in zip(hidden, lengths, strict=True)]
+    found = model(ids, mask)
+    assert found.shape == (3, WIDTH)
+    close(found, expected)
+
+
+def test_the_default_is_the_mean_of_unit_length() -> None:
+    model, (ids, mask) = encoder(), texts()
+    assert (model.pooling, model.normalize, model.pooler) == ("mean", True, None)
+    close(model(ids, mask).norm(dim=1), torch.ones(3))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
+def test_vectors_are_float32_in_any_precision(pooling: str) -> None:
+    model, (ids, mask) = encoder("bert", pooling), texts()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model(ids, mask)
+    low = model.to(torch.bfloat16)(ids, mask)
+    assert mixed.dtype == low.dtype == torch.float32
+    close(low.norm(dim=1), torch.ones(3))  # normalised in float32, not before
+
+
+def test_an_unknown_pooling() -> None:
+    with pytest.raises(ValueError, match="pooling is one of mean, cls, pooler, got 'max'"):
+        CodeEncoder(BERT, "max")  # type: ignore[arg-type]
+
+
+def test_a_pooler_starts_as_the_other_weights() -> None:
+    torch.manual_seed(0)
+    pooler = CodeEncoder(BERT | {"hidden_size": 128}, "pooler").pooler
+    assert pooler is not None
+    assert float(pooler.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+    assert (pooler.bias == 0).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.sampled_from(["bert", "roberta"]),
+    st.sampled_from(["mean", "cls", "pooler"]),
+    st.integers(1, 4),
+    st.integers(0, 999),
+)
+def test_padding_on_the_right_does_not_count(
+    form: str, pooling: str, padding: int, seed: int
+) -> None:
+    """However much there is, and whatever ids stand there."""
+    model, (ids, mask) = encoder(form, pooling), texts(form)
+    wider = F.pad(mask, (0, padding))
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randint(0, WORDS, wider.shape, generator=generator)
+    noisy = torch.where(wider.bool(), F.pad(ids, (0, padding)), noise)
+    close(model(noisy, wider), model(ids, mask))
+    close(model.first(noisy, wider), model.first(ids, mask))
+
+
+def test_padding_on_the_left_does_not_count_in_a_roberta() -> None:
+    """Whose positions count tokens; a BERT's count places."""
+    for form in FORMS:
+        model, (ids, mask) = encoder(form), texts(form)
+        left = F.pad(ids, (2, 0), value=model.text.pad_id), F.pad(mask, (2, 0))
+        found, expected = model(*left), model(ids, mask)
+        assert torch.allclose(found, expected, atol=1e-5) == (form == "roberta")
+
+
+def test_token_types_and_the_first_token() -> None:
+    """`first` is what the whole pass gives there, with types and without."""
+    model, (ids, mask) = encoder(), texts()
+    types = torch.tensor([[0, 0, 0, 1, 1, 1]] * 3)
+    for given_types in (None, types):
+        whole = model.text.encode(ids, mask, given_types)
+        close(model.first(ids, mask, given_types), whole[:, 0])
+    assert torch.equal(model.first(ids, mask, torch.zeros_like(types)), model.first(ids, mask))
+    with_types = model.first(ids, mask, types)
+    apart = (with_types - model.first(ids, mask)).abs().amax(dim=1)
+    assert (apart[:2] > 1e-3).all()
+    assert apart[2] == 0, "the third text has one token, and it is of type 0"
+
+
+def test_gradients_of_the_first_token_are_those_of_the_whole_pass() -> None:
+    gradients = []
+    for whole in (False, True):
+        model, (ids, mask) = encoder("roberta", "pooler"), texts("roberta")
+        first = model.text.encode(ids, mask)[:, 0] if whole else model.first(ids, mask)
+        first.square().sum().backward()
+        gradients.append([parameter.grad for parameter in model.text.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_frozen_layers() -> None:
+    model, (ids, mask) = encoder("bert", "pooler"), texts()
+    model.freeze(0)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    model.freeze(1)
+    model(ids, mask).sum().backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None}
+    expected = {
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith(("text.layers.1.", "pooler."))
+    }
+    assert trained == expected
+
+
+@pytest.mark.parametrize("layers", [-1, 2, 3])
+def test_nothing_left_to_train(layers: int) -> None:
+    with pytest.raises(ValueError, match=rf"frozen_layers={layers}: choose 0 to 1, .* 2 layers"):
+        encoder().freeze(layers)
+
+
+# --- the head ---
+
+
+def test_pair_head() -> None:
+    torch.manual_seed(0)
+    head, first = lively(PairHead(WIDTH, 0.5)), torch.randn(5, WIDTH)
+    inner = torch.tanh(first @ head.dense.weight.T + head.dense.bias)
+    close(head(first), inner @ head.output.weight.T + head.output.bias)
+
+
+def test_dropout_of_the_head_is_for_training_alone_and_in_two_places() -> None:
+    torch.manual_seed(0)
+    head, first = lively(PairHead(WIDTH, 0.5)).train(), torch.ones(4000, WIDTH)
+    assert not torch.equal(head(first), head(first))
+    head.dense.weight.data.zero_()  # then what is dropped before it cannot be seen
+    inner = float(torch.tanh(head.dense.bias[0]).detach())
+    head.output.weight.data.zero_()[0, 0] = 1.0
+    head.output.bias.data.zero_()
+    values = head(first)[:, 0]
+    kept = values != 0
+    close(values[kept], torch.full_like(values[kept], 2 * inner))
+    assert float(kept.float().mean()) == pytest.approx(0.5, abs=0.05)
+    nn.init.eye_(head.dense.weight)  # and before it: ones become 0 or 2
+    head.dense.bias.data.zero_()
+    kinds = {round(float(value), 4) for value in head(first)[:, 0].detach().unique()}
+    assert kinds == {0.0, round(2 * math.tanh(2.0), 4)}
+
+
+def test_initial_weights_of_the_head() -> None:
+    torch.manual_seed(0)
+    head = PairHead(256, 0.1)
+    assert head.output.weight.shape == (2, 256)
+    for layer in (head.dense, head.output):
+        assert float(layer.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
+        assert (layer.bias == 0).all()
+
+
+# --- contrast ---
+
+
+def test_in_batch_nce_by_hand() -> None:
+    """Similarities [[1, 0], [0.6, 0.8]] at tau = 0.5."""
+    queries = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    codes = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    first = -2 + math.log(math.exp(2) + 1)
+    second = -1.6 + math.log(math.exp(1.2) + math.exp(1.6))
+    close(in_batch_nce(queries, codes, 0.5), (first + second) / 2)
+    close(in_batch_nce(queries, codes, 1.0), (
+        -1 + math.log(math.e + 1) - 0.8 + math.log(math.exp(0.6) + math.exp(0.8))
+    ) / 2)  # fmt: skip
+
+
+def test_the_contrast_is_from_queries_to_codes() -> None:
+    """A query with one rival; seen from the codes there would be none."""
+    queries, codes = torch.tensor([[1.0, 0.0]]), torch.eye(2)
+    close(in_batch_nce(queries, codes, 1.0), math.log(math.e + 1) - 1)
+    close(in_batch_nce(queries, codes, 1.0, first=1), math.log(math.e + 1))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 5), st.integers(0, 3), st.integers(0, 3), st.floats(0.02, 1.0))
+def test_in_batch_nce_and_its_gradient(
+    size: int, before: int, behind: int, temperature: float
+) -> None:
+    """dL/dq_i = (1 / (B tau)) sum_j (P_ij - delta_ij) c_j, where codes of others stand around."""
+    torch.manual_seed(size)
+    queries = F.normalize(torch.randn(size, 4), dim=1).requires_grad_()
+    codes = F.normalize(torch.randn(before + size + behind, 4), dim=1).requires_grad_()
+    loss = in_batch_nce(queries, codes, temperature, first=before)
+    logits = (queries @ codes.T / temperature).detach()
+    own = F.one_hot(torch.arange(size) + before, len(codes))
+    apart = (logits.softmax(dim=1) - own) / (size * temperature)
+    close(loss, (torch.logsumexp(logits, dim=1) - (logits * own).sum(dim=1)).mean())
+    loss.backward()
+    torch.testing.assert_close(queries.grad, apart @ codes.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(codes.grad, apart.T @ queries.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_similarities_are_in_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    queries, codes = torch.randn(4, 64), torch.randn(4, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = in_batch_nce(queries, codes, 0.05)
+    assert torch.equal(mixed, in_batch_nce(queries, codes, 0.05))
+
+
+# --- pairs ---
+
+
+def test_pairs_matches_first() -> None:
+    pairs = pairs_with(torch.tensor([2, 0, 1]))
+    assert pairs.queries.tolist() == [0, 1, 2, 0, 1, 2]
+    assert pairs.codes.tolist() == [0, 1, 2, 2, 0, 1]
+    assert pairs.labels.tolist() == [1, 1, 1, 0, 0, 0]
+    assert pairs.labels.dtype == torch.float32
+
+
+def test_the_score_is_the_difference_of_both_logits() -> None:
+    """z_1 alone would order them the other way round."""
+    logits = torch.tensor([[-3.0, 1.0], [2.0, 2.5]])
+    assert match_scores(logits).tolist() == [4.0, 0.5]
+    assert match_scores(logits.bfloat16()).dtype == torch.float32
+    probabilities = logits.softmax(dim=1)[:, 1]
+    close(match_scores(logits).sigmoid(), probabilities)
+
+
+def test_matching_loss_by_hand() -> None:
+    scores, labels = torch.tensor([math.log(3.0), math.log(3.0)]), torch.tensor([1.0, 0.0])
+    close(matching_loss(scores, labels), (-math.log(0.75) - math.log(0.25)) / 2)
+    close(matching_loss(torch.zeros(4), torch.tensor([1.0, 1.0, 0.0, 0.0])), math.log(2))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.floats(0.1, 40.0), st.integers(0, 999))
+def test_matching_loss_is_two_class_cross_entropy(size: int, scale: float, seed: int) -> None:
+    """In value and gradient, also where probabilities are 0 or 1; the sum form is twice as much."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(2 * size, 2, generator=generator, dtype=torch.double)
+    labels = pairs_with(torch.arange(size)).labels
+    one, other = logits.float().requires_grad_(), logits.float().requires_grad_()
+    loss = matching_loss(match_scores(one), labels)
+    expected = F.cross_entropy(other, labels.long())
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    for value, leaf in ((loss, one), (expected, other)):
+        (gradient,) = torch.autograd.grad(value, leaf)
+        assert torch.isfinite(gradient).all()
+        close(gradient, (one.detach().softmax(dim=1) - F.one_hot(labels.long())) / (2 * size))
+    log_p = F.logsigmoid(match_scores(one.detach())[:size])
+    log_not_p = F.logsigmoid(-match_scores(one.detach())[size:])
+    torch.testing.assert_close(-(log_p + log_not_p).mean(), 2 * loss.detach())
+
+
+# --- negatives ---
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1, width=32, exclude_max=True), min_size=2, max_size=40))
+def test_no_query_gets_its_own_code_as_negative(uniforms: list[float]) -> None:
+    drawn = uniform_negatives(torch.tensor(uniforms))
+    assert drawn.dtype == torch.long
+    assert ((drawn >= 0) & (drawn < len(uniforms))).all()
+    assert (drawn != torch.arange(len(uniforms))).all()
+
+
+@pytest.mark.parametrize("size", [2, 3, 7, 64])
+def test_all_other_codes_are_equally_likely(size: int) -> None:
+    """Each takes up the same part of [0, 1): from the middles of the parts each comes once."""
+    middles = (torch.arange(size - 1) + 0.5) / (size - 1)
+    drawn = torch.stack([uniform_negatives(middle.expand(size)) for middle in middles])
+    for query, column in enumerate(drawn.T.tolist()):
+        assert sorted(column) == [code for code in range(size) if code != query]
+
+
+def test_draws_of_random_numbers_are_even() -> None:
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.zeros(5, 5)
+    for _ in range(4000):
+        drawn = uniform_negatives(torch.rand(5, generator=generator))
+        counts[torch.arange(5), drawn] += 1
+    assert (counts.diagonal() == 0).all()
+    others = counts[~torch.eye(5, dtype=torch.bool)] / 4000
+    assert others.min() > 0.22  # 4 standard deviations from 1/4
+    assert others.max() < 0.28
+
+
+def test_a_batch_of_one_pair_has_no_negative() -> None:
+    with pytest.raises(ValueError, match="a batch of one pair has no negative: raise batch_size"):
+        uniform_negatives(torch.rand(1))
+
+
+def test_hard_negatives() -> None:
+    similarity = torch.tensor([[0.9, 0.1, 0.2], [0.3, 0.1, 0.2], [0.5, 0.7, 0.9]])
+    uniform = torch.tensor([1, 2, 0])
+    for chosen, expected in (
+        ([True, True, True], [2, 0, 1]),
+        ([False, False, False], [1, 2, 0]),
+        ([True, False, True], [2, 2, 1]),
+    ):
+        assert hard_negatives(similarity, uniform, torch.tensor(chosen)).tolist() == expected
+
+
+@settings(deadline=None)
+@given(st.integers(2, 8), st.integers(0, 999), st.floats(-2, 2))
+def test_a_hard_negative_is_the_best_of_the_others(size: int, seed: int, shift: float) -> None:
+    """And never the own code, however similar it is, nor if all similarities are negative."""
+    generator = torch.Generator().manual_seed(seed)
+    similarity = torch.randn(size, size, generator=generator) + shift + 9 * torch.eye(size)
+    drawn = hard_negatives(similarity, torch.zeros(size).long(), torch.ones(size, dtype=torch.bool))
+    for query, code in enumerate(drawn.tolist()):
+        assert code != query
+        others = [similarity[query, other] for other in range(size) if other != query]
+        assert similarity[query, code] == max(others)
+
+
+def test_no_gradient_flows_through_the_choice() -> None:
+    similarity = torch.randn(3, 3, requires_grad=True)
+    with_gradient: Callable[..., Tensor] = hard_negatives
+    drawn = with_gradient(similarity, torch.tensor([1, 2, 0]), torch.tensor([True] * 3))
+    assert not drawn.requires_grad
+    assert similarity.requires_grad, "the caller's stays as it was"

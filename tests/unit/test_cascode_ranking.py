@@ -1,0 +1,285 @@
+"""Ranks, MRR, the order of the cascade, protocols: against plain loops, pytrec_eval and bounds."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from methods.cascode import ranking
+from methods.cascode.ranking import (
+    InnerProducts,
+    cascade,
+    diagonal_ranks,
+    distractor_batches,
+    distractor_ranks,
+    mrr,
+    ranks,
+    recall,
+    reciprocal_ranks,
+    top_k,
+)
+
+TIES = ("pessimistic", "optimistic", "index")
+
+
+@st.composite
+def searches(draw: st.DrawFn) -> tuple[Tensor, Tensor, list[int], list[int]]:
+    """Fast and slow scores with many ties; duplicated and missing ids."""
+    queries, candidates = draw(st.integers(1, 4)), draw(st.integers(1, 8))
+    values = st.sampled_from([-2.0, -1.0, 0.0, 0.5, 3.0])
+
+    def matrix() -> Tensor:
+        row = st.lists(values, min_size=candidates, max_size=candidates)
+        return torch.tensor(draw(st.lists(row, min_size=queries, max_size=queries)))
+
+    ids = st.integers(0, 5)
+    query_ids = draw(st.lists(ids, min_size=queries, max_size=queries))
+    code_ids = draw(st.lists(ids, min_size=candidates, max_size=candidates))
+    return matrix(), matrix(), query_ids, code_ids
+
+
+def walked(order: list[int], query: int, code_ids: list[int]) -> int:
+    """Position of the first candidate of the query's id, 0 without any."""
+    return next((i for i, code in enumerate(order, 1) if code_ids[code] == query), 0)
+
+
+def orders(keys: Tensor, query: int, code_ids: list[int], ties: str) -> list[int]:
+    """Candidates sorted by descending rows of `keys`, ties broken as the rule says."""
+    last = {
+        "pessimistic": lambda i: code_ids[i] == query,
+        "optimistic": lambda i: code_ids[i] != query,
+        "index": lambda i: i,
+    }[ties]
+    return sorted(range(len(code_ids)), key=lambda i: (*(-k for k in keys[i].tolist()), last(i)))
+
+
+@pytest.mark.parametrize("ties", TIES)
+@given(searches())
+def test_ranks_are_the_positions_of_a_walk_down_the_sorted_list(ties, search):
+    scores, _, query_ids, code_ids = search
+    found = ranks(scores, query_ids, code_ids, ties=ties, allow_missing=True)
+    expected = [
+        walked(orders(row[:, None], query, code_ids, ties), query, code_ids)
+        for row, query in zip(scores, query_ids, strict=True)
+    ]
+    assert found.tolist() == expected
+
+
+@pytest.mark.parametrize("ties", TIES)
+@given(searches(), st.data())
+def test_the_cascade_ranks_inside_by_slow_and_outside_by_fast_scores(ties, search, data):
+    fast, slow, query_ids, code_ids = search
+    k = data.draw(st.integers(0, len(code_ids)))
+    chosen = top_k(fast, k)
+    shuffled = chosen.flip(1)  # the order in which candidates are given is of no account
+    order = cascade(fast, shuffled, slow.gather(1, shuffled))
+    inside = torch.zeros_like(fast, dtype=torch.bool).scatter(1, chosen, True)
+    keys = torch.stack([inside.float(), torch.where(inside, slow, fast)], dim=2)
+    sorted_ = [
+        orders(row, query, code_ids, ties) for row, query in zip(keys, query_ids, strict=True)
+    ]
+    expected = [walked(*pair, code_ids) for pair in zip(sorted_, query_ids, strict=True)]
+    assert order.ranks(query_ids, code_ids, True, ties=ties).tolist() == expected
+    if ties == "index":
+        assert order.ranking().tolist() == sorted_
+
+
+@given(searches(), st.data())
+def test_recall_of_the_fast_stage_bounds_the_cascade(search, data):
+    fast, slow, query_ids, code_ids = search
+    k = data.draw(st.integers(0, len(code_ids)))
+    chosen = top_k(fast, k)
+    positions = ranks(fast, query_ids, code_ids, ties="index", allow_missing=True)
+    reached = mrr(
+        cascade(fast, chosen, slow.gather(1, chosen)).ranks(query_ids, code_ids, True), None
+    )
+    share = recall(positions, k)
+    assert reached <= share + (1 - share) / (k + 1) + 1e-12
+
+
+@given(searches())
+def test_no_and_one_candidate_keep_the_fast_order_and_all_give_the_slow_one(search):
+    fast, slow, query_ids, code_ids = search
+    everything = len(code_ids)
+
+    def reranked(k):
+        chosen = top_k(fast, k)
+        return cascade(fast, chosen, slow.gather(1, chosen))
+
+    for k in (0, 1):
+        assert reranked(k).ranking().equal(top_k(fast, everything))
+        found = reranked(k).ranks(query_ids, code_ids, True, ties="index")
+        assert found.equal(ranks(fast, query_ids, code_ids, ties="index", allow_missing=True))
+    assert reranked(everything).ranking().equal(top_k(slow, everything))
+    found = reranked(everything).ranks(query_ids, code_ids, True)
+    assert found.equal(ranks(slow, query_ids, code_ids, allow_missing=True))
+
+
+@given(searches(), st.data())
+def test_top_k_orders_by_score_then_by_index(search, data):
+    scores, *_ = search
+    k = data.draw(st.integers(0, scores.shape[1]))
+    expected = [sorted(range(len(row)), key=lambda i: (-row[i], i))[:k] for row in scores.tolist()]
+    assert top_k(scores, k).tolist() == expected
+
+
+def test_slow_scores_are_never_compared_with_fast_ones():
+    fast = torch.tensor([[9.0, 8.0, 7.0, 6.0]])
+    order = cascade(fast, torch.tensor([[0, 1]]), torch.tensor([[-900.0, -800.0]]))
+    assert order.ranking().tolist() == [[1, 0, 2, 3]]
+
+
+@pytest.mark.parametrize("block", [1, 7, 40, 10**6])
+def test_results_do_not_depend_on_how_many_scores_are_looked_at_in_one_go(monkeypatch, block):
+    generator = torch.Generator().manual_seed(0)
+    queries, codes = (torch.randn(n, 4, generator=generator).round() for n in (9, 13))
+    query_ids, code_ids = list("abcdefghi"), list("aabcdefghijkl")
+    scores, products = queries @ codes.T, InnerProducts(queries, codes)
+    chosen = top_k(scores, 5)
+    slow = torch.randn(9, 5, generator=generator)
+    whole = cascade(scores, chosen, slow)
+    expected = ranks(scores, query_ids, code_ids), whole.ranks(query_ids, code_ids)
+    ranked = whole.ranking()
+    monkeypatch.setattr(ranking, "BLOCK", block)
+    parts = cascade(products, top_k(products, 5), slow)
+    assert parts.candidates.equal(whole.candidates)
+    assert ranks(products, query_ids, code_ids).equal(expected[0])
+    assert parts.ranks(query_ids, code_ids).equal(expected[1])
+    assert parts.ranking().equal(ranked)
+
+
+def test_a_collapsed_network_finds_nothing():
+    scores = torch.zeros(3, 1000)
+    found = ranks(scores, [1, 2, 3], range(1000))
+    assert found.tolist() == [1000] * 3
+    assert mrr(found, cutoff=100) == 0
+
+
+def test_copies_of_the_answer_do_not_stand_in_its_way():
+    scores = torch.tensor([[5.0, 5.0, 3.0, 4.0]])
+    assert ranks(scores, ["a"], ["a", "a", "b", "a"]).tolist() == [1]
+    assert ranks(scores, ["b"], ["a", "a", "b", "a"]).tolist() == [4]
+
+
+def test_mrr_and_recall_by_hand():
+    found = torch.tensor([1, 2, 0, 4, 2000])
+    assert mrr(found) == pytest.approx((1 + 1 / 2 + 1 / 4) / 5)
+    assert mrr(found, cutoff=2) == pytest.approx((1 + 1 / 2) / 5)
+    assert mrr(found, cutoff=None) == pytest.approx((1 + 1 / 2 + 1 / 4 + 1 / 2000) / 5)
+    assert reciprocal_ranks(found).tolist() == [1, 0.5, 0, 0.25, 0]
+    assert [recall(found, k) for k in (1, 2, 10)] == [0.2, 0.4, 0.6]
+
+
+def test_mrr_and_recall_agree_with_trec_eval():
+    pytrec_eval = pytest.importorskip("pytrec_eval")
+    generator = torch.Generator().manual_seed(1)
+    queries, candidates = 50, 80
+    # Whole numbers, because trec_eval compares in float32 and orders ties by name.
+    scores = torch.stack([torch.randperm(candidates, generator=generator) for _ in range(queries)])
+    # Two relevant candidates for some queries, none for others.
+    code_ids = [f"url{i}" for i in [*range(candidates - 20), *range(20)]]
+    query_ids = [f"url{i}" for i in range(20, 20 + queries)]
+    found = ranks(scores.float(), query_ids, code_ids, allow_missing=True)
+    assert (found == 0).sum() == 10
+
+    names = [f"code{i}" for i in range(candidates)]
+    relevant = {
+        f"q{q}": {name: int(id_ == url) for name, id_ in zip(names, code_ids, strict=True)}
+        for q, url in enumerate(query_ids)
+    }
+    run = {
+        f"q{q}": dict(zip(names, map(float, row), strict=True))
+        for q, row in enumerate(scores.tolist())
+    }
+    peer = pytrec_eval.RelevanceEvaluator(relevant, {"recip_rank", "success.1,5,10"}).evaluate(run)
+
+    def mean(measure: str) -> float:
+        return sum(values[measure] for values in peer.values()) / queries
+
+    assert mrr(found) == pytest.approx(mean("recip_rank"), abs=1e-9)
+    for k in (1, 5, 10):
+        assert recall(found, k) == pytest.approx(mean(f"success_{k}"), abs=1e-9)
+
+
+def test_a_query_without_code_is_named_unless_allowed():
+    scores = torch.zeros(2, 2)
+    with pytest.raises(ValueError, match=r"1 of 2 queries have no code among .* first: c"):
+        ranks(scores, ["a", "c"], ["a", "b"])
+    order = cascade(scores, torch.tensor([[0], [0]]), torch.zeros(2, 1))
+    with pytest.raises(ValueError, match="first: c"):
+        order.ranks(["a", "c"], ["a", "b"])
+    assert ranks(scores, ["a", "c"], ["a", "b"], allow_missing=True).tolist() == [2, 0]
+    assert ranks(torch.zeros(1, 0), ["a"], [], allow_missing=True).tolist() == [0]
+
+
+def test_what_cannot_be_ranked_is_refused():
+    scores = torch.tensor([[0.0, float("nan")]])
+    for judge in (lambda: ranks(scores, [0], [0, 1]), lambda: top_k(scores, 1)):
+        with pytest.raises(ValueError, match="NaN"):
+            judge()
+    with pytest.raises(ValueError, match="NaN"):
+        diagonal_ranks(torch.full((2, 2), float("nan")))
+    with pytest.raises(ValueError, match=r"scores \(1, 2\) of 2 queries and 2 candidates"):
+        ranks(torch.zeros(1, 2), [0, 1], [0, 1])
+    for k in (-1, 3):
+        with pytest.raises(ValueError, match=f"k={k} codes cannot be taken from 2"):
+            top_k(torch.zeros(1, 2), k)
+    for judge in (mrr, lambda found: recall(found, 1)):
+        with pytest.raises(ValueError, match="no query"):
+            judge(torch.empty(0, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("candidates", "slow", "words"),
+    [
+        ([[0, 1]], [[0.0]], "do not fit"),
+        ([[0], [1]], [[0.0], [0.0]], "do not fit 1 queries"),
+        ([[1, 1]], [[0.0, 1.0]], "occurs twice"),
+        ([[0, 3]], [[0.0, 1.0]], "none of the 3 codes"),
+        ([[-1, 0]], [[0.0, 1.0]], "none of the 3 codes"),
+        ([[0]], [[float("nan")]], "slow score is NaN"),
+    ],
+)
+def test_candidates_that_make_no_sense_are_refused(candidates, slow, words):
+    with pytest.raises(ValueError, match=words):
+        cascade(torch.zeros(1, 3), torch.tensor(candidates), torch.tensor(slow))
+
+
+def test_distractor_batches_are_the_official_ones():
+    # numpy's global generator: seed 0, then `shuffle` of ten numbers.
+    first, second = distractor_batches(10, 4).tolist()
+    assert (first, second) == ([2, 8, 4, 9], [1, 6, 7, 3])
+    assert distractor_batches(2743).shape == (2, 1000)
+    assert distractor_batches(2743).unique().numel() == 2000
+    with pytest.raises(ValueError, match="999 pairs make no batch of 1000"):
+        distractor_batches(999)
+
+
+def test_distractor_ranks_compare_with_the_codes_of_the_own_batch():
+    generator = torch.Generator().manual_seed(2)
+    queries, codes = (torch.randn(11, 3, generator=generator).round() for _ in range(2))
+    found = distractor_ranks(queries, codes, size=5)
+    assert found.shape == (2, 5)
+    for batch, row in zip(distractor_batches(11, 5).tolist(), found.tolist(), strict=True):
+        for query, rank in zip(batch, row, strict=True):
+            own = queries[query] @ codes[query]
+            assert rank == sum(bool(queries[query] @ codes[code] >= own) for code in batch)
+
+
+def test_a_batch_without_distractors_is_found_at_once():
+    assert distractor_ranks(torch.ones(3, 2), torch.ones(3, 2), size=1).tolist() == [[1]] * 3
+
+
+@pytest.mark.parametrize(("k", "ties"), list(itertools.product((0, 2, 5), TIES)))
+def test_half_precision_scores_rank_as_their_values_do(k, ties):
+    generator = torch.Generator().manual_seed(3)
+    fast = torch.randn(4, 5, generator=generator).bfloat16()
+    chosen = top_k(fast, k)
+    slow = torch.randn(4, k, generator=generator).bfloat16()
+    ids = range(4), range(5)
+    found = cascade(fast, chosen, slow).ranks(*ids, ties=ties)
+    assert chosen.equal(top_k(fast.float(), k))
+    assert found.equal(cascade(fast.float(), chosen, slow.float()).ranks(*ids, ties=ties))

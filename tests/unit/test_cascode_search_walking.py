@@ -1,0 +1,154 @@
+"""Which files are read: links, other people's code, binaries, sizes, encodings, races."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from methods.cascode.search import walking
+from methods.cascode.search.walking import SkippedError, decode, read_bytes, walk
+from tests.unit.cascode_search_toy import write_tree
+
+CODE = "def f():\n    return 1\n"
+
+
+def found(root: Path) -> dict[str, str | None]:
+    return dict(walk(root, root / "index"))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "root").mkdir()
+    return (tmp_path / "root").resolve()
+
+
+def reason(root: Path, path: str, limit: int = 1000) -> str:
+    with pytest.raises(SkippedError) as error:
+        decode(read_bytes(root, path, limit))
+    return str(error.value)
+
+
+def test_finds_code_by_suffix(root: Path) -> None:
+    write_tree(root, {"a.py": CODE, "b/c.GO": CODE, "b/read.me": "no code", "Makefile": "all:"})
+    assert found(root) == {"a.py": None, "b/c.GO": None}
+
+
+def test_counts_what_it_passes_over(root: Path) -> None:
+    names = ["node_modules/x/y/a.js", "Vendor/b.py", "third_party/c.php", ".git/hooks/d.py"]
+    names += ["env/pyvenv.cfg", "env/lib/e.py", "lib/f.min.js", "index/g.py", "src/vendors.py"]
+    write_tree(root, dict.fromkeys(names, CODE))
+    assert found(root) == {
+        "node_modules/x/y/a.js": "vendored",
+        "Vendor/b.py": "vendored",
+        "third_party/c.php": "vendored",
+        "env/lib/e.py": "vendored",
+        ".git/hooks/d.py": "hidden",
+        "lib/f.min.js": "minified",
+        "src/vendors.py": None,
+    }
+
+
+def test_the_root_itself_may_have_any_name(tmp_path: Path) -> None:
+    root = write_tree(tmp_path.resolve() / "node_modules", {"a.js": CODE, "pyvenv.cfg": ""})
+    assert found(root) == {"a.js": None}
+
+
+def test_follows_no_link(root: Path) -> None:
+    outside = write_tree(root.parent / "outside", {"secret.py": CODE})
+    write_tree(root, {"a.py": CODE})
+    (root / "file.py").symlink_to(outside / "secret.py")
+    (root / "folder").symlink_to(outside)
+    (root / "loop").symlink_to(root)
+    (root / "broken.py").symlink_to(root / "nothing.py")
+    (root / "note.txt").symlink_to(outside / "secret.py")
+    links = {"file.py", "folder", "loop", "broken.py"}
+    assert found(root) == {"a.py": None} | dict.fromkeys(links, "symbolic link")
+    assert reason(root, "file.py") == "symbolic link"
+
+
+def test_a_folder_that_became_a_link(root: Path) -> None:
+    """Since it was walked through, or since it was indexed."""
+    write_tree(root, {"folder/a.py": CODE})
+    assert read_bytes(root, "folder/a.py", 1000)
+    (root / "folder").rename(root.parent / "moved")
+    (root / "folder").symlink_to(root.parent / "moved")
+    assert reason(root, "folder/a.py") == "symbolic link"
+
+
+@pytest.mark.parametrize("path", ["../outside.py", "a/../../outside.py", "/etc/hostname"])
+def test_an_index_cannot_name_files_elsewhere(root: Path, path: str) -> None:
+    write_tree(root.parent, {"outside.py": CODE})
+    (root / "a").mkdir()
+    assert reason(root, path) == "symbolic link"
+
+
+def test_large_files_are_not_read(root: Path) -> None:
+    (root / "fits.py").write_text("x" * 1000)
+    (root / "line.py").write_text("x" * 1001)
+    assert len(read_bytes(root, "fits.py", 1000)) == 1000
+    assert reason(root, "line.py") == "too large"
+
+
+def test_one_line_of_100_megabytes(root: Path) -> None:
+    with open(root / "a.js", "wb") as file:
+        file.write(b"x" * 100_000_000)
+    assert reason(root, "a.js", limit=1_000_000) == "too large"
+    assert reason(root, "a.js", limit=200_000_000) == "minified"
+
+
+def test_binaries_and_generated_code(root: Path) -> None:
+    (root / "binary.py").write_bytes(b"\x7fELF\0\0")
+    (root / "utf16.py").write_bytes(CODE.encode("utf-16"))
+    (root / "bundle.js").write_text("a;" * walking.LONGEST_LINE)
+    assert reason(root, "binary.py") == reason(root, "utf16.py") == "binary"
+    assert reason(root, "bundle.js", 10**6) == "minified"
+
+
+def test_encodings_and_line_ends() -> None:
+    assert decode("\ufeffa\r\nb\rc\n".encode()) == ("a\nb\nc\n", False)
+    assert decode("é".encode()) == ("é", False)
+    assert decode("x = 'é'".encode("latin-1")) == ("x = 'é'", True)
+    assert decode(b"") == ("", False)
+
+
+def test_pipes_do_not_block(root: Path) -> None:
+    os.mkfifo(root / "pipe.py")
+    (root / "folder.py").mkdir()
+    assert reason(root, "pipe.py") == "no regular file"
+    assert reason(root, "folder.py") == "no regular file"
+
+
+def test_files_that_vanish(root: Path) -> None:
+    write_tree(root, {"a.py": CODE, "folder/b.py": CODE})
+    paths = found(root)
+    (root / "a.py").unlink()
+    assert set(paths) == {"a.py", "folder/b.py"}
+    assert reason(root, "a.py") == "vanished"
+
+
+def test_what_cannot_be_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rights do not bind the administrator, as whom tests may run."""
+    write_tree(root, {"a.py": CODE, "locked/b.py": CODE})
+    scandir, opened = os.scandir, os.open
+
+    def refuse_folder(path: Path) -> object:
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    def refuse_file(path: Path, *arguments: int) -> int:
+        if Path(path).name == "a.py":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *arguments)
+
+    monkeypatch.setattr(os, "scandir", refuse_folder)
+    monkeypatch.setattr(os, "open", refuse_file)
+    assert found(root) == {"a.py": None, "locked": "unreadable"}
+    assert reason(root, "a.py") == "unreadable"
+
+
+def test_names_that_are_no_text(root: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.py")
+    (root / name).write_text(CODE)
+    assert found(root) == {name: None}
+    assert read_bytes(root, name, 1000) == CODE.encode()

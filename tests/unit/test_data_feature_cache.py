@@ -1,0 +1,111 @@
+"""Cached arrays: what the key depends on, damage, read-only places, concurrent writers."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shared.data.feature_cache import Arrays, cache_key, cached
+
+
+def arrays() -> Arrays:
+    return {"ids": np.arange(7, dtype=np.int32), "text": np.frombuffer(b"caf\xc3\xa9", np.uint8)}
+
+
+def same(one: Arrays, other: Arrays) -> bool:
+    return one.keys() == other.keys() and all(
+        np.array_equal(one[name], other[name]) and one[name].dtype == other[name].dtype
+        for name in one
+    )
+
+
+def unexpected() -> Arrays:
+    raise AssertionError("made although it is there")
+
+
+def test_the_key_depends_on_contents_order_and_settings(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.write_text("one")
+    second.write_text("two")
+    settings = ("tokens", {"query": 3, "code": 4})
+    keys = {
+        cache_key([first, second], *settings),
+        cache_key([second, first], *settings),
+        cache_key([first], *settings),
+        cache_key([first, second], "tokens", {"query": 4, "code": 3}),
+        cache_key([first, second], "tokens", {"query": 3, "code": 4}, None),
+    }
+    assert len(keys) == 5
+    known = cache_key([first, second], "tokens", {"code": 4, "query": 3})
+    assert known in keys, "the order of a dict's keys means nothing"
+    moved = tmp_path / "elsewhere"
+    moved.write_text("one")
+    assert cache_key([moved, second], *settings) == known
+    first.write_text("One")
+    assert cache_key([first, second], *settings) not in keys
+
+
+def test_made_once(tmp_path: Path) -> None:
+    folder = tmp_path / "not" / "yet"
+    assert same(cached(folder, "key", arrays), arrays())
+    assert same(cached(folder, "key", unexpected), arrays())
+    assert [path.name for path in folder.iterdir()] == ["key.npz"]
+    with pytest.raises(AssertionError):
+        cached(folder, "other", unexpected)
+
+
+def test_without_a_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert same(cached(None, "key", arrays), arrays())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["cut", "bits", "empty", "text", "pickle"])
+def test_a_damaged_file_is_made_anew(tmp_path: Path, damage: str) -> None:
+    cached(tmp_path, "key", arrays)
+    path = tmp_path / "key.npz"
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    elif damage == "bits":
+        content[content.index(arrays()["ids"].tobytes()) + 5] ^= 8
+    elif damage == "empty":
+        content = bytearray()
+    elif damage == "text":
+        content = bytearray(b"no archive")
+    else:
+        np.savez(path, ids=np.array([{"code": "run"}], object), allow_pickle=True)
+        content = bytearray(path.read_bytes())
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"key\.npz: damaged, made anew"):
+        assert same(cached(tmp_path, "key", arrays), arrays())
+    assert same(cached(tmp_path, "key", unexpected), arrays())
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    with pytest.warns(UserWarning, match=r"key\.npz: not kept for the next run.*No space left"):
+        assert same(cached(tmp_path, "key", arrays), arrays())
+    assert not list(tmp_path.iterdir()), "no half-written file stays"
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    with pytest.warns(UserWarning, match="not kept"):
+        assert same(cached(blocked / "below", "key", arrays), arrays())
+
+
+def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError):
+        cached(tmp_path / "cache", "key", unexpected)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_several_at_once(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: cached(tmp_path, "key", arrays), range(16)))
+    assert all(same(one, arrays()) for one in found)
+    assert os.listdir(tmp_path) == ["key.npz"]
