@@ -17,6 +17,7 @@ from benchmarks.miniatures.archives import Command, fetch_pinned
 from shared.data.images import DataCorruptError
 
 SYSTEM = Path("/etc/apt")  # where this machine's sources are listed
+_FIELD = re.compile(r"(?m)^([A-Za-z-]+):[ \t]*((?:.*)(?:\n[ \t].*)*)")
 _FLAT = re.compile(r"(?m)^Suites:\s*\S*/\s*$")  # of packages only, without an index of sources
 _ONE_LINE = re.compile(r"(?m)^deb(?=\s+(?:\[[^\]]*\]\s+)?\S+\s+[^\s/]+\s)")
 
@@ -36,6 +37,20 @@ class DebianArchive:
     archive: str
     sha256: str
     source: bool = False
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A paragraph of a machine-readable debian/copyright.
+
+    Attributes:
+        files: patterns of paths; in them "*" stands for "/" too.
+        licence: its short name.
+    """
+
+    files: tuple[str, ...]
+    licence: str
+    holder: str
 
 
 def binary(archive: str, sha256: str) -> DebianArchive:
@@ -99,6 +114,20 @@ def installed(archive: Path) -> bytes:
             return deb[position : position + size]
         position += size + size % 2
     raise DataCorruptError(f"{archive}: not a Debian package, or a damaged one")
+
+
+def read_copyright(text: str) -> list[Terms]:
+    """The paragraphs about files, without those about Debian's own; none in a free text."""
+    fields = [dict(_FIELD.findall(paragraph)) for paragraph in re.split(r"\n[ \t]*\n", text)]
+    return [
+        Terms(
+            files=tuple(f["Files"].split()),
+            licence=f.get("License", "").split("\n")[0].strip(),
+            holder=" ".join(f.get("Copyright", "").split()),
+        )
+        for f in fields
+        if f.get("Files", "").strip() and not f["Files"].strip().startswith("debian/")
+    ]
 
 
 def _commands(private: Path, missing: Sequence[DebianArchive]) -> list[Command]:

@@ -23,7 +23,7 @@ from methods.cascode.search.store import Index
 Floats = NDArray[np.float32]
 
 PROBES = 500  # vectors whose nearest neighbour is looked at
-HALVINGS = 4  # of the real vectors, for the power law
+HALVINGS = 3  # of the real vectors, for the power law
 SCALES = 0.02, 3.0
 ROWS = 65_536
 
@@ -115,7 +115,7 @@ def extend(real: Floats, count: int, seed: int) -> tuple[Floats, Made]:
 def _extrapolated(real: Floats, count: int, generator: np.random.Generator) -> float:
     """Median distance to the nearest neighbour among `count` vectors, by a power law."""
     order = generator.permutation(len(real))
-    probes, rest = real[order[:PROBES]], real[order[PROBES:]]
+    probes, rest = np.split(real[order], [min(PROBES, len(real) // 4)])
     sizes = [len(rest) >> halving for halving in range(HALVINGS + 1)]
     medians = [np.median(neighbour_distances(probes, rest[:size], among=False)) for size in sizes]
     power, factor = np.polyfit(np.log(sizes), np.log(medians), 1)

@@ -56,7 +56,7 @@ class PeerSearch:
         fast, slow = self.model(precision)
         if what == "encoding":
             codes = self.codes[: self.settings["encoded"]]
-            return lambda size: len(fast.encode(codes, size, normalize_embeddings=True))
+            return lambda size: len(self.encode(fast, codes, size))
         queries = self.queries[: self.settings["queries"][what]]
         index = self.encode(fast, self.codes)
         return lambda size: len(self.answers(fast, slow, index, queries, int(what), size))
@@ -89,7 +89,9 @@ class PeerSearch:
         return self.models[precision]
 
     def encode(self, fast: Any, texts: list[str], size: int = 32) -> Tensor:
-        return fast.encode(texts, size, convert_to_tensor=True, normalize_embeddings=True)
+        return fast.encode(
+            texts, batch_size=size, convert_to_tensor=True, normalize_embeddings=True
+        )
 
     def answers(
         self, fast: Any, slow: Any, index: Tensor, queries: list[str], depth: int, size: int = 32
@@ -104,7 +106,7 @@ class PeerSearch:
             for query, codes in zip(queries, found, strict=True)
             for code in codes
         ]
-        logits = slow.predict(pairs, size)
+        logits = slow.predict(pairs, batch_size=size)
         judged = (logits[:, 1] - logits[:, 0]).reshape(len(queries), depth).tolist()
         return [
             [code for _, code in sorted(zip(scores, codes, strict=True), key=lambda s: -s[0])]

@@ -1,16 +1,21 @@
 """CasCode's encoder, head and losses against numbers worked out by hand, and packed batches."""
 
 import math
-from collections.abc import Callable
+import random
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from methods.cascode import scoring
 from methods.cascode.losses import (
     hard_negatives,
     in_batch_nce,
@@ -20,6 +25,8 @@ from methods.cascode.losses import (
     uniform_negatives,
 )
 from methods.cascode.model import CodeEncoder, PairHead
+from methods.cascode.scoring import encode, packed, score_pairs
+from methods.cascode.tokenizer import CodeTokenizer
 
 WORDS, WIDTH = 30, 8
 BERT: dict[str, Any] = {
@@ -390,7 +397,119 @@ def test_a_hard_negative_is_the_best_of_the_others(size: int, seed: int, shift: 
 
 def test_no_gradient_flows_through_the_choice() -> None:
     similarity = torch.randn(3, 3, requires_grad=True)
-    with_gradient: Callable[..., Tensor] = hard_negatives
-    drawn = with_gradient(similarity, torch.tensor([1, 2, 0]), torch.tensor([True] * 3))
+    drawn = hard_negatives(similarity, torch.tensor([1, 2, 0]), torch.tensor([True] * 3))
     assert not drawn.requires_grad
     assert similarity.requires_grad, "the caller's stays as it was"
+
+
+# --- packed batches ---
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 60), max_size=60), st.integers(1, 200))
+def test_packed(lengths: list[int], positions: int) -> None:
+    batches = list(packed(lengths, positions))
+    order = [place for batch in batches for place in batch]
+    assert sorted(order) == list(range(len(lengths))), "each once"
+    assert [lengths[place] for place in order] == sorted(lengths), "the shortest first"
+    for batch, following in pairwise([*batches, []]):
+        longest = max(lengths[place] for place in batch)
+        assert len(batch) == 1 or len(batch) * longest <= positions
+        if following:  # no batch could have taken one more
+            assert (len(batch) + 1) * lengths[following[0]] > positions
+
+
+def test_packed_by_hand() -> None:
+    assert list(packed([5, 2, 9, 3, 2], 10)) == [[1, 4, 3], [0], [2]]
+    assert list(packed([])) == []
+
+
+def tokenizer(form: str) -> CodeTokenizer:
+    """Of words w3, w4, ... whose ids are their numbers."""
+    roberta = form == "roberta"
+    special = ["<s>", "<pad>", "</s>", "<unk>"] if roberta else ["[PAD]", "[CLS]", "[SEP]", "[UNK]"]
+    names = {name: number for number, name in enumerate(special)}
+    model = WordLevel(names | {f"w{n}": n for n in range(4, WORDS)}, unk_token=special[3])
+    return CodeTokenizer.from_state({"content": Tokenizer(model).to_str(), "mode": None})
+
+
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """So that a few sequences make several batches, whose sizes are noted."""
+    sizes: list[int] = []
+
+    def noted(lengths: list[int]) -> Iterator[list[int]]:
+        for batch in packed(lengths, 20):
+            sizes.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(scoring, "packed", noted)
+    return sizes
+
+
+def rows(count: int, longest: int, seed: int = 0) -> list[list[int]]:
+    generator = random.Random(seed)
+    lengths = [generator.randint(1, longest) for _ in range(count)]
+    return [[generator.randrange(4, WORDS) for _ in range(length)] for length in lengths]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "pooler"])
+@pytest.mark.parametrize("form", ["bert", "roberta"])
+def test_vectors_do_not_depend_on_what_else_is_encoded(
+    form: str, pooling: str, small_batches: list[int]
+) -> None:
+    """In the order of the input; a sequence too long is cut before its last special token."""
+    model, tokens, sequences = encoder(form, pooling), tokenizer(form), rows(12, 9)
+    vectors = encode(model, tokens, sequences, 8)
+    assert vectors.dtype == torch.float32
+    assert max(small_batches) > 1
+    assert len(small_batches) > 2
+    for vector, sequence in zip(vectors, sequences, strict=True):
+        ids = torch.tensor([[tokens.start_id, *sequence[:6], tokens.separator_id]])
+        close(vector, model(ids, torch.ones_like(ids))[0].detach())
+    backwards = encode(model, tokens, sequences[::-1], 8)
+    close(backwards.flip(0), vectors)
+    assert encode(model, tokens, [], 8).shape == (0, WIDTH)
+
+
+@pytest.mark.parametrize("form", ["bert", "roberta"])
+def test_scores_do_not_depend_on_what_else_is_judged(form: str, small_batches: list[int]) -> None:
+    """Those of pairs of several queries at once are those of each alone."""
+    torch.manual_seed(3)
+    model, tokens, head = encoder(form), tokenizer(form), lively(PairHead(WIDTH, 0.1))
+    queries, codes = rows(3, 6, seed=1), rows(4, 9, seed=2)
+    pairs = [(query, code) for query in queries for code in codes]
+    scores = score_pairs(model, head, tokens, pairs, 12, 4)
+    assert scores.dtype == torch.float32
+    assert max(small_batches) > 1
+    assert len(small_batches) > 2
+    for score, (query, code) in zip(scores, pairs, strict=True):
+        ids, types = tokens.pair(query, code, 12, 4)
+        whole = model.text.encode(
+            torch.tensor([ids]), torch.ones(1, len(ids)), torch.tensor([types])
+        )
+        z = head(whole[:, 0])[0]
+        close(score, (z[1] - z[0]).detach())
+    apart = [score_pairs(model, head, tokens, pairs[n : n + 4], 12, 4) for n in (0, 4, 8)]
+    close(torch.cat(apart), scores)
+    assert float(scores.std()) > 0.01, "they are told apart"
+    assert score_pairs(model, head, tokens, [], 12, 4).shape == (0,)
+
+
+def test_progress_is_told_batch_by_batch(small_batches: list[int]) -> None:
+    model, tokens, told = encoder(), tokenizer("bert"), list[int]()
+    encode(model, tokens, rows(12, 9), 8, told.append)
+    assert told == small_batches
+    assert sum(told) == 12
+    told.clear()
+    small_batches.clear()
+    pairs = list(zip(rows(5, 4), rows(5, 4), strict=True))
+    score_pairs(model, PairHead(WIDTH, 0.1), tokens, pairs, 12, 4, told.append)
+    assert told == small_batches
+
+
+def test_no_gradient_is_kept() -> None:
+    model, tokens = encoder(), tokenizer("bert")
+    assert not encode(model, tokens, rows(2, 4), 8).requires_grad
+    pairs = [([4], [5, 6])]
+    assert not score_pairs(model, PairHead(WIDTH, 0.1), tokens, pairs, 8, 4).requires_grad

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -151,7 +152,7 @@ def test_another_model(root: Path) -> None:
     model = HashingModel("2")
     report = build(root, model)
     assert (report.extracted, report.encoded) == (0, 3)
-    assert any("another one" in note for note in report.notes)
+    assert any("another model" in note for note in report.notes)
     assert Index(root / FOLDER).description.model["fingerprint"] == "fingerprint2"
 
 
@@ -274,6 +275,26 @@ def test_killed_and_run_again(
     assert (disturbed / FOLDER / MANIFEST).exists() or not earlier
     if earlier:
         assert len(Index(disturbed / FOLDER)) >= 3, "the old index answers until the new one does"
+    build(disturbed)
+    assert content(disturbed / FOLDER) == content(undisturbed / FOLDER)
+
+
+def test_killed_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any moment, again and again."""
+    monkeypatch.setattr(indexing, "BATCH", 4)
+    disturbed, undisturbed = (
+        write_tree((tmp_path / name).resolve(), FILES | many(30)) for name in "ab"
+    )
+    build(undisturbed)
+    kills = 0
+    for delay in (0.01, 0.03, 0.07, 0.11, 0.13):
+        if (pid := os.fork()) == 0:
+            build(disturbed, HashingModel(seconds=0.02))
+            os._exit(0)
+        time.sleep(delay)
+        os.kill(pid, signal.SIGKILL)
+        kills += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert kills >= 2
     build(disturbed)
     assert content(disturbed / FOLDER) == content(undisturbed / FOLDER)
 
@@ -408,6 +429,20 @@ def test_messages_of_damage(root: Path) -> None:
     (root / FOLDER / MANIFEST).write_text("[]")
     with pytest.raises(SearchError, match=r"index\.json is damaged.*again"):
         Index(root / FOLDER)
+
+
+def test_an_index_that_is_replaced_while_it_is_opened(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(root)
+    read = store.read_manifest
+    stale = [read(root / FOLDER)]
+    write_tree(root, many(1))
+    build(root)
+    monkeypatch.setattr(
+        store, "read_manifest", lambda *arguments: stale.pop() if stale else read(*arguments)
+    )
+    assert len(Index(root / FOLDER)) == 4
 
 
 def test_an_index_cannot_name_other_files(root: Path) -> None:

@@ -229,6 +229,7 @@ def fake_semble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             for name in ("semble", "model2vec")
         },
         "static/model": "",
+        "model/config.json": "{}",
         "code/a.py": "",
     }
     write_tree(tmp_path, files)
@@ -238,7 +239,7 @@ def fake_semble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_peer_is_run_in_a_process_of_its_own(fake_semble: Path, tmp_path: Path) -> None:
     task = Task(tmp_path / "code", ["one", "two"], top=3, repeats=2)
-    arguments = (Path(sys.executable), str(tmp_path), fake_semble, tmp_path / "log")
+    arguments = (Path(sys.executable), str(tmp_path / "model"), fake_semble, tmp_path / "log")
     (words, hybrid), facts = run_semble(task, *arguments)
     assert facts["version"] == "0.9"
     assert facts["distil_seconds"] is None
@@ -264,7 +265,7 @@ def test_ours_is_run_by_the_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(model.judged) == 2 * 3 * (1 + task.repeats)  # all three texts, each time anew
     for measured in (*first, reranked):
         assert measured.hits[0][0] == [("net/client.py", 1, 3), ("net/copy_of_client.py", 4, 4)]
-        assert measured.titles[1] == "config.py:13 Config.save"
+        assert measured.titles[1] == "config.py:14 Config.save"
         assert [len(hits) for hits in measured.hits] == [2, 2]
         assert len(measured.seconds) == 6
         assert (measured.items, measured.files) == (3, 4)
@@ -285,7 +286,7 @@ def test_comparison_from_the_command_line(
     monkeypatch.setattr(peer_environment, "ensure", lambda folder, peer: Path(sys.executable))
     out = tmp_path / "out"
     write_tree(out, {"static-model/model": ""})
-    command = ["--out", str(out), "--model", str(tmp_path), "--repeats", "1", "--only", "shlex"]
+    command = ["--out", str(out), "--model", str(tmp_path / "model"), "--repeats", "1", "--only", "shlex"]
     assert semble.main([*command, "--reranker", "judge.ckpt"]) == 0
     printed = capsys.readouterr().out
     assert printed == (out / "semble.md").read_text()
@@ -323,16 +324,16 @@ def test_fewer_vectors_are_a_subset() -> None:
 
 
 def test_more_vectors_lie_as_far_apart_as_real_ones_would() -> None:
-    real, truth = clumps(2_500), clumps(20_000)
-    vectors, made = extend(real, 20_000, seed=1)
-    assert np.array_equal(vectors[:2_500], real)
+    real, truth = clumps(1_500), clumps(9_000)
+    vectors, made = extend(real, 9_000, seed=1)
+    assert np.array_equal(vectors[:1_500], real)
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
     assert made.distance == pytest.approx(made.aim, rel=0.05)
     wanted = np.median(neighbour_distances(truth[:500], truth, among=True))
     alone = np.median(neighbour_distances(real[:500], real, among=True))
     assert made.distance == pytest.approx(wanted, rel=0.15)
     assert wanted < 0.75 * alone  # so that the aim is not met by doing nothing
-    again, _ = extend(real, 20_000, seed=1)
+    again, _ = extend(real, 9_000, seed=1)
     assert np.array_equal(vectors, again)
 
 
@@ -346,8 +347,8 @@ def test_nearest_neighbour_is_another_vector() -> None:
 
 def documented(count: int) -> str:
     return "".join(
-        f'def function_{n}(x):\n    """Document number n{n} of many."""\n    return x + {n}\n\n'
-        for n in range(count)
+        f'def function_{n}(x):\n    """Document number {n} of many."""\n    return x + {n}\n\n'
+        for n in range(100, 100 + count)
     )
 
 
@@ -361,13 +362,13 @@ def test_queries_are_documentation_of_functions_that_are_left_out(tmp_path: Path
     real, queries = real_vectors(index, model, queries=6, seed=0)
     assert real.shape == (15, model.dimension)
     assert queries.shape == (6, model.dimension)
-    own = model.encode_queries([f"Document number n{n} of many." for n in range(20)])
-    asked = {int(np.argmax(own @ query)) for query in queries}
+    own = model.encode_queries([f"Document number {n} of many." for n in range(100, 120)])
+    asked = {100 + int(np.argmax(own @ query)) for query in queries}
     assert len(asked) == 6
     held_out = [model.encode_queries([index.text(row)])[0] for row in range(len(index))]
     about = [index.text(row).split("\n")[0] for row in range(len(index))]
     for text, vector in zip(about, held_out, strict=True):
-        left_out = text in {f"Document number n{n} of many." for n in asked}
+        left_out = text in {f"Document number {n} of many." for n in asked}
         assert (np.abs(real - vector).max(axis=1).min() < 1e-2) != left_out
     with pytest.raises(ValueError, match="holds 20 functions with documentation: 22 are needed"):
         real_vectors(index, model, queries=11, seed=0)

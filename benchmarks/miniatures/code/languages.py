@@ -1,5 +1,6 @@
 """The corpus in JavaScript, Go, PHP, Ruby and Java: archives of npm and Debian (section 5)."""
 
+import fnmatch
 import io
 import lzma
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.miniatures import debian, packages
+from benchmarks.miniatures.code.checks import OPENING
 from benchmarks.miniatures.code.language import Language, Licence, SourceFile, common_problem
 from benchmarks.miniatures.debian import DebianArchive, DebianSource
 from benchmarks.miniatures.packages import NpmPackage
@@ -26,7 +28,6 @@ _INHERITED = re.compile(r"\{@inheritdoc\}|@inheritdoc\b", re.IGNORECASE)
 _GENERATED = re.compile(r"(?m)^// Code generated .* DO NOT EDIT\.$")
 _LICENCE_FILE = re.compile(r"package/(?:licen[cs]e|copying|notice)[^/]*", re.IGNORECASE)
 _COPYRIGHT_FILE = re.compile(r"(?:usr/share/doc/[^/]+|debian)/copyright")
-_FIELD = re.compile(r"(?m)^([A-Za-z-]+):[ \t]*((?:.*)(?:\n[ \t].*)*)")
 _SPDX = {  # of the permissive ones in debian/copyright
     "expat": "MIT",
     "mit": "MIT",
@@ -117,9 +118,12 @@ def problem(language: str, function: Function, query: list[str]) -> str | None:
         return "inherited documentation"
     if language == "java" and _is_constructor(function.name):
         return "name"
-    found = common_problem(function, query, RULES[language].protocol)
-    # CodeSearchNet's summary ends at the "@" of `{@link ...}`.
-    return "query: cut" if found is None and query[-1] == "{" else found
+    if found := common_problem(function, query, RULES[language].protocol):
+        return found
+    if query[-1] == "{":  # CodeSearchNet's summary ends at the "@" of `{@link ...}`
+        return "query: cut"
+    opening = " ".join(function.documentation.split())[:OPENING]
+    return "quoted" if opening in " ".join(function.tokens) else None
 
 
 def tagged_query(documentation: str) -> list[str]:
@@ -152,17 +156,39 @@ def npm_licence(archive: Path) -> Licence:
 
 
 def debian_files(language: str, archive: Path) -> Iterator[SourceFile]:
-    """See `source_files`; of a .deb what it installs, of a source archive all."""
+    """See `source_files`; of a .deb what it installs, of a source archive all.
+
+    Files are left out that debian/copyright puts under terms which are not permissive.
+    """
     suffixes = RULES[language].suffixes
-    return source_files(language, _members(archive, lambda path: path.endswith(suffixes)))
+    contents = _members(archive, lambda path: path.endswith(suffixes))
+    patterns = [
+        fnmatch.translate(pattern)
+        for terms in debian.read_copyright(_copyright(archive))
+        if not _is_permissive(_spdx(terms.licence))
+        for pattern in terms.files
+    ]
+    # The paths are those of the source package: installed ones end like them.
+    foreign = re.compile("|".join(rf"(?s:.*/)?{pattern}" for pattern in patterns) or r"(?!)")
+    for file in source_files(language, contents):
+        yield SourceFile(file.path, "", "licence") if foreign.match(file.path) else file
 
 
 def debian_licence(archive: Path) -> Licence:
-    """From debian/copyright, in the .deb or in the packaging beside a source archive.
+    """From debian/copyright: the terms of `Files: *`.
 
     Raises:
-        DataCorruptError: there is none.
+        DataCorruptError: there is no such file.
     """
+    text = _copyright(archive)
+    terms = next((t for t in debian.read_copyright(text) if "*" in t.files), None)
+    if terms is None:
+        return Licence("unknown", "its authors", text)
+    return Licence(_spdx(terms.licence), terms.holder or "its authors", text)
+
+
+def _copyright(archive: Path) -> str:
+    """In the .deb, or in the packaging beside a source archive."""
     home = archive
     if archive.suffix != ".deb":
         stem = archive.name.partition(".orig.tar.")[0]
@@ -170,31 +196,23 @@ def debian_licence(archive: Path) -> Licence:
     found = _members(home, lambda path: bool(_COPYRIGHT_FILE.fullmatch(path)))
     if not found:
         raise DataCorruptError(f"{home}: no debian/copyright")
-    return copyright_licence(next(iter(found.values())).decode(errors="replace"))
+    return next(iter(found.values())).decode(errors="replace").strip()
 
 
-def copyright_licence(text: str) -> Licence:
-    """Read Debian's machine-readable copyright.
-
-    The name is that of `Files: *`; where other files but Debian's own have one that is not
-    permissive, it is all of them, joined by AND.
-    """
-    names: dict[str, str] = {}
-    holder = ""
-    for paragraph in re.split(r"\n[ \t]*\n", text):
-        fields = dict(_FIELD.findall(paragraph))
-        files = fields.get("Files", "").strip()
-        if not files or files.startswith("debian/"):
-            continue
-        short = re.split(r"\s+and\s+", fields.get("License", "").split("\n")[0].strip())
-        names[files] = " AND ".join(_SPDX.get(name.lower(), name) for name in short)
-        if files == "*":
-            holder = " ".join(fields.get("Copyright", "").split())
-    permissive = {"*": "", **names}["*"] and all(
-        part in _SPDX.values() for name in names.values() for part in name.split(" AND ")
+def _spdx(short: str) -> str:
+    """A licence as debian/copyright abbreviates it, also several joined by "and" and "or"."""
+    alternatives = [re.split(r",?\s+and\s+", part) for part in re.split(r",?\s+or\s+", short)]
+    return " OR ".join(
+        " AND ".join(_SPDX.get(name.lower(), name) for name in names) for names in alternatives
     )
-    name = names["*"] if permissive else " AND ".join(dict.fromkeys(names.values()))
-    return Licence(name or "unknown", holder or "its authors", text.strip())
+
+
+def _is_permissive(licence: str) -> bool:
+    """Whether one of the alternatives consists of permissive ones."""
+    return any(
+        all(name in _SPDX.values() for name in alternative.split(" AND "))
+        for alternative in licence.split(" OR ")
+    )
 
 
 def _is_constructor(name: str) -> bool:

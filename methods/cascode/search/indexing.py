@@ -254,7 +254,7 @@ def _vectors(
     if old and _computes(old.description.model, model):
         known |= {digest(old.text(row).encode()): old.vectors[row] for row in range(len(old))}
     elif old:
-        report.notes.append("the model is another one: every function is encoded anew")
+        report.notes.append("another model or precision: every function is encoded anew")
     names = {text: digest(text.encode()) for text in texts}
     missing = sorted(
         (text for text in texts if names[text] not in known), key=lambda text: (-len(text), text)

@@ -12,7 +12,8 @@
         CACHEDIR.TAG        tells backups that all this can be made again, and us that it is ours
         lock
 
-float16, because half the size costs 2e-5 of a cosine at 384 dimensions.
+float16, because half the size costs at most 5e-5 of a cosine (measured, 384 dimensions), far less
+than computing in bfloat16 does.
 """
 
 import hashlib
@@ -116,11 +117,20 @@ class Index:
     def __init__(self, home: Path, any_tool: bool = False) -> None:
         self.home = home
         manifest = read_manifest(home, any_tool)
-        self.folder = home / manifest["folder"]
+        try:
+            self._open(manifest)
+        except DamagedIndexError:
+            newer = read_manifest(home, any_tool)
+            if newer == manifest:
+                raise
+            self._open(newer)  # a run has replaced the index just now
+
+    def _open(self, manifest: Mapping[str, Any]) -> None:
+        self.folder = self.home / manifest["folder"]
         self.description = Description(**manifest["description"])
         self.counts: Mapping[str, int] = manifest["counts"]
         self.files_bytes = sum(file["bytes"] for file in manifest["files"].values())
-        self.root = Path(os.path.normpath(home / self.description.root))
+        self.root = Path(os.path.normpath(self.home / self.description.root))
         for name, expected in manifest["files"].items():
             _check(self.folder / name, expected)
         columns = json.loads((self.folder / "functions.json").read_text())

@@ -32,17 +32,18 @@ def documentation_before(
     Returns:
         "" and None where there is none.
     """
-    spans = _adjoining(data, comments, start)
+    nearest_first = (
+        (first, data[first:last].decode(errors="replace"))
+        for first, last in _adjoining(data, comments, start)
+    )
     if language in ("go", "ruby"):
-        lines = list(spans)[::-1]
-        texts = [data[a:b].decode(errors="replace") for a, b in lines]
-        plain = [_plain(text) for text in texts if not _DIRECTIVE.match(text)]
-        text = inspect.cleandoc("\n".join(["", *plain]))  # a first line would lose its indentation
+        lines = list(nearest_first)[::-1]
+        plain = [_plain(comment) for _, comment in lines if not _DIRECTIVE.match(comment)]
+        text = inspect.cleandoc("\n".join(["", *plain]))  # it unindents all lines but the first
         return (text, lines[0][0]) if text else ("", None)
-    for first, last in spans:
-        text = data[first:last].decode(errors="replace")
-        if text.startswith("/**") and (plain := _plain(text)):
-            return plain, first
+    for first, comment in nearest_first:
+        if comment.startswith("/**") and (text := _plain(comment)):
+            return text, first
     return "", None
 
 
