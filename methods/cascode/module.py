@@ -109,7 +109,10 @@ class CodeSearch(Method):
             )
 
     def setup(self, stage: str) -> None:
-        """Load the initial weights; those of a checkpoint, if one is continued, come after."""
+        """Load the initial weights, unless others were loaded.
+
+        Those of a checkpoint, if one is continued, come after.
+        """
         self.attach(self.trainer.datamodule)  # type: ignore[attr-defined]
         if stage == "fit" and self.initial is not None:
             from methods.cascode.official import load_initial
@@ -132,6 +135,10 @@ class CodeSearch(Method):
         if hasattr(self, "tokenizer"):
             checkpoint["tokenizer"] = self.tokenizer.state()
             checkpoint["lengths"] = dict(self.lengths)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.initial = None
 
     # --- evaluation ---
 

@@ -52,14 +52,14 @@ def load(module: CodeSearch, path: str | PathLike[str]) -> KeyReport:
 
 def load_weights(module: CodeSearch, source: Mapping[str, Any]) -> KeyReport:
     """`load` from the content of a file; also takes what `export` gives."""
-    return import_official(source, table(source, module), module)
+    return _replaced(module, import_official(source, table(source, module), module))
 
 
 def load_initial(module: CodeSearch, path: str | PathLike[str]) -> KeyReport:
     """Load the encoder that training starts from; a head that the file lacks stays as it is."""
     source = read(path)
     fresh = {"classifier.{rest}": "the file has no classifier of pairs"}
-    return import_official(source, table(source, module, fresh), module)
+    return _replaced(module, import_official(source, table(source, module, fresh), module))
 
 
 def warm_start(module: CodeSearch, path: str | PathLike[str], kind: str) -> KeyReport:
@@ -77,7 +77,8 @@ def warm_start(module: CodeSearch, path: str | PathLike[str], kind: str) -> KeyR
         raise CheckpointError(f"{path}: a checkpoint of {type(trained).__name__}, not of CasCode")
     fresh = {"classifier.{rest}": "only the encoder is taken"}
     source = {f"encoder.{key}": value for key, value in trained.encoder.state_dict().items()}
-    return import_official(source, KeyTable([Rule("{key}", "{key}")], {}, fresh), module)
+    report = import_official(source, KeyTable([Rule("{key}", "{key}")], {}, fresh), module)
+    return _replaced(module, report)
 
 
 def export(module: CodeSearch) -> dict[str, Any]:
@@ -175,6 +176,12 @@ def load_searcher(
     if not isinstance(module, CodeSearch):
         raise CheckpointError(f"{path}: a checkpoint of {type(module).__name__}, not of CasCode")
     return module.encoder
+
+
+def _replaced(module: CodeSearch, report: KeyReport) -> KeyReport:
+    """The report; training now starts from what was loaded, no longer from `initial`."""
+    module.initial = None
+    return report
 
 
 def _rules(prefix: str, module: CodeSearch) -> list[Rule]:

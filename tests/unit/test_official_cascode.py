@@ -727,7 +727,6 @@ def test_initial_weights_are_loaded_before_training(tmp_path: Path) -> None:
     assert_equal(untouched.state_dict(), build().state_dict())
 
 
-@pytest.mark.xfail(reason="setup() loads `initial` over them", strict=True)
 @pytest.mark.parametrize("start", ["tenfold", "official", "load"])
 def test_loaded_weights_are_not_replaced_by_initial_ones(start: str, tmp_path: Path) -> None:
     """`initial` names what a new training starts from; one that something was loaded into goes on

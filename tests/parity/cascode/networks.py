@@ -1,6 +1,6 @@
 """Encoders, losses and training steps."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -135,7 +135,7 @@ class Record(pl.Callback):
 class Data(pl.LightningDataModule):
     """The same batch in every step."""
 
-    lengths: dict[str, int] = {}
+    lengths: ClassVar[dict[str, int]] = {}
 
     def __init__(self, batch: Values, c: Config):
         super().__init__()
@@ -176,7 +176,7 @@ def _biencoder_step(c: Config, inputs: Values, weights: Weights) -> Values:
         **dict(zip(("query_ids", "query_mask"), queries, strict=True)),
         **dict(zip(("code_ids", "code_mask"), codes, strict=True)),
     }
-    record = Record({official: ours for official, ours in report.mapped})
+    record = Record(dict(report.mapped))
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=1,
