@@ -121,12 +121,12 @@ def read_copyright(text: str) -> list[Terms]:
     fields = [dict(_FIELD.findall(paragraph)) for paragraph in re.split(r"\n[ \t]*\n", text)]
     return [
         Terms(
-            files=tuple(f["Files"].split()),
+            files=files,
             licence=f.get("License", "").split("\n")[0].strip(),
             holder=" ".join(f.get("Copyright", "").split()),
         )
         for f in fields
-        if f.get("Files", "").strip() and not f["Files"].strip().startswith("debian/")
+        if (files := tuple(p for p in f.get("Files", "").split() if not p.startswith("debian/")))
     ]
 
 

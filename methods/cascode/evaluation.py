@@ -11,8 +11,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from scipy.stats import bootstrap
 from torch import Tensor
 
 from methods.cascode.ranking import (
@@ -25,6 +27,7 @@ from methods.cascode.ranking import (
     reciprocal_ranks,
     top_k,
 )
+from methods.cascode.search.models import GAIN
 from shared.data.randomness import torch_generator
 from shared.training.distributed import rank, world_size
 
@@ -37,10 +40,14 @@ DISTRACTORS = 1000  # codes of a batch of the distractor protocol, the right one
 
 
 class Ranked(NamedTuple):
-    """Metrics in percent, and the reciprocal rank of each query (Q,) that `mrr` is the mean of."""
+    """Metrics in percent, and the reciprocal rank of each query (Q,) that `mrr` is the mean of.
+
+    `fast_reciprocal` (Q,) is that of the first stage, where a second one followed.
+    """
 
     metrics: dict[str, float]
     reciprocal: Tensor
+    fast_reciprocal: Tensor | None = None
 
 
 class Vectors:
@@ -114,6 +121,29 @@ def write_per_query(folder: str | PathLike[str], found: Mapping[str, Ranked]) ->
     (Path(folder) / PER_QUERY).write_text(json.dumps(content) + "\n")
 
 
+def write_gain(folder: str | PathLike[str], found: Mapping[str, Ranked], data: str) -> None:
+    """What the second stage adds to the first, in points of MRR, with a 95% bootstrap interval
+    over the queries. By it the search tool decides whether a model may re-rank; nothing is written
+    for a first stage.
+
+    Args:
+        folder: of the checkpoint. data: what was asked, in words.
+    """
+    changes = [
+        ranked.reciprocal - ranked.fast_reciprocal
+        for ranked in found.values()
+        if ranked.fast_reciprocal is not None
+    ]
+    if not changes or sum(map(len, changes)) < 2:
+        return
+    points = 100 * torch.cat(changes).double().numpy()
+    drawn = bootstrap((points,), np.mean, method="percentile", rng=0).confidence_interval
+    # Equal changes have an interval without width, which rounding may put beside their mean.
+    gain = min(max(float(points.mean()), float(drawn.low)), float(drawn.high))
+    content = {"gain": gain, "interval": [float(drawn.low), float(drawn.high)], "data": data}
+    (Path(folder) / GAIN).write_text(json.dumps(content) + "\n")
+
+
 def re_rank(
     queries: Tensor, codes: Tensor, split: Any, depths: Sequence[int], score: Score
 ) -> Ranked:
@@ -148,7 +178,7 @@ def re_rank(
         metrics[f"mrr_at_{depth}"] = 100 * mrr(found)
     metrics["fast_mrr"] = 100 * mrr(fast)
     metrics["pair_accuracy"] = _pair_accuracy(split, score)
-    return Ranked(metrics, reciprocal)
+    return Ranked(metrics, reciprocal, reciprocal_ranks(fast))
 
 
 def shared_scores(pairs: Sequence[Pair], score: Score) -> Tensor:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 # `HTTPServer_v2` -> HTTP, Server, v, 2; `URLs` -> URL, s. Letters without case count as small ones.
 _SMALL = r"[^\W\d_A-Z]"
-_SUBTOKEN = re.compile(rf"[A-Z]{{2,}}(?=s(?![^\W\d_]))|[A-Z]+(?!{_SMALL})|[A-Z]?{_SMALL}+|\d+")
+SUBTOKEN = re.compile(rf"[A-Z]{{2,}}(?=s(?![^\W\d_]))|[A-Z]+(?!{_SMALL})|[A-Z]?{_SMALL}+|\d+")
 STOP_WORDS = frozenset(
     (
         *("an", "and", "are", "as", "at", "be", "by", "for", "from", "if", "in", "is", "it", "its"),
@@ -29,7 +29,7 @@ def subtokens(text: str) -> list[str]:
     Identifiers are cut at underscores, changes of case and digits. Single characters and
     `STOP_WORDS` are left out.
     """
-    found = (token.lower() for token in _SUBTOKEN.findall(text))
+    found = (token.lower() for token in SUBTOKEN.findall(text))
     return [token for token in found if len(token) > 1 and token not in STOP_WORDS]
 
 

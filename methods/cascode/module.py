@@ -7,6 +7,7 @@ UniXcoder's code search (fast) and of CodeBERT's pair classifier (slow).
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ from methods.cascode.evaluation import (
     rank_codes,
     re_rank,
     shared_scores,
+    write_gain,
     write_per_query,
 )
 from methods.cascode.lexical import BM25
@@ -176,7 +178,14 @@ class CodeSearch(Method):
             found[split.language] = self.rank(queries, codes, split, stage == "test")
         self.log_dict({f"{stage}/{name}": value for name, value in average(found).items()})
         if stage == "test" and self.trainer.is_global_zero:
-            write_per_query(self.trainer.default_root_dir, found)
+            folder = Path(self.trainer.default_root_dir)
+            write_per_query(folder, found)
+            beside = folder / "checkpoints"  # where the search tool looks
+            about = ", ".join(
+                f"{len(split.queries):,} {split.language} test queries among {len(split.codes):,}"
+                for split in splits
+            )
+            write_gain(beside if beside.is_dir() else folder, found, about)
 
 
 class Lexical(Method):

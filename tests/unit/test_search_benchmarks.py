@@ -340,7 +340,9 @@ def test_more_vectors_lie_as_far_apart_as_real_ones_would() -> None:
     assert made.distance == pytest.approx(made.aim, rel=0.05)
     wanted = np.median(neighbour_distances(truth[:500], truth, among=True))
     alone = np.median(neighbour_distances(real[:500], real, among=True))
-    assert made.distance == pytest.approx(wanted, rel=0.2)  # of 375 probes: 8 % one way or the other
+    assert made.distance == pytest.approx(
+        wanted, rel=0.2
+    )  # of 375 probes: 8 % one way or the other
     assert wanted < 0.75 * alone  # so that the aim is not met by doing nothing
     again, _ = extend(real, 9_000, seed=1)
     assert np.array_equal(vectors, again)

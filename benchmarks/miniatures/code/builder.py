@@ -20,13 +20,14 @@ from benchmarks.miniatures.archives import Pinned
 from benchmarks.miniatures.building import build_once
 from benchmarks.miniatures.code.checks import Row, check
 from benchmarks.miniatures.code.language import Language, Licence
+from benchmarks.miniatures.code.languages import OTHERS
 from benchmarks.miniatures.code.listing import CAPS, PARTITIONS, PROFILES, Listing, load
 from benchmarks.miniatures.code.python import PYTHON
 from methods.cascode.cleaning import FEWEST_IDENTIFIERS, identifiers, near_duplicates
 from methods.cascode.extraction import Function, SourceError
 
 log = logging.getLogger(__name__)
-LANGUAGES = {language.name: language for language in (PYTHON,)}
+LANGUAGES = {language.name: language for language in (PYTHON, *OTHERS)}
 PERMISSIVE = {
     *("MIT", "ISC", "0BSD", "BSD", "BSD License", "BSD-2-Clause", "BSD-3-Clause", "Apache-2.0"),
     *("PSF-2.0", "Zlib", "Public Domain", "LicenseRef-Biopython-License-Agreement"),
@@ -62,11 +63,15 @@ def corpus(
     with what was left out and why, and NOTICE.md with the packages' licences.
 
     Args:
-        profile: "small" (Python: 49 packages of 24 MB) or "full" (74 packages of 164 MB).
+        profile: "small" (Python: 49 packages of 24 MB) or "full" (74 packages of 164 MB). Of the
+            other languages, 3 to 15 packages each, both are the same.
+        languages: of "python" by pip, "javascript" by npm, "go", "php", "ruby" and "java" by apt.
 
     Raises:
         DataNotFoundError: archives are not on this machine and can't be fetched.
+        DataCorruptError: an archive is not the pinned one, or `root` holds another build.
         CorpusError: the result breaks a rule of the split.
+        ValueError: an unknown profile or language, or a package's licence is not permissive.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile {profile!r}: choose one of {', '.join(PROFILES)}")
@@ -121,7 +126,10 @@ def build(folder: Path, language: Language, listing: Listing, profile: str) -> N
         "profile": profile,
         "seed": SEED,
         "list": listing.pinned,
-        "tools": {"python": platform.python_version(), "scipy": version("scipy")},
+        "tools": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("scipy", *language.tools)},
+        },
         "counts": dict(sorted(counts.items())),
         "splits": {name: len(of_split) for name, of_split in splits.items()},
         "packages": _packages(harvests, listing, kept, splits),

@@ -44,6 +44,7 @@ class Language:
         functions: of a text. Raises SourceError.
         problem: why a function with these query tokens is left out, None if it is kept.
         query: query tokens of a documentation.
+        tools: installed packages besides Python whose versions can change the result.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Language:
     functions: Callable[[str], list[Function]]
     problem: Callable[[Function, list[str]], str | None]
     query: Callable[[str], list[str]] = query_tokens
+    tools: tuple[str, ...] = ()
 
 
 def common_problem(

@@ -56,13 +56,13 @@ class Rules:
     suffixes: tuple[str, ...]
     skipped: re.Pattern[str]
     protocol: Callable[[str], bool]
-    written: Callable[[str], bool] = bool
+    written: Callable[[str], bool] = lambda text: True
 
 
 RULES = {
     "javascript": Rules(
         (".js", ".mjs", ".cjs", ".jsx"),
-        re.compile(r"(?:^|/)(?:dist|build|umd|cjs|es|min|vendor|node_modules)/|\.min\."),
+        re.compile(r"(?:^|/)(?:dist|build|umd|cjs|es|min|vendor|libs|node_modules)/|\.min\."),
         {"toString", "toLocaleString", "valueOf", "constructor"}.__contains__,
         lambda text: all(len(line) <= LONGEST_LINE for line in text.split("\n")),
     ),
@@ -191,8 +191,14 @@ def _copyright(archive: Path) -> str:
     """In the .deb, or in the packaging beside a source archive."""
     home = archive
     if archive.suffix != ".deb":
-        stem = archive.name.partition(".orig.tar.")[0]
-        home = next(iter(sorted(archive.parent.glob(f"{stem}-*.debian.tar.*"))), archive)
+        pattern = archive.name.partition(".orig.tar.")[0] + "-*.debian.tar.*"
+        beside = sorted(archive.parent.glob(pattern))
+        if len(beside) != 1:
+            raise DataCorruptError(
+                f"{archive}: {len(beside)} files {pattern} beside it instead of 1; keep the one "
+                "that packages/java.yaml names in the same folder"
+            )
+        home = beside[0]
     found = _members(home, lambda path: bool(_COPYRIGHT_FILE.fullmatch(path)))
     if not found:
         raise DataCorruptError(f"{home}: no debian/copyright")
@@ -287,6 +293,7 @@ def _language(
         functions=partial(functions, language=name),
         problem=partial(problem, name),
         query=query,
+        tools=("tree-sitter", f"tree-sitter-{name}"),
         **archives,
     )
 

