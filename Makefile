@@ -33,8 +33,8 @@ $(VENV)/.installed: pyproject.toml
 reproduce: setup  ## train a method beside its baselines on small real data and judge the paper's claim
 	@$(BIN)/python -m benchmarks.reproduce $(METHOD) $(if $(CLAIM),--claim $(CLAIM)) $(if $(SEEDS),--seeds '$(SEEDS)') $(ARGS)
 
-data: setup  ## fetch the data of a method's miniature
-	@$(BIN)/python -m benchmarks.data $(METHOD)
+data: setup  ## fetch the data of a method's miniature (ARGS='hydra overrides' for more, see benchmarks/data.py)
+	@$(BIN)/python -m benchmarks.data $(METHOD) $(ARGS)
 
 parity: setup  ## compare with the golden vectors of the official code (GOLDEN=dir for other ones)
 	@$(BIN)/python -m benchmarks.parity $(METHOD) --golden $(GOLDEN)

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import tarfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -51,7 +52,7 @@ def read_json(archive: Path, member: str) -> Any:
             if file is None:
                 raise KeyError(member)
             return json.load(file)
-    except (KeyError, ValueError, OSError, EOFError, tarfile.TarError) as error:
+    except (KeyError, ValueError, OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise DataCorruptError(f"{archive}: package/{member} can't be read ({error})") from error
 
 

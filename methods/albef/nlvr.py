@@ -181,7 +181,7 @@ class TextAssignment(Classification, Finetuning):
         **schedule: Any,
     ):
         if identity not in ("pair", "image"):
-            raise ValueError(f'identity must be "pair" or "image", got {identity!r}')
+            raise ValueError(f'identity must be "pair" or "image", got "{identity}"')
         super().__init__(**schedule)
         self.save_hyperparameters()
         self.seed, self.identity = seed, identity

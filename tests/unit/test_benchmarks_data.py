@@ -34,13 +34,13 @@ def test_a_method_without_claims_has_the_data_of_its_miniature(tmp_path):
 
 def test_what_is_printed(monkeypatch, capsys, tmp_path):
     found = sources_of("toy", conf_with(tmp_path, mini={"_target_": SOURCE, "root": "place"}))
-    monkeypatch.setattr(data, "sources_of", lambda _: found)
+    monkeypatch.setattr(data, "sources_of", lambda *_, **__: found)
     monkeypatch.setattr(
         data, "instantiate", lambda _: {"set": {"licence": "MIT", "files": {"a.gz": "0" * 64}}}
     )
     assert main(["comatch"]) == 0
     assert capsys.readouterr().out == f"set: place (licence MIT)\n  {'0' * 64}  a.gz\n"
-    monkeypatch.setattr(data, "sources_of", lambda _: [])
+    monkeypatch.setattr(data, "sources_of", lambda *_, **__: [])
     assert main(["comatch"]) == 0
     assert "needs no data" in capsys.readouterr().out
 

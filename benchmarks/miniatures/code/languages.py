@@ -22,10 +22,11 @@ from methods.cascode.extraction import Function, functions
 from shared.data.images import DataCorruptError
 
 LONGEST_LINE = 2000  # characters of JavaScript that a person wrote
-_BLOCK_TAG = re.compile(r"(?m)^\s*@")
+_BLOCK_TAG = re.compile(r"(?m)^[ \t]*@")
 _RDOC = (re.compile(r"</?(?:tt|code|b|i|em)>"), re.compile(r"(?<![\w+])\+([\w.:#?!=]+)\+(?!\w)"))
 _INHERITED = re.compile(r"\{@inheritdoc\}|@inheritdoc\b", re.IGNORECASE)
 _GENERATED = re.compile(r"(?m)^// Code generated .* DO NOT EDIT\.$")
+_CONTACT = re.compile(r"\s*[<(].*")  # "Name <address> (page)"
 _LICENCE_FILE = re.compile(r"package/(?:licen[cs]e|copying|notice)[^/]*", re.IGNORECASE)
 _COPYRIGHT_FILE = re.compile(r"(?:usr/share/doc/[^/]+|debian)/copyright")
 _SPDX = {  # of the permissive ones in debian/copyright
@@ -127,9 +128,13 @@ def problem(language: str, function: Function, query: list[str]) -> str | None:
 
 
 def tagged_query(documentation: str) -> list[str]:
-    """Query of JSDoc, Javadoc and PHPDoc: of the text before the first `@param` and the like."""
+    """Query of JSDoc, Javadoc and PHPDoc: of the text before the first `@param` and the like.
+
+    CodeSearchNet cuts at an "@" within the text only where no empty line ends its first paragraph:
+    the one before the tags counts, so they are cut behind their own "@".
+    """
     tag = _BLOCK_TAG.search(documentation)
-    return query_tokens(documentation[: tag.start()] if tag else documentation)
+    return query_tokens(documentation[: tag.end()] if tag else documentation)
 
 
 def rdoc_query(documentation: str) -> list[str]:
@@ -149,7 +154,7 @@ def npm_licence(archive: Path) -> Licence:
     """From package.json and the licence files beside it."""
     about = packages.read_json(archive, "package.json")
     author = about.get("author") or next(iter(about.get("contributors") or []), "")
-    holder = author.get("name") if isinstance(author, dict) else author
+    holder = author.get("name") if isinstance(author, dict) else _CONTACT.sub("", author)
     texts = _members(archive, lambda path: bool(_LICENCE_FILE.fullmatch(path)))
     text = "\n\n".join(content.decode(errors="replace").strip() for content in texts.values())
     return Licence(str(about.get("license", "unknown")), str(holder or "its authors"), text)

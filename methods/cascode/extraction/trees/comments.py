@@ -11,7 +11,8 @@ _STAR = re.compile(r"(?m)^[ \t]*\* ?")
 # Words for tools, not for readers: Go's directives, Ruby's linters and magic comments.
 _DIRECTIVE = re.compile(
     r"""//(?:[a-z0-9]+:[a-z0-9]|line[ ]|extern[ ]|export[ ]|nolint\b)
-    | \#+[ ]*(?:(?:rubocop|steep|typed|frozen_string_literal|encoding|coding):|-\*-|:(?:\w+doc|nocov):)
+    | \#+[ ]*(?:(?:rubocop|steep|typed|frozen_string_literal|encoding|coding):|-\*-)
+    | \#+[ ]*:(?:\w*doc|nocov):
     | \#(?:--|\+\+)$ | \#!""",
     re.VERBOSE,
 )
