@@ -163,7 +163,7 @@ class TextAssignment(Classification, Finetuning):
     Args:
         vision, text: see `PairNetwork`. embed_dim: E of the image features.
         identity: which images are never the other one: "pair", the text's own, as the official
-            code; "image", those of the same `image_ids` as well, which show the same.
+            code; "image", in training those of the same `image_ids` as well, which show the same.
         seed: draws are a function of (seed, step, rank).
         schedule: see `Finetuning`.
     """
@@ -213,7 +213,7 @@ class TextAssignment(Classification, Finetuning):
             )
         image_tokens = self.encoders.visual_encoder(batch["images"])
         mine = F.one_hot(own, count).bool()
-        if self.identity == "image":
+        if self.identity == "image" and self.training:
             mine = batch["image_ids"][own, None] == batch["image_ids"]
         weights = negative_weights(self.encoders.similarities(image_tokens)[own], mine)
         pair, labels = AssignmentDraws.draw(weights, mine, generator).pairs(own)

@@ -58,7 +58,7 @@ class SearchModel:
         self.fingerprint = _fingerprint(networks, tokenizer, self.lengths)
         self.dimension, self.can_rerank = encoder.text.width, judge is not None
         self.precision = _fastest(encoder) if precision == "auto" else precision
-        for network in networks:
+        for network in (encoder, *(judge or ())[:1]):  # the head stays in float32
             network.to(getattr(torch, self.precision))
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -70,7 +70,11 @@ class CodeEncoder(nn.Module):
 
 
 class PairHead(nn.Module):
-    """RoBERTa's classification head: what the first token of a pair says, label 1 is a match."""
+    """RoBERTa's classification head: what the first token of a pair says, label 1 is a match.
+
+    It computes in float32, whatever the encoder does: of the confident scores of good candidates
+    many are equal in bfloat16, and ties count against the model.
+    """
 
     def __init__(self, width: int, dropout: float):
         super().__init__()
@@ -81,7 +85,8 @@ class PairHead(nn.Module):
             initialise_bert(layer, std=0.02)
 
     def forward(self, first: Tensor) -> Tensor:
-        """(B, d) -> (B, 2) logits."""
-        hidden = F.dropout(first, self.dropout, self.training)
-        hidden = F.dropout(torch.tanh(self.dense(hidden)), self.dropout, self.training)
-        return self.output(hidden)
+        """(B, d) -> (B, 2) logits, float32."""
+        with torch.autocast(first.device.type, enabled=False):
+            hidden = F.dropout(first.float(), self.dropout, self.training)
+            hidden = F.dropout(torch.tanh(self.dense(hidden)), self.dropout, self.training)
+            return self.output(hidden)

@@ -342,7 +342,8 @@ class PairJudge(CodeSearch):
 
     def _score(self, pairs: Sequence[Any]) -> Tensor:
         limits = self.lengths["pair"], self.lengths["query"]
-        return score_pairs(self.encoder, self.classifier, self.tokenizer, pairs, *limits)
+        with self.trainer.precision_plugin.forward_context():  # which is not set between steps
+            return score_pairs(self.encoder, self.classifier, self.tokenizer, pairs, *limits)
 
 
 class Slow(PairJudge):

@@ -513,3 +513,17 @@ def test_no_gradient_is_kept() -> None:
     assert not encode(model, tokens, rows(2, 4), 8).requires_grad
     pairs = [([4], [5, 6])]
     assert not score_pairs(model, PairHead(WIDTH, 0.1), tokens, pairs, 8, 4).requires_grad
+
+
+def test_scores_of_pairs_are_not_rounded_to_bfloat16() -> None:
+    """Neither under autocast nor from an encoder in bfloat16: confident scores would be equal."""
+    torch.manual_seed(0)
+    head = PairHead(8, dropout=0.0).eval()
+    head.output.weight.data *= 50
+    first = torch.randn(64, 8)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = head(first)
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, head(first).detach(), rtol=0, atol=0)
+    assert head(first.bfloat16()).dtype == torch.float32
+    assert len(logits[:, 1].unique()) > len(logits[:, 1].bfloat16().unique())
