@@ -17,6 +17,7 @@ from shared.training.official import Conversion, KeyReport, KeyTable, Rule, impo
 
 PACKAGE = "package:"
 CONFIG = "config.json"
+WEIGHTS = "model.safetensors", "pytorch_model.bin"
 POSITION_IDS = "a constant that some versions of transformers save"
 
 
@@ -87,7 +88,9 @@ def model_folder(source: str | PathLike[str]) -> Path:
             f"{name}`, or give a folder of a model"
         ) from None
     for file in files:
-        if file.name == CONFIG and (folder := Path(str(file.locate())).parent).is_dir():
+        folder = Path(str(file.locate())).parent
+        # Modules of sentence-transformers have a config of their own, and no weights beside it.
+        if file.name == CONFIG and any((folder / weights).is_file() for weights in WEIGHTS):
             return folder
     raise CheckpointError(f"{source}: the package holds no model in Hugging Face's layout")
 
@@ -99,7 +102,7 @@ def hugging_face_state(folder: str | PathLike[str]) -> dict[str, Tensor]:
         CheckpointError: no such folder or file in it, or a damaged file.
     """
     folder = Path(folder)
-    safe, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
+    safe, pickled = (folder / name for name in WEIGHTS)
     if not (safe.is_file() or pickled.is_file()):
         raise CheckpointError(
             f"{folder}: neither {safe.name} nor {pickled.name} is there; give the folder of a "

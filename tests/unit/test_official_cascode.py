@@ -4,6 +4,7 @@ The keys are written down here from the specification (section 9), not taken fro
 """
 
 import json
+import sys
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -745,3 +746,26 @@ def test_loaded_weights_are_not_replaced_by_initial_ones(start: str, tmp_path: P
             official.load(module, path)
     before = copy_of(module)
     assert_equal(started(module).state_dict(), before)
+
+
+def test_the_model_of_a_package_is_where_its_weights_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packages of sentence-transformers hold other configs, too."""
+    state = random_state("hub")
+    package = tmp_path / "some_model"
+    (package / "model" / "1_Pooling").mkdir(parents=True)
+    (package / "model" / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean": true}')
+    folder_of(state, ROBERTA, package / "model" / "encoder")
+    info = tmp_path / "some_model-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-model\nVersion: 1.0\n")
+    files = [f"some_model/model/{name}/config.json" for name in ("1_Pooling", "encoder")]
+    (info / "RECORD").write_text("".join(f"{file},,\n" for file in files))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    encoder = official.load_searcher("package:some-model")
+    key = "embeddings.word_embeddings.weight"
+    torch.testing.assert_close(encoder.text.embeddings.word.weight, state[key], rtol=0, atol=0)
+    (package / "model" / "encoder" / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="the package holds no model"):
+        official.load_searcher("package:some-model")
