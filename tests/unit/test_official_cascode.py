@@ -4,8 +4,8 @@ The keys are written down here from the specification (section 9), not taken fro
 """
 
 import json
-import sys
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
