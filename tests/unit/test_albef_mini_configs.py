@@ -22,14 +22,14 @@ from tests.unit.test_configs import resolved
 
 # task: method, builder of its data, what it starts from
 TASKS: dict[str, tuple[type, Any, str]] = {
-    "retrieval": (Retrieval, pairs, "mini_align"),
-    "text_assignment": (TextAssignment, pairs, "mini_ita"),
+    "retrieval": (Retrieval, pairs, "mini_singles"),
+    "text_assignment": (TextAssignment, pairs, "mini_fused"),
     "vqa": (VQA, vqa, "mini_scenes"),
     "nlvr": (NLVR, nlvr, "mini_scenes"),
     "ve": (Entailment, entailment, "mini_scenes"),
     "refcoco": (Grounding, referring, "mini_scenes"),
 }
-SCENES = {"mini_scenes_first": "mini_align", "mini_scenes": "mini_scenes_first"}
+SCENES = {"mini_scenes_first": "mini_fused", "mini_scenes": "mini_scenes_first"}
 # Texts and labels have a left and a right, and emoji too: RandAugment shears, moves and turns them.
 FORBIDDEN = {"flip", "rand_augment"}
 
