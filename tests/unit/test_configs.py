@@ -1,6 +1,7 @@
 """Every file under conf/ composes, and every paper row builds and says which data it lacks."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -92,7 +93,8 @@ def network_of(module: Any) -> torch.nn.Module:
 
 
 def rate_of(module: Any) -> float:
-    """At the start of a training."""
+    """At the start of a training of some steps."""
+    module._trainer = SimpleNamespace(estimated_stepping_batches=100)
     configured = module.configure_optimizers()
     optimizer = configured[0][0] if isinstance(configured, tuple) else configured
     return optimizer.param_groups[0]["lr"]
