@@ -162,8 +162,6 @@ class TextAssignment(Classification, Finetuning):
 
     Args:
         vision, text: see `PairNetwork`. embed_dim: E of the image features.
-        identity: which images are never the other one: "pair", the text's own, as the official
-            code; "image", in training those of the same `image_ids` as well, which show the same.
         seed: draws are a function of (seed, step, rank).
         schedule: see `Finetuning`.
     """
@@ -177,14 +175,11 @@ class TextAssignment(Classification, Finetuning):
         text: dict[str, Any],
         embed_dim: int,
         seed: int,
-        identity: str = "pair",
         **schedule: Any,
     ):
-        if identity not in ("pair", "image"):
-            raise ValueError(f'identity must be "pair" or "image", got "{identity}"')
         super().__init__(**schedule)
         self.save_hyperparameters()
-        self.seed, self.identity = seed, identity
+        self.seed = seed
         self.encoders = AssignmentNetwork(vision, text, embed_dim, len(self.class_names))
         self.accuracy = ClassAccuracy(self.class_names)
 
@@ -213,8 +208,6 @@ class TextAssignment(Classification, Finetuning):
             )
         image_tokens = self.encoders.visual_encoder(batch["images"])
         mine = F.one_hot(own, count).bool()
-        if self.identity == "image" and self.training:
-            mine = batch["image_ids"][own, None] == batch["image_ids"]
         weights = negative_weights(self.encoders.similarities(image_tokens)[own], mine)
         pair, labels = AssignmentDraws.draw(weights, mine, generator).pairs(own)
         ids, mask = batch["input_ids"], batch["attention_mask"]

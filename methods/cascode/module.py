@@ -125,9 +125,14 @@ class CodeSearch(Method):
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         # Not the fused one: it takes float16's scale out of the gradients too late for clipping.
         optimizer = torch.optim.AdamW(trained, **self.adamw)
-        total = self.trainer.estimated_stepping_batches
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / total)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def _rate(self, step: int) -> float:
+        """From 1 to 0, of the learning rate."""
+        # Lightning builds the loaders to answer. Asked before a checkpoint is restored, it would
+        # never give them their positions, and a resumed run would begin its epoch anew.
+        return 1 - step / self.trainer.estimated_stepping_batches if step else 1.0
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
         self.clip_gradients(optimizer, self.clip_norm, "norm")

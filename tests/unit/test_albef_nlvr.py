@@ -342,36 +342,6 @@ def test_a_label_is_right_about_the_images() -> None:
         assert (first != second).all()
 
 
-def test_images_of_the_same_content_are_never_the_other_one() -> None:
-    """With `identity: image`; with "pair", the official code's, they are now and then."""
-    data = pairs(images=8)
-    data["image_ids"] = torch.arange(8) // 2
-    own = torch.arange(8)
-
-    def confused(identity: str) -> bool:
-        """Whether an image that shows what the text's own shows stands for another."""
-        module = assignment(identity=identity)
-        seen: list[tuple[Tensor, ...]] = []
-        classify = module.encoders.classify
-
-        def watching(tokens: Tensor, pair: tuple[Tensor, ...], *text: Tensor) -> Tensor:
-            seen.append(pair)
-            return classify(tokens, pair, *text)
-
-        module.encoders.classify = watching  # type: ignore[method-assign]
-        found = False
-        for seed in range(10):
-            module.assign(data, own, torch.Generator().manual_seed(seed))
-            for rows in seen[-1]:
-                found |= bool(((rows != own) & (rows // 2 == own // 2)).any())
-        return found
-
-    assert not confused("image")
-    assert confused("pair")
-    with pytest.raises(ValueError, match='identity must be "pair" or "image", got "text"'):
-        assignment(identity="text")
-
-
 def test_too_few_images_are_refused() -> None:
     with pytest.raises(ValueError, match="needs 3 images on each rank, this batch has 2"):
         assignment().training_step(pairs(images=2), 0)
