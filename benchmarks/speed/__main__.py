@@ -1,9 +1,9 @@
 """Time our training step beside a peer's: `python -m benchmarks.speed METHOD`.
 
 benchmarks/speed/METHOD.py says what is compared: PEER, the workers OURS_MODULE and PEER_MODULE,
-their SETTINGS, a HEADER that names what differs, the rows of the table, STEP, and where these are
-timed too, WITH_LOADING and RERANKING; `make_data(folder)` if they read something; EQUAL if they
-must compute the same values, and how closely. Writes outputs/speed/METHOD.json; the last line is
+their SETTINGS, a HEADER that names what differs, and the rows of one or more of TABLES; UNIT if a
+step does not take images; `make_data(folder, settings)` if they read something; EQUAL if they must
+compute the same values, and how closely. Writes outputs/speed/METHOD.json; the last line is
 `ratio: R (ours/peer, lower is better)`, of the first row, float32.
 """
 
@@ -11,13 +11,15 @@ import argparse
 import platform
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 
 from benchmarks.speed import peer_environment
 from benchmarks.speed.protocol import (
@@ -40,8 +42,11 @@ ROOT = Path(__file__).resolve().parents[2]
 TABLES = {  # of a comparison: title, and what is added to its rows' names in the results
     "STEP": ("training step", ""),
     "WITH_LOADING": ("with loading and augmentation", ", with loading"),
+    "ENCODING": ("encoding", ", encoding"),
     "RERANKING": ("re-ranking a gallery", ", re-ranking"),
+    "ANSWERING": ("answering queries", ", answering"),
 }
+ONE_BY_ONE = ("RERANKING", "ANSWERING")  # of which a block times one step, however many are asked for
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,6 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--blocks", type=int, default=6, help="times that the sides take turns")
     parser.add_argument("--steps", type=int, default=3, help="steps of each variant per block")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="other SETTINGS, values as in YAML"
+    )
     parser.add_argument("--output", default=str(ROOT / "outputs"), help="folder of results")
     options = parser.parse_args(arguments)
     try:
@@ -72,9 +80,10 @@ def measure(options: argparse.Namespace) -> None:
     output = Path(options.output).resolve() / "speed"
     peer_python = peer_environment.ensure(ROOT / ".venv-peer", spec.PEER)
     with tempfile.TemporaryDirectory(prefix="tenfold-speed-") as folder:
-        settings = {**spec.SETTINGS, "threads": options.threads}
+        settings = {**spec.SETTINGS, **changed(spec.SETTINGS, options.set)}
+        settings["threads"] = options.threads
         if hasattr(spec, "make_data"):
-            settings["data"] = str(spec.make_data(Path(folder)))
+            settings["data"] = str(spec.make_data(Path(folder), settings))
         sides = {
             side: Worker(python, module, settings, ROOT, output / f"{options.method}_{side}.log")
             for side, python, module in (
@@ -88,7 +97,7 @@ def measure(options: argparse.Namespace) -> None:
             print(spec.HEADER)
             print(
                 f"network: {ours['parameters']:,} parameters here, {peer['parameters']:,} there; "
-                f"{ours['images_per_step']} images per step, {ours['threads']} threads, torch "
+                f"{ours['images_per_step']} {getattr(spec, 'UNIT', 'images')} per step, {ours['threads']} threads, torch "
                 f"{ours['torch']}, {machine()}\n",
                 flush=True,
             )
@@ -96,12 +105,18 @@ def measure(options: argparse.Namespace) -> None:
                 progress("comparing what the sides compute")
                 check_same_values(sides["ours"].values(), sides["peer"].values(), spec.EQUAL)
             tables = {name: runnable(getattr(spec, name, ())) for name in TABLES}
-            trained = variants([*tables["STEP"], *tables["WITH_LOADING"]])
+            single = [row for name in ONE_BY_ONE for row in tables[name]]
+            several = [row for name in TABLES if name not in ONE_BY_ONE for row in tables[name]]
             taken = alternate(
-                sides, trained, options.blocks, options.steps, spec.WARM_UP_STEPS, progress
+                sides,
+                variants(several),
+                options.blocks,
+                options.steps,
+                spec.WARM_UP_STEPS,
+                progress,
             )
-            if ranked := variants(tables["RERANKING"]):
-                taken |= alternate(sides, ranked, options.blocks, 1, 1, progress)
+            if single:
+                taken |= alternate(sides, variants(single), options.blocks, 1, 1, progress)
         finally:
             for worker in sides.values():
                 worker.close()
@@ -114,6 +129,23 @@ def measure(options: argparse.Namespace) -> None:
     facts = {"machine": machine(), "threads": options.threads, "torch": torch.__version__}
     write(output / f"{options.method}.json", rows, facts)
     print(ratio_lines(rows[0]))
+
+
+def changed(settings: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """The settings that NAME=VALUE arguments change.
+
+    Raises:
+        SpeedError: not of that form, or no such setting.
+    """
+    found = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals or name not in settings:
+            raise SpeedError(
+                f"--set {assignment}: NAME=VALUE, where NAME is one of {', '.join(settings)}"
+            )
+        found[name] = yaml.safe_load(value)
+    return found
 
 
 def variants(comparisons: Sequence[Comparison]) -> list[Variant]:

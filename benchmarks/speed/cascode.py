@@ -36,7 +36,7 @@ PEER_MODULE = "benchmarks.speed.cascode_peer"
 MINILM = Path(__file__).resolve().parents[2] / "data" / "minilm"
 
 SETTINGS: dict[str, Any] = {
-    "judge": None,  # checkpoint of a `Slow` or `Shared` with MiniLM's tokens; null: a random head
+    "judge": None,  # checkpoint of a `Slow` or `Shared` with MiniLM's tokens; none: a random head
     "lengths": {"query": 128, "code": 256, "pair": 384},  # tokens
     "texts": 1000,
     "encoded": 256,  # codes of a step

@@ -2,6 +2,7 @@
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,7 +28,7 @@ PEER = PeerPackage(
 OURS_MODULE = "benchmarks.speed.comatch_ours"
 PEER_MODULE = "benchmarks.speed.comatch_peer"
 
-SETTINGS = {"batch_size": 16, "mu": 7, "num_labels": 40, "seed": 0}
+SETTINGS: dict[str, Any] = {"batch_size": 16, "mu": 7, "num_labels": 40, "seed": 0}
 WARM_UP_STEPS = 2
 
 HEADER = """\
@@ -54,7 +55,9 @@ WITH_LOADING = (
 )
 
 
-def make_data(root: Path, images_per_file: int = 1000) -> Path:
+def make_data(
+    root: Path, settings: dict[str, Any] = SETTINGS, images_per_file: int = 1000
+) -> Path:
     """Random images in CIFAR-10's format below `root`, for both sides; returns `root`."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True, exist_ok=True)

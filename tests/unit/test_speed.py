@@ -274,7 +274,7 @@ def test_loading_is_timed_only_where_the_comparison_has_it(tmp_path, comparison,
     spec, seen, _ = comparison
     if loading:
         spec.WITH_LOADING = (Comparison("float32", "float32 loading", "float32 loading"),)
-        spec.make_data = lambda folder: folder
+        spec.make_data = lambda folder, settings: folder
     arguments = ["comatch", "--blocks", "2", "--steps", "1", "--output", str(tmp_path)]
     assert speed.main(arguments) == 0
     output = capsys.readouterr().out
@@ -295,6 +295,17 @@ def test_reranking_is_timed_once_a_block_and_has_a_table_of_its_own(tmp_path, co
     assert steps == [1] * (1 + 2) * 2  # warm-up and blocks, on both sides
     rows = json.loads((tmp_path / "speed" / "albef.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["float32", "float32, re-ranking"]
+
+
+def test_settings_can_be_changed(tmp_path, comparison, capsys):
+    spec, seen, _ = comparison
+    spec.SETTINGS = {"seed": 0, "judge": None}
+    arguments = ["cascode", "--blocks", "1", "--steps", "1", "--output", str(tmp_path)]
+    assert speed.main([*arguments, "--set", "judge=a/last.ckpt", "seed=3"]) == 0
+    assert [(s["judge"], s["seed"]) for s in seen] == [("a/last.ckpt", 3)] * 2
+    for wrong in ("judge", "other=1"):
+        assert speed.main([*arguments, "--set", wrong]) == 1
+        assert "NAME is one of seed, judge" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("distance", [0.0, 0.5])
