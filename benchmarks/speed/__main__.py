@@ -46,7 +46,10 @@ TABLES = {  # of a comparison: title, and what is added to its rows' names in th
     "RERANKING": ("re-ranking a gallery", ", re-ranking"),
     "ANSWERING": ("answering queries", ", answering"),
 }
-ONE_BY_ONE = ("RERANKING", "ANSWERING")  # of which a block times one step, however many are asked for
+ONE_BY_ONE = (
+    "RERANKING",
+    "ANSWERING",
+)  # of which a block times one step, however many are asked for
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -56,7 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=3, help="steps of each variant per block")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="other SETTINGS, values as in YAML"
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="other SETTINGS, in YAML",
     )
     parser.add_argument("--output", default=str(ROOT / "outputs"), help="folder of results")
     options = parser.parse_args(arguments)
@@ -95,9 +102,10 @@ def measure(options: argparse.Namespace) -> None:
             ours, peer = sides["ours"].describe(), sides["peer"].describe()
             check_same_work(ours, peer)
             print(spec.HEADER)
+            unit = getattr(spec, "UNIT", "images")
             print(
                 f"network: {ours['parameters']:,} parameters here, {peer['parameters']:,} there; "
-                f"{ours['images_per_step']} {getattr(spec, 'UNIT', 'images')} per step, {ours['threads']} threads, torch "
+                f"{ours['images_per_step']} {unit} per step, {ours['threads']} threads, torch "
                 f"{ours['torch']}, {machine()}\n",
                 flush=True,
             )

@@ -55,9 +55,7 @@ WITH_LOADING = (
 )
 
 
-def make_data(
-    root: Path, settings: dict[str, Any] = SETTINGS, images_per_file: int = 1000
-) -> Path:
+def make_data(root: Path, settings: dict[str, Any] = SETTINGS, images_per_file: int = 1000) -> Path:
     """Random images in CIFAR-10's format below `root`, for both sides; returns `root`."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True, exist_ok=True)

@@ -10,10 +10,11 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.search import index_types, semble, systems
+from benchmarks.search import index_types, precision, semble, systems
 from benchmarks.search.function_vectors import extend, neighbour_distances, real_vectors
 from benchmarks.search.index_types import KINDS, main, plot, study
 from benchmarks.search.measuring import TOOL, Asked, Built, Files, ask, build, exact_tenth, recall
@@ -517,3 +518,31 @@ def test_plot_has_a_panel_for_each_size(tmp_path: Path, monkeypatch: pytest.Monk
     assert labels == ["flat", "IVF-PQ", "IVF-PQ, as the tool asks", "IVF-PQ, re-scored"]
     assert list(axes[0].get_lines()[3].get_xdata()) == [0.8]
     assert "unknown" in index_types._built_table(rows)
+
+
+# --- precision ---
+
+
+def test_precisions_are_compared_query_by_query() -> None:
+    codes = [f"def step_{word}(): return {word}" for word in ("walk", "run", "jump", "swim")]
+    queries = ["how to run", "jump", "swim or walk"]
+    answers = torch.tensor([1, 2, 3])
+    exact = precision.ranked(HashingModel(), queries, codes, answers)
+    assert exact.both[:2].tolist() == [100, 100]
+    assert exact.both[2] == 50  # two codes have one word of it each: ties count against the model
+    rounded = precision.Ranked(exact.fast - 1.0, exact.both - [3.0, 0.0, 0.0], 1.0)
+    printed = precision.report({"float32": exact, "bfloat16": rounded}, "facts")
+    assert printed.startswith("facts\n")
+    assert f"| float32 | {exact.fast.mean():.2f} | 83.33 |" in printed
+    assert "bfloat16 - float32: first stage -1.00 points (-1.00 to -1.00), cascade -1.00" in printed
+    assert "cascade - first stage, float32" in printed
+
+
+def test_no_second_stage_no_comparison(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = HashingModel()
+    model.can_rerank = False  # type: ignore[misc]
+    monkeypatch.setattr(precision, "load_search_model", lambda *_, **__: model)
+    assert precision.main(["--model", "first.ckpt", "--out", str(tmp_path)]) == 1
+    assert "first.ckpt has no second stage" in capsys.readouterr().err
