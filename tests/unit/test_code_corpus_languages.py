@@ -714,11 +714,11 @@ def test_the_pinned_lists(language: str, packages: int, test: set[str], valid: s
 def test_languages_and_profile_on_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    overrides = [f"source.root={tmp_path}", "+source.profile=full", "+source.languages=[go,php]"]
+    overrides = [f"source.root={tmp_path}", "source.profile=full", "source.languages=[go,php]"]
     (source,) = data.sources_of("cascode", overrides=overrides)
     assert (source.root, source.profile) == (str(tmp_path), "full")
     assert source.languages == ["go", "php"]
-    assert data.main(["cascode", *overrides[:2], "+source.languages=[cobol]"]) == 1
+    assert data.main(["cascode", *overrides[:2], "source.languages=[cobol]"]) == 1
     assert capsys.readouterr().err.startswith("data: no packages of cobol: known are python, ")
     made = {"code-go": {"licence": "MIT", "files": {"a.gz": "0" * 64}}}
     monkeypatch.setattr(data, "instantiate", lambda source: made if source.languages else {})

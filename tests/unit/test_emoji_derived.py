@@ -25,7 +25,15 @@ from benchmarks.miniatures.emoji.packages import RENDERINGS, of_split
 from benchmarks.miniatures.emoji.pairs import common_concepts, synonyms, vocabulary
 from benchmarks.miniatures.emoji.questions import Contents
 from benchmarks.miniatures.emoji.render import Renderings
-from benchmarks.miniatures.emoji.scenes import CLASSES, Studio, draw, read_scenes, studio
+from benchmarks.miniatures.emoji.scenes import (
+    CLASSES,
+    LONGEST_SIDE,
+    OBJECTS,
+    Studio,
+    draw,
+    read_scenes,
+    studio,
+)
 from benchmarks.miniatures.emoji.workshop import Workshop, blind_accuracies, text_sheet
 from shared.data.images import DataCorruptError
 from shared.data.plain_pickle import read_plain_pickle
@@ -437,7 +445,7 @@ def test_boxes() -> None:
 def test_a_ground_that_shows_the_same_is_replaced(tmp_path: Path) -> None:
     pool = nouns(STUDIO.drawn.concepts, lambda concept: [concept.label])
     cat, bus = (next(n for n in pool.values() if n.name == name) for name in ("cat", "bus"))
-    shop = Workshop(tmp_path, "toy", 0, {}, STUDIO, pool)
+    shop = Workshop(tmp_path, "toy", 0, {}, STUDIO, pool, OBJECTS, LONGEST_SIDE)
     made = shop.scenes("train", [Contents(((cat, bus),))] * 40)
     assert "chelsea" not in {scene.ground for scene in made}
     assert [scene.id for scene in made] == [made[0].id + i for i in range(40)]
