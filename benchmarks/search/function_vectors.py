@@ -108,7 +108,11 @@ def extend(real: Floats, count: int, seed: int) -> tuple[Floats, Made]:
             vectors[len(real) + start : end] = _normalised(made)
         return float(np.median(neighbour_distances(vectors[probes], vectors, among=True))) - aim
 
-    scale = float(brentq(fill, *SCALES, xtol=0.01))
+    beside = [fill(scale) for scale in SCALES]
+    if beside[0] * beside[1] < 0:
+        scale = float(brentq(fill, *SCALES, xtol=0.03))
+    else:  # out of reach: as near as it gets, which the result tells
+        scale = SCALES[int(np.argmin(np.abs(beside)))]
     return vectors, Made(scale, aim, fill(scale) + aim)
 
 

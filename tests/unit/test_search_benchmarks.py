@@ -546,3 +546,14 @@ def test_no_second_stage_no_comparison(
     monkeypatch.setattr(precision, "load_search_model", lambda *_, **__: model)
     assert precision.main(["--model", "first.ckpt", "--out", str(tmp_path)]) == 1
     assert "first.ckpt has no second stage" in capsys.readouterr().err
+
+
+def test_a_distance_out_of_reach_is_told_and_loses_nothing() -> None:
+    """Vectors with a twin each have short displacements: no scale moves anything far."""
+    noise = np.random.default_rng(0).standard_normal((400, 16)) / 1_000
+    real = (np.repeat(clumps(200), 2, axis=0) + noise).astype(np.float32)
+    real /= np.linalg.norm(real, axis=1, keepdims=True)
+    vectors, made = extend(real, 500, seed=1)
+    assert len(vectors) == 500
+    assert made.scale in (0.02, 3.0)
+    assert made.distance < made.aim
