@@ -46,10 +46,7 @@ TABLES = {  # of a comparison: title, and what is added to its rows' names in th
     "RERANKING": ("re-ranking a gallery", ", re-ranking"),
     "ANSWERING": ("answering queries", ", answering"),
 }
-ONE_BY_ONE = (
-    "RERANKING",
-    "ANSWERING",
-)  # of which a block times one step, however many are asked for
+ONE_BY_ONE = ("RERANKING", "ANSWERING")  # a block times one step of these, whatever --steps says
 
 
 def main(arguments: list[str] | None = None) -> int:

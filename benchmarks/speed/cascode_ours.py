@@ -18,7 +18,6 @@ from methods.cascode.official import load_searcher, read
 from methods.cascode.ranking import cascade, mrr, ranks, top_k
 from methods.cascode.tokenizer import CodeTokenizer
 from shared.training.allocator import keep_freed_memory
-from shared.training.precision import has_bf16_units
 
 PRECISIONS: dict[str, Precision] = {"float32": "float32", "bf16": "bfloat16"}
 
@@ -106,7 +105,7 @@ class OurSearch:
 
     def reciprocal_ranks(self) -> list[float]:
         """In percent: of the first stage and, where a trained judge is given, of both."""
-        model = self.model("bf16" if has_bf16_units("cpu") else "float32")
+        model = self.model("float32")
         index = torch.from_numpy(model.encode_codes(self.codes))
         scores = torch.from_numpy(model.encode_queries(self.queries)) @ index.T
         found = [ranks(scores, range(len(scores)), range(len(index)))]
