@@ -62,7 +62,7 @@ def draw(path: Path, summary: Mapping[str, Any], curves: Curves) -> None:
         left.set_xlabel("training step")
         left.set_ylabel(summary["claim"]["curve"])
         if _curves(left, curves, style):
-            left.legend(loc="lower right", frameon=True, framealpha=0.9)
+            left.legend(loc="best", frameon=True, framealpha=0.9)
         else:
             left.text(0.5, 0.5, "no curve was logged", transform=left.transAxes, ha="center")
         _differences(right, summary, style)
