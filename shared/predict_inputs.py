@@ -17,7 +17,7 @@ from shared.data.images import DataCorruptError, FolderImages
 from shared.data.tokenizer import WordPiece
 from shared.data.views import Views
 from shared.training.checkpoints import load_checkpoint, load_module
-from shared.training.method import trusted_class
+from shared.training.trust import trusted_class
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 

@@ -34,7 +34,7 @@ from shared.training.callbacks import (
     peak_memory_mb,
     progress_callback,
 )
-from shared.training.checkpoints import AtomicCheckpointIO
+from shared.training.checkpoint_io import AtomicCheckpointIO
 from shared.training.precision import choose_precision
 
 log = logging.getLogger(__name__)

@@ -86,8 +86,9 @@ def make_data(folder: Path, settings: dict[str, Any] = SETTINGS, minilm: Path = 
         minilm: where MiniLM is, or is put once it was fetched.
     """
     from benchmarks.miniatures.code import sources
+    from methods.cascode.encoders import text_config
     from methods.cascode.module import Shared
-    from methods.cascode.official import export, load_initial, text_config
+    from methods.cascode.official import export, load_initial
     from shared.training.checkpoints import load_module
 
     sources.minilm(minilm)

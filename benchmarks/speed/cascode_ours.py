@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed.serving import serve, timed
+from methods.cascode.encoders import load_searcher, read
 from methods.cascode.inference import Precision, SearchModel
 from methods.cascode.model import PairHead
-from methods.cascode.official import load_searcher, read
 from methods.cascode.ranking import cascade, mrr, ranks, top_k
 from methods.cascode.tokenizer import CodeTokenizer
 from shared.training.allocator import keep_freed_memory

@@ -31,7 +31,8 @@ from shared.training.official import (
     export_official,
     import_official,
 )
-from shared.training.pretrained import POSITION_IDS, POSITIONS, bert_rules, word_head_rules
+from shared.training.pretrained_text import POSITION_IDS, bert_rules, word_head_rules
+from shared.training.pretrained_vision import POSITIONS
 
 KINDS = {
     "pretrained": "pre-training",

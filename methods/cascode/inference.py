@@ -4,7 +4,6 @@ import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,14 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from methods.cascode.encoders import is_folder, load_searcher
 from methods.cascode.model import CodeEncoder, PairHead, Pooling
-from methods.cascode.module import CodeSearch, PairJudge
-from methods.cascode.official import load_searcher
 from methods.cascode.scoring import encode, score_pairs
 from methods.cascode.tokenizer import CodeTokenizer
 from shared.training.checkpoints import CheckpointError, load_checkpoint, load_module
 from shared.training.precision import choose_fastest, has_bf16_units
-from shared.training.pretrained import PACKAGE, model_folder
+from shared.training.pretrained_text import model_folder
 
 Precision = Literal["auto", "float32", "bfloat16"]
 LENGTHS = {"query": 128, "code": 256, "pair": 384}  # tokens; of models that do not bring their own
@@ -111,7 +109,7 @@ def load_search_model(
         CheckpointError: not readable, or no model for code search.
         DataNotFoundError: a folder without a tokeniser.
     """
-    if str(source).startswith(PACKAGE) or Path(source).is_dir():
+    if is_folder(source):
         folder = model_folder(source)
         encoder = load_searcher(folder, pooling, normalize)
         tokenizer = CodeTokenizer(folder)
@@ -120,6 +118,8 @@ def load_search_model(
         most = encoder.text.embeddings.max_length
         lengths = {kind: min(length, most) for kind, length in LENGTHS.items()}
         return SearchModel(str(source), encoder, tokenizer, lengths, precision=precision)
+    from methods.cascode.module import CodeSearch, PairJudge
+
     module = load_module(source)
     if not isinstance(module, CodeSearch):
         raise CheckpointError(f"{source}: a checkpoint of {type(module).__name__}, not of CasCode")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from methods.cascode.encoders import load_searcher
 from methods.cascode.evaluation import (
     Ranked,
     Vectors,
@@ -373,8 +374,6 @@ class Slow(PairJudge):
     @property
     def searcher(self) -> CodeEncoder:
         if not self._first_stage:
-            from methods.cascode.official import load_searcher
-
             self._first_stage.append(load_searcher(self.fast).eval().requires_grad_(False))
         return self._first_stage[0].to(self.device)
 

@@ -6,28 +6,19 @@ fine-tunes (the same below `encoder.`), and its pair classifier (`roberta....`, 
 the joint model of the golden case has the encoder below `encoder.` and the same `classifier....`.
 """
 
-import json
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
-from methods.cascode.model import CodeEncoder, Pooling
+from methods.cascode.encoders import NO_JUDGE, encoder_rules, read, rules_below
 from methods.cascode.module import CodeSearch, Fast, PairJudge
-from shared.training.checkpoints import CheckpointError, load_checkpoint, load_module
+from shared.training.checkpoints import CheckpointError, load_module
 from shared.training.official import (
     KeyReport,
     KeyTable,
     Rule,
     export_official,
     import_official,
-)
-from shared.training.pretrained import (
-    PACKAGE,
-    POSITION_IDS,
-    bert_rules,
-    hugging_face_state,
-    model_folder,
 )
 
 HEAD = [
@@ -84,108 +75,24 @@ def warm_start(module: CodeSearch, path: str | PathLike[str], kind: str) -> KeyR
 def export(module: CodeSearch) -> dict[str, Any]:
     """The module's state under the repository's names: a bi-encoder or a classifier."""
     prefix = "encoder." if isinstance(module, Fast) else "roberta."
-    return export_official(module, KeyTable(_rules(prefix, module)))
-
-
-def read(path: str | PathLike[str]) -> dict[str, Any]:
-    """Content of a file, or of a folder or package of Hugging Face's layout."""
-    if str(path).startswith(PACKAGE) or Path(path).is_dir():
-        return hugging_face_state(model_folder(path))
-    return load_checkpoint(path)
+    rules = rules_below(prefix, module.encoder)
+    rules += HEAD if isinstance(module, PairJudge) else []
+    return export_official(module, KeyTable(rules))
 
 
 def table(
     source: Mapping[str, Any], module: CodeSearch, fresh: Mapping[str, str] | None = None
 ) -> KeyTable:
     """How the keys of a file become those of the module; what it has no use for is dropped."""
-    prefix = encoder_prefix(source)
-    dropped = {
-        f"{prefix}embeddings.position_ids": POSITION_IDS,
-        f"{prefix}embeddings.token_type_ids": POSITION_IDS,
-        "lm_head.{rest}": "the head of RoBERTa's own training",
-        "cls.{rest}": "the head of BERT's own training",
-    }
-    if module.encoder.pooler is None:
-        dropped[f"{prefix}pooler.{{rest}}"] = f"pooling={module.encoder.pooling} has no use for it"
-    if not isinstance(module, PairJudge):
-        dropped["classifier.{rest}"] = "the first stage judges no pairs"
-    return KeyTable(_rules(prefix, module), dropped, fresh or {})
-
-
-def encoder_prefix(source: Mapping[str, Any]) -> str:
-    """Of the encoder's keys in a file.
-
-    Raises:
-        CheckpointError: no encoder in it.
-    """
-    for prefix in ("encoder.", "roberta.", "bert.", ""):
-        if f"{prefix}embeddings.word_embeddings.weight" in source:
-            return prefix
-    raise CheckpointError(
-        "no BERT or RoBERTa encoder: the file lacks embeddings.word_embeddings.weight (also below "
-        "encoder., roberta. and bert.)"
-    )
-
-
-def text_config(folder: Path) -> dict[str, Any]:
-    """Arguments of `TextTransformer` as a folder's config.json has them.
-
-    Raises:
-        CheckpointError: unreadable, or a model of another architecture.
-    """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text())
-        if (found := config["model_type"]) not in ("bert", "roberta"):
-            raise CheckpointError(
-                f"{path}: model_type {found!r}, but only bert and roberta are known"
-            )
-        return {
-            "vocab_size": config["vocab_size"],
-            "hidden_size": config["hidden_size"],
-            "num_layers": config["num_hidden_layers"],
-            "num_heads": config["num_attention_heads"],
-            "intermediate_size": config["intermediate_size"],
-            "max_positions": config["max_position_embeddings"],
-            "type_vocab_size": config["type_vocab_size"],
-            "dropout": config["hidden_dropout_prob"],
-            "eps": config["layer_norm_eps"],
-            "pad_id": config["pad_token_id"],
-            "positions_after_pad": config["model_type"] == "roberta",
-        }
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: not readable as the config of an encoder ({error!r})"
-        ) from error
-
-
-def load_searcher(
-    path: str | PathLike[str], pooling: Pooling = "mean", normalize: bool = True
-) -> CodeEncoder:
-    """The encoder of a first stage: of a checkpoint of ours, or of a folder or package.
-
-    Args:
-        pooling, normalize: of a folder's or package's encoder; a checkpoint knows its own.
-    """
-    if str(path).startswith(PACKAGE) or Path(path).is_dir():
-        folder = model_folder(path)
-        carrier = Fast(text=text_config(folder), pooling=pooling, normalize=normalize)
-        load(carrier, folder)
-        return carrier.encoder
-    module = load_module(path)
-    if not isinstance(module, CodeSearch):
-        raise CheckpointError(f"{path}: a checkpoint of {type(module).__name__}, not of CasCode")
-    return module.encoder
+    rules, dropped = encoder_rules(source, module.encoder)
+    if isinstance(module, PairJudge):
+        rules += HEAD
+    else:
+        dropped |= NO_JUDGE
+    return KeyTable(rules, dropped, fresh or {})
 
 
 def _replaced(module: CodeSearch, report: KeyReport) -> KeyReport:
     """The report; training now starts from what was loaded, no longer from `initial`."""
     module.initial = None
     return report
-
-
-def _rules(prefix: str, module: CodeSearch) -> list[Rule]:
-    rules = bert_rules(prefix, "encoder.text.")
-    if module.encoder.pooler is not None:
-        rules.append(Rule(f"{prefix}pooler.dense.{{rest}}", "encoder.pooler.{rest}"))
-    return rules + (HEAD if isinstance(module, PairJudge) else [])

@@ -1,8 +1,9 @@
-"""Checkpoints that survive a crash, and that cannot run code.
+"""Reading checkpoints, which cannot run code.
 
-Writing is atomic: the previous file stays readable until the next one is whole. Reading admits
-tensors and plain containers only (``torch.load(weights_only=True)`` or safetensors), and a module
-is rebuilt only from classes of ours that are named by where they are defined.
+Tensors and plain containers only are admitted (``torch.load(weights_only=True)`` or safetensors),
+and a module is rebuilt only from classes of ours that are named by where they are defined.
+Written they are by `shared.training.checkpoint_io`. Nothing here imports Lightning before a module
+of it is asked for: whoever reads weights alone need not wait for it.
 """
 
 from __future__ import annotations
@@ -13,78 +14,21 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
-from omegaconf import DictConfig, ListConfig, OmegaConf
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shared.training.method import trusted_class
+from shared.training.trust import trusted_class
 
-PLAIN: tuple[type, ...] = (type(None), bool, int, float, complex, str, bytes)
-PLAIN += (torch.Size, torch.dtype, torch.device)
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used; the message says which file and why."""
-
-
-class CheckpointWriteError(CheckpointError):
-    """A checkpoint that could not be written; the one before it is untouched."""
-
-
-class AtomicCheckpointIO(CheckpointIO):
-    """Lightning plugin: write beside, sync, rename; read without unpickling code.
-
-    Lightning's own IO builds the whole file in memory first, does not sync it, and loads with
-    ``weights_only=False``.
-    """
-
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
-    ) -> None:
-        """Write ``checkpoint`` so that ``path`` always holds either the old or the new file.
-
-        Raises:
-            CheckpointWriteError: the disk is full or refuses; the previous file stays readable.
-            TypeError: an entry is not plain data, so that it could not be loaded back safely.
-        """
-        target = Path(path)
-        plain = _plain(checkpoint, "checkpoint")
-        # One fixed name beside the target: what a killed run left behind is overwritten.
-        temporary = target.with_name(f".{target.name}.tmp")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                torch.save(plain, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-            _sync_folder(target.parent)
-        except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
-            kept = "the previous one is untouched" if target.exists() else "there is none yet"
-            reason = _root_reason(error)
-            raise CheckpointWriteError(
-                f"cannot write checkpoint {target}: {reason}; {kept}. Free some space or set "
-                "output_dir to another disk, then run the same command to continue."
-            ) from error
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-
-    def load_checkpoint(
-        self, path: str | os.PathLike, map_location: Any = "cpu", weights_only: bool | None = True
-    ) -> dict[str, Any]:
-        """Load for resuming; ``weights_only`` cannot be turned off."""
-        return load_checkpoint(path, "cpu" if map_location is None else map_location)
-
-    def remove_checkpoint(self, path: str | os.PathLike) -> None:
-        Path(path).unlink(missing_ok=True)
 
 
 def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
@@ -119,7 +63,7 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
     except (Exception, SafetensorError) as error:
         raise CheckpointError(
             f"refused checkpoint {path}: truncated, damaged or not a checkpoint "
-            f"({type(error).__name__}: {_first_line(error)})"
+            f"({type(error).__name__}: {first_line(error)})"
         ) from error
     if not isinstance(content, dict):
         kind = type(content).__name__
@@ -135,6 +79,8 @@ def load_module(path: str | os.PathLike, map_location: Any = "cpu") -> pl.Lightn
             ``methods.``, a nested network that is not one of ours, hyperparameters that do not
             fit, or differing keys.
     """
+    from pytorch_lightning import LightningModule
+
     checkpoint = load_checkpoint(path, map_location)
     lacking = [k for k in ("_target_", "hyper_parameters", "state_dict") if k not in checkpoint]
     if lacking:
@@ -144,7 +90,7 @@ def load_module(path: str | os.PathLike, map_location: Any = "cpu") -> pl.Lightn
         )
     hyper_parameters = checkpoint["hyper_parameters"]
     try:
-        module_class = _ours(checkpoint["_target_"], pl.LightningModule, "methods.")
+        module_class = _ours(checkpoint["_target_"], LightningModule, "methods.")
         for target in _targets(hyper_parameters):
             _ours(target, nn.Module)
     except ValueError as error:
@@ -213,50 +159,12 @@ def _targets(value: object) -> Iterator[object]:
             yield from _targets(item)
 
 
-def _plain(value: Any, where: str) -> Any:
-    """``value`` with OmegaConf containers and dict or str subclasses turned into plain data."""
-    if isinstance(value, DictConfig | ListConfig):
-        value = OmegaConf.to_container(value, resolve=True)
-    if isinstance(value, nn.Parameter):
-        return value.detach()
-    if type(value) in PLAIN or isinstance(value, Tensor):
-        return value
-    if isinstance(value, Mapping):
-        return {_plain(k, where): _plain(v, f"{where}.{k}") for k, v in value.items()}
-    if type(value) in (list, tuple, set):
-        return type(value)(_plain(item, f"{where}[{i}]") for i, item in enumerate(value))
-    if isinstance(value, str | os.PathLike):
-        return os.fspath(value) if isinstance(value, os.PathLike) else str.__str__(value)
-    raise TypeError(
-        f"{where} is a {type(value).__module__}.{type(value).__qualname__}; a checkpoint holds "
-        "tensors and plain containers only, convert it before saving (e.g. in state_dict)"
-    )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _root_reason(error: BaseException) -> str:
-    """The operating system's own words where torch wrapped them."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
-        cause = cause.__cause__ or cause.__context__
-    return _first_line(error)
-
-
 def _pickle_reason(error: Exception) -> str:
     named = re.search(r"(?:GLOBAL|global)\s+`?([\w.]+)", str(error))
     what = f"it refers to {named.group(1)}" if named else "it is not a plain tensor file"
     return f"{what}; only tensors and plain containers are admitted, nothing was executed"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Of its message."""
     return (str(error).strip().splitlines() or [""])[0]

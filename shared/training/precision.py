@@ -8,11 +8,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities import move_data_to_device
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
 
 CANDIDATES = ("32-true", "bf16-mixed")
 ADVANTAGE = 0.95
@@ -57,6 +58,8 @@ def choose_precision(
         candidates: "32-true" and, tried only where the device has the units, "bf16-mixed".
         seconds: how long to measure, all candidates together and without the warm-up.
     """
+    from lightning_fabric.utilities import move_data_to_device
+
     usable = [name for name in candidates if name == "32-true" or has_bf16_units(device)]
     if len(usable) == 1:
         return PrecisionChoice(usable[0], {})

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from methods.albef.vqa import VQA, answer_sums, token_losses
 from shared.nn.text_transformer import TextTransformer
-from shared.training.checkpoints import AtomicCheckpointIO, load_module
+from shared.training.checkpoint_io import AtomicCheckpointIO
+from shared.training.checkpoints import load_module
 from tests.unit import vqa_toy
 
 VISION = {"image_size": 16, "patch_size": 8, "width": 12, "depth": 1, "heads": 2}

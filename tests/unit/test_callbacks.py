@@ -20,7 +20,8 @@ from shared.training.callbacks import (
     peak_memory_mb,
     progress_callback,
 )
-from shared.training.checkpoints import AtomicCheckpointIO, load_checkpoint
+from shared.training.checkpoint_io import AtomicCheckpointIO
+from shared.training.checkpoints import load_checkpoint
 from shared.training.loggers import CsvLogger, read_metrics
 
 BATCHES = 6

@@ -18,14 +18,8 @@ from torch import nn
 
 import methods
 from shared.training import checkpoints
-from shared.training.checkpoints import (
-    AtomicCheckpointIO,
-    CheckpointError,
-    CheckpointWriteError,
-    load_checkpoint,
-    load_module,
-    load_state,
-)
+from shared.training.checkpoint_io import AtomicCheckpointIO, CheckpointWriteError
+from shared.training.checkpoints import CheckpointError, load_checkpoint, load_module, load_state
 
 TINY = """
 import os
@@ -257,7 +251,7 @@ def test_full_disk_of_a_real_file_system(tmp_path):
     """The same through the kernel: 2 MB of tmpfs in a private mount namespace."""
     script = f"""
         import torch
-        from shared.training.checkpoints import *
+        from shared.training.checkpoint_io import *
         io, path = AtomicCheckpointIO(), "{tmp_path}/disk/last.ckpt"
         io.save_checkpoint({{"w": torch.ones(200_000)}}, path)
         try:

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from shared.nn.small_convnet import SmallConvNet
-from shared.training.method import Method, NonFiniteLoss, build_network, trusted_class
+from shared.training.method import Method, NonFiniteLoss, build_network
+from shared.training.trust import trusted_class
 
 
 def test_total_is_the_weighted_sum() -> None:

@@ -25,7 +25,8 @@ from methods.albef.nlvr import NLVR, TextAssignment
 from methods.albef.retrieval import Retrieval
 from methods.albef.vqa import VQA
 from methods.comatch.module import Supervised
-from shared.training.checkpoints import AtomicCheckpointIO, CheckpointError
+from shared.training.checkpoint_io import AtomicCheckpointIO
+from shared.training.checkpoints import CheckpointError
 from shared.training.method import Method
 from shared.training.official import KeyReport
 

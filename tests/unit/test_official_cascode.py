@@ -17,11 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from methods.cascode import official
+from methods.cascode import encoders, official
 from methods.cascode.model import CodeEncoder
 from methods.cascode.module import CodeSearch, Fast, Shared, Slow
 from methods.comatch.module import Supervised
-from shared.training.checkpoints import AtomicCheckpointIO, CheckpointError
+from shared.training.checkpoint_io import AtomicCheckpointIO
+from shared.training.checkpoints import CheckpointError
 from shared.training.official import KeyReport
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "cascode"
@@ -558,7 +559,7 @@ def test_no_weights_and_damaged_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize("s", [ROBERTA, BERT, FULL, MINILM])
 def test_config_json(s: Sizes, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config(s)))
-    assert official.text_config(tmp_path) == text(s)
+    assert encoders.text_config(tmp_path) == text(s)
 
 
 @pytest.mark.parametrize(
@@ -576,7 +577,7 @@ def test_an_unusable_config_json(content: str | None, message: str, tmp_path: Pa
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=rf"config\.json: .*{message}"):
-        official.text_config(tmp_path)
+        encoders.text_config(tmp_path)
 
 
 # --- the first stage of a search ---
@@ -586,7 +587,7 @@ def test_an_unusable_config_json(content: str | None, message: str, tmp_path: Pa
 def test_the_searcher_of_a_folder(pooling: Any, tmp_path: Path) -> None:
     state = random_state("hub, with constants", BERT)
     folder = folder_of(state, BERT, tmp_path / "model")
-    found = official.load_searcher(folder, pooling, normalize=False)
+    found = encoders.load_searcher(folder, pooling, normalize=False)
     assert isinstance(found, CodeEncoder)
     assert (found.pooling, found.normalize) == (pooling, False)
     module = build(s=BERT, pooling=pooling)
@@ -598,7 +599,7 @@ def test_the_searcher_of_a_folder(pooling: Any, tmp_path: Path) -> None:
 def test_the_searcher_of_a_checkpoint(form: str, tmp_path: Path) -> None:
     """Which knows its pooling."""
     module = build(form, pooling="cls", normalize=False)
-    found = official.load_searcher(save_run(module, tmp_path / "last.ckpt"))
+    found = encoders.load_searcher(save_run(module, tmp_path / "last.ckpt"))
     assert (found.pooling, found.normalize) == ("cls", False)
     assert_equal(found.state_dict(), module.encoder.state_dict())
 
@@ -618,11 +619,11 @@ def test_a_slow_model_finds_its_candidates_with_the_first_stage(tmp_path: Path) 
 def test_what_cannot_search(tmp_path: Path) -> None:
     run = save_run(comatch(), tmp_path / "comatch.ckpt")
     with pytest.raises(CheckpointError, match=r"a checkpoint of Supervised, not of CasCode"):
-        official.load_searcher(run)
+        encoders.load_searcher(run)
     with pytest.raises(FileNotFoundError, match=r"none\.ckpt"):
-        official.load_searcher(tmp_path / "none.ckpt")
+        encoders.load_searcher(tmp_path / "none.ckpt")
     with pytest.raises(CheckpointError, match="no such package is installed"):
-        official.load_searcher("package:no-such-package")
+        encoders.load_searcher("package:no-such-package")
 
 
 # --- what training starts from ---
@@ -763,9 +764,9 @@ def test_the_model_of_a_package_is_where_its_weights_are(
     files = [f"some_model/model/{name}/config.json" for name in ("1_Pooling", "encoder")]
     (info / "RECORD").write_text("".join(f"{file},,\n" for file in files))
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    encoder = official.load_searcher("package:some-model")
+    encoder = encoders.load_searcher("package:some-model")
     key = "embeddings.word_embeddings.weight"
     torch.testing.assert_close(encoder.text.embeddings.word.weight, state[key], rtol=0, atol=0)
     (package / "model" / "encoder" / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="the package holds no model"):
-        official.load_searcher("package:some-model")
+        encoders.load_searcher("package:some-model")

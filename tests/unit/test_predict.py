@@ -12,7 +12,7 @@ from PIL import Image
 from methods.comatch.module import Supervised
 from methods.pcl.module import MoCo
 from shared import predict, predict_sheets
-from shared.training.checkpoints import AtomicCheckpointIO
+from shared.training.checkpoint_io import AtomicCheckpointIO
 
 NAMES = ["T-shirt/top", "a class with a very long name, indeed", "ankle boot"]
 COLOUR = {

@@ -14,7 +14,7 @@ from methods.albef.retrieval import Retrieval
 from methods.albef.vqa import VQA
 from shared import predict
 from shared.predict_overlays import overlay, word_spans
-from shared.training.checkpoints import AtomicCheckpointIO
+from shared.training.checkpoint_io import AtomicCheckpointIO
 from shared.training.method import Method
 
 WORDS = [

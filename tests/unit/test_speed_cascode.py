@@ -16,10 +16,10 @@ from benchmarks.miniatures.code import sources
 from benchmarks.speed import cascode
 from benchmarks.speed.cascode_ours import OurSearch
 from benchmarks.speed.protocol import SpeedError
-from methods.cascode import official
+from methods.cascode import encoders, official
 from methods.cascode.module import Shared
 from methods.cascode.scoring import score_pairs
-from shared.training.checkpoints import AtomicCheckpointIO
+from shared.training.checkpoint_io import AtomicCheckpointIO
 
 SIZES = {
     "model_type": "bert", "vocab_size": 30, "max_position_embeddings": 40, "type_vocab_size": 2,
@@ -52,7 +52,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         tokenizer.save(str(folder / "tokenizer.json"))
         (folder / "vocab.txt").write_text("\n".join(words))
         torch.manual_seed(5)
-        state = official.export(Shared(text=official.text_config(folder)))
+        state = official.export(Shared(text=encoders.text_config(folder)))
         encoder = {k.removeprefix("roberta."): v for k, v in state.items() if "classifier" not in k}
         save_file(encoder, folder / "model.safetensors")
 
@@ -134,7 +134,7 @@ def test_time_is_per_query(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_trained_judge(data: Any, tmp_path: Path) -> None:
     """Its scores are those of its checkpoint, and both stages are compared by what they find."""
     data(judge=None)
-    judge = Shared(text=official.text_config(tmp_path / "minilm"))
+    judge = Shared(text=encoders.text_config(tmp_path / "minilm"))
     for parameter in judge.state_dict().values():
         parameter.copy_(torch.randn(parameter.shape))
     checkpoint = {

@@ -1,32 +1,19 @@
-"""What vision-language models start from: BERT in Hugging Face's layout, DeiT or AugReg ViTs."""
+"""What text transformers start from: BERT and RoBERTa in Hugging Face's layout."""
 
-import math
-from collections.abc import Mapping
 from importlib import metadata
 from os import PathLike
 from pathlib import Path
-from typing import Any
 
-import timm
 from torch import Tensor, nn
 
 from shared.nn.text_transformer import LanguageHead, TextTransformer
-from shared.nn.vision_transformer import VisionTransformer, interpolate_positions
 from shared.training.checkpoints import CheckpointError, load_checkpoint
-from shared.training.official import Conversion, KeyReport, KeyTable, Rule, import_official
+from shared.training.official import KeyReport, KeyTable, Rule, import_official
 
 PACKAGE = "package:"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors", "pytorch_model.bin"
 POSITION_IDS = "a constant that some versions of transformers save"
-
-
-def _fitted(positions: Tensor, ours: Tensor) -> Tensor:
-    return interpolate_positions(positions, math.isqrt(ours.shape[1] - 1))
-
-
-POSITIONS = Conversion(_fitted, lambda value, _: value, interpolates=True)
-"""Position embeddings of a ViT, interpolated to the grid of the module that takes them."""
 
 
 def bert_rules(official: str, ours: str) -> list[Rule]:
@@ -151,37 +138,3 @@ def load_hugging_face(
         if not any(key.startswith("cls.predictions.") for key in renamed):
             fresh["head.{rest}"] = "the file has no word prediction"
     return import_official(renamed, KeyTable(rules, dropped, fresh), nn.ModuleDict(networks))
-
-
-def load_vision(module: VisionTransformer, source: str) -> KeyReport:
-    """Load a ViT's weights, its positions interpolated; the classifier is left out.
-
-    Args:
-        source: a file with timm's keys (DeiT's .pth, a .safetensors), or `timm:NAME`, which timm
-            fetches from its hub.
-
-    Raises:
-        CheckpointError: no such file or model, no network, or keys or shapes that do not fit.
-    """
-    name = source.removeprefix("timm:")
-    if name != source:
-        try:
-            state: Mapping[str, Any] = timm.create_model(name, pretrained=True).state_dict()
-        except Exception as error:  # the hub's client raises whatever its transport does
-            raise CheckpointError(
-                f"timm cannot provide {name!r} ({error}); without a network give a file of its "
-                "weights, or null to start from random ones"
-            ) from error
-    else:
-        try:
-            loaded = load_checkpoint(source)
-        except FileNotFoundError as error:
-            raise CheckpointError(
-                f"{error}: give a file of ViT weights, timm:NAME, or null to start from random ones"
-            ) from None
-        state = loaded.get("model", loaded)
-    table = KeyTable(
-        rules=[Rule("pos_embed", "pos_embed", POSITIONS), Rule("{key}", "{key}")],
-        dropped={"head.{rest}": "the classifier of ImageNet"},
-    )
-    return import_official(state, table, module)
