@@ -56,8 +56,9 @@ SETTINGS = {
     "special": {"pad": 0, "cls": 101, "mask": 103},
     "lr": 1e-4,
     "weight_decay": 0.02,
-    # Re-ranking: a network of the official size above the text layers, on given tokens.
-    "ranking": {
+    # Re-ranking: the layers above those of text alone, on given tokens; of the official size, and
+    # of the size, gallery and texts of `make reproduce`.
+    "full_size": {
         "width": 768,
         "heads": 12,
         "intermediate": 3072,
@@ -65,12 +66,24 @@ SETTINGS = {
         "images": 8,
         "image_tokens": 577,
         "texts": 40,
+        "text_tokens": 30,
         "k_test": 6,
+    },
+    "miniature": {
+        "width": 96,
+        "heads": 4,
+        "intermediate": 384,
+        "layers": 2,
+        "images": 300,
+        "image_tokens": 17,
+        "texts": 300,
+        "text_tokens": 12,
+        "k_test": 64,
     },
     "seed": 0,
 }
 LONGEST = 25  # tokens of a text in pre-training
-LONGEST_RANKED = 30  # of a text in evaluation
+GALLERIES = ("full_size", "miniature")
 STEPS = 2
 WARM_UP_STEPS = 2
 
@@ -86,12 +99,14 @@ what differs:
 - words are predicted at the masked positions here, at all positions there
 - the moving average: one fused operation here, one for each tensor there; ours keeps freed memory
 - ours looks whether the loss is finite
-re-ranking: 8 images of 577 tokens, 40 texts of 6 to {LONGEST_RANKED} tokens, k 6; six layers of \
+re-ranking, full size: 8 images of 577 tokens, 40 texts of 4 to 30 tokens, k 6; six layers of \
 width 768
+miniature: 300 images of 17 tokens, 300 texts of 4 to 12 tokens, k 64; two layers of width 96
 - pairs that both directions want are scored once here, twice there
 - an image's keys and values: once for all its texts here, for each pair there (with COCO's 25,000
   texts and k 256 an image has some 1,300, here about 30)
-- texts are padded to the longest of their pass here, to {LONGEST_RANKED} there"""
+- a text goes through the first layer's self-attention once here, for each of its pairs there
+- texts are padded to the longest of their pass here, of all there"""
 
 STEP = (
     Comparison("float32", "float32", "float32"),
@@ -100,8 +115,10 @@ STEP = (
     Comparison("bf16 autocast on both sides", "bf16", "bf16"),
 )
 RERANKING = (
-    Comparison("float32", "float32 reranking", "float32 reranking"),
-    Comparison("bf16 autocast, peer float32", "bf16 reranking", "float32 reranking"),
+    Comparison("full size, float32", "float32 full_size", "float32 full_size"),
+    Comparison("full size, bf16 autocast, peer float32", "bf16 full_size", "float32 full_size"),
+    Comparison("miniature, float32", "float32 miniature", "float32 miniature"),
+    Comparison("miniature, bf16 autocast, peer float32", "bf16 miniature", "float32 miniature"),
 )
 EQUAL = {"losses": 1e-4, "matching scores": 1e-4, "ranks": 0.0}
 
@@ -113,8 +130,10 @@ def make_data(folder: Path, settings: dict[str, Any] = SETTINGS) -> Path:
     from methods.albef import official
 
     settings = {**settings, "threads": torch.get_num_threads()}
-    for name, overrides in (("pretraining", pretraining), ("ranking", ranking)):
-        weights = official.export(OurSide(settings, overrides(settings)).instantiate("method"))
+    networks = {"pretraining": pretraining(settings)}
+    networks |= {name: ranking(settings, name) for name in GALLERIES}
+    for name, overrides in networks.items():
+        weights = official.export(OurSide(settings, overrides).instantiate("method"))
         # The momentum copies begin as what they copy, and pre-training's queue has no identities.
         kept = {
             key: value
@@ -124,7 +143,8 @@ def make_data(folder: Path, settings: dict[str, Any] = SETTINGS) -> Path:
         torch.save(kept, folder / f"{name}_weights.pt")
     torch.save(batch(settings), folder / "batch.pt")
     torch.save([draws(settings) for _ in range(STEPS)], folder / "draws.pt")
-    torch.save(gallery(settings), folder / "gallery.pt")
+    for name in GALLERIES:
+        torch.save(gallery(settings[name], settings["embed_dim"]), folder / f"{name}_gallery.pt")
     return folder
 
 
@@ -161,18 +181,18 @@ def draws(settings: dict[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def gallery(settings: dict[str, Any]) -> dict[str, Tensor]:
-    """Features and tokens as the encoders give them, of five texts per image."""
-    sizes, dim = settings["ranking"], settings["embed_dim"]
+def gallery(sizes: dict[str, int], dim: int) -> dict[str, Tensor]:
+    """Features of `dim` numbers and tokens, as the encoders give them; as many texts an image."""
     images, texts, width = sizes["images"], sizes["texts"], sizes["width"]
-    lengths = torch.randint(6, LONGEST_RANKED, (texts,))
-    lengths[0] = LONGEST_RANKED
+    longest = sizes["text_tokens"]
+    lengths = torch.randint(4, longest, (texts,))
+    lengths[0] = longest
     patches = torch.randn(images, sizes["image_tokens"], width)
     return {
         "image_features": F.normalize(torch.randn(images, dim), dim=1),
         "image_tokens": patches + 3 * torch.randn(images, 1, width),  # images differ clearly
         "text_features": F.normalize(torch.randn(texts, dim), dim=1),
-        "text_tokens": torch.randn(texts, LONGEST_RANKED, width),
-        "mask": (torch.arange(LONGEST_RANKED) < lengths[:, None]).long(),
+        "text_tokens": torch.randn(texts, longest, width),
+        "mask": (torch.arange(longest) < lengths[:, None]).long(),
         "text_image": torch.arange(texts) * images // texts,
     }

@@ -1,6 +1,6 @@
 """Our side: the method's own configs; pre-training, and `RetrievalEvaluation` on given tokens.
 
-Variants: see `OurSide`; "reranking" ranks the gallery.
+Variants: see `OurSide`; "full_size" and "miniature" rank that gallery.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,6 +11,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from benchmarks.speed.albef import GALLERIES
 from benchmarks.speed.serving import serve, timed
 from benchmarks.speed.stepping import OurSide, by_hand
 from methods.albef import alignment, official
@@ -33,21 +34,24 @@ class OurALBEF(OurSide):
 
     def run(self, variant: str, steps: int) -> tuple[list[float], list[float]]:
         precision, _, what = variant.partition(" ")
-        if what != "reranking":
+        if what not in GALLERIES:
             return super().run(variant, steps)
         if variant not in self.steps:
-            rank = self.ranking("bfloat16" if precision == "bf16" else "float32")
+            rank = self.ranking(what, "bfloat16" if precision == "bf16" else "float32")
             self.steps[variant] = lambda: float(rank()[0].mean())
         return timed(self.steps[variant], steps)
 
     def values(self) -> dict[str, list[float]]:
-        scores = self.ranking("float32")()
-        k = self.settings["ranking"]["k_test"]
-        orders = [s.argsort(dim=1, descending=True, stable=True)[:, :k] for s in scores]
+        scores, orders = [], []
+        for name in GALLERIES:
+            k = self.settings[name]["k_test"]
+            for rows in self.ranking(name, "float32")():
+                scores.append(rows[rows > -100])
+                orders.append(rows.argsort(dim=1, descending=True, stable=True)[:, :k].flatten())
         return {
             "losses": self.losses(),
-            "matching scores": torch.cat([s[s > -100] for s in scores]).tolist(),
-            "ranks": torch.cat([order.flatten() for order in orders]).tolist(),
+            "matching scores": torch.cat(scores).tolist(),
+            "ranks": torch.cat(orders).tolist(),
         }
 
     def losses(self) -> list[float]:
@@ -73,12 +77,12 @@ class OurALBEF(OurSide):
                 step()
         return losses
 
-    def ranking(self, precision: Precision) -> Callable[[], tuple[Tensor, Tensor]]:
-        """Ranks the gallery: scores of the candidates, from images to texts and back."""
-        module = OurSide(self.settings, ranking(self.settings)).instantiate("method").eval()
-        official.load_weights(module, torch.load(self.folder / "ranking_weights.pt"))
-        evaluation = RetrievalEvaluation(self.settings["ranking"]["k_test"], precision=precision)
-        g = torch.load(self.folder / "gallery.pt")
+    def ranking(self, name: str, precision: Precision) -> Callable[[], tuple[Tensor, Tensor]]:
+        """Ranks a gallery: scores of the candidates, from images to texts and back."""
+        module = OurSide(self.settings, ranking(self.settings, name)).instantiate("method").eval()
+        official.load_weights(module, torch.load(self.folder / f"{name}_weights.pt"))
+        evaluation = RetrievalEvaluation(self.settings[name]["k_test"], precision=precision)
+        g = torch.load(self.folder / f"{name}_gallery.pt")
         evaluation.collector.add(
             (torch.arange(len(g["image_tokens"])), g["image_features"], g["image_tokens"]),
             (g["text_image"], g["text_features"], g["text_tokens"], g["mask"]),
@@ -100,9 +104,9 @@ def pretraining(settings: dict[str, Any]) -> list[str]:
     return ["method=albef_pretrain", *_common(settings, changes)]
 
 
-def ranking(settings: dict[str, Any]) -> list[str]:
-    """Overrides: a matcher of the settings' size on encoders of hardly more than projections."""
-    sizes = settings["ranking"]
+def ranking(settings: dict[str, Any], name: str) -> list[str]:
+    """Overrides: a gallery's matcher on encoders of hardly more than projections."""
+    sizes = settings[name]
     changes = {
         "vision.image_size": 16,
         "vision.depth": 1,

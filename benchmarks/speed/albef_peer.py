@@ -1,8 +1,8 @@
 """The peer's side, in the peer's environment: ALBEF's official algorithm, pass by pass.
 
 BERT is that of Hugging Face's `transformers`, the vision transformer timm's. Nothing of ours is
-imported but the serving loop. Weights have official names. Variants: "float32", "bf16", "float32
-reranking".
+imported but the serving loop. Weights have official names. Variants: "float32", "bf16"; "float32
+full_size", "float32 miniature" rank that gallery.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from benchmarks.speed.serving import serve, timed
 
 Draws = dict[str, Tensor]
+GALLERIES = ("full_size", "miniature")
 
 
 class PeerALBEF:
@@ -41,8 +42,9 @@ class PeerALBEF:
 
     def run(self, variant: str, steps: int) -> tuple[list[float], list[float]]:
         if variant not in self.steps:
-            if variant.endswith("reranking"):
-                rank = self._ranking()
+            gallery = variant.partition(" ")[2]
+            if gallery in GALLERIES:
+                rank = self._ranking(gallery)
                 self.steps[variant] = lambda: float(rank()[0].mean())
             else:
                 network, optimizer = self._training(self.settings["text"]["dropout"])
@@ -54,13 +56,16 @@ class PeerALBEF:
         network, optimizer = self._training(dropout=0.0)
         drawn = torch.load(self.folder / "draws.pt")
         losses = [self._step(network, optimizer, False, draws) for draws in drawn]
-        scores = self._ranking()()
-        k = self.settings["ranking"]["k_test"]
-        orders = [s.argsort(dim=1, descending=True, stable=True)[:, :k] for s in scores]
+        scores, orders = [], []
+        for name in GALLERIES:
+            k = self.settings[name]["k_test"]
+            for rows in self._ranking(name)():
+                scores.append(rows[rows > -100])
+                orders.append(rows.argsort(dim=1, descending=True, stable=True)[:, :k].flatten())
         return {
             "losses": [loss for step in losses for loss in step],
-            "matching scores": torch.cat([s[s > -100] for s in scores]).tolist(),
-            "ranks": torch.cat([order.flatten() for order in orders]).tolist(),
+            "matching scores": torch.cat(scores).tolist(),
+            "ranks": torch.cat(orders).tolist(),
         }
 
     def _network(self, dropout: float = 0.0) -> "Network":
@@ -94,8 +99,8 @@ class PeerALBEF:
         optimizer.step()
         return [float(loss.detach()) for loss in losses]
 
-    def _ranking(self) -> Callable[[], tuple[Tensor, Tensor]]:
-        sizes = self.settings["ranking"]
+    def _ranking(self, name: str) -> Callable[[], tuple[Tensor, Tensor]]:
+        sizes = self.settings[name]
         text = bert(
             vocab_size=2,
             hidden_size=sizes["width"],
@@ -105,11 +110,11 @@ class PeerALBEF:
             max_position_embeddings=1,
         ).bert
         head = nn.Linear(sizes["width"], 2)
-        weights = torch.load(self.folder / "ranking_weights.pt")
+        weights = torch.load(self.folder / f"{name}_weights.pt")
         load(text, weights, "text_encoder.")
         load(head, weights, "itm_head.")
         text.eval()
-        g = torch.load(self.folder / "gallery.pt")
+        g = torch.load(self.folder / f"{name}_gallery.pt")
         return lambda: official_ranking(text.encoder.layer, head, g, sizes["k_test"])
 
 

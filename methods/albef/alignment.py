@@ -198,13 +198,13 @@ class Alignment(MomentumDistilled):
         context = text_encoder.project(image_tokens)
         return self.itm_head(text_encoder.fuse(text_tokens, mask, context)[:, 0])
 
-    def match(self, context: Sequence[KeyValue], text_tokens: Tensor, mask: Tensor) -> Tensor:
-        """As `match_logits`, from keys and values that `project` made of the images.
+    def match(self, context: Sequence[KeyValue], read: Tensor, mask: Tensor) -> Tensor:
+        """As `match_logits`, from what `project` made of the images and `read` of the texts.
 
         Quicker: the last layer computes the class tokens alone.
         """
-        text_encoder = self.encoders.text_encoder
-        return self.itm_head(text_encoder.fuse(text_tokens, mask, context, first_only=True)[:, 0])
+        fused = self.encoders.text_encoder.fuse(read, mask, context, first_only=True, has_read=True)
+        return self.itm_head(fused[:, 0])
 
     def on_fit_start(self) -> None:
         super().on_fit_start()

@@ -51,7 +51,7 @@ class RetrievalEvaluation:
         rerank: bool | Literal["test"] = True,
         score: Score = "itm",
         precision: Precision = "float32",
-        chunk: int = 1024,
+        chunk: int = 2048,
     ):
         if k_test != "all" and (not isinstance(k_test, int) or k_test < 1):
             raise ValueError(f"k_test is a positive number or all, got {k_test!r}")
@@ -163,6 +163,7 @@ class RetrievalEvaluation:
         """(N, T) scores of the wanted pairs, a function of the matching head's logits (R, 2)."""
         matcher = Matcher(
             project=module.encoders.text_encoder.project,
-            score=lambda context, tokens, mask: of_logits(module.match(context, tokens, mask)),
+            read=module.encoders.text_encoder.read,
+            score=lambda context, read, mask: of_logits(module.match(context, read, mask)),
         )
         return score_pairs(gallery, wanted, matcher, self.chunk, module.device, self.precision)

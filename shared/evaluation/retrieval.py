@@ -147,6 +147,24 @@ class Texts:
             yield index[:size]
             index = index[size:]
 
+    def map(self, function: Callable[[Tensor, Tensor], Tensor], positions: int) -> "Texts":
+        """Texts of the tokens that `function` makes of tokens (R, L, ...) and their mask (R, L).
+
+        It gets them in `chunks` of at most `positions` tokens.
+        """
+        parts = list(self.chunks(torch.arange(len(self.lengths)), positions))
+        if not parts:
+            return self
+        pieces = []
+        for part in parts:
+            tokens, mask = self[part]
+            pieces.append(function(tokens, mask)[mask.bool()])
+        order = torch.cat(parts)
+        lengths = self.lengths[order]
+        starts = torch.empty_like(self.starts)
+        starts[order] = lengths.cumsum(0) - lengths
+        return Texts(torch.cat(pieces), starts, self.lengths)
+
     def to(self, device: torch.device | str) -> "Texts":
         return Texts(self.tokens.to(device), self.starts, self.lengths)
 
@@ -301,14 +319,16 @@ def gather_rows(own: Mapping[str, Tensor], device: torch.device | str) -> dict[s
 
 
 class Matcher(NamedTuple):
-    """The network that scores pairs, in two parts.
+    """The network that scores pairs, in three parts: of an image, of a text, of a pair.
 
     Attributes:
         project: image tokens (1, P, C) -> whatever `score` needs of an image.
-        score: (that, text tokens (R, L, ...), mask (R, L)) -> (R,) scores.
+        read: text tokens (R, L, ...), mask (R, L) -> tokens (R, L, ...) as `score` needs them.
+        score: (the first, the second, mask (R, L)) -> (R,) scores.
     """
 
     project: Callable[[Tensor], Any]
+    read: Callable[[Tensor, Tensor], Tensor]
     score: Callable[[Any, Tensor, Tensor], Tensor]
 
 
@@ -323,7 +343,7 @@ def score_pairs(
 ) -> Tensor:
     """(N, T) float32 scores of the wanted pairs, `NOT_SCORED` elsewhere; the same on every rank.
 
-    Each rank scores the pairs of its own images, one image after the other.
+    Each rank reads all texts and scores the pairs of its own images, one image after the other.
 
     Args:
         wanted: (N, T) boolean, the same on every rank.
@@ -331,9 +351,10 @@ def score_pairs(
         device: of the matcher. precision: "bfloat16" runs it under autocast.
     """
     device = torch.device(device)
-    texts, wanted = gallery.texts.to(device), wanted.cpu()
+    wanted = wanted.cpu()
     scores = torch.full((len(gallery.own), wanted.shape[1]), NOT_SCORED, device=device)
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        texts = gallery.texts.to(device).map(matcher.read, chunk)
         for row, (image, tokens) in enumerate(zip(gallery.own, gallery.image_tokens, strict=True)):
             index = wanted[image].nonzero()[:, 0]
             if not len(index):

@@ -144,10 +144,16 @@ class TransformerLayer(nn.Module):
         mask: Tensor,
         context: KeyValue | None = None,
         first_only: bool = False,
+        has_read: bool = False,
     ) -> Tensor:
-        """(B, L, D) -> (B, L, D); with `first_only` what the first token becomes, (B, 1, D)."""
-        read = hidden[:, :1] if first_only else hidden
-        hidden = self.self_attention(read, self.self_attention.project(hidden), mask)
+        """(B, L, D) -> (B, L, D); with `first_only` what the first token becomes, (B, 1, D).
+
+        With `has_read` the hidden states went through the layer's self-attention already.
+        """
+        asking = hidden[:, :1] if first_only else hidden
+        if not has_read:
+            asking = self.self_attention(asking, self.self_attention.project(hidden), mask)
+        hidden = asking
         if self.cross_attention is not None:
             if context is None:
                 raise ValueError("a layer with cross-attention needs a context")
@@ -301,12 +307,22 @@ class TextTransformer(nn.Module):
         mask: Tensor,
         context: Sequence[KeyValue],
         first_only: bool = False,
+        has_read: bool = False,
     ) -> Tensor:
         """The layers with cross-attention ("fusion" mode), from hidden states (B, L, D) on.
 
-        With `first_only` the last layer computes nothing but the first token: (B, 1, D).
+        With `first_only` the last layer computes nothing but the first token: (B, 1, D). With
+        `has_read` the hidden states are those that `read` gave.
         """
-        return self._fuse(hidden, attention_mask(mask), context, first_only)
+        return self._fuse(hidden, attention_mask(mask), context, first_only, has_read)
+
+    def read(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """The self-attention of the first layer with cross-attention: (B, L, D) -> (B, L, D).
+
+        It sees no context, so a text that is fused with many goes through it once.
+        """
+        attention = self.fusion_layers[0].self_attention
+        return attention(hidden, attention.project(hidden), attention_mask(mask))
 
     def project(
         self, tokens: Tensor, every: int = 1, start: int = 0, mask: Tensor | None = None
@@ -334,10 +350,12 @@ class TextTransformer(nn.Module):
         visible: Tensor,
         context: Sequence[KeyValue],
         first_only: bool = False,
+        has_read: bool = False,
     ) -> Tensor:
         last = self.layers[-1]
         for layer, key_value in zip(self.fusion_layers, context, strict=True):
-            hidden = layer(hidden, visible, key_value, first_only and layer is last)
+            hidden = layer(hidden, visible, key_value, first_only and layer is last, has_read)
+            has_read = False
         return hidden
 
 

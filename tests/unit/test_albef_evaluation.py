@@ -240,12 +240,11 @@ def test_the_class_token_alone_is_what_the_whole_last_layer_gives() -> None:
         tokens = module.encoders.encode_image(s["images"][:2])[0]
         mask = s["attention_mask"][:6]
         hidden = module.encoders.encode_text(s["input_ids"][:6], mask)[0]
-        context = module.encoders.text_encoder.project(tokens)
-        quick, whole = (
-            module.match(context, hidden, mask),
-            module.match_logits(tokens, hidden, mask),
-        )
-        alone = module.encoders.text_encoder.fuse(hidden, mask, context, first_only=True)
+        text_encoder = module.encoders.text_encoder
+        context, read = text_encoder.project(tokens), text_encoder.read(hidden, mask)
+        quick = module.match(context, read, mask)
+        whole = module.match_logits(tokens, hidden, mask)
+        alone = text_encoder.fuse(hidden, mask, context, first_only=True)
     torch.testing.assert_close(quick, whole)
     assert alone.shape == (6, 1, 16)
 

@@ -508,8 +508,9 @@ def test_one_image_is_matched_with_several_texts() -> None:
         found = module.match_logits(images, tokens, mask)
         repeated = images.repeat_interleave(2, dim=0)
         torch.testing.assert_close(found, module.match_logits(repeated, tokens, mask))
-        context = module.encoders.text_encoder.project(images)
-        torch.testing.assert_close(module.match(context, tokens, mask), found)
+        text_encoder = module.encoders.text_encoder
+        context, read = text_encoder.project(images), text_encoder.read(tokens, mask)
+        torch.testing.assert_close(module.match(context, read, mask), found)
 
 
 # --- what is drawn ---

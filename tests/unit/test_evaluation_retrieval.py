@@ -187,6 +187,28 @@ def test_chunks_take_each_text_once_and_are_bounded(lengths: list[int], position
     assert all(a.min() >= b.max() for a, b in pairwise(ordered))
 
 
+@given(st.lists(st.integers(1, 9), max_size=30), st.integers(1, 40))
+def test_a_function_of_the_tokens_gives_texts_in_the_same_order(
+    lengths: list[int], positions: int
+) -> None:
+    """Also where it changes their shape, as ids become hidden states."""
+
+    def function(tokens: Tensor, mask: Tensor) -> Tensor:
+        assert mask.numel() <= positions or len(mask) == 1
+        sums = (tokens * mask).sum(dim=1, keepdim=True)
+        return torch.stack([tokens, sums.expand_as(tokens)], dim=2)
+
+    texts = packed(lengths) if lengths else Texts(*torch.zeros(3, 0, dtype=torch.long))
+    made = texts.map(function, positions)
+    assert torch.equal(made.lengths, texts.lengths)
+    for number in range(len(lengths)):
+        (before,), mask = texts[torch.tensor([number])]
+        (after,), same_mask = made[torch.tensor([number])]
+        assert torch.equal(mask, same_mask)
+        assert torch.equal(after[:, 0], before)
+        assert (after[:, 1] == before.sum()).all()
+
+
 # --- galleries ---
 
 ENTRIES = {7: [3, 1], 2: [2], 5: [4, 4, 1]}  # lengths of each entry's texts
@@ -271,33 +293,39 @@ def test_tokens_are_kept_in_the_given_type_and_ids_as_they_are() -> None:
 
 
 def numbered(calls: dict[str, list]) -> Matcher:
-    """The score of a pair is the image's number plus the sum of the text's tokens."""
+    """The score of a pair is the image's number plus 3 times the sum of the text's tokens."""
 
     def project(tokens: Tensor) -> Tensor:
         assert tokens.shape == (1, 2, 3)
         calls["projected"].append(float(tokens[0, 0, 0]))
         return tokens[0, 0, 0]
 
+    def read(texts: Tensor, mask: Tensor) -> Tensor:
+        calls["read"].append(tuple(mask.shape))
+        return 3 * texts
+
     def score(image: Tensor, texts: Tensor, mask: Tensor) -> Tensor:
         calls["shapes"].append(tuple(mask.shape))
         return image + (texts[..., 0] * mask).sum(dim=1)
 
-    return Matcher(project, score)
+    return Matcher(project, read, score)
 
 
 @pytest.mark.parametrize("chunk", [1, 8, 1000])
-def test_wanted_pairs_are_scored_and_each_image_is_projected_once(chunk: int) -> None:
+def test_wanted_pairs_are_scored_each_image_projected_and_each_text_read_once(chunk: int) -> None:
     gallery = collect([[7, 2], [5]]).gallery()
     wanted = torch.zeros(3, 6, dtype=torch.bool)
     wanted[0, [1, 4]] = wanted[2, [0, 1, 2, 3, 5]] = True
-    calls: dict[str, list] = {"projected": [], "shapes": []}
+    calls: dict[str, list] = {"projected": [], "read": [], "shapes": []}
     scores = score_pairs(gallery, wanted, numbered(calls), chunk)
     sums = torch.tensor([float(sum(tokens)) for tokens in texts_of(gallery)])
-    expected = gallery.entries[:, None] + sums
+    expected = gallery.entries[:, None] + 3 * sums
     assert torch.equal(scores, torch.where(wanted, expected, NOT_SCORED))
     assert sorted(calls["projected"]) == [2, 7]  # not 5, of which no pair is wanted
     assert sum(rows for rows, _ in calls["shapes"]) == 7
-    assert all(rows * length <= chunk or rows == 1 for rows, length in calls["shapes"])
+    assert sum(rows for rows, _ in calls["read"]) == 6
+    shapes = calls["read"] + calls["shapes"]
+    assert all(rows * length <= chunk or rows == 1 for rows, length in shapes)
     if chunk == 1000:
         assert sorted(calls["shapes"]) == [(2, 4), (5, 4)]
 
@@ -311,7 +339,7 @@ def test_half_precision_is_asked_for() -> None:
         return mask.sum(dim=1).float()
 
     for precision in ("float32", "bfloat16"):
-        matcher = Matcher(lambda tokens: tokens, score)
+        matcher = Matcher(lambda tokens: tokens, lambda tokens, _: tokens, score)
         scores = score_pairs(gallery, torch.ones(3, 6) > 0, matcher, 1000, precision=precision)
         assert scores.dtype == torch.float32
     assert seen == [torch.float32] * 3 + [torch.bfloat16] * 3

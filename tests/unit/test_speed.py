@@ -340,13 +340,15 @@ def test_our_albef_steps_ranks_and_gives_its_values(tmp_path):
     small = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
     text = {"vocab_size": 2000, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32}
     ranking = {"width": 16, "heads": 2, "intermediate": 32, "layers": 2, "image_tokens": 5}
+    few = {"images": 12, "texts": 20, "k_test": 5}
     settings = {
         **albef.SETTINGS,
         "batch_size": 4,
         "queue_size": 8,
         "vision": albef.SETTINGS["vision"] | small,
         "text": albef.SETTINGS["text"] | text,
-        "ranking": albef.SETTINGS["ranking"] | ranking,
+        "full_size": albef.SETTINGS["full_size"] | ranking,
+        "miniature": albef.SETTINGS["miniature"] | ranking | few,
     }
     folder = albef.make_data(tmp_path, settings)
     ours = OurALBEF(settings | {"threads": 1, "data": str(folder)})
@@ -354,16 +356,18 @@ def test_our_albef_steps_ranks_and_gives_its_values(tmp_path):
     values = ours.values()
     assert values.keys() == albef.EQUAL.keys()
     assert len(values["losses"]) == 3 * albef.STEPS
-    assert len(values["ranks"]) == len(values["matching scores"]) == (8 + 40) * 6
+    assert len(values["ranks"]) == len(values["matching scores"]) == (8 + 40) * 6 + (12 + 20) * 5
     # The draws and weights are given: the values are those of any other process.
     assert OurALBEF(settings | {"threads": 1, "data": str(folder)}).values() == values
     for variant in ("float32", "float32 trainer"):
         seconds, losses = ours.run(variant, 2)
         assert len(seconds) == len(losses) == 2
         assert all(0 < loss < 40 for loss in losses)
-    (seconds, scores), (_, half) = ours.run("float32 reranking", 1), ours.run("bf16 reranking", 1)
-    assert len(seconds) == 1
-    assert half == pytest.approx(scores, abs=0.1)
+    for gallery in albef.GALLERIES:
+        seconds, scores = ours.run(f"float32 {gallery}", 1)
+        half = ours.run(f"bf16 {gallery}", 1)[1]
+        assert len(seconds) == 1
+        assert half == pytest.approx(scores, abs=0.1)
     weights = torch.load(folder / "pretraining_weights.pt")
     assert not any(key.split(".")[0].endswith("_m") for key in weights)
 

@@ -162,6 +162,20 @@ def test_the_first_token_alone() -> None:
         torch.testing.assert_close(first, whole)
 
 
+@pytest.mark.parametrize("fusion_layer", [2, 3])
+def test_a_text_that_has_read_is_fused_with_each_context(fusion_layer: int) -> None:
+    """The same, also if the one layer with cross-attention is the first and the last."""
+    model, (ids, mask) = transformer(cross_attention_from=fusion_layer), texts(4)
+    hidden = model.encode(ids, mask)
+    read = model.read(hidden, mask)
+    for images in (contexts(2), 1 - contexts(2)):
+        context = model.project(images)
+        for first_only in (False, True):
+            at_once = model.fuse(hidden, mask, context, first_only)
+            in_turn = model.fuse(read, mask, context, first_only, has_read=True)
+            torch.testing.assert_close(in_turn, at_once)
+
+
 def test_the_first_token_alone_of_a_model_without_cross_attention() -> None:
     """Quicker, with the same gradients; below layers with cross-attention all tokens are needed."""
     model, (ids, mask) = transformer(cross_attention_from=None, context_width=None), texts()
