@@ -164,7 +164,8 @@ class Alignment(MomentumDistilled):
     ) -> tuple[Tensor, list[KeyValue]]:
         """Fuses pairs, texts with negative images, and negative texts with images, in one pass.
 
-        Each image's keys and values are projected once. Gradients reach what is picked.
+        Each image's keys and values are projected once, and each text goes once through the part
+        of the fusion layers that sees no image. Gradients reach what is picked.
 
         Args:
             image_tokens (B, 1 + N, C); text_tokens (B, L, D); mask (B, L).
@@ -174,19 +175,20 @@ class Alignment(MomentumDistilled):
             their class tokens (3 B, D), and the keys and values of the B images.
         """
         image_of_text, text_of_image = negatives
-        other_tokens, other_mask = text_tokens, mask
+        text_encoder = self.encoders.text_encoder
+        read = other_read = text_encoder.read(text_tokens, mask)
+        other_mask = mask
         own = torch.arange(len(mask), device=mask.device)
         if self.negatives == "global":
             others = all_gather(image_tokens, grad=True)[image_of_text]
             image_tokens, image_of_text = torch.cat([image_tokens, others]), own + len(own)
-            other_tokens, other_mask = all_gather(text_tokens, grad=True), all_gather(mask)
-        texts = torch.cat([text_tokens, text_tokens, other_tokens[text_of_image]])
+            other_read, other_mask = all_gather(read, grad=True), all_gather(mask)
+        texts = torch.cat([read, read, other_read[text_of_image]])
         masks = torch.cat([mask, mask, other_mask[text_of_image]])
         rows = torch.cat([own, image_of_text, own])
-        text_encoder = self.encoders.text_encoder
         context = text_encoder.project(image_tokens)
         picked = [key_value.rows(rows) for key_value in context]
-        matched = text_encoder.fuse(texts, masks, picked, first_only=True)[:, 0]
+        matched = text_encoder.fuse(texts, masks, picked, first_only=True, has_read=True)[:, 0]
         return matched, [key_value.rows(slice(len(own))) for key_value in context]
 
     def match_logits(self, image_tokens: Tensor, text_tokens: Tensor, mask: Tensor) -> Tensor:

@@ -34,7 +34,10 @@ class KeyValue(NamedTuple):
     def rows(self, index: Tensor | slice) -> "KeyValue":
         """Those of the contexts in `index`, with repetition; a slice copies nothing."""
         mask = None if self.mask is None else self.mask[index]
-        return KeyValue(self.key[index], self.value[index], mask)
+        if isinstance(index, slice):
+            return KeyValue(self.key[index], self.value[index], mask)
+        # The gradient of `key[index]` would take six times as long on a CPU.
+        return KeyValue(self.key.index_select(0, index), self.value.index_select(0, index), mask)
 
 
 class Attention(nn.Module):
