@@ -97,7 +97,8 @@ what differs:
 - an image's keys and values for cross-attention: once here, for each of its 4 pairs there
 - matching and ranking: the last layer computes the class tokens here, all tokens there
 - words are predicted at the masked positions here, at all positions there
-- the moving average: one fused operation here, one for each tensor there; ours keeps freed memory
+- the moving average: one fused operation here, one for each tensor there
+- ours keeps freed memory, on huge pages
 - ours looks whether the loss is finite
 re-ranking, full size: 8 images of 577 tokens, 40 texts of 4 to 30 tokens, k 6; six layers of \
 width 768

@@ -61,7 +61,8 @@ answers: ms per query, from text to order, of 16 (K 10) or 2 (K 100) queries tha
 what differs:
 - batches of about as many tokens here; there of 16, 32 or 64 texts, what is fastest for a row
 - pairs: the last layer computes the first token here, all tokens there
-- ours keeps freed memory; bf16: weights and layers in it, vectors and scores in float32"""
+- ours keeps freed memory, on huge pages
+- bf16: weights and layers in it, vectors and scores in float32"""
 
 ENCODING = (
     Comparison("float32", "float32 encoding", "float32 encoding"),

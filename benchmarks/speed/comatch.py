@@ -35,7 +35,7 @@ HEADER = """\
 CoMatch training step, WRN-28-2, B 16, mu 7: 352 images of 32 px
 peer: semilearn 0.3.2, its CoMatch.train_step with its ParamUpdateHook and EMAHook
 what differs:
-- ours: channels-last layout, freed memory kept by the allocator; peer: as it is
+- ours: channels-last layout, freed memory kept, on huge pages; peer: as it is
 - ours writes curves of pseudo-label and graph quality; peer reads five scalars per step
 - projection: leaky ReLU here, ReLU there; the peer's first convolution has a bias
 - the first blocks of stages 2 and 3 convolve the activated input here, the raw input there

@@ -26,7 +26,7 @@ MoCo training step, ResNet-18 for 32 px (3x3 stem, no max-pool), head 512-512-12
 peer: lightly 1.6.0, its ResNet, MoCoProjectionHead, NTXentLoss with memory bank, update_momentum
 the views are given: 64 query and 64 key images
 what differs:
-- ours: channels-last layout, freed memory kept by the allocator; peer: as it is
+- ours: channels-last layout, freed memory kept, on huge pages; peer: as it is
 - the moving average of the weights: one fused operation here, one for each tensor there
 - ours shuffles the key batch and looks whether the loss is finite; the peer does neither
 - activations are computed in place here, into new memory there"""

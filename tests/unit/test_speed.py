@@ -405,3 +405,36 @@ print(faults() - before)
         for mode in ("default", "kept")
     )
     assert kept < default / 10
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="no huge pages"
+)
+def test_kept_memory_asks_for_huge_pages_and_takes_none():
+    """The mappings in which a tensor's bytes lie, by their flags; resident memory before it."""
+    code = r"""
+import re
+from pathlib import Path
+import torch
+from shared.training.allocator import keep_freed_memory
+resident = lambda: int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+before = resident()
+assert keep_freed_memory() and keep_freed_memory()
+print(resident() - before)
+address = torch.ones(16 << 20).data_ptr() + (32 << 20)
+inside = False
+for line in Path("/proc/self/smaps").read_text().splitlines():
+    if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+        inside = int(bounds[1], 16) <= address < int(bounds[2], 16)
+    elif inside and line.startswith("VmFlags"):
+        print(*line.split()[1:])
+"""
+    taken, flags = subprocess.check_output(
+        [sys.executable, "-c", code], cwd=ROOT, text=True
+    ).splitlines()
+    assert int(taken) < 32 << 10  # KiB
+    assert "hg" in flags.split()
