@@ -95,6 +95,7 @@ checked before timing: losses of {STEPS} steps, and ranks, are equal (same weigh
 what differs:
 - clean and masked texts share the passes of the text layers here, pairs and negatives a fusion pass
 - an image's keys and values for cross-attention: once here, for each of its 4 pairs there
+- a text goes through the first fusion layer's self-attention once here, for each pair there
 - matching and ranking: the last layer computes the class tokens here, all tokens there
 - words are predicted at the masked positions here, at all positions there
 - the moving average: one fused operation here, one for each tensor there
@@ -106,7 +107,6 @@ miniature: 300 images of 17 tokens, 300 texts of 4 to 12 tokens, k 64; two layer
 - pairs that both directions want are scored once here, twice there
 - an image's keys and values: once for all its texts here, for each pair there (with COCO's 25,000
   texts and k 256 an image has some 1,300, here about 30)
-- a text goes through the first layer's self-attention once here, for each of its pairs there
 - texts are padded to the longest of their pass here, of all there"""
 
 STEP = (

@@ -36,7 +36,7 @@ class KeyValue(NamedTuple):
         mask = None if self.mask is None else self.mask[index]
         if isinstance(index, slice):
             return KeyValue(self.key[index], self.value[index], mask)
-        # The gradient of `key[index]` would take six times as long on a CPU.
+        # The gradient of `key[index]` would take several times as long on a CPU.
         return KeyValue(self.key.index_select(0, index), self.value.index_select(0, index), mask)
 
 
