@@ -98,6 +98,7 @@ what differs:
 - a text goes through the first fusion layer's self-attention once here, for each pair there
 - matching and ranking: the last layer computes the class tokens here, all tokens there
 - words are predicted at the masked positions here, at all positions there
+- dropout draws 16 bits for an element here, a float32 there
 - the moving average: one fused operation here, one for each tensor there
 - ours keeps freed memory, on huge pages
 - ours looks whether the loss is finite

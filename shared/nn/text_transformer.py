@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shared.nn.dropout import dropout
+
 
 class KeyValue(NamedTuple):
     """Keys and values that one layer attends to, each (R, H, N, D / H).
@@ -83,32 +85,24 @@ class Attention(nn.Module):
                 raise ValueError(f"{batch} texts can't share {contexts} contexts evenly")
             # The queries of texts that share a context stand in a row, as those of one long text.
             query = self._split(self._merge(query).view(contexts, -1, hidden.shape[-1]))
-        dropout = self.dropout if self.training else 0.0
-        if self.recording:
-            mixed = self._recorded(query, context, mask, dropout, batch // contexts)
+        p = self.dropout if self.training else 0.0
+        # On a CPU fused attention knows no dropout: torch would take separate steps, too.
+        if self.recording or (p > 0 and query.device.type == "cpu"):
+            probabilities = attention_probabilities(query, context.key, mask)
+            if self.recording:
+                probabilities = self._record(probabilities, texts=batch // contexts)
+            mixed = dropout(probabilities, p, self.training) @ context.value
         else:
             mixed = F.scaled_dot_product_attention(
-                query, context.key, context.value, mask, dropout_p=dropout
+                query, context.key, context.value, mask, dropout_p=p
             )
         output = self.output(self._merge(mixed).view(batch, length, -1))
-        return self.norm(hidden + F.dropout(output, self.dropout, self.training))
+        return self.norm(hidden + dropout(output, self.dropout, self.training))
 
-    def _recorded(
-        self,
-        query: Tensor,
-        context: KeyValue,
-        mask: Tensor | None,
-        dropout: float,
-        texts: int,
-    ) -> Tensor:
-        """What fused attention computes, with the probabilities kept; `texts` share a context."""
-        scores = query @ context.key.mT / math.sqrt(query.shape[-1])
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        apart = scores.softmax(dim=-1).unflatten(2, (texts, -1))
-        self.map = apart.transpose(1, 2).flatten(0, 1)
-        together = self.map.unflatten(0, (-1, texts)).transpose(1, 2).flatten(2, 3)
-        return F.dropout(together, dropout, dropout > 0) @ context.value
+    def _record(self, probabilities: Tensor, texts: int) -> Tensor:
+        """Keep the `map`, of which the result is computed; `texts` in a row share a context."""
+        self.map = probabilities.unflatten(2, (texts, -1)).transpose(1, 2).flatten(0, 1)
+        return self.map.unflatten(0, (-1, texts)).transpose(1, 2).flatten(2, 3)
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, H, L, D / H)."""
@@ -162,7 +156,7 @@ class TransformerLayer(nn.Module):
                 raise ValueError("a layer with cross-attention needs a context")
             hidden = self.cross_attention(hidden, context, context.mask)
         output = self.output(F.gelu(self.intermediate(hidden)))
-        return self.norm(hidden + F.dropout(output, self.dropout, self.training))
+        return self.norm(hidden + dropout(output, self.dropout, self.training))
 
 
 class Embeddings(nn.Module):
@@ -201,7 +195,7 @@ class Embeddings(nn.Module):
             )
         elif types is not None:
             raise ValueError("token types given, but the model has no type embeddings")
-        return F.dropout(self.norm(summed), self.dropout, self.training)
+        return dropout(self.norm(summed), self.dropout, self.training)
 
     @property
     def max_length(self) -> int:
@@ -375,6 +369,14 @@ class LanguageHead(nn.Module):
     def forward(self, hidden: Tensor, words: nn.Embedding) -> Tensor:
         """(..., D) -> logits (..., V); `words` are the word embeddings it is tied to."""
         return F.linear(self.norm(F.gelu(self.dense(hidden))), words.weight, self.bias)
+
+
+def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    """(B, H, L, D / H), (B, H, N, D / H) -> (B, H, L, N), 0 where the boolean `mask` is False."""
+    scores = query @ key.mT / math.sqrt(query.shape[-1])
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(dim=-1)
 
 
 def attention_mask(mask: Tensor, causal: bool = False) -> Tensor:

@@ -70,6 +70,15 @@ def test_the_padding_word_gets_no_gradient_from_the_embeddings() -> None:
     assert gradient[7].any()
 
 
+def test_a_tenth_of_the_numbers_is_dropped_and_the_others_are_scaled_up() -> None:
+    torch.manual_seed(0)
+    words = TextTransformer(**{**TEXT, "dropout": 0.1}, context_width=12).embeddings
+    ids = torch.randint(5, 20, (500, 12))
+    kept, dropped = words.eval()(ids), words.train()(ids)
+    assert float((dropped == 0).double().mean()) == pytest.approx(0.1, abs=0.01)
+    torch.testing.assert_close(dropped[dropped != 0], kept[dropped != 0] / 0.9)
+
+
 def test_padding_has_no_map_and_counts_in_the_mean() -> None:
     attention, mask = torch.rand(1, 2, 4, 5), torch.tensor([[1, 1, 0, 0]])
     saliency = Saliency(attention, torch.ones_like(attention), torch.zeros(1, 2))
