@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -365,6 +366,43 @@ def test_two_commands_at_once(root: Path) -> None:
     ):
         build(root)
     assert build(root).functions == 4
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [
+        {".gitignore": b""},
+        {".gitignore": b"*\n"},
+        {".gitignore": b"*\n", "CACHEDIR.TAG": b""},
+        {".gitignore": b"*\n", "CACHEDIR.TAG": b"Signature: 8a47"},
+        {"CACHEDIR.TAG": b""},  # older code began with it
+    ],
+)
+def test_killed_while_the_folder_is_marked(root: Path, begun: dict[str, bytes]) -> None:
+    build(root)
+    names = (".gitignore", "CACHEDIR.TAG")
+    whole = {name: (root / FOLDER / name).read_bytes() for name in names}
+    shutil.rmtree(root / FOLDER)
+    (root / FOLDER).mkdir()
+    for name, mark in begun.items():
+        (root / FOLDER / name).write_bytes(mark)
+    assert build(root).functions == 4
+    assert {name: (root / FOLDER / name).read_bytes() for name in names} == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "mark"),
+    [(".gitignore", b"build\n"), ("CACHEDIR.TAG", b"Signature: 8a47 of another tool\n")],
+)
+def test_a_folder_that_something_else_has_marked_is_no_index(
+    root: Path, name: str, mark: bytes
+) -> None:
+    (root / FOLDER).mkdir()
+    (root / FOLDER / name).write_bytes(mark)
+    with pytest.raises(SearchError, match="holds other things"):
+        build(root)
+    assert [path.name for path in (root / FOLDER).iterdir()] == [name]
+    assert (root / FOLDER / name).read_bytes() == mark
 
 
 def test_a_folder_of_other_things_is_no_index(root: Path) -> None:

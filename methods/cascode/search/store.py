@@ -43,7 +43,10 @@ _NEW = "new"
 _UNFINISHED = "unfinished-"
 _FOLDER_NAME = re.compile("[0-9a-f]{16}")
 _TAG = "CACHEDIR.TAG"
-_SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55\n# An index of tenfold-search.\n"
+_MARKS = {  # the tag comes last: where it is whole, all are
+    ".gitignore": b"*\n",
+    _TAG: b"Signature: 8a477f597d28d172789f06886806bc55\n# An index of tenfold-search.\n",
+}
 
 Vectors = NDArray[np.float16]
 
@@ -373,11 +376,7 @@ def locked(home: Path) -> Iterator[None]:
         OSError: it cannot be written to.
     """
     home.mkdir(parents=True, exist_ok=True)
-    if not (home / _TAG).exists():
-        if any(home.iterdir()):
-            raise SearchError(f"{home} holds other things: --index names a folder of its own")
-        (home / _TAG).write_text(_SIGNATURE)
-        (home / ".gitignore").write_text("*\n")
+    _mark(home)
     lock = FileLock(home / "lock", timeout=0)
     try:
         lock.acquire()
@@ -389,6 +388,21 @@ def locked(home: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _mark(home: Path) -> None:
+    """Mark an empty folder as an index's; marks of a process that was killed here are completed.
+
+    Raises:
+        SearchError: it holds other things.
+    """
+    if (home / _TAG).is_file() and (home / _TAG).read_bytes() == _MARKS[_TAG]:
+        return
+    for path in home.iterdir():
+        if path.name not in _MARKS or not _MARKS[path.name].startswith(path.read_bytes()):
+            raise SearchError(f"{home} holds other things: --index names a folder of its own")
+    for name, content in _MARKS.items():
+        (home / name).write_bytes(content)
 
 
 @cache
