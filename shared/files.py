@@ -1,0 +1,196 @@
+"""Files that somebody else may have put there: nothing is waited for, no link is written through.
+
+Readers open by `open_regular`, which a pipe or a device behind a file's name cannot hold up, and
+parse JSON by `read_json`, which ends in `OSError` or `ValueError` whatever the content. Writers
+write by `replacing`: whole or not at all, never through a link that lies in the way. `locked` lets
+one process at a time write to a folder.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import secrets
+import socket
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_UNSUPPORTED = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}  # file systems of some clusters
+_HELD = {errno.EACCES, errno.EAGAIN}
+
+
+class UnsafeFileError(OSError):
+    """Something other than a file or folder of its own lies at a path; nothing was read or written.
+
+    `strerror` says what it is, and `str()` names the path as well.
+    """
+
+
+class LockedError(RuntimeError):
+    """Another process holds a lock; the message says which."""
+
+
+def open_regular(path: str | os.PathLike[str], follow_links: bool = True) -> BinaryIO:
+    """Open a file for reading; what would block or never end is refused at once.
+
+    Raises:
+        UnsafeFileError: a pipe, device, socket or folder, or a link unless links are followed.
+        OSError: no such file, or it may not be read.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags if follow_links else flags | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket
+            raise _no_file(path) from None
+        if error.errno == errno.ELOOP and not follow_links:
+            raise UnsafeFileError(errno.ELOOP, "is a link, which is not followed", path) from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _no_file(path)
+    return open(descriptor, "rb")
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Refuse what `open_regular` refuses, before a library opens the path by itself.
+
+    Raises:
+        OSError: as `open_regular`.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise _no_file(path)
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Content of a JSON file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        OSError: as `open_regular`. ValueError: as `parse_json`.
+    """
+    with open_regular(path) as file:
+        return parse_json(file.read())
+
+
+def parse_json(content: str | bytes) -> Any:
+    """The value that a JSON text stands for.
+
+    Raises:
+        ValueError: it is no JSON, no UTF-8, or nested deeper than can be read.
+    """
+    text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[BinaryIO]:
+    """Yield a file to write; when all is written and synced it takes the place of `path`.
+
+    Until then, and if anything fails, what was at `path` stays. A link at `path` is replaced, not
+    followed. A killed process leaves a `.NAME.*.tmp` for `remove_unfinished`.
+
+    Args:
+        mode: permissions of the new file, before the umask.
+
+    Raises:
+        OSError: the disk is full or refuses.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(temporary, flags, mode)
+    try:
+        with open(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        sync(target.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | os.PathLike[str], content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    with replacing(path) as file:
+        file.write(json.dumps(content, indent=1).encode() + b"\n")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed writers left in a folder that nobody else writes to now."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_symlink() or path.is_file():
+            path.unlink()
+
+
+def own_folder(path: Path, mode: int = 0o777) -> Path:
+    """Make a folder, or take the one that is there; a link to one is refused. Returns `path`.
+
+    Raises:
+        UnsafeFileError: a link, or no folder.
+    """
+    if path.is_symlink():
+        raise UnsafeFileError(errno.ELOOP, "is a link: name the folder that it leads to", str(path))
+    path.mkdir(mode, parents=True, exist_ok=True)
+    return path
+
+
+def sync(path: Path) -> None:
+    """Make a file's content, or the names in a folder, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file, which ends with the process however that ends.
+
+    The lock is the process's own: workers that it forks do not hold it when it is killed.
+
+    Raises:
+        LockedError: another process holds it.
+        UnsafeFileError: a link or no file lies there.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UnsafeFileError(errno.ELOOP, "is a link, which is not followed", path) from None
+        raise
+    with open(descriptor, "r+b", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise _no_file(path)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in _HELD:
+                holder = file.read(200).decode(errors="replace").strip() or "another process"
+                raise LockedError(holder) from None
+            if error.errno not in _UNSUPPORTED:
+                raise
+            warnings.warn(
+                f"{path.parent}: this file system knows no locks; start one command at a time",
+                stacklevel=3,
+            )
+        file.truncate(0)
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode())
+        yield
+
+
+def _no_file(path: str | os.PathLike[str]) -> UnsafeFileError:
+    what = "is a pipe, a device, a socket or a folder, not a file"
+    return UnsafeFileError(errno.EINVAL, what, os.fspath(path))
