@@ -9,6 +9,7 @@ one process at a time write to a folder.
 import errno
 import fcntl
 import json
+import logging
 import os
 import secrets
 import socket
@@ -17,6 +18,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from io import BufferedWriter, FileIO, TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,11 +48,7 @@ def open_regular(path: str | os.PathLike[str], follow_links: bool = True) -> Bin
     try:
         descriptor = os.open(path, flags if follow_links else flags | os.O_NOFOLLOW)
     except OSError as error:
-        if error.errno == errno.ENXIO:  # a socket
-            raise _no_file(path) from None
-        if error.errno == errno.ELOOP and not follow_links:
-            raise UnsafeFileError(errno.ELOOP, "is a link, which is not followed", path) from None
-        raise
+        raise _unsafe(path, error) or error from None
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise _no_file(path)
@@ -153,6 +151,32 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def open_own(path: str | os.PathLike[str]) -> FileIO:
+    """Open a file of our own for reading and appending; it is made if there is none.
+
+    Raises:
+        UnsafeFileError: a link or no file lies there.
+        OSError: the disk is full or refuses.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError as error:
+        raise _unsafe(path, error) or error from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _no_file(path)
+    return FileIO(descriptor, "r+b")
+
+
+class OwnFileHandler(logging.FileHandler):
+    """A log file in a folder of its own; a link in either place is refused."""
+
+    def _open(self) -> TextIOWrapper:
+        own_folder(Path(self.baseFilename).parent)
+        return TextIOWrapper(BufferedWriter(open_own(self.baseFilename)), encoding="utf-8")
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock file, which ends with the process however that ends.
@@ -163,16 +187,7 @@ def locked(path: Path) -> Iterator[None]:
         LockedError: another process holds it.
         UnsafeFileError: a link or no file lies there.
     """
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, flags, 0o666)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise UnsafeFileError(errno.ELOOP, "is a link, which is not followed", path) from None
-        raise
-    with open(descriptor, "r+b", buffering=0) as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise _no_file(path)
+    with open_own(path) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -189,6 +204,13 @@ def locked(path: Path) -> Iterator[None]:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode())
         yield
+
+
+def _unsafe(path: str | os.PathLike[str], error: OSError) -> UnsafeFileError | None:
+    """The error of a path that was not followed or cannot be opened as a file, else None."""
+    if error.errno == errno.ELOOP:
+        return UnsafeFileError(errno.ELOOP, "is a link, which is not followed", os.fspath(path))
+    return _no_file(path) if error.errno in (errno.ENXIO, errno.EISDIR) else None
 
 
 def _no_file(path: str | os.PathLike[str]) -> UnsafeFileError:

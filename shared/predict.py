@@ -11,13 +11,16 @@ contact_sheet.png with the best images of each text; `overlays=N` draws where it
 best. With `questions=...` a model for visual question answering writes answers.csv.
 """
 
+import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from shared.files import UnsafeFileError
 from shared.overrides import CONF, OverrideError, validate
 from shared.predict_answers import answers_questions, predict_answers
 from shared.predict_images import predict_images
@@ -31,6 +34,7 @@ from shared.predict_inputs import (
 from shared.predict_texts import predict_texts
 from shared.training.checkpoints import CheckpointError
 
+MOST = 100_000  # images of a batch or a sheet, groups, overlays
 USAGE = (
     "tenfold predict checkpoint=FILE images=DIR [output=DIR] [texts=FILE] [questions=FILE] "
     "[batch_size=N] [device=cuda]"
@@ -38,7 +42,13 @@ USAGE = (
 
 
 def main(argv: Sequence[str]) -> None:
-    """Console entry; what is wrong goes to stderr in one line, with exit status 2."""
+    """Console entry. What is wrong goes to stderr in one line, with exit status 2.
+
+    What nobody foresaw says its type as well, and ends with 1; Ctrl-C ends with 130.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # file names need not be UTF-8
+            stream.reconfigure(errors="backslashreplace")
     if {"-h", "--help"} & set(argv):
         print(f"{USAGE}\n\n{(CONF / 'predict.yaml').read_text()}", end="")
         return
@@ -50,6 +60,21 @@ def main(argv: Sequence[str]) -> None:
     except (OverrideError, PredictError, CheckpointError, FileNotFoundError) as error:
         print(f"tenfold predict: {error}", file=sys.stderr)
         sys.exit(2)
+    except UnsafeFileError as error:
+        print(f"tenfold predict: {error.filename} {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("tenfold predict: stopped", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        said = " ".join(str(error).split())
+        print(
+            f"tenfold predict: {type(error).__name__}: {said} (HYDRA_FULL_ERROR=1 shows where)",
+            file=sys.stderr,
+        )
+        sys.exit(1)
 
 
 def predict(config: DictConfig) -> Path:
@@ -65,11 +90,15 @@ def predict(config: DictConfig) -> Path:
         raise PredictError(f"{' and '.join(missing)} not given; usage: {USAGE}")
     if config.texts is not None and config.questions is not None:
         raise PredictError("texts and questions are given: choose one of them")
-    root, output = Path(config.images), Path(config.output)
+    least = {"batch_size": 1, "sheet_images": 0, "groups": 1, "overlays": 0}
+    for key, smallest in least.items():
+        if not (isinstance(config[key], int) and smallest <= config[key] <= MOST):
+            raise PredictError(f"{key}={config[key]}: a whole number from {smallest} to {MOST}")
+    root, output = Path(str(config.images)), Path(str(config.output))
     paths = find_images(root)
     texts = None if config.texts is None else read_texts(config.texts, "texts")
     questions = None if config.questions is None else read_texts(config.questions, "questions")
-    predictor = load_predictor(Path(config.checkpoint), config.device)
+    predictor = load_predictor(Path(str(config.checkpoint)), str(config.device))
     images = open_images(paths, predictor.image_mode)
     base = root if root.is_dir() else root.parent
     sizes = {"batch_size": config.batch_size, "sheet_images": config.sheet_images}

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from shared.data.images import FolderImages
 from shared.data.text import clean_question
+from shared.files import own_folder
 from shared.predict_inputs import PredictError, Predictor, batches, tokenised
 from shared.predict_sheets import Cell, Section, percent, sheet, thumbnail
-from shared.predict_tables import write_csv
+from shared.predict_tables import refuse_not_finite, write_csv, write_picture
 
 MAX_WORDS = 50  # of a question, as in evaluation
 
@@ -57,14 +58,15 @@ def predict_answers(
         given = _answers(model, views, ids, mask, batch_size)
         for path, pixels, replies in zip(found.paths, found.pixels, given, strict=True):
             name = path.relative_to(base).as_posix()
+            refuse_not_finite([sure for _, sure in replies], path)
             for question, cells, (reply, sure) in zip(questions, shown, replies, strict=True):
                 answers.append((name, question, reply, sure))
                 if len(cells) < per_question:
                     cells.append(Cell(thumbnail(pixels), reply, f"{percent(sure)}  {name}"))
     sections = [Section(q, cells) for q, cells in zip(questions, shown, strict=True)]
-    output.mkdir(parents=True, exist_ok=True)
+    own_folder(output)
     page = sheet(sections[: max(1, sheet_images)])
-    page.save(output / "contact_sheet.png")
+    write_picture(output / "contact_sheet.png", page)
     columns = ["path", "question", "answer", "probability"]
     return [write_csv(output / "answers.csv", columns, answers), output / "contact_sheet.png"]
 

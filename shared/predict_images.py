@@ -11,9 +11,10 @@ from PIL import Image
 
 from shared.data.images import FolderImages
 from shared.evaluation.clustering import assign, kmeans
+from shared.files import own_folder
 from shared.predict_inputs import PredictError, Predictor, batches
 from shared.predict_sheets import Cell, Section, percent, sheet, thumbnail
-from shared.predict_tables import write_csv
+from shared.predict_tables import refuse_not_finite, write_csv, write_picture
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ def predict_images(
         for item in found
         if item.thumbnail is not None
     ]
-    output.mkdir(parents=True, exist_ok=True)
+    own_folder(output)
     page = sheet([Section(f"{len(cells)} of {len(found)} images", cells)])
-    page.save(output / "contact_sheet.png")
+    write_picture(output / "contact_sheet.png", page)
     return [write_csv(output / "predictions.csv", columns, rows), output / "contact_sheet.png"]
 
 
@@ -80,6 +81,7 @@ def _predictions(
         with torch.inference_mode():
             values = predictor.module.predict_step(batch, number).float().cpu().numpy()
         for path, picture, row in zip(paths, pixels, values, strict=True):
+            refuse_not_finite(row, path)
             yield Prediction(path, row, thumbnail(picture) if shown < sheet_images else None)
             shown += 1
 

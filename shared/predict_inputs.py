@@ -14,12 +14,15 @@ from rich.progress import track
 from torch import Tensor
 
 from shared.data.images import DataCorruptError, FolderImages
+from shared.data.recipe_views import RecipeViews
 from shared.data.tokenizer import WordPiece
-from shared.data.views import Views
-from shared.training.checkpoints import load_checkpoint, load_module
-from shared.training.trust import trusted_class
+from shared.data.views import Views, build_views
+from shared.training.checkpoints import first_line, load_checkpoint, load_module
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+MOST_SIDE = 4096  # pixels of what a network sees
+MOST_BYTES = 1 << 28  # of the pixels of a batch, and of a file of texts
+MOST_CHARACTERS = 200  # of a class name
 
 
 class PredictError(RuntimeError):
@@ -41,8 +44,8 @@ class Predictor:
 
     def views(self, pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
         """(B, C, H, W) what the network sees of them."""
-        seen = [central_square(p) for p in pictures] if self._squares else pictures
-        return self.transform(seen, "test").to(self.module.device)
+        shown = [central_square(p) if self._squares else not_too_long(p) for p in pictures]
+        return self.transform(shown, "test").to(self.module.device)
 
     def seen(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The part of a picture that the network sees, at the picture's own size."""
@@ -51,7 +54,7 @@ class Predictor:
         resize = getattr(self.transform, "test_resize", None)
         if resize is None:
             return picture
-        return central_square(picture, self.transform.size / resize)  # type: ignore[attr-defined]
+        return central_square(picture, self.transform.size / resize)
 
     @property
     def _squares(self) -> bool:
@@ -76,18 +79,16 @@ def load_predictor(path: Path, device: str) -> Predictor:
         PredictError: no image transform, or one that is refused; a damaged vocabulary.
         CheckpointError, FileNotFoundError: from reading the checkpoint.
     """
+    where = resolve_device(device)
     module = load_module(path)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoint = load_checkpoint(path)
     data = checkpoint.get("datamodule_hyper_parameters")
     data = data if isinstance(data, Mapping) else {}
-    names = checkpoint.get("class_names")
     return Predictor(
-        module.to(device),
+        module.to(where),
         _transform(data.get("augmentation"), path),
         "RGBA" if data.get("image_mode") == "RGBA" else "RGB",
-        [str(name) for name in names] if names else None,
+        _names(checkpoint.get("class_names"), path),
         _tokenizer(checkpoint.get("vocabulary"), path),
     )
 
@@ -95,22 +96,58 @@ def load_predictor(path: Path, device: str) -> Predictor:
 def _transform(recipe: Any, path: Path) -> Views:
     if not isinstance(recipe, Mapping) or "_target_" not in recipe:
         raise PredictError(f"{path} records no image transform, so it cannot predict images")
-    arguments = {str(key): value for key, value in recipe.items() if key != "_target_"}
-    transform: Any = trusted_class
     try:
-        transform = trusted_class(str(recipe["_target_"]), object)(**arguments)
-    except (TypeError, ValueError) as error:
+        transform = build_views(recipe)
+        for key in ("size", "test_resize"):
+            side = getattr(transform, key, None)
+            if side is not None and not (type(side) is int and 1 <= side <= MOST_SIDE):
+                raise ValueError(f"{key}={str(side)[:80]} is no side from 1 to {MOST_SIDE} pixels")
+        pixels = np.zeros((8, 8, 4 if isinstance(transform, RecipeViews) else 3), np.uint8)
+        if not torch.isfinite(transform([pixels], "test")).all():
+            raise ValueError("it makes values that are not finite")
+    # Arguments of a stranger surface as whatever their first wrong value provokes.
+    except Exception as error:
         raise PredictError(f"{path}: its image transform is refused: {error}") from error
     return transform
+
+
+def _names(names: Any, path: Path) -> list[str] | None:
+    """Class names, each on one line and of a length that can be shown."""
+    if not names:
+        return None
+    if not isinstance(names, list | tuple):
+        raise PredictError(f"{path}: its class names are a {type(names).__name__}, not a list")
+    return [" ".join(str(name).split())[:MOST_CHARACTERS] for name in names]
 
 
 def _tokenizer(tokens: Any, path: Path) -> WordPiece | None:
     if not tokens:
         return None
+    if not isinstance(tokens, list | tuple):
+        raise PredictError(f"{path}: its vocabulary is a {type(tokens).__name__}, not a list")
     try:
         return WordPiece([str(token) for token in tokens])
     except DataCorruptError as error:
         raise PredictError(f"{path}: its vocabulary is refused: {error}") from error
+
+
+def resolve_device(device: str) -> torch.device:
+    """The device that a key of conf/predict.yaml names; `auto` is a GPU where there is one.
+
+    Raises:
+        PredictError: no such device.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = first_line(error)
+        raise PredictError(f"device={device} cannot be used here ({reason})") from error
+    if found.type == "meta":
+        raise PredictError(f"device={device} computes nothing")
+    return found
 
 
 def find_images(root: Path) -> list[Path]:
@@ -132,26 +169,38 @@ def find_images(root: Path) -> list[Path]:
 
 
 def open_images(paths: Sequence[Path], mode: str) -> FolderImages:
-    """They are read when asked for; unreadable ones are noted in `corrupt`."""
+    """They are read upright when asked for; unreadable ones are noted in `corrupt`."""
     unknown = np.full(len(paths), -1)
-    return FolderImages(paths, unknown, [], "images", max_corrupt=1.0, mode=mode)
+    images = FolderImages(paths, unknown, [], "images", max_corrupt=1.0, mode=mode)
+    images.upright = True
+    return images
 
 
 def batches(images: FolderImages, size: int) -> Iterator[Pictures]:
     """The readable images in order, up to `size` at a time, under a progress bar.
 
+    A batch ends early once its pixels need `MOST_BYTES`.
+
     Raises:
         PredictError: at the end, if there was none.
     """
     found = 0
-    starts = range(0, len(images), size)
-    for start in track(starts, "predicting", disable=not sys.stderr.isatty()):
+    batch = Pictures([], [], [])
+    for index in track(range(len(images)), "predicting", disable=not sys.stderr.isatty()):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # unreadable images are listed at the end
-            pixels, used = images.take(np.arange(start, min(start + size, len(images))))
-        found += len(pixels)
-        if pixels:
-            yield Pictures(used.tolist(), [Path(images.path(i)) for i in used], pixels)
+            pixels = images.read(index)
+        if pixels is None:
+            continue
+        found += 1
+        batch.indices.append(index)
+        batch.paths.append(Path(images.path(index)))
+        batch.pixels.append(pixels)
+        if len(batch.pixels) == size or sum(p.nbytes for p in batch.pixels) >= MOST_BYTES:
+            yield batch
+            batch = Pictures([], [], [])
+    if batch.pixels:
+        yield batch
     if not found:
         raise PredictError(f"none of the {len(images)} images can be read")
 
@@ -162,6 +211,17 @@ def central_square(image: NDArray[np.uint8], share: float = 1.0) -> NDArray[np.u
     side = max(1, round(share * min(height, width)))
     top, left = (height - side) // 2, (width - side) // 2
     return image[top : top + side, left : left + side]
+
+
+def not_too_long(image: NDArray[np.uint8], ratio: int = 16) -> NDArray[np.uint8]:
+    """The middle of an image (H, W, C) whose longer side is more than `ratio` times the shorter.
+
+    Enlarging the shorter side of a line of pixels would make gigabytes of which a square is kept.
+    """
+    height, width = image.shape[:2]
+    longest = ratio * min(height, width)
+    top, left = (max(0, side - longest) // 2 for side in (height, width))
+    return image[top : top + longest, left : left + longest]
 
 
 def read_texts(given: Any, key: str) -> list[str]:
@@ -177,6 +237,8 @@ def read_texts(given: Any, key: str) -> list[str]:
                 f"{key}={given}: no such file; texts themselves are given as a list, as in "
                 f"{key}='[a red apple, a dog]'"
             )
+        if path.stat().st_size > MOST_BYTES:
+            raise PredictError(f"{key}={given}: larger than {MOST_BYTES >> 20} MiB")
         try:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:

@@ -76,7 +76,8 @@ def _draw_cell(
 
 
 def fitted(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
-    """`text`, shortened with an ellipsis to `width` pixels."""
+    """`text` on one line, shortened with an ellipsis to `width` pixels."""
+    text = "".join(c if c.isprintable() else "\ufffd" for c in text[:width])
     if draw.textlength(text, font) <= width:
         return text
     while text and draw.textlength(text + "…", font) > width:

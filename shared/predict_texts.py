@@ -15,10 +15,11 @@ from torch import Tensor
 from shared.data.images import FolderImages
 from shared.data.text import clean_caption
 from shared.evaluation.attention_maps import ImageTextModel
+from shared.files import own_folder
 from shared.predict_inputs import PredictError, Predictor, batches, tokenised
 from shared.predict_overlays import chosen_layer, overlay_page
 from shared.predict_sheets import COLUMNS, Cell, Section, percent, sheet, thumbnail
-from shared.predict_tables import write_csv
+from shared.predict_tables import refuse_not_finite, write_csv, write_picture
 
 MAX_WORDS = 30  # of a caption, as in training
 PAIRS_PER_IMAGE = 4  # so many texts at a time for each image of a full batch
@@ -70,14 +71,14 @@ def predict_texts(
     layer = chosen_layer(predictor.module, overlay_layer) if overlays else 0
     scores = score(predictor, images, ids, mask, batch_size)
     names = [path.relative_to(base).as_posix() for path in scores.paths]
-    output.mkdir(parents=True, exist_ok=True)
+    own_folder(output)
     pairs = ["path", "text", "match_probability", "similarity"]
     written = [
         write_csv(output / "predictions.csv", pairs, _best_texts(scores, names, texts)),
         write_csv(output / "scores.csv", pairs, _all_pairs(scores, names, texts)),
         output / "contact_sheet.png",
     ]
-    sheet(_sections(scores, images, names, texts, sheet_images)).save(written[-1])
+    write_picture(written[-1], sheet(_sections(scores, images, names, texts, sheet_images)))
     for number, text in enumerate(texts) if overlays else ():
         best = best_images(scores, number)[:overlays]
         pixels = [images.take(np.array([scores.indices[i]]))[0][0] for i in best]
@@ -85,8 +86,7 @@ def predict_texts(
         page = overlay_page(
             predictor, pixels, [names[i] for i in best], text, ids[number][marked], layer
         )
-        written.append(output / f"overlay_{number + 1}.png")
-        page.save(written[-1])
+        written.append(write_picture(output / f"overlay_{number + 1}.png", page))
     return written
 
 
@@ -109,6 +109,8 @@ def score(
         paths += found.paths
         similarity.append(features.float() @ texts.features.float().T)
         match.append(match_probabilities(model, tokens, texts, PAIRS_PER_IMAGE * batch_size))
+        for path, *scores in zip(found.paths, similarity[-1], match[-1], strict=True):
+            refuse_not_finite(torch.stack(scores).cpu().numpy(), path)
     return Scores(
         indices, paths, torch.cat(similarity).cpu().numpy(), torch.cat(match).cpu().numpy()
     )

@@ -6,14 +6,15 @@
 Running the same command again continues an interrupted run, and reuses a finished one.
 """
 
-import hashlib
-import json
 import logging
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from importlib import import_module, metadata
 from pathlib import Path
@@ -22,9 +23,14 @@ from typing import Any
 import hydra
 import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from shared.files import UnsafeFileError
+from shared.nn.building import build, call
 from shared.overrides import check_overrides
 from shared.training.allocator import keep_freed_memory
 from shared.training.callbacks import (
@@ -35,26 +41,67 @@ from shared.training.callbacks import (
     progress_callback,
 )
 from shared.training.checkpoint_io import AtomicCheckpointIO
+from shared.training.checkpoints import CheckpointError
+from shared.training.method import Method
 from shared.training.precision import choose_precision
+from shared.training.run_folder import (
+    RunBusyError,
+    RunError,
+    RunFolder,
+    hash_config,
+    read_config,
+)
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
-# What may differ between two starts of the same experiment.
-NOT_HASHED = ("output_dir", "data_root", "logger", "threads", "claim", "checkpoint_every")
-
-
-class RunError(RuntimeError):
-    """A run that cannot start; the message says what to do."""
+REFUSED, FAILED, BUSY = 2, 1, os.EX_TEMPFAIL
+"""Exit statuses: wrong input, an error that left a traceback, another process has the folder."""
+REFUSALS = (
+    RunError,
+    CheckpointError,
+    MisconfigurationException,
+    HydraException,
+    ValueError,
+    OSError,
+)
+"""Before training begins the message of these says all that there is to know."""
+FULL_ERROR = "TENFOLD_FULL_ERROR"  # as HYDRA_FULL_ERROR was when the command was given
 
 
 def main() -> None:
-    """Console script `tenfold`."""
+    """Console script `tenfold`. What is wrong goes to stderr in one line.
+
+    The exit status is 0, `REFUSED`, `FAILED` or `BUSY`; 143 after SIGTERM, 130 after Ctrl-C.
+    """
     if sys.argv[1:2] == ["predict"]:
         from shared.predict import main as predict
 
         return predict(sys.argv[2:])
     check_overrides(sys.argv[1:])
-    return _hydra_main()
+    full_error = os.environ.setdefault(FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR", "0"))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors arrive here, not on the screen
+    try:
+        return _hydra_main()
+    except KeyboardInterrupt:
+        print("tenfold: stopped; the same command continues", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        if full_error == "1":
+            raise
+        print(f"tenfold: {explain(error)}", file=sys.stderr)
+        busy, refused = isinstance(error, RunBusyError), not hasattr(error, "__notes__")
+        sys.exit(BUSY if busy else REFUSED if refused else FAILED)
+
+
+def explain(error: BaseException) -> str:
+    """What went wrong in one line; what nobody foresaw says its type as well."""
+    if isinstance(error, ValueError) and isinstance(error.__cause__, UnsafeFileError):
+        error = error.__cause__  # what a log file is refused for, wrapped by `logging`
+    said = " ".join(str(error).split())
+    if not isinstance(error, REFUSALS):
+        said = f"{type(error).__name__}: {said}"
+    notes = " ".join(getattr(error, "__notes__", []))
+    return f"{said} ({notes})" if notes else said
 
 
 @hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
@@ -85,53 +132,78 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             "nothing to run: name an experiment, as in `tenfold experiment=comatch/mini`"
         )
     keep_freed_memory()
-    output = Path(cfg.output_dir)
+    folder = RunFolder(cfg.output_dir)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    data = instantiate(cfg.source, _partial_=True)() if cfg.source else {}
+    # Processes of the same run on other GPUs write nothing.
+    with folder.held() if _rank() == 0 else nullcontext():
+        try:
+            return _run(cfg, folder)
+        except Exception as error:
+            if not isinstance(error, REFUSALS):
+                folder.record(error)
+            raise
+
+
+def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
+    data = call(cfg.source) if cfg.source else {}
     precision = resolve_precision(cfg)
     resolved = resolved_config(cfg, precision)
     config_hash = hash_config(resolved)
-    if results := finished_results(output, config_hash):
-        log.info("reused: %s is finished (%s)", output, _short(results["metrics"]))
+    if results := folder.results(config_hash):
+        log.info("reused: %s is finished (%s)", folder.path, _short(results["metrics"]))
         return results
-    claim_folder(output, resolved, config_hash)
+    folder.check(resolved)
 
     started, wall, cpu = datetime.now(UTC), time.perf_counter(), time.process_time()
-    pl.seed_everything(cfg.seed, verbose=False)
-    datamodule = _instantiate(resolved["data"])
-    module = _instantiate(resolved["method"])
-    official = import_module(type(module).__module__.rpartition(".")[0] + ".official")
-    if cfg.warm_start:
-        log.info("%s", official.warm_start(module, cfg.warm_start.path, cfg.warm_start.kind))
-    if cfg.official_checkpoint:
-        log.info("%s", official.load(module, cfg.official_checkpoint))
     throughput = Throughput()
-    loggers = [instantiate(entry) for entry in cfg.logger.values() if entry]
-    trainer = instantiate(
-        cfg.trainer,
+    loggers = [
+        build(entry, Logger)  # type: ignore[type-abstract]
+        for entry in resolved["logger"].values()
+        if entry
+    ]
+    trainer = build_trainer(
+        resolved["trainer"],
         precision=precision,
-        default_root_dir=str(output),  # where Lightning puts its own checkpoint under SLURM
+        default_root_dir=str(folder.path),  # where Lightning puts its own checkpoint under SLURM
         logger=loggers,
         callbacks=[
-            ResumeCheckpoint(output / "checkpoints", cfg.checkpoint_every),
+            ResumeCheckpoint(folder.last.parent, cfg.checkpoint_every),
             FiniteGradients(),
             throughput,
             *([progress_callback()] if cfg.trainer.enable_progress_bar else []),
         ],
         plugins=[AtomicCheckpointIO()],
     )
-    last = output / "checkpoints" / "last.ckpt"
-    resumed = last.exists()
+    if trainer.world_size == 1 and _rank() != 0:
+        raise RunError(
+            f"the environment says that this is process {_rank()} of several, but the "
+            "trainer runs one: unset RANK, LOCAL_RANK and SLURM_PROCID, or choose trainer=ddp"
+        )
+    pl.seed_everything(cfg.seed, verbose=False)
+    datamodule = build(resolved["data"], pl.LightningDataModule)
+    module = build(resolved["method"], Method)
+    official = import_module(type(module).__module__.rpartition(".")[0] + ".official")
+    if cfg.warm_start:
+        log.info("%s", official.warm_start(module, cfg.warm_start.path, cfg.warm_start.kind))
+    if cfg.official_checkpoint:
+        log.info("%s", official.load(module, cfg.official_checkpoint))
+    resumed = folder.last.exists()
     try:
         if not cfg.evaluate_only:
             if resumed:
-                log.info("continuing from %s", last)
-            trainer.fit(module, datamodule=datamodule, ckpt_path=last if resumed else None)
-            if trainer.interrupted:
-                raise KeyboardInterrupt
+                log.info("continuing from %s", folder.last)
+            if trainer.is_global_zero:
+                folder.claim(resolved)
+            trainer.fit(module, datamodule=datamodule, ckpt_path=folder.last if resumed else None)
         tested = trainer.test(module, datamodule=datamodule, verbose=False)
         metrics = tested[0] if tested else {}  # data without a test split have nothing to test
+    except SystemExit as end:
+        raise SystemExit(_status(end)) from end
+    except Exception as error:
+        if throughput.steps and isinstance(error, REFUSALS):
+            folder.record(error)
+        raise
     finally:
         for logger in loggers:
             getattr(logger, "close", lambda: None)()
@@ -161,9 +233,31 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "finished": datetime.now(UTC).isoformat(),
     }
     if trainer.is_global_zero:
-        _write_json(output / "results.json", results)
-        log.info("finished: %s (%s)", output, _short(metrics))
+        folder.finish(results)
+        log.info("finished: %s (%s)", folder.path, _short(metrics))
     return results
+
+
+def build_trainer(config: Any, **further: Any) -> pl.Trainer:
+    """The trainer that conf/trainer describes, with `further` arguments of its constructor.
+
+    Raises:
+        ValueError: the config names another class.
+    """
+    if OmegaConf.is_config(config):
+        config = OmegaConf.to_container(config, resolve=True)
+    arguments = {**config, **further}
+    if (target := arguments.pop("_target_", None)) != "pytorch_lightning.Trainer":
+        raise ValueError(f"trainer._target_={target}: only pytorch_lightning.Trainer trains here")
+    return pl.Trainer(**arguments)
+
+
+def _status(end: SystemExit) -> int | str | None:
+    """The exit status for a signal that Lightning has passed on as `SystemExit`."""
+    if isinstance(end, SIGTERMException):
+        return 128 + signal.SIGTERM
+    interrupted = isinstance(end.__context__, KeyboardInterrupt)
+    return 128 + signal.SIGINT if interrupted else end.code
 
 
 def resolve_precision(cfg: DictConfig) -> str:
@@ -172,20 +266,19 @@ def resolve_precision(cfg: DictConfig) -> str:
         return cfg.precision
     if cfg.evaluate_only:
         return "32-true"
-    saved = Path(cfg.output_dir) / "config.yaml"
-    if saved.exists():
-        return OmegaConf.load(saved).precision
+    if saved := read_config(RunFolder(cfg.output_dir).config):
+        return str(saved["precision"])
     plain = resolved_config(cfg, "32-true")
     threads = torch.get_num_threads()
     torch.set_num_threads(cfg.threads or threads)  # as the run will have them
     keep_freed_memory()
     with torch.random.fork_rng():
         pl.seed_everything(cfg.seed, verbose=False)
-        datamodule = _instantiate(plain["data"])
+        datamodule = build(plain["data"], pl.LightningDataModule)
         datamodule.setup("fit")
         batch = next(iter(datamodule.train_dataloader()))
         gpu = torch.cuda.is_available() and cfg.trainer.accelerator != "cpu"
-        module = _instantiate(plain["method"])
+        module = build(plain["method"], Method)
         module.attach(datamodule)
         choice = choose_precision(module, batch, device="cuda" if gpu else "cpu")
     torch.set_num_threads(threads)
@@ -197,58 +290,6 @@ def resolved_config(cfg: DictConfig, precision: str) -> dict[str, Any]:
     """The config as plain containers, every interpolation resolved."""
     resolved: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     return {**resolved, "precision": precision}
-
-
-def hash_config(resolved: dict[str, Any]) -> str:
-    """Hex digest of what decides the outcome of a run.
-
-    Where things lie does not count; neither does the place of the data inside `source`, `data`,
-    nor that of the results inside `warm_start`.
-    """
-    kept = {key: value for key, value in resolved.items() if key not in NOT_HASHED}
-    text = json.dumps(kept, sort_keys=True)
-    for key, name in (("data_root", "<data>/"), ("output_dir", "<output>/")):
-        text = text.replace(json.dumps(str(resolved[key]))[1:-1] + "/", name)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def finished_results(output: Path, config_hash: str) -> dict[str, Any] | None:
-    """results.json of a finished run of this very config; None if there is none.
-
-    Raises:
-        RunError: the folder holds a finished run of another config.
-    """
-    path = output / "results.json"
-    if not path.exists():
-        return None
-    results = json.loads(path.read_text())
-    if results["config_hash"] != config_hash:
-        raise RunError(
-            f"{path} belongs to another config: choose another output_dir or move it away"
-        )
-    return results
-
-
-def claim_folder(output: Path, resolved: dict[str, Any], config_hash: str) -> None:
-    """Write the resolved config, or check that the one there is the same.
-
-    Raises:
-        RunError: the folder holds an unfinished run of another config.
-    """
-    path = output / "config.yaml"
-    if path.exists():
-        there: Any = OmegaConf.to_container(OmegaConf.load(path))
-        if hash_config(there) != config_hash:
-            differing = sorted(k for k in resolved if resolved[k] != there.get(k))
-            raise RunError(
-                f"{output} holds an unfinished run of another config (differs in "
-                f"{', '.join(differing)}): choose another output_dir or move it away"
-            )
-        return
-    output.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(resolved)))
-    os.replace(temporary, path)
 
 
 def versions() -> dict[str, str]:
@@ -274,20 +315,13 @@ def git_state() -> dict[str, Any]:
     }
 
 
-def _instantiate(config: dict[str, Any]) -> Any:
-    # Nested `_target_`s stay plain values: modules are rebuilt from them, also from a checkpoint.
-    # Called outside of `instantiate`, which would wrap an error in one of its own.
-    return instantiate(config, _recursive_=False, _convert_="all", _partial_=True)()
+def _rank() -> int:
+    """The number that the environment gives this process; 0 if it says nothing."""
+    return getattr(rank_zero_only, "rank", 0)
 
 
-def _short(metrics: dict[str, float]) -> str:
+def _short(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.2f}" for name, value in metrics.items())
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from shared.data import sources
 from shared.data.images import DataCorruptError
 from shared.data.readers import FASHION_MNIST_CLASSES, find
 from shared.data.readers import fashion_mnist as read_fashion_mnist
+from shared.nn.building import trusted_function
 
 Provenance = dict[str, dict[str, Any]]
 VERSION = 1  # raise it with any change of the sets
@@ -80,7 +81,7 @@ def fashion_mnist(
     seed: int,
     per_class: int = 1000,
     tuning_per_class: int = 250,
-    clean_source: Callable[[str | Path], Provenance] = sources.fashion_mnist,
+    clean_source: str | Callable[[str | Path], Provenance] = sources.fashion_mnist,
 ) -> Provenance:
     """A noisy web of eight Fashion-MNIST classes (MoPro specification, section 11).
 
@@ -90,9 +91,11 @@ def fashion_mnist(
 
     Args:
         root: one folder per seed.
-        fashion_root: folder of the four IDX files; `clean_source` makes them present.
+        fashion_root: folder of the four IDX files.
+        clean_source: what makes them present, or its name.
     """
-    clean = clean_source(fashion_root)
+    made = trusted_function(clean_source) if isinstance(clean_source, str) else clean_source
+    clean = made(fashion_root)
     recipe = {
         "version": VERSION,
         "seed": seed,

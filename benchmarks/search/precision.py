@@ -24,9 +24,11 @@ from benchmarks.claims import compose_experiment
 from benchmarks.search.semble import interval
 from benchmarks.search.systems import ROOT
 from benchmarks.speed.__main__ import machine
+from methods.cascode.data import CodeSearchData
 from methods.cascode.inference import load_search_model
 from methods.cascode.ranking import cascade, ranks, top_k
 from methods.cascode.search.models import PRECISIONS, Model
+from shared.nn.building import build, call
 from shared.training.checkpoints import CheckpointError
 
 K = 10
@@ -123,15 +125,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _texts(queries: int, codes: int) -> tuple[Sequence[str], Sequence[str], Tensor]:
     """Of the miniature's corpus, which is built if it is missing."""
-    from hydra.utils import instantiate
-
     overrides = (
         f"data.max_queries={{val: 50, test: {queries}}}",
         f"data.max_candidates={{val: 300, test: {codes}}}",
     )
     config = compose_experiment("cascode/mini_fast", overrides)
-    instantiate(config.source)
-    data = instantiate(config.data)
+    call(config.source)
+    data = build(config.data, CodeSearchData)
     data.setup("test")
     asked, found = data.texts("test")[0]
     return asked, found, torch.tensor(data.split("test")[0].answers)

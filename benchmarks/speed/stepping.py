@@ -9,12 +9,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from benchmarks.speed.serving import timed
+from shared.nn.building import build
+from shared.run import build_trainer
 from shared.training.allocator import keep_freed_memory
 from shared.training.callbacks import FiniteGradients, Throughput
 
@@ -79,7 +80,7 @@ class OurSide:
     ) -> tuple[list[float], list[float]]:
         """The steps between the ends of `steps` + 1 batches in Lightning's loop."""
         clock = Clock()
-        trainer = instantiate(
+        trainer = build_trainer(
             self.config.trainer,
             max_epochs=-1,
             max_steps=steps + 1,
@@ -96,8 +97,8 @@ class OurSide:
         return [after - before for before, after in pairwise(clock.ends)], clock.losses[1:]
 
     def instantiate(self, key: str) -> Any:
-        config = OmegaConf.to_container(self.config[key], resolve=True)
-        return instantiate(config, _recursive_=False, _convert_="all")
+        bases: dict[str, type] = {"method": pl.LightningModule, "data": pl.LightningDataModule}
+        return build(self.config[key], bases[key])
 
 
 def by_hand(module: Any, batches: Iterator[dict[str, Tensor]], mixed: bool) -> Callable[[], float]:

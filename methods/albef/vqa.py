@@ -136,14 +136,14 @@ class VQA(MomentumDistilled):
                 "lower method.k_test, or use a longer answer list"
             )
         words = self.encoders.text_decoder.embeddings.word.num_embeddings
-        rows = [torch.tensor(ids, device=self.device) for ids in answers.values()]
-        if (largest := max(int(row.max()) for row in rows)) >= words:
+        if (largest := max(max(ids) for ids in answers.values())) >= words:
             raise ValueError(
                 f"an answer has the id {largest}, but the model only {words} words: method."
                 "text.vocab_size and data.vocab do not belong together"
             )
         self.hparams["answers"] = {text: list(ids) for text, ids in answers.items()}
         self.answers = list(answers)
+        rows = [torch.tensor(ids, device=self.answer_ids.device) for ids in answers.values()]
         pad_id = self.encoders.text_decoder.pad_id
         self.answer_ids = nn.utils.rnn.pad_sequence(rows, True, pad_id)
         ones = [torch.ones_like(row) for row in rows]

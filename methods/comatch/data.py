@@ -9,7 +9,6 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from torch import Tensor
 
 from shared.data.images import ImageSet
@@ -19,6 +18,7 @@ from shared.data.randomness import sample_keys
 from shared.data.samplers import BatchPlan, FixedSteps, OnePass, Schedule
 from shared.data.splits import Split, per_class_split
 from shared.data.views import Views
+from shared.nn.building import call
 
 
 class SemiSupervisedData(ImageDataModule):
@@ -58,8 +58,8 @@ class SemiSupervisedData(ImageDataModule):
         h, images = self._h, self.images("train")
         if h.split is None:
             return per_class_split(images, self.train_indices, h.num_labels, h.split_seed)
-        rule = instantiate(h.split, _partial_=True)
-        return rule(images, self.train_indices, num_labels=h.num_labels, seed=h.split_seed)
+        given = {"images": images, "candidates": self.train_indices}
+        return call(h.split, **given, num_labels=h.num_labels, seed=h.split_seed)
 
     def setup(self, stage: str) -> None:
         """Read the data and check sizes, so that bad input is refused before training starts."""

@@ -9,8 +9,6 @@ CHECKPOINT is one of our runs or an official pre-training file, OUTPUT the JSON 
 """
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,8 +18,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from methods.mopro import official
@@ -30,8 +27,11 @@ from methods.mopro.module import MoPro
 from shared.data.loader import EvaluationLoader
 from shared.data.webvision import training_list
 from shared.evaluation.features import eval_mode, extract_features
+from shared.files import write_json
+from shared.nn.building import build
 from shared.overrides import CONF, OverrideError, validate
 from shared.training.checkpoints import CheckpointError, load_checkpoint, load_module
+from shared.training.method import Method
 
 ALPHA = 0.5
 """Classifier and prototypes count the same here, whatever alpha was in training."""
@@ -71,11 +71,9 @@ def clean(module: MoPro, loader: EvaluationLoader, threshold: float) -> CleanedL
 
 
 def write_annotation(path: Path, images: Sequence[str], labels: Sequence[int]) -> None:
-    """At once or not at all."""
+    """Write the list, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({"images": list(images), "labels": list(labels)}))
-    os.replace(temporary, path)
+    write_json(path, {"images": list(images), "labels": list(labels)})
 
 
 def compose_experiment(overrides: Sequence[str]) -> DictConfig:
@@ -93,7 +91,7 @@ def load_pretraining(path: str | Path, config: DictConfig) -> pl.LightningModule
     """One of our runs, or an official file in the module that `config.method` describes."""
     if "_target_" in load_checkpoint(path):
         return load_module(path)
-    module: Any = _instantiate(config.method)
+    module = build(config.method, Method)
     official.load(module, path)
     return module.eval()
 
@@ -113,7 +111,7 @@ def main(argv: Sequence[str]) -> int:
                 f"{arguments.checkpoint} is a {type(module).__name__}: the rule needs MoPro's "
                 "prototypes"
             )
-        data: Any = _instantiate(config.data)
+        data: Any = build(config.data, pl.LightningDataModule)
         module.to("cuda" if torch.cuda.is_available() else "cpu")
         done = clean(module, data.features_dataloader(), module.hparams["threshold"])
         paths, _ = training_list(Path(config.data.dataset.root), len(data.class_names))
@@ -127,11 +125,6 @@ def main(argv: Sequence[str]) -> int:
         f"relabelled, {done.dropped} dropped as out of distribution"
     )
     return 0
-
-
-def _instantiate(config: DictConfig) -> Any:
-    plain: Any = OmegaConf.to_container(config, resolve=True)
-    return instantiate(plain, _recursive_=False, _convert_="all", _partial_=True)()
 
 
 if __name__ == "__main__":

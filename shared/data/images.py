@@ -8,13 +8,21 @@ give `labels` (N,) int64 with -1 for unknown, `class_names`, `len()` and
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, WebPImagePlugin
 
+from shared.files import open_regular
+
+# PIL knows these two formats by name once their modules are imported.
+assert TiffImagePlugin and WebPImagePlugin
+FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+"""What is decoded, whatever a file's name says: others start a program (EPS) or fetch a file."""
+SIXTEEN_BIT = ("PNG", "PPM")  # of these PIL reads 16-bit values into 32-bit pixels
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
 Pictures = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
 
@@ -82,8 +90,11 @@ class FileImages:
     An unreadable image is replaced by the next readable one of `pool` (the indices that may stand
     in for it, so that a labelled image is only replaced by a labelled one), or left out without a
     pool. Each is named in a warning and counted, per process; beyond a share `max_corrupt` of the
-    set, reading stops with an error. `truncated`: read cut-off files as far as they go.
+    set, reading stops with an error. `truncated`: read cut-off files as far as they go. `upright`:
+    turn photographs as their EXIF data say, see `read_image`.
     """
+
+    upright = False
 
     def __init__(self, max_corrupt: float, truncated: bool, mode: str, cache: bool = False) -> None:
         self.max_corrupt, self.truncated, self.mode = max_corrupt, truncated, mode
@@ -139,8 +150,10 @@ class FileImages:
         if self.corrupt and self.path(index) in self.corrupt:
             return None
         try:
-            return read_image(self.content(index), self.mode, truncated=self.truncated)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            return read_image(
+                self.content(index), self.mode, truncated=self.truncated, upright=self.upright
+            )
+        except (OSError, DataCorruptError) as error:
             path = self.path(index)
             self.corrupt[path] = str(error)
         count, total = len(self.corrupt), len(self)
@@ -207,21 +220,63 @@ def read_image(
     mode: str = "RGB",
     side: int | None = None,
     truncated: bool = False,
+    upright: bool = False,
 ) -> NDArray[np.uint8]:
     """Return (H, W, 3) uint8 for `mode` "RGB", (H, W, 4) for "RGBA", (H, W) for "L".
 
-    Resized to side x side if given.
+    Resized to side x side if given. 16-bit pixels are scaled to 8 bits.
+
+    Args:
+        truncated: read a cut-off file as far as it goes.
+        upright: turn it as its EXIF orientation says, which the official code of no paper here does
+            when it reads data sets; their boxes count pixels as they are stored.
+
+    Raises:
+        OSError: no such file, or no regular one.
+        DataCorruptError: no readable image, too large to decode, or pixels whose range is unknown.
     """
     before = ImageFile.LOAD_TRUNCATED_IMAGES  # PIL has no such option per file
     ImageFile.LOAD_TRUNCATED_IMAGES = truncated
     try:
-        with Image.open(path) as image:
-            picture = image.convert(mode)
+        with nullcontext(path) if hasattr(path, "read") else open_regular(path) as file:
+            with Image.open(file, formats=FORMATS) as image:
+                picture = _eight_bit(image)
+                if upright:
+                    picture = _upright(picture)
+                if picture.mode != mode:
+                    picture = picture.convert(mode)
+                picture.load()
+    except OSError:
+        raise
+    # A damaged image surfaces as whatever its first wrong byte provokes in PIL's decoders.
+    except Exception as error:
+        raise DataCorruptError(str(error) or type(error).__name__) from error
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
     if side is not None and picture.size != (side, side):
         picture = picture.resize((side, side), Image.Resampling.BILINEAR)
     return np.asarray(picture)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """The image with its grey values of 16 bits scaled to 8, which PIL's `convert` saturates."""
+    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BIT)
+    if sixteen:
+        values = np.asarray(image).astype(np.int64)
+        return Image.fromarray(((values.clip(0, 65535) + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise DataCorruptError(
+            f"its pixels have 32 bits (mode {image.mode}), whose range is not known: save it with "
+            "8 or 16 bits"
+        )
+    return image
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # damaged EXIF data say nothing
+        return picture
 
 
 def check_labels(

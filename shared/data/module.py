@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-from hydra.utils import instantiate
 from numpy.typing import NDArray
 
 from shared.data.batches import EvaluationBatches, PredictionBatches
 from shared.data.images import ImageSet
 from shared.data.loader import EvaluationLoader
 from shared.data.splits import seeded_subset
-from shared.data.views import Views
+from shared.data.views import build_views
+from shared.nn.building import call
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -51,7 +51,7 @@ class ImageDataModule(pl.LightningDataModule):
         super().__init__()
         self.save_hyperparameters(logger=False)  # those of a subclass as well
         self._h: Any = self.hparams
-        self.transform: Views = instantiate(augmentation)
+        self.transform = build_views(augmentation)
         self._sets: dict[str, ImageSet] = {}
 
     @cached_property
@@ -67,9 +67,7 @@ class ImageDataModule(pl.LightningDataModule):
     def images(self, split: str) -> ImageSet:
         """Return a split of the data set, read once."""
         if split not in self._sets:
-            # Called outside of `instantiate`, which would wrap an error in one of its own.
-            reader = instantiate(self._h.dataset, _partial_=True)
-            self._sets[split] = reader(split=split)
+            self._sets[split] = call(self._h.dataset, split=split)
         return self._sets[split]
 
     def val_dataloader(self) -> EvaluationLoader:

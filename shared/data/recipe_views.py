@@ -26,6 +26,7 @@ from shared.data.images import Pictures
 from shared.data.randaugment import MAX_LEVEL
 from shared.data.randomness import key_generator
 from shared.data.transforms import jitter_and_grey, random_resized_crop
+from shared.data.views import Views
 
 INTERPOLATIONS = {
     "bilinear": tvf.InterpolationMode.BILINEAR,
@@ -195,7 +196,7 @@ OPERATIONS = {
 }
 
 
-class RecipeViews:
+class RecipeViews(Views):
     """Callable (images, view, keys) -> normalised float32 batch (N, C, H, W).
 
     Images are (H, W, 3), (H, W, 4) or (H, W) uint8 of any size; they become grey where `mean` has

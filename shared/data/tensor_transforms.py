@@ -20,6 +20,7 @@ from torch import Tensor
 
 from shared.data.images import Pictures
 from shared.data.randomness import key_uniforms
+from shared.data.views import Views
 
 # One column per random quantity, the same in every recipe: switching one off moves no other draw.
 _DX, _DY, _FLIP, _ANGLE, _SHEAR, _ZOOM, _CROP_X, _CROP_Y = range(8)
@@ -56,7 +57,7 @@ class Recipe:
         return bool(self.rotation or self.shear or self.zoom is not None)
 
 
-class TensorViews:
+class TensorViews(Views):
     """Callable (images, view, keys) -> normalised float32 batch (N, C, H, W).
 
     Args:

@@ -17,11 +17,12 @@ from torchvision.transforms import functional as tvf
 from shared.data.images import Pictures
 from shared.data.randaugment import flip, pad_crop, rand_augment
 from shared.data.randomness import key_generator
+from shared.data.views import Views
 
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 
 
-class _PerImageViews:
+class _PerImageViews(Views):
     """Applies `_one(image, view, generator)` to each image; see `shared.data.views.Views`."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
+from shared.nn.building import build_network
 from shared.nn.heads import LinearProjection, ProjectionHead
-from shared.training.method import build_network
 
 
 class Encoder(nn.Module):

@@ -158,13 +158,16 @@ class Throughput(Callback):
 
     Args:
         warmup_steps: the first steps of this process, which are not counted.
+
+    Attributes:
+        steps: of this process, those as well.
     """
 
     def __init__(self, warmup_steps: int = 3) -> None:
         self.warmup_steps = warmup_steps
         self._seconds = 0.0
         self._samples = 0
-        self._steps = 0
+        self.steps = 0
         self._since: float | None = None  # None: the next step has no fair beginning
 
     @property
@@ -181,8 +184,8 @@ class Throughput(Callback):
         batch_idx: int,
     ) -> None:
         now = time.perf_counter()
-        self._steps += 1
-        if self._since is not None and self._steps > self.warmup_steps:
+        self.steps += 1
+        if self._since is not None and self.steps > self.warmup_steps:
             self._seconds += now - self._since
             self._samples += _rows(batch) * trainer.world_size
         self._since = now

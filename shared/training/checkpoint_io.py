@@ -10,6 +10,7 @@ from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor, nn
 
+from shared.files import replacing
 from shared.training.checkpoints import CheckpointError, first_line, load_checkpoint
 
 PLAIN: tuple[type, ...] = (type(None), bool, int, float, complex, str, bytes)
@@ -38,27 +39,17 @@ class AtomicCheckpointIO(CheckpointIO):
         """
         target = Path(path)
         plain = _plain(checkpoint, "checkpoint")
-        # One fixed name beside the target: what a killed run left behind is overwritten.
-        temporary = target.with_name(f".{target.name}.tmp")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
+            with replacing(target) as file:
                 torch.save(plain, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-            _sync_folder(target.parent)
         except (OSError, RuntimeError) as error:
-            temporary.unlink(missing_ok=True)
             kept = "the previous one is untouched" if target.exists() else "there is none yet"
             reason = _root_reason(error)
             raise CheckpointWriteError(
                 f"cannot write checkpoint {target}: {reason}; {kept}. Free some space or set "
                 "output_dir to another disk, then run the same command to continue."
             ) from error
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
 
     def load_checkpoint(
         self, path: str | os.PathLike, map_location: Any = "cpu", weights_only: bool | None = True
@@ -88,15 +79,6 @@ def _plain(value: Any, where: str) -> Any:
         f"{where} is a {type(value).__module__}.{type(value).__qualname__}; a checkpoint holds "
         "tensors and plain containers only, convert it before saving (e.g. in state_dict)"
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _root_reason(error: BaseException) -> str:

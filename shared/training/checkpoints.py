@@ -13,6 +13,8 @@ import pickle
 import re
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +22,20 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
-from shared.training.trust import trusted_class
+from shared.files import check_regular
+from shared.nn.building import trusted_class
 
 if TYPE_CHECKING:
     import pytorch_lightning as pl
+
+
+MOST_PARTS = 50_000_000  # of nested containers; generators and samplers hold thousands
+DEEPEST = 100  # nesting of containers
 
 
 class CheckpointError(RuntimeError):
@@ -42,8 +53,12 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
         CheckpointError: empty, truncated, damaged, not a checkpoint, or holding pickled objects.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
+    try:
+        check_regular(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no checkpoint at {path}") from None
+    except OSError as error:
+        raise CheckpointError(f"refused checkpoint {path}: {error.strerror}") from None
     if path.stat().st_size == 0:
         raise CheckpointError(f"refused checkpoint {path}: the file is empty")
     try:
@@ -51,9 +66,7 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
             device = map_location if isinstance(map_location, str | int) else "cpu"
             return load_file(path, device=device)
         if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():
-                    raise ValueError(f"the checksum of {damaged} is wrong")
+            _check_archive(path)
         content = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"refused checkpoint {path}: {_pickle_reason(error)}") from None
@@ -68,6 +81,11 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise CheckpointError(f"refused checkpoint {path}: it holds a {kind}, not a dictionary")
+    if (parts := _count_parts(content)) > MOST_PARTS:
+        raise CheckpointError(
+            f"refused checkpoint {path}: its containers hold themselves, or unfold to {parts:.0e} "
+            f"parts (at most {MOST_PARTS:.0e})"
+        )
     return content
 
 
@@ -95,15 +113,31 @@ def load_module(path: str | os.PathLike, map_location: Any = "cpu") -> pl.Lightn
             _ours(target, nn.Module)
     except ValueError as error:
         raise CheckpointError(f"refused checkpoint {path}: {error}") from None
-    try:
-        module = module_class(**hyper_parameters)
-    except (TypeError, ValueError) as error:
-        name = module_class.__name__
+    state = checkpoint["state_dict"]
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"refused checkpoint {path}: its state_dict is no mapping")
+    if broken := [key for key, value in state.items() if not _is_finite(value)]:
         raise CheckpointError(
-            f"refused checkpoint {path}: its hyperparameters do not fit {name}: {error}"
+            f"refused checkpoint {path}: weights that are not finite: {', '.join(broken[:5])}"
+        )
+    try:
+        # On the meta device sizes cost nothing: what does not fit the weights is never allocated.
+        with torch.device("meta"), _at_most(len(state)):
+            outline = module_class(**deepcopy(hyper_parameters))
+        outline.on_load_checkpoint(dict(checkpoint))
+        check_state(outline, state, source=path)
+        module = module_class(**hyper_parameters)
+        module.on_load_checkpoint(checkpoint)
+    except CheckpointError:
+        raise
+    # Hyperparameters of a stranger surface as whatever their first wrong value provokes.
+    except Exception as error:
+        name, kind = module_class.__name__, type(error).__name__
+        raise CheckpointError(
+            f"refused checkpoint {path}: its hyperparameters do not fit {name}: "
+            f"{first_line(error) or kind}"
         ) from error
-    module.on_load_checkpoint(checkpoint)
-    load_state(module, checkpoint["state_dict"], source=path)
+    load_state(module, state, source=path)
     # Not every map_location names a device (it may be a function), so ask the weights.
     first = next((v for v in checkpoint["state_dict"].values() if isinstance(v, Tensor)), None)
     return module.to(first.device if first is not None else "cpu").eval()
@@ -113,13 +147,22 @@ def load_state(module: nn.Module, state: Mapping[str, Any], source: object) -> N
     """Load ``state`` into ``module``, all or nothing.
 
     Raises:
-        CheckpointError: names every missing, unexpected and differently shaped key;
-            ``module`` is then unchanged.
+        CheckpointError: as `check_state`; ``module`` is then unchanged.
+    """
+    check_state(module, state, source)
+    module.load_state_dict(dict(state), strict=True)
+
+
+def check_state(module: nn.Module, state: Mapping[str, Any], source: object) -> None:
+    """Compare keys and shapes.
+
+    Raises:
+        CheckpointError: names every missing, unexpected and differently shaped key.
     """
     expected = module.state_dict()
     problems = {
         "missing": [key for key in expected if key not in state],
-        "unexpected": [key for key in state if key not in expected],
+        "unexpected": [str(key) for key in state if key not in expected],
         "of another shape": [
             f"{key} {_shape(state[key])} in the file, {_shape(value)} in the module"
             for key, value in expected.items()
@@ -134,7 +177,81 @@ def load_state(module: nn.Module, state: Mapping[str, Any], source: object) -> N
         ]
         name = type(module).__name__
         raise CheckpointError(f"{source} does not fit {name}; nothing loaded\n" + "\n".join(lines))
-    module.load_state_dict(dict(state), strict=True)
+
+
+def _check_archive(path: Path) -> None:
+    """Verify the checksums of torch's zip format.
+
+    Raises:
+        ValueError: a checksum is wrong, or an entry is compressed, which torch never does: a small
+            file could unfold to any size.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+                raise ValueError(f"{entry.filename} is compressed")
+        if damaged := archive.testzip():
+            raise ValueError(f"the checksum of {damaged} is wrong")
+
+
+def _count_parts(content: Any) -> int:
+    """The number of parts that whoever walks nested containers will meet.
+
+    A container that stands in several places counts in each: forty lists can unfold to 2^40 parts.
+    One that holds itself, or nests deeper than `DEEPEST`, counts as more than any limit.
+    """
+    counts: dict[int, int] = {}
+
+    def count(value: Any, depth: int) -> int:
+        if not isinstance(value, dict | list | tuple | set):
+            return 1
+        if (known := counts.get(id(value))) is not None:
+            return known
+        if depth == DEEPEST:
+            return MOST_PARTS + 1
+        counts[id(value)] = MOST_PARTS + 1  # while it is walked, so that a circle is noticed
+        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        counts[id(value)] = 1 + sum(count(part, depth + 1) for part in parts)
+        return counts[id(value)]
+
+    return count(content, 0)
+
+
+@contextmanager
+def _at_most(weights: int) -> Iterator[None]:
+    """Stop a constructor that makes far more parts than there are weights to fill them.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    left = 1000 + 50 * weights  # parts without weights, and copies, come beside those with
+
+    def count(*_: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise CheckpointError("its hyperparameters ask for more layers than it has weights")
+
+    hooks = [
+        register_module_module_registration_hook(count),
+        register_module_parameter_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _is_finite(value: Any) -> bool:
+    if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
+        return True
+    # Expanded tensors say enormous sizes at no cost; what they repeat need be looked at only once.
+    stored = value.as_strided(
+        [1 if step == 0 else size for size, step in zip(value.shape, value.stride(), strict=True)],
+        value.stride(),
+    )
+    return bool(torch.isfinite(stored).all())
 
 
 def _shape(value: object) -> str:

@@ -16,6 +16,8 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 
+from shared.files import open_own, open_regular, replacing
+
 HEADER = ("step", "epoch", "metric", "value")
 
 
@@ -85,14 +87,12 @@ class CsvLogger(Logger):
         self.close()
         if self.path.exists():
             kept = [row for row in read_metrics(self.path) if int(row["step"]) < global_step]
-            temporary = self.path.with_name(f".{self.path.name}.tmp")
-            with open(temporary, "w", newline="") as file:
-                rows = csv.DictWriter(file, HEADER, lineterminator="\n")
+            with replacing(self.path) as file:
+                text = io.TextIOWrapper(file, newline="", write_through=True)
+                rows = csv.DictWriter(text, HEADER, lineterminator="\n")
                 rows.writeheader()
                 rows.writerows(kept)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, self.path)
+                text.detach()
         self._file = self._open()
 
     def finalize(self, status: str) -> None:
@@ -107,14 +107,15 @@ class CsvLogger(Logger):
     def _open(self) -> io.TextIOWrapper:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._last_step, self._written = -1, set()
-        if self.path.exists():
-            _drop_half_line(self.path)
-            for row in read_metrics(self.path):
-                if int(row["step"]) > self._last_step:
-                    self._last_step, self._written = int(row["step"]), set()
-                self._written.add(row["metric"])
-        file = open(self.path, "a", newline="")  # noqa: SIM115, stays open between rows
-        if file.tell() == 0:
+        whole = open_own(self.path)
+        content = whole.read()
+        whole.truncate(content.rfind(b"\n") + 1)  # a half line, left by a kill
+        for row in _rows(content, self.path):
+            if int(row["step"]) > self._last_step:
+                self._last_step, self._written = int(row["step"]), set()
+            self._written.add(row["metric"])
+        file = io.TextIOWrapper(io.BufferedWriter(whole), newline="")
+        if b"\n" not in content:
             file.write(",".join(HEADER) + "\n")
             file.flush()
         return file
@@ -124,21 +125,28 @@ def read_metrics(path: str | Path) -> list[dict[str, str]]:
     """The whole rows of a metrics.csv; a half-written last line, left by a kill, is ignored.
 
     Raises:
-        ValueError: the file has other columns.
+        OSError: no such file, or no file.
+        ValueError: the file has other columns, or a row that is none.
     """
-    text = Path(path).read_text()
-    whole = text[: text.rfind("\n") + 1]
+    with open_regular(path) as file:
+        return _rows(file.read(), path)
+
+
+def _rows(content: bytes, path: str | Path) -> list[dict[str, str]]:
+    whole = content[: content.rfind(b"\n") + 1].decode()
     if not whole:
         return []
-    reader = csv.DictReader(io.StringIO(whole))
+    reader = csv.DictReader(io.StringIO(whole), strict=True)
     if tuple(reader.fieldnames or ()) != HEADER:
         raise ValueError(f"{path} is not a metrics file: its columns are {reader.fieldnames}")
-    return list(reader)
-
-
-def _drop_half_line(path: Path) -> None:
-    with open(path, "rb+") as file:
-        file.truncate(file.read().rfind(b"\n") + 1)
+    try:
+        rows = list(reader)
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+    for number, row in enumerate(rows, 2):
+        if not (row["step"].isdecimal() and row.get(None) is None and row["value"] is not None):
+            raise ValueError(f"{path}, line {number} is no row of {','.join(HEADER)}")
+    return rows
 
 
 class WandbLogger(Logger):

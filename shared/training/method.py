@@ -1,4 +1,4 @@
-"""The thin base of every method: loss bookkeeping, the stop on non-finite losses, network building.
+"""The thin base of every method: loss bookkeeping and the stop on non-finite losses.
 
 Nothing of any algorithm lives here; a method's `training_step` is read in one file.
 """
@@ -10,20 +10,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from shared.training.trust import trusted_class
-
 
 class NonFiniteLoss(RuntimeError):
     """A loss term is NaN or infinite; raised before the backward pass, so no weight has changed."""
-
-
-def build_network(config: dict[str, Any]) -> nn.Module:
-    """Build the network that `{"_target_": "shared.nn....", **arguments}` describes."""
-    arguments = dict(config)
-    target = arguments.pop("_target_", None)
-    if not isinstance(target, str):
-        raise ValueError(f"a network config needs a `_target_`, got {config}")
-    return trusted_class(target, nn.Module)(**arguments)
 
 
 class Method(pl.LightningModule):

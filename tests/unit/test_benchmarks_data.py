@@ -36,7 +36,7 @@ def test_what_is_printed(monkeypatch, capsys, tmp_path):
     found = sources_of("toy", conf_with(tmp_path, mini={"_target_": SOURCE, "root": "place"}))
     monkeypatch.setattr(data, "sources_of", lambda *_, **__: found)
     monkeypatch.setattr(
-        data, "instantiate", lambda _: {"set": {"licence": "MIT", "files": {"a.gz": "0" * 64}}}
+        data, "call", lambda _: {"set": {"licence": "MIT", "files": {"a.gz": "0" * 64}}}
     )
     assert main(["comatch"]) == 0
     assert capsys.readouterr().out == f"set: place (licence MIT)\n  {'0' * 64}  a.gz\n"

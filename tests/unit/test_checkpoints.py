@@ -25,7 +25,7 @@ TINY = """
 import os
 import pytorch_lightning as pl
 from torch import nn
-from shared.training.method import build_network
+from shared.nn.building import build_network
 
 class Net(nn.Linear):
     pass

@@ -721,7 +721,7 @@ def test_languages_and_profile_on_the_command_line(
     assert data.main(["cascode", *overrides[:2], "source.languages=[cobol]"]) == 1
     assert capsys.readouterr().err.startswith("data: no packages of cobol: known are python, ")
     made = {"code-go": {"licence": "MIT", "files": {"a.gz": "0" * 64}}}
-    monkeypatch.setattr(data, "instantiate", lambda source: made if source.languages else {})
+    monkeypatch.setattr(data, "call", lambda source: made if source.languages else {})
     assert data.main(["cascode", *overrides]) == 0
     assert capsys.readouterr().out == f"code-go: {tmp_path} (licence MIT)\n  {'0' * 64}  a.gz\n"
     assert data.main(["cascode", "source.rot=x"]) == 1

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from shared.nn.building import build_network, trusted_class
 from shared.nn.small_convnet import SmallConvNet
-from shared.training.method import Method, NonFiniteLoss, build_network
-from shared.training.trust import trusted_class
+from shared.training.method import Method, NonFiniteLoss
 
 
 def test_total_is_the_weighted_sum() -> None:

@@ -1,0 +1,102 @@
+"""Building by name: only what this project itself defines, wherever the name comes from.
+
+Configs and checkpoints name classes by dotted path. A path can reach nearly anything through
+attributes (`shared.data.sources.os.system`), and a class of ours may hand its arguments on to
+something that calls them; so a name counts only where it is defined, only if it has the kind that
+is wanted, and its arguments stay the plain values that they are.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from inspect import isfunction
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from torch import nn
+
+TRUSTED_PACKAGES = ("shared", "methods")
+BUILDERS = (*TRUSTED_PACKAGES, "benchmarks")  # of data; no class of theirs stands in a checkpoint
+Built = TypeVar("Built")
+
+
+def build(config: Any, base: type[Built]) -> Built:
+    """Build the object that `{"_target_": "shared....", **arguments}` describes.
+
+    Raises:
+        ValueError: no `_target_`, or one that is no subclass of `base` defined in this project.
+        Exception: what the constructor raises.
+    """
+    target, arguments = _parts(config, base.__name__)
+    return trusted_class(target, base)(**arguments)
+
+
+def build_network(config: Any) -> nn.Module:
+    """Build the network that `{"_target_": "shared.nn....", **arguments}` describes."""
+    return build(config, nn.Module)
+
+
+def call(config: Any, **further: Any) -> Any:
+    """Call the function that `{"_target_": "shared....", **arguments}` describes.
+
+    Raises:
+        ValueError: no `_target_`, or one that is no function defined in this project.
+        Exception: what the function raises.
+    """
+    target, arguments = _parts(config, "function")
+    return trusted_function(target)(**arguments, **further)
+
+
+def trusted_class(target: str, base: type[Built]) -> type[Built]:
+    """The class that `target` names, if it is a subclass of `base` defined in this project.
+
+    Raises:
+        ValueError: the target is not such a class.
+    """
+    found = _defined_here(target, base.__name__, TRUSTED_PACKAGES)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise ValueError(_problem(target, base.__name__, TRUSTED_PACKAGES))
+    return found
+
+
+def trusted_function(target: str) -> Callable[..., Any]:
+    """The public function that `target` names, if it is defined in this project.
+
+    Raises:
+        ValueError: the target is not such a function.
+    """
+    found = _defined_here(target, "function", BUILDERS)
+    if not isfunction(found):
+        raise ValueError(_problem(target, "function", BUILDERS))
+    return found
+
+
+def _parts(config: Any, kind: str) -> tuple[str, dict[str, Any]]:
+    if OmegaConf.is_config(config):
+        config = OmegaConf.to_container(config, resolve=True)
+    target = config.get("_target_") if isinstance(config, Mapping) else None
+    if not isinstance(target, str):
+        raise ValueError(f"a {kind} needs a `_target_`, got {str(config)[:200]}")
+    return target, {str(key): value for key, value in config.items() if key != "_target_"}
+
+
+def _defined_here(target: str, kind: str, packages: Sequence[str]) -> Any:
+    problem = _problem(target, kind, packages)
+    module_name, _, name = target.rpartition(".")
+    parts = target.split(".")
+    # Importing a `__main__` would run it.
+    public = all(part.isidentifier() and not part.startswith("_") for part in parts)
+    if not (public and parts[0] in packages and module_name):
+        raise ValueError(problem)
+    try:
+        found = getattr(import_module(module_name), name, None)
+    except ImportError as error:
+        raise ValueError(f"{problem}: {error}") from error
+    if isinstance(found, type) or isfunction(found):
+        if f"{found.__module__}.{found.__qualname__}" == target:
+            return found
+        raise ValueError(f"{problem} (it is defined in {found.__module__})")
+    return None
+
+
+def _problem(target: str, kind: str, packages: Sequence[str]) -> str:
+    return f"{target!r} does not name a {kind} under {' or '.join(packages)}"

@@ -1,0 +1,182 @@
+"""The folder of one run: who may write to it, what it holds, whether it belongs to this config.
+
+config.yaml         the resolved config, written before the first step
+metrics.csv         see `shared.training.loggers`
+checkpoints/        last.ckpt
+results.json        of a finished run
+error.txt           the traceback of a start that failed unexpectedly
+.lock               held by the process that writes
+"""
+
+import hashlib
+import json
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from shared.files import (
+    LockedError,
+    UnsafeFileError,
+    locked,
+    open_regular,
+    own_folder,
+    read_json,
+    remove_unfinished,
+    replacing,
+    write_json,
+)
+from shared.training.loggers import read_metrics
+
+# What may differ between two starts of the same experiment.
+NOT_HASHED = ("output_dir", "data_root", "logger", "threads", "claim", "checkpoint_every")
+PLACES = {"data_root": "<data>/", "output_dir": "<output>/"}
+
+
+class RunError(RuntimeError):
+    """A run that cannot start; the message says what to do."""
+
+
+class RunBusyError(RunError):
+    """Another process writes to the run's folder; the message says which."""
+
+
+class RunFolder:
+    """The folder of a run, which need not exist yet."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config, self.metrics = self.path / "config.yaml", self.path / "metrics.csv"
+        self.last = self.path / "checkpoints" / "last.ckpt"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Let nobody else write to the folder until the block ends.
+
+        Raises:
+            RunBusyError: another process does.
+            RunError: the folder, or one in it, is a link.
+        """
+        try:
+            own_folder(self.path)
+            own_folder(self.last.parent)
+            with locked(self.path / ".lock"):
+                remove_unfinished(self.path)
+                remove_unfinished(self.last.parent)
+                yield
+        except LockedError as holder:
+            raise RunBusyError(
+                f"{self.path} is in use by {holder}: wait for it, or choose another output_dir"
+            ) from None
+        except UnsafeFileError as error:
+            raise RunError(str(error)) from error
+
+    def record(self, error: Exception) -> None:
+        """Leave the traceback of an error in error.txt, and say so in a note on the error."""
+        path = self.path / "error.txt"
+        with suppress(OSError), replacing(path) as file:
+            file.write("".join(traceback.format_exception(error)).encode(errors="replace"))
+        error.add_note(f"traceback: {path}")
+
+    def results(self, config_hash: str) -> dict[str, Any] | None:
+        """results.json of a finished run of this very config; None if there is none.
+
+        Raises:
+            RunError: the folder holds a finished run of another config, or the file is damaged.
+        """
+        path = self.path / "results.json"
+        try:
+            results = read_json(path)
+            if not (isinstance(results, dict) and _is_numbers(results.get("metrics"))):
+                raise ValueError("it is no result of a run")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise _damaged(path, error) from error
+        if results.get("config_hash") != config_hash:
+            raise RunError(
+                f"{path} belongs to another config: choose another output_dir or move it away"
+            )
+        return results
+
+    def check(self, resolved: Mapping[str, Any]) -> None:
+        """Refuse the unfinished run of another config, and metrics that cannot be continued.
+
+        Args:
+            resolved: the whole config as plain containers.
+
+        Raises:
+            RunError: the folder holds one, or a file in it is damaged.
+        """
+        there = read_config(self.config)
+        if there is not None and hash_config(there) != hash_config(resolved):
+            differing = sorted(k for k, v in resolved.items() if v != there.get(k))
+            raise RunError(
+                f"{self.path} holds an unfinished run of another config (differs in "
+                f"{', '.join(differing)}): choose another output_dir or move it away"
+            )
+        try:
+            read_metrics(self.metrics)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            raise _damaged(self.metrics, error) from error
+
+    def claim(self, resolved: Mapping[str, Any]) -> None:
+        """Write the resolved config: from now on the folder is this run's."""
+        if not self.config.exists():
+            with replacing(self.config) as file:
+                file.write(OmegaConf.to_yaml(OmegaConf.create(dict(resolved))).encode())
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Write results.json, and remove the error of an earlier start."""
+        write_json(self.path / "results.json", results)
+        (self.path / "error.txt").unlink(missing_ok=True)
+
+
+def read_config(path: Path) -> dict[str, Any] | None:
+    """The resolved config in a run's config.yaml; None if there is none.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    try:
+        with open_regular(path) as file:
+            content: Any = OmegaConf.to_container(OmegaConf.create(file.read().decode()))
+        if not (
+            isinstance(content, dict) and {"output_dir", "data_root", "precision"} <= set(content)
+        ):
+            raise ValueError("it is no config of a run")
+    except FileNotFoundError:
+        return None
+    # Deep nesting ends in a RecursionError, odd nodes in whatever OmegaConf makes of them.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise _damaged(path, error) from error
+    return content
+
+
+def hash_config(resolved: Mapping[str, Any]) -> str:
+    """Hex digest of what decides the outcome of a run.
+
+    Where things lie does not count; neither does the place of the data inside `source`, `data`,
+    nor that of the results inside `warm_start`.
+    """
+    kept = {key: value for key, value in resolved.items() if key not in NOT_HASHED}
+    text = json.dumps(kept, sort_keys=True)
+    for key, name in PLACES.items():
+        text = text.replace(json.dumps(str(resolved[key]))[1:-1] + "/", name)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _is_numbers(metrics: Any) -> bool:
+    return isinstance(metrics, dict) and all(isinstance(v, int | float) for v in metrics.values())
+
+
+def _damaged(path: Path, reason: Exception) -> RunError:
+    said = " ".join(str(getattr(reason, "strerror", None) or reason).split())[:300]
+    return RunError(f"{path} is damaged ({said}): move it away, then run the same command again")
