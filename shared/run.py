@@ -18,12 +18,14 @@ from contextlib import nullcontext
 from datetime import UTC, datetime
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 import pytorch_lightning as pl
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
@@ -78,7 +80,7 @@ def main() -> None:
 
         return predict(sys.argv[2:])
     check_overrides(sys.argv[1:])
-    full_error = os.environ.setdefault(FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR", "0"))
+    os.environ.setdefault(FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors arrive here, not on the screen
     try:
         return _hydra_main()
@@ -86,11 +88,16 @@ def main() -> None:
         print("tenfold: stopped; the same command continues", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
-        if full_error == "1":
-            raise
-        print(f"tenfold: {explain(error)}", file=sys.stderr)
-        busy, refused = isinstance(error, RunBusyError), not hasattr(error, "__notes__")
-        sys.exit(BUSY if busy else REFUSED if refused else FAILED)
+        _end(error)
+
+
+def _end(error: Exception) -> NoReturn:
+    """Say what went wrong and exit; `HYDRA_FULL_ERROR=1` shows the traceback instead."""
+    if os.environ[FULL_ERROR] == "1":
+        raise error
+    print(f"tenfold: {explain(error)}", file=sys.stderr)
+    busy, refused = isinstance(error, RunBusyError), not hasattr(error, "__notes__")
+    sys.exit(BUSY if busy else REFUSED if refused else FAILED)
 
 
 def explain(error: BaseException) -> str:
@@ -106,7 +113,13 @@ def explain(error: BaseException) -> str:
 
 @hydra.main(version_base="1.3", config_path=str(ROOT / "conf"), config_name="config")
 def _hydra_main(cfg: DictConfig) -> float | None:
-    return objective(cfg, run(cfg)["metrics"])
+    try:
+        return objective(cfg, run(cfg)["metrics"])
+    except Exception as error:
+        # A single run ends here, before Hydra prints all overrides; a sweep goes on.
+        if HydraConfig.get().mode is RunMode.RUN:
+            _end(error)
+        raise
 
 
 def objective(cfg: DictConfig, metrics: dict[str, float]) -> float | None:
