@@ -1,5 +1,6 @@
 """Refuse misspelt command-line overrides before anything starts, with the nearest valid name."""
 
+import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,30 @@ from omegaconf.errors import OmegaConfBaseException
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 CHOICES = {"precision": ("auto", "32-true", "bf16-mixed", "16-mixed")}
+TINY, HUGE = 1e-9, 1e12
+RANGES: dict[str, tuple[float, float]] = {
+    "accumulate_grad_batches": (1, 1e6),
+    "batch_size": (1, 1e6),
+    "check_val_every_n_epoch": (1, HUGE),
+    "checkpoint_every": (1, HUGE),
+    "ema_decay": (0, 1),
+    "eval_batch_size": (1, 1e6),
+    "log_every_n_steps": (1, HUGE),
+    "lr": (0, 1e6),
+    "max_corrupt": (0, 1),
+    "momentum": (0, 1),
+    "mu": (1, 1e4),
+    "num_classes": (1, 1e7),
+    "num_labels": (1, HUGE),
+    "num_workers": (0, 256),
+    "queue_size": (1, 1e9),
+    "seed": (0, 2**32 - 1),
+    "temperature": (TINY, HUGE),
+    "threads": (1, 1024),
+    "weight_decay": (0, HUGE),
+}
+"""What a number may be, by the last part of its key; beyond, Python, torch or Lightning would loop,
+start thousands of processes, or fail without naming the key."""
 
 
 class OverrideError(ValueError):
@@ -104,6 +129,8 @@ def _check_key(
             _check_inside(config, key, value)
         if (expected := _misfit(present, value)) is not None:
             raise OverrideError(f"{key}={_shown(value)}: {key} expects {expected}")
+        if (reason := _out_of_range(key, value)) is not None:
+            raise OverrideError(f"{key}={_shown(value)}: {key} expects {reason}")
         if isinstance(value, str) and value not in CHOICES.get(key, (value,)):
             raise OverrideError(f"unknown {key} {value!r}{_meant(value, CHOICES[key])}")
 
@@ -152,6 +179,22 @@ def _misfit(present: Any, value: Any) -> str | None:
             wrong |= isinstance(value, bool) and kind is not bool
             return words if wrong else None
     return None
+
+
+def _out_of_range(key: str, value: Any) -> str | None:
+    """The range of a number that lies outside of it; None if it fits or is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    last = key.rpartition(".")[2]
+    last = "seed" if last.endswith("_seed") else last
+    low, high = RANGES.get(last, (-math.inf, math.inf))
+    if low <= value <= high:
+        return None
+    return (
+        "a number"
+        if math.isnan(value) and last not in RANGES
+        else (f"a number from {low:.15g} to {high:.15g}")
+    )
 
 
 def _values(override: Override) -> list[Any]:

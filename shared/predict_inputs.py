@@ -17,7 +17,7 @@ from shared.data.images import DataCorruptError, FolderImages
 from shared.data.recipe_views import RecipeViews
 from shared.data.tokenizer import WordPiece
 from shared.data.views import Views, build_views
-from shared.training.checkpoints import first_line, load_checkpoint, load_module
+from shared.training.checkpoints import first_line, load_checkpoint, rebuild_module
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MOST_SIDE = 4096  # pixels of what a network sees
@@ -80,8 +80,8 @@ def load_predictor(path: Path, device: str) -> Predictor:
         CheckpointError, FileNotFoundError: from reading the checkpoint.
     """
     where = resolve_device(device)
-    module = load_module(path)
     checkpoint = load_checkpoint(path)
+    module = rebuild_module(checkpoint, path)
     data = checkpoint.get("datamodule_hyper_parameters")
     data = data if isinstance(data, Mapping) else {}
     return Predictor(

@@ -97,7 +97,8 @@ class ResumeCheckpoint(Checkpoint):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # A run that was killed behind its last checkpoint finds nothing left to do, and would label
         # its test metrics with the step and the epoch that this checkpoint was still within.
-        loop, epochs = trainer.fit_loop, trainer.fit_loop.epoch_progress.current
+        loop: Any = trainer.fit_loop
+        epochs = loop.epoch_progress.current
         if epochs.processed < epochs.started:
             epochs.processed = epochs.completed = epochs.started
             loop.epoch_loop._batches_that_stepped += 1

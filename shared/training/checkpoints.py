@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import pickle
 import re
+import tarfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -65,6 +66,8 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
         if path.suffix == ".safetensors":
             device = map_location if isinstance(map_location, str | int) else "cpu"
             return load_file(path, device=device)
+        if tarfile.is_tarfile(path):
+            raise ValueError("torch would unpack it as its oldest format, a tar archive")
         if zipfile.is_zipfile(path):
             _check_archive(path)
         content = torch.load(path, map_location=map_location, weights_only=True)
@@ -97,9 +100,17 @@ def load_module(path: str | os.PathLike, map_location: Any = "cpu") -> pl.Lightn
             ``methods.``, a nested network that is not one of ours, hyperparameters that do not
             fit, or differing keys.
     """
+    return rebuild_module(load_checkpoint(path, map_location), path)
+
+
+def rebuild_module(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> pl.LightningModule:
+    """Rebuild a module as `load_module` does, from what `load_checkpoint` has read.
+
+    Raises:
+        CheckpointError: as `load_module`.
+    """
     from pytorch_lightning import LightningModule
 
-    checkpoint = load_checkpoint(path, map_location)
     lacking = [k for k in ("_target_", "hyper_parameters", "state_dict") if k not in checkpoint]
     if lacking:
         raise CheckpointError(
@@ -127,7 +138,7 @@ def load_module(path: str | os.PathLike, map_location: Any = "cpu") -> pl.Lightn
         outline.on_load_checkpoint(dict(checkpoint))
         check_state(outline, state, source=path)
         module = module_class(**hyper_parameters)
-        module.on_load_checkpoint(checkpoint)
+        module.on_load_checkpoint(dict(checkpoint))
     except CheckpointError:
         raise
     # Hyperparameters of a stranger surface as whatever their first wrong value provokes.
