@@ -27,12 +27,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from shared.files import UnsafeFileError
-from shared.nn.building import build, call
+from shared.nn.building import applied, build, call
 from shared.overrides import check_overrides
 from shared.training.allocator import keep_freed_memory
 from shared.training.callbacks import (
@@ -184,6 +185,8 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
             ResumeCheckpoint(folder.last.parent, cfg.checkpoint_every),
             FiniteGradients(),
             throughput,
+            # Not before, so that a start that fails leaves the folder to the corrected command.
+            LambdaCallback(on_train_start=lambda *_: folder.claim(resolved)),
             *([progress_callback()] if cfg.trainer.enable_progress_bar else []),
         ],
         plugins=[AtomicCheckpointIO()],
@@ -206,8 +209,6 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         if not cfg.evaluate_only:
             if resumed:
                 log.info("continuing from %s", folder.last)
-            if trainer.is_global_zero:
-                folder.claim(resolved)
             trainer.fit(module, datamodule=datamodule, ckpt_path=folder.last if resumed else None)
         tested = trainer.test(module, datamodule=datamodule, verbose=False)
         metrics = tested[0] if tested else {}  # data without a test split have nothing to test
@@ -246,6 +247,7 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         "finished": datetime.now(UTC).isoformat(),
     }
     if trainer.is_global_zero:
+        folder.claim(resolved)
         folder.finish(results)
         log.info("finished: %s (%s)", folder.path, _short(metrics))
     return results
@@ -262,7 +264,7 @@ def build_trainer(config: Any, **further: Any) -> pl.Trainer:
     arguments = {**config, **further}
     if (target := arguments.pop("_target_", None)) != "pytorch_lightning.Trainer":
         raise ValueError(f"trainer._target_={target}: only pytorch_lightning.Trainer trains here")
-    return pl.Trainer(**arguments)
+    return applied(pl.Trainer, arguments)
 
 
 def _status(end: SystemExit) -> int | str | None:

@@ -23,11 +23,12 @@ def build(config: Any, base: type[Built]) -> Built:
     """Build the object that `{"_target_": "shared....", **arguments}` describes.
 
     Raises:
-        ValueError: no `_target_`, or one that is no subclass of `base` defined in this project.
+        ValueError: no `_target_`, one that is no subclass of `base` defined in this project, or
+            arguments that it does not have.
         Exception: what the constructor raises.
     """
     target, arguments = _parts(config, base.__name__)
-    return trusted_class(target, base)(**arguments)
+    return applied(trusted_class(target, base), arguments)
 
 
 def build_network(config: Any) -> nn.Module:
@@ -39,11 +40,26 @@ def call(config: Any, **further: Any) -> Any:
     """Call the function that `{"_target_": "shared....", **arguments}` describes.
 
     Raises:
-        ValueError: no `_target_`, or one that is no function defined in this project.
+        ValueError: no `_target_`, one that is no function defined in this project, or arguments
+            that it does not have.
         Exception: what the function raises.
     """
     target, arguments = _parts(config, "function")
-    return trusted_function(target)(**arguments, **further)
+    return applied(trusted_function(target), {**arguments, **further})
+
+
+def applied(function: Callable[..., Built], arguments: Mapping[str, Any]) -> Built:
+    """The function's value for named arguments of a config.
+
+    Raises:
+        ValueError: it has no such argument, or needs another one.
+    """
+    try:
+        return function(**arguments)
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise ValueError(f"{function.__module__}.{error}") from error
 
 
 def trusted_class(target: str, base: type[Built]) -> type[Built]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning.utilities import rank_zero_only
 
 from shared.files import (
     LockedError,
@@ -127,6 +127,7 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise _damaged(self.metrics, error) from error
 
+    @rank_zero_only
     def claim(self, resolved: Mapping[str, Any]) -> None:
         """Write the resolved config: from now on the folder is this run's."""
         if not self.config.exists():
@@ -147,15 +148,16 @@ def read_config(path: Path) -> dict[str, Any] | None:
     """
     try:
         with open_regular(path) as file:
-            content: Any = OmegaConf.to_container(OmegaConf.create(file.read().decode()))
-        if not (
-            isinstance(content, dict) and {"output_dir", "data_root", "precision"} <= set(content)
-        ):
+            text = file.read().decode()
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ValueError("it repeats parts by reference, which could unfold to any size")
+        content: Any = OmegaConf.to_container(OmegaConf.create(text))
+        if not (isinstance(content, dict) and set(PLACES) | {"precision"} <= set(content)):
             raise ValueError("it is no config of a run")
     except FileNotFoundError:
         return None
-    # Deep nesting ends in a RecursionError, odd nodes in whatever OmegaConf makes of them.
-    except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+    # Odd nodes end in whatever PyYAML and OmegaConf make of them, assertions among it.
+    except Exception as error:
         raise _damaged(path, error) from error
     return content
 

@@ -1,0 +1,309 @@
+"""A run's folder and command line: nothing is written through links, endings are honest."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from shared import run as entry
+from shared.overrides import CONF, OverrideError, validate
+from shared.training.run_folder import RunBusyError, RunError
+from tests.hostile.damages import DAMAGES
+from tests.hostile.tripwire import watched
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SMOKE = ["experiment=comatch/smoke", "logger=csv", "precision=32-true", "trainer.max_steps=2"]
+SMOKE += ["trainer.enable_progress_bar=false"]
+PRECIOUS = b"not yours\n"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data, a finished run, and a file that nobody may touch."""
+    folder = tmp_path_factory.mktemp("home")
+    start(folder, "finished")
+    (folder / "precious.txt").write_bytes(PRECIOUS)
+    return folder
+
+
+def start(home: Path, name: str, *overrides: str) -> dict[str, Any]:
+    """One run in this process into `home / name`; may start git only, and write below `home`."""
+    given = [*SMOKE, f"data_root={home}/data", f"output_dir={home}/{name}", *overrides]
+    validate(given)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", [*given, "name=smoke"])
+    with watched(home, seconds=60) as watch:
+        results = entry.run(cfg)
+    assert [p for p in watch.processes if "'git'" not in p] == []
+    assert watch.outside == []
+    return results
+
+
+def again(home: Path, tmp_path: Path) -> str:
+    """A name for a copy of the finished run, whose config is the copy's own."""
+    name = f"again-{tmp_path.name}"
+    shutil.copytree(home / "finished", home / name)
+    config = home / name / "config.yaml"
+    config.write_text(config.read_text().replace(f"{home}/finished", f"{home}/{name}"))
+    return name
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGES))
+@pytest.mark.parametrize("file", ["config.yaml", "metrics.csv", "results.json"])
+def test_damaged_files_of_a_run(home, tmp_path, file, damage):
+    name = again(home, tmp_path)
+    if file != "results.json":
+        (home / name / "results.json").unlink()
+    DAMAGES[damage](home / name / file)
+    try:
+        results = start(home, name)
+    except entry.REFUSALS as error:
+        said = entry.explain(error)
+        assert "\n" not in said
+        assert (file in said and ("move it away" in said or "is a link" in said)) or (
+            "of another config" in said
+        )
+    else:
+        assert results["metrics"] == start(home, "finished")["metrics"]
+
+
+def test_a_config_that_unfolds(home, tmp_path):
+    name = again(home, tmp_path)
+    lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40))]
+    (home / name / "config.yaml").write_text("\n".join(lines))
+    (home / name / "results.json").unlink()
+    with pytest.raises(RunError, match="repeats parts by reference"):
+        start(home, name)
+
+
+@pytest.mark.parametrize("damage", ["empty", "half of it", "noise", "a pipe", "a folder", "zeros"])
+def test_damaged_checkpoint_of_a_run(home, tmp_path, damage):
+    name = again(home, tmp_path)
+    (home / name / "results.json").unlink()
+    DAMAGES[damage](home / name / "checkpoints" / "last.ckpt")
+    with pytest.raises(entry.REFUSALS, match=r"last\.ckpt"):
+        start(home, name)
+
+
+LINKS: dict[str, Callable[[Path], Path]] = {
+    "results of the old name": lambda folder: folder / "results.tmp",
+    "checkpoint of the old name": lambda folder: folder / "checkpoints" / ".last.ckpt.tmp",
+    "metrics of the old name": lambda folder: folder / ".metrics.csv.tmp",
+    "an unfinished checkpoint": lambda folder: folder / "checkpoints" / ".last.ckpt.0a1b2c3d.tmp",
+    "results": lambda folder: folder / "results.json",
+    "config": lambda folder: folder / "config.yaml",
+    "metrics": lambda folder: folder / "metrics.csv",
+    "the lock": lambda folder: folder / ".lock",
+    "the error": lambda folder: folder / "error.txt",
+    "the checkpoint": lambda folder: folder / "checkpoints" / "last.ckpt",
+    "the folder of checkpoints": lambda folder: folder / "checkpoints",
+    "the folder": lambda folder: folder,
+}
+
+
+@pytest.mark.parametrize("place", LINKS)
+def test_nothing_is_written_through_a_link(home, tmp_path, place):
+    name = f"linked-{tmp_path.name}"
+    link = LINKS[place](home / name)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    target = home / "elsewhere" if "folder" in place else home / "precious.txt"
+    if target.name == "elsewhere":
+        target.mkdir(exist_ok=True)
+    link.symlink_to(target)
+    with suppress(*entry.REFUSALS):
+        start(home, name)
+    assert (home / "precious.txt").read_bytes() == PRECIOUS
+    assert not (home / "elsewhere").exists() or list((home / "elsewhere").iterdir()) == []
+
+
+def test_a_failed_start_leaves_its_traceback_not_through_a_link(home, monkeypatch):
+    folder = home / "failing"
+    folder.mkdir()
+    (folder / "error.txt").symlink_to(home / "precious.txt")
+    monkeypatch.setattr(entry, "versions", lambda: {}["no such key"])
+    with pytest.raises(KeyError) as caught:
+        start(home, "failing")
+    assert "error.txt" in entry.explain(caught.value)
+    assert entry.explain(caught.value).startswith("KeyError: ")
+    assert "no such key" in (folder / "error.txt").read_text()
+    assert (home / "precious.txt").read_bytes() == PRECIOUS
+    monkeypatch.undo()
+    assert start(home, "failing")["status"] == "finished"
+    assert not (folder / "error.txt").exists()
+
+
+def test_a_start_that_was_refused_does_not_claim_the_folder(home):
+    with pytest.raises(entry.REFUSALS, match="/nowhere"):
+        start(home, "mistyped", "official_checkpoint=/nowhere")
+    assert not (home / "mistyped" / "config.yaml").exists()
+    assert start(home, "mistyped")["status"] == "finished"
+
+
+def test_a_rank_without_a_run_of_several_is_refused(home, monkeypatch):
+    monkeypatch.setattr(entry.rank_zero_only, "rank", 3)
+    with pytest.raises(RunError, match="process 3 of several"):
+        start(home, "stray")
+    assert not (home / "stray" / "results.json").exists()
+
+
+OVERRIDES = [
+    "data.batch_size=0",
+    "data.batch_size=-3",
+    "data.batch_size=999999999999",
+    "data.eval_batch_size=0",
+    "data.num_workers=-1",
+    "data.num_workers=99999",
+    "data.num_labels=0",
+    "data.num_labels=-5",
+    "data.num_labels=100000",
+    "data.mu=0",
+    "data.split_seed=-1",
+    "data.subset=-1",
+    "data.subset=99999999",
+    "seed=-1",
+    "seed=99999999999999999999",
+    "threads=-1",
+    "threads=100000",
+    "checkpoint_every=0",
+    "trainer.max_steps=-7",
+    "trainer.max_epochs=-5",
+    "trainer.devices=0",
+    "trainer.accelerator=gpu",
+    "trainer.accelerator=quantum",
+    "trainer.strategy=nonsense",
+    "trainer.num_nodes=-1",
+    "trainer.gradient_clip_val=nan",
+    "trainer.accumulate_grad_batches=0",
+    "trainer.limit_train_batches=-1",
+    "trainer.check_val_every_n_epoch=0",
+    "+trainer.foo=1",
+    "trainer._target_=os.system",
+    "precision=64-true",
+    "method.lr=nan",
+    "method.lr=-1",
+    "method.lr=1e40",
+    "method.num_classes=0",
+    "method.num_classes=-4",
+    "method.ema_decay=2",
+    "method.momentum=-1",
+    "method.weight_decay=-1",
+    "method.temperature=0",
+    "method.backbone.channels=[]",
+    "method.backbone._target_=os.system",
+    "+method.foo=1",
+    "+data.foo=1",
+    "method.backbone._target_=shared.nn.nothing.X",
+    "method._target_=os.system",
+    "data._target_=os.system",
+    "data.dataset._target_=os.system",
+    "data.dataset._target_=shared.data.sources.os.system",
+    "data.augmentation._target_=os.system",
+    "source._target_=os.system",
+    "logger.csv._target_=os.system",
+    "data.augmentation._target_=shared.data.module.ImageDataModule",
+    "source={_target_:torch.utils.collect_env.run,command:id}",
+    "data.dataset.root=/nowhere",
+    "data.dataset.root=/dev/null",
+    "data_root=/dev/null",
+    "output_dir=/dev/null",
+    "output_dir=/proc/1/x",
+    "output_dir=/dev/full/x",
+    "warm_start={path:/nowhere,kind:pcl}",
+    "warm_start={path:/dev/zero,kind:pcl}",
+    "warm_start={path:1,kind:2}",
+    "official_checkpoint=/nowhere",
+    "official_checkpoint=/dev/zero",
+    "official_checkpoint=/dev",
+    "experiment=../../../etc/passwd",
+    "experiment=comatch/nothing",
+    "objective=x",
+]
+
+
+@pytest.mark.parametrize("override", OVERRIDES)
+def test_hostile_overrides_are_refused_in_one_line(home, tmp_path, override):
+    with pytest.raises((OverrideError, *entry.REFUSALS)) as caught:
+        start(home, f"refused-{tmp_path.name}", override)
+    said = entry.explain(caught.value)
+    assert 10 < len(said) < 2000
+    assert "\n" not in said
+    assert not (home / f"refused-{tmp_path.name}" / "config.yaml").exists()
+
+
+# --- whole commands ---
+
+
+def command(home: Path, name: str, *overrides: str) -> list[str]:
+    given = [f"data_root={home}/data", f"output_dir={home}/{name}", *overrides]
+    return [sys.executable, "-m", "shared.run", *SMOKE, *given]
+
+
+def begun(home: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
+    """A run of its own that has written its first metrics."""
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command(home, name, *overrides), **pipes)
+    end = time.monotonic() + 120
+    while not (home / name / "metrics.csv").exists() and process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
+def test_a_stopped_run_says_so_and_another_one_is_told_who_runs(home, number, status):
+    name = f"stopped{status}"
+    endless = ["trainer.max_steps=1000000"]
+    with begun(home, name, *endless) as process:
+        with pytest.raises(RunBusyError, match=f"in use by process {process.pid} on "):
+            start(home, name, *endless)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == status, said
+    assert "Traceback" not in said
+    assert not (home / name / "results.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gap", [0.0, 1.0, 4.0, 5.0, 6.0, 7.0])
+def test_two_equal_commands(home, tmp_path, gap):
+    name = f"twice-{tmp_path.name}"
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = []
+    for _ in range(2):
+        processes.append(subprocess.Popen(command(home, name), **pipes))
+        time.sleep(gap)
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    statuses = sorted(process.returncode for process in processes)
+    assert statuses in ([0, os.EX_TEMPFAIL], [0, 0]), said  # the second may find a finished run
+    if statuses[1]:
+        assert any("is in use by process" in text and "Traceback" not in text for text in said)
+
+        assert rows(home / name / file) == rows(home / "finished" / file)
+
+
+def rows(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if ",perf/" not in line]
+
+
+def test_a_failing_command_prints_one_line(home):
+    (home / "one-line").mkdir()
+    (home / "one-line" / "run.log").symlink_to(home / "precious.txt")
+    done = subprocess.run(command(home, "one-line"), capture_output=True, text=True, check=False)
+    assert done.returncode == entry.REFUSED
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("tenfold: ")
+    assert "run.log" in line
+    assert "is a link" in line
+    assert (home / "precious.txt").read_bytes() == PRECIOUS
