@@ -149,7 +149,7 @@ def read_config(path: Path) -> dict[str, Any] | None:
     try:
         with open_regular(path) as file:
             text = file.read().decode()
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+        if _repeats(yaml.compose(text, yaml.SafeLoader), set()):
             raise ValueError("it repeats parts by reference, which could unfold to any size")
         content: Any = OmegaConf.to_container(OmegaConf.create(text))
         if not (isinstance(content, dict) and set(PLACES) | {"precision"} <= set(content)):
@@ -177,6 +177,16 @@ def hash_config(resolved: Mapping[str, Any]) -> str:
 
 def _is_numbers(metrics: Any) -> bool:
     return isinstance(metrics, dict) and all(isinstance(v, int | float) for v in metrics.values())
+
+
+def _repeats(node: Any, seen: set[int]) -> bool:
+    """Whether a node of a yaml stands in several places."""
+    if id(node) in seen:
+        return True
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        return any(_repeats(part, seen) for pair in node.value for part in pair)
+    return isinstance(node, yaml.SequenceNode) and any(_repeats(part, seen) for part in node.value)
 
 
 def _damaged(path: Path, reason: Exception) -> RunError:

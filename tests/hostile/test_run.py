@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 
+from benchmarks.chaos import first_difference
 from shared import run as entry
 from shared.overrides import CONF, OverrideError, validate
+from shared.training.checkpoints import load_checkpoint
 from shared.training.run_folder import RunBusyError, RunError
 from tests.hostile.damages import DAMAGES
 from tests.hostile.tripwire import watched
@@ -289,8 +291,12 @@ def test_two_equal_commands(home, tmp_path, gap):
     assert statuses in ([0, os.EX_TEMPFAIL], [0, 0]), said  # the second may find a finished run
     if statuses[1]:
         assert any("is in use by process" in text and "Traceback" not in text for text in said)
+    assert rows(home / name / "metrics.csv") == rows(home / "finished" / "metrics.csv")
+    assert first_difference(weights(home / name), weights(home / "finished"), "weights") is None
 
-        assert rows(home / name / file) == rows(home / "finished" / file)
+
+def weights(folder: Path) -> Any:
+    return load_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
 
 
 def rows(path: Path) -> list[str]:
