@@ -5,7 +5,8 @@ outputs/parity, mutants, speed and chaos/METHOD.json, the tests' outputs/junit.x
 the paper's rows. What is missing is said to be missing, with the command that makes it.
 """
 
-import json
+import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any, Literal
 from xml.etree import ElementTree
 
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks.claims import (
@@ -25,9 +26,12 @@ from benchmarks.claims import (
     compose_experiment,
     load_claim,
 )
+from benchmarks.outputs import CHECKS, RESULTS, SUMMARY, Outputs
+from shared.training.run_folder import parse_config
 
 State = Literal["proved", "partly", "failed", "open"]
-KINDS = ("parity", "mutants", "speed", "chaos")
+KINDS = tuple(CHECKS)
+LONGEST_OVERRIDE = 500  # letters
 
 
 @dataclass(frozen=True)
@@ -75,72 +79,80 @@ class Evidence:
     rungs: list[Rung] = field(default_factory=list)
 
 
-def gather(outputs: Path, conf: Path) -> list[Evidence]:
+def gather(files: Outputs, conf: Path) -> list[Evidence]:
     """Evidence of every method that has configs or results, by name."""
+    outputs = files.root
     methods = {p.parent.name for p in (conf / "experiment").glob("*/*.yaml")}
     methods |= {p.stem for p in (conf / "reproduce").glob("*.yaml")}
-    methods |= {p.parents[1].name for p in outputs.glob("reproduce/*/*/summary.json")}
+    methods |= {p.parent.name for p in outputs.glob("reproduce/*/*") if p.is_dir()}
     methods |= {p.stem for kind in KINDS for p in (outputs / kind).glob("*.json")}
-    tests = _unit_tests(outputs / "junit.xml")
-    results = _finished_results(outputs)
-    return [_of_method(method, outputs, conf, tests, results) for method in sorted(methods)]
+    tests = _unit_tests(files)
+    results = _finished_results(files)
+    return [_of_method(method, files, conf, tests, results) for method in sorted(methods)]
 
 
 def _of_method(
     method: str,
-    outputs: Path,
+    files: Outputs,
     conf: Path,
     tests: Mapping[str, bool],
     results: Sequence[Mapping[str, Any]],
 ) -> Evidence:
     evidence = Evidence(method)
-    for path in sorted(outputs.glob(f"reproduce/{method}/*/summary.json")):
-        if (summary := read_json(path)) is not None and "verdict" in summary:
-            standing = _standing(summary, conf)
-            evidence.claims.append({**summary, "folder": path.parent, "standing": standing})
+    for folder in sorted((files.root / "reproduce" / method).glob("*")):
+        path = folder / "summary.json"
+        if (summary := files.json(path, SUMMARY)) is None:
+            continue
+        if summary["method"] != method:
+            files.refuse(path, "it is of another method")
+            continue
+        standing = _standing(summary, conf)
+        evidence.claims.append({"further": [], **summary, "folder": folder, "standing": standing})
     order = ("current", "altered", "unknown", "superseded")
     evidence.claims.sort(key=lambda claim: (order.index(claim["standing"]), claim["name"]))
-    for kind in KINDS:
-        if (content := read_json(outputs / kind / f"{method}.json")) is not None:
+    for kind, shape in CHECKS.items():
+        content = files.json(files.root / kind / f"{method}.json", shape)
+        if content is not None:
             evidence.files[kind] = content
     for path in sorted((conf / "experiment" / method).glob("*.yaml")):
-        if row := _paper_row(method, path, results, conf):
+        if row := _paper_row(method, path, results, conf, files):
             evidence.paper_rows.append(row)
     evidence.rungs = _ladder(evidence, tests)
     return evidence
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in a JSON file; None if there is no readable one."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
 def _standing(summary: Mapping[str, Any], conf: Path) -> str:
     """Whether a summary belongs to the claim as conf/reproduce states it today."""
-    method, name = summary["method"], summary["name"]
+    method, name, overrides = summary["method"], summary["name"], summary["overrides"]
+    if not all(map(_is_setting, overrides)):
+        return "unknown"
     root = conf / "reproduce"
     path = root / f"{method}.yaml" if name == method else root / method / f"{name}.yaml"
     try:
         claim = load_claim(path)
-        digest = claim_hash(claim, compose_arms(claim, summary["overrides"], conf))
-    except (ClaimError, HydraException, OmegaConfBaseException):
+        digest = claim_hash(claim, compose_arms(claim, overrides, conf))
+    except (ClaimError, HydraException, OmegaConfBaseException, RecursionError):
         return "unknown"
     if digest != summary["hash"]:
         return "superseded"
-    return "altered" if summary["overrides"] else "current"
+    return "altered" if overrides else "current"
 
 
-def _finished_results(outputs: Path) -> list[dict[str, Any]]:
-    found = ((read_json(path), path.parent) for path in sorted(outputs.rglob("results.json")))
-    return [{**r, "folder": folder} for r, folder in found if r and r.get("status") == "finished"]
+def _is_setting(override: str) -> bool:
+    """Whether it sets a value, and neither Hydra itself nor what it reads."""
+    hydra = override.lstrip("+~").startswith("hydra")
+    return not hydra and "${" not in override and len(override) <= LONGEST_OVERRIDE
+
+
+def _finished_results(files: Outputs) -> list[dict[str, Any]]:
+    walk = os.walk(files.root)
+    folders = sorted(Path(f) for f, inner, names in walk if "results.json" in [*inner, *names])
+    found = ((files.json(folder / "results.json", RESULTS), folder) for folder in folders)
+    return [{**r, "folder": folder} for r, folder in found if r and r["status"] == "finished"]
 
 
 def _paper_row(
-    method: str, path: Path, results: Sequence[Mapping[str, Any]], conf: Path
+    method: str, path: Path, results: Sequence[Mapping[str, Any]], conf: Path, files: Outputs
 ) -> PaperRow | None:
     """The row that an experiment file states, None if it states none."""
     config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
@@ -149,8 +161,8 @@ def _paper_row(
     paper = config["paper"]
     experiment, metric = f"{method}/{path.stem}", str(paper.get("metric", ""))
     found = [r for r in results if r.get("experiment") == experiment]
-    found = [r for r in found if metric in r.get("metrics", {})]
-    as_stated = [r for r in found if _ran_as_stated(experiment, r, conf)]
+    found = [r for r in found if math.isfinite(r["metrics"].get(metric, math.nan))]
+    as_stated = [r for r in found if _ran_as_stated(experiment, r["folder"], conf, files)]
     values = [float(r["metrics"][metric]) for r in as_stated]
     hours = paper.get("gpu_hours")
     needs = "an unstated number of" if hours is None else f"about {hours:g}"
@@ -169,28 +181,38 @@ def _paper_row(
     )
 
 
-def _ran_as_stated(experiment: str, results: Mapping[str, Any], conf: Path) -> bool:
+def _ran_as_stated(experiment: str, folder: Path, conf: Path, files: Outputs) -> bool:
     """Whether a run's resolved config is what its experiment file says, precision apart.
 
     A paper row tried with fewer steps must not stand beside the paper's number.
     """
+    path = folder / "config.yaml"
+    if (text := files.text(path)) is None:
+        return False
     try:
-        ran = OmegaConf.load(results["folder"] / "config.yaml")
-        assert isinstance(ran, DictConfig)
-        stated = comparable(
-            compose_experiment(experiment, (), conf),
-            **{key: ran[key] for key in ("seed", "data_root", "output_dir", "precision")},
-        )
-        return stated == comparable(ran)
-    except (OSError, HydraException, OmegaConfBaseException):
+        ran = OmegaConf.create(parse_config(text))
+        values = {key: ran[key] for key in ("seed", "data_root", "output_dir", "precision")}
+        plain = comparable(ran)
+    except (ValueError, OmegaConfBaseException) as error:
+        files.refuse(path, error)
+        return False
+    try:
+        return comparable(compose_experiment(experiment, (), conf), **values) == plain
+    except (HydraException, OmegaConfBaseException):
         return False
 
 
-def _unit_tests(path: Path) -> dict[str, bool]:
+def _unit_tests(files: Outputs) -> dict[str, bool]:
     """Test id -> passed, from a JUnit file as pytest writes it; skipped tests are left out."""
+    path = files.root / "junit.xml"
+    if (text := files.text(path)) is None:
+        return {}
     try:
-        cases = list(ElementTree.parse(path).iter("testcase"))
-    except (OSError, ElementTree.ParseError):
+        if "<!DOCTYPE" in text:
+            raise ValueError("it has a DOCTYPE, whose entities can grow without end")
+        cases = list(ElementTree.fromstring(text).iter("testcase"))
+    except (ValueError, ElementTree.ParseError) as error:
+        files.refuse(path, error)
         return {}
     return {
         f"{case.get('classname')}.{case.get('name')}": case.find("failure") is None

@@ -1,13 +1,17 @@
 """The pictures of a claim: curves of its arms beside the paired differences, and every metric."""
 
 import csv
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+
+from shared.files import open_regular
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -18,6 +22,7 @@ from matplotlib.axes import Axes
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+LAST_STEP = 1e12
 LOOK: Any = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
 
 
@@ -28,14 +33,23 @@ Curves = Mapping[str, Sequence[Mapping[int, float]]]
 def read_curves(path: Path, prefix: str = "val/") -> dict[str, dict[int, float]]:
     """Metric -> {step: value} in a run's metrics.csv (step, epoch, metric, value).
 
-    Only metrics whose name begins with `prefix`; none if there is no file.
+    Only metrics whose name begins with `prefix`; none if there is no file, or with a warning if it
+    is damaged.
     """
     curves: dict[str, dict[int, float]] = defaultdict(dict)
-    if path.is_file():
-        with path.open(newline="") as file:
+    try:
+        with TextIOWrapper(open_regular(path), "utf-8", newline="") as file:
             for row in csv.DictReader(file):
                 if row["metric"].startswith(prefix) and row["value"]:
-                    curves[row["metric"]][int(float(row["step"]))] = float(row["value"])
+                    step = float(row["step"])
+                    if not 0 <= step <= LAST_STEP:
+                        raise ValueError(f"step {step:g}")
+                    curves[row["metric"]][int(step)] = float(row["value"])
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, csv.Error) as error:
+        warnings.warn(f"{path}: no curves of it, it is damaged ({error!r:.200})", stacklevel=2)
+        return {}
     return dict(curves)
 
 

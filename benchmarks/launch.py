@@ -1,25 +1,27 @@
 """Runs the arms of a claim as one Hydra multirun in its own process, and shows its progress."""
 
 import csv
-import json
 import math
 import os
+import re
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from benchmarks.outputs import RESULTS, check
+from shared.files import open_regular, read_json
+
 ERROR_FILE = "error.txt"
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+TAIL = 1 << 16  # bytes at the end of a file that are looked at
 
 
 @dataclass(frozen=True)
@@ -40,46 +42,36 @@ class Run:
     unit: str = "step"
 
     def results(self) -> dict[str, Any] | None:
-        """results.json of a finished run; None if there is none yet."""
+        """results.json of a finished run; None if there is none yet, or it is damaged."""
         try:
-            results = json.loads((self.folder / "results.json").read_text())
+            results = read_json(self.folder / "results.json")
+            check(results, RESULTS)
         except (OSError, ValueError):
             return None
-        return results if results.get("status") == "finished" else None
+        return results if results["status"] == "finished" else None
 
     def position(self) -> int:
         """How far training has come, in `unit`s, by the last row of metrics.csv; 0 before any."""
         try:
-            with (self.folder / "metrics.csv").open(newline="") as file:
-                header = next(csv.reader([file.readline()]))
-                file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
-                rows = [line for line in file.read().split("\n")[:-1] if line]
+            with open_regular(self.folder / "metrics.csv") as file:
+                header = next(csv.reader([file.readline(TAIL).decode()]))
+                rows = [line for line in _tail(file).split("\n")[:-1] if line]
             return int(float(next(csv.reader(rows[-1:]))[header.index(self.unit)]))
-        except (OSError, ValueError, IndexError, StopIteration):
+        except (OSError, ValueError, OverflowError, IndexError, StopIteration, csv.Error):
             return 0
 
     def error(self, log: Path, lines: int = 8) -> str:
         """The tail of what went wrong: the run's own traceback, else the multirun's output."""
         for path in (self.folder / ERROR_FILE, log):
-            if path.is_file():
-                return "\n".join(path.read_text(errors="replace").strip().splitlines()[-lines:])
+            with suppress(OSError), open_regular(path) as file:
+                found = _tail(file).strip().splitlines()[-lines:]
+                return "\n".join(_CONTROL.sub("\ufffd", line) for line in found)
         return "it left no error message"
 
 
-class RecordFailure(Callback):
-    """Hydra callback: leaves the traceback of a failed job in its output folder.
-
-    A multirun raises only the first of several failures, after all jobs are done.
-    """
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Writes `error.txt`, or removes what an earlier try left there."""
-        path = Path(config.output_dir) / ERROR_FILE
-        if job_return.status is JobStatus.FAILED:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(traceback.format_exception(job_return._return_value)))
-        else:
-            path.unlink(missing_ok=True)
+def _tail(file: BinaryIO) -> str:
+    file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+    return file.read().decode(errors="replace")
 
 
 def multirun_command(
@@ -102,7 +94,6 @@ def multirun_command(
         f"claim={{name:{quoted(claim['name'])},hash:{quoted(claim['hash'])}}}",
         *("hydra/launcher=local", f"hydra.launcher.n_jobs={jobs}"),
         f"hydra.sweep.dir={quoted(str(base / 'multirun'))}",
-        f"+hydra.callbacks.claims._target_={__name__}.RecordFailure",
     ]
 
 
@@ -132,8 +123,9 @@ def launch(
     environment = dict(os.environ)
     if jobs > 1:
         environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    log.unlink(missing_ok=True)  # a link in the way would lead elsewhere, a pipe nowhere
     with (
-        log.open("w") as output,
+        log.open("x") as output,
         subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, env=environment
         ) as process,

@@ -8,6 +8,7 @@ import argparse
 import base64
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from benchmarks import summary
 from benchmarks.claims import CONF
 from benchmarks.evidence import KINDS, Evidence, PaperRow, gather
+from benchmarks.markdown import escaped, table
+from benchmarks.outputs import Outputs
+from shared.files import own_folder, replacing
 
 TEMPLATES = Path(__file__).parent / "templates"
+MOST_PICTURES = 50  # of a showcase
 
 
 def build(outputs: Path = Path("outputs"), conf: Path = CONF) -> Path:
@@ -30,16 +35,20 @@ def build(outputs: Path = Path("outputs"), conf: Path = CONF) -> Path:
     Returns:
         The HTML page.
     """
-    folder = outputs / "report"
-    folder.mkdir(parents=True, exist_ok=True)
-    methods = gather(outputs, conf)
+    folder = own_folder(outputs / "report")
+    files = Outputs(outputs)
+    methods = gather(files, conf)
     page = folder / "index.html"
-    page.write_text(html(methods))
-    (folder / "report.md").write_text(markdown(methods))
+    for path, content in (
+        (page, html(methods, files)),
+        (folder / "report.md", markdown(methods, files)),
+    ):
+        with replacing(path) as file:
+            file.write(content.encode())
     return page
 
 
-def html(methods: Sequence[Evidence]) -> str:
+def html(methods: Sequence[Evidence], files: Outputs) -> str:
     """The page; everything that came from a file is escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -49,34 +58,36 @@ def html(methods: Sequence[Evidence]) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "picture": picture,
+        "picture": partial(picture, files),
         "arm_rows": summary.arm_rows,
         "comparison_rows": summary.comparison_rows,
         "further_rows": summary.further_rows,
         "baseline_lines": summary.baseline_lines,
-        "showcase": showcase,
+        "showcase": partial(showcase, files),
         "metric_rows": summary.metric_rows,
         "preparation_lines": summary.preparation_lines,
         "checks": checks,
         "paper_cells": paper_cells,
         "speed_rows": speed_rows,
     }
-    return environment.get_template("report.html").render(methods=methods)
+    return environment.get_template("report.html").render(methods=methods, files=files)
 
 
-def picture(claim: Mapping[str, Any], name: str = "learning_curves") -> str:
+def picture(files: Outputs, claim: Mapping[str, Any], name: str = "learning_curves") -> str:
     """data: URI of a claim's picture; empty if there is none."""
-    path = claim["folder"] / f"{name}.png"
-    if not path.is_file():
-        return ""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    content = files.picture(claim["folder"] / f"{name}.png")
+    return "data:image/png;base64," + base64.b64encode(content).decode() if content else ""
 
 
-def showcase(claim: Mapping[str, Any]) -> list[str]:
+def showcase(files: Outputs, claim: Mapping[str, Any]) -> list[str]:
     """data: URIs of the pictures that `tenfold predict` drew of a claim's method."""
     folder = claim["folder"] / "showcase"
+    if folder.is_symlink():
+        files.refuse(folder, "it is a link, which is not followed")
+        return []
     names = ["contact_sheet", *sorted(path.stem for path in folder.glob("overlay_*.png"))]
-    return [uri for name in names if (uri := picture(claim, f"showcase/{name}"))]
+    uris = (picture(files, claim, f"showcase/{name}") for name in names[:MOST_PICTURES])
+    return [uri for uri in uris if uri]
 
 
 def checks(evidence: Evidence) -> list[tuple[str, str]]:
@@ -90,19 +101,17 @@ def _check(kind: str, evidence: Evidence) -> str:
         return f"not run: make {kind} METHOD={evidence.method}"
     match kind:
         case "parity":
-            return f"{content.get('passed', '?')} of {content.get('total', '?')} cases"
+            return f"{content['passed']} of {content['total']} cases"
         case "mutants":
-            return f"caught {content.get('caught', '?')} of {content.get('total', '?')}"
+            return f"caught {content['caught']} of {content['total']}"
         case "speed":
             return f"ratio {_plain(content.get('ratio'))} (ours/peer, lower is better), " + (
                 f"interquartile range {_plain(content.get('iqr'))}"
             )
-    if "first_difference" not in content:
-        return _plain(content)
     kills, difference = content.get("kills", "?"), content["first_difference"]
     moments = []
     if isinstance(kills, list):
-        moments = [str(moment) for kill in kills if (moment := kill.get("moment"))]
+        moments = [_plain(moment) for kill in kills if (moment := kill.get("moment"))]
         kills = len(kills)
     outcome = "identical" if difference is None else f"first difference: {_plain(difference)}"
     return f"{outcome} after {kills} kills" + (f" (at {', '.join(moments)})" if moments else "")
@@ -136,23 +145,28 @@ def speed_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
     return header, [[_plain(row[key]) if key in row else "" for key in header] for row in rows]
 
 
-def markdown(methods: Sequence[Evidence]) -> str:
-    """The same report in Markdown."""
+def markdown(methods: Sequence[Evidence], files: Outputs) -> str:
+    """The same report in Markdown; everything that came from a file is escaped."""
     parts = ["# Tenfold: how far each method is proved"]
     names = ["method", *(rung.name for rung in methods[0].rungs)] if methods else []
     ladder = [[e.method, *(f"{rung.state}: {rung.detail}" for rung in e.rungs)] for e in methods]
-    parts.append(summary.markdown_table(names, ladder) if methods else "No method yet.")
+    parts.append(table(names, ladder) if methods else "No method yet.")
     for evidence in methods:
-        parts.append(f"# {evidence.method}")
+        parts.append(f"# {escaped(evidence.method)}")
         for claim in evidence.claims:
             parts.append(summary.markdown(claim).strip())
             if claim["standing"] != "current":
                 parts.append(f"This is not the claim as it stands: {claim['standing']}.")
-        parts.append("\n".join(f"- {kind}: {said}" for kind, said in checks(evidence)))
+        parts.append("\n".join(f"- {kind}: {escaped(said)}" for kind, said in checks(evidence)))
         if evidence.files.get("speed", {}).get("rows"):
-            parts.append(summary.markdown_table(*speed_rows(evidence)))
+            parts.append(table(*speed_rows(evidence)))
         if evidence.paper_rows:
-            parts.append(summary.markdown_table(*paper_cells(evidence.paper_rows)))
+            parts.append(table(*paper_cells(evidence.paper_rows)))
+    if files.damaged:
+        parts.append("# Damaged files")
+        parts.append("They are left out of this report.")
+        damaged = sorted(files.damaged.items())
+        parts.append("\n".join(f"- {escaped(p)}: {escaped(reason)}" for p, reason in damaged))
     return "\n\n".join(parts) + "\n"
 
 

@@ -13,6 +13,7 @@ failed; 2 if what was asked makes no sense.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra.errors import HydraException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -42,6 +42,10 @@ from benchmarks.claims import (
     refuse_tuning_seeds,
 )
 from benchmarks.launch import Launcher, Run, launch, multirun_command
+from benchmarks.outputs import check, word
+from shared.data.files import one_line
+from shared.files import read_json, replacing
+from shared.nn.building import call
 from shared.overrides import OverrideError, validate
 
 OUTPUTS = Path("outputs")
@@ -110,7 +114,7 @@ def reproduce(
     if missing:
         needed = (*claim.prepare, *wanted_arms)
         for source in distinct_sources(configs[name] for name in needed):
-            instantiate(source)
+            call(source)
         precision = _register(base, claim, identity, changed, configs)
         here = [f"precision={precision}"]
         if jobs > 1 and not any(o.startswith("threads=") for o in [*claim.overrides, *overrides]):
@@ -262,13 +266,28 @@ def _register(
 ) -> str:
     """Writes claim.json before the first run; returns the precision that all runs here share."""
     path = base / "claim.json"
-    if path.is_file():
-        return json.loads(path.read_text())["precision"]
+    if os.path.lexists(path):
+        return _registered_precision(path)
     precision = resolve_precision(configs[claim.primary.method])
     base.mkdir(parents=True, exist_ok=True)
     content = {**identity, "precision": precision, "overrides": list(overrides)}
-    path.write_text(json.dumps(content | {"claim": as_written(claim)}, indent=2) + "\n")
+    with replacing(path) as file:
+        file.write(json.dumps(content | {"claim": as_written(claim)}, indent=2).encode() + b"\n")
     return precision
+
+
+def _registered_precision(path: Path) -> str:
+    """The precision that an earlier command registered; it becomes part of this one.
+
+    Raises:
+        ClaimError: the file is damaged.
+    """
+    try:
+        content = read_json(path)
+        check(content, {"precision": word})
+    except (OSError, ValueError) as error:
+        raise ClaimError(f"{path} is damaged, delete it ({one_line(error)})") from None
+    return content["precision"]
 
 
 def _warn_of_other_hashes(base: Path, console: Console) -> None:

@@ -15,7 +15,12 @@ from rich.table import Table
 
 from benchmarks.claims import Claim, Further, Primary, as_written
 from benchmarks.launch import Run
+from benchmarks.markdown import code, escaped, table
+from benchmarks.outputs import check
+from benchmarks.outputs import number as finite
 from benchmarks.statistics import Paired, Verdict, mean_std, paired, paired_by_query, verdict
+from shared.data.files import one_line
+from shared.files import read_json, replacing
 
 
 @dataclass(frozen=True)
@@ -111,12 +116,17 @@ def _read_queries(path: Path, metric: str, metrics: Mapping[str, float]) -> NDAr
         ValueError: the file is missing or damaged, or the run's metric is not the mean of it.
     """
     try:
-        values = np.array(json.loads(path.read_text())[metric], dtype=np.float64)
+        content = read_json(path)
+        check(content, {metric: [finite]})
     except OSError as error:
         raise ValueError(f"the claim's bootstrap needs {path}: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{path} holds no list of numbers under '{metric}': {error!r}") from None
-    if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+    except ValueError as error:
+        raise ValueError(
+            f"{path} holds no list of numbers under '{metric}', one finite number for each test "
+            f"query: {one_line(error)}"
+        ) from None
+    values = np.array(content[metric], dtype=np.float64)
+    if not values.size:
         raise ValueError(f"{path}: '{metric}' must be one finite number for each test query")
     stated = metrics.get(metric, math.nan)
     if not math.isclose(values.mean(), stated, rel_tol=1e-4, abs_tol=1e-6):
@@ -340,7 +350,7 @@ def comparison_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[st
 
 
 def _interval(pair: Mapping[str, Any]) -> str:
-    if pair["low"] is None:
+    if pair["low"] is None or pair["high"] is None:
         return "-"
     kind = " (bootstrap)" if pair.get("queries") else ""
     return f"{pair['low']:+.2f} to {pair['high']:+.2f}{kind}"
@@ -376,49 +386,47 @@ def rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]])
     return table
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The same table in Markdown."""
-    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
-    return "\n".join(
-        "| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines
-    )
-
-
 def further_parts(summary: Mapping[str, Any]) -> list[str]:
     """The further claims in Markdown: their table, then each one's words and reason."""
     if not summary.get("further"):
         return []
     return [
-        markdown_table(*further_rows(summary)),
+        table(*further_rows(summary)),
         *(
-            f"**{further['name']}: {further['verdict']}**. {further['claim']} {further['reason']}"
+            f"**{escaped(further['name'])}: {further['verdict']}**. {escaped(further['claim'])} "
+            f"{escaped(further['reason'])}"
             for further in summary["further"]
         ),
     ]
 
 
 def markdown(summary: Mapping[str, Any]) -> str:
-    """summary.md: what the method card quotes."""
+    """summary.md: what the method card quotes; everything that came from a file is escaped."""
     claim = summary["claim"]
     parts = [
-        f"## {claim['title']}",
-        f"{claim['claim']} Source: {claim['source']}.",
-        f"Primary metric `{claim['primary']['metric']}`, smallest difference that matters "
-        f"{claim['smallest_difference']:g}, claim hash `{summary['hash'][:8]}`.",
-        markdown_table(*arm_rows(summary)),
-        *preparation_lines(summary),
-        *baseline_lines(summary),
-        markdown_table(*comparison_rows(summary)),
-        f"**claim holds: {summary['verdict']}**. {summary['reason']}",
+        f"## {escaped(claim['title'])}",
+        f"{escaped(claim['claim'])} Source: {escaped(claim['source'])}.",
+        f"Primary metric {code(claim['primary']['metric'])}, smallest difference that matters "
+        f"{claim['smallest_difference']:g}, claim hash {code(summary['hash'][:8])}.",
+        table(*arm_rows(summary)),
+        *map(escaped, preparation_lines(summary)),
+        *map(escaped, baseline_lines(summary)),
+        table(*comparison_rows(summary)),
+        f"**claim holds: {summary['verdict']}**. {escaped(summary['reason'])}",
         *further_parts(summary),
-        markdown_table(*metric_rows(summary)),
+        table(*metric_rows(summary)),
     ]
     if summary["overrides"]:
-        parts.insert(2, f"Settings changed on the command line: `{' '.join(summary['overrides'])}`")
+        changed = code(" ".join(summary["overrides"]))
+        parts.insert(2, f"Settings changed on the command line: {changed}")
     return "\n\n".join(parts) + "\n"
 
 
 def write(folder: Path, summary: Mapping[str, Any]) -> None:
     """Writes summary.json and summary.md."""
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    (folder / "summary.md").write_text(markdown(summary))
+    for name, content in (
+        ("summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n"),
+        ("summary.md", markdown(summary)),
+    ):
+        with replacing(folder / name) as file:
+            file.write(content.encode())

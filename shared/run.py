@@ -154,8 +154,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         try:
             return _run(cfg, folder)
         except Exception as error:
+            folder.record(error)
             if not isinstance(error, REFUSALS):
-                folder.record(error)
+                _point_to_traceback(error, folder)
             raise
 
 
@@ -216,7 +217,7 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         raise SystemExit(_status(end)) from end
     except Exception as error:
         if throughput.steps and isinstance(error, REFUSALS):
-            folder.record(error)
+            _point_to_traceback(error, folder)
         raise
     finally:
         for logger in loggers:
@@ -265,6 +266,11 @@ def build_trainer(config: Any, **further: Any) -> pl.Trainer:
     if (target := arguments.pop("_target_", None)) != "pytorch_lightning.Trainer":
         raise ValueError(f"trainer._target_={target}: only pytorch_lightning.Trainer trains here")
     return applied(pl.Trainer, arguments)
+
+
+def _point_to_traceback(error: Exception, folder: RunFolder) -> None:
+    """Note where it is on an error whose message cannot be expected to suffice."""
+    error.add_note(f"traceback: {folder.path / 'error.txt'}")
 
 
 def _status(end: SystemExit) -> int | str | None:

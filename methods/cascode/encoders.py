@@ -4,7 +4,6 @@ A folder or package in Hugging Face's layout is loaded without Lightning, for wh
 command line need not wait.
 """
 
-import json
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 from torch import nn
 
 from methods.cascode.model import CodeEncoder, Pooling
+from shared.data.files import is_integer, is_number, one_line, shortened
+from shared.files import read_json
 from shared.training.checkpoints import CheckpointError, load_checkpoint, load_module
 from shared.training.official import KeyTable, Rule, import_official
 from shared.training.pretrained_text import (
@@ -22,6 +23,17 @@ from shared.training.pretrained_text import (
     hugging_face_state,
     model_folder,
 )
+
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "type_vocab_size": "type_vocab_size",
+}
+_MOST = 1 << 31  # parameters: what asks for more is made to fill the memory
 
 NO_JUDGE = {"classifier.{rest}": "the first stage judges no pairs"}
 
@@ -113,25 +125,28 @@ def text_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = read_json(path)
         if (found := config["model_type"]) not in ("bert", "roberta"):
             raise CheckpointError(
-                f"{path}: model_type {found!r}, but only bert and roberta are known"
+                f"{path}: model_type {shortened(found)}, but only bert and roberta are known"
             )
-        return {
-            "vocab_size": config["vocab_size"],
-            "hidden_size": config["hidden_size"],
-            "num_layers": config["num_hidden_layers"],
-            "num_heads": config["num_attention_heads"],
-            "intermediate_size": config["intermediate_size"],
-            "max_positions": config["max_position_embeddings"],
-            "type_vocab_size": config["type_vocab_size"],
-            "dropout": config["hidden_dropout_prob"],
-            "eps": config["layer_norm_eps"],
-            "pad_id": config["pad_token_id"],
-            "positions_after_pad": config["model_type"] == "roberta",
-        }
+        sizes = {name: config[key] for name, key in _SIZES.items()}
+        shares = {"dropout": config["hidden_dropout_prob"], "eps": config["layer_norm_eps"]}
+        if not all(is_integer(size) and size > 0 for size in sizes.values()):
+            raise ValueError(f"sizes {shortened(sizes)}")
+        rows = sizes["vocab_size"] + sizes["max_positions"] + sizes["type_vocab_size"]
+        width = sizes["hidden_size"]
+        per_layer = 4 * width * width + 2 * width * sizes["intermediate_size"]
+        if rows * width + sizes["num_layers"] * per_layer > _MOST or width % sizes["num_heads"]:
+            raise ValueError(f"sizes {shortened(sizes)}")
+        if not all(is_number(share) and 0 <= share < 1 for share in shares.values()):
+            raise ValueError(f"shares {shortened(shares)}")
+        pad = config["pad_token_id"]
+        if not is_integer(pad) or not 0 <= pad < min(sizes["vocab_size"], sizes["max_positions"]):
+            raise ValueError(f"pad_token_id is {shortened(pad)}")
+        roberta = config["model_type"] == "roberta"
+        return {**sizes, **shares, "pad_id": pad, "positions_after_pad": roberta}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: not readable as the config of an encoder ({error!r})"
+            f"{path}: not readable as the config of an encoder ({one_line(repr(error))})"
         ) from error

@@ -6,18 +6,27 @@ they were published; AdvTest is CodeXGLUE's, CosQA is that of its authors. `code
 """
 
 import gzip
-import json
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from shared.data.folders import not_found
+from shared.data.files import (
+    is_integer,
+    is_text,
+    most_unpacked,
+    not_found,
+    open_data,
+    read_json,
+    shortened,
+)
 from shared.data.images import DataCorruptError, DataNotFoundError
+from shared.files import parse_json
 
 Kind = Literal["query", "code"]
 Accept = Callable[[Mapping[str, Any]], bool]
 LINES = (".jsonl", ".jsonl.gz")
+LONGEST = 1 << 26  # bytes of a line
 
 
 class Text(NamedTuple):
@@ -82,9 +91,9 @@ class Reader:
 
     def _text(self, entry: dict[str, Any]) -> Text:
         identity = entry.get(self.identity)
-        if identity is None or identity == "" or type(identity) not in (str, int):
+        if identity == "" or not (is_text(identity) or is_integer(identity)):
             raise _UnusableError(
-                f"its {self.identity!r} is {identity!r}, expected a text or number"
+                f"its {self.identity!r} is {shortened(identity)}, expected a text or number"
             )
         return Text(
             str(identity),
@@ -168,15 +177,10 @@ class _UnusableError(ValueError):
 
 def _entries(path: Path, identity: str) -> Iterator[tuple[str, Any]]:
     """(where, entry); of files with lines the bytes of each line that isn't blank."""
-    if not path.is_file():
-        raise DataNotFoundError(not_found(path))
     if path.name.endswith(LINES):
         yield from _lines(path)
         return
-    try:
-        content = json.loads(path.read_bytes().decode())
-    except ValueError as error:  # of the decoder or of JSON
-        raise DataCorruptError(f"{path}: no JSON ({error}); was it cut off?") from error
+    content = read_json(path)
     if path.suffix == ".txt" and isinstance(content, dict):
         for number, (code, name) in enumerate(content.items()):
             yield f"{path}, entry {number}", {"code_tokens": code, identity: name}
@@ -189,18 +193,25 @@ def _entries(path: Path, identity: str) -> Iterator[tuple[str, Any]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
-    opened: Any = gzip.open if path.suffix == ".gz" else open
-    where = "its beginning"
-    try:
-        with opened(path, "rb") as file:
-            for number, line in enumerate(file, 1):
+    where, number = "its beginning", 0
+    with open_data(path) as raw:
+        file: Any = gzip.GzipFile(fileobj=raw) if path.suffix == ".gz" else raw
+        left = most_unpacked(raw)
+        try:
+            while line := file.readline(LONGEST):
+                number += 1
                 where = f"{path}, line {number}"
+                left -= len(line)
+                if len(line) == LONGEST or left < 0:
+                    raise EOFError("it unpacks to more than any data does")
                 if not line.endswith(b"\n"):
                     _check_whole(line, where)
                 if line.strip():
                     yield where, line
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataCorruptError(f"{path}: damaged or cut off ({error}), after {where}") from error
+        except (OSError, EOFError, zlib.error) as error:
+            raise DataCorruptError(
+                f"{path}: damaged or cut off ({error}), after {where}"
+            ) from error
 
 
 def _check_whole(line: bytes, where: str) -> None:
@@ -214,13 +225,11 @@ def _check_whole(line: bytes, where: str) -> None:
 def _parsed(content: Any) -> dict[str, Any]:
     if isinstance(content, bytes):
         try:
-            content = json.loads(content.decode())
+            content = parse_json(content.decode())
         except UnicodeDecodeError as error:
             raise _UnusableError(f"not UTF-8 ({error})") from error
         except ValueError as error:
             raise _UnusableError(f"no JSON ({error})") from error
-        except RecursionError as error:
-            raise _UnusableError("nested too deeply") from error
     if not isinstance(content, dict):
         raise _UnusableError(f"no object but {type(content).__name__}")
     return content

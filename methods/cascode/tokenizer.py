@@ -5,7 +5,6 @@ Source: spec section 6.3; microsoft/CodeBERT@c0de43d `CodeBERT/codesearch/utils.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Collection, Iterator, Sequence
 from importlib import metadata
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from shared.data.folders import not_found
+from shared.data.files import not_found, one_line, open_data, read_json, read_text
 from shared.data.images import DataCorruptError, DataNotFoundError
 from shared.data.tokenizer import PACKAGE, WordPiece
 
@@ -31,6 +30,7 @@ SPECIAL: dict[Kind, tuple[str, str, str, str]] = {  # padding, start, separator,
 # What a folder or a package may hold, the best first: one file, or files that belong together.
 FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
 SETTINGS = "tokenizer_config.json"
+_GAPS = 10  # times as many ids as tokens are made to fill the memory
 
 
 class CodeTokenizer:
@@ -93,6 +93,9 @@ class CodeTokenizer:
         tokenizer.encode_special_tokens = True  # as text; no part of the library's own state
         self._tokenizer, self.mode = tokenizer, mode
         self.kind, ids = _kind(tokenizer, origin)
+        numbers = tokenizer.get_vocab().values()
+        if (largest := max(numbers)) > _GAPS * len(numbers):
+            raise DataCorruptError(f"{origin}: an id of {largest} among {len(numbers)} tokens")
         self.pad_id, self.start_id, self.separator_id, self.unknown_id = ids
         self._single_head = [self.start_id]
         if mode is not None:
@@ -271,46 +274,42 @@ def _built(files: Sequence[Path], settings: Path | None) -> Tokenizer:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         return tokenizer
     if path.suffix == ".txt":
-        lowercase = True if settings is None else _json(settings).get("do_lower_case", True)
+        lowercase = True if settings is None else _lowercase(settings)
         numbers = {token: number for number, token in enumerate(WordPiece(path).tokens)}
         tokenizer = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
         tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         return tokenizer
-    return _parsed(_text(path), str(path))
+    return _parsed(read_text(path), str(path))
 
 
 def _byte_pairs(vocabulary: Path, merges: Path) -> models.BPE:
+    open_data(vocabulary).close()  # the library would wait for a pipe
+    if not read_text(merges).strip():
+        raise DataCorruptError(f"{merges}: no merges")
     try:
         return models.BPE.from_file(str(vocabulary), str(merges))
     except Exception as error:  # the library raises bare ones
-        raise DataCorruptError(f"{vocabulary}, {merges.name}: not readable ({error})") from error
+        raise DataCorruptError(
+            f"{vocabulary}, {merges.name}: not readable ({one_line(error)})"
+        ) from error
 
 
 def _parsed(content: str, origin: str) -> Tokenizer:
     try:
         return Tokenizer.from_str(content)
     except Exception as error:  # the library raises bare ones
-        raise DataCorruptError(f"{origin}: not readable ({error})") from error
+        raise DataCorruptError(f"{origin}: not readable ({one_line(error)})") from error
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise DataCorruptError(f"{path}: no JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise DataCorruptError(f"{path}: expected an object")
-    return content
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataCorruptError(f"{path}: not a text file ({error})") from error
-    except OSError as error:
-        raise DataNotFoundError(not_found(path)) from error
+def _lowercase(settings: Path) -> bool:
+    content = read_json(settings)
+    lowercase = content.get("do_lower_case", True) if isinstance(content, dict) else None
+    if not isinstance(lowercase, bool):
+        raise DataCorruptError(
+            f"{settings}: expected an object whose do_lower_case is true or false"
+        )
+    return lowercase
 
 
 def _kind(tokenizer: Tokenizer, origin: str) -> tuple[Kind, list[int]]:

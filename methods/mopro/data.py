@@ -1,6 +1,5 @@
 """WebVision-like training data, and for scoring alone what its images really show."""
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.data.batches import EvaluationBatches
-from shared.data.folders import not_found
-from shared.data.images import DataCorruptError, DataNotFoundError
+from shared.data.files import integers, one_line, read_json
+from shared.data.images import DataCorruptError
 from shared.data.loader import EvaluationLoader
 from shared.data.views_data import ViewsData
 from shared.data.webvision import training_list
@@ -51,16 +50,17 @@ class WebData(ViewsData):
             DataCorruptError: it does not speak of the images of the lists.
         """
         path, images = Path(self._h.truth), self.images("train")
-        if not path.is_file():
-            raise DataNotFoundError(not_found(path))
+        known = read_json(path)
         paths, web_labels = training_list(Path(self._h.dataset["root"]), len(images.class_names))
         if not np.array_equal(web_labels, images.labels):
             raise DataCorruptError(
                 f"{self._h.dataset['root']}: the training set is not that of the lists in info/"
             )
         try:
-            known = json.loads(path.read_text())
             labels = [known[image]["label"] for image in paths]
+            integers([label for label in labels if label is not None])
             return np.array([-1 if label is None else label for label in labels], np.int64)
         except (ValueError, KeyError, TypeError) as error:
-            raise DataCorruptError(f"{path}: no true label of each image ({error!r})") from error
+            raise DataCorruptError(
+                f"{path}: no true label of each image ({one_line(repr(error))})"
+            ) from error

@@ -5,7 +5,6 @@
 
 import json
 import operator
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
@@ -13,10 +12,12 @@ from typing import Any, Union, get_args, get_origin, overload
 
 import numpy as np
 
-from shared.data.folders import not_found
-from shared.data.images import DataCorruptError, DataNotFoundError
+from shared.data.files import nested_too_deep, read_json, read_text, shortened
+from shared.data.images import DataCorruptError
+from shared.files import parse_json
 
 Entry = dict[str, Any]
+_BRACKETS = 50  # of an entry, beyond which its depth is worth a look
 
 
 class Entries(Sequence[Entry]):
@@ -84,47 +85,30 @@ def read_entries(
     return Entries(parts)
 
 
-def image_path(root: str | Path, name: str, allow_outside: bool) -> str:
-    """Join the path of an image to the root of its data set.
-
-    Args:
-        allow_outside: accept absolute paths and such that leave `root` by "..".
-
-    Raises:
-        DataCorruptError: it leaves `root`, though that isn't allowed.
-    """
-    if not allow_outside and (
-        os.path.isabs(name)
-        or (".." in name and os.path.normpath(name).split(os.sep)[0] == os.pardir)
-    ):
-        raise DataCorruptError(
-            f"image {name!r} is outside of the image root {root}; if the file is trusted, set "
-            "allow_outside=true"
-        )
-    return os.path.join(root, name)
-
-
 def _read(path: Path, required: Mapping[str, Any]) -> list[bytes]:
-    if not path.is_file():
-        raise DataNotFoundError(not_found(path))
     texts = []
     for number, entry in enumerate(_objects(path)):
         where = _where(path, number)
         if not isinstance(entry, dict):
-            raise DataCorruptError(f"{where} is no object but {_shortened(entry)}")
+            raise DataCorruptError(f"{where} is no object but {shortened(entry)}")
         for key, kind in required.items():
             if key not in entry:
-                keys = ", ".join(entry) or "none"
-                raise DataCorruptError(f"{where} has no {key!r}; its keys: {keys}")
+                keys = ", ".join(name if name.isprintable() else repr(name) for name in entry)
+                raise DataCorruptError(f"{where} has no {key!r}; its keys: {keys[:200] or 'none'}")
             if not _is(entry[key], kind):
                 expected = kind.__name__ if isinstance(kind, type) else kind
                 raise DataCorruptError(
-                    f"{where}: {key!r} is {_shortened(entry[key])}, expected {expected}"
+                    f"{where}: {key!r} is {shortened(entry[key])}, expected {expected}"
                 )
         try:
-            texts.append(json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode())
+            text = json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode()
         except UnicodeEncodeError as error:
             raise DataCorruptError(f"{where}: half a character in its text ({error})") from error
+        except RecursionError:
+            raise DataCorruptError(f"{where} is nested too deep") from None
+        if text.count(b"[") + text.count(b"{") > _BRACKETS and nested_too_deep(entry):
+            raise DataCorruptError(f"{where} is nested too deep")
+        texts.append(text)
     if not texts:
         raise DataCorruptError(f"{path}: no entries")
     return texts
@@ -132,23 +116,20 @@ def _read(path: Path, required: Mapping[str, Any]) -> list[bytes]:
 
 def _objects(path: Path) -> Iterable[Any]:
     """The parsed entries. Line by line for .jsonl, where only the last line may be blank."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise DataCorruptError(f"{path}: not a text file ({error})") from error
     if path.suffix == ".jsonl":
+        text = read_text(path)
         lines = text.removesuffix("\n").split("\n") if text else []
         return (_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1))
-    content = _parse(text, str(path))
+    content = read_json(path)
     if not isinstance(content, list):
-        raise DataCorruptError(f"{path}: expected a list of entries, got {_shortened(content)}")
+        raise DataCorruptError(f"{path}: expected a list of entries, got {shortened(content)}")
     return content
 
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        return parse_json(text)
+    except ValueError as error:
         raise DataCorruptError(f"{where}: no JSON ({error}); was it cut off?") from error
 
 
@@ -165,8 +146,3 @@ def _is(value: Any, kind: Any) -> bool:
     if kind in (int, float) and isinstance(value, bool):
         return False
     return isinstance(value, kind)
-
-
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

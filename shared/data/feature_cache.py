@@ -1,13 +1,8 @@
 """Arrays that are costly to compute from files, kept on disk under a hash of all they depend on."""
 
-import contextlib
 import hashlib
 import json
-import os
-import threading
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -15,8 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.data.files import open_data, read_arrays
+from shared.data.images import DataCorruptError, DataNotFoundError
+from shared.files import replacing
+
 Arrays = dict[str, NDArray]
-_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 def cache_key(files: Iterable[str | Path], *settings: Any) -> str:
@@ -27,7 +25,7 @@ def cache_key(files: Iterable[str | Path], *settings: Any) -> str:
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in files:
-        with open(path, "rb") as file:
+        with open_data(path) as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:32]
 
@@ -44,21 +42,17 @@ def cached(folder: str | Path | None, key: str, make: Callable[[], Arrays]) -> A
     if folder is None:
         return make()
     path = Path(folder) / f"{key}.npz"
-    if path.is_file():
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return dict(file)
-        except _UNREADABLE as error:
-            warnings.warn(f"{path}: damaged, made anew ({error})", stacklevel=2)
+    try:
+        return read_arrays(path)
+    except DataNotFoundError:
+        pass
+    except DataCorruptError as error:
+        warnings.warn(f"{path}: damaged, made anew ({error})", stacklevel=2)
     arrays = make()
-    temporary = path.with_name(f".{key}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as stream:
+        with replacing(path) as stream:
             np.savez(stream, **arrays)  # type: ignore[arg-type]
-        os.replace(temporary, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         warnings.warn(f"{path}: not kept for the next run ({error})", stacklevel=2)
     return arrays

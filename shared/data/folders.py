@@ -6,14 +6,21 @@ or the side in pixels to resize them to. `mode` "L" makes those images grey.
 """
 
 import os
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from shared.data.files import (
+    integers,
+    not_found,
+    one_line,
+    paths_below,
+    read_arrays,
+    read_text,
+    shortened,
+)
 from shared.data.images import (
     IMAGE_SUFFIXES,
     ArrayImages,
@@ -24,6 +31,7 @@ from shared.data.images import (
 )
 
 _CHECKED = 64  # images of a list whose presence is checked before training
+_DIGITS = 7  # of a label: no list has ten million classes
 
 
 def image_folder(
@@ -75,7 +83,8 @@ def list_file(
 
     Raises:
         DataNotFoundError: no such list, or images that are not there.
-        DataCorruptError: a line that is not "path label".
+        DataCorruptError: a line that is not "path label", a path outside of the folder, or fewer
+            class names than classes.
     """
     root = Path(root)
     path = root / lists.replace("{split}", split)
@@ -85,8 +94,10 @@ def list_file(
         names = folder_names(relative, labels, classes)
     else:
         names = text_lines(root / class_names)[:classes]
+        if len(names) < classes:
+            raise DataCorruptError(f"{root / class_names}: {len(names)} names, {classes} classes")
     base = root if images is None else Path(images)
-    paths = [str(base / name) for name in relative]
+    paths = paths_below(base, relative, path)
     check_some_exist(paths, str(path))
     every = split == "train"
     return image_set(paths, labels, names, str(path), in_memory, mode, max_corrupt, every)
@@ -101,18 +112,19 @@ def archive(root: str | Path, split: str, file: str) -> ArrayImages:
         DataNotFoundError: no such file. DataCorruptError: damaged, or without these arrays.
     """
     path = Path(root) / file.replace("{split}", split)
-    if not path.is_file():
-        raise DataNotFoundError(not_found(path))
+    content = read_arrays(path)
     try:
-        with np.load(path, allow_pickle=False) as content:
-            images, labels, names = (content[k] for k in ("images", "labels", "class_names"))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        images, labels, names = (content[k] for k in ("images", "labels", "class_names"))
+        if images.dtype != np.uint8 or not (images.ndim == 3 or images.shape[3:] == (3,)):
+            raise ValueError(f"images are {images.dtype} {images.shape}, not uint8 rows")
+        if names.dtype.kind != "U" or names.ndim != 1:
+            raise ValueError(f"class_names are {names.dtype} {names.shape}, not texts")
+        labels = integers(labels, least=-1)
+    except (ValueError, KeyError) as error:
         raise DataCorruptError(
-            f"{path}: no readable arrays images, labels and class_names ({error}); build it anew"
+            f"{path}: no arrays images, labels and class_names ({error}); build it anew"
         ) from error
-    if images.dtype != np.uint8 or images.ndim not in (3, 4):
-        raise DataCorruptError(f"{path}: images are {images.dtype} {images.shape}, not uint8 rows")
-    return ArrayImages(images, labels, [str(n) for n in names], str(path), split == "train")
+    return ArrayImages(images, labels, names.tolist(), str(path), split == "train")
 
 
 def image_set(
@@ -140,8 +152,8 @@ def image_set(
             pixels.append(read_image(path, mode, side, truncated))
         except FileNotFoundError as error:
             raise DataNotFoundError(not_found(Path(path))) from error
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise DataCorruptError(f"{path}: unreadable image ({error})") from error
+        except (OSError, DataCorruptError) as error:
+            raise DataCorruptError(f"{path}: unreadable image ({one_line(error)})") from error
         if pixels[-1].shape != pixels[0].shape:
             raise DataCorruptError(
                 f"{path}: {pixels[-1].shape[:2]} pixels, but {paths[0]} has {pixels[0].shape[:2]}; "
@@ -166,15 +178,31 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def scan(folder: Path, classes: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
-    """List the image files below each class folder, in the order of torchvision's ImageFolder."""
+    """List the image files below each class folder, in the order of torchvision's ImageFolder.
+
+    A folder that links lead to in several ways is listed once for a class.
+    """
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        for parent, _, files in sorted(os.walk(folder / name, followlinks=True)):
+        for parent, files in sorted(_walk(folder / name)):
             found = [f for f in sorted(files) if f.lower().endswith(IMAGE_SUFFIXES)]
             paths += [os.path.join(parent, file) for file in found]
             labels += [label] * len(found)
     return paths, np.array(labels, np.int64)
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Each folder below with its files; links may lead in circles."""
+    seen: set[tuple[int, int]] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        status = os.stat(parent)
+        if (place := (status.st_dev, status.st_ino)) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders.sort()
+        yield parent, files
 
 
 def read_list(path: Path, num_classes: int | None = None) -> tuple[list[str], NDArray[np.int64]]:
@@ -188,8 +216,8 @@ def read_list(path: Path, num_classes: int | None = None) -> tuple[list[str], ND
         if not line.strip():
             continue
         name, label = [*line.rsplit(maxsplit=1), ""][:2]
-        if not label.isdecimal():
-            raise DataCorruptError(f"{path}, line {number}: {line!r} is not 'path label'")
+        if not label.isdecimal() or len(label) > _DIGITS:
+            raise DataCorruptError(f"{path}, line {number}: {shortened(line)} is not 'path label'")
         if num_classes is None or int(label) < num_classes:
             paths.append(name.strip())
             labels.append(int(label))
@@ -223,17 +251,5 @@ def text_lines(path: Path, keep_blank: bool = False) -> list[str]:
     Raises:
         DataNotFoundError: no such file. DataCorruptError: it is not UTF-8 text.
     """
-    if not path.is_file():
-        raise DataNotFoundError(not_found(path))
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataCorruptError(f"{path}: not a text file ({error})") from error
+    lines = read_text(path).splitlines()
     return lines if keep_blank else [line for line in lines if line.strip()]
-
-
-def not_found(path: Path) -> str:
-    return (
-        f"{path} not found. Run `make data METHOD=...` for an experiment that builds it, or place "
-        "it there (another place: data_root=DIR or TENFOLD_DATA=DIR)"
-    )

@@ -14,11 +14,10 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
 from numpy.typing import NDArray
 
-from shared.data.entries import Entries, Entry, image_path, read_entries
-from shared.data.folders import not_found
+from shared.data.entries import Entries, Entry, read_entries
+from shared.data.files import image_path, is_text, not_found, shortened
 from shared.data.images import (
     DataCorruptError,
     DataNotFoundError,
@@ -32,7 +31,7 @@ from shared.data.samplers import Draws
 from shared.data.streams import Permutation, Permutations, Stream, StreamBatches
 from shared.data.text import clean_caption
 from shared.data.tokenizer import WordPiece
-from shared.data.views import Views
+from shared.data.views import Views, build_views
 
 Batch = dict[str, Any]
 Keys = NDArray[np.uint64]
@@ -213,7 +212,7 @@ class ImageTextData(pl.LightningDataModule):
         super().__init__()
         self.save_hyperparameters(logger=False)  # those of a subclass as well
         self._h: Any = self.hparams
-        self.transform: Views = instantiate(augmentation)
+        self.transform = build_views(augmentation)
         self._entries: dict[str, Entries] = {}
         self._evaluated: dict[str, EntrySamples] = {}
 
@@ -229,9 +228,10 @@ class ImageTextData(pl.LightningDataModule):
         root = self._h.image_root
         if isinstance(root, str):
             return root
-        if entry.get("dataset") not in root:
+        if not isinstance(entry.get("dataset"), str) or entry["dataset"] not in root:
             raise DataCorruptError(
-                f"`dataset` is {entry.get('dataset')!r}, but image_root has {', '.join(root)}"
+                f"`dataset` is {shortened(entry.get('dataset'))}, but image_root has "
+                f"{', '.join(root)}"
             )
         return root[entry["dataset"]]
 
@@ -467,7 +467,9 @@ class PairData(ImageTextData):
     def problem(self, entry: Entry, split: str) -> str | None:
         number = entry.get("image_id")
         if number is not None and type(number) not in (int, str):
-            return f"image_id is {number!r}, expected a number or a text"
+            return f"image_id is {shortened(number)}, expected a number or a text"
+        if not is_text(entry.get("hard", "")):
+            return f"hard is {shortened(entry['hard'])}, expected a text"
         return None if self.captions(entry) else "it has no caption with a word, hence no positive"
 
     def captions(self, entry: Entry) -> list[str]:

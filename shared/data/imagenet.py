@@ -1,7 +1,6 @@
 """ImageNet as folders of images, whole, split for semi-supervised learning, or a fraction of it."""
 
 import json
-import os
 import random
 from pathlib import Path, PurePath
 from typing import Any
@@ -9,9 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.data.files import one_line, read_json, shortened
 from shared.data.folders import class_folders, scan, text_lines
 from shared.data.images import DataCorruptError, DataNotFoundError, FolderImages, ImageSet
 from shared.data.splits import Split, labels_per_class, per_class_split
+from shared.files import replacing
 
 
 def imagenet(root: str | Path, split: str, max_corrupt: float = 0.01) -> FolderImages:
@@ -47,7 +48,8 @@ def imagenet_fraction(
     a run and all later runs use the same images.
 
     Raises:
-        ValueError: the file lists another number of images, or ones that are not there.
+        ValueError: the file lists another number of images.
+        DataCorruptError: it lists images that are not there, or one twice.
     """
     images = imagenet(root, split, max_corrupt)
     if split != "train":
@@ -67,7 +69,7 @@ def imagenet_fraction(
             "another fraction; name another path"
         )
     index_of = {key: i for i, key in enumerate(keys)}
-    chosen = _indices([[name, 0] for name in listed], index_of, path)
+    chosen = np.sort(_indices(listed, index_of, path))
     return FolderImages(
         [images.path(int(i)) for i in chosen],
         images.labels[chosen],
@@ -88,26 +90,30 @@ def split_file(
 
     Raises:
         ValueError: the file labels another number of images per class than asked for (a "10 %" run
-            must not train on a 1 % file), was made with another seed, or does not fit the images.
+            must not train on a 1 % file), or was made with another seed.
+        DataCorruptError: it is damaged, does not fit the images or lists one twice.
     """
     if not isinstance(images, FolderImages) or len(candidates) != len(images):
         raise ValueError("a split file needs a folder data set, used whole (subset=null)")
     path = Path(path)
     if not path.exists():
         _write(path, images, per_class_split(images, candidates, num_labels, seed), seed)
+    content = read_json(path)
     try:
-        content = json.loads(path.read_text())
-        labelled, unlabelled = content["labeled_samples"], content["unlabeled_samples"]
-    except (ValueError, KeyError) as error:
+        samples = [content["labeled_samples"], content["unlabeled_samples"]]
+        labelled, unlabelled = ([name for name, _ in part] for part in samples)
+    except (ValueError, KeyError, TypeError) as error:
         raise DataCorruptError(
-            f"{path}: not a split file ({error!r}); delete or repair it"
+            f"{path}: not a split file ({one_line(repr(error))}); delete or repair it"
         ) from error
     if content.get("seed", seed) != seed:
         raise ValueError(
-            f"{path} was made with split_seed={content['seed']}, not {seed}: give each its own path"
+            f"{path} was made with split_seed={shortened(content['seed'])}, not {seed}: give each "
+            "its own path"
         )
     index_of = {_key(images.path(i)): i for i in range(len(images))}
-    result = Split(*(_indices(part, index_of, path) for part in (labelled, unlabelled)))
+    chosen = _indices([*labelled, *unlabelled], index_of, path)
+    result = Split(*map(np.sort, np.split(chosen, [len(labelled)])))
     wanted = labels_per_class(num_labels, len(images.class_names))
     found = np.bincount(images.labels[result.labelled], minlength=len(images.class_names))
     if (found != wanted).any():
@@ -132,17 +138,23 @@ def _write(path: Path, images: FolderImages, split: Split, seed: int) -> None:
 
 def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        file.write(text.encode())
 
 
 def _key(path: str) -> str:
     return "/".join(PurePath(path).parts[-2:])
 
 
-def _indices(samples: list[list[Any]], index_of: dict[str, int], path: Path) -> NDArray[np.int64]:
-    try:
-        return np.sort(np.array([index_of[_key(name)] for name, _ in samples], np.int64))
-    except KeyError as error:
-        raise ValueError(f"{path} lists {error}, which is not among the training images") from error
+def _indices(names: list[Any], index_of: dict[str, int], path: Path) -> NDArray[np.int64]:
+    """Places of the named images, in their order."""
+    found: dict[int, None] = {}
+    for name in names:
+        if not isinstance(name, str) or (index := index_of.get(_key(name))) is None:
+            raise DataCorruptError(
+                f"{path} lists {shortened(name)}, which is not among the training images"
+            )
+        if index in found:
+            raise DataCorruptError(f"{path} lists {shortened(name)} twice")
+        found[index] = None
+    return np.array(list(found), np.int64)

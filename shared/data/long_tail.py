@@ -3,15 +3,15 @@
 Equations and protocols: the ICCL specification, sections 3.2 and 6.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.data import readers
-from shared.data.folders import check_some_exist, list_file, not_found
-from shared.data.images import ArrayImages, DataCorruptError, DataNotFoundError, FolderImages
+from shared.data.files import integers, one_line, paths_below, read_json
+from shared.data.folders import check_some_exist, list_file
+from shared.data.images import ArrayImages, DataCorruptError, FolderImages
 
 
 def long_tail_counts(
@@ -176,21 +176,23 @@ def inaturalist2018(root: str | Path, split: str, max_corrupt: float = 0.01) -> 
         raise ValueError(f"split={split!r}: expected train, val or test")
     root = Path(root)
     path = root / f"{'train' if split == 'train' else 'val'}2018.json"
-    if not path.is_file():
-        raise DataNotFoundError(not_found(path))
+    content = read_json(path)
     try:
-        content = json.loads(path.read_text())
         images, annotations = content["images"], content["annotations"]
         if [i["id"] for i in images] != [a["image_id"] for a in annotations]:
             raise ValueError("the n-th annotation is not of the n-th image")
-        paths = [str(root / image["file_name"]) for image in images]
-        labels = np.array([a["category_id"] for a in annotations], np.int64)
+        paths = paths_below(root, [image["file_name"] for image in images], path)
+        labels = integers([a["category_id"] for a in annotations])
         categories = sorted(content["categories"], key=lambda c: c["id"])
         names = [str(category["name"]) for category in categories]
         if [category["id"] for category in categories] != list(range(len(categories))):
             raise ValueError("the category ids are not 0, 1, 2, ...")
+    except DataCorruptError:
+        raise
     except (ValueError, KeyError, TypeError) as error:
-        raise DataCorruptError(f"{path}: not a file of iNaturalist 2018 ({error!r})") from error
+        raise DataCorruptError(
+            f"{path}: not a file of iNaturalist 2018 ({one_line(repr(error))})"
+        ) from error
     check_some_exist(paths, str(path))
     every = split == "train"
     return FolderImages(paths, labels, names, str(path), max_corrupt, every_class=every)

@@ -4,16 +4,24 @@ Each is a function (root, split) -> `ArrayImages`. Missing and damaged files rai
 the file and say what to do.
 """
 
-import gzip
-import io
-import pickle
+import math
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.data.files import (
+    integers,
+    most_unpacked,
+    one_line,
+    open_data,
+    read_data,
+    read_text,
+)
 from shared.data.images import ArrayImages, DataCorruptError, DataNotFoundError, ImageSet
+from shared.data.plain_pickle import read_plain_pickle
 from shared.data.splits import Split
 
 FASHION_MNIST_CLASSES = (
@@ -34,8 +42,8 @@ def fashion_mnist(root: str | Path, split: str) -> ArrayImages:
     """Read IDX files (plain or .gz): (N, 28, 28) grey. `split` is "train" or "test"."""
     stem = {"train": "train", "test": "t10k"}[_known(split, "train", "test")]
     images, labels = (
-        read_idx(find(Path(root), f"{stem}-{part}", "fashion-mnist", suffixes=("", ".gz")))
-        for part in ("images-idx3-ubyte", "labels-idx1-ubyte")
+        read_idx(find(Path(root), f"{stem}-{part}", "fashion-mnist", ("", ".gz")), dimensions)
+        for part, dimensions in (("images-idx3-ubyte", 3), ("labels-idx1-ubyte", 1))
     )
     return ArrayImages(images, labels, FASHION_MNIST_CLASSES, f"{root} ({split})")
 
@@ -64,7 +72,7 @@ def stl10(root: str | Path, split: str) -> ArrayImages:
     images, labels = [], []
     for part in parts:
         path = find(folder, f"{part}_X.bin", "stl-10")
-        raw = np.fromfile(path, np.uint8)
+        raw = _bytes(path)
         if raw.size == 0 or raw.size % (3 * 96 * 96):
             raise DataCorruptError(f"{path}: {raw.size} bytes is not a number of 96 px RGB images")
         # Official layout: channel, column, row.
@@ -72,8 +80,11 @@ def stl10(root: str | Path, split: str) -> ArrayImages:
         if part == "unlabeled":
             labels.append(np.full(len(images[-1]), -1))
         else:
-            labels.append(np.fromfile(find(folder, f"{part}_y.bin", "stl-10"), np.uint8) - 1.0)
-    names = _lines(find(folder, "class_names.txt", "stl-10"))
+            path = find(folder, f"{part}_y.bin", "stl-10")
+            labels.append(_from_one(_bytes(path), len(images[-1]), path))
+    path = find(folder, "class_names.txt", "stl-10")
+    if len(names := _lines(path)) != 10:
+        raise DataCorruptError(f"{path}: {len(names)} names of 10 classes")
     joint = np.ascontiguousarray(np.concatenate(images))
     return ArrayImages(joint, np.concatenate(labels), names, f"{folder} ({split})")
 
@@ -94,7 +105,12 @@ def stl10_fold_split(
         ValueError: the fold does not exist or has another size than `num_labels`.
     """
     path = find(Path(root) / "stl10_binary", "fold_indices.txt", "stl-10")
-    folds = [np.array(line.split(), np.int64) for line in _lines(path)]
+    try:
+        folds = [integers([int(place) for place in line.split()]) for line in _lines(path)]
+    except ValueError as error:
+        raise DataCorruptError(f"{path}: not lists of images ({one_line(error)})") from error
+    if any(fold.size and fold.max() >= len(images) for fold in folds) or not folds:
+        raise DataCorruptError(f"{path}: no folds, or images that STL-10 does not have")
     number = seed % len(folds) if fold is None else fold
     if not 0 <= number < len(folds) or len(folds[number]) != num_labels:
         sizes = sorted({len(f) for f in folds})
@@ -108,57 +124,48 @@ def stl10_fold_split(
 
 def svhn(root: str | Path, split: str) -> ArrayImages:
     """Read the cropped-digit .mat files: (N, 32, 32, 3) RGB; also has a split "extra"."""
-    from scipy.io import loadmat
+    from scipy.io import loadmat, whosmat
 
     path = find(Path(root), f"{_known(split, 'train', 'test', 'extra')}_32x32.mat", "svhn")
-    try:
-        content = loadmat(path)
-        images, labels = content["X"], content["y"].reshape(-1)
-    except Exception as error:  # scipy raises many kinds for damaged files
-        raise DataCorruptError(
-            f"{path}: not a readable SVHN file ({error}); fetch it anew"
-        ) from error
+    with open_data(path) as file:
+        try:
+            declared = {name: (shape, kind) for name, shape, kind in whosmat(file)}
+            (*size, count), kind = declared["X"]
+            if size != [32, 32, 3] or kind != "uint8" or 3072 * count > most_unpacked(file):
+                raise ValueError(f"X is {kind} {declared['X'][0]}")
+            content = loadmat(file, variable_names=["X", "y"])
+            images, labels = content["X"], content["y"].reshape(-1)
+        except Exception as error:  # scipy raises many kinds for damaged files
+            raise DataCorruptError(
+                f"{path}: not a readable SVHN file ({one_line(error)}); fetch it anew"
+            ) from error
     images = np.ascontiguousarray(images.transpose(3, 0, 1, 2))
-    return ArrayImages(images, labels % 10, [str(d) for d in range(10)], str(path))
+    labels = (_from_one(labels, len(images), path) + 1) % 10
+    return ArrayImages(images, labels, [str(d) for d in range(10)], str(path))
 
 
-def read_idx(path: Path) -> NDArray[np.uint8]:
+def read_idx(path: Path, dimensions: int = 3) -> NDArray[np.uint8]:
     """Read one unsigned-byte IDX file (big-endian header), gzipped or plain.
 
     Raises:
-        DataCorruptError: wrong magic number, truncated, or more bytes than the header announces.
+        DataCorruptError: wrong magic number, truncated, more bytes than the header announces, or
+            another number of dimensions.
     """
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, ValueError) as error:
-        raise DataCorruptError(f"{path}: damaged gzip file ({error}); fetch it anew") from error
+    content = read_data(path)
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise DataCorruptError(f"{path}: not an IDX file of unsigned bytes")
-    header = 4 + 4 * content[3]
+    if content[3] != dimensions:
+        raise DataCorruptError(f"{path}: {content[3]} dimensions, expected {dimensions}")
+    header = 4 + 4 * dimensions
     if len(content) < header:
         raise DataCorruptError(f"{path}: ends within its header; delete it and fetch it anew")
     shape = tuple(np.frombuffer(content[4:header], ">u4").tolist())
-    if len(content) != header + int(np.prod(shape)):
+    if len(content) != header + math.prod(shape):
         raise DataCorruptError(
             f"{path}: {len(content)} bytes don't hold the {shape} values of its header "
             "(truncated?); delete it and fetch it anew"
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Admits what the official pickles contain: numpy arrays and Python's basic types."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):
-            return super().find_class(module, name)
-        if module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray") and name in (
-            "ndarray",
-            "dtype",
-            "_reconstruct",
-        ):
-            return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-        raise pickle.UnpicklingError(f"it refers to {module}.{name}, which no image file needs")
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
@@ -167,11 +174,10 @@ def read_pickle(path: Path) -> dict[str, Any]:
     Raises:
         DataCorruptError: truncated, no pickle of a dict, or it refers to anything but arrays.
     """
-    try:
-        content = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-        return {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise DataCorruptError(f"{path}: refused ({error}); fetch it anew") from error
+    content = read_plain_pickle(path, arrays=True, encoding="bytes")
+    if not isinstance(content, dict):
+        raise DataCorruptError(f"{path} is refused: no dict; fetch it anew")
+    return {k.decode("latin-1") if isinstance(k, bytes) else k: v for k, v in content.items()}
 
 
 def find(folder: Path, name: str, source: str, suffixes: tuple[str, ...] = ("",)) -> Path:
@@ -182,10 +188,11 @@ def find(folder: Path, name: str, source: str, suffixes: tuple[str, ...] = ("",)
     """
     for suffix in suffixes:
         path = folder / (name + suffix)
-        if path.is_file():
+        if os.path.lexists(path):
             return path
+    names = " or ".join(name + suffix for suffix in suffixes)
     raise DataNotFoundError(
-        f"{folder / name} not found. Run `make data METHOD=...` for an experiment that uses "
+        f"{folder / names} not found. Run `make data METHOD=...` for an experiment that uses "
         f"{source}, or place the official {source} files there (another place: data_root=DIR or "
         "TENFOLD_DATA=DIR)"
     )
@@ -197,16 +204,24 @@ def _cifar(folder: Path, names: list[str], label_key: str, meta: str, source: st
         path = find(folder, name, source)
         content = read_pickle(path)
         try:
-            images.append(content["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
-            labels.append(np.asarray(content[label_key], np.int64))
+            pixels, labelled = content["data"], content[label_key]
+            if pixels.dtype != np.uint8:
+                raise ValueError(f"data of {pixels.dtype}")
+            images.append(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+            labels.append(integers(labelled))
         except (KeyError, AttributeError, ValueError) as error:
             raise DataCorruptError(
                 f"{path}: no `data` (N, 3072) and `{label_key}` ({error!r})"
             ) from error
-    content = read_pickle(find(folder, meta, source))
-    class_names = content.get("label_names") or content.get("fine_label_names") or []
+    path = find(folder, meta, source)
+    content = read_pickle(path)
+    class_names = content.get("label_names") or content.get("fine_label_names")
+    if not isinstance(class_names, list) or not all(
+        isinstance(n, bytes | str) for n in class_names
+    ):
+        raise DataCorruptError(f"{path}: no list of `label_names` or `fine_label_names`")
     joint = np.ascontiguousarray(np.concatenate(images))
-    decoded = [n.decode() if isinstance(n, bytes) else n for n in class_names]
+    decoded = [n.decode("latin-1") if isinstance(n, bytes) else n for n in class_names]
     return ArrayImages(joint, np.concatenate(labels), decoded, str(folder))
 
 
@@ -217,4 +232,17 @@ def _known(split: str, *splits: str) -> str:
 
 
 def _lines(path: Path) -> list[str]:
-    return [line for line in path.read_text().splitlines() if line.strip()]
+    return [line for line in read_text(path).splitlines() if line.strip()]
+
+
+def _bytes(path: Path) -> NDArray[np.uint8]:
+    with open_data(path) as file:
+        return np.fromfile(file, np.uint8)
+
+
+def _from_one(labels: NDArray, count: int, path: Path) -> NDArray[np.int64]:
+    """Labels from 0, of a file that counts classes from 1 to 10."""
+    right = labels.dtype.kind in "iuf" and np.isin(labels, np.arange(1, 11)).all()
+    if not right or labels.shape != (count,):
+        raise DataCorruptError(f"{path}: expected {count} labels from 1 to 10")
+    return labels.astype(np.int64) - 1

@@ -8,7 +8,6 @@
 Training reads the first alone: pairs of an image and a text, without boxes.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.data.entries import Entry
-from shared.data.folders import not_found
+from shared.data.files import is_integer, is_number, is_text, read_json, shortened
 from shared.data.image_text import Batch, ImageTextData, Keys
-from shared.data.images import DataCorruptError, DataNotFoundError
+from shared.data.images import DataCorruptError
 from shared.data.plain_pickle import read_plain_pickle
 from shared.data.text import clean_caption
 
@@ -56,13 +55,13 @@ class References:
     def __init__(self, refs: str | Path, instances: str | Path, proposals: str | Path) -> None:
         self.paths = {"refs": refs, "instances": instances, "proposals": proposals}
         self._refs = _by_key(read_plain_pickle(refs), "ref_id", refs)
-        content = _read_json(instances)
+        content = read_json(instances)
         if not isinstance(content, dict):
             raise DataCorruptError(f"{instances}: expected an object with images and annotations")
         self._images = _by_key(content.get("images"), "id", f"{instances}, images")
         annotations = _by_key(content.get("annotations"), "id", f"{instances}, annotations")
         self._boxes: dict[Any, Any] = {n: a.get("bbox") for n, a in annotations.items()}
-        self._proposals = _read_json(proposals)
+        self._proposals = read_json(proposals)
         if not isinstance(self._proposals, dict):
             raise DataCorruptError(f"{proposals}: expected an object, image id -> boxes")
 
@@ -72,7 +71,8 @@ class References:
         ref = self._refs.get(ref_id)
         if ref is None:
             raise DataCorruptError(f"ref_id {ref_id} is not in {refs}")
-        missing = [key for key in ("ann_id", "image_id", "split") if key not in ref]
+        kinds = {"ann_id": is_integer, "image_id": is_integer, "split": is_text}
+        missing = [key for key, is_right in kinds.items() if not is_right(ref.get(key))]
         if missing:
             raise DataCorruptError(f"ref_id {ref_id} in {refs} lacks {', '.join(missing)}")
         box: Any = self._boxes.get(ref["ann_id"])
@@ -81,20 +81,20 @@ class References:
             raise DataCorruptError(
                 f"ref_id {ref_id}: annotation {ref['ann_id']} has no bbox in {instances}"
             )
-        if image is None or not {"height", "width"} <= image.keys():
+        if image is None or not all(_is_size(image.get(key)) for key in ("height", "width")):
             raise DataCorruptError(
                 f"ref_id {ref_id}: image {ref['image_id']} with height and width is not in "
                 f"{instances}"
             )
         boxes = self._proposals.get(str(ref["image_id"]))
-        if not boxes or not all(map(_is_box, boxes)):
+        if not boxes or not isinstance(boxes, list) or not all(map(_is_box, boxes)):
             problem = "is no list of [x, y, width, height]" if boxes else "has none"
             raise DataCorruptError(
                 f"ref_id {ref_id}: proposals of image {ref['image_id']}: {proposals} {problem}"
             )
-        size = int(image["height"]), int(image["width"])
+        size = image["height"], image["width"]
         proposed = torch.tensor([proposal[:4] for proposal in boxes], dtype=torch.float32)
-        return Reference(tuple(box[:4]), size, str(ref["split"]), proposed)
+        return Reference(tuple(box[:4]), size, ref["split"], proposed)
 
 
 class ReferringData(ImageTextData):
@@ -140,11 +140,11 @@ class ReferringData(ImageTextData):
 
     def problem(self, entry: Entry, split: str) -> str | None:
         if not self.expression(entry):
-            return f"no word in its text {entry['text']!r}"
+            return f"no word in its text {shortened(entry['text'])}"
         if split == "train":
             return None
         if type(entry.get("ref_id")) is not int:
-            return f"ref_id is {entry.get('ref_id')!r}, expected an integer"
+            return f"ref_id is {shortened(entry.get('ref_id'))}, expected an integer"
         try:
             _ = self.references[entry["ref_id"]]
         except DataCorruptError as error:
@@ -180,28 +180,27 @@ def image_identities(names: Sequence[str]) -> NDArray[np.int64]:
     )
 
 
-def _read_json(path: str | Path) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataNotFoundError(not_found(Path(path))) from None
-    except ValueError as error:
-        raise DataCorruptError(f"{path}: no JSON ({error}); was it cut off?") from error
-
-
-def _by_key(content: Any, key: str, origin: object) -> dict[Any, dict[str, Any]]:
+def _by_key(content: Any, key: str, origin: object) -> dict[int, dict[str, Any]]:
     """A list of objects by one of their keys."""
     if not isinstance(content, list):
         raise DataCorruptError(f"{origin}: expected a list, got {type(content).__name__}")
+    found: dict[int, dict[str, Any]] = {}
     for number, item in enumerate(content):
-        if not isinstance(item, dict) or key not in item:
-            raise DataCorruptError(f"{origin}, entry {number}: no object with {key!r}")
-    return {item[key]: item for item in content}
+        if not isinstance(item, dict) or not is_integer(item.get(key)):
+            raise DataCorruptError(f"{origin}, entry {number}: no object with {key!r}, an integer")
+        if found.setdefault(item[key], item) is not item:
+            raise DataCorruptError(f"{origin}, entry {number}: {key} {item[key]} is there before")
+    return found
 
 
 def _is_box(value: Any) -> bool:
     return (
         isinstance(value, list | tuple)
         and len(value) >= 4
-        and all(isinstance(v, int | float) and np.isfinite(v) for v in value[:4])
+        and all(map(is_number, value[:4]))
+        and min(value[2:4]) >= 0
     )
+
+
+def _is_size(value: Any) -> bool:
+    return is_integer(value) and is_number(value) and value > 0

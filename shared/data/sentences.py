@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 
 from shared.data.entries import Entry
+from shared.data.files import shortened
 from shared.data.image_text import Batch, ImageTextData, Keys
 from shared.data.text import clean_caption
 
@@ -34,7 +35,7 @@ class SentenceData(ImageTextData):
         if entry["label"] in self.class_names:
             return None
         known = ", ".join(map(repr, self.class_names))
-        return f"label {entry['label']!r} is unknown; known are {known}"
+        return f"label {shortened(entry['label'])} is unknown; known are {known}"
 
     def texts(self, entries: Sequence[Entry], keys: Keys | None, split: str) -> Batch:
         sentences = [clean_caption(entry["sentence"], self._h.max_words) for entry in entries]

@@ -12,12 +12,10 @@ and a run goes on in the middle of a shard.
 import glob
 import hashlib
 import io
-import json
 import logging
 import os
 import tarfile
 import warnings
-import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -27,14 +25,18 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.data.files import one_line, open_data, read_arrays, shortened
 from shared.data.image_text import PairData
 from shared.data.images import DataCorruptError, DataNotFoundError, FileImages
 from shared.data.samplers import Draws
 from shared.data.text import clean_caption
+from shared.files import open_regular, parse_json, replacing
 
 log = logging.getLogger(__name__)
 
 Place = tuple[int, int]  # offset and size in bytes
+
+_IDS = (int, str)  # what an "image_id" may be; any other counts as none
 
 _KINDS = {
     "jpg": "image",
@@ -57,6 +59,7 @@ _ROW = np.dtype(
 )
 _VERSION = 1  # of index files; rises with every change of what is in them
 _MAX_TEXT = 1 << 20  # bytes; what is longer is no caption
+_MAX_IMAGE = 1 << 30  # and no picture
 
 
 class ShardChangedError(RuntimeError):
@@ -142,6 +145,11 @@ class ShardSamples(FileImages):
         shard, row = self._place(index)
         text = self._read(shard, int(row["text"]), int(row["text_size"]))
         caption = _caption(text, "json" if row["is_json"] else "txt")
+        if not _has_words(caption):
+            raise DataCorruptError(
+                f"{self.shards[shard]}: no caption at byte {row['text']}; its index file is of "
+                "another shard, delete it"
+            )
         return {"caption": caption, "image_id": int(row["identity"])}
 
     def _place(self, index: int) -> tuple[int, Any]:
@@ -244,7 +252,7 @@ def read_table(path: str | Path) -> Table:
     Raises:
         DataCorruptError: see `ShardSamples`.
     """
-    with open(path, "rb") as file:
+    with open_data(path) as file:
         _refuse_compressed(path, file)
         stamp = _stamp(file)
         members = _members(path, file)
@@ -274,8 +282,8 @@ def _members(path: str | Path, file: BinaryIO) -> dict[str, dict[str, Place]]:
         parts = members.setdefault(key, {})
         if kind in parts:
             raise DataCorruptError(
-                f"{path}: two files of kind {kind} for key {key!r}; within a shard each sample "
-                "needs a key of its own"
+                f"{path}: two files of kind {kind} for key {shortened(key)}; within a shard each "
+                "sample needs a key of its own"
             )
         parts[kind] = (member.offset_data, member.size)
     return members
@@ -289,18 +297,21 @@ def _plain_files(path: str | Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
             for member in archive:
                 if not (member.isreg() or member.isdir()) or member.issparse() or member.size < 0:
                     raise DataCorruptError(
-                        f"{path}: {member.name!r} is a link or another special member; a shard "
-                        "holds plain files only"
+                        f"{path}: {shortened(member.name)} is a link or another special member; a "
+                        "shard holds plain files only"
                     )
+                if member.size > _MAX_IMAGE:
+                    raise DataCorruptError(f"{path}: {shortened(member.name)} is too large")
                 blocks = -(-member.size // tarfile.BLOCKSIZE)
                 end = member.offset_data + blocks * tarfile.BLOCKSIZE
                 if member.isreg():
                     yield member
     except DataCorruptError:
         raise
-    except (tarfile.TarError, ValueError, OverflowError) as error:  # the latter: absurd sizes
+    except Exception as error:  # a damaged archive can raise nearly anything
         raise DataCorruptError(
-            f"{path}: no tar file, or a damaged one ({error}); fetch it anew or leave it out"
+            f"{path}: no tar file, or a damaged one ({one_line(error)}); fetch it anew or leave "
+            "it out"
         ) from error
     # tarfile takes a damaged header for the end of the archive.
     if os.pread(file.fileno(), tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):
@@ -317,7 +328,7 @@ def _row(parts: dict[str, Place], file: BinaryIO) -> tuple[int, int, int, int, b
     if kind is None:
         return None
     image_id = _object(texts["json"]).get("image_id") if "json" in texts else None
-    identity = 0 if image_id is None else _hash(f"{type(image_id).__name__} {image_id}")
+    identity = _hash(f"{type(image_id).__name__} {image_id}") if type(image_id) in _IDS else 0
     return (*parts["image"], *parts[kind], kind == "json", identity)
 
 
@@ -345,8 +356,8 @@ def _has_words(caption: Any) -> bool:
 def _object(content: bytes) -> dict[str, Any]:
     """The JSON object, or an empty one for anything else."""
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
+        value = parse_json(content)
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -418,14 +429,23 @@ def _tables(shards: Sequence[str], index_folder: str | Path | None) -> list[Tabl
 
 def _load_index(path: Path, shard: str) -> Table | None:
     try:
-        with np.load(path, allow_pickle=False) as content:
-            version, size, changed, left_out = (int(value) for value in content["head"])
-            rows, example = content["rows"], str(content["example"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        content = read_arrays(path)
+        version, size, changed, left_out = content["head"].tolist()
+        rows, example = content["rows"], str(content["example"])
+    except (DataNotFoundError, ValueError, KeyError, TypeError):
         return None  # none there, or damaged
     status = os.stat(shard)
     stamp = (status.st_size, status.st_mtime_ns)
-    if (version, size, changed) != (_VERSION, *stamp) or rows.dtype != _ROW:
+    if (version, size, changed) != (_VERSION, *stamp) or rows.dtype != _ROW or rows.ndim != 1:
+        return None
+    within = [
+        (rows[part] >= tarfile.BLOCKSIZE)
+        & (rows[part] <= size)
+        & (rows[f"{part}_size"] >= 0)
+        & (rows[f"{part}_size"] <= size - rows[part])
+        for part in ("image", "text")
+    ]
+    if not np.all(within) or (rows["text_size"] > _MAX_TEXT).any():
         return None
     return Table(rows, stamp, left_out, example)
 
@@ -434,16 +454,13 @@ def _save_index(places: Sequence[Path], table: Table) -> None:
     """Write to the first place where that is possible; without an index the next run reads anew."""
     head = np.array([_VERSION, *table.stamp, table.without_caption], np.int64)
     for path in places:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            with replacing(path) as file:
                 np.savez(file, head=head, rows=table.rows, example=np.array(table.example))
-            os.replace(temporary, path)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-        else:
             return
+        except OSError:
+            continue
     log.warning("no index file can be written to %s", " or ".join(map(str, places)))
 
 
@@ -478,8 +495,8 @@ class _OpenFiles:
 
     def _open(self, path: str, stamp: tuple[int, int]) -> BinaryIO:
         try:
-            file = Path(path).open("rb", buffering=0)  # noqa: SIM115
-        except FileNotFoundError as error:
+            file = open_regular(path)
+        except OSError as error:
             raise ShardChangedError(f"{path} is gone; put it back and start again") from error
         if _stamp(file) != stamp:
             file.close()

@@ -6,7 +6,6 @@ Environment: TENFOLD_SOURCES is a folder of files that you have already; TENFOLD
 keeps downloaded archives.
 """
 
-import gzip
 import hashlib
 import logging
 import os
@@ -21,7 +20,9 @@ from typing import Any
 
 from filelock import FileLock
 
+from shared.data.files import open_data, read_data
 from shared.data.images import DataCorruptError, DataNotFoundError
+from shared.files import replacing
 
 log = logging.getLogger(__name__)
 Provenance = dict[str, dict[str, Any]]
@@ -155,9 +156,8 @@ def _place_fashion_mnist(found: Path, root: Path) -> None:
         if path is None:
             raise _UnavailableError(f"{found / name} is missing")
         _check_content(path, expected)
-        temporary = root / f".{name}.tmp"
-        temporary.write_bytes(_content(path))
-        os.replace(temporary, root / name)
+        with replacing(root / name) as file:
+            file.write(read_data(path))
 
 
 def _from_torchvision(
@@ -274,17 +274,8 @@ def _idx_file(folder: Path, name: str) -> Path | None:
     return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
 
 
-def _content(path: Path) -> bytes:
-    try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise DataCorruptError(
-            f"{path}: can't be read ({error}); delete it and run again"
-        ) from error
-
-
 def _check_content(path: Path, expected: str) -> str:
-    found = hashlib.sha256(_content(path)).hexdigest()
+    found = hashlib.sha256(read_data(path)).hexdigest()
     if found != expected:
         raise DataCorruptError(
             f"{path}: its content has the sha256 {found}, not {expected}. It is damaged or another "
@@ -294,5 +285,5 @@ def _check_content(path: Path, expected: str) -> str:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_data(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,7 +13,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from shared.data.folders import not_found
+from shared.data.files import not_found, read_text, shortened
 from shared.data.images import DataCorruptError, DataNotFoundError
 
 VOCABULARY = "vocab.txt"
@@ -127,11 +127,7 @@ def _in_package(name: str) -> Path:
 
 
 def _read(path: Path) -> dict[str, int]:
-    try:
-        tokens = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataCorruptError(f"{path}: not a text file ({error})") from error
-    return _numbered(tokens, str(path))
+    return _numbered(read_text(path).removesuffix("\n").split("\n"), str(path))
 
 
 def _numbered(tokens: Sequence[str], origin: str) -> dict[str, int]:
@@ -139,8 +135,8 @@ def _numbered(tokens: Sequence[str], origin: str) -> dict[str, int]:
     for line, token in enumerate(tokens, 1):
         if token in numbers:
             raise DataCorruptError(
-                f"{origin}, line {line}: token {token!r} occurs a second time (first in line "
-                f"{numbers[token] + 1})"
+                f"{origin}, line {line}: token {shortened(token)} occurs a second time (first in "
+                f"line {numbers[token] + 1})"
             )
         numbers[token] = line - 1
     missing = [token for token in _SPECIAL if token not in numbers]

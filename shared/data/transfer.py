@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shared.data.files import paths_below, shortened
 from shared.data.folders import check_some_exist, read_list, text_lines
 from shared.data.images import DataCorruptError, FolderImages, MultiLabelImages
 
@@ -54,13 +55,15 @@ def voc2007(root: str | Path, split: str, max_corrupt: float = 0.01) -> MultiLab
         fields = [line.split() for line in text_lines(path)]
         bad = [f for f in fields if len(f) < 2 or f[-1] not in ("-1", "0", "1")]
         if bad:
-            raise DataCorruptError(f"{path}: {' '.join(bad[0])!r} is not 'id label'")
+            raise DataCorruptError(f"{path}: {shortened(' '.join(bad[0]))} is not 'id label'")
+        if not fields:
+            raise DataCorruptError(f"{path}: lists no image")
         found = [f[0] for f in fields]
         if columns and found != ids:
             raise DataCorruptError(f"{path}: lists other images than that of {VOC_CLASSES[0]}")
         ids = found
         columns.append([int(f[-1]) for f in fields])
-    paths = [str(folder / "JPEGImages" / f"{number}.jpg") for number in ids]
+    paths = paths_below(folder / "JPEGImages", [f"{number}.jpg" for number in ids], path)
     check_some_exist(paths, f"{name} set")
     labels = np.array(columns, np.int64).T
     return MultiLabelImages(paths, labels, VOC_CLASSES, f"{folder} ({name})", max_corrupt)
@@ -100,7 +103,7 @@ def places205(
             generator.shuffle(members)
             chosen += members[:shots]
         relative, labels = [relative[i] for i in chosen], labels[chosen]
-    paths = [str(root / PLACES_IMAGES / name) for name in relative]
+    paths = paths_below(root / PLACES_IMAGES, relative, path)
     check_some_exist(paths, str(path))
     names = [str(k) for k in range(classes)]
     return FolderImages(paths, labels, names, str(path), max_corrupt)

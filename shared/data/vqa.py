@@ -4,7 +4,6 @@ Source: ALBEF specification, sections 3.8, 4.3 and 6; salesforce/ALBEF@b9727e4
 `dataset/vqa_dataset.py`.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -14,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from shared.data.entries import Entry
-from shared.data.folders import not_found
+from shared.data.files import is_integer, is_text, read_json, shortened
 from shared.data.image_text import Batch, EntrySamples, ImageTextData, Keys
 from shared.data.images import DataCorruptError, DataNotFoundError
 from shared.data.text import clean_question
@@ -85,14 +84,16 @@ class VQAData(ImageTextData):
             if not answer:
                 return "no answer"
             if not isinstance(answer, str) and not _is_texts(answer):
-                return f"its answer is {answer!r}, expected a text or a list of texts"
+                return f"its answer is {shortened(answer)}, expected a text or a list of texts"
             return None
-        if type(entry.get("question_id")) is not int:
-            return f"question_id is {entry.get('question_id')!r}, expected an integer"
+        if not is_integer(number := entry.get("question_id")):
+            return f"question_id is {shortened(number)}, expected an integer"
         if answer and not _is_texts(answer):
-            return f"its answer is {answer!r}, expected a list of what several people said"
+            return f"its answer is {shortened(answer)}, expected a list of what several people said"
         kinds = [entry[kind] for kind in KINDS if kind in entry]
-        return None if _is_texts(kinds) else f"{' and '.join(KINDS)} must be texts, got {kinds}"
+        if not _is_texts(kinds):
+            return f"{' and '.join(KINDS)} must be texts, got {shortened(kinds)}"
+        return None
 
     def evaluated(self, split: str) -> EntrySamples:
         """All questions of a split.
@@ -176,14 +177,12 @@ def read_answers(path: Path) -> list[str]:
         DataNotFoundError: no such file.
         DataCorruptError: no JSON list of texts, an empty one, or a text that is blank or repeated.
     """
-    if not path.is_file():
-        raise DataNotFoundError(
-            f"{not_found(path)}. It is a JSON list of the answers to choose from"
-        )
     try:
-        answers = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataCorruptError(f"{path}: no JSON ({error}); was it cut off?") from error
+        answers = read_json(path)
+    except DataNotFoundError as error:
+        raise DataNotFoundError(
+            f"{error}. It is a JSON list of the answers to choose from"
+        ) from None
     if not _is_texts(answers):
         raise DataCorruptError(f"{path}: expected a list of texts, the answers to choose from")
     if not answers:
@@ -193,9 +192,11 @@ def read_answers(path: Path) -> list[str]:
         if not text.strip():
             raise DataCorruptError(f"{path}, entry {number}: a blank answer")
         if (earlier := first.setdefault(text, number)) != number:
-            raise DataCorruptError(f"{path}, entry {number}: {text!r} is entry {earlier}, too")
+            raise DataCorruptError(
+                f"{path}, entry {number}: {shortened(text)} is entry {earlier}, too"
+            )
     return answers
 
 
 def _is_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return isinstance(value, list) and all(map(is_text, value))

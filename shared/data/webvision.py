@@ -5,14 +5,15 @@
 <root>/{google,flickr}/..., <root>/val_images_256/...
 """
 
-import json
+import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.data.folders import check_some_exist, image_set, not_found, read_list, text_lines
-from shared.data.images import ArrayImages, DataCorruptError, DataNotFoundError, FolderImages
+from shared.data.files import integers, paths_below, read_json, shortened
+from shared.data.folders import check_some_exist, image_set, read_list, text_lines
+from shared.data.images import ArrayImages, DataCorruptError, FolderImages
 
 VALIDATION_FOLDER = "val_images_256"
 
@@ -53,7 +54,7 @@ def webvision(
     else:
         origin, base = root / "info", root
         relative, labels = training_list(root, num_classes)
-    paths = [str(base / path) for path in relative]
+    paths = paths_below(base, relative, origin)
     check_some_exist(paths, str(origin))
     every = split == "train" and cleaned is None
     return image_set(
@@ -85,26 +86,25 @@ def training_list(root: Path, num_classes: int) -> tuple[list[str], NDArray[np.i
 
 def read_annotation(path: Path, num_classes: int) -> tuple[list[str], NDArray[np.int64]]:
     """Read {"images": [paths], "labels": [ints]}, the result of cleaning; order is kept."""
-    if not path.is_file():
-        raise DataNotFoundError(not_found(path))
+    content = read_json(path)
     try:
-        content = json.loads(path.read_text())
-        images, labels = content["images"], np.array(content["labels"], np.int64)
-        if not all(isinstance(image, str) for image in images):
-            raise ValueError("a path is no text")
+        images, labels = content["images"], integers(content["labels"])
+        if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
+            raise ValueError(f"the images are {shortened(images)}, not paths")
     except (ValueError, KeyError, TypeError) as error:
         raise DataCorruptError(f"{path}: no annotation of images and labels ({error!r})") from error
     if len(images) != len(labels) or not images:
         raise DataCorruptError(f"{path}: {len(images)} images and {len(labels)} labels")
-    if labels.min() < 0 or labels.max() >= num_classes:
-        wrong = labels[(labels < 0) | (labels >= num_classes)][0]
-        raise DataCorruptError(f"{path}: label {wrong} is outside of the {num_classes} classes")
+    if labels.max() >= num_classes:
+        raise DataCorruptError(
+            f"{path}: label {labels.max()} is outside of the {num_classes} classes"
+        )
     return images, labels
 
 
 def class_names(root: Path, num_classes: int) -> list[str]:
     path = root / "info" / "class_names.txt"
-    if not path.is_file():
+    if not os.path.lexists(path):
         return [str(k) for k in range(num_classes)]
     names = text_lines(path)
     if len(names) < num_classes:

@@ -35,6 +35,7 @@ from shared.training.loggers import read_metrics
 
 # What may differ between two starts of the same experiment.
 NOT_HASHED = ("output_dir", "data_root", "logger", "threads", "claim", "checkpoint_every")
+DEEPEST = 50  # levels of a config
 PLACES = {"data_root": "<data>/", "output_dir": "<output>/"}
 
 
@@ -77,11 +78,9 @@ class RunFolder:
             raise RunError(str(error)) from error
 
     def record(self, error: Exception) -> None:
-        """Leave the traceback of an error in error.txt, and say so in a note on the error."""
-        path = self.path / "error.txt"
-        with suppress(OSError), replacing(path) as file:
+        """Leave the traceback of an error in error.txt."""
+        with suppress(OSError), replacing(self.path / "error.txt") as file:
             file.write("".join(traceback.format_exception(error)).encode(errors="replace"))
-        error.add_note(f"traceback: {path}")
 
     def results(self, config_hash: str) -> dict[str, Any] | None:
         """results.json of a finished run of this very config; None if there is none.
@@ -148,17 +147,36 @@ def read_config(path: Path) -> dict[str, Any] | None:
     """
     try:
         with open_regular(path) as file:
-            text = file.read().decode()
-        if _repeats(yaml.compose(text, yaml.SafeLoader), set()):
-            raise ValueError("it repeats parts by reference, which could unfold to any size")
-        content: Any = OmegaConf.to_container(OmegaConf.create(text))
-        if not (isinstance(content, dict) and set(PLACES) | {"precision"} <= set(content)):
-            raise ValueError("it is no config of a run")
+            return parse_config(file.read().decode())
     except FileNotFoundError:
         return None
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def parse_config(text: str) -> dict[str, Any]:
+    """The resolved config that a text in yaml stands for.
+
+    Raises:
+        ValueError: it is none, or has what a few lines could make endless: references to parts of
+            itself, interpolations, or very many levels.
+    """
+    try:
+        levels = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            levels += isinstance(event, yaml.CollectionStartEvent)
+            levels -= isinstance(event, yaml.CollectionEndEvent)
+            refers = isinstance(event, yaml.AliasEvent)
+            if refers or (isinstance(event, yaml.ScalarEvent) and "${" in event.value):
+                raise ValueError("it refers to parts of itself")
+            if levels > DEEPEST:
+                raise ValueError("it is nested too deep")
+        content: Any = OmegaConf.to_container(OmegaConf.create(text))
     # Odd nodes end in whatever PyYAML and OmegaConf make of them, assertions among it.
     except Exception as error:
-        raise _damaged(path, error) from error
+        raise ValueError(" ".join(str(error).split()) or "it is no yaml") from error
+    if not (isinstance(content, dict) and {*PLACES, "precision", "seed"} <= set(content)):
+        raise ValueError("it is no config of a run")
     return content
 
 
@@ -177,16 +195,6 @@ def hash_config(resolved: Mapping[str, Any]) -> str:
 
 def _is_numbers(metrics: Any) -> bool:
     return isinstance(metrics, dict) and all(isinstance(v, int | float) for v in metrics.values())
-
-
-def _repeats(node: Any, seen: set[int]) -> bool:
-    """Whether a node of a yaml stands in several places."""
-    if id(node) in seen:
-        return True
-    seen.add(id(node))
-    if isinstance(node, yaml.MappingNode):
-        return any(_repeats(part, seen) for pair in node.value for part in pair)
-    return isinstance(node, yaml.SequenceNode) and any(_repeats(part, seen) for part in node.value)
 
 
 def _damaged(path: Path, reason: Exception) -> RunError:

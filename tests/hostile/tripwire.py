@@ -31,6 +31,8 @@ CHANGES = {
     "os.truncate": (0,),
     "sqlite3.connect": (0,),
 }  # event -> places of the paths that it changes
+FOLLOWING = {"os.chmod", "os.truncate", "sqlite3.connect"}  # of a link, what it leads to
+BELOW = {"os.remove": 1, "os.rmdir": 1}  # place of the folder's descriptor, -1 for none
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 HARMLESS = ("/dev/null", "/dev/tty", "/dev/shm/", "/proc/")
 
@@ -55,14 +57,16 @@ class Watch:
             path, mode, flags = arguments
             if isinstance(path, str | bytes) and (flags & WRITING or set(mode or "") & set("wax+")):
                 self._changed(path)
-        elif event in CHANGES:
+        elif event in CHANGES and arguments[BELOW.get(event, 0)] in (-1, arguments[0]):
             for place in CHANGES[event]:
-                self._changed(arguments[place])
+                self._changed(arguments[place], event in FOLLOWING)
 
-    def _changed(self, path: Any) -> None:
+    def _changed(self, path: Any, follow: bool = True) -> None:
         if not isinstance(path, str | bytes | os.PathLike):
             return  # a descriptor, whose opening was seen
-        real = os.path.realpath(os.fsdecode(path))
+        head, name = os.path.split(os.path.abspath(os.fsdecode(path)))
+        real = os.path.join(os.path.realpath(head), name)
+        real = os.path.realpath(real) if follow else real
         inside = str(self.inside)
         if real == inside or real.startswith((inside + os.sep, *HARMLESS)):
             return
@@ -91,7 +95,11 @@ def watched(inside: Path, seconds: float = SECONDS) -> Iterator[Watch]:
         sys.addaudithook(_hook)  # for ever; it does nothing while nobody watches
         _hooked = True
 
+    rung = False
+
     def ring(number: int, frame: FrameType | None) -> None:
+        nonlocal rung
+        rung = True
         raise HangError(f"not done after {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, ring)
@@ -104,3 +112,5 @@ def watched(inside: Path, seconds: float = SECONDS) -> Iterator[Watch]:
         _WATCHES.remove(watch)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if rung:  # a library may have turned the error into one of its own
+            raise HangError(f"not done after {seconds:g} s")

@@ -1,6 +1,8 @@
 """A folder of code in three languages, and a model that hashes subtokens into a vector."""
 
 import hashlib
+import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +15,10 @@ from methods.cascode.search.indexing import Options, Report, build_index
 from methods.cascode.search.models import Decision, Settings
 from methods.cascode.search.query import Searcher
 from methods.cascode.search.store import FOLDER, Index
+
+# The key that indexes are sealed with: also for the processes that tests start.
+_STATE = tempfile.TemporaryDirectory()
+os.environ["XDG_STATE_HOME"] = _STATE.name
 
 FILES = {
     "config.py": (

@@ -195,7 +195,7 @@ def test_a_last_line_without_its_end_may_be_whole(tmp_path: Path) -> None:
         ("a.jsonl.gz", b"plain text\n", "damaged or cut off"),
         ("a.json", b"{}", "expected a list of entries, got dict"),
         ("a.json", b"[]", "no entries"),
-        ("a.json", b'["\xff"]', "no JSON"),
+        ("a.json", b'["\xff"]', "not a text file"),
         ("a.txt", b"[]", "expected an object of codes, got list"),
     ],
 )

@@ -645,7 +645,7 @@ def test_position_reads_the_last_whole_row(tmp_path):
 
 
 def test_the_hash_leaves_out_what_a_runs_own_hash_leaves_out():
-    from shared.run import NOT_HASHED as BY_THE_RUN
+    from shared.training.run_folder import NOT_HASHED as BY_THE_RUN
 
     assert set(BY_THE_RUN) <= set(NOT_HASHED)
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.data.entries import Entries, image_path, read_entries
+from shared.data.entries import Entries, read_entries
+from shared.data.files import image_path
 from shared.data.images import DataCorruptError, DataNotFoundError
 
 PAIR = {"image": str, "caption": str | list[str]}

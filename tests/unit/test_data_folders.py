@@ -240,7 +240,7 @@ def test_webvision_cleaned(web: Path) -> None:
     ("content", "message"),
     [
         (None, "not found"),
-        ("{", "no annotation"),
+        ("{", "no JSON"),
         ('{"images": ["a"]}', "no annotation"),
         ('{"images": [3], "labels": [0]}', "no annotation"),
         ('{"images": ["a"], "labels": [0, 1]}', "1 images and 2 labels"),

@@ -77,7 +77,7 @@ def test_refused_within_a_sweep(overrides, message):
         [COMATCH, "method.projection=null", "threads=2", "paper=null"],
         [COMATCH, "method.lr=${oc.env:LR}", "backbone@method.backbone=wrn_10_1"],
         ["claim={name:'a',hash:'0'}", "output_dir='/x/${arm}/seed${seed}'", "+new.key=1"],
-        ["+hydra.callbacks.claims._target_=benchmarks.launch.RecordFailure"],
+        ["+hydra.callbacks.mine._target_=package.module.Callback"],
         ["hydra.launcher.n_jobs=1", "hydra/launcher=local", "hydra.sweep.dir='out'"],
         ["warm_start={path: a.pth, kind: simclr}", COMATCH],
     ],

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from benchmarks.claims import compose_experiment
 from benchmarks.evidence import gather
+from benchmarks.outputs import Outputs
 from benchmarks.report import build, checks, html, main, markdown
 from benchmarks.reproduce import reproduce
 
@@ -51,7 +52,7 @@ def put(outputs, kind, content):
 
 
 def rungs(outputs, conf):
-    (evidence,) = gather(outputs, conf)
+    (evidence,) = gather(Outputs(outputs), conf)
     return {rung.name: rung for rung in evidence.rungs}
 
 
@@ -88,13 +89,13 @@ def test_page_and_markdown_carry_the_claim(conf, outputs):
 def test_a_paper_row_that_was_not_run_says_what_it_needs(conf, outputs):
     write_experiment(conf, "row", {"paper": PAPER})
     write_experiment(conf, "row2", {"paper": {**PAPER, "gpu_hours": None}})
-    (evidence,) = gather(outputs, conf)
+    (evidence,) = gather(Outputs(outputs), conf)
     first, second = evidence.paper_rows
     assert first.note == "not run: needs about 90 GPU-hours"
     assert (first.paper, first.ours) == ("93.1\u00a0±\u00a01.4", None)
     assert "an unstated number of GPU-hours" in second.note
-    assert "not run: needs about 90 GPU-hours" in html([evidence])
-    assert "not run: needs about 90 GPU-hours" in markdown([evidence])
+    assert "not run: needs about 90 GPU-hours" in html([evidence], Outputs(outputs))
+    assert "not run: needs about 90 GPU-hours" in markdown([evidence], Outputs(outputs))
 
 
 def run_row(conf, outputs, seed, top1, *overrides):
@@ -112,7 +113,7 @@ def test_a_paper_row_shows_our_mean_over_runs_as_stated(conf, outputs):
     run_row(conf, outputs, 1, 92.0)
     run_row(conf, outputs, 2, 93.0, "precision=bf16-mixed", "logger.csv.save_dir=x")
     run_row(conf, outputs, 3, 10.0, "trainer.max_steps=2")
-    (row,) = gather(outputs, conf)[0].paper_rows
+    (row,) = gather(Outputs(outputs), conf)[0].paper_rows
     assert row.ours == 92.5
     assert row.note == "2 finished (1 with other settings left out)"
 
@@ -172,10 +173,10 @@ def test_rungs_of_the_unit_tests_come_from_junit(conf, outputs):
 def test_checks_say_what_the_commands_found(conf, outputs):
     put(outputs, "chaos", {"first_difference": None, "kills": 3})
     put(outputs, "mutants", {"caught": 21, "total": 22})
-    assert dict(checks(gather(outputs, conf)[0]))["chaos"] == "identical after 3 kills"
+    assert dict(checks(gather(Outputs(outputs), conf)[0]))["chaos"] == "identical after 3 kills"
     kills = [{"moment": None}, {"moment": "E-step: epoch 2"}]
     put(outputs, "chaos", {"first_difference": None, "kills": kills})
-    (evidence,) = gather(outputs, conf)
+    (evidence,) = gather(Outputs(outputs), conf)
     said = dict(checks(evidence))
     assert said["chaos"] == "identical after 2 kills (at E-step: epoch 2)"
     assert said["mutants"] == "caught 21 of 22"

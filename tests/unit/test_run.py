@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from shared import run as entry
 from shared.training.checkpoints import load_checkpoint
 from shared.training.precision import PrecisionChoice
+from shared.training.run_folder import hash_config
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
@@ -81,7 +82,7 @@ def test_an_interrupted_run_is_continued_and_another_config_refused(smoke, tmp_p
 
 def test_the_hash_ignores_places_and_nothing_else(smoke, tmp_path):
     def digest(*overrides: str) -> str:
-        return entry.hash_config(entry.resolved_config(smoke(*overrides), "32-true"))
+        return hash_config(entry.resolved_config(smoke(*overrides), "32-true"))
 
     base = digest()
     same = (f"data_root={tmp_path / 'elsewhere'}", f"output_dir={tmp_path / 'there'}", "threads=2")
@@ -143,7 +144,7 @@ def test_a_sweep_gets_its_objective_and_nothing_else(smoke):
 def test_where_results_lie_does_not_change_what_a_run_is():
     def digest(output: str, start: str, data: str = "/data") -> str:
         config = {"output_dir": output, "data_root": data, "source": {"root": f"{data}/set"}}
-        return entry.hash_config({**config, "warm_start": {"path": f"{output}/../{start}"}})
+        return hash_config({**config, "warm_start": {"path": f"{output}/../{start}"}})
 
     assert digest("/here/seed1", "last.ckpt") == digest("/there/seed1", "last.ckpt", "/elsewhere")
     assert digest("/here/seed1", "last.ckpt") != digest("/here/seed1", "other.ckpt")

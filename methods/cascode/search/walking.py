@@ -5,11 +5,11 @@ Paths are relative to the root, with "/" between folders, everywhere in the tool
 
 import hashlib
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from methods.cascode.extraction import language_of
+from shared.files import UnsafeFileError, open_regular
 
 VENDORED = {
     "_vendor", "bower_components", "dist-packages", "extern", "externals", "node_modules",
@@ -17,7 +17,6 @@ VENDORED = {
 }  # fmt: skip
 VENV = "pyvenv.cfg"  # in the folder of a virtual environment
 LONGEST_LINE = 20_000  # characters; longer ones are written by programs
-_NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # a pipe must not block
 
 
 class SkippedError(Exception):
@@ -65,19 +64,18 @@ def read_bytes(root: Path, path: str, limit: int) -> bytes:
     """
     parts = PurePosixPath(path)
     full = root / path
-    if parts.is_absolute() or ".." in parts.parts or os.path.realpath(full) != str(full):
-        raise SkippedError("symbolic link")
     try:
-        descriptor = os.open(full, os.O_RDONLY | _NO_LINK)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise SkippedError("no regular file")
-            with open(descriptor, "rb", closefd=False) as file:
-                content = file.read(limit + 1)
-        finally:
-            os.close(descriptor)
+        if parts.is_absolute() or ".." in parts.parts or os.path.realpath(full) != str(full):
+            raise SkippedError("symbolic link")
+        with open_regular(full, follow_links=False) as file:
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(min(limit, size) + 1)  # so much memory is taken at once
+    except UnsafeFileError:
+        raise SkippedError("no regular file") from None
     except OSError as error:
         raise SkippedError(_reason(error)) from error
+    except ValueError:  # a name that no file can have
+        raise SkippedError("unreadable") from None
     if len(content) > limit:
         raise SkippedError("too large")
     return content

@@ -1,0 +1,223 @@
+"""Files of the outputs folder, damaged ones and a stranger's too: what is read has a known shape.
+
+A shape is a function that says whether a value is right (its docstring says what is expected), a
+dict {key: shape} ("key?" may be missing, others are ignored; a function as the only key is the
+shape of all keys), a list [shape] of any length or [shape, shape, ...] of that many items, or a
+tuple of shapes of which one must fit.
+"""
+
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from shared.data.files import is_number, is_text, nested_too_deep, one_line, shortened
+from shared.files import open_regular, parse_json
+
+LARGEST = 1 << 26  # bytes of a file
+LONGEST = 100_000  # letters of a text
+PNG = b"\x89PNG\r\n\x1a\n"
+LARGEST_PICTURE = 20_000_000  # bytes
+
+
+def number(value: Any) -> bool:
+    """a finite number"""
+    return is_number(value, 1e15)
+
+
+def figure(value: Any) -> bool:
+    """a number"""
+    return number(value) or (isinstance(value, float) and not math.isfinite(value))
+
+
+def count(value: Any) -> bool:
+    """a number of things"""
+    return type(value) is int and 0 <= value < 1e15
+
+
+def text(value: Any) -> bool:
+    """a text"""
+    return is_text(value) and len(value) <= LONGEST
+
+
+def seed(value: Any) -> bool:
+    """the digits of a seed"""
+    return isinstance(value, str) and value.isdecimal() and len(value) < 20
+
+
+def verdict(value: Any) -> bool:
+    """yes, no or undecided"""
+    return isinstance(value, str) and value in ("yes", "no", "undecided")
+
+
+def word(value: Any) -> bool:
+    """a word of letters, digits and hyphens"""
+    return isinstance(value, str) and re.fullmatch("[a-zA-Z0-9-]+", value) is not None
+
+
+def file_name(value: Any) -> bool:
+    """the name of a file"""
+    return text(value) and value == Path(value).name and "\0" not in value
+
+
+def plain(value: Any) -> bool:
+    """a value of few levels that a table can show"""
+    return not nested_too_deep(value, 5) and len(repr(value)) <= LONGEST
+
+
+def absent(value: Any) -> bool:
+    """null"""
+    return value is None
+
+
+RESULTS = {
+    "status": text,
+    "metrics": {text: figure},
+    "experiment?": (absent, text),
+    "git_commit?": (absent, text),
+    "precision?": (absent, text),
+    "cpu_seconds?": (absent, number),
+    "data?": (absent, {text: {"baselines?": {text: number}}}),
+}
+_PAIR = {
+    "method": text,
+    "baseline": text,
+    **dict.fromkeys(("mean", "low", "high", "pvalue"), (absent, number)),
+    "differences": {seed: number},
+    "queries?": (absent, count),
+}
+SUMMARY = {
+    "method": file_name,
+    "name": file_name,
+    "hash": text,
+    "overrides": [text],
+    "claim": {
+        **dict.fromkeys(("title", "claim", "source", "control"), text),
+        "primary": {"metric": text},
+        "smallest_difference": number,
+    },
+    "verdict": verdict,
+    "reason": text,
+    "arms": {
+        text: {
+            "values": {seed: number},
+            "failed": {seed: text},
+            **dict.fromkeys(("mean", "std", "cpu_seconds"), (absent, number)),
+            "metrics?": (absent, {text: (absent, number)}),
+        }
+    },
+    "comparisons": [_PAIR],
+    "further?": (
+        absent,
+        [
+            {
+                **dict.fromkeys(("name", "claim", "metric", "reason"), text),
+                "verdict": verdict,
+                "comparisons": [_PAIR, _PAIR],
+            }
+        ],
+    ),
+    "git_commits": [text],
+    "precisions": [text],
+    "data": [text],
+    "baselines?": (absent, {text: number}),
+    "prepared?": (absent, {text: {"experiment": text, "cpu_seconds": (absent, number)}}),
+}
+CHECKS = {
+    "parity": {"passed": count, "total": count},
+    "mutants": {"caught": count, "total": count},
+    "speed": {"rows?": (absent, [plain]), "ratio?": plain, "iqr?": plain},
+    "chaos": {"kills?": (count, [{"moment?": plain}]), "first_difference": plain},
+}
+
+
+def check(value: Any, shape: Any, where: str = "it") -> None:
+    """Compare a value of a file with the shape that it must have.
+
+    Raises:
+        ValueError: it has another; the message says where.
+    """
+    if isinstance(shape, tuple):
+        for other in shape[:-1]:
+            try:
+                return check(value, other, where)
+            except ValueError:
+                continue
+        return check(value, shape[-1], where)
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            raise ValueError(f"{where} is {shortened(value)}, not an object")
+        for key, inner in shape.items():
+            if callable(key):
+                for name, item in value.items():
+                    check(name, key, f"a name in {where}")
+                    check(item, inner, f"{where}, {shortened(name)}")
+            elif (name := key.removesuffix("?")) in value:
+                check(value[name], inner, name)
+            elif name == key:
+                raise ValueError(f"{where} has no {name!r}")
+    elif isinstance(shape, list):
+        if not isinstance(value, list) or len(shape) not in (1, len(value)):
+            raise ValueError(f"{where} is {shortened(value)}, not a list of that length")
+        for place, item in enumerate(value):
+            check(item, shape[place % len(shape)], where)
+    elif not shape(value):
+        raise ValueError(f"{where} is {shortened(value)}, not {shape.__doc__}")
+    return None
+
+
+class Outputs:
+    """Reads the files below `root`; of those that can't be used, `damaged` has the reasons."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.damaged: dict[str, str] = {}
+
+    def refuse(self, path: Path, reason: object) -> None:
+        said = getattr(reason, "strerror", None) or reason or type(reason).__name__
+        self.damaged[os.path.relpath(path, self.root)] = one_line(said)
+
+    def content(self, path: Path, most: int = LARGEST, follow_links: bool = True) -> bytes | None:
+        """Content of a file; None if there is none, or none that is safe to read."""
+        if not os.path.lexists(path):
+            return None
+        try:
+            with open_regular(path, follow_links) as file:
+                content = file.read(most + 1)
+        except OSError as error:
+            self.refuse(path, error)
+            return None
+        if len(content) > most:
+            self.refuse(path, f"it is larger than {most} bytes")
+            return None
+        return content
+
+    def text(self, path: Path) -> str | None:
+        """Content of a text file in UTF-8, or None."""
+        content = self.content(path)
+        try:
+            return None if content is None else content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            self.refuse(path, error)
+            return None
+
+    def json(self, path: Path, shape: Any) -> Any:
+        """Content of a JSON file of that shape, or None."""
+        if (content := self.content(path)) is None:
+            return None
+        try:
+            value = parse_json(content)
+            check(value, shape)
+        except ValueError as error:
+            self.refuse(path, error)
+            return None
+        return value
+
+    def picture(self, path: Path) -> bytes:
+        """Content of a PNG file that is no link, or nothing."""
+        content = self.content(path, LARGEST_PICTURE, follow_links=False)
+        if content is not None and not content.startswith(PNG):
+            self.refuse(path, "it is no PNG picture")
+            return b""
+        return content or b""

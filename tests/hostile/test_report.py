@@ -1,0 +1,575 @@
+"""The report, and what reads the files of runs, with every damage and with a stranger's content."""
+
+import html.parser
+import json
+import os
+import re
+import shutil
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from benchmarks import evidence, report
+from benchmarks.claims import ClaimError, compose_experiment
+from benchmarks.figures import read_curves
+from benchmarks.launch import Run
+from benchmarks.markdown import code, escaped, table
+from benchmarks.outputs import Outputs
+from benchmarks.reproduce import _registered_precision, reproduce
+from benchmarks.summary import _read_queries
+from tests.hostile import damages
+from tests.hostile.tripwire import watched
+from tests.unit.claims_toy import FakeLauncher, write_conf, write_experiment, write_results
+
+Change = Callable[[Any], object]
+FILES = (
+    "reproduce/toy/CLAIM/summary.json",
+    "reproduce/toy/CLAIM/learning_curves.png",
+    "toy/row/seed1/results.json",
+    "toy/row/seed1/config.yaml",
+    "parity/toy.json",
+    "mutants/toy.json",
+    "speed/toy.json",
+    "chaos/toy.json",
+    "junit.xml",
+)
+JUNIT = '<testsuites><testcase classname="tests.unit.test_toy" name="test_a"/></testsuites>'
+OF_THE_OTHER = "- parity: 5 of 5 cases"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The outputs of a claim, of a paper's row and of the checks of two methods; the configs."""
+    root = tmp_path_factory.mktemp("whole")
+    conf, outputs = write_conf(root), root / "outputs"
+    write_experiment(conf, "row", {"paper": {"metric": "test/top1", "value": 93.1}})
+    launcher = FakeLauncher(lambda arm, seed: 60 + 3 * (arm == "ours") + 0.1 * seed * len(arm))
+    reproduce("toy", launcher=launcher, conf=conf, outputs=outputs, console=Console(quiet=True))
+    (folder,) = (outputs / "reproduce" / "toy").iterdir()
+    folder.rename(folder.with_name("CLAIM"))
+    write_results(outputs / "toy/row/seed1", "row", 1, {"test/top1": 92.5})
+    config = compose_experiment("toy/row", ["seed=1"], conf)
+    resolved = OmegaConf.to_container(config, resolve=True)
+    (outputs / "toy/row/seed1/config.yaml").write_text(yaml.safe_dump(resolved))
+    for name, value in {
+        "parity/toy.json": {"passed": 3, "total": 3},
+        "parity/other.json": {"passed": 5, "total": 5},
+        "mutants/toy.json": {"caught": 2, "total": 2},
+        "speed/toy.json": {"ratio": 0.5, "iqr": [0.4, 0.6], "rows": [{"what": "step", "ms": 3}]},
+        "chaos/toy.json": {"first_difference": None, "kills": [{"moment": "E-step"}]},
+    }.items():
+        (outputs / name).parent.mkdir(exist_ok=True)
+        (outputs / name).write_text(json.dumps(value))
+    (outputs / "junit.xml").write_text(JUNIT)
+    return outputs, conf
+
+
+MEMORY: dict[str, Any] = {}
+
+
+def remembered(function: Callable) -> Callable:
+    """Configs are the same in every case, and composing them is slow."""
+
+    def call(*arguments: Any) -> Any:
+        key = repr((function.__name__, *arguments))
+        if key not in MEMORY:
+            MEMORY[key] = function(*arguments)
+        return MEMORY[key]
+
+    return call
+
+
+@pytest.fixture
+def outputs(whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("compose_arms", "compose_experiment"):
+        monkeypatch.setattr(evidence, name, remembered(getattr(evidence, name)))
+    shutil.copytree(whole[0], tmp_path / "o")
+    return tmp_path / "o"
+
+
+def built(outputs: Path, conf: Path) -> tuple[str, str]:
+    """The page and the text of the report; nothing else may happen."""
+    begun = time.monotonic()
+    with watched(outputs, seconds=20) as watch, warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        page = report.build(outputs, conf)
+    assert time.monotonic() - begun < 19  # a library may have swallowed the alarm
+    assert not watch.processes
+    assert not watch.outside
+    found = page.read_text(), page.with_name("report.md").read_text()
+    for content in found:
+        assert "5 of 5 cases" in content
+    return found
+
+
+def damaged(content: str) -> str:
+    """What is said of damaged files."""
+    return content.partition("Damaged files")[2]
+
+
+def test_a_whole_folder_has_no_damaged_file(outputs: Path, whole: Any) -> None:
+    page, text = built(outputs, whole[1])
+    assert "Damaged files" not in page + text
+    assert "claim holds: yes" in text
+    assert "| toy/row |" in text
+    assert "| 92.50 | 1 finished |" in text
+    assert "identical after 1 kills (at E-step)" in text
+    assert "1 of 1 tests" in text
+    assert "data:image/png;base64," in page
+
+
+@pytest.mark.parametrize("damage", damages.DAMAGES)
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_stops_its_own_line(
+    outputs: Path, whole: Any, name: str, damage: str
+) -> None:
+    damages.DAMAGES[damage](outputs / name)
+    for content in built(outputs, whole[1]):
+        listed = name in damaged(content)
+        if damage == "missing":
+            assert "Damaged files" not in content
+        elif damage in damages.REFUSED:
+            assert listed
+        assert ("claim holds: yes" in content) == (
+            "summary.json" not in name or (damage in damages.TOLERATED and not listed)
+        )
+
+
+DEEP: Any = 0
+for _ in range(300):
+    DEEP = [DEEP]
+BOMB = (
+    "<!DOCTYPE x [<!ENTITY a 'aaaa'>"
+    + "".join(
+        f"<!ENTITY {b} '{f'&{a};' * 10}'>" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    + "]><testsuites>&i;</testsuites>"
+)
+ALIASES = "x0: &x0 [1]\n" + "".join(
+    f"x{n}: &x{n} [{', '.join([f'*x{n - 1}'] * 10)}]\n" for n in range(1, 12)
+)
+SUMMARY, RESULTS, CONFIG = FILES[0], FILES[2], FILES[3]
+
+
+def without(key: str) -> Change:
+    return lambda value: value.pop(key)
+
+
+def put(**changes: Any) -> Change:
+    return lambda value: value.update(changes)
+
+
+def arm(**changes: Any) -> Change:
+    return lambda value: value["arms"]["ours"].update(changes)
+
+
+def pair(**changes: Any) -> Change:
+    return lambda value: value["comparisons"][0].update(changes)
+
+
+def claim(**changes: Any) -> Change:
+    return lambda value: value["claim"].update(changes)
+
+
+WRONG: list[tuple[str, Change]] = [
+    *((SUMMARY, without(key)) for key in ("arms", "claim", "verdict", "comparisons", "hash")),
+    (SUMMARY, put(arms=[])),
+    (SUMMARY, put(arms={"ours": None})),
+    (SUMMARY, put(verdict={"yes": 1})),
+    (SUMMARY, put(verdict="certainly")),
+    (SUMMARY, put(hash=5)),
+    (SUMMARY, put(overrides="a")),
+    (SUMMARY, put(method="other")),
+    (SUMMARY, put(method="../../x")),
+    (SUMMARY, put(name="../../x")),
+    (SUMMARY, put(name="/etc/passwd")),
+    (SUMMARY, put(name=["toy"])),
+    (SUMMARY, put(further=[{"name": "x"}])),
+    (SUMMARY, put(data=DEEP)),
+    (SUMMARY, put(baselines={"x": "5"})),
+    (SUMMARY, put(prepared=[1])),
+    (SUMMARY, arm(values={"1": "60"})),
+    (SUMMARY, arm(values={"one": 60})),
+    (SUMMARY, arm(values={"1": float("nan")})),
+    (SUMMARY, arm(mean=True)),
+    (SUMMARY, arm(std=10**400)),
+    (SUMMARY, arm(failed=[1])),
+    (SUMMARY, arm(metrics={"x": [1]})),
+    (SUMMARY, pair(low="x")),
+    (SUMMARY, pair(pvalue=[0])),
+    (SUMMARY, pair(differences=[1, 2])),
+    (SUMMARY, claim(title=["x"])),
+    (SUMMARY, claim(title="x" * 1_000_000)),
+    (SUMMARY, claim(title="half \ud800")),
+    (SUMMARY, claim(smallest_difference="1")),
+    (SUMMARY, claim(primary="x")),
+    (RESULTS, put(metrics=["test/top1"])),
+    (RESULTS, put(metrics={"test/top1": "92"})),
+    (RESULTS, put(metrics={"test/top1": DEEP})),
+    (RESULTS, put(experiment=5)),
+    (RESULTS, without("metrics")),
+    (CONFIG, lambda config: config + ALIASES),
+    (CONFIG, lambda config: config + "a: ${b}${b}\nb: ${oc.env:HOME}\n"),
+    (CONFIG, lambda config: config + "a: " + "[" * 60 + "]" * 60),
+    (CONFIG, lambda config: config + "a: !!python/object/apply:os.system [touch x]"),
+    (CONFIG, lambda config: "- 1\n"),
+    ("parity/toy.json", put(passed="3")),
+    ("parity/toy.json", put(total=float("nan"))),
+    ("parity/toy.json", put(total=True)),
+    ("mutants/toy.json", without("caught")),
+    ("speed/toy.json", put(rows={"a": 1})),
+    ("speed/toy.json", put(rows=[DEEP])),
+    ("speed/toy.json", put(ratio=DEEP)),
+    ("chaos/toy.json", put(kills=[1])),
+    ("chaos/toy.json", put(first_difference=DEEP)),
+    ("chaos/toy.json", without("first_difference")),
+    ("junit.xml", lambda tests: BOMB),
+    ("junit.xml", lambda tests: "<testsuites>"),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), WRONG)
+def test_a_wrong_shape_stops_its_own_line(
+    outputs: Path, whole: Any, name: str, change: Change
+) -> None:
+    path = outputs / name
+    if path.suffix != ".json":
+        path.write_text(str(change(path.read_text())))
+    else:
+        value = json.loads(path.read_text())
+        change(value)
+        path.write_text(json.dumps(value))
+    for content in built(outputs, whole[1]):
+        assert name in damaged(content)
+        assert len(damaged(content)) < 1500
+        assert ("claim holds: yes" in content) == (name != SUMMARY)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put(folder="/etc", standing="current"),
+        put(unknown=DEEP),
+        put(overrides=["hydra.searchpath=[/tmp]"]),
+        put(overrides=["a='${b}${b}'"]),
+        pair(high=None),
+    ],
+)
+def test_what_is_not_used_does_no_harm(outputs: Path, whole: Any, change: Change) -> None:
+    value = json.loads((outputs / SUMMARY).read_text())
+    change(value)
+    (outputs / SUMMARY).write_text(json.dumps(value))
+    page, text = built(outputs, whole[1])
+    assert "Damaged files" not in page + text
+    assert "data:image/png;base64," in page
+    known = not value["overrides"]
+    assert ("This is not the claim as it stands: unknown." in text) != known
+
+
+# --- pictures ----------------------------------------------------------------------------------
+
+
+def test_only_pictures_of_the_folder_are_embedded(
+    outputs: Path, whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = outputs / "reproduce" / "toy" / "CLAIM" / "learning_curves.png"
+    real = path.read_bytes()
+
+    def said() -> str:
+        page, text = built(outputs, whole[1])
+        assert ("data:image/png;base64," in page) == ("Damaged files" not in page)
+        return damaged(text)
+
+    assert not said()
+    secret = tmp_path / "secret.png"
+    secret.write_bytes(real)
+    path.unlink()
+    path.symlink_to(secret)
+    assert "learning_curves.png: is a link, which is not followed" in said()
+    path.unlink()
+    path.write_bytes(b"<svg onload=alert(1)>")
+    assert "learning_curves.png: it is no PNG picture" in said()
+    monkeypatch.setattr("benchmarks.outputs.LARGEST_PICTURE", len(real) - 1)
+    path.write_bytes(real)
+    assert "it is larger than" in said()
+    path.unlink()
+    (path.parent / "showcase").symlink_to(tmp_path)
+    assert "showcase: it is a link" in said()
+
+
+# --- injection ---------------------------------------------------------------------------------
+
+EVIL = [
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "<!-- hidden",
+    "</details></article><h1>owned",
+    "<https://evil.example>",
+    "https://evil.example/x",
+    "www.evil.example",
+    "mailto:a@evil.example",
+    "a@evil.example",
+    "[text](https://evil.example)",
+    "![text](https://evil.example/x.png)",
+    "[text]: https://evil.example",
+    "[text][1]",
+    "a | b | c",
+    "|---|---|",
+    "```",
+    "~~~",
+    "`code`",
+    "`` ` ``",
+    "**bold** *it* __bold__ _it_ ~~gone~~",
+    "# heading",
+    "## heading",
+    "x\n===",
+    "x\n---",
+    "---",
+    "===",
+    "- item",
+    "+ item",
+    "* item",
+    "1. item",
+    "12) item",
+    "> quote",
+    "    indented",
+    "\tindented",
+    "a\\",
+    "\\<b>",
+    "&lt;b&gt; &#60;b&#62;",
+    "a\r\nb\n\n# c\u2028# d\x85# e\x00f\x1b[2J",
+    "$$x$$ {{ x }} {% x %}",
+    "*",
+    "_",
+    "-",
+    "",
+]
+READ = MarkdownIt("gfm-like", {"linkify": False, "html": True})
+
+
+def structure(text: str) -> list[str]:
+    """The constructs of a Markdown text, without its words."""
+    words = ("text", "text_special", "softbreak")
+    tokens = [t for token in READ.parse(text) for t in (token, *(token.children or []))]
+    return [token.type + token.tag for token in tokens if token.type not in words]
+
+
+def shown(text: str) -> str:
+    """The words of a Markdown text."""
+    tokens = [t for token in READ.parse(text) for t in token.children or []]
+    return " ".join("".join(t.content for t in tokens).replace("\u200b", "").split())
+
+
+def page_of(text: str) -> str:
+    said = escaped(text)
+    return "\n\n".join(
+        [
+            f"# {said}",
+            f"{said} Source: {said}.",
+            f"**{said}: yes**. {said}",
+            f"- kind: {said}\n- other: {said}",
+            f"Metric {code(text)}.",
+            table(["name", text], [[text, text]]),
+            "end",
+        ]
+    )
+
+
+@pytest.mark.parametrize("text", EVIL)
+def test_no_text_changes_the_structure(text: str) -> None:
+    assert structure(page_of(text)) == structure(page_of("word"))
+    visible = " ".join("".join(s if s.isprintable() else " " for s in text).split())
+    assert shown(f"- kind: {escaped(text)}") == f"kind: {visible}".strip()
+    assert not re.search(r"\w://|www\.|\w:\w+@|\w@\w", escaped(text))  # which GitHub links
+
+
+def test_plain_text_stays_as_it_is() -> None:
+    for text in (
+        "ours - base (primary), 65.3 ± 1.0 (p <0.001): higher by 3 % at 5 -> 10 labels/class.",
+        "a_baseline_with_names, test/top1_ema; Li et al., PCL, ICLR 2021 & more!",
+        "+2.83",
+        "-0.41 to +1.20",
+    ):
+        assert escaped(text) == text
+    assert code("test/top1") == "`test/top1`"
+    assert table(["a", "b"], [["x", "-"]]) == "| a | b |\n| --- | --: |\n| x | - |"
+
+
+class Tags(html.parser.HTMLParser):
+    """The tags of a page with their attributes' names, and what it shows."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.tags.append((tag, *(name for name, _ in attributes)))
+
+
+@pytest.mark.parametrize("text", [*EVIL[:19], '" onload="alert(1)', "x" * 2000])
+def test_no_content_of_a_file_changes_the_report(outputs: Path, whole: Any, text: str) -> None:
+    def with_text(said: str) -> tuple[list[tuple], list[str]]:
+        value = json.loads((whole[0] / SUMMARY).read_text())
+        claim(title=said, claim=said, source=said, control=said, primary={"metric": said})(value)
+        put(reason=said, hash=said, git_commits=[said], data=[said], precisions=[said])(value)
+        put(baselines={said: 1}, prepared={said: {"experiment": said, "cpu_seconds": 1}})(value)
+        pair(method=said, baseline=said)(value)
+        value["comparisons"] *= 2
+        put(
+            overrides=[said],
+            further=[
+                dict.fromkeys(("name", "claim", "metric", "reason"), said)
+                | {"verdict": "no", "comparisons": value["comparisons"][:2]}
+            ],
+            arms={said: value["arms"]["ours"] | {"metrics": {said: 1}}},
+        )(value)
+        (outputs / SUMMARY).write_text(json.dumps(value))
+        (outputs / "speed/toy.json").write_text(
+            json.dumps({"ratio": said, "iqr": [said], "rows": [{said: said}]})
+        )
+        chaos = {"first_difference": said, "kills": [{"moment": said}]}
+        (outputs / "chaos/toy.json").write_text(json.dumps(chaos))
+        page, report = built(outputs, whole[1])
+        assert "Damaged files" not in page
+        return Tags(page).tags, structure(report)
+
+    assert with_text(text) == with_text("word")
+
+
+def test_names_of_files_are_escaped(outputs: Path, whole: Any) -> None:
+    (outputs / "parity" / "<img src=x>[a](b).json").write_text("{")
+    page, text = built(outputs, whole[1])
+    assert "<img src=x>" not in page
+    assert "html_inline" not in structure(text)
+    assert "link_opena" not in structure(text)
+
+
+# --- what is written ---------------------------------------------------------------------------
+
+
+def test_nothing_is_written_through_a_link(outputs: Path, whole: Any, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    kept.write_text("kept")
+    for name in ("index.html", "report.md"):
+        (outputs / "report" / name).unlink(missing_ok=True)
+        (outputs / "report" / name).symlink_to(kept)
+    report.build(outputs, whole[1])
+    assert kept.read_text() == "kept"
+    shutil.rmtree(outputs / "report")
+    (outputs / "report").symlink_to(tmp_path)
+    with pytest.raises(OSError, match="is a link"):
+        built(outputs, whole[1])
+
+
+# --- the files of a run ------------------------------------------------------------------------
+
+
+def run(folder: Path) -> Run:
+    write_results(folder, "ours", 1, {"test/top1": 1.0})
+    (folder / "error.txt").write_text("ValueError: it broke")
+    (folder / "queries.json").write_text('{"test/top1": [0.5, 1.5]}')
+    (folder / "claim.json").write_text('{"precision": "bf16-mixed"}')
+    return Run("ours", 1, "toy/ours", folder)
+
+
+@pytest.mark.parametrize("damage", damages.DAMAGES)
+def test_a_damaged_run_is_not_finished(tmp_path: Path, damage: str) -> None:
+    one = run(tmp_path / "run")
+    assert (one.results() or {})["status"] == "finished"
+    assert one.position() == 100
+    assert one.error(tmp_path / "log") == "ValueError: it broke"
+    assert read_curves(one.folder / "metrics.csv")
+    assert _registered_precision(one.folder / "claim.json") == "bf16-mixed"
+    queries = one.folder / "queries.json"
+    assert _read_queries(queries, "test/top1", {"test/top1": 1.0}).tolist() == [0.5, 1.5]
+    for path in list(one.folder.iterdir()):
+        damages.DAMAGES[damage](path)
+    with watched(tmp_path, seconds=10) as watch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert one.results() is None
+        assert one.position() in range(101)
+        assert isinstance(one.error(tmp_path / "log"), str)
+        curves = read_curves(one.folder / "metrics.csv")
+        with pytest.raises(ValueError, match=r"queries\.json") as refused:
+            _read_queries(queries, "test/top1", {"test/top1": 1.0})
+        with pytest.raises(ClaimError, match=r"claim\.json is damaged"):
+            _registered_precision(one.folder / "claim.json")
+    assert type(refused.value) is ValueError
+    assert not watch.processes
+    assert not watch.outside
+    assert damage in damages.TOLERATED or not curves
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        '"finished"',
+        '{"status": "finished"}',
+        '{"status": "finished", "metrics": []}',
+        '{"status": "finished", "metrics": {"a": "1"}}',
+        '{"status": ["finished"], "metrics": {}}',
+        '{"status": "finished", "metrics": {}, "data": {"a": 1}}',
+        '{"status": "finished", "metrics": {}, "cpu_seconds": "1"}',
+    ],
+)
+def test_results_of_another_shape_are_none(tmp_path: Path, content: str) -> None:
+    one = run(tmp_path / "run")
+    (one.folder / "results.json").write_text(content)
+    assert one.results() is None
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        "0,0,val/a,x",
+        "x,0,val/a,1",
+        "inf,0,val/a,1",
+        "nan,0,val/a,1",
+        "1e300,0,val/a,1",
+        "-1,0,val/a,1",
+        "1",
+        '"' + "x" * 200_000,
+    ],
+)
+def test_curves_of_another_shape_are_left_out_with_a_warning(tmp_path: Path, rows: str) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text(f"step,epoch,metric,value\n1,0,val/a,1\n{rows}\n")
+    with pytest.warns(UserWarning, match=r"metrics\.csv: no curves of it, it is damaged"):
+        assert read_curves(path) == {}
+    assert isinstance(Run("a", 1, "x", tmp_path).position(), int)
+
+
+@pytest.mark.parametrize("precision", ["32-true'] +evil=1", "../x", 5, None, "", "${oc.env:HOME}"])
+def test_a_registered_precision_is_one_word(tmp_path: Path, precision: Any) -> None:
+    (tmp_path / "claim.json").write_text(json.dumps({"precision": precision}))
+    with pytest.raises(ClaimError, match="is damaged, delete it"):
+        _registered_precision(tmp_path / "claim.json")
+
+
+def test_an_error_cannot_write_to_the_terminal(tmp_path: Path) -> None:
+    one = run(tmp_path / "run")
+    (one.folder / "error.txt").write_bytes(b"\x1b[2Jgone\xff\n" + b"x" * 10)
+    assert one.error(tmp_path / "log") == "\ufffd[2Jgone\ufffd\nxxxxxxxxxx"
+    (one.folder / "error.txt").unlink()
+    os.mkfifo(one.folder / "error.txt")
+    (tmp_path / "log").write_text("of the multirun")
+    assert one.error(tmp_path / "log") == "of the multirun"
+
+
+def test_refusals_are_kept_by_file(tmp_path: Path) -> None:
+    files = Outputs(tmp_path)
+    assert files.content(tmp_path / "absent") is None
+    assert not files.damaged
+    (tmp_path / "a.json").write_text("{")
+    assert files.json(tmp_path / "a.json", {}) is None
+    assert list(files.damaged) == ["a.json"]
