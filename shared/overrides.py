@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_repository import IConfigRepository
 from hydra._internal.utils import get_args_parser
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -80,14 +80,16 @@ def validate(overrides: Sequence[str], config_name: str = "config") -> None:
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
+        # The loader's own `get_group_options` copies the whole repository at each call.
+        repository: IConfigRepository = loader.repository  # type: ignore[attr-defined]
         try:
             parsed = OverridesParser.create(loader).parse_overrides(list(overrides))
         except (HydraException, ValueError) as error:
             raise OverrideError(_one_line(error)) from error
-        groups = set(_groups(loader))
+        groups = set(_groups(repository))
         chosen = [o for o in parsed if o.key_or_group in groups]
         for override in chosen:
-            _check_option(loader, override)
+            _check_option(repository, override)
         values = [o for o in parsed if o.key_or_group not in groups]
         # A key may exist for one experiment of a sweep and not for the next.
         for combination in product(*(_spellings(o) for o in chosen)):
@@ -99,9 +101,9 @@ def validate(overrides: Sequence[str], config_name: str = "config") -> None:
                 _check_key(config, override, groups, combination)
 
 
-def _check_option(loader: ConfigLoader, override: Override) -> None:
+def _check_option(repository: IConfigRepository, override: Override) -> None:
     group = override.key_or_group
-    options = list(_options(loader, group))
+    options = list(_options(repository, group))
     for value in _values(override):
         for name in value if isinstance(value, list) else [value]:
             if isinstance(name, str) and "${" not in name and name not in options:
@@ -213,20 +215,20 @@ def _spellings(override: Override) -> list[str]:
     return [override.input_line or ""]
 
 
-def _groups(loader: ConfigLoader, parent: str = "") -> Iterator[str]:
-    for name in loader.get_group_options(parent, ObjectType.GROUP):
+def _groups(repository: IConfigRepository, parent: str = "") -> Iterator[str]:
+    for name in repository.get_group_options(parent, ObjectType.GROUP):
         if not parent and name == "hydra":
-            yield from (f"hydra/{n}" for n in loader.get_group_options(name, ObjectType.GROUP))
+            yield from (f"hydra/{n}" for n in repository.get_group_options(name, ObjectType.GROUP))
         elif not parent:
             yield name
 
 
-def _options(loader: ConfigLoader, group: str, prefix: str = "") -> Iterator[str]:
+def _options(repository: IConfigRepository, group: str, prefix: str = "") -> Iterator[str]:
     """Options of a group as they are written after `group=`, those in folders included."""
     here = f"{group}/{prefix}".rstrip("/")
-    yield from (prefix + name for name in loader.get_group_options(here, ObjectType.CONFIG))
-    for folder in loader.get_group_options(here, ObjectType.GROUP):
-        yield from _options(loader, group, f"{prefix}{folder}/")
+    yield from (prefix + name for name in repository.get_group_options(here, ObjectType.CONFIG))
+    for folder in repository.get_group_options(here, ObjectType.GROUP):
+        yield from _options(repository, group, f"{prefix}{folder}/")
 
 
 def _keys(config: Container, prefix: str = "") -> Iterator[str]:

@@ -8,18 +8,20 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
 
 from benchmarks.chaos import first_difference
 from shared import run as entry
 from shared.overrides import CONF, OverrideError, validate
 from shared.training.checkpoints import load_checkpoint
 from shared.training.run_folder import RunBusyError, RunError
-from tests.hostile.damages import DAMAGES
+from tests.hostile.damages import DAMAGES, MOSTLY
 from tests.hostile.tripwire import watched
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -39,15 +41,26 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(home: Path, name: str, *overrides: str) -> dict[str, Any]:
     """One run in this process into `home / name`; may start git only, and write below `home`."""
-    given = [*SMOKE, f"data_root={home}/data", f"output_dir={home}/{name}", *overrides]
-    validate(given)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", [*given, "name=smoke"])
+    given = [f"data_root={home}/data", *overrides]
+    if not overrides:
+        cfg = config(*given).copy()
+    else:
+        validate([*SMOKE, *given])
+        cfg = config.__wrapped__(*given)
+    if not any(override.startswith("output_dir") for override in overrides):
+        cfg.output_dir = f"{home}/{name}"
+        cfg.logger.csv.path = f"{home}/{name}/metrics.csv"
     with watched(home, seconds=60) as watch:
         results = entry.run(cfg)
     assert [p for p in watch.processes if "'git'" not in p] == []
     assert watch.outside == []
     return results
+
+
+@cache
+def config(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", [*SMOKE, *overrides, "name=smoke"])
 
 
 def again(home: Path, tmp_path: Path) -> str:
@@ -59,7 +72,7 @@ def again(home: Path, tmp_path: Path) -> str:
     return name
 
 
-@pytest.mark.parametrize("damage", sorted(DAMAGES))
+@pytest.mark.parametrize("damage", MOSTLY)
 @pytest.mark.parametrize("file", ["config.yaml", "metrics.csv", "results.json"])
 def test_damaged_files_of_a_run(home, tmp_path, file, damage):
     name = again(home, tmp_path)
@@ -83,7 +96,7 @@ def test_a_config_that_unfolds(home, tmp_path):
     lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40))]
     (home / name / "config.yaml").write_text("\n".join(lines))
     (home / name / "results.json").unlink()
-    with pytest.raises(RunError, match="repeats parts by reference"):
+    with pytest.raises(RunError, match="refers to parts of itself"):
         start(home, name)
 
 
@@ -231,7 +244,10 @@ OVERRIDES = [
 ]
 
 
-@pytest.mark.parametrize("override", OVERRIDES)
+@pytest.mark.parametrize(  # every fourth one in the everyday tests
+    "override",
+    [pytest.param(o, marks=pytest.mark.slow) if n % 4 else o for n, o in enumerate(OVERRIDES)],
+)
 def test_hostile_overrides_are_refused_in_one_line(home, tmp_path, override):
     with pytest.raises((OverrideError, *entry.REFUSALS)) as caught:
         start(home, f"refused-{tmp_path.name}", override)
@@ -303,6 +319,7 @@ def rows(path: Path) -> list[str]:
     return [line for line in path.read_text().splitlines() if ",perf/" not in line]
 
 
+@pytest.mark.slow
 def test_a_failing_command_prints_one_line(home):
     (home / "one-line").mkdir()
     (home / "one-line" / "run.log").symlink_to(home / "precious.txt")
