@@ -19,8 +19,8 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from shared.files import UnsafeFileError
 from shared.overrides import CONF, OverrideError, validate
 from shared.predict_answers import answers_questions, predict_answers
 from shared.predict_images import predict_images
@@ -60,8 +60,8 @@ def main(argv: Sequence[str]) -> None:
     except (OverrideError, PredictError, CheckpointError, FileNotFoundError) as error:
         print(f"tenfold predict: {error}", file=sys.stderr)
         sys.exit(2)
-    except UnsafeFileError as error:
-        print(f"tenfold predict: {error.filename} {error.strerror}", file=sys.stderr)
+    except (OSError, OmegaConfBaseException) as error:
+        print(f"tenfold predict: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("tenfold predict: stopped", file=sys.stderr)
@@ -94,6 +94,9 @@ def predict(config: DictConfig) -> Path:
     for key, smallest in least.items():
         if not (isinstance(config[key], int) and smallest <= config[key] <= MOST):
             raise PredictError(f"{key}={config[key]}: a whole number from {smallest} to {MOST}")
+    layer = config.overlay_layer
+    if not (layer is None or (isinstance(layer, int) and 0 <= layer <= MOST)):
+        raise PredictError(f"overlay_layer={layer}: a whole number from 0 on, or null")
     root, output = Path(str(config.images)), Path(str(config.output))
     paths = find_images(root)
     texts = None if config.texts is None else read_texts(config.texts, "texts")

@@ -21,6 +21,7 @@ from shared.training.checkpoints import first_line, load_checkpoint, rebuild_mod
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MOST_SIDE = 4096  # pixels of what a network sees
+MOST_PIXELS = 1 << 25  # of a picture; larger ones are shrunk
 MOST_BYTES = 1 << 28  # of the pixels of a batch, and of a file of texts
 MOST_CHARACTERS = 200  # of a class name
 
@@ -169,10 +170,10 @@ def find_images(root: Path) -> list[Path]:
 
 
 def open_images(paths: Sequence[Path], mode: str) -> FolderImages:
-    """They are read upright when asked for; unreadable ones are noted in `corrupt`."""
+    """They are read upright, of any size, when asked for; unreadable ones are in `corrupt`."""
     unknown = np.full(len(paths), -1)
     images = FolderImages(paths, unknown, [], "images", max_corrupt=1.0, mode=mode)
-    images.upright = True
+    images.upright, images.most_pixels = True, MOST_PIXELS
     return images
 
 
@@ -243,8 +244,10 @@ def read_texts(given: Any, key: str) -> list[str]:
             lines = path.read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise PredictError(f"{key}={given}: not a text file ({error})") from error
-    else:
+    elif isinstance(given, Sequence):
         lines = [str(text) for text in given]
+    else:
+        raise PredictError(f"{key}={given}: a file or a list of texts is expected")
     texts = [line.strip() for line in lines if line.strip()]
     if not texts:
         raise PredictError(f"{key}={given}: no text in it")

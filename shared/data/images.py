@@ -5,6 +5,7 @@ give `labels` (N,) int64 with -1 for unknown, `class_names`, `len()` and
 `take(indices, pool) -> (images, indices)`. `MultiLabelImages` are files with labels (N, K).
 """
 
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from shared.files import open_regular
 assert TiffImagePlugin and WebPImagePlugin
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is decoded, whatever a file's name says: others start a program (EPS) or fetch a file."""
+SMOOTH = ("L", "RGB", "RGBA")  # modes in which the mean of pixels is a colour
 SIXTEEN_BIT = ("PNG", "PPM")  # of these PIL reads 16-bit values into 32-bit pixels
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
 Pictures = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
@@ -90,11 +92,12 @@ class FileImages:
     An unreadable image is replaced by the next readable one of `pool` (the indices that may stand
     in for it, so that a labelled image is only replaced by a labelled one), or left out without a
     pool. Each is named in a warning and counted, per process; beyond a share `max_corrupt` of the
-    set, reading stops with an error. `truncated`: read cut-off files as far as they go. `upright`:
-    turn photographs as their EXIF data say, see `read_image`.
+    set, reading stops with an error. `truncated`: read cut-off files as far as they go. For
+    `upright` and `most_pixels` see `read_image`.
     """
 
     upright = False
+    most_pixels: int | None = None
 
     def __init__(self, max_corrupt: float, truncated: bool, mode: str, cache: bool = False) -> None:
         self.max_corrupt, self.truncated, self.mode = max_corrupt, truncated, mode
@@ -151,7 +154,11 @@ class FileImages:
             return None
         try:
             return read_image(
-                self.content(index), self.mode, truncated=self.truncated, upright=self.upright
+                self.content(index),
+                self.mode,
+                truncated=self.truncated,
+                upright=self.upright,
+                most_pixels=self.most_pixels,
             )
         except (OSError, DataCorruptError) as error:
             path = self.path(index)
@@ -221,6 +228,7 @@ def read_image(
     side: int | None = None,
     truncated: bool = False,
     upright: bool = False,
+    most_pixels: int | None = None,
 ) -> NDArray[np.uint8]:
     """Return (H, W, 3) uint8 for `mode` "RGB", (H, W, 4) for "RGBA", (H, W) for "L".
 
@@ -230,6 +238,7 @@ def read_image(
         truncated: read a cut-off file as far as it goes.
         upright: turn it as its EXIF orientation says, which the official code of no paper here does
             when it reads data sets; their boxes count pixels as they are stored.
+        most_pixels: a larger image is shrunk by the least whole factor that keeps within this.
 
     Raises:
         OSError: no such file, or no regular one.
@@ -243,6 +252,10 @@ def read_image(
                 picture = _eight_bit(image)
                 if upright:
                     picture = _upright(picture)
+                if most_pixels is not None and picture.width * picture.height > most_pixels:
+                    picture = picture if picture.mode in SMOOTH else picture.convert(mode)
+                    factor = (picture.width * picture.height / most_pixels) ** 0.5
+                    picture = picture.reduce(math.ceil(factor))
                 if picture.mode != mode:
                     picture = picture.convert(mode)
                 picture.load()

@@ -1,0 +1,241 @@
+"""Pictures of strangers through `tenfold predict`: read as they look, or named and left out."""
+
+import csv
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shared.data.images import DataCorruptError, read_image
+from shared.predict_inputs import not_too_long
+from tests.hostile.damages import DAMAGES
+from tests.hostile.test_checkpoints import predicts
+from tests.unit.test_predict import write_checkpoint
+
+PRECIOUS = b"not yours\n"
+SHADES = np.linspace(0, 255, 40 * 40).reshape(40, 40).astype(np.uint8)
+RAMP = np.repeat(SHADES[:, :, None], 3, axis=2)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An honest checkpoint and an honest picture."""
+    write_checkpoint(tmp_path / "last.ckpt")
+    (tmp_path / "images").mkdir()
+    Image.fromarray(RAMP).save(tmp_path / "images" / "honest.png")
+    (tmp_path / "precious.txt").write_bytes(PRECIOUS)
+    return tmp_path
+
+
+def table(folder: Path) -> dict[str, list[str]]:
+    """Path -> the other columns of predictions.csv."""
+    with (folder / "out" / "predictions.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    return {row[0]: row[1:] for row in rows[1:]}
+
+
+def eps(path: Path) -> None:
+    """PostScript under another name: PIL would start Ghostscript on it."""
+    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(pwned) (w) file\n"
+    path.write_bytes(script)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(path: Path, width: int, height: int, rows: int) -> None:
+    """A white PNG of that size in its header, with so many rows in fact."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    packer = zlib.compressobj(9)
+    line = b"\0" + b"\xff" * min(width, 1 << 20)
+    data = b"".join(packer.compress(line) for _ in range(rows)) + packer.flush()
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", data) + chunk(b"IEND", b""))
+
+
+UNREADABLE: dict[str, Callable[[Path], object]] = {
+    "postscript": eps,
+    "an icon": lambda path: Image.fromarray(RAMP).save(path, "ICO"),
+    "a size beyond all memory": lambda path: png(path, 2**31 - 1, 2**31 - 1, 1),
+    "a size of nothing": lambda path: png(path, 0, 0, 1),
+    "too many pixels": lambda path: png(path, 20_000, 20_000, 1),
+    "32-bit integers": lambda path: Image.fromarray(SHADES.astype(np.int32)).save(path, "TIFF"),
+    "32-bit fractions": lambda path: Image.fromarray(SHADES / np.float32(255)).save(path, "TIFF"),
+    "html": lambda path: path.write_text("<script>alert(1)</script>"),
+}
+NO_IMAGE = {d: DAMAGES[d] for d in DAMAGES if d not in ("missing", "a link to nothing")}
+
+
+@pytest.mark.parametrize("name", [*UNREADABLE, *NO_IMAGE])
+def test_an_unreadable_picture_is_named_and_the_others_are_read(folder, capsys, name):
+    path = folder / "images" / "odd.png"
+    if name in UNREADABLE:
+        UNREADABLE[name](path)
+    else:
+        Image.fromarray(RAMP).save(path)
+        NO_IMAGE[name](path)
+    status, said = predicts(folder, capsys)
+    assert (status, "honest.png" in table(folder)) == (0, True)
+    # What is no file at all is not looked at; a picture cut off after its pixels may be read.
+    assert "odd.png" in said or "odd.png" in table(folder) or not path.is_file()
+    assert len(said.splitlines()) <= 1
+
+
+@pytest.mark.parametrize(
+    "name", ["=cmd().png", "a\nb.png", "\udcff\udcfe.png", "-x.png", "a,b.png"]
+)
+def test_odd_names_lose_no_row(folder, capsys, name):
+    shutil.copy(folder / "images" / "honest.png", os.fsencode(folder / "images" / name))
+    assert predicts(folder, capsys)[0] == 0
+    found = table(folder)
+    assert len(found) == 2
+    assert len({tuple(values) for values in found.values()}) == 1
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [(".png", None), (".tif", None), (".pgm", "PPM")])
+def test_16_bits_are_scaled(folder, capsys, suffix, kind):
+    wide = SHADES.astype(np.uint16) * 257
+    Image.fromarray(wide).save(folder / "images" / f"wide{suffix}", kind)
+    np.testing.assert_array_equal(read_image(folder / "images" / f"wide{suffix}"), RAMP)
+    np.testing.assert_array_equal(read_image(folder / "images" / f"wide{suffix}", "L"), SHADES)
+    assert predicts(folder, capsys)[0] == 0
+    assert table(folder)["honest.png"] == table(folder)[f"wide{suffix}"]
+
+
+def test_16_bits_of_another_byte_order(tmp_path):
+    wide = SHADES.astype(np.uint16) * 257
+    Image.fromarray(wide.astype(">u2")).save(tmp_path / "big.tif")
+    np.testing.assert_array_equal(read_image(tmp_path / "big.tif", "L"), SHADES)
+
+
+def test_32_bits_are_refused_with_the_reason(tmp_path):
+    Image.fromarray(SHADES.astype(np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(DataCorruptError, match="32 bits"):
+        read_image(tmp_path / "a.tif")
+
+
+def test_photographs_are_turned_upright(folder, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held on its side
+    turned = Image.fromarray(np.ascontiguousarray(np.rot90(RAMP)))
+    turned.save(folder / "images" / "turned.png", exif=exif)
+    np.testing.assert_array_equal(read_image(folder / "images" / "turned.png", upright=True), RAMP)
+    np.testing.assert_array_equal(read_image(folder / "images" / "turned.png"), np.rot90(RAMP))
+    assert predicts(folder, capsys)[0] == 0
+    assert table(folder)["honest.png"] == table(folder)["turned.png"]
+
+
+def test_a_line_of_pixels_is_not_enlarged_to_gigabytes():
+    line = np.zeros((1, 60_000, 3), np.uint8)
+    assert not_too_long(line).shape == (1, 16, 3)
+    assert not_too_long(RAMP) is not None
+    np.testing.assert_array_equal(not_too_long(RAMP), RAMP)
+
+
+def test_a_large_picture_is_shrunk_by_a_whole_factor(tmp_path):
+    Image.fromarray(np.repeat(np.repeat(RAMP, 3, axis=0), 3, axis=1)).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(
+        read_image(tmp_path / "a.png", most_pixels=120 * 120 - 1),
+        (read_image(tmp_path / "a.png", most_pixels=60 * 60)),
+    )
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png", most_pixels=40 * 40), RAMP)
+    assert read_image(tmp_path / "a.png", most_pixels=120 * 120).shape == (120, 120, 3)
+
+
+@pytest.mark.slow
+def test_small_files_of_large_pictures_keep_within_memory(folder):
+    """Files of 170 KB each, of 170 million pixels, which were all held at once."""
+    png(folder / "images" / "b0.png", 13_000, 13_000, 13_000)
+    assert (folder / "images" / "b0.png").stat().st_size < 200_000
+    for number in range(1, 4):
+        os.link(folder / "images" / "b0.png", folder / "images" / f"b{number}.png")
+    given = [f"checkpoint={folder}/last.ckpt", f"images={folder}/images", f"output={folder}/out"]
+    script = (
+        "import resource, sys; from shared import predict; predict.main(sys.argv[1:]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *given], capture_output=True, text=True, check=True
+    )
+    assert len(table(folder)) == 5
+    assert int(done.stdout.split()[-1]) < 1_500_000  # KiB
+
+
+ARGUMENTS = [
+    "batch_size=0",
+    "batch_size=-1",
+    "batch_size=1.5",
+    "batch_size=true",
+    "batch_size=99999999999",
+    "sheet_images=-1",
+    "groups=0",
+    "overlays=-1",
+    "device=cuda",
+    "device=meta",
+    "device=nonsense",
+    "device=cpu:99999999999",
+    "images=/dev/zero",
+    "images=/nowhere",
+    "images=[a,b]",
+    "images=''",
+    "images=null",
+    "checkpoint=/dev/zero",
+    "checkpoint=/nowhere",
+    "checkpoint=/tmp",
+    "checkpoint=null",
+    "checkpoint=[1]",
+    "texts=/dev/zero",
+    "texts=[]",
+    "texts=5",
+    "texts=[a]",
+    "questions=[a]",
+    "overlay_layer=x",
+    "output=/dev/null",
+    "output=''",
+    "imges=x",
+    "+x=1",
+    "hydra.run.dir=x",
+    "images=${oc.env:HOME}${nothing}",
+    "a b",
+    "=",
+]
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS)
+def test_hostile_arguments_are_refused_in_one_line(folder, capsys, monkeypatch, argument):
+    monkeypatch.chdir(folder)
+    status, said = predicts(folder, capsys, argument)
+    if argument in ("output=''", "+x=1", "hydra.run.dir=x"):  # here, and keys that nothing reads
+        assert status == 0
+        return
+    assert status == 2, said
+    assert said.count("\n") == 1, said
+
+
+LINKS = ("predictions.csv", "contact_sheet.png", ".predictions.csv.tmp", "predictions.tmp")
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_nothing_is_written_through_a_link(folder, capsys, name):
+    (folder / "out").mkdir()
+    (folder / "out" / name).symlink_to(folder / "precious.txt")
+    assert predicts(folder, capsys)[0] == 0
+    assert (folder / "precious.txt").read_bytes() == PRECIOUS
+    assert not (folder / "out" / "predictions.csv").is_symlink()
+
+
+def test_a_linked_output_folder_is_refused(folder, capsys):
+    (folder / "elsewhere").mkdir()
+    (folder / "out").symlink_to(folder / "elsewhere")
+    status, said = predicts(folder, capsys)
+    assert status == 2
+    assert "is a link" in said
+    assert list((folder / "elsewhere").iterdir()) == []
