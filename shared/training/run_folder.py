@@ -65,7 +65,8 @@ class RunFolder:
         """
         try:
             own_folder(self.path)
-            own_folder(self.last.parent)
+            if self.last.parent.is_symlink():
+                own_folder(self.last.parent)
             with locked(self.path / ".lock"):
                 remove_unfinished(self.path)
                 remove_unfinished(self.last.parent)

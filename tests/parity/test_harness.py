@@ -129,3 +129,30 @@ def test_known_wrong_cases_are_read(tmp_path: Path) -> None:
     listing = tmp_path / "KNOWN.md"
     listing.write_text("# Title\n\n    - a/b: an example\n- toy/double: the seed was lost\n")
     assert known_wrong(listing) == {"toy/double": "the seed was lost"}
+
+
+def test_each_arithmetic_is_tried_and_left_again(case: Case) -> None:
+    seen = []
+
+    def wrong(config, inputs, weights):
+        made = right(config, inputs, weights)
+        seen.append((torch.zeros(1).dtype, torch._C._get_mkldnn_enabled(), inputs["x"].dtype))
+        return {name: value + 1 for name, value in made.items()}
+
+    with pytest.raises(ParityError):
+        check(case, wrong)
+    single, double = torch.float32, torch.float64
+    assert seen == [(single, True, single), (single, False, single), (double, True, double)]
+    assert (torch.get_default_dtype(), torch._C._get_mkldnn_enabled()) == (single, True)
+    seen.clear()
+    check(case, lambda *given: seen.append(given) or right(*given))
+    assert len(seen) == 1
+
+
+def test_what_one_arithmetic_alone_reproduces_passes(case: Case) -> None:
+    def rounded(config, inputs, weights):
+        made = right(config, inputs, weights)
+        exact = torch.get_default_dtype() == torch.float64
+        return {name: value if exact else value + 1 for name, value in made.items()}
+
+    assert check(case, rounded)

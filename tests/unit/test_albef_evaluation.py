@@ -220,7 +220,7 @@ def test_half_precision_leaves_ranks_but_of_close_neighbours() -> None:
         assert rank_of_best.max() <= 1
         assert (rank_of_best == 0).float().mean() > 0.8
     first, second = (module.retrieval.metrics(module) for module in (full, half))
-    assert first == pytest.approx(second, abs=100 / IMAGES)
+    assert first == pytest.approx(second, abs=100.001 / IMAGES)  # one text, whatever rounds
     assert first["r_mean"] == pytest.approx(second["r_mean"], abs=2)
 
 
