@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from io import BufferedWriter, FileIO, TextIOWrapper
+from io import BufferedReader, BufferedWriter, FileIO, TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,7 +37,7 @@ class LockedError(RuntimeError):
     """Another process holds a lock; the message says which."""
 
 
-def open_regular(path: str | os.PathLike[str], follow_links: bool = True) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str], follow_links: bool = True) -> BufferedReader:
     """Open a file for reading; what would block or never end is refused at once.
 
     Raises:
@@ -117,10 +117,10 @@ def replacing(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[Binar
         raise
 
 
-def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write a JSON file, whole or not at all."""
+def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 1) -> None:
+    """Write a JSON file, whole or not at all; on one line with `indent` None."""
     with replacing(path) as file:
-        file.write(json.dumps(content, indent=1).encode() + b"\n")
+        file.write(json.dumps(content, indent=indent).encode() + b"\n")
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -4,7 +4,6 @@ Shapes: Q queries, N candidates, K of them re-ranked, d vector size.
 Source: spec sections 3.5 and 7.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
@@ -29,6 +28,7 @@ from methods.cascode.ranking import (
 )
 from methods.cascode.search.models import GAIN
 from shared.data.randomness import torch_generator
+from shared.files import write_json
 from shared.training.distributed import rank, world_size
 
 Batch = Mapping[str, Any]
@@ -118,7 +118,7 @@ def write_per_query(folder: str | PathLike[str], found: Mapping[str, Ranked]) ->
     """The reciprocal rank of each test query in percent, for comparisons query by query."""
     reciprocal = torch.cat([ranked.reciprocal for ranked in found.values()])
     content = {"test/mrr": (100 * reciprocal).tolist()}
-    (Path(folder) / PER_QUERY).write_text(json.dumps(content) + "\n")
+    write_json(Path(folder) / PER_QUERY, content, indent=None)
 
 
 def write_gain(folder: str | PathLike[str], found: Mapping[str, Ranked], data: str) -> None:
@@ -141,7 +141,7 @@ def write_gain(folder: str | PathLike[str], found: Mapping[str, Ranked], data: s
     # Equal changes have an interval without width, which rounding may put beside their mean.
     gain = min(max(float(points.mean()), float(drawn.low)), float(drawn.high))
     content = {"gain": gain, "interval": [float(drawn.low), float(drawn.high)], "data": data}
-    (Path(folder) / GAIN).write_text(json.dumps(content) + "\n")
+    write_json(Path(folder) / GAIN, content, indent=None)
 
 
 def re_rank(

@@ -7,7 +7,6 @@ FILE is one of our MoCo or PCL runs, or an official checkpoint of PCL or MoCo. D
 `INPUT.FORMAT RGB` and the mean and standard deviation that the network was trained with.
 """
 
-import os
 import pickle
 import re
 import sys
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from methods.pcl.official import official_prefix
+from shared.files import replacing
 from shared.training.checkpoints import CheckpointError, load_checkpoint
 
 LAYOUTS = ("torchvision", "detectron2")
@@ -65,14 +65,13 @@ def detectron2_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def write(state: Mapping[str, Tensor], path: Path, layout: str) -> None:
     """Write whole or not at all: a state dict of tensors, or Detectron2's pickle of arrays."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    if layout == "detectron2":
-        arrays = {key: value.cpu().numpy() for key, value in detectron2_names(state).items()}
-        content = {"model": arrays, "__author__": "PCL", "matching_heuristics": True}
-        temporary.write_bytes(pickle.dumps(content))
-    else:
-        torch.save({key: value.cpu() for key, value in state.items()}, temporary)
-    os.replace(temporary, path)
+    with replacing(path) as file:
+        if layout == "detectron2":
+            arrays = {key: value.cpu().numpy() for key, value in detectron2_names(state).items()}
+            content = {"model": arrays, "__author__": "PCL", "matching_heuristics": True}
+            pickle.dump(content, file)
+        else:
+            torch.save({key: value.cpu() for key, value in state.items()}, file)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -39,7 +39,6 @@ def open_data(path: str | Path) -> io.BufferedReader:
     except (OSError, ValueError) as error:  # the latter: a name that no file has
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataCorruptError(f"{path} can't be read: {reason}") from None
-    assert isinstance(file, io.BufferedReader)
     return file
 
 

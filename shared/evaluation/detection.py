@@ -4,13 +4,13 @@ Sources: PCL spec 7.4, MoPro spec 7 and 9 (salesforce/MoPro@155cae3
 `detection/convert-pretrain-to-detectron2.py`).
 """
 
-import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
+from shared.files import replacing
 from shared.training.official import Rule
 
 
@@ -43,7 +43,5 @@ def write_detectron2(state: Mapping[str, Tensor], path: str | Path, author: str)
         "matching_heuristics": True,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with replacing(path) as file:
         pickle.dump(content, file)
-    os.replace(temporary, path)

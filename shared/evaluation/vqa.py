@@ -5,8 +5,6 @@ compared in a normalised spelling. Source: ALBEF spec section 7; salesforce/ALBE
 `vqaTools/vqaEval.py`.
 """
 
-import json
-import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
+from shared.files import write_json
 from shared.training.distributed import world_size
 
 VOTES = 3  # that make an answer fully right
@@ -136,7 +135,5 @@ def accuracies(answered: Sequence[Answered]) -> dict[str, float]:
 def write_results(path: Path, answered: Sequence[Answered]) -> None:
     """The file for the server: a list of {question_id, answer}."""
     content = [{"question_id": row.question_id, "answer": row.answer} for row in answered]
-    temporary = path.with_suffix(".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.write_text(json.dumps(content))
-    os.replace(temporary, path)
+    write_json(path, content, indent=None)
