@@ -51,11 +51,12 @@ chaos: setup  ## kill the miniature KILLS times, restart it, and compare with an
 report: setup  ## build outputs/report/index.html from all results so far
 	@$(BIN)/python -m benchmarks.report
 
-lint: setup  ## ruff, import rules, types
+lint: setup  ## ruff, import rules, types, citations
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
 	@$(BIN)/mypy
+	@$(BIN)/python -m benchmarks.citations
 
 test: setup  ## the everyday tests (minutes)
 	@$(BIN)/python -m pytest -n 2 -m 'not slow' --junitxml=outputs/junit.xml

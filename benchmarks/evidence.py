@@ -223,7 +223,7 @@ def _unit_tests(files: Outputs) -> dict[str, bool]:
 
 
 def _ladder(evidence: Evidence, tests: Mapping[str, bool]) -> list[Rung]:
-    """The six rungs of DESIGN section 6."""
+    """The six rungs of the ladder that README's "How far is a package proved?" explains."""
     method = evidence.method
     own = {name: passed for name, passed in tests.items() if _is_about(name, method)}
     protocols = {n: p for n, p in own.items() if "evaluat" in n.lower() or "protocol" in n.lower()}

@@ -169,7 +169,7 @@ def showcase(
     """
     checkpoint = base / wanted.arm / f"seed{seed}" / "checkpoints" / "last.ckpt"
     folder = base / "showcase"
-    command = [sys.executable, "-m", "shared.run", "predict", f"checkpoint={checkpoint}"]
+    command = [sys.executable, "-m", "shared.cli", "predict", f"checkpoint={checkpoint}"]
     command += [f"images={data_root / wanted.images}", f"output={folder}"]
     command += [f"texts=[{','.join(wanted.texts)}]", f"overlays={wanted.overlays}"]
     if not checkpoint.is_file():

@@ -21,6 +21,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from shared.cli import USAGE
 from shared.overrides import CONF, OverrideError, validate
 from shared.predict_answers import answers_questions, predict_answers
 from shared.predict_images import predict_images
@@ -35,10 +36,6 @@ from shared.predict_texts import predict_texts
 from shared.training.checkpoints import CheckpointError
 
 MOST = 100_000  # images of a batch or a sheet, groups, overlays
-USAGE = (
-    "tenfold predict checkpoint=FILE images=DIR [output=DIR] [texts=FILE] [questions=FILE] "
-    "[batch_size=N] [device=cuda]"
-)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -49,9 +46,6 @@ def main(argv: Sequence[str]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # file names need not be UTF-8
             stream.reconfigure(errors="backslashreplace")
-    if {"-h", "--help"} & set(argv):
-        print(f"{USAGE}\n\n{(CONF / 'predict.yaml').read_text()}", end="")
-        return
     try:
         validate(argv, "predict")
         with initialize_config_dir(str(CONF), version_base="1.3"):

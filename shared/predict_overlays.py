@@ -1,6 +1,6 @@
 """Where a model looks for a text and for each of its words: Grad-CAM laid over the picture.
 
-Source: ALBEF specification, section 3.11 ("per-word maps for visualisation").
+Source: docs/papers/albef.md, section 3.11 ("per-word maps for visualisation").
 """
 
 from collections.abc import Sequence

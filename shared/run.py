@@ -72,15 +72,16 @@ FULL_ERROR = "TENFOLD_FULL_ERROR"  # as HYDRA_FULL_ERROR was when the command wa
 
 
 def main() -> None:
-    """Console script `tenfold`. What is wrong goes to stderr in one line.
+    """Run what the command line says, checked first; `tenfold` begins in `shared.cli`."""
+    check_overrides(sys.argv[1:])
+    launch()
+
+
+def launch() -> None:
+    """Run what the checked command line says. What is wrong goes to stderr in one line.
 
     The exit status is 0, `REFUSED`, `FAILED` or `BUSY`; 143 after SIGTERM, 130 after Ctrl-C.
     """
-    if sys.argv[1:2] == ["predict"]:
-        from shared.predict import main as predict
-
-        return predict(sys.argv[2:])
-    check_overrides(sys.argv[1:])
     os.environ.setdefault(FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors arrive here, not on the screen
     try:

@@ -83,7 +83,7 @@ def fashion_mnist(
     tuning_per_class: int = 250,
     clean_source: str | Callable[[str | Path], Provenance] = sources.fashion_mnist,
 ) -> Provenance:
-    """A noisy web of eight Fashion-MNIST classes (MoPro specification, section 11).
+    """A noisy web of eight Fashion-MNIST classes (docs/papers/mopro.md, section 11).
 
     `per_class` training pictures of each, 30 % with a wrong label (half any other class, half the
     look-alike); pictures of the two held-out classes with random labels make up 20 % of the set.
@@ -112,7 +112,7 @@ def fashion_mnist(
 
 
 def emoji(root: str | Path, emoji_root: str | Path, seed: int) -> Provenance:
-    """A noisy web of the emoji sub-groups (section 6 of the miniature specification).
+    """A noisy web of the emoji sub-groups (docs/papers/mopro.md, section 11).
 
     All training pictures, 30 % with a wrong label (half any other class, half the sub-group of the
     same group that looks nearest); symbols and small sub-groups with random labels make up 20 % of

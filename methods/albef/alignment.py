@@ -1,8 +1,8 @@
 """What pre-training and retrieval share: contrast with momentum features, and matching.
 
 Shapes: B pairs of this rank, L tokens, N patches, E joint dimension, Q queue.
-Source: spec sections 3.1, 3.2, 3.7; salesforce/ALBEF@b9727e4 `models/model_pretrain.py`,
-`models/model_retrieval.py`.
+Source: docs/papers/albef.md, sections 3.1, 3.2, 3.7; salesforce/ALBEF@b9727e4
+`models/model_pretrain.py`, `models/model_retrieval.py`.
 """
 
 from collections.abc import Sequence

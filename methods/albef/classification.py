@@ -1,8 +1,8 @@
 """What NLVR2 and SNLI-VE share: a text about one or two images belongs to one of C classes.
 
 Shapes: B entries of this rank, R images (B or 2 B), L tokens, C classes.
-Source: spec sections 3.9, 3.10 and 7; salesforce/ALBEF@b9727e4 `models/model_nlvr.py`,
-`models/model_ve.py`, `NLVR.py`, `VE.py`.
+Source: docs/papers/albef.md, sections 3.9, 3.10 and 7; salesforce/ALBEF@b9727e4
+`models/model_nlvr.py`, `models/model_ve.py`, `NLVR.py`, `VE.py`.
 """
 
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ class DistilledClassification(Classification, MomentumDistilled):
 
     `official.warm_start` lets the copy start from the weights that it has loaded. The official
     NLVR2 script copies before it loads a file without momentum weights, so that its teacher starts
-    from BERT and a random ViT (spec 10.1.5).
+    from BERT and a random ViT (docs/papers/albef.md, section 10.1, item 5).
 
     Args:
         network: maps (images, ids, mask) to logits; it has the momentum copy.

@@ -1,6 +1,7 @@
 """SNLI-VE: does the image entail the sentence, contradict it, or neither?
 
-Source: spec section 3.10; salesforce/ALBEF@b9727e4 `models/model_ve.py:ALBEF.forward`.
+Source: docs/papers/albef.md, section 3.10; salesforce/ALBEF@b9727e4
+`models/model_ve.py:ALBEF.forward`.
 """
 
 from typing import Any

@@ -1,6 +1,7 @@
 """Retrieval as ALBEF is evaluated: rank by similarity, then let the matching head rank the best.
 
-Source: spec section 7; salesforce/ALBEF@b9727e4 `Retrieval.py:evaluation, itm_eval`.
+Source: docs/papers/albef.md, section 7; salesforce/ALBEF@b9727e4 `Retrieval.py:evaluation,
+itm_eval`.
 """
 
 from collections.abc import Callable, Mapping

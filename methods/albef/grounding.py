@@ -1,7 +1,7 @@
 """Weakly supervised grounding: retrieval's training on expressions, boxes only in the evaluation.
 
 What the model looks at while it judges a pair (Grad-CAM) is compared with proposed boxes.
-Source: spec sections 3.7, 3.11 and 7; salesforce/ALBEF@b9727e4 `Grounding.py`,
+Source: docs/papers/albef.md, sections 3.7, 3.11 and 7; salesforce/ALBEF@b9727e4 `Grounding.py`,
 `dataset/utils.py:grounding_eval`.
 """
 

@@ -1,4 +1,5 @@
-"""Classification of texts about images, softened by the momentum model (spec section 3.9).
+"""Classification of texts about images, softened by the momentum model (docs/papers/albef.md,
+section 3.9).
 
 Shapes: B entries, C classes.
 """

@@ -1,7 +1,8 @@
 """ALBEF's pre-training: align (ITA), then fuse (ITM, MLM), softened by the momentum model.
 
 Shapes: B pairs of this rank, L tokens, N patches, D text width, E joint dimension, Q queue.
-Source: spec section 3.1; salesforce/ALBEF@b9727e4 `models/model_pretrain.py:ALBEF.forward`.
+Source: docs/papers/albef.md, section 3.1; salesforce/ALBEF@b9727e4
+`models/model_pretrain.py:ALBEF.forward`.
 """
 
 import logging

@@ -3,8 +3,8 @@
 Every fusion layer of pre-training becomes two: one looks at the first image, one at the second.
 
 Shapes: B entries of this rank, T texts, R images of N patches and width C, L tokens.
-Source: spec section 3.9; salesforce/ALBEF@b9727e4 `models/model_nlvr.py:ALBEF.forward`,
-`models/model_pretrain_nlvr.py:ALBEF.forward`.
+Source: docs/papers/albef.md, section 3.9; salesforce/ALBEF@b9727e4
+`models/model_nlvr.py:ALBEF.forward`, `models/model_pretrain_nlvr.py:ALBEF.forward`.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Official ALBEF files <-> our modules (specification, section 9).
+"""Official ALBEF files <-> our modules (docs/papers/albef.md, section 9).
 
 Three kinds of files exist: pre-training (`text_encoder.bert.*`), the fine-tuned models of each
 task, and NLVR2's text assignment. What an official script renames when it starts from another kind

@@ -1,6 +1,7 @@
 """Fine-tuning for image-text retrieval, and for weakly supervised grounding.
 
-Source: spec section 3.7; salesforce/ALBEF@b9727e4 `models/model_retrieval.py:ALBEF.forward`.
+Source: docs/papers/albef.md, section 3.7; salesforce/ALBEF@b9727e4
+`models/model_retrieval.py:ALBEF.forward`.
 """
 
 from typing import Any

@@ -1,7 +1,7 @@
 """The frame of every ALBEF training: AdamW under a stepped cosine, and the weight of distillation.
 
-Source: spec sections 3.4 to 3.6; salesforce/ALBEF@b9727e4 `scheduler/cosine_lr.py`,
-`optim/optim_factory.py` and the scripts' training loops.
+Source: docs/papers/albef.md, sections 3.4 to 3.6; salesforce/ALBEF@b9727e4
+`scheduler/cosine_lr.py`, `optim/optim_factory.py` and the scripts' training loops.
 """
 
 from collections.abc import Mapping

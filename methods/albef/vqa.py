@@ -3,7 +3,7 @@
 Shapes: B questions, each about an image; A answers, those of a question in a row; N answers to
 choose from, k candidates of a question; L and M tokens of questions and answers; S predicted
 tokens, V words.
-Source: spec section 3.8; salesforce/ALBEF@b9727e4 `models/model_vqa.py`.
+Source: docs/papers/albef.md, section 3.8; salesforce/ALBEF@b9727e4 `models/model_vqa.py`.
 """
 
 import logging

@@ -1,7 +1,8 @@
 """Cleaning of (documentation, code) pairs: queries, comments, near duplicates.
 
-Source: spec sections 6.2 and 6.3; github/CodeSearchNet@106e827 `function_parser`, its
-de-duplication by dpu-utils 0.6.1, and GraphCodeBERT's filters in microsoft/CodeBERT@c0de43d.
+Source: docs/papers/cascode.md, sections 6.2 and 6.3; github/CodeSearchNet@106e827
+`function_parser`, its de-duplication by dpu-utils 0.6.1, and GraphCodeBERT's filters in
+microsoft/CodeBERT@c0de43d.
 """
 
 import keyword

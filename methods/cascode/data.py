@@ -1,6 +1,7 @@
 """Batches of queries and codes, from files of CodeSearchNet, AdvTest and CosQA.
 
-Shapes: B pairs, L tokens of the longest in a batch. Source: spec sections 3.1, 5.4 and 6.
+Shapes: B pairs, L tokens of the longest in a batch. Source: docs/papers/cascode.md, sections 3.1,
+5.4 and 6.
 """
 
 from collections import Counter
@@ -81,7 +82,8 @@ class CodeSearchData(pl.LightningDataModule):
         subset: train on that many pairs, drawn with `subset_seed`; None for all.
         max_queries, max_candidates: at most so many in "val" and "test" of a language, drawn with
             `subset_seed`; candidates include all answers. None, or null for one of them, for all.
-        filter: "graphcodebert" leaves out queries as its authors do (spec section 6.2), for the
+        filter: "graphcodebert" leaves out queries as its authors do (docs/papers/cascode.md,
+        section 6.2), for the
             published CodeSearchNet; training pairs go with them, candidates stay.
         allow_missing: accept queries whose url no candidate has; they count as not found.
         max_corrupt: share of entries that can't be used beyond which a run stops.

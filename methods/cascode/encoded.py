@@ -55,7 +55,7 @@ def encode_files(
     """Read `files` (see `Reader`) and tokenise their texts of `kinds`.
 
     Warns of entries that can't be used, and of codes that contain their own query: code needs to
-    come without its documentation, which is the answer (spec section 10).
+    come without its documentation, which is the answer (docs/papers/cascode.md, section 10).
 
     Args:
         lengths: tokens of each kind that are kept.

@@ -1,7 +1,7 @@
 """How well queries find their codes: by vectors, and after re-ranking the best.
 
 Shapes: Q queries, N candidates, K of them re-ranked, d vector size.
-Source: spec sections 3.5 and 7.
+Source: docs/papers/cascode.md, sections 3.5 and 7.
 """
 
 from collections import defaultdict

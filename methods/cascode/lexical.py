@@ -3,7 +3,7 @@
 Shapes: Q queries, N codes.
 
 Splitting identifiers matters more than anything else: BM25 on code tokens as they are finds half as
-much (code-corpus.md section 7: MRR 0.255 against 0.468).
+much (docs/papers/cascode.md, section 14.7: MRR 0.255 against 0.468).
 """
 
 import re

@@ -1,7 +1,7 @@
 """CasCode's losses: contrast of queries and codes, and binary matching of pairs.
 
 Shapes: B pairs of this rank, R codes (of all ranks), d dimensions, P pairs to be judged.
-Source: spec sections 3.1 and 3.2.
+Source: docs/papers/cascode.md, sections 3.1 and 3.2.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """CasCode's networks: an encoder of queries and codes, and the head that judges a pair.
 
 Shapes: B sequences, L tokens, d hidden size.
-Source: spec sections 3.1, 3.2 and 4; microsoft/CodeBERT@c0de43d.
+Source: docs/papers/cascode.md, sections 3.1, 3.2 and 4; microsoft/CodeBERT@c0de43d.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,8 @@
 """CasCode: a fast encoder to search with, a slow one to re-rank with, and one that is both.
 
 Shapes: B pairs of this rank, L tokens, d vector size.
-Source: spec sections 3.1 to 3.6; microsoft/CodeBERT@c0de43d `train` of GraphCodeBERT's and
-UniXcoder's code search (fast) and of CodeBERT's pair classifier (slow).
+Source: docs/papers/cascode.md, sections 3.1 to 3.6; microsoft/CodeBERT@c0de43d `train` of
+GraphCodeBERT's and UniXcoder's code search (fast) and of CodeBERT's pair classifier (slow).
 """
 
 import logging

@@ -1,4 +1,5 @@
-"""Files of the CodeBERT repository and encoders of the hub <-> our modules (spec section 9).
+"""Files of the CodeBERT repository and encoders of the hub <-> our modules (docs/papers/cascode.md,
+section 9).
 
 There is no official CasCode. Three kinds of files exist: an encoder as the hub has it
 (`embeddings...`, perhaps below `roberta.` or `bert.`), the bi-encoder that the repository

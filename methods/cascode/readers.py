@@ -1,8 +1,8 @@
 """Files of code-search data sets: entries, their texts, and which files belong to a split.
 
-CodeSearchNet's layout is that of the CodeBERT repository (spec section 6.1), or the archives as
-they were published; AdvTest is CodeXGLUE's, CosQA is that of its authors. `code` and
-`original_string` hold the documentation, hence the answer, and are never read.
+CodeSearchNet's layout is that of the CodeBERT repository (docs/papers/cascode.md, section 6.1), or
+the archives as they were published; AdvTest is CodeXGLUE's, CosQA is that of its authors. `code`
+and `original_string` hold the documentation, hence the answer, and are never read.
 """
 
 import gzip
@@ -124,7 +124,7 @@ def code_search_net_files(root: Path, language: str, part: str) -> list[Path]:
     """`root`/<language>/<part>.jsonl or .jsonl.gz; part is train, valid, test or codebase.
 
     Also the published archives, `root`/<language>/final/jsonl/<part>/*.jsonl.gz: their codebase is
-    all of valid and test, as in GraphCodeBERT's version (spec section 6.2).
+    all of valid and test, as in GraphCodeBERT's version (docs/papers/cascode.md, section 6.2).
 
     Raises:
         DataNotFoundError: neither is there.

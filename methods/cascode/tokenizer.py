@@ -1,7 +1,8 @@
 """Ids of queries, of codes and of pairs, for RoBERTa's byte-level BPE and BERT's WordPiece.
 
-Source: spec section 6.3; microsoft/CodeBERT@c0de43d `CodeBERT/codesearch/utils.py` (pairs) and
-`UniXcoder/downstream-tasks/code-search/run.py` (single sequences).
+Source: docs/papers/cascode.md, section 6.3; microsoft/CodeBERT@c0de43d
+`CodeBERT/codesearch/utils.py` (pairs) and `UniXcoder/downstream-tasks/code-search/run.py` (single
+sequences).
 """
 
 import hashlib

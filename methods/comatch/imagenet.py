@@ -1,8 +1,8 @@
 """CoMatch as in the ImageNet script: momentum encoder, shuffled BatchNorm, two queues.
 
 Shapes: B labelled and M = mu B unlabelled images on this rank, C classes, d embedding size, K rows
-of each queue. Source: spec section 3.4; salesforce/CoMatch@08b4cce `imagenet/Model.py`,
-`imagenet/Train_CoMatch.py`.
+of each queue. Source: docs/papers/comatch.md, section 3.4; salesforce/CoMatch@08b4cce
+`imagenet/Model.py`, `imagenet/Train_CoMatch.py`.
 """
 
 from typing import Any

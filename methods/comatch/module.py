@@ -1,7 +1,8 @@
 """CoMatch as in the CIFAR script, with FixMatch and the supervised baseline from the same pieces.
 
 Shapes: B labelled and M = mu B unlabelled images, C classes, d embedding size, K memory rows.
-Source: spec sections 3.1-3.5; salesforce/CoMatch@08b4cce `Train_CoMatch.py`, `Train_fixmatch.py`.
+Source: docs/papers/comatch.md, sections 3.1 to 3.5; salesforce/CoMatch@08b4cce `Train_CoMatch.py`,
+`Train_fixmatch.py`.
 """
 
 from typing import Any

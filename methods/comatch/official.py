@@ -1,4 +1,4 @@
-"""Official CoMatch and FixMatch files <-> our modules (specification, section 9).
+"""Official CoMatch and FixMatch files <-> our modules (docs/papers/comatch.md, section 9).
 
 Key tables for the checkpoints of both official scripts, for bare state dicts of their networks, and
 for the warm starts they offer. The script is told by the module, the packing by the file's keys.

@@ -1,7 +1,8 @@
-"""Stage 2: classifiers on frozen features (spec 3.6): cRT, tau-norm, LWS, NCM, distillation.
+"""Stage 2: classifiers on frozen features (docs/papers/iccl.md, section 3.6): cRT, tau-norm, LWS,
+NCM, distillation.
 
 Shapes: n or B rows, d features v, K classes; a linear classifier has weight W (K, d), bias b (K,).
-Source of the variants: facebookresearch/classifier-balancing@f162ade, as the specification says.
+Source of the variants: facebookresearch/classifier-balancing@f162ade.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,8 @@
 """Two streams of one long-tailed training set: class-agnostic images and class-aware partners.
 
-Every arm of a comparison reads the same set through the same samplers (spec 3.2): `iccl` pairs an
-agnostic with an aware stream, ordinary mixing two agnostic ones, plain cross-entropy reads one.
+Every arm of a comparison reads the same set through the same samplers (docs/papers/iccl.md, section
+3.2): `iccl` pairs an agnostic with an aware stream, ordinary mixing two agnostic ones, plain
+cross-entropy reads one.
 """
 
 import logging

@@ -1,4 +1,5 @@
-"""The equations of ICCL's representation stage (spec 3.3 steps 2 and 3, and 3.4).
+"""The equations of ICCL's representation stage (docs/papers/iccl.md, section 3.3 steps 2 and 3, and
+3.4).
 
 Shapes: B images, K classes, D embedding size. lambda always weighs the class-agnostic image.
 """

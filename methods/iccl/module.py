@@ -1,7 +1,8 @@
 """ICCL's representation stage.
 
-Shapes: B images of each stream, K classes, D embedding size. Source: spec 3.3 to 3.5. No official
-code exists; which details are the paper's and which are ours is said there and in README.md.
+Shapes: B images of each stream, K classes, D embedding size. Source: docs/papers/iccl.md, sections
+3.3 to 3.5. No official code exists; which details are the paper's and which are ours is said there
+and in README.md.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
-"""Checkpoints of other forms <-> our modules (specification, sections 4 and 9).
+"""Checkpoints of other forms <-> our modules (docs/papers/iccl.md, sections 4 and 9).
 
-No ICCL checkpoint has been published. Three forms are read: the flat names of the specification's
+No ICCL checkpoint has been published. Three forms are read: the flat names of the golden cases'
 section 4 (`encoder.*`, `classifier.*`, `projection.{0,2}.*`, `centroids`), which `export` writes;
 the baseline checkpoints of facebookresearch/classifier-balancing@f162ade; and our own stage-1
 checkpoints, which stage 2 starts from.
@@ -27,7 +27,7 @@ PUBLIC = "state_dict_best"
 
 
 def load(module: LongTailClassifier, path: str | PathLike[str]) -> KeyReport:
-    """Load a checkpoint of the classifier-balancing code, or the specification's names.
+    """Load a checkpoint of the classifier-balancing code, or the golden cases' names.
 
     Raises:
         CheckpointError: not readable without executing code, or any key missing, unexpected or
@@ -43,7 +43,7 @@ def load_weights(module: LongTailClassifier, source: Mapping[str, Any]) -> KeyRe
 
 
 def export(module: LongTailClassifier) -> dict[str, Any]:
-    """The module's state under the specification's names; `load_weights` turns it back.
+    """The module's state under the golden cases' names; `load_weights` turns it back.
 
     Tensors share memory with the module, as those of `state_dict()` do.
     """
@@ -86,7 +86,7 @@ def warm_start(module: LongTailClassifier, path: str | PathLike[str], kind: str)
 
 
 def specified_table() -> KeyTable:
-    """The names of the specification's section 4; `scales` and `teacher` are stage 2's."""
+    """The names of docs/papers/iccl.md, section 4; `scales` and `teacher` are stage 2's."""
     return KeyTable(
         rules=[
             Rule("encoder.{rest}", "encoder.backbone.{rest}"),

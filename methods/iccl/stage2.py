@@ -1,4 +1,5 @@
-"""Stage 2 at paper scale: a classifier on augmented images, the encoder frozen (spec 3.6)."""
+"""Stage 2 at paper scale: a classifier on augmented images, the encoder frozen
+(docs/papers/iccl.md, section 3.6)."""
 
 from typing import Any, ClassVar
 

@@ -4,8 +4,8 @@
 
 CHECKPOINT is one of our runs or an official pre-training file, OUTPUT the JSON annotation
 {"images": [paths], "labels": [ints]} of the kept images in list order, which
-`data.dataset.cleaned=OUTPUT` reads for the retraining. Source: spec 3.8; salesforce/MoPro@155cae3
-`noise_cleaning.py`.
+`data.dataset.cleaned=OUTPUT` reads for the retraining. Source: docs/papers/mopro.md, section 3.8;
+salesforce/MoPro@155cae3 `noise_cleaning.py`.
 """
 
 import argparse

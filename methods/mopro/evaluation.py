@@ -1,4 +1,5 @@
-"""The transfer protocols of the paper: fine-tuning, low-shot SVMs, robustness (spec section 7).
+"""The transfer protocols of the paper: fine-tuning, low-shot SVMs, robustness
+(docs/papers/mopro.md, section 7).
 
 Shapes: n images, K classes of the network.
 """
@@ -20,7 +21,8 @@ from shared.training.classification import ClassificationMethod
 
 
 class FineTuning(LinearClassification):
-    """All layers on a fraction of ImageNet, the classifier continued where it fits (spec 7)."""
+    """All layers on a fraction of ImageNet, the classifier continued where it fits
+    (docs/papers/mopro.md, section 7)."""
 
 
 class LowShotSVM(transfer.LowShotSVM):

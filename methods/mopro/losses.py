@@ -1,6 +1,7 @@
 """The noise-correction rule of MoPro and the losses on the rows that it keeps.
 
-Shapes: B images, K classes. Source: spec sections 3.3 and 3.5; salesforce/MoPro@155cae3 `model.py`.
+Shapes: B images, K classes. Source: docs/papers/mopro.md, sections 3.3 and 3.5;
+salesforce/MoPro@155cae3 `model.py`.
 """
 
 from dataclasses import dataclass

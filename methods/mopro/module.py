@@ -1,7 +1,7 @@
 """MoPro, and plain cross-entropy on the web labels from the same pieces.
 
 Shapes: B images of this rank, N of all ranks, K classes, d embedding size, R queue rows.
-Source: spec sections 3.1-3.7; salesforce/MoPro@155cae3 `model.py`, `train.py`.
+Source: docs/papers/mopro.md, sections 3.1 to 3.7; salesforce/MoPro@155cae3 `model.py`, `train.py`.
 """
 
 import logging
@@ -158,7 +158,8 @@ class MoPro(WebClassifier):
     def correct(
         self, logits: Tensor, similarities: Tensor | None, web_labels: Tensor
     ) -> Correction:
-        """The rule of spec 3.3 once cleaning has started; the web labels are trusted before."""
+        """The rule of docs/papers/mopro.md, section 3.3 once cleaning has started; the web labels
+        are trusted before."""
         if similarities is None or not self.cleaning:
             return trust_web_labels(web_labels)
         scores = soft_labels(logits, similarities, self.hparams["alpha"])

@@ -1,4 +1,5 @@
-"""Official MoPro files <-> our modules, and the forms that other programs take (spec section 9).
+"""Official MoPro files <-> our modules, and the forms that other programs take
+(docs/papers/mopro.md, section 9).
 
 `MoPro_V1_epoch90.tar` (1,000 classes), `MoPro_V2_epoch90.tar` (5,000) and what the official
 training saves. Source: salesforce/MoPro@155cae3 `train.py`, `finetune_imagenet.py`,

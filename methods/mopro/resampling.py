@@ -1,4 +1,5 @@
-"""Square-root class-balanced epochs, on which the classifier is retrained (spec 3.9).
+"""Square-root class-balanced epochs, on which the classifier is retrained (docs/papers/mopro.md,
+section 3.9).
 
 N images, K classes. Source: salesforce/MoPro@155cae3 `DataLoader/dataloader_balance.py`.
 """

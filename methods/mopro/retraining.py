@@ -1,4 +1,5 @@
-"""After pre-training: the classifier alone learns on, from the cleaned list (spec 3.8, 3.9)."""
+"""After pre-training: the classifier alone learns on, from the cleaned list (docs/papers/mopro.md,
+sections 3.8, 3.9)."""
 
 from typing import Any
 

@@ -1,7 +1,8 @@
 """The E-step: prototypes at several granularities, and how concentrated their clusters are.
 
 Shapes: N training images, d dimensions, K clusters of one granularity.
-Source: spec 3.3 and 3.4; salesforce/PCL@964da1f `main_pcl.py:compute_features, run_kmeans`.
+Source: docs/papers/pcl.md, sections 3.3 and 3.4; salesforce/PCL@964da1f
+`main_pcl.py:compute_features, run_kmeans`.
 """
 
 import logging

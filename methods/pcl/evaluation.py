@@ -1,7 +1,7 @@
 """How good PCL's features are: during pre-training, and in the paper's transfer protocols.
 
 Shapes: n images, F backbone features, d embedding size, C classes.
-Source: spec section 7.
+Source: docs/papers/pcl.md, section 7.
 """
 
 from typing import Any, ClassVar
@@ -76,8 +76,9 @@ class RepresentationMethod(FeatureMethod):
 
 
 class LinearProbe(LinearClassification):
-    """Linear classification on the frozen backbone (spec 7.2); `freeze: false` fine-tunes (7.3)."""
+    """Linear classification on the frozen backbone (docs/papers/pcl.md, section 7.2); `freeze:
+    false` fine-tunes (7.3)."""
 
 
 class LowShotSVM(shared.evaluation.transfer.LowShotSVM):
-    """VOC07 classification with few images per class (spec 7.1)."""
+    """VOC07 classification with few images per class (docs/papers/pcl.md, section 7.1)."""

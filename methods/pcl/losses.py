@@ -1,7 +1,8 @@
 """Prototypical contrast: logits of a query against prototypes, each with its own temperature.
 
 Shapes: B queries of d dimensions, K prototypes of one granularity, r negatives.
-Source: spec 3.5 step 6; salesforce/PCL@964da1f `pcl/builder.py:MoCo.forward`.
+Source: docs/papers/pcl.md, section 3.5 step 6; salesforce/PCL@964da1f
+`pcl/builder.py:MoCo.forward`.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """PCL, and MoCo as its first half, in one training step.
 
 Shapes: B images of this rank, d embedding size, K queue rows, M granularities of prototypes.
-Source: spec section 3; salesforce/PCL@964da1f `pcl/builder.py:MoCo`, `main_pcl.py`.
+Source: docs/papers/pcl.md, section 3; salesforce/PCL@964da1f `pcl/builder.py:MoCo`, `main_pcl.py`.
 """
 
 import logging

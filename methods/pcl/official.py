@@ -1,4 +1,4 @@
-"""Official PCL files <-> our modules (specification, section 9), and what others start from.
+"""Official PCL files <-> our modules (docs/papers/pcl.md, section 9), and what others start from.
 
 The layout is that of MoCo: two encoders whose `fc` is the head, a queue of columns. v1 has a linear
 head, v2 a two-layer one. Source: salesforce/PCL@964da1f `main_pcl.py`, `pcl/builder.py`.

@@ -2,7 +2,7 @@
 
 Captions name colours. Ten operations are left, two drawn with replacement, each applied with
 probability 0.5 at level 7 of ten; no cutout. All are among CoMatch's in `shared.data.randaugment`,
-with the same magnitudes (specification, section 5.2; salesforce/ALBEF@b9727e4
+with the same magnitudes (docs/papers/albef.md, section 5.2; salesforce/ALBEF@b9727e4
 dataset/randaugment.py; BLIP's are equal, at level 5). Two are corrected here: `OFFICIAL` has them
 as the official code does.
 """

@@ -8,7 +8,7 @@ from shared.data.sentences import SentenceData
 
 
 class EntailmentData(SentenceData):
-    """Entries {image: Flickr's number, sentence, label} (ALBEF spec, section 6).
+    """Entries {image: Flickr's number, sentence, label} (docs/papers/albef.md, section 6).
 
     The picture is `<image>.jpg` below `image_root`. Batch: see `SentenceData`; `labels` 2 for
     entailment, 1 for neutral, 0 for contradiction.

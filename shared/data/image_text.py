@@ -409,7 +409,7 @@ class PairData(ImageTextData):
     Args:
         max_text_tokens: of texts in "train" and "eval", [CLS] included; longer ones are cut. Null
             keeps them whole. Training batches are padded to their longest text, evaluation to the
-            limit (specification, section 4.3).
+            limit (docs/papers/albef.md, section 4.3).
         max_words: of a caption.
         base: the arguments of `ImageTextData`.
     """

@@ -43,9 +43,9 @@ def imagenet_fraction(
     """Read ImageNet with a fixed fraction of its training images; "test" is the whole one.
 
     The fraction is the first int(fraction * N) of the shuffled list of training images, not drawn
-    class by class (MoPro specification, 6.3). `list_path` holds one `<class folder>/<file name>` a
-    line; a missing file is first made with `seed`, at once or not at all, so that all processes of
-    a run and all later runs use the same images.
+    class by class (docs/papers/mopro.md, section 6.3). `list_path` holds one `<class folder>/<file
+    name>` a line; a missing file is first made with `seed`, at once or not at all, so that all
+    processes of a run and all later runs use the same images.
 
     Raises:
         ValueError: the file lists another number of images.

@@ -1,6 +1,6 @@
 """Long-tailed training sets: class counts, subsets drawn by them, and the public lists.
 
-Equations and protocols: the ICCL specification, sections 3.2 and 6.
+Equations and protocols: the docs/papers/iccl.md, sections 3.2 and 6.
 """
 
 from pathlib import Path
@@ -20,8 +20,8 @@ def long_tail_counts(
     """Return how many images each class keeps, (classes,), largest first.
 
     "exponential": floor(n_max (1/ratio)^(k/(classes-1))); "step": n_max for the first half of the
-    classes and n_max / ratio for the others (ICCL specification, 6.1). The floor is that of the
-    float64 product in this order, which may be one below an exact value.
+    classes and n_max / ratio for the others (docs/papers/iccl.md, section 6.1). The floor is that
+    of the float64 product in this order, which may be one below an exact value.
 
     Raises:
         ValueError: no such profile, a ratio below 1, or a class that would keep no image.
@@ -50,9 +50,9 @@ def class_aware_weights(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the probability of drawing one image of class k, and of drawing class k, both (K,).
 
-    n_k^-gamma / sum_j n_j^(1-gamma) and n_k^(1-gamma) / sum_j n_j^(1-gamma) (ICCL specification,
-    3.2): gamma 0 is class-agnostic, 1 class-balanced, 2 reversed. A class without images has
-    probability 0.
+    n_k^-gamma / sum_j n_j^(1-gamma) and n_k^(1-gamma) / sum_j n_j^(1-gamma) (docs/papers/iccl.md,
+    section 3.2): gamma 0 is class-agnostic, 1 class-balanced, 2 reversed. A class without images
+    has probability 0.
     """
     counts = np.asarray(counts, np.float64)
     present = counts > 0

@@ -8,7 +8,8 @@ from shared.data.sentences import SentenceData
 
 
 class NLVRData(SentenceData):
-    """Entries {images: [left, right], sentence, label: "True" or "False"} (ALBEF spec, section 6).
+    """Entries {images: [left, right], sentence, label: "True" or "False"} (docs/papers/albef.md,
+    section 6).
 
     Batch: see `SentenceData`; `images` (2 B, 3, S, S), all left ones first; `labels` 1 for true. If
     one of two pictures can't be read, the entry counts as unreadable.

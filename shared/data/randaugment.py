@@ -1,4 +1,4 @@
-"""CoMatch's RandAugment variant on uint8 images (H, W, 3) (specification, section 6.2).
+"""CoMatch's RandAugment variant on uint8 images (H, W, 3) (docs/papers/comatch.md, section 6.2).
 
 Fourteen operations, two drawn with replacement, each applied with probability 0.5 at a fixed level
 of ten; then always a cutout. Every function is pure: randomness comes in as arguments. Reference:

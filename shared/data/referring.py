@@ -1,4 +1,5 @@
-"""Referring expressions: RefCOCO+ in the layout of REFER, and proposed boxes (ALBEF spec 6).
+"""Referring expressions: RefCOCO+ in the layout of REFER, and proposed boxes (docs/papers/albef.md,
+section 6).
 
     refcoco+_{train,val,test}.json   [{image, text, ref_id}], one entry for each expression
     refs(unc).p                      REFER's pickle: [{ref_id, ann_id, image_id, split, ...}]

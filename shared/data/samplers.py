@@ -1,6 +1,7 @@
 """Which samples make up a training batch: pure functions of (seed, epoch), no state.
 
-Two schedules of joint labelled/unlabelled batches (the CoMatch specification, 3.4 and 6.1):
+Two schedules of joint labelled/unlabelled batches (the docs/papers/comatch.md, sections 3.4 and
+6.1):
 `FixedSteps` draws a given number of batches per epoch from concatenated permutations, so that
 batches may span two passes; `OnePass` goes once through the unlabelled set, with a shorter last
 batch, and restarts the labelled set whenever it is exhausted.

@@ -33,8 +33,8 @@ def per_class_split(
 ) -> Split:
     """Label the first num_labels // C of each class's shuffled candidates; the rest is unlabelled.
 
-    As the official CIFAR split (specification, section 6.1): labelled images are not among the
-    unlabelled ones. A larger `num_labels` of the same seed extends the smaller labelled set.
+    As the official CIFAR split (docs/papers/comatch.md, section 6.1): labelled images are not among
+    the unlabelled ones. A larger `num_labels` of the same seed extends the smaller labelled set.
 
     Raises:
         ValueError: num_labels is no positive multiple of the classes, or a class has fewer.

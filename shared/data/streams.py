@@ -84,9 +84,10 @@ class WeightedDraws:
 class ClassCycles:
     """Class-balanced draws: classes in shuffled cycles, `per_class` images of a class in a row.
 
-    The public class-aware sampler (ICCL specification, 3.2): each class has its own shuffled cycle
-    of images, reshuffled whenever it is exhausted. `labels` (N,) of the positions; the classes that
-    occur take part. `count` None is the public epoch, (largest class) x (number of classes).
+    The public class-aware sampler (docs/papers/iccl.md, section 3.2): each class has its own
+    shuffled cycle of images, reshuffled whenever it is exhausted. `labels` (N,) of the positions;
+    the classes that occur take part. `count` None is the public epoch, (largest class) x (number of
+    classes).
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Views of whole batches of small images by tensor operations (specification, section 12).
+"""Views of whole batches of small images by tensor operations (docs/papers/comatch.md, section 12).
 
 The per-image transforms of `shared.data.transforms` would cost a small network more time than its
 training step. Here one bilinear warp per batch does zoom, rotation, shear and shift, colour and

@@ -1,7 +1,7 @@
 """Cleaning rules of captions and questions.
 
-Source: ALBEF specification, section 6.1; salesforce/ALBEF@b9727e4 `dataset/utils.py`. They are kept
-to the letter, oddities included: published vocabularies of answers and results depend on them.
+Source: docs/papers/albef.md, section 6.1; salesforce/ALBEF@b9727e4 `dataset/utils.py`. They are
+kept to the letter, oddities included: published vocabularies of answers and results depend on them.
 """
 
 import re

@@ -1,6 +1,6 @@
 """BERT's uncased WordPiece, as the image-text models use it: [CLS] in front, no [SEP] behind.
 
-Source: ALBEF specification, section 4.3; salesforce/ALBEF@b9727e4 `models/tokenization_bert.py`.
+Source: docs/papers/albef.md, section 4.3; salesforce/ALBEF@b9727e4 `models/tokenization_bert.py`.
 """
 
 import os

@@ -38,7 +38,7 @@ def voc2007(root: str | Path, split: str, max_corrupt: float = 0.01) -> MultiLab
     """Read `root/VOCdevkit/VOC2007`: "train" is its trainval set, "test" its test set.
 
     Labels (N, 20) are those of ImageSets/Main/<class>_<set>.txt: 1 present, -1 absent, 0 difficult
-    (PCL specification, section 6).
+    (docs/papers/pcl.md, section 6).
 
     Raises:
         DataNotFoundError: a list or images are missing.

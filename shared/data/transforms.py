@@ -1,4 +1,4 @@
-"""Views of single images with numpy, OpenCV and PIL (specification, sections 6.2 to 6.4).
+"""Views of single images with numpy, OpenCV and PIL (docs/papers/comatch.md, sections 6.2 to 6.4).
 
 Randomness comes from one numpy generator per (seed, epoch, sample, view); no global generator is
 touched, so worker processes need no seeding. Images are (H, W, 3) uint8 RGB.

@@ -1,6 +1,6 @@
 """Questions about pictures, their answers, and the list of answers to choose from.
 
-Source: ALBEF specification, sections 3.8, 4.3 and 6; salesforce/ALBEF@b9727e4
+Source: docs/papers/albef.md, sections 3.8, 4.3 and 6; salesforce/ALBEF@b9727e4
 `dataset/vqa_dataset.py`.
 """
 

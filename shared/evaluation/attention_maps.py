@@ -1,7 +1,7 @@
 """Grad-CAM on attention: which patches of the image a text was matched by.
 
 Shapes: B image-text pairs, H heads, L tokens of the text, N = g x g patches in rows from the top,
-S side of an image in pixels. Source: ALBEF specification, section 3.11.
+S side of an image in pixels. Source: docs/papers/albef.md, section 3.11.
 """
 
 import math

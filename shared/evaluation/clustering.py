@@ -2,7 +2,7 @@
 
 Shapes: N features of d dimensions, K clusters. Features stay where they are: faiss reads torch's
 memory, so that the only N-sized memory is the caller's and the result of `assign`.
-Source: PCL spec 3.4; salesforce/PCL@964da1f `main_pcl.py:run_kmeans`.
+Source: docs/papers/pcl.md, section 3.4; salesforce/PCL@964da1f `main_pcl.py:run_kmeans`.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """A pre-trained ResNet for detection: the names and the file that detectron2 reads.
 
-Sources: PCL spec 7.4, MoPro spec 7 and 9 (salesforce/MoPro@155cae3
-`detection/convert-pretrain-to-detectron2.py`).
+Sources: docs/papers/pcl.md, section 7.4, docs/papers/mopro.md, sections 7 and 9
+(salesforce/MoPro@155cae3 `detection/convert-pretrain-to-detectron2.py`).
 """
 
 import pickle

@@ -1,7 +1,7 @@
 """Weakly supervised grounding: which proposed box holds most of an expression's map.
 
 Shapes: P proposals, boxes [x, y, width, height] in pixels, maps (g, g) on the grid of patches.
-Source: ALBEF specification, section 7; salesforce/ALBEF@b9727e4 `dataset/utils.py:grounding_eval`.
+Source: docs/papers/albef.md, section 7; salesforce/ALBEF@b9727e4 `dataset/utils.py:grounding_eval`.
 """
 
 from collections import defaultdict

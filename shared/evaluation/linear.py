@@ -1,6 +1,6 @@
 """Linear classification on a frozen backbone, and fine-tuning of all layers.
 
-Sources: PCL spec 7.2 and 7.3, MoPro spec 7.
+Sources: docs/papers/pcl.md, sections 7.2 and 7.3, docs/papers/mopro.md, section 7.
 """
 
 from typing import Any

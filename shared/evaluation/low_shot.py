@@ -1,7 +1,7 @@
 """Linear SVMs on few labelled images per class: VOC07 (multi-label) and single-label sets.
 
-Sources: PCL spec 7.1 (salesforce/PCL@964da1f `eval_svm_voc.py`, `voc.py`); MoPro spec 7
-(salesforce/MoPro@155cae3 `lowshot_svm.py`).
+Sources: docs/papers/pcl.md, section 7.1 (salesforce/PCL@964da1f `eval_svm_voc.py`, `voc.py`);
+docs/papers/mopro.md, section 7 (salesforce/MoPro@155cae3 `lowshot_svm.py`).
 """
 
 import warnings

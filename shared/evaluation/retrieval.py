@@ -6,7 +6,8 @@ Scores are matrices (N, T) of a whole evaluation set, the same on every rank. Wh
 needs is bigger: an image's tokens stay on the rank that read it, which scores all its pairs; the
 texts' tokens are shared, without padding. So each image is projected to keys and values once, and
 a pair that both directions want is scored once.
-Source: ALBEF specification section 7; salesforce/ALBEF@b9727e4 `Retrieval.py:evaluation, itm_eval`.
+Source: docs/papers/albef.md, section 7; salesforce/ALBEF@b9727e4 `Retrieval.py:evaluation,
+itm_eval`.
 """
 
 import warnings

@@ -1,6 +1,7 @@
 """Accuracy on frequent and rare classes of a long-tailed training set.
 
-Source: ICCL spec 7.2; facebookresearch/classifier-balancing@f162ade `utils.py:shot_acc`.
+Source: docs/papers/iccl.md, section 7.2; facebookresearch/classifier-balancing@f162ade
+`utils.py:shot_acc`.
 """
 
 import torch

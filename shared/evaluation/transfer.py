@@ -1,6 +1,7 @@
 """Frozen features judged by what can be learned from them: modules that are only evaluated.
 
-Shapes: n images, F features, C classes. Sources: PCL spec 7.1, MoPro spec 7.
+Shapes: n images, F features, C classes. Sources: docs/papers/pcl.md, section 7.1,
+docs/papers/mopro.md, section 7.
 """
 
 from collections.abc import Callable

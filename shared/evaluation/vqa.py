@@ -1,7 +1,7 @@
 """Soft accuracy of VQA v2, and the result file that its server takes.
 
 Ten people answered each question; a prediction is right as far as they agree with it. Answers are
-compared in a normalised spelling. Source: ALBEF spec section 7; salesforce/ALBEF@b9727e4
+compared in a normalised spelling. Source: docs/papers/albef.md, section 7; salesforce/ALBEF@b9727e4
 `vqaTools/vqaEval.py`.
 """
 

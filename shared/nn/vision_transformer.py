@@ -67,7 +67,8 @@ class VisionTransformer(timm_vit.VisionTransformer):
 def interpolate_positions(positions: Tensor, grid: int) -> Tensor:
     """Position embeddings (1, 1 + s^2, C) -> (1, 1 + grid^2, C); the class token's stays.
 
-    Bicubic, align_corners=False, without antialiasing (ALBEF spec 4.4); square grids only.
+    Bicubic, align_corners=False, without antialiasing (docs/papers/albef.md, section 4.4); square
+    grids only.
 
     Raises:
         ValueError: not of that shape, or the positions are no square.

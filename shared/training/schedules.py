@@ -51,7 +51,8 @@ def stepped_cosine(
     epochs: int,
     warmup_block: int = 100,
 ) -> float:
-    """The rate at an iteration, as ALBEF and its descendants set it (ALBEF spec 3.5).
+    """The rate at an iteration, as ALBEF and its descendants set it (docs/papers/albef.md, section
+    3.5).
 
     In epoch 0 a linear warm-up in `warmup_blocks` stairs of `warmup_block` iterations; a shorter
     epoch cuts it off. Each later epoch has one rate, a cosine in the epoch's number.

@@ -1,4 +1,4 @@
-"""What every method package keeps, whichever it is (DESIGN section 6).
+"""What every method package keeps, whichever it is.
 
 The packages are found under `methods/`, each with `conf/experiment/<method>/smoke.yaml` and its
 card `README.md`. A new method needs no line here.

@@ -1,6 +1,6 @@
 """An independent reference of CoMatch, in plain functions of tensors.
 
-Written from the specification and from nothing of ours: networks as functions of a state dict,
+Written from the algorithm and from nothing of ours: networks as functions of a state dict,
 explicit loops, updates by hand. `make_variant.py` derives golden cases of other dims from it.
 """
 

@@ -1,6 +1,6 @@
 """Adapters of the ICCL cases; what each name means is said in the case's `case.json`.
 
-No official code exists: the cases evaluate the specification's equations in NumPy, or come from the
+No official code exists: the cases evaluate the equations in NumPy, or come from the
 public code of the shared parts. Steps are observed inside the real `training_step` and Lightning's
 real loop; where a case gives embeddings instead of images, they stand in for the network.
 """
@@ -159,8 +159,8 @@ def samplers_and_imbalance(config: Config, inputs: Inputs, weights: Inputs) -> O
         per_image, per_class = class_aware_weights(inputs["class_counts"].numpy(), gamma)
         out[f"image_prob.gamma{gamma}"] = torch.from_numpy(per_image)
         out[f"class_prob.gamma{gamma}"] = torch.from_numpy(per_class)
-    # The data sets are named in the outputs only: CIFAR-10-LT and CIFAR-100-LT (spec 6.1), of any
-    # whole imbalance ratio.
+    # The data sets are named in the outputs only: CIFAR-10-LT and CIFAR-100-LT
+    # (docs/papers/iccl.md, section 6.1), of any whole imbalance ratio.
     for classes, n_max in ((10, 5000), (100, 500)):
         for ratio in range(1, 201):
             counts = torch.from_numpy(long_tail_counts(n_max, ratio, classes))

@@ -1,6 +1,6 @@
 """Golden folders of ICCL with other dims, seeds and values, in the format of tests/golden.
 
-Written from the specification alone, in float64 and without anything from `methods/` or `shared/`:
+Written from the equations alone, in float64 and without anything from `methods/` or `shared/`:
 plain loops and closed formulas, gradients by automatic differentiation of those.
 """
 

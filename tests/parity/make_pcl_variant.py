@@ -2,7 +2,7 @@
 
 It convinces that the adapters read every dim and value from the files; that the numbers are the
 official code's is the business of `tests/golden`. The reference below is written from the
-specification with plain loops, and shares nothing with `methods` and `shared`.
+equations with plain loops, and shares nothing with `methods` and `shared`.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Points of the specification on which the golden cases do not insist."""
+"""Points of docs/papers/cascode.md on which the golden cases do not insist."""
 
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""What the specification demands of ICCL beyond its golden cases, section by section.
+"""What docs/papers/iccl.md demands beyond its golden cases, section by section.
 
 Expected values are written out in NumPy or plain loops, with nothing of `methods/`.
 """

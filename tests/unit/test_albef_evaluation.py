@@ -112,7 +112,7 @@ def every_logit(module: Retrieval) -> tuple[Tensor, Tensor]:
 def official_scores(
     logits: Tensor, similarity: Tensor, k: int, plus: bool
 ) -> tuple[Tensor, Tensor]:
-    """Row by row, as the specification says."""
+    """Row by row, as the protocol says."""
     both = []
     for scores, similar in ((logits, similarity), (logits.T, similarity.T)):
         found = torch.full_like(similar, NOT_SCORED)

@@ -185,7 +185,8 @@ def test_loss_is_that_of_both_networks() -> None:
 
 
 def test_student_and_teacher_start_from_text_assignment(tmp_path: Path) -> None:
-    """The official script's teacher starts from other weights: spec 10.1.5."""
+    """The official script's teacher starts from other weights: docs/papers/albef.md, section 10.1,
+    item 5."""
     before, module = assignment(), nlvr()
     with torch.no_grad():
         for p in before.parameters():

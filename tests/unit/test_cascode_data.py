@@ -651,7 +651,8 @@ def test_token_ids_are_made_once(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_another_vocabulary_or_file_of_the_same_name(tmp_path: Path) -> None:
-    """The official code reuses features by the name of the file (spec, section 10)."""
+    """The official code reuses features by the name of the file (docs/papers/cascode.md, section
+    10)."""
     cache = str(tmp_path / "cache")
     one = small(tmp_path, cache=cache).training.queries
     write_lines(tmp_path / "python" / "train.jsonl", [entry(n, "open a file") for n in range(4)])

@@ -660,7 +660,7 @@ def test_every_claim_of_the_project_reads_and_composes(name):
     (path,) = (CONF / "reproduce").rglob(name)
     claim = load_claim(path)
     # A bootstrap draws the test queries too, hundreds of them beside the seeds (CasCode's
-    # specification asks for three seeds). An interval over seeds alone is wide with few of them:
+    # first plan asked for three seeds). An interval over seeds alone is wide with few of them:
     # 3.2 standard errors on each side with four, 4.3 with three.
     by_query = all(rule.per_query for rule in (claim.primary, *claim.further))
     assert len(claim.seeds) >= (3 if by_query else 4)

@@ -392,7 +392,7 @@ def test_families_fill_the_partitions_in_a_fixed_order() -> None:
 
 
 def test_the_pinned_list() -> None:
-    """The split of code-corpus.md, section 4."""
+    """The split of docs/papers/cascode.md, section 14.4."""
     pinned = listing.load(PYTHON)
     assert (len(pinned.packages), len(pinned.of("small"))) == (74, 49)
     of = {p: {n for n, of in pinned.partitions.items() if of == p} for p in listing.PARTITIONS}

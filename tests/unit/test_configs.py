@@ -172,7 +172,7 @@ def test_values_of_the_specification(experiment: str, values: dict[str, Any]) ->
     assert {key: method[key] for key in values} == values
 
 
-ALBEF = {  # section 5 of its specification: image, batch on 8 GPUs, epochs, rates, warm-up, ramp, k
+ALBEF = {  # docs/papers/albef.md, section 5: image, batch, epochs, rates, warm-up, ramp, k
     "pretrain_4m": (256, 512, 30, 1e-4, 1e-5, 1e-5, 20, True, None),
     "pretrain_14m": (256, 512, 30, 1e-4, 1e-5, 1e-5, 20, True, None),
     "pretrain_webdataset": (256, 512, 30, 1e-4, 1e-5, 1e-5, 20, True, None),
@@ -214,7 +214,7 @@ def test_values_of_albefs_specification(experiment: str, tmp_path: Path) -> None
 
 
 def test_rows_of_albef() -> None:
-    """All with a figure in section 8 of its specification."""
+    """All with a figure in docs/papers/albef.md, section 8."""
     expected = {"retrieval_coco", "retrieval_flickr30k", "retrieval_flickr30k_4m", "zero_shot_coco",
                 "zero_shot_flickr30k", "zero_shot_flickr30k_pretrained", "vqa", "nlvr2", "snli_ve",
                 "refcoco_plus"}  # fmt: skip

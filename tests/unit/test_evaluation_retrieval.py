@@ -26,7 +26,7 @@ from shared.evaluation.retrieval import (
 
 
 def official_recalls(i2t: Tensor, t2i: Tensor, text_image: list[int]) -> dict[str, float]:
-    """By sorting, row by row, as the specification describes it."""
+    """By sorting, row by row, as docs/papers/albef.md, section 7 describes it."""
     ranks = {
         "txt": [
             min(order.index(text) for text, owner in enumerate(text_image) if owner == image)

@@ -1,6 +1,6 @@
 """Official ALBEF files, with random weights, in and out of our modules; and starts from them.
 
-The keys are written down here from the specification (section 9), not taken from our tables.
+The keys are written down here from docs/papers/albef.md, section 9, not taken from our tables.
 """
 
 import re

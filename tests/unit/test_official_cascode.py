@@ -1,6 +1,6 @@
 """Files of the CodeBERT repository and of the hub, with random weights, in and out of our modules.
 
-The keys are written down here from the specification (section 9), not taken from our tables.
+The keys are written down here from docs/papers/cascode.md, section 9, not taken from our tables.
 """
 
 import json

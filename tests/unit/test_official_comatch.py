@@ -98,7 +98,8 @@ def linear(name: str, outputs: int, inputs: int) -> dict[str, Tensor]:
 
 
 def wrn_state(k: int = 2, classes: int = 10, heads: bool = True) -> dict[str, Tensor]:
-    """The official key tree of WRN-28-k (spec section 9), independent of our module."""
+    """The official key tree of WRN-28-k (docs/papers/comatch.md, section 9), independent of our
+    module."""
     widths = [16, 16 * k, 32 * k, 64 * k]
     state = {"backbone.conv1.weight": torch.randn(16, 3, 3, 3)}
     for stage in (1, 2, 3):
@@ -314,7 +315,7 @@ HEADS = ("classifier", "fc1", "fc2")
 
 
 def moco_checkpoint(query: dict[str, Tensor]) -> dict[str, Any]:
-    """What the scripts of MoCo and PCL save (PCL: specification, section 9)."""
+    """What the scripts of MoCo and PCL save (PCL: docs/papers/comatch.md, section 9)."""
     state = {f"module.encoder_q.{k}": v for k, v in query.items()}
     state |= {f"module.encoder_k.{k}": torch.zeros(1) for k in query}
     state |= {"module.queue": torch.zeros(128, 16384), "module.queue_ptr": torch.zeros(1)}

@@ -51,7 +51,7 @@ def transfer(kind: type, classes: int = 6, backbone: dict[str, Any] = TINY) -> A
 
 
 def official_state(classes: int, prefix: str = "module.") -> dict[str, Tensor]:
-    """Random tensors under the official keys (specification, section 9), at full size."""
+    """Random tensors under the official keys (docs/papers/mopro.md, section 9), at full size."""
     generator = torch.Generator().manual_seed(classes)
 
     def encoder(name: str) -> dict[str, Tensor]:

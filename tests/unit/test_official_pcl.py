@@ -70,7 +70,8 @@ def probe(network: dict[str, Any] = RESNET50, **changes: Any) -> LinearProbe:
 
 
 def encoder_state(version: str, prefix: str) -> dict[str, Tensor]:
-    """torchvision's tree with the head as `fc`, of random values (spec section 9)."""
+    """torchvision's tree with the head as `fc`, of random values (docs/papers/pcl.md, section
+    9)."""
     state = {k: torch.randn_like(v.float()).to(v) for k, v in resnet50().state_dict().items()}
     state = {k: v for k, v in state.items() if not k.startswith("fc.")}
     if version == "v1":

@@ -1,7 +1,8 @@
 """Pairs of documentation and function from pinned packages, split by package families.
 
-`corpus` is the entry, for use as a `source` of a config. Rules and targets: code-corpus.md. The
-files are made on each machine and not committed: they hold other people's code.
+`corpus` is the entry, for use as a `source` of a config. Rules and targets:
+docs/papers/cascode.md, section 14. The files are made on each machine and not committed: they hold
+other people's code.
 """
 
 import gzip

@@ -155,7 +155,7 @@ def drop_reason(entry: Mapping[str, Any], groups: Mapping[str, Any]) -> str | No
         "family or hair": subgroup in PEOPLE_IN_PARTS or bool(HAIR.intersection(codes)),
         "text or shape": subgroup in TEXT_IN_BOXES,
         "clock face": bool(re.search(r"o\Wclock|-thirty", entry["label"])),
-        # The plain right arrow goes too: the 1,301 concepts of the specification are without it.
+        # The plain right arrow goes too: the set of 1,301 concepts is without it.
         "facing right": RIGHT_ARROW in codes,
     }
     return next((reason for reason, applies in rules.items() if applies), None)

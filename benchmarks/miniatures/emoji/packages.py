@@ -135,7 +135,7 @@ class Sources:
 
 
 def load() -> Sources:
-    """Fetch what is missing and match icons to concepts (section 2 of the specification)."""
+    """Fetch what is missing and match icons to concepts."""
     *archives, texts = fetch([*(r.package for r in RENDERINGS), TEXTS])
     icons, info, icon_sets = {}, {}, {}
     for rendering, archive in zip(RENDERINGS, archives, strict=True):

@@ -45,7 +45,7 @@ SENTENCE_WORDS = (
 
 
 def pairs(root: str | Path, noise: float = 0.4, seed: int = 0) -> Provenance:
-    """Make the emoji pairs present in `root` (section 3 of the miniature specification).
+    """Make the emoji pairs present in `root`.
 
     Pictures are `images/<rendering>/<concept>.png`, 64 px RGB on white, for validation and test,
     and `images_rgba/<rendering>/<concept>.png` with alpha for training. Lists of pairs are

@@ -104,7 +104,7 @@ def scenes(
     objects: Sequence[int] = OBJECTS,
     longest_side: Sequence[int] = LONGEST_SIDE,
 ) -> Provenance:
-    """Make the scenes present in `root` (section 4 of the miniature specification).
+    """Make the scenes present in `root`.
 
     Writes `scenes/<split>/<12 digits>.png` (96 px, two to four objects of different concepts),
     `instances_<split>.json` in COCO's layout, `captions_train.json`,

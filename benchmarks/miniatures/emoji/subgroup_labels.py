@@ -61,7 +61,7 @@ class LabelledPictures:
 
 
 def subgroups(root: str | Path, rank_seed: int | None = None) -> Provenance:
-    """Make the sub-group sets present in `root` (sections 6 and 8 of the specification).
+    """Make the sub-group sets present in `root`.
 
     Writes `images/{train,val,test}/<sub-group>/*.png`, and for each set NAME `NAME_{split}.npz` and
     `.txt`: `emoji` with natural counts, `emoji_lt` with a long tail in which the rank follows the
