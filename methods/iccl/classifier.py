@@ -28,9 +28,9 @@ class LongTailClassifier(ClassificationMethod):
     """An `Encoder` under training on long-tailed data; subclasses add `training_step`.
 
     Logs, in percent, `val/...` and `test/joint_...`: `all` (over samples), `macro` (over classes),
-    `many`, `medium` and `few` (over the classes of the group, docs/papers/iccl.md, section 7.2; an
-    empty group is left out). After training it rebalances the classifier on cached features and
-    logs `test/<variant>_...` for each variant.
+    `many`, `medium` and `few` (over the classes of the group, docs/papers/iccl.md, section 7,
+    item 2; an empty group is left out). After training it rebalances the classifier on cached
+    features and logs `test/<variant>_...` for each variant.
 
     Args:
         backbone, num_classes, projection: see `Encoder`.

@@ -1,6 +1,6 @@
 """Accuracy on frequent and rare classes of a long-tailed training set.
 
-Source: docs/papers/iccl.md, section 7.2; facebookresearch/classifier-balancing@f162ade
+Source: docs/papers/iccl.md, section 7, item 2; facebookresearch/classifier-balancing@f162ade
 `utils.py:shot_acc`.
 """
 
