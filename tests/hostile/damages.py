@@ -72,6 +72,7 @@ TOLERATED: dict[str, Callable[[Path], None]] = {
     "an enormous number": _rewrite(lambda content: b"9" * 100_000),
 }
 DAMAGES = REFUSED | TOLERATED
-RARE = {"not UTF-8", "deep braces", "a number", "an object", "an enormous number"}
+RARE = {"zeros", "a socket", "a link to nothing", "not UTF-8", "deep braces", "a number"}
+RARE |= {"an object", "an enormous number"}
 MOSTLY = [pytest.param(d, marks=pytest.mark.slow) if d in RARE else d for d in sorted(DAMAGES)]
-"""For readers that take long: the others of `TOLERATED` find the same faults in most of them."""
+"""For readers that take long: the others find the same faults in nearly all of them."""

@@ -91,6 +91,16 @@ def test_damaged_files_of_a_run(home, tmp_path, file, damage):
         assert results["metrics"] == start(home, "finished")["metrics"]
 
 
+def test_a_run_killed_behind_its_last_checkpoint_has_the_rows_of_an_undisturbed_one(home, tmp_path):
+    name = again(home, tmp_path)
+    (home / name / "results.json").unlink()
+    metrics = home / name / "metrics.csv"
+    kept = [line for line in metrics.read_text().splitlines(True) if ",test/" not in line]
+    metrics.write_text("".join(kept))
+    start(home, name)
+    assert rows(home / name / "metrics.csv") == rows(home / "finished" / "metrics.csv")
+
+
 def test_a_config_that_unfolds(home, tmp_path):
     name = again(home, tmp_path)
     lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40))]
