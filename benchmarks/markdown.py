@@ -8,6 +8,7 @@ _SIGNS = re.compile(r"[\\`*\[\]|]|<(?=[a-zA-Z/!?])|&(?=#?\w+;)|(?<![^\W_])_|_(?!
 _BEGINNING = re.compile(r"^(?:#{1,6}(?=\s|$)|[-+](?=\s|$)|[-=]{2,}|>)")
 _NUMBERED = re.compile(r"^(\d{1,9})(?=[.)](?:\s|$))")
 _ADDRESS = re.compile(r"(?i)\b[a-z][a-z0-9+.-]*(?=://)|\b(?:mailto|xmpp)(?=:)|\bwww(?=\.)")
+_MAIL = re.compile(r"@(?=[\w.-]*\.)")
 
 
 def escaped(text: str) -> str:
@@ -15,8 +16,8 @@ def escaped(text: str) -> str:
     line = _SIGNS.sub(r"\\\g<0>", _line(text))
     line = _BEGINNING.sub(r"\\\g<0>", line)
     line = _NUMBERED.sub(r"\1\\", line)
-    # An address becomes a link by itself: of "@" no escape keeps it, a space of no width does.
-    return _ADDRESS.sub(r"\g<0>\\", line).replace("@", "@\u200b")
+    # An address becomes a link by itself: of mail no escape keeps it, a space of no width does.
+    return _MAIL.sub("@\u200b", _ADDRESS.sub(r"\g<0>\\", line))
 
 
 def code(text: str) -> str:
