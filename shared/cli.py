@@ -77,7 +77,7 @@ def _predict(arguments: Sequence[str]) -> None:
         _refuse(f"tenfold predict: {' and '.join(missing)} not given; usage: {USAGE}")
     from shared.predict import main as predict
 
-    predict(arguments)
+    predict(arguments, checked=True)
 
 
 def list_rows(arguments: Sequence[str]) -> None:

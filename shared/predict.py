@@ -38,16 +38,20 @@ from shared.training.checkpoints import CheckpointError
 MOST = 100_000  # images of a batch or a sheet, groups, overlays
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str], checked: bool = False) -> None:
     """Console entry. What is wrong goes to stderr in one line, with exit status 2.
 
     What nobody foresaw says its type as well, and ends with 1; Ctrl-C ends with 130.
+
+    Args:
+        checked: whether the names of the keys have been checked already.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # file names need not be UTF-8
             stream.reconfigure(errors="backslashreplace")
     try:
-        validate(argv, "predict")
+        if not checked:
+            validate(argv, "predict")
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("predict", list(argv))
         predict(config)

@@ -7,8 +7,9 @@ errors, whose message names the file; after any other the reader may also return
 import os
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,3 +77,9 @@ RARE = {"zeros", "a socket", "a link to nothing", "not UTF-8", "deep braces", "a
 RARE |= {"an object", "an enormous number"}
 MOSTLY = [pytest.param(d, marks=pytest.mark.slow) if d in RARE else d for d in sorted(DAMAGES)]
 """For readers that take long: the others find the same faults in nearly all of them."""
+
+
+def every(step: int, values: Sequence[Any]) -> list[Any]:
+    """The values as parameters of a test, all but one of so many in the slow tests."""
+    slow = pytest.mark.slow
+    return [pytest.param(v, marks=slow) if n % step else v for n, v in enumerate(values)]

@@ -16,7 +16,7 @@ from PIL import Image
 
 from shared.data.images import DataCorruptError, read_image
 from shared.predict_inputs import not_too_long
-from tests.hostile.damages import DAMAGES, RARE
+from tests.hostile.damages import DAMAGES, RARE, every
 from tests.hostile.test_checkpoints import predicts
 from tests.unit.test_predict import write_checkpoint
 
@@ -209,10 +209,7 @@ ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize(  # every other one in the everyday tests
-    "argument",
-    [pytest.param(a, marks=pytest.mark.slow) if n % 2 else a for n, a in enumerate(ARGUMENTS)],
-)
+@pytest.mark.parametrize("argument", every(2, ARGUMENTS))
 def test_hostile_arguments_are_refused_in_one_line(folder, capsys, monkeypatch, argument):
     monkeypatch.chdir(folder)
     status, said = predicts(folder, capsys, argument)

@@ -21,7 +21,7 @@ from shared import run as entry
 from shared.overrides import CONF, OverrideError, validate
 from shared.training.checkpoints import load_checkpoint
 from shared.training.run_folder import RunBusyError, RunError
-from tests.hostile.damages import DAMAGES, MOSTLY
+from tests.hostile.damages import DAMAGES, MOSTLY, every
 from tests.hostile.tripwire import watched
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -254,10 +254,7 @@ OVERRIDES = [
 ]
 
 
-@pytest.mark.parametrize(  # every fourth one in the everyday tests
-    "override",
-    [pytest.param(o, marks=pytest.mark.slow) if n % 4 else o for n, o in enumerate(OVERRIDES)],
-)
+@pytest.mark.parametrize("override", every(4, OVERRIDES))
 def test_hostile_overrides_are_refused_in_one_line(home, tmp_path, override):
     with pytest.raises((OverrideError, *entry.REFUSALS)) as caught:
         start(home, f"refused-{tmp_path.name}", override)
