@@ -74,7 +74,7 @@ TOLERATED: dict[str, Callable[[Path], None]] = {
 }
 DAMAGES = REFUSED | TOLERATED
 RARE = {"zeros", "a socket", "a link to nothing", "not UTF-8", "deep braces", "a number"}
-RARE |= {"an object", "an enormous number"}
+RARE |= {"an object", "an enormous number", "a link to itself", "flipped bits", "a list of nulls"}
 MOSTLY = [pytest.param(d, marks=pytest.mark.slow) if d in RARE else d for d in sorted(DAMAGES)]
 """For readers that take long: the others find the same faults in nearly all of them."""
 

@@ -209,7 +209,7 @@ ARGUMENTS = [
 ]
 
 
-@pytest.mark.parametrize("argument", every(2, ARGUMENTS))
+@pytest.mark.parametrize("argument", every(4, ARGUMENTS))
 def test_hostile_arguments_are_refused_in_one_line(folder, capsys, monkeypatch, argument):
     monkeypatch.chdir(folder)
     status, said = predicts(folder, capsys, argument)

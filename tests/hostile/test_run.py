@@ -254,7 +254,7 @@ OVERRIDES = [
 ]
 
 
-@pytest.mark.parametrize("override", every(4, OVERRIDES))
+@pytest.mark.parametrize("override", every(8, OVERRIDES))
 def test_hostile_overrides_are_refused_in_one_line(home, tmp_path, override):
     with pytest.raises((OverrideError, *entry.REFUSALS)) as caught:
         start(home, f"refused-{tmp_path.name}", override)
