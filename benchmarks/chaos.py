@@ -31,7 +31,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from benchmarks.claims import CONF, nearest
-from shared.training.checkpoints import load_checkpoint
+from shared.checkpoints.reading import load_checkpoint
 from shared.training.loggers import read_metrics
 
 ALWAYS = [

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from shared.data.files import is_number, is_text, nested_too_deep, one_line, shortened
+from shared.data.readers.files import is_number, is_text, nested_too_deep, one_line, shortened
 from shared.files import open_regular, parse_json
 
 LARGEST = 1 << 26  # bytes of a file

@@ -43,7 +43,7 @@ from benchmarks.claims import (
 )
 from benchmarks.launch import Launcher, Run, launch, multirun_command
 from benchmarks.outputs import check, word
-from shared.data.files import one_line
+from shared.data.readers.files import one_line
 from shared.files import read_json, replacing
 from shared.nn.building import call
 from shared.overrides import OverrideError, validate

@@ -19,7 +19,7 @@ from benchmarks.markdown import code, escaped, table
 from benchmarks.outputs import check
 from benchmarks.outputs import number as finite
 from benchmarks.statistics import Paired, Verdict, mean_std, paired, paired_by_query, verdict
-from shared.data.files import one_line
+from shared.data.readers.files import one_line
 from shared.files import read_json, replacing
 
 

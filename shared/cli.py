@@ -75,7 +75,7 @@ def _predict(arguments: Sequence[str]) -> None:
     given = {argument.partition("=")[0] for argument in arguments}
     if missing := [key for key in ("checkpoint", "images") if key not in given]:
         _refuse(f"tenfold predict: {' and '.join(missing)} not given; usage: {USAGE}")
-    from shared.predict import main as predict
+    from shared.predict.command import main as predict
 
     predict(arguments, checked=True)
 

@@ -32,6 +32,8 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
 
+from shared.checkpoints.reading import CheckpointError
+from shared.checkpoints.writing import AtomicCheckpointIO
 from shared.files import UnsafeFileError
 from shared.nn.building import applied, build, call
 from shared.overrides import check_overrides
@@ -43,8 +45,6 @@ from shared.training.callbacks import (
     peak_memory_mb,
     progress_callback,
 )
-from shared.training.checkpoint_io import AtomicCheckpointIO
-from shared.training.checkpoints import CheckpointError
 from shared.training.method import Method
 from shared.training.precision import choose_precision
 from shared.training.run_folder import (

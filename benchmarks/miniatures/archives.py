@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 from filelock import FileLock
 
-from shared.data.images import DataCorruptError, DataNotFoundError
+from shared.data.errors import DataCorruptError, DataNotFoundError
 
 log = logging.getLogger(__name__)
 LONGEST_FETCH = 900  # seconds, of all that is missing

@@ -17,7 +17,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from shared.data.images import DataCorruptError
+from shared.data.errors import DataCorruptError
 
 PICTURES = (".png", ".jpg")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from benchmarks.miniatures.archives import Command, fetch_pinned
-from shared.data.images import DataCorruptError
+from shared.data.errors import DataCorruptError
 
 SYSTEM = Path("/etc/apt")  # where this machine's sources are listed
 _FIELD = re.compile(r"(?m)^([A-Za-z-]+):[ \t]*((?:.*)(?:\n[ \t].*)*)")

@@ -24,10 +24,10 @@ from benchmarks.miniatures.emoji.subgroup_labels import (
     subgroups,
     write_pictures,
 )
-from shared.data import sources
-from shared.data.images import DataCorruptError
-from shared.data.readers import FASHION_MNIST_CLASSES, find
-from shared.data.readers import fashion_mnist as read_fashion_mnist
+from shared.data import fetching
+from shared.data.errors import DataCorruptError
+from shared.data.readers.small_images import FASHION_MNIST_CLASSES, find
+from shared.data.readers.small_images import fashion_mnist as read_fashion_mnist
 from shared.nn.building import trusted_function
 
 Provenance = dict[str, dict[str, Any]]
@@ -81,7 +81,7 @@ def fashion_mnist(
     seed: int,
     per_class: int = 1000,
     tuning_per_class: int = 250,
-    clean_source: str | Callable[[str | Path], Provenance] = sources.fashion_mnist,
+    clean_source: str | Callable[[str | Path], Provenance] = fetching.fashion_mnist,
 ) -> Provenance:
     """A noisy web of eight Fashion-MNIST classes (docs/papers/mopro.md, section 11).
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.miniatures.archives import Command, fetch_pinned
-from shared.data.images import DataCorruptError
+from shared.data.errors import DataCorruptError
 
 
 @dataclass(frozen=True)

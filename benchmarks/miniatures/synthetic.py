@@ -22,7 +22,7 @@ def fashion_mnist(
     """Write the four IDX files into `root` (idempotent) and return their provenance.
 
     `train` and `test` are numbers of images, spread evenly over the ten classes; the return type is
-    that of `shared.data.sources`.
+    that of `shared.data.fetching`.
     """
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)

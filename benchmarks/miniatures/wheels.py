@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from benchmarks.miniatures.archives import Command, fetch_pinned
-from shared.data.images import DataCorruptError
+from shared.data.errors import DataCorruptError
 
 # Of wheels with compiled parts the same one for everybody, whatever machine and Python run this.
 TARGET = [

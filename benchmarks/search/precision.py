@@ -28,8 +28,8 @@ from methods.cascode.data import CodeSearchData
 from methods.cascode.inference import load_search_model
 from methods.cascode.ranking import cascade, ranks, top_k
 from methods.cascode.search.models import PRECISIONS, Model
+from shared.checkpoints.reading import CheckpointError
 from shared.nn.building import build, call
-from shared.training.checkpoints import CheckpointError
 
 K = 10
 Floats = NDArray[np.float64]

@@ -18,7 +18,7 @@ from methods.cascode.search.indexing import Options, Report, build_index
 from methods.cascode.search.models import Decision, Settings, load
 from methods.cascode.search.query import LEXICAL, Request, Result, Searcher
 from methods.cascode.search.store import Index
-from shared.training.pretrained_text import model_folder
+from shared.checkpoints.pretrained_text import model_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 PEER = PeerPackage(

@@ -90,7 +90,7 @@ def make_data(folder: Path, settings: dict[str, Any] = SETTINGS, minilm: Path = 
     from methods.cascode.encoders import text_config
     from methods.cascode.module import Shared
     from methods.cascode.official import export, load_initial
-    from shared.training.checkpoints import load_module
+    from shared.checkpoints.reading import load_module
 
     sources.minilm(minilm)
     torch.manual_seed(settings["seed"])

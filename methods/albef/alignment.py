@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from methods.albef.evaluation import RetrievalEvaluation
 from methods.albef.model import ImageTextEncoders
 from methods.albef.training import Batch, MomentumDistilled
-from shared.data.image_text import ImageTextData
-from shared.data.randomness import torch_generator
+from shared.data.image_text.pairs import ImageTextData
+from shared.distributed import all_gather, own_rows, pad_to_longest, world_size
 from shared.losses.contrastive import similarity_logits, soft_target_nce
 from shared.losses.image_text import (
     draw_negatives,
@@ -26,7 +26,7 @@ from shared.losses.image_text import (
 )
 from shared.nn.queue import FeatureQueue
 from shared.nn.text_transformer import KeyValue
-from shared.training.distributed import all_gather, own_rows, pad_to_longest, world_size
+from shared.randomness import torch_generator
 
 
 class Alignment(MomentumDistilled):

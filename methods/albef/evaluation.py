@@ -11,7 +11,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from shared.data.image_text import ImageTextData
+from shared.data.image_text.pairs import ImageTextData
 from shared.evaluation.retrieval import (
     Collector,
     Gallery,

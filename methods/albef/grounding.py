@@ -35,7 +35,7 @@ class Grounding(Retrieval):
     Evaluation batches, beside images and texts: `image_ids` (B,), equal for the same image (which
     is then encoded once), `sizes` (B, 2) height and width of the image that boxes refer to, `boxes`
     (B, 4) what is meant, `proposals`, a list of (P, 4), and `splits`, a list of names; see
-    `shared.data.referring`.
+    `shared.data.image_text.referring`.
     """
 
     def __init__(self, cam_mode: str = "itm", cam_layer: int = 8, **alignment: Any):

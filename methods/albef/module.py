@@ -14,11 +14,11 @@ from torch import Tensor
 
 from methods.albef.alignment import Alignment
 from methods.albef.training import Batch
+from shared.checkpoints.pretrained_text import load_hugging_face
+from shared.checkpoints.pretrained_vision import load_vision
+from shared.distributed import rank
 from shared.losses.image_text import matching_loss
 from shared.losses.language import IGNORED, MaskDraws, mask_tokens, masked_lm_loss
-from shared.training.distributed import rank
-from shared.training.pretrained_text import load_hugging_face
-from shared.training.pretrained_vision import load_vision
 
 log = logging.getLogger(__name__)
 TEMPERATURES = (0.001, 0.5)

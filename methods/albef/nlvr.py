@@ -22,13 +22,13 @@ from methods.albef.classification import (
 )
 from methods.albef.model import classifier
 from methods.albef.training import Batch, Finetuning
-from shared.data.randomness import torch_generator
+from shared.distributed import rank
 from shared.losses.contrastive import similarity_logits
 from shared.losses.image_text import draw_negatives, negative_weights
 from shared.nn.heads import unit_norm
 from shared.nn.text_transformer import TextTransformer
 from shared.nn.vision_transformer import VisionTransformer
-from shared.training.distributed import rank
+from shared.randomness import torch_generator
 
 TEMPERATURE = 0.07  # of text assignment; not learned
 FEWEST = 3  # images of a batch, for text assignment: a text's own and two others

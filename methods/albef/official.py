@@ -18,10 +18,7 @@ from torch import Tensor
 from methods.albef.module import Pretraining
 from methods.albef.nlvr import NLVR, TextAssignment
 from methods.albef.vqa import VQA
-from shared.nn.momentum import MomentumEncoder
-from shared.training.checkpoints import CheckpointError, load_checkpoint, load_module
-from shared.training.method import Method
-from shared.training.official import (
+from shared.checkpoints.official import (
     SCALAR,
     TRANSPOSED,
     Conversion,
@@ -31,8 +28,11 @@ from shared.training.official import (
     export_official,
     import_official,
 )
-from shared.training.pretrained_text import POSITION_IDS, bert_rules, word_head_rules
-from shared.training.pretrained_vision import POSITIONS
+from shared.checkpoints.pretrained_text import POSITION_IDS, bert_rules, word_head_rules
+from shared.checkpoints.pretrained_vision import POSITIONS
+from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
+from shared.nn.momentum import MomentumEncoder
+from shared.training.method import Method
 
 KINDS = {
     "pretrained": "pre-training",

@@ -27,9 +27,9 @@ from methods.cascode.readers import (
     query_tokens,
 )
 from methods.cascode.tokenizer import CodeTokenizer, TokenRows, pad
-from shared.data.bucketing import LengthBuckets
-from shared.data.images import DataCorruptError
-from shared.data.loader import EvaluationLoader, ResumableLoader
+from shared.data.errors import DataCorruptError
+from shared.data.loading.loader import EvaluationLoader, ResumableLoader
+from shared.data.text.length_buckets import LengthBuckets
 
 Batch = dict[str, Any]
 Stage = Literal["val", "test"]

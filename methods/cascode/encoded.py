@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from methods.cascode.readers import Accept, Kind, Reader, Text
 from methods.cascode.tokenizer import CodeTokenizer, TokenRows
-from shared.data.feature_cache import Arrays, cache_key, cached
-from shared.data.images import DataCorruptError
+from shared.data.errors import DataCorruptError
+from shared.data.loading.feature_cache import Arrays, cache_key, cached
 
 log = logging.getLogger(__name__)
 VERSION = 1  # of what is kept

@@ -12,17 +12,17 @@ from typing import Any
 from torch import nn
 
 from methods.cascode.model import CodeEncoder, Pooling
-from shared.data.files import is_integer, is_number, one_line, shortened
-from shared.files import read_json
-from shared.training.checkpoints import CheckpointError, load_checkpoint, load_module
-from shared.training.official import KeyTable, Rule, import_official
-from shared.training.pretrained_text import (
+from shared.checkpoints.official import KeyTable, Rule, import_official
+from shared.checkpoints.pretrained_text import (
     PACKAGE,
     POSITION_IDS,
     bert_rules,
     hugging_face_state,
     model_folder,
 )
+from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
+from shared.data.readers.files import is_integer, is_number, one_line, shortened
+from shared.files import read_json
 
 _SIZES = {
     "vocab_size": "vocab_size",

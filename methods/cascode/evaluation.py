@@ -27,9 +27,9 @@ from methods.cascode.ranking import (
     top_k,
 )
 from methods.cascode.search.models import GAIN
-from shared.data.randomness import torch_generator
+from shared.distributed import rank, world_size
 from shared.files import write_json
-from shared.training.distributed import rank, world_size
+from shared.randomness import torch_generator
 
 Batch = Mapping[str, Any]
 Pair = tuple[Sequence[int], Sequence[int]]

@@ -15,9 +15,9 @@ from methods.cascode.encoders import is_folder, load_searcher
 from methods.cascode.model import CodeEncoder, PairHead, Pooling
 from methods.cascode.scoring import encode, score_pairs
 from methods.cascode.tokenizer import CodeTokenizer
-from shared.training.checkpoints import CheckpointError, load_checkpoint, load_module
+from shared.checkpoints.pretrained_text import model_folder
+from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
 from shared.training.precision import choose_fastest, has_bf16_units
-from shared.training.pretrained_text import model_folder
 
 Precision = Literal["auto", "float32", "bfloat16"]
 LENGTHS = {"query": 128, "code": 256, "pair": 384}  # tokens; of models that do not bring their own

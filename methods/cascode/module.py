@@ -39,8 +39,8 @@ from methods.cascode.losses import (
 from methods.cascode.model import CodeEncoder, PairHead, Pooling
 from methods.cascode.scoring import encode_pairs, score_pairs
 from methods.cascode.tokenizer import CodeTokenizer
-from shared.data.randomness import torch_generator
-from shared.training.distributed import all_gather, own_rows, rank, world_size
+from shared.distributed import all_gather, own_rows, rank, world_size
+from shared.randomness import torch_generator
 from shared.training.method import Method
 
 log = logging.getLogger(__name__)

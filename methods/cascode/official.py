@@ -13,14 +13,14 @@ from typing import Any
 
 from methods.cascode.encoders import NO_JUDGE, encoder_rules, read, rules_below
 from methods.cascode.module import CodeSearch, Fast, PairJudge
-from shared.training.checkpoints import CheckpointError, load_module
-from shared.training.official import (
+from shared.checkpoints.official import (
     KeyReport,
     KeyTable,
     Rule,
     export_official,
     import_official,
 )
+from shared.checkpoints.reading import CheckpointError, load_module
 
 HEAD = [
     Rule("classifier.dense.{rest}", "classifier.dense.{rest}"),

@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from shared.data.files import (
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.readers.files import (
     is_integer,
     is_text,
     most_unpacked,
@@ -20,7 +21,6 @@ from shared.data.files import (
     read_json,
     shortened,
 )
-from shared.data.images import DataCorruptError, DataNotFoundError
 from shared.files import parse_json
 
 Kind = Literal["query", "code"]

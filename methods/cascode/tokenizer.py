@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
-from shared.data.files import not_found, one_line, open_data, read_json, read_text
-from shared.data.images import DataCorruptError, DataNotFoundError
-from shared.data.tokenizer import PACKAGE, WordPiece
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.readers.files import not_found, one_line, open_data, read_json, read_text
+from shared.data.text.wordpiece import PACKAGE, WordPiece
 
 Kind = Literal["roberta", "bert"]
 SPECIAL: dict[Kind, tuple[str, str, str, str]] = {  # padding, start, separator, unknown

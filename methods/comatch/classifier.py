@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from shared.nn.encoder import Encoder
-from shared.training.classification import Batch, ClassificationMethod
+from shared.tasks.classification import Batch, ClassificationMethod
 
 __all__ = ["Batch", "Classifier"]
 

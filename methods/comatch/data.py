@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shared.data.image_module import ImageDataModule
 from shared.data.images import ImageSet
-from shared.data.loader import ResumableLoader
-from shared.data.module import ImageDataModule
-from shared.data.randomness import sample_keys
-from shared.data.samplers import BatchPlan, FixedSteps, OnePass, Schedule
+from shared.data.loading.loader import ResumableLoader
+from shared.data.loading.samplers import BatchPlan, FixedSteps, OnePass, Schedule
 from shared.data.splits import Split, per_class_split
-from shared.data.views import Views
+from shared.data.views.interface import Views
 from shared.nn.building import call
+from shared.randomness import sample_keys
 
 
 class SemiSupervisedData(ImageDataModule):

@@ -19,15 +19,15 @@ from methods.comatch.losses import (
     pseudo_label_graph,
     smooth_with_memory,
 )
-from shared.nn.momentum import MomentumEncoder
-from shared.nn.queue import FeatureQueue
-from shared.training.distributed import (
+from shared.distributed import (
     all_gather,
     rank,
     shuffled_forward,
     step_permutation,
     world_size,
 )
+from shared.nn.momentum import MomentumEncoder
+from shared.nn.queue import FeatureQueue
 from shared.training.optim import weight_decay_groups
 from shared.training.schedules import half_cosine
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shared.distributed import all_reduce_mean
 from shared.losses.contrastive import matmul_float32, similarity_logits, soft_target_nce
-from shared.training.distributed import all_reduce_mean
 
 LOG_EPSILON = 1e-7
 

@@ -19,9 +19,9 @@ from methods.comatch.losses import (
     pseudo_label_graph,
     smooth_with_memory,
 )
+from shared.distributed import all_gather, rank
 from shared.nn.momentum import MomentumEncoder
 from shared.nn.queue import FeatureQueue
-from shared.training.distributed import all_gather, rank
 from shared.training.optim import weight_decay_groups
 from shared.training.schedules import cosine_7_16, warm_up_decay
 

@@ -16,8 +16,7 @@ from torch import Tensor
 from methods.comatch.classifier import Classifier
 from methods.comatch.imagenet import CoMatchImageNet
 from methods.comatch.module import CoMatch, EMAClassifier
-from shared.training.checkpoints import CheckpointError, load_checkpoint
-from shared.training.official import (
+from shared.checkpoints.official import (
     SCALAR,
     TRANSPOSED,
     Conversion,
@@ -27,6 +26,7 @@ from shared.training.official import (
     export_official,
     import_official,
 )
+from shared.checkpoints.reading import CheckpointError, load_checkpoint
 
 INTEGER = Conversion(lambda value, ours: torch.as_tensor(value), lambda value, _: int(value))
 """A Python int there, a tensor without dimensions here."""

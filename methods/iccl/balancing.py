@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.data.randomness import torch_generator
-from shared.data.streams import ClassCycles
+from shared.data.loading.streams import ClassCycles
 from shared.evaluation.features import Features
 from shared.evaluation.shots import macro_accuracy
+from shared.randomness import torch_generator
 from shared.training.schedules import half_cosine
 
 VARIANTS = ("crt", "crt_distilled", "lws", "tau_norm", "ncm", "probe")

@@ -18,7 +18,7 @@ from methods.iccl.balancing import (
 from shared.evaluation.features import Features, eval_mode, extract_features
 from shared.evaluation.shots import macro_accuracy, shot_accuracy
 from shared.nn.encoder import Encoder
-from shared.training.classification import Batch, ClassificationMethod
+from shared.tasks.classification import Batch, ClassificationMethod
 from shared.training.schedules import half_cosine, steps
 
 __all__ = ["Batch", "LongTailClassifier"]

@@ -13,15 +13,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.data.batches import EvaluationBatches
+from shared.data.image_module import ImageDataModule
 from shared.data.images import ImageSet
-from shared.data.loader import EvaluationLoader, ResumableLoader
-from shared.data.long_tail import class_aware_weights
-from shared.data.module import ImageDataModule
-from shared.data.randomness import sample_keys
-from shared.data.samplers import Draws
-from shared.data.streams import ClassCycles, Permutation, Stream, StreamBatches, WeightedDraws
-from shared.data.views import Views
+from shared.data.loading.batches import EvaluationBatches
+from shared.data.loading.loader import EvaluationLoader, ResumableLoader
+from shared.data.loading.samplers import Draws
+from shared.data.loading.streams import (
+    ClassCycles,
+    Permutation,
+    Stream,
+    StreamBatches,
+    WeightedDraws,
+)
+from shared.data.readers.long_tail import class_aware_weights
+from shared.data.views.interface import Views
+from shared.randomness import sample_keys
 
 log = logging.getLogger(__name__)
 

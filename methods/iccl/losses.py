@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shared.training.distributed import own_rows, world_size
+from shared.distributed import own_rows, world_size
 
 LAMBDA_STREAM = 0x1CC1  # keeps these draws apart from others of the same (seed, step)
 

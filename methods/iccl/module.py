@@ -19,10 +19,10 @@ from methods.iccl.losses import (
     interpolate,
     interpolated_cross_entropy,
 )
-from shared.data.randomness import torch_generator
+from shared.distributed import all_gather
 from shared.evaluation.features import eval_mode, extract_features
 from shared.nn.prototypes import ClassPrototypes
-from shared.training.distributed import all_gather
+from shared.randomness import torch_generator
 
 
 class ICCL(LongTailClassifier):

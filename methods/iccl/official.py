@@ -13,14 +13,14 @@ from typing import Any
 from methods.iccl.classifier import LongTailClassifier
 from methods.iccl.module import ICCL
 from methods.iccl.stage2 import BalancedClassifier
-from shared.training.checkpoints import CheckpointError, load_checkpoint
-from shared.training.official import (
+from shared.checkpoints.official import (
     KeyReport,
     KeyTable,
     Rule,
     export_official,
     import_official,
 )
+from shared.checkpoints.reading import CheckpointError, load_checkpoint
 
 PUBLIC = "state_dict_best"
 """Where the public baseline code keeps the networks of its best validation epoch."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from methods.mopro.audit import audit_rule
 from shared.evaluation.features import extract_features
 from shared.nn.encoder import Encoder
-from shared.training.classification import Batch, ClassificationMethod
+from shared.tasks.classification import Batch, ClassificationMethod
 from shared.training.optim import weight_decay_groups
 from shared.training.schedules import epoch_factor
 

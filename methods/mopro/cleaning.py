@@ -24,13 +24,13 @@ from torch import Tensor
 from methods.mopro import official
 from methods.mopro.losses import correct_labels
 from methods.mopro.module import MoPro
-from shared.data.loader import EvaluationLoader
-from shared.data.webvision import training_list
+from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
+from shared.data.loading.loader import EvaluationLoader
+from shared.data.readers.webvision import training_list
 from shared.evaluation.features import eval_mode, extract_features
 from shared.files import write_json
 from shared.nn.building import build
 from shared.overrides import CONF, OverrideError, validate
-from shared.training.checkpoints import CheckpointError, load_checkpoint, load_module
 from shared.training.method import Method
 
 ALPHA = 0.5

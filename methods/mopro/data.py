@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.data.batches import EvaluationBatches
-from shared.data.files import integers, one_line, read_json
-from shared.data.images import DataCorruptError
-from shared.data.loader import EvaluationLoader
-from shared.data.views_data import ViewsData
-from shared.data.webvision import training_list
+from shared.data.errors import DataCorruptError
+from shared.data.loading.batches import EvaluationBatches
+from shared.data.loading.loader import EvaluationLoader
+from shared.data.multi_view import ViewsData
+from shared.data.readers.files import integers, one_line, read_json
+from shared.data.readers.webvision import training_list
 
 
 class WebData(ViewsData):

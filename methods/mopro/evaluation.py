@@ -13,11 +13,11 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from shared.data.folders import class_folders, text_lines
-from shared.evaluation import transfer
-from shared.evaluation.linear import LinearClassification
+from shared.data.readers.folders import class_folders, text_lines
 from shared.nn.encoder import Encoder
-from shared.training.classification import ClassificationMethod
+from shared.tasks import frozen_features
+from shared.tasks.classification import ClassificationMethod
+from shared.tasks.linear_classification import LinearClassification
 
 
 class FineTuning(LinearClassification):
@@ -25,7 +25,7 @@ class FineTuning(LinearClassification):
     (docs/papers/mopro.md, section 7)."""
 
 
-class LowShotSVM(transfer.LowShotSVM):
+class LowShotSVM(frozen_features.LowShotSVM):
     """VOC07 and Places205: linear SVMs on few images, on features of the frozen backbone."""
 
 

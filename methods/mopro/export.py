@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 
 from methods.mopro import official
 from methods.mopro.cleaning import compose_experiment, load_pretraining
-from shared.evaluation.detection import write_detectron2
+from shared.checkpoints.detectron2 import write_detectron2
+from shared.checkpoints.reading import CheckpointError
 from shared.overrides import OverrideError
-from shared.training.checkpoints import CheckpointError
 
 
 def main(argv: Sequence[str]) -> int:

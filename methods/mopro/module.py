@@ -20,11 +20,11 @@ from methods.mopro.losses import (
     soft_labels,
     trust_web_labels,
 )
+from shared.distributed import all_gather, shuffled_forward, step_permutation, world_size
 from shared.losses.contrastive import instance_logits
 from shared.nn.momentum import MomentumEncoder
 from shared.nn.prototypes import ClassPrototypes
 from shared.nn.queue import FeatureQueue
-from shared.training.distributed import all_gather, shuffled_forward, step_permutation, world_size
 
 log = logging.getLogger(__name__)
 

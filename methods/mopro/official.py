@@ -16,10 +16,8 @@ from methods.mopro.classifier import WebClassifier
 from methods.mopro.evaluation import FineTuning, LowShotSVM, Robustness
 from methods.mopro.module import MoPro
 from methods.mopro.retraining import ClassifierRetraining
-from shared.evaluation.detection import detectron2_rules
-from shared.training.checkpoints import CheckpointError, load_checkpoint, load_module
-from shared.training.method import Method
-from shared.training.official import (
+from shared.checkpoints.detectron2 import detectron2_rules
+from shared.checkpoints.official import (
     SCALAR,
     TRANSPOSED,
     KeyReport,
@@ -28,6 +26,8 @@ from shared.training.official import (
     export_official,
     import_official,
 )
+from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
+from shared.training.method import Method
 
 TRANSFER = (ClassifierRetraining, FineTuning, LowShotSVM, Robustness)
 """Modules that start from a pre-training and hold one encoder without projection head."""

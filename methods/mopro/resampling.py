@@ -7,8 +7,8 @@ N images, K classes. Source: salesforce/MoPro@155cae3 `DataLoader/dataloader_bal
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.data.samplers import Draws
-from shared.data.streams import number_repeats
+from shared.data.loading.samplers import Draws
+from shared.data.loading.streams import number_repeats
 
 
 def repeat_factors(labels: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -31,7 +31,7 @@ class SquareRootPass:
     entries are the epoch. The order depends on (seed, epoch) only, so that all ranks share one
     list; the official processes shuffle by themselves and then take shares of different lists.
 
-    A stream of `shared.data.streams`. `labels` (N,) int64, one per position.
+    A stream of `shared.data.loading.streams`. `labels` (N,) int64, one per position.
     """
 
     def __init__(self, seed: int, labels: NDArray[np.int64]) -> None:

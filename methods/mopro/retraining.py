@@ -6,10 +6,10 @@ from typing import Any
 import torch
 
 from methods.mopro.resampling import SquareRootPass
-from shared.data.samplers import Schedule
-from shared.data.streams import StreamBatches
-from shared.data.views_data import ViewsData
-from shared.evaluation.linear import LinearClassification
+from shared.data.loading.samplers import Schedule
+from shared.data.loading.streams import StreamBatches
+from shared.data.multi_view import ViewsData
+from shared.tasks.linear_classification import LinearClassification
 
 
 class ClassifierRetraining(LinearClassification):

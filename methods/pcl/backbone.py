@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from methods.pcl.official import official_prefix
+from shared.checkpoints.reading import CheckpointError, load_checkpoint
 from shared.files import replacing
-from shared.training.checkpoints import CheckpointError, load_checkpoint
 
 LAYOUTS = ("torchvision", "detectron2")
 USAGE = "python -m methods.pcl.backbone checkpoint=FILE output=FILE [layout=torchvision|detectron2]"

@@ -18,10 +18,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from shared.data.randomness import torch_generator
+from shared.distributed import rank, world_size
 from shared.evaluation.clustering import assign, kmeans
 from shared.evaluation.features import Features
-from shared.training.distributed import rank, world_size
+from shared.randomness import torch_generator
 
 log = logging.getLogger(__name__)
 SMOOTHING = 10  # alpha of the concentration

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-import shared.evaluation.transfer
+import shared.tasks.frozen_features
 from shared.evaluation.clustering import ami, assign, kmeans
 from shared.evaluation.features import Features
 from shared.evaluation.knn import knn_accuracy
-from shared.evaluation.linear import LinearClassification
 from shared.evaluation.low_shot import low_shot_accuracy
-from shared.evaluation.transfer import FeatureMethod
 from shared.nn.encoder import Encoder
-from shared.training.classification import Batch
+from shared.tasks.classification import Batch
+from shared.tasks.frozen_features import FeatureMethod
+from shared.tasks.linear_classification import LinearClassification
 
 
 class RepresentationMethod(FeatureMethod):
@@ -80,5 +80,5 @@ class LinearProbe(LinearClassification):
     false` fine-tunes (7.3)."""
 
 
-class LowShotSVM(shared.evaluation.transfer.LowShotSVM):
+class LowShotSVM(shared.tasks.frozen_features.LowShotSVM):
     """VOC07 classification with few images per class (docs/papers/pcl.md, section 7.1)."""

@@ -20,20 +20,20 @@ from methods.pcl.losses import (
     sample_negatives,
     sampled_prototypes,
 )
-from shared.data.randomness import torch_generator
-from shared.evaluation.features import eval_mode
-from shared.losses.contrastive import instance_logits
-from shared.nn.encoder import Encoder
-from shared.nn.momentum import MomentumEncoder
-from shared.nn.queue import FeatureQueue
-from shared.training.classification import Batch
-from shared.training.distributed import (
+from shared.distributed import (
     all_gather,
     rank,
     shuffled_forward,
     step_permutation,
     world_size,
 )
+from shared.evaluation.features import eval_mode
+from shared.losses.contrastive import instance_logits
+from shared.nn.encoder import Encoder
+from shared.nn.momentum import MomentumEncoder
+from shared.nn.queue import FeatureQueue
+from shared.randomness import torch_generator
+from shared.tasks.classification import Batch
 from shared.training.schedules import epoch_factor
 
 log = logging.getLogger(__name__)

@@ -10,9 +10,7 @@ from typing import Any
 
 from methods.pcl.evaluation import LinearProbe, LowShotSVM
 from methods.pcl.module import MoCo
-from shared.training.checkpoints import CheckpointError, load_checkpoint
-from shared.training.method import Method
-from shared.training.official import (
+from shared.checkpoints.official import (
     SCALAR,
     TRANSPOSED,
     KeyReport,
@@ -21,6 +19,8 @@ from shared.training.official import (
     export_official,
     import_official,
 )
+from shared.checkpoints.reading import CheckpointError, load_checkpoint
+from shared.training.method import Method
 
 TRAINER = "training state of another trainer"
 TRAINER_KEYS = dict.fromkeys(("epoch", "arch", "optimizer", "optimizer/{rest}"), TRAINER)

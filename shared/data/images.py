@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, WebPImagePlugin
 
+from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.files import open_regular
 
 # PIL knows these two formats by name once their modules are imported.
@@ -27,14 +28,6 @@ SMOOTH = ("L", "RGB", "RGBA")  # modes in which the mean of pixels is a colour
 SIXTEEN_BIT = ("PNG", "PPM")  # of these PIL reads 16-bit values into 32-bit pixels
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
 Pictures = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
-
-
-class DataNotFoundError(FileNotFoundError):
-    """Data is not where it was looked for; the message says how to provide it."""
-
-
-class DataCorruptError(ValueError):
-    """A data file is truncated or damaged; the message names it."""
 
 
 class ImageSet(Protocol):

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from shared.training.distributed import rank, world_size
+from shared.distributed import rank, world_size
 
 ROWS_PER_MESSAGE = 65536
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from shared.training.distributed import world_size
+from shared.distributed import world_size
 
 CORRECT = 0.5  # least IoU with the box that the expression refers to
 AREA_EXPONENT = 0.5

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shared.training.distributed import rank, world_size
+from shared.distributed import rank, world_size
 
 NOT_SCORED = -100.0
 CUTOFFS = (1, 5, 10)
@@ -257,7 +257,7 @@ class Collector:
         if len(twice := entries[1:][entries.diff() == 0]):
             raise ValueError(
                 f"image {int(twice[0])} was evaluated twice: use a loader that repeats none, as "
-                "shared.data.loader.EvaluationLoader"
+                "shared.data.loading.loader.EvaluationLoader"
             )
         image = torch.searchsorted(entries, rows["text_entry"]).clamp_max(len(entries) - 1)
         known = (entries[image] == rows["text_entry"]).nonzero()[:, 0]

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import torch.distributed as dist
 
+from shared.distributed import world_size
 from shared.files import write_json
-from shared.training.distributed import world_size
 
 VOTES = 3  # that make an answer fully right
 
@@ -97,7 +97,7 @@ class VQAEvaluation:
         self._answered: list[Answered] = []
 
     def collect(self, batch: Mapping[str, Any], answers: Sequence[str]) -> None:
-        """Takes the answers to a batch of `shared.data.vqa.VQAData`.
+        """Takes the answers to a batch of `shared.data.image_text.vqa.VQAData`.
 
         Args:
             batch: `indices` and `question_ids` (B,), and where they are known `answers`, the truth,

@@ -1,7 +1,7 @@
 """Building by name: only what this project itself defines, wherever the name comes from.
 
 Configs and checkpoints name classes by dotted path. A path can reach nearly anything through
-attributes (`shared.data.sources.os.system`), and a class of ours may hand its arguments on to
+attributes (`shared.data.fetching.os.system`), and a class of ours may hand its arguments on to
 something that calls them; so a name counts only where it is defined, only if it has the kind that
 is wanted, and its arguments stay the plain values that they are.
 """

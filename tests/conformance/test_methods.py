@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from shared.training.checkpoints import load_module
+from shared.checkpoints.reading import load_module
 from shared.training.method import Method, NonFiniteLoss
 
 from .conftest import METHODS, ROOT, Finished, Smoke, assert_same, compose_experiment

@@ -20,12 +20,12 @@ from safetensors.torch import save_file
 
 import methods
 import shared
-from shared import predict
-from shared.data.views import Views
+from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
+from shared.checkpoints.writing import AtomicCheckpointIO
+from shared.data.views.interface import Views
 from shared.nn.building import trusted_class
-from shared.predict_inputs import PredictError, load_predictor
-from shared.training.checkpoint_io import AtomicCheckpointIO
-from shared.training.checkpoints import CheckpointError, load_checkpoint, load_module
+from shared.predict import command
+from shared.predict.inputs import PredictError, load_predictor
 from tests.hostile.damages import DAMAGES, MOSTLY
 from tests.hostile.tripwire import watched
 from tests.unit.test_predict import write_checkpoint
@@ -58,7 +58,7 @@ def predicts(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) 
     capsys.readouterr()
     with watched(folder) as watch:
         try:
-            predict.main([*given, *arguments])
+            command.main([*given, *arguments])
         except SystemExit as end:
             status = int(end.code or 0)
     said = capsys.readouterr().err
@@ -76,23 +76,23 @@ def test_views_that_build_what_they_are_given_are_refused(folder, capsys, monkey
     monkeypatch.chdir(folder)
     changed = content(folder)
     changed["datamodule_hyper_parameters"]["augmentation"] = {
-        "_target_": "shared.data.module.ImageDataModule",
+        "_target_": "shared.data.image_module.ImageDataModule",
         "dataset": {},
         "augmentation": {"_target_": "torch.utils.collect_env.run", "command": "id > pwned"},
     }
     save(folder, changed)
     status, said = predicts(folder, capsys)
     assert status == 2
-    assert "'shared.data.module.ImageDataModule' does not name a Views" in said
+    assert "'shared.data.image_module.ImageDataModule' does not name a Views" in said
     assert not (folder / "pwned").exists()
 
 
 BOMBS: tuple[Any, ...] = (
     {"_target_": "torch.utils.collect_env.run", "command": "id > pwned"},
     {"_target_": "os.system", "command": "id > pwned"},
-    {"_target_": "shared.data.sources.os.system", "command": "id > pwned"},
+    {"_target_": "shared.data.fetching.os.system", "command": "id > pwned"},
     {"_target_": "methods.cascode.search.__main__.main"},
-    {"_target_": "shared.data.recipe_views.RecipeViews", "_partial_": True, "_args_": [[]]},
+    {"_target_": "shared.data.views.recipes.RecipeViews", "_partial_": True, "_args_": [[]]},
     ["id > pwned"],
     1 << 62,
     None,
@@ -170,20 +170,20 @@ WHY_SAFE = {
     # the floor: names are checked where they are defined, and the kind must fit
     "shared/nn/building.py": "checks every name",
     "shared/cli.py": "our own configs, by a safe loader",
-    "shared/data/views.py": "a closed set",
+    "shared/data/views/interface.py": "a closed set",
     "shared/nn/encoder.py": "networks of ours; their arguments are numbers",
-    "shared/training/checkpoints.py": "weights_only; the module and each nested network checked",
-    "shared/data/plain_pickle.py": "admits plain containers and arrays",
-    "shared/data/readers.py": "admits arrays",
+    "shared/checkpoints/reading.py": "weights_only; the module and each nested network checked",
+    "shared/data/readers/plain_pickle.py": "admits plain containers and arrays",
+    "shared/data/readers/small_images.py": "admits arrays",
     # a checkpoint's views, checked by `build_views`
-    "shared/predict_inputs.py": "views and module of a checkpoint",
-    "shared/data/module.py": "views; the reader comes from the user's own config",
-    "shared/data/image_text.py": "views",
+    "shared/predict/inputs.py": "views and module of a checkpoint",
+    "shared/data/image_module.py": "views; the reader comes from the user's own config",
+    "shared/data/image_text/pairs.py": "views",
     "methods/comatch/data.py": "the split's rule comes from the user's own config",
     # the user's own config, names checked all the same
     "shared/run.py": "config of the run; official.py beside a module of ours",
-    "shared/evaluation/linear.py": "a network of ours",
-    "shared/evaluation/transfer.py": "a network of ours",
+    "shared/tasks/linear_classification.py": "a network of ours",
+    "shared/tasks/frozen_features.py": "a network of ours",
     # checkpoints that are loaded as such
     "methods/albef/official.py": "load_module",
     "methods/cascode/encoders.py": "load_module",
@@ -224,7 +224,7 @@ def test_every_way_from_a_file_to_a_constructor_is_known():
     unknown = [site for site in sites() if site[0] not in WHY_SAFE]
     assert unknown == [], "say in WHY_SAFE why a stranger's file cannot misuse it"
     assert not [site for site in sites() if site[2].endswith("instantiate")]
-    source = (ROOT / "shared/training/checkpoints.py").read_text()
+    source = (ROOT / "shared/checkpoints/reading.py").read_text()
     assert source.count("torch.load(") == source.count("weights_only=True)") >= 1
 
 

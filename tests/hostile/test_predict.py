@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared.data.images import DataCorruptError, read_image
-from shared.predict_inputs import not_too_long
+from shared.data.errors import DataCorruptError
+from shared.data.images import read_image
+from shared.predict.inputs import not_too_long
 from tests.hostile.damages import DAMAGES, RARE, every
 from tests.hostile.test_checkpoints import predicts
 from tests.unit.test_predict import write_checkpoint
@@ -159,7 +160,7 @@ def test_small_files_of_large_pictures_keep_within_memory(folder):
         os.link(folder / "images" / "b0.png", folder / "images" / f"b{number}.png")
     given = [f"checkpoint={folder}/last.ckpt", f"images={folder}/images", f"output={folder}/out"]
     script = (
-        "import resource, sys; from shared import predict; predict.main(sys.argv[1:]);"
+        "import resource, sys; from shared.predict import command; command.main(sys.argv[1:]);"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
     done = subprocess.run(

@@ -32,25 +32,26 @@ from methods.cascode.encoders import text_config
 from methods.cascode.readers import Reader as CodeReader
 from methods.cascode.tokenizer import CodeTokenizer
 from methods.mopro.data import WebData
-from shared.data import readers
-from shared.data.entailment import EntailmentData
-from shared.data.entries import read_entries
-from shared.data.feature_cache import cache_key, cached
-from shared.data.folders import archive, image_folder, list_file, scan
-from shared.data.image_text import PairData
-from shared.data.imagenet import imagenet, imagenet_fraction, split_file
-from shared.data.images import ArrayImages, DataCorruptError, DataNotFoundError
-from shared.data.long_tail import imagenet_lt, inaturalist2018, places_lt
-from shared.data.nlvr import NLVRData
-from shared.data.plain_pickle import read_plain_pickle
-from shared.data.referring import References, ReferringData
-from shared.data.shards import ShardSamples
-from shared.data.sources import _check_content
-from shared.data.tokenizer import WordPiece
-from shared.data.transfer import PLACES_IMAGES, VOC_CLASSES, places205, voc2007
-from shared.data.vqa import VQAData
-from shared.data.webvision import webvision
-from shared.training.checkpoints import CheckpointError
+from shared.checkpoints.reading import CheckpointError
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.fetching import _check_content
+from shared.data.image_text.annotations import read_entries
+from shared.data.image_text.entailment import EntailmentData
+from shared.data.image_text.nlvr import NLVRData
+from shared.data.image_text.pairs import PairData
+from shared.data.image_text.referring import References, ReferringData
+from shared.data.image_text.shards import ShardSamples
+from shared.data.image_text.vqa import VQAData
+from shared.data.images import ArrayImages
+from shared.data.loading.feature_cache import cache_key, cached
+from shared.data.readers import small_images as readers
+from shared.data.readers.folders import archive, image_folder, list_file, scan
+from shared.data.readers.imagenet import imagenet, imagenet_fraction, split_file
+from shared.data.readers.long_tail import imagenet_lt, inaturalist2018, places_lt
+from shared.data.readers.plain_pickle import read_plain_pickle
+from shared.data.readers.voc_places import PLACES_IMAGES, VOC_CLASSES, places205, voc2007
+from shared.data.readers.webvision import webvision
+from shared.data.text.wordpiece import WordPiece
 from tests.hostile import damages
 from tests.hostile.tripwire import watched
 
@@ -235,7 +236,7 @@ def truth(root: Path) -> object:
 # --- pictures with texts -----------------------------------------------------------------------
 
 VIEWS = {
-    "_target_": "shared.data.recipe_views.RecipeViews",
+    "_target_": "shared.data.views.recipes.RecipeViews",
     "size": 8,
     "test_resize": None,
     "mean": [0.5] * 3,
@@ -1012,7 +1013,7 @@ ATTACKS = [
 def test_an_attack_is_refused(
     attack: Attack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shared.data.files.SMALL", 1 << 18)
+    monkeypatch.setattr("shared.data.readers.files.SMALL", 1 << 18)
     folder = tmp_path / "d"
     folder.mkdir()
     attack.put(folder)

@@ -18,8 +18,8 @@ from omegaconf import DictConfig
 
 from benchmarks.chaos import first_difference
 from shared import run as entry
+from shared.checkpoints.reading import load_checkpoint
 from shared.overrides import CONF, OverrideError, validate
-from shared.training.checkpoints import load_checkpoint
 from shared.training.run_folder import RunBusyError, RunError
 from tests.hostile.damages import DAMAGES, MOSTLY, every
 from tests.hostile.tripwire import watched
@@ -230,11 +230,11 @@ OVERRIDES = [
     "method._target_=os.system",
     "data._target_=os.system",
     "data.dataset._target_=os.system",
-    "data.dataset._target_=shared.data.sources.os.system",
+    "data.dataset._target_=shared.data.fetching.os.system",
     "data.augmentation._target_=os.system",
     "source._target_=os.system",
     "logger.csv._target_=os.system",
-    "data.augmentation._target_=shared.data.module.ImageDataModule",
+    "data.augmentation._target_=shared.data.image_module.ImageDataModule",
     "source={_target_:torch.utils.collect_env.run,command:id}",
     "data.dataset.root=/nowhere",
     "data.dataset.root=/dev/null",

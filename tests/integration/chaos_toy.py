@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from shared.training.checkpoint_io import AtomicCheckpointIO
+from shared.checkpoints.writing import AtomicCheckpointIO
 from shared.training.loggers import CsvLogger
 
 STEPS, EPOCH, EVERY = 120, 40, 7

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 
 from shared import run as entry
-from shared.training.checkpoints import CheckpointError
+from shared.checkpoints.reading import CheckpointError
 from tests.conformance.conftest import assert_same, compose_experiment, seen_fit
 
 RETRIEVAL = {f"{side}_r{k}" for side in ("txt", "img", "itc_txt", "itc_img") for k in (1, 5, 10)}

@@ -18,8 +18,8 @@ from methods.comatch import official
 from methods.comatch.imagenet import CoMatchImageNet
 from methods.comatch.losses import DistributionAlignment, pseudo_label_graph, smooth_with_memory
 from methods.comatch.module import CoMatch, FixMatch, Supervised
-from shared.data import randaugment
-from shared.data.transforms import CIFAR10_MEAN, CIFAR10_STD, normalise
+from shared.data.views import randaugment
+from shared.data.views.per_image import CIFAR10_MEAN, CIFAR10_STD, normalise
 from shared.losses.contrastive import similarity_logits
 
 from .recording import (

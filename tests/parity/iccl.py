@@ -21,7 +21,7 @@ from methods.iccl.balancing import (
     tau_norm_logits,
 )
 from methods.iccl.module import ICCL
-from shared.data.long_tail import class_aware_weights, long_tail_counts
+from shared.data.readers.long_tail import class_aware_weights, long_tail_counts
 from shared.evaluation import shots
 from shared.nn.prototypes import ClassPrototypes
 

@@ -24,7 +24,7 @@ from methods.mopro.evaluation import FineTuning
 from methods.mopro.module import MoPro
 from methods.mopro.resampling import SquareRootPass, repeat_factors
 from methods.mopro.retraining import ClassifierRetraining
-from shared.data.views_data import ViewsData
+from shared.data.multi_view import ViewsData
 from shared.evaluation import low_shot
 from shared.training.method import Method
 
@@ -375,13 +375,13 @@ def noise_cleaning(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
         _write_webvision(Path(folder), inputs, config["n_google"])
         data = ViewsData(
             dataset={
-                "_target_": "shared.data.webvision.webvision",
+                "_target_": "shared.data.readers.webvision.webvision",
                 "root": folder,
                 "num_classes": config["args"]["num_class"],
                 "in_memory": True,
             },
             augmentation={
-                "_target_": "shared.data.recipe_views.RecipeViews",
+                "_target_": "shared.data.views.recipes.RecipeViews",
                 "size": config["image_size"],
                 "test_resize": None,
                 "recipes": {},

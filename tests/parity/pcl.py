@@ -23,8 +23,9 @@ from methods.pcl import module as pcl_module
 from methods.pcl.clustering import Clusters, Granularity
 from methods.pcl.evaluation import LowShotSVM
 from methods.pcl.module import PCL, MoCo
-from shared.evaluation import low_shot, transfer
+from shared.evaluation import low_shot
 from shared.evaluation.features import Features
+from shared.tasks import frozen_features
 
 from .recording import (
     Call,
@@ -447,7 +448,7 @@ def low_shot_svm(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     with (
         patch.object(low_shot, "sample_shots", given),
         recording((low_shot, "mean_average_precision")) as scored,
-        recording((transfer, "low_shot_map")) as found,
+        recording((frozen_features, "low_shot_map")) as found,
     ):
         metrics = module.score(*sets)
     out = {f"result.k{k}": metrics[f"map_{k}"] for k in shots}

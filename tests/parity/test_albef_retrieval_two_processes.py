@@ -14,7 +14,7 @@ from torch import Tensor
 
 import methods.albef.evaluation as evaluation_module
 from methods.albef.retrieval import Retrieval
-from shared.data.loader import EvaluationLoader
+from shared.data.loading.loader import EvaluationLoader
 from shared.evaluation.retrieval import Collector, gather_rows
 
 from .recording import recording

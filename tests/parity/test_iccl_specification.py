@@ -231,7 +231,7 @@ class Positions:
 
 
 def data(**changes: Any) -> LongTailData:
-    views = {"_target_": "shared.data.tensor_transforms.TensorViews", "mean": [0.0], "std": [1.0]}
+    views = {"_target_": "shared.data.views.tensors.TensorViews", "mean": [0.0], "std": [1.0]}
     recipe = {"size": 8, "recipes": {"train": {"brightness": 0.5}}}
     module = LongTailData(
         **{"dataset": {}, "augmentation": {**views, **recipe}, "batch_size": 10, **changes}

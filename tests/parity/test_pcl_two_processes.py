@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from methods.pcl.module import PCL, MoCo
-from shared.data.loader import EvaluationLoader
+from shared.data.loading.loader import EvaluationLoader
 
 from .two_processes import (
     WORLD,

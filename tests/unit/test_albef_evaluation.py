@@ -10,7 +10,7 @@ from torch import Tensor
 
 from methods.albef.evaluation import RetrievalEvaluation
 from methods.albef.retrieval import Retrieval
-from shared.data.image_text import ImageTextData
+from shared.data.image_text.pairs import ImageTextData
 from shared.evaluation.retrieval import NOT_SCORED, Gallery, recalls
 
 IMAGES, WORDS, LONGEST = 13, 40, 9

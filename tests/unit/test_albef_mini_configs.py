@@ -17,7 +17,7 @@ from methods.albef.nlvr import NLVR, TextAssignment
 from methods.albef.official import warm_start
 from methods.albef.retrieval import Retrieval
 from methods.albef.vqa import VQA
-from shared.training.checkpoints import load_module
+from shared.checkpoints.reading import load_module
 from tests.unit.test_configs import resolved
 
 # task: method, builder of its data, what it starts from

@@ -19,9 +19,9 @@ from methods.albef import alignment
 from methods.albef.alignment import Alignment
 from methods.albef.module import Pretraining
 from methods.albef.retrieval import Retrieval
+from shared.checkpoints.writing import AtomicCheckpointIO
 from shared.losses.language import IGNORED
 from shared.nn.vision_transformer import VisionTransformer
-from shared.training.checkpoint_io import AtomicCheckpointIO
 
 SIZE, LENGTH, WORDS, QUEUE = 4, 6, 20, 8
 VISION = {"image_size": 16, "patch_size": 8, "width": 12, "depth": 1, "heads": 2}

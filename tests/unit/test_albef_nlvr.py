@@ -17,8 +17,8 @@ from methods.albef import official
 from methods.albef.losses import distilled_cross_entropy
 from methods.albef.model import classifier
 from methods.albef.nlvr import NLVR, AssignmentDraws, PairNetwork, TextAssignment
-from shared.data.randomness import torch_generator
 from shared.nn.text_transformer import Attention, KeyValue
+from shared.randomness import torch_generator
 
 SIZE, LENGTH = 4, 5
 VISION = {"image_size": 16, "patch_size": 8, "width": 12, "depth": 1, "heads": 2}

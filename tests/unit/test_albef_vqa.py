@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from methods.albef.vqa import VQA, answer_sums, token_losses
+from shared.checkpoints.reading import load_module
+from shared.checkpoints.writing import AtomicCheckpointIO
 from shared.nn.text_transformer import TextTransformer
-from shared.training.checkpoint_io import AtomicCheckpointIO
-from shared.training.checkpoints import load_module
 from tests.unit import vqa_toy
 
 VISION = {"image_size": 16, "patch_size": 8, "width": 12, "depth": 1, "heads": 2}

@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from shared.checkpoints.reading import load_checkpoint
+from shared.checkpoints.writing import AtomicCheckpointIO
 from shared.training import callbacks
 from shared.training.callbacks import (
     FiniteGradients,
@@ -20,8 +22,6 @@ from shared.training.callbacks import (
     peak_memory_mb,
     progress_callback,
 )
-from shared.training.checkpoint_io import AtomicCheckpointIO
-from shared.training.checkpoints import load_checkpoint
 from shared.training.loggers import CsvLogger, read_metrics
 
 BATCHES = 6

@@ -18,7 +18,7 @@ from benchmarks.miniatures.synthetic_code import CODES, OPERATIONS, code
 from methods.cascode.data import AdvTestData, CodeSearchData, CosQAData
 from methods.cascode.readers import Reader, code_text, query_text
 from methods.cascode.tokenizer import CodeTokenizer
-from shared.data.images import DataCorruptError, DataNotFoundError
+from shared.data.errors import DataCorruptError, DataNotFoundError
 
 LENGTHS = {"query": 12, "code": 32, "pair": 42}
 LANGUAGES = ("python", "javascript")

@@ -18,8 +18,8 @@ from methods.cascode.inference import UNIXCODER, SearchModel, load_search_model
 from methods.cascode.losses import match_scores
 from methods.cascode.module import Fast, Shared, Slow
 from methods.cascode.tokenizer import CodeTokenizer, pad
-from shared.training.checkpoint_io import AtomicCheckpointIO
-from shared.training.checkpoints import CheckpointError
+from shared.checkpoints.reading import CheckpointError
+from shared.checkpoints.writing import AtomicCheckpointIO
 
 WORDS = [
     "[PAD]",

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers
 
 from methods.cascode.tokenizer import CodeTokenizer, TokenRows, pad
-from shared.data.images import DataCorruptError, DataNotFoundError
+from shared.data.errors import DataCorruptError, DataNotFoundError
 
 MODE = "<encoder-only>"
 ROBERTA = ["<s>", "<pad>", "</s>", "<unk>", MODE]

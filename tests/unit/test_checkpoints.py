@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import methods
-from shared.training import checkpoints
-from shared.training.checkpoint_io import AtomicCheckpointIO, CheckpointWriteError
-from shared.training.checkpoints import CheckpointError, load_checkpoint, load_module, load_state
+from shared.checkpoints import reading
+from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module, load_state
+from shared.checkpoints.writing import AtomicCheckpointIO, CheckpointWriteError
 
 TINY = """
 import os
@@ -238,7 +238,7 @@ def test_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
         file.write(b"half a check")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoints.torch, "save", full)
+    monkeypatch.setattr(reading.torch, "save", full)
     with pytest.raises(CheckpointWriteError, match=r"No space left.*previous one is untouched"):
         io.save_checkpoint({"step": 2}, path)
     assert io.load_checkpoint(path) == {"step": 1}
@@ -251,7 +251,7 @@ def test_full_disk_of_a_real_file_system(tmp_path):
     """The same through the kernel: 2 MB of tmpfs in a private mount namespace."""
     script = f"""
         import torch
-        from shared.training.checkpoint_io import *
+        from shared.checkpoints.writing import *
         io, path = AtomicCheckpointIO(), "{tmp_path}/disk/last.ckpt"
         io.save_checkpoint({{"w": torch.ones(200_000)}}, path)
         try:
@@ -277,7 +277,7 @@ def test_full_disk_of_a_real_file_system(tmp_path):
 
 
 def test_interrupt_while_saving_leaves_no_rubbish(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints.os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(reading.os, "fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         AtomicCheckpointIO().save_checkpoint({}, tmp_path / "last.ckpt")
     assert list(tmp_path.iterdir()) == []

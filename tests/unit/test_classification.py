@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from shared.training.classification import ClassificationMethod
+from shared.tasks.classification import ClassificationMethod
 
 
 class Fixed(nn.Module):

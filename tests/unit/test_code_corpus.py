@@ -21,7 +21,7 @@ from benchmarks.miniatures.code.python import PYTHON, licence, problem, source_f
 from benchmarks.miniatures.wheels import Wheel, fetch, read_text
 from methods.cascode.cleaning import accepted_query, query_tokens
 from methods.cascode.extraction import functions
-from shared.data.images import DataCorruptError, DataNotFoundError
+from shared.data.errors import DataCorruptError, DataNotFoundError
 
 FIELDS = [
     *("repo", "path", "func_name", "original_string", "language", "code", "code_tokens"),

@@ -31,7 +31,7 @@ from benchmarks.miniatures.code.languages import (
 )
 from benchmarks.miniatures.debian import DebianArchive, DebianSource, Terms, and_sources
 from methods.cascode.extraction import Function, functions
-from shared.data.images import DataCorruptError, DataNotFoundError
+from shared.data.errors import DataCorruptError, DataNotFoundError
 
 SPLITS = ("train", "valid", "test", "codebase")
 NAMES = tuple(language.name for language in OTHERS)

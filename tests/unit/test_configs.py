@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from benchmarks.chaos import ALWAYS, load_plan
-from shared.data.images import DataNotFoundError
+from shared.data.errors import DataNotFoundError
 from shared.overrides import CONF
 
 FILES = sorted(path.relative_to(CONF).with_suffix("") for path in CONF.rglob("*.yaml"))

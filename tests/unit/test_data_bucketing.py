@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from shared.data.bucketing import LEAST, LengthBuckets
+from shared.data.text.length_buckets import LEAST, LengthBuckets
 
 fast = settings(max_examples=60, deadline=None)
 

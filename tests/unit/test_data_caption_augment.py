@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from shared.data import caption_augment, randaugment
-from shared.data.caption_augment import OFFICIAL, OPERATIONS, auto_contrast, rand_augment
-from shared.data.randomness import key_generator
+from shared.data.views import caption_augment, randaugment
+from shared.data.views.caption_augment import OFFICIAL, OPERATIONS, auto_contrast, rand_augment
+from shared.randomness import key_generator
 
 CASE = Path(__file__).parents[1] / "golden" / "albef" / "randaugment_ops"
 

@@ -9,15 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.data.entailment import EntailmentData
-from shared.data.images import DataCorruptError, DataNotFoundError
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.image_text.entailment import EntailmentData
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "runs"]
 CLS, A, DOG, RUNS = 2, 5, 6, 7
 LABELS = ["entailment", "neutral", "contradiction", "entailment"]
 SENTENCES = ["A dog runs.", "a dog", "RUNS", ""]
 VIEWS = {
-    "_target_": "shared.data.recipe_views.RecipeViews",
+    "_target_": "shared.data.views.recipes.RecipeViews",
     "mean": [0.0, 0.0, 0.0],
     "std": [1.0, 1.0, 1.0],
     "size": 8,

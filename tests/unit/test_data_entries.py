@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.data.entries import Entries, read_entries
-from shared.data.files import image_path
-from shared.data.images import DataCorruptError, DataNotFoundError
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.image_text.annotations import Entries, read_entries
+from shared.data.readers.files import image_path
 
 PAIR = {"image": str, "caption": str | list[str]}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.data.feature_cache import Arrays, cache_key, cached
+from shared.data.loading.feature_cache import Arrays, cache_key, cached
 
 
 def arrays() -> Arrays:

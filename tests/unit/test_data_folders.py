@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from shared.data.folders import archive, image_folder, list_file, read_list
-from shared.data.images import ArrayImages, DataCorruptError, DataNotFoundError, FolderImages
-from shared.data.webvision import webvision
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.images import ArrayImages, FolderImages
+from shared.data.readers.folders import archive, image_folder, list_file, read_list
+from shared.data.readers.webvision import webvision
 
 
 def picture(path: Path, shade: int = 0, size: tuple[int, int] = (8, 8)) -> Path:

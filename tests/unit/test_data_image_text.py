@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.data.entries import Entry
-from shared.data.image_text import Batch, ImageTextData, Keys, PairData
-from shared.data.images import DataCorruptError, DataNotFoundError, FolderImages
-from shared.data.randomness import sample_keys
-from shared.data.streams import Permutation
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.image_text.annotations import Entry
+from shared.data.image_text.pairs import Batch, ImageTextData, Keys, PairData
+from shared.data.images import FolderImages
+from shared.data.loading.streams import Permutation
+from shared.randomness import sample_keys
 
 WORDS = ["red", "green", "blue", "dog", "cat", "bird", "one", "two", "on", "grass"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
@@ -49,7 +50,7 @@ def arguments(root: Path, **changes: Any) -> dict[str, Any]:
         "image_root": str(root),
         "vocab": str(root),
         "augmentation": {
-            "_target_": "shared.data.recipe_views.RecipeViews",
+            "_target_": "shared.data.views.recipes.RecipeViews",
             "mean": [0.0] * 3,
             "std": [1.0] * 3,
             "size": 8,

@@ -11,8 +11,8 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
-from shared.data.loader import EvaluationLoader, ResumableLoader
-from shared.data.samplers import BatchPlan, FixedSteps
+from shared.data.loading.loader import EvaluationLoader, ResumableLoader
+from shared.data.loading.samplers import BatchPlan, FixedSteps
 
 STEPS = 5
 

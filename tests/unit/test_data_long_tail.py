@@ -12,9 +12,10 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from benchmarks.miniatures.synthetic import fashion_mnist as write_synthetic
-from shared.data.imagenet import imagenet_fraction
-from shared.data.images import DataCorruptError, DataNotFoundError, MultiLabelImages
-from shared.data.long_tail import (
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.images import MultiLabelImages
+from shared.data.readers.imagenet import imagenet_fraction
+from shared.data.readers.long_tail import (
     cifar_lt,
     class_aware_weights,
     fashion_mnist_lt,
@@ -23,8 +24,8 @@ from shared.data.long_tail import (
     long_tail_counts,
     places_lt,
 )
-from shared.data.readers import cifar10, fashion_mnist
-from shared.data.transfer import PLACES_IMAGES, VOC_CLASSES, places205, voc2007
+from shared.data.readers.small_images import cifar10, fashion_mnist
+from shared.data.readers.voc_places import PLACES_IMAGES, VOC_CLASSES, places205, voc2007
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "iccl" / "samplers_and_imbalance"
 

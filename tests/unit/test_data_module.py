@@ -12,7 +12,7 @@ from PIL import Image
 
 from benchmarks.miniatures.synthetic import fashion_mnist as write_synthetic
 from methods.comatch.data import SemiSupervisedData
-from shared.data.images import DataCorruptError, DataNotFoundError
+from shared.data.errors import DataCorruptError, DataNotFoundError
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.data.images import DataCorruptError, DataNotFoundError
-from shared.data.nlvr import NLVRData
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.image_text.nlvr import NLVRData
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "left", "red"]
 CLS, A, DOG, LEFT, RED = 2, 5, 6, 7, 8
 SIDE = 8
 PLAIN = {
-    "_target_": "shared.data.recipe_views.RecipeViews",
+    "_target_": "shared.data.views.recipes.RecipeViews",
     "mean": [0.0, 0.0, 0.0],
     "std": [1.0, 1.0, 1.0],
     "size": SIDE,

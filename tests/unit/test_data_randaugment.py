@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from shared.data import randaugment
-from shared.data.randomness import key_generator
-from shared.data.transforms import CIFAR10_MEAN, CIFAR10_STD, normalise
+from shared.data.views import randaugment
+from shared.data.views.per_image import CIFAR10_MEAN, CIFAR10_STD, normalise
+from shared.randomness import key_generator
 
 CASE = Path(__file__).parents[1] / "golden" / "comatch" / "augment_ops"
 

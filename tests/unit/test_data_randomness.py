@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.data.randomness import (
+from shared.randomness import (
     key_generator,
     key_uniforms,
     sample_keys,

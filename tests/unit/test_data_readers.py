@@ -12,9 +12,10 @@ from scipy.io import savemat
 
 from benchmarks.miniatures.synthetic import fashion_mnist as write_synthetic
 from benchmarks.miniatures.synthetic import idx_bytes
-from shared.data import readers
-from shared.data.imagenet import imagenet, split_file
-from shared.data.images import ArrayImages, DataCorruptError, DataNotFoundError, FolderImages
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.images import ArrayImages, FolderImages
+from shared.data.readers import small_images as readers
+from shared.data.readers.imagenet import imagenet, split_file
 from shared.data.splits import per_class_split, seeded_subset
 
 RANDOM = np.random.default_rng(0)

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 from torchvision.transforms import v2
 
-from shared.data import caption_augment
-from shared.data.randomness import key_generator, sample_keys
-from shared.data.recipe_views import (
+from shared.data.views import caption_augment
+from shared.data.views.recipes import (
     Blur,
     Flip,
     Grayscale,
@@ -22,6 +21,7 @@ from shared.data.recipe_views import (
     RandomResizedCrop,
     RecipeViews,
 )
+from shared.randomness import key_generator, sample_keys
 
 RANDOM = np.random.default_rng(1)
 IMAGES = RANDOM.integers(0, 256, (6, 16, 16, 3), np.uint8)

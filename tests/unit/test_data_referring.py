@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.data.images import DataCorruptError, DataNotFoundError
-from shared.data.plain_pickle import read_plain_pickle
-from shared.data.referring import References, ReferringData, image_identities
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.image_text.referring import References, ReferringData, image_identities
+from shared.data.readers.plain_pickle import read_plain_pickle
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "green", "square", "disc"]
 VIEWS = {
-    "_target_": "shared.data.recipe_views.RecipeViews",
+    "_target_": "shared.data.views.recipes.RecipeViews",
     "size": 8,
     "test_resize": None,
     "mean": [0.5] * 3,

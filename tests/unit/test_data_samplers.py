@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.data.samplers import BatchPlan, Draws, FixedSteps, OnePass, permutation_stream
+from shared.data.loading.samplers import BatchPlan, Draws, FixedSteps, OnePass, permutation_stream
 
 fast = settings(max_examples=40, deadline=None)
 

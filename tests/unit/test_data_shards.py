@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from shared.data import shards as module
-from shared.data.images import DataCorruptError, DataNotFoundError
-from shared.data.shards import (
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.image_text import shards as module
+from shared.data.image_text.shards import (
     ShardChangedError,
     ShardPairData,
     ShardSamples,
@@ -481,7 +481,7 @@ def pair_data(folder: Path, **changes: Any) -> ShardPairData:
         "image_root": str(folder),
         "vocab": str(vocab),
         "augmentation": {
-            "_target_": "shared.data.recipe_views.RecipeViews",
+            "_target_": "shared.data.views.recipes.RecipeViews",
             "mean": [0.0] * 3,
             "std": [1.0] * 3,
             "size": 8,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.miniatures.synthetic import fashion_mnist as write_synthetic
-from shared.data import sources
-from shared.data.images import DataCorruptError, DataNotFoundError
+from shared.data import fetching
+from shared.data.errors import DataCorruptError, DataNotFoundError
 
 
 @pytest.fixture
@@ -18,16 +18,16 @@ def local(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a stand-in for the real files, whose checksums are expected."""
     folder = tmp_path / "local"
     made = write_synthetic(folder)["synthetic-fashion-mnist"]["files"]
-    monkeypatch.setattr(sources, "FASHION_MNIST_SHA256", made)
-    monkeypatch.setattr(sources, "DEBIAN_FOLDER", "nonexistent/fashion-mnist")
+    monkeypatch.setattr(fetching, "FASHION_MNIST_SHA256", made)
+    monkeypatch.setattr(fetching, "DEBIAN_FOLDER", "nonexistent/fashion-mnist")
     monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("TENFOLD_SOURCES", raising=False)
 
     def no_network(*_: object) -> None:
-        raise sources._UnavailableError("no network in tests")
+        raise fetching._UnavailableError("no network in tests")
 
-    monkeypatch.setattr(sources, "_command", no_network)
-    monkeypatch.setattr(sources, "_download", no_network)
+    monkeypatch.setattr(fetching, "_command", no_network)
+    monkeypatch.setattr(fetching, "_download", no_network)
     return folder
 
 
@@ -37,23 +37,23 @@ def test_local_folder_then_idempotent(
     monkeypatch.setenv("TENFOLD_SOURCES", str(local.parent))
     local.rename(local.parent / "fashion-mnist")
     root = tmp_path / "root"
-    found = sources.fashion_mnist(root)
-    assert found == {"fashion-mnist": {"files": sources.FASHION_MNIST_SHA256, "licence": "MIT"}}
+    found = fetching.fashion_mnist(root)
+    assert found == {"fashion-mnist": {"files": fetching.FASHION_MNIST_SHA256, "licence": "MIT"}}
     times = {p: p.stat().st_mtime_ns for p in root.iterdir() if p.name != ".lock"}
-    assert sorted(p.name for p in times) == sorted(sources.FASHION_MNIST_SHA256)
+    assert sorted(p.name for p in times) == sorted(fetching.FASHION_MNIST_SHA256)
     monkeypatch.delenv("TENFOLD_SOURCES")
-    assert sources.fashion_mnist(root) == found
+    assert fetching.fashion_mnist(root) == found
     assert all(p.stat().st_mtime_ns == t for p, t in times.items())
 
 
 def test_gz_files_in_place_are_enough(local: Path) -> None:
-    for name in sources.FASHION_MNIST_SHA256:
+    for name in fetching.FASHION_MNIST_SHA256:
         (local / f"{name}.gz").write_bytes(gzip.compress((local / name).read_bytes()))
         (local / name).unlink()
-    assert sources.fashion_mnist(local)["fashion-mnist"]["files"] == sources.FASHION_MNIST_SHA256
+    assert fetching.fashion_mnist(local)["fashion-mnist"]["files"] == fetching.FASHION_MNIST_SHA256
     (local / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8b123")
     with pytest.raises(DataCorruptError, match=r"train-images-idx3-ubyte.gz: can't be read"):
-        sources.fashion_mnist(local)
+        fetching.fashion_mnist(local)
 
 
 @pytest.mark.parametrize("where", ["root", "local"])
@@ -65,13 +65,13 @@ def test_wrong_checksum_is_an_error(
     root = local if where == "root" else tmp_path / "root"
     monkeypatch.setenv("TENFOLD_SOURCES", str(local))
     with pytest.raises(DataCorruptError, match=r"t10k-labels-idx1-ubyte: .* sha256"):
-        sources.fashion_mnist(root)
+        fetching.fashion_mnist(root)
     assert not (tmp_path / "root" / "t10k-labels-idx1-ubyte").exists()
 
 
 def test_nothing_works_lists_all_that_was_tried(local: Path, tmp_path: Path) -> None:
     with pytest.raises(DataNotFoundError) as error:
-        sources.fashion_mnist(tmp_path / "root")
+        fetching.fashion_mnist(tmp_path / "root")
     for part in ("TENFOLD_SOURCES: not set", "Debian package", "torchvision's download", "Place"):
         assert part in str(error.value)
     assert [p.name for p in (tmp_path / "root").iterdir()] == [".lock"]
@@ -86,36 +86,36 @@ def test_debian_archive_is_unpacked_and_cached(
     def apt(command: list[str], folder: Path) -> None:
         commands.append(command[0] if command[0] == "dpkg-deb" else command[2])
         if command[0] == "dpkg-deb":
-            shutil.copytree(local, folder / command[3] / sources.DEBIAN_FOLDER)
+            shutil.copytree(local, folder / command[3] / fetching.DEBIAN_FOLDER)
         elif command[2] == "download":
             if index == "absent" and "update" not in commands:
-                raise sources._UnavailableError("unable to locate package")
+                raise fetching._UnavailableError("unable to locate package")
             (folder / "dataset-fashion-mnist_1_all.deb").write_bytes(b"")
 
-    monkeypatch.setattr(sources, "_command", apt)
-    sources.fashion_mnist(tmp_path / "root")
+    monkeypatch.setattr(fetching, "_command", apt)
+    fetching.fashion_mnist(tmp_path / "root")
     expected = ["download", "dpkg-deb"]
     assert commands == (["download", "update", *expected] if index == "absent" else expected)
     commands.clear()
-    sources.fashion_mnist(tmp_path / "other")
+    fetching.fashion_mnist(tmp_path / "other")
     assert commands == ["dpkg-deb"]
 
 
 def test_command_failures_are_short_reasons(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unavailable = sources._UnavailableError
+    unavailable = fetching._UnavailableError
     with pytest.raises(unavailable, match="no no-such-tool on this machine"):
-        sources._command(["no-such-tool"], tmp_path)
+        fetching._command(["no-such-tool"], tmp_path)
     with pytest.raises(unavailable, match=r"the reason$"):
-        sources._command(["sh", "-c", "echo first; echo the reason >&2; exit 3"], tmp_path)
+        fetching._command(["sh", "-c", "echo first; echo the reason >&2; exit 3"], tmp_path)
 
     def slow(*_: object, **__: object) -> None:
         raise subprocess.TimeoutExpired("x", 1)
 
     monkeypatch.setattr(subprocess, "run", slow)
     with pytest.raises(unavailable, match="took too long"):
-        sources._command(["apt-get"], tmp_path)
+        fetching._command(["apt-get"], tmp_path)
 
 
 class FakeSet:
@@ -137,11 +137,11 @@ def test_torchvision_sets_are_placed_whole(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.delenv("TENFOLD_SOURCES", raising=False)
     monkeypatch.setattr("torchvision.datasets.SVHN", FakeSet)
     root = tmp_path / "svhn"
-    found = sources.svhn(root)["svhn"]["files"]
+    found = fetching.svhn(root)["svhn"]["files"]
     assert found == {
         f"{s}_32x32.mat": hashlib.sha256(s.encode()).hexdigest() for s in ("train", "test")
     }
-    assert sources.svhn(root)["svhn"]["files"] == found
+    assert fetching.svhn(root)["svhn"]["files"] == found
     given = tmp_path / "given"
     given.mkdir()
     (given / "set.tar.gz").touch()
@@ -149,15 +149,15 @@ def test_torchvision_sets_are_placed_whole(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(FakeSet, "filename", "offline")
     (given / "offline").touch()
     with pytest.raises(DataNotFoundError, match="no network"):
-        sources.svhn(tmp_path / "other")
+        fetching.svhn(tmp_path / "other")
 
 
 def test_imagenet_explains(tmp_path: Path) -> None:
     with pytest.raises(DataNotFoundError, match=r"train not found.*registration"):
-        sources.imagenet(tmp_path)
+        fetching.imagenet(tmp_path)
     (tmp_path / "train").mkdir()
     (tmp_path / "val").mkdir()
-    assert sources.imagenet(tmp_path)["imagenet"]["files"] == {}
+    assert fetching.imagenet(tmp_path)["imagenet"]["files"] == {}
 
 
 def test_synthetic_is_deterministic_and_idempotent(tmp_path: Path) -> None:

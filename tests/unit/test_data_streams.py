@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.data.samplers import Draws
-from shared.data.streams import (
+from shared.data.loading.samplers import Draws
+from shared.data.loading.streams import (
     ClassCycles,
     Permutation,
     Permutations,

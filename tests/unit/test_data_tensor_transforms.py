@@ -6,8 +6,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as tvf
 
-from shared.data.randomness import key_uniforms, sample_keys
-from shared.data.tensor_transforms import (
+from shared.data.views.tensors import (
     Recipe,
     TensorViews,
     affine_matrices,
@@ -15,6 +14,7 @@ from shared.data.tensor_transforms import (
     pixels,
     warp,
 )
+from shared.randomness import key_uniforms, sample_keys
 
 RECIPES = {
     "weak": {"shift": 0.14, "flip": 0.5},

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.data.text import clean_caption, clean_question
+from shared.data.text.cleaning import clean_caption, clean_question
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "albef" / "text_cleaning" / "case.json"
 EXAMPLES = json.loads(GOLDEN.read_text())["config"]

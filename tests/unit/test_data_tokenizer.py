@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.data.images import DataCorruptError, DataNotFoundError
-from shared.data.tokenizer import WordPiece, find_vocabulary
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.text.wordpiece import WordPiece, find_vocabulary
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["a", "dog", "run", "##ning", "##s", "cafe", "!", "'", "[", "]", "sep"]

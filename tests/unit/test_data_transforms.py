@@ -7,8 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.data.randomness import key_generator, sample_keys
-from shared.data.transforms import (
+from shared.data.views.per_image import (
     CIFAR10_MEAN,
     CIFAR10_STD,
     ImageNetViews,
@@ -17,6 +16,7 @@ from shared.data.transforms import (
     normalise,
     random_resized_crop,
 )
+from shared.randomness import key_generator, sample_keys
 
 KEYS = sample_keys(0, 0, np.arange(6), "any")
 

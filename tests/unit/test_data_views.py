@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from benchmarks.miniatures.synthetic import fashion_mnist as write_synthetic
-from shared.data.views_data import ViewsData
+from shared.data.multi_view import ViewsData
 
 RECIPE = {"shift": 0.2, "flip": 0.5}
 
@@ -23,9 +23,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def data_module(root: Path, **changes: Any) -> ViewsData:
     values: dict[str, Any] = {
-        "dataset": {"_target_": "shared.data.readers.fashion_mnist", "root": str(root)},
+        "dataset": {
+            "_target_": "shared.data.readers.small_images.fashion_mnist",
+            "root": str(root),
+        },
         "augmentation": {
-            "_target_": "shared.data.tensor_transforms.TensorViews",
+            "_target_": "shared.data.views.tensors.TensorViews",
             "size": 28,
             "mean": [0.0],
             "std": [1.0],
@@ -162,12 +165,12 @@ def test_an_unreadable_image_is_replaced_in_training_and_missing_in_features(
     module = data_module(
         tmp_path,
         dataset={
-            "_target_": "shared.data.folders.image_folder",
+            "_target_": "shared.data.readers.folders.image_folder",
             "root": str(tmp_path),
             "max_corrupt": 0.5,
         },
         augmentation={
-            "_target_": "shared.data.recipe_views.RecipeViews",
+            "_target_": "shared.data.views.recipes.RecipeViews",
             "mean": [0.0, 0.0, 0.0],
             "std": [1.0, 1.0, 1.0],
             "size": 8,

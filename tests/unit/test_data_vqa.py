@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from shared.data.images import DataCorruptError, DataNotFoundError
-from shared.data.tokenizer import WordPiece
-from shared.data.vqa import VQAData, read_answers, tokenised_questions
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.image_text.vqa import VQAData, read_answers, tokenised_questions
+from shared.data.text.wordpiece import WordPiece
 from tests.unit.vqa_toy import ANSWERS, data, entries, write
 
 CLS, SEP = 2, 3

@@ -9,7 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from shared.training.distributed import (
+from shared.distributed import (
     all_gather,
     all_reduce_mean,
     batch_shuffle,

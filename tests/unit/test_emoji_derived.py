@@ -35,8 +35,8 @@ from benchmarks.miniatures.emoji.scenes import (
     studio,
 )
 from benchmarks.miniatures.emoji.workshop import Workshop, blind_accuracies, text_sheet
-from shared.data.images import DataCorruptError
-from shared.data.plain_pickle import read_plain_pickle
+from shared.data.errors import DataCorruptError
+from shared.data.readers.plain_pickle import read_plain_pickle
 from shared.evaluation.grounding import iou
 from shared.overrides import CONF
 

@@ -19,7 +19,7 @@ from benchmarks.miniatures.emoji.subgroup_labels import (
     long_tail_counts,
     long_tail_rows,
 )
-from shared.data.images import DataCorruptError
+from shared.data.errors import DataCorruptError
 
 
 @pytest.fixture

@@ -35,8 +35,8 @@ from benchmarks.miniatures.emoji.pairs import (
     words,
 )
 from benchmarks.miniatures.emoji.render import Renderings, on_ground, renderings
-from shared.data.text import clean_caption
-from shared.data.tokenizer import WordPiece
+from shared.data.text.cleaning import clean_caption
+from shared.data.text.wordpiece import WordPiece
 
 CONF = Path(__file__).parents[2] / "conf/data/emoji_pairs.yaml"
 NAMES = [f"{a}{b}" for a in "bdfklm" for b in ("aro", "ibe", "uno", "ela", "ozi")]

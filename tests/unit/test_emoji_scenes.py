@@ -36,7 +36,7 @@ from benchmarks.miniatures.emoji.scenes import (
     scene_concepts,
     scenes,
 )
-from shared.data.images import DataCorruptError, DataNotFoundError
+from shared.data.errors import DataCorruptError, DataNotFoundError
 
 NAMES = [f"{a}{b}" for a in "bdfklm" for b in ("aro", "ibe", "uno", "ela", "ozi")]
 

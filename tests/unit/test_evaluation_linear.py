@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from shared.evaluation.linear import LinearClassification
+from shared.tasks.linear_classification import LinearClassification
 from shared.training.method import NonFiniteLoss
 from shared.training.schedules import epoch_factor
 

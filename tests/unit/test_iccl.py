@@ -311,7 +311,7 @@ def test_an_unknown_sampler_is_refused() -> None:
 
 
 VIEWS = {
-    "_target_": "shared.data.tensor_transforms.TensorViews",
+    "_target_": "shared.data.views.tensors.TensorViews",
     "mean": [0.0],
     "std": [1.0],
     "size": 4,

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from benchmarks.claims import compose_arms, load_claim
-from shared.data.images import DataNotFoundError
+from shared.data.errors import DataNotFoundError
 from shared.overrides import CONF
 
 FOLDER = CONF / "experiment" / "iccl"

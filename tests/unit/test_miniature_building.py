@@ -16,7 +16,7 @@ import pytest
 from benchmarks.miniatures import packages
 from benchmarks.miniatures.building import build_once, save_arrays, write_list
 from benchmarks.miniatures.packages import NpmPackage, fetch, read_json
-from shared.data.images import DataCorruptError, DataNotFoundError
+from shared.data.errors import DataCorruptError, DataNotFoundError
 
 
 def build(folder: Path) -> None:

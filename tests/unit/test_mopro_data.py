@@ -16,7 +16,7 @@ from methods.mopro.data import WebData
 from methods.mopro.module import CrossEntropy, MoPro
 from methods.mopro.resampling import repeat_factors
 from methods.mopro.retraining import RetrainingData
-from shared.data.images import DataCorruptError, DataNotFoundError
+from shared.data.errors import DataCorruptError, DataNotFoundError
 from tests.conformance.conftest import compose_experiment
 
 CLASSES, SIDE = 3, 12
@@ -51,14 +51,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(root: Path, kind: type = WebData, **changed: Any) -> Any:
     arguments: dict[str, Any] = {
         "dataset": {
-            "_target_": "shared.data.webvision.webvision",
+            "_target_": "shared.data.readers.webvision.webvision",
             "root": str(root),
             "num_classes": CLASSES,
             "in_memory": True,
             "mode": "L",
         },
         "augmentation": {
-            "_target_": "shared.data.tensor_transforms.TensorViews",
+            "_target_": "shared.data.views.tensors.TensorViews",
             "size": SIDE,
             "mean": [0.5],
             "std": [0.5],
@@ -217,7 +217,7 @@ def test_cleaned_list_is_what_retraining_reads(root: Path, tmp_path: Path) -> No
     cleaning.write_annotation(path, images, [1, 2, 2, 2])
     assert json.loads(path.read_text()) == {"images": images, "labels": [1, 2, 2, 2]}
     dataset = {
-        "_target_": "shared.data.webvision.webvision",
+        "_target_": "shared.data.readers.webvision.webvision",
         "root": str(root),
         "num_classes": CLASSES,
         "cleaned": str(path),

@@ -21,7 +21,7 @@ from methods.mopro.evaluation import (
     rms_calibration_error,
 )
 from methods.mopro.retraining import ClassifierRetraining
-from shared.data.views_data import ViewsData
+from shared.data.multi_view import ViewsData
 from shared.evaluation.features import Features
 
 BACKBONE = {
@@ -121,12 +121,12 @@ def shifted(tmp_path: Path) -> ViewsData:
     (tmp_path / "classes.txt").write_text("n1\nn2\nn3\n")
     return ViewsData(
         dataset={
-            "_target_": "shared.data.folders.image_folder",
+            "_target_": "shared.data.readers.folders.image_folder",
             "root": str(tmp_path),
             "folders": {"train": "shifted", "test": "shifted"},
         },
         augmentation={
-            "_target_": "shared.data.recipe_views.RecipeViews",
+            "_target_": "shared.data.views.recipes.RecipeViews",
             "mean": [0.5] * 3,
             "std": [0.5] * 3,
             "size": 12,

@@ -18,9 +18,9 @@ from benchmarks.miniatures.emoji import subgroup_labels
 from benchmarks.miniatures.emoji.render import Renderings
 from benchmarks.miniatures.noisy_web import nearest_of_group, noisy_labels, read_truth
 from benchmarks.miniatures.synthetic import fashion_mnist as write_synthetic
-from shared.data.images import DataCorruptError, DataNotFoundError
-from shared.data.readers import fashion_mnist as read_fashion_mnist
-from shared.data.webvision import webvision
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.readers.small_images import fashion_mnist as read_fashion_mnist
+from shared.data.readers.webvision import webvision
 
 SYNTHETIC = partial(write_synthetic, train=400, test=100)
 

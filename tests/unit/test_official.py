@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from shared.training.checkpoints import CheckpointError
-from shared.training.official import (
+from shared.checkpoints.official import (
     SCALAR,
     TRANSPOSED,
     Conversion,
@@ -15,6 +14,7 @@ from shared.training.official import (
     export_official,
     import_official,
 )
+from shared.checkpoints.reading import CheckpointError
 
 TABLE = KeyTable(
     rules=[

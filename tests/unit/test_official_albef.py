@@ -25,10 +25,10 @@ from methods.albef.nlvr import NLVR, TextAssignment
 from methods.albef.retrieval import Retrieval
 from methods.albef.vqa import VQA
 from methods.comatch.module import Supervised
-from shared.training.checkpoint_io import AtomicCheckpointIO
-from shared.training.checkpoints import CheckpointError
+from shared.checkpoints.official import KeyReport
+from shared.checkpoints.reading import CheckpointError
+from shared.checkpoints.writing import AtomicCheckpointIO
 from shared.training.method import Method
-from shared.training.official import KeyReport
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "albef"
 

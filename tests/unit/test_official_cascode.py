@@ -21,9 +21,9 @@ from methods.cascode import encoders, official
 from methods.cascode.model import CodeEncoder
 from methods.cascode.module import CodeSearch, Fast, Shared, Slow
 from methods.comatch.module import Supervised
-from shared.training.checkpoint_io import AtomicCheckpointIO
-from shared.training.checkpoints import CheckpointError
-from shared.training.official import KeyReport
+from shared.checkpoints.official import KeyReport
+from shared.checkpoints.reading import CheckpointError
+from shared.checkpoints.writing import AtomicCheckpointIO
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "cascode"
 

@@ -12,7 +12,7 @@ from methods.comatch import official
 from methods.comatch.classifier import Classifier
 from methods.comatch.imagenet import CoMatchImageNet
 from methods.comatch.module import CoMatch, FixMatch, Supervised
-from shared.training.checkpoints import CheckpointError, load_checkpoint
+from shared.checkpoints.reading import CheckpointError, load_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "comatch"
 FRAME: dict[str, Any] = {

@@ -12,7 +12,7 @@ from methods.iccl.baselines import CrossEntropy
 from methods.iccl.classifier import LongTailClassifier
 from methods.iccl.module import ICCL
 from methods.iccl.stage2 import BalancedClassifier
-from shared.training.checkpoints import CheckpointError
+from shared.checkpoints.reading import CheckpointError
 
 CLASSES = 5
 SCHEDULE = {"every": "step", "cosine": 10, "warm_up": 0, "milestones": [], "gamma": 1.0}

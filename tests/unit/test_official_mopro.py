@@ -14,8 +14,8 @@ from methods.mopro import export, official
 from methods.mopro.evaluation import FineTuning, LowShotSVM, Robustness
 from methods.mopro.module import CrossEntropy, MoPro
 from methods.mopro.retraining import ClassifierRetraining
-from shared.evaluation.detection import write_detectron2
-from shared.training.checkpoints import CheckpointError, load_checkpoint
+from shared.checkpoints.detectron2 import write_detectron2
+from shared.checkpoints.reading import CheckpointError, load_checkpoint
 from tests.conformance.conftest import compose_experiment
 
 RESNET50 = {"_target_": "shared.nn.resnet.ResNet"}

@@ -13,7 +13,7 @@ from methods.comatch.module import Supervised
 from methods.pcl import backbone, official
 from methods.pcl.evaluation import LinearProbe, LowShotSVM
 from methods.pcl.module import PCL, MoCo
-from shared.training.checkpoints import CheckpointError, load_checkpoint
+from shared.checkpoints.reading import CheckpointError, load_checkpoint
 from shared.training.method import Method
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pcl"

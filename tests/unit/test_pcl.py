@@ -26,10 +26,10 @@ from methods.pcl.losses import (
 )
 from methods.pcl.module import PCL, MoCo
 from shared import run as entry
+from shared.checkpoints.reading import load_module
+from shared.checkpoints.writing import AtomicCheckpointIO
 from shared.evaluation.features import Features
 from shared.overrides import CONF
-from shared.training.checkpoint_io import AtomicCheckpointIO
-from shared.training.checkpoints import load_module
 
 KMEANS = {"iterations": 5, "restarts": 1, "max_points_per_centroid": 100, "gpu": False}
 

@@ -11,12 +11,12 @@ from PIL import Image
 
 from methods.comatch.module import Supervised
 from methods.pcl.module import MoCo
-from shared import predict, predict_sheets
-from shared.training.checkpoint_io import AtomicCheckpointIO
+from shared.checkpoints.writing import AtomicCheckpointIO
+from shared.predict import command, sheets
 
 NAMES = ["T-shirt/top", "a class with a very long name, indeed", "ankle boot"]
 COLOUR = {
-    "_target_": "shared.data.transforms.SmallImageViews",
+    "_target_": "shared.data.views.per_image.SmallImageViews",
     "size": 32,
     "mean": [0.5, 0.5, 0.5],
     "std": [0.25, 0.25, 0.25],
@@ -73,7 +73,7 @@ def draw_images(folder: Path) -> None:
 
 def run(tmp_path: Path, *arguments: str) -> Path:
     output = tmp_path / "out"
-    predict.main([f"checkpoint={tmp_path}/last.ckpt", f"images={tmp_path}/images",
+    command.main([f"checkpoint={tmp_path}/last.ckpt", f"images={tmp_path}/images",
                   f"output={output}", *arguments])  # fmt: skip
     return output
 
@@ -145,7 +145,7 @@ def test_a_model_without_classes_groups_the_images(tmp_path):
 
 def test_grey_model_and_missing_class_names(tmp_path):
     grey = {
-        "_target_": "shared.data.tensor_transforms.TensorViews",
+        "_target_": "shared.data.views.tensors.TensorViews",
         "size": 28,
         "mean": [0.3],
         "std": [0.35],
@@ -182,7 +182,7 @@ def test_corrupt_images_are_skipped_counted_and_named(tmp_path, capsys):
 
 def refused(capsys, arguments: list[str]) -> str:
     with pytest.raises(SystemExit) as caught:
-        predict.main(arguments)
+        command.main(arguments)
     assert caught.value.code == 2
     message = capsys.readouterr().err
     assert message.count("\n") == 1, message
@@ -227,10 +227,10 @@ def test_contact_sheet_shows_the_first_images(tmp_path):
     draw_images(tmp_path / "images")
     output = run(tmp_path, "sheet_images=3")
     sheet = Image.open(output / "contact_sheet.png")
-    cell = predict_sheets.THUMBNAIL + predict_sheets.GAP
-    assert sheet.width == 3 * cell + predict_sheets.GAP
+    cell = sheets.THUMBNAIL + sheets.GAP
+    assert sheet.width == 3 * cell + sheets.GAP
     grey = np.asarray(sheet.convert("L"))
     for column in range(3):
-        left = predict_sheets.GAP + column * cell
-        assert grey[60:120, left : left + predict_sheets.THUMBNAIL].min() < 128, "no thumbnail"
-        assert grey[170:210, left : left + predict_sheets.THUMBNAIL].min() < 128, "no caption"
+        left = sheets.GAP + column * cell
+        assert grey[60:120, left : left + sheets.THUMBNAIL].min() < 128, "no thumbnail"
+        assert grey[170:210, left : left + sheets.THUMBNAIL].min() < 128, "no caption"

@@ -12,9 +12,9 @@ from PIL import Image
 
 from methods.albef.retrieval import Retrieval
 from methods.albef.vqa import VQA
-from shared import predict
-from shared.predict_overlays import overlay, word_spans
-from shared.training.checkpoint_io import AtomicCheckpointIO
+from shared.checkpoints.writing import AtomicCheckpointIO
+from shared.predict import command
+from shared.predict.overlays import overlay, word_spans
 from shared.training.method import Method
 
 WORDS = [
@@ -22,7 +22,7 @@ WORDS = [
     "##gy", "what", "is", "this", "yes", "no",
 ]  # fmt: skip
 VIEWS = {
-    "_target_": "shared.data.recipe_views.RecipeViews",
+    "_target_": "shared.data.views.recipes.RecipeViews",
     "size": 16,
     "test_resize": None,
     "mean": [0.5, 0.5, 0.5],
@@ -83,7 +83,7 @@ def folder(tmp_path: Path) -> Path:
 
 def run(folder: Path, *arguments: str) -> Path:
     output = folder / "out"
-    predict.main([f"checkpoint={folder}/last.ckpt", f"images={folder}/images",
+    command.main([f"checkpoint={folder}/last.ckpt", f"images={folder}/images",
                   f"output={output}", *arguments])  # fmt: skip
     return output
 

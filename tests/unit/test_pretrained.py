@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from shared.checkpoints.pretrained_text import load_hugging_face
+from shared.checkpoints.pretrained_vision import load_vision
+from shared.checkpoints.reading import CheckpointError
 from shared.nn.text_transformer import LanguageHead, TextTransformer
 from shared.nn.vision_transformer import VisionTransformer, interpolate_positions
-from shared.training.checkpoints import CheckpointError
-from shared.training.pretrained_text import load_hugging_face
-from shared.training.pretrained_vision import load_vision
 
 WORDS, WIDTH, INNER, LAYERS, POSITIONS = 13, 8, 20, 3, 9
 

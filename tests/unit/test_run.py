@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from shared import run as entry
-from shared.training.checkpoints import load_checkpoint
+from shared.checkpoints.reading import load_checkpoint
 from shared.training.precision import PrecisionChoice
 from shared.training.run_folder import hash_config
 

@@ -30,7 +30,7 @@ from benchmarks.speed.protocol import (
     table,
     write,
 )
-from shared.data.readers import cifar10
+from shared.data.readers.small_images import cifar10
 
 ROOT = Path(__file__).resolve().parents[2]
 VARIANTS = [("ours", "a"), ("peer", "a"), ("ours", "b")]

@@ -19,7 +19,7 @@ from benchmarks.speed.protocol import SpeedError
 from methods.cascode import encoders, official
 from methods.cascode.module import Shared
 from methods.cascode.scoring import score_pairs
-from shared.training.checkpoint_io import AtomicCheckpointIO
+from shared.checkpoints.writing import AtomicCheckpointIO
 
 SIZES = {
     "model_type": "bert", "vocab_size": 30, "max_position_embeddings": 40, "type_vocab_size": 2,

@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 
 from benchmarks.miniatures.synthetic_pairs import COLOURS, SHAPES, pairs
-from shared.data.entailment import EntailmentData
-from shared.data.image_text import ImageTextData, PairData
-from shared.data.nlvr import NLVRData
-from shared.data.plain_pickle import read_plain_pickle
-from shared.data.referring import ReferringData
-from shared.data.shards import ShardPairData, ShardSamples
-from shared.data.tokenizer import WordPiece
-from shared.data.vqa import VQAData
+from shared.data.image_text.entailment import EntailmentData
+from shared.data.image_text.nlvr import NLVRData
+from shared.data.image_text.pairs import ImageTextData, PairData
+from shared.data.image_text.referring import ReferringData
+from shared.data.image_text.shards import ShardPairData, ShardSamples
+from shared.data.image_text.vqa import VQAData
+from shared.data.readers.plain_pickle import read_plain_pickle
+from shared.data.text.wordpiece import WordPiece
 
 TRAIN, TEST = 24, 12
 SPLITS = {"train": "train", "val": "dev", "test": "test"}
@@ -161,7 +161,7 @@ def data(root: Path, kind: type[ImageTextData], **arguments: Any) -> ImageTextDa
         "image_root": str(root),
         "vocab": str(root / "vocab.txt"),
         "augmentation": {
-            "_target_": "shared.data.recipe_views.RecipeViews",
+            "_target_": "shared.data.views.recipes.RecipeViews",
             "mean": [0.5] * 3,
             "std": [0.5] * 3,
             "size": 32,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shared.data.vqa import VQAData
+from shared.data.image_text.vqa import VQAData
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "light grey": (200,) * 3}
 WORDS = ["what", "colour", "is", "it", "the", "red", "green", "blue", "light", "grey", "dark"]
@@ -49,7 +49,7 @@ def data(root: Path, **changes: Any) -> VQAData:
         "vocab": str(root / "vocab.txt"),
         "answer_list": str(root / "answer_list.json"),
         "augmentation": {
-            "_target_": "shared.data.recipe_views.RecipeViews",
+            "_target_": "shared.data.views.recipes.RecipeViews",
             "size": 16,
             "test_resize": None,
             "mean": [0.5, 0.5, 0.5],

@@ -19,7 +19,7 @@ from benchmarks.miniatures.debian import DebianArchive, DebianSource
 from benchmarks.miniatures.packages import NpmPackage
 from methods.cascode.cleaning import query_tokens
 from methods.cascode.extraction import Function, functions
-from shared.data.images import DataCorruptError
+from shared.data.errors import DataCorruptError
 
 LONGEST_LINE = 2000  # characters of JavaScript that a person wrote
 _BLOCK_TAG = re.compile(r"(?m)^[ \t]*@")

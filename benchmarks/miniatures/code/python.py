@@ -12,7 +12,7 @@ from benchmarks.miniatures.code.language import Language, Licence, SourceFile, c
 from benchmarks.miniatures.wheels import Wheel, fetch
 from methods.cascode.extraction import Function
 from methods.cascode.extraction.python import functions
-from shared.data.images import DataCorruptError
+from shared.data.errors import DataCorruptError
 
 _VENDORED = re.compile(r"(?:^|/)(?:_?vendor(?:ed)?|_?extern(?:als?)?|third_party)/")
 _LICENCE_FILE = re.compile(

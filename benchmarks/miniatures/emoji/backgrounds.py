@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.miniatures.archives import cache_folder
-from shared.data.images import DataCorruptError, DataNotFoundError
+from shared.data.errors import DataCorruptError, DataNotFoundError
 
 log = logging.getLogger(__name__)
 

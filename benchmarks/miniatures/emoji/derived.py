@@ -50,7 +50,7 @@ from benchmarks.miniatures.emoji.workshop import (
     blind_accuracies,
     build_set,
 )
-from shared.data.images import DataCorruptError
+from shared.data.errors import DataCorruptError
 from shared.evaluation.grounding import iou
 
 T = TypeVar("T")

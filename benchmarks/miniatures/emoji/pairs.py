@@ -23,7 +23,7 @@ from benchmarks.miniatures.emoji.contact_sheets import pair_sheet
 from benchmarks.miniatures.emoji.packages import LICENCE, RENDERINGS, of_split
 from benchmarks.miniatures.emoji.questions import words as question_words
 from benchmarks.miniatures.emoji.render import Renderings, comparison_crops, on_ground, renderings
-from shared.data.text import clean_caption
+from shared.data.text.cleaning import clean_caption
 
 Provenance = dict[str, dict[str, Any]]
 Item = dict[str, Any]

@@ -23,7 +23,7 @@ from benchmarks.miniatures.emoji.contact_sheets import scene_sheet
 from benchmarks.miniatures.emoji.packages import LICENCE, RENDERINGS, of_split
 from benchmarks.miniatures.emoji.pairs import apart, everyday_concepts, synonyms
 from benchmarks.miniatures.emoji.render import OPAQUE, Renderings, renderings
-from shared.data.images import DataCorruptError
+from shared.data.errors import DataCorruptError
 
 Provenance = dict[str, dict[str, Any]]
 Box = tuple[int, int, int, int]

@@ -22,7 +22,7 @@ from benchmarks.miniatures.emoji.concepts import Concept
 from benchmarks.miniatures.emoji.contact_sheets import rendering_sheet, subgroup_sheet
 from benchmarks.miniatures.emoji.packages import LICENCE, RENDERINGS, of_split
 from benchmarks.miniatures.emoji.render import Renderings, area_resize, on_ground, renderings
-from shared.data.images import DataCorruptError
+from shared.data.errors import DataCorruptError
 
 SIZE = 32
 FEWEST_CONCEPTS = 8  # of a sub-group that is a class

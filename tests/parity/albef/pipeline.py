@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.albef.training import Finetuning
-from shared.data import caption_augment, randaugment
+from shared.data.views import caption_augment, randaugment
 from shared.losses.language import MaskDraws, mask_tokens
 from shared.nn.vision_transformer import interpolate_positions
 

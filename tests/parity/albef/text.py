@@ -4,8 +4,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from shared.data.text import clean_caption, clean_question
-from shared.data.tokenizer import WordPiece
+from shared.data.text.cleaning import clean_caption, clean_question
+from shared.data.text.wordpiece import WordPiece
 
 RULES = {"pre_caption": clean_caption, "pre_question": clean_question}
 

@@ -1,0 +1,1 @@
+"""Checkpoints: safe reading, atomic writing, official key tables, pretrained weights."""

@@ -1,0 +1,253 @@
+"""Official checkpoint <-> our module, from a table of key patterns in which every key counts.
+
+A method's ``official.py`` holds a :class:`KeyTable` and nothing clever::
+
+    CIFAR = KeyTable(
+        rules=[
+            Rule("model/backbone.{rest}", "encoder.backbone.{rest}"),
+            Rule("queue/queue_feats", "bank.features", TRANSPOSED),
+        ],
+        dropped={"optimizer/{rest}": "training state of another trainer"},
+        fresh={"alignment.{rest}": "not saved by the official code"},
+    )
+
+``{name}`` stands for any non-empty text and is the same on both sides. Nested dictionaries of the
+official file are written with slashes. The first rule that matches a key decides; rules that
+repeat the same official pattern all apply (one key may fill several of ours). Export is the same
+table read from right to left.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shared.checkpoints.reading import CheckpointError, load_state
+
+Source = Mapping[Any, Any]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How a value changes its form.
+
+    Args:
+        to_ours: ``(official value, our present tensor) -> Tensor``.
+        to_official: ``(our tensor, our whole state) -> value``; None: the rule is not exported.
+        interpolates: ``to_ours`` fits values of other sizes; the report names them.
+    """
+
+    to_ours: Callable[[Any, Tensor], Tensor]
+    to_official: Callable[[Tensor, Mapping[str, Tensor]], Any] | None
+    interpolates: bool = False
+
+
+AS_IS = Conversion(lambda value, _: value, lambda value, _: value)
+TRANSPOSED = Conversion(lambda value, _: value.t(), lambda value, _: value.t().contiguous())
+"""A matrix kept the other way round, such as a queue of columns."""
+SCALAR = Conversion(
+    lambda value, ours: torch.as_tensor(value).reshape(ours.shape),
+    lambda value, _: value.reshape(1),
+)
+"""One number, kept as a tensor of shape (1,) there and of any one-element shape here."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """``official`` and ``ours`` name the same tensor; see the module's docstring."""
+
+    official: str
+    ours: str
+    conversion: Conversion = AS_IS
+
+
+@dataclass(frozen=True)
+class KeyTable:
+    """Rules, and the keys that exist on one side only, each pattern with its reason."""
+
+    rules: Sequence[Rule]
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    fresh: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class KeyReport:
+    """What became of every key.
+
+    ``mapped`` holds (official, ours) pairs, of which ``interpolated`` names those that were fitted
+    to another size; ``dropped`` and ``fresh`` keys with their reason; the three others are faults:
+    ``missing`` keys of the receiver that nothing fills, ``unexpected`` keys of the source that no
+    pattern explains, ``resized`` keys with both shapes.
+    """
+
+    mapped: list[tuple[str, str]] = field(default_factory=list)
+    interpolated: list[str] = field(default_factory=list)
+    dropped: dict[str, str] = field(default_factory=dict)
+    fresh: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        return not (self.missing or self.unexpected or self.resized)
+
+    def __str__(self) -> str:
+        """Counts and reasons of the keys explained; those interpolated and every fault by name."""
+        lines = [f"{len(self.mapped)} keys mapped"]
+        lines += [f"  interpolated: {key}" for key in self.interpolated]
+        for title, keys in (("dropped", self.dropped), ("left as initialised", self.fresh)):
+            for reason in dict.fromkeys(keys.values()):
+                count = sum(1 for value in keys.values() if value == reason)
+                lines.append(f"{count} {title}: {reason}")
+        for title in ("missing", "unexpected", "resized"):
+            faults = getattr(self, title)
+            lines += [f"{len(faults)} {title}:", *(f"  {key}" for key in faults)] if faults else []
+        return "\n".join(lines)
+
+
+def import_official(source: Source, table: KeyTable, module: nn.Module) -> KeyReport:
+    """Load an official checkpoint (as read by ``load_checkpoint``) into ``module``.
+
+    Returns the report of a complete load.
+
+    Raises:
+        CheckpointError: a missing, unexpected or resized key, all named; nothing is loaded.
+    """
+    present = module.state_dict()
+    state, report = convert_official(source, table, present)
+    if not report.complete:
+        raise CheckpointError(f"the official checkpoint does not fit; nothing loaded\n{report}")
+    load_state(module, {**present, **state}, source="the official checkpoint")
+    return report
+
+
+def convert_official(
+    source: Source, table: KeyTable, present: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], KeyReport]:
+    """The part of our state that ``source`` fills, and what became of every key.
+
+    ``present`` is the state of the receiving module: its keys and shapes.
+    """
+    state: dict[str, Tensor] = {}
+    misfits: set[str] = set()
+    report = KeyReport()
+    for key, value in _flatten(source).items():
+        if (reason := _reason(table.dropped, key)) is not None:
+            report.dropped[key] = reason
+            continue
+        targets = _translate(key, [(rule.official, rule.ours, rule) for rule in table.rules])
+        if not targets:
+            report.unexpected.append(key)
+        for ours, rule in targets:
+            if ours not in present:
+                report.unexpected.append(f"{key} (as {ours})")
+                continue
+            if ours in state:
+                raise CheckpointError(f"two official keys become {ours}; the second is {key}")
+            try:
+                converted = rule.conversion.to_ours(value, present[ours])
+                shape = tuple(converted.shape)
+            except (RuntimeError, AttributeError, TypeError, ValueError) as error:
+                misfits.add(ours)
+                report.resized.append(f"{key} cannot become {ours}: {error}")
+                continue
+            if shape != tuple(present[ours].shape):
+                expected = tuple(present[ours].shape)
+                misfits.add(ours)
+                report.resized.append(f"{key} {shape} there, {ours} {expected} here")
+                continue
+            state[ours] = converted
+            report.mapped.append((key, ours))
+            if rule.conversion.interpolates and shape != tuple(value.shape):
+                report.interpolated.append(f"{key} {tuple(value.shape)} -> {shape}")
+    for ours in present:
+        if ours in state or ours in misfits:
+            continue
+        if (reason := _reason(table.fresh, ours)) is not None:
+            report.fresh[ours] = reason
+        else:
+            report.missing.append(ours)
+    return state, report
+
+
+def export_official(module: nn.Module, table: KeyTable) -> dict[str, Any]:
+    """The official form of ``module``'s state: nested as the slashes of the patterns say.
+
+    Raises:
+        CheckpointError: a key of ours that no rule and no ``fresh`` pattern explains.
+    """
+    state = module.state_dict()
+    rules = [
+        (rule.ours, rule.official, rule)
+        for rule in table.rules
+        if rule.conversion.to_official is not None
+    ]
+    import_only = {r.ours: "" for r in table.rules if r.conversion.to_official is None}
+    exported: dict[str, Any] = {}
+    unexplained = []
+    for ours, value in state.items():
+        for key, rule in _translate(ours, rules)[:1]:
+            to_official = rule.conversion.to_official
+            assert to_official is not None
+            if key not in exported:  # one of several copies that the official code keeps once
+                exported[key] = to_official(value, state)
+            break
+        else:
+            if _reason(table.fresh, ours) is None and _reason(import_only, ours) is None:
+                unexplained.append(ours)
+    if unexplained:
+        raise CheckpointError("keys without an official name: " + ", ".join(unexplained))
+    return _nest(exported)
+
+
+def _translate(key: str, rules: Sequence[tuple[str, str, Rule]]) -> list[tuple[str, Rule]]:
+    """``key`` under the first pattern that matches, and under its repetitions."""
+    decided: str | None = None
+    found = []
+    for pattern, replacement, rule in rules:
+        if decided is not None and pattern != decided:
+            continue
+        if match := _expression(pattern).fullmatch(key):
+            decided = pattern
+            found.append((replacement.format(**match.groupdict()), rule))
+    return found
+
+
+@cache
+def _expression(pattern: str) -> re.Pattern[str]:
+    pieces = re.split(r"\{(\w+)\}", pattern)
+    return re.compile(
+        "".join(f"(?P<{piece}>.+)" if i % 2 else re.escape(piece) for i, piece in enumerate(pieces))
+    )
+
+
+def _reason(patterns: Mapping[str, str], key: str) -> str | None:
+    return next((why for p, why in patterns.items() if _expression(p).fullmatch(key)), None)
+
+
+def _flatten(source: Source, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in source.items():
+        if isinstance(value, Mapping) and value:
+            flat.update(_flatten(value, f"{prefix}{key}/"))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for key, value in flat.items():
+        *parents, last = key.split("/")
+        level = nested
+        for parent in parents:
+            level = level.setdefault(parent, {})
+        level[last] = value
+    return nested

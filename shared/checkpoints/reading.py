@@ -1,0 +1,298 @@
+"""Reading checkpoints, which cannot run code.
+
+Tensors and plain containers only are admitted (``torch.load(weights_only=True)`` or safetensors),
+and a module is rebuilt only from classes of ours that are named by where they are defined.
+Written they are by `shared.checkpoints.writing`. Nothing here imports Lightning before a module
+of it is asked for: whoever reads weights alone need not wait for it.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import tarfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+from shared.files import check_regular
+from shared.nn.building import trusted_class
+
+if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
+
+MOST_PARTS = 50_000_000  # of nested containers; generators and samplers hold thousands
+DEEPEST = 100  # nesting of containers
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message says which file and why."""
+
+
+def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint of tensors and plain containers; nothing in the file is executed.
+
+    A ``.safetensors`` file becomes a flat dict of tensors. Checksums of torch's zip format are
+    verified, which ``torch.load`` does not do: a flipped bit would resume with other weights.
+
+    Raises:
+        FileNotFoundError: no such file.
+        CheckpointError: empty, truncated, damaged, not a checkpoint, or holding pickled objects.
+    """
+    path = Path(path)
+    try:
+        check_regular(path)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no checkpoint at {path}") from None
+    except OSError as error:
+        raise CheckpointError(f"refused checkpoint {path}: {error.strerror}") from None
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"refused checkpoint {path}: the file is empty")
+    try:
+        if path.suffix == ".safetensors":
+            device = map_location if isinstance(map_location, str | int) else "cpu"
+            return load_file(path, device=device)
+        if tarfile.is_tarfile(path):
+            raise ValueError("torch would unpack it as its oldest format, a tar archive")
+        if zipfile.is_zipfile(path):
+            _check_archive(path)
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(f"refused checkpoint {path}: {_pickle_reason(error)}") from None
+    except MemoryError as error:
+        raise CheckpointError(f"cannot load checkpoint {path}: out of memory") from error
+    # A damaged file surfaces as whatever its first wrong byte provokes (EOFError, KeyError, ...).
+    except (Exception, SafetensorError) as error:
+        raise CheckpointError(
+            f"refused checkpoint {path}: truncated, damaged or not a checkpoint "
+            f"({type(error).__name__}: {first_line(error)})"
+        ) from error
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise CheckpointError(f"refused checkpoint {path}: it holds a {kind}, not a dictionary")
+    if (parts := _count_parts(content)) > MOST_PARTS:
+        raise CheckpointError(
+            f"refused checkpoint {path}: its containers hold themselves, or unfold to {parts:.0e} "
+            f"parts (at most {MOST_PARTS:.0e})"
+        )
+    return content
+
+
+def load_module(path: str | os.PathLike, map_location: Any = "cpu") -> pl.LightningModule:
+    """Rebuild the module a checkpoint names by ``_target_``, with its weights, in eval mode.
+
+    Raises:
+        CheckpointError: unreadable file, a target that is not a LightningModule defined under
+            ``methods.``, a nested network that is not one of ours, hyperparameters that do not
+            fit, or differing keys.
+    """
+    return rebuild_module(load_checkpoint(path, map_location), path)
+
+
+def rebuild_module(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> pl.LightningModule:
+    """Rebuild a module as `load_module` does, from what `load_checkpoint` has read.
+
+    Raises:
+        CheckpointError: as `load_module`.
+    """
+    from pytorch_lightning import LightningModule
+
+    lacking = [k for k in ("_target_", "hyper_parameters", "state_dict") if k not in checkpoint]
+    if lacking:
+        raise CheckpointError(
+            f"refused checkpoint {path}: it lacks {', '.join(lacking)}, so it is not one of ours; "
+            "official checkpoints go through the method's official.py"
+        )
+    hyper_parameters = checkpoint["hyper_parameters"]
+    try:
+        module_class = _ours(checkpoint["_target_"], LightningModule, "methods.")
+        for target in _targets(hyper_parameters):
+            _ours(target, nn.Module)
+    except ValueError as error:
+        raise CheckpointError(f"refused checkpoint {path}: {error}") from None
+    state = checkpoint["state_dict"]
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"refused checkpoint {path}: its state_dict is no mapping")
+    if broken := [key for key, value in state.items() if not _is_finite(value)]:
+        raise CheckpointError(
+            f"refused checkpoint {path}: weights that are not finite: {', '.join(broken[:5])}"
+        )
+    try:
+        # On the meta device sizes cost nothing: what does not fit the weights is never allocated.
+        with torch.device("meta"), _at_most(len(state)):
+            outline = module_class(**deepcopy(hyper_parameters))
+        outline.on_load_checkpoint(dict(checkpoint))
+        check_state(outline, state, source=path)
+        module = module_class(**hyper_parameters)
+        module.on_load_checkpoint(dict(checkpoint))
+    except CheckpointError:
+        raise
+    # Hyperparameters of a stranger surface as whatever their first wrong value provokes.
+    except Exception as error:
+        name, kind = module_class.__name__, type(error).__name__
+        raise CheckpointError(
+            f"refused checkpoint {path}: its hyperparameters do not fit {name}: "
+            f"{first_line(error) or kind}"
+        ) from error
+    load_state(module, state, source=path)
+    # Not every map_location names a device (it may be a function), so ask the weights.
+    first = next((v for v in checkpoint["state_dict"].values() if isinstance(v, Tensor)), None)
+    return module.to(first.device if first is not None else "cpu").eval()
+
+
+def load_state(module: nn.Module, state: Mapping[str, Any], source: object) -> None:
+    """Load ``state`` into ``module``, all or nothing.
+
+    Raises:
+        CheckpointError: as `check_state`; ``module`` is then unchanged.
+    """
+    check_state(module, state, source)
+    module.load_state_dict(dict(state), strict=True)
+
+
+def check_state(module: nn.Module, state: Mapping[str, Any], source: object) -> None:
+    """Compare keys and shapes.
+
+    Raises:
+        CheckpointError: names every missing, unexpected and differently shaped key.
+    """
+    expected = module.state_dict()
+    problems = {
+        "missing": [key for key in expected if key not in state],
+        "unexpected": [str(key) for key in state if key not in expected],
+        "of another shape": [
+            f"{key} {_shape(state[key])} in the file, {_shape(value)} in the module"
+            for key, value in expected.items()
+            if key in state and _shape(state[key]) != _shape(value)
+        ],
+    }
+    if any(problems.values()):
+        lines = [
+            f"  {len(keys)} {kind}:\n    " + "\n    ".join(keys)
+            for kind, keys in problems.items()
+            if keys
+        ]
+        name = type(module).__name__
+        raise CheckpointError(f"{source} does not fit {name}; nothing loaded\n" + "\n".join(lines))
+
+
+def _check_archive(path: Path) -> None:
+    """Verify the checksums of torch's zip format.
+
+    Raises:
+        ValueError: a checksum is wrong, or an entry is compressed, which torch never does: a small
+            file could unfold to any size.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+                raise ValueError(f"{entry.filename} is compressed")
+        if damaged := archive.testzip():
+            raise ValueError(f"the checksum of {damaged} is wrong")
+
+
+def _count_parts(content: Any) -> int:
+    """The number of parts that whoever walks nested containers will meet.
+
+    A container that stands in several places counts in each: forty lists can unfold to 2^40 parts.
+    One that holds itself, or nests deeper than `DEEPEST`, counts as more than any limit.
+    """
+    counts: dict[int, int] = {}
+
+    def count(value: Any, depth: int) -> int:
+        if not isinstance(value, dict | list | tuple | set):
+            return 1
+        if (known := counts.get(id(value))) is not None:
+            return known
+        if depth == DEEPEST:
+            return MOST_PARTS + 1
+        counts[id(value)] = MOST_PARTS + 1  # while it is walked, so that a circle is noticed
+        parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        counts[id(value)] = 1 + sum(count(part, depth + 1) for part in parts)
+        return counts[id(value)]
+
+    return count(content, 0)
+
+
+@contextmanager
+def _at_most(weights: int) -> Iterator[None]:
+    """Stop a constructor that makes far more parts than there are weights to fill them.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    left = 1000 + 50 * weights  # parts without weights, and copies, come beside those with
+
+    def count(*_: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise CheckpointError("its hyperparameters ask for more layers than it has weights")
+
+    hooks = [
+        register_module_module_registration_hook(count),
+        register_module_parameter_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _is_finite(value: Any) -> bool:
+    if not isinstance(value, Tensor) or not (value.is_floating_point() or value.is_complex()):
+        return True
+    # Expanded tensors say enormous sizes at no cost; what they repeat need be looked at only once.
+    stored = value.as_strided(
+        [1 if step == 0 else size for size, step in zip(value.shape, value.stride(), strict=True)],
+        value.stride(),
+    )
+    return bool(torch.isfinite(stored).all())
+
+
+def _shape(value: object) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _ours(target: object, base: type, prefix: str = "") -> type:
+    if not isinstance(target, str) or not target.startswith(prefix):
+        raise ValueError(f"_target_ {target!r} is not the name of a class under {prefix}")
+    return trusted_class(target, base)
+
+
+def _targets(value: object) -> Iterator[object]:
+    """Every ``_target_`` in nested hyperparameters."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            yield value["_target_"]
+        for item in value.values():
+            yield from _targets(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _targets(item)
+
+
+def _pickle_reason(error: Exception) -> str:
+    named = re.search(r"(?:GLOBAL|global)\s+`?([\w.]+)", str(error))
+    what = f"it refers to {named.group(1)}" if named else "it is not a plain tensor file"
+    return f"{what}; only tensors and plain containers are admitted, nothing was executed"
+
+
+def first_line(error: BaseException) -> str:
+    """Of its message."""
+    return (str(error).strip().splitlines() or [""])[0]

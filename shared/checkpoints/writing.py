@@ -1,0 +1,91 @@
+"""Writing checkpoints that survive a crash: the previous file stays until the next one is whole."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import Tensor, nn
+
+from shared.checkpoints.reading import CheckpointError, first_line, load_checkpoint
+from shared.files import replacing
+
+PLAIN: tuple[type, ...] = (type(None), bool, int, float, complex, str, bytes)
+PLAIN += (torch.Size, torch.dtype, torch.device)
+
+
+class CheckpointWriteError(CheckpointError):
+    """A checkpoint that could not be written; the one before it is untouched."""
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning plugin: write beside, sync, rename; read without unpickling code.
+
+    Lightning's own IO builds the whole file in memory first, does not sync it, and loads with
+    ``weights_only=False``.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
+    ) -> None:
+        """Write ``checkpoint`` so that ``path`` always holds either the old or the new file.
+
+        Raises:
+            CheckpointWriteError: the disk is full or refuses; the previous file stays readable.
+            TypeError: an entry is not plain data, so that it could not be loaded back safely.
+        """
+        target = Path(path)
+        plain = _plain(checkpoint, "checkpoint")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(target) as file:
+                torch.save(plain, file)
+        except (OSError, RuntimeError) as error:
+            kept = "the previous one is untouched" if target.exists() else "there is none yet"
+            reason = _root_reason(error)
+            raise CheckpointWriteError(
+                f"cannot write checkpoint {target}: {reason}; {kept}. Free some space or set "
+                "output_dir to another disk, then run the same command to continue."
+            ) from error
+
+    def load_checkpoint(
+        self, path: str | os.PathLike, map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Load for resuming; ``weights_only`` cannot be turned off."""
+        return load_checkpoint(path, "cpu" if map_location is None else map_location)
+
+    def remove_checkpoint(self, path: str | os.PathLike) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def _plain(value: Any, where: str) -> Any:
+    """``value`` with OmegaConf containers and dict or str subclasses turned into plain data."""
+    if isinstance(value, DictConfig | ListConfig):
+        value = OmegaConf.to_container(value, resolve=True)
+    if isinstance(value, nn.Parameter):
+        return value.detach()
+    if type(value) in PLAIN or isinstance(value, Tensor):
+        return value
+    if isinstance(value, Mapping):
+        return {_plain(k, where): _plain(v, f"{where}.{k}") for k, v in value.items()}
+    if type(value) in (list, tuple, set):
+        return type(value)(_plain(item, f"{where}[{i}]") for i, item in enumerate(value))
+    if isinstance(value, str | os.PathLike):
+        return os.fspath(value) if isinstance(value, os.PathLike) else str.__str__(value)
+    raise TypeError(
+        f"{where} is a {type(value).__module__}.{type(value).__qualname__}; a checkpoint holds "
+        "tensors and plain containers only, convert it before saving (e.g. in state_dict)"
+    )
+
+
+def _root_reason(error: BaseException) -> str:
+    """The operating system's own words where torch wrapped them."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return first_line(error)

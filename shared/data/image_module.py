@@ -1,0 +1,111 @@
+"""What all image data modules have in common: the data set, its splits, evaluation, prediction."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from numpy.typing import NDArray
+
+from shared.data.loading.batches import EvaluationBatches, PredictionBatches
+from shared.data.images import ImageSet
+from shared.data.loading.loader import EvaluationLoader
+from shared.data.splits import seeded_subset
+from shared.data.views.interface import build_views
+from shared.nn.building import call
+
+
+class ImageDataModule(pl.LightningDataModule):
+    """Evaluation, feature and prediction batches; subclasses add `train_dataloader`.
+
+    Evaluation batch: `images` (B, C, H, W) float32, `labels` (B,) int64 (multi-label sets: (B, K)),
+    `indices` (B,) int64, the images' places in their split. Prediction batch: `images`, `paths`.
+
+    Args:
+        dataset: `_target_` of a reader in `shared.data` and its arguments but `split`.
+        augmentation: `_target_` of the views (`shared.data.views.per_image` per image,
+            `shared.data.views.tensors` per batch) and their arguments.
+        subset: train on that many images, drawn with `subset_seed`; None for all.
+        eval_batch_size: of one rank. num_workers: processes per loader.
+        seed: of sampling and augmentation.
+        val_split, test_split: the reader's split for validation (some official code validates on
+            the test set) and for the final figure.
+        predict_root: folder (or image) for `predict_dataloader`.
+    """
+
+    def __init__(
+        self,
+        dataset: Mapping[str, Any],
+        augmentation: Mapping[str, Any],
+        subset: int | None = None,
+        subset_seed: int = 0,
+        eval_batch_size: int = 256,
+        num_workers: int = 0,
+        seed: int = 0,
+        val_split: str = "test",
+        test_split: str = "test",
+        predict_root: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)  # those of a subclass as well
+        self._h: Any = self.hparams
+        self.transform = build_views(augmentation)
+        self._sets: dict[str, ImageSet] = {}
+
+    @cached_property
+    def train_indices(self) -> NDArray[np.int64]:
+        """Sorted data set indices of the training images, after `subset`."""
+        return seeded_subset(self.images("train"), self._h.subset, self._h.subset_seed)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Kept in every checkpoint, for predictions."""
+        return self.images("train").class_names
+
+    def images(self, split: str) -> ImageSet:
+        """Return a split of the data set, read once."""
+        if split not in self._sets:
+            self._sets[split] = call(self._h.dataset, split=split)
+        return self._sets[split]
+
+    def val_dataloader(self) -> EvaluationLoader:
+        return self._evaluation(self._h.val_split)
+
+    def test_dataloader(self) -> EvaluationLoader:
+        return self._evaluation(self._h.test_split)
+
+    def predict_dataloader(self) -> EvaluationLoader:
+        """Batches of the images below `predict_root`, sorted by path.
+
+        Raises:
+            FileNotFoundError: no such folder, or no image in it.
+        """
+        if self._h.predict_root is None:
+            raise ValueError("predict_root is not set: name a folder of images")
+        return self._loader(PredictionBatches(Path(self._h.predict_root), self.transform))
+
+    def features_dataloader(self) -> EvaluationLoader:
+        """Evaluation batches of the un-augmented training images, each once, by rising index.
+
+        With several ranks each gets every w-th image and none is repeated. An unreadable image is
+        missing here; in training another one stands in for it.
+        """
+        batches = EvaluationBatches(self.images("train"), self.transform, self.train_indices)
+        return self._loader(batches)
+
+    def _evaluation(self, split: str) -> EvaluationLoader:
+        return self._loader(EvaluationBatches(self.images(split), self.transform))
+
+    def _loader(self, dataset: EvaluationBatches) -> EvaluationLoader:
+        h = self._h
+        rank, world = self._rank_and_world()
+        return EvaluationLoader(
+            dataset, len(dataset), h.eval_batch_size, h.num_workers, rank, world
+        )
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size

@@ -1,0 +1,1 @@
+"""Pictures with texts: annotations, pairs, questions, sentences, expressions."""

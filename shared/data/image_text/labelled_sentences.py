@@ -1,0 +1,44 @@
+"""Sentences about pictures, each with a label: what NLVR2's and SNLI-VE's files have in common."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from shared.data.image_text.annotations import Entry
+from shared.data.readers.files import shortened
+from shared.data.image_text.pairs import Batch, ImageTextData, Keys
+from shared.data.text.cleaning import clean_caption
+
+
+class SentenceData(ImageTextData):
+    """Entries with `sentence` and `label`; subclasses say where the pictures are.
+
+    Batch, in training as in evaluation: what `ImageTextData` gives; `input_ids` and
+    `attention_mask` (B, L) int64, the cleaned sentences, padded to the longest and never cut;
+    `labels` (B,) int64, places in `class_names`.
+
+    Class attribute `class_names`: the labels as they are written in the files.
+
+    Args:
+        max_words: of a sentence.
+        base: the arguments of `ImageTextData`.
+    """
+
+    required: ClassVar[Mapping[str, Any]] = {"sentence": str, "label": str}
+    class_names: ClassVar[tuple[str, ...]]
+
+    def __init__(self, max_words: int = 30, **base: Any) -> None:
+        super().__init__(**base)
+
+    def problem(self, entry: Entry, split: str) -> str | None:
+        if entry["label"] in self.class_names:
+            return None
+        known = ", ".join(map(repr, self.class_names))
+        return f"label {shortened(entry['label'])} is unknown; known are {known}"
+
+    def texts(self, entries: Sequence[Entry], keys: Keys | None, split: str) -> Batch:
+        sentences = [clean_caption(entry["sentence"], self._h.max_words) for entry in entries]
+        ids, mask = self.tokenizer.batch(sentences)
+        labels = torch.tensor([self.class_names.index(entry["label"]) for entry in entries])
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels}

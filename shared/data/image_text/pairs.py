@@ -1,0 +1,511 @@
+"""Batches of pictures with texts, from annotations in JSON.
+
+`ImageTextData` reads annotations and pictures, schedules training and evaluates in order; tasks
+derive from it and say what an entry holds and which texts a batch has. `PairData` is image-text
+pairs, for pre-training and retrieval.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+
+from shared.data.image_text.annotations import Entries, Entry, read_entries
+from shared.data.readers.files import image_path, is_text, not_found, shortened
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.images import FolderImages, Pictures, stand_ins
+from shared.data.loading.loader import EvaluationLoader, ResumableLoader
+from shared.randomness import key_uniforms, sample_keys
+from shared.data.loading.samplers import Draws
+from shared.data.loading.streams import Permutation, Permutations, Stream, StreamBatches
+from shared.data.text.cleaning import clean_caption
+from shared.data.text.wordpiece import WordPiece
+from shared.data.views.interface import Views, build_views
+
+Batch = dict[str, Any]
+Keys = NDArray[np.uint64]
+_LOOKED_FOR = 64  # pictures of which at least one must be there
+
+
+class TrainingSource(Protocol):
+    """Where training samples come from; a sample is a number in range(len)."""
+
+    def __len__(self) -> int: ...
+
+    def stream(self, seed: int) -> Stream:
+        """The order of the samples: one pass an epoch."""
+        ...
+
+    def take(
+        self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
+    ) -> tuple[Pictures, NDArray[np.int64]]:
+        """The samples' pictures, and which samples they are after replacing unreadable ones.
+
+        Another sample of `pool` stands in; without a pool it is left out.
+        """
+        ...
+
+    def entries(self, indices: NDArray[np.int64]) -> list[Entry]:
+        """The samples' annotations; "index" is a sample's number in a batch, else its own."""
+        ...
+
+
+class EntrySamples:
+    """The entries that `members` (sorted numbers, (N,)) names, as a `TrainingSource`.
+
+    `rows` (N, P): places of each one's P pictures in `images`; entries may share pictures. `take`
+    gives the first picture of each sample, then the second one of each.
+    """
+
+    def __init__(
+        self,
+        entries: Entries,
+        members: NDArray[np.int64],
+        images: FolderImages,
+        rows: NDArray[np.int64],
+    ) -> None:
+        self._entries, self.members, self.images, self.rows = entries, members, images, rows
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def stream(self, seed: int) -> Stream:
+        return Permutation(seed, len(self))
+
+    def take(
+        self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
+    ) -> tuple[Pictures, NDArray[np.int64]]:
+        """See `TrainingSource`.
+
+        Raises:
+            DataCorruptError: too large a share is unreadable, or no sample of the pool is readable.
+        """
+        groups: list[list[NDArray[np.uint8]]] = []
+        used: list[int] = []
+        for index in indices:
+            for candidate in stand_ins(index, pool):
+                pictures = [self.images.read(int(row)) for row in self.rows[candidate]]
+                readable = [picture for picture in pictures if picture is not None]
+                if len(readable) == len(pictures):
+                    groups.append(readable)
+                    used.append(candidate)
+                    break
+            else:
+                if pool is not None:
+                    raise DataCorruptError(f"none of {len(pool)} entries has readable images")
+        by_place = zip(*groups, strict=True)
+        return [picture for place in by_place for picture in place], np.array(used, np.int64)
+
+    def entries(self, indices: NDArray[np.int64]) -> list[Entry]:
+        return [self._entries[i] | {"index": int(i)} for i in self.members[indices]]
+
+
+class TrainingBatches:
+    """Training batches from plans of one stream over `source`."""
+
+    def __init__(
+        self,
+        source: TrainingSource,
+        transform: Views,
+        texts: Callable[[Sequence[Entry], Keys | None, str], Batch],
+        seed: int,
+    ) -> None:
+        self.source, self.transform, self.texts, self.seed = source, transform, texts, seed
+        self._pool = np.arange(len(source))
+
+    def __getitems__(self, plan: tuple[Draws]) -> Batch:
+        (draws,) = plan
+        pictures, used = self.source.take(draws.positions, self._pool)
+        entries, indices = _numbered(self.source, used)
+        views = ["train", *(f"train {place}" for place in range(1, len(pictures) // len(used)))]
+        keys = [sample_keys(self.seed, draws.passes, indices, view) for view in views]
+        images = self.transform(pictures, "train", np.concatenate(keys))
+        text_keys = sample_keys(self.seed, draws.passes, indices, "caption")
+        texts = self.texts(entries, text_keys, "train")
+        return {"images": images, "indices": torch.from_numpy(indices), **texts}
+
+
+class EvaluationBatches:
+    """Evaluation batches of `samples` from their numbers; unreadable ones are left out."""
+
+    def __init__(
+        self,
+        samples: EntrySamples,
+        transform: Views,
+        texts: Callable[[Sequence[Entry], Keys | None, str], Batch],
+        split: str,
+    ) -> None:
+        self.samples, self.transform, self.texts, self.split = samples, transform, texts, split
+
+    def __getitems__(self, numbers: NDArray[np.int64]) -> Batch:
+        pictures, used = self.samples.take(numbers)
+        if len(used) == 0:
+            raise DataCorruptError(f"none of the {len(numbers)} images of a batch can be read")
+        entries, indices = _numbered(self.samples, used)
+        images = self.transform(pictures, "test")
+        texts = self.texts(entries, None, self.split)
+        return {"images": images, "indices": torch.from_numpy(indices), **texts}
+
+
+class ImageTextData(pl.LightningDataModule):
+    """Training and evaluation batches of annotated pictures.
+
+    Batch: `images` (B, 3, S, S) float32, normalised; `indices` (B,) int64, the entries' numbers in
+    their split; and what `texts` adds. With P pictures an entry `images` is (P * B, 3, S, S), all
+    first pictures first.
+
+    A picture that can't be read is warned of and counted; in training the next readable entry
+    stands in for its entry, in evaluation the entry is left out.
+
+    Args:
+        files: split -> annotation file or files, see `shared.data.image_text.annotations.read_entries`.
+        image_root: folder that the pictures' paths are relative to; or data set -> folder, where
+            entries name their `dataset`.
+        vocab: see `shared.data.text.wordpiece.WordPiece`.
+        augmentation: `_target_` of the views and their arguments; "train" and "test" are used.
+        batch_size: total over all ranks. eval_batch_size: of one rank.
+        num_workers: processes per loader.
+        seed: of sampling, of augmentation and of draws among captions.
+        steps_per_epoch: batches per epoch, drawn from concatenated passes; None makes an epoch one
+            pass of the training set, without the partial batch at its end.
+        subset: train on that many entries, drawn with `subset_seed`; None for all.
+        cache_images: keep decoded pictures in memory, for small sets.
+        image_mode: "RGBA" gives the views pictures with their alpha channel.
+        allow_outside: accept paths that are absolute or leave `image_root`.
+        max_corrupt: share of unreadable pictures beyond which a run stops.
+        val_split, test_split: of `files`; None goes without.
+    """
+
+    required: ClassVar[Mapping[str, Any]] = {"image": str}  # keys of every entry and their types
+
+    def __init__(
+        self,
+        files: Mapping[str, str | Sequence[str]],
+        image_root: str | Mapping[str, str],
+        vocab: str,
+        augmentation: Mapping[str, Any],
+        batch_size: int,
+        eval_batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        steps_per_epoch: int | None = None,
+        subset: int | None = None,
+        subset_seed: int = 0,
+        cache_images: bool = False,
+        image_mode: str = "RGB",
+        allow_outside: bool = False,
+        max_corrupt: float = 0.01,
+        val_split: str | None = "val",
+        test_split: str | None = "test",
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)  # those of a subclass as well
+        self._h: Any = self.hparams
+        self.transform = build_views(augmentation)
+        self._entries: dict[str, Entries] = {}
+        self._evaluated: dict[str, EntrySamples] = {}
+
+    def image_names(self, entry: Entry) -> list[str]:
+        """The paths of an entry's pictures, relative to its root; equally many for all entries.
+
+        It may raise a `DataCorruptError`; where the entry is gets added to its message.
+        """
+        return [entry["image"]]
+
+    def root_of(self, entry: Entry) -> str:
+        """The folder of an entry's pictures."""
+        root = self._h.image_root
+        if isinstance(root, str):
+            return root
+        if not isinstance(entry.get("dataset"), str) or entry["dataset"] not in root:
+            raise DataCorruptError(
+                f"`dataset` is {shortened(entry.get('dataset'))}, but image_root has "
+                f"{', '.join(root)}"
+            )
+        return root[entry["dataset"]]
+
+    def problem(self, entry: Entry, split: str) -> str | None:
+        """Why an entry can't be used: training leaves it out with a warning, evaluation refuses."""
+        return None
+
+    def texts(self, entries: Sequence[Entry], keys: Keys | None, split: str) -> Batch:
+        """What a batch holds besides pictures and indices.
+
+        Args:
+            entries: those of the batch, each with its number in the split as "index".
+            keys: (B,) random keys in training, None in evaluation.
+            split: "train" or, as in `files`, that of evaluation.
+        """
+        return {}
+
+    @cached_property
+    def tokenizer(self) -> WordPiece:
+        return WordPiece(self._h.vocab)
+
+    def entries(self, split: str) -> Entries:
+        """The annotations of a split, a sequence of dicts, read once.
+
+        Raises:
+            ValueError: `files` doesn't name the split. And what `read_entries` raises.
+        """
+        if split not in self._entries:
+            files = {name: given for name, given in self._h.files.items() if given}
+            if split not in files:
+                raise ValueError(
+                    f"no annotations of split {split!r}: name them in files, which has "
+                    f"{', '.join(files) or 'none'}"
+                )
+            self._entries[split] = read_entries(files[split], self.required)
+        return self._entries[split]
+
+    @cached_property
+    def source(self) -> TrainingSource:
+        """The training samples: entries without a problem, after `subset`."""
+        entries, h = self.entries("train"), self._h
+        problems = {
+            number: problem
+            for number, entry in enumerate(entries)
+            if (problem := self.problem(entry, "train")) is not None
+        }
+        members = np.setdiff1d(np.arange(len(entries)), np.array(list(problems), np.int64))
+        if problems:
+            number, problem = next(iter(problems.items()))
+            warnings.warn(
+                f"{len(problems)} of {len(entries)} training entries are left out; the first is "
+                f"{entries.where(number)}: {problem}",
+                stacklevel=2,
+            )
+        if not len(members):
+            raise DataCorruptError("no training entry can be used; see the warning before")
+        if h.subset is not None:
+            if not 0 < h.subset <= len(members):
+                raise ValueError(f"subset={h.subset} but there are {len(members)} training entries")
+            order = np.random.default_rng([h.subset_seed, 0x5B5]).permutation(members)
+            members = np.sort(order[: h.subset])
+        return self._samples("train", members)
+
+    def evaluated(self, split: str) -> EntrySamples:
+        """All entries of a split.
+
+        Raises:
+            DataCorruptError: an entry has a problem.
+        """
+        if split not in self._evaluated:
+            entries = self.entries(split)
+            for number, entry in enumerate(entries):
+                if (problem := self.problem(entry, split)) is not None:
+                    raise DataCorruptError(f"{entries.where(number)}: {problem}")
+            self._evaluated[split] = self._samples(split, np.arange(len(entries)))
+        return self._evaluated[split]
+
+    def setup(self, stage: str) -> None:
+        """Read vocabulary and annotations and check sizes: bad input is refused before training."""
+        h = self._h
+        _ = self.tokenizer
+        if stage == "fit":
+            self._schedule()
+        split = h.test_split if stage == "test" else h.val_split
+        if split is not None:
+            self.evaluated(split)
+
+    def train_dataloader(self) -> ResumableLoader:
+        dataset = TrainingBatches(self.source, self.transform, self.texts, self._h.seed)
+        return ResumableLoader(dataset, self._schedule(), self._h.num_workers)
+
+    def val_dataloader(self) -> EvaluationLoader | list:
+        return self._evaluation(self._h.val_split)
+
+    def test_dataloader(self) -> EvaluationLoader | list:
+        return self._evaluation(self._h.test_split)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Worker processes that aren't forked get a copy, which needs no trainer."""
+        return self.__dict__ | {"trainer": None}
+
+    def _evaluation(self, split: str | None) -> EvaluationLoader | list:
+        if split is None:
+            return []
+        h, samples = self._h, self.evaluated(split)
+        return EvaluationLoader(
+            EvaluationBatches(samples, self.transform, self.texts, split),
+            len(samples),
+            h.eval_batch_size,
+            h.num_workers,
+            *self._rank_and_world(),
+        )
+
+    def _schedule(self) -> StreamBatches:
+        h, size = self._h, len(self.source)
+        if h.steps_per_epoch is None:
+            stream = self.source.stream(h.seed)
+        elif h.batch_size > size:
+            raise ValueError(
+                f"batch_size={h.batch_size} is larger than the training set ({size} entries): "
+                "lower batch_size or use more data"
+            )
+        else:
+            stream = Permutations(h.seed, size, h.batch_size * h.steps_per_epoch)
+        return StreamBatches([stream], [h.batch_size], True, *self._rank_and_world())
+
+    def _samples(self, split: str, members: NDArray[np.int64]) -> EntrySamples:
+        entries, h = self.entries(split), self._h
+        places: dict[str, int] = {}
+        rows: list[list[int]] = []
+        for number in members:
+            try:
+                names = self._paths(entries[number])
+            except DataCorruptError as error:
+                raise DataCorruptError(f"{entries.where(number)}: {error}") from error
+            rows.append([places.setdefault(name, len(places)) for name in names])
+        paths = list(places)
+        origin = f"annotations of split {split!r}"
+        _check_root(paths, origin)
+        images = FolderImages(
+            paths,
+            np.full(len(paths), -1),
+            [],
+            origin,
+            h.max_corrupt,
+            truncated=True,
+            mode=h.image_mode,
+            cache=h.cache_images,
+        )
+        return EntrySamples(entries, members, images, np.array(rows, np.int64))
+
+    def _paths(self, entry: Entry) -> list[str]:
+        root, allow_outside = self.root_of(entry), self._h.allow_outside
+        return [image_path(root, name, allow_outside) for name in self.image_names(entry)]
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+
+class PairData(ImageTextData):
+    """Image-text pairs: entries {image, caption: text or list of texts, image_id?}.
+
+    Training draws one of an entry's captions at each access. Training batch: `images`, `indices`,
+    `input_ids`, `attention_mask` (B, L) int64, `image_ids` (B,) int64: equal for captions of one
+    image. Evaluation batch: `images` (B, 3, S, S), `indices`, and all captions of these images in
+    order, `input_ids`, `attention_mask` (T, L) and `text_image` (T,), the entry's number; where
+    entries have `hard`, the first caption of another one that is easily taken for it, also
+    `hard_text` (T,), that other entry's number.
+
+    Captions are cleaned, see `clean_caption`. Training entries without a word in any caption are
+    left out.
+
+    Args:
+        max_text_tokens: of texts in "train" and "eval", [CLS] included; longer ones are cut. Null
+            keeps them whole. Training batches are padded to their longest text, evaluation to the
+            limit (docs/papers/albef.md, section 4.3).
+        max_words: of a caption.
+        base: the arguments of `ImageTextData`.
+    """
+
+    required: ClassVar[Mapping[str, Any]] = {"image": str, "caption": str | list[str]}
+
+    def __init__(
+        self,
+        max_text_tokens: Mapping[str, int | None] | None = None,
+        max_words: int = 30,
+        **base: Any,
+    ) -> None:
+        super().__init__(**base)
+        limits: dict[str, int | None] = {"train": 25, "eval": 30}
+        self.token_limits = limits | dict(max_text_tokens or {})
+        self._hard: dict[str, NDArray[np.int64]] = {}
+        if len(self.token_limits) > len(limits):
+            raise ValueError(f"max_text_tokens has keys train and eval, got {max_text_tokens}")
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            _ = self.image_ids  # before worker processes are forked
+
+    @cached_property
+    def image_ids(self) -> NDArray[np.int64]:
+        """(N,) of all training entries: their images, numbered by first appearance.
+
+        Entries are of one image if they have the same `image_id`, or none and the same path.
+        """
+        numbers: dict[tuple[int | str | None, str], int] = {}
+        pairs = ((entry.get("image_id"), entry["image"]) for entry in self.entries("train"))
+        identities = ((number, path if number is None else "") for number, path in pairs)
+        return np.array([numbers.setdefault(i, len(numbers)) for i in identities], np.int64)
+
+    def hard_entries(self, split: str) -> NDArray[np.int64]:
+        """(N,) the entry whose first caption is an entry's `hard`.
+
+        Raises:
+            DataCorruptError: there is none.
+        """
+        if split not in self._hard:
+            entries = self.entries(split)
+            numbers = {self.captions(entry)[0]: n for n, entry in enumerate(entries)}
+            found = [
+                numbers.get(clean_caption(entry.get("hard", ""), self._h.max_words), -1)
+                for entry in entries
+            ]
+            if -1 in found:
+                where = entries.where(found.index(-1))
+                raise DataCorruptError(f"{where}: its `hard` is no other entry's first caption")
+            self._hard[split] = np.array(found, np.int64)
+        return self._hard[split]
+
+    def problem(self, entry: Entry, split: str) -> str | None:
+        number = entry.get("image_id")
+        if number is not None and type(number) not in (int, str):
+            return f"image_id is {shortened(number)}, expected a number or a text"
+        if not is_text(entry.get("hard", "")):
+            return f"hard is {shortened(entry['hard'])}, expected a text"
+        return None if self.captions(entry) else "it has no caption with a word, hence no positive"
+
+    def captions(self, entry: Entry) -> list[str]:
+        """An entry's captions, cleaned, without empty ones."""
+        given = entry["caption"]
+        texts = [given] if isinstance(given, str) else given
+        cleaned = (clean_caption(text, self._h.max_words) for text in texts)
+        return [text for text in cleaned if text]
+
+    def texts(self, entries: Sequence[Entry], keys: Keys | None, split: str) -> Batch:
+        captions = [self.captions(entry) for entry in entries]
+        indices = np.array([entry["index"] for entry in entries])
+        if keys is None:
+            limit = self.token_limits["eval"]
+            flat = [text for texts in captions for text in texts]
+            ids, mask = self.tokenizer.batch(flat, limit, pad_to=limit)
+            owners = np.repeat(indices, [len(texts) for texts in captions])
+            extra = {"text_image": torch.from_numpy(owners)}
+            if "hard" in entries[0]:
+                extra["hard_text"] = torch.from_numpy(self.hard_entries(split)[owners])
+        else:
+            draws = key_uniforms(keys, 1)[:, 0]
+            chosen = [c[int(u * len(c))] for c, u in zip(captions, draws, strict=True)]
+            ids, mask = self.tokenizer.batch(chosen, self.token_limits["train"])
+            extra = {"image_ids": torch.from_numpy(self.image_ids[indices])}
+        return {"input_ids": ids, "attention_mask": mask, **extra}
+
+
+def _numbered(
+    source: TrainingSource, samples: NDArray[np.int64]
+) -> tuple[list[Entry], NDArray[np.int64]]:
+    """Entries that hold their number as "index", and these numbers."""
+    pairs = zip(samples, source.entries(samples), strict=True)
+    entries = [{"index": int(sample)} | entry for sample, entry in pairs]
+    return entries, np.array([entry["index"] for entry in entries], np.int64)
+
+
+def _check_root(paths: Sequence[str], origin: str) -> None:
+    """Look for some evenly spaced pictures: with a wrong root none of them is there."""
+    places = np.unique(np.linspace(0, len(paths) - 1, _LOOKED_FOR).astype(int))
+    if not any(Path(paths[place]).is_file() for place in places):
+        raise DataNotFoundError(
+            f"{not_found(Path(paths[0]))} ({origin}: none of {len(places)} images is there)"
+        )

@@ -1,0 +1,207 @@
+"""Referring expressions: RefCOCO+ in the layout of REFER, and proposed boxes (docs/papers/albef.md,
+section 6).
+
+    refcoco+_{train,val,test}.json   [{image, text, ref_id}], one entry for each expression
+    refs(unc).p                      REFER's pickle: [{ref_id, ann_id, image_id, split, ...}]
+    instances.json                   COCO: images with height and width, annotations with bbox
+    dets.json                        {image id: [[x, y, width, height, ...], ...]}
+
+Training reads the first alone: pairs of an image and a text, without boxes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.data.image_text.annotations import Entry
+from shared.data.readers.files import is_integer, is_number, is_text, read_json, shortened
+from shared.data.image_text.pairs import Batch, ImageTextData, Keys
+from shared.data.errors import DataCorruptError
+from shared.data.readers.plain_pickle import read_plain_pickle
+from shared.data.text.cleaning import clean_caption
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What an expression refers to.
+
+    `box` [x, y, width, height] and `proposals` (P, 4) in pixels of an image of `size` (height,
+    width); `split` as REFER has it.
+    """
+
+    box: tuple[float, ...]
+    size: tuple[int, int]
+    split: str
+    proposals: Tensor
+
+
+class References:
+    """The references of REFER by `ref_id`, with the proposals of their images.
+
+    Args:
+        refs: `refs(unc).p`. instances: `instances.json`. proposals: `dets.json`.
+
+    Raises:
+        DataNotFoundError: no such file.
+        DataCorruptError: a file of another form; a pickle that holds more than plain data.
+    """
+
+    def __init__(self, refs: str | Path, instances: str | Path, proposals: str | Path) -> None:
+        self.paths = {"refs": refs, "instances": instances, "proposals": proposals}
+        self._refs = _by_key(read_plain_pickle(refs), "ref_id", refs)
+        content = read_json(instances)
+        if not isinstance(content, dict):
+            raise DataCorruptError(f"{instances}: expected an object with images and annotations")
+        self._images = _by_key(content.get("images"), "id", f"{instances}, images")
+        annotations = _by_key(content.get("annotations"), "id", f"{instances}, annotations")
+        self._boxes: dict[Any, Any] = {n: a.get("bbox") for n, a in annotations.items()}
+        self._proposals = read_json(proposals)
+        if not isinstance(self._proposals, dict):
+            raise DataCorruptError(f"{proposals}: expected an object, image id -> boxes")
+
+    def __getitem__(self, ref_id: int) -> Reference:
+        """Raises DataCorruptError, which names the reference, if anything of it is missing."""
+        refs, instances, proposals = self.paths.values()
+        ref = self._refs.get(ref_id)
+        if ref is None:
+            raise DataCorruptError(f"ref_id {ref_id} is not in {refs}")
+        kinds = {"ann_id": is_integer, "image_id": is_integer, "split": is_text}
+        missing = [key for key, is_right in kinds.items() if not is_right(ref.get(key))]
+        if missing:
+            raise DataCorruptError(f"ref_id {ref_id} in {refs} lacks {', '.join(missing)}")
+        box: Any = self._boxes.get(ref["ann_id"])
+        image = self._images.get(ref["image_id"])
+        if not _is_box(box):
+            raise DataCorruptError(
+                f"ref_id {ref_id}: annotation {ref['ann_id']} has no bbox in {instances}"
+            )
+        if image is None or not all(_is_size(image.get(key)) for key in ("height", "width")):
+            raise DataCorruptError(
+                f"ref_id {ref_id}: image {ref['image_id']} with height and width is not in "
+                f"{instances}"
+            )
+        boxes = self._proposals.get(str(ref["image_id"]))
+        if not boxes or not isinstance(boxes, list) or not all(map(_is_box, boxes)):
+            problem = "is no list of [x, y, width, height]" if boxes else "has none"
+            raise DataCorruptError(
+                f"ref_id {ref_id}: proposals of image {ref['image_id']}: {proposals} {problem}"
+            )
+        size = image["height"], image["width"]
+        proposed = torch.tensor([proposal[:4] for proposal in boxes], dtype=torch.float32)
+        return Reference(tuple(box[:4]), size, ref["split"], proposed)
+
+
+class ReferringData(ImageTextData):
+    """Expressions and their images; for evaluation, the boxes.
+
+    Training batch: `images`, `indices`, `input_ids`, `attention_mask` (B, L) and `image_ids` (B,)
+    int64, equal for expressions of the same image (the same file name).
+
+    Evaluation batch: also `ref_ids` (B,); `boxes` (B, 4), what is meant, [x, y, width, height];
+    `sizes` (B, 2), height and width of the image that the boxes belong to; `proposals`, a list of
+    (P, 4); `splits`, a list of names. Its `image_ids` tell images of the batch apart.
+
+    Texts are cleaned (`clean_caption`), padded to the longest, and not cut but by words. Training
+    entries without a word are left out; in evaluation they are refused, and so are those whose
+    `ref_id` has no reference, box or proposals.
+
+    Args:
+        refs, instances, proposals: see `References`.
+        max_words: of an expression.
+        base: the arguments of `ImageTextData`.
+    """
+
+    required: ClassVar[Mapping[str, Any]] = {"image": str, "text": str}
+
+    def __init__(
+        self, refs: str, instances: str, proposals: str, max_words: int = 30, **base: Any
+    ) -> None:
+        super().__init__(**base)
+
+    @cached_property
+    def references(self) -> References:
+        return References(self._h.refs, self._h.instances, self._h.proposals)
+
+    @cached_property
+    def image_ids(self) -> NDArray[np.int64]:
+        """(N,) of all training entries."""
+        return image_identities([entry["image"] for entry in self.entries("train")])
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit":
+            _ = self.image_ids  # before worker processes are forked
+
+    def problem(self, entry: Entry, split: str) -> str | None:
+        if not self.expression(entry):
+            return f"no word in its text {shortened(entry['text'])}"
+        if split == "train":
+            return None
+        if type(entry.get("ref_id")) is not int:
+            return f"ref_id is {shortened(entry.get('ref_id'))}, expected an integer"
+        try:
+            _ = self.references[entry["ref_id"]]
+        except DataCorruptError as error:
+            return str(error)
+        return None
+
+    def expression(self, entry: Entry) -> str:
+        return clean_caption(entry["text"], self._h.max_words)
+
+    def texts(self, entries: Sequence[Entry], keys: Keys | None, split: str) -> Batch:
+        ids, mask = self.tokenizer.batch([self.expression(entry) for entry in entries])
+        batch: Batch = {"input_ids": ids, "attention_mask": mask}
+        if keys is not None:
+            numbers = [entry["index"] for entry in entries]
+            return batch | {"image_ids": torch.from_numpy(self.image_ids[numbers])}
+        identities = image_identities([entry["image"] for entry in entries])
+        found = [self.references[entry["ref_id"]] for entry in entries]
+        return batch | {
+            "image_ids": torch.from_numpy(identities),
+            "ref_ids": torch.tensor([entry["ref_id"] for entry in entries]),
+            "boxes": torch.tensor([reference.box for reference in found], dtype=torch.float32),
+            "sizes": torch.tensor([reference.size for reference in found]),
+            "proposals": [reference.proposals for reference in found],
+            "splits": [reference.split for reference in found],
+        }
+
+
+def image_identities(names: Sequence[str]) -> NDArray[np.int64]:
+    """Numbers of the images' file names without folders, in order of first appearance."""
+    seen: dict[str, int] = {}
+    return np.array(
+        [seen.setdefault(PurePosixPath(name).name, len(seen)) for name in names], np.int64
+    )
+
+
+def _by_key(content: Any, key: str, origin: object) -> dict[int, dict[str, Any]]:
+    """A list of objects by one of their keys."""
+    if not isinstance(content, list):
+        raise DataCorruptError(f"{origin}: expected a list, got {type(content).__name__}")
+    found: dict[int, dict[str, Any]] = {}
+    for number, item in enumerate(content):
+        if not isinstance(item, dict) or not is_integer(item.get(key)):
+            raise DataCorruptError(f"{origin}, entry {number}: no object with {key!r}, an integer")
+        if found.setdefault(item[key], item) is not item:
+            raise DataCorruptError(f"{origin}, entry {number}: {key} {item[key]} is there before")
+    return found
+
+
+def _is_box(value: Any) -> bool:
+    return (
+        isinstance(value, list | tuple)
+        and len(value) >= 4
+        and all(map(is_number, value[:4]))
+        and min(value[2:4]) >= 0
+    )
+
+
+def _is_size(value: Any) -> bool:
+    return is_integer(value) and is_number(value) and value > 0

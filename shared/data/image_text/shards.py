@@ -1,0 +1,510 @@
+"""Image-text pairs in tar shards, as webdataset and img2dataset write them.
+
+A shard holds members `<key>.jpg` (or .jpeg, .png, .webp) with `<key>.txt`, a caption, or
+`<key>.json`, `{"caption": text or list of texts, "image_id": optional}`; of both the .txt is the
+caption. A key ends at the first dot of the file name and names one sample of its shard.
+
+Nothing is unpacked. Each shard's table of members is read once and kept in a small index file;
+after that every sample is one read at a known place, so that any worker process can make any batch
+and a run goes on in the middle of a shard.
+"""
+
+import glob
+import hashlib
+import io
+import logging
+import os
+import tarfile
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.data.readers.files import one_line, open_data, read_arrays, shortened
+from shared.data.image_text.pairs import PairData
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.images import FileImages
+from shared.data.loading.samplers import Draws
+from shared.data.text.cleaning import clean_caption
+from shared.files import open_regular, parse_json, replacing
+
+log = logging.getLogger(__name__)
+
+Place = tuple[int, int]  # offset and size in bytes
+
+_IDS = (int, str)  # what an "image_id" may be; any other counts as none
+
+_KINDS = {
+    "jpg": "image",
+    "jpeg": "image",
+    "png": "image",
+    "webp": "image",
+    "txt": "txt",
+    "json": "json",
+}
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_ROW = np.dtype(
+    [
+        ("image", "<i8"),  # where the picture begins
+        ("image_size", "<i8"),
+        ("text", "<i8"),  # where the caption, or the json that holds it, begins
+        ("text_size", "<i8"),
+        ("is_json", "?"),
+        ("identity", "<i8"),  # a hash of its "image_id", 0 without one
+    ]
+)
+_VERSION = 1  # of index files; rises with every change of what is in them
+_MAX_TEXT = 1 << 20  # bytes; what is longer is no caption
+_MAX_IMAGE = 1 << 30  # and no picture
+
+
+class ShardChangedError(RuntimeError):
+    """A shard is not what it was when its table was read."""
+
+
+class Table(NamedTuple):
+    """The samples of a shard, `_ROW`s in the order of their pictures."""
+
+    rows: NDArray[np.void]
+    stamp: tuple[int, int]  # size in bytes and time of the last change in ns
+    without_caption: int  # pictures left out
+    example: str  # the key of one of them
+
+
+class ShardSamples(FileImages):
+    """The pairs of all `shards`, a `TrainingSource` of `shared.data.image_text.pairs`.
+
+    Pictures without a caption are left out with a warning.
+
+    Args:
+        shards: paths or patterns ("/data/cc3m/*.tar"); matches are sorted.
+        max_corrupt, mode, cache: see `FileImages`; cut-off pictures are read as far as they go.
+        index_folder: where index files go if they can't be written beside their shards; by default
+            `shard-index` in TENFOLD_CACHE (data/cache).
+        window: so many shards are shuffled together, see `WindowShuffle`.
+
+    Raises:
+        DataNotFoundError: no such shard.
+        DataCorruptError: a shard that is compressed, cut off or no tar file, has links or two files
+            of one kind for a key; or no pair at all.
+        ValueError: a shard given twice, or no shard in a window.
+    """
+
+    def __init__(
+        self,
+        shards: str | Path | Iterable[str | Path],
+        max_corrupt: float = 0.01,
+        mode: str = "RGB",
+        index_folder: str | Path | None = None,
+        window: int = 8,
+        cache: bool = False,
+    ) -> None:
+        super().__init__(max_corrupt, truncated=True, mode=mode, cache=cache)
+        self.shards = find_shards(shards)
+        if window < 1:
+            raise ValueError(f"window={window}: at least one shard at a time")
+        self.window = window
+        tables = _tables(self.shards, index_folder)
+        self._rows = np.concatenate([table.rows for table in tables])
+        self._stamps = [table.stamp for table in tables]
+        self._ends = np.cumsum([len(table.rows) for table in tables])
+        self._files = _OpenFiles(2 * window)  # a batch may span two windows
+        _number(self._rows["identity"])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def image_ids(self) -> NDArray[np.int64]:
+        """(N,) the images' numbers, equal for samples with the same "image_id"."""
+        return self._rows["identity"]
+
+    def stream(self, seed: int) -> "WindowShuffle":
+        return WindowShuffle(seed, self._ends, self.window)
+
+    def entries(self, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """The samples' {"caption": text or list of texts, "image_id"}."""
+        return [self._entry(int(index)) for index in indices]
+
+    def path(self, index: int) -> str:
+        """The shard, and the member's name from the tar header before the picture."""
+        shard, row = self._place(index)
+        header = self._read(shard, int(row["image"]) - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
+        name = header[:100].split(b"\0")[0].decode("utf-8", "replace")
+        return f"{self.shards[shard]}: {name} at byte {row['image']}"
+
+    def content(self, index: int) -> BinaryIO:
+        shard, row = self._place(index)
+        return io.BytesIO(self._read(shard, int(row["image"]), int(row["image_size"])))
+
+    def _entry(self, index: int) -> dict[str, Any]:
+        shard, row = self._place(index)
+        text = self._read(shard, int(row["text"]), int(row["text_size"]))
+        caption = _caption(text, "json" if row["is_json"] else "txt")
+        if not _has_words(caption):
+            raise DataCorruptError(
+                f"{self.shards[shard]}: no caption at byte {row['text']}; its index file is of "
+                "another shard, delete it"
+            )
+        return {"caption": caption, "image_id": int(row["identity"])}
+
+    def _place(self, index: int) -> tuple[int, Any]:
+        return int(np.searchsorted(self._ends, index, side="right")), self._rows[index]
+
+    def _read(self, shard: int, offset: int, size: int) -> bytes:
+        return self._files.read(self.shards[shard], self._stamps[shard], offset, size)
+
+
+class WindowShuffle:
+    """Every sample once an epoch: shards in random order, and `window` of them shuffled together.
+
+    So only that many files are read at a time. A `Stream` of `shared.data.loading.streams`: an epoch's
+    order is a function of (seed, epoch) alone.
+
+    Args:
+        ends: (S,) numbers at which the samples of each shard end.
+    """
+
+    def __init__(self, seed: int, ends: NDArray[np.int64], window: int) -> None:
+        self.seed, self.ends, self.window = seed, ends, window
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def draws(self, epoch: int) -> Draws:
+        generator = np.random.default_rng([self.seed & (2**64 - 1), epoch, 0])
+        starts = np.concatenate([[0], self.ends[:-1]])
+        order = generator.permutation(len(self.ends))
+        positions = []
+        for first in range(0, len(order), self.window):
+            shards = order[first : first + self.window]
+            together = np.concatenate([np.arange(starts[s], self.ends[s]) for s in shards])
+            positions.append(generator.permutation(together))
+        return Draws(np.concatenate(positions), np.full(len(self), epoch, np.int64))
+
+
+class ShardPairData(PairData):
+    """As `PairData`, with training pairs from shards; `files` name those of the other splits.
+
+    Args:
+        shards, index_folder, window: see `ShardSamples`.
+        pairs: the arguments of `PairData`; `subset` must be None.
+    """
+
+    def __init__(
+        self,
+        shards: str | Sequence[str],
+        index_folder: str | None = None,
+        window: int = 8,
+        **pairs: Any,
+    ) -> None:
+        super().__init__(**pairs)
+        if self._h.subset is not None:
+            raise ValueError("subset can't be taken of shards: name fewer of them")
+        if self._h.files.get("train"):
+            raise ValueError("training pairs come from shards or from files.train, not from both")
+
+    def prepare_data(self) -> None:
+        """On one process of each node: the others find its index files."""
+        _ = self.source
+
+    @cached_property
+    def source(self) -> ShardSamples:
+        h = self._h
+        return ShardSamples(
+            h.shards, h.max_corrupt, h.image_mode, h.index_folder, h.window, h.cache_images
+        )
+
+    @property
+    def image_ids(self) -> NDArray[np.int64]:
+        return self.source.image_ids
+
+
+def find_shards(shards: str | Path | Iterable[str | Path]) -> list[str]:
+    """Return the paths that names and patterns match, each pattern's sorted.
+
+    Raises:
+        DataNotFoundError: nothing matches. ValueError: a shard is given twice.
+    """
+    found: list[str] = []
+    for name in [shards] if isinstance(shards, str | Path) else shards:
+        paths = [str(name)] if os.path.isfile(name) else sorted(glob.glob(str(name)))
+        paths = [path for path in paths if os.path.isfile(path)]
+        if not paths:
+            advice = "give a pattern such as DIR/*.tar, or paths (braces are not expanded)"
+            raise DataNotFoundError(f"{name}: no shard found; {advice}")
+        found += paths
+    if not found:
+        raise ValueError("no shard is given")
+    twice = [path for path, count in Counter(found).items() if count > 1]
+    if twice:
+        raise ValueError(f"{twice[0]}: the shard is given twice")
+    return found
+
+
+def read_table(path: str | Path) -> Table:
+    """Read the members' names and places, and the captions, from a tar file.
+
+    Raises:
+        DataCorruptError: see `ShardSamples`.
+    """
+    with open_data(path) as file:
+        _refuse_compressed(path, file)
+        stamp = _stamp(file)
+        members = _members(path, file)
+        rows, left_out = [], []
+        for key, parts in members.items():
+            if "image" not in parts:
+                continue
+            row = _row(parts, file)
+            if row is None:
+                left_out.append(key)
+            else:
+                rows.append(row)
+    example = left_out[0] if left_out else ""
+    return Table(np.array(rows, _ROW), stamp, len(left_out), example)
+
+
+def _members(path: str | Path, file: BinaryIO) -> dict[str, dict[str, Place]]:
+    """key -> kind -> place, in the order of first appearance; other files are ignored."""
+    members: dict[str, dict[str, Place]] = {}
+    for member in _plain_files(path, file):
+        folder, _, name = member.name.rpartition("/")
+        stem, _, suffix = name.partition(".")
+        kind = _KINDS.get(suffix.lower())
+        if kind is None:
+            continue
+        key = f"{folder}/{stem}" if folder else stem
+        parts = members.setdefault(key, {})
+        if kind in parts:
+            raise DataCorruptError(
+                f"{path}: two files of kind {kind} for key {shortened(key)}; within a shard each "
+                "sample needs a key of its own"
+            )
+        parts[kind] = (member.offset_data, member.size)
+    return members
+
+
+def _plain_files(path: str | Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """The members of an archive but its folders; anything damaged or special is an error."""
+    end = 0
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as archive:
+            for member in archive:
+                if not (member.isreg() or member.isdir()) or member.issparse() or member.size < 0:
+                    raise DataCorruptError(
+                        f"{path}: {shortened(member.name)} is a link or another special member; a "
+                        "shard holds plain files only"
+                    )
+                if member.size > _MAX_IMAGE:
+                    raise DataCorruptError(f"{path}: {shortened(member.name)} is too large")
+                blocks = -(-member.size // tarfile.BLOCKSIZE)
+                end = member.offset_data + blocks * tarfile.BLOCKSIZE
+                if member.isreg():
+                    yield member
+    except DataCorruptError:
+        raise
+    except Exception as error:  # a damaged archive can raise nearly anything
+        raise DataCorruptError(
+            f"{path}: no tar file, or a damaged one ({one_line(error)}); fetch it anew or leave "
+            "it out"
+        ) from error
+    # tarfile takes a damaged header for the end of the archive.
+    if os.pread(file.fileno(), tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):
+        raise DataCorruptError(
+            f"{path}: cut off or damaged at byte {end}, without the mark at the "
+            "end of an archive; fetch it anew or leave it out"
+        )
+
+
+def _row(parts: dict[str, Place], file: BinaryIO) -> tuple[int, int, int, int, bool, int] | None:
+    """A sample's row, or None without a caption."""
+    texts = {kind: _text(file, parts[kind]) for kind in ("txt", "json") if kind in parts}
+    kind = next((kind for kind, text in texts.items() if _has_words(_caption(text, kind))), None)
+    if kind is None:
+        return None
+    image_id = _object(texts["json"]).get("image_id") if "json" in texts else None
+    identity = _hash(f"{type(image_id).__name__} {image_id}") if type(image_id) in _IDS else 0
+    return (*parts["image"], *parts[kind], kind == "json", identity)
+
+
+def _caption(content: bytes, kind: str) -> Any:
+    """What a caption file says; None if it can't be read."""
+    if kind == "json":
+        return _object(content).get("caption")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
+
+
+def _has_words(caption: Any) -> bool:
+    """Whether it is a text, or a list of texts, of which `clean_caption` leaves a word."""
+    texts = caption if isinstance(caption, list) else [caption]
+    if not all(isinstance(text, str) for text in texts):
+        return False
+    try:
+        return any(clean_caption(text).encode("utf-8") for text in texts)
+    except UnicodeEncodeError:  # half a character: no tokeniser takes that
+        return False
+
+
+def _object(content: bytes) -> dict[str, Any]:
+    """The JSON object, or an empty one for anything else."""
+    try:
+        value = parse_json(content)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _number(identities: NDArray[np.int64]) -> None:
+    """Turn hashes into numbers in range(images), in place: such fit into a queue of float32."""
+    own = identities == 0
+    known, numbers = np.unique(identities[~own], return_inverse=True)
+    identities[~own] = numbers
+    identities[own] = len(known) + np.arange(own.sum())
+
+
+def _text(file: BinaryIO, place: Place) -> bytes:
+    offset, size = place
+    return os.pread(file.fileno(), size, offset) if size <= _MAX_TEXT else b""
+
+
+def _refuse_compressed(path: str | Path, file: BinaryIO) -> None:
+    begin = os.pread(file.fileno(), 6, 0)
+    for magic, name in _COMPRESSED.items():
+        if begin.startswith(magic):
+            raise DataCorruptError(
+                f"{path} is compressed by {name}, so that single samples can't be read. Unpack it "
+                "to a .tar: pictures are compressed already, it hardly grows"
+            )
+
+
+def _stamp(file: BinaryIO) -> tuple[int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_size, status.st_mtime_ns
+
+
+# --- index files -------------------------------------------------------------------------------
+
+
+def _tables(shards: Sequence[str], index_folder: str | Path | None) -> list[Table]:
+    """The shards' tables, from index files where they are up to date, else read and written there.
+
+    Raises:
+        DataCorruptError: see `ShardSamples`.
+    """
+    cache = Path(os.environ.get("TENFOLD_CACHE", "data/cache"))
+    folder = Path(index_folder) if index_folder else cache / "shard-index"
+    tables = []
+    for number, shard in enumerate(shards):
+        places = [Path(f"{shard}.index.npz"), folder / f"{_hash(os.path.abspath(shard)):x}.npz"]
+        table = next((t for place in places if (t := _load_index(place, shard))), None)
+        if table is None:
+            log.info("reading the members of shard %d of %d, %s", number + 1, len(shards), shard)
+            table = read_table(shard)
+            _save_index(places, table)
+        tables.append(table)
+    left_out = sum(table.without_caption for table in tables)
+    pairs = sum(len(table.rows) for table in tables)
+    if left_out:
+        number, table = next((n, t) for n, t in enumerate(tables) if t.without_caption)
+        warnings.warn(
+            f"{left_out} of {pairs + left_out} images are left out, without a word in <key>.txt or "
+            f'"caption" of <key>.json; the first is {table.example!r} of {shards[number]}',
+            stacklevel=3,
+        )
+    if not pairs:
+        raise DataCorruptError(
+            f"no pair in {len(shards)} shards, the first is {shards[0]}: expected <key>.jpg "
+            "(.jpeg, .png, .webp) with <key>.txt or <key>.json"
+        )
+    return tables
+
+
+def _load_index(path: Path, shard: str) -> Table | None:
+    try:
+        content = read_arrays(path)
+        version, size, changed, left_out = content["head"].tolist()
+        rows, example = content["rows"], str(content["example"])
+    except (DataNotFoundError, ValueError, KeyError, TypeError):
+        return None  # none there, or damaged
+    status = os.stat(shard)
+    stamp = (status.st_size, status.st_mtime_ns)
+    if (version, size, changed) != (_VERSION, *stamp) or rows.dtype != _ROW or rows.ndim != 1:
+        return None
+    within = [
+        (rows[part] >= tarfile.BLOCKSIZE)
+        & (rows[part] <= size)
+        & (rows[f"{part}_size"] >= 0)
+        & (rows[f"{part}_size"] <= size - rows[part])
+        for part in ("image", "text")
+    ]
+    if not np.all(within) or (rows["text_size"] > _MAX_TEXT).any():
+        return None
+    return Table(rows, stamp, left_out, example)
+
+
+def _save_index(places: Sequence[Path], table: Table) -> None:
+    """Write to the first place where that is possible; without an index the next run reads anew."""
+    head = np.array([_VERSION, *table.stamp, table.without_caption], np.int64)
+    for path in places:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as file:
+                np.savez(file, head=head, rows=table.rows, example=np.array(table.example))
+            return
+        except OSError:
+            continue
+    log.warning("no index file can be written to %s", " or ".join(map(str, places)))
+
+
+def _hash(text: str) -> int:
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+# --- reading -----------------------------------------------------------------------------------
+
+
+class _OpenFiles:
+    """Keeps the files read last open; reads depend on no position, so forks may share them."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._files: OrderedDict[str, BinaryIO] = OrderedDict()
+
+    def read(self, path: str, stamp: tuple[int, int], offset: int, size: int) -> bytes:
+        """Read bytes of a file that must still have that size and time of change.
+
+        Raises:
+            ShardChangedError: it has not, or is gone.
+        """
+        if path in self._files:
+            self._files.move_to_end(path)
+        else:
+            self._files[path] = self._open(path, stamp)
+            if len(self._files) > self.limit:
+                self._files.popitem(last=False)[1].close()
+        return os.pread(self._files[path].fileno(), size, offset)
+
+    def _open(self, path: str, stamp: tuple[int, int]) -> BinaryIO:
+        try:
+            file = open_regular(path)
+        except OSError as error:
+            raise ShardChangedError(f"{path} is gone; put it back and start again") from error
+        if _stamp(file) != stamp:
+            file.close()
+            raise ShardChangedError(
+                f"{path} has changed since its members were listed: start again"
+            )
+        return file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"limit": self.limit, "_files": OrderedDict()}

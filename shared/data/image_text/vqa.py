@@ -1,0 +1,202 @@
+"""Questions about pictures, their answers, and the list of answers to choose from.
+
+Source: docs/papers/albef.md, sections 3.8, 4.3 and 6; salesforce/ALBEF@b9727e4
+`dataset/vqa_dataset.py`.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from shared.data.image_text.annotations import Entry
+from shared.data.readers.files import is_integer, is_text, read_json, shortened
+from shared.data.image_text.pairs import Batch, EntrySamples, ImageTextData, Keys
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.text.cleaning import clean_question
+from shared.data.text.wordpiece import WordPiece
+
+KINDS = ("answer_type", "question_type")  # as VQA's annotations call them
+
+
+class VQAData(ImageTextData):
+    """Entries {image, question, answer, question_id, dataset?, answer_type?, question_type?}.
+
+    `answer` is a list, what each of several people said (VQA has ten), or one text (Visual Genome);
+    `question_id` is an integer and only evaluation needs it, as only training needs `answer`.
+
+    Training batch: `images`, `indices`, `input_ids`, `attention_mask` (B, L) int64 of the
+    questions, `answer_counts` (B,) int64, and the different answers of each question, those of a
+    question in a row: `answer_ids`, `answer_mask` (A, M) int64, `answer_weights` (A,) float32. A
+    weight is the share of people who gave the answer, or `single_answer_weight`.
+
+    Evaluation batch: `images`, `indices`, `input_ids`, `attention_mask`, `question_ids` (B,) int64,
+    `kinds`, a list of B lists of the kinds of question that an entry names, and `answers`, a list
+    of B lists of texts, where the split has them.
+
+    Training entries without an answer are left out.
+
+    Args:
+        answer_list: JSON file, a list of the answers to choose from.
+        single_answer_weight: of the answer to a question that has just one.
+        max_text_tokens: of questions in "train" and "eval", [CLS] included; longer ones are cut.
+            Null keeps them whole.
+        max_words: of questions in "train" and "eval".
+        base: the arguments of `ImageTextData`.
+    """
+
+    required: ClassVar[Mapping[str, Any]] = {"image": str, "question": str}
+
+    def __init__(
+        self,
+        answer_list: str,
+        single_answer_weight: float = 0.5,
+        max_text_tokens: Mapping[str, int | None] | None = None,
+        max_words: Mapping[str, int] | None = None,
+        **base: Any,
+    ) -> None:
+        super().__init__(**base)
+        self.token_limits = {"train": 25, "eval": None} | dict(max_text_tokens or {})
+        self.word_limits = {"train": 30, "eval": 50} | dict(max_words or {})
+
+    @cached_property
+    def answers(self) -> dict[str, list[int]]:
+        """The answers to choose from and their ids, [CLS] and [SEP] included.
+
+        Raises:
+            DataNotFoundError, DataCorruptError: see `read_answers`.
+        """
+        answers = read_answers(Path(self._h.answer_list))
+        rows = zip(*(values.tolist() for values in self.tokenizer.answers(answers)), strict=True)
+        return {text: ids[: sum(m)] for text, (ids, m) in zip(answers, rows, strict=True)}
+
+    def setup(self, stage: str) -> None:
+        """Also read the answers, so that a bad list is refused before training."""
+        super().setup(stage)
+        _ = self.answers
+
+    def problem(self, entry: Entry, split: str) -> str | None:
+        answer = entry.get("answer")
+        if split == "train":
+            if not answer:
+                return "no answer"
+            if not isinstance(answer, str) and not _is_texts(answer):
+                return f"its answer is {shortened(answer)}, expected a text or a list of texts"
+            return None
+        if not is_integer(number := entry.get("question_id")):
+            return f"question_id is {shortened(number)}, expected an integer"
+        if answer and not _is_texts(answer):
+            return f"its answer is {shortened(answer)}, expected a list of what several people said"
+        kinds = [entry[kind] for kind in KINDS if kind in entry]
+        if not _is_texts(kinds):
+            return f"{' and '.join(KINDS)} must be texts, got {shortened(kinds)}"
+        return None
+
+    def evaluated(self, split: str) -> EntrySamples:
+        """All questions of a split.
+
+        Raises:
+            DataCorruptError: an entry has a problem, a question_id occurs twice, or some questions
+                have answers and others have not.
+        """
+        read = split in self._evaluated
+        samples = super().evaluated(split)
+        if not read:
+            self._check_questions(split)
+        return samples
+
+    def texts(self, entries: Sequence[Entry], keys: Keys | None, split: str) -> Batch:
+        use = "eval" if keys is None else "train"
+        questions = [entry["question"] for entry in entries]
+        words, tokens = self.word_limits[use], self.token_limits[use]
+        batch = tokenised_questions(self.tokenizer, questions, words, tokens)
+        return batch | (self._truth(entries) if keys is None else self._targets(entries))
+
+    def _targets(self, entries: Sequence[Entry]) -> Batch:
+        """What a training batch says of the answers."""
+        weights = [self._weights(entry["answer"]) for entry in entries]
+        ids, mask = self.tokenizer.answers([text for answers in weights for text in answers])
+        values = [weight for answers in weights for weight in answers.values()]
+        return {
+            "answer_ids": ids,
+            "answer_mask": mask,
+            "answer_counts": torch.tensor([len(answers) for answers in weights]),
+            "answer_weights": torch.tensor(values),
+        }
+
+    def _weights(self, answer: str | list[str]) -> dict[str, float]:
+        """The weight of each different answer, in the order of first appearance."""
+        if isinstance(answer, str):
+            return {answer: float(self._h.single_answer_weight)}
+        return {text: count / len(answer) for text, count in Counter(answer).items()}
+
+    def _truth(self, entries: Sequence[Entry]) -> Batch:
+        """What an evaluation batch says of questions and answers."""
+        batch: Batch = {
+            "question_ids": torch.tensor([entry["question_id"] for entry in entries]),
+            "kinds": [[entry[kind] for kind in KINDS if kind in entry] for entry in entries],
+        }
+        answers = [entry.get("answer") for entry in entries]
+        return batch | ({"answers": answers} if all(answers) else {})
+
+    def _check_questions(self, split: str) -> None:
+        entries = self.entries(split)
+        first: dict[int, int] = {}
+        answered: dict[bool, int] = {}
+        for number, entry in enumerate(entries):
+            earlier = first.setdefault(entry["question_id"], number)
+            if earlier != number:
+                raise DataCorruptError(
+                    f"{entries.where(number)}: question_id {entry['question_id']} is that of "
+                    f"{entries.where(earlier)}, too"
+                )
+            answered.setdefault(bool(entry.get("answer")), number)
+        if len(answered) == 2:
+            raise DataCorruptError(
+                f"{entries.where(answered[True])} has answers, {entries.where(answered[False])} "
+                f"has none: give split {split!r} all answers or none"
+            )
+
+
+def tokenised_questions(
+    tokenizer: WordPiece, questions: Iterable[str], max_words: int, max_tokens: int | None
+) -> Batch:
+    """`input_ids` and `attention_mask` (B, L) int64 of questions, which are cleaned."""
+    cleaned = [clean_question(question, max_words) for question in questions]
+    ids, mask = tokenizer.batch(cleaned, max_tokens)
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def read_answers(path: Path) -> list[str]:
+    """The texts of a JSON list.
+
+    Raises:
+        DataNotFoundError: no such file.
+        DataCorruptError: no JSON list of texts, an empty one, or a text that is blank or repeated.
+    """
+    try:
+        answers = read_json(path)
+    except DataNotFoundError as error:
+        raise DataNotFoundError(
+            f"{error}. It is a JSON list of the answers to choose from"
+        ) from None
+    if not _is_texts(answers):
+        raise DataCorruptError(f"{path}: expected a list of texts, the answers to choose from")
+    if not answers:
+        raise DataCorruptError(f"{path}: the list of answers is empty")
+    first: dict[str, int] = {}
+    for number, text in enumerate(answers):
+        if not text.strip():
+            raise DataCorruptError(f"{path}, entry {number}: a blank answer")
+        if (earlier := first.setdefault(text, number)) != number:
+            raise DataCorruptError(
+                f"{path}, entry {number}: {shortened(text)} is entry {earlier}, too"
+            )
+    return answers
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_text, value))

@@ -1,0 +1,1 @@
+"""Loading: which samples make up a batch, and loaders that resume."""

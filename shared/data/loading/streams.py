@@ -1,0 +1,202 @@
+"""Streams of draws and the batches cut from them: pure functions of (seed, epoch), no state.
+
+A stream lists an epoch's draws of one set: `Permutation` (each sample once), `Permutations`
+(concatenated passes, cut), `WeightedDraws` (with replacement) and `ClassCycles` (class-balanced).
+`StreamBatches` cuts one or several streams side by side into batches, for a `ResumableLoader`.
+
+Batch sizes are totals over all ranks; rank r gets the r-th contiguous slice, so the concatenation
+of the ranks' batches is the batch of a single process.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.data.loading.samplers import Draws, permutation_stream
+
+
+class Stream(Protocol):
+    """The draws of each epoch; `len` of them, in order."""
+
+    def __len__(self) -> int: ...
+
+    def draws(self, epoch: int) -> Draws: ...
+
+
+class Permutation:
+    """All of range(size), shuffled; `number` tells apart sets that are drawn in the same epoch."""
+
+    def __init__(self, seed: int, size: int, number: int = 0) -> None:
+        self.seed, self.size, self.number = seed, size, number
+
+    def __len__(self) -> int:
+        return self.size
+
+    def draws(self, epoch: int) -> Draws:
+        return permutation_stream(self.seed, epoch, self.number, self.size, self.size)
+
+
+class Permutations:
+    """`count` draws per epoch: shuffled passes over range(size) one after another."""
+
+    def __init__(self, seed: int, size: int, count: int, number: int = 0) -> None:
+        self.seed, self.size, self.count, self.number = seed, size, count, number
+
+    def __len__(self) -> int:
+        return self.count
+
+    def draws(self, epoch: int) -> Draws:
+        return permutation_stream(self.seed, epoch, self.number, self.size, self.count)
+
+
+class WeightedDraws:
+    """`count` independent draws with replacement, sample i with probability weights[i] / sum.
+
+    A sample drawn again within an epoch gets another pass number, hence another augmentation.
+    """
+
+    def __init__(self, seed: int, weights: NDArray, count: int, number: int = 1) -> None:
+        weights = np.asarray(weights, np.float64)
+        if weights.ndim != 1 or not (np.isfinite(weights).all() and (weights >= 0).all()):
+            raise ValueError("image weights must be finite, non-negative numbers, one per image")
+        if weights.sum() <= 0:
+            raise ValueError("all image weights are zero: nothing can be drawn")
+        self.seed, self.count, self.number = seed, count, number
+        self._cumulative = np.cumsum(weights)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def draws(self, epoch: int) -> Draws:
+        generator = np.random.default_rng([self.seed & (2**64 - 1), epoch, self.number])
+        total = self._cumulative[-1]
+        positions = np.searchsorted(
+            self._cumulative, generator.random(self.count) * total, side="right"
+        )
+        # u < 1, but u * total may round up to the total, behind the last image that has a weight.
+        last = np.searchsorted(self._cumulative, total, side="left")
+        return number_repeats(np.minimum(positions, last), epoch)
+
+
+class ClassCycles:
+    """Class-balanced draws: classes in shuffled cycles, `per_class` images of a class in a row.
+
+    The public class-aware sampler (docs/papers/iccl.md, section 3.2): each class has its own
+    shuffled cycle of images, reshuffled whenever it is exhausted. `labels` (N,) of the positions;
+    the classes that occur take part. `count` None is the public epoch, (largest class) x (number of
+    classes).
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        labels: NDArray[np.int64],
+        per_class: int = 4,
+        count: int | None = None,
+        number: int = 2,
+    ) -> None:
+        if per_class < 1:
+            raise ValueError(f"per_class={per_class}: at least one image of a class at a time")
+        self.seed, self.per_class, self.number = seed, per_class, number
+        self.members = [np.flatnonzero(labels == k) for k in np.unique(labels)]
+        if not self.members:
+            raise ValueError("no labels: there is no class to draw from")
+        largest = max(len(m) for m in self.members)
+        self.count = largest * len(self.members) if count is None else count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def draws(self, epoch: int) -> Draws:
+        generator = np.random.default_rng([self.seed & (2**64 - 1), epoch, self.number])
+        classes, length = len(self.members), self.per_class
+        cycles = math.ceil(self.count / (classes * length))
+        order = generator.permuted(np.tile(np.arange(classes), (cycles, 1)), axis=1)
+        # Row k: all that class k hands out in the course of the epoch, cycle by cycle.
+        images = np.stack([_cycle(m, cycles * length, generator) for m in self.members])
+        images = images.reshape(classes, cycles, length)
+        positions = images[order, np.arange(cycles)[:, None]].reshape(-1)[: self.count]
+        return number_repeats(positions, epoch)
+
+
+class StreamBatches:
+    """Cuts equally many batches from each of `streams`; a plan is one `Draws` per stream.
+
+    The first stream defines the epoch. With `drop_last` its ragged last batch is left out, else it
+    is kept, and with several ranks filled up to a multiple of the world size by repeating its own
+    samples (shuffled batch norm needs equal batches on all ranks); then all streams must end with
+    the same step, in the same proportion.
+
+    Raises:
+        ValueError: an empty set, a batch larger than its stream or not divisible by the world size.
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        batch_sizes: Sequence[int],
+        drop_last: bool = True,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        for stream, batch in zip(streams, batch_sizes, strict=True):
+            if batch < 1 or batch % world:
+                raise ValueError(
+                    f"batch_size={batch} is not a positive multiple of the world size {world}: it "
+                    "is the total over all ranks, choose one that they can share evenly"
+                )
+            if len(stream) < batch:
+                raise ValueError(
+                    f"batch_size={batch} is larger than the training set ({len(stream)} images an "
+                    "epoch): lower batch_size or use more data"
+                )
+        self.streams, self.batch_sizes = tuple(streams), tuple(batch_sizes)
+        self.rank, self.world = rank, world
+        lengths = [len(s) / b for s, b in zip(self.streams, self.batch_sizes, strict=True)]
+        self.steps = math.floor(lengths[0]) if drop_last else math.ceil(lengths[0])
+        short = min(lengths) < self.steps if drop_last else len(set(lengths)) > 1
+        if short:
+            counts = ", ".join(str(len(stream)) for stream in self.streams)
+            raise ValueError(
+                f"streams of {counts} draws don't give equally many batches of {self.batch_sizes}"
+            )
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Draws, ...]]:
+        drawn = [stream.draws(epoch) for stream in self.streams]
+        for step in range(start, self.steps):
+            yield tuple(
+                self._slice(draws, step * batch, batch)
+                for draws, batch in zip(drawn, self.batch_sizes, strict=True)
+            )
+
+    def _slice(self, draws: Draws, begin: int, batch: int) -> Draws:
+        length = min(batch, len(draws.positions) - begin)
+        local = math.ceil(length / self.world)
+        rows = begin + np.arange(self.rank * local, (self.rank + 1) * local) % length
+        return Draws(draws.positions[rows], draws.passes[rows])
+
+
+def number_repeats(positions: NDArray[np.int64], epoch: int) -> Draws:
+    """Number the draws of one epoch so that no (position, pass) ever occurs twice.
+
+    The r-th time that a position occurs in an epoch of n draws has pass number epoch * n + r.
+    """
+    order = np.argsort(positions, kind="stable")
+    ordered = positions[order]
+    first = np.searchsorted(ordered, ordered, side="left")
+    repeats = np.empty(len(positions), np.int64)
+    repeats[order] = np.arange(len(positions)) - first
+    return Draws(positions, epoch * len(positions) + repeats)
+
+
+def _cycle(
+    members: NDArray[np.int64], count: int, generator: np.random.Generator
+) -> NDArray[np.int64]:
+    passes = np.tile(members, (math.ceil(count / len(members)), 1))
+    return generator.permuted(passes, axis=1).reshape(-1)[:count]

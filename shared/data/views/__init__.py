@@ -1,0 +1,1 @@
+"""Views of images: the augmentations of the papers."""

@@ -1,0 +1,218 @@
+"""Views of whole batches of small images by tensor operations (docs/papers/comatch.md, section 12).
+
+The per-image transforms of `shared.data.views.per_image` would cost a small network more time than its
+training step. Here one bilinear warp per batch does zoom, rotation, shear and shift, colour and
+normalisation are fused, and a view of shifts and flips only is a gather of windows without any
+interpolation. Legend: N images, H x W pixels, C channels.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from shared.data.images import Pictures
+from shared.randomness import key_uniforms
+from shared.data.views.interface import Views
+
+# One column per random quantity, the same in every recipe: switching one off moves no other draw.
+_DX, _DY, _FLIP, _ANGLE, _SHEAR, _ZOOM, _CROP_X, _CROP_Y = range(8)
+_CONTRAST, _BRIGHT, _CUT_X, _CUT_Y = range(8, 12)
+_COLUMNS = 12
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The random changes of one view; zero or None switches one off.
+
+    Attributes:
+        shift: largest shift to either side; a fraction of the side (float) or pixels (int).
+        flip: probability of a horizontal flip.
+        rotation: largest angle to either side, degrees.
+        shear: largest horizontal shear factor to either side.
+        zoom: smallest side of the square crop that is enlarged to the full image, as a fraction.
+        contrast: factor about the image's mean, uniform in 1 +- contrast.
+        brightness: factor, uniform in 1 +- brightness.
+        cutout: side of the blanked square; a fraction of the side (float) or pixels (int).
+    """
+
+    shift: float = 0.0
+    flip: float = 0.0
+    rotation: float = 0.0
+    shear: float = 0.0
+    zoom: float | None = None
+    contrast: float = 0.0
+    brightness: float = 0.0
+    cutout: float = 0.0
+
+    @property
+    def warps(self) -> bool:
+        return bool(self.rotation or self.shear or self.zoom is not None)
+
+
+class TensorViews(Views):
+    """Callable (images, view, keys) -> normalised float32 batch (N, C, H, W).
+
+    Args:
+        mean, std: per channel, for values in 0..1.
+        recipes: view name -> fields of `Recipe`; the view "test" always exists and changes nothing.
+        size: side in pixels that single images (for prediction) are resized to.
+        fill: value in 0..1 outside the image. cutout_fill: value of the blanked square.
+    """
+
+    def __init__(
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        recipes: Mapping[str, Mapping[str, Any]],
+        size: int,
+        fill: float = 0.0,
+        cutout_fill: float = 0.5,
+    ) -> None:
+        self.recipes = {name: Recipe(**fields) for name, fields in recipes.items()}
+        self.size, self.fill, self.cutout_fill = size, fill, cutout_fill
+        self.mean = torch.tensor(list(mean)).view(1, -1, 1, 1)
+        self.std = torch.tensor(list(std)).view(1, -1, 1, 1)
+
+    def __call__(
+        self,
+        images: Pictures,
+        view: str,
+        keys: NDArray[np.uint64] | None = None,
+    ) -> Tensor:
+        """Return one view of `images`: uint8 (N, H, W) or (N, H, W, C), or a list of single images.
+
+        Raises:
+            ValueError: unknown view.
+        """
+        batch = images if isinstance(images, np.ndarray) else self._resize(images)
+        if view == "test":
+            return self._normalise(_planes(batch).float().div_(255))
+        if view not in self.recipes or keys is None:
+            known = ", ".join(sorted([*self.recipes, "test"]))
+            raise ValueError(f"no recipe (or no random keys) for view {view!r}; views: {known}")
+        recipe, draws = self.recipes[view], key_uniforms(keys, _COLUMNS)
+        if recipe.warps:
+            values = _planes(batch).float().div_(255)
+            values = warp(values, affine_matrices(recipe, draws, values.shape[-2:]), self.fill)
+        else:
+            values = _planes(shift_and_flip(batch, recipe, draws, round(self.fill * 255))).float()
+            values = values.div_(255)
+        return self._colour_and_cut(values, recipe, draws)
+
+    def _colour_and_cut(self, values: Tensor, recipe: Recipe, draws: NDArray[np.float64]) -> Tensor:
+        u = torch.from_numpy(draws).float().view(*draws.shape, 1, 1, 1)
+        if recipe.contrast or recipe.brightness:
+            contrast = 1 + recipe.contrast * (2 * u[:, _CONTRAST] - 1)
+            bright = 1 + recipe.brightness * (2 * u[:, _BRIGHT] - 1)
+            average = values.mean((1, 2, 3), keepdim=True)
+            # bright * (average + contrast * (x - average)), as one scale and one offset per image
+            values = torch.addcmul(bright * average * (1 - contrast), values, bright * contrast)
+            values = values.clamp_(0, 1)
+        if recipe.cutout:
+            keep = cutout_mask(draws, recipe.cutout, values.shape[-2:])
+            values = values.sub_(self.cutout_fill).mul_(keep).add_(self.cutout_fill)
+        return self._normalise(values)
+
+    def _normalise(self, values: Tensor) -> Tensor:
+        return values.sub_(self.mean).div_(self.std)
+
+    def _resize(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        mode = "L" if self.mean.numel() == 1 else "RGB"
+        size = (self.size, self.size)
+        return np.stack(
+            [
+                np.asarray(Image.fromarray(i).convert(mode).resize(size, Image.Resampling.BILINEAR))
+                for i in images
+            ]
+        )
+
+
+def shift_and_flip(
+    images: NDArray[np.uint8], recipe: Recipe, draws: NDArray[np.float64], fill: int
+) -> NDArray[np.uint8]:
+    """Shift by whole pixels, each of the 2k + 1 offsets equally likely, then flip horizontally."""
+    n, height, width = images.shape[:3]
+    ky, kx = pixels(recipe.shift, height), pixels(recipe.shift, width)
+    padded = np.full((n, height + 2 * ky, width + 2 * kx, *images.shape[3:]), fill, np.uint8)
+    padded[:, ky : ky + height, kx : kx + width] = images
+    dy = (draws[:, _DY] * (2 * ky + 1)).astype(np.int64)
+    dx = (draws[:, _DX] * (2 * kx + 1)).astype(np.int64)
+    windows = sliding_window_view(padded, (height, width), axis=(1, 2))
+    moved = windows[np.arange(n), dy, dx]
+    if images.ndim == 4:
+        moved = moved.transpose(0, 2, 3, 1)  # the window axes come last
+    flipped = draws[:, _FLIP] < recipe.flip
+    moved[flipped] = moved[flipped][:, :, ::-1]
+    return moved
+
+
+def affine_matrices(recipe: Recipe, draws: NDArray[np.float64], size: Sequence[int]) -> Tensor:
+    """Return (N, 2, 3): source position = matrix @ (x, y, 1) of the target position.
+
+    Positions are in pixels from the image's centre, x to the right and y down.
+    """
+    height, width = size
+    signed = 2 * draws - 1
+    angle = np.deg2rad(recipe.rotation) * signed[:, _ANGLE]
+    smallest = 1.0 if recipe.zoom is None else recipe.zoom
+    side = smallest + (1 - smallest) * draws[:, _ZOOM]
+    cos, sin, shear = np.cos(angle), np.sin(angle), recipe.shear * signed[:, _SHEAR]
+    mirror = np.where(draws[:, _FLIP] < recipe.flip, -1.0, 1.0)
+    matrix = np.empty((len(draws), 2, 3))
+    matrix[:, 0, 0] = side * mirror * cos
+    matrix[:, 0, 1] = side * (shear * cos - sin)
+    matrix[:, 1, 0] = side * mirror * sin
+    matrix[:, 1, 1] = side * (shear * sin + cos)
+    # The crop lies anywhere within the image; the shift may then move it beyond the border.
+    room_x, room_y = (1 - side) * width / 2, (1 - side) * height / 2
+    matrix[:, 0, 2] = room_x * signed[:, _CROP_X] + pixels(recipe.shift, width) * signed[:, _DX]
+    matrix[:, 1, 2] = room_y * signed[:, _CROP_Y] + pixels(recipe.shift, height) * signed[:, _DY]
+    return torch.from_numpy(matrix).float()
+
+
+def warp(values: Tensor, matrices: Tensor, fill: float = 0.0) -> Tensor:
+    """Resample (N, C, H, W) bilinearly at `matrices` (see `affine_matrices`); `fill` outside."""
+    n, _, height, width = values.shape
+    x = (torch.arange(width) - (width - 1) / 2).float()
+    y = (torch.arange(height) - (height - 1) / 2).float()
+    grid = torch.empty(n, height, width, 2)  # F.affine_grid takes five times as long on a CPU
+    for axis, length in ((0, width), (1, height)):
+        row = matrices[:, axis] * (2 / length)  # grid_sample's unit: half a side
+        in_x = row[:, 0, None] * x
+        in_y = torch.addcmul(row[:, 2, None], row[:, 1, None], y)
+        torch.add(in_x[:, None, :], in_y[:, :, None], out=grid[..., axis])
+    if fill:
+        values = values - fill  # grid_sample only knows zero outside
+    moved = F.grid_sample(values, grid, mode="bilinear", align_corners=False)
+    return moved.add_(fill) if fill else moved
+
+
+def cutout_mask(draws: NDArray[np.float64], side: float, size: Sequence[int]) -> Tensor:
+    """Return (N, 1, H, W): 0 in a square with its centre anywhere in the image, 1 elsewhere."""
+    inside = []
+    for column, length in ((_CUT_Y, size[0]), (_CUT_X, size[1])):
+        pixel_side = pixels(side, length)
+        first = (draws[:, column] * length).astype(np.int64) - pixel_side // 2
+        offset = np.arange(length) - first[:, None]
+        inside.append(torch.from_numpy(((offset >= 0) & (offset < pixel_side)).astype(np.float32)))
+    rows, columns = inside
+    return 1 - rows[:, None, :, None] * columns[:, None, None, :]
+
+
+def pixels(amount: float, length: int) -> int:
+    """Return `amount` in pixels: integers are pixels already, floats a fraction of `length`."""
+    return amount if isinstance(amount, int) else round(amount * length)
+
+
+def _planes(images: NDArray[np.uint8]) -> Tensor:
+    """(N, H, W) or (N, H, W, C) array -> (N, C, H, W) contiguous tensor."""
+    batch = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(batch))

@@ -1,0 +1,1 @@
+"""`tenfold predict`: one file a kind of answer."""

@@ -1,0 +1,1 @@
+"""What several papers do, as parts that a module holds."""

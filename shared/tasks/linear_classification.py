@@ -1,0 +1,93 @@
+"""Linear classification on a frozen backbone, and fine-tuning of all layers.
+
+Sources: docs/papers/pcl.md, sections 7.2 and 7.3, docs/papers/mopro.md, section 7.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shared.nn.encoder import Encoder
+from shared.tasks.classification import Batch, ClassificationMethod
+from shared.training.schedules import epoch_factor
+
+NOT_IMAGES = ("labels", "indices")
+
+
+class LinearClassification(ClassificationMethod):
+    """A linear classifier on `encoder.backbone`, which learns too or stays as it is.
+
+    A method's package subclasses it, so that its `official.warm_start` fills the backbone from the
+    pre-training. Batch: `images`, or one view under any other name, and `labels`, `indices`.
+    Logs `train/loss`, `train/top1`, `val|test/top1`, `val|test/top5`.
+
+    Args:
+        backbone: `{_target_: shared.nn...., ...}`.
+        num_classes: C.
+        freeze: the backbone gets no gradient and stays in evaluation mode during training, so
+            that its BatchNorm statistics are those of the pre-training.
+        head_std: initial weights N(0, head_std^2) and biases 0; None: torch's default, for a
+            classifier that the warm start brings along.
+        lr, momentum, weight_decay: SGD without Nesterov.
+        head_lr: of the classifier; None: `lr`. A new classifier on a trained backbone needs more.
+        schedule: `{kind: steps, milestones, gamma}` or `{kind: cosine}`, once an epoch.
+        total_epochs: length of the cosine.
+        channels_last: memory layout of the network.
+
+    Raises:
+        ValueError: another schedule.
+    """
+
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        num_classes: int,
+        freeze: bool,
+        head_std: float | None,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        schedule: dict[str, Any],
+        total_epochs: int,
+        channels_last: bool,
+        head_lr: float | None = None,
+    ):
+        super().__init__()
+        self.save_hyperparameters()
+        self.factor = epoch_factor(schedule, total_epochs)
+        self.encoder = Encoder(backbone, num_classes, projection=None)
+        head: Any = self.encoder.classifier
+        if head_std is not None:
+            nn.init.normal_(head.weight, std=head_std)
+            nn.init.zeros_(head.bias)
+        self.encoder.backbone.requires_grad_(not freeze)
+        self.lay_out(self.encoder, channels_last)
+        self.train()
+
+    def train(self, mode: bool = True) -> "LinearClassification":
+        super().train(mode)
+        if self.hparams["freeze"]:
+            self.encoder.backbone.eval()
+        return self
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images = next(value for name, value in batch.items() if name not in NOT_IMAGES)
+        logits, _ = self.encoder(images.contiguous(memory_format=self.memory_format))
+        labels = batch["labels"]
+        self.log_train({"top1": 100 * (logits.argmax(dim=1) == labels).float().mean()})
+        return self.total_loss({"loss_ce": F.cross_entropy(logits, labels)}, {}, batch["indices"])
+
+    def configure_optimizers(self):
+        p = self.hparams
+        head_lr = p["lr"] if p["head_lr"] is None else p["head_lr"]
+        head: Any = self.encoder.classifier
+        groups: list[dict[str, Any]] = [{"params": head.parameters(), "lr": head_lr}]
+        if not p["freeze"]:
+            groups.append({"params": self.encoder.backbone.parameters()})
+        optimizer = torch.optim.SGD(
+            groups, lr=p["lr"], momentum=p["momentum"], weight_decay=p["weight_decay"]
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.factor)
+        return [optimizer], [{"scheduler": scheduler, "interval": "epoch"}]
