@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from shared.files import read_json
+from shared.predict import USAGE
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 WELCOME = """\
@@ -29,10 +30,6 @@ Try, on any laptop:
   tenfold list comatch                       CoMatch's rows
   make reproduce METHOD=comatch              does the paper's claim hold? (some minutes)
 """
-USAGE = (
-    "tenfold predict checkpoint=FILE images=DIR [output=DIR] [texts=FILE] [questions=FILE] "
-    "[batch_size=N] [device=cuda]"
-)
 
 
 def main() -> None:

@@ -1,1 +1,6 @@
 """`tenfold predict`: one file a kind of answer."""
+
+USAGE = (
+    "tenfold predict checkpoint=FILE images=DIR [output=DIR] [texts=FILE] [questions=FILE] "
+    "[batch_size=N] [device=cuda]"
+)

@@ -22,8 +22,8 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from shared.checkpoints.reading import CheckpointError
-from shared.cli import USAGE
 from shared.overrides import CONF, OverrideError, validate
+from shared.predict import USAGE
 from shared.predict.answers import answers_questions, predict_answers
 from shared.predict.images import predict_images
 from shared.predict.inputs import (
