@@ -64,7 +64,7 @@ class Predictor:
         return not hasattr(self.transform, "test_resize")
 
 
-class Pictures(NamedTuple):
+class ReadableImages(NamedTuple):
     """Some readable images: places in the folder's list, paths, pixels."""
 
     indices: list[int]
@@ -178,7 +178,7 @@ def open_images(paths: Sequence[Path], mode: str) -> FolderImages:
     return images
 
 
-def batches(images: FolderImages, size: int) -> Iterator[Pictures]:
+def batches(images: FolderImages, size: int) -> Iterator[ReadableImages]:
     """The readable images in order, up to `size` at a time, under a progress bar.
 
     A batch ends early once its pixels need `MOST_BYTES`.
@@ -187,7 +187,7 @@ def batches(images: FolderImages, size: int) -> Iterator[Pictures]:
         PredictError: at the end, if there was none.
     """
     found = 0
-    batch = Pictures([], [], [])
+    batch = ReadableImages([], [], [])
     for index in track(range(len(images)), "predicting", disable=not sys.stderr.isatty()):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # unreadable images are listed at the end
@@ -200,7 +200,7 @@ def batches(images: FolderImages, size: int) -> Iterator[Pictures]:
         batch.pixels.append(pixels)
         if len(batch.pixels) == size or sum(p.nbytes for p in batch.pixels) >= MOST_BYTES:
             yield batch
-            batch = Pictures([], [], [])
+            batch = ReadableImages([], [], [])
     if batch.pixels:
         yield batch
     if not found:

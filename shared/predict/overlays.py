@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from matplotlib import colormaps
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor
 
 from shared.evaluation.attention_maps import (
@@ -20,9 +20,9 @@ from shared.evaluation.attention_maps import (
     third_fusion_layer,
 )
 from shared.predict.inputs import PredictError, Predictor
-from shared.predict.sheets import GAP, fitted
+from shared.predict.sheets import Cell, Section, sheet, thumbnail
 
-SIDE, LABEL, COLUMNS = 192, 24, 8
+SIDE, COLUMNS = 192, 8
 VISIBLE = 0.75  # how opaque the colour of the hottest place is
 
 
@@ -34,7 +34,7 @@ def overlay_page(
     ids: Tensor,
     layer: int,
 ) -> Image.Image:
-    """One block an image: the picture, then its overlays for the whole text and for each word.
+    """A sheet with one section an image: it, then its overlays for the whole text and each word.
 
     Args:
         pictures: (H, W, 3 or 4) uint8. names: of the pictures. ids: (L,) of the text.
@@ -47,13 +47,13 @@ def overlay_page(
     found = match_saliency(model, image_tokens, ids, torch.ones_like(ids), layer)
     assert predictor.tokenizer is not None
     words = word_spans(predictor.tokenizer.tokens, ids[0].tolist())
-    blocks = []
+    sections = []
     for picture, name, tokens in zip(pictures, names, found.words(), strict=True):
-        seen = displayed(predictor.seen(picture))
+        seen = thumbnail(predictor.seen(picture), SIDE, smooth_up_to=2.0)
         maps = [("the whole text", tokens)] + [(word, tokens[place]) for word, place in words]
-        overlays = [(overlay(seen, values.mean(dim=0)), label) for label, values in maps]
-        blocks.append([(seen, name), *overlays])
-    return _page(text, blocks)
+        overlays = [Cell(overlay(seen, values.mean(dim=0)), label) for label, values in maps]
+        sections.append(Section(f"{text}: {name}", [Cell(seen, "what the model sees"), *overlays]))
+    return sheet(sections, COLUMNS, SIDE)
 
 
 def chosen_layer(model: ImageTextModel, layer: int | None) -> int:
@@ -84,16 +84,6 @@ def word_spans(vocabulary: Sequence[str], ids: Sequence[int]) -> list[tuple[str,
     return spans
 
 
-def displayed(picture: NDArray[np.uint8]) -> Image.Image:
-    """The picture with its longer side SIDE, smooth, transparent ones on white."""
-    image = Image.fromarray(picture).convert("RGBA")
-    scale = SIDE / max(image.size)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-    kind = Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS
-    image = image.resize(size, kind)
-    return Image.alpha_composite(Image.new("RGBA", size, "white"), image).convert("RGB")
-
-
 def overlay(picture: Image.Image, values: Tensor) -> Image.Image:
     """The picture under the colours of a map (g, g): the hotter, the less of it shines through."""
     warmth = heat(values, (picture.height, picture.width))
@@ -101,29 +91,3 @@ def overlay(picture: Image.Image, values: Tensor) -> Image.Image:
     opaque = VISIBLE * warmth[..., None] ** 0.7
     mixed = (1 - opaque) * np.asarray(picture) + opaque * colour
     return Image.fromarray(mixed.round().clip(0, 255).astype(np.uint8))
-
-
-def _page(title: str, blocks: Sequence[Sequence[tuple[Image.Image, str]]]) -> Image.Image:
-    """Each block in rows of COLUMNS pictures, their labels below."""
-    columns = min(COLUMNS, len(blocks[0]))
-    rows = [block[at : at + columns] for block in blocks for at in range(0, len(block), columns)]
-    heights = [max(picture.height for picture, _ in row) + LABEL + GAP for row in rows]
-    width = columns * (SIDE + GAP) + GAP
-    page = Image.new("RGB", (width, 36 + sum(heights)), "white")
-    draw, large, small = (
-        ImageDraw.Draw(page),
-        ImageFont.load_default(16),
-        ImageFont.load_default(14),
-    )
-    draw.text((GAP, 8), fitted(draw, title, large, width - 2 * GAP), "black", font=large)
-    top = 36
-    for row, height in zip(rows, heights, strict=True):
-        for number, (picture, label) in enumerate(row):
-            left = GAP + number * (SIDE + GAP)
-            page.paste(picture, (left, top))
-            right, below = left + picture.width - 1, top + picture.height - 1
-            draw.rectangle((left, top, right, below), outline="silver")
-            bottom = top + height - LABEL - GAP + 3
-            draw.text((left, bottom), fitted(draw, label, small, SIDE), "black", font=small)
-        top += height
-    return page

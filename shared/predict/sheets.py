@@ -14,11 +14,11 @@ TITLE = 28
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture, at most THUMBNAIL wide and high, with two lines below."""
+    """One picture, no wider or higher than the cell, with two lines below."""
 
     picture: Image.Image
     name: str
-    note: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,16 @@ class Section:
     cells: Sequence[Cell]
 
 
-def thumbnail(image: NDArray[np.uint8]) -> Image.Image:
-    """The picture (H, W, 3 or 4) with its longer side THUMBNAIL; transparent ones on white."""
+def thumbnail(
+    image: NDArray[np.uint8], side: int = THUMBNAIL, smooth_up_to: float = 1.0
+) -> Image.Image:
+    """The picture (H, W, 3 or 4) with its longer side `side`; transparent ones on white.
+
+    Args: smooth_up_to: factor of enlargement beyond which single pixels are shown.
+    """
     picture = Image.fromarray(image)
-    scale = THUMBNAIL / max(picture.size)
-    # Small images are shown with their pixels, large ones smoothly reduced.
-    kind = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    scale = side / max(picture.size)
+    kind = Image.Resampling.NEAREST if scale > smooth_up_to else Image.Resampling.LANCZOS
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(size, kind)
     if picture.mode == "RGBA":
@@ -42,10 +46,12 @@ def thumbnail(image: NDArray[np.uint8]) -> Image.Image:
     return picture.convert("RGB")
 
 
-def sheet(sections: Sequence[Section], columns: int = COLUMNS) -> Image.Image:
-    """All sections one below the other, each in a grid of at most `columns`."""
+def sheet(
+    sections: Sequence[Section], columns: int = COLUMNS, side: int = THUMBNAIL
+) -> Image.Image:
+    """All sections one below the other, each in a grid of at most `columns` cells of `side`."""
     columns = max(1, min(columns, max(len(section.cells) for section in sections)))
-    cell, row = THUMBNAIL + GAP, THUMBNAIL + CAPTION + GAP
+    cell, row = side + GAP, side + CAPTION + GAP
     heights = [TITLE + -(-len(section.cells) // columns) * row for section in sections]
     width = max(columns * cell + GAP, 260)
     page = Image.new("RGB", (width, sum(heights) + GAP), "white")
@@ -55,24 +61,22 @@ def sheet(sections: Sequence[Section], columns: int = COLUMNS) -> Image.Image:
         draw.text((GAP, top + 8), title, "black", font=ImageFont.load_default(16))
         for number, item in enumerate(section.cells):
             down, across = divmod(number, columns)
-            _draw_cell(page, draw, item, GAP + across * cell, top + TITLE + GAP + down * row)
+            left, upper = GAP + across * cell, top + TITLE + GAP + down * row
+            x, y = (
+                left + (side - item.picture.width) // 2,
+                upper + (side - item.picture.height) // 2,
+            )
+            page.paste(item.picture, (x, y))
+            # A frame, because a white picture would be lost on a white page.
+            right, below = x + item.picture.width - 1, y + item.picture.height - 1
+            draw.rectangle((x, y, right, below), outline="silver")
+            lines = ((item.name, 14, "black", 3), (item.note, 12, "dimgray", 21))
+            for text, size, colour, offset in lines:
+                font = ImageFont.load_default(size)
+                line = fitted(draw, text, font, side)
+                draw.text((left, upper + side + offset), line, colour, font=font)
         top += height
     return page
-
-
-def _draw_cell(
-    page: Image.Image, draw: ImageDraw.ImageDraw, item: Cell, left: int, top: int
-) -> None:
-    picture = item.picture
-    x = left + (THUMBNAIL - picture.width) // 2
-    y = top + (THUMBNAIL - picture.height) // 2
-    page.paste(picture, (x, y))
-    # A frame, because a white picture would be lost on a white page.
-    draw.rectangle((x, y, x + picture.width - 1, y + picture.height - 1), outline="silver")
-    for text, size, colour, offset in ((item.name, 14, "black", 3), (item.note, 12, "dimgray", 21)):
-        font = ImageFont.load_default(size)
-        line = fitted(draw, text, font, THUMBNAIL)
-        draw.text((left, top + THUMBNAIL + offset), line, colour, font=font)
 
 
 def fitted(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
@@ -86,4 +90,5 @@ def fitted(draw: ImageDraw.ImageDraw, text: str, font: Any, width: int) -> str:
 
 
 def percent(value: float) -> str:
+    """A share from 0 to 1 as percent with one decimal."""
     return f"{100 * value:.1f} %"
