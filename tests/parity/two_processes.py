@@ -7,7 +7,11 @@ mode, since its statistics are per process by design.
 
 import os
 from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from datetime import timedelta
+from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytorch_lightning as pl
@@ -90,7 +94,26 @@ def fit(
 
 def in_two_processes(run: Callable[..., Values], forms: Iterable[str], folder: Path) -> None:
     """Each rank's `run(form, rank, **options)` of every form, saved for `ranks`."""
-    mp.spawn(_worker, args=(run, list(forms), str(folder)), nprocs=WORLD)
+    jobs = [
+        process.submit(_run_forms, rank, run, list(forms), str(folder))
+        for rank, process in enumerate(_processes())
+    ]
+    try:
+        for job in jobs:
+            job.result(timeout=600)
+    except BaseException:  # the other rank may wait for this one: both are of no further use
+        _processes.cache_clear()
+        raise
+
+
+@cache
+def _processes() -> list[ProcessPoolExecutor]:
+    """One process a rank, joined in a gloo group, for all tests: each costs seconds of imports."""
+    rendezvous = Path(mkdtemp(), "rendezvous")
+    return [
+        ProcessPoolExecutor(1, mp.get_context("spawn"), _join_group, (rank, str(rendezvous)))
+        for rank in range(WORLD)
+    ]
 
 
 def ranks(folder: Path, form: str) -> list[Values]:
@@ -123,13 +146,20 @@ def assert_ranks_equal_one(
         )
 
 
-def _worker(rank: int, run: Callable[..., Values], forms: list[str], folder: str) -> None:
+def _join_group(rank: int, rendezvous: str) -> None:
     os.environ |= {"LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
     torch.set_num_threads(1)
     # A rendezvous by file needs no port. Lightning keeps a group that exists.
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=WORLD
+        "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=WORLD,
+        timeout=timedelta(minutes=5),
     )
+
+
+def _run_forms(rank: int, run: Callable[..., Values], forms: list[str], folder: str) -> None:
     for form in forms:
         strategy = DDPStrategy(
             cluster_environment=LightningEnvironment(), process_group_backend="gloo"
@@ -137,4 +167,3 @@ def _worker(rank: int, run: Callable[..., Values], forms: list[str], folder: str
         values = run(form, rank, strategy=strategy, devices=WORLD)
         torch.save(values, f"{folder}/{form}{rank}.pt")
     dist.barrier()
-    dist.destroy_process_group()
