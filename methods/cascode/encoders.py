@@ -58,12 +58,19 @@ def load_searcher(
         table = KeyTable(rules, dropped | NO_JUDGE)
         import_official(source, table, nn.ModuleDict({"encoder": encoder}))
         return encoder
-    from methods.cascode.module import CodeSearch
+    return trained_encoder(path)
 
+
+def trained_encoder(path: str | PathLike[str]) -> CodeEncoder:
+    """The encoder of a checkpoint of ours.
+
+    Raises:
+        CheckpointError: not readable without executing code, or of another method.
+    """
     module = load_module(path)
-    if not isinstance(module, CodeSearch):
+    if not isinstance(encoder := getattr(module, "encoder", None), CodeEncoder):
         raise CheckpointError(f"{path}: a checkpoint of {type(module).__name__}, not of CasCode")
-    return module.encoder
+    return encoder
 
 
 def is_folder(path: str | PathLike[str]) -> bool:

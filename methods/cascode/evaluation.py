@@ -10,10 +10,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from scipy.stats import bootstrap
 from torch import Tensor
 
 from methods.cascode.ranking import (
@@ -26,7 +24,6 @@ from methods.cascode.ranking import (
     reciprocal_ranks,
     top_k,
 )
-from methods.cascode.search.models import GAIN
 from shared.distributed import rank, world_size
 from shared.files import write_json
 from shared.randomness import torch_generator
@@ -48,6 +45,11 @@ class Ranked(NamedTuple):
     metrics: dict[str, float]
     reciprocal: Tensor
     fast_reciprocal: Tensor | None = None
+
+    @property
+    def gain(self) -> Tensor | None:
+        """(Q,) what the second stage adds to each query's reciprocal rank; None without one."""
+        return None if self.fast_reciprocal is None else self.reciprocal - self.fast_reciprocal
 
 
 class Vectors:
@@ -119,29 +121,6 @@ def write_per_query(folder: str | PathLike[str], found: Mapping[str, Ranked]) ->
     reciprocal = torch.cat([ranked.reciprocal for ranked in found.values()])
     content = {"test/mrr": (100 * reciprocal).tolist()}
     write_json(Path(folder) / PER_QUERY, content, indent=None)
-
-
-def write_gain(folder: str | PathLike[str], found: Mapping[str, Ranked], data: str) -> None:
-    """What the second stage adds to the first, in points of MRR, with a 95% bootstrap interval
-    over the queries. By it the search tool decides whether a model may re-rank; nothing is written
-    for a first stage.
-
-    Args:
-        folder: of the checkpoint. data: what was asked, in words.
-    """
-    changes = [
-        ranked.reciprocal - ranked.fast_reciprocal
-        for ranked in found.values()
-        if ranked.fast_reciprocal is not None
-    ]
-    if not changes or sum(map(len, changes)) < 2:
-        return
-    points = 100 * torch.cat(changes).double().numpy()
-    drawn = bootstrap((points,), np.mean, method="percentile", rng=0).confidence_interval
-    # Equal changes have an interval without width, which rounding may put beside their mean.
-    gain = min(max(float(points.mean()), float(drawn.low)), float(drawn.high))
-    content = {"gain": gain, "interval": [float(drawn.low), float(drawn.high)], "data": data}
-    write_json(Path(folder) / GAIN, content, indent=None)
 
 
 def re_rank(

@@ -188,7 +188,6 @@ WHY_SAFE = {
     "methods/albef/official.py": "load_module",
     "methods/cascode/encoders.py": "load_module",
     "methods/cascode/inference.py": "load_module",
-    "methods/cascode/official.py": "load_module",
     "methods/comatch/official.py": "load_module",
     "methods/mopro/cleaning.py": "load_module; the rest from the user's own config",
     "methods/mopro/official.py": "load_module",

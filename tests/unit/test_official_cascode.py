@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from methods.cascode import encoders, official
+from methods.cascode.frame import CodeSearch
 from methods.cascode.model import CodeEncoder
-from methods.cascode.module import CodeSearch, Fast, Shared, Slow
+from methods.cascode.module import Fast, Shared, Slow
 from methods.comatch.module import Supervised
 from shared.checkpoints.official import KeyReport
 from shared.checkpoints.reading import CheckpointError
