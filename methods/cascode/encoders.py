@@ -14,7 +14,6 @@ from torch import nn
 from methods.cascode.model import CodeEncoder, Pooling
 from shared.checkpoints.official import KeyTable, Rule, import_official
 from shared.checkpoints.pretrained_text import (
-    PACKAGE,
     POSITION_IDS,
     bert_rules,
     hugging_face_state,
@@ -22,6 +21,7 @@ from shared.checkpoints.pretrained_text import (
 )
 from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
 from shared.data.readers.files import is_integer, is_number, one_line, shortened
+from shared.data.readers.packages import PACKAGE
 from shared.files import read_json
 
 _SIZES = {

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from methods.cascode.ranking import (
     InnerProducts,
+    Scores,
     cascade,
     distractor_ranks,
     mrr,
@@ -91,17 +92,15 @@ def rank_codes(queries: Tensor, codes: Tensor, split: Any, testing: bool) -> Ran
     Args:
         queries: (Q, d). codes: (N, d). split: names of both, see `methods.cascode.data`.
     """
-    scores = InnerProducts(queries, codes)
-    found = ranks(scores, split.query_urls, split.code_urls, allow_missing=split.allow_missing)
-    metrics = _metrics(found)
+    ranked = rank_by(InnerProducts(queries, codes), split)
     if testing and len(queries) >= DISTRACTORS and min(split.answers) >= 0:
         own = torch.tensor(split.answers)
-        metrics["distractor_mrr"] = 100 * mrr(distractor_ranks(queries, codes[own]))
-    return Ranked(metrics, reciprocal_ranks(found))
+        ranked.metrics["distractor_mrr"] = 100 * mrr(distractor_ranks(queries, codes[own]))
+    return ranked
 
 
-def rank_by(scores: Tensor, split: Any) -> Ranked:
-    """`mrr` and `recall_<k>` of given scores (Q, N)."""
+def rank_by(scores: Scores, split: Any) -> Ranked:
+    """`mrr` and `recall_<k>` by scores (Q, N)."""
     found = ranks(scores, split.query_urls, split.code_urls, allow_missing=split.allow_missing)
     return Ranked(_metrics(found), reciprocal_ranks(found))
 

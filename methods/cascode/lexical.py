@@ -79,16 +79,6 @@ class BM25:
         """(Q,) whether a query has a term that some code has."""
         return np.array([bool(terms) for terms in self._known(queries)], dtype=bool)
 
-    def search(self, query: str, n: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Indices and scores of the n best codes, the lower index first if equal.
-
-        Codes that share no term with the query are not among them, so there may be fewer, or none.
-        """
-        (scores,) = self.scores([query])
-        (found,) = scores.nonzero()
-        best = found[np.argsort(-scores[found], kind="stable")[:n]]
-        return best, scores[best]
-
     def _known(self, queries: Sequence[str]) -> list[list[int]]:
         terms = self._terms
         return [[terms[t] for t in subtokens(query) if t in terms] for query in queries]

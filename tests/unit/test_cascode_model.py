@@ -451,11 +451,6 @@ def test_progress_is_told_batch_by_batch(small_batches: list[int]) -> None:
     encode(model, tokens, rows(12, 9), 8, told.append)
     assert told == small_batches
     assert sum(told) == 12
-    told.clear()
-    small_batches.clear()
-    pairs = list(zip(rows(5, 4), rows(5, 4), strict=True))
-    score_pairs(model, PairHead(WIDTH, 0.1), tokens, pairs, 12, 4, told.append)
-    assert told == small_batches
 
 
 def test_no_gradient_is_kept() -> None:
