@@ -21,14 +21,14 @@ class Lexical(Method):
         self.save_hyperparameters()
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Everything is done at the end, from the texts."""
+        """Do nothing: the texts are scored at the end of the test."""
 
     def on_test_epoch_end(self) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        found = {}
+        rankings = {}
         for split, (queries, codes) in zip(data.split("test"), data.texts("test"), strict=True):
             scores = BM25(codes, **self.hparams).scores(queries)
-            found[split.language] = rank_by(torch.from_numpy(scores), split)
-        self.log_dict({f"test/{name}": value for name, value in average(found).items()})
+            rankings[split.language] = rank_by(torch.from_numpy(scores), split)
+        self.log_dict({f"test/{name}": value for name, value in average(rankings).items()})
         if self.trainer.is_global_zero:
-            write_per_query(self.trainer.default_root_dir, found)
+            write_per_query(self.trainer.default_root_dir, rankings)

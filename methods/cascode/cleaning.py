@@ -242,7 +242,7 @@ def _candidates(counts: csr_array, threshold: float) -> tuple[NDArray[np.int64],
 def _jaccard(
     counts: csr_array, first: NDArray[np.int64], second: NDArray[np.int64], batch: int = 50_000
 ) -> NDArray[np.float64]:
-    """Of the multisets of each pair."""
+    """Jaccard index of the multisets of each pair of documents."""
     totals = np.asarray(counts.sum(axis=1))
     shared = [
         np.asarray(counts[first[i : i + batch]].minimum(counts[second[i : i + batch]]).sum(axis=1))

@@ -74,7 +74,7 @@ def trained_encoder(path: str | PathLike[str]) -> CodeEncoder:
 
 
 def is_folder(path: str | PathLike[str]) -> bool:
-    """Whether it is one in Hugging Face's layout or a package, not a file."""
+    """Whether `path` is a folder in Hugging Face's layout or a package, not a file."""
     return str(path).startswith(PACKAGE) or Path(path).is_dir()
 
 
@@ -110,7 +110,7 @@ def rules_below(prefix: str, encoder: CodeEncoder) -> list[Rule]:
 
 
 def encoder_prefix(source: Mapping[str, Any]) -> str:
-    """Of the encoder's keys in a file.
+    """Prefix of the encoder's keys in a file.
 
     Raises:
         CheckpointError: no encoder in it.
@@ -133,9 +133,9 @@ def text_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         config = read_json(path)
-        if (found := config["model_type"]) not in ("bert", "roberta"):
+        if (kind := config["model_type"]) not in ("bert", "roberta"):
             raise CheckpointError(
-                f"{path}: model_type {shortened(found)}, but only bert and roberta are known"
+                f"{path}: model_type {shortened(kind)}, but only bert and roberta are known"
             )
         sizes = {name: config[key] for name, key in _SIZES.items()}
         shares = {"dropout": config["hidden_dropout_prob"], "eps": config["layer_norm_eps"]}

@@ -116,7 +116,7 @@ class CodeSearch(Method):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def _rate(self, step: int) -> float:
-        """From 1 to 0, of the learning rate."""
+        """Factor of the learning rate, which falls linearly from 1 to 0."""
         # Lightning builds the loaders to answer. Asked before a checkpoint is restored, it would
         # never give them their positions, and a resumed run would begin its epoch anew.
         return 1 - step / self.trainer.estimated_stepping_batches if step else 1.0
@@ -174,21 +174,21 @@ class CodeSearch(Method):
     def _evaluate(self, stage: str) -> None:
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         splits = data.split(stage)
-        found = {}
+        rankings = {}
         for split in splits:
             queries = self.vectors.take(split.language, "query", len(split.queries))
             codes = self.vectors.take(split.language, "code", len(split.codes))
-            found[split.language] = self.rank(queries, codes, split, stage == "test")
-        self.log_dict({f"{stage}/{name}": value for name, value in average(found).items()})
+            rankings[split.language] = self.rank(queries, codes, split, stage == "test")
+        self.log_dict({f"{stage}/{name}": value for name, value in average(rankings).items()})
         if stage == "test" and self.trainer.is_global_zero:
             folder = Path(self.trainer.default_root_dir)
-            write_per_query(folder, found)
+            write_per_query(folder, rankings)
             beside = folder / "checkpoints"  # where the search tool looks
             about = ", ".join(
                 f"{len(split.queries):,} {split.language} test queries among {len(split.codes):,}"
                 for split in splits
             )
-            changes = [ranked.gain for ranked in found.values() if ranked.gain is not None]
+            changes = [ranked.gain for ranked in rankings.values() if ranked.gain is not None]
             if changes:
                 points = torch.cat(changes).double().numpy()
                 write_gain(beside if beside.is_dir() else folder, points, about)

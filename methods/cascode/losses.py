@@ -59,7 +59,7 @@ def uniform_negatives(uniforms: Tensor) -> Tensor:
 
 
 def hard_negatives(similarity: Tensor, uniform: Tensor, chosen: Tensor) -> Tensor:
-    """(B,): the most similar code but the own one where `chosen`, else that of `uniform`.
+    """(B,) rows: the most similar code but the own one where `chosen`, else that of `uniform`.
 
     Args:
         similarity: (B, B) of queries and codes; no gradient flows through it.

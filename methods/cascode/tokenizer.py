@@ -152,9 +152,9 @@ class CodeTokenizer:
                 f"max_length={max_length}, max_query={max_query}: a pair needs room for a token "
                 "of the query, one of the code and 3 special tokens"
             )
-        asked, found = _fitting(min(len(query), max_query), len(code), room)
-        head = [self.start_id, *query[:asked], self.separator_id]
-        tail = [*code[:found], self.separator_id]
+        query_size, code_size = _fitting(min(len(query), max_query), len(code), room)
+        head = [self.start_id, *query[:query_size], self.separator_id]
+        tail = [*code[:code_size], self.separator_id]
         types = [0] * len(head) + [int(self.kind == "bert")] * len(tail)
         return [*head, *tail], types
 
@@ -302,9 +302,9 @@ def _kind(tokenizer: Tokenizer, origin: str) -> tuple[Kind, list[int]]:
     """Whose special tokens the vocabulary has, and their ids in the order of `SPECIAL`."""
     missing = []
     for kind, tokens in SPECIAL.items():
-        found = {token: tokenizer.token_to_id(token) for token in tokens}
-        ids = [number for number in found.values() if number is not None]
+        numbers = {token: tokenizer.token_to_id(token) for token in tokens}
+        ids = [number for number in numbers.values() if number is not None]
         if len(ids) == len(tokens):
             return kind, ids
-        missing.append(f"for {kind} {', '.join(t for t in tokens if found[t] is None)}")
+        missing.append(f"for {kind} {', '.join(t for t in tokens if numbers[t] is None)}")
     raise DataCorruptError(f"{origin}: special tokens are missing, {'; '.join(missing)}")

@@ -4,7 +4,7 @@ import ast
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from methods.cascode.cleaning import (
@@ -43,6 +43,7 @@ def test_the_official_summary_of_a_text_that_opens_with_an_empty_line_is_empty()
     assert summary("Line\n  \nnext") == "Line\n  \nnext"
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.text("ab<@" + "".join(VOID | MARKS)))
 def test_tokens_keep_everything_but_the_separators_in_order(text: str) -> None:
     tokens = documentation_tokens(text)
@@ -126,6 +127,7 @@ def test_identifiers_open_like_one_and_are_no_keywords() -> None:
 DOCUMENTS = st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=12), max_size=12)
 
 
+@settings(max_examples=40, deadline=None)
 @given(DOCUMENTS, st.sampled_from([0.3, 0.5, 0.8, 1.0]), st.sampled_from([0.2, 0.7]))
 def test_near_duplicates_are_those_of_a_comparison_of_all_pairs(
     documents: list[list[str]], set_threshold: float, multiset_threshold: float

@@ -460,14 +460,15 @@ def test_formatted_strings_document_nothing_and_surrogates_can_be_written() -> N
     assert only(r'def f(): "\ud800 x"', "python").documentation == "? x"
 
 
-@pytest.mark.filterwarnings("error")
-def test_escapes_in_other_peoples_strings_do_not_warn() -> None:
-    assert len(names('def f():\n    "\\d"\n    return "\\d"\n', "python")) == 1
-
-
 def test_hundreds_of_branches() -> None:
     branches = "".join(f"elif x == {i}:\n    def f(): pass\n" for i in range(900))
     assert len(names(f"if x:\n    pass\n{branches}", "python")) == 900
+
+
+def test_dots_of_a_relative_import_are_tokens_as_in_python() -> None:
+    function = only("def f():\n    from .... import a\n    from .. import b\n", "python")
+    dots = [token for token in function.tokens if "." in token]
+    assert dots == ["...", ".", ".", "."]
 
 
 def test_python_two_is_read() -> None:

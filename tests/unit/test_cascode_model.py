@@ -117,14 +117,6 @@ def test_an_unknown_pooling() -> None:
         CodeEncoder(BERT, "max")  # type: ignore[arg-type]
 
 
-def test_a_pooler_starts_as_the_other_weights() -> None:
-    torch.manual_seed(0)
-    pooler = CodeEncoder(BERT | {"hidden_size": 128}, "pooler").pooler
-    assert pooler is not None
-    assert float(pooler.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
-    assert (pooler.bias == 0).all()
-
-
 @settings(max_examples=20, deadline=None)
 @given(
     st.sampled_from(["bert", "roberta"]),
@@ -145,15 +137,6 @@ def test_padding_on_the_right_does_not_count(
     close(model.first(noisy, wider), model.first(ids, mask))
 
 
-def test_padding_on_the_left_does_not_count_in_a_roberta() -> None:
-    """Whose positions count tokens; a BERT's count places."""
-    for form in FORMS:
-        model, (ids, mask) = encoder(form), texts(form)
-        left = F.pad(ids, (2, 0), value=model.text.pad_id), F.pad(mask, (2, 0))
-        found, expected = model(*left), model(ids, mask)
-        assert torch.allclose(found, expected, atol=1e-5) == (form == "roberta")
-
-
 def test_token_types_and_the_first_token() -> None:
     """`first` is what the whole pass gives there, with types and without."""
     model, (ids, mask) = encoder(), texts()
@@ -166,17 +149,6 @@ def test_token_types_and_the_first_token() -> None:
     apart = (with_types - model.first(ids, mask)).abs().amax(dim=1)
     assert (apart[:2] > 1e-3).all()
     assert apart[2] == 0, "the third text has one token, and it is of type 0"
-
-
-def test_gradients_of_the_first_token_are_those_of_the_whole_pass() -> None:
-    gradients = []
-    for whole in (False, True):
-        model, (ids, mask) = encoder("roberta", "pooler"), texts("roberta")
-        first = model.text.encode(ids, mask)[:, 0] if whole else model.first(ids, mask)
-        first.square().sum().backward()
-        gradients.append([parameter.grad for parameter in model.text.parameters()])
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_frozen_layers() -> None:
@@ -263,36 +235,7 @@ def test_matching_loss_by_hand() -> None:
     close(matching_loss(torch.zeros(4), torch.tensor([1.0, 1.0, 0.0, 0.0])), math.log(2))
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 6), st.floats(0.1, 40.0), st.integers(0, 999))
-def test_matching_loss_is_two_class_cross_entropy(size: int, scale: float, seed: int) -> None:
-    """In value and gradient, also where probabilities are 0 or 1; the sum form is twice as much."""
-    generator = torch.Generator().manual_seed(seed)
-    logits = scale * torch.randn(2 * size, 2, generator=generator, dtype=torch.double)
-    labels = pairs_with(torch.arange(size)).labels
-    one, other = logits.float().requires_grad_(), logits.float().requires_grad_()
-    loss = matching_loss(match_scores(one), labels)
-    expected = F.cross_entropy(other, labels.long())
-    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
-    for value, leaf in ((loss, one), (expected, other)):
-        (gradient,) = torch.autograd.grad(value, leaf)
-        assert torch.isfinite(gradient).all()
-        close(gradient, (one.detach().softmax(dim=1) - F.one_hot(labels.long())) / (2 * size))
-    log_p = F.logsigmoid(match_scores(one.detach())[:size])
-    log_not_p = F.logsigmoid(-match_scores(one.detach())[size:])
-    torch.testing.assert_close(-(log_p + log_not_p).mean(), 2 * loss.detach())
-
-
 # --- negatives ---
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(0, 1, width=32, exclude_max=True), min_size=2, max_size=40))
-def test_no_query_gets_its_own_code_as_negative(uniforms: list[float]) -> None:
-    drawn = uniform_negatives(torch.tensor(uniforms))
-    assert drawn.dtype == torch.long
-    assert ((drawn >= 0) & (drawn < len(uniforms))).all()
-    assert (drawn != torch.arange(len(uniforms))).all()
 
 
 @pytest.mark.parametrize("size", [2, 3, 7, 64])
@@ -302,18 +245,6 @@ def test_all_other_codes_are_equally_likely(size: int) -> None:
     drawn = torch.stack([uniform_negatives(middle.expand(size)) for middle in middles])
     for query, column in enumerate(drawn.T.tolist()):
         assert sorted(column) == [code for code in range(size) if code != query]
-
-
-def test_draws_of_random_numbers_are_even() -> None:
-    generator = torch.Generator().manual_seed(0)
-    counts = torch.zeros(5, 5)
-    for _ in range(4000):
-        drawn = uniform_negatives(torch.rand(5, generator=generator))
-        counts[torch.arange(5), drawn] += 1
-    assert (counts.diagonal() == 0).all()
-    others = counts[~torch.eye(5, dtype=torch.bool)] / 4000
-    assert others.min() > 0.22  # 4 standard deviations from 1/4
-    assert others.max() < 0.28
 
 
 def test_a_batch_of_one_pair_has_no_negative() -> None:
@@ -330,19 +261,6 @@ def test_hard_negatives() -> None:
         ([True, False, True], [2, 2, 1]),
     ):
         assert hard_negatives(similarity, uniform, torch.tensor(chosen)).tolist() == expected
-
-
-@settings(deadline=None)
-@given(st.integers(2, 8), st.integers(0, 999), st.floats(-2, 2))
-def test_a_hard_negative_is_the_best_of_the_others(size: int, seed: int, shift: float) -> None:
-    """And never the own code, however similar it is, nor if all similarities are negative."""
-    generator = torch.Generator().manual_seed(seed)
-    similarity = torch.randn(size, size, generator=generator) + shift + 9 * torch.eye(size)
-    drawn = hard_negatives(similarity, torch.zeros(size).long(), torch.ones(size, dtype=torch.bool))
-    for query, code in enumerate(drawn.tolist()):
-        assert code != query
-        others = [similarity[query, other] for other in range(size) if other != query]
-        assert similarity[query, code] == max(others)
 
 
 def test_no_gradient_flows_through_the_choice() -> None:
@@ -451,13 +369,6 @@ def test_progress_is_told_batch_by_batch(small_batches: list[int]) -> None:
     encode(model, tokens, rows(12, 9), 8, told.append)
     assert told == small_batches
     assert sum(told) == 12
-
-
-def test_no_gradient_is_kept() -> None:
-    model, tokens = encoder(), tokenizer("bert")
-    assert not encode(model, tokens, rows(2, 4), 8).requires_grad
-    pairs = [([4], [5, 6])]
-    assert not score_pairs(model, PairHead(WIDTH, 0.1), tokens, pairs, 8, 4).requires_grad
 
 
 def test_scores_of_pairs_are_not_rounded_to_bfloat16() -> None:

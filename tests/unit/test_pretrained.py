@@ -253,14 +253,6 @@ def test_a_vit_with_a_classifier_and_another_grid(layout: str, tmp_path: Path) -
     assert "interpolated: pos_embed" in str(report)
 
 
-def test_the_same_grid_is_not_interpolated(tmp_path: Path) -> None:
-    state, module = deit(16), vit()
-    torch.save(state, tmp_path / "vit.pth")
-    report = load_vision(module, str(tmp_path / "vit.pth"))
-    assert report.interpolated == []
-    assert torch.equal(module.state_dict()["pos_embed"], state["pos_embed"])
-
-
 def test_a_vit_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     state, module, asked = deit(), vit(), []
 

@@ -14,9 +14,9 @@ def _types(names: str) -> frozenset[str]:
 
 COMMENTS = _types("comment line_comment block_comment")
 WHOLE = _types(  # one token, whatever is inside
-    """delimited_symbol encapsed_string heredoc heredoc_body interpreted_string_literal nowdoc
-    raw_string_literal regex shell_command_expression string string_literal subshell
-    template_string"""
+    """delimited_symbol encapsed_string heredoc heredoc_body import_prefix
+    interpreted_string_literal nowdoc raw_string_literal regex shell_command_expression string
+    string_literal subshell template_string"""
 )
 _EXPRESSIONS = _types("function_expression generator_function arrow_function")
 _CLASSES = _types("class class_declaration")
@@ -33,7 +33,7 @@ Text = Callable[[Node], str]
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """A function.
+    """A named function in a tree.
 
     Attributes:
         node: what its code spans.
@@ -120,7 +120,7 @@ class Grammar:
         return "language"
 
     def visit(self, node: Node, place: Place, text: Text) -> Definition | Place | None:
-        """A definition, or the place to look into the node from; None: don't."""
+        """A definition, or the place from which to look into the node; None: do not look."""
         kind = node.type
         if kind in self.functions:
             name = self.name(node, text)

@@ -33,6 +33,7 @@ from methods.cascode.extraction.grammars import (
 PARSE_SECONDS = 10.0  # of processor time for one file; nested quotes can take the square of n
 _STRINGS = ("string", "concatenated_string")
 _AROUND = ("expression_statement", "parenthesized_expression")  # of a docstring
+_DOTS = re.compile(r"\.{3}|\.")
 _AFTER_STATEMENT = re.compile(rb"[ \t]*;?[ \t]*\n?")
 
 
@@ -71,7 +72,7 @@ class _File:
         self.comments: list[tuple[int, int]] = []  # spans, of those outside of functions
 
     def text(self, node: Node) -> str:
-        """What a node spans."""
+        """Text that a node spans."""
         return self.data[node.start_byte : node.end_byte].decode(errors="replace")
 
     def definitions(self, tree: Tree, grammar: Grammar) -> Iterator[Definition]:
@@ -134,8 +135,11 @@ class _File:
             if not omitted and kind not in COMMENTS:
                 if kind not in WHOLE and cursor.goto_first_child():
                     continue
+                token = self.text(node).strip()
+                if kind == "import_prefix":  # three dots are one token of Python
+                    yield from _DOTS.findall(token)
                 # Automatic semicolons are empty, a continued line's leaf is a backslash.
-                if (token := self.text(node).strip()) and kind != "line_continuation":
+                elif token and kind != "line_continuation":
                     yield token
             while not cursor.goto_next_sibling():
                 if not cursor.goto_parent():
