@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.cascode import scoring
+from methods.cascode.controls import ShuffledPairs
 from methods.cascode.losses import (
     hard_negatives,
     match_scores,
@@ -24,6 +25,7 @@ from methods.cascode.losses import (
     uniform_negatives,
 )
 from methods.cascode.model import CodeEncoder, PairHead
+from methods.cascode.module import Slow
 from methods.cascode.scoring import encode, packed, score_pairs
 from methods.cascode.tokenizer import CodeTokenizer
 
@@ -383,3 +385,36 @@ def test_scores_of_pairs_are_not_rounded_to_bfloat16() -> None:
     torch.testing.assert_close(logits, head(first).detach(), rtol=0, atol=0)
     assert head(first.bfloat16()).dtype == torch.float32
     assert len(logits[:, 1].unique()) > len(logits[:, 1].bfloat16().unique())
+
+
+# --- the judge at work ---
+
+
+@pytest.mark.parametrize("changes", [{"negatives": "easy"}, {"k_test": []}, {"k_test": [0]}])
+def test_a_judge_that_cannot_be(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r'are "uniform" or "hard"|numbers of candidates from 1'):
+        Slow(fast="", text=BERT, **changes)
+
+
+def test_a_micro_batch_changes_neither_scores_nor_gradients() -> None:
+    batch = {"query_tokens": rows(4, 5, seed=1), "code_tokens": rows(4, 7, seed=2)}
+    results = []
+    for size in (None, 3):
+        torch.manual_seed(5)
+        module = lively(Slow(fast="", text=BERT, head_dropout=0.0, slow_micro_batch=size))
+        pairs = module.judge.draw_pairs(0, 4, None, "cpu")
+        scores = module.judge(batch, pairs, tokenizer("bert"), {"pair": 12, "query": 4})
+        matching_loss(scores, pairs.labels).backward()
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        results.append([scores.detach(), *gradients])
+    assert len(results[0]) > 20
+    for whole, parts in zip(*results, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_the_control_draws_alike_and_shifts_the_codes() -> None:
+    batch = {"indices": torch.arange(5)}
+    pairs, shifted = (form(fast="", text=BERT).pairs(batch) for form in (Slow, ShuffledPairs))
+    assert torch.equal(shifted.codes, (pairs.codes + 1) % 5)
+    assert torch.equal(shifted.queries, pairs.queries)
+    assert torch.equal(shifted.labels, pairs.labels)
