@@ -103,6 +103,12 @@ def test_an_encoder_alone_judges_no_pairs(folder: Path) -> None:
         model.score_pairs([("a", "f")])
 
 
+def test_pooling_and_length_of_a_folder_are_asked_for(folder: Path) -> None:
+    model = load_search_model(folder, precision="float32", pooling="cls", normalize=False)
+    assert (model.encoder.pooling, model.encoder.normalize) == ("cls", False)
+    assert not np.allclose(np.linalg.norm(model.encode_codes(TEXTS), axis=1), 1)
+
+
 def test_a_vocabulary_of_unixcoder_gets_its_mode(tmp_path: Path) -> None:
     words = [*WORDS, UNIXCODER]
     assert load_search_model(folder_of(tmp_path / "plain")).tokenizer.mode is None

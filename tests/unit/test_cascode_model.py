@@ -237,6 +237,35 @@ def test_matching_loss_by_hand() -> None:
     close(matching_loss(torch.zeros(4), torch.tensor([1.0, 1.0, 0.0, 0.0])), math.log(2))
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.floats(0.1, 40.0), st.integers(0, 999))
+def test_matching_loss_is_two_class_cross_entropy(size: int, scale: float, seed: int) -> None:
+    """In value and gradient, also where probabilities are 0 or 1; the sum form is twice as much."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(2 * size, 2, generator=generator, dtype=torch.double)
+    labels = pairs_with(torch.arange(size)).labels
+    one, other = logits.float().requires_grad_(), logits.float().requires_grad_()
+    loss = matching_loss(match_scores(one), labels)
+    expected = F.cross_entropy(other, labels.long())
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    for value, leaf in ((loss, one), (expected, other)):
+        (gradient,) = torch.autograd.grad(value, leaf)
+        assert torch.isfinite(gradient).all()
+        close(gradient, (one.detach().softmax(dim=1) - F.one_hot(labels.long())) / (2 * size))
+    log_p = F.logsigmoid(match_scores(one.detach())[:size])
+    log_not_p = F.logsigmoid(-match_scores(one.detach())[size:])
+    torch.testing.assert_close(-(log_p + log_not_p).mean(), 2 * loss.detach())
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(0, 1, width=32, exclude_max=True), min_size=2, max_size=40))
+def test_no_query_gets_its_own_code_as_negative(uniforms: list[float]) -> None:
+    drawn = uniform_negatives(torch.tensor(uniforms))
+    assert drawn.dtype == torch.long
+    assert ((drawn >= 0) & (drawn < len(uniforms))).all()
+    assert (drawn != torch.arange(len(uniforms))).all()
+
+
 # --- negatives ---
 
 
