@@ -5,72 +5,40 @@ Source: docs/papers/cascode.md, sections 6.2 and 6.3; github/CodeSearchNet@106e8
 microsoft/CodeBERT@c0de43d.
 """
 
+import io
 import keyword
 import re
 import tokenize
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
-from methods.cascode.extraction.python import whole_tokens
+from methods.cascode.extraction.function import SourceError
 
 FEWEST_TOKENS, MOST_TOKENS = 3, 256  # of a query
 FEWEST_IDENTIFIERS = 10  # of a function that can be compared with others
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
 
 _MARKS = re.escape(".():[]=*;>{}+-/\\")
 _TOKEN = re.compile(rf"[^\s,'\"`{_MARKS}]+|\(\)|\[\]|\{{\}}|([{_MARKS}])\1*")
 _IDENTIFIER = re.compile(r"[_a-zA-Z]")
 _LINK = re.compile(r"(?:https?|ftp) :|www \.")
 _TAG = re.compile(r"<(?: / )?[a-zA-Z][^<>]*>")
-_COMMON_WORDS = _words(
-    """a an the of to in for and or is are be if with from by on as at this that it not when which
-    into than then all each return returns get gets set sets create creates add adds given value
-    values use used using can new name list file object function whether check"""
-)
+_COMMON = """a an the of to in for and or is are be if with from by on as at this that it not when
+which into than then all each return returns get gets set sets create creates add adds given value
+values use used using can new name list file object function whether check"""
+_COMMON_WORDS = frozenset(_COMMON.split())
 _COMMENT_OR_STRING = re.compile(
     r"""//[^\n]* | /\*.*?\*/ | (["'])(?:\\. | (?!\1)[^\\])*\1""", re.DOTALL | re.VERBOSE
 )
-# As dpu-utils: true and false count as identifiers, PHP's function-like words do, too.
-KEYWORDS = {
-    "python": frozenset(keyword.kwlist) - {"True", "False"},
-    "javascript": _words(
-        """break case catch class const continue debugger default delete do else enum export extends
-        finally for function if implements import in instanceof interface let new package private
-        protected public return static super switch this throw try typeof var void while with
-        yield"""
-    ),
-    "java": _words(
-        """abstract assert boolean break byte case catch char class const continue default do double
-        else enum extends final finally float for goto if implements import instanceof int interface
-        long native new package private protected public return short static strictfp super switch
-        synchronized this throw throws transient try var void volatile while"""
-    ),
-    "go": _words(
-        """break case chan const continue default defer else fallthrough for func go goto if import
-        interface map package range return select struct switch type var"""
-    ),
-    "ruby": _words(
-        """alias and begin break case class def defined? do else elsif end ensure for if in module
-        next nil not or redo rescue retry return self super then undef unless until when while
-        yield"""
-    ),
-    "php": _words(
-        """abstract and array break callable case catch class clone const continue declare default
-        do echo else elseif enddeclare endfor endforeach endif endswitch endwhile extends final
-        finally for foreach function global goto if implements include include_once instanceof
-        insteadof interface namespace new or print private protected public require require_once
-        return static switch throw trait try unset use var while xor yield"""
-    ),
-}
+# Python 3.12 and later cut a formatted string into parts.
+_STARTS = {getattr(tokenize, f"{kind}STRING_START", None) for kind in "FT"} - {None}
+_ENDS = {getattr(tokenize, f"{kind}STRING_END", None) for kind in "FT"} - {None}
+# As dpu-utils: true and false count as identifiers.
+KEYWORDS = {"python": frozenset(keyword.kwlist) - {"True", "False"}}
 
 
 def summary(documentation: str) -> str:
@@ -146,7 +114,11 @@ def without_comments(source: str, language: str) -> str:
 
 
 def identifiers(tokens: Iterable[str], language: str) -> list[str]:
-    """Code tokens that open like an identifier and are no keyword, as dpu-utils picks them."""
+    """Code tokens that open like an identifier and are no keyword, as dpu-utils picks them.
+
+    Args:
+        language: one whose keywords are known, that is "python", in which corpora are built.
+    """
     keywords = KEYWORDS[language]
     return [t for t in tokens if _IDENTIFIER.match(t) and t not in keywords]
 
@@ -188,7 +160,7 @@ def _comment_line(line: str) -> str:
 
 def _python_without_comments(source: str) -> str:
     parts, row, column, previous = [], 0, 0, tokenize.INDENT
-    for token in whole_tokens(source):
+    for token in _whole_tokens(source):
         if token.start[0] > row:
             column = 0
         parts.append(" " * (token.start[1] - column))
@@ -198,6 +170,37 @@ def _python_without_comments(source: str) -> str:
             parts.append(token.string)
         previous, (row, column) = token.type, token.end
     return "".join(parts)
+
+
+def _whole_tokens(code: str) -> Iterator[tokenize.TokenInfo]:
+    """The tokens of Python code as before 3.12: a formatted string is one STRING.
+
+    Raises:
+        SourceError: it can't be tokenized.
+    """
+    lines = io.StringIO(code).readlines()
+    open_strings: list[tuple[int, int]] = []
+    try:
+        for token in tokenize.generate_tokens(iter(lines).__next__):
+            if token.type in _STARTS:
+                open_strings.append(token.start)
+            elif token.type in _ENDS:
+                start = open_strings.pop()
+                if not open_strings:
+                    text = _between(lines, start, token.end)
+                    yield tokenize.TokenInfo(tokenize.STRING, text, start, token.end, token.line)
+            elif not open_strings:
+                yield token
+    except (tokenize.TokenError, SyntaxError) as error:
+        raise SourceError(f"not Python: {error}") from error
+
+
+def _between(lines: list[str], start: tuple[int, int], end: tuple[int, int]) -> str:
+    """Text from (line, column) to (line, column), lines counted from 1."""
+    (first, left), (last, right) = start, end
+    if first == last:
+        return lines[first - 1][left:right]
+    return "".join([lines[first - 1][left:], *lines[first : last - 1], lines[last - 1][:right]])
 
 
 def _count_matrix(documents: Sequence[Sequence[str]]) -> csr_array:
@@ -239,7 +242,7 @@ def _candidates(counts: csr_array, threshold: float) -> tuple[NDArray[np.int64],
 def _jaccard(
     counts: csr_array, first: NDArray[np.int64], second: NDArray[np.int64], batch: int = 50_000
 ) -> NDArray[np.float64]:
-    """Of the multisets of each pair."""
+    """Jaccard index of the multisets of each pair of documents."""
     totals = np.asarray(counts.sum(axis=1))
     shared = [
         np.asarray(counts[first[i : i + batch]].minimum(counts[second[i : i + batch]]).sum(axis=1))

@@ -201,20 +201,20 @@ class CodeSearchData(pl.LightningDataModule):
     def texts(self, stage: Stage) -> list[tuple[list[str], list[str]]]:
         """Queries and candidates of each split in its order, as the files have them."""
         name = self._h.val_split if stage == "val" else self._h.test_split
-        found = []
+        pairs = []
         for split in self.split(stage):
             files = self.evaluation_files(split.language, name)
-            asked, answering = (
+            queries, answering = (
                 {text.identity: text for text in Reader(part, [kind], self.identity)}
                 for part, kind in zip(files, get_args(Kind), strict=True)
             )
-            found.append(
+            pairs.append(
                 (
-                    [asked[url].query for url in split.query_urls],
+                    [queries[url].query for url in split.query_urls],
                     [answering[url].code for url in split.code_urls],
                 )
             )
-        return found
+        return pairs
 
     # --- Lightning ---
 
@@ -259,7 +259,7 @@ class CodeSearchData(pl.LightningDataModule):
         # A rank without a batch would skip the end of the evaluation, where the others wait for it.
         texts = sum(len(split.queries) + len(split.codes) for split in splits)
         size = max(1, min(self._h.eval_batch_size, texts // world))
-        batches = EvaluationBatches(self.tokenizer, self.lengths, splits, size)
+        batches = SplitBatches(self.tokenizer, self.lengths, splits, size)
         # What the loader counts and shares among ranks are whole batches here.
         return EvaluationLoader(batches, len(batches), 1, self._h.num_workers, rank, world)
 
@@ -395,29 +395,24 @@ class CosQAData(CodeSearchData):
         return Chosen("label 1", lambda entry: entry.get("label") == 1)
 
 
+@dataclass(frozen=True)
 class TrainingPairs:
     """Makes training batches, see `CodeSearchData`.
 
-    Args:
+    Attributes:
         queries, codes: of all N pairs.
         numbers: of the queries and of the codes, each (N,): equal for equal texts.
         members: (M,) the pairs that are trained on; a batch is asked for by places in it.
         pairs: batches hold tokens.
     """
 
-    def __init__(
-        self,
-        tokenizer: CodeTokenizer,
-        lengths: Mapping[str, int],
-        queries: TokenRows,
-        codes: TokenRows,
-        numbers: Sequence[NDArray[np.int64]],
-        members: NDArray[np.int64],
-        pairs: bool,
-    ) -> None:
-        self.tokenizer, self.lengths = tokenizer, lengths
-        self.queries, self.codes, self.numbers = queries, codes, numbers
-        self.members, self.pairs = members, pairs
+    tokenizer: CodeTokenizer
+    lengths: Mapping[str, int]
+    queries: TokenRows
+    codes: TokenRows
+    numbers: Sequence[NDArray[np.int64]]
+    members: NDArray[np.int64]
+    pairs: bool
 
     def __len__(self) -> int:
         return len(self.members)
@@ -437,7 +432,7 @@ class TrainingPairs:
         return batch | {"query_tokens": queries, "code_tokens": codes} if self.pairs else batch
 
 
-class EvaluationBatches:
+class SplitBatches:
     """Makes evaluation batches of at most `size` texts from their numbers, see `CodeSearchData`."""
 
     def __init__(

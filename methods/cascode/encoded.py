@@ -100,7 +100,7 @@ def encode_files(
 
 
 def named(files: Sequence[Path]) -> str:
-    """For messages."""
+    """Name of the files for messages."""
     return str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
 
 

@@ -14,7 +14,6 @@ from torch import nn
 from methods.cascode.model import CodeEncoder, Pooling
 from shared.checkpoints.official import KeyTable, Rule, import_official
 from shared.checkpoints.pretrained_text import (
-    PACKAGE,
     POSITION_IDS,
     bert_rules,
     hugging_face_state,
@@ -22,6 +21,7 @@ from shared.checkpoints.pretrained_text import (
 )
 from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
 from shared.data.readers.files import is_integer, is_number, one_line, shortened
+from shared.data.readers.packages import PACKAGE
 from shared.files import read_json
 
 _SIZES = {
@@ -58,16 +58,23 @@ def load_searcher(
         table = KeyTable(rules, dropped | NO_JUDGE)
         import_official(source, table, nn.ModuleDict({"encoder": encoder}))
         return encoder
-    from methods.cascode.module import CodeSearch
+    return trained_encoder(path)
 
+
+def trained_encoder(path: str | PathLike[str]) -> CodeEncoder:
+    """The encoder of a checkpoint of ours.
+
+    Raises:
+        CheckpointError: not readable without executing code, or of another method.
+    """
     module = load_module(path)
-    if not isinstance(module, CodeSearch):
+    if not isinstance(encoder := getattr(module, "encoder", None), CodeEncoder):
         raise CheckpointError(f"{path}: a checkpoint of {type(module).__name__}, not of CasCode")
-    return module.encoder
+    return encoder
 
 
 def is_folder(path: str | PathLike[str]) -> bool:
-    """Whether it is one in Hugging Face's layout or a package, not a file."""
+    """Whether `path` is a folder in Hugging Face's layout or a package, not a file."""
     return str(path).startswith(PACKAGE) or Path(path).is_dir()
 
 
@@ -103,7 +110,7 @@ def rules_below(prefix: str, encoder: CodeEncoder) -> list[Rule]:
 
 
 def encoder_prefix(source: Mapping[str, Any]) -> str:
-    """Of the encoder's keys in a file.
+    """Prefix of the encoder's keys in a file.
 
     Raises:
         CheckpointError: no encoder in it.
@@ -126,9 +133,9 @@ def text_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
         config = read_json(path)
-        if (found := config["model_type"]) not in ("bert", "roberta"):
+        if (kind := config["model_type"]) not in ("bert", "roberta"):
             raise CheckpointError(
-                f"{path}: model_type {shortened(found)}, but only bert and roberta are known"
+                f"{path}: model_type {shortened(kind)}, but only bert and roberta are known"
             )
         sizes = {name: config[key] for name, key in _SIZES.items()}
         shares = {"dropout": config["hidden_dropout_prob"], "eps": config["layer_norm_eps"]}

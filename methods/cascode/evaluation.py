@@ -10,14 +10,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from scipy.stats import bootstrap
 from torch import Tensor
 
 from methods.cascode.ranking import (
     InnerProducts,
+    Scores,
     cascade,
     distractor_ranks,
     mrr,
@@ -26,7 +25,6 @@ from methods.cascode.ranking import (
     reciprocal_ranks,
     top_k,
 )
-from methods.cascode.search.models import GAIN
 from shared.distributed import rank, world_size
 from shared.files import write_json
 from shared.randomness import torch_generator
@@ -49,17 +47,22 @@ class Ranked(NamedTuple):
     reciprocal: Tensor
     fast_reciprocal: Tensor | None = None
 
+    @property
+    def gain(self) -> Tensor | None:
+        """(Q,) what the second stage adds to each query's reciprocal rank; None without one."""
+        return None if self.fast_reciprocal is None else self.reciprocal - self.fast_reciprocal
+
 
 class Vectors:
     """Collects the vectors of evaluation batches, of queries and codes, language by language."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        self._pieces: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = defaultdict(list)
 
     def add(self, batch: Batch, vectors: Tensor) -> None:
-        """`vectors` (B, d) of a batch of one `kind` and `language`."""
+        """Keep the vectors (B, d) of a batch of one `kind` and `language`."""
         key = batch["language"], batch["kind"]
-        self._found[key].append((batch["indices"].cpu(), vectors.float().cpu()))
+        self._pieces[key].append((batch["indices"].cpu(), vectors.float().cpu()))
 
     def take(self, language: str, kind: str, size: int) -> Tensor:
         """(size, d) the vectors of all ranks in the order of the data set; forgets them.
@@ -67,11 +70,11 @@ class Vectors:
         Raises:
             ValueError: some are missing, as when batches are limited.
         """
-        found = self._found.pop((language, kind), [])
-        pieces: list[Any] = [found]
+        own = self._pieces.pop((language, kind), [])
+        pieces: list[Any] = [own]
         if world_size() > 1:
             pieces = [None] * world_size()
-            dist.all_gather_object(pieces, found)
+            dist.all_gather_object(pieces, own)
         rows = [row for piece in pieces for row in piece]
         indices = torch.cat([torch.empty(0, dtype=torch.long), *(row[0] for row in rows)])
         if len(indices) != size:
@@ -84,70 +87,45 @@ class Vectors:
 
 
 def rank_codes(queries: Tensor, codes: Tensor, split: Any, testing: bool) -> Ranked:
-    """The first stage alone: `mrr`, `recall_<k>`, and in the test `distractor_mrr`.
+    """Rank by the first stage alone: `mrr`, `recall_<k>`, and in the test `distractor_mrr`.
 
     Args:
         queries: (Q, d). codes: (N, d). split: names of both, see `methods.cascode.data`.
     """
-    scores = InnerProducts(queries, codes)
-    found = ranks(scores, split.query_urls, split.code_urls, allow_missing=split.allow_missing)
-    metrics = _metrics(found)
+    ranked = rank_by(InnerProducts(queries, codes), split)
     if testing and len(queries) >= DISTRACTORS and min(split.answers) >= 0:
         own = torch.tensor(split.answers)
-        metrics["distractor_mrr"] = 100 * mrr(distractor_ranks(queries, codes[own]))
-    return Ranked(metrics, reciprocal_ranks(found))
+        ranked.metrics["distractor_mrr"] = 100 * mrr(distractor_ranks(queries, codes[own]))
+    return ranked
 
 
-def rank_by(scores: Tensor, split: Any) -> Ranked:
-    """`mrr` and `recall_<k>` of given scores (Q, N)."""
-    found = ranks(scores, split.query_urls, split.code_urls, allow_missing=split.allow_missing)
-    return Ranked(_metrics(found), reciprocal_ranks(found))
+def rank_by(scores: Scores, split: Any) -> Ranked:
+    """Rank by given scores (Q, N): `mrr` and `recall_<k>`."""
+    positions = ranks(scores, split.query_urls, split.code_urls, allow_missing=split.allow_missing)
+    return Ranked(_metrics(positions), reciprocal_ranks(positions))
 
 
-def average(found: Mapping[str, Ranked]) -> dict[str, float]:
+def average(rankings: Mapping[str, Ranked]) -> dict[str, float]:
     """Unweighted means over the languages of what all of them have; several also one by one."""
-    every = [ranked.metrics for ranked in found.values()]
+    every = [ranked.metrics for ranked in rankings.values()]
     shared = set.intersection(*(set(metrics) for metrics in every))
     means = {name: sum(m[name] for m in every) / len(every) for name in sorted(shared)}
-    if len(found) > 1:
-        means |= {f"mrr_{language}": r.metrics["mrr"] for language, r in found.items()}
+    if len(rankings) > 1:
+        means |= {f"mrr_{language}": r.metrics["mrr"] for language, r in rankings.items()}
     return means
 
 
-def write_per_query(folder: str | PathLike[str], found: Mapping[str, Ranked]) -> None:
-    """The reciprocal rank of each test query in percent, for comparisons query by query."""
-    reciprocal = torch.cat([ranked.reciprocal for ranked in found.values()])
+def write_per_query(folder: str | PathLike[str], rankings: Mapping[str, Ranked]) -> None:
+    """Write the reciprocal rank of each test query in percent, for comparisons query by query."""
+    reciprocal = torch.cat([ranked.reciprocal for ranked in rankings.values()])
     content = {"test/mrr": (100 * reciprocal).tolist()}
     write_json(Path(folder) / PER_QUERY, content, indent=None)
-
-
-def write_gain(folder: str | PathLike[str], found: Mapping[str, Ranked], data: str) -> None:
-    """What the second stage adds to the first, in points of MRR, with a 95% bootstrap interval
-    over the queries. By it the search tool decides whether a model may re-rank; nothing is written
-    for a first stage.
-
-    Args:
-        folder: of the checkpoint. data: what was asked, in words.
-    """
-    changes = [
-        ranked.reciprocal - ranked.fast_reciprocal
-        for ranked in found.values()
-        if ranked.fast_reciprocal is not None
-    ]
-    if not changes or sum(map(len, changes)) < 2:
-        return
-    points = 100 * torch.cat(changes).double().numpy()
-    drawn = bootstrap((points,), np.mean, method="percentile", rng=0).confidence_interval
-    # Equal changes have an interval without width, which rounding may put beside their mean.
-    gain = min(max(float(points.mean()), float(drawn.low)), float(drawn.high))
-    content = {"gain": gain, "interval": [float(drawn.low), float(drawn.high)], "data": data}
-    write_json(Path(folder) / GAIN, content, indent=None)
 
 
 def re_rank(
     queries: Tensor, codes: Tensor, split: Any, depths: Sequence[int], score: Score
 ) -> Ranked:
-    """Both stages: `mrr` and `recall_<k>` at the first of `depths`, `mrr_at_<K>` at each.
+    """Rank by both stages: `mrr` and `recall_<k>` at the first of `depths`, `mrr_at_<K>` at each.
 
     Also `fast_mrr`, that of the first stage, which is what re-ranking has to beat, and
     `pair_accuracy`: percent of right decisions about true pairs and as many wrong ones.
@@ -171,11 +149,11 @@ def re_rank(
     for depth in depths:
         kept = min(depth, len(codes))
         order = cascade(scores, candidates[:, :kept], slow[:, :kept])
-        found = order.ranks(split.query_urls, split.code_urls, split.allow_missing)
+        positions = order.ranks(split.query_urls, split.code_urls, split.allow_missing)
         if depth == depths[0]:
-            metrics |= _metrics(found)
-            reciprocal = reciprocal_ranks(found)
-        metrics[f"mrr_at_{depth}"] = 100 * mrr(found)
+            metrics |= _metrics(positions)
+            reciprocal = reciprocal_ranks(positions)
+        metrics[f"mrr_at_{depth}"] = 100 * mrr(positions)
     metrics["fast_mrr"] = 100 * mrr(fast)
     metrics["pair_accuracy"] = _pair_accuracy(split, score)
     return Ranked(metrics, reciprocal, reciprocal_ranks(fast))
@@ -194,7 +172,7 @@ def shared_scores(pairs: Sequence[Pair], score: Score) -> Tensor:
 
 
 def _pair_accuracy(split: Any, score: Score) -> float:
-    """Each query with its code and with another one, drawn once and for all."""
+    """Percent of right decisions about each query with its code and with another, fixed one."""
     generator = torch_generator(0, 0, "pair accuracy")
     answers = [answer for answer in split.answers if answer >= 0]
     asked = [query for query, answer in enumerate(split.answers) if answer >= 0]
@@ -210,6 +188,6 @@ def _pair_accuracy(split: Any, score: Score) -> float:
     return 100 * float(right.double().mean())
 
 
-def _metrics(found: Tensor) -> dict[str, float]:
-    recalls = {f"recall_{k}": 100 * recall(found, k) for k in CUTOFFS}
-    return {"mrr": 100 * mrr(found), **recalls}
+def _metrics(positions: Tensor) -> dict[str, float]:
+    recalls = {f"recall_{k}": 100 * recall(positions, k) for k in CUTOFFS}
+    return {"mrr": 100 * mrr(positions), **recalls}

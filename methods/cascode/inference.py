@@ -118,14 +118,14 @@ def load_search_model(
         most = encoder.text.embeddings.max_length
         lengths = {kind: min(length, most) for kind, length in LENGTHS.items()}
         return SearchModel(str(source), encoder, tokenizer, lengths, precision=precision)
-    from methods.cascode.module import CodeSearch, PairJudge
+    from methods.cascode.frame import CodeSearch
 
     module = load_module(source)
     if not isinstance(module, CodeSearch):
         raise CheckpointError(f"{source}: a checkpoint of {type(module).__name__}, not of CasCode")
     saved = load_checkpoint(source)
     tokenizer = CodeTokenizer.from_state(saved["tokenizer"])
-    judge = (module.encoder, module.classifier) if isinstance(module, PairJudge) else None
+    judge = None if module.judge is None else (module.encoder, module.judge.head)
     encoder = module.searcher if fast is None else load_searcher(fast, pooling, normalize)
     return SearchModel(str(source), encoder, tokenizer, saved["lengths"], judge, precision)
 

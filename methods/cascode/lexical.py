@@ -29,8 +29,8 @@ def subtokens(text: str) -> list[str]:
     Identifiers are cut at underscores, changes of case and digits. Single characters and
     `STOP_WORDS` are left out.
     """
-    found = (token.lower() for token in SUBTOKEN.findall(text))
-    return [token for token in found if len(token) > 1 and token not in STOP_WORDS]
+    words = (token.lower() for token in SUBTOKEN.findall(text))
+    return [token for token in words if len(token) > 1 and token not in STOP_WORDS]
 
 
 class BM25:
@@ -69,25 +69,15 @@ class BM25:
     def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
         """(Q, N) scores >= 0. The row of a query without an indexed term is 0 throughout: it ranks
         nothing, and must not be standardised; see `knows`."""
-        found = np.zeros((len(queries), self._size), dtype=np.float32)
-        for row, terms in zip(found, self._known(queries), strict=True):
+        scores = np.zeros((len(queries), self._size), dtype=np.float32)
+        for row, terms in zip(scores, self._known(queries), strict=True):
             if terms:
                 row[:] = self._index.get_scores_from_ids(terms)
-        return found
+        return scores
 
     def knows(self, queries: Sequence[str]) -> NDArray[np.bool_]:
         """(Q,) whether a query has a term that some code has."""
         return np.array([bool(terms) for terms in self._known(queries)], dtype=bool)
-
-    def search(self, query: str, n: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Indices and scores of the n best codes, the lower index first if equal.
-
-        Codes that share no term with the query are not among them, so there may be fewer, or none.
-        """
-        (scores,) = self.scores([query])
-        (found,) = scores.nonzero()
-        best = found[np.argsort(-scores[found], kind="stable")[:n]]
-        return best, scores[best]
 
     def _known(self, queries: Sequence[str]) -> list[list[int]]:
         terms = self._terms

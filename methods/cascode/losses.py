@@ -1,6 +1,8 @@
-"""CasCode's losses: contrast of queries and codes, and binary matching of pairs.
+"""CasCode's binary matching of pairs and the negatives that it learns from.
 
-Shapes: B pairs of this rank, R codes (of all ranks), d dimensions, P pairs to be judged.
+The contrast of queries and codes is `shared.losses.in_batch`.
+
+Shapes: B pairs of this rank, P pairs to be judged.
 Source: docs/papers/cascode.md, sections 3.1 and 3.2.
 """
 
@@ -9,19 +11,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from shared.losses.contrastive import similarity_logits
-
-
-def in_batch_nce(queries: Tensor, codes: Tensor, temperature: float, first: int = 0) -> Tensor:
-    """InfoNCE from queries to codes: the mean over B of -s_ii/tau + log sum_j exp(s_ij/tau).
-
-    Args:
-        queries: (B, d). codes: (R, d), of which row `first` + i belongs to query i; the others
-            are its negatives.
-    """
-    logits = similarity_logits(queries, codes, temperature)
-    return F.cross_entropy(logits, torch.arange(len(queries), device=logits.device) + first)
 
 
 class Pairs(NamedTuple):
@@ -70,7 +59,7 @@ def uniform_negatives(uniforms: Tensor) -> Tensor:
 
 
 def hard_negatives(similarity: Tensor, uniform: Tensor, chosen: Tensor) -> Tensor:
-    """(B,): the most similar code but the own one where `chosen`, else that of `uniform`.
+    """(B,) rows: the most similar code but the own one where `chosen`, else that of `uniform`.
 
     Args:
         similarity: (B, B) of queries and codes; no gradient flows through it.

@@ -5,14 +5,18 @@ There is no official CasCode. Three kinds of files exist: an encoder as the hub 
 (`embeddings...`, perhaps below `roberta.` or `bert.`), the bi-encoder that the repository
 fine-tunes (the same below `encoder.`), and its pair classifier (`roberta....`, `classifier....`);
 the joint model of the golden case has the encoder below `encoder.` and the same `classifier....`.
+
+A module here is one of `methods.cascode.module`: it has an `encoder`, and a `classifier` if it
+judges pairs.
 """
 
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-from methods.cascode.encoders import NO_JUDGE, encoder_rules, read, rules_below
-from methods.cascode.module import CodeSearch, Fast, PairJudge
+from torch import nn
+
+from methods.cascode.encoders import NO_JUDGE, encoder_rules, read, rules_below, trained_encoder
 from shared.checkpoints.official import (
     KeyReport,
     KeyTable,
@@ -20,7 +24,6 @@ from shared.checkpoints.official import (
     export_official,
     import_official,
 )
-from shared.checkpoints.reading import CheckpointError, load_module
 
 HEAD = [
     Rule("classifier.dense.{rest}", "classifier.dense.{rest}"),
@@ -28,7 +31,7 @@ HEAD = [
 ]
 
 
-def load(module: CodeSearch, path: str | PathLike[str]) -> KeyReport:
+def load(module: nn.Module, path: str | PathLike[str]) -> KeyReport:
     """Load weights into a module that needs no others.
 
     Args:
@@ -42,19 +45,29 @@ def load(module: CodeSearch, path: str | PathLike[str]) -> KeyReport:
     return load_weights(module, read(path))
 
 
-def load_weights(module: CodeSearch, source: Mapping[str, Any]) -> KeyReport:
-    """`load` from the content of a file; also takes what `export` gives."""
-    return _replaced(module, import_official(source, table(source, module), module))
+def load_weights(
+    module: Any, source: Mapping[str, Any], fresh: Mapping[str, str] | None = None
+) -> KeyReport:
+    """`load` from the content of a file; also takes what `export` gives.
+
+    Args:
+        fresh: keys of the module that the file may lack, with the reason.
+    """
+    rules, dropped = encoder_rules(source, module.encoder)
+    if hasattr(module, "classifier"):
+        rules += HEAD
+    else:
+        dropped |= NO_JUDGE
+    return _imported(source, KeyTable(rules, dropped, fresh or {}), module)
 
 
-def load_initial(module: CodeSearch, path: str | PathLike[str]) -> KeyReport:
+def load_initial(module: nn.Module, path: str | PathLike[str]) -> KeyReport:
     """Load the encoder that training starts from; a head that the file lacks stays as it is."""
-    source = read(path)
     fresh = {"classifier.{rest}": "the file has no classifier of pairs"}
-    return _replaced(module, import_official(source, table(source, module, fresh), module))
+    return load_weights(module, read(path), fresh)
 
 
-def warm_start(module: CodeSearch, path: str | PathLike[str], kind: str) -> KeyReport:
+def warm_start(module: nn.Module, path: str | PathLike[str], kind: str) -> KeyReport:
     """As `load_initial`; with `kind` "tenfold" the encoder of a checkpoint of ours.
 
     Raises:
@@ -64,36 +77,23 @@ def warm_start(module: CodeSearch, path: str | PathLike[str], kind: str) -> KeyR
         return load_initial(module, path)
     if kind != "tenfold":
         raise ValueError(f'warm_start.kind is "tenfold" or "official", got {kind!r}')
-    trained = load_module(path)
-    if not isinstance(trained, CodeSearch):
-        raise CheckpointError(f"{path}: a checkpoint of {type(trained).__name__}, not of CasCode")
+    state = trained_encoder(path).state_dict()
     fresh = {"classifier.{rest}": "only the encoder is taken"}
-    source = {f"encoder.{key}": value for key, value in trained.encoder.state_dict().items()}
-    report = import_official(source, KeyTable([Rule("{key}", "{key}")], {}, fresh), module)
-    return _replaced(module, report)
+    table = KeyTable([Rule("{key}", "{key}")], {}, fresh)
+    return _imported({f"encoder.{key}": value for key, value in state.items()}, table, module)
 
 
-def export(module: CodeSearch) -> dict[str, Any]:
+def export(module: Any) -> dict[str, Any]:
     """The module's state under the repository's names: a bi-encoder or a classifier."""
-    prefix = "encoder." if isinstance(module, Fast) else "roberta."
-    rules = rules_below(prefix, module.encoder)
-    rules += HEAD if isinstance(module, PairJudge) else []
+    if hasattr(module, "classifier"):
+        rules = rules_below("roberta.", module.encoder) + HEAD
+    else:
+        rules = rules_below("encoder.", module.encoder)
     return export_official(module, KeyTable(rules))
 
 
-def table(
-    source: Mapping[str, Any], module: CodeSearch, fresh: Mapping[str, str] | None = None
-) -> KeyTable:
-    """How the keys of a file become those of the module; what it has no use for is dropped."""
-    rules, dropped = encoder_rules(source, module.encoder)
-    if isinstance(module, PairJudge):
-        rules += HEAD
-    else:
-        dropped |= NO_JUDGE
-    return KeyTable(rules, dropped, fresh or {})
-
-
-def _replaced(module: CodeSearch, report: KeyReport) -> KeyReport:
-    """The report; training now starts from what was loaded, no longer from `initial`."""
+def _imported(source: Mapping[str, Any], table: KeyTable, module: Any) -> KeyReport:
+    """Import; training now starts from what was loaded, no longer from `initial`."""
+    report = import_official(source, table, module)
     module.initial = None
     return report

@@ -72,10 +72,10 @@ def ranks(
         ValueError: shapes that do not fit, a NaN, or a query without an answer.
     """
     queries, codes = _numbered(query_ids, code_ids, scores.shape, allow_missing)
-    found = torch.zeros(len(queries), dtype=torch.int64)
+    positions = torch.zeros(len(queries), dtype=torch.int64)
     for rows, block in _blocks(scores, torch.arange(len(queries))):
-        found[rows] = _rank(block, codes == queries[rows, None], ties)
-    return found
+        positions[rows] = _rank(block, codes == queries[rows, None], ties)
+    return positions
 
 
 def reciprocal_ranks(ranks: Tensor, cutoff: int | None = CUTOFF) -> Tensor:
@@ -93,8 +93,8 @@ def mrr(ranks: Tensor, cutoff: int | None = CUTOFF) -> float:
 
 def recall(ranks: Tensor, k: int) -> float:
     """Share of the queries whose code is among the first k; a missing one (rank 0) is not."""
-    found = _some(ranks)
-    return float(((found > 0) & (found <= k)).double().mean())
+    positions = _some(ranks)
+    return float(((positions > 0) & (positions <= k)).double().mean())
 
 
 def top_k(scores: Scores, k: int) -> Tensor:
@@ -106,11 +106,11 @@ def top_k(scores: Scores, k: int) -> Tensor:
     queries, candidates = scores.shape
     if not 0 <= k <= candidates:
         raise ValueError(f"k={k} codes cannot be taken from {candidates}: choose 0 to {candidates}")
-    found = torch.empty(queries, k, dtype=torch.int64)
+    best = torch.empty(queries, k, dtype=torch.int64)
     if k:
         for rows, block in _blocks(scores, torch.arange(queries)):
-            found[rows] = _top(block, k).cpu()
-    return found
+            best[rows] = _top(block, k).cpu()
+    return best
 
 
 # --- cascade ---
@@ -161,15 +161,15 @@ class Cascade:
             ValueError: as `ranks`.
         """
         queries, codes = _numbered(query_ids, code_ids, self.fast_scores.shape, allow_missing)
-        found = _rank(self.slow_scores, codes[self.candidates] == queries[:, None], ties)
+        positions = _rank(self.slow_scores, codes[self.candidates] == queries[:, None], ties)
         # The top K score at least as high as all others: outside, the fast rank stays. (If equal
         # scores are cut by K, even the optimistic rank is below it.)
-        outside = ((found == 0) & (queries >= 0)).nonzero()[:, 0]
+        outside = ((positions == 0) & (queries >= 0)).nonzero()[:, 0]
         depth = self.candidates.shape[1]
         for rows, block in _blocks(self.fast_scores, outside):
             rank = _rank(block, codes == queries[rows, None], ties)
-            found[rows] = rank.clamp(min=depth + 1)
-        return found
+            positions[rows] = rank.clamp(min=depth + 1)
+        return positions
 
 
 def cascade(fast_scores: Scores, candidates: Tensor, slow_scores: Tensor) -> Cascade:
@@ -269,7 +269,7 @@ def _numbered(
 
 
 def _blocks(scores: Scores, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Some of the rows and their scores at a time.
+    """Yield some of the rows and their scores at a time.
 
     Raises:
         ValueError: a score is NaN.

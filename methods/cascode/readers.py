@@ -66,7 +66,7 @@ class Reader:
         self.problem = ""
 
     def __iter__(self) -> Iterator[Text]:
-        """Once only.
+        """Read the files; a reader is gone through once.
 
         Raises:
             DataCorruptError: a file as a whole: it is damaged, cut off, or has no entries.
@@ -163,11 +163,11 @@ def only_file(folder: Path, pattern: str) -> Path:
     Raises:
         DataNotFoundError: there is none, or there are several.
     """
-    found = sorted(folder.glob(pattern))
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise DataNotFoundError(f"{folder}: {', '.join(p.name for p in found)} match {pattern}")
+    paths = sorted(folder.glob(pattern))
+    if len(paths) == 1:
+        return paths[0]
+    if paths:
+        raise DataNotFoundError(f"{folder}: {', '.join(p.name for p in paths)} match {pattern}")
     raise DataNotFoundError(not_found(folder / pattern))
 
 

@@ -66,7 +66,6 @@ def score_pairs(
     pairs: Sequence[tuple[Tokens, Tokens]],
     max_length: int,
     max_query: int,
-    progress: Progress | None = None,
 ) -> Tensor:
     """(n,) float32 on the CPU: z_1 - z_0 of n pairs of query and code; see `encode`."""
     device = head.output.weight.device
@@ -75,8 +74,6 @@ def score_pairs(
     for batch in packed([len(ids) for ids, _ in rows]):
         first = encode_pairs(encoder, tokenizer, [rows[place] for place in batch], device)
         scores[batch] = match_scores(head(first)).cpu()
-        if progress is not None:
-            progress(len(batch))
     return scores
 
 

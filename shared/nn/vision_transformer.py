@@ -89,8 +89,8 @@ def interpolate_positions(positions: Tensor, grid: int) -> Tensor:
 
 @contextmanager
 def recorded_block(vit: VisionTransformer, block: int) -> Iterator[list[Tensor]]:
-    """Within it, self-attention probabilities (B, H, 1 + N, 1 + N) of `block` are appended to the
-    list that it yields; they are part of the graph."""
+    """Append self-attention probabilities (B, H, 1 + N, 1 + N) of `block` to the list that is
+    yielded, pass by pass; they are part of the graph."""
     attention: Any = vit.blocks[block].attn
     maps: list[Tensor] = []
     fused = attention.fused_attn

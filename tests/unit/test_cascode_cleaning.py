@@ -4,11 +4,10 @@ import ast
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from methods.cascode.cleaning import (
-    KEYWORDS,
     accepted_query,
     documentation_tokens,
     identifiers,
@@ -19,7 +18,7 @@ from methods.cascode.cleaning import (
     summary,
     without_comments,
 )
-from methods.cascode.extraction import LANGUAGES, SourceError
+from methods.cascode.extraction import SourceError
 
 VOID = set(" \n\t,'\"`")
 MARKS = set(".():[]=*;>{}+-/\\")
@@ -44,6 +43,7 @@ def test_the_official_summary_of_a_text_that_opens_with_an_empty_line_is_empty()
     assert summary("Line\n  \nnext") == "Line\n  \nnext"
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.text("ab<@" + "".join(VOID | MARKS)))
 def test_tokens_keep_everything_but_the_separators_in_order(text: str) -> None:
     tokens = documentation_tokens(text)
@@ -122,13 +122,12 @@ def test_comments_of_other_languages(language: str, source: str, cleaned: str) -
 def test_identifiers_open_like_one_and_are_no_keywords() -> None:
     tokens = ["def", "f", "(", "_x", "None", "True", 'u"s"', '"s"', "1e5", "ünï", ""]
     assert identifiers(tokens, "python") == ["f", "_x", "True", 'u"s"']
-    assert identifiers(["func", "def", "nil"], "go") == ["def", "nil"]
-    assert set(KEYWORDS) == set(LANGUAGES)
 
 
 DOCUMENTS = st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=12), max_size=12)
 
 
+@settings(max_examples=40, deadline=None)
 @given(DOCUMENTS, st.sampled_from([0.3, 0.5, 0.8, 1.0]), st.sampled_from([0.2, 0.7]))
 def test_near_duplicates_are_those_of_a_comparison_of_all_pairs(
     documents: list[list[str]], set_threshold: float, multiset_threshold: float

@@ -96,13 +96,6 @@ def test_vectors_of_a_folder_are_those_of_its_encoder(folder: Path) -> None:
     np.testing.assert_allclose(model.encode_queries(TEXTS), vectors, atol=1e-6)
 
 
-def test_progress_counts_all_codes_and_queries_need_none(folder: Path) -> None:
-    counts: list[int] = []
-    load_search_model(folder, precision="float32").encode_codes(TEXTS * 100, counts.append)
-    assert sum(counts) == 300
-    assert all(count > 0 for count in counts)
-
-
 def test_an_encoder_alone_judges_no_pairs(folder: Path) -> None:
     model = load_search_model(folder, precision="float32")
     assert not model.can_rerank

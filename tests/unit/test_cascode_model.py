@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.cascode import scoring
+from methods.cascode.controls import ShuffledPairs
 from methods.cascode.losses import (
     hard_negatives,
-    in_batch_nce,
     match_scores,
     matching_loss,
     pairs_with,
     uniform_negatives,
 )
 from methods.cascode.model import CodeEncoder, PairHead
+from methods.cascode.module import Slow
 from methods.cascode.scoring import encode, packed, score_pairs
 from methods.cascode.tokenizer import CodeTokenizer
 
@@ -118,14 +119,6 @@ def test_an_unknown_pooling() -> None:
         CodeEncoder(BERT, "max")  # type: ignore[arg-type]
 
 
-def test_a_pooler_starts_as_the_other_weights() -> None:
-    torch.manual_seed(0)
-    pooler = CodeEncoder(BERT | {"hidden_size": 128}, "pooler").pooler
-    assert pooler is not None
-    assert float(pooler.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
-    assert (pooler.bias == 0).all()
-
-
 @settings(max_examples=20, deadline=None)
 @given(
     st.sampled_from(["bert", "roberta"]),
@@ -146,15 +139,6 @@ def test_padding_on_the_right_does_not_count(
     close(model.first(noisy, wider), model.first(ids, mask))
 
 
-def test_padding_on_the_left_does_not_count_in_a_roberta() -> None:
-    """Whose positions count tokens; a BERT's count places."""
-    for form in FORMS:
-        model, (ids, mask) = encoder(form), texts(form)
-        left = F.pad(ids, (2, 0), value=model.text.pad_id), F.pad(mask, (2, 0))
-        found, expected = model(*left), model(ids, mask)
-        assert torch.allclose(found, expected, atol=1e-5) == (form == "roberta")
-
-
 def test_token_types_and_the_first_token() -> None:
     """`first` is what the whole pass gives there, with types and without."""
     model, (ids, mask) = encoder(), texts()
@@ -167,17 +151,6 @@ def test_token_types_and_the_first_token() -> None:
     apart = (with_types - model.first(ids, mask)).abs().amax(dim=1)
     assert (apart[:2] > 1e-3).all()
     assert apart[2] == 0, "the third text has one token, and it is of type 0"
-
-
-def test_gradients_of_the_first_token_are_those_of_the_whole_pass() -> None:
-    gradients = []
-    for whole in (False, True):
-        model, (ids, mask) = encoder("roberta", "pooler"), texts("roberta")
-        first = model.text.encode(ids, mask)[:, 0] if whole else model.first(ids, mask)
-        first.square().sum().backward()
-        gradients.append([parameter.grad for parameter in model.text.parameters()])
-    for one, other in zip(*gradients, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_frozen_layers() -> None:
@@ -238,55 +211,6 @@ def test_initial_weights_of_the_head() -> None:
         assert (layer.bias == 0).all()
 
 
-# --- contrast ---
-
-
-def test_in_batch_nce_by_hand() -> None:
-    """Similarities [[1, 0], [0.6, 0.8]] at tau = 0.5."""
-    queries = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
-    codes = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    first = -2 + math.log(math.exp(2) + 1)
-    second = -1.6 + math.log(math.exp(1.2) + math.exp(1.6))
-    close(in_batch_nce(queries, codes, 0.5), (first + second) / 2)
-    close(in_batch_nce(queries, codes, 1.0), (
-        -1 + math.log(math.e + 1) - 0.8 + math.log(math.exp(0.6) + math.exp(0.8))
-    ) / 2)  # fmt: skip
-
-
-def test_the_contrast_is_from_queries_to_codes() -> None:
-    """A query with one rival; seen from the codes there would be none."""
-    queries, codes = torch.tensor([[1.0, 0.0]]), torch.eye(2)
-    close(in_batch_nce(queries, codes, 1.0), math.log(math.e + 1) - 1)
-    close(in_batch_nce(queries, codes, 1.0, first=1), math.log(math.e + 1))
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(1, 5), st.integers(0, 3), st.integers(0, 3), st.floats(0.02, 1.0))
-def test_in_batch_nce_and_its_gradient(
-    size: int, before: int, behind: int, temperature: float
-) -> None:
-    """dL/dq_i = (1 / (B tau)) sum_j (P_ij - delta_ij) c_j, where codes of others stand around."""
-    torch.manual_seed(size)
-    queries = F.normalize(torch.randn(size, 4), dim=1).requires_grad_()
-    codes = F.normalize(torch.randn(before + size + behind, 4), dim=1).requires_grad_()
-    loss = in_batch_nce(queries, codes, temperature, first=before)
-    logits = (queries @ codes.T / temperature).detach()
-    own = F.one_hot(torch.arange(size) + before, len(codes))
-    apart = (logits.softmax(dim=1) - own) / (size * temperature)
-    close(loss, (torch.logsumexp(logits, dim=1) - (logits * own).sum(dim=1)).mean())
-    loss.backward()
-    torch.testing.assert_close(queries.grad, apart @ codes.detach(), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(codes.grad, apart.T @ queries.detach(), rtol=1e-4, atol=1e-5)
-
-
-def test_similarities_are_in_float32_under_autocast() -> None:
-    torch.manual_seed(0)
-    queries, codes = torch.randn(4, 64), torch.randn(4, 64)
-    with torch.autocast("cpu", torch.bfloat16):
-        mixed = in_batch_nce(queries, codes, 0.05)
-    assert torch.equal(mixed, in_batch_nce(queries, codes, 0.05))
-
-
 # --- pairs ---
 
 
@@ -333,9 +257,6 @@ def test_matching_loss_is_two_class_cross_entropy(size: int, scale: float, seed:
     torch.testing.assert_close(-(log_p + log_not_p).mean(), 2 * loss.detach())
 
 
-# --- negatives ---
-
-
 @settings(deadline=None)
 @given(st.lists(st.floats(0, 1, width=32, exclude_max=True), min_size=2, max_size=40))
 def test_no_query_gets_its_own_code_as_negative(uniforms: list[float]) -> None:
@@ -345,6 +266,9 @@ def test_no_query_gets_its_own_code_as_negative(uniforms: list[float]) -> None:
     assert (drawn != torch.arange(len(uniforms))).all()
 
 
+# --- negatives ---
+
+
 @pytest.mark.parametrize("size", [2, 3, 7, 64])
 def test_all_other_codes_are_equally_likely(size: int) -> None:
     """Each takes up the same part of [0, 1): from the middles of the parts each comes once."""
@@ -352,18 +276,6 @@ def test_all_other_codes_are_equally_likely(size: int) -> None:
     drawn = torch.stack([uniform_negatives(middle.expand(size)) for middle in middles])
     for query, column in enumerate(drawn.T.tolist()):
         assert sorted(column) == [code for code in range(size) if code != query]
-
-
-def test_draws_of_random_numbers_are_even() -> None:
-    generator = torch.Generator().manual_seed(0)
-    counts = torch.zeros(5, 5)
-    for _ in range(4000):
-        drawn = uniform_negatives(torch.rand(5, generator=generator))
-        counts[torch.arange(5), drawn] += 1
-    assert (counts.diagonal() == 0).all()
-    others = counts[~torch.eye(5, dtype=torch.bool)] / 4000
-    assert others.min() > 0.22  # 4 standard deviations from 1/4
-    assert others.max() < 0.28
 
 
 def test_a_batch_of_one_pair_has_no_negative() -> None:
@@ -380,19 +292,6 @@ def test_hard_negatives() -> None:
         ([True, False, True], [2, 2, 1]),
     ):
         assert hard_negatives(similarity, uniform, torch.tensor(chosen)).tolist() == expected
-
-
-@settings(deadline=None)
-@given(st.integers(2, 8), st.integers(0, 999), st.floats(-2, 2))
-def test_a_hard_negative_is_the_best_of_the_others(size: int, seed: int, shift: float) -> None:
-    """And never the own code, however similar it is, nor if all similarities are negative."""
-    generator = torch.Generator().manual_seed(seed)
-    similarity = torch.randn(size, size, generator=generator) + shift + 9 * torch.eye(size)
-    drawn = hard_negatives(similarity, torch.zeros(size).long(), torch.ones(size, dtype=torch.bool))
-    for query, code in enumerate(drawn.tolist()):
-        assert code != query
-        others = [similarity[query, other] for other in range(size) if other != query]
-        assert similarity[query, code] == max(others)
 
 
 def test_no_gradient_flows_through_the_choice() -> None:
@@ -501,18 +400,6 @@ def test_progress_is_told_batch_by_batch(small_batches: list[int]) -> None:
     encode(model, tokens, rows(12, 9), 8, told.append)
     assert told == small_batches
     assert sum(told) == 12
-    told.clear()
-    small_batches.clear()
-    pairs = list(zip(rows(5, 4), rows(5, 4), strict=True))
-    score_pairs(model, PairHead(WIDTH, 0.1), tokens, pairs, 12, 4, told.append)
-    assert told == small_batches
-
-
-def test_no_gradient_is_kept() -> None:
-    model, tokens = encoder(), tokenizer("bert")
-    assert not encode(model, tokens, rows(2, 4), 8).requires_grad
-    pairs = [([4], [5, 6])]
-    assert not score_pairs(model, PairHead(WIDTH, 0.1), tokens, pairs, 8, 4).requires_grad
 
 
 def test_scores_of_pairs_are_not_rounded_to_bfloat16() -> None:
@@ -527,3 +414,36 @@ def test_scores_of_pairs_are_not_rounded_to_bfloat16() -> None:
     torch.testing.assert_close(logits, head(first).detach(), rtol=0, atol=0)
     assert head(first.bfloat16()).dtype == torch.float32
     assert len(logits[:, 1].unique()) > len(logits[:, 1].bfloat16().unique())
+
+
+# --- the judge at work ---
+
+
+@pytest.mark.parametrize("changes", [{"negatives": "easy"}, {"k_test": []}, {"k_test": [0]}])
+def test_a_judge_that_cannot_be(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r'are "uniform" or "hard"|numbers of candidates from 1'):
+        Slow(fast="", text=BERT, **changes)
+
+
+def test_a_micro_batch_changes_neither_scores_nor_gradients() -> None:
+    batch = {"query_tokens": rows(4, 5, seed=1), "code_tokens": rows(4, 7, seed=2)}
+    results = []
+    for size in (None, 3):
+        torch.manual_seed(5)
+        module = lively(Slow(fast="", text=BERT, head_dropout=0.0, slow_micro_batch=size))
+        pairs = module.judge.draw_pairs(0, 4, None, "cpu")
+        scores = module.judge(batch, pairs, tokenizer("bert"), {"pair": 12, "query": 4})
+        matching_loss(scores, pairs.labels).backward()
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        results.append([scores.detach(), *gradients])
+    assert len(results[0]) > 20
+    for whole, parts in zip(*results, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_the_control_draws_alike_and_shifts_the_codes() -> None:
+    batch = {"indices": torch.arange(5)}
+    pairs, shifted = (form(fast="", text=BERT).pairs(batch) for form in (Slow, ShuffledPairs))
+    assert torch.equal(shifted.codes, (pairs.codes + 1) % 5)
+    assert torch.equal(shifted.queries, pairs.queries)
+    assert torch.equal(shifted.labels, pairs.labels)

@@ -1,10 +1,8 @@
 """Ranks, MRR, the order of the cascade, protocols: against plain loops, pytrec_eval and bounds."""
 
-import itertools
-
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -57,6 +55,7 @@ def orders(keys: Tensor, query: int, code_ids: list[int], ties: str) -> list[int
 
 
 @pytest.mark.parametrize("ties", TIES)
+@settings(max_examples=40, deadline=None)
 @given(searches())
 def test_ranks_are_the_positions_of_a_walk_down_the_sorted_list(ties, search):
     scores, _, query_ids, code_ids = search
@@ -69,6 +68,7 @@ def test_ranks_are_the_positions_of_a_walk_down_the_sorted_list(ties, search):
 
 
 @pytest.mark.parametrize("ties", TIES)
+@settings(max_examples=40, deadline=None)
 @given(searches(), st.data())
 def test_the_cascade_ranks_inside_by_slow_and_outside_by_fast_scores(ties, search, data):
     fast, slow, query_ids, code_ids = search
@@ -87,37 +87,7 @@ def test_the_cascade_ranks_inside_by_slow_and_outside_by_fast_scores(ties, searc
         assert order.ranking().tolist() == sorted_
 
 
-@given(searches(), st.data())
-def test_recall_of_the_fast_stage_bounds_the_cascade(search, data):
-    fast, slow, query_ids, code_ids = search
-    k = data.draw(st.integers(0, len(code_ids)))
-    chosen = top_k(fast, k)
-    positions = ranks(fast, query_ids, code_ids, ties="index", allow_missing=True)
-    reached = mrr(
-        cascade(fast, chosen, slow.gather(1, chosen)).ranks(query_ids, code_ids, True), None
-    )
-    share = recall(positions, k)
-    assert reached <= share + (1 - share) / (k + 1) + 1e-12
-
-
-@given(searches())
-def test_no_and_one_candidate_keep_the_fast_order_and_all_give_the_slow_one(search):
-    fast, slow, query_ids, code_ids = search
-    everything = len(code_ids)
-
-    def reranked(k):
-        chosen = top_k(fast, k)
-        return cascade(fast, chosen, slow.gather(1, chosen))
-
-    for k in (0, 1):
-        assert reranked(k).ranking().equal(top_k(fast, everything))
-        found = reranked(k).ranks(query_ids, code_ids, True, ties="index")
-        assert found.equal(ranks(fast, query_ids, code_ids, ties="index", allow_missing=True))
-    assert reranked(everything).ranking().equal(top_k(slow, everything))
-    found = reranked(everything).ranks(query_ids, code_ids, True)
-    assert found.equal(ranks(slow, query_ids, code_ids, allow_missing=True))
-
-
+@settings(max_examples=40, deadline=None)
 @given(searches(), st.data())
 def test_top_k_orders_by_score_then_by_index(search, data):
     scores, *_ = search
@@ -171,37 +141,6 @@ def test_mrr_and_recall_by_hand():
     assert mrr(found, cutoff=None) == pytest.approx((1 + 1 / 2 + 1 / 4 + 1 / 2000) / 5)
     assert reciprocal_ranks(found).tolist() == [1, 0.5, 0, 0.25, 0]
     assert [recall(found, k) for k in (1, 2, 10)] == [0.2, 0.4, 0.6]
-
-
-def test_mrr_and_recall_agree_with_trec_eval():
-    pytrec_eval = pytest.importorskip("pytrec_eval")
-    generator = torch.Generator().manual_seed(1)
-    queries, candidates = 50, 80
-    # Whole numbers, because trec_eval compares in float32 and orders ties by name.
-    scores = torch.stack([torch.randperm(candidates, generator=generator) for _ in range(queries)])
-    # Two relevant candidates for some queries, none for others.
-    code_ids = [f"url{i}" for i in [*range(candidates - 20), *range(20)]]
-    query_ids = [f"url{i}" for i in range(20, 20 + queries)]
-    found = ranks(scores.float(), query_ids, code_ids, allow_missing=True)
-    assert (found == 0).sum() == 10
-
-    names = [f"code{i}" for i in range(candidates)]
-    relevant = {
-        f"q{q}": {name: int(id_ == url) for name, id_ in zip(names, code_ids, strict=True)}
-        for q, url in enumerate(query_ids)
-    }
-    run = {
-        f"q{q}": dict(zip(names, map(float, row), strict=True))
-        for q, row in enumerate(scores.tolist())
-    }
-    peer = pytrec_eval.RelevanceEvaluator(relevant, {"recip_rank", "success.1,5,10"}).evaluate(run)
-
-    def mean(measure: str) -> float:
-        return sum(values[measure] for values in peer.values()) / queries
-
-    assert mrr(found) == pytest.approx(mean("recip_rank"), abs=1e-9)
-    for k in (1, 5, 10):
-        assert recall(found, k) == pytest.approx(mean(f"success_{k}"), abs=1e-9)
 
 
 def test_a_query_without_code_is_named_unless_allowed():
@@ -269,14 +208,10 @@ def test_distractor_ranks_compare_with_the_codes_of_the_own_batch():
             assert rank == sum(bool(queries[query] @ codes[code] >= own) for code in batch)
 
 
-def test_a_batch_without_distractors_is_found_at_once():
-    assert distractor_ranks(torch.ones(3, 2), torch.ones(3, 2), size=1).tolist() == [[1]] * 3
-
-
-@pytest.mark.parametrize(("k", "ties"), list(itertools.product((0, 2, 5), TIES)))
-def test_half_precision_scores_rank_as_their_values_do(k, ties):
+@pytest.mark.parametrize("ties", TIES)
+def test_half_precision_scores_rank_as_their_values_do(ties):
     generator = torch.Generator().manual_seed(3)
-    fast = torch.randn(4, 5, generator=generator).bfloat16()
+    k, fast = 2, torch.randn(4, 5, generator=generator).bfloat16()
     chosen = top_k(fast, k)
     slow = torch.randn(4, k, generator=generator).bfloat16()
     ids = range(4), range(5)

@@ -23,7 +23,7 @@ ROBERTA = ["<s>", "<pad>", "</s>", "<unk>", MODE]
 BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["def", "f", "(", ")", ":", "return", "sort", "##ed", "x", "[", "]", "sep", "_", "caf", "é"]
 TEXTS = ["def f ( x ) : return sorted ( x )", "sort a list of numbers", "Zäh ß 猫"]
-fast = settings(deadline=None)
+fast = settings(max_examples=40, deadline=None)
 ids_lists = st.lists(st.integers(5, 300), max_size=40)
 
 
@@ -88,16 +88,6 @@ def test_word_pieces(bert: CodeTokenizer, text: str, expected: str) -> None:
 def test_byte_pairs_are_the_librarys(roberta: CodeTokenizer, tmp_path: Path) -> None:
     reference = byte_pairs(tmp_path)
     assert roberta.encode(TEXTS) == [reference.encode(text).ids for text in TEXTS]
-
-
-@fast
-@given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
-def test_byte_pairs_lose_nothing_but_whitespace(bpe_folder: Path, text: str) -> None:
-    reference = ByteLevelBPETokenizer.from_file(
-        str(bpe_folder / "vocab.json"), str(bpe_folder / "merges.txt")
-    )
-    (ids,) = CodeTokenizer(bpe_folder).encode([text])
-    assert reference.decode(ids, skip_special_tokens=False) == " ".join(text.split())
 
 
 @fast

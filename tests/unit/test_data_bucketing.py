@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shared.data.text.length_buckets import LEAST, LengthBuckets
 
-fast = settings(max_examples=60, deadline=None)
+fast = settings(max_examples=40, deadline=None)
 
 
 def lengths_of(size: int, seed: int = 0) -> NDArray[np.int64]:
@@ -162,6 +162,7 @@ def test_batches_that_can_not_be_cut(batch: int, pool: int, world: int, message:
         LengthBuckets(lengths_of(20), batch, 0, pool_batches=pool, world=world)
 
 
+@pytest.mark.slow
 def test_a_large_set_is_arranged_fast() -> None:
     """250,000 pairs, of which one in eight shares its text with another, within seconds."""
     generator = np.random.default_rng(0)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -10,6 +10,7 @@ from shared.nn import dropout as module
 from shared.nn.dropout import dropout
 
 
+@settings(max_examples=30)
 @given(st.integers(0, 9), st.sampled_from([0.1, 0.3, 0.5]), st.integers(0, 3))
 def test_elements_are_zeroed_or_scaled_and_so_are_gradients(
     count: int, p: float, seed: int

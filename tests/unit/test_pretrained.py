@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from bert_files import Sizes, random_state
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -24,39 +25,10 @@ WORDS, WIDTH, INNER, LAYERS, POSITIONS = 13, 8, 20, 3, 9
 
 def bert() -> dict[str, Tensor]:
     """A tiny BERT for pre-training, with the keys of Hugging Face's file."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "bert.embeddings.word_embeddings.weight": (WORDS, WIDTH),
-        "bert.embeddings.position_embeddings.weight": (POSITIONS, WIDTH),
-        "bert.embeddings.token_type_embeddings.weight": (2, WIDTH),
-        "bert.embeddings.LayerNorm.weight": (WIDTH,),
-        "bert.embeddings.LayerNorm.bias": (WIDTH,),
-        "bert.pooler.dense.weight": (WIDTH, WIDTH),
-        "bert.pooler.dense.bias": (WIDTH,),
-        "cls.predictions.bias": (WORDS,),
-        "cls.predictions.transform.dense.weight": (WIDTH, WIDTH),
-        "cls.predictions.transform.dense.bias": (WIDTH,),
-        "cls.predictions.transform.LayerNorm.weight": (WIDTH,),
-        "cls.predictions.transform.LayerNorm.bias": (WIDTH,),
-        "cls.predictions.decoder.weight": (WORDS, WIDTH),
-        "cls.seq_relationship.weight": (2, WIDTH),
-        "cls.seq_relationship.bias": (2,),
-    }
-    for n in range(LAYERS):
-        layer = f"bert.encoder.layer.{n}"
-        for part, outputs, inputs in [
-            ("attention.self.query", WIDTH, WIDTH),
-            ("attention.self.key", WIDTH, WIDTH),
-            ("attention.self.value", WIDTH, WIDTH),
-            ("attention.output.dense", WIDTH, WIDTH),
-            ("intermediate.dense", INNER, WIDTH),
-            ("output.dense", WIDTH, INNER),
-        ]:
-            shapes[f"{layer}.{part}.weight"] = (outputs, inputs)
-            shapes[f"{layer}.{part}.bias"] = (outputs,)
-        for part in ("attention.output.LayerNorm", "output.LayerNorm"):
-            shapes[f"{layer}.{part}.weight"] = shapes[f"{layer}.{part}.bias"] = (WIDTH,)
-    generator = torch.Generator().manual_seed(3)
-    state = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+    sizes = Sizes(
+        vocab=WORDS, positions=POSITIONS, types=2, width=WIDTH, inner=INNER, layers=LAYERS
+    )
+    state = random_state("BERT", sizes, seed=3)
     state["cls.predictions.decoder.weight"] = state["bert.embeddings.word_embeddings.weight"]
     return state | {"bert.embeddings.position_ids": torch.arange(POSITIONS)[None]}
 
@@ -251,14 +223,6 @@ def test_a_vit_with_a_classifier_and_another_grid(layout: str, tmp_path: Path) -
     assert set(report.dropped) == {"head.weight", "head.bias"}
     assert report.interpolated == ["pos_embed (1, 10, 12) -> (1, 17, 12)"]
     assert "interpolated: pos_embed" in str(report)
-
-
-def test_the_same_grid_is_not_interpolated(tmp_path: Path) -> None:
-    state, module = deit(16), vit()
-    torch.save(state, tmp_path / "vit.pth")
-    report = load_vision(module, str(tmp_path / "vit.pth"))
-    assert report.interpolated == []
-    assert torch.equal(module.state_dict()["pos_embed"], state["pos_embed"])
 
 
 def test_a_vit_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -323,21 +323,7 @@ def test_padding_of_a_context_is_not_seen() -> None:
     assert not torch.allclose(model(ids, mask, model.project(images)), short)
 
 
-def test_too_many_tokens() -> None:
-    model, (ids, mask) = transformer(), texts(length=8)
-    with pytest.raises(ValueError, match="a text of 8 tokens exceeds the 7 positions of the model"):
-        model.encode(ids, mask)
-
-
 # --- contexts ---
-
-
-def test_consecutive_texts_share_a_context() -> None:
-    """As if it were repeated."""
-    model, (ids, mask), images = transformer(), texts(6), contexts(2)
-    shared = model(ids, mask, model.project(images))
-    repeated = model(ids, mask, model.project(images.repeat_interleave(3, dim=0)))
-    torch.testing.assert_close(shared, repeated)
 
 
 def test_consecutive_texts_share_a_padded_context() -> None:
@@ -432,20 +418,6 @@ def test_twins_share_parameters_which_count_once() -> None:
     counts = [sum(p.numel() for p in model.parameters()) for model in (alone, twins)]
     assert counts[0] - counts[1] == 2 * one
     assert len(twins.state_dict()) == len(alone.state_dict()), "a file holds both names"
-
-
-def test_gradients_of_twins_add_up() -> None:
-    alone, twins = transformer(num_layers=6), transformer(num_layers=6, share_projections=2)
-    alone.load_state_dict(twins.state_dict())
-    (ids, mask), images = texts(), contexts()
-    for model in (alone, twins):
-        model(ids, mask, model.project(images)).square().sum().backward()
-    for first in (0, 2):
-        of_alone = [crosses(alone)[first + n].key.weight.grad for n in range(2)]
-        assert all(gradient is not None for gradient in of_alone)
-        found = crosses(twins)[first].key.weight.grad
-        torch.testing.assert_close(found, of_alone[0] + of_alone[1])  # type: ignore[operator]
-        assert not torch.equal(*of_alone)  # type: ignore[arg-type]
 
 
 # --- recording ---

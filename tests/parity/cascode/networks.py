@@ -7,16 +7,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from methods.cascode.losses import (
-    in_batch_nce,
-    match_scores,
-    matching_loss,
-    pairs_with,
-)
+from methods.cascode.losses import match_scores, matching_loss, pairs_with
 from methods.cascode.model import CodeEncoder
-from methods.cascode.module import Contrast, Fast, Shared, Slow
+from methods.cascode.module import Fast, Shared, Slow
 from methods.cascode.official import load_weights
 from shared.losses.contrastive import similarity_logits
+from shared.losses.in_batch import InBatchContrast, in_batch_nce
 
 Config = dict[str, Any]
 Values = dict[str, Any]
@@ -100,7 +96,7 @@ def infonce_loss(c: Config, inputs: Values, weights: Weights) -> Values:
                 [in_batch_nce(queries[i : i + 1], codes, temperature, i) for i in range(len(codes))]
             ),
             f"{name}.loss": loss,
-            f"{name}.loss_symmetric": Contrast(temperature, True, True)(queries, codes),
+            f"{name}.loss_symmetric": InBatchContrast(symmetric=True)(queries, codes, temperature),
             **{f"{name}.grad.{side}": value.grad for side, value in raw.items()},
         }
     return found
@@ -264,7 +260,7 @@ def shared_joint_loss(c: Config, inputs: Values, weights: Weights) -> Values:
         "query_tokens": body(*queries),
         "code_tokens": body(*codes),
     }
-    module.draw_negatives = lambda *_: inputs["neg_index"]
+    module.judge.draw_pairs = lambda *_: pairs_with(inputs["neg_index"])
     terms: dict[str, Tensor] = {}
     original = module.total_loss
 

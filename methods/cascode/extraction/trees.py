@@ -19,13 +19,21 @@ except ImportError as error:
         "reading source files needs tree-sitter and its grammars: pip install 'tenfold[code]'"
     ) from error
 
-from methods.cascode.extraction import Function, SourceError
-from methods.cascode.extraction.trees.comments import documentation_before
-from methods.cascode.extraction.trees.grammar import COMMENTS, WHOLE, Definition, Grammar, Place
-from methods.cascode.extraction.trees.languages import GRAMMARS
+from methods.cascode.extraction.comments import documentation_before
+from methods.cascode.extraction.function import Function, SourceError
+from methods.cascode.extraction.grammars import (
+    COMMENTS,
+    GRAMMARS,
+    WHOLE,
+    Definition,
+    Grammar,
+    Place,
+)
 
 PARSE_SECONDS = 10.0  # of processor time for one file; nested quotes can take the square of n
-_STRINGS = (["string"], ["concatenated_string"])
+_STRINGS = ("string", "concatenated_string")
+_AROUND = ("expression_statement", "parenthesized_expression")  # of a docstring
+_DOTS = re.compile(r"\.{3}|\.")
 _AFTER_STATEMENT = re.compile(rb"[ \t]*;?[ \t]*\n?")
 
 
@@ -64,7 +72,7 @@ class _File:
         self.comments: list[tuple[int, int]] = []  # spans, of those outside of functions
 
     def text(self, node: Node) -> str:
-        """What a node spans."""
+        """Text that a node spans."""
         return self.data[node.start_byte : node.end_byte].decode(errors="replace")
 
     def definitions(self, tree: Tree, grammar: Grammar) -> Iterator[Definition]:
@@ -127,8 +135,11 @@ class _File:
             if not omitted and kind not in COMMENTS:
                 if kind not in WHOLE and cursor.goto_first_child():
                     continue
+                token = self.text(node).strip()
+                if kind == "import_prefix":  # three dots are one token of Python
+                    yield from _DOTS.findall(token)
                 # Automatic semicolons are empty, a continued line's leaf is a backslash.
-                if (token := self.text(node).strip()) and kind != "line_continuation":
+                elif token and kind != "line_continuation":
                     yield token
             while not cursor.goto_next_sibling():
                 if not cursor.goto_parent():
@@ -154,8 +165,11 @@ class _File:
         body = function.child_by_field_name("body")
         statements = [] if body is None else body.children
         first = next((n for n in statements if n.type not in COMMENTS), None)
+        literal = first
+        while literal is not None and literal.type in _AROUND and literal.named_child_count == 1:
+            literal = literal.named_child(0)
         value = None
-        if first is not None and [n.type for n in first.children] in _STRINGS:
+        if first is not None and literal is not None and literal.type in _STRINGS:
             value = _plain_string(self.text(first))
         if first is None or value is None:
             return "", (end, end)
@@ -181,7 +195,8 @@ def _plain_string(literal: str) -> str | None:
             value = ast.literal_eval(literal)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return None
-    return value if isinstance(value, str) else None
+    # An escape can spell half a surrogate pair, which no file can hold.
+    return value.encode(errors="replace").decode() if isinstance(value, str) else None
 
 
 def _last_leaf(node: Node) -> Node:

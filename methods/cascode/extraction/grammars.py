@@ -1,0 +1,299 @@
+"""The six languages as the walk over a syntax tree asks for them: functions and their names."""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from tree_sitter import Node
+
+
+def _types(names: str) -> frozenset[str]:
+    """Node types, written as words."""
+    return frozenset(names.split())
+
+
+COMMENTS = _types("comment line_comment block_comment")
+WHOLE = _types(  # one token, whatever is inside
+    """delimited_symbol encapsed_string heredoc heredoc_body import_prefix
+    interpreted_string_literal nowdoc raw_string_literal regex shell_command_expression string
+    string_literal subshell template_string"""
+)
+_EXPRESSIONS = _types("function_expression generator_function arrow_function")
+_CLASSES = _types("class class_declaration")
+_BOUND_BY = {  # the field of the name
+    "variable_declarator": "name",
+    "assignment_expression": "left",
+    "pair": "key",
+    "field_definition": "property",
+}
+_PLAIN_KEY = re.compile(r"[\w$#-]+|\[[\w$.]+\]")
+_RECEIVER = re.compile(r"\(\s*(?:\w+\s+)?[*(\s]*(\w+)")
+Text = Callable[[Node], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Definition:
+    """A named function in a tree.
+
+    Attributes:
+        node: what its code spans.
+        start: first byte of the statement that wraps it, as of `export` or `private`.
+    """
+
+    name: str
+    node: Node
+    start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """A name that waits for the value on its right.
+
+    Attributes:
+        node: name and value together; None where the function is all there is.
+        default: a module's nameless export: good for a function, no qualifier of methods.
+    """
+
+    name: str
+    node: Node | None
+    default: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What the children of a node on the way need to know.
+
+    Attributes:
+        scope: qualified name of the classes around.
+        start: first byte of the statement around, where it only wraps its function.
+        called: whether the function in this place is called on the spot.
+    """
+
+    scope: str = ""
+    start: int | None = None
+    binding: Binding | None = None
+    called: bool = False
+
+    def plain(self, scope: str | None = None) -> "Place":
+        """The same scope or a new one, nothing else."""
+        if scope is None and self.start is None and self.binding is None and not self.called:
+            return self
+        return Place(self.scope if scope is None else scope)
+
+
+def join(scope: str, name: str, separator: str = ".") -> str:
+    """Qualified name."""
+    return f"{scope}{separator}{name}" if scope else name
+
+
+def named(node: Node, text: Text) -> str | None:
+    """Text of the field `name`."""
+    name = node.child_by_field_name("name")
+    return None if name is None else text(name)
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """Node types of one language.
+
+    Attributes:
+        package: the grammar's Python package.
+        functions: functions and methods.
+        scopes: classes and the like, whose names qualify their methods.
+        wrappers: a function's documentation stands before these.
+        name, scope_name: find the names of the two in their nodes.
+        separator: between scopes.
+        needs_body: whether a function without the field `body` is only a declaration.
+    """
+
+    package: str
+    functions: frozenset[str]
+    scopes: frozenset[str] = frozenset()
+    wrappers: frozenset[str] = frozenset()
+    name: Callable[[Node, Text], str | None] = named
+    scope_name: Callable[[Node, Text], str | None] = named
+    separator: str = "."
+    needs_body: bool = False
+
+    def entry(self, data: bytes) -> str:
+        """Name of the package's function that gives the language."""
+        return "language"
+
+    def visit(self, node: Node, place: Place, text: Text) -> Definition | Place | None:
+        """A definition, or the place from which to look into the node; None: do not look."""
+        kind = node.type
+        if kind in self.functions:
+            name = self.name(node, text)
+            if not name or (self.needs_body and node.child_by_field_name("body") is None):
+                return None
+            start = node.start_byte if place.start is None else place.start
+            return Definition(join(place.scope, name), node, start)
+        if kind in self.scopes:
+            name = self.scope_name(node, text)
+            return place.plain(join(place.scope, name, self.separator)) if name else place.plain()
+        if kind in self.wrappers:
+            return place if place.start is not None else replace(place, start=node.start_byte)
+        return place.plain()
+
+
+class JavaScript(Grammar):
+    """Finds function and arrow expressions too, where they have a name.
+
+    The name is that of the variable, the key, the class field or the assigned member, without
+    `exports`, `this` and `prototype`; else the expression's own; "default" and "module.exports" for
+    nameless exports. Methods of object literals carry the name of the object.
+    """
+
+    def visit(self, node: Node, place: Place, text: Text) -> Definition | Place | None:
+        """See `Grammar.visit`; an unnamed function, or one called on the spot, is looked into."""
+        kind = node.type
+        if kind in _EXPRESSIONS:
+            return self._expression(node, place, text)
+        if kind in _BOUND_BY:
+            return self._bound(node, place, text)
+        if kind == "method_definition":
+            name = _key(node.child_by_field_name("name"), text)
+            return Definition(join(place.scope, name), node, node.start_byte) if name else None
+        if kind in _CLASSES:
+            name = named(node, text) or _qualifier(place)
+            return place.plain(join(place.scope, name)) if name else place.plain()
+        if kind == "object" and (name := _qualifier(place)):
+            return place.plain(join(place.scope, name))
+        if kind in ("call_expression", "new_expression"):
+            return Place(place.scope, called=True)
+        if kind == "member_expression" and place.called:
+            return place
+        met = super().visit(node, place, text)
+        if kind == "export_statement" and isinstance(met, Place):
+            return replace(met, binding=Binding("default", None, default=True))
+        return met
+
+    def _expression(self, node: Node, place: Place, text: Text) -> Definition | Place:
+        if place.called:
+            return Place(place.scope)
+        binding = place.binding
+        if (own := named(node, text)) and (binding is None or binding.default):
+            binding = Binding(own, node)
+        if binding is None:
+            return Place(place.scope)
+        start = node.start_byte if place.start is None else place.start
+        return Definition(join(place.scope, binding.name), binding.node or node, start)
+
+    def _bound(self, node: Node, place: Place, text: Text) -> Place:
+        key = node.child_by_field_name(_BOUND_BY[node.type])
+        name = _member(key, text) if node.type == "assignment_expression" else _key(key, text)
+        start = node.start_byte if place.start is None else place.start
+        if name is None:
+            return Place(place.scope)
+        default = name == "exports"
+        if default and place.binding is not None and not place.binding.default:
+            return replace(place, start=start)  # const name = module.exports = ...
+        name = "module.exports" if default else name
+        return Place(place.scope, start, Binding(name, node, default))
+
+
+def _qualifier(place: Place) -> str | None:
+    """The name that an object or class takes from its place."""
+    return place.binding.name if place.binding and not place.binding.default else None
+
+
+def _key(node: Node | None, text: Text) -> str | None:
+    """A variable's or key's name, `[Symbol.iterator]` too; None of patterns and several words."""
+    if node is None:
+        return None
+    name = text(node).strip("'\"")
+    return name if _PLAIN_KEY.fullmatch(name) else None
+
+
+def _member(node: Node | None, text: Text) -> str | None:
+    """Name of what is assigned to: `A.prototype.b` is "A.b", `exports.a` and `this.a` are "a"."""
+    parts: list[str] = []
+    while node is not None and node.type in ("member_expression", "subscript_expression"):
+        dotted = node.type == "member_expression"
+        key = node.child_by_field_name("property" if dotted else "index")
+        if key is None or not (dotted or key.type == "string") or not (part := _key(key, text)):
+            return None
+        parts.append(part)
+        node = node.child_by_field_name("object")
+    if node is not None and node.type in ("identifier", "this"):
+        parts.append(text(node))
+    return _without_carriers(parts[::-1])
+
+
+def _without_carriers(parts: list[str]) -> str | None:
+    names = [p for p in parts if p != "prototype"]
+    if names[:2] == ["module", "exports"]:
+        names = names[1:]
+    if len(names) > 1 and names[0] in ("exports", "this"):
+        names = names[1:]
+    return ".".join(names) or None
+
+
+def _go_name(node: Node, text: Text) -> str | None:
+    """A method's name after its receiver's type, without pointer and type parameters."""
+    name = named(node, text)
+    receiver = node.child_by_field_name("receiver")
+    if name is None or receiver is None:
+        return name
+    kind = _RECEIVER.match(text(receiver))
+    return f"{kind.group(1)}.{name}" if kind else name
+
+
+def _ruby_scope_name(node: Node, text: Text) -> str | None:
+    """Of classes, modules and constants that take what `Class.new` or `Struct.new` gives."""
+    if node.type == "assignment":
+        left = node.child_by_field_name("left")
+        return text(left) if left is not None and left.type == "constant" else None
+    return named(node, text)
+
+
+class Php(Grammar):
+    """PHP's sources mix code and text."""
+
+    def entry(self, data: bytes) -> str:
+        """Name of the package's function; a fragment without `<?php` is code as well."""
+        return "language_php" if b"<?" in data else "language_php_only"
+
+
+GRAMMARS: Mapping[str, Grammar] = {
+    "python": Grammar(
+        "tree_sitter_python", _types("function_definition"), scopes=_types("class_definition")
+    ),
+    "java": Grammar(
+        "tree_sitter_java",
+        _types("method_declaration constructor_declaration compact_constructor_declaration"),
+        scopes=_types(
+            """class_declaration interface_declaration enum_declaration record_declaration
+            enum_constant"""
+        ),
+        needs_body=True,
+    ),
+    "go": Grammar(
+        "tree_sitter_go",
+        _types("function_declaration method_declaration"),
+        name=_go_name,
+        needs_body=True,
+    ),
+    "ruby": Grammar(
+        "tree_sitter_ruby",
+        _types("method singleton_method"),
+        scopes=_types("class module assignment"),
+        wrappers=_types("call argument_list"),  # private def ...
+        scope_name=_ruby_scope_name,
+        separator="::",
+    ),
+    "php": Php(
+        "tree_sitter_php",
+        _types("function_definition method_declaration"),
+        scopes=_types("class_declaration interface_declaration trait_declaration enum_declaration"),
+        needs_body=True,
+    ),
+    "javascript": JavaScript(
+        "tree_sitter_javascript",
+        _types("function_declaration generator_function_declaration"),
+        wrappers=_types(
+            """export_statement lexical_declaration variable_declaration expression_statement
+            parenthesized_expression return_statement"""
+        ),
+    ),
+}

@@ -1,0 +1,131 @@
+"""Files of BERT and RoBERTa with random weights, under the keys that their libraries write.
+
+The keys are written down from docs/papers/cascode.md, section 9, not taken from our tables.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of an encoder, and what tells RoBERTa from BERT."""
+
+    vocab: int = 20
+    positions: int = 12
+    types: int = 1
+    width: int = 8
+    inner: int = 16
+    layers: int = 2
+    heads: int = 4
+    pad: int = 1
+    after_pad: bool = True
+
+
+ROBERTA = Sizes()
+BERT = replace(ROBERTA, types=2, pad=0, after_pad=False)
+Shapes = dict[str, tuple[int, ...]]
+
+
+# --- the files ---
+
+
+def linear(name: str, inputs: int, outputs: int) -> Shapes:
+    return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
+
+
+def norm(name: str, width: int) -> Shapes:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def encoder(prefix: str, s: Sizes) -> Shapes:
+    d, embeddings = s.width, f"{prefix}embeddings"
+    shapes: Shapes = {
+        f"{embeddings}.word_embeddings.weight": (s.vocab, d),
+        f"{embeddings}.position_embeddings.weight": (s.positions, d),
+        f"{embeddings}.token_type_embeddings.weight": (s.types, d),
+    } | norm(f"{embeddings}.LayerNorm", d)
+    for n in range(s.layers):
+        layer = f"{prefix}encoder.layer.{n}"
+        for part in ("query", "key", "value"):
+            shapes |= linear(f"{layer}.attention.self.{part}", d, d)
+        shapes |= linear(f"{layer}.attention.output.dense", d, d)
+        shapes |= norm(f"{layer}.attention.output.LayerNorm", d)
+        shapes |= linear(f"{layer}.intermediate.dense", d, s.inner)
+        shapes |= linear(f"{layer}.output.dense", s.inner, d)
+        shapes |= norm(f"{layer}.output.LayerNorm", d)
+    return shapes
+
+
+def pooler(prefix: str, s: Sizes) -> Shapes:
+    return linear(f"{prefix}pooler.dense", s.width, s.width)
+
+
+def constants(prefix: str, s: Sizes) -> Shapes:
+    return {f"{prefix}embeddings.position_ids": (1, s.positions)}
+
+
+def words(head: str, norm_name: str, dense: str, s: Sizes) -> Shapes:
+    """The prediction of words: `lm_head` of RoBERTa, `cls.predictions` of BERT."""
+    return {
+        f"{head}.bias": (s.vocab,),
+        **linear(f"{head}.{dense}", s.width, s.width),
+        **norm(f"{head}.{norm_name}", s.width),
+        **linear(f"{head}.decoder", s.width, s.vocab),
+    }
+
+
+def classifier(s: Sizes) -> Shapes:
+    return linear("classifier.dense", s.width, s.width) | linear("classifier.out_proj", s.width, 2)
+
+
+def tree(kind: str, s: Sizes) -> Shapes:
+    """The keys of a file of a kind, with their shapes."""
+    lm_head = words("lm_head", "layer_norm", "dense", s)
+    match kind:
+        case "hub":
+            return encoder("", s) | pooler("", s)
+        case "hub, with constants":  # of older versions of the library
+            types = {"embeddings.token_type_ids": (1, s.positions)}
+            return tree("hub", s) | constants("", s) | types
+        case "masked words":
+            return encoder("roberta.", s) | lm_head
+        case "masked words, with more":
+            return (
+                encoder("roberta.", s) | pooler("roberta.", s) | constants("roberta.", s) | lm_head
+            )
+        case "BERT":
+            head = words("cls.predictions", "transform.LayerNorm", "transform.dense", s)
+            following = linear("cls.seq_relationship", s.width, 2)
+            return encoder("bert.", s) | pooler("bert.", s) | head | following
+        case "bi-encoder":
+            return encoder("encoder.", s) | pooler("encoder.", s) | constants("encoder.", s)
+        case "classifier":
+            return encoder("roberta.", s) | classifier(s) | constants("roberta.", s)
+    raise ValueError(kind)
+
+
+# Kind of a file: prefix of its encoder, sizes.
+ENCODERS = {
+    "hub": ("", ROBERTA),
+    "hub, with constants": ("", BERT),
+    "masked words": ("roberta.", ROBERTA),
+    "masked words, with more": ("roberta.", ROBERTA),
+    "BERT": ("bert.", BERT),
+    "bi-encoder": ("encoder.", ROBERTA),
+    "classifier": ("roberta.", ROBERTA),
+}
+CONSTANT = ("position_ids", "token_type_ids")
+
+
+def random_state(kind: str, s: Sizes = ROBERTA, seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    state: dict[str, Tensor] = {}
+    for key, shape in tree(kind, s).items():
+        if key.endswith(CONSTANT):
+            state[key] = torch.arange(s.positions)[None]
+        else:
+            state[key] = torch.randn(shape, generator=generator)
+    return state
