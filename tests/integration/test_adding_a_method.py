@@ -71,7 +71,8 @@ def test_the_package_conforms(copy: Path) -> None:
 def test_its_miniature_trains(copy: Path, tmp_path: Path) -> None:
     """On made-up images in the public format: tests have no network."""
     synthetic = ["source._target_=benchmarks.miniatures.synthetic.fashion_mnist"]
-    few = ["data.subset=null", "data.batch_size=16", "trainer.max_epochs=2", "method.evaluation.shots=[1,2]"]
+    few = ["data.subset=null", "data.batch_size=16", "trainer.max_epochs=2"]
+    few.append("method.evaluation.shots=[1,2]")
     places = [f"data_root={tmp_path}/data", f"output_dir={tmp_path}/run", "precision=32-true"]
     run(copy, "shared.cli", "experiment=simclr/mini", *synthetic, *few, *places)
     assert (tmp_path / "run" / "results.json").is_file()
