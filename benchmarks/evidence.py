@@ -27,6 +27,7 @@ from benchmarks.claims import (
     load_claim,
 )
 from benchmarks.outputs import CHECKS, RESULTS, SUMMARY, Outputs
+from shared.experiments import Line, rows
 from shared.training.run_folder import parse_config
 
 State = Literal["proved", "partly", "failed", "open"]
@@ -83,6 +84,7 @@ def gather(files: Outputs, conf: Path) -> list[Evidence]:
     """Evidence of every method that has configs or results, by name."""
     outputs = files.root
     methods = {p.parent.name for p in (conf / "experiment").glob("*/*.yaml")}
+    methods |= {p.stem for p in (conf / "rows").glob("*.yaml")}
     methods |= {p.stem for p in (conf / "reproduce").glob("*.yaml")}
     methods |= {p.parent.name for p in outputs.glob("reproduce/*/*") if p.is_dir()}
     methods |= {p.stem for kind in KINDS for p in (outputs / kind).glob("*.json")}
@@ -114,9 +116,11 @@ def _of_method(
         content = files.json(files.root / kind / f"{method}.json", shape)
         if content is not None:
             evidence.files[kind] = content
-    for path in sorted((conf / "experiment" / method).glob("*.yaml")):
-        if row := _paper_row(method, path, results, conf, files):
-            evidence.paper_rows.append(row)
+    evidence.paper_rows = [
+        _paper_row(f"{method}/{name}", line, results, conf, files)
+        for name, line in rows(method, conf).items()
+        if "metric" in line
+    ]
     evidence.rungs = _ladder(evidence, tests)
     return evidence
 
@@ -152,14 +156,9 @@ def _finished_results(files: Outputs) -> list[dict[str, Any]]:
 
 
 def _paper_row(
-    method: str, path: Path, results: Sequence[Mapping[str, Any]], conf: Path, files: Outputs
-) -> PaperRow | None:
-    """The row that an experiment file states, None if it states none."""
-    config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    if not isinstance(config, dict) or not isinstance(config.get("paper"), dict):
-        return None
-    paper = config["paper"]
-    experiment, metric = f"{method}/{path.stem}", str(paper.get("metric", ""))
+    experiment: str, paper: Line, results: Sequence[Mapping[str, Any]], conf: Path, files: Outputs
+) -> PaperRow:
+    metric = str(paper["metric"])
     found = [r for r in results if r.get("experiment") == experiment]
     found = [r for r in found if math.isfinite(r["metrics"].get(metric, math.nan))]
     as_stated = [r for r in found if _ran_as_stated(experiment, r["folder"], conf, files)]
