@@ -58,6 +58,13 @@ def write_experiment(conf: Path, arm: str, content: Mapping) -> None:
     (conf / "experiment" / "toy" / f"{arm}.yaml").write_text(text)
 
 
+def write_rows(conf: Path, **lines: Mapping) -> None:
+    """A table of rows, each the toy's experiment "ours" with a name of its own."""
+    content = [{"experiment": "toy/ours", "rows": {n: {**l, "name": f"toy/{n}"} for n, l in lines.items()}}]
+    (conf / "rows").mkdir(exist_ok=True)
+    (conf / "rows" / "toy.yaml").write_text(yaml.safe_dump(content))
+
+
 def write_claim(conf: Path, claim: Mapping) -> Path:
     path = conf / "reproduce" / "toy.yaml"
     path.write_text(yaml.safe_dump(dict(claim), sort_keys=False))
