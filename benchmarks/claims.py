@@ -102,7 +102,7 @@ class Claim:
         optional: arms that run only when named or with `--arms all`.
         curve: the metric drawn against the training step; by default the primary one in `val/`.
         showcase: pictures to draw at the end.
-        arms: name -> line as `shared.experiments` describes it, which may also stand on another arm.
+        arms: name -> line as `shared.experiments` describes it; it may stand on another arm.
         prepare: name -> line of what is trained once per seed before the arms start, as a
             pre-training; an arm finds it in ${output_dir}/../../NAME/seed${seed}. It stands in no
             table, unless it is an arm as well, of the same name and line.
@@ -154,8 +154,10 @@ class Claim:
         """(`per_query` file, metric) -> the arms whose runs must have it."""
         files: dict[tuple[str, str], set[str]] = {}
         rules: list[tuple[Primary | Further, list[Pair]]] = [(self.primary, self.pairs())]
-        for f in self.further:
-            rules.append((f, [Pair(f.method, f.baseline), Pair(f.control, f.control_baseline)]))
+        rules += [
+            (f, [Pair(f.method, f.baseline), Pair(f.control, f.control_baseline)])
+            for f in self.further
+        ]
         for rule, pairs in rules:
             if rule.per_query:
                 arms = {arm for pair in pairs for arm in (pair.method, pair.baseline)}
@@ -173,7 +175,9 @@ def load_claim(path: Path) -> Claim:
         raise ClaimError(f"no claim at {path}{_nearest_file(path)}")
     try:
         written = yaml.safe_load(path.read_text()) or {}
-        lines = {key: written.pop(key) for key in ("arms", "prepare", "overrides") if key in written}
+        lines = {
+            key: written.pop(key) for key in ("arms", "prepare", "overrides") if key in written
+        }
         merged = OmegaConf.merge(OmegaConf.structured(Claim), written)
     except (yaml.YAMLError, AttributeError) as error:
         raise ClaimError(f"{path} is no yaml of a claim: {error}") from error
@@ -195,7 +199,9 @@ def load_claim(path: Path) -> Claim:
             raise ClaimError(f"{path}: {key} must be a mapping")
         setattr(claim, key, value)
     for name, line in [*claim.arms.items(), *claim.prepare.items()]:
-        if not isinstance(line, dict | str) or (isinstance(line, dict) and "experiment" not in line):
+        if not isinstance(line, dict | str) or (
+            isinstance(line, dict) and "experiment" not in line
+        ):
             raise ClaimError(f"{path}: arm '{name}' must be an experiment, or a mapping with one")
     below = [folder for folder in path.parents if folder.name == "reproduce"]
     claim.name = str(path.relative_to(below[0]).with_suffix("")) if below else path.stem

@@ -99,7 +99,13 @@ def reproduce(
 
     def runs_of(names: Iterable[str]) -> list[Run]:
         return [
-            Run(name, seed, claim.experiment(name), base / name / f"seed{seed}", *_length(configs[name]))
+            Run(
+                name,
+                seed,
+                claim.experiment(name),
+                base / name / f"seed{seed}",
+                *_length(configs[name]),
+            )
             for seed in sorted({*seeds, *claim.seeds})
             for name in names
         ]
@@ -349,9 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduce", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("method")
-    parser.add_argument(
-        "--claim", dest="claim_name", help="another claim of the method"
-    )
+    parser.add_argument("--claim", dest="claim_name", help="another claim of the method")
     parser.add_argument("--seeds", type=_numbers, help="1,2,3; default: the registered seeds")
     parser.add_argument("--arms", type=lambda text: text.split(","), help="a,b or all")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side (2)")

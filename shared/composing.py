@@ -20,9 +20,8 @@ from shared.experiments import CONF, FIGURES, PAPER, Line, arms, rows
 def as_config(line: Line, conf: Path = CONF) -> DictConfig:
     """The content that the line would have as a file of conf/experiment/."""
     config = OmegaConf.create({})
-    below = line.get("experiment", [])
-    defaults: list[Any] = [below] if isinstance(below, str) else list(below)
-    defaults = [f"/experiment/{name}" for name in defaults]
+    below = line.get("experiment")
+    defaults: list[Any] = [f"/experiment/{below}"] if below else []
     for key, value in line.items():
         if key in FIGURES or key == "experiment":
             continue

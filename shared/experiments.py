@@ -3,11 +3,11 @@
 A row of conf/rows/METHOD.yaml runs as `experiment=METHOD/ROW`, an arm of conf/reproduce/CLAIM.yaml
 as `experiment=reproduce/CLAIM/ARM`, as if each had a file below conf/experiment/.
 
-A line is a mapping. `experiment` names what it stands on (a file, another line, or a list of them),
-the keys of `FIGURES` say what is known of it, and every other key is an override as on the command
-line: a dotted key with its value, or a config group with its option. A table of rows is a list of
-blocks: what stands in a block beside `rows` holds for each row of it. A line with a `metric` is a
-row of the paper, whose figures the run keeps under `paper`.
+A line is a mapping. `experiment` names what it stands on (a file or another line, if any), the keys
+of `FIGURES` say what is known of it, and every other key is an override as on the command line: a
+dotted key with its value, or a config group with its option. A table of rows is a list of blocks:
+what stands in a block beside `rows` holds for each row of it. A line with a `metric` is a row of
+the paper, whose figures the run keeps under `paper`.
 """
 
 from collections.abc import Mapping
@@ -49,7 +49,9 @@ def arms(claim: str, conf: Path = CONF) -> dict[str, Line]:
         ValueError: the claim is no yaml.
     """
     written = _read(conf / "reproduce" / f"{claim}.yaml")
-    parts = [written.get(k) or {} for k in ("arms", "prepare", "overrides")] if written else [{}] * 3
+    parts = (
+        [written.get(k) or {} for k in ("arms", "prepare", "overrides")] if written else [{}] * 3
+    )
     own, prepared, shared = parts
     together = {**prepared, **own}
     lines = {name: _line(name, together) for name in together}

@@ -108,7 +108,9 @@ def _check_option(repository: IConfigRepository, override: Override) -> None:
     for value in _values(override):
         for name in value if isinstance(value, list) else [value]:
             if isinstance(name, str) and "${" not in name and name not in options:
-                raise OverrideError(f"unknown {group} {name!r}{_meant(name, options)}{_listed(group, name)}")
+                raise OverrideError(
+                    f"unknown {group} {name!r}{_meant(name, options)}{_listed(group, name)}"
+                )
 
 
 def _check_key(

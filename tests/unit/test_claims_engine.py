@@ -9,6 +9,7 @@ from claims_toy import (
     CLAIM,
     PER_QUERY,
     FakeLauncher,
+    remember,
     write_claim,
     write_conf,
     write_experiment,
@@ -48,7 +49,8 @@ def but(arm: str, seed: int, value: float | None):
 
 
 @pytest.fixture
-def conf(tmp_path):
+def conf(tmp_path, monkeypatch):
+    remember(monkeypatch)
     return write_conf(tmp_path)
 
 
