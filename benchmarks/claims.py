@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+from shared.experiments import CONF
 
 # What says where, when or how fast a run happens, not what it computes (`precision` stays: it is
 # "auto" in the claim, and the choice made for this machine is written beside the results).
@@ -91,7 +91,6 @@ class Claim:
 
     Attributes:
         title, claim, source: the claim in words and where the paper makes it.
-        arms: name -> experiment under conf/experiment/; the name equals the experiment's `arm`.
         primary: metric, method and baseline of the comparison that decides.
         expected_sign: 1 the method's metric is higher, -1 lower, 0 no difference that matters.
         smallest_difference: the smallest difference that matters, in units of the metric, > 0.
@@ -101,18 +100,19 @@ class Claim:
         secondary: more comparisons, shown but not decisive.
         further: more claims about these arms, each with a verdict of its own.
         optional: arms that run only when named or with `--arms all`.
-        overrides: Hydra overrides that every arm shares.
         curve: the metric drawn against the training step; by default the primary one in `val/`.
-        prepare: name -> experiment of what is trained once per seed before the arms start, as a
-            pre-training; an arm finds it in ${output_dir}/../../NAME/seed${seed}. It stands in no
-            table, unless it is an arm as well, of the same name and experiment.
         showcase: pictures to draw at the end.
+        arms: name -> line as `shared.experiments` describes it; it may stand on another arm.
+        prepare: name -> line of what is trained once per seed before the arms start, as a
+            pre-training; an arm finds it in ${output_dir}/../../NAME/seed${seed}. It stands in no
+            table, unless it is an arm as well, of the same name and line.
+        overrides: key -> value that every arm shares.
+        name: METHOD or METHOD/NAME, its file below conf/reproduce/.
     """
 
     title: str = MISSING
     claim: str = MISSING
     source: str = MISSING
-    arms: dict[str, str] = MISSING
     primary: Primary = MISSING
     expected_sign: int = MISSING
     smallest_difference: float = MISSING
@@ -122,10 +122,16 @@ class Claim:
     secondary: list[Pair] = field(default_factory=list)
     further: list[Further] = field(default_factory=list)
     optional: list[str] = field(default_factory=list)
-    overrides: list[str] = field(default_factory=list)
     curve: str = ""
-    prepare: dict[str, str] = field(default_factory=dict)
     showcase: Showcase | None = None
+    arms: dict[str, Any] = MISSING
+    prepare: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+
+    def experiment(self, arm: str) -> str:
+        """What `tenfold experiment=` calls an arm, or something prepared."""
+        return f"reproduce/{self.name}/{arm}"
 
     def role(self, arm: str) -> str:
         """Role of an arm: method, baseline, control or extra."""
@@ -146,20 +152,21 @@ class Claim:
 
     def by_query(self) -> dict[tuple[str, str], set[str]]:
         """(`per_query` file, metric) -> the arms whose runs must have it."""
-        found: dict[tuple[str, str], set[str]] = {}
-
-        def add(rule: Primary | Further, arms: Iterable[str]) -> None:
+        files: dict[tuple[str, str], set[str]] = {}
+        rules: list[tuple[Primary | Further, list[Pair]]] = [(self.primary, self.pairs())]
+        rules += [
+            (f, [Pair(f.method, f.baseline), Pair(f.control, f.control_baseline)])
+            for f in self.further
+        ]
+        for rule, pairs in rules:
             if rule.per_query:
-                found.setdefault((rule.per_query, rule.metric), set()).update(arms)
-
-        add(self.primary, (arm for pair in self.pairs() for arm in (pair.method, pair.baseline)))
-        for f in self.further:
-            add(f, (f.method, f.baseline, f.control, f.control_baseline))
-        return found
+                arms = {arm for pair in pairs for arm in (pair.method, pair.baseline)}
+                files.setdefault((rule.per_query, rule.metric), set()).update(arms)
+        return files
 
 
 def load_claim(path: Path) -> Claim:
-    """Reads and checks a claim.
+    """Read and check a claim below a folder `reproduce`.
 
     Raises:
         ClaimError: missing file, unknown key (with the nearest name), wrong type, or a rule broken.
@@ -167,14 +174,13 @@ def load_claim(path: Path) -> Claim:
     if not path.is_file():
         raise ClaimError(f"no claim at {path}{_nearest_file(path)}")
     try:
-        written = yaml.safe_load(path.read_text())
-        if isinstance(written, dict) and isinstance(written.get("overrides"), list):
-            # Interpolations there speak of the experiment's config, not of the claim.
-            literal = [str(override).replace("${", "\\${") for override in written["overrides"]]
-            written["overrides"] = literal
-        merged = OmegaConf.merge(OmegaConf.structured(Claim), written or {})
-    except yaml.YAMLError as error:
-        raise ClaimError(f"{path} is no yaml: {error}") from error
+        written = yaml.safe_load(path.read_text()) or {}
+        lines = {
+            key: written.pop(key) for key in ("arms", "prepare", "overrides") if key in written
+        }
+        merged = OmegaConf.merge(OmegaConf.structured(Claim), written)
+    except (yaml.YAMLError, AttributeError) as error:
+        raise ClaimError(f"{path} is no yaml of a claim: {error}") from error
     except ConfigKeyError as error:
         known = [f.name for f in fields(error.object_type or Claim)]
         raise ClaimError(
@@ -182,10 +188,23 @@ def load_claim(path: Path) -> Claim:
         ) from error
     except OmegaConfBaseException as error:
         raise ClaimError(f"{path}: {str(error).splitlines()[0]} (key {error.full_key})") from error
-    if missing := OmegaConf.missing_keys(merged):
+    # Interpolations in lines speak of the experiment's config, not of the claim.
+    merged.update({key: {} for key in ("arms", "prepare", "overrides")})
+    if missing := [*OmegaConf.missing_keys(merged), *({"arms"} - lines.keys())]:
         raise ClaimError(f"{path}: missing {', '.join(sorted(missing))}")
     claim = OmegaConf.to_object(merged)
     assert isinstance(claim, Claim)
+    for key, value in lines.items():
+        if not isinstance(value, dict):
+            raise ClaimError(f"{path}: {key} must be a mapping")
+        setattr(claim, key, value)
+    for name, line in [*claim.arms.items(), *claim.prepare.items()]:
+        if not isinstance(line, dict | str) or (
+            isinstance(line, dict) and "experiment" not in line
+        ):
+            raise ClaimError(f"{path}: arm '{name}' must be an experiment, or a mapping with one")
+    below = [folder for folder in path.parents if folder.name == "reproduce"]
+    claim.name = str(path.relative_to(below[0]).with_suffix("")) if below else path.stem
     claim.curve = claim.curve or claim.primary.metric.replace("test/", "val/", 1)
     for further in claim.further:
         further.metric = further.metric or claim.primary.metric
@@ -229,7 +248,7 @@ def _check(claim: Claim, path: Path) -> None:
     both = sorted(set(claim.prepare) & set(claim.arms))
     if differing := [name for name in both if claim.prepare[name] != claim.arms[name]]:
         raise ClaimError(
-            f"{path}: {differing} cannot be arms and be prepared for them by another experiment; "
+            f"{path}: {differing} cannot be arms and be prepared for them by another line; "
             "give both the same, or two names"
         )
     for file in (claim.primary.per_query, *(further.per_query for further in claim.further)):
@@ -264,42 +283,29 @@ def refuse_tuning_seeds(claim: Claim, seeds: Sequence[int]) -> None:
 def compose_arms(
     claim: Claim, overrides: Sequence[str] = (), conf: Path = CONF
 ) -> dict[str, DictConfig]:
-    """Composes the config of every arm and of everything prepared, by name.
-
-    Arms take the claim's own overrides, then the caller's. What is prepared and no arm may be
-    another method's experiment: it takes those of the caller's that change nothing that is
-    computed.
+    """Compose the config of every arm and of everything prepared, by name.
 
     Raises:
-        ClaimError: an arm whose experiment calls itself otherwise, or an override of what the
-            engine sets itself.
+        ClaimError: an override of what the engine sets itself.
         hydra.errors.HydraException: an experiment or override that does not compose.
     """
     for override in overrides:
         key = override.lstrip("+~").split("=")[0]
         if key in ("seed", "experiment", "arm", "output_dir", "claim"):
             raise ClaimError(f"'{override}': the claim sets {key}; use --seeds, --arms or --claim")
-    configs = {}
-    for arm, experiment in claim.arms.items():
-        config = compose_experiment(experiment, [*claim.overrides, *overrides], conf)
-        if config.arm != arm:
-            raise ClaimError(
-                f"arm '{arm}': experiment {experiment} calls its arm '{config.arm}'; "
-                "the two names must agree, they name the output folder"
-            )
-        configs[arm] = config
-    for name, experiment in claim.prepare.items():
-        if name not in claim.arms:
-            settings = prepare_overrides(claim, name, overrides)
-            configs[name] = compose_experiment(experiment, settings, conf)
-    return configs
+    return {
+        name: compose_experiment(claim.experiment(name), settings(claim, name, overrides), conf)
+        for name in dict.fromkeys((*claim.arms, *claim.prepare))
+    }
 
 
-def prepare_overrides(claim: Claim, name: str, overrides: Sequence[str]) -> list[str]:
-    """Hydra overrides of what the claim prepares under `name`."""
-    if name in claim.arms:
-        return [*claim.overrides, *overrides]
-    return [o for o in overrides if not changes_claim(o)] + [f"arm={name}"]
+def settings(claim: Claim, name: str, overrides: Sequence[str]) -> list[str]:
+    """Those of the caller's overrides that an arm takes: all, unless it is only prepared.
+
+    What is prepared may be another method's experiment: it takes what changes nothing that is
+    computed.
+    """
+    return [o for o in overrides if name in claim.arms or not changes_claim(o)]
 
 
 def compose_experiment(
@@ -347,22 +353,14 @@ def claim_hash(claim: Claim, configs: Mapping[str, DictConfig]) -> str:
         }
 
     content = {"claim": as_written(claim), "arms": plain(claim.arms)}
-    if claim.prepare:
-        content["prepare"] = plain(claim.prepare)
-    else:
-        del content["claim"]["prepare"]  # claims without one keep the hash they had
-    for later in ("further", "showcase"):
-        if not content["claim"][later]:
-            del content["claim"][later]
+    content["prepare"] = plain(claim.prepare)
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def as_written(claim: Claim) -> dict[str, Any]:
-    """The claim as plain values; `per_query` only where it is given."""
+    """The claim as plain values, without its name."""
     content = asdict(claim)
-    for compared in (content["primary"], *content["further"]):
-        if not compared["per_query"]:
-            del compared["per_query"]
+    del content["name"]
     return content
 
 

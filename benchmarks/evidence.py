@@ -7,13 +7,13 @@ the paper's rows. What is missing is said to be missing, with the command that m
 
 import math
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
 
+import yaml
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,10 +27,12 @@ from benchmarks.claims import (
     load_claim,
 )
 from benchmarks.outputs import CHECKS, RESULTS, SUMMARY, Outputs
+from shared.experiments import Line, rows
 from shared.training.run_folder import parse_config
 
 State = Literal["proved", "partly", "failed", "open"]
 KINDS = tuple(CHECKS)
+RUNGS = yaml.safe_load(Path(__file__).with_name("rungs.yaml").read_text())
 LONGEST_OVERRIDE = 500  # letters
 
 
@@ -83,6 +85,7 @@ def gather(files: Outputs, conf: Path) -> list[Evidence]:
     """Evidence of every method that has configs or results, by name."""
     outputs = files.root
     methods = {p.parent.name for p in (conf / "experiment").glob("*/*.yaml")}
+    methods |= {p.stem for p in (conf / "rows").glob("*.yaml")}
     methods |= {p.stem for p in (conf / "reproduce").glob("*.yaml")}
     methods |= {p.parent.name for p in outputs.glob("reproduce/*/*") if p.is_dir()}
     methods |= {p.stem for kind in KINDS for p in (outputs / kind).glob("*.json")}
@@ -114,9 +117,11 @@ def _of_method(
         content = files.json(files.root / kind / f"{method}.json", shape)
         if content is not None:
             evidence.files[kind] = content
-    for path in sorted((conf / "experiment" / method).glob("*.yaml")):
-        if row := _paper_row(method, path, results, conf, files):
-            evidence.paper_rows.append(row)
+    evidence.paper_rows = [
+        _paper_row(f"{method}/{name}", line, results, conf, files)
+        for name, line in rows(method, conf).items()
+        if "metric" in line
+    ]
     evidence.rungs = _ladder(evidence, tests)
     return evidence
 
@@ -152,14 +157,9 @@ def _finished_results(files: Outputs) -> list[dict[str, Any]]:
 
 
 def _paper_row(
-    method: str, path: Path, results: Sequence[Mapping[str, Any]], conf: Path, files: Outputs
-) -> PaperRow | None:
-    """The row that an experiment file states, None if it states none."""
-    config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    if not isinstance(config, dict) or not isinstance(config.get("paper"), dict):
-        return None
-    paper = config["paper"]
-    experiment, metric = f"{method}/{path.stem}", str(paper.get("metric", ""))
+    experiment: str, paper: Line, results: Sequence[Mapping[str, Any]], conf: Path, files: Outputs
+) -> PaperRow:
+    metric = str(paper["metric"])
     found = [r for r in results if r.get("experiment") == experiment]
     found = [r for r in found if math.isfinite(r["metrics"].get(metric, math.nan))]
     as_stated = [r for r in found if _ran_as_stated(experiment, r["folder"], conf, files)]
@@ -225,35 +225,25 @@ def _unit_tests(files: Outputs) -> dict[str, bool]:
 def _ladder(evidence: Evidence, tests: Mapping[str, bool]) -> list[Rung]:
     """The six rungs of the ladder that README's "How far is a package proved?" explains."""
     method = evidence.method
-    own = {name: passed for name, passed in tests.items() if _is_about(name, method)}
-    protocols = {n: p for n, p in own.items() if "evaluat" in n.lower() or "protocol" in n.lower()}
-    checkpoints = {n: p for n, p in own.items() if "official" in n.lower()}
-    equations = {
-        n: p for n, p in own.items() if ".unit." in n and n not in (protocols | checkpoints)
-    }
     return [
-        _tested("equations", equations, "make test"),
+        _tested("equations", method, tests),
         _steps(method, evidence.files),
-        _tested("protocols", protocols, "make test"),
-        _tested("checkpoints", checkpoints, "make test"),
+        _tested("protocols", method, tests),
+        _tested("checkpoints", method, tests),
         _miniature(evidence),
         _paper(evidence.paper_rows),
     ]
 
 
-def _is_about(test: str, method: str) -> bool:
-    """Whether the test's file or its parameters name the method as a whole word."""
-    name, _, parameters = test.lower().partition("[")
-    place = name.rpartition(".")[0] + f"[{parameters}"
-    return re.search(rf"(?<![a-z0-9]){re.escape(method)}(?![a-z0-9])", place) is not None
-
-
-def _tested(name: str, tests: Mapping[str, bool], command: str) -> Rung:
-    if not tests:
-        return Rung(name, "open", f"no result; run {command}")
-    passed = sum(tests.values())
-    state: State = "proved" if passed == len(tests) else "failed"
-    return Rung(name, state, f"{passed} of {len(tests)} tests")
+def _tested(name: str, method: str, tests: Mapping[str, bool]) -> Rung:
+    """A rung that unit tests prove, by the table of benchmarks/rungs.yaml."""
+    named = RUNGS.get(method, {"equations": [f"unit.test_{method}"]}).get(name, [])
+    modules = [f"tests.{module}." for module in named]
+    results = [passed for test, passed in tests.items() if test.startswith(tuple(modules))]
+    if not results:
+        return Rung(name, "open", "no result; run make test")
+    state: State = "proved" if all(results) else "failed"
+    return Rung(name, state, f"{sum(results)} of {len(results)} tests")
 
 
 def _steps(method: str, files: Mapping[str, Any]) -> Rung:

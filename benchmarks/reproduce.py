@@ -16,7 +16,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,8 @@ from benchmarks.claims import (
     distinct_sources,
     load_claim,
     nearest,
-    prepare_overrides,
     refuse_tuning_seeds,
+    settings,
 )
 from benchmarks.launch import Launcher, Run, launch, multirun_command
 from benchmarks.outputs import check, word
@@ -68,7 +68,7 @@ def reproduce(
 
     Args:
         method: name of the method package.
-        claim_name: a claim in conf/reproduce/METHOD/, or a yaml's path; None: the method's own.
+        claim_name: a claim in conf/reproduce/METHOD/; None: the method's own.
         seeds: the seeds to run; None: the registered ones.
         arms: the arms to run, ["all"] for the optional ones too; None: all but the optional.
         jobs: processes side by side.
@@ -97,11 +97,17 @@ def reproduce(
     if changed:
         console.print(f"changed on the command line: {' '.join(changed)}", markup=False)
 
-    def runs_of(experiments: Mapping[str, str]) -> list[Run]:
+    def runs_of(names: Iterable[str]) -> list[Run]:
         return [
-            Run(name, seed, experiment, base / name / f"seed{seed}", *_length(configs[name]))
+            Run(
+                name,
+                seed,
+                claim.experiment(name),
+                base / name / f"seed{seed}",
+                *_length(configs[name]),
+            )
             for seed in sorted({*seeds, *claim.seeds})
-            for name, experiment in experiments.items()
+            for name in names
         ]
 
     runs, prepared = runs_of(claim.arms), runs_of(claim.prepare)
@@ -117,7 +123,8 @@ def reproduce(
             call(source)
         precision = _register(base, claim, identity, changed, configs)
         here = [f"precision={precision}"]
-        if jobs > 1 and not any(o.startswith("threads=") for o in [*claim.overrides, *overrides]):
+        threads = "threads" in claim.overrides or any(o.startswith("threads=") for o in overrides)
+        if jobs > 1 and not threads:
             here.append("threads=1")
 
         def start(runs: Sequence[Run], overrides: Sequence[str], log: Path) -> dict[Run, str]:
@@ -134,7 +141,7 @@ def reproduce(
         failed = {run.seed for run in errors}
         startable = [run for run in missing if run.seed not in failed and run.results() is None]
         if startable:
-            errors |= start(startable, [*claim.overrides, *overrides], base / "multirun.log")
+            errors |= start(startable, overrides, base / "multirun.log")
         for run in missing:
             if run.seed in failed:
                 errors.setdefault(run, "not started, because what it is prepared from failed")
@@ -206,7 +213,7 @@ def _prepare(
         wanted = [run for run in prepared if run.arm == name and run.seed in seeds]
         if unfinished := [run for run in wanted if run.results() is None]:
             log = base / f"prepare-{name}.log"
-            errors |= start(unfinished, prepare_overrides(claim, name, overrides), log)
+            errors |= start(unfinished, settings(claim, name, overrides), log)
     return errors
 
 
@@ -216,8 +223,6 @@ def claim_path(method: str, name: str | None, conf: Path = CONF) -> Path:
     Raises:
         ClaimError: the method has no claim.
     """
-    if name and name.endswith(".yaml"):
-        return Path(name)
     root = conf / "reproduce"
     path = root / f"{method}.yaml"
     if not path.is_file():
@@ -350,9 +355,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduce", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("method")
-    parser.add_argument(
-        "--claim", dest="claim_name", help="another claim of the method, or the path of a yaml"
-    )
+    parser.add_argument("--claim", dest="claim_name", help="another claim of the method")
     parser.add_argument("--seeds", type=_numbers, help="1,2,3; default: the registered seeds")
     parser.add_argument("--arms", type=lambda text: text.split(","), help="a,b or all")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side (2)")
@@ -360,8 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     try:
         claim = load_claim(claim_path(options.method, options.claim_name))
-        experiments = ",".join(dict.fromkeys(claim.arms.values()))
-        validate([f"experiment={experiments}", *claim.overrides, *options.overrides])
+        validate([f"experiment={claim.experiment(claim.primary.method)}", *options.overrides])
         return reproduce(**vars(options))
     except (ClaimError, OverrideError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -205,14 +205,14 @@ def summarise(
     """Everything the report shows, as plain values (a figure that does not exist is None)."""
     metric = claim.primary.metric
     arms = {}
-    for arm, experiment in claim.arms.items():
+    for arm in claim.arms:
         values = outcome.values(arm, metric)
         mean, std = mean_std(values)
         seconds = [outcome.results[arm, seed].get("cpu_seconds") for seed in values]
         known = [float(s) for s in seconds if s]
         arms[arm] = {
             "role": claim.role(arm),
-            "experiment": experiment,
+            "experiment": claim.experiment(arm),
             "values": values,
             "mean": mean,
             "std": std,
@@ -261,7 +261,7 @@ def preparation(claim: Claim, runs: Sequence[Run]) -> dict[str, Any]:
             seconds[run.arm].append(float(used))
     return {
         name: {
-            "experiment": claim.prepare[name],
+            "experiment": claim.experiment(name),
             "cpu_seconds": sum(used) / len(used) if used else None,
         }
         for name, used in seconds.items()

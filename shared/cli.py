@@ -4,17 +4,14 @@ Nothing here imports torch. Wrong arguments are refused before anything that doe
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from shared.experiments import CONF, Line, rows
 from shared.files import read_json
 from shared.predict import USAGE
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
 WELCOME = """\
 tenfold {version}: ten vision, language and code papers, one lab.
 
@@ -78,7 +75,7 @@ def _predict(arguments: Sequence[str]) -> None:
 
 
 def list_rows(arguments: Sequence[str]) -> None:
-    """Print the methods, or one method's experiments: those of the paper's tables, then the others.
+    """Print the methods, or one method's rows and its other experiments.
 
     Exits with status 2 and one line for a method that does not exist.
     """
@@ -87,55 +84,56 @@ def list_rows(arguments: Sequence[str]) -> None:
     from rich.table import Table
 
     methods = sorted(p.name for p in (CONF / "experiment").iterdir() if p.is_dir())
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     if not arguments:
         table = Table("method", "rows of the paper", "other experiments", box=box.SIMPLE_HEAD)
         for method in methods:
-            found = list(_experiments(method))
-            rows = sum(bool(paper) for _, paper, _ in found)
-            table.add_row(method, str(rows), str(len(found) - rows))
+            lines = rows(method)
+            of_paper = sum("metric" in line for line in lines.values())
+            others = len(lines) - of_paper + len(_files(method))
+            table.add_row(method, str(of_paper), str(others))
         console.print(table)
         console.print("tenfold list METHOD shows them")
         return
     method = arguments[0]
     if method not in methods or len(arguments) > 1:
         _refuse(f"tenfold list: {' '.join(arguments)!r} is no method; one of {', '.join(methods)}")
-    table = Table("experiment=", "table", "metric", "paper", "GPU-hours", "finished here")
-    table.box = box.SIMPLE_HEAD
-    others = []
-    for name, paper, finished in _experiments(method):
-        if not paper:
-            others.append(name)
-            continue
-        value = "unknown" if paper.get("value") is None else f"{paper['value']}"
-        spread = f" ± {paper['std']}" if paper.get("std") is not None else ""
-        cost = "unknown" if paper.get("gpu_hours") is None else f"about {paper['gpu_hours']:g}"
-        named = [str(paper.get(key, "")) for key in ("table", "metric")]
-        table.add_row(name, *named, value + spread, cost, str(finished or "-"))
+    header = ("experiment=", "table", "metric", "paper", "GPU-hours", "GB", "finished here")
+    table = Table(*header, box=box.SIMPLE_HEAD)
+    for name, line in rows(method).items():
+        value = str(line["value"]) if line.get("value") is not None else "unknown"
+        if line.get("std") is not None:
+            value += f" ± {line['std']}"
+        about = str(line.get("table") or line.get("about", ""))
+        costs = (_figure(line, "gpu_hours", "about "), _figure(line, "memory_gb"))
+        run = f"{method}/{name}"
+        paper = (line["metric"], value) if "metric" in line else ("-", "-")
+        table.add_row(run, about, *paper, *costs, _finished(run))
     console.print(table)
-    console.print(f"others: {', '.join(others)}", soft_wrap=True)
+    console.print(f"others: {', '.join(_files(method))}", soft_wrap=True)
+    console.print(f"arms of claims: experiment=reproduce/{method}/ARM, conf/reproduce/{method}*")
 
 
-def _experiments(method: str) -> Iterator[tuple[str, dict[str, Any] | None, int]]:
-    """Name, what it says of the paper, and the number of finished runs in its usual place."""
-    for path in sorted((CONF / "experiment" / method).glob("*.yaml")):
-        if path.stem.endswith("_base"):
-            continue
-        config = yaml.load(path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        paper = config.get("paper") if isinstance(config, dict) else None
-        name = f"{method}/{path.stem}"
-        yield name, paper if isinstance(paper, dict) else None, _finished(name)
+def _files(method: str) -> list[str]:
+    """Experiments with a file of their own, without those that others stand on."""
+    names = sorted(path.stem for path in (CONF / "experiment" / method).glob("*.yaml"))
+    return [f"{method}/{name}" for name in names if not name.endswith("_base")]
 
 
-def _finished(name: str) -> int:
+def _figure(line: Line, key: str, before: str = "") -> str:
+    return "unknown" if line.get(key) is None else f"{before}{line[key]:g}"
+
+
+def _finished(experiment: str) -> str:
+    """Number of finished runs in an experiment's usual place, "-" for none."""
     count = 0
-    for path in Path("outputs", name).glob("seed*/results.json"):
+    for path in Path("outputs", experiment).glob("seed*/results.json"):
         try:
             results = read_json(path)
         except (OSError, ValueError):
             continue
         count += isinstance(results, dict) and results.get("status") == "finished"
-    return count
+    return str(count or "-")
 
 
 def _refuse(said: str) -> None:

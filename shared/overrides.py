@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -20,7 +19,9 @@ from hydra.errors import HydraException
 from omegaconf import Container, DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
-CONF = Path(__file__).resolve().parent.parent / "conf"
+import shared.composing  # noqa: F401  (finds rows and arms)
+from shared.experiments import CONF
+
 CHOICES = {"precision": ("auto", "32-true", "bf16-mixed", "16-mixed")}
 TINY, HUGE = 1e-9, 1e12
 RANGES: dict[str, tuple[float, float]] = {
@@ -107,7 +108,9 @@ def _check_option(repository: IConfigRepository, override: Override) -> None:
     for value in _values(override):
         for name in value if isinstance(value, list) else [value]:
             if isinstance(name, str) and "${" not in name and name not in options:
-                raise OverrideError(f"unknown {group} {name!r}{_meant(name, options)}")
+                raise OverrideError(
+                    f"unknown {group} {name!r}{_meant(name, options)}{_listed(group, name)}"
+                )
 
 
 def _check_key(
@@ -265,3 +268,10 @@ def _shown(value: Any) -> str:
 
 def _one_line(error: Exception) -> str:
     return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+
+
+def _listed(group: str, name: str) -> str:
+    """Where the rows of an unknown experiment's method stand."""
+    method = name.partition("/")[0]
+    has_table = group == "experiment" and (CONF / "rows" / f"{method}.yaml").is_file()
+    return f" (rows: tenfold list {method}, conf/rows/{method}.yaml)" if has_table else ""

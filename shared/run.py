@@ -1,7 +1,7 @@
 """The one entry point: compose a config, fit, evaluate, write results.json.
 
     tenfold experiment=comatch/mini seed=3
-    tenfold -m experiment=comatch/mini,comatch/mini_fixmatch seed=1,2 hydra/launcher=local
+    tenfold -m experiment=comatch/cifar10_40,comatch/cifar10_250 seed=1,2 hydra/launcher=local
 
 Running the same command again continues an interrupted run, and reuses a finished one.
 """

@@ -129,7 +129,7 @@ def _texts(queries: int, codes: int) -> tuple[Sequence[str], Sequence[str], Tens
         f"data.max_queries={{val: 50, test: {queries}}}",
         f"data.max_candidates={{val: 300, test: {codes}}}",
     )
-    config = compose_experiment("cascode/mini_fast", overrides)
+    config = compose_experiment("reproduce/cascode/fast", overrides)
     call(config.source)
     data = build(config.data, CodeSearchData)
     data.setup("test")

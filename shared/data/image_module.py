@@ -1,15 +1,14 @@
-"""What all image data modules have in common: the data set, its splits, evaluation, prediction."""
+"""What all image data modules have in common: the data set, its splits, evaluation."""
 
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 from numpy.typing import NDArray
 
-from shared.data.loading.batches import EvaluationBatches, PredictionBatches
+from shared.data.loading.batches import EvaluationBatches
 from shared.data.images import ImageSet
 from shared.data.loading.loader import EvaluationLoader
 from shared.data.splits import seeded_subset
@@ -18,10 +17,10 @@ from shared.nn.building import call
 
 
 class ImageDataModule(pl.LightningDataModule):
-    """Evaluation, feature and prediction batches; subclasses add `train_dataloader`.
+    """Evaluation and feature batches; subclasses add `train_dataloader`.
 
     Evaluation batch: `images` (B, C, H, W) float32, `labels` (B,) int64 (multi-label sets: (B, K)),
-    `indices` (B,) int64, the images' places in their split. Prediction batch: `images`, `paths`.
+    `indices` (B,) int64, the images' places in their split.
 
     Args:
         dataset: `_target_` of a reader in `shared.data` and its arguments but `split`.
@@ -32,7 +31,6 @@ class ImageDataModule(pl.LightningDataModule):
         seed: of sampling and augmentation.
         val_split, test_split: the reader's split for validation (some official code validates on
             the test set) and for the final figure.
-        predict_root: folder (or image) for `predict_dataloader`.
     """
 
     def __init__(
@@ -46,7 +44,6 @@ class ImageDataModule(pl.LightningDataModule):
         seed: int = 0,
         val_split: str = "test",
         test_split: str = "test",
-        predict_root: str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)  # those of a subclass as well
@@ -75,16 +72,6 @@ class ImageDataModule(pl.LightningDataModule):
 
     def test_dataloader(self) -> EvaluationLoader:
         return self._evaluation(self._h.test_split)
-
-    def predict_dataloader(self) -> EvaluationLoader:
-        """Batches of the images below `predict_root`, sorted by path.
-
-        Raises:
-            FileNotFoundError: no such folder, or no image in it.
-        """
-        if self._h.predict_root is None:
-            raise ValueError("predict_root is not set: name a folder of images")
-        return self._loader(PredictionBatches(Path(self._h.predict_root), self.transform))
 
     def features_dataloader(self) -> EvaluationLoader:
         """Evaluation batches of the un-augmented training images, each once, by rising index.

@@ -27,7 +27,7 @@ from benchmarks.reproduce import _registered_precision, reproduce
 from benchmarks.summary import _read_queries
 from tests.hostile import damages
 from tests.hostile.tripwire import watched
-from tests.unit.claims_toy import FakeLauncher, write_conf, write_experiment, write_results
+from tests.unit.claims_toy import FakeLauncher, remember, write_conf, write_results, write_rows
 
 Change = Callable[[Any], object]
 FILES = (
@@ -50,7 +50,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The outputs of a claim, of a paper's row and of the checks of two methods; the configs."""
     root = tmp_path_factory.mktemp("whole")
     conf, outputs = write_conf(root), root / "outputs"
-    write_experiment(conf, "row", {"paper": {"metric": "test/top1", "value": 93.1}})
+    write_rows(conf, row={"metric": "test/top1", "value": 93.1})
     launcher = FakeLauncher(lambda arm, seed: 60 + 3 * (arm == "ours") + 0.1 * seed * len(arm))
     reproduce("toy", launcher=launcher, conf=conf, outputs=outputs, console=Console(quiet=True))
     (folder,) = (outputs / "reproduce" / "toy").iterdir()
@@ -72,25 +72,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return outputs, conf
 
 
-MEMORY: dict[str, Any] = {}
-
-
-def remembered(function: Callable) -> Callable:
-    """Configs are the same in every case, and composing them is slow."""
-
-    def call(*arguments: Any) -> Any:
-        key = repr((function.__name__, *arguments))
-        if key not in MEMORY:
-            MEMORY[key] = function(*arguments)
-        return MEMORY[key]
-
-    return call
-
-
 @pytest.fixture
 def outputs(whole: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in ("compose_arms", "compose_experiment"):
-        monkeypatch.setattr(evidence, name, remembered(getattr(evidence, name)))
+    remember(monkeypatch)
+    monkeypatch.setitem(evidence.RUNGS, "toy", {"equations": ["unit.test_toy"]})
     shutil.copytree(whole[0], tmp_path / "o")
     return tmp_path / "o"
 

@@ -61,7 +61,7 @@ def saved_run(config: dict[str, Any], path: Path) -> Any:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_each_task_is_one_of_the_methods_on_its_own_data(task: str, tmp_path: Path) -> None:
-    config = resolved(f"albef/mini_{task}", tmp_path)
+    config = resolved(f"albef/mini_{task}")
     kind, builder, _ = TASKS[task]
     assert get_method(config["method"]["_target_"]) is kind
     assert get_method(config["source"]["_target_"]) is builder
@@ -74,7 +74,7 @@ def test_each_task_is_one_of_the_methods_on_its_own_data(task: str, tmp_path: Pa
 
 @pytest.mark.parametrize("experiment", [*SCENES, *(f"mini_{task}" for task in TASKS)])
 def test_nothing_is_mirrored(experiment: str, tmp_path: Path) -> None:
-    config = resolved(f"albef/{experiment}", tmp_path)
+    config = resolved(f"albef/{experiment}")
     augmentation = config["data"]["augmentation"]
     operations = {o["op"] for recipe in augmentation["recipes"].values() for o in recipe}
     assert operations
@@ -84,8 +84,8 @@ def test_nothing_is_mirrored(experiment: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_task_has_the_words_of_its_start(task: str, tmp_path: Path) -> None:
-    config = resolved(f"albef/mini_{task}", tmp_path)
-    start = resolved(f"albef/{named_start(config)}", tmp_path)
+    config = resolved(f"albef/mini_{task}")
+    start = resolved(f"albef/{named_start(config)}")
     assert config["data"]["vocab"] == start["data"]["vocab"]
     words = config["method"]["text"]["vocab_size"]
     assert words == start["method"]["text"]["vocab_size"]
@@ -95,9 +95,9 @@ def test_a_task_has_the_words_of_its_start(task: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_task_starts_from_what_it_names(task: str, tmp_path: Path) -> None:
-    config = resolved(f"albef/mini_{task}", tmp_path)
+    config = resolved(f"albef/mini_{task}")
     assert named_start(config) == TASKS[task][2]
-    start = saved_run(resolved(f"albef/{named_start(config)}", tmp_path), tmp_path / "last.ckpt")
+    start = saved_run(resolved(f"albef/{named_start(config)}"), tmp_path / "last.ckpt")
     module = module_of(config)
     before = module.encoders.text_encoder.embeddings.word.weight.detach().clone()
     report = warm_start(module, tmp_path / "last.ckpt", config["warm_start"]["kind"])
@@ -113,8 +113,8 @@ def test_a_task_starts_from_what_it_names(task: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("experiment", "start"), SCENES.items())
 def test_scenes_go_on_from_aligned_encoders(experiment: str, start: str, tmp_path: Path) -> None:
-    config = resolved(f"albef/{experiment}", tmp_path)
+    config = resolved(f"albef/{experiment}")
     assert get_method(config["method"]["_target_"]) is Pretraining
     assert named_start(config) == start
-    saved_run(resolved(f"albef/{start}", tmp_path), tmp_path / "last.ckpt")
+    saved_run(resolved(f"albef/{start}"), tmp_path / "last.ckpt")
     warm_start(module_of(config), tmp_path / "last.ckpt", "pretrained")  # positions are stretched

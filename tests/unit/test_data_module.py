@@ -13,6 +13,8 @@ from PIL import Image
 from benchmarks.miniatures.synthetic import fashion_mnist as write_synthetic
 from methods.comatch.data import SemiSupervisedData
 from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.images import FolderImages
+from shared.data.loading.batches import EvaluationBatches
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
 
@@ -189,25 +191,9 @@ def test_imagenet_form(tmp_path: Path) -> None:
     assert len(next(iter(module.val_dataloader()))["labels"]) == 12
 
 
-def test_prediction(root: Path, tmp_path: Path) -> None:
-    for number in (2, 1):
-        Image.new("RGB", (40, 30), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    (tmp_path / "notes.txt").touch()
-    module = data_module(root, predict_root=str(tmp_path))
-    batch = next(iter(module.predict_dataloader()))
-    assert batch["images"].shape == (2, 1, 28, 28)
-    assert batch["paths"] == [str(tmp_path / "1.png"), str(tmp_path / "2.png")]
-    single = data_module(root, predict_root=str(tmp_path / "2.png")).predict_dataloader()
-    assert next(iter(single))["paths"] == [str(tmp_path / "2.png")]
-    (tmp_path / "1.png").write_bytes(b"")
-    with pytest.warns(UserWarning, match="1.png"):
-        assert len(next(iter(module.predict_dataloader()))["paths"]) == 1
-    with pytest.raises(DataNotFoundError, match="no image"):
-        data_module(root, predict_root=str(tmp_path / "none")).predict_dataloader()
-    with pytest.raises(ValueError, match="predict_root"):
-        data_module(root).predict_dataloader()
-    only = tmp_path / "only"
-    only.mkdir()
-    (only / "a.png").write_bytes(b"")
-    with pytest.warns(UserWarning, match="a.png"), pytest.raises(DataCorruptError):
-        next(iter(data_module(root, predict_root=str(only)).predict_dataloader()))
+def test_a_batch_without_one_readable_image_is_refused(root: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"")
+    images = FolderImages([tmp_path / "a.png"], np.zeros(1), [], str(tmp_path), max_corrupt=0.5)
+    batches = EvaluationBatches(images, data_module(root).transform)
+    with pytest.warns(UserWarning, match=r"a.png"), pytest.raises(DataCorruptError):
+        batches.__getitems__(np.zeros(1, int))

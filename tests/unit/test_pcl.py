@@ -29,6 +29,8 @@ from shared import run as entry
 from shared.checkpoints.reading import load_module
 from shared.checkpoints.writing import AtomicCheckpointIO
 from shared.evaluation.features import Features
+from shared.experiments import arms as arms_of
+from shared.experiments import rows
 from shared.overrides import CONF
 
 KMEANS = {"iterations": 5, "restarts": 1, "max_points_per_centroid": 100, "gpu": False}
@@ -489,9 +491,7 @@ def test_the_rows_of_the_specification_are_there() -> None:
         ("v2", (47.9, 59.6, 66.2, 74.5, 78.3, 85.4)),
     ):
         expected |= {f"voc07_{version}_{k}": v for k, v in zip(shots, values, strict=True)}
-    files = (CONF / "experiment" / "pcl").glob("*.yaml")
-    rows = {file.stem: OmegaConf.load(file).get("paper") for file in files}
-    assert {name: paper.value for name, paper in rows.items() if paper} == expected
+    assert {name: row["value"] for name, row in rows("pcl").items() if "metric" in row} == expected
 
 
 @pytest.mark.parametrize(
@@ -525,8 +525,8 @@ def test_values_of_the_specification(experiment: str, values: dict[str, Any]) ->
 def test_the_arms_of_the_claim_share_network_data_and_schedule() -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         arms = {
-            name: compose("config", [f"experiment={experiment}", "name=x"])
-            for name, experiment in OmegaConf.load(CONF / "reproduce/pcl.yaml").arms.items()
+            name: compose("config", [f"experiment=reproduce/pcl/{name}", "name=x"])
+            for name in arms_of("pcl")
         }
     assert {name: arm.arm for name, arm in arms.items()} == {name: name for name in arms}
     shared = arms["moco"]
@@ -535,7 +535,7 @@ def test_the_arms_of_the_claim_share_network_data_and_schedule() -> None:
         assert arm.trainer == shared.trainer
         own = {k: v for k, v in arm.method.items() if k in shared.method and k != "_target_"}
         assert own == {k: v for k, v in shared.method.items() if k != "_target_"}
-    for control, key in (("permuted", "sabotage"), ("sampled", "prototypes")):
+    for control, key in (("permuted", "_target_"), ("sampled", "prototypes")):
         differing = {k for k, v in arms[control].method.items() if v != arms["pcl"].method[k]}
         assert key in differing
         assert differing <= {key, "mask_shared"}

@@ -4,13 +4,23 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
-from claims_toy import CLAIM, FakeLauncher, write_claim, write_conf, write_experiment, write_results
+from claims_toy import (
+    CLAIM,
+    FakeLauncher,
+    remember,
+    write_claim,
+    write_conf,
+    write_results,
+    write_rows,
+)
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from benchmarks import evidence
 from benchmarks.claims import compose_experiment
 from benchmarks.evidence import gather
 from benchmarks.outputs import Outputs
@@ -33,7 +43,8 @@ def outputs(tmp_path):
 
 
 @pytest.fixture
-def conf(tmp_path):
+def conf(tmp_path, monkeypatch):
+    remember(monkeypatch)
     return write_conf(tmp_path)
 
 
@@ -52,13 +63,13 @@ def put(outputs, kind, content):
 
 
 def rungs(outputs, conf):
-    (evidence,) = gather(Outputs(outputs), conf)
-    return {rung.name: rung for rung in evidence.rungs}
+    (found,) = gather(Outputs(outputs), conf)
+    return {rung.name: rung for rung in found.rungs}
 
 
 def test_everything_from_files_is_escaped(conf, outputs):
     write_claim(conf, CLAIM | {"title": EVIL, "claim": f"{EVIL} & more", "source": EVIL})
-    write_experiment(conf, "row", {"paper": PAPER | {"table": EVIL}})
+    write_rows(conf, row=PAPER | {"table": EVIL})
     put(outputs, "chaos", {"first_difference": EVIL, "kills": 3})
     put(outputs, "speed", {"ratio": EVIL, "iqr": None, "rows": [{EVIL: EVIL}]})
     page = claimed(conf, outputs)
@@ -87,15 +98,14 @@ def test_page_and_markdown_carry_the_claim(conf, outputs):
 
 
 def test_a_paper_row_that_was_not_run_says_what_it_needs(conf, outputs):
-    write_experiment(conf, "row", {"paper": PAPER})
-    write_experiment(conf, "row2", {"paper": {**PAPER, "gpu_hours": None}})
-    (evidence,) = gather(Outputs(outputs), conf)
-    first, second = evidence.paper_rows
+    write_rows(conf, row=PAPER, row2={**PAPER, "gpu_hours": None})
+    (found,) = gather(Outputs(outputs), conf)
+    first, second = found.paper_rows
     assert first.note == "not run: needs about 90 GPU-hours"
     assert (first.paper, first.ours) == ("93.1\u00a0±\u00a01.4", None)
     assert "an unstated number of GPU-hours" in second.note
-    assert "not run: needs about 90 GPU-hours" in html([evidence], Outputs(outputs))
-    assert "not run: needs about 90 GPU-hours" in markdown([evidence], Outputs(outputs))
+    assert "not run: needs about 90 GPU-hours" in html([found], Outputs(outputs))
+    assert "not run: needs about 90 GPU-hours" in markdown([found], Outputs(outputs))
 
 
 def run_row(conf, outputs, seed, top1, *overrides):
@@ -109,7 +119,7 @@ def run_row(conf, outputs, seed, top1, *overrides):
 
 
 def test_a_paper_row_shows_our_mean_over_runs_as_stated(conf, outputs):
-    write_experiment(conf, "row", {"paper": PAPER})
+    write_rows(conf, row=PAPER)
     run_row(conf, outputs, 1, 92.0)
     run_row(conf, outputs, 2, 93.0, "precision=bf16-mixed", "logger.csv.save_dir=x")
     run_row(conf, outputs, 3, 10.0, "trainer.max_steps=2")
@@ -150,24 +160,35 @@ def test_steps_are_proved_by_parity_and_mutants_together(conf, outputs, parity, 
     assert rungs(outputs, conf)["steps"].state == state
 
 
-def test_rungs_of_the_unit_tests_come_from_junit(conf, outputs):
+def test_rungs_of_the_unit_tests_come_from_junit_by_the_table(conf, outputs, monkeypatch):
+    table = {"equations": ["unit.test_losses"], "protocols": ["unit.test_x"]}
+    monkeypatch.setattr(
+        evidence, "RUNGS", {"toy": {**table, "checkpoints": ["unit.test_official"]}}
+    )
     outputs.mkdir()
     (outputs / "junit.xml").write_text(
         "<testsuites><testsuite>"
-        '<testcase classname="tests.unit.test_toy_losses" name="test_a"/>'
-        '<testcase classname="tests.unit.test_toy_losses" name="test_b"><failure/></testcase>'
-        '<testcase classname="tests.unit.test_toy_losses" name="test_c"><skipped/></testcase>'
-        '<testcase classname="tests.unit.test_toy_official" name="test_loads"/>'
-        '<testcase classname="tests.unit.test_other" name="test_d"><failure/></testcase>'
-        '<testcase classname="tests.unit.test_other" name="test_toy"><failure/></testcase>'
-        '<testcase classname="tests.unit.test_toys" name="test_e"><failure/></testcase>'
-        '<testcase classname="tests.conformance.test_methods" name="test_official[toy-x]"/>'
+        '<testcase classname="tests.unit.test_losses" name="test_a"/>'
+        '<testcase classname="tests.unit.test_losses" name="test_b"><failure/></testcase>'
+        '<testcase classname="tests.unit.test_losses" name="test_c"><skipped/></testcase>'
+        '<testcase classname="tests.unit.test_official" name="test_loads"/>'
+        '<testcase classname="tests.unit.test_officials" name="test_d"><failure/></testcase>'
         "</testsuite></testsuites>"
     )
     found = rungs(outputs, conf)
     assert (found["equations"].state, found["equations"].detail) == ("failed", "1 of 2 tests")
-    assert (found["checkpoints"].state, found["checkpoints"].detail) == ("proved", "2 of 2 tests")
+    assert (found["checkpoints"].state, found["checkpoints"].detail) == ("proved", "1 of 1 tests")
     assert found["protocols"].state == "open"
+
+
+def test_the_table_of_rungs_names_tests_that_exist():
+    methods = {path.parent.name for path in Path("methods").glob("*/module.py")}
+    assert evidence.RUNGS.keys() <= methods
+    for rungs_of in evidence.RUNGS.values():
+        assert rungs_of.keys() == {"equations", "protocols", "checkpoints"}
+        for modules in rungs_of.values():
+            for module in modules:
+                assert Path("tests", *module.split(".")).with_suffix(".py").is_file(), module
 
 
 def test_checks_say_what_the_commands_found(conf, outputs):
@@ -176,8 +197,7 @@ def test_checks_say_what_the_commands_found(conf, outputs):
     assert dict(checks(gather(Outputs(outputs), conf)[0]))["chaos"] == "identical after 3 kills"
     kills = [{"moment": None}, {"moment": "E-step: epoch 2"}]
     put(outputs, "chaos", {"first_difference": None, "kills": kills})
-    (evidence,) = gather(Outputs(outputs), conf)
-    said = dict(checks(evidence))
+    said = dict(checks(gather(Outputs(outputs), conf)[0]))
     assert said["chaos"] == "identical after 2 kills (at E-step: epoch 2)"
     assert said["mutants"] == "caught 21 of 22"
     assert said["speed"] == "not run: make speed METHOD=toy"

@@ -1,7 +1,6 @@
 """Data sets that make a whole batch at once, for the loaders of `shared.data.loading.loader`."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.data.errors import DataCorruptError, DataNotFoundError
-from shared.data.images import IMAGE_SUFFIXES, FolderImages, ImageSet
+from shared.data.errors import DataCorruptError
+from shared.data.images import ImageSet
 from shared.randomness import sample_keys
 from shared.data.loading.samplers import Draws
 from shared.data.views.interface import Views
@@ -70,23 +69,3 @@ class EvaluationBatches:
             "labels": torch.from_numpy(self.images.labels[used]),
             "indices": torch.from_numpy(used),
         }
-
-
-class PredictionBatches(EvaluationBatches):
-    """Images of a folder without labels; unreadable ones are left out with a warning."""
-
-    def __init__(self, root: Path, transform: Views) -> None:
-        files = [root] if root.is_file() else sorted(root.rglob("*"))
-        paths = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
-        if not paths:
-            raise DataNotFoundError(
-                f"{root}: no image ({', '.join(sorted(IMAGE_SUFFIXES))}) found there"
-            )
-        self.paths = paths
-        unknown = np.full(len(paths), -1)
-        super().__init__(FolderImages(paths, unknown, [], str(root), max_corrupt=0.5), transform)
-
-    def __getitems__(self, positions: NDArray[np.int64]) -> dict[str, Any]:
-        batch = super().__getitems__(positions)
-        paths = [str(self.paths[i]) for i in batch["indices"]]
-        return {"images": batch["images"], "paths": paths}

@@ -1,0 +1,88 @@
+"""Experiments that are lines of a table: the rows of a paper, the arms of a claim.
+
+A row of conf/rows/METHOD.yaml runs as `experiment=METHOD/ROW`, an arm of conf/reproduce/CLAIM.yaml
+as `experiment=reproduce/CLAIM/ARM`, as if each had a file below conf/experiment/.
+
+A line is a mapping. `experiment` names what it stands on (a file or another line, if any), the keys
+of `FIGURES` say what is known of it, and every other key is an override as on the command line: a
+dotted key with its value, or a config group with its option. A table of rows is a list of blocks:
+what stands in a block beside `rows` holds for each row of it. A line with a `metric` is a row of
+the paper, whose figures the run keeps under `paper`.
+"""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+PAPER = ("table", "metric", "value", "std", "source", "gpu_hours")
+FIGURES = (*PAPER, "memory_gb", "about")
+Line = Mapping[str, Any]
+
+
+def rows(method: str, conf: Path = CONF) -> dict[str, Line]:
+    """Name -> line of a method's table, what its block says included; empty without a table.
+
+    Raises:
+        ValueError: the table is no yaml, or no list of blocks with rows.
+    """
+    path = conf / "rows" / f"{method}.yaml"
+    lines: dict[str, Line] = {}
+    try:
+        for block in _read(path) or []:
+            shared = {key: value for key, value in block.items() if key != "rows"}
+            lines |= {name: {**shared, **(line or {})} for name, line in block["rows"].items()}
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no list of blocks with `rows` ({error!r})") from error
+    return lines
+
+
+def arms(claim: str, conf: Path = CONF) -> dict[str, Line]:
+    """Name -> line of all that a claim runs, `overrides` of the claim included for its arms.
+
+    An arm may stand on another arm of its claim. Empty if there is no claim, or a malformed one.
+
+    Raises:
+        ValueError: the claim is no yaml.
+    """
+    written = _read(conf / "reproduce" / f"{claim}.yaml")
+    parts = (
+        [written.get(k) or {} for k in ("arms", "prepare", "overrides")] if written else [{}] * 3
+    )
+    own, prepared, shared = parts
+    together = {**prepared, **own}
+    lines = {name: _line(name, together) for name in together}
+    return {
+        name: {**line, **(shared if name in own else {}), "arm": name}
+        for name, line in lines.items()
+    }
+
+
+def _line(name: str, written: Mapping[str, str | Line]) -> Line:
+    """An arm's line as one mapping, without the arm that it stands on."""
+    line = written[name]
+    line = {"experiment": line} if isinstance(line, str) else line
+    others = {other: value for other, value in written.items() if other != name}
+    below = line.get("experiment")
+    if isinstance(below, str) and below in others:
+        return {**_line(below, others), **{k: v for k, v in line.items() if k != "experiment"}}
+    return line
+
+
+def _read(path: Path) -> Any:
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return _parsed(path, about.st_mtime_ns, about.st_size)
+
+
+@lru_cache(maxsize=64)
+def _parsed(path: Path, *_: int) -> Any:
+    try:
+        return yaml.load(path.read_bytes(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no yaml: {error}") from error
