@@ -4,7 +4,6 @@ A build is described by its recipe (seed, versions, sizes). `manifests/<name>.js
 and holds the recipe and the checksums, so that a killed build leaves nothing that counts as done.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
+from PIL import Image
 
 from shared.data.errors import DataCorruptError
+from shared.data.packages import sha256_of, waiting_for
+from shared.files import replacing
 
 PICTURES = (".png", ".jpg")
+Provenance = dict[str, dict[str, Any]]
 
 
 def build_once(
@@ -27,7 +29,7 @@ def build_once(
 ) -> dict[str, str]:
     """Let `build` fill an empty folder and move its entries into `root`, unless they are there.
 
-    Entries of the same name in `root` are replaced. Concurrent callers wait for the first.
+    Entries of the same name in `root` are replaced. Concurrent processes wait for the first.
 
     Returns:
         {relative path: sha256} of all files of the build but the pictures, which are only counted.
@@ -36,9 +38,8 @@ def build_once(
         DataCorruptError: `root` holds this build by another recipe, or a damaged one.
     """
     root = Path(root)
-    root.mkdir(parents=True, exist_ok=True)
     manifest = root / "manifests" / f"{name}.json"
-    with FileLock(root / ".lock"):
+    with waiting_for(root):
         if manifest.is_file():
             return _checked(root, manifest, recipe)
         for left_over in root.glob(".building-*"):
@@ -52,9 +53,8 @@ def build_once(
                     shutil.rmtree(root / entry.name)
                 os.replace(entry, root / entry.name)
             manifest.parent.mkdir(exist_ok=True)
-            temporary = manifest.with_suffix(".tmp")
-            temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-            os.replace(temporary, manifest)
+            with replacing(manifest) as file:
+                file.write(json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
     files: dict[str, str] = content["files"]
     return files
 
@@ -86,6 +86,19 @@ def write_list(path: Path, names: Sequence[str], labels: NDArray[np.int64]) -> N
     path.write_text("".join(lines))
 
 
+def write_json(path: Path, content: Any, indent: int | None = None) -> None:
+    """Write a JSON file of texts in any language, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=indent) + "\n")
+
+
+def write_pictures(folder: Path, paths: Sequence[str], images: Sequence[NDArray[np.uint8]]) -> None:
+    """Save (H, W[, channels]) pictures as PNG files below `folder`, making its sub-folders."""
+    for path, image in zip(paths, images, strict=True):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / path, compress_level=1)
+
+
 def _checked(root: Path, manifest: Path, recipe: Mapping[str, Any]) -> dict[str, str]:
     try:
         content = json.loads(manifest.read_text())
@@ -102,12 +115,11 @@ def _checked(root: Path, manifest: Path, recipe: Mapping[str, Any]) -> dict[str,
         )
     for name, checksum in files.items():
         path = root / name
-        if not path.is_file() or _sha256(path) != checksum:
+        if not path.is_file() or sha256_of(path) != checksum:
             state = "damaged" if path.is_file() else "missing"
             raise DataCorruptError(f"{path}: {state}; delete {root} and run again")
     for folder, count in pictures.items():
-        present = _count_pictures(root / folder)
-        if present != count:
+        if (present := _count_pictures(root / folder)) != count:
             raise DataCorruptError(
                 f"{root / folder} has {present} pictures instead of {count}; delete {root} and run "
                 "again"
@@ -121,7 +133,7 @@ def _inventory(folder: Path) -> dict[str, Any]:
     for entry in sorted(folder.iterdir()):
         inside = entry.rglob("*") if entry.is_dir() else [entry]
         for path in sorted(p for p in inside if p.is_file() and p.suffix not in PICTURES):
-            files[path.relative_to(folder).as_posix()] = _sha256(path)
+            files[path.relative_to(folder).as_posix()] = sha256_of(path)
         if entry.is_dir() and (count := _count_pictures(entry)):
             pictures[entry.name] = count
     return {"files": files, "pictures": pictures}
@@ -135,8 +147,3 @@ def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """As it comes back from JSON, so that a tuple equals its list."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(recipe)))
     return plain
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

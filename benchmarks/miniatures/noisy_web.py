@@ -6,7 +6,7 @@ is true of each training picture lies in secret/web_truth.json, which only scori
 
 import json
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.miniatures.building import build_once, save_arrays, write_list
-from benchmarks.miniatures.emoji.concepts import Concept
+from benchmarks.miniatures.building import (
+    Provenance,
+    build_once,
+    save_arrays,
+    write_list,
+    write_pictures,
+)
 from benchmarks.miniatures.emoji.packages import LICENCE
 from benchmarks.miniatures.emoji.render import renderings
 from benchmarks.miniatures.emoji.subgroup_labels import (
     class_subgroups,
     labelled_pictures,
     subgroups,
-    write_pictures,
 )
 from shared.data import fetching
 from shared.data.errors import DataCorruptError
@@ -30,7 +34,6 @@ from shared.data.readers.small_images import FASHION_MNIST_CLASSES, find
 from shared.data.readers.small_images import fashion_mnist as read_fashion_mnist
 from shared.nn.building import trusted_function
 
-Provenance = dict[str, dict[str, Any]]
 VERSION = 1  # raise it with any change of the sets
 WRONG, CONFUSED, OUTSIDE = 0.3, 0.5, 0.2
 KINDS = ("clean", "uniform", "confused", "ood")
@@ -164,10 +167,8 @@ def write_web(
 ) -> None:
     """Write everything into `folder`: WebVision's lists and pictures, arrays, the secret truth."""
     order = np.argsort([engine != "google" for engine in web.engines], kind="stable")
-    paths = [
-        f"{web.engines[i]}/{_folder_name(class_names[web.web[i]])}/{web.names[i]}.png"
-        for i in order
-    ]
+    folders = [name.lower().replace("/", "-").replace(" ", "-") for name in class_names]
+    paths = [f"{web.engines[i]}/{folders[web.web[i]]}/{web.names[i]}.png" for i in order]
     labels = web.web[order]
     write_pictures(folder, paths, web.images[order])
     for engine in ("google", "flickr"):
@@ -188,10 +189,7 @@ def write_web(
         below_root = [f"{below}/{file}" for file in files]
         save_arrays(arrays, clean.images, clean.labels, class_names, below_root)
     truth = {
-        path: {
-            "label": None if web.truth[i] < 0 else int(web.truth[i]),
-            "kind": web.kinds[i],
-        }
+        path: {"label": None if web.truth[i] < 0 else int(web.truth[i]), "kind": web.kinds[i]}
         for path, i in zip(paths, order, strict=True)
     }
     (folder / "secret").mkdir()
@@ -202,10 +200,10 @@ def read_truth(root: str | Path) -> dict[str, dict[str, Any]]:
     """{path: {"label": true label or None, "kind": one of KINDS}}, for scoring only."""
     path = find(Path(root) / "secret", "web_truth.json", "noisy web")
     try:
-        content: Mapping[str, Any] = json.loads(path.read_text())
-        return dict(content)
+        content: dict[str, dict[str, Any]] = json.loads(path.read_text())
     except ValueError as error:
         raise DataCorruptError(f"{path}: {error}; delete {root} and run again") from error
+    return content
 
 
 def _build_fashion(
@@ -228,7 +226,9 @@ def _build_fashion(
         )
     inside = np.concatenate([rows[:per_class] for rows in of_class])
     spare = np.concatenate([rows[per_class : per_class + tuning_per_class] for rows in of_class])
-    web, kinds = noisy_labels(true[inside], _fashion_look_alikes(class_names), generator)
+    pairs = {**dict(LOOK_ALIKES), **{second: first for first, second in LOOK_ALIKES}}
+    look_alike = np.array([class_names.index(pairs[name]) for name in class_names])
+    web, kinds = noisy_labels(true[inside], look_alike, generator)
     rows = np.concatenate([inside, outside])
     order = generator.permutation(len(rows))
     labels = np.concatenate([web, generator.integers(0, len(class_names), len(outside))])
@@ -263,16 +263,16 @@ def _build_emoji(folder: Path, seed: int) -> None:
     generator = _generator(seed, "emoji web")
     count = min(_outside_count(len(inside.labels)), len(others.labels))
     outside = others.rows(np.sort(generator.permutation(len(others.labels))[:count]))
-    look_alike = nearest_of_group(
-        inside.images, inside.labels, _groups(drawn.concepts, class_names)
-    )
+    group_of = {concept.subgroup: concept.group for concept in drawn.concepts}
+    groups = [group_of[name] for name in class_names]
+    look_alike = nearest_of_group(inside.images, inside.labels, groups)
     web, kinds = noisy_labels(inside.labels, look_alike, generator)
     order = generator.permutation(len(inside.labels) + count)
-    names = [_file_name(path) for path in [*inside.paths, *outside.paths]]
+    names = [Path(path).stem for path in [*inside.paths, *outside.paths]]
     artists = [*inside.renderings, *outside.renderings]
     every_kind = kinds + ["ood"] * count
     tuning, test = (
-        Clean(pictures.images, pictures.labels, [_file_name(path) for path in pictures.paths])
+        Clean(pictures.images, pictures.labels, [Path(path).stem for path in pictures.paths])
         for pictures in (labelled_pictures(drawn, split, class_names) for split in ("val", "test"))
     )
     write_web(
@@ -292,27 +292,9 @@ def _build_emoji(folder: Path, seed: int) -> None:
     (folder / "ATTRIBUTION.md").write_text(drawn.attribution)
 
 
-def _fashion_look_alikes(class_names: Sequence[str]) -> NDArray[np.int64]:
-    pairs = {**dict(LOOK_ALIKES), **{second: first for first, second in LOOK_ALIKES}}
-    return np.array([class_names.index(pairs[name]) for name in class_names])
-
-
-def _groups(concepts: Sequence[Concept], class_names: Sequence[str]) -> list[str]:
-    group_of = {concept.subgroup: concept.group for concept in concepts}
-    return [group_of[name] for name in class_names]
-
-
 def _outside_count(inside: int) -> int:
     """Pictures of no class that make up the share OUTSIDE of the whole set."""
     return round(inside * OUTSIDE / (1 - OUTSIDE))
-
-
-def _folder_name(class_name: str) -> str:
-    return class_name.lower().replace("/", "-").replace(" ", "-")
-
-
-def _file_name(path: str) -> str:
-    return Path(path).stem
 
 
 def _generator(seed: int, purpose: str) -> np.random.Generator:

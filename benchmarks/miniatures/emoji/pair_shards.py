@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.miniatures.building import build_once
-from benchmarks.miniatures.emoji.pairs import Provenance, pairs
+from benchmarks.miniatures.building import Provenance, build_once
+from benchmarks.miniatures.emoji.pairs import pairs
 
 SHARDS = 4
 VERSION = 1  # raise it with any change of the shards

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from resvg_py import svg_to_bytes
 
-from benchmarks.miniatures.archives import cache_folder
 from benchmarks.miniatures.building import build_once
 from benchmarks.miniatures.emoji.concepts import Concept
 from benchmarks.miniatures.emoji.packages import RENDERINGS, attribution, load, of_split, packages
+from shared.data.packages import cache_folder
 
 log = logging.getLogger(__name__)
 SIZE = 72
