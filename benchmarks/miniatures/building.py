@@ -8,7 +8,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,17 @@ def build_once(
     return files
 
 
+def generator_of(seed: int, purpose: str) -> np.random.Generator:
+    """A generator for one purpose: what else is drawn with the seed does not change it."""
+    return np.random.default_rng([seed, zlib.crc32(purpose.encode())])
+
+
+def generators_of(seed: int, purpose: str, count: int) -> list[np.random.Generator]:
+    """One for each of `count` things; the first ones don't depend on how many there are."""
+    children = np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).spawn(count)
+    return [np.random.default_rng(child) for child in children]
+
+
 def save_arrays(
     path: Path,
     images: NDArray[np.uint8],
@@ -92,7 +104,7 @@ def write_json(path: Path, content: Any, indent: int | None = None) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=indent) + "\n")
 
 
-def write_pictures(folder: Path, paths: Sequence[str], images: Sequence[NDArray[np.uint8]]) -> None:
+def write_pictures(folder: Path, paths: Sequence[str], images: Iterable[NDArray[np.uint8]]) -> None:
     """Save (H, W[, channels]) pictures as PNG files below `folder`, making its sub-folders."""
     for path, image in zip(paths, images, strict=True):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

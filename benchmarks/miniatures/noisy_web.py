@@ -5,7 +5,6 @@ is true of each training picture lies in secret/web_truth.json, which only scori
 """
 
 import json
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from benchmarks.miniatures.building import (
     Provenance,
     build_once,
+    generator_of,
     save_arrays,
     write_list,
     write_pictures,
@@ -214,7 +214,7 @@ def _build_fashion(
         [class_names.index(n) if n in class_names else -1 for n in FASHION_MNIST_CLASSES]
     )
     train, test = (read_fashion_mnist(fashion_root, split) for split in ("train", "test"))
-    generator = _generator(seed, "fashion web")
+    generator = generator_of(seed, "fashion web")
     true = label_of[train.labels]
     of_class = [generator.permutation(np.flatnonzero(true == c)) for c in range(len(class_names))]
     fewest = min(len(rows) for rows in of_class)
@@ -260,7 +260,7 @@ def _build_emoji(folder: Path, seed: int) -> None:
     class_names = class_subgroups(drawn.concepts)
     inside = labelled_pictures(drawn, "train", class_names)
     others = labelled_pictures(drawn, "train", None)
-    generator = _generator(seed, "emoji web")
+    generator = generator_of(seed, "emoji web")
     count = min(_outside_count(len(inside.labels)), len(others.labels))
     outside = others.rows(np.sort(generator.permutation(len(others.labels))[:count]))
     group_of = {concept.subgroup: concept.group for concept in drawn.concepts}
@@ -295,7 +295,3 @@ def _build_emoji(folder: Path, seed: int) -> None:
 def _outside_count(inside: int) -> int:
     """Pictures of no class that make up the share OUTSIDE of the whole set."""
     return round(inside * OUTSIDE / (1 - OUTSIDE))
-
-
-def _generator(seed: int, purpose: str) -> np.random.Generator:
-    return np.random.default_rng([seed, zlib.crc32(purpose.encode())])

@@ -243,20 +243,7 @@ def _referring(splits: Mapping[str, Sequence[Picture]], seed: int) -> dict[str, 
         "images": [
             {"id": p.id, "file_name": p.file, "width": p.size, "height": p.size} for p in everything
         ],
-        "annotations": [
-            {
-                "id": 2 * picture.id + place,
-                "image_id": picture.id,
-                "category_id": 1 + SHAPES.index(shape),
-                "bbox": box,
-                "area": box[2] * box[3],
-                "iscrowd": 0,
-            }
-            for picture in everything
-            for place, ((_, shape), box) in enumerate(
-                zip((picture.upper, picture.lower), picture.boxes, strict=True)
-            )
-        ],
+        "annotations": [item for picture in everything for item in _objects(picture)],
         "categories": [
             {"id": number, "name": shape, "supercategory": "shape"}
             for number, shape in enumerate(SHAPES, 1)
@@ -265,29 +252,52 @@ def _referring(splits: Mapping[str, Sequence[Picture]], seed: int) -> dict[str, 
     return files
 
 
+def reference(number: int, annotation: Item, file_name: str, text: str, split: str) -> Item:
+    """An entry of REFER's list: one sentence about an annotation of instances.json."""
+    sentence = {"tokens": text.split(), "raw": text, "sent": text, "sent_id": number}
+    return {
+        "ref_id": number,
+        "ann_id": annotation["id"],
+        "image_id": annotation["image_id"],
+        "category_id": annotation["category_id"],
+        "split": split,
+        "file_name": file_name,
+        "sent_ids": [number],
+        "sentences": [sentence],
+    }
+
+
+def _objects(picture: Picture) -> list[Item]:
+    """The annotations of the upper and the lower object."""
+    return [
+        {
+            "id": 2 * picture.id + place,
+            "image_id": picture.id,
+            "category_id": 1 + SHAPES.index(shape),
+            "bbox": box,
+            "area": box[2] * box[3],
+            "iscrowd": 0,
+        }
+        for place, ((_, shape), box) in enumerate(
+            zip((picture.upper, picture.lower), picture.boxes, strict=True)
+        )
+    ]
+
+
 def _references(splits: Mapping[str, Sequence[Picture]]) -> list[Item]:
     """One reference, of one sentence, for each object; test pictures are in testA and testB."""
-    references = []
-    for split, pictures in splits.items():
-        for picture in pictures:
-            part = f"test{'AB'[picture.id % 2]}" if split == "test" else split
-            for place, (colour, shape) in enumerate((picture.upper, picture.lower)):
-                number = 2 * picture.id + place
-                text = f"the {colour} {shape}"
-                sentence = {"tokens": text.split(), "raw": text, "sent": text, "sent_id": number}
-                references.append(
-                    {
-                        "ref_id": number,
-                        "ann_id": number,
-                        "image_id": picture.id,
-                        "category_id": 1 + SHAPES.index(shape),
-                        "split": part,
-                        "file_name": picture.file,
-                        "sent_ids": [number],
-                        "sentences": [sentence],
-                    }
-                )
-    return references
+    return [
+        reference(
+            annotation["id"],
+            annotation,
+            picture.file,
+            f"the {' '.join(named)}",
+            f"test{'AB'[picture.id % 2]}" if split == "test" else split,
+        )
+        for split, pictures in splits.items()
+        for picture in pictures
+        for named, annotation in zip((picture.upper, picture.lower), _objects(picture), strict=True)
+    ]
 
 
 def _shards(pictures: Sequence[Picture], entries: Sequence[Item]) -> dict[str, bytes]:

@@ -6,7 +6,6 @@ the test. `pairs` is the entry, for use as a `source` of a config.
 """
 
 import json
-import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from PIL import Image
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from benchmarks.miniatures.building import Provenance, build_once, write_json
+from benchmarks.miniatures.building import Provenance, build_once, generator_of, write_json
 from benchmarks.miniatures.emoji.concepts import Concept
 from benchmarks.miniatures.emoji.contact_sheets import sheet, spread
 from benchmarks.miniatures.emoji.packages import RENDERINGS, of_split, provenance, versions
@@ -109,7 +108,7 @@ def common_concepts(drawn: Renderings, seed: int, count: int = COMMON) -> list[i
         return not everywhere, not all(drawn.present[name][concept] for name in held_out)
 
     pool = everyday_concepts(drawn.concepts)
-    mixed = _generator(seed, "common concepts").permutation(pool).tolist()
+    mixed = generator_of(seed, "common concepts").permutation(pool).tolist()
     return apart(drawn.concepts, sorted(mixed, key=tier), count)
 
 
@@ -142,7 +141,7 @@ def training_captions(concept: Concept, held_out: Collection[str], seed: int) ->
     tags = [tag for tag in concept.tags if tag not in held_out and not _holds(label, tag)]
     if own is not None:
         tags = [tag for tag in tags if not _holds(tag, own)]
-    mixed = _generator(seed, f"tags {concept.id}").permutation(len(tags))[:TAGS]
+    mixed = generator_of(seed, f"tags {concept.id}").permutation(len(tags))[:TAGS]
     tagged = " ".join([label, *(tags[i] for i in sorted(mixed))])
     texts: dict[str, str] = {}
     for text in (*synonyms(concept), tagged, f"{concept.subgroup.replace('-', ' ')} {label}"):
@@ -180,7 +179,7 @@ def evaluation_items(drawn: Renderings, split: str, chosen: Sequence[int], seed:
             or [o for o in others if o.group == concept.group]
             or others
         )
-        generator = _generator(seed, f"hard {split} {concept.id}")
+        generator = generator_of(seed, f"hard {split} {concept.id}")
         items.append(
             {
                 "image": _file("images", name, concept.id),
@@ -202,7 +201,7 @@ def with_noise(
         the pairs in their order, and {index: {clean: the true caption, kind: "other concept"}} of
         those changed.
     """
-    generator = _generator(seed, "noise")
+    generator = generator_of(seed, "noise")
     chosen = np.sort(generator.permutation(len(items))[: round(share * len(items))])
     texts: dict[int, list[str]] = {item["image_id"]: [] for item in items}
     for item in items:
@@ -360,7 +359,3 @@ def _holds(text: str, phrase: str) -> bool:
 
 def _file(below: str, rendering: str, concept: int) -> str:
     return f"{below}/{rendering}/{concept:04d}.png"
-
-
-def _generator(seed: int, purpose: str) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]))

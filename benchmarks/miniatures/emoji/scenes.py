@@ -5,7 +5,6 @@ an eighth's on others. `scenes` is the entry, for use as a `source` of a config.
 """
 
 import json
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.miniatures.building import Provenance, build_once, write_json, write_pictures
+from benchmarks.miniatures.building import (
+    Provenance,
+    build_once,
+    generator_of,
+    generators_of,
+    write_json,
+    write_pictures,
+)
 from benchmarks.miniatures.emoji import backgrounds
 from benchmarks.miniatures.emoji.concepts import Concept
 from benchmarks.miniatures.emoji.contact_sheets import Box, boxed, sheet
@@ -33,7 +39,7 @@ ROTATION = 30.0  # degrees to either side
 TRIES = 30  # places tried for an object
 LAYOUTS = 1000  # attempts at a scene
 FIRST_ID = {"train": 1_000_000, "val": 2_000_000, "test": 3_000_000}
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CAPTIONS = 3  # of a training scene, one of which is drawn at each access
 
 
@@ -146,7 +152,7 @@ def scene_concepts(drawn: Renderings, seed: int, count: int = CLASSES) -> list[i
         for c in everyday_concepts(drawn.concepts)
         if all(drawn.present[name][c] for name in needed)
     ]
-    chosen = apart(drawn.concepts, _generator(seed, "concepts").permutation(pool).tolist(), count)
+    chosen = apart(drawn.concepts, generator_of(seed, "concepts").permutation(pool).tolist(), count)
     if len(chosen) < count:
         raise ValueError(f"{count} concepts asked for scenes, but only {len(chosen)} are fit")
     return chosen
@@ -173,7 +179,7 @@ def make_scenes(
     Raises:
         ValueError: no rendering of the split draws a concept, or a scene's objects don't fit.
     """
-    generators = map(np.random.default_rng, _sequence(seed, f"{name} {split}").spawn(len(contents)))
+    generators = generators_of(seed, f"{name} {split}", len(contents))
     return [
         _lay_out(made_of, split, concepts, generator, FIRST_ID[split] + i, longest_side)
         for i, (concepts, generator) in enumerate(zip(contents, generators, strict=True))
@@ -192,12 +198,11 @@ def random_contents(
 
     List i depends on (seed, name, i) alone.
     """
-    generators = map(np.random.default_rng, _sequence(seed, f"{name} contents").spawn(count))
     return [
         generator.choice(
             concepts, int(generator.integers(fewest, most + 1)), replace=False
         ).tolist()
-        for generator in generators
+        for generator in generators_of(seed, f"{name} contents", count)
     ]
 
 
@@ -426,8 +431,7 @@ def _training_captions(
     """{image, caption: three texts, image_id}; each text names some of the objects by synonyms."""
     items = []
     identity = _identities(made)
-    children = _sequence(seed, "captions").spawn(len(made))
-    for scene, generator in zip(made, map(np.random.default_rng, children), strict=True):
+    for scene, generator in zip(made, generators_of(seed, "captions", len(made)), strict=True):
         texts = []
         for _ in range(CAPTIONS):
             mixed = generator.permutation(len(scene.objects))
@@ -469,7 +473,7 @@ def _references(
 def _write_karpathy(
     folder: Path, split: str, made: Sequence[Scene], table: Sequence[Concept], seed: int
 ) -> None:
-    generators = map(np.random.default_rng, _sequence(seed, f"references {split}").spawn(len(made)))
+    generators = generators_of(seed, f"references {split}", len(made))
     identity = _identities(made)
     items, told = [], []
     for scene, generator in zip(made, generators, strict=True):
@@ -493,11 +497,3 @@ def _write_karpathy(
 def _called(concept: Concept, generator: np.random.Generator) -> str:
     names = synonyms(concept)
     return names[int(generator.integers(len(names)))]
-
-
-def _sequence(seed: int, name: str) -> np.random.SeedSequence:
-    return np.random.SeedSequence([seed, zlib.crc32(name.encode())])
-
-
-def _generator(seed: int, name: str) -> np.random.Generator:
-    return np.random.default_rng(_sequence(seed, name))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from benchmarks.miniatures.building import (
     Provenance,
     build_once,
+    generator_of,
     save_arrays,
     write_list,
     write_pictures,
@@ -137,7 +138,7 @@ def long_tail_counts(natural: NDArray[np.int64], rank_seed: int | None = None) -
     profile = np.maximum(asked, LONG_TAIL_FEWEST).astype(np.int64)
     counts = np.zeros(classes, np.int64)
     waiting = np.argsort(-natural, kind="stable").tolist()
-    generator = None if rank_seed is None else np.random.default_rng([rank_seed, _code("ranks")])
+    generator = None if rank_seed is None else generator_of(rank_seed, "ranks")
     for count in profile:
         large_enough = sum(natural[label] >= count for label in waiting)
         place = 0 if generator is None else int(generator.integers(max(large_enough, 1)))
@@ -151,7 +152,7 @@ def long_tail_rows(labels: NDArray[np.int64], rank_seed: int | None = None) -> N
     a larger count only adds to them."""
     counts = long_tail_counts(np.bincount(labels), rank_seed)
     kept = [
-        np.random.default_rng([_code("long tail"), label]).permutation(
+        np.random.default_rng([zlib.crc32(b"long tail"), label]).permutation(
             np.flatnonzero(labels == label)
         )[:count]
         for label, count in enumerate(counts)
@@ -231,7 +232,3 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
-
-
-def _code(purpose: str) -> int:
-    return zlib.crc32(purpose.encode())
