@@ -4,9 +4,11 @@ A build is described by its recipe (seed, versions, sizes). `manifests/<name>.js
 and holds the recipe and the checksums, so that a killed build leaves nothing that counts as done.
 """
 
+import io
 import json
 import os
 import shutil
+import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -109,6 +111,22 @@ def write_pictures(folder: Path, paths: Sequence[str], images: Iterable[NDArray[
     for path, image in zip(paths, images, strict=True):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / path, compress_level=1)
+
+
+def write_shards(
+    folder: Path, name: str, count: int, samples: Sequence[Mapping[str, bytes]]
+) -> None:
+    """Write `count` webdataset shards `<name>-<number>.tar`; a sample is {suffix: content}."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cuts = np.linspace(0, len(samples), count + 1).astype(int).tolist()
+    for shard in range(count):
+        path = folder / f"{name}-{shard:06}.tar"
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+            for number in range(cuts[shard], cuts[shard + 1]):
+                for suffix, content in samples[number].items():
+                    member = tarfile.TarInfo(f"{number:06}.{suffix}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
 
 
 def _checked(root: Path, manifest: Path, recipe: Mapping[str, Any]) -> dict[str, str]:

@@ -57,7 +57,7 @@ def toy() -> Studio:
     pictures = {rendering.id: art for rendering in RENDERINGS}
     present = {rendering.id: np.ones(len(table), bool) for rendering in RENDERINGS}
     grounds = {p.id: np.full((120, 150, 3), 25 * i, np.uint8) for i, p in enumerate(PHOTOGRAPHS)}
-    return Studio(Renderings(table, pictures, present, {"val": [], "test": []}, ""), grounds)
+    return Studio(Renderings(table, pictures, present, ""), grounds)
 
 
 @dataclass
