@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +28,7 @@ from benchmarks.miniatures.emoji.subgroup_labels import (
     subgroups,
 )
 from shared.data import fetching
-from shared.data.errors import DataCorruptError
-from shared.data.readers.small_images import FASHION_MNIST_CLASSES, find
+from shared.data.readers.small_images import FASHION_MNIST_CLASSES
 from shared.data.readers.small_images import fashion_mnist as read_fashion_mnist
 from shared.nn.building import trusted_function
 
@@ -196,16 +194,6 @@ def write_web(
     (folder / "secret" / "web_truth.json").write_text(json.dumps(truth, indent=0))
 
 
-def read_truth(root: str | Path) -> dict[str, dict[str, Any]]:
-    """{path: {"label": true label or None, "kind": one of KINDS}}, for scoring only."""
-    path = find(Path(root) / "secret", "web_truth.json", "noisy web")
-    try:
-        content: dict[str, dict[str, Any]] = json.loads(path.read_text())
-    except ValueError as error:
-        raise DataCorruptError(f"{path}: {error}; delete {root} and run again") from error
-    return content
-
-
 def _build_fashion(
     folder: Path, fashion_root: Path, seed: int, per_class: int, tuning_per_class: int
 ) -> None:
@@ -269,7 +257,7 @@ def _build_emoji(folder: Path, seed: int) -> None:
     web, kinds = noisy_labels(inside.labels, look_alike, generator)
     order = generator.permutation(len(inside.labels) + count)
     names = [Path(path).stem for path in [*inside.paths, *outside.paths]]
-    artists = [*inside.renderings, *outside.renderings]
+    artists = [name.split("_")[0] for name in names]
     every_kind = kinds + ["ood"] * count
     tuning, test = (
         Clean(pictures.images, pictures.labels, [Path(path).stem for path in pictures.paths])

@@ -44,24 +44,15 @@ class LabelledPictures:
         images: (N, 32, 32, 3) uint8 on a white ground.
         labels: (N,) class, -1 outside the classes.
         paths: "<sub-group>/<rendering>_<concept>.png".
-        renderings: id of the artist's set.
-        concepts: (N,) id in the concept table.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     paths: list[str]
-    renderings: list[str]
-    concepts: NDArray[np.int64]
 
     def rows(self, chosen: NDArray[np.int64]) -> "LabelledPictures":
-        return LabelledPictures(
-            self.images[chosen],
-            self.labels[chosen],
-            [self.paths[i] for i in chosen],
-            [self.renderings[i] for i in chosen],
-            self.concepts[chosen],
-        )
+        paths = [self.paths[i] for i in chosen]
+        return LabelledPictures(self.images[chosen], self.labels[chosen], paths)
 
 
 def subgroups(root: str | Path, rank_seed: int | None = None) -> Provenance:
@@ -104,8 +95,8 @@ def labelled_pictures(
     label_of = {name: label for label, name in enumerate(classes)}
     inside = class_names is not None
     chosen = [c for c in drawn.concepts if (c.subgroup in label_of) == inside]
-    rows: list[tuple[int, int, str, Concept]] = [
-        (label_of.get(concept.subgroup, -1), concept.id, name, concept)
+    rows: list[tuple[int, int, str, str]] = [
+        (label_of.get(concept.subgroup, -1), concept.id, name, concept.subgroup)
         for concept in chosen
         for name in of_split(split)
         if drawn.present[name][concept.id]
@@ -116,13 +107,8 @@ def labelled_pictures(
         of_rendering = [i for i, row in enumerate(rows) if row[2] == name]
         pictures = drawn.pictures[name][[rows[i][1] for i in of_rendering]]
         images[of_rendering] = area_resize(on_ground(pictures), SIZE)
-    return LabelledPictures(
-        images,
-        np.array([row[0] for row in rows], np.int64),
-        [f"{row[3].subgroup}/{row[2]}_{row[1]:04d}.png" for row in rows],
-        [row[2] for row in rows],
-        np.array([row[1] for row in rows], np.int64),
-    )
+    paths = [f"{subgroup}/{name}_{concept:04d}.png" for _, concept, name, subgroup in rows]
+    return LabelledPictures(images, np.array([row[0] for row in rows], np.int64), paths)
 
 
 def long_tail_counts(natural: NDArray[np.int64], rank_seed: int | None = None) -> NDArray[np.int64]:
