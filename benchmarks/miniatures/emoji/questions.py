@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.miniatures.building import Provenance, build_once, generator_of, write_json
-from benchmarks.miniatures.emoji.contact_sheets import Box, Cell, sheet
+from benchmarks.miniatures.emoji.contact_sheets import Cell, sheet
 from benchmarks.miniatures.emoji.scenes import (
     CLASSES,
     LONGEST_SIDE,
@@ -366,35 +366,28 @@ def _write_referring(
     for split, of_split in pictures.items():
         items = []
         for picture in of_split:
-            for thing in picture.things:
-                if len(picture.things) < 2 or picture.shows_behind(thing):
-                    continue
+            clear = [t for t in picture.things if not picture.shows_behind(t)]
+            for thing in clear if len(picture.things) > 1 else []:
                 text = one_of(EXPRESSIONS, generator).format(name=thing.name, phrase=thing.phrase)
                 part = "A" if thing.subgroup.startswith("animal-") else "B"
                 part = f"test{part}" if split == "test" else split
                 items.append({"image": picture.file, "text": text, "ref_id": len(refs)})
                 name = file_name(picture.scene)
                 refs.append(reference(len(refs), thing.annotation, name, text, part))
-            boxes = [_jittered(thing.annotation["bbox"], generator) for thing in picture.things]
-            boxes += [_random_box(generator) for _ in range(RANDOM_BOXES)]
-            proposals[picture.scene.id] = boxes
+            proposals[picture.scene.id] = _proposals(picture.things, generator)
         write_json(folder / f"refcoco+_{split}.json", items)
     write_json(folder / "refcoco+" / "instances.json", instances)
     (folder / "refcoco+" / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
     write_json(folder / "dets.json", proposals)
 
 
-def _jittered(box: Box, generator: np.random.Generator) -> list[float]:
-    """Place and extent changed by up to JITTER of the extent, cut at the picture's edge."""
-    x, y, width, height = box
-    right, down, wider, higher = generator.uniform(-JITTER, JITTER, 4)
-    left, top = max(x + right * width, 0.0), max(y + down * height, 0.0)
-    sides = min(width * (1 + wider), SIZE - left), min(height * (1 + higher), SIZE - top)
-    return [round(float(value), 1) for value in (left, top, *sides)]
-
-
-def _random_box(generator: np.random.Generator) -> list[float]:
-    """Sides uniform in RANDOM_SIDE, anywhere inside of the picture."""
-    width, height = generator.uniform(*RANDOM_SIDE, 2)
-    x, y = generator.uniform(0, SIZE - width), generator.uniform(0, SIZE - height)
-    return [round(float(value), 1) for value in (x, y, width, height)]
+def _proposals(things: Sequence[Thing], generator: np.random.Generator) -> list[list[float]]:
+    """Boxes [x, y, width, height] inside of the picture: each thing's, changed by up to JITTER of
+    its extent, then RANDOM_BOXES anywhere."""
+    boxes = np.array([thing.annotation["bbox"] for thing in things], float)
+    boxes += generator.uniform(-JITTER, JITTER, boxes.shape) * np.tile(boxes[:, 2:], 2)
+    sides = generator.uniform(*RANDOM_SIDE, (RANDOM_BOXES, 2))
+    boxes = np.concatenate([boxes, np.hstack([generator.uniform(0, SIZE - sides), sides])])
+    first, last = boxes[:, :2].clip(min=0), (boxes[:, :2] + boxes[:, 2:]).clip(max=SIZE)
+    found: list[list[float]] = np.hstack([first, last - first]).round(1).tolist()
+    return found
