@@ -3,10 +3,9 @@
 Data that a seed draws (a noisy set, say) is made for seed 0 here, and for others when they run.
 
 ARGS are Hydra overrides of these configs, "+" before what they leave at its default. CasCode's
-corpus in two languages, of all pinned packages, beside the miniature's:
+corpus of all pinned packages, beside the miniature's:
 
-    make data METHOD=cascode \\
-        ARGS='source.profile=full source.languages=[python,go] source.root=data/code-full'
+    make data METHOD=cascode ARGS='source.profile=full source.root=data/code-full'
 """
 
 import argparse

@@ -178,10 +178,13 @@ class OwnFileHandler(logging.FileHandler):
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def locked(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold a lock file, which ends with the process however that ends.
 
     The lock is the process's own: workers that it forks do not hold it when it is killed.
+
+    Args:
+        wait: until another process has let go of it.
 
     Raises:
         LockedError: another process holds it.
@@ -189,7 +192,7 @@ def locked(path: Path) -> Iterator[None]:
     """
     with open_own(path) as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as error:
             if error.errno in _HELD:
                 holder = file.read(200).decode(errors="replace").strip() or "another process"

@@ -4,22 +4,27 @@ A build is described by its recipe (seed, versions, sizes). `manifests/<name>.js
 and holds the recipe and the checksums, so that a killed build leaves nothing that counts as done.
 """
 
-import hashlib
+import io
 import json
 import os
 import shutil
+import tarfile
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
+from PIL import Image
 
 from shared.data.errors import DataCorruptError
+from shared.data.packages import sha256_of, waiting_for
+from shared.files import replacing
 
 PICTURES = (".png", ".jpg")
+Provenance = dict[str, dict[str, Any]]
 
 
 def build_once(
@@ -27,7 +32,7 @@ def build_once(
 ) -> dict[str, str]:
     """Let `build` fill an empty folder and move its entries into `root`, unless they are there.
 
-    Entries of the same name in `root` are replaced. Concurrent callers wait for the first.
+    Entries of the same name in `root` are replaced. Concurrent processes wait for the first.
 
     Returns:
         {relative path: sha256} of all files of the build but the pictures, which are only counted.
@@ -36,9 +41,8 @@ def build_once(
         DataCorruptError: `root` holds this build by another recipe, or a damaged one.
     """
     root = Path(root)
-    root.mkdir(parents=True, exist_ok=True)
     manifest = root / "manifests" / f"{name}.json"
-    with FileLock(root / ".lock"):
+    with waiting_for(root):
         if manifest.is_file():
             return _checked(root, manifest, recipe)
         for left_over in root.glob(".building-*"):
@@ -52,11 +56,21 @@ def build_once(
                     shutil.rmtree(root / entry.name)
                 os.replace(entry, root / entry.name)
             manifest.parent.mkdir(exist_ok=True)
-            temporary = manifest.with_suffix(".tmp")
-            temporary.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-            os.replace(temporary, manifest)
+            with replacing(manifest) as file:
+                file.write(json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
     files: dict[str, str] = content["files"]
     return files
+
+
+def generator_of(seed: int, purpose: str) -> np.random.Generator:
+    """A generator for one purpose: what else is drawn with the seed does not change it."""
+    return np.random.default_rng([seed, zlib.crc32(purpose.encode())])
+
+
+def generators_of(seed: int, purpose: str, count: int) -> list[np.random.Generator]:
+    """One for each of `count` things; the first ones don't depend on how many there are."""
+    children = np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).spawn(count)
+    return [np.random.default_rng(child) for child in children]
 
 
 def save_arrays(
@@ -86,6 +100,35 @@ def write_list(path: Path, names: Sequence[str], labels: NDArray[np.int64]) -> N
     path.write_text("".join(lines))
 
 
+def write_json(path: Path, content: Any, indent: int | None = None) -> None:
+    """Write a JSON file of texts in any language, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=indent) + "\n")
+
+
+def write_pictures(folder: Path, paths: Sequence[str], images: Iterable[NDArray[np.uint8]]) -> None:
+    """Save (H, W[, channels]) pictures as PNG files below `folder`, making its sub-folders."""
+    for path, image in zip(paths, images, strict=True):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / path, compress_level=1)
+
+
+def write_shards(
+    folder: Path, name: str, count: int, samples: Sequence[Mapping[str, bytes]]
+) -> None:
+    """Write `count` webdataset shards `<name>-<number>.tar`; a sample is {suffix: content}."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cuts = np.linspace(0, len(samples), count + 1).astype(int).tolist()
+    for shard in range(count):
+        path = folder / f"{name}-{shard:06}.tar"
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
+            for number in range(cuts[shard], cuts[shard + 1]):
+                for suffix, content in samples[number].items():
+                    member = tarfile.TarInfo(f"{number:06}.{suffix}")
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+
+
 def _checked(root: Path, manifest: Path, recipe: Mapping[str, Any]) -> dict[str, str]:
     try:
         content = json.loads(manifest.read_text())
@@ -102,12 +145,11 @@ def _checked(root: Path, manifest: Path, recipe: Mapping[str, Any]) -> dict[str,
         )
     for name, checksum in files.items():
         path = root / name
-        if not path.is_file() or _sha256(path) != checksum:
+        if not path.is_file() or sha256_of(path) != checksum:
             state = "damaged" if path.is_file() else "missing"
             raise DataCorruptError(f"{path}: {state}; delete {root} and run again")
     for folder, count in pictures.items():
-        present = _count_pictures(root / folder)
-        if present != count:
+        if (present := _count_pictures(root / folder)) != count:
             raise DataCorruptError(
                 f"{root / folder} has {present} pictures instead of {count}; delete {root} and run "
                 "again"
@@ -121,7 +163,7 @@ def _inventory(folder: Path) -> dict[str, Any]:
     for entry in sorted(folder.iterdir()):
         inside = entry.rglob("*") if entry.is_dir() else [entry]
         for path in sorted(p for p in inside if p.is_file() and p.suffix not in PICTURES):
-            files[path.relative_to(folder).as_posix()] = _sha256(path)
+            files[path.relative_to(folder).as_posix()] = sha256_of(path)
         if entry.is_dir() and (count := _count_pictures(entry)):
             pictures[entry.name] = count
     return {"files": files, "pictures": pictures}
@@ -135,8 +177,3 @@ def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """As it comes back from JSON, so that a tuple equals its list."""
     plain: dict[str, Any] = json.loads(json.dumps(dict(recipe)))
     return plain
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,32 +5,34 @@ is true of each training picture lies in secret/web_truth.json, which only scori
 """
 
 import json
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.miniatures.building import build_once, save_arrays, write_list
-from benchmarks.miniatures.emoji.concepts import Concept
+from benchmarks.miniatures.building import (
+    Provenance,
+    build_once,
+    generator_of,
+    save_arrays,
+    write_list,
+    write_pictures,
+)
 from benchmarks.miniatures.emoji.packages import LICENCE
 from benchmarks.miniatures.emoji.render import renderings
 from benchmarks.miniatures.emoji.subgroup_labels import (
     class_subgroups,
     labelled_pictures,
     subgroups,
-    write_pictures,
 )
 from shared.data import fetching
-from shared.data.errors import DataCorruptError
-from shared.data.readers.small_images import FASHION_MNIST_CLASSES, find
+from shared.data.images import ArrayImages
+from shared.data.readers.small_images import FASHION_MNIST_CLASSES
 from shared.data.readers.small_images import fashion_mnist as read_fashion_mnist
 from shared.nn.building import trusted_function
 
-Provenance = dict[str, dict[str, Any]]
 VERSION = 1  # raise it with any change of the sets
 WRONG, CONFUSED, OUTSIDE = 0.3, 0.5, 0.2
 KINDS = ("clean", "uniform", "confused", "ood")
@@ -46,29 +48,14 @@ GOOGLE_SHARE = 2 / 3  # of Fashion-MNIST's training pictures; the others are "fl
 
 
 @dataclass
-class Web:
-    """One noisy training set.
+class Pictures:
+    """Pictures and what they truly show.
 
     Attributes:
         images: (N, H, W) or (N, H, W, 3) uint8.
-        names: file names without folder, unique, that tell nothing of the true label.
-        engines: "google" or "flickr" for each.
-        web: (N,) the labels found on the web.
-        truth: (N,) the true ones, -1 for pictures of no class.
-        kinds: one of KINDS for each.
+        labels: (N,), -1 for pictures of no class, which come last.
+        names: file names without folder, unique, that tell nothing of the label.
     """
-
-    images: NDArray[np.uint8]
-    names: list[str]
-    engines: list[str]
-    web: NDArray[np.int64]
-    truth: NDArray[np.int64]
-    kinds: list[str]
-
-
-@dataclass
-class Clean:
-    """Correctly labelled pictures: `images`, `labels` and `names` as in `Web`."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -160,23 +147,45 @@ def nearest_of_group(
 
 
 def write_web(
-    folder: Path, web: Web, tuning: Clean, test: Clean, class_names: Sequence[str]
+    folder: Path,
+    train: Pictures,
+    tuning: Pictures,
+    test: Pictures,
+    class_names: Sequence[str],
+    look_alike: NDArray[np.int64],
+    engine: Callable[[int, str], str],
+    generator: np.random.Generator,
 ) -> None:
-    """Write everything into `folder`: WebVision's lists and pictures, arrays, the secret truth."""
-    order = np.argsort([engine != "google" for engine in web.engines], kind="stable")
+    """Give training pictures the labels of a web and write everything into `folder`: WebVision's
+    lists and pictures, arrays, the secret truth.
+
+    Args:
+        look_alike: (K,) for each class the one that it is confused with.
+        engine: "google" or "flickr" from a picture's place in the mixed set and its name.
+        generator: of the wrong labels and the order.
+    """
+    known = np.flatnonzero(train.labels >= 0)
+    web, kinds = noisy_labels(train.labels[known], look_alike, generator)
+    mixed = generator.permutation(len(train.labels))
+    outside = len(train.labels) - len(known)
+    web = np.concatenate([web, generator.integers(0, len(class_names), outside)])
+    kinds += ["ood"] * outside
+    engines = [engine(place, train.names[row]) for place, row in enumerate(mixed)]
+    order = np.argsort([name != "google" for name in engines], kind="stable")
+    rows, engines = mixed[order], [engines[place] for place in order]
+    labels = web[rows]
+    folders = [name.lower().replace("/", "-").replace(" ", "-") for name in class_names]
     paths = [
-        f"{web.engines[i]}/{_folder_name(class_names[web.web[i]])}/{web.names[i]}.png"
-        for i in order
+        f"{name}/{folders[label]}/{train.names[row]}.png"
+        for name, label, row in zip(engines, labels, rows, strict=True)
     ]
-    labels = web.web[order]
-    write_pictures(folder, paths, web.images[order])
-    for engine in ("google", "flickr"):
-        rows = [i for i, path in enumerate(paths) if path.startswith(f"{engine}/")]
-        write_list(
-            folder / f"info/train_filelist_{engine}.txt", [paths[i] for i in rows], labels[rows]
-        )
+    write_pictures(folder, paths, train.images[rows])
+    for name in ("google", "flickr"):
+        own = [place for place, path in enumerate(paths) if path.startswith(f"{name}/")]
+        file = folder / f"info/train_filelist_{name}.txt"
+        write_list(file, [paths[place] for place in own], labels[own])
     (folder / "info" / "class_names.txt").write_text("".join(f"{n}\n" for n in class_names))
-    save_arrays(folder / "web_train.npz", web.images[order], labels, class_names, paths)
+    save_arrays(folder / "web_train.npz", train.images[rows], labels, class_names, paths)
     for clean, name, split, below in (
         (test, "val_filelist", "test", "val_images_256"),  # WebVision scores on its val list
         (tuning, "tuning_filelist", "val", "tuning_images"),
@@ -188,24 +197,11 @@ def write_web(
         below_root = [f"{below}/{file}" for file in files]
         save_arrays(arrays, clean.images, clean.labels, class_names, below_root)
     truth = {
-        path: {
-            "label": None if web.truth[i] < 0 else int(web.truth[i]),
-            "kind": web.kinds[i],
-        }
-        for path, i in zip(paths, order, strict=True)
+        path: {"label": None if (true := int(train.labels[row])) < 0 else true, "kind": kinds[row]}
+        for path, row in zip(paths, rows, strict=True)
     }
     (folder / "secret").mkdir()
     (folder / "secret" / "web_truth.json").write_text(json.dumps(truth, indent=0))
-
-
-def read_truth(root: str | Path) -> dict[str, dict[str, Any]]:
-    """{path: {"label": true label or None, "kind": one of KINDS}}, for scoring only."""
-    path = find(Path(root) / "secret", "web_truth.json", "noisy web")
-    try:
-        content: Mapping[str, Any] = json.loads(path.read_text())
-        return dict(content)
-    except ValueError as error:
-        raise DataCorruptError(f"{path}: {error}; delete {root} and run again") from error
 
 
 def _build_fashion(
@@ -216,7 +212,7 @@ def _build_fashion(
         [class_names.index(n) if n in class_names else -1 for n in FASHION_MNIST_CLASSES]
     )
     train, test = (read_fashion_mnist(fashion_root, split) for split in ("train", "test"))
-    generator = _generator(seed, "fashion web")
+    generator = generator_of(seed, "fashion web")
     true = label_of[train.labels]
     of_class = [generator.permutation(np.flatnonzero(true == c)) for c in range(len(class_names))]
     fewest = min(len(rows) for rows in of_class)
@@ -228,30 +224,25 @@ def _build_fashion(
         )
     inside = np.concatenate([rows[:per_class] for rows in of_class])
     spare = np.concatenate([rows[per_class : per_class + tuning_per_class] for rows in of_class])
-    web, kinds = noisy_labels(true[inside], _fashion_look_alikes(class_names), generator)
+    pairs = {**dict(LOOK_ALIKES), **{second: first for first, second in LOOK_ALIKES}}
+    look_alike = np.array([class_names.index(pairs[name]) for name in class_names])
     rows = np.concatenate([inside, outside])
-    order = generator.permutation(len(rows))
-    labels = np.concatenate([web, generator.integers(0, len(class_names), len(outside))])
-    every_kind = kinds + ["ood"] * len(outside)
-    google = round(GOOGLE_SHARE * len(rows))
     scored = np.flatnonzero(label_of[test.labels] >= 0)
+    google = round(GOOGLE_SHARE * len(rows))
+
+    def pictures(source: ArrayImages, chosen: NDArray[np.int64], split: str) -> Pictures:
+        names = [f"{split}_{row:05d}" for row in chosen]
+        return Pictures(source.images[chosen], label_of[source.labels[chosen]], names)
+
     write_web(
         folder,
-        Web(
-            train.images[rows[order]],
-            [f"train_{row:05d}" for row in rows[order]],
-            ["google"] * google + ["flickr"] * (len(rows) - google),
-            labels[order],
-            true[rows[order]],
-            [every_kind[i] for i in order],
-        ),
-        Clean(train.images[spare], true[spare], [f"train_{row:05d}" for row in spare]),
-        Clean(
-            test.images[scored],
-            label_of[test.labels[scored]],
-            [f"test_{row:05d}" for row in scored],
-        ),
+        pictures(train, rows, "train"),
+        pictures(train, spare, "train"),
+        pictures(test, scored, "test"),
         class_names,
+        look_alike,
+        lambda place, name: "google" if place < google else "flickr",
+        generator,
     )
 
 
@@ -260,60 +251,36 @@ def _build_emoji(folder: Path, seed: int) -> None:
     class_names = class_subgroups(drawn.concepts)
     inside = labelled_pictures(drawn, "train", class_names)
     others = labelled_pictures(drawn, "train", None)
-    generator = _generator(seed, "emoji web")
+    generator = generator_of(seed, "emoji web")
     count = min(_outside_count(len(inside.labels)), len(others.labels))
     outside = others.rows(np.sort(generator.permutation(len(others.labels))[:count]))
-    look_alike = nearest_of_group(
-        inside.images, inside.labels, _groups(drawn.concepts, class_names)
-    )
-    web, kinds = noisy_labels(inside.labels, look_alike, generator)
-    order = generator.permutation(len(inside.labels) + count)
-    names = [_file_name(path) for path in [*inside.paths, *outside.paths]]
-    artists = [*inside.renderings, *outside.renderings]
-    every_kind = kinds + ["ood"] * count
-    tuning, test = (
-        Clean(pictures.images, pictures.labels, [_file_name(path) for path in pictures.paths])
-        for pictures in (labelled_pictures(drawn, split, class_names) for split in ("val", "test"))
+    group_of = {concept.subgroup: concept.group for concept in drawn.concepts}
+    groups = [group_of[name] for name in class_names]
+    look_alike = nearest_of_group(inside.images, inside.labels, groups)
+    train, tuning, test = (
+        Pictures(
+            np.concatenate([part.images for part in parts]),
+            np.concatenate([part.labels for part in parts]),
+            [Path(path).stem for part in parts for path in part.paths],
+        )
+        for parts in (
+            [inside, outside],
+            *([labelled_pictures(drawn, split, class_names)] for split in ("val", "test")),
+        )
     )
     write_web(
         folder,
-        Web(
-            np.concatenate([inside.images, outside.images])[order],
-            [names[i] for i in order],
-            ["google" if artists[i] in GOOGLE else "flickr" for i in order],
-            np.concatenate([web, generator.integers(0, len(class_names), count)])[order],
-            np.concatenate([inside.labels, outside.labels])[order],
-            [every_kind[i] for i in order],
-        ),
+        train,
         tuning,
         test,
         class_names,
+        look_alike,
+        lambda place, name: "google" if name.split("_")[0] in GOOGLE else "flickr",
+        generator,
     )
     (folder / "ATTRIBUTION.md").write_text(drawn.attribution)
-
-
-def _fashion_look_alikes(class_names: Sequence[str]) -> NDArray[np.int64]:
-    pairs = {**dict(LOOK_ALIKES), **{second: first for first, second in LOOK_ALIKES}}
-    return np.array([class_names.index(pairs[name]) for name in class_names])
-
-
-def _groups(concepts: Sequence[Concept], class_names: Sequence[str]) -> list[str]:
-    group_of = {concept.subgroup: concept.group for concept in concepts}
-    return [group_of[name] for name in class_names]
 
 
 def _outside_count(inside: int) -> int:
     """Pictures of no class that make up the share OUTSIDE of the whole set."""
     return round(inside * OUTSIDE / (1 - OUTSIDE))
-
-
-def _folder_name(class_name: str) -> str:
-    return class_name.lower().replace("/", "-").replace(" ", "-")
-
-
-def _file_name(path: str) -> str:
-    return Path(path).stem
-
-
-def _generator(seed: int, purpose: str) -> np.random.Generator:
-    return np.random.default_rng([seed, zlib.crc32(purpose.encode())])

@@ -4,20 +4,18 @@ A picture shows one coloured shape above another, so that a network can learn to
 steps and mirroring changes no truth. Proves nothing about images.
 """
 
-import hashlib
-import io
 import json
-import os
 import pickle
-import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, permutations, product
+from itertools import permutations, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from benchmarks.miniatures.building import Provenance, build_once, write_json, write_shards
 
 COLOURS = {"red": (205, 40, 40), "green": (40, 150, 60), "blue": (40, 70, 200), "black": (20,) * 3}
 SHAPES = ("circle", "square", "triangle")
@@ -25,6 +23,7 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TEXT_KEYS = {"caption", "question", "answer", "sentence", "text"}
 SHARDS = 2
 SMALLEST = 16  # px
+VERSION = 1  # raise it with any change of the pictures or texts
 
 Item = dict[str, Any]
 Named = tuple[str, str]  # colour and shape
@@ -75,8 +74,8 @@ class Picture:
 
 def pairs(
     root: str | Path, train: int = 64, test: int = 16, image_size: int = 32, seed: int = 0
-) -> dict[str, dict[str, Any]]:
-    """Write the set into `root` (idempotent) and return its provenance.
+) -> Provenance:
+    """Write the set into `root`, unless it is there, and return its provenance.
 
     - `pairs_{train,val,test}.json`: two captions a picture, in training one entry for each;
       `shards/pairs-*.tar`: the training pairs once more, as webdataset; `vocab.txt`;
@@ -99,17 +98,30 @@ def pairs(
             f"{SMALLEST} px are needed"
         )
     splits = _pictures({"train": train, "val": test, "test": test}, image_size, seed)
-    texts = _annotations(splits) | _referring(splits, seed)
-    content = {name: json.dumps(value, indent=1).encode() for name, value in texts.items()}
-    content["vocab.txt"] = "".join(f"{word}\n" for word in vocabulary(texts)).encode()
-    content["refcoco+/refs(unc).p"] = pickle.dumps(_references(splits), protocol=2)
-    content |= _shards(splits["train"], texts["pairs_train.json"])
-    for picture in (picture for split in splits.values() for picture in split):
-        _write(Path(root) / picture.file, _encoded(picture, "PNG"))
-        _write((Path(root) / picture.file).with_suffix(".jpg"), _encoded(picture, "JPEG"))
-    for name, value in content.items():
-        _write(Path(root) / name, value)
-    files = {name: hashlib.sha256(value).hexdigest() for name, value in content.items()}
+
+    def build(folder: Path) -> None:
+        texts = _annotations(splits) | _referring(splits, seed)
+        for name, content in texts.items():
+            write_json(folder / name, content, indent=1)
+        (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in vocabulary(texts)))
+        (folder / "refcoco+" / "refs(unc).p").write_bytes(
+            pickle.dumps(_references(splits), protocol=2)
+        )
+        (folder / "images").mkdir()
+        for picture in (picture for split in splits.values() for picture in split):
+            picture.pixels().save(folder / picture.file)
+            jpeg = (folder / picture.file).with_suffix(".jpg")
+            picture.pixels().save(jpeg, quality=95)
+        samples = []
+        for entry in texts["pairs_train.json"]:
+            about = {"caption": entry["caption"], "image_id": entry["image_id"]}
+            sample = {"png": (folder / entry["image"]).read_bytes()}
+            sample |= {"txt": entry["caption"].encode(), "json": json.dumps(about).encode()}
+            samples.append(sample)
+        write_shards(folder / "shards", "pairs", SHARDS, samples)
+
+    recipe = {"train": train, "test": test, "image_size": image_size, "seed": seed}
+    files = build_once(root, "synthetic-pairs", {"version": VERSION, **recipe}, build)
     return {"synthetic-pairs": {"files": files, "licence": "CC0-1.0"}}
 
 
@@ -243,20 +255,7 @@ def _referring(splits: Mapping[str, Sequence[Picture]], seed: int) -> dict[str, 
         "images": [
             {"id": p.id, "file_name": p.file, "width": p.size, "height": p.size} for p in everything
         ],
-        "annotations": [
-            {
-                "id": 2 * picture.id + place,
-                "image_id": picture.id,
-                "category_id": 1 + SHAPES.index(shape),
-                "bbox": box,
-                "area": box[2] * box[3],
-                "iscrowd": 0,
-            }
-            for picture in everything
-            for place, ((_, shape), box) in enumerate(
-                zip((picture.upper, picture.lower), picture.boxes, strict=True)
-            )
-        ],
+        "annotations": [item for picture in everything for item in _objects(picture)],
         "categories": [
             {"id": number, "name": shape, "supercategory": "shape"}
             for number, shape in enumerate(SHAPES, 1)
@@ -265,65 +264,49 @@ def _referring(splits: Mapping[str, Sequence[Picture]], seed: int) -> dict[str, 
     return files
 
 
+def reference(number: int, annotation: Item, file_name: str, text: str, split: str) -> Item:
+    """An entry of REFER's list: one sentence about an annotation of instances.json."""
+    sentence = {"tokens": text.split(), "raw": text, "sent": text, "sent_id": number}
+    return {
+        "ref_id": number,
+        "ann_id": annotation["id"],
+        "image_id": annotation["image_id"],
+        "category_id": annotation["category_id"],
+        "split": split,
+        "file_name": file_name,
+        "sent_ids": [number],
+        "sentences": [sentence],
+    }
+
+
+def _objects(picture: Picture) -> list[Item]:
+    """The annotations of the upper and the lower object."""
+    return [
+        {
+            "id": 2 * picture.id + place,
+            "image_id": picture.id,
+            "category_id": 1 + SHAPES.index(shape),
+            "bbox": box,
+            "area": box[2] * box[3],
+            "iscrowd": 0,
+        }
+        for place, ((_, shape), box) in enumerate(
+            zip((picture.upper, picture.lower), picture.boxes, strict=True)
+        )
+    ]
+
+
 def _references(splits: Mapping[str, Sequence[Picture]]) -> list[Item]:
     """One reference, of one sentence, for each object; test pictures are in testA and testB."""
-    references = []
-    for split, pictures in splits.items():
-        for picture in pictures:
-            part = f"test{'AB'[picture.id % 2]}" if split == "test" else split
-            for place, (colour, shape) in enumerate((picture.upper, picture.lower)):
-                number = 2 * picture.id + place
-                text = f"the {colour} {shape}"
-                sentence = {"tokens": text.split(), "raw": text, "sent": text, "sent_id": number}
-                references.append(
-                    {
-                        "ref_id": number,
-                        "ann_id": number,
-                        "image_id": picture.id,
-                        "category_id": 1 + SHAPES.index(shape),
-                        "split": part,
-                        "file_name": picture.file,
-                        "sent_ids": [number],
-                        "sentences": [sentence],
-                    }
-                )
-    return references
-
-
-def _shards(pictures: Sequence[Picture], entries: Sequence[Item]) -> dict[str, bytes]:
-    """Each pair as <key>.png, <key>.txt and <key>.json."""
-    encoded = {picture.id: _encoded(picture, "PNG") for picture in pictures}
-    cuts = np.linspace(0, len(entries), SHARDS + 1).astype(int)
-    shards = {}
-    for shard, (first, last) in enumerate(pairwise(cuts)):
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-            for number in range(first, last):
-                entry = entries[number]
-                about = {"caption": entry["caption"], "image_id": entry["image_id"]}
-                for suffix, value in {
-                    "png": encoded[entry["image_id"]],
-                    "txt": entry["caption"].encode(),
-                    "json": json.dumps(about).encode(),
-                }.items():
-                    member = tarfile.TarInfo(f"{number:06}.{suffix}")
-                    member.size = len(value)
-                    archive.addfile(member, io.BytesIO(value))
-        shards[f"shards/pairs-{shard:06}.tar"] = buffer.getvalue()
-    return shards
-
-
-def _encoded(picture: Picture, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    picture.pixels().save(buffer, kind, **({"quality": 95} if kind == "JPEG" else {}))
-    return buffer.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write unless that is there; runs that start together may do so at once."""
-    if path.exists() and path.read_bytes() == content:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    return [
+        reference(
+            annotation["id"],
+            annotation,
+            picture.file,
+            f"the {' '.join(named)}",
+            f"test{'AB'[picture.id % 2]}" if split == "test" else split,
+        )
+        for split, pictures in splits.items()
+        for picture in pictures
+        for named, annotation in zip((picture.upper, picture.lower), _objects(picture), strict=True)
+    ]

@@ -1,7 +1,7 @@
 """Make a data set present on this machine: idempotent, checked, placed whole or not at all.
 
-Each function takes the folder that the reader of `shared.data.readers.small_images` will be given and returns
-{name: {"files": {relative path: sha256 of the content}, "licence": str}} for results.json.
+Each function takes the folder that the reader of `shared.data.readers.small_images` will be
+given and returns {name: {"files": {relative path: sha256 of the content}, "licence": str}} for results.json.
 Environment: TENFOLD_SOURCES is a folder of files that you have already; TENFOLD_CACHE (data/cache)
 keeps downloaded archives.
 """
@@ -11,21 +11,19 @@ import logging
 import os
 import shutil
 import socket
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from shared.data.readers.files import open_data, read_data
 from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.packages import cache_folder, given_folder, run_client, sha256_of, waiting_for
+from shared.data.readers.files import one_line, read_data
 from shared.files import replacing
 
 log = logging.getLogger(__name__)
 Provenance = dict[str, dict[str, Any]]
+Way = Callable[[Path], Path]  # given an empty folder, returns the folder in which the data now lie
 
 # Of the content, not of the .gz: the packagers compress differently.
 FASHION_MNIST_SHA256 = {
@@ -49,14 +47,18 @@ def fashion_mnist(root: str | Path) -> Provenance:
     unpacked without installing) or torchvision's download, whichever works first.
     """
     root = Path(root)
-    with _locked(root):
-        if not all(_idx_file(root, name) for name in FASHION_MNIST_SHA256):
-            _try_all("fashion-mnist", root, _fashion_mnist_ways(), _place_fashion_mnist)
-        files = {}
-        for name, expected in FASHION_MNIST_SHA256.items():
-            path = _idx_file(root, name)
-            assert path is not None
-            files[name] = _check_content(path, expected)
+    ways = {
+        "TENFOLD_SOURCES": _local_idx_folder,
+        f"Debian package {DEBIAN_PACKAGE}": _debian_archive,
+        "torchvision's download": _torchvision_fashion_mnist,
+    }
+    with waiting_for(root):
+        if not _has_fashion_mnist(root):
+            _try_all("fashion-mnist", root, ways, _place_fashion_mnist)
+        files = {
+            name: _check_content(_idx_file(root, name), sha256)
+            for name, sha256 in FASHION_MNIST_SHA256.items()
+        }
     return {"fashion-mnist": {"files": files, "licence": "MIT"}}
 
 
@@ -103,58 +105,46 @@ LICENCES = {
 }
 
 
-def _fashion_mnist_ways() -> dict[str, Callable[[Path], Path]]:
-    return {
-        "TENFOLD_SOURCES": _local_idx_folder,
-        f"Debian package {DEBIAN_PACKAGE}": _debian_archive,
-        "torchvision's download": _torchvision_fashion_mnist,
-    }
-
-
 def _local_idx_folder(_: Path) -> Path:
-    """A folder that holds the four files: below TENFOLD_SOURCES or as the Debian package does."""
-    given = os.environ.get("TENFOLD_SOURCES")
-    candidates = [Path("/") / DEBIAN_FOLDER]
-    if given:
-        below = ("", "fashion-mnist", "fashion_mnist", "FashionMNIST/raw")
-        candidates = [Path(given) / name for name in below] + candidates
-    for folder in candidates:
-        if all(_idx_file(folder, name) for name in FASHION_MNIST_SHA256):
+    """The folder that holds the four files: below TENFOLD_SOURCES or as the Debian package does."""
+    given = given_folder()
+    below = ("", "fashion-mnist", "fashion_mnist", "FashionMNIST/raw")
+    folders = [given / name for name in below] if given else []
+    for folder in (*folders, Path("/") / DEBIAN_FOLDER):
+        if _has_fashion_mnist(folder):
             return folder
-    raise _UnavailableError("not set" if not given else f"no Fashion-MNIST files below {given}")
+    raise _UnavailableError(f"no Fashion-MNIST files below {given}" if given else "not set")
 
 
 def _debian_archive(workspace: Path) -> Path:
     """Fetch the archive with apt (no root needed, nothing is installed) and unpack it."""
-    cache = Path(os.environ.get("TENFOLD_CACHE", "data/cache")).resolve() / "debian"
+    cache = cache_folder() / "debian"
     archive = next(cache.glob(f"{DEBIAN_PACKAGE}_*.deb"), None)
     if archive is None:
-        fetch = ["apt-get", "-q", "download", DEBIAN_PACKAGE]
-        try:
-            _command(fetch, workspace)
-        except _UnavailableError:  # a fresh machine has no package index yet
-            _command(["apt-get", "-q", "update"], workspace)
-            _command(fetch, workspace)
+        download = ["apt-get", "-q", "download", DEBIAN_PACKAGE]
+        if run_client(download, workspace):  # a fresh machine has no package index yet
+            _required(["apt-get", "-q", "update"], workspace)
+            _required(download, workspace)
         fetched = next(workspace.glob("*.deb"))
         cache.mkdir(parents=True, exist_ok=True)
         archive = Path(shutil.move(fetched, cache / fetched.name))
-    _command(["dpkg-deb", "-x", str(archive), "unpacked"], workspace)
+    _required(["dpkg-deb", "-x", str(archive), "unpacked"], workspace)
     return workspace / "unpacked" / DEBIAN_FOLDER
 
 
 def _torchvision_fashion_mnist(workspace: Path) -> Path:
     from torchvision.datasets import FashionMNIST
 
-    _download(FashionMNIST, workspace, {})
+    _download(FashionMNIST, workspace)
     return workspace / "FashionMNIST" / "raw"
 
 
 def _place_fashion_mnist(found: Path, root: Path) -> None:
     """Put the checked, unpacked files into `root`."""
+    if not _has_fashion_mnist(found):
+        raise _UnavailableError(f"{found} lacks some of the files")
     for name, expected in FASHION_MNIST_SHA256.items():
         path = _idx_file(found, name)
-        if path is None:
-            raise _UnavailableError(f"{found / name} is missing")
         _check_content(path, expected)
         with replacing(root / name) as file:
             file.write(read_data(path))
@@ -182,16 +172,15 @@ def _from_torchvision(
         return True
 
     def fetch(workspace: Path) -> Path:
-        given = os.environ.get("TENFOLD_SOURCES")
-        if given:  # An archive that torchvision finds in place is not downloaded again.
+        if given := given_folder():  # what torchvision finds in place it does not fetch again
             names = [getattr(dataset, "filename", None), *entries]
-            for path in (Path(given) / n for n in names if n):
+            for path in (given / n for n in names if n):
                 if path.is_dir():
                     shutil.copytree(path, workspace / path.name)
                 elif path.is_file():
                     shutil.copy(path, workspace)
         for variant in variants:
-            _download(dataset, workspace, variant)
+            _download(dataset, workspace, **variant)
         return workspace
 
     def place(found: Path, target: Path) -> None:
@@ -200,21 +189,16 @@ def _from_torchvision(
                 shutil.rmtree(target / entry)
             os.replace(found / entry, target / entry)
 
-    with _locked(root):
+    with waiting_for(root):
         if not complete(root):
             _try_all(name, root, {"TENFOLD_SOURCES, torchvision's download": fetch}, place)
-    paths = [
-        p for e in entries for p in ((root / e).rglob("*") if (root / e).is_dir() else [root / e])
-    ]
-    files = {str(p.relative_to(root)): _sha256(p) for p in sorted(paths) if p.is_file()}
+    inside = (p for e in entries for p in (root / e, *(root / e).rglob("*")))
+    files = {str(p.relative_to(root)): sha256_of(p) for p in sorted(inside) if p.is_file()}
     return {name: {"files": files, "licence": LICENCES[name]}}
 
 
 def _try_all(
-    name: str,
-    root: Path,
-    ways: dict[str, Callable[[Path], Path]],
-    place: Callable[[Path, Path], None],
+    name: str, root: Path, ways: Mapping[str, Way], place: Callable[[Path, Path], None]
 ) -> None:
     """Use the first way that works, within a temporary folder beside the target.
 
@@ -227,51 +211,39 @@ def _try_all(
             try:
                 place(way(Path(workspace)), root)
             except _UnavailableError as error:
-                tried.append(f"  - {title}: {error}")
+                tried.append(f"{title}: {error}")
             else:
                 log.info("%s: fetched by %s into %s", name, title, root)
                 return
     raise DataNotFoundError(
-        f"{name} is not in {root} and could not be fetched. Tried:\n"
-        + "\n".join(tried)
-        + f"\nPlace its official files in {root}, or in a folder named by TENFOLD_SOURCES, and run "
-        "the same command again."
+        f"{name} is not in {root} and could not be fetched ({'; '.join(tried)}). Place its official "
+        f"files in {root}, or in a folder named by TENFOLD_SOURCES, and run the same command again"
     )
 
 
-def _download(dataset: Callable[..., Any], folder: Path, arguments: dict[str, str]) -> None:
+def _download(dataset: Callable[..., Any], folder: Path, **arguments: str) -> None:
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(30)
     try:
         dataset(folder, download=True, **arguments)
     except (OSError, RuntimeError) as error:
-        raise _UnavailableError(f"failed ({' '.join(str(error).split())})") from error
+        raise _UnavailableError(f"failed ({one_line(error)})") from error
     finally:
         socket.setdefaulttimeout(patience)
 
 
-def _command(command: list[str], folder: Path) -> None:
-    try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=300)
-    except FileNotFoundError as error:
-        raise _UnavailableError(f"no {command[0]} on this machine") from error
-    except subprocess.TimeoutExpired as error:
-        raise _UnavailableError(f"{command[0]} took too long") from error
-    except subprocess.CalledProcessError as error:
-        lines = (error.stderr or error.stdout or "no message").strip().splitlines()
-        raise _UnavailableError(f"{' '.join(command[:3])}: {lines[-1]}") from error
+def _required(command: list[str], folder: Path) -> None:
+    if problem := run_client(command, folder):
+        raise _UnavailableError(f"{' '.join(command[:3])}: {problem}")
 
 
-@contextmanager
-def _locked(root: Path) -> Iterator[None]:
-    """Arms of a claim start together; one fetches, the others wait."""
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / ".lock"):
-        yield
+def _has_fashion_mnist(folder: Path) -> bool:
+    return all(_idx_file(folder, name).is_file() for name in FASHION_MNIST_SHA256)
 
 
-def _idx_file(folder: Path, name: str) -> Path | None:
-    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
+def _idx_file(folder: Path, name: str) -> Path:
+    """The file, or where only that is there its packed form."""
+    return folder / name if (folder / name).is_file() else folder / f"{name}.gz"
 
 
 def _check_content(path: Path, expected: str) -> str:
@@ -282,8 +254,3 @@ def _check_content(path: Path, expected: str) -> str:
             "data set: delete it and run the same command again"
         )
     return found
-
-
-def _sha256(path: Path) -> str:
-    with open_data(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,4 +21,4 @@ def made_up() -> Renderings:
     present = {r.id: np.ones(len(concepts), bool) for r in RENDERINGS}
     present["fx"][:9] = False
     present["etwo"][::2] = False
-    return Renderings(concepts, pictures, present, {"val": [], "test": []}, "Drawn by chance.\n")
+    return Renderings(concepts, pictures, present, "Drawn by chance.\n")

@@ -8,8 +8,8 @@ import torch
 from hydra.utils import get_method, instantiate
 from omegaconf import OmegaConf
 
-from benchmarks.miniatures.emoji.derived import entailment, nlvr, referring, vqa
 from benchmarks.miniatures.emoji.pairs import pairs, vocabulary
+from benchmarks.miniatures.emoji.questions import questions
 from methods.albef.entailment import Entailment
 from methods.albef.grounding import Grounding
 from methods.albef.module import Pretraining
@@ -24,10 +24,10 @@ from tests.unit.test_configs import resolved
 TASKS: dict[str, tuple[type, Any, str]] = {
     "retrieval": (Retrieval, pairs, "mini_singles"),
     "text_assignment": (TextAssignment, pairs, "mini_fused"),
-    "vqa": (VQA, vqa, "mini_scenes"),
-    "nlvr": (NLVR, nlvr, "mini_scenes"),
-    "ve": (Entailment, entailment, "mini_scenes"),
-    "refcoco": (Grounding, referring, "mini_scenes"),
+    "vqa": (VQA, questions, "mini_scenes"),
+    "nlvr": (NLVR, questions, "mini_scenes"),
+    "ve": (Entailment, questions, "mini_scenes"),
+    "refcoco": (Grounding, questions, "mini_scenes"),
 }
 SCENES = {"mini_scenes_first": "mini_fused", "mini_scenes": "mini_scenes_first"}
 # Texts and labels have a left and a right, and emoji too: RandAugment shears, moves and turns them.

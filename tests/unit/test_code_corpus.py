@@ -4,7 +4,6 @@ import copy
 import gzip
 import hashlib
 import json
-import stat
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,15 +12,15 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.miniatures import wheels
 from benchmarks.miniatures.code import builder, corpus, listing
 from benchmarks.miniatures.code.builder import split, without_duplicates
 from benchmarks.miniatures.code.checks import CorpusError, check
-from benchmarks.miniatures.code.python import PYTHON, licence, problem, source_files
-from benchmarks.miniatures.wheels import Wheel, fetch, read_text
+from benchmarks.miniatures.code.wheels import licence, problem, source_files
 from methods.cascode.cleaning import accepted_query, query_tokens
 from methods.cascode.extraction import functions
 from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.packages import Package, read_member
+from shared.data.packages import wheel as pinned_wheel
 
 FIELDS = [
     *("repo", "path", "func_name", "original_string", "language", "code", "code_tokens"),
@@ -42,7 +41,7 @@ def source(name: str, documentation: str = "", words: str = "") -> str:
     )
 
 
-def wheel(folder: Path, name: str, files: Mapping[str, str | bytes], about: str = "") -> Wheel:
+def wheel(folder: Path, name: str, files: Mapping[str, str | bytes], about: str = "") -> Package:
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}-1.0-py3-none-any.whl"
     about = about or f"Name: {name}\nAuthor: The {name} people\nLicense-Expression: MIT\n"
@@ -53,7 +52,7 @@ def wheel(folder: Path, name: str, files: Mapping[str, str | bytes], about: str 
         content.writestr(
             zipfile.ZipInfo(f"{name}-1.0.dist-info/licenses/LICENSE"), f"Terms of {name}."
         )
-    return Wheel(path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+    return pinned_wheel(path.name, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
 @pytest.fixture
@@ -75,11 +74,10 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "families": [["b", "a"]],
         "packages": entries,
     }
-    (tmp_path / "python.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "packages.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.setenv("TENFOLD_SOURCES", str(tmp_path / "wheels"))
     monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
-    load = listing.load
-    monkeypatch.setattr(builder, "load", lambda language: load(language, tmp_path))
+    monkeypatch.setattr(builder, "load", lambda: listing.load(tmp_path / "packages.yaml"))
     return tmp_path
 
 
@@ -101,7 +99,7 @@ def test_files_of_the_corpus(packages: Path) -> None:
         assert row["language"] == "python"
         assert row["sha"] == ""
         archive = packages / "wheels" / f"{row['repo']}-1.0-py3-none-any.whl"
-        text = read_text(archive, row["path"]).split("\n")
+        text = read_member(archive, row["path"]).decode().split("\n")
         first, last = (int(part[1:]) for part in row["url"].partition("#")[2].split("-"))
         assert "\n".join(text[first - 1 : last]) == row["original_string"]
         assert row["url"] == f"pypi://{archive.name}/{row['path']}#L{first}-L{last}"
@@ -162,18 +160,16 @@ def test_a_package_keeps_its_partition_in_the_small_profile(packages: Path) -> N
         corpus(packages / "small", "full")
 
 
-def test_unknown_profiles_and_languages(tmp_path: Path) -> None:
+def test_unknown_profile(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'tiny': choose one of small, full"):
         corpus(tmp_path, "tiny")
-    with pytest.raises(ValueError, match="no packages of cobol: known are python"):
-        corpus(tmp_path, languages=("python", "cobol"))
 
 
 def test_a_licence_outside_the_list_stops_the_build(
     packages: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(builder, "PERMISSIVE", {"BSD-3-Clause"})
-    with pytest.raises(ValueError, match=r"a: licence 'MIT' .* out of packages/python.yaml"):
+    with pytest.raises(ValueError, match=r"a: licence 'MIT' .* out of packages.yaml"):
         corpus(packages / "out")
     assert not (packages / "out" / "python").exists()
 
@@ -250,8 +246,6 @@ def test_unreadable_wheels(tmp_path: Path) -> None:
     (tmp_path / "a.whl").write_bytes(b"PK")
     with pytest.raises(DataCorruptError, match=r"a.whl: can't be read"):
         list(source_files(tmp_path / "a.whl"))
-    with pytest.raises(DataCorruptError, match=r"a.whl: x can't be read"):
-        read_text(tmp_path / "a.whl", "x")
     with zipfile.ZipFile(tmp_path / "b.whl", "w"):
         pass
     with pytest.raises(DataCorruptError, match=r"b.whl: a wheel without METADATA"):
@@ -280,7 +274,7 @@ def test_duplicates_near_and_exact() -> None:
     near = source("b", words="x").replace("x_7", "x_0")
     short = 'def c(a):\n    """Return the a."""\n    b = a\n    return b\n'
     rows = rows_of(source("a"), twice, source("b", words="x"), near, short)
-    kept, dropped = without_duplicates(rows, "python")
+    kept, dropped = without_duplicates(rows)
     assert [row["url"] for row in kept] == ["a#train0", "a#train2"]
     assert dropped == {"duplicate": 1, "few identifiers": 1, "near duplicate": 1}
 
@@ -351,7 +345,7 @@ def leak(change: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def test_a_clean_corpus_passes() -> None:
-    check(clean_splits(), "python")
+    check(clean_splits())
 
 
 @pytest.mark.parametrize(
@@ -367,13 +361,13 @@ def test_a_clean_corpus_passes() -> None:
 )
 def test_leaks_are_named(change: str, message: str) -> None:
     with pytest.raises(CorpusError, match=message):
-        check(leak(change), "python")
+        check(leak(change))
 
 
 def test_near_duplicates_within_a_partition_are_no_leak() -> None:
     splits = clean_splits()
     splits["train"][1]["code_tokens"] = [*splits["train"][0]["code_tokens"], "more"]
-    check(splits, "python")
+    check(splits)
 
 
 def test_families_fill_the_partitions_in_a_fixed_order() -> None:
@@ -393,7 +387,7 @@ def test_families_fill_the_partitions_in_a_fixed_order() -> None:
 
 def test_the_pinned_list() -> None:
     """The split of docs/papers/cascode.md, section 14.4."""
-    pinned = listing.load(PYTHON)
+    pinned = listing.load()
     assert (len(pinned.packages), len(pinned.of("small"))) == (74, 49)
     of = {p: {n for n, of in pinned.partitions.items() if of == p} for p in listing.PARTITIONS}
     assert of["test"] == {
@@ -415,11 +409,11 @@ def test_the_committed_fixture_is_what_the_builder_gives() -> None:
         name: [json.loads(line) for line in (FIXTURE / "python" / f"{name}.jsonl").open()]
         for name in SPLITS
     }
-    check(splits, "python")
+    check(splits)
     rows = splits["train"] + splits["codebase"]
     assert len(rows) == 60
     notice = (FIXTURE / "NOTICE.md").read_text()
-    partitions = listing.load(PYTHON).partitions
+    partitions = listing.load().partitions
     for row in rows:
         function, query = one(row["original_string"])
         assert problem(function, query) is None
@@ -427,51 +421,7 @@ def test_the_committed_fixture_is_what_the_builder_gives() -> None:
         assert (function.documentation, query) == (row["docstring"], row["docstring_tokens"])
         assert partitions[row["repo"]] == row["partition"]
         assert f"\n## {row['repo']}\n" in notice
-    assert without_duplicates(rows, "python")[0] == rows
-
-
-def test_wheel_names() -> None:
-    one = Wheel("Prompt_Toolkit-3.0.53-py3-none-any.whl", "")
-    assert (one.name, one.version) == ("prompt-toolkit", "3.0.53")
-
-
-def client(folder: Path, script: str) -> list[tuple[str, list[str]]]:
-    path = folder / "pip"
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    return [("stand-in", [str(path)])]
-
-
-def test_wheels_are_fetched_once_and_checked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("TENFOLD_SOURCES", raising=False)
-    made = [wheel(tmp_path / "made", name, {}) for name in ("a", "b_c")]
-    script = f'echo "$@" >> {tmp_path}/calls; cp {tmp_path}/made/*.whl .'
-    monkeypatch.setattr(wheels, "_clients", lambda: client(tmp_path, script))
-    paths = fetch(made)
-    assert paths == fetch(made) == [tmp_path / "cache" / "packages" / m.archive for m in made]
-    (call,) = (tmp_path / "calls").read_text().splitlines()
-    assert call.startswith("download --quiet --no-deps --only-binary=:all: ")
-    assert call.endswith("manylinux2014_x86_64 a==1.0 b-c==1.0")
-    paths[0].write_bytes(b"damaged")
-    with pytest.raises(DataCorruptError, match=r"sha256 .* of a@1.0"):
-        fetch(made)
-
-
-def test_without_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path))
-    monkeypatch.delenv("TENFOLD_SOURCES", raising=False)
-    monkeypatch.setattr(wheels, "_clients", list)
-    with pytest.raises(DataNotFoundError, match=r"(?s)there is no pip client.*ensurepip"):
-        fetch([Wheel("a-1.0-py3-none-any.whl", "0" * 64)])
-
-
-def test_pip_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    client(tmp_path, "exit 0")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert [name for name, _ in wheels._clients()][-1] == "pip on PATH"
+    assert without_duplicates(rows)[0] == rows
 
 
 @pytest.mark.slow

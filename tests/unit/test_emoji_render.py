@@ -15,7 +15,6 @@ from benchmarks.miniatures.emoji.render import (
     draw,
     draw_all,
     is_drawn,
-    near_copies,
     near_pairs,
     on_ground,
     svg,
@@ -100,15 +99,7 @@ def test_comparison_ignores_place_and_size() -> None:
     assert (crops[3] == 255).all(), "nothing drawn"
 
 
-def test_near_pairs_and_copies() -> None:
+def test_near_pairs() -> None:
     crops = np.array([[0.0, 0.0], [3.0, 3.0], [20.0, 20.0]], np.float32)
     assert near_pairs(crops, 4.0) == [(0, 1)]
     assert near_pairs(crops, 3.0) == []
-    names = ("noto", "noto1", "twemoji", "openmoji", "eone1", "fx", "fluent")
-    far = dict.fromkeys(names, crops + 100)
-    present = {name: np.ones(3, bool) for name in names}
-    far["fluent"] = crops
-    far["fx"] = np.array([[7.0, 7.0], [11.0, 12.0], [20.0, 20.0]], np.float32)
-    assert near_copies(far, present, "test") == [0, 2]
-    present["fx"][2] = False
-    assert near_copies(far, present, "test") == [0], "an absent picture is no copy"

@@ -1,8 +1,8 @@
 """Scenes of drawings on photographs: on made-up ones, and once the real ones with counts pinned."""
 
+import hashlib
 import io
 import json
-import subprocess
 import zipfile
 from collections import Counter
 from dataclasses import replace
@@ -148,8 +148,6 @@ def test_scenes_depend_on_seed_name_and_number_alone() -> None:
     ):
         assert all(a.objects != b.objects for a, b in zip(four, changed, strict=True))
     assert [scene.id for scene in four] == [1_000_000, 1_000_001, 1_000_002, 1_000_003]
-    moved = make_scenes(STUDIO, "train", contents, 0, "any", first_id=5)
-    assert moved == [replace(scene, id=5 + i) for i, scene in enumerate(four)]
 
 
 def test_records_are_pinned() -> None:
@@ -174,12 +172,10 @@ def test_impossible_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="no rendering of val draws concept 2"):
         make_scenes(STUDIO, "val", [[2]], 0, "any")
     monkeypatch.setattr(module, "LAYOUTS", 20)
-    with pytest.raises(
-        ValueError, match=r"scene 7: 3 objects of \(30, 36\) px find no place in 40"
-    ):
-        make_scenes(STUDIO, "test", [[1, 2, 3]], 0, "any", 40, (30, 36), first_id=7)
-    with pytest.raises(ValueError, match="find no place in 16 px"):
-        make_scenes(STUDIO, "test", [[1]], 0, "any", size=16)
+    for contents, sides in (([1, 2, 3], (90, 96)), ([1], (200, 200))):
+        message = rf"scene 3000000: {len(contents)} objects of .* px find no place in 96 px"
+        with pytest.raises(ValueError, match=message):
+            make_scenes(STUDIO, "test", [contents], 0, "any", sides)
 
 
 def test_scene_concepts(made_of: Studio) -> None:
@@ -205,14 +201,6 @@ def test_run_lengths(height: int, width: int, data: st.DataObject) -> None:
     values = np.arange(len(runs["counts"])) % 2 == 1
     decoded = np.repeat(values, runs["counts"]).reshape(width, height).T
     np.testing.assert_array_equal(decoded, mask)
-
-
-def test_pycocotools_reads_the_run_lengths() -> None:
-    coco = pytest.importorskip("pycocotools.mask")
-    (scene,) = make_scenes(STUDIO, "train", [[9, 13]], 0, "any")
-    for mask in masks(STUDIO, scene):
-        packed = coco.frPyObjects(run_lengths(mask), *mask.shape)
-        np.testing.assert_array_equal(coco.decode(packed), mask)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +241,7 @@ def test_build(made_of: Studio, tmp_path: Path) -> None:
             np.testing.assert_array_equal(np.asarray(image), draw(made_of, made[-1]))
     assert "chelsea" in (tmp_path / "ATTRIBUTION.md").read_text()
     with Image.open(tmp_path / "contact_scenes.png") as sheet:
-        assert sheet.size == (8 * 196, 2 * 196)
+        assert len(np.unique(np.asarray(sheet))) > 10
 
 
 def test_texts_of_the_build(made_of: Studio, tmp_path: Path) -> None:
@@ -311,54 +299,31 @@ def test_grounds_of_the_test_are_its_own() -> None:
     assert all(f"`{p.id}`" in told and p.licence in told for p in PHOTOGRAPHS)
 
 
-def test_a_wheel_that_is_not_the_pinned_one(
+def test_photographs_of_the_wheel_and_of_scikit_learn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("TENFOLD_SOURCES", str(tmp_path))
-    (tmp_path / backgrounds.WHEEL).write_bytes(b"no wheel")
-    with pytest.raises(DataCorruptError, match=r"scikit_image-0.26.0.*sha256 .*, not 74aa55"):
-        photographs()
-
-
-@pytest.mark.parametrize("status", [0, 1])
-def test_pip_can_not_fetch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
-    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path))
-    monkeypatch.delenv("TENFOLD_SOURCES", raising=False)
-    done = subprocess.CompletedProcess([], status, "", "no network\n" * status)
-    monkeypatch.setattr(backgrounds.subprocess, "run", lambda *a, **k: done)
-    message = rf"0.26.0.*pip could not fetch it \(exit status {status}: .*TENFOLD_SOURCES"
-    with pytest.raises(DataNotFoundError, match=message):
-        photographs()
-
-
-def test_fetched_by_pip_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small wheel that a fake pip brings, and scikit-learn's own pictures."""
     content = io.BytesIO()
     Image.new("L", (4, 3), 7).save(content, "png")
-    archive = io.BytesIO()
+    archive = tmp_path / backgrounds.WHEEL.archive
     with zipfile.ZipFile(archive, "w") as wheel:
         wheel.writestr("skimage/data/brick.png", content.getvalue())
+    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TENFOLD_SOURCES", str(tmp_path))
+    with pytest.raises(DataCorruptError, match=r"scikit_image-0.26.0.*sha256 .*, not 74aa55"):
+        photographs()
     known = [p for p in PHOTOGRAPHS if p.id in ("brick", "flower")]
-    digest = backgrounds.hashlib.sha256
-    known[0] = replace(known[0], sha256=digest(content.getvalue()).hexdigest())
     monkeypatch.setattr(backgrounds, "PHOTOGRAPHS", known)
-    monkeypatch.setattr(backgrounds, "WHEEL_SHA256", digest(archive.getvalue()).hexdigest())
-    monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path))
-    monkeypatch.delenv("TENFOLD_SOURCES", raising=False)
-
-    def fake(command: list[str], **_: object) -> "subprocess.CompletedProcess[str]":
-        (to,) = (a.removeprefix("--dest=") for a in command if a.startswith("--dest="))
-        (Path(to) / backgrounds.WHEEL).write_bytes(archive.getvalue())
-        assert "scikit-image==0.26.0" in command
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(backgrounds.subprocess, "run", fake)
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    monkeypatch.setattr(backgrounds, "WHEEL", replace(backgrounds.WHEEL, sha256=digest))
+    with pytest.raises(DataCorruptError, match=r"skimage/data/brick.png: sha256 .*, not 7966ca"):
+        photographs()
+    known[0] = replace(known[0], sha256=hashlib.sha256(content.getvalue()).hexdigest())
     found = photographs()
     assert found["brick"].tolist() == [[[7] * 3] * 4] * 3
     assert found["flower"].shape == (427, 640, 3)
-    monkeypatch.setattr(backgrounds.subprocess, "run", None)
-    assert photographs().keys() == found.keys(), "from the cache"
+    monkeypatch.setattr(backgrounds, "find_spec", lambda name: None)
+    with pytest.raises(DataNotFoundError, match="pip install scikit-learn"):
+        photographs()
 
 
 @pytest.mark.slow

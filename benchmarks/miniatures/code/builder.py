@@ -1,4 +1,4 @@
-"""Pairs of documentation and function from pinned packages, split by package families.
+"""Pairs of documentation and function from pinned Python packages, split by package families.
 
 `corpus` is the entry, for use as a `source` of a config. Rules and targets:
 docs/papers/cascode.md, section 14. The files are made on each machine and not committed: they hold
@@ -17,25 +17,22 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.miniatures.archives import Pinned
-from benchmarks.miniatures.building import build_once
+from benchmarks.miniatures.building import Provenance, build_once
 from benchmarks.miniatures.code.checks import Row, check
-from benchmarks.miniatures.code.language import Language, Licence
-from benchmarks.miniatures.code.languages import OTHERS
 from benchmarks.miniatures.code.listing import CAPS, PARTITIONS, PROFILES, Listing, load
-from benchmarks.miniatures.code.python import PYTHON
-from methods.cascode.cleaning import FEWEST_IDENTIFIERS, identifiers, near_duplicates
+from benchmarks.miniatures.code.wheels import Licence, licence, problem, source_files
+from methods.cascode.cleaning import FEWEST_IDENTIFIERS, identifiers, near_duplicates, query_tokens
 from methods.cascode.extraction import Function, SourceError
+from methods.cascode.extraction.python import functions
+from shared.data.packages import Package, fetch
 
 log = logging.getLogger(__name__)
-LANGUAGES = {language.name: language for language in (PYTHON, *OTHERS)}
 PERMISSIVE = {
     *("MIT", "ISC", "0BSD", "BSD", "BSD License", "BSD-2-Clause", "BSD-3-Clause", "Apache-2.0"),
     *("PSF-2.0", "Zlib", "Public Domain", "LicenseRef-Biopython-License-Agreement"),
 }
 VERSION = 1  # raise it with any change of what is kept
 SEED = 0
-Provenance = dict[str, dict[str, Any]]
 
 
 @dataclass
@@ -48,45 +45,32 @@ class Harvest:
         not_english: the first query that the cheap rule took for another language, "" for none.
     """
 
-    package: Pinned
+    package: Package
     licence: Licence
     rows: list[Row] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     not_english: str = ""
 
 
-def corpus(
-    root: str | Path, profile: str = "small", languages: Sequence[str] = ("python",)
-) -> Provenance:
+def corpus(root: str | Path, profile: str = "small") -> Provenance:
     """Make the corpus present in `root`.
 
-    Writes <language>/{train,valid,test,codebase}.jsonl.gz in CodeSearchNet's format, manifest.json
-    with what was left out and why, and NOTICE.md with the packages' licences.
+    Writes python/{train,valid,test,codebase}.jsonl.gz in CodeSearchNet's format, manifest.json with
+    what was left out and why, and NOTICE.md with the packages' licences.
 
     Args:
-        profile: "small" (Python: 49 packages of 24 MB) or "full" (74 packages of 164 MB). Of the
-            other languages, 3 to 15 packages each, both are the same.
-        languages: of "python" by pip, "javascript" by npm, "go", "php", "ruby" and "java" by apt.
+        profile: "small" (49 packages of 24 MB) or "full" (74 packages of 164 MB).
 
     Raises:
-        DataNotFoundError: archives are not on this machine and can't be fetched.
-        DataCorruptError: an archive is not the pinned one, or `root` holds another build.
+        DataNotFoundError: wheels are not on this machine and can't be fetched.
+        DataCorruptError: a wheel is not the pinned one, or `root` holds another build.
         CorpusError: the result breaks a rule of the split.
-        ValueError: an unknown profile or language, or a package's licence is not permissive.
+        ValueError: an unknown profile, or a package's licence is not permissive.
     """
     if profile not in PROFILES:
         raise ValueError(f"profile {profile!r}: choose one of {', '.join(PROFILES)}")
-    if unknown := [name for name in languages if name not in LANGUAGES]:
-        raise ValueError(f"no packages of {', '.join(unknown)}: known are {', '.join(LANGUAGES)}")
-    provenance: Provenance = {}
-    for language in (LANGUAGES[name] for name in languages):
-        provenance |= _of_language(Path(root), language, load(language), profile)
-    return provenance
-
-
-def _of_language(root: Path, language: Language, listing: Listing, profile: str) -> Provenance:
-    packages = listing.of(profile)
-    archives = {package.archive: package.sha256 for package in packages}
+    root, listing = Path(root), load()
+    archives = {package.archive: package.sha256 for package in listing.of(profile)}
     chosen = json.dumps([archives, listing.partitions], sort_keys=True)
     recipe = {
         "version": VERSION,
@@ -94,31 +78,30 @@ def _of_language(root: Path, language: Language, listing: Listing, profile: str)
         "profile": profile,
         "list": hashlib.sha256(chosen.encode()).hexdigest()[:16],
     }
-    name = f"code-{language.name}"
-    files = build_once(root, name, recipe, lambda f: build(f, language, listing, profile))
-    manifest = json.loads((root / language.name / "manifest.json").read_text())
+    files = build_once(root, "code-python", recipe, lambda f: build(f, listing, profile))
+    manifest = json.loads((root / "python" / "manifest.json").read_text())
     licences = sorted({package["licence"] for package in manifest["packages"]})
-    licence = f"{', '.join(licences)}: see {language.name}/NOTICE.md"
+    terms = f"{', '.join(licences)}: see python/NOTICE.md"
     return {
-        f"{name}-packages": {"files": archives, "licence": licence},
-        name: {"files": files, "licence": licence},
+        "code-python-packages": {"files": archives, "licence": terms},
+        "code-python": {"files": files, "licence": terms},
     }
 
 
-def build(folder: Path, language: Language, listing: Listing, profile: str) -> None:
-    """Write a language's files into <folder>/<language>."""
+def build(folder: Path, listing: Listing, profile: str) -> None:
+    """Write the corpus into <folder>/python."""
     packages = listing.of(profile)
     harvests = [
-        _harvest(language, package, archive)
-        for package, archive in zip(packages, language.fetch(packages), strict=True)
+        _harvest(package, archive)
+        for package, archive in zip(packages, fetch(packages), strict=True)
     ]
     rows = [row for harvest in harvests for row in harvest.rows]
-    kept, dropped = without_duplicates(rows, language.name)
+    kept, dropped = without_duplicates(rows)
     for row in kept:
         row["partition"] = listing.partitions[row["repo"]]
     splits, left_out = split(kept)
-    check(splits, language.name)
-    folder = folder / language.name
+    check(splits)
+    folder = folder / "python"
     folder.mkdir()
     for name, of_split in splits.items():
         write_rows(folder / f"{name}.jsonl.gz", of_split)
@@ -127,10 +110,7 @@ def build(folder: Path, language: Language, listing: Listing, profile: str) -> N
         "profile": profile,
         "seed": SEED,
         "list": listing.pinned,
-        "tools": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("scipy", *language.tools)},
-        },
+        "tools": {"python": platform.python_version(), "scipy": version("scipy")},
         "counts": dict(sorted(counts.items())),
         "splits": {name: len(of_split) for name, of_split in splits.items()},
         "packages": _packages(harvests, listing, kept, splits),
@@ -140,7 +120,7 @@ def build(folder: Path, language: Language, listing: Listing, profile: str) -> N
     (folder / "NOTICE.md").write_text(notice(harvests))
 
 
-def without_duplicates(rows: Sequence[Row], language: str) -> tuple[list[Row], Counter[str]]:
+def without_duplicates(rows: Sequence[Row]) -> tuple[list[Row], Counter[str]]:
     """Rules 11 to 13: no two functions with equal or similar code, none too short to compare.
 
     Returns: the rows kept, the first of each cluster, and how many were dropped by reason.
@@ -150,7 +130,7 @@ def without_duplicates(rows: Sequence[Row], language: str) -> tuple[list[Row], C
         first.setdefault(tuple(row["code_tokens"]), row)
     documents, comparable = [], []
     for row in first.values():
-        document = identifiers(row["code_tokens"], language)
+        document = identifiers(row["code_tokens"], "python")
         if len(document) >= FEWEST_IDENTIFIERS:
             documents.append(document)
             comparable.append(row)
@@ -230,30 +210,30 @@ def _packages(
     ]
 
 
-def _harvest(language: Language, package: Pinned, archive: Path) -> Harvest:
+def _harvest(package: Package, archive: Path) -> Harvest:
     """Rules 1 to 10 on one package."""
-    harvest = Harvest(package, language.licence(archive))
+    harvest = Harvest(package, licence(archive))
     if harvest.licence.name not in PERMISSIVE:
         raise ValueError(
             f"{package.name}: licence {harvest.licence.name!r} is not in the list of permissive "
-            f"ones; take the package out of packages/{language.name}.yaml"
+            "ones; take the package out of packages.yaml"
         )
-    for path, function in _functions(language, archive, harvest.counts):
+    for path, function in _functions(archive, harvest.counts):
         harvest.counts["functions"] += 1
-        query = language.query(function.documentation)
-        if problem := language.problem(function, query):
-            harvest.counts[problem] += 1
-            if problem == "query: language":
+        query = query_tokens(function.documentation)
+        if reason := problem(function, query):
+            harvest.counts[reason] += 1
+            if reason == "query: language":
                 harvest.not_english = harvest.not_english or " ".join(query)
             continue
-        url = f"{language.scheme}://{package.archive}/{path}"
+        url = f"pypi://{package.archive}/{path}"
         harvest.rows.append(
             {
                 "repo": package.name,
                 "path": path,
                 "func_name": function.name,
                 "original_string": function.source,
-                "language": language.name,
+                "language": "python",
                 "code": function.code,
                 "code_tokens": list(function.tokens),
                 "docstring": function.documentation,
@@ -267,16 +247,15 @@ def _harvest(language: Language, package: Pinned, archive: Path) -> Harvest:
     return harvest
 
 
-def _functions(
-    language: Language, archive: Path, counts: Counter[str]
-) -> Iterator[tuple[str, Function]]:
-    for file in language.files(archive):
+def _functions(archive: Path, counts: Counter[str]) -> Iterator[tuple[str, Function]]:
+    """(path, function) of a wheel's sources; `counts` files and those left out."""
+    for file in source_files(archive):
         counts["files"] += 1
         if file.problem:
             counts[f"file: {file.problem}"] += 1
             continue
         try:
-            found = language.functions(file.text)
+            found = functions(file.text)
         except SourceError:
             counts["file: not parsed"] += 1
             continue

@@ -1,4 +1,4 @@
-"""What must hold of a corpus that leaks nothing (section 4); a breach stops the build."""
+"""What must hold of a corpus that leaks nothing; a breach stops the build."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,8 +13,8 @@ class CorpusError(ValueError):
     """A corpus breaks one of its rules; the message names the functions."""
 
 
-def check(splits: Mapping[str, Sequence[Row]], language: str) -> None:
-    """Check the files of a language.
+def check(splits: Mapping[str, Sequence[Row]]) -> None:
+    """Check the files of a corpus.
 
     Args:
         splits: rows of "train", "valid", "test" (queries) and "codebase" (candidates of both).
@@ -28,7 +28,7 @@ def check(splits: Mapping[str, Sequence[Row]], language: str) -> None:
     _answers_exist(splits)
     _in_one_partition(rows, "package", lambda row: row["repo"])
     _in_one_partition(rows, "code", lambda row: tuple(row["code_tokens"]))
-    _no_relatives(rows, language)
+    _no_relatives(rows)
     _no_quotes(rows)
 
 
@@ -59,8 +59,8 @@ def _in_one_partition(rows: Sequence[Row], what: str, key: Callable[[Row], Any])
             )
 
 
-def _no_relatives(rows: Sequence[Row], language: str) -> None:
-    documents = [identifiers(row["code_tokens"], language) for row in rows]
+def _no_relatives(rows: Sequence[Row]) -> None:
+    documents = [identifiers(row["code_tokens"], "python") for row in rows]
     for cluster in near_duplicates(documents):
         if len({rows[i]["partition"] for i in cluster}) > 1:
             urls = ", ".join(rows[i]["url"] for i in cluster)

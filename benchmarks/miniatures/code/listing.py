@@ -1,4 +1,4 @@
-"""The pinned packages of a language, and the partition that each belongs to."""
+"""The pinned packages of the corpus, and the partition that each belongs to."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -7,43 +7,43 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.miniatures.archives import Pinned
-from benchmarks.miniatures.code.language import Language
+from shared.data.packages import Package, wheel
 
 PARTITIONS = ("train", "valid", "test")
 CAPS = {"train": 1500, "valid": 300, "test": 300}  # functions of one package
 PROFILES = ("small", "full")
-FOLDER = Path(__file__).with_name("packages")
+FILE = Path(__file__).with_name("packages.yaml")
 
 
 @dataclass(frozen=True)
 class Listing:
-    """packages/<language>.yaml.
+    """packages.yaml.
 
     Attributes:
-        packages: archives in the order of their names.
+        packages: in the order of their names.
         small: names of those in the small profile.
         partitions: of each package, in either profile: a model trained on the small one has seen no
             package that the full one tests on.
         pinned: date of the list.
     """
 
-    packages: tuple[Pinned, ...]
+    packages: tuple[Package, ...]
     small: frozenset[str]
     partitions: dict[str, str]
     pinned: str
 
-    def of(self, profile: str) -> list[Pinned]:
+    def of(self, profile: str) -> list[Package]:
         return [p for p in self.packages if profile == "full" or p.name in self.small]
 
 
-def load(language: Language, folder: Path = FOLDER) -> Listing:
-    """Read the list of a language's packages."""
-    content = yaml.safe_load((folder / f"{language.name}.yaml").read_text())
-    entries = {language.pinned(entry).name: entry for entry in content["packages"]}
+def load(path: Path = FILE) -> Listing:
+    """Read the list of packages."""
+    content = yaml.safe_load(path.read_text())
+    packages = {p.name: p for p in (wheel(e["archive"], e["sha256"]) for e in content["packages"])}
+    entries = dict(zip(packages, content["packages"], strict=True))
     pairs = {name: entry["pairs"] for name, entry in entries.items()}
     return Listing(
-        packages=tuple(language.pinned(entries[name]) for name in sorted(entries)),
+        packages=tuple(packages[name] for name in sorted(packages)),
         small=frozenset(name for name, entry in entries.items() if entry.get("small")),
         partitions=partitions(pairs, content["families"], content["targets"]),
         pinned=str(content["pinned"]),
@@ -53,7 +53,7 @@ def load(language: Language, folder: Path = FOLDER) -> Listing:
 def partitions(
     pairs: Mapping[str, int], families: Sequence[Sequence[str]], targets: Mapping[str, int]
 ) -> dict[str, str]:
-    """Split by family: packages of one organisation quote each other and share idioms (section 4).
+    """Split by family: packages of one organisation quote each other and share idioms.
 
     Families in the order of a hash fill the test, then the validation partition until each has
     enough functions after the cap per package; the rest is for training.

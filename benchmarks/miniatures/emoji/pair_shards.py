@@ -1,15 +1,10 @@
 """The common emoji pairs once more, as webdataset shards; `pair_shards` is a config's `source`."""
 
-import io
 import json
-import tarfile
-from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
-
-from benchmarks.miniatures.building import build_once
-from benchmarks.miniatures.emoji.pairs import Provenance, pairs
+from benchmarks.miniatures.building import Provenance, build_once, write_shards
+from benchmarks.miniatures.emoji.pairs import pairs
 
 SHARDS = 4
 VERSION = 1  # raise it with any change of the shards
@@ -30,17 +25,9 @@ def pair_shards(root: str | Path) -> Provenance:
 
 
 def _build(folder: Path, root: Path) -> None:
-    items = json.loads((root / "common_pairs_train.json").read_text())
-    (folder / "shards").mkdir()
-    cuts = np.linspace(0, len(items), SHARDS + 1).astype(int)
-    for shard, (first, last) in enumerate(pairwise(cuts)):
-        path = folder / "shards" / f"common-{shard:06}.tar"
-        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as archive:
-            for number in range(first, last):
-                item = items[number]
-                about = {"caption": item["caption"], "image_id": item["image_id"]}
-                picture = (root / item["image"]).read_bytes()
-                for suffix, value in (("png", picture), ("json", json.dumps(about).encode())):
-                    member = tarfile.TarInfo(f"{number:06}.{suffix}")
-                    member.size = len(value)
-                    archive.addfile(member, io.BytesIO(value))
+    samples = []
+    for item in json.loads((root / "common_pairs_train.json").read_text()):
+        about = {"caption": item["caption"], "image_id": item["image_id"]}
+        picture = (root / item["image"]).read_bytes()
+        samples.append({"png": picture, "json": json.dumps(about).encode()})
+    write_shards(folder / "shards", "common", SHARDS, samples)

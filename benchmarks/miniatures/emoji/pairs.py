@@ -6,8 +6,8 @@ the test. `pairs` is the entry, for use as a `source` of a config.
 """
 
 import json
-import zlib
-from collections.abc import Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,13 @@ from PIL import Image
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from benchmarks.miniatures.building import build_once
+from benchmarks.miniatures.building import Provenance, build_once, generator_of, write_json
 from benchmarks.miniatures.emoji.concepts import Concept
-from benchmarks.miniatures.emoji.contact_sheets import pair_sheet
-from benchmarks.miniatures.emoji.packages import LICENCE, RENDERINGS, of_split
-from benchmarks.miniatures.emoji.questions import words as question_words
+from benchmarks.miniatures.emoji.contact_sheets import sheet, spread
+from benchmarks.miniatures.emoji.packages import RENDERINGS, of_split, provenance, versions
 from benchmarks.miniatures.emoji.render import Renderings, comparison_crops, on_ground, renderings
 from shared.data.text.cleaning import clean_caption
 
-Provenance = dict[str, dict[str, Any]]
 Item = dict[str, Any]
 VERSION = 1  # raise it with any change of the pictures or texts
 SIZE = 64
@@ -33,14 +31,17 @@ COMMON = 300  # concepts of the small set
 COMMON_GROUPS = ("animals-nature", "food-drink", "travel-places", "objects", "activities")
 MOST_ALIASES, TAGS, MOST_REFERENCES = 3, 2, 5
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-# Sentences about scenes are made of these and of the concepts' names: one vocabulary serves both.
+# Questions and sentences about scenes are made of these and of the concepts' names: one vocabulary
+# serves them all.
 SENTENCE_WORDS = (
     "a an the is are there this that these it its and or no not one two three four five many much "
     "how what which where who kind of in on to at with without left right top bottom upper lower "
     "corner middle side image images picture pictures photo scene object objects thing things both "
     "each total contain contains has have show shows see you can near next above below here yes "
     "animal animals food foods place places activity activities nature drink travel only same "
-    "different more than least exactly other old new young big small broken expensive heavy owner"
+    "different more than least exactly other old new young big small broken expensive heavy owner "
+    "zero six seven eight 0 1 2 3 4 twice plant transport bird bug mammal marine reptile flower "
+    "fruit vegetable sweet famous"
 )
 
 
@@ -68,25 +69,16 @@ def pairs(root: str | Path, noise: float = 0.4, seed: int = 0) -> Provenance:
         "size": SIZE,
         "noise": noise,
         "seed": seed,
-        "packages": {r.id: f"{r.package.name}@{r.package.version}" for r in RENDERINGS},
+        "packages": versions(),
     }
     files = build_once(Path(root), "pairs", recipe, lambda folder: _build(folder, noise, seed))
-    art = {
-        r.id: {"files": {r.package.archive: r.package.sha256}, "licence": r.licence}
-        for r in RENDERINGS
-    }
-    about = {"files": files, "licence": LICENCE, "baselines": _pixel_baselines(Path(root))}
-    return {**art, "emoji-pairs": about}
-
-
-def _pixel_baselines(root: Path) -> dict[str, float]:
-    """The 300 concepts' share of `pixel_baseline.json`, by name."""
-    found = json.loads((root / "pixel_baseline.json").read_text())["common"]
-    return {
+    found = json.loads((Path(root) / "pixel_baseline.json").read_text())["common"]
+    baselines = {
         f"nearest training picture by pixels ({split} {measure})": value[measure]
         for split, value in found.items()
         for measure in ("top1", "top5")
     }
+    return provenance("emoji-pairs", files, baselines=baselines)
 
 
 def everyday_concepts(concepts: Sequence[Concept]) -> list[int]:
@@ -116,7 +108,7 @@ def common_concepts(drawn: Renderings, seed: int, count: int = COMMON) -> list[i
         return not everywhere, not all(drawn.present[name][concept] for name in held_out)
 
     pool = everyday_concepts(drawn.concepts)
-    mixed = _generator(seed, "common concepts").permutation(pool).tolist()
+    mixed = generator_of(seed, "common concepts").permutation(pool).tolist()
     return apart(drawn.concepts, sorted(mixed, key=tier), count)
 
 
@@ -149,7 +141,7 @@ def training_captions(concept: Concept, held_out: Collection[str], seed: int) ->
     tags = [tag for tag in concept.tags if tag not in held_out and not _holds(label, tag)]
     if own is not None:
         tags = [tag for tag in tags if not _holds(tag, own)]
-    mixed = _generator(seed, f"tags {concept.id}").permutation(len(tags))[:TAGS]
+    mixed = generator_of(seed, f"tags {concept.id}").permutation(len(tags))[:TAGS]
     tagged = " ".join([label, *(tags[i] for i in sorted(mixed))])
     texts: dict[str, str] = {}
     for text in (*synonyms(concept), tagged, f"{concept.subgroup.replace('-', ' ')} {label}"):
@@ -187,7 +179,7 @@ def evaluation_items(drawn: Renderings, split: str, chosen: Sequence[int], seed:
             or [o for o in others if o.group == concept.group]
             or others
         )
-        generator = _generator(seed, f"hard {split} {concept.id}")
+        generator = generator_of(seed, f"hard {split} {concept.id}")
         items.append(
             {
                 "image": _file("images", name, concept.id),
@@ -209,7 +201,7 @@ def with_noise(
         the pairs in their order, and {index: {clean: the true caption, kind: "other concept"}} of
         those changed.
     """
-    generator = _generator(seed, "noise")
+    generator = generator_of(seed, "noise")
     chosen = np.sort(generator.permutation(len(items))[: round(share * len(items))])
     texts: dict[int, list[str]] = {item["image_id"]: [] for item in items}
     for item in items:
@@ -229,10 +221,9 @@ def with_noise(
 def vocabulary(texts: Iterable[str]) -> list[str]:
     """WordPiece entries for `texts`: special tokens, whole words by frequency (ties: alphabet), and
     each character alone and as a continuation, so that an unseen word is spelt and not unknown."""
-    counts = dict.fromkeys([*SENTENCE_WORDS.split(), *sorted(question_words())], 0)
+    counts = Counter(dict.fromkeys(SENTENCE_WORDS.split(), 0))
     for text in texts:
-        for word in words(text):
-            counts[word] = counts.get(word, 0) + 1
+        counts.update(words(text))
     whole = sorted(counts, key=lambda word: (-counts[word], word))
     letters = sorted({*"abcdefghijklmnopqrstuvwxyz0123456789", *"".join(whole)})
     pieces = [letter for letter in letters if letter not in counts]
@@ -282,9 +273,9 @@ def _build(folder: Path, noise: float, seed: int) -> None:
     for prefix, chosen in (("", everything), ("common_", common_concepts(drawn, seed))):
         _write_lists(folder, prefix, drawn, chosen, captions, noise, seed)
         baselines["common" if prefix else "all"] = pixel_baseline(drawn, chosen)
-    _write_json(folder / "pixel_baseline.json", baselines)
+    write_json(folder / "pixel_baseline.json", baselines, indent=0)
     (folder / "ATTRIBUTION.md").write_text(drawn.attribution)
-    pair_sheet(folder).save(folder / "contact_pairs.png")
+    _contact_sheet(drawn, captions).save(folder / "contact_pairs.png")
 
 
 def _write_lists(
@@ -304,7 +295,7 @@ def _write_lists(
         {**item, "caption": _references(concept_of[item["image_id"]])} for item in test
     ]
     lists["test_syn"] = [
-        {**_without(item, "hard"), "caption": [alias]}
+        {**{k: v for k, v in item.items() if k != "hard"}, "caption": [alias]}
         for item in test
         if (alias := held_out_alias(concept_of[item["image_id"]])) is not None
     ]
@@ -312,9 +303,9 @@ def _write_lists(
         near = {c: concept_of[c].near for c in chosen}
         noisy, truth = with_noise(train, noise, near, seed)
         lists[f"train_noise{round(100 * noise)}"] = noisy
-        _write_json(folder / "secret" / f"{prefix}noise_mask.json", truth)
+        write_json(folder / "secret" / f"{prefix}noise_mask.json", truth, indent=0)
     for name, items in lists.items():
-        _write_json(folder / f"{prefix}pairs_{name}.json", items)
+        write_json(folder / f"{prefix}pairs_{name}.json", items, indent=0)
     entries = vocabulary(item["caption"] for item in train)
     (folder / f"{prefix}vocab.txt").write_text("".join(f"{entry}\n" for entry in entries))
 
@@ -330,6 +321,22 @@ def _write_pictures(folder: Path, drawn: Renderings) -> None:
             if not training:
                 picture = Image.fromarray(on_ground(np.asarray(picture)[None])[0])
             picture.save(folder / _file(below, rendering.id, concept), compress_level=1)
+
+
+def _contact_sheet(drawn: Renderings, captions: Mapping[int, Sequence[str]]) -> Image.Image:
+    """Concepts, each with all its pictures on yellow, which shows their alpha, and its texts.
+
+    Wrong signs: a dark rim, a text about something else than the pictures.
+    """
+    chosen = spread([c.id for c in drawn.concepts], 20)
+    cells = []
+    for concept in chosen:
+        names = [name for name, there in drawn.present.items() if there[concept]]
+        pictures = [Image.fromarray(drawn.pictures[name][concept]) for name in names]
+        grounds = [Image.new("RGBA", picture.size, "khaki") for picture in pictures]
+        mixed = map(Image.alpha_composite, grounds, pictures)
+        cells.append(([np.asarray(image.convert("RGB")) for image in mixed], captions[concept]))
+    return sheet(cells, 2)
 
 
 def _references(concept: Concept) -> list[str]:
@@ -352,16 +359,3 @@ def _holds(text: str, phrase: str) -> bool:
 
 def _file(below: str, rendering: str, concept: int) -> str:
     return f"{below}/{rendering}/{concept:04d}.png"
-
-
-def _without(item: Item, key: str) -> Item:
-    return {k: v for k, v in item.items() if k != key}
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=0, ensure_ascii=False) + "\n")
-
-
-def _generator(seed: int, purpose: str) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]))

