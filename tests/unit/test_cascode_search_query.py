@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from methods.cascode.lexical import BM25, subtokens
-from methods.cascode.search import query as query_module
-from methods.cascode.search import vectors as vectors_module
-from methods.cascode.search.models import GAIN, Settings, decide, load
+from methods.cascode.search.index import Index
+from methods.cascode.search.loading import load
+from methods.cascode.search.models import GAIN, Settings, decide
 from methods.cascode.search.query import (
     Answer,
     Request,
@@ -21,10 +21,8 @@ from methods.cascode.search.query import (
     printable,
     query_words,
 )
-from methods.cascode.search.store import FOLDER, Index, SearchError
+from methods.cascode.search.store import FOLDER, SearchError
 from tests.unit.cascode_search_toy import FILES, HashingModel, build, searcher, write_tree
-
-WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi".split()  # noqa: SIM905
 
 
 @pytest.fixture
@@ -143,32 +141,6 @@ def test_by_language(tmp_path: Path) -> None:
     build(root)
     answer = searcher(root).search(Request("open connection", language="javascript"))
     assert [(r.path, r.language) for r in answer.results] == [("a.js", "javascript")]
-
-
-# --- approximate indexes ---
-
-
-@pytest.mark.parametrize("kind", ["hnsw", "ivfpq"])
-def test_approximate_indexes_score_as_the_exact_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    monkeypatch.setattr(vectors_module, "SMALLEST", {})
-    monkeypatch.setattr(query_module, "CANDIDATES", 150)
-    draw = np.random.default_rng(0)
-    lines = [f"def {'_'.join(draw.choice(WORDS, 4))}_{i}(): return {i}\n" for i in range(600)]
-    root = write_tree(tmp_path.resolve(), {"a.py": "\n".join(lines)})
-    build(root, kind="flat")
-    exact = searcher(root).search(Request("alpha zeta kappa"))
-    filtered = searcher(root).search(Request("alpha zeta kappa", path="a.py"))
-    assert build(root, kind=kind).encoded == 0
-    approximate = searcher(root).search(Request("alpha zeta kappa"))
-    assert {r.name for r in exact.results[:3]} <= {r.name for r in approximate.results}
-    assert (
-        searcher(root).search(Request("alpha zeta kappa", path="a.py")).results == filtered.results
-    )
-    scores = {result.name: result.score for result in exact.results}
-    for result in approximate.results:
-        assert result.score == pytest.approx(scores.get(result.name, result.score), abs=1e-3)
 
 
 # --- the second stage ---
