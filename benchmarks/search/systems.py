@@ -121,8 +121,8 @@ def run_semble(
     for name, found in answer.pop("variants").items():
         hits = [[[tuple(span)] for span in question] for question in found["hits"]]
         titles = [f"{h[0][0][0]}:{h[0][0][1]}-{h[0][0][2]}" if h else "nothing" for h in hits]
-        index = (answer[key] for key in ("index_seconds", "index_bytes", "items", "files"))
-        measured.append(Measured(name, hits, found["seconds"], *index, titles))
+        index = {key: answer[key] for key in ("index_seconds", "index_bytes", "items", "files")}
+        measured.append(Measured(name, hits, found["seconds"], titles=titles, **index))
     return measured, answer
 
 

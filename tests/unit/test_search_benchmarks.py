@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import sys
 import sysconfig
 from pathlib import Path

@@ -26,7 +26,6 @@ from methods.cascode.search.models import Model, Settings
 from methods.cascode.search.store import (
     DATABASE,
     FOREIGN,
-    FORMAT,
     Description,
     SearchError,
     StoppedError,
@@ -116,8 +115,7 @@ def _build(options: Options, model: Model, settings: Settings, show: Show, repor
     facts = {**asdict(settings), "name": model.name, "precision": model.precision}
     facts |= {"fingerprint": model.fingerprint, "dimension": model.dimension}
     old = _old_index(options.home, report)
-    key = f"{FORMAT} {tool_version()} {options.text} {model.fingerprint}"
-    writer = Writer(options.home, settings.source, model.precision, key)
+    writer = Writer(options.home, settings.source, model.precision)
     try:
         files = _read(options, old, writer, show, report)
         texts = dict.fromkeys(entry.text for _, entries in files for entry in entries)
@@ -162,12 +160,12 @@ def _read(
     options: Options, old: Index | None, writer: Writer, show: Show, report: Report
 ) -> list[tuple[IndexedFile, list[Entry]]]:
     """All files that can be read, by path, each with its functions by line."""
+    kind = f"functions {tool_version()} {options.text}"
     known = {
         key: [Entry(*entry) for entry in parse_json(content)]
-        for key, content in writer.kept("files")
+        for key, content in writer.kept(kind).items()
     }
-    alike = (tool_version(), options.text)
-    if old and (old.description.tool, old.description.text) == alike:
+    if old and f"functions {old.description.tool} {old.description.text}" == kind:
         known |= {_key(file): entries for file, entries in old.entries()}
     files: list[tuple[IndexedFile, list[Entry]]] = []
     new: dict[str, bytes] = {}
@@ -191,9 +189,9 @@ def _read(
         files.append((file, known[key]))
         foreign += [path] * is_foreign
         if len(new) == READ_BATCH:
-            writer.keep("files", new)
+            writer.keep(kind, new)
             new = {}
-    writer.keep("files", new)
+    writer.keep(kind, new)
     show("reading", len(found), len(found))
     report.files, report.functions = len(files), sum(len(entries) for _, entries in files)
     if foreign:
@@ -244,7 +242,8 @@ def _vectors(
     report: Report,
 ) -> Vectors:
     """(n, d) vectors of n texts; those that are new are encoded, the longest first."""
-    kept = {name: np.frombuffer(row, FLOAT) for name, row in writer.kept("vectors")}
+    kind = f"vectors {model.fingerprint} {model.precision}"
+    kept = {name: np.frombuffer(row, FLOAT) for name, row in writer.kept(kind).items()}
     known: dict[str, Vectors] = dict(kept)
     if old and _computes(old.description.model, model):
         known |= {digest(old.text(row).encode()): old.vectors[row] for row in range(len(old))}
@@ -268,7 +267,7 @@ def _vectors(
         if encoded.shape != (len(batch), model.dimension) or not np.isfinite(encoded).all():
             raise SearchError(f"{model.name} gives no usable vectors: its weights are damaged")
         new = dict(zip((names[text] for text in batch), encoded.astype(FLOAT), strict=True))
-        writer.keep("vectors", {name: row.tobytes() for name, row in new.items()})
+        writer.keep(kind, {name: row.tobytes() for name, row in new.items()})
         known |= new
     report.encoded = len(missing)
     return np.stack([known[name] for name in names.values()])

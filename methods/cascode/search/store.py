@@ -46,7 +46,7 @@ FOREIGN = "was not made on this machine"
 PIECE = 1 << 29  # bytes of a row; SQLite takes at most 1e9
 _TABLES = [
     "CREATE TABLE parts (name TEXT, content BLOB)",
-    "CREATE TABLE kept (kind TEXT, name BLOB, content BLOB, seal TEXT)",
+    "CREATE TABLE kept (kind TEXT, name TEXT, content BLOB, seal TEXT)",
 ]
 _PAGE = 16_384  # bytes; a vector or a text of usual size fits into one
 _WAIT = 60.0  # seconds that a reader waits for a commit
@@ -116,36 +116,34 @@ class Description:
 class Writer:
     """The database while a run writes to it: a run that is killed loses one batch at most.
 
-    A database that SQLite finds damaged, or that is not ours, is made anew. What an earlier run
-    kept may have been damaged or forged: a row counts only if it has our seal, which names the
-    run's model and version, too.
+    A database that SQLite finds damaged, or that is not ours, is made anew.
 
     Args:
-        home: of the index. source, precision: of the model, kept for `precision_of`.
-        key: of runs that may use each other's results.
+        home: of the index. source, precision: of the model, for `precision_of`.
 
     Raises:
         OSError: something that is no database lies in the way.
         sqlite3.Error: the disk is full or refuses; so do all methods.
     """
 
-    def __init__(self, home: Path, source: str, precision: str, key: str) -> None:
-        self._path, self._run = home / DATABASE, (key.encode(), precision.encode())
+    def __init__(self, home: Path, source: str, precision: str) -> None:
+        self._path = home / DATABASE
+        run = {_run_of(source): precision.encode()}
         open_own(self._path).close()
         _check_files(self._path)
         self._connection = _connect(self._path)
         try:
-            self._begin(source, precision)
+            self._begin(run)
         except sqlite3.DatabaseError as error:
             self.close()
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_THE_DISK:
                 raise
-            for path in (self._path, _beside(self._path, "-journal")):
-                path.unlink(missing_ok=True)
+            for ending in ("", "-journal"):
+                _beside(self._path, ending).unlink(missing_ok=True)
             self._connection = _connect(self._path)
-            self._begin(source, precision)
+            self._begin(run)
 
-    def _begin(self, source: str, precision: str) -> None:
+    def _begin(self, run: Mapping[str, bytes]) -> None:
         if not _format(self._connection):  # freed pages are given back at each commit
             self._connection.executescript(
                 f"PRAGMA page_size = {_PAGE}; PRAGMA auto_vacuum = FULL; BEGIN; "
@@ -154,25 +152,15 @@ class Writer:
         if _format(self._connection) != FORMAT:
             raise sqlite3.DatabaseError("it has another format")
         _check_tables(self._connection)
-        self._connection.text_factory = bytes
-        with self._connection:
-            self._connection.execute("DELETE FROM kept WHERE kind = 'run'")
-            row = "run", *_run_row(source, precision)
-            self._connection.execute("INSERT INTO kept VALUES (?, ?, ?, ?)", row)
+        self.keep("run", run)
 
-    def kept(self, kind: str) -> Iterator[tuple[str, bytes]]:
-        """Yield names and contents that an earlier run kept."""
-        of_kind = "SELECT name, content, seal FROM kept WHERE kind = ?"
-        for row in self._connection.execute(of_kind, (kind,)):
-            if all(isinstance(value, bytes) for value in row):
-                name, content, found = row
-                if found == _seal_row(kind, name, content, *self._run).encode():
-                    yield name.decode(), content
+    def kept(self, kind: str) -> dict[str, bytes]:
+        """What was kept of a kind by an earlier run, by names."""
+        return _own_rows(self._connection, kind)
 
     def keep(self, kind: str, contents: Mapping[str, bytes]) -> None:
-        """Commit a batch by names."""
-        names = ((name.encode(), content) for name, content in contents.items())
-        rows = [(kind, name, part, _seal_row(kind, name, part, *self._run)) for name, part in names]
+        """Commit a batch by names. A kind names all on which its contents depend."""
+        rows = [(kind, n, part, _seal_row(kind, n, part)) for n, part in contents.items()]
         with self._connection:
             self._connection.executemany("INSERT INTO kept VALUES (?, ?, ?, ?)", rows)
 
@@ -186,17 +174,15 @@ class Writer:
         digests = {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
         manifest = {"description": asdict(description), "parts": digests}
         whole = {"manifest": packed(manifest | {"seal": _seal(manifest)}), **parts}
+        pieces = (
+            (name, memoryview(part)[start : start + PIECE])
+            for name, part in whole.items()
+            for start in range(0, len(part), PIECE)
+        )
         with self._connection:
             self._connection.execute("DELETE FROM kept")
             self._connection.execute("DELETE FROM parts")
-            self._connection.executemany(
-                "INSERT INTO parts VALUES (?, ?)",
-                (
-                    (name, memoryview(part)[start : start + PIECE])
-                    for name, part in whole.items()
-                    for start in range(0, len(part), PIECE)
-                ),
-            )
+            self._connection.executemany("INSERT INTO parts VALUES (?, ?)", pieces)
         return self._path.stat().st_size
 
     def close(self) -> None:
@@ -293,10 +279,8 @@ def precision_of(home: Path, source: str) -> str | None:
     """
     try:
         with reading(home) as connection:
-            runs = connection.execute("SELECT seal FROM kept WHERE kind = 'run'").fetchall()
-            for precision in COMPUTED:
-                if (_run_row(source, precision)[-1],) in runs:
-                    return precision
+            if found := _own_rows(connection, "run").get(_run_of(source)):
+                return found.decode()
             manifest = read_manifest(connection, home, any_tool=True)
     except SearchError:
         return None
@@ -325,7 +309,8 @@ def locked(home: Path) -> Iterator[None]:
     own_folder(home, 0o700)
     _refuse_older(home)
     _mark(home)
-    _make_private(home)
+    with suppress(PermissionError):  # somebody else's, or of a file system without modes
+        home.chmod(0o700)  # an index tells what its code does, which others may not know
     try:
         with lock_held(home / "lock"):
             yield
@@ -334,6 +319,29 @@ def locked(home: Path) -> Iterator[None]:
             f"another `tenfold-search index` is writing to {home} ({holder}): wait for it, or use "
             "--index PATH"
         ) from None
+
+
+def _mark(home: Path) -> None:
+    """Mark an empty folder as an index's; marks of a process that was killed here are completed.
+
+    Raises:
+        SearchError: it holds other things.
+    """
+    with suppress(FileNotFoundError):
+        if _head(home / _TAG) == _MARKS[_TAG]:
+            return
+    for path in home.iterdir():
+        if path.name not in _MARKS or not _MARKS[path.name].startswith(_head(path)):
+            raise SearchError(f"{home} holds other things: --index names a folder of its own")
+    for name, content in _MARKS.items():
+        (home / name).unlink(missing_ok=True)
+        with open(home / name, "xb") as file:
+            file.write(content)
+
+
+def _head(path: Path) -> bytes:
+    with open_regular(path, follow_links=False) as file:
+        return file.read(1_000)
 
 
 def _refuse_older(home: Path) -> None:
@@ -402,46 +410,21 @@ def _seal(manifest: Mapping[str, Any]) -> str:
     return seal.digest(b"index", packed(content))
 
 
-def _seal_row(kind: str, name: bytes, content: bytes, *run: bytes) -> str:
-    return seal.digest(b"kept", kind.encode(), name, content, *run)
+def _run_of(source: str) -> str:
+    return seal.digest(b"run", os.fsencode(source))
 
 
-def _run_row(source: str, precision: str) -> tuple[bytes, bytes, str]:
-    name, content = os.fsencode(source), precision.encode()
-    return name, content, _seal_row("run", name, content)
+def _seal_row(kind: str, name: str, content: bytes) -> str:
+    return seal.digest(b"kept", kind.encode(), name.encode(), content)
 
 
-def _mark(home: Path) -> None:
-    """Mark an empty folder as an index's; marks of a process that was killed here are completed.
-
-    Raises:
-        SearchError: it holds other things.
-    """
-    with suppress(FileNotFoundError):
-        if _head(home / _TAG) == _MARKS[_TAG]:
-            return
-    for path in home.iterdir():
-        if path.name not in _MARKS or not _MARKS[path.name].startswith(_head(path)):
-            raise SearchError(f"{home} holds other things: --index names a folder of its own")
-    for name, content in _MARKS.items():
-        (home / name).unlink(missing_ok=True)
-        with open(home / name, "xb") as file:
-            file.write(content)
-
-
-def _head(path: Path) -> bytes:
-    with open_regular(path, follow_links=False) as file:
-        return file.read(1_000)
-
-
-def _make_private(home: Path) -> None:
-    """An index tells what its code does, which others may not be allowed to read."""
-    descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        with suppress(PermissionError):  # somebody else's, or of a file system without modes
-            os.fchmod(descriptor, 0o700)
-    finally:
-        os.close(descriptor)
+def _own_rows(connection: sqlite3.Connection, kind: str) -> dict[str, bytes]:
+    """Rows may have been damaged or forged: one counts only if it has our seal."""
+    columns = "CAST(name AS BLOB), CAST(content AS BLOB), CAST(seal AS BLOB)"
+    rows = connection.execute(f"SELECT {columns} FROM kept WHERE kind = ?", (kind,))
+    whole = [row for row in rows if None not in row]
+    named = [(name.decode(errors="replace"), content, found) for name, content, found in whole]
+    return {n: part for n, part, found in named if found == _seal_row(kind, n, part).encode()}
 
 
 def _fits(value: Any, expected: Any) -> bool:
