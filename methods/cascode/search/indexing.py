@@ -1,7 +1,7 @@
 """From a folder of code to an index: read, extract, encode what is new, write.
 
 Nothing of what a folder holds is executed or imported. A run that is killed goes on where it was,
-and its index is the one an undisturbed run makes, byte by byte: the texts that lack a vector are
+and its index is the one an undisturbed run makes, part by part: the texts that lack a vector are
 encoded in an order that does not depend on when it was killed.
 """
 
@@ -9,11 +9,11 @@ import os
 import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
 from dataclasses import asdict, astuple, dataclass, field
 from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -115,19 +115,13 @@ def _build(options: Options, model: Model, settings: Settings, show: Show, repor
     facts = {**asdict(settings), "name": model.name, "precision": model.precision}
     facts |= {"fingerprint": model.fingerprint, "dimension": model.dimension}
     old = _old_index(options.home, report)
-    writer = Writer(options.home, settings.source, model.precision)
-    try:
+    with closing(Writer(options.home, settings.source, model.precision)) as writer:
         files = _read(options, old, writer, show, report)
         texts = dict.fromkeys(entry.text for _, entries in files for entry in entries)
         rows = {text: row for row, text in enumerate(texts)}
         report.texts = len(rows)
-        description = Description(
-            root=".." if options.home.parent == options.root else str(options.root),
-            tool=tool_version(),
-            model=facts,
-            text=options.text,
-            limit=options.limit,
-        )
+        root = ".." if options.home.parent == options.root else str(options.root)
+        description = Description(root, tool_version(), facts, options.text, options.limit)
         if old and (old.description, old.files) == (description, [file for file, _ in files]):
             report.unchanged, report.bytes = True, old.bytes
             writer.forget()
@@ -136,8 +130,6 @@ def _build(options: Options, model: Model, settings: Settings, show: Show, repor
         show("writing", 0, 1)
         report.bytes = writer.publish(description, parts_of(files, rows, vectors))
         show("writing", 1, 1)
-    finally:
-        writer.close()
 
 
 def _old_index(home: Path, report: Report) -> Index | None:
@@ -245,7 +237,8 @@ def _vectors(
     kind = f"vectors {model.fingerprint} {model.precision}"
     kept = {name: np.frombuffer(row, FLOAT) for name, row in writer.kept(kind).items()}
     known: dict[str, Vectors] = dict(kept)
-    if old and _computes(old.description.model, model):
+    computed = (old.description.model[key] for key in ("fingerprint", "precision")) if old else ()
+    if old and f"vectors {' '.join(computed)}" == kind:
         known |= {digest(old.text(row).encode()): old.vectors[row] for row in range(len(old))}
     elif old:
         report.notes.append("another model or precision: every function is encoded anew")
@@ -271,12 +264,6 @@ def _vectors(
         known |= new
     report.encoded = len(missing)
     return np.stack([known[name] for name in names.values()])
-
-
-def _computes(facts: Mapping[str, Any], model: Model) -> bool:
-    """Whether the vectors of an index are the ones that this model computes."""
-    same = facts["fingerprint"], facts["precision"], facts["dimension"]
-    return same == (model.fingerprint, model.precision, model.dimension)
 
 
 def examples(paths: Sequence[str], most: int = 3) -> str:
