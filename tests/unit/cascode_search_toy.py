@@ -7,6 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,12 @@ FILES = {
 }
 
 
+@cache
+def direction(name: str, dimension: int) -> NDArray[np.float64]:
+    digest = hashlib.sha256(name.encode()).digest()
+    return np.random.default_rng(list(digest)).standard_normal(dimension)
+
+
 class HashingModel:
     """Each subtoken adds a direction of its own; pairs are judged by how many words they share."""
 
@@ -85,8 +92,7 @@ class HashingModel:
         text.encode()  # as a tokeniser does
         total = np.full(self.dimension, 1e-3)
         for token in subtokens(text):
-            digest = hashlib.sha256(f"{self.name} {token}".encode()).digest()
-            total += np.random.default_rng(list(digest)).standard_normal(self.dimension)
+            total += direction(f"{self.name} {token}", self.dimension)
         return (total / np.linalg.norm(total)).astype(np.float32)
 
 

@@ -15,7 +15,6 @@ from methods.cascode.search.models import GAIN, Settings, decide
 from methods.cascode.search.query import (
     Answer,
     Request,
-    Searcher,
     clean_query,
     marked,
     printable,
@@ -214,14 +213,6 @@ def test_no_gain_no_re_ranking(tmp_path: Path, content: dict[str, object]) -> No
     assert decide("always", HashingModel(), str(tmp_path)).rerank
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", "not json", "\xff"])
-def test_a_damaged_gain(tmp_path: Path, text: str) -> None:
-    (tmp_path / GAIN).write_text(text, encoding="latin-1")
-    decision = decide("measured", HashingModel(), str(tmp_path))
-    assert not decision.rerank
-    assert "is not readable" in decision.reason
-
-
 def test_models_that_cannot_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     model = HashingModel()
     reason = decide("measured", model, "package:some-model").reason
@@ -325,14 +316,3 @@ def test_printable_text_is_one_harmless_line(text: str) -> None:
     assert not any(ord(char) < 32 or char in "\x7f\x9b\u202e\u2066" for char in shown)
     if text.isprintable():
         assert shown == text
-
-
-def test_a_hostile_index_reads_nothing_outside(root: Path) -> None:
-    """An index may come with a folder from elsewhere."""
-    (root.parent / "secret.py").write_text("def secret():\n    return 'hidden'\n")
-    index = Index(root / FOLDER)
-    index.files = [type(file)("../secret.py", file.language, file.digest) for file in index.files]
-    hostile = Searcher(index, HashingModel(), decide("never", HashingModel(), "x"))
-    for result in hostile.search(Request("settings")).results:
-        assert result.lines == ()
-        assert result.state.startswith("symbolic link")

@@ -38,6 +38,7 @@ IDEAL = 3 + 1 / math.log2(3) + 1 / 2
 # --- questions and labels ---
 
 
+@pytest.mark.slow
 def test_every_labelled_function_exists() -> None:
     questions, absent = load_questions(LIBRARY)
     assert len(questions) >= 80, absent

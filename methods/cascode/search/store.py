@@ -385,7 +385,8 @@ def _check_tables(connection: sqlite3.Connection) -> None:
 def _check_files(path: Path) -> None:
     """Refuse what SQLite would wait for, follow, or take orders from.
 
-    A journal may name a further file, which SQLite deletes; none of ours does.
+    A journal may name a further file, which SQLite deletes; none of ours does. Not to be called
+    while this process has the database open, whose locks end when any handle of it is closed.
 
     Raises:
         UnsafeFileError: something that no run of ours leaves lies at the path or beside it.
