@@ -84,9 +84,8 @@ class Index:
         words: of its texts; None if they have none.
 
     Raises:
-        SearchError: there is none, another version of the tool made it, or it is a foreign one of
-            another folder.
-        DamagedIndexError: a part is missing, cut off or changed.
+        SearchError: there is none, another version of the tool made it, it is a foreign one of
+            another folder, or a part is missing, cut off or changed.
     """
 
     def __init__(self, home: Path, any_tool: bool = False) -> None:

@@ -92,10 +92,6 @@ class StoppedError(SearchError):
     """No run has ended yet; the next one goes on."""
 
 
-class DamagedIndexError(SearchError):
-    """A part of the index is not what was written."""
-
-
 @dataclass(frozen=True)
 class Description:
     """What an index is made of: equal descriptions and equal files make equal indexes.
@@ -194,7 +190,7 @@ def reading(home: Path) -> Iterator[sqlite3.Connection]:
     """Yield a connection to an index, in a transaction that sees one state of it.
 
     Raises:
-        SearchError: there is none, or another format. DamagedIndexError: SQLite cannot read it.
+        SearchError: there is none, or another format, or SQLite cannot read it.
     """
     path = home / DATABASE
     try:
@@ -226,8 +222,8 @@ def read_manifest(
     """What an index was made of.
 
     Raises:
-        StoppedError: it is not finished. SearchError: another version of the tool made it.
-        DamagedIndexError: the manifest is not what is written there.
+        StoppedError: it is not finished.
+        SearchError: another version of the tool made it, or it is not what is written there.
     """
     row = connection.execute("SELECT content FROM parts ORDER BY rowid LIMIT 1").fetchone()
     if row is None:
@@ -293,9 +289,9 @@ def packed(content: Any) -> bytes:
     return json.dumps(content, separators=(",", ":")).encode()
 
 
-def damaged(path: Path, error: Exception) -> DamagedIndexError:
+def damaged(path: Path, error: Exception) -> SearchError:
     """What is raised where a database's content is not what is written there."""
-    return DamagedIndexError(f"{path} is damaged ({error}): {AGAIN}")
+    return SearchError(f"{path} is damaged ({error}): {AGAIN}")
 
 
 @contextmanager
@@ -377,6 +373,8 @@ def _check_tables(connection: sqlite3.Connection) -> None:
     """
     if connection.execute("SELECT sql FROM sqlite_schema").fetchall() != [(t,) for t in _TABLES]:
         raise sqlite3.DatabaseError("it has other tables")
+    if connection.execute("PRAGMA journal_mode").fetchone() != ("delete",):
+        raise sqlite3.DatabaseError("it has another kind of journal")
     (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
         raise sqlite3.DatabaseError(found)
