@@ -17,7 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -211,22 +211,18 @@ def compare(options: argparse.Namespace) -> str:
 def _plain(
     rows: Sequence[Row], questions: Sequence[Question], facts: dict[str, Any]
 ) -> dict[str, Any]:
-    systems = {
-        row.measured.name: {
+    systems = {}
+    for row in rows:
+        found = asdict(row.measured)
+        del found["hits"], found["seconds"]
+        systems[found.pop("name")] = found | {
             "ndcg": float(row.ndcg.mean()),
             "interval": interval(row.ndcg),
             "hit_at_1": float(row.first.mean()),
-            "index_seconds": row.measured.index_seconds,
-            "index_bytes": row.measured.index_bytes,
-            "items": row.measured.items,
-            "files": row.measured.files,
             "median_ms": row.median_ms,
             "p95_ms": row.slow_ms,
             "ndcg_by_question": row.ndcg.round(4).tolist(),
-            "first_hits": list(row.measured.titles),
         }
-        for row in rows
-    }
     return {"facts": facts, "questions": [q.text for q in questions], "systems": systems}
 
 

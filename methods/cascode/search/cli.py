@@ -216,30 +216,21 @@ class _Newest:
     """The searcher of an index, opened again when another index has taken its place."""
 
     def __init__(self, opened: Callable[[], Searcher]) -> None:
-        self._open = opened
-        self._searcher = opened()
-        self._stamp = self._now()
+        self._open, self._searcher, self._stamp = opened, opened(), 0
 
     def __call__(self) -> Searcher:
-        if (now := self._now()) != self._stamp:
-            self._stamp = now
-            index = self._searcher.index
-            try:
+        index = self._searcher.index
+        try:
+            if (stamp := index.path.stat().st_mtime_ns) != self._stamp:
+                self._stamp = stamp
                 with reading(index.home) as connection:
                     manifest = read_manifest(connection, index.home)
                 if manifest != index.manifest:  # else a run has kept what it has done so far
                     self._searcher = self._open()
-            except SearchError as error:
-                reason = printable(str(error))
-                print(f"{PROGRAM}: the old index stays in use: {reason}", file=sys.stderr)
+        except (OSError, SearchError) as error:
+            reason = printable(str(error))
+            print(f"{PROGRAM}: the old index stays in use: {reason}", file=sys.stderr)
         return self._searcher
-
-    def _now(self) -> tuple[int, int] | None:
-        try:
-            found = self._searcher.index.path.stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_ino
 
 
 class _Bars(Progress):
