@@ -17,7 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,6 @@ from methods.cascode.search.models import DEFAULT
 from methods.cascode.search.store import SearchError
 
 THEIRS, OURS = list(SEMBLE_VARIANTS)[-1], list(OUR_VARIANTS)[-1]
-RERANKER = "with --reranker: "
 
 
 @dataclass(frozen=True)
@@ -100,23 +99,18 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def differences(rows: Sequence[Row]) -> str:
-    """Of our default and of re-ranking against what each is compared with, question by question."""
+def difference(rows: Sequence[Row]) -> str:
+    """Our default against semble's, question by question."""
     by_name = {row.measured.name: row for row in rows}
-    pairs = [(OURS, THEIRS)]
-    pairs += [(b, a) for a, b in zip(by_name, list(by_name)[1:], strict=False) if RERANKER in a]
-    lines = []
-    for better, worse in pairs:
-        ours, theirs = by_name[better], by_name[worse]
-        change = ours.ndcg - theirs.ndcg
-        low, high = interval(change)
-        lines.append(
-            f"{better} - {worse}: NDCG@{DEPTH} {change.mean():+.3f} ({low:+.3f} to {high:+.3f}), "
-            f"index {_times(ours.measured.index_seconds, theirs.measured.index_seconds)} the "
-            f"seconds, {_times(ours.measured.index_bytes, theirs.measured.index_bytes)} the bytes, "
-            f"warm query {_times(ours.median_ms, theirs.median_ms)} the time"
-        )
-    return "\n".join(lines)
+    ours, theirs = by_name[OURS], by_name[THEIRS]
+    change = ours.ndcg - theirs.ndcg
+    low, high = interval(change)
+    return (
+        f"{OURS} - {THEIRS}: NDCG@{DEPTH} {change.mean():+.3f} ({low:+.3f} to {high:+.3f}), "
+        f"index {_times(ours.measured.index_seconds, theirs.measured.index_seconds)} the "
+        f"seconds, {_times(ours.measured.index_bytes, theirs.measured.index_bytes)} the bytes, "
+        f"warm query {_times(ours.median_ms, theirs.median_ms)} the time"
+    )
 
 
 def card(rows: Sequence[Row], questions: Sequence[Question]) -> str:
@@ -154,7 +148,7 @@ def report(
         f"with its defaults from {facts['model']}, as its own model cannot be downloaded here. "
         "Ours: the same weights as a transformer."
     )
-    return "\n\n".join([head, table(rows), differences(rows), card(rows, questions)])
+    return "\n\n".join([head, table(rows), difference(rows), card(rows, questions)])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -165,9 +159,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "search")
     parser.add_argument("--model", default=DEFAULT, help="by default %(default)s")
-    parser.add_argument(
-        "--reranker", help="checkpoint of ours that judges pairs; it gets an index of its own"
-    )
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="NAME", help="only these modules and packages"
     )
@@ -197,14 +188,6 @@ def compare(options: argparse.Namespace) -> str:
         task, python, options.model, out / "static-model", out / "semble.log"
     )
     measured = [*theirs, *run_ours(task, out / "tenfold-index", options.model)]
-    if options.reranker:
-        measured += run_ours(
-            task,
-            out / "tenfold-index-reranker",
-            options.reranker,
-            {f"{RERANKER}first stage of {Path(options.reranker).name}": OUR_VARIANTS[OURS]},
-            f"its first {DEPTH} re-ranked",
-        )
     rows = [evaluate(system, questions) for system in measured]
     facts = {
         "questions": digest(),
@@ -228,22 +211,18 @@ def compare(options: argparse.Namespace) -> str:
 def _plain(
     rows: Sequence[Row], questions: Sequence[Question], facts: dict[str, Any]
 ) -> dict[str, Any]:
-    systems = {
-        row.measured.name: {
+    systems = {}
+    for row in rows:
+        found = asdict(row.measured)
+        del found["hits"], found["seconds"]
+        systems[found.pop("name")] = found | {
             "ndcg": float(row.ndcg.mean()),
             "interval": interval(row.ndcg),
             "hit_at_1": float(row.first.mean()),
-            "index_seconds": row.measured.index_seconds,
-            "index_bytes": row.measured.index_bytes,
-            "items": row.measured.items,
-            "files": row.measured.files,
             "median_ms": row.median_ms,
             "p95_ms": row.slow_ms,
             "ndcg_by_question": row.ndcg.round(4).tolist(),
-            "first_hits": list(row.measured.titles),
         }
-        for row in rows
-    }
     return {"facts": facts, "questions": [q.text for q in questions], "systems": systems}
 
 

@@ -7,17 +7,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.search.relevance import Hit
 from benchmarks.speed.peer_environment import PeerPackage
 from benchmarks.speed.protocol import SpeedError
+from methods.cascode.search.index import Index
 from methods.cascode.search.indexing import Options, Report, build_index
-from methods.cascode.search.models import Decision, Settings, load
+from methods.cascode.search.loading import load
+from methods.cascode.search.models import Decision, Settings
 from methods.cascode.search.query import LEXICAL, Request, Result, Searcher
-from methods.cascode.search.store import Index
+from methods.cascode.search.store import DATABASE
 from shared.checkpoints.pretrained_text import model_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,49 +121,24 @@ def run_semble(
     for name, found in answer.pop("variants").items():
         hits = [[[tuple(span)] for span in question] for question in found["hits"]]
         titles = [f"{h[0][0][0]}:{h[0][0][1]}-{h[0][0][2]}" if h else "nothing" for h in hits]
-        measured.append(
-            Measured(
-                name,
-                hits,
-                found["seconds"],
-                answer["index_seconds"],
-                answer["index_bytes"],
-                answer["items"],
-                answer["files"],
-                titles,
-            )
-        )
+        index = {key: answer[key] for key in ("index_seconds", "index_bytes", "items", "files")}
+        measured.append(Measured(name, hits, found["seconds"], titles=titles, **index))
     return measured, answer
 
 
-def run_ours(
-    task: Task,
-    home: Path,
-    source: str,
-    variants: Mapping[str, float] = OUR_VARIANTS,
-    reranked: str | None = None,
-) -> list[Measured]:
+def run_ours(task: Task, home: Path, source: str) -> list[Measured]:
     """The tool of methods/cascode/search, on an index that is built anew.
 
     Args:
         home: of the index; one that is there is removed. source: of the model.
-        variants: name -> share of words in the first stage.
-        reranked: name of a further variant, the default one re-ranked by the model.
     """
-    if (home / "index.json").exists():
+    if (home / DATABASE).exists():
         shutil.rmtree(home)
     settings = Settings(source)
     model = load(settings)
     report = build_index(Options(task.repository, home), model, settings, show)
-    index = Index(home)
-    first_stage = Searcher(index, model, Decision(False, "first stage"))
-    measured = [
-        _ask(task, name, first_stage, report, lexical) for name, lexical in variants.items()
-    ]
-    if reranked is not None:
-        both = Searcher(index, model, Decision(True, "re-ranked"))
-        measured.append(_ask(task, reranked, both, report, LEXICAL))
-    return measured
+    searcher = Searcher(Index(home), model, Decision(False, "first stage"))
+    return [_ask(task, name, searcher, report, lexical) for name, lexical in OUR_VARIANTS.items()]
 
 
 def _ask(task: Task, name: str, searcher: Searcher, report: Report, lexical: float) -> Measured:

@@ -56,7 +56,7 @@ peer: sentence-transformers 6.2.0, SentenceTransformer.encode and CrossEncoder.p
 texts: functions of Python's library without their documentation, whose first paragraphs are the
 queries; at most 256 tokens of a code, 384 of a pair; making tokens of texts is part of the time
 checked before timing, in float32: vectors and scores are equal, the mean reciprocal ranks (percent)
-are the peer's but for 0.2; what bf16 costs in rank: python -m benchmarks.search.precision
+are the peer's but for 0.2; what bf16 costs in rank stands in the card
 answers: ms per query, from text to order, of 16 (K 10) or 2 (K 100) queries that are asked together
 what differs:
 - batches of about as many tokens here; there of 16, 32 or 64 texts, what is fastest for a row

@@ -2,19 +2,23 @@
 
 import hashlib
 import os
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from methods.cascode.lexical import subtokens
+from methods.cascode.search.index import Index
 from methods.cascode.search.indexing import Options, Report, build_index
 from methods.cascode.search.models import Decision, Settings
 from methods.cascode.search.query import Searcher
-from methods.cascode.search.store import FOLDER, Index
+from methods.cascode.search.store import DATABASE, FOLDER
 
 # The key that indexes are sealed with: also for the processes that tests start.
 _STATE = tempfile.TemporaryDirectory()
@@ -47,6 +51,12 @@ FILES = {
     ),
     "empty.py": "VALUE = 3\n",
 }
+
+
+@cache
+def direction(name: str, dimension: int) -> NDArray[np.float64]:
+    digest = hashlib.sha256(name.encode()).digest()
+    return np.random.default_rng(list(digest)).standard_normal(dimension)
 
 
 class HashingModel:
@@ -82,8 +92,7 @@ class HashingModel:
         text.encode()  # as a tokeniser does
         total = np.full(self.dimension, 1e-3)
         for token in subtokens(text):
-            digest = hashlib.sha256(f"{self.name} {token}".encode()).digest()
-            total += np.random.default_rng(list(digest)).standard_normal(self.dimension)
+            total += direction(f"{self.name} {token}", self.dimension)
         return (total / np.linalg.norm(total)).astype(np.float32)
 
 
@@ -112,9 +121,9 @@ def searcher(root: Path, model: HashingModel | None = None, rerank: bool = False
 
 
 def content(home: Path) -> dict[str, bytes]:
-    """All files of an index that must not depend on how it came about."""
-    return {
-        path.relative_to(home).as_posix(): path.read_bytes()
-        for path in sorted(home.rglob("*"))
-        if path.is_file() and path.name != "lock"
-    }
+    """All parts of an index, which must not depend on how it came about; nothing else is left."""
+    left = {path.name for path in home.iterdir()}
+    assert left == {DATABASE, "lock", ".gitignore", "CACHEDIR.TAG"}
+    with closing(sqlite3.connect(home / DATABASE)) as database:
+        assert database.execute("SELECT count(*) FROM kept").fetchone() == (0,)
+        return dict(database.execute("SELECT name, content FROM parts"))

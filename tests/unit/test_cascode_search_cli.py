@@ -11,7 +11,7 @@ import pytest
 from methods.cascode.search import cli
 from methods.cascode.search.cli import main
 from methods.cascode.search.models import Settings
-from methods.cascode.search.store import FOLDER, MANIFEST, SearchError
+from methods.cascode.search.store import DATABASE, FOLDER, SearchError
 from tests.unit.cascode_search_toy import FILES, HashingModel, write_tree
 
 
@@ -127,7 +127,6 @@ def test_indexing_again_keeps_the_precision(root: Path, loaded: list[Settings]) 
         ["query", "x", "--lexical", "nan"],
         ["query", "x", "--language", "cobol"],
         ["query", "x", "--rerank", "maybe"],
-        ["index", ".", "--kind", "tree"],
         ["index", ".", "--text", "all"],
         ["index", ".", "--max-bytes", "much"],
     ],
@@ -189,7 +188,7 @@ def test_the_page_takes_the_newest_index(root: Path, capsys: pytest.CaptureFixtu
         arguments = cli._parser().parse_args(["serve", "--dir", str(root)])
         return cli._searcher(arguments, root / FOLDER)
 
-    newest = cli._Newest(opened, root / FOLDER / MANIFEST)
+    newest = cli._Newest(opened)
     first = newest()
     assert newest() is first
     write_tree(root, {"added.py": "def added():\n    return 1\n"})
@@ -198,7 +197,7 @@ def test_the_page_takes_the_newest_index(root: Path, capsys: pytest.CaptureFixtu
     assert main(["index", str(root), "--model", "other"]) == 0
     assert newest().model.name == "hashing2"
     second = newest()
-    (root / FOLDER / MANIFEST).write_text("damaged")
+    (root / FOLDER / DATABASE).write_text("damaged")
     assert newest() is second
     assert "the old index stays in use" in capsys.readouterr().err
 

@@ -9,22 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from methods.cascode.lexical import BM25, subtokens
-from methods.cascode.search import query as query_module
-from methods.cascode.search import vectors as vectors_module
-from methods.cascode.search.models import GAIN, Settings, decide, load
+from methods.cascode.search.index import Index
+from methods.cascode.search.loading import load
+from methods.cascode.search.models import GAIN, Settings, decide
 from methods.cascode.search.query import (
     Answer,
     Request,
-    Searcher,
     clean_query,
     marked,
     printable,
     query_words,
 )
-from methods.cascode.search.store import FOLDER, Index, SearchError
+from methods.cascode.search.store import FOLDER, SearchError
 from tests.unit.cascode_search_toy import FILES, HashingModel, build, searcher, write_tree
-
-WORDS = "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi".split()  # noqa: SIM905
 
 
 @pytest.fixture
@@ -145,32 +142,6 @@ def test_by_language(tmp_path: Path) -> None:
     assert [(r.path, r.language) for r in answer.results] == [("a.js", "javascript")]
 
 
-# --- approximate indexes ---
-
-
-@pytest.mark.parametrize("kind", ["hnsw", "ivfpq"])
-def test_approximate_indexes_score_as_the_exact_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
-) -> None:
-    monkeypatch.setattr(vectors_module, "SMALLEST", {})
-    monkeypatch.setattr(query_module, "CANDIDATES", 150)
-    draw = np.random.default_rng(0)
-    lines = [f"def {'_'.join(draw.choice(WORDS, 4))}_{i}(): return {i}\n" for i in range(600)]
-    root = write_tree(tmp_path.resolve(), {"a.py": "\n".join(lines)})
-    build(root, kind="flat")
-    exact = searcher(root).search(Request("alpha zeta kappa"))
-    filtered = searcher(root).search(Request("alpha zeta kappa", path="a.py"))
-    assert build(root, kind=kind).encoded == 0
-    approximate = searcher(root).search(Request("alpha zeta kappa"))
-    assert {r.name for r in exact.results[:3]} <= {r.name for r in approximate.results}
-    assert (
-        searcher(root).search(Request("alpha zeta kappa", path="a.py")).results == filtered.results
-    )
-    scores = {result.name: result.score for result in exact.results}
-    for result in approximate.results:
-        assert result.score == pytest.approx(scores.get(result.name, result.score), abs=1e-3)
-
-
 # --- the second stage ---
 
 
@@ -240,14 +211,6 @@ def test_no_gain_no_re_ranking(tmp_path: Path, content: dict[str, object]) -> No
     assert not decision.rerank
     assert decision.reason.startswith("first stage only: ")
     assert decide("always", HashingModel(), str(tmp_path)).rerank
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", "not json", "\xff"])
-def test_a_damaged_gain(tmp_path: Path, text: str) -> None:
-    (tmp_path / GAIN).write_text(text, encoding="latin-1")
-    decision = decide("measured", HashingModel(), str(tmp_path))
-    assert not decision.rerank
-    assert "is not readable" in decision.reason
 
 
 def test_models_that_cannot_judge(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,14 +316,3 @@ def test_printable_text_is_one_harmless_line(text: str) -> None:
     assert not any(ord(char) < 32 or char in "\x7f\x9b\u202e\u2066" for char in shown)
     if text.isprintable():
         assert shown == text
-
-
-def test_a_hostile_index_reads_nothing_outside(root: Path) -> None:
-    """An index may come with a folder from elsewhere."""
-    (root.parent / "secret.py").write_text("def secret():\n    return 'hidden'\n")
-    index = Index(root / FOLDER)
-    index.files = [type(file)("../secret.py", file.language, file.digest) for file in index.files]
-    hostile = Searcher(index, HashingModel(), decide("never", HashingModel(), "x"))
-    for result in hostile.search(Request("settings")).results:
-        assert result.lines == ()
-        assert result.state.startswith("symbolic link")

@@ -15,7 +15,9 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from methods.cascode.extraction import LANGUAGES
+from methods.cascode.search.index import Index
 from methods.cascode.search.indexing import LIMIT, TEXTS, Options, Report, build_index, examples
+from methods.cascode.search.loading import load
 from methods.cascode.search.models import (
     DEFAULT,
     PACKAGE,
@@ -23,7 +25,6 @@ from methods.cascode.search.models import (
     RERANK,
     Settings,
     decide,
-    load,
 )
 from methods.cascode.search.page import PORT, PageServer
 from methods.cascode.search.query import (
@@ -37,15 +38,15 @@ from methods.cascode.search.query import (
     query_words,
 )
 from methods.cascode.search.store import (
+    DATABASE,
     FOLDER,
     FOREIGN,
-    MANIFEST,
     POOLINGS,
-    Index,
     SearchError,
     precision_of,
+    read_manifest,
+    reading,
 )
-from methods.cascode.search.vectors import KINDS
 
 PROGRAM = "tenfold-search"
 SHOWN_PLACES = 5
@@ -89,7 +90,7 @@ def index(arguments: argparse.Namespace) -> None:
         precision = precision_of(home, source) or precision
     settings = Settings(source, precision, arguments.pooling, not arguments.unnormalized)
     model = load(settings)
-    options = Options(root, home, arguments.text, arguments.kind, arguments.max_bytes)
+    options = Options(root, home, arguments.text, arguments.max_bytes)
     with _Bars() as bars:
         report = build_index(options, model, settings, bars.show)
     print(*_summary(report, home), sep="\n")
@@ -111,7 +112,7 @@ def query(arguments: argparse.Namespace) -> None:
 def serve(arguments: argparse.Namespace) -> None:
     """Answer queries on a local page until interrupted."""
     home = _home(arguments)
-    newest = _Newest(lambda: _searcher(arguments, home), home / MANIFEST)
+    newest = _Newest(lambda: _searcher(arguments, home))
     with PageServer(newest, _request(arguments, ""), arguments.port) as server:
         reason = printable(newest().decision.reason)
         print(f"{server.url}  ({reason}; Ctrl-C ends it)", flush=True)
@@ -171,7 +172,7 @@ def _home(arguments: argparse.Namespace) -> Path:
         return _resolved(arguments.index)
     start = _resolved(arguments.dir)
     for folder in (start, *start.parents):
-        if (folder / FOLDER / MANIFEST).is_file():
+        if (folder / FOLDER / DATABASE).is_file():
             return folder / FOLDER
     return start / FOLDER
 
@@ -212,28 +213,24 @@ def _resolved(path: str) -> Path:
 
 
 class _Newest:
-    """The searcher of an index, opened again when the index was built anew."""
+    """The searcher of an index, opened again when another index has taken its place."""
 
-    def __init__(self, opened: Callable[[], Searcher], manifest: Path) -> None:
-        self._open, self._manifest = opened, manifest
-        self._stamp, self._searcher = self._now(), opened()
+    def __init__(self, opened: Callable[[], Searcher]) -> None:
+        self._open, self._searcher, self._stamp = opened, opened(), 0
 
     def __call__(self) -> Searcher:
-        if (now := self._now()) != self._stamp:
-            self._stamp = now
-            try:
-                self._searcher = self._open()
-            except SearchError as error:
-                reason = printable(str(error))
-                print(f"{PROGRAM}: the old index stays in use: {reason}", file=sys.stderr)
-        return self._searcher
-
-    def _now(self) -> tuple[int, int] | None:
+        index = self._searcher.index
         try:
-            found = self._manifest.stat()
-        except OSError:
-            return None
-        return found.st_mtime_ns, found.st_ino
+            if (stamp := index.path.stat().st_mtime_ns) != self._stamp:
+                self._stamp = stamp
+                with reading(index.home) as connection:
+                    manifest = read_manifest(connection, index.home)
+                if manifest != index.manifest:  # else a run has kept what it has done so far
+                    self._searcher = self._open()
+        except (OSError, SearchError) as error:
+            reason = printable(str(error))
+            print(f"{PROGRAM}: the old index stays in use: {reason}", file=sys.stderr)
+        return self._searcher
 
 
 class _Bars(Progress):
@@ -263,7 +260,7 @@ def _summary(report: Report, home: Path) -> Iterator[str]:
         ("functions", f"{report.functions:,}", f"{report.texts:,} different ones"),
         ("  encoded now", f"{report.encoded:,}", ""),
         ("seconds", f"{report.seconds:.1f}", "nothing had changed" if report.unchanged else ""),
-        ("index", f"{report.bytes / 1e6:.1f} MB", f"{report.kind}, {home}"),
+        ("index", f"{report.bytes / 1e6:.1f} MB", str(home)),
     ]
     width = max(len(name) for name, _, _ in rows)
     for name, value, remark in rows:
@@ -285,7 +282,6 @@ def _parser() -> argparse.ArgumentParser:
         help="checkpoint of ours, Hugging Face folder, or package:NAME; by default %(default)s",
     )
     add("--text", choices=TEXTS, default=TEXTS[0], help="what is encoded; by default %(default)s")
-    add("--kind", choices=KINDS, default=KINDS[0], help="of the vectors' index; auto: by number")
     add(
         "--max-bytes",
         type=_whole(1, MOST_BYTES),

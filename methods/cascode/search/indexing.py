@@ -1,18 +1,19 @@
 """From a folder of code to an index: read, extract, encode what is new, write.
 
 Nothing of what a folder holds is executed or imported. A run that is killed goes on where it was,
-and its index is the one an undisturbed run makes, byte by byte: the texts that lack a vector are
+and its index is the one an undisturbed run makes, part by part: the texts that lack a vector are
 encoded in an order that does not depend on when it was killed.
 """
 
 import os
+import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
+from dataclasses import asdict, astuple, dataclass, field
 from operator import attrgetter, itemgetter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,32 +21,21 @@ from methods.cascode.cleaning import summary
 from methods.cascode.extraction import LANGUAGES, Function, SourceError, functions, language_of
 from methods.cascode.lexical import subtokens
 from methods.cascode.search import seal
+from methods.cascode.search.index import FLOAT, Entry, Index, IndexedFile, Vectors, parts_of
 from methods.cascode.search.models import Model, Settings
 from methods.cascode.search.store import (
-    FLOAT,
+    DATABASE,
     FOREIGN,
-    FORMAT,
-    GRAPH,
-    MANIFEST,
     Description,
-    Entry,
-    Index,
-    IndexedFile,
     SearchError,
-    Vectors,
-    is_own,
+    StoppedError,
+    Writer,
     locked,
-    publish,
-    read_manifest,
-    tidy,
+    packed,
     tool_version,
-    write_functions,
 )
-from methods.cascode.search.unfinished import Unfinished
-from methods.cascode.search.vectors import build_graph, resolve_kind
 from methods.cascode.search.walking import SkippedError, decode, digest, read_bytes, walk
-from methods.cascode.search.words import StoredBM25
-from shared.files import UnsafeFileError
+from shared.files import UnsafeFileError, parse_json
 
 TEXTS = ("both", "code")
 LIMIT = 1_000_000  # bytes of a file
@@ -60,13 +50,12 @@ class Options:
 
     Attributes:
         root: the folder. home: of the index. text: "both", documentation and code, or "code".
-        kind: see `vectors`. limit: larger files are left out.
+        limit: larger files are left out.
     """
 
     root: Path
     home: Path
     text: str = "both"
-    kind: str = "auto"
     limit: int = LIMIT
 
 
@@ -82,7 +71,6 @@ class Report:
     seconds: float = 0.0
     bytes: int = 0
     unchanged: bool = False
-    kind: str = ""
     skipped: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     notes: list[str] = field(default_factory=list)
 
@@ -110,12 +98,12 @@ def build_index(options: Options, model: Model, settings: Settings, show: Show) 
         raise SearchError(
             f"{error.filename} {error.strerror}: remove it, or take another place with --index PATH"
         ) from error
-    except OSError as error:
-        kept = "stays" if os.path.isfile(options.home / MANIFEST) else "there was none"
+    except (OSError, sqlite3.Error) as error:
+        kept = "stays" if os.path.isfile(options.home / DATABASE) else "there was none"
+        reason = getattr(error, "strerror", None) or error
         raise SearchError(
-            f"cannot write to {options.home}: {error.strerror or error}. The old index: {kept}. "
-            "Free some space or take another place with --index PATH, then run the same command "
-            "to go on"
+            f"cannot write to {options.home}: {reason}. The old index: {kept}. Free some space or "
+            "take another place with --index PATH, then run the same command to go on"
         ) from error
     if reason := seal.problem():
         report.notes.append(f"no key is kept, so the next run takes nothing over: {reason}")
@@ -127,72 +115,52 @@ def _build(options: Options, model: Model, settings: Settings, show: Show, repor
     facts = {**asdict(settings), "name": model.name, "precision": model.precision}
     facts |= {"fingerprint": model.fingerprint, "dimension": model.dimension}
     old = _old_index(options.home, report)
-    key = f"{FORMAT} {tool_version()} {options.text} {model.fingerprint}"
-    unfinished = Unfinished(options.home, key, model.precision)
-    try:
-        files = _read(options, old, unfinished, show, report)
+    with closing(Writer(options.home, settings.source, model.precision)) as writer:
+        files = _read(options, old, writer, show, report)
         texts = dict.fromkeys(entry.text for _, entries in files for entry in entries)
         rows = {text: row for row, text in enumerate(texts)}
-        report.texts, report.kind = len(rows), resolve_kind(options.kind, len(rows))
-        if options.kind not in ("auto", report.kind):
-            report.notes.append(
-                f"{options.kind} needs more than {len(rows)} functions: the index is flat"
-            )
-        description = Description(
-            root=".." if options.home.parent == options.root else str(options.root),
-            tool=tool_version(),
-            model=facts,
-            text=options.text,
-            kind=report.kind,
-            limit=options.limit,
-        )
+        report.texts = len(rows)
+        root = ".." if options.home.parent == options.root else str(options.root)
+        description = Description(root, tool_version(), facts, options.text, options.limit)
         if old and (old.description, old.files) == (description, [file for file, _ in files]):
-            report.unchanged, report.bytes = True, old.files_bytes
-            tidy(options.home)
+            report.unchanged, report.bytes = True, old.bytes
+            writer.forget()
             return
-        words = StoredBM25(list(rows)) if any(map(subtokens, rows)) else None
-        vectors = _vectors(model, rows, old, unfinished, show, report)
+        vectors = _vectors(model, rows, old, writer, show, report)
         show("writing", 0, 1)
-
-        def write(folder: Path) -> None:
-            write_functions(folder, files, rows)
-            np.save(folder / "vectors.npy", vectors)
-            if words is not None:
-                words.save(folder)
-            if (graph := build_graph(report.kind, vectors)) is not None:
-                (folder / GRAPH).write_bytes(graph)
-
-        counts = {"files": report.files, "functions": report.functions, "texts": report.texts}
-        report.bytes = publish(options.home, description, counts, write)
-        tidy(options.home)
+        report.bytes = writer.publish(description, parts_of(files, rows, vectors))
         show("writing", 1, 1)
-    finally:
-        unfinished.close()
 
 
 def _old_index(home: Path, report: Report) -> Index | None:
     """The index that is there, if anything in it can be taken over."""
-    if not os.path.lexists(home / MANIFEST):
+    if not os.path.lexists(home / DATABASE):
         return None
     try:
-        if not is_own(read_manifest(home, any_tool=True)):
+        old = Index(home, any_tool=True)
+        if not old.own:
             raise SearchError(f"it {FOREIGN}")
-        return Index(home, any_tool=True)
+        return old
+    except StoppedError:
+        return None
     except SearchError as error:
         report.notes.append(f"built anew, as the old index cannot be used: {error}")
         return None
 
 
 def _read(
-    options: Options, old: Index | None, unfinished: Unfinished, show: Show, report: Report
+    options: Options, old: Index | None, writer: Writer, show: Show, report: Report
 ) -> list[tuple[IndexedFile, list[Entry]]]:
     """All files that can be read, by path, each with its functions by line."""
-    known = dict(unfinished.files)
-    alike = (tool_version(), options.text)
-    if old and (old.description.tool, old.description.text) == alike:
+    kind = f"functions {tool_version()} {options.text}"
+    known = {
+        key: [Entry(*entry) for entry in parse_json(content)]
+        for key, content in writer.kept(kind).items()
+    }
+    if old and f"functions {old.description.tool} {old.description.text}" == kind:
         known |= {_key(file): entries for file, entries in old.entries()}
     files: list[tuple[IndexedFile, list[Entry]]] = []
-    new: dict[str, list[Entry]] = {}
+    new: dict[str, bytes] = {}
     foreign: list[str] = []
     found = sorted(walk(options.root, options.home), key=itemgetter(0))
     for number, (path, reason) in enumerate(found):
@@ -204,7 +172,8 @@ def _read(
             source, is_foreign = decode(content)
             file = IndexedFile(path, language_of(path) or "", digest(content))
             if (key := _key(file)) not in known:
-                known[key] = new[key] = _extract(source, file.language, options.text)
+                known[key] = _extract(source, file.language, options.text)
+                new[key] = packed([astuple(entry) for entry in known[key]])
                 report.extracted += 1
         except SkippedError as skipped:
             report.skipped[str(skipped)].append(path)
@@ -212,9 +181,9 @@ def _read(
         files.append((file, known[key]))
         foreign += [path] * is_foreign
         if len(new) == READ_BATCH:
-            unfinished.add_files(new)
+            writer.keep(kind, new)
             new = {}
-    unfinished.add_files(new)
+    writer.keep(kind, new)
     show("reading", len(found), len(found))
     report.files, report.functions = len(files), sum(len(entries) for _, entries in files)
     if foreign:
@@ -260,13 +229,16 @@ def _vectors(
     model: Model,
     texts: Collection[str],
     old: Index | None,
-    unfinished: Unfinished,
+    writer: Writer,
     show: Show,
     report: Report,
 ) -> Vectors:
     """(n, d) vectors of n texts; those that are new are encoded, the longest first."""
-    known: dict[str, Vectors] = dict(unfinished.vectors)
-    if old and _computes(old.description.model, model):
+    kind = f"vectors {model.fingerprint} {model.precision}"
+    kept = {name: np.frombuffer(row, FLOAT) for name, row in writer.kept(kind).items()}
+    known: dict[str, Vectors] = dict(kept)
+    computed = (old.description.model[key] for key in ("fingerprint", "precision")) if old else ()
+    if old and f"vectors {' '.join(computed)}" == kind:
         known |= {digest(old.text(row).encode()): old.vectors[row] for row in range(len(old))}
     elif old:
         report.notes.append("another model or precision: every function is encoded anew")
@@ -274,7 +246,7 @@ def _vectors(
     missing = sorted(
         (text for text in texts if names[text] not in known), key=lambda text: (-len(text), text)
     )
-    done = sum(name in unfinished.vectors for name in names.values())
+    done = sum(name in kept for name in names.values())
     total = done + len(missing)
 
     def progress(count: int) -> None:
@@ -288,16 +260,10 @@ def _vectors(
         if encoded.shape != (len(batch), model.dimension) or not np.isfinite(encoded).all():
             raise SearchError(f"{model.name} gives no usable vectors: its weights are damaged")
         new = dict(zip((names[text] for text in batch), encoded.astype(FLOAT), strict=True))
-        unfinished.add_vectors(new)
+        writer.keep(kind, {name: row.tobytes() for name, row in new.items()})
         known |= new
     report.encoded = len(missing)
     return np.stack([known[name] for name in names.values()])
-
-
-def _computes(facts: Mapping[str, Any], model: Model) -> bool:
-    """Whether the vectors of an index are the ones that this model computes."""
-    same = facts["fingerprint"], facts["precision"], facts["dimension"]
-    return same == (model.fingerprint, model.precision, model.dimension)
 
 
 def examples(paths: Sequence[str], most: int = 3) -> str:

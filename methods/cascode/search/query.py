@@ -16,23 +16,16 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from methods.cascode.lexical import SUBTOKEN, subtokens
+from methods.cascode.search.index import Index, IndexedFile, Place
 from methods.cascode.search.models import Decision, Model
-from methods.cascode.search.store import (
-    FOREIGN,
-    GRAPH,
-    Index,
-    IndexedFile,
-    Place,
-    SearchError,
-    damaged,
-)
-from methods.cascode.search.vectors import Floats, NearestVectors, Rows
+from methods.cascode.search.store import SearchError, damaged
 from methods.cascode.search.walking import SkippedError, decode, digest, read_bytes
-from methods.cascode.search.words import StoredBM25
+
+Floats = NDArray[np.float32]
+Rows = NDArray[np.int64]
 
 LEXICAL = 0.3  # share of BM25 in the score of the first stage
 MOST_WORDS, MOST_CHARACTERS = 256, 4_000  # of a query
-CANDIDATES = 1_000  # of an approximate index
 LINE = 300  # characters shown of a line
 _INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # could forge what a terminal or a page shows
 
@@ -105,7 +98,7 @@ class Searcher:
     """An index, the model that made it, and whether that may re-rank.
 
     Raises:
-        SearchError: the model is another one, or a file of the index is damaged.
+        SearchError: the model is another one.
     """
 
     def __init__(self, index: Index, model: Model, decision: Decision) -> None:
@@ -117,19 +110,12 @@ class Searcher:
                 "--model out, or run `tenfold-search index` with it"
             )
         if index.description.model["dimension"] != model.dimension:
-            raise damaged(index.folder, ValueError("its vectors are not of that model"))
+            raise damaged(index.path, ValueError("its vectors are not of that model"))
         self.index, self.model, self.decision = index, model, decision
         # After a product, numpy's threads wait actively for some 30 ms, on the cores that encode
         # the next query: of 114 ms a query among 49,000 functions 82 were lost that way.
         threadpool_limits(1, user_api="blas")
-        kind = index.description.kind if index.own else "flat"  # faiss trusts what it reads
-        self._exact = kind != index.description.kind
-        self._vectors = NearestVectors(index.vectors, kind, index.folder / GRAPH)
-        try:
-            loaded = StoredBM25.load(index.folder, len(index)) if index.has_words else None
-        except (OSError, ValueError) as error:
-            raise damaged(index.folder, error) from error
-        self._words = loaded
+        self._vectors = index.vectors.astype(np.float32)  # a product with float16 is far slower
 
     def search(self, request: Request) -> Answer:
         """Rank the functions that the request admits.
@@ -139,8 +125,6 @@ class Searcher:
         """
         start = time.perf_counter()
         query, notes = clean_query(request.query)
-        if self._exact:
-            notes.append(f"the index {FOREIGN}: searched exactly, without its graph")
         admitted = self._admitted(request, notes)
         scored = self._first_stage(query, request, admitted, notes)
         order = np.lexsort((scored.rows, -scored.score))[: max(request.top, request.depth)]
@@ -163,25 +147,20 @@ class Searcher:
     def _first_stage(
         self, query: str, request: Request, admitted: NDArray[np.bool_] | None, notes: list[str]
     ) -> "_Scored":
-        """Standardised scores over the whole index, of all admitted rows that may matter."""
-        vector = self.model.encode_queries([query])[0]
-        count = max(CANDIDATES, request.top, request.depth)
-        words = np.zeros(len(self.index), np.float32)
-        if self._words is not None and request.lexical and self._words.knows([query])[0]:
-            words = self._words.scores([query])[0]
-        elif request.lexical:
-            notes.append("no word of the query occurs in the code: found by meaning only")
+        """Standardised scores over the whole index, of all admitted rows."""
+        similarity: Floats = self._vectors @ self.model.encode_queries([query])[0]
+        words = None
+        if request.lexical:
+            words = self.index.words.scores(query) if self.index.words else None
+            if words is None:
+                notes.append("no word of the query occurs in the code: found by meaning only")
+        if words is None:
+            words = np.zeros_like(similarity)
+        score = (1 - request.lexical) * _standard(similarity) + request.lexical * _standard(words)
         if admitted is None:
-            rows = self._vectors.candidates(vector, count)
-            if len(rows) < len(self.index) and words.any():
-                best = np.argsort(-words, kind="stable")[:count]
-                rows = np.union1d(rows, best[words[best] > 0])
-        else:
-            rows = np.unique(self.index.place_rows[admitted])
-        similarity = self._vectors.scores(vector, rows)
-        score = (1 - request.lexical) * _standard(similarity, *self._vectors.spread(vector))
-        score += request.lexical * _standard(words[rows], float(words.mean()), float(words.std()))
-        return _Scored(rows, score, similarity, words[rows])
+            return _Scored(np.arange(len(self.index)), score, similarity, words)
+        rows = np.unique(self.index.place_rows[admitted])
+        return _Scored(rows, score[rows], similarity[rows], words[rows])
 
     def _judge(
         self, query: str, rows: Rows, order: Rows, depth: int
@@ -287,8 +266,9 @@ def printable(text: str) -> str:
     )
 
 
-def _standard(scores: Floats, mean: float, deviation: float) -> Floats:
+def _standard(scores: Floats) -> Floats:
     """Standard scores; 0 where all are equal and so say nothing."""
+    mean, deviation = float(scores.mean()), float(scores.std())
     return (scores - mean) / deviation if deviation > 1e-12 else np.zeros_like(scores)
 
 

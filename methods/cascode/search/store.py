@@ -1,135 +1,95 @@
-"""An index on disk: whole or not there, checked when read, and what an unfinished run leaves.
+"""The folder of an index and the one SQLite database in it.
 
     .tenfold-search/
-        index.json          what the index was made of, size and SHA-256 of its files, our seal
-        <digest>/           the files; the name is the digest of index.json's other content
-            functions.json  where every function is, by path and line
-            texts.bin       what was encoded, once for equal functions; texts.npy: where each ends
-            vectors.npy     (n, d) float16, one row a text
-            words.*         BM25
-            graph.faiss     of HNSW and IVF-PQ
-        unfinished-*.db     functions and vectors of a run that was stopped, one transaction a batch
-        CACHEDIR.TAG        tells backups that all this can be made again, and us that it is ours
+        index.db        two tables:
+            parts       the index: first `manifest`, which says what it was made of and holds the
+                        digests of the other parts and our seal; what those are, index.py says
+            kept        functions and vectors of a run that was stopped, a row each, with our seal
+        CACHEDIR.TAG    tells backups that all this can be made again, and us that it is ours
         lock
 
-Such a folder may have come with somebody's code. It is read with distrust unless it has our seal,
-and no link in it is followed.
-
-float16, because half the size costs at most 5e-5 of a cosine (measured, 384 dimensions), far less
-than computing in bfloat16 does.
+SQLite's transactions make every change whole: a run that is killed leaves the old index and all
+batches that it committed. Such a folder may have come with somebody's code. It is read with
+distrust unless it has our seal, and no link in it is followed.
 """
 
 import errno
 import hashlib
 import json
 import os
-import re
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from methods.cascode.extraction import LANGUAGES
-from methods.cascode.search import seal, words
-from methods.cascode.search.arrays import map_array, rises
-from methods.cascode.search.vectors import KINDS
+from methods.cascode.search import seal
 from shared.files import (
     LockedError,
+    UnsafeFileError,
+    open_own,
     open_regular,
     own_folder,
     parse_json,
-    read_json,
-    remove_unfinished,
-    replacing,
-    sync,
 )
 from shared.files import locked as lock_held
 
-FOLDER = ".tenfold-search"
-MANIFEST = "index.json"
-FORMAT = 2  # of the files; rises with every change of what is in them
-FLOAT = np.float16
+FOLDER, DATABASE = ".tenfold-search", "index.db"
+FORMAT = 3  # of the database; rises with every change of what is in it
 COMPUTED = ("float32", "bfloat16")  # precisions of vectors
 POOLINGS = ("mean", "cls", "pooler")
-GRAPH = "graph.faiss"
 AGAIN = "run `tenfold-search index` on the folder again"
 FOREIGN = "was not made on this machine"
-_HERE = ".."  # root of an index that lies in the folder of its code
-_FUNCTIONS, _TEXTS, _ENDS, _VECTORS = "functions.json", "texts.bin", "texts.npy", "vectors.npy"
-_MANIFEST_LIMIT = 1_000_000  # bytes
-_NUMBERS = ("place_files", "starts", "ends", "rows")
-_NEW = "new"
-_UNFINISHED = "unfinished-"
-_FOLDER_NAME = re.compile("[0-9a-f]{16}")
+PIECE = 1 << 29  # bytes of a row; SQLite takes at most 1e9
+_TABLES = [
+    "CREATE TABLE parts (name TEXT, content BLOB)",
+    "CREATE TABLE kept (kind TEXT, name TEXT, content BLOB, seal TEXT)",
+]
+_PAGE = 16_384  # bytes; a vector or a text of usual size fits into one
+_WAIT = 60.0  # seconds that a reader waits for a commit
+_NAMES_A_FILE = bytes.fromhex("d9d505f920a163d7")  # ends a journal; SQLite deletes what it names
+_OF_THE_DISK = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+}
+_BEFORE = "index.json"  # of formats 1 and 2
 _TAG = "CACHEDIR.TAG"
 _MARKS = {  # the tag comes last: where it is whole, all are
     ".gitignore": b"*\n",
     _TAG: b"Signature: 8a477f597d28d172789f06886806bc55\n# An index of tenfold-search.\n",
 }
-
-_DESCRIPTION = {
-    "root": str,
-    "tool": str,
-    "model": {
-        "source": str,
-        "precision": str,
-        "pooling": str,
-        "normalize": bool,
-        "name": str,
-        "fingerprint": str,
-        "dimension": int,
+_MANIFEST = {
+    "description": {
+        "root": str,
+        "tool": str,
+        "model": {
+            "source": str,
+            "precision": str,
+            "pooling": str,
+            "normalize": bool,
+            "name": str,
+            "fingerprint": str,
+            "dimension": int,
+        },
+        "text": str,
+        "limit": int,
     },
-    "text": str,
-    "kind": str,
-    "limit": int,
+    "parts": dict,
+    "seal": str,
 }
-_COUNTS = {"files": int, "functions": int, "texts": int}
-_MEASURES = {"bytes": int, "sha256": str}
-
-Vectors = NDArray[np.float16]
 
 
 class SearchError(RuntimeError):
     """The tool cannot do what it was asked for; the message says why and what to do."""
 
 
-class DamagedIndexError(SearchError):
-    """A file of the index is not what was written."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One function of a file."""
-
-    name: str
-    start_line: int
-    end_line: int
-    text: str
-
-
-@dataclass(frozen=True)
-class IndexedFile:
-    path: str
-    language: str
-    digest: str  # of its bytes
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a function is; `row` is the number of its text."""
-
-    file: IndexedFile
-    name: str
-    start_line: int
-    end_line: int
-    row: int
+class StoppedError(SearchError):
+    """No run has ended yet; the next one goes on."""
 
 
 @dataclass(frozen=True)
@@ -139,299 +99,172 @@ class Description:
     Attributes:
         root: the folder that was indexed, ".." where the index lies in it.
         tool: see `tool_version`. model: its source, name, fingerprint, dimension and precision.
-        text: "both" or "code". kind: of the vector index, as built. limit: bytes of a file.
+        text: "both" or "code". limit: bytes of a file.
     """
 
     root: str
     tool: str
     model: Mapping[str, Any]
     text: str
-    kind: str
     limit: int
 
 
-class Index:
-    """A whole index, opened for reading.
+class Writer:
+    """The database while a run writes to it: a run that is killed loses one batch at most.
+
+    A database that SQLite finds damaged, or that is not ours, is made anew.
 
     Args:
-        home: the folder that holds `index.json`.
-        any_tool: whether another version of the tool may have made it, in the same format.
-
-    Attributes:
-        own: whether it has the seal of this machine. A foreign one can say anything: it gives no
-            file to a library that trusts it, and shows code of the folder that it lies in only.
+        home: of the index. source, precision: of the model, for `precision_of`.
 
     Raises:
-        SearchError: there is none, another version of the tool made it, or it is a foreign one of
-            another folder.
-        DamagedIndexError: a file is missing, cut off or changed.
+        OSError: something that is no database lies in the way.
+        sqlite3.Error: the disk is full or refuses; so do all methods.
     """
 
-    def __init__(self, home: Path, any_tool: bool = False) -> None:
-        self.home = home
-        manifest = read_manifest(home, any_tool)
+    def __init__(self, home: Path, source: str, precision: str) -> None:
+        self._path = home / DATABASE
+        run = {_run_of(source): precision.encode()}
+        open_own(self._path).close()
+        _check_files(self._path)
+        self._connection = _connect(self._path)
         try:
-            self._open(manifest)
-        except DamagedIndexError:
-            newer = read_manifest(home, any_tool)
-            if newer == manifest:
+            self._begin(run)
+        except sqlite3.DatabaseError as error:
+            self.close()
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_THE_DISK:
                 raise
-            self._open(newer)  # a run has replaced the index just now
+            for ending in ("", "-journal"):
+                _beside(self._path, ending).unlink(missing_ok=True)
+            self._connection = _connect(self._path)
+            self._begin(run)
 
-    def _open(self, manifest: Mapping[str, Any]) -> None:
-        self.folder = self.home / manifest["folder"]
-        self.own = is_own(manifest)
-        self.description = Description(**manifest["description"])
-        self.counts: Mapping[str, int] = manifest["counts"]
-        self.files_bytes = sum(file["bytes"] for file in manifest["files"].values())
-        self.has_words = words.TERMS in manifest["files"]
-        if not self.own and self.description.root != _HERE:
-            raise SearchError(
-                f"the index in {self.home} {FOREIGN}, and is not of the folder that it lies in: "
-                "run `tenfold-search index` on the folder of the code"
+    def _begin(self, run: Mapping[str, bytes]) -> None:
+        if not _format(self._connection):  # freed pages are given back at each commit
+            self._connection.executescript(
+                f"PRAGMA page_size = {_PAGE}; PRAGMA auto_vacuum = FULL; BEGIN; "
+                f"{';'.join(_TABLES)}; PRAGMA user_version = {FORMAT}; COMMIT"
             )
-        self.root = Path(os.path.normpath(self.home / self.description.root))
-        for name, expected in manifest["files"].items():
-            _check(self.folder / name, expected)
-        try:
-            self._read()
-        except (OSError, ValueError) as error:
-            raise damaged(self.folder, error) from error
+        if _format(self._connection) != FORMAT:
+            raise sqlite3.DatabaseError("it has another format")
+        _check_tables(self._connection)
+        self.keep("run", run)
 
-    def _read(self) -> None:
-        columns = read_json(self.folder / _FUNCTIONS)
-        if not (isinstance(columns, dict) and columns.keys() == {"files", "names", *_NUMBERS}):
-            raise ValueError(f"{_FUNCTIONS} has other columns")
-        if not (_are_files(columns["files"]) and _are_texts(columns["names"])):
-            raise ValueError(f"{_FUNCTIONS} lacks names")
-        self.files = [IndexedFile(*file) for file in columns["files"]]
-        self._names: list[str] = columns["names"]
-        numbers = [np.array(columns[key]) for key in _NUMBERS]
-        if not all(column.dtype == np.int64 and column.ndim == 1 for column in numbers):
-            raise ValueError(f"{_FUNCTIONS} lacks numbers")
-        self.place_files, self._starts, self._ends, self.place_rows = numbers
-        self.vectors: Vectors = map_array(self.folder / _VECTORS, {"float16"}, 2)
-        self._text_ends = map_array(self.folder / _ENDS, {"int64"})
-        with open_regular(self.folder / _TEXTS, follow_links=False) as file:
-            self._texts = np.memmap(file, mode="r")
-        self._check_content(numbers)
+    def kept(self, kind: str) -> dict[str, bytes]:
+        """What was kept of a kind by an earlier run, by names."""
+        return _own_rows(self._connection, kind)
 
-    def _check_content(self, numbers: Sequence[NDArray[np.int64]]) -> None:
-        """Raises ValueError unless everything that is looked up is there."""
-        files, functions, texts = (self.counts[key] for key in _COUNTS)
-        lengths = {len(self._names), *map(len, numbers)}
-        if (len(self.files), lengths) != (files, {functions}):
-            raise ValueError(f"{_FUNCTIONS} has another length")
-        shape = texts, self.description.model["dimension"]
-        if self.vectors.shape != shape or len(self._text_ends) != texts:
-            raise ValueError("there are other vectors than texts")
-        if not (
-            rises(self.place_files, 0, files - 1)
-            and 0 <= self.place_rows.min() <= self.place_rows.max() < texts
-            and np.bincount(self.place_rows, minlength=texts).all()
-            and (self._starts >= 1).all()
-            and (self._ends >= self._starts).all()
-            and rises(self._text_ends, 0, len(self._texts))
-        ):
-            raise ValueError(f"numbers in {_FUNCTIONS} or {_ENDS} lead nowhere")
-        if not (self.own or np.isfinite(self.vectors).all()):  # ours were checked when computed
-            raise ValueError("a vector is not finite")
+    def keep(self, kind: str, contents: Mapping[str, bytes]) -> None:
+        """Commit a batch by names. A kind names all on which its contents depend."""
+        rows = [(kind, n, part, _seal_row(kind, n, part)) for n, part in contents.items()]
+        with self._connection:
+            self._connection.executemany("INSERT INTO kept VALUES (?, ?, ?, ?)", rows)
 
-    def __len__(self) -> int:
-        return len(self.vectors)
+    def forget(self) -> None:
+        """Leave nothing but the index that is there."""
+        with self._connection:
+            self._connection.execute("DELETE FROM kept")
 
-    def place(self, number: int) -> Place:
-        file = self.files[self.place_files[number]]
-        lines = int(self._starts[number]), int(self._ends[number])
-        return Place(file, self._names[number], *lines, int(self.place_rows[number]))
+    def publish(self, description: Description, parts: Mapping[str, bytes]) -> int:
+        """Make these parts the index, at once; nothing else stays. Returns its size in bytes."""
+        digests = {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
+        manifest = {"description": asdict(description), "parts": digests}
+        whole = {"manifest": packed(manifest | {"seal": _seal(manifest)}), **parts}
+        pieces = (
+            (name, memoryview(part)[start : start + PIECE])
+            for name, part in whole.items()
+            for start in range(0, len(part), PIECE)
+        )
+        with self._connection:
+            self._connection.execute("DELETE FROM kept")
+            self._connection.execute("DELETE FROM parts")
+            self._connection.executemany("INSERT INTO parts VALUES (?, ?)", pieces)
+        return self._path.stat().st_size
 
-    def text(self, row: int) -> str:
-        start = self._text_ends[row - 1] if row else 0
-        return self._texts[start : self._text_ends[row]].tobytes().decode(errors="replace")
-
-    @cached_property
-    def _by_row(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        order = np.argsort(self.place_rows, kind="stable")
-        return order, np.searchsorted(self.place_rows[order], np.arange(len(self) + 1))
-
-    def places(self, row: int) -> list[int]:
-        """Numbers of all places of a text, by path and line."""
-        order, starts = self._by_row
-        return order[starts[row] : starts[row + 1]].tolist()
-
-    def entries(self) -> Iterator[tuple[IndexedFile, list[Entry]]]:
-        """Every file with its functions, as they were indexed."""
-        ends = np.searchsorted(self.place_files, np.arange(len(self.files)), side="right")
-        start = 0
-        for file, end in zip(self.files, ends.tolist(), strict=True):
-            places = [self.place(number) for number in range(start, end)]
-            yield (
-                file,
-                [Entry(p.name, p.start_line, p.end_line, self.text(p.row)) for p in places],
-            )
-            start = end
+    def close(self) -> None:
+        self._connection.close()
 
 
-def read_manifest(home: Path, any_tool: bool = False) -> dict[str, Any]:
-    """Content of `index.json`.
+@contextmanager
+def reading(home: Path) -> Iterator[sqlite3.Connection]:
+    """Yield a connection to an index, in a transaction that sees one state of it.
 
     Raises:
-        SearchError: as `Index`.
+        SearchError: there is none, or another format, or SQLite cannot read it.
     """
-    path = home / MANIFEST
+    path = home / DATABASE
     try:
         if home.is_symlink():
             raise OSError(errno.ELOOP, "the folder is a link: name the one that it leads to")
-        with open_regular(path, follow_links=False) as file:
-            manifest = parse_json(file.read(_MANIFEST_LIMIT))
-        layout, tool = manifest["format"], manifest["description"]["tool"]
-        if manifest["folder"] != _folder_name(_content(manifest)):
-            raise ValueError("it is not what was written")
-        if not (isinstance(layout, int) and isinstance(tool, str)):
-            raise ValueError("it names no version")
+        _refuse_older(home)
+        _check_files(path)
     except (FileNotFoundError, NotADirectoryError):
         raise SearchError(
             f"no index in {home}: run `tenfold-search index DIR`, or name the folder that was "
             "indexed with --dir, or its index with --index"
         ) from None
     except OSError as error:
-        raise SearchError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise damaged(path, error) from error
-    if layout != FORMAT or not (any_tool or tool == tool_version()):
-        raise SearchError(
-            f"{path} was built by another version of the tool ({tool}, format {layout}; this is "
-            f"{tool_version()}, format {FORMAT}): {AGAIN}"
-        )
+        raise SearchError(f"cannot read {error.filename or path}: {error.strerror}") from error
     try:
-        _check_manifest(manifest)
-    except ValueError as error:
+        with closing(_connect(path)) as connection:
+            connection.execute("BEGIN")
+            if (version := _format(connection)) not in (0, FORMAT):
+                raise _another_version(path, f"format {version}")
+            _check_tables(connection)
+            yield connection
+    except sqlite3.Error as error:
         raise damaged(path, error) from error
+
+
+def read_manifest(
+    connection: sqlite3.Connection, home: Path, any_tool: bool = False
+) -> dict[str, Any]:
+    """What an index was made of.
+
+    Raises:
+        StoppedError: it is not finished.
+        SearchError: another version of the tool made it, or it is not what is written there.
+    """
+    row = connection.execute("SELECT content FROM parts ORDER BY rowid LIMIT 1").fetchone()
+    if row is None:
+        raise StoppedError(f"no index in {home} yet: a run was stopped; {AGAIN} to go on")
+    try:
+        if not isinstance(row[0], bytes):
+            raise ValueError("it has no manifest")
+        manifest = parse_json(row[0])
+        if not _fits(manifest, _MANIFEST):
+            raise ValueError("its manifest lacks something or has too much")
+        model = manifest["description"]["model"]
+        if model["precision"] not in COMPUTED or model["pooling"] not in POOLINGS:
+            raise ValueError("no model computes so")
+    except (ValueError, RecursionError) as error:
+        raise damaged(home / DATABASE, error) from error
+    if not (any_tool or manifest["description"]["tool"] == tool_version()):
+        raise _another_version(home / DATABASE, manifest["description"]["tool"])
     return manifest
+
+
+def read_parts(connection: sqlite3.Connection, manifest: Mapping[str, Any]) -> dict[str, bytes]:
+    """The other parts of an index.
+
+    Raises:
+        ValueError: they are not what is written there.
+    """
+    pieces: dict[str, list[bytes]] = {}
+    for name, content in connection.execute("SELECT name, content FROM parts WHERE rowid > 1"):
+        if not isinstance(content, bytes):
+            raise ValueError("a part is none")
+        pieces.setdefault(name, []).append(content)
+    parts = {name: b"".join(found) for name, found in pieces.items()}
+    digests = {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
+    if digests != manifest["parts"]:
+        raise ValueError("it was changed after it was written")
+    return parts
 
 
 def is_own(manifest: Mapping[str, Any]) -> bool:
     """Whether this user wrote it on this machine, and nobody changed it."""
-    return manifest.get("seal") == _seal(_content(manifest))
-
-
-def damaged(path: Path, error: Exception) -> DamagedIndexError:
-    """What is raised where a file's content is not what is written there."""
-    return DamagedIndexError(f"{path} is damaged ({error}): {AGAIN}")
-
-
-def _check_manifest(manifest: Mapping[str, Any]) -> None:
-    for key, expected in (("description", _DESCRIPTION), ("counts", _COUNTS)):
-        if not _fits(manifest.get(key), expected):
-            raise ValueError(f"its {key} lacks something or has too much")
-    model, kind = manifest["description"]["model"], manifest["description"]["kind"]
-    if model["precision"] not in COMPUTED or model["pooling"] not in POOLINGS:
-        raise ValueError("no model computes so")
-    if kind not in KINDS[1:]:
-        raise ValueError(f"no index is {kind!r}")
-    files = manifest.get("files")
-    if not (isinstance(files, dict) and all(_fits(file, _MEASURES) for file in files.values())):
-        raise ValueError("it does not measure its files")
-    always = {_FUNCTIONS, _TEXTS, _ENDS, _VECTORS} | ({GRAPH} if kind != "flat" else set())
-    if files.keys() not in (always, always | words.FILES):
-        raise ValueError("it names files that lie elsewhere, or lacks some")
-
-
-def _fits(value: Any, expected: Any) -> bool:
-    """Whether a value has these keys, and these types at their places."""
-    if isinstance(expected, dict):
-        return (
-            isinstance(value, dict)
-            and value.keys() == expected.keys()
-            and all(_fits(value[key], inner) for key, inner in expected.items())
-        )
-    return type(value) is expected and (expected is not int or 0 <= value < 2**63)
-
-
-def _are_texts(values: Any) -> bool:
-    return isinstance(values, list) and all(isinstance(value, str) for value in values)
-
-
-def _are_files(values: Any) -> bool:
-    """Whether these are paths, known languages and digests."""
-    return isinstance(values, list) and all(
-        _are_texts(value) and len(value) == 3 and value[1] in LANGUAGES for value in values
-    )
-
-
-def publish(
-    home: Path,
-    description: Description,
-    counts: Mapping[str, int],
-    write: Callable[[Path], None],
-) -> int:
-    """Make what `write` puts into an empty folder the index; until then the old one stays.
-
-    Returns: the size of its files in bytes.
-
-    Raises:
-        OSError: the disk is full or refuses; the old index is untouched.
-    """
-    new = home / _NEW
-    remove(new)  # of a killed run
-    new.mkdir()
-    try:
-        write(new)
-        manifest: dict[str, Any] = {
-            "format": FORMAT,
-            "description": asdict(description),
-            "counts": counts,
-            "files": {path.name: _measure(path) for path in sorted(new.iterdir())},
-        }
-        manifest |= {"folder": _folder_name(manifest), "seal": _seal(manifest)}
-        folder = home / manifest["folder"]
-        remove(folder)  # damaged or foreign, else nothing had been written
-        for path in (*new.iterdir(), new):
-            sync(path)
-        new.rename(folder)
-        with replacing(home / MANIFEST) as file:
-            file.write(_dumps(manifest))
-    except BaseException:
-        remove(new)
-        raise
-    return sum(file["bytes"] for file in manifest["files"].values())
-
-
-def tidy(home: Path) -> None:
-    """Leave nothing but the index: no older one, and nothing of runs that were stopped."""
-    folder = read_manifest(home)["folder"]
-    for path in home.iterdir():
-        older = path.name != folder and _FOLDER_NAME.fullmatch(path.name)
-        if older or path.name == _NEW or path.name.startswith(_UNFINISHED):
-            remove(path)
-    remove_unfinished(home)
-
-
-def remove(path: Path) -> None:
-    """Remove whatever lies there, if anything; of a link, the link."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def write_functions(
-    folder: Path, files: Iterable[tuple[IndexedFile, list[Entry]]], rows: Mapping[str, int]
-) -> None:
-    """functions.json, texts.bin and texts.npy; `rows` numbers the texts."""
-    columns: dict[str, list[Any]] = {key: [] for key in ("files", "names", *_NUMBERS)}
-    for number, (file, entries) in enumerate(files):
-        columns["files"].append([file.path, file.language, file.digest])
-        for entry in entries:
-            columns["names"].append(entry.name)
-            columns["place_files"].append(number)
-            columns["starts"].append(entry.start_line)
-            columns["ends"].append(entry.end_line)
-            columns["rows"].append(rows[entry.text])
-    (folder / _FUNCTIONS).write_bytes(_dumps(columns))
-    encoded = [text.encode() for text in rows]
-    (folder / _TEXTS).write_bytes(b"".join(encoded))
-    np.save(folder / _ENDS, np.cumsum([len(text) for text in encoded], dtype=np.int64))
+    return manifest["seal"] == _seal(manifest)
 
 
 def precision_of(home: Path, source: str) -> str | None:
@@ -440,35 +273,40 @@ def precision_of(home: Path, source: str) -> str | None:
 
     A model measures which is faster; going on with another one would mix two kinds of rounding.
     """
-    for precision in COMPUTED:
-        if os.path.isfile(unfinished_path(home, precision)):
-            return precision
     try:
-        manifest = read_manifest(home, any_tool=True)
+        with reading(home) as connection:
+            if found := _own_rows(connection, "run").get(_run_of(source)):
+                return found.decode()
+            manifest = read_manifest(connection, home, any_tool=True)
     except SearchError:
         return None
     model = manifest["description"]["model"]
     return model["precision"] if is_own(manifest) and model["source"] == source else None
 
 
-def unfinished_path(home: Path, precision: str) -> Path:
-    """Where runs keep what they have computed in this precision; only this user can name it."""
-    place = os.fsencode(os.path.realpath(home))
-    name = seal.digest(b"unfinished", str(FORMAT).encode(), place, precision.encode())
-    return home / f"{_UNFINISHED}{name}.db"
+def packed(content: Any) -> bytes:
+    """JSON as it is stored."""
+    return json.dumps(content, separators=(",", ":")).encode()
+
+
+def damaged(path: Path, error: Exception) -> SearchError:
+    """What is raised where a database's content is not what is written there."""
+    return SearchError(f"{path} is damaged ({error}): {AGAIN}")
 
 
 @contextmanager
 def locked(home: Path) -> Iterator[None]:
-    """Only one process at a time writes to an index.
+    """Let only one process at a time write to an index.
 
     Raises:
-        SearchError: another one does, or the folder holds other things.
+        SearchError: another one does, or the folder holds other things, or an older format.
         OSError: it cannot be written to.
     """
     own_folder(home, 0o700)
+    _refuse_older(home)
     _mark(home)
-    _make_private(home)
+    with suppress(PermissionError):  # somebody else's, or of a file system without modes
+        home.chmod(0o700)  # an index tells what its code does, which others may not know
     try:
         with lock_held(home / "lock"):
             yield
@@ -502,14 +340,101 @@ def _head(path: Path) -> bytes:
         return file.read(1_000)
 
 
-def _make_private(home: Path) -> None:
-    """An index tells what its code does, which others may not be allowed to read."""
-    descriptor = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        with suppress(PermissionError):  # somebody else's, or of a file system without modes
-            os.fchmod(descriptor, 0o700)
-    finally:
-        os.close(descriptor)
+def _refuse_older(home: Path) -> None:
+    if os.path.lexists(home / _BEFORE):
+        raise _another_version(home, "format 2 or less", "remove that folder, then ")
+
+
+def _another_version(path: Path, version: str, first: str = "") -> SearchError:
+    return SearchError(
+        f"{path} was built by another version of the tool ({version}; this is {tool_version()}, "
+        f"format {FORMAT}): {first}{AGAIN}"
+    )
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open a database, which is made if there is none, without trust in what it says."""
+    connection = sqlite3.connect(path, timeout=_WAIT)
+    connection.execute("PRAGMA trusted_schema = OFF")
+    connection.execute("PRAGMA cell_size_check = ON")
+    return connection
+
+
+def _format(connection: sqlite3.Connection) -> int:
+    """The format that a database says it has; 0 for an empty one."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _check_tables(connection: sqlite3.Connection) -> None:
+    """Raises DatabaseError unless the tables are ours, and SQLite finds their pages in order.
+
+    A view or a trigger could do anything, and a tree with a circle has no end.
+    """
+    if connection.execute("SELECT sql FROM sqlite_schema").fetchall() != [(t,) for t in _TABLES]:
+        raise sqlite3.DatabaseError("it has other tables")
+    if connection.execute("PRAGMA journal_mode").fetchone() != ("delete",):
+        raise sqlite3.DatabaseError("it has another kind of journal")
+    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if found != "ok":
+        raise sqlite3.DatabaseError(found)
+
+
+def _check_files(path: Path) -> None:
+    """Refuse what SQLite would wait for, follow, or take orders from.
+
+    A journal may name a further file, which SQLite deletes; none of ours does. Not to be called
+    while this process has the database open, whose locks end when any handle of it is closed.
+
+    Raises:
+        UnsafeFileError: something that no run of ours leaves lies at the path or beside it.
+        OSError: there is no database.
+    """
+    open_regular(path, follow_links=False).close()
+    for ending in ("-journal", "-wal", "-shm"):
+        beside = _beside(path, ending)
+        with suppress(FileNotFoundError), open_regular(beside, follow_links=False) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - len(_NAMES_A_FILE)))
+            if ending != "-journal" or file.read() == _NAMES_A_FILE:
+                raise UnsafeFileError(errno.EINVAL, "is none of the tool's files", str(beside))
+
+
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """Covers the other parts by their digests."""
+    content = {key: value for key, value in manifest.items() if key != "seal"}
+    return seal.digest(b"index", packed(content))
+
+
+def _run_of(source: str) -> str:
+    return seal.digest(b"run", os.fsencode(source))
+
+
+def _seal_row(kind: str, name: str, content: bytes) -> str:
+    return seal.digest(b"kept", kind.encode(), name.encode(), content)
+
+
+def _own_rows(connection: sqlite3.Connection, kind: str) -> dict[str, bytes]:
+    """Rows may have been damaged or forged: one counts only if it has our seal."""
+    columns = "CAST(name AS BLOB), CAST(content AS BLOB), CAST(seal AS BLOB)"
+    rows = connection.execute(f"SELECT {columns} FROM kept WHERE kind = ?", (kind,))
+    whole = [row for row in rows if None not in row]
+    named = [(name.decode(errors="replace"), content, found) for name, content, found in whole]
+    return {n: part for n, part, found in named if found == _seal_row(kind, n, part).encode()}
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    """Whether a value has these keys, and these types at their places."""
+    if isinstance(expected, dict):
+        return (
+            isinstance(value, dict)
+            and value.keys() == expected.keys()
+            and all(_fits(value[key], inner) for key, inner in expected.items())
+        )
+    return type(value) is expected and (expected is not int or 0 <= value < 2**63)
 
 
 @cache
@@ -519,43 +444,9 @@ def tool_version() -> str:
     content = hashlib.sha256()
     for source in sorted((package / "extraction").rglob("*.py")):
         content.update(source.read_bytes())
-    for name in ("cleaning", "lexical", "search/indexing", "search/vectors", "search/walking"):
+    for name in ("cleaning", "lexical", "search/indexing", "search/walking"):
         content.update((package / f"{name}.py").read_bytes())
     for distribution in metadata.distributions():
         if distribution.name.startswith("tree-sitter"):
             content.update(f"{distribution.name} {distribution.version}".encode())
     return f"{metadata.version('tenfold')}+{content.hexdigest()[:8]}"
-
-
-def _content(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in manifest.items() if key not in ("folder", "seal")}
-
-
-def _folder_name(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_dumps(content)).hexdigest()[:16]
-
-
-def _seal(content: Mapping[str, Any]) -> str:
-    return seal.digest(b"index", _dumps(content))
-
-
-def _measure(path: Path) -> dict[str, Any]:
-    content = hashlib.sha256()
-    with open_regular(path, follow_links=False) as file:
-        while part := file.read(1 << 20):
-            content.update(part)
-        return {"bytes": file.tell(), "sha256": content.hexdigest()}
-
-
-def _check(path: Path, expected: Mapping[str, Any]) -> None:
-    try:
-        found = _measure(path)
-    except OSError as error:
-        raise DamagedIndexError(f"cannot read {path} ({error.strerror}): {AGAIN}") from error
-    if found != expected:
-        how = "cut off" if found["bytes"] < expected["bytes"] else "changed"
-        raise DamagedIndexError(f"{path} is damaged, it was {how} after it was written: {AGAIN}")
-
-
-def _dumps(content: Any) -> bytes:
-    return json.dumps(content, separators=(",", ":")).encode()
