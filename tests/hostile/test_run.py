@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from shared.overrides import CONF, OverrideError, validate
 from shared.training.run_folder import RunBusyError, RunError
 from tests.hostile.damages import DAMAGES, MOSTLY, every
 from tests.hostile.tripwire import watched
+from tests.processes import ended, run, started
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SMOKE = ["experiment=comatch/smoke", "logger=csv", "precision=32-true", "trainer.max_steps=2"]
@@ -272,17 +272,6 @@ def command(home: Path, name: str, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "shared.run", *SMOKE, *given]
 
 
-def begun(home: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
-    """A run of its own that has written its first metrics."""
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command(home, name, *overrides), **pipes)
-    end = time.monotonic() + 120
-    while not (home / name / "metrics.csv").exists() and process.poll() is None:
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    return process
-
-
 @pytest.mark.parametrize(
     ("number", "status"),
     [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
@@ -290,13 +279,17 @@ def begun(home: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
 def test_a_stopped_run_says_so_and_another_one_is_told_who_runs(home, number, status):
     name = f"stopped{status}"
     endless = ["trainer.max_steps=1000000"]
-    with begun(home, name, *endless) as process:
+    with started(command(home, name, *endless)) as process:
+        end = time.monotonic() + 300
+        while not (home / name / "metrics.csv").exists() and process.poll() is None:
+            assert time.monotonic() < end, "no step was logged within 300 s"
+            time.sleep(0.05)
         with pytest.raises(RunBusyError, match=f"in use by process {process.pid} on "):
             start(home, name, *endless)
         process.send_signal(number)
-        said = process.communicate(timeout=60)[1]
-    assert process.returncode == status, said
-    assert "Traceback" not in said
+        done = ended(process, 120)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
     assert not (home / name / "results.json").exists()
 
 
@@ -304,13 +297,12 @@ def test_a_stopped_run_says_so_and_another_one_is_told_who_runs(home, number, st
 @pytest.mark.parametrize("gap", [0.0, 1.0, 4.0, 5.0, 6.0, 7.0])
 def test_two_equal_commands(home, tmp_path, gap):
     name = f"twice-{tmp_path.name}"
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = []
-    for _ in range(2):
-        processes.append(subprocess.Popen(command(home, name), **pipes))
+    with started(command(home, name)) as first:
         time.sleep(gap)
-    said = [process.communicate(timeout=120)[1] for process in processes]
-    statuses = sorted(process.returncode for process in processes)
+        with started(command(home, name)) as second:
+            done = [ended(process, 300) for process in (first, second)]
+    statuses = sorted(one.returncode for one in done)
+    said = [one.stderr for one in done]
     assert statuses in ([0, os.EX_TEMPFAIL], [0, 0]), said  # the second may find a finished run
     if statuses[1]:
         assert any("is in use by process" in text and "Traceback" not in text for text in said)
@@ -330,7 +322,7 @@ def rows(path: Path) -> list[str]:
 def test_a_failing_command_prints_one_line(home):
     (home / "one-line").mkdir()
     (home / "one-line" / "run.log").symlink_to(home / "precious.txt")
-    done = subprocess.run(command(home, "one-line"), capture_output=True, text=True, check=False)
+    done = run(command(home, "one-line"))
     assert done.returncode == entry.REFUSED
     (line,) = done.stderr.splitlines()
     assert line.startswith("tenfold: ")

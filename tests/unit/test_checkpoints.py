@@ -3,7 +3,7 @@
 import errno
 import os
 import pickle
-import subprocess
+import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -20,6 +20,7 @@ import methods
 from shared.checkpoints import reading
 from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module, load_state
 from shared.checkpoints.writing import AtomicCheckpointIO, CheckpointWriteError
+from tests.processes import run
 
 TINY = """
 import os
@@ -268,11 +269,10 @@ def test_full_disk_of_a_real_file_system(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "check.py").write_text(textwrap.dedent(script))
     mount = f"mount -t tmpfs -o size=2m tmpfs {tmp_path}/disk"
-    allowed = subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True)
-    if allowed.returncode:
+    if shutil.which("unshare") is None or run(["unshare", "-rm", "sh", "-c", mount]).returncode:
         pytest.skip("no private tmpfs here; the injected fault above covers the logic")
     command = f"{mount} && {sys.executable} {tmp_path}/check.py"
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True)
+    done = run(["unshare", "-rm", "sh", "-c", command])
     assert done.returncode == 0, done.stdout + done.stderr
 
 
