@@ -248,7 +248,7 @@ class WandbLogger(Logger):
         import wandb
 
         self._folder.mkdir(parents=True, exist_ok=True)
-        settings = {
+        wanted: dict[str, Any] = {
             "init_timeout": self.patience / 2,  # so that the offline run has time to begin
             "finish_timeout": self.patience,
             "console": "off",
@@ -256,12 +256,19 @@ class WandbLogger(Logger):
             "x_disable_stats": True,
         }
         known = wandb.Settings.model_fields  # older versions lack some
-        settings = wandb.Settings(**{k: v for k, v in settings.items() if k in known})
-        arguments = {**self._identity, "config": self._hyperparameters, "settings": settings}
+        settings = wandb.Settings(**{k: v for k, v in wanted.items() if k in known})
+        arguments: dict[str, Any] = {
+            **self._identity,
+            "config": self._hyperparameters,
+            "settings": settings,
+        }
+        # Offline, the same id alone continues a run.
+        as_configured: dict[str, Any] = {
+            "mode": self.mode,
+            "resume": "allow" if self.mode == "online" else None,
+        }
         try:
-            # Offline, the same id alone continues a run.
-            resume = "allow" if self.mode == "online" else None
-            run = wandb.init(**arguments, mode=self.mode, resume=resume)
+            run = wandb.init(**arguments, **as_configured)
         except Exception as error:
             if self.mode == "offline":
                 raise
