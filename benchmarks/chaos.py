@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,26 +79,6 @@ class Plan:
     experiment: str = MISSING
     overrides: list[str] = field(default_factory=list)
     moments: list[Moment] = field(default_factory=list)
-
-
-@dataclass
-class Kill:
-    """One kill that landed.
-
-    Attributes:
-        moment: the phrase it waited for; None of a random one.
-        steps_done: training steps done when it came.
-        epoch, steps_of_epoch: the epoch that was then under way, and the steps done of it.
-        resumes_from: the step that the next start goes on from.
-        resumes_within_epoch: whether that is not the start of an epoch.
-    """
-
-    moment: str | None
-    steps_done: int
-    epoch: int
-    steps_of_epoch: int
-    resumes_from: int
-    resumes_within_epoch: bool
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -189,9 +169,9 @@ def chaos(
     for _ in range(ATTEMPTS):
         shutil.rmtree(broken, ignore_errors=True)
         landed = _run_with_kills(command, broken, epochs, kills, moments, generator)
-        if len(landed) == wanted and any(kill.resumes_within_epoch for kill in landed):
+        if len(landed) == wanted and any(kill["resumes_within_epoch"] for kill in landed):
             break
-        within = sum(kill.resumes_within_epoch for kill in landed)
+        within = sum(kill["resumes_within_epoch"] for kill in landed)
         print(f"{len(landed)} of {wanted} kills landed, {within} within an epoch; once more")
     else:
         raise ChaosError(
@@ -200,7 +180,7 @@ def chaos(
         )
     return {
         "command": command[1:],
-        "kills": [asdict(kill) for kill in landed],
+        "kills": landed,
         "seed": seed,
         "steps": len(epochs),
         "undisturbed_seconds": seconds,
@@ -263,18 +243,23 @@ def _run_with_kills(
     kills: int,
     moments: Sequence[Moment],
     generator: random.Random,
-) -> list[Kill]:
+) -> list[dict[str, Any]]:
     """Kill at a random step in each of `kills` equal parts of the run and at each moment, in the
-    order in which these come; then let the run finish."""
+    order in which these come; then let the run finish.
+
+    Returns: of each kill the phrase that it waited for (None of a random one), the training steps
+        done when it came, the epoch then under way and the steps done of it, the step that the next
+        start goes on from, and whether that is within an epoch.
+    """
     first, last = (share * len(epochs) for share in SPREAD)
     width = (last - first) / kills
-    landed: list[Kill] = []
+    landed: list[dict[str, Any]] = []
     parts, pending, target = list(range(kills)), list(moments), None
     while parts or pending or target is not None:
         if target is None and parts:
             target = max(1, int(first + width * (parts.pop(0) + generator.random())))
         if target is not None and landed:  # what earlier starts did does not count
-            target = max(target, landed[-1].steps_done + 1)
+            target = max(target, landed[-1]["steps_done"] + 1)
         place = _start_and_kill(command, folder, target, pending, generator.random() * 0.2)
         if place is None:
             missed = [repr(moment.phrase) for moment in pending]
@@ -291,13 +276,16 @@ def _run_with_kills(
         within = 0 < resumes < len(epochs) and epochs[resumes - 1] == epochs[resumes]
         epoch = epochs[min(done, len(epochs) - 1)]
         phrase = moment.phrase if moment else None
-        landed.append(Kill(phrase, done, epoch, done - epochs.index(epoch), resumes, within))
-        print(
-            f"killed after step {done} ({landed[-1].steps_of_epoch} of epoch {epoch}; "
-            f"{repr(phrase) if phrase else 'random'}), goes on from {resumes}, "
-            f"{'within' if within else 'at the start of'} an epoch",
-            flush=True,
-        )
+        kill = {
+            "moment": phrase,
+            "steps_done": done,
+            "epoch": epoch,
+            "steps_of_epoch": done - epochs.index(epoch),
+            "resumes_from": resumes,
+            "resumes_within_epoch": within,
+        }
+        landed.append(kill)
+        print("killed:", ", ".join(f"{key} {value}" for key, value in kill.items()), flush=True)
     _run(command, folder)
     return landed
 

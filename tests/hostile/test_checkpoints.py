@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -294,9 +295,11 @@ def test_pickles(tmp_path, monkeypatch, name, legacy):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "last.ckpt"
     torch.save(PICKLES[name](), path, _use_new_zipfile_serialization=not legacy)
-    with watched(tmp_path) as watch, pytest.raises(CheckpointError, match=r"last\.ckpt"):
-        load_checkpoint(path)
-    assert watch.processes == watch.outside == []
+    of_a_run = partial(AtomicCheckpointIO().load_checkpoint, weights_only=False)
+    for read in (load_checkpoint, of_a_run):
+        with watched(tmp_path) as watch, pytest.raises(CheckpointError, match=r"last\.ckpt"):
+            read(path)
+        assert watch.processes == watch.outside == []
     assert not (tmp_path / "pwned").exists()
 
 
