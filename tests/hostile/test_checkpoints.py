@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra import compose
+from omegaconf import DictConfig
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -58,7 +60,9 @@ def predicts(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) 
     given += [] if any("sheet" in argument for argument in arguments) else ["sheet_images=0"]
     status = 0
     capsys.readouterr()
-    with watched(folder) as watch:
+    with watched(folder) as watch, pytest.MonkeyPatch.context() as patch:
+        if not arguments:  # then nothing of the composing is new
+            patch.setattr(command, "compose", lambda name, argv: plain_config(tuple(argv)))
         try:
             command.main([*given, *arguments], checked=not arguments)
         except SystemExit as end:
@@ -69,6 +73,20 @@ def predicts(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) 
     assert "Traceback" not in said
     assert status == 0 or said.startswith("tenfold predict: ")
     return status, said
+
+
+def plain_config(assignments: tuple[str, ...]) -> DictConfig:
+    """What Hydra composes of assignments without structure."""
+    config = composed().copy()
+    for assignment in assignments:
+        key, _, value = assignment.partition("=")
+        config[key] = int(value) if value.isdecimal() else value
+    return config
+
+
+@cache
+def composed() -> DictConfig:
+    return compose("predict", ["checkpoint=c", "images=i"])
 
 
 # --- names of classes ---

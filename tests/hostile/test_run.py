@@ -5,7 +5,6 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -119,31 +118,35 @@ def test_damaged_checkpoint_of_a_run(home, tmp_path, damage):
         start(home, name)
 
 
-LINKS: dict[str, Callable[[Path], Path]] = {
-    "results of the old name": lambda folder: folder / "results.tmp",
-    "checkpoint of the old name": lambda folder: folder / "checkpoints" / ".last.ckpt.tmp",
-    "metrics of the old name": lambda folder: folder / ".metrics.csv.tmp",
-    "an unfinished checkpoint": lambda folder: folder / "checkpoints" / ".last.ckpt.0a1b2c3d.tmp",
-    "results": lambda folder: folder / "results.json",
-    "config": lambda folder: folder / "config.yaml",
-    "metrics": lambda folder: folder / "metrics.csv",
-    "the lock": lambda folder: folder / ".lock",
-    "the error": lambda folder: folder / "error.txt",
-    "the checkpoint": lambda folder: folder / "checkpoints" / "last.ckpt",
-    "the folder of checkpoints": lambda folder: folder / "checkpoints",
-    "the folder": lambda folder: folder,
+LINKS = {
+    # what earlier versions wrote beside, and what a run only replaces: the run itself goes on
+    "beside": (
+        "results.tmp",
+        "checkpoints/.last.ckpt.tmp",
+        "checkpoints/.last.ckpt.0a1b2c3d.tmp",
+        ".metrics.csv.tmp",
+        "error.txt",
+    ),
+    "results": ("results.json",),
+    "config": ("config.yaml",),
+    "metrics": ("metrics.csv",),
+    "the lock": (".lock",),
+    "the checkpoint": ("checkpoints/last.ckpt",),
+    "the folder of checkpoints": ("checkpoints",),
+    "the folder": ("",),
 }
 
 
 @pytest.mark.parametrize("place", LINKS)
 def test_nothing_is_written_through_a_link(home, tmp_path, place):
     name = f"linked-{tmp_path.name}"
-    link = LINKS[place](home / name)
-    link.parent.mkdir(parents=True, exist_ok=True)
     target = home / "elsewhere" if "folder" in place else home / "precious.txt"
     if target.name == "elsewhere":
         target.mkdir(exist_ok=True)
-    link.symlink_to(target)
+    for file in LINKS[place]:
+        link = home / name / file
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target)
     with suppress(*entry.REFUSALS):
         start(home, name)
     assert (home / "precious.txt").read_bytes() == PRECIOUS
@@ -254,7 +257,7 @@ OVERRIDES = [
 ]
 
 
-@pytest.mark.parametrize("override", every(8, OVERRIDES))
+@pytest.mark.parametrize("override", every(11, OVERRIDES))
 def test_hostile_overrides_are_refused_in_one_line(home, tmp_path, override):
     with pytest.raises((OverrideError, *entry.REFUSALS)) as caught:
         start(home, f"refused-{tmp_path.name}", override)

@@ -205,6 +205,7 @@ def test_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
         io.save_checkpoint({"step": 2}, tmp_path / "other.ckpt")
 
 
+@pytest.mark.slow  # the injected fault above covers the logic
 def test_full_disk_of_a_real_file_system(tmp_path):
     """The same through the kernel: 2 MB of tmpfs in a private mount namespace."""
     script = f"""

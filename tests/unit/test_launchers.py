@@ -142,6 +142,7 @@ def test_a_sweep_of_any_method_states_its_objective() -> None:
     assert composed("+sweep=optuna", "experiment=comatch/mini", "objective=a/b").objective == "a/b"
 
 
+@pytest.mark.slow
 def test_two_runs_side_by_side(tmp_path: Path) -> None:
     environment = {**os.environ, "TENFOLD_DATA": f"{tmp_path}/data", "OMP_NUM_THREADS": "1"}
     done = run(
