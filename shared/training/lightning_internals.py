@@ -1,5 +1,7 @@
-"""All that stands here on Lightning's private attributes; `tests/unit/test_lightning_internals.py`
-says which of them a release of Lightning has changed."""
+"""The only file that touches private attributes of Lightning.
+
+`tests/unit/test_lightning_internals.py` fails where a release of Lightning has changed one of them.
+"""
 
 from __future__ import annotations
 

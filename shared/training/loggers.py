@@ -54,7 +54,7 @@ class CsvLogger(Logger):
         return str(self.path.parent)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run's config.yaml holds them."""
+        """Do nothing: the run's config.yaml holds them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -85,12 +85,12 @@ class CsvLogger(Logger):
         """
         self.close()
         if self.path.exists():
-            kept = [row for row in read_metrics(self.path) if int(row["step"]) < global_step]
+            earlier = [row for row in read_metrics(self.path) if int(row["step"]) < global_step]
             with replacing(self.path) as file:
                 text = io.TextIOWrapper(file, newline="", write_through=True)
                 rows = csv.DictWriter(text, HEADER, lineterminator="\n")
                 rows.writeheader()
-                rows.writerows(kept)
+                rows.writerows(earlier)
                 text.detach()
         self._file = self._open()
 
