@@ -66,6 +66,22 @@ def run(
         return ended(process, seconds)
 
 
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Fail the test if the block, in this process, has not ended after so many seconds."""
+
+    def ring(*_: Any) -> None:
+        pytest.fail(f"not done after {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def _default_signals() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)

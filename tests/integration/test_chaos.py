@@ -9,8 +9,15 @@ import torch
 
 from benchmarks import chaos
 from benchmarks.chaos import ChaosError, Moment, first_difference, load_plan
+from tests.processes import within
 
 TOY = [sys.executable, str(Path(__file__).with_name("chaos_toy.py"))]
+
+
+@pytest.fixture(autouse=True)
+def bounded():
+    with within(900):
+        yield
 
 
 def test_faithful_resumption_is_identical_after_kills_that_really_came(tmp_path, capsys):
