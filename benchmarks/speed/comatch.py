@@ -21,7 +21,7 @@ class Ours(OurSide):
         of_data = {name: settings[name] for name in ("batch_size", "mu", "num_labels")}
         of_data |= {"num_workers": 0, "dataset.root": settings["data"]}
         overrides = [f"data.{name}={value}" for name, value in of_data.items()]
-        super().__init__(settings, ["experiment=comatch/cifar10_40", *overrides])
+        super().__init__(settings, ["experiment=comatch/cifar10_base", *overrides])
         self.data = self.instantiate("data")
         self.data.setup("fit")
         self.batch = next(iter(self.data.train_dataloader()))
