@@ -20,8 +20,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ ALWAYS = [
 SPREAD = (0.05, 0.92)  # of the steps; kills land in there, one in each of equal parts
 ATTEMPTS = 3
 COMPARED = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "global_step", "epoch")
+RESULTS = ("status", "metrics", "config_hash", "precision")
 
 
 class ChaosError(RuntimeError):
@@ -79,26 +81,6 @@ class Plan:
     moments: list[Moment] = field(default_factory=list)
 
 
-@dataclass
-class Kill:
-    """One kill that landed.
-
-    Attributes:
-        moment: the phrase it waited for; None of a random one.
-        steps_done: training steps done when it came.
-        epoch, steps_of_epoch: the epoch that was then under way, and the steps done of it.
-        resumes_from: the step that the next start goes on from.
-        resumes_within_epoch: whether that is not the start of an epoch.
-    """
-
-    moment: str | None
-    steps_done: int
-    epoch: int
-    steps_of_epoch: int
-    resumes_from: int
-    resumes_within_epoch: bool
-
-
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
@@ -131,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def load_plan(method: str, conf: Path = CONF) -> Plan:
-    """conf/chaos/METHOD.yaml; a moment may be written as its phrase alone.
+    """Read conf/chaos/METHOD.yaml; a moment may be written as its phrase alone.
 
     Raises:
         ChaosError: no such file, or one that is not a plan; names file and key.
@@ -141,20 +123,19 @@ def load_plan(method: str, conf: Path = CONF) -> Plan:
         known = sorted(p.stem for p in path.parent.glob("*.yaml"))
         raise ChaosError(f"no plan at {path}{nearest(method, known)}")
     try:
-        written = yaml.safe_load(path.read_text())
+        written: Any = OmegaConf.to_container(OmegaConf.load(path))
         if isinstance(written, dict) and isinstance(written.get("moments"), list):
             moments = [{"phrase": m} if isinstance(m, str) else m for m in written["moments"]]
             written = {**written, "moments": moments}
-        plan: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Plan), written or {}))
+        plan: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Plan), written))
     except yaml.YAMLError as error:
         raise ChaosError(f"{path} is no yaml: {error}") from error
-    except ConfigKeyError as error:
-        known = ["experiment", "overrides", "moments", "phrase", "steps"]
-        raise ChaosError(
-            f"{path}: unknown key '{error.full_key}'{nearest(str(error.key), known)}"
-        ) from error
     except OmegaConfBaseException as error:
-        raise ChaosError(f"{path}: {str(error).splitlines()[0]} (key {error.full_key})") from error
+        known = ["experiment", "overrides", "moments", "phrase", "steps"]
+        unknown = isinstance(error, ConfigKeyError)
+        reason = "unknown key" if unknown else f"{str(error).splitlines()[0]}, key"
+        hint = nearest(str(error.key), known) if unknown else ""
+        raise ChaosError(f"{path}: {reason} '{error.full_key}'{hint}") from error
     return plan
 
 
@@ -178,7 +159,7 @@ def chaos(
     begin = time.perf_counter()
     _run(command, whole)
     seconds = time.perf_counter() - begin
-    epochs = _epochs(whole / "metrics.csv")
+    epochs = _epochs(whole)
     print(f"undisturbed: {len(epochs)} steps in {seconds:.1f} s", flush=True)
     said = _log(whole).read_text(errors="replace") if moments else ""
     if silent := [moment.phrase for moment in moments if not _says(said, moment.phrase)]:
@@ -188,19 +169,18 @@ def chaos(
     for _ in range(ATTEMPTS):
         shutil.rmtree(broken, ignore_errors=True)
         landed = _run_with_kills(command, broken, epochs, kills, moments, generator)
-        if len(landed) == wanted and any(kill.resumes_within_epoch for kill in landed):
+        if len(landed) == wanted and any(kill["resumes_within_epoch"] for kill in landed):
             break
-        within = sum(kill.resumes_within_epoch for kill in landed)
+        within = sum(kill["resumes_within_epoch"] for kill in landed)
         print(f"{len(landed)} of {wanted} kills landed, {within} within an epoch; once more")
     else:
         raise ChaosError(
             f"in {ATTEMPTS} attempts, {wanted} kills with one resumption within an epoch did not "
             "come about; make the run longer (trainer.max_steps) or checkpoint_every smaller"
         )
-    _print_table(landed)
     return {
         "command": command[1:],
-        "kills": [asdict(kill) for kill in landed],
+        "kills": landed,
         "seed": seed,
         "steps": len(epochs),
         "undisturbed_seconds": seconds,
@@ -214,11 +194,21 @@ def compare_runs(a: Path, b: Path) -> str | None:
     Figures of speed and memory (`perf/...`) are not compared, nor Lightning's own counters of
     started and repeated batches.
     """
-    return (
-        first_difference(_outcome(a), _outcome(b), "checkpoint")
-        or first_difference(_rows(a), _rows(b), "metrics.csv")
-        or first_difference(_results(a), _results(b), "results.json")
-    )
+
+    def outcome(folder: Path) -> dict[str, Any]:
+        checkpoint = load_checkpoint(folder / "checkpoints" / "last.ckpt")
+        loader = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader")
+        rows = read_metrics(folder / "metrics.csv")
+        results = json.loads((folder / "results.json").read_text())
+        return {
+            "checkpoint": {key: checkpoint[key] for key in COMPARED} | {"loader": loader},
+            "metrics.csv": [row for row in rows if not row["metric"].startswith("perf/")],
+            "results.json": {key: results[key] for key in RESULTS},
+        }
+
+    one, other = outcome(a), outcome(b)
+    parts = (first_difference(one[name], other[name], name) for name in one)
+    return next((difference for difference in parts if difference), None)
 
 
 def first_difference(a: Any, b: Any, where: str) -> str | None:
@@ -253,51 +243,51 @@ def _run_with_kills(
     kills: int,
     moments: Sequence[Moment],
     generator: random.Random,
-) -> list[Kill]:
+) -> list[dict[str, Any]]:
     """Kill at a random step in each of `kills` equal parts of the run and at each moment, in the
-    order in which these come; then let the run finish."""
+    order in which these come; then let the run finish.
+
+    Returns: of each kill the phrase that it waited for (None of a random one), the training steps
+        done when it came, the epoch then under way and the steps done of it, the step that the next
+        start goes on from, and whether that is within an epoch.
+    """
     first, last = (share * len(epochs) for share in SPREAD)
     width = (last - first) / kills
-    landed: list[Kill] = []
+    landed: list[dict[str, Any]] = []
     parts, pending, target = list(range(kills)), list(moments), None
     while parts or pending or target is not None:
         if target is None and parts:
             target = max(1, int(first + width * (parts.pop(0) + generator.random())))
         if target is not None and landed:  # what earlier starts did does not count
-            target = max(target, landed[-1].steps_done + 1)
-        delay = generator.random() * 0.2
-        found = _start_and_kill(command, folder, target, pending, delay)
-        if found is None:
+            target = max(target, landed[-1]["steps_done"] + 1)
+        place = _start_and_kill(command, folder, target, pending, generator.random() * 0.2)
+        if place is None:
             missed = [repr(moment.phrase) for moment in pending]
             missed += [] if target is None else [f"step {target}"]
             print(f"no kill could be placed at {', '.join(missed)}", flush=True)
             return landed
-        moment, steps_done = found
+        moment, done = place
         if moment is None:
             target = None
         else:
             pending.remove(moment)
-        kill = _landed(moment, steps_done, folder / "checkpoints" / "last.ckpt", epochs)
+        checkpoint = folder / "checkpoints" / "last.ckpt"
+        resumes = load_checkpoint(checkpoint)["global_step"] if checkpoint.exists() else 0
+        within = 0 < resumes < len(epochs) and epochs[resumes - 1] == epochs[resumes]
+        epoch = epochs[min(done, len(epochs) - 1)]
+        phrase = moment.phrase if moment else None
+        kill = {
+            "moment": phrase,
+            "steps_done": done,
+            "epoch": epoch,
+            "steps_of_epoch": done - epochs.index(epoch),
+            "resumes_from": resumes,
+            "resumes_within_epoch": within,
+        }
         landed.append(kill)
-        where = f" at {kill.moment!r}" if kill.moment else ""
-        print(
-            f"killed after step {steps_done}{where}, goes on from {kill.resumes_from}", flush=True
-        )
+        print("killed:", ", ".join(f"{key} {value}" for key, value in kill.items()), flush=True)
     _run(command, folder)
     return landed
-
-
-def _landed(moment: Moment | None, steps_done: int, checkpoint: Path, epochs: list[int]) -> Kill:
-    resumes = load_checkpoint(checkpoint)["global_step"] if checkpoint.exists() else 0
-    epoch = epochs[min(steps_done, len(epochs) - 1)]
-    return Kill(
-        moment=moment.phrase if moment else None,
-        steps_done=steps_done,
-        epoch=epoch,
-        steps_of_epoch=steps_done - epochs.index(epoch),
-        resumes_from=resumes,
-        resumes_within_epoch=0 < resumes < len(epochs) and epochs[resumes - 1] == epochs[resumes],
-    )
 
 
 def _start_and_kill(
@@ -305,39 +295,29 @@ def _start_and_kill(
 ) -> tuple[Moment | None, int] | None:
     """SIGKILL the run at the first of `moments`, or `delay` seconds after it reports `target`
     steps; the moment and the steps done, or None if it ended or the moment was over before."""
-    metrics, log = folder / "metrics.csv", _log(folder)
+    log = _log(folder)
     earlier = log.stat().st_size if log.exists() else 0
     reached: Moment | None = None
     steps_then = 0
     with _start(command, folder) as process:
-        try:
-            while process.poll() is None:
-                done = _steps(metrics)
-                if reached is None:
-                    said = log.read_bytes()[earlier:].decode(errors="replace")
-                    reached = next((m for m in moments if _says(said, m.phrase)), None)
-                    steps_then = done = _steps(metrics)
-                if reached is not None:
-                    if done >= steps_then + reached.steps:
-                        time.sleep(0.0 if reached.steps else delay / 4)
-                        break
-                elif target is not None and done >= target:
-                    time.sleep(delay)
-                    break
-                time.sleep(0.01)
-            if process.poll() is not None:
-                if process.returncode:
-                    raise ChaosError(_failure(folder, process.returncode))
-                return None
-        finally:
-            # The whole group: workers of the loader must not outlive the run either.
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    if process.returncode != -signal.SIGKILL:
-        return None
-    done = _steps(metrics)
+        while process.poll() is None:
+            done = len(_epochs(folder))
+            if reached is None:
+                said = log.read_bytes()[earlier:].decode(errors="replace")
+                reached = next((m for m in moments if _says(said, m.phrase)), None)
+                steps_then = done = len(_epochs(folder))
+            if reached is not None and done >= steps_then + reached.steps:
+                time.sleep(0.0 if reached.steps else delay / 4)
+                break
+            if reached is None and target is not None and done >= target:
+                time.sleep(delay)
+                break
+            time.sleep(0.01)
+    if process.returncode not in (0, -signal.SIGKILL):
+        raise ChaosError(_failure(folder, process.returncode))
+    done = len(_epochs(folder))
     missed = reached is not None and reached.steps == 0 and done != steps_then
-    return None if missed else (reached, done)
+    return None if missed or process.returncode != -signal.SIGKILL else (reached, done)
 
 
 def _run(command: list[str], folder: Path) -> None:
@@ -347,15 +327,24 @@ def _run(command: list[str], folder: Path) -> None:
         raise ChaosError(_failure(folder, process.returncode))
 
 
-def _start(command: list[str], folder: Path) -> subprocess.Popen[bytes]:
+@contextmanager
+def _start(command: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a run; with the block its whole process group ends, workers of the loader too."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(_log(folder), "ab") as log:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [*command, f"output_dir={folder}"],
+            stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _log(folder: Path) -> Path:
@@ -369,9 +358,10 @@ def _failure(folder: Path, status: int) -> str:
     return f"the run ended with status {status}; the end of {log}:\n" + "\n".join(lines)
 
 
-def _epochs(metrics: Path) -> list[int]:
-    """The epoch of every training step that is in the file."""
-    rows = read_metrics(metrics)
+def _epochs(folder: Path) -> list[int]:
+    """The epoch of every training step that metrics.csv holds so far."""
+    path = folder / "metrics.csv"
+    rows = read_metrics(path) if path.exists() else []
     return list({r["step"]: int(r["epoch"]) for r in rows if r["metric"] == "train/loss"}.values())
 
 
@@ -380,40 +370,8 @@ def _says(log: str, phrase: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", log) is not None
 
 
-def _steps(metrics: Path) -> int:
-    return len(_epochs(metrics)) if metrics.exists() else 0
-
-
-def _outcome(folder: Path) -> dict[str, Any]:
-    checkpoint = load_checkpoint(folder / "checkpoints" / "last.ckpt")
-    loader = checkpoint["loops"]["fit_loop"]["state_dict"].get("combined_loader")
-    return {key: checkpoint[key] for key in COMPARED} | {"loader": loader}
-
-
-def _rows(folder: Path) -> list[dict[str, str]]:
-    rows = read_metrics(folder / "metrics.csv")
-    return [row for row in rows if not row["metric"].startswith("perf/")]
-
-
-def _results(folder: Path) -> dict[str, Any]:
-    results = json.loads((folder / "results.json").read_text())
-    return {key: results[key] for key in ("status", "metrics", "config_hash", "precision")}
-
-
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-
-
-def _print_table(kills: list[Kill]) -> None:
-    print("\n kill | after step | of epoch: steps | goes on from | within an epoch | moment")
-    for number, kill in enumerate(kills, 1):
-        within = "yes" if kill.resumes_within_epoch else "no"
-        place = f"{kill.epoch}: {kill.steps_of_epoch}"
-        print(
-            f"{number:5} | {kill.steps_done:10} | {place:>15} | {kill.resumes_from:12} | "
-            f"{within:15} | {kill.moment or 'random'}"
-        )
-    print()
 
 
 if __name__ == "__main__":

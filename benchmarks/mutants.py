@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -64,20 +64,6 @@ class Mutant:
                 f"(mutant: {self.reason})\n{self.old}"
             )
         path.write_text(text.replace(self.old, self.new))
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What became of a mutant: caught, SURVIVED, INVALID (the suite cannot start) or TIMEOUT.
-
-    Only a failing test counts as caught; `by` names it.
-    """
-
-    file: str
-    reason: str
-    result: str
-    by: str
-    seconds: float
 
 
 def load_mutants(path: Path) -> list[Mutant]:
@@ -130,15 +116,13 @@ def run_all(
     Yields: mutant, pytest's exit status (None: out of time), its output, seconds.
     """
     context = multiprocessing.get_context("fork")
-    waiting = list(mutants)[::-1]
+    waiting = list(mutants)
     running: dict[int, tuple[Mutant | None, BaseProcess, Path, float]] = {}
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        number = 0
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
-                    mutant, number = waiting.pop(), number + 1
-                    tree = Path(folder).resolve() / f"{number}"
+                    mutant, tree = waiting.pop(0), Path(folder).resolve() / f"{len(waiting)}"
                     copy_tree(tree)
                     if mutant is not None:
                         mutant.plant(tree)
@@ -149,13 +133,12 @@ def run_all(
                 finished = wait(running, timeout=1.0)
                 for sentinel, (mutant, process, tree, start) in list(running.items()):
                     seconds = time.monotonic() - start
-                    if sentinel not in finished and seconds < TIME_LIMIT:
-                        continue
-                    _end(process)
-                    status = process.exitcode if sentinel in finished else None
-                    del running[sentinel]
-                    yield mutant, status, (tree / "suite.log").read_text(), seconds
-                    shutil.rmtree(tree)
+                    if sentinel in finished or seconds >= TIME_LIMIT:
+                        _end(process)
+                        del running[sentinel]
+                        status = process.exitcode if sentinel in finished else None
+                        yield mutant, status, (tree / "suite.log").read_text(), seconds
+                        shutil.rmtree(tree)
         finally:
             for _, process, _, _ in running.values():
                 _end(process)
@@ -170,18 +153,17 @@ def _end(process: BaseProcess) -> None:
     process.join()
 
 
-def judge(mutant: Mutant, status: int | None, output: str, seconds: float) -> Verdict:
-    """A red suite catches; one that ends in another way proves nothing."""
+def judge(status: int | None, output: str) -> tuple[str, str]:
+    """What became of a mutant, and by what: caught by a test that fails, SURVIVED, INVALID (the
+    suite cannot start) or TIMEOUT; the last two prove nothing."""
     if status is None:
-        result, by = "TIMEOUT", f"no end within {TIME_LIMIT:.0f} s"
-    elif status == pytest.ExitCode.TESTS_FAILED:
+        return "TIMEOUT", f"no end within {TIME_LIMIT:.0f} s"
+    if status == pytest.ExitCode.TESTS_FAILED:
         failed = re.search(r"^FAILED \S+?::(\S+)", output, flags=re.MULTILINE)
-        result, by = "caught", failed.group(1) if failed else "?"
-    elif status == pytest.ExitCode.OK:
-        result, by = "SURVIVED", ""
-    else:
-        result, by = "INVALID", output.strip().splitlines()[-1] if output.strip() else "no output"
-    return Verdict(mutant.file, mutant.reason, result, by, round(seconds, 1))
+        return "caught", failed.group(1) if failed else "?"
+    if status == pytest.ExitCode.OK:
+        return "SURVIVED", ""
+    return "INVALID", output.strip().splitlines()[-1] if output.strip() else "no output"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -196,15 +178,12 @@ def main(arguments: list[str] | None = None) -> int:
     if not path.is_file():
         print(f"mutants: no list of mutants at {path}", file=sys.stderr)
         return 2
-    mutants = load_mutants(path)
-    mutants = [mutant for mutant in mutants if options.only in mutant.reason]
-
+    mutants = [mutant for mutant in load_mutants(path) if options.only in mutant.reason]
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        copy_tree(Path(folder))
         for mutant in mutants:  # every one can be planted, before the first suite runs
-            (Path(folder) / mutant.file).parent.mkdir(parents=True, exist_ok=True)
-            if (ROOT / mutant.file).is_file():
-                shutil.copy(ROOT / mutant.file, Path(folder) / mutant.file)
             mutant.plant(Path(folder))
+            (Path(folder) / mutant.file).write_text((ROOT / mutant.file).read_text())
     for library in LIBRARIES:
         importlib.import_module(library)
     [(_, status, output, seconds)] = run_all([None], options.method, jobs=1)
@@ -216,19 +195,15 @@ def main(arguments: list[str] | None = None) -> int:
     verdicts = []
     for planted, status, output, seconds in run_all(mutants, options.method, options.jobs):
         assert planted is not None
-        verdict = judge(planted, status, output, seconds)
-        verdicts.append(verdict)
-        print(f"{verdict.result:8}  {verdict.reason}  ({verdict.file})  {verdict.by}", flush=True)
-
-    caught = sum(verdict.result == "caught" for verdict in verdicts)
-    folder_path = Path(options.output) / "mutants"
-    folder_path.mkdir(parents=True, exist_ok=True)
-    result = {
-        "caught": caught,
-        "total": len(mutants),
-        "mutants": [asdict(verdict) for verdict in verdicts],
-    }
-    (folder_path / f"{options.method}.json").write_text(json.dumps(result, indent=1) + "\n")
+        result, by = judge(status, output)
+        print(f"{result:8}  {planted.reason}  ({planted.file})  {by}", flush=True)
+        verdict = {"file": planted.file, "reason": planted.reason, "result": result, "by": by}
+        verdicts.append({**verdict, "seconds": round(seconds, 1)})
+    caught = sum(verdict["result"] == "caught" for verdict in verdicts)
+    results = Path(options.output) / "mutants" / f"{options.method}.json"
+    results.parent.mkdir(parents=True, exist_ok=True)
+    content = {"caught": caught, "total": len(mutants), "mutants": verdicts}
+    results.write_text(json.dumps(content, indent=1) + "\n")
     print(f"mutants: caught {caught} of {len(mutants)}")
     return 0 if mutants and caught == len(mutants) else 1
 

@@ -1,10 +1,11 @@
 """Time our training step beside a peer's: `python -m benchmarks.speed METHOD`.
 
-benchmarks/speed/METHOD.py says what is compared: PEER, the workers OURS_MODULE and PEER_MODULE,
-their SETTINGS, a HEADER that names what differs, and the rows of one or more of TABLES; UNIT if a
-step does not take images; `make_data(folder, settings)` if they read something; EQUAL if they must
-compute the same values, and how closely. Writes outputs/speed/METHOD.json; the last line is
-`ratio: R (ours/peer, lower is better)`, of the first row, float32.
+benchmarks/speed/METHOD.yaml says what is compared: the peer's package, the settings of both sides,
+a header that names what differs, and the rows of one or more of `TABLES`; `unit` if a step does not
+take images; `equal` if the sides must compute the same values, and how closely. `METHOD.py` holds
+our side, `Ours`, and `make_data(folder, settings)` if the sides read something; `METHOD_peer.py`
+the peer's, `Peer`. Writes outputs/speed/METHOD.json; the last line is `ratio: R (ours/peer, lower
+is better)`, of the first row, float32.
 """
 
 import argparse
@@ -14,7 +15,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 import yaml
 
 from benchmarks.speed import peer_environment
+from benchmarks.speed.peer_environment import PeerPackage
 from benchmarks.speed.protocol import (
     Comparison,
     SpeedError,
@@ -38,15 +39,14 @@ from benchmarks.speed.protocol import (
 from shared.training.precision import has_bf16_units
 
 ROOT = Path(__file__).resolve().parents[2]
-
 TABLES = {  # of a comparison: title, and what is added to its rows' names in the results
-    "STEP": ("training step", ""),
-    "WITH_LOADING": ("with loading and augmentation", ", with loading"),
-    "ENCODING": ("encoding", ", encoding"),
-    "RERANKING": ("re-ranking a gallery", ", re-ranking"),
-    "ANSWERING": ("answering queries", ", answering"),
+    "step": ("training step", ""),
+    "with_loading": ("with loading and augmentation", ", with loading"),
+    "encoding": ("encoding", ", encoding"),
+    "reranking": ("re-ranking a gallery", ", re-ranking"),
+    "answering": ("answering queries", ", answering"),
 }
-ONE_BY_ONE = ("RERANKING", "ANSWERING")  # a block times one step of these, whatever --steps says
+ONE_BY_ONE = ("reranking", "answering")  # a block times one step of these, whatever --steps says
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,85 +55,81 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--blocks", type=int, default=6, help="times that the sides take turns")
     parser.add_argument("--steps", type=int, default=3, help="steps of each variant per block")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        default=[],
-        metavar="NAME=VALUE",
-        help="other SETTINGS, in YAML",
-    )
+    help_set = "other settings, in YAML"
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help=help_set)
     parser.add_argument("--output", default=str(ROOT / "outputs"), help="folder of results")
     options = parser.parse_args(arguments)
     try:
-        measure(options)
+        measure(options, load(options.method))
     except SpeedError as error:
         print(f"speed: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def measure(options: argparse.Namespace) -> None:
+def load(method: str) -> dict[str, Any]:
+    """What METHOD.yaml says.
+
+    Raises:
+        SpeedError: there is none.
+    """
+    if method not in {path.stem for path in Path(__file__).parent.glob("*.yaml")}:
+        raise SpeedError(f"no speed comparison named {method!r} in benchmarks/speed")
+    return yaml.safe_load(Path(__file__).with_name(f"{method}.yaml").read_text())
+
+
+def measure(options: argparse.Namespace, spec: Mapping[str, Any]) -> None:
     """Run the whole comparison of one method and print it.
 
     Raises:
-        SpeedError: no comparison for that method, no peer, other work, or a worker failed.
+        SpeedError: no peer, other work, or a worker failed.
     """
-    if not options.method.isidentifier() or not find_spec(f"benchmarks.speed.{options.method}"):
-        raise SpeedError(f"no speed comparison named {options.method!r} in benchmarks/speed")
-    spec = import_module(f"benchmarks.speed.{options.method}")
-    output = Path(options.output).resolve() / "speed"
-    peer_python = peer_environment.ensure(ROOT / ".venv-peer", spec.PEER)
+    module, output = f"benchmarks.speed.{options.method}", Path(options.output).resolve() / "speed"
+    peer_python = peer_environment.ensure(ROOT / ".venv-peer", PeerPackage(**spec["peer"]))
     with tempfile.TemporaryDirectory(prefix="tenfold-speed-") as folder:
-        settings = {**spec.SETTINGS, **changed(spec.SETTINGS, options.set)}
-        settings["threads"] = options.threads
-        if hasattr(spec, "make_data"):
-            settings["data"] = str(spec.make_data(Path(folder), settings))
+        settings = {**spec["settings"], **changed(spec["settings"], options.set)}
+        settings |= {"threads": options.threads, "data": folder}
+        if make_data := getattr(import_module(module), "make_data", None):
+            progress("making what the sides read")
+            make_data(Path(folder), settings)
         sides = {
-            side: Worker(python, module, settings, ROOT, output / f"{options.method}_{side}.log")
-            for side, python, module in (
-                ("ours", Path(sys.executable), spec.OURS_MODULE),
-                ("peer", peer_python, spec.PEER_MODULE),
+            side: Worker(python, name, settings, ROOT, output / f"{options.method}_{side}.log")
+            for side, python, name in (
+                ("ours", Path(sys.executable), f"{module}:Ours"),
+                ("peer", peer_python, f"{module}_peer:Peer"),
             )
         }
         try:
             ours, peer = sides["ours"].describe(), sides["peer"].describe()
             check_same_work(ours, peer)
-            print(spec.HEADER)
-            unit = getattr(spec, "UNIT", "images")
+            print(spec["header"])
             print(
                 f"network: {ours['parameters']:,} parameters here, {peer['parameters']:,} there; "
-                f"{ours['images_per_step']} {unit} per step, {ours['threads']} threads, torch "
-                f"{ours['torch']}, {machine()}\n",
+                f"{ours['images_per_step']} {spec.get('unit', 'images')} per step, "
+                f"{ours['threads']} threads, torch {ours['torch']}, {machine()}\n",
                 flush=True,
             )
-            if hasattr(spec, "EQUAL"):
+            if "equal" in spec:
                 progress("comparing what the sides compute")
-                check_same_values(sides["ours"].values(), sides["peer"].values(), spec.EQUAL)
-            tables = {name: runnable(getattr(spec, name, ())) for name in TABLES}
-            single = [row for name in ONE_BY_ONE for row in tables[name]]
-            several = [row for name in TABLES if name not in ONE_BY_ONE for row in tables[name]]
-            taken = alternate(
-                sides,
-                variants(several),
-                options.blocks,
-                options.steps,
-                spec.WARM_UP_STEPS,
-                progress,
-            )
-            if single:
-                taken |= alternate(sides, variants(single), options.blocks, 1, 1, progress)
+                check_same_values(sides["ours"].values(), sides["peer"].values(), spec["equal"])
+            tables = {name: runnable(rows) for name, rows in spec["tables"].items()}
+            taken: dict[Variant, list[list[float]]] = {}
+            for single in (False, True):
+                rows = [r for n, of in tables.items() if (n in ONE_BY_ONE) is single for r in of]
+                steps, warm_up = (1, 1) if single else (options.steps, spec["warm_up_steps"])
+                taken |= alternate(sides, rows, options.blocks, steps, warm_up, progress)
         finally:
             for worker in sides.values():
                 worker.close()
-    rows = []
+    results = []
     for name, (title, addition) in TABLES.items():
-        if tables[name]:
+        if tables.get(name):
             measured = compare(tables[name], taken)
             print(table(title, measured), end="\n\n")
-            rows += [replace(row, name=f"{row.name}{addition}") for row in measured]
+            results += [replace(row, name=f"{row.name}{addition}") for row in measured]
     facts = {"machine": machine(), "threads": options.threads, "torch": torch.__version__}
-    write(output / f"{options.method}.json", rows, facts)
-    print(ratio_lines(rows[0]))
+    write(output / f"{options.method}.json", results, facts)
+    print(ratio_lines(results[0]))
 
 
 def changed(settings: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
@@ -142,29 +138,23 @@ def changed(settings: Mapping[str, Any], assignments: Sequence[str]) -> dict[str
     Raises:
         SpeedError: not of that form, or no such setting.
     """
-    found = {}
+    values = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals or name not in settings:
-            raise SpeedError(
-                f"--set {assignment}: NAME=VALUE, where NAME is one of {', '.join(settings)}"
-            )
-        found[name] = yaml.safe_load(value)
-    return found
+            names = ", ".join(settings)
+            raise SpeedError(f"--set {assignment}: NAME=VALUE, where NAME is one of {names}")
+        values[name] = yaml.safe_load(value)
+    return values
 
 
-def variants(comparisons: Sequence[Comparison]) -> list[Variant]:
-    """What has to be run for them, each once."""
-    return list(dict.fromkeys(v for c in comparisons for v in (("ours", c.ours), ("peer", c.peer))))
-
-
-def runnable(comparisons: tuple[Comparison, ...]) -> list[Comparison]:
-    """Without bf16 where the CPU would only emulate it."""
-    if has_bf16_units("cpu"):
-        return list(comparisons)
-    if any("bf16" in c.ours + c.peer for c in comparisons):
-        print("this CPU has no bf16 units: float32 only", file=sys.stderr)
-    return [c for c in comparisons if "bf16" not in c.ours + c.peer]
+def runnable(rows: Sequence[Sequence[str]]) -> list[Comparison]:
+    """The rows of a table, without bf16 where the CPU would only emulate it."""
+    comparisons = [Comparison(*row) for row in rows]
+    possible = [c for c in comparisons if has_bf16_units("cpu") or "bf16" not in c.ours + c.peer]
+    if len(possible) < len(comparisons):
+        progress("this CPU has no bf16 units: float32 only")
+    return possible
 
 
 def progress(text: str) -> None:

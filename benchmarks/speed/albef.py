@@ -1,167 +1,163 @@
-"""ALBEF beside its official algorithm, written plainly with the layers of PyPI `transformers`."""
+"""Our ALBEF: the method's own configs; pre-training, and `RetrievalEvaluation` on given tokens.
 
+The variants "full_size" and "miniature" rank that gallery.
+"""
+
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.speed.peer_environment import PeerPackage
-from benchmarks.speed.protocol import Comparison
+from benchmarks.speed.stepping import OurSide, by_hand
+from methods.albef import alignment, official
+from methods.albef.evaluation import RetrievalEvaluation
+from methods.albef.module import Pretraining
+from shared.evaluation.retrieval import Precision
+from shared.losses.language import MaskDraws
 
-PEER = PeerPackage(
-    requirement="transformers==5.24.0",
-    dependencies=(
-        "huggingface-hub",
-        "numpy",
-        "pyyaml",
-        "regex",
-        "safetensors",
-        "timm==1.0.31",
-        "tokenizers==0.23.3",
-        "tqdm",
-        "typer",
-    ),
-)
-OURS_MODULE = "benchmarks.speed.albef_ours"
-PEER_MODULE = "benchmarks.speed.albef_peer"
-
-SETTINGS = {
-    "batch_size": 16,
-    "vision": {
-        "image_size": 128,
-        "patch_size": 16,
-        "width": 384,
-        "depth": 6,
-        "heads": 6,
-        "mlp_ratio": 4.0,
-    },
-    "text": {
-        "vocab_size": 30522,
-        "hidden_size": 384,
-        "num_layers": 6,
-        "num_heads": 6,
-        "intermediate_size": 1536,
-        "max_positions": 512,
-        "dropout": 0.1,
-        "cross_attention_from": 3,
-    },
-    "embed_dim": 256,
-    "queue_size": 4096,
-    "momentum": 0.995,
-    "alpha": 0.4,
-    "temperature": 0.07,
-    "mlm_probability": 0.15,
-    "special": {"pad": 0, "cls": 101, "mask": 103},
-    "lr": 1e-4,
-    "weight_decay": 0.02,
-    # Re-ranking: the layers above those of text alone, on given tokens; of the official size, and
-    # of the size, gallery and texts of `make reproduce`.
-    "full_size": {
-        "width": 768,
-        "heads": 12,
-        "intermediate": 3072,
-        "layers": 6,
-        "images": 8,
-        "image_tokens": 577,
-        "texts": 40,
-        "text_tokens": 30,
-        "k_test": 6,
-    },
-    "miniature": {
-        "width": 96,
-        "heads": 4,
-        "intermediate": 384,
-        "layers": 2,
-        "images": 300,
-        "image_tokens": 17,
-        "texts": 300,
-        "text_tokens": 12,
-        "k_test": 64,
-    },
-    "seed": 0,
-}
-LONGEST = 25  # tokens of a text in pre-training
 GALLERIES = ("full_size", "miniature")
-STEPS = 2
-WARM_UP_STEPS = 2
-
-HEADER = f"""\
-ALBEF pre-training step: momentum copies, queue of 4,096, ITA + ITM + MLM with distillation; B 16
-ViT 128 px, patch 16, width 384, depth 6; BERT width 384, 6 layers, fusion from 3; 30,522 words
-peer: the official algorithm in separate passes, with transformers 5.24.0's BERT and timm's ViT
-checked before timing: losses of {STEPS} steps, and ranks, are equal (same weights, batch and draws)
-what differs:
-- clean and masked texts share the passes of the text layers here, pairs and negatives a fusion pass
-- an image's keys and values for cross-attention: once here, for each of its 4 pairs there
-- a text goes through the first fusion layer's self-attention once here, for each pair there
-- matching and ranking: the last layer computes the class tokens here, all tokens there
-- words are predicted at the masked positions here, at all positions there
-- dropout draws 16 bits for an element here, a float32 there
-- the moving average: one fused operation here, one for each tensor there
-- ours keeps freed memory, on huge pages
-- ours looks whether the loss is finite
-re-ranking, full size: 8 images of 577 tokens, 40 texts of 4 to 30 tokens, k 6; six layers of \
-width 768
-miniature: 300 images of 17 tokens, 300 texts of 4 to 12 tokens, k 64; two layers of width 96
-- pairs that both directions want are scored once here, twice there
-- an image's keys and values: once for all its texts here, for each pair there (with COCO's 25,000
-  texts and k 256 an image has some 1,300, here about 30)
-- texts are padded to the longest of their pass here, of all there"""
-
-STEP = (
-    Comparison("float32", "float32", "float32"),
-    Comparison("bf16 autocast, peer float32", "bf16", "float32"),
-    Comparison("float32, in Lightning's Trainer", "float32 trainer", "float32"),
-    Comparison("bf16 autocast on both sides", "bf16", "bf16"),
-)
-RERANKING = (
-    Comparison("full size, float32", "float32 full_size", "float32 full_size"),
-    Comparison("full size, bf16 autocast, peer float32", "bf16 full_size", "float32 full_size"),
-    Comparison("miniature, float32", "float32 miniature", "float32 miniature"),
-    Comparison("miniature, bf16 autocast, peer float32", "bf16 miniature", "float32 miniature"),
-)
-EQUAL = {"losses": 1e-4, "matching scores": 1e-4, "ranks": 0.0}
+STEPS = 2  # whose losses are compared
+LONGEST = 25  # tokens of a text in pre-training
 
 
-def make_data(folder: Path, settings: dict[str, Any] = SETTINGS) -> Path:
-    """Write weights under official names, batches and draws for both sides; returns `folder`."""
-    from benchmarks.speed.albef_ours import pretraining, ranking
-    from benchmarks.speed.stepping import OurSide
-    from methods.albef import official
+class Ours(OurSide):
+    def __init__(self, settings: dict[str, Any]):
+        super().__init__(settings, pretraining(settings))
+        self.folder, self.rows = Path(settings["data"]), settings["batch_size"]
+        self.batch = torch.load(self.folder / "batch.pt")
 
-    settings = {**settings, "threads": torch.get_num_threads()}
+    def module(self) -> Pretraining:
+        module = self.instantiate("method")
+        official.load_weights(module, torch.load(self.folder / "pretraining_weights.pt"))
+        return module.train()
+
+    def step(self, precision: str, what: str) -> Callable[[], float]:
+        if what not in GALLERIES:
+            return super().step(precision, what)
+        rank = self.ranking(what, "bfloat16" if precision == "bf16" else "float32")
+        return lambda: float(rank()[0].mean())
+
+    def values(self) -> dict[str, list[float]]:
+        scores, orders = [], []
+        for name in GALLERIES:
+            k = self.settings[name]["k_test"]
+            for rows in self.ranking(name, "float32")():
+                scores.append(rows[rows > -100])
+                orders.append(rows.argsort(dim=1, descending=True, stable=True)[:, :k].flatten())
+        return {
+            "losses": self.losses(),
+            "matching scores": torch.cat(scores).tolist(),
+            "ranks": torch.cat(orders).tolist(),
+        }
+
+    def losses(self) -> list[float]:
+        """ITA, ITM and MLM of each of the steps whose draws are given, without dropout."""
+        text = self.settings["text"] | {"dropout": 0.0}
+        module = Ours(self.settings | {"text": text}).module()
+        step = by_hand(module, self.batches(""), mixed=False)
+        losses: list[float] = []
+        total_loss = module.total_loss
+
+        def recorded(terms: dict[str, Tensor], *rest: Any) -> Tensor:
+            losses.extend(float(terms[f"loss_{name}"].detach()) for name in ("ita", "itm", "mlm"))
+            return total_loss(terms, *rest)
+
+        for given in torch.load(self.folder / "draws.pt"):
+            negatives = [given["image_of_text"], given["text_of_image"]]
+            masks = MaskDraws(*(given[n] for n in ("selected", "replaced", "random", "words")))
+            with (
+                patch.object(module, "total_loss", recorded),
+                patch.object(MaskDraws, "from_uniforms", lambda *_, masks=masks: masks),
+                patch.object(alignment, "draw_negatives", lambda *_, of=negatives: of.pop(0)),
+            ):
+                step()
+        return losses
+
+    def ranking(self, name: str, precision: Precision) -> Callable[[], tuple[Tensor, Tensor]]:
+        """Ranks a gallery: scores of the candidates, from images to texts and back."""
+        module = OurSide(self.settings, ranking(self.settings, name)).instantiate("method").eval()
+        official.load_weights(module, torch.load(self.folder / f"{name}_weights.pt"))
+        evaluation = RetrievalEvaluation(self.settings[name]["k_test"], precision=precision)
+        g = torch.load(self.folder / f"{name}_gallery.pt")
+        evaluation.collector.add(
+            (torch.arange(len(g["image_tokens"])), g["image_features"], g["image_tokens"]),
+            (g["text_image"], g["text_features"], g["text_tokens"], g["mask"]),
+        )
+        collected = evaluation.collector.gallery()
+        return lambda: evaluation.scores(module, collected)
+
+
+def pretraining(settings: dict[str, Any]) -> list[str]:
+    """Overrides: the network and batch of the settings."""
+    special = settings["special"]
+    changes = {f"vision.{key}": value for key, value in settings["vision"].items()}
+    changes |= {f"text.{key}": value for key, value in settings["text"].items()}
+    changes |= {"text.pad_id": special["pad"], "cls_id": special["cls"], "mask_id": special["mask"]}
+    names = ("embed_dim", "queue_size", "temperature", "alpha", "mlm_probability", "weight_decay")
+    changes |= {name: settings[name] for name in names}
+    changes |= {"ramp": False, "encoder_momentum": settings["momentum"]}
+    changes |= dict.fromkeys(("lr", "min_lr", "warmup_lr"), settings["lr"])
+    return overrides("albef_pretrain", changes)
+
+
+def ranking(settings: dict[str, Any], name: str) -> list[str]:
+    """Overrides: a gallery's matcher on encoders of hardly more than projections."""
+    of = settings[name]
+    changes = {"image_size": 16, "depth": 1, "width": of["width"], "heads": of["heads"]}
+    text = {
+        "vocab_size": 2,
+        "max_positions": 1,
+        "hidden_size": of["width"],
+        "num_heads": of["heads"],
+    }
+    text |= {"num_layers": of["layers"], "intermediate_size": of["intermediate"]}
+    text |= {"cross_attention_from": 0}
+    changes = {f"vision.{key}": value for key, value in changes.items()}
+    changes |= {f"text.{key}": value for key, value in text.items()}
+    return overrides("albef_retrieval", changes | {"queue_size": 1})
+
+
+def overrides(method: str, changes: Mapping[str, Any]) -> list[str]:
+    of_method = [f"method.{key}={value}" for key, value in changes.items()]
+    return [f"method={method}", "trainer.max_epochs=1", *of_method]
+
+
+def make_data(folder: Path, settings: dict[str, Any]) -> None:
+    """Write weights under official names, batches and draws for both sides."""
     networks = {"pretraining": pretraining(settings)}
     networks |= {name: ranking(settings, name) for name in GALLERIES}
-    for name, overrides in networks.items():
-        weights = official.export(OurSide(settings, overrides).instantiate("method"))
+    for name, given in networks.items():
+        weights = official.export(OurSide(settings, given).instantiate("method"))
         # The momentum copies begin as what they copy, and pre-training's queue has no identities.
-        kept = {
-            key: value
-            for key, value in weights.items()
-            if key not in ("tenfold", "idx_queue") and not key.split(".")[0].endswith("_m")
-        }
+        own = ("tenfold", "idx_queue")
+        kept = {k: v for k, v in weights.items() if not (k in own or k.split(".")[0][-2:] == "_m")}
         torch.save(kept, folder / f"{name}_weights.pt")
     torch.save(batch(settings), folder / "batch.pt")
     torch.save([draws(settings) for _ in range(STEPS)], folder / "draws.pt")
     for name in GALLERIES:
         torch.save(gallery(settings[name], settings["embed_dim"]), folder / f"{name}_gallery.pt")
-    return folder
+
+
+def text_mask(count: int, shortest: int, longest: int) -> Tensor:
+    """(count, longest): 1 where a text of random length has a token; the first is the longest."""
+    lengths = torch.randint(shortest, longest, (count,))
+    lengths[0] = longest
+    return (torch.arange(longest) < lengths[:, None]).long()
 
 
 def batch(settings: dict[str, Any]) -> dict[str, Tensor]:
     """Random pictures and texts of 8 to 25 tokens, padded."""
     size, side = settings["batch_size"], settings["vision"]["image_size"]
-    special = settings["special"]
-    lengths = torch.randint(8, LONGEST, (size,))
-    lengths[0] = LONGEST
-    mask = (torch.arange(LONGEST) < lengths[:, None]).long()
+    mask = text_mask(size, 8, LONGEST)
     ids = torch.randint(1000, settings["text"]["vocab_size"], (size, LONGEST))
-    ids[:, 0] = special["cls"]
+    ids[:, 0] = settings["special"]["cls"]
     return {
         "images": torch.randn(size, 3, side, side),
-        "input_ids": ids.masked_fill(mask == 0, special["pad"]),
+        "input_ids": ids.masked_fill(mask == 0, settings["special"]["pad"]),
         "attention_mask": mask,
         "indices": torch.arange(size),
         "image_ids": torch.arange(size),
@@ -170,8 +166,7 @@ def batch(settings: dict[str, Any]) -> dict[str, Tensor]:
 
 def draws(settings: dict[str, Any]) -> dict[str, Tensor]:
     """What a step draws: masks in the official order, and negatives."""
-    size = settings["batch_size"]
-    shape = (size, LONGEST)
+    size, shape = settings["batch_size"], (settings["batch_size"], LONGEST)
     others = (torch.arange(size) + torch.randint(1, size, (2, size))) % size
     return {
         "selected": torch.rand(shape) < settings["mlm_probability"],
@@ -186,15 +181,12 @@ def draws(settings: dict[str, Any]) -> dict[str, Tensor]:
 def gallery(sizes: dict[str, int], dim: int) -> dict[str, Tensor]:
     """Features of `dim` numbers and tokens, as the encoders give them; as many texts an image."""
     images, texts, width = sizes["images"], sizes["texts"], sizes["width"]
-    longest = sizes["text_tokens"]
-    lengths = torch.randint(4, longest, (texts,))
-    lengths[0] = longest
     patches = torch.randn(images, sizes["image_tokens"], width)
     return {
         "image_features": F.normalize(torch.randn(images, dim), dim=1),
         "image_tokens": patches + 3 * torch.randn(images, 1, width),  # images differ clearly
         "text_features": F.normalize(torch.randn(texts, dim), dim=1),
-        "text_tokens": torch.randn(texts, longest, width),
-        "mask": (torch.arange(longest) < lengths[:, None]).long(),
+        "text_tokens": torch.randn(texts, sizes["text_tokens"], width),
+        "mask": text_mask(texts, 4, sizes["text_tokens"]),
         "text_image": torch.arange(texts) * images // texts,
     }

@@ -1,11 +1,11 @@
 """The peer's side, in the peer's environment: ALBEF's official algorithm, pass by pass.
 
 BERT is that of Hugging Face's `transformers`, the vision transformer timm's. Nothing of ours is
-imported but the serving loop. Weights have official names. Variants: "float32", "bf16"; "float32
-full_size", "float32 miniature" rank that gallery.
+imported but the serving loop. Weights have official names. The variants "full_size" and "miniature"
+rank that gallery.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -15,91 +15,71 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.speed.serving import serve, timed
+from benchmarks.speed.serving import Workload
 
 Draws = dict[str, Tensor]
 GALLERIES = ("full_size", "miniature")
 
 
-class PeerALBEF:
-    """Builds each variant when it is first asked for."""
-
+class Peer(Workload):
     def __init__(self, settings: dict[str, Any]):
-        torch.set_num_threads(settings["threads"])
-        torch.manual_seed(settings["seed"])
-        self.settings, self.folder = settings, Path(settings["data"])
+        super().__init__(settings)
+        self.folder, self.rows = Path(settings["data"]), settings["batch_size"]
         self.batch = torch.load(self.folder / "batch.pt")
-        self.steps: dict[str, Callable[[], float]] = {}
 
-    def describe(self) -> dict[str, Any]:
-        trained = [p for p in self._network().parameters() if p.requires_grad]
-        return {
-            "parameters": sum(p.numel() for p in trained),
-            "images_per_step": len(self.batch["images"]),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
+    def parameters(self) -> Iterable[Tensor]:
+        return [p for p in self.network(0.0).parameters() if p.requires_grad]
 
-    def run(self, variant: str, steps: int) -> tuple[list[float], list[float]]:
-        if variant not in self.steps:
-            gallery = variant.partition(" ")[2]
-            if gallery in GALLERIES:
-                rank = self._ranking(gallery)
-                self.steps[variant] = lambda: float(rank()[0].mean())
-            else:
-                network, optimizer = self._training(self.settings["text"]["dropout"])
-                mixed = variant == "bf16"
-                self.steps[variant] = lambda: float(sum(self._step(network, optimizer, mixed)))
-        return timed(self.steps[variant], steps)
+    def step(self, precision: str, what: str) -> Callable[[], float]:
+        if what in GALLERIES:
+            rank = self.ranking(what)
+            return lambda: float(rank()[0].mean())
+        losses = self.training(self.settings["text"]["dropout"], precision == "bf16")
+        return lambda: float(sum(losses(None)))
 
     def values(self) -> dict[str, list[float]]:
-        network, optimizer = self._training(dropout=0.0)
-        drawn = torch.load(self.folder / "draws.pt")
-        losses = [self._step(network, optimizer, False, draws) for draws in drawn]
+        losses = self.training(dropout=0.0, mixed=False)
+        of_steps = [losses(draws) for draws in torch.load(self.folder / "draws.pt")]
         scores, orders = [], []
         for name in GALLERIES:
             k = self.settings[name]["k_test"]
-            for rows in self._ranking(name)():
+            for rows in self.ranking(name)():
                 scores.append(rows[rows > -100])
                 orders.append(rows.argsort(dim=1, descending=True, stable=True)[:, :k].flatten())
         return {
-            "losses": [loss for step in losses for loss in step],
+            "losses": [loss for step in of_steps for loss in step],
             "matching scores": torch.cat(scores).tolist(),
             "ranks": torch.cat(orders).tolist(),
         }
 
-    def _network(self, dropout: float = 0.0) -> "Network":
+    def network(self, dropout: float) -> "Network":
         weights = torch.load(self.folder / "pretraining_weights.pt")
         return Network(self.settings, dropout, weights).train()
 
-    def _training(self, dropout: float) -> tuple["Network", torch.optim.Optimizer]:
-        network = self._network(dropout)
-        decayed: list[nn.Parameter] = []
-        spared: list[nn.Parameter] = []
-        for name, p in network.named_parameters():
-            if p.requires_grad:
-                (spared if p.ndim == 1 or name.endswith(".bias") else decayed).append(p)
+    def training(self, dropout: float, mixed: bool) -> Callable[[Draws | None], list[float]]:
+        """A training step; it returns the losses ITA, ITM and MLM."""
+        network = self.network(dropout)
+        trained = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
+        spared = [p for name, p in trained if p.ndim == 1 or name.endswith(".bias")]
+        decayed = [p for name, p in trained if not (p.ndim == 1 or name.endswith(".bias"))]
+        decay = self.settings["weight_decay"]
         groups = [
             {"params": spared, "weight_decay": 0.0},
-            {"params": decayed, "weight_decay": self.settings["weight_decay"]},
+            {"params": decayed, "weight_decay": decay},
         ]
-        return network, torch.optim.AdamW(groups, lr=self.settings["lr"])
+        optimizer = torch.optim.AdamW(groups, lr=self.settings["lr"])
 
-    def _step(
-        self,
-        network: "Network",
-        optimizer: torch.optim.Optimizer,
-        mixed: bool,
-        draws: Draws | None = None,
-    ) -> list[float]:
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            losses = network(self.batch, draws)
-        optimizer.zero_grad()
-        sum(losses).backward()
-        optimizer.step()
-        return [float(loss.detach()) for loss in losses]
+        def step(draws: Draws | None) -> list[float]:
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+                losses = network(self.batch, draws)
+            optimizer.zero_grad()
+            sum(losses).backward()
+            optimizer.step()
+            return [float(loss.detach()) for loss in losses]
 
-    def _ranking(self, name: str) -> Callable[[], tuple[Tensor, Tensor]]:
+        return step
+
+    def ranking(self, name: str) -> Callable[[], tuple[Tensor, Tensor]]:
         sizes = self.settings[name]
         text = bert(
             vocab_size=2,
@@ -111,9 +91,8 @@ class PeerALBEF:
         ).bert
         head = nn.Linear(sizes["width"], 2)
         weights = torch.load(self.folder / f"{name}_weights.pt")
-        load(text, weights, "text_encoder.")
+        load(text.eval(), weights, "text_encoder.")
         load(head, weights, "itm_head.")
-        text.eval()
         g = torch.load(self.folder / f"{name}_gallery.pt")
         return lambda: official_ranking(text.encoder.layer, head, g, sizes["k_test"])
 
@@ -282,22 +261,20 @@ def official_ranking(
 ) -> tuple[Tensor, Tensor]:
     """Row by row: each image with its k texts, then each text with its k images."""
     sims = g["image_features"] @ g["text_features"].T
-    mask = g["mask"]
-    with torch.no_grad():
-        i2t = torch.full(sims.shape, -100.0)
-        for row, similar in enumerate(sims):
+
+    @torch.no_grad()
+    def rows(similarities: Tensor, images_first: bool) -> Tensor:
+        scores = torch.full(similarities.shape, -100.0)
+        for row, similar in enumerate(similarities):
             index = similar.topk(k).indices
-            images = g["image_tokens"][row].repeat(k, 1, 1)
-            hidden = fused(layers, g["text_tokens"][index], mask[index], images)
-            i2t[row, index] = head(hidden[:, 0])[:, 1]
-        t2i = torch.full(sims.T.shape, -100.0)
-        for row, similar in enumerate(sims.T):
-            index = similar.topk(k).indices
-            images = g["image_tokens"][index]
-            texts, masks = g["text_tokens"][row].repeat(k, 1, 1), mask[row].repeat(k, 1)
-            hidden = fused(layers, texts, masks, images)
-            t2i[row, index] = head(hidden[:, 0])[:, 1]
-    return i2t, t2i
+            same = torch.full_like(index, row)
+            image, text = (same, index) if images_first else (index, same)
+            tokens, mask = g["text_tokens"][text], g["mask"][text]
+            hidden = fused(layers, tokens, mask, g["image_tokens"][image])
+            scores[row, index] = head(hidden[:, 0])[:, 1]
+        return scores
+
+    return rows(sims, True), rows(sims.T, False)
 
 
 def fused(layers: Any, hidden: Tensor, mask: Tensor, image_embeds: Tensor) -> Tensor:
@@ -346,7 +323,3 @@ def load(network: nn.Module, weights: dict[str, Tensor], prefix: str = "") -> No
     state = {key.removeprefix(prefix): v for key, v in weights.items() if key.startswith(prefix)}
     state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
     network.load_state_dict(state)
-
-
-if __name__ == "__main__":
-    serve(PeerALBEF)

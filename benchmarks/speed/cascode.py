@@ -1,10 +1,13 @@
-"""CasCode's two stages at work beside PyPI `sentence-transformers`, on the same weights."""
+"""Our code search: `SearchModel`, as the search tool uses it, and the order of `cascade`.
+
+What a variant does is "encoding", or the K of queries that are answered.
+"""
 
 import json
 import random
 import shutil
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,86 +15,116 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from benchmarks.speed.peer_environment import PeerPackage
-from benchmarks.speed.protocol import Comparison, SpeedError
+from benchmarks.miniatures.code import sources
+from benchmarks.speed.protocol import SpeedError
+from benchmarks.speed.serving import Workload
+from methods.cascode.encoders import load_searcher, read, text_config
+from methods.cascode.extraction import SourceError, functions
+from methods.cascode.inference import Precision, SearchModel
+from methods.cascode.model import PairHead
+from methods.cascode.module import Shared
+from methods.cascode.official import export, load_initial
+from methods.cascode.ranking import cascade, mrr, ranks, top_k
+from methods.cascode.tokenizer import CodeTokenizer
+from shared.checkpoints.reading import load_module
+from shared.training.allocator import keep_freed_memory
 
-PEER = PeerPackage(
-    requirement="sentence-transformers==6.2.0",
-    dependencies=(
-        "huggingface-hub",
-        "numpy",
-        "pyyaml",
-        "regex",
-        "safetensors",
-        "scikit-learn",
-        "scipy",
-        "tokenizers==0.23.3",
-        "tqdm",
-        "transformers==5.24.0",
-        "typer",
-    ),
-)
-OURS_MODULE = "benchmarks.speed.cascode_ours"
-PEER_MODULE = "benchmarks.speed.cascode_peer"
 MINILM = Path(__file__).resolve().parents[2] / "data" / "minilm"
-
-SETTINGS: dict[str, Any] = {
-    "judge": None,  # checkpoint of a `Slow` or `Shared` with MiniLM's tokens; none: a random head
-    "lengths": {"query": 128, "code": 256, "pair": 384},  # tokens
-    "texts": 1000,
-    "encoded": 256,  # codes of a step
-    "queries": {"10": 16, "100": 2},  # that are asked together, by K
-    "batch_sizes": [16, 32, 64],  # of which the peer takes its fastest
-    "compared": 32,
-    "judged": 400,  # queries of both stages' mean reciprocal rank
-    "seed": 0,
-}
-WARM_UP_STEPS = 1
-UNIT = "codes"
 NO_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"}
-
-HEADER = """\
-code search in two stages, on all-MiniLM-L6-v2 (6 layers, width 384): vectors, and scores of pairs
-peer: sentence-transformers 6.2.0, SentenceTransformer.encode and CrossEncoder.predict
-texts: functions of Python's library without their documentation, whose first paragraphs are the
-queries; at most 256 tokens of a code, 384 of a pair; making tokens of texts is part of the time
-checked before timing, in float32: vectors and scores are equal, the mean reciprocal ranks (percent)
-are the peer's but for 0.2; what bf16 costs in rank stands in the card
-answers: ms per query, from text to order, of 16 (K 10) or 2 (K 100) queries that are asked together
-what differs:
-- batches of about as many tokens here; there of 16, 32 or 64 texts, what is fastest for a row
-- pairs: the last layer computes the first token here, all tokens there
-- ours keeps freed memory, on huge pages
-- bf16: weights and layers in it, vectors and scores in float32"""
-
-ENCODING = (
-    Comparison("float32", "float32 encoding", "float32 encoding"),
-    Comparison("bf16, peer float32", "bf16 encoding", "float32 encoding"),
-    Comparison("bf16 on both sides", "bf16 encoding", "bf16 encoding"),
-)
-ANSWERING = (
-    Comparison("K 10, float32", "float32 10", "float32 10"),
-    Comparison("K 10, bf16, peer float32", "bf16 10", "float32 10"),
-    Comparison("K 10, bf16 on both sides", "bf16 10", "bf16 10"),
-    Comparison("K 100, float32", "float32 100", "float32 100"),
-    Comparison("K 100, bf16, peer float32", "bf16 100", "float32 100"),
-    Comparison("K 100, bf16 on both sides", "bf16 100", "bf16 100"),
-)
-EQUAL = {"vectors": 1e-5, "scores": 1e-4, "mean reciprocal ranks": 0.2}
+PRECISIONS: dict[str, Precision] = {"float32": "float32", "bf16": "bfloat16"}
 
 
-def make_data(folder: Path, settings: dict[str, Any] = SETTINGS, minilm: Path = MINILM) -> Path:
-    """Write both stages in Hugging Face's layout, and texts; returns `folder`.
+class Ours(Workload):
+    def __init__(self, settings: dict[str, Any]):
+        super().__init__(settings)
+        keep_freed_memory()
+        self.folder, self.rows = Path(settings["data"]), settings["encoded"]
+        texts = json.loads((self.folder / "texts.json").read_text())
+        self.queries, self.codes = texts["queries"], texts["codes"]
+        self.models: dict[str, SearchModel] = {}
+
+    def parameters(self) -> Iterable[Tensor]:
+        fast, slow = self.folder / "fast", self.folder / "slow"
+        networks = (load_searcher(fast), load_searcher(slow), judging_head(slow))
+        return [p for network in networks for p in network.parameters()]
+
+    def step(self, precision: str, what: str) -> Callable[[], float]:
+        model = self.model(precision)
+        if what == "encoding":
+            codes = self.codes[: self.settings["encoded"]]
+            return lambda: float(len(model.encode_codes(codes)) > 0)
+        queries = self.queries[: self.settings["queries"][what]]
+        index = torch.from_numpy(model.encode_codes(self.codes))
+        return lambda: float(len(self.answers(model, index, queries, int(what))[0]) > 0)
+
+    def model(self, precision: str) -> SearchModel:
+        if precision not in self.models:
+            fast, slow = self.folder / "fast", self.folder / "slow"
+            self.models[precision] = SearchModel(
+                "speed",
+                load_searcher(fast),
+                CodeTokenizer(fast),
+                self.settings["lengths"],
+                (load_searcher(slow), judging_head(slow)),
+                PRECISIONS[precision],
+            )
+        return self.models[precision]
+
+    def answers(
+        self, model: SearchModel, index: Tensor, queries: list[str], depth: int
+    ) -> tuple[Tensor, Tensor]:
+        """(Q, N) places of the codes, best first, and the rank of each query's own code."""
+        scores = torch.from_numpy(model.encode_queries(queries)) @ index.T
+        candidates = top_k(scores, depth)
+        pairs = [
+            (query, self.codes[code])
+            for query, row in zip(queries, candidates.tolist(), strict=True)
+            for code in row
+        ]
+        judged = torch.from_numpy(model.score_pairs(pairs)).view(candidates.shape)
+        order = cascade(scores, candidates, judged)
+        return order.ranking(), order.ranks(range(len(queries)), range(len(index)))
+
+    def values(self) -> dict[str, list[float]]:
+        model, settings = self.model("float32"), self.settings
+        compared = settings["compared"]
+        pairs = [(q, c) for q in self.queries[:4] for c in self.codes[:compared]]
+        vectors = (model.encode_queries(self.queries[:compared]),
+                   model.encode_codes(self.codes[:compared]))  # fmt: skip
+        return {
+            "vectors": [float(value) for part in vectors for value in part.flatten()],
+            "scores": model.score_pairs(pairs).tolist(),
+            "mean reciprocal ranks": self.reciprocal_ranks(),
+        }
+
+    def reciprocal_ranks(self) -> list[float]:
+        """In percent: of the first stage and, where a trained judge is given, of both."""
+        model = self.model("float32")
+        index = torch.from_numpy(model.encode_codes(self.codes))
+        scores = torch.from_numpy(model.encode_queries(self.queries)) @ index.T
+        found = [ranks(scores, range(len(scores)), range(len(index)))]
+        if self.settings["judge"]:
+            queries = self.queries[: self.settings["judged"]]
+            found.append(self.answers(model, index, queries, 10)[1])
+        return [100 * mrr(of_stage) for of_stage in found]
+
+
+def judging_head(folder: Path) -> PairHead:
+    """What the classifier of a BERT is: its pooler, and a layer on that."""
+    state = read(folder)
+    weight = state["classifier.weight"]
+    head = PairHead(weight.shape[1], dropout=0.0)
+    head.dense.load_state_dict({n: state[f"bert.pooler.dense.{n}"] for n in ("weight", "bias")})
+    head.output.load_state_dict({"weight": weight, "bias": state["classifier.bias"]})
+    return head
+
+
+def make_data(folder: Path, settings: dict[str, Any], minilm: Path = MINILM) -> None:
+    """Write both stages in Hugging Face's layout, and texts.
 
     Args:
         minilm: where MiniLM is, or is put once it was fetched.
     """
-    from benchmarks.miniatures.code import sources
-    from methods.cascode.encoders import text_config
-    from methods.cascode.module import Shared
-    from methods.cascode.official import export, load_initial
-    from shared.checkpoints.reading import load_module
-
     sources.minilm(minilm)
     torch.manual_seed(settings["seed"])
     judge: Any = Shared(text=text_config(minilm))
@@ -99,9 +132,8 @@ def make_data(folder: Path, settings: dict[str, Any] = SETTINGS, minilm: Path = 
     searcher = judge.encoder
     if settings["judge"]:
         trained: Any = load_module(settings["judge"])
-        searcher, judge.encoder, judge.classifier = (
-            trained.searcher, trained.encoder, trained.classifier
-        )  # fmt: skip
+        searcher, judge.encoder = trained.searcher, trained.encoder
+        judge.classifier = trained.classifier
     slow = export(judge)
     judge.encoder = searcher
     fast = export(judge)
@@ -116,7 +148,6 @@ def make_data(folder: Path, settings: dict[str, Any] = SETTINGS, minilm: Path = 
     write_model(folder / "slow", minilm, classifier, form)
     queries, codes = zip(*texts(settings["texts"], settings["seed"]), strict=True)
     (folder / "texts.json").write_text(json.dumps({"queries": queries, "codes": codes}))
-    return folder
 
 
 def write_model(
@@ -160,8 +191,6 @@ def library_functions() -> Iterator[tuple[str, str]]:
 
     Words with brackets are special tokens to the peer, as "[SEP]", and text to us.
     """
-    from methods.cascode.extraction import SourceError, functions
-
     library = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.rglob("*.py")):
         if NO_LIBRARY.intersection(path.relative_to(library).parts):

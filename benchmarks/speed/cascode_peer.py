@@ -1,77 +1,59 @@
 """The peer's side, in the peer's environment: `SentenceTransformer` and `CrossEncoder`.
 
-Nothing of ours is imported but the serving loop. Variants: as on our side. Each takes the batch
-size that is fastest for it.
+Nothing of ours is imported but the serving loop. Each variant takes the batch size that is fastest
+for it.
 """
 
 import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks.speed.serving import serve, timed
+from benchmarks.speed.serving import Workload
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
-Step = Callable[[int], object]
 
 
-class PeerSearch:
-    """Builds each variant when it is first asked for."""
-
+class Peer(Workload):
     def __init__(self, settings: dict[str, Any]):
-        torch.set_num_threads(settings["threads"])
+        super().__init__(settings)
         os.environ["RAYON_NUM_THREADS"] = str(settings["threads"])  # of the tokenisers
         os.environ["HF_HUB_OFFLINE"] = "1"
-        self.settings, self.folder = settings, Path(settings["data"])
+        self.folder, self.rows = Path(settings["data"]), settings["encoded"]
         texts = json.loads((self.folder / "texts.json").read_text())
         self.queries, self.codes = texts["queries"], texts["codes"]
         self.models: dict[str, tuple[Any, Any]] = {}
-        self.steps: dict[str, Callable[[], object]] = {}
 
-    def describe(self) -> dict[str, Any]:
-        return {
-            "parameters": sum(p.numel() for m in self.model("float32") for p in m.parameters()),
-            "images_per_step": self.settings["encoded"],
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
+    def parameters(self) -> Iterable[Tensor]:
+        return [p for model in self.model("float32") for p in model.parameters()]
 
-    def run(self, variant: str, steps: int) -> tuple[list[float], list[float]]:
-        precision, what = variant.split()
-        asked = 1
-        if what != "encoding":
-            asked = self.settings["queries"][what]
-        if variant not in self.steps:
-            self.steps[variant] = self.fastest(variant, self.step(precision, what))
-        seconds, losses = timed(lambda: float(bool(self.steps[variant]())), steps)
-        return [value / asked for value in seconds], losses
-
-    def step(self, precision: str, what: str) -> Step:
+    def step(self, precision: str, what: str) -> Callable[[], float]:
         fast, slow = self.model(precision)
         if what == "encoding":
             codes = self.codes[: self.settings["encoded"]]
-            return lambda size: len(self.encode(fast, codes, size))
+            return self.fastest(what, lambda size: self.encode(fast, codes, size))
         queries = self.queries[: self.settings["queries"][what]]
-        index = self.encode(fast, self.codes)
-        return lambda size: len(self.answers(fast, slow, index, queries, int(what), size))
+        index, depth = self.encode(fast, self.codes), int(what)
+        return self.fastest(
+            what, lambda size: self.answers(fast, slow, index, queries, depth, size)
+        )
 
-    def fastest(self, variant: str, step: Step) -> Callable[[], object]:
-        sizes = self.settings["batch_sizes"]
+    def fastest(self, what: str, step: Callable[[int], Any]) -> Callable[[], float]:
+        sizes, taken = self.settings["batch_sizes"], {}
         step(sizes[0])  # kernels are chosen and memory is allocated here
-        taken = {}
         for size in sizes:
             begin = time.perf_counter()
             step(size)
             taken[size] = time.perf_counter() - begin
         best = min(sizes, key=lambda size: taken[size])
-        print(f"{variant}: batches of {best}, seconds {taken}", file=sys.stderr)
-        return lambda: step(best)
+        print(f"{what}: batches of {best}, seconds {taken}", file=sys.stderr)
+        return lambda: float(len(step(best)) > 0)
 
     def model(self, precision: str) -> tuple[Any, Any]:
         if precision not in self.models:
@@ -141,7 +123,3 @@ class PeerSearch:
                 for own, order in enumerate(orders)
             ])  # fmt: skip
         return [100 * sum(1 / rank for rank in of_stage) / len(of_stage) for of_stage in found]
-
-
-if __name__ == "__main__":
-    serve(PeerSearch)

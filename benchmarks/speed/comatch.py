@@ -1,62 +1,46 @@
-"""CoMatch beside the one of USB: PyPI `semilearn`, its own train step, update and EMA hooks."""
+"""Our CoMatch: the CIFAR-10 experiment's own config, module and data, on made-up images.
+
+The variants of "loading" take the batches from the data module.
+"""
 
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from benchmarks.speed.peer_environment import PeerPackage
-from benchmarks.speed.protocol import Comparison
-
-PEER = PeerPackage(
-    requirement="semilearn==0.3.2",
-    dependencies=(
-        "numpy",
-        "pillow",
-        "progress",
-        "ruamel.yaml",
-        "scikit-image",
-        "scikit-learn",
-        "scipy",
-        "tensorboard",
-        "timm",
-        "tqdm",
-        "transformers",
-    ),
-)
-OURS_MODULE = "benchmarks.speed.comatch_ours"
-PEER_MODULE = "benchmarks.speed.comatch_peer"
-
-SETTINGS: dict[str, Any] = {"batch_size": 16, "mu": 7, "num_labels": 40, "seed": 0}
-WARM_UP_STEPS = 2
-
-HEADER = """\
-CoMatch training step, WRN-28-2, B 16, mu 7: 352 images of 32 px
-peer: semilearn 0.3.2, its CoMatch.train_step with its ParamUpdateHook and EMAHook
-what differs:
-- ours: channels-last layout, freed memory kept, on huge pages; peer: as it is
-- ours writes curves of pseudo-label and graph quality; peer reads five scalars per step
-- projection: leaky ReLU here, ReLU there; the peer's first convolution has a bias
-- the first blocks of stages 2 and 3 convolve the activated input here, the raw input there
-- strong1 (second table): crop, jitter and grey here, a second RandAugment there
-- loading happens in the training process on both sides, so that no batch is made while a side \
-stands still"""
-
-STEP = (
-    Comparison("float32", "float32", "float32"),
-    Comparison("bf16 autocast, peer float32", "bf16", "float32"),
-    Comparison("float32, in Lightning's Trainer", "float32 trainer", "float32"),
-    Comparison("bf16 autocast on both sides", "bf16", "bf16"),
-)
-WITH_LOADING = (
-    Comparison("float32", "float32 loading", "float32 loading"),
-    Comparison("bf16 autocast, peer float32", "bf16 loading", "float32 loading"),
-)
+from benchmarks.speed.stepping import OurSide
 
 
-def make_data(root: Path, settings: dict[str, Any] = SETTINGS, images_per_file: int = 1000) -> Path:
-    """Random images in CIFAR-10's format below `root`, for both sides; returns `root`."""
+class Ours(OurSide):
+    """CoMatch in mid-run: memory smoothing is on."""
+
+    def __init__(self, settings: dict[str, Any]):
+        of_data = {name: settings[name] for name in ("batch_size", "mu", "num_labels")}
+        of_data |= {"num_workers": 0, "dataset.root": settings["data"]}
+        overrides = [f"data.{name}={value}" for name, value in of_data.items()]
+        super().__init__(settings, ["experiment=comatch/cifar10_base", *overrides])
+        self.data = self.instantiate("data")
+        self.data.setup("fit")
+        self.batch = next(iter(self.data.train_dataloader()))
+        self.rows = sum(len(v) for v in self.batch.values() if v.ndim == 4)
+
+    def module(self) -> Any:
+        module = super().module()
+        module.bank.written.fill_(len(module.bank) + 1)
+        return module
+
+    def batches(self, source: str) -> Iterator[dict[str, Tensor]]:
+        if source == "loading":
+            while True:
+                yield from self.data.train_dataloader()
+        yield from super().batches(source)
+
+
+def make_data(root: Path, settings: dict[str, Any], images_per_file: int = 1000) -> None:
+    """Write random images in CIFAR-10's format below `root`, for both sides."""
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
@@ -66,4 +50,3 @@ def make_data(root: Path, settings: dict[str, Any] = SETTINGS, images_per_file: 
         (folder / name).write_bytes(pickle.dumps({"data": pixels, "labels": labels}))
     names = [f"class {i}" for i in range(10)]
     (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": names}))
-    return root

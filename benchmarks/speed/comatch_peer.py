@@ -3,13 +3,11 @@
 Nothing of ours is imported but the serving loop. `semilearn` is written for GPUs and imports its
 audio and logging extras at once: empty modules stand in for those, and `.cuda` does nothing. Its
 mixed precision is CUDA's; the bf16 variants give it the CPU's autocast in the same place.
-
-Variants: "float32", "bf16", "float32 loading", "bf16 loading", as on our side.
 """
 
 import pickle
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -20,17 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.speed.serving import serve, timed
+from benchmarks.speed.serving import Workload
 
 STAND_INS = ("torchaudio", "wandb", "aim")
 STEPS = 1_000_000
 
 
-class PeerCoMatch:
-    """Builds each variant when it is first asked for."""
-
+class Peer(Workload):
     def __init__(self, settings: dict[str, Any]):
-        torch.set_num_threads(settings["threads"])
+        super().__init__(settings)
         for name in STAND_INS:
             module = ModuleType(name)
             module.__spec__ = ModuleSpec(name, None)
@@ -40,26 +36,16 @@ class PeerCoMatch:
         import torchvision
 
         torchvision.datasets.CIFAR10 = partial(GeneratedCifar10, settings["data"])
-        self.settings = settings
         self.batch = next(iter(self._algorithm("float32")[1]))
-        self.steps: dict[str, Callable[[], float]] = {}
+        self.rows = sum(len(v) for v in self.batch.values() if v.ndim == 4)
 
-    def describe(self) -> dict[str, Any]:
-        algorithm, _ = self._algorithm("float32")
-        return {
-            "parameters": sum(p.numel() for p in algorithm.model.parameters()),
-            "images_per_step": sum(len(v) for v in self.batch.values() if v.ndim == 4),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
+    def parameters(self) -> Iterable[Tensor]:
+        return self._algorithm("float32")[0].model.parameters()
 
-    def run(self, variant: str, steps: int) -> tuple[list[float], list[float]]:
-        precision, _, source = variant.partition(" ")
-        if variant not in self.steps:
-            algorithm, loaded = self._algorithm(precision)
-            batches = loaded if source == "loading" else iter(lambda: self.batch, None)
-            self.steps[variant] = partial(self._step, algorithm, batches)
-        return timed(self.steps[variant], steps)
+    def step(self, precision: str, what: str) -> Callable[[], float]:
+        algorithm, loaded = self._algorithm(precision)
+        batches = loaded if what == "loading" else iter(lambda: self.batch, None)
+        return partial(self._step, algorithm, batches)
 
     @staticmethod
     def _step(algorithm: Any, batches: Iterator[dict[str, Tensor]]) -> float:
@@ -74,30 +60,11 @@ class PeerCoMatch:
     def _algorithm(self, precision: str) -> tuple[Any, Iterator[dict[str, Tensor]]]:
         from semilearn import get_algorithm, get_config, get_net_builder
 
-        # Published configuration of CoMatch on CIFAR-10, as far as the step depends on it.
-        config = get_config(
-            {
-                "algorithm": "comatch",
-                "net": "wrn_28_2",
-                "dataset": "cifar10",
-                "num_classes": 10,
-                "num_labels": self.settings["num_labels"],
-                "batch_size": self.settings["batch_size"],
-                "uratio": self.settings["mu"],
-                "epoch": 1,
-                "num_train_iter": STEPS,
-                "proj_size": 64,
-                "queue_batch": 5,
-                "T": 0.2,
-                "p_cutoff": 0.95,
-                "contrast_p_cutoff": 0.8,
-                "smoothing_alpha": 0.9,
-                "da_len": 32,
-                "hard_label": False,
-                "num_workers": 0,
-                "seed": self.settings["seed"],
-            }
-        )
+        settings = self.settings
+        # The rest is the published configuration of CoMatch on CIFAR-10.
+        chosen = {"num_labels": settings["num_labels"], "batch_size": settings["batch_size"]}
+        chosen |= {"uratio": settings["mu"], "seed": settings["seed"], "num_train_iter": STEPS}
+        config = get_config(settings["semilearn"] | chosen)
         config.distributed, config.rank, config.world_size = False, 0, 1
         config.lb_dest_len = config.ulb_dest_len = None
         algorithm = get_algorithm(config, get_net_builder("wrn_28_2", False), None, None)
@@ -124,7 +91,3 @@ class GeneratedCifar10:
         pixels = np.concatenate([part["data"] for part in parts])
         self.data = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         self.targets = [label for part in parts for label in part["labels"]]
-
-
-if __name__ == "__main__":
-    serve(PeerCoMatch)

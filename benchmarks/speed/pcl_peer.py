@@ -1,43 +1,28 @@
 """The peer's side, in the peer's environment: MoCo from `lightly`'s public components.
 
-Nothing of ours is imported but the serving loop. Variants: "float32", "bf16".
+Nothing of ours is imported but the serving loop.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.speed.serving import serve, timed
+from benchmarks.speed.serving import Workload
 
 
-class PeerMoCo:
-    """Builds each variant when it is first asked for."""
-
+class Peer(Workload):
     def __init__(self, settings: dict[str, Any]):
-        torch.set_num_threads(settings["threads"])
-        torch.manual_seed(settings["seed"])
-        self.settings = settings
-        rows = settings["batch_size"]
-        self.query, self.key = torch.randn(rows, 3, 32, 32), torch.randn(rows, 3, 32, 32)
-        self.steps: dict[str, Callable[[], float]] = {}
+        super().__init__(settings)
+        self.query, self.key = torch.randn(2, settings["batch_size"], 3, 32, 32)
+        self.rows = 2 * settings["batch_size"]
 
-    def describe(self) -> dict[str, Any]:
-        return {
-            "parameters": sum(p.numel() for p in self._network().parameters()),
-            "images_per_step": len(self.query) + len(self.key),
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-        }
+    def parameters(self) -> Iterable[Tensor]:
+        return self.network().parameters()
 
-    def run(self, variant: str, steps: int) -> tuple[list[float], list[float]]:
-        if variant not in self.steps:
-            self.steps[variant] = self._step(mixed=variant == "bf16")
-        return timed(self.steps[variant], steps)
-
-    def _network(self) -> nn.Module:
+    def network(self) -> nn.Module:
         from lightly.models import ResNetGenerator
         from lightly.models.modules import MoCoProjectionHead
 
@@ -46,12 +31,12 @@ class PeerMoCo:
         backbone.linear = nn.Identity()
         return nn.Sequential(backbone, MoCoProjectionHead(width, width, self.settings["dim"]))
 
-    def _step(self, mixed: bool) -> Callable[[], float]:
+    def step(self, precision: str, what: str) -> Callable[[], float]:
         from lightly.loss import NTXentLoss
         from lightly.models.utils import deactivate_requires_grad, update_momentum
 
         settings = self.settings
-        network = self._network().train()
+        network = self.network().train()
         momentum_network = deepcopy(network)
         deactivate_requires_grad(momentum_network)
         criterion = NTXentLoss(
@@ -62,23 +47,16 @@ class PeerMoCo:
             network.parameters(), lr=settings["lr"], momentum=0.9, weight_decay=1e-4
         )
 
-        def training_step() -> Tensor:
-            update_momentum(network, momentum_network, m=settings["key_momentum"])
-            query = network(self.query)
-            with torch.no_grad():
-                key = momentum_network(self.key)
-            return criterion(query, key)
-
         def step() -> float:
-            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-                loss = training_step()
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                update_momentum(network, momentum_network, m=settings["key_momentum"])
+                query = network(self.query)
+                with torch.no_grad():
+                    key = momentum_network(self.key)
+                loss = criterion(query, key)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             return float(loss.detach())
 
         return step
-
-
-if __name__ == "__main__":
-    serve(PeerMoCo)

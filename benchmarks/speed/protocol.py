@@ -9,10 +9,13 @@ import json
 import math
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median, quantiles
-from typing import Any, Protocol
+from typing import Any
+
+from shared.files import write_json
 
 Variant = tuple[str, str]
 """(side, variant), as ("ours", "float32")."""
@@ -22,19 +25,12 @@ class SpeedError(RuntimeError):
     """The comparison cannot be made; the message says what to do."""
 
 
-class Side(Protocol):
-    """What the protocol needs of a worker."""
-
-    def describe(self) -> dict[str, Any]: ...
-
-    def run(self, variant: str, steps: int) -> tuple[list[float], list[float]]: ...
-
-
 class Worker:
-    """A long-lived process that runs a module which calls `serving.serve`.
+    """A long-lived process that serves a workload, see `benchmarks.speed.serving`.
 
     Args:
-        python: its interpreter. module: what `python -m` runs, from the folder `root`.
+        python: its interpreter, started in the folder `root`.
+        name: of the workload, as MODULE:CLASS.
         settings: passed on to the workload.
         log: file that takes what the process prints.
 
@@ -42,14 +38,12 @@ class Worker:
         SpeedError: the process ended or reported an error; the message names the log.
     """
 
-    def __init__(
-        self, python: Path, module: str, settings: Mapping[str, Any], root: Path, log: Path
-    ):
-        self.module, self.log = module, log
+    def __init__(self, python: Path, name: str, settings: Mapping[str, Any], root: Path, log: Path):
+        self.name, self.log = name, log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w") as stderr:
             self._process = subprocess.Popen(
-                [str(python), "-m", module, json.dumps(settings)],
+                [str(python), "-m", "benchmarks.speed.serving", name, json.dumps(settings)],
                 cwd=root,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -79,15 +73,13 @@ class Worker:
     def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        try:
+        with suppress(BrokenPipeError):  # then it has said why
             self._process.stdin.write(json.dumps(command) + "\n")
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = self._process.stdout.readline()
+        line = self._process.stdout.readline()
         answer = json.loads(line) if line else {"error": "the process ended"}
         if "error" in answer:
-            raise SpeedError(f"{self.module} failed (log: {self.log}):\n{answer['error']}")
+            raise SpeedError(f"{self.name} failed (log: {self.log}):\n{answer['error']}")
         return answer
 
 
@@ -127,11 +119,9 @@ def check_same_work(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> None:
     for key in ("images_per_step", "threads", "torch"):
         if ours[key] != peer[key]:
             raise SpeedError(f"not the same work: {key} is {ours[key]} here, {peer[key]} there")
-    if abs(ours["parameters"] / peer["parameters"] - 1) > 0.01:
-        raise SpeedError(
-            f"not the same network: {ours['parameters']:,} parameters here, "
-            f"{peer['parameters']:,} there"
-        )
+    mine, theirs = ours["parameters"], peer["parameters"]
+    if abs(mine / theirs - 1) > 0.01:
+        raise SpeedError(f"not the same network: {mine:,} parameters here, {theirs:,} there")
 
 
 def check_same_values(
@@ -164,34 +154,35 @@ def check_same_values(
 
 
 def alternate(
-    sides: Mapping[str, Side],
-    variants: Sequence[Variant],
+    sides: Mapping[str, Any],
+    comparisons: Sequence[Comparison],
     blocks: int,
     steps: int,
     warm_up: int,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[Variant, list[list[float]]]:
-    """Seconds per step of each variant: one list of `steps` per block.
+    """Seconds per step of each variant that is compared: one list of `steps` per block.
 
     Raises:
         SpeedError: a loss is not finite.
     """
-    for side, variant in variants:
+    both = (v for c in comparisons for v in (("ours", c.ours), ("peer", c.peer)))
+    taken: dict[Variant, list[list[float]]] = {variant: [] for variant in both}
+
+    def run(side: str, variant: str, count: int) -> list[float]:
+        seconds, losses = sides[side].run(variant, count)
+        if not all(math.isfinite(loss) for loss in losses):
+            raise SpeedError(f"a loss of {side} ({variant}) is not finite: {losses}")
+        return seconds
+
+    for side, variant in taken:
         progress(f"warming up {side} {variant}")
-        _checked_run(sides[side], side, variant, warm_up)
-    taken: dict[Variant, list[list[float]]] = {key: [] for key in variants}
-    for block in range(blocks):
+        run(side, variant, warm_up)
+    for block in range(blocks if taken else 0):
         progress(f"block {block + 1} of {blocks}")
-        for key in variants if block % 2 == 0 else reversed(variants):
-            taken[key].append(_checked_run(sides[key[0]], *key, steps))
+        for key in taken if block % 2 == 0 else reversed(taken):
+            taken[key].append(run(*key, steps))
     return taken
-
-
-def _checked_run(worker: Side, side: str, variant: str, steps: int) -> list[float]:
-    seconds, losses = worker.run(variant, steps)
-    if not all(math.isfinite(loss) for loss in losses):
-        raise SpeedError(f"a loss of {side} ({variant}) is not finite: {losses}")
-    return seconds
 
 
 def compare(
@@ -202,20 +193,15 @@ def compare(
     for comparison in comparisons:
         ours, peer = taken["ours", comparison.ours], taken["peer", comparison.peer]
         ratios = [median(a) / median(b) for a, b in zip(ours, peer, strict=True)]
-        ours_ms = [1e3 * value for block in ours for value in block]
-        peer_ms = [1e3 * value for block in peer for value in block]
-        rows.append(
-            Row(
-                name=comparison.name,
-                ours_ms=median(ours_ms),
-                ours_iqr=quartiles(ours_ms),
-                peer_ms=median(peer_ms),
-                peer_iqr=quartiles(peer_ms),
-                ratio=median(ratios),
-                iqr=quartiles(ratios),
-            )
-        )
+        figures = median(ratios), quartiles(ratios)
+        rows.append(Row(comparison.name, *_milliseconds(ours), *_milliseconds(peer), *figures))
     return rows
+
+
+def _milliseconds(blocks: Sequence[Sequence[float]]) -> tuple[float, tuple[float, float]]:
+    """Median and quartiles of the seconds of all blocks, in ms."""
+    ms = [1e3 * value for block in blocks for value in block]
+    return median(ms), quartiles(ms)
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
@@ -254,12 +240,5 @@ def ratio_lines(row: Row) -> str:
 def write(path: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
     """Write the result file that the report reads; the first row gives `ratio` and `iqr`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {
-        "ratio": rows[0].ratio,
-        "iqr": rows[0].iqr,
-        "rows": [asdict(row) for row in rows],
-        **facts,
-    }
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    temporary.replace(path)
+    of_rows = {"ratio": rows[0].ratio, "iqr": rows[0].iqr, "rows": [asdict(row) for row in rows]}
+    write_json(path, {**of_rows, **facts})

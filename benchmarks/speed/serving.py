@@ -1,9 +1,9 @@
-"""The worker's side: a process that steps when told to, and otherwise stands still.
+"""One side of a comparison: a process that steps when told to, and otherwise stands still.
 
-Commands and replies are JSON lines on stdin and stdout: `{"command": "describe"}`,
-`{"command": "run", "variant": "float32", "steps": 3}`, or where a comparison has values that must
-be equal on both sides, `{"command": "values"}`. Only the standard library, so that a peer's
-environment needs nothing of ours.
+`python -m benchmarks.speed.serving MODULE:CLASS SETTINGS` answers JSON lines on stdin with JSON
+lines on stdout: `{"command": "describe"}`, `{"command": "run", "variant": "float32", "steps": 3}`,
+or where a comparison has values that must be equal on both sides, `{"command": "values"}`. Only
+torch and the standard library, so that a peer's environment needs nothing of ours.
 """
 
 import json
@@ -11,22 +11,62 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from typing import Any
+
+import torch
 
 
-class Workload(Protocol):
-    """One side of a comparison."""
+class Workload:
+    """One side of a comparison; builds each variant when it is first asked for.
+
+    A variant is a precision, "float32" or "bf16", alone or followed by what is done.
+
+    Args:
+        settings: of the comparison, with the number of `threads`. `queries` says how many a step
+            answers together, by what is done: the time of one is reported.
+
+    Attributes:
+        rows: images, or whatever the comparison's unit is, of a step.
+    """
+
+    rows: int
+
+    def __init__(self, settings: dict[str, Any]):
+        torch.set_num_threads(settings["threads"])
+        torch.manual_seed(settings["seed"])
+        self.settings = settings
+        self.steps: dict[str, Callable[[], float]] = {}
+
+    def parameters(self) -> Iterable[torch.Tensor]:
+        """The weights whose number both sides must share."""
+        raise NotImplementedError
+
+    def step(self, precision: str, what: str) -> Callable[[], float]:
+        """What a step of a variant calls; it returns its loss."""
+        raise NotImplementedError
+
+    def values(self) -> dict[str, list[float]]:
+        """What both sides must compute alike."""
+        raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
-        """At least `parameters`, `images_per_step`, `threads` and `torch`."""
-        ...
+        return {
+            "parameters": sum(p.numel() for p in self.parameters()),
+            "images_per_step": self.rows,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
 
     def run(self, variant: str, steps: int) -> tuple[list[float], list[float]]:
-        """Seconds and loss of each of `steps` further training steps of that variant."""
-        ...
-
-    # Of some: `values() -> dict[str, list[float]]`, what both sides must compute alike.
+        """Seconds and loss of each of `steps` further steps of that variant."""
+        precision, _, what = variant.partition(" ")
+        if variant not in self.steps:
+            self.steps[variant] = self.step(precision, what)
+        seconds, losses = timed(self.steps[variant], steps)
+        together = self.settings.get("queries", {}).get(what, 1)
+        return [value / together for value in seconds], losses
 
 
 def timed(step: Callable[[], float], steps: int) -> tuple[list[float], list[float]]:
@@ -39,8 +79,8 @@ def timed(step: Callable[[], float], steps: int) -> tuple[list[float], list[floa
     return seconds, losses
 
 
-def serve(build: Callable[[dict[str, Any]], Workload]) -> None:
-    """Build the workload from the settings in argv[1], then answer until stdin closes."""
+def serve(name: str, settings: dict[str, Any]) -> None:
+    """Build the workload that MODULE:CLASS names, then answer until stdin closes."""
     # What libraries print must not get between the replies.
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -50,7 +90,8 @@ def serve(build: Callable[[dict[str, Any]], Workload]) -> None:
         replies.flush()
 
     try:
-        workload = build(json.loads(sys.argv[1]))
+        module, _, kind = name.partition(":")
+        workload: Workload = getattr(import_module(module), kind)(settings)
         for line in sys.stdin:
             command = json.loads(line)
             if command["command"] in ("describe", "values"):
@@ -62,3 +103,7 @@ def serve(build: Callable[[dict[str, Any]], Workload]) -> None:
         traceback.print_exc()  # into the log
         reply({"error": f"{type(error).__name__}: {error}"})
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], json.loads(sys.argv[2]))

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from shared.nn.momentum import MomentumEncoder
+from shared.training.lightning_internals import trainer_of
 from shared.training.method import Method
 from shared.training.optim import decay_matrices
 from shared.training.schedules import stepped_cosine
@@ -108,7 +109,7 @@ class MomentumDistilled(Finetuning):
 
     def distillation_weight(self, batch_idx: int) -> float:
         """alpha in this step; outside a Trainer there is no ramp."""
-        if self._trainer is None or not self.ramp or self.current_epoch > 0:
+        if trainer_of(self) is None or not self.ramp or self.current_epoch > 0:
             return self.alpha
         return self.alpha * min(1.0, batch_idx / self.trainer.num_training_batches)
 

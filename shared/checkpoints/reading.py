@@ -2,8 +2,8 @@
 
 Tensors and plain containers only are admitted (``torch.load(weights_only=True)`` or safetensors),
 and a module is rebuilt only from classes of ours that are named by where they are defined.
-Written they are by `shared.checkpoints.writing`. Nothing here imports Lightning before a module
-of it is asked for: whoever reads weights alone need not wait for it.
+`shared.checkpoints.writing` writes them. Lightning is imported only when a module is rebuilt: who
+reads weights alone need not wait for it.
 """
 
 from __future__ import annotations
@@ -294,5 +294,5 @@ def _pickle_reason(error: Exception) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """Of its message."""
+    """First line of an error's message; empty if there is none."""
     return (str(error).strip().splitlines() or [""])[0]

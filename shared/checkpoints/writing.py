@@ -44,10 +44,10 @@ class AtomicCheckpointIO(CheckpointIO):
             with replacing(target) as file:
                 torch.save(plain, file)
         except (OSError, RuntimeError) as error:
-            kept = "the previous one is untouched" if target.exists() else "there is none yet"
+            previous = "the previous one is untouched" if target.exists() else "there is none yet"
             reason = _root_reason(error)
             raise CheckpointWriteError(
-                f"cannot write checkpoint {target}: {reason}; {kept}. Free some space or set "
+                f"cannot write checkpoint {target}: {reason}; {previous}. Free some space or set "
                 "output_dir to another disk, then run the same command to continue."
             ) from error
 
@@ -82,7 +82,7 @@ def _plain(value: Any, where: str) -> Any:
 
 
 def _root_reason(error: BaseException) -> str:
-    """The operating system's own words where torch wrapped them."""
+    """Reason of an error in the operating system's own words, where torch wrapped them."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:

@@ -38,9 +38,9 @@ def _ask_for_huge_pages(libc: ctypes.CDLL, blocks: int) -> None:
     libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
     libc.free.argtypes, libc.free.restype = [ctypes.c_void_p], None
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    taken = [address for _ in range(blocks) if (address := libc.malloc(BLOCK))]
-    for address in taken:
+    addresses = [address for _ in range(blocks) if (address := libc.malloc(BLOCK))]
+    for address in addresses:
         page = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
         libc.madvise(page, BLOCK - mmap.PAGESIZE, mmap.MADV_HUGEPAGE)  # a kernel may know none
-    for address in reversed(taken):
+    for address in reversed(addresses):
         libc.free(address)

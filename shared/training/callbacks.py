@@ -15,10 +15,16 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from lightning_fabric.utilities.apply_func import convert_tensors_to_scalars
 from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar, RichProgressBar
 from torch import Tensor
 
+from shared.training.lightning_internals import (
+    complete_epoch,
+    forget_logged_values,
+    is_last_batch,
+    validation_follows,
+    values_to_log,
+)
 from shared.training.loggers import CsvLogger
 
 
@@ -64,8 +70,7 @@ class ResumeCheckpoint(Checkpoint):
     ) -> None:
         # A metric that this step does not log would be written with its last value of the epoch,
         # as if measured now; a resumed run, which has no last value, would write nothing.
-        for result in (trainer.fit_loop.epoch_loop._results or {}).values():
-            result._forward_cache = None
+        forget_logged_values(trainer)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -82,7 +87,7 @@ class ResumeCheckpoint(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if not _validation_follows(trainer):
+        if not validation_follows(trainer):
             self._save_if_due(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -97,11 +102,7 @@ class ResumeCheckpoint(Checkpoint):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # A run that was killed behind its last checkpoint finds nothing left to do, and would label
         # its test metrics with the step and the epoch that this checkpoint was still within.
-        loop: Any = trainer.fit_loop
-        epochs = loop.epoch_progress.current
-        if epochs.processed < epochs.started:
-            epochs.processed = epochs.completed = epochs.started
-            loop.epoch_loop._batches_that_stepped += 1
+        complete_epoch(trainer)
 
     def _save_if_due(self, trainer: pl.Trainer) -> None:
         """Save after ``every_n_steps``, unless this is better done when the epoch is over.
@@ -109,8 +110,7 @@ class ResumeCheckpoint(Checkpoint):
         With ``max_steps`` Lightning repeats the end of an epoch that was saved when over, and
         counts it twice; then the last batch is saved instead.
         """
-        last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        last |= trainer.global_step == trainer.max_steps
+        last = is_last_batch(trainer) or trainer.global_step == trainer.max_steps
         due = trainer.global_step >= self._saved_step + self.every_n_steps
         if (trainer.max_steps != -1) if last else due:
             self._save(trainer)
@@ -278,13 +278,6 @@ def _rows(batch: Any) -> int:
     return sum(len(t) for t in inputs or tensors[:1])
 
 
-def _validation_follows(trainer: pl.Trainer) -> bool:
-    """Whether Lightning validates between this batch and the next."""
-    loop = trainer.fit_loop
-    assert loop._data_fetcher is not None
-    return loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-
-
 def _continue_metrics(trainer: pl.Trainer, global_step: int) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, CsvLogger):
@@ -293,15 +286,10 @@ def _continue_metrics(trainer: pl.Trainer, global_step: int) -> None:
 
 def _log_now(trainer: pl.Trainer) -> None:
     """Write what Lightning will write for this step in a moment; the logger drops the repeat."""
-    connector = trainer._logger_connector
-    epoch_end = connector._first_loop_iter is None
-    if epoch_end or connector.should_update_logs:
-        values = convert_tensors_to_scalars(connector.metrics["log"])
-        if values:
-            values.setdefault("epoch", trainer.current_epoch)
-            for logger in trainer.loggers:
-                if isinstance(logger, CsvLogger):
-                    logger.log_metrics(values, trainer.global_step - 1)
+    if values := values_to_log(trainer):
+        for logger in trainer.loggers:
+            if isinstance(logger, CsvLogger):
+                logger.log_metrics(values, trainer.global_step - 1)
 
 
 def _get_generators() -> dict[str, Any]:

@@ -7,9 +7,8 @@ import hashlib
 import io
 import math
 import os
-import queue
-import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ class CsvLogger(Logger):
         return str(self.path.parent)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run's config.yaml holds them."""
+        """Do nothing: the run's config.yaml holds them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -86,12 +85,12 @@ class CsvLogger(Logger):
         """
         self.close()
         if self.path.exists():
-            kept = [row for row in read_metrics(self.path) if int(row["step"]) < global_step]
+            earlier = [row for row in read_metrics(self.path) if int(row["step"]) < global_step]
             with replacing(self.path) as file:
                 text = io.TextIOWrapper(file, newline="", write_through=True)
                 rows = csv.DictWriter(text, HEADER, lineterminator="\n")
                 rows.writeheader()
-                rows.writerows(kept)
+                rows.writerows(earlier)
                 text.detach()
         self._file = self._open()
 
@@ -150,12 +149,12 @@ def _rows(content: bytes, path: str | Path) -> list[dict[str, str]]:
 
 
 class WandbLogger(Logger):
-    """Weights & Biases that can fail at any moment without the training noticing.
+    """Weights & Biases, switched off for the rest of the run by whatever goes wrong in it.
 
-    Everything happens in a thread of its own, fed through a queue: a slow network delays
-    neither a step nor the CSV. Absent package: one notice. Any exception: one warning, then
-    silence. Online where an API key is set, offline otherwise (``wandb sync`` uploads later).
-    A run that is started again continues the same W&B run.
+    W&B writes and uploads in a process of its own, so a slow network delays no step. A missing
+    package gives one notice, any exception one warning. The run is online where an API key is
+    set and offline otherwise (``wandb sync`` uploads later). A run that is started again
+    continues the same W&B run.
 
     Args:
         output_dir: the run's folder; W&B's files go to its ``wandb`` folder, and the run's
@@ -163,7 +162,10 @@ class WandbLogger(Logger):
         project, method, experiment, arm, seed: how runs are grouped (method/experiment), typed
             (arm), named and tagged.
         mode: "auto", or one of W&B's "online", "offline", "disabled".
-        patience: seconds to wait for W&B at start (in its thread) and at the end of the run.
+        patience: seconds to wait for W&B at the start and at the end of the run.
+
+    Raises:
+        ValueError: another mode.
     """
 
     def __init__(
@@ -181,11 +183,10 @@ class WandbLogger(Logger):
         if mode not in ("auto", "online", "offline", "disabled"):
             raise ValueError(f"logger.wandb.mode must be auto, online, offline or disabled: {mode}")
         method = method or experiment.split("/")[0]
-        folder = Path(output_dir).resolve()
-        self.run_id = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+        self._folder = Path(output_dir).resolve()
+        self.run_id = hashlib.sha256(str(self._folder).encode()).hexdigest()[:16]
         self.mode = _automatic_mode() if mode == "auto" else mode
         self.patience = patience
-        self._folder = folder
         self._identity = {
             "project": project,
             "group": f"{method}/{experiment.removeprefix(f'{method}/')}",
@@ -193,12 +194,11 @@ class WandbLogger(Logger):
             "name": f"{experiment} {arm} seed {seed}",
             "tags": [method, experiment, arm, f"seed{seed}"],
             "id": self.run_id,
-            "dir": str(folder),
+            "dir": str(self._folder),
         }
         self._hyperparameters: dict[str, Any] = {}
-        self._queue: queue.Queue[tuple[dict[str, float], int | None] | None] = queue.Queue()
-        self._thread: threading.Thread | None = None
-        self._broken = self.mode == "disabled"
+        self._run: Any = None
+        self._off = self.mode == "disabled"
 
     @property
     def name(self) -> str:
@@ -210,83 +210,76 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Remembered for the start of the W&B run (later calls are ignored)."""
-        if self._thread is None:
-            self._hyperparameters.update(vars(params) if not isinstance(params, dict) else params)
+        """Remember the values for the start of the W&B run."""
+        self._hyperparameters.update(params if isinstance(params, dict) else vars(params))
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        if self._broken:
-            return
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="wandb-logger", daemon=True)
-            self._thread.start()
-        # Values that JSON cannot hold are left to the CSV.
-        finite = {k: float(v) for k, v in metrics.items() if math.isfinite(float(v))}
-        self._queue.put((finite, step))
+        """Hand the finite values to W&B; what JSON cannot hold is left to the CSV."""
+        with self._guard():
+            if self._off:
+                return
+            if self._run is None:
+                self._run = self._start()
+            finite = {k: float(v) for k, v in metrics.items() if math.isfinite(float(v))}
+            self._run.log(finite if step is None else {**finite, "step": step})
 
     def close(self) -> None:
         """Finish the W&B run; waits ``patience`` seconds at most. Call it once the run is over."""
-        if self._thread is None:
-            return
-        self._queue.put(None)
-        self._thread.join(self.patience)
-        if self._thread.is_alive():
-            self._give_up(f"it did not finish within {self.patience:g} s")
-        self._thread = None
+        run, self._run = self._run, None
+        with self._guard():
+            if run is not None and not self._off:
+                run.finish(exit_code=0)
 
-    def _work(self) -> None:
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Let no error of W&B reach the training."""
         try:
-            import wandb
-        except ImportError:
-            self._broken = True
+            yield
+        except ModuleNotFoundError:
+            self._off = True
             rank_zero_info("wandb is not installed (pip install 'tenfold[wandb]'): CSV only.")
-            return
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            run = self._start(wandb)
-            run.define_metric("*", step_metric="step")
-            while (item := self._queue.get()) is not None:
-                metrics, step = item
-                run.log(metrics if step is None else {**metrics, "step": step})
-            run.finish(exit_code=0)
-        except BaseException as error:
-            self._give_up(f"{type(error).__name__}: {error}")
+        except Exception as error:
+            self._off = True
+            reason = f"{type(error).__name__}: {error}"
+            rank_zero_warn(f"W&B is switched off for the rest of this run: {reason}. CSV goes on.")
 
-    def _start(self, wandb: Any) -> Any:
-        settings = {
+    def _start(self) -> Any:
+        import wandb
+
+        self._folder.mkdir(parents=True, exist_ok=True)
+        wanted: dict[str, Any] = {
             "init_timeout": self.patience / 2,  # so that the offline run has time to begin
             "finish_timeout": self.patience,
             "console": "off",
             "silent": True,
             "x_disable_stats": True,
         }
-        known = wandb.Settings.model_fields
-        settings = wandb.Settings(**{k: v for k, v in settings.items() if k in known})
-        arguments = {**self._identity, "config": self._hyperparameters, "settings": settings}
+        known = wandb.Settings.model_fields  # older versions lack some
+        settings = wandb.Settings(**{k: v for k, v in wanted.items() if k in known})
+        arguments: dict[str, Any] = {
+            **self._identity,
+            "config": self._hyperparameters,
+            "settings": settings,
+        }
+        # Offline, the same id alone continues a run.
+        as_configured: dict[str, Any] = {
+            "mode": self.mode,
+            "resume": "allow" if self.mode == "online" else None,
+        }
         try:
-            return wandb.init(**arguments, mode=self.mode, resume=self._resume(self.mode))
+            run = wandb.init(**arguments, **as_configured)
         except Exception as error:
             if self.mode == "offline":
                 raise
-            rank_zero_warn(f"W&B cannot be reached ({_short(error)}): logging offline.")
-            return wandb.init(**arguments, mode="offline")
-
-    @staticmethod
-    def _resume(mode: str) -> str | None:
-        return "allow" if mode == "online" else None  # offline, the same id alone continues a run
-
-    def _give_up(self, reason: str) -> None:
-        if not self._broken:
-            self._broken = True
-            rank_zero_warn(f"W&B is switched off for the rest of this run: {reason}. CSV goes on.")
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            rank_zero_warn(f"W&B cannot be reached ({reason}): logging offline.")
+            run = wandb.init(**arguments, mode="offline")
+        run.define_metric("*", step_metric="step")
+        return run
 
 
 def _automatic_mode() -> str:
     if mode := os.environ.get("WANDB_MODE"):
         return mode if mode in ("online", "offline", "disabled") else "offline"
     return "online" if os.environ.get("WANDB_API_KEY") else "offline"
-
-
-def _short(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

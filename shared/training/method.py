@@ -10,6 +10,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from shared.training.lightning_internals import trainer_of
+
 
 class NonFiniteLoss(RuntimeError):
     """A loss term is NaN or infinite; raised before the backward pass, so no weight has changed."""
@@ -68,12 +70,12 @@ class Method(pl.LightningModule):
 
     def log_train(self, values: Mapping[str, Tensor | float]) -> None:
         """Log `train/<name>` for each value; silently nothing outside a Trainer."""
-        if self._trainer is not None:
+        if trainer_of(self) is not None:
             self.log_dict({f"train/{name}": value for name, value in values.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["_target_"] = f"{type(self).__module__}.{type(self).__qualname__}"
-        datamodule = getattr(self._trainer, "datamodule", None)
+        datamodule = getattr(trainer_of(self), "datamodule", None)
         if names := getattr(datamodule, "class_names", None):
             checkpoint["class_names"] = [str(name) for name in names]  # for `tenfold predict`
         if tokens := getattr(getattr(datamodule, "tokenizer", None), "tokens", None):

@@ -113,9 +113,9 @@ class RunFolder:
         Raises:
             RunError: the folder holds one, or a file in it is damaged.
         """
-        there = read_config(self.config)
-        if there is not None and hash_config(there) != hash_config(resolved):
-            differing = sorted(k for k, v in resolved.items() if v != there.get(k))
+        earlier = read_config(self.config)
+        if earlier is not None and hash_config(earlier) != hash_config(resolved):
+            differing = sorted(k for k, v in resolved.items() if v != earlier.get(k))
             raise RunError(
                 f"{self.path} holds an unfinished run of another config (differs in "
                 f"{', '.join(differing)}): choose another output_dir or move it away"
@@ -182,13 +182,13 @@ def parse_config(text: str) -> dict[str, Any]:
 
 
 def hash_config(resolved: Mapping[str, Any]) -> str:
-    """Hex digest of what decides the outcome of a run.
+    """SHA-256 digest, in hex, of what decides the outcome of a run.
 
     Where things lie does not count; neither does the place of the data inside `source`, `data`,
     nor that of the results inside `warm_start`.
     """
-    kept = {key: value for key, value in resolved.items() if key not in NOT_HASHED}
-    text = json.dumps(kept, sort_keys=True)
+    decisive = {key: value for key, value in resolved.items() if key not in NOT_HASHED}
+    text = json.dumps(decisive, sort_keys=True)
     for key, name in PLACES.items():
         text = text.replace(json.dumps(str(resolved[key]))[1:-1] + "/", name)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,8 +1,8 @@
 """Finds the method packages, and runs their smallest experiment through the real entry point."""
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from torch import Tensor
 
+from benchmarks.chaos import first_difference
 from shared import run as entry
+from shared.training.method import Method
+from tests.processes import within
 
 ROOT = Path(__file__).parents[2]
+TWO_STEPS = ("trainer.max_steps=2", "trainer.limit_train_batches=2")
 METHODS = sorted(path.parent.name for path in (ROOT / "methods").glob("*/module.py"))
 
 
@@ -26,11 +30,18 @@ def compose_experiment(experiment: str, *overrides: str) -> DictConfig:
 
 @dataclass
 class Finished:
-    """A run of the smallest experiment: the live module and data, and the folder it wrote."""
+    """A run of the smallest experiment: the live module and data, and the folder it wrote.
+
+    Attributes:
+        before: the parameters before the first step, of `two_steps`.
+        terms: names of the losses that its steps summed, of `two_steps`.
+    """
 
     module: pl.LightningModule
     datamodule: pl.LightningDataModule
     output: Path
+    before: dict[str, Tensor] = field(default_factory=dict)
+    terms: set[str] = field(default_factory=set)
 
     def checkpoint(self) -> dict[str, Any]:
         return torch.load(self.output / "checkpoints" / "last.ckpt", weights_only=True)
@@ -47,7 +58,7 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("data")
 
 
-@pytest.fixture(params=METHODS)
+@pytest.fixture(scope="session", params=METHODS)
 def method(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -57,20 +68,48 @@ def smoke(method: str, data_root: Path, tmp_path: Path) -> Smoke:
     """`smoke(*overrides, output=name, before_fit=f)` runs experiment/<method>/smoke.yaml."""
 
     def run(*overrides: str, output: str = "run", before_fit: Any = None) -> Finished:
-        config = compose_experiment(
-            f"{method}/smoke",
-            f"output_dir={tmp_path / output}",
-            f"data_root={data_root}",
-            "logger.wandb=null",
-            "trainer.enable_progress_bar=false",
-            "trainer.log_every_n_steps=1",
-            *overrides,
-        )
-        with seen_fit(before_fit) as seen:
-            entry.run(config)
-        return Finished(*seen[0], tmp_path / output)
+        return run_smallest(method, data_root, tmp_path / output, overrides, before_fit)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def two_steps(method: str, data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """Two steps of the smallest experiment, taken once for all tests that only look at them."""
+    before: dict[str, Tensor] = {}
+    terms: set[str] = set()
+    original = Method.total_loss
+
+    def keep(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        before.update({name: p.detach().clone() for name, p in module.named_parameters()})
+
+    def note(self: Method, summed: dict[str, Tensor], *rest: Any) -> Tensor:
+        terms.update(summed)
+        return original(self, summed, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Method, "total_loss", note)
+        folder = tmp_path_factory.mktemp(method) / "run"
+        run = run_smallest(method, data_root, folder, TWO_STEPS, keep)
+    run.before, run.terms = before, terms
+    return run
+
+
+def run_smallest(
+    method: str, data_root: Path, output: Path, overrides: Sequence[str], before_fit: Any = None
+) -> Finished:
+    config = compose_experiment(
+        f"{method}/smoke",
+        f"output_dir={output}",
+        f"data_root={data_root}",
+        "logger.wandb=null",
+        "trainer.enable_progress_bar=false",
+        "trainer.log_every_n_steps=1",
+        *overrides,
+    )
+    with seen_fit(before_fit) as seen, within(900):
+        entry.run(config)
+    return Finished(*seen[0], output)
 
 
 @contextlib.contextmanager
@@ -90,18 +129,6 @@ def seen_fit(before_fit: Callable[[pl.Trainer, Any], None] | None) -> Iterator[l
         yield seen
 
 
-def assert_same(mine: Any, other: Any, where: str = "") -> None:
+def assert_same(mine: Any, other: Any, where: str = "value") -> None:
     """Bit for bit, through containers."""
-    assert type(mine) is type(other), where
-    if isinstance(mine, dict):
-        assert mine.keys() == other.keys(), where
-        for key in mine:
-            assert_same(mine[key], other[key], f"{where}.{key}")
-    elif isinstance(mine, list | tuple):
-        assert len(mine) == len(other), where
-        for index, pair in enumerate(zip(mine, other, strict=True)):
-            assert_same(*pair, f"{where}[{index}]")
-    elif isinstance(mine, Tensor):
-        assert torch.equal(mine, other), where
-    else:
-        assert mine == other, where
+    assert first_difference(mine, other, where) is None

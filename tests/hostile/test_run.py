@@ -3,10 +3,8 @@
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -23,6 +21,7 @@ from shared.overrides import CONF, OverrideError, validate
 from shared.training.run_folder import RunBusyError, RunError
 from tests.hostile.damages import DAMAGES, MOSTLY, every
 from tests.hostile.tripwire import watched
+from tests.processes import ended, run, started
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SMOKE = ["experiment=comatch/smoke", "logger=csv", "precision=32-true", "trainer.max_steps=2"]
@@ -119,31 +118,35 @@ def test_damaged_checkpoint_of_a_run(home, tmp_path, damage):
         start(home, name)
 
 
-LINKS: dict[str, Callable[[Path], Path]] = {
-    "results of the old name": lambda folder: folder / "results.tmp",
-    "checkpoint of the old name": lambda folder: folder / "checkpoints" / ".last.ckpt.tmp",
-    "metrics of the old name": lambda folder: folder / ".metrics.csv.tmp",
-    "an unfinished checkpoint": lambda folder: folder / "checkpoints" / ".last.ckpt.0a1b2c3d.tmp",
-    "results": lambda folder: folder / "results.json",
-    "config": lambda folder: folder / "config.yaml",
-    "metrics": lambda folder: folder / "metrics.csv",
-    "the lock": lambda folder: folder / ".lock",
-    "the error": lambda folder: folder / "error.txt",
-    "the checkpoint": lambda folder: folder / "checkpoints" / "last.ckpt",
-    "the folder of checkpoints": lambda folder: folder / "checkpoints",
-    "the folder": lambda folder: folder,
+LINKS = {
+    # what earlier versions wrote beside, and what a run only replaces: the run itself goes on
+    "beside": (
+        "results.tmp",
+        "checkpoints/.last.ckpt.tmp",
+        "checkpoints/.last.ckpt.0a1b2c3d.tmp",
+        ".metrics.csv.tmp",
+        "error.txt",
+    ),
+    "results": ("results.json",),
+    "config": ("config.yaml",),
+    "metrics": ("metrics.csv",),
+    "the lock": (".lock",),
+    "the checkpoint": ("checkpoints/last.ckpt",),
+    "the folder of checkpoints": ("checkpoints",),
+    "the folder": ("",),
 }
 
 
 @pytest.mark.parametrize("place", LINKS)
 def test_nothing_is_written_through_a_link(home, tmp_path, place):
     name = f"linked-{tmp_path.name}"
-    link = LINKS[place](home / name)
-    link.parent.mkdir(parents=True, exist_ok=True)
     target = home / "elsewhere" if "folder" in place else home / "precious.txt"
     if target.name == "elsewhere":
         target.mkdir(exist_ok=True)
-    link.symlink_to(target)
+    for file in LINKS[place]:
+        link = home / name / file
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(target)
     with suppress(*entry.REFUSALS):
         start(home, name)
     assert (home / "precious.txt").read_bytes() == PRECIOUS
@@ -254,7 +257,7 @@ OVERRIDES = [
 ]
 
 
-@pytest.mark.parametrize("override", every(8, OVERRIDES))
+@pytest.mark.parametrize("override", every(11, OVERRIDES))
 def test_hostile_overrides_are_refused_in_one_line(home, tmp_path, override):
     with pytest.raises((OverrideError, *entry.REFUSALS)) as caught:
         start(home, f"refused-{tmp_path.name}", override)
@@ -272,17 +275,6 @@ def command(home: Path, name: str, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "shared.run", *SMOKE, *given]
 
 
-def begun(home: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
-    """A run of its own that has written its first metrics."""
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command(home, name, *overrides), **pipes)
-    end = time.monotonic() + 120
-    while not (home / name / "metrics.csv").exists() and process.poll() is None:
-        assert time.monotonic() < end
-        time.sleep(0.05)
-    return process
-
-
 @pytest.mark.parametrize(
     ("number", "status"),
     [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
@@ -290,13 +282,17 @@ def begun(home: Path, name: str, *overrides: str) -> subprocess.Popen[str]:
 def test_a_stopped_run_says_so_and_another_one_is_told_who_runs(home, number, status):
     name = f"stopped{status}"
     endless = ["trainer.max_steps=1000000"]
-    with begun(home, name, *endless) as process:
+    with started(command(home, name, *endless)) as process:
+        end = time.monotonic() + 300
+        while not (home / name / "metrics.csv").exists() and process.poll() is None:
+            assert time.monotonic() < end, "no step was logged within 300 s"
+            time.sleep(0.05)
         with pytest.raises(RunBusyError, match=f"in use by process {process.pid} on "):
             start(home, name, *endless)
         process.send_signal(number)
-        said = process.communicate(timeout=60)[1]
-    assert process.returncode == status, said
-    assert "Traceback" not in said
+        done = ended(process, 120)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
     assert not (home / name / "results.json").exists()
 
 
@@ -304,13 +300,12 @@ def test_a_stopped_run_says_so_and_another_one_is_told_who_runs(home, number, st
 @pytest.mark.parametrize("gap", [0.0, 1.0, 4.0, 5.0, 6.0, 7.0])
 def test_two_equal_commands(home, tmp_path, gap):
     name = f"twice-{tmp_path.name}"
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = []
-    for _ in range(2):
-        processes.append(subprocess.Popen(command(home, name), **pipes))
+    with started(command(home, name)) as first:
         time.sleep(gap)
-    said = [process.communicate(timeout=120)[1] for process in processes]
-    statuses = sorted(process.returncode for process in processes)
+        with started(command(home, name)) as second:
+            done = [ended(process, 300) for process in (first, second)]
+    statuses = sorted(one.returncode for one in done)
+    said = [one.stderr for one in done]
     assert statuses in ([0, os.EX_TEMPFAIL], [0, 0]), said  # the second may find a finished run
     if statuses[1]:
         assert any("is in use by process" in text and "Traceback" not in text for text in said)
@@ -330,7 +325,7 @@ def rows(path: Path) -> list[str]:
 def test_a_failing_command_prints_one_line(home):
     (home / "one-line").mkdir()
     (home / "one-line" / "run.log").symlink_to(home / "precious.txt")
-    done = subprocess.run(command(home, "one-line"), capture_output=True, text=True, check=False)
+    done = run(command(home, "one-line"))
     assert done.returncode == entry.REFUSED
     (line,) = done.stderr.splitlines()
     assert line.startswith("tenfold: ")

@@ -2,28 +2,24 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.processes import run
+
 CLAIM = Path(__file__).with_name("claim_smoke.yaml")
+
+
+def reproduce(folder, claim, *arguments):
+    command = [sys.executable, "-m", "benchmarks.reproduce", "comatch", "--claim", claim]
+    return run([*command, f"data_root={folder / 'data'}", *arguments], 1200, cwd=folder)
 
 
 @pytest.mark.slow
 def test_claim_runs_reuses_and_names_what_failed(tmp_path):
-    def reproduce(*arguments):
-        command = [sys.executable, "-m", "benchmarks.reproduce", "comatch", "--claim", str(CLAIM)]
-        return subprocess.run(
-            [*command, f"data_root={tmp_path / 'data'}", *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-
-    first = reproduce()
+    first = reproduce(tmp_path, CLAIM)
     assert first.returncode == 0, first.stdout + first.stderr
     (folder,) = tmp_path.glob("outputs/reproduce/comatch/claim_smoke-*")
     results = [json.loads(p.read_text()) for p in folder.glob("*/seed*/results.json")]
@@ -33,14 +29,14 @@ def test_claim_runs_reuses_and_names_what_failed(tmp_path):
     assert {r["threads"] for r in results} == {1}
     assert (tmp_path / "outputs" / "report" / "index.html").is_file()
 
-    second = reproduce()
+    second = reproduce(tmp_path, CLAIM)
     assert "reused 6 of 6 runs" in second.stdout
     assert second.returncode == 0
 
     occupied = folder / "fixmatch_da" / "seed3"
     occupied.mkdir()
     shutil.copy(folder / "comatch" / "seed1" / "config.yaml", occupied)
-    third = reproduce("--seeds", "1,2,3")
+    third = reproduce(tmp_path, CLAIM, "--seeds", "1,2,3")
     assert third.returncode == 1
     assert "failed: fixmatch_da seed 3" in third.stdout
     assert "RunError" in third.stdout
@@ -50,15 +46,7 @@ def test_claim_runs_reuses_and_names_what_failed(tmp_path):
 
 @pytest.mark.slow
 def test_arms_start_from_what_was_prepared_for_their_seed(tmp_path):
-    claim = CLAIM.with_name("claim_prepare_smoke.yaml")
-    command = [sys.executable, "-m", "benchmarks.reproduce", "comatch", "--claim", str(claim)]
-    done = subprocess.run(
-        [*command, f"data_root={tmp_path / 'data'}"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = reproduce(tmp_path, CLAIM.with_name("claim_prepare_smoke.yaml"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Prepared once per seed: pretrained (pcl/smoke)" in done.stdout
     (folder,) = tmp_path.glob("outputs/reproduce/comatch/claim_prepare_smoke-*")

@@ -1,9 +1,7 @@
 """Checkpoints: whole or refused, never executed; rebuilt from our own classes only."""
 
 import errno
-import os
-import pickle
-import subprocess
+import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -20,6 +18,7 @@ import methods
 from shared.checkpoints import reading
 from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module, load_state
 from shared.checkpoints.writing import AtomicCheckpointIO, CheckpointWriteError
+from tests.processes import run
 
 TINY = """
 import os
@@ -147,41 +146,6 @@ def test_partial_state_leaves_the_module_unchanged():
     assert torch.equal(module.weight, before)
 
 
-class Bomb:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-@pytest.mark.parametrize("form", ["torch", "legacy", "pickle"])
-@pytest.mark.parametrize("reader", [load_checkpoint, AtomicCheckpointIO().load_checkpoint])
-def test_pickle_bomb_does_not_go_off(tmp_path, form, reader):
-    crater = tmp_path / "crater"
-    content = {"state_dict": {"weight": Bomb(str(crater))}}
-    path = tmp_path / "bomb.ckpt"
-    if form == "pickle":
-        path.write_bytes(pickle.dumps(content))
-    else:
-        torch.save(content, path, _use_new_zipfile_serialization=form == "torch")
-    with pytest.raises(CheckpointError, match="refused"):
-        reader(path)
-    assert not crater.exists()
-    with pytest.raises(CheckpointError):
-        AtomicCheckpointIO().load_checkpoint(path, weights_only=False)
-    assert not crater.exists()
-
-
-@pytest.mark.parametrize("size", [0, 1, 100, 2000, -1])
-def test_truncated_file_is_refused(tmp_path, size):
-    path = tmp_path / "last.ckpt"
-    torch.save({"state_dict": {"w": torch.zeros(1000)}}, path)
-    path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(CheckpointError, match=r"refused checkpoint .*last\.ckpt"):
-        load_checkpoint(path)
-
-
 def test_flipped_bit_is_noticed(tmp_path):
     path = tmp_path / "last.ckpt"
     torch.save({"state_dict": {"w": torch.full((1000,), 1.5)}}, path)
@@ -192,16 +156,10 @@ def test_flipped_bit_is_noticed(tmp_path):
         load_checkpoint(path)
 
 
-@pytest.mark.parametrize("content", [b"not a checkpoint", b"\x80\x02.", b"PK\x03\x04" * 50])
-@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
-def test_other_files_are_refused(tmp_path, content, suffix):
-    path = tmp_path / f"file{suffix}"
-    path.write_bytes(content)
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    (tmp_path / "text.safetensors").write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match="refused"):
-        load_checkpoint(path)
-
-
-def test_bare_tensor_and_missing_file(tmp_path):
+        load_checkpoint(tmp_path / "text.safetensors")
     torch.save(torch.zeros(2), tmp_path / "tensor.pt")
     with pytest.raises(CheckpointError, match="not a dictionary"):
         load_checkpoint(tmp_path / "tensor.pt")
@@ -247,6 +205,7 @@ def test_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
         io.save_checkpoint({"step": 2}, tmp_path / "other.ckpt")
 
 
+@pytest.mark.slow  # the injected fault above covers the logic
 def test_full_disk_of_a_real_file_system(tmp_path):
     """The same through the kernel: 2 MB of tmpfs in a private mount namespace."""
     script = f"""
@@ -268,11 +227,10 @@ def test_full_disk_of_a_real_file_system(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "check.py").write_text(textwrap.dedent(script))
     mount = f"mount -t tmpfs -o size=2m tmpfs {tmp_path}/disk"
-    allowed = subprocess.run(["unshare", "-rm", "sh", "-c", mount], capture_output=True)
-    if allowed.returncode:
+    if shutil.which("unshare") is None or run(["unshare", "-rm", "sh", "-c", mount]).returncode:
         pytest.skip("no private tmpfs here; the injected fault above covers the logic")
     command = f"{mount} && {sys.executable} {tmp_path}/check.py"
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", command], capture_output=True, text=True)
+    done = run(["unshare", "-rm", "sh", "-c", command])
     assert done.returncode == 0, done.stdout + done.stderr
 
 

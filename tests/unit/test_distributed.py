@@ -1,6 +1,7 @@
 """Collectives between two gloo processes, and their identity in one."""
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -48,7 +49,11 @@ def worker(number: int, folder: str) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=2
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=number,
+        world_size=2,
+        timeout=timedelta(seconds=120),
     )
     x = local(number).requires_grad_()
     # Each rank's loss weighs the gathered rows by (1, 2, 3, 4), times 1 on rank 0 and 10 on rank 1.

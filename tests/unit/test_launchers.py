@@ -2,10 +2,8 @@
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -14,6 +12,7 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from shared.overrides import CONF, validate
+from tests.processes import run
 
 ROOT = CONF.parent
 
@@ -143,29 +142,19 @@ def test_a_sweep_of_any_method_states_its_objective() -> None:
     assert composed("+sweep=optuna", "experiment=comatch/mini", "objective=a/b").objective == "a/b"
 
 
-def multirun(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "shared.run", "-m", *arguments]
-    environment: dict[str, Any] = {**os.environ, "TENFOLD_DATA": str(folder / "data")}
-    environment |= {"WANDB_MODE": "disabled", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, f"hydra.sweep.dir={folder}/multirun"],
+@pytest.mark.slow
+def test_two_runs_side_by_side(tmp_path: Path) -> None:
+    environment = {**os.environ, "TENFOLD_DATA": f"{tmp_path}/data", "OMP_NUM_THREADS": "1"}
+    done = run(
+        [
+            sys.executable, "-m", "shared.run", "-m", "experiment=comatch/smoke", "seed=1,2",
+            "logger=csv", "trainer.max_steps=2", "hydra/launcher=local",
+            f"output_dir='{tmp_path}/seed${{seed}}'", f"hydra.sweep.dir={tmp_path}/multirun",
+        ],
+        600,
         cwd=ROOT,
         env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def test_two_runs_side_by_side(tmp_path: Path) -> None:
-    done = multirun(
-        "experiment=comatch/smoke",
-        "seed=1,2",
-        "logger=csv",
-        "hydra/launcher=local",
-        f"output_dir='{tmp_path}/seed${{seed}}'",
-        folder=tmp_path,
-    )
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "seed1" / "results.json").is_file()
     assert (tmp_path / "seed2" / "results.json").is_file()

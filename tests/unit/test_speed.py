@@ -5,17 +5,15 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks.speed import __main__ as speed
-from benchmarks.speed import albef, pcl, peer_environment
-from benchmarks.speed.albef_ours import OurALBEF
+from benchmarks.speed import albef, pcl, peer_environment, serving
 from benchmarks.speed.comatch import make_data
-from benchmarks.speed.pcl_ours import OurMoCo
 from benchmarks.speed.peer_environment import PeerPackage
 from benchmarks.speed.protocol import (
     Comparison,
@@ -31,9 +29,10 @@ from benchmarks.speed.protocol import (
     write,
 )
 from shared.data.readers.small_images import cifar10
+from tests.processes import run
 
 ROOT = Path(__file__).resolve().parents[2]
-VARIANTS = [("ours", "a"), ("peer", "a"), ("ours", "b")]
+VARIANTS = [("ours", "a"), ("peer", "a"), ("ours", "b")]  # of the comparisons, each once
 COMPARISONS = [Comparison("float32", "a", "a"), Comparison("bf16", "b", "a")]
 
 
@@ -61,7 +60,7 @@ def sides(diary, **keywords):
 
 def test_sides_take_turns_and_the_order_turns_round():
     diary = []
-    taken = alternate(sides(diary), VARIANTS, blocks=3, steps=4, warm_up=2)
+    taken = alternate(sides(diary), COMPARISONS, blocks=3, steps=4, warm_up=2)
     forward = [(*v, 4) for v in VARIANTS]
     assert diary == [(*v, 2) for v in VARIANTS] + forward + forward[::-1] + forward
     assert {key: [len(block) for block in blocks] for key, blocks in taken.items()} == {
@@ -70,7 +69,7 @@ def test_sides_take_turns_and_the_order_turns_round():
 
 
 def test_ratio_is_paired_within_blocks():
-    rows = compare(COMPARISONS, alternate(sides([]), VARIANTS, blocks=5, steps=2, warm_up=1))
+    rows = compare(COMPARISONS, alternate(sides([]), COMPARISONS, blocks=5, steps=2, warm_up=1))
     assert [row.ratio for row in rows] == pytest.approx([0.5, 0.25])
     # The drift of the machine shows in the times and not in the ratio.
     assert rows[0].iqr == pytest.approx((0.5, 0.5))
@@ -91,7 +90,7 @@ def test_unequal_blocks_are_refused():
 
 def test_loss_that_is_not_finite_stops_the_comparison():
     with pytest.raises(SpeedError, match=r"ours \(a\) is not finite"):
-        alternate(sides([], loss=float("nan")), VARIANTS, blocks=1, steps=1, warm_up=1)
+        alternate(sides([], loss=float("nan")), COMPARISONS, blocks=1, steps=1, warm_up=1)
 
 
 def test_quartiles():
@@ -130,7 +129,7 @@ def test_other_values_are_refused():
 
 
 def test_lines_table_and_file(tmp_path):
-    rows = compare(COMPARISONS, alternate(sides([]), VARIANTS, blocks=3, steps=2, warm_up=1))
+    rows = compare(COMPARISONS, alternate(sides([]), COMPARISONS, blocks=3, steps=2, warm_up=1))
     *_, spread, last = ratio_lines(rows[0]).splitlines()
     assert last == "ratio: 0.500 (ours/peer, lower is better)"
     assert "interquartile range" in spread
@@ -146,52 +145,52 @@ def test_lines_table_and_file(tmp_path):
 
 
 WORKLOAD = """
-import sys
-sys.path.insert(0, {root!r})
-from benchmarks.speed.serving import serve, timed
-class Toy:
-    def __init__(self, settings): self.settings = settings; print("noise of a library")
-    def describe(self): return self.settings
-    def values(self): return {{"losses": [0.5]}}
-    def run(self, variant, steps):
+import torch
+from benchmarks.speed.serving import Workload
+class Toy(Workload):
+    rows = 2
+    def __init__(self, settings): super().__init__(settings); print("noise of a library")
+    def parameters(self): return [torch.zeros(3), torch.zeros(4)]
+    def values(self): return {"losses": [0.5]}
+    def step(self, precision, what):
         print("more noise")
-        if variant == "broken": raise ValueError("no such thing")
-        if variant == "dies": sys.exit(3)
-        return timed(lambda: 1.5, steps)
-serve(Toy)
+        if what == "broken": raise ValueError("no such thing")
+        return lambda: 1.5
 """
 
 
 @pytest.fixture
-def worker(tmp_path):
-    (tmp_path / "toy.py").write_text(WORKLOAD.format(root=str(ROOT)))
-    worker = Worker(
-        Path(sys.executable), "toy", {"threads": 1}, tmp_path, tmp_path / "logs" / "toy.log"
-    )
+def worker(tmp_path, monkeypatch):
+    (tmp_path / "toy.py").write_text(WORKLOAD)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    settings = {"threads": 1, "seed": 0, "queries": {"10": 4}}
+    worker = Worker(Path(sys.executable), "toy:Toy", settings, tmp_path, tmp_path / "logs/toy.log")
     yield worker
     worker.close()
 
 
-def test_worker_answers_and_its_prints_go_to_the_log(worker):
-    assert worker.describe() == {"threads": 1}
+def test_worker_answers_and_its_prints_go_to_the_log_until_it_fails(worker):
+    expected = {"parameters": 7, "images_per_step": 2, "threads": 1, "torch": torch.__version__}
+    assert worker.describe() == expected
     assert worker.values() == {"losses": [0.5]}
     seconds, losses = worker.run("float32", 3)
     assert len(seconds) == 3
     assert min(seconds) >= 0
     assert losses == [1.5] * 3
-    worker.close()
+    with pytest.raises(SpeedError, match=r"toy:Toy failed .*toy\.log.*\nValueError: no such thing"):
+        worker.run("float32 broken", 1)
+    with pytest.raises(SpeedError, match="the process ended"):
+        worker.run("float32", 1)
     assert worker.log.read_text().split("\n")[0] == "noise of a library"
-
-
-def test_worker_that_fails_names_the_reason_and_the_log(worker):
-    with pytest.raises(SpeedError, match=r"toy failed .*toy\.log.*\nValueError: no such thing"):
-        worker.run("broken", 1)
     assert "Traceback" in worker.log.read_text()
 
 
-def test_worker_that_dies_is_noticed(worker):
-    with pytest.raises(SpeedError, match="the process ended"):
-        worker.run("dies", 1)
+def test_time_is_of_one_of_those_that_are_answered_together(monkeypatch):
+    monkeypatch.setattr(serving, "timed", lambda _, steps: ([6.0] * steps, [1.0] * steps))
+    monkeypatch.setattr(serving.Workload, "step", lambda *_: None)
+    side = serving.Workload({"threads": 1, "seed": 0, "queries": {"10": 4}})
+    assert side.run("float32 10", 2)[0] == [1.5, 1.5]
+    assert side.run("float32 encoding", 1)[0] == [6.0]
 
 
 def test_absent_peer_says_what_to_do(tmp_path, monkeypatch):
@@ -209,123 +208,116 @@ def test_absent_peer_says_what_to_do(tmp_path, monkeypatch):
     assert ".venv-peer/bin/pip install --no-deps peer==1" in message
 
 
-def test_peer_is_installed_once(tmp_path, monkeypatch):
-    commands = []
-    monkeypatch.setattr(peer_environment.venv, "create", lambda path, **_: path.mkdir())
-    monkeypatch.setattr(
-        peer_environment.subprocess, "run", lambda command, **_: commands.append(command)
-    )
-    peer = PeerPackage("peer==1", ("numpy",))
-    for _ in range(2):
-        python = peer_environment.ensure(tmp_path / "v", peer)
-    assert python == tmp_path / "v" / "bin" / "python"
-    assert [command[-1] for command in commands] == ["numpy", "peer==1"]
-    assert f"torch=={torch.__version__}" in commands[0]
-
-
 def test_peers_share_one_environment_and_each_is_installed_once(tmp_path, monkeypatch):
     commands = []
     monkeypatch.setattr(
         peer_environment.venv, "create", lambda path, **_: path.mkdir(exist_ok=True)
     )
     monkeypatch.setattr(
-        peer_environment.subprocess, "run", lambda command, **_: commands.append(command[-1])
+        peer_environment.subprocess, "run", lambda command, **_: commands.append(command)
     )
     peers = [PeerPackage("peer==1", ("numpy",)), PeerPackage("other==2", ("scipy",))]
     for peer in (*peers, *peers):
-        peer_environment.ensure(tmp_path / "v", peer)
-    assert commands == ["numpy", "peer==1", "scipy", "other==2"]
+        python = peer_environment.ensure(tmp_path / "v", peer)
+    assert python == tmp_path / "v" / "bin" / "python"
+    assert f"torch=={torch.__version__}" in commands[0]
+    assert [command[-1] for command in commands] == ["numpy", "peer==1", "scipy", "other==2"]
     peer_environment.ensure(tmp_path / "v", PeerPackage("peer==1.1", ("numpy",)))
-    assert commands[-1] == "peer==1.1"
+    assert commands[-1][-1] == "peer==1.1"
 
 
 @pytest.fixture
-def comparison(monkeypatch):
-    """A comparison of fake sides, as `spec`; the settings of the sides, and their diary."""
-    seen, diary = [], []
+def comparison(monkeypatch, tmp_path):
+    """A comparison of fake sides: `spec`, the settings of the sides, their diary, and a start."""
+    seen, diary, distance = [], [], [0.0]
 
     class FakeWorker(FakeSide):
-        def __init__(self, python, module, settings, root, log):
+        def __init__(self, python, name, settings, root, log):
             seconds = {"float32": 1.0, "float32 loading": 2.0, "float32 reranking": 4.0}
-            super().__init__(module, seconds, diary)
+            super().__init__(name.partition(":")[2], seconds, diary)
             seen.append(settings)
 
         def describe(self):
             return WORK
 
         def values(self):
-            return {"losses": [1.0 if self.name == "ours" else 1.0 + spec.DISTANCE]}
+            return {"losses": [1.0 if self.name == "Ours" else 1.0 + distance[0]]}
 
         def close(self):
             pass
 
-    spec = ModuleType("spec")
-    spec.PEER, spec.SETTINGS, spec.WARM_UP_STEPS, spec.HEADER = None, {"seed": 0}, 1, "a step"
-    spec.OURS_MODULE, spec.PEER_MODULE = "ours", "peer"
-    spec.STEP = (Comparison("float32", "float32", "float32"),)
+    same = ["float32"] * 3
+    spec = {"peer": {"requirement": "peer==1", "dependencies": []}, "warm_up_steps": 1}
+    spec |= {"settings": {"seed": 0, "judge": None}, "header": "a step", "tables": {"step": [same]}}
     monkeypatch.setattr(speed, "Worker", FakeWorker)
-    monkeypatch.setattr(speed, "import_module", lambda _: spec)
+    monkeypatch.setattr(speed, "load", lambda _: spec)
+    monkeypatch.setattr(speed, "import_module", lambda _: SimpleNamespace())
     monkeypatch.setattr(speed.peer_environment, "ensure", lambda *_: Path("python"))
-    return spec, seen, diary
+
+    def start(*more):
+        few = ["toy", "--blocks", "2", "--steps", "3", "--output", str(tmp_path)]
+        status = speed.main([*few, *more])
+        path = tmp_path / "speed" / "toy.json"
+        return status, json.loads(path.read_text())["rows"] if path.exists() else None
+
+    return SimpleNamespace(spec=spec, seen=seen, diary=diary, distance=distance, start=start)
 
 
-@pytest.mark.parametrize("loading", [False, True])
-def test_loading_is_timed_only_where_the_comparison_has_it(tmp_path, comparison, capsys, loading):
-    spec, seen, _ = comparison
-    if loading:
-        spec.WITH_LOADING = (Comparison("float32", "float32 loading", "float32 loading"),)
-        spec.make_data = lambda folder, settings: folder
-    arguments = ["comatch", "--blocks", "2", "--steps", "1", "--output", str(tmp_path)]
-    assert speed.main(arguments) == 0
+def test_each_table_has_its_rows_and_its_steps(comparison, capsys):
+    tables = comparison.spec["tables"]
+    tables["with_loading"] = [["float32", "float32 loading", "float32 loading"]]
+    tables["reranking"] = [["float32", "float32 reranking", "float32 reranking"]]
+    status, rows = comparison.start()
     output = capsys.readouterr().out
-    assert ("with loading" in output) is loading
-    assert all(("data" in settings) is loading for settings in seen)
+    assert status == 0
     assert output.splitlines()[-1].startswith("ratio: 1.000")
-    rows = json.loads((tmp_path / "speed" / "comatch.json").read_text())["rows"]
-    assert len(rows) == 1 + loading
-
-
-def test_reranking_is_timed_once_a_block_and_has_a_table_of_its_own(tmp_path, comparison, capsys):
-    spec, _, diary = comparison
-    spec.RERANKING = (Comparison("float32", "float32 reranking", "float32 reranking"),)
-    arguments = ["albef", "--blocks", "2", "--steps", "3", "--output", str(tmp_path)]
-    assert speed.main(arguments) == 0
-    assert "re-ranking a gallery" in capsys.readouterr().out
-    steps = [steps for _, variant, steps in diary if variant == "float32 reranking"]
+    assert "with loading and augmentation" in output
+    assert "re-ranking a gallery" in output
+    names = ["float32", "float32, with loading", "float32, re-ranking"]
+    assert [row["name"] for row in rows] == names
+    steps = [steps for _, variant, steps in comparison.diary if variant == "float32 reranking"]
     assert steps == [1] * (1 + 2) * 2  # warm-up and blocks, on both sides
-    rows = json.loads((tmp_path / "speed" / "albef.json").read_text())["rows"]
-    assert [row["name"] for row in rows] == ["float32", "float32, re-ranking"]
+    steps = [steps for _, variant, steps in comparison.diary if variant == "float32"]
+    assert steps == [1] * 2 + [3] * 4
 
 
-def test_settings_can_be_changed(tmp_path, comparison, capsys):
-    spec, seen, _ = comparison
-    spec.SETTINGS = {"seed": 0, "judge": None}
-    arguments = ["cascode", "--blocks", "1", "--steps", "1", "--output", str(tmp_path)]
-    assert speed.main([*arguments, "--set", "judge=a/last.ckpt", "seed=3"]) == 0
-    assert [(s["judge"], s["seed"]) for s in seen] == [("a/last.ckpt", 3)] * 2
+def test_settings_can_be_changed(comparison, capsys):
+    assert comparison.start("--set", "judge=a/last.ckpt", "seed=3")[0] == 0
+    assert [(s["judge"], s["seed"]) for s in comparison.seen] == [("a/last.ckpt", 3)] * 2
     for wrong in ("judge", "other=1"):
-        assert speed.main([*arguments, "--set", wrong]) == 1
+        assert comparison.start("--set", wrong)[0] == 1
         assert "NAME is one of seed, judge" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("distance", [0.0, 0.5])
 def test_sides_that_must_compute_the_same_are_not_timed_if_they_do_not(
-    tmp_path, comparison, capsys, distance
+    comparison, capsys, distance
 ):
-    spec, _, diary = comparison
-    spec.EQUAL, spec.DISTANCE = {"losses": 0.1}, distance
-    arguments = ["albef", "--blocks", "1", "--steps", "1", "--output", str(tmp_path)]
-    assert speed.main(arguments) == (distance > 0)
+    comparison.spec["equal"], comparison.distance[0] = {"losses": 0.1}, distance
+    assert comparison.start()[0] == (distance > 0)
     printed = capsys.readouterr()
     assert ("losses differ by more than 0.1" in printed.err) is (distance > 0)
     assert ("ratio" in printed.out) is (distance == 0)
-    assert bool(diary) is (distance == 0)
+    assert bool(comparison.diary) is (distance == 0)
+
+
+@pytest.mark.parametrize("method", ["comatch", "pcl", "albef", "cascode"])
+def test_what_is_compared_is_complete(method, monkeypatch):
+    spec = speed.load(method)
+    monkeypatch.setattr(speed, "has_bf16_units", lambda _: False)
+    assert PeerPackage(**spec["peer"]).requirement.split("==")[0] in spec["header"]
+    assert spec["tables"].keys() <= speed.TABLES.keys()
+    for rows in spec["tables"].values():
+        assert speed.runnable(rows)[0].name.endswith("float32")
+        assert not any("bf16" in c.ours for c in speed.runnable(rows))
+    for name in (method, f"{method}_peer"):
+        assert (ROOT / "benchmarks" / "speed" / f"{name}.py").is_file()
 
 
 def test_our_moco_steps_by_hand_and_in_lightnings_loop():
     # With the peer's head and queue, on smaller batches.
-    settings = {**pcl.SETTINGS, "threads": 1, "batch_size": 2, "queue_size": 8}
-    ours = OurMoCo(settings)
+    settings = speed.load("pcl")["settings"] | {"threads": 1, "batch_size": 2, "queue_size": 8}
+    ours = pcl.Ours(settings)
     assert ours.describe()["images_per_step"] == 4
     assert ours.describe()["parameters"] == 11_168_832 + 513 * 512 + 513 * 128
     for variant in ("float32", "float32 trainer"):
@@ -337,28 +329,32 @@ def test_our_moco_steps_by_hand_and_in_lightnings_loop():
 
 
 def test_our_albef_steps_ranks_and_gives_its_values(tmp_path):
+    spec = speed.load("albef")
+    table = spec["settings"]
     small = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
     text = {"vocab_size": 2000, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32}
     ranking = {"width": 16, "heads": 2, "intermediate": 32, "layers": 2, "image_tokens": 5}
     few = {"images": 12, "texts": 20, "k_test": 5}
     settings = {
-        **albef.SETTINGS,
+        **table,
         "batch_size": 4,
         "queue_size": 8,
-        "vision": albef.SETTINGS["vision"] | small,
-        "text": albef.SETTINGS["text"] | text,
-        "full_size": albef.SETTINGS["full_size"] | ranking,
-        "miniature": albef.SETTINGS["miniature"] | ranking | few,
+        "vision": table["vision"] | small,
+        "text": table["text"] | text,
+        "full_size": table["full_size"] | ranking,
+        "miniature": table["miniature"] | ranking | few,
+        "threads": 1,
+        "data": str(tmp_path),
     }
-    folder = albef.make_data(tmp_path, settings)
-    ours = OurALBEF(settings | {"threads": 1, "data": str(folder)})
+    albef.make_data(tmp_path, settings)
+    ours = albef.Ours(settings)
     assert ours.describe()["images_per_step"] == 4
     values = ours.values()
-    assert values.keys() == albef.EQUAL.keys()
+    assert values.keys() == spec["equal"].keys()
     assert len(values["losses"]) == 3 * albef.STEPS
     assert len(values["ranks"]) == len(values["matching scores"]) == (8 + 40) * 6 + (12 + 20) * 5
     # The draws and weights are given: the values are those of any other process.
-    assert OurALBEF(settings | {"threads": 1, "data": str(folder)}).values() == values
+    assert albef.Ours(settings).values() == values
     for variant in ("float32", "float32 trainer"):
         seconds, losses = ours.run(variant, 2)
         assert len(seconds) == len(losses) == 2
@@ -368,7 +364,7 @@ def test_our_albef_steps_ranks_and_gives_its_values(tmp_path):
         half = ours.run(f"bf16 {gallery}", 1)[1]
         assert len(seconds) == 1
         assert half == pytest.approx(scores, abs=0.1)
-    weights = torch.load(folder / "pretraining_weights.pt")
+    weights = torch.load(tmp_path / "pretraining_weights.pt")
     assert not any(key.split(".")[0].endswith("_m") for key in weights)
 
 
@@ -379,52 +375,39 @@ def test_unknown_method(method, capsys):
 
 
 def test_generated_images_read_as_cifar10(tmp_path):
-    images = cifar10(make_data(tmp_path, images_per_file=20), "train")
+    make_data(tmp_path, {}, images_per_file=20)
+    images = cifar10(tmp_path, "train")
     assert len(images.labels) == 100
     assert sorted(set(images.labels.tolist())) == list(range(10))
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-def test_freed_memory_is_kept():
-    # In a process of its own, because the setting stays. A block above glibc's 32 MiB threshold.
-    code = """
-import resource, sys
-import torch
-from shared.training.allocator import keep_freed_memory
-if sys.argv[1] == "kept":
-    keep_freed_memory()
-faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(16 << 20)
-before = faults()
-for _ in range(3):
-    torch.ones(16 << 20)
-print(faults() - before)
-"""
-    default, kept = (
-        int(subprocess.check_output([sys.executable, "-c", code, mode], cwd=ROOT, text=True))
-        for mode in ("default", "kept")
-    )
-    assert kept < default / 10
-
-
 HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+NO_HUGE_PAGES = not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
-@pytest.mark.skipif(
-    not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="no huge pages"
-)
-def test_kept_memory_asks_for_huge_pages_and_takes_none():
-    """The mappings in which a tensor's bytes lie, by their flags; resident memory before it."""
+def test_freed_memory_is_kept_on_huge_pages_and_takes_none():
+    """In a process of its own, because the setting stays: page faults of three tensors above
+    glibc's 32 MiB threshold, the memory that asking takes, the flags of a tensor's mapping."""
     code = r"""
 import re
+import resource
 from pathlib import Path
 import torch
 from shared.training.allocator import keep_freed_memory
 resident = lambda: int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1])
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(3):
+        torch.ones(16 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+torch.ones(16 << 20)
+print(faults())
 before = resident()
 assert keep_freed_memory() and keep_freed_memory()
 print(resident() - before)
+torch.ones(16 << 20)
+print(faults())
 address = torch.ones(16 << 20).data_ptr() + (32 << 20)
 inside = False
 for line in Path("/proc/self/smaps").read_text().splitlines():
@@ -433,8 +416,7 @@ for line in Path("/proc/self/smaps").read_text().splitlines():
     elif inside and line.startswith("VmFlags"):
         print(*line.split()[1:])
 """
-    taken, flags = subprocess.check_output(
-        [sys.executable, "-c", code], cwd=ROOT, text=True
-    ).splitlines()
+    default, taken, kept, flags = run([sys.executable, "-c", code], cwd=ROOT).stdout.splitlines()
+    assert int(kept) < int(default) / 10
     assert int(taken) < 32 << 10  # KiB
-    assert "hg" in flags.split()
+    assert NO_HUGE_PAGES or "hg" in flags.split()

@@ -12,9 +12,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from benchmarks.miniatures.code import sources
+from benchmarks.speed import __main__ as speed
 from benchmarks.speed import cascode
-from benchmarks.speed.cascode_ours import OurSearch
 from benchmarks.speed.protocol import SpeedError
 from methods.cascode import encoders, official
 from methods.cascode.module import Shared
@@ -26,7 +25,8 @@ SIZES = {
     "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2,
     "pad_token_id": 0, "hidden_dropout_prob": 0.1, "layer_norm_eps": 1e-12, "hidden_act": "gelu",
 }  # fmt: skip
-SETTINGS = cascode.SETTINGS | {
+SPEC = speed.load("cascode")
+SETTINGS = SPEC["settings"] | {
     "texts": 12, "encoded": 5, "queries": {"10": 3, "100": 2}, "compared": 4, "judged": 6,
     "lengths": {"query": 8, "code": 16, "pair": 20},
 }  # fmt: skip
@@ -56,15 +56,20 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         encoder = {k.removeprefix("roberta."): v for k, v in state.items() if "classifier" not in k}
         save_file(encoder, folder / "model.safetensors")
 
-    monkeypatch.setattr(sources, "minilm", tiny)
+    monkeypatch.setattr(cascode.sources, "minilm", tiny)
     monkeypatch.setattr(cascode, "library_functions", library)
     (tmp_path / "data").mkdir()
     minilm = tmp_path / "minilm"
-    return lambda **changes: cascode.make_data(tmp_path / "data", SETTINGS | changes, minilm)
+
+    def write(**changes: Any) -> Path:
+        cascode.make_data(tmp_path / "data", SETTINGS | changes, minilm)
+        return tmp_path / "data"
+
+    return write
 
 
-def ours(folder: Path, **changes: Any) -> OurSearch:
-    return OurSearch(SETTINGS | {"threads": 1, "data": str(folder)} | changes)
+def ours(folder: Path, **changes: Any) -> cascode.Ours:
+    return cascode.Ours(SETTINGS | {"threads": 1, "data": str(folder)} | changes)
 
 
 def test_both_stages_in_hugging_faces_layout(data: Any, tmp_path: Path) -> None:
@@ -112,7 +117,7 @@ def test_our_side_searches_and_gives_its_values(data: Any) -> None:
     side = ours(folder)
     assert side.describe()["images_per_step"] == 5
     values = side.values()
-    assert values.keys() == cascode.EQUAL.keys()
+    assert values.keys() == SPEC["equal"].keys()
     assert len(values["vectors"]) == 2 * 4 * 8
     assert len(values["scores"]) == 4 * 4
     assert len(values["mean reciprocal ranks"]) == 1
@@ -122,13 +127,6 @@ def test_our_side_searches_and_gives_its_values(data: Any) -> None:
         seconds, losses = side.run(variant, 2)
         assert min(seconds) > 0
         assert losses == [1.0, 1.0]
-
-
-def test_time_is_per_query(data: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    side = ours(data())
-    monkeypatch.setattr("benchmarks.speed.cascode_ours.timed", lambda _, n: ([6.0] * n, [1.0] * n))
-    assert side.run("float32 encoding", 1)[0] == [6.0]
-    assert side.run("float32 10", 1)[0] == [2.0]
 
 
 def test_a_trained_judge(data: Any, tmp_path: Path) -> None:
@@ -145,8 +143,8 @@ def test_a_trained_judge(data: Any, tmp_path: Path) -> None:
     AtomicCheckpointIO().save_checkpoint(checkpoint, tmp_path / "judge.ckpt")
     (tmp_path / "trained").mkdir()
     settings = SETTINGS | {"judge": str(tmp_path / "judge.ckpt")}
-    folder = cascode.make_data(tmp_path / "trained", settings, tmp_path / "minilm")
-    side = ours(folder, judge=settings["judge"])
+    cascode.make_data(tmp_path / "trained", settings, tmp_path / "minilm")
+    side = ours(tmp_path / "trained", judge=settings["judge"])
     values, model = side.values(), side.model("float32")
     pairs = [(q, c) for q in side.queries[:4] for c in side.codes[:4]]
     tokens = [tuple(model.tokenizer.encode(pair)) for pair in pairs]
