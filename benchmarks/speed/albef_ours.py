@@ -14,11 +14,12 @@ from torch import Tensor
 from benchmarks.speed.albef import GALLERIES
 from benchmarks.speed.serving import serve, timed
 from benchmarks.speed.stepping import OurSide, by_hand
-from methods.albef import alignment, official
-from methods.albef.evaluation import RetrievalEvaluation
+from methods.albef import official
 from methods.albef.module import Pretraining
 from shared.evaluation.retrieval import Precision
 from shared.losses.language import MaskDraws
+from shared.tasks import image_text_matching
+from shared.tasks.image_text_retrieval import RetrievalEvaluation
 
 
 class OurALBEF(OurSide):
@@ -72,7 +73,9 @@ class OurALBEF(OurSide):
             with (
                 patch.object(module, "total_loss", recorded),
                 patch.object(MaskDraws, "from_uniforms", lambda *_, masks=masks: masks),
-                patch.object(alignment, "draw_negatives", lambda *_, of=negatives: of.pop(0)),
+                patch.object(
+                    image_text_matching, "draw_negatives", lambda *_, of=negatives: of.pop(0)
+                ),
             ):
                 step()
         return losses

@@ -16,19 +16,9 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
+from shared.nn.image_text import ImageTextEncoders
 from shared.nn.text_transformer import TextTransformer, recorded
 from shared.nn.vision_transformer import VisionTransformer, recorded_block
-
-
-class ImageTextEncoders(Protocol):
-    """The two encoders of an image-text model; features are of unit norm."""
-
-    visual_encoder: VisionTransformer
-    text_encoder: TextTransformer
-
-    def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
-
-    def encode_text(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 class ImageTextModel(Protocol):
