@@ -110,7 +110,7 @@ class ImageTextMethod(Method):
         self.log_dict({f"val/{name}": value for name, value in metrics.items()})
 
     def test_step(self, batch: ImageTextBatch, batch_idx: int) -> None:
-        self.evaluation.collect(self, batch)
+        self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
         metrics = self.evaluation.metrics(self, testing=True)

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from methods.albef.evaluation import RetrievalEvaluation
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from methods.albef.evaluation import RetrievalEvaluation
 from methods.albef.retrieval import Retrieval
 from shared.data.image_text.pairs import ImageTextData
 from shared.evaluation.retrieval import NOT_SCORED, Gallery, recalls

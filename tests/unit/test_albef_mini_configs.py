@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 from hydra.utils import get_method, instantiate
+from methods.albef.entailment import Entailment
+from methods.albef.nlvr import NLVR, TextAssignment
 from omegaconf import OmegaConf
 
 from benchmarks.miniatures.emoji.derived import entailment, nlvr, referring, vqa
 from benchmarks.miniatures.emoji.pairs import pairs, vocabulary
-from methods.albef.entailment import Entailment
 from methods.albef.grounding import Grounding
 from methods.albef.module import Pretraining
-from methods.albef.nlvr import NLVR, TextAssignment
 from methods.albef.official import warm_start
 from methods.albef.retrieval import Retrieval
 from methods.albef.vqa import VQA
