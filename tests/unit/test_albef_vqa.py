@@ -1,4 +1,4 @@
-"""ALBEF's question answering: what its golden case leaves open of the loss and of ranking, and runs."""
+"""ALBEF's question answering: what its golden case leaves open of loss and ranking, and a run."""
 
 import json
 from math import log
