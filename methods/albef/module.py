@@ -105,7 +105,7 @@ class Pretraining(ImageTextMethod):
         text_encoder = self.encoders.text_encoder
         ids, mask = self.matching.texts(batch, text_encoder.pad_id)
         with torch.no_grad():
-            self.temp.clamp_(*TEMPERATURES)
+            self.contrast.temp.clamp_(*TEMPERATURES)
         # Clean and masked texts pass the text layers together, and share the image's keys above.
         # Where nobody asks for the masked ones, the clean ones pass alone.
         masked_ids, labels = self.mask(ids)
@@ -131,7 +131,7 @@ class Pretraining(ImageTextMethod):
         self.contrast.enqueue(image_m, text_m, identities)
 
         losses = {"loss_ita": loss_ita}
-        self.log_train({"temperature": self.temp.detach(), "alpha": alpha})
+        self.log_train({"temperature": self.contrast.temp.detach(), "alpha": alpha})
         if not fusing:
             return self.total_loss(losses, {}, batch["indices"])
 
@@ -174,15 +174,6 @@ class Pretraining(ImageTextMethod):
         draws = MaskDraws.from_uniforms(uniforms, vocabulary, p["mlm_probability"])
         pad_id = self.encoders.text_encoder.pad_id
         return mask_tokens(ids, draws, pad_id, p["cls_id"], p["mask_id"])
-
-    @property
-    def temp(self) -> Tensor:
-        return self.contrast.temp
-
-    def match_logits(self, image_tokens: Tensor, text_tokens: Tensor, mask: Tensor) -> Tensor:
-        """See `ImageTextMatching.logits`."""
-        text_encoder = self.encoders.text_encoder
-        return self.matching.logits(text_encoder, image_tokens, text_tokens, mask)
 
     def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
         """Image features (B, E) of unit norm."""

@@ -26,6 +26,7 @@ from shared.checkpoints.official import (
     KeyReport,
     KeyTable,
     Rule,
+    convert_official,
     export_official,
     import_official,
 )
@@ -39,10 +40,18 @@ KINDS = {
     "assignment": "text assignment",
     "retrieval": "retrieval or grounding",
 }
+OPTIONAL = (  # parts that not every task has
+    r"itm_head|ta_head|vision_proj(_m)?|text_proj(_m)?|text_encoder(_m)?\.cls|temp|"
+    r"\w+_queue|queue_ptr|tenfold"
+)
 QUEUES = ("image_queue", "text_queue", "queue_ptr", "idx_queue", "tenfold/{rest}")
 UNUSED = "no part of this task's model"
 TIED = "tied to another tensor of the file"
 RANDOM = {"contrast.queue.{rest}": "starts with random directions"}
+UNKEPT = {
+    "contrast.queue.idx": "no identities there: what is queued is a negative",
+    "contrast.queue.written": "not kept by the official code",
+}
 NEW_HEAD = {
     "encoders.classifier.{rest}": "a new head",
     "momentum_encoders.module.classifier.{rest}": "a copy of the new head",
@@ -124,7 +133,11 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
     return _fill(
         module,
         state,
-        KeyTable(table.rules, {**left_over(module), **table.dropped}, {**table.fresh, **NEW_HEAD}),
+        KeyTable(
+            table.rules,
+            {**table.dropped, **left_over(module, state, table)},
+            {**table.fresh, **NEW_HEAD},
+        ),
     )
 
 
@@ -213,24 +226,15 @@ def renamed(state: Mapping[str, Tensor], module: Method) -> dict[str, Tensor]:
     return joint_names(state)
 
 
-def left_over(module: Method) -> dict[str, str]:
-    """Key patterns of what `module` may start from that it has no use for."""
-    used = {
-        ("itm_head", ""): hasattr(module, "matching"),
-        ("vision_proj", ""): hasattr(module.encoders, "vision_proj"),
-        ("text_proj", ""): hasattr(module.encoders, "text_proj"),
-        ("text_encoder", ".cls"): isinstance(module, Pretraining),
-        ("ta_head", ""): isinstance(module, TextAssignment),
-    }
-    unused = [part for part, is_used in used.items() if not is_used]
-    patterns = [f"{name}{copy}{rest}.{{rest}}" for name, rest in unused for copy in ("", "_m")]
-    if not hasattr(module, "momentum_encoders"):
-        patterns.append("{part}_m.{rest}")
-    if hasattr(module, "contrast"):
-        identities = "identities of another task's images"
-        queues = dict.fromkeys(("idx_queue", "tenfold/contrast.queue.idx"), identities)
-        return dict.fromkeys(patterns, UNUSED) | queues
-    return dict.fromkeys([*patterns, "temp", *QUEUES], UNUSED)
+def left_over(module: Method, state: Mapping[str, Any], table: KeyTable) -> dict[str, str]:
+    """Keys of another task's file that `module` has no use for, and images' identities there."""
+    parts = OPTIONAL if hasattr(module, "momentum_encoders") else rf"{OPTIONAL}|\w+_m"
+    _, report = convert_official(state, table, module.state_dict())
+    names = [key.split()[0] for key in report.unexpected]
+    unused = [name for name in names if re.match(rf"({parts})\b", name)]
+    identities = ["idx_queue", "tenfold/contrast.queue.idx"] if hasattr(module, "contrast") else []
+    foreign = "identities of another task's images"
+    return dict.fromkeys(unused, UNUSED) | dict.fromkeys(identities, foreign)
 
 
 # --- which key is which ---
@@ -260,39 +264,24 @@ def key_table(module: Method, state: Mapping[str, Any]) -> KeyTable:
         dropped |= dict.fromkeys(("temp", "text_proj.{rest}"), "unused by the official model")
     if not _has_momentum(state):
         fresh["momentum_encoders.{rest}"] = "copied from the encoders"
-    if hasattr(module, "contrast"):
-        queue = _queue_table(module, state)
-        rules += queue.rules
-        dropped |= queue.dropped
-        fresh |= queue.fresh
-    return KeyTable(rules, dropped, fresh)
-
-
-def _queue_table(module: Any, state: Mapping[str, Any]) -> KeyTable:
-    """The part of the table about queues, all of which a file may lack."""
-    size = len(module.contrast.queue)
-    if state and not any(name in state for name in QUEUES):
-        return KeyTable([], {}, RANDOM)
+    if not hasattr(module, "contrast"):
+        return KeyTable(rules, dropped, fresh)
+    size: Any = len(module.contrast.queue)  # type: ignore[union-attr, arg-type]
     theirs = state.get("image_queue")
     length = theirs.shape[-1] if isinstance(theirs, Tensor) and theirs.ndim == 2 else size
-    if length != size:
+    if length != size or (state and not any(name in state for name in QUEUES)):
         reason = f"a queue of {length} pairs, but queue_size={size}"
-        return KeyTable([], dict.fromkeys(QUEUES, reason), RANDOM)
+        return KeyTable(rules, dropped | dict.fromkeys(QUEUES, reason), fresh | RANDOM)
     # The official pre-training keeps no identities.
-    ours = "contrast.queue"
-    identities = f"tenfold/{ours}.idx" if isinstance(module, Pretraining) else "idx_queue"
-    rules = [
-        Rule("image_queue", f"{ours}.features", TRANSPOSED),
-        Rule("text_queue", f"{ours}.text", TRANSPOSED),
-        Rule("queue_ptr", f"{ours}.pointer", SCALAR),
-        Rule(identities, f"{ours}.idx", IDENTITIES),
-        Rule(f"tenfold/{ours}.written", f"{ours}.written"),
+    identities = "tenfold/contrast.queue.idx" if isinstance(module, Pretraining) else "idx_queue"
+    rules += [
+        Rule("image_queue", "contrast.queue.features", TRANSPOSED),
+        Rule("text_queue", "contrast.queue.text", TRANSPOSED),
+        Rule("queue_ptr", "contrast.queue.pointer", SCALAR),
+        Rule(identities, "contrast.queue.idx", IDENTITIES),
+        Rule("tenfold/contrast.queue.written", "contrast.queue.written"),
     ]
-    fresh = {
-        f"{ours}.idx": "no identities there: what is queued is a negative",
-        f"{ours}.written": "not kept by the official code",
-    }
-    return KeyTable(rules, {}, fresh)
+    return KeyTable(rules, dropped, fresh | UNKEPT)
 
 
 def _encoder_rules(module: Method, copy: str, ours: str) -> list[Rule]:

@@ -89,17 +89,8 @@ class Retrieval(ImageTextMethod):
 
         matched, _ = self.matching.fuse(text_encoder, image_tokens, text_tokens, mask, negatives)
         loss_itm = matching_loss(self.matching.head(matched), len(ids))
-        self.log_train({"temperature": self.temp.detach(), "alpha": alpha})
+        self.log_train({"temperature": self.contrast.temp.detach(), "alpha": alpha})
         return self.total_loss({"loss_ita": loss_ita, "loss_itm": loss_itm}, {}, batch["indices"])
-
-    @property
-    def temp(self) -> Tensor:
-        return self.contrast.temp
-
-    def match_logits(self, image_tokens: Tensor, text_tokens: Tensor, mask: Tensor) -> Tensor:
-        """See `ImageTextMatching.logits`."""
-        text_encoder = self.encoders.text_encoder
-        return self.matching.logits(text_encoder, image_tokens, text_tokens, mask)
 
     def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
         """Image features (B, E) of unit norm."""

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shared.data.image_text.pairs import ImageTextBatch
 from shared.distributed import own_rows, world_size
 from shared.randomness import torch_generator
 from shared.training.method import Method
 from shared.training.optim import decay_matrices
 from shared.training.schedules import stepped_cosine
-
-ImageTextBatch = Mapping[str, Any]
 
 
 def images_and_texts(batch: ImageTextBatch) -> tuple[Tensor, Tensor, Tensor]:

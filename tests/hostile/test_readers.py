@@ -35,7 +35,7 @@ from methods.mopro.data import WebData
 from shared.checkpoints.reading import CheckpointError
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.fetching import _check_content
-from shared.data.image_text.annotations import read_entries
+from shared.data.image_text.annotations import read_annotations
 from shared.data.image_text.entailment import EntailmentData
 from shared.data.image_text.nlvr import NLVRData
 from shared.data.image_text.pairs import PairData
@@ -470,7 +470,7 @@ READERS = [
         )
     ),
     Reader("MoPro's truth", web("truth.json"), truth),
-    Reader("annotations by line", jsonl, lambda f: read_entries(f / "a.jsonl", {"image": str})),
+    Reader("annotations by line", jsonl, lambda f: read_annotations(f / "a.jsonl", {"image": str})),
     *(
         Reader(f"{title} {name}", made_pairs(name), reading)
         for title, reading, names in (
@@ -873,7 +873,7 @@ ATTACKS = [
             made_pairs("")(f),
             text(f / "pairs_val.json", "[" + '{"a":' * 400 + "1" + "}" * 400 + "]"),
         ),
-        lambda f: read_entries(f / "pairs_val.json"),
+        lambda f: read_annotations(f / "pairs_val.json"),
         "nested too deep",
     ),
     *(

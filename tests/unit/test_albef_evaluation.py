@@ -74,7 +74,9 @@ def every_logit(module: Retrieval) -> tuple[Tensor, Tensor]:
     rows = [
         torch.cat(
             [
-                module.match_logits(tokens[i : i + 1], hidden[t : t + 1], mask[None])
+                module.matching.logits(
+                    module.encoders.text_encoder, tokens[i : i + 1], hidden[t : t + 1], mask[None]
+                )
                 for t, mask in enumerate(s["attention_mask"])
             ]
         )

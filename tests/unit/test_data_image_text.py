@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
-from shared.data.image_text.annotations import Entry
-from shared.data.image_text.pairs import Batch, ImageTextData, Keys, PairData
+from shared.data.image_text.annotations import Annotation
+from shared.data.image_text.pairs import ImageTextBatch, ImageTextData, Keys, PairData
 from shared.data.images import FolderImages
 from shared.data.loading.streams import Permutation
 from shared.randomness import sample_keys
@@ -73,7 +73,7 @@ def with_entries(root: Path, name: str, entries: Any) -> dict[str, str]:
     return {"train": str(path), "val": str(root / "val.json")}
 
 
-def epoch(data: ImageTextData, number: int = 0) -> list[Batch]:
+def epoch(data: ImageTextData, number: int = 0) -> list[ImageTextBatch]:
     data.setup("fit")
     loader = data.train_dataloader()
     loader.set_epoch(number)
@@ -82,14 +82,14 @@ def epoch(data: ImageTextData, number: int = 0) -> list[Batch]:
     return batches
 
 
-def equal(one: Sequence[Batch], other: Sequence[Batch]) -> bool:
+def equal(one: Sequence[ImageTextBatch], other: Sequence[ImageTextBatch]) -> bool:
     return len(one) == len(other) and all(
         a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
         for a, b in zip(one, other, strict=True)
     )
 
 
-def captions(data: PairData, batch: Batch) -> list[str]:
+def captions(data: PairData, batch: ImageTextBatch) -> list[str]:
     """The batch's texts, read back."""
     pieces = [
         [VOCABULARY[i] for i, kept in zip(ids, mask, strict=True) if kept]
@@ -370,15 +370,15 @@ class Twins(ImageTextData):
 
     required: ClassVar = {"images": list[str]}
 
-    def image_names(self, entry: Entry) -> list[str]:
+    def image_names(self, entry: Annotation) -> list[str]:
         if len(entry["images"]) != 2:
             raise DataCorruptError(f"{len(entry['images'])} images instead of 2")
         return entry["images"]
 
-    def problem(self, entry: Entry, split: str) -> str | None:
+    def problem(self, entry: Annotation, split: str) -> str | None:
         return "it is marked as bad" if entry.get("bad") else None
 
-    def texts(self, entries: Sequence[Entry], keys: Keys | None, split: str) -> Batch:
+    def texts(self, entries: Sequence[Annotation], keys: Keys | None, split: str) -> ImageTextBatch:
         drawn = [] if keys is None else keys.tolist()
         return {"numbers": [entry["index"] for entry in entries], "keys": drawn, "split": split}
 
@@ -477,7 +477,7 @@ class Memory:
         assert pool.tolist() == list(range(10))
         return [np.full((8, 8, 3), i, np.uint8) for i in indices], indices
 
-    def entries(self, indices: Any) -> list[Entry]:
+    def entries(self, indices: Any) -> list[Annotation]:
         return [{"caption": f"{WORDS[i]} dog"} for i in indices]
 
 

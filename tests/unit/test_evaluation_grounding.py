@@ -1,6 +1,5 @@
 """Grad-CAM on attention, and which box an expression's map picks."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,9 +26,9 @@ from shared.evaluation.grounding import (
     iou,
     upsample,
 )
-from shared.nn.heads import unit_norm
-from shared.nn.text_transformer import TextTransformer
-from shared.nn.vision_transformer import VisionTransformer
+from shared.nn.image_text import ImageTextEncoders
+from shared.tasks.image_text_contrast import ImageTextContrast
+from shared.tasks.image_text_matching import ImageTextMatching
 
 
 class Toy(nn.Module):
@@ -37,33 +36,18 @@ class Toy(nn.Module):
 
     def __init__(self, layers: int = 4, first: int = 2) -> None:
         super().__init__()
-        vit = VisionTransformer(16, 4, 12, 3, 3)
-        text = TextTransformer(
-            30, 16, layers, 4, 32, 8, cross_attention_from=first, context_width=12, dropout=0.0
-        )
-        vision_proj, text_proj = nn.Linear(12, 6), nn.Linear(16, 6)
+        vision = {"image_size": 16, "patch_size": 4, "width": 12, "depth": 3, "heads": 3}
+        text = {
+            "vocab_size": 30, "hidden_size": 16, "num_layers": layers, "num_heads": 4,
+            "intermediate_size": 32, "max_positions": 8, "cross_attention_from": first,
+            "dropout": 0.0,
+        }  # fmt: skip
+        self.encoders: Any = ImageTextEncoders(vision, text, 6, masked_lm=False)
+        self.matching = ImageTextMatching(16, True, "local")
+        self.contrast = ImageTextContrast(4, 6, 0.1, "local")
 
-        def encode_image(images: Tensor) -> tuple[Tensor, Tensor]:
-            tokens = vit(images)
-            return tokens, unit_norm(vision_proj(tokens[:, 0]))
-
-        def encode_text(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-            tokens = text.encode(ids, mask)
-            return tokens, unit_norm(text_proj(tokens[:, 0]))
-
-        self.encoders: Any = SimpleNamespace(
-            visual_encoder=vit,
-            text_encoder=text,
-            encode_image=encode_image,
-            encode_text=encode_text,
-        )
-        self.parts = nn.ModuleList([vit, text, vision_proj, text_proj])
-        self.head = nn.Linear(16, 2)
-        self.temp = nn.Parameter(torch.tensor(0.1))
-
-    def match_logits(self, image_tokens: Tensor, text_tokens: Tensor, mask: Tensor) -> Tensor:
-        text = self.encoders.text_encoder
-        return self.head(text.fuse(text_tokens, mask, text.project(image_tokens))[:, 0])
+    def match(self, *pair: Tensor) -> Tensor:
+        return self.matching.logits(self.encoders.text_encoder, *pair)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +93,7 @@ def test_attention_is_that_of_the_model_and_its_gradient_a_slope(toy, pairs) -> 
     found = by_matching(toy, images, ids, mask)
     with torch.no_grad():
         tokens = toy.encoders.encode_image(images)[0]
-        logits = toy.match_logits(tokens, toy.encoders.encode_text(ids, mask)[0], mask)
+        logits = toy.match(tokens, toy.encoders.encode_text(ids, mask)[0], mask)
     torch.testing.assert_close(found.scores, logits)
     torch.testing.assert_close(found.attention.sum(dim=-1), torch.ones(4, 4, 5))
     assert found.attention.shape == found.gradient.shape == (4, 4, 5, 17)
@@ -127,7 +111,7 @@ def test_attention_is_that_of_the_model_and_its_gradient_a_slope(toy, pairs) -> 
     try:
         with torch.no_grad():
             text = toy.encoders.encode_text(ids, mask)[0]
-            moved = toy.match_logits(tokens, text, mask)
+            moved = toy.match(tokens, text, mask)
     finally:
         attention.recording, attention._record = False, record
     slope = (moved - logits)[0, 1] / step

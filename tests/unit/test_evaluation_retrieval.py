@@ -115,13 +115,13 @@ def test_scores_that_cannot_be_ranked_are_refused() -> None:
 
 def test_candidates_are_the_most_similar_in_each_direction() -> None:
     similarity = torch.tensor([[0.9, 0.1, 0.5, 0.2], [0.3, 0.4, 0.6, 0.8], [0.0, 0.7, 0.2, 0.1]])
-    chosen = candidates(similarity, 2)
-    assert chosen.i2t.tolist() == [
+    of_image, of_text = candidates(similarity, 2)
+    assert of_image.tolist() == [
         [True, False, True, False],
         [False, False, True, True],
         [False, True, True, False],
     ]
-    assert chosen.t2i.tolist() == [
+    assert of_text.tolist() == [
         [True, False, True, True],
         [True, True, True, True],
         [False, True, False, False],
@@ -145,16 +145,15 @@ def test_a_pair_of_both_directions_is_asked_for_once() -> None:
         asked.append(wanted)
         return scores.masked_fill(~wanted, NOT_SCORED)
 
-    i2t, t2i = rerank(similarity, 2, score)
-    chosen = candidates(similarity, 2)
-    assert len(asked) == 1
-    assert torch.equal(asked[0], chosen.i2t | chosen.t2i)
-    assert asked[0].sum() < chosen.i2t.sum() + chosen.t2i.sum()
-    assert torch.equal(i2t, torch.where(chosen.i2t, scores, NOT_SCORED))
-    assert torch.equal(t2i.T, torch.where(chosen.t2i, scores, NOT_SCORED))
-    both = rerank(similarity, 2, score, add_similarity=True)
-    assert torch.equal(both[0], torch.where(chosen.i2t, scores + similarity, NOT_SCORED))
-    assert torch.equal(both[1].T, torch.where(chosen.t2i, scores + similarity, NOT_SCORED))
+    of_image, of_text = candidates(similarity, 2)
+    for plus in (False, True):
+        i2t, t2i = rerank(similarity, 2, score, add_similarity=plus)
+        expected = scores + plus * similarity
+        assert torch.equal(i2t, torch.where(of_image, expected, NOT_SCORED))
+        assert torch.equal(t2i.T, torch.where(of_text, expected, NOT_SCORED))
+    assert len(asked) == 2
+    assert torch.equal(asked[0], of_image | of_text)
+    assert asked[0].sum() < of_image.sum() + of_text.sum()
 
 
 # --- texts ---

@@ -607,7 +607,7 @@ def test_queue_and_temperature_of_pretraining_go_into_retrieval(tmp_path: Path) 
     torch.save(official.export(trained), tmp_path / "ours.pth")
     module: Any = build("retrieval")
     official.warm_start(module, tmp_path / "ours.pth", "pretrained")
-    assert float(module.temp.detach()) == pytest.approx(0.031)
+    assert float(module.contrast.temp.detach()) == pytest.approx(0.031)
     assert torch.equal(module.contrast.queue.features, trained.contrast.queue.features)
     assert (module.contrast.queue["idx"] == -100).all()
 

@@ -3,12 +3,12 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from shared.data.image_text.annotations import Entry
+from shared.data.image_text.annotations import Annotation
 from shared.data.image_text.labelled_sentences import SentenceData
 
 
 class EntailmentData(SentenceData):
-    """Entries {image: Flickr's number, sentence, label} (docs/papers/albef.md, section 6).
+    """Annotations {image: Flickr's number, sentence, label} (docs/papers/albef.md, section 6).
 
     The picture is `<image>.jpg` below `image_root`. Batch: see `SentenceData`; `labels` 2 for
     entailment, 1 for neutral, 0 for contradiction.
@@ -17,5 +17,5 @@ class EntailmentData(SentenceData):
     required: ClassVar[Mapping[str, Any]] = {**SentenceData.required, "image": str}
     class_names = ("contradiction", "neutral", "entailment")
 
-    def image_names(self, entry: Entry) -> list[str]:
+    def image_names(self, entry: Annotation) -> list[str]:
         return [f"{entry['image']}.jpg"]

@@ -5,16 +5,16 @@ from typing import Any, ClassVar
 
 import torch
 
-from shared.data.image_text.annotations import Entry
+from shared.data.image_text.annotations import Annotation
 from shared.data.readers.files import shortened
-from shared.data.image_text.pairs import Batch, ImageTextData, Keys
+from shared.data.image_text.pairs import ImageTextBatch, ImageTextData, Keys
 from shared.data.text.cleaning import clean_caption
 
 
 class SentenceData(ImageTextData):
-    """Entries with `sentence` and `label`; subclasses say where the pictures are.
+    """Annotations with `sentence` and `label`; subclasses say where the pictures are.
 
-    Batch, in training as in evaluation: what `ImageTextData` gives; `input_ids` and
+    ImageTextBatch, in training as in evaluation: what `ImageTextData` gives; `input_ids` and
     `attention_mask` (B, L) int64, the cleaned sentences, padded to the longest and never cut;
     `labels` (B,) int64, places in `class_names`.
 
@@ -31,13 +31,13 @@ class SentenceData(ImageTextData):
     def __init__(self, max_words: int = 30, **base: Any) -> None:
         super().__init__(**base)
 
-    def problem(self, entry: Entry, split: str) -> str | None:
+    def problem(self, entry: Annotation, split: str) -> str | None:
         if entry["label"] in self.class_names:
             return None
         known = ", ".join(map(repr, self.class_names))
         return f"label {shortened(entry['label'])} is unknown; known are {known}"
 
-    def texts(self, entries: Sequence[Entry], keys: Keys | None, split: str) -> Batch:
+    def texts(self, entries: Sequence[Annotation], keys: Keys | None, split: str) -> ImageTextBatch:
         sentences = [clean_caption(entry["sentence"], self._h.max_words) for entry in entries]
         ids, mask = self.tokenizer.batch(sentences)
         labels = torch.tensor([self.class_names.index(entry["label"]) for entry in entries])

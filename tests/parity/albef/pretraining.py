@@ -96,7 +96,7 @@ def multimodal(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     tokens = encoder.encode(ids, mask)
     with recording((encoder, "fuse")) as calls:
-        logits = module.match_logits(images, tokens, mask)
+        logits = module.matching.logits(encoder, images, tokens, mask)
     return {
         "text_embeds": tokens,
         "fusion": calls["fuse"][0].result,
@@ -211,7 +211,7 @@ def pretrain_losses(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
         # Words are predicted at selected positions only; the case has them all.
         "mlm_logits": module.encoders.predict_words(fused),
         "logits_m": teacher.predict_words(fused_m),
-        "temp_after_clamp": module.temp,
+        "temp_after_clamp": module.contrast.temp,
         **_queues(module),
     }
     module = pretraining_module(config | {"alpha": 0.0}, weights).train()
