@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
@@ -48,6 +48,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), VALUES), min_size=1, max_size=5))
 def test_entries_come_back_as_they_were(content: list[dict]) -> None:
     rows = [json.dumps(entry, ensure_ascii=False).encode() for entry in content]

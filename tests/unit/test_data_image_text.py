@@ -119,42 +119,10 @@ def test_a_training_batch(root: Path) -> None:
     assert sorted(together.tolist()) == list(range(24)), "one pass"
 
 
-def test_pictures_belong_to_their_entries(root: Path) -> None:
-    recipes = {"train": [{"op": "random_resized_crop"}]}
-    views = arguments(root)["augmentation"] | {"recipes": recipes}
-    for batch in epoch(pairs(root, augmentation=views)):
-        greys = (batch["images"] * 255).round().flatten(1)
-        assert (greys == 10 * (batch["indices"] // 2)[:, None]).all()
-
-
-def test_keys_are_those_of_entry_and_pass(root: Path) -> None:
-    """So that other views of the same sample can be made elsewhere, and a run can be resumed."""
-    data = pairs(root, seed=3)
-    seen: list[tuple[str, np.ndarray]] = []
-    transform = data.transform
-
-    def recording(images: Any, view: str, keys: Any = None) -> torch.Tensor:
-        seen.append((view, keys))
-        return transform(images, view, keys)
-
-    data.transform = recording
-    first = epoch(data, 2)[0]
-    view, keys = seen[0]
-    assert view == "train"
-    assert np.array_equal(keys, sample_keys(3, 2, first["indices"].numpy(), "train"))
-
-
 def test_worker_processes_change_nothing(root: Path) -> None:
     alone, helped = pairs(root), pairs(root, num_workers=2, cache_images=True)
     assert equal(epoch(alone, 1), epoch(helped, 1))
     assert equal(list(alone.val_dataloader()), list(helped.val_dataloader()))
-
-
-def test_epochs_and_seeds_differ(root: Path) -> None:
-    first = epoch(pairs(root))
-    assert equal(first, epoch(pairs(root)))
-    assert not torch.equal(first[0]["indices"], epoch(pairs(root), 1)[0]["indices"])
-    assert not torch.equal(first[0]["indices"], epoch(pairs(root, seed=1))[0]["indices"])
 
 
 def test_goes_on_in_the_middle_of_an_epoch(root: Path) -> None:
@@ -186,10 +154,6 @@ def test_steps_per_epoch(root: Path) -> None:
     assert len(batches) == 10
     assert (drawn >= 2).all()
     assert drawn.sum() == 60
-
-
-def test_the_ragged_batch_is_left_out(root: Path) -> None:
-    assert len(epoch(pairs(root, batch_size=7))) == 3
 
 
 def test_subset(root: Path) -> None:
