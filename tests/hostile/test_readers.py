@@ -36,8 +36,7 @@ from shared.checkpoints.reading import CheckpointError
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.fetching import _check_content
 from shared.data.image_text.annotations import read_annotations
-from shared.data.image_text.entailment import EntailmentData
-from shared.data.image_text.nlvr import NLVRData
+from shared.data.image_text.labelled_sentences import EntailmentData, NLVRData
 from shared.data.image_text.pairs import PairData
 from shared.data.image_text.referring import References, ReferringData
 from shared.data.image_text.shards import ShardSamples

@@ -10,9 +10,7 @@ import torch
 from PIL import Image
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
-from shared.data.image_text.entailment import EntailmentData
-from shared.data.image_text.labelled_sentences import SentenceData
-from shared.data.image_text.nlvr import NLVRData
+from shared.data.image_text.labelled_sentences import EntailmentData, NLVRData, SentenceData
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "left", "red"]
 CLS, A, DOG, LEFT, RED = 2, 5, 6, 7, 8

@@ -1,4 +1,4 @@
-"""Sentences about pictures, each with a label: what NLVR2's and SNLI-VE's files have in common."""
+"""Sentences about pictures, each with a label: the files of NLVR2 and SNLI-VE."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -42,3 +42,37 @@ class SentenceData(ImageTextData):
         ids, mask = self.tokenizer.batch(sentences)
         labels = torch.tensor([self.class_names.index(entry["label"]) for entry in entries])
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+class NLVRData(SentenceData):
+    """Annotations {images: [left, right], sentence, label: "True" or "False"} (docs/papers/albef.md,
+    section 6).
+
+    Batch: see `SentenceData`; `images` (2 B, 3, S, S), all left ones first; `labels` 1 for true. If
+    one of two pictures can't be read, the entry counts as unreadable.
+    """
+
+    required: ClassVar[Mapping[str, Any]] = {**SentenceData.required, "images": list[str]}
+    class_names = ("False", "True")
+
+    def image_names(self, entry: Annotation) -> list[str]:
+        return entry["images"]
+
+    def problem(self, entry: Annotation, split: str) -> str | None:
+        if len(entry["images"]) != 2:
+            return f"expected two pictures in `images`, it has {len(entry['images'])}"
+        return super().problem(entry, split)
+
+
+class EntailmentData(SentenceData):
+    """Annotations {image: Flickr's number, sentence, label} (docs/papers/albef.md, section 6).
+
+    The picture is `<image>.jpg` below `image_root`. Batch: see `SentenceData`; `labels` 2 for
+    entailment, 1 for neutral, 0 for contradiction.
+    """
+
+    required: ClassVar[Mapping[str, Any]] = {**SentenceData.required, "image": str}
+    class_names = ("contradiction", "neutral", "entailment")
+
+    def image_names(self, entry: Annotation) -> list[str]:
+        return [f"{entry['image']}.jpg"]
