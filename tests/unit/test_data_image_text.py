@@ -16,8 +16,6 @@ from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.image_text.annotations import Annotation
 from shared.data.image_text.pairs import ImageTextBatch, ImageTextData, Keys, PairData
 from shared.data.images import FolderImages
-from shared.data.loading.streams import Permutation
-from shared.randomness import sample_keys
 
 WORDS = ["red", "green", "blue", "dog", "cat", "bird", "one", "two", "on", "grass"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
@@ -352,42 +350,6 @@ def twins(root: Path, entries: Any, **changes: Any) -> Twins:
     return Twins(**arguments(root, files=files | {"val": files["train"]}, **changes))
 
 
-def test_two_pictures_an_entry(root: Path) -> None:
-    entries = [{"images": [f"images/{i}.png", f"images/{i + 6}.png"]} for i in range(6)]
-    data = twins(root, entries)
-    (batch,) = epoch(data)
-    assert batch["images"].shape == (12, 3, 8, 8)
-    assert batch["numbers"] == batch["indices"].tolist()
-    assert batch["split"] == "train"
-    expected = sample_keys(0, 0, batch["indices"].numpy(), "caption")
-    assert batch["keys"] == expected.tolist()
-
-    first = next(iter(data.val_dataloader()))
-    assert first["split"] == "val"
-    assert first["keys"] == []
-    greys = (first["images"] * 255).round()[:, 0, 0, 0]
-    assert greys.tolist() == [0, 10, 60, 70], "all first ones, then all second ones"
-
-
-def test_pictures_of_an_entry_are_changed_independently(root: Path) -> None:
-    data = twins(root, [{"images": ["images/5.png", "images/5.png"]}], batch_size=1)
-    (batch,) = epoch(data)
-    left, right = batch["images"]
-    assert not torch.equal(left, right)
-
-
-def test_an_entry_with_one_unreadable_picture_is_replaced(root: Path) -> None:
-    good = {"images": ["images/0.png", "images/1.png"]}
-    entries = [good, {"images": ["images/2.png", "images/missing.png"]}]
-    data = twins(root, entries, batch_size=2, max_corrupt=0.5)
-    with pytest.warns(UserWarning, match="missing"):
-        (batch,) = data.train_dataloader()
-    assert batch["indices"].tolist() == [0, 0]
-    with pytest.warns(UserWarning, match="missing"):
-        (batch,) = data.val_dataloader()
-    assert batch["indices"].tolist() == [0]
-
-
 def test_what_a_task_says_of_an_entry_names_its_place(root: Path) -> None:
     entries = [{"images": ["images/0.png"] * n} for n in (2, 3)]
     with pytest.raises(DataCorruptError, match=r"twins\.json, entry 1: 3 images instead of 2"):
@@ -426,33 +388,6 @@ def test_roots_of_several_data_sets(root: Path) -> None:
     data = pairs(root, files=files, image_root=roots, batch_size=1)
     with pytest.raises(DataCorruptError, match=r"entry 2: `dataset` is None.*image_root has a, b"):
         data.setup("fit")
-
-
-class Memory:
-    """Training samples that come from no file."""
-
-    def __len__(self) -> int:
-        return 10
-
-    def stream(self, seed: int) -> Permutation:
-        return Permutation(seed, 10)
-
-    def take(self, indices: Any, pool: Any = None) -> Any:
-        assert pool.tolist() == list(range(10))
-        return [np.full((8, 8, 3), i, np.uint8) for i in indices], indices
-
-    def entries(self, indices: Any) -> list[Annotation]:
-        return [{"caption": f"{WORDS[i]} dog"} for i in indices]
-
-
-def test_another_source_of_training_samples(root: Path) -> None:
-    data = pairs(root, files={}, val_split=None)
-    data.source = Memory()  # type: ignore[misc]
-    data.image_ids = np.arange(10) // 2  # type: ignore[misc]
-    data.setup("fit")
-    (batch,) = data.train_dataloader()
-    assert captions(data, batch) == [f"{WORDS[i]} dog" for i in batch["indices"]]
-    assert batch["image_ids"].tolist() == [i // 2 for i in batch["indices"].tolist()]
 
 
 def test_worker_processes_need_no_trainer(root: Path) -> None:
