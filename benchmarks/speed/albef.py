@@ -13,11 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.speed.stepping import OurSide, by_hand
-from methods.albef import alignment, official
-from methods.albef.evaluation import RetrievalEvaluation
+from methods.albef import official
 from methods.albef.module import Pretraining
 from shared.evaluation.retrieval import Precision
 from shared.losses.language import MaskDraws
+from shared.tasks import image_text_matching
+from shared.tasks.image_text_retrieval import RetrievalEvaluation
 
 GALLERIES = ("full_size", "miniature")
 STEPS = 2  # whose losses are compared
@@ -72,7 +73,9 @@ class Ours(OurSide):
             with (
                 patch.object(module, "total_loss", recorded),
                 patch.object(MaskDraws, "from_uniforms", lambda *_, masks=masks: masks),
-                patch.object(alignment, "draw_negatives", lambda *_, of=negatives: of.pop(0)),
+                patch.object(
+                    image_text_matching, "draw_negatives", lambda *_, of=negatives: of.pop(0)
+                ),
             ):
                 step()
         return losses

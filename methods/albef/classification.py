@@ -1,110 +1,138 @@
-"""What NLVR2 and SNLI-VE share: a text about one or two images belongs to one of C classes.
+"""Fine-tuning for SNLI-VE and NLVR2: a text about one or two images is of one of C classes.
 
-Shapes: B entries of this rank, R images (B or 2 B), L tokens, C classes.
+Shapes: B texts, T texts of which some share images, R images of N patches and width W, L tokens.
 Source: docs/papers/albef.md, sections 3.9, 3.10 and 7; salesforce/ALBEF@b9727e4
 `models/model_nlvr.py`, `models/model_ve.py`, `NLVR.py`, `VE.py`.
 """
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.classification import MulticlassConfusionMatrix
 
-from methods.albef.losses import distilled_cross_entropy
-from methods.albef.training import Batch, MomentumDistilled
-from shared.training.method import Method
+from shared.losses.image_text import distilled_cross_entropy
+from shared.nn.image_text import two_layer_head
+from shared.nn.text_transformer import TextTransformer
+from shared.nn.vision_transformer import VisionTransformer
+from shared.tasks.image_text_method import ImageTextBatch, ImageTextMethod, images_and_texts
+from shared.tasks.momentum_teacher import MomentumTeacher
+from shared.tasks.text_classification import ClassAccuracy, percent_right
 
 
-class ClassAccuracy(MulticlassConfusionMatrix):
-    """Counts of (true, predicted) classes over all ranks, each entry once.
+class EntailmentNetwork(nn.Module):
+    """Image and text encoder; a classifier on the text's class token.
 
-    Official scripts let ranks repeat entries and average over batches; here all count alike.
+    Args: vision, text: see `ImageTextEncoders`. classes: C.
     """
 
-    def __init__(self, names: Sequence[str]):
-        super().__init__(len(names))
-        self.names = tuple(names)
+    def __init__(self, vision: dict[str, Any], text: dict[str, Any], classes: int):
+        super().__init__()
+        self.visual_encoder = VisionTransformer(**vision)
+        width = self.visual_encoder.embed_dim
+        self.text_encoder = TextTransformer(**text, context_width=width)
+        self.classifier = two_layer_head(self.text_encoder.width, classes)
 
-    def metrics(self) -> dict[str, Tensor]:
-        """Since the last call: `accuracy` in percent of the entries, `accuracy_<name>` of those of
-        a class (without classes of which there are none), `evaluated`, the number of entries."""
-        counts = self.compute().double()
-        self.reset()
-        right, total = counts.diagonal(), counts.sum(dim=1)
-        values = {"accuracy": 100 * right.sum() / total.sum(), "evaluated": total.sum()}
-        for name, of_class, all_of_class in zip(self.names, right, total, strict=True):
-            if all_of_class > 0:
-                values[f"accuracy_{name}"] = 100 * of_class / all_of_class
-        return {name: value.float() for name, value in values.items()}
+    def forward(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, 3, S, S) and (B, L) -> logits (B, C)."""
+        context = self.text_encoder.project(self.visual_encoder(images))
+        return self.classifier(self.text_encoder(ids, mask, context)[:, 0])
 
 
-class Classification(Method):
-    """Evaluation and prediction; `encoders(images, ids, mask)` gives logits (B, C).
+class PairNetwork(nn.Module):
+    """Image encoder, and a text encoder whose fusion layers come in twins, for two images.
 
-    Logs `val/...` and `test/...` of `ClassAccuracy`.
+    Every fusion layer of pre-training becomes two, which share the projections of keys and values;
+    the first of them attends to the first image, the second to the second.
+
+    Args:
+        vision, text: see `ImageTextEncoders`; the layers of `text` are counted with all twins.
+        head: maps the text's class token (T, D) to logits.
     """
 
-    class_names: ClassVar[tuple[str, ...]]
-    encoders: nn.Module
-    accuracy: ClassAccuracy
+    def __init__(self, vision: dict[str, Any], text: dict[str, Any], head: nn.Module):
+        super().__init__()
+        fusion_layers = text["num_layers"] - text["cross_attention_from"]
+        if fusion_layers % 2:
+            raise ValueError(
+                f"num_layers={text['num_layers']} leaves {fusion_layers} layers that see images, "
+                "but they come in twins: make it cross_attention_from and an even number"
+            )
+        self.visual_encoder = VisionTransformer(**vision)
+        width = self.visual_encoder.embed_dim
+        self.text_encoder = TextTransformer(**text, context_width=width, share_projections=2)
+        self.classifier = head
 
-    def outcome(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits (B, C) and labels (B,) of an evaluated batch."""
-        return self.encoders(*inputs(batch)), batch["labels"]
+    def forward(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+        """(2 B, 3, S, S), first images before second ones, and (B, L) -> logits."""
+        pair = torch.arange(len(images), device=images.device).chunk(2)
+        return self.classify(self.visual_encoder(images), pair, ids, mask)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.accuracy.update(*self.outcome(batch))
+    def classify(
+        self, image_tokens: Tensor, pair: tuple[Tensor, ...], ids: Tensor, mask: Tensor
+    ) -> Tensor:
+        """Logits of texts about two images each.
 
-    def on_validation_epoch_end(self) -> None:
-        self.log_dict({f"val/{name}": value for name, value in self.accuracy.metrics().items()})
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        self.log_dict({f"test/{name}": value for name, value in self.accuracy.metrics().items()})
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """(B, C) class probabilities; the batch needs `images` and the texts."""
-        return self.encoders(*inputs(batch)).float().softmax(dim=1)
+        Args:
+            image_tokens: (R, 1 + N, W); each image is projected once, however often it is used.
+            pair: the rows of the first and of the second images, (T,) each.
+            ids, mask: (T, L).
+        """
+        projected = self.text_encoder.project(image_tokens, every=2)
+        context = [keys_values.rows(rows) for keys_values in projected for rows in pair]
+        return self.classifier(self.text_encoder(ids, mask, context)[:, 0])
 
 
-class DistilledClassification(Classification, MomentumDistilled):
-    """Fine-tuning with labels and the momentum copy's predictions.
+class Classification(ImageTextMethod):
+    """Labels, softened by the momentum copy's predictions.
 
     `official.warm_start` lets the copy start from the weights that it has loaded. The official
     NLVR2 script copies before it loads a file without momentum weights, so that its teacher starts
     from BERT and a random ViT (docs/papers/albef.md, section 10.1, item 5).
 
     Args:
-        network: maps (images, ids, mask) to logits; it has the momentum copy.
-        frame: see `MomentumDistilled`.
+        vision, text: see `EntailmentNetwork` and `PairNetwork`.
+        images_per_text: 1 as in SNLI-VE or 2 as in NLVR2. class_names: of the C classes, in order.
+        encoder_momentum, alpha, ramp: see `MomentumTeacher`. Officially SNLI-VE has no ramp.
+        frame: see `ImageTextMethod`.
     """
 
-    def __init__(self, network: nn.Module, **frame: Any):
-        super().__init__(network, **frame)
-        self.accuracy = ClassAccuracy(self.class_names)
+    def __init__(
+        self,
+        vision: dict[str, Any],
+        text: dict[str, Any],
+        images_per_text: int,
+        class_names: Sequence[str],
+        encoder_momentum: float,
+        alpha: float,
+        ramp: bool,
+        **frame: Any,
+    ):
+        super().__init__(ClassAccuracy(class_names), **frame)
+        self.save_hyperparameters()
+        if images_per_text == 2:
+            head = two_layer_head(text["hidden_size"], len(class_names))
+            self.encoders: nn.Module = PairNetwork(vision, text, head)
+        else:
+            self.encoders = EntailmentNetwork(vision, text, len(class_names))
+        self.momentum_encoders = MomentumTeacher(self.encoders, encoder_momentum, alpha, ramp)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        alpha = self.distillation_weight(batch_idx)
-        logits = self.encoders(*inputs(batch))
-        self.update_momentum()
+    def training_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
+        alpha = self.momentum_encoders.weight(self, batch_idx)
+        logits, labels = self.outcome(batch)
+        self.momentum_encoders.follow(self.encoders)
         teacher_logits = None
         if alpha > 0:
             with torch.no_grad():
-                teacher_logits = self.momentum_encoders.module(*inputs(batch))
-        loss = distilled_cross_entropy(logits, batch["labels"], teacher_logits, alpha)
-        self.log_train({"alpha": alpha, "accuracy": percent_right(logits, batch["labels"])})
+                teacher_logits = self.momentum_encoders.module(*images_and_texts(batch))
+        loss = distilled_cross_entropy(logits, labels, teacher_logits, alpha)
+        self.log_train({"alpha": alpha, "accuracy": percent_right(logits, labels)})
         return self.total_loss({"loss_cls": loss}, {}, batch["indices"])
 
+    def outcome(self, batch: ImageTextBatch) -> tuple[Tensor, Tensor]:
+        """Logits (B, C) and labels (B,)."""
+        return self.encoders(*images_and_texts(batch)), batch["labels"]
 
-def inputs(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    """Images (R, 3, S, S), ids and mask (B, L)."""
-    return batch["images"], batch["input_ids"], batch["attention_mask"]
-
-
-def percent_right(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of rows (B, C) whose largest logit is the label's, in percent."""
-    return 100 * (logits.detach().argmax(dim=1) == labels).float().mean()
+    def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
+        """(B, C) class probabilities; the batch needs `images` and the texts."""
+        return self.encoders(*images_and_texts(batch)).float().softmax(dim=1)

@@ -12,51 +12,76 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.albef.alignment import Alignment
-from methods.albef.training import Batch
 from shared.checkpoints.pretrained_text import load_hugging_face
 from shared.checkpoints.pretrained_vision import load_vision
 from shared.distributed import rank
 from shared.losses.image_text import matching_loss
 from shared.losses.language import IGNORED, MaskDraws, mask_tokens, masked_lm_loss
+from shared.nn.image_text import ImageTextEncoders
+from shared.tasks.image_text_contrast import ImageTextContrast
+from shared.tasks.image_text_matching import ImageTextMatching
+from shared.tasks.image_text_method import ImageTextBatch, ImageTextMethod
+from shared.tasks.image_text_retrieval import RetrievalEvaluation
+from shared.tasks.momentum_teacher import MomentumTeacher
 
 log = logging.getLogger(__name__)
 TEMPERATURES = (0.001, 0.5)
 
 
-class Pretraining(Alignment):
+class Pretraining(ImageTextMethod):
     """ITA + ITM + MLM, with equal weights.
 
     Args:
+        vision, text, embed_dim: see `ImageTextEncoders`.
+        queue_size, temperature: see `ImageTextContrast`.
+        hard_negatives, negatives: see `ImageTextMatching`; `negatives` is for both losses.
+        encoder_momentum, alpha, ramp: see `MomentumTeacher`.
+        evaluation: arguments of `RetrievalEvaluation`.
+        seed: masks and negatives are functions of (seed, step, rank).
         mlm_probability: share of tokens to be predicted. cls_id, mask_id: of the tokeniser.
         initial: `{vision, text}`, what training starts from: see `load_vision` and
             `load_hugging_face`; null for random weights.
         objectives: of "ita", "itm" and "mlm", those that count; all three but in ablations.
         identity: which pairs are negatives of one another: "pair", all, as the official code;
             "image", those of different images (captions of one image are then all positives).
-        sabotage: negative control: "misaligned" contrasts each image with another pair's text.
-        alignment: see `Alignment`.
+        frame: see `ImageTextMethod`.
     """
+
+    predicts = "embeddings"
 
     def __init__(
         self,
+        vision: dict[str, Any],
+        text: dict[str, Any],
+        embed_dim: int,
+        queue_size: int,
+        temperature: float,
+        hard_negatives: bool,
+        negatives: str,
+        encoder_momentum: float,
+        alpha: float,
+        ramp: bool,
+        evaluation: dict[str, Any],
+        seed: int,
         mlm_probability: float,
         cls_id: int,
         mask_id: int,
         initial: Mapping[str, str | None] | None = None,
         objectives: Sequence[str] = ("ita", "itm", "mlm"),
         identity: str = "pair",
-        sabotage: str | None = None,
-        **alignment: Any,
+        **frame: Any,
     ):
         if not objectives or set(objectives) - {"ita", "itm", "mlm"}:
             raise ValueError(f"objectives are of ita, itm and mlm, got {list(objectives)}")
         if identity not in ("pair", "image"):
             raise ValueError(f'identity must be "pair" or "image", got {identity!r}')
-        if sabotage not in (None, "misaligned"):
-            raise ValueError(f'sabotage must be null or "misaligned", got {sabotage!r}')
-        super().__init__(masked_lm=True, **alignment)
+        super().__init__(RetrievalEvaluation(**evaluation), **frame)
         self.save_hyperparameters()
+        self.encoders = ImageTextEncoders(vision, text, embed_dim, masked_lm=True)
+        self.momentum_encoders = MomentumTeacher(self.encoders, encoder_momentum, alpha, ramp)
+        width = self.encoders.text_encoder.width
+        self.matching = ImageTextMatching(width, hard_negatives, negatives)
+        self.contrast = ImageTextContrast(queue_size, embed_dim, temperature, negatives)
 
     def setup(self, stage: str) -> None:
         """Load the initial weights; those of a checkpoint, if one is continued, come after."""
@@ -71,44 +96,50 @@ class Pretraining(Alignment):
         if any(initial.values()):
             self.momentum_encoders.update(self.encoders, 0.0)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        p, alpha = self.hparams, self.distillation_weight(batch_idx)
-        images, (ids, mask) = batch["images"], self.texts(batch)
-        identities = self.identities(batch)
+    def training_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
+        objectives, alpha = (
+            self.hparams["objectives"],
+            self.momentum_encoders.weight(self, batch_idx),
+        )
+        images, identities = batch["images"], self.identities(batch)
+        text_encoder = self.encoders.text_encoder
+        ids, mask = self.matching.texts(batch, text_encoder.pad_id)
         with torch.no_grad():
-            self.temp.clamp_(*TEMPERATURES)
+            self.contrast.temp.clamp_(*TEMPERATURES)
         # Clean and masked texts pass the text layers together, and share the image's keys above.
         # Where nobody asks for the masked ones, the clean ones pass alone.
         masked_ids, labels = self.mask(ids)
         clean, both = (ids, mask), (torch.cat([ids, masked_ids]), torch.cat([mask, mask]))
-        fusing = set(p["objectives"]) != {"ita"}
+        fusing = set(objectives) != {"ita"}
 
         image_tokens, image = self.encoders.encode_image(images)
         tokens, features = self.encoders.encode_text(*(both if fusing else clean))
-        text = self.own_texts(features[: len(ids)])
+        text = self.contrasted_texts(features[: len(ids)])
 
-        self.update_momentum()
+        self.momentum_encoders.follow(self.encoders)
         teacher: Any = self.momentum_encoders.module
         with torch.no_grad():
             image_tokens_m, image_m = teacher.encode_image(images)
             distilling = fusing and alpha > 0
             tokens_m, features_m = teacher.encode_text(*(both if distilling else clean))
-            text_m = self.own_texts(features_m[: len(ids)])
+            text_m = self.contrasted_texts(features_m[: len(ids)])
 
-        targets = self.contrast_targets(identities, queued=p["identity"] == "image")
-        momentum_features = (image_m, text_m)
-        loss_ita, i2t, t2i = self.contrast((image, text), momentum_features, targets, alpha)
-        negatives = self.mine_negatives(i2t, t2i, identities)
-        self.enqueue(image_m, text_m, identities)
+        targets = self.contrast.targets(identities, queued=self.hparams["identity"] == "image")
+        loss_ita, i2t, t2i = self.contrast((image, text), (image_m, text_m), targets, alpha)
+        draws = self.step_draws("negatives", len(ids), 2)
+        negatives = self.matching.mine(i2t, t2i, self.contrast.positives(identities), draws)
+        self.contrast.enqueue(image_m, text_m, identities)
 
         losses = {"loss_ita": loss_ita}
-        self.log_train({"temperature": self.temp.detach(), "alpha": alpha})
+        self.log_train({"temperature": self.contrast.temp.detach(), "alpha": alpha})
         if not fusing:
             return self.total_loss(losses, {}, batch["indices"])
 
         text_tokens, masked_tokens = tokens.chunk(2)
-        matched, context = self.fuse(image_tokens, text_tokens, mask, negatives)
-        predicted = self.encoders.text_encoder.fuse(masked_tokens, mask, context)
+        matched, context = self.matching.fuse(
+            text_encoder, image_tokens, text_tokens, mask, negatives
+        )
+        predicted = text_encoder.fuse(masked_tokens, mask, context)
         selected = labels != IGNORED
         words_m = None
         if distilling:
@@ -118,18 +149,18 @@ class Pretraining(Alignment):
                 words_m = teacher.predict_words(hidden_m[selected])
         words = self.encoders.predict_words(predicted[selected])
 
-        losses["loss_itm"] = matching_loss(self.itm_head(matched), len(ids))
+        losses["loss_itm"] = matching_loss(self.matching.head(matched), len(ids))
         losses["loss_mlm"] = masked_lm_loss(words, labels[selected], words_m, alpha)
         # What is no objective still gets a gradient, of 0: no parameter is left out under DDP.
-        weights = {name: float(name[5:] in p["objectives"]) for name in losses}
+        weights = {name: float(name[5:] in objectives) for name in losses}
         return self.total_loss(losses, weights, batch["indices"])
 
-    def own_texts(self, features: Tensor) -> Tensor:
-        """(B, E) text features as the contrast pairs them with images: those of another pair, if
-        the method is sabotaged."""
-        return features.roll(1, dims=0) if self.hparams["sabotage"] == "misaligned" else features
+    def contrasted_texts(self, features: Tensor) -> Tensor:
+        """The text features (B, E) that the contrast pairs with the batch's images, in order; a
+        hook for controls."""
+        return features
 
-    def identities(self, batch: Batch) -> Tensor:
+    def identities(self, batch: ImageTextBatch) -> Tensor:
         """(B,) integers, equal for pairs that are no negatives of one another."""
         if self.hparams["identity"] == "image":
             return batch["image_ids"]
@@ -143,3 +174,7 @@ class Pretraining(Alignment):
         draws = MaskDraws.from_uniforms(uniforms, vocabulary, p["mlm_probability"])
         pad_id = self.encoders.text_encoder.pad_id
         return mask_tokens(ids, draws, pad_id, p["cls_id"], p["mask_id"])
+
+    def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
+        """Image features (B, E) of unit norm."""
+        return self.encoders.encode_image(batch["images"])[1]

@@ -2,7 +2,7 @@
 
 Three kinds of files exist: pre-training (`text_encoder.bert.*`), the fine-tuned models of each
 task, and NLVR2's text assignment. What an official script renames when it starts from another kind
-of file, `rename` renames; then one table per module maps every key.
+of file, the functions `*_names` rename; then one table per module maps every key.
 Source: salesforce/ALBEF@b9727e4 `Pretrain.py`, `Retrieval.py`, `VQA.py`, `Pretrain_nlvr.py`,
 `NLVR.py`, `VE.py`, `Grounding.py`.
 """
@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from methods.albef.classification import PairNetwork
 from methods.albef.module import Pretraining
-from methods.albef.nlvr import NLVR, TextAssignment
+from methods.albef.text_assignment import TextAssignment
 from methods.albef.vqa import VQA
 from shared.checkpoints.official import (
     SCALAR,
@@ -25,13 +26,13 @@ from shared.checkpoints.official import (
     KeyReport,
     KeyTable,
     Rule,
+    convert_official,
     export_official,
     import_official,
 )
 from shared.checkpoints.pretrained_text import POSITION_IDS, bert_rules, word_head_rules
 from shared.checkpoints.pretrained_vision import POSITIONS
 from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
-from shared.nn.momentum import MomentumEncoder
 from shared.training.method import Method
 
 KINDS = {
@@ -39,8 +40,22 @@ KINDS = {
     "assignment": "text assignment",
     "retrieval": "retrieval or grounding",
 }
+OPTIONAL = (  # parts that not every task has
+    r"itm_head|ta_head|vision_proj(_m)?|text_proj(_m)?|text_encoder(_m)?\.cls|temp|"
+    r"\w+_queue|queue_ptr|tenfold"
+)
 QUEUES = ("image_queue", "text_queue", "queue_ptr", "idx_queue", "tenfold/{rest}")
 UNUSED = "no part of this task's model"
+TIED = "tied to another tensor of the file"
+RANDOM = {"contrast.queue.{rest}": "starts with random directions"}
+UNKEPT = {
+    "contrast.queue.idx": "no identities there: what is queued is a negative",
+    "contrast.queue.written": "not kept by the official code",
+}
+NEW_HEAD = {
+    "encoders.classifier.{rest}": "a new head",
+    "momentum_encoders.module.classifier.{rest}": "a copy of the new head",
+}
 IDENTITIES = Conversion(
     lambda value, _: value.t().float(), lambda value, _: value.t().long().contiguous()
 )
@@ -75,9 +90,8 @@ def export(module: Method) -> dict[str, Any]:
         if key.endswith("cls.predictions.bias"):
             body, head = key.removesuffix("cls.predictions.bias"), key.removesuffix("bias")
             exported[f"{head}decoder.bias"] = exported[key]
-            exported[f"{head}decoder.weight"] = exported[
-                f"{body}bert.embeddings.word_embeddings.weight"
-            ]
+            words = f"{body}bert.embeddings.word_embeddings.weight"
+            exported[f"{head}decoder.weight"] = exported[words]
         if key.endswith("embeddings.position_embeddings.weight"):
             constant = key.replace("position_embeddings.weight", "position_ids")
             exported[constant] = torch.arange(len(exported[key]))[None]
@@ -116,13 +130,15 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
         raise CheckpointError(f"{path} is no file of {KINDS[kind]}; {what}")
     state = renamed(state, module)
     table = key_table(module, state)
-    dropped = {**left_over(module), **table.dropped}
-    fresh = {
-        **table.fresh,
-        "encoders.classifier.{rest}": "a new head",
-        "momentum_encoders.module.classifier.{rest}": "a copy of the new head",
-    }
-    return _fill(module, state, KeyTable(table.rules, dropped, fresh))
+    return _fill(
+        module,
+        state,
+        KeyTable(
+            table.rules,
+            {**table.dropped, **left_over(module, state, table)},
+            {**table.fresh, **NEW_HEAD},
+        ),
+    )
 
 
 def official_state(source: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,12 +156,18 @@ def kind_of(state: Mapping[str, Any]) -> str | None:
 
 
 def _fill(module: Method, state: Mapping[str, Any], table: KeyTable) -> KeyReport:
+    encoders: Any = module.encoders
+    teacher: Any = getattr(module, "momentum_encoders", None)
     report = import_official(state, table, module)
-    if not any(_is_momentum(key) for key in state):
-        copy_to_momentum(module)
+    if teacher is not None and not _has_momentum(state):
+        teacher.module.load_state_dict(encoders.state_dict())
     if isinstance(module, Pretraining):
         module.hparams["initial"] = None  # they would replace what is loaded now
     return report
+
+
+def _has_momentum(state: Mapping[str, Any]) -> bool:
+    return any(key.split(".")[0].endswith("_m") for key in state)
 
 
 # --- what the official scripts rename ---
@@ -159,18 +181,13 @@ def joint_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def question_answering_names(state: Mapping[str, Tensor], fusion_layer: int) -> dict[str, Tensor]:
     """Pre-training -> VQA: as `joint_names`, and the upper half of the text encoder with embeddings
     and word prediction becomes the answer decoder."""
-    names: dict[str, Tensor] = {}
+    names = {key: value for key, value in joint_names(state).items() if ".cls." not in key}
     for key, value in state.items():
-        if not key.startswith(("text_encoder.", "text_encoder_m.")):
-            names[key] = value
+        number = _layer(key)
+        if not key.startswith("text_encoder") or (number is not None and number < fusion_layer):
             continue
-        if ".cls." not in key:
-            names[key.replace("bert.", "")] = value
-        if layer := re.search(r"\.layer\.(\d+)\.", key):
-            number = int(layer[1]) - fusion_layer
-            if number < 0:
-                continue
-            key = key.replace(layer[0], f".layer.{number}.")
+        if number is not None:
+            key = _with_layer(key, number - fusion_layer)
         names[key.replace("text_encoder", "text_decoder")] = value
     return names
 
@@ -179,14 +196,22 @@ def paired_names(state: Mapping[str, Tensor], fusion_layer: int) -> dict[str, Te
     """Pre-training -> text assignment: as `joint_names`, and each fusion layer becomes two."""
     names: dict[str, Tensor] = {}
     for key, value in joint_names(state).items():
-        layer = re.search(r"\.layer\.(\d+)\.", key)
-        if layer and int(layer[1]) >= fusion_layer:
-            first = 2 * int(layer[1]) - fusion_layer
-            for number in (first, first + 1):
-                names[key.replace(layer[0], f".layer.{number}.")] = value
-        else:
+        number = _layer(key)
+        if number is None or number < fusion_layer:
             names[key] = value
+        else:
+            first = 2 * number - fusion_layer
+            names |= dict.fromkeys((_with_layer(key, n) for n in (first, first + 1)), value)
     return names
+
+
+def _layer(key: str) -> int | None:
+    layer = re.search(r"\.layer\.(\d+)\.", key)
+    return int(layer[1]) if layer else None
+
+
+def _with_layer(key: str, number: int) -> str:
+    return re.sub(r"\.layer\.\d+\.", f".layer.{number}.", key)
 
 
 def renamed(state: Mapping[str, Tensor], module: Method) -> dict[str, Tensor]:
@@ -196,33 +221,20 @@ def renamed(state: Mapping[str, Tensor], module: Method) -> dict[str, Tensor]:
     encoders: Any = module.encoders
     if isinstance(module, VQA):
         return question_answering_names(state, encoders.text_encoder.fusion_layer)
-    if isinstance(module, NLVR | TextAssignment):
+    if isinstance(encoders, PairNetwork):
         return paired_names(state, encoders.text_encoder.fusion_layer)
     return joint_names(state)
 
 
-def left_over(module: Method) -> dict[str, str]:
-    """Key patterns of what `module` may start from that it has no use for."""
-    encoders = module.encoders
-    parts = {
-        "itm_head": hasattr(module, "itm_head"),
-        "vision_proj": hasattr(encoders, "vision_proj"),
-        "text_proj": hasattr(encoders, "text_proj"),
-        "text_encoder.cls": isinstance(module, Pretraining),
-        "ta_head": isinstance(module, TextAssignment),
-    }
-    dropped = {f"{part}.{{rest}}": UNUSED for part, used in parts.items() if not used}
-    momentum = hasattr(module, "momentum_encoders")
-    for part in ("visual_encoder", "vision_proj", "text_encoder", "text_encoder.cls", "text_proj"):
-        if not momentum or not parts.get(part, True):
-            name, _, rest = part.partition(".")
-            dropped[f"{name}_m.{rest + '.' if rest else ''}{{rest}}"] = UNUSED
-    if hasattr(module, "queue"):
-        identities = "identities of another task's images"
-        dropped |= dict.fromkeys(("idx_queue", "tenfold/queue.idx"), identities)
-    else:
-        dropped |= dict.fromkeys(("temp", *QUEUES), UNUSED)
-    return dropped
+def left_over(module: Method, state: Mapping[str, Any], table: KeyTable) -> dict[str, str]:
+    """Keys of another task's file that `module` has no use for, and images' identities there."""
+    parts = OPTIONAL if hasattr(module, "momentum_encoders") else rf"{OPTIONAL}|\w+_m"
+    _, report = convert_official(state, table, module.state_dict())
+    names = [key.split()[0] for key in report.unexpected]
+    unused = [name for name in names if re.match(rf"({parts})\b", name)]
+    identities = ["idx_queue", "tenfold/contrast.queue.idx"] if hasattr(module, "contrast") else []
+    foreign = "identities of another task's images"
+    return dict.fromkeys(unused, UNUSED) | dict.fromkeys(identities, foreign)
 
 
 # --- which key is which ---
@@ -230,11 +242,11 @@ def left_over(module: Method) -> dict[str, str]:
 
 def key_table(module: Method, state: Mapping[str, Any]) -> KeyTable:
     """The table for `module`; `state` is that of the file, which may lack parts."""
-    rules = [*_encoder_rules(module, "", "encoders.")]
-    rules += _encoder_rules(module, "_m", "momentum_encoders.module.")
-    rules += [
-        Rule("temp", "temp"),
-        Rule("itm_head.{rest}", "itm_head.{rest}"),
+    rules = [
+        *_encoder_rules(module, "", "encoders."),
+        *_encoder_rules(module, "_m", "momentum_encoders.module."),
+        Rule("temp", "contrast.temp"),
+        Rule("itm_head.{rest}", "matching.head.{rest}"),
         Rule("ta_head.{rest}", "encoders.classifier.{rest}"),
     ]
     dropped: dict[str, str] = {
@@ -244,47 +256,32 @@ def key_table(module: Method, state: Mapping[str, Any]) -> KeyTable:
         for rest, why in (
             ("embeddings.position_ids", POSITION_IDS),
             ("bert.embeddings.position_ids", POSITION_IDS),
-            ("cls.predictions.decoder.{key}", "tied to another tensor of the file"),
+            ("cls.predictions.decoder.{key}", TIED),
         )
     }
+    fresh: dict[str, str] = {}
     if isinstance(module, TextAssignment):
         dropped |= dict.fromkeys(("temp", "text_proj.{rest}"), "unused by the official model")
-    fresh: dict[str, str] = {}
-    if not any(_is_momentum(key) for key in state):
+    if not _has_momentum(state):
         fresh["momentum_encoders.{rest}"] = "copied from the encoders"
-    if hasattr(module, "queue"):
-        queue = _queue_table(module, state)
-        rules += queue.rules
-        dropped.update(queue.dropped)
-        fresh.update(queue.fresh)
-    return KeyTable(rules, dropped, fresh)
-
-
-def _queue_table(module: Method, state: Mapping[str, Any]) -> KeyTable:
-    """The part of the table about queues, all of which a file may lack."""
-    size = len(module.queue)  # type: ignore[arg-type]
-    if state and not any(name in state for name in QUEUES):
-        return KeyTable([], {}, {"queue.{rest}": "starts with random directions"})
+    if not hasattr(module, "contrast"):
+        return KeyTable(rules, dropped, fresh)
+    size: Any = len(module.contrast.queue)  # type: ignore[union-attr, arg-type]
     theirs = state.get("image_queue")
-    length = theirs.shape[-1] if isinstance(theirs, Tensor) and theirs.ndim == 2 else None
-    if length is not None and length != size:
+    length = theirs.shape[-1] if isinstance(theirs, Tensor) and theirs.ndim == 2 else size
+    if length != size or (state and not any(name in state for name in QUEUES)):
         reason = f"a queue of {length} pairs, but queue_size={size}"
-        fresh = {"queue.{rest}": "starts with random directions"}
-        return KeyTable([], dict.fromkeys(QUEUES, reason), fresh)
+        return KeyTable(rules, dropped | dict.fromkeys(QUEUES, reason), fresh | RANDOM)
     # The official pre-training keeps no identities.
-    identities = "tenfold/queue.idx" if isinstance(module, Pretraining) else "idx_queue"
-    rules = [
-        Rule("image_queue", "queue.features", TRANSPOSED),
-        Rule("text_queue", "queue.text", TRANSPOSED),
-        Rule("queue_ptr", "queue.pointer", SCALAR),
-        Rule(identities, "queue.idx", IDENTITIES),
-        Rule("tenfold/queue.written", "queue.written"),
+    identities = "tenfold/contrast.queue.idx" if isinstance(module, Pretraining) else "idx_queue"
+    rules += [
+        Rule("image_queue", "contrast.queue.features", TRANSPOSED),
+        Rule("text_queue", "contrast.queue.text", TRANSPOSED),
+        Rule("queue_ptr", "contrast.queue.pointer", SCALAR),
+        Rule(identities, "contrast.queue.idx", IDENTITIES),
+        Rule("tenfold/contrast.queue.written", "contrast.queue.written"),
     ]
-    fresh = {
-        "queue.idx": "no identities there: what is queued is a negative",
-        "queue.written": "not kept by the official code",
-    }
-    return KeyTable(rules, {}, fresh)
+    return KeyTable(rules, dropped, fresh | UNKEPT)
 
 
 def _encoder_rules(module: Method, copy: str, ours: str) -> list[Rule]:
@@ -293,9 +290,10 @@ def _encoder_rules(module: Method, copy: str, ours: str) -> list[Rule]:
     writer = "text_decoder" if isinstance(module, VQA) else "text_encoder"
     rules = [
         Rule(f"visual_encoder{copy}.pos_embed", f"{ours}visual_encoder.pos_embed", POSITIONS),
-        Rule(f"visual_encoder{copy}.{{rest}}", f"{ours}visual_encoder.{{rest}}"),
-        Rule(f"vision_proj{copy}.{{rest}}", f"{ours}vision_proj.{{rest}}"),
-        Rule(f"text_proj{copy}.{{rest}}", f"{ours}text_proj.{{rest}}"),
+        *(
+            Rule(f"{part}{copy}.{{rest}}", f"{ours}{part}.{{rest}}")
+            for part in ("visual_encoder", "vision_proj", "text_proj")
+        ),
         *word_head_rules(f"{writer}{copy}.cls.", f"{ours}word_head."),
         *bert_rules(f"text_decoder{copy}.bert.", f"{ours}text_decoder."),
         *bert_rules(f"text_encoder{copy}.{body}", f"{ours}text_encoder."),
@@ -303,15 +301,3 @@ def _encoder_rules(module: Method, copy: str, ours: str) -> list[Rule]:
     if not isinstance(module, TextAssignment):
         rules.append(Rule(f"cls_head{copy}.{{rest}}", f"{ours}classifier.{{rest}}"))
     return rules
-
-
-def copy_to_momentum(module: Method) -> None:
-    """Let the momentum copy, if there is one, start from the encoders as they are now."""
-    encoders: Any = module.encoders
-    copy = getattr(module, "momentum_encoders", None)
-    if isinstance(copy, MomentumEncoder):
-        copy.module.load_state_dict(encoders.state_dict())
-
-
-def _is_momentum(key: str) -> bool:
-    return key.split(".")[0].endswith("_m")

@@ -16,35 +16,22 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 from torch.nn import functional as F
 
+from shared.nn.image_text import ImageTextEncoders
 from shared.nn.text_transformer import TextTransformer, recorded
 from shared.nn.vision_transformer import VisionTransformer, recorded_block
 
 
-class ImageTextEncoders(Protocol):
-    """The two encoders of an image-text model; features are of unit norm."""
-
-    visual_encoder: VisionTransformer
-    text_encoder: TextTransformer
-
-    def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]: ...
-
-    def encode_text(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]: ...
-
-
 class ImageTextModel(Protocol):
-    """A model that compares images with texts, and judges whether a pair belongs together."""
+    """A model that compares images with texts, and judges whether a pair belongs together.
 
-    @property
-    def encoders(self) -> Any:
-        """An `ImageTextEncoders`."""
-        ...
+    `encoders` are `ImageTextEncoders`; `contrast.temp` is the temperature of similarities;
+    `matching.logits(text_encoder, image_tokens, text_tokens, mask)` judges r consecutive texts for
+    each of R images: (r R, 2).
+    """
 
-    @property
-    def temp(self) -> Tensor:
-        """The temperature that similarities are divided by."""
-        ...
-
-    def match_logits(self, image_tokens: Tensor, text_tokens: Tensor, mask: Tensor) -> Tensor: ...
+    encoders: Any
+    contrast: Any
+    matching: Any
 
 
 class Saliency(NamedTuple):
@@ -134,7 +121,7 @@ def match_saliency(
         # So the map is part of a graph even if all parameters are frozen.
         image_tokens = usable(image_tokens).detach().requires_grad_()
         with recorded(attention):
-            logits = model.match_logits(image_tokens, text_tokens, mask)
+            logits = model.matching.logits(encoders.text_encoder, image_tokens, text_tokens, mask)
             found = attention.map
             (gradient,) = torch.autograd.grad(logits[:, 1].sum(), found)
     return Saliency(found.detach(), gradient, logits.detach())
@@ -160,7 +147,7 @@ def contrast_saliency(
             text = encoders.encode_text(usable(ids), usable(mask))[1]
         with recorded_block(encoders.visual_encoder, block) as maps:
             image = encoders.encode_image(images)[1]
-            scores = (image * text).sum(dim=1) / model.temp
+            scores = (image * text).sum(dim=1) / model.contrast.temp
             (gradient,) = torch.autograd.grad(scores.sum(), maps[0])
     return Saliency(maps[0].detach()[:, :, :1], gradient[:, :, :1], scores.detach())
 

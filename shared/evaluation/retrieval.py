@@ -78,37 +78,26 @@ def recalls(i2t: Tensor, t2i: Tensor, text_image: Tensor) -> dict[str, float]:
 # --- candidates ---
 
 
-class Candidates(NamedTuple):
-    """Pairs that are worth the matcher's time, both (N, T) boolean.
-
-    i2t: the k texts of each image. t2i: the k images of each text (k in each column).
-    """
-
-    i2t: Tensor
-    t2i: Tensor
-
-
-def candidates(similarity: Tensor, k: int | Literal["all"]) -> Candidates:
-    """The k most similar texts of each image and images of each text; "all" takes every pair.
+def candidates(similarity: Tensor, k: int | Literal["all"]) -> tuple[Tensor, Tensor]:
+    """Pairs that are worth the matcher's time, (N, T) boolean: the k most similar texts of each
+    image, and the k most similar images of each text; "all" takes every pair.
 
     Args: similarity (N, T), of unit-norm features.
 
     Raises:
         ValueError: k exceeds the number of texts or of images.
     """
+    nothing = torch.zeros_like(similarity, dtype=torch.bool)
     if k == "all":
-        every = torch.ones_like(similarity, dtype=torch.bool)
-        return Candidates(every, every)
+        return ~nothing, ~nothing
     images, texts = similarity.shape
     if not 1 <= k <= min(images, texts):
         raise ValueError(
             f"k_test={k} candidates cannot be taken from {texts} texts and {images} images: choose "
             f"k_test from 1 to {min(images, texts)}, or k_test=all to score every pair"
         )
-    nothing = torch.zeros_like(similarity, dtype=torch.bool)
-    return Candidates(
-        *(nothing.scatter(dim, similarity.topk(k, dim=dim).indices, True) for dim in (1, 0))
-    )
+    texts_of_image = nothing.scatter(1, similarity.topk(k, dim=1).indices, True)
+    return texts_of_image, nothing.scatter(0, similarity.topk(k, dim=0).indices, True)
 
 
 # --- what an evaluation collects ---
@@ -384,7 +373,7 @@ def rerank(
         ValueError: k exceeds the number of texts or of images.
     """
     chosen = candidates(similarity, k)
-    scores = score(chosen.i2t | chosen.t2i)
+    scores = score(chosen[0] | chosen[1])
     if add_similarity:
         scores = scores + similarity
     i2t, t2i = (scores.masked_fill(~there, NOT_SCORED) for there in chosen)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from shared.losses.contrastive import soft_target_nce
+
 
 def soften(targets: Tensor, teacher_logits: Tensor, alpha: float) -> Tensor:
     """alpha softmax(teacher) + (1 - alpha) targets, (B, R): those of momentum distillation."""
@@ -57,3 +59,17 @@ def matching_loss(logits: Tensor, pairs: int) -> Tensor:
     labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
     labels[:pairs] = 1
     return F.cross_entropy(logits.float(), labels)
+
+
+def distilled_cross_entropy(
+    logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None, alpha: float = 0.0
+) -> Tensor:
+    """Mean of (1 - alpha) cross-entropy with the labels + alpha that with the teacher's softmax.
+
+    Args: logits and teacher_logits (B, classes), labels (B,). Without a teacher alpha has no
+    effect. No gradient reaches the teacher. Source: docs/papers/albef.md, section 3.9.
+    """
+    targets = F.one_hot(labels, logits.shape[1]).float()
+    if teacher_logits is not None:
+        targets = soften(targets, teacher_logits.detach(), alpha)
+    return soft_target_nce(logits, targets)

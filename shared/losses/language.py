@@ -1,4 +1,4 @@
-"""Masked language modelling, with soft targets of a momentum model.
+"""Prediction of masked words and of answers, with soft targets of a momentum model.
 
 Shapes: B texts, L tokens, V words, S selected positions of the whole batch.
 """
@@ -42,6 +42,24 @@ def mask_tokens(
     replaced = selected & draws.replaced
     random = selected & ~draws.replaced & draws.random
     return torch.where(random, draws.words, ids.masked_fill(replaced, mask_id)), labels
+
+
+def token_losses(
+    logits: Tensor, targets: Tensor, teacher_logits: Tensor | None = None, alpha: float = 0.0
+) -> Tensor:
+    """(S,) losses: (1 - alpha) cross-entropy + alpha distillation. Logits (S, V), targets (S,)."""
+    log_probs = logits.float().log_softmax(dim=-1)
+    losses = F.nll_loss(log_probs, targets, reduction="none")
+    if teacher_logits is None:
+        return losses
+    teacher = teacher_logits.detach().float().softmax(dim=-1)
+    return (1 - alpha) * losses - alpha * (teacher * log_probs).sum(dim=-1)
+
+
+def text_sums(values: Tensor, mask: Tensor) -> Tensor:
+    """(B,) sums of the values (S,) of each text's tokens; mask (B, L) of those that have one."""
+    rows = mask.bool().nonzero()[:, 0]
+    return values.new_zeros(len(mask)).index_add(0, rows, values)
 
 
 def masked_lm_loss(

@@ -45,7 +45,7 @@ class EncodedTexts(NamedTuple):
 
 def reads_texts(module: object) -> bool:
     """Whether a module is an `ImageTextModel`."""
-    return hasattr(module, "match_logits") and hasattr(module, "encoders")
+    return hasattr(module, "matching") and hasattr(module, "encoders")
 
 
 def predict_texts(
@@ -124,9 +124,9 @@ def match_probabilities(
     for tokens, mask in zip(
         *(part.split(max(1, pairs // images)) for part in (texts.tokens, texts.mask)), strict=True
     ):
-        logits = model.match_logits(
-            image_tokens, tokens.repeat(images, 1, 1), mask.repeat(images, 1)
-        )
+        pairs_of_images = tokens.repeat(images, 1, 1), mask.repeat(images, 1)
+        text_encoder = model.encoders.text_encoder
+        logits = model.matching.logits(text_encoder, image_tokens, *pairs_of_images)
         parts.append(logits.float().softmax(dim=1)[:, 1].view(images, len(mask)))
     return torch.cat(parts, dim=1)
 

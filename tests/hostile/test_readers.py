@@ -35,9 +35,8 @@ from methods.mopro.data import WebData
 from shared.checkpoints.reading import CheckpointError
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.fetching import _check_content
-from shared.data.image_text.annotations import read_entries
-from shared.data.image_text.entailment import EntailmentData
-from shared.data.image_text.nlvr import NLVRData
+from shared.data.image_text.annotations import read_annotations
+from shared.data.image_text.labelled_sentences import EntailmentData, NLVRData
 from shared.data.image_text.pairs import PairData
 from shared.data.image_text.referring import References, ReferringData
 from shared.data.image_text.shards import ShardSamples
@@ -471,7 +470,7 @@ READERS = [
         )
     ),
     Reader("MoPro's truth", web("truth.json"), truth),
-    Reader("annotations by line", jsonl, lambda f: read_entries(f / "a.jsonl", {"image": str})),
+    Reader("annotations by line", jsonl, lambda f: read_annotations(f / "a.jsonl", {"image": str})),
     *(
         Reader(f"{title} {name}", made_pairs(name), reading)
         for title, reading, names in (
@@ -807,7 +806,7 @@ BY_READER: dict[
         ("an index of other places", lying_index(text=512, text_size=4), "delete it"),
     ],
     circle_count: [("links in circles", circles, None)],
-    lambda f: read_entries(f / "a.json"): [
+    lambda f: read_annotations(f / "a.json"): [
         (
             "a deep entry",
             lambda f: text(f / "a.json", "[" + '{"a":' * 400 + "1" + "}" * 400 + "]"),

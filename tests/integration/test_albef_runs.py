@@ -2,18 +2,16 @@
 from scratch and from the weights that each task starts from."""
 
 import csv
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 
 from shared import run as entry
 from shared.checkpoints.reading import CheckpointError
-from tests.conformance.conftest import assert_same, compose_experiment, seen_fit
+from tests.conformance.conftest import compose_experiment
 
 RETRIEVAL = {f"{side}_r{k}" for side in ("txt", "img", "itc_txt", "itc_img") for k in (1, 5, 10)}
 TASKS = {
@@ -86,15 +84,6 @@ def test_two_steps(task: str, data_root: Path, tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in state.values() if value.is_floating_point())
 
 
-def test_answers_for_the_server(data_root: Path, tmp_path: Path) -> None:
-    run("vqa", tmp_path, data_root)
-    questions = json.loads((data_root / "synthetic-pairs" / "vqa_test.json").read_text())
-    choice = json.loads((data_root / "synthetic-pairs" / "answer_list.json").read_text())
-    results = json.loads((tmp_path / "vqa_result.json").read_text())
-    assert [row["question_id"] for row in results] == [row["question_id"] for row in questions]
-    assert {row["answer"] for row in results} <= set(choice)
-
-
 @pytest.mark.parametrize("task", TASKS)
 def test_starts_from_pretraining(
     task: str, pretrained: Path, data_root: Path, tmp_path: Path
@@ -142,26 +131,3 @@ def test_a_start_from_the_wrong_task_is_refused(
     with pytest.raises(CheckpointError, match=r"warm_start\.kind=pretrained"):
         run("nlvr", tmp_path, data_root, *start)
     assert not checkpoint(tmp_path).exists()
-
-
-class Kill(pl.Callback):
-    """Ends a run before its second step."""
-
-    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == 1:
-            raise KeyError("killed")
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    task: str, data_root: Path, tmp_path: Path
-) -> None:
-    run(task, tmp_path / "whole", data_root)
-    with (
-        pytest.raises(KeyError, match="killed"),
-        seen_fit(lambda trainer, _: trainer.callbacks.append(Kill())),
-    ):
-        run(task, tmp_path / "killed", data_root)
-    run(task, tmp_path / "killed", data_root)
-    whole, killed = (weights(checkpoint(tmp_path / name)) for name in ("whole", "killed"))
-    assert_same(killed, whole)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-import methods.albef.evaluation as evaluation_module
+import shared.tasks.image_text_retrieval as evaluation_module
 from methods.albef.retrieval import Retrieval
 from shared.data.loading.loader import EvaluationLoader
 from shared.evaluation.retrieval import Collector, gather_rows

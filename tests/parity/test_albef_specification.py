@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from methods.albef.nlvr import NLVR
+from methods.albef.classification import Classification
 from methods.albef.vqa import VQA
 from shared.evaluation.attention_maps import Saliency
 from shared.evaluation.grounding import box_scores
@@ -52,7 +52,9 @@ def test_answers_do_not_depend_on_the_padding_of_questions() -> None:
 
 
 def test_twins_of_nlvr2_train_one_projection_of_keys_and_values() -> None:
-    network = NLVR(VISION, {**TEXT, "num_layers": 6}, **FRAME).encoders.text_encoder
+    text = {**TEXT, "num_layers": 6}
+    module: Any = Classification(VISION, text, 2, ["false", "true"], **FRAME)
+    network = module.encoders.text_encoder
     first, second = network.fusion_layers[:2]
     for name in ("key", "value"):
         shared = getattr(first.cross_attention, name)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from methods.albef import alignment
 from methods.albef.module import Pretraining
 from methods.albef.retrieval import Retrieval
+from shared.tasks import image_text_matching
 
 from .recording import recording
 from .two_processes import (
@@ -124,7 +124,8 @@ def run(form: str, rank: int | None, **options: Any) -> Values:
     record, module = RecordAlignment(), build(form)
     # AdamW would blow up the rounding noise of gradients that are analytically zero (key biases).
     module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), 0.1)
-    with recording((alignment, "negative_weights"), (alignment, "draw_negatives")) as calls:
+    watched = [(image_text_matching, name) for name in ("negative_weights", "draw_negatives")]
+    with recording(*watched) as calls:
         values = fit(module, record, DataLoader(batches(rank), batch_size=None), options)
     for name in ("negative_weights", "draw_negatives"):
         for number, call in enumerate(calls[name]):
@@ -162,12 +163,12 @@ def test_two_processes_equal_one(form: str, two_processes: Path) -> None:
 def test_queues_hold_the_pairs_of_both_ranks(two_processes: Path) -> None:
     first, second = ranks(two_processes, "local")
     whole = run("local", None, devices=1)
-    queue = [name for name in whole if name.startswith("queue.")]
-    assert {"queue.features", "queue.text", "queue.idx", "queue.pointer"} <= set(queue)
+    queue = [name for name in whole if name.startswith("contrast.queue.")]
+    assert {f"contrast.queue.{n}" for n in ("features", "text", "idx", "pointer")} <= set(queue)
     for name in queue:
         assert torch.equal(first[name], second[name]), name
     # Before the second step both runs have the same weights: the first batch's rows agree.
-    for name in ("queue.features", "queue.text", "queue.idx"):
+    for name in ("contrast.queue.features", "contrast.queue.text", "contrast.queue.idx"):
         torch.testing.assert_close(first[name][:PAIRS], whole[name][:PAIRS], atol=2e-2, rtol=0.1)
     assert first["rows.negative_weights0"].shape == (PAIRS // WORLD, PAIRS // WORLD)
-    assert torch.equal(first["queue.pointer"], whole["queue.pointer"])
+    assert torch.equal(first["contrast.queue.pointer"], whole["contrast.queue.pointer"])

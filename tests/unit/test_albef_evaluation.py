@@ -1,4 +1,4 @@
-"""ALBEF's evaluation on a tiny model: the official rows, hard negatives, half precision."""
+"""Retrieval's evaluation on a tiny model: the official rows, hard negatives, half precision."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -8,45 +8,19 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from methods.albef.evaluation import RetrievalEvaluation
 from methods.albef.retrieval import Retrieval
 from shared.data.image_text.pairs import ImageTextData
-from shared.evaluation.retrieval import NOT_SCORED, Gallery, recalls
+from shared.evaluation.retrieval import NOT_SCORED, recalls
+from shared.tasks.image_text_retrieval import RetrievalEvaluation
+from tests.unit.albef_toy import TEXT, retrieval
 
 IMAGES, WORDS, LONGEST = 13, 40, 9
 COUNTS = [1 + entry % 3 for entry in range(IMAGES)]  # texts of each image
 
 
-def tiny(**changes: Any) -> Retrieval:
-    torch.manual_seed(3)
-    module = Retrieval(
-        vision={"image_size": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2},
-        text={
-            "vocab_size": WORDS,
-            "hidden_size": 16,
-            "num_layers": 4,
-            "num_heads": 2,
-            "intermediate_size": 32,
-            "max_positions": LONGEST,
-            "cross_attention_from": 2,
-        },
-        embed_dim=8,
-        queue_size=4,
-        temperature=0.07,
-        hard_negatives=True,
-        negatives="local",
-        evaluation=changes,
-        seed=0,
-        encoder_momentum=0.9,
-        alpha=0.4,
-        ramp=False,
-        lr=1e-3,
-        min_lr=1e-3,
-        warmup_lr=1e-3,
-        warmup_blocks=0,
-        epochs=1,
-        weight_decay=0.0,
-    )
+def tiny(**evaluation: Any) -> Retrieval:
+    text = {"vocab_size": WORDS, "num_layers": 4, "cross_attention_from": 2}
+    module = retrieval(text=TEXT | text, evaluation=evaluation)
     with torch.no_grad():  # as after training: pairs differ clearly
         for name, p in module.named_parameters():
             if p.ndim > 1 and "embed" not in name:
@@ -88,7 +62,7 @@ def evaluate(
 ) -> dict[str, float]:
     for batch in batches(entries, **of_batch):
         module.validation_step(batch, 0)
-    return module.retrieval.metrics(module)
+    return module.evaluation.metrics(module, testing=False)
 
 
 @torch.no_grad()
@@ -100,7 +74,9 @@ def every_logit(module: Retrieval) -> tuple[Tensor, Tensor]:
     rows = [
         torch.cat(
             [
-                module.match_logits(tokens[i : i + 1], hidden[t : t + 1], mask[None])
+                module.matching.logits(
+                    module.encoders.text_encoder, tokens[i : i + 1], hidden[t : t + 1], mask[None]
+                )
                 for t, mask in enumerate(s["attention_mask"])
             ]
         )
@@ -142,24 +118,6 @@ def test_metrics_are_those_of_the_official_rows(k: int | str, score: str) -> Non
     assert len({expected["txt_r1"], expected["txt_r5"], expected["img_r1"]}) > 1
 
 
-def test_scores_are_the_logits_of_match() -> None:
-    module = tiny(k_test=3)
-    logits, similarity = every_logit(module)
-    seen: list[tuple[Tensor, Tensor]] = []
-    scores = module.retrieval.scores
-
-    def kept(module: Retrieval, gallery: Gallery) -> tuple[Tensor, Tensor]:
-        seen.append(scores(module, gallery))
-        return seen[-1]
-
-    module.retrieval.scores = kept  # type: ignore[method-assign]
-    evaluate(module)
-    for found, expected in zip(
-        seen[0], official_scores(logits[..., 1], similarity, 3, False), strict=True
-    ):
-        torch.testing.assert_close(found, expected)
-
-
 @pytest.mark.parametrize("rerank", [False, "test"])
 def test_without_matching_there_is_similarity_only(rerank: bool | str) -> None:
     module = tiny(k_test=3, rerank=rerank)
@@ -168,7 +126,7 @@ def test_without_matching_there_is_similarity_only(rerank: bool | str) -> None:
     assert all(name.startswith("itc_") for name in found)
     for batch in batches(ALL, hard=False):
         module.test_step(batch, 0)
-    tested = module.retrieval.metrics(module, testing=True)
+    tested = module.evaluation.metrics(module, testing=True)
     assert found.items() <= tested.items()
     assert ("r_mean" in tested) is (rerank == "test")
 
@@ -209,44 +167,16 @@ def test_half_precision_leaves_ranks_but_of_close_neighbours() -> None:
     for name, module in (("full", full), ("half", half)):
         for batch in batches(ALL):
             module.validation_step(batch, 0)
-        assert module.retrieval.collector.image_tokens[0].dtype == (
+        assert module.evaluation.collector.image_tokens[0].dtype == (
             torch.float32 if name == "full" else torch.bfloat16
         )
-        found[name] = module.retrieval.scores(module, module.retrieval.collector.gallery())
+        found[name] = module.evaluation.scores(module, module.evaluation.collector.gallery())
     for a, b in zip(found["full"], found["half"], strict=True):
         assert 0 < (a - b).abs().max() < 0.05 * a.std()
         # So what is clearly better stays so, while close neighbours may change places.
         rank_of_best = (b > b.gather(1, a.argmax(dim=1, keepdim=True))).sum(dim=1)
         assert rank_of_best.max() <= 1
         assert (rank_of_best == 0).float().mean() > 0.8
-    first, second = (module.retrieval.metrics(module) for module in (full, half))
-    assert first == pytest.approx(second, abs=100.001 / IMAGES)  # one text, whatever rounds
-    assert first["r_mean"] == pytest.approx(second["r_mean"], abs=2)
-
-
-def test_what_pads_the_texts_does_not_matter() -> None:
-    module, others = tiny(k_test=3), tiny(k_test=3)
-    longer = torch.nn.functional.pad
-    for batch in batches(ALL):
-        module.validation_step(batch, 0)
-        padded = {name: longer(batch[name], (0, 4)) for name in ("input_ids", "attention_mask")}
-        others.validation_step(batch | padded, 0)
-    assert module.retrieval.metrics(module) == others.retrieval.metrics(others)
-
-
-def test_the_class_token_alone_is_what_the_whole_last_layer_gives() -> None:
-    module, s = tiny(k_test=3), samples()
-    with torch.no_grad():
-        tokens = module.encoders.encode_image(s["images"][:2])[0]
-        mask = s["attention_mask"][:6]
-        hidden = module.encoders.encode_text(s["input_ids"][:6], mask)[0]
-        text_encoder = module.encoders.text_encoder
-        context, read = text_encoder.project(tokens), text_encoder.read(hidden, mask)
-        quick = module.match(context, read, mask)
-        whole = module.match_logits(tokens, hidden, mask)
-        alone = text_encoder.fuse(hidden, mask, context, first_only=True)
-    torch.testing.assert_close(quick, whole)
-    assert alone.shape == (6, 1, 16)
 
 
 def test_k_test_beyond_the_gallery_is_named() -> None:

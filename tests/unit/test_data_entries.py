@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
-from shared.data.image_text.annotations import Entries, read_entries
+from shared.data.image_text.annotations import Annotations, read_annotations
 from shared.data.readers.files import image_path
 
 PAIR = {"image": str, "caption": str | list[str]}
@@ -25,7 +25,7 @@ def written(path: Path, content: Any) -> Path:
 def test_files_one_after_another(tmp_path: Path) -> None:
     one = written(tmp_path / "one.json", [{"n": 0}, {"n": 1}])
     two = written(tmp_path / "two.jsonl", '{"n": 2}\n{"n": 3}\n')
-    entries = read_entries([one, str(two)])
+    entries = read_annotations([one, str(two)])
     assert [entry["n"] for entry in entries] == [0, 1, 2, 3]
     assert len(entries) == 4
     assert [entries[i]["n"] for i in range(4)] == [0, 1, 2, 3]
@@ -48,23 +48,24 @@ VALUES = st.recursive(
 )
 
 
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), VALUES), min_size=1, max_size=5))
 def test_entries_come_back_as_they_were(content: list[dict]) -> None:
     rows = [json.dumps(entry, ensure_ascii=False).encode() for entry in content]
-    entries = Entries({Path("some.json"): rows})
+    entries = Annotations({Path("some.json"): rows})
     assert list(entries) == content
     assert [entries[i] for i in range(len(content))] == content
     assert list(pickle.loads(pickle.dumps(entries))) == content
 
 
 def test_each_access_gives_a_new_entry(tmp_path: Path) -> None:
-    entries = read_entries(written(tmp_path / "a.json", [{"caption": ["x"]}]))
+    entries = read_annotations(written(tmp_path / "a.json", [{"caption": ["x"]}]))
     entries[0]["caption"].append("y")
     assert entries[0] == {"caption": ["x"]}
 
 
 def test_text_beyond_ascii(tmp_path: Path) -> None:
-    entries = read_entries(written(tmp_path / "a.jsonl", '{"caption": "café \u2028 犬"}\r\n'))
+    entries = read_annotations(written(tmp_path / "a.jsonl", '{"caption": "café \u2028 犬"}\r\n'))
     assert list(entries) == [{"caption": "café \u2028 犬"}]
 
 
@@ -98,34 +99,34 @@ def test_text_beyond_ascii(tmp_path: Path) -> None:
 )
 def test_damage(tmp_path: Path, name: str, content: Any, message: str) -> None:
     with pytest.raises(DataCorruptError, match=message):
-        read_entries(written(tmp_path / name, content), PAIR)
+        read_annotations(written(tmp_path / name, content), PAIR)
 
 
 def test_long_values_are_shortened_in_messages(tmp_path: Path) -> None:
     path = written(tmp_path / "a.json", [{"image": ["x" * 1000], "caption": ""}])
     with pytest.raises(DataCorruptError) as caught:
-        read_entries(path, PAIR)
+        read_annotations(path, PAIR)
     assert len(str(caught.value)) < 250
 
 
 def test_true_is_no_number(tmp_path: Path) -> None:
     path = written(tmp_path / "a.json", [{"label": True}])
     with pytest.raises(DataCorruptError, match="'label' is True, expected int"):
-        read_entries(path, {"label": int})
-    assert len(read_entries(path, {"label": bool})) == 1
+        read_annotations(path, {"label": int})
+    assert len(read_annotations(path, {"label": bool})) == 1
 
 
 def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(DataNotFoundError, match=r"none\.json not found.*data_root=DIR"):
-        read_entries(tmp_path / "none.json")
+        read_annotations(tmp_path / "none.json")
     with pytest.raises(ValueError, match="no annotation file"):
-        read_entries([])
+        read_annotations([])
     path = written(tmp_path / "a.json", [{}])
     with pytest.raises(ValueError, match="given twice"):
-        read_entries([path, path])
+        read_annotations([path, path])
     (tmp_path / "binary.json").write_bytes(b"\xff\xd8\xff")
     with pytest.raises(DataCorruptError, match=r"binary\.json: not a text file"):
-        read_entries(tmp_path / "binary.json")
+        read_annotations(tmp_path / "binary.json")
 
 
 def test_image_paths() -> None:

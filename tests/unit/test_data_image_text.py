@@ -13,11 +13,9 @@ import torch
 from PIL import Image
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
-from shared.data.image_text.annotations import Entry
-from shared.data.image_text.pairs import Batch, ImageTextData, Keys, PairData
+from shared.data.image_text.annotations import Annotation
+from shared.data.image_text.pairs import ImageTextBatch, ImageTextData, Keys, PairData
 from shared.data.images import FolderImages
-from shared.data.loading.streams import Permutation
-from shared.randomness import sample_keys
 
 WORDS = ["red", "green", "blue", "dog", "cat", "bird", "one", "two", "on", "grass"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
@@ -73,7 +71,7 @@ def with_entries(root: Path, name: str, entries: Any) -> dict[str, str]:
     return {"train": str(path), "val": str(root / "val.json")}
 
 
-def epoch(data: ImageTextData, number: int = 0) -> list[Batch]:
+def epoch(data: ImageTextData, number: int = 0) -> list[ImageTextBatch]:
     data.setup("fit")
     loader = data.train_dataloader()
     loader.set_epoch(number)
@@ -82,14 +80,14 @@ def epoch(data: ImageTextData, number: int = 0) -> list[Batch]:
     return batches
 
 
-def equal(one: Sequence[Batch], other: Sequence[Batch]) -> bool:
+def equal(one: Sequence[ImageTextBatch], other: Sequence[ImageTextBatch]) -> bool:
     return len(one) == len(other) and all(
         a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
         for a, b in zip(one, other, strict=True)
     )
 
 
-def captions(data: PairData, batch: Batch) -> list[str]:
+def captions(data: PairData, batch: ImageTextBatch) -> list[str]:
     """The batch's texts, read back."""
     pieces = [
         [VOCABULARY[i] for i, kept in zip(ids, mask, strict=True) if kept]
@@ -119,42 +117,10 @@ def test_a_training_batch(root: Path) -> None:
     assert sorted(together.tolist()) == list(range(24)), "one pass"
 
 
-def test_pictures_belong_to_their_entries(root: Path) -> None:
-    recipes = {"train": [{"op": "random_resized_crop"}]}
-    views = arguments(root)["augmentation"] | {"recipes": recipes}
-    for batch in epoch(pairs(root, augmentation=views)):
-        greys = (batch["images"] * 255).round().flatten(1)
-        assert (greys == 10 * (batch["indices"] // 2)[:, None]).all()
-
-
-def test_keys_are_those_of_entry_and_pass(root: Path) -> None:
-    """So that other views of the same sample can be made elsewhere, and a run can be resumed."""
-    data = pairs(root, seed=3)
-    seen: list[tuple[str, np.ndarray]] = []
-    transform = data.transform
-
-    def recording(images: Any, view: str, keys: Any = None) -> torch.Tensor:
-        seen.append((view, keys))
-        return transform(images, view, keys)
-
-    data.transform = recording
-    first = epoch(data, 2)[0]
-    view, keys = seen[0]
-    assert view == "train"
-    assert np.array_equal(keys, sample_keys(3, 2, first["indices"].numpy(), "train"))
-
-
 def test_worker_processes_change_nothing(root: Path) -> None:
     alone, helped = pairs(root), pairs(root, num_workers=2, cache_images=True)
     assert equal(epoch(alone, 1), epoch(helped, 1))
     assert equal(list(alone.val_dataloader()), list(helped.val_dataloader()))
-
-
-def test_epochs_and_seeds_differ(root: Path) -> None:
-    first = epoch(pairs(root))
-    assert equal(first, epoch(pairs(root)))
-    assert not torch.equal(first[0]["indices"], epoch(pairs(root), 1)[0]["indices"])
-    assert not torch.equal(first[0]["indices"], epoch(pairs(root, seed=1))[0]["indices"])
 
 
 def test_goes_on_in_the_middle_of_an_epoch(root: Path) -> None:
@@ -186,10 +152,6 @@ def test_steps_per_epoch(root: Path) -> None:
     assert len(batches) == 10
     assert (drawn >= 2).all()
     assert drawn.sum() == 60
-
-
-def test_the_ragged_batch_is_left_out(root: Path) -> None:
-    assert len(epoch(pairs(root, batch_size=7))) == 3
 
 
 def test_subset(root: Path) -> None:
@@ -370,15 +332,15 @@ class Twins(ImageTextData):
 
     required: ClassVar = {"images": list[str]}
 
-    def image_names(self, entry: Entry) -> list[str]:
+    def image_names(self, entry: Annotation) -> list[str]:
         if len(entry["images"]) != 2:
             raise DataCorruptError(f"{len(entry['images'])} images instead of 2")
         return entry["images"]
 
-    def problem(self, entry: Entry, split: str) -> str | None:
+    def problem(self, entry: Annotation, split: str) -> str | None:
         return "it is marked as bad" if entry.get("bad") else None
 
-    def texts(self, entries: Sequence[Entry], keys: Keys | None, split: str) -> Batch:
+    def texts(self, entries: Sequence[Annotation], keys: Keys | None, split: str) -> ImageTextBatch:
         drawn = [] if keys is None else keys.tolist()
         return {"numbers": [entry["index"] for entry in entries], "keys": drawn, "split": split}
 
@@ -386,42 +348,6 @@ class Twins(ImageTextData):
 def twins(root: Path, entries: Any, **changes: Any) -> Twins:
     files = with_entries(root, "twins", entries)
     return Twins(**arguments(root, files=files | {"val": files["train"]}, **changes))
-
-
-def test_two_pictures_an_entry(root: Path) -> None:
-    entries = [{"images": [f"images/{i}.png", f"images/{i + 6}.png"]} for i in range(6)]
-    data = twins(root, entries)
-    (batch,) = epoch(data)
-    assert batch["images"].shape == (12, 3, 8, 8)
-    assert batch["numbers"] == batch["indices"].tolist()
-    assert batch["split"] == "train"
-    expected = sample_keys(0, 0, batch["indices"].numpy(), "caption")
-    assert batch["keys"] == expected.tolist()
-
-    first = next(iter(data.val_dataloader()))
-    assert first["split"] == "val"
-    assert first["keys"] == []
-    greys = (first["images"] * 255).round()[:, 0, 0, 0]
-    assert greys.tolist() == [0, 10, 60, 70], "all first ones, then all second ones"
-
-
-def test_pictures_of_an_entry_are_changed_independently(root: Path) -> None:
-    data = twins(root, [{"images": ["images/5.png", "images/5.png"]}], batch_size=1)
-    (batch,) = epoch(data)
-    left, right = batch["images"]
-    assert not torch.equal(left, right)
-
-
-def test_an_entry_with_one_unreadable_picture_is_replaced(root: Path) -> None:
-    good = {"images": ["images/0.png", "images/1.png"]}
-    entries = [good, {"images": ["images/2.png", "images/missing.png"]}]
-    data = twins(root, entries, batch_size=2, max_corrupt=0.5)
-    with pytest.warns(UserWarning, match="missing"):
-        (batch,) = data.train_dataloader()
-    assert batch["indices"].tolist() == [0, 0]
-    with pytest.warns(UserWarning, match="missing"):
-        (batch,) = data.val_dataloader()
-    assert batch["indices"].tolist() == [0]
 
 
 def test_what_a_task_says_of_an_entry_names_its_place(root: Path) -> None:
@@ -462,33 +388,6 @@ def test_roots_of_several_data_sets(root: Path) -> None:
     data = pairs(root, files=files, image_root=roots, batch_size=1)
     with pytest.raises(DataCorruptError, match=r"entry 2: `dataset` is None.*image_root has a, b"):
         data.setup("fit")
-
-
-class Memory:
-    """Training samples that come from no file."""
-
-    def __len__(self) -> int:
-        return 10
-
-    def stream(self, seed: int) -> Permutation:
-        return Permutation(seed, 10)
-
-    def take(self, indices: Any, pool: Any = None) -> Any:
-        assert pool.tolist() == list(range(10))
-        return [np.full((8, 8, 3), i, np.uint8) for i in indices], indices
-
-    def entries(self, indices: Any) -> list[Entry]:
-        return [{"caption": f"{WORDS[i]} dog"} for i in indices]
-
-
-def test_another_source_of_training_samples(root: Path) -> None:
-    data = pairs(root, files={}, val_split=None)
-    data.source = Memory()  # type: ignore[misc]
-    data.image_ids = np.arange(10) // 2  # type: ignore[misc]
-    data.setup("fit")
-    (batch,) = data.train_dataloader()
-    assert captions(data, batch) == [f"{WORDS[i]} dog" for i in batch["indices"]]
-    assert batch["image_ids"].tolist() == [i // 2 for i in batch["indices"].tolist()]
 
 
 def test_worker_processes_need_no_trainer(root: Path) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
@@ -118,21 +117,6 @@ def test_training_needs_no_boxes(root: Path) -> None:
     expected = {0: 0, 1: 1, 2: 1, 3: 0}
     found = dict(zip(batch["indices"].tolist(), batch["image_ids"].tolist(), strict=True))
     assert found == expected
-
-
-def test_workers_give_the_same_batches(root: Path) -> None:
-    batches = []
-    for workers in (0, 1):
-        module = data(root, num_workers=workers, eval_batch_size=2)
-        module.setup("test")
-        batches.append(list(module.test_dataloader()))
-    for mine, other in zip(*batches, strict=True):
-        assert mine.keys() == other.keys()
-        for key, value in mine.items():
-            if isinstance(value, torch.Tensor):
-                assert torch.equal(value, other[key]), key
-        assert mine["splits"] == other["splits"]
-        assert all(map(torch.equal, mine["proposals"], other["proposals"]))
 
 
 def test_an_identity_is_a_file_name() -> None:

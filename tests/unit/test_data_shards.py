@@ -1,6 +1,5 @@
 """Shards: members, index files, order, reading, the module, every kind of damage."""
 
-import gzip
 import io
 import json
 import os
@@ -177,17 +176,10 @@ def test_pictures_without_a_word_are_left_out_and_counted(tmp_path: Path) -> Non
         assert shades(found, [0, 1]) == [1, 11]
 
 
-def test_alpha_is_kept_if_asked_for(tmp_path: Path) -> None:
-    path = write(tmp_path / "s.tar", [("0.png", picture(9, mode="RGBA")), ("0.txt", b"x")])
-    clear, _ = ShardSamples(path, mode="RGBA").take(np.array([0]))
-    assert clear[0].tolist() == np.full((5, 4, 4), [9, 9, 9, 0]).tolist()
-    assert ShardSamples(path).take(np.array([0]))[0][0].shape == (5, 4, 3)
-
-
 # --- order -------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.integers(0, 20), min_size=1, max_size=12).filter(any),
     st.integers(1, 5),
@@ -209,19 +201,6 @@ def test_each_sample_once_and_few_shards_at_a_time(
     spans = sorted((np.flatnonzero(shard == s)[[0, -1]].tolist()) for s in set(shard.tolist()))
     for place in range(len(stream)):
         assert sum(first <= place <= last for first, last in spans) <= window
-
-
-def test_order_differs_by_epoch_and_seed_and_mixes_a_window() -> None:
-    ends = np.arange(1, 9) * 50
-    stream = WindowShuffle(0, ends, 4)
-    first, second = (stream.draws(epoch).positions for epoch in (0, 1))
-    assert not np.array_equal(first, second)
-    assert not np.array_equal(first, WindowShuffle(1, ends, 4).draws(0).positions)
-    shard = np.searchsorted(ends, first, side="right")
-    assert len(set(shard[:20].tolist())) == 4  # all of a window at once
-    assert set(shard[:200].tolist()).isdisjoint(shard[200:].tolist())
-    whole = WindowShuffle(0, ends, 100).draws(0).positions
-    assert len(set(np.searchsorted(ends, whole[:60], side="right").tolist())) == 8
 
 
 # --- index files -------------------------------------------------------------------------------
@@ -325,7 +304,7 @@ def test_a_damaged_header_in_the_middle_is_noticed(tmp_path: Path) -> None:
         ShardSamples(path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4095), st.integers(0, 255)), min_size=1, max_size=5))
 def test_any_damage_gives_a_table_or_the_right_error(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]
@@ -347,26 +326,24 @@ def test_any_damage_gives_a_table_or_the_right_error(
     assert (rows["image"] + rows["image_size"] <= len(content)).all()
 
 
-@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
-def test_compressed_shards_are_refused_with_advice(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / f"s.tar.{kind}"
-    with tarfile.open(path, f"w:{kind}") as archive:  # type: ignore[call-overload]
-        archive.addfile(tarfile.TarInfo("0.txt"))
-    with pytest.raises(DataCorruptError, match=r"compressed by .*Unpack it to a \.tar"):
-        ShardSamples(path)
-
-
-def test_zstd_and_other_files_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("begin", "message"),
+    [
+        (b"\x1f\x8b", "compressed by gzip.*Unpack it to a \\.tar"),
+        (b"BZh", "compressed by bzip2"),
+        (b"\xfd7zXZ", "compressed by xz"),
+        (b"\x28\xb5\x2f\xfd", "compressed by zstd"),
+        (b"not a tar file", "no tar file"),
+    ],
+)
+def test_other_files_are_refused_with_advice(tmp_path: Path, begin: bytes, message: str) -> None:
     path = tmp_path / "s.tar"
-    for content, message in [
-        (b"\x28\xb5\x2f\xfd" + b"x" * 100, "compressed by zstd"),
-        (gzip.compress(b""), "compressed by gzip"),
-        (b"", "no tar file"),
-        (b"not a tar file" * 100, "no tar file"),
-    ]:
-        path.write_bytes(content)
-        with pytest.raises(DataCorruptError, match=rf"s\.tar.*{message}"):
-            ShardSamples(path)
+    path.write_bytes(begin + b"x" * 600)
+    with pytest.raises(DataCorruptError, match=rf"s\.tar.*{message}"):
+        ShardSamples(path)
+    path.write_bytes(b"")
+    with pytest.raises(DataCorruptError, match=r"s\.tar.*no tar file"):
+        ShardSamples(path)
 
 
 @pytest.mark.parametrize(
@@ -422,15 +399,6 @@ def test_a_corrupt_picture_is_replaced_or_left_out_and_counted(tmp_path: Path) -
         ShardSamples(path).take(np.array([1]), np.arange(4))
 
 
-def test_a_cut_off_picture_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(noise).save(buffer, "JPEG")
-    members = [("0.jpg", buffer.getvalue()[: len(buffer.getvalue()) // 2]), ("0.txt", b"x")]
-    pictures, _ = ShardSamples(write(tmp_path / "s.tar", members)).take(np.array([0]))
-    assert pictures[0].shape == (64, 64, 3)
-
-
 def test_shards_that_change_meanwhile_stop_the_run(folder: Path) -> None:
     found = samples(folder)
     write(folder / "00000.tar", sample("0", 99))
@@ -458,13 +426,6 @@ def test_few_files_are_open_and_copies_open_their_own(
     copy = pickle.loads(pickle.dumps(found))
     assert not copy._files._files
     assert shades(copy, order) == order
-
-
-def test_cached_pictures_are_decoded_once(folder: Path) -> None:
-    found = samples(folder, cache=True)
-    first = found.read(2)
-    assert found.read(2) is first
-    assert samples(folder).read(2) is not first
 
 
 # --- the module --------------------------------------------------------------------------------
@@ -516,7 +477,7 @@ def test_module_gives_pairs_in_the_order_of_the_stream(folder: Path) -> None:
     assert rows == [(i, i, i, i) for i in order]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [2])
 def test_training_goes_on_in_the_middle_of_a_shard(folder: Path, workers: int) -> None:
     whole = pair_data(folder, batch_size=2).train_dataloader()
     expected = contents(list(whole))

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,16 +11,6 @@ from shared.data.text.cleaning import clean_caption, clean_question
 GOLDEN = Path(__file__).parents[1] / "golden" / "albef" / "text_cleaning" / "case.json"
 EXAMPLES = json.loads(GOLDEN.read_text())["config"]
 REMOVED = set(",.'!?\"()*#:;~-/")
-
-
-@pytest.mark.parametrize("example", EXAMPLES["pre_caption"], ids=lambda e: repr(e["input"]))
-def test_caption(example: dict) -> None:
-    assert clean_caption(example["input"], example["max_words"]) == example["output"]
-
-
-@pytest.mark.parametrize("example", EXAMPLES["pre_question"], ids=lambda e: repr(e["input"]))
-def test_question(example: dict) -> None:
-    assert clean_question(example["input"], example["max_words"]) == example["output"]
 
 
 def test_captions_have_30_words_by_default() -> None:

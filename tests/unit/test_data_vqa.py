@@ -197,15 +197,3 @@ def test_bad_answer_lists(tmp_path: Path, content: str, message: str) -> None:
 def test_missing_answer_list(tmp_path: Path) -> None:
     with pytest.raises(DataNotFoundError, match=r"answers\.json not found.*JSON list"):
         read_answers(tmp_path / "answers.json")
-
-
-def test_workers_change_nothing(tmp_path: Path) -> None:
-    write(tmp_path, train=entries(8))
-    batches = []
-    for workers in (0, 2):
-        module = data(tmp_path, num_workers=workers)
-        module.setup("fit")
-        batches.append(list(module.train_dataloader()))
-    for mine, other in zip(*batches, strict=True):
-        assert mine.keys() == other.keys()
-        assert all(torch.equal(mine[key], other[key]) for key in mine)

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from shared.evaluation import vqa as evaluation
 from shared.evaluation.vqa import (
@@ -14,7 +12,6 @@ from shared.evaluation.vqa import (
     VQAEvaluation,
     accuracies,
     normalised,
-    soft_accuracy,
     without_punctuation,
     write_results,
 )
@@ -51,36 +48,6 @@ def test_predictions_are_normalised(answer: str, expected: str) -> None:
 
 def test_only_punctuation_of_true_answers_is_normalised() -> None:
     assert without_punctuation("The two, a dog.") == "The two a dog"
-
-
-@pytest.mark.parametrize(
-    ("votes", "accuracy"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (9, 1), (10, 1)]
-)
-def test_votes(votes: int, accuracy: float) -> None:
-    answers = ["cat"] * votes + ["dog"] * (10 - votes)
-    assert soft_accuracy("the cat", answers) == pytest.approx(accuracy)
-
-
-def test_unanimous_answers_keep_their_punctuation() -> None:
-    """So that a prediction in the very same words is wrong: the official evaluator's way."""
-    assert soft_accuracy("red, white", ["red, white"] * 10) == 0
-    assert soft_accuracy("red, white", ["red, white"] * 9 + ["red"]) == 1
-
-
-words = st.sampled_from(["cat", "a cat", "Cat", "2", "two", "black/white", "black white", "1,000"])
-
-
-@given(prediction=words, answers=st.lists(words, min_size=1, max_size=10), data=st.data())
-def test_is_the_mean_over_leaving_one_out(prediction, answers, data) -> None:
-    truth = answers
-    if len(set(answers)) > 1:
-        truth = [without_punctuation(answer) for answer in answers]
-    one_out = [truth[:i] + truth[i + 1 :] for i in range(len(truth))]
-    votes = [others.count(normalised(prediction)) for others in one_out]
-    expected = sum(min(1, count / 3) for count in votes) / len(votes)
-    assert soft_accuracy(prediction, answers) == pytest.approx(expected)
-    shuffled = data.draw(st.permutations(answers))
-    assert soft_accuracy(prediction, shuffled) == pytest.approx(expected)
 
 
 def batch(places: list[int], **truth: list) -> dict:

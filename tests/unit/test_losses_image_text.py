@@ -1,6 +1,6 @@
 """Contrast and matching of images and texts: values by hand, and properties of the draws."""
 
-from math import e, exp, log
+from math import e, log
 
 import pytest
 import torch
@@ -30,26 +30,6 @@ def test_soften_by_hand() -> None:
     close(found, [[0.25 * 0.75 + 0.75, 0.25 * 0.25]])
 
 
-def test_soften_without_and_with_the_teacher_alone() -> None:
-    targets, teacher = torch.eye(3), torch.randn(3, 3)
-    assert torch.equal(soften(targets, teacher, 0.0), targets)
-    close(soften(targets, teacher, 1.0), teacher.softmax(dim=1))
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(1, 6), st.integers(1, 9), st.floats(0, 1), st.integers(0, 1000))
-def test_softened_targets_are_distributions(
-    rows: int, columns: int, alpha: float, seed: int
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    positives = torch.rand(rows, columns, generator=generator) < 0.4
-    positives[:, 0] = True
-    targets = multi_positive_targets(positives)
-    found = soften(targets, 5 * torch.randn(rows, columns, generator=generator), alpha)
-    assert (found >= 0).all()
-    close(found.sum(dim=1), torch.ones(rows))
-
-
 def test_positives_share_a_row() -> None:
     positives = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 0], [1, 1, 1, 1]]).bool()
     close(
@@ -67,13 +47,6 @@ def test_weights_by_hand() -> None:
     found = negative_weights(logits, torch.tensor([[True, False, False]]))
     close(found, [[0.0, 1 / (2 * e + 1), e / (2 * e + 1)]])
     assert not found.requires_grad
-
-
-def test_weights_are_computed_in_float32() -> None:
-    logits = torch.tensor([[10.0, 10.01, 3.0]])
-    positives = torch.tensor([[False, False, True]])
-    found = negative_weights(logits.bfloat16(), positives)
-    assert found.dtype == torch.float32
 
 
 def draws(weights: Tensor, positives: Tensor, count: int) -> Tensor:
@@ -113,7 +86,7 @@ def test_rows_draw_by_themselves() -> None:
         assert draw_negatives(weights[part], positives[part], uniforms[part]) == together[part]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.integers(2, 12),
     st.integers(1, 4),
@@ -155,9 +128,3 @@ def test_matching_loss_by_hand() -> None:
     close(matching_loss(logits, 1), expected)
     # All of them match: the labels of the last two turn.
     close(matching_loss(logits, 3), -(log(3 / 4) + log(1 / 5) + log(1 / 2)) / 3)
-
-
-def test_matching_loss_has_full_precision() -> None:
-    logits = torch.tensor([[0.0, 8.0]]).bfloat16()
-    assert matching_loss(logits, 1).dtype == torch.float32
-    close(matching_loss(logits, 1), log(1 + exp(-8)))

@@ -53,13 +53,6 @@ def test_draws_of_numbers(
     assert [value.item() for value in values] == [selected, replaced, random, word]
 
 
-def test_the_last_word_is_in_reach_of_a_large_vocabulary() -> None:
-    """30,522 times the largest float below 1 rounds to 30,522."""
-    largest = torch.full((1, 1, 4), 1 - 2**-24)
-    assert int(MaskDraws.from_uniforms(largest, 30522, 0.15).words) == 30521
-    assert int(MaskDraws.from_uniforms(largest, 2**25, 0.15).words) < 2**25
-
-
 def test_shares() -> None:
     """15 % are selected; 80 % of them masked, 10 % random, 10 % kept; all words equally often."""
     ids = torch.full((400, 250), 7)
@@ -82,7 +75,7 @@ def test_shares() -> None:
     assert (masked[~selected] == 7).all()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 12), st.floats(0, 1), st.integers(0, 10_000))
 def test_padding_and_cls_are_never_touched(
     rows: int, length: int, probability: float, seed: int
@@ -99,17 +92,6 @@ def test_padding_and_cls_are_never_touched(
     assert ((masked >= 0) & (masked < WORDS)).all()
     if probability == 1:
         assert torch.equal(selected, ~special)
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 1000))
-def test_a_text_is_masked_by_its_own_draws(seed: int) -> None:
-    ids = torch.randint(5, WORDS, (4, 9), generator=torch.Generator().manual_seed(seed))
-    numbers = uniforms(4, 9, seed=seed)
-    whole = mask_tokens(ids, MaskDraws.from_uniforms(numbers, WORDS, 0.5), PAD, CLS, MASK)
-    alone = MaskDraws.from_uniforms(numbers[2:3], WORDS, 0.5)
-    for found, expected in zip(mask_tokens(ids[2:3], alone, PAD, CLS, MASK), whole, strict=True):
-        assert torch.equal(found[0], expected[2])
 
 
 # --- the loss ---
@@ -129,30 +111,6 @@ def test_loss_by_hand() -> None:
     assert float(masked_lm_loss(logits, labels)) == pytest.approx(ce)
 
 
-def test_loss_is_the_mean_over_the_selected_of_the_whole_batch() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(3, 5, WORDS, generator=generator)
-    labels = torch.randint(0, WORDS, (3, 5), generator=generator)
-    labels[0] = IGNORED
-    labels[1, 1:] = IGNORED
-    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
-    selected = labels != IGNORED
-    torch.testing.assert_close(masked_lm_loss(logits[selected], labels[selected]), expected)
-
-
-def test_gradient_is_that_of_soft_targets_and_none_is_the_teachers() -> None:
-    """(softmax - target) / S, the target mixed of label and teacher."""
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(4, WORDS, generator=generator, requires_grad=True)
-    teacher = torch.randn(4, WORDS, generator=generator, requires_grad=True)
-    labels = torch.tensor([3, 0, 29, 3])
-    masked_lm_loss(logits, labels, teacher, 0.3).backward()
-    target = 0.7 * torch.nn.functional.one_hot(labels, WORDS) + 0.3 * teacher.softmax(dim=1)
-    assert logits.grad is not None
-    torch.testing.assert_close(logits.grad, ((logits.softmax(dim=1) - target) / 4).detach())
-    assert teacher.grad is None
-
-
 @pytest.mark.parametrize("alpha", [0.0, 0.4])
 def test_nothing_selected_gives_zero_with_a_gradient_of_zero(alpha: float) -> None:
     """The official code gives NaN."""
@@ -163,9 +121,3 @@ def test_nothing_selected_gives_zero_with_a_gradient_of_zero(alpha: float) -> No
     assert float(loss.detach()) == 0
     loss.backward()
     assert torch.equal(weight.grad, torch.zeros(WORDS, 8))  # type: ignore[arg-type]
-
-
-def test_loss_has_full_precision() -> None:
-    logits = torch.tensor([[0.0, 8.0]]).bfloat16()
-    found = masked_lm_loss(logits, torch.tensor([1]), logits, 0.5)
-    assert found.dtype == torch.float32

@@ -121,7 +121,9 @@ def expected_scores(folder: Path) -> dict[tuple[str, str], tuple[float, float]]:
             for text, row in zip(TEXTS, ids, strict=True):
                 row_ids = torch.tensor([row])
                 hidden, feature = module.encoders.encode_text(row_ids, torch.ones_like(row_ids))
-                logits = module.match_logits(tokens, hidden, torch.ones_like(row_ids))
+                mask = torch.ones_like(row_ids)
+                of = module.encoders.text_encoder
+                logits = module.matching.logits(of, tokens, hidden, mask)
                 cosine = float((image * feature).sum())
                 found[name, text] = cosine, float(logits.softmax(dim=1)[0, 1])
     return found

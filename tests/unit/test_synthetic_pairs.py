@@ -12,8 +12,7 @@ from PIL import Image
 
 from benchmarks.miniatures.synthetic_pairs import COLOURS, SHAPES, pairs
 from shared.data.errors import DataCorruptError
-from shared.data.image_text.entailment import EntailmentData
-from shared.data.image_text.nlvr import NLVRData
+from shared.data.image_text.labelled_sentences import EntailmentData, NLVRData
 from shared.data.image_text.pairs import ImageTextData, PairData
 from shared.data.image_text.referring import ReferringData
 from shared.data.image_text.shards import ShardPairData, ShardSamples

@@ -16,11 +16,11 @@ from shared.data.readers.files import nested_too_deep, read_json, read_text, sho
 from shared.data.errors import DataCorruptError
 from shared.files import parse_json
 
-Entry = dict[str, Any]
+Annotation = dict[str, Any]
 _BRACKETS = 50  # of an entry, beyond which its depth is worth a look
 
 
-class Entries(Sequence[Entry]):
+class Annotations(Sequence[Annotation]):
     """Objects of JSON files, kept as text and parsed when asked for (microseconds each).
 
     Millions of dicts would fill the memory of every worker process: reading a Python object in a
@@ -37,19 +37,19 @@ class Entries(Sequence[Entry]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[Annotation]:
         start = 0
         for end in self._ends.tolist():
             yield json.loads(self._data[start:end].decode())
             start = end
 
     @overload
-    def __getitem__(self, index: int) -> Entry: ...
+    def __getitem__(self, index: int) -> Annotation: ...
 
     @overload
-    def __getitem__(self, index: slice) -> list[Entry]: ...
+    def __getitem__(self, index: slice) -> list[Annotation]: ...
 
-    def __getitem__(self, index: int | slice) -> Entry | list[Entry]:
+    def __getitem__(self, index: int | slice) -> Annotation | list[Annotation]:
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
         place = range(len(self))[operator.index(index)]
@@ -62,9 +62,9 @@ class Entries(Sequence[Entry]):
         return _where(self._files[part], int(index - self._starts[part]))
 
 
-def read_entries(
+def read_annotations(
     files: str | Path | Iterable[str | Path], required: Mapping[str, Any] | None = None
-) -> Entries:
+) -> Annotations:
     """Read the objects of one or several files, in order.
 
     Args:
@@ -82,7 +82,7 @@ def read_entries(
     parts = {Path(path): _read(Path(path), required or {}) for path in paths}
     if len(parts) < len(paths):
         raise ValueError(f"an annotation file is given twice: {', '.join(map(str, paths))}")
-    return Entries(parts)
+    return Annotations(parts)
 
 
 def _read(path: Path, required: Mapping[str, Any]) -> list[bytes]:

@@ -1,20 +1,20 @@
-"""Sentences about pictures, each with a label: what NLVR2's and SNLI-VE's files have in common."""
+"""Sentences about pictures, each with a label: the files of NLVR2 and SNLI-VE."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 
-from shared.data.image_text.annotations import Entry
+from shared.data.image_text.annotations import Annotation
 from shared.data.readers.files import shortened
-from shared.data.image_text.pairs import Batch, ImageTextData, Keys
+from shared.data.image_text.pairs import ImageTextBatch, ImageTextData, Keys
 from shared.data.text.cleaning import clean_caption
 
 
 class SentenceData(ImageTextData):
-    """Entries with `sentence` and `label`; subclasses say where the pictures are.
+    """Annotations with `sentence` and `label`; subclasses say where the pictures are.
 
-    Batch, in training as in evaluation: what `ImageTextData` gives; `input_ids` and
+    ImageTextBatch, in training as in evaluation: what `ImageTextData` gives; `input_ids` and
     `attention_mask` (B, L) int64, the cleaned sentences, padded to the longest and never cut;
     `labels` (B,) int64, places in `class_names`.
 
@@ -31,14 +31,48 @@ class SentenceData(ImageTextData):
     def __init__(self, max_words: int = 30, **base: Any) -> None:
         super().__init__(**base)
 
-    def problem(self, entry: Entry, split: str) -> str | None:
+    def problem(self, entry: Annotation, split: str) -> str | None:
         if entry["label"] in self.class_names:
             return None
         known = ", ".join(map(repr, self.class_names))
         return f"label {shortened(entry['label'])} is unknown; known are {known}"
 
-    def texts(self, entries: Sequence[Entry], keys: Keys | None, split: str) -> Batch:
+    def texts(self, entries: Sequence[Annotation], keys: Keys | None, split: str) -> ImageTextBatch:
         sentences = [clean_caption(entry["sentence"], self._h.max_words) for entry in entries]
         ids, mask = self.tokenizer.batch(sentences)
         labels = torch.tensor([self.class_names.index(entry["label"]) for entry in entries])
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+class NLVRData(SentenceData):
+    """Annotations {images: [left, right], sentence, label: "True" or "False"} (docs/papers/albef.md,
+    section 6).
+
+    Batch: see `SentenceData`; `images` (2 B, 3, S, S), all left ones first; `labels` 1 for true. If
+    one of two pictures can't be read, the entry counts as unreadable.
+    """
+
+    required: ClassVar[Mapping[str, Any]] = {**SentenceData.required, "images": list[str]}
+    class_names = ("False", "True")
+
+    def image_names(self, entry: Annotation) -> list[str]:
+        return entry["images"]
+
+    def problem(self, entry: Annotation, split: str) -> str | None:
+        if len(entry["images"]) != 2:
+            return f"expected two pictures in `images`, it has {len(entry['images'])}"
+        return super().problem(entry, split)
+
+
+class EntailmentData(SentenceData):
+    """Annotations {image: Flickr's number, sentence, label} (docs/papers/albef.md, section 6).
+
+    The picture is `<image>.jpg` below `image_root`. Batch: see `SentenceData`; `labels` 2 for
+    entailment, 1 for neutral, 0 for contradiction.
+    """
+
+    required: ClassVar[Mapping[str, Any]] = {**SentenceData.required, "image": str}
+    class_names = ("contradiction", "neutral", "entailment")
+
+    def image_names(self, entry: Annotation) -> list[str]:
+        return [f"{entry['image']}.jpg"]

@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 
-from shared.data.image_text.annotations import Entries, Entry, read_entries
+from shared.data.image_text.annotations import Annotations, Annotation, read_annotations
 from shared.data.readers.files import image_path, is_text, not_found, shortened
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.images import FolderImages, Pictures, stand_ins
@@ -28,7 +28,7 @@ from shared.data.text.cleaning import clean_caption
 from shared.data.text.wordpiece import WordPiece
 from shared.data.views.interface import Views, build_views
 
-Batch = dict[str, Any]
+ImageTextBatch = dict[str, Any]
 Keys = NDArray[np.uint64]
 _LOOKED_FOR = 64  # pictures of which at least one must be there
 
@@ -51,12 +51,12 @@ class TrainingSource(Protocol):
         """
         ...
 
-    def entries(self, indices: NDArray[np.int64]) -> list[Entry]:
+    def entries(self, indices: NDArray[np.int64]) -> list[Annotation]:
         """The samples' annotations; "index" is a sample's number in a batch, else its own."""
         ...
 
 
-class EntrySamples:
+class AnnotatedSamples:
     """The entries that `members` (sorted numbers, (N,)) names, as a `TrainingSource`.
 
     `rows` (N, P): places of each one's P pictures in `images`; entries may share pictures. `take`
@@ -65,7 +65,7 @@ class EntrySamples:
 
     def __init__(
         self,
-        entries: Entries,
+        entries: Annotations,
         members: NDArray[np.int64],
         images: FolderImages,
         rows: NDArray[np.int64],
@@ -102,55 +102,59 @@ class EntrySamples:
         by_place = zip(*groups, strict=True)
         return [picture for place in by_place for picture in place], np.array(used, np.int64)
 
-    def entries(self, indices: NDArray[np.int64]) -> list[Entry]:
+    def entries(self, indices: NDArray[np.int64]) -> list[Annotation]:
         return [self._entries[i] | {"index": int(i)} for i in self.members[indices]]
 
 
-class TrainingBatches:
-    """Training batches from plans of one stream over `source`."""
+class ImageTextBatches:
+    """Batches of a source: in training from plans of one stream, in evaluation from numbers.
+
+    In training another sample stands in for an unreadable one; in evaluation it is left out.
+
+    Args:
+        texts: see `ImageTextData.texts`. split: "train", or that of evaluation.
+        seed: of augmentation and of draws among texts.
+    """
 
     def __init__(
         self,
         source: TrainingSource,
         transform: Views,
-        texts: Callable[[Sequence[Entry], Keys | None, str], Batch],
-        seed: int,
+        texts: Callable[[Sequence[Annotation], Keys | None, str], ImageTextBatch],
+        split: str,
+        seed: int = 0,
     ) -> None:
-        self.source, self.transform, self.texts, self.seed = source, transform, texts, seed
+        self.source, self.transform, self.texts = source, transform, texts
+        self.split, self.seed = split, seed
         self._pool = np.arange(len(source))
 
-    def __getitems__(self, plan: tuple[Draws]) -> Batch:
+    def __getitems__(self, plan: tuple[Draws] | NDArray[np.int64]) -> ImageTextBatch:
+        if isinstance(plan, np.ndarray):
+            return self._evaluation(plan)
         (draws,) = plan
         pictures, used = self.source.take(draws.positions, self._pool)
-        entries, indices = _numbered(self.source, used)
+        entries, indices = self._numbered(used)
         views = ["train", *(f"train {place}" for place in range(1, len(pictures) // len(used)))]
         keys = [sample_keys(self.seed, draws.passes, indices, view) for view in views]
         images = self.transform(pictures, "train", np.concatenate(keys))
         text_keys = sample_keys(self.seed, draws.passes, indices, "caption")
-        texts = self.texts(entries, text_keys, "train")
+        texts = self.texts(entries, text_keys, self.split)
         return {"images": images, "indices": torch.from_numpy(indices), **texts}
 
-
-class EvaluationBatches:
-    """Evaluation batches of `samples` from their numbers; unreadable ones are left out."""
-
-    def __init__(
-        self,
-        samples: EntrySamples,
-        transform: Views,
-        texts: Callable[[Sequence[Entry], Keys | None, str], Batch],
-        split: str,
-    ) -> None:
-        self.samples, self.transform, self.texts, self.split = samples, transform, texts, split
-
-    def __getitems__(self, numbers: NDArray[np.int64]) -> Batch:
-        pictures, used = self.samples.take(numbers)
+    def _evaluation(self, numbers: NDArray[np.int64]) -> ImageTextBatch:
+        pictures, used = self.source.take(numbers)
         if len(used) == 0:
             raise DataCorruptError(f"none of the {len(numbers)} images of a batch can be read")
-        entries, indices = _numbered(self.samples, used)
+        entries, indices = self._numbered(used)
         images = self.transform(pictures, "test")
         texts = self.texts(entries, None, self.split)
         return {"images": images, "indices": torch.from_numpy(indices), **texts}
+
+    def _numbered(self, samples: NDArray[np.int64]) -> tuple[list[Annotation], NDArray[np.int64]]:
+        """Entries that hold their number as "index", and these numbers."""
+        pairs = zip(samples, self.source.entries(samples), strict=True)
+        entries = [{"index": int(sample)} | entry for sample, entry in pairs]
+        return entries, np.array([entry["index"] for entry in entries], np.int64)
 
 
 class ImageTextData(pl.LightningDataModule):
@@ -164,7 +168,7 @@ class ImageTextData(pl.LightningDataModule):
     stands in for its entry, in evaluation the entry is left out.
 
     Args:
-        files: split -> annotation file or files, see `shared.data.image_text.annotations.read_entries`.
+        files: split -> annotation file or files, see `shared.data.image_text.annotations.read_annotations`.
         image_root: folder that the pictures' paths are relative to; or data set -> folder, where
             entries name their `dataset`.
         vocab: see `shared.data.text.wordpiece.WordPiece`.
@@ -208,17 +212,17 @@ class ImageTextData(pl.LightningDataModule):
         self.save_hyperparameters(logger=False)  # those of a subclass as well
         self._h: Any = self.hparams
         self.transform = build_views(augmentation)
-        self._entries: dict[str, Entries] = {}
-        self._evaluated: dict[str, EntrySamples] = {}
+        self._entries: dict[str, Annotations] = {}
+        self._evaluated: dict[str, AnnotatedSamples] = {}
 
-    def image_names(self, entry: Entry) -> list[str]:
+    def image_names(self, entry: Annotation) -> list[str]:
         """The paths of an entry's pictures, relative to its root; equally many for all entries.
 
         It may raise a `DataCorruptError`; where the entry is gets added to its message.
         """
         return [entry["image"]]
 
-    def root_of(self, entry: Entry) -> str:
+    def root_of(self, entry: Annotation) -> str:
         """The folder of an entry's pictures."""
         root = self._h.image_root
         if isinstance(root, str):
@@ -230,11 +234,11 @@ class ImageTextData(pl.LightningDataModule):
             )
         return root[entry["dataset"]]
 
-    def problem(self, entry: Entry, split: str) -> str | None:
+    def problem(self, entry: Annotation, split: str) -> str | None:
         """Why an entry can't be used: training leaves it out with a warning, evaluation refuses."""
         return None
 
-    def texts(self, entries: Sequence[Entry], keys: Keys | None, split: str) -> Batch:
+    def texts(self, entries: Sequence[Annotation], keys: Keys | None, split: str) -> ImageTextBatch:
         """What a batch holds besides pictures and indices.
 
         Args:
@@ -248,11 +252,11 @@ class ImageTextData(pl.LightningDataModule):
     def tokenizer(self) -> WordPiece:
         return WordPiece(self._h.vocab)
 
-    def entries(self, split: str) -> Entries:
+    def entries(self, split: str) -> Annotations:
         """The annotations of a split, a sequence of dicts, read once.
 
         Raises:
-            ValueError: `files` doesn't name the split. And what `read_entries` raises.
+            ValueError: `files` doesn't name the split. And what `read_annotations` raises.
         """
         if split not in self._entries:
             files = {name: given for name, given in self._h.files.items() if given}
@@ -261,7 +265,7 @@ class ImageTextData(pl.LightningDataModule):
                     f"no annotations of split {split!r}: name them in files, which has "
                     f"{', '.join(files) or 'none'}"
                 )
-            self._entries[split] = read_entries(files[split], self.required)
+            self._entries[split] = read_annotations(files[split], self.required)
         return self._entries[split]
 
     @cached_property
@@ -290,7 +294,7 @@ class ImageTextData(pl.LightningDataModule):
             members = np.sort(order[: h.subset])
         return self._samples("train", members)
 
-    def evaluated(self, split: str) -> EntrySamples:
+    def evaluated(self, split: str) -> AnnotatedSamples:
         """All entries of a split.
 
         Raises:
@@ -315,7 +319,7 @@ class ImageTextData(pl.LightningDataModule):
             self.evaluated(split)
 
     def train_dataloader(self) -> ResumableLoader:
-        dataset = TrainingBatches(self.source, self.transform, self.texts, self._h.seed)
+        dataset = ImageTextBatches(self.source, self.transform, self.texts, "train", self._h.seed)
         return ResumableLoader(dataset, self._schedule(), self._h.num_workers)
 
     def val_dataloader(self) -> EvaluationLoader | list:
@@ -333,7 +337,7 @@ class ImageTextData(pl.LightningDataModule):
             return []
         h, samples = self._h, self.evaluated(split)
         return EvaluationLoader(
-            EvaluationBatches(samples, self.transform, self.texts, split),
+            ImageTextBatches(samples, self.transform, self.texts, split),
             len(samples),
             h.eval_batch_size,
             h.num_workers,
@@ -353,7 +357,7 @@ class ImageTextData(pl.LightningDataModule):
             stream = Permutations(h.seed, size, h.batch_size * h.steps_per_epoch)
         return StreamBatches([stream], [h.batch_size], True, *self._rank_and_world())
 
-    def _samples(self, split: str, members: NDArray[np.int64]) -> EntrySamples:
+    def _samples(self, split: str, members: NDArray[np.int64]) -> AnnotatedSamples:
         entries, h = self.entries(split), self._h
         places: dict[str, int] = {}
         rows: list[list[int]] = []
@@ -376,9 +380,9 @@ class ImageTextData(pl.LightningDataModule):
             mode=h.image_mode,
             cache=h.cache_images,
         )
-        return EntrySamples(entries, members, images, np.array(rows, np.int64))
+        return AnnotatedSamples(entries, members, images, np.array(rows, np.int64))
 
-    def _paths(self, entry: Entry) -> list[str]:
+    def _paths(self, entry: Annotation) -> list[str]:
         root, allow_outside = self.root_of(entry), self._h.allow_outside
         return [image_path(root, name, allow_outside) for name in self.image_names(entry)]
 
@@ -433,7 +437,7 @@ class PairData(ImageTextData):
     def image_ids(self) -> NDArray[np.int64]:
         """(N,) of all training entries: their images, numbered by first appearance.
 
-        Entries are of one image if they have the same `image_id`, or none and the same path.
+        Annotations are of one image if they have the same `image_id`, or none and the same path.
         """
         numbers: dict[tuple[int | str | None, str], int] = {}
         pairs = ((entry.get("image_id"), entry["image"]) for entry in self.entries("train"))
@@ -459,7 +463,7 @@ class PairData(ImageTextData):
             self._hard[split] = np.array(found, np.int64)
         return self._hard[split]
 
-    def problem(self, entry: Entry, split: str) -> str | None:
+    def problem(self, entry: Annotation, split: str) -> str | None:
         number = entry.get("image_id")
         if number is not None and type(number) not in (int, str):
             return f"image_id is {shortened(number)}, expected a number or a text"
@@ -467,14 +471,14 @@ class PairData(ImageTextData):
             return f"hard is {shortened(entry['hard'])}, expected a text"
         return None if self.captions(entry) else "it has no caption with a word, hence no positive"
 
-    def captions(self, entry: Entry) -> list[str]:
+    def captions(self, entry: Annotation) -> list[str]:
         """An entry's captions, cleaned, without empty ones."""
         given = entry["caption"]
         texts = [given] if isinstance(given, str) else given
         cleaned = (clean_caption(text, self._h.max_words) for text in texts)
         return [text for text in cleaned if text]
 
-    def texts(self, entries: Sequence[Entry], keys: Keys | None, split: str) -> Batch:
+    def texts(self, entries: Sequence[Annotation], keys: Keys | None, split: str) -> ImageTextBatch:
         captions = [self.captions(entry) for entry in entries]
         indices = np.array([entry["index"] for entry in entries])
         if keys is None:
@@ -491,15 +495,6 @@ class PairData(ImageTextData):
             ids, mask = self.tokenizer.batch(chosen, self.token_limits["train"])
             extra = {"image_ids": torch.from_numpy(self.image_ids[indices])}
         return {"input_ids": ids, "attention_mask": mask, **extra}
-
-
-def _numbered(
-    source: TrainingSource, samples: NDArray[np.int64]
-) -> tuple[list[Entry], NDArray[np.int64]]:
-    """Entries that hold their number as "index", and these numbers."""
-    pairs = zip(samples, source.entries(samples), strict=True)
-    entries = [{"index": int(sample)} | entry for sample, entry in pairs]
-    return entries, np.array([entry["index"] for entry in entries], np.int64)
 
 
 def _check_root(paths: Sequence[str], origin: str) -> None:

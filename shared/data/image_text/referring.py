@@ -20,9 +20,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.data.image_text.annotations import Entry
+from shared.data.image_text.annotations import Annotation
 from shared.data.readers.files import is_integer, is_number, is_text, read_json, shortened
-from shared.data.image_text.pairs import Batch, ImageTextData, Keys
+from shared.data.image_text.pairs import ImageTextBatch, ImageTextData, Keys
 from shared.data.errors import DataCorruptError
 from shared.data.readers.plain_pickle import read_plain_pickle
 from shared.data.text.cleaning import clean_caption
@@ -139,7 +139,7 @@ class ReferringData(ImageTextData):
         if stage == "fit":
             _ = self.image_ids  # before worker processes are forked
 
-    def problem(self, entry: Entry, split: str) -> str | None:
+    def problem(self, entry: Annotation, split: str) -> str | None:
         if not self.expression(entry):
             return f"no word in its text {shortened(entry['text'])}"
         if split == "train":
@@ -152,12 +152,12 @@ class ReferringData(ImageTextData):
             return str(error)
         return None
 
-    def expression(self, entry: Entry) -> str:
+    def expression(self, entry: Annotation) -> str:
         return clean_caption(entry["text"], self._h.max_words)
 
-    def texts(self, entries: Sequence[Entry], keys: Keys | None, split: str) -> Batch:
+    def texts(self, entries: Sequence[Annotation], keys: Keys | None, split: str) -> ImageTextBatch:
         ids, mask = self.tokenizer.batch([self.expression(entry) for entry in entries])
-        batch: Batch = {"input_ids": ids, "attention_mask": mask}
+        batch: ImageTextBatch = {"input_ids": ids, "attention_mask": mask}
         if keys is not None:
             numbers = [entry["index"] for entry in entries]
             return batch | {"image_ids": torch.from_numpy(self.image_ids[numbers])}

@@ -12,9 +12,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from shared.data.image_text.annotations import Entry
+from shared.data.image_text.annotations import Annotation
 from shared.data.readers.files import is_integer, is_text, read_json, shortened
-from shared.data.image_text.pairs import Batch, EntrySamples, ImageTextData, Keys
+from shared.data.image_text.pairs import ImageTextBatch, AnnotatedSamples, ImageTextData, Keys
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.text.cleaning import clean_question
 from shared.data.text.wordpiece import WordPiece
@@ -23,7 +23,7 @@ KINDS = ("answer_type", "question_type")  # as VQA's annotations call them
 
 
 class VQAData(ImageTextData):
-    """Entries {image, question, answer, question_id, dataset?, answer_type?, question_type?}.
+    """Annotations {image, question, answer, question_id, dataset?, answer_type?, question_type?}.
 
     `answer` is a list, what each of several people said (VQA has ten), or one text (Visual Genome);
     `question_id` is an integer and only evaluation needs it, as only training needs `answer`.
@@ -78,7 +78,7 @@ class VQAData(ImageTextData):
         super().setup(stage)
         _ = self.answers
 
-    def problem(self, entry: Entry, split: str) -> str | None:
+    def problem(self, entry: Annotation, split: str) -> str | None:
         answer = entry.get("answer")
         if split == "train":
             if not answer:
@@ -95,7 +95,7 @@ class VQAData(ImageTextData):
             return f"{' and '.join(KINDS)} must be texts, got {shortened(kinds)}"
         return None
 
-    def evaluated(self, split: str) -> EntrySamples:
+    def evaluated(self, split: str) -> AnnotatedSamples:
         """All questions of a split.
 
         Raises:
@@ -108,14 +108,14 @@ class VQAData(ImageTextData):
             self._check_questions(split)
         return samples
 
-    def texts(self, entries: Sequence[Entry], keys: Keys | None, split: str) -> Batch:
+    def texts(self, entries: Sequence[Annotation], keys: Keys | None, split: str) -> ImageTextBatch:
         use = "eval" if keys is None else "train"
         questions = [entry["question"] for entry in entries]
         words, tokens = self.word_limits[use], self.token_limits[use]
         batch = tokenised_questions(self.tokenizer, questions, words, tokens)
         return batch | (self._truth(entries) if keys is None else self._targets(entries))
 
-    def _targets(self, entries: Sequence[Entry]) -> Batch:
+    def _targets(self, entries: Sequence[Annotation]) -> ImageTextBatch:
         """What a training batch says of the answers."""
         weights = [self._weights(entry["answer"]) for entry in entries]
         ids, mask = self.tokenizer.answers([text for answers in weights for text in answers])
@@ -133,9 +133,9 @@ class VQAData(ImageTextData):
             return {answer: float(self._h.single_answer_weight)}
         return {text: count / len(answer) for text, count in Counter(answer).items()}
 
-    def _truth(self, entries: Sequence[Entry]) -> Batch:
+    def _truth(self, entries: Sequence[Annotation]) -> ImageTextBatch:
         """What an evaluation batch says of questions and answers."""
-        batch: Batch = {
+        batch: ImageTextBatch = {
             "question_ids": torch.tensor([entry["question_id"] for entry in entries]),
             "kinds": [[entry[kind] for kind in KINDS if kind in entry] for entry in entries],
         }
@@ -163,7 +163,7 @@ class VQAData(ImageTextData):
 
 def tokenised_questions(
     tokenizer: WordPiece, questions: Iterable[str], max_words: int, max_tokens: int | None
-) -> Batch:
+) -> ImageTextBatch:
     """`input_ids` and `attention_mask` (B, L) int64 of questions, which are cleaned."""
     cleaned = [clean_question(question, max_words) for question in questions]
     ids, mask = tokenizer.batch(cleaned, max_tokens)

@@ -6,25 +6,24 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from methods.albef import nlvr as nlvr_module
-from methods.albef import official
-from methods.albef.classification import DistilledClassification
-from methods.albef.entailment import Entailment
-from methods.albef.nlvr import NLVR, AssignmentDraws, TextAssignment
+from methods.albef import official, text_assignment
+from methods.albef.classification import Classification
+from methods.albef.text_assignment import AssignmentDraws, TextAssignment
 from shared.training.method import Method
 
 from ..recording import gradients_as_weights, recording
 from .building import Config, schedule, text, vision
 
 Inputs, Outputs = dict[str, Tensor], dict[str, Any]
+CLASSES = {1: ("contradiction", "neutral", "entailment"), 2: ("false", "true")}
 
 
 def nlvr(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
-    return _distilled(NLVR, _twins(config), inputs, weights)
+    return _distilled(2, _twins(config), inputs, weights)
 
 
 def ve(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
-    return _distilled(Entailment, config, inputs, weights)
+    return _distilled(1, config, inputs, weights)
 
 
 def nlvr_text_assignment(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
@@ -47,7 +46,7 @@ def nlvr_text_assignment(config: Config, inputs: Inputs, weights: Inputs) -> Out
 
     with (
         patch.object(AssignmentDraws, "draw", given_draws),
-        recording((nlvr_module, "negative_weights"), (module, "assign")) as calls,
+        recording((text_assignment, "negative_weights"), (module, "assign")) as calls,
     ):
         loss = module.training_step(_batch(inputs), 0)
     loss.backward()
@@ -78,11 +77,14 @@ def _batch(inputs: Inputs) -> Inputs:
     return batch | {"indices": inputs["input_ids"][:, 0]}
 
 
-def _distilled(
-    kind: type[DistilledClassification], config: Config, inputs: Inputs, weights: Inputs
-) -> Outputs:
-    def loaded(**changed: Any) -> DistilledClassification:
-        module = kind(**_encoders(config), **schedule(config) | changed)
+def _distilled(images_per_text: int, config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
+    def loaded(**changed: Any) -> Classification:
+        module = Classification(
+            **_encoders(config),
+            images_per_text=images_per_text,
+            class_names=CLASSES[images_per_text],
+            **schedule(config) | changed,
+        )
         official.load_weights(module, weights)
         return module
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-import methods.albef.evaluation as evaluation_module
-from methods.albef.evaluation import RetrievalEvaluation
+import shared.tasks.image_text_retrieval as evaluation_module
+from shared.tasks.image_text_retrieval import RetrievalEvaluation
 
 from ..recording import recording
 from .building import Config

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from methods.albef import official
-from methods.albef.grounding import Grounding
+from methods.albef.retrieval import Retrieval
 from shared.evaluation.grounding import accuracies, ground, upsample
 
 from .building import Config
@@ -16,8 +16,8 @@ Inputs, Outputs = dict[str, Tensor], dict[str, Any]
 SPLITS = ("val", "testA", "testB")
 
 
-def grounding_module(c: Config, weights: Inputs, mode: str, layer: int) -> Grounding:
-    module = Grounding(cam_mode=mode, cam_layer=layer, **alignment_arguments(c))
+def grounding_module(c: Config, weights: Inputs, mode: str, layer: int) -> Retrieval:
+    module = Retrieval(cam_mode=mode, cam_layer=layer, **alignment_arguments(c))
     official.load_weights(module, complete(module, weights))
     return module.eval()
 
@@ -33,14 +33,14 @@ def gradcam(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     matching = grounding_module(config, weights, "itm", config["cross_attention_layer"])
     contrast = grounding_module(config, weights, "itc", config["itc_vit_block"])
     with torch.inference_mode():  # as the Trainer evaluates
-        found = matching.saliency(batch)
+        found = matching.evaluation.saliency(matching, batch)
         return {
             "itm_logits": found.scores,
             "attention": found.attention,
             "attention_grad": found.gradient,
             "attention_x_relu_grad": found.weighted(mask),
-            "gradcam": matching.cams(batch),
-            "gradcam_itc": contrast.cams(batch),
+            "gradcam": matching.evaluation.cams(matching, batch),
+            "gradcam_itc": contrast.evaluation.cams(contrast, batch),
         }
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from methods.albef.training import Finetuning
 from shared.data.views import caption_augment, randaugment
 from shared.losses.language import MaskDraws, mask_tokens
 from shared.nn.vision_transformer import interpolate_positions
+from shared.tasks.image_text_method import Evaluation, ImageTextMethod
 
 from .building import Config
 
@@ -36,11 +36,11 @@ def randaugment_ops(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     return outputs
 
 
-class _OneWeight(Finetuning):
+class _OneWeight(ImageTextMethod):
     """The frame of ALBEF's trainings around the smallest network."""
 
     def __init__(self, **schedule: Any):
-        super().__init__(**schedule, weight_decay=0.0)
+        super().__init__(Evaluation(), **schedule, weight_decay=0.0)
         self.weight = nn.Parameter(torch.zeros(()))
 
 

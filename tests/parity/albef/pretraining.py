@@ -8,15 +8,16 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from methods.albef import alignment, official
-from methods.albef.alignment import Alignment
+from methods.albef import official
 from methods.albef.module import Pretraining
 from methods.albef.retrieval import Retrieval
+from shared.tasks import image_text_contrast, image_text_matching
 
 from ..recording import StepWatcher, fit, gradients_as_weights, recording, snapshot
 from .building import Config, schedule, text, vision
 
 Inputs, Outputs = dict[str, Tensor], dict[str, Any]
+Alignment = Pretraining | Retrieval
 
 
 def alignment_arguments(c: Config) -> Config:
@@ -95,7 +96,7 @@ def multimodal(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     tokens = encoder.encode(ids, mask)
     with recording((encoder, "fuse")) as calls:
-        logits = module.match_logits(images, tokens, mask)
+        logits = module.matching.logits(encoder, images, tokens, mask)
     return {
         "text_embeds": tokens,
         "fusion": calls["fuse"][0].result,
@@ -123,7 +124,7 @@ def given_negatives(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[list[Tensor]
     """
     remaining = [draw for pair in pairs for draw in pair]
     weights: list[Tensor] = []
-    draw = alignment.draw_negatives
+    draw = image_text_matching.draw_negatives
 
     def given(of: Tensor, positives: Tensor, uniforms: Tensor) -> Tensor:
         expected = remaining.pop(0)
@@ -132,7 +133,7 @@ def given_negatives(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[list[Tensor]
         weights.append(of)
         return expected
 
-    with patch.object(alignment, "draw_negatives", given):
+    with patch.object(image_text_matching, "draw_negatives", given):
         yield weights
     assert not remaining
 
@@ -174,8 +175,11 @@ def pretrain_losses(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
             for name in ("encode_image", "encode_text")
         ),
         *((network.text_encoder, "fuse") for network in (module.encoders, teacher)),
-        *((alignment, name) for name in ("similarity_logits", "soften", "soft_target_nce")),
-        (module.itm_head, "forward"),
+        *(
+            (image_text_contrast, name)
+            for name in ("similarity_logits", "soften", "soft_target_nce")
+        ),
+        (module.matching.head, "forward"),
         (module, "total_loss"),
     ]
     with (
@@ -207,7 +211,7 @@ def pretrain_losses(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
         # Words are predicted at selected positions only; the case has them all.
         "mlm_logits": module.encoders.predict_words(fused),
         "logits_m": teacher.predict_words(fused_m),
-        "temp_after_clamp": module.temp,
+        "temp_after_clamp": module.contrast.temp,
         **_queues(module),
     }
     module = pretraining_module(config | {"alpha": 0.0}, weights).train()
@@ -257,8 +261,11 @@ def retrieval_losses(config: Config, inputs: Inputs, weights: Inputs) -> Outputs
     targets = [
         (teacher, "encode_image"),
         (teacher, "encode_text"),
-        *((alignment, name) for name in ("similarity_logits", "soften", "multi_positive_targets")),
-        (module.itm_head, "forward"),
+        *(
+            (image_text_contrast, name)
+            for name in ("similarity_logits", "soften", "multi_positive_targets")
+        ),
+        (module.matching.head, "forward"),
         (module, "total_loss"),
     ]
     with given_negatives(negatives) as drawn, recording(*targets) as calls:

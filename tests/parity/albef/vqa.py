@@ -53,11 +53,12 @@ def _batch(inputs: Inputs) -> Inputs:
 
 def _ranking(module: VQA, inputs: Inputs) -> Outputs:
     module.eval()
-    targets = [(module, name) for name in ("first_token_log_probs", "remaining_log_probs", "rank")]
+    names = ("first_token_log_probs", "remaining_log_probs", "forward")
+    targets = [(module.ranking, name) for name in names]
     with recording(*targets) as calls, torch.no_grad():
         probabilities = module.predict_step(_batch(inputs), 0)
     first = calls["first_token_log_probs"][0].result
-    candidates, scores = calls["rank"][0].result
+    candidates, scores = calls["forward"][0].result
     rest = calls["remaining_log_probs"][0].result
     topk_probs, topk_ids = probabilities.topk(candidates.shape[1], dim=1)
     return {
@@ -81,7 +82,7 @@ def _training(module: VQA, inputs: Inputs) -> Outputs:
         )
         for name, network in (("online", online), ("teacher", teacher))
     ]
-    with recording((vqa_module, "answer_sums")) as calls:
+    with recording((vqa_module, "text_sums")) as calls:
         loss = module.training_step(batch, 0)
     for hook in hooks:
         hook.remove()
@@ -93,12 +94,12 @@ def _training(module: VQA, inputs: Inputs) -> Outputs:
     loss.backward()
     with gradients_as_weights(online):
         gradients = official.export(module)
-    with patch.object(module, "alpha", 0.0):
+    with patch.object(module.momentum_encoders, "alpha", 0.0):
         plain = module.training_step(batch, 0)
     return {
         "loss": loss,
         "loss_nodistill": plain,
-        "answer_loss_each": calls["answer_sums"][0].result,
+        "answer_loss_each": calls["text_sums"][0].result,
         "answer_logits": logits,
         "logits_m": logits_m[:, :-1],
         **{f"grad.{name}": value.clone() for name, value in gradients.items()},

@@ -1,4 +1,4 @@
-"""The two unimodal encoders and what joins them.
+"""The two unimodal encoders of image-text models, and what joins them.
 
 Shapes: B pairs, N patches, C vision width, L tokens, D text width, E joint dimension.
 """
@@ -58,6 +58,6 @@ class ImageTextEncoders(nn.Module):
         return self.word_head(hidden, self.text_encoder.embeddings.word)
 
 
-def classifier(width: int, classes: int) -> nn.Sequential:
-    """The head of NLVR2 and SNLI-VE: Linear, ReLU, Linear."""
+def two_layer_head(width: int, classes: int) -> nn.Sequential:
+    """Linear, ReLU, Linear: (B, width) -> logits (B, classes)."""
     return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes))

@@ -1,11 +1,11 @@
-"""Retrieval as ALBEF is evaluated: rank by similarity, then let the matching head rank the best.
+"""Evaluation of retrieval: rank by similarity, then let the matching head rank the best.
 
 Source: docs/papers/albef.md, section 7; salesforce/ALBEF@b9727e4 `Retrieval.py:evaluation,
 itm_eval`.
 """
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import torch
 from sklearn.metrics import roc_auc_score
@@ -21,15 +21,13 @@ from shared.evaluation.retrieval import (
     rerank,
     score_pairs,
 )
-
-if TYPE_CHECKING:
-    from methods.albef.alignment import Alignment
+from shared.tasks.image_text_method import Evaluation, ImageTextBatch
 
 Score = Literal["itm", "itm+itc"]
 
 
-class RetrievalEvaluation:
-    """Collects the batches of an evaluation, then computes its metrics and forgets them.
+class RetrievalEvaluation(Evaluation):
+    """Ranks images and texts of a module with `encoders`, `ImageTextEncoders`, and `matching`.
 
     Metrics in percent, see `recalls`: `itc_txt_r1` ... `itc_r_mean` of the similarities of the
     features; `txt_r1` ... `r_mean` of the matching scores of the k most similar candidates; and if
@@ -68,18 +66,16 @@ class RetrievalEvaluation:
             raise ValueError(f"chunk is a positive number of text positions, got {chunk}")
         self.k_test, self.rerank, self.add_similarity = k_test, rerank, score == "itm+itc"
         self.precision, self.chunk = precision, chunk
-        self.reset()
+        self.collector = Collector(getattr(torch, precision))
 
-    def reset(self) -> None:
-        """Forget what was collected."""
-        self.collector = Collector(getattr(torch, self.precision))
-
-    def check(self, data: ImageTextData) -> None:
-        """Refuse before training what an evaluation would refuse after it.
+    def check(self, data: Any) -> None:
+        """Refuse, before training on `ImageTextData`, what the evaluation would refuse after it.
 
         Raises:
             ValueError: `k_test` exceeds the images of the validation or test split.
         """
+        if not isinstance(data, ImageTextData):
+            return
         splits = {"val": data.hparams["val_split"], "test": data.hparams["test_split"]}
         for kind, split in splits.items():
             if split is None or self.k_test == "all" or self.rerank not in (True, kind):
@@ -91,7 +87,7 @@ class RetrievalEvaluation:
                 )
 
     @torch.no_grad()
-    def collect(self, module: "Alignment", batch: Mapping[str, Any]) -> None:
+    def collect(self, module: Any, batch: ImageTextBatch) -> None:
         """Encode the images and texts of a batch; the module is in evaluation mode.
 
         Args:
@@ -109,7 +105,7 @@ class RetrievalEvaluation:
             **({"hard_text": batch["hard_text"]} if "hard_text" in batch else {}),
         )
 
-    def metrics(self, module: "Alignment", testing: bool = False) -> dict[str, float]:
+    def metrics(self, module: Any, testing: bool = False) -> dict[str, float]:
         """Metrics of all that was collected on all ranks, the same on each of them.
 
         Args:
@@ -119,7 +115,7 @@ class RetrievalEvaluation:
             ValueError: `k_test` exceeds the number of texts or of images, or a score is NaN.
         """
         gallery = self.collector.gallery(module.device)
-        self.reset()
+        self.collector = Collector(getattr(torch, self.precision))
         similarity = gallery.similarity()
         found = recalls(similarity, similarity.T, gallery.text_image)
         metrics = {f"itc_{name}": value for name, value in found.items()}
@@ -129,7 +125,7 @@ class RetrievalEvaluation:
             metrics["itm_auc"] = self._auc(module, gallery)
         return metrics
 
-    def scores(self, module: "Alignment", gallery: Gallery) -> tuple[Tensor, Tensor]:
+    def scores(self, module: Any, gallery: Gallery) -> tuple[Tensor, Tensor]:
         """By which images rank texts (N, T), and texts rank images (T, N): see `rerank`."""
 
         def score(wanted: Tensor) -> Tensor:
@@ -137,7 +133,7 @@ class RetrievalEvaluation:
 
         return rerank(gallery.similarity(), self.k_test, score, self.add_similarity)
 
-    def _auc(self, module: "Alignment", gallery: Gallery) -> float:
+    def _auc(self, module: Any, gallery: Gallery) -> float:
         """Of true pairs against the same images with their texts' hard negatives."""
         hard, entries = gallery.values["hard_text"], gallery.entries
         other = torch.searchsorted(entries, hard).clamp_max(len(entries) - 1)
@@ -156,15 +152,16 @@ class RetrievalEvaluation:
 
     def _score(
         self,
-        module: "Alignment",
+        module: Any,
         gallery: Gallery,
         wanted: Tensor,
         of_logits: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """(N, T) scores of the wanted pairs, a function of the matching head's logits (R, 2)."""
+        text_encoder, logits = module.encoders.text_encoder, module.matching.quick_logits
         matcher = Matcher(
-            project=module.encoders.text_encoder.project,
-            read=module.encoders.text_encoder.read,
-            score=lambda context, read, mask: of_logits(module.match(context, read, mask)),
+            project=text_encoder.project,
+            read=text_encoder.read,
+            score=lambda *pair: of_logits(logits(text_encoder, *pair)),
         )
         return score_pairs(gallery, wanted, matcher, self.chunk, module.device, self.precision)

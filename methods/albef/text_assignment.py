@@ -1,10 +1,8 @@
-"""NLVR2: is the sentence true of two images? And the pre-training that prepares for two images.
+"""Pre-training for two images: which of them does a text belong to, or to neither?
 
-Every fusion layer of pre-training becomes two: one looks at the first image, one at the second.
-
-Shapes: B entries of this rank, T texts, R images of N patches and width C, L tokens.
+Shapes: T texts, R images of N patches and width W, L tokens.
 Source: docs/papers/albef.md, section 3.9; salesforce/ALBEF@b9727e4
-`models/model_nlvr.py:ALBEF.forward`, `models/model_pretrain_nlvr.py:ALBEF.forward`.
+`models/model_pretrain_nlvr.py:ALBEF.forward`.
 """
 
 from dataclasses import dataclass
@@ -14,84 +12,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.albef.classification import (
-    ClassAccuracy,
-    Classification,
-    DistilledClassification,
-    percent_right,
-)
-from methods.albef.model import classifier
-from methods.albef.training import Batch, Finetuning
+from methods.albef.classification import PairNetwork
 from shared.distributed import rank
 from shared.losses.contrastive import similarity_logits
 from shared.losses.image_text import draw_negatives, negative_weights
 from shared.nn.heads import unit_norm
-from shared.nn.text_transformer import TextTransformer
-from shared.nn.vision_transformer import VisionTransformer
 from shared.randomness import torch_generator
+from shared.tasks.image_text_method import ImageTextBatch, ImageTextMethod, images_and_texts
+from shared.tasks.text_classification import ClassAccuracy, percent_right
 
-TEMPERATURE = 0.07  # of text assignment; not learned
-FEWEST = 3  # images of a batch, for text assignment: a text's own and two others
-
-
-class PairNetwork(nn.Module):
-    """Image encoder, and a text encoder whose fusion layers come in twins.
-
-    Twins share the projections of keys and values; the first of them attends to the first image,
-    the second to the second.
-
-    Args:
-        vision, text: see `ImageTextEncoders`; the layers of `text` are counted with all twins.
-        head: maps the text's class token (T, D) to logits.
-    """
-
-    def __init__(self, vision: dict[str, Any], text: dict[str, Any], head: nn.Module):
-        super().__init__()
-        fusion_layers = text["num_layers"] - text["cross_attention_from"]
-        if fusion_layers % 2:
-            raise ValueError(
-                f"num_layers={text['num_layers']} leaves {fusion_layers} layers that see images, "
-                "but they come in twins: make it cross_attention_from and an even number"
-            )
-        self.visual_encoder = VisionTransformer(**vision)
-        width = self.visual_encoder.embed_dim
-        self.text_encoder = TextTransformer(**text, context_width=width, share_projections=2)
-        self.classifier = head
-
-    def forward(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        """(2 B, 3, S, S), first images before second ones, and (B, L) -> logits."""
-        pair = torch.arange(len(images), device=images.device).chunk(2)
-        return self.classify(self.visual_encoder(images), pair, ids, mask)
-
-    def classify(
-        self, image_tokens: Tensor, pair: tuple[Tensor, ...], ids: Tensor, mask: Tensor
-    ) -> Tensor:
-        """Logits of texts about two images each.
-
-        Args:
-            image_tokens: (R, 1 + N, C); each image is projected once, however often it is used.
-            pair: the rows of the first and of the second images, (T,) each.
-            ids, mask: (T, L).
-        """
-        projected = self.text_encoder.project(image_tokens, every=2)
-        context = [keys_values.rows(rows) for keys_values in projected for rows in pair]
-        return self.classifier(self.text_encoder(ids, mask, context)[:, 0])
-
-
-class NLVR(DistilledClassification):
-    """Fine-tuning for NLVR2.
-
-    Args:
-        vision, text: see `PairNetwork`.
-        frame: see `MomentumDistilled`.
-    """
-
-    class_names = ("false", "true")
-
-    def __init__(self, vision: dict[str, Any], text: dict[str, Any], **frame: Any):
-        head = classifier(text["hidden_size"], len(self.class_names))
-        super().__init__(PairNetwork(vision, text, head), **frame)
-        self.save_hyperparameters()
+CLASSES = ("first", "second", "neither")
+TEMPERATURE = 0.07  # of similarities; not learned
+FEWEST = 3  # images of a batch: a text's own and two others
 
 
 @dataclass(frozen=True)
@@ -154,19 +86,19 @@ class AssignmentNetwork(PairNetwork):
         return similarity_logits(features, features, TEMPERATURE)
 
 
-class TextAssignment(Classification, Finetuning):
-    """Pre-training for two images: which of them does the text belong to, or to neither?
+class TextAssignment(ImageTextMethod):
+    """Learns which of two images a text belongs to; the other images are those of the batch,
+    similar ones rather.
 
-    The other images are those of the batch, similar ones rather. No momentum copy. The official
-    model's text projection and temperature have no use in it and are left out.
+    No momentum copy. The official model's text projection and temperature have no use in it and
+    are left out.
 
     Args:
         vision, text: see `PairNetwork`. embed_dim: E of the image features.
         seed: draws are a function of (seed, step, rank).
-        schedule: see `Finetuning`.
+        frame: see `ImageTextMethod`.
     """
 
-    class_names = ("first", "second", "neither")
     encoders: AssignmentNetwork
 
     def __init__(
@@ -175,25 +107,23 @@ class TextAssignment(Classification, Finetuning):
         text: dict[str, Any],
         embed_dim: int,
         seed: int,
-        **schedule: Any,
+        **frame: Any,
     ):
-        super().__init__(**schedule)
+        super().__init__(ClassAccuracy(CLASSES), **frame)
         self.save_hyperparameters()
-        self.seed = seed
-        self.encoders = AssignmentNetwork(vision, text, embed_dim, len(self.class_names))
-        self.accuracy = ClassAccuracy(self.class_names)
+        self.encoders = AssignmentNetwork(vision, text, embed_dim, len(CLASSES))
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
         own = torch.arange(len(batch["images"]), device=self.device)
         purpose = f"text assignment, rank {rank()}"
-        generator = torch_generator(self.seed, self.global_step, purpose)
+        generator = torch_generator(self.hparams["seed"], self.global_step, purpose)
         logits, labels = self.assign(batch, own, generator)
         self.log_train({"accuracy": percent_right(logits, labels)})
         loss = F.cross_entropy(logits.float(), labels)
         return self.total_loss({"loss_ta": loss}, {}, batch["indices"])
 
     def assign(
-        self, batch: Batch, own: Tensor, generator: torch.Generator
+        self, batch: ImageTextBatch, own: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
         """Logits (T, 3) and labels (T,) of the batch's texts; `own` (T,): rows of their images.
 
@@ -213,13 +143,17 @@ class TextAssignment(Classification, Finetuning):
         ids, mask = batch["input_ids"], batch["attention_mask"]
         return self.encoders.classify(image_tokens, pair, ids, mask), labels
 
-    def outcome(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def outcome(self, batch: ImageTextBatch) -> tuple[Tensor, Tensor]:
         """Every text of the evaluated images; what is drawn depends on the seed and the batch."""
         own = (batch["text_image"][:, None] == batch["indices"]).long().argmax(dim=1)
         first = int(batch["indices"][0])
-        generator = torch_generator(self.seed, first, "text assignment, evaluation")
+        generator = torch_generator(self.hparams["seed"], first, "text assignment, evaluation")
         return self.assign(batch, own, generator)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: ImageTextBatch, batch_idx: int) -> None:
         if len(batch["images"]) >= FEWEST:  # else the last batch, which has too few other images
             super().validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
+        """(B, 3) class probabilities; the batch needs `images`, first ones first, and the texts."""
+        return self.encoders(*images_and_texts(batch)).float().softmax(dim=1)

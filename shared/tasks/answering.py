@@ -1,0 +1,183 @@
+"""Answers to questions about images: a decoder writes them, or ranks those of a closed list.
+
+Shapes: B questions, each about an image; A answers, those of a question in a row; N answers to
+choose from, k candidates of a question; L and M tokens of questions and answers; S predicted
+tokens, V words.
+Source: docs/papers/albef.md, section 3.8; salesforce/ALBEF@b9727e4
+`models/model_vqa.py:ALBEF.rank_answer`.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shared.evaluation.vqa import VQAEvaluation, accuracies, write_results
+from shared.losses.language import text_sums, token_losses
+from shared.nn.text_transformer import KeyValue, LanguageHead, TextTransformer
+from shared.nn.vision_transformer import VisionTransformer
+from shared.tasks.image_text_method import Evaluation, ImageTextBatch
+
+log = logging.getLogger(__name__)
+RESULTS = "vqa_result.json"
+
+
+class AnswerNetwork(nn.Module):
+    """Reads an image and a question, and writes an answer. All of it has a momentum copy.
+
+    Args:
+        vision: arguments of `VisionTransformer`.
+        text: arguments of `TextTransformer` but `context_width`; of the question encoder, whose
+            upper layers look at the image. The decoder has the same sizes.
+        decoder_layers: of the decoder, each of which looks at the question.
+    """
+
+    def __init__(self, vision: dict[str, Any], text: dict[str, Any], decoder_layers: int):
+        super().__init__()
+        self.visual_encoder = VisionTransformer(**vision)
+        self.text_encoder = TextTransformer(**text, context_width=self.visual_encoder.embed_dim)
+        width = self.text_encoder.width
+        decoder = {**text, "num_layers": decoder_layers, "cross_attention_from": 0}
+        self.text_decoder = TextTransformer(**decoder, context_width=width)
+        self.word_head = LanguageHead(text["vocab_size"], width)
+
+    def read(self, images: Tensor, ids: Tensor, mask: Tensor) -> list[KeyValue]:
+        """Images (B, 3, S, S) and questions (B, L) -> what the decoder attends to, B rows."""
+        context = self.text_encoder.project(self.visual_encoder(images))
+        states = self.text_encoder(ids, mask, context)
+        return self.text_decoder.project(states, mask=mask)
+
+    def write(
+        self, ids: Tensor, mask: Tensor, question: Sequence[KeyValue], first: int = 1
+    ) -> Tensor:
+        """Logits (S, V) of tokens `first`, `first` + 1, ... of each answer, row after row.
+
+        Each is predicted from the tokens before it; padding is not predicted.
+
+        Args: ids, mask (A, M); question: of A rows, or of fewer, each for as many answers.
+        """
+        hidden = self.text_decoder(ids, mask, question, causal=True)
+        predicted = hidden[:, first - 1 : -1][mask[:, first:].bool()]
+        return self.word_head(predicted, self.text_decoder.embeddings.word)
+
+
+class AnswerRanking(nn.Module):
+    """A closed list of answers, ranked by an `AnswerNetwork`.
+
+    The k most probable by their first token are scored in full.
+
+    Args:
+        k_test: k.
+        score: "official" counts the first token twice; "corrected" once, which is the probability.
+        candidates_per_pass: this many pass the decoder at a time.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+    def __init__(self, k_test: int, score: str, candidates_per_pass: int):
+        super().__init__()
+        if score not in ("official", "corrected"):
+            raise ValueError(f'score must be "official" or "corrected", got {score!r}')
+        self.k_test, self.candidates_per_pass = k_test, candidates_per_pass
+        self.first_token_weight = 2 if score == "official" else 1
+        self.answers: list[str] = []
+        # They travel as hyperparameters, since their number decides the shape.
+        for name in ("ids", "mask"):
+            self.register_buffer(name, torch.empty(0, 0, dtype=torch.long), persistent=False)
+
+    def choose_among(self, answers: Mapping[str, Sequence[int]], decoder: TextTransformer) -> None:
+        """Take the list of answers, each with its ids.
+
+        Raises:
+            ValueError: fewer answers than `k_test`, or ids beyond the decoder's vocabulary.
+        """
+        if len(answers) < self.k_test:
+            raise ValueError(
+                f"k_test={self.k_test} is more than the {len(answers)} answers to choose from: "
+                "lower method.k_test, or use a longer answer list"
+            )
+        words = decoder.embeddings.word.num_embeddings
+        if (largest := max(max(ids) for ids in answers.values())) >= words:
+            raise ValueError(
+                f"an answer has the id {largest}, but the model only {words} words: method."
+                "text.vocab_size and data.vocab do not belong together"
+            )
+        self.answers = list(answers)
+        rows = [torch.tensor(ids, device=self.ids.device) for ids in answers.values()]
+        self.ids = nn.utils.rnn.pad_sequence(rows, True, decoder.pad_id)
+        self.mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], True)
+
+    def forward(self, network: AnswerNetwork, question: list[KeyValue]) -> tuple[Tensor, Tensor]:
+        """Candidates (B, k) of each question, places in the answer list, and their scores (B, k).
+
+        In the order of their first tokens' probabilities; the first token of several may be one.
+
+        Raises:
+            ValueError: there are no answers to choose from.
+        """
+        if not self.answers:
+            raise ValueError(
+                "there are no answers to choose from: give `answers`, load a checkpoint that holds "
+                "them, or run with a data module that has an answer list"
+            )
+        first_token = self.first_token_log_probs(network, question)
+        first, candidates = first_token.topk(self.k_test, dim=1)
+        rest = self.remaining_log_probs(network, question, candidates)
+        return candidates, self.first_token_weight * first + rest
+
+    def first_token_log_probs(self, network: AnswerNetwork, question: list[KeyValue]) -> Tensor:
+        """(B, N): of the first token of each answer, after [CLS]."""
+        start = self.ids[:1, :1].expand(len(question[0].key), 1)
+        hidden = network.text_decoder(start, torch.ones_like(start), question, causal=True)
+        logits = network.word_head(hidden[:, 0], network.text_decoder.embeddings.word)
+        return logits.float().log_softmax(dim=1)[:, self.ids[:, 1]]
+
+    def remaining_log_probs(
+        self, network: AnswerNetwork, question: list[KeyValue], candidates: Tensor
+    ) -> Tensor:
+        """(B, k): of all tokens of each candidate after the first one, summed.
+
+        Candidates pass by their length, so that there is little padding; all those of a question
+        share its keys and values.
+        """
+        lengths = self.mask.sum(dim=1)
+        order = lengths[candidates].argsort(dim=1)
+        sums = []
+        for part in candidates.gather(1, order).split(
+            max(1, self.candidates_per_pass // len(candidates)), dim=1
+        ):
+            rows = part.flatten()
+            longest = int(lengths[rows].max())
+            ids, mask = self.ids[rows, :longest], self.mask[rows, :longest]
+            predicted = mask[:, 2:].bool()
+            logits = network.write(ids, mask, question, first=2)
+            losses = token_losses(logits, ids[:, 2:][predicted])
+            sums.append(-text_sums(losses, predicted).view_as(part))
+        return torch.cat(sums, dim=1).gather(1, order.argsort(dim=1))
+
+
+class AnswerEvaluation(Evaluation):
+    """Soft accuracy of what a module's `answer(batch)` says, see `VQAEvaluation`.
+
+    The test writes `vqa_result.json` for the server; accuracy only where the answers are known.
+    """
+
+    def __init__(self) -> None:
+        self.collected = VQAEvaluation()
+
+    def collect(self, module: Any, batch: ImageTextBatch) -> None:
+        self.collected.collect(batch, [answer for answer, _ in module.answer(batch)])
+
+    def metrics(self, module: Any, testing: bool) -> dict[str, float]:
+        answered = self.collected.finish()
+        if not testing:
+            return accuracies(answered)
+        path = Path(module.trainer.default_root_dir) / RESULTS
+        if module.trainer.is_global_zero:
+            write_results(path, answered)
+            log.info("%d questions answered: %s", len(answered), path)
+        return {"evaluated": float(len(answered)), **accuracies(answered)}

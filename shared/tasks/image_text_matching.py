@@ -1,0 +1,110 @@
+"""Matching of images and texts by their fusion, against negatives drawn by similarity.
+
+Shapes: B pairs of this rank, C candidates for negatives, L tokens of width D, N patches of width W.
+Source: docs/papers/albef.md, section 3.1 (items 9 to 12); salesforce/ALBEF@b9727e4
+`models/model_pretrain.py:ALBEF.forward`.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from shared.distributed import all_gather, pad_to_longest
+from shared.losses.image_text import draw_negatives, negative_weights
+from shared.nn.text_transformer import KeyValue, TextTransformer
+from shared.tasks.image_text_contrast import among_ranks
+from shared.tasks.image_text_method import ImageTextBatch
+
+
+class ImageTextMatching(nn.Module):
+    """The matching head, and how it gets its pairs; the text encoder that fuses is an argument.
+
+    Args:
+        width: D. hard_negatives: draw them by similarity; else evenly.
+        negatives: drawn among this rank's pairs ("local") or among those of all ranks ("global").
+    """
+
+    def __init__(self, width: int, hard_negatives: bool, negatives: str):
+        super().__init__()
+        self.hard_negatives, self.among_ranks = hard_negatives, among_ranks(negatives)
+        self.head = nn.Linear(width, 2)
+
+    def texts(self, batch: ImageTextBatch, pad_id: int) -> tuple[Tensor, Tensor]:
+        """Ids and mask, (B, L) each; L is equal on all ranks where their texts are exchanged."""
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        if self.among_ranks:
+            return pad_to_longest(ids, pad_id), pad_to_longest(mask, 0)
+        return ids, mask
+
+    def mine(
+        self, i2t: Tensor, t2i: Tensor, positives: Tensor, draws: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """A negative image for each text and a negative text for each image, (B,) candidates each.
+
+        Args:
+            i2t, t2i: (B, at least C) logits; the more similar the more probable.
+            positives: (B, C); what is no negative. draws: (B, 2) uniform numbers.
+        """
+        if not self.hard_negatives:
+            i2t, t2i = torch.zeros_like(i2t), torch.zeros_like(t2i)
+        i2t, t2i = (logits[:, : positives.shape[1]] for logits in (i2t, t2i))
+        image_of_text = draw_negatives(negative_weights(t2i, positives), positives, draws[:, 0])
+        text_of_image = draw_negatives(negative_weights(i2t, positives), positives, draws[:, 1])
+        return image_of_text, text_of_image
+
+    def fuse(
+        self,
+        text_encoder: TextTransformer,
+        image_tokens: Tensor,
+        text_tokens: Tensor,
+        mask: Tensor,
+        negatives: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """Fuse pairs, texts with negative images, and negative texts with images, in one pass.
+
+        Each image's keys and values are projected once, and each text goes once through the part
+        of the fusion layers that sees no image. Gradients reach what is picked.
+
+        Args:
+            image_tokens (B, 1 + N, W); text_tokens (B, L, D) of the text-only layers; mask (B, L).
+            negatives: as `mine` draws them.
+
+        Returns:
+            their class tokens (3 B, D), and the keys and values of the B images.
+        """
+        image_of_text, text_of_image = negatives
+        read = other_read = text_encoder.read(text_tokens, mask)
+        other_mask = mask
+        own = torch.arange(len(mask), device=mask.device)
+        if self.among_ranks:
+            others = all_gather(image_tokens, grad=True)[image_of_text]
+            image_tokens, image_of_text = torch.cat([image_tokens, others]), own + len(own)
+            other_read, other_mask = all_gather(read, grad=True), all_gather(mask)
+        texts = torch.cat([read, read, other_read[text_of_image]])
+        masks = torch.cat([mask, mask, other_mask[text_of_image]])
+        rows = torch.cat([own, image_of_text, own])
+        context = text_encoder.project(image_tokens)
+        picked = [key_value.rows(rows) for key_value in context]
+        matched = text_encoder.fuse(texts, masks, picked, first_only=True, has_read=True)[:, 0]
+        return matched, [key_value.rows(slice(len(own))) for key_value in context]
+
+    def logits(
+        self, text_encoder: TextTransformer, image_tokens: Tensor, text_tokens: Tensor, mask: Tensor
+    ) -> Tensor:
+        """(r R, 2) logits, column 1 "match", of r consecutive texts for each of R images.
+
+        Args: image_tokens (R, 1 + N, W); text_tokens (r R, L, D) of the text-only layers; mask.
+        """
+        context = text_encoder.project(image_tokens)
+        return self.head(text_encoder.fuse(text_tokens, mask, context)[:, 0])
+
+    def quick_logits(
+        self, text_encoder: TextTransformer, context: Sequence[KeyValue], read: Tensor, mask: Tensor
+    ) -> Tensor:
+        """As `logits`, from what `project` made of the images and `read` of the texts.
+
+        Quicker: the last layer computes the class tokens alone.
+        """
+        fused = text_encoder.fuse(read, mask, context, first_only=True, has_read=True)
+        return self.head(fused[:, 0])

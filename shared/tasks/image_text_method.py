@@ -1,0 +1,133 @@
+"""The frame of image-text trainings: AdamW under a stepped cosine, and an evaluation that is held.
+
+Source: docs/papers/albef.md, sections 3.5 and 3.6; salesforce/ALBEF@b9727e4
+`scheduler/cosine_lr.py`, `optim/optim_factory.py` and the scripts' training loops.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shared.data.image_text.pairs import ImageTextBatch
+from shared.distributed import own_rows, world_size
+from shared.randomness import torch_generator
+from shared.training.method import Method
+from shared.training.optim import decay_matrices
+from shared.training.schedules import stepped_cosine
+
+
+def images_and_texts(batch: ImageTextBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Images (R, 3, S, S), ids and mask (B, L) of a batch."""
+    return batch["images"], batch["input_ids"], batch["attention_mask"]
+
+
+class Evaluation:
+    """What a module is judged by: collects batches, then computes metrics and forgets them."""
+
+    def check(self, data: Any) -> None:
+        """Refuse, before training on a data module, what the evaluation would refuse after it."""
+
+    def collect(self, module: Any, batch: ImageTextBatch) -> None:
+        """Take a batch of the evaluation; the module is in evaluation mode."""
+        raise NotImplementedError
+
+    def metrics(self, module: Any, testing: bool) -> Mapping[str, Any]:
+        """Metrics by name of all that was collected on all ranks, the same on each of them."""
+        raise NotImplementedError
+
+
+class ImageTextMethod(Method):
+    """Rate, optimiser and evaluation; subclasses add networks and `training_step`.
+
+    Args:
+        evaluation: logs its metrics as `val/...` and `test/...`.
+        lr, min_lr, warmup_lr, warmup_blocks, warmup_block, epochs: see `stepped_cosine`.
+        weight_decay: of matrices, embeddings and the temperature, see `decay_matrices`.
+    """
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        lr: float,
+        min_lr: float,
+        warmup_lr: float,
+        warmup_blocks: int,
+        epochs: int,
+        weight_decay: float,
+        warmup_block: int = 100,
+    ):
+        super().__init__()
+        self.evaluation = evaluation
+        self.weight_decay = weight_decay
+        self.schedule: dict[str, Any] = {
+            "lr": lr,
+            "min_lr": min_lr,
+            "warmup_lr": warmup_lr,
+            "warmup_blocks": warmup_blocks,
+            "warmup_block": warmup_block,
+            "epochs": epochs,
+        }
+
+    def on_fit_start(self) -> None:
+        """Refuse a vocabulary or an evaluation that does not fit the data.
+
+        Raises:
+            ValueError: names both.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if tokenizer := getattr(data, "tokenizer", None):
+            check_vocabulary(self.hparams, tokenizer)
+        if data is not None:
+            self.evaluation.check(data)
+
+    def on_train_batch_start(self, batch: ImageTextBatch, batch_idx: int) -> None:
+        """The rate of this iteration; the official scripts set it after the one before."""
+        rate = stepped_cosine(self.current_epoch, batch_idx, **self.schedule)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = rate
+        self.log_train({"lr": rate})
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        groups = decay_matrices(self, self.weight_decay)
+        return torch.optim.AdamW(groups, self.schedule["lr"], fused=True)
+
+    def step_draws(self, purpose: str, *shape: int) -> Tensor:
+        """Uniform numbers of `shape` (B, ...) for this rank's pairs: functions of the seed, the
+        step and a pair's place in the batch of all ranks."""
+        generator = torch_generator(self.hparams["seed"], self.global_step, purpose)
+        rows, *rest = shape
+        draws = torch.rand(rows * world_size(), *rest, generator=generator)
+        return own_rows(draws).to(self.device)
+
+    def validation_step(self, batch: ImageTextBatch, batch_idx: int) -> None:
+        self.evaluation.collect(self, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        metrics = self.evaluation.metrics(self, testing=False)
+        self.log_dict({f"val/{name}": value for name, value in metrics.items()})
+
+    def test_step(self, batch: ImageTextBatch, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        metrics = self.evaluation.metrics(self, testing=True)
+        self.log_dict({f"test/{name}": value for name, value in metrics.items()})
+
+
+def check_vocabulary(hparams: Mapping[str, Any], tokenizer: Any) -> None:
+    """Refuse a vocabulary that does not fit the embeddings or the ids of special tokens.
+
+    Raises:
+        ValueError: names both.
+    """
+    text = hparams.get("text", {})
+    if len(tokenizer) > text.get("vocab_size", len(tokenizer)):
+        raise ValueError(
+            f"method.text.vocab_size={text['vocab_size']} is less than the {len(tokenizer)} words "
+            "of data.vocab"
+        )
+    for name, expected in (("cls_id", tokenizer.cls_id), ("mask_id", tokenizer.mask_id)):
+        if hparams.get(name, expected) != expected:
+            raise ValueError(f"method.{name}={hparams[name]}, but it is {expected} in data.vocab")
