@@ -177,13 +177,13 @@ def convert_official(
     return state, report
 
 
-def export_official(module: nn.Module, table: KeyTable) -> dict[str, Any]:
-    """The official form of ``module``'s state: nested as the slashes of the patterns say.
+def export_official(module: nn.Module | Mapping[str, Tensor], table: KeyTable) -> dict[str, Any]:
+    """The official form of a module's state (or state dict): nested as the patterns' slashes say.
 
     Raises:
         CheckpointError: a key of ours that no rule and no ``fresh`` pattern explains.
     """
-    state = module.state_dict()
+    state = module.state_dict() if isinstance(module, nn.Module) else module
     rules = [
         (rule.ours, rule.official, rule)
         for rule in table.rules

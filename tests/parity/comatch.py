@@ -478,7 +478,7 @@ def evaluate(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     for index, labels in enumerate(split["labels"]):
         images = torch.zeros(len(labels), 1, 1, 1)
         module.validation_step({"images": images, "labels": labels}, index)
-    accuracy = module.accuracy
+    accuracy = module.accuracies.metrics
     return {
         "top1": accuracy["top1"].batch_mean(),
         "ema_top1": accuracy["top1_ema"].batch_mean(),

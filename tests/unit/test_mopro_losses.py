@@ -12,7 +12,6 @@ from methods.mopro.losses import (
     Correction,
     correct_labels,
     kept_cross_entropy,
-    percent_correct,
     soft_labels,
     trust_web_labels,
 )
@@ -112,13 +111,6 @@ def test_no_row_kept_gives_zero_loss_and_zero_gradients() -> None:
     assert loss.item() == 0
     (gradient,) = torch.autograd.grad(loss, logits)
     assert torch.equal(gradient, torch.zeros(4, 3))
-
-
-def test_percent_correct() -> None:
-    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]], requires_grad=True)
-    percent = percent_correct(logits, torch.tensor([0, 0, 0, 0]))
-    assert percent.item() == 75
-    assert not percent.requires_grad
 
 
 def test_audit_by_hand() -> None:

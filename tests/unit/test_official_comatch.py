@@ -9,7 +9,6 @@ from torch import Tensor
 from torchvision.models import resnet50
 
 from methods.comatch import official
-from methods.comatch.classifier import Classifier
 from methods.comatch.imagenet import CoMatchImageNet
 from methods.comatch.module import CoMatch, FixMatch, Supervised
 from shared.checkpoints.reading import CheckpointError, load_checkpoint
@@ -252,7 +251,7 @@ def test_imagenet_checkpoint_full_size():
     assert torch.equal(module.alignment.window, window)
 
 
-def fault(module: Classifier, content: dict[str, Any]) -> str:
+def fault(module: official.Classifier, content: dict[str, Any]) -> str:
     before = {key: value.clone() for key, value in module.state_dict().items()}
     with pytest.raises(CheckpointError) as caught:
         official.load_weights(module, content)
@@ -406,7 +405,7 @@ def test_official_pcl_v1_leaves_the_projection_fresh_and_says_so(tmp_path):
         official.warm_start(module, path, "pcl")
 
 
-def small(form=comatch, **frame: Any) -> Classifier:
+def small(form=comatch, **frame: Any) -> official.Classifier:
     return form(2, 2, depth=10, width=1, dim=8, classes=4, **frame)
 
 
@@ -418,7 +417,7 @@ def pcl_checkpoint(encoder: dict[str, Tensor], **content: Any) -> dict[str, Any]
     return {"_target_": "methods.pcl.module.PCL", "state_dict": state, "epoch": 3, **content}
 
 
-def trained(module: Classifier) -> dict[str, Tensor]:
+def trained(module: official.Classifier) -> dict[str, Tensor]:
     """Other values for all of the encoder but its classifier."""
     return {
         key: torch.rand_like(value) if value.is_floating_point() else value + 5

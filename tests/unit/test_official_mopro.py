@@ -1,6 +1,5 @@
 """Official MoPro checkpoints: full-size, refused when wrong, and the forms for other programs."""
 
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ import torch
 from torch import Tensor
 from torchvision.models import resnet50
 
-from methods.mopro import export, official
+from methods.mopro import official
 from methods.mopro.evaluation import FineTuning, LowShotSVM, Robustness
 from methods.mopro.module import CrossEntropy, MoPro
 from methods.mopro.retraining import ClassifierRetraining
-from shared.checkpoints.detectron2 import write_detectron2
-from shared.checkpoints.reading import CheckpointError, load_checkpoint
+from shared.checkpoints.exporters import export_layout
+from shared.checkpoints.reading import CheckpointError
 from tests.conformance.conftest import compose_experiment
 
 RESNET50 = {"_target_": "shared.nn.resnet.ResNet"}
@@ -105,7 +104,7 @@ def test_full_size_checkpoints_load(classes: int, tmp_path: Path) -> None:
         assert torch.equal(key[ours], state[f"module.encoder_k.{theirs}"])
     # A torchvision ResNet-50 takes the export whole.
     network = resnet50(num_classes=classes)
-    network.load_state_dict(official.export_for(module, "torchvision"))
+    network.load_state_dict(export_layout(module, "torchvision"))
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +210,7 @@ def test_warm_start_with_other_classes_takes_the_backbone(
 def test_warm_start_is_particular(state: dict[str, Tensor], tmp_path: Path) -> None:
     path = tmp_path / "official.tar"
     torch.save({"state_dict": state}, path)
-    with pytest.raises(CheckpointError, match="pretrained or backbone"):
+    with pytest.raises(CheckpointError, match="unknown: pretrained, backbone"):
         official.warm_start(transfer(FineTuning), path, "moco")
     with pytest.raises(CheckpointError, match="official_checkpoint"):
         official.warm_start(mopro(6, TINY), path, "pretrained")
@@ -235,41 +234,6 @@ def test_a_module_without_prototypes_takes_the_query_encoder(
     fresh = type(module)(**module.hparams)
     official.load_weights(fresh, official.export(module))
     assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in module.state_dict().items())
-
-
-def test_exports_hold_what_their_consumers_take_and_nothing_else() -> None:
-    module = mopro(6, TINY)
-    backbone = set(module.encoder.backbone.state_dict())
-    keys = {name: set(official.export_for(module, name)) for name in official.CONSUMERS}
-    assert keys["backbone"] == backbone
-    assert keys["torchvision"] == backbone | {"fc.weight", "fc.bias"}
-    heads = {"weight", "bias", "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
-    assert keys["retraining"] == {f"module.{key}" for key in backbone | heads}
-    assert len(keys["detectron2"]) == len(backbone)
-    assert {"stem.conv1.norm.weight", "res5.0.shortcut.norm.bias"} <= keys["detectron2"]
-    with pytest.raises(CheckpointError, match="no export for 'caffe'"):
-        official.export_for(module, "caffe")
-
-
-def test_detectron2_file(tmp_path: Path) -> None:
-    state = official.export_for(mopro(6, TINY), "detectron2")
-    write_detectron2(state, tmp_path / "mopro.pkl", "MoPro")
-    content = pickle.loads((tmp_path / "mopro.pkl").read_bytes())
-    assert content["matching_heuristics"] is True
-    assert content["__author__"] == "MoPro"
-    assert content["model"].keys() == state.keys()
-    assert (content["model"]["res2.0.conv1.weight"] == state["res2.0.conv1.weight"].numpy()).all()
-
-
-def test_export_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    module = mopro(6, TINY)
-    save_run(module, tmp_path / "last.ckpt")
-    out = tmp_path / "backbone.safetensors"
-    assert export.main([str(tmp_path / "last.ckpt"), str(out), "--to", "backbone"]) == 0
-    written = load_checkpoint(out)
-    assert torch.equal(written["conv1.weight"], module.encoder.backbone.conv1.weight)
-    assert export.main([str(tmp_path / "absent.ckpt"), str(out), "--to", "backbone"]) == 2
-    assert "no checkpoint at" in capsys.readouterr().err
 
 
 def test_rows_name_the_paper_and_start_where_they_say() -> None:

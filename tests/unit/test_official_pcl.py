@@ -1,6 +1,5 @@
 """Official PCL checkpoints, at full size and with random weights, in and out of our modules."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor
 from torchvision.models import resnet50
 
 from methods.comatch.module import Supervised
-from methods.pcl import backbone, official
+from methods.pcl import official
 from methods.pcl.evaluation import LinearProbe, LowShotSVM
 from methods.pcl.module import PCL, MoCo
 from shared.checkpoints.reading import CheckpointError, load_checkpoint
@@ -226,61 +225,5 @@ def test_what_cannot_be_a_start_is_refused(tmp_path: Path) -> None:
         backbone=TINY, num_classes=3, projection=None, channels_last=False, **frame
     )
     path = saved(foreign, tmp_path / "comatch.ckpt")
-    with pytest.raises(CheckpointError, match=r"a run of methods\.comatch\.module\.Supervised"):
+    with pytest.raises(CheckpointError, match=r"it is of methods\.comatch\.module\.Supervised"):
         official.warm_start(probe(TINY), path, "pcl")
-
-
-# --- a backbone for detectors ---
-
-
-def test_exported_backbone_is_torchvisions(tmp_path: Path) -> None:
-    content = checkpoint("v2")
-    torch.save(content, tmp_path / "official.pth.tar")
-    output = tmp_path / "out" / "backbone.pth"
-    arguments = [f"checkpoint={tmp_path / 'official.pth.tar'}", f"output={output}"]
-    assert backbone.main(arguments) == 0
-    found = torch.load(output, weights_only=True)
-    network = resnet50()
-    report = network.load_state_dict(found, strict=False)
-    assert report.missing_keys == ["fc.weight", "fc.bias"]
-    assert not report.unexpected_keys
-    assert torch.equal(
-        found["conv1.weight"], content["state_dict"]["module.encoder_q.conv1.weight"]
-    )
-
-
-def test_exported_backbone_for_detectron2(tmp_path: Path) -> None:
-    module = tiny()
-    output = tmp_path / "backbone.pkl"
-    path = saved(module, tmp_path / "last.ckpt")
-    assert backbone.main([f"checkpoint={path}", f"output={output}", "layout=detectron2"]) == 0
-    content = pickle.loads(output.read_bytes())
-    assert content["matching_heuristics"] is True
-    state = module.encoder.backbone.state_dict()
-    pairs = {
-        "stem.conv1.weight": "conv1.weight",
-        "stem.conv1.norm.running_mean": "bn1.running_mean",
-        "res2.0.conv2.weight": "layer1.0.conv2.weight",
-        "res2.0.conv2.norm.bias": "layer1.0.bn2.bias",
-        "res2.0.shortcut.weight": "layer1.0.downsample.0.weight",
-        "res2.0.shortcut.norm.weight": "layer1.0.downsample.1.weight",
-    }
-    assert set(pairs) < set(content["model"])
-    for there, here in pairs.items():
-        assert (content["model"][there] == state[here].numpy()).all()
-    assert len(content["model"]) == sum("num_batches" not in key for key in state)
-
-
-def test_export_of_something_else_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    torch.save({"state_dict": {"weight": torch.zeros(1)}}, tmp_path / "other.pth")
-    arguments = [f"checkpoint={tmp_path / 'other.pth'}", f"output={tmp_path / 'b.pth'}"]
-    assert backbone.main(arguments) == 2
-    assert "not a MoCo or PCL checkpoint" in capsys.readouterr().err
-    assert backbone.main([f"checkpoint={tmp_path / 'none'}", f"output={tmp_path / 'b'}"]) == 2
-    assert "no checkpoint at" in capsys.readouterr().err
-    for bad in (arguments[:1], [*arguments, "layout=keras"], [*arguments, "layuot=detectron2"]):
-        assert backbone.main(bad) == 2
-        assert "usage:" in capsys.readouterr().err
-    assert not (tmp_path / "b.pth").exists()

@@ -69,7 +69,7 @@ def test_refused_within_a_sweep(overrides, message):
     "overrides",
     [
         [],
-        [COMATCH, "seed=1,2,3", "method.lr=1", "method.sabotage=graph"],
+        [COMATCH, "seed=1,2,3", "method.lr=1", "method.alpha=0.8"],
         [COMATCH, "seed=range(1,6)", "trainer=ddp", "data_root=/somewhere/else"],
         ["experiment=glob(comatch/cifar10*)"],
         [COMATCH, "method.threshold=interval(0.5, 0.9)", "method.lambda_c=tag(log,interval(1,2))"],
