@@ -7,8 +7,7 @@ N images, K classes. Source: salesforce/MoPro@155cae3 `DataLoader/dataloader_bal
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.data.loading.samplers import Draws
-from shared.data.loading.streams import number_repeats
+from shared.data.loading.streams import Draws, number_repeats
 
 
 def repeat_factors(labels: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from shared.data.loading.loader import EvaluationLoader, ResumableLoader
-from shared.data.loading.samplers import BatchPlan, FixedSteps
+from shared.data.loading.streams import Draws, Permutations, StreamBatches
 
 STEPS = 5
 
@@ -20,13 +20,14 @@ STEPS = 5
 class Echo:
     """Hands out the positions and passes it is asked for."""
 
-    def __getitems__(self, plan: BatchPlan) -> dict[str, Tensor]:
+    def __getitems__(self, plan: tuple[Draws, Draws]) -> dict[str, Tensor]:
         parts = [torch.from_numpy(np.stack(draws)) for draws in plan]
         return {"labelled": parts[0], "unlabelled": parts[1]}
 
 
 def loader(workers: int = 0) -> ResumableLoader:
-    return ResumableLoader(Echo(), FixedSteps(0, (6, 50), (4, 12), STEPS), workers)
+    streams = [Permutations(0, 6, 4 * STEPS), Permutations(0, 50, 12 * STEPS, 1)]
+    return ResumableLoader(Echo(), StreamBatches(streams, [4, 12]), workers)
 
 
 def epoch_of(source: ResumableLoader, epoch: int) -> list[Tensor]:
