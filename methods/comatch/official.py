@@ -15,6 +15,7 @@ from torch import Tensor
 
 from methods.comatch.controls import permuted_weights
 from methods.comatch.imagenet import CoMatchImageNet
+from methods.comatch.losses import oldest_first
 from methods.comatch.module import CoMatch, EMAClassifier
 from shared.checkpoints.official import (
     SCALAR,
@@ -53,9 +54,7 @@ def _window(history: list[Tensor], ours: Tensor) -> Tensor:
 
 
 def _history(window: Tensor, state: Mapping[str, Tensor]) -> list[Tensor]:
-    count = int(state["alignment.count"])
-    held = min(count, len(window))
-    return [window[(count - held + i) % len(window)].clone() for i in range(held)]
+    return [mean.clone() for mean in oldest_first(window, int(state["alignment.count"]))]
 
 
 HISTORY = Conversion(_window, _history)

@@ -5,7 +5,7 @@ docs/papers/mopro.md, section 7 (salesforce/MoPro@155cae3 `lowshot_svm.py`).
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -166,7 +166,6 @@ def low_shot_map(
     costs: Sequence[float] = (0.5,),
     full: bool = True,
     seed: int = 0,
-    draw: Callable[[int, int, int], Tensor] | None = None,
 ) -> LowShotMap:
     """The VOC07 protocol: SVMs on k images per class, several draws, mAP on all test images.
 
@@ -176,7 +175,6 @@ def low_shot_map(
         shots, runs, costs: k, draws per k and cost, and C; each cost has draws of its own.
         full: fit on all training images as well.
         seed: of the draws.
-        draw: (k, cost index, run) -> indices, in place of `sample_shots`.
 
     Raises:
         ValueError: a class that some draw or the test set shows on no or on every image.
@@ -192,8 +190,7 @@ def low_shot_map(
     for i, k in enumerate(shots):
         for j, cost in enumerate(costs):
             for run in range(runs):
-                rows = draw(k, j, run) if draw else sample_shots(train_labels, k, random)
-                maps[i, j, run] = score(rows, cost)
+                maps[i, j, run] = score(sample_shots(train_labels, k, random), cost)
     everything = [score(slice(None), cost) for cost in costs] if full else []
     return LowShotMap(tuple(shots), maps, torch.tensor(everything, dtype=torch.float64))
 

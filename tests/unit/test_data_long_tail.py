@@ -146,7 +146,7 @@ def test_fashion_mnist_lt_refuses_more_than_there_is(tmp_path: Path) -> None:
     write_synthetic(tmp_path, train=200, test=20)
     with pytest.raises(ValueError, match="= 21, but a class has 20 images"):
         fashion(tmp_path, "train", n_max=13)
-    with pytest.raises(ValueError, match="expected train, val, balanced or test"):
+    with pytest.raises(ValueError, match="expected one of train, val, balanced, test"):
         fashion(tmp_path, "extra")
 
 

@@ -129,19 +129,6 @@ def test_more_shots_help_and_full_helps_most() -> None:
     }
 
 
-def test_given_draws_replace_the_sampled_ones() -> None:
-    train, test = multi_label(60, 0), multi_label(60, 1)
-    asked = []
-
-    def draw(k: int, cost: int, run: int) -> Tensor:
-        asked.append((k, cost, run))
-        return torch.arange(60)
-
-    result = low_shot_map(*train, *test, shots=(1, 2), runs=2, costs=(0.5, 2.0), draw=draw)
-    assert asked == [(k, c, r) for k in (1, 2) for c in (0, 1) for r in (0, 1)]
-    assert torch.equal(result.maps, result.full[None, :, None].expand(2, 2, 2))
-
-
 def test_single_label_accuracy() -> None:
     train, test = single_label(200), single_label(200, 1)
     accuracy = low_shot_accuracy(*train, *test, shots=(1, 4, 16), runs=3, seed=0)
