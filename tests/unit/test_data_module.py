@@ -102,13 +102,6 @@ def test_arms_are_paired(root: Path) -> None:
     assert "unlabelled_indices" not in batches(root, views=[])[0]
 
 
-@pytest.mark.filterwarnings("ignore:.*worker processes.*")
-def test_workers_change_nothing(root: Path) -> None:
-    alone = batches(root, epoch=2)
-    assert equal(alone, batches(root, epoch=2, num_workers=2))
-    assert not equal(alone, batches(root, epoch=3))
-
-
 def test_ranks_share_one_batch(root: Path) -> None:
     whole = batches(root)
     ranks = []

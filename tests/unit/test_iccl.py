@@ -316,19 +316,6 @@ def test_a_batch_larger_than_the_set_is_refused() -> None:
         data.setup("fit")
 
 
-def test_ranks_share_the_batches_of_one_process() -> None:
-    data = LongTailData(dataset={}, augmentation=VIEWS, batch_size=4)
-    data._sets["train"] = TwoClasses()  # type: ignore[assignment]
-    plans = []
-    for place in ((0, 1), (0, 2), (1, 2)):
-        data._rank_and_world = lambda place=place: place  # type: ignore[method-assign]
-        plans.append(list(data._schedule().batches(epoch=3)))
-    for whole, first, second in zip(*plans, strict=True):
-        for stream in range(2):
-            joined = np.concatenate([first[stream].positions, second[stream].positions])
-            assert joined.tolist() == whole[stream].positions.tolist()
-
-
 def test_augmented_passes_show_every_image_anew_and_number_the_draws() -> None:
     views = {**VIEWS, "recipes": {"train": {"brightness": 0.5}}}
     data = LongTailData(dataset={}, augmentation=views, batch_size=2, eval_batch_size=4)

@@ -11,12 +11,11 @@ from methods.pcl import official
 from methods.pcl.evaluation import LinearProbe, LowShotSVM
 from methods.pcl.module import PCL, MoCo
 from shared.checkpoints.official import convert_official
-from shared.checkpoints.reading import CheckpointError, load_checkpoint
+from shared.checkpoints.reading import CheckpointError
 from shared.training.method import Method
 from tests.unit import official_toy
 from tests.unit.official_toy import NARROW, resnet50_state
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "pcl"
 RESNET50 = {"_target_": "shared.nn.resnet.ResNet"}
 TINY = {
     "_target_": "shared.nn.resnet.ResNet", "block": "basic", "layers": [1], "base_width": 12,
@@ -142,16 +141,6 @@ def test_our_own_state_survives_the_detour() -> None:
     ):
         assert torch.equal(mine, theirs), name
     assert int(other.queue.written) == 5
-
-
-@pytest.mark.parametrize("case", ["moco_forward", "moco_forward_v1_head", "train_step"])
-def test_bare_state_dicts_of_the_golden_cases(case: str) -> None:
-    weights = load_checkpoint(GOLDEN / case / "weights.safetensors")
-    linear = {"projection": {"hidden": 0, "dim": 8}} if "v1" in case else {}
-    module = tiny(queue_size=weights["queue"].shape[1], **linear)
-    report = official.load_weights(module, weights)
-    assert report.complete
-    assert {theirs for theirs, _ in report.mapped} == set(weights)
 
 
 def test_wrong_checkpoints_are_refused_with_the_keys() -> None:
