@@ -75,7 +75,7 @@ def load(module: Classifier, path: str | PathLike[str]) -> KeyReport:
 
 
 def load_weights(module: Classifier, source: Mapping[str, Any]) -> KeyReport:
-    """Like `load`, from the content of a file: of a checkpoint, or a bare state dict.
+    """Load as `load` does, from the content of a checkpoint or a bare state dict.
 
     A bare state dict of the CIFAR network (`backbone.*`, `classifier.*`, `fc1.*`, `fc2.*`) fills
     both the trained and the averaged copy; one of the ImageNet script has `encoder.*`,

@@ -1,4 +1,4 @@
-"""What every arm shares: the network, SGD and its schedule, evaluation by shots, rebalancing."""
+"""Frame of all arms: the network, SGD and its schedule, evaluation by shots, rebalancing."""
 
 from typing import Any, ClassVar
 

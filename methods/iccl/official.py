@@ -38,7 +38,7 @@ def load(module: LongTailClassifier, path: str | PathLike[str]) -> KeyReport:
 
 
 def load_weights(module: LongTailClassifier, source: Mapping[str, Any]) -> KeyReport:
-    """Like `load`, from the content of a file."""
+    """Load as `load` does, from the content of a file."""
     table = public_table(module) if PUBLIC in source else specified_table()
     return import_official(source, table, module)
 

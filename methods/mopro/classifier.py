@@ -1,4 +1,4 @@
-"""What the arms share: an encoder trained on web labels, and how it is evaluated and audited."""
+"""Frame of all arms: an encoder trained on web labels, its evaluation and its audit."""
 
 from typing import Any
 
@@ -81,7 +81,7 @@ class WebClassifier(Method):
         return [optimizer], [{"scheduler": scheduler, "interval": "epoch"}]
 
     def log_audit(self, split: str) -> None:
-        """What the rule makes of the web images whose true labels are known; see `audit_rule`."""
+        """Log `audit_rule` of the web images whose true labels are known."""
         data: Any = getattr(self.trainer, "datamodule", None)
         loader = data.audit_dataloader(split) if hasattr(data, "audit_dataloader") else None
         if loader is None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Correction:
-    """What the rule made of a batch.
+    """Labels of a batch after the rule, and the rows that it keeps.
 
     Attributes:
         labels: (B,) int64; of a row that is not kept, the web label as a placeholder.

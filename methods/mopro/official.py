@@ -43,7 +43,7 @@ def load(module: Method, path: str | PathLike[str]) -> KeyReport:
 
 
 def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
-    """Like `load`, from a file's content, or a bare state dict with or without `module.`."""
+    """Load as `load` does, from a checkpoint's content or a bare state dict."""
     return import_official(source, table_for(module, model_prefix(source)), module)
 
 

@@ -47,7 +47,7 @@ class Granularity:
 
     @cached_property
     def entropy(self) -> float:
-        """Of the cluster sizes, divided by log K: 1 when all are equally large."""
+        """Entropy of the cluster sizes over log K: 1 when all are equally large."""
         sizes = torch.bincount(self.im2cluster[self.im2cluster >= 0].cpu()).double()
         shares = sizes[sizes > 0] / sizes.sum()
         return float(-(shares * shares.log()).sum() / math.log(max(2, len(self.density))))
@@ -59,7 +59,7 @@ class Granularity:
 
 @dataclass(frozen=True)
 class Clusters:
-    """What the M-steps of one epoch are given; part of the checkpoint.
+    """Prototypes for the M-steps of one epoch; part of the checkpoint.
 
     The official code does not save it, so that a resumed run clusters again in the middle of an
     epoch, with another encoder than an undisturbed run did at its start.

@@ -97,7 +97,7 @@ class MoCo(Method):
         return self.total_loss(terms, {}, batch["indices"])
 
     def contrast_prototypes(self, query: Tensor, indices: Tensor) -> dict[str, Tensor]:
-        """What PCL adds to the loss: nothing in MoCo."""
+        """Loss terms that PCL adds to the instance loss: none in MoCo."""
         return {}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -35,7 +35,7 @@ Source = Mapping[Any, Any]
 
 @dataclass(frozen=True)
 class Conversion:
-    """How a value changes its form.
+    """Two functions that change the form of a value.
 
     Args:
         to_ours: ``(official value, our present tensor) -> Tensor``.
@@ -78,7 +78,7 @@ class KeyTable:
 
 @dataclass
 class KeyReport:
-    """What became of every key.
+    """Fate of every key of both sides.
 
     ``mapped`` holds (official, ours) pairs, of which ``interpolated`` names those that were fitted
     to another size; ``dropped`` and ``fresh`` keys with their reason; the three others are faults:

@@ -1,4 +1,4 @@
-"""What the `official.py` of several methods do alike: read a file, and find the model in it."""
+"""Common steps of the methods' `official.py`: read a file, and find the model in it."""
 
 from collections.abc import Iterable, Mapping
 from os import PathLike
@@ -15,7 +15,7 @@ TRAINER_KEYS = dict.fromkeys(("epoch", "arch", "optimizer", "optimizer/{rest}"),
 
 
 def model_prefix(source: Mapping[str, Any]) -> str:
-    """What precedes the names of the model's tensors: `state_dict/`, `module.`, both or neither."""
+    """Prefix of the model's tensors in a file: `state_dict/`, `module.`, both or neither."""
     prefix = "state_dict/" if "state_dict" in source else ""
     keys = source.get("state_dict", source)
     return prefix + ("module." if any(key.startswith("module.") for key in keys) else "")

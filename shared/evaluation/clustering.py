@@ -137,7 +137,7 @@ def _index(dim: int, gpu: bool) -> Any:
 
 @contextmanager
 def _faiss_threads() -> Iterator[None]:
-    """As many threads as torch may use: a run that is told to use one core uses one."""
+    """Let faiss use as many threads as torch may, so that a run on one core uses one."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(torch.get_num_threads())
     try:

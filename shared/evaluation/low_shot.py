@@ -138,7 +138,7 @@ class LowShotMap:
 
     @property
     def reported(self) -> dict[int | str, float]:
-        """Per k (and "full") the mean over runs, of the best cost.
+        """Mean over runs of the best cost, for each k and "full".
 
         With several costs that selects on the test set, as the official script does.
         """
@@ -150,7 +150,7 @@ class LowShotMap:
 
     @property
     def deviation(self) -> dict[int, float]:
-        """Per k the population standard deviation over runs, of the best cost."""
+        """Population standard deviation over runs of the best cost, for each k."""
         best = self.maps.mean(dim=2).argmax(dim=1)
         deviations = self.maps.std(dim=2, correction=0)
         return {k: float(deviations[i, best[i]]) for i, k in enumerate(self.shots)}
@@ -232,7 +232,7 @@ def low_shot_accuracy(
 
 
 def _shuffled_classes(labels: Tensor, random: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Per class, its indices in random order."""
+    """Indices of each class in random order."""
     classes = labels.unique().tolist()
     if len(classes) < 2:
         raise ValueError(f"a classifier needs two classes or more; the labels hold {classes}")
