@@ -28,7 +28,7 @@ class CaseRecorder:
             return
         name = rest.removesuffix("]").partition("/")[2]
         case = self.cases.setdefault(name, {"case": name, "passed": True, "outputs": 0})
-        # A case in KNOWN.md is reported as skipped ("expected to fail"): not passed either.
+        # A case that is skipped or expected to fail has not passed either.
         case["passed"] = case["passed"] and report.passed
         case["outputs"] = dict(report.user_properties).get("outputs", case["outputs"])
 

@@ -4,21 +4,26 @@ Used by CoMatch and by its baselines. The same (seed, split_seed) gives every ar
 images, the same batches and the same weak and strong0 views, whichever views it asks for.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from shared.data.image_module import ImageDataModule
-from shared.data.images import ImageSet
+from shared.data.loading.batches import DrawnImages
 from shared.data.loading.loader import ResumableLoader
-from shared.data.loading.samplers import BatchPlan, FixedSteps, OnePass, Schedule
+from shared.data.loading.streams import (
+    Draws,
+    Permutation,
+    Permutations,
+    RestartedPasses,
+    Stream,
+    StreamBatches,
+)
 from shared.data.splits import Split, per_class_split
-from shared.data.views.interface import Views
 from shared.nn.building import call
-from shared.randomness import sample_keys
 
 
 class SemiSupervisedData(ImageDataModule):
@@ -67,49 +72,100 @@ class SemiSupervisedData(ImageDataModule):
             self._schedule(*self._rank_and_world())
 
     def train_dataloader(self) -> ResumableLoader:
-        h = self._h
-        dataset = SemiSupervisedBatches(
-            self.images("train"), self.train_split, self.transform, h.views, h.seed
+        h, train = self._h, self.images("train")
+        labelled, unlabelled = (
+            DrawnImages(train, part, self.transform, h.seed) for part in self.train_split
         )
+        dataset = SemiSupervisedBatches(labelled, unlabelled, h.views)
         return ResumableLoader(dataset, self._schedule(*self._rank_and_world()), h.num_workers)
 
-    def _schedule(self, rank: int, world: int) -> Schedule:
-        h = self._h
-        sizes = (len(self.train_split.labelled), len(self.train_split.unlabelled))
-        batch_sizes = (h.batch_size, h.batch_size * h.mu)
+    def _schedule(self, rank: int, world: int) -> StreamBatches:
+        h, (labelled, unlabelled) = self._h, self.train_split
+        sizes, batch_sizes = (len(labelled), len(unlabelled)), (h.batch_size, h.batch_size * h.mu)
+        check_sizes(sizes, batch_sizes, world)
         if h.steps_per_epoch is None:
-            return OnePass(h.seed, sizes, batch_sizes, h.labelled_repeat, rank, world)
-        return FixedSteps(h.seed, sizes, batch_sizes, h.steps_per_epoch, rank, world)
+            return one_pass(h.seed, sizes, batch_sizes, h.labelled_repeat, rank, world)
+        return fixed_steps(h.seed, sizes, batch_sizes, h.steps_per_epoch, rank, world)
+
+
+def fixed_steps(
+    seed: int,
+    sizes: tuple[int, int],
+    batch_sizes: tuple[int, int],
+    steps: int,
+    rank: int = 0,
+    world: int = 1,
+) -> StreamBatches:
+    """`steps` batches an epoch of concatenated shuffled passes, so that batches may span two."""
+    streams = [
+        Permutations(seed, size, steps * batch, number)
+        for number, (size, batch) in enumerate(zip(sizes, batch_sizes, strict=True))
+    ]
+    return StreamBatches(streams, batch_sizes, True, rank, world)
+
+
+def one_pass(
+    seed: int,
+    sizes: tuple[int, int],
+    batch_sizes: tuple[int, int],
+    labelled_repeat: int = 1,
+    rank: int = 0,
+    world: int = 1,
+) -> StreamBatches:
+    """One pass of the unlabelled set an epoch, with a shorter last batch.
+
+    The labelled set is cut in the same way, and starts anew whenever it is exhausted.
+
+    Raises:
+        ValueError: a labelled batch is larger than its pass.
+    """
+    listed = sizes[0] * labelled_repeat
+    if listed < batch_sizes[0]:
+        raise ValueError(
+            f"batch_size={batch_sizes[0]} is larger than the labelled set ({listed} samples a "
+            "pass); lower batch_size or raise labelled_repeat"
+        )
+    passes = math.ceil(math.ceil(sizes[1] / batch_sizes[1]) / math.ceil(listed / batch_sizes[0]))
+    streams: list[Stream] = [
+        RestartedPasses(seed, sizes[0], passes, labelled_repeat),
+        Permutation(seed, sizes[1], number=1),
+    ]
+    return StreamBatches(streams, batch_sizes, False, rank, world)
+
+
+def check_sizes(sizes: tuple[int, int], batch_sizes: tuple[int, int], world: int) -> None:
+    """Refuse empty sets, a batch above the unlabelled set, and batches that ranks can't share."""
+    names = (("labelled", "batch_size"), ("unlabelled", "batch_size * mu"))
+    for (name, key), size, batch in zip(names, sizes, batch_sizes, strict=True):
+        if size < 1:
+            raise ValueError(f"the {name} set is empty: check num_labels and subset")
+        if batch < 1 or batch % world:
+            raise ValueError(
+                f"{key} = {batch} is not a positive multiple of the world size {world}: it is the "
+                "total over all ranks, choose one that they can share evenly"
+            )
+    if batch_sizes[1] > sizes[1]:
+        raise ValueError(
+            f"batch_size * mu = {batch_sizes[1]} is larger than the unlabelled set ({sizes[1]} "
+            "samples): lower batch_size or mu, or use more data"
+        )
 
 
 class SemiSupervisedBatches:
-    """Makes one training batch from a plan; indexable by `BatchPlan` for torch's DataLoader."""
+    """Makes training batches from plans of a labelled and an unlabelled stream."""
 
     def __init__(
-        self, images: ImageSet, split: Split, transform: Views, views: Sequence[str], seed: int
+        self, labelled: DrawnImages, unlabelled: DrawnImages, views: Sequence[str]
     ) -> None:
-        self.images, self.split, self.transform = images, split, transform
-        self.views, self.seed = tuple(views), seed
+        self.labelled, self.unlabelled = labelled, unlabelled
+        self.recipes = {view: view for view in views}
 
-    def __getitems__(self, plan: BatchPlan) -> dict[str, Tensor]:
+    def __getitems__(self, plan: tuple[Draws, Draws]) -> dict[str, Tensor]:
         # "labelled" is a stream of draws of its own; the recipe is the weak one.
-        pixels, indices = self.images.take(
-            self.split.labelled[plan.labelled.positions], self.split.labelled
-        )
-        keys = sample_keys(self.seed, plan.labelled.passes, indices, "labelled")
-        batch = {
-            "labelled": self.transform(pixels, "weak", keys),
-            "labels": torch.from_numpy(self.images.labels[indices]),
-            "labelled_indices": torch.from_numpy(indices),
-        }
-        if not self.views:
+        [view], labels, indices = self.labelled.load(plan[0], {"labelled": "weak"})
+        batch = {"labelled": view, "labels": labels, "labelled_indices": indices}
+        if not self.recipes:
             return batch
-        pixels, indices = self.images.take(
-            self.split.unlabelled[plan.unlabelled.positions], self.split.unlabelled
-        )
-        for view in self.views:
-            keys = sample_keys(self.seed, plan.unlabelled.passes, indices, view)
-            batch[view] = self.transform(pixels, view, keys)
-        batch["hidden_labels"] = torch.from_numpy(self.images.labels[indices])
-        batch["unlabelled_indices"] = torch.from_numpy(indices)
-        return batch
+        views, labels, indices = self.unlabelled.load(plan[1], self.recipes)
+        batch |= dict(zip(self.recipes, views, strict=True))
+        return batch | {"hidden_labels": labels, "unlabelled_indices": indices}

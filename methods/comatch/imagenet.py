@@ -8,10 +8,10 @@ of each queue. Source: docs/papers/comatch.md, section 3.4; salesforce/CoMatch@0
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from methods.comatch.classifier import Batch, Classifier
+from methods.comatch.diagnostics import pseudo_label_quality
 from methods.comatch.losses import (
     DistributionAlignment,
     confident_cross_entropy,
@@ -19,24 +19,21 @@ from methods.comatch.losses import (
     pseudo_label_graph,
     smooth_with_memory,
 )
-from shared.distributed import (
-    all_gather,
-    rank,
-    shuffled_forward,
-    step_permutation,
-    world_size,
-)
+from shared.distributed import all_gather, rank, shuffled_forward, step_permutation, world_size
+from shared.nn.encoder import Encoder
 from shared.nn.momentum import MomentumEncoder
 from shared.nn.queue import FeatureQueue
+from shared.tasks.classification import Accuracies, Batch
+from shared.training.method import Method
 from shared.training.optim import weight_decay_groups
 from shared.training.schedules import half_cosine
 
 
-class CoMatchImageNet(Classifier):
-    """CoMatch, ImageNet form.
+class CoMatchImageNet(Method):
+    """CoMatch, ImageNet form; evaluated and asked to predict as the CIFAR form is.
 
     Args:
-        backbone, num_classes, projection, channels_last: see `Classifier`.
+        backbone, num_classes, projection, channels_last: as in the CIFAR form.
         threshold: tau; graph_threshold: kappa; temperature: T; alpha: as in the CIFAR form.
         lambda_u: weight of the unlabelled loss.
         lambda_c: final weight of the contrastive loss; in epoch e it is min(e + 1, lambda_c).
@@ -72,8 +69,11 @@ class CoMatchImageNet(Classifier):
         channels_last: bool,
         seed: int,
     ):
-        super().__init__(backbone, num_classes, projection, channels_last)
+        super().__init__()
         self.save_hyperparameters()
+        self.encoder = Encoder(backbone, num_classes, projection)
+        self.lay_out(self.encoder, channels_last)
+        self.accuracies = Accuracies("", "_ema")
         self.momentum_encoder = MomentumEncoder(self.encoder, buffers="keep")
         self.alignment = DistributionAlignment(num_classes, alignment_window)
         dim = projection["dim"]
@@ -81,10 +81,6 @@ class CoMatchImageNet(Classifier):
         self.weak_queue = FeatureQueue(queue_size, dim, {"probs": num_classes}, overflow="drop")
         self.strong_queue.features.copy_(F.normalize(torch.randn(queue_size, dim), dim=1))
         self.weak_queue.features.copy_(torch.randn(queue_size, dim))  # not normalised there either
-
-    @property
-    def averaged(self) -> nn.Module:
-        return self.momentum_encoder
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         p, epoch = self.hparams, self.current_epoch
@@ -115,7 +111,7 @@ class CoMatchImageNet(Classifier):
             graph = pseudo_label_graph(probs, reference_probs, p["graph_threshold"], start)
             self.remember(z_s1, probs, z_x, batch["labels"], z_w, aligned)
 
-        self.log_pseudo_labels(pseudo_labels, mask, batch["hidden_labels"])
+        self.log_train(pseudo_label_quality(pseudo_labels, mask, batch["hidden_labels"]))
         terms = {
             "loss_x": F.cross_entropy(logits_x, batch["labels"]),
             "loss_u": confident_cross_entropy(logits_s0, probs, mask),
@@ -152,6 +148,23 @@ class CoMatchImageNet(Classifier):
             torch.cat([all_gather(z_x), all_gather(z_w)]),
             probs=torch.cat([all_gather(one_hot), all_gather(aligned)]),
         )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        images = self.concatenate([batch["images"]])
+        for suffix, network in {"": self.encoder, "_ema": self.momentum_encoder}.items():
+            self.accuracies.update(network(images)[0], batch["labels"], suffix)
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self.accuracies.compute("val"))
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict(self.accuracies.compute("test"))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """(N, C) class probabilities."""
+        return self.momentum_encoder(self.concatenate([batch["images"]]))[0].softmax(dim=1)
 
     def configure_optimizers(self):
         p = self.hparams

@@ -45,9 +45,14 @@ class DistributionAlignment(nn.Module):
 
     def history(self) -> Tensor:
         """(n, C) batch means held, oldest first."""
-        held = min(int(self.count), len(self.window))
-        order = (int(self.count) - held + torch.arange(held)) % len(self.window)
-        return self.window[order.to(self.window.device)]
+        return oldest_first(self.window, int(self.count))
+
+
+def oldest_first(window: Tensor, count: int) -> Tensor:
+    """(n, C) rows of a ring buffer to which `count` rows were ever written."""
+    held = min(count, len(window))
+    order = (count - held + torch.arange(held)) % len(window)
+    return window[order.to(window.device)]
 
 
 def smooth_with_memory(

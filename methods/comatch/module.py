@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.comatch.classifier import Batch, Classifier
+from methods.comatch.diagnostics import graph_quality, pseudo_label_quality
 from methods.comatch.losses import (
     DistributionAlignment,
     confident_cross_entropy,
@@ -20,17 +20,25 @@ from methods.comatch.losses import (
     smooth_with_memory,
 )
 from shared.distributed import all_gather, rank
+from shared.nn.encoder import Encoder
 from shared.nn.momentum import MomentumEncoder
 from shared.nn.queue import FeatureQueue
+from shared.tasks.classification import Accuracies, Batch
+from shared.training.method import Method
 from shared.training.optim import weight_decay_groups
 from shared.training.schedules import cosine_7_16, warm_up_decay
 
 
-class EMAClassifier(Classifier):
+class EMAClassifier(Method):
     """The CIFAR scripts' frame: SGD with the 7/16 cosine, and an EMA copy for evaluation.
 
+    Evaluates both networks: `val/top1`, `val/top5` and, of the copy, `val/top1_ema`,
+    `val/top5_ema`; `test/...` likewise. The copy predicts.
+
     Args:
-        backbone, num_classes, projection, channels_last: see `Classifier`.
+        backbone, num_classes, projection: see `Encoder`. FixMatch and the supervised baseline
+            have no projection.
+        channels_last: memory layout of the network; exact, and faster on CPU and GPU.
         lr, momentum, weight_decay, no_decay: Nesterov SGD; parameters whose name contains one of
             `no_decay` are not decayed.
         total_steps: N of the schedule lr cos(7 pi t / 16 N).
@@ -40,6 +48,10 @@ class EMAClassifier(Classifier):
 
     def __init__(
         self,
+        backbone: dict[str, Any],
+        num_classes: int,
+        projection: dict[str, Any] | None,
+        channels_last: bool,
         lr: float,
         momentum: float,
         weight_decay: float,
@@ -47,14 +59,29 @@ class EMAClassifier(Classifier):
         total_steps: int,
         ema_decay: float,
         ema_warm_up: bool,
-        **network: Any,
     ):
-        super().__init__(**network)
+        super().__init__()
+        self.encoder = Encoder(backbone, num_classes, projection)
+        self.lay_out(self.encoder, channels_last)
         self.ema_encoder = MomentumEncoder(self.encoder, buffers="copy")
+        self.accuracies = Accuracies("", "_ema")
 
-    @property
-    def averaged(self) -> nn.Module:
-        return self.ema_encoder
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        images = self.concatenate([batch["images"]])
+        for suffix, network in {"": self.encoder, "_ema": self.ema_encoder}.items():
+            self.accuracies.update(network(images)[0], batch["labels"], suffix)
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self.accuracies.compute("val"))
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict(self.accuracies.compute("test"))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """(N, C) class probabilities."""
+        return self.ema_encoder(self.concatenate([batch["images"]]))[0].softmax(dim=1)
 
     def configure_optimizers(self):
         p = self.hparams
@@ -120,7 +147,7 @@ class FixMatch(EMAClassifier):
             confidence, pseudo_labels = probs.max(dim=1)
             mask = (confidence >= self.hparams["threshold"]).float()
 
-        self.log_pseudo_labels(pseudo_labels, mask, batch["hidden_labels"])
+        self.log_train(pseudo_label_quality(pseudo_labels, mask, batch["hidden_labels"]))
         terms = {
             "loss_x": F.cross_entropy(logits_x, batch["labels"]),
             "loss_u": confident_cross_entropy(logits_s, pseudo_labels, mask),
@@ -145,9 +172,6 @@ class CoMatch(EMAClassifier):
         alignment_window: batches averaged by distribution alignment.
         bank_batches, batch_size, mu: the bank holds K = bank_batches (mu + 1) batch_size rows;
             batch_size is the labelled total over ranks.
-        sabotage: negative controls of the claim, never set otherwise. "graph" gives every sample
-            the targets of another one; "edges" does so with the edges between samples and keeps
-            the self-loops, so that what is left is instance discrimination.
     """
 
     def __init__(
@@ -162,13 +186,10 @@ class CoMatch(EMAClassifier):
         bank_batches: int,
         batch_size: int,
         mu: int,
-        sabotage: str | None = None,
         **common: Any,
     ):
         super().__init__(**common)
         self.save_hyperparameters()
-        if sabotage not in (None, "graph", "edges"):
-            raise ValueError(f'sabotage must be null, "graph" or "edges", got {sabotage!r}')
         num_classes = common["num_classes"]
         self.alignment = DistributionAlignment(num_classes, alignment_window)
         self.bank = FeatureQueue(
@@ -193,8 +214,8 @@ class CoMatch(EMAClassifier):
             self.remember(z_w, aligned, z_x, batch["labels"])
             graph = self.graph(probs)
 
-        self.log_pseudo_labels(pseudo_labels, mask, batch["hidden_labels"])
-        self.log_graph(graph, batch["hidden_labels"])
+        self.log_train(pseudo_label_quality(pseudo_labels, mask, batch["hidden_labels"]))
+        self.log_train(graph_quality(graph, batch["hidden_labels"]))
         # Gradient flows into both strong views, also into those of other ranks.
         references = all_gather(z_s1, grad=True)
         terms = {
@@ -231,23 +252,11 @@ class CoMatch(EMAClassifier):
 
     def graph(self, probs: Tensor) -> Tensor:
         """(M, world M) pseudo-label graph of this rank's samples against all ranks'."""
-        everyone = all_gather(probs)
+        everyone = self.gather(probs)
         start = rank() * len(probs)
-        # Batches are in random order, so that any fixed relabelling joins random samples.
-        if self.hparams["sabotage"] == "edges":
-            everyone = everyone.roll(1, dims=0)
         own = everyone[start : start + len(probs)]
-        graph = pseudo_label_graph(own, everyone, self.hparams["graph_threshold"], start)
-        return graph.roll(1, dims=1) if self.hparams["sabotage"] == "graph" else graph
+        return pseudo_label_graph(own, everyone, self.hparams["graph_threshold"], start)
 
-    def log_graph(self, graph: Tensor, hidden_labels: Tensor) -> None:
-        """Edges per row besides the self-loop, and the percentage that join one class."""
-        everyone = all_gather(hidden_labels)
-        edges = graph > 0
-        edges.diagonal(offset=rank() * len(graph)).fill_(False)
-        values: dict[str, Tensor | float] = {"edges_per_row": edges.sum() / len(graph)}
-        known = edges * (hidden_labels >= 0)[:, None] * (everyone >= 0)[None]
-        if known.any():
-            same = known * (hidden_labels[:, None] == everyone[None])
-            values["edge_precision"] = 100 * same.sum() / known.sum()
-        self.log_train(values)
+    def gather(self, probs: Tensor) -> Tensor:
+        """(world M, C) pseudo-labels of the samples of all ranks, which the graph joins."""
+        return all_gather(probs)

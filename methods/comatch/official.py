@@ -5,16 +5,17 @@ for the warm starts they offer. The script is told by the module, the packing by
 Source: salesforce/CoMatch@08b4cce `Train_CoMatch.py`, `Train_fixmatch.py`, `imagenet/`.
 """
 
-import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from methods.comatch.classifier import Classifier
+from methods.comatch.controls import permuted_weights
 from methods.comatch.imagenet import CoMatchImageNet
+from methods.comatch.losses import oldest_first
 from methods.comatch.module import CoMatch, EMAClassifier
 from shared.checkpoints.official import (
     SCALAR,
@@ -27,6 +28,17 @@ from shared.checkpoints.official import (
     import_official,
 )
 from shared.checkpoints.reading import CheckpointError, load_checkpoint
+from shared.checkpoints.warm_start import (
+    OTHER_TRAINER,
+    TRAINER_KEYS,
+    fc_rules,
+    moco_rules,
+    model_prefix,
+    read_start,
+    state_of_run,
+)
+
+Classifier = EMAClassifier | CoMatchImageNet
 
 INTEGER = Conversion(lambda value, ours: torch.as_tensor(value), lambda value, _: int(value))
 """A Python int there, a tensor without dimensions here."""
@@ -42,18 +54,13 @@ def _window(history: list[Tensor], ours: Tensor) -> Tensor:
 
 
 def _history(window: Tensor, state: Mapping[str, Tensor]) -> list[Tensor]:
-    count = int(state["alignment.count"])
-    held = min(count, len(window))
-    return [window[(count - held + i) % len(window)].clone() for i in range(held)]
+    return [mean.clone() for mean in oldest_first(window, int(state["alignment.count"]))]
 
 
 HISTORY = Conversion(_window, _history)
 """A list of batch means, oldest first, there; a ring buffer here."""
 LENGTH = Conversion(lambda history, _: torch.tensor(len(history)), None)
 
-TRAINER_KEYS = ("epoch", "arch", "optimizer", "optimizer/{rest}")
-OTHER_TRAINER = "training state of another trainer"
-ANOTHER_QUEUE = "another method's queue"
 NOT_KEPT_THERE = "not kept by the official code"
 
 
@@ -68,7 +75,7 @@ def load(module: Classifier, path: str | PathLike[str]) -> KeyReport:
 
 
 def load_weights(module: Classifier, source: Mapping[str, Any]) -> KeyReport:
-    """Like `load`, from the content of a file: of a checkpoint, or a bare state dict.
+    """Load as `load` does, from the content of a checkpoint or a bare state dict.
 
     A bare state dict of the CIFAR network (`backbone.*`, `classifier.*`, `fc1.*`, `fc2.*`) fills
     both the trained and the averaged copy; one of the ImageNet script has `encoder.*`,
@@ -101,11 +108,7 @@ def export(module: Classifier) -> dict[str, Any]:
 def table_for(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
     """The key table for `module` and the packing of `source`."""
     if isinstance(module, CoMatchImageNet):
-        prefix = "state_dict/" if "state_dict" in source else ""
-        keys = source.get("state_dict", source)
-        if any(key.startswith("module.") for key in keys):
-            prefix += "module."
-        return imagenet_table(prefix)
+        return imagenet_table(model_prefix(source))
     return cifar_table(module, source) if "model" in source else cifar_network_table()
 
 
@@ -116,7 +119,7 @@ def cifar_table(module: Classifier, source: Mapping[str, Any] | None = None) -> 
     counts = [Rule("tenfold/alignment.count", "alignment.count")]
     if not exported_here:
         counts = [Rule("prob_list", "alignment.count", LENGTH)]
-    dropped = dict.fromkeys((*TRAINER_KEYS, "lr_scheduler/{rest}"), OTHER_TRAINER)
+    dropped = {**TRAINER_KEYS, "lr_scheduler/{rest}": OTHER_TRAINER}
     fresh = {"bank.written": NOT_KEPT_THERE}
     if "alignment" not in has:
         dropped["prob_list"] = "the module has no distribution alignment"
@@ -162,7 +165,7 @@ def imagenet_table(prefix: str) -> KeyTable:
             Rule("tenfold/strong_queue.written", "strong_queue.written"),
             Rule("tenfold/weak_queue.written", "weak_queue.written"),
         ],
-        dropped=dict.fromkeys(TRAINER_KEYS, OTHER_TRAINER),
+        dropped=TRAINER_KEYS,
         fresh={"alignment.{rest}": NOT_KEPT_THERE, "{queue}.written": NOT_KEPT_THERE},
     )
 
@@ -181,21 +184,18 @@ def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyR
     Raises:
         CheckpointError: as in `load`; or a `kind` that does not belong to this module or file.
     """
-    if kind not in WARM_STARTS:
-        raise CheckpointError(f"warm_start.kind {kind!r} is unknown: {', '.join(WARM_STARTS)}")
+    remedy = f"warm_start.path=FILE names another {kind} file"
+    source: Mapping[str, Any] = read_start(path, kind, WARM_STARTS, remedy)
     form, table = WARM_STARTS[kind]
     if not isinstance(module, form):
+        names = getattr(form, "__name__", "")
         raise CheckpointError(
-            f"warm_start.kind {kind} is for {form.__name__} modules, not {type(module).__name__}"
+            f"warm_start.kind {kind} is for {names} modules, not {type(module).__name__}"
         )
-    try:
-        source: Mapping[str, Any] = load_checkpoint(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{error}: warm_start.path=FILE names another {kind} file") from None
     if kind.startswith("tenfold_"):
-        source = _own_state(source, "methods.pcl.", path)
+        source = state_of_run(source, "methods.pcl", path)
     if kind.endswith("_permuted"):
-        source = {key: permuted(key, value) for key, value in source.items()}
+        source = {key: permuted_weights(key, value) for key, value in source.items()}
     start = table(module, source)
     fresh = {
         "encoder.classifier.{rest}": "self-supervised weights have no classifier",
@@ -210,36 +210,28 @@ def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyR
         **start.fresh,
     }
     report = import_official(source, KeyTable(start.rules, start.dropped, fresh), module)
-    averaged: Any = module.averaged
-    averaged.update(module.encoder, 0.0)
+    copy = module.ema_encoder if isinstance(module, EMAClassifier) else module.momentum_encoder
+    copy.update(module.encoder, 0.0)
     return report
 
 
-def _moco(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
-    """MoCo v2: torchvision's ResNet twice, with the two-layer head in `fc`, and a queue."""
-    q = "state_dict/module.encoder_q."
-    rules = [
-        Rule(f"{q}fc.0.{{rest}}", "encoder.projection.fc1.{rest}"),
-        Rule(f"{q}fc.2.{{rest}}", "encoder.projection.fc2.{rest}"),
-        Rule(f"{q}{{rest}}", "encoder.backbone.{rest}"),
-    ]
-    dropped = dict.fromkeys(TRAINER_KEYS, OTHER_TRAINER)
-    dropped["state_dict/module.encoder_k.{rest}"] = "the key encoder is not used"
-    dropped |= {f"state_dict/module.queue{end}": ANOTHER_QUEUE for end in ("", "_ptr")}
-    return KeyTable(rules, dropped)
+def _moco(module: Classifier, source: Mapping[str, Any], linear_head: bool = False) -> KeyTable:
+    """MoCo v2 and PCL v2, whose head has two layers as ours; `linear_head` lets PCL v1 do without.
 
-
-def _official_pcl(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
-    """PCL v2 has MoCo v2's keys; v1 has a linear head, which is not the first of our two layers."""
-    table = _moco(module, source)
-    if "module.encoder_q.fc.weight" not in source.get("state_dict", {}):
-        return table
+    A linear head is not the first of our two layers.
+    """
+    there = "state_dict/module."
+    dropped = {
+        **TRAINER_KEYS,
+        f"{there}encoder_k.{{rest}}": "the key encoder is not used",
+        **dict.fromkeys((f"{there}queue", f"{there}queue_ptr"), "another method's queue"),
+    }
+    rules = moco_rules(f"{there}encoder_q.")
+    if not linear_head or "module.encoder_q.fc.weight" not in source.get("state_dict", {}):
+        return KeyTable(rules, dropped)
     reason = "the linear head of PCL v1 does not fit a projection of two layers"
-    return KeyTable(
-        table.rules,
-        {"state_dict/module.encoder_q.fc.{rest}": reason, **table.dropped},
-        {"encoder.projection.{rest}": reason},
-    )
+    linear = {f"{there}encoder_q.fc.{{rest}}": reason}
+    return KeyTable(rules, {**linear, **dropped}, {"encoder.projection.{rest}": reason})
 
 
 def _tenfold_pcl(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
@@ -247,59 +239,25 @@ def _tenfold_pcl(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
     rules = [Rule("encoder.{rest}", "encoder.{rest}")]
     others = dict.fromkeys(key.split(".")[0] for key in source if not key.startswith("encoder."))
     dropped = {f"{part}.{{rest}}": "PCL's own state" for part in others}
-    head = {
-        key: tuple(value.shape)
-        for key, value in source.items()
-        if key.startswith("encoder.projection.")
-    }
-    ours = {
-        key: tuple(value.shape)
-        for key, value in module.state_dict().items()
-        if key.startswith("encoder.projection.")
-    }
+    head, ours = _head_shapes(source), _head_shapes(module.state_dict())
     if head == ours:
         return KeyTable(rules, dropped)
     reason = "the module has no projection head"
     if ours:
         there, here = (_sizes(shapes) for shapes in (head, ours))
         reason = f"PCL's projection ({there}) does not fit ours ({here})"
-    return KeyTable(
-        rules,
-        {"encoder.projection.{rest}": reason, **dropped},
-        {"encoder.projection.{rest}": reason},
-    )
+    unfit = {"encoder.projection.{rest}": reason}
+    return KeyTable(rules, {**unfit, **dropped}, unfit)
+
+
+def _head_shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of the projection head."""
+    return {k: tuple(v.shape) for k, v in state.items() if k.startswith("encoder.projection.")}
 
 
 def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> str:
     weights = [shape for key, shape in shapes.items() if key.endswith("weight")]
     return ", ".join(f"{inputs} to {outputs}" for outputs, inputs in weights) or "none"
-
-
-def _own_state(
-    checkpoint: Mapping[str, Any], package: str, path: str | PathLike[str]
-) -> dict[str, Tensor]:
-    """The state dict of a checkpoint that a module of `package` wrote.
-
-    Raises:
-        CheckpointError: it is not one.
-    """
-    target = checkpoint.get("_target_")
-    if (
-        not isinstance(target, str)
-        or not target.startswith(package)
-        or ("state_dict" not in checkpoint)
-    ):
-        found = f"it is of {target}" if target else "it is not of Tenfold"
-        raise CheckpointError(f"{path} is no checkpoint of {package.rstrip('.')}: {found}")
-    return checkpoint["state_dict"]
-
-
-def permuted(key: str, values: Tensor) -> Tensor:
-    """The entries of `values` in an order drawn from the tensor's name: its distribution stays,
-    what was learned does not."""
-    generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
-    order = torch.randperm(values.numel(), generator=generator).to(values.device)
-    return values.flatten()[order].view_as(values)
 
 
 def _simclr(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
@@ -310,9 +268,9 @@ def _simclr(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
     return KeyTable(rules)
 
 
-WARM_STARTS: dict[str, tuple[type[Classifier], Callable[..., KeyTable]]] = {
+WARM_STARTS: dict[str, tuple[Any, Callable[..., KeyTable]]] = {
     "moco_v2": (CoMatchImageNet, _moco),
-    "pcl": (CoMatchImageNet, _official_pcl),
+    "pcl": (CoMatchImageNet, partial(_moco, linear_head=True)),
     "simclr": (EMAClassifier, _simclr),
     "tenfold_pcl": (Classifier, _tenfold_pcl),
     "tenfold_pcl_permuted": (Classifier, _tenfold_pcl),
@@ -332,8 +290,5 @@ def _imagenet_network(official: str, ours: str) -> list[Rule]:
 
 
 def _heads(official: str, ours: str) -> list[Rule]:
-    return [
-        Rule(f"{official}classifier.{{rest}}", f"{ours}classifier.{{rest}}"),
-        Rule(f"{official}fc1.{{rest}}", f"{ours}projection.fc1.{{rest}}"),
-        Rule(f"{official}fc2.{{rest}}", f"{ours}projection.fc2.{{rest}}"),
-    ]
+    classifier = Rule(f"{official}classifier.{{rest}}", f"{ours}classifier.{{rest}}")
+    return [classifier, *fc_rules(official, ours)]

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.iccl.classifier import Batch, LongTailClassifier
+from methods.iccl.classifier import LongTailClassifier
 from methods.iccl.losses import check_mix, draw_lambda, interpolate, interpolated_cross_entropy
+from shared.tasks.classification import Batch
 
 
 class CrossEntropy(LongTailClassifier):

@@ -1,30 +1,27 @@
-"""What every arm shares: the network, SGD and its schedule, evaluation by shots, rebalancing."""
+"""Frame of all arms: the network, SGD and its schedule, evaluation by shots, rebalancing."""
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from methods.iccl.balancing import (
-    FeatureSets,
-    balanced_logits,
-    check_settings,
-    needs_validation,
-    require_sets,
-)
 from shared.evaluation.features import Features, eval_mode, extract_features
 from shared.evaluation.shots import macro_accuracy, shot_accuracy
 from shared.nn.encoder import Encoder
-from shared.tasks.classification import Batch, ClassificationMethod
-from shared.training.schedules import half_cosine, steps
+from shared.tasks.classification import Accuracies, Batch
+from shared.tasks.classifier_balancing import (
+    balanced_logits,
+    check_settings,
+    feature_sets,
+    require_sets,
+)
+from shared.training.method import Method
+from shared.training.schedules import rate_factor
 
-__all__ = ["Batch", "LongTailClassifier"]
 
-
-class LongTailClassifier(ClassificationMethod):
+class LongTailClassifier(Method):
     """An `Encoder` under training on long-tailed data; subclasses add `training_step`.
 
     Logs, in percent, `val/...` and `test/joint_...`: `all` (over samples), `macro` (over classes),
@@ -42,7 +39,7 @@ class LongTailClassifier(ClassificationMethod):
         seed: of all draws of the method itself.
     """
 
-    variant: ClassVar[str] = "joint"
+    variant: ClassVar[str] = "joint"  # names the metrics of the classifier that is trained
 
     def __init__(
         self,
@@ -65,6 +62,7 @@ class LongTailClassifier(ClassificationMethod):
         rate_factor(0, schedule)
         self.encoder = Encoder(backbone, num_classes, projection)
         self.lay_out(self.encoder, channels_last)
+        self.accuracies = Accuracies()
         self.predictions = Predictions()
         self.class_counts: Tensor | None = None
 
@@ -108,21 +106,33 @@ class LongTailClassifier(ClassificationMethod):
 
     # --- evaluation ---
 
-    def score(self, suffix: str, logits: Tensor, labels: Tensor) -> None:
-        super().score(suffix, logits, labels)
-        self.predictions.update(logits, labels)
+    def classify(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> logits (N, K) of the classifier that is trained."""
+        return self.encoder(images)[0]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        logits = self.classify(self.concatenate([batch["images"]]))
+        self.accuracies.update(logits, batch["labels"])
+        self.predictions.update(logits, batch["labels"])
+
+    test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        super().on_validation_epoch_end()
-        self.log_shots("val/", *self.predictions.compute())
-        self.predictions.reset()
+        self.log_evaluation("val", "val/")
 
     def on_test_epoch_end(self) -> None:
-        super().on_test_epoch_end()
-        self.log_shots(f"test/{self.variant}_", *self.predictions.compute())
-        self.predictions.reset()
+        self.log_evaluation("test", f"test/{self.variant}_")
         if self.hparams["balancing"] is not None and self.class_counts is not None:
             self.rebalance()
+
+    def log_evaluation(self, split: str, prefix: str) -> None:
+        self.log_dict(self.accuracies.compute(split))
+        self.log_shots(prefix, *self.predictions.compute())
+        self.predictions.reset()
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """(N, K) class probabilities."""
+        return self.classify(self.concatenate([batch["images"]])).softmax(dim=1)
 
     def log_shots(self, prefix: str, predictions: Tensor, labels: Tensor) -> None:
         """Accuracies in percent; those of empty groups are left out."""
@@ -135,28 +145,12 @@ class LongTailClassifier(ClassificationMethod):
 
     def rebalance(self) -> None:
         """Stage 2 on cached features of the frozen encoder in evaluation mode."""
-        data, settings = self.datamodule, self.hparams["balancing"]
+        settings, classifier = self.hparams["balancing"], self.encoder.classifier
         # Lightning tests in inference mode, whose tensors cannot be trained on.
         with torch.inference_mode(False), torch.enable_grad(), eval_mode(self):
-            train = self.features(data.features_dataloader())
-            passes = settings["augmented_passes"]
-            sets = FeatureSets(
-                train=train,
-                learnt=self.features(data.augmented_dataloader(passes)) if passes else train,
-                test=self.features(data.test_dataloader()),
-                validation=(
-                    self.features(data.val_dataloader()) if needs_validation(settings) else None
-                ),
-                held_out=(
-                    self.features(data.probe_dataloader())
-                    if "probe" in settings["variants"]
-                    else None
-                ),
-            )
-            classifier: Any = self.encoder.classifier
-            on_cpu = nn.Linear(classifier.in_features, classifier.out_features)
-            on_cpu.load_state_dict({k: v.cpu() for k, v in classifier.state_dict().items()})
-            logits, tau = balanced_logits(on_cpu, sets, settings, self.hparams["seed"])
+            sets = feature_sets(self.features, self.datamodule, settings)
+            assert classifier is not None
+            logits, tau = balanced_logits(classifier, sets, settings, self.hparams["seed"])
         for variant, rows in logits.items():
             self.log_shots(f"test/{variant}_", rows.argmax(dim=1), sets.test.labels)
         if tau is not None:
@@ -189,27 +183,3 @@ class Predictions(Metric):
     def compute(self) -> Tensor:
         """(2, n): predicted classes, true classes."""
         return torch.stack([dim_zero_cat(self.predicted), dim_zero_cat(self.labels)]).cpu()
-
-
-def rate_factor(time: int, schedule: Mapping[str, Any]) -> float:
-    """Factor of the learning rate at `time`, counted from 0 in `schedule["every"]` (step, epoch).
-
-    The product of a linear warm-up, min(1, (t + 1) / warm_up); of `gamma` for each milestone that
-    is reached; and of a half cosine of length `cosine`, down to 0. The CIFAR-LT recipe is
-    `{every: epoch, cosine: null, warm_up: 5, milestones: [160, 180], gamma: 0.01}`.
-
-    Raises:
-        ValueError: other keys, or another unit of time.
-    """
-    keys = {"every", "cosine", "warm_up", "milestones", "gamma"}
-    if schedule.keys() != keys or schedule["every"] not in ("step", "epoch"):
-        raise ValueError(
-            f"method.schedule needs {', '.join(sorted(keys))}, and every: step or epoch; got "
-            f"{dict(schedule)}"
-        )
-    factor = steps(time, schedule["milestones"], schedule["gamma"])
-    if schedule["warm_up"]:
-        factor *= min(1.0, (time + 1) / schedule["warm_up"])
-    if schedule["cosine"] is not None:
-        factor *= half_cosine(time, schedule["cosine"])
-    return factor

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from shared.data.image_module import ImageDataModule
 from shared.data.images import ImageSet
-from shared.data.loading.batches import EvaluationBatches
+from shared.data.loading.batches import DrawnImages, PlainImageBatches
 from shared.data.loading.loader import EvaluationLoader, ResumableLoader
-from shared.data.loading.samplers import Draws
 from shared.data.loading.streams import (
     ClassCycles,
+    Draws,
     Permutation,
     Stream,
     StreamBatches,
@@ -105,10 +105,8 @@ class LongTailData(ImageDataModule):
             )
 
     def train_dataloader(self) -> ResumableLoader:
-        dataset = StreamPairs(
-            self.images("train"), self.train_indices, self.transform, self._h.seed
-        )
-        return ResumableLoader(dataset, self._schedule(), self._h.num_workers)
+        images = DrawnImages(self.images("train"), self.train_indices, self.transform, self._h.seed)
+        return ResumableLoader(StreamPairs(images), self._schedule(), self._h.num_workers)
 
     def probe_dataloader(self) -> EvaluationLoader | None:
         """Un-augmented images for the linear probe; None without `probe_split`."""
@@ -143,28 +141,23 @@ class LongTailData(ImageDataModule):
 
 
 class StreamPairs:
-    """Makes batches from plans of one or two streams over `members` (sorted data set indices)."""
+    """Makes batches from plans of one or two streams."""
 
-    def __init__(
-        self, images: ImageSet, members: NDArray[np.int64], transform: Views, seed: int
-    ) -> None:
-        self.images, self.members = images, members
-        self.transform, self.seed = transform, seed
+    names = (("images", "labels", "indices"), ("partners", "partner_labels", "partner_indices"))
+
+    def __init__(self, images: DrawnImages) -> None:
+        self.images = images
 
     def __getitems__(self, plan: tuple[Draws, ...]) -> dict[str, Tensor]:
         batch: dict[str, Tensor] = {}
-        names = [("images", "labels", "indices"), ("partners", "partner_labels", "partner_indices")]
-        for draws, (view, labels, place) in zip(plan, names, strict=False):
-            pixels, indices = self.images.take(self.members[draws.positions], self.members)
+        for draws, names in zip(plan, self.names, strict=False):
             # Streams have keys of their own: an image paired with itself is augmented twice.
-            keys = sample_keys(self.seed, draws.passes, indices, view)
-            batch[view] = self.transform(pixels, "train", keys)
-            batch[labels] = torch.from_numpy(self.images.labels[indices])
-            batch[place] = torch.from_numpy(indices)
+            [view], labels, indices = self.images.load(draws, {names[0]: "train"})
+            batch |= dict(zip(names, (view, labels, indices), strict=True))
         return batch
 
 
-class AugmentedPasses(EvaluationBatches):
+class AugmentedPasses(PlainImageBatches):
     """Evaluation batches of augmented images; `indices` number the draws, pass after pass."""
 
     def __init__(

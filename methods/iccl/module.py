@@ -7,11 +7,10 @@ and in README.md.
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.iccl.classifier import Batch, LongTailClassifier
+from methods.iccl.classifier import LongTailClassifier
 from methods.iccl.losses import (
     centroid_contrastive_loss,
     check_mix,
@@ -22,7 +21,7 @@ from methods.iccl.losses import (
 from shared.distributed import all_gather
 from shared.evaluation.features import eval_mode, extract_features
 from shared.nn.prototypes import ClassPrototypes
-from shared.randomness import torch_generator
+from shared.tasks.classification import Batch
 
 
 class ICCL(LongTailClassifier):
@@ -42,8 +41,6 @@ class ICCL(LongTailClassifier):
         w_centroid: w_c, of the centroid losses within each branch.
         mix: `{alpha, granularity, joint_forward}`: lambda ~ Beta(alpha, alpha), one per `sample` or
             per `batch`; with `joint_forward` both branches share their BatchNorm statistics.
-        sabotage: negative control of the claim, never set otherwise: "centroids" gives every class
-            the centroid of another one, which changes from step to step.
     """
 
     def __init__(
@@ -56,7 +53,6 @@ class ICCL(LongTailClassifier):
         w_interp: float,
         w_centroid: float,
         mix: dict[str, Any],
-        sabotage: str | None = None,
         **common: Any,
     ):
         super().__init__(**common)
@@ -64,8 +60,6 @@ class ICCL(LongTailClassifier):
         check_mix(mix)
         if centroid_mode not in ("ema", "epoch_mean"):
             raise ValueError(f"method.centroid_mode={centroid_mode!r}: expected ema or epoch_mean")
-        if sabotage not in (None, "centroids"):
-            raise ValueError(f'method.sabotage must be null or "centroids", got {sabotage!r}')
         self.centroids = ClassPrototypes(common["num_classes"], common["projection"]["dim"])
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -111,13 +105,7 @@ class ICCL(LongTailClassifier):
 
     def centroid_logits(self, embeddings: Tensor) -> Tensor:
         """(B, D) -> (B, K) similarities to the centroids over the temperature."""
-        logits = self.centroids.logits(embeddings, self.hparams["temperature"])
-        if self.hparams["sabotage"] is None:
-            return logits
-        # Another shift in each step: a fixed one would still give every class a target of its own.
-        generator = torch_generator(self.hparams["seed"], self.global_step, "sabotage")
-        shift = 1 + int(torch.randint(logits.shape[1] - 1, (), generator=generator))
-        return logits.roll(shift, dims=1)
+        return self.centroids.logits(embeddings, self.hparams["temperature"])
 
     def loss_weights(self) -> dict[str, float]:
         """L = w_u (L_ce(u) + w_c L_cc(u)) + w_m (L_ce(m) + w_c L_icc(m))."""

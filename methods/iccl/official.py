@@ -21,6 +21,7 @@ from shared.checkpoints.official import (
     import_official,
 )
 from shared.checkpoints.reading import CheckpointError, load_checkpoint
+from shared.checkpoints.warm_start import OTHER_TRAINER, read_start
 
 PUBLIC = "state_dict_best"
 """Where the public baseline code keeps the networks of its best validation epoch."""
@@ -37,7 +38,7 @@ def load(module: LongTailClassifier, path: str | PathLike[str]) -> KeyReport:
 
 
 def load_weights(module: LongTailClassifier, source: Mapping[str, Any]) -> KeyReport:
-    """Like `load`, from the content of a file."""
+    """Load as `load` does, from the content of a file."""
     table = public_table(module) if PUBLIC in source else specified_table()
     return import_official(source, table, module)
 
@@ -62,7 +63,8 @@ def warm_start(module: LongTailClassifier, path: str | PathLike[str], kind: str)
     Raises:
         CheckpointError: as in `load`, or another `kind`.
     """
-    content = load_checkpoint(path)
+    remedy = "run stage 1 first, or name another file by warm_start.path=FILE"
+    content = read_start(path, kind, ("stage1", "classifier_balancing"), remedy)
     if kind == "stage1":
         if "state_dict" not in content:
             raise CheckpointError(
@@ -75,13 +77,9 @@ def warm_start(module: LongTailClassifier, path: str | PathLike[str], kind: str)
             "state_dict/encoder.projection.{rest}": "stage 1's projection head is not needed",
             "state_dict/centroids.{rest}": "stage 1's centroids are not needed",
         }
-    elif kind == "classifier_balancing":
+    else:
         prefixes = (f"{PUBLIC}/feat_model/module.", f"{PUBLIC}/classifier/module.fc.")
         unused = {**_trainer_keys(), f"{PUBLIC}/classifier/module.scales": "scales start at one"}
-    else:
-        raise CheckpointError(
-            f"warm_start.kind {kind!r} is unknown: stage1 or classifier_balancing"
-        )
     return import_official(content, _start_table(module, *prefixes, unused), module)
 
 
@@ -121,7 +119,7 @@ def public_table(module: LongTailClassifier) -> KeyTable:
 
 def _trainer_keys() -> dict[str, str]:
     keys = ("epoch", "best_epoch", "best_acc", "centroids")
-    return dict.fromkeys(keys, "training state of another trainer")
+    return dict.fromkeys(keys, OTHER_TRAINER)
 
 
 def _start_table(

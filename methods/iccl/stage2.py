@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from methods.iccl.balancing import distillation_terms
-from methods.iccl.classifier import Batch, LongTailClassifier
+from methods.iccl.classifier import LongTailClassifier
+from shared.tasks.classification import Batch
+from shared.tasks.classifier_balancing import distillation_terms
 
 
 class BalancedClassifier(LongTailClassifier):
@@ -25,8 +26,6 @@ class BalancedClassifier(LongTailClassifier):
     """
 
     variant: ClassVar[str] = "crt"
-    evaluated: ClassVar[dict[str, str]] = {"": "balanced"}
-    predictor: ClassVar[str] = "balanced"
 
     def __init__(
         self, learnt: str, freeze_bn: bool, distillation: dict[str, Any] | None, **common: Any
@@ -59,16 +58,15 @@ class BalancedClassifier(LongTailClassifier):
             features = self.encoder.backbone(self.concatenate([batch["images"]]))
             taught = self.teacher(features) if self.teacher is not None else None
         terms, weights = distillation_terms(
-            self.classify(features), batch["labels"], taught, self.hparams["distillation"]
+            self.classify_features(features), batch["labels"], taught, self.hparams["distillation"]
         )
         return self.total_loss(terms, weights, batch["indices"])
 
-    def classify(self, features: Tensor) -> Tensor:
+    def classify_features(self, features: Tensor) -> Tensor:
         """(B, d) -> (B, K): W v + b, and with LWS its product with the scales."""
         classifier: Any = self.encoder.classifier
         logits = classifier(features).float()
         return logits if self.scales is None else self.scales * logits
 
-    def balanced(self, images: Tensor) -> tuple[Tensor, None]:
-        """(N, C, H, W) -> (N, K) logits."""
-        return self.classify(self.encoder.backbone(images)), None
+    def classify(self, images: Tensor) -> Tensor:
+        return self.classify_features(self.encoder.backbone(images))

@@ -1,4 +1,4 @@
-"""What the correction rule does to web images whose true labels are known. For scoring only.
+"""Scores of the correction rule on web images whose true labels are known.
 
 Percentages over n images; a true label of -1 marks an image that is out of distribution (OOD).
 """

@@ -1,4 +1,4 @@
-"""What the arms share: an encoder trained on web labels, and how it is evaluated and audited."""
+"""Frame of all arms: an encoder trained on web labels, its evaluation and its audit."""
 
 from typing import Any
 
@@ -8,15 +8,16 @@ from torch import Tensor
 from methods.mopro.audit import audit_rule
 from shared.evaluation.features import extract_features
 from shared.nn.encoder import Encoder
-from shared.tasks.classification import Batch, ClassificationMethod
+from shared.tasks.classification import Accuracies, Batch
+from shared.training.method import Method
 from shared.training.optim import weight_decay_groups
 from shared.training.schedules import epoch_factor
 
-__all__ = ["Batch", "WebClassifier"]
 
-
-class WebClassifier(ClassificationMethod):
+class WebClassifier(Method):
     """An `Encoder` under SGD with a schedule by epochs; subclasses add `training_step`, `scores`.
+
+    Logs `val/top1`, `val/top5`, `test/top1`, `test/top5`, and what `audit_rule` finds.
 
     Args:
         backbone, num_classes, projection: see `Encoder`.
@@ -45,10 +46,29 @@ class WebClassifier(ClassificationMethod):
         self.encoder = Encoder(backbone, num_classes, projection)
         self.lay_out(self.encoder, channels_last)
         self.factor = epoch_factor(schedule, total_epochs)
+        self.accuracies = Accuracies()
 
     def scores(self, images: Tensor) -> Tensor:
         """(B, K) soft labels, on which the correction rule decides."""
         raise NotImplementedError
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        logits, _ = self.encoder(self.concatenate([batch["images"]]))
+        self.accuracies.update(logits, batch["labels"])
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self.accuracies.compute("val"))
+        self.log_audit("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict(self.accuracies.compute("test"))
+        self.log_audit("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """(N, K) class probabilities."""
+        return self.encoder(self.concatenate([batch["images"]]))[0].softmax(dim=1)
 
     def configure_optimizers(self):
         p = self.hparams
@@ -60,20 +80,14 @@ class WebClassifier(ClassificationMethod):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.factor)
         return [optimizer], [{"scheduler": scheduler, "interval": "epoch"}]
 
-    def log_accuracy(self, split: str) -> None:
-        super().log_accuracy(split)
-        self.log_audit(split)
-
     def log_audit(self, split: str) -> None:
-        """What the rule makes of the web images whose true labels are known; see `audit_rule`."""
+        """Log `audit_rule` of the web images whose true labels are known."""
         data: Any = getattr(self.trainer, "datamodule", None)
         loader = data.audit_dataloader(split) if hasattr(data, "audit_dataloader") else None
         if loader is None:
             return
         found = extract_features(
-            lambda images: self.scores(images.contiguous(memory_format=self.memory_format)),
-            loader,
-            self.device,
+            lambda images: self.scores(self.concatenate([images])), loader, self.device
         )
         true_labels = torch.from_numpy(data.true_labels)[found.indices]
         values = audit_rule(found.features, found.labels, true_labels, self.hparams["threshold"])

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.data.errors import DataCorruptError
-from shared.data.loading.batches import EvaluationBatches
+from shared.data.loading.batches import PlainImageBatches
 from shared.data.loading.loader import EvaluationLoader
 from shared.data.multi_view import ViewsData
 from shared.data.readers.files import integers, one_line, read_json
@@ -39,7 +39,7 @@ class WebData(ViewsData):
         if split != "test" and self._h.audit_images < len(members):
             places = np.linspace(0, len(members) - 1, self._h.audit_images).astype(np.int64)
             members = members[places]
-        return self._loader(EvaluationBatches(self.images("train"), self.transform, members))
+        return self._loader(PlainImageBatches(self.images("train"), self.transform, members))
 
     @cached_property
     def true_labels(self) -> NDArray[np.int64]:

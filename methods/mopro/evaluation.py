@@ -16,8 +16,9 @@ from torchmetrics.utilities import dim_zero_cat
 from shared.data.readers.folders import class_folders, text_lines
 from shared.nn.encoder import Encoder
 from shared.tasks import frozen_features
-from shared.tasks.classification import ClassificationMethod
+from shared.tasks.classification import Accuracies, Batch
 from shared.tasks.linear_classification import LinearClassification
+from shared.training.method import Method
 
 
 class FineTuning(LinearClassification):
@@ -29,7 +30,7 @@ class LowShotSVM(frozen_features.LowShotSVM):
     """VOC07 and Places205: linear SVMs on few images, on features of the frozen backbone."""
 
 
-class Robustness(ClassificationMethod):
+class Robustness(Method):
     """Classification of a set that has some of the network's classes (ImageNet-R, ImageNet-A).
 
     The other classes' logits are left out. Logs top-1, top-5 and `calibration_error`.
@@ -53,14 +54,25 @@ class Robustness(ClassificationMethod):
         self.save_hyperparameters()
         self.encoder = Encoder(backbone, num_classes, None)
         self.lay_out(self.encoder, channels_last)
+        self.accuracies = Accuracies()
         self.calibration = CalibrationError(bin_size)
 
-    def score(self, suffix: str, logits: Tensor, labels: Tensor) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        logits, _ = self.encoder(self.concatenate([batch["images"]]))
         present = torch.tensor(self.present_classes(), device=logits.device)
         probabilities = logits[:, present].softmax(dim=1)
-        super().score(suffix, probabilities, labels)
+        self.accuracies.update(probabilities, batch["labels"])
         confidence, predicted = probabilities.max(dim=1)
-        self.calibration.update(confidence, predicted == labels)
+        self.calibration.update(confidence, predicted == batch["labels"])
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict(self.accuracies.compute("test"))
+        self.log("test/calibration_error", self.calibration.compute())
+        self.calibration.reset()
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """(N, C) probabilities of all the network's classes."""
+        return self.encoder(self.concatenate([batch["images"]]))[0].softmax(dim=1)
 
     def present_classes(self) -> list[int]:
         """The network's class of each class of the data.
@@ -78,11 +90,6 @@ class Robustness(ClassificationMethod):
         if unknown := sorted(set(names) - set(known)):
             raise ValueError(f"the network has no class {unknown[0]!r}, which the data has")
         return [known.index(name) for name in names]
-
-    def log_accuracy(self, split: str) -> None:
-        super().log_accuracy(split)
-        self.log(f"{split}/calibration_error", self.calibration.compute())
-        self.calibration.reset()
 
 
 class CalibrationError(Metric):

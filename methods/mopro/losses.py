@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Correction:
-    """What the rule made of a batch.
+    """Labels of a batch after the rule, and the rows that it keeps.
 
     Attributes:
         labels: (B,) int64; of a row that is not kept, the web label as a placeholder.
@@ -65,9 +65,3 @@ def kept_cross_entropy(logits: Tensor, correction: Correction) -> Tensor:
     if not kept.any():
         return 0.0 * logits.sum()
     return F.cross_entropy(logits[kept], correction.labels[kept])
-
-
-@torch.no_grad()
-def percent_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Percent of rows whose largest logit is that of the label: (B, K), (B,) -> ()."""
-    return 100 * (logits.argmax(dim=1) == labels).float().mean()

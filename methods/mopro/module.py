@@ -11,20 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.mopro.classifier import Batch, WebClassifier
+from methods.mopro.classifier import WebClassifier
 from methods.mopro.losses import (
     Correction,
     correct_labels,
     kept_cross_entropy,
-    percent_correct,
     soft_labels,
     trust_web_labels,
 )
 from shared.distributed import all_gather, shuffled_forward, step_permutation, world_size
+from shared.evaluation.accuracy import percent_correct
 from shared.losses.contrastive import instance_logits
 from shared.nn.momentum import MomentumEncoder
 from shared.nn.prototypes import ClassPrototypes
 from shared.nn.queue import FeatureQueue
+from shared.tasks.classification import Batch
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +67,6 @@ class MoPro(WebClassifier):
         queue_size: R.
         w_inst, w_proto: weights of the instance and the prototype loss.
         seed: of the shuffled-BatchNorm permutations, which are a function of (seed, step).
-        sabotage: negative control of the claim, never set otherwise. "prototypes" compares each
-            embedding with the prototypes of other classes: rows shifted by K / 2 in the logits.
         common: see `WebClassifier`.
     """
 
@@ -82,7 +81,6 @@ class MoPro(WebClassifier):
         w_inst: float,
         w_proto: float,
         seed: int,
-        sabotage: str | None = None,
         **common: Any,
     ):
         super().__init__(**common)
@@ -92,8 +90,6 @@ class MoPro(WebClassifier):
                 f"start_clean_epoch={start_clean_epoch}: the correction rule needs the prototypes "
                 "of a whole epoch, so it can start at 1 or later (null: never)"
             )
-        if sabotage not in (None, "prototypes"):
-            raise ValueError(f'sabotage must be null or "prototypes", got {sabotage!r}')
         num_classes, dim = common["num_classes"], common["projection"]["dim"]
         self.key_encoder = MomentumEncoder(self.encoder, buffers="keep")
         self.prototypes = ClassPrototypes(num_classes, dim)
@@ -143,10 +139,7 @@ class MoPro(WebClassifier):
 
     def prototype_logits(self, query: Tensor) -> Tensor:
         """(B, K) similarities with the prototypes over temperature; gradient into the query."""
-        logits = self.prototypes.logits(query, self.hparams["temperature"])
-        if self.hparams["sabotage"] == "prototypes":
-            return logits.roll(logits.shape[1] // 2, dims=1)
-        return logits
+        return self.prototypes.logits(query, self.hparams["temperature"])
 
     @property
     def cleaning(self) -> bool:

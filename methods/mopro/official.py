@@ -1,22 +1,18 @@
-"""Official MoPro files <-> our modules, and the forms that other programs take
-(docs/papers/mopro.md, section 9).
+"""Official MoPro files <-> our modules (docs/papers/mopro.md, section 9).
 
 `MoPro_V1_epoch90.tar` (1,000 classes), `MoPro_V2_epoch90.tar` (5,000) and what the official
 training saves. Source: salesforce/MoPro@155cae3 `train.py`, `finetune_imagenet.py`,
-`lowshot_svm.py`, `classifier_retrain.py`, `detection/convert-pretrain-to-detectron2.py`.
+`lowshot_svm.py`, `classifier_retrain.py`.
 """
 
 from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-from torch import Tensor, nn
-
 from methods.mopro.classifier import WebClassifier
 from methods.mopro.evaluation import FineTuning, LowShotSVM, Robustness
 from methods.mopro.module import MoPro
 from methods.mopro.retraining import ClassifierRetraining
-from shared.checkpoints.detectron2 import detectron2_rules
 from shared.checkpoints.official import (
     SCALAR,
     TRANSPOSED,
@@ -27,11 +23,11 @@ from shared.checkpoints.official import (
     import_official,
 )
 from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
+from shared.checkpoints.warm_start import TRAINER_KEYS, fc_rules, model_prefix, read_start
 from shared.training.method import Method
 
 TRANSFER = (ClassifierRetraining, FineTuning, LowShotSVM, Robustness)
 """Modules that start from a pre-training and hold one encoder without projection head."""
-OTHER_TRAINER = "training state of another trainer"
 NO_HEAD = "the module has no projection head"
 
 
@@ -47,8 +43,8 @@ def load(module: Method, path: str | PathLike[str]) -> KeyReport:
 
 
 def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
-    """Like `load`, from a file's content, or a bare state dict with or without `module.`."""
-    return import_official(source, table_for(module, official_prefix(source)), module)
+    """Load as `load` does, from a checkpoint's content or a bare state dict."""
+    return import_official(source, table_for(module, model_prefix(source)), module)
 
 
 def export(module: Method) -> dict[str, Any]:
@@ -60,18 +56,11 @@ def export(module: Method) -> dict[str, Any]:
     return export_official(module, table_for(module, "state_dict/module."))
 
 
-def official_prefix(source: Mapping[str, Any]) -> str:
-    """What precedes the names of the model's tensors in this file."""
-    prefix = "state_dict/" if "state_dict" in source else ""
-    keys = source.get("state_dict", source)
-    return prefix + ("module." if any(key.startswith("module.") for key in keys) else "")
-
-
 def table_for(module: Method, prefix: str, with_classifier: bool = True) -> KeyTable:
     """The official pre-training checkpoint beside the parts that `module` has."""
     has = {key.rpartition(".")[0] for key in module.state_dict()}
     query, key = f"{prefix}encoder_q.", f"{prefix}encoder_k."
-    dropped = dict.fromkeys(("epoch", "arch", "optimizer", "optimizer/{rest}"), OTHER_TRAINER)
+    dropped = dict(TRAINER_KEYS)
     fresh: dict[str, str] = {}
     rules = [Rule(f"{query}{{rest}}", "encoder.backbone.{rest}")]
     if with_classifier and "encoder.classifier" in has:
@@ -82,13 +71,13 @@ def table_for(module: Method, prefix: str, with_classifier: bool = True) -> KeyT
         dropped[f"{query}classifier.{{rest}}"] = "the classifier is not taken over"
         fresh = dict.fromkeys(("encoder.classifier.{rest}", "classifier.{rest}"), "starts anew")
     if "encoder.projection.fc1" in has:
-        rules = [*_projection(query, "encoder."), *rules]
+        rules = [*fc_rules(query, "encoder."), *rules]
     else:
         dropped |= {f"{query}fc{n}.{{rest}}": NO_HEAD for n in (1, 2)}
     if isinstance(module, MoPro):
         rules += [
             Rule(f"{key}classifier.{{rest}}", "key_encoder.module.classifier.{rest}"),
-            *_projection(key, "key_encoder.module."),
+            *fc_rules(key, "key_encoder.module."),
             Rule(f"{key}{{rest}}", "key_encoder.module.backbone.{rest}"),
             Rule(f"{prefix}queue", "queue.features", TRANSPOSED),
             Rule(f"{prefix}queue_ptr", "queue.pointer", SCALAR),
@@ -106,10 +95,6 @@ def table_for(module: Method, prefix: str, with_classifier: bool = True) -> KeyT
     return KeyTable(rules, dropped, fresh)
 
 
-def _projection(official: str, ours: str) -> list[Rule]:
-    return [Rule(f"{official}fc{n}.{{rest}}", f"{ours}projection.fc{n}.{{rest}}") for n in (1, 2)]
-
-
 def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyReport:
     """Start a transfer module from a pre-training, official or ours, or from a retraining of ours.
 
@@ -121,17 +106,16 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
         CheckpointError: as in `load`; another kind; a module that starts by itself; or a run of
             another method.
     """
-    if kind not in ("pretrained", "backbone"):
-        raise CheckpointError(f"warm_start.kind {kind!r} is unknown: pretrained or backbone")
+    remedy = "pre-train first (experiment=mopro/...), or name another file by warm_start.path=FILE"
+    source = read_start(path, kind, ("pretrained", "backbone"), remedy)
     if not isinstance(module, TRANSFER):
         raise CheckpointError(
             f"warm_start is for {', '.join(form.__name__ for form in TRANSFER)}; a "
             f"{type(module).__name__} takes official_checkpoint=PATH, or continues its own run"
         )
-    source = load_checkpoint(path)
     if "_target_" in source:
         source = export(_our_run(path))
-    table = table_for(module, official_prefix(source), with_classifier=kind == "pretrained")
+    table = table_for(module, model_prefix(source), with_classifier=kind == "pretrained")
     return import_official(source, table, module)
 
 
@@ -143,31 +127,3 @@ def _our_run(path: str | PathLike[str]) -> Method:
             "pre-training, baseline or retraining"
         )
     return run
-
-
-CONSUMERS: dict[str, KeyTable] = {
-    "torchvision": KeyTable(  # a torchvision ResNet; the official fine-tuning takes the same
-        [Rule("fc.{rest}", "encoder.classifier.{rest}"), Rule("{rest}", "encoder.backbone.{rest}")]
-    ),
-    "backbone": KeyTable([Rule("{rest}", "encoder.backbone.{rest}")]),  # the official SVM script
-    "retraining": KeyTable(  # the official script: backbone and linear layer, both under DDP
-        [
-            Rule("module.{rest}", "encoder.classifier.{rest}"),
-            *_projection("module.", "encoder."),
-            Rule("module.{rest}", "encoder.backbone.{rest}"),
-        ]
-    ),
-    "detectron2": KeyTable(detectron2_rules()),
-}
-
-
-def export_for(module: nn.Module, consumer: str) -> dict[str, Tensor]:
-    """The tensors of the query encoder that a consumer takes, under its names.
-
-    Raises:
-        CheckpointError: no such consumer.
-    """
-    if consumer not in CONSUMERS:
-        raise CheckpointError(f"no export for {consumer!r}: {', '.join(CONSUMERS)}")
-    left_out = {"{rest}": "not used there"}
-    return export_official(module, KeyTable(CONSUMERS[consumer].rules, fresh=left_out))

@@ -7,12 +7,11 @@ N images, K classes. Source: salesforce/MoPro@155cae3 `DataLoader/dataloader_bal
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.data.loading.samplers import Draws
-from shared.data.loading.streams import number_repeats
+from shared.data.loading.streams import Draws, number_repeats
 
 
 def repeat_factors(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How often an image of each class is listed: floor(10 sqrt(n_max / n_c)), (K,) int64.
+    """Listings of an image of each class, floor(10 sqrt(n_max / n_c)): (K,) int64.
 
     In float64 and in the official order of operations, because a rounding error can put an exact
     integer one lower. A class without images gets 0.

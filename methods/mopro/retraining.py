@@ -6,8 +6,7 @@ from typing import Any
 import torch
 
 from methods.mopro.resampling import SquareRootPass
-from shared.data.loading.samplers import Schedule
-from shared.data.loading.streams import StreamBatches
+from shared.data.loading.streams import Schedule, StreamBatches
 from shared.data.multi_view import ViewsData
 from shared.tasks.linear_classification import LinearClassification
 

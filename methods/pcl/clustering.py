@@ -21,7 +21,6 @@ from torch.nn import functional as F
 from shared.distributed import rank, world_size
 from shared.evaluation.clustering import assign, kmeans
 from shared.evaluation.features import Features
-from shared.randomness import torch_generator
 
 log = logging.getLogger(__name__)
 SMOOTHING = 10  # alpha of the concentration
@@ -48,7 +47,7 @@ class Granularity:
 
     @cached_property
     def entropy(self) -> float:
-        """Of the cluster sizes, divided by log K: 1 when all are equally large."""
+        """Entropy of the cluster sizes over log K: 1 when all are equally large."""
         sizes = torch.bincount(self.im2cluster[self.im2cluster >= 0].cpu()).double()
         shares = sizes[sizes > 0] / sizes.sum()
         return float(-(shares * shares.log()).sum() / math.log(max(2, len(self.density))))
@@ -60,7 +59,7 @@ class Granularity:
 
 @dataclass(frozen=True)
 class Clusters:
-    """What the M-steps of one epoch are given; part of the checkpoint.
+    """Prototypes for the M-steps of one epoch; part of the checkpoint.
 
     The official code does not save it, so that a resumed run clusters again in the middle of an
     epoch, with another encoder than an undisturbed run did at its start.
@@ -83,22 +82,6 @@ class Clusters:
     @staticmethod
     def from_state_dict(state: Mapping[str, Any]) -> "Clusters":
         return Clusters(state["epoch"], tuple(Granularity(**g) for g in state["granularities"]))
-
-    def permuted(self, seed: int) -> "Clusters":
-        """Negative control: every image gets the cluster of another one, at all granularities.
-
-        Sizes, prototypes and concentrations stay. A single cycle leaves no image its own cluster
-        but by chance.
-        """
-        trained = (self.granularities[0].im2cluster >= 0).nonzero()[:, 0]
-        generator = torch_generator(seed, self.epoch, "permuted clusters")
-        order = trained[torch.randperm(len(trained), generator=generator).to(trained.device)]
-        changed = []
-        for granularity in self.granularities:
-            im2cluster = granularity.im2cluster.clone()
-            im2cluster[order] = granularity.im2cluster[order.roll(1)]
-            changed.append(Granularity(im2cluster, granularity.prototypes, granularity.density))
-        return Clusters(self.epoch, tuple(changed))
 
 
 def vars_of(granularity: Granularity) -> dict[str, Tensor]:

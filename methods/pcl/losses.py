@@ -62,8 +62,3 @@ def mask_shared_positives(logits: Tensor, positives: Tensor) -> Tensor:
     false_negatives = torch.zeros_like(logits, dtype=torch.bool)
     false_negatives[:, : len(positives)] = shared
     return logits.masked_fill(false_negatives, -torch.inf)
-
-
-def percent_correct(logits: Tensor, target: Tensor) -> Tensor:
-    """Percent of rows whose largest logit (B, R) is in the target column (B,)."""
-    return 100 * (logits.argmax(dim=1) == target).float().mean()

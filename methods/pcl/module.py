@@ -5,42 +5,40 @@ Source: docs/papers/pcl.md, section 3; salesforce/PCL@964da1f `pcl/builder.py:Mo
 """
 
 import logging
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from methods.pcl.clustering import Clusters, Granularity, cluster
-from methods.pcl.evaluation import RepresentationMethod
 from methods.pcl.losses import (
     mask_shared_positives,
-    percent_correct,
     prototype_logits,
     sample_negatives,
     sampled_prototypes,
 )
-from shared.distributed import (
-    all_gather,
-    rank,
-    shuffled_forward,
-    step_permutation,
-    world_size,
-)
-from shared.evaluation.features import eval_mode
+from shared.distributed import all_gather, rank, shuffled_forward, step_permutation, world_size
+from shared.evaluation.accuracy import percent_correct
+from shared.evaluation.features import Features, eval_mode
 from shared.losses.contrastive import instance_logits
 from shared.nn.encoder import Encoder
 from shared.nn.momentum import MomentumEncoder
 from shared.nn.queue import FeatureQueue
 from shared.randomness import torch_generator
 from shared.tasks.classification import Batch
+from shared.tasks.frozen_features import training_features
+from shared.tasks.representation_probes import RepresentationProbes
+from shared.training.method import Method
 from shared.training.schedules import epoch_factor
 
 log = logging.getLogger(__name__)
 
 
-class MoCo(RepresentationMethod):
+class MoCo(Method):
     """Momentum contrast: every image against its own key and a queue of others.
+
+    Evaluates the features of the encoder by `RepresentationProbes`, and predicts embeddings.
 
     Args:
         backbone, projection: see `Encoder`; `projection: {hidden: 0, dim}` is the head of v1.
@@ -51,8 +49,10 @@ class MoCo(RepresentationMethod):
         total_epochs: E of the cosine.
         channels_last: memory layout of the network.
         seed: shuffled-BatchNorm permutations and negative prototypes are functions of (seed, step).
-        evaluation: see `RepresentationMethod`.
+        evaluation: see `RepresentationProbes`.
     """
+
+    predicts: ClassVar[str] = "embeddings"
 
     def __init__(
         self,
@@ -70,13 +70,14 @@ class MoCo(RepresentationMethod):
         seed: int,
         evaluation: dict[str, Any],
     ):
-        super().__init__(evaluation)
+        super().__init__()
         self.save_hyperparameters()
         self.encoder = Encoder(backbone, None, projection)
         self.lay_out(self.encoder, channels_last)
         self.momentum_encoder = MomentumEncoder(self.encoder, buffers="keep")
         self.queue = FeatureQueue(queue_size, projection["dim"])
         self.queue.features.copy_(F.normalize(torch.randn(queue_size, projection["dim"]), dim=1))
+        self.probes = RepresentationProbes(evaluation)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         p = self.hparams
@@ -96,8 +97,27 @@ class MoCo(RepresentationMethod):
         return self.total_loss(terms, {}, batch["indices"])
 
     def contrast_prototypes(self, query: Tensor, indices: Tensor) -> dict[str, Tensor]:
-        """What PCL adds to the loss: nothing in MoCo."""
+        """Loss terms that PCL adds to the instance loss: none in MoCo."""
         return {}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.probes.add(self, self.encoder, batch)
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_probes("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_probes("test")
+
+    def log_probes(self, split: str) -> None:
+        scores = self.probes.scores(self, self.encoder)
+        self.log_dict({f"{split}/{name}": value for name, value in scores.items()})
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """(B, d) unit-norm embeddings."""
+        return self.encoder(self.concatenate([batch["images"]]))[1]
 
     def configure_optimizers(self):
         p = self.hparams
@@ -120,7 +140,6 @@ class PCL(MoCo):
         num_neg_proto: negatives per granularity; all that remain where there are fewer.
         mask_shared: in the sampled form, a prototype shared in the batch is nobody's negative.
         kmeans: `{iterations, restarts, max_points_per_centroid, gpu}`.
-        sabotage: negative control: "permuted" gives every image the clusters of another one.
     """
 
     def __init__(
@@ -131,15 +150,12 @@ class PCL(MoCo):
         num_neg_proto: int,
         mask_shared: bool,
         kmeans: dict[str, Any],
-        sabotage: str | None = None,
         **moco: Any,
     ):
         super().__init__(**moco)
         self.save_hyperparameters()
         if prototypes not in ("sampled", "full"):
             raise ValueError(f'prototypes must be "sampled" or "full", got {prototypes!r}')
-        if sabotage not in (None, "permuted"):
-            raise ValueError(f'sabotage must be null or "permuted", got {sabotage!r}')
         self.clusters: Clusters | None = None
 
     def on_train_epoch_start(self) -> None:
@@ -149,11 +165,14 @@ class PCL(MoCo):
             return
         log.info("E-step: epoch %d", epoch)
         with eval_mode(self.momentum_encoder):
-            features = self.training_features(lambda images: self.momentum_encoder(images)[1])
-        clusters = cluster(features, p["num_clusters"], p["temperature"], epoch, **p["kmeans"])
-        if p["sabotage"] == "permuted":
-            clusters = clusters.permuted(p["seed"])
-        self.clusters = clusters.to(self.device)
+            features = training_features(self, lambda images: self.momentum_encoder(images)[1])
+        self.clusters = self.cluster(features).to(self.device)
+
+    def cluster(self, features: Features) -> Clusters:
+        """Clusters of all training images for this epoch, at every granularity."""
+        p = self.hparams
+        numbers, temperature = p["num_clusters"], p["temperature"]
+        return cluster(features, numbers, temperature, self.current_epoch, **p["kmeans"])
 
     def on_train_start(self) -> None:
         if self.clusters is not None:  # those of a checkpoint

@@ -19,11 +19,25 @@ from shared.checkpoints.official import (
     export_official,
     import_official,
 )
-from shared.checkpoints.reading import CheckpointError, load_checkpoint
+from shared.checkpoints.reading import load_checkpoint
+from shared.checkpoints.warm_start import (
+    OTHER_TRAINER,
+    TRAINER_KEYS,
+    moco_rules,
+    model_prefix,
+    read_start,
+    state_of_run,
+)
 from shared.training.method import Method
 
-TRAINER = "training state of another trainer"
-TRAINER_KEYS = dict.fromkeys(("epoch", "arch", "optimizer", "optimizer/{rest}"), TRAINER)
+MISSING = (
+    "pre-train first (experiment=pcl/...), or name an official or another file by "
+    "warm_start.path=FILE"
+)
+FRESH = {
+    "momentum_encoder.{rest}": "parameters copied from the encoder after loading",
+    "queue.{rest}": "starts with random keys",
+}
 
 
 def load(module: Method, path: str | PathLike[str]) -> KeyReport:
@@ -41,8 +55,8 @@ def load(module: Method, path: str | PathLike[str]) -> KeyReport:
 
 
 def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
-    """Like `load`, from a checkpoint's content or a bare state dict, with or without `module.`."""
-    return import_official(source, key_table(official_prefix(source)), module)
+    """Load as `load` does, from a checkpoint's content or a bare state dict."""
+    return import_official(source, key_table(model_prefix(source)), module)
 
 
 def export(module: Method) -> dict[str, Any]:
@@ -54,19 +68,12 @@ def export(module: Method) -> dict[str, Any]:
     return export_official(module, key_table("state_dict/module."))
 
 
-def official_prefix(source: Mapping[str, Any]) -> str:
-    """What precedes the names of the model in this file."""
-    prefix = "state_dict/" if "state_dict" in source else ""
-    keys = source.get("state_dict", source)
-    return prefix + ("module." if any(key.startswith("module.") for key in keys) else "")
-
-
 def key_table(prefix: str) -> KeyTable:
     """Both heads are in the table; a module accepts the one it has."""
     return KeyTable(
         rules=[
-            *_encoder(f"{prefix}encoder_q.", "encoder."),
-            *_encoder(f"{prefix}encoder_k.", "momentum_encoder.module."),
+            *moco_rules(f"{prefix}encoder_q."),
+            *moco_rules(f"{prefix}encoder_k.", "momentum_encoder.module."),
             Rule(f"{prefix}queue", "queue.features", TRANSPOSED),
             Rule(f"{prefix}queue_ptr", "queue.pointer", SCALAR),
             Rule("tenfold/queue.written", "queue.written"),
@@ -74,15 +81,6 @@ def key_table(prefix: str) -> KeyTable:
         dropped=TRAINER_KEYS,
         fresh={"queue.written": "not kept by the official code"},
     )
-
-
-def _encoder(official: str, ours: str) -> list[Rule]:
-    return [
-        Rule(f"{official}fc.0.{{rest}}", f"{ours}projection.fc1.{{rest}}"),
-        Rule(f"{official}fc.2.{{rest}}", f"{ours}projection.fc2.{{rest}}"),
-        Rule(f"{official}fc.{{rest}}", f"{ours}projection.fc.{{rest}}"),
-        Rule(f"{official}{{rest}}", f"{ours}backbone.{{rest}}"),
-    ]
 
 
 def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyReport:
@@ -96,56 +94,41 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
     Raises:
         CheckpointError: as in `load`; another kind; or a run of another method.
     """
-    if kind != "pcl":
-        raise CheckpointError(f"warm_start.kind {kind!r} is unknown: pcl is the only one here")
-    try:
-        source = load_checkpoint(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{error}: pre-train first (experiment=pcl/...), or name an official or another file "
-            "by warm_start.path=FILE"
-        ) from None
-    ours = "_target_" in source
-    if ours and not str(source["_target_"]).startswith("methods.pcl.module."):
-        raise CheckpointError(f"{path} is a run of {source['_target_']}, not of MoCo or PCL")
-    table = our_encoder(source) if ours else official_encoder(source)
+    source = read_start(path, kind, ("pcl",), MISSING)
+    if "_target_" in source:
+        state_of_run(source, "methods.pcl", path)
+        table = our_encoder(source)
+    else:
+        table = official_encoder(source)
     if isinstance(module, MoCo):
         report = import_official(source, table, module)
         module.momentum_encoder.update(module.encoder, 0.0)
         return report
-    dropped = {**table.dropped}
     rules = [rule for rule in table.rules if not rule.ours.startswith("encoder.projection.")]
-    heads = [rule for rule in table.rules if rule.ours.startswith("encoder.projection.")]
-    dropped |= {rule.official: "the projection head is not transferred" for rule in heads}
+    heads = [rule.official for rule in table.rules if rule not in rules]
+    dropped = {**table.dropped, **dict.fromkeys(heads, "the projection head is not transferred")}
     fresh = {"encoder.classifier.{rest}": "the classifier starts anew"}
     return import_official(source, KeyTable(rules, dropped, fresh), module)
 
 
-FRESH = {
-    "momentum_encoder.{rest}": "parameters copied from the encoder after loading",
-    "queue.{rest}": "starts with random keys",
-}
-
-
 def official_encoder(source: Mapping[str, Any]) -> KeyTable:
     """The query encoder of an official checkpoint."""
-    prefix = official_prefix(source)
-    unused = {f"{prefix}encoder_k.{{rest}}": "the momentum encoder is not used"}
-    unused |= {f"{prefix}queue{end}": "a queue of other keys" for end in ("", "_ptr")}
-    unused |= {"tenfold/{rest}": "state of an exported run"}
-    return KeyTable(_encoder(f"{prefix}encoder_q.", "encoder."), TRAINER_KEYS | unused, FRESH)
+    prefix = model_prefix(source)
+    unused = {
+        f"{prefix}encoder_k.{{rest}}": "the momentum encoder is not used",
+        **dict.fromkeys((f"{prefix}queue", f"{prefix}queue_ptr"), "a queue of other keys"),
+        "tenfold/{rest}": "state of an exported run",
+    }
+    return KeyTable(moco_rules(f"{prefix}encoder_q."), TRAINER_KEYS | unused, FRESH)
 
 
 def our_encoder(source: Mapping[str, Any]) -> KeyTable:
     """The trained encoder of one of our runs."""
-    others = {key: TRAINER for key in source if key != "state_dict"}
-    others |= {f"{key}/{{rest}}": TRAINER for key in source if key != "state_dict"}
-    others |= {
+    others = [key for key in source if key != "state_dict"]
+    unused = {
+        **dict.fromkeys([*others, *(f"{key}/{{rest}}" for key in others)], OTHER_TRAINER),
         "state_dict/momentum_encoder.{rest}": "the momentum encoder is not used",
         "state_dict/queue.{rest}": "a queue of other keys",
     }
-    rules = [
-        Rule("state_dict/encoder.projection.{rest}", "encoder.projection.{rest}"),
-        Rule("state_dict/encoder.backbone.{rest}", "encoder.backbone.{rest}"),
-    ]
-    return KeyTable(rules, others, FRESH)
+    parts = ("encoder.projection.{rest}", "encoder.backbone.{rest}")
+    return KeyTable([Rule(f"state_dict/{part}", part) for part in parts], unused, FRESH)

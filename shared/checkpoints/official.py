@@ -35,7 +35,7 @@ Source = Mapping[Any, Any]
 
 @dataclass(frozen=True)
 class Conversion:
-    """How a value changes its form.
+    """Two functions that change the form of a value.
 
     Args:
         to_ours: ``(official value, our present tensor) -> Tensor``.
@@ -78,7 +78,7 @@ class KeyTable:
 
 @dataclass
 class KeyReport:
-    """What became of every key.
+    """Fate of every key of both sides.
 
     ``mapped`` holds (official, ours) pairs, of which ``interpolated`` names those that were fitted
     to another size; ``dropped`` and ``fresh`` keys with their reason; the three others are faults:
@@ -177,13 +177,13 @@ def convert_official(
     return state, report
 
 
-def export_official(module: nn.Module, table: KeyTable) -> dict[str, Any]:
-    """The official form of ``module``'s state: nested as the slashes of the patterns say.
+def export_official(module: nn.Module | Mapping[str, Tensor], table: KeyTable) -> dict[str, Any]:
+    """The official form of a module's state (or state dict): nested as the patterns' slashes say.
 
     Raises:
         CheckpointError: a key of ours that no rule and no ``fresh`` pattern explains.
     """
-    state = module.state_dict()
+    state = module.state_dict() if isinstance(module, nn.Module) else module
     rules = [
         (rule.ours, rule.official, rule)
         for rule in table.rules

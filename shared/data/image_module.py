@@ -8,7 +8,7 @@ import numpy as np
 import pytorch_lightning as pl
 from numpy.typing import NDArray
 
-from shared.data.loading.batches import EvaluationBatches
+from shared.data.loading.batches import PlainImageBatches
 from shared.data.images import ImageSet
 from shared.data.loading.loader import EvaluationLoader
 from shared.data.splits import seeded_subset
@@ -79,13 +79,13 @@ class ImageDataModule(pl.LightningDataModule):
         With several ranks each gets every w-th image and none is repeated. An unreadable image is
         missing here; in training another one stands in for it.
         """
-        batches = EvaluationBatches(self.images("train"), self.transform, self.train_indices)
+        batches = PlainImageBatches(self.images("train"), self.transform, self.train_indices)
         return self._loader(batches)
 
     def _evaluation(self, split: str) -> EvaluationLoader:
-        return self._loader(EvaluationBatches(self.images(split), self.transform))
+        return self._loader(PlainImageBatches(self.images(split), self.transform))
 
-    def _loader(self, dataset: EvaluationBatches) -> EvaluationLoader:
+    def _loader(self, dataset: PlainImageBatches) -> EvaluationLoader:
         h = self._h
         rank, world = self._rank_and_world()
         return EvaluationLoader(

@@ -7,11 +7,10 @@ with labels.
 from collections.abc import Sequence
 from typing import Any
 
-from shared.data.loading.batches import ViewBatches
+from shared.data.loading.batches import DrawnImages, ViewBatches
 from shared.data.loading.loader import ResumableLoader
 from shared.data.image_module import ImageDataModule
-from shared.data.loading.samplers import Schedule
-from shared.data.loading.streams import Permutation, Permutations, StreamBatches
+from shared.data.loading.streams import Permutation, Permutations, Schedule, StreamBatches
 
 
 class ViewsData(ImageDataModule):
@@ -45,10 +44,10 @@ class ViewsData(ImageDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         h = self._h
-        dataset = ViewBatches(
-            self.images("train"), self.train_indices, self.transform, h.views, h.seed
+        images = DrawnImages(self.images("train"), self.train_indices, self.transform, h.seed)
+        return ResumableLoader(
+            ViewBatches(images, h.views), self._schedule(*self._rank_and_world()), h.num_workers
         )
-        return ResumableLoader(dataset, self._schedule(*self._rank_and_world()), h.num_workers)
 
     def _schedule(self, rank: int, world: int) -> Schedule:
         h, size = self._h, len(self.train_indices)

@@ -5,6 +5,12 @@ from torch import Tensor
 from torchmetrics import Metric
 
 
+@torch.no_grad()
+def percent_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Percent of rows (B, C) whose largest logit is that of the label (B,)."""
+    return 100 * (logits.argmax(dim=1) == labels).float().mean()
+
+
 class TopKAccuracy(Metric):
     """Percent of samples whose label is among the k largest logits.
 

@@ -27,7 +27,6 @@ def kmeans(
     restarts: int = 5,
     max_points_per_centroid: int = 1000,
     gpu: bool = False,
-    progress: bool = False,
 ) -> Tensor:
     """Centroids of the best of `restarts` runs of Lloyd's algorithm in squared L2 distance.
 
@@ -40,7 +39,6 @@ def kmeans(
         clusters: K <= N.
         seed: of the subset and the initial centroids.
         gpu: search on the current CUDA device; needs `pip install 'tenfold[gpu]'`.
-        progress: let faiss print each iteration.
 
     Returns: (K, d) float32.
 
@@ -61,7 +59,6 @@ def kmeans(
     clustering.seed = seed
     clustering.max_points_per_centroid = max_points_per_centroid
     clustering.min_points_per_centroid = MIN_POINTS_PER_CENTROID
-    clustering.verbose = progress
     with _faiss_threads():
         clustering.train(points, _index(points.shape[1], gpu))
     centroids = faiss.vector_to_array(clustering.centroids)  # a copy that outlives `clustering`
@@ -140,7 +137,7 @@ def _index(dim: int, gpu: bool) -> Any:
 
 @contextmanager
 def _faiss_threads() -> Iterator[None]:
-    """As many threads as torch may use: a run that is told to use one core uses one."""
+    """Let faiss use as many threads as torch may, so that a run on one core uses one."""
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(torch.get_num_threads())
     try:

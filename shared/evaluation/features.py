@@ -117,7 +117,7 @@ def _local_rows(
 
 
 def _destinations(indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each gathered row goes.
+    """Places of the gathered rows.
 
     Args: indices (n,) data-set indices in the order of gathering.
     Returns: destination (n,), the row's place by ascending index, -1 for a repeated one;

@@ -5,7 +5,7 @@ docs/papers/mopro.md, section 7 (salesforce/MoPro@155cae3 `lowshot_svm.py`).
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -138,7 +138,7 @@ class LowShotMap:
 
     @property
     def reported(self) -> dict[int | str, float]:
-        """Per k (and "full") the mean over runs, of the best cost.
+        """Mean over runs of the best cost, for each k and "full".
 
         With several costs that selects on the test set, as the official script does.
         """
@@ -150,7 +150,7 @@ class LowShotMap:
 
     @property
     def deviation(self) -> dict[int, float]:
-        """Per k the population standard deviation over runs, of the best cost."""
+        """Population standard deviation over runs of the best cost, for each k."""
         best = self.maps.mean(dim=2).argmax(dim=1)
         deviations = self.maps.std(dim=2, correction=0)
         return {k: float(deviations[i, best[i]]) for i, k in enumerate(self.shots)}
@@ -166,7 +166,6 @@ def low_shot_map(
     costs: Sequence[float] = (0.5,),
     full: bool = True,
     seed: int = 0,
-    draw: Callable[[int, int, int], Tensor] | None = None,
 ) -> LowShotMap:
     """The VOC07 protocol: SVMs on k images per class, several draws, mAP on all test images.
 
@@ -176,7 +175,6 @@ def low_shot_map(
         shots, runs, costs: k, draws per k and cost, and C; each cost has draws of its own.
         full: fit on all training images as well.
         seed: of the draws.
-        draw: (k, cost index, run) -> indices, in place of `sample_shots`.
 
     Raises:
         ValueError: a class that some draw or the test set shows on no or on every image.
@@ -192,8 +190,7 @@ def low_shot_map(
     for i, k in enumerate(shots):
         for j, cost in enumerate(costs):
             for run in range(runs):
-                rows = draw(k, j, run) if draw else sample_shots(train_labels, k, random)
-                maps[i, j, run] = score(rows, cost)
+                maps[i, j, run] = score(sample_shots(train_labels, k, random), cost)
     everything = [score(slice(None), cost) for cost in costs] if full else []
     return LowShotMap(tuple(shots), maps, torch.tensor(everything, dtype=torch.float64))
 
@@ -235,7 +232,7 @@ def low_shot_accuracy(
 
 
 def _shuffled_classes(labels: Tensor, random: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Per class, its indices in random order."""
+    """Indices of each class in random order."""
     classes = labels.unique().tolist()
     if len(classes) < 2:
         raise ValueError(f"a classifier needs two classes or more; the labels hold {classes}")

@@ -5,7 +5,6 @@ Shapes: B queries, d features, K queue rows, R reference rows.
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def matmul_float32(a: Tensor, b: Tensor) -> Tensor:
@@ -28,13 +27,6 @@ def instance_logits(query: Tensor, key: Tensor, queue: Tensor, temperature: floa
     queue = queue.detach().clone()
     positive = (query.float() * key.float()).sum(dim=1, keepdim=True) / temperature
     return torch.cat([positive, similarity_logits(query, queue, temperature)], dim=1)
-
-
-def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """MoCo's loss, the mean over B of the cross-entropy of `instance_logits` with target 0."""
-    logits = instance_logits(query, key, queue, temperature)
-    target = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-    return F.cross_entropy(logits, target)
 
 
 def soft_target_nce(logits: Tensor, targets: Tensor, epsilon: float = 0.0) -> Tensor:

@@ -1,61 +1,38 @@
-"""What methods with class logits share: accuracy on the validation and test set, prediction."""
+"""Accuracy of the networks that a module evaluates, as a part that it holds."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor, nn
 
 from shared.evaluation.accuracy import TopKAccuracy
-from shared.training.method import Method
 
 Batch = dict[str, Tensor]
 
 
-class ClassificationMethod(Method):
-    """Logs `val/top1`, `val/top5`, `test/top1`, `test/top5` of each evaluated network.
+class Accuracies(nn.Module):
+    """Top-1 and top-5 accuracy in percent, over all ranks, of one or several networks.
 
-    An evaluated network is an attribute of the subclass that maps images to a tuple whose first
-    entry is the logits (N, C), as `shared.nn.encoder.Encoder` does.
+    A module calls `update` in its validation and test steps, and at the end of either logs what
+    `compute` returns.
 
-    Class attributes:
-        evaluated: suffix of the metric's name -> attribute that holds the network.
-        predictor: attribute that holds the network used to predict.
+    Args:
+        suffixes: of the metrics' names, one a network: "_ema" gives `val/top1_ema`.
     """
 
-    evaluated: ClassVar[dict[str, str]] = {"": "encoder"}
-    predictor: ClassVar[str] = "encoder"
-
-    def __init__(self):
+    def __init__(self, *suffixes: str):
         super().__init__()
-        self.accuracy: Any = nn.ModuleDict(
-            {f"top{k}{suffix}": TopKAccuracy(k) for k in (1, 5) for suffix in self.evaluated}
+        self.metrics: Any = nn.ModuleDict(
+            {f"top{k}{suffix}": TopKAccuracy(k) for k in (1, 5) for suffix in suffixes or ("",)}
         )
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        images = batch["images"].contiguous(memory_format=self.memory_format)
-        for suffix, name in self.evaluated.items():
-            self.score(suffix, getattr(self, name)(images)[0], batch["labels"])
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
-
-    def score(self, suffix: str, logits: Tensor, labels: Tensor) -> None:
-        """Count one batch, logits (N, C) and labels (N,); extend to count something more."""
+    def update(self, logits: Tensor, labels: Tensor, suffix: str = "") -> None:
+        """Count one batch of one network: logits (N, C), labels (N,)."""
         for k in (1, 5):
-            self.accuracy[f"top{k}{suffix}"].update(logits, labels)
+            self.metrics[f"top{k}{suffix}"].update(logits, labels)
 
-    def on_validation_epoch_end(self) -> None:
-        self.log_accuracy("val")
-
-    def on_test_epoch_end(self) -> None:
-        self.log_accuracy("test")
-
-    def log_accuracy(self, split: str) -> None:
-        """Log and reset the counts of one split, "val" or "test"."""
-        for name, accuracy in self.accuracy.items():
-            self.log(f"{split}/{name}", accuracy.compute())  # already over all ranks
-            accuracy.reset()
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """(N, C) class probabilities."""
-        images = batch["images"].contiguous(memory_format=self.memory_format)
-        return getattr(self, self.predictor)(images)[0].softmax(dim=1)
+    def compute(self, split: str) -> dict[str, Tensor]:
+        """Accuracies by name, `<split>/top1` and so on; the counts start anew."""
+        values = {f"{split}/{name}": metric.compute() for name, metric in self.metrics.items()}
+        for metric in self.metrics.values():
+            metric.reset()
+        return values

@@ -1,4 +1,4 @@
-"""Frozen features judged by what can be learned from them: modules that are only evaluated.
+"""Frozen features judged by what can be learned from them.
 
 Shapes: n images, F features, C classes. Sources: docs/papers/pcl.md, section 7.1,
 docs/papers/mopro.md, section 7.
@@ -16,53 +16,36 @@ from shared.tasks.classification import Batch
 from shared.training.method import Method
 
 
-class FeatureMethod(Method):
-    """Collects the features of the validation or test images; `score` makes metrics of them.
-
-    `features(images)` is the subclass's; every image counts once, over all ranks.
-    """
+class EvaluatedFeatures:
+    """Features of the evaluated images, batch by batch; every image counts once, over all ranks."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._seen: list[Batch] = []
+        self._batches: list[Batch] = []
 
-    def features(self, images: Tensor) -> Tensor:
-        """(B, channels, H, W) -> (B, F)."""
-        raise NotImplementedError
+    def add(self, features: Tensor, batch: Batch) -> None:
+        """Keep the features (B, F) of a batch with `labels` and `indices`."""
+        names = ("labels", "indices")
+        self._batches.append({"images": features, **{name: batch[name] for name in names}})
 
-    def score(self, bank: Features, queries: Features) -> dict[str, float]:
-        """Metrics by name, from the training images' features and the evaluated ones."""
-        raise NotImplementedError
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        rows = self.features(self.concatenate([batch["images"]]))
-        self._seen.append({"images": rows, "labels": batch["labels"], "indices": batch["indices"]})
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        self.log_score("val")
-
-    def on_test_epoch_end(self) -> None:
-        self.log_score("test")
-
-    def log_score(self, split: str) -> None:
-        queries = extract_features(lambda rows: rows, self._seen, self.device)
-        self._seen = []
-        for name, value in self.score(self.training_features(self.features), queries).items():
-            self.log(f"{split}/{name}", value)
-
-    def training_features(self, forward: Callable[[Tensor], Tensor]) -> Features:
-        """Of the un-augmented training images: `forward` maps (B, channels, H, W) to (B, any)."""
-        loader = self.trainer.datamodule.features_dataloader()  # type: ignore[attr-defined]
-        return extract_features(
-            lambda images: forward(self.concatenate([images])), loader, self.device
-        )
+    def take(self, module: Method) -> Features:
+        """All features since the last call, in data-set order and the same on every rank."""
+        batches, self._batches = self._batches, []
+        return extract_features(lambda rows: rows, batches, module.device)
 
 
-class LowShotSVM(FeatureMethod):
-    """Linear SVMs on k images per class, on pooled features of a frozen backbone.
+def training_features(module: Method, forward: Callable[[Tensor], Tensor]) -> Features:
+    """Features of the un-augmented training images of the run that `module` is in.
+
+    Args: forward: (B, channels, H, W) in the module's memory format -> (B, F).
+    """
+    loader = module.trainer.datamodule.features_dataloader()  # type: ignore[attr-defined]
+    return extract_features(
+        lambda images: forward(module.concatenate([images])), loader, module.device
+    )
+
+
+class LowShotSVM(Method):
+    """Linear SVMs on k images per class, on pooled features of a frozen backbone; never trained.
 
     Multi-label sets (VOC07): `test/map_<k>`, `test/map_full`, and `test/map_std_<k>` over the
     draws. Single-label sets (Places205): `test/top1_<k>`.
@@ -91,11 +74,30 @@ class LowShotSVM(FeatureMethod):
         self.save_hyperparameters()
         self.encoder = Encoder(backbone, None, None)
         self.lay_out(self.encoder, channels_last)
+        self.evaluated = EvaluatedFeatures()
 
     def features(self, images: Tensor) -> Tensor:
+        """(B, channels, H, W) -> (B, F)."""
         return self.encoder.backbone(images).float()
 
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.evaluated.add(self.features(self.concatenate([batch["images"]])), batch)
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_score("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_score("test")
+
+    def log_score(self, split: str) -> None:
+        queries = self.evaluated.take(self)
+        scores = self.score(training_features(self, self.features), queries)
+        self.log_dict({f"{split}/{name}": value for name, value in scores.items()})
+
     def score(self, bank: Features, queries: Features) -> dict[str, float]:
+        """Metrics by name, from the training images' features and the evaluated ones."""
         p = self.hparams
         sets = (bank.features, bank.labels, queries.features, queries.labels)
         if bank.labels.ndim == 1:
@@ -103,14 +105,8 @@ class LowShotSVM(FeatureMethod):
                 raise ValueError("a single-label set takes one entry in costs, and full: false")
             found = low_shot_accuracy(*sets, p["shots"], p["runs"], p["seed"], *p["costs"])
             return {f"top1_{k}": value for k, value in found.items()}
-        maps = low_shot_map(
-            *sets,
-            shots=p["shots"],
-            runs=p["runs"],
-            costs=p["costs"],
-            full=p["full"],
-            seed=p["seed"],
-        )
+        settings = {name: p[name] for name in ("shots", "runs", "costs", "full", "seed")}
+        maps = low_shot_map(*sets, **settings)
         metrics = {f"map_{k}": value for k, value in maps.reported.items()}
         if maps.shots:
             metrics |= {f"map_std_{k}": value for k, value in maps.deviation.items()}

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shared.evaluation.accuracy import percent_correct
 from shared.nn.encoder import Encoder
-from shared.tasks.classification import Batch, ClassificationMethod
+from shared.tasks.classification import Accuracies, Batch
+from shared.training.method import Method
 from shared.training.schedules import epoch_factor
 
 NOT_IMAGES = ("labels", "indices")
 
 
-class LinearClassification(ClassificationMethod):
+class LinearClassification(Method):
     """A linear classifier on `encoder.backbone`, which learns too or stays as it is.
 
     A method's package subclasses it, so that its `official.warm_start` fills the backbone from the
@@ -64,6 +66,7 @@ class LinearClassification(ClassificationMethod):
             nn.init.zeros_(head.bias)
         self.encoder.backbone.requires_grad_(not freeze)
         self.lay_out(self.encoder, channels_last)
+        self.accuracies = Accuracies()
         self.train()
 
     def train(self, mode: bool = True) -> "LinearClassification":
@@ -76,8 +79,24 @@ class LinearClassification(ClassificationMethod):
         images = next(value for name, value in batch.items() if name not in NOT_IMAGES)
         logits, _ = self.encoder(images.contiguous(memory_format=self.memory_format))
         labels = batch["labels"]
-        self.log_train({"top1": 100 * (logits.argmax(dim=1) == labels).float().mean()})
+        self.log_train({"top1": percent_correct(logits, labels)})
         return self.total_loss({"loss_ce": F.cross_entropy(logits, labels)}, {}, batch["indices"])
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        logits, _ = self.encoder(self.concatenate([batch["images"]]))
+        self.accuracies.update(logits, batch["labels"])
+
+    test_step = validation_step
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict(self.accuracies.compute("val"))
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict(self.accuracies.compute("test"))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """(N, C) class probabilities."""
+        return self.encoder(self.concatenate([batch["images"]]))[0].softmax(dim=1)
 
     def configure_optimizers(self):
         p = self.hparams

@@ -40,6 +40,30 @@ def epoch_factor(schedule: Mapping[str, Any], total_epochs: int) -> Callable[[in
     )
 
 
+def rate_factor(time: int, schedule: Mapping[str, Any]) -> float:
+    """Factor of the learning rate at `time`, counted from 0 in `schedule["every"]` (step, epoch).
+
+    The product of a linear warm-up, min(1, (t + 1) / warm_up); of `gamma` for each milestone that
+    is reached; and of a half cosine of length `cosine`, down to 0. The CIFAR-LT recipe is
+    `{every: epoch, cosine: null, warm_up: 5, milestones: [160, 180], gamma: 0.01}`.
+
+    Raises:
+        ValueError: other keys, or another unit of time.
+    """
+    keys = {"every", "cosine", "warm_up", "milestones", "gamma"}
+    if schedule.keys() != keys or schedule["every"] not in ("step", "epoch"):
+        raise ValueError(
+            f"schedule needs {', '.join(sorted(keys))}, and every: step or epoch; got "
+            f"{dict(schedule)}"
+        )
+    factor = steps(time, schedule["milestones"], schedule["gamma"])
+    if schedule["warm_up"]:
+        factor *= min(1.0, (time + 1) / schedule["warm_up"])
+    if schedule["cosine"] is not None:
+        factor *= half_cosine(time, schedule["cosine"])
+    return factor
+
+
 def stepped_cosine(
     epoch: int,
     iteration: int,

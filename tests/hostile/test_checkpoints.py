@@ -211,10 +211,8 @@ WHY_SAFE = {
     "methods/comatch/official.py": "load_module",
     "methods/mopro/cleaning.py": "load_module; the rest from the user's own config",
     "methods/mopro/official.py": "load_module",
-    "methods/pcl/backbone.py": "load_module",
     "methods/pcl/official.py": "load_module",
     "methods/iccl/official.py": "load_module",
-    "methods/mopro/export.py": "load_module",
     "methods/cascode/extraction/trees.py": "names of parsers in a table of ours",
 }
 

@@ -190,7 +190,8 @@ def _given_batch(sizes: list[int], labels: Tensor) -> dict[str, Tensor]:
 
 def _watch(module: Any) -> list[tuple[Any, str]]:
     """What `_step_outputs` reads."""
-    targets: list[tuple[Any, str]] = [(module, "total_loss"), (module, "log_pseudo_labels")]
+    form = imagenet_form if isinstance(module, CoMatchImageNet) else cifar_form
+    targets: list[tuple[Any, str]] = [(module, "total_loss"), (form, "pseudo_label_quality")]
     if isinstance(module, CoMatch):
         targets += [(module, "graph"), (cifar_form, "graph_contrastive_loss")]
         targets += [(cifar_form, "confident_cross_entropy")]
@@ -206,7 +207,7 @@ def _watch(module: Any) -> list[tuple[Any, str]]:
 def _step_outputs(calls: dict[str, list[Call]], step: int = 0) -> Outputs:
     total = calls["total_loss"][step]
     terms, weights = total.arguments["terms"], total.arguments["weights"]
-    pseudo = calls["log_pseudo_labels"][step].arguments
+    pseudo = calls["pseudo_label_quality"][step].arguments
     out = {
         "loss_x": terms["loss_x"],
         "loss_u": terms["loss_u"],
@@ -478,7 +479,7 @@ def evaluate(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     for index, labels in enumerate(split["labels"]):
         images = torch.zeros(len(labels), 1, 1, 1)
         module.validation_step({"images": images, "labels": labels}, index)
-    accuracy = module.accuracy
+    accuracy = module.accuracies.metrics
     return {
         "top1": accuracy["top1"].batch_mean(),
         "ema_top1": accuracy["top1_ema"].batch_mean(),

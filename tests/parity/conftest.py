@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from .harness import find_cases, known_wrong
+from .harness import find_cases
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -24,17 +24,4 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         cases = find_cases(golden, methods)
     except FileNotFoundError as error:
         raise pytest.UsageError(str(error)) from error
-    known = known_wrong()
-    metafunc.parametrize(
-        "golden_case",
-        [
-            pytest.param(
-                case,
-                id=str(case),
-                marks=pytest.mark.xfail(strict=True, reason=known[str(case)])
-                if str(case) in known
-                else (),
-            )
-            for case in cases
-        ],
-    )
+    metafunc.parametrize("golden_case", cases, ids=str)

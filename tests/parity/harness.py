@@ -8,7 +8,6 @@ return more than the file holds, never less.
 import copy
 import importlib
 import json
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -22,7 +21,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 MASK = "mask_"  # of an output: 1 at entries that a float32 run reproduces, 0 at those left out
-KNOWN = Path(__file__).with_name("KNOWN.md")
 Adapter = Callable[[dict[str, Any], dict[str, Any], dict[str, Tensor]], Mapping[str, Any]]
 Convert = Callable[[Any], Any]
 Arithmetic = Callable[[], AbstractContextManager[Convert]]
@@ -238,8 +236,3 @@ def _kind(x: Tensor) -> str:
     if x.dtype == torch.bool:
         return "bool"
     return "float" if x.is_floating_point() else "complex" if x.is_complex() else "integer"
-
-
-def known_wrong(path: Path = KNOWN) -> dict[str, str]:
-    """Cases listed in KNOWN.md as `- method/case: reason`."""
-    return dict(re.findall(r"^- ([\w]+/[\w]+): (.+)$", path.read_text(), flags=re.MULTILINE))

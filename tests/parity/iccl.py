@@ -14,16 +14,16 @@ from torch.nn import functional as F
 
 from methods.iccl import module as iccl_module
 from methods.iccl import official
-from methods.iccl.balancing import (
+from methods.iccl.module import ICCL
+from shared.data.readers.long_tail import class_aware_weights, long_tail_counts
+from shared.evaluation import shots
+from shared.nn.prototypes import ClassPrototypes
+from shared.tasks.classifier_balancing import (
     LearnableScales,
     distillation_divergence,
     distillation_terms,
     tau_norm_logits,
 )
-from methods.iccl.module import ICCL
-from shared.data.readers.long_tail import class_aware_weights, long_tail_counts
-from shared.evaluation import shots
-from shared.nn.prototypes import ClassPrototypes
 
 from .recording import Given, StepWatcher, fit, gradients_as_weights, recording, snapshot
 

@@ -24,6 +24,7 @@ from methods.mopro.evaluation import FineTuning
 from methods.mopro.module import MoPro
 from methods.mopro.resampling import SquareRootPass, repeat_factors
 from methods.mopro.retraining import ClassifierRetraining
+from shared.checkpoints.exporters import export_layout
 from shared.data.multi_view import ViewsData
 from shared.evaluation import low_shot
 from shared.training.method import Method
@@ -363,8 +364,8 @@ def evaluation_accuracy(config: Config, inputs: Inputs, weights: Inputs) -> Outp
         module.validation_step({"images": images, "labels": labels}, n)
     out: Outputs = {}
     for name in ("top1", "top5"):
-        out[name] = module.accuracy[name].batch_mean().reshape(1)
-        out[f"sample_weighted_{name}"] = module.accuracy[name].compute().reshape(1)
+        out[name] = module.accuracies.metrics[name].batch_mean().reshape(1)
+        out[f"sample_weighted_{name}"] = module.accuracies.metrics[name].compute().reshape(1)
     return out
 
 
@@ -547,7 +548,7 @@ def checkpoint_remap(config: Config, inputs: Inputs, weights: Inputs) -> Outputs
     names = {"finetune": "torchvision", "lowshot": "backbone", "retrain": "retraining"}
     out: Outputs = {}
     for name, consumer in (names | {"detectron2": "detectron2"}).items():
-        for key, value in official.export_for(module, consumer).items():
+        for key, value in export_layout(module, consumer).items():
             whole = name == "detectron2" or value.numel() <= 64
             out[f"{name}.{key}"] = value if whole else value.sum().reshape(1)
     return out

@@ -70,7 +70,8 @@ def build(form: str) -> pl.LightningModule:
             layer.eval()
     with torch.no_grad():  # so that some samples are confident, and some are not
         module.encoder.classifier.weight.mul_(CONTRAST)
-    module.averaged.module.load_state_dict(module.encoder.state_dict())
+    copy = module.momentum_encoder if form == "imagenet" else module.ema_encoder
+    copy.module.load_state_dict(module.encoder.state_dict())
     return module
 
 

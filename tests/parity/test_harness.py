@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from .harness import Case, ParityError, check, find_adapter, find_cases, known_wrong
+from .harness import Case, ParityError, check, find_adapter, find_cases
 
 ATOL, RTOL = 1e-3, 0.0
 
@@ -123,12 +123,6 @@ def test_every_case_folder_is_found(case: Case) -> None:
     assert [str(c) for c in find_cases(golden)] == ["toy/double", "toy/halve"]
     with pytest.raises(FileNotFoundError, match="no case folders under"):
         find_cases(golden, ["comatch"])
-
-
-def test_known_wrong_cases_are_read(tmp_path: Path) -> None:
-    listing = tmp_path / "KNOWN.md"
-    listing.write_text("# Title\n\n    - a/b: an example\n- toy/double: the seed was lost\n")
-    assert known_wrong(listing) == {"toy/double": "the seed was lost"}
 
 
 def test_each_arithmetic_is_tried_and_left_again(case: Case) -> None:

@@ -11,19 +11,20 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from methods.iccl.balancing import (
+from methods.iccl.controls import PermutedCentroids
+from methods.iccl.data import LongTailData
+from methods.iccl.losses import draw_lambda
+from methods.iccl.module import ICCL
+from methods.iccl.stage2 import BalancedClassifier
+from shared.evaluation.features import Features
+from shared.tasks.classifier_balancing import (
     FeatureSets,
     NearestClassMean,
     balanced_logits,
     fresh_classifier,
     train_on_features,
 )
-from methods.iccl.classifier import rate_factor
-from methods.iccl.data import LongTailData
-from methods.iccl.losses import draw_lambda
-from methods.iccl.module import ICCL
-from methods.iccl.stage2 import BalancedClassifier
-from shared.evaluation.features import Features
+from shared.training.schedules import rate_factor
 
 from .recording import StepWatcher, fit, recording, snapshot
 
@@ -55,9 +56,9 @@ ICCL_VALUES: dict[str, Any] = {
 }
 
 
-def iccl(**changes: Any) -> ICCL:
+def iccl(kind: type[ICCL] = ICCL, **changes: Any) -> ICCL:
     torch.manual_seed(0)
-    return ICCL(**{**FRAME, **ICCL_VALUES, **changes})
+    return kind(**{**FRAME, **ICCL_VALUES, **changes})
 
 
 def batch() -> dict[str, Tensor]:
@@ -190,7 +191,7 @@ def test_epoch_means_are_unit_means_of_eval_embeddings() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_the_control_gives_every_class_another_centroid(seed: int) -> None:
-    plain, control = iccl(), iccl(sabotage="centroids", seed=seed)
+    plain, control = iccl(), iccl(PermutedCentroids, seed=seed)
     for module in (plain, control):
         g = torch.Generator().manual_seed(3)
         module.centroids.prototypes.copy_(torch.randn(CLASSES, 3, generator=g))
@@ -203,7 +204,7 @@ def test_the_control_gives_every_class_another_centroid(seed: int) -> None:
 
 
 def test_the_control_changes_from_step_to_step() -> None:
-    module = iccl(sabotage="centroids", lr=0.0, centroid_momentum=1.0)
+    module = iccl(PermutedCentroids, lr=0.0, centroid_momentum=1.0)
     module.centroids.prototypes.copy_(torch.eye(CLASSES)[:, :3])
     same = [batch()] * 6
     with recording((module, "centroid_logits")) as calls:
@@ -390,7 +391,7 @@ def test_crt_starts_afresh_lws_keeps_the_classifier_and_the_probe_sees_other_ima
     for variant in ("crt", "probe"):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
-                "methods.iccl.balancing.train_on_features",
+                "shared.tasks.classifier_balancing.train_on_features",
                 lambda head, data, *rest, **more: seen.append(data.labels),
             )
             balanced_logits(
@@ -475,7 +476,7 @@ def test_stage_2_scales_the_bias_too_and_learns_from_the_teacher() -> None:
         module.scales.copy_(torch.tensor([0.5, 1.0, 2.0, 3.0]))
         v = module.encoder.backbone(batch()["images"])
         raw = module.encoder.classifier(v)
-        torch.testing.assert_close(module.classify(v), raw * module.scales)
+        torch.testing.assert_close(module.classify_features(v), raw * module.scales)
         taught = module.teacher(v)
     with recording((module, "total_loss")) as calls:
         module.training_step(batch(), 0)

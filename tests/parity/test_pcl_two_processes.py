@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from methods.pcl.controls import PermutedClusters
 from methods.pcl.module import PCL, MoCo
 from shared.data.loading.loader import EvaluationLoader
 
@@ -57,14 +58,13 @@ def build(form: str) -> MoCo:
     if form == "moco":
         module = MoCo(**common)
     else:
-        module = PCL(
+        module = (PermutedClusters if form == "permuted" else PCL)(
             num_clusters=[3, 5],
             warm_up_epochs=0,
             prototypes="sampled" if form == "sampled" else "full",
             num_neg_proto=2,
             mask_shared=True,
             kmeans={"iterations": 5, "restarts": 2, "max_points_per_centroid": 99, "gpu": False},
-            sabotage="permuted" if form == "permuted" else None,
             **common,
         )
     for layer in module.modules():

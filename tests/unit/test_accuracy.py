@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from shared.evaluation.accuracy import TopKAccuracy
+from shared.evaluation.accuracy import TopKAccuracy, percent_correct
 
 
 def logits_for(*classes: int) -> torch.Tensor:
@@ -47,3 +47,10 @@ def test_counts_outside_of_inference_mode_after_counting_within() -> None:
         accuracy.update(logits, labels)
     accuracy.update(logits, labels)
     assert float(accuracy.compute()) == pytest.approx(100 * 2 / 3)
+
+
+def test_percent_correct() -> None:
+    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]], requires_grad=True)
+    percent = percent_correct(logits, torch.tensor([0, 0, 0, 0]))
+    assert percent.item() == 75
+    assert not percent.requires_grad

@@ -274,7 +274,7 @@ def test_webvision_missing(web: Path) -> None:
     (web / "google" / "q1" / "a.png").unlink()
     with pytest.raises(DataNotFoundError, match=r"a\.png not found"):
         webvision(web, "train", num_classes=3)
-    with pytest.raises(ValueError, match="expected train, val or test"):
+    with pytest.raises(ValueError, match="expected one of train, val, test"):
         webvision(web, "extra", num_classes=3)
     (web / "info" / "train_filelist_flickr.txt").unlink()
     with pytest.raises(DataNotFoundError, match=r"train_filelist_flickr\.txt not found"):

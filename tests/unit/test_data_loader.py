@@ -12,7 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from shared.data.loading.loader import EvaluationLoader, ResumableLoader
-from shared.data.loading.samplers import BatchPlan, FixedSteps
+from shared.data.loading.streams import Draws, Permutations, StreamBatches
 
 STEPS = 5
 
@@ -20,13 +20,14 @@ STEPS = 5
 class Echo:
     """Hands out the positions and passes it is asked for."""
 
-    def __getitems__(self, plan: BatchPlan) -> dict[str, Tensor]:
+    def __getitems__(self, plan: tuple[Draws, Draws]) -> dict[str, Tensor]:
         parts = [torch.from_numpy(np.stack(draws)) for draws in plan]
         return {"labelled": parts[0], "unlabelled": parts[1]}
 
 
 def loader(workers: int = 0) -> ResumableLoader:
-    return ResumableLoader(Echo(), FixedSteps(0, (6, 50), (4, 12), STEPS), workers)
+    streams = [Permutations(0, 6, 4 * STEPS), Permutations(0, 50, 12 * STEPS, 1)]
+    return ResumableLoader(Echo(), StreamBatches(streams, [4, 12]), workers)
 
 
 def epoch_of(source: ResumableLoader, epoch: int) -> list[Tensor]:
@@ -58,12 +59,11 @@ def test_resume_after_every_batch(workers: int) -> None:
 def test_workers_and_repetition_change_nothing() -> None:
     expected = [epoch_of(loader(), e) for e in (0, 1)]
     assert not same(*expected)
-    for workers in (2, 4):
-        source = loader(workers)
-        assert same(epoch_of(source, 0), expected[0])
-        next(iter(source))  # an abandoned iteration leaves no trace
-        assert same(epoch_of(source, 1), expected[1])
-        assert same(epoch_of(source, 1), expected[1])
+    source = loader(workers=2)
+    assert same(epoch_of(source, 0), expected[0])
+    next(iter(source))  # an abandoned iteration leaves no trace
+    assert same(epoch_of(source, 1), expected[1])
+    assert same(epoch_of(source, 1), expected[1])
 
 
 def test_global_generator_is_left_alone() -> None:
@@ -136,9 +136,9 @@ def fit(module: Recorder, limits: dict[str, int], *callbacks: Callback, **argume
 @pytest.mark.parametrize(
     "limits", [{"max_epochs": 3}, {"max_steps": 13, "max_epochs": -1}], ids=str
 )
-@pytest.mark.parametrize(("workers", "steps"), [(0, range(1, 13)), (2, (3, 5, 8)), (4, (7,))])
+@pytest.mark.parametrize(("workers", "steps"), [(0, (1, 4, 5, 6, 12)), (2, (5, 8))])
 def test_lightning_continues_with_the_next_batch(
-    tmp_path: Path, limits: dict[str, int], workers: int, steps: range
+    tmp_path: Path, limits: dict[str, int], workers: int, steps: tuple[int, ...]
 ) -> None:
     undisturbed = Recorder(0)
     fit(undisturbed, limits)

@@ -1,5 +1,7 @@
 """SemiSupervisedData: documented batches, pairing of arms, worker and rank invariance, errors."""
 
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def configured(name: str, root: Path, **changes: Any) -> dict[str, Any]:
+@cache
+def composed(name: str, root: Path) -> Any:
     with hydra.initialize_config_dir(str(CONF.parent), version_base="1.3"):
-        composed = hydra.compose("config", [f"data={name}", f"data_root={root}"])
-    config: Any = OmegaConf.to_container(composed.data, resolve=True)
-    return config | changes
+        config = hydra.compose("config", [f"data={name}", f"data_root={root}"])
+    return OmegaConf.to_container(config.data, resolve=True)
+
+
+def configured(name: str, root: Path, **changes: Any) -> dict[str, Any]:
+    return deepcopy(composed(name, root)) | changes
 
 
 def data_module(root: Path, **changes: Any) -> SemiSupervisedData:
@@ -96,13 +102,6 @@ def test_arms_are_paired(root: Path) -> None:
         assert ("weak" in arm[0]) == bool(views)
         assert equal(arm, [{k: b[k] for k in arm[0]} for b in whole])
     assert "unlabelled_indices" not in batches(root, views=[])[0]
-
-
-@pytest.mark.filterwarnings("ignore:.*worker processes.*")
-def test_workers_change_nothing(root: Path) -> None:
-    alone = batches(root, epoch=2)
-    assert equal(alone, batches(root, epoch=2, num_workers=2))
-    assert not equal(alone, batches(root, epoch=3))
 
 
 def test_ranks_share_one_batch(root: Path) -> None:

@@ -10,17 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 from torchvision.transforms import v2
 
-from shared.data.views import caption_augment
-from shared.data.views.recipes import (
-    Blur,
-    Flip,
-    Grayscale,
-    Jitter,
-    RandAugment,
-    RandomCrop,
-    RandomResizedCrop,
-    RecipeViews,
-)
+from shared.data.views import caption_augment, recipes
+from shared.data.views.recipes import RecipeViews, blur, flip, grayscale, random_resized_crop
 from shared.randomness import key_generator, sample_keys
 
 RANDOM = np.random.default_rng(1)
@@ -82,12 +73,12 @@ def test_views_are_independent_draws_and_rows_depend_on_their_key_only() -> None
 
 def test_operations_are_applied_in_the_order_written() -> None:
     """A crop's black border is blurred only by a blur that follows it."""
-    crop, blur = {"op": "random_crop", "padding": 8}, {"op": "blur", "sigma": [2, 2], "p": 1.0}
+    crop, soften = {"op": "random_crop", "padding": 8}, {"op": "blur", "sigma": [2, 2], "p": 1.0}
     white = np.full((1, 16, 16, 3), 255, np.uint8)
     key = next(k for k in keys() if key_generator(k).integers(0, 17) not in (8, 16))
     edges, soft = (
         views(steps, mean=[0, 0, 0], std=[1, 1, 1])(white, "a", np.array([key]))
-        for steps in ([blur, crop], [crop, blur])
+        for steps in ([soften, crop], [crop, soften])
     )
     assert set(edges.unique().tolist()) == {0.0, 1.0}
     assert len(soft.unique()) > 2
@@ -96,32 +87,32 @@ def test_operations_are_applied_in_the_order_written() -> None:
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0, 1))
 def test_probabilities_of_one_and_zero(number: int, between: float) -> None:
-    for kind in (Flip, Grayscale, Jitter, Blur):
-        never = kind(p=0.0)(PICTURE, generator(number), 16)  # type: ignore[call-arg]
+    for kind in (flip, grayscale, recipes.jitter, blur):
+        never = kind(PICTURE, generator(number), 16, p=0.0)
         assert np.array_equal(np.asarray(never), IMAGES[0])
-        kind(p=between)(PICTURE, generator(number), 16)  # type: ignore[call-arg]
-    mirrored = np.asarray(Flip(p=1.0)(PICTURE, generator(number), 16))
+        kind(PICTURE, generator(number), 16, p=between)
+    mirrored = np.asarray(flip(PICTURE, generator(number), 16, p=1.0))
     assert np.array_equal(mirrored, IMAGES[0][:, ::-1])
-    grey = np.asarray(Grayscale(p=1.0)(PICTURE, generator(number), 16))
+    grey = np.asarray(grayscale(PICTURE, generator(number), 16, p=1.0))
     assert (grey == np.asarray(PICTURE.convert("L"))[..., None]).all()
 
 
-@pytest.mark.parametrize("kind", [Flip, Grayscale])
+@pytest.mark.parametrize("kind", [flip, grayscale])
 def test_a_probability_is_met_on_average(kind: Any) -> None:
     draw = generator()
     changed = [
-        not np.array_equal(np.asarray(kind(p=0.3)(PICTURE, draw, 16)), IMAGES[0])
+        not np.array_equal(np.asarray(kind(PICTURE, draw, 16, p=0.3)), IMAGES[0])
         for _ in range(1000)
     ]
     assert 0.24 < np.mean(changed) < 0.36  # four standard deviations
 
 
 def test_blur_is_pils_with_a_radius_in_the_range() -> None:
-    found = np.asarray(Blur(sigma=(0.7, 0.7), p=1.0)(PICTURE, generator(), 16))
+    found = np.asarray(blur(PICTURE, generator(), 16, (0.7, 0.7), p=1.0))
     expected = PICTURE.filter(ImageFilter.GaussianBlur(0.7))
     assert np.array_equal(found, np.asarray(expected))
     sharp, soft = (
-        np.asarray(Blur(sigma=(s, s), p=1.0)(PICTURE, generator(), 16)).std() for s in (0.1, 2.0)
+        np.asarray(blur(PICTURE, generator(), 16, (s, s), p=1.0)).std() for s in (0.1, 2.0)
     )
     assert soft < sharp
 
@@ -132,13 +123,13 @@ def test_random_crop_pads_with_black_and_reaches_every_offset() -> None:
     seen = set()
     draw = generator()
     for _ in range(400):
-        crop = np.asarray(RandomCrop(padding=1)(Image.fromarray(marked), draw, 5))
+        crop = np.asarray(recipes.random_crop(Image.fromarray(marked), draw, 5, padding=1))
         assert crop.shape == (5, 5, 3)
         ((row, column),) = np.argwhere(crop[..., 0] == 255)
         seen.add((int(row), int(column)))
     assert seen == {(r, c) for r in (1, 2, 3) for c in (1, 2, 3)}
     with pytest.raises(ValueError, match="smaller than size=9"):
-        RandomCrop(padding=1)(Image.fromarray(marked), draw, 9)
+        recipes.random_crop(Image.fromarray(marked), draw, 9, padding=1)
 
 
 def test_random_resized_crop_keeps_the_asked_share_of_the_area() -> None:
@@ -147,7 +138,7 @@ def test_random_resized_crop_keeps_the_asked_share_of_the_area() -> None:
     shares = []
     draw = generator()
     for _ in range(200):
-        crop = RandomResizedCrop(scale=(0.25, 0.25), ratio=(1, 1))(Image.fromarray(ramp), draw, 50)
+        crop = random_resized_crop(Image.fromarray(ramp), draw, 50, (0.25, 0.25), (1, 1))
         values = np.asarray(crop)[0, :, 0].astype(int)
         shares.append((values.max() - values.min()) / 255)
     np.testing.assert_allclose(shares, 0.5, atol=0.03)
@@ -286,7 +277,9 @@ def test_rand_augment_is_that_of_its_module() -> None:
             for image, key in zip(IMAGES, keys(), strict=True)
         ]
         np.testing.assert_allclose(found, np.stack(expected).transpose(0, 3, 1, 2) / 255, atol=1e-6)
-    assert RandAugment() == RandAugment(operations=2, magnitude=7, p=0.5, official=False)
+    by_default = {"operations": 2, "magnitude": 7, "p": 0.5, "official": False}
+    plainly, spelt = (plain([{"op": "rand_augment", **own}]) for own in ({}, by_default))
+    assert torch.equal(plainly(IMAGES, "a", keys()), spelt(IMAGES, "a", keys()))
     grey = RecipeViews([0.0], [1.0], 16, None, {"a": [step]})
     assert grey(IMAGES[..., 0], "a", keys()).shape == (6, 1, 16, 16)
 

@@ -5,15 +5,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.data.loading.samplers import Draws
+from methods.comatch.data import check_sizes, fixed_steps, one_pass
 from shared.data.loading.streams import (
     ClassCycles,
+    Draws,
     Permutation,
     Permutations,
+    RestartedPasses,
     Stream,
     StreamBatches,
     WeightedDraws,
     number_repeats,
+    permutation_stream,
 )
 
 fast = settings(max_examples=40, deadline=None)
@@ -31,6 +34,7 @@ def same(one: Draws, other: Draws) -> bool:
 STREAMS: dict[str, Stream] = {
     "permutation": Permutation(3, 20),
     "permutations": Permutations(3, 20, 45),
+    "restarted": RestartedPasses(3, 20, 2, copies=3),
     "weighted": WeightedDraws(3, np.arange(20), 45),
     "cycles": ClassCycles(3, np.repeat([0, 1, 2], [12, 5, 3])),
 }
@@ -51,6 +55,21 @@ def test_no_image_gets_the_same_augmentation_twice(name: str) -> None:
     stream = STREAMS[name]
     pairs = [p for e in range(4) for p in zip(*(c.tolist() for c in stream.draws(e)), strict=True)]
     assert len(set(pairs)) == len(pairs) == 4 * len(stream)
+
+
+@fast
+@given(st.integers(0, 9), st.integers(0, 5), st.integers(1, 30), st.integers(1, 100))
+def test_stream_is_whole_permutations_then_a_cut_one(
+    seed: int, epoch: int, size: int, count: int
+) -> None:
+    draws = permutation_stream(seed, epoch, 1, size, count)
+    assert len(draws.positions) == len(draws.passes) == count
+    for start in range(0, count - size + 1, size):
+        assert set(draws.positions[start : start + size]) == set(range(size))
+    tail = draws.positions[count - count % size :]
+    assert len(set(tail)) == len(tail)
+    passes = -(-count // size)
+    assert draws.passes.tolist() == [epoch * passes + i // size for i in range(count)]
 
 
 @fast
@@ -144,9 +163,16 @@ def test_two_streams_run_side_by_side() -> None:
         assert same(joined(plans, number), stream.draws(2))
 
 
-@pytest.mark.parametrize("drop_last", [True, False])
-def test_starting_at_any_step_gives_the_rest(drop_last: bool) -> None:
-    schedule = StreamBatches([Permutations(0, 7, 23), Permutation(1, 23)], [4, 4], drop_last)
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        StreamBatches([Permutations(0, 7, 23), Permutation(1, 23)], [4, 4], True),
+        StreamBatches([Permutations(0, 7, 23), Permutation(1, 23)], [4, 4], False),
+        fixed_steps(3, (5, 40), (4, 12), 7),
+        one_pass(3, (9, 40), (4, 12), 2),
+    ],
+)
+def test_starting_at_any_step_gives_the_rest(schedule: StreamBatches) -> None:
     whole = list(schedule.batches(3))
     for start in range(len(schedule) + 1):
         rest = list(schedule.batches(3, start))
@@ -175,3 +201,66 @@ def test_batches_that_can_not_be_cut(
 def test_a_longer_second_stream_is_cut() -> None:
     schedule = StreamBatches([Permutation(0, 9), Permutation(0, 30)], [2, 4])
     assert [[len(d.positions) for d in p] for p in schedule.batches(0)] == [[2, 4]] * 4
+
+
+# --- labelled and unlabelled images side by side ---
+
+
+@fast
+@given(st.integers(0, 3), st.integers(1, 3), st.integers(1, 4), st.data())
+def test_one_pass_covers_the_unlabelled_set(
+    epoch: int, world: int, repeat: int, data: st.DataObject
+) -> None:
+    batches = (world * data.draw(st.integers(1, 4)), world * data.draw(st.integers(1, 6)))
+    labelled = data.draw(st.integers(batches[0], 20))
+    unlabelled = data.draw(st.integers(batches[1], 50))
+    ranks = [one_pass(0, (labelled, unlabelled), batches, repeat, r, world) for r in range(world)]
+    plans = [list(schedule.batches(epoch)) for schedule in ranks]
+    steps = -(-unlabelled // batches[1])
+    assert all(len(p) == len(s) == steps for p, s in zip(plans, ranks, strict=True))
+    for step in range(steps):  # all ranks the same size
+        for stream in (0, 1):
+            assert len({len(p[step][stream].positions) for p in plans}) == 1
+    drawn = [joined(p, 1).positions for p in plans]
+    assert set(np.concatenate(drawn)) == set(range(unlabelled))
+    if world == 1:
+        assert len(drawn[0]) == unlabelled
+        first_pass = joined(plans[0][: -(-labelled * repeat // batches[0])], 0)
+        if steps >= -(-labelled * repeat // batches[0]):
+            counts = np.bincount(first_pass.positions, minlength=labelled)
+            assert (counts == repeat).all()
+            pairs = set(zip(*(c.tolist() for c in first_pass), strict=True))
+            assert len(pairs) == labelled * repeat
+
+
+@fast
+@given(st.integers(0, 5), st.sampled_from([1, 2, 4]), st.data())
+def test_fixed_steps_ranks_concatenate_to_one_process(
+    epoch: int, world: int, data: st.DataObject
+) -> None:
+    sizes = (data.draw(st.integers(1, 30)), data.draw(st.integers(40, 90)))
+    batches = (4 * data.draw(st.integers(1, 4)), 4 * data.draw(st.integers(1, 10)))
+    whole = list(fixed_steps(0, sizes, batches, 6).batches(epoch))
+    ranks = [list(fixed_steps(0, sizes, batches, 6, r, world).batches(epoch)) for r in range(world)]
+    for step, plan in enumerate(whole):
+        for stream in (0, 1):
+            assert same(joined([plans[step] for plans in ranks], stream), plan[stream])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batches", "world", "message"),
+    [
+        ((0, 9), (2, 4), 1, "labelled set is empty"),
+        ((9, 3), (2, 4), 1, "larger than the unlabelled set"),
+        ((9, 9), (3, 4), 2, "multiple of the world size 2"),
+        ((9, 9), (2, 0), 1, "not a positive multiple"),
+    ],
+)
+def test_bad_sizes_are_refused(sizes: tuple, batches: tuple, world: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_sizes(sizes, batches, world)
+
+
+def test_one_pass_refuses_a_labelled_batch_above_its_set() -> None:
+    with pytest.raises(ValueError, match="larger than the labelled set"):
+        one_pass(0, (3, 20), (4, 8))

@@ -10,7 +10,6 @@ from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from shared.evaluation.low_shot import (
-    LowShotMap,
     average_precision,
     fit_svms,
     low_shot_accuracy,
@@ -68,12 +67,6 @@ def test_no_positive_has_no_precision() -> None:
         mean_average_precision(torch.tensor([[1, 0], [1, -1]]), torch.zeros(2, 2))
 
 
-def test_normalise_adds_to_the_norm() -> None:
-    features = torch.tensor([[3.0, 4.0], [0.0, 0.0], [3e-5, 4e-5]])
-    expected = torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.5, 2 / 3]])
-    torch.testing.assert_close(normalise(features), expected, atol=1e-5, rtol=1e-4)
-
-
 @given(st.integers(1, 20), st.integers(0, 999))
 def test_draws_are_positives_class_by_class(shots: int, seed: int) -> None:
     labels = multi_label(30, seed)[1]
@@ -93,16 +86,6 @@ def test_draws_keep_images_that_several_classes_chose_and_advance_the_generator(
     random = Random(0)
     draws = {tuple(sample_shots(multi_label(60)[1], 4, random).tolist()) for _ in range(5)}
     assert len(draws) == 5
-
-
-def test_difficult_counts_as_negative() -> None:
-    features, labels = multi_label(60)
-    difficult = labels.clone()
-    difficult[labels < 0] = 0
-    svms, same = fit_svms(features, labels), fit_svms(features, difficult)
-    assert torch.equal(svms.weight, same.weight)
-    decision = svms.decision(features)
-    assert mean_average_precision(labels, decision) == mean_average_precision(difficult, decision)
 
 
 def test_svms_minimise_the_weighted_squared_hinge() -> None:
@@ -144,26 +127,6 @@ def test_more_shots_help_and_full_helps_most() -> None:
     assert low_shot_map(*train, *test, shots=(1,), runs=1, full=False, seed=1).reported.keys() == {
         1
     }
-
-
-def test_given_draws_replace_the_sampled_ones() -> None:
-    train, test = multi_label(60, 0), multi_label(60, 1)
-    asked = []
-
-    def draw(k: int, cost: int, run: int) -> Tensor:
-        asked.append((k, cost, run))
-        return torch.arange(60)
-
-    result = low_shot_map(*train, *test, shots=(1, 2), runs=2, costs=(0.5, 2.0), draw=draw)
-    assert asked == [(k, c, r) for k in (1, 2) for c in (0, 1) for r in (0, 1)]
-    assert torch.equal(result.maps, result.full[None, :, None].expand(2, 2, 2))
-
-
-def test_reported_is_the_best_cost_of_the_means() -> None:
-    maps = torch.tensor([[[10.0, 90.0], [60.0, 60.0]], [[50.0, 52.0], [40.0, 40.0]]]).double()
-    result = LowShotMap((1, 2), maps, torch.tensor([70.0, 71.0]).double())
-    assert result.reported == {1: 60.0, 2: 51.0, "full": 71.0}
-    assert result.deviation == {1: 0.0, 2: 1.0}
 
 
 def test_single_label_accuracy() -> None:

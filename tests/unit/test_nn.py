@@ -7,7 +7,7 @@ from torchvision.models import resnet18, resnext50_32x4d
 
 from shared.nn.cifar_resnet import CifarResNet, PaddedSubsampling
 from shared.nn.encoder import Encoder
-from shared.nn.heads import LinearProjection, ProjectionHead
+from shared.nn.heads import LinearProjection
 from shared.nn.momentum import MomentumEncoder
 from shared.nn.queue import FeatureQueue
 from shared.nn.resnet import ResNet
@@ -152,17 +152,6 @@ def test_layout_changes_no_output() -> None:
     torch.testing.assert_close(last(images.contiguous(memory_format=torch.channels_last)), plain)
 
 
-def test_projection_is_on_the_sphere_in_float32() -> None:
-    head = ProjectionHead(6, 5, 4, negative_slope=0.1)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        z = head(torch.randn(7, 6))
-    assert z.dtype == torch.float32
-    torch.testing.assert_close(z.norm(dim=1), torch.ones(7))
-    nn.init.zeros_(head.fc2.weight)
-    nn.init.zeros_(head.fc2.bias)
-    assert torch.equal(head(torch.randn(2, 6)), torch.zeros(2, 4))  # official: NaN
-
-
 TINY = {"_target_": "shared.nn.small_convnet.SmallConvNet", "channels": [4]}
 
 
@@ -177,16 +166,6 @@ def test_linear_projection_is_on_the_sphere_in_float32() -> None:
     features = network.backbone(images := torch.randn(5, 1, 8, 8))
     raw = network.projection.fc(features)
     torch.testing.assert_close(network(images)[1], raw / raw.norm(dim=1, keepdim=True))
-
-
-def test_embedding_comes_from_the_pooled_features_not_from_the_logits() -> None:
-    network = Encoder(TINY, 2, {"hidden": 5, "dim": 3, "negative_slope": 0.0}).eval()
-    images = torch.randn(2, 1, 8, 8)
-    logits, z = network(images)
-    features = network.backbone(images)
-    assert network.projection.fc1.weight.shape == (5, network.num_features) == (5, 4)
-    torch.testing.assert_close(logits, network.classifier(features))
-    torch.testing.assert_close(z, network.projection(features))
 
 
 @pytest.mark.parametrize(
@@ -217,25 +196,6 @@ def test_arms_of_one_seed_start_from_the_same_backbone_and_classifier() -> None:
     assert without(torch.zeros(2, 1, 8, 8))[1] is None
 
 
-def test_momentum_update_by_hand() -> None:
-    network = nn.BatchNorm1d(1)
-    copy = MomentumEncoder(network, buffers="copy")
-    keep = MomentumEncoder(network, buffers="keep")
-    with torch.no_grad():
-        network.weight.fill_(3.0)
-        network.running_mean.fill_(4.0)
-        network.num_batches_tracked.fill_(7)
-    for averaged in (copy, keep):
-        averaged.update(network, momentum=0.75)
-        assert averaged.module.weight.item() == pytest.approx(0.75 * 1 + 0.25 * 3)
-    assert copy.module.running_mean.item() == 4.0
-    assert copy.module.num_batches_tracked.item() == 7
-    assert keep.module.running_mean.item() == 0.0
-    assert not any(p.requires_grad for p in copy.parameters())
-    with pytest.raises(ValueError, match="buffers must be"):
-        MomentumEncoder(network, buffers="average")
-
-
 def test_momentum_encoder_gives_no_gradient() -> None:
     averaged = MomentumEncoder(nn.Linear(2, 2), buffers="copy")
     assert not averaged(torch.randn(1, 2, requires_grad=True)).requires_grad
@@ -243,25 +203,6 @@ def test_momentum_encoder_gives_no_gradient() -> None:
 
 def rows(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float32)[:, None]
-
-
-def test_queue_wraps() -> None:
-    queue = FeatureQueue(5, 1, {"ids": 1})
-    for start in (1, 4, 7):
-        batch = rows(start, start + 1, start + 2)
-        queue.enqueue(batch, ids=10 * batch)
-    assert queue.features.flatten().tolist() == [6, 7, 8, 9, 5]
-    assert queue["ids"].flatten().tolist() == [60, 70, 80, 90, 50]
-    assert int(queue.pointer) == 4
-    assert int(queue.written) == 9
-
-
-def test_queue_drops_the_surplus() -> None:
-    queue = FeatureQueue(5, 1, overflow="drop")
-    for start in (1, 4, 7):
-        queue.enqueue(rows(start, start + 1, start + 2))
-    assert queue.features.flatten().tolist() == [7, 8, 9, 4, 5]
-    assert int(queue.pointer) == 3
 
 
 def test_queue_restores_from_its_state_and_refuses_bad_writes() -> None:

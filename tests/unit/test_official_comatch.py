@@ -1,20 +1,18 @@
 """Official CoMatch checkpoints: every key explained, exact round trips, partial loads refused."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torchvision.models import resnet50
 
 from methods.comatch import official
-from methods.comatch.classifier import Classifier
 from methods.comatch.imagenet import CoMatchImageNet
 from methods.comatch.module import CoMatch, FixMatch, Supervised
-from shared.checkpoints.reading import CheckpointError, load_checkpoint
+from shared.checkpoints.official import convert_official
+from shared.checkpoints.reading import CheckpointError
+from tests.unit.official_toy import checkpoint, linear, resnet50_state
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "comatch"
 FRAME: dict[str, Any] = {
     "lr": 0.03,
     "momentum": 0.9,
@@ -62,7 +60,7 @@ def fixmatch(window: int | None = 32, **network: Any) -> FixMatch:
     return FixMatch(0.95, 1.0, window, **{**wrn(**network), "projection": None})
 
 
-def imagenet(classes=1000, rows=30000, dim=128, hidden=2048, base_width=64, layers=(3, 4, 6, 3)):
+def imagenet(classes=10, rows=40, dim=6, hidden=12, base_width=4, layers=(3, 4, 6, 3)):
     backbone = {"_target_": "shared.nn.resnet.ResNet", "base_width": base_width, "layers": layers}
     return CoMatchImageNet(
         backbone=backbone,
@@ -91,10 +89,6 @@ def batch_norm(name: str, width: int) -> dict[str, Tensor]:
     state = {f"{name}.{k}": torch.rand(width) for k in ("weight", "bias")}
     state |= {f"{name}.running_{k}": torch.rand(width) for k in ("mean", "var")}
     return state | {f"{name}.num_batches_tracked": torch.tensor(7)}
-
-
-def linear(name: str, outputs: int, inputs: int) -> dict[str, Tensor]:
-    return {f"{name}.weight": torch.randn(outputs, inputs), f"{name}.bias": torch.randn(outputs)}
 
 
 def wrn_state(k: int = 2, classes: int = 10, heads: bool = True) -> dict[str, Tensor]:
@@ -135,22 +129,21 @@ def cifar_checkpoint(**kinds: Any) -> dict[str, Any]:
     }
 
 
-def resnet50_state(prefix: str) -> dict[str, Tensor]:
-    state = {k: torch.randn_like(v.float()).to(v) for k, v in resnet50().state_dict().items()}
-    state = {k: v for k, v in state.items() if not k.startswith("fc.")}
-    state |= linear("classifier", 1000, 2048) | linear("fc1", 2048, 2048) | linear("fc2", 128, 2048)
-    return {prefix + key: value for key, value in state.items()}
-
-
-def imagenet_checkpoint() -> dict[str, Any]:
-    """What script I saves."""
-    state = resnet50_state("module.encoder.") | resnet50_state("module.m_encoder.")
+def imagenet_checkpoint(module: CoMatchImageNet) -> dict[str, Any]:
+    """What script I saves of networks and queues as large as the module's."""
+    classes, features = module.encoder.classifier.weight.shape
+    dim, hidden = module.encoder.projection.fc2.weight.shape
+    heads = {"classifier": (classes, features), "fc1": (hidden, features), "fc2": (dim, hidden)}
+    state = {
+        f"module.{name}.{key}": value
+        for name in ("encoder", "m_encoder")
+        for key, value in resnet50_state(module.encoder.backbone, **heads).items()
+    }
     for queue, probs in (("s", "u"), ("w", "xu")):
-        state[f"module.queue_{queue}"] = torch.randn(128, 30000)
-        state[f"module.probs_{probs}"] = torch.rand(1000, 30000)
-        state[f"module.queue_ptr_{queue}"] = torch.tensor([640])
-    optimizer = {"state": {}, "param_groups": [{"lr": 0.1, "params": [0]}]}
-    return {"epoch": 400, "arch": "resnet50", "state_dict": state, "optimizer": optimizer}
+        state[f"module.queue_{queue}"] = torch.randn(dim, len(module.weak_queue))
+        state[f"module.probs_{probs}"] = torch.rand(classes, len(module.weak_queue))
+        state[f"module.queue_ptr_{queue}"] = torch.tensor([24])
+    return checkpoint(state)
 
 
 def equal(first: Any, second: Any) -> bool:
@@ -222,9 +215,18 @@ def test_fixmatch_checkpoint_without_heads():
 
 
 def test_imagenet_checkpoint_full_size():
-    content, module = imagenet_checkpoint(), imagenet()
-    report = official.load_weights(module, content)
+    with torch.device("meta"):
+        module = imagenet(1000, 30000, 128, 2048, base_width=64)
+        content = imagenet_checkpoint(module)
+    assert content["state_dict"]["module.encoder.layer4.2.conv3.weight"].shape == (2048, 512, 1, 1)
+    _, report = convert_official(content, official.table_for(module, content), module.state_dict())
     assert report.complete
+
+
+def test_imagenet_checkpoint():
+    module = imagenet()
+    content = imagenet_checkpoint(module)
+    report = official.load_weights(module, content)
     assert set(report.fresh) == {
         "alignment.window",
         "alignment.count",
@@ -234,14 +236,14 @@ def test_imagenet_checkpoint_full_size():
     theirs = content["state_dict"]
     assert torch.equal(module.strong_queue.features, theirs["module.queue_s"].T)
     assert torch.equal(module.weak_queue.probs, theirs["module.probs_xu"].T)
-    assert int(module.weak_queue.pointer) == 640
+    assert int(module.weak_queue.pointer) == 24
     ours = module.state_dict()
     for network, name in (("encoder", "encoder."), ("m_encoder", "momentum_encoder.module.")):
         for there, here in (("conv1", "backbone.conv1"), ("fc2", "projection.fc2")):
             key = f"module.{network}.{there}.weight"
             assert torch.equal(ours[f"{name}{here}.weight"], theirs[key])
 
-    module.alignment.window.copy_(torch.rand(128, 1000))
+    module.alignment.window.copy_(torch.rand(128, 10))
     exported = official.export(module)
     assert equal(exported["state_dict"], theirs)
     # Our own state survives the detour, although official files have no place for it.
@@ -252,7 +254,7 @@ def test_imagenet_checkpoint_full_size():
     assert torch.equal(module.alignment.window, window)
 
 
-def fault(module: Classifier, content: dict[str, Any]) -> str:
+def fault(module: official.Classifier, content: dict[str, Any]) -> str:
     before = {key: value.clone() for key, value in module.state_dict().items()}
     with pytest.raises(CheckpointError) as caught:
         official.load_weights(module, content)
@@ -277,50 +279,24 @@ def test_partial_and_foreign_checkpoints_are_refused_with_the_keys():
     assert "holds 32" in fault(
         module, {**cifar_checkpoint(), "prob_list": [torch.rand(10) for _ in range(33)]}
     )
-    message = fault(imagenet(classes=10, rows=8, base_width=4), cifar_checkpoint())
+    message = fault(imagenet(), cifar_checkpoint())
     assert "model/backbone.conv1.weight" in message
     assert "encoder.backbone.layer4.2.conv3.weight" in message
 
 
-@pytest.mark.parametrize(
-    ("case", "build"),
-    [
-        ("wrn_forward", lambda: comatch(depth=10, width=2, dim=16, classes=7)),
-        ("train_step", lambda: comatch(3, 2, depth=10, width=1, dim=8, classes=5)),
-        ("fixmatch_train_step", lambda: fixmatch(depth=10, width=1, classes=5)),
-        ("imagenet_variant_step", lambda: imagenet(6, 24, 8, 16, base_width=4, layers=[1] * 4)),
-    ],
-)
-def test_bare_state_dicts_of_the_golden_cases(case, build):
-    weights = load_checkpoint(GOLDEN / case / "weights.safetensors")
-    module = build()
-    report = official.load_weights(module, weights)
-    assert report.complete
-    assert {theirs for theirs, _ in report.mapped} == set(weights)
-    if "backbone.conv1.weight" in weights:
-        for name in ("encoder", "ema_encoder.module"):
-            found = module.state_dict()[f"{name}.backbone.conv1.weight"]
-            assert torch.equal(found, weights["backbone.conv1.weight"])
-
-
 def moco_encoder(linear_head: bool = False) -> dict[str, Tensor]:
-    """torchvision's ResNet-50 with the head of MoCo in `fc`: of two layers, or of one."""
-    state = {k: v for k, v in resnet50_state("").items() if k.split(".")[0] not in HEADS}
-    if linear_head:
-        return state | linear("fc", 128, 2048)
-    return state | linear("fc.0", 2048, 2048) | linear("fc.2", 128, 2048)
-
-
-HEADS = ("classifier", "fc1", "fc2")
+    """The query encoder of MoCo, as wide as `imagenet`'s: its head has two layers, or one."""
+    heads = {"fc": (6, 128)} if linear_head else {"fc__0": (12, 128), "fc__2": (6, 12)}
+    return resnet50_state(imagenet().encoder.backbone, **heads)
 
 
 def moco_checkpoint(query: dict[str, Tensor]) -> dict[str, Any]:
     """What the scripts of MoCo and PCL save (PCL: docs/papers/comatch.md, section 9)."""
     state = {f"module.encoder_q.{k}": v for k, v in query.items()}
     state |= {f"module.encoder_k.{k}": torch.zeros(1) for k in query}
-    state |= {"module.queue": torch.zeros(128, 16384), "module.queue_ptr": torch.zeros(1)}
-    optimizer = {"state": {}, "param_groups": [{"lr": 0.03, "params": [0]}]}
-    return {"epoch": 200, "arch": "resnet50", "state_dict": state, "optimizer": optimizer}
+    return checkpoint(
+        state | {"module.queue": torch.zeros(6, 16), "module.queue_ptr": torch.zeros(1)}
+    )
 
 
 def test_moco_v2_warm_start(tmp_path):
@@ -329,7 +305,7 @@ def test_moco_v2_warm_start(tmp_path):
     path = tmp_path / "moco_v2_800ep_pretrain.pth.tar"
     torch.save(content, path)
 
-    module = imagenet(rows=64)
+    module = imagenet()
     before = {k: v.clone() for k, v in module.state_dict().items()}
     official.warm_start(module, path, "moco_v2")
     after = module.state_dict()
@@ -370,7 +346,7 @@ def test_simclr_warm_start(tmp_path):
 
 
 def test_official_pcl_v2_starts_the_imagenet_form(tmp_path):
-    query, module = moco_encoder(), imagenet(rows=64)
+    query, module = moco_encoder(), imagenet()
     torch.save(moco_checkpoint(query), tmp_path / "PCL_v2_epoch200.pth.tar")
     report = official.warm_start(module, tmp_path / "PCL_v2_epoch200.pth.tar", "pcl")
     assert report.complete
@@ -384,7 +360,7 @@ def test_official_pcl_v2_starts_the_imagenet_form(tmp_path):
 
 
 def test_official_pcl_v1_leaves_the_projection_fresh_and_says_so(tmp_path):
-    query, module = moco_encoder(linear_head=True), imagenet(rows=64)
+    query, module = moco_encoder(linear_head=True), imagenet()
     path = tmp_path / "PCL_v1_epoch200.pth.tar"
     torch.save(moco_checkpoint(query), path)
     before = module.encoder.projection.fc1.weight.clone()
@@ -406,7 +382,7 @@ def test_official_pcl_v1_leaves_the_projection_fresh_and_says_so(tmp_path):
         official.warm_start(module, path, "pcl")
 
 
-def small(form=comatch, **frame: Any) -> Classifier:
+def small(form=comatch, **frame: Any) -> official.Classifier:
     return form(2, 2, depth=10, width=1, dim=8, classes=4, **frame)
 
 
@@ -418,7 +394,7 @@ def pcl_checkpoint(encoder: dict[str, Tensor], **content: Any) -> dict[str, Any]
     return {"_target_": "methods.pcl.module.PCL", "state_dict": state, "epoch": 3, **content}
 
 
-def trained(module: Classifier) -> dict[str, Tensor]:
+def trained(module: official.Classifier) -> dict[str, Tensor]:
     """Other values for all of the encoder but its classifier."""
     return {
         key: torch.rand_like(value) if value.is_floating_point() else value + 5

@@ -197,12 +197,12 @@ def test_stage_2_starts_from_a_public_baseline(tmp_path: Path) -> None:
 
 def test_warm_starts_name_what_is_wrong(tmp_path: Path) -> None:
     path = checkpoint(cross_entropy(), tmp_path / "last.ckpt")
-    with pytest.raises(CheckpointError, match="stage1 or classifier_balancing"):
+    with pytest.raises(CheckpointError, match="unknown: stage1, classifier_balancing"):
         official.warm_start(stage2("crt"), path, "moco")
     with pytest.raises(CheckpointError, match="unexpected"):
         official.warm_start(stage2("crt"), path, "classifier_balancing")
     torch.save(public(cross_entropy()), tmp_path / "public.pth")
     with pytest.raises(CheckpointError, match="kind=classifier_balancing"):
         official.warm_start(stage2("crt"), tmp_path / "public.pth", "stage1")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(CheckpointError, match=r"nothing\.ckpt.*warm_start\.path=FILE"):
         official.warm_start(stage2("crt"), tmp_path / "nothing.ckpt", "stage1")

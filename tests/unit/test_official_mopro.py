@@ -1,6 +1,5 @@
 """Official MoPro checkpoints: full-size, refused when wrong, and the forms for other programs."""
 
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torchvision.models import resnet50
 
-from methods.mopro import export, official
+from methods.mopro import official
 from methods.mopro.evaluation import FineTuning, LowShotSVM, Robustness
 from methods.mopro.module import CrossEntropy, MoPro
 from methods.mopro.retraining import ClassifierRetraining
-from shared.checkpoints.detectron2 import write_detectron2
-from shared.checkpoints.reading import CheckpointError, load_checkpoint
+from shared.checkpoints.official import convert_official
+from shared.checkpoints.reading import CheckpointError
 from tests.conformance.conftest import compose_experiment
+from tests.unit.official_toy import checkpoint, resnet50_state
 
 RESNET50 = {"_target_": "shared.nn.resnet.ResNet"}
 TINY = {"_target_": "shared.nn.resnet.ResNet", "layers": [1, 1, 1, 1], "base_width": 2}
@@ -50,62 +49,46 @@ def transfer(kind: type, classes: int = 6, backbone: dict[str, Any] = TINY) -> A
     return kind(num_classes=classes, freeze=False, head_std=None, **(SGD | network))
 
 
-def official_state(classes: int, prefix: str = "module.") -> dict[str, Tensor]:
-    """Random tensors under the official keys (docs/papers/mopro.md, section 9), at full size."""
-    generator = torch.Generator().manual_seed(classes)
-
-    def encoder(name: str) -> dict[str, Tensor]:
-        network = resnet50(num_classes=classes).state_dict()
-        shapes = {k.replace("fc.", "classifier."): v for k, v in network.items()}
-        shapes |= {
-            "fc1.weight": torch.empty(2048, 2048),
-            "fc1.bias": torch.empty(2048),
-            "fc2.weight": torch.empty(128, 2048),
-            "fc2.bias": torch.empty(128),
-        }
-        return {
-            f"{prefix}{name}.{k}": torch.randn(v.shape, generator=generator)
-            if v.is_floating_point()
-            else torch.tensor(7)
-            for k, v in shapes.items()
-        }
-
-    buffers = {
-        "queue": torch.randn(128, 8192, generator=generator),
-        "queue_ptr": torch.tensor([256]),
-        "prototypes": torch.randn(classes, 128, generator=generator),
-    }
-    named = {f"{prefix}{name}": value for name, value in buffers.items()}
-    return named | encoder("encoder_q") | encoder("encoder_k")
-
-
 @pytest.mark.parametrize("classes", [1000, 5000])
-def test_full_size_checkpoints_load(classes: int, tmp_path: Path) -> None:
+def test_full_size_checkpoints_fit(classes: int) -> None:
     """MoPro_V1_epoch90.tar and MoPro_V2_epoch90.tar."""
-    state = official_state(classes)
-    path = tmp_path / f"MoPro_{classes}_epoch90.tar"
-    momentum = {0: {"momentum_buffer": torch.zeros(1)}}
-    optimizer = {"state": momentum, "param_groups": [{"lr": 0.001, "params": [0]}]}
-    torch.save({"epoch": 90, "arch": "resnet50", "state_dict": state, "optimizer": optimizer}, path)
-    module = mopro(classes)
-    report = official.load(module, path)
+    with torch.device("meta"):
+        module = mopro(classes)
+        heads = {"classifier": (classes, 2048), "fc1": (2048, 2048), "fc2": (128, 2048)}
+        encoder = resnet50_state(module.encoder.backbone, **heads)
+        state = {
+            f"module.{q}.{k}": v for q in ("encoder_q", "encoder_k") for k, v in encoder.items()
+        }
+        state |= {"module.queue": torch.randn(128, 8192), "module.queue_ptr": torch.zeros(1)}
+        state["module.prototypes"] = torch.randn(classes, 128)
+    table = official.table_for(module, "state_dict/module.")
+    _, report = convert_official(checkpoint(state), table, module.state_dict())
+    assert report.complete
     assert len(report.mapped) == len(state)
-    assert not report.missing + report.unexpected + report.resized
     assert set(report.fresh) == {"queue.written"}
+
+
+def test_a_checkpoint_loads_where_it_belongs(tmp_path: Path) -> None:
+    module = mopro(6, TINY)
+    shapes = official.export(module)["state_dict"]
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        k: torch.randn(v.shape, generator=generator) if v.is_floating_point() else v + 3
+        for k, v in shapes.items()
+    }
+    torch.save(checkpoint(state), tmp_path / "MoPro_V1_epoch90.tar")
+    official.load(module, tmp_path / "MoPro_V1_epoch90.tar")
     assert torch.equal(module.queue.features, state["module.queue"].T)
-    assert int(module.queue.pointer) == 256
+    assert int(module.queue.pointer) == 3
     assert torch.equal(module.prototypes.prototypes, state["module.prototypes"])
     mine, key = module.encoder.state_dict(), module.key_encoder.module.state_dict()
     for ours, theirs in (
-        ("backbone.layer3.5.conv2.weight", "layer3.5.conv2.weight"),
+        ("backbone.layer3.0.conv2.weight", "layer3.0.conv2.weight"),
         ("classifier.bias", "classifier.bias"),
         ("projection.fc1.weight", "fc1.weight"),
     ):
         assert torch.equal(mine[ours], state[f"module.encoder_q.{theirs}"])
         assert torch.equal(key[ours], state[f"module.encoder_k.{theirs}"])
-    # A torchvision ResNet-50 takes the export whole.
-    network = resnet50(num_classes=classes)
-    network.load_state_dict(official.export_for(module, "torchvision"))
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +194,7 @@ def test_warm_start_with_other_classes_takes_the_backbone(
 def test_warm_start_is_particular(state: dict[str, Tensor], tmp_path: Path) -> None:
     path = tmp_path / "official.tar"
     torch.save({"state_dict": state}, path)
-    with pytest.raises(CheckpointError, match="pretrained or backbone"):
+    with pytest.raises(CheckpointError, match="unknown: pretrained, backbone"):
         official.warm_start(transfer(FineTuning), path, "moco")
     with pytest.raises(CheckpointError, match="official_checkpoint"):
         official.warm_start(mopro(6, TINY), path, "pretrained")
@@ -235,41 +218,6 @@ def test_a_module_without_prototypes_takes_the_query_encoder(
     fresh = type(module)(**module.hparams)
     official.load_weights(fresh, official.export(module))
     assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in module.state_dict().items())
-
-
-def test_exports_hold_what_their_consumers_take_and_nothing_else() -> None:
-    module = mopro(6, TINY)
-    backbone = set(module.encoder.backbone.state_dict())
-    keys = {name: set(official.export_for(module, name)) for name in official.CONSUMERS}
-    assert keys["backbone"] == backbone
-    assert keys["torchvision"] == backbone | {"fc.weight", "fc.bias"}
-    heads = {"weight", "bias", "fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"}
-    assert keys["retraining"] == {f"module.{key}" for key in backbone | heads}
-    assert len(keys["detectron2"]) == len(backbone)
-    assert {"stem.conv1.norm.weight", "res5.0.shortcut.norm.bias"} <= keys["detectron2"]
-    with pytest.raises(CheckpointError, match="no export for 'caffe'"):
-        official.export_for(module, "caffe")
-
-
-def test_detectron2_file(tmp_path: Path) -> None:
-    state = official.export_for(mopro(6, TINY), "detectron2")
-    write_detectron2(state, tmp_path / "mopro.pkl", "MoPro")
-    content = pickle.loads((tmp_path / "mopro.pkl").read_bytes())
-    assert content["matching_heuristics"] is True
-    assert content["__author__"] == "MoPro"
-    assert content["model"].keys() == state.keys()
-    assert (content["model"]["res2.0.conv1.weight"] == state["res2.0.conv1.weight"].numpy()).all()
-
-
-def test_export_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    module = mopro(6, TINY)
-    save_run(module, tmp_path / "last.ckpt")
-    out = tmp_path / "backbone.safetensors"
-    assert export.main([str(tmp_path / "last.ckpt"), str(out), "--to", "backbone"]) == 0
-    written = load_checkpoint(out)
-    assert torch.equal(written["conv1.weight"], module.encoder.backbone.conv1.weight)
-    assert export.main([str(tmp_path / "absent.ckpt"), str(out), "--to", "backbone"]) == 2
-    assert "no checkpoint at" in capsys.readouterr().err
 
 
 def test_rows_name_the_paper_and_start_where_they_say() -> None:

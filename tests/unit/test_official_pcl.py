@@ -1,23 +1,21 @@
 """Official PCL checkpoints, at full size and with random weights, in and out of our modules."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from torchvision.models import resnet50
 
 from methods.comatch.module import Supervised
-from methods.pcl import backbone, official
+from methods.pcl import official
 from methods.pcl.evaluation import LinearProbe, LowShotSVM
 from methods.pcl.module import PCL, MoCo
-from shared.checkpoints.reading import CheckpointError, load_checkpoint
+from shared.checkpoints.official import convert_official
+from shared.checkpoints.reading import CheckpointError
 from shared.training.method import Method
+from tests.unit import official_toy
+from tests.unit.official_toy import NARROW, resnet50_state
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "pcl"
-HEADS = {"v1": {"hidden": 0, "dim": 128}, "v2": {"hidden": None, "dim": 128, "negative_slope": 0}}
 RESNET50 = {"_target_": "shared.nn.resnet.ResNet"}
 TINY = {
     "_target_": "shared.nn.resnet.ResNet", "block": "basic", "layers": [1], "base_width": 12,
@@ -27,9 +25,12 @@ TINY = {
 
 def moco(version: str = "v2", **changes: Any) -> dict[str, Any]:
     return {
-        "backbone": RESNET50,
-        "projection": HEADS[version],
-        "queue_size": 16384,
+        "backbone": NARROW,
+        "projection": {
+            "v1": {"hidden": 0, "dim": 8},
+            "v2": {"hidden": None, "dim": 8, "negative_slope": 0},
+        }[version],
+        "queue_size": 20,
         "key_momentum": 0.999,
         "temperature": 0.2,
         "lr": 0.03,
@@ -60,7 +61,7 @@ def tiny(**changes: Any) -> MoCo:
     return MoCo(**moco(**({"backbone": TINY} | small | changes)))
 
 
-def probe(network: dict[str, Any] = RESNET50, **changes: Any) -> LinearProbe:
+def probe(network: dict[str, Any] = NARROW, **changes: Any) -> LinearProbe:
     values: dict[str, Any] = {
         "backbone": network, "num_classes": 7, "freeze": True, "head_std": 0.01, "lr": 5.0,
         "momentum": 0.9, "weight_decay": 0.0, "schedule": {"kind": "cosine"}, "total_epochs": 9,
@@ -69,26 +70,16 @@ def probe(network: dict[str, Any] = RESNET50, **changes: Any) -> LinearProbe:
     return LinearProbe(**(values | changes))
 
 
-def encoder_state(version: str, prefix: str) -> dict[str, Tensor]:
-    """torchvision's tree with the head as `fc`, of random values (docs/papers/pcl.md, section
-    9)."""
-    state = {k: torch.randn_like(v.float()).to(v) for k, v in resnet50().state_dict().items()}
-    state = {k: v for k, v in state.items() if not k.startswith("fc.")}
-    if version == "v1":
-        state |= {"fc.weight": torch.randn(128, 2048), "fc.bias": torch.randn(128)}
-    else:
-        state |= {"fc.0.weight": torch.randn(2048, 2048), "fc.0.bias": torch.randn(2048)}
-        state |= {"fc.2.weight": torch.randn(128, 2048), "fc.2.bias": torch.randn(128)}
-    return {prefix + key: value for key, value in state.items()}
-
-
-def checkpoint(version: str) -> dict[str, Any]:
-    """What main_pcl.py saves under DistributedDataParallel."""
-    state = {"module.queue": torch.randn(128, 16384), "module.queue_ptr": torch.tensor([512])}
-    state |= encoder_state(version, "module.encoder_q.")
-    state |= encoder_state(version, "module.encoder_k.")
-    optimizer = {"state": {0: {"momentum_buffer": torch.randn(3)}}, "param_groups": [{"lr": 0.03}]}
-    return {"epoch": 200, "arch": "resnet50", "state_dict": state, "optimizer": optimizer}
+def checkpoint(version: str, module: MoCo) -> dict[str, Any]:
+    """What main_pcl.py saves under DistributedDataParallel of networks as large as the module's."""
+    size, dim = module.queue.features.shape
+    width = module.encoder.num_features
+    heads = {"v1": {"fc": (dim, width)}, "v2": {"fc__0": (width, width), "fc__2": (dim, width)}}
+    state = {"module.queue": torch.randn(dim, size), "module.queue_ptr": torch.tensor([16])}
+    for name in ("encoder_q", "encoder_k"):
+        encoder = resnet50_state(module.encoder.backbone, **heads[version])
+        state |= {f"module.{name}.{key}": value for key, value in encoder.items()}
+    return official_toy.checkpoint(state)
 
 
 def fault(module: Method, content: dict[str, Any]) -> str:
@@ -100,13 +91,27 @@ def fault(module: Method, content: dict[str, Any]) -> str:
     return str(caught.value)
 
 
+HEAD = {"v1": {"hidden": 0, "dim": 128}, "v2": {"hidden": None, "dim": 128, "negative_slope": 0}}
+
+
 @pytest.mark.parametrize("version", ["v1", "v2"])
-def test_official_checkpoint_full_size(version: str, tmp_path: Path) -> None:
-    content, module = checkpoint(version), pcl(version)
+def test_official_checkpoint_full_size(version: str) -> None:
+    with torch.device("meta"):
+        module = pcl(version, backbone=RESNET50, projection=HEAD[version], queue_size=16384)
+        content = checkpoint(version, module)
+    assert content["state_dict"]["module.encoder_q.layer4.2.bn3.bias"].shape == (2048,)
+    table = official.key_table("state_dict/module.")
+    _, report = convert_official(content, table, module.state_dict())
+    assert report.complete
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_official_checkpoint(version: str, tmp_path: Path) -> None:
+    module = pcl(version)
+    content = checkpoint(version, module)
     path = tmp_path / f"PCL_{version}_epoch200.pth.tar"
     torch.save(content, path)
     report = official.load(module, path)
-    assert report.complete
     assert set(report.fresh) == {"queue.written"}
     assert {key.split("/")[0] for key in report.dropped} == {"epoch", "arch", "optimizer"}
 
@@ -118,7 +123,7 @@ def test_official_checkpoint_full_size(version: str, tmp_path: Path) -> None:
         found = ours[f"{here}.projection.{head[1]}"]
         assert torch.equal(found, theirs[f"module.{there}.{head[0]}"])
     assert torch.equal(module.queue.features, theirs["module.queue"].T)
-    assert int(module.queue.pointer) == 512
+    assert int(module.queue.pointer) == 16
 
     exported = official.export(module)
     assert exported.keys() == {"state_dict", "tenfold"}
@@ -138,41 +143,31 @@ def test_our_own_state_survives_the_detour() -> None:
     assert int(other.queue.written) == 5
 
 
-@pytest.mark.parametrize("case", ["moco_forward", "moco_forward_v1_head", "train_step"])
-def test_bare_state_dicts_of_the_golden_cases(case: str) -> None:
-    weights = load_checkpoint(GOLDEN / case / "weights.safetensors")
-    linear = {"projection": {"hidden": 0, "dim": 8}} if "v1" in case else {}
-    module = tiny(queue_size=weights["queue"].shape[1], **linear)
-    report = official.load_weights(module, weights)
-    assert report.complete
-    assert {theirs for theirs, _ in report.mapped} == set(weights)
-
-
 def test_wrong_checkpoints_are_refused_with_the_keys() -> None:
     module = pcl("v2")
-    message = fault(module, checkpoint("v1"))
+    message = fault(module, checkpoint("v1", module))
     assert "module.encoder_q.fc.weight (as encoder.projection.fc.weight)" in message
     assert "encoder.projection.fc1.weight" in message
 
-    content = checkpoint("v2")
+    content = checkpoint("v2", module)
     del content["state_dict"]["module.encoder_k.layer4.2.bn3.bias"]
     content["state_dict"]["module.encoder_q.layer5.0.conv1.weight"] = torch.zeros(1)
-    content["state_dict"]["module.queue"] = torch.zeros(128, 65536)  # MoCo's
+    content["state_dict"]["module.queue"] = torch.zeros(8, 65536)  # MoCo's
     message = fault(module, content)
     assert "momentum_encoder.module.backbone.layer4.2.bn3.bias" in message
     assert "encoder_q.layer5.0.conv1.weight" in message
-    assert "(65536, 128) there, queue.features (16384, 128) here" in message
-    message = fault(module, {"state_dict": resnet50().state_dict()})
+    assert "(65536, 8) there, queue.features (20, 8) here" in message
+    message = fault(module, {"state_dict": resnet50_state(module.encoder.backbone)})
     assert "encoder.backbone.conv1.weight" in message
     assert "state_dict/conv1.weight" in message
 
 
 @pytest.mark.parametrize(
     ("version", "build"),
-    [("v1", probe), ("v2", lambda: LowShotSVM(RESNET50, [1], 1, [0.5], False, 0, True))],
+    [("v1", probe), ("v2", lambda: LowShotSVM(NARROW, [1], 1, [0.5], False, 0, True))],
 )
 def test_transfer_from_an_official_checkpoint(version: str, build: Any, tmp_path: Path) -> None:
-    content = checkpoint(version)
+    content = checkpoint(version, pcl(version))
     torch.save(content, tmp_path / "official.pth.tar")
     module = build()
     classifier = {k: v.clone() for k, v in module.state_dict().items() if "classifier" in k}
@@ -226,61 +221,5 @@ def test_what_cannot_be_a_start_is_refused(tmp_path: Path) -> None:
         backbone=TINY, num_classes=3, projection=None, channels_last=False, **frame
     )
     path = saved(foreign, tmp_path / "comatch.ckpt")
-    with pytest.raises(CheckpointError, match=r"a run of methods\.comatch\.module\.Supervised"):
+    with pytest.raises(CheckpointError, match=r"it is of methods\.comatch\.module\.Supervised"):
         official.warm_start(probe(TINY), path, "pcl")
-
-
-# --- a backbone for detectors ---
-
-
-def test_exported_backbone_is_torchvisions(tmp_path: Path) -> None:
-    content = checkpoint("v2")
-    torch.save(content, tmp_path / "official.pth.tar")
-    output = tmp_path / "out" / "backbone.pth"
-    arguments = [f"checkpoint={tmp_path / 'official.pth.tar'}", f"output={output}"]
-    assert backbone.main(arguments) == 0
-    found = torch.load(output, weights_only=True)
-    network = resnet50()
-    report = network.load_state_dict(found, strict=False)
-    assert report.missing_keys == ["fc.weight", "fc.bias"]
-    assert not report.unexpected_keys
-    assert torch.equal(
-        found["conv1.weight"], content["state_dict"]["module.encoder_q.conv1.weight"]
-    )
-
-
-def test_exported_backbone_for_detectron2(tmp_path: Path) -> None:
-    module = tiny()
-    output = tmp_path / "backbone.pkl"
-    path = saved(module, tmp_path / "last.ckpt")
-    assert backbone.main([f"checkpoint={path}", f"output={output}", "layout=detectron2"]) == 0
-    content = pickle.loads(output.read_bytes())
-    assert content["matching_heuristics"] is True
-    state = module.encoder.backbone.state_dict()
-    pairs = {
-        "stem.conv1.weight": "conv1.weight",
-        "stem.conv1.norm.running_mean": "bn1.running_mean",
-        "res2.0.conv2.weight": "layer1.0.conv2.weight",
-        "res2.0.conv2.norm.bias": "layer1.0.bn2.bias",
-        "res2.0.shortcut.weight": "layer1.0.downsample.0.weight",
-        "res2.0.shortcut.norm.weight": "layer1.0.downsample.1.weight",
-    }
-    assert set(pairs) < set(content["model"])
-    for there, here in pairs.items():
-        assert (content["model"][there] == state[here].numpy()).all()
-    assert len(content["model"]) == sum("num_batches" not in key for key in state)
-
-
-def test_export_of_something_else_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    torch.save({"state_dict": {"weight": torch.zeros(1)}}, tmp_path / "other.pth")
-    arguments = [f"checkpoint={tmp_path / 'other.pth'}", f"output={tmp_path / 'b.pth'}"]
-    assert backbone.main(arguments) == 2
-    assert "not a MoCo or PCL checkpoint" in capsys.readouterr().err
-    assert backbone.main([f"checkpoint={tmp_path / 'none'}", f"output={tmp_path / 'b'}"]) == 2
-    assert "no checkpoint at" in capsys.readouterr().err
-    for bad in (arguments[:1], [*arguments, "layout=keras"], [*arguments, "layuot=detectron2"]):
-        assert backbone.main(bad) == 2
-        assert "usage:" in capsys.readouterr().err
-    assert not (tmp_path / "b.pth").exists()

@@ -10,19 +10,27 @@ from torch import Tensor
 from methods.pcl.evaluation import LinearProbe, LowShotSVM
 from methods.pcl.module import MoCo
 from shared.evaluation.features import Features
+from shared.tasks.representation_probes import RepresentationProbes
 
 FLAT = {"_target_": "shared.nn.small_convnet.SmallConvNet", "channels": [4, 6]}
 
 
-def moco(**evaluation: Any) -> MoCo:
-    values = {
+def settings(**changes: Any) -> dict[str, Any]:
+    return {
         "neighbours": 3, "neighbour_temperature": None, "shots": [1, 2], "runs": 2, "seed": 0,
         "clustering": True,
-    } | evaluation  # fmt: skip
+    } | changes  # fmt: skip
+
+
+def moco() -> MoCo:
     return MoCo(
         FLAT, {"hidden": None, "dim": 5, "negative_slope": 0.1}, 8, 0.9, 0.2, 0.1, 0.9, 0.0,
-        {"kind": "cosine"}, 4, False, 0, values,
+        {"kind": "cosine"}, 4, False, 0, settings(),
     )  # fmt: skip
+
+
+def score(bank: Features, queries: Features, **changes: Any) -> dict[str, float]:
+    return RepresentationProbes(settings(**changes)).score(bank, queries, width=6)
 
 
 def separable(count: int, backbone_noise: float, head_noise: float) -> Features:
@@ -37,12 +45,12 @@ def separable(count: int, backbone_noise: float, head_noise: float) -> Features:
 
 
 def test_backbone_and_head_are_judged_apart() -> None:
-    good = moco().score(separable(60, 0.05, 9.0), separable(45, 0.05, 9.0))
+    good = score(separable(60, 0.05, 9.0), separable(45, 0.05, 9.0))
     assert good["knn"] == 100
     assert good["low_shot_1"] == good["low_shot_2"] == good["low_shot"] == 100
     assert good["ami_backbone"] == pytest.approx(1)
     assert good["ami_head"] < 0.3
-    other = moco().score(separable(60, 9.0, 0.05), separable(45, 9.0, 0.05))
+    other = score(separable(60, 9.0, 0.05), separable(45, 9.0, 0.05))
     assert other["knn"] < 70
     assert other["ami_head"] == pytest.approx(1)
 
@@ -51,20 +59,16 @@ def test_the_length_of_a_feature_does_not_count() -> None:
     bank, queries = separable(60, 0.3, 1.0), separable(45, 0.3, 1.0)
     scaled = bank._replace(features=bank.features * torch.rand(60, 1).add(0.1))
     options: dict[str, Any] = {"shots": [], "clustering": False}
-    assert moco(**options).score(bank, queries) == moco(**options).score(scaled, queries)
+    assert score(bank, queries, **options) == score(scaled, queries, **options)
 
 
 def test_low_shot_is_the_mean_over_shots_and_parts_can_be_left_out() -> None:
     bank, queries = separable(60, 0.8, 1.0), separable(45, 0.8, 1.0)
-    found = moco(shots=[1, 4], clustering=False).score(bank, queries)
+    found = score(bank, queries, shots=[1, 4], clustering=False)
     assert found.keys() == {"knn", "low_shot", "low_shot_1", "low_shot_4"}
     assert found["low_shot"] == pytest.approx((found["low_shot_1"] + found["low_shot_4"]) / 2)
-    assert moco(shots=[], clustering=False).score(bank, queries).keys() == {"knn"}
-
-
-def test_more_neighbours_than_images_are_all_images() -> None:
-    bank = separable(6, 0.1, 1.0)
-    assert "knn" in moco(neighbours=200, shots=[], clustering=False).score(bank, bank)
+    few = separable(6, 0.1, 1.0)  # more neighbours than images are all images
+    assert score(few, few, neighbours=200, shots=[], clustering=False).keys() == {"knn"}
 
 
 class Images:
@@ -87,12 +91,12 @@ def test_every_image_is_collected_once_and_then_forgotten(split: str) -> None:
     module, images, logged = moco().eval(), Images(), {}
     seen: list[tuple[Features, Features]] = []
 
-    def score(bank: Features, queries: Features) -> dict[str, float]:
+    def score(bank: Features, queries: Features, width: int) -> dict[str, float]:
         seen.append((bank, queries))
         return {"knn": 42.0}
 
-    module.score = score  # type: ignore[method-assign]
-    module.log = lambda name, value: logged.update({name: value})  # type: ignore[method-assign]
+    module.probes.score = score  # type: ignore[method-assign]
+    module.log_dict = logged.update  # type: ignore[method-assign]
     trainer: Any = SimpleNamespace(datamodule=images)
     module.trainer = trainer
     for _ in range(2):
@@ -107,7 +111,7 @@ def test_every_image_is_collected_once_and_then_forgotten(split: str) -> None:
     assert queries.indices.tolist() == [4, 5, 7]
     assert bank.indices.tolist() == list(range(8))
     with torch.no_grad():
-        expected = module.features(images.images)
+        expected = module.probes.features(module.encoder, images.images)
     torch.testing.assert_close(bank.features, expected)
     torch.testing.assert_close(queries.features, expected[[4, 5, 7]])
 

@@ -22,7 +22,7 @@ from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.images import FolderImages, Pictures, stand_ins
 from shared.data.loading.loader import EvaluationLoader, ResumableLoader
 from shared.randomness import key_uniforms, sample_keys
-from shared.data.loading.samplers import Draws
+from shared.data.loading.streams import Draws
 from shared.data.loading.streams import Permutation, Permutations, Stream, StreamBatches
 from shared.data.text.cleaning import clean_caption
 from shared.data.text.wordpiece import WordPiece

@@ -29,7 +29,7 @@ from shared.data.readers.files import one_line, open_data, read_arrays, shortene
 from shared.data.image_text.pairs import PairData
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.images import FileImages
-from shared.data.loading.samplers import Draws
+from shared.data.loading.streams import Draws
 from shared.data.text.cleaning import clean_caption
 from shared.files import open_regular, parse_json, replacing
 

@@ -1,6 +1,6 @@
 """Data sets that make a whole batch at once, for the loaders of `shared.data.loading.loader`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,42 +11,53 @@ from torch import Tensor
 from shared.data.errors import DataCorruptError
 from shared.data.images import ImageSet
 from shared.randomness import sample_keys
-from shared.data.loading.samplers import Draws
+from shared.data.loading.streams import Draws
 from shared.data.views.interface import Views
 
 
+class DrawnImages:
+    """Augmented views of the images that a stream draws from `members` (sorted data set indices).
+
+    Views differ by their keys, so that an image drawn twice is augmented in two ways.
+    """
+
+    def __init__(
+        self, images: ImageSet, members: NDArray[np.int64], transform: Views, seed: int
+    ) -> None:
+        self.images, self.members = images, members
+        self.transform, self.seed = transform, seed
+
+    def load(self, draws: Draws, recipes: Mapping[str, str]) -> tuple[list[Tensor], Tensor, Tensor]:
+        """One (B, C, H, W) float32 tensor per view, `labels` (B, ...) and `indices` (B,) int64.
+
+        Args: recipes: name of the view, which chooses the random numbers -> its recipe.
+        """
+        pixels, indices = self.images.take(self.members[draws.positions], self.members)
+        views = []
+        for view, recipe in recipes.items():
+            keys = sample_keys(self.seed, draws.passes, indices, view)
+            views.append(self.transform(pixels, recipe, keys))
+        return views, torch.from_numpy(self.images.labels[indices]), torch.from_numpy(indices)
+
+
 class ViewBatches:
-    """Training batches from plans of one stream over `members` (sorted data set indices).
+    """Training batches from plans of one stream.
 
     A batch has one (B, C, H, W) float32 tensor per name in `views`, `labels` (B, ...) and `indices`
     (B,) int64, the images' places in the data set.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        members: NDArray[np.int64],
-        transform: Views,
-        views: Sequence[str],
-        seed: int,
-    ) -> None:
-        self.images, self.members, self.transform = images, members, transform
-        self.views, self.seed = tuple(views), seed
+    def __init__(self, images: DrawnImages, views: Sequence[str]) -> None:
+        self.images, self.recipes = images, {view: view for view in views}
 
     def __getitems__(self, plan: tuple[Draws]) -> dict[str, Tensor]:
-        (draws,) = plan
-        pixels, indices = self.images.take(self.members[draws.positions], self.members)
-        batch = {}
-        for view in self.views:
-            keys = sample_keys(self.seed, draws.passes, indices, view)
-            batch[view] = self.transform(pixels, view, keys)
-        batch["labels"] = torch.from_numpy(self.images.labels[indices])
-        batch["indices"] = torch.from_numpy(indices)
-        return batch
+        views, labels, indices = self.images.load(plan[0], self.recipes)
+        named = dict(zip(self.recipes, views, strict=True))
+        return {**named, "labels": labels, "indices": indices}
 
 
-class EvaluationBatches:
-    """Evaluation batches (`images`, `labels`, `indices`) from positions within `members`.
+class PlainImageBatches:
+    """Un-augmented batches (`images`, `labels`, `indices`) from positions within `members`.
 
     `members` None means the whole set. Unreadable images are left out.
     """

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader
 
-from shared.data.loading.samplers import Schedule
+from shared.data.loading.streams import Schedule
 
 
 class BatchedDataset(Protocol):
@@ -43,7 +43,7 @@ class ResumableLoader(_WorkerLoader):
     before it announces the epoch, so the work starts at the first `next`.
 
     Example:
-        loader = ResumableLoader(dataset, FixedSteps(...), num_workers=2)
+        loader = ResumableLoader(dataset, StreamBatches(...), num_workers=2)
         loader.set_epoch(3)
         for batch in loader: ...
     """

@@ -1,8 +1,9 @@
 """Streams of draws and the batches cut from them: pure functions of (seed, epoch), no state.
 
 A stream lists an epoch's draws of one set: `Permutation` (each sample once), `Permutations`
-(concatenated passes, cut), `WeightedDraws` (with replacement) and `ClassCycles` (class-balanced).
-`StreamBatches` cuts one or several streams side by side into batches, for a `ResumableLoader`.
+(concatenated passes, cut), `RestartedPasses` (passes that no batch spans), `WeightedDraws` (with
+replacement) and `ClassCycles` (class-balanced). `StreamBatches` cuts one or several streams side by
+side into batches, for a `ResumableLoader`.
 
 Batch sizes are totals over all ranks; rank r gets the r-th contiguous slice, so the concatenation
 of the ranks' batches is the batch of a single process.
@@ -10,12 +11,26 @@ of the ranks' batches is the batch of a single process.
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.data.loading.samplers import Draws, permutation_stream
+
+class Draws(NamedTuple):
+    """Positions within a set and, for each, the number of the pass over the set it belongs to."""
+
+    positions: NDArray[np.int64]
+    passes: NDArray[np.int64]
+
+
+class Schedule(Protocol):
+    """Anything that lists the batches of an epoch, from any step on, as plans for a data set."""
+
+    def __len__(self) -> int: ...
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]: ...
 
 
 class Stream(Protocol):
@@ -50,6 +65,30 @@ class Permutations:
 
     def draws(self, epoch: int) -> Draws:
         return permutation_stream(self.seed, epoch, self.number, self.size, self.count)
+
+
+class RestartedPasses:
+    """`passes` shuffled passes per epoch, each of which is cut into batches by itself.
+
+    No batch spans two passes. Each sample is listed `copies` times within a pass; the c-th copy in
+    pass p counts as pass p * copies + c, and so is augmented in its own way.
+
+    Attributes:
+        restart: draws of a pass, after which a new batch begins.
+    """
+
+    def __init__(self, seed: int, size: int, passes: int, copies: int = 1, number: int = 0) -> None:
+        self.seed, self.size, self.passes = seed, size, passes
+        self.copies, self.number = copies, number
+        self.restart = size * copies
+
+    def __len__(self) -> int:
+        return self.passes * self.restart
+
+    def draws(self, epoch: int) -> Draws:
+        listed = permutation_stream(self.seed, epoch, self.number, self.restart, len(self))
+        copies, positions = np.divmod(listed.positions, self.size)
+        return Draws(positions, listed.passes * self.copies + copies)
 
 
 class WeightedDraws:
@@ -125,10 +164,10 @@ class ClassCycles:
 class StreamBatches:
     """Cuts equally many batches from each of `streams`; a plan is one `Draws` per stream.
 
-    The first stream defines the epoch. With `drop_last` its ragged last batch is left out, else it
-    is kept, and with several ranks filled up to a multiple of the world size by repeating its own
-    samples (shuffled batch norm needs equal batches on all ranks); then all streams must end with
-    the same step, in the same proportion.
+    The first stream that is not restarted defines the epoch. With `drop_last` its ragged last batch
+    is left out, else it is kept, and with several ranks filled up to a multiple of the world size
+    by repeating its own samples (shuffled batch norm needs equal batches on all ranks); then all
+    streams that are not restarted must end with the same step, in the same proportion.
 
     Raises:
         ValueError: an empty set, a batch larger than its stream or not divisible by the world size.
@@ -142,23 +181,25 @@ class StreamBatches:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        for stream, batch in zip(streams, batch_sizes, strict=True):
+        self.streams, self.batch_sizes = tuple(streams), tuple(batch_sizes)
+        self.rank, self.world = rank, world
+        self.restarts = [getattr(stream, "restart", len(stream)) for stream in self.streams]
+        lengths = []
+        for stream, batch, restart in zip(streams, batch_sizes, self.restarts, strict=True):
             if batch < 1 or batch % world:
                 raise ValueError(
                     f"batch_size={batch} is not a positive multiple of the world size {world}: it "
                     "is the total over all ranks, choose one that they can share evenly"
                 )
-            if len(stream) < batch:
+            if restart < batch:
                 raise ValueError(
-                    f"batch_size={batch} is larger than the training set ({len(stream)} images an "
+                    f"batch_size={batch} is larger than the training set ({restart} images an "
                     "epoch): lower batch_size or use more data"
                 )
-        self.streams, self.batch_sizes = tuple(streams), tuple(batch_sizes)
-        self.rank, self.world = rank, world
-        lengths = [len(s) / b for s, b in zip(self.streams, self.batch_sizes, strict=True)]
-        self.steps = math.floor(lengths[0]) if drop_last else math.ceil(lengths[0])
-        short = min(lengths) < self.steps if drop_last else len(set(lengths)) > 1
-        if short:
+            lengths.append(len(stream) / batch)
+        once = [n for n, s in zip(lengths, streams, strict=True) if not hasattr(s, "restart")]
+        self.steps = (math.floor if drop_last else math.ceil)(once[0])
+        if min(once) < self.steps if drop_last else len(set(once)) > 1:
             counts = ", ".join(str(len(stream)) for stream in self.streams)
             raise ValueError(
                 f"streams of {counts} draws don't give equally many batches of {self.batch_sizes}"
@@ -171,15 +212,34 @@ class StreamBatches:
         drawn = [stream.draws(epoch) for stream in self.streams]
         for step in range(start, self.steps):
             yield tuple(
-                self._slice(draws, step * batch, batch)
-                for draws, batch in zip(drawn, self.batch_sizes, strict=True)
+                self._slice(draws, step, batch, restart)
+                for draws, batch, restart in zip(
+                    drawn, self.batch_sizes, self.restarts, strict=True
+                )
             )
 
-    def _slice(self, draws: Draws, begin: int, batch: int) -> Draws:
-        length = min(batch, len(draws.positions) - begin)
+    def _slice(self, draws: Draws, step: int, batch: int, restart: int) -> Draws:
+        nth_pass, within = divmod(step, math.ceil(restart / batch))
+        begin, length = nth_pass * restart + within * batch, min(batch, restart - within * batch)
         local = math.ceil(length / self.world)
         rows = begin + np.arange(self.rank * local, (self.rank + 1) * local) % length
         return Draws(draws.positions[rows], draws.passes[rows])
+
+
+@lru_cache(maxsize=4)
+def permutation_stream(seed: int, epoch: int, stream: int, size: int, count: int) -> Draws:
+    """Return `count` draws: full permutations of range(size) one after another, the last one cut.
+
+    `stream` separates sets drawn in the same epoch. Pass numbers go on from epoch to epoch: with n
+    passes (the cut one included) per epoch, the k-th pass of an epoch has the number epoch * n + k.
+    """
+    passes = math.ceil(count / size)
+    generator = np.random.default_rng([seed & (2**64 - 1), epoch, stream])
+    rows = np.broadcast_to(np.arange(size), (passes, size))
+    positions = generator.permuted(rows, axis=1).reshape(-1)[:count]
+    numbers = np.repeat(np.arange(epoch * passes, (epoch + 1) * passes), size)[:count]
+    positions.flags.writeable = numbers.flags.writeable = False  # shared by the cache
+    return Draws(positions, numbers)
 
 
 def number_repeats(positions: NDArray[np.int64], epoch: int) -> Draws:

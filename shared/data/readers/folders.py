@@ -239,6 +239,13 @@ def check_some_exist(paths: Sequence[str], origin: str) -> None:
             raise DataNotFoundError(f"{not_found(Path(paths[place]))} ({origin} lists it)")
 
 
+def known_split(split: str, *splits: str) -> str:
+    """Return `split`. Raises ValueError if it is none of `splits`."""
+    if split not in splits:
+        raise ValueError(f"split={split!r}: expected one of {', '.join(splits)}")
+    return split
+
+
 def text_lines(path: Path, keep_blank: bool = False) -> list[str]:
     """Return the lines of a text file.
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shared.data.readers import small_images
 from shared.data.readers.files import integers, one_line, paths_below, read_json
-from shared.data.readers.folders import check_some_exist, list_file
+from shared.data.readers.folders import check_some_exist, known_split, list_file
 from shared.data.errors import DataCorruptError
 from shared.data.images import ArrayImages, FolderImages
 
@@ -113,10 +113,8 @@ def fashion_mnist_lt(
     Raises:
         ValueError: the classes have too few images for that.
     """
-    if split == "test":
+    if known_split(split, "train", "val", "balanced", "test") == "test":
         return small_images.fashion_mnist(root, "test")
-    if split not in ("train", "val", "balanced"):
-        raise ValueError(f"split={split!r}: expected train, val, balanced or test")
     images = small_images.fashion_mnist(root, "train")
     classes = len(images.class_names)
     smallest = int(np.bincount(images.labels, minlength=classes).min())
@@ -173,8 +171,7 @@ def inaturalist2018(root: str | Path, split: str, max_corrupt: float = 0.01) -> 
         DataNotFoundError: no such file, or images that are not there.
         DataCorruptError: damaged, or images and annotations that don't correspond one to one.
     """
-    if split not in ("train", "val", "test"):
-        raise ValueError(f"split={split!r}: expected train, val or test")
+    known_split(split, "train", "val", "test")
     root = Path(root)
     path = root / f"{'train' if split == 'train' else 'val'}2018.json"
     content = read_json(path)

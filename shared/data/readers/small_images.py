@@ -22,6 +22,7 @@ from shared.data.readers.files import (
 )
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.images import ArrayImages, ImageSet
+from shared.data.readers.folders import known_split, text_lines
 from shared.data.readers.plain_pickle import read_plain_pickle
 from shared.data.splits import Split
 
@@ -41,7 +42,7 @@ FASHION_MNIST_CLASSES = (
 
 def fashion_mnist(root: str | Path, split: str) -> ArrayImages:
     """Read IDX files (plain or .gz): (N, 28, 28) grey. `split` is "train" or "test"."""
-    stem = {"train": "train", "test": "t10k"}[_known(split, "train", "test")]
+    stem = {"train": "train", "test": "t10k"}[known_split(split, "train", "test")]
     images, labels = (
         read_idx(find(Path(root), f"{stem}-{part}", "fashion-mnist", ("", ".gz")), dimensions)
         for part, dimensions in (("images-idx3-ubyte", 3), ("labels-idx1-ubyte", 1))
@@ -51,14 +52,14 @@ def fashion_mnist(root: str | Path, split: str) -> ArrayImages:
 
 def cifar10(root: str | Path, split: str) -> ArrayImages:
     """Read `cifar-10-batches-py`: (N, 32, 32, 3) RGB. `split` is "train" or "test"."""
-    train = _known(split, "train", "test") == "train"
+    train = known_split(split, "train", "test") == "train"
     names = [f"data_batch_{i}" for i in range(1, 6)] if train else ["test_batch"]
     return _cifar(Path(root) / "cifar-10-batches-py", names, "labels", "batches.meta", "cifar-10")
 
 
 def cifar100(root: str | Path, split: str) -> ArrayImages:
     """Read `cifar-100-python` with fine labels: (N, 32, 32, 3) RGB."""
-    names = [_known(split, "train", "test")]
+    names = [known_split(split, "train", "test")]
     return _cifar(Path(root) / "cifar-100-python", names, "fine_labels", "meta", "cifar-100")
 
 
@@ -69,7 +70,7 @@ def stl10(root: str | Path, split: str) -> ArrayImages:
     -1); `stl10_fold_split` chooses among them. "test" is the 8,000 test images.
     """
     folder = Path(root) / "stl10_binary"
-    parts = ["train", "unlabeled"] if _known(split, "train", "test") == "train" else ["test"]
+    parts = ["train", "unlabeled"] if known_split(split, "train", "test") == "train" else ["test"]
     images, labels = [], []
     for part in parts:
         path = find(folder, f"{part}_X.bin", "stl-10")
@@ -84,7 +85,7 @@ def stl10(root: str | Path, split: str) -> ArrayImages:
             path = find(folder, f"{part}_y.bin", "stl-10")
             labels.append(_from_one(_bytes(path), len(images[-1]), path))
     path = find(folder, "class_names.txt", "stl-10")
-    if len(names := _lines(path)) != 10:
+    if len(names := text_lines(path)) != 10:
         raise DataCorruptError(f"{path}: {len(names)} names of 10 classes")
     joint = np.ascontiguousarray(np.concatenate(images))
     return ArrayImages(joint, np.concatenate(labels), names, f"{folder} ({split})")
@@ -107,7 +108,7 @@ def stl10_fold_split(
     """
     path = find(Path(root) / "stl10_binary", "fold_indices.txt", "stl-10")
     try:
-        folds = [integers([int(place) for place in line.split()]) for line in _lines(path)]
+        folds = [integers([int(place) for place in line.split()]) for line in text_lines(path)]
     except ValueError as error:
         raise DataCorruptError(f"{path}: not lists of images ({one_line(error)})") from error
     if any(fold.size and fold.max() >= len(images) for fold in folds) or not folds:
@@ -127,7 +128,7 @@ def svhn(root: str | Path, split: str) -> ArrayImages:
     """Read the cropped-digit .mat files: (N, 32, 32, 3) RGB; also has a split "extra"."""
     from scipy.io import loadmat, whosmat
 
-    path = find(Path(root), f"{_known(split, 'train', 'test', 'extra')}_32x32.mat", "svhn")
+    path = find(Path(root), f"{known_split(split, 'train', 'test', 'extra')}_32x32.mat", "svhn")
     with open_data(path) as file:
         try:
             declared = {name: (shape, kind) for name, shape, kind in whosmat(file)}
@@ -224,16 +225,6 @@ def _cifar(folder: Path, names: list[str], label_key: str, meta: str, source: st
     joint = np.ascontiguousarray(np.concatenate(images))
     decoded = [n.decode("latin-1") if isinstance(n, bytes) else n for n in class_names]
     return ArrayImages(joint, np.concatenate(labels), decoded, str(folder))
-
-
-def _known(split: str, *splits: str) -> str:
-    if split not in splits:
-        raise ValueError(f"split={split!r}: expected one of {', '.join(splits)}")
-    return split
-
-
-def _lines(path: Path) -> list[str]:
-    return [line for line in read_text(path).splitlines() if line.strip()]
 
 
 def _bytes(path: Path) -> NDArray[np.uint8]:

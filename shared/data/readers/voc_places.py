@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from shared.data.readers.files import paths_below, shortened
-from shared.data.readers.folders import check_some_exist, read_list, text_lines
+from shared.data.readers.folders import check_some_exist, known_split, read_list, text_lines
 from shared.data.errors import DataCorruptError
 from shared.data.images import FolderImages, MultiLabelImages
 
@@ -45,8 +45,7 @@ def voc2007(root: str | Path, split: str, max_corrupt: float = 0.01) -> MultiLab
         DataNotFoundError: a list or images are missing.
         DataCorruptError: a line that is not "id label", or lists of different images.
     """
-    if split not in ("train", "val", "test"):
-        raise ValueError(f"split={split!r}: expected train or test")
+    known_split(split, "train", "val", "test")
     folder = Path(root) / "VOCdevkit" / "VOC2007"
     name = "trainval" if split == "train" else "test"
     columns: list[list[int]] = []
@@ -89,8 +88,7 @@ def places205(
     Raises:
         ValueError: a class has fewer images than `shots`.
     """
-    if split not in ("train", "val", "test"):
-        raise ValueError(f"split={split!r}: expected train or test")
+    known_split(split, "train", "val", "test")
     root, name = Path(root), "train" if split == "train" else "val"
     path = root / "trainvalsplit_places205" / f"{name}_places205.csv"
     relative, labels = read_list(path)

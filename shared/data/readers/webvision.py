@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.data.readers.files import integers, paths_below, read_json, shortened
-from shared.data.readers.folders import check_some_exist, image_set, read_list, text_lines
+from shared.data.readers.folders import check_some_exist, image_set, known_split, read_list, text_lines
 from shared.data.errors import DataCorruptError
 from shared.data.images import ArrayImages, FolderImages
 
@@ -44,8 +44,7 @@ def webvision(
         DataCorruptError: a damaged list or annotation.
     """
     root = Path(root)
-    if split not in ("train", "val", "test"):
-        raise ValueError(f"split={split!r}: expected train, val or test")
+    known_split(split, "train", "val", "test")
     if split != "train":
         origin, base = root / "info" / "val_filelist.txt", root / VALIDATION_FOLDER
         relative, labels = read_list(origin, num_classes)

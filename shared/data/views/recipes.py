@@ -9,190 +9,143 @@ recipes:
     - {op: flip}
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, Protocol
+from functools import partial
+from inspect import signature
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision.transforms import functional as tvf
 
-from shared.data.views import caption_augment
 from shared.data.images import Pictures
+from shared.data.views import caption_augment, per_image
+from shared.data.views.interface import Views
 from shared.data.views.randaugment import MAX_LEVEL
 from shared.randomness import key_generator
-from shared.data.views.per_image import jitter_and_grey, random_resized_crop
-from shared.data.views.interface import Views
 
 INTERPOLATIONS = {
     "bilinear": tvf.InterpolationMode.BILINEAR,
     "bicubic": tvf.InterpolationMode.BICUBIC,
 }
+Picture = Image.Image
+Operation = Callable[[Picture, Generator, int], Picture]
+"""Changes a picture; the last argument is the side of the view in pixels."""
 
 
-class Operation(Protocol):
-    """Changes a picture; `size` is the side of the view in pixels."""
-
-    def __call__(
-        self, picture: Image.Image, generator: np.random.Generator, size: int
-    ) -> Image.Image: ...
+# --- operations; what follows `size` are the arguments of a recipe's step ---
 
 
-@dataclass(frozen=True)
-class RandomResizedCrop:
+def random_resized_crop(
+    picture: Picture,
+    generator: Generator,
+    size: int,
+    scale: Sequence[float] = (0.08, 1.0),
+    ratio: Sequence[float] = (3 / 4, 4 / 3),
+    interpolation: str = "bilinear",
+) -> Picture:
     """A random part of `scale` of the area and aspect `ratio`, resized to the view's size."""
-
-    scale: Sequence[float] = (0.08, 1.0)
-    ratio: Sequence[float] = (3 / 4, 4 / 3)
-    interpolation: str = "bilinear"
-
-    def __call__(
-        self, picture: Image.Image, generator: np.random.Generator, size: int
-    ) -> Image.Image:
-        scale, ratio = (self.scale[0], self.scale[1]), (self.ratio[0], self.ratio[1])
-        kind = INTERPOLATIONS[self.interpolation]
-        return random_resized_crop(picture, size, generator, scale, ratio, kind)
+    limits = (scale[0], scale[1]), (ratio[0], ratio[1])
+    kind = INTERPOLATIONS[interpolation]
+    return per_image.random_resized_crop(picture, size, generator, *limits, kind)
 
 
-@dataclass(frozen=True)
-class Resize:
+def resize(
+    picture: Picture, generator: Generator, size: int, interpolation: str = "bilinear"
+) -> Picture:
     """The whole picture, squashed to the view's size."""
-
-    interpolation: str = "bilinear"
-
-    def __call__(
-        self, picture: Image.Image, generator: np.random.Generator, size: int
-    ) -> Image.Image:
-        return squash(picture, size, self.interpolation)
+    return squash(picture, size, interpolation)
 
 
-@dataclass(frozen=True)
-class RandomCrop:
+def random_crop(picture: Picture, generator: Generator, size: int, padding: int = 4) -> Picture:
     """A crop of the view's size after `padding` with black pixels on each side."""
-
-    padding: int = 4
-
-    def __call__(
-        self, picture: Image.Image, generator: np.random.Generator, size: int
-    ) -> Image.Image:
-        padded = ImageOps.expand(picture, self.padding)
-        if min(padded.size) < size:
-            raise ValueError(
-                f"random_crop: a picture of {picture.size} px with padding={self.padding} is "
-                f"smaller than size={size}"
-            )
-        left, top = (int(generator.integers(0, side - size + 1)) for side in padded.size)
-        return padded.crop((left, top, left + size, top + size))
+    padded = ImageOps.expand(picture, padding)
+    if min(padded.size) < size:
+        raise ValueError(
+            f"random_crop: a picture of {picture.size} px with padding={padding} is smaller than "
+            f"size={size}"
+        )
+    left, top = (int(generator.integers(0, side - size + 1)) for side in padded.size)
+    return padded.crop((left, top, left + size, top + size))
 
 
-@dataclass(frozen=True)
-class Flip:
+def flip(picture: Picture, generator: Generator, size: int, p: float = 0.5) -> Picture:
     """A horizontal flip with probability `p`."""
-
-    p: float = 0.5
-
-    def __call__(
-        self, picture: Image.Image, generator: np.random.Generator, size: int
-    ) -> Image.Image:
-        return ImageOps.mirror(picture) if generator.random() < self.p else picture
+    return ImageOps.mirror(picture) if generator.random() < p else picture
 
 
-@dataclass(frozen=True)
-class Grayscale:
+def grayscale(picture: Picture, generator: Generator, size: int, p: float = 0.2) -> Picture:
     """All channels equal, with probability `p`."""
-
-    p: float = 0.2
-
-    def __call__(
-        self, picture: Image.Image, generator: np.random.Generator, size: int
-    ) -> Image.Image:
-        grey = generator.random() < self.p
-        return picture.convert("L").convert(picture.mode) if grey else picture
+    grey = generator.random() < p
+    return picture.convert("L").convert(picture.mode) if grey else picture
 
 
-@dataclass(frozen=True)
-class Jitter:
+def jitter(
+    picture: Picture,
+    generator: Generator,
+    size: int,
+    strength: Sequence[float] = (0.4, 0.4, 0.4, 0.1),
+    p: float = 1.0,
+) -> Picture:
     """Brightness, contrast, saturation and hue, each within 1 +- (hue: +-) its `strength`.
 
     In random order, with probability `p`.
     """
-
-    strength: Sequence[float] = (0.4, 0.4, 0.4, 0.1)
-    p: float = 1.0
-
-    def __call__(
-        self, picture: Image.Image, generator: np.random.Generator, size: int
-    ) -> Image.Image:
-        b, c, s, h = self.strength
-        return jitter_and_grey(picture, generator, (b, c, s, h), self.p, grey_probability=0)
+    b, c, s, h = strength
+    return per_image.jitter_and_grey(picture, generator, (b, c, s, h), p, grey_probability=0)
 
 
-@dataclass(frozen=True)
-class Blur:
+def blur(
+    picture: Picture,
+    generator: Generator,
+    size: int,
+    sigma: Sequence[float] = (0.1, 2.0),
+    p: float = 0.5,
+) -> Picture:
     """A Gaussian blur of radius uniform in `sigma`, in pixels, with probability `p`."""
-
-    sigma: Sequence[float] = (0.1, 2.0)
-    p: float = 0.5
-
-    def __call__(
-        self, picture: Image.Image, generator: np.random.Generator, size: int
-    ) -> Image.Image:
-        if generator.random() >= self.p:
-            return picture
-        low, high = self.sigma
-        return picture.filter(ImageFilter.GaussianBlur(generator.uniform(low, high)))
+    if generator.random() >= p:
+        return picture
+    low, high = sigma
+    return picture.filter(ImageFilter.GaussianBlur(generator.uniform(low, high)))
 
 
-@dataclass(frozen=True)
-class RandAugment:
+def rand_augment(
+    picture: Picture,
+    generator: Generator,
+    size: int,
+    operations: int = 2,
+    magnitude: float = caption_augment.LEVEL,
+    p: float = 0.5,
+    official: bool = False,
+) -> Picture:
     """ALBEF's RandAugment: see `shared.data.views.caption_augment`.
 
     `operations` are drawn, each is applied with probability `p` at `magnitude` of ten; `official`:
     with the official code's oddities.
     """
-
-    operations: int = 2
-    magnitude: float = caption_augment.LEVEL
-    p: float = 0.5
-    official: bool = False
-
-    def __call__(
-        self, picture: Image.Image, generator: np.random.Generator, size: int
-    ) -> Image.Image:
-        pixels = np.asarray(picture.convert("RGB"))
-        changed = caption_augment.rand_augment(
-            pixels, generator, self.operations, self.magnitude, self.p, self.official
-        )
-        return Image.fromarray(changed).convert(picture.mode)
+    pixels = np.asarray(picture.convert("RGB"))
+    changed = caption_augment.rand_augment(pixels, generator, operations, magnitude, p, official)
+    return Image.fromarray(changed).convert(picture.mode)
 
 
-@dataclass(frozen=True)
-class Ground:
-    """Lays a transparent picture on one colour, uniform in [`low`, `high`]^3; before all others."""
-
-    low: float = 0.5
-    high: float = 1.0
-
-    def __call__(
-        self, picture: Image.Image, generator: np.random.Generator, size: int
-    ) -> Image.Image:
-        return lay_on(picture, generator.uniform(self.low, self.high, 3))
+def ground(
+    picture: Picture, generator: Generator, size: int, low: float = 0.5, high: float = 1.0
+) -> Picture:
+    """A transparent picture on one colour, uniform in [`low`, `high`]^3; before all others."""
+    return lay_on(picture, generator.uniform(low, high, 3))
 
 
-OPERATIONS = {
-    "random_resized_crop": RandomResizedCrop,
-    "random_crop": RandomCrop,
-    "resize": Resize,
-    "flip": Flip,
-    "grayscale": Grayscale,
-    "jitter": Jitter,
-    "blur": Blur,
-    "rand_augment": RandAugment,
-    "ground": Ground,
+OPERATIONS: dict[str, Callable[..., Picture]] = {
+    operation.__name__: operation
+    for operation in (
+        *(random_resized_crop, random_crop, resize, flip, grayscale),
+        *(jitter, blur, rand_augment, ground),
+    )
 }
 
 
@@ -234,7 +187,7 @@ class RecipeViews(Views):
             for view, steps in recipes.items()
         }
         for view, changes in self.recipes.items():
-            if any(isinstance(change, Ground) for change in changes[1:]):
+            if any(is_ground(change) for change in changes[1:]):
                 raise ValueError(
                     f"recipe {view!r}: ground must come first, others don't know transparency"
                 )
@@ -257,7 +210,7 @@ class RecipeViews(Views):
     def _view(self, image: NDArray[np.uint8], view: str, key: np.uint64) -> Image.Image:
         picture, generator = Image.fromarray(image), key_generator(key)
         changes = self.recipes[view]
-        if changes and isinstance(changes[0], Ground):
+        if changes and is_ground(changes[0]):
             picture, changes = changes[0](picture, generator, self.size), changes[1:]
         picture = self._opaque(picture)
         for change in changes:
@@ -318,25 +271,31 @@ def operation(step: Mapping[str, Any], view: str, interpolation: str = "bilinear
             f"recipe {view!r}: no operation {name!r}{_nearest(name, OPERATIONS)}; operations: "
             f"{', '.join(sorted(OPERATIONS))}"
         )
-    kind = OPERATIONS[name]
+    function = OPERATIONS[name]
     arguments = {key: value for key, value in step.items() if key != "op"}
-    known = [field.name for field in fields(kind)]
+    known = list(signature(function).parameters)[3:]
     for key, value in arguments.items():
         if key not in known:
             raise ValueError(
                 f"recipe {view!r}: {name} has no argument {key!r}{_nearest(key, known)}; it has "
-                f"{', '.join(known) or 'none'}"
+                f"{', '.join(known)}"
             )
         _check(key, value, f"recipe {view!r}: {name}.{key}={value}")
     if "interpolation" in known:
         arguments = {"interpolation": interpolation} | arguments
-    change: Operation = kind(**arguments)
-    if isinstance(change, Ground) and not 0 <= change.low <= change.high <= 1:
-        raise ValueError(
-            f"recipe {view!r}: ground from low={change.low} to high={change.high}: expected "
-            "0 <= low <= high <= 1"
-        )
+    change = partial(function, **arguments)
+    if function is ground:
+        low, high = arguments.get("low", 0.5), arguments.get("high", 1.0)
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"recipe {view!r}: ground from low={low} to high={high}: expected "
+                "0 <= low <= high <= 1"
+            )
     return change
+
+
+def is_ground(change: Operation) -> bool:
+    return isinstance(change, partial) and change.func is ground
 
 
 def _check(key: str, value: Any, what: str) -> None:

@@ -1,11 +1,11 @@
-"""Stage 2: classifiers on frozen features (docs/papers/iccl.md, section 3.6): cRT, tau-norm, LWS,
-NCM, distillation.
+"""Classifiers of a long tail, rebalanced on frozen features: cRT, tau-norm, LWS, NCM, distillation.
 
 Shapes: n or B rows, d features v, K classes; a linear classifier has weight W (K, d), bias b (K,).
-Source of the variants: facebookresearch/classifier-balancing@f162ade.
+Source: docs/papers/iccl.md, section 3.6; of the variants
+facebookresearch/classifier-balancing@f162ade.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -186,20 +186,44 @@ class FeatureSets(NamedTuple):
     held_out: Features | None = None
 
 
+def feature_sets(
+    features: Callable[[Any], Features], data: Any, settings: Mapping[str, Any]
+) -> FeatureSets:
+    """The cached features that the variants need.
+
+    Args:
+        features: of every image of a loader, in order.
+        data: the run's data module, whose `augmented_dataloader(passes)` gives augmented training
+            images and whose `probe_dataloader()` those of the probe.
+        settings: variants, tau, and augmented_passes (0: cRT and LWS see un-augmented images).
+    """
+    train, passes = features(data.features_dataloader()), settings["augmented_passes"]
+    probed = "probe" in settings["variants"]
+    return FeatureSets(
+        train=train,
+        learnt=features(data.augmented_dataloader(passes)) if passes else train,
+        test=features(data.test_dataloader()),
+        validation=features(data.val_dataloader()) if needs_validation(settings) else None,
+        held_out=features(data.probe_dataloader()) if probed else None,
+    )
+
+
 def balanced_logits(
     classifier: nn.Linear, sets: FeatureSets, settings: Mapping[str, Any], seed: int
 ) -> tuple[dict[str, Tensor], float | None]:
     """Test logits (n, K) of every variant in `settings["variants"]`, and the tau that was used.
 
     Args:
-        classifier: of stage 1; left as it is.
+        classifier: of stage 1, on any device; left as it is.
         settings: variants; tau (null: chosen on validation from tau_grid); and those of
             `train_on_features`, where distillation is that of `crt_distilled`.
 
     Raises:
         ValueError: a variant lacks the set that it needs.
     """
-    weight, bias = classifier.weight.detach(), classifier.bias.detach()
+    teacher = nn.Linear(classifier.in_features, classifier.out_features)
+    teacher.load_state_dict({k: v.cpu() for k, v in classifier.state_dict().items()})
+    weight, bias = teacher.weight.detach(), teacher.bias.detach()
     classes, width = weight.shape
     variants, plain = settings["variants"], {**settings, "distillation": None}
     require_sets(settings, sets.validation is not None, sets.held_out is not None)
@@ -220,7 +244,7 @@ def balanced_logits(
             train_on_features(head, sets.learnt, plain, seed)
         elif variant == "crt_distilled":
             head = fresh_classifier(width, classes, seed)
-            train_on_features(head, sets.learnt, settings, seed, teacher=classifier)
+            train_on_features(head, sets.learnt, settings, seed, teacher=teacher)
         else:
             head = fresh_classifier(width, classes, seed)
             seen = sets.learnt if variant == "crt" else sets.held_out

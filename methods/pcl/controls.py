@@ -1,0 +1,31 @@
+"""The negative control of the claim: PCL with prototypes that know nothing of their images."""
+
+import torch
+
+from methods.pcl.clustering import Clusters, Granularity
+from methods.pcl.module import PCL
+from shared.evaluation.features import Features
+from shared.randomness import torch_generator
+
+
+class PermutedClusters(PCL):
+    """Every image gets the cluster of another one, at all granularities."""
+
+    def cluster(self, features: Features) -> Clusters:
+        return permuted(super().cluster(features), self.hparams["seed"])
+
+
+def permuted(clusters: Clusters, seed: int) -> Clusters:
+    """The clusters with their images exchanged; sizes, prototypes and concentrations stay.
+
+    A single cycle leaves no image its own cluster but by chance.
+    """
+    trained = (clusters.granularities[0].im2cluster >= 0).nonzero()[:, 0]
+    generator = torch_generator(seed, clusters.epoch, "permuted clusters")
+    order = trained[torch.randperm(len(trained), generator=generator).to(trained.device)]
+    changed = []
+    for granularity in clusters.granularities:
+        im2cluster = granularity.im2cluster.clone()
+        im2cluster[order] = granularity.im2cluster[order.roll(1)]
+        changed.append(Granularity(im2cluster, granularity.prototypes, granularity.density))
+    return Clusters(clusters.epoch, tuple(changed))

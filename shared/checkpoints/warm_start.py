@@ -1,0 +1,76 @@
+"""Common steps of the methods' `official.py`: read a file, and find the model in it."""
+
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from typing import Any
+
+from torch import Tensor
+
+from shared.checkpoints.official import Rule
+from shared.checkpoints.reading import CheckpointError, load_checkpoint
+
+OTHER_TRAINER = "training state of another trainer"
+TRAINER_KEYS = dict.fromkeys(("epoch", "arch", "optimizer", "optimizer/{rest}"), OTHER_TRAINER)
+"""Keys that PyTorch's ImageNet example saves beside the state dict, and so do its descendants."""
+
+
+def model_prefix(source: Mapping[str, Any]) -> str:
+    """Prefix of the model's tensors in a file: `state_dict/`, `module.`, both or neither."""
+    prefix = "state_dict/" if "state_dict" in source else ""
+    keys = source.get("state_dict", source)
+    return prefix + ("module." if any(key.startswith("module.") for key in keys) else "")
+
+
+def read_start(
+    path: str | PathLike[str], kind: str, kinds: Iterable[str], remedy: str
+) -> dict[str, Any]:
+    """Content of the file that `warm_start={path, kind}` names.
+
+    Args:
+        kinds: what the method knows.
+        remedy: said after the name of a file that does not exist.
+
+    Raises:
+        CheckpointError: another kind, no such file, or one that is unreadable without executing
+            code.
+    """
+    if kind not in kinds:
+        raise CheckpointError(f"warm_start.kind {kind!r} is unknown: {', '.join(kinds)}")
+    try:
+        return load_checkpoint(path)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{error}: {remedy}") from None
+
+
+def state_of_run(
+    source: Mapping[str, Any], package: str, path: str | PathLike[str]
+) -> dict[str, Tensor]:
+    """State dict of a checkpoint that a run of `package` wrote.
+
+    Raises:
+        CheckpointError: it is of another package, or not of Tenfold.
+    """
+    target = source.get("_target_")
+    if (
+        not isinstance(target, str)
+        or not target.startswith(f"{package}.")
+        or "state_dict" not in source
+    ):
+        found = f"it is of {target}" if target else "it is not of Tenfold"
+        raise CheckpointError(f"{path} is no checkpoint of {package}: {found}")
+    return source["state_dict"]
+
+
+def moco_rules(official: str, ours: str = "encoder.") -> list[Rule]:
+    """An encoder of MoCo or PCL, whose head is `fc`: of two layers (v2) or of one (v1)."""
+    return [
+        Rule(f"{official}fc.0.{{rest}}", f"{ours}projection.fc1.{{rest}}"),
+        Rule(f"{official}fc.2.{{rest}}", f"{ours}projection.fc2.{{rest}}"),
+        Rule(f"{official}fc.{{rest}}", f"{ours}projection.fc.{{rest}}"),
+        Rule(f"{official}{{rest}}", f"{ours}backbone.{{rest}}"),
+    ]
+
+
+def fc_rules(official: str, ours: str) -> list[Rule]:
+    """The two-layer head of CoMatch and MoPro, whose layers are `fc1` and `fc2` there."""
+    return [Rule(f"{official}fc{n}.{{rest}}", f"{ours}projection.fc{n}.{{rest}}") for n in (1, 2)]
