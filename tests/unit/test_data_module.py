@@ -16,7 +16,7 @@ from benchmarks.miniatures.synthetic import fashion_mnist as write_synthetic
 from methods.comatch.data import SemiSupervisedData
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.images import FolderImages
-from shared.data.loading.batches import EvaluationBatches
+from shared.data.loading.batches import PlainImageBatches
 
 CONF = Path(__file__).parents[2] / "conf" / "data"
 
@@ -193,6 +193,6 @@ def test_imagenet_form(tmp_path: Path) -> None:
 def test_a_batch_without_one_readable_image_is_refused(root: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
     images = FolderImages([tmp_path / "a.png"], np.zeros(1), [], str(tmp_path), max_corrupt=0.5)
-    batches = EvaluationBatches(images, data_module(root).transform)
+    batches = PlainImageBatches(images, data_module(root).transform)
     with pytest.warns(UserWarning, match=r"a.png"), pytest.raises(DataCorruptError):
         batches.__getitems__(np.zeros(1, int))
