@@ -39,7 +39,7 @@ def copy(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Pat
 def run(copy: Path, *arguments: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(copy), "WANDB_MODE": "disabled"}
     done = subprocess.run(
-        [sys.executable, "-m", *arguments],
+        [sys.executable, *arguments],
         cwd=copy,
         env=environment,
         text=True,
@@ -58,14 +58,19 @@ def test_it_is_short(files: dict[str, str]) -> None:
 
 def test_its_files_are_clean(copy: Path, files: dict[str, str]) -> None:
     code = [name for name in files if name.endswith(".py")]
-    run(copy, "ruff", "check", *code)
-    run(copy, "ruff", "format", "--check", *code)
+    run(copy, "-m", "ruff", "check", *code)
+    run(copy, "-m", "ruff", "format", "--check", *code)
 
 
 def test_the_package_conforms(copy: Path) -> None:
     tests = ["tests/conformance", "tests/unit/test_simclr.py"]
-    said = run(copy, "pytest", *tests, "-q", "-k", "simclr", "-p", "no:cacheprovider")
+    said = run(copy, "-m", "pytest", *tests, "-q", "-k", "simclr", "-p", "no:cacheprovider")
     assert int(re.findall(r"(\d+) passed", said)[-1]) >= 15
+
+
+def test_its_claim_composes(copy: Path) -> None:
+    run(copy, "-c", "from benchmarks.claims import *; from pathlib import Path; "
+        "compose_arms(load_claim(Path('conf/reproduce/simclr.yaml')))")  # fmt: skip
 
 
 def test_its_miniature_trains(copy: Path, tmp_path: Path) -> None:
@@ -74,5 +79,5 @@ def test_its_miniature_trains(copy: Path, tmp_path: Path) -> None:
     few = ["data.subset=null", "data.batch_size=16", "trainer.max_epochs=2"]
     few.append("method.evaluation.shots=[1,2]")
     places = [f"data_root={tmp_path}/data", f"output_dir={tmp_path}/run", "precision=32-true"]
-    run(copy, "shared.cli", "experiment=simclr/mini", *synthetic, *few, *places)
+    run(copy, "-m", "shared.cli", "experiment=simclr/mini", *synthetic, *few, *places)
     assert (tmp_path / "run" / "results.json").is_file()
