@@ -60,7 +60,7 @@ def saved_run(config: dict[str, Any], path: Path) -> Any:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_each_task_is_one_of_the_methods_on_its_own_data(task: str, tmp_path: Path) -> None:
+def test_each_task_is_one_of_the_methods_on_its_own_data(task: str) -> None:
     config = resolved(f"albef/mini_{task}")
     kind, builder, _ = TASKS[task]
     assert get_method(config["method"]["_target_"]) is kind
@@ -73,7 +73,7 @@ def test_each_task_is_one_of_the_methods_on_its_own_data(task: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("experiment", [*SCENES, *(f"mini_{task}" for task in TASKS)])
-def test_nothing_is_mirrored(experiment: str, tmp_path: Path) -> None:
+def test_nothing_is_mirrored(experiment: str) -> None:
     config = resolved(f"albef/{experiment}")
     augmentation = config["data"]["augmentation"]
     operations = {o["op"] for recipe in augmentation["recipes"].values() for o in recipe}
@@ -83,7 +83,7 @@ def test_nothing_is_mirrored(experiment: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_task_has_the_words_of_its_start(task: str, tmp_path: Path) -> None:
+def test_a_task_has_the_words_of_its_start(task: str) -> None:
     config = resolved(f"albef/mini_{task}")
     start = resolved(f"albef/{named_start(config)}")
     assert config["data"]["vocab"] == start["data"]["vocab"]
