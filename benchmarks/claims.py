@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+import shared.composing  # noqa: F401  (finds rows and arms)
 from shared.experiments import CONF
 
 # What says where, when or how fast a run happens, not what it computes (`precision` stays: it is

@@ -38,7 +38,10 @@ def main() -> None:
         elif arguments[0] in ("--version", "-V"):
             print(f"tenfold {metadata.version('tenfold')}")
         elif arguments[0] == "list":
-            list_rows(arguments[1:])
+            try:
+                list_rows(arguments[1:])
+            except ValueError as error:  # a damaged table
+                _refuse(f"tenfold list: {error}")
         elif arguments[0] == "predict":
             _predict(arguments[1:])
         else:

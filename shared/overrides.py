@@ -67,8 +67,8 @@ def check_overrides(argv: Sequence[str], config_name: str = "config") -> None:
         return  # configs of the user's own; Hydra checks those
     try:
         validate(arguments.overrides, config_name)
-    except OverrideError as error:
-        print(f"tenfold: {error}", file=sys.stderr)
+    except ValueError as error:  # of a damaged table of rows, too
+        print(f"tenfold: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
 
 

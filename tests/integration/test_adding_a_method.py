@@ -69,8 +69,8 @@ def test_the_package_conforms(copy: Path) -> None:
 
 
 def test_its_claim_composes(copy: Path) -> None:
-    run(copy, "-c", "from benchmarks.claims import *; from pathlib import Path; "
-        "compose_arms(load_claim(Path('conf/reproduce/simclr.yaml')))")  # fmt: skip
+    run(copy, "-c", "from benchmarks.claims import CONF, compose_arms, load_claim; "
+        "compose_arms(load_claim(CONF / 'reproduce' / 'simclr.yaml'))")  # fmt: skip
 
 
 def test_its_miniature_trains(copy: Path, tmp_path: Path) -> None:

@@ -102,8 +102,9 @@ def test_command_line_shows_no_traceback():
     command = [sys.executable, "-m", "shared.run", "experiment=comatch/minni"]
     done = subprocess.run(command, cwd=CONF.parent, capture_output=True, text=True)
     assert done.returncode == 2
-    expected = "tenfold: unknown experiment 'comatch/minni'; did you mean comatch/mini?\n"
-    assert done.stderr.endswith(expected)
+    expected = "tenfold: unknown experiment 'comatch/minni'; did you mean comatch/mini? (rows: "
+    assert done.stderr.startswith(expected)
+    assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
 
 
