@@ -59,11 +59,7 @@ def saved_run(config: dict[str, Any], path: Path) -> Any:
 
 
 @pytest.mark.parametrize("task", TASKS)
-<<<<<<< HEAD
 def test_a_task_has_its_own_data_and_starts_from_what_it_names(task: str, tmp_path: Path) -> None:
-=======
-def test_each_task_is_one_of_the_methods_on_its_own_data(task: str) -> None:
->>>>>>> h-configs
     config = resolved(f"albef/mini_{task}")
     kind, builder, start_name = TASKS[task]
     assert get_method(config["method"]["_target_"]) is kind
@@ -71,28 +67,9 @@ def test_each_task_is_one_of_the_methods_on_its_own_data(task: str) -> None:
     assert {"train", "val", "test"} <= set(config["data"]["files"])
     assert_nothing_is_mirrored(config)
 
-<<<<<<< HEAD
     assert named_start(config) == start_name
     start_config = resolved(f"albef/{start_name}")
     assert config["data"]["vocab"] == start_config["data"]["vocab"]
-=======
-
-@pytest.mark.parametrize("experiment", [*SCENES, *(f"mini_{task}" for task in TASKS)])
-def test_nothing_is_mirrored(experiment: str) -> None:
-    config = resolved(f"albef/{experiment}")
-    augmentation = config["data"]["augmentation"]
-    operations = {o["op"] for recipe in augmentation["recipes"].values() for o in recipe}
-    assert operations
-    assert not operations & FORBIDDEN
-    assert augmentation["size"] == config["method"]["vision"]["image_size"]
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_a_task_has_the_words_of_its_start(task: str) -> None:
-    config = resolved(f"albef/mini_{task}")
-    start = resolved(f"albef/{named_start(config)}")
-    assert config["data"]["vocab"] == start["data"]["vocab"]
->>>>>>> h-configs
     words = config["method"]["text"]["vocab_size"]
     assert words == start_config["method"]["text"]["vocab_size"]
     # All that sentences are made of; the names of concepts come on top.
