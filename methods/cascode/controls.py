@@ -1,4 +1,4 @@
-"""CasCode's negative control; `conf/experiment/cascode/mini_shuffled.yaml` names it."""
+"""CasCode's negative control; `conf/reproduce/cascode.yaml` names it."""
 
 from methods.cascode.frame import Batch
 from methods.cascode.losses import Pairs
