@@ -190,6 +190,7 @@ WHY_SAFE = {
     # the floor: names are checked where they are defined, and the kind must fit
     "shared/nn/building.py": "checks every name",
     "shared/cli.py": "our own configs, by a safe loader",
+    "shared/experiments.py": "tables of conf/, by a safe loader",
     "shared/data/views/interface.py": "a closed set",
     "shared/nn/encoder.py": "networks of ours; their arguments are numbers",
     "shared/checkpoints/reading.py": "weights_only; the module and each nested network checked",

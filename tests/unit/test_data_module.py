@@ -192,7 +192,7 @@ def test_imagenet_form(tmp_path: Path) -> None:
 
 def test_a_batch_without_one_readable_image_is_refused(root: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"")
-    images = FolderImages([tmp_path / "a.png"], np.zeros(1), [], str(tmp_path), max_corrupt=0.5)
+    images = FolderImages([tmp_path / "a.png"], np.zeros(1), ["a"], str(tmp_path), max_corrupt=0.5)
     batches = PlainImageBatches(images, data_module(root).transform)
     with pytest.warns(UserWarning, match=r"a.png"), pytest.raises(DataCorruptError):
         batches.__getitems__(np.zeros(1, int))
