@@ -73,6 +73,7 @@ def test_its_claim_composes(copy: Path) -> None:
         "compose_arms(load_claim(CONF / 'reproduce' / 'simclr.yaml'))")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_its_miniature_trains(copy: Path, tmp_path: Path) -> None:
     """On made-up images in the public format: tests have no network."""
     synthetic = ["source._target_=benchmarks.miniatures.synthetic.fashion_mnist"]

@@ -20,6 +20,7 @@ def bounded():
         yield
 
 
+@pytest.mark.slow
 def test_faithful_resumption_is_identical_after_kills_that_really_came(tmp_path, capsys):
     moments = [Moment("E-step: epoch 2"), Moment("E-step: epoch 1", steps=5)]
     report = chaos.chaos(TOY, tmp_path / "toy", kills=1, seed=0, moments=moments)
@@ -60,6 +61,7 @@ def test_a_phrase_that_the_run_never_says_is_an_error(tmp_path, monkeypatch):
         chaos.chaos(TOY, tmp_path, kills=1, seed=0, moments=moments)
 
 
+@pytest.mark.slow
 def test_forgotten_momentum_is_found(tmp_path):
     report = chaos.chaos([*TOY, "forget"], tmp_path / "toy", kills=1, seed=1)
     assert report["first_difference"].startswith("checkpoint/state_dict/weight: tensors differ")

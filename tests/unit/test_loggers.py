@@ -253,6 +253,7 @@ def test_values_that_json_cannot_hold_are_left_out(tmp_path, fake):
     assert logger.name == "wandb"
 
 
+@pytest.mark.slow
 def test_real_offline_run_is_written_and_continued_without_hanging(tmp_path):
     """The package itself, twice in one folder, in a process that must end by itself."""
     pytest.importorskip("wandb")
