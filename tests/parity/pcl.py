@@ -4,8 +4,6 @@ Everything is observed inside the real `training_step` (and, in `train_step`, Li
 loop). Where a case gives logits or centroids, they stand in for what would compute them.
 """
 
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -13,8 +11,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,6 +33,7 @@ from .recording import (
     recording,
     snapshot,
 )
+from .two_processes import on_each_rank
 
 Config, Inputs, Outputs = dict[str, Any], dict[str, Tensor], dict[str, Any]
 SEED = 0
@@ -213,25 +210,13 @@ def moco_forward_v1_head(config: Config, inputs: Inputs, weights: Inputs) -> Out
 
 def moco_forward_2rank(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     """Real processes, because what is compared is what passes between them."""
-    world = config["world_size"]
-    out: Outputs = {}
-    with tempfile.TemporaryDirectory() as folder:
-        torch.save((config, inputs, weights), f"{folder}/case.pt")
-        mp.spawn(_rank, args=(world, folder), nprocs=world)
-        for rank in range(world):
-            values = torch.load(f"{folder}/{rank}.pt")
-            out |= {f"rank{rank}.{name}": value for name, value in values.items()}
-    queues = torch.stack([out[f"rank{rank}.queue"] for rank in range(world)])
-    assert (queues == queues[0]).all(), "the ranks hold different queues"
+    ranks = on_each_rank(_rank, config, inputs, weights)
+    out = {f"rank{r}.{name}": value for r, rank in enumerate(ranks) for name, value in rank.items()}
+    assert torch.equal(out["rank0.queue"], out["rank1.queue"]), "the ranks hold different queues"
     return out | {name: out[f"rank0.{name}"] for name in ("queue", "queue_ptr")}
 
 
-def _rank(rank: int, world: int, folder: str) -> None:
-    os.environ |= {"LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
-    torch.set_num_threads(1)
-    place = f"file://{folder}/rendezvous"
-    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=world)
-    config, inputs, weights = torch.load(f"{folder}/case.pt")
+def _rank(rank: int, config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     module = _moco(config, _tiny_resnet(config))
     _load(module, weights)
     local = config["batch_per_rank"]
@@ -242,13 +227,10 @@ def _rank(rank: int, world: int, folder: str) -> None:
         given_permutations(pcl_module, [inputs["idx_shuffle"]]),
     ):
         module.training_step(_batch(inputs["im_q"][rows], inputs["im_k"][rows]), 0)
-    out = _names(module) | {
+    return _names(module) | {
         "logits": calls["cross_entropy"][0].arguments["input"].detach(),
         "key_input": keys["forward"][0].arguments["x"],
     }
-    torch.save(out, f"{folder}/{rank}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 def queue_update(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:

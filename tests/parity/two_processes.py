@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 from functools import cache
+from multiprocessing import parent_process
 from pathlib import Path
 from tempfile import mkdtemp
+from threading import Thread
 from typing import Any
 
 import pytorch_lightning as pl
@@ -94,16 +96,7 @@ def fit(
 
 def in_two_processes(run: Callable[..., Values], forms: Iterable[str], folder: Path) -> None:
     """Each rank's `run(form, rank, **options)` of every form, saved for `ranks`."""
-    jobs = [
-        process.submit(_run_forms, rank, run, list(forms), str(folder))
-        for rank, process in enumerate(_processes())
-    ]
-    try:
-        for job in jobs:
-            job.result(timeout=600)
-    except BaseException:  # the other rank may wait for this one: both are of no further use
-        _processes.cache_clear()
-        raise
+    on_each_rank(_run_forms, run, list(forms), str(folder))
 
 
 @cache
@@ -146,7 +139,18 @@ def assert_ranks_equal_one(
         )
 
 
+def on_each_rank(function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What `function(rank, *arguments)` returns on each rank of the group."""
+    jobs = [process.submit(function, rank, *arguments) for rank, process in enumerate(_processes())]
+    try:
+        return [job.result(timeout=600) for job in jobs]
+    except BaseException:  # the other rank may wait for this one: both are of no further use
+        _processes.cache_clear()
+        raise
+
+
 def _join_group(rank: int, rendezvous: str) -> None:
+    Thread(target=_end_with_parent, daemon=True).start()
     os.environ |= {"LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
     torch.set_num_threads(1)
     # A rendezvous by file needs no port. Lightning keeps a group that exists.
@@ -157,6 +161,14 @@ def _join_group(rank: int, rendezvous: str) -> None:
         world_size=WORLD,
         timeout=timedelta(minutes=5),
     )
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed, or a fork that ends by `os._exit`, stops no process by itself."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run_forms(rank: int, run: Callable[..., Values], forms: list[str], folder: str) -> None:

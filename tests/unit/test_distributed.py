@@ -1,13 +1,9 @@
 """Collectives between two gloo processes, and their identity in one."""
 
-import os
-from datetime import timedelta
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from shared.distributed import (
@@ -22,6 +18,7 @@ from shared.distributed import (
     step_permutation,
     world_size,
 )
+from tests.parity.two_processes import on_each_rank
 
 PERMUTATION = torch.tensor([2, 0, 3, 1])
 
@@ -45,16 +42,7 @@ class KeyNetwork(nn.Module):
 IMAGES = torch.tensor([[0.0, 5.0], [1.0, 3.0], [4.0, 9.0], [10.0, 2.0]])
 
 
-def worker(number: int, folder: str) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=number,
-        world_size=2,
-        timeout=timedelta(seconds=120),
-    )
+def worker(number: int) -> dict[str, Any]:
     x = local(number).requires_grad_()
     # Each rank's loss weighs the gathered rows by (1, 2, 3, 4), times 1 on rank 0 and 10 on rank 1.
     gathered = all_gather(x, grad=True)
@@ -66,7 +54,7 @@ def worker(number: int, folder: str) -> None:
         uneven = ""
     except ValueError as error:
         uneven = str(error)
-    result = {
+    return {
         "place": (rank(), world_size()),
         "gathered": gathered.detach(),
         "gradient": x.grad,
@@ -82,16 +70,11 @@ def worker(number: int, folder: str) -> None:
         "permutation": step_permutation(3, 7, 4),
         "uneven": uneven,
     }
-    torch.save(result, f"{folder}/{number}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    folder: Path = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{number}.pt") for number in range(2)]
+def ranks() -> list[dict]:
+    return on_each_rank(worker)
 
 
 def test_gather_is_in_rank_order(ranks: list[dict]) -> None:

@@ -1,18 +1,16 @@
 """Features of a whole data set: order, duplicates, modes, ranks of different size."""
 
-import os
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from shared.evaluation import features as module
 from shared.evaluation.features import eval_mode, extract_features
+from tests.parity.two_processes import on_each_rank
 
 
 def batches(indices: list[int], size: int) -> list[dict[str, Tensor]]:
@@ -108,24 +106,16 @@ def test_eval_mode_gives_every_part_its_own_mode_back() -> None:
 SHARES = [[0, 2, 4, 6, 8, 10, 0], [1, 3, 5, 10]]
 
 
-def worker(number: int, folder: str) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    module.ROWS_PER_MESSAGE = 3
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=2
-    )
-    everyone = extract_features(embed, batches(SHARES[number], 4), "cpu")
-    one_empty = extract_features(embed, batches([5, 3], 1) if number else [], "cpu")
-    torch.save((tuple(everyone), tuple(one_empty)), f"{folder}/{number}.pt")
-    dist.barrier()
-    dist.destroy_process_group()
+def worker(rank: int) -> tuple[Any, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "ROWS_PER_MESSAGE", 3)
+        everyone = extract_features(embed, batches(SHARES[rank], 4), "cpu")
+        one_empty = extract_features(embed, batches([5, 3], 1) if rank else [], "cpu")
+    return tuple(everyone), tuple(one_empty)
 
 
-def test_every_rank_ends_with_all_rows(tmp_path: Path) -> None:
-    mp.spawn(worker, args=(str(tmp_path),), nprocs=2)
-    for number in range(2):
-        everyone, one_empty = torch.load(tmp_path / f"{number}.pt")
+def test_every_rank_ends_with_all_rows() -> None:
+    for everyone, one_empty in on_each_rank(worker):
         indices = torch.tensor([0, 1, 2, 3, 4, 5, 6, 8, 10])
         assert torch.equal(everyone[2], indices)
         assert torch.equal(everyone[1], 100 + indices)
