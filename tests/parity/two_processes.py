@@ -7,10 +7,10 @@ mode, since its statistics are per process by design.
 
 import os
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from datetime import timedelta
 from functools import cache
-from multiprocessing import parent_process
+from multiprocessing import active_children, parent_process
 from pathlib import Path
 from tempfile import mkdtemp
 from threading import Thread
@@ -142,11 +142,12 @@ def assert_ranks_equal_one(
 def on_each_rank(function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What `function(rank, *arguments)` returns on each rank of the group."""
     jobs = [process.submit(function, rank, *arguments) for rank, process in enumerate(_processes())]
-    try:
-        return [job.result(timeout=600) for job in jobs]
-    except BaseException:  # the other rank may wait for this one: both are of no further use
+    done, waiting = wait(jobs, timeout=300, return_when=FIRST_EXCEPTION)
+    if waiting or any(job.exception() for job in done):  # the other rank may wait for ever
         _processes.cache_clear()
-        raise
+        for child in active_children():
+            child.kill()
+    return [job.result() for job in sorted(jobs, key=waiting.__contains__)]
 
 
 def _join_group(rank: int, rendezvous: str) -> None:
