@@ -98,6 +98,7 @@ def test_exit_status_and_a_single_line(capsys):
     check_overrides(["--help"])
 
 
+@pytest.mark.slow  # it imports torch
 def test_command_line_shows_no_traceback():
     command = [sys.executable, "-m", "shared.run", "experiment=comatch/minni"]
     done = subprocess.run(command, cwd=CONF.parent, capture_output=True, text=True)
