@@ -24,6 +24,7 @@ from shared.training.callbacks import (
     progress_callback,
 )
 from shared.training.loggers import CsvLogger, read_metrics
+from tests.hostile.damages import every
 
 BATCHES = 6
 
@@ -145,15 +146,18 @@ def comparable(checkpoint):
 
 @pytest.mark.parametrize(
     "schedule",
-    [
-        {"max_epochs": 3},
-        {"max_steps": 15, "max_epochs": -1},
-        {"max_steps": 15, "max_epochs": -1, "check_val_every_n_epoch": 2},
-        {"max_steps": 12, "max_epochs": -1, "every_n_steps": 1},
-        {"max_epochs": 3, "val_check_interval": 0.5},
-        {"max_epochs": 3, "check_val_every_n_epoch": 2},
-        {"max_epochs": 2, "every_n_steps": 1},
-    ],
+    every(
+        3,
+        [
+            {"max_epochs": 3},
+            {"max_steps": 15, "max_epochs": -1},
+            {"max_steps": 15, "max_epochs": -1, "check_val_every_n_epoch": 2},
+            {"max_steps": 12, "max_epochs": -1, "every_n_steps": 1},
+            {"max_epochs": 3, "val_check_interval": 0.5},
+            {"max_epochs": 3, "check_val_every_n_epoch": 2},
+            {"max_epochs": 2, "every_n_steps": 1},
+        ],
+    ),
     ids=lambda schedule: "-".join(f"{k}{v}" for k, v in schedule.items()),
 )
 def test_every_checkpoint_continues_exactly(tmp_path, schedule):
