@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.miniatures.code import builder, corpus, listing
-from benchmarks.miniatures.code.builder import split, without_duplicates
+from benchmarks.miniatures.code import builder, listing
+from benchmarks.miniatures.code.builder import corpus, split, without_duplicates
 from benchmarks.miniatures.code.checks import CorpusError, check
 from benchmarks.miniatures.code.wheels import licence, problem, source_files
 from methods.cascode.cleaning import accepted_query, query_tokens

@@ -18,6 +18,7 @@ from benchmarks.chaos import ALWAYS, load_plan
 from benchmarks.claims import load_claim
 from shared.data.errors import DataNotFoundError
 from shared.experiments import CONF, FIGURES, PAPER, Line, arms, rows
+from shared.nn.building import trusted_function
 from shared.overrides import validate
 
 FILES = {str(p.relative_to(CONF).with_suffix("")) for p in CONF.rglob("*.yaml")}
@@ -133,7 +134,8 @@ def test_everything_composes_and_is_used() -> None:
     below |= {str(line.get("experiment")) for line in (*ROWS.values(), *ARMS.values())}
     chosen = defaultdict(set, {"backbone": {"resnet18"}})  # chosen by the library's own users
     for name in [*(EXPERIMENTS - below), *ROWS, *ARMS]:
-        config_of(name)
+        if source := config_of(name).source:
+            assert trusted_function(source._target_), name
         given = [f"experiment={name}"] if name in EXPERIMENTS else parts(line_of(name))[0]
         for group, option in once(*given)[1].items():
             chosen[group.partition("@")[0]].add(option)

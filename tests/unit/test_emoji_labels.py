@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks.miniatures.emoji import subgroup_labels, subgroups
+from benchmarks.miniatures.emoji import subgroup_labels
 from benchmarks.miniatures.emoji.packages import of_split
 from benchmarks.miniatures.emoji.render import Renderings, renderings
 from benchmarks.miniatures.emoji.subgroup_labels import (
@@ -18,6 +18,7 @@ from benchmarks.miniatures.emoji.subgroup_labels import (
     labelled_pictures,
     long_tail_counts,
     long_tail_rows,
+    subgroups,
 )
 from shared.data.errors import DataCorruptError
 
