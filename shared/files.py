@@ -1,9 +1,7 @@
 """Files that somebody else may have put there: nothing is waited for, no link is written through.
 
-Readers open by `open_regular`, which a pipe or a device behind a file's name cannot hold up, and
-parse JSON by `read_json`, which ends in `OSError` or `ValueError` whatever the content. Writers
-write by `replacing`: whole or not at all, never through a link that lies in the way. `locked` lets
-one process at a time write to a folder.
+Readers open by `open_regular` and parse by `read_json`, which no pipe holds up and which end in
+`OSError` or `ValueError` whatever lies there. Writers write by `replacing`: whole or not at all.
 """
 
 import errno
@@ -27,10 +25,7 @@ _HELD = {errno.EACCES, errno.EAGAIN}
 
 
 class UnsafeFileError(OSError):
-    """Something other than a file or folder of its own lies at a path; nothing was read or written.
-
-    `strerror` says what it is, and `str()` names the path as well.
-    """
+    """Something other than a file or folder of its own lies at a path; `strerror` says what."""
 
 
 class LockedError(RuntimeError):
@@ -44,25 +39,34 @@ def open_regular(path: str | os.PathLike[str], follow_links: bool = True) -> Buf
         UnsafeFileError: a pipe, device, socket or folder, or a link unless links are followed.
         OSError: no such file, or it may not be read.
     """
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, flags if follow_links else flags | os.O_NOFOLLOW)
-    except OSError as error:
-        raise _unsafe(path, error) or error from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise _no_file(path)
-    return open(descriptor, "rb")
+    return open(_open(path, os.O_RDONLY | (0 if follow_links else os.O_NOFOLLOW)), "rb")
 
 
-def check_regular(path: str | os.PathLike[str]) -> None:
-    """Refuse what `open_regular` refuses, before a library opens the path by itself.
+def open_own(path: str | os.PathLike[str]) -> FileIO:
+    """Open a file of our own for reading and appending; it is made if there is none.
 
     Raises:
-        OSError: as `open_regular`.
+        UnsafeFileError: a link or no file lies there.
+        OSError: the disk is full or refuses.
     """
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise _no_file(path)
+    return FileIO(_open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW), "r+b")
+
+
+def _open(path: str | os.PathLike[str], flags: int) -> int:
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            what = "is a link, which is not followed"
+            raise UnsafeFileError(errno.ELOOP, what, os.fspath(path)) from None
+        if error.errno not in (errno.ENXIO, errno.EISDIR):
+            raise
+    else:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
+    what = "is a pipe, a device, a socket or a folder, not a file"
+    raise UnsafeFileError(errno.EINVAL, what, os.fspath(path))
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
@@ -90,13 +94,10 @@ def parse_json(content: str | bytes) -> Any:
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[BinaryIO]:
-    """Yield a file to write; when all is written and synced it takes the place of `path`.
+    """Yield a file to write, which takes the place of `path` when all is written and synced.
 
-    Until then, and if anything fails, what was at `path` stays. A link at `path` is replaced, not
-    followed. A killed process leaves a `.NAME.*.tmp` for `remove_unfinished`.
-
-    Args:
-        mode: permissions of the new file, before the umask.
+    If anything fails, what was at `path` stays. A link there is replaced, not followed. A killed
+    process leaves a `.NAME.*.tmp` for `remove_unfinished`. `mode` is that before the umask.
 
     Raises:
         OSError: the disk is full or refuses.
@@ -151,24 +152,6 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def open_own(path: str | os.PathLike[str]) -> FileIO:
-    """Open a file of our own for reading and appending; it is made if there is none.
-
-    Raises:
-        UnsafeFileError: a link or no file lies there.
-        OSError: the disk is full or refuses.
-    """
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, flags, 0o666)
-    except OSError as error:
-        raise _unsafe(path, error) or error from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise _no_file(path)
-    return FileIO(descriptor, "r+b")
-
-
 class OwnFileHandler(logging.FileHandler):
     """A log file in a folder of its own; a link in either place is refused."""
 
@@ -179,15 +162,10 @@ class OwnFileHandler(logging.FileHandler):
 
 @contextmanager
 def locked(path: Path, wait: bool = False) -> Iterator[None]:
-    """Hold a lock file, which ends with the process however that ends.
-
-    The lock is the process's own: workers that it forks do not hold it when it is killed.
-
-    Args:
-        wait: until another process has let go of it.
+    """Hold a lock file, until the process ends at the latest; what it forks does not hold it.
 
     Raises:
-        LockedError: another process holds it.
+        LockedError: another process holds it, unless we `wait` until it has let go.
         UnsafeFileError: a link or no file lies there.
     """
     with open_own(path) as file:
@@ -199,23 +177,9 @@ def locked(path: Path, wait: bool = False) -> Iterator[None]:
                 raise LockedError(holder) from None
             if error.errno not in _UNSUPPORTED:
                 raise
-            warnings.warn(
-                f"{path.parent}: this file system knows no locks; start one command at a time",
-                stacklevel=3,
-            )
+            said = f"{path.parent}: this file system knows no locks; start one command at a time"
+            warnings.warn(said, stacklevel=3)
         file.truncate(0)
         now = datetime.now(UTC).isoformat(timespec="seconds")
         file.write(f"process {os.getpid()} on {socket.gethostname()} since {now}\n".encode())
         yield
-
-
-def _unsafe(path: str | os.PathLike[str], error: OSError) -> UnsafeFileError | None:
-    """The error of a path that was not followed or cannot be opened as a file, else None."""
-    if error.errno == errno.ELOOP:
-        return UnsafeFileError(errno.ELOOP, "is a link, which is not followed", os.fspath(path))
-    return _no_file(path) if error.errno in (errno.ENXIO, errno.EISDIR) else None
-
-
-def _no_file(path: str | os.PathLike[str]) -> UnsafeFileError:
-    what = "is a pipe, a device, a socket or a folder, not a file"
-    return UnsafeFileError(errno.EINVAL, what, os.fspath(path))

@@ -16,13 +16,13 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Sweep
 from hydra.errors import HydraException
-from omegaconf import Container, DictConfig, ListConfig
+from omegaconf import DictConfig, ListConfig
 from omegaconf.errors import OmegaConfBaseException
 
 import shared.composing  # noqa: F401  (finds rows and arms)
 from shared.experiments import CONF
 
-CHOICES = {"precision": ("auto", "32-true", "bf16-mixed", "16-mixed")}
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 TINY, HUGE = 1e-9, 1e12
 RANGES: dict[str, tuple[float, float]] = {
     "accumulate_grad_batches": (1, 1e6),
@@ -53,20 +53,25 @@ class OverrideError(ValueError):
     """An override that cannot be meant as written; the message suggests what may be meant."""
 
 
-def check_overrides(argv: Sequence[str], config_name: str = "config") -> None:
-    """Exit with status 2 and one line on stderr if a group, option, key or value is misspelt.
+KINDS: tuple[tuple[type | tuple[type, ...], Any, str], ...] = (
+    (bool, bool, "true or false"),
+    ((int, float), (int, float), "a number"),
+    (str, (str, int, float), "a text"),
+    (list, list, "a list"),
+    (dict, dict, "a mapping"),
+)
+"""The kind of a configured value, what may be given for it, and how that is called."""
 
-    Args:
-        argv: the arguments of the command line, without the program.
-        config_name: the file under conf/ that they override.
-    """
+
+def check_overrides(argv: Sequence[str]) -> None:
+    """Exit with status 2 and one line on stderr if the command line misspells something."""
     arguments = get_args_parser().parse_args(list(argv))
     if arguments.help or arguments.hydra_help:
         return
     if arguments.config_path or arguments.config_dir or arguments.config_name:
         return  # configs of the user's own; Hydra checks those
     try:
-        validate(arguments.overrides, config_name)
+        validate(arguments.overrides)
     except ValueError as error:  # of a damaged table of rows, too
         print(f"tenfold: {_one_line(error)}", file=sys.stderr)
         sys.exit(2)
@@ -108,9 +113,11 @@ def _check_option(repository: IConfigRepository, override: Override) -> None:
     for value in _values(override):
         for name in value if isinstance(value, list) else [value]:
             if isinstance(name, str) and "${" not in name and name not in options:
-                raise OverrideError(
-                    f"unknown {group} {name!r}{_meant(name, options)}{_listed(group, name)}"
-                )
+                said = f"unknown {group} {name!r}{_meant(name, options)}"
+                method = name.partition("/")[0]
+                if group == "experiment" and (CONF / "rows" / f"{method}.yaml").is_file():
+                    said += f" (rows: tenfold list {method}, conf/rows/{method}.yaml)"
+                raise OverrideError(said)
 
 
 def _check_key(
@@ -121,33 +128,23 @@ def _check_key(
         return
     found, present = _find(config, key)
     if not found:
-        where = ", ".join(c for c in combination if c.startswith("experiment="))
-        names = [*_keys(config), *groups]
         section = key.partition(".")[0]
         if section in groups and not config.get(section):
             raise OverrideError(f"{key}: {section} is empty; name an experiment, which fills it")
-        raise OverrideError(
-            f"unknown key {key}{f' for {where}' if where else ''}{_meant(key, names)}"
-        )
-    for value in [] if override.is_delete() else _values(override):
-        if isinstance(value, dict):
-            _check_inside(config, key, value)
-        if (expected := _misfit(present, value)) is not None:
-            raise OverrideError(f"{key}={_shown(value)}: {key} expects {expected}")
-        if (reason := _out_of_range(key, value)) is not None:
-            raise OverrideError(f"{key}={_shown(value)}: {key} expects {reason}")
-        if isinstance(value, str) and value not in CHOICES.get(key, (value,)):
-            raise OverrideError(f"unknown {key} {value!r}{_meant(value, CHOICES[key])}")
-
-
-def _check_inside(config: DictConfig, key: str, value: dict[Any, Any]) -> None:
-    """Keys of a mapping given as a value, where the config has a mapping."""
-    present = _find(config, key)[1]
-    if isinstance(present, dict) and present:
-        for name in value:
-            if str(name) not in present:
-                nearest = _meant(f"{key}.{name}", [f"{key}.{known}" for known in present])
-                raise OverrideError(f"unknown key {key}.{name}{nearest}")
+        where = ", ".join(c for c in combination if c.startswith("experiment="))
+        meant = _meant(key, [*_keys(config), *groups])
+        raise OverrideError(f"unknown key {key}{f' for {where}' if where else ''}{meant}")
+    for value in _values(override):
+        if isinstance(value, dict) and isinstance(present, dict) and present:
+            for name in map(str, value):
+                if name not in present:
+                    meant = _meant(f"{key}.{name}", [f"{key}.{known}" for known in present])
+                    raise OverrideError(f"unknown key {key}.{name}{meant}")
+        if (expected := _misfit(key, present, value)) is not None:
+            shown = str(value).lower() if isinstance(value, bool) else value
+            raise OverrideError(f"{key}={shown}: {key} expects {expected}")
+        if key == "precision" and isinstance(value, str) and value not in PRECISIONS:
+            raise OverrideError(f"unknown {key} {value!r}{_meant(value, PRECISIONS)}")
 
 
 def _find(config: DictConfig, key: str) -> tuple[bool, Any]:
@@ -167,39 +164,20 @@ def _find(config: DictConfig, key: str) -> tuple[bool, Any]:
     return True, list(range(len(node))) if isinstance(node, ListConfig) else node._value()
 
 
-def _misfit(present: Any, value: Any) -> str | None:
-    """What kind of value is expected instead of `value`; None if it fits or cannot be told."""
-    if present is None or value is None or (isinstance(value, str) and "${" in value):
+def _misfit(key: str, present: Any, value: Any) -> str | None:
+    """Kind or range of the values that the key takes; None if `value` fits or cannot be told."""
+    if value is None or (isinstance(value, str) and "${" in value):
         return None
-    kinds: tuple[tuple[type | tuple[type, ...], Any, str], ...] = (
-        (bool, bool, "true or false"),
-        ((int, float), (int, float), "a number"),
-        (str, (str, int, float), "a text"),
-        (list, list, "a list"),
-        (dict, dict, "a mapping"),
-    )
-    for kind, accepted, words in kinds:
+    for kind, accepted, words in KINDS:
         if isinstance(present, kind):
-            wrong = not isinstance(value, accepted)
-            wrong |= isinstance(value, bool) and kind is not bool
-            return words if wrong else None
-    return None
-
-
-def _out_of_range(key: str, value: Any) -> str | None:
-    """The range of a number that lies outside of it; None if it fits or is no number."""
+            if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
+                return words
+            break
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    last = key.rpartition(".")[2]
-    last = "seed" if last.endswith("_seed") else last
+    last = "seed" if key.endswith("_seed") else key.rpartition(".")[2]
     low, high = RANGES.get(last, (-math.inf, math.inf))
-    if low <= value <= high:
-        return None
-    return (
-        "a number"
-        if math.isnan(value) and last not in RANGES
-        else (f"a number from {low:.15g} to {high:.15g}")
-    )
+    return None if low <= value <= high else f"a number from {low:.15g} to {high:.15g}"
 
 
 def _values(override: Override) -> list[Any]:
@@ -218,11 +196,11 @@ def _spellings(override: Override) -> list[str]:
     return [override.input_line or ""]
 
 
-def _groups(repository: IConfigRepository, parent: str = "") -> Iterator[str]:
-    for name in repository.get_group_options(parent, ObjectType.GROUP):
-        if not parent and name == "hydra":
+def _groups(repository: IConfigRepository) -> Iterator[str]:
+    for name in repository.get_group_options("", ObjectType.GROUP):
+        if name == "hydra":
             yield from (f"hydra/{n}" for n in repository.get_group_options(name, ObjectType.GROUP))
-        elif not parent:
+        else:
             yield name
 
 
@@ -234,7 +212,7 @@ def _options(repository: IConfigRepository, group: str, prefix: str = "") -> Ite
         yield from _options(repository, group, f"{prefix}{folder}/")
 
 
-def _keys(config: Container, prefix: str = "") -> Iterator[str]:
+def _keys(config: Any, prefix: str = "") -> Iterator[str]:
     if not isinstance(config, DictConfig) or config._is_none() or config._is_missing():
         return
     for name in map(str, config):
@@ -262,16 +240,5 @@ def _meant(name: str, known: Sequence[str]) -> str:
     return f"; one of {', '.join(known)}" if 0 < len(known) <= 12 else ""
 
 
-def _shown(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def _one_line(error: Exception) -> str:
-    return " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-
-
-def _listed(group: str, name: str) -> str:
-    """Where the rows of an unknown experiment's method stand."""
-    method = name.partition("/")[0]
-    has_table = group == "experiment" and (CONF / "rows" / f"{method}.yaml").is_file()
-    return f" (rows: tenfold list {method}, conf/rows/{method}.yaml)" if has_table else ""
+    return " ".join(str(error).split())

@@ -47,41 +47,21 @@ from shared.training.callbacks import (
 )
 from shared.training.method import Method
 from shared.training.precision import choose_precision
-from shared.training.run_folder import (
-    RunBusyError,
-    RunError,
-    RunFolder,
-    hash_config,
-    read_config,
-)
+from shared.training.run_folder import RunBusyError, RunError, RunFolder, hash_config, read_config
 
 log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parent.parent
 REFUSED, FAILED, BUSY = 2, 1, os.EX_TEMPFAIL
 """Exit statuses: wrong input, an error that left a traceback, another process has the folder."""
-REFUSALS = (
-    RunError,
-    CheckpointError,
-    MisconfigurationException,
-    HydraException,
-    ValueError,
-    OSError,
-)
+OF_LIBRARIES = (MisconfigurationException, HydraException)
+REFUSALS = (RunError, CheckpointError, *OF_LIBRARIES, ValueError, OSError)
 """Before training begins the message of these says all that there is to know."""
 FULL_ERROR = "TENFOLD_FULL_ERROR"  # as HYDRA_FULL_ERROR was when the command was given
 
 
-def main() -> None:
-    """Run what the command line says, checked first; `tenfold` begins in `shared.cli`."""
-    check_overrides(sys.argv[1:])
-    launch()
-
-
 def launch() -> None:
-    """Run what the checked command line says. What is wrong goes to stderr in one line.
-
-    The exit status is 0, `REFUSED`, `FAILED` or `BUSY`; 143 after SIGTERM, 130 after Ctrl-C.
-    """
+    """Run what the checked command line says. What is wrong goes to stderr in one line; the exit
+    status is 0, `REFUSED`, `FAILED` or `BUSY`, 143 after SIGTERM, 130 after Ctrl-C."""
     os.environ.setdefault(FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors arrive here, not on the screen
     try:
@@ -98,8 +78,9 @@ def _end(error: Exception) -> NoReturn:
     if os.environ[FULL_ERROR] == "1":
         raise error
     print(f"tenfold: {explain(error)}", file=sys.stderr)
-    busy, refused = isinstance(error, RunBusyError), not hasattr(error, "__notes__")
-    sys.exit(BUSY if busy else REFUSED if refused else FAILED)
+    if isinstance(error, RunBusyError):
+        sys.exit(BUSY)
+    sys.exit(FAILED if hasattr(error, "__notes__") else REFUSED)
 
 
 def explain(error: BaseException) -> str:
@@ -125,11 +106,8 @@ def _hydra_main(cfg: DictConfig) -> float | None:
 
 
 def objective(cfg: DictConfig, metrics: dict[str, float]) -> float | None:
-    """What a sweeper optimises: the metric that `objective` of conf/sweep names, if any.
-
-    Raises:
-        RunError: the run has no such metric.
-    """
+    """The metric that `objective` of conf/sweep names for a sweeper, if any; RunError if the run
+    has no such metric."""
     name = cfg.get("objective")
     if name is not None and name not in metrics:
         raise RunError(f"objective={name} is no metric of this run: {', '.join(sorted(metrics))}")
@@ -143,9 +121,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         RunError: no experiment, or the output folder belongs to another config.
     """
     if not (cfg.get("method") and cfg.get("data")):
-        raise RunError(
-            "nothing to run: name an experiment, as in `tenfold experiment=comatch/mini`"
-        )
+        raise RunError("nothing to run: name an experiment, as in `experiment=comatch/mini`")
     keep_freed_memory()
     folder = RunFolder(cfg.output_dir)
     if cfg.threads:
@@ -157,7 +133,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         except Exception as error:
             folder.record(error)
             if not isinstance(error, REFUSALS):
-                _point_to_traceback(error, folder)
+                error.add_note(f"traceback: {folder.error}")
             raise
 
 
@@ -173,11 +149,8 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
 
     started, wall, cpu = datetime.now(UTC), time.perf_counter(), time.process_time()
     throughput = Throughput()
-    loggers = [
-        build(entry, Logger)  # type: ignore[type-abstract]
-        for entry in resolved["logger"].values()
-        if entry
-    ]
+    entries = [entry for entry in resolved["logger"].values() if entry]
+    loggers = [build(entry, Logger) for entry in entries]  # type: ignore[type-abstract]
     trainer = build_trainer(
         resolved["trainer"],
         precision=precision,
@@ -214,11 +187,15 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
             trainer.fit(module, datamodule=datamodule, ckpt_path=folder.last if resumed else None)
         tested = trainer.test(module, datamodule=datamodule, verbose=False)
         metrics = tested[0] if tested else {}  # data without a test split have nothing to test
-    except SystemExit as end:
-        raise SystemExit(_status(end)) from end
+    except SystemExit as end:  # as Lightning passes a signal on
+        if isinstance(end, SIGTERMException):
+            raise SystemExit(128 + signal.SIGTERM) from end
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise SystemExit(128 + signal.SIGINT) from end
+        raise
     except Exception as error:
         if throughput.steps and isinstance(error, REFUSALS):
-            _point_to_traceback(error, folder)
+            error.add_note(f"traceback: {folder.error}")
         raise
     finally:
         for logger in loggers:
@@ -256,30 +233,14 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
 
 
 def build_trainer(config: Any, **further: Any) -> pl.Trainer:
-    """The trainer that conf/trainer describes, with `further` arguments of its constructor.
-
-    Raises:
-        ValueError: the config names another class.
-    """
+    """The trainer that conf/trainer describes, with `further` arguments; ValueError if the config
+    names another class."""
     if OmegaConf.is_config(config):
         config = OmegaConf.to_container(config, resolve=True)
     arguments = {**config, **further}
     if (target := arguments.pop("_target_", None)) != "pytorch_lightning.Trainer":
         raise ValueError(f"trainer._target_={target}: only pytorch_lightning.Trainer trains here")
     return applied(pl.Trainer, arguments)
-
-
-def _point_to_traceback(error: Exception, folder: RunFolder) -> None:
-    """Note where it is on an error whose message cannot be expected to suffice."""
-    error.add_note(f"traceback: {folder.path / 'error.txt'}")
-
-
-def _status(end: SystemExit) -> int | str | None:
-    """The exit status for a signal that Lightning has passed on as `SystemExit`."""
-    if isinstance(end, SIGTERMException):
-        return 128 + signal.SIGTERM
-    interrupted = isinstance(end.__context__, KeyboardInterrupt)
-    return 128 + signal.SIGINT if interrupted else end.code
 
 
 def resolve_precision(cfg: DictConfig) -> str:
@@ -346,5 +307,6 @@ def _short(metrics: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.2f}" for name, value in metrics.items())
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # `tenfold` begins in `shared.cli`
+    check_overrides(sys.argv[1:])
+    launch()

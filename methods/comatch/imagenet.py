@@ -168,16 +168,8 @@ class CoMatchImageNet(Method):
 
     def configure_optimizers(self):
         p = self.hparams
-        optimizer = torch.optim.SGD(
-            weight_decay_groups(self.encoder, p["weight_decay"]),
-            lr=p["lr"],
-            momentum=p["momentum"],
-            nesterov=True,
-        )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda epoch: half_cosine(epoch, p["total_epochs"])
-        )
-        return [optimizer], [{"scheduler": scheduler, "interval": "epoch"}]
+        groups = weight_decay_groups(self.encoder, p["weight_decay"])
+        return self.sgd(groups, lambda e: half_cosine(e, p["total_epochs"]), nesterov=True)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Refuse data too small to fill the weak queue before smoothing starts in epoch 1."""

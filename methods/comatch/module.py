@@ -85,16 +85,10 @@ class EMAClassifier(Method):
 
     def configure_optimizers(self):
         p = self.hparams
-        optimizer = torch.optim.SGD(
-            weight_decay_groups(self.encoder, p["weight_decay"], p["no_decay"]),
-            lr=p["lr"],
-            momentum=p["momentum"],
-            nesterov=True,
+        groups = weight_decay_groups(self.encoder, p["weight_decay"], p["no_decay"])
+        return self.sgd(
+            groups, lambda step: cosine_7_16(step, p["total_steps"]), every="step", nesterov=True
         )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: cosine_7_16(step, p["total_steps"])
-        )
-        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

@@ -91,18 +91,10 @@ class LongTailClassifier(Method):
             checkpoint["class_counts"] = self.class_counts.tolist()
 
     def configure_optimizers(self):
-        p = self.hparams
-        optimizer = torch.optim.SGD(
-            [parameter for parameter in self.parameters() if parameter.requires_grad],
-            lr=p["lr"],
-            momentum=p["momentum"],
-            weight_decay=p["weight_decay"],
-        )
-        schedule = p["schedule"]
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda time: rate_factor(time, schedule)
-        )
-        return [optimizer], [{"scheduler": scheduler, "interval": schedule["every"]}]
+        learnt = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        schedule, decay = self.hparams["schedule"], self.hparams["weight_decay"]
+        every = schedule["every"]
+        return self.sgd(learnt, lambda t: rate_factor(t, schedule), every, weight_decay=decay)
 
     # --- evaluation ---
 

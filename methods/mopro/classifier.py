@@ -71,14 +71,8 @@ class WebClassifier(Method):
         return self.encoder(self.concatenate([batch["images"]]))[0].softmax(dim=1)
 
     def configure_optimizers(self):
-        p = self.hparams
-        optimizer = torch.optim.SGD(
-            weight_decay_groups(self.encoder, p["weight_decay"]),
-            lr=p["lr"],
-            momentum=p["momentum"],
-        )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.factor)
-        return [optimizer], [{"scheduler": scheduler, "interval": "epoch"}]
+        groups = weight_decay_groups(self.encoder, self.hparams["weight_decay"])
+        return self.sgd(groups, self.factor)
 
     def log_audit(self, split: str) -> None:
         """Log `audit_rule` of the web images whose true labels are known."""

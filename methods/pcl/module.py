@@ -121,12 +121,8 @@ class MoCo(Method):
 
     def configure_optimizers(self):
         p = self.hparams
-        optimizer = torch.optim.SGD(
-            self.encoder.parameters(), p["lr"], p["momentum"], weight_decay=p["weight_decay"]
-        )
         factor = epoch_factor(p["schedule"], p["total_epochs"])
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return [optimizer], [{"scheduler": scheduler, "interval": "epoch"}]
+        return self.sgd(self.encoder.parameters(), factor, weight_decay=p["weight_decay"])
 
 
 class PCL(MoCo):

@@ -34,24 +34,16 @@ from shared.files import replacing
 USAGE = "python -m shared.checkpoints.exporters checkpoint=FILE output=FILE [layout={}]"
 
 
-def detectron2_rules(ours: str = "encoder.backbone.") -> list[Rule]:
-    """detectron2's names of a ResNet's tensors, beside our names below the prefix `ours`."""
-    rules = [
-        Rule("stem.conv1.weight", f"{ours}conv1.weight"),
-        Rule("stem.conv1.norm.{rest}", f"{ours}bn1.{{rest}}"),
-    ]
+def detectron2_rules() -> list[Rule]:
+    pairs = {"stem.conv1.weight": "conv1.weight", "stem.conv1.norm.{rest}": "bn1.{rest}"}
     for stage in range(1, 5):
-        there, here = f"res{stage + 1}.{{block}}.", f"{ours}layer{stage}.{{block}}."
-        rules += [
-            Rule(f"{there}shortcut.weight", f"{here}downsample.0.weight"),
-            Rule(f"{there}shortcut.norm.{{rest}}", f"{here}downsample.1.{{rest}}"),
-        ]
+        there, here = f"res{stage + 1}.{{block}}.", f"layer{stage}.{{block}}."
+        pairs[f"{there}shortcut.weight"] = f"{here}downsample.0.weight"
+        pairs[f"{there}shortcut.norm.{{rest}}"] = f"{here}downsample.1.{{rest}}"
         for number in range(1, 4):
-            rules += [
-                Rule(f"{there}conv{number}.weight", f"{here}conv{number}.weight"),
-                Rule(f"{there}conv{number}.norm.{{rest}}", f"{here}bn{number}.{{rest}}"),
-            ]
-    return rules
+            pairs[f"{there}conv{number}.weight"] = f"{here}conv{number}.weight"
+            pairs[f"{there}conv{number}.norm.{{rest}}"] = f"{here}bn{number}.{{rest}}"
+    return [Rule(theirs, f"encoder.backbone.{mine}") for theirs, mine in pairs.items()]
 
 
 HEADS = {"classifier": "", "fc": "projection.", "fc1": "projection.", "fc2": "projection."}
@@ -70,22 +62,15 @@ LAYOUTS: dict[str, list[Rule]] = {
 
 
 def export_layout(state: nn.Module | Mapping[str, Tensor], layout: str) -> dict[str, Tensor]:
-    """The tensors of `encoder` that a layout holds, under its names.
-
-    Raises:
-        CheckpointError: no such layout.
-    """
+    """The tensors of `encoder` that a layout holds, under its names."""
     if layout not in LAYOUTS:
         raise CheckpointError(f"no export for {layout!r}: {', '.join(LAYOUTS)}")
     return export_official(state, KeyTable(LAYOUTS[layout], fresh={"{rest}": "not used there"}))
 
 
 def query_encoder(source: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The encoder in a checkpoint, ours or official, under the names of our modules.
-
-    Raises:
-        CheckpointError: no ResNet in it.
-    """
+    """The encoder in a checkpoint, ours or official, under the names of our modules;
+    CheckpointError if it is no ResNet."""
     state = source.get("state_dict", source)
     if "_target_" in source:
         found = {key: value for key, value in state.items() if key.startswith("encoder.")}
@@ -93,8 +78,7 @@ def query_encoder(source: Mapping[str, Any]) -> dict[str, Tensor]:
         prefix = model_prefix(source).removeprefix("state_dict/") + "encoder_q."
         found = {}
         for key, value in state.items():
-            if key.startswith(prefix):
-                name = key.removeprefix(prefix)
+            if (name := key.removeprefix(prefix)) != key:
                 part = HEADS.get(name.split(".")[0], "backbone.")
                 found[f"encoder.{part}{name}"] = value
     if "encoder.backbone.conv1.weight" not in found:
@@ -110,8 +94,8 @@ def write(tensors: Mapping[str, Tensor], path: str | Path, layout: str) -> None:
     with replacing(path) as file:
         if layout == "detectron2":
             arrays = {name: value.numpy() for name, value in on_cpu.items()}
-            content = {"model": arrays, "__author__": "Tenfold", "matching_heuristics": True}
-            pickle.dump(content, file)
+            about = {"__author__": "Tenfold", "matching_heuristics": True}
+            pickle.dump({"model": arrays, **about}, file)
         elif path.suffix == ".safetensors":
             file.write(save(on_cpu))
         else:

@@ -20,10 +20,11 @@ table read from right to left.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from shared.checkpoints.reading import CheckpointError, load_state
 
 Source = Mapping[Any, Any]
+Form = TypeVar("Form")
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,9 @@ class KeyTable:
 class KeyReport:
     """Fate of every key of both sides.
 
-    ``mapped`` holds (official, ours) pairs, of which ``interpolated`` names those that were fitted
-    to another size; ``dropped`` and ``fresh`` keys with their reason; the three others are faults:
-    ``missing`` keys of the receiver that nothing fills, ``unexpected`` keys of the source that no
-    pattern explains, ``resized`` keys with both shapes.
+    ``mapped`` holds (official, ours) pairs, ``interpolated`` those fitted to another size, and
+    ``dropped`` and ``fresh`` keys with their reason. The others are faults: ``missing`` keys of the
+    receiver that nothing fills, ``unexpected`` ones of the source, ``resized`` with both shapes.
     """
 
     mapped: list[tuple[str, str]] = field(default_factory=list)
@@ -103,9 +104,8 @@ class KeyReport:
         lines = [f"{len(self.mapped)} keys mapped"]
         lines += [f"  interpolated: {key}" for key in self.interpolated]
         for title, keys in (("dropped", self.dropped), ("left as initialised", self.fresh)):
-            for reason in dict.fromkeys(keys.values()):
-                count = sum(1 for value in keys.values() if value == reason)
-                lines.append(f"{count} {title}: {reason}")
+            counts = Counter(keys.values())
+            lines += [f"{count} {title}: {reason}" for reason, count in counts.items()]
         for title in ("missing", "unexpected", "resized"):
             faults = getattr(self, title)
             lines += [f"{len(faults)} {title}:", *(f"  {key}" for key in faults)] if faults else []
@@ -114,8 +114,6 @@ class KeyReport:
 
 def import_official(source: Source, table: KeyTable, module: nn.Module) -> KeyReport:
     """Load an official checkpoint (as read by ``load_checkpoint``) into ``module``.
-
-    Returns the report of a complete load.
 
     Raises:
         CheckpointError: a missing, unexpected or resized key, all named; nothing is loaded.
@@ -131,45 +129,40 @@ def import_official(source: Source, table: KeyTable, module: nn.Module) -> KeyRe
 def convert_official(
     source: Source, table: KeyTable, present: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], KeyReport]:
-    """The part of our state that ``source`` fills, and what became of every key.
-
-    ``present`` is the state of the receiving module: its keys and shapes.
-    """
+    """The part of the state ``present`` of our module that ``source`` fills, and what became of
+    every key. What is resized stays as it is in ``present``."""
     state: dict[str, Tensor] = {}
-    misfits: set[str] = set()
     report = KeyReport()
+    rules = [(rule.official, rule.ours, rule.conversion) for rule in table.rules]
     for key, value in _flatten(source).items():
         if (reason := _reason(table.dropped, key)) is not None:
             report.dropped[key] = reason
             continue
-        targets = _translate(key, [(rule.official, rule.ours, rule) for rule in table.rules])
+        targets = _translate(key, rules)
         if not targets:
             report.unexpected.append(key)
-        for ours, rule in targets:
+        for ours, conversion in targets:
             if ours not in present:
                 report.unexpected.append(f"{key} (as {ours})")
                 continue
             if ours in state:
                 raise CheckpointError(f"two official keys become {ours}; the second is {key}")
+            state[ours] = present[ours]
+            expected = tuple(present[ours].shape)
             try:
-                converted = rule.conversion.to_ours(value, present[ours])
+                converted = conversion.to_ours(value, present[ours])
                 shape = tuple(converted.shape)
             except (RuntimeError, AttributeError, TypeError, ValueError) as error:
-                misfits.add(ours)
                 report.resized.append(f"{key} cannot become {ours}: {error}")
                 continue
-            if shape != tuple(present[ours].shape):
-                expected = tuple(present[ours].shape)
-                misfits.add(ours)
+            if shape != expected:
                 report.resized.append(f"{key} {shape} there, {ours} {expected} here")
                 continue
             state[ours] = converted
             report.mapped.append((key, ours))
-            if rule.conversion.interpolates and shape != tuple(value.shape):
+            if conversion.interpolates and shape != tuple(value.shape):
                 report.interpolated.append(f"{key} {tuple(value.shape)} -> {shape}")
-    for ours in present:
-        if ours in state or ours in misfits:
-            continue
+    for ours in (key for key in present if key not in state):
         if (reason := _reason(table.fresh, ours)) is not None:
             report.fresh[ours] = reason
         else:
@@ -184,39 +177,33 @@ def export_official(module: nn.Module | Mapping[str, Tensor], table: KeyTable) -
         CheckpointError: a key of ours that no rule and no ``fresh`` pattern explains.
     """
     state = module.state_dict() if isinstance(module, nn.Module) else module
-    rules = [
-        (rule.ours, rule.official, rule)
-        for rule in table.rules
-        if rule.conversion.to_official is not None
-    ]
-    import_only = {r.ours: "" for r in table.rules if r.conversion.to_official is None}
+    conversions = [(rule.ours, rule.official, rule.conversion.to_official) for rule in table.rules]
+    rules = [(ours, official, back) for ours, official, back in conversions if back is not None]
+    unnamed = {**table.fresh, **{ours: "" for ours, _, back in conversions if back is None}}
     exported: dict[str, Any] = {}
     unexplained = []
     for ours, value in state.items():
-        for key, rule in _translate(ours, rules)[:1]:
-            to_official = rule.conversion.to_official
-            assert to_official is not None
+        if targets := _translate(ours, rules):
+            key, to_official = targets[0]
             if key not in exported:  # one of several copies that the official code keeps once
                 exported[key] = to_official(value, state)
-            break
-        else:
-            if _reason(table.fresh, ours) is None and _reason(import_only, ours) is None:
-                unexplained.append(ours)
+        elif _reason(unnamed, ours) is None:
+            unexplained.append(ours)
     if unexplained:
         raise CheckpointError("keys without an official name: " + ", ".join(unexplained))
     return _nest(exported)
 
 
-def _translate(key: str, rules: Sequence[tuple[str, str, Rule]]) -> list[tuple[str, Rule]]:
+def _translate(key: str, rules: Sequence[tuple[str, str, Form]]) -> list[tuple[str, Form]]:
     """``key`` under the first pattern that matches, and under its repetitions."""
     decided: str | None = None
     found = []
-    for pattern, replacement, rule in rules:
+    for pattern, replacement, form in rules:
         if decided is not None and pattern != decided:
             continue
         if match := _expression(pattern).fullmatch(key):
             decided = pattern
-            found.append((replacement.format(**match.groupdict()), rule))
+            found.append((replacement.format(**match.groupdict()), form))
     return found
 
 

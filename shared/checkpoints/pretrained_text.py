@@ -11,6 +11,7 @@ from shared.data.errors import DataNotFoundError
 from shared.data.readers.packages import package_files
 from shared.nn.text_transformer import LanguageHead, TextTransformer
 
+LAYOUT = "in Hugging Face's layout"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors", "pytorch_model.bin"
 POSITION_IDS = "a constant that some versions of transformers save"
@@ -18,13 +19,13 @@ POSITION_IDS = "a constant that some versions of transformers save"
 
 def bert_rules(official: str, ours: str) -> list[Rule]:
     """Rules for the body of a BERT with or without cross-attention; arguments are prefixes."""
-    attentions = (("attention", "self_attention"), ("crossattention", "cross_attention"))
     pairs = [
         ("embeddings.word_embeddings.{rest}", "embeddings.word.{rest}"),
         ("embeddings.position_embeddings.{rest}", "embeddings.position.{rest}"),
         ("embeddings.token_type_embeddings.{rest}", "embeddings.token_type.{rest}"),
         ("embeddings.LayerNorm.{rest}", "embeddings.norm.{rest}"),
     ]
+    attentions = (("attention", "self_attention"), ("crossattention", "cross_attention"))
     for theirs, mine in attentions:
         there, here = f"encoder.layer.{{n}}.{theirs}", f"layers.{{n}}.{mine}"
         pairs += [
@@ -32,7 +33,7 @@ def bert_rules(official: str, ours: str) -> list[Rule]:
             (f"{there}.output.LayerNorm.{{rest}}", f"{here}.norm.{{rest}}"),
             (f"{there}.self.{{rest}}", f"{here}.{{rest}}"),
         ]
-    pairs += [
+    pairs += [  # after the attentions, whose names they would take for a layer's
         ("encoder.layer.{n}.intermediate.dense.{rest}", "layers.{n}.intermediate.{rest}"),
         ("encoder.layer.{n}.output.dense.{rest}", "layers.{n}.output.{rest}"),
         ("encoder.layer.{n}.output.LayerNorm.{rest}", "layers.{n}.norm.{rest}"),
@@ -42,23 +43,17 @@ def bert_rules(official: str, ours: str) -> list[Rule]:
 
 def word_head_rules(official: str, ours: str) -> list[Rule]:
     """Rules for the word prediction (`cls.predictions`); its tied copies are left to the caller."""
-    pairs = [
-        ("transform.dense.{rest}", "dense.{rest}"),
-        ("transform.LayerNorm.{rest}", "norm.{rest}"),
-        ("bias", "bias"),
+    there = f"{official}predictions."
+    return [
+        Rule(f"{there}transform.dense.{{rest}}", f"{ours}dense.{{rest}}"),
+        Rule(f"{there}transform.LayerNorm.{{rest}}", f"{ours}norm.{{rest}}"),
+        Rule(f"{there}bias", f"{ours}bias"),
     ]
-    return [Rule(f"{official}predictions.{theirs}", f"{ours}{mine}") for theirs, mine in pairs]
 
 
 def model_folder(source: str | PathLike[str]) -> Path:
-    """The folder of a model in Hugging Face's layout (config.json, weights, tokeniser).
-
-    Args:
-        source: the folder itself, or "package:NAME", an installed Python package that carries one.
-
-    Raises:
-        CheckpointError: no such folder or package. Nothing is ever downloaded.
-    """
+    """The folder of a model in Hugging Face's layout: `source` itself, or of the installed Python
+    package that `package:NAME` names. CheckpointError if there is none; nothing is downloaded."""
     try:
         files = package_files(str(source), "a folder of a model")
     except DataNotFoundError as error:
@@ -66,38 +61,28 @@ def model_folder(source: str | PathLike[str]) -> Path:
     if files is None:
         folder = Path(source)
         if not (folder / CONFIG).is_file():
-            raise CheckpointError(
-                f"{folder}: no folder of a model in Hugging Face's layout (it has no {CONFIG})"
-            )
+            raise CheckpointError(f"{folder}: no folder of a model {LAYOUT} (it has no {CONFIG})")
         return folder
     for file in files:
         # Modules of sentence-transformers have a config of their own, and no weights beside it.
         if file.name == CONFIG and any((file.parent / weights).is_file() for weights in WEIGHTS):
             return file.parent
-    raise CheckpointError(f"{source}: the package holds no model in Hugging Face's layout")
+    raise CheckpointError(f"{source}: the package holds no model {LAYOUT}")
 
 
 def hugging_face_state(folder: str | PathLike[str]) -> dict[str, Tensor]:
-    """The weights in a folder of Hugging Face's layout, under today's names.
-
-    Raises:
-        CheckpointError: no such folder or file in it, or a damaged file.
-    """
+    """The weights in a folder of Hugging Face's layout, under today's names; CheckpointError if
+    there are none, or damaged ones."""
     folder = Path(folder)
     safe, pickled = (folder / name for name in WEIGHTS)
     if not (safe.is_file() or pickled.is_file()):
-        raise CheckpointError(
-            f"{folder}: neither {safe.name} nor {pickled.name} is there; give the folder of a "
-            "model in Hugging Face's layout"
-        )
-    source = load_checkpoint(safe if safe.is_file() else pickled)
-    # Names of the oldest checkpoints.
-    return {
-        key.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-            "LayerNorm.beta", "LayerNorm.bias"
-        ): value
-        for key, value in source.items()
-    }
+        lacking = f"neither {safe.name} nor {pickled.name} is there"
+        raise CheckpointError(f"{folder}: {lacking}; give the folder of a model {LAYOUT}")
+    state = load_checkpoint(safe if safe.is_file() else pickled)
+    for oldest, today in (("gamma", "weight"), ("beta", "bias")):
+        before, after = f"LayerNorm.{oldest}", f"LayerNorm.{today}"
+        state = {key.replace(before, after): value for key, value in state.items()}
+    return state
 
 
 def load_hugging_face(
@@ -105,14 +90,8 @@ def load_hugging_face(
 ) -> KeyReport:
     """Load BERT's weights from a folder of Hugging Face's layout (model.safetensors or .bin).
 
-    Cross-attention, which BERT has not, keeps its initial weights.
-
-    Args:
-        head: takes BERT's word prediction, too, if the file has it.
-
-    Raises:
-        CheckpointError: no such folder or file in it, a damaged file, or keys or shapes that do
-            not fit.
+    Cross-attention, which BERT has not, keeps its initial weights. `head` takes BERT's word
+    prediction if the file has it. CheckpointError as of `hugging_face_state`, or what does not fit.
     """
     renamed = hugging_face_state(folder)
     prefix = "bert." if any(key.startswith("bert.") for key in renamed) else ""

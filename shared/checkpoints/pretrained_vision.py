@@ -5,18 +5,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import timm
-from torch import Tensor
 
 from shared.checkpoints.official import Conversion, KeyReport, KeyTable, Rule, import_official
 from shared.checkpoints.reading import CheckpointError, load_checkpoint
 from shared.nn.vision_transformer import VisionTransformer, interpolate_positions
 
-
-def _fitted(positions: Tensor, ours: Tensor) -> Tensor:
-    return interpolate_positions(positions, math.isqrt(ours.shape[1] - 1))
-
-
-POSITIONS = Conversion(_fitted, lambda value, _: value, interpolates=True)
+REMEDY = "a file of ViT weights, or null to start from random ones"
+POSITIONS = Conversion(
+    lambda positions, ours: interpolate_positions(positions, math.isqrt(ours.shape[1] - 1)),
+    lambda value, _: value,
+    interpolates=True,
+)
 """Position embeddings of a ViT, interpolated to the grid of the module that takes them."""
 
 
@@ -35,17 +34,13 @@ def load_vision(module: VisionTransformer, source: str) -> KeyReport:
         try:
             state: Mapping[str, Any] = timm.create_model(name, pretrained=True).state_dict()
         except Exception as error:  # the hub's client raises whatever its transport does
-            raise CheckpointError(
-                f"timm cannot provide {name!r} ({error}); without a network give a file of its "
-                "weights, or null to start from random ones"
-            ) from error
+            said = f"timm cannot provide {name!r} ({error}); without a network give {REMEDY}"
+            raise CheckpointError(said) from error
     else:
         try:
             loaded = load_checkpoint(source)
         except FileNotFoundError as error:
-            raise CheckpointError(
-                f"{error}: give a file of ViT weights, timm:NAME, or null to start from random ones"
-            ) from None
+            raise CheckpointError(f"{error}: give timm:NAME, {REMEDY}") from None
         state = loaded.get("model", loaded)
     table = KeyTable(
         rules=[Rule("pos_embed", "pos_embed", POSITIONS), Rule("{key}", "{key}")],

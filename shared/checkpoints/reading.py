@@ -2,8 +2,7 @@
 
 Tensors and plain containers only are admitted (``torch.load(weights_only=True)`` or safetensors),
 and a module is rebuilt only from classes of ours that are named by where they are defined.
-`shared.checkpoints.writing` writes them. Lightning is imported only when a module is rebuilt: who
-reads weights alone need not wait for it.
+Lightning is imported only when a module is rebuilt: who reads weights need not wait for it.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from shared.files import check_regular
+from shared.files import open_regular
 from shared.nn.building import trusted_class
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
     """Read a checkpoint of tensors and plain containers; nothing in the file is executed.
 
     A ``.safetensors`` file becomes a flat dict of tensors. Checksums of torch's zip format are
-    verified, which ``torch.load`` does not do: a flipped bit would resume with other weights.
+    verified, which ``torch.load`` does not do.
 
     Raises:
         FileNotFoundError: no such file.
@@ -55,14 +54,15 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
     """
     path = Path(path)
     try:
-        check_regular(path)
+        with open_regular(path) as file:
+            empty = not file.read(1)
     except FileNotFoundError:
         raise FileNotFoundError(f"no checkpoint at {path}") from None
     except OSError as error:
         raise CheckpointError(f"refused checkpoint {path}: {error.strerror}") from None
-    if path.stat().st_size == 0:
-        raise CheckpointError(f"refused checkpoint {path}: the file is empty")
     try:
+        if empty:
+            raise ValueError("the file is empty")
         if path.suffix == ".safetensors":
             device = map_location if isinstance(map_location, str | int) else "cpu"
             return load_file(path, device=device)
@@ -84,11 +84,9 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise CheckpointError(f"refused checkpoint {path}: it holds a {kind}, not a dictionary")
-    if (parts := _count_parts(content)) > MOST_PARTS:
-        raise CheckpointError(
-            f"refused checkpoint {path}: its containers hold themselves, or unfold to {parts:.0e} "
-            f"parts (at most {MOST_PARTS:.0e})"
-        )
+    if _count_parts(content) > MOST_PARTS:
+        what = f"its containers hold themselves, or unfold to more than {MOST_PARTS:.0e} parts"
+        raise CheckpointError(f"refused checkpoint {path}: {what}")
     return content
 
 
@@ -96,19 +94,14 @@ def load_module(path: str | os.PathLike, map_location: Any = "cpu") -> pl.Lightn
     """Rebuild the module a checkpoint names by ``_target_``, with its weights, in eval mode.
 
     Raises:
-        CheckpointError: unreadable file, a target that is not a LightningModule defined under
-            ``methods.``, a nested network that is not one of ours, hyperparameters that do not
-            fit, or differing keys.
+        CheckpointError: unreadable file, a target that is not a LightningModule of ``methods``, a
+            nested network that is not ours, hyperparameters or keys that do not fit.
     """
     return rebuild_module(load_checkpoint(path, map_location), path)
 
 
 def rebuild_module(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> pl.LightningModule:
-    """Rebuild a module as `load_module` does, from what `load_checkpoint` has read.
-
-    Raises:
-        CheckpointError: as `load_module`.
-    """
+    """Rebuild a module as `load_module` does, from what `load_checkpoint` has read."""
     from pytorch_lightning import LightningModule
 
     lacking = [k for k in ("_target_", "hyper_parameters", "state_dict") if k not in checkpoint]
@@ -117,20 +110,17 @@ def rebuild_module(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> pl
             f"refused checkpoint {path}: it lacks {', '.join(lacking)}, so it is not one of ours; "
             "official checkpoints go through the method's official.py"
         )
-    hyper_parameters = checkpoint["hyper_parameters"]
+    hyper_parameters, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
     try:
         module_class = _ours(checkpoint["_target_"], LightningModule, "methods.")
         for target in _targets(hyper_parameters):
             _ours(target, nn.Module)
+        if not isinstance(state, Mapping):
+            raise ValueError("its state_dict is no mapping")
+        if broken := [key for key, value in state.items() if not _is_finite(value)]:
+            raise ValueError(f"weights that are not finite: {', '.join(broken[:5])}")
     except ValueError as error:
         raise CheckpointError(f"refused checkpoint {path}: {error}") from None
-    state = checkpoint["state_dict"]
-    if not isinstance(state, Mapping):
-        raise CheckpointError(f"refused checkpoint {path}: its state_dict is no mapping")
-    if broken := [key for key, value in state.items() if not _is_finite(value)]:
-        raise CheckpointError(
-            f"refused checkpoint {path}: weights that are not finite: {', '.join(broken[:5])}"
-        )
     try:
         # On the meta device sizes cost nothing: what does not fit the weights is never allocated.
         with torch.device("meta"), _at_most(len(state)):
@@ -144,32 +134,22 @@ def rebuild_module(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> pl
     # Hyperparameters of a stranger surface as whatever their first wrong value provokes.
     except Exception as error:
         name, kind = module_class.__name__, type(error).__name__
-        raise CheckpointError(
-            f"refused checkpoint {path}: its hyperparameters do not fit {name}: "
-            f"{first_line(error) or kind}"
-        ) from error
+        what = f"its hyperparameters do not fit {name}: {first_line(error) or kind}"
+        raise CheckpointError(f"refused checkpoint {path}: {what}") from error
     load_state(module, state, source=path)
     # Not every map_location names a device (it may be a function), so ask the weights.
-    first = next((v for v in checkpoint["state_dict"].values() if isinstance(v, Tensor)), None)
+    first = next((value for value in state.values() if isinstance(value, Tensor)), None)
     return module.to(first.device if first is not None else "cpu").eval()
 
 
 def load_state(module: nn.Module, state: Mapping[str, Any], source: object) -> None:
-    """Load ``state`` into ``module``, all or nothing.
-
-    Raises:
-        CheckpointError: as `check_state`; ``module`` is then unchanged.
-    """
+    """Load ``state`` into ``module``, all or nothing: CheckpointError as of `check_state`."""
     check_state(module, state, source)
     module.load_state_dict(dict(state), strict=True)
 
 
 def check_state(module: nn.Module, state: Mapping[str, Any], source: object) -> None:
-    """Compare keys and shapes.
-
-    Raises:
-        CheckpointError: names every missing, unexpected and differently shaped key.
-    """
+    """Raise a CheckpointError that names every missing, unexpected and differently shaped key."""
     expected = module.state_dict()
     problems = {
         "missing": [key for key in expected if key not in state],
@@ -180,23 +160,15 @@ def check_state(module: nn.Module, state: Mapping[str, Any], source: object) -> 
             if key in state and _shape(state[key]) != _shape(value)
         ],
     }
-    if any(problems.values()):
-        lines = [
-            f"  {len(keys)} {kind}:\n    " + "\n    ".join(keys)
-            for kind, keys in problems.items()
-            if keys
-        ]
+    lines = [f"  {len(k)} {kind}:\n    " + "\n    ".join(k) for kind, k in problems.items() if k]
+    if lines:
         name = type(module).__name__
         raise CheckpointError(f"{source} does not fit {name}; nothing loaded\n" + "\n".join(lines))
 
 
 def _check_archive(path: Path) -> None:
-    """Verify the checksums of torch's zip format.
-
-    Raises:
-        ValueError: a checksum is wrong, or an entry is compressed, which torch never does: a small
-            file could unfold to any size.
-    """
+    """ValueError if a checksum of torch's zip format is wrong, or an entry is compressed, which
+    torch never does: a small file could unfold to any size."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
@@ -206,11 +178,8 @@ def _check_archive(path: Path) -> None:
 
 
 def _count_parts(content: Any) -> int:
-    """The number of parts that whoever walks nested containers will meet.
-
-    A container that stands in several places counts in each: forty lists can unfold to 2^40 parts.
-    One that holds itself, or nests deeper than `DEEPEST`, counts as more than any limit.
-    """
+    """The number of parts that whoever walks nested containers will meet: forty lists can unfold
+    to 2^40. A container that holds itself or nests too deep counts as more than any limit."""
     counts: dict[int, int] = {}
 
     def count(value: Any, depth: int) -> int:
@@ -230,11 +199,7 @@ def _count_parts(content: Any) -> int:
 
 @contextmanager
 def _at_most(weights: int) -> Iterator[None]:
-    """Stop a constructor that makes far more parts than there are weights to fill them.
-
-    Raises:
-        CheckpointError: it does.
-    """
+    """Stop by CheckpointError a constructor that makes far more parts than there are weights."""
     left = 1000 + 50 * weights  # parts without weights, and copies, come beside those with
 
     def count(*_: Any) -> None:
@@ -243,15 +208,9 @@ def _at_most(weights: int) -> Iterator[None]:
         if left < 0:
             raise CheckpointError("its hyperparameters ask for more layers than it has weights")
 
-    hooks = [
-        register_module_module_registration_hook(count),
-        register_module_parameter_registration_hook(count),
-    ]
-    try:
+    parts = register_module_module_registration_hook(count)
+    with parts, register_module_parameter_registration_hook(count):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _is_finite(value: Any) -> bool:
@@ -280,11 +239,9 @@ def _targets(value: object) -> Iterator[object]:
     if isinstance(value, Mapping):
         if "_target_" in value:
             yield value["_target_"]
-        for item in value.values():
-            yield from _targets(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _targets(item)
+        value = list(value.values())
+    for item in value if isinstance(value, list | tuple) else ():
+        yield from _targets(item)
 
 
 def _pickle_reason(error: Exception) -> str:

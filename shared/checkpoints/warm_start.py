@@ -26,13 +26,8 @@ def read_start(
 ) -> dict[str, Any]:
     """Content of the file that `warm_start={path, kind}` names.
 
-    Args:
-        kinds: what the method knows.
-        remedy: said after the name of a file that does not exist.
-
-    Raises:
-        CheckpointError: another kind, no such file, or one that is unreadable without executing
-            code.
+    CheckpointError if the kind is none of the method's `kinds`, or the file is missing, which the
+    `remedy` is told for, or unreadable.
     """
     if kind not in kinds:
         raise CheckpointError(f"warm_start.kind {kind!r} is unknown: {', '.join(kinds)}")
@@ -45,17 +40,9 @@ def read_start(
 def state_of_run(
     source: Mapping[str, Any], package: str, path: str | PathLike[str]
 ) -> dict[str, Tensor]:
-    """State dict of a checkpoint that a run of `package` wrote.
-
-    Raises:
-        CheckpointError: it is of another package, or not of Tenfold.
-    """
+    """State dict of a checkpoint that a run of `package` wrote; CheckpointError of any other."""
     target = source.get("_target_")
-    if (
-        not isinstance(target, str)
-        or not target.startswith(f"{package}.")
-        or "state_dict" not in source
-    ):
+    if not str(target).startswith(f"{package}.") or "state_dict" not in source:
         found = f"it is of {target}" if target else "it is not of Tenfold"
         raise CheckpointError(f"{path} is no checkpoint of {package}: {found}")
     return source["state_dict"]

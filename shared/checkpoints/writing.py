@@ -17,10 +17,6 @@ PLAIN: tuple[type, ...] = (type(None), bool, int, float, complex, str, bytes)
 PLAIN += (torch.Size, torch.dtype, torch.device)
 
 
-class CheckpointWriteError(CheckpointError):
-    """A checkpoint that could not be written; the one before it is untouched."""
-
-
 class AtomicCheckpointIO(CheckpointIO):
     """Lightning plugin: write beside, sync, rename; read without unpickling code.
 
@@ -33,9 +29,8 @@ class AtomicCheckpointIO(CheckpointIO):
     ) -> None:
         """Write ``checkpoint`` so that ``path`` always holds either the old or the new file.
 
-        Raises:
-            CheckpointWriteError: the disk is full or refuses; the previous file stays readable.
-            TypeError: an entry is not plain data, so that it could not be loaded back safely.
+        CheckpointError if the disk is full or refuses; TypeError for an entry that could not be
+        loaded back safely.
         """
         target = Path(path)
         plain = _plain(checkpoint, "checkpoint")
@@ -45,10 +40,9 @@ class AtomicCheckpointIO(CheckpointIO):
                 torch.save(plain, file)
         except (OSError, RuntimeError) as error:
             previous = "the previous one is untouched" if target.exists() else "there is none yet"
-            reason = _root_reason(error)
-            raise CheckpointWriteError(
-                f"cannot write checkpoint {target}: {reason}; {previous}. Free some space or set "
-                "output_dir to another disk, then run the same command to continue."
+            raise CheckpointError(
+                f"cannot write checkpoint {target}: {_root_reason(error)}; {previous}. Free some "
+                "space or set output_dir to another disk, then run the same command to continue."
             ) from error
 
     def load_checkpoint(

@@ -5,7 +5,6 @@ Sources: docs/papers/pcl.md, sections 7.2 and 7.3, docs/papers/mopro.md, section
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -105,8 +104,4 @@ class LinearClassification(Method):
         groups: list[dict[str, Any]] = [{"params": head.parameters(), "lr": head_lr}]
         if not p["freeze"]:
             groups.append({"params": self.encoder.backbone.parameters()})
-        optimizer = torch.optim.SGD(
-            groups, lr=p["lr"], momentum=p["momentum"], weight_decay=p["weight_decay"]
-        )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.factor)
-        return [optimizer], [{"scheduler": scheduler, "interval": "epoch"}]
+        return self.sgd(groups, self.factor, weight_decay=p["weight_decay"])

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar, RichProgressBar
 from torch import Tensor
 
+from shared.distributed import world_size
 from shared.training.lightning_internals import (
     complete_epoch,
     forget_logged_values,
@@ -27,27 +28,25 @@ from shared.training.lightning_internals import (
 )
 from shared.training.loggers import CsvLogger
 
+WARM_UP = 3  # steps of a process before its throughput counts
+
 
 class ResumeCheckpoint(Checkpoint):
     """Keeps ``<folder>/last.ckpt``, from which training goes on as if it had never stopped.
 
-    Lightning's ``ModelCheckpoint`` saves either every n steps or at epoch ends, and what it saves
-    after a batch that validation follows resumes behind that validation, whose metrics are then
-    lost. Here such a batch is saved once its validation is over; and the metrics of the step are
-    written before the checkpoint that says the step is done. The state of the random number
-    generators of every process is part of the checkpoint.
+    What Lightning's ``ModelCheckpoint`` saves after a batch that validation follows resumes behind
+    that validation, whose metrics are then lost. Here such a batch is saved once its validation is
+    over, and the metrics of a step are written before the checkpoint that says the step is done.
+    The state of every process's random number generators is part of the checkpoint.
 
     Metrics averaged by Lightning over a training epoch (``on_epoch=True``) are not resumable,
     because Lightning does not save the running sums: log training metrics per step.
 
     Args:
-        folder: where ``last.ckpt`` lies.
         every_n_steps: optimiser steps between two saves; every epoch end is saved as well.
     """
 
     def __init__(self, folder: str | Path, every_n_steps: int = 100) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps must be at least 1, got {every_n_steps}")
         self.path = Path(folder) / "last.ckpt"
         self.every_n_steps = every_n_steps
         self._saved_step = 0
@@ -57,7 +56,7 @@ class ResumeCheckpoint(Checkpoint):
     def state_key(self) -> str:
         return "ResumeCheckpoint"
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self._saved_step = trainer.global_step
         if trainer.global_step == 0:  # what a run killed before its first checkpoint has left
             _continue_metrics(trainer, 0)
@@ -65,9 +64,7 @@ class ResumeCheckpoint(Checkpoint):
             _set_generators(self._generators[trainer.global_rank])
             self._generators = []
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         # A metric that this step does not log would be written with its last value of the epoch,
         # as if measured now; a resumed run, which has no last value, would write nothing.
         forget_logged_values(trainer)
@@ -79,27 +76,19 @@ class ResumeCheckpoint(Checkpoint):
         if trainer.state.fn == "fit":
             _continue_metrics(trainer, checkpoint["global_step"])
 
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if not validation_follows(trainer):
             self._save_if_due(trainer)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if fitting:
+    def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._save_if_due(trainer)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.max_steps == -1:
             self._save(trainer)
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, *_: Any) -> None:
         # A run that was killed behind its last checkpoint finds nothing left to do, and would label
         # its test metrics with the step and the epoch that this checkpoint was still within.
         complete_epoch(trainer)
@@ -116,17 +105,18 @@ class ResumeCheckpoint(Checkpoint):
             self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
-        if not trainer.validating:
-            _log_now(trainer)
+        # What Lightning will write for this step in a moment; the logger drops the repeat.
+        if not trainer.validating and (values := values_to_log(trainer)):
+            for logger in _csv_loggers(trainer):
+                logger.log_metrics(values, trainer.global_step - 1)
         trainer.save_checkpoint(self.path, weights_only=False)
         self._saved_step = trainer.global_step
 
     def state_dict(self) -> dict[str, Any]:
-        state: list[Any] = [_get_generators()]
-        if dist.is_available() and dist.is_initialized():
-            own, state = state[0], [None] * dist.get_world_size()
-            dist.all_gather_object(state, own)
-        return {"generators": state}
+        states: list[Any] = [_get_generators()] * world_size()
+        if world_size() > 1:
+            dist.all_gather_object(states, states[0])
+        return {"generators": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._generators = state_dict["generators"]
@@ -139,7 +129,7 @@ class FiniteGradients(Callback):
     """
 
     def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
     ) -> None:
         if getattr(trainer.precision_plugin, "scaler", None) is not None:
             return
@@ -150,7 +140,7 @@ class FiniteGradients(Callback):
         broken = [name for name, gradient in named if not torch.isfinite(gradient).all()]
         # The norm alone may overflow: then every gradient is finite but far too large.
         what = (
-            "not finite in " + ", ".join(broken) if broken else "so large that its norm overflows"
+            f"not finite in {', '.join(broken)}" if broken else "so large that its norm overflows"
         )
         raise FloatingPointError(
             f"step {trainer.global_step}: the gradient is {what}; stopped before the update, the "
@@ -159,24 +149,16 @@ class FiniteGradients(Callback):
 
 
 class Throughput(Callback):
-    """Samples per second of training alone, and the peak memory.
+    """Samples per second of training alone, and the peak memory, logged as ``perf/...``.
 
     A sample is one row of any image tensor of the batch (several views of an image count each,
     for that is what the network works through). Warm-up steps, evaluation and checkpoint writing
-    do not count; loading and augmentation do. Logged as ``perf/...`` when an epoch ends.
-
-    Args:
-        warmup_steps: the first steps of this process, which are not counted.
-
-    Attributes:
-        steps: of this process, those as well.
+    do not count; loading and augmentation do. `steps` counts those of this process, warm-up too.
     """
 
-    def __init__(self, warmup_steps: int = 3) -> None:
-        self.warmup_steps = warmup_steps
+    def __init__(self) -> None:
+        self.steps = self._samples = 0
         self._seconds = 0.0
-        self._samples = 0
-        self.steps = 0
         self._since: float | None = None  # None: the next step has no fair beginning
 
     @property
@@ -185,29 +167,22 @@ class Throughput(Callback):
         return self._samples / self._seconds if self._seconds else 0.0
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, *_: Any
     ) -> None:
         now = time.perf_counter()
         self.steps += 1
-        if self._since is not None and self.steps > self.warmup_steps:
+        if self._since is not None and self.steps > WARM_UP:
             self._seconds += now - self._since
             self._samples += _rows(batch) * trainer.world_size
         self._since = now
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, *_: Any) -> None:
         self._since = None
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, *_: Any) -> None:
         self._since = None
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self._since = None
         if self._seconds:
             figures = {
@@ -220,34 +195,23 @@ class Throughput(Callback):
 
 
 class PlainProgress(ProgressBar):
-    """One line now and then, for logs and pipes where a moving bar would leave rubbish.
+    """One line every so many seconds, for logs and pipes where a bar would leave rubbish."""
 
-    Args:
-        every_seconds: the least time between two lines.
-    """
-
-    def __init__(self, every_seconds: float = 10.0) -> None:
+    def __init__(self, every_seconds: float) -> None:
         super().__init__()
         self.every_seconds = every_seconds
-        self._enabled = True
         self._printed = -math.inf
 
     def enable(self) -> None:
-        self._enabled = True
+        self._printed = -math.inf
 
     def disable(self) -> None:
-        self._enabled = False
+        self._printed = math.inf
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        now = time.monotonic()
-        if not self._enabled or now - self._printed < self.every_seconds:
+        if (now := time.monotonic()) - self._printed < self.every_seconds:
             return
         self._printed = now
         loss = trainer.logged_metrics.get("train/loss")
@@ -278,31 +242,24 @@ def _rows(batch: Any) -> int:
     return sum(len(t) for t in inputs or tensors[:1])
 
 
+def _csv_loggers(trainer: pl.Trainer) -> list[CsvLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, CsvLogger)]
+
+
 def _continue_metrics(trainer: pl.Trainer, global_step: int) -> None:
-    for logger in trainer.loggers:
-        if isinstance(logger, CsvLogger):
-            logger.continue_from(global_step)
-
-
-def _log_now(trainer: pl.Trainer) -> None:
-    """Write what Lightning will write for this step in a moment; the logger drops the repeat."""
-    if values := values_to_log(trainer):
-        for logger in trainer.loggers:
-            if isinstance(logger, CsvLogger):
-                logger.log_metrics(values, trainer.global_step - 1)
+    for logger in _csv_loggers(trainer):
+        logger.continue_from(global_step)
 
 
 def _get_generators() -> dict[str, Any]:
     """The state of every global generator, as plain data."""
     version, python, gauss = random.getstate()
-    numpy: Any = np.random.get_state(legacy=True)  # noqa: NPY002
-    kind, keys, position, has_gauss, cached = numpy
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
     return {
         "python": [version, list(python), gauss],
-        "numpy": [kind, keys.tolist(), int(position), int(has_gauss), float(cached)],
+        "numpy": [kind, keys.tolist(), *rest],  # type: ignore[attr-defined]
         "torch": torch.get_rng_state(),
-        "cuda": cuda,
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }
 
 

@@ -18,21 +18,18 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zer
 from shared.files import open_own, open_regular, replacing
 
 HEADER = ("step", "epoch", "metric", "value")
+MODES = ("online", "offline", "disabled")  # of W&B
 
 
 class CsvLogger(Logger):
     """Appends ``step,epoch,metric,value`` rows to one file, which survives kills and resumes.
 
-    Lightning's ``CSVLogger`` deletes an existing file and rewrites the whole of it with every
-    flush, so a killed run loses its history and a long run slows down.
-
+    Lightning's ``CSVLogger`` rewrites the whole file with every flush, and a killed run loses it.
     ``step`` counts finished optimiser steps from 0. A metric is written once per step: a resumed
-    run that repeats an evaluation adds no second row. Values are written so that reading them
-    back gives the same float64.
-
-    Args:
-        path: the file; its folder is made.
+    run that repeats an evaluation adds no second row. Values read back as the same float64.
     """
+
+    name, version = "csv", ""
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
@@ -40,18 +37,6 @@ class CsvLogger(Logger):
         self._file: io.TextIOWrapper | None = None
         self._last_step = -1
         self._written: set[str] = set()  # the metrics that the last step already has
-
-    @property
-    def name(self) -> str:
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @property
-    def save_dir(self) -> str:
-        return str(self.path.parent)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Do nothing: the run's config.yaml holds them."""
@@ -64,8 +49,7 @@ class CsvLogger(Logger):
         step = self._last_step if step is None else step
         if step > self._last_step:
             self._last_step, self._written = step, set()
-        epoch = metrics.get("epoch", "")
-        epoch = int(epoch) if epoch != "" else ""
+        epoch = int(metrics["epoch"]) if "epoch" in metrics else ""
         text = io.StringIO()
         rows = csv.writer(text, lineterminator="\n")
         # Sorted, because Lightning's order is that of first appearance since the last (re)start.
@@ -78,20 +62,16 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def continue_from(self, global_step: int) -> None:
-        """Drop what was written after the checkpoint from which the run goes on.
-
-        Args:
-            global_step: optimiser steps done in that checkpoint; rows of step >= this go.
-        """
+        """Drop the rows of step >= `global_step`, written after the checkpoint of that many steps
+        from which the run goes on."""
         self.close()
         if self.path.exists():
-            earlier = [row for row in read_metrics(self.path) if int(row["step"]) < global_step]
+            text = io.StringIO()
+            rows = csv.DictWriter(text, HEADER, lineterminator="\n")
+            rows.writeheader()
+            rows.writerows(r for r in read_metrics(self.path) if int(r["step"]) < global_step)
             with replacing(self.path) as file:
-                text = io.TextIOWrapper(file, newline="", write_through=True)
-                rows = csv.DictWriter(text, HEADER, lineterminator="\n")
-                rows.writeheader()
-                rows.writerows(earlier)
-                text.detach()
+                file.write(text.getvalue().encode())
         self._file = self._open()
 
     def finalize(self, status: str) -> None:
@@ -152,21 +132,17 @@ class WandbLogger(Logger):
     """Weights & Biases, switched off for the rest of the run by whatever goes wrong in it.
 
     W&B writes and uploads in a process of its own, so a slow network delays no step. A missing
-    package gives one notice, any exception one warning. The run is online where an API key is
-    set and offline otherwise (``wandb sync`` uploads later). A run that is started again
-    continues the same W&B run.
+    package gives one notice, any exception one warning. A run that is started again continues the
+    same W&B run, whose id derives from its folder.
 
     Args:
-        output_dir: the run's folder; W&B's files go to its ``wandb`` folder, and the run's
-            identity derives from its absolute path.
-        project, method, experiment, arm, seed: how runs are grouped (method/experiment), typed
-            (arm), named and tagged.
-        mode: "auto", or one of W&B's "online", "offline", "disabled".
+        output_dir: W&B's files go to the folder ``wandb`` in it.
+        mode: one of W&B's, or "auto": online where an API key is set, else offline.
         patience: seconds to wait for W&B at the start and at the end of the run.
-
-    Raises:
-        ValueError: another mode.
     """
+
+    name = "wandb"
+    version = ""
 
     def __init__(
         self,
@@ -175,38 +151,31 @@ class WandbLogger(Logger):
         arm: str,
         seed: int,
         project: str = "tenfold",
-        method: str | None = None,
         mode: str = "auto",
         patience: float = 30.0,
     ) -> None:
         super().__init__()
-        if mode not in ("auto", "online", "offline", "disabled"):
-            raise ValueError(f"logger.wandb.mode must be auto, online, offline or disabled: {mode}")
-        method = method or experiment.split("/")[0]
-        self._folder = Path(output_dir).resolve()
-        self.run_id = hashlib.sha256(str(self._folder).encode()).hexdigest()[:16]
-        self.mode = _automatic_mode() if mode == "auto" else mode
+        if mode not in ("auto", *MODES):
+            raise ValueError(f"logger.wandb.mode must be auto or one of {MODES}: {mode}")
+        if mode == "auto":
+            automatic = "online" if os.environ.get("WANDB_API_KEY") else "offline"
+            mode = os.environ.get("WANDB_MODE") or automatic
+        self.mode = mode if mode in MODES else "offline"
         self.patience = patience
+        self._folder = Path(output_dir).resolve()
+        self.version = hashlib.sha256(str(self._folder).encode()).hexdigest()[:16]
         self._identity = {
             "project": project,
-            "group": f"{method}/{experiment.removeprefix(f'{method}/')}",
+            "group": experiment,
             "job_type": arm,
             "name": f"{experiment} {arm} seed {seed}",
-            "tags": [method, experiment, arm, f"seed{seed}"],
-            "id": self.run_id,
+            "tags": [experiment.split("/")[0], experiment, arm, f"seed{seed}"],
+            "id": self.version,
             "dir": str(self._folder),
         }
         self._hyperparameters: dict[str, Any] = {}
         self._run: Any = None
         self._off = self.mode == "disabled"
-
-    @property
-    def name(self) -> str:
-        return "wandb"
-
-    @property
-    def version(self) -> str:
-        return self.run_id
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
@@ -257,18 +226,11 @@ class WandbLogger(Logger):
         }
         known = wandb.Settings.model_fields  # older versions lack some
         settings = wandb.Settings(**{k: v for k, v in wanted.items() if k in known})
-        arguments: dict[str, Any] = {
-            **self._identity,
-            "config": self._hyperparameters,
-            "settings": settings,
-        }
+        arguments: Any = self._identity | {"config": self._hyperparameters, "settings": settings}
         # Offline, the same id alone continues a run.
-        as_configured: dict[str, Any] = {
-            "mode": self.mode,
-            "resume": "allow" if self.mode == "online" else None,
-        }
+        resume = "allow" if self.mode == "online" else None
         try:
-            run = wandb.init(**arguments, **as_configured)
+            run = wandb.init(**arguments, mode=self.mode, resume=resume)
         except Exception as error:
             if self.mode == "offline":
                 raise
@@ -277,9 +239,3 @@ class WandbLogger(Logger):
             run = wandb.init(**arguments, mode="offline")
         run.define_metric("*", step_metric="step")
         return run
-
-
-def _automatic_mode() -> str:
-    if mode := os.environ.get("WANDB_MODE"):
-        return mode if mode in ("online", "offline", "disabled") else "offline"
-    return "online" if os.environ.get("WANDB_API_KEY") else "offline"

@@ -1,9 +1,9 @@
-"""The thin base of every method: loss bookkeeping and the stop on non-finite losses.
+"""The thin base of every method: loss bookkeeping, the stop on non-finite losses, scheduled SGD.
 
 Nothing of any algorithm lives here; a method's `training_step` is read in one file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -23,10 +23,7 @@ class Method(pl.LightningModule):
     memory_format: torch.memory_format = torch.contiguous_format
 
     def attach(self, datamodule: Any) -> None:
-        """Take from the data what a training step needs beside its batch, such as a tokeniser.
-
-        Called before any step, also where there is no Trainer.
-        """
+        """Take from the data, before any step, what a training step needs beside its batch."""
 
     def lay_out(self, network: nn.Module, channels_last: bool) -> None:
         """Choose the memory format of a convolutional network and of the images it gets.
@@ -46,15 +43,10 @@ class Method(pl.LightningModule):
         weights: Mapping[str, float],
         indices: Tensor | None = None,
     ) -> Tensor:
-        """The weighted sum of the loss terms, logged term by term as `train/<term>`.
+        """The sum of the scalar loss terms, logged term by term as `train/<term>`.
 
-        Args:
-            terms: scalar losses by name.
-            weights: factors by name; a term without one counts once.
-            indices: data-set indices of the batch, named if a term is not finite.
-
-        Raises:
-            NonFiniteLoss: names the step, the broken terms and the batch.
+        A term without a weight counts once. NonFiniteLoss names the step, the broken terms and the
+        data-set `indices` of the batch.
         """
         total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
         if not torch.isfinite(total):
@@ -67,6 +59,20 @@ class Method(pl.LightningModule):
             )
         self.log_train({**terms, "loss": total})
         return total
+
+    def sgd(
+        self,
+        parameters: Iterable[Any],
+        factor: Callable[[int], float],
+        every: str = "epoch",
+        **options: Any,
+    ) -> Any:
+        """SGD with the hyperparameters `lr`, times the factor of the epoch or step, and `momentum`,
+        as `configure_optimizers` returns it. A lambda as factor leaves no trace in checkpoints."""
+        p = self.hparams
+        optimizer = torch.optim.SGD(parameters, lr=p["lr"], momentum=p["momentum"], **options)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return [optimizer], [{"scheduler": scheduler, "interval": every}]
 
     def log_train(self, values: Mapping[str, Tensor | float]) -> None:
         """Log `train/<name>` for each value; silently nothing outside a Trainer."""

@@ -11,10 +11,7 @@ def weight_decay_groups(
     """Two optimiser groups: parameters whose name contains none of `no_decay`, and the others.
 
     The papers decide by NAME: with `no_decay=["bn"]` BatchNorm weights and biases are spared while
-    the biases of linear layers are decayed.
-
-    Raises:
-        ValueError: a pattern of `no_decay` fits no parameter (a misspelling would silently decay).
+    the biases of linear layers are decayed. A pattern that fits no parameter is a ValueError.
     """
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     for pattern in no_decay:
@@ -37,7 +34,5 @@ def decay_matrices(module: nn.Module, weight_decay: float) -> list[dict]:
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     spared = [p for name, p in named if p.ndim == 1 or name.endswith(".bias")]
     decayed = [p for name, p in named if not (p.ndim == 1 or name.endswith(".bias"))]
-    return [
-        {"params": decayed, "weight_decay": weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
+    groups = ((decayed, weight_decay), (spared, 0.0))
+    return [{"params": params, "weight_decay": decay} for params, decay in groups]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ ADVANTAGE = 0.95
 
 @dataclass(frozen=True)
 class PrecisionChoice:
-    """The chosen precision (a Lightning name) and the seconds per step of each one measured."""
+    """The chosen precision (a Lightning name), and the seconds per step of those measured."""
 
     precision: str
     seconds_per_step: dict[str, float]
@@ -44,28 +44,20 @@ def choose_precision(
     module: pl.LightningModule,
     batch: Any,
     device: torch.device | str = "cpu",
-    candidates: Sequence[str] = CANDIDATES,
     seconds: float = 1.0,
 ) -> PrecisionChoice:
-    """Time forward and backward of ``module.training_step`` under each candidate.
+    """Time forward and backward of ``module.training_step`` on one batch in each precision.
 
-    The module, its buffers and the random number generators are left as they were: the steps
-    run on a copy.
-
-    Args:
-        module: a module not attached to a Trainer.
-        batch: one training batch.
-        candidates: "32-true" and, tried only where the device has the units, "bf16-mixed".
-        seconds: how long to measure, all candidates together and without the warm-up.
+    The steps run on a copy of the module, which has no Trainer, and leave the random number
+    generators as they were. `seconds` are those of all together, without the warm-up.
     """
     from lightning_fabric.utilities import move_data_to_device
 
-    usable = [name for name in candidates if name == "32-true" or has_bf16_units(device)]
-    if len(usable) == 1:
-        return PrecisionChoice(usable[0], {})
+    if not has_bf16_units(device):
+        return PrecisionChoice(CANDIDATES[0], {})
     trial = copy.deepcopy(module).to(device).train()
     batch = move_data_to_device(batch, torch.device(device))
-    steps = {name: _step(trial, batch, torch.device(device), name) for name in usable}
+    steps = {name: _step(trial, batch, torch.device(device), name) for name in CANDIDATES}
     devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*self\.log.*|.*self.trainer.*")

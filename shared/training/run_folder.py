@@ -20,22 +20,13 @@ import yaml
 from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
-from shared.files import (
-    LockedError,
-    UnsafeFileError,
-    locked,
-    open_regular,
-    own_folder,
-    read_json,
-    remove_unfinished,
-    replacing,
-    write_json,
-)
+from shared import files
 from shared.training.loggers import read_metrics
 
 # What may differ between two starts of the same experiment.
 NOT_HASHED = ("output_dir", "data_root", "logger", "threads", "claim", "checkpoint_every")
 DEEPEST = 50  # levels of a config
+ELSEWHERE = "choose another output_dir or move it away"
 PLACES = {"data_root": "<data>/", "output_dir": "<output>/"}
 
 
@@ -48,50 +39,40 @@ class RunBusyError(RunError):
 
 
 class RunFolder:
-    """The folder of a run, which need not exist yet."""
-
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config, self.metrics = self.path / "config.yaml", self.path / "metrics.csv"
-        self.last = self.path / "checkpoints" / "last.ckpt"
+        self.last, self.error = self.path / "checkpoints" / "last.ckpt", self.path / "error.txt"
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let nobody else write to the folder until the block ends.
-
-        Raises:
-            RunBusyError: another process does.
-            RunError: the folder, or one in it, is a link.
-        """
+        """Let nobody else write to the folder until the block ends; RunError if it is a link or
+        has one."""
         try:
-            own_folder(self.path)
+            files.own_folder(self.path)
             if self.last.parent.is_symlink():
-                own_folder(self.last.parent)
-            with locked(self.path / ".lock"):
-                remove_unfinished(self.path)
-                remove_unfinished(self.last.parent)
+                files.own_folder(self.last.parent)
+            with files.locked(self.path / ".lock"):
+                files.remove_unfinished(self.path)
+                files.remove_unfinished(self.last.parent)
                 yield
-        except LockedError as holder:
-            raise RunBusyError(
-                f"{self.path} is in use by {holder}: wait for it, or choose another output_dir"
-            ) from None
-        except UnsafeFileError as error:
+        except files.LockedError as holder:
+            said = f"{self.path} is in use by {holder}: wait for it, or choose another output_dir"
+            raise RunBusyError(said) from None
+        except files.UnsafeFileError as error:
             raise RunError(str(error)) from error
 
     def record(self, error: Exception) -> None:
         """Leave the traceback of an error in error.txt."""
-        with suppress(OSError), replacing(self.path / "error.txt") as file:
+        with suppress(OSError), files.replacing(self.error) as file:
             file.write("".join(traceback.format_exception(error)).encode(errors="replace"))
 
     def results(self, config_hash: str) -> dict[str, Any] | None:
-        """results.json of a finished run of this very config; None if there is none.
-
-        Raises:
-            RunError: the folder holds a finished run of another config, or the file is damaged.
-        """
+        """results.json of a finished run of this very config; None if there is none, RunError if
+        it is damaged or of another config."""
         path = self.path / "results.json"
         try:
-            results = read_json(path)
+            results = files.read_json(path)
             if not (isinstance(results, dict) and _is_numbers(results.get("metrics"))):
                 raise ValueError("it is no result of a run")
         except FileNotFoundError:
@@ -99,27 +80,17 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise _damaged(path, error) from error
         if results.get("config_hash") != config_hash:
-            raise RunError(
-                f"{path} belongs to another config: choose another output_dir or move it away"
-            )
+            raise RunError(f"{path} belongs to another config: {ELSEWHERE}")
         return results
 
     def check(self, resolved: Mapping[str, Any]) -> None:
-        """Refuse the unfinished run of another config, and metrics that cannot be continued.
-
-        Args:
-            resolved: the whole config as plain containers.
-
-        Raises:
-            RunError: the folder holds one, or a file in it is damaged.
-        """
+        """Refuse by RunError the unfinished run of another config, and metrics that cannot be
+        continued."""
         earlier = read_config(self.config)
         if earlier is not None and hash_config(earlier) != hash_config(resolved):
-            differing = sorted(k for k, v in resolved.items() if v != earlier.get(k))
-            raise RunError(
-                f"{self.path} holds an unfinished run of another config (differs in "
-                f"{', '.join(differing)}): choose another output_dir or move it away"
-            )
+            differing = ", ".join(sorted(k for k, v in resolved.items() if v != earlier.get(k)))
+            said = f"{self.path} holds an unfinished run of another config (differs in {differing})"
+            raise RunError(f"{said}: {ELSEWHERE}")
         try:
             read_metrics(self.metrics)
         except FileNotFoundError:
@@ -131,23 +102,19 @@ class RunFolder:
     def claim(self, resolved: Mapping[str, Any]) -> None:
         """Write the resolved config: from now on the folder is this run's."""
         if not self.config.exists():
-            with replacing(self.config) as file:
+            with files.replacing(self.config) as file:
                 file.write(OmegaConf.to_yaml(OmegaConf.create(dict(resolved))).encode())
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write results.json, and remove the error of an earlier start."""
-        write_json(self.path / "results.json", results)
-        (self.path / "error.txt").unlink(missing_ok=True)
+        files.write_json(self.path / "results.json", results)
+        self.error.unlink(missing_ok=True)
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
-    """The resolved config in a run's config.yaml; None if there is none.
-
-    Raises:
-        RunError: it is damaged.
-    """
+    """The resolved config in a run's config.yaml; None if there is none, RunError if damaged."""
     try:
-        with open_regular(path) as file:
+        with files.open_regular(path) as file:
             return parse_config(file.read().decode())
     except FileNotFoundError:
         return None
@@ -159,16 +126,14 @@ def parse_config(text: str) -> dict[str, Any]:
     """The resolved config that a text in yaml stands for.
 
     Raises:
-        ValueError: it is none, or has what a few lines could make endless: references to parts of
-            itself, interpolations, or very many levels.
+        ValueError: it is none, or refers to parts of itself, or nests endlessly.
     """
     try:
         levels = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
             levels += isinstance(event, yaml.CollectionStartEvent)
             levels -= isinstance(event, yaml.CollectionEndEvent)
-            refers = isinstance(event, yaml.AliasEvent)
-            if refers or (isinstance(event, yaml.ScalarEvent) and "${" in event.value):
+            if isinstance(event, yaml.AliasEvent) or "${" in getattr(event, "value", ""):
                 raise ValueError("it refers to parts of itself")
             if levels > DEEPEST:
                 raise ValueError("it is nested too deep")
@@ -182,11 +147,8 @@ def parse_config(text: str) -> dict[str, Any]:
 
 
 def hash_config(resolved: Mapping[str, Any]) -> str:
-    """SHA-256 digest, in hex, of what decides the outcome of a run.
-
-    Where things lie does not count; neither does the place of the data inside `source`, `data`,
-    nor that of the results inside `warm_start`.
-    """
+    """SHA-256 digest, in hex, of what decides the outcome of a run; where things lie, also inside
+    `source`, `data` and `warm_start`, does not count."""
     decisive = {key: value for key, value in resolved.items() if key not in NOT_HASHED}
     text = json.dumps(decisive, sort_keys=True)
     for key, name in PLACES.items():

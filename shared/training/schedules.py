@@ -26,18 +26,15 @@ def warm_up_decay(step: int, ceiling: float) -> float:
 
 
 def epoch_factor(schedule: Mapping[str, Any], total_epochs: int) -> Callable[[int], float]:
-    """Epoch -> factor of the learning rate, as `{kind: steps, milestones, gamma}` or
-    `{kind: cosine}` says."""
+    """Epoch -> factor of the learning rate."""
     values = dict(schedule)
     kind = values.pop("kind", None)
     if kind == "steps" and values.keys() == {"milestones", "gamma"}:
         return lambda epoch: steps(epoch, **values)
     if kind == "cosine" and not values:
         return lambda epoch: half_cosine(epoch, total_epochs)
-    raise ValueError(
-        "schedule must be {kind: steps, milestones, gamma} or {kind: cosine}, got "
-        f"{dict(schedule)}"
-    )
+    known = "{kind: steps, milestones, gamma} or {kind: cosine}"
+    raise ValueError(f"schedule must be {known}, got {dict(schedule)}")
 
 
 def rate_factor(time: int, schedule: Mapping[str, Any]) -> float:
@@ -46,16 +43,11 @@ def rate_factor(time: int, schedule: Mapping[str, Any]) -> float:
     The product of a linear warm-up, min(1, (t + 1) / warm_up); of `gamma` for each milestone that
     is reached; and of a half cosine of length `cosine`, down to 0. The CIFAR-LT recipe is
     `{every: epoch, cosine: null, warm_up: 5, milestones: [160, 180], gamma: 0.01}`.
-
-    Raises:
-        ValueError: other keys, or another unit of time.
     """
     keys = {"every", "cosine", "warm_up", "milestones", "gamma"}
     if schedule.keys() != keys or schedule["every"] not in ("step", "epoch"):
-        raise ValueError(
-            f"schedule needs {', '.join(sorted(keys))}, and every: step or epoch; got "
-            f"{dict(schedule)}"
-        )
+        needed = f"{', '.join(sorted(keys))}, and every: step or epoch"
+        raise ValueError(f"schedule needs {needed}; got {dict(schedule)}")
     factor = steps(time, schedule["milestones"], schedule["gamma"])
     if schedule["warm_up"]:
         factor *= min(1.0, (time + 1) / schedule["warm_up"])
@@ -75,8 +67,7 @@ def stepped_cosine(
     epochs: int,
     warmup_block: int = 100,
 ) -> float:
-    """The rate at an iteration, as ALBEF and its descendants set it (docs/papers/albef.md, section
-    3.5).
+    """The rate at an iteration in ALBEF and its descendants (docs/papers/albef.md, section 3.5).
 
     In epoch 0 a linear warm-up in `warmup_blocks` stairs of `warmup_block` iterations; a shorter
     epoch cuts it off. Each later epoch has one rate, a cosine in the epoch's number.
