@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
 from shared.experiments import CONF, Line, rows
 from shared.files import read_json
@@ -78,10 +79,7 @@ def _predict(arguments: Sequence[str]) -> None:
 
 
 def list_rows(arguments: Sequence[str]) -> None:
-    """Print the methods, or one method's rows and its other experiments.
-
-    Exits with status 2 and one line for a method that does not exist.
-    """
+    """Print the methods, or one method's rows and its other experiments."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -104,14 +102,14 @@ def list_rows(arguments: Sequence[str]) -> None:
     header = ("experiment=", "table", "metric", "paper", "GPU-hours", "GB", "finished here")
     table = Table(*header, box=box.SIMPLE_HEAD)
     for name, line in rows(method).items():
-        value = str(line["value"]) if line.get("value") is not None else "unknown"
+        value = _figure(line, "value") if "metric" in line else "-"
         if line.get("std") is not None:
             value += f" ± {line['std']}"
         about = str(line.get("table") or line.get("about", ""))
-        costs = (_figure(line, "gpu_hours", "about "), _figure(line, "memory_gb"))
+        hours, memory = _figure(line, "gpu_hours", "about "), _figure(line, "memory_gb")
         run = f"{method}/{name}"
-        paper = (line["metric"], value) if "metric" in line else ("-", "-")
-        table.add_row(run, about, *paper, *costs, _finished(run))
+        metric = line.get("metric", "-")
+        table.add_row(run, about, metric, value, hours, memory, _finished(run))
     console.print(table)
     console.print(f"others: {', '.join(_files(method))}", soft_wrap=True)
     console.print(f"arms of claims: experiment=reproduce/{method}/ARM, conf/reproduce/{method}*")
@@ -124,7 +122,7 @@ def _files(method: str) -> list[str]:
 
 
 def _figure(line: Line, key: str, before: str = "") -> str:
-    return "unknown" if line.get(key) is None else f"{before}{line[key]:g}"
+    return "unknown" if line.get(key) is None else f"{before}{line[key]}"
 
 
 def _finished(experiment: str) -> str:
@@ -139,7 +137,7 @@ def _finished(experiment: str) -> str:
     return str(count or "-")
 
 
-def _refuse(said: str) -> None:
+def _refuse(said: str) -> NoReturn:
     print(said, file=sys.stderr)
     sys.exit(2)
 

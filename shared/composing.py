@@ -14,10 +14,10 @@ from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from shared.experiments import CONF, FIGURES, PAPER, Line, arms, rows
+from shared.experiments import FIGURES, PAPER, Line, arms, rows
 
 
-def as_config(line: Line, conf: Path = CONF) -> DictConfig:
+def _as_config(line: Line, conf: Path) -> DictConfig:
     """The content that the line would have as a file of conf/experiment/."""
     config = OmegaConf.create({})
     below = line.get("experiment")
@@ -59,7 +59,7 @@ class Tables(ConfigSource):
 
     def load_config(self, config_path: str) -> ConfigResult:
         group, _, name = config_path.removesuffix(".yaml").rpartition("/")
-        config = as_config(self._lines(group)[name], Path(self.path))
+        config = _as_config(self._lines(group)[name], Path(self.path))
         return ConfigResult(self.provider, self.full_path(), config, {"package": "_global_"})
 
     def available(self) -> bool:

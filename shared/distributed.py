@@ -23,17 +23,15 @@ def all_gather(x: Tensor, grad: bool = False) -> Tensor:
     """(B, ...) on every rank -> (world * B, ...), in rank order.
 
     With `grad` the backward pass sums every rank's gradient into the rows' owner, so that a loss
-    averaged over ranks by DDP has the gradient of one process on the concatenated batch.
-
-    Raises:
-        ValueError: the ranks hold batches of different size.
+    averaged over ranks by DDP has the gradient of one process on the concatenated batch. Batches of
+    different size are a ValueError.
     """
     if world_size() == 1:
         return x
-    sizes = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(world_size())]
-    dist.all_gather(sizes, torch.tensor([len(x)], device=x.device))
-    if len({int(size) for size in sizes}) > 1:
-        raise ValueError(f"ranks hold different batch sizes: {[int(size) for size in sizes]}")
+    gathered = [torch.zeros(1, dtype=torch.long, device=x.device) for _ in range(world_size())]
+    dist.all_gather(gathered, torch.tensor([len(x)], device=x.device))
+    if len(set(sizes := list(map(int, gathered)))) > 1:
+        raise ValueError(f"ranks hold different batch sizes: {sizes}")
     if grad:
         return torch.cat(_all_gather_with_grad(x.contiguous()))
     pieces = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in sizes]
@@ -66,12 +64,8 @@ def own_rows(x: Tensor) -> Tensor:
 
 
 def batch_shuffle(x: Tensor, permutation: Tensor) -> Tensor:
-    """This rank's slice of the globally shuffled batch (MoCo's shuffled BatchNorm).
-
-    Args:
-        x: (B, ...) local images.
-        permutation: (world * B,) the same on every rank.
-    """
+    """This rank's slice of the globally shuffled batch, for a `permutation` (world * B,) that is
+    the same on every rank."""
     return own_rows(all_gather(x)[permutation])
 
 
@@ -81,36 +75,26 @@ def batch_unshuffle(x: Tensor, permutation: Tensor) -> Tensor:
 
 
 def step_permutation(seed: int, step: int, size: int) -> Tensor:
-    """(size,) the permutation of this step's global batch: equal on all ranks, after a resume too.
-
-    Official code draws it on rank 0 and broadcasts it.
-    """
+    """(size,) the permutation of this step's global batch: equal on all ranks, after a resume too
+    (official code draws it on rank 0 and broadcasts it)."""
     return torch.randperm(size, generator=torch_generator(seed, step, "batch shuffle"))
 
 
 @torch.no_grad()
 def shuffled_forward(network: Callable[[Tensor], Any], images: Tensor, permutation: Tensor) -> Any:
-    """The network's outputs for this rank's images under shuffled BatchNorm (MoCo), no gradient.
+    """The network's outputs for this rank's images (B, ...) under shuffled BatchNorm (MoCo).
 
     Each rank encodes a random slice of the global batch, so that the BatchNorm statistics of a key
-    tell nothing about its query; the outputs return to the rank that holds the image.
-
-    Args:
-        network: in train mode; returns a tensor or a tuple of tensors and Nones.
-        images: (B, ...) local images; the network sees their memory format.
-        permutation: (world * B,) the same on every rank, see `step_permutation`.
-
-    Returns:
-        What the network returns, row i belonging to image i.
+    tell nothing about its query; the outputs return to the rank that holds the image. The network,
+    in train mode, returns a tensor or a tuple of tensors and Nones.
     """
     permutation = permutation.to(images.device)
     shuffled = batch_shuffle(images, permutation)
     if images.dim() == 4 and images.is_contiguous(memory_format=torch.channels_last):
         shuffled = shuffled.contiguous(memory_format=torch.channels_last)
+
+    def returned(output: Tensor | None) -> Tensor | None:
+        return output if output is None else own_rows(batch_unshuffle(output, permutation))
+
     outputs = network(shuffled)
-    if isinstance(outputs, Tensor):
-        return own_rows(batch_unshuffle(outputs, permutation))
-    return tuple(
-        output if output is None else own_rows(batch_unshuffle(output, permutation))
-        for output in outputs
-    )
+    return returned(outputs) if isinstance(outputs, Tensor) else tuple(map(returned, outputs))

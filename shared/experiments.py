@@ -4,10 +4,9 @@ A row of conf/rows/METHOD.yaml runs as `experiment=METHOD/ROW`, an arm of conf/r
 as `experiment=reproduce/CLAIM/ARM`, as if each had a file below conf/experiment/.
 
 A line is a mapping. `experiment` names what it stands on (a file or another line, if any), the keys
-of `FIGURES` say what is known of it, and every other key is an override as on the command line: a
-dotted key with its value, or a config group with its option. A table of rows is a list of blocks:
-what stands in a block beside `rows` holds for each row of it. A line with a `metric` is a row of
-the paper, whose figures the run keeps under `paper`.
+of `FIGURES` say what is known of it, and every other key is an override as on the command line. A
+table of rows is a list of blocks: what stands in a block beside `rows` holds for each row of it. A
+line with a `metric` is a row of the paper, whose figures the run keeps under `paper`.
 """
 
 from collections.abc import Mapping
@@ -24,11 +23,8 @@ Line = Mapping[str, Any]
 
 
 def rows(method: str, conf: Path = CONF) -> dict[str, Line]:
-    """Name -> line of a method's table, what its block says included; empty without a table.
-
-    Raises:
-        ValueError: the table is no yaml, or no list of blocks with rows.
-    """
+    """Name -> line of a method's table, what its block says included; empty without a table, a
+    ValueError for a damaged one."""
     path = conf / "rows" / f"{method}.yaml"
     lines: dict[str, Line] = {}
     try:
@@ -43,22 +39,16 @@ def rows(method: str, conf: Path = CONF) -> dict[str, Line]:
 def arms(claim: str, conf: Path = CONF) -> dict[str, Line]:
     """Name -> line of all that a claim runs, `overrides` of the claim included for its arms.
 
-    An arm may stand on another arm of its claim. Empty if there is no claim, or a malformed one.
-
-    Raises:
-        ValueError: the claim is no yaml.
+    An arm may stand on another arm of its claim. Empty if there is no claim; a ValueError if it is
+    no yaml.
     """
-    written = _read(conf / "reproduce" / f"{claim}.yaml")
-    parts = (
-        [written.get(k) or {} for k in ("arms", "prepare", "overrides")] if written else [{}] * 3
-    )
-    own, prepared, shared = parts
-    together = {**prepared, **own}
-    lines = {name: _line(name, together) for name in together}
-    return {
-        name: {**line, **(shared if name in own else {}), "arm": name}
-        for name, line in lines.items()
-    }
+    written = _read(conf / "reproduce" / f"{claim}.yaml") or {}
+    own, shared = written.get("arms") or {}, written.get("overrides") or {}
+    together = {**(written.get("prepare") or {}), **own}
+    lines = {}
+    for name in together:
+        lines[name] = {**_line(name, together), **(shared if name in own else {}), "arm": name}
+    return lines
 
 
 def _line(name: str, written: Mapping[str, str | Line]) -> Line:

@@ -43,12 +43,8 @@ def open_regular(path: str | os.PathLike[str], follow_links: bool = True) -> Buf
 
 
 def open_own(path: str | os.PathLike[str]) -> FileIO:
-    """Open a file of our own for reading and appending; it is made if there is none.
-
-    Raises:
-        UnsafeFileError: a link or no file lies there.
-        OSError: the disk is full or refuses.
-    """
+    """Open a file of our own for reading and appending; it is made if there is none, and refused
+    by UnsafeFileError if it is a link."""
     return FileIO(_open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW), "r+b")
 
 
@@ -70,21 +66,13 @@ def _open(path: str | os.PathLike[str], flags: int) -> int:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Content of a JSON file in UTF-8, with or without a byte order mark.
-
-    Raises:
-        OSError: as `open_regular`. ValueError: as `parse_json`.
-    """
+    """Content of a JSON file in UTF-8, with or without a byte order mark; OSError or ValueError."""
     with open_regular(path) as file:
         return parse_json(file.read())
 
 
 def parse_json(content: str | bytes) -> Any:
-    """The value that a JSON text stands for.
-
-    Raises:
-        ValueError: it is no JSON, no UTF-8, or nested deeper than can be read.
-    """
+    """The value of a JSON text; ValueError if it is none, no UTF-8, or nested too deep."""
     text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
     try:
         return json.loads(text)
@@ -132,11 +120,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def own_folder(path: Path, mode: int = 0o777) -> Path:
-    """Make a folder, or take the one that is there; a link to one is refused. Returns `path`.
-
-    Raises:
-        UnsafeFileError: a link, or no folder.
-    """
+    """Make a folder, or take the one there is, and return `path`; UnsafeFileError of a link."""
     if path.is_symlink():
         raise UnsafeFileError(errno.ELOOP, "is a link: name the folder that it leads to", str(path))
     path.mkdir(mode, parents=True, exist_ok=True)

@@ -3,9 +3,8 @@
 A sequential generator makes an image's augmentation depend on which images came before it, hence on
 the number of workers and on where a run was interrupted. Here each sample has a 64-bit key, hashed
 from its four coordinates, and its j-th number is a hash of (key, j). "Epoch" is the number of the
-pass over the sample's set (one training epoch may pass several times over a small labelled set).
-
-The hash is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), vectorised in numpy.
+pass over the sample's set, of which a training epoch may have several. The hash is the finaliser of
+SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), vectorised in numpy.
 """
 
 import hashlib
@@ -20,10 +19,7 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 
 def sample_keys(seed: int, epoch: ArrayLike, indices: ArrayLike, view: str) -> NDArray[np.uint64]:
-    """Return one 64-bit key per sample, shape (N,).
-
-    `epoch`: one number or one per sample; `indices` (N,): of the data set; `view`: any name.
-    """
+    """64-bit keys (N,) of samples; `epoch` is one number or one per sample, `view` any name."""
     index = np.atleast_1d(np.asarray(indices)).astype(np.uint64)
     passes = np.broadcast_to(np.asarray(epoch), index.shape).astype(np.uint64)
     key = _mix(np.array([seed & (2**64 - 1)], np.uint64) + _GOLDEN)
@@ -33,7 +29,7 @@ def sample_keys(seed: int, epoch: ArrayLike, indices: ArrayLike, view: str) -> N
 
 
 def key_uniforms(keys: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
-    """Return (N, count) numbers in [0, 1) for (N,) keys; a larger count only appends columns."""
+    """Numbers (N, count) in [0, 1) for (N,) keys; a larger count only appends columns."""
     counters = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
     bits = _mix(keys[:, None] + counters)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
@@ -42,17 +38,17 @@ def key_uniforms(keys: NDArray[np.uint64], count: int) -> NDArray[np.float64]:
 def uniforms(
     seed: int, epoch: ArrayLike, indices: ArrayLike, view: str, count: int
 ) -> NDArray[np.float64]:
-    """Return (N, count) float64 numbers in [0, 1): a pure function of the arguments, row by row."""
+    """Numbers (N, count) in [0, 1): a pure function of the arguments, row by row."""
     return key_uniforms(sample_keys(seed, epoch, indices, view), count)
 
 
 def key_generator(key: np.uint64 | int) -> np.random.Generator:
-    """Return a numpy generator of its own for one sample, for draws whose number is not fixed."""
+    """A numpy generator of its own for one sample, for draws whose number is not fixed."""
     return np.random.Generator(np.random.Philox(key=int(key)))
 
 
 def torch_generator(seed: int, step: int, purpose: str) -> torch.Generator:
-    """Return a CPU generator for what one step (or epoch) draws as a whole, e.g. a permutation.
+    """A CPU generator for what one step (or epoch) draws as a whole, e.g. a permutation.
 
     Hashed, because torch's CPU generator keeps only the low 32 bits of the number it is seeded by:
     `seed << 32 | step` would be the same for every seed.

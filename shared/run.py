@@ -115,11 +115,7 @@ def objective(cfg: DictConfig, metrics: dict[str, float]) -> float | None:
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
-    """One run into `cfg.output_dir`; returns what results.json holds.
-
-    Raises:
-        RunError: no experiment, or the output folder belongs to another config.
-    """
+    """One run into `cfg.output_dir`; returns what results.json holds."""
     if not (cfg.get("method") and cfg.get("data")):
         raise RunError("nothing to run: name an experiment, as in `experiment=comatch/mini`")
     keep_freed_memory()

@@ -11,10 +11,9 @@ A method's ``official.py`` holds a :class:`KeyTable` and nothing clever::
         fresh={"alignment.{rest}": "not saved by the official code"},
     )
 
-``{name}`` stands for any non-empty text and is the same on both sides. Nested dictionaries of the
-official file are written with slashes. The first rule that matches a key decides; rules that
-repeat the same official pattern all apply (one key may fill several of ours). Export is the same
-table read from right to left.
+``{name}`` stands for any non-empty text. Nested dictionaries of the official file are written with
+slashes. The first rule that matches a key decides; rules that repeat its official pattern all apply
+(one key may fill several of ours). Export is the same table read from right to left.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from shared.checkpoints.reading import CheckpointError, load_state
+from shared.checkpoints.reading import CheckpointError
 
 Source = Mapping[Any, Any]
 Form = TypeVar("Form")
@@ -122,7 +121,7 @@ def import_official(source: Source, table: KeyTable, module: nn.Module) -> KeyRe
     state, report = convert_official(source, table, present)
     if not report.complete:
         raise CheckpointError(f"the official checkpoint does not fit; nothing loaded\n{report}")
-    load_state(module, {**present, **state}, source="the official checkpoint")
+    module.load_state_dict({**present, **state})
     return report
 
 

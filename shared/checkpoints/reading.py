@@ -52,14 +52,14 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
         FileNotFoundError: no such file.
         CheckpointError: empty, truncated, damaged, not a checkpoint, or holding pickled objects.
     """
-    path = Path(path)
+    path, refused = Path(path), f"refused checkpoint {path}"
     try:
         with open_regular(path) as file:
             empty = not file.read(1)
     except FileNotFoundError:
         raise FileNotFoundError(f"no checkpoint at {path}") from None
     except OSError as error:
-        raise CheckpointError(f"refused checkpoint {path}: {error.strerror}") from None
+        raise CheckpointError(f"{refused}: {error.strerror}") from None
     try:
         if empty:
             raise ValueError("the file is empty")
@@ -72,21 +72,19 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
             _check_archive(path)
         content = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(f"refused checkpoint {path}: {_pickle_reason(error)}") from None
+        raise CheckpointError(f"{refused}: {_pickle_reason(error)}") from None
     except MemoryError as error:
         raise CheckpointError(f"cannot load checkpoint {path}: out of memory") from error
     # A damaged file surfaces as whatever its first wrong byte provokes (EOFError, KeyError, ...).
     except (Exception, SafetensorError) as error:
-        raise CheckpointError(
-            f"refused checkpoint {path}: truncated, damaged or not a checkpoint "
-            f"({type(error).__name__}: {first_line(error)})"
-        ) from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        said = f"{refused}: truncated, damaged or not a checkpoint ({reason})"
+        raise CheckpointError(said) from error
     if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise CheckpointError(f"refused checkpoint {path}: it holds a {kind}, not a dictionary")
+        raise CheckpointError(f"{refused}: it holds a {type(content).__name__}, not a dictionary")
     if _count_parts(content) > MOST_PARTS:
         what = f"its containers hold themselves, or unfold to more than {MOST_PARTS:.0e} parts"
-        raise CheckpointError(f"refused checkpoint {path}: {what}")
+        raise CheckpointError(f"{refused}: {what}")
     return content
 
 
@@ -126,29 +124,23 @@ def rebuild_module(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> pl
         with torch.device("meta"), _at_most(len(state)):
             outline = module_class(**deepcopy(hyper_parameters))
         outline.on_load_checkpoint(dict(checkpoint))
-        check_state(outline, state, source=path)
+        _check_state(outline, state, path)
         module = module_class(**hyper_parameters)
         module.on_load_checkpoint(dict(checkpoint))
     except CheckpointError:
         raise
     # Hyperparameters of a stranger surface as whatever their first wrong value provokes.
     except Exception as error:
-        name, kind = module_class.__name__, type(error).__name__
-        what = f"its hyperparameters do not fit {name}: {first_line(error) or kind}"
+        reason = first_line(error) or type(error).__name__
+        what = f"its hyperparameters do not fit {module_class.__name__}: {reason}"
         raise CheckpointError(f"refused checkpoint {path}: {what}") from error
-    load_state(module, state, source=path)
+    module.load_state_dict(dict(state))
     # Not every map_location names a device (it may be a function), so ask the weights.
     first = next((value for value in state.values() if isinstance(value, Tensor)), None)
     return module.to(first.device if first is not None else "cpu").eval()
 
 
-def load_state(module: nn.Module, state: Mapping[str, Any], source: object) -> None:
-    """Load ``state`` into ``module``, all or nothing: CheckpointError as of `check_state`."""
-    check_state(module, state, source)
-    module.load_state_dict(dict(state), strict=True)
-
-
-def check_state(module: nn.Module, state: Mapping[str, Any], source: object) -> None:
+def _check_state(module: nn.Module, state: Mapping[str, Any], path: object) -> None:
     """Raise a CheckpointError that names every missing, unexpected and differently shaped key."""
     expected = module.state_dict()
     problems = {
@@ -163,7 +155,7 @@ def check_state(module: nn.Module, state: Mapping[str, Any], source: object) -> 
     lines = [f"  {len(k)} {kind}:\n    " + "\n    ".join(k) for kind, k in problems.items() if k]
     if lines:
         name = type(module).__name__
-        raise CheckpointError(f"{source} does not fit {name}; nothing loaded\n" + "\n".join(lines))
+        raise CheckpointError(f"{path} does not fit {name}; nothing loaded\n" + "\n".join(lines))
 
 
 def _check_archive(path: Path) -> None:

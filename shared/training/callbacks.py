@@ -37,10 +37,8 @@ class ResumeCheckpoint(Checkpoint):
     What Lightning's ``ModelCheckpoint`` saves after a batch that validation follows resumes behind
     that validation, whose metrics are then lost. Here such a batch is saved once its validation is
     over, and the metrics of a step are written before the checkpoint that says the step is done.
-    The state of every process's random number generators is part of the checkpoint.
-
-    Metrics averaged by Lightning over a training epoch (``on_epoch=True``) are not resumable,
-    because Lightning does not save the running sums: log training metrics per step.
+    The state of every process's random number generators is part of the checkpoint. Metrics that
+    Lightning averages over a training epoch (``on_epoch=True``) are not: log them per step.
 
     Args:
         every_n_steps: optimiser steps between two saves; every epoch end is saved as well.
@@ -51,10 +49,6 @@ class ResumeCheckpoint(Checkpoint):
         self.every_n_steps = every_n_steps
         self._saved_step = 0
         self._generators: list[dict[str, Any]] = []
-
-    @property
-    def state_key(self) -> str:
-        return "ResumeCheckpoint"
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self._saved_step = trainer.global_step
@@ -94,11 +88,8 @@ class ResumeCheckpoint(Checkpoint):
         complete_epoch(trainer)
 
     def _save_if_due(self, trainer: pl.Trainer) -> None:
-        """Save after ``every_n_steps``, unless this is better done when the epoch is over.
-
-        With ``max_steps`` Lightning repeats the end of an epoch that was saved when over, and
-        counts it twice; then the last batch is saved instead.
-        """
+        # Better when the epoch is over. But with `max_steps` Lightning repeats the end of an epoch
+        # that was saved when over, and counts it twice; then the last batch is saved instead.
         last = is_last_batch(trainer) or trainer.global_step == trainer.max_steps
         due = trainer.global_step >= self._saved_step + self.every_n_steps
         if (trainer.max_steps != -1) if last else due:
@@ -151,9 +142,9 @@ class FiniteGradients(Callback):
 class Throughput(Callback):
     """Samples per second of training alone, and the peak memory, logged as ``perf/...``.
 
-    A sample is one row of any image tensor of the batch (several views of an image count each,
-    for that is what the network works through). Warm-up steps, evaluation and checkpoint writing
-    do not count; loading and augmentation do. `steps` counts those of this process, warm-up too.
+    A sample is one row of any image tensor of the batch, so several views of an image count each.
+    Warm-up steps, evaluation and checkpoint writing do not count; loading and augmentation do.
+    `steps` counts those of this process, warm-up too.
     """
 
     def __init__(self) -> None:

@@ -102,11 +102,7 @@ class CsvLogger(Logger):
 
 def read_metrics(path: str | Path) -> list[dict[str, str]]:
     """The whole rows of a metrics.csv; a half-written last line, left by a kill, is ignored.
-
-    Raises:
-        OSError: no such file, or no file.
-        ValueError: the file has other columns, or a row that is none.
-    """
+    OSError or ValueError if it is no such file."""
     with open_regular(path) as file:
         return _rows(file.read(), path)
 
@@ -131,9 +127,8 @@ def _rows(content: bytes, path: str | Path) -> list[dict[str, str]]:
 class WandbLogger(Logger):
     """Weights & Biases, switched off for the rest of the run by whatever goes wrong in it.
 
-    W&B writes and uploads in a process of its own, so a slow network delays no step. A missing
-    package gives one notice, any exception one warning. A run that is started again continues the
-    same W&B run, whose id derives from its folder.
+    W&B uploads in a process of its own, so a slow network delays no step. A missing package gives
+    one notice, any exception one warning. A run that is started again continues the same W&B run.
 
     Args:
         output_dir: W&B's files go to the folder ``wandb`` in it.
@@ -141,8 +136,7 @@ class WandbLogger(Logger):
         patience: seconds to wait for W&B at the start and at the end of the run.
     """
 
-    name = "wandb"
-    version = ""
+    name, version = "wandb", ""
 
     def __init__(
         self,

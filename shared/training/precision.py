@@ -6,9 +6,8 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -20,8 +19,7 @@ ADVANTAGE = 0.95
 """bf16 must need at most this share of float32's time: a tie keeps the exact one."""
 
 
-@dataclass(frozen=True)
-class PrecisionChoice:
+class PrecisionChoice(NamedTuple):
     """The chosen precision (a Lightning name), and the seconds per step of those measured."""
 
     precision: str
@@ -67,10 +65,9 @@ def choose_precision(
 def choose_fastest(
     steps: Mapping[str, Callable[[], object]], seconds: float = 1.0, least: int = 3
 ) -> PrecisionChoice:
-    """Time the steps in turn and compare medians; the first one is the default that must be beaten.
+    """Compare the medians of steps timed in turn; the first one is the default that must be beaten.
 
-    A step that raises ArithmeticError or RuntimeError (unsupported operation, loss not finite) is
-    out of the race, unless it is the default.
+    Another that raises (unsupported operation, loss not finite) is out of the race.
     """
     default, *_ = steps
     taken: dict[str, list[float]] = {name: [] for name in steps}

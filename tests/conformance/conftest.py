@@ -9,23 +9,17 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
 from torch import Tensor
 
 from benchmarks.chaos import first_difference
 from shared import run as entry
 from shared.training.method import Method
+from tests.configs import composed as compose_experiment
 from tests.processes import within
 
 ROOT = Path(__file__).parents[2]
 TWO_STEPS = ("trainer.max_steps=2", "trainer.limit_train_batches=2")
 METHODS = sorted(path.parent.name for path in (ROOT / "methods").glob("*/module.py"))
-
-
-def compose_experiment(experiment: str, *overrides: str) -> DictConfig:
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return compose("config", [f"experiment={experiment}", f"name={experiment}", *overrides])
 
 
 @dataclass

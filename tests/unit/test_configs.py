@@ -20,6 +20,7 @@ from shared.data.errors import DataNotFoundError
 from shared.experiments import CONF, FIGURES, PAPER, Line, arms, rows
 from shared.nn.building import trusted_function
 from shared.overrides import validate
+from tests.hostile.damages import every
 
 FILES = {str(p.relative_to(CONF).with_suffix("")) for p in CONF.rglob("*.yaml")}
 EXPERIMENTS = {f.removeprefix("experiment/") for f in FILES if f.startswith("experiment/")}
@@ -106,6 +107,21 @@ def config_of(name: str) -> DictConfig:
     return config
 
 
+def kind(name: str) -> tuple[str, ...]:
+    """What Hydra composes of a line; those of one kind cost nothing more."""
+    return tuple(parts(line_of(name))[0])
+
+
+def some_rows(method: str, step: int) -> list[str]:
+    """A method's rows of every so many kinds."""
+    names = [name for name in ROWS if name.startswith(f"{method}/")]
+    taken = list(dict.fromkeys(map(kind, names)))[::step]
+    return [name for name in names if kind(name) in taken]
+
+
+thirds_or_all = pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
+
+
 def plain(config: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore
 
@@ -116,12 +132,17 @@ def resolved(experiment: str) -> dict[str, Any]:
     return plain(config_of(experiment))
 
 
-def test_setting_the_keys_of_a_line_gives_what_hydra_composes() -> None:
-    last = [[name for name in ROWS if name.startswith(f"{m}/")][-1] for m in METHODS]
-    for name in (*last, "comatch/imagenet_1pct_fixmatch", "reproduce/pcl/emoji/random"):
-        assert resolved(name) == plain(composed(f"experiment={name}")[0]), name
+LAST = [[name for name in ROWS if name.startswith(f"{m}/")][-1] for m in METHODS]
 
 
+@pytest.mark.parametrize(
+    "name", every(4, ["comatch/imagenet_1pct_fixmatch", *LAST, "reproduce/pcl/emoji/random"])
+)
+def test_setting_the_keys_of_a_line_gives_what_hydra_composes(name: str) -> None:
+    assert resolved(name) == plain(composed(f"experiment={name}")[0])
+
+
+@pytest.mark.slow  # half a minute; the rows below are a sample of it
 def test_everything_composes_and_is_used() -> None:
     """No file is left over that nothing can reach."""
     assert not EXPERIMENTS & ROWS.keys(), "a file hides a row of the same name"
@@ -165,7 +186,7 @@ def test_everything_composes_and_is_used() -> None:
 # --- arms --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CLAIMS)
+@pytest.mark.parametrize("name", every(3, CLAIMS))
 def test_a_claim_reads_and_its_arms_name_classes_that_exist(name: str) -> None:
     claim = load_claim(CONF / "reproduce" / f"{name}.yaml")
     # A bootstrap draws the test queries too, hundreds of them beside the seeds (CasCode's
@@ -180,7 +201,7 @@ def test_a_claim_reads_and_its_arms_name_classes_that_exist(name: str) -> None:
         assert get_class(target), target
 
 
-@pytest.mark.parametrize("name", ["iccl", "iccl/fashion"])
+@pytest.mark.parametrize("name", every(2, ["iccl", "iccl/fashion"]))
 def test_arms_of_a_claim_of_iccl_forward_equally_many_images(name: str) -> None:
     """The same steps, images per step, network, optimiser and stage 2 for every arm."""
     shared = set()
@@ -221,9 +242,8 @@ def rates_of(method: str) -> set[float]:
     return {optimizer.param_groups[0]["lr"], optimizer.defaults["lr"]}
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_rows_state_their_figures(method: str) -> None:
-    for name, line in rows(method).items():
+def test_rows_state_their_figures() -> None:
+    for name, line in ROWS.items():
         if "metric" not in line:
             assert line.get("about"), name
             continue
@@ -237,9 +257,10 @@ def test_rows_state_their_figures(method: str) -> None:
             assert 0 < line["value"] <= 100, name
 
 
+@thirds_or_all
 @pytest.mark.parametrize("method", METHODS)
-def test_rows_build_and_say_which_data_they_lack(method: str) -> None:
-    for name in (name for name in ROWS if name.startswith(f"{method}/")):
+def test_rows_build_and_say_which_data_they_lack(method: str, step: int) -> None:
+    for name in some_rows(method, step):
         config = resolved(name)
         # The adaptations of miniatures to short runs must never leak into a paper row.
         if "mini_" not in str(ROWS[name].get("experiment")):
@@ -288,58 +309,34 @@ def test_the_rows_of_the_papers_tables_are_there() -> None:
 @pytest.mark.parametrize(
     ("experiment", "values"),
     [
-        (
-            "comatch/cifar10_40",
-            {"threshold": 0.95, "graph_threshold": 0.8, "lambda_c": 1.0, "lr": 0.03},
-        ),
+        ("comatch/cifar10_40",
+         {"threshold": 0.95, "graph_threshold": 0.8, "lambda_c": 1.0, "lr": 0.03}),
         ("comatch/stl10_1000", {"lambda_c": 5.0, "temperature": 0.2, "weight_decay": 5e-4}),
         ("comatch/cifar100_400", {"weight_decay": 5e-4, "alpha": 0.9, "alignment_window": 32}),
         ("comatch/usb_cifar100_400", {"weight_decay": 1e-3}),
         ("comatch/imagenet_1pct", {"threshold": 0.6, "graph_threshold": 0.3, "lambda_c": 10.0}),
         ("comatch/imagenet_10pct", {"threshold": 0.5, "graph_threshold": 0.2, "lambda_c": 2.0}),
         ("comatch/imagenet_10pct_moco", {"threshold": 0.5, "graph_threshold": 0.2}),
-        (
-            "comatch/imagenet_1pct_moco",
-            {"lambda_u": 10.0, "temperature": 0.1, "queue_size": 30000},
-        ),
-        (
-            "iccl/cifar100_lt_ir100",
-            {
-                "lr": 0.1, "weight_decay": 2e-4, "momentum": 0.9, "temperature": 0.1,
-                "centroid_momentum": 0.99, "w_agnostic": 1.0, "w_interp": 1.0, "w_centroid": 1.0,
-                "data.batch_size": 128, "data.class_aware_gamma": 1.0, "data.first": "agnostic",
-                "data.second": "aware", "trainer.max_epochs": 200,
-            },
-        ),
-        (
-            "iccl/imagenet_lt",
-            {
-                "lr": 0.2, "weight_decay": 5e-4, "num_classes": 1000, "data.batch_size": 512,
-                "trainer.max_epochs": 90,
-            },
-        ),
-        (
-            "iccl/inaturalist2018_200",
-            {
-                "lr": 0.2, "weight_decay": 1e-4, "num_classes": 8142, "data.batch_size": 512,
-                "trainer.max_epochs": 200,
-            },
-        ),
-        (
-            "iccl/imagenet_lt_crt",
-            {
-                "lr": 0.2, "weight_decay": 5e-4, "learnt": "crt", "data.first": "cycles",
-                "data.second": None, "data.per_class": 4, "trainer.max_epochs": 10,
-            },
-        ),
-        (
-            "iccl/imagenet_lt_lws",
-            {"learnt": "lws", "data.first": "cycles", "trainer.max_epochs": 5},
-        ),
-        (
-            "iccl/inaturalist2018_crt",
-            {"weight_decay": 1e-4, "freeze_bn": True, "trainer.max_epochs": 30},
-        ),
+        ("comatch/imagenet_1pct_moco",
+         {"lambda_u": 10.0, "temperature": 0.1, "queue_size": 30000}),
+        ("iccl/cifar100_lt_ir100",
+         {"lr": 0.1, "weight_decay": 2e-4, "momentum": 0.9, "temperature": 0.1,
+          "centroid_momentum": 0.99, "w_agnostic": 1.0, "w_interp": 1.0, "w_centroid": 1.0,
+          "data.batch_size": 128, "data.class_aware_gamma": 1.0, "data.first": "agnostic",
+          "data.second": "aware", "trainer.max_epochs": 200}),
+        ("iccl/imagenet_lt",
+         {"lr": 0.2, "weight_decay": 5e-4, "num_classes": 1000, "data.batch_size": 512,
+          "trainer.max_epochs": 90}),
+        ("iccl/inaturalist2018_200",
+         {"lr": 0.2, "weight_decay": 1e-4, "num_classes": 8142, "data.batch_size": 512,
+          "trainer.max_epochs": 200}),
+        ("iccl/imagenet_lt_crt",
+         {"lr": 0.2, "weight_decay": 5e-4, "learnt": "crt", "data.first": "cycles",
+          "data.second": None, "data.per_class": 4, "trainer.max_epochs": 10}),
+        ("iccl/imagenet_lt_lws",
+         {"learnt": "lws", "data.first": "cycles", "trainer.max_epochs": 5}),
+        ("iccl/inaturalist2018_crt",
+         {"weight_decay": 1e-4, "freeze_bn": True, "trainer.max_epochs": 30}),
     ],
 )  # fmt: skip
 def test_values_of_the_specification(experiment: str, values: dict[str, Any]) -> None:
@@ -410,10 +407,11 @@ def test_values_of_albefs_specification(experiment: str) -> None:
         assert method["queue_size"] % batch == 0
 
 
-def test_what_a_row_starts_from_is_a_run_of_ours() -> None:
+@thirds_or_all
+def test_what_a_row_starts_from_is_a_run_of_ours(step: int) -> None:
     """Of a row that is there; of ALBEF that of its kind."""
     kinds = {"pretrained": "pretrain_", "assignment": "text_assignment", "retrieval": "retrieval_"}
-    for name in ROWS:
+    for name in (name for method in METHODS for name in some_rows(method, step)):
         start = resolved(name)["warm_start"]
         if start is None or not str(start.get("path")).startswith("outputs/"):
             continue

@@ -264,7 +264,7 @@ def test_what_is_no_such_vit_is_refused(tmp_path: Path) -> None:
 
     for name in ("none.pth", "none.safetensors"):
         message = refusal(module, lambda name=name: load_vision(module, str(tmp_path / name)))
-        assert f"{name}: give a file of ViT weights, timm:NAME, or null" in message
+        assert f"{name}: give timm:NAME, a file of ViT weights, or null" in message
     distilled = deit() | {"dist_token": torch.zeros(1, 1, 12), "pos_embed": torch.zeros(1, 11, 12)}
     message = refused(distilled)
     assert "dist_token" in message

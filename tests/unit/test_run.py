@@ -6,37 +6,35 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from shared import run as entry
 from shared.checkpoints.reading import load_checkpoint
 from shared.training.precision import PrecisionChoice
 from shared.training.run_folder import hash_config
+from tests.configs import composed
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
+@pytest.fixture(scope="module")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
 @pytest.fixture
-def smoke(tmp_path: Path):
+def smoke(tmp_path: Path, data_root: Path):
     """smoke(*overrides) -> the smoke config of CoMatch, its output folder `tmp_path / run`."""
 
-    def config(*overrides: str, experiment: str = "comatch/smoke") -> DictConfig:
-        fixed = [
-            f"experiment={experiment}",
-            f"name={experiment}",
-            f"output_dir={tmp_path / 'run'}",
-            f"data_root={tmp_path / 'data'}",
-            "logger=csv",
-            "trainer.enable_progress_bar=false",
-        ]
-        with initialize_config_dir(version_base="1.3", config_dir=str(entry.ROOT / "conf")):
-            return compose("config", [*fixed, *overrides])
+    def config(*overrides: str) -> DictConfig:
+        places = (f"output_dir={tmp_path / 'run'}", f"data_root={data_root}")
+        quiet = ("logger=csv", "trainer.enable_progress_bar=false")
+        return composed("comatch/smoke", *places, *quiet, *overrides)
 
     return config
 
 
-def test_results_say_what_ran(smoke, tmp_path):
+def test_results_say_what_ran_and_are_reused_but_by_another_config(smoke, tmp_path, monkeypatch):
     results = entry.run(smoke("seed=3", "trainer.max_steps=2"))
     assert json.loads((tmp_path / "run/results.json").read_text()) == results
     assert results["status"] == "finished"
@@ -50,15 +48,10 @@ def test_results_say_what_ran(smoke, tmp_path):
     saved = OmegaConf.load(tmp_path / "run/config.yaml")
     assert saved.seed == 3
     assert saved.data.split_seed == 3  # resolved
-
-
-def test_a_finished_run_is_reused_and_another_config_refused(smoke, monkeypatch):
-    first = entry.run(smoke("trainer.max_steps=2"))
-    with monkeypatch.context() as patch:
-        patch.setattr(pl.Trainer, "fit", lambda *_, **__: pytest.fail("trained again"))
-        assert entry.run(smoke("trainer.max_steps=2")) == first
-        with pytest.raises(entry.RunError, match="another config"):
-            entry.run(smoke("trainer.max_steps=3"))
+    monkeypatch.setattr(pl.Trainer, "fit", lambda *_, **__: pytest.fail("trained again"))
+    assert entry.run(smoke("seed=3", "trainer.max_steps=2")) == results
+    with pytest.raises(entry.RunError, match="another config"):
+        entry.run(smoke("seed=3", "trainer.max_steps=3"))
 
 
 def test_an_interrupted_run_is_continued_and_another_config_refused(smoke, tmp_path, monkeypatch):
@@ -90,10 +83,17 @@ def test_the_hash_ignores_places_and_nothing_else(smoke, tmp_path):
     for changed in ("seed=1", "method.lr=0.04", "trainer.max_steps=11", "data.subset_seed=1"):
         assert digest(changed) != base
 
+    def started(output: str, start: str, data: str = "/data") -> str:
+        config = {"output_dir": output, "data_root": data, "source": {"root": f"{data}/set"}}
+        return hash_config({**config, "warm_start": {"path": f"{output}/../{start}"}})
 
-def test_nothing_to_run_is_said(tmp_path):
-    with initialize_config_dir(version_base="1.3", config_dir=str(entry.ROOT / "conf")):
-        config = compose("config", ["name=none", f"output_dir={tmp_path}"])
+    assert started("/here/seed1", "last.ckpt") == started("/there/seed1", "last.ckpt", "/elsewhere")
+    assert started("/here/seed1", "last.ckpt") != started("/here/seed1", "other.ckpt")
+
+
+def test_nothing_to_run_is_said(smoke):
+    config = smoke()
+    config.method = None
     with pytest.raises(entry.RunError, match="name an experiment"):
         entry.run(config)
 
@@ -115,15 +115,15 @@ def test_auto_precision_is_measured_once_and_kept(smoke, monkeypatch):
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("control", ["PermutedGraph", "PermutedEdges"])
-def test_controls_change_what_is_learned(smoke, tmp_path, control):
-    entry.run(smoke("method.graph_threshold=0.0"))
-    honest = load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["state_dict"]
-    folder, target = tmp_path / control, f"method._target_=methods.comatch.controls.{control}"
-    entry.run(smoke("method.graph_threshold=0.0", target, f"output_dir={folder}"))
-    other = load_checkpoint(folder / "checkpoints/last.ckpt")["state_dict"]
-    name = "encoder.projection.fc2.weight"
-    assert not torch.equal(honest[name], other[name])
+def test_controls_change_what_is_learned(smoke, tmp_path):
+    weights = []
+    for name in ("CoMatch", "PermutedGraph", "PermutedEdges"):
+        target = f"method._target_=methods.comatch.{'controls' if weights else 'module'}.{name}"
+        few = ("method.graph_threshold=0.0", "trainer.max_steps=4")
+        entry.run(smoke(*few, target, f"output_dir={tmp_path / name}"))
+        state = load_checkpoint(tmp_path / name / "checkpoints/last.ckpt")["state_dict"]
+        weights.append(state["encoder.projection.fc2.weight"])
+    assert not any(torch.equal(weights[0], other) for other in weights[1:])
 
 
 def test_a_sweep_gets_its_objective_and_nothing_else(smoke):
@@ -132,12 +132,3 @@ def test_a_sweep_gets_its_objective_and_nothing_else(smoke):
     assert entry.objective(smoke("+objective=test/knn"), metrics) == 70.0
     with pytest.raises(entry.RunError, match=r"test/ami is no metric .*: test/knn, test/top1"):
         entry.objective(smoke("+objective=test/ami"), metrics)
-
-
-def test_where_results_lie_does_not_change_what_a_run_is():
-    def digest(output: str, start: str, data: str = "/data") -> str:
-        config = {"output_dir": output, "data_root": data, "source": {"root": f"{data}/set"}}
-        return hash_config({**config, "warm_start": {"path": f"{output}/../{start}"}})
-
-    assert digest("/here/seed1", "last.ckpt") == digest("/there/seed1", "last.ckpt", "/elsewhere")
-    assert digest("/here/seed1", "last.ckpt") != digest("/here/seed1", "other.ckpt")
