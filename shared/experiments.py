@@ -45,7 +45,7 @@ def arms(claim: str, conf: Path = CONF) -> dict[str, Line]:
     written = _read(conf / "reproduce" / f"{claim}.yaml") or {}
     own, shared = written.get("arms") or {}, written.get("overrides") or {}
     together = {**(written.get("prepare") or {}), **own}
-    lines = {}
+    lines: dict[str, Line] = {}
     for name in together:
         lines[name] = {**_line(name, together), **(shared if name in own else {}), "arm": name}
     return lines

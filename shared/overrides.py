@@ -66,14 +66,13 @@ KINDS: tuple[tuple[type | tuple[type, ...], Any, str], ...] = (
 def check_overrides(argv: Sequence[str]) -> None:
     """Exit with status 2 and one line on stderr if the command line misspells something."""
     arguments = get_args_parser().parse_args(list(argv))
-    if arguments.help or arguments.hydra_help:
-        return
-    if arguments.config_path or arguments.config_dir or arguments.config_name:
-        return  # configs of the user's own; Hydra checks those
+    own = arguments.config_path or arguments.config_dir or arguments.config_name
+    if arguments.help or arguments.hydra_help or own:
+        return  # Hydra checks configs of the user's own
     try:
         validate(arguments.overrides)
-    except ValueError as error:  # of a damaged table of rows, too
-        print(f"tenfold: {_one_line(error)}", file=sys.stderr)
+    except OverrideError as error:
+        print(f"tenfold: {error}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -90,21 +89,19 @@ def validate(overrides: Sequence[str], config_name: str = "config") -> None:
         repository: IConfigRepository = loader.repository  # type: ignore[attr-defined]
         try:
             parsed = OverridesParser.create(loader).parse_overrides(list(overrides))
-        except (HydraException, ValueError) as error:
-            raise OverrideError(_one_line(error)) from error
-        groups = set(_groups(repository))
-        chosen = [o for o in parsed if o.key_or_group in groups]
-        for override in chosen:
-            _check_option(repository, override)
-        values = [o for o in parsed if o.key_or_group not in groups]
-        # A key may exist for one experiment of a sweep and not for the next.
-        for combination in product(*(_spellings(o) for o in chosen)):
-            try:
+            groups = set(_groups(repository))
+            chosen = [o for o in parsed if o.key_or_group in groups]
+            for override in chosen:
+                _check_option(repository, override)
+            # A key may exist for one experiment of a sweep and not for the next.
+            for combination in product(*(_spellings(o) for o in chosen)):
                 config = compose(config_name, list(combination), return_hydra_config=True)
-            except (HydraException, OmegaConfBaseException, ValueError) as error:
-                raise OverrideError(_one_line(error)) from error
-            for override in values:
-                _check_key(config, override, groups, combination)
+                for override in parsed:
+                    if override.key_or_group not in groups:
+                        _check_key(config, override, groups, combination)
+        # Ours, Hydra's, and that of a damaged table of rows.
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise OverrideError(" ".join(str(error).split())) from error
 
 
 def _check_option(repository: IConfigRepository, override: Override) -> None:
@@ -238,7 +235,3 @@ def _meant(name: str, known: Sequence[str]) -> str:
     if nearest:
         return f"; did you mean {nearest[0]}?"
     return f"; one of {', '.join(known)}" if 0 < len(known) <= 12 else ""
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -37,14 +37,8 @@ from shared.checkpoints.writing import AtomicCheckpointIO
 from shared.files import UnsafeFileError
 from shared.nn.building import applied, build, call
 from shared.overrides import check_overrides
+from shared.training import callbacks
 from shared.training.allocator import keep_freed_memory
-from shared.training.callbacks import (
-    FiniteGradients,
-    ResumeCheckpoint,
-    Throughput,
-    peak_memory_mb,
-    progress_callback,
-)
 from shared.training.method import Method
 from shared.training.precision import choose_precision
 from shared.training.run_folder import RunBusyError, RunError, RunFolder, hash_config, read_config
@@ -144,7 +138,7 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
     folder.check(resolved)
 
     started, wall, cpu = datetime.now(UTC), time.perf_counter(), time.process_time()
-    throughput = Throughput()
+    throughput = callbacks.Throughput()
     entries = [entry for entry in resolved["logger"].values() if entry]
     loggers = [build(entry, Logger) for entry in entries]  # type: ignore[type-abstract]
     trainer = build_trainer(
@@ -153,12 +147,12 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         default_root_dir=str(folder.path),  # where Lightning puts its own checkpoint under SLURM
         logger=loggers,
         callbacks=[
-            ResumeCheckpoint(folder.last.parent, cfg.checkpoint_every),
-            FiniteGradients(),
+            callbacks.ResumeCheckpoint(folder.last.parent, cfg.checkpoint_every),
+            callbacks.FiniteGradients(),
             throughput,
             # Not before, so that a start that fails leaves the folder to the corrected command.
             LambdaCallback(on_train_start=lambda *_: folder.claim(resolved)),
-            *([progress_callback()] if cfg.trainer.enable_progress_bar else []),
+            *([callbacks.progress_callback()] if cfg.trainer.enable_progress_bar else []),
         ],
         plugins=[AtomicCheckpointIO()],
     )
@@ -209,7 +203,7 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         "wall_seconds": time.perf_counter() - wall,
         "cpu_seconds": time.process_time() - cpu,
         "samples_per_second": throughput.samples_per_second,
-        "peak_memory_mb": peak_memory_mb(),
+        "peak_memory_mb": callbacks.peak_memory_mb(),
         "precision": precision,
         "threads": torch.get_num_threads(),
         "versions": versions(),

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -19,13 +19,7 @@ from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar, RichP
 from torch import Tensor
 
 from shared.distributed import world_size
-from shared.training.lightning_internals import (
-    complete_epoch,
-    forget_logged_values,
-    is_last_batch,
-    validation_follows,
-    values_to_log,
-)
+from shared.training import lightning_internals as internals
 from shared.training.loggers import CsvLogger
 
 WARM_UP = 3  # steps of a process before its throughput counts
@@ -61,7 +55,7 @@ class ResumeCheckpoint(Checkpoint):
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         # A metric that this step does not log would be written with its last value of the epoch,
         # as if measured now; a resumed run, which has no last value, would write nothing.
-        forget_logged_values(trainer)
+        internals.forget_logged_values(trainer)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -71,7 +65,7 @@ class ResumeCheckpoint(Checkpoint):
             _continue_metrics(trainer, checkpoint["global_step"])
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if not validation_follows(trainer):
+        if not internals.validation_follows(trainer):
             self._save_if_due(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, *_: Any) -> None:
@@ -85,19 +79,19 @@ class ResumeCheckpoint(Checkpoint):
     def on_fit_end(self, trainer: pl.Trainer, *_: Any) -> None:
         # A run that was killed behind its last checkpoint finds nothing left to do, and would label
         # its test metrics with the step and the epoch that this checkpoint was still within.
-        complete_epoch(trainer)
+        internals.complete_epoch(trainer)
 
     def _save_if_due(self, trainer: pl.Trainer) -> None:
         # Better when the epoch is over. But with `max_steps` Lightning repeats the end of an epoch
         # that was saved when over, and counts it twice; then the last batch is saved instead.
-        last = is_last_batch(trainer) or trainer.global_step == trainer.max_steps
+        last = internals.is_last_batch(trainer) or trainer.global_step == trainer.max_steps
         due = trainer.global_step >= self._saved_step + self.every_n_steps
         if (trainer.max_steps != -1) if last else due:
             self._save(trainer)
 
     def _save(self, trainer: pl.Trainer) -> None:
         # What Lightning will write for this step in a moment; the logger drops the repeat.
-        if not trainer.validating and (values := values_to_log(trainer)):
+        if not trainer.validating and (values := internals.values_to_log(trainer)):
             for logger in _csv_loggers(trainer):
                 logger.log_metrics(values, trainer.global_step - 1)
         trainer.save_checkpoint(self.path, weights_only=False)
@@ -245,10 +239,10 @@ def _continue_metrics(trainer: pl.Trainer, global_step: int) -> None:
 def _get_generators() -> dict[str, Any]:
     """The state of every global generator, as plain data."""
     version, python, gauss = random.getstate()
-    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+    kind, keys, *rest = cast(tuple, np.random.get_state(legacy=True))  # noqa: NPY002
     return {
         "python": [version, list(python), gauss],
-        "numpy": [kind, keys.tolist(), *rest],  # type: ignore[attr-defined]
+        "numpy": [kind, keys.tolist(), *rest],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
     }

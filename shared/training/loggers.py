@@ -222,9 +222,9 @@ class WandbLogger(Logger):
         settings = wandb.Settings(**{k: v for k, v in wanted.items() if k in known})
         arguments: Any = self._identity | {"config": self._hyperparameters, "settings": settings}
         # Offline, the same id alone continues a run.
-        resume = "allow" if self.mode == "online" else None
+        start: Any = {"mode": self.mode, "resume": "allow" if self.mode == "online" else None}
         try:
-            run = wandb.init(**arguments, mode=self.mode, resume=resume)
+            run = wandb.init(**arguments, **start)
         except Exception as error:
             if self.mode == "offline":
                 raise
