@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
@@ -114,20 +113,13 @@ def test_foreign_nested_targets_are_refused_before_anything_is_built(
         load_module(path)
 
 
-def test_hyperparameters_that_do_not_fit_are_named(tmp_path, tiny):
+def test_what_does_not_fit_is_named(tmp_path, tiny):
     path = written(tmp_path, tiny.Tiny(NET), hyper_parameters={"net": NET, "scail": 1})
     with pytest.raises(CheckpointError, match="scail"):
         load_module(path)
-
-
-def test_checkpoint_of_another_program_is_refused(tmp_path):
-    path = tmp_path / "foreign.ckpt"
     torch.save({"model": {}}, path)
     with pytest.raises(CheckpointError, match=r"lacks _target_.*official\.py"):
         load_module(path)
-
-
-def test_another_architecture_is_refused_with_the_differing_keys(tmp_path, tiny):
     state = {"net.weight": torch.zeros(5, 3), "extra": torch.zeros(1)}
     path = written(tmp_path, tiny.Tiny(NET), hyper_parameters={"net": NET}, state_dict=state)
     with pytest.raises(CheckpointError) as caught:
@@ -148,7 +140,9 @@ def test_flipped_bit_is_noticed(tmp_path):
         load_checkpoint(path)
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path):
+def test_safetensors_load_and_what_is_no_checkpoint_is_refused(tmp_path):
+    save_file({"w": torch.arange(3)}, tmp_path / "w.safetensors")
+    assert torch.equal(load_checkpoint(tmp_path / "w.safetensors")["w"], torch.arange(3))
     (tmp_path / "text.safetensors").write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match="refused"):
         load_checkpoint(tmp_path / "text.safetensors")
@@ -157,11 +151,6 @@ def test_what_is_no_checkpoint_is_refused(tmp_path):
         load_checkpoint(tmp_path / "tensor.pt")
     with pytest.raises(FileNotFoundError, match=r"nothing\.ckpt"):
         load_checkpoint(tmp_path / "nothing.ckpt")
-
-
-def test_safetensors_load(tmp_path):
-    save_file({"w": torch.arange(3)}, tmp_path / "w.safetensors")
-    assert torch.equal(load_checkpoint(tmp_path / "w.safetensors")["w"], torch.arange(3))
 
 
 def test_containers_become_plain_and_objects_are_refused(tmp_path):
@@ -231,32 +220,3 @@ def test_interrupt_while_saving_leaves_no_rubbish(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         AtomicCheckpointIO().save_checkpoint({}, tmp_path / "last.ckpt")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_lightning_checkpoint_with_schedules_and_adam_loads(tmp_path):
-    class Module(pl.LightningModule):
-        def __init__(self, config):
-            super().__init__()
-            self.save_hyperparameters()
-            self.net = nn.Linear(2, 1)
-
-        def training_step(self, batch, batch_idx):
-            return self.net(batch).sum()
-
-        def configure_optimizers(self):
-            adam = torch.optim.AdamW(self.parameters())
-            return [adam], [torch.optim.lr_scheduler.CosineAnnealingLR(adam, 10)]
-
-    trainer = pl.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        callbacks=[pl.callbacks.ModelCheckpoint(tmp_path, filename="c")],
-        plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(Module(OmegaConf.create({"a": 1})), torch.utils.data.DataLoader(torch.ones(4, 2)))
-    content = torch.load(tmp_path / "c.ckpt", weights_only=True)
-    assert content["hyper_parameters"] == {"config": {"a": 1}}
-    assert content["optimizer_states"][0]["state"]

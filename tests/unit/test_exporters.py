@@ -46,8 +46,9 @@ def export(source: dict[str, Any], folder: Path, name: str, *options: str) -> Pa
     return output
 
 
-@pytest.mark.parametrize("pack", [ours, theirs])
-@pytest.mark.parametrize("name", ["backbone.pth", "backbone.safetensors"])
+@pytest.mark.parametrize(
+    ("pack", "name"), [(ours, "backbone.pth"), (theirs, "backbone.safetensors")]
+)
 def test_torchvision_takes_the_file(encoder, tmp_path, pack, name) -> None:
     whole = load_checkpoint(export(pack(encoder), tmp_path, name, "layout=torchvision"))
     network = resnet18(num_classes=6)

@@ -72,23 +72,15 @@ def run():
     return seen, module, trainer
 
 
-def test_last_batches_and_validation_are_foreseen(run):
-    seen, _, _ = run
+def test_batches_validation_and_what_will_be_logged_are_foreseen(run):
+    seen, module, trainer = run
+    assert internals.trainer_of(module) is trainer
     assert seen.last == [False, False, False, True] * 2
     assert seen.validation == [False, True, False, True] * 2
-
-
-def test_what_will_be_logged_is_known_before_and_no_value_is_repeated(run):
-    seen, _, _ = run
-    assert [set(values) for values in seen.logged[:4]] == [
-        set(), {"loss", "odd", "epoch"}, set(), {"loss", "odd", "epoch"}
-    ]  # fmt: skip
+    logged = {"loss", "odd", "epoch"}
+    assert [set(values) for values in seen.logged[:4]] == [set(), logged, set(), logged]
+    # No value is repeated.
     assert (seen.logged[1]["odd"], seen.logged[3]["odd"], seen.logged[3]["epoch"]) == (1.0, 3.0, 0)
-
-
-def test_trainer_of_a_module_that_was_fitted(run):
-    _, module, trainer = run
-    assert internals.trainer_of(module) is trainer
 
 
 def test_an_open_epoch_is_completed_once(run):

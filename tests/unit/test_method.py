@@ -28,22 +28,20 @@ def test_network_and_images_share_one_memory_format(channels_last: bool) -> None
     assert Method().concatenate(views).is_contiguous()  # the choice is this method's alone
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_non_finite_term_is_named_with_step_and_batch(value: float) -> None:
-    terms = {"loss_x": torch.tensor(1.0), "loss_u": torch.tensor(value)}
-    with pytest.raises(NonFiniteLoss, match=r"step 0: loss_u not finite.*indices \[4, 7\]"):
-        Method().total_loss(terms, {}, torch.tensor([4, 7]))
-
-
-def test_term_of_weight_zero_still_counts_as_broken() -> None:
-    with pytest.raises(NonFiniteLoss, match="loss_c not finite"):
-        Method().total_loss({"loss_c": torch.tensor(torch.nan)}, {"loss_c": 0.0})
-
-
-def test_sum_may_overflow_though_no_term_does() -> None:
-    huge = torch.tensor(3e38)
-    with pytest.raises(NonFiniteLoss, match="their sum not finite"):
-        Method().total_loss({"a": huge, "b": huge}, {})
+@pytest.mark.parametrize(
+    ("x", "u", "weights", "broken"),
+    [
+        (1.0, torch.nan, {}, "loss_u"),
+        (1.0, torch.inf, {}, "loss_u"),
+        (1.0, -torch.inf, {}, "loss_u"),
+        (1.0, torch.nan, {"loss_u": 0.0}, "loss_u"),  # of weight zero
+        (3e38, 3e38, {}, "their sum"),  # overflows though no term does
+    ],
+)
+def test_non_finite_loss_is_named_with_step_and_batch(x, u, weights, broken) -> None:
+    terms = {"loss_x": torch.tensor(x), "loss_u": torch.tensor(u)}
+    with pytest.raises(NonFiniteLoss, match=rf"step 0: {broken} not finite.*indices \[4, 7\]"):
+        Method().total_loss(terms, weights, torch.tensor([4, 7]))
 
 
 def test_builds_networks_of_ours_only() -> None:
@@ -51,6 +49,8 @@ def test_builds_networks_of_ours_only() -> None:
     assert isinstance(build_network(config), SmallConvNet)
     assert config["channels"] == [4]
     assert "_target_" in config  # the config is not used up
+    with pytest.raises(ValueError, match="needs a `_target_`"):
+        build_network({"channels": [4]})
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,3 @@ def test_builds_networks_of_ours_only() -> None:
 def test_refuses_every_other_target(target: str) -> None:
     with pytest.raises(ValueError, match="does not name a Module"):
         trusted_class(target, nn.Module)
-
-
-def test_network_needs_a_target() -> None:
-    with pytest.raises(ValueError, match="needs a `_target_`"):
-        build_network({"channels": [4]})

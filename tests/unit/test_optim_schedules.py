@@ -7,40 +7,32 @@ import torch
 from torch import nn
 
 from shared.training.optim import decay_matrices, weight_decay_groups
-from shared.training.schedules import (
-    cosine_7_16,
-    half_cosine,
-    stepped_cosine,
-    steps,
-    warm_up_decay,
+from shared.training.schedules import cosine_7_16, half_cosine, stepped_cosine, steps, warm_up_decay
+
+approx = pytest.approx
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (cosine_7_16(0, 100), 1.0),
+        (cosine_7_16(100, 100), approx(cos(7 * pi / 16))),
+        (cosine_7_16(100, 100), approx(0.19509, abs=1e-5)),
+        (cosine_7_16(400, 700), approx(sqrt(2) / 2)),  # a quarter of pi
+        (half_cosine(0, 12), 1.0),
+        (half_cosine(4, 12), approx(0.75)),
+        (half_cosine(6, 12), approx(0.5)),
+        (half_cosine(12, 12), approx(0.0, abs=1e-12)),
+        (steps(100, [], 0.1), 1.0),
+        ([steps(epoch, [2, 4], 0.2) for epoch in range(6)], approx([1, 1, 0.2, 0.2, 0.04, 0.04])),
+        (warm_up_decay(0, 0.99), approx(0.1)),
+        (warm_up_decay(8, 0.99), approx(0.5)),
+        (warm_up_decay(10_000, 0.99), 0.99),
+        (warm_up_decay(0, 0.05), 0.05),
+    ],
 )
-
-
-def test_cosine_7_16() -> None:
-    assert cosine_7_16(0, 100) == 1.0
-    assert cosine_7_16(100, 100) == pytest.approx(cos(7 * pi / 16))
-    assert cosine_7_16(100, 100) == pytest.approx(0.19509, abs=1e-5)
-    assert cosine_7_16(400, 700) == pytest.approx(sqrt(2) / 2)  # a quarter of pi
-
-
-def test_half_cosine() -> None:
-    assert half_cosine(0, 12) == 1.0
-    assert half_cosine(4, 12) == pytest.approx(0.75)
-    assert half_cosine(6, 12) == pytest.approx(0.5)
-    assert half_cosine(12, 12) == pytest.approx(0.0, abs=1e-12)
-
-
-def test_steps_change_at_the_milestones() -> None:
-    rates = [steps(epoch, [2, 4], 0.2) for epoch in range(6)]
-    assert rates == pytest.approx([1, 1, 0.2, 0.2, 0.04, 0.04])
-    assert steps(100, [], 0.1) == 1.0
-
-
-def test_warm_up_decay() -> None:
-    assert warm_up_decay(0, 0.99) == pytest.approx(0.1)
-    assert warm_up_decay(8, 0.99) == pytest.approx(0.5)
-    assert warm_up_decay(10_000, 0.99) == 0.99
-    assert warm_up_decay(0, 0.05) == 0.05
+def test_factors_at_points_known_by_hand(value, expected) -> None:
+    assert value == expected
 
 
 ALBEF = {"lr": 1e-4, "min_lr": 1e-5, "warmup_lr": 1e-5, "warmup_blocks": 20, "epochs": 30}
@@ -51,8 +43,8 @@ def test_stepped_cosine_warms_up_in_stairs() -> None:
     for iteration, stair in [(0, 0), (1, 0), (100, 0), (101, 1), (200, 1), (201, 2), (1901, 19),
                              (2000, 19), (2001, 20), (50_000, 20)]:  # fmt: skip
         expected = 1e-5 + stair * 9e-5 / 20
-        assert stepped_cosine(0, iteration, **ALBEF) == pytest.approx(expected), iteration
-    assert stepped_cosine(0, 2001, **ALBEF) == pytest.approx(1e-4)
+        assert stepped_cosine(0, iteration, **ALBEF) == approx(expected), iteration
+    assert stepped_cosine(0, 2001, **ALBEF) == approx(1e-4)
 
 
 @pytest.mark.parametrize("iteration", [0, 57, 9999])
@@ -60,18 +52,18 @@ def test_stepped_cosine_falls_by_epochs(iteration: int) -> None:
     """From the position of the epoch's number, as if the warm-up had been no epoch."""
     for epoch, share in [(10, 0.75), (15, 0.5), (20, 0.25), (30, 0.0), (31, 0.0)]:
         expected = 1e-5 + share * 9e-5
-        assert stepped_cosine(epoch, iteration, **ALBEF) == pytest.approx(expected)
+        assert stepped_cosine(epoch, iteration, **ALBEF) == approx(expected)
     first = stepped_cosine(1, iteration, **ALBEF)
-    assert first == pytest.approx(1e-5 + 9e-5 * (1 + cos(pi / 30)) / 2)
+    assert first == approx(1e-5 + 9e-5 * (1 + cos(pi / 30)) / 2)
 
 
 def test_stepped_cosine_with_shorter_stairs_and_without_any() -> None:
     short = {**ALBEF, "warmup_blocks": 3, "warmup_block": 2}
     rates = [stepped_cosine(0, iteration, **short) for iteration in range(9)]
-    assert rates == pytest.approx([1e-5] * 3 + [4e-5] * 2 + [7e-5] * 2 + [1e-4] * 2)
+    assert rates == approx([1e-5] * 3 + [4e-5] * 2 + [7e-5] * 2 + [1e-4] * 2)
     none = {**ALBEF, "warmup_blocks": 0}
-    assert stepped_cosine(0, 0, **none) == pytest.approx(1e-4)
-    assert stepped_cosine(15, 0, **none) == pytest.approx(5.5e-5)
+    assert stepped_cosine(0, 0, **none) == approx(1e-4)
+    assert stepped_cosine(15, 0, **none) == approx(5.5e-5)
 
 
 class Toy(nn.Module):

@@ -120,4 +120,4 @@ def test_is_quick():  # without `once`
         validate([COMATCH, "seed=1,2,3", "method.lr=0.1"])
         return time.process_time() - start
 
-    assert min(seconds() for _ in range(5)) < 0.5  # the best of five: the machine may be busy
+    assert min(seconds() for _ in range(3)) < 0.5  # the best of three: the machine may be busy
