@@ -158,7 +158,7 @@ class WandbLogger(Logger):
         self.patience = patience
         self._folder = Path(output_dir).resolve()
         self.version = hashlib.sha256(str(self._folder).encode()).hexdigest()[:16]
-        self._identity = {
+        self._arguments: dict[str, Any] = {  # of wandb.init
             "project": project,
             "group": experiment,
             "job_type": arm,
@@ -166,15 +166,16 @@ class WandbLogger(Logger):
             "tags": [experiment.split("/")[0], experiment, arm, f"seed{seed}"],
             "id": self.version,
             "dir": str(self._folder),
+            "config": {},
         }
-        self._hyperparameters: dict[str, Any] = {}
         self._run: Any = None
         self._off = self.mode == "disabled"
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Remember the values for the start of the W&B run."""
-        self._hyperparameters.update(params if isinstance(params, dict) else vars(params))
+        values = params if isinstance(params, dict) else vars(params)
+        self._arguments["config"].update(values)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -220,16 +221,16 @@ class WandbLogger(Logger):
         }
         known = wandb.Settings.model_fields  # older versions lack some
         settings = wandb.Settings(**{k: v for k, v in wanted.items() if k in known})
-        arguments: Any = self._identity | {"config": self._hyperparameters, "settings": settings}
-        # Offline, the same id alone continues a run.
-        start: Any = {"mode": self.mode, "resume": "allow" if self.mode == "online" else None}
+        arguments: Any = {**self._arguments, "settings": settings, "mode": self.mode}
+        if self.mode == "online":  # offline, the same id alone continues a run
+            arguments["resume"] = "allow"
         try:
-            run = wandb.init(**arguments, **start)
+            run = wandb.init(**arguments)
         except Exception as error:
             if self.mode == "offline":
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             rank_zero_warn(f"W&B cannot be reached ({reason}): logging offline.")
-            run = wandb.init(**arguments, mode="offline")
+            run = wandb.init(**{**arguments, "mode": "offline", "resume": None})
         run.define_metric("*", step_metric="step")
         return run

@@ -273,34 +273,22 @@ class Evil:
         return self.reduced
 
 
-def nested_lists() -> list[Any]:
-    value: list[Any] = []
-    for _ in range(40):
-        value = [value, value]
+def nested(value: list[Any], levels: int, times: int = 1) -> list[Any]:
+    for _ in range(levels):
+        value = [value] * times
     return value
 
 
-def holding_itself() -> list[Any]:
-    value: list[Any] = []
-    value.append(value)
-    return value
-
-
-def deep_lists() -> list[Any]:
-    value: list[Any] = []
-    for _ in range(400):
-        value = [value]
-    return value
-
-
+ITSELF: list[Any] = []
+ITSELF.append(ITSELF)
 PICKLES: dict[str, Callable[[], Any]] = {
     "os.system": lambda: {"a": Evil(os.system, "id > pwned")},
     "eval": lambda: {"a": Evil(eval, "__import__('os').system('id > pwned')")},
     "a class of ours": lambda: {"a": Evil(Path, "/etc/passwd")},
     "a file of numpy": lambda: {"a": Evil(np.fromfile, "/etc/passwd")},
-    "nested lists": lambda: {"state_dict": nested_lists()},
-    "a list that holds itself": lambda: {"hyper_parameters": holding_itself()},
-    "deep lists": lambda: {"class_names": deep_lists()},
+    "nested lists": lambda: {"state_dict": nested([], 40, 2)},
+    "a list that holds itself": lambda: {"hyper_parameters": ITSELF},
+    "deep lists": lambda: {"class_names": nested([], 400)},
     "no dictionary": lambda: [1, 2, 3],
 }
 

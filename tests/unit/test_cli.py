@@ -42,14 +42,15 @@ def test_the_commands_to_try_are_accepted(monkeypatch, capsys):
     check_overrides(tried[:1])
 
 
-def test_version_is_ours(monkeypatch, capsys):
+def test_version_list_of_methods_and_help_of_predict(monkeypatch, capsys):
     assert answer(monkeypatch, capsys, "--version")[1] == "tenfold 0.1.0\n"
-
-
-def test_list_of_methods(monkeypatch, capsys):
     status, said, _ = answer(monkeypatch, capsys, "list")
     assert status == 0
     assert all(name in said for name in ("albef", "cascode", "comatch", "iccl", "mopro", "pcl"))
+    status, said, _ = answer(monkeypatch, capsys, "predict", "--help")
+    assert status == 0
+    assert said.startswith("tenfold predict checkpoint=FILE")
+    assert "overlays" in said
 
 
 def test_list_of_rows_with_paper_cost_and_state(monkeypatch, capsys, tmp_path: Path):
@@ -90,13 +91,6 @@ def test_refusals_are_one_line(monkeypatch, capsys, arguments, said):
     assert (status, shown) == (2, "")
     assert said in refused
     assert refused.count("\n") == 1
-
-
-def test_help_of_predict(monkeypatch, capsys):
-    status, said, _ = answer(monkeypatch, capsys, "predict", "--help")
-    assert status == 0
-    assert said.startswith("tenfold predict checkpoint=FILE")
-    assert "overlays" in said
 
 
 @pytest.mark.parametrize("arguments", ["", "--version", "list pcl", "predict", "experiment=a/b"])

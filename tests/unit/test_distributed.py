@@ -77,23 +77,21 @@ def ranks() -> list[dict]:
     return on_each_rank(worker)
 
 
-def test_gather_is_in_rank_order(ranks: list[dict]) -> None:
+def test_each_collective(ranks: list[dict]) -> None:
     for number, result in enumerate(ranks):
         assert result["place"] == (number, 2)
-        assert result["gathered"].flatten().tolist() == [0, 1, 10, 11]
+        assert result["gathered"].flatten().tolist() == [0, 1, 10, 11]  # in rank order
         assert torch.equal(result["plain"], result["gathered"])
         assert not result["plain"].requires_grad
-
-
-def test_gradient_of_all_ranks_reaches_the_owner(ranks: list[dict]) -> None:
-    assert ranks[0]["gradient"].flatten().tolist() == [11, 22]
-    assert ranks[1]["gradient"].flatten().tolist() == [33, 44]
-
-
-def test_mean_and_own_rows(ranks: list[dict]) -> None:
-    for number, result in enumerate(ranks):
+        # The gradient of all ranks reaches the owner.
+        assert result["gradient"].flatten().tolist() == [[11, 22], [33, 44]][number]
         assert result["mean"].flatten().tolist() == [5, 6]
         assert result["own"].tolist() == [[0, 1, 2], [3, 4, 5]][number]
+        # Rows are padded to the longest of all ranks, whichever rank has it.
+        assert result["padded"].tolist() == [[[1, 1, -7]] * 2, [[2, 2, 2]] * 2][number]
+        assert result["padded_mask"].tolist() == [[[1, 1, 1]], [[1, 1, 0]]][number]
+        assert result["padded"].dtype == torch.long
+        assert "different batch sizes: [1, 2]" in result["uneven"]
 
 
 def test_shuffle_crosses_ranks_and_is_undone(ranks: list[dict]) -> None:
@@ -126,19 +124,6 @@ def test_permutation_of_a_step_is_the_same_on_all_ranks_and_changes_with_seed_an
     drawn = [step_permutation(seed, step, 50) for seed, step in ((3, 7), (3, 8), (4, 7), (7, 3))]
     assert all(sorted(p.tolist()) == list(range(50)) for p in drawn)
     assert len({tuple(p.tolist()) for p in drawn}) == 4
-
-
-def test_rows_are_padded_to_the_longest_of_all_ranks(ranks: list[dict]) -> None:
-    """Whichever rank has it."""
-    assert ranks[0]["padded"].tolist() == [[1, 1, -7]] * 2
-    assert ranks[1]["padded"].tolist() == [[2, 2, 2]] * 2
-    assert ranks[0]["padded_mask"].tolist() == [[1, 1, 1]]
-    assert ranks[1]["padded_mask"].tolist() == [[1, 1, 0]]
-    assert ranks[0]["padded"].dtype == torch.long
-
-
-def test_uneven_batches_are_refused(ranks: list[dict]) -> None:
-    assert all("different batch sizes: [1, 2]" in result["uneven"] for result in ranks)
 
 
 def test_one_process_is_the_identity() -> None:
