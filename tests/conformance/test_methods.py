@@ -91,11 +91,11 @@ def test_a_killed_run_with_workers_continues_as_an_undisturbed_one_without(smoke
     with pytest.raises(RuntimeError, match="killed"):
         smoke(
             saving,
-            "data.num_workers=3",
+            "data.num_workers=2",
             output="killed",
             before_fit=lambda trainer, _: trainer.callbacks.append(Kill()),
         )
-    resumed = smoke(saving, "data.num_workers=3", output="killed")
+    resumed = smoke(saving, "data.num_workers=2", output="killed")
     assert resumed.module.trainer.global_step == undisturbed.module.trainer.global_step > 5
     mine, other = resumed.checkpoint(), undisturbed.checkpoint()
     for part in ("global_step", "epoch", "state_dict", "optimizer_states", "lr_schedulers"):
