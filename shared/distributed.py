@@ -64,8 +64,7 @@ def own_rows(x: Tensor) -> Tensor:
 
 
 def batch_shuffle(x: Tensor, permutation: Tensor) -> Tensor:
-    """This rank's slice of the globally shuffled batch, for a `permutation` (world * B,) that is
-    the same on every rank."""
+    """This rank's slice of the batch of all ranks, shuffled by a `permutation` (world * B,)."""
     return own_rows(all_gather(x)[permutation])
 
 

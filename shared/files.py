@@ -84,11 +84,8 @@ def parse_json(content: str | bytes) -> Any:
 def replacing(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[BinaryIO]:
     """Yield a file to write, which takes the place of `path` when all is written and synced.
 
-    If anything fails, what was at `path` stays. A link there is replaced, not followed. A killed
-    process leaves a `.NAME.*.tmp` for `remove_unfinished`. `mode` is that before the umask.
-
-    Raises:
-        OSError: the disk is full or refuses.
+    If anything fails, as by OSError of a full disk, what was at `path` stays. A link there is
+    replaced, not followed. A killed process leaves a `.NAME.*.tmp` for `remove_unfinished`.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
@@ -147,11 +144,7 @@ class OwnFileHandler(logging.FileHandler):
 @contextmanager
 def locked(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold a lock file, until the process ends at the latest; what it forks does not hold it.
-
-    Raises:
-        LockedError: another process holds it, unless we `wait` until it has let go.
-        UnsafeFileError: a link or no file lies there.
-    """
+    LockedError if another process has it, unless we `wait`; UnsafeFileError of a link."""
     with open_own(path) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -78,10 +78,7 @@ def check_overrides(argv: Sequence[str]) -> None:
 
 def validate(overrides: Sequence[str], config_name: str = "config") -> None:
     """Check overrides, each value of a sweep included, against the configs they apply to.
-
-    Raises:
-        OverrideError: names the first one that is wrong, and the nearest valid name.
-    """
+    OverrideError names the first one that is wrong, and the nearest valid name."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()
@@ -220,10 +217,8 @@ def _keys(config: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _meant(name: str, known: Sequence[str]) -> str:
-    """`; did you mean ...?`, or nothing if no known name is near.
-
-    Names with the same last part (a forgotten group) come first, then the same beginning.
-    """
+    """`; did you mean ...?`, or nothing if no known name is near; names with the same last part (a
+    forgotten group) come first, then those with the same beginning."""
     last = re.split(r"[./]", name)[-1]
     same_end = [k for k in known if re.split(r"[./]", k)[-1] == last]
     beside = [k for k in known if k.rpartition(".")[0] == name.rpartition(".")[0]]

@@ -36,17 +36,11 @@ Form = TypeVar("Form")
 
 @dataclass(frozen=True)
 class Conversion:
-    """Two functions that change the form of a value.
+    """Two functions that change the form of a value."""
 
-    Args:
-        to_ours: ``(official value, our present tensor) -> Tensor``.
-        to_official: ``(our tensor, our whole state) -> value``; None: the rule is not exported.
-        interpolates: ``to_ours`` fits values of other sizes; the report names them.
-    """
-
-    to_ours: Callable[[Any, Tensor], Tensor]
-    to_official: Callable[[Tensor, Mapping[str, Tensor]], Any] | None
-    interpolates: bool = False
+    to_ours: Callable[[Any, Tensor], Tensor]  # of the official value and our present tensor
+    to_official: Callable[[Tensor, Mapping[str, Tensor]], Any] | None  # of ours and our whole state
+    interpolates: bool = False  # `to_ours` fits values of other sizes; the report names them
 
 
 AS_IS = Conversion(lambda value, _: value, lambda value, _: value)
@@ -112,11 +106,8 @@ class KeyReport:
 
 
 def import_official(source: Source, table: KeyTable, module: nn.Module) -> KeyReport:
-    """Load an official checkpoint (as read by ``load_checkpoint``) into ``module``.
-
-    Raises:
-        CheckpointError: a missing, unexpected or resized key, all named; nothing is loaded.
-    """
+    """Load an official checkpoint (as read by ``load_checkpoint``) into ``module``, or nothing at a
+    missing, unexpected or resized key: CheckpointError names them all."""
     present = module.state_dict()
     state, report = convert_official(source, table, present)
     if not report.complete:
@@ -171,10 +162,7 @@ def convert_official(
 
 def export_official(module: nn.Module | Mapping[str, Tensor], table: KeyTable) -> dict[str, Any]:
     """The official form of a module's state (or state dict): nested as the patterns' slashes say.
-
-    Raises:
-        CheckpointError: a key of ours that no rule and no ``fresh`` pattern explains.
-    """
+    CheckpointError names keys of ours that no rule and no ``fresh`` pattern explains."""
     state = module.state_dict() if isinstance(module, nn.Module) else module
     conversions = [(rule.ours, rule.official, rule.conversion.to_official) for rule in table.rules]
     rules = [(ours, official, back) for ours, official, back in conversions if back is not None]

@@ -22,12 +22,8 @@ POSITIONS = Conversion(
 def load_vision(module: VisionTransformer, source: str) -> KeyReport:
     """Load a ViT's weights, its positions interpolated; the classifier is left out.
 
-    Args:
-        source: a file with timm's keys (DeiT's .pth, a .safetensors), or `timm:NAME`, which timm
-            fetches from its hub.
-
-    Raises:
-        CheckpointError: no such file or model, no network, or keys or shapes that do not fit.
+    `source` is a file with timm's keys (DeiT's .pth, a .safetensors), or `timm:NAME`, which timm
+    fetches from its hub. CheckpointError if there is no such one, or it does not fit.
     """
     name = source.removeprefix("timm:")
     if name != source:

@@ -91,9 +91,8 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
 def load_module(path: str | os.PathLike, map_location: Any = "cpu") -> pl.LightningModule:
     """Rebuild the module a checkpoint names by ``_target_``, with its weights, in eval mode.
 
-    Raises:
-        CheckpointError: unreadable file, a target that is not a LightningModule of ``methods``, a
-            nested network that is not ours, hyperparameters or keys that do not fit.
+    CheckpointError if the target is no LightningModule of ``methods``, a nested network is not
+    ours, or hyperparameters or keys do not fit.
     """
     return rebuild_module(load_checkpoint(path, map_location), path)
 
