@@ -36,10 +36,10 @@ Form = TypeVar("Form")
 
 @dataclass(frozen=True)
 class Conversion:
-    """Two functions that change the form of a value."""
+    """Two functions that change the form of a value; the second gets our tensor and whole state."""
 
     to_ours: Callable[[Any, Tensor], Tensor]  # of the official value and our present tensor
-    to_official: Callable[[Tensor, Mapping[str, Tensor]], Any] | None  # of ours and our whole state
+    to_official: Callable[[Tensor, Mapping[str, Tensor]], Any] | None  # None: import only
     interpolates: bool = False  # `to_ours` fits values of other sizes; the report names them
 
 
