@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.miniatures.code import builder, listing
-from benchmarks.miniatures.code.builder import corpus, split, without_duplicates
-from benchmarks.miniatures.code.checks import CorpusError, check
+from benchmarks.miniatures.code import sources, splitting
+from benchmarks.miniatures.code.sources import corpus
+from benchmarks.miniatures.code.splitting import CorpusError, check, split, without_duplicates
 from benchmarks.miniatures.code.wheels import licence, problem, source_files
 from methods.cascode.cleaning import accepted_query, query_tokens
 from methods.cascode.extraction import functions
@@ -77,7 +77,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "packages.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.setenv("TENFOLD_SOURCES", str(tmp_path / "wheels"))
     monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(builder, "load", lambda: listing.load(tmp_path / "packages.yaml"))
+    monkeypatch.setattr(sources, "load", lambda: splitting.load(tmp_path / "packages.yaml"))
     return tmp_path
 
 
@@ -168,7 +168,7 @@ def test_unknown_profile(tmp_path: Path) -> None:
 def test_a_licence_outside_the_list_stops_the_build(
     packages: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builder, "PERMISSIVE", {"BSD-3-Clause"})
+    monkeypatch.setattr(sources, "PERMISSIVE", {"BSD-3-Clause"})
     with pytest.raises(ValueError, match=r"a: licence 'MIT' .* out of packages.yaml"):
         corpus(packages / "out")
     assert not (packages / "out" / "python").exists()
@@ -211,7 +211,7 @@ def test_source_files_of_a_wheel(tmp_path: Path) -> None:
     }
     texts = {path: b"\xff" if path == "a/g.py" else b"x = 1" for path in [*kept, *problems]}
     made = wheel(tmp_path, "a", {**texts, "a/data.txt": ""})
-    found = {file.path: (file.text, file.problem) for file in source_files(tmp_path / made.archive)}
+    found = {path: tuple(rest) for path, *rest in source_files(tmp_path / made.archive)}
     assert list(found) == sorted(texts)
     assert found == {
         **dict.fromkeys(kept, ("x = 1", None)),
@@ -282,7 +282,7 @@ def test_duplicates_near_and_exact() -> None:
 def test_caps_draw_the_same_functions_whatever_else_there_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(builder, "CAPS", {"train": 5, "valid": 3, "test": 2})
+    monkeypatch.setattr(splitting, "CAPS", {"train": 5, "valid": 3, "test": 2})
     rows = [
         row
         for partition, repo in (("train", "a"), ("train", "b"), ("valid", "c"), ("test", "d"))
@@ -373,23 +373,23 @@ def test_near_duplicates_within_a_partition_are_no_leak() -> None:
 def test_families_fill_the_partitions_in_a_fixed_order() -> None:
     pairs = dict.fromkeys("abcdef", 400)
     targets = {"test": 500, "valid": 301}
-    assigned = listing.partitions(pairs, [["z", "a", "b"]], targets)
+    assigned = splitting.partitions(pairs, [["z", "a", "b"]], targets)
     assert assigned["a"] == assigned["b"]
     for partition, target in targets.items():
         size = 300 * list(assigned.values()).count(partition)
         assert size - 600 < target <= size
     assert "train" in assigned.values()
-    renamed = listing.partitions(pairs, [["y", "a", "b"]], targets)
+    renamed = splitting.partitions(pairs, [["y", "a", "b"]], targets)
     assert renamed != assigned  # the head decides
-    more = listing.partitions(pairs, [["z", "a", "b"]], {"test": 9999, "valid": 1})
+    more = splitting.partitions(pairs, [["z", "a", "b"]], {"test": 9999, "valid": 1})
     assert set(more.values()) == {"test"}
 
 
 def test_the_pinned_list() -> None:
     """The split of docs/papers/cascode.md, section 14.4."""
-    pinned = listing.load()
+    pinned = splitting.load()
     assert (len(pinned.packages), len(pinned.of("small"))) == (74, 49)
-    of = {p: {n for n, of in pinned.partitions.items() if of == p} for p in listing.PARTITIONS}
+    of = {p: {n for n, of in pinned.partitions.items() if of == p} for p in splitting.PARTITIONS}
     assert of["test"] == {
         *("alembic", "beautifulsoup4", "click", "dask", "faker", "flask", "jinja2", "pandas"),
         *("scrapy", "sqlalchemy", "werkzeug", "xarray"),
@@ -413,7 +413,7 @@ def test_the_committed_fixture_is_what_the_builder_gives() -> None:
     rows = splits["train"] + splits["codebase"]
     assert len(rows) == 60
     notice = (FIXTURE / "NOTICE.md").read_text()
-    partitions = listing.load().partitions
+    partitions = splitting.load().partitions
     for row in rows:
         function, query = one(row["original_string"])
         assert problem(function, query) is None

@@ -178,9 +178,9 @@ def test_answers_to_choose_from(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("[", "no JSON"),
-        ('{"red": 1}', "expected a list of texts"),
-        ('["red", 2]', "expected a list of texts"),
-        ("[]", "the list of answers is empty"),
+        ('{"red": 1}', "expected a JSON list of texts"),
+        ('["red", 2]', "expected a JSON list of texts"),
+        ("[]", "expected a JSON list of texts"),
         ('["red", " "]', "entry 1: a blank answer"),
         ('["red", "blue", "red"]', "entry 2: 'red' is entry 0, too"),
     ],

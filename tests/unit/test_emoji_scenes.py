@@ -16,10 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmarks.miniatures.emoji import backgrounds
+from benchmarks.miniatures.emoji import packages
 from benchmarks.miniatures.emoji import scenes as module
-from benchmarks.miniatures.emoji.backgrounds import PHOTOGRAPHS, grounds, photographs
-from benchmarks.miniatures.emoji.packages import of_split
+from benchmarks.miniatures.emoji.packages import PHOTOGRAPHS, grounds, of_split, photographs
 from benchmarks.miniatures.emoji.scenes import (
     LONGEST_SIDE,
     Scene,
@@ -73,7 +72,7 @@ PINNED = (
 def made_of(monkeypatch: pytest.MonkeyPatch) -> Studio:
     made = toy()
     monkeypatch.setattr(module, "renderings", lambda: made.drawn)
-    monkeypatch.setattr(backgrounds, "photographs", lambda: made.photographs)
+    monkeypatch.setattr(module, "photographs", lambda: made.photographs)
     return made
 
 
@@ -239,7 +238,8 @@ def test_build(made_of: Studio, tmp_path: Path) -> None:
         assert len(files[0]) == 12 + len(".png")
         with Image.open(tmp_path / "scenes" / split / files[-1]) as image:
             np.testing.assert_array_equal(np.asarray(image), draw(made_of, made[-1]))
-    assert "chelsea" in (tmp_path / "ATTRIBUTION.md").read_text()
+    told = (tmp_path / "ATTRIBUTION.md").read_text()
+    assert all(f"`{p.id}`" in told and p.licence in told for p in PHOTOGRAPHS)
     with Image.open(tmp_path / "contact_scenes.png") as sheet:
         assert len(np.unique(np.asarray(sheet))) > 10
 
@@ -286,7 +286,9 @@ def test_build_is_done_once_and_its_records_are_checked(made_of: Studio, tmp_pat
     with pytest.raises(DataCorruptError, match="seed=0 instead of 1"):
         scenes(tmp_path, 1, train=2, val=1, test=1, classes=9)
     (tmp_path / "secret/scene_records.json").write_text('{"train": [{"id": 1}]}')
-    with pytest.raises(DataCorruptError, match=r"scene_records.json: KeyError\('crop'\); delete"):
+    with pytest.raises(
+        DataCorruptError, match=r"scene_records.json: KeyError\('objects'\); delete"
+    ):
         read_scenes(tmp_path, "train")
 
 
@@ -295,8 +297,6 @@ def test_grounds_of_the_test_are_its_own() -> None:
     assert grounds("train") == grounds("val")
     assert set(grounds("train")).isdisjoint(grounds("test"))
     assert len(grounds("train")) == 6
-    told = backgrounds.attribution()
-    assert all(f"`{p.id}`" in told and p.licence in told for p in PHOTOGRAPHS)
 
 
 def test_photographs_of_the_wheel_and_of_scikit_learn(
@@ -304,7 +304,7 @@ def test_photographs_of_the_wheel_and_of_scikit_learn(
 ) -> None:
     content = io.BytesIO()
     Image.new("L", (4, 3), 7).save(content, "png")
-    archive = tmp_path / backgrounds.WHEEL.archive
+    archive = tmp_path / packages.WHEEL.archive
     with zipfile.ZipFile(archive, "w") as wheel:
         wheel.writestr("skimage/data/brick.png", content.getvalue())
     monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
@@ -312,16 +312,16 @@ def test_photographs_of_the_wheel_and_of_scikit_learn(
     with pytest.raises(DataCorruptError, match=r"scikit_image-0.26.0.*sha256 .*, not 74aa55"):
         photographs()
     known = [p for p in PHOTOGRAPHS if p.id in ("brick", "flower")]
-    monkeypatch.setattr(backgrounds, "PHOTOGRAPHS", known)
+    monkeypatch.setattr(packages, "PHOTOGRAPHS", known)
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-    monkeypatch.setattr(backgrounds, "WHEEL", replace(backgrounds.WHEEL, sha256=digest))
+    monkeypatch.setattr(packages, "WHEEL", replace(packages.WHEEL, sha256=digest))
     with pytest.raises(DataCorruptError, match=r"skimage/data/brick.png: sha256 .*, not 7966ca"):
         photographs()
     known[0] = replace(known[0], sha256=hashlib.sha256(content.getvalue()).hexdigest())
     found = photographs()
     assert found["brick"].tolist() == [[[7] * 3] * 4] * 3
     assert found["flower"].shape == (427, 640, 3)
-    monkeypatch.setattr(backgrounds, "find_spec", lambda name: None)
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(DataNotFoundError, match="pip install scikit-learn"):
         photographs()
 

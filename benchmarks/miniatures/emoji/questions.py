@@ -11,13 +11,20 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.miniatures.building import Provenance, build_once, generator_of, write_json
-from benchmarks.miniatures.emoji.contact_sheets import Cell, sheet
+from benchmarks.miniatures.building import (
+    Provenance,
+    build_once,
+    generator_of,
+    mixed,
+    one_of,
+    write_json,
+)
+from benchmarks.miniatures.emoji.render import Cell, sheet
 from benchmarks.miniatures.emoji.scenes import (
     CLASSES,
     LONGEST_SIDE,
@@ -26,14 +33,12 @@ from benchmarks.miniatures.emoji.scenes import (
     SIZE,
     Scene,
     article,
-    file_name,
     read_scenes,
     scenes,
 )
 from benchmarks.miniatures.synthetic_pairs import reference
 from shared.files import read_json
 
-T = TypeVar("T")
 Item = dict[str, Any]
 VERSION = 1  # raise it with any change of the texts
 SPLITS = {"train": "train", "val": "dev", "test": "test"}  # as VQA and as NLVR2 call them
@@ -260,16 +265,6 @@ def text_baseline(train: Sequence[tuple[str, str]], test: Sequence[tuple[str, st
     return round(100 * float(np.mean(right)), 2)
 
 
-def mixed(values: Sequence[T], generator: np.random.Generator) -> list[T]:
-    """The values in random order."""
-    return [values[i] for i in generator.permutation(len(values))]
-
-
-def one_of(values: Sequence[T], generator: np.random.Generator) -> T:
-    """One of the values, drawn evenly."""
-    return values[int(generator.integers(len(values)))]
-
-
 def _build(folder: Path, root: Path, seed: int) -> None:
     pictures, instances = _read(root)
     sorts = {thing.name: thing for picture in pictures["train"] for thing in picture.things}
@@ -332,7 +327,7 @@ def _read(root: Path) -> tuple[dict[str, list[Picture]], dict[str, list[Item]]]:
         for a in annotations:
             things[a["image_id"]].append(Thing(*kinds[a["category_id"]], a))
         pictures[split] = [
-            Picture(s, f"scenes/{split}/{file_name(s)}", tuple(things[s.id]))
+            Picture(s, f"scenes/{split}/{s.file}", tuple(things[s.id]))
             for s in read_scenes(root, split)
             if not any(thing.name in NO_NOUNS for thing in things[s.id])
         ]
@@ -372,7 +367,7 @@ def _write_referring(
                 part = "A" if thing.subgroup.startswith("animal-") else "B"
                 part = f"test{part}" if split == "test" else split
                 items.append({"image": picture.file, "text": text, "ref_id": len(refs)})
-                name = file_name(picture.scene)
+                name = picture.scene.file
                 refs.append(reference(len(refs), thing.annotation, name, text, part))
             proposals[picture.scene.id] = _proposals(picture.things, generator)
         write_json(folder / f"refcoco+_{split}.json", items)

@@ -12,8 +12,8 @@ from typing import Any, Union, get_args, get_origin, overload
 
 import numpy as np
 
-from shared.data.readers.files import nested_too_deep, read_json, read_text, shortened
 from shared.data.errors import DataCorruptError
+from shared.data.readers.files import nested_too_deep, read_json, read_text, shortened
 from shared.files import parse_json
 
 Annotation = dict[str, Any]
@@ -68,8 +68,7 @@ def read_annotations(
     """Read the objects of one or several files, in order.
 
     Args:
-        required: types of the keys that every entry must have, e.g. `{"image": str, "caption": str
-            | list[str]}`.
+        required: keys of every entry and their types, e.g. `{"caption": str | list[str]}`.
 
     Raises:
         DataNotFoundError: no such file.
@@ -95,11 +94,9 @@ def _read(path: Path, required: Mapping[str, Any]) -> list[bytes]:
             if key not in entry:
                 keys = ", ".join(name if name.isprintable() else repr(name) for name in entry)
                 raise DataCorruptError(f"{where} has no {key!r}; its keys: {keys[:200] or 'none'}")
-            if not _is(entry[key], kind):
-                expected = kind.__name__ if isinstance(kind, type) else kind
-                raise DataCorruptError(
-                    f"{where}: {key!r} is {shortened(entry[key])}, expected {expected}"
-                )
+            if not _is(value := entry[key], kind):
+                name = kind.__name__ if isinstance(kind, type) else kind
+                raise DataCorruptError(f"{where}: {key!r} is {shortened(value)}, expected {name}")
         try:
             text = json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode()
         except UnicodeEncodeError as error:
@@ -119,7 +116,7 @@ def _objects(path: Path) -> Iterable[Any]:
     if path.suffix == ".jsonl":
         text = read_text(path)
         lines = text.removesuffix("\n").split("\n") if text else []
-        return (_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1))
+        return (_parse(line, _where(path, number)) for number, line in enumerate(lines))
     content = read_json(path)
     if not isinstance(content, list):
         raise DataCorruptError(f"{path}: expected a list of entries, got {shortened(content)}")

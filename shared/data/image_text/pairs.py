@@ -16,17 +16,16 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 
-from shared.data.image_text.annotations import Annotations, Annotation, read_annotations
-from shared.data.readers.files import image_path, is_text, not_found, shortened
 from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.image_text.annotations import Annotation, Annotations, read_annotations
 from shared.data.images import FolderImages, Pictures, stand_ins
 from shared.data.loading.loader import EvaluationLoader, ResumableLoader
-from shared.randomness import key_uniforms, sample_keys
-from shared.data.loading.streams import Draws
-from shared.data.loading.streams import Permutation, Permutations, Stream, StreamBatches
+from shared.data.loading.streams import Draws, Permutation, Permutations, Stream, StreamBatches
+from shared.data.readers.files import image_path, is_text, not_found, shortened
 from shared.data.text.cleaning import clean_caption
 from shared.data.text.wordpiece import WordPiece
 from shared.data.views.interface import Views, build_views
+from shared.randomness import key_uniforms, sample_keys
 
 ImageTextBatch = dict[str, Any]
 Keys = NDArray[np.uint64]
@@ -40,20 +39,15 @@ class TrainingSource(Protocol):
 
     def stream(self, seed: int) -> Stream:
         """The order of the samples: one pass an epoch."""
-        ...
 
     def take(
         self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
     ) -> tuple[Pictures, NDArray[np.int64]]:
-        """The samples' pictures, and which samples they are after replacing unreadable ones.
-
-        Another sample of `pool` stands in; without a pool it is left out.
-        """
-        ...
+        """The samples' pictures, and which samples they are: for an unreadable one another of
+        `pool` stands in; without a pool it is left out."""
 
     def entries(self, indices: NDArray[np.int64]) -> list[Annotation]:
         """The samples' annotations; "index" is a sample's number in a batch, else its own."""
-        ...
 
 
 class AnnotatedSamples:
@@ -129,32 +123,23 @@ class ImageTextBatches:
         self._pool = np.arange(len(source))
 
     def __getitems__(self, plan: tuple[Draws] | NDArray[np.int64]) -> ImageTextBatch:
-        if isinstance(plan, np.ndarray):
-            return self._evaluation(plan)
-        (draws,) = plan
-        pictures, used = self.source.take(draws.positions, self._pool)
-        entries, indices = self._numbered(used)
-        views = ["train", *(f"train {place}" for place in range(1, len(pictures) // len(used)))]
-        keys = [sample_keys(self.seed, draws.passes, indices, view) for view in views]
-        images = self.transform(pictures, "train", np.concatenate(keys))
-        text_keys = sample_keys(self.seed, draws.passes, indices, "caption")
+        evaluation = isinstance(plan, np.ndarray)
+        wanted, pool = (plan, None) if evaluation else (plan[0].positions, self._pool)
+        pictures, used = self.source.take(wanted, pool)
+        if len(used) == 0:
+            raise DataCorruptError(f"none of the {len(wanted)} images of a batch can be read")
+        pairs = zip(used, self.source.entries(used), strict=True)
+        entries = [{"index": int(sample)} | entry for sample, entry in pairs]
+        indices = np.array([entry["index"] for entry in entries], np.int64)
+        if evaluation:
+            images, text_keys = self.transform(pictures, "test"), None
+        else:
+            views = ["train", *(f"train {place}" for place in range(1, len(pictures) // len(used)))]
+            keys = [sample_keys(self.seed, plan[0].passes, indices, view) for view in views]
+            images = self.transform(pictures, "train", np.concatenate(keys))
+            text_keys = sample_keys(self.seed, plan[0].passes, indices, "caption")
         texts = self.texts(entries, text_keys, self.split)
         return {"images": images, "indices": torch.from_numpy(indices), **texts}
-
-    def _evaluation(self, numbers: NDArray[np.int64]) -> ImageTextBatch:
-        pictures, used = self.source.take(numbers)
-        if len(used) == 0:
-            raise DataCorruptError(f"none of the {len(numbers)} images of a batch can be read")
-        entries, indices = self._numbered(used)
-        images = self.transform(pictures, "test")
-        texts = self.texts(entries, None, self.split)
-        return {"images": images, "indices": torch.from_numpy(indices), **texts}
-
-    def _numbered(self, samples: NDArray[np.int64]) -> tuple[list[Annotation], NDArray[np.int64]]:
-        """Entries that hold their number as "index", and these numbers."""
-        pairs = zip(samples, self.source.entries(samples), strict=True)
-        entries = [{"index": int(sample)} | entry for sample, entry in pairs]
-        return entries, np.array([entry["index"] for entry in entries], np.int64)
 
 
 class ImageTextData(pl.LightningDataModule):
@@ -168,13 +153,12 @@ class ImageTextData(pl.LightningDataModule):
     stands in for its entry, in evaluation the entry is left out.
 
     Args:
-        files: split -> annotation file or files, see `shared.data.image_text.annotations.read_annotations`.
+        files: split -> annotation file or files, see `read_annotations`.
         image_root: folder that the pictures' paths are relative to; or data set -> folder, where
             entries name their `dataset`.
         vocab: see `shared.data.text.wordpiece.WordPiece`.
         augmentation: `_target_` of the views and their arguments; "train" and "test" are used.
         batch_size: total over all ranks. eval_batch_size: of one rank.
-        num_workers: processes per loader.
         seed: of sampling, of augmentation and of draws among captions.
         steps_per_epoch: batches per epoch, drawn from concatenated passes; None makes an epoch one
             pass of the training set, without the partial batch at its end.
@@ -218,7 +202,7 @@ class ImageTextData(pl.LightningDataModule):
     def image_names(self, entry: Annotation) -> list[str]:
         """The paths of an entry's pictures, relative to its root; equally many for all entries.
 
-        It may raise a `DataCorruptError`; where the entry is gets added to its message.
+        Where the entry is gets added to the message of a `DataCorruptError`.
         """
         return [entry["image"]]
 
@@ -227,12 +211,11 @@ class ImageTextData(pl.LightningDataModule):
         root = self._h.image_root
         if isinstance(root, str):
             return root
-        if not isinstance(entry.get("dataset"), str) or entry["dataset"] not in root:
-            raise DataCorruptError(
-                f"`dataset` is {shortened(entry.get('dataset'))}, but image_root has "
-                f"{', '.join(root)}"
-            )
-        return root[entry["dataset"]]
+        name = entry.get("dataset")
+        if not isinstance(name, str) or name not in root:
+            known = ", ".join(root)
+            raise DataCorruptError(f"`dataset` is {shortened(name)}, but image_root has {known}")
+        return root[name]
 
     def problem(self, entry: Annotation, split: str) -> str | None:
         """Why an entry can't be used: training leaves it out with a warning, evaluation refuses."""
@@ -261,10 +244,8 @@ class ImageTextData(pl.LightningDataModule):
         if split not in self._entries:
             files = {name: given for name, given in self._h.files.items() if given}
             if split not in files:
-                raise ValueError(
-                    f"no annotations of split {split!r}: name them in files, which has "
-                    f"{', '.join(files) or 'none'}"
-                )
+                known = ", ".join(files) or "none"
+                raise ValueError(f"no annotations of split {split!r}: `files` has {known}")
             self._entries[split] = read_annotations(files[split], self.required)
         return self._entries[split]
 
@@ -272,17 +253,14 @@ class ImageTextData(pl.LightningDataModule):
     def source(self) -> TrainingSource:
         """The training samples: entries without a problem, after `subset`."""
         entries, h = self.entries("train"), self._h
-        problems = {
-            number: problem
-            for number, entry in enumerate(entries)
-            if (problem := self.problem(entry, "train")) is not None
-        }
-        members = np.setdiff1d(np.arange(len(entries)), np.array(list(problems), np.int64))
-        if problems:
-            number, problem = next(iter(problems.items()))
+        problems = [self.problem(entry, "train") for entry in entries]
+        bad = np.array([problem is not None for problem in problems])
+        members = np.flatnonzero(~bad)
+        if bad.any():
+            first = int(bad.argmax())
             warnings.warn(
-                f"{len(problems)} of {len(entries)} training entries are left out; the first is "
-                f"{entries.where(number)}: {problem}",
+                f"{bad.sum()} of {len(entries)} training entries are left out; the first is "
+                f"{entries.where(first)}: {problems[first]}",
                 stacklevel=2,
             )
         if not len(members):
@@ -336,23 +314,17 @@ class ImageTextData(pl.LightningDataModule):
         if split is None:
             return []
         h, samples = self._h, self.evaluated(split)
-        return EvaluationLoader(
-            ImageTextBatches(samples, self.transform, self.texts, split),
-            len(samples),
-            h.eval_batch_size,
-            h.num_workers,
-            *self._rank_and_world(),
-        )
+        batches = ImageTextBatches(samples, self.transform, self.texts, split)
+        sizes = len(samples), h.eval_batch_size, h.num_workers
+        return EvaluationLoader(batches, *sizes, *self._rank_and_world())
 
     def _schedule(self) -> StreamBatches:
         h, size = self._h, len(self.source)
         if h.steps_per_epoch is None:
             stream = self.source.stream(h.seed)
         elif h.batch_size > size:
-            raise ValueError(
-                f"batch_size={h.batch_size} is larger than the training set ({size} entries): "
-                "lower batch_size or use more data"
-            )
+            told = f"batch_size={h.batch_size} is larger than the training set ({size} entries)"
+            raise ValueError(f"{told}: lower it or use more data")
         else:
             stream = Permutations(h.seed, size, h.batch_size * h.steps_per_epoch)
         return StreamBatches([stream], [h.batch_size], True, *self._rank_and_world())
@@ -362,34 +334,23 @@ class ImageTextData(pl.LightningDataModule):
         places: dict[str, int] = {}
         rows: list[list[int]] = []
         for number in members:
+            entry = entries[number]
             try:
-                names = self._paths(entries[number])
+                root, names = self.root_of(entry), self.image_names(entry)
+                own = [image_path(root, name, h.allow_outside) for name in names]
             except DataCorruptError as error:
                 raise DataCorruptError(f"{entries.where(number)}: {error}") from error
-            rows.append([places.setdefault(name, len(places)) for name in names])
-        paths = list(places)
-        origin = f"annotations of split {split!r}"
+            rows.append([places.setdefault(path, len(places)) for path in own])
+        paths, origin = list(places), f"annotations of split {split!r}"
         _check_root(paths, origin)
-        images = FolderImages(
-            paths,
-            np.full(len(paths), -1),
-            [],
-            origin,
-            h.max_corrupt,
-            truncated=True,
-            mode=h.image_mode,
-            cache=h.cache_images,
-        )
+        how = {"truncated": True, "mode": h.image_mode, "cache": h.cache_images}
+        unlabelled = np.full(len(paths), -1)
+        images = FolderImages(paths, unlabelled, [], origin, h.max_corrupt, **how)
         return AnnotatedSamples(entries, members, images, np.array(rows, np.int64))
 
-    def _paths(self, entry: Annotation) -> list[str]:
-        root, allow_outside = self.root_of(entry), self._h.allow_outside
-        return [image_path(root, name, allow_outside) for name in self.image_names(entry)]
-
     def _rank_and_world(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
+        trainer = self.trainer
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
 
 class PairData(ImageTextData):
@@ -453,10 +414,8 @@ class PairData(ImageTextData):
         if split not in self._hard:
             entries = self.entries(split)
             numbers = {self.captions(entry)[0]: n for n, entry in enumerate(entries)}
-            found = [
-                numbers.get(clean_caption(entry.get("hard", ""), self._h.max_words), -1)
-                for entry in entries
-            ]
+            hard = (clean_caption(e.get("hard", ""), self._h.max_words) for e in entries)
+            found = [numbers.get(text, -1) for text in hard]
             if -1 in found:
                 where = entries.where(found.index(-1))
                 raise DataCorruptError(f"{where}: its `hard` is no other entry's first caption")
@@ -501,6 +460,5 @@ def _check_root(paths: Sequence[str], origin: str) -> None:
     """Look for some evenly spaced pictures: with a wrong root none of them is there."""
     places = np.unique(np.linspace(0, len(paths) - 1, _LOOKED_FOR).astype(int))
     if not any(Path(paths[place]).is_file() for place in places):
-        raise DataNotFoundError(
-            f"{not_found(Path(paths[0]))} ({origin}: none of {len(places)} images is there)"
-        )
+        missing = f"{origin}: none of {len(places)} images is there"
+        raise DataNotFoundError(f"{not_found(Path(paths[0]))} ({missing})")

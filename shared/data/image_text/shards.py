@@ -25,11 +25,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.data.readers.files import one_line, open_data, read_arrays, shortened
-from shared.data.image_text.pairs import PairData
 from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.image_text.pairs import PairData
 from shared.data.images import FileImages
 from shared.data.loading.streams import Draws
+from shared.data.readers.files import one_line, open_data, read_arrays, shortened
 from shared.data.text.cleaning import clean_caption
 from shared.files import open_regular, parse_json, replacing
 
@@ -38,15 +38,7 @@ log = logging.getLogger(__name__)
 Place = tuple[int, int]  # offset and size in bytes
 
 _IDS = (int, str)  # what an "image_id" may be; any other counts as none
-
-_KINDS = {
-    "jpg": "image",
-    "jpeg": "image",
-    "png": "image",
-    "webp": "image",
-    "txt": "txt",
-    "json": "json",
-}
+_KINDS = {"txt": "txt", "json": "json"} | dict.fromkeys(("jpg", "jpeg", "png", "webp"), "image")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _ROW = np.dtype(
     [
@@ -147,10 +139,8 @@ class ShardSamples(FileImages):
         text = self._read(shard, int(row["text"]), int(row["text_size"]))
         caption = _caption(text, "json" if row["is_json"] else "txt")
         if not _has_words(caption):
-            raise DataCorruptError(
-                f"{self.shards[shard]}: no caption at byte {row['text']}; its index file is of "
-                "another shard, delete it"
-            )
+            where = f"{self.shards[shard]}: no caption at byte {row['text']}"
+            raise DataCorruptError(f"{where}; its index file is of another shard, delete it")
         return {"caption": caption, "image_id": int(row["identity"])}
 
     def _place(self, index: int) -> tuple[int, Any]:
@@ -163,11 +153,8 @@ class ShardSamples(FileImages):
 class WindowShuffle:
     """Every sample once an epoch: shards in random order, and `window` of them shuffled together.
 
-    So only that many files are read at a time. A `Stream` of `shared.data.loading.streams`: an epoch's
-    order is a function of (seed, epoch) alone.
-
-    Args:
-        ends: (S,) numbers at which the samples of each shard end.
+    So only that many files are read at a time. A `Stream` of `shared.data.loading.streams`: the
+    order is a function of (seed, epoch) alone. `ends` (S,): where the samples of each shard end.
     """
 
     def __init__(self, seed: int, ends: NDArray[np.int64], window: int) -> None:
@@ -233,17 +220,16 @@ def find_shards(shards: str | Path | Iterable[str | Path]) -> list[str]:
     """
     found: list[str] = []
     for name in [shards] if isinstance(shards, str | Path) else shards:
-        paths = [str(name)] if os.path.isfile(name) else sorted(glob.glob(str(name)))
-        paths = [path for path in paths if os.path.isfile(path)]
-        if not paths:
+        matches = [str(name)] if os.path.isfile(name) else sorted(glob.glob(str(name)))
+        if not (paths := [path for path in matches if os.path.isfile(path)]):
             advice = "give a pattern such as DIR/*.tar, or paths (braces are not expanded)"
             raise DataNotFoundError(f"{name}: no shard found; {advice}")
         found += paths
     if not found:
         raise ValueError("no shard is given")
-    twice = [path for path, count in Counter(found).items() if count > 1]
-    if twice:
-        raise ValueError(f"{twice[0]}: the shard is given twice")
+    path, count = Counter(found).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{path}: the shard is given twice")
     return found
 
 
@@ -254,20 +240,19 @@ def read_table(path: str | Path) -> Table:
         DataCorruptError: see `ShardSamples`.
     """
     with open_data(path) as file:
-        _refuse_compressed(path, file)
-        stamp = _stamp(file)
-        members = _members(path, file)
-        rows, left_out = [], []
-        for key, parts in members.items():
-            if "image" not in parts:
-                continue
-            row = _row(parts, file)
-            if row is None:
-                left_out.append(key)
-            else:
-                rows.append(row)
-    example = left_out[0] if left_out else ""
-    return Table(np.array(rows, _ROW), stamp, len(left_out), example)
+        begin = os.pread(file.fileno(), 6, 0)
+        for magic, name in _COMPRESSED.items():
+            if begin.startswith(magic):
+                raise DataCorruptError(
+                    f"{path} is compressed by {name}, so that single samples can't be read. Unpack "
+                    "it to a .tar: pictures are compressed already, it hardly grows"
+                )
+        stamp = _stamp(os.fstat(file.fileno()))
+        samples = {k: parts for k, parts in _members(path, file).items() if "image" in parts}
+        rows = {key: _row(parts, file) for key, parts in samples.items()}
+    left_out = [key for key, row in rows.items() if row is None]
+    kept = [row for row in rows.values() if row is not None]
+    return Table(np.array(kept, _ROW), stamp, len(left_out), next(iter(left_out), ""))
 
 
 def _members(path: str | Path, file: BinaryIO) -> dict[str, dict[str, Place]]:
@@ -282,10 +267,8 @@ def _members(path: str | Path, file: BinaryIO) -> dict[str, dict[str, Place]]:
         key = f"{folder}/{stem}" if folder else stem
         parts = members.setdefault(key, {})
         if kind in parts:
-            raise DataCorruptError(
-                f"{path}: two files of kind {kind} for key {shortened(key)}; within a shard each "
-                "sample needs a key of its own"
-            )
+            told = f"{path}: two files of kind {kind} for key {shortened(key)}"
+            raise DataCorruptError(f"{told}; each sample of a shard needs a key of its own")
         parts[kind] = (member.offset_data, member.size)
     return members
 
@@ -296,13 +279,12 @@ def _plain_files(path: str | Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
+                told = f"{path}: {shortened(member.name)} is"
                 if not (member.isreg() or member.isdir()) or member.issparse() or member.size < 0:
-                    raise DataCorruptError(
-                        f"{path}: {shortened(member.name)} is a link or another special member; a "
-                        "shard holds plain files only"
-                    )
+                    special = "a link or another special member; a shard holds plain files only"
+                    raise DataCorruptError(f"{told} {special}")
                 if member.size > _MAX_IMAGE:
-                    raise DataCorruptError(f"{path}: {shortened(member.name)} is too large")
+                    raise DataCorruptError(f"{told} too large")
                 blocks = -(-member.size // tarfile.BLOCKSIZE)
                 end = member.offset_data + blocks * tarfile.BLOCKSIZE
                 if member.isreg():
@@ -310,27 +292,29 @@ def _plain_files(path: str | Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     except DataCorruptError:
         raise
     except Exception as error:  # a damaged archive can raise nearly anything
-        raise DataCorruptError(
-            f"{path}: no tar file, or a damaged one ({one_line(error)}); fetch it anew or leave "
-            "it out"
-        ) from error
+        told = f"{path}: no tar file, or a damaged one ({one_line(error)})"
+        raise DataCorruptError(f"{told}; fetch it anew or leave it out") from error
     # tarfile takes a damaged header for the end of the archive.
     if os.pread(file.fileno(), tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):
-        raise DataCorruptError(
-            f"{path}: cut off or damaged at byte {end}, without the mark at the "
-            "end of an archive; fetch it anew or leave it out"
+        told = (
+            f"{path}: cut off or damaged at byte {end}, without the mark at the end of an archive"
         )
+        raise DataCorruptError(f"{told}; fetch it anew or leave it out")
 
 
 def _row(parts: dict[str, Place], file: BinaryIO) -> tuple[int, int, int, int, bool, int] | None:
     """A sample's row, or None without a caption."""
-    texts = {kind: _text(file, parts[kind]) for kind in ("txt", "json") if kind in parts}
-    kind = next((kind for kind, text in texts.items() if _has_words(_caption(text, kind))), None)
-    if kind is None:
+    texts = {}
+    for kind in ("txt", "json"):
+        if kind in parts:
+            offset, size = parts[kind]
+            texts[kind] = os.pread(file.fileno(), size, offset) if size <= _MAX_TEXT else b""
+    found = next((kind for kind, text in texts.items() if _has_words(_caption(text, kind))), None)
+    if found is None:
         return None
     image_id = _object(texts["json"]).get("image_id") if "json" in texts else None
     identity = _hash(f"{type(image_id).__name__} {image_id}") if type(image_id) in _IDS else 0
-    return (*parts["image"], *parts[kind], kind == "json", identity)
+    return (*parts["image"], *parts[found], found == "json", identity)
 
 
 def _caption(content: bytes, kind: str) -> Any:
@@ -371,35 +355,12 @@ def _number(identities: NDArray[np.int64]) -> None:
     identities[own] = len(known) + np.arange(own.sum())
 
 
-def _text(file: BinaryIO, place: Place) -> bytes:
-    offset, size = place
-    return os.pread(file.fileno(), size, offset) if size <= _MAX_TEXT else b""
-
-
-def _refuse_compressed(path: str | Path, file: BinaryIO) -> None:
-    begin = os.pread(file.fileno(), 6, 0)
-    for magic, name in _COMPRESSED.items():
-        if begin.startswith(magic):
-            raise DataCorruptError(
-                f"{path} is compressed by {name}, so that single samples can't be read. Unpack it "
-                "to a .tar: pictures are compressed already, it hardly grows"
-            )
-
-
-def _stamp(file: BinaryIO) -> tuple[int, int]:
-    status = os.fstat(file.fileno())
+def _stamp(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-# --- index files -------------------------------------------------------------------------------
-
-
 def _tables(shards: Sequence[str], index_folder: str | Path | None) -> list[Table]:
-    """The shards' tables, from index files where they are up to date, else read and written there.
-
-    Raises:
-        DataCorruptError: see `ShardSamples`.
-    """
+    """The shards' tables, from index files where these are up to date; others are read anew."""
     cache = Path(os.environ.get("TENFOLD_CACHE", "data/cache"))
     folder = Path(index_folder) if index_folder else cache / "shard-index"
     tables = []
@@ -435,20 +396,16 @@ def _load_index(path: Path, shard: str) -> Table | None:
         rows, example = content["rows"], str(content["example"])
     except (DataNotFoundError, ValueError, KeyError, TypeError):
         return None  # none there, or damaged
-    status = os.stat(shard)
-    stamp = (status.st_size, status.st_mtime_ns)
+    stamp = _stamp(os.stat(shard))
     if (version, size, changed) != (_VERSION, *stamp) or rows.dtype != _ROW or rows.ndim != 1:
         return None
-    within = [
-        (rows[part] >= tarfile.BLOCKSIZE)
-        & (rows[part] <= size)
-        & (rows[f"{part}_size"] >= 0)
-        & (rows[f"{part}_size"] <= size - rows[part])
-        for part in ("image", "text")
-    ]
-    if not np.all(within) or (rows["text_size"] > _MAX_TEXT).any():
-        return None
-    return Table(rows, stamp, left_out, example)
+    for part in ("image", "text"):
+        begin, length = rows[part], rows[f"{part}_size"]
+        if not ((begin >= tarfile.BLOCKSIZE) & (begin <= size)).all():
+            return None
+        if not ((length >= 0) & (length <= size - begin)).all():
+            return None
+    return None if (rows["text_size"] > _MAX_TEXT).any() else Table(rows, stamp, left_out, example)
 
 
 def _save_index(places: Sequence[Path], table: Table) -> None:
@@ -470,9 +427,6 @@ def _hash(text: str) -> int:
     return int.from_bytes(digest, "big", signed=True)
 
 
-# --- reading -----------------------------------------------------------------------------------
-
-
 class _OpenFiles:
     """Keeps the files read last open; reads depend on no position, so forks may share them."""
 
@@ -481,11 +435,7 @@ class _OpenFiles:
         self._files: OrderedDict[str, BinaryIO] = OrderedDict()
 
     def read(self, path: str, stamp: tuple[int, int], offset: int, size: int) -> bytes:
-        """Read bytes of a file that must still have that size and time of change.
-
-        Raises:
-            ShardChangedError: it has not, or is gone.
-        """
+        """Read bytes of a file that must still have that stamp, else ShardChangedError."""
         if path in self._files:
             self._files.move_to_end(path)
         else:
@@ -499,7 +449,7 @@ class _OpenFiles:
             file = open_regular(path)
         except OSError as error:
             raise ShardChangedError(f"{path} is gone; put it back and start again") from error
-        if _stamp(file) != stamp:
+        if _stamp(os.fstat(file.fileno())) != stamp:
             file.close()
             raise ShardChangedError(
                 f"{path} has changed since its members were listed: start again"
