@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 def build_once(
-    root: str | Path, name: str, recipe: Mapping[str, Any], build: Callable[[Path], None]
+    root: str | Path, name: str, recipe: dict[str, Any], build: Callable[[Path], None]
 ) -> dict[str, str]:
     """Let `build` fill an empty folder and move its entries into `root`, unless they are there.
 
@@ -42,17 +42,17 @@ def build_once(
     Raises:
         DataCorruptError: `root` holds this build by another recipe, or a damaged one.
     """
-    root = Path(root)
+    root, plain = Path(root), json.loads(json.dumps(recipe))  # where a tuple equals its list
     manifest = root / "manifests" / f"{name}.json"
     with waiting_for(root):
         if manifest.is_file():
-            return _checked(root, manifest, recipe)
+            return _checked(root, manifest, plain)
         for left_over in root.glob(".building-*"):
             shutil.rmtree(left_over)
         with tempfile.TemporaryDirectory(dir=root.resolve(), prefix=".building-") as workspace:
             built = Path(workspace)
             build(built)
-            content = {"recipe": _plain(recipe), **_inventory(built)}
+            content = {"recipe": plain, **_inventory(built)}
             for entry in sorted(built.iterdir()):
                 if (root / entry.name).is_dir():
                     shutil.rmtree(root / entry.name)
@@ -60,8 +60,7 @@ def build_once(
             manifest.parent.mkdir(exist_ok=True)
             with replacing(manifest) as file:
                 file.write(json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
-    files: dict[str, str] = content["files"]
-    return files
+    return content["files"]
 
 
 def generator_of(seed: int, purpose: str) -> np.random.Generator:
@@ -143,13 +142,12 @@ def write_shards(
                     archive.addfile(member, io.BytesIO(content))
 
 
-def _checked(root: Path, manifest: Path, recipe: Mapping[str, Any]) -> dict[str, str]:
+def _checked(root: Path, manifest: Path, wanted: Mapping[str, Any]) -> dict[str, str]:
     try:
         content = json.loads(manifest.read_text())
         found, files, pictures = (content[key] for key in ("recipe", "files", "pictures"))
     except (ValueError, KeyError, TypeError) as error:
         raise DataCorruptError(f"{manifest}: damaged; delete {root} and run again") from error
-    wanted = _plain(recipe)
     if found != wanted:
         keys = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
         told = ", ".join(f"{k}={found.get(k)!r} instead of {wanted.get(k)!r}" for k in keys)
@@ -181,9 +179,3 @@ def _inventory(folder: Path) -> dict[str, Any]:
 
 def _count_pictures(folder: Path) -> int:
     return sum(name.endswith(PICTURES) for _, _, names in os.walk(folder) for name in names)
-
-
-def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """As it comes back from JSON, so that a tuple equals its list."""
-    plain: dict[str, Any] = json.loads(json.dumps(dict(recipe)))
-    return plain

@@ -60,9 +60,8 @@ def fashion_mnist(
     Clean are the test pictures of the eight classes and a tuning set of other training pictures.
 
     Args:
-        root: one folder per seed.
-        fashion_root: folder of the four IDX files.
-        clean_source: what makes them present, or its name.
+        root: one folder per seed. fashion_root: of the four IDX files.
+        clean_source: what makes these present, or its name.
     """
     made = trusted_function(clean_source) if isinstance(clean_source, str) else clean_source
     clean = made(fashion_root)
@@ -98,10 +97,8 @@ def emoji(root: str | Path, emoji_root: str | Path, seed: int) -> Provenance:
 def noisy_labels(
     truth: NDArray[np.int64], look_alike: NDArray[np.int64], generator: np.random.Generator
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Give a share WRONG of true labels (N,) another one; returns labels (N,) and kinds.
-
-    The share CONFUSED of the wrong ones becomes `look_alike[label]` (K,), the rest any other class.
-    """
+    """Give a share WRONG of true labels (N,) another one; returns labels (N,) and kinds. The share
+    CONFUSED of the wrong ones becomes `look_alike[label]` (K,), the rest any other class."""
     classes = len(look_alike)
     chosen = generator.permutation(len(truth))[: round(WRONG * len(truth))]
     confused, uniform = np.split(chosen, [round(CONFUSED * len(chosen))])
@@ -118,9 +115,8 @@ def nearest_of_group(
 ) -> NDArray[np.int64]:
     """(K,) for each class the other one of its group whose mean picture is nearest; where a group
     has a single class, the nearest of all. `groups` names the group of each class."""
-    means = np.stack(
-        [images[labels == label].astype(np.float64).mean(0).ravel() for label in range(len(groups))]
-    )
+    of_class = [images[labels == label].astype(np.float64) for label in range(len(groups))]
+    means = np.stack([pictures.mean(0).ravel() for pictures in of_class])
     distances = np.square(means[:, None] - means[None]).mean(2)
     np.fill_diagonal(distances, np.inf)
     names = np.array(groups)
@@ -193,9 +189,8 @@ def _build_fashion(
     folder: Path, fashion_root: Path, seed: int, per_class: int, tuning_per_class: int
 ) -> None:
     class_names = [name for name in FASHION_MNIST_CLASSES if name not in HELD_OUT]
-    label_of = np.array(
-        [class_names.index(n) if n in class_names else -1 for n in FASHION_MNIST_CLASSES]
-    )
+    labels = {name: label for label, name in enumerate(class_names)}
+    label_of = np.array([labels.get(name, -1) for name in FASHION_MNIST_CLASSES])
     train, test = (read_fashion_mnist(fashion_root, split) for split in ("train", "test"))
     generator = generator_of(seed, "fashion web")
     true = label_of[train.labels]
@@ -209,7 +204,7 @@ def _build_fashion(
         )
     inside = np.concatenate([rows[:per_class] for rows in of_class])
     spare = np.concatenate([rows[per_class : per_class + tuning_per_class] for rows in of_class])
-    look_alike = np.array([class_names.index(LOOK_ALIKES[name]) for name in class_names])
+    look_alike = np.array([labels[LOOK_ALIKES[name]] for name in class_names])
     rows = np.concatenate([inside, outside])
     scored = np.flatnonzero(label_of[test.labels] >= 0)
     google = round(GOOGLE_SHARE * len(rows))

@@ -21,9 +21,7 @@ def fashion_mnist(
     root: str | Path, train: int = 200, test: int = 80, image_size: int = 28, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
     """Write the four IDX files into `root`, unless they are there, and return their provenance.
-
-    `train` and `test` are numbers of images, spread evenly over the ten classes.
-    """
+    `train` and `test` are numbers of images, spread evenly over the ten classes."""
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)

@@ -124,12 +124,7 @@ def test_manifest_and_notice_account_for_everything(packages: Path) -> None:
     corpus(packages / "out", "full")
     folder = packages / "out" / "python"
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["counts"] == {
-        "duplicate": 4,
-        "file: test": 5,
-        "files": 15,
-        "functions": 35,
-    }
+    assert manifest["counts"] == {"duplicate": 4, "file: test": 5, "files": 15, "functions": 35}
     assert {p["name"]: p["without duplicates"] for p in manifest["packages"]} == {
         "a": 7, "b": 6, "c": 6, "d": 6, "e": 6
     }  # fmt: skip
@@ -142,15 +137,9 @@ def test_manifest_and_notice_account_for_everything(packages: Path) -> None:
         assert f"## {name}\n\nTerms of {name}.\n" in notice
 
 
-def test_two_builds_are_byte_identical(packages: Path) -> None:
-    built = [corpus(packages / name) for name in ("one", "two")]
-    assert built[0] == built[1]
-    for path in sorted((packages / "one" / "python").iterdir()):
-        assert path.read_bytes() == (packages / "two" / "python" / path.name).read_bytes()
-
-
 def test_a_package_keeps_its_partition_in_the_small_profile(packages: Path) -> None:
-    corpus(packages / "small")
+    built = corpus(packages / "small")
+    assert corpus(packages / "again") == built, "byte by byte"
     corpus(packages / "full", "full")
     small, full = (read(packages / name) for name in ("small", "full"))
     repos = {name: {row["repo"] for row in full[name]} for name in SPLITS}
@@ -158,11 +147,8 @@ def test_a_package_keeps_its_partition_in_the_small_profile(packages: Path) -> N
         assert {row["repo"] for row in small[name]} == repos[name] - {"e"}
     with pytest.raises(DataCorruptError, match="profile='small' instead of 'full'"):
         corpus(packages / "small", "full")
-
-
-def test_unknown_profile(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'tiny': choose one of small, full"):
-        corpus(tmp_path, "tiny")
+        corpus(packages / "tiny", "tiny")
 
 
 def test_a_licence_outside_the_list_stops_the_build(
@@ -326,46 +312,43 @@ def clean_splits() -> dict[str, list[dict[str, Any]]]:
     return split(rows)[0]
 
 
-def leak(change: str) -> dict[str, list[dict[str, Any]]]:
-    splits = {name: copy.deepcopy(rows) for name, rows in clean_splits().items()}
-    train, test, candidate = splits["train"][0], splits["test"][0], splits["codebase"][1]
-    if change == "url twice":
-        candidate["url"] = train["url"]
-    elif change == "no answer":
-        test["url"] = "elsewhere"
-    elif change == "package":
-        candidate["repo"] = train["repo"]
-    elif change == "code":
-        candidate["code_tokens"] = list(train["code_tokens"])
-    elif change == "near duplicate":
-        candidate["code_tokens"] = [*train["code_tokens"], "more"]
-    elif change == "quote":
-        candidate["code_tokens"].append(f'"{candidate["docstring"]}"')
-    return splits
-
-
-def test_a_clean_corpus_passes() -> None:
-    check(clean_splits())
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("file", "change", "message"),
     [
-        ("url twice", "a#train0 occurs twice"),
-        ("no answer", "elsewhere of test is not in the codebase"),
-        ("package", "a package in train and test: a#train0, c#test0"),
-        ("code", "a code in train and test: a#train0, c#test0"),
-        ("near duplicate", "near duplicates across partitions: a#train0, c#test0"),
-        ("quote", "c#test0: its code holds its documentation, 'Return the d"),
+        ("codebase", lambda train, own: {"url": train["url"]}, "a#train0 occurs twice"),
+        ("test", lambda train, own: {"url": "x"}, "x of test is not in the codebase"),
+        (
+            "codebase",
+            lambda train, own: {"repo": train["repo"]},
+            "a package in train and test: a#train0, c#test0",
+        ),
+        (
+            "codebase",
+            lambda train, own: {"code_tokens": [*train["code_tokens"]]},
+            "a code in train and test: a#train0, c#test0",
+        ),
+        (
+            "codebase",
+            lambda train, own: {"code_tokens": [*train["code_tokens"], "more"]},
+            "near duplicates across partitions: a#train0, c#test0",
+        ),
+        (
+            "codebase",
+            lambda train, own: {"code_tokens": [f'"{own["docstring"]}"']},
+            "c#test0: its code holds its documentation, 'Return the d",
+        ),
     ],
 )
-def test_leaks_are_named(change: str, message: str) -> None:
+def test_leaks_are_named(file: str, change: Any, message: str) -> None:
+    splits = {name: copy.deepcopy(rows) for name, rows in clean_splits().items()}
+    splits[file][-1] |= change(splits["train"][0], splits[file][-1])
     with pytest.raises(CorpusError, match=message):
-        check(leak(change))
+        check(splits)
 
 
 def test_near_duplicates_within_a_partition_are_no_leak() -> None:
     splits = clean_splits()
+    check(splits)
     splits["train"][1]["code_tokens"] = [*splits["train"][0]["code_tokens"], "more"]
     check(splits)
 

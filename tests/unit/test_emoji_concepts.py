@@ -95,9 +95,9 @@ def test_aliases_are_followed_to_the_drawing() -> None:
     assert icons.resolve("left") is None, "a mirrored drawing is another one"
     assert icons.resolve("ring") is None, "a circle of aliases ends"
     assert icons.resolve("unknown") is None
-
-
-def test_loose_names_ignore_punctuation() -> None:
+    assert icons.resolve("unknown", None, "left", "pet") == "hamster-face", (
+        "the first that is there"
+    )
     icons = IconSet({"icons": {"lovehotel": {}}}, {}, loose=True)
     assert icons.resolve("love-hotel") == "lovehotel"
     assert icon_set("lovehotel").resolve("love-hotel") is None

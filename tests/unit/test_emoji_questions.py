@@ -39,7 +39,7 @@ SUBGROUPS = {
     "travel-places place-building": "castle bank",
     "activities sport": "volleyball",
 }
-SIZES = {"train": 96, "val": 24, "test": 48}
+SIZES = {"train": 64, "val": 24, "test": 40}
 DEV = {"train": "train", "val": "dev", "test": "test"}
 
 

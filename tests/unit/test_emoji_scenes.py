@@ -69,18 +69,15 @@ PINNED = (
 
 
 @pytest.fixture
-def made_of(monkeypatch: pytest.MonkeyPatch) -> Studio:
-    made = toy()
-    monkeypatch.setattr(module, "renderings", lambda: made.drawn)
-    monkeypatch.setattr(module, "photographs", lambda: made.photographs)
-    return made
+def made_of() -> Studio:
+    return toy()
 
 
 def read(root: Path, name: str) -> Any:
     return json.loads((root / f"{name}.json").read_text())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     st.sampled_from(["train", "val", "test"]),
     st.lists(st.sampled_from(range(1, 30, 2)), max_size=4),
@@ -189,7 +186,7 @@ def test_scene_concepts(made_of: Studio) -> None:
         scene_concepts(made_of.drawn, 0, 10)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 6), st.data())
 def test_run_lengths(height: int, width: int, data: st.DataObject) -> None:
     bits = data.draw(st.lists(st.booleans(), min_size=height * width, max_size=height * width))
@@ -214,11 +211,21 @@ def test_listed(names: list[str], expected: str) -> None:
     assert listed(names) == expected
 
 
-def test_build(made_of: Studio, tmp_path: Path) -> None:
-    record = scenes(tmp_path, train=6, val=3, test=4, classes=9)
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("scenes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "studio", lambda: STUDIO)
+        record = scenes(root, train=20, val=3, test=4, classes=9)
+        assert scenes(root, train=20, val=3, test=4, classes=9) == record, "once"
     assert record["chelsea"]["licence"] == "CC0-1.0"
+    return root
+
+
+def test_build(built: Path) -> None:
+    tmp_path, made_of = built, STUDIO
     label = {c.id: c.label for c in made_of.drawn.concepts}
-    for split, count in (("train", 6), ("val", 3), ("test", 4)):
+    for split, count in (("train", 20), ("val", 3), ("test", 4)):
         made = read_scenes(tmp_path, split)
         contents = [[thing.concept for thing in scene.objects] for scene in made]
         assert make_scenes(made_of, split, contents, 0, "scenes") == made
@@ -244,9 +251,9 @@ def test_build(made_of: Studio, tmp_path: Path) -> None:
         assert len(np.unique(np.asarray(sheet))) > 10
 
 
-def test_texts_of_the_build(made_of: Studio, tmp_path: Path) -> None:
-    scenes(tmp_path, train=20, val=3, test=4, classes=9)
-    label = {c.id: c.label for c in made_of.drawn.concepts}
+def test_texts_of_the_build(built: Path) -> None:
+    tmp_path = built
+    label = {c.id: c.label for c in STUDIO.drawn.concepts}
     made = read_scenes(tmp_path, "train")
     every = set()
     for item, scene in zip(read(tmp_path, "captions_train"), made, strict=True):
@@ -280,11 +287,10 @@ def test_texts_of_the_build(made_of: Studio, tmp_path: Path) -> None:
         assert centres == sorted(centres)
 
 
-def test_build_is_done_once_and_its_records_are_checked(made_of: Studio, tmp_path: Path) -> None:
-    first = scenes(tmp_path, train=2, val=1, test=1, classes=9)
-    assert scenes(tmp_path, train=2, val=1, test=1, classes=9) == first
+def test_records_are_checked(built: Path, tmp_path: Path) -> None:
     with pytest.raises(DataCorruptError, match="seed=0 instead of 1"):
-        scenes(tmp_path, 1, train=2, val=1, test=1, classes=9)
+        scenes(built, 1, train=20, val=3, test=4, classes=9)
+    (tmp_path / "secret").mkdir()
     (tmp_path / "secret/scene_records.json").write_text('{"train": [{"id": 1}]}')
     with pytest.raises(
         DataCorruptError, match=r"scene_records.json: KeyError\('objects'\); delete"

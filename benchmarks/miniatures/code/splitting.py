@@ -92,9 +92,7 @@ def partitions(
 
 def without_duplicates(rows: Sequence[Row]) -> tuple[list[Row], Counter[str]]:
     """Rules 11 to 13: no two functions with equal or similar code, none too short to compare.
-
-    Returns the rows kept, the first of each cluster, and how many were dropped by reason.
-    """
+    Returns the rows kept, the first of each cluster, and how many were dropped by reason."""
     first: dict[tuple[str, ...], Row] = {}
     for row in rows:
         first.setdefault(tuple(row["code_tokens"]), row)
@@ -114,12 +112,9 @@ def without_duplicates(rows: Sequence[Row]) -> tuple[list[Row], Counter[str]]:
 
 
 def split(rows: Sequence[Row]) -> tuple[dict[str, list[Row]], Counter[str]]:
-    """Rows by file, after the cap per package and without ambiguous queries (rules 14 and 15).
-
-    A query that several functions of the codebase answer has more right answers than its own.
-
-    Returns rows of "train", "valid", "test" and "codebase", and how many were left out of them.
-    """
+    """Rows by file, after the cap per package and without ambiguous queries (rules 14 and 15). A
+    query that several functions of the codebase answer has more right answers than its own. Returns
+    rows of "train", "valid", "test" and "codebase", and how many were left out of them."""
     capped = {name: _capped([r for r in rows if r["partition"] == name]) for name in PARTITIONS}
     codebase = [*capped["valid"], *capped["test"]]
     askers = Counter(_query_text(row) for row in codebase)

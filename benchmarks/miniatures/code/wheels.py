@@ -38,9 +38,7 @@ class Licence:
 
 def source_files(archive: Path) -> Iterator[tuple[str, str, str | None]]:
     """(path, text, why it is left out) of a wheel's Python files; what is left out has no text.
-
-    Tests and vendored copies are left out (rule 1).
-    """
+    Tests and vendored copies are left out (rule 1)."""
     with _opened(archive) as wheel:
         for path in sorted(name for name in wheel.namelist() if name.endswith(".py")):
             if "test" in path.lower():

@@ -59,10 +59,8 @@ class IconSet:
         self._names = {self._key(name): name for name in (*self._aliases, *self._icons)}
 
     def resolve(self, *names: str | None) -> str | None:
-        """The icon that holds the drawing of the first of `names` that leads to one, else None.
-
-        An alias that turns or mirrors its parent is another picture and counts as absent.
-        """
+        """The icon that holds the drawing of the first of `names` that leads to one, else None. An
+        alias that turns or mirrors its parent is another picture and counts as absent."""
         for name in filter(None, names):
             found, seen = self._names.get(self._key(name)), set()
             while found is not None and found not in self._icons and found not in seen:

@@ -2,7 +2,7 @@
 
 A caption is one of a concept's names: its label, an alias, the label with two tags, the sub-group
 with the label. Six artists' drawings are for training, a seventh's for validation, an eighth's for
-the test. `pairs` is the entry, for use as a `source` of a config.
+the test. `pairs` and `pair_shards` are the entries, for use as a `source` of a config.
 """
 
 import json
@@ -25,6 +25,7 @@ from benchmarks.miniatures.building import (
     one_of,
     write_json,
     write_lines,
+    write_shards,
 )
 from benchmarks.miniatures.emoji.concepts import Concept
 from benchmarks.miniatures.emoji.packages import RENDERINGS, VERSIONS, of_split, provenance
@@ -40,6 +41,7 @@ from shared.data.text.cleaning import clean_caption
 
 Item = dict[str, Any]
 VERSION = 1  # raise it with any change of the pictures or texts
+SHARDS, SHARDS_VERSION = 4, 1
 SIZE = 64
 COMMON = 300  # concepts of the small set
 COMMON_GROUPS = ("animals-nature", "food-drink", "travel-places", "objects", "activities")
@@ -69,11 +71,8 @@ def pairs(root: str | Path, noise: float = 0.4, seed: int = 0) -> Provenance:
     `pixel_baseline.json` is how far comparing pixels goes.
 
     Args:
-        noise: share of the training pairs that get another concept's caption.
+        noise: share of the training pairs that get another concept's caption, below 1.
         seed: of the captions' tags, the common concepts, hard texts and the noise.
-
-    Raises:
-        ValueError: `noise` is not in [0, 1).
     """
     if not 0 <= noise < 1:
         raise ValueError(f"noise={noise}: it is a share of the pairs, at least 0 and below 1")
@@ -86,6 +85,27 @@ def pairs(root: str | Path, noise: float = 0.4, seed: int = 0) -> Provenance:
         for measure in ("top1", "top5")
     }
     return provenance("emoji-pairs", files, baselines=baselines)
+
+
+def pair_shards(root: str | Path) -> Provenance:
+    """Make the pairs present in `root`, and `shards/common-<number>.tar`, in webdataset's layout:
+    each pair of `common_pairs_train.json` as <key>.png and <key>.json with caption and image_id."""
+    root = Path(root)
+    made = pairs(root)
+    files = made["emoji-pairs"]["files"]
+
+    def build(folder: Path) -> None:
+        samples = []
+        for item in json.loads((root / "common_pairs_train.json").read_text()):
+            about = {"caption": item["caption"], "image_id": item["image_id"]}
+            picture = (root / item["image"]).read_bytes()
+            samples.append({"png": picture, "json": json.dumps(about).encode()})
+        write_shards(folder / "shards", "common", SHARDS, samples)
+
+    origin = files["common_pairs_train.json"]
+    recipe = {"version": SHARDS_VERSION, "shards": SHARDS, "pairs": origin}
+    files |= build_once(root, "shards", recipe, build)
+    return made
 
 
 def everyday_concepts(concepts: Sequence[Concept]) -> list[int]:
@@ -134,10 +154,8 @@ def synonyms(concept: Concept) -> list[str]:
 
 def training_captions(concept: Concept, held_out: Collection[str], seed: int) -> list[str]:
     """The texts of one concept in training, each once: its synonyms, the label with two tags, the
-    sub-group with the label.
-
-    None holds the concept's own held-out alias, and no tag is one of `held_out`, those of all.
-    """
+    sub-group with the label. None holds the concept's own held-out alias, and no tag is one of
+    `held_out`, those of all."""
     own, label = held_out_alias(concept), concept.label
     tags = [tag for tag in concept.tags if tag not in held_out and not _holds(label, tag)]
     tags = [tag for tag in tags if own is None or not _holds(tag, own)]
@@ -165,10 +183,8 @@ def training_items(
 
 def evaluation_items(drawn: Renderings, split: str, chosen: Sequence[int], seed: int) -> list[Item]:
     """{image, caption: [label], image_id, near, hard} per picture of the split's one rendering.
-
     `near`: image ids in the list that are drawn (almost) alike; `hard`: the label of another
-    picture of the list, of the same sub-group (else the same group, else any) and not near.
-    """
+    picture of the list, of the same sub-group (else the same group, else any) and not near."""
     (name,) = of_split(split)
     there = [c for c in sorted(chosen) if drawn.present[name][c]]
     items = []
@@ -186,10 +202,8 @@ def evaluation_items(drawn: Renderings, split: str, chosen: Sequence[int], seed:
 def with_noise(
     items: Sequence[Item], share: float, near: dict[int, list[int]], seed: int
 ) -> tuple[list[Item], dict[int, Item]]:
-    """Give a share of the pairs the caption of another concept that is not drawn alike.
-
-    Returns the pairs and, of those changed, {index: {clean: true caption, kind: "other concept"}}.
-    """
+    """Give a share of the pairs the caption of another concept that is not drawn alike. Returns the
+    pairs and, of those changed, {index: {clean: true caption, kind: "other concept"}}."""
     generator = generator_of(seed, "noise")
     chosen = np.sort(generator.permutation(len(items))[: round(share * len(items))])
     texts: dict[int, list[str]] = {item["image_id"]: [] for item in items}
@@ -227,10 +241,8 @@ def words(text: str) -> list[str]:
 
 def pixel_baseline(drawn: Renderings, chosen: Sequence[int]) -> dict[str, dict[str, float]]:
     """Image -> concept by the nearest training picture: {split: {top1, top5, images}}, in percent.
-
     Nearness is the correlation of 24 px crops; a concept is as near as its nearest picture. What a
-    model must beat before it can be said to see more than pixels.
-    """
+    model must beat before it can be said to see more than pixels."""
     ids = np.array(sorted(chosen))
     crops = {name: _standardised(drawn.pictures[name][ids]) for name in drawn.pictures}
     found = {}
@@ -312,10 +324,8 @@ def _write_pictures(folder: Path, drawn: Renderings) -> None:
 
 
 def _contact_sheet(drawn: Renderings, captions: Mapping[int, Sequence[str]]) -> Image.Image:
-    """Concepts, each with its texts and all its pictures on yellow, which shows their alpha.
-
-    Wrong signs: a dark rim, a text about something else than the pictures.
-    """
+    """Concepts, each with its texts and all its pictures on yellow, which shows their alpha. Wrong
+    signs: a dark rim, a text about something else than the pictures."""
     chosen = spread([c.id for c in drawn.concepts], 20)
     cells = []
     for concept in chosen:

@@ -39,8 +39,7 @@ Cell = tuple[Sequence[NDArray[np.uint8]], Sequence[str]]  # pictures and lines o
 
 @dataclass
 class Renderings:
-    """`pictures[rendering]` (concepts, 72, 72, 4) uint8 RGBA, straight alpha; `present` (concepts,)
-    bool."""
+    """`pictures[rendering]` (concepts, 72, 72, 4) RGBA, straight alpha; `present` (concepts,)."""
 
     concepts: list[Concept]
     pictures: dict[str, NDArray[np.uint8]]
@@ -93,9 +92,7 @@ def _build(folder: Path) -> None:
 
 def svg(icon_set: Mapping[str, Any], name: str) -> str:
     """One icon of an Iconify set as a document of its own, so that its gradient ids are unique.
-
-    The icon's own left, top, width and height go before those of the set.
-    """
+    Its own left, top, width and height go before those of the set."""
     icon = icon_set["icons"][name]
     left, top, width, height = (
         icon.get(key, icon_set.get(key, default))
@@ -138,11 +135,9 @@ def on_ground(pictures: NDArray[np.uint8], ground: int = 255) -> NDArray[np.uint
 
 
 def area_resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Scale (N, S, S, C) to (N, size, size, C) by the mean over the covered area.
-
-    Overlaps are whole numbers (of 1/size of a source pixel), and so are all sums: the result does
-    not depend on the machine's arithmetic.
-    """
+    """Scale (N, S, S, C) to (N, size, size, C) by the mean over the covered area. Overlaps, in
+    1/size of a source pixel, and all sums are whole numbers: the result does not depend on the
+    machine's arithmetic."""
     side = images.shape[1]
     edges = np.arange(size + 1) * side  # both grids in units of 1/size of a source pixel
     pixels = np.arange(side) * size

@@ -5,7 +5,7 @@ an eighth's on others. `scenes` is the entry, for use as a `source` of a config.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -155,11 +155,7 @@ def scenes(
 
 def scene_concepts(drawn: Renderings, seed: int, count: int = CLASSES) -> list[int]:
     """Sorted ids of the concepts in scenes: everyday ones that Noto 1, validation and test draw, no
-    two alike, drawn by `seed`.
-
-    Raises:
-        ValueError: there are fewer than `count`.
-    """
+    two alike, drawn by `seed`; ValueError if there are fewer than `count`."""
     needed = ["noto1", *of_split("val"), *of_split("test")]
     fit = np.all([drawn.present[name] for name in needed], axis=0)
     pool = [c for c in everyday_concepts(drawn.concepts) if fit[c]]
@@ -179,14 +175,9 @@ def make_scenes(
 ) -> list[Scene]:
     """Lay out one scene for each list of concepts in `contents`; a concept may come twice.
 
-    Scene i depends on (seed, name, i) and its own contents alone. All that is asked for is placed:
-    where an object finds no place in 30 tries, the scene is laid out anew.
-
-    Args:
-        split: whose drawings and photographs. name: of the set, to which the split's is added.
-
-    Raises:
-        ValueError: no rendering of the split draws a concept, or a scene's objects don't fit.
+    Scene i depends on (seed, name, split, i) and its own contents alone. All that is asked for is
+    placed: where an object finds no place in 30 tries, the scene is laid out anew. ValueError if no
+    rendering of the split draws a concept, or a scene's objects don't fit.
     """
     made = []
     generators = generators_of(seed, f"{name} {split}", len(contents))
@@ -196,15 +187,15 @@ def make_scenes(
         side = int(generator.integers(min(SIZE, height, width), min(height, width) + 1))
         left = int(generator.integers(width - side + 1))
         top = int(generator.integers(height - side + 1))
-        tries = (_placed(made_of, split, concepts, generator, longest_side) for _ in range(LAYOUTS))
-        objects = next((objects for objects in tries if objects is not None), None)
         number = FIRST_ID[split] + i
-        if objects is None:
-            raise ValueError(
-                f"scene {number}: {len(concepts)} objects of {longest_side} px find no place in "
-                f"{SIZE} px"
-            )
-        made.append(Scene(number, SIZE, ground, (left, top, side), objects))
+        for _ in range(LAYOUTS):
+            objects = _placed(made_of, split, concepts, generator, longest_side)
+            if objects is not None:
+                made.append(Scene(number, SIZE, ground, (left, top, side), objects))
+                break
+        else:
+            told = f"{len(concepts)} objects of {longest_side} px find no place in {SIZE} px"
+            raise ValueError(f"scene {number}: {told}")
     return made
 
 
@@ -280,16 +271,12 @@ def coco_instances(
                     "iscrowd": 0,
                 }
             )
-    return {
-        "images": [
-            {"id": s.id, "file_name": s.file, "width": s.size, "height": s.size} for s in made
-        ],
-        "annotations": annotations,
-        "categories": [
-            {"id": number[c], "name": table[c].label, "supercategory": table[c].subgroup}
-            for c in concepts
-        ],
-    }
+    images = [{"id": s.id, "file_name": s.file, "width": s.size, "height": s.size} for s in made]
+    categories = [
+        {"id": number[c], "name": table[c].label, "supercategory": table[c].subgroup}
+        for c in concepts
+    ]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def run_lengths(mask: NDArray[np.bool_]) -> dict[str, list[int]]:
@@ -363,27 +350,18 @@ def _placed(
         name = one_of(names, generator)
         longest = int(generator.integers(longest_side[0], longest_side[1] + 1))
         rotation = float(round(generator.uniform(-ROTATION, ROTATION), 2))
-        size = made_of.sprite(name, concept, longest, rotation).size
+        width, height = made_of.sprite(name, concept, longest, rotation).size
         taken = [thing.box for thing in placed]
-        box = next((b for b in _places(size, generator) if not _touches(b, taken)), None)
-        if box is None:
+        for _ in range(TRIES if max(width, height) <= SIZE else 0):
+            x, y = (int(generator.integers(SIZE - side + 1)) for side in (width, height))
+            if not any(
+                x < a + w and a < x + width and y < b + h and b < y + height for a, b, w, h in taken
+            ):
+                placed.append(SceneObject(concept, name, longest, rotation, (x, y, width, height)))
+                break
+        else:
             return None
-        placed.append(SceneObject(concept, name, longest, rotation, box))
     return tuple(placed)
-
-
-def _places(size: tuple[int, int], generator: np.random.Generator) -> Iterator[Box]:
-    width, height = size
-    for _ in range(TRIES if max(size) <= SIZE else 0):
-        x, y = generator.integers(SIZE - width + 1), generator.integers(SIZE - height + 1)
-        yield int(x), int(y), width, height
-
-
-def _touches(box: Box, others: Sequence[Box]) -> bool:
-    x, y, width, height = box
-    return any(
-        x < a + w and a < x + width and y < b + h and b < y + height for a, b, w, h in others
-    )
 
 
 def _cut(art: Image.Image) -> Image.Image:
@@ -412,10 +390,8 @@ def _identities(made: Sequence[Scene]) -> dict[int, int]:
     """Scene's id -> id of the first scene that shows the same concepts: to training they are one
     picture, as all drawings of a concept are among the emoji pairs."""
     first: dict[frozenset[int], int] = {}
-    return {
-        scene.id: first.setdefault(frozenset(thing.concept for thing in scene.objects), scene.id)
-        for scene in made
-    }
+    shown = {scene.id: frozenset(thing.concept for thing in scene.objects) for scene in made}
+    return {number: first.setdefault(concepts, number) for number, concepts in shown.items()}
 
 
 def _references(

@@ -86,10 +86,8 @@ def class_subgroups(concepts: Sequence[Concept]) -> tuple[str, ...]:
 def labelled_pictures(
     drawn: Renderings, split: str, class_names: Sequence[str] | None
 ) -> LabelledPictures:
-    """All pictures of a split whose sub-group is a class, by class, concept and rendering.
-
-    Without `class_names`: the other pictures (symbols and small sub-groups), labelled -1.
-    """
+    """All pictures of a split whose sub-group is a class, by class, concept and rendering. Without
+    `class_names`: the other pictures (symbols and small sub-groups), labelled -1."""
     classes = class_names or class_subgroups(drawn.concepts)
     label_of = {name: label for label, name in enumerate(classes)}
     inside = class_names is not None

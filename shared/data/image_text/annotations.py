@@ -5,10 +5,10 @@
 
 import json
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, overload
+from typing import Any, Union, get_args, get_origin
 
 import numpy as np
 
@@ -20,12 +20,10 @@ Annotation = dict[str, Any]
 _BRACKETS = 50  # of an entry, beyond which its depth is worth a look
 
 
-class Annotations(Sequence[Annotation]):
-    """Objects of JSON files, kept as text and parsed when asked for (microseconds each).
-
+class Annotations:
+    """Objects of JSON files, kept as text and parsed anew when asked for (microseconds each).
     Millions of dicts would fill the memory of every worker process: reading a Python object in a
-    forked process copies its page. Each access gives a new dict.
-    """
+    forked process copies its page."""
 
     def __init__(self, parts: Mapping[Path, list[bytes]]) -> None:
         texts = [text for part in parts.values() for text in part]
@@ -43,15 +41,7 @@ class Annotations(Sequence[Annotation]):
             yield json.loads(self._data[start:end].decode())
             start = end
 
-    @overload
-    def __getitem__(self, index: int) -> Annotation: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Annotation]: ...
-
-    def __getitem__(self, index: int | slice) -> Annotation | list[Annotation]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
+    def __getitem__(self, index: int) -> Annotation:
         place = range(len(self))[operator.index(index)]
         start = 0 if place == 0 else self._ends[place - 1]
         return json.loads(self._data[start : self._ends[place]].decode())

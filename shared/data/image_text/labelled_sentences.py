@@ -40,11 +40,9 @@ class SentenceData(ImageTextData):
 
 
 class NLVRData(SentenceData):
-    """Annotations {images: [left, right], sentence, label: "True" or "False"}.
-
-    Batch: see `SentenceData`; `images` (2 B, 3, S, S), all left ones first; `labels` 1 for true. If
-    one of two pictures can't be read, the entry counts as unreadable.
-    """
+    """Annotations {images: [left, right], sentence, label: "True" or "False"}. Batch: see
+    `SentenceData`; `images` (2 B, 3, S, S), all left ones first; `labels` 1 for true. If one of two
+    pictures can't be read, the entry counts as unreadable."""
 
     required: ClassVar[Mapping[str, Any]] = {**SentenceData.required, "images": list[str]}
     class_names = ("False", "True")
@@ -59,11 +57,9 @@ class NLVRData(SentenceData):
 
 
 class EntailmentData(SentenceData):
-    """Annotations {image: Flickr's number, sentence, label}.
-
-    The picture is `<image>.jpg` below `image_root`. Batch: see `SentenceData`; `labels` 2 for
-    entailment, 1 for neutral, 0 for contradiction.
-    """
+    """Annotations {image: Flickr's number, sentence, label}. The picture is `<image>.jpg` below
+    `image_root`. Batch: see `SentenceData`; `labels` 2 for entailment, 1 for neutral, 0 for
+    contradiction."""
 
     required: ClassVar[Mapping[str, Any]] = {**SentenceData.required, "image": str}
     class_names = ("contradiction", "neutral", "entailment")

@@ -7,6 +7,7 @@ pairs, for pre-training and retrieval.
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -47,24 +48,19 @@ class TrainingSource(Protocol):
         `pool` stands in; without a pool it is left out."""
 
     def entries(self, indices: NDArray[np.int64]) -> list[Annotation]:
-        """The samples' annotations; "index" is a sample's number in a batch, else its own."""
+        """The samples' annotations, each with its number in the split as "index"."""
 
 
+@dataclass(eq=False)
 class AnnotatedSamples:
-    """The entries that `members` (sorted numbers, (N,)) names, as a `TrainingSource`.
+    """The entries that `members` (sorted numbers, (N,)) names, as a `TrainingSource`. `rows` (N,
+    P): places of each one's P pictures in `images`; entries may share pictures. `take` gives the
+    first picture of each sample, then the second one of each."""
 
-    `rows` (N, P): places of each one's P pictures in `images`; entries may share pictures. `take`
-    gives the first picture of each sample, then the second one of each.
-    """
-
-    def __init__(
-        self,
-        entries: Annotations,
-        members: NDArray[np.int64],
-        images: FolderImages,
-        rows: NDArray[np.int64],
-    ) -> None:
-        self._entries, self.members, self.images, self.rows = entries, members, images, rows
+    annotations: Annotations
+    members: NDArray[np.int64]
+    images: FolderImages
+    rows: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.members)
@@ -75,11 +71,6 @@ class AnnotatedSamples:
     def take(
         self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
     ) -> tuple[Pictures, NDArray[np.int64]]:
-        """See `TrainingSource`.
-
-        Raises:
-            DataCorruptError: too large a share is unreadable, or no sample of the pool is readable.
-        """
         groups: list[list[NDArray[np.uint8]]] = []
         used: list[int] = []
         for index in indices:
@@ -97,39 +88,32 @@ class AnnotatedSamples:
         return [picture for place in by_place for picture in place], np.array(used, np.int64)
 
     def entries(self, indices: NDArray[np.int64]) -> list[Annotation]:
-        return [self._entries[i] | {"index": int(i)} for i in self.members[indices]]
+        return [self.annotations[i] | {"index": int(i)} for i in self.members[indices]]
 
 
+@dataclass(eq=False)
 class ImageTextBatches:
-    """Batches of a source: in training from plans of one stream, in evaluation from numbers.
+    """Batches of a source: in training from plans of one stream, in evaluation from numbers. In
+    training another sample stands in for an unreadable one; in evaluation it is left out. `texts`:
+    see `ImageTextData.texts`; `seed`: of augmentation and of draws among texts."""
 
-    In training another sample stands in for an unreadable one; in evaluation it is left out.
+    source: TrainingSource
+    transform: Views
+    texts: Callable[[Sequence[Annotation], Keys | None, str], ImageTextBatch]
+    split: str
+    seed: int = 0
 
-    Args:
-        texts: see `ImageTextData.texts`. split: "train", or that of evaluation.
-        seed: of augmentation and of draws among texts.
-    """
-
-    def __init__(
-        self,
-        source: TrainingSource,
-        transform: Views,
-        texts: Callable[[Sequence[Annotation], Keys | None, str], ImageTextBatch],
-        split: str,
-        seed: int = 0,
-    ) -> None:
-        self.source, self.transform, self.texts = source, transform, texts
-        self.split, self.seed = split, seed
-        self._pool = np.arange(len(source))
+    @cached_property
+    def pool(self) -> NDArray[np.int64]:
+        return np.arange(len(self.source))
 
     def __getitems__(self, plan: tuple[Draws] | NDArray[np.int64]) -> ImageTextBatch:
         evaluation = isinstance(plan, np.ndarray)
-        wanted, pool = (plan, None) if evaluation else (plan[0].positions, self._pool)
+        wanted, pool = (plan, None) if evaluation else (plan[0].positions, self.pool)
         pictures, used = self.source.take(wanted, pool)
         if len(used) == 0:
             raise DataCorruptError(f"none of the {len(wanted)} images of a batch can be read")
-        pairs = zip(used, self.source.entries(used), strict=True)
-        entries = [{"index": int(sample)} | entry for sample, entry in pairs]
+        entries = self.source.entries(used)
         indices = np.array([entry["index"] for entry in entries], np.int64)
         if evaluation:
             images, text_keys = self.transform(pictures, "test"), None
@@ -171,6 +155,7 @@ class ImageTextData(pl.LightningDataModule):
     """
 
     required: ClassVar[Mapping[str, Any]] = {"image": str}  # keys of every entry and their types
+    image_ids: NDArray[np.int64] | None = None  # (N,) of all training entries, where a task has it
 
     def __init__(
         self,
@@ -200,14 +185,10 @@ class ImageTextData(pl.LightningDataModule):
         self._evaluated: dict[str, AnnotatedSamples] = {}
 
     def image_names(self, entry: Annotation) -> list[str]:
-        """The paths of an entry's pictures, relative to its root; equally many for all entries.
-
-        Where the entry is gets added to the message of a `DataCorruptError`.
-        """
+        """The paths of an entry's pictures, relative to its root; equally many for all entries."""
         return [entry["image"]]
 
     def root_of(self, entry: Annotation) -> str:
-        """The folder of an entry's pictures."""
         root = self._h.image_root
         if isinstance(root, str):
             return root
@@ -222,13 +203,8 @@ class ImageTextData(pl.LightningDataModule):
         return None
 
     def texts(self, entries: Sequence[Annotation], keys: Keys | None, split: str) -> ImageTextBatch:
-        """What a batch holds besides pictures and indices.
-
-        Args:
-            entries: those of the batch, each with its number in the split as "index".
-            keys: (B,) random keys in training, None in evaluation.
-            split: "train" or, as in `files`, that of evaluation.
-        """
+        """What a batch holds besides pictures and indices. `keys` (B,) are random keys in
+        training, None in evaluation; entries have their number in `split` as "index"."""
         return {}
 
     @cached_property
@@ -236,11 +212,7 @@ class ImageTextData(pl.LightningDataModule):
         return WordPiece(self._h.vocab)
 
     def entries(self, split: str) -> Annotations:
-        """The annotations of a split, a sequence of dicts, read once.
-
-        Raises:
-            ValueError: `files` doesn't name the split. And what `read_annotations` raises.
-        """
+        """The annotations of a split, read once; ValueError where `files` doesn't name it."""
         if split not in self._entries:
             files = {name: given for name, given in self._h.files.items() if given}
             if split not in files:
@@ -273,11 +245,7 @@ class ImageTextData(pl.LightningDataModule):
         return self._samples("train", members)
 
     def evaluated(self, split: str) -> AnnotatedSamples:
-        """All entries of a split.
-
-        Raises:
-            DataCorruptError: an entry has a problem.
-        """
+        """All entries of a split; DataCorruptError if one has a problem."""
         if split not in self._evaluated:
             entries = self.entries(split)
             for number, entry in enumerate(entries):
@@ -292,6 +260,7 @@ class ImageTextData(pl.LightningDataModule):
         _ = self.tokenizer
         if stage == "fit":
             self._schedule()
+            _ = self.image_ids  # before worker processes are forked
         split = h.test_split if stage == "test" else h.val_split
         if split is not None:
             self.evaluated(split)
@@ -363,15 +332,13 @@ class PairData(ImageTextData):
     entries have `hard`, the first caption of another one that is easily taken for it, also
     `hard_text` (T,), that other entry's number.
 
-    Captions are cleaned, see `clean_caption`. Training entries without a word in any caption are
-    left out.
+    Captions are cleaned, see `clean_caption`, and cut to `max_words`. Training entries without a
+    word in any caption are left out.
 
     Args:
         max_text_tokens: of texts in "train" and "eval", [CLS] included; longer ones are cut. Null
             keeps them whole. Training batches are padded to their longest text, evaluation to the
             limit (docs/papers/albef.md, section 4.3).
-        max_words: of a caption.
-        base: the arguments of `ImageTextData`.
     """
 
     required: ClassVar[Mapping[str, Any]] = {"image": str, "caption": str | list[str]}
@@ -389,28 +356,17 @@ class PairData(ImageTextData):
         if len(self.token_limits) > len(limits):
             raise ValueError(f"max_text_tokens has keys train and eval, got {max_text_tokens}")
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if stage == "fit":
-            _ = self.image_ids  # before worker processes are forked
-
     @cached_property
     def image_ids(self) -> NDArray[np.int64]:
-        """(N,) of all training entries: their images, numbered by first appearance.
-
-        Annotations are of one image if they have the same `image_id`, or none and the same path.
-        """
+        """Images of training entries, numbered by first appearance: annotations are of one image if
+        they have the same `image_id`, or none and the same path."""
         numbers: dict[tuple[int | str | None, str], int] = {}
         pairs = ((entry.get("image_id"), entry["image"]) for entry in self.entries("train"))
         identities = ((number, path if number is None else "") for number, path in pairs)
         return np.array([numbers.setdefault(i, len(numbers)) for i in identities], np.int64)
 
     def hard_entries(self, split: str) -> NDArray[np.int64]:
-        """(N,) the entry whose first caption is an entry's `hard`.
-
-        Raises:
-            DataCorruptError: there is none.
-        """
+        """(N,) the entry whose first caption is an entry's `hard`; DataCorruptError if none is."""
         if split not in self._hard:
             entries = self.entries(split)
             numbers = {self.captions(entry)[0]: n for n, entry in enumerate(entries)}

@@ -40,15 +40,8 @@ class Reference:
 
 
 class References:
-    """The references of REFER by `ref_id`, with the proposals of their images.
-
-    Args:
-        refs: `refs(unc).p`. instances: `instances.json`. proposals: `dets.json`.
-
-    Raises:
-        DataNotFoundError: no such file.
-        DataCorruptError: a file of another form; a pickle that holds more than plain data.
-    """
+    """The references of REFER by `ref_id`, with the proposals of their images, from `refs(unc).p`,
+    `instances.json` and `dets.json`; a pickle that holds more than plain data is refused."""
 
     def __init__(self, refs: str | Path, instances: str | Path, proposals: str | Path) -> None:
         self.paths = refs, instances, proposals
@@ -118,13 +111,7 @@ class ReferringData(ImageTextData):
 
     @cached_property
     def image_ids(self) -> NDArray[np.int64]:
-        """(N,) of all training entries."""
         return image_identities([entry["image"] for entry in self.entries("train")])
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if stage == "fit":
-            _ = self.image_ids  # before worker processes are forked
 
     def problem(self, entry: Annotation, split: str) -> str | None:
         if not self.expression(entry):

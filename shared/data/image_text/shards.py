@@ -71,11 +71,10 @@ class Table(NamedTuple):
 class ShardSamples(FileImages):
     """The pairs of all `shards`, a `TrainingSource` of `shared.data.image_text.pairs`.
 
-    Pictures without a caption are left out with a warning.
+    Pictures without a caption are left out with a warning; for other arguments see `FileImages`.
 
     Args:
         shards: paths or patterns ("/data/cc3m/*.tar"); matches are sorted.
-        max_corrupt, mode, cache: see `FileImages`; cut-off pictures are read as far as they go.
         index_folder: where index files go if they can't be written beside their shards; by default
             `shard-index` in TENFOLD_CACHE (data/cache).
         window: so many shards are shuffled together, see `WindowShuffle`.
@@ -120,7 +119,7 @@ class ShardSamples(FileImages):
         return WindowShuffle(seed, self._ends, self.window)
 
     def entries(self, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
-        """The samples' {"caption": text or list of texts, "image_id"}."""
+        """The samples' {"caption": text or list of texts, "image_id", "index"}."""
         return [self._entry(int(index)) for index in indices]
 
     def path(self, index: int) -> str:
@@ -141,7 +140,7 @@ class ShardSamples(FileImages):
         if not _has_words(caption):
             where = f"{self.shards[shard]}: no caption at byte {row['text']}"
             raise DataCorruptError(f"{where}; its index file is of another shard, delete it")
-        return {"caption": caption, "image_id": int(row["identity"])}
+        return {"caption": caption, "image_id": int(row["identity"]), "index": index}
 
     def _place(self, index: int) -> tuple[int, Any]:
         return int(np.searchsorted(self._ends, index, side="right")), self._rows[index]
@@ -152,10 +151,8 @@ class ShardSamples(FileImages):
 
 class WindowShuffle:
     """Every sample once an epoch: shards in random order, and `window` of them shuffled together.
-
     So only that many files are read at a time. A `Stream` of `shared.data.loading.streams`: the
-    order is a function of (seed, epoch) alone. `ends` (S,): where the samples of each shard end.
-    """
+    order is a function of (seed, epoch) alone. `ends` (S,): where the samples of each shard end."""
 
     def __init__(self, seed: int, ends: NDArray[np.int64], window: int) -> None:
         self.seed, self.ends, self.window = seed, ends, window
@@ -176,12 +173,8 @@ class WindowShuffle:
 
 
 class ShardPairData(PairData):
-    """As `PairData`, with training pairs from shards; `files` name those of the other splits.
-
-    Args:
-        shards, index_folder, window: see `ShardSamples`.
-        pairs: the arguments of `PairData`; `subset` must be None.
-    """
+    """As `PairData`, with training pairs from `ShardSamples`; `files` name those of the other
+    splits, and `subset` must be None."""
 
     def __init__(
         self,
@@ -213,11 +206,7 @@ class ShardPairData(PairData):
 
 
 def find_shards(shards: str | Path | Iterable[str | Path]) -> list[str]:
-    """Return the paths that names and patterns match, each pattern's sorted.
-
-    Raises:
-        DataNotFoundError: nothing matches. ValueError: a shard is given twice.
-    """
+    """Return the paths that names and patterns match, each pattern's sorted."""
     found: list[str] = []
     for name in [shards] if isinstance(shards, str | Path) else shards:
         matches = [str(name)] if os.path.isfile(name) else sorted(glob.glob(str(name)))
@@ -234,11 +223,8 @@ def find_shards(shards: str | Path | Iterable[str | Path]) -> list[str]:
 
 
 def read_table(path: str | Path) -> Table:
-    """Read the members' names and places, and the captions, from a tar file.
-
-    Raises:
-        DataCorruptError: see `ShardSamples`.
-    """
+    """Read the members' names and places, and the captions, from a tar file; see `ShardSamples`
+    for what is refused."""
     with open_data(path) as file:
         begin = os.pread(file.fileno(), 6, 0)
         for magic, name in _COMPRESSED.items():

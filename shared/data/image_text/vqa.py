@@ -42,10 +42,8 @@ class VQAData(ImageTextData):
     Args:
         answer_list: JSON file, a list of the answers to choose from.
         single_answer_weight: of the answer to a question that has just one.
-        max_text_tokens: of questions in "train" and "eval", [CLS] included; longer ones are cut.
-            Null keeps them whole.
-        max_words: of questions in "train" and "eval".
-        base: the arguments of `ImageTextData`.
+        max_text_tokens, max_words: of questions in "train" and "eval", [CLS] included; longer ones
+            are cut. Null keeps all tokens.
     """
 
     required: ClassVar[Mapping[str, Any]] = {"image": str, "question": str}
@@ -91,12 +89,8 @@ class VQAData(ImageTextData):
         return None
 
     def evaluated(self, split: str) -> AnnotatedSamples:
-        """All questions of a split.
-
-        Raises:
-            DataCorruptError: an entry has a problem, a question_id occurs twice, or some questions
-                have answers and others have not.
-        """
+        """All questions of a split; DataCorruptError also where a question_id occurs twice, or
+        some questions have answers and others have not."""
         if split in self._evaluated:
             return self._evaluated[split]
         samples, entries = super().evaluated(split), self.entries(split)
@@ -160,12 +154,7 @@ def tokenised_questions(
 
 
 def read_answers(path: Path) -> list[str]:
-    """The texts of a JSON list.
-
-    Raises:
-        DataNotFoundError: no such file.
-        DataCorruptError: no JSON list of texts, an empty one, or a text that is blank or repeated.
-    """
+    """The texts of a JSON list; refuses an empty one, and texts that are blank or repeated."""
     kind = "a JSON list of texts, the answers to choose from"
     try:
         answers = read_json(path)
