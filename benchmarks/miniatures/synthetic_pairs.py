@@ -237,7 +237,7 @@ def _texts(
     }
     for split, pictures in splits.items():
         dev = "dev" if split == "val" else split
-        pairs = [{"image": picture.file, "caption": picture.captions} for picture in pictures]
+        pairs: list[Item] = [{"image": p.file, "caption": p.captions} for p in pictures]
         if split == "train":
             pairs = [
                 {"image": picture.file, "caption": caption, "image_id": picture.id}

@@ -4,11 +4,10 @@ import json
 import shutil
 import string
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from emoji_toy import made_up
+from emoji_toy import NAMES, made_up, read
 from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -40,7 +39,6 @@ from shared.data.text.cleaning import clean_caption
 from shared.data.text.wordpiece import WordPiece
 
 CONF = Path(__file__).parents[2] / "conf/data/emoji_pairs.yaml"
-NAMES = [f"{a}{b}" for a in "bdfklm" for b in ("aro", "ibe", "uno", "ela", "ozi")]
 PHRASES = st.lists(st.sampled_from(["red", "car", "old-car", "Big", "fox"]), min_size=1, max_size=3)
 
 
@@ -48,8 +46,8 @@ PHRASES = st.lists(st.sampled_from(["red", "car", "old-car", "Big", "fox"]), min
 def drawn(monkeypatch: pytest.MonkeyPatch) -> Renderings:
     """Thirty concepts of one-word names; the first has aliases, 10 and 11 look alike."""
     made = made_up()
-    for concept, name in zip(made.concepts, NAMES, strict=True):
-        concept.label, concept.tags = name, ["thing", f"tag{concept.id}"]
+    for concept in made.concepts:
+        concept.tags = ["thing", f"tag{concept.id}"]
     made.concepts[0].aliases = ["baro one", "last name", "other name"]
     made.concepts[10].near, made.concepts[11].near = [11], [10]
     monkeypatch.setattr(module, "renderings", lambda: made)
@@ -58,10 +56,6 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Renderings:
 
 def concept(label: str, aliases: list[str], tags: list[str] | None = None) -> Concept:
     return Concept(0, "1F600", label, sorted(aliases), tags or [], "objects", "old-tool")
-
-
-def read(root: Path, name: str) -> Any:
-    return json.loads((root / f"{name}.json").read_text())
 
 
 def test_everyday_concepts_have_one_word_and_are_no_symbols(drawn: Renderings) -> None:

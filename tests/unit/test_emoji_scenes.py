@@ -2,16 +2,14 @@
 
 import hashlib
 import io
-import json
 import zipfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from emoji_toy import made_up
+from emoji_toy import made_up, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -37,14 +35,10 @@ from benchmarks.miniatures.emoji.scenes import (
 )
 from shared.data.errors import DataCorruptError, DataNotFoundError
 
-NAMES = [f"{a}{b}" for a in "bdfklm" for b in ("aro", "ibe", "uno", "ela", "ozi")]
-
 
 def toy() -> Studio:
     """Drawings are opaque in the middle, photographs of one colour each, the first too narrow."""
     drawn = made_up()
-    for concept, name in zip(drawn.concepts, NAMES, strict=True):
-        concept.label = name
     drawn.concepts[9].aliases = ["other name"]
     for pictures in drawn.pictures.values():
         pictures[..., 3] = 0
@@ -71,10 +65,6 @@ PINNED = (
 @pytest.fixture
 def made_of() -> Studio:
     return toy()
-
-
-def read(root: Path, name: str) -> Any:
-    return json.loads((root / f"{name}.json").read_text())
 
 
 @settings(max_examples=20, deadline=None)

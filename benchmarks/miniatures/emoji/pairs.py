@@ -193,7 +193,7 @@ def evaluation_items(drawn: Renderings, split: str, chosen: Sequence[int], seed:
         akin = [o for o in others if o.subgroup == concept.subgroup]
         akin = akin or [o for o in others if o.group == concept.group] or others
         generator = generator_of(seed, f"hard {split} {concept.id}")
-        item = {"image": _file("images", name, concept.id), "caption": [concept.label]}
+        item: Item = {"image": _file("images", name, concept.id), "caption": [concept.label]}
         item |= {"image_id": concept.id, "near": sorted(set(concept.near) & set(there))}
         items.append(item | {"hard": one_of(akin, generator).label})
     return items

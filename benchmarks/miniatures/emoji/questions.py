@@ -274,7 +274,7 @@ def _build(folder: Path, root: Path, seed: int) -> None:
             with Image.open(root / picture.file) as image:
                 image.save(folder / "ve_images" / f"{Path(picture.file).stem}.jpg", quality=95)
         generator = generator_of(seed, f"nlvr {split}")
-        nlvr = [
+        nlvr: list[Item] = [
             {"images": [left.file, right.file], "sentence": text, "label": label}
             for left, right in partners(of_split, generator)
             for label, text in zip(

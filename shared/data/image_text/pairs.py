@@ -108,20 +108,20 @@ class ImageTextBatches:
         return np.arange(len(self.source))
 
     def __getitems__(self, plan: tuple[Draws] | NDArray[np.int64]) -> ImageTextBatch:
-        evaluation = isinstance(plan, np.ndarray)
-        wanted, pool = (plan, None) if evaluation else (plan[0].positions, self.pool)
-        pictures, used = self.source.take(wanted, pool)
+        draws = None if isinstance(plan, np.ndarray) else plan[0]
+        wanted = plan if isinstance(plan, np.ndarray) else plan[0].positions
+        pictures, used = self.source.take(wanted, None if draws is None else self.pool)
         if len(used) == 0:
             raise DataCorruptError(f"none of the {len(wanted)} images of a batch can be read")
         entries = self.source.entries(used)
         indices = np.array([entry["index"] for entry in entries], np.int64)
-        if evaluation:
+        if draws is None:
             images, text_keys = self.transform(pictures, "test"), None
         else:
             views = ["train", *(f"train {place}" for place in range(1, len(pictures) // len(used)))]
-            keys = [sample_keys(self.seed, plan[0].passes, indices, view) for view in views]
+            keys = [sample_keys(self.seed, draws.passes, indices, view) for view in views]
             images = self.transform(pictures, "train", np.concatenate(keys))
-            text_keys = sample_keys(self.seed, plan[0].passes, indices, "caption")
+            text_keys = sample_keys(self.seed, draws.passes, indices, "caption")
         texts = self.texts(entries, text_keys, self.split)
         return {"images": images, "indices": torch.from_numpy(indices), **texts}
 
@@ -155,7 +155,7 @@ class ImageTextData(pl.LightningDataModule):
     """
 
     required: ClassVar[Mapping[str, Any]] = {"image": str}  # keys of every entry and their types
-    image_ids: NDArray[np.int64] | None = None  # (N,) of all training entries, where a task has it
+    image_ids: Any = None  # (N,) int64 of all training entries, where a task has it
 
     def __init__(
         self,

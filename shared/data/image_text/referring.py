@@ -66,8 +66,9 @@ class References:
         missing = [key for key, is_right in kinds.items() if not is_right(ref.get(key))]
         if missing:
             raise DataCorruptError(f"ref_id {ref_id} in {refs} lacks {', '.join(missing)}")
-        box, image = self._boxes.get(ref["ann_id"]), self._images.get(ref["image_id"], {})
-        size = image.get("height"), image.get("width")
+        box: Any = self._boxes.get(ref["ann_id"])
+        image = self._images.get(ref["image_id"], {})
+        size: Any = image.get("height"), image.get("width")
         boxes, own = self._proposals.get(str(ref["image_id"])), f"image {ref['image_id']}"
         if not _is_box(box):
             problem = f"annotation {ref['ann_id']} has no bbox in {instances}"

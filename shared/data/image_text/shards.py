@@ -18,6 +18,7 @@ import tarfile
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -149,13 +150,15 @@ class ShardSamples(FileImages):
         return self._files.read(self.shards[shard], self._stamps[shard], offset, size)
 
 
+@dataclass(eq=False)
 class WindowShuffle:
-    """Every sample once an epoch: shards in random order, and `window` of them shuffled together.
-    So only that many files are read at a time. A `Stream` of `shared.data.loading.streams`: the
-    order is a function of (seed, epoch) alone. `ends` (S,): where the samples of each shard end."""
+    """Every sample once an epoch: shards in random order, and `window` of them shuffled together,
+    so that only that many files are read at a time. A `Stream`: the order is a function of (seed,
+    epoch) alone. `ends` (S,): where the samples of each shard end."""
 
-    def __init__(self, seed: int, ends: NDArray[np.int64], window: int) -> None:
-        self.seed, self.ends, self.window = seed, ends, window
+    seed: int
+    ends: NDArray[np.int64]
+    window: int
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -265,12 +268,12 @@ def _plain_files(path: str | Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
-                told = f"{path}: {shortened(member.name)} is"
-                if not (member.isreg() or member.isdir()) or member.issparse() or member.size < 0:
-                    special = "a link or another special member; a shard holds plain files only"
-                    raise DataCorruptError(f"{told} {special}")
-                if member.size > _MAX_IMAGE:
-                    raise DataCorruptError(f"{told} too large")
+                plain = member.isreg() or member.isdir()
+                special = not plain or member.issparse() or member.size < 0
+                if special or member.size > _MAX_IMAGE:
+                    problem = "a link or another special member" if special else "too large"
+                    told = f"{path}: {shortened(member.name)} is {problem}"
+                    raise DataCorruptError(f"{told}; a shard holds plain files only")
                 blocks = -(-member.size // tarfile.BLOCKSIZE)
                 end = member.offset_data + blocks * tarfile.BLOCKSIZE
                 if member.isreg():
@@ -282,9 +285,7 @@ def _plain_files(path: str | Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
         raise DataCorruptError(f"{told}; fetch it anew or leave it out") from error
     # tarfile takes a damaged header for the end of the archive.
     if os.pread(file.fileno(), tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):
-        told = (
-            f"{path}: cut off or damaged at byte {end}, without the mark at the end of an archive"
-        )
+        told = f"{path}: cut off or damaged at byte {end}, without an archive's mark at its end"
         raise DataCorruptError(f"{told}; fetch it anew or leave it out")
 
 
@@ -437,9 +438,7 @@ class _OpenFiles:
             raise ShardChangedError(f"{path} is gone; put it back and start again") from error
         if _stamp(os.fstat(file.fileno())) != stamp:
             file.close()
-            raise ShardChangedError(
-                f"{path} has changed since its members were listed: start again"
-            )
+            raise ShardChangedError(f"{path} has changed since it was listed: start again")
         return file
 
     def __getstate__(self) -> dict[str, Any]:
