@@ -22,8 +22,9 @@ def made_up() -> Renderings:
         for i, (subgroup, group) in enumerate(kinds)
     ]
     generator = np.random.default_rng(0)
-    shape = (len(concepts), 72, 72, 4)
-    pictures = {r.id: generator.integers(0, 256, shape).astype(np.uint8) for r in RENDERINGS}
+    shape = (len(concepts), 9, 9, 4)  # of squares of 8 px
+    coarse = {r.id: generator.integers(0, 256, shape).astype(np.uint8) for r in RENDERINGS}
+    pictures = {name: drawn.repeat(8, 1).repeat(8, 2) for name, drawn in coarse.items()}
     present = {r.id: np.ones(len(concepts), bool) for r in RENDERINGS}
     present["fx"][:9] = False
     present["etwo"][::2] = False
