@@ -196,9 +196,10 @@ def _references(splits: Mapping[str, Sequence[Picture]]) -> list[Item]:
     found = []
     for split, pictures in splits.items():
         for picture in pictures:
-            part = f"test{'AB'[picture.id % 2]}" if split == "test" else split
             objects = zip((picture.upper, picture.lower), picture.annotations(), strict=True)
             for named, thing in objects:
+                # A text of its own for each: pickle writes one that is met again as a reference.
+                part = f"test{'AB'[picture.id % 2]}" if split == "test" else split
                 text = f"the {' '.join(named)}"
                 found.append(reference(thing["id"], thing, picture.file, text, part))
     return found
