@@ -13,7 +13,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,13 @@ from shared.data.packages import sha256_of, waiting_for
 from shared.files import replacing
 
 PICTURES = (".png", ".jpg")
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # of vocabularies, in this order
 Provenance = dict[str, dict[str, Any]]
+T = TypeVar("T")
 
 
 def build_once(
-    root: str | Path, name: str, recipe: Mapping[str, Any], build: Callable[[Path], None]
+    root: str | Path, name: str, recipe: dict[str, Any], build: Callable[[Path], None]
 ) -> dict[str, str]:
     """Let `build` fill an empty folder and move its entries into `root`, unless they are there.
 
@@ -40,17 +42,17 @@ def build_once(
     Raises:
         DataCorruptError: `root` holds this build by another recipe, or a damaged one.
     """
-    root = Path(root)
+    root, plain = Path(root), json.loads(json.dumps(recipe))  # where a tuple equals its list
     manifest = root / "manifests" / f"{name}.json"
     with waiting_for(root):
         if manifest.is_file():
-            return _checked(root, manifest, recipe)
+            return _checked(root, manifest, plain)
         for left_over in root.glob(".building-*"):
             shutil.rmtree(left_over)
         with tempfile.TemporaryDirectory(dir=root.resolve(), prefix=".building-") as workspace:
             built = Path(workspace)
             build(built)
-            content = {"recipe": _plain(recipe), **_inventory(built)}
+            content = {"recipe": plain, **_inventory(built)}
             for entry in sorted(built.iterdir()):
                 if (root / entry.name).is_dir():
                     shutil.rmtree(root / entry.name)
@@ -58,8 +60,7 @@ def build_once(
             manifest.parent.mkdir(exist_ok=True)
             with replacing(manifest) as file:
                 file.write(json.dumps(content, indent=1, sort_keys=True).encode() + b"\n")
-    files: dict[str, str] = content["files"]
-    return files
+    return content["files"]
 
 
 def generator_of(seed: int, purpose: str) -> np.random.Generator:
@@ -73,6 +74,16 @@ def generators_of(seed: int, purpose: str, count: int) -> list[np.random.Generat
     return [np.random.default_rng(child) for child in children]
 
 
+def mixed(values: Sequence[T], generator: np.random.Generator) -> list[T]:
+    """The values in random order."""
+    return [values[i] for i in generator.permutation(len(values))]
+
+
+def one_of(values: Sequence[T], generator: np.random.Generator) -> T:
+    """One of the values, drawn evenly."""
+    return values[int(generator.integers(len(values)))]
+
+
 def save_arrays(
     path: Path,
     images: NDArray[np.uint8],
@@ -80,10 +91,8 @@ def save_arrays(
     class_names: Sequence[str],
     paths: Sequence[str],
 ) -> None:
-    """Write a set for readers that hold it in memory: one uncompressed .npz, no pickles.
-
-    `images` (N, H, W[, 3]), `labels` (N,), `class_names` (K,), `paths` (N,) relative to the root.
-    """
+    """Write a set for readers that hold it in memory, N pictures: one uncompressed .npz without
+    pickles. `paths` are relative to the root."""
     np.savez(
         path,
         images=images,
@@ -95,9 +104,13 @@ def save_arrays(
 
 def write_list(path: Path, names: Sequence[str], labels: NDArray[np.int64]) -> None:
     """Write lines "name label"."""
+    write_lines(path, (f"{name} {label}" for name, label in zip(names, labels, strict=True)))
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [f"{name} {label}\n" for name, label in zip(names, labels, strict=True)]
-    path.write_text("".join(lines))
+    path.write_text("".join(f"{line}\n" for line in lines))
 
 
 def write_json(path: Path, content: Any, indent: int | None = None) -> None:
@@ -129,20 +142,17 @@ def write_shards(
                     archive.addfile(member, io.BytesIO(content))
 
 
-def _checked(root: Path, manifest: Path, recipe: Mapping[str, Any]) -> dict[str, str]:
+def _checked(root: Path, manifest: Path, wanted: Mapping[str, Any]) -> dict[str, str]:
     try:
         content = json.loads(manifest.read_text())
-        found, files, pictures = content["recipe"], content["files"], content["pictures"]
+        found, files, pictures = (content[key] for key in ("recipe", "files", "pictures"))
     except (ValueError, KeyError, TypeError) as error:
         raise DataCorruptError(f"{manifest}: damaged; delete {root} and run again") from error
-    wanted = _plain(recipe)
     if found != wanted:
         keys = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
         told = ", ".join(f"{k}={found.get(k)!r} instead of {wanted.get(k)!r}" for k in keys)
-        raise DataCorruptError(
-            f"{root} holds {manifest.stem} built with {told}. Give this build another folder, or "
-            "delete that one"
-        )
+        built = f"{root} holds {manifest.stem} built with {told}"
+        raise DataCorruptError(f"{built}. Give this build another folder, or delete that one")
     for name, checksum in files.items():
         path = root / name
         if not path.is_file() or sha256_of(path) != checksum:
@@ -150,10 +160,8 @@ def _checked(root: Path, manifest: Path, recipe: Mapping[str, Any]) -> dict[str,
             raise DataCorruptError(f"{path}: {state}; delete {root} and run again")
     for folder, count in pictures.items():
         if (present := _count_pictures(root / folder)) != count:
-            raise DataCorruptError(
-                f"{root / folder} has {present} pictures instead of {count}; delete {root} and run "
-                "again"
-            )
+            told = f"{root / folder} has {present} pictures instead of {count}"
+            raise DataCorruptError(f"{told}; delete {root} and run again")
     return dict(files)
 
 
@@ -171,9 +179,3 @@ def _inventory(folder: Path) -> dict[str, Any]:
 
 def _count_pictures(folder: Path) -> int:
     return sum(name.endswith(PICTURES) for _, _, names in os.walk(folder) for name in names)
-
-
-def _plain(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """As it comes back from JSON, so that a tuple equals its list."""
-    plain: dict[str, Any] = json.loads(json.dumps(dict(recipe)))
-    return plain

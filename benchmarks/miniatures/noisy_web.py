@@ -6,7 +6,6 @@ is true of each training picture lies in secret/web_truth.json, which only scori
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +16,14 @@ from benchmarks.miniatures.building import (
     build_once,
     generator_of,
     save_arrays,
+    write_lines,
     write_list,
     write_pictures,
 )
 from benchmarks.miniatures.emoji.packages import LICENCE
 from benchmarks.miniatures.emoji.render import renderings
 from benchmarks.miniatures.emoji.subgroup_labels import (
+    LabelledPictures,
     class_subgroups,
     labelled_pictures,
     subgroups,
@@ -35,31 +36,13 @@ from shared.nn.building import trusted_function
 
 VERSION = 1  # raise it with any change of the sets
 WRONG, CONFUSED, OUTSIDE = 0.3, 0.5, 0.2
-KINDS = ("clean", "uniform", "confused", "ood")
 HELD_OUT = ("sandal", "bag")
-LOOK_ALIKES = (
-    ("T-shirt/top", "shirt"),
-    ("pullover", "coat"),
-    ("trouser", "dress"),
-    ("sneaker", "ankle boot"),
-)
+LOOK_ALIKES = {
+    **{"T-shirt/top": "shirt", "pullover": "coat", "trouser": "dress", "sneaker": "ankle boot"},
+    **{"shirt": "T-shirt/top", "coat": "pullover", "dress": "trouser", "ankle boot": "sneaker"},
+}
 GOOGLE = ("noto", "noto1", "twemoji", "openmoji")
 GOOGLE_SHARE = 2 / 3  # of Fashion-MNIST's training pictures; the others are "flickr"
-
-
-@dataclass
-class Pictures:
-    """Pictures and what they truly show.
-
-    Attributes:
-        images: (N, H, W) or (N, H, W, 3) uint8.
-        labels: (N,), -1 for pictures of no class, which come last.
-        names: file names without folder, unique, that tell nothing of the label.
-    """
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    names: list[str]
 
 
 def fashion_mnist(
@@ -77,9 +60,8 @@ def fashion_mnist(
     Clean are the test pictures of the eight classes and a tuning set of other training pictures.
 
     Args:
-        root: one folder per seed.
-        fashion_root: folder of the four IDX files.
-        clean_source: what makes them present, or its name.
+        root: one folder per seed. fashion_root: of the four IDX files.
+        clean_source: what makes these present, or its name.
     """
     made = trusted_function(clean_source) if isinstance(clean_source, str) else clean_source
     clean = made(fashion_root)
@@ -115,10 +97,8 @@ def emoji(root: str | Path, emoji_root: str | Path, seed: int) -> Provenance:
 def noisy_labels(
     truth: NDArray[np.int64], look_alike: NDArray[np.int64], generator: np.random.Generator
 ) -> tuple[NDArray[np.int64], list[str]]:
-    """Give a share WRONG of true labels (N,) another one; returns labels (N,) and kinds.
-
-    The share CONFUSED of the wrong ones becomes `look_alike[label]` (K,), the rest any other class.
-    """
+    """Give a share WRONG of true labels (N,) another one; returns labels (N,) and kinds. The share
+    CONFUSED of the wrong ones becomes `look_alike[label]` (K,), the rest any other class."""
     classes = len(look_alike)
     chosen = generator.permutation(len(truth))[: round(WRONG * len(truth))]
     confused, uniform = np.split(chosen, [round(CONFUSED * len(chosen))])
@@ -135,9 +115,8 @@ def nearest_of_group(
 ) -> NDArray[np.int64]:
     """(K,) for each class the other one of its group whose mean picture is nearest; where a group
     has a single class, the nearest of all. `groups` names the group of each class."""
-    means = np.stack(
-        [images[labels == label].astype(np.float64).mean(0).ravel() for label in range(len(groups))]
-    )
+    of_class = [images[labels == label].astype(np.float64) for label in range(len(groups))]
+    means = np.stack([pictures.mean(0).ravel() for pictures in of_class])
     distances = np.square(means[:, None] - means[None]).mean(2)
     np.fill_diagonal(distances, np.inf)
     names = np.array(groups)
@@ -148,9 +127,9 @@ def nearest_of_group(
 
 def write_web(
     folder: Path,
-    train: Pictures,
-    tuning: Pictures,
-    test: Pictures,
+    train: LabelledPictures,
+    tuning: LabelledPictures,
+    test: LabelledPictures,
     class_names: Sequence[str],
     look_alike: NDArray[np.int64],
     engine: Callable[[int, str], str],
@@ -160,23 +139,25 @@ def write_web(
     lists and pictures, arrays, the secret truth.
 
     Args:
+        train: those of no class come last; file names are unique and tell nothing of the label.
         look_alike: (K,) for each class the one that it is confused with.
-        engine: "google" or "flickr" from a picture's place in the mixed set and its name.
+        engine: "google" or "flickr" from a picture's place in the mixed set and its file name.
         generator: of the wrong labels and the order.
     """
+    names = [Path(path).name for path in train.paths]
     known = np.flatnonzero(train.labels >= 0)
     web, kinds = noisy_labels(train.labels[known], look_alike, generator)
     mixed = generator.permutation(len(train.labels))
     outside = len(train.labels) - len(known)
     web = np.concatenate([web, generator.integers(0, len(class_names), outside)])
     kinds += ["ood"] * outside
-    engines = [engine(place, train.names[row]) for place, row in enumerate(mixed)]
+    engines = [engine(place, names[row]) for place, row in enumerate(mixed)]
     order = np.argsort([name != "google" for name in engines], kind="stable")
     rows, engines = mixed[order], [engines[place] for place in order]
     labels = web[rows]
     folders = [name.lower().replace("/", "-").replace(" ", "-") for name in class_names]
     paths = [
-        f"{name}/{folders[label]}/{train.names[row]}.png"
+        f"{name}/{folders[label]}/{names[row]}"
         for name, label, row in zip(engines, labels, rows, strict=True)
     ]
     write_pictures(folder, paths, train.images[rows])
@@ -184,13 +165,13 @@ def write_web(
         own = [place for place, path in enumerate(paths) if path.startswith(f"{name}/")]
         file = folder / f"info/train_filelist_{name}.txt"
         write_list(file, [paths[place] for place in own], labels[own])
-    (folder / "info" / "class_names.txt").write_text("".join(f"{n}\n" for n in class_names))
+    write_lines(folder / "info" / "class_names.txt", class_names)
     save_arrays(folder / "web_train.npz", train.images[rows], labels, class_names, paths)
     for clean, name, split, below in (
         (test, "val_filelist", "test", "val_images_256"),  # WebVision scores on its val list
         (tuning, "tuning_filelist", "val", "tuning_images"),
     ):
-        files = [f"{file}.png" for file in clean.names]
+        files = [Path(path).name for path in clean.paths]
         write_pictures(folder / below, files, clean.images)
         write_list(folder / f"info/{name}.txt", files, clean.labels)
         arrays = folder / f"web_{split}.npz"
@@ -208,9 +189,8 @@ def _build_fashion(
     folder: Path, fashion_root: Path, seed: int, per_class: int, tuning_per_class: int
 ) -> None:
     class_names = [name for name in FASHION_MNIST_CLASSES if name not in HELD_OUT]
-    label_of = np.array(
-        [class_names.index(n) if n in class_names else -1 for n in FASHION_MNIST_CLASSES]
-    )
+    labels = {name: label for label, name in enumerate(class_names)}
+    label_of = np.array([labels.get(name, -1) for name in FASHION_MNIST_CLASSES])
     train, test = (read_fashion_mnist(fashion_root, split) for split in ("train", "test"))
     generator = generator_of(seed, "fashion web")
     true = label_of[train.labels]
@@ -224,15 +204,14 @@ def _build_fashion(
         )
     inside = np.concatenate([rows[:per_class] for rows in of_class])
     spare = np.concatenate([rows[per_class : per_class + tuning_per_class] for rows in of_class])
-    pairs = {**dict(LOOK_ALIKES), **{second: first for first, second in LOOK_ALIKES}}
-    look_alike = np.array([class_names.index(pairs[name]) for name in class_names])
+    look_alike = np.array([labels[LOOK_ALIKES[name]] for name in class_names])
     rows = np.concatenate([inside, outside])
     scored = np.flatnonzero(label_of[test.labels] >= 0)
     google = round(GOOGLE_SHARE * len(rows))
 
-    def pictures(source: ArrayImages, chosen: NDArray[np.int64], split: str) -> Pictures:
-        names = [f"{split}_{row:05d}" for row in chosen]
-        return Pictures(source.images[chosen], label_of[source.labels[chosen]], names)
+    def pictures(source: ArrayImages, chosen: NDArray[np.int64], split: str) -> LabelledPictures:
+        files = [f"{split}_{row:05d}.png" for row in chosen]
+        return LabelledPictures(source.images[chosen], label_of[source.labels[chosen]], files)
 
     write_web(
         folder,
@@ -257,22 +236,16 @@ def _build_emoji(folder: Path, seed: int) -> None:
     group_of = {concept.subgroup: concept.group for concept in drawn.concepts}
     groups = [group_of[name] for name in class_names]
     look_alike = nearest_of_group(inside.images, inside.labels, groups)
-    train, tuning, test = (
-        Pictures(
-            np.concatenate([part.images for part in parts]),
-            np.concatenate([part.labels for part in parts]),
-            [Path(path).stem for part in parts for path in part.paths],
-        )
-        for parts in (
-            [inside, outside],
-            *([labelled_pictures(drawn, split, class_names)] for split in ("val", "test")),
-        )
+    train = LabelledPictures(
+        np.concatenate([inside.images, outside.images]),
+        np.concatenate([inside.labels, outside.labels]),
+        inside.paths + outside.paths,
     )
     write_web(
         folder,
         train,
-        tuning,
-        test,
+        labelled_pictures(drawn, "val", class_names),
+        labelled_pictures(drawn, "test", class_names),
         class_names,
         look_alike,
         lambda place, name: "google" if name.split("_")[0] in GOOGLE else "flickr",

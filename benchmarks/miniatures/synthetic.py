@@ -5,7 +5,6 @@ network can learn it in a few steps. Proves nothing about images.
 """
 
 import hashlib
-import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.files import replacing
+
 CLASSES = 10
 
 
 def fashion_mnist(
     root: str | Path, train: int = 200, test: int = 80, image_size: int = 28, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """Write the four IDX files into `root` (idempotent) and return their provenance.
-
-    `train` and `test` are numbers of images, spread evenly over the ten classes; the return type is
-    that of `shared.data.fetching`.
-    """
+    """Write the four IDX files into `root`, unless they are there, and return their provenance.
+    `train` and `test` are numbers of images, spread evenly over the ten classes."""
     root = Path(root)
     root.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(seed)
@@ -35,9 +33,8 @@ def fashion_mnist(
             content = idx_bytes(values)
             path = root / f"{prefix}-{name}"
             if not path.exists() or path.read_bytes() != content:
-                temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-                temporary.write_bytes(content)
-                os.replace(temporary, path)
+                with replacing(path) as file:
+                    file.write(content)
             files[path.name] = hashlib.sha256(content).hexdigest()
     return {"synthetic-fashion-mnist": {"files": files, "licence": "CC0-1.0"}}
 

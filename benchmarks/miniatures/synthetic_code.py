@@ -9,13 +9,12 @@ import json
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from benchmarks.miniatures.building import build_once
+from benchmarks.miniatures.building import SPECIAL_TOKENS, Provenance, build_once, write_lines
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 OPERATIONS = {  # word of the query -> function of the code
     "largest": "max",
     "smallest": "min",
@@ -50,22 +49,13 @@ COMMENTS = {"python": '"""{}"""', "javascript": "/** {} */"}
 CONTENTS = tuple(product(OPERATIONS, PROPERTIES, THINGS))
 
 
-class Corpus(NamedTuple):
-    """Entries of a language by file."""
-
-    train: list[dict[str, Any]]
-    valid: list[dict[str, Any]]
-    test: list[dict[str, Any]]
-    codebase: list[dict[str, Any]]
-
-
 def code(
     root: str | Path,
     train: int = 64,
     test: int = 16,
     languages: Sequence[str] = ("python",),
     seed: int = 0,
-) -> dict[str, dict[str, Any]]:
+) -> Provenance:
     """Write the corpus into `root`, unless it is there, and return its provenance.
 
     - `<language>/{train,valid,test,codebase}.jsonl`: no two functions do the same; the codebase is
@@ -74,7 +64,6 @@ def code(
 
     Args:
         train: pairs to train on. test: queries of valid, and as many of test.
-        languages: of `CODES`.
 
     Raises:
         ValueError: too few or too many functions, or an unknown language.
@@ -91,12 +80,10 @@ def code(
 
     def build(folder: Path) -> None:
         for language, corpus in corpora.items():
-            (folder / language).mkdir()
-            for name, entries in corpus._asdict().items():
-                lines = [json.dumps(entry) + "\n" for entry in entries]
-                (folder / language / f"{name}.jsonl").write_text("".join(lines))
-        words = vocabulary([e for c in corpora.values() for part in c for e in part])
-        (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
+            for name, entries in corpus.items():
+                write_lines(folder / language / f"{name}.jsonl", map(json.dumps, entries))
+        entries = [e for c in corpora.values() for part in c.values() for e in part]
+        write_lines(folder / "vocab.txt", vocabulary(entries))
 
     recipe = {"train": train, "test": test, "languages": list(languages), "seed": seed}
     files = build_once(root, "synthetic-code", {"version": 1, **recipe}, build)
@@ -110,7 +97,8 @@ def vocabulary(entries: Sequence[dict[str, Any]]) -> list[str]:
     return [*SPECIAL_TOKENS, *sorted({word for token in spaced for word in token.split()})]
 
 
-def _corpus(language: str, train: int, test: int, seed: int) -> Corpus:
+def _corpus(language: str, train: int, test: int, seed: int) -> dict[str, list[dict[str, Any]]]:
+    """Entries of a language by file."""
     generator = np.random.default_rng([seed, list(CODES).index(language)])
     counts = {"train": train, "valid": test, "test": test, "nobody": test // 2}
     order = iter(generator.permutation(len(CONTENTS)).tolist())
@@ -119,8 +107,8 @@ def _corpus(language: str, train: int, test: int, seed: int) -> Corpus:
         parts[partition] = [
             _entry(language, partition, number, *CONTENTS[next(order)]) for number in range(count)
         ]
-    candidates = [*parts["valid"], *parts["nobody"], *parts["test"]]
-    return Corpus(parts["train"], parts["valid"], parts["test"], candidates)
+    unasked = parts.pop("nobody")
+    return parts | {"codebase": [*parts["valid"], *unasked, *parts["test"]]}
 
 
 def _entry(

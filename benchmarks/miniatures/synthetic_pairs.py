@@ -8,18 +8,24 @@ import json
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations, product
+from itertools import chain, permutations, product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from benchmarks.miniatures.building import Provenance, build_once, write_json, write_shards
+from benchmarks.miniatures.building import (
+    SPECIAL_TOKENS,
+    Provenance,
+    build_once,
+    write_json,
+    write_lines,
+    write_shards,
+)
 
 COLOURS = {"red": (205, 40, 40), "green": (40, 150, 60), "blue": (40, 70, 200), "black": (20,) * 3}
 SHAPES = ("circle", "square", "triangle")
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TEXT_KEYS = {"caption", "question", "answer", "sentence", "text"}
 SHARDS = 2
 SMALLEST = 16  # px
@@ -71,6 +77,21 @@ class Picture:
                 pen.polygon([top, (x, corners[3]), corners[2:]], COLOURS[colour])
         return image
 
+    def annotations(self) -> list[Item]:
+        """The upper and the lower object as in COCO's instances."""
+        rows = enumerate(zip((self.upper, self.lower), self.boxes, strict=True))
+        return [
+            {
+                "id": 2 * self.id + place,
+                "image_id": self.id,
+                "category_id": 1 + SHAPES.index(shape),
+                "bbox": box,
+                "area": box[2] * box[3],
+                "iscrowd": 0,
+            }
+            for place, ((_, shape), box) in rows
+        ]
+
 
 def pairs(
     root: str | Path, train: int = 64, test: int = 16, image_size: int = 32, seed: int = 0
@@ -87,7 +108,6 @@ def pairs(
 
     Args:
         train: pictures of training. test: of validation, and as many of testing.
-        image_size: side in pixels.
 
     Raises:
         ValueError: fewer than two pictures, or too small ones.
@@ -100,18 +120,16 @@ def pairs(
     splits = _pictures({"train": train, "val": test, "test": test}, image_size, seed)
 
     def build(folder: Path) -> None:
-        texts = _annotations(splits) | _referring(splits, seed)
+        references = _references(splits)
+        texts = _texts(splits, references, seed)
         for name, content in texts.items():
             write_json(folder / name, content, indent=1)
-        (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in vocabulary(texts)))
-        (folder / "refcoco+" / "refs(unc).p").write_bytes(
-            pickle.dumps(_references(splits), protocol=2)
-        )
+        write_lines(folder / "vocab.txt", vocabulary(texts))
+        (folder / "refcoco+" / "refs(unc).p").write_bytes(pickle.dumps(references, protocol=2))
         (folder / "images").mkdir()
-        for picture in (picture for split in splits.values() for picture in split):
+        for picture in chain(*splits.values()):
             picture.pixels().save(folder / picture.file)
-            jpeg = (folder / picture.file).with_suffix(".jpg")
-            picture.pixels().save(jpeg, quality=95)
+            picture.pixels().save((folder / picture.file).with_suffix(".jpg"), quality=95)
         samples = []
         for entry in texts["pairs_train.json"]:
             about = {"caption": entry["caption"], "image_id": entry["image_id"]}
@@ -136,6 +154,21 @@ def vocabulary(files: Mapping[str, Any]) -> list[str]:
     return [*SPECIAL_TOKENS, *sorted(words)]
 
 
+def reference(number: int, annotation: Item, file_name: str, text: str, split: str) -> Item:
+    """An entry of REFER's list: one sentence about an annotation of instances.json."""
+    sentence = {"tokens": text.split(), "raw": text, "sent": text, "sent_id": number}
+    return {
+        "ref_id": number,
+        "ann_id": annotation["id"],
+        "image_id": annotation["image_id"],
+        "category_id": annotation["category_id"],
+        "split": split,
+        "file_name": file_name,
+        "sent_ids": [number],
+        "sentences": [sentence],
+    }
+
+
 def _pictures(counts: Mapping[str, int], size: int, seed: int) -> dict[str, list[Picture]]:
     """Pictures of all splits; none shows what another shows while there are enough contents."""
     generator = np.random.default_rng(seed)
@@ -152,21 +185,33 @@ def _pictures(counts: Mapping[str, int], size: int, seed: int) -> dict[str, list
             rows = (size // 2 - side - 1, size // 2 + 1)
             first, second = ([x, y, side, side] for x, y in zip(columns, rows, strict=True))
             red, green, blue = generator.integers(215, 256, 3).tolist()
-            splits[split].append(
-                Picture(number, upper, lower, (first, second), (red, green, blue), size)
-            )
+            made = Picture(number, upper, lower, (first, second), (red, green, blue), size)
+            splits[split].append(made)
             number += 1
     return splits
 
 
-def _annotations(splits: Mapping[str, Sequence[Picture]]) -> dict[str, Any]:
-    train = splits["train"]
+def _references(splits: Mapping[str, Sequence[Picture]]) -> list[Item]:
+    """One reference for each object; test pictures are in testA and testB by turns."""
+    found = []
+    for split, pictures in splits.items():
+        for picture in pictures:
+            objects = zip((picture.upper, picture.lower), picture.annotations(), strict=True)
+            for named, thing in objects:
+                # A text of its own for each: pickle writes one that is met again as a reference.
+                part = f"test{'AB'[picture.id % 2]}" if split == "test" else split
+                text = f"the {' '.join(named)}"
+                found.append(reference(thing["id"], thing, picture.file, text, part))
+    return found
+
+
+def _texts(
+    splits: Mapping[str, Sequence[Picture]], references: Sequence[Item], seed: int
+) -> dict[str, Any]:
+    """The JSON files by name."""
+    everything = list(chain(*splits.values()))
+    generator = np.random.default_rng([seed, 1])
     files: dict[str, Any] = {
-        "pairs_train.json": [
-            {"image": picture.file, "caption": caption, "image_id": picture.id}
-            for picture in train
-            for caption in picture.captions
-        ],
         "vg_qa.json": [
             {
                 "dataset": "vg",
@@ -175,19 +220,40 @@ def _annotations(splits: Mapping[str, Sequence[Picture]]) -> dict[str, Any]:
                 "answer": picture.lower[1],
                 "question_id": 10_000_000 + picture.id,
             }
-            for picture in train
+            for picture in splits["train"]
         ],
         "answer_list.json": [*COLOURS, *SHAPES, "yes", "no"],
+        "dets.json": {str(picture.id): _proposals(picture, generator) for picture in everything},
+        "refcoco+/instances.json": {
+            "images": [
+                {"id": p.id, "file_name": p.file, "width": p.size, "height": p.size}
+                for p in everything
+            ],
+            "annotations": [item for picture in everything for item in picture.annotations()],
+            "categories": [
+                {"id": number, "name": shape, "supercategory": "shape"}
+                for number, shape in enumerate(SHAPES, 1)
+            ],
+        },
     }
-    for split in ("val", "test"):
-        files[f"pairs_{split}.json"] = [
-            {"image": picture.file, "caption": picture.captions} for picture in splits[split]
-        ]
     for split, pictures in splits.items():
         dev = "dev" if split == "val" else split
+        pairs: list[Item] = [{"image": p.file, "caption": p.captions} for p in pictures]
+        if split == "train":
+            pairs = [
+                {"image": picture.file, "caption": caption, "image_id": picture.id}
+                for picture in pictures
+                for caption in picture.captions
+            ]
+        files[f"pairs_{split}.json"] = pairs
         files[f"vqa_{split}.json"] = [_question(p, i) for i, p in enumerate(pictures)]
         files[f"nlvr_{dev}.json"] = [_statement(pictures, i) for i in range(len(pictures))]
         files[f"ve_{dev}.json"] = [_sentence(p, i) for i, p in enumerate(pictures)]
+        files[f"refcoco+_{split}.json"] = [
+            {"image": r["file_name"], "text": r["sentences"][0]["sent"], "ref_id": r["ref_id"]}
+            for r in references
+            if r["split"].startswith(split)
+        ]
     return files
 
 
@@ -201,13 +267,8 @@ def _question(picture: Picture, number: int) -> Item:
         (f"Is there a {' '.join(wanted)}?", *yes_no),
     ][number % 3]
     disputed = 2 * (number % 2)
-    return {
-        "dataset": "vqa",
-        "image": picture.file,
-        "question": text,
-        "question_id": picture.id,
-        "answer": [answer] * (10 - disputed) + [other] * disputed,
-    }
+    about = {"dataset": "vqa", "image": picture.file, "question": text, "question_id": picture.id}
+    return about | {"answer": [answer] * (10 - disputed) + [other] * disputed}
 
 
 def _statement(pictures: Sequence[Picture], number: int) -> Item:
@@ -216,97 +277,22 @@ def _statement(pictures: Sequence[Picture], number: int) -> Item:
     side, picture = ("left", left) if number % 4 < 2 else ("right", right)
     true = number % 2 == 0
     named = picture.lower if true else picture.absent(number)
-    return {
-        "images": [left.file, right.file],
-        "sentence": f"The {side} picture shows a {' '.join(named)}",
-        "label": str(true),
-    }
+    text = f"The {side} picture shows a {' '.join(named)}"
+    return {"images": [left.file, right.file], "sentence": text, "label": str(true)}
 
 
 def _sentence(picture: Picture, number: int) -> Item:
-    label = ("entailment", "neutral", "contradiction")[number % 3]
-    sentence = {
-        "entailment": f"There is a {' '.join(picture.upper)}",
-        "neutral": f"The {picture.upper[1]} is old",
-        "contradiction": f"There is a {' '.join(picture.absent(number))}",
-    }[label]
+    label, sentence = [
+        ("entailment", f"There is a {' '.join(picture.upper)}"),
+        ("neutral", f"The {picture.upper[1]} is old"),
+        ("contradiction", f"There is a {' '.join(picture.absent(number))}"),
+    ][number % 3]
     return {"image": Path(picture.file).stem, "sentence": sentence, "label": label}
 
 
-def _referring(splits: Mapping[str, Sequence[Picture]], seed: int) -> dict[str, Any]:
-    """All but the references: expressions, boxes, proposals (the true boxes and two others)."""
-    files: dict[str, Any] = {}
-    references = _references(splits)
-    for split in splits:
-        files[f"refcoco+_{split}.json"] = [
-            {"image": r["file_name"], "text": r["sentences"][0]["sent"], "ref_id": r["ref_id"]}
-            for r in references
-            if r["split"].startswith(split)
-        ]
-    everything = [picture for split in splits.values() for picture in split]
-    generator = np.random.default_rng([seed, 1])
-    files["dets.json"] = {}
-    for picture in everything:
-        side = picture.boxes[0][2]
-        wrong = generator.uniform(0, picture.size - side, (2, 2)).round(1).tolist()
-        moved = [[x + 0.5, y - 0.5, w, h] for x, y, w, h in picture.boxes]
-        files["dets.json"][str(picture.id)] = moved + [[x, y, side, side] for x, y in wrong]
-    files["refcoco+/instances.json"] = {
-        "images": [
-            {"id": p.id, "file_name": p.file, "width": p.size, "height": p.size} for p in everything
-        ],
-        "annotations": [item for picture in everything for item in _objects(picture)],
-        "categories": [
-            {"id": number, "name": shape, "supercategory": "shape"}
-            for number, shape in enumerate(SHAPES, 1)
-        ],
-    }
-    return files
-
-
-def reference(number: int, annotation: Item, file_name: str, text: str, split: str) -> Item:
-    """An entry of REFER's list: one sentence about an annotation of instances.json."""
-    sentence = {"tokens": text.split(), "raw": text, "sent": text, "sent_id": number}
-    return {
-        "ref_id": number,
-        "ann_id": annotation["id"],
-        "image_id": annotation["image_id"],
-        "category_id": annotation["category_id"],
-        "split": split,
-        "file_name": file_name,
-        "sent_ids": [number],
-        "sentences": [sentence],
-    }
-
-
-def _objects(picture: Picture) -> list[Item]:
-    """The annotations of the upper and the lower object."""
-    return [
-        {
-            "id": 2 * picture.id + place,
-            "image_id": picture.id,
-            "category_id": 1 + SHAPES.index(shape),
-            "bbox": box,
-            "area": box[2] * box[3],
-            "iscrowd": 0,
-        }
-        for place, ((_, shape), box) in enumerate(
-            zip((picture.upper, picture.lower), picture.boxes, strict=True)
-        )
-    ]
-
-
-def _references(splits: Mapping[str, Sequence[Picture]]) -> list[Item]:
-    """One reference, of one sentence, for each object; test pictures are in testA and testB."""
-    return [
-        reference(
-            annotation["id"],
-            annotation,
-            picture.file,
-            f"the {' '.join(named)}",
-            f"test{'AB'[picture.id % 2]}" if split == "test" else split,
-        )
-        for split, pictures in splits.items()
-        for picture in pictures
-        for named, annotation in zip((picture.upper, picture.lower), _objects(picture), strict=True)
-    ]
+def _proposals(picture: Picture, generator: np.random.Generator) -> list[list[float]]:
+    """The true boxes, moved a little, and two others."""
+    side = picture.boxes[0][2]
+    wrong = generator.uniform(0, picture.size - side, (2, 2)).round(1).tolist()
+    moved = [[x + 0.5, y - 0.5, w, h] for x, y, w, h in picture.boxes]
+    return moved + [[x, y, side, side] for x, y in wrong]

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.miniatures.code import builder, listing
-from benchmarks.miniatures.code.builder import corpus, split, without_duplicates
-from benchmarks.miniatures.code.checks import CorpusError, check
+from benchmarks.miniatures.code import sources, splitting
+from benchmarks.miniatures.code.sources import corpus
+from benchmarks.miniatures.code.splitting import CorpusError, check, split, without_duplicates
 from benchmarks.miniatures.code.wheels import licence, problem, source_files
 from methods.cascode.cleaning import accepted_query, query_tokens
 from methods.cascode.extraction import functions
@@ -77,7 +77,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "packages.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.setenv("TENFOLD_SOURCES", str(tmp_path / "wheels"))
     monkeypatch.setenv("TENFOLD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(builder, "load", lambda: listing.load(tmp_path / "packages.yaml"))
+    monkeypatch.setattr(sources, "load", lambda: splitting.load(tmp_path / "packages.yaml"))
     return tmp_path
 
 
@@ -124,12 +124,7 @@ def test_manifest_and_notice_account_for_everything(packages: Path) -> None:
     corpus(packages / "out", "full")
     folder = packages / "out" / "python"
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["counts"] == {
-        "duplicate": 4,
-        "file: test": 5,
-        "files": 15,
-        "functions": 35,
-    }
+    assert manifest["counts"] == {"duplicate": 4, "file: test": 5, "files": 15, "functions": 35}
     assert {p["name"]: p["without duplicates"] for p in manifest["packages"]} == {
         "a": 7, "b": 6, "c": 6, "d": 6, "e": 6
     }  # fmt: skip
@@ -142,15 +137,9 @@ def test_manifest_and_notice_account_for_everything(packages: Path) -> None:
         assert f"## {name}\n\nTerms of {name}.\n" in notice
 
 
-def test_two_builds_are_byte_identical(packages: Path) -> None:
-    built = [corpus(packages / name) for name in ("one", "two")]
-    assert built[0] == built[1]
-    for path in sorted((packages / "one" / "python").iterdir()):
-        assert path.read_bytes() == (packages / "two" / "python" / path.name).read_bytes()
-
-
 def test_a_package_keeps_its_partition_in_the_small_profile(packages: Path) -> None:
-    corpus(packages / "small")
+    built = corpus(packages / "small")
+    assert corpus(packages / "again") == built, "byte by byte"
     corpus(packages / "full", "full")
     small, full = (read(packages / name) for name in ("small", "full"))
     repos = {name: {row["repo"] for row in full[name]} for name in SPLITS}
@@ -158,17 +147,14 @@ def test_a_package_keeps_its_partition_in_the_small_profile(packages: Path) -> N
         assert {row["repo"] for row in small[name]} == repos[name] - {"e"}
     with pytest.raises(DataCorruptError, match="profile='small' instead of 'full'"):
         corpus(packages / "small", "full")
-
-
-def test_unknown_profile(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="'tiny': choose one of small, full"):
-        corpus(tmp_path, "tiny")
+        corpus(packages / "tiny", "tiny")
 
 
 def test_a_licence_outside_the_list_stops_the_build(
     packages: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builder, "PERMISSIVE", {"BSD-3-Clause"})
+    monkeypatch.setattr(sources, "PERMISSIVE", {"BSD-3-Clause"})
     with pytest.raises(ValueError, match=r"a: licence 'MIT' .* out of packages.yaml"):
         corpus(packages / "out")
     assert not (packages / "out" / "python").exists()
@@ -211,7 +197,7 @@ def test_source_files_of_a_wheel(tmp_path: Path) -> None:
     }
     texts = {path: b"\xff" if path == "a/g.py" else b"x = 1" for path in [*kept, *problems]}
     made = wheel(tmp_path, "a", {**texts, "a/data.txt": ""})
-    found = {file.path: (file.text, file.problem) for file in source_files(tmp_path / made.archive)}
+    found = {path: tuple(rest) for path, *rest in source_files(tmp_path / made.archive)}
     assert list(found) == sorted(texts)
     assert found == {
         **dict.fromkeys(kept, ("x = 1", None)),
@@ -282,7 +268,7 @@ def test_duplicates_near_and_exact() -> None:
 def test_caps_draw_the_same_functions_whatever_else_there_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(builder, "CAPS", {"train": 5, "valid": 3, "test": 2})
+    monkeypatch.setattr(splitting, "CAPS", {"train": 5, "valid": 3, "test": 2})
     rows = [
         row
         for partition, repo in (("train", "a"), ("train", "b"), ("valid", "c"), ("test", "d"))
@@ -326,46 +312,43 @@ def clean_splits() -> dict[str, list[dict[str, Any]]]:
     return split(rows)[0]
 
 
-def leak(change: str) -> dict[str, list[dict[str, Any]]]:
-    splits = {name: copy.deepcopy(rows) for name, rows in clean_splits().items()}
-    train, test, candidate = splits["train"][0], splits["test"][0], splits["codebase"][1]
-    if change == "url twice":
-        candidate["url"] = train["url"]
-    elif change == "no answer":
-        test["url"] = "elsewhere"
-    elif change == "package":
-        candidate["repo"] = train["repo"]
-    elif change == "code":
-        candidate["code_tokens"] = list(train["code_tokens"])
-    elif change == "near duplicate":
-        candidate["code_tokens"] = [*train["code_tokens"], "more"]
-    elif change == "quote":
-        candidate["code_tokens"].append(f'"{candidate["docstring"]}"')
-    return splits
-
-
-def test_a_clean_corpus_passes() -> None:
-    check(clean_splits())
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("file", "change", "message"),
     [
-        ("url twice", "a#train0 occurs twice"),
-        ("no answer", "elsewhere of test is not in the codebase"),
-        ("package", "a package in train and test: a#train0, c#test0"),
-        ("code", "a code in train and test: a#train0, c#test0"),
-        ("near duplicate", "near duplicates across partitions: a#train0, c#test0"),
-        ("quote", "c#test0: its code holds its documentation, 'Return the d"),
+        ("codebase", lambda train, own: {"url": train["url"]}, "a#train0 occurs twice"),
+        ("test", lambda train, own: {"url": "x"}, "x of test is not in the codebase"),
+        (
+            "codebase",
+            lambda train, own: {"repo": train["repo"]},
+            "a package in train and test: a#train0, c#test0",
+        ),
+        (
+            "codebase",
+            lambda train, own: {"code_tokens": [*train["code_tokens"]]},
+            "a code in train and test: a#train0, c#test0",
+        ),
+        (
+            "codebase",
+            lambda train, own: {"code_tokens": [*train["code_tokens"], "more"]},
+            "near duplicates across partitions: a#train0, c#test0",
+        ),
+        (
+            "codebase",
+            lambda train, own: {"code_tokens": [f'"{own["docstring"]}"']},
+            "c#test0: its code holds its documentation, 'Return the d",
+        ),
     ],
 )
-def test_leaks_are_named(change: str, message: str) -> None:
+def test_leaks_are_named(file: str, change: Any, message: str) -> None:
+    splits = {name: copy.deepcopy(rows) for name, rows in clean_splits().items()}
+    splits[file][-1] |= change(splits["train"][0], splits[file][-1])
     with pytest.raises(CorpusError, match=message):
-        check(leak(change))
+        check(splits)
 
 
 def test_near_duplicates_within_a_partition_are_no_leak() -> None:
     splits = clean_splits()
+    check(splits)
     splits["train"][1]["code_tokens"] = [*splits["train"][0]["code_tokens"], "more"]
     check(splits)
 
@@ -373,23 +356,23 @@ def test_near_duplicates_within_a_partition_are_no_leak() -> None:
 def test_families_fill_the_partitions_in_a_fixed_order() -> None:
     pairs = dict.fromkeys("abcdef", 400)
     targets = {"test": 500, "valid": 301}
-    assigned = listing.partitions(pairs, [["z", "a", "b"]], targets)
+    assigned = splitting.partitions(pairs, [["z", "a", "b"]], targets)
     assert assigned["a"] == assigned["b"]
     for partition, target in targets.items():
         size = 300 * list(assigned.values()).count(partition)
         assert size - 600 < target <= size
     assert "train" in assigned.values()
-    renamed = listing.partitions(pairs, [["y", "a", "b"]], targets)
+    renamed = splitting.partitions(pairs, [["y", "a", "b"]], targets)
     assert renamed != assigned  # the head decides
-    more = listing.partitions(pairs, [["z", "a", "b"]], {"test": 9999, "valid": 1})
+    more = splitting.partitions(pairs, [["z", "a", "b"]], {"test": 9999, "valid": 1})
     assert set(more.values()) == {"test"}
 
 
 def test_the_pinned_list() -> None:
     """The split of docs/papers/cascode.md, section 14.4."""
-    pinned = listing.load()
+    pinned = splitting.load()
     assert (len(pinned.packages), len(pinned.of("small"))) == (74, 49)
-    of = {p: {n for n, of in pinned.partitions.items() if of == p} for p in listing.PARTITIONS}
+    of = {p: {n for n, of in pinned.partitions.items() if of == p} for p in splitting.PARTITIONS}
     assert of["test"] == {
         *("alembic", "beautifulsoup4", "click", "dask", "faker", "flask", "jinja2", "pandas"),
         *("scrapy", "sqlalchemy", "werkzeug", "xarray"),
@@ -413,7 +396,7 @@ def test_the_committed_fixture_is_what_the_builder_gives() -> None:
     rows = splits["train"] + splits["codebase"]
     assert len(rows) == 60
     notice = (FIXTURE / "NOTICE.md").read_text()
-    partitions = listing.load().partitions
+    partitions = splitting.load().partitions
     for row in rows:
         function, query = one(row["original_string"])
         assert problem(function, query) is None

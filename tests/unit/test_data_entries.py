@@ -30,22 +30,16 @@ def test_files_one_after_another(tmp_path: Path) -> None:
     assert len(entries) == 4
     assert [entries[i]["n"] for i in range(4)] == [0, 1, 2, 3]
     assert entries[-1] == {"n": 3}
-    assert [entry["n"] for entry in entries[1:3]] == [1, 2]
     assert entries.where(1) == f"{one}, entry 1"
     assert entries.where(2) == f"{two}, line 1"
     with pytest.raises(IndexError):
         entries[4]
 
 
-VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False)
-    | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda children: st.lists(children) | st.dictionaries(st.text(max_size=3), children),
-    max_leaves=5,
+LEAVES = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text('a"\u20289é')
 )
+VALUES = LEAVES | st.lists(LEAVES) | st.dictionaries(st.sampled_from("a犬"), st.lists(LEAVES))
 
 
 @settings(max_examples=20, deadline=None)
@@ -59,14 +53,9 @@ def test_entries_come_back_as_they_were(content: list[dict]) -> None:
 
 
 def test_each_access_gives_a_new_entry(tmp_path: Path) -> None:
-    entries = read_annotations(written(tmp_path / "a.json", [{"caption": ["x"]}]))
+    entries = read_annotations(written(tmp_path / "a.jsonl", '{"caption": ["é \u2028 犬"]}\r\n'))
     entries[0]["caption"].append("y")
-    assert entries[0] == {"caption": ["x"]}
-
-
-def test_text_beyond_ascii(tmp_path: Path) -> None:
-    entries = read_annotations(written(tmp_path / "a.jsonl", '{"caption": "café \u2028 犬"}\r\n'))
-    assert list(entries) == [{"caption": "café \u2028 犬"}]
+    assert list(entries) == [{"caption": ["é \u2028 犬"]}]
 
 
 @pytest.mark.parametrize(
@@ -82,16 +71,8 @@ def test_text_beyond_ascii(tmp_path: Path) -> None:
         ("a.json", [{"image": "x", "caption": ""}, 3], r"a\.json, entry 1 is no object but 3"),
         ("a.json", [{"image": "x"}], r"a\.json, entry 0 has no 'caption'; its keys: image"),
         ("a.json", [{}], r"entry 0 has no 'image'; its keys: none"),
-        (
-            "a.json",
-            [{"image": 5, "caption": ""}],
-            r"a\.json, entry 0: 'image' is 5, expected str$",
-        ),
-        (
-            "a.json",
-            [{"image": "x", "caption": ["a", 1]}],
-            r"entry 0: 'caption' is \['a', 1\], expected str \| list\[str\]",
-        ),
+        ("a.json", [{"image": 5, "caption": ""}], r"entry 0: 'image' is 5, expected str$"),
+        ("a.json", [{"image": "x", "caption": ["a", 1]}], r"\['a', 1\], expected str \| list\[str"),
         ("a.json", [{"image": "x", "caption": None}], r"'caption' is None"),
         ("a.json", [{"image": "x", "caption": ["word"] * 99}, {}], r"entry 1 has no 'image'"),
         ("a.json", '[{"image": "x", "caption": "\\ud83d"}]', r"entry 0: half a character"),
@@ -102,14 +83,11 @@ def test_damage(tmp_path: Path, name: str, content: Any, message: str) -> None:
         read_annotations(written(tmp_path / name, content), PAIR)
 
 
-def test_long_values_are_shortened_in_messages(tmp_path: Path) -> None:
+def test_long_values_are_shortened_and_true_is_no_number(tmp_path: Path) -> None:
     path = written(tmp_path / "a.json", [{"image": ["x" * 1000], "caption": ""}])
     with pytest.raises(DataCorruptError) as caught:
         read_annotations(path, PAIR)
     assert len(str(caught.value)) < 250
-
-
-def test_true_is_no_number(tmp_path: Path) -> None:
     path = written(tmp_path / "a.json", [{"label": True}])
     with pytest.raises(DataCorruptError, match="'label' is True, expected int"):
         read_annotations(path, {"label": int})

@@ -8,21 +8,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from views_toy import plain_views
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.image_text.labelled_sentences import EntailmentData, NLVRData, SentenceData
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "left", "red"]
 CLS, A, DOG, LEFT, RED = 2, 5, 6, 7, 8
-PLAIN = {
-    "_target_": "shared.data.views.recipes.RecipeViews",
-    "mean": [0.0, 0.0, 0.0],
-    "std": [1.0, 1.0, 1.0],
-    "size": 8,
-    "test_resize": None,
-    "recipes": {"train": [{"op": "resize"}]},
-}
-CROPPED = PLAIN | {"recipes": {"train": [{"op": "random_resized_crop", "scale": [0.2, 0.6]}]}}
+PLAIN = plain_views(8, 0.0, 1.0, {"op": "resize"})
+CROPPED = plain_views(8, 0.0, 1.0, {"op": "random_resized_crop", "scale": [0.2, 0.6]})
 SENTENCES = ["A dog, left.", "Red!", "a red/red dog", ""]
 LABELS = {
     NLVRData: ["True", "False", "False", "True"],

@@ -9,20 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from views_toy import plain_views
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.image_text.referring import References, ReferringData, image_identities
 from shared.data.readers.plain_pickle import read_plain_pickle
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "green", "square", "disc"]
-VIEWS = {
-    "_target_": "shared.data.views.recipes.RecipeViews",
-    "size": 8,
-    "test_resize": None,
-    "mean": [0.5] * 3,
-    "std": [0.25] * 3,
-    "recipes": {"train": [{"op": "resize"}, {"op": "flip"}]},
-}
 REFS = [
     {"ref_id": 7, "ann_id": 70, "image_id": 1, "split": "val", "sentences": [{"sent": "a disc"}]},
     {"ref_id": 8, "ann_id": 80, "image_id": 2, "split": "testA"},
@@ -76,7 +69,7 @@ def data(root: Path, **changes: Any) -> ReferringData:
         },
         "image_root": f"{root}/images",
         "vocab": f"{root}/vocab.txt",
-        "augmentation": VIEWS,
+        "augmentation": plain_views(8, 0.5, 0.25, {"op": "resize"}, {"op": "flip"}),
         "batch_size": 4,
         "eval_batch_size": 8,
     }
@@ -117,12 +110,8 @@ def test_training_needs_no_boxes(root: Path) -> None:
     expected = {0: 0, 1: 1, 2: 1, 3: 0}
     found = dict(zip(batch["indices"].tolist(), batch["image_ids"].tolist(), strict=True))
     assert found == expected
-
-
-def test_an_identity_is_a_file_name() -> None:
     names = ["train/b.jpg", "a.jpg", "other/b.jpg", "train/c.jpg", "a.jpg"]
-    assert image_identities(names).tolist() == [0, 1, 0, 2, 1]
-    assert image_identities(names).dtype == np.int64
+    assert image_identities(names).tolist() == [0, 1, 0, 2, 1], "an identity is a file name"
 
 
 def test_training_leaves_out_texts_without_a_word(root: Path) -> None:

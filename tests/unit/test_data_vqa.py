@@ -57,13 +57,6 @@ def test_training_batch(tmp_path: Path) -> None:
     assert batch["attention_mask"][row].tolist() == [1, 1, 1, 1, 0]
 
 
-def test_weight_of_a_single_answer_is_an_argument(tmp_path: Path) -> None:
-    write(tmp_path, train=[entries(1)[0] | {"answer": "red"}])
-    module = data(tmp_path, batch_size=1, single_answer_weight=1.0)
-    module.setup("fit")
-    assert only_batch(module, "train")["answer_weights"].tolist() == [1.0]
-
-
 def test_length_of_questions(tmp_path: Path) -> None:
     """25 tokens and 30 words in training; 50 words and all their tokens in evaluation."""
     long = " ".join(["what"] * 60)
@@ -95,6 +88,7 @@ def test_several_files_and_roots(tmp_path: Path) -> None:
     module = data(
         tmp_path,
         files={"train": [str(tmp_path / "train.json"), str(tmp_path / "vg.json")]},
+        single_answer_weight=0.25,
         image_root={"vqa": str(tmp_path), "vg": str(tmp_path / "genome")},
         batch_size=3,
     )
@@ -102,6 +96,7 @@ def test_several_files_and_roots(tmp_path: Path) -> None:
     batch = only_batch(module, "train")
     blue = batch["images"][batch["indices"].tolist().index(2), :, 0, 0]
     assert blue.tolist() == [-1, -1, 1]
+    assert batch["answer_weights"].min() == 0.25
 
 
 def test_training_questions_without_answer_are_left_out_with_one_warning(tmp_path: Path) -> None:
@@ -178,11 +173,11 @@ def test_answers_to_choose_from(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("[", "no JSON"),
-        ('{"red": 1}', "expected a list of texts"),
-        ('["red", 2]', "expected a list of texts"),
-        ("[]", "the list of answers is empty"),
+        ('{"red": 1}', "expected a JSON list of texts"),
+        ('["red", 2]', "expected a JSON list of texts"),
+        ("[]", "expected a JSON list of texts"),
         ('["red", " "]', "entry 1: a blank answer"),
-        ('["red", "blue", "red"]', "entry 2: 'red' is entry 0, too"),
+        ('["red", "blue", "red"]', "entry 2: 'red' is entry 0"),
     ],
 )
 def test_bad_answer_lists(tmp_path: Path, content: str, message: str) -> None:

@@ -19,9 +19,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from benchmarks.miniatures.emoji import scenes as module
-from benchmarks.miniatures.emoji.backgrounds import PHOTOGRAPHS
 from benchmarks.miniatures.emoji.concepts import Concept
-from benchmarks.miniatures.emoji.packages import RENDERINGS
+from benchmarks.miniatures.emoji.packages import PHOTOGRAPHS, RENDERINGS
 from benchmarks.miniatures.emoji.pairs import vocabulary
 from benchmarks.miniatures.emoji.questions import BEHIND, questions, text_baseline
 from benchmarks.miniatures.emoji.render import Renderings
@@ -40,7 +39,7 @@ SUBGROUPS = {
     "travel-places place-building": "castle bank",
     "activities sport": "volleyball",
 }
-SIZES = {"train": 96, "val": 24, "test": 48}
+SIZES = {"train": 64, "val": 24, "test": 40}
 DEV = {"train": "train", "val": "dev", "test": "test"}
 
 

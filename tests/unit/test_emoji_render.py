@@ -37,7 +37,7 @@ def slow_area(row: np.ndarray, size: int) -> list[int]:
     return out
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(0, 255), min_size=1, max_size=20), st.integers(1, 12))
 def test_area_resize_is_the_exact_mean(values: list[int], size: int) -> None:
     row = np.array(values, np.uint8)

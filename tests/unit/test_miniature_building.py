@@ -71,15 +71,11 @@ def test_a_broken_build_leaves_nothing_and_is_repeated(tmp_path: Path) -> None:
     assert not (tmp_path / ".building-killed").exists()
 
 
-def test_two_builds_share_a_folder(tmp_path: Path) -> None:
-    build_once(tmp_path, "first", {"seed": 1}, build)
-    build_once(tmp_path, "second", {"seed": 2}, lambda f: write_list(f / "b.txt", [], np.array([])))
-    assert build_once(tmp_path, "first", {"seed": 1}, build)
-    assert (tmp_path / "b.txt").is_file()
-
-
-def test_another_recipe_is_refused(tmp_path: Path) -> None:
+def test_two_builds_share_a_folder_and_another_recipe_is_refused(tmp_path: Path) -> None:
     build_once(tmp_path, "set", {"seed": 1, "size": 2}, build)
+    build_once(tmp_path, "second", {"seed": 2}, lambda f: write_list(f / "b.txt", [], np.array([])))
+    assert build_once(tmp_path, "set", {"seed": 1, "size": 2}, build)
+    assert (tmp_path / "b.txt").is_file()
     with pytest.raises(DataCorruptError, match="set built with seed=1 instead of 2"):
         build_once(tmp_path, "set", {"seed": 2, "size": 2}, build)
 

@@ -43,7 +43,7 @@ def read_truth(root: Path) -> Any:
     return json.loads((root / "secret" / "web_truth.json").read_text())
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(2, 9), st.integers(0, 300), st.integers(0, 99))
 def test_noisy_labels(classes: int, count: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
@@ -62,9 +62,9 @@ def test_noisy_labels(classes: int, count: int, seed: int) -> None:
 def test_uniform_noise_reaches_every_other_class() -> None:
     truth = np.full(4000, 2)
     labels, kinds = noisy_labels(truth, np.array([1, 0, 0, 0]), np.random.default_rng(0))
-    uniform = labels[np.array(kinds) == "uniform"]
-    assert set(uniform) == {0, 1, 3}
-    assert np.bincount(uniform)[[0, 1, 3]].min() > 150
+    uniform = np.bincount(labels[np.array(kinds) == "uniform"])
+    assert uniform[2] == 0
+    assert uniform[[0, 1, 3]].min() > 150
 
 
 def test_nearest_of_group() -> None:
@@ -127,6 +127,10 @@ def test_webvision_layout(web: Path) -> None:
             np.testing.assert_array_equal(np.asarray(image), clean["images"][3])
     with Image.open(web / content["paths"][-1]) as image:
         np.testing.assert_array_equal(np.asarray(image), content["images"][-1])
+    paths = [
+        p for split in ("train", "val", "test") for p in np.load(web / f"web_{split}.npz")["paths"]
+    ]
+    assert len({Path(p).name for p in paths}) == len(paths), "no picture is shared"
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
@@ -137,14 +141,6 @@ def test_the_webvision_reader_sees_the_arrays(web: Path, split: str) -> None:
     assert images.class_names == tuple(content["class_names"])
     rows, _ = images.take(np.arange(len(images)))
     np.testing.assert_array_equal(rows, content["images"])
-
-
-def test_training_tuning_and_test_share_no_picture(web: Path) -> None:
-    names = [
-        {Path(p).name for p in np.load(web / f"web_{split}.npz")["paths"]}
-        for split in ("train", "val", "test")
-    ]
-    assert len(set.union(*names)) == sum(len(files) for files in names)
 
 
 def test_only_the_secret_tells_the_truth(web: Path) -> None:
@@ -164,9 +160,6 @@ def test_seeds_differ_and_repeat(web: Path, tmp_path: Path) -> None:
     other = build(tmp_path, clean, 1)["fashion-mnist-web"]["files"]
     assert again == build(web.parent, clean, 0)["fashion-mnist-web"]["files"]
     assert again["secret/web_truth.json"] != other["secret/web_truth.json"]
-
-
-def test_one_folder_per_seed(web: Path) -> None:
     with pytest.raises(DataCorruptError, match="web built with seed=0 instead of 1"):
         noisy_web.fashion_mnist(
             web, web.parent / "clean", 1, per_class=30, tuning_per_class=10, clean_source=SYNTHETIC

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from views_toy import plain_views
 
 from benchmarks.miniatures.synthetic_pairs import COLOURS, SHAPES, pairs
 from shared.data.errors import DataCorruptError
@@ -151,73 +152,36 @@ def test_expressions_name_what_their_boxes_hold(root: Path) -> None:
     assert parts == {"train": 2 * TRAIN, "val": 2 * TEST, "testA": TEST, "testB": TEST}
 
 
-def files(root: Path, name: str) -> dict[str, str]:
-    """{split: file}; "{dev}" stands for train, dev or test, "{val}" for train, val or test."""
-    return {split: str(root / name.format(val=split, dev=dev)) for split, dev in SPLITS.items()}
-
-
-def data(root: Path, kind: type[ImageTextData], **arguments: Any) -> ImageTextData:
-    values: dict[str, Any] = {
-        "image_root": str(root),
-        "vocab": str(root / "vocab.txt"),
-        "augmentation": {
-            "_target_": "shared.data.views.recipes.RecipeViews",
-            "mean": [0.5] * 3,
-            "std": [0.5] * 3,
-            "size": 32,
-            "test_resize": None,
-            "recipes": {"train": [{"op": "flip"}, {"op": "rand_augment"}]},
-        },
-        "batch_size": 8,
-    }
-    return kind(**values | arguments)
-
-
-def shards(root: Path) -> ImageTextData:
-    evaluated = files(root, "pairs_{val}.json") | {"train": None}
-    return data(root, ShardPairData, files=evaluated, shards=str(root / "shards" / "*.tar"))
-
-
-def questions(root: Path) -> ImageTextData:
-    named = files(root, "vqa_{val}.json")
-    return data(
-        root,
-        VQAData,
-        files=named | {"train": [named["train"], str(root / "vg_qa.json")]},
-        image_root={"vqa": str(root), "vg": str(root)},
-        answer_list=str(root / "answer_list.json"),
-    )
-
-
-def expressions(root: Path) -> ImageTextData:
-    return data(
-        root,
+TASKS: dict[str, tuple[type[ImageTextData], str, dict[str, str]]] = {
+    "pairs": (PairData, "pairs_{val}", {}),
+    "shards": (ShardPairData, "pairs_{val}", {"shards": "shards/*.tar"}),
+    "vqa": (VQAData, "vqa_{val}", {"answer_list": "answer_list.json"}),
+    "nlvr": (NLVRData, "nlvr_{dev}", {}),
+    "ve": (EntailmentData, "ve_{dev}", {"image_root": "images"}),
+    "refcoco+": (
         ReferringData,
-        files=files(root, "refcoco+_{val}.json"),
-        refs=str(root / "refcoco+" / "refs(unc).p"),
-        instances=str(root / "refcoco+" / "instances.json"),
-        proposals=str(root / "dets.json"),
-    )
-
-
-TASKS = {
-    "pairs": lambda root: data(root, PairData, files=files(root, "pairs_{val}.json")),
-    "shards": shards,
-    "vqa": questions,
-    "nlvr": lambda root: data(root, NLVRData, files=files(root, "nlvr_{dev}.json")),
-    "ve": lambda root: data(
-        root,
-        EntailmentData,
-        files=files(root, "ve_{dev}.json"),
-        image_root=str(root / "images"),
+        "refcoco+_{val}",
+        {"refs": "refcoco+/refs(unc).p", "instances": "refcoco+/instances.json"}
+        | {"proposals": "dets.json"},
     ),
-    "refcoco+": expressions,
 }
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_reads_its_files_without_unknown_words(root: Path, task: str) -> None:
-    made = TASKS[task](root)
+    kind, name, paths = TASKS[task]
+    files: dict[str, Any] = {
+        split: f"{root}/{name.format(val=split, dev=dev)}.json" for split, dev in SPLITS.items()
+    }
+    given: dict[str, Any] = {"image_root": str(root), "vocab": str(root / "vocab.txt")}
+    given |= {key: f"{root}/{path}" for key, path in paths.items()}
+    if task == "shards":
+        files["train"] = None
+    if task == "vqa":
+        files["train"] = [files["train"], str(root / "vg_qa.json")]
+        given["image_root"] = dict.fromkeys(("vqa", "vg"), str(root))
+    views = plain_views(32, 0.5, 0.5, {"op": "flip"}, {"op": "rand_augment"})
+    made = kind(files=files, augmentation=views, batch_size=8, **given)
     unknown = WordPiece(str(root / "vocab.txt")).unk_id
     for stage in ("fit", "test"):
         made.setup(stage)
@@ -262,9 +226,10 @@ def test_building_twice_changes_nothing(tmp_path: Path, root: Path) -> None:
 
 
 def test_other_sizes(tmp_path: Path) -> None:
-    built = pairs(tmp_path, train=140, test=2, image_size=48)  # more pictures than contents
-    assert built != pairs(tmp_path / "other", train=140, test=2, image_size=48, seed=1)
-    assert Image.open(tmp_path / "images" / f"{141:012}.png").size == (48, 48)
+    pairs(tmp_path, train=132, test=2, image_size=20)  # more pictures than contents
+    assert Image.open(tmp_path / "images" / f"{135:012}.png").size == (20, 20)
+    one, other = (pairs(tmp_path / str(seed), train=2, test=2, seed=seed) for seed in range(2))
+    assert one != other
     for changes in ({"train": 1}, {"test": 0}, {"image_size": 8}):
         with pytest.raises(ValueError, match="at least two pictures of 16 px"):
             pairs(tmp_path, **changes)

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from shared.data.image_text.vqa import VQAData
+from tests.unit.views_toy import plain_views
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "light grey": (200,) * 3}
 WORDS = ["what", "colour", "is", "it", "the", "red", "green", "blue", "light", "grey", "dark"]
@@ -48,14 +49,7 @@ def data(root: Path, **changes: Any) -> VQAData:
         "image_root": str(root),
         "vocab": str(root / "vocab.txt"),
         "answer_list": str(root / "answer_list.json"),
-        "augmentation": {
-            "_target_": "shared.data.views.recipes.RecipeViews",
-            "size": 16,
-            "test_resize": None,
-            "mean": [0.5, 0.5, 0.5],
-            "std": [0.5, 0.5, 0.5],
-            "recipes": {"train": [{"op": "flip"}]},
-        },
+        "augmentation": plain_views(16, 0.5, 0.5, {"op": "flip"}),
         "batch_size": 4,
         "eval_batch_size": 3,
         "val_split": "val" if "val" in splits else None,

@@ -17,9 +17,7 @@ from shared.data.errors import DataCorruptError
 
 FEWEST_LINES = 3
 _VENDORED = re.compile(r"(?:^|/)(?:_?vendor(?:ed)?|_?extern(?:als?)?|third_party)/")
-_LICENCE_FILE = re.compile(
-    r"[^/]*\.dist-info/(?:.*/)?[^/]*(?:licen[cs]e|copying|notice)[^/]*", re.I
-)
+_LICENCE_FILE = re.compile(r"[^/]*\.dist-info/(?:.*/)?[^/]*(licen[cs]e|copying|notice)[^/]*", re.I)
 _ADDRESS = re.compile(r"\s*<[^>]*>")
 _CLASSIFIERS = {  # to SPDX, where the classifier says as much
     "MIT License": "MIT",
@@ -38,28 +36,20 @@ class Licence:
     text: str
 
 
-@dataclass(frozen=True)
-class SourceFile:
-    """A file of a wheel; `problem` says why it is left out, and then `text` is empty."""
-
-    path: str
-    text: str
-    problem: str | None = None
-
-
-def source_files(archive: Path) -> Iterator[SourceFile]:
-    """The Python files of a wheel by path; tests and vendored copies are left out (rule 1)."""
+def source_files(archive: Path) -> Iterator[tuple[str, str, str | None]]:
+    """(path, text, why it is left out) of a wheel's Python files; what is left out has no text.
+    Tests and vendored copies are left out (rule 1)."""
     with _opened(archive) as wheel:
         for path in sorted(name for name in wheel.namelist() if name.endswith(".py")):
             if "test" in path.lower():
-                yield SourceFile(path, "", "test")
+                yield path, "", "test"
             elif _VENDORED.search(path):
-                yield SourceFile(path, "", "vendored")
+                yield path, "", "vendored"
             else:
                 try:
-                    yield SourceFile(path, wheel.read(path).decode())
+                    yield path, wheel.read(path).decode(), None
                 except UnicodeDecodeError:
-                    yield SourceFile(path, "", "not UTF-8")
+                    yield path, "", "not UTF-8"
 
 
 def licence(archive: Path) -> Licence:

@@ -43,10 +43,11 @@ class Concept:
 
 
 class IconSet:
-    """Names of one rendering's icons, from the JSON files of its package.
+    """Names of one rendering's icons, from its package's icons.json.
 
-    `icons` is the package's icons.json, `characters` its chars.json (code points -> name; empty in
-    some packages). `loose` compares names without punctuation.
+    Args:
+        characters: its chars.json, code points -> name; empty in some packages.
+        loose: compare names without punctuation.
     """
 
     def __init__(
@@ -54,29 +55,21 @@ class IconSet:
     ) -> None:
         self._icons, self._aliases = icons["icons"], icons.get("aliases", {})
         self._loose = loose
-        self._codes = {_bare(code): name for code, name in characters.items()}
+        self.codes = {_bare(code): name for code, name in characters.items()}
         self._names = {self._key(name): name for name in (*self._aliases, *self._icons)}
 
-    @property
-    def has_codes(self) -> bool:
-        return bool(self._codes)
-
-    def by_code(self, hexcode: str) -> str | None:
-        """The icon's own name for a code point sequence, aliases not yet followed."""
-        return self._codes.get(_bare(hexcode))
-
-    def resolve(self, name: str) -> str | None:
-        """Follow `name` to the icon that holds the drawing; None if there is none.
-
-        An alias that turns or mirrors its parent is another picture and counts as absent.
-        """
-        found = self._names.get(self._key(name))
-        seen = set()
-        while found is not None and found not in self._icons and found not in seen:
-            seen.add(found)
-            alias = self._aliases.get(found, {})
-            found = None if alias.keys() & {"rotate", "hFlip", "vFlip"} else alias.get("parent")
-        return found if found in self._icons else None
+    def resolve(self, *names: str | None) -> str | None:
+        """The icon that holds the drawing of the first of `names` that leads to one, else None. An
+        alias that turns or mirrors its parent is another picture and counts as absent."""
+        for name in filter(None, names):
+            found, seen = self._names.get(self._key(name)), set()
+            while found is not None and found not in self._icons and found not in seen:
+                seen.add(found)
+                alias = self._aliases.get(found, {})
+                found = None if alias.keys() & {"rotate", "hFlip", "vFlip"} else alias.get("parent")
+            if found in self._icons:
+                return found
+        return None
 
     def _key(self, name: str) -> str:
         return name.replace("-", "") if self._loose else name
@@ -87,36 +80,34 @@ def concept_table(
     groups: Mapping[str, Any],
     shortcodes: Iterable[Mapping[str, str | list[str]]],
     icon_sets: Mapping[str, IconSet],
-    denied: Mapping[str, Collection[str]] | None = None,
-    former_labels: Mapping[str, str] | None = None,
+    denied: Mapping[str, Collection[str]],
+    former_labels: Mapping[str, str],
 ) -> list[Concept]:
     """Return the concepts that every rendering with code points draws, ids 0, 1, … in order.
 
     Args:
-        entries: emojibase's data.json.
-        groups: its meta/groups.json.
+        entries: emojibase's data.json; `groups` its meta/groups.json.
         shortcodes: its shortcode files, each {hexcode: name or names}.
-        icon_sets: rendering -> icons.
         denied: rendering without code points -> labels that its icon of that name does not show.
         former_labels: label -> the label it had when the older renderings were named.
     """
-    denied, former_labels = denied or {}, former_labels or {}
     kept = [e for e in entries if drop_reason(e, groups) is None]
     kept.sort(key=lambda e: e["order"])
-    coded = {name: icons for name, icons in icon_sets.items() if icons.has_codes}
-    named = {name: icons for name, icons in icon_sets.items() if not icons.has_codes}
-    code_names = [[icons.by_code(e["hexcode"]) for icons in coded.values()] for e in kept]
+    coded = {name: icons for name, icons in icon_sets.items() if icons.codes}
+    code_names = [[icons.codes.get(_bare(e["hexcode"])) for icons in coded.values()] for e in kept]
     found = {
-        name: [_resolved(icons, [own[i]]) for own in code_names]
+        name: [icons.resolve(own[i]) for own in code_names]
         for i, (name, icons) in enumerate(coded.items())
     }
     whole = [i for i in range(len(kept)) if all(column[i] for column in found.values())]
-    for name, icons in named.items():
+    for name, icons in icon_sets.items():
+        if name in coded:
+            continue
         column = []
         for i in whole:
             label = kept[i]["label"]
-            labels = [kebab(label), kebab(former_labels.get(label, ""))]
-            column.append(_resolved(icons, [*code_names[i], *labels]))
+            labels = kebab(label), kebab(former_labels.get(label, ""))
+            column.append(icons.resolve(*code_names[i], *labels))
         claims = Counter(column)
         found[name] = [None] * len(kept)
         for i, icon in zip(whole, column, strict=True):
@@ -141,7 +132,7 @@ def concept_table(
 
 
 def drop_reason(entry: Mapping[str, Any], groups: Mapping[str, Any]) -> str | None:
-    """Why an emojibase entry is no concept; None if it is one. The first rule that applies."""
+    """Why an emojibase entry is no concept, the first rule that applies; None if it is one."""
     codes = [c for c in entry["hexcode"].upper().split("-") if c != VARIATION_SELECTOR]
     group = groups["groups"].get(str(entry.get("group")))
     subgroup = groups["subgroups"].get(str(entry.get("subgroup")))
@@ -166,11 +157,6 @@ def kebab(label: str) -> str:
     plain = unicodedata.normalize("NFKD", label).encode("ascii", "ignore").decode().lower()
     words = re.sub(r"[^a-z0-9\s_-]", "", plain)
     return re.sub(r"[\s_-]+", "-", words).strip("-")
-
-
-def _resolved(icons: IconSet, names: Iterable[str | None]) -> str | None:
-    candidates = (icons.resolve(name) for name in names if name)
-    return next((icon for icon in candidates if icon), None)
 
 
 def _aliases(

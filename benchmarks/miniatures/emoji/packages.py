@@ -1,20 +1,28 @@
-"""The openly licensed packages that the emoji sets are made of, and their attribution.
+"""What the emoji sets are made of, openly licensed: drawings, words and photographs of packages.
 
-What is pinned stands in sources.yaml, and there why.
+What is pinned stands in sources.yaml, and there why. scikit-learn, which has some photographs, is
+installed anyway. Of scikit-image only the wheel is fetched, and read in place; the one pinned
+serves every machine, since only its pictures are used.
 """
 
+import hashlib
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
+from PIL import Image
 
 from benchmarks.miniatures.building import Provenance
 from benchmarks.miniatures.emoji.concepts import SHORTCODES, Concept, IconSet, concept_table
-from shared.data.errors import DataCorruptError
-from shared.data.packages import Package, fetch, npm, read_member
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.packages import Package, fetch, npm, read_member, wheel
 
 PINNED: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("sources.yaml").read_text())
 LICENCE = "Apache-2.0, MIT, CC-BY-4.0 and CC-BY-SA-4.0 art: together CC-BY-SA-4.0"
@@ -30,57 +38,70 @@ class Rendering:
     licence: str
 
 
+@dataclass(frozen=True)
+class Photograph:
+    """A ground for scenes. `split`: "test" where it is for the test alone, else "train"."""
+
+    file: str
+    split: str
+    licence: str
+    sha256: str
+    credit: str
+
+    @property
+    def id(self) -> str:
+        return Path(self.file).stem
+
+
 RENDERINGS = tuple(
     Rendering(r["id"], r["split"], npm(r["name"], r["version"], r["sha256"]), r["licence"])
     for r in PINNED["renderings"]
 )
 TEXTS = npm(**PINNED["words"])
+PACKAGES = [*(r.package for r in RENDERINGS), TEXTS]
+# What a build's recipe says of the renderings.
+VERSIONS = {r.id: f"{r.package.name}@{r.package.version}" for r in RENDERINGS}
+WHEEL = wheel(**PINNED["photographs_wheel"])
+PHOTOGRAPHS = tuple(Photograph(**about) for about in PINNED["photographs"])
 
 
-@dataclass
-class Sources:
-    """The fetched packages: parsed icons.json and info.json per rendering, and the concepts."""
-
-    concepts: list[Concept]
-    icons: dict[str, Any]
-    info: dict[str, Any]
-
-
-def load() -> Sources:
-    """Fetch what is missing and match icons to concepts."""
-    *archives, texts = fetch(packages())
+def load() -> tuple[list[Concept], dict[str, Any], dict[str, Any]]:
+    """Concepts with their icons, and each rendering's icons.json and info.json, fetched once."""
+    *archives, texts = fetch(PACKAGES)
     icons, info, icon_sets = {}, {}, {}
     for rendering, archive in zip(RENDERINGS, archives, strict=True):
         name = rendering.id
-        icons[name] = read_json(archive, "icons.json")
-        info[name] = read_json(archive, "info.json")
-        characters = read_json(archive, "chars.json")
+        icons[name], info[name] = (_json(archive, f"{part}.json") for part in ("icons", "info"))
+        characters = _json(archive, "chars.json")
         icon_sets[name] = IconSet(icons[name], characters, name in PINNED["loose_names"])
     concepts = concept_table(
-        read_json(texts, "en/data.json"),
-        read_json(texts, "meta/groups.json"),
-        [read_json(texts, f"en/shortcodes/{name}.json") for name in SHORTCODES],
+        _json(texts, "en/data.json"),
+        _json(texts, "meta/groups.json"),
+        [_json(texts, f"en/shortcodes/{name}.json") for name in SHORTCODES],
         icon_sets,
-        {
-            name: {label for line in lines for label in line}
-            for name, lines in PINNED["denied"].items()
-        },
+        {name: set().union(*lines) for name, lines in PINNED["denied"].items()},
         PINNED["former_labels"],
     )
-    return Sources(concepts, icons, info)
+    return concepts, icons, info
 
 
-def read_json(archive: Path, member: str) -> Any:
-    """Return the parsed JSON file `package/<member>` of an npm archive.
+def photographs() -> dict[str, NDArray[np.uint8]]:
+    """Return all ten, {id: (H, W, 3) uint8}; the first call on a machine fetches them.
 
     Raises:
-        DataCorruptError: the archive can't be read or has no such JSON file.
+        DataNotFoundError: the wheel is not on this machine and pip could not fetch it.
+        DataCorruptError: a file is not the pinned one.
     """
-    content = read_member(archive, f"package/{member}")
-    try:
-        return json.loads(content)
-    except ValueError as error:
-        raise DataCorruptError(f"{archive}: package/{member} can't be read ({error})") from error
+    (archive,) = fetch([WHEEL])
+    pictures = {}
+    for photograph in PHOTOGRAPHS:
+        inside = photograph.file.startswith("skimage/")
+        content = read_member(archive, photograph.file) if inside else _installed(photograph.file)
+        if (found := hashlib.sha256(content).hexdigest()) != photograph.sha256:
+            raise DataCorruptError(f"{photograph.file}: sha256 {found}, not {photograph.sha256}")
+        with Image.open(io.BytesIO(content)) as image:
+            pictures[photograph.id] = np.asarray(image.convert("RGB"))
+    return pictures
 
 
 def of_split(split: str) -> list[str]:
@@ -88,14 +109,10 @@ def of_split(split: str) -> list[str]:
     return [r.id for r in RENDERINGS if r.split == split]
 
 
-def packages() -> list[Package]:
-    """All pinned packages: one of each rendering, then the words."""
-    return [*(r.package for r in RENDERINGS), TEXTS]
-
-
-def versions() -> dict[str, str]:
-    """What a build's recipe says of the renderings: {id: "package@version"}."""
-    return {r.id: f"{r.package.name}@{r.package.version}" for r in RENDERINGS}
+def grounds(split: str) -> list[str]:
+    """Ids of the photographs for a split. Validation shares those of training, so that the test's
+    are seen in the test alone."""
+    return [p.id for p in PHOTOGRAPHS if (p.split == "test") == (split == "test")]
 
 
 def provenance(name: str, files: Mapping[str, str], **further: Any) -> Provenance:
@@ -127,3 +144,22 @@ def attribution(info: Mapping[str, Any]) -> str:
         "whole.\n",
     ]
     return "\n".join(lines)
+
+
+def _json(archive: Path, member: str) -> Any:
+    """The parsed JSON file `package/<member>` of an npm archive."""
+    content = read_member(archive, f"package/{member}")
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise DataCorruptError(f"{archive}: package/{member} can't be read ({error})") from error
+
+
+def _installed(file: str) -> bytes:
+    """A file of the installed scikit-learn, which need not be imported for it."""
+    package, _, below = file.partition("/")
+    spec = find_spec(package)
+    for folder in (spec and spec.submodule_search_locations) or []:
+        if (path := Path(folder) / below).is_file():
+            return path.read_bytes()
+    raise DataNotFoundError(f"{file}: not in this environment; pip install scikit-learn")

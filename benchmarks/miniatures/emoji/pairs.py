@@ -2,7 +2,7 @@
 
 A caption is one of a concept's names: its label, an alias, the label with two tags, the sub-group
 with the label. Six artists' drawings are for training, a seventh's for validation, an eighth's for
-the test. `pairs` is the entry, for use as a `source` of a config.
+the test. `pairs` and `pair_shards` are the entries, for use as a `source` of a config.
 """
 
 import json
@@ -17,20 +17,35 @@ from PIL import Image
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
-from benchmarks.miniatures.building import Provenance, build_once, generator_of, write_json
+from benchmarks.miniatures.building import (
+    SPECIAL_TOKENS,
+    Provenance,
+    build_once,
+    generator_of,
+    one_of,
+    write_json,
+    write_lines,
+    write_shards,
+)
 from benchmarks.miniatures.emoji.concepts import Concept
-from benchmarks.miniatures.emoji.contact_sheets import sheet, spread
-from benchmarks.miniatures.emoji.packages import RENDERINGS, of_split, provenance, versions
-from benchmarks.miniatures.emoji.render import Renderings, comparison_crops, on_ground, renderings
+from benchmarks.miniatures.emoji.packages import RENDERINGS, VERSIONS, of_split, provenance
+from benchmarks.miniatures.emoji.render import (
+    Renderings,
+    comparison_crops,
+    on_ground,
+    renderings,
+    sheet,
+    spread,
+)
 from shared.data.text.cleaning import clean_caption
 
 Item = dict[str, Any]
 VERSION = 1  # raise it with any change of the pictures or texts
+SHARDS, SHARDS_VERSION = 4, 1
 SIZE = 64
 COMMON = 300  # concepts of the small set
 COMMON_GROUPS = ("animals-nature", "food-drink", "travel-places", "objects", "activities")
 MOST_ALIASES, TAGS, MOST_REFERENCES = 3, 2, 5
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # Questions and sentences about scenes are made of these and of the concepts' names: one vocabulary
 # serves them all.
 SENTENCE_WORDS = (
@@ -49,28 +64,19 @@ def pairs(root: str | Path, noise: float = 0.4, seed: int = 0) -> Provenance:
     """Make the emoji pairs present in `root`.
 
     Pictures are `images/<rendering>/<concept>.png`, 64 px RGB on white, for validation and test,
-    and `images_rgba/<rendering>/<concept>.png` with alpha for training. Lists of pairs are
+    and in `images_rgba` with alpha for training. Lists of pairs are
     `pairs_{train,val,test,test_multi,test_syn}.json`, for noise 0.4 `pairs_train_noise40.json`, and
-    `vocab.txt`; the same names with the prefix `common_` hold the 300 everyday objects alone. What
-    noise has changed stands in `secret/noise_mask.json`, which only scoring code may read;
+    `vocab.txt`; with the prefix `common_` those of the 300 everyday objects alone. What noise has
+    changed stands in `secret/noise_mask.json`, which only scoring code may read;
     `pixel_baseline.json` is how far comparing pixels goes.
 
     Args:
-        noise: share of the training pairs that get another concept's caption.
+        noise: share of the training pairs that get another concept's caption, below 1.
         seed: of the captions' tags, the common concepts, hard texts and the noise.
-
-    Raises:
-        ValueError: `noise` is not in [0, 1).
     """
     if not 0 <= noise < 1:
         raise ValueError(f"noise={noise}: it is a share of the pairs, at least 0 and below 1")
-    recipe = {
-        "version": VERSION,
-        "size": SIZE,
-        "noise": noise,
-        "seed": seed,
-        "packages": versions(),
-    }
+    recipe = {"version": VERSION, "size": SIZE, "noise": noise, "seed": seed, "packages": VERSIONS}
     files = build_once(Path(root), "pairs", recipe, lambda folder: _build(folder, noise, seed))
     found = json.loads((Path(root) / "pixel_baseline.json").read_text())["common"]
     baselines = {
@@ -79,6 +85,27 @@ def pairs(root: str | Path, noise: float = 0.4, seed: int = 0) -> Provenance:
         for measure in ("top1", "top5")
     }
     return provenance("emoji-pairs", files, baselines=baselines)
+
+
+def pair_shards(root: str | Path) -> Provenance:
+    """Make the pairs present in `root`, and `shards/common-<number>.tar`, in webdataset's layout:
+    each pair of `common_pairs_train.json` as <key>.png and <key>.json with caption and image_id."""
+    root = Path(root)
+    made = pairs(root)
+    files = made["emoji-pairs"]["files"]
+
+    def build(folder: Path) -> None:
+        samples = []
+        for item in json.loads((root / "common_pairs_train.json").read_text()):
+            about = {"caption": item["caption"], "image_id": item["image_id"]}
+            picture = (root / item["image"]).read_bytes()
+            samples.append({"png": picture, "json": json.dumps(about).encode()})
+        write_shards(folder / "shards", "common", SHARDS, samples)
+
+    origin = files["common_pairs_train.json"]
+    recipe = {"version": SHARDS_VERSION, "shards": SHARDS, "pairs": origin}
+    files |= build_once(root, "shards", recipe, build)
+    return made
 
 
 def everyday_concepts(concepts: Sequence[Concept]) -> list[int]:
@@ -96,11 +123,8 @@ def apart(concepts: Sequence[Concept], order: Iterable[int], count: int) -> list
 
 
 def common_concepts(drawn: Renderings, seed: int, count: int = COMMON) -> list[int]:
-    """Sorted ids of up to `count` everyday concepts, no two of them drawn alike.
-
-    First those in every rendering, then those that validation and test have, then the others; the
-    order inside each of these is drawn by `seed`.
-    """
+    """Sorted ids of up to `count` everyday concepts, no two of them drawn alike: first those in
+    every rendering, then those that validation and test have, then the others, each mixed."""
     held_out = [*of_split("val"), *of_split("test")]
 
     def tier(concept: int) -> tuple[bool, bool]:
@@ -115,11 +139,9 @@ def common_concepts(drawn: Renderings, seed: int, count: int = COMMON) -> list[i
 def held_out_alias(concept: Concept) -> str | None:
     """The alias kept for the test of unseen synonyms: the last in alphabetical order that is no
     part of the label or its sub-group, of concepts with at least two aliases."""
-    if len(concept.aliases) < 2:
-        return None
     named = f"{concept.subgroup.replace('-', ' ')} {concept.label}"
     unseen = [alias for alias in sorted(concept.aliases) if not _holds(named, alias)]
-    return unseen[-1] if unseen else None
+    return unseen[-1] if unseen and len(concept.aliases) > 1 else None
 
 
 def synonyms(concept: Concept) -> list[str]:
@@ -132,15 +154,11 @@ def synonyms(concept: Concept) -> list[str]:
 
 def training_captions(concept: Concept, held_out: Collection[str], seed: int) -> list[str]:
     """The texts of one concept in training, each once: its synonyms, the label with two tags, the
-    sub-group with the label.
-
-    None holds the concept's own held-out alias, and no tag is one of `held_out` (those of all
-    concepts).
-    """
+    sub-group with the label. None holds the concept's own held-out alias, and no tag is one of
+    `held_out`, those of all."""
     own, label = held_out_alias(concept), concept.label
     tags = [tag for tag in concept.tags if tag not in held_out and not _holds(label, tag)]
-    if own is not None:
-        tags = [tag for tag in tags if not _holds(tag, own)]
+    tags = [tag for tag in tags if own is None or not _holds(tag, own)]
     mixed = generator_of(seed, f"tags {concept.id}").permutation(len(tags))[:TAGS]
     tagged = " ".join([label, *(tags[i] for i in sorted(mixed))])
     texts: dict[str, str] = {}
@@ -165,42 +183,27 @@ def training_items(
 
 def evaluation_items(drawn: Renderings, split: str, chosen: Sequence[int], seed: int) -> list[Item]:
     """{image, caption: [label], image_id, near, hard} per picture of the split's one rendering.
-
     `near`: image ids in the list that are drawn (almost) alike; `hard`: the label of another
-    picture of the list, of the same sub-group (else the same group, else any) and not near.
-    """
+    picture of the list, of the same sub-group (else the same group, else any) and not near."""
     (name,) = of_split(split)
     there = [c for c in sorted(chosen) if drawn.present[name][c]]
     items = []
     for concept in (drawn.concepts[c] for c in there):
         others = [drawn.concepts[c] for c in there if c != concept.id and c not in concept.near]
-        akin = (
-            [o for o in others if o.subgroup == concept.subgroup]
-            or [o for o in others if o.group == concept.group]
-            or others
-        )
+        akin = [o for o in others if o.subgroup == concept.subgroup]
+        akin = akin or [o for o in others if o.group == concept.group] or others
         generator = generator_of(seed, f"hard {split} {concept.id}")
-        items.append(
-            {
-                "image": _file("images", name, concept.id),
-                "caption": [concept.label],
-                "image_id": concept.id,
-                "near": sorted(set(concept.near) & set(there)),
-                "hard": akin[int(generator.integers(len(akin)))].label,
-            }
-        )
+        item: Item = {"image": _file("images", name, concept.id), "caption": [concept.label]}
+        item |= {"image_id": concept.id, "near": sorted(set(concept.near) & set(there))}
+        items.append(item | {"hard": one_of(akin, generator).label})
     return items
 
 
 def with_noise(
     items: Sequence[Item], share: float, near: dict[int, list[int]], seed: int
 ) -> tuple[list[Item], dict[int, Item]]:
-    """Give a share of the pairs the caption of another concept that is not drawn alike.
-
-    Returns:
-        the pairs in their order, and {index: {clean: the true caption, kind: "other concept"}} of
-        those changed.
-    """
+    """Give a share of the pairs the caption of another concept that is not drawn alike. Returns the
+    pairs and, of those changed, {index: {clean: true caption, kind: "other concept"}}."""
     generator = generator_of(seed, "noise")
     chosen = np.sort(generator.permutation(len(items))[: round(share * len(items))])
     texts: dict[int, list[str]] = {item["image_id"]: [] for item in items}
@@ -212,8 +215,8 @@ def with_noise(
         own = items[index]["image_id"]
         other = own
         while other == own or other in near[own]:
-            other = concepts[int(generator.integers(len(concepts)))]
-        noisy[index]["caption"] = texts[other][int(generator.integers(len(texts[other])))]
+            other = one_of(concepts, generator)
+        noisy[index]["caption"] = one_of(texts[other], generator)
         truth[index] = {"clean": items[index]["caption"], "kind": "other concept"}
     return noisy, truth
 
@@ -238,10 +241,8 @@ def words(text: str) -> list[str]:
 
 def pixel_baseline(drawn: Renderings, chosen: Sequence[int]) -> dict[str, dict[str, float]]:
     """Image -> concept by the nearest training picture: {split: {top1, top5, images}}, in percent.
-
     Nearness is the correlation of 24 px crops; a concept is as near as its nearest picture. What a
-    model must beat before it can be said to see more than pixels.
-    """
+    model must beat before it can be said to see more than pixels."""
     ids = np.array(sorted(chosen))
     crops = {name: _standardised(drawn.pictures[name][ids]) for name in drawn.pictures}
     found = {}
@@ -266,13 +267,13 @@ def pixel_baseline(drawn: Renderings, chosen: Sequence[int]) -> dict[str, dict[s
 def _build(folder: Path, noise: float, seed: int) -> None:
     drawn = renderings()
     _write_pictures(folder, drawn)
-    everything = list(range(len(drawn.concepts)))
     held_out = {a for c in drawn.concepts if (a := held_out_alias(c)) is not None}
     captions = {c.id: training_captions(c, held_out, seed) for c in drawn.concepts}
-    baselines = {}
-    for prefix, chosen in (("", everything), ("common_", common_concepts(drawn, seed))):
-        _write_lists(folder, prefix, drawn, chosen, captions, noise, seed)
-        baselines["common" if prefix else "all"] = pixel_baseline(drawn, chosen)
+    common = common_concepts(drawn, seed)
+    _write_lists(folder, "", drawn, list(captions), captions, noise, seed)
+    _write_lists(folder, "common_", drawn, common, captions, noise, seed)
+    baselines = {"all": pixel_baseline(drawn, list(captions))}
+    baselines |= {"common": pixel_baseline(drawn, common)}
     write_json(folder / "pixel_baseline.json", baselines, indent=0)
     (folder / "ATTRIBUTION.md").write_text(drawn.attribution)
     _contact_sheet(drawn, captions).save(folder / "contact_pairs.png")
@@ -288,26 +289,25 @@ def _write_lists(
     seed: int,
 ) -> None:
     train = training_items(drawn, chosen, captions)
-    val, test = (evaluation_items(drawn, split, chosen, seed) for split in ("val", "test"))
-    lists = {"train": train, "val": val, "test": test}
-    concept_of = drawn.concepts
-    lists["test_multi"] = [
-        {**item, "caption": _references(concept_of[item["image_id"]])} for item in test
-    ]
-    lists["test_syn"] = [
-        {**{k: v for k, v in item.items() if k != "hard"}, "caption": [alias]}
-        for item in test
-        if (alias := held_out_alias(concept_of[item["image_id"]])) is not None
-    ]
+    lists = {"train": train}
+    lists |= {split: evaluation_items(drawn, split, chosen, seed) for split in ("val", "test")}
+    lists |= {"test_multi": [], "test_syn": []}
+    for item in lists["test"]:
+        concept = drawn.concepts[item["image_id"]]
+        own = held_out_alias(concept)
+        names = [concept.label, *(alias for alias in concept.aliases if alias != own)]
+        lists["test_multi"].append({**item, "caption": names[:MOST_REFERENCES]})
+        if own is not None:
+            unseen = {key: value for key, value in item.items() if key != "hard"}
+            lists["test_syn"].append({**unseen, "caption": [own]})
     if noise:
-        near = {c: concept_of[c].near for c in chosen}
+        near = {c: drawn.concepts[c].near for c in chosen}
         noisy, truth = with_noise(train, noise, near, seed)
         lists[f"train_noise{round(100 * noise)}"] = noisy
         write_json(folder / "secret" / f"{prefix}noise_mask.json", truth, indent=0)
     for name, items in lists.items():
         write_json(folder / f"{prefix}pairs_{name}.json", items, indent=0)
-    entries = vocabulary(item["caption"] for item in train)
-    (folder / f"{prefix}vocab.txt").write_text("".join(f"{entry}\n" for entry in entries))
+    write_lines(folder / f"{prefix}vocab.txt", vocabulary(item["caption"] for item in train))
 
 
 def _write_pictures(folder: Path, drawn: Renderings) -> None:
@@ -324,10 +324,8 @@ def _write_pictures(folder: Path, drawn: Renderings) -> None:
 
 
 def _contact_sheet(drawn: Renderings, captions: Mapping[int, Sequence[str]]) -> Image.Image:
-    """Concepts, each with all its pictures on yellow, which shows their alpha, and its texts.
-
-    Wrong signs: a dark rim, a text about something else than the pictures.
-    """
+    """Concepts, each with its texts and all its pictures on yellow, which shows their alpha. Wrong
+    signs: a dark rim, a text about something else than the pictures."""
     chosen = spread([c.id for c in drawn.concepts], 20)
     cells = []
     for concept in chosen:
@@ -337,12 +335,6 @@ def _contact_sheet(drawn: Renderings, captions: Mapping[int, Sequence[str]]) -> 
         mixed = map(Image.alpha_composite, grounds, pictures)
         cells.append(([np.asarray(image.convert("RGB")) for image in mixed], captions[concept]))
     return sheet(cells, 2)
-
-
-def _references(concept: Concept) -> list[str]:
-    """Label and aliases but the held-out one, five at most."""
-    held_out = held_out_alias(concept)
-    return [concept.label, *(a for a in concept.aliases if a != held_out)][:MOST_REFERENCES]
 
 
 def _standardised(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -10,30 +10,26 @@ import pickle
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from benchmarks.miniatures.building import Provenance, build_once, generator_of, write_json
-from benchmarks.miniatures.emoji.contact_sheets import Cell, sheet
-from benchmarks.miniatures.emoji.scenes import (
-    CLASSES,
-    LONGEST_SIDE,
-    NUMBERS,
-    OBJECTS,
-    SIZE,
-    Scene,
-    article,
-    file_name,
-    read_scenes,
-    scenes,
+from benchmarks.miniatures.building import (
+    Provenance,
+    build_once,
+    generator_of,
+    mixed,
+    one_of,
+    write_json,
 )
+from benchmarks.miniatures.emoji.render import Cell, sheet
+from benchmarks.miniatures.emoji.scenes import NUMBERS, SIZE, Scene, article, read_scenes, scenes
 from benchmarks.miniatures.synthetic_pairs import reference
 from shared.files import read_json
 
-T = TypeVar("T")
 Item = dict[str, Any]
 VERSION = 1  # raise it with any change of the texts
 SPLITS = {"train": "train", "val": "dev", "test": "test"}  # as VQA and as NLVR2 call them
@@ -120,22 +116,19 @@ def questions(
     train: int = 4000,
     val: int = 400,
     test: int = 1200,
-    classes: int = CLASSES,
-    objects: Sequence[int] = OBJECTS,
-    longest_side: Sequence[int] = LONGEST_SIDE,
+    **layout: Any,
 ) -> Provenance:
     """Make scenes and texts about them present in `root`; the arguments are those of `scenes`.
 
     Beside the files of `scenes` it writes `vqa_{train,val,test}.json` and `answer_list.json` in
     VQA's layout; about pairs of scenes `nlvr_{train,dev,test}.json`, a true and a false sentence
     each; `ve_{train,dev,test}.json` with pictures `ve_images/*.jpg` in SNLI-VE's layout; and
-    `refcoco+_{train,val,test}.json`, `dets.json`, `refcoco+/refs(unc).p` and
-    `refcoco+/instances.json` in REFER's, where "testA" means an animal and "testB" anything else.
-    `baselines.json` is the share of the test answers, in percent, that the most frequent training
-    answer to the same text gets right without a picture.
+    `refcoco+_{train,val,test}.json`, `dets.json`, `refcoco+/{refs(unc).p,instances.json}` in
+    REFER's, where "testA" means an animal and "testB" anything else. `baselines.json` has the
+    `text_baseline` of each.
     """
     root = Path(root)
-    made = scenes(root, seed, train, val, test, classes, objects, longest_side)
+    made = scenes(root, seed, train, val, test, **layout)
     files = made["emoji-scenes"]["files"]
     recipe = {"version": VERSION, "seed": seed, "scenes": files["secret/scene_records.json"]}
     files |= build_once(root, "questions", recipe, lambda folder: _build(folder, root, seed))
@@ -156,10 +149,8 @@ def facts(pictures: Sequence[Picture], pool: Sequence[Thing]) -> list[Fact]:
 
 
 def balanced(known: Sequence[Fact]) -> list[tuple[Fact, Fact]]:
-    """Pairs of a true and a false fact that say the same of two pictures, each used once.
-
-    In a set of such pairs each text is as often right as wrong: the text alone tells nothing.
-    """
+    """Pairs of a true and a false fact that say the same of two pictures, each used once. In a set
+    of such pairs each text is as often right as wrong: the text alone tells nothing."""
     waiting: defaultdict[tuple[str, str], list[Fact]] = defaultdict(list)
     for fact in known:
         if not fact.true:
@@ -184,7 +175,7 @@ def visual_questions(
         other = fact.place.replace("top", "upper").replace("bottom", "lower")
         text = f"where {fact.thing.verb} the {fact.thing.name}?"
         items.append(_question(fact.picture, "where", text, fact.place, other))
-    for fact in (fact for pair in there for fact in pair):
+    for fact in chain(*there):
         text, answer = f"{fact.thing.verb} there {fact.thing.phrase}?", "yes" if fact.true else "no"
         items.append(_question(fact.picture, "presence", text, answer))
     return mixed(items, generator)
@@ -193,14 +184,12 @@ def visual_questions(
 def entailments(
     pictures: Sequence[Picture], known: Sequence[Fact], generator: np.random.Generator
 ) -> list[Item]:
-    """As many entailed as contradicted and as neutral sentences, up to three a picture.
-
-    Neutral ones show by their words, so that the text alone gets two thirds right: that is the
-    number to beat.
-    """
+    """As many entailed as contradicted and as neutral sentences, up to three a picture. Neutral
+    ones show by their words, so that the text alone gets two thirds right: that is the number to
+    beat."""
     pairs = balanced(mixed(known, generator))[: len(pictures)]
     items = []
-    for fact in (fact for pair in pairs for fact in pair):
+    for fact in chain(*pairs):
         thing, label = fact.thing, "entailment" if fact.true else "contradiction"
         there = f"there {thing.verb} {thing.phrase}"
         text = f"the {thing.name} {thing.verb} in the {fact.place}" if fact.place else there
@@ -249,8 +238,8 @@ def partners(
 
 def text_baseline(train: Sequence[tuple[str, str]], test: Sequence[tuple[str, str]]) -> float:
     """Share of the test's answers, in percent, that the most frequent training answer to the same
-    text is, or where training lacks the text, that to any. Of equally frequent ones the first in
-    the alphabet."""
+    text gets right without a picture, or where training lacks the text, that to any; of equally
+    frequent ones the first in the alphabet."""
     counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for text, answer in train:
         counts[text][answer] += 1
@@ -258,16 +247,6 @@ def text_baseline(train: Sequence[tuple[str, str]], test: Sequence[tuple[str, st
     usual = {t: min(c.items(), key=lambda item: (-item[1], item[0]))[0] for t, c in counts.items()}
     right = [usual.get(text, usual[""]) == answer for text, answer in test]
     return round(100 * float(np.mean(right)), 2)
-
-
-def mixed(values: Sequence[T], generator: np.random.Generator) -> list[T]:
-    """The values in random order."""
-    return [values[i] for i in generator.permutation(len(values))]
-
-
-def one_of(values: Sequence[T], generator: np.random.Generator) -> T:
-    """One of the values, drawn evenly."""
-    return values[int(generator.integers(len(values)))]
 
 
 def _build(folder: Path, root: Path, seed: int) -> None:
@@ -295,7 +274,7 @@ def _build(folder: Path, root: Path, seed: int) -> None:
             with Image.open(root / picture.file) as image:
                 image.save(folder / "ve_images" / f"{Path(picture.file).stem}.jpg", quality=95)
         generator = generator_of(seed, f"nlvr {split}")
-        nlvr = [
+        nlvr: list[Item] = [
             {"images": [left.file, right.file], "sentence": text, "label": label}
             for left, right in partners(of_split, generator)
             for label, text in zip(
@@ -305,7 +284,10 @@ def _build(folder: Path, root: Path, seed: int) -> None:
         nlvr = mixed(nlvr, generator)
         write_json(folder / f"nlvr_{SPLITS[split]}.json", nlvr)
         for name, items in (("vqa", vqa), ("ve", ve), ("nlvr", nlvr)):
-            texts = [_text_and_label(item) for item in items]
+            texts = [
+                (item.get("question") or item["sentence"], item.get("label") or item["answer"][0])
+                for item in items
+            ]
             told[name].append(texts)
             files = [item.get("images") or [item["image"]] for item in items[:SHOWN]]
             shown = ([np.asarray(Image.open(root / f)) for f in those] for those in files)
@@ -332,7 +314,7 @@ def _read(root: Path) -> tuple[dict[str, list[Picture]], dict[str, list[Item]]]:
         for a in annotations:
             things[a["image_id"]].append(Thing(*kinds[a["category_id"]], a))
         pictures[split] = [
-            Picture(s, f"scenes/{split}/{file_name(s)}", tuple(things[s.id]))
+            Picture(s, f"scenes/{split}/{s.file}", tuple(things[s.id]))
             for s in read_scenes(root, split)
             if not any(thing.name in NO_NOUNS for thing in things[s.id])
         ]
@@ -346,12 +328,6 @@ def _question(picture: Picture, kind: str, text: str, *answers: str) -> Item:
     """`answers` are the right one and, where there is one, another that fewer people give."""
     about = {"dataset": "vqa", "image": picture.file, "question": text, "question_type": kind}
     return {**about, "answer": list(answers)}
-
-
-def _text_and_label(item: Item) -> tuple[str, str]:
-    if "answer" in item:
-        return item["question"], item["answer"][0]
-    return item["sentence"], item["label"]
 
 
 def _write_referring(
@@ -372,7 +348,7 @@ def _write_referring(
                 part = "A" if thing.subgroup.startswith("animal-") else "B"
                 part = f"test{part}" if split == "test" else split
                 items.append({"image": picture.file, "text": text, "ref_id": len(refs)})
-                name = file_name(picture.scene)
+                name = picture.scene.file
                 refs.append(reference(len(refs), thing.annotation, name, text, part))
             proposals[picture.scene.id] = _proposals(picture.things, generator)
         write_json(folder / f"refcoco+_{split}.json", items)

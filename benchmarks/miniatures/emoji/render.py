@@ -1,13 +1,14 @@
 """Draw every concept in every rendering, once: 72 px RGBA, kept in one .npz below the cache.
 
 `renderings()` is the entry: the concept table and the drawings, from the cache or built there.
+`sheet` makes contact sheets, for a person to look at after a change of version.
 """
 
 import hashlib
 import io
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -15,12 +16,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from resvg_py import svg_to_bytes
 
 from benchmarks.miniatures.building import build_once
 from benchmarks.miniatures.emoji.concepts import Concept
-from benchmarks.miniatures.emoji.packages import RENDERINGS, attribution, load, of_split, packages
+from benchmarks.miniatures.emoji.packages import PACKAGES, RENDERINGS, attribution, load, of_split
 from shared.data.packages import cache_folder
 
 log = logging.getLogger(__name__)
@@ -30,12 +31,15 @@ SMALLEST = 0.02  # share of the square that a drawing covers at least
 CROP = 24  # side at which two drawings are compared
 NEAR = 4.0  # mean absolute difference (0-255) below which two concepts are drawn alike
 VERSION = 3  # raise it with any change of the drawings or of the concept table
+LINE = 12  # px of a line of text in a contact sheet
+
+Box = tuple[int, int, int, int]  # x, y, width, height
+Cell = tuple[Sequence[NDArray[np.uint8]], Sequence[str]]  # pictures and lines of text about them
 
 
 @dataclass
 class Renderings:
-    """`pictures[rendering]` (concepts, 72, 72, 4) uint8 RGBA, straight alpha; `present` (concepts,)
-    bool."""
+    """`pictures[rendering]` (concepts, 72, 72, 4) RGBA, straight alpha; `present` (concepts,)."""
 
     concepts: list[Concept]
     pictures: dict[str, NDArray[np.uint8]]
@@ -46,7 +50,7 @@ class Renderings:
 def renderings() -> Renderings:
     """Return all concepts and drawings; the first call on a machine fetches and draws (15-30 s)."""
     recipe = {
-        "packages": {p.name: p.sha256 for p in packages()},
+        "packages": {p.name: p.sha256 for p in PACKAGES},
         "size": SIZE,
         "version": VERSION,
         "resvg": version("resvg_py"),
@@ -58,43 +62,37 @@ def renderings() -> Renderings:
     with np.load(folder / "renderings.npz") as content:
         pictures = {r.id: content[r.id] for r in RENDERINGS}
         present = {r.id: content[f"{r.id}_present"] for r in RENDERINGS}
-    return Renderings(
-        [Concept(**row) for row in table],
-        pictures,
-        present,
-        (folder / "ATTRIBUTION.md").read_text(),
-    )
+    told = (folder / "ATTRIBUTION.md").read_text()
+    return Renderings([Concept(**row) for row in table], pictures, present, told)
 
 
 def _build(folder: Path) -> None:
-    sources = load()
-    log.info("drawing %d concepts in %d renderings", len(sources.concepts), len(RENDERINGS))
+    concepts, icons, info = load()
+    log.info("drawing %d concepts in %d renderings", len(concepts), len(RENDERINGS))
     pictures = {
-        r.id: draw_all([c.icons[r.id] for c in sources.concepts], sources.icons[r.id])
-        for r in RENDERINGS
+        name: draw_all([c.icons[name] for c in concepts], icon_set)
+        for name, icon_set in icons.items()
     }
     present = {name: is_drawn(drawn) for name, drawn in pictures.items()}
-    for concept in sources.concepts:
+    for concept in concepts:
         for name, there in present.items():
             if not there[concept.id]:
                 concept.icons[name] = None
     (held_out,) = of_split("test")
     for first, second in near_pairs(comparison_crops(pictures[held_out]), NEAR):
-        sources.concepts[first].near.append(second)
-        sources.concepts[second].near.append(first)
+        concepts[first].near.append(second)
+        concepts[second].near.append(first)
     arrays: dict[str, Any] = dict(pictures)
-    arrays.update({f"{name}_present": there for name, there in present.items()})
+    arrays |= {f"{name}_present": there for name, there in present.items()}
     np.savez(folder / "renderings.npz", **arrays)
-    rows = [asdict(concept) for concept in sources.concepts]
+    rows = [asdict(concept) for concept in concepts]
     (folder / "concepts.json").write_text(json.dumps(rows, ensure_ascii=False, indent=0))
-    (folder / "ATTRIBUTION.md").write_text(attribution(sources.info))
+    (folder / "ATTRIBUTION.md").write_text(attribution(info))
 
 
-def svg(icon_set: Mapping[str, Any], name: str, size: int = SIZE) -> str:
+def svg(icon_set: Mapping[str, Any], name: str) -> str:
     """One icon of an Iconify set as a document of its own, so that its gradient ids are unique.
-
-    The icon's own left, top, width and height go before those of the set.
-    """
+    Its own left, top, width and height go before those of the set."""
     icon = icon_set["icons"][name]
     left, top, width, height = (
         icon.get(key, icon_set.get(key, default))
@@ -102,7 +100,7 @@ def svg(icon_set: Mapping[str, Any], name: str, size: int = SIZE) -> str:
     )
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="{left} {top} {width} {height}" width="{size}" height="{size}">'
+        f'viewBox="{left} {top} {width} {height}" width="{SIZE}" height="{SIZE}">'
         f"{icon['body']}</svg>"
     )
 
@@ -114,8 +112,8 @@ def draw(document: str) -> NDArray[np.uint8]:
         return np.asarray(image.convert("RGBA"))
 
 
-def draw_all(names: list[str | None], icon_set: Mapping[str, Any]) -> NDArray[np.uint8]:
-    """Draw icons by name: (N, 72, 72, 4); fully transparent where there is no name."""
+def draw_all(names: Sequence[str | None], icon_set: Mapping[str, Any]) -> NDArray[np.uint8]:
+    """Icons by name, drawn: (N, 72, 72, 4); fully transparent where there is no name."""
     drawn = np.zeros((len(names), SIZE, SIZE, 4), np.uint8)
     for i, name in enumerate(names):
         if name is not None:
@@ -137,11 +135,9 @@ def on_ground(pictures: NDArray[np.uint8], ground: int = 255) -> NDArray[np.uint
 
 
 def area_resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Scale (N, S, S, C) to (N, size, size, C) by the mean over the covered area.
-
-    Overlaps are whole numbers (of 1/size of a source pixel), and so are all sums: the result does
-    not depend on the machine's arithmetic.
-    """
+    """Scale (N, S, S, C) to (N, size, size, C) by the mean over the covered area. Overlaps, in
+    1/size of a source pixel, and all sums are whole numbers: the result does not depend on the
+    machine's arithmetic."""
     side = images.shape[1]
     edges = np.arange(size + 1) * side  # both grids in units of 1/size of a source pixel
     pixels = np.arange(side) * size
@@ -159,14 +155,18 @@ def area_resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return scaled
 
 
+def extent(picture: NDArray[np.uint8]) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom edge of what a drawing (H, W, 4) covers."""
+    rows, columns = (np.flatnonzero((picture[..., 3] > OPAQUE).any(axis)) for axis in (1, 0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
 def comparison_crops(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Drawings cut to their extent, squared, on white, at 24 px: (N, 24*24*3), 0-255."""
     crops = np.full((len(pictures), CROP, CROP, 3), 255, np.float32)
     for i in np.flatnonzero(is_drawn(pictures)):
-        rows, columns = (
-            np.flatnonzero((pictures[i, ..., 3] > OPAQUE).any(axis)) for axis in (1, 0)
-        )
-        cut = on_ground(pictures[i, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1][None])[0]
+        left, top, right, bottom = extent(pictures[i])
+        cut = on_ground(pictures[i, top:bottom, left:right][None])[0]
         side = max(cut.shape[:2])
         square = np.full((side, side, 3), 255, np.uint8)
         top, left = (side - cut.shape[0]) // 2, (side - cut.shape[1]) // 2
@@ -182,3 +182,36 @@ def near_pairs(crops: NDArray[np.float32], threshold: float) -> list[tuple[int, 
         difference = np.abs(crops[i + 1 :] - crops[i]).mean(1)
         pairs += [(i, i + 1 + int(j)) for j in np.flatnonzero(difference < threshold)]
     return pairs
+
+
+def sheet(cells: Sequence[Cell], across: int) -> Image.Image:
+    """Cells in rows of `across`: their (H, W, 3) pictures side by side, the texts below."""
+    side = max(len(picture) for pictures, _ in cells for picture in pictures) + 4
+    width = max(side * max(len(pictures) for pictures, _ in cells), 200) + 8
+    height = side + LINE * max(len(lines) for _, lines in cells) + 8
+    drawn = Image.new("RGB", (across * width, -(-len(cells) // across) * height), "lightgrey")
+    pen = ImageDraw.Draw(drawn)
+    for i, (pictures, lines) in enumerate(cells):
+        left, top = i % across * width, i // across * height
+        for place, picture in enumerate(pictures):
+            drawn.paste(Image.fromarray(picture), (left + place * side, top))
+        pen.multiline_text((left + 2, top + side), "\n".join(lines), "black", spacing=1)
+    return drawn
+
+
+def spread(values: Sequence[int], count: int) -> list[int]:
+    """Up to `count` of the values, evenly spread over them."""
+    places = np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)
+    return [int(values[place]) for place in places]
+
+
+def boxed(picture: NDArray[np.uint8], boxes: Iterable[tuple[Box, str]]) -> NDArray[np.uint8]:
+    """A picture at twice its size, (2H, 2W, 3), with labelled boxes drawn on it."""
+    image = Image.fromarray(picture)
+    image = image.resize((2 * image.width, 2 * image.height))
+    pen = ImageDraw.Draw(image)
+    for (x, y, width, height), label in boxes:
+        corners = (2 * x, 2 * y, 2 * (x + width) - 1, 2 * (y + height) - 1)
+        pen.rectangle(corners, outline="red")
+        pen.text(corners[:2], label, fill="white", stroke_width=1, stroke_fill="black")
+    return np.asarray(image)

@@ -5,7 +5,7 @@ an eighth's on others. `scenes` is the entry, for use as a `source` of a config.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,29 @@ from benchmarks.miniatures.building import (
     build_once,
     generator_of,
     generators_of,
+    one_of,
     write_json,
     write_pictures,
 )
-from benchmarks.miniatures.emoji import backgrounds
 from benchmarks.miniatures.emoji.concepts import Concept
-from benchmarks.miniatures.emoji.contact_sheets import Box, boxed, sheet
-from benchmarks.miniatures.emoji.packages import of_split, provenance, versions
+from benchmarks.miniatures.emoji.packages import (
+    PHOTOGRAPHS,
+    VERSIONS,
+    grounds,
+    of_split,
+    photographs,
+    provenance,
+)
 from benchmarks.miniatures.emoji.pairs import apart, everyday_concepts, synonyms
-from benchmarks.miniatures.emoji.render import OPAQUE, Renderings, renderings
+from benchmarks.miniatures.emoji.render import (
+    OPAQUE,
+    Box,
+    Renderings,
+    boxed,
+    extent,
+    renderings,
+    sheet,
+)
 from shared.data.errors import DataCorruptError
 
 VERSION = 1  # raise it with any change of the scenes
@@ -45,14 +59,8 @@ CAPTIONS = 3  # of a training scene, one of which is drawn at each access
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One drawing of a scene.
-
-    Attributes:
-        concept: id in the concept table.
-        longest: longest side in px before turning.
-        rotation: degrees, counter-clockwise.
-        box: x, y, width, height in px: the extent of what is drawn.
-    """
+    """One drawing of a scene: its longest side in px before turning, its rotation in degrees,
+    counter-clockwise, and the box of what is then drawn."""
 
     concept: int
     rendering: str
@@ -66,11 +74,9 @@ class Scene:
     """What a picture shows; `draw` makes the picture of it.
 
     Attributes:
-        id: number in file names and COCO files, unique over the splits.
-        size: side of the square picture in px.
-        ground: id of the photograph.
-        crop: left, top and side of its square part behind the objects.
-        objects: boxes never overlap; the order means nothing.
+        id: unique over the splits. size: side of the square picture in px.
+        crop: left, top and side of the square part of the photograph `ground` behind the objects.
+        objects: their boxes never overlap; the order means nothing.
     """
 
     id: int
@@ -78,6 +84,11 @@ class Scene:
     ground: str
     crop: tuple[int, int, int]
     objects: tuple[SceneObject, ...]
+
+    @property
+    def file(self) -> str:
+        """Its name as in COCO: twelve digits."""
+        return f"{self.id:012d}.png"
 
 
 @dataclass
@@ -87,18 +98,22 @@ class Studio:
     drawn: Renderings
     photographs: dict[str, NDArray[np.uint8]]
 
-    def names(self, split: str, concept: int) -> list[str]:
-        """Renderings of the split that draw the concept."""
-        return [name for name in of_split(split) if self.drawn.present[name][concept]]
+    def sprite(self, name: str, concept: int, longest: int, rotation: float) -> Image.Image:
+        """A drawing cut to its extent, scaled, turned, and cut again: RGBA."""
+        art = _cut(Image.fromarray(self.drawn.pictures[name][concept]))
+        scale = longest / max(art.size)
+        width, height = (max(1, round(side * scale)) for side in art.size)
+        scaled = art.resize((width, height), Image.Resampling.LANCZOS)
+        return _cut(scaled.rotate(rotation, Image.Resampling.BICUBIC, expand=True))
 
-    def sprite(self, thing: SceneObject) -> Image.Image:
-        """What is pasted for an object: RGBA of the size of its box."""
-        return _sprite(self.drawn, thing.rendering, thing.concept, thing.longest, thing.rotation)
+    def pasted(self, thing: SceneObject) -> Image.Image:
+        """The sprite of an object, which has the size of its box."""
+        return self.sprite(thing.rendering, thing.concept, thing.longest, thing.rotation)
 
 
 def studio() -> Studio:
     """All drawings and photographs; the first call on a machine fetches and draws them."""
-    return Studio(renderings(), backgrounds.photographs())
+    return Studio(renderings(), photographs())
 
 
 def scenes(
@@ -119,8 +134,7 @@ def scenes(
     records in `secret/scene_records.json`, which only builders and scoring code may read.
 
     Args:
-        train, val, test: number of scenes.
-        classes: number of concepts in them.
+        train, val, test: number of scenes. classes: of concepts in them.
         objects: fewest and most of a scene. longest_side: of an object, shortest and longest in px.
     """
     counts = {"train": train, "val": val, "test": test}
@@ -129,29 +143,22 @@ def scenes(
         recipe["objects"] = list(objects)
     if tuple(longest_side) != LONGEST_SIDE:
         recipe["longest_side"] = list(longest_side)
-    recipe["packages"] = versions()
-    recipe["photographs"] = {p.id: p.sha256 for p in backgrounds.PHOTOGRAPHS}
+    recipe |= {"packages": VERSIONS, "photographs": {p.id: p.sha256 for p in PHOTOGRAPHS}}
 
     def build(folder: Path) -> None:
         _build(folder, seed, counts, classes, objects, longest_side)
 
     files = build_once(Path(root), "scenes", recipe, build)
-    return {**provenance("emoji-scenes", files), **backgrounds.provenance()}
+    behind = {p.id: {"files": {p.file: p.sha256}, "licence": p.licence} for p in PHOTOGRAPHS}
+    return {**provenance("emoji-scenes", files), **behind}
 
 
 def scene_concepts(drawn: Renderings, seed: int, count: int = CLASSES) -> list[int]:
     """Sorted ids of the concepts in scenes: everyday ones that Noto 1, validation and test draw, no
-    two alike, drawn by `seed`.
-
-    Raises:
-        ValueError: there are fewer than `count`.
-    """
+    two alike, drawn by `seed`; ValueError if there are fewer than `count`."""
     needed = ["noto1", *of_split("val"), *of_split("test")]
-    pool = [
-        c
-        for c in everyday_concepts(drawn.concepts)
-        if all(drawn.present[name][c] for name in needed)
-    ]
+    fit = np.all([drawn.present[name] for name in needed], axis=0)
+    pool = [c for c in everyday_concepts(drawn.concepts) if fit[c]]
     chosen = apart(drawn.concepts, generator_of(seed, "concepts").permutation(pool).tolist(), count)
     if len(chosen) < count:
         raise ValueError(f"{count} concepts asked for scenes, but only {len(chosen)} are fit")
@@ -168,42 +175,40 @@ def make_scenes(
 ) -> list[Scene]:
     """Lay out one scene for each list of concepts in `contents`; a concept may come twice.
 
-    Scene i depends on (seed, name, i) and its own contents alone. All that is asked for is placed:
-    where an object finds no place in 30 tries, the scene is laid out anew.
-
-    Args:
-        split: "train", "val" or "test": whose drawings and photographs.
-        name: of the set, so that sets of one seed differ; the split's is added.
-        longest_side: range of the objects' longest side in px.
-
-    Raises:
-        ValueError: no rendering of the split draws a concept, or a scene's objects don't fit.
+    Scene i depends on (seed, name, split, i) and its own contents alone. All that is asked for is
+    placed: where an object finds no place in 30 tries, the scene is laid out anew. ValueError if no
+    rendering of the split draws a concept, or a scene's objects don't fit.
     """
+    made = []
     generators = generators_of(seed, f"{name} {split}", len(contents))
-    return [
-        _lay_out(made_of, split, concepts, generator, FIRST_ID[split] + i, longest_side)
-        for i, (concepts, generator) in enumerate(zip(contents, generators, strict=True))
-    ]
+    for i, (concepts, generator) in enumerate(zip(contents, generators, strict=True)):
+        ground = one_of(grounds(split), generator)
+        height, width = made_of.photographs[ground].shape[:2]
+        side = int(generator.integers(min(SIZE, height, width), min(height, width) + 1))
+        left = int(generator.integers(width - side + 1))
+        top = int(generator.integers(height - side + 1))
+        number = FIRST_ID[split] + i
+        for _ in range(LAYOUTS):
+            objects = _placed(made_of, split, concepts, generator, longest_side)
+            if objects is not None:
+                made.append(Scene(number, SIZE, ground, (left, top, side), objects))
+                break
+        else:
+            told = f"{len(concepts)} objects of {longest_side} px find no place in {SIZE} px"
+            raise ValueError(f"scene {number}: {told}")
+    return made
 
 
 def random_contents(
-    concepts: Sequence[int],
-    count: int,
-    seed: int,
-    name: str,
-    fewest: int = 2,
-    most: int = 4,
+    concepts: Sequence[int], count: int, seed: int, name: str, fewest: int = 2, most: int = 4
 ) -> list[list[int]]:
-    """`count` lists of `fewest` to `most` different concepts, all drawn uniformly.
-
-    List i depends on (seed, name, i) alone.
-    """
-    return [
-        generator.choice(
-            concepts, int(generator.integers(fewest, most + 1)), replace=False
-        ).tolist()
-        for generator in generators_of(seed, f"{name} contents", count)
-    ]
+    """`count` lists of `fewest` to `most` different concepts, all drawn uniformly; list i depends
+    on (seed, name, i) alone."""
+    contents = []
+    for generator in generators_of(seed, f"{name} contents", count):
+        size = int(generator.integers(fewest, most + 1))
+        contents.append(generator.choice(concepts, size, replace=False).tolist())
+    return contents
 
 
 def draw(made_of: Studio, scene: Scene) -> NDArray[np.uint8]:
@@ -214,7 +219,7 @@ def draw(made_of: Studio, scene: Scene) -> NDArray[np.uint8]:
         (scene.size, scene.size), Image.Resampling.BOX, (left, top, left + side, top + side)
     )
     for thing in scene.objects:
-        sprite = made_of.sprite(thing)
+        sprite = made_of.pasted(thing)
         picture.paste(sprite, thing.box[:2], sprite)
     return np.asarray(picture)
 
@@ -224,13 +229,8 @@ def masks(made_of: Studio, scene: Scene) -> NDArray[np.bool_]:
     found = np.zeros((len(scene.objects), scene.size, scene.size), bool)
     for mask, thing in zip(found, scene.objects, strict=True):
         x, y, width, height = thing.box
-        mask[y : y + height, x : x + width] = np.asarray(made_of.sprite(thing))[..., 3] > OPAQUE
+        mask[y : y + height, x : x + width] = np.asarray(made_of.pasted(thing))[..., 3] > OPAQUE
     return found
-
-
-def file_name(scene: Scene) -> str:
-    """As in COCO: twelve digits."""
-    return f"{scene.id:012d}.png"
 
 
 def listed(names: Sequence[str]) -> str:
@@ -271,16 +271,12 @@ def coco_instances(
                     "iscrowd": 0,
                 }
             )
-    return {
-        "images": [
-            {"id": s.id, "file_name": file_name(s), "width": s.size, "height": s.size} for s in made
-        ],
-        "annotations": annotations,
-        "categories": [
-            {"id": number[c], "name": table[c].label, "supercategory": table[c].subgroup}
-            for c in concepts
-        ],
-    }
+    images = [{"id": s.id, "file_name": s.file, "width": s.size, "height": s.size} for s in made]
+    categories = [
+        {"id": number[c], "name": table[c].label, "supercategory": table[c].subgroup}
+        for c in concepts
+    ]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def run_lengths(mask: NDArray[np.bool_]) -> dict[str, list[int]]:
@@ -295,20 +291,11 @@ def read_scenes(root: str | Path, split: str) -> list[Scene]:
     """The records of a built split, for builders and scoring code only."""
     path = Path(root) / "secret" / "scene_records.json"
     try:
-        rows = json.loads(path.read_text())[split]
-        return [
-            Scene(
-                **{
-                    **row,
-                    "crop": tuple(row["crop"]),
-                    "objects": tuple(
-                        SceneObject(**{**thing, "box": tuple(thing["box"])})
-                        for thing in row["objects"]
-                    ),
-                }
-            )
-            for row in rows
-        ]
+        found = []
+        for row in json.loads(path.read_text())[split]:
+            things = [SceneObject(**t | {"box": tuple(t["box"])}) for t in row["objects"]]
+            found.append(Scene(**row | {"crop": tuple(row["crop"]), "objects": tuple(things)}))
+        return found
     except (ValueError, KeyError, TypeError) as error:
         raise DataCorruptError(f"{path}: {error!r}; delete {root} and run again") from error
 
@@ -330,10 +317,9 @@ def _build(
         contents = random_contents(concepts, count, seed, f"scenes {split}", *objects)
         made[split] = make_scenes(made_of, split, contents, seed, "scenes", longest_side)
         pictures = [draw(made_of, scene) for scene in made[split]]
-        write_pictures(folder / "scenes" / split, list(map(file_name, made[split])), pictures)
-        write_json(
-            folder / f"instances_{split}.json", coco_instances(made_of, made[split], concepts)
-        )
+        write_pictures(folder / "scenes" / split, [s.file for s in made[split]], pictures)
+        coco = coco_instances(made_of, made[split], concepts)
+        write_json(folder / f"instances_{split}.json", coco)
         _write_karpathy(folder, split, made[split], table, seed)
         for scene, picture in zip(made[split][:16], pictures[:16], strict=True):
             labelled = [(thing.box, table[thing.concept].label) for thing in scene.objects]
@@ -341,32 +327,11 @@ def _build(
     write_json(folder / "captions_train.json", _training_captions(made["train"], table, seed))
     records = {split: [asdict(scene) for scene in rows] for split, rows in made.items()}
     write_json(folder / "secret" / "scene_records.json", records)
-    (folder / "ATTRIBUTION.md").write_text(made_of.drawn.attribution + backgrounds.attribution())
+    told = ["\nThe grounds are cut out of these photographs and scaled.\n"]
+    told += [f"- `{p.id}`: {p.credit}, {p.licence}; {p.file}" for p in PHOTOGRAPHS]
+    (folder / "ATTRIBUTION.md").write_text(made_of.drawn.attribution + "\n".join(told) + "\n")
     # Wrong signs: a box that is not tight, or overlaps another, or leaves the picture.
     sheet(cells, 8).save(folder / "contact_scenes.png")
-
-
-def _lay_out(
-    made_of: Studio,
-    split: str,
-    concepts: Sequence[int],
-    generator: np.random.Generator,
-    number: int,
-    longest_side: Sequence[int],
-) -> Scene:
-    usable = backgrounds.grounds(split)
-    ground = usable[int(generator.integers(len(usable)))]
-    height, width = made_of.photographs[ground].shape[:2]
-    side = int(generator.integers(min(SIZE, height, width), min(height, width) + 1))
-    left = int(generator.integers(width - side + 1))
-    top = int(generator.integers(height - side + 1))
-    for _ in range(LAYOUTS):
-        objects = _placed(made_of, split, concepts, generator, longest_side)
-        if objects is not None:
-            return Scene(number, SIZE, ground, (left, top, side), objects)
-    raise ValueError(
-        f"scene {number}: {len(concepts)} objects of {longest_side} px find no place in {SIZE} px"
-    )
 
 
 def _placed(
@@ -379,50 +344,28 @@ def _placed(
     """Objects without overlap, or None if one found no place."""
     placed: list[SceneObject] = []
     for concept in concepts:
-        names = made_of.names(split, concept)
+        names = [name for name in of_split(split) if made_of.drawn.present[name][concept]]
         if not names:
             raise ValueError(f"no rendering of {split} draws concept {concept}")
-        name = names[int(generator.integers(len(names)))]
+        name = one_of(names, generator)
         longest = int(generator.integers(longest_side[0], longest_side[1] + 1))
         rotation = float(round(generator.uniform(-ROTATION, ROTATION), 2))
-        extent = _sprite(made_of.drawn, name, concept, longest, rotation).size
+        width, height = made_of.sprite(name, concept, longest, rotation).size
         taken = [thing.box for thing in placed]
-        box = next((b for b in _places(extent, generator) if not _touches(b, taken)), None)
-        if box is None:
+        for _ in range(TRIES if max(width, height) <= SIZE else 0):
+            x, y = (int(generator.integers(SIZE - side + 1)) for side in (width, height))
+            if not any(
+                x < a + w and a < x + width and y < b + h and b < y + height for a, b, w, h in taken
+            ):
+                placed.append(SceneObject(concept, name, longest, rotation, (x, y, width, height)))
+                break
+        else:
             return None
-        placed.append(SceneObject(concept, name, longest, rotation, box))
     return tuple(placed)
 
 
-def _places(extent: tuple[int, int], generator: np.random.Generator) -> Iterator[Box]:
-    width, height = extent
-    for _ in range(TRIES if max(extent) <= SIZE else 0):
-        x, y = generator.integers(SIZE - width + 1), generator.integers(SIZE - height + 1)
-        yield int(x), int(y), width, height
-
-
-def _touches(box: Box, others: Sequence[Box]) -> bool:
-    x, y, width, height = box
-    return any(
-        x < a + w and a < x + width and y < b + h and b < y + height for a, b, w, h in others
-    )
-
-
-def _sprite(
-    drawn: Renderings, name: str, concept: int, longest: int, rotation: float
-) -> Image.Image:
-    """A drawing cut to its extent, scaled, turned, and cut again: RGBA."""
-    art = _cut(Image.fromarray(drawn.pictures[name][concept]))
-    scale = longest / max(art.size)
-    width, height = (max(1, round(side * scale)) for side in art.size)
-    scaled = art.resize((width, height), Image.Resampling.LANCZOS)
-    return _cut(scaled.rotate(rotation, Image.Resampling.BICUBIC, expand=True))
-
-
 def _cut(art: Image.Image) -> Image.Image:
-    opaque = np.asarray(art.getchannel("A")) > OPAQUE
-    rows, columns = (np.flatnonzero(opaque.any(axis)) for axis in (1, 0))
-    return art.crop((int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))
+    return art.crop(extent(np.asarray(art)))
 
 
 def _training_captions(
@@ -436,9 +379,9 @@ def _training_captions(
         for _ in range(CAPTIONS):
             mixed = generator.permutation(len(scene.objects))
             told = mixed[: int(generator.integers(1, len(mixed) + 1))]
-            names = [_called(table[scene.objects[i].concept], generator) for i in told]
+            names = [one_of(synonyms(table[scene.objects[i].concept]), generator) for i in told]
             texts.append(listed(names))
-        image = f"scenes/train/{file_name(scene)}"
+        image = f"scenes/train/{scene.file}"
         items.append({"image": image, "caption": texts, "image_id": identity[scene.id]})
     return items
 
@@ -447,10 +390,8 @@ def _identities(made: Sequence[Scene]) -> dict[int, int]:
     """Scene's id -> id of the first scene that shows the same concepts: to training they are one
     picture, as all drawings of a concept are among the emoji pairs."""
     first: dict[frozenset[int], int] = {}
-    return {
-        scene.id: first.setdefault(frozenset(thing.concept for thing in scene.objects), scene.id)
-        for scene in made
-    }
+    shown = {scene.id: frozenset(thing.concept for thing in scene.objects) for scene in made}
+    return {number: first.setdefault(concepts, number) for number, concepts in shown.items()}
 
 
 def _references(
@@ -460,7 +401,7 @@ def _references(
     ordered = [table[thing.concept] for thing in from_left(scene)]
     labels = [concept.label for concept in ordered]
     mixed = [ordered[i] for i in generator.permutation(len(ordered))]
-    called = [_called(concept, generator) for concept in mixed]
+    called = [one_of(synonyms(concept), generator) for concept in mixed]
     return [
         listed(labels),
         f"a picture of {listed(labels)}",
@@ -477,7 +418,7 @@ def _write_karpathy(
     identity = _identities(made)
     items, told = [], []
     for scene, generator in zip(made, generators, strict=True):
-        image, texts = f"scenes/{split}/{file_name(scene)}", _references(scene, table, generator)
+        image, texts = f"scenes/{split}/{scene.file}", _references(scene, table, generator)
         told += [(scene.id, text) for text in texts]
         if split == "train":
             number = identity[scene.id]
@@ -489,11 +430,5 @@ def _write_karpathy(
         annotations = [
             {"id": i, "image_id": image, "caption": text} for i, (image, text) in enumerate(told)
         ]
-        images = [{"id": scene.id} for scene in made]
-        truth = {"images": images, "annotations": annotations}
+        truth = {"images": [{"id": scene.id} for scene in made], "annotations": annotations}
         write_json(folder / f"coco_karpathy_{split}_gt.json", truth)
-
-
-def _called(concept: Concept, generator: np.random.Generator) -> str:
-    names = synonyms(concept)
-    return names[int(generator.integers(len(names)))]

@@ -24,9 +24,15 @@ from benchmarks.miniatures.building import (
     write_pictures,
 )
 from benchmarks.miniatures.emoji.concepts import Concept
-from benchmarks.miniatures.emoji.contact_sheets import sheet, spread
-from benchmarks.miniatures.emoji.packages import of_split, provenance, versions
-from benchmarks.miniatures.emoji.render import Renderings, area_resize, on_ground, renderings
+from benchmarks.miniatures.emoji.packages import VERSIONS, of_split, provenance
+from benchmarks.miniatures.emoji.render import (
+    Renderings,
+    area_resize,
+    on_ground,
+    renderings,
+    sheet,
+    spread,
+)
 from shared.data.errors import DataCorruptError
 
 SIZE = 32
@@ -38,13 +44,8 @@ VERSION = 1  # raise it with any change of the pictures or labels
 
 @dataclass
 class LabelledPictures:
-    """Pictures of a split and what each one shows.
-
-    Attributes:
-        images: (N, 32, 32, 3) uint8 on a white ground.
-        labels: (N,) class, -1 outside the classes.
-        paths: "<sub-group>/<rendering>_<concept>.png".
-    """
+    """Pictures (N, H, W[, 3]), their true classes (N,), -1 outside of these, and their paths, here
+    "<sub-group>/<rendering>_<concept>.png"."""
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
@@ -64,17 +65,15 @@ def subgroups(root: str | Path, rank_seed: int | None = None) -> Provenance:
     a class's difficulty and its rarity are not tied.
     """
     root = Path(root)
-    recipe = {"version": VERSION, "size": SIZE, "packages": versions()}
+    recipe = {"version": VERSION, "size": SIZE, "packages": VERSIONS}
     files = build_once(root, "emoji", recipe, _build_natural)
     if rank_seed is not None:
         name = f"emoji_lt_seed{rank_seed}"
-        recipe = {**recipe, "rank_seed": rank_seed}
-        files |= build_once(
-            root,
-            name,
-            recipe,
-            lambda folder: _write_long_tail(folder, root, name, *_all_splits()[1:], rank_seed),
-        )
+
+        def build(folder: Path) -> None:
+            _write_long_tail(folder, root, name, *_all_splits()[1:], rank_seed)
+
+        files |= build_once(root, name, {**recipe, "rank_seed": rank_seed}, build)
     return provenance("emoji-subgroups", files)
 
 
@@ -87,21 +86,17 @@ def class_subgroups(concepts: Sequence[Concept]) -> tuple[str, ...]:
 def labelled_pictures(
     drawn: Renderings, split: str, class_names: Sequence[str] | None
 ) -> LabelledPictures:
-    """All pictures of a split whose sub-group is a class, by class, concept and rendering.
-
-    Without `class_names`: the other pictures (symbols and small sub-groups), labelled -1.
-    """
+    """All pictures of a split whose sub-group is a class, by class, concept and rendering. Without
+    `class_names`: the other pictures (symbols and small sub-groups), labelled -1."""
     classes = class_names or class_subgroups(drawn.concepts)
     label_of = {name: label for label, name in enumerate(classes)}
     inside = class_names is not None
-    chosen = [c for c in drawn.concepts if (c.subgroup in label_of) == inside]
-    rows: list[tuple[int, int, str, str]] = [
+    rows = sorted(
         (label_of.get(concept.subgroup, -1), concept.id, name, concept.subgroup)
-        for concept in chosen
+        for concept in drawn.concepts
         for name in of_split(split)
-        if drawn.present[name][concept.id]
-    ]
-    rows.sort(key=lambda row: row[:3])
+        if drawn.present[name][concept.id] and (concept.subgroup in label_of) == inside
+    )
     images = np.zeros((len(rows), SIZE, SIZE, 3), np.uint8)
     for name in of_split(split):
         of_rendering = [i for i, row in enumerate(rows) if row[2] == name]
@@ -169,10 +164,9 @@ def _build_natural(folder: Path) -> None:
     (folder / "ATTRIBUTION.md").write_text(drawn.attribution)
     # Wrong signs: a black square, another object than the label says, an art cut at the edge; an
     # empty place is a drawing that this artist did not make.
-    chosen = spread(range(len(drawn.concepts)), 22)
     cells = [
         ([on_ground(p[[c]])[0] for p in drawn.pictures.values()], [drawn.concepts[c].label])
-        for c in chosen
+        for c in spread(range(len(drawn.concepts)), 22)
     ]
     sheet(cells, 1).save(folder / "contact_renderings.png")
     cells = []
@@ -200,7 +194,11 @@ def _write_long_tail(
         for path in pictures.paths:
             target = folder / name / split / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            _link(pictures_root / "images" / split / path, target)
+            source = pictures_root / "images" / split / path
+            try:
+                os.link(source, target)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(source, target)
 
 
 def _write_set(
@@ -211,10 +209,3 @@ def _write_set(
         write_list(folder / f"{name}_{split}.txt", paths, pictures.labels)
         arrays = folder / f"{name}_{split}.npz"
         save_arrays(arrays, pictures.images, pictures.labels, class_names, paths)
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(source, target)

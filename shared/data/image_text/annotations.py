@@ -5,27 +5,25 @@
 
 import json
 import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, overload
+from typing import Any, Union, get_args, get_origin
 
 import numpy as np
 
-from shared.data.readers.files import nested_too_deep, read_json, read_text, shortened
 from shared.data.errors import DataCorruptError
+from shared.data.readers.files import nested_too_deep, read_json, read_text, shortened
 from shared.files import parse_json
 
 Annotation = dict[str, Any]
 _BRACKETS = 50  # of an entry, beyond which its depth is worth a look
 
 
-class Annotations(Sequence[Annotation]):
-    """Objects of JSON files, kept as text and parsed when asked for (microseconds each).
-
+class Annotations:
+    """Objects of JSON files, kept as text and parsed anew when asked for (microseconds each).
     Millions of dicts would fill the memory of every worker process: reading a Python object in a
-    forked process copies its page. Each access gives a new dict.
-    """
+    forked process copies its page."""
 
     def __init__(self, parts: Mapping[Path, list[bytes]]) -> None:
         texts = [text for part in parts.values() for text in part]
@@ -43,15 +41,7 @@ class Annotations(Sequence[Annotation]):
             yield json.loads(self._data[start:end].decode())
             start = end
 
-    @overload
-    def __getitem__(self, index: int) -> Annotation: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Annotation]: ...
-
-    def __getitem__(self, index: int | slice) -> Annotation | list[Annotation]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
+    def __getitem__(self, index: int) -> Annotation:
         place = range(len(self))[operator.index(index)]
         start = 0 if place == 0 else self._ends[place - 1]
         return json.loads(self._data[start : self._ends[place]].decode())
@@ -68,8 +58,7 @@ def read_annotations(
     """Read the objects of one or several files, in order.
 
     Args:
-        required: types of the keys that every entry must have, e.g. `{"image": str, "caption": str
-            | list[str]}`.
+        required: keys of every entry and their types, e.g. `{"caption": str | list[str]}`.
 
     Raises:
         DataNotFoundError: no such file.
@@ -95,11 +84,9 @@ def _read(path: Path, required: Mapping[str, Any]) -> list[bytes]:
             if key not in entry:
                 keys = ", ".join(name if name.isprintable() else repr(name) for name in entry)
                 raise DataCorruptError(f"{where} has no {key!r}; its keys: {keys[:200] or 'none'}")
-            if not _is(entry[key], kind):
-                expected = kind.__name__ if isinstance(kind, type) else kind
-                raise DataCorruptError(
-                    f"{where}: {key!r} is {shortened(entry[key])}, expected {expected}"
-                )
+            if not _is(value := entry[key], kind):
+                name = kind.__name__ if isinstance(kind, type) else kind
+                raise DataCorruptError(f"{where}: {key!r} is {shortened(value)}, expected {name}")
         try:
             text = json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode()
         except UnicodeEncodeError as error:
@@ -119,7 +106,7 @@ def _objects(path: Path) -> Iterable[Any]:
     if path.suffix == ".jsonl":
         text = read_text(path)
         lines = text.removesuffix("\n").split("\n") if text else []
-        return (_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1))
+        return (_parse(line, _where(path, number)) for number, line in enumerate(lines))
     content = read_json(path)
     if not isinstance(content, list):
         raise DataCorruptError(f"{path}: expected a list of entries, got {shortened(content)}")

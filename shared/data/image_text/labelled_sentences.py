@@ -1,4 +1,5 @@
-"""Sentences about pictures, each with a label: the files of NLVR2 and SNLI-VE."""
+"""Sentences about pictures, each with a label: the files of NLVR2 and SNLI-VE
+(docs/papers/albef.md, section 6)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -6,23 +7,17 @@ from typing import Any, ClassVar
 import torch
 
 from shared.data.image_text.annotations import Annotation
-from shared.data.readers.files import shortened
 from shared.data.image_text.pairs import ImageTextBatch, ImageTextData, Keys
+from shared.data.readers.files import shortened
 from shared.data.text.cleaning import clean_caption
 
 
 class SentenceData(ImageTextData):
     """Annotations with `sentence` and `label`; subclasses say where the pictures are.
 
-    ImageTextBatch, in training as in evaluation: what `ImageTextData` gives; `input_ids` and
-    `attention_mask` (B, L) int64, the cleaned sentences, padded to the longest and never cut;
-    `labels` (B,) int64, places in `class_names`.
-
-    Class attribute `class_names`: the labels as they are written in the files.
-
-    Args:
-        max_words: of a sentence.
-        base: the arguments of `ImageTextData`.
+    Batch, in training as in evaluation: what `ImageTextData` gives; `input_ids` and
+    `attention_mask` (B, L) int64, the cleaned sentences of up to `max_words`, padded to the longest
+    and never cut; `labels` (B,) int64, places in `class_names`, which are those of the files.
     """
 
     required: ClassVar[Mapping[str, Any]] = {"sentence": str, "label": str}
@@ -45,12 +40,9 @@ class SentenceData(ImageTextData):
 
 
 class NLVRData(SentenceData):
-    """Annotations {images: [left, right], sentence, label: "True" or "False"} (docs/papers/albef.md,
-    section 6).
-
-    Batch: see `SentenceData`; `images` (2 B, 3, S, S), all left ones first; `labels` 1 for true. If
-    one of two pictures can't be read, the entry counts as unreadable.
-    """
+    """Annotations {images: [left, right], sentence, label: "True" or "False"}. Batch: see
+    `SentenceData`; `images` (2 B, 3, S, S), all left ones first; `labels` 1 for true. If one of two
+    pictures can't be read, the entry counts as unreadable."""
 
     required: ClassVar[Mapping[str, Any]] = {**SentenceData.required, "images": list[str]}
     class_names = ("False", "True")
@@ -65,11 +57,9 @@ class NLVRData(SentenceData):
 
 
 class EntailmentData(SentenceData):
-    """Annotations {image: Flickr's number, sentence, label} (docs/papers/albef.md, section 6).
-
-    The picture is `<image>.jpg` below `image_root`. Batch: see `SentenceData`; `labels` 2 for
-    entailment, 1 for neutral, 0 for contradiction.
-    """
+    """Annotations {image: Flickr's number, sentence, label}. The picture is `<image>.jpg` below
+    `image_root`. Batch: see `SentenceData`; `labels` 2 for entailment, 1 for neutral, 0 for
+    contradiction."""
 
     required: ClassVar[Mapping[str, Any]] = {**SentenceData.required, "image": str}
     class_names = ("contradiction", "neutral", "entailment")

@@ -7,6 +7,7 @@ pairs, for pre-training and retrieval.
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -16,17 +17,16 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 
-from shared.data.image_text.annotations import Annotations, Annotation, read_annotations
-from shared.data.readers.files import image_path, is_text, not_found, shortened
 from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.image_text.annotations import Annotation, Annotations, read_annotations
 from shared.data.images import FolderImages, Pictures, stand_ins
 from shared.data.loading.loader import EvaluationLoader, ResumableLoader
-from shared.randomness import key_uniforms, sample_keys
-from shared.data.loading.streams import Draws
-from shared.data.loading.streams import Permutation, Permutations, Stream, StreamBatches
+from shared.data.loading.streams import Draws, Permutation, Permutations, Stream, StreamBatches
+from shared.data.readers.files import image_path, is_text, not_found, shortened
 from shared.data.text.cleaning import clean_caption
 from shared.data.text.wordpiece import WordPiece
 from shared.data.views.interface import Views, build_views
+from shared.randomness import key_uniforms, sample_keys
 
 ImageTextBatch = dict[str, Any]
 Keys = NDArray[np.uint64]
@@ -40,37 +40,27 @@ class TrainingSource(Protocol):
 
     def stream(self, seed: int) -> Stream:
         """The order of the samples: one pass an epoch."""
-        ...
 
     def take(
         self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
     ) -> tuple[Pictures, NDArray[np.int64]]:
-        """The samples' pictures, and which samples they are after replacing unreadable ones.
-
-        Another sample of `pool` stands in; without a pool it is left out.
-        """
-        ...
+        """The samples' pictures, and which samples they are: for an unreadable one another of
+        `pool` stands in; without a pool it is left out."""
 
     def entries(self, indices: NDArray[np.int64]) -> list[Annotation]:
-        """The samples' annotations; "index" is a sample's number in a batch, else its own."""
-        ...
+        """The samples' annotations, each with its number in the split as "index"."""
 
 
+@dataclass(eq=False)
 class AnnotatedSamples:
-    """The entries that `members` (sorted numbers, (N,)) names, as a `TrainingSource`.
+    """The entries that `members` (sorted numbers, (N,)) names, as a `TrainingSource`. `rows` (N,
+    P): places of each one's P pictures in `images`; entries may share pictures. `take` gives the
+    first picture of each sample, then the second one of each."""
 
-    `rows` (N, P): places of each one's P pictures in `images`; entries may share pictures. `take`
-    gives the first picture of each sample, then the second one of each.
-    """
-
-    def __init__(
-        self,
-        entries: Annotations,
-        members: NDArray[np.int64],
-        images: FolderImages,
-        rows: NDArray[np.int64],
-    ) -> None:
-        self._entries, self.members, self.images, self.rows = entries, members, images, rows
+    annotations: Annotations
+    members: NDArray[np.int64]
+    images: FolderImages
+    rows: NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.members)
@@ -81,11 +71,6 @@ class AnnotatedSamples:
     def take(
         self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
     ) -> tuple[Pictures, NDArray[np.int64]]:
-        """See `TrainingSource`.
-
-        Raises:
-            DataCorruptError: too large a share is unreadable, or no sample of the pool is readable.
-        """
         groups: list[list[NDArray[np.uint8]]] = []
         used: list[int] = []
         for index in indices:
@@ -103,58 +88,42 @@ class AnnotatedSamples:
         return [picture for place in by_place for picture in place], np.array(used, np.int64)
 
     def entries(self, indices: NDArray[np.int64]) -> list[Annotation]:
-        return [self._entries[i] | {"index": int(i)} for i in self.members[indices]]
+        return [self.annotations[i] | {"index": int(i)} for i in self.members[indices]]
 
 
+@dataclass(eq=False)
 class ImageTextBatches:
-    """Batches of a source: in training from plans of one stream, in evaluation from numbers.
+    """Batches of a source: in training from plans of one stream, in evaluation from numbers. In
+    training another sample stands in for an unreadable one; in evaluation it is left out. `texts`:
+    see `ImageTextData.texts`; `seed`: of augmentation and of draws among texts."""
 
-    In training another sample stands in for an unreadable one; in evaluation it is left out.
+    source: TrainingSource
+    transform: Views
+    texts: Callable[[Sequence[Annotation], Keys | None, str], ImageTextBatch]
+    split: str
+    seed: int = 0
 
-    Args:
-        texts: see `ImageTextData.texts`. split: "train", or that of evaluation.
-        seed: of augmentation and of draws among texts.
-    """
-
-    def __init__(
-        self,
-        source: TrainingSource,
-        transform: Views,
-        texts: Callable[[Sequence[Annotation], Keys | None, str], ImageTextBatch],
-        split: str,
-        seed: int = 0,
-    ) -> None:
-        self.source, self.transform, self.texts = source, transform, texts
-        self.split, self.seed = split, seed
-        self._pool = np.arange(len(source))
+    @cached_property
+    def pool(self) -> NDArray[np.int64]:
+        return np.arange(len(self.source))
 
     def __getitems__(self, plan: tuple[Draws] | NDArray[np.int64]) -> ImageTextBatch:
-        if isinstance(plan, np.ndarray):
-            return self._evaluation(plan)
-        (draws,) = plan
-        pictures, used = self.source.take(draws.positions, self._pool)
-        entries, indices = self._numbered(used)
-        views = ["train", *(f"train {place}" for place in range(1, len(pictures) // len(used)))]
-        keys = [sample_keys(self.seed, draws.passes, indices, view) for view in views]
-        images = self.transform(pictures, "train", np.concatenate(keys))
-        text_keys = sample_keys(self.seed, draws.passes, indices, "caption")
+        draws = None if isinstance(plan, np.ndarray) else plan[0]
+        wanted = plan if isinstance(plan, np.ndarray) else plan[0].positions
+        pictures, used = self.source.take(wanted, None if draws is None else self.pool)
+        if len(used) == 0:
+            raise DataCorruptError(f"none of the {len(wanted)} images of a batch can be read")
+        entries = self.source.entries(used)
+        indices = np.array([entry["index"] for entry in entries], np.int64)
+        if draws is None:
+            images, text_keys = self.transform(pictures, "test"), None
+        else:
+            views = ["train", *(f"train {place}" for place in range(1, len(pictures) // len(used)))]
+            keys = [sample_keys(self.seed, draws.passes, indices, view) for view in views]
+            images = self.transform(pictures, "train", np.concatenate(keys))
+            text_keys = sample_keys(self.seed, draws.passes, indices, "caption")
         texts = self.texts(entries, text_keys, self.split)
         return {"images": images, "indices": torch.from_numpy(indices), **texts}
-
-    def _evaluation(self, numbers: NDArray[np.int64]) -> ImageTextBatch:
-        pictures, used = self.source.take(numbers)
-        if len(used) == 0:
-            raise DataCorruptError(f"none of the {len(numbers)} images of a batch can be read")
-        entries, indices = self._numbered(used)
-        images = self.transform(pictures, "test")
-        texts = self.texts(entries, None, self.split)
-        return {"images": images, "indices": torch.from_numpy(indices), **texts}
-
-    def _numbered(self, samples: NDArray[np.int64]) -> tuple[list[Annotation], NDArray[np.int64]]:
-        """Entries that hold their number as "index", and these numbers."""
-        pairs = zip(samples, self.source.entries(samples), strict=True)
-        entries = [{"index": int(sample)} | entry for sample, entry in pairs]
-        return entries, np.array([entry["index"] for entry in entries], np.int64)
 
 
 class ImageTextData(pl.LightningDataModule):
@@ -168,13 +137,12 @@ class ImageTextData(pl.LightningDataModule):
     stands in for its entry, in evaluation the entry is left out.
 
     Args:
-        files: split -> annotation file or files, see `shared.data.image_text.annotations.read_annotations`.
+        files: split -> annotation file or files, see `read_annotations`.
         image_root: folder that the pictures' paths are relative to; or data set -> folder, where
             entries name their `dataset`.
         vocab: see `shared.data.text.wordpiece.WordPiece`.
         augmentation: `_target_` of the views and their arguments; "train" and "test" are used.
         batch_size: total over all ranks. eval_batch_size: of one rank.
-        num_workers: processes per loader.
         seed: of sampling, of augmentation and of draws among captions.
         steps_per_epoch: batches per epoch, drawn from concatenated passes; None makes an epoch one
             pass of the training set, without the partial batch at its end.
@@ -187,6 +155,7 @@ class ImageTextData(pl.LightningDataModule):
     """
 
     required: ClassVar[Mapping[str, Any]] = {"image": str}  # keys of every entry and their types
+    image_ids: Any = None  # (N,) int64 of all training entries, where a task has it
 
     def __init__(
         self,
@@ -216,36 +185,26 @@ class ImageTextData(pl.LightningDataModule):
         self._evaluated: dict[str, AnnotatedSamples] = {}
 
     def image_names(self, entry: Annotation) -> list[str]:
-        """The paths of an entry's pictures, relative to its root; equally many for all entries.
-
-        It may raise a `DataCorruptError`; where the entry is gets added to its message.
-        """
+        """The paths of an entry's pictures, relative to its root; equally many for all entries."""
         return [entry["image"]]
 
     def root_of(self, entry: Annotation) -> str:
-        """The folder of an entry's pictures."""
         root = self._h.image_root
         if isinstance(root, str):
             return root
-        if not isinstance(entry.get("dataset"), str) or entry["dataset"] not in root:
-            raise DataCorruptError(
-                f"`dataset` is {shortened(entry.get('dataset'))}, but image_root has "
-                f"{', '.join(root)}"
-            )
-        return root[entry["dataset"]]
+        name = entry.get("dataset")
+        if not isinstance(name, str) or name not in root:
+            known = ", ".join(root)
+            raise DataCorruptError(f"`dataset` is {shortened(name)}, but image_root has {known}")
+        return root[name]
 
     def problem(self, entry: Annotation, split: str) -> str | None:
         """Why an entry can't be used: training leaves it out with a warning, evaluation refuses."""
         return None
 
     def texts(self, entries: Sequence[Annotation], keys: Keys | None, split: str) -> ImageTextBatch:
-        """What a batch holds besides pictures and indices.
-
-        Args:
-            entries: those of the batch, each with its number in the split as "index".
-            keys: (B,) random keys in training, None in evaluation.
-            split: "train" or, as in `files`, that of evaluation.
-        """
+        """What a batch holds besides pictures and indices. `keys` (B,) are random keys in
+        training, None in evaluation; entries have their number in `split` as "index"."""
         return {}
 
     @cached_property
@@ -253,18 +212,12 @@ class ImageTextData(pl.LightningDataModule):
         return WordPiece(self._h.vocab)
 
     def entries(self, split: str) -> Annotations:
-        """The annotations of a split, a sequence of dicts, read once.
-
-        Raises:
-            ValueError: `files` doesn't name the split. And what `read_annotations` raises.
-        """
+        """The annotations of a split, read once; ValueError where `files` doesn't name it."""
         if split not in self._entries:
             files = {name: given for name, given in self._h.files.items() if given}
             if split not in files:
-                raise ValueError(
-                    f"no annotations of split {split!r}: name them in files, which has "
-                    f"{', '.join(files) or 'none'}"
-                )
+                known = ", ".join(files) or "none"
+                raise ValueError(f"no annotations of split {split!r}: `files` has {known}")
             self._entries[split] = read_annotations(files[split], self.required)
         return self._entries[split]
 
@@ -272,17 +225,14 @@ class ImageTextData(pl.LightningDataModule):
     def source(self) -> TrainingSource:
         """The training samples: entries without a problem, after `subset`."""
         entries, h = self.entries("train"), self._h
-        problems = {
-            number: problem
-            for number, entry in enumerate(entries)
-            if (problem := self.problem(entry, "train")) is not None
-        }
-        members = np.setdiff1d(np.arange(len(entries)), np.array(list(problems), np.int64))
-        if problems:
-            number, problem = next(iter(problems.items()))
+        problems = [self.problem(entry, "train") for entry in entries]
+        bad = np.array([problem is not None for problem in problems])
+        members = np.flatnonzero(~bad)
+        if bad.any():
+            first = int(bad.argmax())
             warnings.warn(
-                f"{len(problems)} of {len(entries)} training entries are left out; the first is "
-                f"{entries.where(number)}: {problem}",
+                f"{bad.sum()} of {len(entries)} training entries are left out; the first is "
+                f"{entries.where(first)}: {problems[first]}",
                 stacklevel=2,
             )
         if not len(members):
@@ -295,11 +245,7 @@ class ImageTextData(pl.LightningDataModule):
         return self._samples("train", members)
 
     def evaluated(self, split: str) -> AnnotatedSamples:
-        """All entries of a split.
-
-        Raises:
-            DataCorruptError: an entry has a problem.
-        """
+        """All entries of a split; DataCorruptError if one has a problem."""
         if split not in self._evaluated:
             entries = self.entries(split)
             for number, entry in enumerate(entries):
@@ -314,6 +260,7 @@ class ImageTextData(pl.LightningDataModule):
         _ = self.tokenizer
         if stage == "fit":
             self._schedule()
+            _ = self.image_ids  # before worker processes are forked
         split = h.test_split if stage == "test" else h.val_split
         if split is not None:
             self.evaluated(split)
@@ -336,23 +283,17 @@ class ImageTextData(pl.LightningDataModule):
         if split is None:
             return []
         h, samples = self._h, self.evaluated(split)
-        return EvaluationLoader(
-            ImageTextBatches(samples, self.transform, self.texts, split),
-            len(samples),
-            h.eval_batch_size,
-            h.num_workers,
-            *self._rank_and_world(),
-        )
+        batches = ImageTextBatches(samples, self.transform, self.texts, split)
+        sizes = len(samples), h.eval_batch_size, h.num_workers
+        return EvaluationLoader(batches, *sizes, *self._rank_and_world())
 
     def _schedule(self) -> StreamBatches:
         h, size = self._h, len(self.source)
         if h.steps_per_epoch is None:
             stream = self.source.stream(h.seed)
         elif h.batch_size > size:
-            raise ValueError(
-                f"batch_size={h.batch_size} is larger than the training set ({size} entries): "
-                "lower batch_size or use more data"
-            )
+            told = f"batch_size={h.batch_size} is larger than the training set ({size} entries)"
+            raise ValueError(f"{told}: lower it or use more data")
         else:
             stream = Permutations(h.seed, size, h.batch_size * h.steps_per_epoch)
         return StreamBatches([stream], [h.batch_size], True, *self._rank_and_world())
@@ -362,34 +303,23 @@ class ImageTextData(pl.LightningDataModule):
         places: dict[str, int] = {}
         rows: list[list[int]] = []
         for number in members:
+            entry = entries[number]
             try:
-                names = self._paths(entries[number])
+                root, names = self.root_of(entry), self.image_names(entry)
+                own = [image_path(root, name, h.allow_outside) for name in names]
             except DataCorruptError as error:
                 raise DataCorruptError(f"{entries.where(number)}: {error}") from error
-            rows.append([places.setdefault(name, len(places)) for name in names])
-        paths = list(places)
-        origin = f"annotations of split {split!r}"
+            rows.append([places.setdefault(path, len(places)) for path in own])
+        paths, origin = list(places), f"annotations of split {split!r}"
         _check_root(paths, origin)
-        images = FolderImages(
-            paths,
-            np.full(len(paths), -1),
-            [],
-            origin,
-            h.max_corrupt,
-            truncated=True,
-            mode=h.image_mode,
-            cache=h.cache_images,
-        )
+        how = {"truncated": True, "mode": h.image_mode, "cache": h.cache_images}
+        unlabelled = np.full(len(paths), -1)
+        images = FolderImages(paths, unlabelled, [], origin, h.max_corrupt, **how)
         return AnnotatedSamples(entries, members, images, np.array(rows, np.int64))
 
-    def _paths(self, entry: Annotation) -> list[str]:
-        root, allow_outside = self.root_of(entry), self._h.allow_outside
-        return [image_path(root, name, allow_outside) for name in self.image_names(entry)]
-
     def _rank_and_world(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
+        trainer = self.trainer
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
 
 class PairData(ImageTextData):
@@ -402,15 +332,13 @@ class PairData(ImageTextData):
     entries have `hard`, the first caption of another one that is easily taken for it, also
     `hard_text` (T,), that other entry's number.
 
-    Captions are cleaned, see `clean_caption`. Training entries without a word in any caption are
-    left out.
+    Captions are cleaned, see `clean_caption`, and cut to `max_words`. Training entries without a
+    word in any caption are left out.
 
     Args:
         max_text_tokens: of texts in "train" and "eval", [CLS] included; longer ones are cut. Null
             keeps them whole. Training batches are padded to their longest text, evaluation to the
             limit (docs/papers/albef.md, section 4.3).
-        max_words: of a caption.
-        base: the arguments of `ImageTextData`.
     """
 
     required: ClassVar[Mapping[str, Any]] = {"image": str, "caption": str | list[str]}
@@ -428,35 +356,22 @@ class PairData(ImageTextData):
         if len(self.token_limits) > len(limits):
             raise ValueError(f"max_text_tokens has keys train and eval, got {max_text_tokens}")
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if stage == "fit":
-            _ = self.image_ids  # before worker processes are forked
-
     @cached_property
     def image_ids(self) -> NDArray[np.int64]:
-        """(N,) of all training entries: their images, numbered by first appearance.
-
-        Annotations are of one image if they have the same `image_id`, or none and the same path.
-        """
+        """Images of training entries, numbered by first appearance: annotations are of one image if
+        they have the same `image_id`, or none and the same path."""
         numbers: dict[tuple[int | str | None, str], int] = {}
         pairs = ((entry.get("image_id"), entry["image"]) for entry in self.entries("train"))
         identities = ((number, path if number is None else "") for number, path in pairs)
         return np.array([numbers.setdefault(i, len(numbers)) for i in identities], np.int64)
 
     def hard_entries(self, split: str) -> NDArray[np.int64]:
-        """(N,) the entry whose first caption is an entry's `hard`.
-
-        Raises:
-            DataCorruptError: there is none.
-        """
+        """(N,) the entry whose first caption is an entry's `hard`; DataCorruptError if none is."""
         if split not in self._hard:
             entries = self.entries(split)
             numbers = {self.captions(entry)[0]: n for n, entry in enumerate(entries)}
-            found = [
-                numbers.get(clean_caption(entry.get("hard", ""), self._h.max_words), -1)
-                for entry in entries
-            ]
+            hard = (clean_caption(e.get("hard", ""), self._h.max_words) for e in entries)
+            found = [numbers.get(text, -1) for text in hard]
             if -1 in found:
                 where = entries.where(found.index(-1))
                 raise DataCorruptError(f"{where}: its `hard` is no other entry's first caption")
@@ -501,6 +416,5 @@ def _check_root(paths: Sequence[str], origin: str) -> None:
     """Look for some evenly spaced pictures: with a wrong root none of them is there."""
     places = np.unique(np.linspace(0, len(paths) - 1, _LOOKED_FOR).astype(int))
     if not any(Path(paths[place]).is_file() for place in places):
-        raise DataNotFoundError(
-            f"{not_found(Path(paths[0]))} ({origin}: none of {len(places)} images is there)"
-        )
+        missing = f"{origin}: none of {len(places)} images is there"
+        raise DataNotFoundError(f"{not_found(Path(paths[0]))} ({missing})")

@@ -20,21 +20,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.data.image_text.annotations import Annotation
-from shared.data.readers.files import is_integer, is_number, is_text, read_json, shortened
-from shared.data.image_text.pairs import ImageTextBatch, ImageTextData, Keys
 from shared.data.errors import DataCorruptError
+from shared.data.image_text.annotations import Annotation
+from shared.data.image_text.pairs import ImageTextBatch, ImageTextData, Keys
+from shared.data.readers.files import is_integer, is_number, is_text, read_json, shortened
 from shared.data.readers.plain_pickle import read_plain_pickle
 from shared.data.text.cleaning import clean_caption
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What an expression refers to.
-
-    `box` [x, y, width, height] and `proposals` (P, 4) in pixels of an image of `size` (height,
-    width); `split` as REFER has it.
-    """
+    """What an expression refers to: `box` [x, y, width, height] and `proposals` (P, 4) in pixels of
+    an image of `size` (height, width); `split` as REFER has it."""
 
     box: tuple[float, ...]
     size: tuple[int, int]
@@ -43,18 +40,11 @@ class Reference:
 
 
 class References:
-    """The references of REFER by `ref_id`, with the proposals of their images.
-
-    Args:
-        refs: `refs(unc).p`. instances: `instances.json`. proposals: `dets.json`.
-
-    Raises:
-        DataNotFoundError: no such file.
-        DataCorruptError: a file of another form; a pickle that holds more than plain data.
-    """
+    """The references of REFER by `ref_id`, with the proposals of their images, from `refs(unc).p`,
+    `instances.json` and `dets.json`; a pickle that holds more than plain data is refused."""
 
     def __init__(self, refs: str | Path, instances: str | Path, proposals: str | Path) -> None:
-        self.paths = {"refs": refs, "instances": instances, "proposals": proposals}
+        self.paths = refs, instances, proposals
         self._refs = _by_key(read_plain_pickle(refs), "ref_id", refs)
         content = read_json(instances)
         if not isinstance(content, dict):
@@ -68,7 +58,7 @@ class References:
 
     def __getitem__(self, ref_id: int) -> Reference:
         """Raises DataCorruptError, which names the reference, if anything of it is missing."""
-        refs, instances, proposals = self.paths.values()
+        refs, instances, proposals = self.paths
         ref = self._refs.get(ref_id)
         if ref is None:
             raise DataCorruptError(f"ref_id {ref_id} is not in {refs}")
@@ -77,25 +67,21 @@ class References:
         if missing:
             raise DataCorruptError(f"ref_id {ref_id} in {refs} lacks {', '.join(missing)}")
         box: Any = self._boxes.get(ref["ann_id"])
-        image = self._images.get(ref["image_id"])
+        image = self._images.get(ref["image_id"], {})
+        size: Any = image.get("height"), image.get("width")
+        boxes, own = self._proposals.get(str(ref["image_id"])), f"image {ref['image_id']}"
         if not _is_box(box):
-            raise DataCorruptError(
-                f"ref_id {ref_id}: annotation {ref['ann_id']} has no bbox in {instances}"
-            )
-        if image is None or not all(_is_size(image.get(key)) for key in ("height", "width")):
-            raise DataCorruptError(
-                f"ref_id {ref_id}: image {ref['image_id']} with height and width is not in "
-                f"{instances}"
-            )
-        boxes = self._proposals.get(str(ref["image_id"]))
-        if not boxes or not isinstance(boxes, list) or not all(map(_is_box, boxes)):
-            problem = "is no list of [x, y, width, height]" if boxes else "has none"
-            raise DataCorruptError(
-                f"ref_id {ref_id}: proposals of image {ref['image_id']}: {proposals} {problem}"
-            )
-        size = image["height"], image["width"]
-        proposed = torch.tensor([proposal[:4] for proposal in boxes], dtype=torch.float32)
-        return Reference(tuple(box[:4]), size, ref["split"], proposed)
+            problem = f"annotation {ref['ann_id']} has no bbox in {instances}"
+        elif not all(is_integer(side) and is_number(side) and side > 0 for side in size):
+            problem = f"{own} with height and width is not in {instances}"
+        elif not boxes:
+            problem = f"proposals of {own}: {proposals} has none"
+        elif not isinstance(boxes, list) or not all(map(_is_box, boxes)):
+            problem = f"proposals of {own}: {proposals} is no list of [x, y, width, height]"
+        else:
+            proposed = torch.tensor([proposal[:4] for proposal in boxes], dtype=torch.float32)
+            return Reference(tuple(box[:4]), size, ref["split"], proposed)
+        raise DataCorruptError(f"ref_id {ref_id}: {problem}")
 
 
 class ReferringData(ImageTextData):
@@ -108,14 +94,9 @@ class ReferringData(ImageTextData):
     `sizes` (B, 2), height and width of the image that the boxes belong to; `proposals`, a list of
     (P, 4); `splits`, a list of names. Its `image_ids` tell images of the batch apart.
 
-    Texts are cleaned (`clean_caption`), padded to the longest, and not cut but by words. Training
-    entries without a word are left out; in evaluation they are refused, and so are those whose
-    `ref_id` has no reference, box or proposals.
-
-    Args:
-        refs, instances, proposals: see `References`.
-        max_words: of an expression.
-        base: the arguments of `ImageTextData`.
+    Texts are cleaned (`clean_caption`), padded to the longest, and not cut but by `max_words`.
+    Training entries without a word are left out; in evaluation they are refused, and so are those
+    whose `ref_id` has no reference, box or proposals. For the files see `References`.
     """
 
     required: ClassVar[Mapping[str, Any]] = {"image": str, "text": str}
@@ -131,13 +112,7 @@ class ReferringData(ImageTextData):
 
     @cached_property
     def image_ids(self) -> NDArray[np.int64]:
-        """(N,) of all training entries."""
         return image_identities([entry["image"] for entry in self.entries("train")])
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if stage == "fit":
-            _ = self.image_ids  # before worker processes are forked
 
     def problem(self, entry: Annotation, split: str) -> str | None:
         if not self.expression(entry):
@@ -161,10 +136,9 @@ class ReferringData(ImageTextData):
         if keys is not None:
             numbers = [entry["index"] for entry in entries]
             return batch | {"image_ids": torch.from_numpy(self.image_ids[numbers])}
-        identities = image_identities([entry["image"] for entry in entries])
         found = [self.references[entry["ref_id"]] for entry in entries]
         return batch | {
-            "image_ids": torch.from_numpy(identities),
+            "image_ids": torch.from_numpy(image_identities([e["image"] for e in entries])),
             "ref_ids": torch.tensor([entry["ref_id"] for entry in entries]),
             "boxes": torch.tensor([reference.box for reference in found], dtype=torch.float32),
             "sizes": torch.tensor([reference.size for reference in found]),
@@ -201,7 +175,3 @@ def _is_box(value: Any) -> bool:
         and all(map(is_number, value[:4]))
         and min(value[2:4]) >= 0
     )
-
-
-def _is_size(value: Any) -> bool:
-    return is_integer(value) and is_number(value) and value > 0

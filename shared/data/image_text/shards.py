@@ -18,6 +18,7 @@ import tarfile
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -25,11 +26,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.data.readers.files import one_line, open_data, read_arrays, shortened
-from shared.data.image_text.pairs import PairData
 from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.image_text.pairs import PairData
 from shared.data.images import FileImages
 from shared.data.loading.streams import Draws
+from shared.data.readers.files import one_line, open_data, read_arrays, shortened
 from shared.data.text.cleaning import clean_caption
 from shared.files import open_regular, parse_json, replacing
 
@@ -38,15 +39,7 @@ log = logging.getLogger(__name__)
 Place = tuple[int, int]  # offset and size in bytes
 
 _IDS = (int, str)  # what an "image_id" may be; any other counts as none
-
-_KINDS = {
-    "jpg": "image",
-    "jpeg": "image",
-    "png": "image",
-    "webp": "image",
-    "txt": "txt",
-    "json": "json",
-}
+_KINDS = {"txt": "txt", "json": "json"} | dict.fromkeys(("jpg", "jpeg", "png", "webp"), "image")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _ROW = np.dtype(
     [
@@ -79,11 +72,10 @@ class Table(NamedTuple):
 class ShardSamples(FileImages):
     """The pairs of all `shards`, a `TrainingSource` of `shared.data.image_text.pairs`.
 
-    Pictures without a caption are left out with a warning.
+    Pictures without a caption are left out with a warning; for other arguments see `FileImages`.
 
     Args:
         shards: paths or patterns ("/data/cc3m/*.tar"); matches are sorted.
-        max_corrupt, mode, cache: see `FileImages`; cut-off pictures are read as far as they go.
         index_folder: where index files go if they can't be written beside their shards; by default
             `shard-index` in TENFOLD_CACHE (data/cache).
         window: so many shards are shuffled together, see `WindowShuffle`.
@@ -128,7 +120,7 @@ class ShardSamples(FileImages):
         return WindowShuffle(seed, self._ends, self.window)
 
     def entries(self, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
-        """The samples' {"caption": text or list of texts, "image_id"}."""
+        """The samples' {"caption": text or list of texts, "image_id", "index"}."""
         return [self._entry(int(index)) for index in indices]
 
     def path(self, index: int) -> str:
@@ -147,11 +139,9 @@ class ShardSamples(FileImages):
         text = self._read(shard, int(row["text"]), int(row["text_size"]))
         caption = _caption(text, "json" if row["is_json"] else "txt")
         if not _has_words(caption):
-            raise DataCorruptError(
-                f"{self.shards[shard]}: no caption at byte {row['text']}; its index file is of "
-                "another shard, delete it"
-            )
-        return {"caption": caption, "image_id": int(row["identity"])}
+            where = f"{self.shards[shard]}: no caption at byte {row['text']}"
+            raise DataCorruptError(f"{where}; its index file is of another shard, delete it")
+        return {"caption": caption, "image_id": int(row["identity"]), "index": index}
 
     def _place(self, index: int) -> tuple[int, Any]:
         return int(np.searchsorted(self._ends, index, side="right")), self._rows[index]
@@ -160,18 +150,15 @@ class ShardSamples(FileImages):
         return self._files.read(self.shards[shard], self._stamps[shard], offset, size)
 
 
+@dataclass(eq=False)
 class WindowShuffle:
-    """Every sample once an epoch: shards in random order, and `window` of them shuffled together.
+    """Every sample once an epoch: shards in random order, and `window` of them shuffled together,
+    so that only that many files are read at a time. A `Stream`: the order is a function of (seed,
+    epoch) alone. `ends` (S,): where the samples of each shard end."""
 
-    So only that many files are read at a time. A `Stream` of `shared.data.loading.streams`: an epoch's
-    order is a function of (seed, epoch) alone.
-
-    Args:
-        ends: (S,) numbers at which the samples of each shard end.
-    """
-
-    def __init__(self, seed: int, ends: NDArray[np.int64], window: int) -> None:
-        self.seed, self.ends, self.window = seed, ends, window
+    seed: int
+    ends: NDArray[np.int64]
+    window: int
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -189,12 +176,8 @@ class WindowShuffle:
 
 
 class ShardPairData(PairData):
-    """As `PairData`, with training pairs from shards; `files` name those of the other splits.
-
-    Args:
-        shards, index_folder, window: see `ShardSamples`.
-        pairs: the arguments of `PairData`; `subset` must be None.
-    """
+    """As `PairData`, with training pairs from `ShardSamples`; `files` name those of the other
+    splits, and `subset` must be None."""
 
     def __init__(
         self,
@@ -226,48 +209,39 @@ class ShardPairData(PairData):
 
 
 def find_shards(shards: str | Path | Iterable[str | Path]) -> list[str]:
-    """Return the paths that names and patterns match, each pattern's sorted.
-
-    Raises:
-        DataNotFoundError: nothing matches. ValueError: a shard is given twice.
-    """
+    """Return the paths that names and patterns match, each pattern's sorted."""
     found: list[str] = []
     for name in [shards] if isinstance(shards, str | Path) else shards:
-        paths = [str(name)] if os.path.isfile(name) else sorted(glob.glob(str(name)))
-        paths = [path for path in paths if os.path.isfile(path)]
-        if not paths:
+        matches = [str(name)] if os.path.isfile(name) else sorted(glob.glob(str(name)))
+        if not (paths := [path for path in matches if os.path.isfile(path)]):
             advice = "give a pattern such as DIR/*.tar, or paths (braces are not expanded)"
             raise DataNotFoundError(f"{name}: no shard found; {advice}")
         found += paths
     if not found:
         raise ValueError("no shard is given")
-    twice = [path for path, count in Counter(found).items() if count > 1]
-    if twice:
-        raise ValueError(f"{twice[0]}: the shard is given twice")
+    path, count = Counter(found).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{path}: the shard is given twice")
     return found
 
 
 def read_table(path: str | Path) -> Table:
-    """Read the members' names and places, and the captions, from a tar file.
-
-    Raises:
-        DataCorruptError: see `ShardSamples`.
-    """
+    """Read the members' names and places, and the captions, from a tar file; see `ShardSamples`
+    for what is refused."""
     with open_data(path) as file:
-        _refuse_compressed(path, file)
-        stamp = _stamp(file)
-        members = _members(path, file)
-        rows, left_out = [], []
-        for key, parts in members.items():
-            if "image" not in parts:
-                continue
-            row = _row(parts, file)
-            if row is None:
-                left_out.append(key)
-            else:
-                rows.append(row)
-    example = left_out[0] if left_out else ""
-    return Table(np.array(rows, _ROW), stamp, len(left_out), example)
+        begin = os.pread(file.fileno(), 6, 0)
+        for magic, name in _COMPRESSED.items():
+            if begin.startswith(magic):
+                raise DataCorruptError(
+                    f"{path} is compressed by {name}, so that single samples can't be read. Unpack "
+                    "it to a .tar: pictures are compressed already, it hardly grows"
+                )
+        stamp = _stamp(os.fstat(file.fileno()))
+        samples = {k: parts for k, parts in _members(path, file).items() if "image" in parts}
+        rows = {key: _row(parts, file) for key, parts in samples.items()}
+    left_out = [key for key, row in rows.items() if row is None]
+    kept = [row for row in rows.values() if row is not None]
+    return Table(np.array(kept, _ROW), stamp, len(left_out), next(iter(left_out), ""))
 
 
 def _members(path: str | Path, file: BinaryIO) -> dict[str, dict[str, Place]]:
@@ -282,10 +256,8 @@ def _members(path: str | Path, file: BinaryIO) -> dict[str, dict[str, Place]]:
         key = f"{folder}/{stem}" if folder else stem
         parts = members.setdefault(key, {})
         if kind in parts:
-            raise DataCorruptError(
-                f"{path}: two files of kind {kind} for key {shortened(key)}; within a shard each "
-                "sample needs a key of its own"
-            )
+            told = f"{path}: two files of kind {kind} for key {shortened(key)}"
+            raise DataCorruptError(f"{told}; each sample of a shard needs a key of its own")
         parts[kind] = (member.offset_data, member.size)
     return members
 
@@ -296,13 +268,12 @@ def _plain_files(path: str | Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     try:
         with tarfile.open(fileobj=file, mode="r:") as archive:
             for member in archive:
-                if not (member.isreg() or member.isdir()) or member.issparse() or member.size < 0:
-                    raise DataCorruptError(
-                        f"{path}: {shortened(member.name)} is a link or another special member; a "
-                        "shard holds plain files only"
-                    )
-                if member.size > _MAX_IMAGE:
-                    raise DataCorruptError(f"{path}: {shortened(member.name)} is too large")
+                plain = member.isreg() or member.isdir()
+                special = not plain or member.issparse() or member.size < 0
+                if special or member.size > _MAX_IMAGE:
+                    problem = "a link or another special member" if special else "too large"
+                    told = f"{path}: {shortened(member.name)} is {problem}"
+                    raise DataCorruptError(f"{told}; a shard holds plain files only")
                 blocks = -(-member.size // tarfile.BLOCKSIZE)
                 end = member.offset_data + blocks * tarfile.BLOCKSIZE
                 if member.isreg():
@@ -310,27 +281,27 @@ def _plain_files(path: str | Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
     except DataCorruptError:
         raise
     except Exception as error:  # a damaged archive can raise nearly anything
-        raise DataCorruptError(
-            f"{path}: no tar file, or a damaged one ({one_line(error)}); fetch it anew or leave "
-            "it out"
-        ) from error
+        told = f"{path}: no tar file, or a damaged one ({one_line(error)})"
+        raise DataCorruptError(f"{told}; fetch it anew or leave it out") from error
     # tarfile takes a damaged header for the end of the archive.
     if os.pread(file.fileno(), tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):
-        raise DataCorruptError(
-            f"{path}: cut off or damaged at byte {end}, without the mark at the "
-            "end of an archive; fetch it anew or leave it out"
-        )
+        told = f"{path}: cut off or damaged at byte {end}, without an archive's mark at its end"
+        raise DataCorruptError(f"{told}; fetch it anew or leave it out")
 
 
 def _row(parts: dict[str, Place], file: BinaryIO) -> tuple[int, int, int, int, bool, int] | None:
     """A sample's row, or None without a caption."""
-    texts = {kind: _text(file, parts[kind]) for kind in ("txt", "json") if kind in parts}
-    kind = next((kind for kind, text in texts.items() if _has_words(_caption(text, kind))), None)
-    if kind is None:
+    texts = {}
+    for kind in ("txt", "json"):
+        if kind in parts:
+            offset, size = parts[kind]
+            texts[kind] = os.pread(file.fileno(), size, offset) if size <= _MAX_TEXT else b""
+    found = next((kind for kind, text in texts.items() if _has_words(_caption(text, kind))), None)
+    if found is None:
         return None
     image_id = _object(texts["json"]).get("image_id") if "json" in texts else None
     identity = _hash(f"{type(image_id).__name__} {image_id}") if type(image_id) in _IDS else 0
-    return (*parts["image"], *parts[kind], kind == "json", identity)
+    return (*parts["image"], *parts[found], found == "json", identity)
 
 
 def _caption(content: bytes, kind: str) -> Any:
@@ -371,35 +342,12 @@ def _number(identities: NDArray[np.int64]) -> None:
     identities[own] = len(known) + np.arange(own.sum())
 
 
-def _text(file: BinaryIO, place: Place) -> bytes:
-    offset, size = place
-    return os.pread(file.fileno(), size, offset) if size <= _MAX_TEXT else b""
-
-
-def _refuse_compressed(path: str | Path, file: BinaryIO) -> None:
-    begin = os.pread(file.fileno(), 6, 0)
-    for magic, name in _COMPRESSED.items():
-        if begin.startswith(magic):
-            raise DataCorruptError(
-                f"{path} is compressed by {name}, so that single samples can't be read. Unpack it "
-                "to a .tar: pictures are compressed already, it hardly grows"
-            )
-
-
-def _stamp(file: BinaryIO) -> tuple[int, int]:
-    status = os.fstat(file.fileno())
+def _stamp(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-# --- index files -------------------------------------------------------------------------------
-
-
 def _tables(shards: Sequence[str], index_folder: str | Path | None) -> list[Table]:
-    """The shards' tables, from index files where they are up to date, else read and written there.
-
-    Raises:
-        DataCorruptError: see `ShardSamples`.
-    """
+    """The shards' tables, from index files where these are up to date; others are read anew."""
     cache = Path(os.environ.get("TENFOLD_CACHE", "data/cache"))
     folder = Path(index_folder) if index_folder else cache / "shard-index"
     tables = []
@@ -435,20 +383,16 @@ def _load_index(path: Path, shard: str) -> Table | None:
         rows, example = content["rows"], str(content["example"])
     except (DataNotFoundError, ValueError, KeyError, TypeError):
         return None  # none there, or damaged
-    status = os.stat(shard)
-    stamp = (status.st_size, status.st_mtime_ns)
+    stamp = _stamp(os.stat(shard))
     if (version, size, changed) != (_VERSION, *stamp) or rows.dtype != _ROW or rows.ndim != 1:
         return None
-    within = [
-        (rows[part] >= tarfile.BLOCKSIZE)
-        & (rows[part] <= size)
-        & (rows[f"{part}_size"] >= 0)
-        & (rows[f"{part}_size"] <= size - rows[part])
-        for part in ("image", "text")
-    ]
-    if not np.all(within) or (rows["text_size"] > _MAX_TEXT).any():
-        return None
-    return Table(rows, stamp, left_out, example)
+    for part in ("image", "text"):
+        begin, length = rows[part], rows[f"{part}_size"]
+        if not ((begin >= tarfile.BLOCKSIZE) & (begin <= size)).all():
+            return None
+        if not ((length >= 0) & (length <= size - begin)).all():
+            return None
+    return None if (rows["text_size"] > _MAX_TEXT).any() else Table(rows, stamp, left_out, example)
 
 
 def _save_index(places: Sequence[Path], table: Table) -> None:
@@ -470,9 +414,6 @@ def _hash(text: str) -> int:
     return int.from_bytes(digest, "big", signed=True)
 
 
-# --- reading -----------------------------------------------------------------------------------
-
-
 class _OpenFiles:
     """Keeps the files read last open; reads depend on no position, so forks may share them."""
 
@@ -481,11 +422,7 @@ class _OpenFiles:
         self._files: OrderedDict[str, BinaryIO] = OrderedDict()
 
     def read(self, path: str, stamp: tuple[int, int], offset: int, size: int) -> bytes:
-        """Read bytes of a file that must still have that size and time of change.
-
-        Raises:
-            ShardChangedError: it has not, or is gone.
-        """
+        """Read bytes of a file that must still have that stamp, else ShardChangedError."""
         if path in self._files:
             self._files.move_to_end(path)
         else:
@@ -499,11 +436,9 @@ class _OpenFiles:
             file = open_regular(path)
         except OSError as error:
             raise ShardChangedError(f"{path} is gone; put it back and start again") from error
-        if _stamp(file) != stamp:
+        if _stamp(os.fstat(file.fileno())) != stamp:
             file.close()
-            raise ShardChangedError(
-                f"{path} has changed since its members were listed: start again"
-            )
+            raise ShardChangedError(f"{path} has changed since it was listed: start again")
         return file
 
     def __getstate__(self) -> dict[str, Any]:

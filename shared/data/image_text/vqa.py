@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from shared.data.image_text.annotations import Annotation
-from shared.data.readers.files import is_integer, is_text, read_json, shortened
-from shared.data.image_text.pairs import ImageTextBatch, AnnotatedSamples, ImageTextData, Keys
 from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.image_text.annotations import Annotation
+from shared.data.image_text.pairs import AnnotatedSamples, ImageTextBatch, ImageTextData, Keys
+from shared.data.readers.files import is_integer, is_text, read_json, shortened
 from shared.data.text.cleaning import clean_question
 from shared.data.text.wordpiece import WordPiece
 
@@ -42,10 +42,8 @@ class VQAData(ImageTextData):
     Args:
         answer_list: JSON file, a list of the answers to choose from.
         single_answer_weight: of the answer to a question that has just one.
-        max_text_tokens: of questions in "train" and "eval", [CLS] included; longer ones are cut.
-            Null keeps them whole.
-        max_words: of questions in "train" and "eval".
-        base: the arguments of `ImageTextData`.
+        max_text_tokens, max_words: of questions in "train" and "eval", [CLS] included; longer ones
+            are cut. Null keeps all tokens.
     """
 
     required: ClassVar[Mapping[str, Any]] = {"image": str, "question": str}
@@ -64,19 +62,14 @@ class VQAData(ImageTextData):
 
     @cached_property
     def answers(self) -> dict[str, list[int]]:
-        """The answers to choose from and their ids, [CLS] and [SEP] included.
-
-        Raises:
-            DataNotFoundError, DataCorruptError: see `read_answers`.
-        """
+        """The answers to choose from, see `read_answers`, and their ids, with [CLS] and [SEP]."""
         answers = read_answers(Path(self._h.answer_list))
         rows = zip(*(values.tolist() for values in self.tokenizer.answers(answers)), strict=True)
         return {text: ids[: sum(m)] for text, (ids, m) in zip(answers, rows, strict=True)}
 
     def setup(self, stage: str) -> None:
-        """Also read the answers, so that a bad list is refused before training."""
         super().setup(stage)
-        _ = self.answers
+        _ = self.answers  # so that a bad list is refused before training
 
     def problem(self, entry: Annotation, split: str) -> str | None:
         answer = entry.get("answer")
@@ -96,16 +89,26 @@ class VQAData(ImageTextData):
         return None
 
     def evaluated(self, split: str) -> AnnotatedSamples:
-        """All questions of a split.
-
-        Raises:
-            DataCorruptError: an entry has a problem, a question_id occurs twice, or some questions
-                have answers and others have not.
-        """
-        read = split in self._evaluated
-        samples = super().evaluated(split)
-        if not read:
-            self._check_questions(split)
+        """All questions of a split; DataCorruptError also where a question_id occurs twice, or
+        some questions have answers and others have not."""
+        if split in self._evaluated:
+            return self._evaluated[split]
+        samples, entries = super().evaluated(split), self.entries(split)
+        first: dict[int, int] = {}
+        answered: dict[bool, int] = {}
+        for number, entry in enumerate(entries):
+            earlier = first.setdefault(entry["question_id"], number)
+            if earlier != number:
+                raise DataCorruptError(
+                    f"{entries.where(number)}: question_id {entry['question_id']} is that of "
+                    f"{entries.where(earlier)}, too"
+                )
+            answered.setdefault(bool(entry.get("answer")), number)
+        if len(answered) == 2:
+            raise DataCorruptError(
+                f"{entries.where(answered[True])} has answers, {entries.where(answered[False])} "
+                f"has none: give split {split!r} all answers or none"
+            )
         return samples
 
     def texts(self, entries: Sequence[Annotation], keys: Keys | None, split: str) -> ImageTextBatch:
@@ -116,7 +119,6 @@ class VQAData(ImageTextData):
         return batch | (self._truth(entries) if keys is None else self._targets(entries))
 
     def _targets(self, entries: Sequence[Annotation]) -> ImageTextBatch:
-        """What a training batch says of the answers."""
         weights = [self._weights(entry["answer"]) for entry in entries]
         ids, mask = self.tokenizer.answers([text for answers in weights for text in answers])
         values = [weight for answers in weights for weight in answers.values()]
@@ -134,31 +136,12 @@ class VQAData(ImageTextData):
         return {text: count / len(answer) for text, count in Counter(answer).items()}
 
     def _truth(self, entries: Sequence[Annotation]) -> ImageTextBatch:
-        """What an evaluation batch says of questions and answers."""
         batch: ImageTextBatch = {
             "question_ids": torch.tensor([entry["question_id"] for entry in entries]),
             "kinds": [[entry[kind] for kind in KINDS if kind in entry] for entry in entries],
         }
         answers = [entry.get("answer") for entry in entries]
         return batch | ({"answers": answers} if all(answers) else {})
-
-    def _check_questions(self, split: str) -> None:
-        entries = self.entries(split)
-        first: dict[int, int] = {}
-        answered: dict[bool, int] = {}
-        for number, entry in enumerate(entries):
-            earlier = first.setdefault(entry["question_id"], number)
-            if earlier != number:
-                raise DataCorruptError(
-                    f"{entries.where(number)}: question_id {entry['question_id']} is that of "
-                    f"{entries.where(earlier)}, too"
-                )
-            answered.setdefault(bool(entry.get("answer")), number)
-        if len(answered) == 2:
-            raise DataCorruptError(
-                f"{entries.where(answered[True])} has answers, {entries.where(answered[False])} "
-                f"has none: give split {split!r} all answers or none"
-            )
 
 
 def tokenised_questions(
@@ -171,30 +154,20 @@ def tokenised_questions(
 
 
 def read_answers(path: Path) -> list[str]:
-    """The texts of a JSON list.
-
-    Raises:
-        DataNotFoundError: no such file.
-        DataCorruptError: no JSON list of texts, an empty one, or a text that is blank or repeated.
-    """
+    """The texts of a JSON list; refuses an empty one, and texts that are blank or repeated."""
+    kind = "a JSON list of texts, the answers to choose from"
     try:
         answers = read_json(path)
     except DataNotFoundError as error:
-        raise DataNotFoundError(
-            f"{error}. It is a JSON list of the answers to choose from"
-        ) from None
-    if not _is_texts(answers):
-        raise DataCorruptError(f"{path}: expected a list of texts, the answers to choose from")
-    if not answers:
-        raise DataCorruptError(f"{path}: the list of answers is empty")
+        raise DataNotFoundError(f"{error}. It is {kind}") from None
+    if not answers or not _is_texts(answers):
+        raise DataCorruptError(f"{path}: expected {kind}, got {shortened(answers)}")
     first: dict[str, int] = {}
     for number, text in enumerate(answers):
         if not text.strip():
             raise DataCorruptError(f"{path}, entry {number}: a blank answer")
-        if (earlier := first.setdefault(text, number)) != number:
-            raise DataCorruptError(
-                f"{path}, entry {number}: {shortened(text)} is entry {earlier}, too"
-            )
+        if (place := first.setdefault(text, number)) != number:
+            raise DataCorruptError(f"{path}, entry {number}: {shortened(text)} is entry {place}")
     return answers
 
 
