@@ -1,7 +1,7 @@
 """Semi-supervised batches: a few labelled images beside mu times as many unlabelled ones.
 
-Used by CoMatch and by its baselines. The same (seed, split_seed) gives every arm the same labelled
-images, the same batches and the same weak and strong0 views, whichever views it asks for.
+The same (seed, split_seed) gives CoMatch and every baseline the same labelled images, the same
+batches and the same weak and strong0 views, whichever views it asks for.
 """
 
 import math
@@ -40,7 +40,6 @@ class SemiSupervisedData(ImageDataModule):
         steps_per_epoch: batches per epoch; None makes an epoch one pass of the unlabelled set.
         views: views of the unlabelled images; empty for supervised training.
         labelled_repeat: times each labelled image is listed per pass, for one-pass epochs.
-        base: the arguments of `ImageDataModule`.
     """
 
     def __init__(
@@ -88,13 +87,12 @@ class SemiSupervisedData(ImageDataModule):
         return fixed_steps(h.seed, sizes, batch_sizes, h.steps_per_epoch, rank, world)
 
 
+Pair = tuple[int, int]
+"""Of the labelled and of the unlabelled set."""
+
+
 def fixed_steps(
-    seed: int,
-    sizes: tuple[int, int],
-    batch_sizes: tuple[int, int],
-    steps: int,
-    rank: int = 0,
-    world: int = 1,
+    seed: int, sizes: Pair, batch_sizes: Pair, steps: int, rank: int = 0, world: int = 1
 ) -> StreamBatches:
     """`steps` batches an epoch of concatenated shuffled passes, so that batches may span two."""
     streams = [
@@ -106,8 +104,8 @@ def fixed_steps(
 
 def one_pass(
     seed: int,
-    sizes: tuple[int, int],
-    batch_sizes: tuple[int, int],
+    sizes: Pair,
+    batch_sizes: Pair,
     labelled_repeat: int = 1,
     rank: int = 0,
     world: int = 1,
@@ -133,7 +131,7 @@ def one_pass(
     return StreamBatches(streams, batch_sizes, False, rank, world)
 
 
-def check_sizes(sizes: tuple[int, int], batch_sizes: tuple[int, int], world: int) -> None:
+def check_sizes(sizes: Pair, batch_sizes: Pair, world: int) -> None:
     """Refuse empty sets, a batch above the unlabelled set, and batches that ranks can't share."""
     names = (("labelled", "batch_size"), ("unlabelled", "batch_size * mu"))
     for (name, key), size, batch in zip(names, sizes, batch_sizes, strict=True):
@@ -141,8 +139,8 @@ def check_sizes(sizes: tuple[int, int], batch_sizes: tuple[int, int], world: int
             raise ValueError(f"the {name} set is empty: check num_labels and subset")
         if batch < 1 or batch % world:
             raise ValueError(
-                f"{key} = {batch} is not a positive multiple of the world size {world}: it is the "
-                "total over all ranks, choose one that they can share evenly"
+                f"{key} = {batch}, the total over all ranks, is not a positive multiple of the "
+                f"world size {world}"
             )
     if batch_sizes[1] > sizes[1]:
         raise ValueError(

@@ -5,6 +5,7 @@ for the warm starts they offer. The script is told by the module, the packing by
 Source: salesforce/CoMatch@08b4cce `Train_CoMatch.py`, `Train_fixmatch.py`, `imagenet/`.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from os import PathLike
@@ -42,26 +43,22 @@ Classifier = EMAClassifier | CoMatchImageNet
 
 INTEGER = Conversion(lambda value, ours: torch.as_tensor(value), lambda value, _: int(value))
 """A Python int there, a tensor without dimensions here."""
+LENGTH = Conversion(lambda history, _: torch.tensor(len(history)), None)
+NOT_KEPT_THERE = "not kept by the official code"
 
 
 def _window(history: list[Tensor], ours: Tensor) -> Tensor:
+    """(window, C) ring buffer of a list of batch means, oldest first."""
+    if len(history) > len(ours):
+        raise ValueError(f"{len(history)} batch means, the window holds {len(ours)}")
     rows = torch.zeros_like(ours)
     for row, mean in zip(rows, history, strict=False):
         row.copy_(mean)
-    if len(history) > len(ours):
-        raise ValueError(f"{len(history)} batch means, the window holds {len(ours)}")
     return rows
 
 
 def _history(window: Tensor, state: Mapping[str, Tensor]) -> list[Tensor]:
     return [mean.clone() for mean in oldest_first(window, int(state["alignment.count"]))]
-
-
-HISTORY = Conversion(_window, _history)
-"""A list of batch means, oldest first, there; a ring buffer here."""
-LENGTH = Conversion(lambda history, _: torch.tensor(len(history)), None)
-
-NOT_KEPT_THERE = "not kept by the official code"
 
 
 def load(module: Classifier, path: str | PathLike[str]) -> KeyReport:
@@ -100,74 +97,62 @@ def export(module: Classifier) -> dict[str, Any]:
     What the official form has no place for is under the key `tenfold`, which the official code
     ignores. Tensors share memory with the module, as those of `state_dict()` do.
     """
+    return export_official(module, table_for(module))
+
+
+def table_for(module: Classifier, source: Mapping[str, Any] | None = None) -> KeyTable:
+    """The key table for `module` and the packing of `source`; None for export."""
     if isinstance(module, CoMatchImageNet):
-        return export_official(module, imagenet_table("state_dict/module."))
-    return export_official(module, cifar_table(module))
+        return _imagenet_table("state_dict/module." if source is None else model_prefix(source))
+    if source is None or "model" in source:
+        return _cifar_table(module, exported_here=source is None or "tenfold" in source)
+    return KeyTable(  # a bare state dict of the CIFAR network
+        rules=[*_cifar_network("", "encoder."), *_cifar_network("", "ema_encoder.module.")],
+        fresh={"alignment.{rest}": NOT_KEPT_THERE, "bank.{rest}": NOT_KEPT_THERE},
+    )
 
 
-def table_for(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
-    """The key table for `module` and the packing of `source`."""
-    if isinstance(module, CoMatchImageNet):
-        return imagenet_table(model_prefix(source))
-    return cifar_table(module, source) if "model" in source else cifar_network_table()
-
-
-def cifar_table(module: Classifier, source: Mapping[str, Any] | None = None) -> KeyTable:
-    """Checkpoints of the CIFAR scripts, CoMatch and FixMatch; `source` None for export."""
+def _cifar_table(module: Classifier, exported_here: bool) -> KeyTable:
+    """Checkpoints of the CIFAR scripts, CoMatch and FixMatch."""
     has = {key.split(".")[0] for key in module.state_dict()}
-    exported_here = source is None or "tenfold" in source
-    counts = [Rule("tenfold/alignment.count", "alignment.count")]
+    count = Rule("tenfold/alignment.count", "alignment.count")
     if not exported_here:
-        counts = [Rule("prob_list", "alignment.count", LENGTH)]
+        count = Rule("prob_list", "alignment.count", LENGTH)
     dropped = {**TRAINER_KEYS, "lr_scheduler/{rest}": OTHER_TRAINER}
     fresh = {"bank.written": NOT_KEPT_THERE}
     if "alignment" not in has:
         dropped["prob_list"] = "the module has no distribution alignment"
     elif "bank" not in has:  # FixMatch may be saved without its window
         fresh["alignment.{rest}"] = NOT_KEPT_THERE
-    return KeyTable(
-        rules=[
-            *_cifar_network("model/", "encoder."),
-            *_cifar_network("ema_model/", "ema_encoder.module."),
-            Rule("prob_list", "alignment.window", HISTORY),
-            *counts,
-            Rule("queue/queue_feats", "bank.features"),
-            Rule("queue/queue_probs", "bank.probs"),
-            Rule("queue/queue_ptr", "bank.pointer", INTEGER),
-            Rule("tenfold/bank.written", "bank.written"),
-        ],
-        dropped=dropped,
-        fresh=fresh,
-    )
+    rules = [
+        *_cifar_network("model/", "encoder."),
+        *_cifar_network("ema_model/", "ema_encoder.module."),
+        Rule("prob_list", "alignment.window", Conversion(_window, _history)),
+        count,
+        Rule("queue/queue_feats", "bank.features"),
+        Rule("queue/queue_probs", "bank.probs"),
+        Rule("queue/queue_ptr", "bank.pointer", INTEGER),
+        Rule("tenfold/bank.written", "bank.written"),
+    ]
+    return KeyTable(rules, dropped, fresh)
 
 
-def cifar_network_table() -> KeyTable:
-    """A bare state dict of the CIFAR network."""
-    return KeyTable(
-        rules=[*_cifar_network("", "encoder."), *_cifar_network("", "ema_encoder.module.")],
-        fresh={"alignment.{rest}": NOT_KEPT_THERE, "bank.{rest}": NOT_KEPT_THERE},
-    )
-
-
-def imagenet_table(prefix: str) -> KeyTable:
+def _imagenet_table(prefix: str) -> KeyTable:
     """Script I; `prefix` precedes the keys of its model, `state_dict/module.` in checkpoints."""
-    return KeyTable(
-        rules=[
-            *_imagenet_network(f"{prefix}encoder.", "encoder."),
-            *_imagenet_network(f"{prefix}m_encoder.", "momentum_encoder.module."),
-            Rule(f"{prefix}queue_s", "strong_queue.features", TRANSPOSED),
-            Rule(f"{prefix}probs_u", "strong_queue.probs", TRANSPOSED),
-            Rule(f"{prefix}queue_ptr_s", "strong_queue.pointer", SCALAR),
-            Rule(f"{prefix}queue_w", "weak_queue.features", TRANSPOSED),
-            Rule(f"{prefix}probs_xu", "weak_queue.probs", TRANSPOSED),
-            Rule(f"{prefix}queue_ptr_w", "weak_queue.pointer", SCALAR),
-            Rule("tenfold/alignment.{rest}", "alignment.{rest}"),
-            Rule("tenfold/strong_queue.written", "strong_queue.written"),
-            Rule("tenfold/weak_queue.written", "weak_queue.written"),
-        ],
-        dropped=TRAINER_KEYS,
-        fresh={"alignment.{rest}": NOT_KEPT_THERE, "{queue}.written": NOT_KEPT_THERE},
-    )
+    rules = [Rule("tenfold/alignment.{rest}", "alignment.{rest}")]
+    for theirs, ours in (("encoder.", "encoder."), ("m_encoder.", "momentum_encoder.module.")):
+        # There the heads are attributes of the ResNet itself, so they must be recognised first.
+        there = f"{prefix}{theirs}"
+        rules += [*_heads(there, ours), Rule(f"{there}{{rest}}", f"{ours}backbone.{{rest}}")]
+    for ours, letter, probs in (("strong_queue", "s", "probs_u"), ("weak_queue", "w", "probs_xu")):
+        rules += [
+            Rule(f"{prefix}queue_{letter}", f"{ours}.features", TRANSPOSED),
+            Rule(f"{prefix}{probs}", f"{ours}.probs", TRANSPOSED),
+            Rule(f"{prefix}queue_ptr_{letter}", f"{ours}.pointer", SCALAR),
+            Rule(f"tenfold/{ours}.written", f"{ours}.written"),
+        ]
+    fresh = {"alignment.{rest}": NOT_KEPT_THERE, "{queue}.written": NOT_KEPT_THERE}
+    return KeyTable(rules, TRAINER_KEYS, fresh)
 
 
 def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyReport:
@@ -197,18 +182,11 @@ def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyR
     if kind.endswith("_permuted"):
         source = {key: permuted_weights(key, value) for key, value in source.items()}
     start = table(module, source)
-    fresh = {
-        "encoder.classifier.{rest}": "self-supervised weights have no classifier",
-        **{
-            f"{name}.{{rest}}": "parameters copied from the encoder after loading"
-            for name in ("ema_encoder", "momentum_encoder")
-        },
-        **{
-            f"{state}.{{rest}}": "starts empty"
-            for state in ("alignment", "bank", "strong_queue", "weak_queue")
-        },
-        **start.fresh,
-    }
+    copied = "parameters copied from the encoder after loading"
+    fresh = {"encoder.classifier.{rest}": "self-supervised weights have no classifier"}
+    fresh |= {f"{name}.{{rest}}": copied for name in ("ema_encoder", "momentum_encoder")}
+    states = ("alignment", "bank", "strong_queue", "weak_queue")
+    fresh |= {f"{state}.{{rest}}": "starts empty" for state in states} | start.fresh
     report = import_official(source, KeyTable(start.rules, start.dropped, fresh), module)
     copy = module.ema_encoder if isinstance(module, EMAClassifier) else module.momentum_encoder
     copy.update(module.encoder, 0.0)
@@ -221,17 +199,16 @@ def _moco(module: Classifier, source: Mapping[str, Any], linear_head: bool = Fal
     A linear head is not the first of our two layers.
     """
     there = "state_dict/module."
+    fresh: dict[str, str] = {}
     dropped = {
         **TRAINER_KEYS,
         f"{there}encoder_k.{{rest}}": "the key encoder is not used",
         **dict.fromkeys((f"{there}queue", f"{there}queue_ptr"), "another method's queue"),
     }
-    rules = moco_rules(f"{there}encoder_q.")
-    if not linear_head or "module.encoder_q.fc.weight" not in source.get("state_dict", {}):
-        return KeyTable(rules, dropped)
-    reason = "the linear head of PCL v1 does not fit a projection of two layers"
-    linear = {f"{there}encoder_q.fc.{{rest}}": reason}
-    return KeyTable(rules, {**linear, **dropped}, {"encoder.projection.{rest}": reason})
+    if linear_head and "module.encoder_q.fc.weight" in source.get("state_dict", {}):
+        reason = "the linear head of PCL v1 does not fit a projection of two layers"
+        dropped[f"{there}encoder_q.fc.{{rest}}"] = fresh["encoder.projection.{rest}"] = reason
+    return KeyTable(moco_rules(f"{there}encoder_q."), dropped, fresh)
 
 
 def _tenfold_pcl(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
@@ -239,33 +216,28 @@ def _tenfold_pcl(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
     rules = [Rule("encoder.{rest}", "encoder.{rest}")]
     others = dict.fromkeys(key.split(".")[0] for key in source if not key.startswith("encoder."))
     dropped = {f"{part}.{{rest}}": "PCL's own state" for part in others}
-    head, ours = _head_shapes(source), _head_shapes(module.state_dict())
-    if head == ours:
+    there, here = _projection(source), _projection(module.state_dict())
+    if there == here:
         return KeyTable(rules, dropped)
     reason = "the module has no projection head"
-    if ours:
-        there, here = (_sizes(shapes) for shapes in (head, ours))
-        reason = f"PCL's projection ({there}) does not fit ours ({here})"
+    if here:
+        sizes = [list(shapes.values()) or "none" for shapes in (there, here)]
+        reason = "PCL's projection ({}) does not fit ours ({})".format(*sizes)
     unfit = {"encoder.projection.{rest}": reason}
-    return KeyTable(rules, {**unfit, **dropped}, unfit)
+    return KeyTable(rules, dropped | unfit, unfit)
 
 
-def _head_shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor of the projection head."""
-    return {k: tuple(v.shape) for k, v in state.items() if k.startswith("encoder.projection.")}
-
-
-def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    weights = [shape for key, shape in shapes.items() if key.endswith("weight")]
-    return ", ".join(f"{inputs} to {outputs}" for outputs, inputs in weights) or "none"
+def _projection(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shape of each weight of the projection head."""
+    weight = re.compile(r"encoder\.projection\..*weight")
+    return {key: tuple(value.shape) for key, value in state.items() if weight.fullmatch(key)}
 
 
 def _simclr(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
     rules = [rule for rule in _cifar_network("", "encoder.") if "classifier" not in rule.official]
-    if module.encoder.projection is None:
-        reason = "the module has no projection head"
-        return KeyTable(rules, {f"fc{n}.{{rest}}": reason for n in (1, 2)})
-    return KeyTable(rules)
+    reason = "the module has no projection head"
+    headless = module.encoder.projection is None
+    return KeyTable(rules, {f"fc{n}.{{rest}}": reason for n in (1, 2)} if headless else {})
 
 
 WARM_STARTS: dict[str, tuple[Any, Callable[..., KeyTable]]] = {
@@ -277,18 +249,11 @@ WARM_STARTS: dict[str, tuple[Any, Callable[..., KeyTable]]] = {
 }
 
 
-def _cifar_network(official: str, ours: str) -> list[Rule]:
-    return [
-        Rule(f"{official}backbone.{{rest}}", f"{ours}backbone.{{rest}}"),
-        *_heads(official, ours),
-    ]
+def _cifar_network(theirs: str, ours: str) -> list[Rule]:
+    backbone = Rule(f"{theirs}backbone.{{rest}}", f"{ours}backbone.{{rest}}")
+    return [backbone, *_heads(theirs, ours)]
 
 
-def _imagenet_network(official: str, ours: str) -> list[Rule]:
-    """There the heads are attributes of the ResNet itself, so they must be recognised first."""
-    return [*_heads(official, ours), Rule(f"{official}{{rest}}", f"{ours}backbone.{{rest}}")]
-
-
-def _heads(official: str, ours: str) -> list[Rule]:
-    classifier = Rule(f"{official}classifier.{{rest}}", f"{ours}classifier.{{rest}}")
-    return [classifier, *fc_rules(official, ours)]
+def _heads(theirs: str, ours: str) -> list[Rule]:
+    classifier = Rule(f"{theirs}classifier.{{rest}}", f"{ours}classifier.{{rest}}")
+    return [classifier, *fc_rules(theirs, ours)]

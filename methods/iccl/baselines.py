@@ -18,10 +18,6 @@ class CrossEntropy(LongTailClassifier):
     both streams side by side it sees the images of ICCL, but does not interpolate them.
     """
 
-    def __init__(self, **common: Any):
-        super().__init__(**common)
-        self.save_hyperparameters()
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = [batch["images"]], batch["labels"]
         if "partners" in batch:
@@ -40,7 +36,6 @@ class Mixup(LongTailClassifier):
 
     def __init__(self, mix: dict[str, Any], **common: Any):
         super().__init__(**common)
-        self.save_hyperparameters()
         check_mix(mix)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -56,7 +56,6 @@ class LongTailData(ImageDataModule):
         probe_split: the reader's split that the linear probe is trained on, apart from the others.
         drop_last: leave out an epoch's ragged last batch. False by default, so that every class
             has been seen when the centroid losses begin.
-        base: the arguments of `ImageDataModule`.
     """
 
     def __init__(
@@ -87,8 +86,8 @@ class LongTailData(ImageDataModule):
         if (counts == 0).any():
             empty = [images.class_names[k] for k in np.flatnonzero(counts == 0)[:5]]
             raise ValueError(
-                f"no training image of class {', '.join(map(repr, empty))} (subset="
-                f"{self._h.subset}): raise subset or use all images"
+                f"no training image of class {', '.join(map(repr, empty))}: raise "
+                f"subset={self._h.subset} or use all images"
             )
         return counts
 
@@ -114,11 +113,8 @@ class LongTailData(ImageDataModule):
 
     def augmented_dataloader(self, passes: int) -> EvaluationLoader:
         """Every training image `passes` times, each time augmented anew; for cached features."""
-        return self._loader(
-            AugmentedPasses(
-                self.images("train"), self.transform, self.train_indices, passes, self._h.seed
-            )
-        )
+        images = self.images("train"), self.transform, self.train_indices
+        return self._loader(AugmentedPasses(*images, passes, self._h.seed))
 
     def _schedule(self) -> StreamBatches:
         h = self._h
@@ -161,12 +157,7 @@ class AugmentedPasses(PlainImageBatches):
     """Evaluation batches of augmented images; `indices` number the draws, pass after pass."""
 
     def __init__(
-        self,
-        images: ImageSet,
-        transform: Views,
-        members: NDArray[np.int64],
-        passes: int,
-        seed: int,
+        self, images: ImageSet, transform: Views, members: NDArray, passes: int, seed: int
     ) -> None:
         super().__init__(images, transform, members)
         self.passes, self.seed = passes, seed

@@ -31,7 +31,6 @@ class BalancedClassifier(LongTailClassifier):
         self, learnt: str, freeze_bn: bool, distillation: dict[str, Any] | None, **common: Any
     ):
         super().__init__(**common)
-        self.save_hyperparameters()
         if learnt not in ("crt", "lws"):
             raise ValueError(f"method.learnt={learnt!r}: expected crt or lws")
         self.variant = learnt  # type: ignore[misc]  # names the metrics of this run

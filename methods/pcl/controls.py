@@ -1,8 +1,10 @@
 """The negative control of the claim: PCL with prototypes that know nothing of their images."""
 
+from dataclasses import replace
+
 import torch
 
-from methods.pcl.clustering import Clusters, Granularity
+from methods.pcl.clustering import Clusters
 from methods.pcl.module import PCL
 from shared.evaluation.features import Features
 from shared.randomness import torch_generator
@@ -27,5 +29,5 @@ def permuted(clusters: Clusters, seed: int) -> Clusters:
     for granularity in clusters.granularities:
         im2cluster = granularity.im2cluster.clone()
         im2cluster[order] = granularity.im2cluster[order.roll(1)]
-        changed.append(Granularity(im2cluster, granularity.prototypes, granularity.density))
+        changed.append(replace(granularity, im2cluster=im2cluster))
     return Clusters(clusters.epoch, tuple(changed))

@@ -34,10 +34,8 @@ MISSING = (
     "pre-train first (experiment=pcl/...), or name an official or another file by "
     "warm_start.path=FILE"
 )
-FRESH = {
-    "momentum_encoder.{rest}": "parameters copied from the encoder after loading",
-    "queue.{rest}": "starts with random keys",
-}
+UNUSED = "the momentum encoder is not used"
+OTHER_KEYS = "a queue of other keys"
 
 
 def load(module: Method, path: str | PathLike[str]) -> KeyReport:
@@ -70,17 +68,14 @@ def export(module: Method) -> dict[str, Any]:
 
 def key_table(prefix: str) -> KeyTable:
     """Both heads are in the table; a module accepts the one it has."""
-    return KeyTable(
-        rules=[
-            *moco_rules(f"{prefix}encoder_q."),
-            *moco_rules(f"{prefix}encoder_k.", "momentum_encoder.module."),
-            Rule(f"{prefix}queue", "queue.features", TRANSPOSED),
-            Rule(f"{prefix}queue_ptr", "queue.pointer", SCALAR),
-            Rule("tenfold/queue.written", "queue.written"),
-        ],
-        dropped=TRAINER_KEYS,
-        fresh={"queue.written": "not kept by the official code"},
-    )
+    rules = [
+        *moco_rules(f"{prefix}encoder_q."),
+        *moco_rules(f"{prefix}encoder_k.", "momentum_encoder.module."),
+        Rule(f"{prefix}queue", "queue.features", TRANSPOSED),
+        Rule(f"{prefix}queue_ptr", "queue.pointer", SCALAR),
+        Rule("tenfold/queue.written", "queue.written"),
+    ]
+    return KeyTable(rules, TRAINER_KEYS, {"queue.written": "not kept by the official code"})
 
 
 def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyReport:
@@ -97,38 +92,42 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
     source = read_start(path, kind, ("pcl",), MISSING)
     if "_target_" in source:
         state_of_run(source, "methods.pcl", path)
-        table = our_encoder(source)
+        rules, dropped = _our_encoder(source)
     else:
-        table = official_encoder(source)
+        rules, dropped = _official_encoder(source)
     if isinstance(module, MoCo):
-        report = import_official(source, table, module)
+        fresh = {
+            "momentum_encoder.{rest}": "parameters copied from the encoder after loading",
+            "queue.{rest}": "starts with random keys",
+        }
+        report = import_official(source, KeyTable(rules, dropped, fresh), module)
         module.momentum_encoder.update(module.encoder, 0.0)
         return report
-    rules = [rule for rule in table.rules if not rule.ours.startswith("encoder.projection.")]
-    heads = [rule.official for rule in table.rules if rule not in rules]
-    dropped = {**table.dropped, **dict.fromkeys(heads, "the projection head is not transferred")}
+    heads = [rule for rule in rules if rule.ours.startswith("encoder.projection.")]
+    dropped |= {rule.official: "the projection head is not transferred" for rule in heads}
+    rules = [rule for rule in rules if rule not in heads]
     fresh = {"encoder.classifier.{rest}": "the classifier starts anew"}
     return import_official(source, KeyTable(rules, dropped, fresh), module)
 
 
-def official_encoder(source: Mapping[str, Any]) -> KeyTable:
-    """The query encoder of an official checkpoint."""
+def _official_encoder(source: Mapping[str, Any]) -> tuple[list[Rule], dict[str, str]]:
+    """Rules for the query encoder of an official checkpoint, and what they leave out."""
     prefix = model_prefix(source)
     unused = {
-        f"{prefix}encoder_k.{{rest}}": "the momentum encoder is not used",
-        **dict.fromkeys((f"{prefix}queue", f"{prefix}queue_ptr"), "a queue of other keys"),
+        f"{prefix}encoder_k.{{rest}}": UNUSED,
+        **dict.fromkeys((f"{prefix}queue", f"{prefix}queue_ptr"), OTHER_KEYS),
         "tenfold/{rest}": "state of an exported run",
     }
-    return KeyTable(moco_rules(f"{prefix}encoder_q."), TRAINER_KEYS | unused, FRESH)
+    return moco_rules(f"{prefix}encoder_q."), TRAINER_KEYS | unused
 
 
-def our_encoder(source: Mapping[str, Any]) -> KeyTable:
-    """The trained encoder of one of our runs."""
+def _our_encoder(source: Mapping[str, Any]) -> tuple[list[Rule], dict[str, str]]:
+    """The same for the trained encoder of one of our runs."""
     others = [key for key in source if key != "state_dict"]
-    unused = {
-        **dict.fromkeys([*others, *(f"{key}/{{rest}}" for key in others)], OTHER_TRAINER),
-        "state_dict/momentum_encoder.{rest}": "the momentum encoder is not used",
-        "state_dict/queue.{rest}": "a queue of other keys",
+    unused = dict.fromkeys([*others, *(f"{key}/{{rest}}" for key in others)], OTHER_TRAINER)
+    unused |= {
+        "state_dict/momentum_encoder.{rest}": UNUSED,
+        "state_dict/queue.{rest}": OTHER_KEYS,
     }
     parts = ("encoder.projection.{rest}", "encoder.backbone.{rest}")
-    return KeyTable([Rule(f"state_dict/{part}", part) for part in parts], unused, FRESH)
+    return [Rule(f"state_dict/{part}", part) for part in parts], unused
