@@ -19,20 +19,14 @@ class PermutedGraph(CoMatch):
 
 
 class PermutedEdges(CoMatch):
-    """The edges between samples are those of another sample; the self-loops are kept.
-
-    What is left of the graph is instance discrimination.
-    """
+    """Only edges between samples are another sample's, which leaves instance discrimination."""
 
     def gather(self, probs: Tensor) -> Tensor:
         return super().gather(probs).roll(1, dims=0)
 
 
 def permuted_weights(key: str, values: Tensor) -> Tensor:
-    """The entries of `values` in an order drawn from the tensor's name `key`.
-
-    The distribution of the weights stays, what was learned does not.
-    """
+    """The entries of `values`, and so their distribution, in an order drawn from the name `key`."""
     generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
     order = torch.randperm(values.numel(), generator=generator).to(values.device)
     return values.flatten()[order].view_as(values)

@@ -113,9 +113,6 @@ def one_pass(
     """One pass of the unlabelled set an epoch, with a shorter last batch.
 
     The labelled set is cut in the same way, and starts anew whenever it is exhausted.
-
-    Raises:
-        ValueError: a labelled batch is larger than its pass.
     """
     listed = sizes[0] * labelled_repeat
     if listed < batch_sizes[0]:

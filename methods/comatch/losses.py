@@ -56,10 +56,9 @@ def oldest_first(window: Tensor, count: int) -> Tensor:
 def smooth_with_memory(
     probs: Tensor, embeddings: Tensor, memory: FeatureQueue, temperature: float, alpha: float
 ) -> Tensor:
-    """Memory-smoothed pseudo-labels: alpha p + (1 - alpha) sum_k a_k p_k.
+    """(M, C) memory-smoothed pseudo-labels: alpha p + (1 - alpha) sum_k a_k p_k.
 
-    a is the softmax over the memory, which has the payload `probs`, of z . z_k / T.
-    Shapes: probs (M, C), embeddings (M, d). Returns (M, C).
+    a is the softmax over the memory, whose payload is `probs`, of z . z_k / T.
     """
     affinity = similarity_logits(embeddings, memory.features, temperature).softmax(dim=1)
     return alpha * probs + (1 - alpha) * matmul_float32(affinity, memory["probs"])
@@ -82,17 +81,17 @@ def pseudo_label_graph(
 def graph_contrastive_loss(
     query: Tensor, reference: Tensor, graph: Tensor, temperature: float
 ) -> Tensor:
-    """Cross-entropy between the pseudo-label graph (target) and the embedding graph.
+    """Cross-entropy of the embedding graph with the pseudo-label graph as target, mean over rows.
 
-    Shapes: query (M, d), reference (R, d), graph (M, R). Returns the mean over rows.
+    Shapes: query (M, d), reference (R, d), graph (M, R).
     """
     return soft_target_nce(similarity_logits(query, reference, temperature), graph, LOG_EPSILON)
 
 
 def confident_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy of the confident samples, averaged over ALL M samples.
+    """Cross-entropy of the confident samples (`mask` (M,) in {0, 1}), averaged over ALL M samples.
 
-    `targets`: (M,) hard labels (FixMatch) or (M, C) soft ones (CoMatch); `mask`: (M,) in {0, 1}.
+    `targets`: (M,) hard labels (FixMatch) or (M, C) soft ones (CoMatch).
     """
     return (F.cross_entropy(logits, targets, reduction="none") * mask).mean()
 

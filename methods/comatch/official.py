@@ -1,7 +1,6 @@
 """Official CoMatch and FixMatch files <-> our modules (docs/papers/comatch.md, section 9).
 
-Key tables for the checkpoints of both official scripts, for bare state dicts of their networks, and
-for the warm starts they offer. The script is told by the module, the packing by the file's keys.
+The script is told by the module, the packing by the file's keys.
 Source: salesforce/CoMatch@08b4cce `Train_CoMatch.py`, `Train_fixmatch.py`, `imagenet/`.
 """
 
@@ -65,8 +64,8 @@ def load(module: Classifier, path: str | PathLike[str]) -> KeyReport:
     """Load a checkpoint of the official repository into the module of the same form.
 
     Raises:
-        CheckpointError: not readable without executing code, or any key missing, unexpected or
-            resized; the module is then unchanged.
+        CheckpointError: it needs code to be read, or a key is missing, unexpected or resized; the
+            module is then unchanged.
     """
     return load_weights(module, load_checkpoint(path))
 
@@ -94,8 +93,7 @@ def load_weights(module: Classifier, source: Mapping[str, Any]) -> KeyReport:
 def export(module: Classifier) -> dict[str, Any]:
     """The module's state in the official form, which `load_weights` turns back bit for bit.
 
-    What the official form has no place for is under the key `tenfold`, which the official code
-    ignores. Tensors share memory with the module, as those of `state_dict()` do.
+    What the official form lacks is under the key `tenfold`. Tensors share memory with the module.
     """
     return export_official(module, table_for(module))
 
@@ -158,13 +156,13 @@ def _imagenet_table(prefix: str) -> KeyTable:
 def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyReport:
     """Start from self-supervised weights: the classifier stays random, the averaged copy follows.
 
+    A projection that does not fit stays random, and the report says so.
+
     Args:
-        kind: `moco_v2` (a MoCo v2 checkpoint) or `pcl` (PCL v1 or v2), both of the official
-            repositories, for the ImageNet form; `simclr` (a bare state dict of the network without
-            its classifier) for the CIFAR form; `tenfold_pcl` (a checkpoint that `methods.pcl`
-            wrote) for both; `tenfold_pcl_permuted`, a negative control: the same with the entries
-            of each tensor in random order. A projection that does not fit stays random, and the
-            report says so; a module without one ignores it.
+        kind: `moco_v2` or `pcl` (v1 or v2), official checkpoints, for the ImageNet form; `simclr`
+            (a bare state dict of the network without its classifier) for the CIFAR form;
+            `tenfold_pcl` (a checkpoint that `methods.pcl` wrote) for both; `tenfold_pcl_permuted`,
+            a negative control: the same with the entries of each tensor in random order.
 
     Raises:
         CheckpointError: as in `load`; or a `kind` that does not belong to this module or file.
@@ -194,10 +192,7 @@ def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyR
 
 
 def _moco(module: Classifier, source: Mapping[str, Any], linear_head: bool = False) -> KeyTable:
-    """MoCo v2 and PCL v2, whose head has two layers as ours; `linear_head` lets PCL v1 do without.
-
-    A linear head is not the first of our two layers.
-    """
+    """MoCo v2 and PCL v2, whose head has our two layers; PCL v1 (`linear_head`) comes without."""
     there = "state_dict/module."
     fresh: dict[str, str] = {}
     dropped = {

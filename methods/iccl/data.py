@@ -39,23 +39,21 @@ class LongTailData(ImageDataModule):
     """Training batches of a long-tailed set, and what `ImageDataModule` gives.
 
     Training batch, with B = batch_size per rank divided by the world size: `images` (B, C, H, W)
-    float32, `labels` (B,) and `indices` (B,) int64 of the first stream; and, if there is a second
-    one, `partners`, `partner_labels` and `partner_indices` of it. Both streams have the same
-    augmentation, drawn anew for every draw of an image.
+    float32, `labels` and `indices` (B,) int64 of the first stream; and, if there is a second one,
+    `partners`, `partner_labels` and `partner_indices`. Every draw of an image is augmented anew.
 
-    Samplers: "agnostic" is a shuffled pass (every image equally likely); "aware" draws with
-    replacement, image i of class y with probability proportional to n_y^-gamma; "cycles" is the
-    public class-balanced sampler, for stage 2. An epoch is as long as one pass of the training set,
-    whatever the sampler.
+    Samplers: "agnostic" is a shuffled pass; "aware" draws with replacement, image i of class y with
+    probability proportional to n_y^-gamma; "cycles" is the public class-balanced sampler, for stage
+    2. An epoch is as long as one pass of the training set, whatever the sampler.
 
     Args:
         batch_size: B of each stream, total over all ranks.
         first, second: sampler of each stream; `second` None for batches without partners.
         class_aware_gamma: 0 is class-agnostic, 1 makes all classes equally likely, 2 reverses them.
         per_class: m of "cycles", images of a class in a row.
-        probe_split: the reader's split that the linear probe is trained on, apart from the others.
         drop_last: leave out an epoch's ragged last batch. False by default, so that every class
             has been seen when the centroid losses begin.
+        probe_split: the reader's split that the linear probe is trained on, apart from the others.
     """
 
     def __init__(
@@ -76,11 +74,7 @@ class LongTailData(ImageDataModule):
 
     @property
     def class_counts(self) -> NDArray[np.int64]:
-        """(K,) training images per class.
-
-        Raises:
-            ValueError: a class without any, which no sampler could draw.
-        """
+        """(K,) training images per class; a ValueError if a class has none, to draw it from."""
         images = self.images("train")
         counts = np.bincount(images.labels[self.train_indices], minlength=len(images.class_names))
         if (counts == 0).any():

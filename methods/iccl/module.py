@@ -33,8 +33,8 @@ class ICCL(LongTailClassifier):
         centroid_warm_up: epochs without centroid losses, until every class has been seen.
         w_agnostic, w_interp: w_u and w_m, of the un-mixed and of the interpolated branch.
         w_centroid: w_c, of the centroid losses within each branch.
-        mix: `{alpha, granularity, joint_forward}`: lambda ~ Beta(alpha, alpha), one per `sample` or
-            per `batch`; with `joint_forward` both branches share their BatchNorm statistics.
+        mix: `{alpha, granularity}` of `draw_lambda`, and `joint_forward`: both branches share their
+            BatchNorm statistics.
     """
 
     def __init__(

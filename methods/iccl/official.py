@@ -1,9 +1,8 @@
 """Checkpoints of other forms <-> our modules (docs/papers/iccl.md, sections 4 and 9).
 
-No ICCL checkpoint has been published. Three forms are read: the flat names of the golden cases'
-section 4 (`encoder.*`, `classifier.*`, `projection.{0,2}.*`, `centroids`), which `export` writes;
-the baseline checkpoints of facebookresearch/classifier-balancing@f162ade; and our own stage-1
-checkpoints, which stage 2 starts from.
+No ICCL checkpoint has been published. Three forms are read: the flat names of section 4, which
+`export` writes; the baseline checkpoints of facebookresearch/classifier-balancing@f162ade; and
+our own stage-1 checkpoints, which stage 2 starts from.
 """
 
 from collections.abc import Mapping
@@ -48,8 +47,8 @@ def load(module: LongTailClassifier, path: str | PathLike[str]) -> KeyReport:
     """Load a checkpoint of the classifier-balancing code, or the golden cases' names.
 
     Raises:
-        CheckpointError: not readable without executing code, or any key missing, unexpected or
-            resized; the module is then unchanged.
+        CheckpointError: it needs code to be read, or a key is missing, unexpected or resized; the
+            module is then unchanged.
     """
     return load_weights(module, load_checkpoint(path))
 
@@ -72,21 +71,19 @@ def load_weights(module: LongTailClassifier, source: Mapping[str, Any]) -> KeyRe
 
 
 def export(module: LongTailClassifier) -> dict[str, Any]:
-    """The module's state under the golden cases' names; `load_weights` turns it back.
-
-    Tensors share memory with the module, as those of `state_dict()` do.
-    """
+    """The module's state, in shared memory, under the golden cases' names."""
     return export_official(module, SPECIFIED)
 
 
 def warm_start(module: LongTailClassifier, path: str | PathLike[str], kind: str) -> KeyReport:
     """Start from a trained representation.
 
+    Stage 2 with LWS keeps the classifier, with cRT it stays random; in both the teacher of the
+    distillation, if any, is stage 1's classifier. A stage-1 module gets encoder and classifier.
+
     Args:
         kind: `stage1`, our own checkpoint of any arm (its run's checkpoints/last.ckpt); or
-            `classifier_balancing`, a public baseline. Stage 2 with LWS keeps the classifier, with
-            cRT it stays random; in both the teacher of the distillation, if any, is stage 1's
-            classifier. A stage-1 module gets encoder and classifier.
+            `classifier_balancing`, a public baseline.
 
     Raises:
         CheckpointError: as in `load`, or another `kind`.

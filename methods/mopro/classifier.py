@@ -1,7 +1,4 @@
-"""Frame of all arms: an encoder trained on web labels, its evaluation and its audit.
-
-Shapes: n images, K classes. Figures are percentages.
-"""
+"""Frame of all arms: an encoder trained on web labels (K classes), its evaluation, its audit."""
 
 from typing import Any
 
@@ -96,9 +93,7 @@ class WebClassifier(Method):
 def audit_rule(
     scores: Tensor, web_labels: Tensor, true_labels: Tensor, threshold: float
 ) -> dict[str, float]:
-    """Kept shares, correctness of the corrected labels, detection of out-of-distribution images.
-
-    A figure that would be a share of nothing is left out.
+    """Percentages by name, but for shares of nothing: how right the rule is, whom it keeps.
 
     Args: scores (n, K) soft labels; web_labels (n,); true_labels (n,), -1 if out of distribution
         (OOD); threshold T.

@@ -69,11 +69,7 @@ class Robustness(Method):
         return self.encoder(self.concatenate([batch["images"]]))[0].softmax(dim=1)
 
     def present_classes(self) -> list[int]:
-        """The network's class of each class of the data.
-
-        Raises:
-            ValueError: a class of the data is none of the network's.
-        """
+        """The network's class of each class of the data, which must know them all."""
         listed, classes = self.hparams["class_list"], self.hparams["num_classes"]
         known = read_class_names(Path(listed))
         if len(known) != classes:

@@ -35,12 +35,11 @@ TRANSFER = (ClassifierRetraining, FineTuning, LowShotSVM, Robustness)
 
 
 def load(module: Method, path: str | PathLike[str]) -> KeyReport:
-    """Load a checkpoint of the official pre-training; a module without key encoder, queue and
-    prototypes takes the query encoder from it.
+    """Load an official pre-training; a module without key encoder takes the query encoder from it.
 
     Raises:
-        CheckpointError: not readable without executing code, or any key missing, unexpected or
-            resized; the module is then unchanged.
+        CheckpointError: it needs code to be read, or a key is missing, unexpected or resized; the
+            module is then unchanged.
     """
     return load_weights(module, load_checkpoint(path))
 
@@ -51,10 +50,9 @@ def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
 
 
 def export(module: Method | Mapping[str, Any]) -> dict[str, Any]:
-    """The official form of a module, or of its state, which `load_weights` turns back bit for bit.
+    """The official form of a module, or of its state; `load_weights` turns it back bit for bit.
 
-    What the official form has no place for is under the key `tenfold`, which the official code
-    ignores. Tensors share memory with the module, as those of `state_dict()` do.
+    What the official form lacks is under the key `tenfold`. Tensors share memory with the module.
     """
     return export_official(module, KeyTable(_rules("state_dict/module.")))
 
@@ -103,8 +101,7 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
             classes, as the 5,000 of WebVision V2 are for ImageNet.
 
     Raises:
-        CheckpointError: as in `load`; another kind; a module that starts by itself; or a run of
-            another method.
+        CheckpointError: as in `load`; another kind; another module; or a run of another method.
     """
     remedy = "pre-train first (experiment=mopro/...), or name another file by warm_start.path=FILE"
     source = read_start(path, kind, ("pretrained", "backbone"), remedy)

@@ -19,12 +19,8 @@ class ClassifierRetraining(LinearClassification):
     """Decoupled retraining: frozen backbone in evaluation mode, classifier continued.
 
     `official.warm_start` fills backbone AND classifier from the pre-training (the official code
-    draws the classifier from N(0, 0.01), then overwrites it), so `head_std` is null.
-
-    Args:
-        freeze: false is the official option to fine-tune the backbone as well, at `lr` without any
-            decay; only the classifier's rate follows the schedule there.
-        rest: see `LinearClassification`.
+    draws the classifier from N(0, 0.01), then overwrites it), so `head_std` is null. With `freeze`
+    false, an official option, the backbone learns too, at `lr` without any decay.
     """
 
     def configure_optimizers(self):
@@ -61,13 +57,13 @@ def repeat_factors(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 class SquareRootPass:
-    """An epoch of N draws in which a class is about as frequent as the square root of its size.
+    """A stream of N draws an epoch, with a class about as frequent as the square root of its size.
 
     Each image is listed as often as `repeat_factors` says, the list is shuffled, and its first N
     entries are the epoch. The order depends on (seed, epoch) only, so that all ranks share one
     list; the official processes shuffle by themselves and then take shares of different lists.
 
-    A stream of `shared.data.loading.streams`. `labels` (N,) int64, one per position.
+    Args: labels (N,) int64, one per position.
     """
 
     def __init__(self, seed: int, labels: NDArray[np.int64]) -> None:

@@ -57,8 +57,8 @@ class Granularity:
 class Clusters:
     """Prototypes for the M-steps of one epoch; part of the checkpoint.
 
-    The official code does not save it, so that a resumed run clusters again in the middle of an
-    epoch, with another encoder than an undisturbed run did at its start.
+    The official code does not save them, so that a run resumed within an epoch clusters again, with
+    another encoder than an undisturbed run did at its start.
     """
 
     epoch: int

@@ -39,7 +39,7 @@ def sample_negatives(
 
 
 def mask_shared_positives(logits: Tensor, positives: Tensor) -> Tensor:
-    """Take the second copy of a row's own prototype out of its softmax: -inf where it stands.
+    """Take the second copy of a row's own prototype, where -inf stands then, out of its softmax.
 
     Shapes: logits (B, B + r), of which column i is prototype positives_i; positives (B,).
     """

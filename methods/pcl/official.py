@@ -39,13 +39,11 @@ OTHER_KEYS = "a queue of other keys"
 
 
 def load(module: Method, path: str | PathLike[str]) -> KeyReport:
-    """Load a checkpoint of the official repository, or of MoCo, into `MoCo` or `PCL`.
-
-    A module of the transfer protocols takes its backbone from it, as `warm_start` does.
+    """Load an official checkpoint of PCL or MoCo; a transfer module takes its backbone from it.
 
     Raises:
-        CheckpointError: not readable without executing code, or any key missing, unexpected or
-            resized; the module is then unchanged.
+        CheckpointError: it needs code to be read, or a key is missing, unexpected or resized; the
+            module is then unchanged.
     """
     if isinstance(module, LinearProbe | LowShotSVM):
         return warm_start(module, path, "pcl")
@@ -60,8 +58,7 @@ def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
 def export(module: Method) -> dict[str, Any]:
     """The module's state in the official form, which `load_weights` turns back bit for bit.
 
-    What the official form has no place for is under the key `tenfold`, which the official code
-    ignores. Clusters are no part of it: they are made at the start of each epoch.
+    What the official form lacks is under the key `tenfold`; but clusters are made every epoch.
     """
     return export_official(module, key_table("state_dict/module."))
 

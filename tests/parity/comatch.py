@@ -16,11 +16,17 @@ from methods.comatch import imagenet as imagenet_form
 from methods.comatch import module as cifar_form
 from methods.comatch import official
 from methods.comatch.imagenet import CoMatchImageNet
-from methods.comatch.losses import DistributionAlignment, pseudo_label_graph, smooth_with_memory
+from methods.comatch.losses import (
+    DistributionAlignment,
+    oldest_first,
+    pseudo_label_graph,
+    smooth_with_memory,
+)
 from methods.comatch.module import CoMatch, FixMatch, Supervised
 from shared.data.views import randaugment
 from shared.data.views.per_image import CIFAR10_MEAN, CIFAR10_STD, normalise
 from shared.losses.contrastive import similarity_logits
+from shared.nn.queue import FeatureQueue
 
 from .recording import (
     Call,
@@ -253,8 +259,12 @@ def pseudo_labels_da(config: Config, inputs: Inputs, weights: Inputs) -> Outputs
     return {
         "probs": torch.stack(probs),
         "prob_avg": torch.stack(averages),
-        "final_prob_list": alignment.history(),
+        "final_prob_list": _history(alignment),
     }
+
+
+def _history(alignment: Any) -> Tensor:
+    return oldest_first(alignment.window, int(alignment.count))
 
 
 def memory_smoothing(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
@@ -269,21 +279,17 @@ def memory_smoothing(config: Config, inputs: Inputs, weights: Inputs) -> Outputs
 
     module = _comatch(config)
     _load_memory(module, inputs)
-    memory = module.bank.features.clone()
+    memory = FeatureQueue(*module.bank.features.shape, {"probs": len(module.bank)})
+    memory.enqueue(module.bank.features, probs=torch.eye(len(memory)))
     names = ["logits_u_w", "feats_u_w", "feats_x", "labels_x"]
     calls = step(module, *(inputs[name] for name in names))
     single = _step_outputs(calls)
     single["probs_orig"] = calls["smooth"][0].arguments["aligned"]
     single["scores"] = single["probs"].amax(dim=1)
     # The affinities themselves: what smoothing mixes in when the memory's payload is the identity.
-    single["A"] = smooth_with_memory(
-        torch.zeros(len(inputs["feats_u_w"]), len(memory)),
-        inputs["feats_u_w"],
-        memory,
-        torch.eye(len(memory)),
-        config["temperature"],
-        alpha=0.0,
-    )
+    nothing = torch.zeros(len(inputs["feats_u_w"]), len(memory))
+    temperature = config["temperature"]
+    single["A"] = smooth_with_memory(nothing, inputs["feats_u_w"], memory, temperature, alpha=0.0)
     single |= _bank(module)
     out = {f"single.{name}": value for name, value in single.items()}
 
@@ -357,7 +363,7 @@ def train_step(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     for step in range(len(batches)):
         probs = calls["graph"][step].arguments["probs"]
         out[f"step{step}.Qraw"] = _raw_graph(probs, probs)
-    return out | _bank(module) | {"prob_list": module.alignment.history()}
+    return out | _bank(module) | {"prob_list": _history(module.alignment)}
 
 
 def fixmatch_train_step(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
@@ -387,7 +393,7 @@ def imagenet_variant_step(config: Config, inputs: Inputs, weights: Inputs) -> Ou
         out[at + "outputs_x"], out[at + "outputs_u_s0"] = logits[:b], logits[b:]
         graph = calls["pseudo_label_graph"][step].arguments
         out[at + "Q"] = out[at + "Qraw"] = _raw_graph(graph["probs"], graph["reference"])
-    return out | {"hist_prob": module.alignment.history()}
+    return out | {"hist_prob": _history(module.alignment)}
 
 
 def _train(module: Any, batches: list[dict[str, Tensor]], epoch: int):

@@ -22,8 +22,7 @@ from methods.mopro import cleaning, official
 from methods.mopro import module as step
 from methods.mopro.evaluation import FineTuning
 from methods.mopro.module import MoPro
-from methods.mopro.resampling import SquareRootPass, repeat_factors
-from methods.mopro.retraining import ClassifierRetraining
+from methods.mopro.retraining import ClassifierRetraining, SquareRootPass, repeat_factors
 from shared.checkpoints.exporters import export_layout
 from shared.data.multi_view import ViewsData
 from shared.evaluation import low_shot
@@ -143,7 +142,7 @@ def _watch(module: MoPro) -> list[tuple[Any, str]]:
     return [
         (module, "total_loss"),
         (module, "log_train"),
-        (module, "encode_keys"),
+        (step, "shuffled_forward"),
         (module, "correct"),
         (module.encoder, "forward"),
         (step, "soft_labels"),
@@ -193,7 +192,7 @@ def _step_outputs(
         "target": entropies[0]["target"],
         "inst_logits": entropies[1]["input"],
         "inst_labels": entropies[1]["target"],
-        "k": calls["encode_keys"][number].result,
+        "k": calls["shuffled_forward"][number].result[1],
         "q": calls["forward"][number].result[1],
         "clean": correction.kept.long(),
         "relabelled": correction.relabelled.long(),
@@ -396,10 +395,11 @@ def noise_cleaning(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
             recording((module.encoder, "forward")) as forwards,
             recording((step, "soft_labels")) as rule,
         ):
-            done = cleaning.clean(module, data.features_dataloader(), module.hparams["threshold"])
+            threshold = module.hparams["threshold"]
+            indices, labels, _ = cleaning.clean(module, data.features_dataloader(), threshold)
     return {
-        "kept_index": done.indices,
-        "kept_label": done.labels,
+        "kept_index": indices,
+        "kept_label": labels,
         "cls_logits": torch.cat([call.result[0] for call in forwards["forward"]]),
         "embedding": torch.cat([call.result[1] for call in forwards["forward"]]),
         "soft_label": torch.cat([call.result for call in rule["soft_labels"]]),

@@ -6,13 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from methods.mopro.audit import audit_rule
-from methods.mopro.losses import (
-    Correction,
-    correct_labels,
-    kept_cross_entropy,
-    trust_web_labels,
-)
+from methods.mopro.classifier import audit_rule
+from methods.mopro.losses import Correction, correct_labels, kept_cross_entropy
 
 
 @pytest.mark.parametrize(
@@ -67,13 +62,6 @@ def test_rule_properties(seed: int, rows: int, classes: int, threshold: float) -
     stricter = correct_labels(scores, web, threshold + 0.1)
     assert (rule.relabelled | ~stricter.relabelled).all()
     assert (rule.kept | ~stricter.kept).all()
-
-
-def test_web_labels_are_trusted_before_cleaning() -> None:
-    rule = trust_web_labels(torch.tensor([2, 0]))
-    assert rule.labels.tolist() == [2, 0]
-    assert rule.kept.all()
-    assert not rule.relabelled.any()
 
 
 def test_no_row_kept_gives_zero_loss_and_zero_gradients() -> None:
