@@ -66,7 +66,6 @@ class SemiSupervisedData(ImageDataModule):
         return call(h.split, **given, num_labels=h.num_labels, seed=h.split_seed)
 
     def setup(self, stage: str) -> None:
-        """Read the data and check sizes, so that bad input is refused before training starts."""
         if stage == "fit":
             self._schedule(*self._rank_and_world())
 
@@ -149,9 +148,7 @@ def check_sizes(sizes: Pair, batch_sizes: Pair, world: int) -> None:
 class SemiSupervisedBatches:
     """Makes training batches from plans of a labelled and an unlabelled stream."""
 
-    def __init__(
-        self, labelled: DrawnImages, unlabelled: DrawnImages, views: Sequence[str]
-    ) -> None:
+    def __init__(self, labelled: DrawnImages, unlabelled: DrawnImages, views: Sequence[str]):
         self.labelled, self.unlabelled = labelled, unlabelled
         self.recipes = {view: view for view in views}
 

@@ -63,9 +63,7 @@ def _history(window: Tensor, state: Mapping[str, Tensor]) -> list[Tensor]:
 def load(module: Classifier, path: str | PathLike[str]) -> KeyReport:
     """Load a checkpoint of the official repository into the module of the same form.
 
-    Raises:
-        CheckpointError: it needs code to be read, or a key is missing, unexpected or resized; the
-            module is then unchanged.
+    Whole or not at all: a CheckpointError leaves the module as it was.
     """
     return load_weights(module, load_checkpoint(path))
 
@@ -93,7 +91,7 @@ def load_weights(module: Classifier, source: Mapping[str, Any]) -> KeyReport:
 def export(module: Classifier) -> dict[str, Any]:
     """The module's state in the official form, which `load_weights` turns back bit for bit.
 
-    What the official form lacks is under the key `tenfold`. Tensors share memory with the module.
+    What that form lacks is under the key `tenfold`. Tensors share memory with the module.
     """
     return export_official(module, table_for(module))
 
@@ -163,9 +161,6 @@ def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyR
             (a bare state dict of the network without its classifier) for the CIFAR form;
             `tenfold_pcl` (a checkpoint that `methods.pcl` wrote) for both; `tenfold_pcl_permuted`,
             a negative control: the same with the entries of each tensor in random order.
-
-    Raises:
-        CheckpointError: as in `load`; or a `kind` that does not belong to this module or file.
     """
     remedy = f"warm_start.path=FILE names another {kind} file"
     source: Mapping[str, Any] = read_start(path, kind, WARM_STARTS, remedy)

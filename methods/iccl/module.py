@@ -113,12 +113,12 @@ class ICCL(LongTailClassifier):
         }
 
     def on_train_epoch_start(self) -> None:
-        """Not called when a run resumes within an epoch: the checkpoint has the epoch's means."""
-        if self.hparams["centroid_mode"] == "epoch_mean":
-            self.recompute_centroids()
+        """The centroids are the mean embeddings of each class's un-augmented images, to unit norm.
 
-    def recompute_centroids(self) -> None:
-        """The mean embedding of each class's un-augmented training images, to unit norm."""
+        Not called when a run resumes within an epoch: the checkpoint has the epoch's means.
+        """
+        if self.hparams["centroid_mode"] != "epoch_mean":
+            return
         with eval_mode(self):
             z, labels, _ = training_features(self, lambda images: self.encoder(images)[1])
         member = F.one_hot(labels, len(self.centroids.prototypes)).to(z.dtype)

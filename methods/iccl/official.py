@@ -46,9 +46,7 @@ SPECIFIED = KeyTable(
 def load(module: LongTailClassifier, path: str | PathLike[str]) -> KeyReport:
     """Load a checkpoint of the classifier-balancing code, or the golden cases' names.
 
-    Raises:
-        CheckpointError: it needs code to be read, or a key is missing, unexpected or resized; the
-            module is then unchanged.
+    Whole or not at all: a CheckpointError leaves the module as it was.
     """
     return load_weights(module, load_checkpoint(path))
 
@@ -76,17 +74,14 @@ def export(module: LongTailClassifier) -> dict[str, Any]:
 
 
 def warm_start(module: LongTailClassifier, path: str | PathLike[str], kind: str) -> KeyReport:
-    """Start from a trained representation.
+    """Start from a trained representation; a stage-1 module gets encoder and classifier.
 
     Stage 2 with LWS keeps the classifier, with cRT it stays random; in both the teacher of the
-    distillation, if any, is stage 1's classifier. A stage-1 module gets encoder and classifier.
+    distillation, if any, is stage 1's classifier.
 
     Args:
         kind: `stage1`, our own checkpoint of any arm (its run's checkpoints/last.ckpt); or
             `classifier_balancing`, a public baseline.
-
-    Raises:
-        CheckpointError: as in `load`, or another `kind`.
     """
     remedy = "run stage 1 first, or name another file by warm_start.path=FILE"
     content = read_start(path, kind, ("stage1", "classifier_balancing"), remedy)

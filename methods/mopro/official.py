@@ -35,11 +35,9 @@ TRANSFER = (ClassifierRetraining, FineTuning, LowShotSVM, Robustness)
 
 
 def load(module: Method, path: str | PathLike[str]) -> KeyReport:
-    """Load an official pre-training; a module without key encoder takes the query encoder from it.
+    """Load an official pre-training; a module without key encoder takes the query encoder alone.
 
-    Raises:
-        CheckpointError: it needs code to be read, or a key is missing, unexpected or resized; the
-            module is then unchanged.
+    Whole or not at all: a CheckpointError leaves the module as it was.
     """
     return load_weights(module, load_checkpoint(path))
 
@@ -99,9 +97,6 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
     Args:
         kind: `pretrained` takes backbone and classifier, `backbone` the backbone alone: for other
             classes, as the 5,000 of WebVision V2 are for ImageNet.
-
-    Raises:
-        CheckpointError: as in `load`; another kind; another module; or a run of another method.
     """
     remedy = "pre-train first (experiment=mopro/...), or name another file by warm_start.path=FILE"
     source = read_start(path, kind, ("pretrained", "backbone"), remedy)

@@ -25,13 +25,9 @@ class ClassifierRetraining(LinearClassification):
 
     def configure_optimizers(self):
         [optimizer], [entry] = super().configure_optimizers()
-        factors = [self.factor, _never_decayed][: len(optimizer.param_groups)]
+        factors = [self.factor, lambda epoch: 1.0][: len(optimizer.param_groups)]
         entry["scheduler"] = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return [optimizer], [entry]
-
-
-def _never_decayed(epoch: int) -> float:
-    return 1.0
 
 
 class RetrainingData(ViewsData):

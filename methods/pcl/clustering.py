@@ -85,12 +85,7 @@ class Clusters:
 
 
 def cluster(
-    features: Features,
-    numbers: Sequence[int],
-    temperature: float,
-    epoch: int,
-    gpu: bool,
-    **settings: int,
+    features: Features, numbers: Sequence[int], temperature: float, epoch: int, **settings: Any
 ) -> Clusters:
     """Cluster the features at every granularity on rank 0; all ranks return the same.
 
@@ -98,7 +93,7 @@ def cluster(
         features: of all N training images, the same on every rank.
         numbers: K of each granularity, whose place is the seed of its k-means.
         temperature: mean of the concentrations.
-        settings: of `kmeans`.
+        settings: of `kmeans`, and `gpu` of the search too.
 
     Raises:
         ValueError: fewer images than clusters, or a network whose features have collapsed.
@@ -110,8 +105,8 @@ def cluster(
         prototypes, density = torch.empty(number, rows.shape[1]), torch.empty(number)
         start = time.perf_counter()
         if rank() == 0:
-            centroids = kmeans(rows, number, seed, gpu=gpu, **settings)
-            ids, squared_distances = assign(rows, centroids, gpu=gpu)
+            centroids = kmeans(rows, number, seed, **settings)
+            ids, squared_distances = assign(rows, centroids, gpu=settings["gpu"])
             im2cluster[features.indices] = ids
             prototypes = F.normalize(centroids, dim=1)
             density = concentration(ids, squared_distances, number, temperature)

@@ -41,9 +41,7 @@ OTHER_KEYS = "a queue of other keys"
 def load(module: Method, path: str | PathLike[str]) -> KeyReport:
     """Load an official checkpoint of PCL or MoCo; a transfer module takes its backbone from it.
 
-    Raises:
-        CheckpointError: it needs code to be read, or a key is missing, unexpected or resized; the
-            module is then unchanged.
+    Whole or not at all: a CheckpointError leaves the module as it was.
     """
     if isinstance(module, LinearProbe | LowShotSVM):
         return warm_start(module, path, "pcl")
@@ -78,20 +76,27 @@ def key_table(prefix: str) -> KeyTable:
 def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyReport:
     """Start from pre-trained weights: the query encoder's, never the momentum encoder's.
 
-    Args:
-        kind: `pcl`, an official PCL or MoCo checkpoint or one of our `MoCo` and `PCL` runs. A
-            transfer module takes the backbone; `MoCo` and `PCL` take backbone and head, into both
-            encoders, and keep an empty queue.
+    A transfer module takes the backbone; `MoCo` and `PCL` take backbone and head, into both
+    encoders, and keep an empty queue.
 
-    Raises:
-        CheckpointError: as in `load`; another kind; or a run of another method.
+    Args:
+        kind: `pcl`, an official PCL or MoCo checkpoint or one of our `MoCo` and `PCL` runs.
     """
     source = read_start(path, kind, ("pcl",), MISSING)
-    if "_target_" in source:
+    if "_target_" in source:  # one of our runs
         state_of_run(source, "methods.pcl", path)
-        rules, dropped = _our_encoder(source)
+        others = [key for key in source if key != "state_dict"]
+        dropped = dict.fromkeys([*others, *(f"{key}/{{rest}}" for key in others)], OTHER_TRAINER)
+        dropped["state_dict/momentum_encoder.{rest}"] = UNUSED
+        dropped["state_dict/queue.{rest}"] = OTHER_KEYS
+        parts = ("encoder.projection.{rest}", "encoder.backbone.{rest}")
+        rules = [Rule(f"state_dict/{part}", part) for part in parts]
     else:
-        rules, dropped = _official_encoder(source)
+        prefix = model_prefix(source)
+        dropped = {**TRAINER_KEYS, f"{prefix}encoder_k.{{rest}}": UNUSED}
+        dropped |= dict.fromkeys((f"{prefix}queue", f"{prefix}queue_ptr"), OTHER_KEYS)
+        dropped["tenfold/{rest}"] = "state of an exported run"
+        rules = moco_rules(f"{prefix}encoder_q.")
     if isinstance(module, MoCo):
         fresh = {
             "momentum_encoder.{rest}": "parameters copied from the encoder after loading",
@@ -105,26 +110,3 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
     rules = [rule for rule in rules if rule not in heads]
     fresh = {"encoder.classifier.{rest}": "the classifier starts anew"}
     return import_official(source, KeyTable(rules, dropped, fresh), module)
-
-
-def _official_encoder(source: Mapping[str, Any]) -> tuple[list[Rule], dict[str, str]]:
-    """Rules for the query encoder of an official checkpoint, and what they leave out."""
-    prefix = model_prefix(source)
-    unused = {
-        f"{prefix}encoder_k.{{rest}}": UNUSED,
-        **dict.fromkeys((f"{prefix}queue", f"{prefix}queue_ptr"), OTHER_KEYS),
-        "tenfold/{rest}": "state of an exported run",
-    }
-    return moco_rules(f"{prefix}encoder_q."), TRAINER_KEYS | unused
-
-
-def _our_encoder(source: Mapping[str, Any]) -> tuple[list[Rule], dict[str, str]]:
-    """The same for the trained encoder of one of our runs."""
-    others = [key for key in source if key != "state_dict"]
-    unused = dict.fromkeys([*others, *(f"{key}/{{rest}}" for key in others)], OTHER_TRAINER)
-    unused |= {
-        "state_dict/momentum_encoder.{rest}": UNUSED,
-        "state_dict/queue.{rest}": OTHER_KEYS,
-    }
-    parts = ("encoder.projection.{rest}", "encoder.backbone.{rest}")
-    return [Rule(f"state_dict/{part}", part) for part in parts], unused

@@ -38,6 +38,7 @@ from .recording import (
     recording,
     snapshot,
 )
+from .toys import toy, values_of
 
 Config, Inputs, Outputs = dict[str, Any], dict[str, Tensor], dict[str, Any]
 CIFAR_WINDOW, IMAGENET_WINDOW = 32, 128  # constants of the two official scripts
@@ -51,45 +52,37 @@ def _wide_resnet(c: Config) -> dict[str, Any]:
     return {"_target_": "shared.nn.wide_resnet.WideResNet", "depth": c["depth"], "width": c["k"]}
 
 
-def _common(c: Config, backbone: dict[str, Any], projection: dict[str, Any] | None) -> Config:
-    return {
-        "backbone": backbone,
-        "num_classes": c["n_classes"],
-        "projection": projection,
-        "channels_last": False,  # the official layout: sums in another order exceed the tolerances
-        "lr": c.get("lr", 0.03),
-        "momentum": c.get("momentum", 0.9),
-        "weight_decay": c.get("weight_decay", 5e-4),
-        "no_decay": ["bn"],
-        "total_steps": c.get("max_iter", 1),
-        "ema_decay": c.get("ema_m", 0.999),
-        "ema_warm_up": False,
-    }
+# fmt: off
+NAMES = {  # our argument -> its name in the cases
+    "num_classes": "n_classes", "lr": "lr", "momentum": "momentum", "weight_decay": "weight_decay",
+    "total_steps": "max_iter", "ema_decay": "ema_m", "threshold": "thr", "alpha": "alpha",
+    "graph_threshold": "contrast_th", "temperature": "temperature", "lambda_u": "lam_u",
+    "lambda_c": "lam_c", "bank_batches": "queue_batch", "batch_size": "batch_x",
+    "queue_size": "K", "total_epochs": "epochs",
+}
+OFFICIAL: Config = {  # where a case says nothing
+    "lr": 0.03, "momentum": 0.9, "weight_decay": 5e-4, "total_steps": 1, "ema_decay": 0.999,
+    "threshold": 0.95, "graph_threshold": 0.8, "temperature": 0.2, "alpha": 0.9, "lambda_u": 1.0,
+    "lambda_c": 1.0, "bank_batches": 5, "batch_size": 1, "total_epochs": 400,
+}
+# fmt: on
+
+
+def _build(kind: type, c: Config, backbone: dict[str, Any] = NO_NETWORK, **changes: Any) -> Any:
+    values = OFFICIAL | {ours: c[theirs] for ours, theirs in NAMES.items() if theirs in c}
+    known = {name: value for name, value in values.items() if name in values_of(kind)}
+    # The official layout: sums in another order exceed the tolerances.
+    return toy(kind, channels_last=False, **{**known, "backbone": backbone, **changes})
 
 
 def _comatch(c: Config, backbone: dict[str, Any] = NO_NETWORK) -> CoMatch:
-    return CoMatch(
-        threshold=c.get("thr", 0.95),
-        graph_threshold=c.get("contrast_th", 0.8),
-        temperature=c.get("temperature", 0.2),
-        alpha=c.get("alpha", 0.9),
-        lambda_u=c.get("lam_u", 1.0),
-        lambda_c=c.get("lam_c", 1.0),
-        alignment_window=CIFAR_WINDOW,
-        bank_batches=c.get("queue_batch", 5),
-        batch_size=c.get("batch_x", 1),
-        mu=c.get("batch_u", 1) // c.get("batch_x", 1),
-        **_common(c, backbone, {"hidden": None, "dim": c["low_dim"], "negative_slope": 0.1}),
-    )
+    head = {"hidden": None, "dim": c["low_dim"], "negative_slope": 0.1}
+    sizes = {"alignment_window": CIFAR_WINDOW, "mu": c.get("batch_u", 1) // c.get("batch_x", 1)}
+    return _build(CoMatch, c, backbone, projection=head, **sizes)
 
 
 def _fixmatch(c: Config, aligned: bool, backbone: dict[str, Any] = NO_NETWORK) -> FixMatch:
-    return FixMatch(
-        threshold=c["thr"],
-        lambda_u=c["lam_u"],
-        alignment_window=CIFAR_WINDOW if aligned else None,
-        **_common(c, backbone, projection=None),
-    )
+    return _build(FixMatch, c, backbone, alignment_window=CIFAR_WINDOW if aligned else None)
 
 
 def _imagenet(c: Config, weights: Mapping[str, Tensor]) -> CoMatchImageNet:
@@ -98,35 +91,17 @@ def _imagenet(c: Config, weights: Mapping[str, Tensor]) -> CoMatchImageNet:
         if key.startswith("encoder.layer"):
             stage, block = key.removeprefix("encoder.layer").split(".")[:2]
             stages[int(stage)] = max(stages.get(int(stage), 0), int(block) + 1)
-    block = "bottleneck" if "encoder.layer1.0.conv3.weight" in weights else "basic"
+    backbone = {
+        "_target_": "shared.nn.resnet.ResNet",
+        "block": "bottleneck" if "encoder.layer1.0.conv3.weight" in weights else "basic",
+        "layers": [stages[stage] for stage in sorted(stages)],
+        "base_width": c["base_width"],
+    }
+    head = {"hidden": c["proj_hidden"], "dim": c["low_dim"], "negative_slope": 0.0}
     # A momentum taken from the wrong epoch is 0 and shows.
     momentums = (c["moco_m"], 0.0) if c["epoch"] == 0 else (0.0, c["moco_m"])
-    return CoMatchImageNet(
-        backbone={
-            "_target_": "shared.nn.resnet.ResNet",
-            "block": block,
-            "layers": [stages[stage] for stage in sorted(stages)],
-            "base_width": c["base_width"],
-        },
-        num_classes=c["n_classes"],
-        projection={"hidden": c["proj_hidden"], "dim": c["low_dim"], "negative_slope": 0.0},
-        threshold=c["thr"],
-        graph_threshold=c["contrast_th"],
-        temperature=c["temperature"],
-        alpha=c["alpha"],
-        lambda_u=c["lam_u"],
-        lambda_c=c["lam_c"],
-        alignment_window=IMAGENET_WINDOW,
-        queue_size=c["K"],
-        momentums=momentums,
-        lr=c["lr"],
-        momentum=c["momentum"],
-        weight_decay=c["weight_decay"],
-        total_epochs=c.get("epochs", 400),
-        gather_graph=False,
-        channels_last=False,
-        seed=0,
-    )
+    changes = {"alignment_window": IMAGENET_WINDOW, "gather_graph": False, "momentums": momentums}
+    return _build(CoMatchImageNet, c, backbone, projection=head, **changes)
 
 
 # --- official state in and out ---
@@ -463,7 +438,7 @@ def lr_schedules(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
         return torch.tensor(values)
 
     c = {"n_classes": 2, "lr": config["cifar_lr"], "max_iter": config["max_iter"]}
-    cifar = Supervised(**_common(c, NO_NETWORK, projection=None))
+    cifar = _build(Supervised, c)
     hyper = dict.fromkeys(("thr", "contrast_th", "temperature", "alpha", "lam_u", "lam_c"), 0.5)
     hyper |= dict.fromkeys(("n_classes", "low_dim", "base_width", "proj_hidden", "K"), 2)
     hyper |= {"moco_m": 0.9, "epoch": 0, "momentum": 0.9, "weight_decay": 0.0}
@@ -478,7 +453,7 @@ def lr_schedules(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
 
 
 def evaluate(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
-    module = Supervised(**_common(config, NO_NETWORK, projection=None))
+    module = _build(Supervised, config)
     split = {name: inputs[name].split(config["batches"]) for name in inputs}
     module.encoder = Given(*((logits, None) for logits in split["logits"]))
     module.ema_encoder = Given(*((logits, None) for logits in split["ema_logits"]))

@@ -82,12 +82,16 @@ TOYS: dict[type, dict[str, Any]] = {  # of classes and of what is derived from t
 # fmt: on
 
 
+def values_of(kind: type) -> dict[str, Any]:
+    """The arguments of `toy(kind)`."""
+    return next(values for base, values in TOYS.items() if issubclass(kind, base))
+
+
 def toy(kind: type, weights: int | None = None, **changes: Any) -> Any:
     """A module of `kind` with the toy values but for `changes`; `weights` seeds its weights."""
-    values = next(values for base, values in TOYS.items() if issubclass(kind, base))
     if weights is not None:
         torch.manual_seed(weights)
-    return kind(**(values | changes))
+    return kind(**(values_of(kind) | changes))
 
 
 def still(module: Any) -> Any:

@@ -11,7 +11,8 @@ from methods.comatch.imagenet import CoMatchImageNet
 from methods.comatch.module import CoMatch, FixMatch, Supervised
 from shared.checkpoints.official import convert_official
 from shared.checkpoints.reading import CheckpointError
-from tests.parity.toys import state_of, toy
+from tests.conformance.conftest import assert_same
+from tests.parity.toys import changed, state_of, toy
 from tests.unit.official_toy import checkpoint, linear, resnet50_state
 
 
@@ -106,16 +107,6 @@ def imagenet_checkpoint(module: CoMatchImageNet) -> dict[str, Any]:
     return checkpoint(state)
 
 
-def equal(first: Any, second: Any) -> bool:
-    if isinstance(first, Tensor):
-        return torch.equal(first, second) and first.dtype == second.dtype
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(equal(first[k], second[k]) for k in first)
-    if isinstance(first, list):
-        return len(first) == len(second) and all(map(equal, first, second))
-    return first == second
-
-
 def without(content: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {key: value for key, value in content.items() if key not in keys}
 
@@ -143,7 +134,7 @@ def test_cifar_checkpoint_full_size(tmp_path):
     assert module.bank.written > len(module.bank)  # so that smoothing goes on at once
 
     exported = official.export(module)
-    assert equal(without(exported, "tenfold"), without(content, *TRAINER))
+    assert_same(without(exported, "tenfold"), without(content, *TRAINER))
 
 
 def test_cifar_round_trip_of_our_state_is_exact():
@@ -152,7 +143,7 @@ def test_cifar_round_trip_of_our_state_is_exact():
     module.alignment.window.copy_(torch.rand(32, 10))
     module.bank.written.fill_(12345)
     official.load_weights(other, official.export(module))
-    assert equal(dict(other.state_dict()), dict(module.state_dict()))
+    assert not changed(state_of(module), other)
 
 
 def test_a_bank_that_was_not_full_starts_unsmoothed():
@@ -167,7 +158,7 @@ def test_fixmatch_checkpoint_without_heads():
     content = without(cifar_checkpoint(heads=False), "queue")
     module = fixmatch()
     assert official.load_weights(module, content).complete
-    assert equal(without(official.export(module), "tenfold"), without(content, *TRAINER))
+    assert_same(without(official.export(module), "tenfold"), without(content, *TRAINER))
     without_alignment = fixmatch(alignment_window=None)
     report = official.load_weights(without_alignment, content)
     assert report.dropped["prob_list"] == "the module has no distribution alignment"
@@ -205,7 +196,7 @@ def test_imagenet_checkpoint():
 
     module.alignment.window.copy_(torch.rand(128, 10))
     exported = official.export(module)
-    assert equal(exported["state_dict"], theirs)
+    assert_same(exported["state_dict"], theirs)
     # Our own state survives the detour, although official files have no place for it.
     window = module.alignment.window.clone()
     exported["tenfold"] = {key: value.clone() for key, value in exported["tenfold"].items()}
@@ -218,7 +209,7 @@ def fault(module: official.Classifier, content: dict[str, Any]) -> str:
     before = state_of(module)
     with pytest.raises(CheckpointError) as caught:
         official.load_weights(module, content)
-    assert equal(before, dict(module.state_dict())), "a refused load changed the module"
+    assert not changed(before, module)
     return str(caught.value)
 
 
@@ -449,4 +440,4 @@ def test_other_files_do_not_start_from_pcl(tmp_path):
             official.warm_start(module, path, "tenfold_pcl")
     with pytest.raises(CheckpointError, match=r"no checkpoint at .*absent.*warm_start\.path=FILE"):
         official.warm_start(module, tmp_path / "absent.ckpt", "tenfold_pcl")
-    assert equal(before, dict(module.state_dict()))
+    assert not changed(before, module)
