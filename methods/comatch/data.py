@@ -9,13 +9,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor
-
 from shared.data.image_module import ImageDataModule
-from shared.data.loading.batches import DrawnImages
+from shared.data.loading.batches import DrawnImages, StreamedBatches
 from shared.data.loading.loader import ResumableLoader
 from shared.data.loading.streams import (
-    Draws,
     Permutation,
     Permutations,
     RestartedPasses,
@@ -74,8 +71,13 @@ class SemiSupervisedData(ImageDataModule):
         labelled, unlabelled = (
             DrawnImages(train, part, self.transform, h.seed) for part in self.train_split
         )
-        dataset = SemiSupervisedBatches(labelled, unlabelled, h.views)
-        return ResumableLoader(dataset, self._schedule(*self._rank_and_world()), h.num_workers)
+        # "labelled" is a stream of draws of its own; the recipe is the weak one.
+        parts = [(labelled, {"labelled": "weak"}, "labels", "labelled_indices")]
+        if h.views:
+            recipes = {view: view for view in h.views}
+            parts.append((unlabelled, recipes, "hidden_labels", "unlabelled_indices"))
+        schedule = self._schedule(*self._rank_and_world())
+        return ResumableLoader(StreamedBatches(*parts), schedule, h.num_workers)
 
     def _schedule(self, rank: int, world: int) -> StreamBatches:
         h, (labelled, unlabelled) = self._h, self.train_split
@@ -143,21 +145,3 @@ def check_sizes(sizes: Pair, batch_sizes: Pair, world: int) -> None:
             f"batch_size * mu = {batch_sizes[1]} is larger than the unlabelled set ({sizes[1]} "
             "samples): lower batch_size or mu, or use more data"
         )
-
-
-class SemiSupervisedBatches:
-    """Makes training batches from plans of a labelled and an unlabelled stream."""
-
-    def __init__(self, labelled: DrawnImages, unlabelled: DrawnImages, views: Sequence[str]):
-        self.labelled, self.unlabelled = labelled, unlabelled
-        self.recipes = {view: view for view in views}
-
-    def __getitems__(self, plan: tuple[Draws, Draws]) -> dict[str, Tensor]:
-        # "labelled" is a stream of draws of its own; the recipe is the weak one.
-        [view], labels, indices = self.labelled.load(plan[0], {"labelled": "weak"})
-        batch = {"labelled": view, "labels": labels, "labelled_indices": indices}
-        if not self.recipes:
-            return batch
-        views, labels, indices = self.unlabelled.load(plan[1], self.recipes)
-        batch |= dict(zip(self.recipes, views, strict=True))
-        return batch | {"hidden_labels": labels, "unlabelled_indices": indices}

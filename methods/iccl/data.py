@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.data.image_module import ImageDataModule
-from shared.data.images import ImageSet
-from shared.data.loading.batches import DrawnImages, PlainImageBatches
+from shared.data.loading.batches import DrawnImages, StreamedBatches
 from shared.data.loading.loader import EvaluationLoader, ResumableLoader
 from shared.data.loading.streams import (
     ClassCycles,
@@ -26,8 +25,6 @@ from shared.data.loading.streams import (
     WeightedDraws,
 )
 from shared.data.readers.long_tail import class_aware_weights
-from shared.data.views.interface import Views
-from shared.randomness import sample_keys
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +95,11 @@ class LongTailData(ImageDataModule):
             )
 
     def train_dataloader(self) -> ResumableLoader:
-        images = DrawnImages(self.images("train"), self.train_indices, self.transform, self._h.seed)
-        return ResumableLoader(StreamPairs(images), self._schedule(), self._h.num_workers)
+        images = self._drawn()
+        first = (images, {"images": "train"}, "labels", "indices")
+        second = (images, {"partners": "train"}, "partner_labels", "partner_indices")
+        batches = StreamedBatches(first, second)
+        return ResumableLoader(batches, self._schedule(), self._h.num_workers)
 
     def probe_dataloader(self) -> EvaluationLoader | None:
         """Un-augmented images for the linear probe; None without `probe_split`."""
@@ -107,8 +107,12 @@ class LongTailData(ImageDataModule):
 
     def augmented_dataloader(self, passes: int) -> EvaluationLoader:
         """Every training image `passes` times, each time augmented anew; for cached features."""
-        images = self.images("train"), self.transform, self.train_indices
-        return self._loader(AugmentedPasses(*images, passes, self._h.seed))
+        h, batches = self._h, AugmentedPasses(self._drawn(), passes)
+        sizes = len(batches), h.eval_batch_size, h.num_workers
+        return EvaluationLoader(batches, *sizes, *self._rank_and_world())
+
+    def _drawn(self) -> DrawnImages:
+        return DrawnImages(self.images("train"), self.train_indices, self.transform, self._h.seed)
 
     def _schedule(self) -> StreamBatches:
         h = self._h
@@ -130,41 +134,16 @@ class LongTailData(ImageDataModule):
         return WeightedDraws(seed, per_image[labels], size, number + 2)
 
 
-class StreamPairs:
-    """Makes batches from plans of one or two streams."""
-
-    names = (("images", "labels", "indices"), ("partners", "partner_labels", "partner_indices"))
-
-    def __init__(self, images: DrawnImages) -> None:
-        self.images = images
-
-    def __getitems__(self, plan: tuple[Draws, ...]) -> dict[str, Tensor]:
-        batch: dict[str, Tensor] = {}
-        for draws, names in zip(plan, self.names, strict=False):
-            # Streams have keys of their own: an image paired with itself is augmented twice.
-            [view], labels, indices = self.images.load(draws, {names[0]: "train"})
-            batch |= dict(zip(names, (view, labels, indices), strict=True))
-        return batch
-
-
-class AugmentedPasses(PlainImageBatches):
+class AugmentedPasses:
     """Evaluation batches of augmented images; `indices` number the draws, pass after pass."""
 
-    def __init__(
-        self, images: ImageSet, transform: Views, members: NDArray, passes: int, seed: int
-    ) -> None:
-        super().__init__(images, transform, members)
-        self.passes, self.seed = passes, seed
+    def __init__(self, images: DrawnImages, passes: int) -> None:
+        self.images, self.passes = images, passes
 
     def __len__(self) -> int:
-        return self.passes * len(self.members)
+        return self.passes * len(self.images.members)
 
-    def __getitems__(self, positions: NDArray[np.int64]) -> dict[str, Any]:
-        passes, places = np.divmod(positions, len(self.members))
-        pixels, indices = self.images.take(self.members[places], self.members)
-        keys = sample_keys(self.seed, passes, indices, "stage2")
-        return {
-            "images": self.transform(pixels, "train", keys),
-            "labels": torch.from_numpy(self.images.labels[indices]),
-            "indices": torch.from_numpy(positions),
-        }
+    def __getitems__(self, positions: NDArray[np.int64]) -> dict[str, Tensor]:
+        passes, places = np.divmod(positions, len(self.images.members))
+        [view], labels, _ = self.images.load(Draws(places, passes), {"stage2": "train"})
+        return {"images": view, "labels": labels, "indices": torch.from_numpy(positions)}
