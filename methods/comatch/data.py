@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from shared.data.image_module import ImageDataModule
-from shared.data.loading.batches import DrawnImages, StreamedBatches
+from shared.data.loading.batches import DrawnBatches, DrawnImages
 from shared.data.loading.loader import ResumableLoader
 from shared.data.loading.streams import (
     Permutation,
@@ -77,7 +77,7 @@ class SemiSupervisedData(ImageDataModule):
             recipes = {view: view for view in h.views}
             parts.append((unlabelled, recipes, "hidden_labels", "unlabelled_indices"))
         schedule = self._schedule(*self._rank_and_world())
-        return ResumableLoader(StreamedBatches(*parts), schedule, h.num_workers)
+        return ResumableLoader(DrawnBatches(*parts), schedule, h.num_workers)
 
     def _schedule(self, rank: int, world: int) -> StreamBatches:
         h, (labelled, unlabelled) = self._h, self.train_split

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.data.image_module import ImageDataModule
-from shared.data.loading.batches import DrawnImages, StreamedBatches
+from shared.data.loading.batches import DrawnBatches, DrawnImages
 from shared.data.loading.loader import EvaluationLoader, ResumableLoader
 from shared.data.loading.streams import (
     ClassCycles,
@@ -98,7 +98,7 @@ class LongTailData(ImageDataModule):
         images = self._drawn()
         first = (images, {"images": "train"}, "labels", "indices")
         second = (images, {"partners": "train"}, "partner_labels", "partner_indices")
-        batches = StreamedBatches(first, second)
+        batches = DrawnBatches(first, second)
         return ResumableLoader(batches, self._schedule(), self._h.num_workers)
 
     def probe_dataloader(self) -> EvaluationLoader | None:

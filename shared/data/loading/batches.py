@@ -82,7 +82,7 @@ class PlainImageBatches:
         }
 
 
-class StreamedBatches:
+class DrawnBatches:
     """Training batches from plans of one or several streams.
 
     Args: parts: of each stream its images, the recipe of each view by the view's name, and the
