@@ -164,7 +164,7 @@ def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyR
     """
     remedy = f"warm_start.path=FILE names another {kind} file"
     source: Mapping[str, Any] = read_start(path, kind, WARM_STARTS, remedy)
-    form, table = WARM_STARTS[kind]
+    form, start_of = WARM_STARTS[kind]
     if not isinstance(module, form):
         names = getattr(form, "__name__", "")
         raise CheckpointError(
@@ -174,13 +174,14 @@ def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyR
         source = state_of_run(source, "methods.pcl", path)
     if kind.endswith("_permuted"):
         source = {key: permuted_weights(key, value) for key, value in source.items()}
-    start = table(module, source)
+    start = start_of(module, source)
     copied = "parameters copied from the encoder after loading"
     fresh = {"encoder.classifier.{rest}": "self-supervised weights have no classifier"}
     fresh |= {f"{name}.{{rest}}": copied for name in ("ema_encoder", "momentum_encoder")}
     states = ("alignment", "bank", "strong_queue", "weak_queue")
-    fresh |= {f"{state}.{{rest}}": "starts empty" for state in states} | start.fresh
-    report = import_official(source, KeyTable(start.rules, start.dropped, fresh), module)
+    fresh |= {f"{state}.{{rest}}": "starts empty" for state in states}
+    table = KeyTable(start.rules, start.dropped, {**fresh, **start.fresh})
+    report = import_official(source, table, module)
     copy = module.ema_encoder if isinstance(module, EMAClassifier) else module.momentum_encoder
     copy.update(module.encoder, 0.0)
     return report

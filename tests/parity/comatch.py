@@ -38,7 +38,7 @@ from .recording import (
     recording,
     snapshot,
 )
-from .toys import toy, values_of
+from .toys import rates, toy, values_of
 
 Config, Inputs, Outputs = dict[str, Any], dict[str, Tensor], dict[str, Any]
 CIFAR_WINDOW, IMAGENET_WINDOW = 32, 128  # constants of the two official scripts
@@ -428,15 +428,6 @@ def wrn_forward(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
 
 
 def lr_schedules(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
-    def rates(module: Any, count: int) -> Tensor:
-        [optimizer], [scheduler] = module.configure_optimizers()
-        values = []
-        for _ in range(count):
-            values.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            scheduler["scheduler"].step()
-        return torch.tensor(values)
-
     c = {"n_classes": 2, "lr": config["cifar_lr"], "max_iter": config["max_iter"]}
     cifar = _build(Supervised, c)
     hyper = dict.fromkeys(("thr", "contrast_th", "temperature", "alpha", "lam_u", "lam_c"), 0.5)
@@ -447,8 +438,8 @@ def lr_schedules(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
         hyper, {f"encoder.layer{stage}.0.conv3.weight": None for stage in (1, 2, 3, 4)}
     )
     return {
-        "cifar_lr": rates(cifar, config["max_iter"] + 1),
-        "imagenet_lr": rates(imagenet, config["epochs"]),
+        "cifar_lr": rates(cifar, config["max_iter"] + 1, "step")[:, 0],
+        "imagenet_lr": rates(imagenet, config["epochs"])[:, 0],
     }
 
 

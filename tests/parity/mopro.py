@@ -34,7 +34,7 @@ from .recording import (
     recording,
     snapshot,
 )
-from .toys import toy
+from .toys import rates, toy
 from .two_processes import on_each_rank
 
 Config, Inputs, Outputs = dict[str, Any], dict[str, Tensor], dict[str, Any]
@@ -479,16 +479,6 @@ def lowshot_voc_svm(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
 
 
 def lr_schedules(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
-    def rates(module: Any, epochs: int) -> Tensor:
-        [optimizer], [scheduler] = module.configure_optimizers()
-        assert scheduler["interval"] == "epoch"
-        values = []
-        for _ in range(epochs):
-            values.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            scheduler["scheduler"].step()
-        return torch.tensor(values)
-
     def schedule(c: Config) -> dict[str, Any]:
         if c.get("cos"):
             plan: dict[str, Any] = {"kind": "cosine"}
@@ -504,13 +494,13 @@ def lr_schedules(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     for name in ("pretrain", "pretrain_cos"):
         c = config[name]
         module = _mopro(tiny, {}, **schedule(c), lr=c["lr"])
-        out[name] = rates(module, c["epochs"])
+        out[name] = rates(module, c["epochs"])[:, 0]
     for name, kind, more in (("retrain", ClassifierRetraining, 1), ("finetune", FineTuning, 0)):
         c = config[name]
         linear = _linear(
             kind, c, NO_NETWORK, {"lr": c["lr"]}, freeze=kind is ClassifierRetraining, **schedule(c)
         )
-        out[name] = rates(linear, c["epochs"] + more)  # the retraining's epochs are inclusive
+        out[name] = rates(linear, c["epochs"] + more)[:, 0]  # the retraining's epochs are inclusive
     return out
 
 

@@ -94,6 +94,18 @@ def toy(kind: type, weights: int | None = None, **changes: Any) -> Any:
     return kind(**(values_of(kind) | changes))
 
 
+def rates(module: Any, steps: int, interval: str = "epoch") -> Tensor:
+    """(steps, groups) learning rates while the scheduler of `interval` steps."""
+    [optimizer], [entry] = module.configure_optimizers()
+    assert entry["interval"] == interval
+    found = []
+    for _ in range(steps):
+        found.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        entry["scheduler"].step()
+    return torch.tensor(found)
+
+
 def still(module: Any) -> Any:
     """`module` with BatchNorm in evaluation mode, as ranks are compared with one process."""
     for layer in module.modules():

@@ -27,11 +27,8 @@ def test_every_branch_of_the_rule(
 ) -> None:
     # In float64: 0.6 in float32 is above 0.6.
     rule = correct_labels(torch.tensor([scores], dtype=torch.float64), torch.tensor([web]), 0.6)
-    assert (rule.labels.item(), rule.kept.item(), rule.relabelled.item()) == (
-        label,
-        kept,
-        relabelled,
-    )
+    found = (rule.labels.item(), rule.kept.item(), rule.relabelled.item())
+    assert found == (label, kept, relabelled)
 
 
 def random_scores(seed: int, rows: int, classes: int) -> tuple[Tensor, Tensor]:

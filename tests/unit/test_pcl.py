@@ -19,13 +19,12 @@ from methods.pcl.clustering import Clusters, Granularity, cluster, concentration
 from methods.pcl.controls import permuted
 from methods.pcl.losses import mask_shared_positives, prototype_logits, sample_negatives
 from methods.pcl.module import PCL, MoCo
-from shared import run as entry
 from shared.checkpoints.reading import load_module
 from shared.checkpoints.writing import AtomicCheckpointIO
 from shared.evaluation.features import Features
 from shared.experiments import arms as arms_of
 from shared.experiments import rows
-from tests.conformance.conftest import compose_experiment, seen_fit
+from tests.conformance.conftest import compose_experiment
 from tests.parity.toys import KMEANS, toy
 
 
@@ -242,6 +241,7 @@ def test_the_queue_starts_as_unit_vectors() -> None:
 
 
 def test_checkpoints_hold_the_clusters(tmp_path: Path) -> None:
+    """The conformance suite kills a run within an epoch; clustered again it would end elsewhere."""
     module = pcl()
     start_epoch(module, 1)
     trainer = pl.Trainer(
@@ -258,40 +258,6 @@ def test_checkpoints_hold_the_clusters(tmp_path: Path) -> None:
     mine, theirs = (c.state_dict()["granularities"] for c in (loaded.clusters, module.clusters))
     assert all(torch.equal(a[k], b[k]) for a, b in zip(mine, theirs, strict=True) for k in a)
     assert not any("cluster" in name for name in module.state_dict())
-
-
-@pytest.mark.slow  # quick kin: the checkpoint holds the clusters, an E-step runs once an epoch
-def test_a_run_killed_within_an_epoch_keeps_its_clusters(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Clustered again with the encoder of the middle of the epoch, it would end elsewhere."""
-    caplog.set_level(logging.INFO, logger="methods.pcl")
-
-    class Kill(pl.Callback):
-        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-            if trainer.global_step == 6:  # the second epoch has the steps 4 to 7
-                raise RuntimeError("killed")
-
-    def run(name: str, *callbacks: pl.Callback) -> dict[str, Any]:
-        config = compose_experiment(
-            "pcl/smoke", f"output_dir={tmp_path / name}",
-            f"data_root={tmp_path}", "logger.wandb=null", "trainer.enable_progress_bar=false",
-            "trainer.max_epochs=2", "trainer.limit_val_batches=0", "method.evaluation.shots=[]",
-        )  # fmt: skip
-        with seen_fit(lambda trainer, _: trainer.callbacks.extend(callbacks)):
-            entry.run(config)
-        return torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
-
-    undisturbed = run("undisturbed")
-    with pytest.raises(RuntimeError, match="killed"):
-        run("killed", Kill())
-    caplog.clear()
-    resumed = run("killed")
-    assert "E-step" not in caplog.text
-    for name, value in undisturbed["state_dict"].items():
-        assert torch.equal(value, resumed["state_dict"][name]), name
-    mine, theirs = (c["clusters"]["granularities"] for c in (resumed, undisturbed))
-    assert all(torch.equal(a[k], b[k]) for a, b in zip(mine, theirs, strict=True) for k in a)
 
 
 # --- configurations ---
