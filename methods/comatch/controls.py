@@ -1,7 +1,5 @@
-"""Negative controls of the claims: CoMatch with its decisive part taken away.
-
-Batches are in random order, so that any fixed relabelling joins random samples.
-"""
+"""Negative controls of the claims: CoMatch with its decisive part taken away, in batches of random
+order, so that any fixed relabelling joins random samples."""
 
 import zlib
 

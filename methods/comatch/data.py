@@ -10,15 +10,9 @@ from functools import cached_property
 from typing import Any
 
 from shared.data.image_module import ImageDataModule
+from shared.data.loading import streams
 from shared.data.loading.batches import DrawnBatches, DrawnImages
 from shared.data.loading.loader import ResumableLoader
-from shared.data.loading.streams import (
-    Permutation,
-    Permutations,
-    RestartedPasses,
-    Stream,
-    StreamBatches,
-)
 from shared.data.splits import Split, per_class_split
 from shared.nn.building import call
 
@@ -79,7 +73,7 @@ class SemiSupervisedData(ImageDataModule):
         schedule = self._schedule(*self._rank_and_world())
         return ResumableLoader(DrawnBatches(*parts), schedule, h.num_workers)
 
-    def _schedule(self, rank: int, world: int) -> StreamBatches:
+    def _schedule(self, rank: int, world: int) -> streams.StreamBatches:
         h, (labelled, unlabelled) = self._h, self.train_split
         sizes, batch_sizes = (len(labelled), len(unlabelled)), (h.batch_size, h.batch_size * h.mu)
         check_sizes(sizes, batch_sizes, world)
@@ -88,19 +82,18 @@ class SemiSupervisedData(ImageDataModule):
         return fixed_steps(h.seed, sizes, batch_sizes, h.steps_per_epoch, rank, world)
 
 
-Pair = tuple[int, int]
-"""Of the labelled and of the unlabelled set."""
+Pair = tuple[int, int]  # of the labelled and of the unlabelled set
 
 
 def fixed_steps(
     seed: int, sizes: Pair, batch_sizes: Pair, steps: int, rank: int = 0, world: int = 1
-) -> StreamBatches:
+) -> streams.StreamBatches:
     """`steps` batches an epoch of concatenated shuffled passes, so that batches may span two."""
-    streams = [
-        Permutations(seed, size, steps * batch, number)
+    passes = [
+        streams.Permutations(seed, size, steps * batch, number)
         for number, (size, batch) in enumerate(zip(sizes, batch_sizes, strict=True))
     ]
-    return StreamBatches(streams, batch_sizes, True, rank, world)
+    return streams.StreamBatches(passes, batch_sizes, True, rank, world)
 
 
 def one_pass(
@@ -110,7 +103,7 @@ def one_pass(
     labelled_repeat: int = 1,
     rank: int = 0,
     world: int = 1,
-) -> StreamBatches:
+) -> streams.StreamBatches:
     """One pass of the unlabelled set an epoch, with a shorter last batch.
 
     The labelled set is cut in the same way, and starts anew whenever it is exhausted.
@@ -122,11 +115,9 @@ def one_pass(
             "pass); lower batch_size or raise labelled_repeat"
         )
     passes = math.ceil(math.ceil(sizes[1] / batch_sizes[1]) / math.ceil(listed / batch_sizes[0]))
-    streams: list[Stream] = [
-        RestartedPasses(seed, sizes[0], passes, labelled_repeat),
-        Permutation(seed, sizes[1], number=1),
-    ]
-    return StreamBatches(streams, batch_sizes, False, rank, world)
+    restarted = streams.RestartedPasses(seed, sizes[0], passes, labelled_repeat)
+    once = streams.Permutation(seed, sizes[1], number=1)
+    return streams.StreamBatches([restarted, once], batch_sizes, False, rank, world)
 
 
 def check_sizes(sizes: Pair, batch_sizes: Pair, world: int) -> None:

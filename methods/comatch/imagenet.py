@@ -36,8 +36,7 @@ class CoMatchImageNet(Method):
         lambda_c: final weight of the contrastive loss; in epoch e it is min(e + 1, lambda_c).
         queue_size: K of both queues.
         momentums: of the momentum encoder, in the first epoch and afterwards.
-        weight_decay: for ALL parameters.
-        total_epochs: E of the per-epoch half cosine.
+        weight_decay: for ALL parameters. total_epochs: E of the per-epoch half cosine.
         gather_graph: extend the in-batch part of the graph to all ranks. The official code keeps
             it local (false), and reaches other ranks through the queue.
         seed: of the shuffled-BatchNorm permutations, which are a function of (seed, step).

@@ -110,12 +110,9 @@ class Supervised(EMAClassifier):
 
 
 class FixMatch(EMAClassifier):
-    """FixMatch (arXiv:2001.07685), with or without distribution alignment.
+    """FixMatch (arXiv:2001.07685), whose pseudo-labels are hard; the arguments are CoMatch's.
 
-    Args:
-        threshold: tau, the confidence from which a hard pseudo-label is used.
-        lambda_u: weight of the unlabelled loss.
-        alignment_window: batches averaged by distribution alignment; null switches it off.
+    Args: alignment_window: null switches distribution alignment off.
     """
 
     def __init__(

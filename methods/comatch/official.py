@@ -17,6 +17,7 @@ from methods.comatch.controls import permuted_weights
 from methods.comatch.imagenet import CoMatchImageNet
 from methods.comatch.losses import oldest_first
 from methods.comatch.module import CoMatch, EMAClassifier
+from shared.checkpoints import warm_start as common
 from shared.checkpoints.official import (
     SCALAR,
     TRANSPOSED,
@@ -28,20 +29,10 @@ from shared.checkpoints.official import (
     import_official,
 )
 from shared.checkpoints.reading import CheckpointError, load_checkpoint
-from shared.checkpoints.warm_start import (
-    OTHER_TRAINER,
-    TRAINER_KEYS,
-    fc_rules,
-    moco_rules,
-    model_prefix,
-    read_start,
-    state_of_run,
-)
 
 Classifier = EMAClassifier | CoMatchImageNet
 
 INTEGER = Conversion(lambda value, ours: torch.as_tensor(value), lambda value, _: int(value))
-"""A Python int there, a tensor without dimensions here."""
 LENGTH = Conversion(lambda history, _: torch.tensor(len(history)), None)
 NOT_KEPT_THERE = "not kept by the official code"
 
@@ -99,7 +90,8 @@ def export(module: Classifier) -> dict[str, Any]:
 def table_for(module: Classifier, source: Mapping[str, Any] | None = None) -> KeyTable:
     """The key table for `module` and the packing of `source`; None for export."""
     if isinstance(module, CoMatchImageNet):
-        return _imagenet_table("state_dict/module." if source is None else model_prefix(source))
+        prefix = "state_dict/module." if source is None else common.model_prefix(source)
+        return _imagenet_table(prefix)
     if source is None or "model" in source:
         return _cifar_table(module, exported_here=source is None or "tenfold" in source)
     return KeyTable(  # a bare state dict of the CIFAR network
@@ -114,7 +106,7 @@ def _cifar_table(module: Classifier, exported_here: bool) -> KeyTable:
     count = Rule("tenfold/alignment.count", "alignment.count")
     if not exported_here:
         count = Rule("prob_list", "alignment.count", LENGTH)
-    dropped = {**TRAINER_KEYS, "lr_scheduler/{rest}": OTHER_TRAINER}
+    dropped = {**common.TRAINER_KEYS, "lr_scheduler/{rest}": common.OTHER_TRAINER}
     fresh = {"bank.written": NOT_KEPT_THERE}
     if "alignment" not in has:
         dropped["prob_list"] = "the module has no distribution alignment"
@@ -148,7 +140,7 @@ def _imagenet_table(prefix: str) -> KeyTable:
             Rule(f"tenfold/{ours}.written", f"{ours}.written"),
         ]
     fresh = {"alignment.{rest}": NOT_KEPT_THERE, "{queue}.written": NOT_KEPT_THERE}
-    return KeyTable(rules, TRAINER_KEYS, fresh)
+    return KeyTable(rules, common.TRAINER_KEYS, fresh)
 
 
 def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyReport:
@@ -163,7 +155,7 @@ def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyR
             a negative control: the same with the entries of each tensor in random order.
     """
     remedy = f"warm_start.path=FILE names another {kind} file"
-    source: Mapping[str, Any] = read_start(path, kind, WARM_STARTS, remedy)
+    source: Mapping[str, Any] = common.read_start(path, kind, WARM_STARTS, remedy)
     form, start_of = WARM_STARTS[kind]
     if not isinstance(module, form):
         names = getattr(form, "__name__", "")
@@ -171,7 +163,7 @@ def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyR
             f"warm_start.kind {kind} is for {names} modules, not {type(module).__name__}"
         )
     if kind.startswith("tenfold_"):
-        source = state_of_run(source, "methods.pcl", path)
+        source = common.state_of_run(source, "methods.pcl", path)
     if kind.endswith("_permuted"):
         source = {key: permuted_weights(key, value) for key, value in source.items()}
     start = start_of(module, source)
@@ -192,14 +184,14 @@ def _moco(module: Classifier, source: Mapping[str, Any], linear_head: bool = Fal
     there = "state_dict/module."
     fresh: dict[str, str] = {}
     dropped = {
-        **TRAINER_KEYS,
+        **common.TRAINER_KEYS,
         f"{there}encoder_k.{{rest}}": "the key encoder is not used",
         **dict.fromkeys((f"{there}queue", f"{there}queue_ptr"), "another method's queue"),
     }
     if linear_head and "module.encoder_q.fc.weight" in source.get("state_dict", {}):
         reason = "the linear head of PCL v1 does not fit a projection of two layers"
         dropped[f"{there}encoder_q.fc.{{rest}}"] = fresh["encoder.projection.{rest}"] = reason
-    return KeyTable(moco_rules(f"{there}encoder_q."), dropped, fresh)
+    return KeyTable(common.moco_rules(f"{there}encoder_q."), dropped, fresh)
 
 
 def _tenfold_pcl(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
@@ -247,4 +239,4 @@ def _cifar_network(theirs: str, ours: str) -> list[Rule]:
 
 def _heads(theirs: str, ours: str) -> list[Rule]:
     classifier = Rule(f"{theirs}classifier.{{rest}}", f"{ours}classifier.{{rest}}")
-    return [classifier, *fc_rules(theirs, ours)]
+    return [classifier, *common.fc_rules(theirs, ours)]

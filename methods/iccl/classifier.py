@@ -8,13 +8,8 @@ from torch import Tensor
 from shared.evaluation.features import Features, eval_mode, extract_features
 from shared.evaluation.shots import macro_accuracy, shot_accuracy
 from shared.nn.encoder import Encoder
+from shared.tasks import classifier_balancing
 from shared.tasks.classification import Accuracies, Batch
-from shared.tasks.classifier_balancing import (
-    balanced_logits,
-    check_settings,
-    feature_sets,
-    require_sets,
-)
 from shared.tasks.frozen_features import EvaluatedFeatures
 from shared.training.method import Method
 from shared.training.schedules import rate_factor
@@ -31,7 +26,7 @@ class LongTailClassifier(Method):
     Args:
         backbone, num_classes, projection: see `Encoder`.
         lr, momentum, weight_decay, schedule: of SGD, for all parameters; see `rate_factor`.
-        balancing: of stage 2 on cached features, see `balanced_logits`; None leaves it out.
+        balancing: of stage 2, see `classifier_balancing.balanced_logits`; None leaves it out.
         many, few: training images above and below which a class counts as such.
         seed: of all draws of the method itself.
     """
@@ -56,7 +51,7 @@ class LongTailClassifier(Method):
         super().__init__()
         self.save_hyperparameters()  # those of a subclass as well
         if balancing is not None:
-            check_settings(balancing)
+            classifier_balancing.check_settings(balancing)
         rate_factor(0, schedule)
         self.encoder = Encoder(backbone, num_classes, projection)
         self.lay_out(self.encoder, channels_last)
@@ -77,7 +72,7 @@ class LongTailClassifier(Method):
             splits = self.datamodule.hparams
             validation = splits.get("val_split") != splits.get("test_split")
             held_out = splits.get("probe_split") is not None
-            require_sets(self.hparams["balancing"], validation, held_out)
+            classifier_balancing.require_sets(self.hparams["balancing"], validation, held_out)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -91,8 +86,6 @@ class LongTailClassifier(Method):
             optimizer, lambda time: rate_factor(time, p["schedule"])
         )
         return [optimizer], [{"scheduler": scheduler, "interval": p["schedule"]["every"]}]
-
-    # --- evaluation ---
 
     def classify(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> logits (N, K) of the classifier that is trained."""
@@ -134,11 +127,13 @@ class LongTailClassifier(Method):
     def rebalance(self) -> None:
         """Stage 2 on cached features of the frozen encoder in evaluation mode."""
         settings, classifier = self.hparams["balancing"], self.encoder.classifier
+        assert classifier is not None
         # Lightning tests in inference mode, whose tensors cannot be trained on.
         with torch.inference_mode(False), torch.enable_grad(), eval_mode(self):
-            sets = feature_sets(self.features, self.datamodule, settings)
-            assert classifier is not None
-            logits, tau = balanced_logits(classifier, sets, settings, self.hparams["seed"])
+            sets = classifier_balancing.feature_sets(self.features, self.datamodule, settings)
+            logits, tau = classifier_balancing.balanced_logits(
+                classifier, sets, settings, self.hparams["seed"]
+            )
         for variant, rows in logits.items():
             self.log_shots(f"test/{variant}_", rows.argmax(dim=1), sets.test.labels)
         if tau is not None:

@@ -14,16 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.data.image_module import ImageDataModule
+from shared.data.loading import streams
 from shared.data.loading.batches import DrawnBatches, DrawnImages
 from shared.data.loading.loader import EvaluationLoader, ResumableLoader
-from shared.data.loading.streams import (
-    ClassCycles,
-    Draws,
-    Permutation,
-    Stream,
-    StreamBatches,
-    WeightedDraws,
-)
 from shared.data.readers.long_tail import class_aware_weights
 
 log = logging.getLogger(__name__)
@@ -83,7 +76,7 @@ class LongTailData(ImageDataModule):
         return counts
 
     def setup(self, stage: str) -> None:
-        """Read the data, check sizes and say how long the tail is, before training starts."""
+        """Say how long the tail is, once the data are read and the sizes checked."""
         counts = self.class_counts
         if stage == "fit":
             self._schedule()
@@ -114,24 +107,24 @@ class LongTailData(ImageDataModule):
     def _drawn(self) -> DrawnImages:
         return DrawnImages(self.images("train"), self.train_indices, self.transform, self._h.seed)
 
-    def _schedule(self) -> StreamBatches:
+    def _schedule(self) -> streams.StreamBatches:
         h = self._h
-        streams = [self._stream(h.first, 0)]
+        drawn = [self._stream(h.first, 0)]
         if h.second is not None:
-            streams.append(self._stream(h.second, PARTNER_STREAM))
-        sizes = [h.batch_size] * len(streams)
-        return StreamBatches(streams, sizes, h.drop_last, *self._rank_and_world())
+            drawn.append(self._stream(h.second, PARTNER_STREAM))
+        sizes = [h.batch_size] * len(drawn)
+        return streams.StreamBatches(drawn, sizes, h.drop_last, *self._rank_and_world())
 
-    def _stream(self, sampler: str, number: int) -> Stream:
+    def _stream(self, sampler: str, number: int) -> streams.Stream:
         """`number` tells apart the random numbers of the two streams."""
         seed, size = self._h.seed, len(self.train_indices)
         if sampler == "agnostic":
-            return Permutation(seed, size, number)
+            return streams.Permutation(seed, size, number)
         labels = self.images("train").labels[self.train_indices]
         if sampler == "cycles":
-            return ClassCycles(seed, labels, self._h.per_class, size, number + 1)
+            return streams.ClassCycles(seed, labels, self._h.per_class, size, number + 1)
         per_image, _ = class_aware_weights(self.class_counts, self._h.class_aware_gamma)
-        return WeightedDraws(seed, per_image[labels], size, number + 2)
+        return streams.WeightedDraws(seed, per_image[labels], size, number + 2)
 
 
 class AugmentedPasses:
@@ -145,5 +138,5 @@ class AugmentedPasses:
 
     def __getitems__(self, positions: NDArray[np.int64]) -> dict[str, Tensor]:
         passes, places = np.divmod(positions, len(self.images.members))
-        [view], labels, _ = self.images.load(Draws(places, passes), {"stage2": "train"})
+        [view], labels, _ = self.images.load(streams.Draws(places, passes), {"stage2": "train"})
         return {"images": view, "labels": labels, "indices": torch.from_numpy(positions)}

@@ -113,10 +113,8 @@ class ICCL(LongTailClassifier):
         }
 
     def on_train_epoch_start(self) -> None:
-        """The centroids are the mean embeddings of each class's un-augmented images, to unit norm.
-
-        Not called when a run resumes within an epoch: the checkpoint has the epoch's means.
-        """
+        """The centroids are the mean embeddings of each class's un-augmented images, to unit norm,
+        unless a run resumes within an epoch: the checkpoint has the epoch's means."""
         if self.hparams["centroid_mode"] != "epoch_mean":
             return
         with eval_mode(self):

@@ -51,10 +51,8 @@ def correct_labels(scores: Tensor, web_labels: Tensor, threshold: float) -> Corr
 
 
 def kept_cross_entropy(logits: Tensor, correction: Correction) -> Tensor:
-    """Mean cross-entropy over the kept rows; 0, with zero gradients, if there is none.
-
-    (The official code has no guard: a process that keeps no row of its batch gets NaN.)
-    """
+    """Mean cross-entropy over the kept rows; 0, with zero gradients, if there is none (there the
+    official code gets NaN)."""
     kept = correction.kept
     if not kept.any():
         return 0.0 * logits.sum()

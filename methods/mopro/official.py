@@ -11,6 +11,7 @@ from typing import Any
 
 from methods.mopro.evaluation import FineTuning, LowShotSVM, Robustness
 from methods.mopro.retraining import ClassifierRetraining
+from shared.checkpoints import warm_start as common
 from shared.checkpoints.official import (
     SCALAR,
     TRANSPOSED,
@@ -21,13 +22,6 @@ from shared.checkpoints.official import (
     import_official,
 )
 from shared.checkpoints.reading import CheckpointError, load_checkpoint
-from shared.checkpoints.warm_start import (
-    TRAINER_KEYS,
-    fc_rules,
-    model_prefix,
-    read_start,
-    state_of_run,
-)
 from shared.training.method import Method
 
 TRANSFER = (ClassifierRetraining, FineTuning, LowShotSVM, Robustness)
@@ -44,7 +38,7 @@ def load(module: Method, path: str | PathLike[str]) -> KeyReport:
 
 def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
     """Load as `load` does, from a checkpoint's content or a bare state dict."""
-    return import_official(source, table_for(module, model_prefix(source)), module)
+    return import_official(source, table_for(module, common.model_prefix(source)), module)
 
 
 def export(module: Method | Mapping[str, Any]) -> dict[str, Any]:
@@ -62,7 +56,7 @@ def _rules(prefix: str) -> list[Rule]:
         official = f"{prefix}{there}"
         rules += [
             Rule(f"{official}classifier.{{rest}}", f"{here}classifier.{{rest}}"),
-            *fc_rules(official, here),
+            *common.fc_rules(official, here),
             Rule(f"{official}{{rest}}", f"{here}backbone.{{rest}}"),
         ]
     return [
@@ -77,7 +71,7 @@ def _rules(prefix: str) -> list[Rule]:
 def table_for(module: Method, prefix: str, with_classifier: bool = True) -> KeyTable:
     """The rules for the parts that `module` has; the others are dropped."""
     rules: list[Rule] = []
-    dropped = dict(TRAINER_KEYS)
+    dropped = dict(common.TRAINER_KEYS)
     fresh = {"queue.written": "not kept by the official code"}
     if not with_classifier:
         fresh["encoder.classifier.{rest}"] = "starts anew"
@@ -99,13 +93,13 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
             classes, as the 5,000 of WebVision V2 are for ImageNet.
     """
     remedy = "pre-train first (experiment=mopro/...), or name another file by warm_start.path=FILE"
-    source = read_start(path, kind, ("pretrained", "backbone"), remedy)
+    source = common.read_start(path, kind, ("pretrained", "backbone"), remedy)
     if not isinstance(module, TRANSFER):
         raise CheckpointError(
             f"warm_start is for {', '.join(form.__name__ for form in TRANSFER)}; a "
             f"{type(module).__name__} takes official_checkpoint=PATH, or continues its own run"
         )
     if "_target_" in source:
-        source = export(state_of_run(source, "methods.mopro", path))
-    table = table_for(module, model_prefix(source), with_classifier=kind == "pretrained")
+        source = export(common.state_of_run(source, "methods.mopro", path))
+    table = table_for(module, common.model_prefix(source), with_classifier=kind == "pretrained")
     return import_official(source, table, module)

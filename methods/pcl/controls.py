@@ -18,10 +18,8 @@ class PermutedClusters(PCL):
 
 
 def permuted(clusters: Clusters, seed: int) -> Clusters:
-    """The clusters with their images exchanged; sizes, prototypes and concentrations stay.
-
-    A single cycle leaves no image its own cluster but by chance.
-    """
+    """The clusters, otherwise as they are, with their images exchanged in a single cycle, which
+    leaves no image its own cluster but by chance."""
     trained = (clusters.granularities[0].im2cluster >= 0).nonzero()[:, 0]
     generator = torch_generator(seed, clusters.epoch, "permuted clusters")
     order = trained[torch.randperm(len(trained), generator=generator).to(trained.device)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from methods.pcl.evaluation import LinearProbe, LowShotSVM
 from methods.pcl.module import MoCo
+from shared.checkpoints import warm_start as common
 from shared.checkpoints.official import (
     SCALAR,
     TRANSPOSED,
@@ -20,20 +21,8 @@ from shared.checkpoints.official import (
     import_official,
 )
 from shared.checkpoints.reading import load_checkpoint
-from shared.checkpoints.warm_start import (
-    OTHER_TRAINER,
-    TRAINER_KEYS,
-    moco_rules,
-    model_prefix,
-    read_start,
-    state_of_run,
-)
 from shared.training.method import Method
 
-MISSING = (
-    "pre-train first (experiment=pcl/...), or name an official or another file by "
-    "warm_start.path=FILE"
-)
 UNUSED = "the momentum encoder is not used"
 OTHER_KEYS = "a queue of other keys"
 
@@ -50,7 +39,7 @@ def load(module: Method, path: str | PathLike[str]) -> KeyReport:
 
 def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
     """Load as `load` does, from a checkpoint's content or a bare state dict."""
-    return import_official(source, key_table(model_prefix(source)), module)
+    return import_official(source, key_table(common.model_prefix(source)), module)
 
 
 def export(module: Method) -> dict[str, Any]:
@@ -64,13 +53,13 @@ def export(module: Method) -> dict[str, Any]:
 def key_table(prefix: str) -> KeyTable:
     """Both heads are in the table; a module accepts the one it has."""
     rules = [
-        *moco_rules(f"{prefix}encoder_q."),
-        *moco_rules(f"{prefix}encoder_k.", "momentum_encoder.module."),
+        *common.moco_rules(f"{prefix}encoder_q."),
+        *common.moco_rules(f"{prefix}encoder_k.", "momentum_encoder.module."),
         Rule(f"{prefix}queue", "queue.features", TRANSPOSED),
         Rule(f"{prefix}queue_ptr", "queue.pointer", SCALAR),
         Rule("tenfold/queue.written", "queue.written"),
     ]
-    return KeyTable(rules, TRAINER_KEYS, {"queue.written": "not kept by the official code"})
+    return KeyTable(rules, common.TRAINER_KEYS, {"queue.written": "not kept by the official code"})
 
 
 def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyReport:
@@ -82,21 +71,23 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
     Args:
         kind: `pcl`, an official PCL or MoCo checkpoint or one of our `MoCo` and `PCL` runs.
     """
-    source = read_start(path, kind, ("pcl",), MISSING)
+    remedy = "pre-train first (experiment=pcl/...), or name another file by warm_start.path=FILE"
+    source = common.read_start(path, kind, ("pcl",), remedy)
     if "_target_" in source:  # one of our runs
-        state_of_run(source, "methods.pcl", path)
+        common.state_of_run(source, "methods.pcl", path)
         others = [key for key in source if key != "state_dict"]
-        dropped = dict.fromkeys([*others, *(f"{key}/{{rest}}" for key in others)], OTHER_TRAINER)
+        others += [f"{key}/{{rest}}" for key in others]
+        dropped = dict.fromkeys(others, common.OTHER_TRAINER)
         dropped["state_dict/momentum_encoder.{rest}"] = UNUSED
         dropped["state_dict/queue.{rest}"] = OTHER_KEYS
         parts = ("encoder.projection.{rest}", "encoder.backbone.{rest}")
         rules = [Rule(f"state_dict/{part}", part) for part in parts]
     else:
-        prefix = model_prefix(source)
-        dropped = {**TRAINER_KEYS, f"{prefix}encoder_k.{{rest}}": UNUSED}
+        prefix = common.model_prefix(source)
+        dropped = {**common.TRAINER_KEYS, f"{prefix}encoder_k.{{rest}}": UNUSED}
         dropped |= dict.fromkeys((f"{prefix}queue", f"{prefix}queue_ptr"), OTHER_KEYS)
         dropped["tenfold/{rest}"] = "state of an exported run"
-        rules = moco_rules(f"{prefix}encoder_q.")
+        rules = common.moco_rules(f"{prefix}encoder_q.")
     if isinstance(module, MoCo):
         fresh = {
             "momentum_encoder.{rest}": "parameters copied from the encoder after loading",
