@@ -20,7 +20,6 @@ from shared.data.loading.loader import EvaluationLoader, ResumableLoader
 from shared.data.readers.long_tail import class_aware_weights
 
 log = logging.getLogger(__name__)
-
 SAMPLERS = ("agnostic", "aware", "cycles")
 PARTNER_STREAM = 3  # its random numbers are not those of the first stream
 

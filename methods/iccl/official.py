@@ -22,8 +22,7 @@ from shared.checkpoints.official import (
 from shared.checkpoints.reading import CheckpointError, load_checkpoint
 from shared.checkpoints.warm_start import OTHER_TRAINER, read_start
 
-PUBLIC = "state_dict_best"
-"""Where the public baseline code keeps the networks of its best validation epoch."""
+PUBLIC = "state_dict_best"  # networks of the public code's best validation epoch
 PUBLIC_PARTS = (f"{PUBLIC}/feat_model/module.{{rest}}", f"{PUBLIC}/classifier/module.fc.{{rest}}")
 PUBLIC_SCALES = f"{PUBLIC}/classifier/module.scales"
 OUR_PARTS = ("state_dict/encoder.backbone.{rest}", "state_dict/encoder.classifier.{rest}")

@@ -32,8 +32,7 @@ from shared.nn.building import build
 from shared.overrides import CONF, OverrideError, validate
 from shared.training.method import Method
 
-ALPHA = 0.5
-"""Classifier and prototypes count the same here, whatever alpha was in training."""
+ALPHA = 0.5  # classifier and prototypes count the same here, whatever alpha was in training
 
 
 def clean(
