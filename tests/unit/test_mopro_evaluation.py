@@ -131,13 +131,10 @@ def test_robustness_leaves_out_the_other_classes(shifted: ViewsData, tmp_path: P
     with torch.no_grad():  # the network would always say n2, which is not in the set
         module.encoder.classifier.bias.copy_(torch.tensor([0.0, 50.0, 0.1]))
     [metrics] = trainer().test(module, datamodule=shifted, verbose=False)
-    predicted = []
-    for batch in shifted.test_dataloader():
-        with torch.no_grad():
-            logits = module.encoder.eval()(batch["images"])[0][:, [0, 2]]
-        predicted.append((logits.softmax(dim=1), batch["labels"]))
-    probabilities = torch.cat([p for p, _ in predicted])
-    labels = torch.cat([y for _, y in predicted])
+    batches = list(shifted.test_dataloader())
+    images, labels = (torch.cat([b[name] for b in batches]) for name in ("images", "labels"))
+    with torch.no_grad():
+        probabilities = module.encoder.eval()(images)[0][:, [0, 2]].softmax(dim=1)
     right = probabilities.argmax(dim=1) == labels
     assert metrics["test/top1"] == pytest.approx(100 * right.float().mean().item())
     assert metrics["test/calibration_error"] == pytest.approx(

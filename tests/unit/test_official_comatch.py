@@ -136,6 +136,10 @@ def test_cifar_checkpoint_full_size(tmp_path):
     exported = official.export(module)
     assert_same(without(exported, "tenfold"), without(content, *TRAINER))
 
+    content["queue"]["queue_probs"][512:] = 0  # a bank that was not full starts unsmoothed
+    official.load_weights(module, content)
+    assert int(module.bank.written) == 512
+
 
 def test_cifar_round_trip_of_our_state_is_exact():
     module, other = (comatch(**wrn(classes=10)) for _ in range(2))
@@ -144,14 +148,6 @@ def test_cifar_round_trip_of_our_state_is_exact():
     module.bank.written.fill_(12345)
     official.load_weights(other, official.export(module))
     assert not changed(state_of(module), other)
-
-
-def test_a_bank_that_was_not_full_starts_unsmoothed():
-    content = cifar_checkpoint()
-    content["queue"]["queue_probs"][512:] = 0
-    module = comatch()
-    official.load_weights(module, content)
-    assert int(module.bank.written) == 512
 
 
 def test_fixmatch_checkpoint_without_heads():
@@ -178,12 +174,8 @@ def test_imagenet_checkpoint():
     module = imagenet()
     content = imagenet_checkpoint(module)
     report = official.load_weights(module, content)
-    assert set(report.fresh) == {
-        "alignment.window",
-        "alignment.count",
-        "strong_queue.written",
-        "weak_queue.written",
-    }
+    empty = {"alignment.window", "alignment.count", "strong_queue.written", "weak_queue.written"}
+    assert set(report.fresh) == empty
     theirs = content["state_dict"]
     assert torch.equal(module.strong_queue.features, theirs["module.queue_s"].T)
     assert torch.equal(module.weak_queue.probs, theirs["module.probs_xu"].T)
@@ -227,9 +219,8 @@ def test_partial_and_foreign_checkpoints_are_refused_with_the_keys():
     assert "fc1.weight" in fault(fixmatch(), cifar_checkpoint())
     assert "encoder.projection.fc1.weight" in fault(module, cifar_checkpoint(heads=False))
     assert "alignment.window" in fault(module, without(cifar_checkpoint(), "prob_list"))
-    assert "holds 32" in fault(
-        module, {**cifar_checkpoint(), "prob_list": [torch.rand(10) for _ in range(33)]}
-    )
+    longer = {"prob_list": [torch.rand(10) for _ in range(33)]}
+    assert "holds 32" in fault(module, cifar_checkpoint() | longer)
     message = fault(imagenet(), cifar_checkpoint())
     assert "model/backbone.conv1.weight" in message
     assert "encoder.backbone.layer4.2.conv3.weight" in message
@@ -245,20 +236,20 @@ def moco_checkpoint(query: dict[str, Tensor]) -> dict[str, Any]:
     """What the scripts of MoCo and PCL save (PCL: docs/papers/comatch.md, section 9)."""
     state = {f"module.encoder_q.{k}": v for k, v in query.items()}
     state |= {f"module.encoder_k.{k}": torch.zeros(1) for k in query}
-    return checkpoint(
-        state | {"module.queue": torch.zeros(6, 16), "module.queue_ptr": torch.zeros(1)}
-    )
+    queue = {"module.queue": torch.zeros(6, 16), "module.queue_ptr": torch.zeros(1)}
+    return checkpoint(state | queue)
 
 
-def test_moco_v2_warm_start(tmp_path):
+@pytest.mark.parametrize("kind", ["moco_v2", "pcl"])
+def test_moco_v2_and_pcl_v2_warm_start(kind, tmp_path):
     query = moco_encoder()
-    content = moco_checkpoint(query)
-    path = tmp_path / "moco_v2_800ep_pretrain.pth.tar"
-    torch.save(content, path)
+    path = tmp_path / "pretrain.pth.tar"
+    torch.save(moco_checkpoint(query), path)
 
     module = imagenet()
     before = state_of(module)
-    official.warm_start(module, path, "moco_v2")
+    report = official.warm_start(module, path, kind)
+    assert len(report.mapped) == len(query)
     after = module.state_dict()
     for name in ("encoder", "momentum_encoder.module"):
         assert torch.equal(after[f"{name}.projection.fc2.weight"], query["fc.2.weight"])
@@ -270,7 +261,7 @@ def test_moco_v2_warm_start(tmp_path):
     assert torch.equal(after[f"encoder.{key}"], query["bn1.running_mean"])
     assert not after[f"momentum_encoder.module.{key}"].any()
     with pytest.raises(CheckpointError, match="CoMatchImageNet modules, not Supervised"):
-        official.warm_start(toy(Supervised, **wrn()), path, "moco_v2")
+        official.warm_start(toy(Supervised, **wrn()), path, kind)
 
 
 def test_simclr_warm_start(tmp_path):
@@ -280,9 +271,8 @@ def test_simclr_warm_start(tmp_path):
     module = comatch()
     classifier = module.encoder.classifier.weight.clone()
     report = official.warm_start(module, path, "simclr")
-    assert {k.rsplit(".", 1)[0] for k in report.fresh if k.startswith("encoder")} == {
-        "encoder.classifier"
-    }
+    fresh = {k.rsplit(".", 1)[0] for k in report.fresh if k.startswith("encoder")}
+    assert fresh == {"encoder.classifier"}
     assert torch.equal(module.encoder.classifier.weight, classifier)
     assert torch.equal(module.ema_encoder.module.projection.fc1.bias, content["fc1.bias"])
 
@@ -296,17 +286,6 @@ def test_simclr_warm_start(tmp_path):
         official.warm_start(module, path, "simcrl")
 
 
-def test_official_pcl_v2_starts_the_imagenet_form(tmp_path):
-    query, module = moco_encoder(), imagenet()
-    torch.save(moco_checkpoint(query), tmp_path / "PCL_v2_epoch200.pth.tar")
-    report = official.warm_start(module, tmp_path / "PCL_v2_epoch200.pth.tar", "pcl")
-    assert report.complete
-    assert len(report.mapped) == len(query)
-    for name in ("encoder", "momentum_encoder.module"):
-        state = module.state_dict()
-        assert torch.equal(state[f"{name}.projection.fc1.weight"], query["fc.0.weight"])
-
-
 def test_official_pcl_v1_leaves_the_projection_fresh_and_says_so(tmp_path):
     query, module = moco_encoder(linear_head=True), imagenet()
     path = tmp_path / "PCL_v1_epoch200.pth.tar"
@@ -317,9 +296,8 @@ def test_official_pcl_v1_leaves_the_projection_fresh_and_says_so(tmp_path):
     assert torch.equal(module.encoder.backbone.conv1.weight, query["conv1.weight"])
     reason = "the linear head of PCL v1 does not fit a projection of two layers"
     kept = {key for key, why in report.fresh.items() if why == reason}
-    assert kept == {
-        f"encoder.projection.fc{n}.{part}" for n in (1, 2) for part in ("weight", "bias")
-    }
+    names = {f"fc{n}.{part}" for n in (1, 2) for part in ("weight", "bias")}
+    assert kept == {f"encoder.projection.{name}" for name in names}
     gone = {key for key, why in report.dropped.items() if why == reason}
     assert gone == {f"state_dict/module.encoder_q.fc.{part}" for part in ("weight", "bias")}
     assert f"4 left as initialised: {reason}" in str(report)
