@@ -226,10 +226,10 @@ def test_partial_and_foreign_checkpoints_are_refused_with_the_keys():
     assert "encoder.backbone.layer4.2.conv3.weight" in message
 
 
-def moco_encoder(linear_head: bool = False) -> dict[str, Tensor]:
-    """The query encoder of MoCo, as wide as `imagenet`'s: its head has two layers, or one."""
+def moco_encoder(module: CoMatchImageNet, linear_head: bool = False) -> dict[str, Tensor]:
+    """The query encoder of MoCo, as wide as the module's: its head has two layers, or one."""
     heads = {"fc": (6, 64)} if linear_head else {"fc__0": (12, 64), "fc__2": (6, 12)}
-    return resnet50_state(imagenet().encoder.backbone, **heads)
+    return resnet50_state(module.encoder.backbone, **heads)
 
 
 def moco_checkpoint(query: dict[str, Tensor]) -> dict[str, Any]:
@@ -242,11 +242,9 @@ def moco_checkpoint(query: dict[str, Tensor]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["moco_v2", "pcl"])
 def test_moco_v2_and_pcl_v2_warm_start(kind, tmp_path):
-    query = moco_encoder()
-    path = tmp_path / "pretrain.pth.tar"
+    module, path = imagenet(), tmp_path / "pretrain.pth.tar"
+    query = moco_encoder(module)
     torch.save(moco_checkpoint(query), path)
-
-    module = imagenet()
     before = state_of(module)
     report = official.warm_start(module, path, kind)
     assert len(report.mapped) == len(query)
@@ -287,7 +285,8 @@ def test_simclr_warm_start(tmp_path):
 
 
 def test_official_pcl_v1_leaves_the_projection_fresh_and_says_so(tmp_path):
-    query, module = moco_encoder(linear_head=True), imagenet()
+    module = imagenet()
+    query = moco_encoder(module, linear_head=True)
     path = tmp_path / "PCL_v1_epoch200.pth.tar"
     torch.save(moco_checkpoint(query), path)
     before = module.encoder.projection.fc1.weight.clone()
