@@ -455,15 +455,18 @@ def test_stage_2_scales_the_bias_too_and_learns_from_the_teacher() -> None:
 # --- 5: learning-rate schedules ---
 
 
-def test_the_recipe_of_cifar_lt() -> None:
-    schedule = {"every": "epoch", "cosine": None, "warm_up": 5, "milestones": [160, 180]}
-    schedule["gamma"] = 0.01
-    found = [rate_factor(e - 1, schedule) for e in (1, 4, 5, 6, 160, 161, 180, 181)]
-    assert found == pytest.approx([0.2, 0.8, 1.0, 1.0, 1.0, 0.01, 0.01, 1e-4])
-
-
-def test_the_cosine_ends_at_zero() -> None:
-    schedule = {**SCHEDULE, "cosine": 90}
-    assert rate_factor(0, schedule) == 1.0
-    assert rate_factor(45, schedule) == pytest.approx(0.5)
-    assert rate_factor(90, schedule) == pytest.approx(0.0)
+@pytest.mark.parametrize(
+    ("changes", "times", "factors"),
+    [
+        (  # of CIFAR-LT
+            {"cosine": None, "warm_up": 5, "milestones": [160, 180], "gamma": 0.01},
+            [0, 3, 4, 5, 159, 160, 179, 180],
+            [0.2, 0.8, 1.0, 1.0, 1.0, 0.01, 0.01, 1e-4],
+        ),
+        ({"cosine": 90}, [0, 45, 90], [1.0, 0.5, 0.0]),
+        ({"cosine": None, "milestones": [3], "gamma": 0.1}, range(5), [1, 1, 1, 0.1, 0.1]),
+    ],
+)
+def test_learning_rates(changes: dict[str, Any], times: Any, factors: list[float]) -> None:
+    schedule = {**SCHEDULE, **changes}
+    assert [rate_factor(t, schedule) for t in times] == pytest.approx(factors)

@@ -21,7 +21,6 @@ from shared.tasks.classifier_balancing import (
     distillation_divergence,
     distillation_terms,
 )
-from shared.training.schedules import rate_factor
 from tests.parity.toys import SCHEDULE, changed, toy
 
 SIZES = st.integers(2, 8)
@@ -128,11 +127,6 @@ def test_a_non_finite_loss_leaves_the_centroids() -> None:
 def test_stage_2_may_leave_batch_norm_in_train_mode_as_the_public_code_does() -> None:
     assert not toy(BalancedClassifier).train().encoder.backbone.training
     assert toy(BalancedClassifier, freeze_bn=False).train().encoder.backbone.training
-
-
-def test_no_warm_up_starts_with_the_whole_rate() -> None:
-    schedule = {**SCHEDULE, "cosine": None, "milestones": [3], "gamma": 0.1}
-    assert [rate_factor(t, schedule) for t in range(5)] == pytest.approx([1, 1, 1, 0.1, 0.1])
 
 
 # --- stage 2 ---
