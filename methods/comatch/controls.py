@@ -1,7 +1,5 @@
-"""Negative controls of the claims: CoMatch with its decisive part taken away.
-
-Batches are in random order, so that any fixed relabelling joins random samples.
-"""
+"""Negative controls of the claims: CoMatch with its decisive part taken away, in batches of random
+order, so that any fixed relabelling joins random samples."""
 
 import zlib
 
@@ -19,20 +17,14 @@ class PermutedGraph(CoMatch):
 
 
 class PermutedEdges(CoMatch):
-    """The edges between samples are those of another sample; the self-loops are kept.
-
-    What is left of the graph is instance discrimination.
-    """
+    """Only edges between samples are another sample's, which leaves instance discrimination."""
 
     def gather(self, probs: Tensor) -> Tensor:
         return super().gather(probs).roll(1, dims=0)
 
 
 def permuted_weights(key: str, values: Tensor) -> Tensor:
-    """The entries of `values` in an order drawn from the tensor's name `key`.
-
-    The distribution of the weights stays, what was learned does not.
-    """
+    """The entries of `values`, and so their distribution, in an order drawn from the name `key`."""
     generator = torch.Generator().manual_seed(zlib.crc32(key.encode()))
     order = torch.randperm(values.numel(), generator=generator).to(values.device)
     return values.flatten()[order].view_as(values)

@@ -1,7 +1,7 @@
 """Semi-supervised batches: a few labelled images beside mu times as many unlabelled ones.
 
-Used by CoMatch and by its baselines. The same (seed, split_seed) gives every arm the same labelled
-images, the same batches and the same weak and strong0 views, whichever views it asks for.
+The same (seed, split_seed) gives CoMatch and every baseline the same labelled images, the same
+batches and the same weak and strong0 views, whichever views it asks for.
 """
 
 import math
@@ -9,19 +9,10 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor
-
 from shared.data.image_module import ImageDataModule
-from shared.data.loading.batches import DrawnImages
+from shared.data.loading import streams
+from shared.data.loading.batches import DrawnBatches, DrawnImages
 from shared.data.loading.loader import ResumableLoader
-from shared.data.loading.streams import (
-    Draws,
-    Permutation,
-    Permutations,
-    RestartedPasses,
-    Stream,
-    StreamBatches,
-)
 from shared.data.splits import Split, per_class_split
 from shared.nn.building import call
 
@@ -40,7 +31,6 @@ class SemiSupervisedData(ImageDataModule):
         steps_per_epoch: batches per epoch; None makes an epoch one pass of the unlabelled set.
         views: views of the unlabelled images; empty for supervised training.
         labelled_repeat: times each labelled image is listed per pass, for one-pass epochs.
-        base: the arguments of `ImageDataModule`.
     """
 
     def __init__(
@@ -67,7 +57,6 @@ class SemiSupervisedData(ImageDataModule):
         return call(h.split, **given, num_labels=h.num_labels, seed=h.split_seed)
 
     def setup(self, stage: str) -> None:
-        """Read the data and check sizes, so that bad input is refused before training starts."""
         if stage == "fit":
             self._schedule(*self._rank_and_world())
 
@@ -76,10 +65,15 @@ class SemiSupervisedData(ImageDataModule):
         labelled, unlabelled = (
             DrawnImages(train, part, self.transform, h.seed) for part in self.train_split
         )
-        dataset = SemiSupervisedBatches(labelled, unlabelled, h.views)
-        return ResumableLoader(dataset, self._schedule(*self._rank_and_world()), h.num_workers)
+        # "labelled" is a stream of draws of its own; the recipe is the weak one.
+        parts = [(labelled, {"labelled": "weak"}, "labels", "labelled_indices")]
+        if h.views:
+            recipes = {view: view for view in h.views}
+            parts.append((unlabelled, recipes, "hidden_labels", "unlabelled_indices"))
+        schedule = self._schedule(*self._rank_and_world())
+        return ResumableLoader(DrawnBatches(*parts), schedule, h.num_workers)
 
-    def _schedule(self, rank: int, world: int) -> StreamBatches:
+    def _schedule(self, rank: int, world: int) -> streams.StreamBatches:
         h, (labelled, unlabelled) = self._h, self.train_split
         sizes, batch_sizes = (len(labelled), len(unlabelled)), (h.batch_size, h.batch_size * h.mu)
         check_sizes(sizes, batch_sizes, world)
@@ -88,36 +82,31 @@ class SemiSupervisedData(ImageDataModule):
         return fixed_steps(h.seed, sizes, batch_sizes, h.steps_per_epoch, rank, world)
 
 
+Pair = tuple[int, int]  # of the labelled and of the unlabelled set
+
+
 def fixed_steps(
-    seed: int,
-    sizes: tuple[int, int],
-    batch_sizes: tuple[int, int],
-    steps: int,
-    rank: int = 0,
-    world: int = 1,
-) -> StreamBatches:
+    seed: int, sizes: Pair, batch_sizes: Pair, steps: int, rank: int = 0, world: int = 1
+) -> streams.StreamBatches:
     """`steps` batches an epoch of concatenated shuffled passes, so that batches may span two."""
-    streams = [
-        Permutations(seed, size, steps * batch, number)
+    passes = [
+        streams.Permutations(seed, size, steps * batch, number)
         for number, (size, batch) in enumerate(zip(sizes, batch_sizes, strict=True))
     ]
-    return StreamBatches(streams, batch_sizes, True, rank, world)
+    return streams.StreamBatches(passes, batch_sizes, True, rank, world)
 
 
 def one_pass(
     seed: int,
-    sizes: tuple[int, int],
-    batch_sizes: tuple[int, int],
+    sizes: Pair,
+    batch_sizes: Pair,
     labelled_repeat: int = 1,
     rank: int = 0,
     world: int = 1,
-) -> StreamBatches:
+) -> streams.StreamBatches:
     """One pass of the unlabelled set an epoch, with a shorter last batch.
 
     The labelled set is cut in the same way, and starts anew whenever it is exhausted.
-
-    Raises:
-        ValueError: a labelled batch is larger than its pass.
     """
     listed = sizes[0] * labelled_repeat
     if listed < batch_sizes[0]:
@@ -126,14 +115,12 @@ def one_pass(
             "pass); lower batch_size or raise labelled_repeat"
         )
     passes = math.ceil(math.ceil(sizes[1] / batch_sizes[1]) / math.ceil(listed / batch_sizes[0]))
-    streams: list[Stream] = [
-        RestartedPasses(seed, sizes[0], passes, labelled_repeat),
-        Permutation(seed, sizes[1], number=1),
-    ]
-    return StreamBatches(streams, batch_sizes, False, rank, world)
+    restarted = streams.RestartedPasses(seed, sizes[0], passes, labelled_repeat)
+    once = streams.Permutation(seed, sizes[1], number=1)
+    return streams.StreamBatches([restarted, once], batch_sizes, False, rank, world)
 
 
-def check_sizes(sizes: tuple[int, int], batch_sizes: tuple[int, int], world: int) -> None:
+def check_sizes(sizes: Pair, batch_sizes: Pair, world: int) -> None:
     """Refuse empty sets, a batch above the unlabelled set, and batches that ranks can't share."""
     names = (("labelled", "batch_size"), ("unlabelled", "batch_size * mu"))
     for (name, key), size, batch in zip(names, sizes, batch_sizes, strict=True):
@@ -141,31 +128,11 @@ def check_sizes(sizes: tuple[int, int], batch_sizes: tuple[int, int], world: int
             raise ValueError(f"the {name} set is empty: check num_labels and subset")
         if batch < 1 or batch % world:
             raise ValueError(
-                f"{key} = {batch} is not a positive multiple of the world size {world}: it is the "
-                "total over all ranks, choose one that they can share evenly"
+                f"{key} = {batch}, the total over all ranks, is not a positive multiple of the "
+                f"world size {world}"
             )
     if batch_sizes[1] > sizes[1]:
         raise ValueError(
             f"batch_size * mu = {batch_sizes[1]} is larger than the unlabelled set ({sizes[1]} "
             "samples): lower batch_size or mu, or use more data"
         )
-
-
-class SemiSupervisedBatches:
-    """Makes training batches from plans of a labelled and an unlabelled stream."""
-
-    def __init__(
-        self, labelled: DrawnImages, unlabelled: DrawnImages, views: Sequence[str]
-    ) -> None:
-        self.labelled, self.unlabelled = labelled, unlabelled
-        self.recipes = {view: view for view in views}
-
-    def __getitems__(self, plan: tuple[Draws, Draws]) -> dict[str, Tensor]:
-        # "labelled" is a stream of draws of its own; the recipe is the weak one.
-        [view], labels, indices = self.labelled.load(plan[0], {"labelled": "weak"})
-        batch = {"labelled": view, "labels": labels, "labelled_indices": indices}
-        if not self.recipes:
-            return batch
-        views, labels, indices = self.unlabelled.load(plan[1], self.recipes)
-        batch |= dict(zip(self.recipes, views, strict=True))
-        return batch | {"hidden_labels": labels, "unlabelled_indices": indices}

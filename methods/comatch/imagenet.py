@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.comatch.diagnostics import pseudo_label_quality
 from methods.comatch.losses import (
     DistributionAlignment,
     confident_cross_entropy,
     graph_contrastive_loss,
     pseudo_label_graph,
+    pseudo_label_quality,
     smooth_with_memory,
 )
 from shared.distributed import all_gather, rank, shuffled_forward, step_permutation, world_size
@@ -30,18 +30,13 @@ from shared.training.schedules import half_cosine
 
 
 class CoMatchImageNet(Method):
-    """CoMatch, ImageNet form; evaluated and asked to predict as the CIFAR form is.
+    """CoMatch, ImageNet form; evaluated as the CIFAR form is, whose arguments the others are.
 
     Args:
-        backbone, num_classes, projection, channels_last: as in the CIFAR form.
-        threshold: tau; graph_threshold: kappa; temperature: T; alpha: as in the CIFAR form.
-        lambda_u: weight of the unlabelled loss.
         lambda_c: final weight of the contrastive loss; in epoch e it is min(e + 1, lambda_c).
-        alignment_window: batches averaged by distribution alignment.
         queue_size: K of both queues.
         momentums: of the momentum encoder, in the first epoch and afterwards.
-        lr, momentum, weight_decay: Nesterov SGD; the decay holds for ALL parameters.
-        total_epochs: E of the per-epoch half cosine.
+        weight_decay: for ALL parameters. total_epochs: E of the per-epoch half cosine.
         gather_graph: extend the in-batch part of the graph to all ranks. The official code keeps
             it local (false), and reaches other ranks through the queue.
         seed: of the shuffled-BatchNorm permutations, which are a function of (seed, step).
@@ -83,7 +78,7 @@ class CoMatchImageNet(Method):
         self.weak_queue.features.copy_(torch.randn(queue_size, dim))  # not normalised there either
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        p, epoch = self.hparams, self.current_epoch
+        p, epoch, labels = self.hparams, self.current_epoch, batch["labels"]
         b, m = len(batch["labelled"]), len(batch["weak"])
 
         logits, embeddings = self.encoder(self.concatenate([batch["labelled"], batch["strong0"]]))
@@ -93,12 +88,14 @@ class CoMatchImageNet(Method):
         with torch.no_grad():
             # Between the two forwards, so with the weights before this step's update.
             self.momentum_encoder.update(self.encoder, p["momentums"][0 if epoch == 0 else 1])
-            logits_m, z_m = self.encode_momentum(
-                [batch["labelled"], batch["weak"], batch["strong1"]]
-            )
+            views = self.concatenate([batch["labelled"], batch["weak"], batch["strong1"]])
+            permutation = step_permutation(p["seed"], self.global_step, len(views) * world_size())
+            logits_m, z_m = shuffled_forward(self.momentum_encoder, views, permutation)
             z_x, z_w, z_s1 = z_m.split([b, m, m])
-            aligned = self.alignment(logits_m[b : b + m].softmax(dim=1))
-            probs = self.smooth(aligned, z_w) if epoch > 0 else aligned
+            aligned = probs = self.alignment(logits_m[b : b + m].softmax(dim=1))
+            if epoch > 0:  # with the weak queue as it was before this batch
+                memory = self.weak_queue
+                probs = smooth_with_memory(aligned, z_w, memory, p["temperature"], p["alpha"])
             confidence, pseudo_labels = probs.max(dim=1)
             mask = (confidence >= p["threshold"]).float()
 
@@ -109,45 +106,23 @@ class CoMatchImageNet(Method):
             references = torch.cat([batch_z, self.strong_queue.features])
             reference_probs = torch.cat([batch_probs, self.strong_queue["probs"]])
             graph = pseudo_label_graph(probs, reference_probs, p["graph_threshold"], start)
-            self.remember(z_s1, probs, z_x, batch["labels"], z_w, aligned)
+
+            # Strong views enter their queue with smoothed, weak views with aligned probabilities.
+            one_hot = F.one_hot(labels, probs.shape[1]).to(probs.dtype)
+            self.strong_queue.enqueue(all_gather(z_s1), probs=all_gather(probs))
+            self.weak_queue.enqueue(
+                torch.cat([all_gather(z_x), all_gather(z_w)]),
+                probs=torch.cat([all_gather(one_hot), all_gather(aligned)]),
+            )
 
         self.log_train(pseudo_label_quality(pseudo_labels, mask, batch["hidden_labels"]))
         terms = {
-            "loss_x": F.cross_entropy(logits_x, batch["labels"]),
+            "loss_x": F.cross_entropy(logits_x, labels),
             "loss_u": confident_cross_entropy(logits_s0, probs, mask),
             "loss_c": graph_contrastive_loss(z_s0, references, graph, p["temperature"]),
         }
         weights = {"loss_u": p["lambda_u"], "loss_c": min(epoch + 1, p["lambda_c"])}
         return self.total_loss(terms, weights, batch["unlabelled_indices"])
-
-    def encode_momentum(self, views: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Logits and embeddings of this rank's images under shuffled BatchNorm."""
-        images = self.concatenate(views)
-        size = len(images) * world_size()
-        permutation = step_permutation(self.hparams["seed"], self.global_step, size)
-        return shuffled_forward(self.momentum_encoder, images, permutation)
-
-    def smooth(self, aligned: Tensor, embeddings: Tensor) -> Tensor:
-        """Memory smoothing with the weak queue as it was before this batch."""
-        return smooth_with_memory(
-            aligned,
-            embeddings,
-            self.weak_queue.features,
-            self.weak_queue["probs"],
-            self.hparams["temperature"],
-            self.hparams["alpha"],
-        )
-
-    def remember(
-        self, z_s1: Tensor, probs: Tensor, z_x: Tensor, labels: Tensor, z_w: Tensor, aligned: Tensor
-    ) -> None:
-        """Write both queues: strong views with smoothed, weak views with aligned probabilities."""
-        one_hot = F.one_hot(labels, probs.shape[1]).to(probs.dtype)
-        self.strong_queue.enqueue(all_gather(z_s1), probs=all_gather(probs))
-        self.weak_queue.enqueue(
-            torch.cat([all_gather(z_x), all_gather(z_w)]),
-            probs=torch.cat([all_gather(one_hot), all_gather(aligned)]),
-        )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images = self.concatenate([batch["images"]])
@@ -179,6 +154,6 @@ class CoMatchImageNet(Method):
         offered, size = rows * int(self.trainer.num_training_batches), len(self.weak_queue)
         if offered < size:
             raise ValueError(
-                f"queue_size {size} exceeds the {offered} rows written in the first epoch: "
-                "smoothing would mix in noise. Lower method.queue_size or use more data."
+                f"queue_size {size} exceeds the {offered} rows written in the first epoch, so that "
+                "smoothing would mix in noise: lower method.queue_size or use more data"
             )

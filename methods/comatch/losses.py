@@ -1,4 +1,4 @@
-"""The equations of CoMatch and FixMatch.
+"""The equations of CoMatch and FixMatch, and the figures that are logged of their pseudo-labels.
 
 Shapes: M = mu B unlabelled images, C classes, d embedding size, K memory rows, R graph columns.
 Source: salesforce/CoMatch@08b4cce `Train_CoMatch.py:train_one_epoch`, `imagenet/Model.py`.
@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.distributed import all_reduce_mean
+from shared.distributed import all_gather, all_reduce_mean, rank
 from shared.losses.contrastive import matmul_float32, similarity_logits, soft_target_nce
+from shared.nn.queue import FeatureQueue
 
 LOG_EPSILON = 1e-7
+Figures = dict[str, Tensor | float]
 
 
 class DistributionAlignment(nn.Module):
@@ -43,45 +45,32 @@ class DistributionAlignment(nn.Module):
         held = self.count.clamp(max=len(self.window))
         return self.window.sum(dim=0) / held  # rows not yet written are zero
 
-    def history(self) -> Tensor:
-        """(n, C) batch means held, oldest first."""
-        return oldest_first(self.window, int(self.count))
-
 
 def oldest_first(window: Tensor, count: int) -> Tensor:
-    """(n, C) rows of a ring buffer to which `count` rows were ever written."""
+    """(n, C) rows held by a ring buffer to which `count` rows were ever written."""
     held = min(count, len(window))
     order = (count - held + torch.arange(held)) % len(window)
     return window[order.to(window.device)]
 
 
 def smooth_with_memory(
-    probs: Tensor,
-    embeddings: Tensor,
-    memory_embeddings: Tensor,
-    memory_probs: Tensor,
-    temperature: float,
-    alpha: float,
+    probs: Tensor, embeddings: Tensor, memory: FeatureQueue, temperature: float, alpha: float
 ) -> Tensor:
-    """Memory-smoothed pseudo-labels: alpha p + (1 - alpha) sum_k a_k p_k.
+    """(M, C) memory-smoothed pseudo-labels: alpha p + (1 - alpha) sum_k a_k p_k.
 
-    a is the softmax over the memory of z . z_k / T.
-    Shapes: probs (M, C), embeddings (M, d), memory (K, d) and (K, C). Returns (M, C).
+    a is the softmax over the memory, whose payload is `probs`, of z . z_k / T.
     """
-    affinity = similarity_logits(embeddings, memory_embeddings, temperature).softmax(dim=1)
-    return alpha * probs + (1 - alpha) * matmul_float32(affinity, memory_probs)
+    affinity = similarity_logits(embeddings, memory.features, temperature).softmax(dim=1)
+    return alpha * probs + (1 - alpha) * matmul_float32(affinity, memory["probs"])
 
 
 def pseudo_label_graph(
     probs: Tensor, reference: Tensor, threshold: float, first_self_loop: int = 0
 ) -> Tensor:
-    """W_ij = p_i . p_j, self-loops of weight 1, edges below the threshold removed, rows of sum 1.
+    """(M, R) W_ij = p_i . p_j, self-loops of weight 1, no edges below the threshold, rows of sum 1.
 
-    Args:
-        probs: (M, C) pseudo-labels of the rows.
-        reference: (R, C) pseudo-labels of the columns, of which columns
-            first_self_loop .. first_self_loop + M - 1 are the rows themselves.
-    Returns: (M, R).
+    Args: probs (M, C) pseudo-labels of the rows; reference (R, C) those of the columns, of which
+        first_self_loop .. first_self_loop + M - 1 are the rows themselves.
     """
     graph = matmul_float32(probs, reference.T)
     graph.diagonal(offset=first_self_loop).fill_(1.0)
@@ -92,16 +81,43 @@ def pseudo_label_graph(
 def graph_contrastive_loss(
     query: Tensor, reference: Tensor, graph: Tensor, temperature: float
 ) -> Tensor:
-    """Cross-entropy between the pseudo-label graph (target) and the embedding graph.
+    """Cross-entropy of the embedding graph with the pseudo-label graph as target, mean over rows.
 
-    Shapes: query (M, d), reference (R, d), graph (M, R). Returns the mean over rows.
+    Shapes: query (M, d), reference (R, d), graph (M, R).
     """
     return soft_target_nce(similarity_logits(query, reference, temperature), graph, LOG_EPSILON)
 
 
 def confident_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """Cross-entropy of the confident samples, averaged over ALL M samples.
+    """Cross-entropy of the confident samples (`mask` (M,) in {0, 1}), averaged over ALL M samples.
 
-    `targets`: (M,) hard labels (FixMatch) or (M, C) soft ones (CoMatch); `mask`: (M,) in {0, 1}.
+    `targets`: (M,) hard labels (FixMatch) or (M, C) soft ones (CoMatch).
     """
     return (F.cross_entropy(logits, targets, reduction="none") * mask).mean()
+
+
+def pseudo_label_quality(labels: Tensor, mask: Tensor, hidden_labels: Tensor) -> Figures:
+    """Coverage of the confident pseudo-labels (M,) and their accuracy, in percent.
+
+    Here and below `hidden_labels` (M,) are the true ones, -1 if unknown, which serve nothing else.
+    """
+    values: Figures = {"coverage": 100 * mask.mean()}
+    known = mask * (hidden_labels >= 0)
+    if known.any():
+        right = (labels == hidden_labels) * known
+        values["pseudo_label_accuracy"] = 100 * right.sum() / known.sum()
+    return values
+
+
+def graph_quality(graph: Tensor, hidden_labels: Tensor) -> Figures:
+    """Edges per row of the (M, world M) graph besides the self-loop, and the percentage of them
+    that join one class."""
+    everyone = all_gather(hidden_labels)
+    edges = graph > 0
+    edges.diagonal(offset=rank() * len(graph)).fill_(False)
+    values: Figures = {"edges_per_row": edges.sum() / len(graph)}
+    known = edges * (hidden_labels >= 0)[:, None] * (everyone >= 0)[None]
+    if known.any():
+        same = known * (hidden_labels[:, None] == everyone[None])
+        values["edge_precision"] = 100 * same.sum() / known.sum()
+    return values

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.comatch.diagnostics import graph_quality, pseudo_label_quality
 from methods.comatch.losses import (
     DistributionAlignment,
     confident_cross_entropy,
     graph_contrastive_loss,
+    graph_quality,
     pseudo_label_graph,
+    pseudo_label_quality,
     smooth_with_memory,
 )
 from shared.distributed import all_gather, rank
@@ -30,17 +31,15 @@ from shared.training.schedules import cosine_7_16, warm_up_decay
 
 
 class EMAClassifier(Method):
-    """The CIFAR scripts' frame: SGD with the 7/16 cosine, and an EMA copy for evaluation.
+    """The CIFAR scripts' frame: SGD with the 7/16 cosine, and an EMA copy that predicts.
 
     Evaluates both networks: `val/top1`, `val/top5` and, of the copy, `val/top1_ema`,
-    `val/top5_ema`; `test/...` likewise. The copy predicts.
+    `val/top5_ema`; `test/...` likewise.
 
     Args:
-        backbone, num_classes, projection: see `Encoder`. FixMatch and the supervised baseline
-            have no projection.
-        channels_last: memory layout of the network; exact, and faster on CPU and GPU.
-        lr, momentum, weight_decay, no_decay: Nesterov SGD; parameters whose name contains one of
-            `no_decay` are not decayed.
+        backbone, num_classes, projection: see `Encoder`; only CoMatch has a projection.
+        lr, momentum, weight_decay: Nesterov SGD; parameters whose name contains one of `no_decay`
+            are not decayed.
         total_steps: N of the schedule lr cos(7 pi t / 16 N).
         ema_decay: of the evaluation copy, applied after every optimiser step.
         ema_warm_up: use min(ema_decay, (1 + t) / (10 + t)), for short runs only.
@@ -61,6 +60,7 @@ class EMAClassifier(Method):
         ema_warm_up: bool,
     ):
         super().__init__()
+        self.save_hyperparameters()  # those of a subclass as well
         self.encoder = Encoder(backbone, num_classes, projection)
         self.lay_out(self.encoder, channels_last)
         self.ema_encoder = MomentumEncoder(self.encoder, buffers="copy")
@@ -101,10 +101,6 @@ class EMAClassifier(Method):
 class Supervised(EMAClassifier):
     """Cross-entropy on the labelled images alone."""
 
-    def __init__(self, **common: Any):
-        super().__init__(**common)
-        self.save_hyperparameters()
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         logits, _ = self.encoder(self.concatenate([batch["labelled"]]))
         terms = {"loss_x": F.cross_entropy(logits, batch["labels"])}
@@ -112,24 +108,18 @@ class Supervised(EMAClassifier):
 
 
 class FixMatch(EMAClassifier):
-    """FixMatch (arXiv:2001.07685), with or without distribution alignment.
+    """FixMatch (arXiv:2001.07685), whose pseudo-labels are hard; the arguments are CoMatch's.
 
-    Args:
-        threshold: tau, the confidence from which a hard pseudo-label is used.
-        lambda_u: weight of the unlabelled loss.
-        alignment_window: batches averaged by distribution alignment; null switches it off.
+    Args: alignment_window: null switches distribution alignment off.
     """
 
     def __init__(
         self, threshold: float, lambda_u: float, alignment_window: int | None, **common: Any
     ):
         super().__init__(**common)
-        self.save_hyperparameters()
-        self.alignment = (
-            DistributionAlignment(common["num_classes"], alignment_window)
-            if alignment_window
-            else nn.Identity()
-        )
+        self.alignment: nn.Module = nn.Identity()
+        if alignment_window:
+            self.alignment = DistributionAlignment(common["num_classes"], alignment_window)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         views = [batch["labelled"], batch["weak"], batch["strong0"]]
@@ -153,9 +143,8 @@ class FixMatch(EMAClassifier):
 class CoMatch(EMAClassifier):
     """CoMatch, CIFAR form: class probabilities and embeddings that teach each other.
 
-    In a distributed run the alignment mean, the memory bank and the graph cover all ranks, so that
-    N ranks compute what one process computes on the concatenated batch (BatchNorm aside). The
-    official script runs on one GPU only.
+    The alignment mean, the memory bank and the graph cover all ranks, so that N ranks compute what
+    one process, as in the official script, computes on the concatenated batch (BatchNorm aside).
 
     Args:
         threshold: tau, confidence of the smoothed pseudo-label from which loss_u counts.
@@ -164,8 +153,8 @@ class CoMatch(EMAClassifier):
         alpha: weight of a sample's own probabilities against its memory neighbours'.
         lambda_u, lambda_c: weights of the unlabelled and the graph contrastive loss.
         alignment_window: batches averaged by distribution alignment.
-        bank_batches, batch_size, mu: the bank holds K = bank_batches (mu + 1) batch_size rows;
-            batch_size is the labelled total over ranks.
+        bank_batches, batch_size, mu: the bank holds K = bank_batches (mu + 1) batch_size rows, of
+            batch_size labelled images over all ranks.
     """
 
     def __init__(
@@ -183,14 +172,10 @@ class CoMatch(EMAClassifier):
         **common: Any,
     ):
         super().__init__(**common)
-        self.save_hyperparameters()
-        num_classes = common["num_classes"]
+        num_classes, dim = common["num_classes"], common["projection"]["dim"]
         self.alignment = DistributionAlignment(num_classes, alignment_window)
-        self.bank = FeatureQueue(
-            bank_batches * (mu + 1) * batch_size,
-            common["projection"]["dim"],
-            payloads={"probs": num_classes},
-        )
+        rows = bank_batches * (mu + 1) * batch_size
+        self.bank = FeatureQueue(rows, dim, payloads={"probs": num_classes})
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         p = self.hparams
@@ -227,14 +212,8 @@ class CoMatch(EMAClassifier):
         """
         if self.bank.written <= len(self.bank):
             return aligned
-        return smooth_with_memory(
-            aligned,
-            embeddings,
-            self.bank.features,
-            self.bank["probs"],
-            self.hparams["temperature"],
-            self.hparams["alpha"],
-        )
+        p = self.hparams
+        return smooth_with_memory(aligned, embeddings, self.bank, p["temperature"], p["alpha"])
 
     def remember(self, z_w: Tensor, aligned: Tensor, z_x: Tensor, labels: Tensor) -> None:
         """Write the batch into the bank: aligned (never smoothed) probabilities, one-hot labels."""

@@ -1,10 +1,10 @@
 """Official CoMatch and FixMatch files <-> our modules (docs/papers/comatch.md, section 9).
 
-Key tables for the checkpoints of both official scripts, for bare state dicts of their networks, and
-for the warm starts they offer. The script is told by the module, the packing by the file's keys.
+The script is told by the module, the packing by the file's keys.
 Source: salesforce/CoMatch@08b4cce `Train_CoMatch.py`, `Train_fixmatch.py`, `imagenet/`.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from os import PathLike
@@ -17,6 +17,7 @@ from methods.comatch.controls import permuted_weights
 from methods.comatch.imagenet import CoMatchImageNet
 from methods.comatch.losses import oldest_first
 from methods.comatch.module import CoMatch, EMAClassifier
+from shared.checkpoints import warm_start as common
 from shared.checkpoints.official import (
     SCALAR,
     TRANSPOSED,
@@ -28,28 +29,21 @@ from shared.checkpoints.official import (
     import_official,
 )
 from shared.checkpoints.reading import CheckpointError, load_checkpoint
-from shared.checkpoints.warm_start import (
-    OTHER_TRAINER,
-    TRAINER_KEYS,
-    fc_rules,
-    moco_rules,
-    model_prefix,
-    read_start,
-    state_of_run,
-)
 
 Classifier = EMAClassifier | CoMatchImageNet
 
 INTEGER = Conversion(lambda value, ours: torch.as_tensor(value), lambda value, _: int(value))
-"""A Python int there, a tensor without dimensions here."""
+LENGTH = Conversion(lambda history, _: torch.tensor(len(history)), None)
+NOT_KEPT_THERE = "not kept by the official code"
 
 
 def _window(history: list[Tensor], ours: Tensor) -> Tensor:
+    """(window, C) ring buffer of a list of batch means, oldest first."""
+    if len(history) > len(ours):
+        raise ValueError(f"{len(history)} batch means, the window holds {len(ours)}")
     rows = torch.zeros_like(ours)
     for row, mean in zip(rows, history, strict=False):
         row.copy_(mean)
-    if len(history) > len(ours):
-        raise ValueError(f"{len(history)} batch means, the window holds {len(ours)}")
     return rows
 
 
@@ -57,19 +51,10 @@ def _history(window: Tensor, state: Mapping[str, Tensor]) -> list[Tensor]:
     return [mean.clone() for mean in oldest_first(window, int(state["alignment.count"]))]
 
 
-HISTORY = Conversion(_window, _history)
-"""A list of batch means, oldest first, there; a ring buffer here."""
-LENGTH = Conversion(lambda history, _: torch.tensor(len(history)), None)
-
-NOT_KEPT_THERE = "not kept by the official code"
-
-
 def load(module: Classifier, path: str | PathLike[str]) -> KeyReport:
     """Load a checkpoint of the official repository into the module of the same form.
 
-    Raises:
-        CheckpointError: not readable without executing code, or any key missing, unexpected or
-            resized; the module is then unchanged.
+    Whole or not at all: a CheckpointError leaves the module as it was.
     """
     return load_weights(module, load_checkpoint(path))
 
@@ -97,141 +82,116 @@ def load_weights(module: Classifier, source: Mapping[str, Any]) -> KeyReport:
 def export(module: Classifier) -> dict[str, Any]:
     """The module's state in the official form, which `load_weights` turns back bit for bit.
 
-    What the official form has no place for is under the key `tenfold`, which the official code
-    ignores. Tensors share memory with the module, as those of `state_dict()` do.
+    What that form lacks is under the key `tenfold`. Tensors share memory with the module.
     """
+    return export_official(module, table_for(module))
+
+
+def table_for(module: Classifier, source: Mapping[str, Any] | None = None) -> KeyTable:
+    """The key table for `module` and the packing of `source`; None for export."""
     if isinstance(module, CoMatchImageNet):
-        return export_official(module, imagenet_table("state_dict/module."))
-    return export_official(module, cifar_table(module))
-
-
-def table_for(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
-    """The key table for `module` and the packing of `source`."""
-    if isinstance(module, CoMatchImageNet):
-        return imagenet_table(model_prefix(source))
-    return cifar_table(module, source) if "model" in source else cifar_network_table()
-
-
-def cifar_table(module: Classifier, source: Mapping[str, Any] | None = None) -> KeyTable:
-    """Checkpoints of the CIFAR scripts, CoMatch and FixMatch; `source` None for export."""
-    has = {key.split(".")[0] for key in module.state_dict()}
-    exported_here = source is None or "tenfold" in source
-    counts = [Rule("tenfold/alignment.count", "alignment.count")]
-    if not exported_here:
-        counts = [Rule("prob_list", "alignment.count", LENGTH)]
-    dropped = {**TRAINER_KEYS, "lr_scheduler/{rest}": OTHER_TRAINER}
-    fresh = {"bank.written": NOT_KEPT_THERE}
-    if "alignment" not in has:
-        dropped["prob_list"] = "the module has no distribution alignment"
-    elif "bank" not in has:  # FixMatch may be saved without its window
-        fresh["alignment.{rest}"] = NOT_KEPT_THERE
-    return KeyTable(
-        rules=[
-            *_cifar_network("model/", "encoder."),
-            *_cifar_network("ema_model/", "ema_encoder.module."),
-            Rule("prob_list", "alignment.window", HISTORY),
-            *counts,
-            Rule("queue/queue_feats", "bank.features"),
-            Rule("queue/queue_probs", "bank.probs"),
-            Rule("queue/queue_ptr", "bank.pointer", INTEGER),
-            Rule("tenfold/bank.written", "bank.written"),
-        ],
-        dropped=dropped,
-        fresh=fresh,
-    )
-
-
-def cifar_network_table() -> KeyTable:
-    """A bare state dict of the CIFAR network."""
-    return KeyTable(
+        prefix = "state_dict/module." if source is None else common.model_prefix(source)
+        return _imagenet_table(prefix)
+    if source is None or "model" in source:
+        return _cifar_table(module, exported_here=source is None or "tenfold" in source)
+    return KeyTable(  # a bare state dict of the CIFAR network
         rules=[*_cifar_network("", "encoder."), *_cifar_network("", "ema_encoder.module.")],
         fresh={"alignment.{rest}": NOT_KEPT_THERE, "bank.{rest}": NOT_KEPT_THERE},
     )
 
 
-def imagenet_table(prefix: str) -> KeyTable:
+def _cifar_table(module: Classifier, exported_here: bool) -> KeyTable:
+    """Checkpoints of the CIFAR scripts, CoMatch and FixMatch."""
+    has = {key.split(".")[0] for key in module.state_dict()}
+    count = Rule("tenfold/alignment.count", "alignment.count")
+    if not exported_here:
+        count = Rule("prob_list", "alignment.count", LENGTH)
+    dropped = {**common.TRAINER_KEYS, "lr_scheduler/{rest}": common.OTHER_TRAINER}
+    fresh = {"bank.written": NOT_KEPT_THERE}
+    if "alignment" not in has:
+        dropped["prob_list"] = "the module has no distribution alignment"
+    elif "bank" not in has:  # FixMatch may be saved without its window
+        fresh["alignment.{rest}"] = NOT_KEPT_THERE
+    rules = [
+        *_cifar_network("model/", "encoder."),
+        *_cifar_network("ema_model/", "ema_encoder.module."),
+        Rule("prob_list", "alignment.window", Conversion(_window, _history)),
+        count,
+        Rule("queue/queue_feats", "bank.features"),
+        Rule("queue/queue_probs", "bank.probs"),
+        Rule("queue/queue_ptr", "bank.pointer", INTEGER),
+        Rule("tenfold/bank.written", "bank.written"),
+    ]
+    return KeyTable(rules, dropped, fresh)
+
+
+def _imagenet_table(prefix: str) -> KeyTable:
     """Script I; `prefix` precedes the keys of its model, `state_dict/module.` in checkpoints."""
-    return KeyTable(
-        rules=[
-            *_imagenet_network(f"{prefix}encoder.", "encoder."),
-            *_imagenet_network(f"{prefix}m_encoder.", "momentum_encoder.module."),
-            Rule(f"{prefix}queue_s", "strong_queue.features", TRANSPOSED),
-            Rule(f"{prefix}probs_u", "strong_queue.probs", TRANSPOSED),
-            Rule(f"{prefix}queue_ptr_s", "strong_queue.pointer", SCALAR),
-            Rule(f"{prefix}queue_w", "weak_queue.features", TRANSPOSED),
-            Rule(f"{prefix}probs_xu", "weak_queue.probs", TRANSPOSED),
-            Rule(f"{prefix}queue_ptr_w", "weak_queue.pointer", SCALAR),
-            Rule("tenfold/alignment.{rest}", "alignment.{rest}"),
-            Rule("tenfold/strong_queue.written", "strong_queue.written"),
-            Rule("tenfold/weak_queue.written", "weak_queue.written"),
-        ],
-        dropped=TRAINER_KEYS,
-        fresh={"alignment.{rest}": NOT_KEPT_THERE, "{queue}.written": NOT_KEPT_THERE},
-    )
+    rules = [Rule("tenfold/alignment.{rest}", "alignment.{rest}")]
+    for theirs, ours in (("encoder.", "encoder."), ("m_encoder.", "momentum_encoder.module.")):
+        # There the heads are attributes of the ResNet itself, so they must be recognised first.
+        there = f"{prefix}{theirs}"
+        rules += [*_heads(there, ours), Rule(f"{there}{{rest}}", f"{ours}backbone.{{rest}}")]
+    for ours, letter, probs in (("strong_queue", "s", "probs_u"), ("weak_queue", "w", "probs_xu")):
+        rules += [
+            Rule(f"{prefix}queue_{letter}", f"{ours}.features", TRANSPOSED),
+            Rule(f"{prefix}{probs}", f"{ours}.probs", TRANSPOSED),
+            Rule(f"{prefix}queue_ptr_{letter}", f"{ours}.pointer", SCALAR),
+            Rule(f"tenfold/{ours}.written", f"{ours}.written"),
+        ]
+    fresh = {"alignment.{rest}": NOT_KEPT_THERE, "{queue}.written": NOT_KEPT_THERE}
+    return KeyTable(rules, common.TRAINER_KEYS, fresh)
 
 
 def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyReport:
     """Start from self-supervised weights: the classifier stays random, the averaged copy follows.
 
-    Args:
-        kind: `moco_v2` (a MoCo v2 checkpoint) or `pcl` (PCL v1 or v2), both of the official
-            repositories, for the ImageNet form; `simclr` (a bare state dict of the network without
-            its classifier) for the CIFAR form; `tenfold_pcl` (a checkpoint that `methods.pcl`
-            wrote) for both; `tenfold_pcl_permuted`, a negative control: the same with the entries
-            of each tensor in random order. A projection that does not fit stays random, and the
-            report says so; a module without one ignores it.
+    A projection that does not fit stays random, and the report says so.
 
-    Raises:
-        CheckpointError: as in `load`; or a `kind` that does not belong to this module or file.
+    Args:
+        kind: `moco_v2` or `pcl` (v1 or v2), official checkpoints, for the ImageNet form; `simclr`
+            (a bare state dict of the network without its classifier) for the CIFAR form;
+            `tenfold_pcl` (a checkpoint that `methods.pcl` wrote) for both; `tenfold_pcl_permuted`,
+            a negative control: the same with the entries of each tensor in random order.
     """
     remedy = f"warm_start.path=FILE names another {kind} file"
-    source: Mapping[str, Any] = read_start(path, kind, WARM_STARTS, remedy)
-    form, table = WARM_STARTS[kind]
+    source: Mapping[str, Any] = common.read_start(path, kind, WARM_STARTS, remedy)
+    form, start_of = WARM_STARTS[kind]
     if not isinstance(module, form):
         names = getattr(form, "__name__", "")
         raise CheckpointError(
             f"warm_start.kind {kind} is for {names} modules, not {type(module).__name__}"
         )
     if kind.startswith("tenfold_"):
-        source = state_of_run(source, "methods.pcl", path)
+        source = common.state_of_run(source, "methods.pcl", path)
     if kind.endswith("_permuted"):
         source = {key: permuted_weights(key, value) for key, value in source.items()}
-    start = table(module, source)
-    fresh = {
-        "encoder.classifier.{rest}": "self-supervised weights have no classifier",
-        **{
-            f"{name}.{{rest}}": "parameters copied from the encoder after loading"
-            for name in ("ema_encoder", "momentum_encoder")
-        },
-        **{
-            f"{state}.{{rest}}": "starts empty"
-            for state in ("alignment", "bank", "strong_queue", "weak_queue")
-        },
-        **start.fresh,
-    }
-    report = import_official(source, KeyTable(start.rules, start.dropped, fresh), module)
+    start = start_of(module, source)
+    copied = "parameters copied from the encoder after loading"
+    fresh = {"encoder.classifier.{rest}": "self-supervised weights have no classifier"}
+    fresh |= {f"{name}.{{rest}}": copied for name in ("ema_encoder", "momentum_encoder")}
+    states = ("alignment", "bank", "strong_queue", "weak_queue")
+    fresh |= {f"{state}.{{rest}}": "starts empty" for state in states}
+    table = KeyTable(start.rules, start.dropped, {**fresh, **start.fresh})
+    report = import_official(source, table, module)
     copy = module.ema_encoder if isinstance(module, EMAClassifier) else module.momentum_encoder
     copy.update(module.encoder, 0.0)
     return report
 
 
 def _moco(module: Classifier, source: Mapping[str, Any], linear_head: bool = False) -> KeyTable:
-    """MoCo v2 and PCL v2, whose head has two layers as ours; `linear_head` lets PCL v1 do without.
-
-    A linear head is not the first of our two layers.
-    """
+    """MoCo v2 and PCL v2, whose head has our two layers; PCL v1 (`linear_head`) comes without."""
     there = "state_dict/module."
+    fresh: dict[str, str] = {}
     dropped = {
-        **TRAINER_KEYS,
+        **common.TRAINER_KEYS,
         f"{there}encoder_k.{{rest}}": "the key encoder is not used",
         **dict.fromkeys((f"{there}queue", f"{there}queue_ptr"), "another method's queue"),
     }
-    rules = moco_rules(f"{there}encoder_q.")
-    if not linear_head or "module.encoder_q.fc.weight" not in source.get("state_dict", {}):
-        return KeyTable(rules, dropped)
-    reason = "the linear head of PCL v1 does not fit a projection of two layers"
-    linear = {f"{there}encoder_q.fc.{{rest}}": reason}
-    return KeyTable(rules, {**linear, **dropped}, {"encoder.projection.{rest}": reason})
+    if linear_head and "module.encoder_q.fc.weight" in source.get("state_dict", {}):
+        reason = "the linear head of PCL v1 does not fit a projection of two layers"
+        dropped[f"{there}encoder_q.fc.{{rest}}"] = fresh["encoder.projection.{rest}"] = reason
+    return KeyTable(common.moco_rules(f"{there}encoder_q."), dropped, fresh)
 
 
 def _tenfold_pcl(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
@@ -239,33 +199,28 @@ def _tenfold_pcl(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
     rules = [Rule("encoder.{rest}", "encoder.{rest}")]
     others = dict.fromkeys(key.split(".")[0] for key in source if not key.startswith("encoder."))
     dropped = {f"{part}.{{rest}}": "PCL's own state" for part in others}
-    head, ours = _head_shapes(source), _head_shapes(module.state_dict())
-    if head == ours:
+    there, here = _projection(source), _projection(module.state_dict())
+    if there == here:
         return KeyTable(rules, dropped)
     reason = "the module has no projection head"
-    if ours:
-        there, here = (_sizes(shapes) for shapes in (head, ours))
-        reason = f"PCL's projection ({there}) does not fit ours ({here})"
+    if here:
+        sizes = [list(shapes.values()) or "none" for shapes in (there, here)]
+        reason = "PCL's projection ({}) does not fit ours ({})".format(*sizes)
     unfit = {"encoder.projection.{rest}": reason}
-    return KeyTable(rules, {**unfit, **dropped}, unfit)
+    return KeyTable(rules, dropped | unfit, unfit)
 
 
-def _head_shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Shape of each tensor of the projection head."""
-    return {k: tuple(v.shape) for k, v in state.items() if k.startswith("encoder.projection.")}
-
-
-def _sizes(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    weights = [shape for key, shape in shapes.items() if key.endswith("weight")]
-    return ", ".join(f"{inputs} to {outputs}" for outputs, inputs in weights) or "none"
+def _projection(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Shape of each weight of the projection head."""
+    weight = re.compile(r"encoder\.projection\..*weight")
+    return {key: tuple(value.shape) for key, value in state.items() if weight.fullmatch(key)}
 
 
 def _simclr(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
     rules = [rule for rule in _cifar_network("", "encoder.") if "classifier" not in rule.official]
-    if module.encoder.projection is None:
-        reason = "the module has no projection head"
-        return KeyTable(rules, {f"fc{n}.{{rest}}": reason for n in (1, 2)})
-    return KeyTable(rules)
+    reason = "the module has no projection head"
+    headless = module.encoder.projection is None
+    return KeyTable(rules, {f"fc{n}.{{rest}}": reason for n in (1, 2)} if headless else {})
 
 
 WARM_STARTS: dict[str, tuple[Any, Callable[..., KeyTable]]] = {
@@ -277,18 +232,11 @@ WARM_STARTS: dict[str, tuple[Any, Callable[..., KeyTable]]] = {
 }
 
 
-def _cifar_network(official: str, ours: str) -> list[Rule]:
-    return [
-        Rule(f"{official}backbone.{{rest}}", f"{ours}backbone.{{rest}}"),
-        *_heads(official, ours),
-    ]
+def _cifar_network(theirs: str, ours: str) -> list[Rule]:
+    backbone = Rule(f"{theirs}backbone.{{rest}}", f"{ours}backbone.{{rest}}")
+    return [backbone, *_heads(theirs, ours)]
 
 
-def _imagenet_network(official: str, ours: str) -> list[Rule]:
-    """There the heads are attributes of the ResNet itself, so they must be recognised first."""
-    return [*_heads(official, ours), Rule(f"{official}{{rest}}", f"{ours}backbone.{{rest}}")]
-
-
-def _heads(official: str, ours: str) -> list[Rule]:
-    classifier = Rule(f"{official}classifier.{{rest}}", f"{ours}classifier.{{rest}}")
-    return [classifier, *fc_rules(official, ours)]
+def _heads(theirs: str, ours: str) -> list[Rule]:
+    classifier = Rule(f"{theirs}classifier.{{rest}}", f"{ours}classifier.{{rest}}")
+    return [classifier, *common.fc_rules(theirs, ours)]

@@ -12,15 +12,10 @@ from shared.tasks.classification import Batch
 
 
 class CrossEntropy(LongTailClassifier):
-    """Cross-entropy on whatever the samplers give, without mixing.
+    """Cross-entropy without mixing: plain with one agnostic stream, re-sampling with an aware one.
 
-    With one agnostic stream it is plain training, with one class-aware stream re-sampling; with
-    both streams side by side it sees the images of ICCL, but does not interpolate them.
+    With both streams side by side it sees the images of ICCL, but does not interpolate them.
     """
-
-    def __init__(self, **common: Any):
-        super().__init__(**common)
-        self.save_hyperparameters()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = [batch["images"]], batch["labels"]
@@ -32,15 +27,10 @@ class CrossEntropy(LongTailClassifier):
 
 
 class Mixup(LongTailClassifier):
-    """Ordinary mixup within one class-agnostic batch: cross-entropy alone, no centroids.
-
-    Args:
-        mix: `{alpha, granularity}`, see `methods.iccl.losses.draw_lambda`.
-    """
+    """Ordinary mixup within one class-agnostic batch: cross-entropy alone, no centroids."""
 
     def __init__(self, mix: dict[str, Any], **common: Any):
         super().__init__(**common)
-        self.save_hyperparameters()
         check_mix(mix)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

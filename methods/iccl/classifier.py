@@ -4,19 +4,13 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from shared.evaluation.features import Features, eval_mode, extract_features
 from shared.evaluation.shots import macro_accuracy, shot_accuracy
 from shared.nn.encoder import Encoder
+from shared.tasks import classifier_balancing
 from shared.tasks.classification import Accuracies, Batch
-from shared.tasks.classifier_balancing import (
-    balanced_logits,
-    check_settings,
-    feature_sets,
-    require_sets,
-)
+from shared.tasks.frozen_features import EvaluatedFeatures
 from shared.training.method import Method
 from shared.training.schedules import rate_factor
 
@@ -31,10 +25,8 @@ class LongTailClassifier(Method):
 
     Args:
         backbone, num_classes, projection: see `Encoder`.
-        channels_last: memory layout of the network.
-        lr, momentum, weight_decay: of SGD, for all parameters.
-        schedule: see `rate_factor`.
-        balancing: of stage 2 on cached features, see `balanced_logits`; None leaves it out.
+        lr, momentum, weight_decay, schedule: of SGD, for all parameters; see `rate_factor`.
+        balancing: of stage 2, see `classifier_balancing.balanced_logits`; None leaves it out.
         many, few: training images above and below which a class counts as such.
         seed: of all draws of the method itself.
     """
@@ -57,13 +49,14 @@ class LongTailClassifier(Method):
         seed: int,
     ):
         super().__init__()
+        self.save_hyperparameters()  # those of a subclass as well
         if balancing is not None:
-            check_settings(balancing)
+            classifier_balancing.check_settings(balancing)
         rate_factor(0, schedule)
         self.encoder = Encoder(backbone, num_classes, projection)
         self.lay_out(self.encoder, channels_last)
         self.accuracies = Accuracies()
-        self.predictions = Predictions()
+        self.predictions = EvaluatedFeatures()
         self.class_counts: Tensor | None = None
 
     @property
@@ -76,14 +69,10 @@ class LongTailClassifier(Method):
         if counts is not None:
             self.class_counts = torch.as_tensor(counts)
         if self.hparams["balancing"] is not None and self.datamodule is not None:
-            held_out = self.datamodule.hparams.get("probe_split") is not None
-            require_sets(self.hparams["balancing"], self.has_validation, held_out)
-
-    @property
-    def has_validation(self) -> bool:
-        """Whether there is a validation set apart from the test set."""
-        splits = self.datamodule.hparams
-        return splits.get("val_split") != splits.get("test_split")
+            splits = self.datamodule.hparams
+            validation = splits.get("val_split") != splits.get("test_split")
+            held_out = splits.get("probe_split") is not None
+            classifier_balancing.require_sets(self.hparams["balancing"], validation, held_out)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -96,8 +85,6 @@ class LongTailClassifier(Method):
         every = schedule["every"]
         return self.sgd(learnt, lambda t: rate_factor(t, schedule), every, weight_decay=decay)
 
-    # --- evaluation ---
-
     def classify(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> logits (N, K) of the classifier that is trained."""
         return self.encoder(images)[0]
@@ -105,7 +92,7 @@ class LongTailClassifier(Method):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         logits = self.classify(self.concatenate([batch["images"]]))
         self.accuracies.update(logits, batch["labels"])
-        self.predictions.update(logits, batch["labels"])
+        self.predictions.add(logits.argmax(dim=1, keepdim=True), batch)
 
     test_step = validation_step
 
@@ -119,8 +106,8 @@ class LongTailClassifier(Method):
 
     def log_evaluation(self, split: str, prefix: str) -> None:
         self.log_dict(self.accuracies.compute(split))
-        self.log_shots(prefix, *self.predictions.compute())
-        self.predictions.reset()
+        found = self.predictions.take(self)
+        self.log_shots(prefix, found.features[:, 0].long(), found.labels)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """(N, K) class probabilities."""
@@ -128,7 +115,7 @@ class LongTailClassifier(Method):
 
     def log_shots(self, prefix: str, predictions: Tensor, labels: Tensor) -> None:
         """Accuracies in percent; those of empty groups are left out."""
-        if self.class_counts is None or not len(labels):
+        if self.class_counts is None:
             return
         p = self.hparams
         values = shot_accuracy(predictions, labels, self.class_counts, p["many"], p["few"])
@@ -138,11 +125,13 @@ class LongTailClassifier(Method):
     def rebalance(self) -> None:
         """Stage 2 on cached features of the frozen encoder in evaluation mode."""
         settings, classifier = self.hparams["balancing"], self.encoder.classifier
+        assert classifier is not None
         # Lightning tests in inference mode, whose tensors cannot be trained on.
         with torch.inference_mode(False), torch.enable_grad(), eval_mode(self):
-            sets = feature_sets(self.features, self.datamodule, settings)
-            assert classifier is not None
-            logits, tau = balanced_logits(classifier, sets, settings, self.hparams["seed"])
+            sets = classifier_balancing.feature_sets(self.features, self.datamodule, settings)
+            logits, tau = classifier_balancing.balanced_logits(
+                classifier, sets, settings, self.hparams["seed"]
+            )
         for variant, rows in logits.items():
             self.log_shots(f"test/{variant}_", rows.argmax(dim=1), sets.test.labels)
         if tau is not None:
@@ -153,25 +142,3 @@ class LongTailClassifier(Method):
         return extract_features(
             lambda images: self.encoder.backbone(self.concatenate([images])), loader, self.device
         )
-
-
-class Predictions(Metric):
-    """Predicted and true classes of an evaluation, over all ranks."""
-
-    full_state_update = False
-    predicted: list[Tensor]
-    labels: list[Tensor]
-
-    def __init__(self):
-        super().__init__()
-        self.add_state("predicted", [], dist_reduce_fx="cat")
-        self.add_state("labels", [], dist_reduce_fx="cat")
-
-    def update(self, logits: Tensor, labels: Tensor) -> None:
-        """logits (N, K), labels (N,)."""
-        self.predicted.append(logits.argmax(dim=1))
-        self.labels.append(labels)
-
-    def compute(self) -> Tensor:
-        """(2, n): predicted classes, true classes."""
-        return torch.stack([dim_zero_cat(self.predicted), dim_zero_cat(self.labels)]).cpu()

@@ -8,10 +8,8 @@ from shared.randomness import torch_generator
 
 
 class PermutedCentroids(ICCL):
-    """Every class gets the centroid of another one, which changes from step to step.
-
-    A fixed exchange would still give every class a target of its own.
-    """
+    """Every class gets the centroid of another one: of another in each step, because a fixed
+    exchange would still give every class a target of its own."""
 
     def centroid_logits(self, embeddings: Tensor) -> Tensor:
         logits = super().centroid_logits(embeddings)

@@ -14,23 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.data.image_module import ImageDataModule
-from shared.data.images import ImageSet
-from shared.data.loading.batches import DrawnImages, PlainImageBatches
+from shared.data.loading import streams
+from shared.data.loading.batches import DrawnBatches, DrawnImages
 from shared.data.loading.loader import EvaluationLoader, ResumableLoader
-from shared.data.loading.streams import (
-    ClassCycles,
-    Draws,
-    Permutation,
-    Stream,
-    StreamBatches,
-    WeightedDraws,
-)
 from shared.data.readers.long_tail import class_aware_weights
-from shared.data.views.interface import Views
-from shared.randomness import sample_keys
 
 log = logging.getLogger(__name__)
-
 SAMPLERS = ("agnostic", "aware", "cycles")
 PARTNER_STREAM = 3  # its random numbers are not those of the first stream
 
@@ -39,24 +28,21 @@ class LongTailData(ImageDataModule):
     """Training batches of a long-tailed set, and what `ImageDataModule` gives.
 
     Training batch, with B = batch_size per rank divided by the world size: `images` (B, C, H, W)
-    float32, `labels` (B,) and `indices` (B,) int64 of the first stream; and, if there is a second
-    one, `partners`, `partner_labels` and `partner_indices` of it. Both streams have the same
-    augmentation, drawn anew for every draw of an image.
+    float32, `labels` and `indices` (B,) int64 of the first stream; and, if there is a second one,
+    `partners`, `partner_labels` and `partner_indices`. Every draw of an image is augmented anew.
 
-    Samplers: "agnostic" is a shuffled pass (every image equally likely); "aware" draws with
-    replacement, image i of class y with probability proportional to n_y^-gamma; "cycles" is the
-    public class-balanced sampler, for stage 2. An epoch is as long as one pass of the training set,
-    whatever the sampler.
+    Samplers: "agnostic" is a shuffled pass; "aware" draws with replacement, image i of class y with
+    probability proportional to n_y^-gamma; "cycles" is the public class-balanced sampler, for stage
+    2. An epoch is as long as one pass of the training set, whatever the sampler.
 
     Args:
         batch_size: B of each stream, total over all ranks.
         first, second: sampler of each stream; `second` None for batches without partners.
         class_aware_gamma: 0 is class-agnostic, 1 makes all classes equally likely, 2 reverses them.
         per_class: m of "cycles", images of a class in a row.
-        probe_split: the reader's split that the linear probe is trained on, apart from the others.
         drop_last: leave out an epoch's ragged last batch. False by default, so that every class
             has been seen when the centroid losses begin.
-        base: the arguments of `ImageDataModule`.
+        probe_split: the reader's split that the linear probe is trained on, apart from the others.
     """
 
     def __init__(
@@ -77,23 +63,19 @@ class LongTailData(ImageDataModule):
 
     @property
     def class_counts(self) -> NDArray[np.int64]:
-        """(K,) training images per class.
-
-        Raises:
-            ValueError: a class without any, which no sampler could draw.
-        """
+        """(K,) training images per class; a ValueError if a class has none, to draw it from."""
         images = self.images("train")
         counts = np.bincount(images.labels[self.train_indices], minlength=len(images.class_names))
         if (counts == 0).any():
             empty = [images.class_names[k] for k in np.flatnonzero(counts == 0)[:5]]
             raise ValueError(
-                f"no training image of class {', '.join(map(repr, empty))} (subset="
-                f"{self._h.subset}): raise subset or use all images"
+                f"no training image of class {', '.join(map(repr, empty))}: raise "
+                f"subset={self._h.subset} or use all images"
             )
         return counts
 
     def setup(self, stage: str) -> None:
-        """Read the data, check sizes and say how long the tail is, before training starts."""
+        """Say how long the tail is, once the data are read and the sizes checked."""
         counts = self.class_counts
         if stage == "fit":
             self._schedule()
@@ -105,8 +87,11 @@ class LongTailData(ImageDataModule):
             )
 
     def train_dataloader(self) -> ResumableLoader:
-        images = DrawnImages(self.images("train"), self.train_indices, self.transform, self._h.seed)
-        return ResumableLoader(StreamPairs(images), self._schedule(), self._h.num_workers)
+        images = self._drawn()
+        first = (images, {"images": "train"}, "labels", "indices")
+        second = (images, {"partners": "train"}, "partner_labels", "partner_indices")
+        batches = DrawnBatches(first, second)
+        return ResumableLoader(batches, self._schedule(), self._h.num_workers)
 
     def probe_dataloader(self) -> EvaluationLoader | None:
         """Un-augmented images for the linear probe; None without `probe_split`."""
@@ -114,72 +99,43 @@ class LongTailData(ImageDataModule):
 
     def augmented_dataloader(self, passes: int) -> EvaluationLoader:
         """Every training image `passes` times, each time augmented anew; for cached features."""
-        return self._loader(
-            AugmentedPasses(
-                self.images("train"), self.transform, self.train_indices, passes, self._h.seed
-            )
-        )
+        h, batches = self._h, AugmentedPasses(self._drawn(), passes)
+        sizes = len(batches), h.eval_batch_size, h.num_workers
+        return EvaluationLoader(batches, *sizes, *self._rank_and_world())
 
-    def _schedule(self) -> StreamBatches:
+    def _drawn(self) -> DrawnImages:
+        return DrawnImages(self.images("train"), self.train_indices, self.transform, self._h.seed)
+
+    def _schedule(self) -> streams.StreamBatches:
         h = self._h
-        streams = [self._stream(h.first, 0)]
+        drawn = [self._stream(h.first, 0)]
         if h.second is not None:
-            streams.append(self._stream(h.second, PARTNER_STREAM))
-        sizes = [h.batch_size] * len(streams)
-        return StreamBatches(streams, sizes, h.drop_last, *self._rank_and_world())
+            drawn.append(self._stream(h.second, PARTNER_STREAM))
+        sizes = [h.batch_size] * len(drawn)
+        return streams.StreamBatches(drawn, sizes, h.drop_last, *self._rank_and_world())
 
-    def _stream(self, sampler: str, number: int) -> Stream:
+    def _stream(self, sampler: str, number: int) -> streams.Stream:
         """`number` tells apart the random numbers of the two streams."""
         seed, size = self._h.seed, len(self.train_indices)
         if sampler == "agnostic":
-            return Permutation(seed, size, number)
+            return streams.Permutation(seed, size, number)
         labels = self.images("train").labels[self.train_indices]
         if sampler == "cycles":
-            return ClassCycles(seed, labels, self._h.per_class, size, number + 1)
+            return streams.ClassCycles(seed, labels, self._h.per_class, size, number + 1)
         per_image, _ = class_aware_weights(self.class_counts, self._h.class_aware_gamma)
-        return WeightedDraws(seed, per_image[labels], size, number + 2)
+        return streams.WeightedDraws(seed, per_image[labels], size, number + 2)
 
 
-class StreamPairs:
-    """Makes batches from plans of one or two streams."""
-
-    names = (("images", "labels", "indices"), ("partners", "partner_labels", "partner_indices"))
-
-    def __init__(self, images: DrawnImages) -> None:
-        self.images = images
-
-    def __getitems__(self, plan: tuple[Draws, ...]) -> dict[str, Tensor]:
-        batch: dict[str, Tensor] = {}
-        for draws, names in zip(plan, self.names, strict=False):
-            # Streams have keys of their own: an image paired with itself is augmented twice.
-            [view], labels, indices = self.images.load(draws, {names[0]: "train"})
-            batch |= dict(zip(names, (view, labels, indices), strict=True))
-        return batch
-
-
-class AugmentedPasses(PlainImageBatches):
+class AugmentedPasses:
     """Evaluation batches of augmented images; `indices` number the draws, pass after pass."""
 
-    def __init__(
-        self,
-        images: ImageSet,
-        transform: Views,
-        members: NDArray[np.int64],
-        passes: int,
-        seed: int,
-    ) -> None:
-        super().__init__(images, transform, members)
-        self.passes, self.seed = passes, seed
+    def __init__(self, images: DrawnImages, passes: int) -> None:
+        self.images, self.passes = images, passes
 
     def __len__(self) -> int:
-        return self.passes * len(self.members)
+        return self.passes * len(self.images.members)
 
-    def __getitems__(self, positions: NDArray[np.int64]) -> dict[str, Any]:
-        passes, places = np.divmod(positions, len(self.members))
-        pixels, indices = self.images.take(self.members[places], self.members)
-        keys = sample_keys(self.seed, passes, indices, "stage2")
-        return {
-            "images": self.transform(pixels, "train", keys),
-            "labels": torch.from_numpy(self.images.labels[indices]),
-            "indices": torch.from_numpy(positions),
-        }
+    def __getitems__(self, positions: NDArray[np.int64]) -> dict[str, Tensor]:
+        passes, places = np.divmod(positions, len(self.images.members))
+        [view], labels, _ = self.images.load(streams.Draws(places, passes), {"stage2": "train"})
+        return {"images": view, "labels": labels, "indices": torch.from_numpy(positions)}

@@ -1,7 +1,6 @@
-"""The equations of ICCL's representation stage (docs/papers/iccl.md, section 3.3 steps 2 and 3, and
-3.4).
+"""The equations of ICCL's representation stage (docs/papers/iccl.md, sections 3.3 and 3.4).
 
-Shapes: B images, K classes, D embedding size. lambda always weighs the class-agnostic image.
+Shapes: B images, K classes. lambda always weighs the class-agnostic image.
 """
 
 from collections.abc import Mapping
@@ -20,8 +19,8 @@ LAMBDA_STREAM = 0x1CC1  # keeps these draws apart from others of the same (seed,
 def draw_lambda(mix: Mapping[str, Any], count: int, seed: int, step: int) -> Tensor:
     """(B,) weights of this rank's `count` images in this step: a function of (seed, step).
 
-    lambda ~ Beta(alpha, alpha), one per "sample" or one per "batch" (`mix["granularity"]`). There
-    is no max(lambda, 1 - lambda), for the two sources have different roles.
+    lambda ~ Beta(alpha, alpha), one per sample or batch (`mix["granularity"]`). There is no
+    max(lambda, 1 - lambda), for the two sources have different roles.
     """
     generator = np.random.default_rng([seed & (2**64 - 1), step, LAMBDA_STREAM])
     everyone = count * world_size()
@@ -39,9 +38,9 @@ def check_mix(mix: Mapping[str, Any]) -> None:
 
 
 def interpolate(images: Tensor, partners: Tensor, lam: Tensor) -> Tensor:
-    """x_m = lambda x_u + (1 - lambda) x_a, on normalised images.
+    """(B, ...) x_m = lambda x_u + (1 - lambda) x_a, on normalised images.
 
-    Shapes: images (class-agnostic) and partners (class-aware) (B, ...), lam (B,). Returns (B, ...).
+    Shapes: images (class-agnostic) and partners (class-aware) (B, ...), lam (B,).
     """
     lam = lam.view(-1, *[1] * (images.dim() - 1))
     return lam * images + (1 - lam) * partners
@@ -63,12 +62,3 @@ def interpolated_cross_entropy(
         lam * F.nll_loss(log_probs, labels, reduction="none")
         + (1 - lam) * F.nll_loss(log_probs, partner_labels, reduction="none")
     ).mean()
-
-
-def centroid_contrastive_loss(centroid_logits: Tensor, labels: Tensor) -> Tensor:
-    """L_cc(u): mean of -log p(y_u | z_u), p the softmax over ALL K centroids.
-
-    A centroid that is still zero takes part with logit 0.
-    Shapes: centroid_logits (B, K) similarities over the temperature, labels (B,).
-    """
-    return F.cross_entropy(centroid_logits.float(), labels)

@@ -1,8 +1,7 @@
 """ICCL's representation stage.
 
 Shapes: B images of each stream, K classes, D embedding size. Source: docs/papers/iccl.md, sections
-3.3 to 3.5. No official code exists; which details are the paper's and which are ours is said there
-and in README.md.
+3.3 to 3.5, which says which details are the paper's and which ours: no official code exists.
 """
 
 from typing import Any
@@ -11,17 +10,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.iccl.classifier import LongTailClassifier
-from methods.iccl.losses import (
-    centroid_contrastive_loss,
-    check_mix,
-    draw_lambda,
-    interpolate,
-    interpolated_cross_entropy,
-)
+from methods.iccl.losses import check_mix, draw_lambda, interpolate, interpolated_cross_entropy
 from shared.distributed import all_gather
-from shared.evaluation.features import eval_mode, extract_features
+from shared.evaluation.features import eval_mode
 from shared.nn.prototypes import ClassPrototypes
 from shared.tasks.classification import Batch
+from shared.tasks.frozen_features import training_features
 
 
 class ICCL(LongTailClassifier):
@@ -39,8 +33,8 @@ class ICCL(LongTailClassifier):
         centroid_warm_up: epochs without centroid losses, until every class has been seen.
         w_agnostic, w_interp: w_u and w_m, of the un-mixed and of the interpolated branch.
         w_centroid: w_c, of the centroid losses within each branch.
-        mix: `{alpha, granularity, joint_forward}`: lambda ~ Beta(alpha, alpha), one per `sample` or
-            per `batch`; with `joint_forward` both branches share their BatchNorm statistics.
+        mix: `{alpha, granularity}` of `draw_lambda`, and `joint_forward`: both branches share their
+            BatchNorm statistics.
     """
 
     def __init__(
@@ -56,7 +50,6 @@ class ICCL(LongTailClassifier):
         **common: Any,
     ):
         super().__init__(**common)
-        self.save_hyperparameters()
         check_mix(mix)
         if centroid_mode not in ("ema", "epoch_mean"):
             raise ValueError(f"method.centroid_mode={centroid_mode!r}: expected ema or epoch_mean")
@@ -70,11 +63,12 @@ class ICCL(LongTailClassifier):
         x_m = interpolate(x_u, x_a, lam)
         o_u, o_m, z_u, z_m = self.encode(x_u, x_m)
 
-        # 3.4: the centroids are those before this step
+        # 3.4: the centroids are those before this step, all K of them; one that is still zero takes
+        # part with logit 0
         s_u, s_m = self.centroid_logits(z_u), self.centroid_logits(z_m)
         terms = {
             "ce_agnostic": F.cross_entropy(o_u, y_u),
-            "cc_agnostic": centroid_contrastive_loss(s_u, y_u),
+            "cc_agnostic": F.cross_entropy(s_u, y_u),
             "ce_interp": interpolated_cross_entropy(o_m, y_u, y_a, lam),
             "cc_interp": interpolated_cross_entropy(s_m, y_u, y_a, lam),
         }
@@ -119,18 +113,12 @@ class ICCL(LongTailClassifier):
         }
 
     def on_train_epoch_start(self) -> None:
-        """Not called when a run resumes within an epoch: the checkpoint has the epoch's means."""
-        if self.hparams["centroid_mode"] == "epoch_mean":
-            self.recompute_centroids()
-
-    def recompute_centroids(self) -> None:
-        """The mean embedding of each class's un-augmented training images, to unit norm."""
+        """The centroids are the mean embeddings of each class's un-augmented images, to unit norm,
+        unless a run resumes within an epoch: the checkpoint has the epoch's means."""
+        if self.hparams["centroid_mode"] != "epoch_mean":
+            return
         with eval_mode(self):
-            z, labels, _ = extract_features(
-                lambda images: self.encoder(self.concatenate([images]))[1],
-                self.datamodule.features_dataloader(),
-                self.device,
-            )
+            z, labels, _ = training_features(self, lambda images: self.encoder(images)[1])
         member = F.one_hot(labels, len(self.centroids.prototypes)).to(z.dtype)
         means = member.T @ z / member.sum(dim=0).clamp(min=1)[:, None]
         self.centroids.prototypes.copy_(F.normalize(means, dim=1, eps=1e-12))

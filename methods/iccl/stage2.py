@@ -14,15 +14,13 @@ from shared.tasks.classifier_balancing import distillation_terms
 class BalancedClassifier(LongTailClassifier):
     """cRT or LWS on class-balanced batches (`data.first=cycles`); logs `test/<learnt>_...`.
 
-    Start it from stage 1: `warm_start={kind: stage1, path: .../last.ckpt}` gives the encoder, and
-    for LWS the classifier, which stays as it is. cRT re-initialises it.
+    It starts from stage 1: `warm_start={kind: stage1, path: .../last.ckpt}`.
 
     Args:
         learnt: `crt`, a new linear classifier; or `lws`, one scale per class of the old one.
         freeze_bn: the encoder stays in evaluation mode. The public code lets its BatchNorm
             statistics move, which changes the features that are called frozen.
         distillation: `{temperature, weight}` to learn from the stage-1 classifier too; null: off.
-        common: see `LongTailClassifier`; projection and balancing are null.
     """
 
     variant: ClassVar[str] = "crt"
@@ -31,7 +29,6 @@ class BalancedClassifier(LongTailClassifier):
         self, learnt: str, freeze_bn: bool, distillation: dict[str, Any] | None, **common: Any
     ):
         super().__init__(**common)
-        self.save_hyperparameters()
         if learnt not in ("crt", "lws"):
             raise ValueError(f"method.learnt={learnt!r}: expected crt or lws")
         self.variant = learnt  # type: ignore[misc]  # names the metrics of this run

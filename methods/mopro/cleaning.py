@@ -11,7 +11,6 @@ salesforce/MoPro@155cae3 `noise_cleaning.py`.
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from methods.mopro import official
-from methods.mopro.losses import correct_labels
+from methods.mopro.losses import Correction, correct_labels
 from methods.mopro.module import MoPro
 from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
 from shared.data.loading.loader import EvaluationLoader
@@ -33,67 +32,37 @@ from shared.nn.building import build
 from shared.overrides import CONF, OverrideError, validate
 from shared.training.method import Method
 
-ALPHA = 0.5
-"""Classifier and prototypes count the same here, whatever alpha was in training."""
+ALPHA = 0.5  # classifier and prototypes count the same here, whatever alpha was in training
 
 
-@dataclass(frozen=True)
-class CleanedList:
-    """Kept images in list order: indices (n,) of the training set and their corrected labels (n,).
+def clean(
+    module: MoPro, loader: EvaluationLoader, threshold: float
+) -> tuple[Tensor, Tensor, Correction]:
+    """Apply the correction rule with the final prototypes to every un-augmented image of `loader`.
 
-    `relabelled` and `dropped` count images; the rule was applied to `total`.
-    """
-
-    indices: Tensor
-    labels: Tensor
-    relabelled: int
-    dropped: int
-    total: int
-
-
-def clean(module: MoPro, loader: EvaluationLoader, threshold: float) -> CleanedList:
-    """Apply the correction rule with the final prototypes to every image of `loader`.
-
-    Query encoder in evaluation mode, un-augmented images.
+    Returns the kept images' indices (n,), ascending, and corrected labels (n,), and the verdict on
+    all images.
     """
     with eval_mode(module):
         found = extract_features(
             lambda images: module.scores(module.concatenate([images]), ALPHA), loader, module.device
         )
     rule = correct_labels(found.features, found.labels, threshold)
-    return CleanedList(
-        found.indices[rule.kept],
-        rule.labels[rule.kept],
-        int(rule.relabelled.sum()),
-        int((~rule.kept).sum()),
-        len(rule.kept),
-    )
+    return found.indices[rule.kept], rule.labels[rule.kept], rule
 
 
-def write_annotation(path: Path, images: Sequence[str], labels: Sequence[int]) -> None:
-    """Write the list, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"images": list(images), "labels": list(labels)})
-
-
-def compose_experiment(overrides: Sequence[str]) -> DictConfig:
-    """The config of `experiment=...` and further Hydra overrides.
-
-    Raises:
-        OverrideError: a key or value that does not exist, with the nearest one.
-    """
-    validate(overrides)
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", [*overrides, "name=cleaning"])
-
-
-def load_pretraining(path: str | Path, config: DictConfig) -> pl.LightningModule:
+def load_pretraining(path: Path, config: DictConfig) -> MoPro:
     """One of our runs, or an official file in the module that `config.method` describes."""
     if "_target_" in load_checkpoint(path):
-        return load_module(path)
-    module = build(config.method, Method)
-    official.load(module, path)
-    return module.eval()
+        module: Any = load_module(path)
+    else:
+        module = build(config.method, Method)
+        official.load(module, path)
+    if not isinstance(module, MoPro):
+        raise CheckpointError(
+            f"{path} is a {type(module).__name__}: the rule needs MoPro's prototypes"
+        )
+    return module
 
 
 def main(argv: Sequence[str]) -> int:
@@ -104,25 +73,25 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="+", help="experiment=NAME and further Hydra overrides")
     arguments = parser.parse_intermixed_args(argv)
     try:
-        config = compose_experiment(arguments.overrides)
+        validate(arguments.overrides)
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("config", [*arguments.overrides, "name=cleaning"])
         module = load_pretraining(arguments.checkpoint, config)
-        if not isinstance(module, MoPro):
-            raise CheckpointError(
-                f"{arguments.checkpoint} is a {type(module).__name__}: the rule needs MoPro's "
-                "prototypes"
-            )
         data: Any = build(config.data, pl.LightningDataModule)
         module.to("cuda" if torch.cuda.is_available() else "cpu")
-        done = clean(module, data.features_dataloader(), module.hparams["threshold"])
+        threshold = module.hparams["threshold"]
+        indices, labels, rule = clean(module, data.features_dataloader(), threshold)
         paths, _ = training_list(Path(config.data.dataset.root), len(data.class_names))
     except (OverrideError, CheckpointError, FileNotFoundError, ValueError) as error:
         print(f"cleaning: {error}", file=sys.stderr)
         return 2
-    images = [paths[index] for index in done.indices.tolist()]
-    write_annotation(arguments.output, images, done.labels.tolist())
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    images = [paths[index] for index in indices.tolist()]
+    write_json(arguments.output, {"images": images, "labels": labels.tolist()})
     print(
-        f"{arguments.output}: {len(images)} of {done.total} images kept, {done.relabelled} of them "
-        f"relabelled, {done.dropped} dropped as out of distribution"
+        f"{arguments.output}: {len(images)} of {len(rule.kept)} images kept, "
+        f"{int(rule.relabelled.sum())} of them relabelled, "
+        f"{int((~rule.kept).sum())} dropped as out of distribution"
     )
     return 0
 

@@ -16,16 +16,12 @@ from shared.data.readers.webvision import training_list
 
 
 class WebData(ViewsData):
-    """`ViewsData` of a set in the WebVision layout whose true labels may be known.
-
-    No training batch holds anything of the truth; `audit_dataloader` and `true_labels` serve the
-    audit of the correction rule.
+    """`ViewsData` in the WebVision layout whose true labels may be known, for the audit alone.
 
     Args:
         truth: `{path: {"label": true label, or null if out of distribution}}` for every training
             path of the lists; None for data whose truth nobody knows.
         audit_images: training images audited in a validation, evenly spaced; the test audits all.
-        rest: see `ViewsData`.
     """
 
     def __init__(self, truth: str | None, audit_images: int, **rest: Any) -> None:
@@ -46,8 +42,7 @@ class WebData(ViewsData):
         """(N,) true labels of the training set, -1 for images that are out of distribution.
 
         Raises:
-            DataNotFoundError: no such file.
-            DataCorruptError: it does not speak of the images of the lists.
+            DataNotFoundError: no such file. DataCorruptError: it is not about the listed images.
         """
         path, images = Path(self._h.truth), self.images("train")
         known = read_json(path)

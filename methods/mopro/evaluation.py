@@ -1,8 +1,5 @@
-"""The transfer protocols of the paper: fine-tuning, low-shot SVMs, robustness
-(docs/papers/mopro.md, section 7).
-
-Shapes: n images, K classes of the network.
-"""
+"""The paper's transfer protocols: fine-tuning, low-shot SVMs, robustness (docs/papers/mopro.md,
+section 7)."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -10,20 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
 from shared.data.readers.folders import class_folders, text_lines
 from shared.nn.encoder import Encoder
-from shared.tasks import frozen_features
+from shared.tasks import frozen_features, linear_classification
 from shared.tasks.classification import Accuracies, Batch
-from shared.tasks.linear_classification import LinearClassification
 from shared.training.method import Method
 
 
-class FineTuning(LinearClassification):
-    """All layers on a fraction of ImageNet, the classifier continued where it fits
-    (docs/papers/mopro.md, section 7)."""
+class FineTuning(linear_classification.LinearClassification):
+    """All layers on a fraction of ImageNet, the classifier continued where it fits."""
 
 
 class LowShotSVM(frozen_features.LowShotSVM):
@@ -33,11 +26,10 @@ class LowShotSVM(frozen_features.LowShotSVM):
 class Robustness(Method):
     """Classification of a set that has some of the network's classes (ImageNet-R, ImageNet-A).
 
-    The other classes' logits are left out. Logs top-1, top-5 and `calibration_error`.
+    The other classes' logits are left out. Logs in percent top-1, top-5 and `calibration_error`.
 
     Args:
-        backbone, num_classes, channels_last: the network, see `Encoder`.
-        class_list: the network's K class names in order, to compare with the names of the data: a
+        class_list: the network's class names in order, to compare with the names of the data: a
             folder with one folder per class, or a file with a name at the start of each line.
         bin_size: images per confidence bin of the calibration error.
     """
@@ -55,7 +47,7 @@ class Robustness(Method):
         self.encoder = Encoder(backbone, num_classes, None)
         self.lay_out(self.encoder, channels_last)
         self.accuracies = Accuracies()
-        self.calibration = CalibrationError(bin_size)
+        self.judged = frozen_features.EvaluatedFeatures()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         logits, _ = self.encoder(self.concatenate([batch["images"]]))
@@ -63,56 +55,29 @@ class Robustness(Method):
         probabilities = logits[:, present].softmax(dim=1)
         self.accuracies.update(probabilities, batch["labels"])
         confidence, predicted = probabilities.max(dim=1)
-        self.calibration.update(confidence, predicted == batch["labels"])
+        right = predicted == batch["labels"]
+        self.judged.add(torch.stack([confidence, right.float()], dim=1), batch)
 
     def on_test_epoch_end(self) -> None:
         self.log_dict(self.accuracies.compute("test"))
-        self.log("test/calibration_error", self.calibration.compute())
-        self.calibration.reset()
+        confidence, right = self.judged.take(self).features.T
+        error = rms_calibration_error(confidence, right, self.hparams["bin_size"])
+        self.log("test/calibration_error", 100 * error)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """(N, C) probabilities of all the network's classes."""
         return self.encoder(self.concatenate([batch["images"]]))[0].softmax(dim=1)
 
     def present_classes(self) -> list[int]:
-        """The network's class of each class of the data.
-
-        Raises:
-            ValueError: a class of the data is none of the network's.
-        """
-        known = read_class_names(Path(self.hparams["class_list"]))
-        if len(known) != self.hparams["num_classes"]:
-            raise ValueError(
-                f"{self.hparams['class_list']} names {len(known)} classes, the network has "
-                f"{self.hparams['num_classes']}"
-            )
+        """The network's class of each class of the data, which must know them all."""
+        listed, classes = self.hparams["class_list"], self.hparams["num_classes"]
+        known = read_class_names(Path(listed))
+        if len(known) != classes:
+            raise ValueError(f"{listed} names {len(known)} classes, the network has {classes}")
         names = self.trainer.datamodule.class_names  # type: ignore[attr-defined]
         if unknown := sorted(set(names) - set(known)):
             raise ValueError(f"the network has no class {unknown[0]!r}, which the data has")
         return [known.index(name) for name in names]
-
-
-class CalibrationError(Metric):
-    """`rms_calibration_error` in percent, over all ranks."""
-
-    full_state_update = False
-    confidence: list[Tensor]
-    right: list[Tensor]
-
-    def __init__(self, bin_size: int):
-        super().__init__()
-        self.bin_size = bin_size
-        self.add_state("confidence", [], dist_reduce_fx="cat")
-        self.add_state("right", [], dist_reduce_fx="cat")
-
-    def update(self, confidence: Tensor, right: Tensor) -> None:
-        """Both (B,): confidence of the predicted class, and whether it is the true one."""
-        self.confidence.append(confidence)
-        self.right.append(right.float())
-
-    def compute(self) -> Tensor:
-        confidence, right = dim_zero_cat(self.confidence), dim_zero_cat(self.right)
-        return torch.tensor(100 * rms_calibration_error(confidence, right, self.bin_size))
 
 
 def read_class_names(path: Path) -> list[str]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Correction:
-    """Labels of a batch after the rule, and the rows that it keeps.
+    """Labels after the rule, and the rows that it keeps.
 
     Attributes:
         labels: (B,) int64; of a row that is not kept, the web label as a placeholder.
@@ -41,7 +41,7 @@ def correct_labels(scores: Tensor, web_labels: Tensor, threshold: float) -> Corr
         g > 1 / K  the web label is kept: it scores better than chance
         else       out of distribution
 
-    Args: scores (B, K) soft labels, web_labels (B,) int64, left as they are; threshold T.
+    Args: scores (B, K) soft labels, web_labels (B,) int64, threshold T.
     """
     best, arg_best = scores.max(dim=1)
     confident = best > threshold
@@ -50,17 +50,9 @@ def correct_labels(scores: Tensor, web_labels: Tensor, threshold: float) -> Corr
     return Correction(labels, confident | credible, labels != web_labels)
 
 
-def trust_web_labels(web_labels: Tensor) -> Correction:
-    """Before cleaning starts: every row is kept under its web label."""
-    everything = torch.ones_like(web_labels, dtype=torch.bool)
-    return Correction(web_labels, everything, ~everything)
-
-
 def kept_cross_entropy(logits: Tensor, correction: Correction) -> Tensor:
-    """Mean cross-entropy over the kept rows; 0, with zero gradients, if there is none.
-
-    (The official code has no guard: a process that keeps no row of its batch gets NaN.)
-    """
+    """Mean cross-entropy over the kept rows; 0, with zero gradients, if there is none (there the
+    official code gets NaN)."""
     kept = correction.kept
     if not kept.any():
         return 0.0 * logits.sum()

@@ -12,13 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.mopro.classifier import WebClassifier
-from methods.mopro.losses import (
-    Correction,
-    correct_labels,
-    kept_cross_entropy,
-    soft_labels,
-    trust_web_labels,
-)
+from methods.mopro.losses import Correction, correct_labels, kept_cross_entropy, soft_labels
 from shared.distributed import all_gather, shuffled_forward, step_permutation, world_size
 from shared.evaluation.accuracy import percent_correct
 from shared.losses.contrastive import instance_logits
@@ -34,14 +28,12 @@ class CrossEntropy(WebClassifier):
     """Cross-entropy with the web labels, right or wrong.
 
     Args:
-        views: names of the views that are classified. One view is one forward with gradient, as
-            MoPro has; two views are as many forwards as MoPro has, both of them with gradient.
-        common: see `WebClassifier`.
+        views: names of the views that are classified. One is one forward with gradient, as MoPro
+            has; two are as many forwards as MoPro's, both with gradient.
     """
 
     def __init__(self, views: list[str], **common: Any):
         super().__init__(**common)
-        self.save_hyperparameters()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         views = [batch[view] for view in self.hparams["views"]]
@@ -67,7 +59,6 @@ class MoPro(WebClassifier):
         queue_size: R.
         w_inst, w_proto: weights of the instance and the prototype loss.
         seed: of the shuffled-BatchNorm permutations, which are a function of (seed, step).
-        common: see `WebClassifier`.
     """
 
     def __init__(
@@ -84,11 +75,10 @@ class MoPro(WebClassifier):
         **common: Any,
     ):
         super().__init__(**common)
-        self.save_hyperparameters()
         if start_clean_epoch is not None and start_clean_epoch < 1:
             raise ValueError(
                 f"start_clean_epoch={start_clean_epoch}: the correction rule needs the prototypes "
-                "of a whole epoch, so it can start at 1 or later (null: never)"
+                "of a whole epoch; start it at 1 or later (null: never)"
             )
         num_classes, dim = common["num_classes"], common["projection"]["dim"]
         self.key_encoder = MomentumEncoder(self.encoder, buffers="keep")
@@ -103,7 +93,9 @@ class MoPro(WebClassifier):
         # are before this step's update, and encodes the strong view.
         logits, query = self.encoder(self.concatenate([batch["weak"]]))
         self.key_encoder.update(self.encoder, p["encoder_momentum"])
-        key = self.encode_keys(batch["strong"])
+        keys = self.concatenate([batch["strong"]])
+        permutation = step_permutation(p["seed"], self.global_step, len(keys) * world_size())
+        _, key = shuffled_forward(self.key_encoder, keys, permutation)
 
         # Each query against its own key and the queue as it was; only then do the keys enter it.
         instances = instance_logits(query, key, self.queue.features, p["temperature"])
@@ -130,13 +122,6 @@ class MoPro(WebClassifier):
         weights = {"loss_inst": p["w_inst"], "loss_proto": p["w_proto"]}
         return self.total_loss(terms, weights, batch["indices"])
 
-    def encode_keys(self, strong: Tensor) -> Tensor:
-        """(B, d) embeddings of this rank's strong views under shuffled BatchNorm."""
-        permutation = step_permutation(
-            self.hparams["seed"], self.global_step, len(strong) * world_size()
-        )
-        return shuffled_forward(self.key_encoder, self.concatenate([strong]), permutation)[1]
-
     def prototype_logits(self, query: Tensor) -> Tensor:
         """(B, K) similarities with the prototypes over temperature; gradient into the query."""
         return self.prototypes.logits(query, self.hparams["temperature"])
@@ -151,10 +136,10 @@ class MoPro(WebClassifier):
     def correct(
         self, logits: Tensor, similarities: Tensor | None, web_labels: Tensor
     ) -> Correction:
-        """The rule of docs/papers/mopro.md, section 3.3 once cleaning has started; the web labels
-        are trusted before."""
+        """The correction rule once cleaning has started; the web labels are trusted before."""
         if similarities is None or not self.cleaning:
-            return trust_web_labels(web_labels)
+            everything = torch.ones_like(web_labels, dtype=torch.bool)
+            return Correction(web_labels, everything, ~everything)
         scores = soft_labels(logits, similarities, self.hparams["alpha"])
         return correct_labels(scores, web_labels, self.hparams["threshold"])
 
@@ -168,11 +153,7 @@ class MoPro(WebClassifier):
             log.info("cleaning starts: epoch %d", self.current_epoch)
 
     def log_step(
-        self,
-        logits: Tensor,
-        instances: Tensor,
-        similarities: Tensor | None,
-        correction: Correction,
+        self, logits: Tensor, instances: Tensor, similarities: Tensor | None, correction: Correction
     ) -> None:
         """Percent of rows kept, relabelled and dropped, and the accuracy of each task.
 

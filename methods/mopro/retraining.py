@@ -1,12 +1,16 @@
-"""After pre-training: the classifier alone learns on, from the cleaned list (docs/papers/mopro.md,
-sections 3.8, 3.9)."""
+"""After pre-training: the classifier alone learns on, from the cleaned list in square-root
+class-balanced epochs (docs/papers/mopro.md, sections 3.8, 3.9).
+
+N images, K classes. Source: salesforce/MoPro@155cae3 `DataLoader/dataloader_balance.py`.
+"""
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from methods.mopro.resampling import SquareRootPass
-from shared.data.loading.streams import Schedule, StreamBatches
+from shared.data.loading.streams import Draws, Schedule, StreamBatches, number_repeats
 from shared.data.multi_view import ViewsData
 from shared.tasks.linear_classification import LinearClassification
 
@@ -15,17 +19,13 @@ class ClassifierRetraining(LinearClassification):
     """Decoupled retraining: frozen backbone in evaluation mode, classifier continued.
 
     `official.warm_start` fills backbone AND classifier from the pre-training (the official code
-    draws the classifier from N(0, 0.01), then overwrites it), so `head_std` is null.
-
-    Args:
-        freeze: false is the official option to fine-tune the backbone as well, at `lr` without any
-            decay; only the classifier's rate follows the schedule there.
-        rest: see `LinearClassification`.
+    draws the classifier from N(0, 0.01), then overwrites it), so `head_std` is null. With `freeze`
+    false, an official option, the backbone learns too, at `lr` without any decay.
     """
 
     def configure_optimizers(self):
         [optimizer], [entry] = super().configure_optimizers()
-        factors = [self.factor, _never_decayed][: len(optimizer.param_groups)]
+        factors = [self.factor, lambda epoch: 1.0][: len(optimizer.param_groups)]
         entry["scheduler"] = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return [optimizer], [entry]
 
@@ -39,5 +39,42 @@ class RetrainingData(ViewsData):
         return StreamBatches([stream], [self._h.batch_size], True, rank, world)
 
 
-def _never_decayed(epoch: int) -> float:
-    return 1.0
+def repeat_factors(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """(K,) listings of an image of each class, floor(10 sqrt(n_max / n_c)); 0 if it has no image.
+
+    In float64 and in the official order of operations, because a rounding error can put an exact
+    integer one lower.
+    """
+    counts = np.bincount(labels)
+    inverse = np.zeros(len(counts))
+    inverse[counts > 0] = (1 / counts[counts > 0]) ** 0.5
+    share = inverse / inverse.sum()
+    return np.floor(10 * share / share[counts > 0].min()).astype(np.int64)
+
+
+class SquareRootPass:
+    """A stream of N draws an epoch, with a class about as frequent as the square root of its size.
+
+    Each image is listed as often as `repeat_factors` says, the list is shuffled, and its first N
+    entries are the epoch. The order depends on (seed, epoch) only, so that all ranks share one
+    list; the official processes shuffle by themselves and then take shares of different lists.
+
+    Args: labels (N,) int64, one per position.
+    """
+
+    def __init__(self, seed: int, labels: NDArray[np.int64]) -> None:
+        self.seed = seed
+        self.listed_until = np.cumsum(repeat_factors(labels)[labels])
+
+    def __len__(self) -> int:
+        return len(self.listed_until)
+
+    def draws(self, epoch: int) -> Draws:
+        order = self.shuffle(epoch, int(self.listed_until[-1]))[: len(self)]
+        # Place j of the list belongs to the first image that is listed beyond j.
+        positions = np.searchsorted(self.listed_until, order, side="right")
+        return number_repeats(positions, epoch)
+
+    def shuffle(self, epoch: int, length: int) -> NDArray[np.int64]:
+        """A permutation of the whole list (for WebVision some 50 million places, 400 MB)."""
+        return np.random.default_rng([self.seed & (2**64 - 1), epoch]).permutation(length)

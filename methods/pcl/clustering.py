@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -52,17 +52,13 @@ class Granularity:
         shares = sizes[sizes > 0] / sizes.sum()
         return float(-(shares * shares.log()).sum() / math.log(max(2, len(self.density))))
 
-    def to(self, device: torch.device | str) -> "Granularity":
-        tensors = (self.im2cluster, self.prototypes, self.density)
-        return Granularity(*(tensor.to(device) for tensor in tensors))
-
 
 @dataclass(frozen=True)
 class Clusters:
     """Prototypes for the M-steps of one epoch; part of the checkpoint.
 
-    The official code does not save it, so that a resumed run clusters again in the middle of an
-    epoch, with another encoder than an undisturbed run did at its start.
+    The official code does not save them, so that a run resumed within an epoch clusters again, with
+    another encoder than an undisturbed run did at its start.
     """
 
     epoch: int
@@ -74,84 +70,66 @@ class Clusters:
         return sum(g.entropy for g in self.granularities) / len(self.granularities)
 
     def to(self, device: torch.device | str) -> "Clusters":
-        return Clusters(self.epoch, tuple(g.to(device) for g in self.granularities))
+        moved = (
+            Granularity(*(x.to(device) for x in (g.im2cluster, g.prototypes, g.density)))
+            for g in self.granularities
+        )
+        return Clusters(self.epoch, tuple(moved))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "granularities": [vars_of(g) for g in self.granularities]}
+        return {"epoch": self.epoch, "granularities": [asdict(g) for g in self.granularities]}
 
     @staticmethod
     def from_state_dict(state: Mapping[str, Any]) -> "Clusters":
         return Clusters(state["epoch"], tuple(Granularity(**g) for g in state["granularities"]))
 
 
-def vars_of(granularity: Granularity) -> dict[str, Tensor]:
-    """The three tensors by name, without what was derived from them."""
-    return {name: getattr(granularity, name) for name in ("im2cluster", "prototypes", "density")}
-
-
 def cluster(
-    features: Features,
-    numbers: Sequence[int],
-    temperature: float,
-    epoch: int,
-    iterations: int,
-    restarts: int,
-    max_points_per_centroid: int,
-    gpu: bool,
+    features: Features, numbers: Sequence[int], temperature: float, epoch: int, **settings: Any
 ) -> Clusters:
     """Cluster the features at every granularity on rank 0; all ranks return the same.
 
     Args:
         features: of all N training images, the same on every rank.
-        numbers: K of each granularity. temperature: mean of the concentrations.
-        epoch: that the result is for.
-        iterations, restarts, max_points_per_centroid, gpu: of k-means, whose seed is the number of
-            the granularity.
+        numbers: K of each granularity, whose place is the seed of its k-means.
+        temperature: mean of the concentrations.
+        settings: of `kmeans`, and `gpu` of the search too.
 
     Raises:
         ValueError: fewer images than clusters, or a network whose features have collapsed.
     """
-    size = int(features.indices.max()) + 1
+    rows, size = features.features, int(features.indices.max()) + 1
     found = []
     for seed, number in enumerate(numbers):
+        im2cluster = torch.full((size,), -1)
+        prototypes, density = torch.empty(number, rows.shape[1]), torch.empty(number)
+        start = time.perf_counter()
         if rank() == 0:
-            start = time.perf_counter()
-            centroids = kmeans(
-                features.features,
-                number,
-                seed,
-                iterations=iterations,
-                restarts=restarts,
-                max_points_per_centroid=max_points_per_centroid,
-                gpu=gpu,
-            )
-            ids, squared_distances = assign(features.features, centroids, gpu=gpu)
-            density = concentration(ids, squared_distances, number, temperature)
-            im2cluster = torch.full((size,), -1)
+            centroids = kmeans(rows, number, seed, **settings)
+            ids, squared_distances = assign(rows, centroids, gpu=settings["gpu"])
             im2cluster[features.indices] = ids
-            granularity = Granularity(im2cluster, F.normalize(centroids, dim=1), density)
+            prototypes = F.normalize(centroids, dim=1)
+            density = concentration(ids, squared_distances, number, temperature)
+        granularity = _from_rank_zero(Granularity(im2cluster, prototypes, density))
+        if rank() == 0:
             log.info(
                 "%d clusters of %d images in %.1f s, entropy of their sizes %.3f",
-                number, len(ids), time.perf_counter() - start, granularity.entropy,
+                number, len(rows), time.perf_counter() - start, granularity.entropy,
             )  # fmt: skip
-        else:
-            placeholders = torch.empty(number, features.features.shape[1]), torch.empty(number)
-            granularity = Granularity(torch.empty(size, dtype=torch.long), *placeholders)
-        found.append(_from_rank_zero(granularity))
+        found.append(granularity)
     return Clusters(epoch, tuple(found))
 
 
 def concentration(
     ids: Tensor, squared_distances: Tensor, number: int, temperature: float
 ) -> Tensor:
-    """phi of each cluster: small for large dense clusters, large for loose or small ones.
+    """(K,) phi of each cluster: small for large dense clusters, large for loose or small ones.
 
     1. the mean distance (the ROOT of what the search returns) over log(Z + 10) where the cluster
        has Z > 1 members; 2. clusters of one or no member get the largest phi; 3. clipped to the
        10th and 90th percentile; 4. scaled to the mean `temperature`. In float64.
 
     Args: ids (N,), squared_distances (N,) to the centroids that were not normalised.
-    Returns: (K,) float32.
 
     Raises:
         ValueError: the members of most clusters coincide, so that a concentration would be 0.
@@ -178,10 +156,9 @@ def _from_rank_zero(granularity: Granularity) -> Granularity:
     """Rank 0's result on every rank."""
     if world_size() == 1:
         return granularity
-    on_gpu = dist.get_backend() == "nccl"
     received = []
-    for tensor in vars_of(granularity).values():
-        message = tensor.cuda() if on_gpu else tensor.contiguous()
+    for tensor in (granularity.im2cluster, granularity.prototypes, granularity.density):
+        message = tensor.cuda() if dist.get_backend() == "nccl" else tensor.contiguous()
         dist.broadcast(message, 0)
         received.append(message.cpu())
     return Granularity(*received)

@@ -1,8 +1,10 @@
 """The negative control of the claim: PCL with prototypes that know nothing of their images."""
 
+from dataclasses import replace
+
 import torch
 
-from methods.pcl.clustering import Clusters, Granularity
+from methods.pcl.clustering import Clusters
 from methods.pcl.module import PCL
 from shared.evaluation.features import Features
 from shared.randomness import torch_generator
@@ -16,10 +18,8 @@ class PermutedClusters(PCL):
 
 
 def permuted(clusters: Clusters, seed: int) -> Clusters:
-    """The clusters with their images exchanged; sizes, prototypes and concentrations stay.
-
-    A single cycle leaves no image its own cluster but by chance.
-    """
+    """The clusters, otherwise as they are, with their images exchanged in a single cycle, which
+    leaves no image its own cluster but by chance."""
     trained = (clusters.granularities[0].im2cluster >= 0).nonzero()[:, 0]
     generator = torch_generator(seed, clusters.epoch, "permuted clusters")
     order = trained[torch.randperm(len(trained), generator=generator).to(trained.device)]
@@ -27,5 +27,5 @@ def permuted(clusters: Clusters, seed: int) -> Clusters:
     for granularity in clusters.granularities:
         im2cluster = granularity.im2cluster.clone()
         im2cluster[order] = granularity.im2cluster[order.roll(1)]
-        changed.append(Granularity(im2cluster, granularity.prototypes, granularity.density))
+        changed.append(replace(granularity, im2cluster=im2cluster))
     return Clusters(clusters.epoch, tuple(changed))

@@ -12,12 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.pcl.clustering import Clusters, Granularity, cluster
-from methods.pcl.losses import (
-    mask_shared_positives,
-    prototype_logits,
-    sample_negatives,
-    sampled_prototypes,
-)
+from methods.pcl.losses import mask_shared_positives, prototype_logits, sample_negatives
 from shared.distributed import all_gather, rank, shuffled_forward, step_permutation, world_size
 from shared.evaluation.accuracy import percent_correct
 from shared.evaluation.features import Features, eval_mode
@@ -38,16 +33,12 @@ log = logging.getLogger(__name__)
 class MoCo(Method):
     """Momentum contrast: every image against its own key and a queue of others.
 
-    Evaluates the features of the encoder by `RepresentationProbes`, and predicts embeddings.
-
     Args:
         backbone, projection: see `Encoder`; `projection: {hidden: 0, dim}` is the head of v1.
         queue_size: r, keys kept as negatives. key_momentum: m of the momentum encoder.
         temperature: T of InfoNCE, and in PCL the mean of the concentrations.
         lr, momentum, weight_decay: SGD; the decay holds for ALL parameters.
-        schedule: `{kind: cosine}` or `{kind: steps, milestones, gamma}`, once per epoch.
-        total_epochs: E of the cosine.
-        channels_last: memory layout of the network.
+        schedule, total_epochs: see `epoch_factor`, once per epoch.
         seed: shuffled-BatchNorm permutations and negative prototypes are functions of (seed, step).
         evaluation: see `RepresentationProbes`.
     """
@@ -71,7 +62,7 @@ class MoCo(Method):
         evaluation: dict[str, Any],
     ):
         super().__init__()
-        self.save_hyperparameters()
+        self.save_hyperparameters()  # those of a subclass as well
         self.encoder = Encoder(backbone, None, projection)
         self.lay_out(self.encoder, channels_last)
         self.momentum_encoder = MomentumEncoder(self.encoder, buffers="keep")
@@ -149,7 +140,6 @@ class PCL(MoCo):
         **moco: Any,
     ):
         super().__init__(**moco)
-        self.save_hyperparameters()
         if prototypes not in ("sampled", "full"):
             raise ValueError(f'prototypes must be "sampled" or "full", got {prototypes!r}')
         self.clusters: Clusters | None = None
@@ -165,10 +155,8 @@ class PCL(MoCo):
         self.clusters = self.cluster(features).to(self.device)
 
     def cluster(self, features: Features) -> Clusters:
-        """Clusters of all training images for this epoch, at every granularity."""
-        p = self.hparams
-        numbers, temperature = p["num_clusters"], p["temperature"]
-        return cluster(features, numbers, temperature, self.current_epoch, **p["kmeans"])
+        p, epoch = self.hparams, self.current_epoch
+        return cluster(features, p["num_clusters"], p["temperature"], epoch, **p["kmeans"])
 
     def on_train_start(self) -> None:
         if self.clusters is not None:  # those of a checkpoint
@@ -183,8 +171,8 @@ class PCL(MoCo):
             logits, target = self.proto_logits(query, granularity, indices, number)
             losses.append(F.cross_entropy(logits, target))
             accuracies.append(percent_correct(logits, target))
-        accuracy = torch.stack(accuracies).mean()
-        self.log_train({"acc_proto": accuracy, "cluster_entropy": self.clusters.entropy})
+        self.log_train({"acc_proto": torch.stack(accuracies).mean()})
+        self.log_train({"cluster_entropy": self.clusters.entropy})
         return {"loss_proto": torch.stack(losses).mean()}
 
     def proto_logits(
@@ -195,8 +183,11 @@ class PCL(MoCo):
         positives = g.im2cluster[indices]
         if p["prototypes"] == "full":
             return prototype_logits(query, g.prototypes, g.density), positives
+        # The batch's own prototypes come first: those of the other samples are further negatives,
+        # and a prototype that two samples share appears twice.
         negatives = self.draw_negatives(positives, g.candidates, number)
-        columns, target = sampled_prototypes(positives, negatives)
+        columns = torch.cat([positives, negatives])
+        target = torch.arange(len(positives), device=positives.device)
         logits = prototype_logits(query, g.prototypes[columns], g.density[columns])
         return (mask_shared_positives(logits, positives) if p["mask_shared"] else logits), target
 

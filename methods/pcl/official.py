@@ -10,6 +10,7 @@ from typing import Any
 
 from methods.pcl.evaluation import LinearProbe, LowShotSVM
 from methods.pcl.module import MoCo
+from shared.checkpoints import warm_start as common
 from shared.checkpoints.official import (
     SCALAR,
     TRANSPOSED,
@@ -20,34 +21,16 @@ from shared.checkpoints.official import (
     import_official,
 )
 from shared.checkpoints.reading import load_checkpoint
-from shared.checkpoints.warm_start import (
-    OTHER_TRAINER,
-    TRAINER_KEYS,
-    moco_rules,
-    model_prefix,
-    read_start,
-    state_of_run,
-)
 from shared.training.method import Method
 
-MISSING = (
-    "pre-train first (experiment=pcl/...), or name an official or another file by "
-    "warm_start.path=FILE"
-)
-FRESH = {
-    "momentum_encoder.{rest}": "parameters copied from the encoder after loading",
-    "queue.{rest}": "starts with random keys",
-}
+UNUSED = "the momentum encoder is not used"
+OTHER_KEYS = "a queue of other keys"
 
 
 def load(module: Method, path: str | PathLike[str]) -> KeyReport:
-    """Load a checkpoint of the official repository, or of MoCo, into `MoCo` or `PCL`.
+    """Load an official checkpoint of PCL or MoCo; a transfer module takes its backbone from it.
 
-    A module of the transfer protocols takes its backbone from it, as `warm_start` does.
-
-    Raises:
-        CheckpointError: not readable without executing code, or any key missing, unexpected or
-            resized; the module is then unchanged.
+    Whole or not at all: a CheckpointError leaves the module as it was.
     """
     if isinstance(module, LinearProbe | LowShotSVM):
         return warm_start(module, path, "pcl")
@@ -56,79 +39,65 @@ def load(module: Method, path: str | PathLike[str]) -> KeyReport:
 
 def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
     """Load as `load` does, from a checkpoint's content or a bare state dict."""
-    return import_official(source, key_table(model_prefix(source)), module)
+    return import_official(source, key_table(common.model_prefix(source)), module)
 
 
 def export(module: Method) -> dict[str, Any]:
     """The module's state in the official form, which `load_weights` turns back bit for bit.
 
-    What the official form has no place for is under the key `tenfold`, which the official code
-    ignores. Clusters are no part of it: they are made at the start of each epoch.
+    What the official form lacks is under the key `tenfold`; but clusters are made every epoch.
     """
     return export_official(module, key_table("state_dict/module."))
 
 
 def key_table(prefix: str) -> KeyTable:
     """Both heads are in the table; a module accepts the one it has."""
-    return KeyTable(
-        rules=[
-            *moco_rules(f"{prefix}encoder_q."),
-            *moco_rules(f"{prefix}encoder_k.", "momentum_encoder.module."),
-            Rule(f"{prefix}queue", "queue.features", TRANSPOSED),
-            Rule(f"{prefix}queue_ptr", "queue.pointer", SCALAR),
-            Rule("tenfold/queue.written", "queue.written"),
-        ],
-        dropped=TRAINER_KEYS,
-        fresh={"queue.written": "not kept by the official code"},
-    )
+    rules = [
+        *common.moco_rules(f"{prefix}encoder_q."),
+        *common.moco_rules(f"{prefix}encoder_k.", "momentum_encoder.module."),
+        Rule(f"{prefix}queue", "queue.features", TRANSPOSED),
+        Rule(f"{prefix}queue_ptr", "queue.pointer", SCALAR),
+        Rule("tenfold/queue.written", "queue.written"),
+    ]
+    return KeyTable(rules, common.TRAINER_KEYS, {"queue.written": "not kept by the official code"})
 
 
 def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyReport:
     """Start from pre-trained weights: the query encoder's, never the momentum encoder's.
 
-    Args:
-        kind: `pcl`, an official PCL or MoCo checkpoint or one of our `MoCo` and `PCL` runs. A
-            transfer module takes the backbone; `MoCo` and `PCL` take backbone and head, into both
-            encoders, and keep an empty queue.
+    A transfer module takes the backbone; `MoCo` and `PCL` take backbone and head, into both
+    encoders, and keep an empty queue.
 
-    Raises:
-        CheckpointError: as in `load`; another kind; or a run of another method.
+    Args:
+        kind: `pcl`, an official PCL or MoCo checkpoint or one of our `MoCo` and `PCL` runs.
     """
-    source = read_start(path, kind, ("pcl",), MISSING)
-    if "_target_" in source:
-        state_of_run(source, "methods.pcl", path)
-        table = our_encoder(source)
+    remedy = "pre-train first (experiment=pcl/...), or name another file by warm_start.path=FILE"
+    source = common.read_start(path, kind, ("pcl",), remedy)
+    if "_target_" in source:  # one of our runs
+        common.state_of_run(source, "methods.pcl", path)
+        others = [key for key in source if key != "state_dict"]
+        others += [f"{key}/{{rest}}" for key in others]
+        dropped = dict.fromkeys(others, common.OTHER_TRAINER)
+        dropped["state_dict/momentum_encoder.{rest}"] = UNUSED
+        dropped["state_dict/queue.{rest}"] = OTHER_KEYS
+        parts = ("encoder.projection.{rest}", "encoder.backbone.{rest}")
+        rules = [Rule(f"state_dict/{part}", part) for part in parts]
     else:
-        table = official_encoder(source)
+        prefix = common.model_prefix(source)
+        dropped = {**common.TRAINER_KEYS, f"{prefix}encoder_k.{{rest}}": UNUSED}
+        dropped |= dict.fromkeys((f"{prefix}queue", f"{prefix}queue_ptr"), OTHER_KEYS)
+        dropped["tenfold/{rest}"] = "state of an exported run"
+        rules = common.moco_rules(f"{prefix}encoder_q.")
     if isinstance(module, MoCo):
-        report = import_official(source, table, module)
+        fresh = {
+            "momentum_encoder.{rest}": "parameters copied from the encoder after loading",
+            "queue.{rest}": "starts with random keys",
+        }
+        report = import_official(source, KeyTable(rules, dropped, fresh), module)
         module.momentum_encoder.update(module.encoder, 0.0)
         return report
-    rules = [rule for rule in table.rules if not rule.ours.startswith("encoder.projection.")]
-    heads = [rule.official for rule in table.rules if rule not in rules]
-    dropped = {**table.dropped, **dict.fromkeys(heads, "the projection head is not transferred")}
+    heads = [rule for rule in rules if rule.ours.startswith("encoder.projection.")]
+    dropped |= {rule.official: "the projection head is not transferred" for rule in heads}
+    rules = [rule for rule in rules if rule not in heads]
     fresh = {"encoder.classifier.{rest}": "the classifier starts anew"}
     return import_official(source, KeyTable(rules, dropped, fresh), module)
-
-
-def official_encoder(source: Mapping[str, Any]) -> KeyTable:
-    """The query encoder of an official checkpoint."""
-    prefix = model_prefix(source)
-    unused = {
-        f"{prefix}encoder_k.{{rest}}": "the momentum encoder is not used",
-        **dict.fromkeys((f"{prefix}queue", f"{prefix}queue_ptr"), "a queue of other keys"),
-        "tenfold/{rest}": "state of an exported run",
-    }
-    return KeyTable(moco_rules(f"{prefix}encoder_q."), TRAINER_KEYS | unused, FRESH)
-
-
-def our_encoder(source: Mapping[str, Any]) -> KeyTable:
-    """The trained encoder of one of our runs."""
-    others = [key for key in source if key != "state_dict"]
-    unused = {
-        **dict.fromkeys([*others, *(f"{key}/{{rest}}" for key in others)], OTHER_TRAINER),
-        "state_dict/momentum_encoder.{rest}": "the momentum encoder is not used",
-        "state_dict/queue.{rest}": "a queue of other keys",
-    }
-    parts = ("encoder.projection.{rest}", "encoder.backbone.{rest}")
-    return KeyTable([Rule(f"state_dict/{part}", part) for part in parts], unused, FRESH)

@@ -20,17 +20,9 @@ def run(output: Path, data_root: Path, killed_at: int | None) -> dict[str, Any]:
             if trainer.global_step == killed_at:
                 raise KeyError("killed")
 
-    config = compose_experiment(
-        "iccl/smoke",
-        f"output_dir={output}",
-        f"data_root={data_root}",
-        "method.centroid_mode=epoch_mean",
-        "method.balancing=null",
-        "logger.wandb=null",
-        "trainer.enable_progress_bar=false",
-    )
+    settings = ("method.centroid_mode=epoch_mean", "method.balancing=null")
     with seen_fit(lambda trainer, _: trainer.callbacks.append(Kill())):
-        entry.run(config)
+        smoke("smoke", output, data_root, *settings)
     return torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)
 
 
@@ -54,20 +46,20 @@ def smoke(experiment: str, output: Path, data_root: Path, *overrides: str) -> di
     return entry.run(compose_experiment(f"iccl/{experiment}", *common, *overrides))
 
 
+@pytest.fixture(scope="module")
+def stage1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage-1 checkpoint; its data lie beside the run."""
+    folder = tmp_path_factory.mktemp("iccl")
+    metrics = smoke("smoke", folder / "stage1", folder / "data")["metrics"]
+    variants = ("joint", "crt", "lws", "tau_norm", "ncm", "probe")
+    assert {f"test/{variant}_macro" for variant in variants} <= set(metrics)
+    return folder / "stage1" / "checkpoints" / "last.ckpt"
+
+
 @pytest.mark.parametrize("learnt", ["crt", "lws"])
-def test_stage_2_follows_stage_1(learnt: str, tmp_path: Path) -> None:
-    stage1 = tmp_path / "stage1" / "checkpoints" / "last.ckpt"
-    first = smoke("smoke", stage1.parents[1], tmp_path / "data")
-    assert {f"test/{v}_macro" for v in ("joint", "crt", "lws", "tau_norm", "ncm", "probe")} <= set(
-        first["metrics"]
-    )
-    results = smoke(
-        "smoke_stage2",
-        tmp_path / "stage2",
-        tmp_path / "data",
-        f"warm_start.path={stage1}",
-        f"method.learnt={learnt}",
-    )
+def test_stage_2_follows_stage_1(learnt: str, stage1: Path, tmp_path: Path) -> None:
+    changes = (f"warm_start.path={stage1}", f"method.learnt={learnt}")
+    results = smoke("smoke_stage2", tmp_path / "stage2", stage1.parents[2] / "data", *changes)
     assert f"test/{learnt}_few" in results["metrics"]
     assert "test/joint_few" not in results["metrics"]
     before = torch.load(stage1, weights_only=True)["state_dict"]

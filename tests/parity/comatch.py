@@ -16,11 +16,17 @@ from methods.comatch import imagenet as imagenet_form
 from methods.comatch import module as cifar_form
 from methods.comatch import official
 from methods.comatch.imagenet import CoMatchImageNet
-from methods.comatch.losses import DistributionAlignment, pseudo_label_graph, smooth_with_memory
+from methods.comatch.losses import (
+    DistributionAlignment,
+    oldest_first,
+    pseudo_label_graph,
+    smooth_with_memory,
+)
 from methods.comatch.module import CoMatch, FixMatch, Supervised
 from shared.data.views import randaugment
 from shared.data.views.per_image import CIFAR10_MEAN, CIFAR10_STD, normalise
 from shared.losses.contrastive import similarity_logits
+from shared.nn.queue import FeatureQueue
 
 from .recording import (
     Call,
@@ -32,6 +38,7 @@ from .recording import (
     recording,
     snapshot,
 )
+from .toys import rates, toy, values_of
 
 Config, Inputs, Outputs = dict[str, Any], dict[str, Tensor], dict[str, Any]
 CIFAR_WINDOW, IMAGENET_WINDOW = 32, 128  # constants of the two official scripts
@@ -45,45 +52,37 @@ def _wide_resnet(c: Config) -> dict[str, Any]:
     return {"_target_": "shared.nn.wide_resnet.WideResNet", "depth": c["depth"], "width": c["k"]}
 
 
-def _common(c: Config, backbone: dict[str, Any], projection: dict[str, Any] | None) -> Config:
-    return {
-        "backbone": backbone,
-        "num_classes": c["n_classes"],
-        "projection": projection,
-        "channels_last": False,  # the official layout: sums in another order exceed the tolerances
-        "lr": c.get("lr", 0.03),
-        "momentum": c.get("momentum", 0.9),
-        "weight_decay": c.get("weight_decay", 5e-4),
-        "no_decay": ["bn"],
-        "total_steps": c.get("max_iter", 1),
-        "ema_decay": c.get("ema_m", 0.999),
-        "ema_warm_up": False,
-    }
+# fmt: off
+NAMES = {  # our argument -> its name in the cases
+    "num_classes": "n_classes", "lr": "lr", "momentum": "momentum", "weight_decay": "weight_decay",
+    "total_steps": "max_iter", "ema_decay": "ema_m", "threshold": "thr", "alpha": "alpha",
+    "graph_threshold": "contrast_th", "temperature": "temperature", "lambda_u": "lam_u",
+    "lambda_c": "lam_c", "bank_batches": "queue_batch", "batch_size": "batch_x",
+    "queue_size": "K", "total_epochs": "epochs",
+}
+OFFICIAL: Config = {  # where a case says nothing
+    "lr": 0.03, "momentum": 0.9, "weight_decay": 5e-4, "total_steps": 1, "ema_decay": 0.999,
+    "threshold": 0.95, "graph_threshold": 0.8, "temperature": 0.2, "alpha": 0.9, "lambda_u": 1.0,
+    "lambda_c": 1.0, "bank_batches": 5, "batch_size": 1, "total_epochs": 400,
+}
+# fmt: on
+
+
+def _build(kind: type, c: Config, backbone: dict[str, Any] = NO_NETWORK, **changes: Any) -> Any:
+    values = OFFICIAL | {ours: c[theirs] for ours, theirs in NAMES.items() if theirs in c}
+    known = {name: value for name, value in values.items() if name in values_of(kind)}
+    # The official layout: sums in another order exceed the tolerances.
+    return toy(kind, channels_last=False, **{**known, "backbone": backbone, **changes})
 
 
 def _comatch(c: Config, backbone: dict[str, Any] = NO_NETWORK) -> CoMatch:
-    return CoMatch(
-        threshold=c.get("thr", 0.95),
-        graph_threshold=c.get("contrast_th", 0.8),
-        temperature=c.get("temperature", 0.2),
-        alpha=c.get("alpha", 0.9),
-        lambda_u=c.get("lam_u", 1.0),
-        lambda_c=c.get("lam_c", 1.0),
-        alignment_window=CIFAR_WINDOW,
-        bank_batches=c.get("queue_batch", 5),
-        batch_size=c.get("batch_x", 1),
-        mu=c.get("batch_u", 1) // c.get("batch_x", 1),
-        **_common(c, backbone, {"hidden": None, "dim": c["low_dim"], "negative_slope": 0.1}),
-    )
+    head = {"hidden": None, "dim": c["low_dim"], "negative_slope": 0.1}
+    sizes = {"alignment_window": CIFAR_WINDOW, "mu": c.get("batch_u", 1) // c.get("batch_x", 1)}
+    return _build(CoMatch, c, backbone, projection=head, **sizes)
 
 
 def _fixmatch(c: Config, aligned: bool, backbone: dict[str, Any] = NO_NETWORK) -> FixMatch:
-    return FixMatch(
-        threshold=c["thr"],
-        lambda_u=c["lam_u"],
-        alignment_window=CIFAR_WINDOW if aligned else None,
-        **_common(c, backbone, projection=None),
-    )
+    return _build(FixMatch, c, backbone, alignment_window=CIFAR_WINDOW if aligned else None)
 
 
 def _imagenet(c: Config, weights: Mapping[str, Tensor]) -> CoMatchImageNet:
@@ -92,35 +91,17 @@ def _imagenet(c: Config, weights: Mapping[str, Tensor]) -> CoMatchImageNet:
         if key.startswith("encoder.layer"):
             stage, block = key.removeprefix("encoder.layer").split(".")[:2]
             stages[int(stage)] = max(stages.get(int(stage), 0), int(block) + 1)
-    block = "bottleneck" if "encoder.layer1.0.conv3.weight" in weights else "basic"
+    backbone = {
+        "_target_": "shared.nn.resnet.ResNet",
+        "block": "bottleneck" if "encoder.layer1.0.conv3.weight" in weights else "basic",
+        "layers": [stages[stage] for stage in sorted(stages)],
+        "base_width": c["base_width"],
+    }
+    head = {"hidden": c["proj_hidden"], "dim": c["low_dim"], "negative_slope": 0.0}
     # A momentum taken from the wrong epoch is 0 and shows.
     momentums = (c["moco_m"], 0.0) if c["epoch"] == 0 else (0.0, c["moco_m"])
-    return CoMatchImageNet(
-        backbone={
-            "_target_": "shared.nn.resnet.ResNet",
-            "block": block,
-            "layers": [stages[stage] for stage in sorted(stages)],
-            "base_width": c["base_width"],
-        },
-        num_classes=c["n_classes"],
-        projection={"hidden": c["proj_hidden"], "dim": c["low_dim"], "negative_slope": 0.0},
-        threshold=c["thr"],
-        graph_threshold=c["contrast_th"],
-        temperature=c["temperature"],
-        alpha=c["alpha"],
-        lambda_u=c["lam_u"],
-        lambda_c=c["lam_c"],
-        alignment_window=IMAGENET_WINDOW,
-        queue_size=c["K"],
-        momentums=momentums,
-        lr=c["lr"],
-        momentum=c["momentum"],
-        weight_decay=c["weight_decay"],
-        total_epochs=c.get("epochs", 400),
-        gather_graph=False,
-        channels_last=False,
-        seed=0,
-    )
+    changes = {"alignment_window": IMAGENET_WINDOW, "gather_graph": False, "momentums": momentums}
+    return _build(CoMatchImageNet, c, backbone, projection=head, **changes)
 
 
 # --- official state in and out ---
@@ -253,8 +234,12 @@ def pseudo_labels_da(config: Config, inputs: Inputs, weights: Inputs) -> Outputs
     return {
         "probs": torch.stack(probs),
         "prob_avg": torch.stack(averages),
-        "final_prob_list": alignment.history(),
+        "final_prob_list": _history(alignment),
     }
+
+
+def _history(alignment: Any) -> Tensor:
+    return oldest_first(alignment.window, int(alignment.count))
 
 
 def memory_smoothing(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
@@ -269,21 +254,17 @@ def memory_smoothing(config: Config, inputs: Inputs, weights: Inputs) -> Outputs
 
     module = _comatch(config)
     _load_memory(module, inputs)
-    memory = module.bank.features.clone()
+    memory = FeatureQueue(*module.bank.features.shape, {"probs": len(module.bank)})
+    memory.enqueue(module.bank.features, probs=torch.eye(len(memory)))
     names = ["logits_u_w", "feats_u_w", "feats_x", "labels_x"]
     calls = step(module, *(inputs[name] for name in names))
     single = _step_outputs(calls)
     single["probs_orig"] = calls["smooth"][0].arguments["aligned"]
     single["scores"] = single["probs"].amax(dim=1)
     # The affinities themselves: what smoothing mixes in when the memory's payload is the identity.
-    single["A"] = smooth_with_memory(
-        torch.zeros(len(inputs["feats_u_w"]), len(memory)),
-        inputs["feats_u_w"],
-        memory,
-        torch.eye(len(memory)),
-        config["temperature"],
-        alpha=0.0,
-    )
+    nothing = torch.zeros(len(inputs["feats_u_w"]), len(memory))
+    temperature = config["temperature"]
+    single["A"] = smooth_with_memory(nothing, inputs["feats_u_w"], memory, temperature, alpha=0.0)
     single |= _bank(module)
     out = {f"single.{name}": value for name, value in single.items()}
 
@@ -357,7 +338,7 @@ def train_step(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     for step in range(len(batches)):
         probs = calls["graph"][step].arguments["probs"]
         out[f"step{step}.Qraw"] = _raw_graph(probs, probs)
-    return out | _bank(module) | {"prob_list": module.alignment.history()}
+    return out | _bank(module) | {"prob_list": _history(module.alignment)}
 
 
 def fixmatch_train_step(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
@@ -387,7 +368,7 @@ def imagenet_variant_step(config: Config, inputs: Inputs, weights: Inputs) -> Ou
         out[at + "outputs_x"], out[at + "outputs_u_s0"] = logits[:b], logits[b:]
         graph = calls["pseudo_label_graph"][step].arguments
         out[at + "Q"] = out[at + "Qraw"] = _raw_graph(graph["probs"], graph["reference"])
-    return out | {"hist_prob": module.alignment.history()}
+    return out | {"hist_prob": _history(module.alignment)}
 
 
 def _train(module: Any, batches: list[dict[str, Tensor]], epoch: int):
@@ -447,17 +428,8 @@ def wrn_forward(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
 
 
 def lr_schedules(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
-    def rates(module: Any, count: int) -> Tensor:
-        [optimizer], [scheduler] = module.configure_optimizers()
-        values = []
-        for _ in range(count):
-            values.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            scheduler["scheduler"].step()
-        return torch.tensor(values)
-
     c = {"n_classes": 2, "lr": config["cifar_lr"], "max_iter": config["max_iter"]}
-    cifar = Supervised(**_common(c, NO_NETWORK, projection=None))
+    cifar = _build(Supervised, c)
     hyper = dict.fromkeys(("thr", "contrast_th", "temperature", "alpha", "lam_u", "lam_c"), 0.5)
     hyper |= dict.fromkeys(("n_classes", "low_dim", "base_width", "proj_hidden", "K"), 2)
     hyper |= {"moco_m": 0.9, "epoch": 0, "momentum": 0.9, "weight_decay": 0.0}
@@ -466,13 +438,13 @@ def lr_schedules(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
         hyper, {f"encoder.layer{stage}.0.conv3.weight": None for stage in (1, 2, 3, 4)}
     )
     return {
-        "cifar_lr": rates(cifar, config["max_iter"] + 1),
-        "imagenet_lr": rates(imagenet, config["epochs"]),
+        "cifar_lr": rates(cifar, config["max_iter"] + 1, "step")[:, 0],
+        "imagenet_lr": rates(imagenet, config["epochs"])[:, 0],
     }
 
 
 def evaluate(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
-    module = Supervised(**_common(config, NO_NETWORK, projection=None))
+    module = _build(Supervised, config)
     split = {name: inputs[name].split(config["batches"]) for name in inputs}
     module.encoder = Given(*((logits, None) for logits in split["logits"]))
     module.ema_encoder = Given(*((logits, None) for logits in split["ema_logits"]))

@@ -26,6 +26,7 @@ from shared.tasks.classifier_balancing import (
 )
 
 from .recording import Given, StepWatcher, fit, gradients_as_weights, recording, snapshot
+from .toys import toy
 
 CONSTANT = {"every": "epoch", "cosine": None, "warm_up": 0, "milestones": [], "gamma": 1.0}
 Config, Inputs, Outputs = dict[str, Any], dict[str, Tensor], dict[str, Any]
@@ -41,27 +42,17 @@ class LinearEncoder(nn.Linear):
 def _module(c: Config, dims: Config) -> ICCL:
     """ICCL with a case's values; the network is a placeholder of the right feature width."""
     sgd = c.get("sgd", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0})
-    return ICCL(
-        backbone={
-            "_target_": "shared.nn.small_convnet.SmallConvNet",
-            "channels": [dims["feature"]],
-        },
+    width, embed = dims["feature"], dims["embed"]
+    names = ("temperature", "centroid_momentum", "w_agnostic", "w_interp", "w_centroid")
+    given = {"centroid_momentum": 0.99} | {name: c[name] for name in names if name in c}
+    return toy(
+        ICCL,
+        backbone={"_target_": "shared.nn.small_convnet.SmallConvNet", "channels": [width]},
         num_classes=dims["num_class"],
-        projection={"hidden": dims["proj_hidden"], "dim": dims["embed"], "negative_slope": 0.0},
+        projection={"hidden": dims["proj_hidden"], "dim": embed, "negative_slope": 0.0},
         channels_last=False,
         schedule=CONSTANT,
-        balancing=None,
-        many=100,
-        few=20,
-        seed=0,
-        temperature=c["temperature"],
-        centroid_momentum=c.get("centroid_momentum", 0.99),
-        centroid_mode="ema",
-        centroid_warm_up=0,
-        w_agnostic=c.get("w_agnostic", 1.0),
-        w_interp=c.get("w_interp", 1.0),
-        w_centroid=c.get("w_centroid", 1.0),
-        mix={"alpha": 1.0, "granularity": "sample", "joint_forward": True},
+        **given,
         **sgd,
     )
 

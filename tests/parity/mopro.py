@@ -4,16 +4,13 @@ Everything is observed inside the real `training_step` (and, in the step cases, 
 loop). Where a case has a parameter-free encoder, it stands in for the network.
 """
 
-import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,14 +19,23 @@ from methods.mopro import cleaning, official
 from methods.mopro import module as step
 from methods.mopro.evaluation import FineTuning
 from methods.mopro.module import MoPro
-from methods.mopro.resampling import SquareRootPass, repeat_factors
-from methods.mopro.retraining import ClassifierRetraining
+from methods.mopro.retraining import ClassifierRetraining, SquareRootPass, repeat_factors
 from shared.checkpoints.exporters import export_layout
 from shared.data.multi_view import ViewsData
 from shared.evaluation import low_shot
 from shared.training.method import Method
 
-from .recording import Call, StepWatcher, fit, gradients_as_weights, recording, snapshot
+from .recording import (
+    Call,
+    StepWatcher,
+    fit,
+    given_permutations,
+    gradients_as_weights,
+    recording,
+    snapshot,
+)
+from .toys import rates, toy
+from .two_processes import on_each_rank
 
 Config, Inputs, Outputs = dict[str, Any], dict[str, Tensor], dict[str, Any]
 NO_NETWORK = {"_target_": "shared.nn.small_convnet.SmallConvNet", "channels": [1]}
@@ -73,33 +79,25 @@ def _backbone(c: Config) -> dict[str, Any]:
     }
 
 
+NAMES = {  # our argument -> its name in the cases
+    "num_classes": "num_class", "threshold": "pseudo_th", "temperature": "temperature",
+    "alpha": "alpha", "start_clean_epoch": "start_clean_epoch", "encoder_momentum": "moco_m",
+    "prototype_momentum": "proto_m", "queue_size": "moco_queue", "w_inst": "w_inst",
+    "w_proto": "w_proto",
+}  # fmt: skip
+
+
 def _mopro(c: Config, weights: Mapping[str, Tensor], epoch: int = 0, **changed: Any) -> MoProAt:
     """With the case's weights, through the importer of official checkpoints."""
     a, sgd = c["args"], c.get("sgd", {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0})
-    arguments = {
+    arguments = {ours: a[theirs] for ours, theirs in NAMES.items()} | sgd | {
         "backbone": _backbone(c),
-        "num_classes": a["num_class"],
-        "projection": {
-            "hidden": c.get("hidden", 1),
-            "dim": a["low_dim"],
-            "negative_slope": 0.0,
-        },
-        "threshold": a["pseudo_th"],
-        "temperature": a["temperature"],
-        "alpha": a["alpha"],
-        "start_clean_epoch": a["start_clean_epoch"],
-        "encoder_momentum": a["moco_m"],
-        "prototype_momentum": a["proto_m"],
-        "queue_size": a["moco_queue"],
-        "w_inst": a["w_inst"],
-        "w_proto": a["w_proto"],
+        "projection": {"hidden": c.get("hidden", 1), "dim": a["low_dim"], "negative_slope": 0.0},
         "schedule": {"kind": "steps", "milestones": [], "gamma": 1.0},
         "total_epochs": 90,
         "channels_last": False,  # the official layout: sums in another order exceed the tolerances
-        "seed": 0,
-        **sgd,
-    }
-    module = MoProAt(**(arguments | changed))
+    }  # fmt: skip
+    module = toy(MoProAt, **(arguments | changed))
     module.epoch = epoch
     if weights:
         prefix = c.get("prefix", "module.")
@@ -143,7 +141,7 @@ def _watch(module: MoPro) -> list[tuple[Any, str]]:
     return [
         (module, "total_loss"),
         (module, "log_train"),
-        (module, "encode_keys"),
+        (step, "shuffled_forward"),
         (module, "correct"),
         (module.encoder, "forward"),
         (step, "soft_labels"),
@@ -154,23 +152,10 @@ def _watch(module: MoPro) -> list[tuple[Any, str]]:
 def _step(module: MoPro, batch: dict[str, Tensor], permutation: Tensor) -> tuple[Outputs, Tensor]:
     """One training step outside of any loop: its outputs by official names, and its loss."""
     web_labels = batch["labels"].clone()
-    with recording(*_watch(module)) as calls, _permutations([permutation]):
+    with recording(*_watch(module)) as calls, given_permutations(step, [permutation]):
         loss = module.training_step(batch, 0)
     assert torch.equal(batch["labels"], web_labels), "the batch's labels were overwritten"
     return _step_outputs(module, calls, 0, web_labels), loss
-
-
-class _permutations:
-    """Inside, the given permutations are drawn, one per step."""
-
-    def __init__(self, permutations: Iterable[Tensor]):
-        self.given, self.original = iter(permutations), step.step_permutation
-
-    def __enter__(self) -> None:
-        step.step_permutation = lambda seed, number, size: next(self.given)
-
-    def __exit__(self, *_: Any) -> None:
-        step.step_permutation = self.original
 
 
 def _step_outputs(
@@ -193,7 +178,7 @@ def _step_outputs(
         "target": entropies[0]["target"],
         "inst_logits": entropies[1]["input"],
         "inst_labels": entropies[1]["target"],
-        "k": calls["encode_keys"][number].result,
+        "k": calls["shuffled_forward"][number].result[1],
         "q": calls["forward"][number].result[1],
         "clean": correction.kept.long(),
         "relabelled": correction.relabelled.long(),
@@ -292,7 +277,7 @@ def train_step(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
 
     with (
         recording(*_watch(module)) as calls,
-        _permutations(inputs[f"idx_shuffle{n}"] for n in steps),
+        given_permutations(step, (inputs[f"idx_shuffle{n}"] for n in steps)),
     ):
         fit(module, batches, StepWatcher(before_update, after_step), config["epoch"])
     for n in steps:
@@ -302,12 +287,8 @@ def train_step(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
 
 
 def distributed_two_ranks(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
-    world = config["world_size"]
-    with tempfile.TemporaryDirectory() as folder:
-        # Forked, so that the ranks need not import everything again; they run no backward pass.
-        arguments = (folder, config, inputs, weights)
-        mp.start_processes(_rank, args=arguments, nprocs=world, start_method="fork")
-        found = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(world)]
+    """Real processes, because what is compared is what passes between them."""
+    found = on_each_rank(_rank, config, inputs, weights)
     out = {f"{name}.rank{r}": value for r, rank in enumerate(found) for name, value in rank.items()}
     for name in ("queue", "queue_ptr", "prototypes"):
         values = [rank[f"after.{name}"] for rank in found]
@@ -316,22 +297,11 @@ def distributed_two_ranks(config: Config, inputs: Inputs, weights: Inputs) -> Ou
     return out | {k.removesuffix(".rank0"): v for k, v in out.items() if k.endswith("rank0")}
 
 
-def _rank(rank: int, folder: str, config: Config, inputs: Inputs, weights: Inputs) -> None:
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=config["world_size"],
-    )
+def _rank(rank: int, config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     module = _mopro(config, weights, _epoch(config, **config["call"]))
     batch = _batch(*(inputs[f"{name}.rank{rank}"] for name in ("img", "img_aug", "target")))
     out, _ = _step(module, batch, inputs["idx_shuffle"])
-    torch.save({k: torch.as_tensor(v).detach() for k, v in (out | _after(module)).items()},
-               f"{folder}/{rank}.pt")  # fmt: skip
-    dist.barrier()
-    dist.destroy_process_group()
+    return {k: torch.as_tensor(v).detach() for k, v in (out | _after(module)).items()}
 
 
 # --- adapters: evaluation, cleaning, retraining ---
@@ -396,10 +366,11 @@ def noise_cleaning(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
             recording((module.encoder, "forward")) as forwards,
             recording((step, "soft_labels")) as rule,
         ):
-            done = cleaning.clean(module, data.features_dataloader(), module.hparams["threshold"])
+            threshold = module.hparams["threshold"]
+            indices, labels, _ = cleaning.clean(module, data.features_dataloader(), threshold)
     return {
-        "kept_index": done.indices,
-        "kept_label": done.labels,
+        "kept_index": indices,
+        "kept_label": labels,
         "cls_logits": torch.cat([call.result[0] for call in forwards["forward"]]),
         "embedding": torch.cat([call.result[1] for call in forwards["forward"]]),
         "soft_label": torch.cat([call.result for call in rule["soft_labels"]]),
@@ -508,16 +479,6 @@ def lowshot_voc_svm(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
 
 
 def lr_schedules(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
-    def rates(module: Any, epochs: int) -> Tensor:
-        [optimizer], [scheduler] = module.configure_optimizers()
-        assert scheduler["interval"] == "epoch"
-        values = []
-        for _ in range(epochs):
-            values.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            scheduler["scheduler"].step()
-        return torch.tensor(values)
-
     def schedule(c: Config) -> dict[str, Any]:
         if c.get("cos"):
             plan: dict[str, Any] = {"kind": "cosine"}
@@ -533,13 +494,13 @@ def lr_schedules(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     for name in ("pretrain", "pretrain_cos"):
         c = config[name]
         module = _mopro(tiny, {}, **schedule(c), lr=c["lr"])
-        out[name] = rates(module, c["epochs"])
+        out[name] = rates(module, c["epochs"])[:, 0]
     for name, kind, more in (("retrain", ClassifierRetraining, 1), ("finetune", FineTuning, 0)):
         c = config[name]
         linear = _linear(
             kind, c, NO_NETWORK, {"lr": c["lr"]}, freeze=kind is ClassifierRetraining, **schedule(c)
         )
-        out[name] = rates(linear, c["epochs"] + more)  # the retraining's epochs are inclusive
+        out[name] = rates(linear, c["epochs"] + more)[:, 0]  # the retraining's epochs are inclusive
     return out
 
 

@@ -33,6 +33,7 @@ from .recording import (
     recording,
     snapshot,
 )
+from .toys import rates, toy
 from .two_processes import on_each_rank
 
 Config, Inputs, Outputs = dict[str, Any], dict[str, Tensor], dict[str, Any]
@@ -61,39 +62,29 @@ def _flat(features: int) -> dict[str, Any]:
     return {"_target_": "shared.nn.small_convnet.SmallConvNet", "channels": [features]}
 
 
-def _common(c: Config, backbone: dict[str, Any], schedule: dict[str, Any]) -> Config:
+def _build(kind: type, c: Config, backbone: dict[str, Any], **changes: Any) -> Any:
     two_layers = {"hidden": None, "dim": c["dim"], "negative_slope": 0.0}
-    return {
+    given = {
         "backbone": backbone,
         "projection": two_layers if c.get("mlp") else {"hidden": 0, "dim": c["dim"]},
-        "queue_size": c["r"],
-        "key_momentum": c.get("m", 0.999),
-        "temperature": c.get("T", 0.2),
-        "lr": c.get("lr", 0.03),
-        "momentum": c.get("momentum", 0.9),
-        "weight_decay": c.get("weight_decay", 1e-4),
-        "schedule": schedule,
-        "total_epochs": c.get("epochs", 1000),
+        "queue_size": c["r"], "key_momentum": c.get("m", 0.999), "temperature": c.get("T", 0.2),
+        "lr": c.get("lr", 0.03), "momentum": c.get("momentum", 0.9),
+        "weight_decay": c.get("weight_decay", 1e-4), "total_epochs": c.get("epochs", 1000),
         "channels_last": False,  # the official layout: sums in another order exceed the tolerances
         "seed": SEED,
         "evaluation": EVALUATION | {"clustering": False},
-    }
+    }  # fmt: skip
+    return toy(kind, **(given | changes))
 
 
 def _moco(c: Config, backbone: dict[str, Any], schedule: dict[str, Any] | None = None) -> MoCo:
-    return MoCo(**_common(c, backbone, schedule or {"kind": "cosine"}))
+    return _build(MoCo, c, backbone, schedule=schedule or {"kind": "cosine"})
 
 
 def _pcl(c: Config, backbone: dict[str, Any], negatives: int) -> PCL:
-    return PCL(
-        num_clusters=list(c["num_cluster"]),
-        warm_up_epochs=0,
-        prototypes="sampled",
-        num_neg_proto=negatives,
-        mask_shared=False,
-        kmeans={"iterations": 1, "restarts": 1, "max_points_per_centroid": 1000, "gpu": False},
-        **_common(c, backbone, {"kind": "cosine"}),
-    )
+    sizes = {"num_clusters": list(c["num_cluster"]), "num_neg_proto": negatives}
+    sizes |= {"warm_up_epochs": 0, "prototypes": "sampled"}
+    return _build(PCL, c, backbone, **sizes)
 
 
 def _load(module: MoCo, weights: Mapping[str, Tensor]) -> None:
@@ -387,14 +378,7 @@ def lr_schedules(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     out: Outputs = {}
     for name, schedule in schedules.items():
         module = _moco({"dim": 2, "r": 2} | config, _flat(1), schedule)
-        [optimizer], [scheduler] = module.configure_optimizers()
-        assert scheduler["interval"] == "epoch"
-        rates = []
-        for _ in range(config["epochs"]):
-            rates.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            scheduler["scheduler"].step()
-        out[name] = torch.tensor(rates)
+        out[name] = rates(module, config["epochs"])[:, 0]
     return out
 
 

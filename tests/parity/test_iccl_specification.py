@@ -26,39 +26,25 @@ from shared.tasks.classifier_balancing import (
 )
 from shared.training.schedules import rate_factor
 
-from .recording import StepWatcher, fit, recording, snapshot
+from .recording import StepWatcher, fit, recording
+from .toys import MIX, SCHEDULE, changed, state_of, toy
 
 CLASSES, ROWS = 4, 6
-SCHEDULE = {"every": "step", "cosine": 10, "warm_up": 0, "milestones": [], "gamma": 1.0}
-FRAME: dict[str, Any] = {
+NETWORK: dict[str, Any] = {
     "backbone": {"_target_": "shared.nn.small_convnet.SmallConvNet", "channels": [5]},
     "num_classes": CLASSES,
-    "projection": {"hidden": None, "dim": 3, "negative_slope": 0.0},
     "channels_last": False,
-    "lr": 0.1,
-    "momentum": 0.9,
-    "weight_decay": 0.01,
-    "schedule": SCHEDULE,
-    "balancing": None,
-    "many": 100,
-    "few": 20,
-    "seed": 5,
-}
-ICCL_VALUES: dict[str, Any] = {
-    "temperature": 0.1,
-    "centroid_momentum": 0.99,
-    "centroid_mode": "ema",
-    "centroid_warm_up": 1,
-    "w_agnostic": 1.0,
-    "w_interp": 1.0,
-    "w_centroid": 1.0,
-    "mix": {"alpha": 1.0, "granularity": "sample", "joint_forward": True},
 }
 
 
 def iccl(kind: type[ICCL] = ICCL, **changes: Any) -> ICCL:
-    torch.manual_seed(0)
-    return kind(**{**FRAME, **ICCL_VALUES, **changes})
+    head = {"hidden": None, "dim": 3, "negative_slope": 0.0}
+    centroids = {"centroid_momentum": 0.99, "centroid_warm_up": 1}
+    return toy(kind, 0, **({"projection": head} | NETWORK | centroids | changes))
+
+
+def train(module: Any, *batches: dict[str, Tensor], epoch: int = 0) -> None:
+    fit(module, list(batches), StepWatcher(lambda _: None, lambda _: None), epoch=epoch)
 
 
 def batch() -> dict[str, Tensor]:
@@ -77,36 +63,31 @@ def batch() -> dict[str, Tensor]:
 # --- 3.3: interpolation and the forward pass ---
 
 
+def drawn(count: int, alpha: float = 1.0, seed: int = 3, step: int = 7, per: str = "sample") -> Any:
+    return draw_lambda({"alpha": alpha, "granularity": per}, count, seed=seed, step=step)
+
+
 def test_lambda_is_uniform_and_one_per_sample() -> None:
-    draws = draw_lambda({"alpha": 1.0, "granularity": "sample"}, 20_000, seed=3, step=7)
+    draws = drawn(20_000)
     assert len(draws.unique()) > 19_000
     quantiles = np.quantile(draws.numpy(), [0.1, 0.25, 0.5, 0.75, 0.9])
     np.testing.assert_allclose(quantiles, [0.1, 0.25, 0.5, 0.75, 0.9], atol=0.02)
-    peaked = draw_lambda({"alpha": 8.0, "granularity": "sample"}, 20_000, seed=3, step=7)
-    assert abs(float(peaked.var()) - 0.25 / 17) < 0.001  # of Beta(8, 8)
-    batch_wide = draw_lambda({"alpha": 1.0, "granularity": "batch"}, 50, seed=3, step=7)
-    assert len(batch_wide.unique()) == 1
+    assert abs(float(drawn(20_000, alpha=8.0).var()) - 0.25 / 17) < 0.001  # of Beta(8, 8)
+    assert len(drawn(50, per="batch").unique()) == 1
 
 
 def test_lambda_changes_with_step_and_seed_only() -> None:
-    mix = {"alpha": 1.0, "granularity": "sample"}
-    first = draw_lambda(mix, 9, seed=3, step=7)
-    assert torch.equal(first, draw_lambda(mix, 9, seed=3, step=7))
-    for other in (draw_lambda(mix, 9, seed=4, step=7), draw_lambda(mix, 9, seed=3, step=8)):
-        assert not torch.equal(first, other)
-
-
-def test_each_step_draws_anew() -> None:
+    assert torch.equal(drawn(9), drawn(9))
+    assert not torch.equal(drawn(9), drawn(9, seed=4))
     module = iccl()
     with recording((module, "draw_lambda")) as calls:
-        fit(module, [batch(), batch(), batch()], StepWatcher(lambda _: None, lambda _: None))
-    draws = [call.result for call in calls["draw_lambda"]]
-    assert len({tuple(lam.tolist()) for lam in draws}) == 3
+        train(module, batch(), batch(), batch())
+    assert len({tuple(call.result.tolist()) for call in calls["draw_lambda"]}) == 3
 
 
 @pytest.mark.parametrize(("joint", "sizes"), [(True, [2 * ROWS]), (False, [ROWS, ROWS])])
 def test_branches_share_a_forward_or_not(joint: bool, sizes: list[int]) -> None:
-    module = iccl(mix={**ICCL_VALUES["mix"], "joint_forward": joint})
+    module = iccl(mix={**MIX, "joint_forward": joint})
     with recording((module.encoder, "forward")) as calls:
         module.training_step(batch(), 0)
     seen = [call.arguments["images"] for call in calls["forward"]]
@@ -121,7 +102,7 @@ def test_branches_share_a_forward_or_not(joint: bool, sizes: list[int]) -> None:
 def test_centroid_losses_are_off_in_epoch_0(epoch: int, factor: float) -> None:
     module = iccl(w_centroid=0.6, w_agnostic=0.5, w_interp=2.0)
     with recording((module, "total_loss")) as calls:
-        fit(module, [batch()], StepWatcher(lambda _: None, lambda _: None), epoch=epoch)
+        train(module, batch(), epoch=epoch)
     weights = calls["total_loss"][0].arguments["weights"]
     assert weights == {
         "ce_agnostic": 0.5,
@@ -134,7 +115,7 @@ def test_centroid_losses_are_off_in_epoch_0(epoch: int, factor: float) -> None:
 def test_centroids_start_at_zero_and_gather_in_epoch_0() -> None:
     module = iccl()
     assert not module.centroids.prototypes.any()
-    fit(module, [batch()], StepWatcher(lambda _: None, lambda _: None))
+    train(module, batch())
     seen = batch()["labels"].unique()
     norms = module.centroids.prototypes.norm(dim=1)
     torch.testing.assert_close(norms[seen], torch.ones(len(seen)))
@@ -206,9 +187,8 @@ def test_the_control_gives_every_class_another_centroid(seed: int) -> None:
 def test_the_control_changes_from_step_to_step() -> None:
     module = iccl(PermutedCentroids, lr=0.0, centroid_momentum=1.0)
     module.centroids.prototypes.copy_(torch.eye(CLASSES)[:, :3])
-    same = [batch()] * 6
     with recording((module, "centroid_logits")) as calls:
-        fit(module, same, StepWatcher(lambda _: None, lambda _: None))
+        train(module, *[batch()] * 6)
     first_columns = {tuple(call.result[0].tolist()) for call in calls["centroid_logits"][::2]}
     assert len(first_columns) > 1
 
@@ -262,13 +242,10 @@ def test_the_agnostic_stream_is_a_pass_and_defines_the_epoch() -> None:
     [
         (0.0, [40 / 52, 8 / 52, 4 / 52]),
         (1.0, [1 / 3, 1 / 3, 1 / 3]),
-        (2.0, [1 / 14.0, 5 / 14.0, 8 / 14.0]),
+        (2.0, [1 / 16, 5 / 16, 10 / 16]),  # proportional to 1 / n
     ],
 )
 def test_the_aware_stream_follows_gamma(gamma: float, shares: list[float]) -> None:
-    if gamma == 2.0:  # class probability proportional to 1 / n
-        inverse = np.array([1 / 40, 1 / 8, 1 / 4])
-        shares = list(inverse / inverse.sum())
     batches = [b for e in epochs(data(class_aware_gamma=gamma), 60) for b in e]
     drawn = torch.cat([b["partner_labels"] for b in batches])
     counts = torch.bincount(drawn, minlength=3) / len(drawn)
@@ -356,19 +333,15 @@ def stage1() -> nn.Linear:
 def test_tau_is_the_best_on_validation_by_macro_accuracy_and_the_bias_is_dropped() -> None:
     classifier, validation, test = stage1(), features(48, 3, (40, 6, 4)), features(48, 2)
     s = settings(variants=["tau_norm"], tau_grid=[0.0, 0.3, 0.6, 0.9, 1.2, 1.5, 1.8])
-    w, v, y = (
-        classifier.weight.detach().double().numpy(),
-        validation.features.double().numpy(),
-        validation.labels.numpy(),
-    )
+    w, v = (x.detach().double().numpy() for x in (classifier.weight, validation.features))
+    y = validation.labels.numpy()
     macro = []
     for tau in s["tau_grid"]:
         hit = (v @ (w / np.linalg.norm(w, axis=1, keepdims=True) ** tau).T).argmax(axis=1) == y
         macro.append(np.mean([hit[y == k].mean() for k in range(3)]))
     best = s["tau_grid"][int(np.argmax(macro))]
-    logits, tau = balanced_logits(
-        classifier, FeatureSets(*[features(48, 1)] * 2, test, validation), s, seed=0
-    )
+    sets = FeatureSets(*[features(48, 1)] * 2, test, validation)
+    logits, tau = balanced_logits(classifier, sets, s, seed=0)
     assert tau == best
     assert len(set(macro)) > 1, "tau matters here"
     x = test.features.double().numpy()
@@ -378,12 +351,11 @@ def test_tau_is_the_best_on_validation_by_macro_accuracy_and_the_bias_is_dropped
 
 def test_crt_starts_afresh_lws_keeps_the_classifier_and_the_probe_sees_other_images() -> None:
     classifier = stage1()
-    before = snapshot(dict(classifier.state_dict()))
+    before = state_of(classifier)
     train, held_out, test = features(48, 1), features(48, 4, (5, 5, 5)), features(48, 2)
+    sets = FeatureSets(train, train, test, None, held_out)
     still = settings(steps=1, lr=0.0, variants=["crt", "lws", "probe"])
-    logits, _ = balanced_logits(
-        classifier, FeatureSets(train, train, test, None, held_out), still, seed=0
-    )
+    logits, _ = balanced_logits(classifier, sets, still, seed=0)
     untouched = classifier(test.features).detach()
     torch.testing.assert_close(logits["lws"], untouched)  # scales start at one
     assert not torch.allclose(logits["crt"], untouched, atol=0.1)
@@ -394,15 +366,9 @@ def test_crt_starts_afresh_lws_keeps_the_classifier_and_the_probe_sees_other_ima
                 "shared.tasks.classifier_balancing.train_on_features",
                 lambda head, data, *rest, **more: seen.append(data.labels),
             )
-            balanced_logits(
-                classifier,
-                FeatureSets(train, train, test, None, held_out),
-                settings(variants=[variant]),
-                seed=0,
-            )
+            balanced_logits(classifier, sets, settings(variants=[variant]), seed=0)
     assert [len(labels) for labels in seen] == [48, 15]
-    for name, value in before.items():
-        assert torch.equal(classifier.state_dict()[name], value), "stage 1's stays as it is"
+    assert not changed(before, classifier), "stage 1's stays as it is"
 
 
 def test_balanced_training_lifts_the_rare_class() -> None:
@@ -449,9 +415,7 @@ def test_batches_of_cached_features_are_balanced_and_the_rate_falls_to_zero() ->
 
 
 def balanced_classifier(**changes: Any) -> BalancedClassifier:
-    torch.manual_seed(0)
-    values = {**FRAME, "projection": None, "learnt": "crt", "freeze_bn": True, "distillation": None}
-    return BalancedClassifier(**{**values, **changes})
+    return toy(BalancedClassifier, 0, **NETWORK, **changes)
 
 
 @pytest.mark.parametrize(
@@ -460,12 +424,10 @@ def balanced_classifier(**changes: Any) -> BalancedClassifier:
 )
 def test_stage_2_trains_its_own_part_and_freezes_the_rest(learnt: str, trained: set[str]) -> None:
     module = balanced_classifier(learnt=learnt)
-    before = snapshot(dict(module.state_dict()))
+    before = state_of(module)
     one = {name: batch()[name] for name in ("images", "labels", "indices")}
-    fit(module, [one, one], StepWatcher(lambda _: None, lambda _: None))
-    after = module.state_dict()
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == trained  # neither the backbone nor its BatchNorm statistics
+    train(module, one, one)
+    assert changed(before, module) == trained  # neither the backbone nor its BatchNorm statistics
 
 
 def test_stage_2_scales_the_bias_too_and_learns_from_the_teacher() -> None:
@@ -493,15 +455,18 @@ def test_stage_2_scales_the_bias_too_and_learns_from_the_teacher() -> None:
 # --- 5: learning-rate schedules ---
 
 
-def test_the_recipe_of_cifar_lt() -> None:
-    schedule = {"every": "epoch", "cosine": None, "warm_up": 5, "milestones": [160, 180]}
-    schedule["gamma"] = 0.01
-    found = [rate_factor(e - 1, schedule) for e in (1, 4, 5, 6, 160, 161, 180, 181)]
-    assert found == pytest.approx([0.2, 0.8, 1.0, 1.0, 1.0, 0.01, 0.01, 1e-4])
-
-
-def test_the_cosine_ends_at_zero() -> None:
-    schedule = {**SCHEDULE, "cosine": 90}
-    assert rate_factor(0, schedule) == 1.0
-    assert rate_factor(45, schedule) == pytest.approx(0.5)
-    assert rate_factor(90, schedule) == pytest.approx(0.0)
+@pytest.mark.parametrize(
+    ("changes", "times", "factors"),
+    [
+        (  # of CIFAR-LT
+            {"cosine": None, "warm_up": 5, "milestones": [160, 180], "gamma": 0.01},
+            [0, 3, 4, 5, 159, 160, 179, 180],
+            [0.2, 0.8, 1.0, 1.0, 1.0, 0.01, 0.01, 1e-4],
+        ),
+        ({"cosine": 90}, [0, 45, 90], [1.0, 0.5, 0.0]),
+        ({"cosine": None, "milestones": [3], "gamma": 0.1}, range(5), [1, 1, 1, 0.1, 0.1]),
+    ],
+)
+def test_learning_rates(changes: dict[str, Any], times: Any, factors: list[float]) -> None:
+    schedule = {**SCHEDULE, **changes}
+    assert [rate_factor(t, schedule) for t in times] == pytest.approx(factors)

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from methods.iccl.baselines import CrossEntropy
 from methods.iccl.module import ICCL
 
+from .toys import COLOUR, PROJECTION, share, still, toy
 from .two_processes import (
     WORLD,
     Record,
@@ -28,50 +29,20 @@ from .two_processes import (
 )
 
 STEPS, CLASSES, BATCH = 3, 5, 6  # BATCH: over both ranks
-SCHEDULE = {"every": "step", "cosine": 10, "warm_up": 0, "milestones": [], "gamma": 1.0}
 FORMS = ["iccl", "batch_lambda", "epoch_mean", "cross_entropy"]
 
 
 def build(form: str) -> pl.LightningModule:
-    torch.manual_seed(3)
-    common: dict[str, Any] = {
-        "backbone": {
-            "_target_": "shared.nn.small_convnet.SmallConvNet",
-            "channels": [6, 8],
-            "in_channels": 3,
-        },
-        "num_classes": CLASSES,
-        "projection": {"hidden": None, "dim": 6, "negative_slope": 0.0},
-        "channels_last": True,
-        "lr": 0.1,
-        "momentum": 0.9,
-        "weight_decay": 0.01,
-        "schedule": SCHEDULE,
-        "balancing": None,
-        "many": 100,
-        "few": 20,
-        "seed": 5,
-    }
-    module: Any
     if form == "cross_entropy":
-        module = CrossEntropy(**common | {"projection": None})
-    else:
-        granularity = "batch" if form == "batch_lambda" else "sample"
-        module = ICCL(
-            temperature=0.2,
-            centroid_momentum=0.7,
-            centroid_mode="epoch_mean" if form == "epoch_mean" else "ema",
-            centroid_warm_up=0,
-            w_agnostic=0.8,
-            w_interp=1.2,
-            w_centroid=0.7,
-            mix={"alpha": 0.8, "granularity": granularity, "joint_forward": True},
-            **common,
-        )
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.eval()
-    return module
+        return still(toy(CrossEntropy, 3, backbone=COLOUR))
+    granularity = "batch" if form == "batch_lambda" else "sample"
+    module = toy(
+        ICCL, 3, backbone=COLOUR, projection=PROJECTION | {"negative_slope": 0.0},
+        temperature=0.2, centroid_momentum=0.7, w_agnostic=0.8, w_interp=1.2, w_centroid=0.7,
+        centroid_mode="epoch_mean" if form == "epoch_mean" else "ema",
+        mix={"alpha": 0.8, "granularity": granularity, "joint_forward": True},
+    )  # fmt: skip
+    return still(module)
 
 
 def batches(rank: int | None) -> list[dict[str, Tensor]]:
@@ -87,9 +58,7 @@ def batches(rank: int | None) -> list[dict[str, Tensor]]:
             batch[images] = torch.randn(BATCH, 3, 8, 8, generator=generator)
             batch[labels] = torch.randint(CLASSES, (BATCH,), generator=generator)
             batch[indices] = torch.arange(BATCH)
-        if rank is not None:
-            batch = {name: value.chunk(WORLD)[rank] for name, value in batch.items()}
-        out.append(batch)
+        out.append(share(batch, rank))
     return out
 
 

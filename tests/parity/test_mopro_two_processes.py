@@ -11,20 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from methods.mopro.module import MoPro
 
-from .two_processes import (
-    WORLD,
-    Record,
-    Values,
-    assert_ranks_equal_one,
-    fit,
-    in_two_processes,
-    ranks,
-)
+from .toys import COLOUR, PROJECTION, share, still, toy
+from .two_processes import Record, Values, assert_ranks_equal_one, fit, in_two_processes, ranks
 
 CLASSES, BATCH = 5, 8  # BATCH: over both ranks
 EPOCHS = {"web_labels": 1, "cleaning": 2}
@@ -32,40 +25,12 @@ STEPS = {"web_labels": 3, "cleaning": 1}
 
 
 def build() -> MoPro:
-    torch.manual_seed(3)
-    module = MoPro(
-        backbone={
-            "_target_": "shared.nn.small_convnet.SmallConvNet",
-            "channels": [6, 8],
-            "in_channels": 3,
-        },
-        num_classes=CLASSES,
-        projection={"hidden": None, "dim": 6, "negative_slope": 0.0},
-        threshold=0.5,
-        temperature=0.3,
-        alpha=0.5,
-        start_clean_epoch=EPOCHS["cleaning"],
-        encoder_momentum=0.8,
-        prototype_momentum=0.7,
-        queue_size=20,
-        w_inst=0.8,
-        w_proto=1.3,
-        lr=0.1,
-        momentum=0.9,
-        weight_decay=0.01,
-        schedule={"kind": "cosine"},
-        total_epochs=4,
-        channels_last=True,
-        seed=5,
-    )
+    module = toy(MoPro, 3, backbone=COLOUR, projection=PROJECTION | {"negative_slope": 0.0})
     module.prototypes.update(torch.eye(6)[:CLASSES], torch.arange(CLASSES), 0.0)
     with torch.no_grad():  # so that some rows are confident, and some are not
         module.encoder.classifier.weight.mul_(8.0)
     module.key_encoder.update(module.encoder, 0.0)
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.eval()
-    return module
+    return still(module)
 
 
 def batches(steps: int, rank: int | None) -> list[dict[str, Tensor]]:
@@ -77,9 +42,7 @@ def batches(steps: int, rank: int | None) -> list[dict[str, Tensor]]:
         for view in ("weak", "strong"):
             batch[view] = 2 * torch.randn(BATCH, 3, 8, 8, generator=generator)
         batch["indices"] = torch.arange(BATCH)
-        if rank is not None:
-            batch = {name: value.chunk(WORLD)[rank] for name, value in batch.items()}
-        out.append(batch)
+        out.append(share(batch, rank))
     return out
 
 

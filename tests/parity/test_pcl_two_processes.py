@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from methods.pcl.controls import PermutedClusters
 from methods.pcl.module import PCL, MoCo
 from shared.data.loading.loader import EvaluationLoader
 
+from .toys import COLOUR, KMEANS, share, still, toy
 from .two_processes import (
     WORLD,
     Record,
@@ -30,47 +31,16 @@ from .two_processes import (
 )
 
 STEPS, BATCH, IMAGES = 3, 6, 31  # BATCH: over both ranks; 31: not shared evenly
-FORMS = ["moco", "full", "sampled", "permuted"]
+KIND = {"moco": MoCo, "full": PCL, "sampled": PCL, "permuted": PermutedClusters}
 
 
 def build(form: str) -> MoCo:
-    torch.manual_seed(3)
-    common: dict[str, Any] = {
-        "backbone": {
-            "_target_": "shared.nn.small_convnet.SmallConvNet",
-            "channels": [6, 8],
-            "in_channels": 3,
-        },
-        "projection": {"hidden": None, "dim": 6, "negative_slope": 0.1},
-        "queue_size": 15,
-        "key_momentum": 0.7,
-        "temperature": 0.3,
-        "lr": 0.1,
-        "momentum": 0.9,
-        "weight_decay": 0.01,
-        "schedule": {"kind": "cosine"},
-        "total_epochs": 4,
-        "channels_last": True,
-        "seed": 5,
-        "evaluation": {},
-    }
-    module: MoCo
     if form == "moco":
-        module = MoCo(**common)
-    else:
-        module = (PermutedClusters if form == "permuted" else PCL)(
-            num_clusters=[3, 5],
-            warm_up_epochs=0,
-            prototypes="sampled" if form == "sampled" else "full",
-            num_neg_proto=2,
-            mask_shared=True,
-            kmeans={"iterations": 5, "restarts": 2, "max_points_per_centroid": 99, "gpu": False},
-            **common,
-        )
-    for layer in module.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.eval()
-    return module
+        return still(toy(MoCo, 3, backbone=COLOUR))
+    changes = {"warm_up_epochs": 0, "num_neg_proto": 2, "mask_shared": True}
+    changes |= {"kmeans": KMEANS | {"restarts": 2}, "backbone": COLOUR}
+    changes["prototypes"] = "sampled" if form == "sampled" else "full"
+    return still(toy(KIND[form], 3, **changes))
 
 
 class Pictures(pl.LightningDataModule):
@@ -87,9 +57,7 @@ class Pictures(pl.LightningDataModule):
             noise = torch.randn(2, BATCH, 3, 8, 8, generator=generator) / 3
             query, key = self.images[rows] + noise
             batch = {"query": query, "key": key, "indices": 2 * rows}  # of a set with gaps
-            if rank is not None:
-                batch = {name: value.chunk(WORLD)[rank] for name, value in batch.items()}
-            self.batches.append(batch)
+            self.batches.append(share(batch, rank))
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(self.batches, batch_size=None)
@@ -118,11 +86,11 @@ def run(form: str, rank: int | None, **options: Any) -> Values:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
-    in_two_processes(run, FORMS, folder)
+    in_two_processes(run, KIND, folder)
     return folder
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", KIND)
 def test_two_processes_equal_one(form: str, two_processes: Path) -> None:
     first, second = ranks(two_processes, form)
     whole = run(form, None, devices=1)

@@ -11,6 +11,7 @@ from methods.comatch.losses import (
     smooth_with_memory,
 )
 from shared.losses.contrastive import similarity_logits, soft_target_nce
+from shared.nn.queue import FeatureQueue
 
 
 def close(got: Tensor, expected: object) -> None:
@@ -34,10 +35,11 @@ def test_alignment_survives_a_checkpoint() -> None:
 
 def test_smoothing_keeps_rows_summing_to_one_and_alpha_one_changes_nothing() -> None:
     probs = torch.randn(4, 3).softmax(dim=1)
-    memory = F.normalize(torch.randn(9, 5), dim=1), torch.randn(9, 3).softmax(dim=1)
-    z = F.normalize(torch.randn(4, 5), dim=1)
-    close(smooth_with_memory(probs, z, *memory, 0.2, 0.9).sum(dim=1), torch.ones(4))
-    close(smooth_with_memory(probs, z, *memory, 0.2, 1.0), probs)
+    memory = FeatureQueue(9, 5, {"probs": 3})
+    rows, z = (F.normalize(torch.randn(n, 5), dim=1) for n in (9, 4))
+    memory.enqueue(rows, probs=torch.randn(9, 3).softmax(dim=1))
+    close(smooth_with_memory(probs, z, memory, 0.2, 0.9).sum(dim=1), torch.ones(4))
+    close(smooth_with_memory(probs, z, memory, 0.2, 1.0), probs)
 
 
 def test_graph_by_hand() -> None:

@@ -10,14 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from methods.iccl.baselines import CrossEntropy, Mixup
-from methods.iccl.classifier import Predictions
 from methods.iccl.data import LongTailData
-from methods.iccl.losses import (
-    centroid_contrastive_loss,
-    check_mix,
-    draw_lambda,
-    interpolated_cross_entropy,
-)
+from methods.iccl.losses import draw_lambda, interpolated_cross_entropy
 from methods.iccl.module import ICCL
 from methods.iccl.stage2 import BalancedClassifier
 from shared.evaluation.features import Features
@@ -27,37 +21,9 @@ from shared.tasks.classifier_balancing import (
     distillation_divergence,
     distillation_terms,
 )
-from shared.training.schedules import rate_factor
+from tests.parity.toys import SCHEDULE, changed, toy
 
 SIZES = st.integers(2, 8)
-SCHEDULE = {"every": "step", "cosine": 10, "warm_up": 0, "milestones": [], "gamma": 1.0}
-FRAME: dict[str, Any] = {
-    "backbone": {"_target_": "shared.nn.small_convnet.SmallConvNet", "channels": [4]},
-    "num_classes": 3,
-    "projection": None,
-    "channels_last": True,
-    "lr": 0.1,
-    "momentum": 0.9,
-    "weight_decay": 0.0,
-    "schedule": SCHEDULE,
-    "balancing": None,
-    "many": 100,
-    "few": 20,
-    "seed": 0,
-}
-ICCL_VALUES: dict[str, Any] = {
-    "projection": {"hidden": None, "dim": 3, "negative_slope": 0.0},
-    "temperature": 0.1,
-    "centroid_momentum": 0.9,
-    "centroid_mode": "ema",
-    "centroid_warm_up": 0,
-    "w_agnostic": 1.0,
-    "w_interp": 1.0,
-    "w_centroid": 1.0,
-    "mix": {"alpha": 1.0, "granularity": "sample", "joint_forward": True},
-}
-
-
 # --- losses ---
 
 
@@ -84,7 +50,6 @@ def test_interpolated_loss_reduces_to_one_class(rows: int, classes: int, seed: i
     # The roles are symmetric once lambda is turned round.
     swapped = interpolated_cross_entropy(logits, y_a, y_u, 1 - lam)
     close(interpolated_cross_entropy(logits, y_u, y_a, lam), swapped)
-    close(centroid_contrastive_loss(logits, y_u), plain(logits, y_u))
 
 
 def test_losses_are_float32_under_autocast() -> None:
@@ -93,21 +58,6 @@ def test_losses_are_float32_under_autocast() -> None:
         labels = torch.tensor([0, 1, 2, 0])
         lam = torch.full((4,), 0.3)
         assert interpolated_cross_entropy(logits, labels, labels, lam).dtype == torch.float32
-        assert centroid_contrastive_loss(logits, labels).dtype == torch.float32
-
-
-@pytest.mark.parametrize(
-    ("mix", "named"),
-    [
-        ({"alpha": 1.0, "granularity": "pixel"}, "granularity"),
-        ({"alpha": 0.0, "granularity": "sample"}, "alpha"),
-    ],
-)
-def test_mixing_that_cannot_be_drawn_is_refused(mix: dict[str, Any], named: str) -> None:
-    with pytest.raises(ValueError, match=f"method.mix.{named}"):
-        check_mix(mix)
-    with pytest.raises(ValueError, match=f"method.mix.{named}"):
-        Mixup(mix=mix, **FRAME)
 
 
 def test_negative_seeds_draw_too() -> None:
@@ -118,31 +68,28 @@ def test_negative_seeds_draw_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    ("kind", "changes", "named"),
     [
-        ({"centroid_mode": "median"}, "centroid_mode='median'"),
-        ({"schedule": {**SCHEDULE, "every": "day"}}, "schedule"),
-        ({"schedule": {**SCHEDULE, "total": 3}}, "schedule"),
-        ({"balancing": {"variants": ["crt", "cbrt"]}}, "cbrt"),
+        (ICCL, {"centroid_mode": "median"}, "centroid_mode='median'"),
+        (ICCL, {"schedule": {**SCHEDULE, "every": "day"}}, "schedule"),
+        (ICCL, {"schedule": {**SCHEDULE, "total": 3}}, "schedule"),
+        (ICCL, {"balancing": {"variants": ["crt", "cbrt"]}}, "cbrt"),
+        (BalancedClassifier, {"learnt": "ncm"}, r"method\.learnt='ncm'"),
+        (Mixup, {"mix": {"alpha": 1.0, "granularity": "pixel"}}, r"method\.mix\.granularity"),
+        (ICCL, {"mix": {"alpha": 0.0, "granularity": "sample"}}, r"method\.mix\.alpha"),
     ],
 )
-def test_unknown_settings_are_refused_by_name(changes: dict[str, Any], named: str) -> None:
+def test_unknown_settings_are_refused_by_name(kind: type, changes: Any, named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        ICCL(**{**FRAME, **ICCL_VALUES, **changes})
+        toy(kind, **changes)
 
 
 def test_arms_of_one_seed_start_from_the_same_network() -> None:
-    torch.manual_seed(1)
-    plain = CrossEntropy(**FRAME)
-    torch.manual_seed(1)
-    iccl = ICCL(**{**FRAME, **ICCL_VALUES})
-    state = iccl.state_dict()
-    for name, value in plain.state_dict().items():
-        assert torch.equal(value, state[name]), name
+    assert not changed(toy(CrossEntropy, 1).state_dict(), toy(ICCL, 1))
 
 
 def test_cross_entropy_sees_both_streams() -> None:
-    module, g = CrossEntropy(**FRAME), torch.Generator().manual_seed(0)
+    module, g = toy(CrossEntropy), torch.Generator().manual_seed(0)
     images = torch.randn(6, 1, 6, 6, generator=g)
     labels = torch.tensor([0, 1, 2, 2, 1, 0])
     both = {
@@ -154,7 +101,7 @@ def test_cross_entropy_sees_both_streams() -> None:
 
 
 def test_mixup_pairs_each_image_with_another_of_its_batch() -> None:
-    module = Mixup(mix={"alpha": 1.0, "granularity": "sample"}, **FRAME)
+    module = toy(Mixup, mix={"alpha": 1.0, "granularity": "sample"}, seed=0)
     seen: list[Tensor] = []
     module.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 1, 4, 4)
@@ -166,7 +113,7 @@ def test_mixup_pairs_each_image_with_another_of_its_batch() -> None:
 
 
 def test_a_non_finite_loss_leaves_the_centroids() -> None:
-    module = ICCL(**{**FRAME, **ICCL_VALUES})
+    module = toy(ICCL)
     module.centroids.prototypes.fill_(0.5)
     nan = torch.full((2, 1, 6, 6), torch.nan)
     y, places = torch.tensor([0, 1]), torch.arange(2)
@@ -177,31 +124,9 @@ def test_a_non_finite_loss_leaves_the_centroids() -> None:
     assert (module.centroids.prototypes == 0.5).all()
 
 
-def test_stage_2_refuses_what_it_cannot_learn() -> None:
-    with pytest.raises(ValueError, match=r"method\.learnt='ncm'"):
-        BalancedClassifier(learnt="ncm", freeze_bn=True, distillation=None, **FRAME)
-
-
 def test_stage_2_may_leave_batch_norm_in_train_mode_as_the_public_code_does() -> None:
-    frozen = BalancedClassifier(learnt="crt", freeze_bn=True, distillation=None, **FRAME).train()
-    moving = BalancedClassifier(learnt="crt", freeze_bn=False, distillation=None, **FRAME).train()
-    assert not frozen.encoder.backbone.training
-    assert moving.encoder.backbone.training
-
-
-def test_no_warm_up_starts_with_the_whole_rate() -> None:
-    schedule = {**SCHEDULE, "cosine": None, "milestones": [3], "gamma": 0.1}
-    assert [rate_factor(t, schedule) for t in range(5)] == pytest.approx([1, 1, 1, 0.1, 0.1])
-
-
-def test_predictions_are_collected_over_batches() -> None:
-    metric = Predictions()
-    metric.update(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 0]))
-    metric.update(torch.tensor([[0.0, 3.0]]), torch.tensor([1]))
-    assert metric.compute().tolist() == [[0, 1, 1], [0, 0, 1]]
-    metric.reset()
-    metric.update(torch.tensor([[0.0, 3.0]]), torch.tensor([1]))
-    assert metric.compute().tolist() == [[1], [1]]
+    assert not toy(BalancedClassifier).train().encoder.backbone.training
+    assert toy(BalancedClassifier, freeze_bn=False).train().encoder.backbone.training
 
 
 # --- stage 2 ---

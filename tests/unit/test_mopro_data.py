@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
 from methods.mopro import cleaning
 from methods.mopro.data import WebData
 from methods.mopro.module import CrossEntropy, MoPro
-from methods.mopro.resampling import repeat_factors
-from methods.mopro.retraining import RetrainingData
+from methods.mopro.retraining import RetrainingData, SquareRootPass, repeat_factors
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from tests.conformance.conftest import compose_experiment
+from tests.parity.toys import changed, state_of, toy
 
 CLASSES, SIDE = 3, 12
 SOURCES = {"google": 14, "flickr": 10}
@@ -48,7 +50,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def data(root: Path, kind: type = WebData, **changed: Any) -> Any:
+def data(root: Path, kind: type = WebData, more: Any = None, **changed: Any) -> Any:
     arguments: dict[str, Any] = {
         "dataset": {
             "_target_": "shared.data.readers.webvision.webvision",
@@ -56,6 +58,7 @@ def data(root: Path, kind: type = WebData, **changed: Any) -> Any:
             "num_classes": CLASSES,
             "in_memory": True,
             "mode": "L",
+            **(more or {}),
         },
         "augmentation": {
             "_target_": "shared.data.views.tensors.TensorViews",
@@ -74,35 +77,14 @@ def data(root: Path, kind: type = WebData, **changed: Any) -> Any:
     return kind(**(arguments | changed))
 
 
-def mopro(**changed: Any) -> MoPro:
-    torch.manual_seed(0)
-    arguments = {
-        "backbone": {"_target_": "shared.nn.small_convnet.SmallConvNet", "channels": [4, 6]},
-        "num_classes": CLASSES,
-        "projection": {"hidden": 8, "dim": 5, "negative_slope": 0.0},
-        "threshold": 0.6,
-        "temperature": 0.1,
-        "alpha": 0.5,
-        "start_clean_epoch": 1,
-        "encoder_momentum": 0.9,
-        "prototype_momentum": 0.9,
-        "queue_size": 16,
-        "w_inst": 1.0,
-        "w_proto": 1.0,
-        "seed": 0,
-        "lr": 0.05,
-        "momentum": 0.9,
-        "weight_decay": 1e-4,
-        "schedule": {"kind": "cosine"},
-        "total_epochs": 3,
-        "channels_last": True,
-    }
-    return MoPro(**(arguments | changed))
+def mopro(kind: type = MoPro, **changes: Any) -> Any:
+    values = {"num_classes": CLASSES, "threshold": 0.6, "start_clean_epoch": 1, "queue_size": 16}
+    return toy(kind, 0, **(values if kind is MoPro else {"num_classes": CLASSES}) | changes)
 
 
 def fit(module: pl.LightningModule, datamodule: WebData) -> dict[str, Tensor]:
     trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=3, logger=False, enable_checkpointing=False,
+        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )  # fmt: skip
@@ -119,29 +101,19 @@ def test_training_never_sees_the_truth(root: Path, tmp_path: Path) -> None:
     for path in (str(root / "secret" / "web_truth.json"), str(tmp_path / "lies.json"), None):
         module, datamodule = mopro(), data(root, truth=path)
         metrics.append(fit(module, datamodule))
-        states.append({k: v.clone() for k, v in module.state_dict().items()})
-        assert set(next(iter(datamodule.train_dataloader()))) == {
-            "weak",
-            "strong",
-            "labels",
-            "indices",
-        }
-    for state in states[1:]:
-        assert all(torch.equal(v, states[0][k]) for k, v in state.items())
+        states.append(state_of(module))
+        names = {"weak", "strong", "labels", "indices"}
+        assert set(next(iter(datamodule.train_dataloader()))) == names
+        assert not changed(states[0], module)
     assert metrics[0]["val/top1"] == metrics[1]["val/top1"] == metrics[2]["val/top1"]
     assert "val/ood_auroc" in metrics[0]
-    assert metrics[0]["val/kept_in"] != metrics[1]["val/kept_in"] or (
-        "val/kept_out" not in metrics[1]
-    )
+    assert "val/kept_out" in metrics[0]
+    assert "val/kept_out" not in metrics[1]  # nothing is out of distribution there
     assert not any("kept_in" in name for name in metrics[2])
 
 
 def test_cross_entropy_is_audited_too(root: Path) -> None:
-    h = dict(mopro().hparams)
-    common = {k: h[k] for k in ("backbone", "num_classes", "threshold", "lr", "momentum")}
-    common |= {k: h[k] for k in ("weight_decay", "schedule", "total_epochs", "channels_last")}
-    module = CrossEntropy(views=["weak"], projection=None, **common)
-    metrics = fit(module, data(root, views=["weak"]))
+    metrics = fit(mopro(CrossEntropy), data(root, views=["weak"]))
     assert {"val/kept_in", "val/label_accuracy", "val/ood_auroc"} <= metrics.keys()
 
 
@@ -187,12 +159,12 @@ def test_truth_of_other_lists_is_refused(root: Path) -> None:
 def test_cleaning_by_hand(root: Path) -> None:
     """The list follows the rule applied one image at a time, in list order."""
     module, datamodule = mopro(threshold=0.5).eval(), data(root)
-    module.prototypes.update(torch.eye(5)[:CLASSES], torch.arange(CLASSES), 0.0)
+    module.prototypes.update(torch.eye(6)[:CLASSES], torch.arange(CLASSES), 0.0)
     module.train()
-    before = {k: v.clone() for k, v in module.state_dict().items()}
-    done = cleaning.clean(module, datamodule.features_dataloader(), 0.5)
+    before = state_of(module)
+    kept, labels, rule = cleaning.clean(module, datamodule.features_dataloader(), 0.5)
     assert module.training  # as it was
-    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    assert not changed(before, module)
     images = datamodule.images("train")
     expected, relabelled = [], 0
     for index in range(24):
@@ -205,45 +177,32 @@ def test_cleaning_by_hand(root: Path) -> None:
             relabelled += int(score.argmax()) != web
         elif score[web] > 1 / CLASSES:
             expected.append((index, web))
-    assert list(zip(done.indices.tolist(), done.labels.tolist(), strict=True)) == expected
-    assert done.total == 24
-    assert done.dropped == 24 - len(expected)
-    assert done.relabelled == relabelled
+    assert list(zip(kept.tolist(), labels.tolist(), strict=True)) == expected
+    assert len(rule.kept) == 24
+    assert int(rule.relabelled.sum()) == relabelled
 
 
 def test_cleaned_list_is_what_retraining_reads(root: Path, tmp_path: Path) -> None:
     images = ["flickr/002.png", "google/001.png", "google/004.png", "google/000.png"]
     path = tmp_path / "cleaned.json"
-    cleaning.write_annotation(path, images, [1, 2, 2, 2])
-    assert json.loads(path.read_text()) == {"images": images, "labels": [1, 2, 2, 2]}
-    dataset = {
-        "_target_": "shared.data.readers.webvision.webvision",
-        "root": str(root),
-        "num_classes": CLASSES,
-        "cleaned": str(path),
-        "in_memory": True,
-        "mode": "L",
-    }
-    datamodule = data(root, RetrainingData, dataset=dataset, views=["weak"], batch_size=4)
+    path.write_text(json.dumps({"images": images, "labels": [1, 2, 2, 2]}))
+    options = {"views": ["weak"], "batch_size": 4}
+    datamodule = data(root, RetrainingData, {"cleaned": str(path)}, **options)
     assert datamodule.images("train").labels.tolist() == [1, 2, 2, 2]
     drawn = [b["labels"].tolist() for b in datamodule.train_dataloader()]
     assert len(drawn) == 1
     assert repeat_factors(np.array([1, 2, 2, 2])).tolist() == [0, 17, 10]
 
 
+def saved(module: Any, path: Path) -> Path:
+    content = {"_target_": f"{type(module).__module__}.{type(module).__qualname__}"}
+    content |= {"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}
+    torch.save(content, path)
+    return path
+
+
 def test_cleaning_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    module = mopro(
-        backbone={"_target_": "shared.nn.small_convnet.SmallConvNet", "channels": [4, 6]},
-    )
-    checkpoint = tmp_path / "last.ckpt"
-    torch.save(
-        {
-            "_target_": "methods.mopro.module.MoPro",
-            "hyper_parameters": dict(module.hparams),
-            "state_dict": module.state_dict(),
-        },
-        checkpoint,
-    )
+    checkpoint = saved(mopro(), tmp_path / "last.ckpt")
     out = tmp_path / "cleaned.json"
     overrides = [
         "experiment=mopro/webvision_v1",
@@ -277,13 +236,7 @@ def test_cleaning_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixt
 def test_baseline_has_no_prototypes_to_clean_with(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    h = dict(mopro().hparams)
-    common = {k: h[k] for k in ("backbone", "num_classes", "threshold", "lr", "momentum")}
-    common |= {k: h[k] for k in ("weight_decay", "schedule", "total_epochs", "channels_last")}
-    module = CrossEntropy(views=["weak"], projection=None, **common)
-    path = tmp_path / "last.ckpt"
-    content = {"_target_": "methods.mopro.module.CrossEntropy", "state_dict": module.state_dict()}
-    torch.save(content | {"hyper_parameters": dict(module.hparams)}, path)
+    path = saved(mopro(CrossEntropy), tmp_path / "last.ckpt")
     arguments = [str(path), str(tmp_path / "out.json"), "experiment=mopro/webvision_v1"]
     assert cleaning.main(arguments) == 2
     assert "needs MoPro's prototypes" in capsys.readouterr().err
@@ -295,3 +248,55 @@ def test_miniature_config_keeps_the_truth_out_of_the_reader() -> None:
     assert "secret" in config.data.truth
     assert "secret" not in str(config.data.dataset)
     assert "secret" not in str(config.method)
+
+
+# --- square-root balanced epochs ---
+
+LABELS = np.repeat([0, 1, 2], [400, 100, 25])
+
+
+def test_factors_by_hand() -> None:
+    assert repeat_factors(LABELS).tolist() == [10, 20, 40]
+    assert repeat_factors(np.array([0, 0, 2])).tolist() == [10, 0, 14]  # an absent class gets none
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(1, 300), min_size=1, max_size=12))
+def test_factors_grow_with_rarity_and_round_down(counts: list[int]) -> None:
+    factors = repeat_factors(np.repeat(np.arange(len(counts)), counts))
+    order = np.argsort(counts)
+    assert (np.diff(factors[order]) <= 0).all()
+    exact = 10 * np.sqrt(max(counts) / np.array(counts))
+    assert (factors <= exact + 1e-9).all()
+    # Official rounding: what is exactly an integer may come out one lower, 10 as 9 even.
+    assert (factors > exact - 1 - 1e-9).all()
+
+
+def test_class_shares_follow_the_square_root() -> None:
+    stream = SquareRootPass(3, LABELS)
+    drawn = np.concatenate([LABELS[stream.draws(epoch).positions] for epoch in range(40)])
+    share = np.bincount(drawn) / len(drawn)
+    # listed 4000, 2000, 1000 of 7000
+    assert share == pytest.approx([4 / 7, 2 / 7, 1 / 7], abs=0.02)
+
+
+def test_epoch_is_a_function_of_seed_and_epoch() -> None:
+    def positions(seed: int, epoch: int) -> list[int]:
+        return SquareRootPass(seed, LABELS).draws(epoch).positions.tolist()
+
+    assert len(SquareRootPass(0, LABELS)) == len(positions(0, 0)) == len(LABELS)
+    assert positions(0, 1) == positions(0, 1)
+    assert positions(0, 1) != positions(0, 2)
+    assert positions(0, 1) != positions(1, 1)
+
+
+def test_no_image_is_drawn_more_often_than_it_is_listed() -> None:
+    counts = np.bincount(SquareRootPass(0, LABELS).draws(0).positions, minlength=len(LABELS))
+    assert (counts <= repeat_factors(LABELS)[LABELS]).all()
+    assert counts.max() > 1
+
+
+def test_repeated_images_get_other_augmentations() -> None:
+    draws = SquareRootPass(0, LABELS).draws(2)
+    pairs = set(zip(draws.positions.tolist(), draws.passes.tolist(), strict=True))
+    assert len(pairs) == len(LABELS)

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from methods.mopro.evaluation import (
-    CalibrationError,
     FineTuning,
     LowShotSVM,
     Robustness,
@@ -23,44 +22,29 @@ from methods.mopro.evaluation import (
 from methods.mopro.retraining import ClassifierRetraining
 from shared.data.multi_view import ViewsData
 from shared.evaluation.features import Features
+from tests.parity.toys import rates, toy
 
 BACKBONE = {
     "_target_": "shared.nn.small_convnet.SmallConvNet",
     "channels": [4, 6],
     "in_channels": 3,
 }
-LINEAR: dict[str, Any] = {
-    "backbone": BACKBONE,
-    "num_classes": 3,
-    "head_std": None,
-    "lr": 0.01,
-    "momentum": 0.9,
-    "weight_decay": 0.0,
-    "schedule": {"kind": "steps", "milestones": [1, 2], "gamma": 0.1},
-    "total_epochs": 3,
-    "channels_last": True,
-}
 
 
-def rates(module: ClassifierRetraining, epochs: int) -> list[list[float]]:
-    [optimizer], [entry] = module.configure_optimizers()
-    found = []
-    for _ in range(epochs):
-        found.append([group["lr"] for group in optimizer.param_groups])
-        optimizer.step()
-        entry["scheduler"].step()
-    return found
+def tuned(kind: type, freeze: bool) -> Any:
+    schedule = {"kind": "steps", "milestones": [1, 2], "gamma": 0.1}
+    return toy(kind, freeze=freeze, head_std=None, lr=0.01, schedule=schedule)
 
 
 def test_retraining_decays_the_classifier_only() -> None:
-    frozen = rates(ClassifierRetraining(freeze=True, **LINEAR), 3)
-    assert frozen == [pytest.approx([lr]) for lr in (0.01, 0.001, 0.0001)]
-    both = rates(ClassifierRetraining(freeze=False, **LINEAR), 3)
-    assert both == [pytest.approx([lr, 0.01]) for lr in (0.01, 0.001, 0.0001)]
+    decaying, close = torch.tensor([[0.01], [0.001], [0.0001]]), torch.testing.assert_close
+    close(rates(tuned(ClassifierRetraining, freeze=True), 3), decaying)
+    both = torch.cat([decaying, torch.full((3, 1), 0.01)], dim=1)
+    close(rates(tuned(ClassifierRetraining, freeze=False), 3), both)
 
 
 def test_fine_tuning_trains_every_layer_at_one_rate() -> None:
-    module = FineTuning(freeze=False, **LINEAR)
+    module = tuned(FineTuning, freeze=False)
     [optimizer], _ = module.configure_optimizers()
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(
         list(module.encoder.parameters())
@@ -89,15 +73,6 @@ def test_calibration_error_properties(seed: int, images: int, bin_size: int) -> 
     certain = torch.ones(images)
     assert rms_calibration_error(certain, certain.bool(), bin_size) == 0
     assert rms_calibration_error(certain, ~certain.bool(), bin_size) == pytest.approx(1)
-
-
-def test_calibration_metric_joins_batches() -> None:
-    metric = CalibrationError(2)
-    confidence, right = torch.rand(5), torch.tensor([True, False, True, True, False])
-    for part in (slice(0, 2), slice(2, 5)):
-        metric.update(confidence[part], right[part])
-    expected = 100 * rms_calibration_error(confidence, right, 2)
-    assert metric.compute().item() == pytest.approx(expected)
 
 
 def test_class_names_from_a_folder_or_a_file(tmp_path: Path) -> None:
@@ -156,13 +131,10 @@ def test_robustness_leaves_out_the_other_classes(shifted: ViewsData, tmp_path: P
     with torch.no_grad():  # the network would always say n2, which is not in the set
         module.encoder.classifier.bias.copy_(torch.tensor([0.0, 50.0, 0.1]))
     [metrics] = trainer().test(module, datamodule=shifted, verbose=False)
-    predicted = []
-    for batch in shifted.test_dataloader():
-        with torch.no_grad():
-            logits = module.encoder.eval()(batch["images"])[0][:, [0, 2]]
-        predicted.append((logits.softmax(dim=1), batch["labels"]))
-    probabilities = torch.cat([p for p, _ in predicted])
-    labels = torch.cat([y for _, y in predicted])
+    batches = list(shifted.test_dataloader())
+    images, labels = (torch.cat([b[name] for b in batches]) for name in ("images", "labels"))
+    with torch.no_grad():
+        probabilities = module.encoder.eval()(images)[0][:, [0, 2]].softmax(dim=1)
     right = probabilities.argmax(dim=1) == labels
     assert metrics["test/top1"] == pytest.approx(100 * right.float().mean().item())
     assert metrics["test/calibration_error"] == pytest.approx(
@@ -179,8 +151,7 @@ def test_robustness_refuses_lists_that_do_not_fit(shifted: ViewsData, tmp_path: 
 
 
 def low_shot(**changed: Any) -> LowShotSVM:
-    values: dict[str, Any] = {"shots": [1, 2], "runs": 2, "costs": [0.5], "full": False, "seed": 0}
-    return LowShotSVM(BACKBONE, channels_last=True, **(values | changed))
+    return toy(LowShotSVM, backbone=BACKBONE, **changed)
 
 
 def clusters(classes: int, each: int) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from methods.iccl import official
 from methods.iccl.baselines import CrossEntropy
@@ -13,57 +12,26 @@ from methods.iccl.classifier import LongTailClassifier
 from methods.iccl.module import ICCL
 from methods.iccl.stage2 import BalancedClassifier
 from shared.checkpoints.reading import CheckpointError
+from tests.parity.toys import PROJECTION, changed, state_of, toy
 
 CLASSES = 5
-SCHEDULE = {"every": "step", "cosine": 10, "warm_up": 0, "milestones": [], "gamma": 1.0}
-FRAME: dict[str, Any] = {
-    "backbone": {
-        "_target_": "shared.nn.resnet.ResNet",
-        "block": "bottleneck",
-        "layers": [1, 1, 1, 1],
-        "base_width": 4,
-        "groups": 2,
-        "width_per_group": 32,
-    },
-    "num_classes": CLASSES,
-    "projection": None,
-    "channels_last": True,
-    "lr": 0.1,
-    "momentum": 0.9,
-    "weight_decay": 0.0,
-    "schedule": SCHEDULE,
-    "balancing": None,
-    "many": 100,
-    "few": 20,
-    "seed": 0,
-}
+BACKBONE: dict[str, Any] = {
+    "_target_": "shared.nn.resnet.ResNet", "block": "bottleneck", "layers": [1, 1, 1, 1],
+    "base_width": 4, "groups": 2, "width_per_group": 32,
+}  # fmt: skip
 
 
 def cross_entropy(**changes: Any) -> CrossEntropy:
-    return CrossEntropy(**{**FRAME, **changes})
+    return toy(CrossEntropy, **({"backbone": BACKBONE} | changes))
 
 
 def iccl() -> ICCL:
-    return ICCL(
-        temperature=0.1,
-        centroid_momentum=0.99,
-        centroid_mode="ema",
-        centroid_warm_up=1,
-        w_agnostic=1.0,
-        w_interp=1.0,
-        w_centroid=1.0,
-        mix={"alpha": 1.0, "granularity": "sample", "joint_forward": True},
-        **{**FRAME, "projection": {"hidden": None, "dim": 6, "negative_slope": 0.0}},
-    )
+    return toy(ICCL, backbone=BACKBONE, projection=PROJECTION)
 
 
 def stage2(learnt: str, distilled: bool = False) -> BalancedClassifier:
     settings = {"temperature": 2.0, "weight": 0.4} if distilled else None
-    return BalancedClassifier(learnt=learnt, freeze_bn=True, distillation=settings, **FRAME)
-
-
-def state_of(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
+    return toy(BalancedClassifier, backbone=BACKBONE, learnt=learnt, distillation=settings)
 
 
 def public(module: LongTailClassifier, scales: bool = False) -> dict[str, Any]:
@@ -96,8 +64,7 @@ def test_export_and_load_are_inverse(build: Any, tmp_path: Path) -> None:
     assert report.complete
     assert not report.dropped
     assert not report.fresh
-    for name, value in state_of(module).items():
-        assert torch.equal(value, other.state_dict()[name]), name
+    assert not changed(state_of(module), other)
 
 
 def test_names_are_those_of_the_specification() -> None:
@@ -117,8 +84,7 @@ def test_a_public_baseline_loads_key_by_key(tmp_path: Path) -> None:
     report = official.load(module, tmp_path / "final_model_checkpoint.pth")
     assert set(report.dropped) == {"epoch", "best_epoch", "best_acc", "centroids"}
     assert len(report.mapped) == len(trained.state_dict())
-    for name, value in state_of(trained).items():
-        assert torch.equal(value, module.state_dict()[name]), name
+    assert not changed(state_of(trained), module)
 
 
 def test_public_scales_load_into_lws_and_nowhere_else() -> None:
@@ -137,17 +103,16 @@ def refused(module: LongTailClassifier, source: dict[str, Any], named: str) -> N
     before = state_of(module)
     with pytest.raises(CheckpointError, match=named):
         official.load_weights(module, source)
-    for name, value in before.items():
-        assert torch.equal(value, module.state_dict()[name]), "nothing may be loaded"
+    assert not changed(before, module)
 
 
 def test_wrong_files_are_refused_and_nothing_is_loaded() -> None:
     trained = cross_entropy()
     refused(iccl(), public(trained), "baseline without projection and centroids")
     refused(cross_entropy(num_classes=CLASSES + 1), public(trained), "classifier")
-    wider = {**FRAME["backbone"], "base_width": 8}
+    wider = {**BACKBONE, "base_width": 8}
     refused(cross_entropy(backbone=wider), public(trained), r"layer1\.0")
-    deeper = {**FRAME["backbone"], "layers": [1, 1, 2, 1]}
+    deeper = {**BACKBONE, "layers": [1, 1, 2, 1]}
     refused(cross_entropy(backbone=deeper), public(trained), r"layer3\.1")
     incomplete = public(trained)
     del incomplete["state_dict_best"]["feat_model"]["module.bn1.running_var"]
@@ -178,8 +143,7 @@ def test_stage_2_starts_from_stage_1(build: Any, tmp_path: Path) -> None:
 
     lws = stage2("lws")
     official.warm_start(lws, path, "stage1")
-    for name, value in state_of(trained.encoder.backbone).items():
-        assert torch.equal(value, lws.encoder.backbone.state_dict()[name]), name
+    assert not changed(state_of(trained.encoder.backbone), lws.encoder.backbone)
     assert torch.equal(lws.encoder.classifier.bias, trained.encoder.classifier.bias)  # type: ignore[union-attr]
     assert (lws.scales == 1).all()  # type: ignore[union-attr]
 
@@ -189,8 +153,7 @@ def test_stage_2_starts_from_a_public_baseline(tmp_path: Path) -> None:
     torch.save(public(trained), tmp_path / "public.pth")
     for module in (stage2("crt"), stage2("lws"), cross_entropy(), iccl()):
         official.warm_start(module, tmp_path / "public.pth", "classifier_balancing")
-        for name, value in state_of(trained.encoder.backbone).items():
-            assert torch.equal(value, module.encoder.backbone.state_dict()[name]), name
+        assert not changed(state_of(trained.encoder.backbone), module.encoder.backbone)
         kept = torch.equal(module.encoder.classifier.weight, trained.encoder.classifier.weight)  # type: ignore[union-attr]
         assert kept != (getattr(module, "scales", None) is None and hasattr(module, "scales"))
 

@@ -15,50 +15,38 @@ from methods.mopro.retraining import ClassifierRetraining
 from shared.checkpoints.official import convert_official
 from shared.checkpoints.reading import CheckpointError
 from tests.conformance.conftest import compose_experiment
+from tests.parity.toys import changed, state_of, toy
 from tests.unit.official_toy import checkpoint, resnet50_state
 
 RESNET50 = {"_target_": "shared.nn.resnet.ResNet"}
 TINY = {"_target_": "shared.nn.resnet.ResNet", "layers": [1, 1, 1, 1], "base_width": 2}
-SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4, "total_epochs": 2}
-SGD |= {"schedule": {"kind": "cosine"}, "channels_last": True}
 
 
-def mopro(classes: int, backbone: dict[str, Any] = RESNET50, **changed: Any) -> MoPro:
-    sizes = {"queue_size": 8192, "projection": {"hidden": 2048, "dim": 128, "negative_slope": 0.0}}
-    if backbone is TINY:
-        sizes = {"queue_size": 6, "projection": {"hidden": 7, "dim": 5, "negative_slope": 0.0}}
-    values = {
-        "temperature": 0.1,
-        "alpha": 0.5,
-        "threshold": 0.8,
-        "start_clean_epoch": 11,
-        "seed": 0,
-    }
-    values |= {"encoder_momentum": 0.999, "prototype_momentum": 0.999, "w_inst": 1.0}
-    return MoPro(
-        backbone=backbone, num_classes=classes, w_proto=1.0, **(values | sizes | SGD | changed)
-    )
+def mopro() -> MoPro:
+    projection = {"hidden": 7, "dim": 5, "negative_slope": 0.0}
+    return toy(MoPro, backbone=TINY, num_classes=6, queue_size=6, projection=projection)
 
 
-def transfer(kind: type, classes: int = 6, backbone: dict[str, Any] = TINY) -> Any:
-    network = {"backbone": backbone, "channels_last": False}
+def transfer(kind: type, classes: int = 6) -> Any:
+    network = {"backbone": TINY, "channels_last": False}
     if kind is LowShotSVM:
-        return kind(shots=[1], runs=1, costs=[0.5], full=False, seed=0, **network)
+        return toy(kind, **network)
     if kind is Robustness:
         return kind(num_classes=classes, class_list="none", bin_size=10, **network)
-    return kind(num_classes=classes, freeze=False, head_std=None, **(SGD | network))
+    return toy(kind, num_classes=classes, freeze=False, head_std=None, **network)
 
 
-@pytest.mark.parametrize("classes", [1000, 5000])
+@pytest.mark.parametrize("classes", [1000, pytest.param(5000, marks=pytest.mark.slow)])
 def test_full_size_checkpoints_fit(classes: int) -> None:
     """MoPro_V1_epoch90.tar and MoPro_V2_epoch90.tar."""
+    projection = {"hidden": 2048, "dim": 128, "negative_slope": 0.0}
+    sizes = {"num_classes": classes, "projection": projection, "queue_size": 8192}
     with torch.device("meta"):
-        module = mopro(classes)
+        module = toy(MoPro, backbone=RESNET50, **sizes)
         heads = {"classifier": (classes, 2048), "fc1": (2048, 2048), "fc2": (128, 2048)}
         encoder = resnet50_state(module.encoder.backbone, **heads)
-        state = {
-            f"module.{q}.{k}": v for q in ("encoder_q", "encoder_k") for k, v in encoder.items()
-        }
+        names = ("encoder_q", "encoder_k")
+        state = {f"module.{name}.{k}": v for name in names for k, v in encoder.items()}
         state |= {"module.queue": torch.randn(128, 8192), "module.queue_ptr": torch.zeros(1)}
         state["module.prototypes"] = torch.randn(classes, 128)
     table = official.table_for(module, "state_dict/module.")
@@ -69,7 +57,7 @@ def test_full_size_checkpoints_fit(classes: int) -> None:
 
 
 def test_a_checkpoint_loads_where_it_belongs(tmp_path: Path) -> None:
-    module = mopro(6, TINY)
+    module = mopro()
     shapes = official.export(module)["state_dict"]
     generator = torch.Generator().manual_seed(0)
     state = {
@@ -93,7 +81,7 @@ def test_a_checkpoint_loads_where_it_belongs(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
-    module = mopro(6, TINY)
+    module = mopro()
     return {k: v.clone() for k, v in official.export(module)["state_dict"].items()}
 
 
@@ -104,14 +92,14 @@ def without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     "pack",
     [
-        lambda s: {"state_dict": s, "epoch": 3},
+        lambda s: {"state_dict": s},
         lambda s: {"state_dict": without_prefix(s)},
-        lambda s: s,
+        dict,
         without_prefix,
     ],
 )
 def test_packings(pack: Callable[[dict], dict], state: dict[str, Tensor]) -> None:
-    module = mopro(6, TINY)
+    module = mopro()
     official.load_weights(module, pack(state))
     exported = official.export(module)["state_dict"]
     assert exported.keys() == state.keys()
@@ -133,19 +121,19 @@ def test_packings(pack: Callable[[dict], dict], state: dict[str, Tensor]) -> Non
 def test_wrong_checkpoints_are_refused(
     change: Callable[[dict], Any], named: str, state: dict[str, Tensor]
 ) -> None:
-    wrong, module = dict(state), mopro(6, TINY)
+    wrong, module = dict(state), mopro()
     change(wrong)
-    before = {k: v.clone() for k, v in module.state_dict().items()}
+    before = state_of(module)
     with pytest.raises(CheckpointError, match=named):
         official.load_weights(module, {"state_dict": wrong})
-    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    assert not changed(before, module)
 
 
 def test_pickled_code_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "evil.tar"
     torch.save({"state_dict": Path("x")}, path)
     with pytest.raises(CheckpointError, match="refused"):
-        official.load(mopro(6, TINY), path)
+        official.load(mopro(), path)
 
 
 @pytest.mark.parametrize("kind", official.TRANSFER)
@@ -154,7 +142,7 @@ def test_warm_start_from_official_and_from_our_run(
 ) -> None:
     theirs, ours = tmp_path / "official.tar", tmp_path / "last.ckpt"
     torch.save({"state_dict": state, "epoch": 90}, theirs)
-    run = mopro(6, TINY)
+    run = mopro()
     official.load_weights(run, {"state_dict": state})
     save_run(run, ours)
     for path in (theirs, ours):
@@ -166,14 +154,9 @@ def test_warm_start_from_official_and_from_our_run(
 
 
 def save_run(module: MoPro, path: Path) -> None:
-    torch.save(
-        {
-            "_target_": f"{type(module).__module__}.{type(module).__qualname__}",
-            "hyper_parameters": dict(module.hparams),
-            "state_dict": module.state_dict(),
-        },
-        path,
-    )
+    content = {"_target_": f"{type(module).__module__}.{type(module).__qualname__}"}
+    content |= {"hyper_parameters": dict(module.hparams), "state_dict": module.state_dict()}
+    torch.save(content, path)
 
 
 def test_warm_start_with_other_classes_takes_the_backbone(
@@ -197,7 +180,7 @@ def test_warm_start_is_particular(state: dict[str, Tensor], tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match="unknown: pretrained, backbone"):
         official.warm_start(transfer(FineTuning), path, "moco")
     with pytest.raises(CheckpointError, match="official_checkpoint"):
-        official.warm_start(mopro(6, TINY), path, "pretrained")
+        official.warm_start(mopro(), path, "pretrained")
 
 
 @pytest.mark.parametrize("kind", [CrossEntropy, ClassifierRetraining])
@@ -206,18 +189,14 @@ def test_a_module_without_prototypes_takes_the_query_encoder(
 ) -> None:
     path = tmp_path / "official.tar"
     torch.save({"state_dict": state}, path)
-    if kind is CrossEntropy:
-        module: Any = CrossEntropy(
-            views=["weak"], backbone=TINY, num_classes=6, projection=None, threshold=0.8, **SGD
-        )
-    else:
-        module = transfer(kind)
+    cross_entropy = kind is CrossEntropy
+    module = toy(kind, backbone=TINY, num_classes=6) if cross_entropy else transfer(kind)
     official.load(module, path)
     bias = state["module.encoder_q.classifier.bias"]
     assert torch.equal(module.encoder.classifier.bias, bias)
     fresh = type(module)(**module.hparams)
     official.load_weights(fresh, official.export(module))
-    assert all(torch.equal(v, fresh.state_dict()[k]) for k, v in module.state_dict().items())
+    assert not changed(state_of(module), fresh)
 
 
 def test_rows_name_the_paper_and_start_where_they_say() -> None:

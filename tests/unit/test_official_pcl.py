@@ -13,6 +13,7 @@ from methods.pcl.module import PCL, MoCo
 from shared.checkpoints.official import convert_official
 from shared.checkpoints.reading import CheckpointError
 from shared.training.method import Method
+from tests.parity.toys import changed, state_of, toy
 from tests.unit import official_toy
 from tests.unit.official_toy import NARROW, resnet50_state
 
@@ -23,51 +24,21 @@ TINY = {
 }  # fmt: skip
 
 
-def moco(version: str = "v2", **changes: Any) -> dict[str, Any]:
-    return {
-        "backbone": NARROW,
-        "projection": {
-            "v1": {"hidden": 0, "dim": 8},
-            "v2": {"hidden": None, "dim": 8, "negative_slope": 0},
-        }[version],
-        "queue_size": 20,
-        "key_momentum": 0.999,
-        "temperature": 0.2,
-        "lr": 0.03,
-        "momentum": 0.9,
-        "weight_decay": 1e-4,
-        "schedule": {"kind": "cosine"},
-        "total_epochs": 200,
-        "channels_last": True,
-        "seed": 0,
-        "evaluation": {},
-    } | changes
+def head(version: str, dim: int) -> dict[str, Any]:
+    layers = {"v1": {"hidden": 0}, "v2": {"hidden": None, "negative_slope": 0}}
+    return layers[version] | {"dim": dim}
 
 
-def pcl(version: str = "v2", **changes: Any) -> PCL:
-    return PCL(
-        num_clusters=[25000, 50000, 100000],
-        warm_up_epochs=20,
-        prototypes="sampled",
-        num_neg_proto=16384,
-        mask_shared=False,
-        kmeans={},
-        **moco(version, **changes),
-    )
+def pcl(version: str = "v2") -> PCL:
+    return toy(PCL, backbone=NARROW, queue_size=20, projection=head(version, 8))
 
 
 def tiny(**changes: Any) -> MoCo:
-    small = {"projection": {"hidden": None, "dim": 8, "negative_slope": 0.0}, "queue_size": 12}
-    return MoCo(**moco(**({"backbone": TINY} | small | changes)))
+    return toy(MoCo, **({"backbone": TINY, "projection": head("v2", 8)} | changes))
 
 
-def probe(network: dict[str, Any] = NARROW, **changes: Any) -> LinearProbe:
-    values: dict[str, Any] = {
-        "backbone": network, "num_classes": 7, "freeze": True, "head_std": 0.01, "lr": 5.0,
-        "momentum": 0.9, "weight_decay": 0.0, "schedule": {"kind": "cosine"}, "total_epochs": 9,
-        "channels_last": True,
-    }  # fmt: skip
-    return LinearProbe(**(values | changes))
+def probe(network: dict[str, Any] = NARROW) -> LinearProbe:
+    return toy(LinearProbe, backbone=network, num_classes=7)
 
 
 def checkpoint(version: str, module: MoCo) -> dict[str, Any]:
@@ -83,21 +54,18 @@ def checkpoint(version: str, module: MoCo) -> dict[str, Any]:
 
 
 def fault(module: Method, content: dict[str, Any]) -> str:
-    before = {key: value.clone() for key, value in module.state_dict().items()}
+    before = state_of(module)
     with pytest.raises(CheckpointError) as caught:
         official.load_weights(module, content)
-    after = module.state_dict()
-    assert all(torch.equal(value, after[key]) for key, value in before.items()), "was changed"
+    assert not changed(before, module)
     return str(caught.value)
 
 
-HEAD = {"v1": {"hidden": 0, "dim": 128}, "v2": {"hidden": None, "dim": 128, "negative_slope": 0}}
-
-
-@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("version", [pytest.param("v1", marks=pytest.mark.slow), "v2"])
 def test_official_checkpoint_full_size(version: str) -> None:
     with torch.device("meta"):
-        module = pcl(version, backbone=RESNET50, projection=HEAD[version], queue_size=16384)
+        sizes = {"projection": head(version, 128), "queue_size": 16384}
+        module = toy(PCL, backbone=RESNET50, **sizes)
         content = checkpoint(version, module)
     assert content["state_dict"]["module.encoder_q.layer4.2.bn3.bias"].shape == (2048,)
     table = official.key_table("state_dict/module.")
@@ -116,12 +84,12 @@ def test_official_checkpoint(version: str, tmp_path: Path) -> None:
     assert {key.split("/")[0] for key in report.dropped} == {"epoch", "arch", "optimizer"}
 
     theirs, ours = content["state_dict"], module.state_dict()
-    head = {"v1": ("fc.weight", "fc.weight"), "v2": ("fc.2.weight", "fc2.weight")}[version]
+    fc = {"v1": ("fc.weight", "fc.weight"), "v2": ("fc.2.weight", "fc2.weight")}[version]
     for there, here in (("encoder_q", "encoder"), ("encoder_k", "momentum_encoder.module")):
         bn = "layer3.5.bn2.running_var"
         assert torch.equal(ours[f"{here}.backbone.{bn}"], theirs[f"module.{there}.{bn}"])
-        found = ours[f"{here}.projection.{head[1]}"]
-        assert torch.equal(found, theirs[f"module.{there}.{head[0]}"])
+        found = ours[f"{here}.projection.{fc[1]}"]
+        assert torch.equal(found, theirs[f"module.{there}.{fc[0]}"])
     assert torch.equal(module.queue.features, theirs["module.queue"].T)
     assert int(module.queue.pointer) == 16
 
@@ -136,10 +104,7 @@ def test_our_own_state_survives_the_detour() -> None:
     module, other = tiny(), tiny()
     module.queue.enqueue(torch.randn(5, 8))
     official.load_weights(other, official.export(module))
-    for (name, mine), theirs in zip(
-        other.state_dict().items(), module.state_dict().values(), strict=True
-    ):
-        assert torch.equal(mine, theirs), name
+    assert not changed(state_of(module), other)
     assert int(other.queue.written) == 5
 
 
@@ -164,7 +129,7 @@ def test_wrong_checkpoints_are_refused_with_the_keys() -> None:
 
 @pytest.mark.parametrize(
     ("version", "build"),
-    [("v1", probe), ("v2", lambda: LowShotSVM(NARROW, [1], 1, [0.5], False, 0, True))],
+    [("v1", probe), ("v2", lambda: toy(LowShotSVM, backbone=NARROW))],
 )
 def test_transfer_from_an_official_checkpoint(version: str, build: Any, tmp_path: Path) -> None:
     content = checkpoint(version, pcl(version))
@@ -215,11 +180,6 @@ def test_what_cannot_be_a_start_is_refused(tmp_path: Path) -> None:
         official.warm_start(probe(), path, "pcl")
     with pytest.raises(CheckpointError, match=r"pre-train first(.|\n)*warm_start\.path=FILE"):
         official.warm_start(probe(TINY), tmp_path / "none.ckpt", "pcl")
-    frame = {"lr": 0.03, "momentum": 0.9, "weight_decay": 0.0, "no_decay": ["bn"],
-             "total_steps": 9, "ema_decay": 0.9, "ema_warm_up": False}  # fmt: skip
-    foreign = Supervised(
-        backbone=TINY, num_classes=3, projection=None, channels_last=False, **frame
-    )
-    path = saved(foreign, tmp_path / "comatch.ckpt")
+    path = saved(toy(Supervised), tmp_path / "comatch.ckpt")
     with pytest.raises(CheckpointError, match=r"it is of methods\.comatch\.module\.Supervised"):
         official.warm_start(probe(TINY), path, "pcl")

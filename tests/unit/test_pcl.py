@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -18,54 +17,19 @@ from torch import Tensor
 from methods.pcl import module as pcl_module
 from methods.pcl.clustering import Clusters, Granularity, cluster, concentration
 from methods.pcl.controls import permuted
-from methods.pcl.losses import (
-    mask_shared_positives,
-    prototype_logits,
-    sample_negatives,
-)
+from methods.pcl.losses import mask_shared_positives, prototype_logits, sample_negatives
 from methods.pcl.module import PCL, MoCo
-from shared import run as entry
 from shared.checkpoints.reading import load_module
 from shared.checkpoints.writing import AtomicCheckpointIO
 from shared.evaluation.features import Features
 from shared.experiments import arms as arms_of
 from shared.experiments import rows
-from shared.overrides import CONF
-
-KMEANS = {"iterations": 5, "restarts": 1, "max_points_per_centroid": 100, "gpu": False}
-
-
-def moco(**changes: Any) -> dict[str, Any]:
-    backbone = {"_target_": "shared.nn.small_convnet.SmallConvNet", "channels": [4, 6]}
-    return {
-        "backbone": backbone,
-        "projection": {"hidden": None, "dim": 5, "negative_slope": 0.1},
-        "queue_size": 12,
-        "key_momentum": 0.9,
-        "temperature": 0.2,
-        "lr": 0.1,
-        "momentum": 0.9,
-        "weight_decay": 0.0,
-        "schedule": {"kind": "cosine"},
-        "total_epochs": 4,
-        "channels_last": False,
-        "seed": 1,
-        "evaluation": {},
-    } | changes
+from tests.conformance.conftest import compose_experiment
+from tests.parity.toys import KMEANS, toy
 
 
 def pcl(kind: type[PCL] = PCL, **changes: Any) -> PCL:
-    options: dict[str, Any] = {
-        "num_clusters": [3, 6],
-        "warm_up_epochs": 1,
-        "prototypes": "full",
-        "num_neg_proto": 3,
-        "mask_shared": False,
-        "kmeans": KMEANS,
-    }
-    own = {name: changes.pop(name, value) for name, value in options.items()}
-    torch.manual_seed(0)
-    return kind(**own, **moco(**changes))
+    return toy(kind, 0, **({"num_clusters": [3, 6], "queue_size": 12} | changes))
 
 
 # --- losses ---
@@ -80,6 +44,7 @@ def test_gradient_reaches_the_query_only() -> None:
     assert density.grad is None
 
 
+@settings(max_examples=50)
 @given(
     positives=st.lists(st.integers(0, 19), min_size=1, max_size=12),
     number=st.integers(1, 25),
@@ -101,10 +66,10 @@ def test_negatives_are_other_prototypes_without_repetition(positives, number, se
 
 def test_every_candidate_is_drawn_equally_often() -> None:
     generator = torch.Generator().manual_seed(0)
-    draws = [sample_negatives(torch.tensor([1]), 5, 2, generator) for _ in range(2000)]
+    draws = [sample_negatives(torch.tensor([1]), 5, 2, generator) for _ in range(1000)]
     counts = torch.bincount(torch.cat(draws), minlength=5)
     assert counts[1] == 0
-    assert (counts[[0, 2, 3, 4]] - 1000).abs().max() < 100
+    assert (counts[[0, 2, 3, 4]] - 500).abs().max() < 60
 
 
 def test_a_shared_prototype_is_nobodys_negative() -> None:
@@ -141,17 +106,11 @@ def test_concentration_averages_to_the_temperature(seed, clusters, temperature) 
     assert float(phi.mean()) == pytest.approx(temperature, rel=1e-5)
 
 
-def test_concentration_of_single_members_is_the_temperature() -> None:
+def test_concentration_of_single_members_of_rounding_and_of_a_collapse() -> None:
     phi = concentration(torch.arange(4), torch.rand(4), 6, 0.3)
     torch.testing.assert_close(phi, torch.full((6,), 0.3))
-
-
-def test_search_results_below_zero_are_rounding() -> None:
     phi = concentration(torch.tensor([0, 0]), torch.tensor([-1e-7, 0.04]), 1, 0.2)
     assert phi.tolist() == pytest.approx([0.2])
-
-
-def test_a_collapse_is_named() -> None:
     ids = torch.arange(20) // 2
     with pytest.raises(ValueError, match=r"10 clusters hold identical features: .* collapsed"):
         concentration(ids, torch.zeros(20), 10, 0.2)
@@ -252,11 +211,7 @@ def batch_of(module: MoCo, size: int = 4) -> dict[str, Tensor]:
 
 
 def test_the_warm_up_is_moco() -> None:
-    losses = []
-    for build in (lambda: MoCo(**moco()), pcl):
-        torch.manual_seed(0)
-        module = build()
-        losses.append(module.training_step(batch_of(module), 0))
+    losses = [m.training_step(batch_of(m), 0) for m in (toy(MoCo, 0), toy(PCL, 0))]
     assert torch.equal(*losses)
 
 
@@ -280,18 +235,13 @@ def test_an_unknown_form_is_refused() -> None:
         pcl(prototypes="all")
 
 
-def test_a_batch_larger_than_the_queue_is_refused() -> None:
-    module = MoCo(**moco(queue_size=3))
-    with pytest.raises(ValueError, match="batch of 4 rows does not fit a queue of 3"):
-        module.training_step(batch_of(module), 0)
-
-
 def test_the_queue_starts_as_unit_vectors() -> None:
-    norms = MoCo(**moco()).queue.features.norm(dim=1)
-    torch.testing.assert_close(norms, torch.ones(12))
+    norms = toy(MoCo).queue.features.norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(15))
 
 
 def test_checkpoints_hold_the_clusters(tmp_path: Path) -> None:
+    """The conformance suite kills a run within an epoch; clustered again it would end elsewhere."""
     module = pcl()
     start_epoch(module, 1)
     trainer = pl.Trainer(
@@ -305,55 +255,9 @@ def test_checkpoints_hold_the_clusters(tmp_path: Path) -> None:
     assert loaded.clusters is not None
     assert module.clusters is not None
     assert loaded.clusters.epoch == 1
-    for mine, theirs in zip(
-        loaded.clusters.granularities, module.clusters.granularities, strict=True
-    ):
-        assert torch.equal(mine.im2cluster, theirs.im2cluster)
-        assert torch.equal(mine.prototypes, theirs.prototypes)
-        assert torch.equal(mine.density, theirs.density)
-    assert not any("cluster" in name for name in module.state_dict())
-
-
-def test_a_run_killed_within_an_epoch_keeps_its_clusters(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Clustered again with the encoder of the middle of the epoch, it would end elsewhere."""
-    caplog.set_level(logging.INFO, logger="methods.pcl")
-
-    class Kill(pl.Callback):
-        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
-            if trainer.global_step == 6:  # the second epoch has the steps 4 to 7
-                raise RuntimeError("killed")
-
-    def run(name: str, *callbacks: pl.Callback) -> dict[str, Any]:
-        values = [
-            "experiment=pcl/smoke", "name=smoke", f"output_dir={tmp_path / name}",
-            f"data_root={tmp_path}", "logger.wandb=null", "trainer.enable_progress_bar=false",
-            "trainer.max_epochs=2", "trainer.limit_val_batches=0", "method.evaluation.shots=[]",
-        ]  # fmt: skip
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("config", values)
-        fit = pl.Trainer.fit
-
-        def with_callbacks(self: pl.Trainer, *arguments: Any, **options: Any) -> None:
-            self.callbacks.extend(callbacks)
-            fit(self, *arguments, **options)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(pl.Trainer, "fit", with_callbacks)
-            entry.run(config)
-        return torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)
-
-    undisturbed = run("undisturbed")
-    with pytest.raises(RuntimeError, match="killed"):
-        run("killed", Kill())
-    caplog.clear()
-    resumed = run("killed")
-    assert "E-step" not in caplog.text
-    for name, value in undisturbed["state_dict"].items():
-        assert torch.equal(value, resumed["state_dict"][name]), name
-    mine, theirs = (c["clusters"]["granularities"] for c in (resumed, undisturbed))
+    mine, theirs = (c.state_dict()["granularities"] for c in (loaded.clusters, module.clusters))
     assert all(torch.equal(a[k], b[k]) for a, b in zip(mine, theirs, strict=True) for k in a)
+    assert not any("cluster" in name for name in module.state_dict())
 
 
 # --- configurations ---
@@ -390,8 +294,7 @@ def test_the_rows_of_the_specification_are_there() -> None:
     ],
 )  # fmt: skip
 def test_values_of_the_specification(experiment: str, values: dict[str, Any]) -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", [f"experiment=pcl/{experiment}", "name=x"])
+    config = compose_experiment(f"pcl/{experiment}")
     method = OmegaConf.to_container(config.method, resolve=False)
     trainer = {"${trainer.max_epochs}": config.trainer.max_epochs, "${.queue_size}": 16384}
     found = {key: trainer.get(str(method[key]), method[key]) for key in values}  # type: ignore[index]
@@ -399,11 +302,7 @@ def test_values_of_the_specification(experiment: str, values: dict[str, Any]) ->
 
 
 def test_the_arms_of_the_claim_share_network_data_and_schedule() -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        arms = {
-            name: compose("config", [f"experiment=reproduce/pcl/{name}", "name=x"])
-            for name in arms_of("pcl")
-        }
+    arms = {name: compose_experiment(f"reproduce/pcl/{name}") for name in arms_of("pcl")}
     assert {name: arm.arm for name, arm in arms.items()} == {name: name for name in arms}
     shared = arms["moco"]
     for arm in arms.values():

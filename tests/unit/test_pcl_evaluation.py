@@ -11,8 +11,7 @@ from methods.pcl.evaluation import LinearProbe, LowShotSVM
 from methods.pcl.module import MoCo
 from shared.evaluation.features import Features
 from shared.tasks.representation_probes import RepresentationProbes
-
-FLAT = {"_target_": "shared.nn.small_convnet.SmallConvNet", "channels": [4, 6]}
+from tests.parity.toys import changed, state_of, toy
 
 
 def settings(**changes: Any) -> dict[str, Any]:
@@ -23,10 +22,7 @@ def settings(**changes: Any) -> dict[str, Any]:
 
 
 def moco() -> MoCo:
-    return MoCo(
-        FLAT, {"hidden": None, "dim": 5, "negative_slope": 0.1}, 8, 0.9, 0.2, 0.1, 0.9, 0.0,
-        {"kind": "cosine"}, 4, False, 0, settings(),
-    )  # fmt: skip
+    return toy(MoCo, evaluation=settings())
 
 
 def score(bank: Features, queries: Features, **changes: Any) -> dict[str, float]:
@@ -99,13 +95,12 @@ def test_every_image_is_collected_once_and_then_forgotten(split: str) -> None:
     module.log_dict = logged.update  # type: ignore[method-assign]
     trainer: Any = SimpleNamespace(datamodule=images)
     module.trainer = trainer
+    name = {"val": "validation", "test": "test"}[split]
     for _ in range(2):
         with torch.no_grad():
             for rows in ([5, 4], [7, 4]):
-                getattr(module, f"{'test' if split == 'test' else 'validation'}_step")(
-                    images.batch(rows), 0
-                )
-            getattr(module, f"on_{'test' if split == 'test' else 'validation'}_epoch_end")()
+                getattr(module, f"{name}_step")(images.batch(rows), 0)
+            getattr(module, f"on_{name}_epoch_end")()
     assert logged == {f"{split}/knn": 42.0}
     bank, queries = seen[1]
     assert queries.indices.tolist() == [4, 5, 7]
@@ -134,8 +129,7 @@ def multi_label(count: int) -> Features:
 
 
 def svm(**changes: Any) -> LowShotSVM:
-    values: dict[str, Any] = {"shots": [1, 8], "runs": 3, "costs": [0.5], "full": True, "seed": 0}
-    return LowShotSVM(FLAT, channels_last=False, **(values | changes))
+    return toy(LowShotSVM, **({"shots": [1, 8], "full": True} | changes))
 
 
 def test_low_shot_svm_reports_mean_and_deviation_of_every_k() -> None:
@@ -153,17 +147,12 @@ def test_low_shot_svm_on_all_images_only() -> None:
 
 
 def test_the_linear_probe_leaves_the_backbone_alone() -> None:
-    probe = LinearProbe(
-        backbone=FLAT, num_classes=3, freeze=True, head_std=0.01, lr=0.5, momentum=0.9,
-        weight_decay=0.0, schedule={"kind": "cosine"}, total_epochs=3, channels_last=False,
-    )  # fmt: skip
-    before = {k: v.clone() for k, v in probe.encoder.state_dict().items()}
+    probe = toy(LinearProbe)
+    before = state_of(probe.encoder)
     [optimizer], _ = probe.configure_optimizers()
     probe.train()
     batch = {"train": torch.randn(6, 1, 8, 8), "labels": torch.arange(6) % 3}
     loss = probe.training_step(batch | {"indices": torch.arange(6)}, 0)
     loss.backward()
     optimizer.step()
-    after = probe.encoder.state_dict()
-    changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
-    assert changed == {"classifier.weight", "classifier.bias"}
+    assert changed(before, probe.encoder) == {"classifier.weight", "classifier.bias"}

@@ -80,3 +80,23 @@ class PlainImageBatches:
             "labels": torch.from_numpy(self.images.labels[used]),
             "indices": torch.from_numpy(used),
         }
+
+
+class DrawnBatches:
+    """Training batches from plans of one or several streams.
+
+    Args: parts: of each stream its images, the recipe of each view by the view's name, and the
+        names of labels and indices in the batch. Streams beyond the parts are left out, and parts
+        beyond the streams. Views draw by their names, so that an image paired with itself is
+        augmented twice.
+    """
+
+    def __init__(self, *parts: tuple[DrawnImages, Mapping[str, str], str, str]) -> None:
+        self.parts = parts
+
+    def __getitems__(self, plan: tuple[Draws, ...]) -> dict[str, Tensor]:
+        batch: dict[str, Tensor] = {}
+        for draws, (images, recipes, labels, indices) in zip(plan, self.parts, strict=False):
+            views, batch[labels], batch[indices] = images.load(draws, recipes)
+            batch |= dict(zip(recipes, views, strict=True))
+        return batch
