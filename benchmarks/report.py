@@ -26,25 +26,20 @@ MOST_PICTURES = 50  # of a showcase
 
 
 def build(outputs: Path = Path("outputs"), conf: Path = CONF) -> Path:
-    """Gathers all evidence and writes both forms of the report.
+    """Gathers all evidence and writes both forms of the report; returns the HTML page.
 
     Args:
         outputs: root of the results.
         conf: root of the configs, for the claims and the paper's rows.
-
-    Returns:
-        The HTML page.
     """
     folder = own_folder(outputs / "report")
     files = Outputs(outputs)
     methods = gather(files, conf)
     page = folder / "index.html"
-    for path, content in (
-        (page, html(methods, files)),
-        (folder / "report.md", markdown(methods, files)),
-    ):
-        with replacing(path) as file:
-            file.write(content.encode())
+    with replacing(page) as file:
+        file.write(html(methods, files).encode())
+    with replacing(folder / "report.md") as file:
+        file.write(markdown(methods, files).encode())
     return page
 
 
@@ -57,20 +52,10 @@ def html(methods: Sequence[Evidence], files: Outputs) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "picture": partial(picture, files),
-        "arm_rows": summary.arm_rows,
-        "comparison_rows": summary.comparison_rows,
-        "further_rows": summary.further_rows,
-        "baseline_lines": summary.baseline_lines,
-        "showcase": partial(showcase, files),
-        "metric_rows": summary.metric_rows,
-        "preparation_lines": summary.preparation_lines,
-        "checks": checks,
-        "paper_cells": paper_cells,
-        "speed_rows": speed_rows,
-    }
-    return environment.get_template("report.html").render(methods=methods, files=files)
+    of_files = {"picture": partial(picture, files), "showcase": partial(showcase, files)}
+    own = {"checks": checks, "paper_cells": paper_cells, "speed_rows": speed_rows}
+    template = environment.get_template("report.html", globals={**of_files, **own})
+    return template.render(methods=methods, files=files, summary=summary)
 
 
 def picture(files: Outputs, claim: Mapping[str, Any], name: str = "learning_curves") -> str:
@@ -92,22 +77,23 @@ def showcase(files: Outputs, claim: Mapping[str, Any]) -> list[str]:
 
 def checks(evidence: Evidence) -> list[tuple[str, str]]:
     """What parity, mutants, speed and chaos found, one line each, or the command that finds out."""
-    return [(kind, _check(kind, evidence)) for kind in KINDS]
+    return [
+        (kind, _found(kind, content))
+        if (content := evidence.files.get(kind))
+        else (kind, f"not run: make {kind} METHOD={evidence.method}")
+        for kind in KINDS
+    ]
 
 
-def _check(kind: str, evidence: Evidence) -> str:
-    content = evidence.files.get(kind)
-    if content is None:
-        return f"not run: make {kind} METHOD={evidence.method}"
+def _found(kind: str, content: Mapping[str, Any]) -> str:
     match kind:
         case "parity":
             return f"{content['passed']} of {content['total']} cases"
         case "mutants":
             return f"caught {content['caught']} of {content['total']}"
         case "speed":
-            return f"ratio {_plain(content.get('ratio'))} (ours/peer, lower is better), " + (
-                f"interquartile range {_plain(content.get('iqr'))}"
-            )
+            ratio, spread = _plain(content.get("ratio")), _plain(content.get("iqr"))
+            return f"ratio {ratio} (ours/peer, lower is better), interquartile range {spread}"
     kills, difference = content.get("kills", "?"), content["first_difference"]
     moments = []
     if isinstance(kills, list):
@@ -163,10 +149,8 @@ def markdown(methods: Sequence[Evidence], files: Outputs) -> str:
         if evidence.paper_rows:
             parts.append(table(*paper_cells(evidence.paper_rows)))
     if files.damaged:
-        parts.append("# Damaged files")
-        parts.append("They are left out of this report.")
-        damaged = sorted(files.damaged.items())
-        parts.append("\n".join(f"- {escaped(p)}: {escaped(reason)}" for p, reason in damaged))
+        listed = (f"- {escaped(p)}: {escaped(why)}" for p, why in sorted(files.damaged.items()))
+        parts += ["# Damaged files", "They are left out of this report.", "\n".join(listed)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -553,7 +553,7 @@ def test_an_error_cannot_write_to_the_terminal(tmp_path: Path) -> None:
 
 def test_refusals_are_kept_by_file(tmp_path: Path) -> None:
     files = Outputs(tmp_path)
-    assert files.content(tmp_path / "absent") is None
+    assert files.json(tmp_path / "absent", {}) is None
     assert not files.damaged
     (tmp_path / "a.json").write_text("{")
     assert files.json(tmp_path / "a.json", {}) is None
