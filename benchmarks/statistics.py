@@ -19,11 +19,9 @@ CHUNK = 2**21  # queries drawn in one go
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences method - baseline over the seeds that both arms finished.
+    """Differences method - baseline by seed, over the seeds that both arms finished.
 
     Attributes:
-        method, baseline: names of the arms.
-        differences: seed -> difference.
         mean: mean difference; nan without seeds.
         low, high: 95% confidence interval of the mean (Student's t, or percentiles of a bootstrap);
             nan below two seeds.
@@ -66,25 +64,17 @@ def paired(
     method: str, baseline: str, of_method: Mapping[int, float], of_baseline: Mapping[int, float]
 ) -> Paired:
     """Compares two arms seed by seed; `of_*` map seed -> metric. Unshared seeds are left out."""
-    nan = float("nan")
     seeds = sorted(of_method.keys() & of_baseline.keys())
     differences = {seed: of_method[seed] - of_baseline[seed] for seed in seeds}
     mean = mean_std(differences)[0]
-    if len(seeds) < 2:
-        return Paired(method, baseline, differences, mean, nan, nan, nan)
-    if len(set(differences.values())) == 1:  # no spread: the t statistic would be x/0
-        return Paired(method, baseline, differences, mean, mean, mean, nan)
-    test = stats.ttest_rel([of_method[s] for s in seeds], [of_baseline[s] for s in seeds])
-    interval = test.confidence_interval(0.95)
-    return Paired(
-        method,
-        baseline,
-        differences,
-        mean,
-        float(interval.low),
-        float(interval.high),
-        float(test.pvalue),
-    )
+    low = high = pvalue = float("nan")
+    if len(seeds) > 1 and len(set(differences.values())) == 1:
+        low = high = mean  # no spread: the t statistic would be x/0
+    elif len(seeds) > 1:
+        test = stats.ttest_rel([of_method[s] for s in seeds], [of_baseline[s] for s in seeds])
+        low, high = map(float, test.confidence_interval(0.95))
+        pvalue = float(test.pvalue)
+    return Paired(method, baseline, differences, mean, low, high, pvalue)
 
 
 def paired_by_query(
@@ -152,9 +142,7 @@ def rules_out(comparison: Paired, sign: int, smallest: float) -> bool:
     return max(sign * comparison.low, sign * comparison.high) < smallest
 
 
-def verdict(
-    primary: Paired, control: Paired | None, sign: int, smallest: float, unit: str = "points"
-) -> Verdict:
+def verdict(primary: Paired, control: Paired, sign: int, smallest: float) -> Verdict:
     """The pre-registered rule.
 
     no: `rules_out(primary)`. yes: `meets(primary)` and the control does not win, that is, it does
@@ -163,54 +151,37 @@ def verdict(
     method better would not be what the paper says.
 
     Args:
-        primary: method against baseline.
-        control: control against the same baseline; None if it was not run.
         sign: 1, -1 or 0 (no difference that matters).
         smallest: the smallest difference that matters, > 0.
-        unit: what a difference is measured in, for the reason.
     """
-    pairs = len(primary.differences)
-    if pairs < 2:
-        counted = "no seed" if pairs == 0 else "only one seed"
-        return Verdict(
-            "undecided",
-            f"{counted} finished in both {primary.method} and {primary.baseline}, "
-            "and an interval needs two.",
-        )
-    said = (
-        f"{primary.method} - {primary.baseline} is {primary.mean:+.2f} {unit} ({primary.interval})"
-    )
-    wanted = f"the {smallest:.2f} {unit} that matter"
+    if (pairs := len(primary.differences)) < 2:
+        both = f"{'only one' if pairs else 'no'} seed finished in both {primary.method} and"
+        reason = f"{both} {primary.baseline}, and an interval needs two."
+        return Verdict("undecided", reason)
+    gain = f"{primary.mean:+.2f} points ({primary.interval})"
+    said = f"{primary.method} - {primary.baseline} is {gain}"
+    wanted = f"the {smallest:.2f} points that matter"
     if rules_out(primary, sign, smallest):
-        if sign == 0:
-            return Verdict("no", f"{said}, beyond {wanted}.")
-        return Verdict("no", f"{said}, which rules out {wanted}.")
+        return Verdict("no", f"{said}, {'which rules out' if sign else 'beyond'} {wanted}.")
     if not meets(primary, sign, smallest):
         if sign == 0:
-            return Verdict("undecided", f"{said}, which does not lie inside {wanted}.")
-        if min(sign * primary.low, sign * primary.high) <= 0:
-            return Verdict("undecided", f"{said}, too wide to tell {wanted} from none.")
-        return Verdict("undecided", f"{said}, above none but with a mean below {wanted}.")
-    if control is None or len(control.differences) < 2:
+            short = f"which does not lie inside {wanted}"
+        elif min(sign * primary.low, sign * primary.high) <= 0:
+            short = f"too wide to tell {wanted} from none"
+        else:
+            short = f"above none but with a mean below {wanted}"
+        return Verdict("undecided", f"{said}, {short}.")
+    if len(control.differences) < 2:
         return Verdict("undecided", f"{said}, but the negative control has not run on two seeds.")
+    name, won = f"the negative control {control.method}", ""
     if meets(control, sign, smallest):
-        return Verdict(
-            "undecided",
-            f"{said}, but the negative control {control.method} meets the same criterion "
-            f"({control.mean:+.2f}).",
-        )
-    if sign and not sign * _shared_lead(primary, control) > 0:  # also where it is nan
-        return Verdict(
-            "undecided",
-            f"{said}, but the negative control {control.method} does as well "
-            f"({control.mean:+.2f}).",
-        )
-    inside = "inside" if sign == 0 else "at least"
-    return Verdict(
-        "yes",
-        f"{said}, {inside} {wanted}, and the negative control {control.method} "
-        f"({control.mean:+.2f}) does not show it.",
-    )
+        won = "meets the same criterion"
+    elif sign and not sign * _shared_lead(primary, control) > 0:  # also where it is nan
+        won = "does as well"
+    if won:
+        return Verdict("undecided", f"{said}, but {name} {won} ({control.mean:+.2f}).")
+    met = f"{'at least' if sign else 'inside'} {wanted}"
+    return Verdict("yes", f"{said}, {met}, and {name} ({control.mean:+.2f}) does not show it.")
 
 
 def _shared_lead(primary: Paired, control: Paired) -> float:

@@ -32,6 +32,9 @@ def interval(low: float, high: float, name: str = "ours", seeds: int = 5) -> Pai
     return Paired(name, "base", dict.fromkeys(range(seeds), mean), mean, low, high, 0.5)
 
 
+MISSING = interval(math.nan, math.nan, seeds=0)
+
+
 @given(samples)
 def test_interval_is_mean_plus_t_times_standard_error(rows):
     ours = {seed: a for seed, (a, _) in enumerate(rows)}
@@ -75,11 +78,11 @@ def test_below_two_seeds_there_is_no_interval(values):
         (interval(0.1, 1.5), interval(-2, 1), 1, "undecided", "mean below"),
         (interval(-2.0, 0.9), interval(-2, 1), 1, "no", "rules out"),
         (interval(0.1, 0.9), interval(-2, 1), 1, "no", "rules out"),
-        (interval(-2.0, 0.9), None, 1, "no", "rules out"),
+        (interval(-2.0, 0.9), MISSING, 1, "no", "rules out"),
         # the control wins, does as well, or is missing
         (interval(0.5, 3.5), interval(0.5, 3.0, "broken"), 1, "undecided", "broken meets"),
         (interval(0.5, 3.5), interval(-2.0, 6.5, "broken"), 1, "undecided", "does as well"),
-        (interval(0.5, 3.5), None, 1, "undecided", "has not run"),
+        (interval(0.5, 3.5), MISSING, 1, "undecided", "has not run"),
         (interval(0.5, 3.5), interval(-2, 1, seeds=1), 1, "undecided", "has not run"),
         # lower is better
         (interval(-3.5, -0.5), interval(-1, 2), -1, "yes", "does not show it"),
@@ -90,7 +93,7 @@ def test_below_two_seeds_there_is_no_interval(values):
         (interval(-0.5, 1.0), interval(-6, -3), 0, "undecided", "does not lie inside"),
         (interval(-0.5, 0.9), interval(-0.9, 0.5, "broken"), 0, "undecided", "broken meets"),
         (interval(1.0, 2.0), interval(-6, -3), 0, "no", "beyond"),
-        (interval(-4.0, -1.5), None, 0, "no", "beyond"),
+        (interval(-4.0, -1.5), MISSING, 0, "no", "beyond"),
         # too few seeds
         (interval(2, 3, seeds=1), interval(-2, 1), 1, "undecided", "only one seed"),
         (interval(2, 3, seeds=0), interval(-2, 1), 1, "undecided", "no seed"),
@@ -211,7 +214,7 @@ def test_resamples_are_the_same_each_time_in_chunks_of_any_size(monkeypatch, chu
 def test_below_two_seeds_there_is_no_bootstrap_either(seeds):
     found = paired_by_query("ours", "base", by_query(seeds), by_query(seeds))
     assert math.isnan(found.low)
-    assert verdict(found, None, 1, 1.0).answer == "undecided"
+    assert verdict(found, found, 1, 1.0).answer == "undecided"
 
 
 def test_only_shared_seeds_are_paired_by_query():
