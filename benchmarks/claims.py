@@ -174,15 +174,13 @@ def load_claim(path: Path) -> Claim:
     except (yaml.YAMLError, AttributeError) as error:
         raise ClaimError(f"{path} is no yaml of a claim: {error}") from error
     except ConfigKeyError as error:
-        known = [f.name for f in fields(error.object_type or Claim)]
-        raise ClaimError(
-            f"{path}: unknown key '{error.full_key or error.key}'{nearest(str(error.key), known)}"
-        ) from error
+        meant = nearest(str(error.key), [f.name for f in fields(error.object_type or Claim)])
+        raise ClaimError(f"{path}: unknown key '{error.full_key or error.key}'{meant}") from error
     except OmegaConfBaseException as error:
         raise ClaimError(f"{path}: {str(error).splitlines()[0]} (key {error.full_key})") from error
     # Interpolations in lines speak of the experiment's config, not of the claim.
     merged.update({key: {} for key in LINES})
-    if missing := [*OmegaConf.missing_keys(merged), *({"arms"} - lines.keys())]:
+    if missing := OmegaConf.missing_keys(merged) | ({"arms"} - lines.keys()):
         raise ClaimError(f"{path}: missing {', '.join(sorted(missing))}")
     claim = OmegaConf.to_object(merged)
     assert isinstance(claim, Claim)
@@ -193,8 +191,8 @@ def load_claim(path: Path) -> Claim:
     for name, line in [*claim.arms.items(), *claim.prepare.items()]:
         if not (isinstance(line, str) or (isinstance(line, dict) and "experiment" in line)):
             raise ClaimError(f"{path}: arm '{name}' must be an experiment, or a mapping with one")
-    below = [folder for folder in path.parents if folder.name == "reproduce"]
-    claim.name = str(path.relative_to(below[0]).with_suffix("")) if below else path.stem
+    below = next((folder for folder in path.parents if folder.name == "reproduce"), path.parent)
+    claim.name = str(path.relative_to(below).with_suffix(""))
     claim.curve = claim.curve or claim.primary.metric.replace("test/", "val/", 1)
     for further in claim.further:
         further.metric = further.metric or claim.primary.metric

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.outputs import RESULTS, check
 from shared.files import open_regular, read_json
@@ -25,13 +25,8 @@ TAIL = 1 << 16  # bytes at the end of a file that are looked at
 
 @dataclass(frozen=True)
 class Run:
-    """One arm with one seed.
-
-    Attributes:
-        folder: where shared.run writes results.json, metrics.csv and checkpoints.
-        total: training steps, or epochs where the config limits those; None if unknown.
-        unit: the column of metrics.csv that counts towards `total`, "step" or "epoch".
-    """
+    """One arm with one seed, in the folder where shared.run writes results.json, metrics.csv and
+    checkpoints; `total` training steps, or as `unit` says epochs, by metrics.csv's column."""
 
     arm: str
     seed: int
@@ -139,37 +134,28 @@ def _watch(process: subprocess.Popen, runs: Sequence[Run], console: Console) -> 
         TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=console, speed_estimate_period=600) as progress:
-        overall = progress.add_task("all runs", total=len(runs), detail=f"0 of {len(runs)}")
-        waiting, done = list(runs), 0
-        shown: dict[Run, tuple[TaskID, int, float]] = {}  # with first position, and when it was
+        overall = progress.add_task("all runs", total=len(runs), detail=f"0 of {len(runs)} runs")
+        labels = {run: f"{run.arm} seed {run.seed}" for run in runs}
+        tasks = {
+            run: progress.add_task(label, total=run.total, visible=False, detail="")
+            for run, label in labels.items()
+        }
         while True:
             ended = process.poll() is not None  # before the look at the files, which then is whole
             fractions = 0.0
-            for run in list(waiting):
-                label, position = f"{run.arm} seed {run.seed}", run.position()
+            for run, task in list(tasks.items()):
+                position = run.position()
                 if run.results() is not None:
-                    waiting.remove(run)
-                    if run in shown:
-                        progress.remove_task(shown.pop(run)[0])
-                    done += 1
-                    console.print(f"  finished {label} ({done} of {len(runs)})", highlight=False)
-                elif position or run in shown:
-                    if run not in shown:
-                        task = progress.add_task(label, total=run.total, detail="")
-                        shown[run] = task, position, time.monotonic()
-                    task, first, since = shown[run]
-                    detail = _detail(run, position, position - first, time.monotonic() - since)
-                    progress.update(task, completed=position, detail=detail)
+                    progress.remove_task(tasks.pop(run))
+                    count = f"{len(runs) - len(tasks)} of {len(runs)}"
+                    console.print(f"  finished {labels[run]} ({count})", highlight=False)
+                elif position:
+                    detail = f"{run.unit} {position}{f' of {run.total}' if run.total else ''}"
+                    progress.update(task, completed=position, detail=detail, visible=True)
                     fractions += min(1.0, position / run.total) if run.total else 0.0
+            done = len(runs) - len(tasks)
             detail = f"{done} of {len(runs)} runs"
             progress.update(overall, completed=done + fractions, detail=detail)
             if ended:
                 return
             time.sleep(1.0)
-
-
-def _detail(run: Run, position: int, since_first: int, seconds: float) -> str:
-    """How far a run has come and, after some seconds, how fast."""
-    unit = "it" if run.unit == "step" else "epochs"
-    speed = f"  {since_first / seconds:.1f} {unit}/s" if seconds > 2 else ""
-    return f"{run.unit} {position}{f' of {run.total}' if run.total else ''}{speed}"

@@ -8,11 +8,11 @@ import argparse
 import base64
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from benchmarks import summary
 from benchmarks.claims import CONF
@@ -43,8 +43,8 @@ def build(outputs: Path = Path("outputs"), conf: Path = CONF) -> Path:
     return page
 
 
-def html(methods: Sequence[Evidence], files: Outputs) -> str:
-    """The page; everything that came from a file is escaped."""
+@cache
+def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -52,10 +52,14 @@ def html(methods: Sequence[Evidence], files: Outputs) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    of_files = {"picture": partial(picture, files), "showcase": partial(showcase, files)}
     own = {"checks": checks, "paper_cells": paper_cells, "speed_rows": speed_rows}
-    template = environment.get_template("report.html", globals={**of_files, **own})
-    return template.render(methods=methods, files=files, summary=summary)
+    return environment.get_template("report.html", globals={"summary": summary, **own})
+
+
+def html(methods: Sequence[Evidence], files: Outputs) -> str:
+    """The page; everything that came from a file is escaped."""
+    pictures = {"picture": partial(picture, files), "showcase": partial(showcase, files)}
+    return _template().render(methods=methods, files=files, **pictures)
 
 
 def picture(files: Outputs, claim: Mapping[str, Any], name: str = "learning_curves") -> str:

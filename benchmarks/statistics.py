@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+Values = Mapping[int, float] | Mapping[int, NDArray[np.float64]]
 Answer = Literal["yes", "no", "undecided"]
 RESAMPLES = 10_000
 CHUNK = 2**21  # queries drawn in one go
@@ -60,42 +61,27 @@ def mean_std(values: Mapping[int, float]) -> tuple[float, float]:
     return mean, stdev(found) if len(found) > 1 else float("nan")
 
 
-def paired(
-    method: str, baseline: str, of_method: Mapping[int, float], of_baseline: Mapping[int, float]
-) -> Paired:
-    """Compares two arms seed by seed; `of_*` map seed -> metric. Unshared seeds are left out."""
+def paired(method: str, baseline: str, of_method: Values, of_baseline: Values) -> Paired:
+    """Compares two arms seed by seed, and query by query if that is given; unshared seeds are left
+    out.
+
+    Args: `of_*` map seed -> the metric, or that of each test query (Q,), the same queries in all.
+    """
     seeds = sorted(of_method.keys() & of_baseline.keys())
-    differences = {seed: of_method[seed] - of_baseline[seed] for seed in seeds}
+    apart = [of_method[seed] - of_baseline[seed] for seed in seeds]
+    differences = {seed: float(np.mean(d)) for seed, d in zip(seeds, apart, strict=True)}
+    queries = len(apart[0]) if apart and isinstance(apart[0], np.ndarray) else 0
     mean = mean_std(differences)[0]
     low = high = pvalue = float("nan")
-    if len(seeds) > 1 and len(set(differences.values())) == 1:
+    if len(seeds) > 1 and queries:
+        low, high = np.percentile(bootstrap_means(np.stack(apart)), [2.5, 97.5]).tolist()
+    elif len(seeds) > 1 and len(set(differences.values())) == 1:
         low = high = mean  # no spread: the t statistic would be x/0
     elif len(seeds) > 1:
         test = stats.ttest_rel([of_method[s] for s in seeds], [of_baseline[s] for s in seeds])
         low, high = map(float, test.confidence_interval(0.95))
         pvalue = float(test.pvalue)
-    return Paired(method, baseline, differences, mean, low, high, pvalue)
-
-
-def paired_by_query(
-    method: str,
-    baseline: str,
-    of_method: Mapping[int, NDArray[np.float64]],
-    of_baseline: Mapping[int, NDArray[np.float64]],
-) -> Paired:
-    """Compares two arms seed by seed and query by query; unshared seeds are left out.
-
-    Args: `of_*` map seed -> the metric of each test query (Q,), of the same queries throughout.
-    """
-    seeds = sorted(of_method.keys() & of_baseline.keys())
-    by_query = [of_method[seed] - of_baseline[seed] for seed in seeds]
-    differences = {seed: float(d.mean()) for seed, d in zip(seeds, by_query, strict=True)}
-    low = high = float("nan")
-    if len(seeds) > 1:
-        low, high = np.percentile(bootstrap_means(np.stack(by_query)), [2.5, 97.5]).tolist()
-    queries = len(by_query[0]) if by_query else 0
-    mean = mean_std(differences)[0]
-    return Paired(method, baseline, differences, mean, low, high, float("nan"), queries)
+    return Paired(method, baseline, differences, mean, low, high, pvalue, queries)
 
 
 def bootstrap_means(

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,12 +15,12 @@ from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from benchmarks.claims import Claim, Further, Primary, Rule, as_written
+from benchmarks.claims import Claim, Rule, as_written
 from benchmarks.launch import Run
 from benchmarks.markdown import code, escaped, table
 from benchmarks.outputs import check
 from benchmarks.outputs import number as finite
-from benchmarks.statistics import Paired, mean_std, paired, paired_by_query, verdict
+from benchmarks.statistics import mean_std, paired, verdict
 from shared.data.readers.files import one_line
 from shared.files import read_json, replacing, write_json
 
@@ -29,29 +30,21 @@ class Outcome:
     """The finished and the failed runs of a claim.
 
     Attributes:
-        results: (arm, seed) -> results.json.
+        results: (arm, seed) -> results.json; under (`per_query` file, metric) the metric of each
+            test query.
         failures: (arm, seed) -> tail of the error.
-        queries: (`per_query` file, metric) -> (arm, seed) -> the metric of each test query.
     """
 
-    results: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    results: dict[tuple[str, int], dict[Any, Any]] = field(default_factory=dict)
     failures: dict[tuple[str, int], str] = field(default_factory=dict)
-    queries: dict[tuple[str, str], dict[tuple[str, int], NDArray[np.float64]]] = field(
-        default_factory=dict
-    )
 
-    def values(self, arm: str, metric: str) -> dict[int, float]:
-        """Seed -> metric of the arm's finished runs."""
-        return {
-            seed: float(found["metrics"][metric])
-            for (name, seed), found in sorted(self.results.items())
-            if name == arm and metric in found["metrics"]
-        }
-
-    def values_by_query(self, arm: str, file: str, metric: str) -> dict[int, NDArray[np.float64]]:
-        """Seed -> metric of each test query, of the arm's finished runs."""
-        found = self.queries.get((file, metric), {})
-        return {s: v for (name, s), v in found.items() if name == arm and (name, s) in self.results}
+    def values(self, arm: str, metric: str, per_query: str = "") -> dict[int, Any]:
+        """Seed -> metric of the arm's finished runs, or with a file that of each test query."""
+        of_arm = {seed: r for (name, seed), r in sorted(self.results.items()) if name == arm}
+        if per_query:
+            return {seed: r[per_query, metric] for seed, r in of_arm.items()}
+        found = {seed: r["metrics"].get(metric) for seed, r in of_arm.items()}
+        return {seed: float(value) for seed, value in found.items() if value is not None}
 
 
 def collect(runs: Sequence[Run], claim: Claim, launched: Mapping[Run, str]) -> Outcome:
@@ -89,11 +82,12 @@ def _collect_queries(runs: Sequence[Run], file: str, metric: str, outcome: Outco
     for run in runs:
         if results := outcome.results.get((run.arm, run.seed)):
             try:
-                found[run] = _read_queries(run.folder / file, metric, results["metrics"])
+                found[run] = results[file, metric] = _read_queries(
+                    run.folder / file, metric, results["metrics"]
+                )
             except ValueError as error:
                 refused[run] = str(error)
-    counts = Counter(map(len, found.values()))
-    usual = counts.most_common(1)[0][0] if counts else 0
+    usual = max(Counter(map(len, found.values())).items(), key=itemgetter(1), default=(0, 0))[0]
     for run, values in found.items():
         if len(values) != usual:
             other = next(run for run, values in found.items() if len(values) == usual)
@@ -104,11 +98,10 @@ def _collect_queries(runs: Sequence[Run], file: str, metric: str, outcome: Outco
     for run, text in refused.items():
         outcome.failures[run.arm, run.seed] = text
         del outcome.results[run.arm, run.seed]
-    outcome.queries[file, metric] = {(run.arm, run.seed): v for run, v in found.items()}
 
 
 def _read_queries(path: Path, metric: str, metrics: Mapping[str, float]) -> NDArray[np.float64]:
-    """(Q,) the metric of each query.
+    """The metric of each query, (Q,).
 
     Raises:
         ValueError: the file is missing or damaged, or the run's metric is not the mean of it.
@@ -190,7 +183,11 @@ def _judge(claim: Claim, rule: Rule, outcome: Outcome) -> tuple[list[dict], dict
     A failed run of a decisive arm leaves the claim undecided: the seeds that survive are a choice
     that nobody registered.
     """
-    compared = [_paired(outcome, rule.primary, p.method, p.baseline) for p in rule.pairs]
+    by = (rule.primary.metric, rule.primary.per_query)
+    compared = [
+        paired(p.method, p.baseline, outcome.values(p.method, *by), outcome.values(p.baseline, *by))
+        for p in rule.pairs
+    ]
     plain = [{k: v for k, v in asdict(c).items() if k != "queries" or v} for c in compared]
     decisive = {arm for pair in rule.pairs[:2] for arm in (pair.method, pair.baseline)}
     if failed := [f"{arm} seed {seed}" for arm, seed in outcome.failures if arm in decisive]:
@@ -201,14 +198,6 @@ def _judge(claim: Claim, rule: Rule, outcome: Outcome) -> tuple[list[dict], dict
     if (seeds := set(compared[0].differences)) != set(claim.seeds):
         reason += f" Seeds compared: {sorted(seeds)}; registered: {sorted(claim.seeds)}."
     return plain, {"verdict": decided.answer, "reason": reason}
-
-
-def _paired(outcome: Outcome, by: Primary | Further, method: str, baseline: str) -> Paired:
-    arms = (method, baseline)
-    if file := by.per_query:
-        of_method, of_baseline = (outcome.values_by_query(arm, file, by.metric) for arm in arms)
-        return paired_by_query(*arms, of_method, of_baseline)
-    return paired(*arms, *(outcome.values(arm, by.metric) for arm in arms))
 
 
 def _mean_seconds(results: Iterable[Mapping[str, Any]]) -> float | None:

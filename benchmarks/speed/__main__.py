@@ -10,6 +10,7 @@ is better)`, of the first row, float32.
 
 import argparse
 import platform
+import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -68,11 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def load(method: str) -> dict[str, Any]:
-    """What METHOD.yaml says.
-
-    Raises:
-        SpeedError: there is none.
-    """
+    """What METHOD.yaml says; SpeedError if there is none."""
     if method not in {path.stem for path in Path(__file__).parent.glob("*.yaml")}:
         raise SpeedError(f"no speed comparison named {method!r} in benchmarks/speed")
     return yaml.safe_load(Path(__file__).with_name(f"{method}.yaml").read_text())
@@ -82,7 +79,7 @@ def measure(options: argparse.Namespace, spec: Mapping[str, Any]) -> None:
     """Run the whole comparison of one method and print it.
 
     Raises:
-        SpeedError: no peer, other work, or a worker failed.
+        SpeedError: no peer, other work or values, or a worker failed.
     """
     module, output = f"benchmarks.speed.{options.method}", Path(options.output).resolve() / "speed"
     peer_python = peer_environment.ensure(ROOT / ".venv-peer", PeerPackage(**spec["peer"]))
@@ -92,15 +89,14 @@ def measure(options: argparse.Namespace, spec: Mapping[str, Any]) -> None:
         if make_data := getattr(import_module(module), "make_data", None):
             progress("making what the sides read")
             make_data(Path(folder), settings)
+        workers = {"ours": (sys.executable, f"{module}:Ours")}
+        workers["peer"] = peer_python, f"{module}_peer:Peer"
         sides = {
             side: Worker(python, name, settings, ROOT, output / f"{options.method}_{side}.log")
-            for side, python, name in (
-                ("ours", Path(sys.executable), f"{module}:Ours"),
-                ("peer", peer_python, f"{module}_peer:Peer"),
-            )
+            for side, (python, name) in workers.items()
         }
         try:
-            ours, peer = sides["ours"].describe(), sides["peer"].describe()
+            ours, peer = (side.ask("describe") for side in sides.values())
             check_same_work(ours, peer)
             print(spec["header"])
             print(
@@ -111,7 +107,7 @@ def measure(options: argparse.Namespace, spec: Mapping[str, Any]) -> None:
             )
             if "equal" in spec:
                 progress("comparing what the sides compute")
-                check_same_values(sides["ours"].values(), sides["peer"].values(), spec["equal"])
+                check_same_values(*(side.ask("values") for side in sides.values()), spec["equal"])
             tables = {name: runnable(rows) for name, rows in spec["tables"].items()}
             taken: dict[Variant, list[list[float]]] = {}
             for single in (False, True):
@@ -133,11 +129,7 @@ def measure(options: argparse.Namespace, spec: Mapping[str, Any]) -> None:
 
 
 def changed(settings: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """The settings that NAME=VALUE arguments change.
-
-    Raises:
-        SpeedError: not of that form, or no such setting.
-    """
+    """The settings that NAME=VALUE arguments change; SpeedError if one is not of that form."""
     values = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
@@ -164,8 +156,8 @@ def progress(text: str) -> None:
 def machine() -> str:
     """The processor's model as the system names it."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    names = re.findall(r"^model name\s*:\s*(.*\S)", text, re.MULTILINE)
     return names[0] if names else platform.processor() or platform.machine()
 
 

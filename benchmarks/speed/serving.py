@@ -2,7 +2,7 @@
 
 `python -m benchmarks.speed.serving MODULE:CLASS SETTINGS` answers JSON lines on stdin with JSON
 lines on stdout: `{"command": "describe"}`, `{"command": "run", "variant": "float32", "steps": 3}`,
-or where a comparison has values that must be equal on both sides, `{"command": "values"}`. Only
+or `{"command": "values"}` where a comparison has values that must be equal on both sides. Only
 torch and the standard library, so that a peer's environment needs nothing of ours.
 """
 
@@ -85,7 +85,7 @@ def serve(name: str, settings: dict[str, Any]) -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def reply(content: dict[str, Any]) -> None:
+    def reply(content: Any) -> None:
         replies.write(json.dumps(content) + "\n")
         replies.flush()
 
@@ -93,12 +93,9 @@ def serve(name: str, settings: dict[str, Any]) -> None:
         module, _, kind = name.partition(":")
         workload: Workload = getattr(import_module(module), kind)(settings)
         for line in sys.stdin:
-            command = json.loads(line)
-            if command["command"] in ("describe", "values"):
-                reply(getattr(workload, command["command"])())
-            else:
-                seconds, losses = workload.run(command["variant"], command["steps"])
-                reply({"seconds": seconds, "losses": losses})
+            given = json.loads(line)
+            command = given.pop("command")
+            reply(getattr(workload, command)(**given))
     except Exception as error:
         traceback.print_exc()  # into the log
         reply({"error": f"{type(error).__name__}: {error}"})

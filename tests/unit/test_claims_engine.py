@@ -407,12 +407,12 @@ def test_a_file_of_queries_that_cannot_be_used_makes_a_failed_run(tmp_path, conf
     outcome = collect(runs, load_claim(write_claim(conf, BY_QUERY)), {})
     if words is None:
         assert outcome.failures == {}
-        assert len(outcome.values_by_query("base", PER_QUERY, "test/top1_ema")[1]) == 40
+        assert len(outcome.values("base", "test/top1_ema", PER_QUERY)[1]) == 40
     else:
         assert outcome.failures.keys() == {("base", 1)}
         assert re.search(words, outcome.failures["base", 1])
         assert str(tmp_path / "base/seed1" / PER_QUERY) in outcome.failures["base", 1]
-        assert outcome.values_by_query("base", PER_QUERY, "test/top1_ema") == {}
+        assert outcome.values("base", "test/top1_ema", PER_QUERY) == {}
 
 
 def test_only_what_is_compared_by_query_needs_the_file(conf):

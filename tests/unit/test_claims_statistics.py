@@ -15,7 +15,6 @@ from benchmarks.statistics import (
     mean_std,
     meets,
     paired,
-    paired_by_query,
     rules_out,
     verdict,
 )
@@ -144,20 +143,20 @@ def by_query(seeds=3, queries=400, noise=1.0, seed=0):
 
 def test_identical_arms_differ_by_nothing():
     arm = by_query()
-    found = paired_by_query("ours", "base", arm, arm)
+    found = paired("ours", "base", arm, arm)
     assert (found.mean, found.low, found.high) == (0, 0, 0)
     assert (found.queries, len(found.differences)) == (400, 3)
 
 
 def test_two_runs_of_the_same_arm_have_an_interval_around_zero():
-    found = paired_by_query("ours", "base", by_query(seed=1, noise=9), by_query(seed=1, noise=8))
+    found = paired("ours", "base", by_query(seed=1, noise=9), by_query(seed=1, noise=8))
     assert found.low < 0 < found.high
 
 
 def test_a_constant_shift_is_found_exactly():
     arm = by_query()
     shifted = {seed: values + 2.5 for seed, values in arm.items()}
-    found = paired_by_query("ours", "base", shifted, arm)
+    found = paired("ours", "base", shifted, arm)
     assert (found.mean, found.low, found.high) == pytest.approx((2.5, 2.5, 2.5), abs=1e-9)
     assert math.isnan(found.pvalue)
 
@@ -167,14 +166,14 @@ def test_the_pairing_takes_out_what_makes_a_query_easy():
     better = {
         seed: values + np.random.default_rng(seed).normal(2, 1, 400) for seed, values in arm.items()
     }
-    found = paired_by_query("ours", "base", better, arm)
+    found = paired("ours", "base", better, arm)
     assert 1.8 < found.low < found.mean < found.high < 2.2
 
 
 def test_seeds_of_opposite_signs_make_the_interval_wide():
     arm = by_query()
     swinging = {seed: values + (4, -4, 1)[seed - 1] for seed, values in arm.items()}
-    found = paired_by_query("ours", "base", swinging, arm)
+    found = paired("ours", "base", swinging, arm)
     assert found.mean == pytest.approx(1 / 3)
     # All three draws fall on the same seed in one resample of 27 (for each).
     assert (found.low, found.high) == pytest.approx((-4, 4))
@@ -184,7 +183,7 @@ def test_few_queries_make_the_interval_wide_however_alike_the_seeds_are():
     generator = np.random.default_rng(3)
     lead = generator.normal(1, 20, 100)  # the same in every seed
     arm = by_query(queries=100)
-    found = paired_by_query("ours", "base", {s: v + lead for s, v in arm.items()}, arm)
+    found = paired("ours", "base", {s: v + lead for s, v in arm.items()}, arm)
     error = lead.std(ddof=1) / 10
     assert found.mean == pytest.approx(lead.mean())
     assert found.low == pytest.approx(lead.mean() - 1.96 * error, abs=0.2 * error)
@@ -212,13 +211,13 @@ def test_resamples_are_the_same_each_time_in_chunks_of_any_size(monkeypatch, chu
 
 @pytest.mark.parametrize("seeds", [0, 1])
 def test_below_two_seeds_there_is_no_bootstrap_either(seeds):
-    found = paired_by_query("ours", "base", by_query(seeds), by_query(seeds))
+    found = paired("ours", "base", by_query(seeds), by_query(seeds))
     assert math.isnan(found.low)
     assert verdict(found, found, 1, 1.0).answer == "undecided"
 
 
 def test_only_shared_seeds_are_paired_by_query():
-    found = paired_by_query("ours", "base", by_query(3), {2: np.zeros(400), 9: np.zeros(400)})
+    found = paired("ours", "base", by_query(3), {2: np.zeros(400), 9: np.zeros(400)})
     assert list(found.differences) == [2]
 
 
@@ -227,8 +226,8 @@ def test_a_verdict_by_bootstrap_says_so():
     better = {seed: values + 3 for seed, values in arm.items()}
     worse = {seed: values - 3 for seed, values in arm.items()}
     found = verdict(
-        paired_by_query("ours", "base", better, arm),
-        paired_by_query("broken", "base", worse, arm),
+        paired("ours", "base", better, arm),
+        paired("broken", "base", worse, arm),
         1,
         1.0,
     )
