@@ -27,11 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from benchmarks.claims import CONF, nearest
+from benchmarks.claims import CONF, ClaimError, read, typed
 from shared.checkpoints.reading import load_checkpoint
 from shared.training.loggers import read_metrics
 
@@ -86,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         command = [sys.executable, "-m", "shared.run", f"experiment={experiment}"]
         command += [*ALWAYS, *plan.overrides, *arguments.overrides]
         report = chaos(command, folder, arguments.kills, arguments.seed, moments)
-    except ChaosError as error:
+    except (ChaosError, ClaimError) as error:
         print(f"chaos: failed: {error}")
         return 2
     report = {"schema": 1, "method": arguments.method, "experiment": experiment, **report}
@@ -101,27 +99,16 @@ def load_plan(method: str, conf: Path = CONF) -> Plan:
     """Read conf/chaos/METHOD.yaml; a moment may be written as its phrase alone.
 
     Raises:
-        ChaosError: no such file, or one that is not a plan; names file and key.
+        ClaimError: no such file, or one that is not a plan; names file and key.
     """
     path = conf / "chaos" / f"{method}.yaml"
-    if not path.is_file():
-        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
-        raise ChaosError(f"no plan at {path}{nearest(method, known)}")
-    try:
-        written: Any = OmegaConf.to_container(OmegaConf.load(path))
-        if isinstance(written, dict) and isinstance(written.get("moments"), list):
-            moments = [{"phrase": m} if isinstance(m, str) else m for m in written["moments"]]
-            written = {**written, "moments": moments}
-        plan: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Plan), written))
-    except yaml.YAMLError as error:
-        raise ChaosError(f"{path} is no yaml: {error}") from error
-    except OmegaConfBaseException as error:
-        reason, hint = f"{str(error).splitlines()[0]}, key", ""
-        if isinstance(error, ConfigKeyError):
-            known = ["experiment", "overrides", "moments", "phrase", "steps"]
-            reason, hint = "unknown key", nearest(str(error.key), known)
-        raise ChaosError(f"{path}: {reason} '{error.full_key}'{hint}") from error
-    return plan
+    written = read(path, "plan")
+    if isinstance(moments := written.get("moments"), list):
+        written["moments"] = [{"phrase": m} if isinstance(m, str) else m for m in moments]
+    plan = typed(Plan, written, path)
+    if missing := OmegaConf.missing_keys(plan):
+        raise ClaimError(f"{path}: missing {', '.join(sorted(missing))}")
+    return OmegaConf.to_object(plan)
 
 
 def chaos(

@@ -164,20 +164,9 @@ def load_claim(path: Path) -> Claim:
     Raises:
         ClaimError: missing file, unknown key (with the nearest name), wrong type, or a rule broken.
     """
-    if not path.is_file():
-        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
-        raise ClaimError(f"no claim at {path}{nearest(path.stem, known) if known else ''}")
-    try:
-        written = yaml.safe_load(path.read_text()) or {}
-        lines = {key: written.pop(key) for key in LINES if key in written}
-        merged = OmegaConf.merge(OmegaConf.structured(Claim), written)
-    except (yaml.YAMLError, AttributeError) as error:
-        raise ClaimError(f"{path} is no yaml of a claim: {error}") from error
-    except ConfigKeyError as error:
-        meant = nearest(str(error.key), [f.name for f in fields(error.object_type or Claim)])
-        raise ClaimError(f"{path}: unknown key '{error.full_key or error.key}'{meant}") from error
-    except OmegaConfBaseException as error:
-        raise ClaimError(f"{path}: {str(error).splitlines()[0]} (key {error.full_key})") from error
+    written = read(path, "claim")
+    lines = {key: written.pop(key) for key in LINES if key in written}
+    merged = typed(Claim, written, path)
     # Interpolations in lines speak of the experiment's config, not of the claim.
     merged.update({key: {} for key in LINES})
     if missing := OmegaConf.missing_keys(merged) | ({"arms"} - lines.keys()):
@@ -199,6 +188,31 @@ def load_claim(path: Path) -> Claim:
         further.control_baseline = further.control_baseline or further.baseline
     _check(claim, path)
     return claim
+
+
+def read(path: Path, what: str) -> dict[str, Any]:
+    """The mapping that a yaml holds; ClaimError if it does not, or names the nearest file."""
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        raise ClaimError(f"no {what} at {path}{nearest(path.stem, known) if known else ''}")
+    try:
+        written = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ClaimError(f"{path} is no yaml of a {what}: {error}") from error
+    if not isinstance(written, dict):
+        raise ClaimError(f"{path} is no yaml of a {what}: it is no mapping")
+    return written
+
+
+def typed(form: type, written: Mapping[str, Any], path: Path) -> Any:
+    """A config of a dataclass's keys and types; ClaimError names what else was written."""
+    try:
+        return OmegaConf.merge(OmegaConf.structured(form), written)
+    except ConfigKeyError as error:
+        meant = nearest(str(error.key), [f.name for f in fields(error.object_type or form)])
+        raise ClaimError(f"{path}: unknown key '{error.full_key or error.key}'{meant}") from error
+    except OmegaConfBaseException as error:
+        raise ClaimError(f"{path}: {str(error).splitlines()[0]} (key {error.full_key})") from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -30,7 +30,7 @@ class Ours(Comparable, OurSide):
         super().__init__(settings, pretraining(settings))
 
     def module(self) -> Pretraining:
-        module = self.instantiate("method")
+        module = super().module()
         official.load_weights(module, torch.load(self.folder / "pretraining_weights.pt"))
         return module.train()
 
@@ -65,7 +65,7 @@ class Ours(Comparable, OurSide):
         return losses
 
     def ranking(self, name: str, precision: str) -> Callable[[], tuple[Tensor, Tensor]]:
-        module = OurSide(self.settings, ranking(self.settings, name)).instantiate("method").eval()
+        module = OurSide(self.settings, ranking(self.settings, name)).module().eval()
         official.load_weights(module, torch.load(self.folder / f"{name}_weights.pt"))
         form: Precision = "bfloat16" if precision == "bf16" else "float32"
         evaluation = RetrievalEvaluation(self.settings[name]["k_test"], precision=form)
@@ -115,7 +115,7 @@ def make_data(folder: Path, settings: dict[str, Any]) -> None:
     networks = {"pretraining": pretraining(settings)}
     networks |= {name: ranking(settings, name) for name in GALLERIES}
     for name, given in networks.items():
-        weights = official.export(OurSide(settings, given).instantiate("method"))
+        weights = official.export(OurSide(settings, given).module())
         # The momentum copies begin as what they copy, and pre-training's queue has no identities.
         own = ("tenfold", "idx_queue")
         kept = {k: v for k, v in weights.items() if not (k in own or k.split(".")[0][-2:] == "_m")}

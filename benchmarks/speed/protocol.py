@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from shared.files import write_json
 
@@ -164,25 +166,18 @@ def compare(
 ) -> list[Row]:
     """Medians, quartiles and paired ratios of what `alternate` measured."""
     rows = []
-    for comparison in comparisons:
-        ours, peer = taken["ours", comparison.ours], taken["peer", comparison.peer]
+    for name, mine, theirs in comparisons:
+        ours, peer = taken["ours", mine], taken["peer", theirs]
         ratios = [median(a) / median(b) for a, b in zip(ours, peer, strict=True)]
-        figures = median(ratios), quartiles(ratios)
-        rows.append(Row(comparison.name, *_milliseconds(ours), *_milliseconds(peer), *figures))
+        ms = ([1e3 * s for block in blocks for s in block] for blocks in (ours, peer))
+        figures = [(median(values), quartiles(values)) for values in (*ms, ratios)]
+        rows.append(Row(name, *figures[0], *figures[1], *figures[2]))
     return rows
-
-
-def _milliseconds(blocks: Sequence[Sequence[float]]) -> tuple[float, tuple[float, float]]:
-    """Median and quartiles of the seconds of all blocks, in ms."""
-    ms = [1e3 * value for block in blocks for value in block]
-    return median(ms), quartiles(ms)
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
     """First and third quartile; of one value, the value twice."""
-    if len(values) == 1:
-        return values[0], values[0]
-    first, _, third = quantiles(values, n=4, method="inclusive")
+    first, third = np.quantile(values, [0.25, 0.75]).tolist()
     return first, third
 
 

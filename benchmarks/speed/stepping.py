@@ -19,7 +19,6 @@ from shared.training.allocator import keep_freed_memory
 from shared.training.callbacks import FiniteGradients, Throughput
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-BASES: dict[str, type] = {"method": pl.LightningModule, "data": pl.LightningDataModule}
 
 
 class OurSide(Workload):
@@ -43,12 +42,9 @@ class OurSide(Workload):
             self.config = compose("config", [*given, f"seed={settings['seed']}"])
         self.trained: dict[str, pl.LightningModule] = {}
 
-    def instantiate(self, key: str) -> Any:
-        return build(self.config[key], BASES[key])
-
     def module(self) -> Any:
         """The module in the state in which it is timed."""
-        return self.instantiate("method").train()
+        return build(self.config.method, pl.LightningModule).train()
 
     def batches(self, source: str) -> Iterator[dict[str, Tensor]]:
         """The batches of a variant."""

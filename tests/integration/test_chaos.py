@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import chaos
 from benchmarks.chaos import ChaosError, Moment, first_difference, load_plan
+from benchmarks.claims import ClaimError
 from tests.processes import within
 
 TOY = [sys.executable, str(Path(__file__).with_name("chaos_toy.py"))]
@@ -159,7 +160,7 @@ def test_a_plan_names_experiment_overrides_and_moments(tmp_path):
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(tmp_path, text, words):
-    with pytest.raises(ChaosError, match=words) as error:
+    with pytest.raises(ClaimError, match=words) as error:
         load_plan("toy", plan_in(tmp_path, text))
     assert "toy.yaml" in str(error.value)
 

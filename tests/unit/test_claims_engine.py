@@ -302,9 +302,7 @@ def test_an_arm_that_others_start_from_is_trained_once_first_and_counted(engine,
     assert launcher.ran == [("base", 1), ("base", 2), ("ours", 1), ("ours", 2)]
     assert "experiment=reproduce/toy/base" in launcher.commands[0]
     _, screen, folder = engine(later)
-    assert later.ran == [("base", 3), ("ours", 3), *(("broken", s) for s in (1, 2, 3))] or (
-        sorted(later.ran) == sorted([("base", 3), ("ours", 3), *(("broken", s) for s in (1, 2, 3))])
-    )
+    assert set(later.ran) == {("base", 3), ("ours", 3), *(("broken", s) for s in (1, 2, 3))}
     assert "claim holds: yes" in screen
     assert "Trained first, because other arms start from it: base" in screen
     assert "Prepared once per seed" not in screen
