@@ -162,21 +162,14 @@ def _paper_row(
     if other := len(found) - len(as_stated):
         note += f" ({other} with other settings left out)"
     spread = f"\u00a0±\u00a0{paper['std']}" if paper.get("std") is not None else ""
-    return PaperRow(
-        experiment=experiment,
-        table=str(paper.get("table", "")),
-        metric=metric,
-        paper="unknown" if paper.get("value") is None else f"{paper['value']}{spread}",
-        ours=sum(values) / len(values) if values else None,
-        note=note,
-    )
+    value = "unknown" if paper.get("value") is None else f"{paper['value']}{spread}"
+    ours = sum(values) / len(values) if values else None
+    return PaperRow(experiment, str(paper.get("table", "")), metric, value, ours, note)
 
 
 def _ran_as_stated(experiment: str, folder: Path, conf: Path, files: Outputs) -> bool:
-    """Whether a run's resolved config is what its experiment file says, precision apart.
-
-    A paper row tried with fewer steps must not stand beside the paper's number.
-    """
+    """Whether a run's resolved config is what its experiment file says, precision apart: a row that
+    was tried with fewer steps must not stand beside the paper's number."""
 
     def read(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
         ran = OmegaConf.create(parse_config(content.decode("utf-8-sig")))

@@ -121,10 +121,10 @@ def _plain(value: Any) -> str:
 def paper_cells(rows: Sequence[PaperRow]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of the paper's rows beside ours."""
     header = ["experiment", "table", "metric", "paper", "ours", "state"]
-    return header, [
-        [row.experiment, row.table, row.metric, row.paper, summary.number(row.ours), row.note]
-        for row in rows
+    cells = [
+        [r.experiment, r.table, r.metric, r.paper, summary.number(r.ours), r.note] for r in rows
     ]
+    return header, cells
 
 
 def speed_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:

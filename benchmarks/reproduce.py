@@ -66,16 +66,14 @@ def reproduce(
     """Runs what is missing of a claim, then prints and writes its summary.
 
     Args:
-        method: name of the method package.
         claim_name: a claim in conf/reproduce/METHOD/; None: the method's own.
-        seeds: the seeds to run; None: the registered ones.
-        arms: the arms to run, ["all"] for the optional ones too; None: all but the optional.
+        seeds, arms: those to run; None: the registered seeds, all arms but the optional ones, which
+            ["all"] includes.
         jobs: processes side by side.
         overrides: Hydra overrides for all arms; they change the hash and are shown.
         launcher: runs the multirun; tests give a fake.
 
-    Returns:
-        0, or 1 if a run failed.
+    Returns: 0, or 1 if a run failed.
 
     Raises:
         ClaimError: the claim, a seed or an arm makes no sense.
@@ -163,10 +161,8 @@ def reproduce(
 def showcase(
     wanted: Showcase, base: Path, seed: int, data_root: Path, console: Console
 ) -> list[Path]:
-    """Let `tenfold predict` draw what an arm's run of that seed has learned; returns its pictures.
-
-    They illustrate and decide nothing: if they cannot be drawn, that is said and all else stands.
-    """
+    """Pictures by `tenfold predict` of what an arm's run of that seed has learned. They decide
+    nothing: if they cannot be drawn, that is said and all else stands."""
     checkpoint = base / wanted.arm / f"seed{seed}" / "checkpoints" / "last.ckpt"
     folder = base / "showcase"
     command = [sys.executable, "-m", "shared.cli", "predict", f"checkpoint={checkpoint}"]

@@ -39,12 +39,6 @@ class Paired:
     pvalue: float
     queries: int = 0
 
-    @property
-    def interval(self) -> str:
-        """The interval in words."""
-        kind = f"bootstrap interval over seeds and {self.queries} queries"
-        return f"95% {kind if self.queries else 'interval'} {self.low:+.2f} to {self.high:+.2f}"
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -144,7 +138,9 @@ def verdict(primary: Paired, control: Paired, sign: int, smallest: float) -> Ver
         both = f"{'only one' if pairs else 'no'} seed finished in both {primary.method} and"
         reason = f"{both} {primary.baseline}, and an interval needs two."
         return Verdict("undecided", reason)
-    gain = f"{primary.mean:+.2f} points ({primary.interval})"
+    queries = f"bootstrap interval over seeds and {primary.queries} queries"
+    interval = f"95% {queries if primary.queries else 'interval'} {primary.low:+.2f} to"
+    gain = f"{primary.mean:+.2f} points ({interval} {primary.high:+.2f})"
     said = f"{primary.method} - {primary.baseline} is {gain}"
     wanted = f"the {smallest:.2f} points that matter"
     if rules_out(primary, sign, smallest):

@@ -21,14 +21,12 @@ import torch
 class Workload:
     """One side of a comparison; builds each variant when it is first asked for.
 
-    A variant is a precision, "float32" or "bf16", alone or followed by what is done.
+    A variant is a precision, "float32" or "bf16", alone or followed by what is done. `rows` is the
+    number of images, or whatever the comparison's unit is, of a step.
 
     Args:
         settings: of the comparison, with the number of `threads`. `queries` says how many a step
             answers together, by what is done: the time of one is reported.
-
-    Attributes:
-        rows: images, or whatever the comparison's unit is, of a step.
     """
 
     rows: int
@@ -70,7 +68,7 @@ class Workload:
 
 
 def timed(step: Callable[[], float], steps: int) -> tuple[list[float], list[float]]:
-    """Call `step`, which returns its loss, `steps` times; seconds and losses."""
+    """Seconds and losses of so many calls."""
     seconds, losses = [], []
     for _ in range(steps):
         begin = time.perf_counter()

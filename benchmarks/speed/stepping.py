@@ -22,13 +22,10 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 class OurSide(Workload):
-    """Our workload, from a config.
+    """Our workload, from overrides of conf/config.yaml; the module is built from `method`.
 
     Where the batches come from is the variant's second word: nothing (one batch, used again and
     again), "trainer" (the same in Lightning's loop), or what `batches` knows.
-
-    Args:
-        overrides: of conf/config.yaml; the module is built from `method`.
     """
 
     batch: dict[str, Tensor]
@@ -83,11 +80,8 @@ class OurSide(Workload):
 
 
 def by_hand(module: Any, batches: Iterator[dict[str, Tensor]], mixed: bool) -> Callable[[], float]:
-    """All that Lightning does to train on a batch, through the module's own hooks; the loss.
-
-    Args:
-        mixed: bf16 autocast.
-    """
+    """All that Lightning does to train on a batch, by the module's own hooks; returns the loss.
+    `mixed` is bf16 autocast."""
     configured = module.configure_optimizers()
     if isinstance(configured, torch.optim.Optimizer):  # the module sets its rate itself
         optimizer, schedule = configured, None

@@ -23,7 +23,7 @@ from benchmarks.claims import ClaimError, compose_experiment
 from benchmarks.figures import read_curves
 from benchmarks.launch import Run
 from benchmarks.markdown import code, escaped, table
-from benchmarks.outputs import Outputs
+from benchmarks.outputs import PNG, Outputs
 from benchmarks.reproduce import _registered_precision, reproduce
 from benchmarks.summary import _read_queries
 from tests.hostile import damages
@@ -50,7 +50,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     conf, outputs = write_conf(root), root / "outputs"
     write_rows(conf, row={"metric": "test/top1", "value": 93.1})
     launcher = FakeLauncher(lambda arm, seed: 60 + 3 * (arm == "ours") + 0.1 * seed * len(arm))
-    reproduce("toy", launcher=launcher, conf=conf, outputs=outputs, console=Console(quiet=True))
+    with pytest.MonkeyPatch.context() as patch:
+        remember(patch)
+        patch.setattr("benchmarks.figures.draw", lambda path, *_: path.write_bytes(PNG))
+        reproduce("toy", launcher=launcher, conf=conf, outputs=outputs, console=Console(quiet=True))
     (folder,) = (outputs / "reproduce" / "toy").iterdir()
     folder.rename(folder.with_name("CLAIM"))
     write_results(outputs / "toy/row/seed1", "row", 1, {"test/top1": 92.5})

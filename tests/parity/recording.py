@@ -3,7 +3,7 @@
 import inspect
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from types import ModuleType
@@ -33,28 +33,19 @@ def recording(*targets: tuple[Any, str]) -> Iterator[dict[str, list[Call]]]:
     Tensors are cloned, except those that carry gradient, because a step changes many in place.
     """
     calls: dict[str, list[Call]] = defaultdict(list)
-    restore = []
-    for owner, name in targets:
-        original = getattr(owner, name)
+    with ExitStack() as patches:
+        for owner, name in targets:
+            original = getattr(owner, name)
 
-        def wrapper(*args: Any, _original=original, _name=name, **kwargs: Any) -> Any:
-            bound = inspect.signature(_original).bind(*args, **kwargs)
-            arguments = {key: _keep(value) for key, value in bound.arguments.items()}
-            result = _original(*args, **kwargs)
-            calls[_name].append(Call(arguments, _keep(result)))
-            return result
+            def wrapper(*args: Any, _original=original, _name=name, **kwargs: Any) -> Any:
+                bound = inspect.signature(_original).bind(*args, **kwargs)
+                arguments = {key: _keep(value) for key, value in bound.arguments.items()}
+                result = _original(*args, **kwargs)
+                calls[_name].append(Call(arguments, _keep(result)))
+                return result
 
-        own = name in vars(owner)
-        restore.append((owner, name, original, own))
-        setattr(owner, name, wraps(original)(wrapper))
-    try:
+            patches.enter_context(patch.object(owner, name, wraps(original)(wrapper)))
         yield calls
-    finally:
-        for owner, name, original, own in reversed(restore):
-            if own:
-                setattr(owner, name, original)
-            else:
-                delattr(owner, name)
 
 
 def _keep(value: Any) -> Any:

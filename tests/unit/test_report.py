@@ -20,10 +20,10 @@ from claims_toy import (
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from benchmarks import evidence
+from benchmarks import evidence, figures
 from benchmarks.claims import compose_experiment
 from benchmarks.evidence import gather
-from benchmarks.outputs import Outputs
+from benchmarks.outputs import PNG, Outputs
 from benchmarks.report import build, checks, html, main, markdown
 from benchmarks.reproduce import reproduce
 
@@ -45,6 +45,7 @@ def outputs(tmp_path):
 @pytest.fixture
 def conf(tmp_path, monkeypatch):
     remember(monkeypatch)
+    monkeypatch.setattr(figures, "draw", lambda path, *_: path.write_bytes(PNG))
     return write_conf(tmp_path)
 
 

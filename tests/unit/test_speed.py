@@ -314,9 +314,9 @@ def test_our_moco_steps_by_hand_and_in_lightnings_loop():
     assert ours.describe()["images_per_step"] == 4
     assert ours.describe()["parameters"] == 11_168_832 + 513 * 512 + 513 * 128
     for variant in ("float32", "float32 trainer"):
-        seconds, losses = ours.run(variant, 2)
-        assert len(seconds) == len(losses) == 2
-        assert all(0 < loss < 30 for loss in losses)
+        (seconds,), (loss,) = ours.run(variant, 1)
+        assert seconds > 0
+        assert 0 < loss < 30
     with pytest.raises(ValueError, match="no batches called 'loading'"):
         ours.run("float32 loading", 1)
 
@@ -348,9 +348,7 @@ def test_our_albef_steps_ranks_and_gives_its_values(tmp_path):
     assert len(values["ranks"]) == len(values["matching scores"]) == (8 + 40) * 6 + (12 + 20) * 5
     # The draws and weights are given: the values are those of any other process.
     assert albef.Ours(settings).values() == values
-    seconds, losses = ours.run("float32", 2)
-    assert len(seconds) == len(losses) == 2
-    assert all(0 < loss < 40 for loss in losses)
+    assert all(0 < loss < 40 for loss in ours.run("float32", 2)[1])
     for gallery in albef.GALLERIES:
         seconds, scores = ours.run(f"float32 {gallery}", 1)
         half = ours.run(f"bf16 {gallery}", 1)[1]
