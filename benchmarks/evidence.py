@@ -18,14 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from benchmarks.claims import (
-    ClaimError,
-    claim_hash,
-    comparable,
-    compose_arms,
-    compose_experiment,
-    load_claim,
-)
+from benchmarks import claims
 from benchmarks.outputs import CHECKS, RESULTS, SUMMARY, Outputs
 from shared.experiments import Line, rows
 from shared.training.run_folder import parse_config
@@ -126,9 +119,9 @@ def _standing(summary: Mapping[str, Any], conf: Path) -> str:
     root = conf / "reproduce"
     path = root / f"{method}.yaml" if name == method else root / method / f"{name}.yaml"
     try:
-        claim = load_claim(path)
-        digest = claim_hash(claim, compose_arms(claim, overrides, conf))
-    except (ClaimError, HydraException, OmegaConfBaseException, RecursionError):
+        claim = claims.load_claim(path)
+        digest = claims.claim_hash(claim, claims.compose_arms(claim, overrides, conf))
+    except (claims.ClaimError, HydraException, OmegaConfBaseException, RecursionError):
         return "unknown"
     if digest != summary["hash"]:
         return "superseded"
@@ -174,13 +167,13 @@ def _ran_as_stated(experiment: str, folder: Path, conf: Path, files: Outputs) ->
     def read(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
         ran = OmegaConf.create(parse_config(content.decode("utf-8-sig")))
         keys = ("seed", "data_root", "output_dir", "precision")
-        return {key: ran[key] for key in keys}, comparable(ran)
+        return {key: ran[key] for key in keys}, claims.comparable(ran)
 
     if (found := files.read(folder / "config.yaml", read)) is None:
         return False
     values, plain = found
     try:
-        return comparable(compose_experiment(experiment, (), conf), **values) == plain
+        return claims.comparable(claims.compose_experiment(experiment, (), conf), **values) == plain
     except (HydraException, OmegaConfBaseException):
         return False
 

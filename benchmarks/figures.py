@@ -148,7 +148,12 @@ def _differences(axes: Axes, summary: Mapping[str, Any], style: Mapping) -> None
             axes.plot(ends, [row, row], color=look["color"], linewidth=3)
             axes.plot(ends, [row, row], "|", color=look["color"], ms=12)
         axes.plot(pair["mean"], row, look["marker"], color=look["color"], markersize=9, zorder=3)
-        place = {"xytext": (0, 9), "textcoords": "offset points", "ha": "center", "fontsize": 10}
+        place: Any = {
+            "xytext": (0, 9),
+            "textcoords": "offset points",
+            "ha": "center",
+            "fontsize": 10,
+        }
         weight = "bold" if row == 0 else "normal"
         axes.annotate(f"{pair['mean']:+.2f}", (pair["mean"], row), fontweight=weight, **place)
     kinds = {0: "\n(primary)", 1: "\n(control)"}

@@ -24,22 +24,8 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from benchmarks import figures, report, summary
-from benchmarks.claims import (
-    CONF,
-    Claim,
-    ClaimError,
-    Showcase,
-    as_written,
-    changes_claim,
-    claim_hash,
-    compose_arms,
-    distinct_sources,
-    load_claim,
-    nearest,
-    refuse_tuning_seeds,
-    settings,
-)
+from benchmarks import claims, figures, report, summary
+from benchmarks.claims import CONF, Claim, ClaimError, Showcase, nearest
 from benchmarks.launch import Launcher, Run, launch, multirun_command
 from benchmarks.outputs import check, word
 from shared.data.readers.files import one_line
@@ -80,16 +66,16 @@ def reproduce(
     """
     console = console or Console(width=None if sys.stdout.isatty() else 110)
     path = claim_path(method, claim_name, conf)
-    claim = load_claim(path)
+    claim = claims.load_claim(path)
     seeds = list(dict.fromkeys(seeds or claim.seeds))
-    refuse_tuning_seeds(claim, seeds)
+    claims.refuse_tuning_seeds(claim, seeds)
     wanted_arms = _chosen_arms(claim, arms)
-    configs = compose_arms(claim, overrides, conf)
-    identity = {"name": path.stem, "hash": claim_hash(claim, configs)}
+    configs = claims.compose_arms(claim, overrides, conf)
+    identity = {"name": path.stem, "hash": claims.claim_hash(claim, configs)}
     base = outputs / "reproduce" / method / f"{identity['name']}-{identity['hash'][:8]}"
     console.print(f"[bold]{claim.title}[/bold]\n{claim.claim}\n", highlight=False)
     _warn_of_other_hashes(base, console)
-    changed = [override for override in overrides if changes_claim(override)]
+    changed = [override for override in overrides if claims.changes_claim(override)]
     if changed:
         console.print(f"changed on the command line: {' '.join(changed)}", markup=False)
 
@@ -109,7 +95,7 @@ def reproduce(
         _warn_of_other_commits(asked, console)
     errors: dict[Run, str] = {}
     if missing:
-        for source in distinct_sources(configs[n] for n in (*claim.prepare, *wanted_arms)):
+        for source in claims.distinct_sources(configs[n] for n in (*claim.prepare, *wanted_arms)):
             call(source)
         precision = _register(base, claim, identity, changed, configs)
         here = [f"precision={precision}"]
@@ -132,7 +118,7 @@ def reproduce(
         of_missing = {run.seed for run in missing}
         for name in claim.prepare:
             wanted = [run for run in prepared if run.arm == name and run.seed in of_missing]
-            start(wanted, settings(claim, name, overrides), f"prepare-{name}")
+            start(wanted, claims.settings(claim, name, overrides), f"prepare-{name}")
         failed = {run.seed for run in errors}
         start([run for run in missing if run.seed not in failed], overrides, "multirun")
         for run in missing:
@@ -237,7 +223,7 @@ def _register(
         precision = resolve_precision(config)
     base.mkdir(parents=True, exist_ok=True)
     content = {**identity, "precision": precision, "overrides": list(overrides)}
-    write_json(path, {**content, "claim": as_written(claim)}, indent=2)
+    write_json(path, {**content, "claim": claims.as_written(claim)}, indent=2)
     return precision
 
 
@@ -318,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for all arms")
     options = parser.parse_intermixed_args(arguments)
     try:
-        claim = load_claim(claim_path(options.method, options.claim_name))
+        claim = claims.load_claim(claim_path(options.method, options.claim_name))
         validate([f"experiment={claim.experiment(claim.primary.method)}", *options.overrides])
         return reproduce(**vars(options))
     except (ClaimError, OverrideError, HydraException, OmegaConfBaseException) as error:

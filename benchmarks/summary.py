@@ -193,7 +193,7 @@ def _judge(claim: Claim, rule: Rule, outcome: Outcome) -> tuple[list[dict], dict
     if failed := [f"{arm} seed {seed}" for arm, seed in outcome.failures if arm in decisive]:
         return plain, {"verdict": "undecided", "reason": f"failed: {', '.join(failed)}."}
     stated = rule.stated
-    decided = verdict(*compared[:2], stated.expected_sign, stated.smallest_difference)
+    decided = verdict(compared[0], compared[1], stated.expected_sign, stated.smallest_difference)
     reason = decided.reason
     if (seeds := set(compared[0].differences)) != set(claim.seeds):
         reason += f" Seeds compared: {sorted(seeds)}; registered: {sorted(claim.seeds)}."

@@ -22,21 +22,9 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks.speed import peer_environment
+from benchmarks.speed import peer_environment, protocol
 from benchmarks.speed.peer_environment import PeerPackage
-from benchmarks.speed.protocol import (
-    Comparison,
-    SpeedError,
-    Variant,
-    Worker,
-    alternate,
-    check_same_values,
-    check_same_work,
-    compare,
-    ratio_lines,
-    table,
-    write,
-)
+from benchmarks.speed.protocol import Comparison, SpeedError, Variant, Worker
 from shared.training.precision import has_bf16_units
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,7 +77,7 @@ def measure(options: argparse.Namespace, spec: Mapping[str, Any]) -> None:
         if make_data := getattr(import_module(module), "make_data", None):
             progress("making what the sides read")
             make_data(Path(folder), settings)
-        workers = {"ours": (sys.executable, f"{module}:Ours")}
+        workers = {"ours": (Path(sys.executable), f"{module}:Ours")}
         workers["peer"] = peer_python, f"{module}_peer:Peer"
         sides = {
             side: Worker(python, name, settings, ROOT, output / f"{options.method}_{side}.log")
@@ -97,7 +85,7 @@ def measure(options: argparse.Namespace, spec: Mapping[str, Any]) -> None:
         }
         try:
             ours, peer = (side.ask("describe") for side in sides.values())
-            check_same_work(ours, peer)
+            protocol.check_same_work(ours, peer)
             print(spec["header"])
             print(
                 f"network: {ours['parameters']:,} parameters here, {peer['parameters']:,} there; "
@@ -107,25 +95,26 @@ def measure(options: argparse.Namespace, spec: Mapping[str, Any]) -> None:
             )
             if "equal" in spec:
                 progress("comparing what the sides compute")
-                check_same_values(*(side.ask("values") for side in sides.values()), spec["equal"])
+                values = [side.ask("values") for side in sides.values()]
+                protocol.check_same_values(*values, spec["equal"])
             tables = {name: runnable(rows) for name, rows in spec["tables"].items()}
             taken: dict[Variant, list[list[float]]] = {}
             for single in (False, True):
                 rows = [r for n, of in tables.items() if (n in ONE_BY_ONE) is single for r in of]
                 steps, warm_up = (1, 1) if single else (options.steps, spec["warm_up_steps"])
-                taken |= alternate(sides, rows, options.blocks, steps, warm_up, progress)
+                taken |= protocol.alternate(sides, rows, options.blocks, steps, warm_up, progress)
         finally:
             for worker in sides.values():
                 worker.close()
     results = []
     for name, (title, addition) in TABLES.items():
         if tables.get(name):
-            measured = compare(tables[name], taken)
-            print(table(title, measured), end="\n\n")
+            measured = protocol.compare(tables[name], taken)
+            print(protocol.table(title, measured), end="\n\n")
             results += [replace(row, name=f"{row.name}{addition}") for row in measured]
     facts = {"machine": machine(), "threads": options.threads, "torch": torch.__version__}
-    write(output / f"{options.method}.json", results, facts)
-    print(ratio_lines(results[0]))
+    protocol.write(output / f"{options.method}.json", results, facts)
+    print(protocol.ratio_lines(results[0]))
 
 
 def changed(settings: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig
 
-from benchmarks import claims, evidence
+from benchmarks import claims
 from shared.experiments import arms
 
 ARMS = ("ours", "broken", "base", "more")
@@ -48,7 +48,6 @@ def remember(patch: pytest.MonkeyPatch) -> None:
         return MEMORY[key].copy()
 
     patch.setattr(claims, "compose_experiment", remembered)
-    patch.setattr(evidence, "compose_experiment", remembered)
 
 
 def write_conf(root: Path, claim: Mapping | None = None) -> Path:

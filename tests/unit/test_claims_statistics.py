@@ -9,15 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks import statistics
-from benchmarks.statistics import (
-    Paired,
-    bootstrap_means,
-    mean_std,
-    meets,
-    paired,
-    rules_out,
-    verdict,
-)
+from benchmarks.statistics import Paired, bootstrap_means, mean_std, meets, paired, verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore:Precision loss occurred")  # equal numbers
 
@@ -112,7 +104,7 @@ def test_control_on_other_seeds_clears_nothing():
 @given(samples, signs, st.floats(0.01, 10))
 def test_yes_and_no_exclude_each_other(rows, sign, smallest):
     found = paired("a", "b", *({i: row[k] for i, row in enumerate(rows)} for k in (0, 1)))
-    assert not (meets(found, sign, smallest) and rules_out(found, sign, smallest))
+    assert not (meets(found, sign, smallest) and statistics.rules_out(found, sign, smallest))
 
 
 @given(samples, st.floats(0.01, 10))
@@ -120,7 +112,7 @@ def test_flipping_sign_and_differences_changes_nothing(rows, smallest):
     ours, theirs = ({i: row[k] for i, row in enumerate(rows)} for k in (0, 1))
     there, back = paired("a", "b", ours, theirs), paired("b", "a", theirs, ours)
     assert meets(there, 1, smallest) == meets(back, -1, smallest)
-    assert rules_out(there, 1, smallest) == rules_out(back, -1, smallest)
+    assert statistics.rules_out(there, 1, smallest) == statistics.rules_out(back, -1, smallest)
 
 
 ORDER = {"no": 0, "undecided": 1, "yes": 2}
