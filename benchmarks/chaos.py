@@ -105,10 +105,11 @@ def load_plan(method: str, conf: Path = CONF) -> Plan:
     written = read(path, "plan")
     if isinstance(moments := written.get("moments"), list):
         written["moments"] = [{"phrase": m} if isinstance(m, str) else m for m in moments]
-    plan = typed(Plan, written, path)
-    if missing := OmegaConf.missing_keys(plan):
+    merged = typed(Plan, written, path)
+    if missing := OmegaConf.missing_keys(merged):
         raise ClaimError(f"{path}: missing {', '.join(sorted(missing))}")
-    return OmegaConf.to_object(plan)
+    plan: Any = OmegaConf.to_object(merged)
+    return plan
 
 
 def chaos(

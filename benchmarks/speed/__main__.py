@@ -95,8 +95,8 @@ def measure(options: argparse.Namespace, spec: Mapping[str, Any]) -> None:
             )
             if "equal" in spec:
                 progress("comparing what the sides compute")
-                values = [side.ask("values") for side in sides.values()]
-                protocol.check_same_values(*values, spec["equal"])
+                mine, theirs = (side.ask("values") for side in sides.values())
+                protocol.check_same_values(mine, theirs, spec["equal"])
             tables = {name: runnable(rows) for name, rows in spec["tables"].items()}
             taken: dict[Variant, list[list[float]]] = {}
             for single in (False, True):
