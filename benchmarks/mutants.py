@@ -50,8 +50,8 @@ class Mutant:
     new: str
     reason: str
 
-    def plant(self, tree: Path) -> None:
-        """Change the copy. Raises MutantError unless `old` occurs exactly once."""
+    def changed(self, tree: Path) -> str:
+        """The file with the error; MutantError unless `old` occurs exactly once."""
         path = tree / self.file
         if not path.is_file():
             raise MutantError(f"no file {self.file} (mutant: {self.reason})")
@@ -60,7 +60,7 @@ class Mutant:
             problem = "equals `new`" if self.old == self.new else f"occurs {count} times"
             said = f"{self.file}: `old` {problem}, it must occur once and change"
             raise MutantError(f"{said} (mutant: {self.reason})\n{self.old}")
-        path.write_text(text.replace(self.old, self.new))
+        return text.replace(self.old, self.new)
 
 
 def load_mutants(path: Path) -> list[Mutant]:
@@ -121,7 +121,7 @@ def run_all(
                     mutant, tree = waiting.pop(0), Path(folder).resolve() / f"{len(waiting)}"
                     copy_tree(tree)
                     if mutant is not None:
-                        mutant.plant(tree)
+                        (tree / mutant.file).write_text(mutant.changed(tree))
                     arguments = (tree, method, tree / "suite.log")
                     process: BaseProcess = context.Process(target=run_suite, args=arguments)
                     process.start()
@@ -176,11 +176,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"mutants: {error}", file=sys.stderr)
         return 2
     mutants = [mutant for mutant in listed if options.only in mutant.reason]
-    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        copy_tree(Path(folder))
-        for mutant in mutants:  # every one can be planted, before the first suite runs
-            mutant.plant(Path(folder))
-            (Path(folder) / mutant.file).write_text((ROOT / mutant.file).read_text())
+    for mutant in mutants:  # every one can be planted, before the first suite runs
+        mutant.changed(ROOT)
     for library in LIBRARIES:
         importlib.import_module(library)
     [(_, status, output, seconds)] = run_all([None], options.method, jobs=1)
@@ -197,9 +194,9 @@ def main(arguments: list[str] | None = None) -> int:
         verdict = {"file": planted.file, "reason": planted.reason, "result": result, "by": by}
         verdicts.append({**verdict, "seconds": round(seconds, 1)})
     caught = sum(verdict["result"] == "caught" for verdict in verdicts)
+    content = {"caught": caught, "total": len(mutants), "mutants": verdicts}
     results = Path(options.output) / "mutants" / f"{options.method}.json"
     results.parent.mkdir(parents=True, exist_ok=True)
-    content = {"caught": caught, "total": len(mutants), "mutants": verdicts}
     results.write_text(json.dumps(content, indent=1) + "\n")
     print(f"mutants: caught {caught} of {len(mutants)}")
     return 0 if mutants and caught == len(mutants) else 1

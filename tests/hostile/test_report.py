@@ -222,7 +222,7 @@ WRONG: list[tuple[str, Change]] = [
     ("junit.xml", lambda tests: BOMB),
     ("junit.xml", lambda tests: "<testsuites>"),
 ]
-PAIRS = zip_longest(WRONG_SUMMARY, WRONG)  # each of its own file: neither hides the other
+PAIRS = list(zip_longest(WRONG_SUMMARY, WRONG))  # each of its own file: neither hides the other
 
 
 @pytest.mark.parametrize(("of_summary", "other"), PAIRS)

@@ -89,15 +89,10 @@ class StepWatcher(pl.Callback):
         self.after_step(batch_idx)
 
 
-def fit(
-    module: pl.LightningModule, batches: list[dict[str, Tensor]], callback: pl.Callback, epoch=0
-) -> pl.Trainer:
-    """Run the module's real loop over the batches, as the first ones of `epoch`."""
+def quiet_trainer(callback: pl.Callback, epoch: int = 0, **options: Any) -> pl.Trainer:
+    """A trainer on the CPU that only trains, from `epoch` on."""
     trainer = pl.Trainer(
         accelerator="cpu",
-        devices=1,
-        max_steps=len(batches),
-        max_epochs=-1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -105,9 +100,18 @@ def fit(
         num_sanity_val_steps=0,
         limit_val_batches=0,
         callbacks=[callback],
+        **options,
     )
     progress = trainer.fit_loop.epoch_progress.current
     progress.ready = progress.started = progress.processed = progress.completed = epoch
+    return trainer
+
+
+def fit(
+    module: pl.LightningModule, batches: list[dict[str, Tensor]], callback: pl.Callback, epoch=0
+) -> pl.Trainer:
+    """Run the module's real loop over the batches, as the first ones of `epoch`."""
+    trainer = quiet_trainer(callback, epoch, devices=1, max_steps=len(batches), max_epochs=-1)
     trainer.fit(module, DataLoader(batches * EPOCH, batch_size=None))  # max_steps ends it
     return trainer
 
