@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING
 
 from benchmarks.claims import CONF, ClaimError, read, typed
 from shared.checkpoints.reading import load_checkpoint
@@ -105,10 +105,7 @@ def load_plan(method: str, conf: Path = CONF) -> Plan:
     written = read(path, "plan")
     if isinstance(moments := written.get("moments"), list):
         written["moments"] = [{"phrase": m} if isinstance(m, str) else m for m in moments]
-    merged = typed(Plan, written, path)
-    if missing := OmegaConf.missing_keys(merged):
-        raise ClaimError(f"{path}: missing {', '.join(sorted(missing))}")
-    plan: Any = OmegaConf.to_object(merged)
+    plan: Plan = typed(Plan, written, path)
     return plan
 
 

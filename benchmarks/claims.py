@@ -164,14 +164,9 @@ def load_claim(path: Path) -> Claim:
         ClaimError: missing file, unknown key (with the nearest name), wrong type, or a rule broken.
     """
     written = read(path, "claim")
-    lines = {key: written.pop(key) for key in LINES if key in written}
-    merged = typed(Claim, written, path)
     # Interpolations in lines speak of the experiment's config, not of the claim.
-    merged.update({key: {} for key in LINES})
-    if missing := OmegaConf.missing_keys(merged) | ({"arms"} - lines.keys()):
-        raise ClaimError(f"{path}: missing {', '.join(sorted(missing))}")
-    claim = OmegaConf.to_object(merged)
-    assert isinstance(claim, Claim)
+    lines = {key: written.pop(key) for key in LINES if key in written}
+    claim: Claim = typed(Claim, {**written, **{key: {} for key in lines}}, path)
     for key, value in lines.items():
         if not isinstance(value, dict):
             raise ClaimError(f"{path}: {key} must be a mapping")
@@ -204,9 +199,12 @@ def read(path: Path, what: str) -> dict[str, Any]:
 
 
 def typed(form: type, written: Mapping[str, Any], path: Path) -> Any:
-    """A config of a dataclass's keys and types; ClaimError names what else was written."""
+    """The dataclass of what was written; ClaimError names what is unknown, missing or mistyped."""
     try:
-        return OmegaConf.merge(OmegaConf.structured(form), written)
+        merged = OmegaConf.merge(OmegaConf.structured(form), written)
+        if missing := sorted(OmegaConf.missing_keys(merged)):
+            raise ClaimError(f"{path}: missing {', '.join(missing)}")
+        return OmegaConf.to_object(merged)
     except ConfigKeyError as error:
         meant = nearest(str(error.key), [f.name for f in fields(error.object_type or form)])
         raise ClaimError(f"{path}: unknown key '{error.full_key or error.key}'{meant}") from error

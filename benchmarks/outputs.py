@@ -79,23 +79,24 @@ def absent(value: Any) -> bool:
 RESULTS = {
     "status": text,
     "metrics": {text: figure},
-    "experiment?": (absent, text),
-    "git_commit?": (absent, text),
-    "precision?": (absent, text),
+    **dict.fromkeys(("experiment?", "git_commit?", "precision?"), (absent, text)),
     "cpu_seconds?": (absent, number),
     "data?": (absent, {text: {"baselines?": {text: number}}}),
 }
 _PAIR = {
-    "method": text,
-    "baseline": text,
+    **dict.fromkeys(("method", "baseline"), text),
     **dict.fromkeys(("mean", "low", "high", "pvalue"), (absent, number)),
     "differences": {seed: number},
     "queries?": (absent, count),
 }
+_FURTHER = {
+    **dict.fromkeys(("name", "claim", "metric", "reason"), text),
+    "verdict": verdict,
+    "comparisons": [_PAIR, _PAIR],
+}
 SUMMARY = {
-    "method": file_name,
-    "name": file_name,
-    "hash": text,
+    **dict.fromkeys(("method", "name"), file_name),
+    **dict.fromkeys(("hash", "reason"), text),
     "overrides": [text],
     "claim": {
         **dict.fromkeys(("title", "claim", "source", "control"), text),
@@ -103,7 +104,6 @@ SUMMARY = {
         "smallest_difference": number,
     },
     "verdict": verdict,
-    "reason": text,
     "arms": {
         text: {
             "values": {seed: number},
@@ -113,16 +113,7 @@ SUMMARY = {
         }
     },
     "comparisons": [_PAIR],
-    "further?": (
-        absent,
-        [
-            {
-                **dict.fromkeys(("name", "claim", "metric", "reason"), text),
-                "verdict": verdict,
-                "comparisons": [_PAIR, _PAIR],
-            }
-        ],
-    ),
+    "further?": (absent, [_FURTHER]),
     "git_commits": [text],
     "precisions": [text],
     "data": [text],

@@ -26,12 +26,8 @@ MOST_PICTURES = 50  # of a showcase
 
 
 def build(outputs: Path = Path("outputs"), conf: Path = CONF) -> Path:
-    """Gathers all evidence and writes both forms of the report; returns the HTML page.
-
-    Args:
-        outputs: root of the results.
-        conf: root of the configs, for the claims and the paper's rows.
-    """
+    """Gathers all evidence below `outputs` and `conf` and writes both forms of the report; returns
+    the HTML page."""
     folder = own_folder(outputs / "report")
     files = Outputs(outputs)
     methods = gather(files, conf)
