@@ -27,21 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+from omegaconf import MISSING
 
-from benchmarks.claims import CONF, nearest
+from benchmarks.claims import CONF, ClaimError, read, typed
 from shared.checkpoints.reading import load_checkpoint
 from shared.training.loggers import read_metrics
 
-ALWAYS = [
-    "checkpoint_every=15",
-    "trainer.log_every_n_steps=1",
-    "precision=32-true",
-    "threads=1",
-    "logger=csv",
-]
+ALWAYS = ["checkpoint_every=15", "trainer.log_every_n_steps=1", "precision=32-true"]
+ALWAYS += ["threads=1", "logger=csv"]
 SPREAD = (0.05, 0.92)  # of the steps; kills land in there, one in each of equal parts
 ATTEMPTS = 3
 COMPARED = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "global_step", "epoch")
@@ -54,12 +47,8 @@ class ChaosError(RuntimeError):
 
 @dataclass
 class Moment:
-    """A moment that a run announces in its log, at which a kill must land.
-
-    Attributes:
-        phrase: what the log then says.
-        steps: training steps to let pass since; with 0 the kill must come before another step is
-            done, that is, inside of what the phrase announces.
+    """A moment that a run announces in its log by a phrase, at which a kill must land: so many
+    training steps later; with 0 before another step is done, inside of what the phrase announces.
     """
 
     phrase: str = MISSING
@@ -68,13 +57,8 @@ class Moment:
 
 @dataclass
 class Plan:
-    """What conf/chaos/METHOD.yaml says.
-
-    Attributes:
-        experiment: the one that runs, under conf/experiment/.
-        overrides: what shortens it.
-        moments: further kills, beside the random ones.
-    """
+    """What conf/chaos/METHOD.yaml says: an experiment under conf/experiment/, what shortens it, and
+    moments of further kills, beside the random ones."""
 
     experiment: str = MISSING
     overrides: list[str] = field(default_factory=list)
@@ -82,7 +66,6 @@ class Plan:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description=__doc__)
     parser.add_argument("method")
     parser.add_argument("--kills", type=int, default=3, help="how many SIGKILLs (default 3)")
@@ -101,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         command = [sys.executable, "-m", "shared.run", f"experiment={experiment}"]
         command += [*ALWAYS, *plan.overrides, *arguments.overrides]
         report = chaos(command, folder, arguments.kills, arguments.seed, moments)
-    except ChaosError as error:
+    except (ChaosError, ClaimError) as error:
         print(f"chaos: failed: {error}")
         return 2
     report = {"schema": 1, "method": arguments.method, "experiment": experiment, **report}
@@ -116,26 +99,13 @@ def load_plan(method: str, conf: Path = CONF) -> Plan:
     """Read conf/chaos/METHOD.yaml; a moment may be written as its phrase alone.
 
     Raises:
-        ChaosError: no such file, or one that is not a plan; names file and key.
+        ClaimError: no such file, or one that is not a plan; names file and key.
     """
     path = conf / "chaos" / f"{method}.yaml"
-    if not path.is_file():
-        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
-        raise ChaosError(f"no plan at {path}{nearest(method, known)}")
-    try:
-        written: Any = OmegaConf.to_container(OmegaConf.load(path))
-        if isinstance(written, dict) and isinstance(written.get("moments"), list):
-            moments = [{"phrase": m} if isinstance(m, str) else m for m in written["moments"]]
-            written = {**written, "moments": moments}
-        plan: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Plan), written))
-    except yaml.YAMLError as error:
-        raise ChaosError(f"{path} is no yaml: {error}") from error
-    except OmegaConfBaseException as error:
-        known = ["experiment", "overrides", "moments", "phrase", "steps"]
-        unknown = isinstance(error, ConfigKeyError)
-        reason = "unknown key" if unknown else f"{str(error).splitlines()[0]}, key"
-        hint = nearest(str(error.key), known) if unknown else ""
-        raise ChaosError(f"{path}: {reason} '{error.full_key}'{hint}") from error
+    written = read(path, "plan")
+    if isinstance(moments := written.get("moments"), list):
+        written["moments"] = [{"phrase": m} if isinstance(m, str) else m for m in moments]
+    plan: Plan = typed(Plan, written, path)
     return plan
 
 
@@ -146,8 +116,7 @@ def chaos(
 
     Args:
         command: must accept `output_dir=...` as a further argument.
-        kills: SIGKILLs at random steps.
-        seed: of those steps.
+        kills: SIGKILLs at random steps, which `seed` draws.
         moments: one more kill at each.
 
     Raises:
@@ -162,16 +131,16 @@ def chaos(
     epochs = _epochs(whole)
     print(f"undisturbed: {len(epochs)} steps in {seconds:.1f} s", flush=True)
     said = _log(whole).read_text(errors="replace") if moments else ""
-    if silent := [moment.phrase for moment in moments if not _says(said, moment.phrase)]:
-        raise ChaosError(f"{_log(whole)} never says {' nor '.join(map(repr, silent))}")
+    if silent := [repr(m.phrase) for m in moments if not _says(said, m.phrase)]:
+        raise ChaosError(f"{_log(whole)} never says {' nor '.join(silent)}")
     generator = random.Random(seed)
     wanted = kills + len(moments)
     for _ in range(ATTEMPTS):
         shutil.rmtree(broken, ignore_errors=True)
         landed = _run_with_kills(command, broken, epochs, kills, moments, generator)
-        if len(landed) == wanted and any(kill["resumes_within_epoch"] for kill in landed):
-            break
         within = sum(kill["resumes_within_epoch"] for kill in landed)
+        if len(landed) == wanted and within:
+            break
         print(f"{len(landed)} of {wanted} kills landed, {within} within an epoch; once more")
     else:
         raise ChaosError(
@@ -189,11 +158,8 @@ def chaos(
 
 
 def compare_runs(a: Path, b: Path) -> str | None:
-    """The first difference between two finished output folders, None if there is none.
-
-    Figures of speed and memory (`perf/...`) are not compared, nor Lightning's own counters of
-    started and repeated batches.
-    """
+    """The first difference between two finished output folders, None if there is none; figures of
+    speed and memory (`perf/...`) and Lightning's own counters of batches are not compared."""
 
     def outcome(folder: Path) -> dict[str, Any]:
         checkpoint = load_checkpoint(folder / "checkpoints" / "last.ckpt")
@@ -267,17 +233,16 @@ def _run_with_kills(
             print(f"no kill could be placed at {', '.join(missed)}", flush=True)
             return landed
         moment, done = place
-        if moment is None:
-            target = None
-        else:
+        if moment:
             pending.remove(moment)
+        else:
+            target = None
         checkpoint = folder / "checkpoints" / "last.ckpt"
         resumes = load_checkpoint(checkpoint)["global_step"] if checkpoint.exists() else 0
         within = 0 < resumes < len(epochs) and epochs[resumes - 1] == epochs[resumes]
         epoch = epochs[min(done, len(epochs) - 1)]
-        phrase = moment.phrase if moment else None
         kill = {
-            "moment": phrase,
+            "moment": moment.phrase if moment else None,
             "steps_done": done,
             "epoch": epoch,
             "steps_of_epoch": done - epochs.index(epoch),
@@ -313,18 +278,23 @@ def _start_and_kill(
                 time.sleep(delay)
                 break
             time.sleep(0.01)
-    if process.returncode not in (0, -signal.SIGKILL):
-        raise ChaosError(_failure(folder, process.returncode))
+    _check(process, folder, (0, -signal.SIGKILL))
     done = len(_epochs(folder))
     missed = reached is not None and reached.steps == 0 and done != steps_then
     return None if missed or process.returncode != -signal.SIGKILL else (reached, done)
 
 
+def _check(process: subprocess.Popen[bytes], folder: Path, expected: Sequence[int]) -> None:
+    if process.returncode not in expected:
+        lines = _log(folder).read_text(errors="replace").strip().splitlines()[-15:]
+        said = f"the run ended with status {process.returncode}; the end of {_log(folder)}:"
+        raise ChaosError("\n".join([said, *lines]))
+
+
 def _run(command: list[str], folder: Path) -> None:
     with _start(command, folder) as process:
         process.wait()
-    if process.returncode:
-        raise ChaosError(_failure(folder, process.returncode))
+    _check(process, folder, [0])
 
 
 @contextmanager
@@ -336,7 +306,7 @@ def _start(command: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]
             [*command, f"output_dir={folder}"],
             stdin=subprocess.DEVNULL,
             stdout=log,
-            stderr=subprocess.STDOUT,
+            stderr=log,
             start_new_session=True,
         )
     try:
@@ -350,12 +320,6 @@ def _start(command: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]
 def _log(folder: Path) -> Path:
     """Where the output of all starts into `folder` goes."""
     return folder.with_suffix(".log")
-
-
-def _failure(folder: Path, status: int) -> str:
-    log = _log(folder)
-    lines = log.read_text(errors="replace").strip().splitlines()[-15:]
-    return f"the run ended with status {status}; the end of {log}:\n" + "\n".join(lines)
 
 
 def _epochs(folder: Path) -> list[int]:

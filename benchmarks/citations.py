@@ -8,7 +8,7 @@ somewhere if the file has that heading or item. Documents that no reader has are
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -44,20 +44,15 @@ def problems(file: Path, root: Path) -> Iterator[str]:
     # A citation may go on in the next line, behind the mark of a comment; offsets stay as they are.
     flat = re.sub(r"\n[ \t]*(?:#(?= ))?[ \t]*", lambda gap: " " + "\0" * (len(gap[0]) - 1), text)
     place = file.relative_to(root)
-    joined, offsets = _without_gaps(flat)
-    for match in CITATION.finditer(joined):
-        if (reason := _reason(match, root)) is not None:
-            line = text.count("\n", 0, offsets[match.start()]) + 1
-            yield f"{place}:{line}: {match[0]!r} leads nowhere: {reason}"
-    for match in UNREACHABLE.finditer(joined):
+    # Without the zero bytes, and where each of its characters stood.
+    offsets = [*(place for place, sign in enumerate(flat) if sign != "\0"), len(flat)]
+    joined = flat.replace("\0", "")
+    reasons = [(match, _reason(match, root)) for match in CITATION.finditer(joined)]
+    found = [(match, f"leads nowhere: {reason}") for match, reason in reasons if reason]
+    found += [(m, "cites a document that no reader has") for m in UNREACHABLE.finditer(joined)]
+    for match, said in found:
         line = text.count("\n", 0, offsets[match.start()]) + 1
-        yield f"{place}:{line}: {match[0]!r} cites a document that no reader has"
-
-
-def _without_gaps(flat: str) -> tuple[str, Sequence[int]]:
-    """The text without zero bytes, and where each of its characters stood."""
-    offsets = [place for place, sign in enumerate(flat) if sign != "\0"]
-    return flat.replace("\0", ""), [*offsets, len(flat)]
+        yield f"{place}:{line}: {match[0]!r} {said}"
 
 
 def _reason(match: re.Match[str], root: Path) -> str | None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -19,10 +19,8 @@ from shared.experiments import CONF
 
 # What says where, when or how fast a run happens, not what it computes (`precision` stays: it is
 # "auto" in the claim, and the choice made for this machine is written beside the results).
-NOT_HASHED = (
-    *("seed", "output_dir", "data_root", "logger", "threads", "claim"),
-    "checkpoint_every",
-)
+NOT_HASHED = ("seed", "output_dir", "data_root", "logger", "threads", "claim", "checkpoint_every")
+LINES = ("arms", "prepare", "overrides")
 
 
 class ClaimError(ValueError):
@@ -42,8 +40,8 @@ class Primary(Pair):
     """The comparison that decides the verdict, and the metric that is compared.
 
     `per_query` names a JSON file that each run leaves beside its results.json, {metric: [its value
-    for each test query]}. With it all intervals of the metric come from a paired bootstrap over
-    seeds and queries, without it from Student's t over seeds.
+    for each test query]}: intervals then come from a paired bootstrap over seeds and queries, else
+    from Student's t over seeds.
     """
 
     metric: str = MISSING
@@ -54,9 +52,9 @@ class Primary(Pair):
 class Further(Pair):
     """Another claim about the same runs, with a verdict of its own by the same rule.
 
-    `metric` defaults to the primary one. `control` is compared with `control_baseline`, by default
-    this claim's own baseline; another one makes the control a comparison under other circumstances,
-    in which the gain must not show. `per_query`: see `Primary`; it is not taken over from there.
+    `metric` defaults to the primary one, `per_query` (see `Primary`) to none. `control` is compared
+    with `control_baseline`, by default this claim's own baseline; another one makes the control a
+    comparison under other circumstances, in which the gain must not show.
     """
 
     name: str = MISSING
@@ -71,14 +69,9 @@ class Further(Pair):
 
 @dataclass
 class Showcase:
-    """Pictures of what an arm's first seed has learned, drawn by `tenfold predict` after the runs.
-
-    Attributes:
-        arm: whose checkpoint predicts.
-        images: folder below data_root.
-        texts: what an image-text model compares the images with.
-        overlays: of each text's best images, show where the model looks in this many.
-    """
+    """Pictures of what an arm's first seed has learned, drawn by `tenfold predict` after the runs:
+    of `images`, a folder below data_root, compared with `texts`; of each text's best images, so
+    many as `overlays` says show where the model looks."""
 
     arm: str = MISSING
     images: str = MISSING
@@ -92,17 +85,14 @@ class Claim:
 
     Attributes:
         title, claim, source: the claim in words and where the paper makes it.
-        primary: metric, method and baseline of the comparison that decides.
         expected_sign: 1 the method's metric is higher, -1 lower, 0 no difference that matters.
         smallest_difference: the smallest difference that matters, in units of the metric, > 0.
         control: the arm that must not meet the criterion (the method sabotaged).
         seeds: reported seeds; each is shared by all arms, which pairs them.
         tuning_seeds: seeds on which settings were chosen; refused as reported seeds.
         secondary: more comparisons, shown but not decisive.
-        further: more claims about these arms, each with a verdict of its own.
         optional: arms that run only when named or with `--arms all`.
         curve: the metric drawn against the training step; by default the primary one in `val/`.
-        showcase: pictures to draw at the end.
         arms: name -> line as `shared.experiments` describes it; it may stand on another arm.
         prepare: name -> line of what is trained once per seed before the arms start, as a
             pre-training; an arm finds it in ${output_dir}/../../NAME/seed${seed}. It stands in no
@@ -134,36 +124,37 @@ class Claim:
         """What `tenfold experiment=` calls an arm, or something prepared."""
         return f"reproduce/{self.name}/{arm}"
 
-    def role(self, arm: str) -> str:
-        """Role of an arm: method, baseline, control or extra."""
-        roles = {
-            self.primary.method: "method",
-            self.primary.baseline: "baseline",
-            self.control: "control",
-        }
-        return roles.get(arm, "extra")
-
     def pairs(self) -> list[Pair]:
         """The comparisons in the order of the report: primary, control, secondary."""
-        return [
-            Pair(self.primary.method, self.primary.baseline),
-            Pair(self.control, self.primary.baseline),
-            *self.secondary,
-        ]
+        baseline = self.primary.baseline
+        decisive = [Pair(self.primary.method, baseline), Pair(self.control, baseline)]
+        return [*decisive, *self.secondary]
+
+    def rules(self) -> list["Rule"]:
+        """How the claim and each further one are decided, in their order."""
+        of_further = (
+            Rule(f, f, [Pair(f.method, f.baseline), Pair(f.control, f.control_baseline)])
+            for f in self.further
+        )
+        return [Rule(self, self.primary, self.pairs()), *of_further]
 
     def by_query(self) -> dict[tuple[str, str], set[str]]:
         """(`per_query` file, metric) -> the arms whose runs must have it."""
         files: dict[tuple[str, str], set[str]] = {}
-        rules: list[tuple[Primary | Further, list[Pair]]] = [(self.primary, self.pairs())]
-        rules += [
-            (f, [Pair(f.method, f.baseline), Pair(f.control, f.control_baseline)])
-            for f in self.further
-        ]
-        for rule, pairs in rules:
-            if rule.per_query:
+        for _, by, pairs in self.rules():
+            if by.per_query:
                 arms = {arm for pair in pairs for arm in (pair.method, pair.baseline)}
-                files.setdefault((rule.per_query, rule.metric), set()).update(arms)
+                files.setdefault((by.per_query, by.metric), set()).update(arms)
         return files
+
+
+class Rule(NamedTuple):
+    """What decides a claim: `stated` has sign and smallest difference, `primary` the metric; of the
+    `pairs` the first is the method against its baseline, the second the control against its own."""
+
+    stated: Claim | Further
+    primary: Primary | Further
+    pairs: list[Pair]
 
 
 def load_claim(path: Path) -> Claim:
@@ -172,46 +163,53 @@ def load_claim(path: Path) -> Claim:
     Raises:
         ClaimError: missing file, unknown key (with the nearest name), wrong type, or a rule broken.
     """
-    if not path.is_file():
-        raise ClaimError(f"no claim at {path}{_nearest_file(path)}")
-    try:
-        written = yaml.safe_load(path.read_text()) or {}
-        lines = {
-            key: written.pop(key) for key in ("arms", "prepare", "overrides") if key in written
-        }
-        merged = OmegaConf.merge(OmegaConf.structured(Claim), written)
-    except (yaml.YAMLError, AttributeError) as error:
-        raise ClaimError(f"{path} is no yaml of a claim: {error}") from error
-    except ConfigKeyError as error:
-        known = [f.name for f in fields(error.object_type or Claim)]
-        raise ClaimError(
-            f"{path}: unknown key '{error.full_key or error.key}'{nearest(str(error.key), known)}"
-        ) from error
-    except OmegaConfBaseException as error:
-        raise ClaimError(f"{path}: {str(error).splitlines()[0]} (key {error.full_key})") from error
+    written = read(path, "claim")
     # Interpolations in lines speak of the experiment's config, not of the claim.
-    merged.update({key: {} for key in ("arms", "prepare", "overrides")})
-    if missing := [*OmegaConf.missing_keys(merged), *({"arms"} - lines.keys())]:
-        raise ClaimError(f"{path}: missing {', '.join(sorted(missing))}")
-    claim = OmegaConf.to_object(merged)
-    assert isinstance(claim, Claim)
+    lines = {key: written.pop(key) for key in LINES if key in written}
+    claim: Claim = typed(Claim, {**written, **{key: {} for key in lines}}, path)
     for key, value in lines.items():
         if not isinstance(value, dict):
             raise ClaimError(f"{path}: {key} must be a mapping")
         setattr(claim, key, value)
     for name, line in [*claim.arms.items(), *claim.prepare.items()]:
-        if not isinstance(line, dict | str) or (
-            isinstance(line, dict) and "experiment" not in line
-        ):
+        if not (isinstance(line, str) or (isinstance(line, dict) and "experiment" in line)):
             raise ClaimError(f"{path}: arm '{name}' must be an experiment, or a mapping with one")
-    below = [folder for folder in path.parents if folder.name == "reproduce"]
-    claim.name = str(path.relative_to(below[0]).with_suffix("")) if below else path.stem
+    below = next((folder for folder in path.parents if folder.name == "reproduce"), path.parent)
+    claim.name = str(path.relative_to(below).with_suffix(""))
     claim.curve = claim.curve or claim.primary.metric.replace("test/", "val/", 1)
     for further in claim.further:
         further.metric = further.metric or claim.primary.metric
         further.control_baseline = further.control_baseline or further.baseline
     _check(claim, path)
     return claim
+
+
+def read(path: Path, what: str) -> dict[str, Any]:
+    """The mapping that a yaml holds; ClaimError if it does not, or names the nearest file."""
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.yaml"))
+        raise ClaimError(f"no {what} at {path}{nearest(path.stem, known) if known else ''}")
+    try:
+        written = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ClaimError(f"{path} is no yaml of a {what}: {error}") from error
+    if not isinstance(written, dict):
+        raise ClaimError(f"{path} is no yaml of a {what}: it is no mapping")
+    return written
+
+
+def typed(form: type, written: Mapping[str, Any], path: Path) -> Any:
+    """The dataclass of what was written; ClaimError names what is unknown, missing or mistyped."""
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(form), written)
+        if missing := sorted(OmegaConf.missing_keys(merged)):
+            raise ClaimError(f"{path}: missing {', '.join(missing)}")
+        return OmegaConf.to_object(merged)
+    except ConfigKeyError as error:
+        meant = nearest(str(error.key), [f.name for f in fields(error.object_type or form)])
+        raise ClaimError(f"{path}: unknown key '{error.full_key or error.key}'{meant}") from error
+    except OmegaConfBaseException as error:
+        raise ClaimError(f"{path}: {str(error).splitlines()[0]} (key {error.full_key})") from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -221,30 +219,18 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
 
 
-def _nearest_file(path: Path) -> str:
-    known = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-    return nearest(path.stem, known) if known else ""
-
-
 def _check(claim: Claim, path: Path) -> None:
     """Rules that types cannot say."""
-    named = [claim.primary.method, claim.primary.baseline, claim.control, *claim.optional]
-    named += [arm for pair in claim.secondary for arm in (pair.method, pair.baseline)]
-    named += [
-        arm for f in claim.further for arm in (f.method, f.baseline, f.control, f.control_baseline)
-    ]
-    named += [claim.showcase.arm] if claim.showcase else []
-    for arm in named:
+    rules = claim.rules()
+    compared = [pair for rule in rules for pair in rule.pairs]
+    named = [arm for pair in compared for arm in (pair.method, pair.baseline)] + claim.optional
+    for arm in [*named, claim.showcase.arm] if claim.showcase else named:
         if arm not in claim.arms:
             raise ClaimError(f"{path}: no arm '{arm}'{nearest(arm, claim.arms)}")
-    decisive = [claim.primary.method, claim.primary.baseline, claim.control]
-    triples = [decisive, *([f.method, f.baseline, f.control] for f in claim.further)]
-    for triple in triples:
-        if len(set(triple)) < 3:
-            raise ClaimError(
-                f"{path}: method, baseline and control must be three arms, not {triple}"
-            )
-    if optional := sorted(set(decisive) & set(claim.optional)):
+    triples = [[pairs[0].method, pairs[0].baseline, pairs[1].method] for *_, pairs in rules]
+    if same := [triple for triple in triples if len(set(triple)) < 3]:
+        raise ClaimError(f"{path}: method, baseline and control must be three arms, not {same[0]}")
+    if optional := sorted(set(triples[0]) & set(claim.optional)):
         raise ClaimError(f"{path}: the verdict needs {optional}, which cannot be optional")
     both = sorted(set(claim.prepare) & set(claim.arms))
     if differing := [name for name in both if claim.prepare[name] != claim.arms[name]]:
@@ -252,16 +238,14 @@ def _check(claim: Claim, path: Path) -> None:
             f"{path}: {differing} cannot be arms and be prepared for them by another line; "
             "give both the same, or two names"
         )
-    for file in (claim.primary.per_query, *(further.per_query for further in claim.further)):
-        if file != Path(file).name:
+    for stated, by, _ in rules:
+        if by.per_query != Path(by.per_query).name:
             raise ClaimError(
-                f"{path}: per_query '{file}' must be the name of a file in a run's own folder"
+                f"{path}: per_query '{by.per_query}' must be the name of a file in a run's folder"
             )
-    rules: list[Claim | Further] = [claim, *claim.further]
-    for rule in rules:
-        if rule.expected_sign not in (-1, 0, 1):
-            raise ClaimError(f"{path}: expected_sign is 1, 0 or -1, not {rule.expected_sign}")
-        if not rule.smallest_difference > 0:
+        if stated.expected_sign not in (-1, 0, 1):
+            raise ClaimError(f"{path}: expected_sign is 1, 0 or -1, not {stated.expected_sign}")
+        if not stated.smallest_difference > 0:
             raise ClaimError(f"{path}: smallest_difference must be above 0")
     if not claim.seeds or len(set(claim.seeds)) < len(claim.seeds):
         raise ClaimError(f"{path}: seeds must be given, each once")
@@ -269,11 +253,7 @@ def _check(claim: Claim, path: Path) -> None:
 
 
 def refuse_tuning_seeds(claim: Claim, seeds: Sequence[int]) -> None:
-    """Settings were chosen on the tuning seeds, so that a result on them would flatter.
-
-    Raises:
-        ClaimError: a seed is a tuning seed.
-    """
+    """Raise ClaimError at a seed on which settings were chosen: a result on it would flatter."""
     if both := sorted(set(seeds) & set(claim.tuning_seeds)):
         raise ClaimError(
             f"seed {', '.join(map(str, both))}: the settings were tuned on it, it is never "
@@ -301,11 +281,8 @@ def compose_arms(
 
 
 def settings(claim: Claim, name: str, overrides: Sequence[str]) -> list[str]:
-    """Those of the caller's overrides that an arm takes: all, unless it is only prepared.
-
-    What is prepared may be another method's experiment: it takes what changes nothing that is
-    computed.
-    """
+    """Those of the caller's overrides that an arm takes: all, unless it is only prepared. That may
+    be another method's experiment: it takes what changes nothing that is computed."""
     return [o for o in overrides if name in claim.arms or not changes_claim(o)]
 
 
@@ -313,10 +290,9 @@ def compose_experiment(
     experiment: str, overrides: Sequence[str] = (), conf: Path = CONF
 ) -> DictConfig:
     """The config that `tenfold experiment=...` would run, all but `name` still interpolated."""
+    given = [f"experiment={experiment}", *overrides]
     with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
-        config = compose(
-            "config", [f"experiment={experiment}", *overrides], return_hydra_config=True
-        )
+        config = compose("config", given, return_hydra_config=True)
     before = HydraConfig.instance().cfg
     try:
         HydraConfig.instance().set_config(config)  # `name` may ask which experiment was chosen
@@ -346,15 +322,14 @@ def changes_claim(override: str) -> bool:
 def claim_hash(claim: Claim, configs: Mapping[str, DictConfig]) -> str:
     """sha256 over the claim's content and the resolved configs of all that it runs, without seed
     and paths; `configs` as `compose_arms` gives them."""
-
-    def plain(names: Iterable[str]) -> dict[str, Any]:
-        # Seed and paths are set and then left out: what interpolates them must not differ either.
-        return {
-            name: comparable(configs[name], seed=0, data_root="", output_dir="") for name in names
-        }
-
-    content = {"claim": as_written(claim), "arms": plain(claim.arms)}
-    content["prepare"] = plain(claim.prepare)
+    # Seed and paths are set and then left out: what interpolates them must not differ either.
+    plain = {
+        name: comparable(config, seed=0, data_root="", output_dir="")
+        for name, config in configs.items()
+    }
+    content: dict[str, Any] = {"claim": as_written(claim)}
+    content["arms"] = {name: plain[name] for name in claim.arms}
+    content["prepare"] = {name: plain[name] for name in claim.prepare}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

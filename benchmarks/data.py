@@ -16,14 +16,8 @@ from pathlib import Path
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from benchmarks.claims import (
-    CONF,
-    ClaimError,
-    compose_arms,
-    compose_experiment,
-    distinct_sources,
-    load_claim,
-)
+from benchmarks import claims
+from benchmarks.claims import CONF, ClaimError
 from shared.nn.building import call
 from shared.overrides import OverrideError, validate
 
@@ -62,12 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def sources_of(method: str, conf: Path = CONF, overrides: Sequence[str] = ()) -> list[DictConfig]:
     """The `source` of METHOD/mini and of all that the method's claims run, each once."""
-    configs = [compose_experiment(f"{method}/mini", overrides, conf)]
+    configs = [claims.compose_experiment(f"{method}/mini", overrides, conf)]
     reproduce = conf / "reproduce"
     for path in (reproduce / f"{method}.yaml", *sorted((reproduce / method).glob("*.yaml"))):
         if path.is_file():
-            configs += compose_arms(load_claim(path), overrides, conf).values()
-    return distinct_sources(configs)
+            configs += claims.compose_arms(claims.load_claim(path), overrides, conf).values()
+    return claims.distinct_sources(configs)
 
 
 if __name__ == "__main__":

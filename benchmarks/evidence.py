@@ -18,14 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from benchmarks.claims import (
-    ClaimError,
-    claim_hash,
-    comparable,
-    compose_arms,
-    compose_experiment,
-    load_claim,
-)
+from benchmarks import claims
 from benchmarks.outputs import CHECKS, RESULTS, SUMMARY, Outputs
 from shared.experiments import Line, rows
 from shared.training.run_folder import parse_config
@@ -47,18 +40,13 @@ class Rung:
 
 @dataclass(frozen=True)
 class PaperRow:
-    """A row of the paper's result table beside ours.
-
-    Attributes:
-        ours: mean of our finished runs, or None.
-        note: number of runs, or `not run: needs about N GPU-hours`.
-    """
+    """A row of the paper's result table beside `ours`, the mean of our finished runs if there are
+    some; `note` has their number, or `not run: needs about N GPU-hours`."""
 
     experiment: str
     table: str
     metric: str
     paper: str
-    source: str
     ours: float | None
     note: str
 
@@ -71,7 +59,6 @@ class Evidence:
         claims: summary.json of each claim, with `folder`, `standing` (current, altered, superseded
             or unknown) added.
         files: kind -> content of outputs/KIND/METHOD.json; absent where there is none.
-        rungs, paper_rows: see there.
     """
 
     method: str
@@ -89,7 +76,7 @@ def gather(files: Outputs, conf: Path) -> list[Evidence]:
     methods |= {p.stem for p in (conf / "reproduce").glob("*.yaml")}
     methods |= {p.parent.name for p in outputs.glob("reproduce/*/*") if p.is_dir()}
     methods |= {p.stem for kind in KINDS for p in (outputs / kind).glob("*.json")}
-    tests = _unit_tests(files)
+    tests = files.read(outputs / "junit.xml", _unit_tests) or {}
     results = _finished_results(files)
     return [_of_method(method, files, conf, tests, results) for method in sorted(methods)]
 
@@ -104,18 +91,16 @@ def _of_method(
     evidence = Evidence(method)
     for folder in sorted((files.root / "reproduce" / method).glob("*")):
         path = folder / "summary.json"
-        if (summary := files.json(path, SUMMARY)) is None:
-            continue
-        if summary["method"] != method:
-            files.refuse(path, "it is of another method")
-            continue
-        standing = _standing(summary, conf)
-        evidence.claims.append({"further": [], **summary, "folder": folder, "standing": standing})
+        if summary := files.json(path, SUMMARY):
+            if summary["method"] != method:
+                files.refuse(path, "it is of another method")
+                continue
+            added = {"folder": folder, "standing": _standing(summary, conf)}
+            evidence.claims.append({"further": [], **summary, **added})
     order = ("current", "altered", "unknown", "superseded")
     evidence.claims.sort(key=lambda claim: (order.index(claim["standing"]), claim["name"]))
     for kind, shape in CHECKS.items():
-        content = files.json(files.root / kind / f"{method}.json", shape)
-        if content is not None:
+        if content := files.json(files.root / kind / f"{method}.json", shape):
             evidence.files[kind] = content
     evidence.paper_rows = [
         _paper_row(f"{method}/{name}", line, results, conf, files)
@@ -134,9 +119,9 @@ def _standing(summary: Mapping[str, Any], conf: Path) -> str:
     root = conf / "reproduce"
     path = root / f"{method}.yaml" if name == method else root / method / f"{name}.yaml"
     try:
-        claim = load_claim(path)
-        digest = claim_hash(claim, compose_arms(claim, overrides, conf))
-    except (ClaimError, HydraException, OmegaConfBaseException, RecursionError):
+        claim = claims.load_claim(path)
+        digest = claims.claim_hash(claim, claims.compose_arms(claim, overrides, conf))
+    except (claims.ClaimError, HydraException, OmegaConfBaseException, RecursionError):
         return "unknown"
     if digest != summary["hash"]:
         return "superseded"
@@ -170,54 +155,38 @@ def _paper_row(
     if other := len(found) - len(as_stated):
         note += f" ({other} with other settings left out)"
     spread = f"\u00a0±\u00a0{paper['std']}" if paper.get("std") is not None else ""
-    return PaperRow(
-        experiment=experiment,
-        table=str(paper.get("table", "")),
-        metric=metric,
-        paper="unknown" if paper.get("value") is None else f"{paper['value']}{spread}",
-        source=str(paper.get("source", "")),
-        ours=sum(values) / len(values) if values else None,
-        note=note,
-    )
+    value = "unknown" if paper.get("value") is None else f"{paper['value']}{spread}"
+    ours = sum(values) / len(values) if values else None
+    return PaperRow(experiment, str(paper.get("table", "")), metric, value, ours, note)
 
 
 def _ran_as_stated(experiment: str, folder: Path, conf: Path, files: Outputs) -> bool:
-    """Whether a run's resolved config is what its experiment file says, precision apart.
+    """Whether a run's resolved config is what its experiment file says, precision apart: a row that
+    was tried with fewer steps must not stand beside the paper's number."""
 
-    A paper row tried with fewer steps must not stand beside the paper's number.
-    """
-    path = folder / "config.yaml"
-    if (text := files.text(path)) is None:
+    def read(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+        ran = OmegaConf.create(parse_config(content.decode("utf-8-sig")))
+        keys = ("seed", "data_root", "output_dir", "precision")
+        return {key: ran[key] for key in keys}, claims.comparable(ran)
+
+    if (found := files.read(folder / "config.yaml", read)) is None:
         return False
+    values, plain = found
     try:
-        ran = OmegaConf.create(parse_config(text))
-        values = {key: ran[key] for key in ("seed", "data_root", "output_dir", "precision")}
-        plain = comparable(ran)
-    except (ValueError, OmegaConfBaseException) as error:
-        files.refuse(path, error)
-        return False
-    try:
-        return comparable(compose_experiment(experiment, (), conf), **values) == plain
+        return claims.comparable(claims.compose_experiment(experiment, (), conf), **values) == plain
     except (HydraException, OmegaConfBaseException):
         return False
 
 
-def _unit_tests(files: Outputs) -> dict[str, bool]:
+def _unit_tests(content: bytes) -> dict[str, bool]:
     """Test id -> passed, from a JUnit file as pytest writes it; skipped tests are left out."""
-    path = files.root / "junit.xml"
-    if (text := files.text(path)) is None:
-        return {}
-    try:
-        if "<!DOCTYPE" in text:
-            raise ValueError("it has a DOCTYPE, whose entities can grow without end")
-        cases = list(ElementTree.fromstring(text).iter("testcase"))
-    except (ValueError, ElementTree.ParseError) as error:
-        files.refuse(path, error)
-        return {}
+    text = content.decode("utf-8-sig")
+    if "<!DOCTYPE" in text:
+        raise ValueError("it has a DOCTYPE, whose entities can grow without end")
     return {
         f"{case.get('classname')}.{case.get('name')}": case.find("failure") is None
         and case.find("error") is None
-        for case in cases
+        for case in ElementTree.fromstring(text).iter("testcase")
         if case.find("skipped") is None
     }
 
@@ -225,14 +194,11 @@ def _unit_tests(files: Outputs) -> dict[str, bool]:
 def _ladder(evidence: Evidence, tests: Mapping[str, bool]) -> list[Rung]:
     """The six rungs of the ladder that README's "How far is a package proved?" explains."""
     method = evidence.method
-    return [
-        _tested("equations", method, tests),
-        _steps(method, evidence.files),
-        _tested("protocols", method, tests),
-        _tested("checkpoints", method, tests),
-        _miniature(evidence),
-        _paper(evidence.paper_rows),
-    ]
+    equations, protocols, checkpoints = (
+        _tested(name, method, tests) for name in ("equations", "protocols", "checkpoints")
+    )
+    steps, miniature = _steps(method, evidence.files), _miniature(evidence)
+    return [equations, steps, protocols, checkpoints, miniature, _paper(evidence.paper_rows)]
 
 
 def _tested(name: str, method: str, tests: Mapping[str, bool]) -> Rung:
@@ -250,13 +216,13 @@ def _steps(method: str, files: Mapping[str, Any]) -> Rung:
     parity, mutants = files.get("parity"), files.get("mutants")
     if not parity:
         return Rung("steps", "open", f"no result; run make parity METHOD={method}")
-    detail = f"parity {parity.get('passed')} of {parity.get('total')}"
-    if not parity.get("total") or parity.get("passed") != parity["total"]:
+    detail = f"parity {parity['passed']} of {parity['total']}"
+    if not parity["total"] or parity["passed"] != parity["total"]:
         return Rung("steps", "failed", detail)
     if not mutants:
         return Rung("steps", "partly", f"{detail}; mutants not run")
-    detail += f", mutants {mutants.get('caught')} of {mutants.get('total')}"
-    caught = mutants.get("total") and mutants.get("caught") == mutants["total"]
+    caught = mutants["total"] and mutants["caught"] == mutants["total"]
+    detail += f", mutants {mutants['caught']} of {mutants['total']}"
     return Rung("steps", "proved" if caught else "partly", detail)
 
 

@@ -17,15 +17,12 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-# Okabe and Ito's colours, told apart with any colour vision; line styles and markers tell them
-# apart in grey too.
+# Okabe and Ito's colours, told apart with any colour vision, and by lines and markers in grey too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LAST_STEP = 1e12
 LOOK: Any = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
-
-
 Curves = Mapping[str, Sequence[Mapping[int, float]]]
 """Arm -> one {step: value} a seed."""
 
@@ -54,24 +51,15 @@ def read_curves(path: Path, prefix: str = "val/") -> dict[str, dict[int, float]]
 
 
 def draw(path: Path, summary: Mapping[str, Any], curves: Curves) -> None:
-    """Draws learning curves (mean, band of one standard deviation) and paired differences (mean,
-    95% interval, one mark a seed).
-
-    Args:
-        path: the PNG to write.
-        summary: `summary.summarise`.
-        curves: of the metric that the claim names for it.
-    """
+    """Draws to a PNG the learning curves (mean, band of one standard deviation) of the metric that
+    the claim names, and paired differences (mean, 95% interval, one mark a seed)."""
     style = _styles(summary)
     with plt.rc_context(LOOK):
         figure, (left, right) = plt.subplots(
             1, 2, figsize=(13, 5.6), dpi=130, width_ratios=(1.25, 1), layout="constrained"
         )
-        figure.suptitle(
-            f"{summary['claim']['title']}  |  claim holds: {summary['verdict']}",
-            fontsize=14,
-            fontweight="bold",
-        )
+        title = f"{summary['claim']['title']}  |  claim holds: {summary['verdict']}"
+        figure.suptitle(title, fontsize=14, fontweight="bold")
         left.set_title("Learning curves: mean and one standard deviation over seeds", fontsize=11)
         left.set_xlabel("training step")
         left.set_ylabel(summary["claim"]["curve"])
@@ -85,24 +73,14 @@ def draw(path: Path, summary: Mapping[str, Any], curves: Curves) -> None:
 
 
 def draw_metrics(path: Path, summary: Mapping[str, Any], metrics: Mapping[str, Curves]) -> None:
-    """Draws one small panel of curves for each metric: what else the arms did on the way.
-
-    Args:
-        path: the PNG to write.
-        summary: `summary.summarise`.
-        metrics: name -> its curves.
-    """
+    """Draws to a PNG one small panel of curves for each metric: what else the arms did."""
     style = _styles(summary)
     columns = min(4, len(metrics))
     rows = -(-len(metrics) // columns)
     with plt.rc_context(LOOK):
+        size = (3.6 * columns, 2.7 * rows + 0.8)
         figure, panels = plt.subplots(
-            rows,
-            columns,
-            figsize=(3.6 * columns, 2.7 * rows + 0.8),
-            dpi=110,
-            squeeze=False,
-            layout="constrained",
+            rows, columns, figsize=size, dpi=110, squeeze=False, layout="constrained"
         )
         handles: dict[str, Any] = {}
         for axes, (name, curves) in zip(panels.flat, metrics.items(), strict=False):
@@ -137,7 +115,6 @@ def _styles(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _curves(axes: Axes, curves: Curves, style: Mapping[str, Mapping[str, Any]]) -> bool:
     """Draws one curve an arm; whether there was any."""
-    drawn = False
     for arm, runs in curves.items():
         by_step = defaultdict(list)
         for run in runs:
@@ -145,7 +122,6 @@ def _curves(axes: Axes, curves: Curves, style: Mapping[str, Mapping[str, Any]]) 
                 by_step[step].append(value)
         if not by_step:
             continue
-        drawn = True
         steps = sorted(by_step)
         mean = np.array([np.mean(by_step[s]) for s in steps])
         spread = np.array([np.std(by_step[s], ddof=1) if len(by_step[s]) > 1 else 0 for s in steps])
@@ -155,7 +131,7 @@ def _curves(axes: Axes, curves: Curves, style: Mapping[str, Mapping[str, Any]]) 
             steps, mean - spread, mean + spread, color=style[arm]["color"], alpha=0.1, linewidth=0
         )
     axes.grid(alpha=0.25)
-    return drawn
+    return bool(axes.lines)
 
 
 def _differences(axes: Axes, summary: Mapping[str, Any], style: Mapping) -> None:
@@ -164,23 +140,22 @@ def _differences(axes: Axes, summary: Mapping[str, Any], style: Mapping) -> None
     axes.axvspan(-matters, matters, color="#888888", alpha=0.13, linewidth=0)
     axes.axvline(0, color="#444444", linewidth=1)
     for row, pair in enumerate(pairs):
-        look = style[pair["method"]]
+        look, ends = style[pair["method"]], [pair["low"], pair["high"]]
         seeds = list(pair["differences"].values())
         offsets = np.linspace(-0.12, 0.12, len(seeds)) if len(seeds) > 1 else [0.0]
         axes.scatter(seeds, row + 0.2 + np.asarray(offsets) / 2, s=16, color="#777777", zorder=2)
         if pair["low"] is not None:
-            axes.plot([pair["low"], pair["high"]], [row, row], color=look["color"], linewidth=3)
-            axes.plot([pair["low"], pair["high"]], [row, row], "|", color=look["color"], ms=12)
+            axes.plot(ends, [row, row], color=look["color"], linewidth=3)
+            axes.plot(ends, [row, row], "|", color=look["color"], ms=12)
         axes.plot(pair["mean"], row, look["marker"], color=look["color"], markersize=9, zorder=3)
-        axes.annotate(
-            f"{pair['mean']:+.2f}",
-            (pair["mean"], row),
-            xytext=(0, 9),
-            textcoords="offset points",
-            ha="center",
-            fontsize=10,
-            fontweight="bold" if row == 0 else "normal",
-        )
+        place: Any = {
+            "xytext": (0, 9),
+            "textcoords": "offset points",
+            "ha": "center",
+            "fontsize": 10,
+        }
+        weight = "bold" if row == 0 else "normal"
+        axes.annotate(f"{pair['mean']:+.2f}", (pair["mean"], row), fontweight=weight, **place)
     kinds = {0: "\n(primary)", 1: "\n(control)"}
     names = [
         f"{pair['method']} -\n{pair['baseline']}{kinds.get(summary['comparisons'].index(pair), '')}"

@@ -1,7 +1,6 @@
 """Runs the arms of a claim as one Hydra multirun in its own process, and shows its progress."""
 
 import csv
-import math
 import os
 import re
 import subprocess
@@ -9,12 +8,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.outputs import RESULTS, check
 from shared.files import open_regular, read_json
@@ -26,13 +25,8 @@ TAIL = 1 << 16  # bytes at the end of a file that are looked at
 
 @dataclass(frozen=True)
 class Run:
-    """One arm with one seed.
-
-    Attributes:
-        folder: where shared.run writes results.json, metrics.csv and checkpoints.
-        total: training steps, or epochs where the config limits those; None if unknown.
-        unit: the column of metrics.csv that counts towards `total`, "step" or "epoch".
-    """
+    """One arm with one seed, in the folder where shared.run writes results.json, metrics.csv and
+    checkpoints; `total` training steps, or as `unit` says epochs, by metrics.csv's column."""
 
     arm: str
     seed: int
@@ -78,12 +72,12 @@ def multirun_command(
     runs: Sequence[Run], base: Path, claim: dict[str, str], jobs: int, overrides: Sequence[str]
 ) -> list[str]:
     """The command that does `runs` (and whatever else the product of their arms and seeds holds,
-    which shared.run reuses). `seed` varies slowest, so that early results cover all arms."""
+    which shared.run reuses)."""
     experiments = list(dict.fromkeys(run.experiment for run in runs))
     seeds = sorted({run.seed for run in runs})
     return [
         *(sys.executable, "-m", "shared.run", "-m"),
-        # First, because the key that comes first varies slowest.
+        # First, because the key that comes first varies slowest: early results cover all arms.
         f"seed={','.join(map(str, seeds))}",
         # Hydra composes once without what is swept over, where `data.num_labels` and the like would
         # not exist: this experiment is for that, the later `experiment=` for the runs.
@@ -112,22 +106,16 @@ def launch(
 ) -> int:
     """Runs the command, its output going to `log`, and shows the progress of `runs`.
 
-    Args:
-        jobs: processes side by side; with more than one, each gets one thread.
-
-    Returns:
-        The command's exit status.
+    Of more than one of `jobs` side by side, each gets one thread. Returns the exit status.
     """
     for run in runs:  # a message of an earlier try must not speak for this one
         (run.folder / ERROR_FILE).unlink(missing_ok=True)
-    environment = dict(os.environ)
-    if jobs > 1:
-        environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if jobs > 1 else {}
     log.unlink(missing_ok=True)  # a link in the way would lead elsewhere, a pipe nowhere
     with (
         log.open("x") as output,
         subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, env=environment
+            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **threads}
         ) as process,
     ):
         try:
@@ -138,15 +126,6 @@ def launch(
     return process.returncode
 
 
-@dataclass
-class _Watched:
-    """What the display remembers of a run in progress."""
-
-    task: TaskID
-    first: int
-    since: float = field(default_factory=time.monotonic)
-
-
 def _watch(process: subprocess.Popen, runs: Sequence[Run], console: Console) -> None:
     columns = (
         TextColumn("{task.description}"),
@@ -155,42 +134,28 @@ def _watch(process: subprocess.Popen, runs: Sequence[Run], console: Console) -> 
         TimeRemainingColumn(compact=True),
     )
     with Progress(*columns, console=console, speed_estimate_period=600) as progress:
-        overall = progress.add_task("all runs", total=len(runs), detail=f"0 of {len(runs)}")
-        waiting, active, done = list(runs), dict[Run, _Watched](), 0
+        overall = progress.add_task("all runs", total=len(runs), detail=f"0 of {len(runs)} runs")
+        labels = {run: f"{run.arm} seed {run.seed}" for run in runs}
+        tasks = {
+            run: progress.add_task(label, total=run.total, visible=False, detail="")
+            for run, label in labels.items()
+        }
         while True:
             ended = process.poll() is not None  # before the look at the files, which then is whole
             fractions = 0.0
-            for run in list(waiting):
-                label = f"{run.arm} seed {run.seed}"
+            for run, task in list(tasks.items()):
                 position = run.position()
                 if run.results() is not None:
-                    waiting.remove(run)
-                    if shown := active.pop(run, None):
-                        progress.remove_task(shown.task)
-                    done += 1
-                    console.print(f"  finished {label} ({done} of {len(runs)})", highlight=False)
-                elif position or run in active:
-                    fractions += _show(progress, active, run, label, position)
-            progress.update(
-                overall, completed=done + fractions, detail=f"{done} of {len(runs)} runs"
-            )
+                    progress.remove_task(tasks.pop(run))
+                    count = f"{len(runs) - len(tasks)} of {len(runs)}"
+                    console.print(f"  finished {labels[run]} ({count})", highlight=False)
+                elif position:
+                    detail = f"{run.unit} {position}{f' of {run.total}' if run.total else ''}"
+                    progress.update(task, completed=position, detail=detail, visible=True)
+                    fractions += min(1.0, position / run.total) if run.total else 0.0
+            done = len(runs) - len(tasks)
+            detail = f"{done} of {len(runs)} runs"
+            progress.update(overall, completed=done + fractions, detail=detail)
             if ended:
                 return
             time.sleep(1.0)
-
-
-def _show(
-    progress: Progress, active: dict[Run, _Watched], run: Run, label: str, position: int
-) -> float:
-    """Updates the row of a run in progress; returns the fraction of it that is done."""
-    if run not in active:
-        task = progress.add_task(label, total=run.total, detail="")
-        active[run] = _Watched(task, position)
-    shown = active[run]
-    seconds = time.monotonic() - shown.since
-    rate = (position - shown.first) / seconds if seconds > 2 else math.nan
-    letters = "it" if run.unit == "step" else "epochs"
-    speed = "" if math.isnan(rate) else f"  {rate:.1f} {letters}/s"
-    detail = f"{run.unit} {position}{f' of {run.total}' if run.total else ''}{speed}"
-    progress.update(shown.task, completed=position, detail=detail)
-    return min(1.0, position / run.total) if run.total else 0.0

@@ -34,8 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TREE = ("methods", "shared", "benchmarks", "tests/parity", "tests/golden", "pyproject.toml")
 LIBRARIES = ["torch", "torchvision", "torchmetrics", "pytorch_lightning", "numpy", "safetensors"]
 LIBRARIES += ["hydra", "hypothesis"]
-TIME_LIMIT = 180.0
-"""Seconds for one mutant. One that runs out of time proves nothing: the machine may be busy."""
+TIME_LIMIT = 180.0  # seconds for one mutant; out of time proves nothing: the machine may be busy
 
 
 class MutantError(ValueError):
@@ -51,25 +50,23 @@ class Mutant:
     new: str
     reason: str
 
-    def plant(self, tree: Path) -> None:
-        """Change the copy. Raises MutantError unless `old` occurs exactly once."""
+    def changed(self, tree: Path) -> str:
+        """The file with the error; MutantError unless `old` occurs exactly once."""
         path = tree / self.file
         if not path.is_file():
             raise MutantError(f"no file {self.file} (mutant: {self.reason})")
         text = path.read_text()
         if (count := text.count(self.old)) != 1 or self.old == self.new:
             problem = "equals `new`" if self.old == self.new else f"occurs {count} times"
-            raise MutantError(
-                f"{self.file}: `old` {problem}, it must occur once and change "
-                f"(mutant: {self.reason})\n{self.old}"
-            )
-        path.write_text(text.replace(self.old, self.new))
+            said = f"{self.file}: `old` {problem}, it must occur once and change"
+            raise MutantError(f"{said} (mutant: {self.reason})\n{self.old}")
+        return text.replace(self.old, self.new)
 
 
 def load_mutants(path: Path) -> list[Mutant]:
-    """Raises FileNotFoundError, or MutantError if an entry has other keys than it needs."""
+    """Raises MutantError if there is no list, or an entry has other keys than it needs."""
     if not path.is_file():
-        raise FileNotFoundError(f"no mutants at {path}: list some as {{file, old, new, reason}}")
+        raise MutantError(f"no list of mutants at {path}: {{file, old, new, reason}} each")
     try:
         return [Mutant(**entry) for entry in yaml.safe_load(path.read_text())]
     except TypeError as error:
@@ -78,13 +75,12 @@ def load_mutants(path: Path) -> list[Mutant]:
 
 def copy_tree(target: Path) -> None:
     """Copy what the parity suite needs."""
-    for name in TREE:
-        source = ROOT / name
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+    for source in (ROOT / name for name in TREE):
         if source.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
-            shutil.copytree(source, target / name, ignore=ignored)
+            shutil.copytree(source, target / source.relative_to(ROOT), ignore=ignored)
         else:
-            shutil.copy(source, target / name)
+            shutil.copy(source, target)
 
 
 def run_suite(tree: Path, method: str, log: Path) -> None:
@@ -125,18 +121,18 @@ def run_all(
                     mutant, tree = waiting.pop(0), Path(folder).resolve() / f"{len(waiting)}"
                     copy_tree(tree)
                     if mutant is not None:
-                        mutant.plant(tree)
+                        (tree / mutant.file).write_text(mutant.changed(tree))
                     arguments = (tree, method, tree / "suite.log")
                     process: BaseProcess = context.Process(target=run_suite, args=arguments)
                     process.start()
                     running[process.sentinel] = (mutant, process, tree, time.monotonic())
                 finished = wait(running, timeout=1.0)
                 for sentinel, (mutant, process, tree, start) in list(running.items()):
-                    seconds = time.monotonic() - start
-                    if sentinel in finished or seconds >= TIME_LIMIT:
+                    seconds, ended = time.monotonic() - start, sentinel in finished
+                    if ended or seconds >= TIME_LIMIT:
                         _end(process)
                         del running[sentinel]
-                        status = process.exitcode if sentinel in finished else None
+                        status = process.exitcode if ended else None
                         yield mutant, status, (tree / "suite.log").read_text(), seconds
                         shutil.rmtree(tree)
         finally:
@@ -174,16 +170,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--output", default=str(ROOT / "outputs"), help="folder of results")
     options = parser.parse_args(arguments)
     os.environ["OMP_NUM_THREADS"] = "1"
-    path = ROOT / "tests" / "mutants" / f"{options.method}.yaml"
-    if not path.is_file():
-        print(f"mutants: no list of mutants at {path}", file=sys.stderr)
+    try:
+        listed = load_mutants(ROOT / "tests" / "mutants" / f"{options.method}.yaml")
+    except MutantError as error:
+        print(f"mutants: {error}", file=sys.stderr)
         return 2
-    mutants = [mutant for mutant in load_mutants(path) if options.only in mutant.reason]
-    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        copy_tree(Path(folder))
-        for mutant in mutants:  # every one can be planted, before the first suite runs
-            mutant.plant(Path(folder))
-            (Path(folder) / mutant.file).write_text((ROOT / mutant.file).read_text())
+    mutants = [mutant for mutant in listed if options.only in mutant.reason]
+    for mutant in mutants:  # every one can be planted, before the first suite runs
+        mutant.changed(ROOT)
     for library in LIBRARIES:
         importlib.import_module(library)
     [(_, status, output, seconds)] = run_all([None], options.method, jobs=1)
@@ -200,9 +194,9 @@ def main(arguments: list[str] | None = None) -> int:
         verdict = {"file": planted.file, "reason": planted.reason, "result": result, "by": by}
         verdicts.append({**verdict, "seconds": round(seconds, 1)})
     caught = sum(verdict["result"] == "caught" for verdict in verdicts)
+    content = {"caught": caught, "total": len(mutants), "mutants": verdicts}
     results = Path(options.output) / "mutants" / f"{options.method}.json"
     results.parent.mkdir(parents=True, exist_ok=True)
-    content = {"caught": caught, "total": len(mutants), "mutants": verdicts}
     results.write_text(json.dumps(content, indent=1) + "\n")
     print(f"mutants: caught {caught} of {len(mutants)}")
     return 0 if mutants and caught == len(mutants) else 1

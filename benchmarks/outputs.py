@@ -9,12 +9,17 @@ tuple of shapes of which one must fit.
 import math
 import os
 import re
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from omegaconf.errors import OmegaConfBaseException
 
 from shared.data.readers.files import is_number, is_text, nested_too_deep, one_line, shortened
 from shared.files import open_regular, parse_json
 
+T = TypeVar("T")
 LARGEST = 1 << 26  # bytes of a file
 LONGEST = 100_000  # letters of a text
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -74,23 +79,24 @@ def absent(value: Any) -> bool:
 RESULTS = {
     "status": text,
     "metrics": {text: figure},
-    "experiment?": (absent, text),
-    "git_commit?": (absent, text),
-    "precision?": (absent, text),
+    **dict.fromkeys(("experiment?", "git_commit?", "precision?"), (absent, text)),
     "cpu_seconds?": (absent, number),
     "data?": (absent, {text: {"baselines?": {text: number}}}),
 }
 _PAIR = {
-    "method": text,
-    "baseline": text,
+    **dict.fromkeys(("method", "baseline"), text),
     **dict.fromkeys(("mean", "low", "high", "pvalue"), (absent, number)),
     "differences": {seed: number},
     "queries?": (absent, count),
 }
+_FURTHER = {
+    **dict.fromkeys(("name", "claim", "metric", "reason"), text),
+    "verdict": verdict,
+    "comparisons": [_PAIR, _PAIR],
+}
 SUMMARY = {
-    "method": file_name,
-    "name": file_name,
-    "hash": text,
+    **dict.fromkeys(("method", "name"), file_name),
+    **dict.fromkeys(("hash", "reason"), text),
     "overrides": [text],
     "claim": {
         **dict.fromkeys(("title", "claim", "source", "control"), text),
@@ -98,7 +104,6 @@ SUMMARY = {
         "smallest_difference": number,
     },
     "verdict": verdict,
-    "reason": text,
     "arms": {
         text: {
             "values": {seed: number},
@@ -108,16 +113,7 @@ SUMMARY = {
         }
     },
     "comparisons": [_PAIR],
-    "further?": (
-        absent,
-        [
-            {
-                **dict.fromkeys(("name", "claim", "metric", "reason"), text),
-                "verdict": verdict,
-                "comparisons": [_PAIR, _PAIR],
-            }
-        ],
-    ),
+    "further?": (absent, [_FURTHER]),
     "git_commits": [text],
     "precisions": [text],
     "data": [text],
@@ -133,18 +129,13 @@ CHECKS = {
 
 
 def check(value: Any, shape: Any, where: str = "it") -> None:
-    """Compare a value of a file with the shape that it must have.
-
-    Raises:
-        ValueError: it has another; the message says where.
-    """
+    """Raise ValueError, which says where, unless a value of a file has the shape."""
     if isinstance(shape, tuple):
-        for other in shape[:-1]:
-            try:
+        *others, last = shape
+        for other in others:
+            with suppress(ValueError):
                 return check(value, other, where)
-            except ValueError:
-                continue
-        return check(value, shape[-1], where)
+        return check(value, last, where)
     if isinstance(shape, dict):
         if not isinstance(value, dict):
             raise ValueError(f"{where} is {shortened(value)}, not an object")
@@ -178,46 +169,38 @@ class Outputs:
         said = getattr(reason, "strerror", None) or reason or type(reason).__name__
         self.damaged[os.path.relpath(path, self.root)] = one_line(said)
 
-    def content(self, path: Path, most: int = LARGEST, follow_links: bool = True) -> bytes | None:
-        """Content of a file; None if there is none, or none that is safe to read."""
+    def read(
+        self, path: Path, parse: Callable[[bytes], T], most: int = LARGEST, links: bool = True
+    ) -> T | None:
+        """What `parse` makes of a file's content; None if there is no file, or none to be used."""
         if not os.path.lexists(path):
             return None
         try:
-            with open_regular(path, follow_links) as file:
+            with open_regular(path, links) as file:
                 content = file.read(most + 1)
-        except OSError as error:
-            self.refuse(path, error)
-            return None
-        if len(content) > most:
-            self.refuse(path, f"it is larger than {most} bytes")
-            return None
-        return content
-
-    def text(self, path: Path) -> str | None:
-        """Content of a text file in UTF-8, or None."""
-        content = self.content(path)
-        try:
-            return None if content is None else content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
+            if len(content) > most:
+                raise ValueError(f"it is larger than {most} bytes")
+            return parse(content)
+        except (OSError, ValueError, SyntaxError, OmegaConfBaseException) as error:
             self.refuse(path, error)
             return None
 
     def json(self, path: Path, shape: Any) -> Any:
         """Content of a JSON file of that shape, or None."""
-        if (content := self.content(path)) is None:
-            return None
-        try:
+
+        def parsed(content: bytes) -> Any:
             value = parse_json(content)
             check(value, shape)
-        except ValueError as error:
-            self.refuse(path, error)
-            return None
-        return value
+            return value
+
+        return self.read(path, parsed)
 
     def picture(self, path: Path) -> bytes:
         """Content of a PNG file that is no link, or nothing."""
-        content = self.content(path, LARGEST_PICTURE, follow_links=False)
-        if content is not None and not content.startswith(PNG):
-            self.refuse(path, "it is no PNG picture")
-            return b""
-        return content or b""
+
+        def checked(content: bytes) -> bytes:
+            if not content.startswith(PNG):
+                raise ValueError("it is no PNG picture")
+            return content
+
+        return self.read(path, checked, LARGEST_PICTURE, links=False) or b""

@@ -45,29 +45,19 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"parity: no golden cases at {cases}", file=sys.stderr)
         return 2
     recorder = CaseRecorder()
-    status = pytest.main(
-        [
-            str(ROOT / "tests" / "parity" / "test_golden.py"),
-            f"--rootdir={ROOT}",
-            f"--golden={Path(options.golden).resolve()}",
-            f"--method={options.method}",
-            "--verbose",
-            "--disable-warnings",
-            "--show-capture=no",
-            "--tb=line",
-            "-p",
-            "no:cacheprovider",
-        ],
-        plugins=[recorder],
-    )
-    cases = list(recorder.cases.values())
-    passed = sum(case["passed"] for case in cases)
-    folder = Path(options.output) / "parity"
-    folder.mkdir(parents=True, exist_ok=True)
-    result = {"passed": passed, "total": len(cases), "cases": cases}
-    (folder / f"{options.method}.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(f"parity: {passed} of {len(cases)} cases")
-    return 0 if status == pytest.ExitCode.OK and cases and passed == len(cases) else 1
+    quiet = ("--verbose", "--disable-warnings", "--show-capture=no", "--tb=line")
+    options_of = (f"--rootdir={ROOT}", f"--golden={Path(options.golden).resolve()}")
+    tests = str(ROOT / "tests" / "parity" / "test_golden.py")
+    arguments = [tests, *options_of, f"--method={options.method}", *quiet, "-p", "no:cacheprovider"]
+    status = pytest.main(arguments, plugins=[recorder])
+    found = list(recorder.cases.values())
+    passed = sum(case["passed"] for case in found)
+    path = Path(options.output) / "parity" / f"{options.method}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result = {"passed": passed, "total": len(found), "cases": found}
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"parity: {passed} of {len(found)} cases")
+    return 0 if status == pytest.ExitCode.OK and found and passed == len(found) else 1
 
 
 if __name__ == "__main__":

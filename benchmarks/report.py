@@ -8,11 +8,11 @@ import argparse
 import base64
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from benchmarks import summary
 from benchmarks.claims import CONF
@@ -26,30 +26,21 @@ MOST_PICTURES = 50  # of a showcase
 
 
 def build(outputs: Path = Path("outputs"), conf: Path = CONF) -> Path:
-    """Gathers all evidence and writes both forms of the report.
-
-    Args:
-        outputs: root of the results.
-        conf: root of the configs, for the claims and the paper's rows.
-
-    Returns:
-        The HTML page.
-    """
+    """Gathers all evidence below `outputs` and `conf` and writes both forms of the report; returns
+    the HTML page."""
     folder = own_folder(outputs / "report")
     files = Outputs(outputs)
     methods = gather(files, conf)
     page = folder / "index.html"
-    for path, content in (
-        (page, html(methods, files)),
-        (folder / "report.md", markdown(methods, files)),
-    ):
-        with replacing(path) as file:
-            file.write(content.encode())
+    with replacing(page) as file:
+        file.write(html(methods, files).encode())
+    with replacing(folder / "report.md") as file:
+        file.write(markdown(methods, files).encode())
     return page
 
 
-def html(methods: Sequence[Evidence], files: Outputs) -> str:
-    """The page; everything that came from a file is escaped."""
+@cache
+def _template() -> Template:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -57,20 +48,14 @@ def html(methods: Sequence[Evidence], files: Outputs) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "picture": partial(picture, files),
-        "arm_rows": summary.arm_rows,
-        "comparison_rows": summary.comparison_rows,
-        "further_rows": summary.further_rows,
-        "baseline_lines": summary.baseline_lines,
-        "showcase": partial(showcase, files),
-        "metric_rows": summary.metric_rows,
-        "preparation_lines": summary.preparation_lines,
-        "checks": checks,
-        "paper_cells": paper_cells,
-        "speed_rows": speed_rows,
-    }
-    return environment.get_template("report.html").render(methods=methods, files=files)
+    own = {"checks": checks, "paper_cells": paper_cells, "speed_rows": speed_rows}
+    return environment.get_template("report.html", globals={"summary": summary, **own})
+
+
+def html(methods: Sequence[Evidence], files: Outputs) -> str:
+    """The page; everything that came from a file is escaped."""
+    pictures = {"picture": partial(picture, files), "showcase": partial(showcase, files)}
+    return _template().render(methods=methods, files=files, **pictures)
 
 
 def picture(files: Outputs, claim: Mapping[str, Any], name: str = "learning_curves") -> str:
@@ -92,22 +77,23 @@ def showcase(files: Outputs, claim: Mapping[str, Any]) -> list[str]:
 
 def checks(evidence: Evidence) -> list[tuple[str, str]]:
     """What parity, mutants, speed and chaos found, one line each, or the command that finds out."""
-    return [(kind, _check(kind, evidence)) for kind in KINDS]
+    return [
+        (kind, _found(kind, content))
+        if (content := evidence.files.get(kind))
+        else (kind, f"not run: make {kind} METHOD={evidence.method}")
+        for kind in KINDS
+    ]
 
 
-def _check(kind: str, evidence: Evidence) -> str:
-    content = evidence.files.get(kind)
-    if content is None:
-        return f"not run: make {kind} METHOD={evidence.method}"
+def _found(kind: str, content: Mapping[str, Any]) -> str:
     match kind:
         case "parity":
             return f"{content['passed']} of {content['total']} cases"
         case "mutants":
             return f"caught {content['caught']} of {content['total']}"
         case "speed":
-            return f"ratio {_plain(content.get('ratio'))} (ours/peer, lower is better), " + (
-                f"interquartile range {_plain(content.get('iqr'))}"
-            )
+            ratio, spread = _plain(content.get("ratio")), _plain(content.get("iqr"))
+            return f"ratio {ratio} (ours/peer, lower is better), interquartile range {spread}"
     kills, difference = content.get("kills", "?"), content["first_difference"]
     moments = []
     if isinstance(kills, list):
@@ -131,10 +117,10 @@ def _plain(value: Any) -> str:
 def paper_cells(rows: Sequence[PaperRow]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of the paper's rows beside ours."""
     header = ["experiment", "table", "metric", "paper", "ours", "state"]
-    return header, [
-        [row.experiment, row.table, row.metric, row.paper, summary.number(row.ours), row.note]
-        for row in rows
+    cells = [
+        [r.experiment, r.table, r.metric, r.paper, summary.number(r.ours), r.note] for r in rows
     ]
+    return header, cells
 
 
 def speed_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
@@ -163,10 +149,8 @@ def markdown(methods: Sequence[Evidence], files: Outputs) -> str:
         if evidence.paper_rows:
             parts.append(table(*paper_cells(evidence.paper_rows)))
     if files.damaged:
-        parts.append("# Damaged files")
-        parts.append("They are left out of this report.")
-        damaged = sorted(files.damaged.items())
-        parts.append("\n".join(f"- {escaped(p)}: {escaped(reason)}" for p, reason in damaged))
+        listed = (f"- {escaped(p)}: {escaped(why)}" for p, why in sorted(files.damaged.items()))
+        parts += ["# Damaged files", "They are left out of this report.", "\n".join(listed)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -12,11 +12,10 @@ failed; 2 if what was asked makes no sense.
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +24,12 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from benchmarks import figures, report, summary
-from benchmarks.claims import (
-    CONF,
-    Claim,
-    ClaimError,
-    Showcase,
-    as_written,
-    changes_claim,
-    claim_hash,
-    compose_arms,
-    distinct_sources,
-    load_claim,
-    nearest,
-    refuse_tuning_seeds,
-    settings,
-)
+from benchmarks import claims, figures, report, summary
+from benchmarks.claims import CONF, Claim, ClaimError, Showcase, nearest
 from benchmarks.launch import Launcher, Run, launch, multirun_command
 from benchmarks.outputs import check, word
 from shared.data.readers.files import one_line
-from shared.files import read_json, replacing
+from shared.files import read_json, write_json
 from shared.nn.building import call
 from shared.overrides import OverrideError, validate
 
@@ -67,47 +52,39 @@ def reproduce(
     """Runs what is missing of a claim, then prints and writes its summary.
 
     Args:
-        method: name of the method package.
         claim_name: a claim in conf/reproduce/METHOD/; None: the method's own.
-        seeds: the seeds to run; None: the registered ones.
-        arms: the arms to run, ["all"] for the optional ones too; None: all but the optional.
+        seeds, arms: those to run; None: the registered seeds, all arms but the optional ones, which
+            ["all"] includes.
         jobs: processes side by side.
         overrides: Hydra overrides for all arms; they change the hash and are shown.
         launcher: runs the multirun; tests give a fake.
-        conf, outputs: root of the configs, root of the results.
 
-    Returns:
-        0, or 1 if a run failed.
+    Returns: 0, or 1 if a run failed.
 
     Raises:
         ClaimError: the claim, a seed or an arm makes no sense.
     """
     console = console or Console(width=None if sys.stdout.isatty() else 110)
     path = claim_path(method, claim_name, conf)
-    claim = load_claim(path)
+    claim = claims.load_claim(path)
     seeds = list(dict.fromkeys(seeds or claim.seeds))
-    refuse_tuning_seeds(claim, seeds)
+    claims.refuse_tuning_seeds(claim, seeds)
     wanted_arms = _chosen_arms(claim, arms)
-    configs = compose_arms(claim, overrides, conf)
-    identity = {"name": path.stem, "hash": claim_hash(claim, configs)}
+    configs = claims.compose_arms(claim, overrides, conf)
+    identity = {"name": path.stem, "hash": claims.claim_hash(claim, configs)}
     base = outputs / "reproduce" / method / f"{identity['name']}-{identity['hash'][:8]}"
     console.print(f"[bold]{claim.title}[/bold]\n{claim.claim}\n", highlight=False)
     _warn_of_other_hashes(base, console)
-    changed = [override for override in overrides if changes_claim(override)]
+    changed = [override for override in overrides if claims.changes_claim(override)]
     if changed:
         console.print(f"changed on the command line: {' '.join(changed)}", markup=False)
 
     def runs_of(names: Iterable[str]) -> list[Run]:
+        numbers = sorted({*seeds, *claim.seeds})
         return [
-            Run(
-                name,
-                seed,
-                claim.experiment(name),
-                base / name / f"seed{seed}",
-                *_length(configs[name]),
-            )
-            for seed in sorted({*seeds, *claim.seeds})
-            for name in names
+            Run(n, seed, claim.experiment(n), base / n / f"seed{seed}", *_length(configs[n]))
+            for seed in numbers
+            for n in names
         ]
 
     runs, prepared = runs_of(claim.arms), runs_of(claim.prepare)
@@ -118,8 +95,7 @@ def reproduce(
         _warn_of_other_commits(asked, console)
     errors: dict[Run, str] = {}
     if missing:
-        needed = (*claim.prepare, *wanted_arms)
-        for source in distinct_sources(configs[name] for name in needed):
+        for source in claims.distinct_sources(configs[n] for n in (*claim.prepare, *wanted_arms)):
             call(source)
         precision = _register(base, claim, identity, changed, configs)
         here = [f"precision={precision}"]
@@ -127,31 +103,32 @@ def reproduce(
         if jobs > 1 and not threads:
             here.append("threads=1")
 
-        def start(runs: Sequence[Run], overrides: Sequence[str], log: Path) -> dict[Run, str]:
-            """Launches runs; returns the errors of those that did not finish."""
-            command = multirun_command(runs, base, identity, jobs, [*overrides, *here])
-            console.print(
-                f"running {len(runs)} runs, {jobs} at a time, {precision}; log in", end=" "
-            )
+        def start(runs: Sequence[Run], given: Sequence[str], name: str) -> None:
+            """Launches those runs that are not finished; adds the errors of those that fail."""
+            if not (runs := [run for run in runs if run.results() is None]):
+                return
+            log = base / f"{name}.log"
+            said = f"running {len(runs)} runs, {jobs} at a time, {precision}; log in"
+            console.print(said, end=" ")
             console.print(f"{log}", markup=False, highlight=False, soft_wrap=True)
+            command = multirun_command(runs, base, identity, jobs, [*given, *here])
             launcher(command, runs, log, jobs, console)
-            return {run: run.error(log) for run in runs if run.results() is None}
+            errors.update((run, run.error(log)) for run in runs if run.results() is None)
 
-        errors = _prepare(claim, prepared, missing, overrides, base, start)
+        of_missing = {run.seed for run in missing}
+        for name in claim.prepare:
+            wanted = [run for run in prepared if run.arm == name and run.seed in of_missing]
+            start(wanted, claims.settings(claim, name, overrides), f"prepare-{name}")
         failed = {run.seed for run in errors}
-        startable = [run for run in missing if run.seed not in failed and run.results() is None]
-        if startable:
-            errors |= start(startable, overrides, base / "multirun.log")
+        start([run for run in missing if run.seed not in failed], overrides, "multirun")
         for run in missing:
             if run.seed in failed:
                 errors.setdefault(run, "not started, because what it is prepared from failed")
 
     outcome = summary.collect(runs, claim, errors)
     outcome.failures.update({(r.arm, r.seed): errors[r] for r in prepared if r in errors})
-    comparisons, decided = summary.compare(claim, outcome)
-    content = summary.summarise(claim, outcome, comparisons, decided)
+    content = summary.summarise(claim, outcome, prepared)
     content |= {"method": method, **identity, "overrides": changed}
-    content["prepared"] = summary.preparation(claim, prepared)
     curves = _curves(claim, [run for run in runs if (run.arm, run.seed) in outcome.results])
     summary.write(base, content)
     pictures = [base / "learning_curves.png"]
@@ -170,10 +147,8 @@ def reproduce(
 def showcase(
     wanted: Showcase, base: Path, seed: int, data_root: Path, console: Console
 ) -> list[Path]:
-    """Let `tenfold predict` draw what an arm's run of that seed has learned; returns its pictures.
-
-    They illustrate and decide nothing: if they cannot be drawn, that is said and all else stands.
-    """
+    """Pictures by `tenfold predict` of what an arm's run of that seed has learned. They decide
+    nothing: if they cannot be drawn, that is said and all else stands."""
     checkpoint = base / wanted.arm / f"seed{seed}" / "checkpoints" / "last.ckpt"
     folder = base / "showcase"
     command = [sys.executable, "-m", "shared.cli", "predict", f"checkpoint={checkpoint}"]
@@ -198,49 +173,14 @@ def _curves(claim: Claim, finished: Sequence[Run]) -> dict[str, figures.Curves]:
     return dict(sorted(found.items()))
 
 
-def _prepare(
-    claim: Claim,
-    prepared: Sequence[Run],
-    missing: Sequence[Run],
-    overrides: Sequence[str],
-    base: Path,
-    start: Callable[[Sequence[Run], Sequence[str], Path], dict[Run, str]],
-) -> dict[Run, str]:
-    """Runs what the missing runs are prepared from, unless it is finished; the errors."""
-    seeds = {run.seed for run in missing}
-    errors: dict[Run, str] = {}
-    for name in claim.prepare:
-        wanted = [run for run in prepared if run.arm == name and run.seed in seeds]
-        if unfinished := [run for run in wanted if run.results() is None]:
-            log = base / f"prepare-{name}.log"
-            errors |= start(unfinished, settings(claim, name, overrides), log)
-    return errors
-
-
 def claim_path(method: str, name: str | None, conf: Path = CONF) -> Path:
-    """Where a claim is written.
-
-    Raises:
-        ClaimError: the method has no claim.
-    """
+    """Where a claim is written; ClaimError if the method has none."""
     root = conf / "reproduce"
     path = root / f"{method}.yaml"
     if not path.is_file():
         known = [p.stem for p in root.glob("*.yaml")]
         raise ClaimError(f"no claim of method '{method}' at {path}{nearest(method, known)}")
     return path if name in (None, method) else root / method / f"{name}.yaml"
-
-
-def resolve_precision(config: DictConfig) -> str:
-    """The precision that `auto` means on this machine."""
-    if config.precision != "auto":
-        return config.precision
-    # Here, because it imports torch, which the rest of this program does without.
-    from shared.run import resolve_precision as measure
-
-    with open_dict(config):
-        config.output_dir = "nowhere"  # a run there would have its own precision
-    return measure(config)
 
 
 def _chosen_arms(claim: Claim, arms: Sequence[str] | None) -> list[str]:
@@ -270,23 +210,25 @@ def _register(
     configs: Mapping[str, DictConfig],
 ) -> str:
     """Writes claim.json before the first run; returns the precision that all runs here share."""
-    path = base / "claim.json"
+    path, config = base / "claim.json", configs[claim.primary.method]
     if os.path.lexists(path):
         return _registered_precision(path)
-    precision = resolve_precision(configs[claim.primary.method])
+    precision = config.precision
+    if precision == "auto":
+        # Here, because it imports torch, which the rest of this program does without.
+        from shared.run import resolve_precision
+
+        with open_dict(config):
+            config.output_dir = "nowhere"  # a run there would have its own precision
+        precision = resolve_precision(config)
     base.mkdir(parents=True, exist_ok=True)
     content = {**identity, "precision": precision, "overrides": list(overrides)}
-    with replacing(path) as file:
-        file.write(json.dumps(content | {"claim": as_written(claim)}, indent=2).encode() + b"\n")
+    write_json(path, {**content, "claim": claims.as_written(claim)}, indent=2)
     return precision
 
 
 def _registered_precision(path: Path) -> str:
-    """The precision that an earlier command registered; it becomes part of this one.
-
-    Raises:
-        ClaimError: the file is damaged.
-    """
+    """The precision that an earlier command registered; ClaimError if the file is damaged."""
     try:
         content = read_json(path)
         check(content, {"precision": word})
@@ -310,7 +252,7 @@ def _warn_of_other_commits(runs: Sequence[Run], console: Console) -> None:
     git = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=CONF.parent, capture_output=True, text=True, check=False
     )
-    commits = {str((run.results() or {}).get("git_commit")) for run in runs if run.results()}
+    commits = {str(found.get("git_commit")) for run in runs if (found := run.results())}
     if others := sorted(commits - {git.stdout.strip(), "None"}):
         console.print(
             f"warning: reused results were made by other code (commit {', '.join(others)}); "
@@ -362,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for all arms")
     options = parser.parse_intermixed_args(arguments)
     try:
-        claim = load_claim(claim_path(options.method, options.claim_name))
+        claim = claims.load_claim(claim_path(options.method, options.claim_name))
         validate([f"experiment={claim.experiment(claim.primary.method)}", *options.overrides])
         return reproduce(**vars(options))
     except (ClaimError, OverrideError, HydraException, OmegaConfBaseException) as error:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+Values = Mapping[int, float] | Mapping[int, NDArray[np.float64]]
 Answer = Literal["yes", "no", "undecided"]
 RESAMPLES = 10_000
 CHUNK = 2**21  # queries drawn in one go
@@ -19,11 +20,9 @@ CHUNK = 2**21  # queries drawn in one go
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences method - baseline over the seeds that both arms finished.
+    """Differences method - baseline by seed, over the seeds that both arms finished.
 
     Attributes:
-        method, baseline: names of the arms.
-        differences: seed -> difference.
         mean: mean difference; nan without seeds.
         low, high: 95% confidence interval of the mean (Student's t, or percentiles of a bootstrap);
             nan below two seeds.
@@ -39,12 +38,6 @@ class Paired:
     high: float
     pvalue: float
     queries: int = 0
-
-    @property
-    def interval(self) -> str:
-        """The interval in words."""
-        kind = f"bootstrap interval over seeds and {self.queries} queries"
-        return f"95% {kind if self.queries else 'interval'} {self.low:+.2f} to {self.high:+.2f}"
 
 
 @dataclass(frozen=True)
@@ -62,50 +55,27 @@ def mean_std(values: Mapping[int, float]) -> tuple[float, float]:
     return mean, stdev(found) if len(found) > 1 else float("nan")
 
 
-def paired(
-    method: str, baseline: str, of_method: Mapping[int, float], of_baseline: Mapping[int, float]
-) -> Paired:
-    """Compares two arms seed by seed; `of_*` map seed -> metric. Unshared seeds are left out."""
-    nan = float("nan")
-    seeds = sorted(of_method.keys() & of_baseline.keys())
-    differences = {seed: of_method[seed] - of_baseline[seed] for seed in seeds}
-    mean = mean_std(differences)[0]
-    if len(seeds) < 2:
-        return Paired(method, baseline, differences, mean, nan, nan, nan)
-    if len(set(differences.values())) == 1:  # no spread: the t statistic would be x/0
-        return Paired(method, baseline, differences, mean, mean, mean, nan)
-    test = stats.ttest_rel([of_method[s] for s in seeds], [of_baseline[s] for s in seeds])
-    interval = test.confidence_interval(0.95)
-    return Paired(
-        method,
-        baseline,
-        differences,
-        mean,
-        float(interval.low),
-        float(interval.high),
-        float(test.pvalue),
-    )
+def paired(method: str, baseline: str, of_method: Values, of_baseline: Values) -> Paired:
+    """Compares two arms seed by seed, and query by query if that is given; unshared seeds are left
+    out.
 
-
-def paired_by_query(
-    method: str,
-    baseline: str,
-    of_method: Mapping[int, NDArray[np.float64]],
-    of_baseline: Mapping[int, NDArray[np.float64]],
-) -> Paired:
-    """Compares two arms seed by seed and query by query; unshared seeds are left out.
-
-    Args: `of_*` map seed -> the metric of each test query (Q,), of the same queries throughout.
+    Args: `of_*` map seed -> the metric, or that of each test query (Q,), the same queries in all.
     """
     seeds = sorted(of_method.keys() & of_baseline.keys())
-    by_query = [of_method[seed] - of_baseline[seed] for seed in seeds]
-    differences = {seed: float(d.mean()) for seed, d in zip(seeds, by_query, strict=True)}
-    low = high = float("nan")
-    if len(seeds) > 1:
-        low, high = np.percentile(bootstrap_means(np.stack(by_query)), [2.5, 97.5]).tolist()
-    queries = len(by_query[0]) if by_query else 0
+    apart = [of_method[seed] - of_baseline[seed] for seed in seeds]
+    differences = {seed: float(np.mean(d)) for seed, d in zip(seeds, apart, strict=True)}
+    queries = len(apart[0]) if apart and isinstance(apart[0], np.ndarray) else 0
     mean = mean_std(differences)[0]
-    return Paired(method, baseline, differences, mean, low, high, float("nan"), queries)
+    low = high = pvalue = float("nan")
+    if len(seeds) > 1 and queries:
+        low, high = np.percentile(bootstrap_means(np.stack(apart)), [2.5, 97.5]).tolist()
+    elif len(seeds) > 1 and len(set(differences.values())) == 1:
+        low = high = mean  # no spread: the t statistic would be x/0
+    elif len(seeds) > 1:
+        test = stats.ttest_rel([of_method[s] for s in seeds], [of_baseline[s] for s in seeds])
+        low, high = map(float, test.confidence_interval(0.95))
+        pvalue = float(test.pvalue)
+    return Paired(method, baseline, differences, mean, low, high, pvalue, queries)
 
 
 def bootstrap_means(
@@ -152,9 +122,7 @@ def rules_out(comparison: Paired, sign: int, smallest: float) -> bool:
     return max(sign * comparison.low, sign * comparison.high) < smallest
 
 
-def verdict(
-    primary: Paired, control: Paired | None, sign: int, smallest: float, unit: str = "points"
-) -> Verdict:
+def verdict(primary: Paired, control: Paired, sign: int, smallest: float) -> Verdict:
     """The pre-registered rule.
 
     no: `rules_out(primary)`. yes: `meets(primary)` and the control does not win, that is, it does
@@ -163,54 +131,39 @@ def verdict(
     method better would not be what the paper says.
 
     Args:
-        primary: method against baseline.
-        control: control against the same baseline; None if it was not run.
         sign: 1, -1 or 0 (no difference that matters).
         smallest: the smallest difference that matters, > 0.
-        unit: what a difference is measured in, for the reason.
     """
-    pairs = len(primary.differences)
-    if pairs < 2:
-        counted = "no seed" if pairs == 0 else "only one seed"
-        return Verdict(
-            "undecided",
-            f"{counted} finished in both {primary.method} and {primary.baseline}, "
-            "and an interval needs two.",
-        )
-    said = (
-        f"{primary.method} - {primary.baseline} is {primary.mean:+.2f} {unit} ({primary.interval})"
-    )
-    wanted = f"the {smallest:.2f} {unit} that matter"
+    if (pairs := len(primary.differences)) < 2:
+        both = f"{'only one' if pairs else 'no'} seed finished in both {primary.method} and"
+        reason = f"{both} {primary.baseline}, and an interval needs two."
+        return Verdict("undecided", reason)
+    queries = f"bootstrap interval over seeds and {primary.queries} queries"
+    interval = f"95% {queries if primary.queries else 'interval'} {primary.low:+.2f} to"
+    gain = f"{primary.mean:+.2f} points ({interval} {primary.high:+.2f})"
+    said = f"{primary.method} - {primary.baseline} is {gain}"
+    wanted = f"the {smallest:.2f} points that matter"
     if rules_out(primary, sign, smallest):
-        if sign == 0:
-            return Verdict("no", f"{said}, beyond {wanted}.")
-        return Verdict("no", f"{said}, which rules out {wanted}.")
+        return Verdict("no", f"{said}, {'which rules out' if sign else 'beyond'} {wanted}.")
     if not meets(primary, sign, smallest):
         if sign == 0:
-            return Verdict("undecided", f"{said}, which does not lie inside {wanted}.")
-        if min(sign * primary.low, sign * primary.high) <= 0:
-            return Verdict("undecided", f"{said}, too wide to tell {wanted} from none.")
-        return Verdict("undecided", f"{said}, above none but with a mean below {wanted}.")
-    if control is None or len(control.differences) < 2:
+            short = f"which does not lie inside {wanted}"
+        elif min(sign * primary.low, sign * primary.high) <= 0:
+            short = f"too wide to tell {wanted} from none"
+        else:
+            short = f"above none but with a mean below {wanted}"
+        return Verdict("undecided", f"{said}, {short}.")
+    if len(control.differences) < 2:
         return Verdict("undecided", f"{said}, but the negative control has not run on two seeds.")
+    name, won = f"the negative control {control.method}", ""
     if meets(control, sign, smallest):
-        return Verdict(
-            "undecided",
-            f"{said}, but the negative control {control.method} meets the same criterion "
-            f"({control.mean:+.2f}).",
-        )
-    if sign and not sign * _shared_lead(primary, control) > 0:  # also where it is nan
-        return Verdict(
-            "undecided",
-            f"{said}, but the negative control {control.method} does as well "
-            f"({control.mean:+.2f}).",
-        )
-    inside = "inside" if sign == 0 else "at least"
-    return Verdict(
-        "yes",
-        f"{said}, {inside} {wanted}, and the negative control {control.method} "
-        f"({control.mean:+.2f}) does not show it.",
-    )
+        won = "meets the same criterion"
+    elif sign and not sign * _shared_lead(primary, control) > 0:  # also where it is nan
+        won = "does as well"
+    if won:
+        return Verdict("undecided", f"{said}, but {name} {won} ({control.mean:+.2f}).")
+    met = f"{'at least' if sign else 'inside'} {wanted}"
+    return Verdict("yes", f"{said}, {met}, and {name} ({control.mean:+.2f}) does not show it.")
 
 
 def _shared_lead(primary: Paired, control: Paired) -> float:

@@ -3,9 +3,11 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -13,14 +15,14 @@ from numpy.typing import NDArray
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from benchmarks.claims import Claim, Further, Primary, as_written
+from benchmarks.claims import Claim, Rule, as_written
 from benchmarks.launch import Run
 from benchmarks.markdown import code, escaped, table
 from benchmarks.outputs import check
 from benchmarks.outputs import number as finite
-from benchmarks.statistics import Paired, Verdict, mean_std, paired, paired_by_query, verdict
+from benchmarks.statistics import mean_std, paired, verdict
 from shared.data.readers.files import one_line
-from shared.files import read_json, replacing
+from shared.files import read_json, replacing, write_json
 
 
 @dataclass(frozen=True)
@@ -28,29 +30,21 @@ class Outcome:
     """The finished and the failed runs of a claim.
 
     Attributes:
-        results: (arm, seed) -> results.json.
+        results: (arm, seed) -> results.json; under (`per_query` file, metric) the metric of each
+            test query.
         failures: (arm, seed) -> tail of the error.
-        queries: (`per_query` file, metric) -> (arm, seed) -> the metric of each test query.
     """
 
-    results: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    results: dict[tuple[str, int], dict[Any, Any]] = field(default_factory=dict)
     failures: dict[tuple[str, int], str] = field(default_factory=dict)
-    queries: dict[tuple[str, str], dict[tuple[str, int], NDArray[np.float64]]] = field(
-        default_factory=dict
-    )
 
-    def values(self, arm: str, metric: str) -> dict[int, float]:
-        """Seed -> metric of the arm's finished runs."""
-        return {
-            seed: float(found["metrics"][metric])
-            for (name, seed), found in sorted(self.results.items())
-            if name == arm and metric in found["metrics"]
-        }
-
-    def values_by_query(self, arm: str, file: str, metric: str) -> dict[int, NDArray[np.float64]]:
-        """Seed -> metric of each test query, of the arm's finished runs."""
-        found = self.queries.get((file, metric), {})
-        return {s: v for (name, s), v in found.items() if name == arm and (name, s) in self.results}
+    def values(self, arm: str, metric: str, per_query: str = "") -> dict[int, Any]:
+        """Seed -> metric of the arm's finished runs, or with a file that of each test query."""
+        of_arm = {seed: r for (name, seed), r in sorted(self.results.items()) if name == arm}
+        if per_query:
+            return {seed: r[per_query, metric] for seed, r in of_arm.items()}
+        found = {seed: r["metrics"].get(metric) for seed, r in of_arm.items()}
+        return {seed: float(value) for seed, value in found.items() if value is not None}
 
 
 def collect(runs: Sequence[Run], claim: Claim, launched: Mapping[Run, str]) -> Outcome:
@@ -65,18 +59,15 @@ def collect(runs: Sequence[Run], claim: Claim, launched: Mapping[Run, str]) -> O
     """
     outcome, metric = Outcome(), claim.primary.metric
     for run in runs:
-        key = (run.arm, run.seed)
-        results = run.results()
-        if results is None:
+        key, file = (run.arm, run.seed), f"{run.folder}/results.json"
+        if (results := run.results()) is None:
             if run in launched:
                 outcome.failures[key] = launched[run]
-            continue
-        value = results["metrics"].get(metric)
-        if value is None:
+        elif (value := results["metrics"].get(metric)) is None:
             found = ", ".join(sorted(results["metrics"])) or "nothing"
-            outcome.failures[key] = f"no {metric} in {run.folder}/results.json, which has {found}"
+            outcome.failures[key] = f"no {metric} in {file}, which has {found}"
         elif not math.isfinite(value):
-            outcome.failures[key] = f"{metric} is {value} in {run.folder}/results.json"
+            outcome.failures[key] = f"{metric} is {value} in {file}"
         else:
             outcome.results[key] = results
     for (file, metric), arms in claim.by_query().items():
@@ -91,11 +82,12 @@ def _collect_queries(runs: Sequence[Run], file: str, metric: str, outcome: Outco
     for run in runs:
         if results := outcome.results.get((run.arm, run.seed)):
             try:
-                found[run] = _read_queries(run.folder / file, metric, results["metrics"])
+                found[run] = results[file, metric] = _read_queries(
+                    run.folder / file, metric, results["metrics"]
+                )
             except ValueError as error:
                 refused[run] = str(error)
-    counts = Counter(map(len, found.values()))
-    usual = counts.most_common(1)[0][0] if counts else 0
+    usual = max(Counter(map(len, found.values())).items(), key=itemgetter(1), default=(0, 0))[0]
     for run, values in found.items():
         if len(values) != usual:
             other = next(run for run, values in found.items() if len(values) == usual)
@@ -106,11 +98,10 @@ def _collect_queries(runs: Sequence[Run], file: str, metric: str, outcome: Outco
     for run, text in refused.items():
         outcome.failures[run.arm, run.seed] = text
         del outcome.results[run.arm, run.seed]
-    outcome.queries[file, metric] = {(run.arm, run.seed): v for run, v in found.items()}
 
 
 def _read_queries(path: Path, metric: str, metrics: Mapping[str, float]) -> NDArray[np.float64]:
-    """(Q,) the metric of each query.
+    """The metric of each query, (Q,).
 
     Raises:
         ValueError: the file is missing or damaged, or the run's metric is not the mean of it.
@@ -118,6 +109,8 @@ def _read_queries(path: Path, metric: str, metrics: Mapping[str, float]) -> NDAr
     try:
         content = read_json(path)
         check(content, {metric: [finite]})
+        if not content[metric]:
+            raise ValueError("there is none")
     except OSError as error:
         raise ValueError(f"the claim's bootstrap needs {path}: {error.strerror}") from None
     except ValueError as error:
@@ -126,8 +119,6 @@ def _read_queries(path: Path, metric: str, metrics: Mapping[str, float]) -> NDAr
             f"query: {one_line(error)}"
         ) from None
     values = np.array(content[metric], dtype=np.float64)
-    if not values.size:
-        raise ValueError(f"{path}: '{metric}' must be one finite number for each test query")
     stated = metrics.get(metric, math.nan)
     if not math.isclose(values.mean(), stated, rel_tol=1e-4, abs_tol=1e-6):
         raise ValueError(
@@ -137,113 +128,88 @@ def _read_queries(path: Path, metric: str, metrics: Mapping[str, float]) -> NDAr
     return values
 
 
-def compare(claim: Claim, outcome: Outcome) -> tuple[list[Paired], Verdict]:
-    """The claim's comparisons (primary and control first) and the verdict.
+def summarise(claim: Claim, outcome: Outcome, prepared: Sequence[Run]) -> dict[str, Any]:
+    """Everything the report shows, as plain values (a figure that does not exist is None).
 
-    A failed run of a decisive arm leaves the claim undecided: the seeds that survive are a choice
-    that nobody registered.
+    Args:
+        prepared: the runs of what was trained before the arms started.
     """
-    comparisons = [_paired(outcome, claim.primary, p.method, p.baseline) for p in claim.pairs()]
-    return comparisons, _decide(claim, claim, outcome, comparisons[0], comparisons[1])
-
-
-def judge_further(claim: Claim, outcome: Outcome) -> list[dict[str, Any]]:
-    """The further claims: name, words, metric, both comparisons and verdict of each."""
-    found = []
-    for further in claim.further:
-        primary = _paired(outcome, further, further.method, further.baseline)
-        control = _paired(outcome, further, further.control, further.control_baseline)
-        decided = _decide(claim, further, outcome, primary, control)
-        found.append(
-            {
-                "name": further.name,
-                "claim": further.claim,
-                "metric": further.metric,
-                "smallest_difference": further.smallest_difference,
-                "comparisons": [_plain(primary), _plain(control)],
-                "verdict": decided.answer,
-                "reason": decided.reason,
-            }
-        )
-    return found
-
-
-def _paired(outcome: Outcome, rule: Primary | Further, method: str, baseline: str) -> Paired:
-    if file := rule.per_query:
-        of_method, of_baseline = (
-            outcome.values_by_query(arm, file, rule.metric) for arm in (method, baseline)
-        )
-        return paired_by_query(method, baseline, of_method, of_baseline)
-    return paired(
-        method, baseline, outcome.values(method, rule.metric), outcome.values(baseline, rule.metric)
-    )
-
-
-def _plain(comparison: Paired) -> dict[str, Any]:
-    """As plain values; `queries` only with a bootstrap."""
-    return {k: v for k, v in asdict(comparison).items() if k != "queries" or v}
-
-
-def _decide(
-    claim: Claim, rule: Claim | Further, outcome: Outcome, primary: Paired, control: Paired
-) -> Verdict:
-    decisive = (primary.method, primary.baseline, control.method, control.baseline)
-    failed = [f"{arm} seed {seed}" for arm, seed in outcome.failures if arm in decisive]
-    if failed:
-        return Verdict("undecided", f"failed: {', '.join(failed)}.")
-    decided = verdict(primary, control, rule.expected_sign, rule.smallest_difference)
-    seeds = set(primary.differences)
-    if seeds != set(claim.seeds):
-        note = f" Seeds compared: {sorted(seeds)}; registered: {sorted(claim.seeds)}."
-        return Verdict(decided.answer, decided.reason + note)
-    return decided
-
-
-def summarise(
-    claim: Claim, outcome: Outcome, comparisons: Sequence[Paired], decided: Verdict
-) -> dict[str, Any]:
-    """Everything the report shows, as plain values (a figure that does not exist is None)."""
-    metric = claim.primary.metric
     arms = {}
     for arm in claim.arms:
-        values = outcome.values(arm, metric)
+        values = outcome.values(arm, claim.primary.metric)
         mean, std = mean_std(values)
-        seconds = [outcome.results[arm, seed].get("cpu_seconds") for seed in values]
-        known = [float(s) for s in seconds if s]
         arms[arm] = {
-            "role": claim.role(arm),
             "experiment": claim.experiment(arm),
             "values": values,
             "mean": mean,
             "std": std,
-            "cpu_seconds": sum(known) / len(known) if known else None,
+            "cpu_seconds": _mean_seconds([outcome.results[arm, seed] for seed in values]),
             "metrics": _mean_metrics(outcome, arm),
             "failed": {s: text for (name, s), text in outcome.failures.items() if name == arm},
         }
     results = list(outcome.results.values())
+    data = [item for result in results for item in (result.get("data") or {}).items()]
+    (comparisons, decided), *others = (_judge(claim, rule, outcome) for rule in claim.rules())
+    words = ("name", "claim", "metric", "smallest_difference")
     plain = {
         "schema": 1,
         "claim": as_written(claim),
-        "verdict": decided.answer,
-        "reason": decided.reason,
+        **decided,
         "arms": arms,
-        "comparisons": [_plain(comparison) for comparison in comparisons],
-        "further": judge_further(claim, outcome),
+        "comparisons": comparisons,
+        "further": [
+            {**{key: getattr(further, key) for key in words}, "comparisons": compared, **verdict}
+            for further, (compared, verdict) in zip(claim.further, others, strict=True)
+        ],
         "git_commits": sorted({str(r.get("git_commit")) for r in results}),
         "precisions": sorted({str(r.get("precision")) for r in results}),
-        "data": sorted({name for r in results for name in r.get("data") or {}}),
-        "baselines": _baselines(results),
+        "data": sorted({name for name, _ in data}),
+        "baselines": {k: v for _, about in data for k, v in about.get("baselines", {}).items()},
+        "prepared": {
+            name: {
+                "experiment": claim.experiment(name),
+                "cpu_seconds": _mean_seconds(r.results() or {} for r in prepared if r.arm == name),
+            }
+            for name in claim.prepare
+        },
     }
-    return json.loads(json.dumps(_without_nan(plain)))  # seeds as strings, as a reader will see
+    # As a reader will see it: seeds as strings, and what is no number as None.
+    return json.loads(json.dumps(plain), parse_constant=lambda _: None)
 
 
-def _baselines(results: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What needs no training, by name, as the builders of the data computed it."""
-    found: dict[str, float] = {}
-    for result in results:
-        for about in (result.get("data") or {}).values():
-            found |= about.get("baselines", {})
-    return found
+def _judge(claim: Claim, rule: Rule, outcome: Outcome) -> tuple[list[dict], dict[str, str]]:
+    """A rule's comparisons and its verdict, as plain values.
+
+    A failed run of a decisive arm leaves the claim undecided: the seeds that survive are a choice
+    that nobody registered.
+    """
+    by = (rule.primary.metric, rule.primary.per_query)
+    compared = [
+        paired(p.method, p.baseline, outcome.values(p.method, *by), outcome.values(p.baseline, *by))
+        for p in rule.pairs
+    ]
+    plain = [{k: v for k, v in asdict(c).items() if k != "queries" or v} for c in compared]
+    decisive = {arm for pair in rule.pairs[:2] for arm in (pair.method, pair.baseline)}
+    if failed := [f"{arm} seed {seed}" for arm, seed in outcome.failures if arm in decisive]:
+        return plain, {"verdict": "undecided", "reason": f"failed: {', '.join(failed)}."}
+    stated = rule.stated
+    decided = verdict(compared[0], compared[1], stated.expected_sign, stated.smallest_difference)
+    reason = decided.reason
+    if (seeds := set(compared[0].differences)) != set(claim.seeds):
+        reason += f" Seeds compared: {sorted(seeds)}; registered: {sorted(claim.seeds)}."
+    return plain, {"verdict": decided.answer, "reason": reason}
+
+
+def _mean_seconds(results: Iterable[Mapping[str, Any]]) -> float | None:
+    known = [float(seconds) for result in results if (seconds := result.get("cpu_seconds"))]
+    return sum(known) / len(known) if known else None
+
+
+def _mean_metrics(outcome: Outcome, arm: str) -> dict[str, float]:
+    """Mean over the finished seeds of every metric that an arm's results hold."""
+    found = [results["metrics"] for (name, _), results in outcome.results.items() if name == arm]
+    names = sorted({name for metrics in found for name in metrics})
+    return {n: fmean(metrics[n] for metrics in found if n in metrics) for n in names}
 
 
 def baseline_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -251,21 +217,6 @@ def baseline_lines(summary: Mapping[str, Any]) -> list[str]:
     found = summary.get("baselines") or {}
     listed = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
     return [f"Without training: {listed}."] if found else []
-
-
-def preparation(claim: Claim, runs: Sequence[Run]) -> dict[str, Any]:
-    """Name -> experiment and mean CPU seconds of what was trained before the arms started."""
-    seconds: dict[str, list[float]] = {name: [] for name in claim.prepare}
-    for run in runs:
-        if used := (run.results() or {}).get("cpu_seconds"):
-            seconds[run.arm].append(float(used))
-    return {
-        name: {
-            "experiment": claim.experiment(name),
-            "cpu_seconds": sum(used) / len(used) if used else None,
-        }
-        for name, used in seconds.items()
-    }
 
 
 def preparation_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -279,13 +230,6 @@ def preparation_lines(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _mean_metrics(outcome: Outcome, arm: str) -> dict[str, float]:
-    """Mean over the finished seeds of every metric that an arm's results hold."""
-    found = [results["metrics"] for (name, _), results in outcome.results.items() if name == arm]
-    names = sorted({name for metrics in found for name in metrics})
-    return {n: mean_std(dict(enumerate(m[n] for m in found if n in m)))[0] for n in names}
-
-
 def metric_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of all metrics: one column an arm, means over seeds."""
     arms = {  # a summary of an older version has none
@@ -294,14 +238,6 @@ def metric_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     names = sorted({name for metrics in arms.values() for name in metrics})
     rows = [[n, *(number(metrics.get(n)) for metrics in arms.values())] for n in names]
     return ["mean over seeds", *arms], rows
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def number(value: float | None, form: str = ".2f") -> str:
@@ -386,47 +322,32 @@ def rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]])
     return table
 
 
-def further_parts(summary: Mapping[str, Any]) -> list[str]:
-    """The further claims in Markdown: their table, then each one's words and reason."""
-    if not summary.get("further"):
-        return []
-    return [
-        table(*further_rows(summary)),
-        *(
-            f"**{escaped(further['name'])}: {further['verdict']}**. {escaped(further['claim'])} "
-            f"{escaped(further['reason'])}"
-            for further in summary["further"]
-        ),
-    ]
-
-
 def markdown(summary: Mapping[str, Any]) -> str:
     """summary.md: what the method card quotes; everything that came from a file is escaped."""
     claim = summary["claim"]
-    parts = [
-        f"## {escaped(claim['title'])}",
-        f"{escaped(claim['claim'])} Source: {escaped(claim['source'])}.",
+    parts = [f"## {escaped(claim['title'])}"]
+    parts.append(f"{escaped(claim['claim'])} Source: {escaped(claim['source'])}.")
+    if summary["overrides"]:
+        changed = code(" ".join(summary["overrides"]))
+        parts.append(f"Settings changed on the command line: {changed}")
+    parts += [
         f"Primary metric {code(claim['primary']['metric'])}, smallest difference that matters "
         f"{claim['smallest_difference']:g}, claim hash {code(summary['hash'][:8])}.",
         table(*arm_rows(summary)),
-        *map(escaped, preparation_lines(summary)),
-        *map(escaped, baseline_lines(summary)),
+        *map(escaped, preparation_lines(summary) + baseline_lines(summary)),
         table(*comparison_rows(summary)),
         f"**claim holds: {summary['verdict']}**. {escaped(summary['reason'])}",
-        *further_parts(summary),
-        table(*metric_rows(summary)),
     ]
-    if summary["overrides"]:
-        changed = code(" ".join(summary["overrides"]))
-        parts.insert(2, f"Settings changed on the command line: {changed}")
-    return "\n\n".join(parts) + "\n"
+    if further := summary.get("further"):
+        parts.append(table(*further_rows(summary)))
+        for of in further:
+            words = f"{escaped(of['claim'])} {escaped(of['reason'])}"
+            parts.append(f"**{escaped(of['name'])}: {of['verdict']}**. {words}")
+    return "\n\n".join([*parts, table(*metric_rows(summary))]) + "\n"
 
 
 def write(folder: Path, summary: Mapping[str, Any]) -> None:
     """Writes summary.json and summary.md."""
-    for name, content in (
-        ("summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n"),
-        ("summary.md", markdown(summary)),
-    ):
-        with replacing(folder / name) as file:
-            file.write(content.encode())
+    write_json(folder / "summary.json", summary, indent=2)
+    with replacing(folder / "summary.md") as file:
+        file.write(markdown(summary).encode())

@@ -33,10 +33,8 @@ Figures = Mapping[str, float]
 
 
 def clumped_features(count: int, dim: int, seed: int, clumps: int = 1000) -> Tensor:
-    """(count, dim) float32 unit-norm features around `clumps` random directions.
-
-    Made block by block in the memory that is returned, without a second copy.
-    """
+    """(count, dim) float32 unit-norm features around `clumps` random directions, made block by
+    block in the memory that is returned, without a second copy."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(clumps, dim, generator=generator)
     features = torch.empty(count, dim)
@@ -60,13 +58,13 @@ def bytes_needed(count: int, dim: int, clusters: int) -> int:
     return subset + 12 * (points + count) + 4 * 4 * clusters * dim
 
 
-def measure(features: Tensor, clusters: int, iterations: int, restarts: int) -> Figures:
+def measure(features: Tensor, clusters: int, iterations: int) -> Figures:
     """Cluster and assign once: seconds, pairs a second, and the process's memory in MB (1e6 bytes),
     of which `besides_mb` is over what it took before."""
     with suppress(OSError):  # starts the kernel's record of the peak anew (Linux)
         Path("/proc/self/clear_refs").write_text("5")
     before, started = memory_mb("VmRSS"), time.perf_counter()
-    centroids = kmeans(features, clusters, 0, iterations, restarts, POINTS_PER_CENTROID)
+    centroids = kmeans(features, clusters, 0, iterations, 1, POINTS_PER_CENTROID)
     trained = time.perf_counter()
     assign(features, centroids)
     train, assignment = trained - started, time.perf_counter() - trained
@@ -76,7 +74,7 @@ def measure(features: Tensor, clusters: int, iterations: int, restarts: int) -> 
         "points": points,
         "train_seconds": train,
         "assign_seconds": assignment,
-        "train_pairs_per_second": points * clusters * iterations * restarts / train,
+        "train_pairs_per_second": points * clusters * iterations / train,
         "assign_pairs_per_second": len(features) * clusters / assignment,
         "peak_mb": peak,
         "besides_mb": peak - before,
@@ -118,24 +116,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dim", type=int, default=128, help="d")
     parser.add_argument("--clusters", type=int, nargs="+", default=[1000, 2500], help="K to run")
     parser.add_argument("--iterations", type=int, default=3, help="of k-means, measured")
-    parser.add_argument("--restarts", type=int, default=1, help="of k-means, measured")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seed", type=int, default=0, help="of the features")
     parser.add_argument("--output", default=str(ROOT / "outputs"), help="folder of results")
     options = parser.parse_args(arguments)
-    count, dim = options.images, options.dim
+    count, dim, iterations = options.images, options.dim, options.iterations
     if max(options.clusters) > count:
         parser.error(f"--clusters {max(options.clusters)} are more than --images {count}")
     torch.set_num_threads(options.threads)
-    features = clumped_features(count, dim, options.seed)
-    setting = options.iterations, options.restarts
-    measured = [measure(features, clusters, *setting) for clusters in sorted(options.clusters)]
+    features = clumped_features(count, dim, seed=0)
+    measured = [measure(features, clusters, iterations) for clusters in sorted(options.clusters)]
     projected = [project(measured[-1], count, dim, clusters) for clusters in PAPER_CLUSTERS]
     hours = sum(p["train_seconds"] + p["assign_seconds"] for p in projected) / 3600
     print(
         f"k-means and assignment of {count} x {dim} float32 features ({features.nbytes / 1e6:.0f} "
-        f"MB), {options.threads} threads, faiss {faiss.__version__}, {setting[0]} iterations x "
-        f"{setting[1]} restarts\n\n{table(measured)}\n\nprojected to {PAPER_ITERATIONS} iterations "
+        f"MB), {options.threads} threads, faiss {faiss.__version__}, {iterations} iterations x "
+        f"1 restarts\n\n{table(measured)}\n\nprojected to {PAPER_ITERATIONS} iterations "
         f"x {PAPER_RESTARTS} restarts:\n\n{table(projected)}\n\nE-step of one epoch: {hours:.1f} h;"
         f" of the paper's {PAPER_EPOCHS} epochs with clusters: {hours * PAPER_EPOCHS / 24:.0f} days"
         " on this machine"

@@ -10,6 +10,7 @@ is better)`, of the first row, float32.
 
 import argparse
 import platform
+import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,21 +22,9 @@ from typing import Any
 import torch
 import yaml
 
-from benchmarks.speed import peer_environment
+from benchmarks.speed import peer_environment, protocol
 from benchmarks.speed.peer_environment import PeerPackage
-from benchmarks.speed.protocol import (
-    Comparison,
-    SpeedError,
-    Variant,
-    Worker,
-    alternate,
-    check_same_values,
-    check_same_work,
-    compare,
-    ratio_lines,
-    table,
-    write,
-)
+from benchmarks.speed.protocol import Comparison, SpeedError, Variant, Worker
 from shared.training.precision import has_bf16_units
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,11 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def load(method: str) -> dict[str, Any]:
-    """What METHOD.yaml says.
-
-    Raises:
-        SpeedError: there is none.
-    """
+    """What METHOD.yaml says; SpeedError if there is none."""
     if method not in {path.stem for path in Path(__file__).parent.glob("*.yaml")}:
         raise SpeedError(f"no speed comparison named {method!r} in benchmarks/speed")
     return yaml.safe_load(Path(__file__).with_name(f"{method}.yaml").read_text())
@@ -82,7 +67,7 @@ def measure(options: argparse.Namespace, spec: Mapping[str, Any]) -> None:
     """Run the whole comparison of one method and print it.
 
     Raises:
-        SpeedError: no peer, other work, or a worker failed.
+        SpeedError: no peer, other work or values, or a worker failed.
     """
     module, output = f"benchmarks.speed.{options.method}", Path(options.output).resolve() / "speed"
     peer_python = peer_environment.ensure(ROOT / ".venv-peer", PeerPackage(**spec["peer"]))
@@ -92,16 +77,15 @@ def measure(options: argparse.Namespace, spec: Mapping[str, Any]) -> None:
         if make_data := getattr(import_module(module), "make_data", None):
             progress("making what the sides read")
             make_data(Path(folder), settings)
+        workers = {"ours": (Path(sys.executable), f"{module}:Ours")}
+        workers["peer"] = peer_python, f"{module}_peer:Peer"
         sides = {
             side: Worker(python, name, settings, ROOT, output / f"{options.method}_{side}.log")
-            for side, python, name in (
-                ("ours", Path(sys.executable), f"{module}:Ours"),
-                ("peer", peer_python, f"{module}_peer:Peer"),
-            )
+            for side, (python, name) in workers.items()
         }
         try:
-            ours, peer = sides["ours"].describe(), sides["peer"].describe()
-            check_same_work(ours, peer)
+            ours, peer = (side.ask("describe") for side in sides.values())
+            protocol.check_same_work(ours, peer)
             print(spec["header"])
             print(
                 f"network: {ours['parameters']:,} parameters here, {peer['parameters']:,} there; "
@@ -111,33 +95,30 @@ def measure(options: argparse.Namespace, spec: Mapping[str, Any]) -> None:
             )
             if "equal" in spec:
                 progress("comparing what the sides compute")
-                check_same_values(sides["ours"].values(), sides["peer"].values(), spec["equal"])
+                mine, theirs = (side.ask("values") for side in sides.values())
+                protocol.check_same_values(mine, theirs, spec["equal"])
             tables = {name: runnable(rows) for name, rows in spec["tables"].items()}
             taken: dict[Variant, list[list[float]]] = {}
             for single in (False, True):
                 rows = [r for n, of in tables.items() if (n in ONE_BY_ONE) is single for r in of]
                 steps, warm_up = (1, 1) if single else (options.steps, spec["warm_up_steps"])
-                taken |= alternate(sides, rows, options.blocks, steps, warm_up, progress)
+                taken |= protocol.alternate(sides, rows, options.blocks, steps, warm_up, progress)
         finally:
             for worker in sides.values():
                 worker.close()
     results = []
     for name, (title, addition) in TABLES.items():
         if tables.get(name):
-            measured = compare(tables[name], taken)
-            print(table(title, measured), end="\n\n")
+            measured = protocol.compare(tables[name], taken)
+            print(protocol.table(title, measured), end="\n\n")
             results += [replace(row, name=f"{row.name}{addition}") for row in measured]
     facts = {"machine": machine(), "threads": options.threads, "torch": torch.__version__}
-    write(output / f"{options.method}.json", results, facts)
-    print(ratio_lines(results[0]))
+    protocol.write(output / f"{options.method}.json", results, facts)
+    print(protocol.ratio_lines(results[0]))
 
 
 def changed(settings: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """The settings that NAME=VALUE arguments change.
-
-    Raises:
-        SpeedError: not of that form, or no such setting.
-    """
+    """The settings that NAME=VALUE arguments change; SpeedError if one is not of that form."""
     values = {}
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
@@ -164,8 +145,8 @@ def progress(text: str) -> None:
 def machine() -> str:
     """The processor's model as the system names it."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    names = re.findall(r"^model name\s*:\s*(.*\S)", text, re.MULTILINE)
     return names[0] if names else platform.processor() or platform.machine()
 
 

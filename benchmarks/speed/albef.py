@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.speed.albef_peer import GALLERIES, Comparable
 from benchmarks.speed.stepping import OurSide, by_hand
 from methods.albef import official
 from methods.albef.module import Pretraining
@@ -20,43 +21,26 @@ from shared.losses.language import MaskDraws
 from shared.tasks import image_text_matching
 from shared.tasks.image_text_retrieval import RetrievalEvaluation
 
-GALLERIES = ("full_size", "miniature")
 STEPS = 2  # whose losses are compared
 LONGEST = 25  # tokens of a text in pre-training
 
 
-class Ours(OurSide):
+class Ours(Comparable, OurSide):
     def __init__(self, settings: dict[str, Any]):
         super().__init__(settings, pretraining(settings))
-        self.folder, self.rows = Path(settings["data"]), settings["batch_size"]
-        self.batch = torch.load(self.folder / "batch.pt")
 
     def module(self) -> Pretraining:
-        module = self.instantiate("method")
+        module = super().module()
         official.load_weights(module, torch.load(self.folder / "pretraining_weights.pt"))
         return module.train()
 
     def step(self, precision: str, what: str) -> Callable[[], float]:
         if what not in GALLERIES:
             return super().step(precision, what)
-        rank = self.ranking(what, "bfloat16" if precision == "bf16" else "float32")
+        rank = self.ranking(what, precision)
         return lambda: float(rank()[0].mean())
 
-    def values(self) -> dict[str, list[float]]:
-        scores, orders = [], []
-        for name in GALLERIES:
-            k = self.settings[name]["k_test"]
-            for rows in self.ranking(name, "float32")():
-                scores.append(rows[rows > -100])
-                orders.append(rows.argsort(dim=1, descending=True, stable=True)[:, :k].flatten())
-        return {
-            "losses": self.losses(),
-            "matching scores": torch.cat(scores).tolist(),
-            "ranks": torch.cat(orders).tolist(),
-        }
-
-    def losses(self) -> list[float]:
-        """ITA, ITM and MLM of each of the steps whose draws are given, without dropout."""
+    def losses(self, draws: list[dict[str, Tensor]]) -> list[float]:
         text = self.settings["text"] | {"dropout": 0.0}
         module = Ours(self.settings | {"text": text}).module()
         step = by_hand(module, self.batches(""), mixed=False)
@@ -67,24 +51,24 @@ class Ours(OurSide):
             losses.extend(float(terms[f"loss_{name}"].detach()) for name in ("ita", "itm", "mlm"))
             return total_loss(terms, *rest)
 
-        for given in torch.load(self.folder / "draws.pt"):
-            negatives = [given["image_of_text"], given["text_of_image"]]
+        for given in draws:
+            negatives = [given["text_of_image"], given["image_of_text"]]
             masks = MaskDraws(*(given[n] for n in ("selected", "replaced", "random", "words")))
             with (
                 patch.object(module, "total_loss", recorded),
                 patch.object(MaskDraws, "from_uniforms", lambda *_, masks=masks: masks),
                 patch.object(
-                    image_text_matching, "draw_negatives", lambda *_, of=negatives: of.pop(0)
+                    image_text_matching, "draw_negatives", lambda *_, n=negatives: n.pop()
                 ),
             ):
                 step()
         return losses
 
-    def ranking(self, name: str, precision: Precision) -> Callable[[], tuple[Tensor, Tensor]]:
-        """Ranks a gallery: scores of the candidates, from images to texts and back."""
-        module = OurSide(self.settings, ranking(self.settings, name)).instantiate("method").eval()
+    def ranking(self, name: str, precision: str) -> Callable[[], tuple[Tensor, Tensor]]:
+        module = OurSide(self.settings, ranking(self.settings, name)).module().eval()
         official.load_weights(module, torch.load(self.folder / f"{name}_weights.pt"))
-        evaluation = RetrievalEvaluation(self.settings[name]["k_test"], precision=precision)
+        form: Precision = "bfloat16" if precision == "bf16" else "float32"
+        evaluation = RetrievalEvaluation(self.settings[name]["k_test"], precision=form)
         g = torch.load(self.folder / f"{name}_gallery.pt")
         evaluation.collector.add(
             (torch.arange(len(g["image_tokens"])), g["image_features"], g["image_tokens"]),
@@ -97,8 +81,7 @@ class Ours(OurSide):
 def pretraining(settings: dict[str, Any]) -> list[str]:
     """Overrides: the network and batch of the settings."""
     special = settings["special"]
-    changes = {f"vision.{key}": value for key, value in settings["vision"].items()}
-    changes |= {f"text.{key}": value for key, value in settings["text"].items()}
+    changes = below("vision", settings["vision"]) | below("text", settings["text"])
     changes |= {"text.pad_id": special["pad"], "cls_id": special["cls"], "mask_id": special["mask"]}
     names = ("embed_dim", "queue_size", "temperature", "alpha", "mlm_probability", "weight_decay")
     changes |= {name: settings[name] for name in names}
@@ -110,18 +93,16 @@ def pretraining(settings: dict[str, Any]) -> list[str]:
 def ranking(settings: dict[str, Any], name: str) -> list[str]:
     """Overrides: a gallery's matcher on encoders of hardly more than projections."""
     of = settings[name]
-    changes = {"image_size": 16, "depth": 1, "width": of["width"], "heads": of["heads"]}
-    text = {
-        "vocab_size": 2,
-        "max_positions": 1,
-        "hidden_size": of["width"],
-        "num_heads": of["heads"],
-    }
-    text |= {"num_layers": of["layers"], "intermediate_size": of["intermediate"]}
-    text |= {"cross_attention_from": 0}
-    changes = {f"vision.{key}": value for key, value in changes.items()}
-    changes |= {f"text.{key}": value for key, value in text.items()}
+    sizes = {"width": of["width"], "heads": of["heads"]}
+    text = {"hidden_size": of["width"], "num_heads": of["heads"], "num_layers": of["layers"]}
+    text |= {"vocab_size": 2, "max_positions": 1, "intermediate_size": of["intermediate"]}
+    changes = below("vision", sizes | {"image_size": 16, "depth": 1})
+    changes |= below("text", text | {"cross_attention_from": 0})
     return overrides("albef_retrieval", changes | {"queue_size": 1})
+
+
+def below(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    return {f"{part}.{key}": value for key, value in values.items()}
 
 
 def overrides(method: str, changes: Mapping[str, Any]) -> list[str]:
@@ -134,7 +115,7 @@ def make_data(folder: Path, settings: dict[str, Any]) -> None:
     networks = {"pretraining": pretraining(settings)}
     networks |= {name: ranking(settings, name) for name in GALLERIES}
     for name, given in networks.items():
-        weights = official.export(OurSide(settings, given).instantiate("method"))
+        weights = official.export(OurSide(settings, given).module())
         # The momentum copies begin as what they copy, and pre-training's queue has no identities.
         own = ("tenfold", "idx_queue")
         kept = {k: v for k, v in weights.items() if not (k in own or k.split(".")[0][-2:] == "_m")}

@@ -21,36 +21,51 @@ Draws = dict[str, Tensor]
 GALLERIES = ("full_size", "miniature")
 
 
-class Peer(Workload):
-    def __init__(self, settings: dict[str, Any]):
-        super().__init__(settings)
+class Comparable(Workload):
+    """What both sides do with the weights, batch, draws and galleries that they are given."""
+
+    def __init__(self, settings: dict[str, Any], *rest: Any):
+        super().__init__(settings, *rest)
         self.folder, self.rows = Path(settings["data"]), settings["batch_size"]
         self.batch = torch.load(self.folder / "batch.pt")
 
+    def values(self) -> dict[str, list[float]]:
+        scores, orders = [], []
+        for name in GALLERIES:
+            k = self.settings[name]["k_test"]
+            for rows in self.ranking(name, "float32")():
+                scores.append(rows[rows > -100])
+                orders.append(rows.argsort(dim=1, descending=True, stable=True)[:, :k].flatten())
+        draws = torch.load(self.folder / "draws.pt")
+        return {
+            "losses": self.losses(draws),
+            "matching scores": torch.cat(scores).tolist(),
+            "ranks": torch.cat(orders).tolist(),
+        }
+
+    def losses(self, draws: list[Draws]) -> list[float]:
+        """ITA, ITM and MLM of each of the steps whose draws are given, without dropout."""
+        raise NotImplementedError
+
+    def ranking(self, name: str, precision: str) -> Callable[[], tuple[Tensor, Tensor]]:
+        """Ranks a gallery: scores of the candidates, from images to texts and back."""
+        raise NotImplementedError
+
+
+class Peer(Comparable):
     def parameters(self) -> Iterable[Tensor]:
         return [p for p in self.network(0.0).parameters() if p.requires_grad]
 
     def step(self, precision: str, what: str) -> Callable[[], float]:
         if what in GALLERIES:
-            rank = self.ranking(what)
+            rank = self.ranking(what, precision)
             return lambda: float(rank()[0].mean())
         losses = self.training(self.settings["text"]["dropout"], precision == "bf16")
         return lambda: float(sum(losses(None)))
 
-    def values(self) -> dict[str, list[float]]:
-        losses = self.training(dropout=0.0, mixed=False)
-        of_steps = [losses(draws) for draws in torch.load(self.folder / "draws.pt")]
-        scores, orders = [], []
-        for name in GALLERIES:
-            k = self.settings[name]["k_test"]
-            for rows in self.ranking(name)():
-                scores.append(rows[rows > -100])
-                orders.append(rows.argsort(dim=1, descending=True, stable=True)[:, :k].flatten())
-        return {
-            "losses": [loss for step in of_steps for loss in step],
-            "matching scores": torch.cat(scores).tolist(),
-            "ranks": torch.cat(orders).tolist(),
-        }
+    def losses(self, draws: list[Draws]) -> list[float]:
+        step = self.training(dropout=0.0, mixed=False)
+        return [loss for given in draws for loss in step(given)]
 
     def network(self, dropout: float) -> "Network":
         weights = torch.load(self.folder / "pretraining_weights.pt")
@@ -62,11 +77,8 @@ class Peer(Workload):
         trained = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
         spared = [p for name, p in trained if p.ndim == 1 or name.endswith(".bias")]
         decayed = [p for name, p in trained if not (p.ndim == 1 or name.endswith(".bias"))]
-        decay = self.settings["weight_decay"]
-        groups = [
-            {"params": spared, "weight_decay": 0.0},
-            {"params": decayed, "weight_decay": decay},
-        ]
+        groups: list[dict[str, Any]] = [{"params": spared, "weight_decay": 0.0}]
+        groups += [{"params": decayed, "weight_decay": self.settings["weight_decay"]}]
         optimizer = torch.optim.AdamW(groups, lr=self.settings["lr"])
 
         def step(draws: Draws | None) -> list[float]:
@@ -79,16 +91,9 @@ class Peer(Workload):
 
         return step
 
-    def ranking(self, name: str) -> Callable[[], tuple[Tensor, Tensor]]:
+    def ranking(self, name: str, precision: str) -> Callable[[], tuple[Tensor, Tensor]]:
         sizes = self.settings[name]
-        text = bert(
-            vocab_size=2,
-            hidden_size=sizes["width"],
-            num_hidden_layers=sizes["layers"],
-            num_attention_heads=sizes["heads"],
-            intermediate_size=sizes["intermediate"],
-            max_position_embeddings=1,
-        ).bert
+        text = bert({**sizes, "vocab": 2, "positions": 1}).bert
         head = nn.Linear(sizes["width"], 2)
         weights = torch.load(self.folder / f"{name}_weights.pt")
         load(text.eval(), weights, "text_encoder.")
@@ -106,16 +111,9 @@ class Encoders(nn.Module):
         self.fusion_layer = t["cross_attention_from"]
         self.visual_encoder: Any = vit(settings["vision"])
         self.vision_proj = nn.Linear(settings["vision"]["width"], dim)
-        self.text_encoder: Any = bert(
-            vocab_size=t["vocab_size"],
-            hidden_size=t["hidden_size"],
-            num_hidden_layers=t["num_layers"],
-            num_attention_heads=t["num_heads"],
-            intermediate_size=t["intermediate_size"],
-            max_position_embeddings=t["max_positions"],
-            hidden_dropout_prob=dropout,
-            attention_probs_dropout_prob=dropout,
-        )
+        sizes = {"vocab": t["vocab_size"], "width": t["hidden_size"], "layers": t["num_layers"]}
+        sizes |= {"heads": t["num_heads"], "intermediate": t["intermediate_size"]}
+        self.text_encoder: Any = bert(sizes | {"positions": t["max_positions"]}, dropout)
         self.text_proj = nn.Linear(t["hidden_size"], dim)
         for layer in self.text_encoder.bert.encoder.layer[: self.fusion_layer]:
             del layer.crossattention
@@ -294,12 +292,24 @@ def drawn_rows(weights: Tensor) -> Tensor:
     return torch.tensor([int(torch.multinomial(row, 1)) for row in weights])
 
 
-def bert(**sizes: Any) -> Any:
+def bert(sizes: dict[str, int], dropout: float = 0.1) -> Any:
     """A BERT whose layers can attend to the image; it is called layer by layer."""
     from transformers import BertConfig, BertForMaskedLM, logging
 
     logging.set_verbosity_error()  # it warns of being a decoder, which cross-attention needs
-    return BertForMaskedLM(BertConfig(is_decoder=True, add_cross_attention=True, **sizes))
+    config = BertConfig(
+        vocab_size=sizes["vocab"],
+        hidden_size=sizes["width"],
+        num_hidden_layers=sizes["layers"],
+        num_attention_heads=sizes["heads"],
+        intermediate_size=sizes["intermediate"],
+        max_position_embeddings=sizes["positions"],
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        is_decoder=True,
+        add_cross_attention=True,
+    )
+    return BertForMaskedLM(config)
 
 
 def vit(sizes: dict[str, Any]) -> Any:

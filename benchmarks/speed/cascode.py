@@ -16,15 +16,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.miniatures.code import sources
+from benchmarks.speed.cascode_peer import Search
 from benchmarks.speed.protocol import SpeedError
-from benchmarks.speed.serving import Workload
 from methods.cascode.encoders import load_searcher, read, text_config
 from methods.cascode.extraction import SourceError, functions
 from methods.cascode.inference import Precision, SearchModel
 from methods.cascode.model import PairHead
 from methods.cascode.module import Shared
 from methods.cascode.official import export, load_initial
-from methods.cascode.ranking import cascade, mrr, ranks, top_k
+from methods.cascode.ranking import cascade, ranks, top_k
 from methods.cascode.tokenizer import CodeTokenizer
 from shared.checkpoints.reading import load_module
 from shared.training.allocator import keep_freed_memory
@@ -34,14 +34,10 @@ NO_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib
 PRECISIONS: dict[str, Precision] = {"float32": "float32", "bf16": "bfloat16"}
 
 
-class Ours(Workload):
+class Ours(Search):
     def __init__(self, settings: dict[str, Any]):
         super().__init__(settings)
         keep_freed_memory()
-        self.folder, self.rows = Path(settings["data"]), settings["encoded"]
-        texts = json.loads((self.folder / "texts.json").read_text())
-        self.queries, self.codes = texts["queries"], texts["codes"]
-        self.models: dict[str, SearchModel] = {}
 
     def parameters(self) -> Iterable[Tensor]:
         fast, slow = self.folder / "fast", self.folder / "slow"
@@ -76,37 +72,25 @@ class Ours(Workload):
         """(Q, N) places of the codes, best first, and the rank of each query's own code."""
         scores = torch.from_numpy(model.encode_queries(queries)) @ index.T
         candidates = top_k(scores, depth)
-        pairs = [
-            (query, self.codes[code])
-            for query, row in zip(queries, candidates.tolist(), strict=True)
-            for code in row
-        ]
+        pairs = self.pairs(queries, candidates.tolist())
         judged = torch.from_numpy(model.score_pairs(pairs)).view(candidates.shape)
         order = cascade(scores, candidates, judged)
         return order.ranking(), order.ranks(range(len(queries)), range(len(index)))
 
-    def values(self) -> dict[str, list[float]]:
-        model, settings = self.model("float32"), self.settings
-        compared = settings["compared"]
-        pairs = [(q, c) for q in self.queries[:4] for c in self.codes[:compared]]
-        vectors = (model.encode_queries(self.queries[:compared]),
-                   model.encode_codes(self.codes[:compared]))  # fmt: skip
-        return {
-            "vectors": [float(value) for part in vectors for value in part.flatten()],
-            "scores": model.score_pairs(pairs).tolist(),
-            "mean reciprocal ranks": self.reciprocal_ranks(),
-        }
-
-    def reciprocal_ranks(self) -> list[float]:
-        """In percent: of the first stage and, where a trained judge is given, of both."""
+    def vectors(self, queries: list[str], codes: list[str]) -> list[Any]:
         model = self.model("float32")
-        index = torch.from_numpy(model.encode_codes(self.codes))
-        scores = torch.from_numpy(model.encode_queries(self.queries)) @ index.T
+        return [model.encode_queries(queries), model.encode_codes(codes)]
+
+    def scores(self, pairs: list[Any]) -> list[float]:
+        return self.model("float32").score_pairs(pairs).tolist()
+
+    def ranks(self, judged: list[str]) -> list[list[int]]:
+        queries, index = map(torch.from_numpy, self.vectors(self.queries, self.codes))
+        scores = queries @ index.T
         found = [ranks(scores, range(len(scores)), range(len(index)))]
-        if self.settings["judge"]:
-            queries = self.queries[: self.settings["judged"]]
-            found.append(self.answers(model, index, queries, 10)[1])
-        return [100 * mrr(of_stage) for of_stage in found]
+        if judged:
+            found.append(self.answers(self.model("float32"), index, judged, 10)[1])
+        return [of.tolist() for of in found]
 
 
 def judging_head(folder: Path) -> PairHead:

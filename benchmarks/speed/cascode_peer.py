@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,48 @@ from benchmarks.speed.serving import Workload
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
-class Peer(Workload):
+class Search(Workload):
+    """What both sides are asked: to encode codes, to answer queries, and what must be equal."""
+
+    def __init__(self, settings: dict[str, Any]):
+        super().__init__(settings)
+        self.folder, self.rows = Path(settings["data"]), settings["encoded"]
+        texts = json.loads((self.folder / "texts.json").read_text())
+        self.queries, self.codes = texts["queries"], texts["codes"]
+        self.models: dict[str, Any] = {}
+
+    def pairs(self, queries: Sequence[str], codes: Iterable[Sequence[int]]) -> list[Any]:
+        """Each query with its codes, of which the places are given."""
+        return [(q, self.codes[c]) for q, of in zip(queries, codes, strict=True) for c in of]
+
+    def values(self) -> dict[str, list[float]]:
+        """Mean reciprocal ranks in percent: of the first stage and, where a trained judge is given,
+        of both."""
+        compared, judged = self.settings["compared"], self.settings["judged"]
+        vectors = self.vectors(self.queries[:compared], self.codes[:compared])
+        ranks = self.ranks(self.queries[:judged] if self.settings["judge"] else [])
+        return {
+            "vectors": [value for part in vectors for value in part.flatten().tolist()],
+            "scores": self.scores(self.pairs(self.queries[:4], [range(compared)] * 4)),
+            "mean reciprocal ranks": [100 * sum(1 / r for r in of) / len(of) for of in ranks],
+        }
+
+    def vectors(self, queries: list[str], codes: list[str]) -> list[Any]:
+        raise NotImplementedError
+
+    def scores(self, pairs: list[Any]) -> list[float]:
+        raise NotImplementedError
+
+    def ranks(self, judged: list[str]) -> list[list[int]]:
+        """Ranks of each query's own code by the first stage; of those `judged` by both, if any."""
+        raise NotImplementedError
+
+
+class Peer(Search):
     def __init__(self, settings: dict[str, Any]):
         super().__init__(settings)
         os.environ["RAYON_NUM_THREADS"] = str(settings["threads"])  # of the tokenisers
         os.environ["HF_HUB_OFFLINE"] = "1"
-        self.folder, self.rows = Path(settings["data"]), settings["encoded"]
-        texts = json.loads((self.folder / "texts.json").read_text())
-        self.queries, self.codes = texts["queries"], texts["codes"]
-        self.models: dict[str, tuple[Any, Any]] = {}
 
     def parameters(self) -> Iterable[Tensor]:
         return [p for model in self.model("float32") for p in model.parameters()]
@@ -59,10 +92,8 @@ class Peer(Workload):
         if precision not in self.models:
             from sentence_transformers import CrossEncoder, SentenceTransformer
 
-            form: dict[str, Any] = {
-                "device": "cpu",
-                "model_kwargs": {"dtype": PRECISIONS[precision]},
-            }
+            form: dict[str, Any] = {"model_kwargs": {"dtype": PRECISIONS[precision]}}
+            form["device"] = "cpu"
             fast = SentenceTransformer(str(self.folder / "fast"), **form)
             fast.max_seq_length = self.settings["lengths"]["code"]
             length = self.settings["lengths"]["pair"]
@@ -83,43 +114,30 @@ class Peer(Workload):
 
         hits = semantic_search(self.encode(fast, queries, size), index, top_k=depth)
         found = [[hit["corpus_id"] for hit in of_query] for of_query in hits]
-        pairs = [
-            (query, self.codes[code])
-            for query, codes in zip(queries, found, strict=True)
-            for code in codes
-        ]
-        logits = slow.predict(pairs, batch_size=size)
-        judged = (logits[:, 1] - logits[:, 0]).reshape(len(queries), depth).tolist()
+        judged = self.judge(slow, self.pairs(queries, found), size)
+        by_query = judged.reshape(len(queries), depth).tolist()
         return [
             [code for _, code in sorted(zip(scores, codes, strict=True), key=lambda s: -s[0])]
-            for scores, codes in zip(judged, found, strict=True)
+            for scores, codes in zip(by_query, found, strict=True)
         ]
 
-    def values(self) -> dict[str, list[float]]:
-        fast, slow = self.model("float32")
-        compared = self.settings["compared"]
-        pairs = [(q, c) for q in self.queries[:4] for c in self.codes[:compared]]
-        texts = self.queries[:compared], self.codes[:compared]
-        vectors = [value for part in texts for value in self.encode(fast, part).flatten().tolist()]
-        logits = slow.predict(pairs)
-        return {
-            "vectors": vectors,
-            "scores": (logits[:, 1] - logits[:, 0]).tolist(),
-            "mean reciprocal ranks": self.reciprocal_ranks(),
-        }
+    def judge(self, slow: Any, pairs: list[Any], size: int = 32) -> Any:
+        logits = slow.predict(pairs, batch_size=size)
+        return logits[:, 1] - logits[:, 0]
 
-    def reciprocal_ranks(self) -> list[float]:
-        """In percent: of the first stage and, where a trained judge is given, of both."""
+    def vectors(self, queries: list[str], codes: list[str]) -> list[Any]:
+        return [self.encode(self.model("float32")[0], texts) for texts in (queries, codes)]
+
+    def scores(self, pairs: list[Any]) -> list[float]:
+        return self.judge(self.model("float32")[1], pairs).tolist()
+
+    def ranks(self, judged: list[str]) -> list[list[int]]:
         fast, slow = self.model("float32")
-        index = self.encode(fast, self.codes)
-        scores = self.encode(fast, self.queries) @ index.T
-        ranks = (scores >= scores.diagonal()[:, None]).sum(dim=1).tolist()
-        found = [ranks]
-        if self.settings["judge"]:
-            queries = self.queries[: self.settings["judged"]]
-            orders = self.answers(fast, slow, index, queries, 10)
-            found.append([
-                order.index(own) + 1 if own in order else ranks[own]
-                for own, order in enumerate(orders)
-            ])  # fmt: skip
-        return [100 * sum(1 / rank for rank in of_stage) / len(of_stage) for of_stage in found]
+        queries, index = self.vectors(self.queries, self.codes)
+        scores = queries @ index.T
+        found = [(scores >= scores.diagonal()[:, None]).sum(dim=1).tolist()]
+        if judged:
+            orders = enumerate(self.answers(fast, slow, index, judged, 10))
+            own = [order.index(n) + 1 if n in order else found[0][n] for n, order in orders]
+            found.append(own)
+        return found

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
 from torch import Tensor
 
 from benchmarks.speed.stepping import OurSide
+from shared.nn.building import build
 
 
 class Ours(OurSide):
@@ -22,7 +24,7 @@ class Ours(OurSide):
         of_data |= {"num_workers": 0, "dataset.root": settings["data"]}
         overrides = [f"data.{name}={value}" for name, value in of_data.items()]
         super().__init__(settings, ["experiment=comatch/cifar10_base", *overrides])
-        self.data = self.instantiate("data")
+        self.data = build(self.config.data, pl.LightningDataModule)
         self.data.setup("fit")
         self.batch = next(iter(self.data.train_dataloader()))
         self.rows = sum(len(v) for v in self.batch.values() if v.ndim == 4)

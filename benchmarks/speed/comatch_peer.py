@@ -45,17 +45,17 @@ class Peer(Workload):
     def step(self, precision: str, what: str) -> Callable[[], float]:
         algorithm, loaded = self._algorithm(precision)
         batches = loaded if what == "loading" else iter(lambda: self.batch, None)
-        return partial(self._step, algorithm, batches)
 
-    @staticmethod
-    def _step(algorithm: Any, batches: Iterator[dict[str, Tensor]]) -> float:
-        """What `AlgorithmBase.train` does with a batch, less timers, logging and evaluation."""
-        data = algorithm.process_batch(**next(batches))
-        algorithm.out_dict, algorithm.log_dict = algorithm.train_step(**data)
-        algorithm.call_hook("after_train_step", "ParamUpdateHook")
-        algorithm.call_hook("after_train_step", "EMAHook")
-        algorithm.it += 1
-        return algorithm.log_dict["train/total_loss"]
+        def step() -> float:
+            """What `AlgorithmBase.train` does with a batch, less timers, logging and evaluation."""
+            data = algorithm.process_batch(**next(batches))
+            algorithm.out_dict, algorithm.log_dict = algorithm.train_step(**data)
+            algorithm.call_hook("after_train_step", "ParamUpdateHook")
+            algorithm.call_hook("after_train_step", "EMAHook")
+            algorithm.it += 1
+            return algorithm.log_dict["train/total_loss"]
+
+        return step
 
     def _algorithm(self, precision: str) -> tuple[Any, Iterator[dict[str, Tensor]]]:
         from semilearn import get_algorithm, get_config, get_net_builder
@@ -73,11 +73,11 @@ class Peer(Workload):
         algorithm.call_hook("before_run", "EMAHook")
         if precision == "bf16":
             algorithm.amp_cm = partial(torch.autocast, "cpu", torch.bfloat16)
-        return algorithm, self._loaded(algorithm.loader_dict)
+        return algorithm, self._loaded(**algorithm.loader_dict)
 
     @staticmethod
-    def _loaded(loaders: dict[str, Any]) -> Iterator[dict[str, Tensor]]:
-        for labelled, unlabelled in zip(loaders["train_lb"], loaders["train_ulb"], strict=False):
+    def _loaded(train_lb: Any, train_ulb: Any, **_: Any) -> Iterator[dict[str, Tensor]]:
+        for labelled, unlabelled in zip(train_lb, train_ulb, strict=False):
             yield {**labelled, **unlabelled}
 
 

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import venv
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,12 +14,8 @@ from benchmarks.speed.protocol import SpeedError
 
 @dataclass(frozen=True)
 class PeerPackage:
-    """What pip is asked for.
-
-    Attributes:
-        requirement: the peer itself, installed without its dependencies.
-        dependencies: what its import needs. torch and torchvision are added in our versions.
-    """
+    """What pip is asked for: the peer itself, without its dependencies, and those that its import
+    needs; torch and torchvision are added in our versions."""
 
     requirement: str
     dependencies: tuple[str, ...]
@@ -43,22 +38,16 @@ def ensure(folder: Path, peer: PeerPackage) -> Path:
     try:
         venv.create(folder, with_pip=True)
         for install in installs:
-            _pip(python, install)
+            command = [str(python), "-m", "pip", "install", "--quiet", *install]
+            subprocess.run(command, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
-        by_hand = "\n".join(
-            f"  {folder.name}/bin/pip install {' '.join(install)}" for install in installs
-        )
+        by_hand = [f"{folder.name}/bin/pip install {' '.join(install)}" for install in installs]
+        steps = "\n  ".join([f"python -m venv {folder.name}", *by_hand])
         raise SpeedError(
             f"the peer {peer.requirement} is absent and could not be installed:\n"
-            f"{reason.strip()[-2000:]}\n"
-            f"The comparison needs it once. With a package index within reach, run again, or:\n"
-            f"  python -m venv {folder.name}\n{by_hand}"
+            f"{reason.strip()[-2000:]}\nThe comparison needs it once. With a package index within "
+            f"reach, run again, or:\n  {steps}"
         ) from error
     stamp.write_text(wanted)
     return python
-
-
-def _pip(python: Path, install: Sequence[str]) -> None:
-    command = [str(python), "-m", "pip", "install", "--quiet", *install]
-    subprocess.run(command, check=True, capture_output=True, text=True)

@@ -12,8 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median, quantiles
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from shared.files import write_json
 
@@ -41,25 +43,25 @@ class Worker:
     def __init__(self, python: Path, name: str, settings: Mapping[str, Any], root: Path, log: Path):
         self.name, self.log = name, log
         log.parent.mkdir(parents=True, exist_ok=True)
+        command = [str(python), "-m", "benchmarks.speed.serving", name, json.dumps(settings)]
+        pipe = subprocess.PIPE
         with log.open("w") as stderr:
             self._process = subprocess.Popen(
-                [str(python), "-m", "benchmarks.speed.serving", name, json.dumps(settings)],
-                cwd=root,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
+                command, cwd=root, stdin=pipe, stdout=pipe, stderr=stderr, text=True
             )
 
-    def describe(self) -> dict[str, Any]:
-        return self._ask({"command": "describe"})
-
-    def run(self, variant: str, steps: int) -> tuple[list[float], list[float]]:
-        answer = self._ask({"command": "run", "variant": variant, "steps": steps})
-        return answer["seconds"], answer["losses"]
-
-    def values(self) -> dict[str, list[float]]:
-        return self._ask({"command": "values"})
+    def ask(self, command: str, **given: Any) -> Any:
+        """The reply to "describe", "values" or "run" (of a `variant`, so many `steps`)."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):  # then it has said why
+            self._process.stdin.write(json.dumps({"command": command, **given}) + "\n")
+            self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        answer = json.loads(line) if line else {"error": "the process ended"}
+        if "error" in answer:
+            raise SpeedError(f"{self.name} failed (log: {self.log}):\n{answer['error']}")
+        return answer
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -70,21 +72,8 @@ class Worker:
             self._process.kill()
             self._process.wait()
 
-    def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with suppress(BrokenPipeError):  # then it has said why
-            self._process.stdin.write(json.dumps(command) + "\n")
-            self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        answer = json.loads(line) if line else {"error": "the process ended"}
-        if "error" in answer:
-            raise SpeedError(f"{self.name} failed (log: {self.log}):\n{answer['error']}")
-        return answer
 
-
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """One row to measure: our variant beside the peer's."""
 
     name: str
@@ -94,11 +83,8 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Row:
-    """A measured row: medians per step, quartiles of the steps, and the paired ratio.
-
-    `ratio` is the median over blocks of ours / peer (medians within the block), `iqr` its
-    quartiles.
-    """
+    """A measured row: medians and quartiles per step, and the paired ratio: `ratio` is the median
+    over blocks of ours / peer (medians within the block), `iqr` its quartiles."""
 
     name: str
     ours_ms: float
@@ -110,12 +96,8 @@ class Row:
 
 
 def check_same_work(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> None:
-    """Refuse to compare different work.
-
-    Raises:
-        SpeedError: another number of images per step, threads or torch, or a network whose size
-            differs by more than one per cent.
-    """
+    """Raise SpeedError at another number of images per step, threads or torch, or a network whose
+    size differs by more than one per cent."""
     for key in ("images_per_step", "threads", "torch"):
         if ours[key] != peer[key]:
             raise SpeedError(f"not the same work: {key} is {ours[key]} here, {peer[key]} there")
@@ -129,21 +111,15 @@ def check_same_values(
     peer: Mapping[str, Sequence[float]],
     tolerances: Mapping[str, float],
 ) -> None:
-    """Refuse to compare sides that compute different values.
-
-    Args:
-        tolerances: the largest absolute difference of each list of values; 0: equal.
-
-    Raises:
-        SpeedError: a list differs, or is missing.
-    """
+    """Raise SpeedError unless both sides have each list of `tolerances`, apart by at most that."""
     for name, tolerance in tolerances.items():
         mine, theirs = ours.get(name, []), peer.get(name, [])
         if not mine or len(mine) != len(theirs):
             raise SpeedError(f"{name}: {len(mine)} values here, {len(theirs)} there")
+        pairs = enumerate(zip(mine, theirs, strict=True))
         apart = [
             f"number {number} is {a:.6g} here, {b:.6g} there"
-            for number, (a, b) in enumerate(zip(mine, theirs, strict=True))
+            for number, (a, b) in pairs
             if not abs(a - b) <= tolerance
         ]
         if apart:
@@ -164,14 +140,14 @@ def alternate(
     """Seconds per step of each variant that is compared: one list of `steps` per block.
 
     Raises:
-        SpeedError: a loss is not finite.
+        SpeedError: a loss is not finite, or a side failed.
     """
     both = (v for c in comparisons for v in (("ours", c.ours), ("peer", c.peer)))
     taken: dict[Variant, list[list[float]]] = {variant: [] for variant in both}
 
     def run(side: str, variant: str, count: int) -> list[float]:
-        seconds, losses = sides[side].run(variant, count)
-        if not all(math.isfinite(loss) for loss in losses):
+        seconds, losses = sides[side].ask("run", variant=variant, steps=count)
+        if not all(map(math.isfinite, losses)):
             raise SpeedError(f"a loss of {side} ({variant}) is not finite: {losses}")
         return seconds
 
@@ -190,25 +166,18 @@ def compare(
 ) -> list[Row]:
     """Medians, quartiles and paired ratios of what `alternate` measured."""
     rows = []
-    for comparison in comparisons:
-        ours, peer = taken["ours", comparison.ours], taken["peer", comparison.peer]
+    for name, mine, theirs in comparisons:
+        ours, peer = taken["ours", mine], taken["peer", theirs]
         ratios = [median(a) / median(b) for a, b in zip(ours, peer, strict=True)]
-        figures = median(ratios), quartiles(ratios)
-        rows.append(Row(comparison.name, *_milliseconds(ours), *_milliseconds(peer), *figures))
+        ms = ([1e3 * s for block in blocks for s in block] for blocks in (ours, peer))
+        figures = [(median(values), quartiles(values)) for values in (*ms, ratios)]
+        rows.append(Row(name, *figures[0], *figures[1], *figures[2]))
     return rows
-
-
-def _milliseconds(blocks: Sequence[Sequence[float]]) -> tuple[float, tuple[float, float]]:
-    """Median and quartiles of the seconds of all blocks, in ms."""
-    ms = [1e3 * value for block in blocks for value in block]
-    return median(ms), quartiles(ms)
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float]:
     """First and third quartile; of one value, the value twice."""
-    if len(values) == 1:
-        return values[0], values[0]
-    first, _, third = quantiles(values, n=4, method="inclusive")
+    first, third = np.quantile(values, [0.25, 0.75]).tolist()
     return first, third
 
 
@@ -220,25 +189,21 @@ def table(title: str, rows: Sequence[Row]) -> str:
 
     width = max(len(title), *(len(row.name) for row in rows))
     lines = [f"{title:<{width}}  {'ours, ms [IQR]':>22}  {'peer, ms [IQR]':>22}  ratio [IQR]"]
-    lines += [
-        f"{row.name:<{width}}  {time(row.ours_ms, row.ours_iqr):>22}  "
-        f"{time(row.peer_ms, row.peer_iqr):>22}  {row.ratio:.3f} [{row.iqr[0]:.3f}, "
-        f"{row.iqr[1]:.3f}]"
-        for row in rows
-    ]
+    for row in rows:
+        ours, peer = time(row.ours_ms, row.ours_iqr), time(row.peer_ms, row.peer_iqr)
+        ratio = f"{row.ratio:.3f} [{row.iqr[0]:.3f}, {row.iqr[1]:.3f}]"
+        lines.append(f"{row.name:<{width}}  {ours:>22}  {peer:>22}  {ratio}")
     return "\n".join(lines)
 
 
 def ratio_lines(row: Row) -> str:
     """The last two lines of the benchmark: the interquartile range, and the ratio."""
-    return (
-        f"{row.name}: interquartile range of the ratio over blocks {row.iqr[0]:.3f} to "
-        f"{row.iqr[1]:.3f}\nratio: {row.ratio:.3f} (ours/peer, lower is better)"
-    )
+    spread = f"interquartile range of the ratio over blocks {row.iqr[0]:.3f} to {row.iqr[1]:.3f}"
+    return f"{row.name}: {spread}\nratio: {row.ratio:.3f} (ours/peer, lower is better)"
 
 
 def write(path: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
-    """Write the result file that the report reads; the first row gives `ratio` and `iqr`."""
+    """Write the file that the report reads; the first row gives `ratio` and `iqr`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     of_rows = {"ratio": rows[0].ratio, "iqr": rows[0].iqr, "rows": [asdict(row) for row in rows]}
     write_json(path, {**of_rows, **facts})

@@ -2,7 +2,7 @@
 
 `python -m benchmarks.speed.serving MODULE:CLASS SETTINGS` answers JSON lines on stdin with JSON
 lines on stdout: `{"command": "describe"}`, `{"command": "run", "variant": "float32", "steps": 3}`,
-or where a comparison has values that must be equal on both sides, `{"command": "values"}`. Only
+or `{"command": "values"}` where a comparison has values that must be equal on both sides. Only
 torch and the standard library, so that a peer's environment needs nothing of ours.
 """
 
@@ -21,14 +21,12 @@ import torch
 class Workload:
     """One side of a comparison; builds each variant when it is first asked for.
 
-    A variant is a precision, "float32" or "bf16", alone or followed by what is done.
+    A variant is a precision, "float32" or "bf16", alone or followed by what is done. `rows` is the
+    number of images, or whatever the comparison's unit is, of a step.
 
     Args:
         settings: of the comparison, with the number of `threads`. `queries` says how many a step
             answers together, by what is done: the time of one is reported.
-
-    Attributes:
-        rows: images, or whatever the comparison's unit is, of a step.
     """
 
     rows: int
@@ -70,7 +68,7 @@ class Workload:
 
 
 def timed(step: Callable[[], float], steps: int) -> tuple[list[float], list[float]]:
-    """Call `step`, which returns its loss, `steps` times; seconds and losses."""
+    """Seconds and losses of so many calls."""
     seconds, losses = [], []
     for _ in range(steps):
         begin = time.perf_counter()
@@ -85,7 +83,7 @@ def serve(name: str, settings: dict[str, Any]) -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def reply(content: dict[str, Any]) -> None:
+    def reply(content: Any) -> None:
         replies.write(json.dumps(content) + "\n")
         replies.flush()
 
@@ -93,12 +91,9 @@ def serve(name: str, settings: dict[str, Any]) -> None:
         module, _, kind = name.partition(":")
         workload: Workload = getattr(import_module(module), kind)(settings)
         for line in sys.stdin:
-            command = json.loads(line)
-            if command["command"] in ("describe", "values"):
-                reply(getattr(workload, command["command"])())
-            else:
-                seconds, losses = workload.run(command["variant"], command["steps"])
-                reply({"seconds": seconds, "losses": losses})
+            given = json.loads(line)
+            command = given.pop("command")
+            reply(getattr(workload, command)(**given))
     except Exception as error:
         traceback.print_exc()  # into the log
         reply({"error": f"{type(error).__name__}: {error}"})

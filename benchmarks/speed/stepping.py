@@ -19,17 +19,13 @@ from shared.training.allocator import keep_freed_memory
 from shared.training.callbacks import FiniteGradients, Throughput
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-BASES: dict[str, type] = {"method": pl.LightningModule, "data": pl.LightningDataModule}
 
 
 class OurSide(Workload):
-    """Our workload, from a config.
+    """Our workload, from overrides of conf/config.yaml; the module is built from `method`.
 
     Where the batches come from is the variant's second word: nothing (one batch, used again and
     again), "trainer" (the same in Lightning's loop), or what `batches` knows.
-
-    Args:
-        overrides: of conf/config.yaml; the module is built from `method`.
     """
 
     batch: dict[str, Tensor]
@@ -43,12 +39,9 @@ class OurSide(Workload):
             self.config = compose("config", [*given, f"seed={settings['seed']}"])
         self.trained: dict[str, pl.LightningModule] = {}
 
-    def instantiate(self, key: str) -> Any:
-        return build(self.config[key], BASES[key])
-
     def module(self) -> Any:
         """The module in the state in which it is timed."""
-        return self.instantiate("method").train()
+        return build(self.config.method, pl.LightningModule).train()
 
     def batches(self, source: str) -> Iterator[dict[str, Tensor]]:
         """The batches of a variant."""
@@ -87,11 +80,8 @@ class OurSide(Workload):
 
 
 def by_hand(module: Any, batches: Iterator[dict[str, Tensor]], mixed: bool) -> Callable[[], float]:
-    """All that Lightning does to train on a batch, through the module's own hooks; the loss.
-
-    Args:
-        mixed: bf16 autocast.
-    """
+    """All that Lightning does to train on a batch, by the module's own hooks; returns the loss.
+    `mixed` is bf16 autocast."""
     configured = module.configure_optimizers()
     if isinstance(configured, torch.optim.Optimizer):  # the module sets its rate itself
         optimizer, schedule = configured, None

@@ -9,6 +9,7 @@ import torch
 
 from benchmarks import chaos
 from benchmarks.chaos import ChaosError, Moment, first_difference, load_plan
+from benchmarks.claims import ClaimError
 from tests.processes import within
 
 TOY = [sys.executable, str(Path(__file__).with_name("chaos_toy.py"))]
@@ -102,6 +103,13 @@ def test_first_difference_is_bit_by_bit(a, b, told):
     assert (found is None) if told is None else (told in found)
 
 
+def faked(monkeypatch, difference=None):
+    """The arguments of a `chaos` that finds that difference."""
+    seen, found = [], {"first_difference": difference}
+    monkeypatch.setattr(chaos, "chaos", lambda *given: seen.append(given) or found)
+    return seen
+
+
 @pytest.mark.parametrize(
     ("difference", "status", "line"),
     [(None, 0, "chaos: identical"), ("metrics.csv[3]", 1, "chaos: first difference: metrics.csv")],
@@ -109,21 +117,15 @@ def test_first_difference_is_bit_by_bit(a, b, told):
 def test_command_line_says_it_last_and_by_its_status(
     tmp_path, monkeypatch, capsys, difference, status, line
 ):
-    seen = {}
-
-    def fake(command, folder, kills, seed, moments):
-        seen.update(command=command, folder=folder, kills=kills, moments=moments)
-        return {"first_difference": difference}
-
-    monkeypatch.setattr(chaos, "chaos", fake)
+    seen = faked(monkeypatch, difference)
     arguments = ["comatch", "--kills", "4", "seed=5", "--output", str(tmp_path)]
     assert chaos.main(arguments) == status
     assert capsys.readouterr().out.splitlines()[-1].startswith(line)
-    assert seen["kills"] == 4
-    assert seen["moments"] == []
-    assert "experiment=comatch/mini" in seen["command"]
-    assert "trainer.max_steps=240" in seen["command"]  # of conf/chaos/comatch.yaml
-    assert seen["command"][-1] == "seed=5"  # after the shortening, so that the user's word counts
+    ((command, _, kills, _, moments),) = seen
+    assert (kills, moments) == (4, [])
+    assert "experiment=comatch/mini" in command
+    assert "trainer.max_steps=240" in command  # of conf/chaos/comatch.yaml
+    assert command[-1] == "seed=5"  # after the shortening, so that the user's word counts
     assert json.loads((tmp_path / "comatch.json").read_text())["method"] == "comatch"
 
 
@@ -134,17 +136,11 @@ def plan_in(tmp_path, text):
 
 
 def test_a_plan_names_experiment_overrides_and_moments(tmp_path):
-    plan = load_plan(
-        "toy",
-        plan_in(
-            tmp_path,
-            "experiment: toy/mini\noverrides: [trainer.max_steps=5]\n"
-            "moments:\n- 'E-step: epoch 2'\n- {phrase: cleaning, steps: 3}\n",
-        ),
-    )
-    assert plan.experiment == "toy/mini"
-    assert plan.overrides == ["trainer.max_steps=5"]
-    assert plan.moments == [Moment("E-step: epoch 2"), Moment("cleaning", 3)]
+    text = "experiment: toy/mini\noverrides: [trainer.max_steps=5]\nmoments:\n"
+    text += "- 'E-step: epoch 2'\n- {phrase: cleaning, steps: 3}\n"
+    plan = load_plan("toy", plan_in(tmp_path, text))
+    moments = [Moment("E-step: epoch 2"), Moment("cleaning", 3)]
+    assert plan == chaos.Plan("toy/mini", ["trainer.max_steps=5"], moments)
 
 
 @pytest.mark.parametrize(
@@ -159,23 +155,14 @@ def test_a_plan_names_experiment_overrides_and_moments(tmp_path):
     ],
 )
 def test_a_plan_that_makes_no_sense_is_refused(tmp_path, text, words):
-    with pytest.raises(ChaosError, match=words) as error:
+    with pytest.raises(ClaimError, match=words) as error:
         load_plan("toy", plan_in(tmp_path, text))
     assert "toy.yaml" in str(error.value)
 
 
-def test_a_method_without_a_plan_names_the_nearest(capsys, tmp_path):
-    assert chaos.main(["comatsh", "--output", str(tmp_path)]) == 2
-    assert "did you mean 'comatch'" in capsys.readouterr().out
-
-
 def test_moments_belong_to_the_plans_experiment(tmp_path, monkeypatch):
-    plan = chaos.Plan("toy/mini", ["a=1"], [Moment("x")])
+    plan, seen = chaos.Plan("toy/mini", ["a=1"], [Moment("x")]), faked(monkeypatch)
     monkeypatch.setattr(chaos, "load_plan", lambda _: plan)
-    seen = []
-    monkeypatch.setattr(
-        chaos, "chaos", lambda *arguments: seen.append(arguments) or {"first_difference": None}
-    )
     chaos.main(["toy", "--output", str(tmp_path)])
     chaos.main(["toy", "--experiment", "toy/other", "--output", str(tmp_path)])
     assert [moments for *_, moments in seen] == [plan.moments, []]
@@ -186,8 +173,12 @@ def test_command_line_fails_on_failure(tmp_path, monkeypatch, capsys):
         raise ChaosError("no luck")
 
     monkeypatch.setattr(chaos, "chaos", fail)
-    assert chaos.main(["comatch", "--output", str(tmp_path)]) == 2
-    assert "chaos: failed: no luck" in capsys.readouterr().out
+    for method, said in (
+        ("comatch", "chaos: failed: no luck"),
+        ("comatsh", "did you mean 'comatch'"),  # a method without a plan
+    ):
+        assert chaos.main([method, "--output", str(tmp_path)]) == 2
+        assert said in capsys.readouterr().out
     with pytest.raises(SystemExit):
         chaos.main(["comatch", "--kills", "0"])
 

@@ -3,7 +3,7 @@
 import inspect
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from types import ModuleType
@@ -33,28 +33,19 @@ def recording(*targets: tuple[Any, str]) -> Iterator[dict[str, list[Call]]]:
     Tensors are cloned, except those that carry gradient, because a step changes many in place.
     """
     calls: dict[str, list[Call]] = defaultdict(list)
-    restore = []
-    for owner, name in targets:
-        original = getattr(owner, name)
+    with ExitStack() as patches:
+        for owner, name in targets:
+            original = getattr(owner, name)
 
-        def wrapper(*args: Any, _original=original, _name=name, **kwargs: Any) -> Any:
-            bound = inspect.signature(_original).bind(*args, **kwargs)
-            arguments = {key: _keep(value) for key, value in bound.arguments.items()}
-            result = _original(*args, **kwargs)
-            calls[_name].append(Call(arguments, _keep(result)))
-            return result
+            def wrapper(*args: Any, _original=original, _name=name, **kwargs: Any) -> Any:
+                bound = inspect.signature(_original).bind(*args, **kwargs)
+                arguments = {key: _keep(value) for key, value in bound.arguments.items()}
+                result = _original(*args, **kwargs)
+                calls[_name].append(Call(arguments, _keep(result)))
+                return result
 
-        own = name in vars(owner)
-        restore.append((owner, name, original, own))
-        setattr(owner, name, wraps(original)(wrapper))
-    try:
+            patches.enter_context(patch.object(owner, name, wraps(original)(wrapper)))
         yield calls
-    finally:
-        for owner, name, original, own in reversed(restore):
-            if own:
-                setattr(owner, name, original)
-            else:
-                delattr(owner, name)
 
 
 def _keep(value: Any) -> Any:
@@ -98,15 +89,10 @@ class StepWatcher(pl.Callback):
         self.after_step(batch_idx)
 
 
-def fit(
-    module: pl.LightningModule, batches: list[dict[str, Tensor]], callback: pl.Callback, epoch=0
-) -> pl.Trainer:
-    """Run the module's real loop over the batches, as the first ones of `epoch`."""
+def quiet_trainer(callback: pl.Callback, epoch: int = 0, **options: Any) -> pl.Trainer:
+    """A trainer on the CPU that only trains, from `epoch` on."""
     trainer = pl.Trainer(
         accelerator="cpu",
-        devices=1,
-        max_steps=len(batches),
-        max_epochs=-1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -114,9 +100,18 @@ def fit(
         num_sanity_val_steps=0,
         limit_val_batches=0,
         callbacks=[callback],
+        **options,
     )
     progress = trainer.fit_loop.epoch_progress.current
     progress.ready = progress.started = progress.processed = progress.completed = epoch
+    return trainer
+
+
+def fit(
+    module: pl.LightningModule, batches: list[dict[str, Tensor]], callback: pl.Callback, epoch=0
+) -> pl.Trainer:
+    """Run the module's real loop over the batches, as the first ones of `epoch`."""
+    trainer = quiet_trainer(callback, epoch, devices=1, max_steps=len(batches), max_epochs=-1)
     trainer.fit(module, DataLoader(batches * EPOCH, batch_size=None))  # max_steps ends it
     return trainer
 

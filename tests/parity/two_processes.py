@@ -24,6 +24,8 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 
+from .recording import quiet_trainer
+
 WORLD = 2
 Values = dict[str, Tensor]
 
@@ -65,32 +67,14 @@ class Record(pl.Callback):
 
 
 def fit(
-    module: pl.LightningModule,
-    record: Record,
-    data: Any,
-    options: dict[str, Any],
-    epoch: int = 0,
+    module: pl.LightningModule, record: Record, data: Any, options: dict[str, Any], epoch: int = 0
 ) -> Values:
     """Train as `options` (of `pl.Trainer`) say, from `epoch` on; returns what was recorded.
 
     `data` is a data module or a loader.
     """
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        callbacks=[record],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        use_distributed_sampler=False,
-        **options,
-    )
-    progress = trainer.fit_loop.epoch_progress.current
-    progress.ready = progress.started = progress.processed = progress.completed = epoch
-    of_module = {"datamodule": data} if isinstance(data, pl.LightningDataModule) else {}
-    trainer.fit(module, *([] if of_module else [data]), **of_module)
+    trainer = quiet_trainer(record, epoch, use_distributed_sampler=False, **options)
+    trainer.fit(module, data)
     return record.values
 
 

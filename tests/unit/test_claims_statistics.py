@@ -9,16 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks import statistics
-from benchmarks.statistics import (
-    Paired,
-    bootstrap_means,
-    mean_std,
-    meets,
-    paired,
-    paired_by_query,
-    rules_out,
-    verdict,
-)
+from benchmarks.statistics import Paired, bootstrap_means, mean_std, meets, paired, verdict
 
 pytestmark = pytest.mark.filterwarnings("ignore:Precision loss occurred")  # equal numbers
 
@@ -30,6 +21,9 @@ signs = st.sampled_from([1, -1, 0])
 def interval(low: float, high: float, name: str = "ours", seeds: int = 5) -> Paired:
     mean = (low + high) / 2
     return Paired(name, "base", dict.fromkeys(range(seeds), mean), mean, low, high, 0.5)
+
+
+MISSING = interval(math.nan, math.nan, seeds=0)
 
 
 @given(samples)
@@ -47,21 +41,21 @@ def test_interval_is_mean_plus_t_times_standard_error(rows):
     assert found.high == pytest.approx(mean + half, rel=1e-6, abs=1e-8)
 
 
-def test_only_shared_seeds_are_paired():
-    found = paired("ours", "base", {1: 3.0, 2: 5.0, 4: 100.0}, {2: 4.0, 1: 1.0, 3: -100.0})
-    assert found.differences == {1: 2.0, 2: 1.0}
+@pytest.mark.parametrize("form", [float, lambda value: np.full(5, value)])
+def test_pairs_of_few_seeds(form):
+    def compared(ours, theirs):
+        values = ({seed: form(value) for seed, value in arm.items()} for arm in (ours, theirs))
+        return paired("ours", "base", *values)
 
-
-def test_identical_differences_have_an_interval_of_no_width():
-    found = paired("ours", "base", {1: 3.0, 2: 5.0}, {1: 1.0, 2: 3.0})
-    assert (found.low, found.high) == (2.0, 2.0)
-
-
-@pytest.mark.parametrize("values", [{}, {1: 2.0}])
-def test_below_two_seeds_there_is_no_interval(values):
-    found = paired("ours", "base", values, dict.fromkeys(values, 0.0))
-    assert math.isnan(found.low)
-    assert math.isnan(mean_std(values)[1])
+    # Unshared seeds are left out; identical differences have an interval of no width.
+    found = compared({1: 3.0, 2: 5.0, 4: 100.0}, {2: 3.0, 1: 1.0, 3: -100.0})
+    assert found.differences == {1: 2.0, 2: 2.0}
+    assert (found.mean, found.low, found.high) == (2.0, 2.0, 2.0)
+    for values in ({}, {1: 2.0}):  # below two seeds there is no interval
+        found = compared(values, values)
+        assert math.isnan(found.low)
+        assert verdict(found, found, 1, 1.0).answer == "undecided"
+    assert math.isnan(mean_std({1: 2.0})[1])
 
 
 @pytest.mark.parametrize(
@@ -75,11 +69,11 @@ def test_below_two_seeds_there_is_no_interval(values):
         (interval(0.1, 1.5), interval(-2, 1), 1, "undecided", "mean below"),
         (interval(-2.0, 0.9), interval(-2, 1), 1, "no", "rules out"),
         (interval(0.1, 0.9), interval(-2, 1), 1, "no", "rules out"),
-        (interval(-2.0, 0.9), None, 1, "no", "rules out"),
+        (interval(-2.0, 0.9), MISSING, 1, "no", "rules out"),
         # the control wins, does as well, or is missing
         (interval(0.5, 3.5), interval(0.5, 3.0, "broken"), 1, "undecided", "broken meets"),
         (interval(0.5, 3.5), interval(-2.0, 6.5, "broken"), 1, "undecided", "does as well"),
-        (interval(0.5, 3.5), None, 1, "undecided", "has not run"),
+        (interval(0.5, 3.5), MISSING, 1, "undecided", "has not run"),
         (interval(0.5, 3.5), interval(-2, 1, seeds=1), 1, "undecided", "has not run"),
         # lower is better
         (interval(-3.5, -0.5), interval(-1, 2), -1, "yes", "does not show it"),
@@ -90,7 +84,7 @@ def test_below_two_seeds_there_is_no_interval(values):
         (interval(-0.5, 1.0), interval(-6, -3), 0, "undecided", "does not lie inside"),
         (interval(-0.5, 0.9), interval(-0.9, 0.5, "broken"), 0, "undecided", "broken meets"),
         (interval(1.0, 2.0), interval(-6, -3), 0, "no", "beyond"),
-        (interval(-4.0, -1.5), None, 0, "no", "beyond"),
+        (interval(-4.0, -1.5), MISSING, 0, "no", "beyond"),
         # too few seeds
         (interval(2, 3, seeds=1), interval(-2, 1), 1, "undecided", "only one seed"),
         (interval(2, 3, seeds=0), interval(-2, 1), 1, "undecided", "no seed"),
@@ -110,7 +104,7 @@ def test_control_on_other_seeds_clears_nothing():
 @given(samples, signs, st.floats(0.01, 10))
 def test_yes_and_no_exclude_each_other(rows, sign, smallest):
     found = paired("a", "b", *({i: row[k] for i, row in enumerate(rows)} for k in (0, 1)))
-    assert not (meets(found, sign, smallest) and rules_out(found, sign, smallest))
+    assert not (meets(found, sign, smallest) and statistics.rules_out(found, sign, smallest))
 
 
 @given(samples, st.floats(0.01, 10))
@@ -118,7 +112,7 @@ def test_flipping_sign_and_differences_changes_nothing(rows, smallest):
     ours, theirs = ({i: row[k] for i, row in enumerate(rows)} for k in (0, 1))
     there, back = paired("a", "b", ours, theirs), paired("b", "a", theirs, ours)
     assert meets(there, 1, smallest) == meets(back, -1, smallest)
-    assert rules_out(there, 1, smallest) == rules_out(back, -1, smallest)
+    assert statistics.rules_out(there, 1, smallest) == statistics.rules_out(back, -1, smallest)
 
 
 ORDER = {"no": 0, "undecided": 1, "yes": 2}
@@ -139,39 +133,31 @@ def by_query(seeds=3, queries=400, noise=1.0, seed=0):
     return {s: easy + generator.normal(0, noise, queries) for s in range(1, seeds + 1)}
 
 
-def test_identical_arms_differ_by_nothing():
-    arm = by_query()
-    found = paired_by_query("ours", "base", arm, arm)
-    assert (found.mean, found.low, found.high) == (0, 0, 0)
-    assert (found.queries, len(found.differences)) == (400, 3)
-
-
 def test_two_runs_of_the_same_arm_have_an_interval_around_zero():
-    found = paired_by_query("ours", "base", by_query(seed=1, noise=9), by_query(seed=1, noise=8))
+    found = paired("ours", "base", by_query(seed=1, noise=9), by_query(seed=1, noise=8))
     assert found.low < 0 < found.high
 
 
 def test_a_constant_shift_is_found_exactly():
     arm = by_query()
-    shifted = {seed: values + 2.5 for seed, values in arm.items()}
-    found = paired_by_query("ours", "base", shifted, arm)
-    assert (found.mean, found.low, found.high) == pytest.approx((2.5, 2.5, 2.5), abs=1e-9)
-    assert math.isnan(found.pvalue)
+    for shift in (0.0, 2.5):
+        found = paired("ours", "base", {s: v + shift for s, v in arm.items()}, arm)
+        assert (found.mean, found.low, found.high) == pytest.approx((shift,) * 3, abs=1e-9)
+        assert (found.queries, len(found.differences)) == (400, 3)
+        assert math.isnan(found.pvalue)
 
 
 def test_the_pairing_takes_out_what_makes_a_query_easy():
     arm = by_query()
-    better = {
-        seed: values + np.random.default_rng(seed).normal(2, 1, 400) for seed, values in arm.items()
-    }
-    found = paired_by_query("ours", "base", better, arm)
+    better = {s: v + np.random.default_rng(s).normal(2, 1, 400) for s, v in arm.items()}
+    found = paired("ours", "base", better, arm)
     assert 1.8 < found.low < found.mean < found.high < 2.2
 
 
 def test_seeds_of_opposite_signs_make_the_interval_wide():
     arm = by_query()
     swinging = {seed: values + (4, -4, 1)[seed - 1] for seed, values in arm.items()}
-    found = paired_by_query("ours", "base", swinging, arm)
+    found = paired("ours", "base", swinging, arm)
     assert found.mean == pytest.approx(1 / 3)
     # All three draws fall on the same seed in one resample of 27 (for each).
     assert (found.low, found.high) == pytest.approx((-4, 4))
@@ -181,7 +167,7 @@ def test_few_queries_make_the_interval_wide_however_alike_the_seeds_are():
     generator = np.random.default_rng(3)
     lead = generator.normal(1, 20, 100)  # the same in every seed
     arm = by_query(queries=100)
-    found = paired_by_query("ours", "base", {s: v + lead for s, v in arm.items()}, arm)
+    found = paired("ours", "base", {s: v + lead for s, v in arm.items()}, arm)
     error = lead.std(ddof=1) / 10
     assert found.mean == pytest.approx(lead.mean())
     assert found.low == pytest.approx(lead.mean() - 1.96 * error, abs=0.2 * error)
@@ -207,27 +193,9 @@ def test_resamples_are_the_same_each_time_in_chunks_of_any_size(monkeypatch, chu
     np.testing.assert_allclose(bootstrap_means(differences, resamples=200), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize("seeds", [0, 1])
-def test_below_two_seeds_there_is_no_bootstrap_either(seeds):
-    found = paired_by_query("ours", "base", by_query(seeds), by_query(seeds))
-    assert math.isnan(found.low)
-    assert verdict(found, None, 1, 1.0).answer == "undecided"
-
-
-def test_only_shared_seeds_are_paired_by_query():
-    found = paired_by_query("ours", "base", by_query(3), {2: np.zeros(400), 9: np.zeros(400)})
-    assert list(found.differences) == [2]
-
-
 def test_a_verdict_by_bootstrap_says_so():
     arm = by_query()
-    better = {seed: values + 3 for seed, values in arm.items()}
-    worse = {seed: values - 3 for seed, values in arm.items()}
-    found = verdict(
-        paired_by_query("ours", "base", better, arm),
-        paired_by_query("broken", "base", worse, arm),
-        1,
-        1.0,
-    )
+    better, worse = ({s: values + lead for s, values in arm.items()} for lead in (3, -3))
+    found = verdict(paired("ours", "base", better, arm), paired("broken", "base", worse, arm), 1, 1)
     assert found.answer == "yes"
     assert "(95% bootstrap interval over seeds and 400 queries +3.00 to +3.00)" in found.reason

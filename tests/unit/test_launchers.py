@@ -103,7 +103,7 @@ def test_slurm_job_goes_on_after_preemption(fake_slurm: Path) -> None:
 
 
 def test_ray_launcher_gets_documented_arguments_only() -> None:
-    config = composed("experiment=comatch/cifar10_40", "hydra/launcher=ray").hydra.launcher
+    config = composed("experiment=comatch/mini", "hydra/launcher=ray").hydra.launcher
     assert config._target_ == "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"
     assert set(config) == {"_target_", "ray"}
     assert config.ray.init.address is None
@@ -111,12 +111,6 @@ def test_ray_launcher_gets_documented_arguments_only() -> None:
     plugin = pytest.importorskip("hydra_plugins.hydra_ray_launcher._config")
     merged = OmegaConf.merge(plugin.RayLauncherConf, config)  # refuses what Ray's launcher lacks
     assert merged.ray.remote.max_retries == 3
-
-
-def test_local_launcher_divides_two_jobs() -> None:
-    launcher = composed("experiment=comatch/mini", "hydra/launcher=local").hydra.launcher
-    assert launcher.n_jobs == 2
-    assert launcher.prefer == "processes"
 
 
 def test_optuna_search_space_names_existing_keys() -> None:
@@ -132,6 +126,11 @@ def test_optuna_search_space_names_existing_keys() -> None:
     assert config.seed >= 100, "tuning seeds are never reported"
     # Trials of one seed must not share a folder.
     assert "job.num" in OmegaConf.to_container(config, resolve=False)["output_dir"]
+
+
+def test_local_launcher_divides_two_jobs() -> None:
+    launcher = composed("experiment=comatch/mini", "hydra/launcher=local").hydra.launcher
+    assert (launcher.n_jobs, launcher.prefer) == (2, "processes")
 
 
 def test_a_sweep_of_any_method_states_its_objective() -> None:
