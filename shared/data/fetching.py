@@ -1,7 +1,7 @@
 """Make a data set present on this machine: idempotent, checked, placed whole or not at all.
 
-Each function takes the folder that the reader of `shared.data.readers.small_images` will be
-given and returns {name: {"files": {relative path: sha256 of the content}, "licence": str}} for results.json.
+Each function takes the folder that its reader in `shared.data.readers` will be given and returns
+{name: {"files": {relative path: sha256 of the content}, "licence": str}} for results.json.
 Environment: TENFOLD_SOURCES is a folder of files that you have already; TENFOLD_CACHE (data/cache)
 keeps downloaded archives.
 """
@@ -12,7 +12,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,30 +64,32 @@ def fashion_mnist(root: str | Path) -> Provenance:
 
 def cifar10(root: str | Path) -> Provenance:
     """CIFAR-10 (Krizhevsky 2009) in `root/cifar-10-batches-py`."""
-    return _from_torchvision("cifar-10", "CIFAR10", root, ["cifar-10-batches-py"], [{}])
+    licence = "none stated; free for research, cite Krizhevsky 2009"
+    return _from_torchvision("cifar-10", "CIFAR10", root, {"cifar-10-batches-py": None}, licence)
 
 
 def cifar100(root: str | Path) -> Provenance:
     """CIFAR-100 (Krizhevsky 2009) in `root/cifar-100-python`."""
-    return _from_torchvision("cifar-100", "CIFAR100", root, ["cifar-100-python"], [{}])
+    licence = "none stated; free for research, cite Krizhevsky 2009"
+    return _from_torchvision("cifar-100", "CIFAR100", root, {"cifar-100-python": None}, licence)
 
 
 def stl10(root: str | Path) -> Provenance:
     """STL-10 (Coates et al. 2011) in `root/stl10_binary`; 2.6 GB to fetch, 2.8 GB unpacked."""
-    return _from_torchvision("stl-10", "STL10", root, ["stl10_binary"], [{"split": "train"}])
+    licence = "none stated; derived from ImageNet, cite Coates et al. 2011"
+    return _from_torchvision("stl-10", "STL10", root, {"stl10_binary": "train"}, licence)
 
 
 def svhn(root: str | Path) -> Provenance:
     """SVHN (Netzer et al. 2011), cropped digits, `train` and `test`, in `root`."""
-    variants = [{"split": "train"}, {"split": "test"}]
-    names = ["train_32x32.mat", "test_32x32.mat"]
-    return _from_torchvision("svhn", "SVHN", root, names, variants)
+    licence = "non-commercial use only, cite Netzer et al. 2011"
+    splits = {f"{split}_32x32.mat": split for split in ("train", "test")}
+    return _from_torchvision("svhn", "SVHN", root, splits, licence)
 
 
 def imagenet(root: str | Path) -> Provenance:
     """ImageNet can't be fetched: check that the folders are there, or say what belongs where."""
-    for part in ("train", "val"):
-        folder = Path(root) / part
+    for folder in (Path(root) / "train", Path(root) / "val"):
         if not folder.is_dir():
             raise DataNotFoundError(
                 f"{folder} not found. ImageNet (ILSVRC 2012) is handed out by its owners after "
@@ -95,14 +97,6 @@ def imagenet(root: str | Path) -> Provenance:
                 "that DIR/imagenet is the folder that you have"
             )
     return {"imagenet": {"files": {}, "licence": "ImageNet terms of access (non-commercial)"}}
-
-
-LICENCES = {
-    "cifar-10": "none stated; free for research, cite Krizhevsky 2009",
-    "cifar-100": "none stated; free for research, cite Krizhevsky 2009",
-    "stl-10": "none stated; derived from ImageNet, cite Coates et al. 2011",
-    "svhn": "non-commercial use only, cite Netzer et al. 2011",
-}
 
 
 def _local_idx_folder(_: Path) -> Path:
@@ -118,17 +112,22 @@ def _local_idx_folder(_: Path) -> Path:
 
 def _debian_archive(workspace: Path) -> Path:
     """Fetch the archive with apt (no root needed, nothing is installed) and unpack it."""
+
+    def required(*command: str) -> None:
+        if problem := run_client(command, workspace):
+            raise _UnavailableError(f"{' '.join(command[:3])}: {problem}")
+
     cache = cache_folder() / "debian"
     archive = next(cache.glob(f"{DEBIAN_PACKAGE}_*.deb"), None)
     if archive is None:
         download = ["apt-get", "-q", "download", DEBIAN_PACKAGE]
         if run_client(download, workspace):  # a fresh machine has no package index yet
-            _required(["apt-get", "-q", "update"], workspace)
-            _required(download, workspace)
+            required("apt-get", "-q", "update")
+            required(*download)
         fetched = next(workspace.glob("*.deb"))
         cache.mkdir(parents=True, exist_ok=True)
         archive = Path(shutil.move(fetched, cache / fetched.name))
-    _required(["dpkg-deb", "-x", str(archive), "unpacked"], workspace)
+    required("dpkg-deb", "-x", str(archive), "unpacked")
     return workspace / "unpacked" / DEBIAN_FOLDER
 
 
@@ -140,7 +139,6 @@ def _torchvision_fashion_mnist(workspace: Path) -> Path:
 
 
 def _place_fashion_mnist(found: Path, root: Path) -> None:
-    """Put the checked, unpacked files into `root`."""
     if not _has_fashion_mnist(found):
         raise _UnavailableError(f"{found} lacks some of the files")
     for name, expected in FASHION_MNIST_SHA256.items():
@@ -151,30 +149,30 @@ def _place_fashion_mnist(found: Path, root: Path) -> None:
 
 
 def _from_torchvision(
-    name: str,
-    class_name: str,
-    root: str | Path,
-    entries: Sequence[str],
-    variants: Sequence[dict[str, str]],
+    name: str, class_name: str, root: str | Path, parts: Mapping[str, str | None], licence: str
 ) -> Provenance:
-    """Fetch through a torchvision data set, which knows the official address and checksums."""
+    """Fetch through a torchvision data set, which knows the official address and checksums.
+
+    Args:
+        parts: file or folder in `root` -> the split that torchvision fetches it with, if any.
+    """
     from torchvision import datasets
 
     dataset = getattr(datasets, class_name)
     root = Path(root)
+    variants = [{"split": split} if split else {} for split in parts.values()]
 
-    def complete(folder: Path) -> bool:
+    def complete() -> bool:
         try:
             for variant in variants:
-                dataset(folder, download=False, **variant)
+                dataset(root, download=False, **variant)
         except (RuntimeError, OSError):
             return False
         return True
 
     def fetch(workspace: Path) -> Path:
         if given := given_folder():  # what torchvision finds in place it does not fetch again
-            names = [getattr(dataset, "filename", None), *entries]
-            for path in (given / n for n in names if n):
+            for path in (given / n for n in (getattr(dataset, "filename", None), *parts) if n):
                 if path.is_dir():
                     shutil.copytree(path, workspace / path.name)
                 elif path.is_file():
@@ -184,27 +182,23 @@ def _from_torchvision(
         return workspace
 
     def place(found: Path, target: Path) -> None:
-        for entry in entries:
-            if (target / entry).is_dir():
-                shutil.rmtree(target / entry)
-            os.replace(found / entry, target / entry)
+        for part in parts:
+            if (target / part).is_dir():
+                shutil.rmtree(target / part)
+            os.replace(found / part, target / part)
 
     with waiting_for(root):
-        if not complete(root):
+        if not complete():
             _try_all(name, root, {"TENFOLD_SOURCES, torchvision's download": fetch}, place)
-    inside = (p for e in entries for p in (root / e, *(root / e).rglob("*")))
+    inside = (p for part in parts for p in (root / part, *(root / part).rglob("*")))
     files = {str(p.relative_to(root)): sha256_of(p) for p in sorted(inside) if p.is_file()}
-    return {name: {"files": files, "licence": LICENCES[name]}}
+    return {name: {"files": files, "licence": licence}}
 
 
 def _try_all(
     name: str, root: Path, ways: Mapping[str, Way], place: Callable[[Path, Path], None]
 ) -> None:
-    """Use the first way that works, within a temporary folder beside the target.
-
-    Raises:
-        DataNotFoundError: none works; lists what was tried and what to place where.
-    """
+    """Use the first way that works, within a temporary folder beside the target."""
     tried = []
     for title, way in ways.items():
         with tempfile.TemporaryDirectory(dir=root.resolve(), prefix=".fetching-") as workspace:
@@ -216,8 +210,8 @@ def _try_all(
                 log.info("%s: fetched by %s into %s", name, title, root)
                 return
     raise DataNotFoundError(
-        f"{name} is not in {root} and could not be fetched ({'; '.join(tried)}). Place its official "
-        f"files in {root}, or in a folder named by TENFOLD_SOURCES, and run the same command again"
+        f"{name} is not in {root} and could not be fetched ({'; '.join(tried)}). Place its official"
+        f" files in {root}, or in a folder named by TENFOLD_SOURCES, and run the same command again"
     )
 
 
@@ -230,11 +224,6 @@ def _download(dataset: Callable[..., Any], folder: Path, **arguments: str) -> No
         raise _UnavailableError(f"failed ({one_line(error)})") from error
     finally:
         socket.setdefaulttimeout(patience)
-
-
-def _required(command: list[str], folder: Path) -> None:
-    if problem := run_client(command, folder):
-        raise _UnavailableError(f"{' '.join(command[:3])}: {problem}")
 
 
 def _has_fashion_mnist(folder: Path) -> bool:

@@ -1,4 +1,8 @@
-"""Files of data sets, which strangers may have made: read, or refused by name in one line."""
+"""Files of data sets, which strangers may have made: read, or refused by name in one line.
+
+Each reader raises DataNotFoundError if there is no file, and DataCorruptError if it may not be
+read, is a pipe, a device or a folder, or holds anything else than it says.
+"""
 
 import gzip
 import io
@@ -26,28 +30,18 @@ _short.maxlevel = 3
 
 
 def open_data(path: str | Path) -> io.BufferedReader:
-    """Open a file for reading.
-
-    Raises:
-        DataNotFoundError: no such file.
-        DataCorruptError: a pipe, a device or a folder, or it may not be read.
-    """
+    """Open a file for reading."""
     try:
-        file = open_regular(path)
+        return open_regular(path)
     except (FileNotFoundError, NotADirectoryError):
         raise DataNotFoundError(not_found(Path(path))) from None
     except (OSError, ValueError) as error:  # the latter: a name that no file has
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataCorruptError(f"{path} can't be read: {reason}") from None
-    return file
 
 
 def read_data(path: Path) -> bytes:
-    """Content of a file; of one named .gz what it unpacks to.
-
-    Raises:
-        DataNotFoundError, DataCorruptError: as `open_data`; a damaged .gz, or far too much in it.
-    """
+    """Content of a file; of one named .gz what it unpacks to, unless that is far too much."""
     with open_data(path) as file:
         try:
             if path.suffix != ".gz":
@@ -67,11 +61,7 @@ def most_unpacked(file: io.BufferedReader) -> int:
 
 
 def read_text(path: Path) -> str:
-    """Content of a text file in UTF-8.
-
-    Raises:
-        DataNotFoundError, DataCorruptError: as `open_data`; no text.
-    """
+    """Content of a text file in UTF-8."""
     try:
         text = read_data(path).decode()
     except UnicodeDecodeError as error:
@@ -82,25 +72,17 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: str | Path) -> Any:
-    """Content of a JSON file.
-
-    Raises:
-        DataNotFoundError, DataCorruptError: as `open_data`; no JSON, or nested too deep.
-    """
+    """Content of a JSON file."""
+    text = read_text(Path(path))
     try:
-        return parse_json(read_text(Path(path)))
-    except DataCorruptError:
-        raise
+        return parse_json(text)
     except ValueError as error:
         raise DataCorruptError(f"{path}: no JSON ({error}); was it cut off?") from error
 
 
 def read_arrays(path: str | Path) -> dict[str, NDArray]:
-    """The arrays of a .npz, without pickles.
-
-    Raises:
-        DataNotFoundError, DataCorruptError: as `open_data`; damaged, or far too much in it.
-    """
+    """The arrays of a .npz, without pickles."""
+    arrays = {}
     with open_data(path) as file:
         try:
             with zipfile.ZipFile(file) as archive:
@@ -108,17 +90,13 @@ def read_arrays(path: str | Path) -> dict[str, NDArray]:
                 size, most = sum(member.file_size for member in members), most_unpacked(file)
                 if size > most:
                     raise ValueError(f"it unpacks to {size} bytes, more than {most}")
-                return {
-                    member.filename.removesuffix(".npy"): _array(archive, member)
-                    for member in members
-                }
+                for member in members:
+                    with archive.open(member) as inner:
+                        array = np.lib.format.read_array(inner, allow_pickle=False)
+                    arrays[member.filename.removesuffix(".npy")] = array
         except Exception as error:  # a damaged archive can raise nearly anything
             raise DataCorruptError(f"{path}: no readable arrays ({one_line(error)})") from error
-
-
-def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray:
-    with archive.open(member) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+    return arrays
 
 
 def integers(values: Any, least: int = 0) -> NDArray[np.int64]:
@@ -156,14 +134,7 @@ def is_text(value: Any) -> bool:
 
 
 def image_path(root: str | Path, name: str, allow_outside: bool = False) -> str:
-    """Join the path of an image to the root of its data set.
-
-    Args:
-        allow_outside: accept absolute paths and such that leave `root` by "..".
-
-    Raises:
-        DataCorruptError: it leaves `root`, though that isn't allowed; it is no name of a file.
-    """
+    """Join the path of an image to the root of its data set, which it may leave if allowed."""
     if not allow_outside and _leaves(name):
         raise DataCorruptError(
             f"image {shortened(name)} is outside of the image root {root}; if the file is trusted, "
@@ -175,11 +146,7 @@ def image_path(root: str | Path, name: str, allow_outside: bool = False) -> str:
 
 
 def paths_below(root: Path, names: Sequence[Any], origin: Path) -> list[str]:
-    """Join the paths that the file `origin` lists to their folder.
-
-    Raises:
-        DataCorruptError: one is no text or leaves the folder.
-    """
+    """Join the paths that the file `origin` lists to their folder, which they may not leave."""
     for name in names:
         if not is_text(name) or "\0" in name or _leaves(name):
             raise DataCorruptError(f"{origin}: {shortened(name)} is no path below {root}")
@@ -202,7 +169,7 @@ def one_line(text: object) -> str:
 
 
 def not_found(path: Path) -> str:
-    """Say that a file is missing, and where it could come from."""
+    """The message that a file is missing, and where it could come from."""
     return (
         f"{path} not found. Run `make data METHOD=...` for an experiment that builds it, or place "
         "it there (another place: data_root=DIR or TENFOLD_DATA=DIR)"

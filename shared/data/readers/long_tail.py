@@ -1,6 +1,6 @@
 """Long-tailed training sets: class counts, subsets drawn by them, and the public lists.
 
-Equations and protocols: the docs/papers/iccl.md, sections 3.2 and 6.
+Equations and protocols: docs/papers/iccl.md, sections 3.2 and 6.
 """
 
 from pathlib import Path
@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.data.errors import DataCorruptError
+from shared.data.images import ArrayImages, FolderImages
 from shared.data.readers import small_images
 from shared.data.readers.files import integers, one_line, paths_below, read_json
 from shared.data.readers.folders import check_some_exist, known_split, list_file
-from shared.data.errors import DataCorruptError
-from shared.data.images import ArrayImages, FolderImages
 
 
 def long_tail_counts(
@@ -23,15 +23,9 @@ def long_tail_counts(
     "exponential": floor(n_max (1/ratio)^(k/(classes-1))); "step": n_max for the first half of the
     classes and n_max / ratio for the others (docs/papers/iccl.md, section 6.1). The floor is that
     of the float64 product in this order, which may be one below an exact value.
-
-    Raises:
-        ValueError: no such profile, a ratio below 1, or a class that would keep no image.
     """
     if ratio < 1 or n_max < 1 or classes < 1:
-        raise ValueError(
-            f"n_max={n_max}, ratio={ratio}, classes={classes}: n_max and classes must be at least "
-            "1, and ratio (the largest class by the smallest) as well"
-        )
+        raise ValueError(f"n_max={n_max}, ratio={ratio}, classes={classes}: each is at least 1")
     if profile == "exponential":
         places = [k / (classes - 1.0) if classes > 1 else 0.0 for k in range(classes)]
     elif profile == "step":
@@ -40,9 +34,7 @@ def long_tail_counts(
         raise ValueError(f"profile={profile!r}: expected exponential or step")
     counts = np.array([int(n_max * ((1 / ratio) ** place)) for place in places], np.int64)
     if counts.min() < 1:
-        raise ValueError(
-            f"n_max={n_max} at ratio={ratio} leaves a class without images: lower ratio"
-        )
+        raise ValueError(f"n_max={n_max} at ratio={ratio} leaves a class without images")
     return counts
 
 
@@ -109,9 +101,6 @@ def fashion_mnist_lt(
     difficulty is not tied to its rarity. The splits "val" and "balanced" (for a probe that sees
     every class equally often) have equally many other training images of each class; "test" is the
     official one.
-
-    Raises:
-        ValueError: the classes have too few images for that.
     """
     if known_split(split, "train", "val", "balanced", "test") == "test":
         return small_images.fashion_mnist(root, "test")
@@ -130,17 +119,17 @@ def fashion_mnist_lt(
     for label, count in enumerate(counts):
         members = generator.permutation(np.flatnonzero(images.labels == label))
         # The parts begin at fixed places: a longer tail changes neither "val" nor "balanced".
-        begin = {"train": 0, "val": n_max, "balanced": n_max + val_per_class}[split]
-        length = {"train": count, "val": val_per_class, "balanced": balanced_per_class}[split]
+        begin, length = {
+            "train": (0, count),
+            "val": (n_max, val_per_class),
+            "balanced": (n_max + val_per_class, balanced_per_class),
+        }[split]
         chosen.append(members[begin : begin + length])
     return _select(images, np.sort(np.concatenate(chosen)), f"{root} ({split}, long tail)")
 
 
 def imagenet_lt(
-    root: str | Path,
-    split: str,
-    images: str | Path | None = None,
-    max_corrupt: float = 0.01,
+    root: str | Path, split: str, images: str | Path | None = None, max_corrupt: float = 0.01
 ) -> FolderImages | ArrayImages:
     """Read ImageNet-LT by its lists `root/ImageNet_LT_{train,val,test}.txt`.
 
@@ -152,10 +141,7 @@ def imagenet_lt(
 
 
 def places_lt(
-    root: str | Path,
-    split: str,
-    images: str | Path | None = None,
-    max_corrupt: float = 0.01,
+    root: str | Path, split: str, images: str | Path | None = None, max_corrupt: float = 0.01
 ) -> FolderImages | ArrayImages:
     """Read Places-LT by its lists `root/Places_LT_{train,val,test}.txt`, as `imagenet_lt`."""
     lists = "Places_LT_{split}.txt"
@@ -166,33 +152,27 @@ def inaturalist2018(root: str | Path, split: str, max_corrupt: float = 0.01) -> 
     """Read iNaturalist 2018 from `root/train2018.json` and `root/val2018.json` ("val", "test").
 
     File names are relative to `root`, labels are the category ids.
-
-    Raises:
-        DataNotFoundError: no such file, or images that are not there.
-        DataCorruptError: damaged, or images and annotations that don't correspond one to one.
     """
-    known_split(split, "train", "val", "test")
+    every = known_split(split, "train", "val", "test") == "train"
     root = Path(root)
-    path = root / f"{'train' if split == 'train' else 'val'}2018.json"
+    path = root / f"{'train' if every else 'val'}2018.json"
     content = read_json(path)
     try:
         images, annotations = content["images"], content["annotations"]
         if [i["id"] for i in images] != [a["image_id"] for a in annotations]:
             raise ValueError("the n-th annotation is not of the n-th image")
-        paths = paths_below(root, [image["file_name"] for image in images], path)
+        listed = [image["file_name"] for image in images]
         labels = integers([a["category_id"] for a in annotations])
         categories = sorted(content["categories"], key=lambda c: c["id"])
         names = [str(category["name"]) for category in categories]
         if [category["id"] for category in categories] != list(range(len(categories))):
             raise ValueError("the category ids are not 0, 1, 2, ...")
-    except DataCorruptError:
-        raise
     except (ValueError, KeyError, TypeError) as error:
         raise DataCorruptError(
             f"{path}: not a file of iNaturalist 2018 ({one_line(repr(error))})"
         ) from error
+    paths = paths_below(root, listed, path)
     check_some_exist(paths, str(path))
-    every = split == "train"
     return FolderImages(paths, labels, names, str(path), max_corrupt, every_class=every)
 
 
