@@ -1,10 +1,10 @@
 """ALBEF's RandAugment variant on uint8 images (H, W, 3): no operations meant to change colours.
 
 Captions name colours. Ten operations are left, two drawn with replacement, each applied with
-probability 0.5 at level 7 of ten; no cutout. All are among CoMatch's in `shared.data.views.randaugment`,
-with the same magnitudes (docs/papers/albef.md, section 5.2; salesforce/ALBEF@b9727e4
-dataset/randaugment.py; BLIP's are equal, at level 5). Two are corrected here: `OFFICIAL` has them
-as the official code does.
+probability 0.5 at level 7 of ten; no cutout. All are among CoMatch's in
+`shared.data.views.randaugment`, with the same magnitudes (docs/papers/albef.md, section 5.2;
+salesforce/ALBEF@b9727e4 dataset/randaugment.py; BLIP's are equal, at level 5). Two are corrected
+here: `OFFICIAL` has them as the official code does.
 """
 
 from functools import partial
@@ -29,20 +29,22 @@ def auto_contrast(image: Picture) -> Picture:
     return per_channel(image, _stretch_table)
 
 
+def _stretch_table(channel: Picture) -> Picture | None:
+    low, high = int(channel.min()), int(channel.max())
+    if high <= low:
+        return None
+    return ((np.arange(256) - low) * 255 // (high - low)).clip(0, 255).astype(np.uint8)
+
+
 # In the order of the official list.
 OFFICIAL: dict[str, Entry] = {
     name: ALL[name]
     for name in (
         "Identity",
         "AutoContrast",  # whitens a channel that has no zero
-        "Equalize",
-        "Brightness",
+        *("Equalize", "Brightness"),
         "Sharpness",  # wraps around
-        "ShearX",
-        "ShearY",
-        "TranslateX",
-        "TranslateY",
-        "Rotate",
+        *("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"),
     )
 }
 OPERATIONS: dict[str, Entry] = OFFICIAL | {
@@ -62,10 +64,3 @@ def rand_augment(
     """Apply `count` random operations, each with `probability`; `official`: with their oddities."""
     operations = OFFICIAL if official else OPERATIONS
     return random_operations(image, generator, count, level, probability, operations)
-
-
-def _stretch_table(channel: Picture) -> Picture | None:
-    low, high = int(channel.min()), int(channel.max())
-    if high <= low:
-        return None
-    return ((np.arange(256) - low) * 255 // (high - low)).clip(0, 255).astype(np.uint8)

@@ -1,15 +1,17 @@
 """The one interface of the augmentation back-ends, and the closed set of its classes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.data.images import Pictures
 from shared.nn.building import build
+from shared.randomness import key_generator
 
 
 class Views(ABC):
@@ -21,14 +23,64 @@ class Views(ABC):
 
     A checkpoint names its views and says their arguments: a subclass must not hand them on to
     anything that opens, calls or imports what they name.
+
+    Args:
+        mean, std: per channel, for values in 0..1.
+        size: side of a view in pixels.
     """
 
-    size: int  # side of a view in pixels
+    recipes: Collection[str]  # names of the views besides "test"
 
-    @abstractmethod
+    def __init__(self, mean: Sequence[float], std: Sequence[float], size: int) -> None:
+        self.mean, self.std, self.size = tuple(mean), tuple(std), size
+
     def __call__(
         self, images: Pictures, view: str, keys: NDArray[np.uint64] | None = None
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Return one view of `images`.
+
+        Raises:
+            ValueError: unknown view, or no random keys for it.
+        """
+        if view != "test" and (view not in self.recipes or keys is None):
+            known = ", ".join([*self.recipes, "test"])
+            raise ValueError(f"no recipe (or no random keys) for view {view!r}; views: {known}")
+        values = self._values(images, view, None if view == "test" else keys)
+        return normalise(values, self.mean, self.std)
+
+    @abstractmethod
+    def _values(self, images: Pictures, view: str, keys: NDArray[np.uint64] | None) -> Tensor:
+        """(N, C, H, W) float32 in 0..1; `keys` is None for the view "test"."""
+
+
+class PictureViews(Views):
+    """Views of each picture by itself, with a numpy generator of its own."""
+
+    def _values(self, images: Pictures, view: str, keys: NDArray[np.uint64] | None) -> Tensor:
+        if keys is None:
+            return planes(np.stack([self._test(image) for image in images]))
+        pairs = zip(images, keys, strict=True)
+        return planes(np.stack([self._one(i, view, key_generator(key)) for i, key in pairs]))
+
+    @abstractmethod
+    def _test(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]: ...
+
+    @abstractmethod
+    def _one(
+        self, image: NDArray[np.uint8], view: str, generator: np.random.Generator
+    ) -> NDArray[np.uint8]: ...
+
+
+def planes(images: NDArray[np.uint8]) -> Tensor:
+    """(N, H, W) or (N, H, W, C) -> (N, C, H, W) float32 in 0..1."""
+    batch = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(batch)).float().div_(255)
+
+
+def normalise(values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(values - mean) / std of (N, C, H, W), in place."""
+    shift, scale = (torch.tensor(tuple(v)).view(1, -1, 1, 1) for v in (mean, std))
+    return values.sub_(shift).div_(scale)
 
 
 def build_views(config: Mapping[str, Any]) -> Views:

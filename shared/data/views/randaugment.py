@@ -39,9 +39,8 @@ def equalize(image: Picture) -> Picture:
 
 def rotate(image: Picture, degrees: float) -> Picture:
     """Rotate about (W/2, H/2); positive is counter-clockwise."""
-    height, width = image.shape[:2]
+    y, x = image.shape[0] / 2, image.shape[1] / 2
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    x, y = width / 2, height / 2
     matrix = [[cos, sin, (1 - cos) * x - sin * y], [-sin, cos, sin * x + (1 - cos) * y]]
     return _warp(image, np.array(matrix))
 
@@ -81,7 +80,7 @@ def contrast(image: Picture, factor: float) -> Picture:
 
 
 def brightness(image: Picture, factor: float) -> Picture:
-    """Multiply."""
+    """Multiply the values."""
     return _to_uint8(np.arange(256, dtype=np.float32) * np.float32(factor))[image]
 
 
@@ -152,11 +151,7 @@ def apply(
     negative: bool = False,
     operations: Mapping[str, Entry] = OPERATIONS,
 ) -> Picture:
-    """Apply the operation `name` at `level` of ten; `negative` negates a signed magnitude.
-
-    Raises:
-        KeyError: no such operation.
-    """
+    """Apply the operation `name` at `level` of ten; `negative` negates a signed magnitude."""
     operation, magnitude, signed = operations[name]
     if magnitude is None:
         return operation(image)
