@@ -8,8 +8,8 @@ import numpy as np
 import pytorch_lightning as pl
 from numpy.typing import NDArray
 
-from shared.data.loading.batches import PlainImageBatches
 from shared.data.images import ImageSet
+from shared.data.loading.batches import PlainImageBatches
 from shared.data.loading.loader import EvaluationLoader
 from shared.data.splits import seeded_subset
 from shared.data.views.interface import build_views
@@ -68,10 +68,10 @@ class ImageDataModule(pl.LightningDataModule):
         return self._sets[split]
 
     def val_dataloader(self) -> EvaluationLoader:
-        return self._evaluation(self._h.val_split)
+        return self._loader(PlainImageBatches(self.images(self._h.val_split), self.transform))
 
     def test_dataloader(self) -> EvaluationLoader:
-        return self._evaluation(self._h.test_split)
+        return self._loader(PlainImageBatches(self.images(self._h.test_split), self.transform))
 
     def features_dataloader(self) -> EvaluationLoader:
         """Evaluation batches of the un-augmented training images, each once, by rising index.
@@ -82,15 +82,9 @@ class ImageDataModule(pl.LightningDataModule):
         batches = PlainImageBatches(self.images("train"), self.transform, self.train_indices)
         return self._loader(batches)
 
-    def _evaluation(self, split: str) -> EvaluationLoader:
-        return self._loader(PlainImageBatches(self.images(split), self.transform))
-
     def _loader(self, dataset: PlainImageBatches) -> EvaluationLoader:
-        h = self._h
-        rank, world = self._rank_and_world()
-        return EvaluationLoader(
-            dataset, len(dataset), h.eval_batch_size, h.num_workers, rank, world
-        )
+        h, ranks = self._h, self._rank_and_world()
+        return EvaluationLoader(dataset, len(dataset), h.eval_batch_size, h.num_workers, *ranks)
 
     def _rank_and_world(self) -> tuple[int, int]:
         if self.trainer is None:

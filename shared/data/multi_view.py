@@ -7,9 +7,9 @@ with labels.
 from collections.abc import Sequence
 from typing import Any
 
+from shared.data.image_module import ImageDataModule
 from shared.data.loading.batches import DrawnImages, ViewBatches
 from shared.data.loading.loader import ResumableLoader
-from shared.data.image_module import ImageDataModule
 from shared.data.loading.streams import Permutation, Permutations, Schedule, StreamBatches
 
 
@@ -45,18 +45,14 @@ class ViewsData(ImageDataModule):
     def train_dataloader(self) -> ResumableLoader:
         h = self._h
         images = DrawnImages(self.images("train"), self.train_indices, self.transform, h.seed)
-        return ResumableLoader(
-            ViewBatches(images, h.views), self._schedule(*self._rank_and_world()), h.num_workers
-        )
+        schedule = self._schedule(*self._rank_and_world())
+        return ResumableLoader(ViewBatches(images, h.views), schedule, h.num_workers)
 
     def _schedule(self, rank: int, world: int) -> Schedule:
         h, size = self._h, len(self.train_indices)
+        # Made in either case: it refuses a batch that is larger than the training set.
+        once = StreamBatches([Permutation(h.seed, size)], [h.batch_size], True, rank, world)
         if h.steps_per_epoch is None:
-            return StreamBatches([Permutation(h.seed, size)], [h.batch_size], True, rank, world)
-        if h.batch_size > size:
-            raise ValueError(
-                f"batch_size={h.batch_size} is larger than the training set ({size} images): lower "
-                "batch_size or use more data"
-            )
+            return once
         stream = Permutations(h.seed, size, h.batch_size * h.steps_per_epoch)
         return StreamBatches([stream], [h.batch_size], True, rank, world)

@@ -16,11 +16,7 @@ class Split(NamedTuple):
 
 
 def seeded_subset(images: ImageSet, size: int | None, seed: int) -> NDArray[np.int64]:
-    """Return `size` sorted indices drawn without replacement, or all of them for None.
-
-    Raises:
-        ValueError: fewer images than asked for.
-    """
+    """Return `size` sorted indices drawn without replacement, or all of them for None."""
     if size is None:
         return np.arange(len(images))
     if not 0 < size <= len(images):
@@ -55,11 +51,7 @@ def per_class_split(
 
 
 def labels_per_class(num_labels: int, classes: int) -> int:
-    """Return num_labels / classes.
-
-    Raises:
-        ValueError: it is not a positive whole number.
-    """
+    """Return num_labels / classes, which must be a positive whole number."""
     if num_labels < classes or num_labels % classes:
         raise ValueError(
             f"num_labels={num_labels} is not a positive multiple of the {classes} classes"

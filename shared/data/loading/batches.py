@@ -10,9 +10,9 @@ from torch import Tensor
 
 from shared.data.errors import DataCorruptError
 from shared.data.images import ImageSet
-from shared.randomness import sample_keys
 from shared.data.loading.streams import Draws
 from shared.data.views.interface import Views
+from shared.randomness import sample_keys
 
 
 class DrawnImages:

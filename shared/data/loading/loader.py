@@ -16,16 +16,27 @@ class BatchedDataset(Protocol):
 
 
 class _WorkerLoader:
-    """Owns a torch DataLoader and lets Lightning end its worker processes."""
+    """Owns a torch DataLoader, which passes each element of `batches` to `dataset.__getitems__`."""
 
     def __init__(self, dataset: BatchedDataset, batches: Any, num_workers: int) -> None:
-        self._loader = batch_loader(dataset, batches, num_workers)
+        self._loader: DataLoader = DataLoader(
+            dataset,  # type: ignore[arg-type]
+            batch_sampler=batches,
+            collate_fn=_identity,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # Else each new iterator takes a number from torch's global generator, and a resumed
+            # run, which makes one iterator more, would go on with other numbers than an
+            # undisturbed one.
+            generator=torch.Generator(),
+        )
 
     @property
     def _iterator(self) -> Any:
-        """What Lightning's teardown looks for, also after an error.
+        """What Lightning's teardown looks for, also after an error, to end the workers.
 
-        Workers left to the garbage collector are not told to stop: each costs a timeout of 5 s.
+        Those left to the garbage collector are not told to stop: each costs a timeout of 5 s.
         """
         return self._loader._iterator
 
@@ -49,9 +60,8 @@ class ResumableLoader(_WorkerLoader):
     """
 
     def __init__(self, dataset: BatchedDataset, schedule: Schedule, num_workers: int = 0) -> None:
-        self.schedule = schedule
-        self.epoch = 0
-        self.position = 0
+        self.dataset, self.schedule = dataset, schedule
+        self.epoch = self.position = 0
         self._resuming = False
         self._plans = _Plans(schedule)
         super().__init__(dataset, self._plans, num_workers)
@@ -59,10 +69,6 @@ class ResumableLoader(_WorkerLoader):
     @property
     def sampler(self) -> "ResumableLoader":
         return self
-
-    @property
-    def dataset(self) -> BatchedDataset:
-        return self._loader.dataset  # type: ignore[return-value]
 
     def __len__(self) -> int:
         """Batches of a whole epoch, also when resumed within one."""
@@ -86,11 +92,7 @@ class ResumableLoader(_WorkerLoader):
         return {"epoch": self.epoch, "position": self.position, "length": len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Make the next iteration go on after the batches that `state` had handed out.
-
-        Raises:
-            ValueError: the state belongs to an epoch of another length.
-        """
+        """Make the next iteration go on after the batches that `state` had handed out."""
         if state["length"] != len(self):
             raise ValueError(
                 f"the checkpoint's epoch has {state['length']} batches, this one has {len(self)}: "
@@ -136,21 +138,6 @@ class _Plans:
 
     def __iter__(self) -> Iterator[Any]:
         return self.schedule.batches(self.epoch, self.start)
-
-
-def batch_loader(dataset: BatchedDataset, batches: Any, num_workers: int) -> DataLoader:
-    """Return a torch DataLoader that passes each element of `batches` to `dataset.__getitems__`."""
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]
-        batch_sampler=batches,
-        collate_fn=_identity,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        # Else each new iterator takes a number from torch's global generator, and a resumed run,
-        # which makes one iterator more, would go on with other numbers than an undisturbed one.
-        generator=torch.Generator(),
-    )
 
 
 def _identity(batch: Any) -> Any:

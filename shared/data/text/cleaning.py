@@ -7,7 +7,6 @@ kept to the letter, oddities included: published vocabularies of answers and res
 import re
 
 _PUNCTUATION = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
-_SPACES = re.compile(r"\s{2,}")
 
 
 def clean_caption(text: str, max_words: int = 30) -> str:
@@ -16,8 +15,7 @@ def clean_caption(text: str, max_words: int = 30) -> str:
     For captions, sentences about images and referring expressions. May return "".
     """
     text = text.lower().translate(_PUNCTUATION).replace("<person>", "person")
-    text = _SPACES.sub(" ", text).rstrip("\n").strip(" ")
-    return _first_words(text, max_words)
+    return _first_words(re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" "), max_words)
 
 
 def clean_question(text: str, max_words: int) -> str:

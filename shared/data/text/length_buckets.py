@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Plan = NDArray[np.int64]
+Groups = set[tuple[int, int]]  # number of the grouping, number of the group
 LEAST = 2  # samples of a rank: one to compare another with
 
 
@@ -30,9 +31,6 @@ class LengthBuckets:
         batch_size: total over all ranks.
         apart: groupings of the samples, each (N,): equal numbers stay apart.
         pool_batches: batches of a pool; 1 doesn't sort by length.
-
-    Raises:
-        ValueError: fewer samples than a batch, or batches that ranks can't share.
     """
 
     def __init__(
@@ -103,12 +101,9 @@ class LengthBuckets:
         return [drawn[i : i + size].tolist() for i in range(0, len(drawn), size)]
 
 
-def _repeated(apart: Sequence[NDArray]) -> dict[int, set[tuple[int, int]]]:
-    """The groups of each sample that shares one, as (number of the grouping, number of the group).
-
-    Most samples share none and are not listed.
-    """
-    groups: dict[int, set[tuple[int, int]]] = {}
+def _repeated(apart: Sequence[NDArray]) -> dict[int, Groups]:
+    """The groups of each sample that shares one; most samples share none and are not listed."""
+    groups: dict[int, Groups] = {}
     for number, values in enumerate(apart):
         _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
         for sample in np.flatnonzero(counts[group] > 1).tolist():
@@ -116,60 +111,45 @@ def _repeated(apart: Sequence[NDArray]) -> dict[int, set[tuple[int, int]]]:
     return groups
 
 
-def _separated(
-    batches: list[list[int]], groups: dict[int, set[tuple[int, int]]]
-) -> tuple[list[list[int]], int]:
+def _separated(batches: list[list[int]], groups: dict[int, Groups]) -> tuple[list[list[int]], int]:
     """Batches without two samples of a group, and how many samples had to be left out."""
-    present: list[set[tuple[int, int]]] = [set() for _ in batches]
+    present: list[Groups] = [set() for _ in batches]
     clashing: list[tuple[int, int]] = []
     for place, batch in enumerate(batches):
         for slot, sample in enumerate(batch):
-            own = groups.get(sample)
-            if own is None:
-                continue
+            own = groups.get(sample, ())
             if present[place].isdisjoint(own):
-                present[place] |= own
+                present[place].update(own)
             else:
                 clashing.append((place, slot))
     waiting = set(clashing)
+
+    def exchange(sample: int, place: int) -> tuple[int, int] | None:
+        """Batch and slot of a sample that this one of batch `place` can change places with."""
+        for distance in range(1, len(batches)):
+            for there in (place + distance, place - distance):
+                if not 0 <= there < len(batches) or not present[there].isdisjoint(groups[sample]):
+                    continue
+                for slot, other in enumerate(batches[there]):
+                    free = present[place].isdisjoint(groups.get(other, ()))
+                    if free and (there, slot) not in waiting:
+                        return there, slot
+        return None
+
     for place, slot in clashing:
         sample = batches[place][slot]
         if present[place].isdisjoint(groups[sample]):  # what it clashed with has moved
             present[place] |= groups[sample]
             waiting.remove((place, slot))
-            continue
-        found = _exchange(sample, place, batches, groups, present, waiting)
-        if found is None:
-            continue
-        there, other_slot = found
-        other = batches[there][other_slot]
-        present[there] = (present[there] - groups.get(other, set())) | groups[sample]
-        present[place] |= groups.get(other, set())
-        batches[place][slot], batches[there][other_slot] = other, sample
-        waiting.remove((place, slot))
-    left_out = [
+        elif found := exchange(sample, place):
+            there, other_slot = found
+            other = batches[there][other_slot]
+            present[there] = (present[there] - groups.get(other, set())) | groups[sample]
+            present[place] |= groups.get(other, set())
+            batches[place][slot], batches[there][other_slot] = other, sample
+            waiting.remove((place, slot))
+    kept = [
         [sample for slot, sample in enumerate(batch) if (place, slot) not in waiting]
         for place, batch in enumerate(batches)
     ]
-    return left_out, len(waiting)
-
-
-def _exchange(
-    sample: int,
-    place: int,
-    batches: list[list[int]],
-    groups: dict[int, set[tuple[int, int]]],
-    present: list[set[tuple[int, int]]],
-    waiting: set[tuple[int, int]],
-) -> tuple[int, int] | None:
-    """Batch and slot of a sample that `sample` of batch `place` can change places with."""
-    own = groups[sample]
-    for distance in range(1, len(batches)):
-        for there in (place + distance, place - distance):
-            if not 0 <= there < len(batches) or not present[there].isdisjoint(own):
-                continue
-            for slot, other in enumerate(batches[there]):
-                free = present[place].isdisjoint(groups.get(other, ()))
-                if free and (there, slot) not in waiting:
-                    return there, slot
-    return None
+    return kept, len(waiting)

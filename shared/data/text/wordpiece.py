@@ -12,9 +12,9 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
+from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.readers.files import not_found, read_text, shortened
 from shared.data.readers.packages import PACKAGE, package_files
-from shared.data.errors import DataCorruptError, DataNotFoundError
 
 VOCABULARY = "vocab.txt"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -42,10 +42,11 @@ class WordPiece:
     """
 
     def __init__(self, vocab: str | Path | Sequence[str]) -> None:
+        origin = "vocabulary"
         if isinstance(vocab, str | Path):
-            numbers = _read(find_vocabulary(vocab))
-        else:
-            numbers = _numbered(vocab, "vocabulary")
+            path = find_vocabulary(vocab)
+            vocab, origin = read_text(path).removesuffix("\n").split("\n"), str(path)
+        numbers = _numbered(vocab, origin)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
             numbers[token] for token in _SPECIAL
         )
@@ -115,22 +116,16 @@ def find_vocabulary(vocab: str | Path) -> Path:
     return path
 
 
-def _read(path: Path) -> dict[str, int]:
-    return _numbered(read_text(path).removesuffix("\n").split("\n"), str(path))
-
-
 def _numbered(tokens: Sequence[str], origin: str) -> dict[str, int]:
     numbers: dict[str, int] = {}
-    for line, token in enumerate(tokens, 1):
+    for place, token in enumerate(tokens):
         if token in numbers:
+            first = numbers[token] + 1
             raise DataCorruptError(
-                f"{origin}, line {line}: token {shortened(token)} occurs a second time (first in "
-                f"line {numbers[token] + 1})"
+                f"{origin}, line {place + 1}: token {shortened(token)} occurs a second time (first "
+                f"in line {first})"
             )
-        numbers[token] = line - 1
-    missing = [token for token in _SPECIAL if token not in numbers]
-    if missing:
-        raise DataCorruptError(
-            f"{origin}: no BERT vocabulary, it lacks the special tokens {', '.join(missing)}"
-        )
+        numbers[token] = place
+    if missing := ", ".join(token for token in _SPECIAL if token not in numbers):
+        raise DataCorruptError(f"{origin}: no BERT vocabulary, it lacks special tokens: {missing}")
     return numbers
