@@ -29,11 +29,7 @@ class ViewsData(ImageDataModule):
     """
 
     def __init__(
-        self,
-        views: Sequence[str],
-        batch_size: int,
-        steps_per_epoch: int | None = None,
-        **base: Any,
+        self, views: Sequence[str], batch_size: int, steps_per_epoch: int | None = None, **base: Any
     ) -> None:
         super().__init__(**base)
 

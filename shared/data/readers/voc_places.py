@@ -47,11 +47,7 @@ def voc2007(root: str | Path, split: str, max_corrupt: float = 0.01) -> FolderIm
 
 
 def places205(
-    root: str | Path,
-    split: str,
-    shots: int | None = None,
-    seed: int = 0,
-    max_corrupt: float = 0.01,
+    root: str | Path, split: str, shots: int | None = None, seed: int = 0, max_corrupt: float = 0.01
 ) -> FolderImages:
     """Read Places205 by `root/trainvalsplit_places205/{train,val}_places205.csv`.
 
