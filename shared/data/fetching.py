@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from torchvision import datasets
+
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.packages import cache_folder, given_folder, run_client, sha256_of, waiting_for
 from shared.data.readers.files import one_line, read_data
@@ -31,6 +33,12 @@ FASHION_MNIST_SHA256 = {
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+LICENCES = {
+    "cifar-10": "none stated; free for research, cite Krizhevsky 2009",
+    "cifar-100": "none stated; free for research, cite Krizhevsky 2009",
+    "stl-10": "none stated; derived from ImageNet, cite Coates et al. 2011",
+    "svhn": "non-commercial use only, cite Netzer et al. 2011",
 }
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = "usr/share/datasets/fashion-mnist"
@@ -64,27 +72,23 @@ def fashion_mnist(root: str | Path) -> Provenance:
 
 def cifar10(root: str | Path) -> Provenance:
     """CIFAR-10 (Krizhevsky 2009) in `root/cifar-10-batches-py`."""
-    licence = "none stated; free for research, cite Krizhevsky 2009"
-    return _from_torchvision("cifar-10", "CIFAR10", root, {"cifar-10-batches-py": None}, licence)
+    return _from_torchvision("cifar-10", datasets.CIFAR10, root, {"cifar-10-batches-py": {}})
 
 
 def cifar100(root: str | Path) -> Provenance:
     """CIFAR-100 (Krizhevsky 2009) in `root/cifar-100-python`."""
-    licence = "none stated; free for research, cite Krizhevsky 2009"
-    return _from_torchvision("cifar-100", "CIFAR100", root, {"cifar-100-python": None}, licence)
+    return _from_torchvision("cifar-100", datasets.CIFAR100, root, {"cifar-100-python": {}})
 
 
 def stl10(root: str | Path) -> Provenance:
     """STL-10 (Coates et al. 2011) in `root/stl10_binary`; 2.6 GB to fetch, 2.8 GB unpacked."""
-    licence = "none stated; derived from ImageNet, cite Coates et al. 2011"
-    return _from_torchvision("stl-10", "STL10", root, {"stl10_binary": "train"}, licence)
+    return _from_torchvision("stl-10", datasets.STL10, root, {"stl10_binary": {"split": "train"}})
 
 
 def svhn(root: str | Path) -> Provenance:
     """SVHN (Netzer et al. 2011), cropped digits, `train` and `test`, in `root`."""
-    licence = "non-commercial use only, cite Netzer et al. 2011"
-    splits = {f"{split}_32x32.mat": split for split in ("train", "test")}
-    return _from_torchvision("svhn", "SVHN", root, splits, licence)
+    parts = {f"{split}_32x32.mat": {"split": split} for split in ("train", "test")}
+    return _from_torchvision("svhn", datasets.SVHN, root, parts)
 
 
 def imagenet(root: str | Path) -> Provenance:
@@ -92,15 +96,13 @@ def imagenet(root: str | Path) -> Provenance:
     for folder in (Path(root) / "train", Path(root) / "val"):
         if not folder.is_dir():
             raise DataNotFoundError(
-                f"{folder} not found. ImageNet (ILSVRC 2012) is handed out by its owners after "
-                f"registration: unpack it as {folder}/<class>/*.JPEG, or set TENFOLD_DATA=DIR so "
-                "that DIR/imagenet is the folder that you have"
+                f"{folder} not found. ImageNet is handed out after registration: unpack it as "
+                f"{folder}/<class>/*.JPEG, or set TENFOLD_DATA=DIR with DIR/imagenet"
             )
     return {"imagenet": {"files": {}, "licence": "ImageNet terms of access (non-commercial)"}}
 
 
 def _local_idx_folder(_: Path) -> Path:
-    """The folder that holds the four files: below TENFOLD_SOURCES or as the Debian package does."""
     given = given_folder()
     below = ("", "fashion-mnist", "fashion_mnist", "FashionMNIST/raw")
     folders = [given / name for name in below] if given else []
@@ -132,9 +134,7 @@ def _debian_archive(workspace: Path) -> Path:
 
 
 def _torchvision_fashion_mnist(workspace: Path) -> Path:
-    from torchvision.datasets import FashionMNIST
-
-    _download(FashionMNIST, workspace)
+    _download(datasets.FashionMNIST, workspace)
     return workspace / "FashionMNIST" / "raw"
 
 
@@ -149,23 +149,18 @@ def _place_fashion_mnist(found: Path, root: Path) -> None:
 
 
 def _from_torchvision(
-    name: str, class_name: str, root: str | Path, parts: Mapping[str, str | None], licence: str
+    name: str, dataset: Any, root: str | Path, parts: Mapping[str, Mapping[str, str]]
 ) -> Provenance:
     """Fetch through a torchvision data set, which knows the official address and checksums.
 
-    Args:
-        parts: file or folder in `root` -> the split that torchvision fetches it with, if any.
+    `parts`: file or folder in `root` -> the arguments with which torchvision fetches it.
     """
-    from torchvision import datasets
-
-    dataset = getattr(datasets, class_name)
     root = Path(root)
-    variants = [{"split": split} if split else {} for split in parts.values()]
 
     def complete() -> bool:
         try:
-            for variant in variants:
-                dataset(root, download=False, **variant)
+            for arguments in parts.values():
+                dataset(root, download=False, **arguments)
         except (RuntimeError, OSError):
             return False
         return True
@@ -177,8 +172,8 @@ def _from_torchvision(
                     shutil.copytree(path, workspace / path.name)
                 elif path.is_file():
                     shutil.copy(path, workspace)
-        for variant in variants:
-            _download(dataset, workspace, **variant)
+        for arguments in parts.values():
+            _download(dataset, workspace, **arguments)
         return workspace
 
     def place(found: Path, target: Path) -> None:
@@ -192,13 +187,12 @@ def _from_torchvision(
             _try_all(name, root, {"TENFOLD_SOURCES, torchvision's download": fetch}, place)
     inside = (p for part in parts for p in (root / part, *(root / part).rglob("*")))
     files = {str(p.relative_to(root)): sha256_of(p) for p in sorted(inside) if p.is_file()}
-    return {name: {"files": files, "licence": licence}}
+    return {name: {"files": files, "licence": LICENCES[name]}}
 
 
 def _try_all(
     name: str, root: Path, ways: Mapping[str, Way], place: Callable[[Path, Path], None]
 ) -> None:
-    """Use the first way that works, within a temporary folder beside the target."""
     tried = []
     for title, way in ways.items():
         with tempfile.TemporaryDirectory(dir=root.resolve(), prefix=".fetching-") as workspace:

@@ -23,12 +23,10 @@ class ImageDataModule(pl.LightningDataModule):
     `indices` (B,) int64, the images' places in their split.
 
     Args:
-        dataset: `_target_` of a reader in `shared.data` and its arguments but `split`.
-        augmentation: `_target_` of the views (`shared.data.views.per_image` per image,
-            `shared.data.views.tensors` per batch) and their arguments.
+        dataset: `_target_` of a reader and its arguments but `split`.
+        augmentation: `_target_` of the views and their arguments.
         subset: train on that many images, drawn with `subset_seed`; None for all.
-        eval_batch_size: of one rank. num_workers: processes per loader.
-        seed: of sampling and augmentation.
+        eval_batch_size: of one rank. seed: of sampling and augmentation.
         val_split, test_split: the reader's split for validation (some official code validates on
             the test set) and for the final figure.
     """
@@ -76,8 +74,7 @@ class ImageDataModule(pl.LightningDataModule):
     def features_dataloader(self) -> EvaluationLoader:
         """Evaluation batches of the un-augmented training images, each once, by rising index.
 
-        With several ranks each gets every w-th image and none is repeated. An unreadable image is
-        missing here; in training another one stands in for it.
+        An unreadable image is missing here; in training another one stands in for it.
         """
         batches = PlainImageBatches(self.images("train"), self.transform, self.train_indices)
         return self._loader(batches)

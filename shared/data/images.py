@@ -29,8 +29,6 @@ Pictures = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
 
 
 class ImageSet(Protocol):
-    """What the data modules need of a data set."""
-
     labels: NDArray[np.int64]
     class_names: tuple[str, ...]
 
@@ -42,10 +40,7 @@ class ImageSet(Protocol):
 
 
 class ArrayImages:
-    """Images held in memory: `images` (N, H, W) or (N, H, W, C) uint8.
-
-    `every_class`: refuse a class without images.
-    """
+    """Images in memory: (N, H, W[, C]) uint8. `every_class`: refuse a class without images."""
 
     def __init__(
         self,
@@ -72,16 +67,15 @@ class ArrayImages:
 
 
 class FileImages:
-    """Images decoded when asked for, as (H, W, 3) uint8 arrays of any size.
+    """Images of any size, decoded when asked for, see `read_image`.
 
-    Subclasses say how many there are, what names an image and what PIL opens. `mode` "RGBA" keeps
-    the alpha channel: (H, W, 4). `cache` keeps every decoded image in memory, in each worker
-    process those that it read: for small sets.
+    Subclasses say how many there are, what names an image and what PIL opens. `cache` keeps every
+    decoded image in memory, in each worker process those that it read: for small sets.
 
     An unreadable image is replaced by the next readable one of `pool` (the indices that may stand
     in for it, so that a labelled image is only replaced by a labelled one), or left out without a
     pool. Each is named in a warning and counted, per process; beyond a share `max_corrupt` of the
-    set, reading stops with an error. `truncated`, `upright`, `most_pixels`: see `read_image`.
+    set, reading stops with a DataCorruptError.
     """
 
     upright = False
@@ -106,16 +100,11 @@ class FileImages:
     def take(
         self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
     ) -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:
-        """Return the images and the indices they really have, after replacing or leaving out.
-
-        Raises:
-            DataCorruptError: too large a share is unreadable, or no image of the pool can be read.
-        """
+        """Return the images and the indices they really have, after replacing or leaving out."""
         images, used = [], []
         for index in indices:
             for candidate in stand_ins(index, pool):
-                image = self.read(int(candidate))
-                if image is not None:
+                if (image := self.read(int(candidate))) is not None:
                     images.append(image)
                     used.append(candidate)
                     break
@@ -125,11 +114,7 @@ class FileImages:
         return images, np.array(used, np.int64)
 
     def read(self, index: int) -> NDArray[np.uint8] | None:
-        """Return one image, or None if it is unreadable, which is warned of once.
-
-        Raises:
-            DataCorruptError: too large a share is unreadable.
-        """
+        """Return one image, or None if it is unreadable, which is warned of once."""
         if self._cache is not None and index in self._cache:
             return self._cache[index]
         if self.corrupt and self.path(index) in self.corrupt:
@@ -144,21 +129,19 @@ class FileImages:
             if self._cache is not None:
                 self._cache[index] = image
             return image
-        count, total = len(self.corrupt), len(self)
-        warnings.warn(
-            f"{path}: unreadable image skipped ({self.corrupt[path]}); {count} of {total} so far",
-            stacklevel=3,
-        )
-        if count > self.max_corrupt * total:
+        count = f"{len(self.corrupt)} of {len(self)}"
+        reason = self.corrupt[path]
+        warnings.warn(f"{path}: unreadable image skipped ({reason}); {count} so far", stacklevel=3)
+        if len(self.corrupt) > self.max_corrupt * len(self):
             raise DataCorruptError(
-                f"{count} of {total} images are unreadable, more than max_corrupt="
-                f"{self.max_corrupt:g}; the last one is {path}. Repair them or raise max_corrupt"
+                f"{count} images are unreadable, more than max_corrupt={self.max_corrupt:g}; the "
+                f"last one is {path}. Repair them or raise max_corrupt"
             )
         return None
 
 
 class FolderImages(FileImages):
-    """Images read from `paths`, see `FileImages`. `every_class`: refuse a class without images."""
+    """Images read from `paths`. `every_class`: refuse a class without images."""
 
     def __init__(
         self,

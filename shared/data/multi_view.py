@@ -1,8 +1,4 @@
-"""Training batches of several views of the same images.
-
-For contrastive pre-training (query and key, weak and strong) and, with a single view, for training
-with labels.
-"""
+"""Training batches of several views of the same images; of a single one to train with labels."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,16 +12,14 @@ from shared.data.loading.streams import Permutation, Permutations, Schedule, Str
 class ViewsData(ImageDataModule):
     """Batches of `views` of the training images, and what `ImageDataModule` gives.
 
-    Training batch, with B = batch_size per rank divided by the world size: one (B, C, H, W) float32
-    per name in `views`, `labels` (B,) int64 and `indices` (B,) int64, the images' places in the
-    training set. Each view is an independent draw of its recipe.
+    Training batch, with B = batch_size divided by the world size: one (B, C, H, W) float32 per name
+    in `views`, an independent draw of its recipe, `labels` (B,) int64 and `indices` (B,) int64, the
+    images' places in the training set.
 
     Args:
         views: names of the views, as the recipes in `augmentation` are called.
-        batch_size: total over all ranks.
         steps_per_epoch: batches per epoch, drawn from concatenated passes; None makes an epoch one
             pass of the training set, without the partial batch at its end.
-        base: the arguments of `ImageDataModule`.
     """
 
     def __init__(

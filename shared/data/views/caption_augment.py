@@ -11,34 +11,27 @@ from functools import partial
 
 import numpy as np
 
-from shared.data.views.randaugment import OPERATIONS as ALL
-from shared.data.views.randaugment import (
-    Entry,
-    Picture,
-    enhance,
-    per_channel,
-    random_operations,
-    sharpness,
-)
+from shared.data.views import randaugment
+from shared.data.views.randaugment import Entry, Picture, enhance, per_channel, sharpness
 
 LEVEL = 7
 
 
 def auto_contrast(image: Picture) -> Picture:
     """Stretch each channel to 0..255; a constant one stays."""
-    return per_channel(image, _stretch_table)
 
+    def stretched(channel: Picture) -> Picture | None:
+        low, high = int(channel.min()), int(channel.max())
+        if high == low:
+            return None
+        return ((np.arange(256) - low) * 255 // (high - low)).clip(0, 255).astype(np.uint8)
 
-def _stretch_table(channel: Picture) -> Picture | None:
-    low, high = int(channel.min()), int(channel.max())
-    if high <= low:
-        return None
-    return ((np.arange(256) - low) * 255 // (high - low)).clip(0, 255).astype(np.uint8)
+    return per_channel(image, stretched)
 
 
 # In the order of the official list.
 OFFICIAL: dict[str, Entry] = {
-    name: ALL[name]
+    name: randaugment.OPERATIONS[name]
     for name in (
         "Identity",
         "AutoContrast",  # whitens a channel that has no zero
@@ -62,5 +55,5 @@ def rand_augment(
     official: bool = False,
 ) -> Picture:
     """Apply `count` random operations, each with `probability`; `official`: with their oddities."""
-    operations = OFFICIAL if official else OPERATIONS
-    return random_operations(image, generator, count, level, probability, operations)
+    known = OFFICIAL if official else OPERATIONS
+    return randaugment.random_operations(image, generator, count, level, probability, known)
