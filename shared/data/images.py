@@ -25,18 +25,18 @@ from shared.files import open_regular
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is decoded, whatever a file's name says: others start a program (EPS) or fetch a file."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
-Pictures = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
+Pixels = NDArray[np.uint8]
+Pictures = Pixels | Sequence[Pixels]
+Indices = NDArray[np.int64]
 
 
 class ImageSet(Protocol):
-    labels: NDArray[np.int64]
+    labels: Indices
     class_names: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
-    def take(
-        self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
-    ) -> tuple[Pictures, NDArray[np.int64]]: ...
+    def take(self, indices: Indices, pool: Indices | None = None) -> tuple[Pictures, Indices]: ...
 
 
 class ArrayImages:
@@ -44,7 +44,7 @@ class ArrayImages:
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        images: Pixels,
         labels: NDArray,
         class_names: Sequence[str],
         origin: str,
@@ -59,9 +59,7 @@ class ArrayImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def take(
-        self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
-    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def take(self, indices: Indices, pool: Indices | None = None) -> tuple[Pixels, Indices]:
         """Return the images (n, H, W[, C]) and `indices` unchanged."""
         return self.images[indices], indices
 
@@ -84,7 +82,7 @@ class FileImages:
     def __init__(self, max_corrupt: float, truncated: bool, mode: str, cache: bool = False) -> None:
         self.max_corrupt, self.truncated, self.mode = max_corrupt, truncated, mode
         self.corrupt: dict[str, str] = {}
-        self._cache: dict[int, NDArray[np.uint8]] | None = {} if cache else None
+        self._cache: dict[int, Pixels] | None = {} if cache else None
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -97,9 +95,7 @@ class FileImages:
         """What PIL opens: a path, by default that of `path`, or a file."""
         return self.path(index)
 
-    def take(
-        self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
-    ) -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:
+    def take(self, indices: Indices, pool: Indices | None = None) -> tuple[list[Pixels], Indices]:
         """Return the images and the indices they really have, after replacing or leaving out."""
         images, used = [], []
         for index in indices:
@@ -113,7 +109,7 @@ class FileImages:
                     raise DataCorruptError(f"none of {len(pool)} images can be read")
         return images, np.array(used, np.int64)
 
-    def read(self, index: int) -> NDArray[np.uint8] | None:
+    def read(self, index: int) -> Pixels | None:
         """Return one image, or None if it is unreadable, which is warned of once."""
         if self._cache is not None and index in self._cache:
             return self._cache[index]
@@ -178,20 +174,17 @@ def read_image(
     truncated: bool = False,
     upright: bool = False,
     most_pixels: int | None = None,
-) -> NDArray[np.uint8]:
+) -> Pixels:
     """Return (H, W, 3) uint8 for `mode` "RGB", (H, W, 4) for "RGBA", (H, W) for "L".
 
-    Resized to side x side if given. 16-bit pixels are scaled to 8 bits.
+    Resized to side x side if given. 16-bit pixels are scaled to 8 bits. A file that is not there
+    raises OSError, an unreadable one OSError or DataCorruptError.
 
     Args:
         truncated: read a cut-off file as far as it goes.
         upright: turn it as its EXIF orientation says, which the official code of no paper here does
             when it reads data sets; their boxes count pixels as they are stored.
         most_pixels: a larger image is shrunk by the least whole factor that keeps within this.
-
-    Raises:
-        OSError: no such file, or no regular one.
-        DataCorruptError: no readable image, too large to decode, or pixels whose range is unknown.
     """
     before = ImageFile.LOAD_TRUNCATED_IMAGES  # PIL has no such option per file
     ImageFile.LOAD_TRUNCATED_IMAGES = truncated
@@ -265,7 +258,7 @@ def _check_labels(images: ImageSet, origin: str, every_class: bool) -> None:
         raise DataCorruptError(f"{origin}: no image of class {', '.join(map(repr, empty))}")
 
 
-def stand_ins(index: int, pool: NDArray[np.int64] | None) -> Iterator[int]:
+def stand_ins(index: int, pool: Indices | None) -> Iterator[int]:
     """Yield `index`, then, if given, the elements of the sorted `pool` after it, cyclically."""
     yield index
     if pool is not None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
-from shared.data.readers.files import open_data
+from shared.data.readers.files import open_data, refusing
 from shared.files import locked
 
 log = logging.getLogger(__name__)
@@ -83,8 +83,8 @@ def fetch(packages: Sequence[Package]) -> list[Path]:
 
 def read_member(archive: Path, member: str) -> bytes:
     """Content of a file in a wheel or npm archive, which is not unpacked for it."""
-    damage = (KeyError, ValueError, OSError, EOFError, tarfile.TarError, zipfile.BadZipFile)
-    try:
+    kinds = (KeyError, ValueError, OSError, EOFError, tarfile.TarError, zipfile.BadZipFile)
+    with refusing(f"{archive}: {member} can't be read", *kinds, zlib.error):
         if archive.suffix == ".whl":
             with zipfile.ZipFile(archive) as zipped, zipped.open(member) as file:
                 content, size = file.read(LARGEST_MEMBER), zipped.getinfo(member).file_size
@@ -95,8 +95,6 @@ def read_member(archive: Path, member: str) -> bytes:
                 content, size = inside.read(LARGEST_MEMBER) if inside else b"", about.size
         if size != len(content):
             raise ValueError(f"it has {size} bytes, more than {LARGEST_MEMBER} or than there are")
-    except (*damage, zlib.error) as error:
-        raise DataCorruptError(f"{archive}: {member} can't be read ({error})") from error
     return content
 
 

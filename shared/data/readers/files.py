@@ -10,7 +10,8 @@ import os
 import reprlib
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,18 @@ _short.maxstring = _short.maxother = _short.maxlong = 80
 _short.maxlevel = 3
 
 
+@contextmanager
+def refusing(what: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn the errors in which damaged content ends into a DataCorruptError that begins so."""
+    kinds = kinds or (ValueError, KeyError, TypeError, AttributeError)
+    try:
+        yield
+    except DataCorruptError:
+        raise
+    except kinds as error:
+        raise DataCorruptError(f"{what} ({one_line(repr(error))})") from error
+
+
 def open_data(path: str | Path) -> io.BufferedReader:
     """Open a file for reading."""
     try:
@@ -42,14 +55,12 @@ def open_data(path: str | Path) -> io.BufferedReader:
 
 def read_data(path: Path) -> bytes:
     """Content of a file; of one named .gz what it unpacks to, unless that is far too much."""
-    with open_data(path) as file:
-        try:
-            if path.suffix != ".gz":
-                return file.read()
-            most = most_unpacked(file)
-            content = gzip.GzipFile(fileobj=file).read(most + 1)
-        except (OSError, EOFError, zlib.error, MemoryError) as error:
-            raise DataCorruptError(f"{path}: can't be read ({error}); fetch it anew") from error
+    kinds = (OSError, EOFError, zlib.error, MemoryError)
+    with open_data(path) as file, refusing(f"{path}: can't be read, fetch it anew", *kinds):
+        if path.suffix != ".gz":
+            return file.read()
+        most = most_unpacked(file)
+        content = gzip.GzipFile(fileobj=file).read(most + 1)
     if len(content) > most:
         raise DataCorruptError(f"{path}: unpacks to more than {most} bytes, which no data does")
     return content
@@ -62,10 +73,8 @@ def most_unpacked(file: io.BufferedReader) -> int:
 
 def read_text(path: Path) -> str:
     """Content of a text file in UTF-8."""
-    try:
+    with refusing(f"{path}: not a text file"):
         text = read_data(path).decode()
-    except UnicodeDecodeError as error:
-        raise DataCorruptError(f"{path}: not a text file ({error})") from error
     if "\0" in text:
         raise DataCorruptError(f"{path}: not a text file, it has zero bytes")
     return text
@@ -73,29 +82,23 @@ def read_text(path: Path) -> str:
 
 def read_json(path: str | Path) -> Any:
     """Content of a JSON file."""
-    text = read_text(Path(path))
-    try:
-        return parse_json(text)
-    except ValueError as error:
-        raise DataCorruptError(f"{path}: no JSON ({error}); was it cut off?") from error
+    with refusing(f"{path}: no JSON, perhaps cut off"):
+        return parse_json(read_text(Path(path)))
 
 
 def read_arrays(path: str | Path) -> dict[str, NDArray]:
     """The arrays of a .npz, without pickles."""
     arrays = {}
-    with open_data(path) as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                members = archive.infolist()
-                size, most = sum(member.file_size for member in members), most_unpacked(file)
-                if size > most:
-                    raise ValueError(f"it unpacks to {size} bytes, more than {most}")
-                for member in members:
-                    with archive.open(member) as inner:
-                        array = np.lib.format.read_array(inner, allow_pickle=False)
-                    arrays[member.filename.removesuffix(".npy")] = array
-        except Exception as error:  # a damaged archive can raise nearly anything
-            raise DataCorruptError(f"{path}: no readable arrays ({one_line(error)})") from error
+    # A damaged archive can raise nearly anything.
+    with open_data(path) as file, refusing(f"{path}: no readable arrays", Exception):
+        archive = zipfile.ZipFile(file)
+        size, most = sum(member.file_size for member in archive.infolist()), most_unpacked(file)
+        if size > most:
+            raise ValueError(f"it unpacks to {size} bytes, more than {most}")
+        for name in archive.namelist():
+            with archive.open(name) as inner:
+                array = np.lib.format.read_array(inner, allow_pickle=False)
+            arrays[name.removesuffix(".npy")] = array
     return arrays
 
 

@@ -24,6 +24,7 @@ from shared.data.readers.files import (
     paths_below,
     read_arrays,
     read_text,
+    refusing,
     shortened,
 )
 
@@ -85,17 +86,13 @@ def archive(root: str | Path, split: str, file: str) -> ArrayImages:
     """
     path = Path(root) / file.replace("{split}", split)
     content = read_arrays(path)
-    try:
+    with refusing(f"{path}: no arrays images, labels and class_names; build it anew"):
         images, labels, names = (content[k] for k in ("images", "labels", "class_names"))
         if images.dtype != np.uint8 or not (images.ndim == 3 or images.shape[3:] == (3,)):
             raise ValueError(f"images are {images.dtype} {images.shape}, not uint8 rows")
         if names.dtype.kind != "U" or names.ndim != 1:
             raise ValueError(f"class_names are {names.dtype} {names.shape}, not texts")
         labels = integers(labels, least=-1)
-    except (ValueError, KeyError) as error:
-        raise DataCorruptError(
-            f"{path}: no arrays images, labels and class_names ({error}); build it anew"
-        ) from error
     return ArrayImages(images, labels, names.tolist(), str(path), split == "train")
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.images import FolderImages, ImageSet
-from shared.data.readers.files import one_line, read_json, shortened
+from shared.data.readers.files import read_json, refusing, shortened
 from shared.data.readers.folders import class_folders, scan, text_lines
 from shared.data.splits import Split, labels_per_class, per_class_split
 from shared.files import replacing
@@ -89,13 +89,9 @@ def split_file(
         names = ("labeled_samples", "unlabeled_samples", "seed")
         _write(path, json.dumps(dict(zip(names, [*parts, seed], strict=True))))
     content = read_json(path)
-    try:
+    with refusing(f"{path}: not a split file, delete or repair it"):
         samples = [content["labeled_samples"], content["unlabeled_samples"]]
         labelled, unlabelled = ([name for name, _ in part] for part in samples)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataCorruptError(
-            f"{path}: not a split file ({one_line(repr(error))}); delete or repair it"
-        ) from error
     if content.get("seed", seed) != seed:
         made = shortened(content["seed"])
         raise ValueError(f"{path} was made with split_seed={made}, not {seed}: name another path")

@@ -5,10 +5,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.data.errors import DataCorruptError
 from shared.data.images import ArrayImages, FolderImages
 from shared.data.readers import small_images
-from shared.data.readers.files import integers, one_line, paths_below, read_json
+from shared.data.readers.files import integers, paths_below, read_json, refusing
 from shared.data.readers.folders import check_some_exist, known_split
 
 
@@ -128,7 +127,7 @@ def inaturalist2018(root: str | Path, split: str, max_corrupt: float = 0.01) -> 
     root = Path(root)
     path = root / f"{'train' if every else 'val'}2018.json"
     content = read_json(path)
-    try:
+    with refusing(f"{path}: not a file of iNaturalist 2018"):
         images, annotations = content["images"], content["annotations"]
         if [i["id"] for i in images] != [a["image_id"] for a in annotations]:
             raise ValueError("the n-th annotation is not of the n-th image")
@@ -138,9 +137,6 @@ def inaturalist2018(root: str | Path, split: str, max_corrupt: float = 0.01) -> 
         names = [str(category["name"]) for category in categories]
         if [category["id"] for category in categories] != list(range(len(categories))):
             raise ValueError("the category ids are not 0, 1, 2, ...")
-    except (ValueError, KeyError, TypeError) as error:
-        reason = one_line(repr(error))
-        raise DataCorruptError(f"{path}: not a file of iNaturalist 2018 ({reason})") from error
     paths = paths_below(root, listed, path)
     check_some_exist(paths, str(path))
     return FolderImages(paths, labels, names, str(path), max_corrupt, every_class=every)

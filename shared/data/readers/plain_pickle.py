@@ -13,8 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.data.errors import DataCorruptError
-from shared.data.readers.files import LARGEST, one_line, read_data, shortened
+from shared.data.readers.files import LARGEST, read_data, refusing, shortened
 
 DEEPEST = 50  # containers within one another
 REPEATED = 4  # items for each byte: containers may occur in several places, but not grow by that
@@ -28,17 +27,12 @@ def read_plain_pickle(path: str | Path, arrays: bool = False, encoding: str = "l
         encoding: of Python 2's texts; "bytes" leaves them as they are.
     """
     content = read_data(Path(path))
-    try:
+    # A damaged pickle surfaces as whatever its first wrong byte provokes.
+    with refusing(f"{path} is refused, nothing in it was executed: no plain pickle", Exception):
         found = _Unpickler(io.BytesIO(content), arrays, encoding).load()
         if arrays and isinstance(found, dict):
             found = {k: v.values if isinstance(v, _Array) else v for k, v in found.items()}
         _check_tree(found, REPEATED * len(content))
-    # A damaged pickle surfaces as whatever its first wrong byte provokes.
-    except Exception as error:
-        raise DataCorruptError(
-            f"{path} is refused, nothing in it was executed: it is no pickle of plain "
-            f"containers, texts and numbers ({type(error).__name__}: {one_line(error)})"
-        ) from error
     return found
 
 

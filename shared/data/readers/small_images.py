@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shared.data.errors import DataCorruptError
 from shared.data.images import ArrayImages, ImageSet
-from shared.data.readers.files import integers, most_unpacked, one_line, open_data, read_data
+from shared.data.readers.files import integers, most_unpacked, open_data, read_data, refusing
 from shared.data.readers.folders import known_split, text_lines
 from shared.data.readers.plain_pickle import read_plain_pickle
 from shared.data.splits import Split
@@ -87,11 +87,8 @@ def stl10_fold_split(
     `fold` None takes fold seed % 10. The official list has ten folds of 1,000 images.
     """
     path = Path(root) / "stl10_binary" / "fold_indices.txt"
-    lines = text_lines(path)
-    try:
-        folds = [integers([int(place) for place in line.split()]) for line in lines]
-    except ValueError as error:
-        raise DataCorruptError(f"{path}: not lists of images ({one_line(error)})") from error
+    with refusing(f"{path}: not lists of images"):
+        folds = [integers([int(place) for place in line.split()]) for line in text_lines(path)]
     if any(fold.size and fold.max() >= len(images) for fold in folds) or not folds:
         raise DataCorruptError(f"{path}: no folds, or images that STL-10 does not have")
     number = seed % len(folds) if fold is None else fold
@@ -106,17 +103,14 @@ def svhn(root: str | Path, split: str) -> ArrayImages:
     from scipy.io import loadmat, whosmat
 
     path = Path(root) / f"{known_split(split, 'train', 'test', 'extra')}_32x32.mat"
-    with open_data(path) as file:
-        try:
-            declared = {name: (shape, kind) for name, shape, kind in whosmat(file)}
-            (*size, count), kind = declared["X"]
-            if size != [32, 32, 3] or kind != "uint8" or 3072 * count > most_unpacked(file):
-                raise ValueError(f"X is {kind} {declared['X'][0]}")
-            content = loadmat(file, variable_names=["X", "y"])
-            images, labels = content["X"], content["y"].reshape(-1)
-        except Exception as error:  # scipy raises many kinds for damaged files
-            reason = one_line(error)
-            raise DataCorruptError(f"{path}: not a readable SVHN file ({reason})") from error
+    # scipy raises many kinds of errors for damaged files.
+    with open_data(path) as file, refusing(f"{path}: not a readable SVHN file", Exception):
+        declared = {name: (shape, kind) for name, shape, kind in whosmat(file)}
+        (*size, count), kind = declared["X"]
+        if size != [32, 32, 3] or kind != "uint8" or 3072 * count > most_unpacked(file):
+            raise ValueError(f"X is {kind} {declared['X'][0]}")
+        content = loadmat(file, variable_names=["X", "y"])
+        images, labels = content["X"], content["y"].reshape(-1)
     images = np.ascontiguousarray(images.transpose(3, 0, 1, 2))
     labels = (_from_one(labels, len(images), path) + 1) % 10
     return ArrayImages(images, labels, [str(d) for d in range(10)], str(path))
@@ -148,15 +142,12 @@ def _cifar(folder: Path, names: list[str], label_key: str, meta: str) -> ArrayIm
     images, labels = [], []
     for name in names:
         content = read_pickle(folder / name)
-        try:
+        with refusing(f"{folder / name}: no `data` (N, 3072) and `{label_key}`"):
             pixels, labelled = content["data"], content[label_key]
             if pixels.dtype != np.uint8:
                 raise ValueError(f"data of {pixels.dtype}")
             images.append(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
             labels.append(integers(labelled))
-        except (KeyError, AttributeError, ValueError) as error:
-            needed = f"`data` (N, 3072) and `{label_key}`"
-            raise DataCorruptError(f"{folder / name}: no {needed} ({error!r})") from error
     content = read_pickle(folder / meta)
     class_names = content.get("label_names") or content.get("fine_label_names")
     right = isinstance(class_names, list) and all(isinstance(n, bytes | str) for n in class_names)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from shared.data.errors import DataCorruptError
 from shared.data.images import ArrayImages, FolderImages
-from shared.data.readers.files import integers, paths_below, read_json, shortened
+from shared.data.readers.files import integers, paths_below, read_json, refusing, shortened
 from shared.data.readers.folders import (
     check_some_exist,
     image_set,
@@ -81,12 +81,10 @@ def training_list(root: Path, num_classes: int) -> tuple[list[str], NDArray[np.i
 
 def _read_annotation(path: Path, num_classes: int) -> tuple[list[str], NDArray[np.int64]]:
     content = read_json(path)
-    try:
+    with refusing(f"{path}: no annotation of images and labels"):
         images, labels = content["images"], integers(content["labels"])
         if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
             raise ValueError(f"the images are {shortened(images)}, not paths")
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataCorruptError(f"{path}: no annotation of images and labels ({error!r})") from error
     if len(images) != len(labels) or not images:
         raise DataCorruptError(f"{path}: {len(images)} images and {len(labels)} labels")
     if labels.max() >= num_classes:

@@ -6,12 +6,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.data.images import Pictures
+from shared.data.images import Pictures, Pixels
 from shared.nn.building import build
 from shared.randomness import key_generator
+
+Keys = NDArray[np.uint64]
 
 
 class Views(ABC):
@@ -22,11 +25,8 @@ class Views(ABC):
     "test" takes no keys. Row n depends on image n and key n only.
 
     A checkpoint names its views and says their arguments: a subclass must not hand them on to
-    anything that opens, calls or imports what they name.
-
-    Args:
-        mean, std: per channel, for values in 0..1.
-        size: side of a view in pixels.
+    anything that opens, calls or imports what they name. `mean` and `std` are per channel, for
+    values in 0..1, `size` the side of a view in pixels.
     """
 
     recipes: Collection[str]  # names of the views besides "test"
@@ -34,14 +34,7 @@ class Views(ABC):
     def __init__(self, mean: Sequence[float], std: Sequence[float], size: int) -> None:
         self.mean, self.std, self.size = tuple(mean), tuple(std), size
 
-    def __call__(
-        self, images: Pictures, view: str, keys: NDArray[np.uint64] | None = None
-    ) -> Tensor:
-        """Return one view of `images`.
-
-        Raises:
-            ValueError: unknown view, or no random keys for it.
-        """
+    def __call__(self, images: Pictures, view: str, keys: Keys | None = None) -> Tensor:
         if view != "test" and (view not in self.recipes or keys is None):
             known = ", ".join([*self.recipes, "test"])
             raise ValueError(f"no recipe (or no random keys) for view {view!r}; views: {known}")
@@ -49,29 +42,27 @@ class Views(ABC):
         return normalise(values, self.mean, self.std)
 
     @abstractmethod
-    def _values(self, images: Pictures, view: str, keys: NDArray[np.uint64] | None) -> Tensor:
+    def _values(self, images: Pictures, view: str, keys: Keys | None) -> Tensor:
         """(N, C, H, W) float32 in 0..1; `keys` is None for the view "test"."""
 
 
 class PictureViews(Views):
     """Views of each picture by itself, with a numpy generator of its own."""
 
-    def _values(self, images: Pictures, view: str, keys: NDArray[np.uint64] | None) -> Tensor:
+    def _values(self, images: Pictures, view: str, keys: Keys | None) -> Tensor:
         if keys is None:
             return planes(np.stack([self._test(image) for image in images]))
         pairs = zip(images, keys, strict=True)
         return planes(np.stack([self._one(i, view, key_generator(key)) for i, key in pairs]))
 
     @abstractmethod
-    def _test(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]: ...
+    def _test(self, image: Pixels) -> Pixels: ...
 
     @abstractmethod
-    def _one(
-        self, image: NDArray[np.uint8], view: str, generator: np.random.Generator
-    ) -> NDArray[np.uint8]: ...
+    def _one(self, image: Pixels, view: str, generator: Generator) -> Pixels: ...
 
 
-def planes(images: NDArray[np.uint8]) -> Tensor:
+def planes(images: Pixels) -> Tensor:
     """(N, H, W) or (N, H, W, C) -> (N, C, H, W) float32 in 0..1."""
     batch = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
     return torch.from_numpy(np.ascontiguousarray(batch)).float().div_(255)
@@ -86,7 +77,6 @@ def normalise(values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 def build_views(config: Mapping[str, Any]) -> Views:
     """Build the views that `{"_target_": "shared.data....", **arguments}` describes.
 
-    Raises:
-        ValueError, TypeError: no class of views, or arguments that do not fit it.
+    What is no class of views, or arguments that do not fit it, raise ValueError or TypeError.
     """
     return build(config, Views)  # type: ignore[type-abstract]

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.random import Generator
-from numpy.typing import NDArray
 from PIL import Image
 from torchvision.transforms import functional as tvf
 
+from shared.data.images import Pixels
 from shared.data.views.interface import PictureViews
 from shared.data.views.randaugment import flip, pad_crop, rand_augment
 
@@ -23,12 +23,9 @@ SCALE = (0.2, 1.0)  # of the random resized crops
 class SmallImageViews(PictureViews):
     """The views of CIFAR (size 32, padding 4), STL-10 (96, 12) and SVHN.
 
-    weak: reflect-padded crop, flip. strong0: the same, RandAugment, cutout. strong1: random resized
-    crop, flip, colour jitter, grey.
-
-    Args:
-        padding: of the crop. flip_probability: 0 where mirroring changes the class (digits).
-        operations, level, cutout: of RandAugment, see `rand_augment`.
+    weak: crop after reflecting `padding`, flip. strong0: the same, RandAugment, cutout. strong1:
+    random resized crop, flip, colour jitter, grey. `flip_probability` is 0 where mirroring changes
+    the class (digits).
     """
 
     recipes = ("weak", "strong0", "strong1")
@@ -48,7 +45,7 @@ class SmallImageViews(PictureViews):
         self.padding, self.flip_probability = padding, flip_probability
         self.operations, self.level, self.cutout = operations, level, cutout
 
-    def _test(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _test(self, image: Pixels) -> Pixels:
         if image.ndim == 2:
             image = np.repeat(image[..., None], 3, axis=2)
         size = (self.size, self.size)
@@ -56,7 +53,7 @@ class SmallImageViews(PictureViews):
             return image
         return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
 
-    def _one(self, image: NDArray[np.uint8], view: str, generator: Generator) -> NDArray[np.uint8]:
+    def _one(self, image: Pixels, view: str, generator: Generator) -> Pixels:
         image = self._test(image)
         if view == "strong1":
             picture = random_resized_crop(Image.fromarray(image), generator, self.size, SCALE)
@@ -94,11 +91,11 @@ class ImageNetViews(PictureViews):
         super().__init__(mean, std, size)
         self.test_resize = test_resize
 
-    def _test(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _test(self, image: Pixels) -> Pixels:
         picture = tvf.resize(Image.fromarray(image), [self.test_resize])
         return np.asarray(tvf.center_crop(picture, [self.size, self.size]))
 
-    def _one(self, image: NDArray[np.uint8], view: str, generator: Generator) -> NDArray[np.uint8]:
+    def _one(self, image: Pixels, view: str, generator: Generator) -> Pixels:
         picture = random_resized_crop(Image.fromarray(image), generator, self.size, SCALE)
         if view != "weak":
             picture = jitter_and_grey(picture, generator)
@@ -117,8 +114,8 @@ def random_resized_crop(
 ) -> Image.Image:
     """Resize a random part of `scale` of the area and of log-uniform aspect `ratio` to a square.
 
-    The distribution of torchvision's RandomResizedCrop: ten attempts, then the largest centre crop
-    whose aspect ratio is allowed.
+    Distributed as torchvision's RandomResizedCrop: ten attempts, then the largest centre crop whose
+    aspect ratio is allowed.
     """
     width, height = picture.size
     for _ in range(10):

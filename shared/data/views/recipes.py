@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import functional as tvf
 
+from shared.data.images import Pixels
 from shared.data.views import caption_augment
 from shared.data.views.interface import PictureViews
 from shared.data.views.per_image import jitter_and_grey, random_resized_crop
@@ -67,10 +68,7 @@ def jitter(
     strength: Sequence[float] = (0.4, 0.4, 0.4, 0.1),
     p: float = 1.0,
 ) -> Picture:
-    """Brightness, contrast, saturation and hue, each within 1 +- (hue: +-) its `strength`.
-
-    In random order, with probability `p`.
-    """
+    """Brightness, contrast, saturation and hue by up to +- `strength` each, in random order."""
     return jitter_and_grey(picture, generator, strength, p, grey_probability=0)
 
 
@@ -178,7 +176,7 @@ class RecipeViews(PictureViews):
                     f"recipe {view!r}: ground must come first, others don't know transparency"
                 )
 
-    def _one(self, image: NDArray[np.uint8], view: str, generator: Generator) -> NDArray[np.uint8]:
+    def _one(self, image: Pixels, view: str, generator: Generator) -> Pixels:
         picture, changes = Image.fromarray(image), self.recipes[view]
         if changes and changes[0].func is ground:
             picture, changes = changes[0](picture, generator, self.size), changes[1:]
@@ -192,7 +190,7 @@ class RecipeViews(PictureViews):
             )
         return np.asarray(picture)
 
-    def _test(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _test(self, image: Pixels) -> Pixels:
         sides = [self.size, self.size] if self.test_resize is None else [self.test_resize]
         kind = tvf.InterpolationMode(self.interpolation)
         picture = tvf.resize(self._opaque(Image.fromarray(image)), sides, kind)

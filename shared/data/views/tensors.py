@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from shared.data.images import Pictures
-from shared.data.views.interface import Views, planes
+from shared.data.images import Pictures, Pixels
+from shared.data.views.interface import Keys, Views, planes
 from shared.randomness import key_uniforms
 
 # One column per random quantity, the same in every recipe: switching one off moves no other draw.
@@ -66,7 +66,7 @@ class TensorViews(Views):
         self.recipes = {name: Recipe(**fields) for name, fields in recipes.items()}
         self.fill, self.cutout_fill = fill, cutout_fill
 
-    def _values(self, images: Pictures, view: str, keys: NDArray[np.uint64] | None) -> Tensor:
+    def _values(self, images: Pictures, view: str, keys: Keys | None) -> Tensor:
         if not isinstance(images, np.ndarray):
             mode, size = "L" if len(self.mean) == 1 else "RGB", (self.size, self.size)
             pictures = [Image.fromarray(image).convert(mode) for image in images]
@@ -93,9 +93,7 @@ class TensorViews(Views):
         return values
 
 
-def shift_and_flip(
-    images: NDArray[np.uint8], recipe: Recipe, draws: NDArray[np.float64], fill: int
-) -> NDArray[np.uint8]:
+def shift_and_flip(images: Pixels, recipe: Recipe, draws: NDArray[np.float64], fill: int) -> Pixels:
     """Shift by whole pixels, each of the 2k + 1 offsets equally likely, then flip horizontally."""
     n, height, width = images.shape[:3]
     ky, kx = pixels(recipe.shift, height), pixels(recipe.shift, width)
