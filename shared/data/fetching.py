@@ -113,7 +113,7 @@ def _local_idx_folder(_: Path) -> Path:
 
 
 def _debian_archive(workspace: Path) -> Path:
-    """Fetch the archive with apt (no root needed, nothing is installed) and unpack it."""
+    """Fetch with apt, which needs no root, and unpack without installing."""
 
     def required(*command: str) -> None:
         if problem := run_client(command, workspace):

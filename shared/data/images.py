@@ -9,7 +9,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -92,7 +92,7 @@ class FileImages:
         raise NotImplementedError
 
     def content(self, index: int) -> str | BinaryIO:
-        """What PIL opens: a path, by default that of `path`, or a file."""
+        """What PIL opens."""
         return self.path(index)
 
     def take(self, indices: Indices, pool: Indices | None = None) -> tuple[list[Pixels], Indices]:
@@ -195,7 +195,8 @@ def read_image(
         ):
             picture = _eight_bit(image)
             if upright:
-                picture = _upright(picture)
+                with suppress(Exception):  # damaged EXIF data say nothing
+                    picture = ImageOps.exif_transpose(picture)
             if most_pixels is not None and picture.width * picture.height > most_pixels:
                 if picture.mode not in ("L", "RGB", "RGBA"):  # whose pixels have no mean
                     picture = picture.convert(mode)
@@ -223,17 +224,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         values = np.asarray(image).astype(np.int64)
         return Image.fromarray(((values.clip(0, 65535) + 128) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise DataCorruptError(
-            f"its pixels have 32 bits (mode {image.mode}), of unknown range: save it with 8 or 16"
-        )
+        raise DataCorruptError(f"32 bits a pixel (mode {image.mode}): save it with 8 or 16 bits")
     return image
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # damaged EXIF data say nothing
-        return picture
 
 
 def _check_labels(images: ImageSet, origin: str, every_class: bool) -> None:
@@ -249,9 +241,7 @@ def _check_labels(images: ImageSet, origin: str, every_class: bool) -> None:
         if known.size == 0:
             return
         if known.max() >= len(names):
-            raise DataCorruptError(
-                f"{origin}: label {known.max()} found, but there are {len(names)} classes"
-            )
+            raise DataCorruptError(f"{origin}: label {known.max()}, but {len(names)} classes")
         counts = np.bincount(known, minlength=len(names))
     if every_class and (counts == 0).any():
         empty = [names[c] for c in np.flatnonzero(counts == 0)[:5]]

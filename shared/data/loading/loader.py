@@ -90,7 +90,7 @@ class ResumableLoader(_WorkerLoader):
         if state["length"] != len(self):
             raise ValueError(
                 f"the checkpoint's epoch has {state['length']} batches, this one has {len(self)}: "
-                "batch sizes, steps_per_epoch or data have changed, so it can't be continued"
+                "batch sizes, steps_per_epoch or data have changed"
             )
         self.epoch, self.position, self._resuming = state["epoch"], state["position"], True
 

@@ -138,10 +138,8 @@ def is_text(value: Any) -> bool:
 def image_path(root: str | Path, name: str, allow_outside: bool = False) -> str:
     """Join the path of an image to the root of its data set, which it may leave if allowed."""
     if not allow_outside and _leaves(name):
-        raise DataCorruptError(
-            f"image {shortened(name)} is outside of the image root {root}; if the file is trusted, "
-            "set allow_outside=true"
-        )
+        outside = f"image {shortened(name)} is outside of the image root {root}"
+        raise DataCorruptError(f"{outside}; if the file is trusted, set allow_outside=true")
     if "\0" in name or not is_text(name):
         raise DataCorruptError(f"image {shortened(name)} is no name of a file")
     return os.path.join(root, name)

@@ -1,11 +1,8 @@
 """Readers of image files: folders named by class, lists of paths, and arrays in one archive.
 
-A reader takes `root` and `split`, the rest from the configuration. `in_memory` reads all images at
-once into an array, for small sets, so that training decodes no files: true if they have one size,
-or the side in pixels to resize them to. `mode` "L" makes those images grey. `max_corrupt` is the
-share of unreadable images beyond which reading stops.
-
-Each raises DataNotFoundError for missing and DataCorruptError for damaged files, naming them.
+`in_memory` reads all images at once into an array, for small sets: true if they have one size, or
+the side in pixels to resize them to. `mode` "L" makes those grey. `max_corrupt` is the share of
+unreadable images beyond which reading stops.
 """
 
 import os
@@ -65,7 +62,7 @@ def list_file(
     Class names are the folders of the images, where each class has one of its own, else numbers.
 
     Args:
-        lists: list file of a split, relative to `root`; "{split}" in it stands for the split.
+        lists: list file, relative to `root`; "{split}" in it stands for the split.
         images: folder that the paths in the list are relative to; `root` by default.
         num_classes: keep the labels below that only; by default all.
     """
@@ -120,10 +117,8 @@ def image_set(
         except (OSError, DataCorruptError) as error:
             raise DataCorruptError(f"{path}: unreadable image ({one_line(error)})") from error
         if pixels[-1].shape != pixels[0].shape:
-            raise DataCorruptError(
-                f"{path}: {pixels[-1].shape[:2]} pixels, but {paths[0]} has {pixels[0].shape[:2]}; "
-                "set in_memory to the side that all are resized to"
-            )
+            sizes = f"{pixels[-1].shape[:2]} pixels, but {paths[0]} has {pixels[0].shape[:2]}"
+            raise DataCorruptError(f"{path}: {sizes}; set in_memory to a side for all")
     images = np.stack(pixels) if pixels else np.zeros((0, 0, 0), np.uint8)
     return ArrayImages(images, labels, class_names, origin, every_class)
 

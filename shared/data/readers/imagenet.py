@@ -12,7 +12,7 @@ from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.images import FolderImages, ImageSet
 from shared.data.readers.files import read_json, refusing, shortened
 from shared.data.readers.folders import class_folders, scan, text_lines
-from shared.data.splits import Split, labels_per_class, per_class_split
+from shared.data.splits import Split, per_class_split
 from shared.files import replacing
 
 
@@ -74,11 +74,8 @@ def split_file(
     """Read the official split file: "labeled_samples" and "unlabeled_samples" of [path, class].
 
     A missing file is first made by `per_class_split`, and written at once or not at all. Images are
-    recognised by `<class folder>/<file name>`, so a file made on another machine serves as well.
-
-    Raises:
-        ValueError: the file labels another number of images per class than asked for (a "10 %" run
-            must not train on a 1 % file), or was made with another seed.
+    recognised by `<class folder>/<file name>`, so a file made on another machine serves as well. A
+    file of another percentage or seed is refused.
     """
     if not isinstance(images, FolderImages) or len(candidates) != len(images):
         raise ValueError("a split file needs a folder data set, used whole (subset=null)")
@@ -97,12 +94,12 @@ def split_file(
         raise ValueError(f"{path} was made with split_seed={made}, not {seed}: name another path")
     chosen = _indices([*labelled, *unlabelled], _keys(images), path)
     result = Split(*map(np.sort, np.split(chosen, [len(labelled)])))
-    wanted = labels_per_class(num_labels, len(images.class_names))
-    found = np.bincount(images.labels[result.labelled], minlength=len(images.class_names))
-    if (found != wanted).any():
+    classes = len(images.class_names)
+    found = np.bincount(images.labels[result.labelled], minlength=classes)
+    if (found != num_labels / classes).any():
         raise ValueError(
-            f"{path} labels {found.min()} to {found.max()} images per class, {wanted} were asked "
-            f"for (num_labels={num_labels}): name another path"
+            f"{path} labels {found.min()} to {found.max()} images per class, not num_labels="
+            f"{num_labels} of {classes} classes: name another path"
         )
     return result
 

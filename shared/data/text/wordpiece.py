@@ -33,9 +33,8 @@ class WordPiece:
             Python package that carries a `vocab.txt`; or a list of the tokens themselves, as
             checkpoints keep them. Nothing is ever downloaded.
 
-    Raises:
-        DataNotFoundError: no such file or package.
-        DataCorruptError: no text, a token twice, or a special token is missing.
+    A missing vocabulary raises DataNotFoundError, one with a token twice or without a special one
+    DataCorruptError.
     """
 
     def __init__(self, vocab: str | Path | Sequence[str]) -> None:
@@ -103,8 +102,8 @@ def find_vocabulary(vocab: str | Path) -> Path:
     path = path / VOCABULARY if path.is_dir() else path
     if not path.is_file():
         raise DataNotFoundError(
-            f"{not_found(path)}. A vocabulary is a {VOCABULARY} of BERT, a folder that holds one, "
-            f'or "{PACKAGE}NAME" of an installed package that does'
+            f"{not_found(path)}. A vocabulary is a {VOCABULARY} of BERT, or a folder or "
+            f'"{PACKAGE}NAME" of an installed package that holds one'
         )
     return path
 

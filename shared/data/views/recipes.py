@@ -43,9 +43,7 @@ def random_crop(picture: Picture, generator: Generator, size: int, padding: int 
     """A crop of the view's size after `padding` with black pixels on each side."""
     padded = ImageOps.expand(picture, padding)
     if min(padded.size) < size:
-        raise ValueError(
-            f"random_crop: {picture.size} px with padding={padding} are smaller than size={size}"
-        )
+        raise ValueError(f"random_crop: {padded.size} px with padding, smaller than size={size}")
     left, top = (int(generator.integers(0, side - size + 1)) for side in padded.size)
     return padded.crop((left, top, left + size, top + size))
 
@@ -172,9 +170,7 @@ class RecipeViews(PictureViews):
         }
         for view, changes in self.recipes.items():
             if any(change.func is ground for change in changes[1:]):
-                raise ValueError(
-                    f"recipe {view!r}: ground must come first, others don't know transparency"
-                )
+                raise ValueError(f"recipe {view!r}: ground must come first, it needs transparency")
 
     def _one(self, image: Pixels, view: str, generator: Generator) -> Pixels:
         picture, changes = Image.fromarray(image), self.recipes[view]
@@ -184,10 +180,8 @@ class RecipeViews(PictureViews):
         for change in changes:
             picture = change(picture, generator, self.size)
         if picture.size != (self.size, self.size):
-            raise ValueError(
-                f"recipe {view!r} made a picture of {picture.size} px, not size={self.size}: begin "
-                "it with random_resized_crop, random_crop or resize"
-            )
+            made = f"made a picture of {picture.size} px, not size={self.size}"
+            raise ValueError(f"recipe {view!r} {made}: begin it with a crop or resize")
         return np.asarray(picture)
 
     def _test(self, image: Pixels) -> Pixels:
