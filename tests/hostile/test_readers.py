@@ -46,7 +46,7 @@ from shared.data.loading.feature_cache import cache_key, cached
 from shared.data.readers import small_images as readers
 from shared.data.readers.folders import archive, image_folder, list_file, scan
 from shared.data.readers.imagenet import imagenet, imagenet_fraction, split_file
-from shared.data.readers.long_tail import imagenet_lt, inaturalist2018, places_lt
+from shared.data.readers.long_tail import inaturalist2018
 from shared.data.readers.plain_pickle import read_plain_pickle
 from shared.data.readers.voc_places import PLACES_IMAGES, VOC_CLASSES, places205, voc2007
 from shared.data.readers.webvision import webvision
@@ -397,11 +397,6 @@ RAW = (*DATA_ERRORS, ValueError)  # a wrong number of images, as their messages 
 READERS = [
     Reader("image list", listed("l.txt", "a.png 0"), lambda f: list_file(f, "train", "l.txt")),
     Reader(
-        "class names of an image list",
-        listed("names.txt", "red"),
-        lambda f: list_file(f, "train", "list.txt", class_names="names.txt"),
-    ),
-    Reader(
         "picture of a folder",
         lambda f: picture(picture(f / "train" / "red" / "b.png").with_name("a.png")),
         lambda f: image_folder(f, "train", in_memory=True),
@@ -409,19 +404,15 @@ READERS = [
     ),
     Reader("array archive", npz, lambda f: archive(f, "train", "a.npz")),
     *(
-        Reader(f"Fashion-MNIST {name} {kind}", idx(name, packed), fashion)
-        for kind, packed in (("plain", False), ("packed", True))
-        for name in ("images-idx3-ubyte", "labels-idx1-ubyte")
+        Reader(f"Fashion-MNIST {name} {packed}", idx(name, packed), fashion)
+        for name, packed in (("images-idx3-ubyte", False), ("labels-idx1-ubyte", True))
         for fashion in [lambda f: readers.fashion_mnist(f, "train")]
     ),
     *(
         Reader(f"CIFAR-10 {name}", cifar(name), lambda f: readers.cifar10(f, "test"))
         for name in ("cifar-10-batches-py/test_batch", "cifar-10-batches-py/batches.meta")
     ),
-    *(
-        Reader(f"CIFAR-100 {name}", cifar(name), lambda f: readers.cifar100(f, "test"))
-        for name in ("cifar-100-python/test", "cifar-100-python/meta")
-    ),
+    Reader("CIFAR-100", cifar("cifar-100-python/test"), lambda f: readers.cifar100(f, "test")),
     Reader("SVHN", mat, lambda f: readers.svhn(f, "test")),
     *(
         Reader(f"STL-10 {name}", stl(name), lambda f: readers.stl10(f, "test"), handles=handles)
@@ -432,14 +423,7 @@ READERS = [
         )
     ),
     Reader("STL-10 folds", stl("fold_indices.txt"), stl_folds, RAW),
-    Reader(
-        "ImageNet-LT list",
-        listed("ImageNet_LT_val.txt", "a.png 0"),
-        lambda f: imagenet_lt(f, "val"),
-    ),
-    Reader("Places-LT list", listed("Places_LT_val.txt", "a.png 0"), lambda f: places_lt(f, "val")),
     Reader("iNaturalist", inaturalist, lambda f: inaturalist2018(f, "val")),
-    Reader("VOC2007 list", voc("aeroplane"), lambda f: voc2007(f, "test")),
     Reader("VOC2007 last list", voc("tvmonitor"), lambda f: voc2007(f, "test")),
     Reader("Places205 list", places, lambda f: places205(f, "val")),
     Reader(
@@ -778,6 +762,9 @@ BY_READER: dict[
         ("labels of 2^64", saved(labels=np.array([0, 2**64 - 1])), "integers"),
         ("names that are numbers", saved(class_names=[0, 1]), "not texts"),
         ("two channels", saved(images=np.zeros((2, 4, 4, 2), np.uint8)), "not uint8"),
+        ("images of fractions", saved(images=np.zeros((2, 4, 4))), "not uint8"),
+        ("an archive without images", lambda f: np.savez(f / "a.npz", x=1), "no arrays images"),
+        ("a label too many", saved(labels=[0, 1, 1]), "2 images but 3 labels"),
         ("a shape of 10^15", zipped(npy(10**15)), "a.npz"),
         ("a shape of 4 GB that isn't there", zipped(npy(4 * 10**9)), "a.npz"),
         ("an archive of zeros", zipped(bytes(1 << 23), packed=True), "unpacks to"),
@@ -787,7 +774,7 @@ BY_READER: dict[
             "a .gz of zeros",
             lambda f: (idx("labels-idx1-ubyte", True)(f), bomb("train-images-idx3-ubyte.gz")(f)),
             "unpacks to more",
-        ),
+        )
     ],
     code_texts("a.jsonl.gz"): [
         ("blank lines for ever", bomb("a.jsonl.gz", b"\n" * (1 << 17)), "unpacks to more"),
@@ -811,7 +798,7 @@ BY_READER: dict[
             "a deep entry",
             lambda f: text(f / "a.json", "[" + '{"a":' * 400 + "1" + "}" * 400 + "]"),
             "nested too deep",
-        ),
+        )
     ],
     lambda f: list_file(f, "train", "l.txt"): [
         (f"a list with {line:.20}", listed("l.txt", "a.png 0", line), message)
@@ -840,8 +827,14 @@ EDITS: list[tuple[Callable, tuple, tuple, Callable[[Path], object], str]] = [
     (inaturalist, ("annotations", 0, "category_id"), (*NUMBERS, [0], NAN), of_inat, "val2018.json"),
     (inaturalist, ("images", 0, "file_name"), ("../a.jpg", "/x", 5, None, "\ud800", "a\0"),
      of_inat, "no path below"),
-    (web("clean.json"), ("labels", 0), NUMBERS, of_clean, "clean.json"),
+    (inaturalist, ("annotations", 0, "image_id"), (2,), of_inat, "n-th annotation"),
+    (inaturalist, ("categories", 0, "id"), (5,), of_inat, "not 0, 1, 2"),
+    (inaturalist, ("images",), (3, None), of_inat, "not a file of iNaturalist"),
+    (web("clean.json"), ("labels", 0), (*NUMBERS, 1), of_clean, "clean.json"),
+    (web("clean.json"), ("labels",), ([0, 0], [], None, 0), of_clean, "labels"),
     (web("clean.json"), ("images", 0), ("../x",), of_clean, "no path below"),
+    (web("clean.json"), ("images", 0), (3, None), of_clean, "no annotation"),
+    (web("clean.json"), ("images",), ([], "a", None), of_clean, "clean.json"),
     (web("truth.json"), ("google/a.jpg", "label"), (0.5, -1), truth, "truth.json"),
     (INSTANCES, ("annotations", 0, "bbox"), BOXES, references, "has no bbox"),
     (INSTANCES, ("images", 0, "height"), ("16", 0, -16, 16.5, True, 10**30, None), references,

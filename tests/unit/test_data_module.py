@@ -30,9 +30,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cache
 def composed(name: str, root: Path) -> Any:
-    with hydra.initialize_config_dir(str(CONF.parent), version_base="1.3"):
-        config = hydra.compose("config", [f"data={name}", f"data_root={root}"])
-    return OmegaConf.to_container(config.data, resolve=True)
+    own = OmegaConf.load(CONF / f"{name}.yaml")
+    bases = [OmegaConf.load(CONF / f"{base}.yaml") for base in own.pop("defaults", ["_self_"])[:-1]]
+    whole = {"data": OmegaConf.merge(*bases, own), "data_root": str(root), "seed": 0}
+    return OmegaConf.to_container(OmegaConf.create(whole).data, resolve=True)
 
 
 def configured(name: str, root: Path, **changes: Any) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def test_one_pass_epochs(root: Path) -> None:
     ("changes", "message"),
     [
         ({"num_labels": 400}, "40 labelled ones are needed"),
-        ({"num_labels": 35}, "num_labels=35 is not a positive multiple of the 10 classes"),
+        ({"num_labels": 35}, "num_labels=35 is not a positive multiple of 10 classes"),
         ({"batch_size": 100}, "batch_size \\* mu = 300 is larger than the unlabelled set"),
         ({"subset": 301}, "subset=301 but the training set has 300"),
     ],

@@ -176,7 +176,7 @@ def test_test_view_and_single_images() -> None:
 
 
 def test_unknown_view_and_field() -> None:
-    with pytest.raises(ValueError, match="strong0, strong1, test, weak"):
+    with pytest.raises(ValueError, match="weak, strong0, strong1, test"):
         views()(grey(), "strong2", KEYS)
     with pytest.raises(TypeError, match="zoomm"):
         TensorViews([0.25], [0.5], {"weak": {"zoomm": 1}}, 28)

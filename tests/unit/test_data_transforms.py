@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
+from shared.data.views.interface import normalise, planes
 from shared.data.views.per_image import (
     CIFAR10_MEAN,
     CIFAR10_STD,
     ImageNetViews,
     SmallImageViews,
     jitter_and_grey,
-    normalise,
     random_resized_crop,
 )
 from shared.randomness import key_generator, sample_keys
@@ -92,7 +92,7 @@ def test_test_views() -> None:
 
 def test_normalise() -> None:
     image = photos(1)[0]
-    found = normalise(image, CIFAR10_MEAN, CIFAR10_STD).numpy()
+    found = normalise(planes(image[None]), CIFAR10_MEAN, CIFAR10_STD)[0].numpy()
     expected = (image.transpose(2, 0, 1) / 255 - np.reshape(CIFAR10_MEAN, (3, 1, 1))) / np.reshape(
         CIFAR10_STD, (3, 1, 1)
     )
@@ -104,7 +104,9 @@ def test_random_resized_crop() -> None:
     picture = Image.fromarray(np.stack([ramp, ramp.T, ramp], -1))
     widths = []
     for key in sample_keys(0, 0, np.arange(200), "c"):
-        crop = np.asarray(random_resized_crop(picture, 32, key_generator(key))).astype(int)
+        crop = np.asarray(random_resized_crop(picture, key_generator(key), 32, (0.2, 1.0))).astype(
+            int
+        )
         assert crop.shape == (32, 32, 3)
         width, height = np.ptp(crop[16, :, 0]), np.ptp(crop[:, 16, 1])
         widths.append(width * height / 64**2)
@@ -112,7 +114,7 @@ def test_random_resized_crop() -> None:
     assert max(widths) > 0.8
     # No large part of a very long image has an allowed aspect ratio: the centre is taken.
     long = Image.fromarray(np.zeros((4, 400, 3), np.uint8))
-    assert random_resized_crop(long, 8, key_generator(0), scale=(0.9, 1.0)).size == (8, 8)
+    assert random_resized_crop(long, key_generator(0), 8, (0.9, 1.0)).size == (8, 8)
 
 
 def test_jitter_and_grey_probabilities() -> None:
