@@ -151,10 +151,7 @@ def _place_fashion_mnist(found: Path, root: Path) -> None:
 def _from_torchvision(
     name: str, dataset: Any, root: str | Path, parts: Mapping[str, Mapping[str, str]]
 ) -> Provenance:
-    """Fetch through a torchvision data set, which knows the official address and checksums.
-
-    `parts`: file or folder in `root` -> the arguments with which torchvision fetches it.
-    """
+    """Fetch the `parts` (file or folder in `root` -> arguments of the torchvision data set)."""
     root = Path(root)
 
     def complete() -> bool:

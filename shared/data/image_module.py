@@ -27,8 +27,7 @@ class ImageDataModule(pl.LightningDataModule):
         augmentation: `_target_` of the views and their arguments.
         subset: train on that many images, drawn with `subset_seed`; None for all.
         eval_batch_size: of one rank. seed: of sampling and augmentation.
-        val_split, test_split: the reader's split for validation (some official code validates on
-            the test set) and for the final figure.
+        val_split: the reader's; some official code validates on the test set.
     """
 
     def __init__(
@@ -72,10 +71,7 @@ class ImageDataModule(pl.LightningDataModule):
         return self._loader(PlainImageBatches(self.images(self._h.test_split), self.transform))
 
     def features_dataloader(self) -> EvaluationLoader:
-        """Evaluation batches of the un-augmented training images, each once, by rising index.
-
-        An unreadable image is missing here; in training another one stands in for it.
-        """
+        """Evaluation batches of the training images, each once, by rising index."""
         batches = PlainImageBatches(self.images("train"), self.transform, self.train_indices)
         return self._loader(batches)
 

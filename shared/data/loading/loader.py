@@ -33,10 +33,7 @@ class _WorkerLoader:
 
     @property
     def _iterator(self) -> Any:
-        """What Lightning's teardown looks for, also after an error, to end the workers.
-
-        Those left to the garbage collector are not told to stop: each costs a timeout of 5 s.
-        """
+        """What Lightning's teardown looks for; else each worker ends after a timeout of 5 s."""
         return self._loader._iterator
 
     @_iterator.setter
@@ -96,10 +93,8 @@ class ResumableLoader(_WorkerLoader):
 
 
 class EvaluationLoader(_WorkerLoader):
-    """All samples in order, once; rank r of w gets every w-th sample, none is repeated.
-
-    (Lightning's distributed sampler repeats samples to equalise the ranks, which biases a mean.)
-    """
+    """All samples in order, once; rank r of w gets every w-th, none is repeated (as Lightning's
+    distributed sampler does, which biases a mean)."""
 
     def __init__(
         self,

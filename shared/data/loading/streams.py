@@ -73,9 +73,8 @@ class Permutation(Permutations):
 class RestartedPasses(_Counted):
     """`passes` shuffled passes per epoch, each of which is cut into batches by itself.
 
-    No batch spans two passes. Each sample is listed `copies` times within a pass; the c-th copy in
-    pass p counts as pass p * copies + c, and so is augmented in its own way. `restart` is the
-    number of draws of a pass.
+    Each sample is listed `copies` times within a pass; the c-th copy in pass p counts as pass
+    p * copies + c, and so is augmented in its own way. `restart` is the number of draws of a pass.
     """
 
     def __init__(self, seed: int, size: int, passes: int, copies: int = 1, number: int = 0) -> None:
@@ -89,10 +88,7 @@ class RestartedPasses(_Counted):
 
 
 class WeightedDraws(_Counted):
-    """`count` independent draws with replacement, sample i with probability weights[i] / sum.
-
-    A sample drawn again within an epoch gets another pass number, hence another augmentation.
-    """
+    """`count` independent draws with replacement, sample i with probability weights[i] / sum."""
 
     def __init__(self, seed: int, weights: NDArray, count: int, number: int = 1) -> None:
         super().__init__(seed, count, number)
@@ -212,10 +208,7 @@ class StreamBatches:
 
 @lru_cache(maxsize=4)
 def permutation_stream(seed: int, epoch: int, stream: int, size: int, count: int) -> Draws:
-    """Return `count` draws: full permutations of range(size) one after another, the last one cut.
-
-    The k-th of an epoch's n passes (the cut one included) has the number epoch * n + k.
-    """
+    """Permutations of range(size), the last one cut; the k-th of an epoch's n is epoch * n + k."""
     passes = math.ceil(count / size)
     generator = np.random.default_rng([seed & (2**64 - 1), epoch, stream])
     rows = np.broadcast_to(np.arange(size), (passes, size))
@@ -226,10 +219,7 @@ def permutation_stream(seed: int, epoch: int, stream: int, size: int, count: int
 
 
 def number_repeats(positions: NDArray[np.int64], epoch: int) -> Draws:
-    """Give the r-th time that a position occurs in an epoch of n draws the pass epoch * n + r.
-
-    So no (position, pass) ever occurs twice.
-    """
+    """Give the r-th time that a position occurs in an epoch of n draws the pass epoch * n + r."""
     order = np.argsort(positions, kind="stable")
     ordered = positions[order]
     first = np.searchsorted(ordered, ordered, side="left")

@@ -103,10 +103,7 @@ def read_arrays(path: str | Path) -> dict[str, NDArray]:
 
 
 def integers(values: Any, least: int = 0) -> NDArray[np.int64]:
-    """Integers of at least `least`, given as a list or as an array of one dimension.
-
-    Anything else, as numbers with a fraction, texts, true and false, raises ValueError.
-    """
+    """Integers of at least `least` from a list or an array of one dimension; else ValueError."""
     if isinstance(values, np.ndarray):
         right = values.ndim == 1 and values.dtype.kind in "iu"
         right = right and (not values.size or int(values.max()) <= LARGEST)

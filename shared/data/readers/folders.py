@@ -59,8 +59,6 @@ def list_file(
 ) -> FolderImages:
     """Read the images that a list file names, in its order; see `read_list`.
 
-    Class names are the folders of the images, where each class has one of its own, else numbers.
-
     Args:
         lists: list file, relative to `root`; "{split}" in it stands for the split.
         images: folder that the paths in the list are relative to; `root` by default.
@@ -134,15 +132,12 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def scan(folder: Path, classes: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
-    """List the image files below each class folder, in the order of torchvision's ImageFolder.
-
-    A folder that links lead to in several ways, perhaps in circles, is listed once for a class.
-    """
+    """List the image files below each class folder, in the order of torchvision's ImageFolder."""
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
         files_of: dict[str, list[str]] = {}
-        seen: set[tuple[int, int]] = set()
+        seen: set[tuple[int, int]] = set()  # links may lead in circles
         for parent, folders, files in os.walk(folder / name, followlinks=True):
             status = os.stat(parent)
             if (place := (status.st_dev, status.st_ino)) in seen:

@@ -17,10 +17,7 @@ from shared.files import replacing
 
 
 def imagenet(root: str | Path, split: str, max_corrupt: float = 0.01) -> FolderImages:
-    """Read `root/train/<class>/*` ("train") or `root/val/<class>/*` ("test", "val").
-
-    Classes are numbered in the order of their sorted folder names.
-    """
+    """Read `root/train/<class>/*` ("train") or `root/val/<class>/*` ("test", "val")."""
     folder = Path(root) / {"train": "train", "test": "val", "val": "val"}[split]
     if not folder.is_dir():
         raise DataNotFoundError(

@@ -9,10 +9,7 @@ PACKAGE = "package:"
 
 
 def package_files(source: str, instead: str) -> list[Path] | None:
-    """Paths of the files of the package that "package:NAME" names; None if `source` is a path.
-
-    `instead` says in the error, if no such package is installed, what can be given otherwise.
-    """
+    """Paths of the files of the package that "package:NAME" names; None if `source` is a path."""
     name = source.removeprefix(PACKAGE)
     if name == source:
         return None

@@ -82,10 +82,7 @@ def stl10_fold_split(
     root: str | Path,
     fold: int | None = None,
 ) -> Split:
-    """Label the images of an official fold; unlabelled are the images without any label.
-
-    `fold` None takes fold seed % 10. The official list has ten folds of 1,000 images.
-    """
+    """Label the images of an official fold, by default seed % 10; the others have no label."""
     path = Path(root) / "stl10_binary" / "fold_indices.txt"
     with refusing(f"{path}: not lists of images"):
         folds = [integers([int(place) for place in line.split()]) for line in text_lines(path)]

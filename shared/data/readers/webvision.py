@@ -66,10 +66,7 @@ def webvision(
 
 
 def training_list(root: Path, num_classes: int) -> tuple[list[str], NDArray[np.int64]]:
-    """Return the paths, relative to `root`, and labels of both lists; google's come first.
-
-    A path that is listed twice stays twice, with its last label both times.
-    """
+    """Paths and labels of both lists, google's first; of a path listed twice the last label."""
     paths: list[str] = []
     label_of: dict[str, int] = {}
     for source in ("google", "flickr"):

@@ -1,7 +1,4 @@
-"""Batches of sequences that are about equally long and have nothing in common.
-
-A pure function of (seed, epoch), like the schedules of `shared.data.loading.streams`.
-"""
+"""Batches of sequences that are about equally long and have nothing in common."""
 
 import warnings
 from collections.abc import Iterator, Sequence

@@ -75,8 +75,5 @@ def normalise(values: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 
 
 def build_views(config: Mapping[str, Any]) -> Views:
-    """Build the views that `{"_target_": "shared.data....", **arguments}` describes.
-
-    What is no class of views, or arguments that do not fit it, raise ValueError or TypeError.
-    """
+    """Build what `{"_target_": "shared.data....", **arguments}` names, if that are views."""
     return build(config, Views)  # type: ignore[type-abstract]

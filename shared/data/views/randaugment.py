@@ -114,10 +114,7 @@ def brightness(image: Picture, factor: float) -> Picture:
 
 
 def sharpness(image: Picture, factor: float, clip: bool = False) -> Picture:
-    """Blend with a smoothed image, whose one-pixel border is the original: above 1 sharpens.
-
-    Values outside 0..255 wrap around unless `clip`.
-    """
+    """Blend with a smoothed image, all but its border; values wrap around unless `clip`."""
     whole = image.astype(np.float32)  # sums of integers are exact
     centre = whole[1:-1, 1:-1]
     rows = whole[:-2] + whole[1:-1] + whole[2:]

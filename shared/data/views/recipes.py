@@ -134,20 +134,16 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 class RecipeViews(PictureViews):
-    """Views by recipes.
+    """Views of (H, W, 3), (H, W, 4) or (H, W) uint8 images of any size.
 
-    Images are (H, W, 3), (H, W, 4) or (H, W) uint8 of any size; they become grey where `mean` has
-    one value. Transparent ones are laid on white, unless a recipe begins with `ground`. Views that
-    differ in name only are independent draws of the same recipe.
+    They become grey where `mean` has one value. Transparent ones are laid on white, unless a recipe
+    begins with `ground`.
 
     Args:
         test_resize: the view "test" is the centre crop of `size` after resizing the shorter side to
-            this; None takes pictures of that size as they are and resizes others to it.
+            this; None resizes pictures to `size`.
         recipes: view name -> operations in order, each {op: name, its arguments}.
         interpolation: "bilinear" or "bicubic", in the test view and wherever a recipe resizes.
-
-    Raises:
-        ValueError: an operation or argument that does not exist, or a value out of its range.
     """
 
     def __init__(

@@ -29,10 +29,7 @@ _CONTRAST, _BRIGHT, _CUT_X, _CUT_Y = range(8, 12)
 
 @dataclass(frozen=True)
 class Recipe:
-    """The random changes of one view; zero or None switches one off.
-
-    Sizes that are floats are fractions of the side, integers are pixels.
-    """
+    """The random changes of one view; zero or None switches one off. See `pixels` for sizes."""
 
     shift: float = 0.0  # largest to either side
     flip: float = 0.0  # probability of a horizontal flip
@@ -111,10 +108,7 @@ def shift_and_flip(images: Pixels, recipe: Recipe, draws: NDArray[np.float64], f
 
 
 def affine_matrices(recipe: Recipe, draws: NDArray[np.float64], size: Sequence[int]) -> Tensor:
-    """Return (N, 2, 3): source position = matrix @ (x, y, 1) of the target position.
-
-    Positions are in pixels from the image's centre, x to the right and y down.
-    """
+    """Return (N, 2, 3): source position = matrix @ (x, y, 1) of the target, from the centre."""
     height, width = size
     signed = 2 * draws - 1
     angle = np.deg2rad(recipe.rotation) * signed[:, _ANGLE]
