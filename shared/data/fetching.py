@@ -58,7 +58,9 @@ def fashion_mnist(root: str | Path) -> Provenance:
     ways = {
         "TENFOLD_SOURCES": _local_idx_folder,
         f"Debian package {DEBIAN_PACKAGE}": _debian_archive,
-        "torchvision's download": _torchvision_fashion_mnist,
+        "torchvision's download": lambda w: (
+            _download(datasets.FashionMNIST, w) / "FashionMNIST/raw"
+        ),
     }
     with waiting_for(root):
         if not _has_fashion_mnist(root):
@@ -133,11 +135,6 @@ def _debian_archive(workspace: Path) -> Path:
     return workspace / "unpacked" / DEBIAN_FOLDER
 
 
-def _torchvision_fashion_mnist(workspace: Path) -> Path:
-    _download(datasets.FashionMNIST, workspace)
-    return workspace / "FashionMNIST" / "raw"
-
-
 def _place_fashion_mnist(found: Path, root: Path) -> None:
     if not _has_fashion_mnist(found):
         raise _UnavailableError(f"{found} lacks some of the files")
@@ -206,11 +203,12 @@ def _try_all(
     )
 
 
-def _download(dataset: Callable[..., Any], folder: Path, **arguments: str) -> None:
+def _download(dataset: Callable[..., Any], folder: Path, **arguments: str) -> Path:
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(30)
     try:
         dataset(folder, download=True, **arguments)
+        return folder
     except (OSError, RuntimeError) as error:
         raise _UnavailableError(f"failed ({one_line(error)})") from error
     finally:

@@ -185,12 +185,9 @@ def places(root: Path) -> Path:
 
 def inaturalist(root: Path) -> Path:
     picture(root / "a.jpg")
-    value = {
-        "images": [{"id": 1, "file_name": "a.jpg"}],
-        "annotations": [{"image_id": 1, "category_id": 0}],
-        "categories": [{"id": 0, "name": "moss"}],
-    }
-    return content(root / "val2018.json", value)
+    value = {"images": [{"id": 1, "file_name": "a.jpg"}], "categories": [{"id": 0, "name": "moss"}]}
+    annotations = {"annotations": [{"image_id": 1, "category_id": 0}]}
+    return content(root / "val2018.json", value | annotations)
 
 
 def folders(root: Path) -> Path:
@@ -199,13 +196,21 @@ def folders(root: Path) -> Path:
     return root
 
 
+def split_again(root: Path) -> object:
+    return split_file(imagenet(root, "train"), np.arange(4), 2, 0, root / "split.json")
+
+
 def split(root: Path) -> Path:
-    split_file(imagenet(folders(root), "train"), np.arange(4), 2, 0, root / "split.json")
+    split_again(folders(root))
     return root / "split.json"
 
 
+def fraction_again(root: Path) -> object:
+    return imagenet_fraction(root, "train", 0.5, root / "part.txt")
+
+
 def fraction(root: Path) -> Path:
-    imagenet_fraction(folders(root), "train", 0.5, root / "part.txt")
+    fraction_again(folders(root))
     return root / "part.txt"
 
 
@@ -225,6 +230,10 @@ def web(name: str) -> Callable[[Path], Path]:
     return build
 
 
+def of_clean(folder: Path) -> object:
+    return webvision(folder, "train", 1, cleaned=folder / "clean.json")
+
+
 def truth(root: Path) -> object:
     data = object.__new__(WebData)
     images = webvision(root, "train", num_classes=1)
@@ -237,10 +246,7 @@ def truth(root: Path) -> object:
 
 VIEWS = {
     "_target_": "shared.data.views.recipes.RecipeViews",
-    "size": 8,
-    "test_resize": None,
-    "mean": [0.5] * 3,
-    "std": [0.5] * 3,
+    **{"size": 8, "test_resize": None, "mean": [0.5] * 3, "std": [0.5] * 3},
     "recipes": {"train": [{"op": "resize"}]},
 }
 
@@ -374,19 +380,10 @@ def kept(folder: Path) -> Path:
 
 
 def config(folder: Path) -> Path:
-    value = {
-        "model_type": "bert",
-        "vocab_size": 30,
-        "hidden_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "intermediate_size": 8,
-        "max_position_embeddings": 16,
-        "type_vocab_size": 2,
-        "hidden_dropout_prob": 0.1,
-        "layer_norm_eps": 1e-12,
-        "pad_token_id": 0,
-    }
+    sizes = {"vocab_size": 30, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 8, "max_position_embeddings": 16, "type_vocab_size": 2}
+    rates = {"hidden_dropout_prob": 0.1, "layer_norm_eps": 1e-12}
+    value = {"model_type": "bert", "pad_token_id": 0, **sizes, **rates}
     return content(folder / "config.json", value)
 
 
@@ -426,31 +423,15 @@ READERS = [
     Reader("iNaturalist", inaturalist, lambda f: inaturalist2018(f, "val")),
     Reader("VOC2007 last list", voc("tvmonitor"), lambda f: voc2007(f, "test")),
     Reader("Places205 list", places, lambda f: places205(f, "val")),
-    Reader(
-        "ImageNet split",
-        split,
-        lambda f: split_file(imagenet(f, "train"), np.arange(4), 2, 0, f / "split.json"),
-        RAW,
-        MADE_ANEW,
-    ),
-    Reader(
-        "ImageNet fraction",
-        fraction,
-        lambda f: imagenet_fraction(f, "train", 0.5, f / "part.txt"),
-        RAW,
-        MADE_ANEW,
-    ),
+    Reader("ImageNet split", split, split_again, RAW, MADE_ANEW),
+    Reader("ImageNet fraction", fraction, fraction_again, RAW, MADE_ANEW),
     *(
         Reader(f"WebVision {name}", web(name), reading, handles=handles)
         for name, reading, handles in (
             ("info/train_filelist_google.txt", lambda f: webvision(f, "train", 1), frozenset()),
             ("info/val_filelist.txt", lambda f: webvision(f, "val", 1), frozenset()),
             ("info/class_names.txt", lambda f: webvision(f, "val", 1), frozenset({"missing"})),
-            (
-                "clean.json",
-                lambda f: webvision(f, "train", 1, cleaned=f / "clean.json"),
-                frozenset(),
-            ),
+            ("clean.json", of_clean, frozenset()),
         )
     ),
     Reader("MoPro's truth", web("truth.json"), truth),
@@ -462,17 +443,8 @@ READERS = [
             ("VQA", vqa, ("vqa_train.json", "vqa_test.json", "answer_list.json")),
             ("NLVR2", nlvr, ("nlvr_train.json", "nlvr_dev.json")),
             ("SNLI-VE", entailment, ("ve_train.json", "ve_dev.json")),
-            (
-                "RefCOCO+",
-                grounding,
-                (
-                    "refcoco+_train.json",
-                    "refcoco+_val.json",
-                    "dets.json",
-                    "refcoco+/instances.json",
-                    "refcoco+/refs(unc).p",
-                ),
-            ),
+            ("RefCOCO+", grounding, ("refcoco+_train.json", "refcoco+_val.json", "dets.json")),
+            ("RefCOCO+", grounding, ("refcoco+/instances.json", "refcoco+/refs(unc).p")),
         )
         for name in names
     ),
@@ -632,12 +604,8 @@ def npy(length: int) -> bytes:
 
 def saved(**changes: Any) -> Callable[[Path], object]:
     def put(folder: Path) -> None:
-        value = {
-            "images": np.zeros((2, 4, 4), np.uint8),
-            "labels": [0, 1],
-            "class_names": ["x", "y"],
-        }
-        np.savez(folder / "a.npz", **value | changes)
+        value = {"labels": [0, 1], "class_names": ["x", "y"]}
+        np.savez(folder / "a.npz", **{"images": np.zeros((2, 4, 4), np.uint8)} | value | changes)
 
     return put
 
@@ -713,10 +681,6 @@ def batch(folder: Path) -> object:
 
 def of_archive(folder: Path) -> object:
     return archive(folder, "train", "a.npz")
-
-
-def of_clean(folder: Path) -> object:
-    return webvision(folder, "train", 1, cleaned=folder / "clean.json")
 
 
 def of_inat(folder: Path) -> object:

@@ -22,7 +22,7 @@ class _WorkerLoader:
         self._loader: DataLoader = DataLoader(
             dataset,  # type: ignore[arg-type]
             batch_sampler=batches,
-            collate_fn=_identity,
+            collate_fn=dict,  # batches come collated
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -127,7 +127,3 @@ class _Plans:
 
     def __iter__(self) -> Iterator[Any]:
         return self.schedule.batches(self.epoch, self.start)
-
-
-def _identity(batch: Any) -> Any:
-    return batch

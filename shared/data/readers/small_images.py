@@ -29,7 +29,8 @@ def fashion_mnist(root: str | Path, split: str) -> ArrayImages:
         path = Path(root) / f"{stem}-{part}"
         packed = path.with_name(f"{path.name}.gz")
         parts.append(read_idx(path if os.path.lexists(path) else packed, dimensions))
-    return ArrayImages(*parts, FASHION_MNIST_CLASSES, f"{root} ({split})")
+    images, labels = parts
+    return ArrayImages(images, labels, FASHION_MNIST_CLASSES, f"{root} ({split})")
 
 
 def cifar10(root: str | Path, split: str) -> ArrayImages:
@@ -147,8 +148,9 @@ def _cifar(folder: Path, names: list[str], label_key: str, meta: str) -> ArrayIm
             labels.append(integers(labelled))
     content = read_pickle(folder / meta)
     class_names = content.get("label_names") or content.get("fine_label_names")
-    right = isinstance(class_names, list) and all(isinstance(n, bytes | str) for n in class_names)
-    if not right:
+    if not isinstance(class_names, list) or not all(
+        isinstance(n, bytes | str) for n in class_names
+    ):
         raise DataCorruptError(f"{folder / meta}: no list of `label_names` or `fine_label_names`")
     joint = np.ascontiguousarray(np.concatenate(images))
     decoded = [n.decode("latin-1") if isinstance(n, bytes) else n for n in class_names]

@@ -67,9 +67,9 @@ class LengthBuckets:
         if self._groups:
             batches, left_out = _separated(batches, self._groups)
             if left_out:
-                share = f"epoch {epoch}: {left_out} of {len(self.lengths)} training samples"
+                count = f"epoch {epoch}: {left_out} of {len(self.lengths)} training samples"
                 reason = "every batch has one of their group already"
-                warnings.warn(f"{share} are left out, {reason}", stacklevel=2)
+                warnings.warn(f"{count} are left out, {reason}", stacklevel=2)
         order = [*generator.permutation(self.full).tolist(), self.full]
         for batch in (batches[place] for place in order[start : self.steps]):
             share = len(batch) // self.world

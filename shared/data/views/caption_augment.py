@@ -12,22 +12,10 @@ from functools import partial
 import numpy as np
 
 from shared.data.views import randaugment
-from shared.data.views.randaugment import Entry, Picture, enhance, per_channel, sharpness
+from shared.data.views.randaugment import Entry, Picture, enhance, sharpness
 
 LEVEL = 7
-
-
-def auto_contrast(image: Picture) -> Picture:
-    """Stretch each channel to 0..255; a constant one stays."""
-
-    def stretched(channel: Picture) -> Picture | None:
-        low, high = int(channel.min()), int(channel.max())
-        if high == low:
-            return None
-        return ((np.arange(256) - low) * 255 // (high - low)).clip(0, 255).astype(np.uint8)
-
-    return per_channel(image, stretched)
-
+auto_contrast = partial(randaugment.auto_contrast, whole=True)
 
 # In the order of the official list.
 OFFICIAL: dict[str, Entry] = {

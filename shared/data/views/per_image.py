@@ -119,7 +119,7 @@ def random_resized_crop(
     """
     width, height = picture.size
     for _ in range(10):
-        area = width * height * generator.uniform(*scale)
+        area = width * height * generator.uniform(scale[0], scale[1])
         aspect = math.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1])))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:

@@ -42,13 +42,16 @@ def per_channel(image: Picture, table: Callable[[Picture], NDArray | None]) -> P
     return out
 
 
-def auto_contrast(image: Picture) -> Picture:
-    """Stretch a channel that holds a 0 to 0..255; any other turns white, a constant one stays."""
+def auto_contrast(image: Picture, whole: bool = False) -> Picture:
+    """Stretch a channel that holds a 0 (`whole`: any) to 0..255; others turn white, but constant
+    ones stay."""
 
     def stretched(channel: Picture) -> NDArray | None:
         low, high = int(channel.min()), int(channel.max())
         if high == low:
             return None
+        if whole:
+            return _to_uint8((np.arange(256) - low) * 255 // (high - low))
         scale = 255 / (high - low)
         return _to_uint8(np.arange(256) * scale + (-low % 256) * scale)
 

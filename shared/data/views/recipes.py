@@ -80,7 +80,7 @@ def blur(
     """A Gaussian blur of radius uniform in `sigma`, in pixels, with probability `p`."""
     if generator.random() >= p:
         return picture
-    return picture.filter(ImageFilter.GaussianBlur(generator.uniform(*sigma)))
+    return picture.filter(ImageFilter.GaussianBlur(generator.uniform(sigma[0], sigma[1])))
 
 
 def rand_augment(
@@ -145,6 +145,8 @@ class RecipeViews(PictureViews):
         recipes: view name -> operations in order, each {op: name, its arguments}.
         interpolation: "bilinear" or "bicubic", in the test view and wherever a recipe resizes.
     """
+
+    recipes: dict[str, list[partial[Picture]]]
 
     def __init__(
         self,

@@ -50,6 +50,8 @@ class TensorViews(Views):
         fill: value in 0..1 outside the image. cutout_fill: value of the blanked square.
     """
 
+    recipes: dict[str, Recipe]
+
     def __init__(
         self,
         mean: Sequence[float],
@@ -66,8 +68,9 @@ class TensorViews(Views):
     def _values(self, images: Pictures, view: str, keys: Keys | None) -> Tensor:
         if not isinstance(images, np.ndarray):
             mode, size = "L" if len(self.mean) == 1 else "RGB", (self.size, self.size)
-            pictures = [Image.fromarray(image).convert(mode) for image in images]
-            images = np.stack([p.resize(size, Image.Resampling.BILINEAR) for p in pictures])
+            pictures = (Image.fromarray(image).convert(mode) for image in images)
+            resized = (p.resize(size, Image.Resampling.BILINEAR) for p in pictures)
+            images = np.stack([np.asarray(picture) for picture in resized])
         if keys is None:
             return planes(images)
         recipe, draws = self.recipes[view], key_uniforms(keys, 12)
