@@ -65,15 +65,18 @@ class ImageDataModule(pl.LightningDataModule):
         return self._sets[split]
 
     def val_dataloader(self) -> EvaluationLoader:
-        return self._loader(PlainImageBatches(self.images(self._h.val_split), self.transform))
+        return self._evaluation(self._h.val_split)
 
     def test_dataloader(self) -> EvaluationLoader:
-        return self._loader(PlainImageBatches(self.images(self._h.test_split), self.transform))
+        return self._evaluation(self._h.test_split)
 
     def features_dataloader(self) -> EvaluationLoader:
         """Evaluation batches of the training images, each once, by rising index."""
         batches = PlainImageBatches(self.images("train"), self.transform, self.train_indices)
         return self._loader(batches)
+
+    def _evaluation(self, split: str) -> EvaluationLoader:
+        return self._loader(PlainImageBatches(self.images(split), self.transform))
 
     def _loader(self, dataset: PlainImageBatches) -> EvaluationLoader:
         h, ranks = self._h, self._rank_and_world()
