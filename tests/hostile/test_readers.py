@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import shutil
 import struct
 import tarfile
@@ -542,16 +543,6 @@ def fits(reader: Reader, damage: str, error: Exception | None, folder: Path, nam
 # --- attacks -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Attack:
-    """What a stranger puts into a folder, and what the reader says to it; None: it just reads."""
-
-    name: str
-    put: Callable[[Path], object]
-    read: Callable[[Path], object]
-    message: str | None
-
-
 def pickled(value: Any, protocol: int = 4) -> Callable[[Path], object]:
     if not isinstance(value, bytes):
         value = pickle.dumps(value, protocol)
@@ -688,9 +679,8 @@ def of_inat(folder: Path) -> object:
 
 
 ENDLESS = b"(" + TUPLES  # what would be hashed for ever
-BY_READER: dict[
-    Callable[[Path], object], list[tuple[str, Callable[[Path], object], str | None]]
-] = {
+# What a stranger puts into a folder, and what the reader says to it; None: it just reads.
+BY_READER: dict[Callable, list[tuple[str, Callable[[Path], object], str | None]]] = {
     plain: [
         ("a pickle that runs a command", pickled([Call(os.system, "true")]), "system"),
         ("a list of 2^45 items", pickled(shared_references(list)), "without end"),
@@ -775,7 +765,11 @@ BY_READER: dict[
     ],
     references: [("an image twice", twice, "before")],
 }
-ATTACKS = [Attack(n, put, read, m) for read, rows in BY_READER.items() for n, put, m in rows]
+ATTACKS = [
+    pytest.param(put, read, message, id=name)
+    for read, rows in BY_READER.items()
+    for name, put, message in rows
+]
 
 NUMBERS = (True, 0.5, "0", 10**30, -1, None)
 PAIRS, INSTANCES = made_pairs("pairs_val.json"), made_pairs("refcoco+/instances.json")
@@ -827,16 +821,16 @@ def check_refusal(folder: Path, read: Callable[[Path], object], message: str) ->
     assert len(str(error)) < 1000
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
-def test_an_attack_is_refused(attack, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("put", "read", "message"), ATTACKS)
+def test_an_attack_is_refused(put, read, message, tmp_path, monkeypatch):
     monkeypatch.setattr("shared.data.readers.files.SMALL", 1 << 18)
     folder = tmp_path / "d"
     folder.mkdir()
-    attack.put(folder)
-    if attack.message is None:
-        assert outcome(folder, attack.read) is None
+    put(folder)
+    if message is None:
+        assert outcome(folder, read) is None
     else:
-        check_refusal(folder, attack.read, attack.message)
+        check_refusal(folder, read, message)
 
 
 @pytest.mark.parametrize(
@@ -860,12 +854,6 @@ def test_a_value_that_cannot_be_is_refused(build, place, values, read, message, 
 def test_no_pickle_is_read_by_the_interpreter_in_c(tmp_path: Path) -> None:
     """A key of an exponential hash would not even let the alarm ring."""
     (tmp_path / "p").write_bytes(b"\x80\x04Nr\xff\xff\xff\x7f.")
-    before = _peak()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert plain(tmp_path) is None
-    assert _peak() - before < 1 << 20  # KiB
-
-
-def _peak() -> int:
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 20  # KiB

