@@ -1,7 +1,7 @@
 """Make a data set present on this machine: idempotent, checked, placed whole or not at all.
 
-Each function takes the folder that the reader of `shared.data.readers.small_images` will be
-given and returns {name: {"files": {relative path: sha256 of the content}, "licence": str}} for results.json.
+Each function takes the folder that its reader in `shared.data.readers` will be given and returns
+{name: {"files": {relative path: sha256 of the content}, "licence": str}} for results.json.
 Environment: TENFOLD_SOURCES is a folder of files that you have already; TENFOLD_CACHE (data/cache)
 keeps downloaded archives.
 """
@@ -12,9 +12,11 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from torchvision import datasets
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.packages import cache_folder, given_folder, run_client, sha256_of, waiting_for
@@ -31,6 +33,12 @@ FASHION_MNIST_SHA256 = {
     "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+LICENCES = {
+    "cifar-10": "none stated; free for research, cite Krizhevsky 2009",
+    "cifar-100": "none stated; free for research, cite Krizhevsky 2009",
+    "stl-10": "none stated; derived from ImageNet, cite Coates et al. 2011",
+    "svhn": "non-commercial use only, cite Netzer et al. 2011",
 }
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = "usr/share/datasets/fashion-mnist"
@@ -50,7 +58,9 @@ def fashion_mnist(root: str | Path) -> Provenance:
     ways = {
         "TENFOLD_SOURCES": _local_idx_folder,
         f"Debian package {DEBIAN_PACKAGE}": _debian_archive,
-        "torchvision's download": _torchvision_fashion_mnist,
+        "torchvision's download": lambda w: (
+            _download(datasets.FashionMNIST, w) / "FashionMNIST/raw"
+        ),
     }
     with waiting_for(root):
         if not _has_fashion_mnist(root):
@@ -64,49 +74,37 @@ def fashion_mnist(root: str | Path) -> Provenance:
 
 def cifar10(root: str | Path) -> Provenance:
     """CIFAR-10 (Krizhevsky 2009) in `root/cifar-10-batches-py`."""
-    return _from_torchvision("cifar-10", "CIFAR10", root, ["cifar-10-batches-py"], [{}])
+    return _from_torchvision("cifar-10", datasets.CIFAR10, root, {"cifar-10-batches-py": {}})
 
 
 def cifar100(root: str | Path) -> Provenance:
     """CIFAR-100 (Krizhevsky 2009) in `root/cifar-100-python`."""
-    return _from_torchvision("cifar-100", "CIFAR100", root, ["cifar-100-python"], [{}])
+    return _from_torchvision("cifar-100", datasets.CIFAR100, root, {"cifar-100-python": {}})
 
 
 def stl10(root: str | Path) -> Provenance:
     """STL-10 (Coates et al. 2011) in `root/stl10_binary`; 2.6 GB to fetch, 2.8 GB unpacked."""
-    return _from_torchvision("stl-10", "STL10", root, ["stl10_binary"], [{"split": "train"}])
+    return _from_torchvision("stl-10", datasets.STL10, root, {"stl10_binary": {"split": "train"}})
 
 
 def svhn(root: str | Path) -> Provenance:
     """SVHN (Netzer et al. 2011), cropped digits, `train` and `test`, in `root`."""
-    variants = [{"split": "train"}, {"split": "test"}]
-    names = ["train_32x32.mat", "test_32x32.mat"]
-    return _from_torchvision("svhn", "SVHN", root, names, variants)
+    parts = {f"{split}_32x32.mat": {"split": split} for split in ("train", "test")}
+    return _from_torchvision("svhn", datasets.SVHN, root, parts)
 
 
 def imagenet(root: str | Path) -> Provenance:
     """ImageNet can't be fetched: check that the folders are there, or say what belongs where."""
-    for part in ("train", "val"):
-        folder = Path(root) / part
+    for folder in (Path(root) / "train", Path(root) / "val"):
         if not folder.is_dir():
             raise DataNotFoundError(
-                f"{folder} not found. ImageNet (ILSVRC 2012) is handed out by its owners after "
-                f"registration: unpack it as {folder}/<class>/*.JPEG, or set TENFOLD_DATA=DIR so "
-                "that DIR/imagenet is the folder that you have"
+                f"{folder} not found. ImageNet is handed out after registration: unpack it as "
+                f"{folder}/<class>/*.JPEG, or set TENFOLD_DATA=DIR with DIR/imagenet"
             )
     return {"imagenet": {"files": {}, "licence": "ImageNet terms of access (non-commercial)"}}
 
 
-LICENCES = {
-    "cifar-10": "none stated; free for research, cite Krizhevsky 2009",
-    "cifar-100": "none stated; free for research, cite Krizhevsky 2009",
-    "stl-10": "none stated; derived from ImageNet, cite Coates et al. 2011",
-    "svhn": "non-commercial use only, cite Netzer et al. 2011",
-}
-
-
 def _local_idx_folder(_: Path) -> Path:
-    """The folder that holds the four files: below TENFOLD_SOURCES or as the Debian package does."""
     given = given_folder()
     below = ("", "fashion-mnist", "fashion_mnist", "FashionMNIST/raw")
     folders = [given / name for name in below] if given else []
@@ -117,30 +115,27 @@ def _local_idx_folder(_: Path) -> Path:
 
 
 def _debian_archive(workspace: Path) -> Path:
-    """Fetch the archive with apt (no root needed, nothing is installed) and unpack it."""
+    """Fetch with apt, which needs no root, and unpack without installing."""
+
+    def required(*command: str) -> None:
+        if problem := run_client(command, workspace):
+            raise _UnavailableError(f"{' '.join(command[:3])}: {problem}")
+
     cache = cache_folder() / "debian"
     archive = next(cache.glob(f"{DEBIAN_PACKAGE}_*.deb"), None)
     if archive is None:
         download = ["apt-get", "-q", "download", DEBIAN_PACKAGE]
         if run_client(download, workspace):  # a fresh machine has no package index yet
-            _required(["apt-get", "-q", "update"], workspace)
-            _required(download, workspace)
+            required("apt-get", "-q", "update")
+            required(*download)
         fetched = next(workspace.glob("*.deb"))
         cache.mkdir(parents=True, exist_ok=True)
         archive = Path(shutil.move(fetched, cache / fetched.name))
-    _required(["dpkg-deb", "-x", str(archive), "unpacked"], workspace)
+    required("dpkg-deb", "-x", str(archive), "unpacked")
     return workspace / "unpacked" / DEBIAN_FOLDER
 
 
-def _torchvision_fashion_mnist(workspace: Path) -> Path:
-    from torchvision.datasets import FashionMNIST
-
-    _download(FashionMNIST, workspace)
-    return workspace / "FashionMNIST" / "raw"
-
-
 def _place_fashion_mnist(found: Path, root: Path) -> None:
-    """Put the checked, unpacked files into `root`."""
     if not _has_fashion_mnist(found):
         raise _UnavailableError(f"{found} lacks some of the files")
     for name, expected in FASHION_MNIST_SHA256.items():
@@ -151,48 +146,40 @@ def _place_fashion_mnist(found: Path, root: Path) -> None:
 
 
 def _from_torchvision(
-    name: str,
-    class_name: str,
-    root: str | Path,
-    entries: Sequence[str],
-    variants: Sequence[dict[str, str]],
+    name: str, dataset: Any, root: str | Path, parts: Mapping[str, Mapping[str, str]]
 ) -> Provenance:
-    """Fetch through a torchvision data set, which knows the official address and checksums."""
-    from torchvision import datasets
-
-    dataset = getattr(datasets, class_name)
+    """Fetch the `parts` (file or folder in `root` -> arguments of the torchvision data set)."""
     root = Path(root)
 
-    def complete(folder: Path) -> bool:
+    def complete() -> bool:
         try:
-            for variant in variants:
-                dataset(folder, download=False, **variant)
+            for arguments in parts.values():
+                dataset(root, download=False, **arguments)
         except (RuntimeError, OSError):
             return False
         return True
 
     def fetch(workspace: Path) -> Path:
         if given := given_folder():  # what torchvision finds in place it does not fetch again
-            names = [getattr(dataset, "filename", None), *entries]
-            for path in (given / n for n in names if n):
+            for path in (given / n for n in (getattr(dataset, "filename", None), *parts) if n):
                 if path.is_dir():
                     shutil.copytree(path, workspace / path.name)
                 elif path.is_file():
                     shutil.copy(path, workspace)
-        for variant in variants:
-            _download(dataset, workspace, **variant)
+        for arguments in parts.values():
+            _download(dataset, workspace, **arguments)
         return workspace
 
     def place(found: Path, target: Path) -> None:
-        for entry in entries:
-            if (target / entry).is_dir():
-                shutil.rmtree(target / entry)
-            os.replace(found / entry, target / entry)
+        for part in parts:
+            if (target / part).is_dir():
+                shutil.rmtree(target / part)
+            os.replace(found / part, target / part)
 
     with waiting_for(root):
-        if not complete(root):
+        if not complete():
             _try_all(name, root, {"TENFOLD_SOURCES, torchvision's download": fetch}, place)
-    inside = (p for e in entries for p in (root / e, *(root / e).rglob("*")))
+    inside = (p for part in parts for p in (root / part, *(root / part).rglob("*")))
     files = {str(p.relative_to(root)): sha256_of(p) for p in sorted(inside) if p.is_file()}
     return {name: {"files": files, "licence": LICENCES[name]}}
 
@@ -200,11 +187,6 @@ def _from_torchvision(
 def _try_all(
     name: str, root: Path, ways: Mapping[str, Way], place: Callable[[Path, Path], None]
 ) -> None:
-    """Use the first way that works, within a temporary folder beside the target.
-
-    Raises:
-        DataNotFoundError: none works; lists what was tried and what to place where.
-    """
     tried = []
     for title, way in ways.items():
         with tempfile.TemporaryDirectory(dir=root.resolve(), prefix=".fetching-") as workspace:
@@ -216,25 +198,21 @@ def _try_all(
                 log.info("%s: fetched by %s into %s", name, title, root)
                 return
     raise DataNotFoundError(
-        f"{name} is not in {root} and could not be fetched ({'; '.join(tried)}). Place its official "
-        f"files in {root}, or in a folder named by TENFOLD_SOURCES, and run the same command again"
+        f"{name} is not in {root} and could not be fetched ({'; '.join(tried)}). Place its official"
+        f" files in {root}, or in a folder named by TENFOLD_SOURCES, and run the same command again"
     )
 
 
-def _download(dataset: Callable[..., Any], folder: Path, **arguments: str) -> None:
+def _download(dataset: Callable[..., Any], folder: Path, **arguments: str) -> Path:
     patience = socket.getdefaulttimeout()
     socket.setdefaulttimeout(30)
     try:
         dataset(folder, download=True, **arguments)
+        return folder
     except (OSError, RuntimeError) as error:
         raise _UnavailableError(f"failed ({one_line(error)})") from error
     finally:
         socket.setdefaulttimeout(patience)
-
-
-def _required(command: list[str], folder: Path) -> None:
-    if problem := run_client(command, folder):
-        raise _UnavailableError(f"{' '.join(command[:3])}: {problem}")
 
 
 def _has_fashion_mnist(folder: Path) -> bool:

@@ -8,8 +8,8 @@ import numpy as np
 import pytorch_lightning as pl
 from numpy.typing import NDArray
 
-from shared.data.loading.batches import PlainImageBatches
 from shared.data.images import ImageSet
+from shared.data.loading.batches import PlainImageBatches
 from shared.data.loading.loader import EvaluationLoader
 from shared.data.splits import seeded_subset
 from shared.data.views.interface import build_views
@@ -23,14 +23,11 @@ class ImageDataModule(pl.LightningDataModule):
     `indices` (B,) int64, the images' places in their split.
 
     Args:
-        dataset: `_target_` of a reader in `shared.data` and its arguments but `split`.
-        augmentation: `_target_` of the views (`shared.data.views.per_image` per image,
-            `shared.data.views.tensors` per batch) and their arguments.
+        dataset: `_target_` of a reader and its arguments but `split`.
+        augmentation: `_target_` of the views and their arguments.
         subset: train on that many images, drawn with `subset_seed`; None for all.
-        eval_batch_size: of one rank. num_workers: processes per loader.
-        seed: of sampling and augmentation.
-        val_split, test_split: the reader's split for validation (some official code validates on
-            the test set) and for the final figure.
+        eval_batch_size: of one rank. seed: of sampling and augmentation.
+        val_split: the reader's; some official code validates on the test set.
     """
 
     def __init__(
@@ -74,11 +71,7 @@ class ImageDataModule(pl.LightningDataModule):
         return self._evaluation(self._h.test_split)
 
     def features_dataloader(self) -> EvaluationLoader:
-        """Evaluation batches of the un-augmented training images, each once, by rising index.
-
-        With several ranks each gets every w-th image and none is repeated. An unreadable image is
-        missing here; in training another one stands in for it.
-        """
+        """Evaluation batches of the training images, each once, by rising index."""
         batches = PlainImageBatches(self.images("train"), self.transform, self.train_indices)
         return self._loader(batches)
 
@@ -86,11 +79,8 @@ class ImageDataModule(pl.LightningDataModule):
         return self._loader(PlainImageBatches(self.images(split), self.transform))
 
     def _loader(self, dataset: PlainImageBatches) -> EvaluationLoader:
-        h = self._h
-        rank, world = self._rank_and_world()
-        return EvaluationLoader(
-            dataset, len(dataset), h.eval_batch_size, h.num_workers, rank, world
-        )
+        h, ranks = self._h, self._rank_and_world()
+        return EvaluationLoader(dataset, len(dataset), h.eval_batch_size, h.num_workers, *ranks)
 
     def _rank_and_world(self) -> tuple[int, int]:
         if self.trainer is None:

@@ -1,57 +1,50 @@
 """Sets of labelled images behind one light interface.
 
 `ArrayImages` holds small images in one uint8 array; `FolderImages` reads files when asked. Both
-give `labels` (N,) int64 with -1 for unknown, `class_names`, `len()` and
-`take(indices, pool) -> (images, indices)`. `MultiLabelImages` are files with labels (N, K).
+give `labels`, `class_names`, `len()` and `take(indices, pool) -> (images, indices)`. Labels are
+(N,) int64 with -1 for unknown, or (N, K): 1 class present, -1 absent, 0 present but difficult.
 """
 
 import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, WebPImagePlugin
+
+# PIL knows TIFF and WebP by name once their modules are imported.
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin, WebPImagePlugin  # noqa: F401
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.files import open_regular
 
-# PIL knows these two formats by name once their modules are imported.
-assert TiffImagePlugin and WebPImagePlugin
 FORMATS = ("BMP", "DIB", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """What is decoded, whatever a file's name says: others start a program (EPS) or fetch a file."""
-SMOOTH = ("L", "RGB", "RGBA")  # modes in which the mean of pixels is a colour
-SIXTEEN_BIT = ("PNG", "PPM")  # of these PIL reads 16-bit values into 32-bit pixels
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".tif", ".tiff")
-Pictures = NDArray[np.uint8] | Sequence[NDArray[np.uint8]]
+Pixels = NDArray[np.uint8]
+Pictures = Pixels | Sequence[Pixels]
+Indices = NDArray[np.int64]
 
 
 class ImageSet(Protocol):
-    """What the data modules need of a data set."""
-
-    labels: NDArray[np.int64]
+    labels: Indices
     class_names: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
-    def take(
-        self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
-    ) -> tuple[Pictures, NDArray[np.int64]]: ...
+    def take(self, indices: Indices, pool: Indices | None = None) -> tuple[Pictures, Indices]: ...
 
 
 class ArrayImages:
-    """Images held in memory: `images` (N, H, W) or (N, H, W, C) uint8, `labels` (N,).
-
-    `every_class`: refuse a class without images.
-    """
+    """Images in memory: (N, H, W[, C]) uint8. `every_class`: refuse a class without images."""
 
     def __init__(
         self,
-        images: NDArray[np.uint8],
+        images: Pixels,
         labels: NDArray,
         class_names: Sequence[str],
         origin: str,
@@ -59,34 +52,28 @@ class ArrayImages:
     ) -> None:
         self.images, self.labels = images, np.asarray(labels, np.int64)
         self.class_names = tuple(class_names)
-        if len(images) != len(self.labels):
-            raise DataCorruptError(f"{origin}: {len(images)} images but {len(self.labels)} labels")
         if len(images) == 0:
             raise DataCorruptError(f"{origin}: no images")
-        check_labels(self.labels, self.class_names, origin, every_class)
+        _check_labels(self, origin, every_class)
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def take(
-        self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
-    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    def take(self, indices: Indices, pool: Indices | None = None) -> tuple[Pixels, Indices]:
         """Return the images (n, H, W[, C]) and `indices` unchanged."""
         return self.images[indices], indices
 
 
 class FileImages:
-    """Images decoded when asked for, as (H, W, 3) uint8 arrays of any size.
+    """Images of any size, decoded when asked for, see `read_image`.
 
-    Subclasses say how many there are, what names an image and what PIL opens. `mode` "RGBA" keeps
-    the alpha channel: (H, W, 4). `cache` keeps every decoded image in memory, in each worker
-    process those that it read: for small sets.
+    Subclasses say how many there are, what names an image and what PIL opens. `cache` keeps every
+    decoded image in memory, in each worker process those that it read: for small sets.
 
     An unreadable image is replaced by the next readable one of `pool` (the indices that may stand
     in for it, so that a labelled image is only replaced by a labelled one), or left out without a
     pool. Each is named in a warning and counted, per process; beyond a share `max_corrupt` of the
-    set, reading stops with an error. `truncated`: read cut-off files as far as they go. For
-    `upright` and `most_pixels` see `read_image`.
+    set, reading stops with a DataCorruptError.
     """
 
     upright = False
@@ -95,7 +82,7 @@ class FileImages:
     def __init__(self, max_corrupt: float, truncated: bool, mode: str, cache: bool = False) -> None:
         self.max_corrupt, self.truncated, self.mode = max_corrupt, truncated, mode
         self.corrupt: dict[str, str] = {}
-        self._cache: dict[int, NDArray[np.uint8]] | None = {} if cache else None
+        self._cache: dict[int, Pixels] | None = {} if cache else None
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -105,22 +92,15 @@ class FileImages:
         raise NotImplementedError
 
     def content(self, index: int) -> str | BinaryIO:
-        """What PIL opens: a path, by default that of `path`, or a file."""
+        """What PIL opens."""
         return self.path(index)
 
-    def take(
-        self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
-    ) -> tuple[list[NDArray[np.uint8]], NDArray[np.int64]]:
-        """Return the images and the indices they really have, after replacing or leaving out.
-
-        Raises:
-            DataCorruptError: too large a share is unreadable, or no image of the pool can be read.
-        """
+    def take(self, indices: Indices, pool: Indices | None = None) -> tuple[list[Pixels], Indices]:
+        """Return the images and the indices they really have, after replacing or leaving out."""
         images, used = [], []
         for index in indices:
             for candidate in stand_ins(index, pool):
-                image = self.read(int(candidate))
-                if image is not None:
+                if (image := self.read(int(candidate))) is not None:
                     images.append(image)
                     used.append(candidate)
                     break
@@ -129,48 +109,35 @@ class FileImages:
                     raise DataCorruptError(f"none of {len(pool)} images can be read")
         return images, np.array(used, np.int64)
 
-    def read(self, index: int) -> NDArray[np.uint8] | None:
-        """Return one image, or None if it is unreadable, which is warned of once.
-
-        Raises:
-            DataCorruptError: too large a share is unreadable.
-        """
-        if self._cache is None:
-            return self._decode(index)
-        image = self._cache.get(index)
-        if image is None and (image := self._decode(index)) is not None:
-            self._cache[index] = image
-        return image
-
-    def _decode(self, index: int) -> NDArray[np.uint8] | None:
+    def read(self, index: int) -> Pixels | None:
+        """Return one image, or None if it is unreadable, which is warned of once."""
+        if self._cache is not None and index in self._cache:
+            return self._cache[index]
         if self.corrupt and self.path(index) in self.corrupt:
             return None
+        limits = (self.truncated, self.upright, self.most_pixels)
         try:
-            return read_image(
-                self.content(index),
-                self.mode,
-                truncated=self.truncated,
-                upright=self.upright,
-                most_pixels=self.most_pixels,
-            )
+            image = read_image(self.content(index), self.mode, None, *limits)
         except (OSError, DataCorruptError) as error:
             path = self.path(index)
             self.corrupt[path] = str(error)
-        count, total = len(self.corrupt), len(self)
-        warnings.warn(
-            f"{path}: unreadable image skipped ({self.corrupt[path]}); {count} of {total} so far",
-            stacklevel=3,
-        )
-        if count > self.max_corrupt * total:
+        else:
+            if self._cache is not None:
+                self._cache[index] = image
+            return image
+        count = f"{len(self.corrupt)} of {len(self)}"
+        reason = self.corrupt[path]
+        warnings.warn(f"{path}: unreadable image skipped ({reason}); {count} so far", stacklevel=3)
+        if len(self.corrupt) > self.max_corrupt * len(self):
             raise DataCorruptError(
-                f"{count} of {total} images are unreadable, more than max_corrupt="
-                f"{self.max_corrupt:g}; the last one is {path}. Repair them or raise max_corrupt"
+                f"{count} images are unreadable, more than max_corrupt={self.max_corrupt:g}; the "
+                f"last one is {path}. Repair them or raise max_corrupt"
             )
         return None
 
 
 class FolderImages(FileImages):
-    """Images read from `paths`, see `FileImages`. `every_class`: refuse a class without images."""
+    """Images read from `paths`. `every_class`: refuse a class without images."""
 
     def __init__(
         self,
@@ -191,28 +158,13 @@ class FolderImages(FileImages):
         self.class_names = tuple(class_names)
         if len(self._paths) == 0:
             raise DataNotFoundError(f"{origin}: no images")
-        self._check_labels(origin, every_class)
+        _check_labels(self, origin, every_class)
 
     def __len__(self) -> int:
         return len(self._paths)
 
-    def _check_labels(self, origin: str, every_class: bool) -> None:
-        check_labels(self.labels, self.class_names, origin, every_class)
-
     def path(self, index: int) -> str:
         return os.fsdecode(self._paths[index])
-
-
-class MultiLabelImages(FolderImages):
-    """Images with `labels` (N, K): 1 class present, -1 absent, 0 present but difficult."""
-
-    def _check_labels(self, origin: str, every_class: bool) -> None:
-        shape = (len(self), len(self.class_names))
-        if self.labels.shape != shape or not np.isin(self.labels, (-1, 0, 1)).all():
-            raise DataCorruptError(f"{origin}: expected labels -1, 0 or 1 of shape {shape}")
-        absent = np.flatnonzero(~(self.labels > 0).any(axis=0))
-        if every_class and len(absent):
-            raise DataCorruptError(f"{origin}: no image of class {self.class_names[absent[0]]!r}")
 
 
 def read_image(
@@ -222,36 +174,37 @@ def read_image(
     truncated: bool = False,
     upright: bool = False,
     most_pixels: int | None = None,
-) -> NDArray[np.uint8]:
+) -> Pixels:
     """Return (H, W, 3) uint8 for `mode` "RGB", (H, W, 4) for "RGBA", (H, W) for "L".
 
-    Resized to side x side if given. 16-bit pixels are scaled to 8 bits.
+    Resized to side x side if given. 16-bit pixels are scaled to 8 bits. A file that is not there
+    raises OSError, an unreadable one OSError or DataCorruptError.
 
     Args:
         truncated: read a cut-off file as far as it goes.
         upright: turn it as its EXIF orientation says, which the official code of no paper here does
             when it reads data sets; their boxes count pixels as they are stored.
         most_pixels: a larger image is shrunk by the least whole factor that keeps within this.
-
-    Raises:
-        OSError: no such file, or no regular one.
-        DataCorruptError: no readable image, too large to decode, or pixels whose range is unknown.
     """
     before = ImageFile.LOAD_TRUNCATED_IMAGES  # PIL has no such option per file
     ImageFile.LOAD_TRUNCATED_IMAGES = truncated
     try:
-        with nullcontext(path) if hasattr(path, "read") else open_regular(path) as file:
-            with Image.open(file, formats=FORMATS) as image:
-                picture = _eight_bit(image)
-                if upright:
-                    picture = _upright(picture)
-                if most_pixels is not None and picture.width * picture.height > most_pixels:
-                    picture = picture if picture.mode in SMOOTH else picture.convert(mode)
-                    factor = (picture.width * picture.height / most_pixels) ** 0.5
-                    picture = picture.reduce(math.ceil(factor))
-                if picture.mode != mode:
+        with (
+            nullcontext(path) if hasattr(path, "read") else open_regular(path) as file,
+            Image.open(file, formats=FORMATS) as image,
+        ):
+            picture = _eight_bit(image)
+            if upright:
+                with suppress(Exception):  # damaged EXIF data say nothing
+                    picture = ImageOps.exif_transpose(picture)
+            if most_pixels is not None and picture.width * picture.height > most_pixels:
+                if picture.mode not in ("L", "RGB", "RGBA"):  # whose pixels have no mean
                     picture = picture.convert(mode)
-                picture.load()
+                factor = (picture.width * picture.height / most_pixels) ** 0.5
+                picture = picture.reduce(math.ceil(factor))
+            if picture.mode != mode:
+                picture = picture.convert(mode)
+            picture.load()
     except OSError:
         raise
     # A damaged image surfaces as whatever its first wrong byte provokes in PIL's decoders.
@@ -266,44 +219,37 @@ def read_image(
 
 def _eight_bit(image: Image.Image) -> Image.Image:
     """The image with its grey values of 16 bits scaled to 8, which PIL's `convert` saturates."""
-    sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format in SIXTEEN_BIT)
-    if sixteen:
+    # Of PNG and PPM files PIL reads 16-bit values into 32-bit pixels.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         values = np.asarray(image).astype(np.int64)
         return Image.fromarray(((values.clip(0, 65535) + 128) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise DataCorruptError(
-            f"its pixels have 32 bits (mode {image.mode}), whose range is not known: save it with "
-            "8 or 16 bits"
-        )
+        raise DataCorruptError(f"32 bits a pixel (mode {image.mode}): save it with 8 or 16 bits")
     return image
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(picture)
-    except Exception:  # damaged EXIF data say nothing
-        return picture
-
-
-def check_labels(
-    labels: NDArray[np.int64], class_names: Sequence[str], origin: str, every_class: bool = True
-) -> None:
-    """Refuse labels outside the classes and, with `every_class`, classes without any image."""
-    known = labels[labels >= 0]
-    if known.size == 0:
-        return
-    if known.max() >= len(class_names):
-        raise DataCorruptError(
-            f"{origin}: label {known.max()} found, but there are {len(class_names)} classes"
-        )
-    counts = np.bincount(known, minlength=len(class_names))
+def _check_labels(images: ImageSet, origin: str, every_class: bool) -> None:
+    labels, names = images.labels, images.class_names
+    if len(labels) != len(images):
+        raise DataCorruptError(f"{origin}: {len(images)} images but {len(labels)} labels")
+    if labels.ndim == 2:
+        if labels.shape[1] != len(names) or not np.isin(labels, (-1, 0, 1)).all():
+            raise DataCorruptError(f"{origin}: expected labels -1, 0 or 1 of {len(names)} classes")
+        counts = (labels > 0).sum(axis=0)
+    else:
+        known = labels[labels >= 0]
+        if known.size == 0:
+            return
+        if known.max() >= len(names):
+            raise DataCorruptError(f"{origin}: label {known.max()}, but {len(names)} classes")
+        counts = np.bincount(known, minlength=len(names))
     if every_class and (counts == 0).any():
-        empty = [class_names[c] for c in np.flatnonzero(counts == 0)[:5]]
+        empty = [names[c] for c in np.flatnonzero(counts == 0)[:5]]
         raise DataCorruptError(f"{origin}: no image of class {', '.join(map(repr, empty))}")
 
 
-def stand_ins(index: int, pool: NDArray[np.int64] | None) -> Iterator[int]:
-    """`index` first, then, if given, the elements of the sorted `pool` after it, cyclically."""
+def stand_ins(index: int, pool: Indices | None) -> Iterator[int]:
+    """Yield `index`, then, if given, the elements of the sorted `pool` after it, cyclically."""
     yield index
     if pool is not None:
         start = int(np.searchsorted(pool, index, side="right"))

@@ -1,39 +1,29 @@
-"""Training batches of several views of the same images.
-
-For contrastive pre-training (query and key, weak and strong) and, with a single view, for training
-with labels.
-"""
+"""Training batches of several views of the same images; of a single one to train with labels."""
 
 from collections.abc import Sequence
 from typing import Any
 
+from shared.data.image_module import ImageDataModule
 from shared.data.loading.batches import DrawnImages, ViewBatches
 from shared.data.loading.loader import ResumableLoader
-from shared.data.image_module import ImageDataModule
 from shared.data.loading.streams import Permutation, Permutations, Schedule, StreamBatches
 
 
 class ViewsData(ImageDataModule):
     """Batches of `views` of the training images, and what `ImageDataModule` gives.
 
-    Training batch, with B = batch_size per rank divided by the world size: one (B, C, H, W) float32
-    per name in `views`, `labels` (B,) int64 and `indices` (B,) int64, the images' places in the
-    training set. Each view is an independent draw of its recipe.
+    Training batch, with B = batch_size divided by the world size: one (B, C, H, W) float32 per name
+    in `views`, an independent draw of its recipe, `labels` (B,) int64 and `indices` (B,) int64, the
+    images' places in the training set.
 
     Args:
         views: names of the views, as the recipes in `augmentation` are called.
-        batch_size: total over all ranks.
         steps_per_epoch: batches per epoch, drawn from concatenated passes; None makes an epoch one
             pass of the training set, without the partial batch at its end.
-        base: the arguments of `ImageDataModule`.
     """
 
     def __init__(
-        self,
-        views: Sequence[str],
-        batch_size: int,
-        steps_per_epoch: int | None = None,
-        **base: Any,
+        self, views: Sequence[str], batch_size: int, steps_per_epoch: int | None = None, **base: Any
     ) -> None:
         super().__init__(**base)
 
@@ -45,18 +35,14 @@ class ViewsData(ImageDataModule):
     def train_dataloader(self) -> ResumableLoader:
         h = self._h
         images = DrawnImages(self.images("train"), self.train_indices, self.transform, h.seed)
-        return ResumableLoader(
-            ViewBatches(images, h.views), self._schedule(*self._rank_and_world()), h.num_workers
-        )
+        schedule = self._schedule(*self._rank_and_world())
+        return ResumableLoader(ViewBatches(images, h.views), schedule, h.num_workers)
 
     def _schedule(self, rank: int, world: int) -> Schedule:
         h, size = self._h, len(self.train_indices)
+        # Made in either case: it refuses a batch that is larger than the training set.
+        once = StreamBatches([Permutation(h.seed, size)], [h.batch_size], True, rank, world)
         if h.steps_per_epoch is None:
-            return StreamBatches([Permutation(h.seed, size)], [h.batch_size], True, rank, world)
-        if h.batch_size > size:
-            raise ValueError(
-                f"batch_size={h.batch_size} is larger than the training set ({size} images): lower "
-                "batch_size or use more data"
-            )
+            return once
         stream = Permutations(h.seed, size, h.batch_size * h.steps_per_epoch)
         return StreamBatches([stream], [h.batch_size], True, rank, world)

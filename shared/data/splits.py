@@ -16,11 +16,7 @@ class Split(NamedTuple):
 
 
 def seeded_subset(images: ImageSet, size: int | None, seed: int) -> NDArray[np.int64]:
-    """Return `size` sorted indices drawn without replacement, or all of them for None.
-
-    Raises:
-        ValueError: fewer images than asked for.
-    """
+    """Return `size` sorted indices drawn without replacement, or all of them for None."""
     if size is None:
         return np.arange(len(images))
     if not 0 < size <= len(images):
@@ -31,37 +27,24 @@ def seeded_subset(images: ImageSet, size: int | None, seed: int) -> NDArray[np.i
 def per_class_split(
     images: ImageSet, candidates: NDArray[np.int64], num_labels: int, seed: int
 ) -> Split:
-    """Label the first num_labels // C of each class's shuffled candidates; the rest is unlabelled.
+    """Label the first num_labels / C of each class's shuffled candidates; the rest is unlabelled.
 
     As the official CIFAR split (docs/papers/comatch.md, section 6.1): labelled images are not among
     the unlabelled ones. A larger `num_labels` of the same seed extends the smaller labelled set.
-
-    Raises:
-        ValueError: num_labels is no positive multiple of the classes, or a class has fewer.
     """
-    per_class = labels_per_class(num_labels, len(images.class_names))
+    classes = len(images.class_names)
+    per_class, rest = divmod(num_labels, classes)
+    if per_class < 1 or rest:
+        raise ValueError(f"num_labels={num_labels} is not a positive multiple of {classes} classes")
     generator = np.random.default_rng([seed, 0x5B11])
     chosen = []
     for number, name in enumerate(images.class_names):
         members = candidates[images.labels[candidates] == number]
         if len(members) < per_class:
             raise ValueError(
-                f"class {name!r} has {len(members)} images, {per_class} labelled ones are needed "
-                f"(num_labels={num_labels} over {len(images.class_names)} classes)"
+                f"class {name!r} has {len(members)} images, but num_labels={num_labels} needs "
+                f"{per_class} labelled ones of each"
             )
         chosen.append(generator.permutation(members)[:per_class])
     labelled = np.sort(np.concatenate(chosen))
     return Split(labelled, np.setdiff1d(candidates, labelled))
-
-
-def labels_per_class(num_labels: int, classes: int) -> int:
-    """Return num_labels / classes.
-
-    Raises:
-        ValueError: it is not a positive whole number.
-    """
-    if num_labels < classes or num_labels % classes:
-        raise ValueError(
-            f"num_labels={num_labels} is not a positive multiple of the {classes} classes"
-        )
-    return num_labels // classes

@@ -24,7 +24,8 @@ from methods.comatch.losses import (
 )
 from methods.comatch.module import CoMatch, FixMatch, Supervised
 from shared.data.views import randaugment
-from shared.data.views.per_image import CIFAR10_MEAN, CIFAR10_STD, normalise
+from shared.data.views.interface import normalise, planes
+from shared.data.views.per_image import CIFAR10_MEAN, CIFAR10_STD
 from shared.losses.contrastive import similarity_logits
 from shared.nn.queue import FeatureQueue
 
@@ -474,7 +475,8 @@ def augment_ops(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     assert (height, width) == image.shape[:2], "a weak view keeps the size of the image"
     crop = randaugment.pad_crop(image, padding, *inputs["crop_offsets"].tolist())
     out["weak_crop"] = _float(crop)
-    out["weak_crop_flip_normalized"] = normalise(randaugment.flip(crop), CIFAR10_MEAN, CIFAR10_STD)
+    flipped = planes(randaugment.flip(crop)[None])
+    out["weak_crop_flip_normalized"] = normalise(flipped, CIFAR10_MEAN, CIFAR10_STD)[0]
     return out
 
 

@@ -56,29 +56,26 @@ def test_made_once(tmp_path: Path) -> None:
         cached(folder, "other", unexpected)
 
 
-def test_without_a_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_kept_without_a_folder_or_after_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert same(cached(None, "key", arrays), arrays())
+    with pytest.raises(AssertionError):
+        cached(tmp_path / "cache", "key", unexpected)
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("damage", ["cut", "bits", "empty", "text", "pickle"])
+@pytest.mark.parametrize("damage", ["bits", "pickle"])  # tests/hostile has the others
 def test_a_damaged_file_is_made_anew(tmp_path: Path, damage: str) -> None:
     cached(tmp_path, "key", arrays)
     path = tmp_path / "key.npz"
-    content = bytearray(path.read_bytes())
-    if damage == "cut":
-        content = content[: len(content) // 2]
-    elif damage == "bits":
+    if damage == "bits":
+        content = bytearray(path.read_bytes())
         content[content.index(arrays()["ids"].tobytes()) + 5] ^= 8
-    elif damage == "empty":
-        content = bytearray()
-    elif damage == "text":
-        content = bytearray(b"no archive")
+        path.write_bytes(content)
     else:
         np.savez(path, ids=np.array([{"code": "run"}], object), allow_pickle=True)
-        content = bytearray(path.read_bytes())
-    path.write_bytes(content)
     with pytest.warns(UserWarning, match=r"key\.npz: damaged, made anew"):
         assert same(cached(tmp_path, "key", arrays), arrays())
     assert same(cached(tmp_path, "key", unexpected), arrays())
@@ -96,12 +93,6 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     blocked.write_text("")
     with pytest.warns(UserWarning, match="not kept"):
         assert same(cached(blocked / "below", "key", arrays), arrays())
-
-
-def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError):
-        cached(tmp_path / "cache", "key", unexpected)
-    assert not (tmp_path / "cache").exists()
 
 
 def test_several_at_once(tmp_path: Path) -> None:

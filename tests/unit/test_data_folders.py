@@ -1,6 +1,5 @@
 """Readers of folders, lists, archives and WebVision: order, labels, every kind of damage."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +29,8 @@ def shades(images: FolderImages | ArrayImages) -> list[int]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    names = (
-        "train/b/2.png",
-        "train/b/10.png",
-        "train/a/z.png",
-        "train/a/sub/y.PNG",
-        "train/a/Q.png",
-    )
-    for number, name in enumerate(names):
-        picture(tmp_path / name, 10 * number)
+    for number, name in enumerate(("b/2.png", "b/10.png", "a/z.png", "a/sub/y.PNG", "a/Q.png")):
+        picture(tmp_path / "train" / name, 10 * number)
     (tmp_path / "train" / "b" / "notes.txt").touch()
     picture(tmp_path / "test" / "b" / "1.png", 200)
     return tmp_path
@@ -63,18 +55,16 @@ def test_classes_keep_the_numbers_of_the_training_set(folder: Path) -> None:
         image_folder(folder, "test")
 
 
-def test_a_class_without_images_is_refused_in_training(folder: Path) -> None:
+def test_folders_without_images_are_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "train" / "empty").mkdir()
     with pytest.raises(DataCorruptError, match="no image of class 'empty'"):
         image_folder(folder, "train")
-
-
-def test_missing_folders_say_what_to_do(tmp_path: Path) -> None:
+    root = tmp_path / "other"
     with pytest.raises(DataNotFoundError, match=r"train not found.*data_root=DIR"):
-        image_folder(tmp_path, "train")
-    (tmp_path / "train").mkdir()
+        image_folder(root, "train")
+    (root / "train").mkdir(parents=True)
     with pytest.raises(DataNotFoundError, match=r"expected .*<class>/<image>"):
-        image_folder(tmp_path, "train")
+        image_folder(root, "train")
 
 
 def test_in_memory_holds_the_same_pixels(folder: Path) -> None:
@@ -86,9 +76,6 @@ def test_in_memory_holds_the_same_pixels(folder: Path) -> None:
     assert held.labels.tolist() == read.labels.tolist()
     assert image_folder(folder, "train", in_memory=4).take(np.arange(2))[0].shape == (2, 4, 4, 3)  # type: ignore[union-attr]
     assert image_folder(folder, "train", in_memory=True, mode="L").images.shape == (5, 8, 8)  # type: ignore[union-attr]
-
-
-def test_in_memory_names_the_image_that_does_not_fit(folder: Path) -> None:
     odd = picture(folder / "train" / "b" / "3.png", size=(9, 8))
     with pytest.raises(DataCorruptError, match=r"3\.png: \(8, 9\) pixels.*set in_memory"):
         image_folder(folder, "train", in_memory=True)
@@ -112,10 +99,6 @@ def test_list_file(folder: Path) -> None:
     few = list_file(folder, "train", "x_{split}.txt", num_classes=2)
     assert few.labels.tolist() == [1, 0, 0]
     assert few.class_names == ("a", "b")
-    (folder / "names.txt").write_text("first\nsecond\nthird\n")
-    named = list_file(folder, "train", "x_{split}.txt", class_names="names.txt", in_memory=True)
-    assert named.class_names == ("first", "second", "third")
-    assert shades(named) == [10, 20, 40, 0]
 
 
 def test_list_of_images_elsewhere_with_spaces_in_their_names(tmp_path: Path) -> None:
@@ -129,19 +112,11 @@ def test_list_of_images_elsewhere_with_spaces_in_their_names(tmp_path: Path) -> 
         list_file(tmp_path / "lists", "train", "val.txt", tmp_path / "images", num_classes=9)
 
 
-@pytest.mark.parametrize("line", ["a.png", "a.png one", "a.png -1", "a.png 1.0", " 3"])
-def test_a_bad_line_is_named(tmp_path: Path, line: str) -> None:
-    (tmp_path / "l.txt").write_text(f"b.png 0\n\n{line}\n")
-    with pytest.raises(DataCorruptError, match=r"l\.txt, line 3: .* is not 'path label'"):
-        read_list(tmp_path / "l.txt")
-
-
-def test_missing_and_damaged_lists(tmp_path: Path) -> None:
-    with pytest.raises(DataNotFoundError, match=r"l\.txt not found.*data_root=DIR"):
-        read_list(tmp_path / "l.txt")
-    (tmp_path / "l.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataCorruptError, match="not a text file"):
-        read_list(tmp_path / "l.txt")
+def test_bad_lines_are_named_as_are_lists_of_no_image_and_of_a_missing_one(tmp_path: Path) -> None:
+    for line in ("a.png", "a.png one", "a.png -1", "a.png 1.0", " 3"):
+        (tmp_path / "l.txt").write_text(f"b.png 0\n\n{line}\n")
+        with pytest.raises(DataCorruptError, match=r"l\.txt, line 3: .* is not 'path label'"):
+            read_list(tmp_path / "l.txt")
     (tmp_path / "l.txt").write_text("a.png 5\n")
     with pytest.raises(DataCorruptError, match="lists no image"):
         read_list(tmp_path / "l.txt", num_classes=5)
@@ -162,25 +137,6 @@ def test_archive(tmp_path: Path) -> None:
     assert found.class_names == ("x", "y")
     with pytest.raises(DataNotFoundError, match=r"e_val\.npz not found.*make data"):
         archive(tmp_path, "val", "e_{split}.npz")
-
-
-@pytest.mark.parametrize("damage", ["no labels", "float", "truncated", "pickle", "text", "lengths"])
-def test_damaged_archives_are_named(tmp_path: Path, damage: str) -> None:
-    path = tmp_path / "a.npz"
-    good = {"images": np.zeros((2, 4, 4), np.uint8), "labels": [0, 1], "class_names": ["x", "y"]}
-    change: dict = {
-        "no labels": {"labels": None},
-        "float": {"images": np.zeros((2, 4, 4))},
-        "pickle": {"labels": np.array([0, {}], object)},
-        "lengths": {"labels": [0, 1, 1]},
-    }.get(damage, {})
-    np.savez(path, **{k: v for k, v in (good | change).items() if v is not None})
-    if damage == "truncated":
-        path.write_bytes(path.read_bytes()[:-30])
-    if damage == "text":
-        path.write_text("nothing")
-    with pytest.raises(DataCorruptError, match=r"a\.npz"):
-        archive(tmp_path, "train", "a.npz")
 
 
 # --- WebVision ---------------------------------------------------------------------------------
@@ -228,33 +184,11 @@ def test_webvision_drops_the_labels_beyond_num_classes(web: Path) -> None:
 def test_webvision_cleaned(web: Path) -> None:
     """Order is kept; a class may be gone; the validation list stays."""
     note = web / "clean.json"
-    note.write_text(
-        json.dumps({"images": ["flickr/q1/d.png", "google/q1/a.png"], "labels": [2, 0]})
-    )
+    note.write_text('{"images": ["flickr/q1/d.png", "google/q1/a.png"], "labels": [2, 0]}')
     images = webvision(web, "train", num_classes=3, cleaned=note)
     assert shades(images) == [30, 0]
     assert images.labels.tolist() == [2, 0]
     assert len(webvision(web, "test", num_classes=3, cleaned=note)) == 3
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "not found"),
-        ("{", "no JSON"),
-        ('{"images": ["a"]}', "no annotation"),
-        ('{"images": [3], "labels": [0]}', "no annotation"),
-        ('{"images": ["a"], "labels": [0, 1]}', "1 images and 2 labels"),
-        ('{"images": [], "labels": []}', "0 images"),
-        ('{"images": ["a"], "labels": [3]}', "label 3 is outside of the 3 classes"),
-    ],
-)
-def test_bad_annotations_are_named(web: Path, content: str | None, message: str) -> None:
-    note = web / "clean.json"
-    if content is not None:
-        note.write_text(content)
-    with pytest.raises((DataCorruptError, DataNotFoundError), match=rf"clean\.json.*{message}"):
-        webvision(web, "train", num_classes=3, cleaned=note)
 
 
 def test_webvision_reads_truncated_files_as_far_as_they_go(web: Path) -> None:
@@ -276,6 +210,3 @@ def test_webvision_missing(web: Path) -> None:
         webvision(web, "train", num_classes=3)
     with pytest.raises(ValueError, match="expected one of train, val, test"):
         webvision(web, "extra", num_classes=3)
-    (web / "info" / "train_filelist_flickr.txt").unlink()
-    with pytest.raises(DataNotFoundError, match=r"train_filelist_flickr\.txt not found"):
-        webvision(web, "train", num_classes=3)

@@ -269,13 +269,13 @@ def test_cut_off_pictures_are_read_as_far_as_they_go(root: Path) -> None:
 
 def test_cached_pictures_are_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: list[int] = []
-    decode = FolderImages._decode
+    decode = FolderImages.content
 
     def counted(self: FolderImages, index: int) -> Any:
         reads.append(index)
         return decode(self, index)
 
-    monkeypatch.setattr(FolderImages, "_decode", counted)
+    monkeypatch.setattr(FolderImages, "content", counted)
     data = pairs(root, cache_images=True)
     first = epoch(data)
     assert sorted(reads) == list(range(IMAGES))

@@ -57,19 +57,15 @@ def test_resume_after_every_batch(workers: int) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*worker processes.*")
 def test_workers_and_repetition_change_nothing() -> None:
+    before = torch.get_rng_state()
     expected = [epoch_of(loader(), e) for e in (0, 1)]
+    assert torch.equal(before, torch.get_rng_state())
     assert not same(*expected)
     source = loader(workers=2)
     assert same(epoch_of(source, 0), expected[0])
     next(iter(source))  # an abandoned iteration leaves no trace
     assert same(epoch_of(source, 1), expected[1])
     assert same(epoch_of(source, 1), expected[1])
-
-
-def test_global_generator_is_left_alone() -> None:
-    before = torch.get_rng_state()
-    epoch_of(loader(), 0)
-    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_state_of_another_epoch_length_is_refused() -> None:
@@ -134,9 +130,14 @@ def fit(module: Recorder, limits: dict[str, int], *callbacks: Callback, **argume
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(
-    "limits", [{"max_epochs": 3}, {"max_steps": 13, "max_epochs": -1}], ids=str
+    ("limits", "workers", "steps"),
+    [
+        ({"max_epochs": 3}, 0, (1, 5, 6)),
+        ({"max_steps": 13, "max_epochs": -1}, 0, (4, 12)),
+        ({"max_epochs": 3}, 2, (8,)),
+        pytest.param({"max_steps": 13, "max_epochs": -1}, 2, (5,), marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize(("workers", "steps"), [(0, (1, 4, 5, 6, 12)), (2, (5, 8))])
 def test_lightning_continues_with_the_next_batch(
     tmp_path: Path, limits: dict[str, int], workers: int, steps: tuple[int, ...]
 ) -> None:

@@ -45,26 +45,15 @@ def test_fashion_mnist_plain_and_gz(tmp_path: Path) -> None:
         readers.fashion_mnist(tmp_path, "val")
 
 
-def test_missing_data_says_what_to_do(tmp_path: Path) -> None:
+def test_damaged_idx_is_named(tmp_path: Path) -> None:
+    content = idx_bytes(np.zeros((3, 4, 4), np.uint8))
     with pytest.raises(DataNotFoundError, match=r"train-images-idx3-ubyte.*make data METHOD"):
         readers.fashion_mnist(tmp_path, "train")
-
-
-@pytest.mark.parametrize("damage", ["truncated", "long", "magic", "short header", "bad gz"])
-def test_damaged_idx_is_named(tmp_path: Path, damage: str) -> None:
-    content = idx_bytes(np.zeros((3, 4, 4), np.uint8))
-    path = tmp_path / ("x.gz" if damage == "bad gz" else "x")
-    path.write_bytes(
-        {
-            "truncated": content[:-1],
-            "long": content + b"0",
-            "magic": b"\x01" + content[1:],
-            "short header": content[:9],
-            "bad gz": gzip.compress(content)[:-9],
-        }[damage]
-    )
-    with pytest.raises(DataCorruptError, match=str(path)):
-        readers.read_idx(path)
+    path = tmp_path / "x"
+    for damaged in (content[:-1], content + b"0", b"\x01" + content[1:], content[:9]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataCorruptError, match=str(path)):
+            readers.read_idx(path)
 
 
 def test_empty_class_and_wrong_counts() -> None:
@@ -73,10 +62,12 @@ def test_empty_class_and_wrong_counts() -> None:
         ArrayImages(pixels, np.array([0, 2]), "abc", "here")
     with pytest.raises(DataCorruptError, match="2 images but 3 labels"):
         ArrayImages(pixels, np.array([0, 1, 2]), "abc", "here")
-    with pytest.raises(DataCorruptError, match="label 3 found, but there are 2"):
+    with pytest.raises(DataCorruptError, match="label 3, but 2 classes"):
         ArrayImages(pixels, np.array([0, 3]), "ab", "here")
     with pytest.raises(DataCorruptError, match="no images"):
         ArrayImages(pixels[:0], np.array([]), "ab", "here")
+    with pytest.raises(DataNotFoundError, match="no images"):
+        FolderImages([], np.array([]), [], "here")
 
 
 # --- CIFAR, STL-10, SVHN -----------------------------------------------------------------------
@@ -109,23 +100,9 @@ def test_cifar(tmp_path: Path) -> None:
     (folder / "train").write_bytes(pickle.dumps({b"data": np.zeros((2, 5), np.uint8)}))
     with pytest.raises(DataCorruptError, match="no `data`"):
         readers.cifar100(tmp_path, "train")
-
-
-class Bomb:
-    def __reduce__(self) -> tuple:
-        return (Path.touch, (Path(self.target),))
-
-
-@pytest.mark.parametrize("damage", ["bomb", "truncated", "list"])
-def test_pickles_execute_nothing(tmp_path: Path, damage: str) -> None:
-    bomb = Bomb()
-    bomb.target = str(tmp_path / "executed")
-    whole = pickle.dumps({"data": np.zeros(9), "labels": bomb if damage == "bomb" else []})
-    content = {"truncated": whole[:-20], "list": pickle.dumps([1])}.get(damage, whole)
-    (tmp_path / "batch").write_bytes(content)
-    with pytest.raises(DataCorruptError, match="batch is refused"):
-        readers.read_pickle(tmp_path / "batch")
-    assert not (tmp_path / "executed").exists()
+    (folder / "train").write_bytes(pickle.dumps([1]))
+    with pytest.raises(DataCorruptError, match="train is refused: no dict"):
+        readers.cifar100(tmp_path, "train")
 
 
 def test_stl10_and_its_folds(tmp_path: Path) -> None:
@@ -160,10 +137,6 @@ def test_svhn(tmp_path: Path) -> None:
     images = readers.svhn(tmp_path, "train")
     assert images.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
     np.testing.assert_array_equal(images.images[4], pixels[..., 4])
-    path = tmp_path / "test_32x32.mat"
-    path.write_bytes((tmp_path / "train_32x32.mat").read_bytes()[:500])
-    with pytest.raises(DataCorruptError, match=r"test_32x32.mat: not a readable"):
-        readers.svhn(tmp_path, "test")
 
 
 # --- splits ------------------------------------------------------------------------------------
@@ -180,17 +153,11 @@ def test_per_class_split() -> None:
     assert (per_class_split(images, candidates, 6, seed=2).labelled != split.labelled).any()
 
 
-@pytest.mark.parametrize(
-    ("labels", "message"), [(0, "multiple"), (4, "multiple"), (21, "'c0' has 6")]
-)
-def test_impossible_splits_are_refused(labels: int, message: str) -> None:
+def test_impossible_splits_are_refused_and_subsets_sorted() -> None:
     images = array_images()
-    with pytest.raises(ValueError, match=message):
-        per_class_split(images, np.arange(18), labels, seed=0)
-
-
-def test_subset() -> None:
-    images = array_images()
+    for labels, message in ((0, "multiple"), (4, "multiple"), (21, "'c0' has 6")):
+        with pytest.raises(ValueError, match=message):
+            per_class_split(images, np.arange(18), labels, seed=0)
     chosen = seeded_subset(images, 7, 3)
     assert len(set(chosen)) == 7
     assert (np.diff(chosen) > 0).all()
@@ -260,7 +227,7 @@ def test_split_file_is_made_once_and_checked(image_root: Path) -> None:
     assert [p.name for p in image_root.glob("split*")] == ["split.json"]
     np.testing.assert_array_equal(made.labelled, again.labelled)
     np.testing.assert_array_equal(made.unlabelled, again.unlabelled)
-    with pytest.raises(ValueError, match="labels 2 to 2 images per class, 3 were asked"):
+    with pytest.raises(ValueError, match="labels 2 to 2 images per class, not num_labels=6"):
         split_file(images, everything, 6, seed=0, path=path)
     with pytest.raises(ValueError, match="made with split_seed=0, not 1"):
         split_file(images, everything, 4, seed=1, path=path)
@@ -278,8 +245,3 @@ def test_split_file_is_made_once_and_checked(image_root: Path) -> None:
         split_file(images, everything, 4, seed=0, path=path)
     with pytest.raises(ValueError, match="subset=null"):
         split_file(images, everything[:5], 4, seed=0, path=path)
-
-
-def test_empty_folder_set() -> None:
-    with pytest.raises(DataNotFoundError, match="no images"):
-        FolderImages([], np.array([]), [], "here")

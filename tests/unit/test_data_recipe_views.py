@@ -52,14 +52,15 @@ def test_an_empty_recipe_and_the_test_view_only_normalise() -> None:
         np.testing.assert_allclose(found, normalised(IMAGES), atol=1e-5)
 
 
-def test_test_view_resizes_and_crops_as_torchvision_does() -> None:
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_test_view_resizes_and_crops_as_torchvision_does(interpolation: str) -> None:
     photo = RANDOM.integers(0, 256, (40, 60, 3), np.uint8)
-    found = views([], size=20, test_resize=24)([photo, photo[:30]], "test")
-    for image, expected_of in zip(found, (photo, photo[:30]), strict=True):
-        steps = v2.Compose([v2.Resize(24), v2.CenterCrop(20)])
-        expected = np.asarray(steps(Image.fromarray(expected_of)))
+    transform = views([], size=20, test_resize=24, interpolation=interpolation)
+    photos = [photo, photo[:30]]
+    for image, source in zip(transform(photos, "test"), photos, strict=True):
+        steps = v2.Compose([v2.Resize(24, v2.InterpolationMode(interpolation)), v2.CenterCrop(20)])
+        expected = np.asarray(steps(Image.fromarray(source)))
         np.testing.assert_allclose(image, normalised(expected[None])[0], atol=1e-5)
-    assert views([], size=20)([photo], "test").shape == (1, 3, 20, 20)
 
 
 def test_views_are_independent_draws_and_rows_depend_on_their_key_only() -> None:
@@ -84,7 +85,7 @@ def test_operations_are_applied_in_the_order_written() -> None:
     assert len(soft.unique()) > 2
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0, 1))
 def test_probabilities_of_one_and_zero(number: int, between: float) -> None:
     for kind in (flip, grayscale, recipes.jitter, blur):
@@ -100,21 +101,15 @@ def test_probabilities_of_one_and_zero(number: int, between: float) -> None:
 @pytest.mark.parametrize("kind", [flip, grayscale])
 def test_a_probability_is_met_on_average(kind: Any) -> None:
     draw = generator()
-    changed = [
-        not np.array_equal(np.asarray(kind(PICTURE, draw, 16, p=0.3)), IMAGES[0])
-        for _ in range(1000)
-    ]
-    assert 0.24 < np.mean(changed) < 0.36  # four standard deviations
+    seen = [np.asarray(kind(PICTURE, draw, 16, p=0.3)) for _ in range(500)]
+    changed = [not np.array_equal(picture, IMAGES[0]) for picture in seen]
+    assert 0.218 < np.mean(changed) < 0.382  # four standard deviations
 
 
 def test_blur_is_pils_with_a_radius_in_the_range() -> None:
     found = np.asarray(blur(PICTURE, generator(), 16, (0.7, 0.7), p=1.0))
     expected = PICTURE.filter(ImageFilter.GaussianBlur(0.7))
     assert np.array_equal(found, np.asarray(expected))
-    sharp, soft = (
-        np.asarray(blur(PICTURE, generator(), 16, (s, s), p=1.0)).std() for s in (0.1, 2.0)
-    )
-    assert soft < sharp
 
 
 def test_random_crop_pads_with_black_and_reaches_every_offset() -> None:
@@ -153,23 +148,30 @@ def test_grey_images_keep_one_channel_and_colour_networks_get_three() -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "message"),
+    ("steps", "message"),
     [
-        ({"op": "gray_scale"}, r"recipe 'a': no operation 'gray_scale' \(did you mean 'grayscale'"),
-        ({}, "no operation 'None'"),
-        ({"op": "flip", "P": 1}, "flip has no argument 'P'"),
-        ({"op": "flip", "p": 1.5}, r"flip\.p=1\.5 is no probability"),
-        ({"op": "blur", "sigma": [2, 0.1]}, "smallest, largest"),
-        ({"op": "random_resized_crop", "scale": [0.2, 1.1]}, "larger than the picture"),
-        ({"op": "random_resized_crop", "ratio": [1]}, "smallest, largest"),
-        ({"op": "jitter", "strength": [0.4, 0.4, 0.4]}, "hue in 0..0.5"),
-        ({"op": "jitter", "strength": [0.4, 0.4, 0.4, 0.6]}, "hue in 0..0.5"),
-        ({"op": "random_crop", "padding": -1}, "negative"),
+        ([{"op": "gray_scale"}], r"'a': no operation 'gray_scale' \(did you mean 'grayscale'"),
+        ([{}], "no operation 'None'"),
+        ([{"op": "flip", "P": 1}], "flip has no argument 'P'"),
+        ([{"op": "flip", "p": 1.5}], r"flip\.p=1\.5: expected a probability"),
+        ([{"op": "blur", "sigma": [2, 0.1]}], "smallest, largest"),
+        ([{"op": "random_resized_crop", "scale": [0.2, 1.1]}], "shares of the picture"),
+        ([{"op": "random_resized_crop", "ratio": [1]}], "smallest, largest"),
+        ([{"op": "jitter", "strength": [0.4, 0.4, 0.4]}], "hue in 0..0.5"),
+        ([{"op": "jitter", "strength": [0.4, 0.4, 0.4, 0.6]}], "hue in 0..0.5"),
+        ([{"op": "random_crop", "padding": -1}], "no negative number"),
+        ([{"op": "resize", "interpolation": "lanczos"}], r"lanczos: expected bilinear or bicubic"),
+        ([{"op": "resize", "size": 3}], "resize has no argument 'size'; known: interpolation"),
+        ([{"op": "flip"}, {"op": "ground"}], "recipe 'a': ground must come first"),
+        ([{"op": "ground", "low": 0.8, "high": 0.5}], "0 <= low <= high <= 1"),
+        ([{"op": "ground", "high": 255}], "0 <= low <= high <= 1"),
+        ([{"op": "rand_augment", "operations": 0}], "operations=0: expected at least one"),
+        ([{"op": "rand_augment", "magnitude": 11}], r"expected a level in 0\.\.10"),
     ],
 )
-def test_bad_steps_are_refused_when_built(step: dict, message: str) -> None:
+def test_bad_steps_are_refused_when_built(steps: list[dict[str, Any]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        views([step])
+        views(steps)
 
 
 def test_bad_calls_are_refused() -> None:
@@ -178,10 +180,12 @@ def test_bad_calls_are_refused() -> None:
         transform(IMAGES, "c", keys())
     with pytest.raises(ValueError, match="no random keys"):
         transform(IMAGES, "a")
-    with pytest.raises(ValueError, match="begin it with random_resized_crop"):
+    with pytest.raises(ValueError, match="begin it with a crop or resize"):
         views([], size=8)(IMAGES, "a", keys())
     with pytest.raises(ValueError, match="test_resize=8 is smaller than size=16"):
         views([], test_resize=8)
+    with pytest.raises(ValueError, match="interpolation=nearest: expected bilinear or bicubic"):
+        views([], interpolation="nearest")
 
 
 # --- interpolation, transparency, RandAugment ---------------------------------------------------
@@ -205,13 +209,6 @@ def test_test_view_and_resize_squash_with_the_interpolation(interpolation: str) 
     transform = views([{"op": "resize"}], size=20, interpolation=interpolation)
     np.testing.assert_allclose(transform([PHOTO], "test"), expected, atol=1e-5)
     np.testing.assert_allclose(transform([PHOTO], "a", keys()[:1]), expected, atol=1e-5)
-
-
-def test_test_view_resizes_the_shorter_side_bicubically() -> None:
-    steps = v2.Compose([v2.Resize(24, v2.InterpolationMode.BICUBIC), v2.CenterCrop(20)])
-    expected = normalised(np.asarray(steps(Image.fromarray(PHOTO)))[None])
-    transform = views([], size=20, test_resize=24, interpolation="bicubic")
-    np.testing.assert_allclose(transform([PHOTO], "test"), expected, atol=1e-5)
 
 
 def test_a_crop_takes_the_interpolation_of_its_step_or_of_all() -> None:
@@ -259,9 +256,7 @@ def test_ground_is_one_colour_in_the_range_and_keeps_the_drawing() -> None:
     assert (np.abs(np.diff(colours, axis=1)).max(axis=1) > 0.02).mean() > 0.9
     same = transform(IMAGES, "a", keys())
     np.testing.assert_allclose(same, IMAGES.transpose(0, 3, 1, 2) / 255, atol=1e-6)
-
-
-def test_ground_comes_before_the_crop_and_gives_grey_networks_grey() -> None:
+    # It comes before the crop and gives grey networks grey.
     steps = [{"op": "ground", "low": 1.0, "high": 1.0}, {"op": "random_crop", "padding": 0}]
     assert (plain(steps)(CLEAR, "a", keys()[:1]) == 1).all()
     grey = RecipeViews([0.0], [1.0], 16, None, {"a": steps})
@@ -282,26 +277,3 @@ def test_rand_augment_is_that_of_its_module() -> None:
     assert torch.equal(plainly(IMAGES, "a", keys()), spelt(IMAGES, "a", keys()))
     grey = RecipeViews([0.0], [1.0], 16, None, {"a": [step]})
     assert grey(IMAGES[..., 0], "a", keys()).shape == (6, 1, 16, 16)
-
-
-@pytest.mark.parametrize(
-    ("steps", "message"),
-    [
-        ([{"op": "resize", "interpolation": "lanczos"}], r"lanczos: expected bilinear or bicubic"),
-        ([{"op": "resize", "size": 3}], "resize has no argument 'size'.*it has interpolation"),
-        ([{"op": "flip"}, {"op": "ground"}], "recipe 'a': ground must come first"),
-        ([{"op": "ground", "low": 0.8, "high": 0.5}], "0 <= low <= high <= 1"),
-        ([{"op": "ground", "high": 255}], "0 <= low <= high <= 1"),
-        ([{"op": "rand_augment", "operations": 0}], "operations=0: at least one"),
-        ([{"op": "rand_augment", "magnitude": 11}], r"expected a level in 0\.\.10"),
-        ([{"op": "rand_augment", "n": 2}], "has no argument 'n'"),
-    ],
-)
-def test_bad_new_steps_are_refused(steps: list[dict[str, Any]], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        views(steps)
-
-
-def test_bad_interpolation_is_refused() -> None:
-    with pytest.raises(ValueError, match="interpolation=nearest: expected bilinear or bicubic"):
-        views([], interpolation="nearest")

@@ -18,14 +18,8 @@ from shared.randomness import key_uniforms, sample_keys
 
 RECIPES = {
     "weak": {"shift": 0.14, "flip": 0.5},
-    "strong0": {
-        "rotation": 30,
-        "shear": 0.3,
-        "shift": 0.2,
-        "contrast": 0.6,
-        "brightness": 0.6,
-        "cutout": 12,
-    },
+    "strong0": {"rotation": 30, "shear": 0.3, "shift": 0.2, "cutout": 12}
+    | {"contrast": 0.6, "brightness": 0.6},
     "strong1": {"zoom": 0.5, "shift": 0.14, "flip": 0.5, "contrast": 0.6, "brightness": 0.6},
 }
 KEYS = sample_keys(0, 0, np.arange(16), "any")
@@ -66,7 +60,7 @@ def test_weak_is_an_integer_shift_and_a_flip() -> None:
             for dx in range(9)
             for flip in (False, True)
         }
-        matches = [k for k, v in candidates.items() if np.allclose(v, result, atol=1e-6)]
+        matches = [k for k, v in candidates.items() if np.abs(v - result).max() < 1e-6]
         assert len(matches) == 1
         seen.add(matches[0])
     assert len(seen) > 8
@@ -74,9 +68,9 @@ def test_weak_is_an_integer_shift_and_a_flip() -> None:
 
 
 def test_all_shifts_are_reached() -> None:
-    image = np.zeros((4000, 28, 28), np.uint8)
+    image = np.zeros((400, 28, 28), np.uint8)
     image[:, 14, 14] = 255
-    keys = sample_keys(0, 0, np.arange(4000), "weak")
+    keys = sample_keys(0, 0, np.arange(400), "weak")
     found = raw(TensorViews([0.25], [0.5], {"weak": {"shift": 4}}, 28)(image, "weak", keys))
     rows, columns = np.nonzero(found[:, 0] > 0.5)[1:]
     assert set(rows) == set(columns) == set(range(10, 19))
@@ -91,8 +85,8 @@ def test_warp_is_bilinear_sampling_at_the_matrix(size: tuple[int, int]) -> None:
     found = warp(torch.from_numpy(image)[:, None], matrices).numpy()[:, 0]
     centre_x, centre_y = (width - 1) / 2, (height - 1) / 2
     for n in range(3):
-        for row in range(0, height, 3):
-            for column in range(0, width, 3):
+        for row in range(0, height, 4):
+            for column in range(0, width, 4):
                 position = np.array([column - centre_x, row - centre_y, 1])
                 x, y = matrices[n].double().numpy() @ position
                 expected = bilinear(image[n], x + centre_x, y + centre_y)
@@ -138,20 +132,15 @@ def test_cutout_is_a_clipped_square() -> None:
     assert set(np.unique(found.round(4))) == {0.5, 1.0}
 
 
-@pytest.mark.parametrize("fill", [0.0, 0.5])
 @pytest.mark.parametrize("view", ["weak", "strong0", "strong1"])
-def test_rgb_equals_grey_channel_by_channel(view: str, fill: float) -> None:
+def test_rgb_equals_grey_and_a_row_depends_on_its_image_and_key_only(view: str) -> None:
     images = grey()
     stacked = np.repeat(images[..., None], 3, axis=3)
-    one = views(fill=fill)(images, view, KEYS)
-    three = TensorViews([0.25] * 3, [0.5] * 3, RECIPES, 28, fill=fill)(stacked, view, KEYS)
-    assert three.shape == (16, 3, 28, 28)
-    torch.testing.assert_close(three, one.expand(-1, 3, -1, -1), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("view", ["weak", "strong0", "strong1"])
-def test_a_row_depends_on_its_image_and_key_only(view: str) -> None:
-    images = grey()
+    for fill in (0.0, 0.5):
+        one = views(fill=fill)(images, view, KEYS)
+        three = TensorViews([0.25] * 3, [0.5] * 3, RECIPES, 28, fill=fill)(stacked, view, KEYS)
+        assert three.shape == (16, 3, 28, 28)
+        torch.testing.assert_close(three, one.expand(-1, 3, -1, -1), atol=1e-5, rtol=0)
     whole = views()(images, view, KEYS)
     part = views()(images[5:9], view, KEYS[5:9])
     torch.testing.assert_close(part, whole[5:9], atol=1e-6, rtol=0)
@@ -168,15 +157,12 @@ def test_switching_one_change_off_moves_no_other() -> None:
     torch.testing.assert_close(full[kept], without(images, "v", KEYS)[kept])
 
 
-def test_test_view_and_single_images() -> None:
+def test_test_view_single_images_and_unknown_ones() -> None:
     images = grey()
     np.testing.assert_allclose(raw(views()(images, "test"))[:, 0], images / 255, atol=1e-6)
     large = [np.asarray(Image.fromarray(images[0]).resize((40, 50)).convert("RGB"))]
     assert views()(large, "test").shape == (1, 1, 28, 28)
-
-
-def test_unknown_view_and_field() -> None:
-    with pytest.raises(ValueError, match="strong0, strong1, test, weak"):
+    with pytest.raises(ValueError, match="weak, strong0, strong1, test"):
         views()(grey(), "strong2", KEYS)
     with pytest.raises(TypeError, match="zoomm"):
         TensorViews([0.25], [0.5], {"weak": {"zoomm": 1}}, 28)

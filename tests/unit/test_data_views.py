@@ -22,18 +22,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def data_module(root: Path, **changes: Any) -> ViewsData:
+    reader = "shared.data.readers.small_images.fashion_mnist"
+    recipes = {"query": RECIPE, "key": RECIPE}
+    views = {"_target_": "shared.data.views.tensors.TensorViews", "size": 28, "recipes": recipes}
     values: dict[str, Any] = {
-        "dataset": {
-            "_target_": "shared.data.readers.small_images.fashion_mnist",
-            "root": str(root),
-        },
-        "augmentation": {
-            "_target_": "shared.data.views.tensors.TensorViews",
-            "size": 28,
-            "mean": [0.0],
-            "std": [1.0],
-            "recipes": {"query": RECIPE, "key": RECIPE},
-        },
+        "dataset": {"_target_": reader, "root": str(root)},
+        "augmentation": views | {"mean": [0.0], "std": [1.0]},
         "views": ["query", "key"],
         "batch_size": 8,
     }
@@ -76,15 +70,12 @@ def test_fixed_steps_pass_over_the_set_again_and_again(root: Path) -> None:
     assert set(counts.tolist()) == {4}
 
 
-def test_epochs_and_seeds_differ(root: Path) -> None:
-    assert not equal(batches(root, epoch=2), batches(root, epoch=3))
+def test_epochs_and_seeds_differ_but_a_view_depends_on_no_other(root: Path) -> None:
     for changes in ({}, {"steps_per_epoch": 3}):
         one, other = (batches(root, epoch=2, seed=seed, **changes) for seed in (0, 1))
         assert not torch.equal(one[0]["indices"], other[0]["indices"])
-
-
-def test_a_view_does_not_depend_on_the_others(root: Path) -> None:
     whole = batches(root)
+    assert not equal(whole, batches(root, epoch=3))
     alone = batches(root, views=["key"])
     assert equal(alone, [{k: b[k] for k in ("key", "labels", "indices")} for b in whole])
 
@@ -121,15 +112,11 @@ def test_features_are_the_unaugmented_training_images(root: Path) -> None:
     assert set(drawn.tolist()) <= set(module.train_indices.tolist())
 
 
-def test_validation_and_test_splits(root: Path) -> None:
-    module = data_module(root, val_split="train")
+def test_splits_and_hyperparameters(root: Path) -> None:
+    module = data_module(root, val_split="train", subset=30, steps_per_epoch=3)
     assert len(torch.cat([b["labels"] for b in module.val_dataloader()])) == 60
     assert len(torch.cat([b["labels"] for b in module.test_dataloader()])) == 20
     assert module.class_names[0] == "T-shirt/top"
-
-
-def test_hyperparameters_rebuild_the_module(root: Path) -> None:
-    module = data_module(root, subset=30, steps_per_epoch=3)
     rebuilt = ViewsData(**module.hparams)
     assert dict(rebuilt.hparams) == dict(module.hparams)
     assert equal(list(module.train_dataloader()), list(rebuilt.train_dataloader()))
@@ -159,21 +146,13 @@ def test_an_unreadable_image_is_replaced_in_training_and_missing_in_features(
         folder.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(folder / f"{number}.png")
     (tmp_path / "train" / "c0" / "2.png").write_bytes(b"broken")
+    reader = "shared.data.readers.folders.image_folder"
+    views = {"_target_": "shared.data.views.recipes.RecipeViews", "size": 8, "test_resize": None}
     module = data_module(
         tmp_path,
-        dataset={
-            "_target_": "shared.data.readers.folders.image_folder",
-            "root": str(tmp_path),
-            "max_corrupt": 0.5,
-        },
-        augmentation={
-            "_target_": "shared.data.views.recipes.RecipeViews",
-            "mean": [0.0, 0.0, 0.0],
-            "std": [1.0, 1.0, 1.0],
-            "size": 8,
-            "test_resize": None,
-            "recipes": {"view": [{"op": "flip"}]},
-        },
+        dataset={"_target_": reader, "root": str(tmp_path), "max_corrupt": 0.5},
+        augmentation=views
+        | {"mean": [0.0] * 3, "std": [1.0] * 3, "recipes": {"view": [{"op": "flip"}]}},
         views=["view"],
         batch_size=6,
     )

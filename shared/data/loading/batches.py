@@ -10,28 +10,24 @@ from torch import Tensor
 
 from shared.data.errors import DataCorruptError
 from shared.data.images import ImageSet
-from shared.randomness import sample_keys
 from shared.data.loading.streams import Draws
 from shared.data.views.interface import Views
+from shared.randomness import sample_keys
 
 
 class DrawnImages:
     """Augmented views of the images that a stream draws from `members` (sorted data set indices).
 
-    Views differ by their keys, so that an image drawn twice is augmented in two ways.
+    A view's name chooses its random numbers, so that an image drawn twice is augmented in two ways.
     """
 
     def __init__(
         self, images: ImageSet, members: NDArray[np.int64], transform: Views, seed: int
     ) -> None:
-        self.images, self.members = images, members
-        self.transform, self.seed = transform, seed
+        self.images, self.members, self.transform, self.seed = images, members, transform, seed
 
     def load(self, draws: Draws, recipes: Mapping[str, str]) -> tuple[list[Tensor], Tensor, Tensor]:
-        """One (B, C, H, W) float32 tensor per view, `labels` (B, ...) and `indices` (B,) int64.
-
-        Args: recipes: name of the view, which chooses the random numbers -> its recipe.
-        """
+        """One (B, C, H, W) float32 tensor per view -> recipe, `labels` (B, ...), `indices` (B,)."""
         pixels, indices = self.images.take(self.members[draws.positions], self.members)
         views = []
         for view, recipe in recipes.items():
@@ -41,11 +37,7 @@ class DrawnImages:
 
 
 class ViewBatches:
-    """Training batches from plans of one stream.
-
-    A batch has one (B, C, H, W) float32 tensor per name in `views`, `labels` (B, ...) and `indices`
-    (B,) int64, the images' places in the data set.
-    """
+    """Training batches of one stream: what `DrawnImages` gives, by the names in `views`."""
 
     def __init__(self, images: DrawnImages, views: Sequence[str]) -> None:
         self.images, self.recipes = images, {view: view for view in views}
@@ -57,10 +49,7 @@ class ViewBatches:
 
 
 class PlainImageBatches:
-    """Un-augmented batches (`images`, `labels`, `indices`) from positions within `members`.
-
-    `members` None means the whole set. Unreadable images are left out.
-    """
+    """Un-augmented `images`, `labels`, `indices` of positions in `members`, by default in all."""
 
     def __init__(
         self, images: ImageSet, transform: Views, members: NDArray[np.int64] | None = None

@@ -10,19 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.data.readers.files import open_data, read_arrays
 from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.readers.files import open_data, read_arrays
 from shared.files import replacing
 
 Arrays = dict[str, NDArray]
 
 
 def cache_key(files: Iterable[str | Path], *settings: Any) -> str:
-    """A name for what is computed from the content of `files`, in this order, and the settings.
-
-    Args:
-        settings: plain values, as JSON has them.
-    """
+    """A name for what is computed from the content of `files`, in this order, and JSON values."""
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for path in files:
         with open_data(path) as file:
@@ -34,10 +30,8 @@ def cached(folder: str | Path | None, key: str, make: Callable[[], Arrays]) -> A
     """The arrays of `folder`/<key>.npz; if they are not there, `make` them and write the file.
 
     Several processes may ask at once: the file appears whole or not at all. A file that cannot be
-    read is made anew and a file that cannot be written does without, each with a warning.
-
-    Args:
-        folder: None keeps nothing.
+    read is made anew and a file that cannot be written does without, each with a warning. `folder`
+    None keeps nothing.
     """
     if folder is None:
         return make()

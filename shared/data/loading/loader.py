@@ -10,23 +10,30 @@ from shared.data.loading.streams import Schedule
 
 
 class BatchedDataset(Protocol):
-    """A data set that makes a whole collated batch from one key, by `__getitems__`."""
+    """Makes a whole collated batch from one key."""
 
     def __getitems__(self, key: Any, /) -> dict[str, Any]: ...
 
 
 class _WorkerLoader:
-    """Owns a torch DataLoader and lets Lightning end its worker processes."""
+    """Owns a torch DataLoader, which passes each element of `batches` to `dataset.__getitems__`."""
 
     def __init__(self, dataset: BatchedDataset, batches: Any, num_workers: int) -> None:
-        self._loader = batch_loader(dataset, batches, num_workers)
+        self._loader: DataLoader = DataLoader(
+            dataset,  # type: ignore[arg-type]
+            batch_sampler=batches,
+            collate_fn=dict,  # batches come collated
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            # Else each new iterator takes a number from torch's global generator, and a resumed
+            # run makes one iterator more than an undisturbed one.
+            generator=torch.Generator(),
+        )
 
     @property
     def _iterator(self) -> Any:
-        """What Lightning's teardown looks for, also after an error.
-
-        Workers left to the garbage collector are not told to stop: each costs a timeout of 5 s.
-        """
+        """What Lightning's teardown looks for; else each worker ends after a timeout of 5 s."""
         return self._loader._iterator
 
     @_iterator.setter
@@ -41,17 +48,11 @@ class ResumableLoader(_WorkerLoader):
     Only batches handed to the training loop count, however many the workers have prefetched: when
     `on_train_batch_end` of batch k fires, the position is k + 1. Lightning asks for an iterator
     before it announces the epoch, so the work starts at the first `next`.
-
-    Example:
-        loader = ResumableLoader(dataset, StreamBatches(...), num_workers=2)
-        loader.set_epoch(3)
-        for batch in loader: ...
     """
 
     def __init__(self, dataset: BatchedDataset, schedule: Schedule, num_workers: int = 0) -> None:
-        self.schedule = schedule
-        self.epoch = 0
-        self.position = 0
+        self.dataset, self.schedule = dataset, schedule
+        self.epoch = self.position = 0
         self._resuming = False
         self._plans = _Plans(schedule)
         super().__init__(dataset, self._plans, num_workers)
@@ -59,10 +60,6 @@ class ResumableLoader(_WorkerLoader):
     @property
     def sampler(self) -> "ResumableLoader":
         return self
-
-    @property
-    def dataset(self) -> BatchedDataset:
-        return self._loader.dataset  # type: ignore[return-value]
 
     def __len__(self) -> int:
         """Batches of a whole epoch, also when resumed within one."""
@@ -86,24 +83,18 @@ class ResumableLoader(_WorkerLoader):
         return {"epoch": self.epoch, "position": self.position, "length": len(self)}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Make the next iteration go on after the batches that `state` had handed out.
-
-        Raises:
-            ValueError: the state belongs to an epoch of another length.
-        """
+        """Make the next iteration go on after the batches that `state` had handed out."""
         if state["length"] != len(self):
             raise ValueError(
                 f"the checkpoint's epoch has {state['length']} batches, this one has {len(self)}: "
-                "batch sizes, steps_per_epoch or data have changed, so it can't be continued"
+                "batch sizes, steps_per_epoch or data have changed"
             )
         self.epoch, self.position, self._resuming = state["epoch"], state["position"], True
 
 
 class EvaluationLoader(_WorkerLoader):
-    """All samples in order, once; rank r of w gets every w-th sample, none is repeated.
-
-    (Lightning's distributed sampler repeats samples to equalise the ranks, which biases a mean.)
-    """
+    """All samples in order, once; rank r of w gets every w-th, none is repeated (as Lightning's
+    distributed sampler does, which biases a mean)."""
 
     def __init__(
         self,
@@ -126,7 +117,7 @@ class EvaluationLoader(_WorkerLoader):
 
 
 class _Plans:
-    """The view of a schedule that torch's DataLoader iterates over; lives in the main process."""
+    """What torch's DataLoader iterates over, in the main process."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule, self.epoch, self.start = schedule, 0, 0
@@ -136,22 +127,3 @@ class _Plans:
 
     def __iter__(self) -> Iterator[Any]:
         return self.schedule.batches(self.epoch, self.start)
-
-
-def batch_loader(dataset: BatchedDataset, batches: Any, num_workers: int) -> DataLoader:
-    """Return a torch DataLoader that passes each element of `batches` to `dataset.__getitems__`."""
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]
-        batch_sampler=batches,
-        collate_fn=_identity,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        # Else each new iterator takes a number from torch's global generator, and a resumed run,
-        # which makes one iterator more, would go on with other numbers than an undisturbed one.
-        generator=torch.Generator(),
-    )
-
-
-def _identity(batch: Any) -> Any:
-    return batch

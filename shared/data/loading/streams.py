@@ -1,9 +1,7 @@
 """Streams of draws and the batches cut from them: pure functions of (seed, epoch), no state.
 
-A stream lists an epoch's draws of one set: `Permutation` (each sample once), `Permutations`
-(concatenated passes, cut), `RestartedPasses` (passes that no batch spans), `WeightedDraws` (with
-replacement) and `ClassCycles` (class-balanced). `StreamBatches` cuts one or several streams side by
-side into batches, for a `ResumableLoader`.
+A stream lists an epoch's draws of one set; `StreamBatches` cuts one or several streams side by side
+into batches, for a `ResumableLoader`.
 
 Batch sizes are totals over all ranks; rank r gets the r-th contiguous slice, so the concatenation
 of the ranks' batches is the batch of a single process.
@@ -34,99 +32,88 @@ class Schedule(Protocol):
 
 
 class Stream(Protocol):
-    """The draws of each epoch; `len` of them, in order."""
+    """`len` draws of each epoch, in order."""
 
     def __len__(self) -> int: ...
 
     def draws(self, epoch: int) -> Draws: ...
 
 
-class Permutation:
-    """All of range(size), shuffled; `number` tells apart sets that are drawn in the same epoch."""
+class _Counted:
+    """A stream of `count` draws; `number` tells apart sets that are drawn in the same epoch."""
 
-    def __init__(self, seed: int, size: int, number: int = 0) -> None:
-        self.seed, self.size, self.number = seed, size, number
-
-    def __len__(self) -> int:
-        return self.size
-
-    def draws(self, epoch: int) -> Draws:
-        return permutation_stream(self.seed, epoch, self.number, self.size, self.size)
-
-
-class Permutations:
-    """`count` draws per epoch: shuffled passes over range(size) one after another."""
-
-    def __init__(self, seed: int, size: int, count: int, number: int = 0) -> None:
-        self.seed, self.size, self.count, self.number = seed, size, count, number
+    def __init__(self, seed: int, count: int, number: int) -> None:
+        self.seed, self.count, self.number = seed, count, number
 
     def __len__(self) -> int:
         return self.count
+
+    def _generator(self, epoch: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed & (2**64 - 1), epoch, self.number])
+
+
+class Permutations(_Counted):
+    """`count` draws per epoch: shuffled passes over range(size) one after another."""
+
+    def __init__(self, seed: int, size: int, count: int, number: int = 0) -> None:
+        super().__init__(seed, count, number)
+        self.size = size
 
     def draws(self, epoch: int) -> Draws:
         return permutation_stream(self.seed, epoch, self.number, self.size, self.count)
 
 
-class RestartedPasses:
+class Permutation(Permutations):
+    """All of range(size), shuffled."""
+
+    def __init__(self, seed: int, size: int, number: int = 0) -> None:
+        super().__init__(seed, size, size, number)
+
+
+class RestartedPasses(_Counted):
     """`passes` shuffled passes per epoch, each of which is cut into batches by itself.
 
-    No batch spans two passes. Each sample is listed `copies` times within a pass; the c-th copy in
-    pass p counts as pass p * copies + c, and so is augmented in its own way.
-
-    Attributes:
-        restart: draws of a pass, after which a new batch begins.
+    Each sample is listed `copies` times within a pass; the c-th copy in pass p counts as pass
+    p * copies + c, and so is augmented in its own way. `restart` is the number of draws of a pass.
     """
 
     def __init__(self, seed: int, size: int, passes: int, copies: int = 1, number: int = 0) -> None:
-        self.seed, self.size, self.passes = seed, size, passes
-        self.copies, self.number = copies, number
-        self.restart = size * copies
-
-    def __len__(self) -> int:
-        return self.passes * self.restart
+        super().__init__(seed, passes * size * copies, number)
+        self.size, self.copies, self.restart = size, copies, size * copies
 
     def draws(self, epoch: int) -> Draws:
-        listed = permutation_stream(self.seed, epoch, self.number, self.restart, len(self))
+        listed = permutation_stream(self.seed, epoch, self.number, self.restart, self.count)
         copies, positions = np.divmod(listed.positions, self.size)
         return Draws(positions, listed.passes * self.copies + copies)
 
 
-class WeightedDraws:
-    """`count` independent draws with replacement, sample i with probability weights[i] / sum.
-
-    A sample drawn again within an epoch gets another pass number, hence another augmentation.
-    """
+class WeightedDraws(_Counted):
+    """`count` independent draws with replacement, sample i with probability weights[i] / sum."""
 
     def __init__(self, seed: int, weights: NDArray, count: int, number: int = 1) -> None:
+        super().__init__(seed, count, number)
         weights = np.asarray(weights, np.float64)
         if weights.ndim != 1 or not (np.isfinite(weights).all() and (weights >= 0).all()):
             raise ValueError("image weights must be finite, non-negative numbers, one per image")
         if weights.sum() <= 0:
             raise ValueError("all image weights are zero: nothing can be drawn")
-        self.seed, self.count, self.number = seed, count, number
         self._cumulative = np.cumsum(weights)
 
-    def __len__(self) -> int:
-        return self.count
-
     def draws(self, epoch: int) -> Draws:
-        generator = np.random.default_rng([self.seed & (2**64 - 1), epoch, self.number])
         total = self._cumulative[-1]
-        positions = np.searchsorted(
-            self._cumulative, generator.random(self.count) * total, side="right"
-        )
+        drawn = self._generator(epoch).random(self.count) * total
+        positions = np.searchsorted(self._cumulative, drawn, side="right")
         # u < 1, but u * total may round up to the total, behind the last image that has a weight.
         last = np.searchsorted(self._cumulative, total, side="left")
         return number_repeats(np.minimum(positions, last), epoch)
 
 
-class ClassCycles:
+class ClassCycles(_Counted):
     """Class-balanced draws: classes in shuffled cycles, `per_class` images of a class in a row.
 
     The public class-aware sampler (docs/papers/iccl.md, section 3.2): each class has its own
-    shuffled cycle of images, reshuffled whenever it is exhausted. `labels` (N,) of the positions;
-    the classes that occur take part. `count` None is the public epoch, (largest class) x (number of
-    classes).
+    shuffled cycle of images, reshuffled whenever it is exhausted. The classes that occur in
+    `labels` (N,) take part. `count` None is the public epoch, (largest class) x (classes).
     """
 
     def __init__(
@@ -139,24 +126,24 @@ class ClassCycles:
     ) -> None:
         if per_class < 1:
             raise ValueError(f"per_class={per_class}: at least one image of a class at a time")
-        self.seed, self.per_class, self.number = seed, per_class, number
+        self.per_class = per_class
         self.members = [np.flatnonzero(labels == k) for k in np.unique(labels)]
         if not self.members:
             raise ValueError("no labels: there is no class to draw from")
-        largest = max(len(m) for m in self.members)
-        self.count = largest * len(self.members) if count is None else count
-
-    def __len__(self) -> int:
-        return self.count
+        whole = max(map(len, self.members)) * len(self.members)
+        super().__init__(seed, whole if count is None else count, number)
 
     def draws(self, epoch: int) -> Draws:
-        generator = np.random.default_rng([self.seed & (2**64 - 1), epoch, self.number])
+        generator = self._generator(epoch)
         classes, length = len(self.members), self.per_class
         cycles = math.ceil(self.count / (classes * length))
         order = generator.permuted(np.tile(np.arange(classes), (cycles, 1)), axis=1)
         # Row k: all that class k hands out in the course of the epoch, cycle by cycle.
-        images = np.stack([_cycle(m, cycles * length, generator) for m in self.members])
-        images = images.reshape(classes, cycles, length)
+        rows = []
+        for members in self.members:
+            passes = np.tile(members, (math.ceil(cycles * length / len(members)), 1))
+            rows.append(generator.permuted(passes, axis=1).reshape(-1)[: cycles * length])
+        images = np.stack(rows).reshape(classes, cycles, length)
         positions = images[order, np.arange(cycles)[:, None]].reshape(-1)[: self.count]
         return number_repeats(positions, epoch)
 
@@ -168,9 +155,6 @@ class StreamBatches:
     is left out, else it is kept, and with several ranks filled up to a multiple of the world size
     by repeating its own samples (shuffled batch norm needs equal batches on all ranks); then all
     streams that are not restarted must end with the same step, in the same proportion.
-
-    Raises:
-        ValueError: an empty set, a batch larger than its stream or not divisible by the world size.
     """
 
     def __init__(
@@ -188,13 +172,13 @@ class StreamBatches:
         for stream, batch, restart in zip(streams, batch_sizes, self.restarts, strict=True):
             if batch < 1 or batch % world:
                 raise ValueError(
-                    f"batch_size={batch} is not a positive multiple of the world size {world}: it "
-                    "is the total over all ranks, choose one that they can share evenly"
+                    f"batch_size={batch} is the total over all ranks, but not a positive multiple "
+                    f"of the world size {world}"
                 )
             if restart < batch:
                 raise ValueError(
                     f"batch_size={batch} is larger than the training set ({restart} images an "
-                    "epoch): lower batch_size or use more data"
+                    "epoch): lower it or use more data"
                 )
             lengths.append(len(stream) / batch)
         once = [n for n, s in zip(lengths, streams, strict=True) if not hasattr(s, "restart")]
@@ -210,13 +194,9 @@ class StreamBatches:
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[Draws, ...]]:
         drawn = [stream.draws(epoch) for stream in self.streams]
+        parts = list(zip(drawn, self.batch_sizes, self.restarts, strict=True))
         for step in range(start, self.steps):
-            yield tuple(
-                self._slice(draws, step, batch, restart)
-                for draws, batch, restart in zip(
-                    drawn, self.batch_sizes, self.restarts, strict=True
-                )
-            )
+            yield tuple(self._slice(draws, step, *sizes) for draws, *sizes in parts)
 
     def _slice(self, draws: Draws, step: int, batch: int, restart: int) -> Draws:
         nth_pass, within = divmod(step, math.ceil(restart / batch))
@@ -228,11 +208,7 @@ class StreamBatches:
 
 @lru_cache(maxsize=4)
 def permutation_stream(seed: int, epoch: int, stream: int, size: int, count: int) -> Draws:
-    """Return `count` draws: full permutations of range(size) one after another, the last one cut.
-
-    `stream` separates sets drawn in the same epoch. Pass numbers go on from epoch to epoch: with n
-    passes (the cut one included) per epoch, the k-th pass of an epoch has the number epoch * n + k.
-    """
+    """Permutations of range(size), the last one cut; the k-th of an epoch's n is epoch * n + k."""
     passes = math.ceil(count / size)
     generator = np.random.default_rng([seed & (2**64 - 1), epoch, stream])
     rows = np.broadcast_to(np.arange(size), (passes, size))
@@ -243,20 +219,10 @@ def permutation_stream(seed: int, epoch: int, stream: int, size: int, count: int
 
 
 def number_repeats(positions: NDArray[np.int64], epoch: int) -> Draws:
-    """Number the draws of one epoch so that no (position, pass) ever occurs twice.
-
-    The r-th time that a position occurs in an epoch of n draws has pass number epoch * n + r.
-    """
+    """Give the r-th time that a position occurs in an epoch of n draws the pass epoch * n + r."""
     order = np.argsort(positions, kind="stable")
     ordered = positions[order]
     first = np.searchsorted(ordered, ordered, side="left")
     repeats = np.empty(len(positions), np.int64)
     repeats[order] = np.arange(len(positions)) - first
     return Draws(positions, epoch * len(positions) + repeats)
-
-
-def _cycle(
-    members: NDArray[np.int64], count: int, generator: np.random.Generator
-) -> NDArray[np.int64]:
-    passes = np.tile(members, (math.ceil(count / len(members)), 1))
-    return generator.permuted(passes, axis=1).reshape(-1)[:count]

@@ -1,4 +1,8 @@
-"""Files of data sets, which strangers may have made: read, or refused by name in one line."""
+"""Files of data sets, which strangers may have made: read, or refused by name in one line.
+
+Each reader raises DataNotFoundError if there is no file, and DataCorruptError if it may not be
+read, is a pipe, a device or a folder, or holds anything else than it says.
+"""
 
 import gzip
 import io
@@ -6,7 +10,8 @@ import os
 import reprlib
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,37 +30,37 @@ _short.maxstring = _short.maxother = _short.maxlong = 80
 _short.maxlevel = 3
 
 
-def open_data(path: str | Path) -> io.BufferedReader:
-    """Open a file for reading.
-
-    Raises:
-        DataNotFoundError: no such file.
-        DataCorruptError: a pipe, a device or a folder, or it may not be read.
-    """
+@contextmanager
+def refusing(what: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn the errors in which damaged content ends into a DataCorruptError that begins so."""
+    kinds = kinds or (ValueError, KeyError, TypeError, AttributeError)
     try:
-        file = open_regular(path)
+        yield
+    except DataCorruptError:
+        raise
+    except kinds as error:
+        raise DataCorruptError(f"{what} ({one_line(repr(error))})") from error
+
+
+def open_data(path: str | Path) -> io.BufferedReader:
+    """Open a file for reading."""
+    try:
+        return open_regular(path)
     except (FileNotFoundError, NotADirectoryError):
         raise DataNotFoundError(not_found(Path(path))) from None
     except (OSError, ValueError) as error:  # the latter: a name that no file has
         reason = error.strerror if isinstance(error, OSError) else error
         raise DataCorruptError(f"{path} can't be read: {reason}") from None
-    return file
 
 
 def read_data(path: Path) -> bytes:
-    """Content of a file; of one named .gz what it unpacks to.
-
-    Raises:
-        DataNotFoundError, DataCorruptError: as `open_data`; a damaged .gz, or far too much in it.
-    """
-    with open_data(path) as file:
-        try:
-            if path.suffix != ".gz":
-                return file.read()
-            most = most_unpacked(file)
-            content = gzip.GzipFile(fileobj=file).read(most + 1)
-        except (OSError, EOFError, zlib.error, MemoryError) as error:
-            raise DataCorruptError(f"{path}: can't be read ({error}); fetch it anew") from error
+    """Content of a file; of one named .gz what it unpacks to, unless that is far too much."""
+    kinds = (OSError, EOFError, zlib.error, MemoryError)
+    with open_data(path) as file, refusing(f"{path}: can't be read, fetch it anew", *kinds):
+        if path.suffix != ".gz":
+            return file.read()
+        most = most_unpacked(file)
+        content = gzip.GzipFile(fileobj=file).read(most + 1)
     if len(content) > most:
         raise DataCorruptError(f"{path}: unpacks to more than {most} bytes, which no data does")
     return content
@@ -67,66 +72,38 @@ def most_unpacked(file: io.BufferedReader) -> int:
 
 
 def read_text(path: Path) -> str:
-    """Content of a text file in UTF-8.
-
-    Raises:
-        DataNotFoundError, DataCorruptError: as `open_data`; no text.
-    """
-    try:
+    """Content of a text file in UTF-8."""
+    with refusing(f"{path}: not a text file"):
         text = read_data(path).decode()
-    except UnicodeDecodeError as error:
-        raise DataCorruptError(f"{path}: not a text file ({error})") from error
     if "\0" in text:
         raise DataCorruptError(f"{path}: not a text file, it has zero bytes")
     return text
 
 
 def read_json(path: str | Path) -> Any:
-    """Content of a JSON file.
-
-    Raises:
-        DataNotFoundError, DataCorruptError: as `open_data`; no JSON, or nested too deep.
-    """
-    try:
+    """Content of a JSON file."""
+    with refusing(f"{path}: no JSON, perhaps cut off"):
         return parse_json(read_text(Path(path)))
-    except DataCorruptError:
-        raise
-    except ValueError as error:
-        raise DataCorruptError(f"{path}: no JSON ({error}); was it cut off?") from error
 
 
 def read_arrays(path: str | Path) -> dict[str, NDArray]:
-    """The arrays of a .npz, without pickles.
-
-    Raises:
-        DataNotFoundError, DataCorruptError: as `open_data`; damaged, or far too much in it.
-    """
-    with open_data(path) as file:
-        try:
-            with zipfile.ZipFile(file) as archive:
-                members = archive.infolist()
-                size, most = sum(member.file_size for member in members), most_unpacked(file)
-                if size > most:
-                    raise ValueError(f"it unpacks to {size} bytes, more than {most}")
-                return {
-                    member.filename.removesuffix(".npy"): _array(archive, member)
-                    for member in members
-                }
-        except Exception as error:  # a damaged archive can raise nearly anything
-            raise DataCorruptError(f"{path}: no readable arrays ({one_line(error)})") from error
-
-
-def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray:
-    with archive.open(member) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
+    """The arrays of a .npz, without pickles."""
+    arrays = {}
+    # A damaged archive can raise nearly anything.
+    with open_data(path) as file, refusing(f"{path}: no readable arrays", Exception):
+        archive = zipfile.ZipFile(file)
+        size, most = sum(member.file_size for member in archive.infolist()), most_unpacked(file)
+        if size > most:
+            raise ValueError(f"it unpacks to {size} bytes, more than {most}")
+        for name in archive.namelist():
+            with archive.open(name) as inner:
+                array = np.lib.format.read_array(inner, allow_pickle=False)
+            arrays[name.removesuffix(".npy")] = array
+    return arrays
 
 
 def integers(values: Any, least: int = 0) -> NDArray[np.int64]:
-    """Integers of at least `least`, given as a list or as an array of one dimension.
-
-    Raises:
-        ValueError: anything else, as numbers with a fraction, texts, true and false.
-    """
+    """Integers of at least `least` from a list or an array of one dimension; else ValueError."""
     if isinstance(values, np.ndarray):
         right = values.ndim == 1 and values.dtype.kind in "iu"
         right = right and (not values.size or int(values.max()) <= LARGEST)
@@ -156,30 +133,17 @@ def is_text(value: Any) -> bool:
 
 
 def image_path(root: str | Path, name: str, allow_outside: bool = False) -> str:
-    """Join the path of an image to the root of its data set.
-
-    Args:
-        allow_outside: accept absolute paths and such that leave `root` by "..".
-
-    Raises:
-        DataCorruptError: it leaves `root`, though that isn't allowed; it is no name of a file.
-    """
+    """Join the path of an image to the root of its data set, which it may leave if allowed."""
     if not allow_outside and _leaves(name):
-        raise DataCorruptError(
-            f"image {shortened(name)} is outside of the image root {root}; if the file is trusted, "
-            "set allow_outside=true"
-        )
+        outside = f"image {shortened(name)} is outside of the image root {root}"
+        raise DataCorruptError(f"{outside}; if the file is trusted, set allow_outside=true")
     if "\0" in name or not is_text(name):
         raise DataCorruptError(f"image {shortened(name)} is no name of a file")
     return os.path.join(root, name)
 
 
 def paths_below(root: Path, names: Sequence[Any], origin: Path) -> list[str]:
-    """Join the paths that the file `origin` lists to their folder.
-
-    Raises:
-        DataCorruptError: one is no text or leaves the folder.
-    """
+    """Join the paths that the file `origin` lists to their folder, which they may not leave."""
     for name in names:
         if not is_text(name) or "\0" in name or _leaves(name):
             raise DataCorruptError(f"{origin}: {shortened(name)} is no path below {root}")
@@ -202,7 +166,7 @@ def one_line(text: object) -> str:
 
 
 def not_found(path: Path) -> str:
-    """Say that a file is missing, and where it could come from."""
+    """The message that a file is missing, and where it could come from."""
     return (
         f"{path} not found. Run `make data METHOD=...` for an experiment that builds it, or place "
         "it there (another place: data_root=DIR or TENFOLD_DATA=DIR)"
@@ -211,7 +175,7 @@ def not_found(path: Path) -> str:
 
 def nested_too_deep(value: Any, levels: int = 50) -> bool:
     """Whether lists and objects lie in one another deeper than that."""
-    inner = value.values() if isinstance(value, dict) else value
     if not isinstance(value, dict | list):
         return False
+    inner = value.values() if isinstance(value, dict) else value
     return levels == 0 or any(nested_too_deep(item, levels - 1) for item in inner)

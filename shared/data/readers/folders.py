@@ -1,17 +1,19 @@
 """Readers of image files: folders named by class, lists of paths, and arrays in one archive.
 
-A reader takes `root` and `split`, the rest from the configuration. `in_memory` reads all images at
-once into an array, for small sets, so that training decodes no files: true if they have one size,
-or the side in pixels to resize them to. `mode` "L" makes those images grey.
+`in_memory` reads all images at once into an array, for small sets: true if they have one size, or
+the side in pixels to resize them to. `mode` "L" makes those grey. `max_corrupt` is the share of
+unreadable images beyond which reading stops.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.images import IMAGE_SUFFIXES, ArrayImages, FolderImages, read_image
 from shared.data.readers.files import (
     integers,
     not_found,
@@ -19,13 +21,9 @@ from shared.data.readers.files import (
     paths_below,
     read_arrays,
     read_text,
+    refusing,
     shortened,
 )
-from shared.data.errors import DataCorruptError, DataNotFoundError
-from shared.data.images import IMAGE_SUFFIXES, ArrayImages, FolderImages, read_image
-
-_CHECKED = 64  # images of a list whose presence is checked before training
-_DIGITS = 7  # of a label: no list has ten million classes
 
 
 def image_folder(
@@ -40,15 +38,11 @@ def image_folder(
 
     Classes are numbered in the order of their sorted names in the "train" folder, images listed by
     class, then by path, as torchvision's ImageFolder does.
-
-    Raises:
-        DataNotFoundError: no such folder. DataCorruptError: a class that "train" does not have.
     """
     names = {"train": "train", split: split} | dict(folders or {})
     folder, train = Path(root) / names[split], Path(root) / names["train"]
     classes = class_folders(train if train.is_dir() else folder)
-    unknown = sorted(set(class_folders(folder)) - set(classes))
-    if unknown:
+    if unknown := sorted(set(class_folders(folder)) - set(classes)):
         raise DataCorruptError(f"{folder / unknown[0]}: {train} has no class of that name")
     paths, labels = scan(folder, classes)
     every = split == "train"
@@ -60,64 +54,40 @@ def list_file(
     split: str,
     lists: str,
     images: str | Path | None = None,
-    class_names: str | None = None,
     num_classes: int | None = None,
-    in_memory: bool | int = False,
-    mode: str = "RGB",
     max_corrupt: float = 0.01,
-) -> FolderImages | ArrayImages:
-    """Read the images that a list file names, in its order.
+) -> FolderImages:
+    """Read the images that a list file names, in its order; see `read_list`.
 
     Args:
-        lists: list file of a split, relative to `root`; "{split}" in it stands for the split.
+        lists: list file, relative to `root`; "{split}" in it stands for the split.
         images: folder that the paths in the list are relative to; `root` by default.
-        class_names: file with one name per line, relative to `root`. By default the folders of the
-            images, where each class has one of its own, else the numbers.
         num_classes: keep the labels below that only; by default all.
-
-    Raises:
-        DataNotFoundError: no such list, or images that are not there.
-        DataCorruptError: a line that is not "path label", a path outside of the folder, or fewer
-            class names than classes.
     """
     root = Path(root)
     path = root / lists.replace("{split}", split)
     relative, labels = read_list(path, num_classes)
-    classes = num_classes or int(labels.max()) + 1
-    if class_names is None:
-        names = folder_names(relative, labels, classes)
-    else:
-        names = text_lines(root / class_names)[:classes]
-        if len(names) < classes:
-            raise DataCorruptError(f"{root / class_names}: {len(names)} names, {classes} classes")
-    base = root if images is None else Path(images)
-    paths = paths_below(base, relative, path)
+    names = _folder_names(relative, labels, num_classes or int(labels.max()) + 1)
+    paths = paths_below(root if images is None else Path(images), relative, path)
     check_some_exist(paths, str(path))
     every = split == "train"
-    return image_set(paths, labels, names, str(path), in_memory, mode, max_corrupt, every)
+    return FolderImages(paths, labels, names, str(path), max_corrupt, every_class=every)
 
 
 def archive(root: str | Path, split: str, file: str) -> ArrayImages:
     """Read `root/file` ("{split}" stands for the split), a .npz of arrays without pickles.
 
     It holds `images` (N, H, W) or (N, H, W, 3) uint8, `labels` (N,) and `class_names` (K,).
-
-    Raises:
-        DataNotFoundError: no such file. DataCorruptError: damaged, or without these arrays.
     """
     path = Path(root) / file.replace("{split}", split)
     content = read_arrays(path)
-    try:
+    with refusing(f"{path}: no arrays images, labels and class_names; build it anew"):
         images, labels, names = (content[k] for k in ("images", "labels", "class_names"))
         if images.dtype != np.uint8 or not (images.ndim == 3 or images.shape[3:] == (3,)):
             raise ValueError(f"images are {images.dtype} {images.shape}, not uint8 rows")
         if names.dtype.kind != "U" or names.ndim != 1:
             raise ValueError(f"class_names are {names.dtype} {names.shape}, not texts")
         labels = integers(labels, least=-1)
-    except (ValueError, KeyError) as error:
-        raise DataCorruptError(
-            f"{path}: no arrays images, labels and class_names ({error}); build it anew"
-        ) from error
     return ArrayImages(images, labels, names.tolist(), str(path), split == "train")
 
 
@@ -126,17 +96,13 @@ def image_set(
     labels: NDArray[np.int64],
     class_names: Sequence[str],
     origin: str,
-    in_memory: bool | int = False,
-    mode: str = "RGB",
-    max_corrupt: float = 0.01,
-    every_class: bool = True,
+    in_memory: bool | int,
+    mode: str,
+    max_corrupt: float,
+    every_class: bool,
     truncated: bool = False,
 ) -> FolderImages | ArrayImages:
-    """Return the images as files to be read when asked for, or decoded once into an array.
-
-    Raises:
-        DataCorruptError: (in memory) an unreadable image, or images of several sizes.
-    """
+    """Return the images as files to be read when asked for, or decoded once into an array."""
     if in_memory is False or in_memory is None:
         return FolderImages(paths, labels, class_names, origin, max_corrupt, truncated, every_class)
     side = None if in_memory is True else int(in_memory)
@@ -149,20 +115,14 @@ def image_set(
         except (OSError, DataCorruptError) as error:
             raise DataCorruptError(f"{path}: unreadable image ({one_line(error)})") from error
         if pixels[-1].shape != pixels[0].shape:
-            raise DataCorruptError(
-                f"{path}: {pixels[-1].shape[:2]} pixels, but {paths[0]} has {pixels[0].shape[:2]}; "
-                "set in_memory to the side that all are resized to"
-            )
+            sizes = f"{pixels[-1].shape[:2]} pixels, but {paths[0]} has {pixels[0].shape[:2]}"
+            raise DataCorruptError(f"{path}: {sizes}; set in_memory to a side for all")
     images = np.stack(pixels) if pixels else np.zeros((0, 0, 0), np.uint8)
     return ArrayImages(images, labels, class_names, origin, every_class)
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Return the sorted names of the folders in `folder`.
-
-    Raises:
-        DataNotFoundError: it does not exist or holds no folder.
-    """
+    """Sorted names of the folders in `folder`, of which there must be some."""
     if not folder.is_dir():
         raise DataNotFoundError(not_found(folder))
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
@@ -172,45 +132,34 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def scan(folder: Path, classes: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
-    """List the image files below each class folder, in the order of torchvision's ImageFolder.
-
-    A folder that links lead to in several ways is listed once for a class.
-    """
+    """List the image files below each class folder, in the order of torchvision's ImageFolder."""
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        for parent, files in sorted(_walk(folder / name)):
-            found = [f for f in sorted(files) if f.lower().endswith(IMAGE_SUFFIXES)]
-            paths += [os.path.join(parent, file) for file in found]
-            labels += [label] * len(found)
+        files_of: dict[str, list[str]] = {}
+        seen: set[tuple[int, int]] = set()  # links may lead in circles
+        for parent, folders, files in os.walk(folder / name, followlinks=True):
+            status = os.stat(parent)
+            if (place := (status.st_dev, status.st_ino)) in seen:
+                folders.clear()
+                continue
+            seen.add(place)
+            folders.sort()
+            files_of[parent] = sorted(f for f in files if f.lower().endswith(IMAGE_SUFFIXES))
+        found = [os.path.join(parent, f) for parent in sorted(files_of) for f in files_of[parent]]
+        paths += found
+        labels += [label] * len(found)
     return paths, np.array(labels, np.int64)
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Each folder below with its files; links may lead in circles."""
-    seen: set[tuple[int, int]] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        status = os.stat(parent)
-        if (place := (status.st_dev, status.st_ino)) in seen:
-            folders.clear()
-            continue
-        seen.add(place)
-        folders.sort()
-        yield parent, files
-
-
 def read_list(path: Path, num_classes: int | None = None) -> tuple[list[str], NDArray[np.int64]]:
-    """Read lines "relative/path label"; blank ones and labels from `num_classes` on are left out.
-
-    Raises:
-        DataNotFoundError: no such file. DataCorruptError: another kind of line, or no image.
-    """
+    """Read lines "relative/path label", without blank ones and labels from `num_classes` on."""
     paths, labels = [], []
-    for number, line in enumerate(text_lines(path, keep_blank=True), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         name, label = [*line.rsplit(maxsplit=1), ""][:2]
-        if not label.isdecimal() or len(label) > _DIGITS:
+        if not label.isdecimal() or len(label) > 7:  # no list has ten million classes
             raise DataCorruptError(f"{path}, line {number}: {shortened(line)} is not 'path label'")
         if num_classes is None or int(label) < num_classes:
             paths.append(name.strip())
@@ -220,21 +169,18 @@ def read_list(path: Path, num_classes: int | None = None) -> tuple[list[str], ND
     return paths, np.array(labels, np.int64)
 
 
-def folder_names(paths: Sequence[str], labels: NDArray[np.int64], num_classes: int) -> list[str]:
+def _folder_names(paths: Sequence[str], labels: NDArray[np.int64], num_classes: int) -> list[str]:
     """Name each class by the folder of its images if it has one of its own, else by its number."""
-    numbers = [str(k) for k in range(num_classes)]
-    pairs = {
-        (os.path.basename(os.path.dirname(path)), int(label))
-        for path, label in zip(paths, labels, strict=True)
-    }
-    by_label = {label: name for name, label in pairs}
-    own = len(pairs) == len(by_label) == len({name for name, _ in pairs}) == num_classes
-    return [by_label[k] for k in range(num_classes)] if own and all(by_label.values()) else numbers
+    folders = [os.path.basename(os.path.dirname(path)) for path in paths]
+    pairs = set(zip(labels.tolist(), folders, strict=True))
+    by_label, names = dict(pairs), {name for _, name in pairs}
+    own = len(pairs) == len(by_label) == len(names) == num_classes and all(names)
+    return [by_label[k] if own else str(k) for k in range(num_classes)]
 
 
 def check_some_exist(paths: Sequence[str], origin: str) -> None:
-    """Look for some evenly spaced images, so that a wrong root shows before training starts."""
-    for place in np.unique(np.linspace(0, len(paths) - 1, _CHECKED).astype(int)):
+    """Look for 64 evenly spaced images, so that a wrong root shows before training starts."""
+    for place in np.unique(np.linspace(0, len(paths) - 1, 64).astype(int)):
         if not Path(paths[place]).is_file():
             raise DataNotFoundError(f"{not_found(Path(paths[place]))} ({origin} lists it)")
 
@@ -246,11 +192,6 @@ def known_split(split: str, *splits: str) -> str:
     return split
 
 
-def text_lines(path: Path, keep_blank: bool = False) -> list[str]:
-    """Return the lines of a text file.
-
-    Raises:
-        DataNotFoundError: no such file. DataCorruptError: it is not UTF-8 text.
-    """
-    lines = read_text(path).splitlines()
-    return lines if keep_blank else [line for line in lines if line.strip()]
+def text_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank."""
+    return [line for line in read_text(path).splitlines() if line.strip()]

@@ -8,20 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.data.readers.files import one_line, read_json, shortened
-from shared.data.readers.folders import class_folders, scan, text_lines
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.images import FolderImages, ImageSet
-from shared.data.splits import Split, labels_per_class, per_class_split
+from shared.data.readers.files import read_json, refusing, shortened
+from shared.data.readers.folders import class_folders, scan, text_lines
+from shared.data.splits import Split, per_class_split
 from shared.files import replacing
 
 
 def imagenet(root: str | Path, split: str, max_corrupt: float = 0.01) -> FolderImages:
-    """Read `root/train/<class>/*` ("train") or `root/val/<class>/*` ("test", "val").
-
-    Classes are numbered in the order of their sorted folder names. `max_corrupt` is the share of
-    unreadable images beyond which reading stops.
-    """
+    """Read `root/train/<class>/*` ("train") or `root/val/<class>/*` ("test", "val")."""
     folder = Path(root) / {"train": "train", "test": "val", "val": "val"}[split]
     if not folder.is_dir():
         raise DataNotFoundError(
@@ -29,8 +25,7 @@ def imagenet(root: str | Path, split: str, max_corrupt: float = 0.01) -> FolderI
             "handed out by its owners only), or set data_root=DIR or TENFOLD_DATA=DIR"
         )
     names = class_folders(folder)
-    paths, labels = scan(folder, names)
-    return FolderImages(paths, labels, names, str(folder), max_corrupt)
+    return FolderImages(*scan(folder, names), names, str(folder), max_corrupt)
 
 
 def imagenet_fraction(
@@ -46,11 +41,7 @@ def imagenet_fraction(
     The fraction is the first int(fraction * N) of the shuffled list of training images, not drawn
     class by class (docs/papers/mopro.md, section 6.3). `list_path` holds one `<class folder>/<file
     name>` a line; a missing file is first made with `seed`, at once or not at all, so that all
-    processes of a run and all later runs use the same images.
-
-    Raises:
-        ValueError: the file lists another number of images.
-        DataCorruptError: it lists images that are not there, or one twice.
+    processes of a run and all later runs use the same images. One of another number is refused.
     """
     images = imagenet(root, split, max_corrupt)
     if split != "train":
@@ -58,27 +49,20 @@ def imagenet_fraction(
     count, path = int(fraction * len(images)), Path(list_path)
     if not 0 < count <= len(images):
         raise ValueError(f"fraction={fraction} of {len(images)} images: must be within 0..1")
-    keys = [_key(images.path(i)) for i in range(len(images))]
+    keys = _keys(images)
     if not path.exists():
         order = list(range(len(images)))
         random.Random(seed).shuffle(order)
-        _write_text(path, "".join(f"{keys[i]}\n" for i in sorted(order[:count])))
+        _write(path, "".join(f"{keys[i]}\n" for i in sorted(order[:count])))
     listed = text_lines(path)
     if len(listed) != count:
         raise ValueError(
-            f"{path} lists {len(listed)} images, fraction={fraction} are {count}: it belongs to "
-            "another fraction; name another path"
+            f"{path} lists {len(listed)} images, fraction={fraction} are {count}: name another path"
         )
-    index_of = {key: i for i, key in enumerate(keys)}
-    chosen = np.sort(_indices(listed, index_of, path))
-    return FolderImages(
-        [images.path(int(i)) for i in chosen],
-        images.labels[chosen],
-        images.class_names,
-        str(path),
-        max_corrupt,
-        every_class=False,
-    )
+    chosen = np.sort(_indices(listed, keys, path))
+    paths, labels = [images.path(int(i)) for i in chosen], images.labels[chosen]
+    names = images.class_names
+    return FolderImages(paths, labels, names, str(path), max_corrupt, every_class=False)
 
 
 def split_file(
@@ -87,74 +71,57 @@ def split_file(
     """Read the official split file: "labeled_samples" and "unlabeled_samples" of [path, class].
 
     A missing file is first made by `per_class_split`, and written at once or not at all. Images are
-    recognised by `<class folder>/<file name>`, so a file made on another machine serves as well.
-
-    Raises:
-        ValueError: the file labels another number of images per class than asked for (a "10 %" run
-            must not train on a 1 % file), or was made with another seed.
-        DataCorruptError: it is damaged, does not fit the images or lists one twice.
+    recognised by `<class folder>/<file name>`, so a file made on another machine serves as well. A
+    file of another percentage or seed is refused.
     """
     if not isinstance(images, FolderImages) or len(candidates) != len(images):
         raise ValueError("a split file needs a folder data set, used whole (subset=null)")
     path = Path(path)
     if not path.exists():
-        _write(path, images, per_class_split(images, candidates, num_labels, seed), seed)
+        split = per_class_split(images, candidates, num_labels, seed)
+        parts = [[[images.path(int(i)), int(images.labels[i])] for i in part] for part in split]
+        names = ("labeled_samples", "unlabeled_samples", "seed")
+        _write(path, json.dumps(dict(zip(names, [*parts, seed], strict=True))))
     content = read_json(path)
-    try:
+    with refusing(f"{path}: not a split file, delete or repair it"):
         samples = [content["labeled_samples"], content["unlabeled_samples"]]
         labelled, unlabelled = ([name for name, _ in part] for part in samples)
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataCorruptError(
-            f"{path}: not a split file ({one_line(repr(error))}); delete or repair it"
-        ) from error
     if content.get("seed", seed) != seed:
-        raise ValueError(
-            f"{path} was made with split_seed={shortened(content['seed'])}, not {seed}: give each "
-            "its own path"
-        )
-    index_of = {_key(images.path(i)): i for i in range(len(images))}
-    chosen = _indices([*labelled, *unlabelled], index_of, path)
+        made = shortened(content["seed"])
+        raise ValueError(f"{path} was made with split_seed={made}, not {seed}: name another path")
+    chosen = _indices([*labelled, *unlabelled], _keys(images), path)
     result = Split(*map(np.sort, np.split(chosen, [len(labelled)])))
-    wanted = labels_per_class(num_labels, len(images.class_names))
-    found = np.bincount(images.labels[result.labelled], minlength=len(images.class_names))
-    if (found != wanted).any():
+    classes = len(images.class_names)
+    found = np.bincount(images.labels[result.labelled], minlength=classes)
+    if (found != num_labels / classes).any():
         raise ValueError(
-            f"{path} labels {found.min()} to {found.max()} images per class, {wanted} were asked "
-            f"for (num_labels={num_labels}): it belongs to another percentage; name another path"
+            f"{path} labels {found.min()} to {found.max()} images per class, not num_labels="
+            f"{num_labels} of {classes} classes: name another path"
         )
     return result
 
 
-def _write(path: Path, images: FolderImages, split: Split, seed: int) -> None:
-    def samples(indices: NDArray[np.int64]) -> list[list[Any]]:
-        return [[images.path(int(i)), int(images.labels[i])] for i in indices]
-
-    content = {
-        "labeled_samples": samples(split.labelled),
-        "unlabeled_samples": samples(split.unlabelled),
-        "seed": seed,
-    }
-    _write_text(path, json.dumps(content))
-
-
-def _write_text(path: Path, text: str) -> None:
+def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         file.write(text.encode())
+
+
+def _keys(images: FolderImages) -> list[str]:
+    return [_key(images.path(i)) for i in range(len(images))]
 
 
 def _key(path: str) -> str:
     return "/".join(PurePath(path).parts[-2:])
 
 
-def _indices(names: list[Any], index_of: dict[str, int], path: Path) -> NDArray[np.int64]:
-    """Places of the named images, in their order."""
+def _indices(names: list[Any], keys: list[str], path: Path) -> NDArray[np.int64]:
+    """Places among `keys` of the images that `path` names, in its order; each only once."""
+    index_of = {key: i for i, key in enumerate(keys)}
     found: dict[int, None] = {}
     for name in names:
         if not isinstance(name, str) or (index := index_of.get(_key(name))) is None:
-            raise DataCorruptError(
-                f"{path} lists {shortened(name)}, which is not among the training images"
-            )
+            raise DataCorruptError(f"{path}: {shortened(name)} is not among the training images")
         if index in found:
             raise DataCorruptError(f"{path} lists {shortened(name)} twice")
         found[index] = None

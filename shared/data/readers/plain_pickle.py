@@ -13,37 +13,26 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.data.readers.files import LARGEST, one_line, read_data, shortened
-from shared.data.errors import DataCorruptError
+from shared.data.readers.files import LARGEST, read_data, refusing, shortened
 
 DEEPEST = 50  # containers within one another
 REPEATED = 4  # items for each byte: containers may occur in several places, but not grow by that
-_KEYS = (str, bytes, bool, float, type(None))
 
 
 def read_plain_pickle(path: str | Path, arrays: bool = False, encoding: str = "latin-1") -> Any:
-    """Read containers, texts and numbers.
+    """Read containers, texts and numbers; what asks for anything else is refused.
 
     Args:
         arrays: admit numpy's arrays of numbers as values of a dict that holds everything.
         encoding: of Python 2's texts; "bytes" leaves them as they are.
-
-    Raises:
-        DataNotFoundError: no such file.
-        DataCorruptError: it asks for anything else, none of which is executed, or is damaged.
     """
     content = read_data(Path(path))
-    try:
+    # A damaged pickle surfaces as whatever its first wrong byte provokes.
+    with refusing(f"{path} is refused, nothing in it was executed: no plain pickle", Exception):
         found = _Unpickler(io.BytesIO(content), arrays, encoding).load()
         if arrays and isinstance(found, dict):
             found = {k: v.values if isinstance(v, _Array) else v for k, v in found.items()}
         _check_tree(found, REPEATED * len(content))
-    # A damaged pickle surfaces as whatever its first wrong byte provokes.
-    except Exception as error:
-        raise DataCorruptError(
-            f"{path} is refused, nothing in it was executed: it is no pickle of plain "
-            f"containers, texts and numbers ({type(error).__name__}: {one_line(error)})"
-        ) from error
     return found
 
 
@@ -75,9 +64,10 @@ class _Array:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Makes dicts, lists, tuples, sets, texts, bytes and numbers, which need no class of their own;
-    but sets do in old pickles. Keys and members of sets are numbers and texts: others may take
-    exponential time to compare."""
+    """Keys and members of sets are numbers and texts: others may take exponential time to compare.
+
+    Of what is made, only old pickles' sets, and arrays, need a class to be found.
+    """
 
     dispatch: ClassVar[dict[int, Callable]] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
@@ -98,11 +88,11 @@ class _Unpickler(pickle._Unpickler):
             raise pickle.UnpicklingError(f"it asks for {full}")
         return self.known[full]
 
+    # `pop_mark` puts another list at `stack`: what it gives must be made before that is changed.
+
     def set_item(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
-        if type(key) is not str:
-            _keys([key])
-        self.stack[-1][key] = value
+        self.stack[-1].update(_pairs([key, value]))
 
     def set_items(self) -> None:
         pairs = _pairs(self.pop_mark())
@@ -152,7 +142,8 @@ def _keys(values: Iterable) -> list[Any]:
     """What takes no time to compare and, among others, to find: integers may all hash alike."""
     keys = list(values)
     for key in keys:
-        if type(key) not in _KEYS and not (type(key) is int and abs(key) <= LARGEST):
+        small = type(key) is int and abs(key) <= LARGEST
+        if not small and type(key) not in (str, bytes, bool, float, type(None)):
             raise pickle.UnpicklingError(f"{shortened(key)} as a key")
     return keys
 
@@ -168,12 +159,11 @@ def _check_tree(content: Any, most: int) -> None:
     for _ in range(DEEPEST):
         inner: list[Any] = []
         for item in level:
-            values = item.values() if isinstance(item, dict) else item
             if isinstance(item, dict | list | tuple | set | frozenset):
                 most -= len(item)
                 if most < 0:
                     raise pickle.UnpicklingError("it repeats itself without end")
-                inner += values
+                inner += item.values() if isinstance(item, dict) else item
             elif isinstance(item, _Array | _Type):
                 raise pickle.UnpicklingError("an array within another container")
         if not inner:

@@ -1,8 +1,4 @@
-"""Readers of data sets held in memory, in their public on-disk formats.
-
-Each is a function (root, split) -> `ArrayImages`. Missing and damaged files raise errors that name
-the file and say what to do.
-"""
+"""Readers of data sets held in memory, in their public on-disk formats."""
 
 import math
 import os
@@ -12,69 +8,56 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.data.readers.files import (
-    integers,
-    most_unpacked,
-    one_line,
-    open_data,
-    read_data,
-    read_text,
-)
-from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.errors import DataCorruptError
 from shared.data.images import ArrayImages, ImageSet
+from shared.data.readers.files import integers, most_unpacked, open_data, read_data, refusing
 from shared.data.readers.folders import known_split, text_lines
 from shared.data.readers.plain_pickle import read_plain_pickle
 from shared.data.splits import Split
 
 FASHION_MNIST_CLASSES = (
-    "T-shirt/top",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
+    *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
 
 
 def fashion_mnist(root: str | Path, split: str) -> ArrayImages:
-    """Read IDX files (plain or .gz): (N, 28, 28) grey. `split` is "train" or "test"."""
+    """Read IDX files (plain or .gz): (N, 28, 28) grey."""
     stem = {"train": "train", "test": "t10k"}[known_split(split, "train", "test")]
-    images, labels = (
-        read_idx(find(Path(root), f"{stem}-{part}", "fashion-mnist", ("", ".gz")), dimensions)
-        for part, dimensions in (("images-idx3-ubyte", 3), ("labels-idx1-ubyte", 1))
-    )
+    parts = []
+    for part, dimensions in (("images-idx3-ubyte", 3), ("labels-idx1-ubyte", 1)):
+        path = Path(root) / f"{stem}-{part}"
+        packed = path.with_name(f"{path.name}.gz")
+        parts.append(read_idx(path if os.path.lexists(path) else packed, dimensions))
+    images, labels = parts
     return ArrayImages(images, labels, FASHION_MNIST_CLASSES, f"{root} ({split})")
 
 
 def cifar10(root: str | Path, split: str) -> ArrayImages:
-    """Read `cifar-10-batches-py`: (N, 32, 32, 3) RGB. `split` is "train" or "test"."""
+    """Read `cifar-10-batches-py`: (N, 32, 32, 3) RGB."""
     train = known_split(split, "train", "test") == "train"
     names = [f"data_batch_{i}" for i in range(1, 6)] if train else ["test_batch"]
-    return _cifar(Path(root) / "cifar-10-batches-py", names, "labels", "batches.meta", "cifar-10")
+    return _cifar(Path(root) / "cifar-10-batches-py", names, "labels", "batches.meta")
 
 
 def cifar100(root: str | Path, split: str) -> ArrayImages:
     """Read `cifar-100-python` with fine labels: (N, 32, 32, 3) RGB."""
     names = [known_split(split, "train", "test")]
-    return _cifar(Path(root) / "cifar-100-python", names, "fine_labels", "meta", "cifar-100")
+    return _cifar(Path(root) / "cifar-100-python", names, "fine_labels", "meta")
 
 
 def stl10(root: str | Path, split: str) -> ArrayImages:
     """Read `stl10_binary`: (N, 96, 96, 3) RGB.
 
-    The split "train" is the 5,000 labelled images followed by the 100,000 unlabelled ones (label
-    -1); `stl10_fold_split` chooses among them. "test" is the 8,000 test images.
+    "train" is the 5,000 labelled images followed by the 100,000 unlabelled ones (label -1), among
+    which `stl10_fold_split` chooses.
     """
     folder = Path(root) / "stl10_binary"
     parts = ["train", "unlabeled"] if known_split(split, "train", "test") == "train" else ["test"]
     images, labels = [], []
     for part in parts:
-        path = find(folder, f"{part}_X.bin", "stl-10")
-        raw = _bytes(path)
+        path = folder / f"{part}_X.bin"
+        raw = np.frombuffer(read_data(path), np.uint8)
         if raw.size == 0 or raw.size % (3 * 96 * 96):
             raise DataCorruptError(f"{path}: {raw.size} bytes is not a number of 96 px RGB images")
         # Official layout: channel, column, row.
@@ -82,9 +65,10 @@ def stl10(root: str | Path, split: str) -> ArrayImages:
         if part == "unlabeled":
             labels.append(np.full(len(images[-1]), -1))
         else:
-            path = find(folder, f"{part}_y.bin", "stl-10")
-            labels.append(_from_one(_bytes(path), len(images[-1]), path))
-    path = find(folder, "class_names.txt", "stl-10")
+            path = folder / f"{part}_y.bin"
+            values = np.frombuffer(read_data(path), np.uint8)
+            labels.append(_from_one(values, len(images[-1]), path))
+    path = folder / "class_names.txt"
     if len(names := text_lines(path)) != 10:
         raise DataCorruptError(f"{path}: {len(names)} names of 10 classes")
     joint = np.ascontiguousarray(np.concatenate(images))
@@ -99,137 +83,78 @@ def stl10_fold_split(
     root: str | Path,
     fold: int | None = None,
 ) -> Split:
-    """Label the images of an official fold; unlabelled are the images without any label.
-
-    `fold` None takes fold seed % 10. The official list has ten folds of 1,000 images.
-
-    Raises:
-        ValueError: the fold does not exist or has another size than `num_labels`.
-    """
-    path = find(Path(root) / "stl10_binary", "fold_indices.txt", "stl-10")
-    try:
+    """Label the images of an official fold, by default seed % 10; the others have no label."""
+    path = Path(root) / "stl10_binary" / "fold_indices.txt"
+    with refusing(f"{path}: not lists of images"):
         folds = [integers([int(place) for place in line.split()]) for line in text_lines(path)]
-    except ValueError as error:
-        raise DataCorruptError(f"{path}: not lists of images ({one_line(error)})") from error
     if any(fold.size and fold.max() >= len(images) for fold in folds) or not folds:
         raise DataCorruptError(f"{path}: no folds, or images that STL-10 does not have")
     number = seed % len(folds) if fold is None else fold
     if not 0 <= number < len(folds) or len(folds[number]) != num_labels:
-        sizes = sorted({len(f) for f in folds})
-        raise ValueError(
-            f"{path}: fold={number} with num_labels={num_labels} asked for; the file has "
-            f"{len(folds)} folds of {sizes} images"
-        )
-    unlabelled = candidates[images.labels[candidates] < 0]
-    return Split(np.sort(folds[number]), unlabelled)
+        has = f"{len(folds)} folds of {sorted({len(f) for f in folds})} images"
+        raise ValueError(f"{path}: it has {has}, not fold={number} of num_labels={num_labels}")
+    return Split(np.sort(folds[number]), candidates[images.labels[candidates] < 0])
 
 
 def svhn(root: str | Path, split: str) -> ArrayImages:
     """Read the cropped-digit .mat files: (N, 32, 32, 3) RGB; also has a split "extra"."""
     from scipy.io import loadmat, whosmat
 
-    path = find(Path(root), f"{known_split(split, 'train', 'test', 'extra')}_32x32.mat", "svhn")
-    with open_data(path) as file:
-        try:
-            declared = {name: (shape, kind) for name, shape, kind in whosmat(file)}
-            (*size, count), kind = declared["X"]
-            if size != [32, 32, 3] or kind != "uint8" or 3072 * count > most_unpacked(file):
-                raise ValueError(f"X is {kind} {declared['X'][0]}")
-            content = loadmat(file, variable_names=["X", "y"])
-            images, labels = content["X"], content["y"].reshape(-1)
-        except Exception as error:  # scipy raises many kinds for damaged files
-            raise DataCorruptError(
-                f"{path}: not a readable SVHN file ({one_line(error)}); fetch it anew"
-            ) from error
+    path = Path(root) / f"{known_split(split, 'train', 'test', 'extra')}_32x32.mat"
+    # scipy raises many kinds of errors for damaged files.
+    with open_data(path) as file, refusing(f"{path}: not a readable SVHN file", Exception):
+        declared = {name: (shape, kind) for name, shape, kind in whosmat(file)}
+        (*size, count), kind = declared["X"]
+        if size != [32, 32, 3] or kind != "uint8" or 3072 * count > most_unpacked(file):
+            raise ValueError(f"X is {kind} {declared['X'][0]}")
+        content = loadmat(file, variable_names=["X", "y"])
+        images, labels = content["X"], content["y"].reshape(-1)
     images = np.ascontiguousarray(images.transpose(3, 0, 1, 2))
     labels = (_from_one(labels, len(images), path) + 1) % 10
     return ArrayImages(images, labels, [str(d) for d in range(10)], str(path))
 
 
 def read_idx(path: Path, dimensions: int = 3) -> NDArray[np.uint8]:
-    """Read one unsigned-byte IDX file (big-endian header), gzipped or plain.
-
-    Raises:
-        DataCorruptError: wrong magic number, truncated, more bytes than the header announces, or
-            another number of dimensions.
-    """
+    """Read one unsigned-byte IDX file (big-endian header), gzipped or plain."""
     content = read_data(path)
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise DataCorruptError(f"{path}: not an IDX file of unsigned bytes")
-    if content[3] != dimensions:
-        raise DataCorruptError(f"{path}: {content[3]} dimensions, expected {dimensions}")
     header = 4 + 4 * dimensions
-    if len(content) < header:
-        raise DataCorruptError(f"{path}: ends within its header; delete it and fetch it anew")
+    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < header:
+        raise DataCorruptError(f"{path}: not an IDX file of bytes in {dimensions} dimensions")
     shape = tuple(np.frombuffer(content[4:header], ">u4").tolist())
     if len(content) != header + math.prod(shape):
         raise DataCorruptError(
-            f"{path}: {len(content)} bytes don't hold the {shape} values of its header "
-            "(truncated?); delete it and fetch it anew"
+            f"{path}: {len(content)} bytes are not the {shape} values of its header; fetch it anew"
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """Read a pickled dict of arrays and lists, executing nothing; bytes keys become str.
-
-    Raises:
-        DataCorruptError: truncated, no pickle of a dict, or it refers to anything but arrays.
-    """
+    """Read a pickled dict of arrays and lists, executing nothing; bytes keys become str."""
     content = read_plain_pickle(path, arrays=True, encoding="bytes")
     if not isinstance(content, dict):
         raise DataCorruptError(f"{path} is refused: no dict; fetch it anew")
     return {k.decode("latin-1") if isinstance(k, bytes) else k: v for k, v in content.items()}
 
 
-def find(folder: Path, name: str, source: str, suffixes: tuple[str, ...] = ("",)) -> Path:
-    """Return the first existing folder/name+suffix.
-
-    Raises:
-        DataNotFoundError: none exists; says where and how to provide it.
-    """
-    for suffix in suffixes:
-        path = folder / (name + suffix)
-        if os.path.lexists(path):
-            return path
-    names = " or ".join(name + suffix for suffix in suffixes)
-    raise DataNotFoundError(
-        f"{folder / names} not found. Run `make data METHOD=...` for an experiment that uses "
-        f"{source}, or place the official {source} files there (another place: data_root=DIR or "
-        "TENFOLD_DATA=DIR)"
-    )
-
-
-def _cifar(folder: Path, names: list[str], label_key: str, meta: str, source: str) -> ArrayImages:
+def _cifar(folder: Path, names: list[str], label_key: str, meta: str) -> ArrayImages:
     images, labels = [], []
     for name in names:
-        path = find(folder, name, source)
-        content = read_pickle(path)
-        try:
+        content = read_pickle(folder / name)
+        with refusing(f"{folder / name}: no `data` (N, 3072) and `{label_key}`"):
             pixels, labelled = content["data"], content[label_key]
             if pixels.dtype != np.uint8:
                 raise ValueError(f"data of {pixels.dtype}")
             images.append(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
             labels.append(integers(labelled))
-        except (KeyError, AttributeError, ValueError) as error:
-            raise DataCorruptError(
-                f"{path}: no `data` (N, 3072) and `{label_key}` ({error!r})"
-            ) from error
-    path = find(folder, meta, source)
-    content = read_pickle(path)
+    content = read_pickle(folder / meta)
     class_names = content.get("label_names") or content.get("fine_label_names")
     if not isinstance(class_names, list) or not all(
         isinstance(n, bytes | str) for n in class_names
     ):
-        raise DataCorruptError(f"{path}: no list of `label_names` or `fine_label_names`")
+        raise DataCorruptError(f"{folder / meta}: no list of `label_names` or `fine_label_names`")
     joint = np.ascontiguousarray(np.concatenate(images))
     decoded = [n.decode("latin-1") if isinstance(n, bytes) else n for n in class_names]
     return ArrayImages(joint, np.concatenate(labels), decoded, str(folder))
-
-
-def _bytes(path: Path) -> NDArray[np.uint8]:
-    with open_data(path) as file:
-        return np.fromfile(file, np.uint8)
 
 
 def _from_one(labels: NDArray, count: int, path: Path) -> NDArray[np.int64]:

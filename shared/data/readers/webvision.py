@@ -11,12 +11,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.data.readers.files import integers, paths_below, read_json, shortened
-from shared.data.readers.folders import check_some_exist, image_set, known_split, read_list, text_lines
 from shared.data.errors import DataCorruptError
 from shared.data.images import ArrayImages, FolderImages
-
-VALIDATION_FOLDER = "val_images_256"
+from shared.data.readers.files import integers, paths_below, read_json, refusing, shortened
+from shared.data.readers.folders import (
+    check_some_exist,
+    image_set,
+    known_split,
+    read_list,
+    text_lines,
+)
 
 
 def webvision(
@@ -31,50 +35,38 @@ def webvision(
     """Read "train" (the google list, then the flickr list) or "test"/"val" (MoPro spec., 6.1).
 
     Truncated files are read as far as they go. Class names come from `info/class_names.txt` (one a
-    line) where it exists, else they are the numbers.
+    line) where it exists, else they are the numbers. `in_memory`, `mode`: see `folders`.
 
     Args:
         num_classes: images with labels from there on are dropped; 50 is the usual small version.
         cleaned: annotation {"images": [paths], "labels": [ints]} that replaces the training lists,
-            paths relative to `root`; see `read_annotation`.
-        in_memory, mode: see `shared.data.readers.folders`.
-
-    Raises:
-        DataNotFoundError: a list, the annotation or images are missing.
-        DataCorruptError: a damaged list or annotation.
+            paths relative to `root`, in that order.
     """
-    root = Path(root)
-    known_split(split, "train", "val", "test")
-    if split != "train":
-        origin, base = root / "info" / "val_filelist.txt", root / VALIDATION_FOLDER
+    root = base = Path(root)
+    every = False
+    if known_split(split, "train", "val", "test") != "train":
+        origin, base = root / "info" / "val_filelist.txt", root / "val_images_256"
         relative, labels = read_list(origin, num_classes)
     elif cleaned is not None:
-        origin, base = Path(cleaned), root
-        relative, labels = read_annotation(origin, num_classes)
+        origin = Path(cleaned)
+        relative, labels = _read_annotation(origin, num_classes)
     else:
-        origin, base = root / "info", root
+        origin, every = root / "info", True
         relative, labels = training_list(root, num_classes)
     paths = paths_below(base, relative, origin)
     check_some_exist(paths, str(origin))
-    every = split == "train" and cleaned is None
+    names = [str(k) for k in range(num_classes)]
+    if os.path.lexists(listed := root / "info" / "class_names.txt"):
+        names = text_lines(listed)[:num_classes]
+        if len(names) < num_classes:
+            raise DataCorruptError(f"{listed}: {len(names)} names, num_classes={num_classes}")
     return image_set(
-        paths,
-        labels,
-        class_names(root, num_classes),
-        str(origin),
-        in_memory,
-        mode,
-        max_corrupt,
-        every_class=every,
-        truncated=True,
+        paths, labels, names, str(origin), in_memory, mode, max_corrupt, every, truncated=True
     )
 
 
 def training_list(root: Path, num_classes: int) -> tuple[list[str], NDArray[np.int64]]:
-    """Return the paths, relative to `root`, and labels of both lists; google's come first.
-
-    A path that is listed twice stays twice, with its last label both times.
-    """
+    """Paths and labels of both lists, google's first; of a path listed twice the last label."""
     paths: list[str] = []
     label_of: dict[str, int] = {}
     for source in ("google", "flickr"):
@@ -84,29 +76,14 @@ def training_list(root: Path, num_classes: int) -> tuple[list[str], NDArray[np.i
     return paths, np.array([label_of[path] for path in paths], np.int64)
 
 
-def read_annotation(path: Path, num_classes: int) -> tuple[list[str], NDArray[np.int64]]:
-    """Read {"images": [paths], "labels": [ints]}, the result of cleaning; order is kept."""
+def _read_annotation(path: Path, num_classes: int) -> tuple[list[str], NDArray[np.int64]]:
     content = read_json(path)
-    try:
+    with refusing(f"{path}: no annotation of images and labels"):
         images, labels = content["images"], integers(content["labels"])
         if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
             raise ValueError(f"the images are {shortened(images)}, not paths")
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataCorruptError(f"{path}: no annotation of images and labels ({error!r})") from error
     if len(images) != len(labels) or not images:
         raise DataCorruptError(f"{path}: {len(images)} images and {len(labels)} labels")
     if labels.max() >= num_classes:
-        raise DataCorruptError(
-            f"{path}: label {labels.max()} is outside of the {num_classes} classes"
-        )
+        raise DataCorruptError(f"{path}: label {labels.max()} is not of the {num_classes} classes")
     return images, labels
-
-
-def class_names(root: Path, num_classes: int) -> list[str]:
-    path = root / "info" / "class_names.txt"
-    if not os.path.lexists(path):
-        return [str(k) for k in range(num_classes)]
-    names = text_lines(path)
-    if len(names) < num_classes:
-        raise DataCorruptError(f"{path}: {len(names)} names, num_classes={num_classes}")
-    return names[:num_classes]

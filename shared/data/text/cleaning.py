@@ -7,24 +7,16 @@ kept to the letter, oddities included: published vocabularies of answers and res
 import re
 
 _PUNCTUATION = str.maketrans("-/", "  ", ",.'!?\"()*#:;~")
-_SPACES = re.compile(r"\s{2,}")
 
 
 def clean_caption(text: str, max_words: int = 30) -> str:
-    """Lower-case, without punctuation, hyphen and slash as spaces, the first `max_words` words.
-
-    For captions, sentences about images and referring expressions. May return "".
-    """
+    """Lower-case, without punctuation, hyphen and slash as spaces, the first `max_words` words."""
     text = text.lower().translate(_PUNCTUATION).replace("<person>", "person")
-    text = _SPACES.sub(" ", text).rstrip("\n").strip(" ")
-    return _first_words(text, max_words)
+    return _first_words(re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" "), max_words)
 
 
 def clean_question(text: str, max_words: int) -> str:
-    """As `clean_caption`, but runs of spaces stay, and each counts as empty words.
-
-    The official limits are 30 words in training and 50 in evaluation.
-    """
+    """As `clean_caption`, but runs of spaces stay, and each counts as empty words."""
     return _first_words(text.lower().translate(_PUNCTUATION).rstrip(" "), max_words)
 
 

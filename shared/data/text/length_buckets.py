@@ -1,7 +1,4 @@
-"""Batches of sequences that are about equally long and have nothing in common.
-
-A pure function of (seed, epoch), like the schedules of `shared.data.loading.streams`.
-"""
+"""Batches of sequences that are about equally long and have nothing in common."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -10,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Plan = NDArray[np.int64]
+Groups = set[tuple[int, int]]  # number of the grouping, number of the group
 LEAST = 2  # samples of a rank: one to compare another with
 
 
@@ -21,18 +19,14 @@ class LengthBuckets:
     the nearest batch that can take it. If there is none, because its group is in every other batch,
     it is left out of the epoch with a warning.
 
-    A plan is the places (B,) of one rank's samples. Batch sizes are totals over all ranks; rank r
-    gets the r-th contiguous slice. Of a shorter batch ranks get equal shares and the rest is left
-    out, or all of it at fewer than two samples a rank.
+    A plan is the places (B,) of one rank's samples: the r-th contiguous slice of `batch_size` over
+    all ranks. Of a shorter batch ranks get equal shares and the rest is left out, or all of it at
+    fewer than two samples a rank.
 
     Args:
         lengths: (N,) to sort by.
-        batch_size: total over all ranks.
         apart: groupings of the samples, each (N,): equal numbers stay apart.
         pool_batches: batches of a pool; 1 doesn't sort by length.
-
-    Raises:
-        ValueError: fewer samples than a batch, or batches that ranks can't share.
     """
 
     def __init__(
@@ -53,7 +47,7 @@ class LengthBuckets:
         if len(lengths) < batch_size:
             raise ValueError(
                 f"batch_size={batch_size} is larger than the training set ({len(lengths)} "
-                "samples): lower batch_size or use more data"
+                "samples): lower it or use more data"
             )
         if pool_batches < 1:
             raise ValueError(f"pool_batches={pool_batches}: a pool has at least one batch")
@@ -67,21 +61,15 @@ class LengthBuckets:
         return self.steps
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Plan]:
-        """The plans of an epoch from step `start` on.
-
-        Raises:
-            ValueError: so many samples of one group that a batch has fewer than two a rank.
-        """
+        """The plans of an epoch from step `start` on."""
         generator = np.random.default_rng([self.seed & (2**64 - 1), epoch, 0x1E9])
         batches = self._sorted(generator.permutation(len(self.lengths)))
         if self._groups:
             batches, left_out = _separated(batches, self._groups)
             if left_out:
-                warnings.warn(
-                    f"epoch {epoch}: {left_out} of {len(self.lengths)} training samples are left "
-                    "out, every batch has one of their group already",
-                    stacklevel=2,
-                )
+                count = f"epoch {epoch}: {left_out} of {len(self.lengths)} training samples"
+                reason = "every batch has one of their group already"
+                warnings.warn(f"{count} are left out, {reason}", stacklevel=2)
         order = [*generator.permutation(self.full).tolist(), self.full]
         for batch in (batches[place] for place in order[start : self.steps]):
             share = len(batch) // self.world
@@ -103,12 +91,9 @@ class LengthBuckets:
         return [drawn[i : i + size].tolist() for i in range(0, len(drawn), size)]
 
 
-def _repeated(apart: Sequence[NDArray]) -> dict[int, set[tuple[int, int]]]:
-    """The groups of each sample that shares one, as (number of the grouping, number of the group).
-
-    Most samples share none and are not listed.
-    """
-    groups: dict[int, set[tuple[int, int]]] = {}
+def _repeated(apart: Sequence[NDArray]) -> dict[int, Groups]:
+    """The groups of each sample that shares one; most samples share none and are not listed."""
+    groups: dict[int, Groups] = {}
     for number, values in enumerate(apart):
         _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
         for sample in np.flatnonzero(counts[group] > 1).tolist():
@@ -116,60 +101,45 @@ def _repeated(apart: Sequence[NDArray]) -> dict[int, set[tuple[int, int]]]:
     return groups
 
 
-def _separated(
-    batches: list[list[int]], groups: dict[int, set[tuple[int, int]]]
-) -> tuple[list[list[int]], int]:
+def _separated(batches: list[list[int]], groups: dict[int, Groups]) -> tuple[list[list[int]], int]:
     """Batches without two samples of a group, and how many samples had to be left out."""
-    present: list[set[tuple[int, int]]] = [set() for _ in batches]
+    present: list[Groups] = [set() for _ in batches]
     clashing: list[tuple[int, int]] = []
     for place, batch in enumerate(batches):
         for slot, sample in enumerate(batch):
-            own = groups.get(sample)
-            if own is None:
-                continue
+            own = groups.get(sample, ())
             if present[place].isdisjoint(own):
-                present[place] |= own
+                present[place].update(own)
             else:
                 clashing.append((place, slot))
     waiting = set(clashing)
+
+    def exchange(sample: int, place: int) -> tuple[int, int] | None:
+        """Batch and slot of a sample that this one of batch `place` can change places with."""
+        for distance in range(1, len(batches)):
+            for there in (place + distance, place - distance):
+                if not 0 <= there < len(batches) or not present[there].isdisjoint(groups[sample]):
+                    continue
+                for slot, other in enumerate(batches[there]):
+                    free = present[place].isdisjoint(groups.get(other, ()))
+                    if free and (there, slot) not in waiting:
+                        return there, slot
+        return None
+
     for place, slot in clashing:
         sample = batches[place][slot]
         if present[place].isdisjoint(groups[sample]):  # what it clashed with has moved
             present[place] |= groups[sample]
             waiting.remove((place, slot))
-            continue
-        found = _exchange(sample, place, batches, groups, present, waiting)
-        if found is None:
-            continue
-        there, other_slot = found
-        other = batches[there][other_slot]
-        present[there] = (present[there] - groups.get(other, set())) | groups[sample]
-        present[place] |= groups.get(other, set())
-        batches[place][slot], batches[there][other_slot] = other, sample
-        waiting.remove((place, slot))
-    left_out = [
+        elif found := exchange(sample, place):
+            there, other_slot = found
+            other = batches[there][other_slot]
+            present[there] = (present[there] - groups.get(other, set())) | groups[sample]
+            present[place] |= groups.get(other, set())
+            batches[place][slot], batches[there][other_slot] = other, sample
+            waiting.remove((place, slot))
+    kept = [
         [sample for slot, sample in enumerate(batch) if (place, slot) not in waiting]
         for place, batch in enumerate(batches)
     ]
-    return left_out, len(waiting)
-
-
-def _exchange(
-    sample: int,
-    place: int,
-    batches: list[list[int]],
-    groups: dict[int, set[tuple[int, int]]],
-    present: list[set[tuple[int, int]]],
-    waiting: set[tuple[int, int]],
-) -> tuple[int, int] | None:
-    """Batch and slot of a sample that `sample` of batch `place` can change places with."""
-    own = groups[sample]
-    for distance in range(1, len(batches)):
-        for there in (place + distance, place - distance):
-            if not 0 <= there < len(batches) or not present[there].isdisjoint(own):
-                continue
-            for slot, other in enumerate(batches[there]):
-                free = present[place].isdisjoint(groups.get(other, ()))
-                if free and (there, slot) not in waiting:
-                    return there, slot
-    return None
+    return kept, len(waiting)

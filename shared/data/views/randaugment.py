@@ -27,21 +27,53 @@ _LUMA = np.array([0.114, 0.587, 0.299])
 _LANES = (0, 21, 42)
 
 
-def auto_contrast(image: Picture) -> Picture:
-    """Stretch a channel that holds a 0 to 0..255; any other turns white, a constant one stays."""
-    return per_channel(image, _stretch_table)
+def _to_uint8(values: NDArray) -> Picture:
+    """Clip and cut off the fraction, as the official code's casts do."""
+    return values.clip(0, 255).astype(np.uint8)
+
+
+def per_channel(image: Picture, table: Callable[[Picture], NDArray | None]) -> Picture:
+    """Look up the values of each channel in what `table` makes of it; None leaves it as it is."""
+    out = image.copy()
+    for channel in range(image.shape[2]):
+        mapping = table(image[..., channel])
+        if mapping is not None:
+            out[..., channel] = mapping[image[..., channel]]
+    return out
+
+
+def auto_contrast(image: Picture, whole: bool = False) -> Picture:
+    """Stretch a channel that holds a 0 (`whole`: any) to 0..255; others turn white, but constant
+    ones stay."""
+
+    def stretched(channel: Picture) -> NDArray | None:
+        low, high = int(channel.min()), int(channel.max())
+        if high == low:
+            return None
+        if whole:
+            return _to_uint8((np.arange(256) - low) * 255 // (high - low))
+        scale = 255 / (high - low)
+        return _to_uint8(np.arange(256) * scale + (-low % 256) * scale)
+
+    return per_channel(image, stretched)
 
 
 def equalize(image: Picture) -> Picture:
     """Equalise each channel's histogram, with PIL's rounding."""
-    return per_channel(image, _equalize_table)
+
+    def equalized(channel: Picture) -> NDArray | None:
+        counts = np.bincount(channel.reshape(-1), minlength=256)
+        step = int(counts[counts > 0][:-1].sum()) // 255
+        before = np.concatenate(([0], counts.cumsum()[:-1]))
+        return _to_uint8((before + step // 2) // step) if step else None
+
+    return per_channel(image, equalized)
 
 
 def rotate(image: Picture, degrees: float) -> Picture:
     """Rotate about (W/2, H/2); positive is counter-clockwise."""
-    height, width = image.shape[:2]
+    y, x = image.shape[0] / 2, image.shape[1] / 2
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    x, y = width / 2, height / 2
     matrix = [[cos, sin, (1 - cos) * x - sin * y], [-sin, cos, sin * x + (1 - cos) * y]]
     return _warp(image, np.array(matrix))
 
@@ -81,15 +113,11 @@ def contrast(image: Picture, factor: float) -> Picture:
 
 
 def brightness(image: Picture, factor: float) -> Picture:
-    """Multiply."""
     return _to_uint8(np.arange(256, dtype=np.float32) * np.float32(factor))[image]
 
 
 def sharpness(image: Picture, factor: float, clip: bool = False) -> Picture:
-    """Blend with a smoothed image, whose one-pixel border is the original: above 1 sharpens.
-
-    Values outside 0..255 wrap around unless `clip`.
-    """
+    """Blend with a smoothed image, all but its border; values wrap around unless `clip`."""
     whole = image.astype(np.float32)  # sums of integers are exact
     centre = whole[1:-1, 1:-1]
     rows = whole[:-2] + whole[1:-1] + whole[2:]
@@ -126,8 +154,7 @@ def enhance(level: float) -> float:
 
 # The operation, its magnitude at a level or None, whether the magnitude may be negated.
 Entry = tuple[Callable[..., Picture], Callable[[float], float] | None, bool]
-# By name, in the order of the official list.
-OPERATIONS: dict[str, Entry] = {
+OPERATIONS: dict[str, Entry] = {  # in the order of the official list
     "Identity": (lambda image: image, None, False),
     "AutoContrast": (auto_contrast, None, False),
     "Equalize": (equalize, None, False),
@@ -152,11 +179,7 @@ def apply(
     negative: bool = False,
     operations: Mapping[str, Entry] = OPERATIONS,
 ) -> Picture:
-    """Apply the operation `name` at `level` of ten; `negative` negates a signed magnitude.
-
-    Raises:
-        KeyError: no such operation.
-    """
+    """Apply the operation `name` at `level` of ten; `negative` negates a signed magnitude."""
     operation, magnitude, signed = operations[name]
     if magnitude is None:
         return operation(image)
@@ -203,7 +226,6 @@ def pad_crop(image: Picture, padding: int, row: int, column: int) -> Picture:
 
 
 def flip(image: Picture) -> Picture:
-    """Mirror horizontally."""
     return image[:, ::-1]
 
 
@@ -230,36 +252,3 @@ def _warp(image: Picture, matrix: NDArray[np.floating]) -> Picture:
     total = upper * (32 - fy) + lower * fy
     channels = [(((total >> lane) + 512) >> 10).astype(np.uint8) for lane in _LANES]
     return np.stack(channels, axis=-1)
-
-
-def _to_uint8(values: NDArray) -> Picture:
-    """Clip and cut off the fraction, as the official code's casts do."""
-    return values.clip(0, 255).astype(np.uint8)
-
-
-def per_channel(image: Picture, table: Callable[[Picture], NDArray | None]) -> Picture:
-    """Look up the values of each channel in what `table` makes of it; None leaves it as it is."""
-    out = image.copy()
-    for channel in range(image.shape[2]):
-        mapping = table(image[..., channel])
-        if mapping is not None:
-            out[..., channel] = mapping[image[..., channel]]
-    return out
-
-
-def _stretch_table(channel: Picture) -> NDArray | None:
-    low, high = int(channel.min()), int(channel.max())
-    if high <= low:
-        return None
-    scale = 255 / (high - low)
-    return _to_uint8(np.arange(256) * scale + (-low % 256) * scale)
-
-
-def _equalize_table(channel: Picture) -> NDArray | None:
-    counts = np.bincount(channel.reshape(-1), minlength=256)
-    present = counts[counts > 0]
-    step = int(present[:-1].sum()) // 255
-    if step == 0:
-        return None
-    before = np.concatenate(([0], counts.cumsum()[:-1]))
-    return _to_uint8((before + step // 2) // step)

@@ -1,7 +1,7 @@
 """Views of whole batches of small images by tensor operations (docs/papers/comatch.md, section 12).
 
-The per-image transforms of `shared.data.views.per_image` would cost a small network more time than its
-training step. Here one bilinear warp per batch does zoom, rotation, shear and shift, colour and
+The per-image transforms of `shared.data.views.per_image` would cost a small network more time than
+its training step. Here one bilinear warp per batch does zoom, rotation, shear and shift, colour and
 normalisation are fused, and a view of shifts and flips only is a gather of windows without any
 interpolation. Legend: N images, H x W pixels, C channels.
 """
@@ -18,54 +18,39 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from shared.data.images import Pictures
+from shared.data.images import Pictures, Pixels
+from shared.data.views.interface import Keys, Views, planes
 from shared.randomness import key_uniforms
-from shared.data.views.interface import Views
 
 # One column per random quantity, the same in every recipe: switching one off moves no other draw.
 _DX, _DY, _FLIP, _ANGLE, _SHEAR, _ZOOM, _CROP_X, _CROP_Y = range(8)
 _CONTRAST, _BRIGHT, _CUT_X, _CUT_Y = range(8, 12)
-_COLUMNS = 12
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The random changes of one view; zero or None switches one off.
+    """The random changes of one view; zero or None switches one off. See `pixels` for sizes."""
 
-    Attributes:
-        shift: largest shift to either side; a fraction of the side (float) or pixels (int).
-        flip: probability of a horizontal flip.
-        rotation: largest angle to either side, degrees.
-        shear: largest horizontal shear factor to either side.
-        zoom: smallest side of the square crop that is enlarged to the full image, as a fraction.
-        contrast: factor about the image's mean, uniform in 1 +- contrast.
-        brightness: factor, uniform in 1 +- brightness.
-        cutout: side of the blanked square; a fraction of the side (float) or pixels (int).
-    """
-
-    shift: float = 0.0
-    flip: float = 0.0
-    rotation: float = 0.0
-    shear: float = 0.0
-    zoom: float | None = None
-    contrast: float = 0.0
-    brightness: float = 0.0
-    cutout: float = 0.0
-
-    @property
-    def warps(self) -> bool:
-        return bool(self.rotation or self.shear or self.zoom is not None)
+    shift: float = 0.0  # largest to either side
+    flip: float = 0.0  # probability of a horizontal flip
+    rotation: float = 0.0  # largest angle to either side, degrees
+    shear: float = 0.0  # largest horizontal shear factor to either side
+    zoom: float | None = None  # smallest side of the square crop that is enlarged, as a fraction
+    contrast: float = 0.0  # factor about the image's mean, uniform in 1 +- contrast
+    brightness: float = 0.0  # factor, uniform in 1 +- brightness
+    cutout: float = 0.0  # side of the blanked square
 
 
 class TensorViews(Views):
-    """Callable (images, view, keys) -> normalised float32 batch (N, C, H, W).
+    """Views by the tensor operations of a `Recipe`.
 
     Args:
-        mean, std: per channel, for values in 0..1.
         recipes: view name -> fields of `Recipe`; the view "test" always exists and changes nothing.
         size: side in pixels that single images (for prediction) are resized to.
         fill: value in 0..1 outside the image. cutout_fill: value of the blanked square.
     """
+
+    recipes: dict[str, Recipe]
 
     def __init__(
         self,
@@ -76,40 +61,26 @@ class TensorViews(Views):
         fill: float = 0.0,
         cutout_fill: float = 0.5,
     ) -> None:
+        super().__init__(mean, std, size)
         self.recipes = {name: Recipe(**fields) for name, fields in recipes.items()}
-        self.size, self.fill, self.cutout_fill = size, fill, cutout_fill
-        self.mean = torch.tensor(list(mean)).view(1, -1, 1, 1)
-        self.std = torch.tensor(list(std)).view(1, -1, 1, 1)
+        self.fill, self.cutout_fill = fill, cutout_fill
 
-    def __call__(
-        self,
-        images: Pictures,
-        view: str,
-        keys: NDArray[np.uint64] | None = None,
-    ) -> Tensor:
-        """Return one view of `images`: uint8 (N, H, W) or (N, H, W, C), or a list of single images.
-
-        Raises:
-            ValueError: unknown view.
-        """
-        batch = images if isinstance(images, np.ndarray) else self._resize(images)
-        if view == "test":
-            return self._normalise(_planes(batch).float().div_(255))
-        if view not in self.recipes or keys is None:
-            known = ", ".join(sorted([*self.recipes, "test"]))
-            raise ValueError(f"no recipe (or no random keys) for view {view!r}; views: {known}")
-        recipe, draws = self.recipes[view], key_uniforms(keys, _COLUMNS)
-        if recipe.warps:
-            values = _planes(batch).float().div_(255)
+    def _values(self, images: Pictures, view: str, keys: Keys | None) -> Tensor:
+        if not isinstance(images, np.ndarray):
+            mode, size = "L" if len(self.mean) == 1 else "RGB", (self.size, self.size)
+            pictures = (Image.fromarray(image).convert(mode) for image in images)
+            resized = (p.resize(size, Image.Resampling.BILINEAR) for p in pictures)
+            images = np.stack([np.asarray(picture) for picture in resized])
+        if keys is None:
+            return planes(images)
+        recipe, draws = self.recipes[view], key_uniforms(keys, 12)
+        if recipe.rotation or recipe.shear or recipe.zoom is not None:
+            values = planes(images)
             values = warp(values, affine_matrices(recipe, draws, values.shape[-2:]), self.fill)
         else:
-            values = _planes(shift_and_flip(batch, recipe, draws, round(self.fill * 255))).float()
-            values = values.div_(255)
-        return self._colour_and_cut(values, recipe, draws)
-
-    def _colour_and_cut(self, values: Tensor, recipe: Recipe, draws: NDArray[np.float64]) -> Tensor:
-        u = torch.from_numpy(draws).float().view(*draws.shape, 1, 1, 1)
+            values = planes(shift_and_flip(images, recipe, draws, round(self.fill * 255)))
         if recipe.contrast or recipe.brightness:
+            u = torch.from_numpy(draws).float().view(*draws.shape, 1, 1, 1)
             contrast = 1 + recipe.contrast * (2 * u[:, _CONTRAST] - 1)
             bright = 1 + recipe.brightness * (2 * u[:, _BRIGHT] - 1)
             average = values.mean((1, 2, 3), keepdim=True)
@@ -119,25 +90,10 @@ class TensorViews(Views):
         if recipe.cutout:
             keep = cutout_mask(draws, recipe.cutout, values.shape[-2:])
             values = values.sub_(self.cutout_fill).mul_(keep).add_(self.cutout_fill)
-        return self._normalise(values)
-
-    def _normalise(self, values: Tensor) -> Tensor:
-        return values.sub_(self.mean).div_(self.std)
-
-    def _resize(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        mode = "L" if self.mean.numel() == 1 else "RGB"
-        size = (self.size, self.size)
-        return np.stack(
-            [
-                np.asarray(Image.fromarray(i).convert(mode).resize(size, Image.Resampling.BILINEAR))
-                for i in images
-            ]
-        )
+        return values
 
 
-def shift_and_flip(
-    images: NDArray[np.uint8], recipe: Recipe, draws: NDArray[np.float64], fill: int
-) -> NDArray[np.uint8]:
+def shift_and_flip(images: Pixels, recipe: Recipe, draws: NDArray[np.float64], fill: int) -> Pixels:
     """Shift by whole pixels, each of the 2k + 1 offsets equally likely, then flip horizontally."""
     n, height, width = images.shape[:3]
     ky, kx = pixels(recipe.shift, height), pixels(recipe.shift, width)
@@ -155,10 +111,7 @@ def shift_and_flip(
 
 
 def affine_matrices(recipe: Recipe, draws: NDArray[np.float64], size: Sequence[int]) -> Tensor:
-    """Return (N, 2, 3): source position = matrix @ (x, y, 1) of the target position.
-
-    Positions are in pixels from the image's centre, x to the right and y down.
-    """
+    """Return (N, 2, 3): source position = matrix @ (x, y, 1) of the target, from the centre."""
     height, width = size
     signed = 2 * draws - 1
     angle = np.deg2rad(recipe.rotation) * signed[:, _ANGLE]
@@ -210,9 +163,3 @@ def cutout_mask(draws: NDArray[np.float64], side: float, size: Sequence[int]) ->
 def pixels(amount: float, length: int) -> int:
     """Return `amount` in pixels: integers are pixels already, floats a fraction of `length`."""
     return amount if isinstance(amount, int) else round(amount * length)
-
-
-def _planes(images: NDArray[np.uint8]) -> Tensor:
-    """(N, H, W) or (N, H, W, C) array -> (N, C, H, W) contiguous tensor."""
-    batch = images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2)
-    return torch.from_numpy(np.ascontiguousarray(batch))
