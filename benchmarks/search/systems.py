@@ -16,9 +16,9 @@ from benchmarks.speed.peer_environment import PeerPackage
 from benchmarks.speed.protocol import SpeedError
 from methods.cascode.search.index import Index
 from methods.cascode.search.indexing import Options, Report, build_index
-from methods.cascode.search.loading import load
+from methods.cascode.search.models import load
 from methods.cascode.search.models import Decision, Settings
-from methods.cascode.search.query import LEXICAL, Request, Result, Searcher
+from methods.cascode.search.query import Request, Result, Searcher
 from methods.cascode.search.store import DATABASE
 from shared.checkpoints.pretrained_text import model_folder
 
@@ -44,7 +44,7 @@ SEMBLE_VARIANTS = {
 OUR_VARIANTS = {
     "ours, words only": 1.0,
     "ours, vectors only": 0.0,
-    "ours, vectors and words (the default)": LEXICAL,
+    "ours, vectors and words (the default)": Request.lexical,
 }
 
 

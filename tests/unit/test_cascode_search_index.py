@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from methods.cascode.extraction import functions
-from methods.cascode.search import index as index_module
 from methods.cascode.search import indexing, store
 from methods.cascode.search.index import Index
 from methods.cascode.search.indexing import text_of
@@ -485,7 +484,7 @@ def test_parts_in_pieces(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_state_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process publishes while an index is opened."""
     build(root)
-    read = index_module.read_parts
+    read = store.read_parts
     write_tree(root, many(1))
 
     def later(*arguments: object) -> object:
@@ -494,7 +493,7 @@ def test_one_state_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert in_child(lambda: build(root)) == 1, "its commit waits for readers"
         return read(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(index_module, "read_parts", later)
+    monkeypatch.setattr(store, "read_parts", later)
     assert len(Index(root / FOLDER)) == 3
     build(root)
     assert len(Index(root / FOLDER)) == 4

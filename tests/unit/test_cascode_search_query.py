@@ -10,15 +10,13 @@ from hypothesis import strategies as st
 
 from methods.cascode.lexical import BM25, subtokens
 from methods.cascode.search.index import Index
-from methods.cascode.search.loading import load
-from methods.cascode.search.models import GAIN, Settings, decide
+from methods.cascode.search.models import GAIN, Settings, decide, load
 from methods.cascode.search.query import (
     Answer,
     Request,
     clean_query,
     marked,
     printable,
-    query_words,
 )
 from methods.cascode.search.store import FOLDER, SearchError
 from tests.unit.cascode_search_toy import FILES, HashingModel, build, searcher, write_tree
@@ -297,13 +295,15 @@ def test_long_lines_and_control_characters(tmp_path: Path) -> None:
 
 
 def test_marks_words_of_the_query_and_parts_of_names() -> None:
-    pieces = marked("def readConfig(config_path): # CONFIGURE", query_words("the config readers"))
+    pieces = marked(
+        "def readConfig(config_path): # CONFIGURE", frozenset(subtokens("the config readers"))
+    )
     assert [piece.text for piece in pieces if piece.found] == ["Config", "config"]
 
 
 @given(st.text(max_size=60), st.text(max_size=30))
 def test_pieces_make_the_line(line: str, query: str) -> None:
-    pieces = marked(line, query_words(query))
+    pieces = marked(line, frozenset(subtokens(query)))
     assert "".join(piece.text for piece in pieces) == line
     assert all(subtokens(piece.text) for piece in pieces if piece.found)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from methods.comatch.module import Supervised
 from methods.pcl.module import MoCo
 from shared.checkpoints.writing import AtomicCheckpointIO
-from shared.predict import command, sheets
+from shared.predict import command, outputs
 
 NAMES = ["T-shirt/top", "a class with a very long name, indeed", "ankle boot"]
 COLOUR = {
@@ -227,10 +227,10 @@ def test_contact_sheet_shows_the_first_images(tmp_path):
     draw_images(tmp_path / "images")
     output = run(tmp_path, "sheet_images=3")
     sheet = Image.open(output / "contact_sheet.png")
-    cell = sheets.THUMBNAIL + sheets.GAP
-    assert sheet.width == 3 * cell + sheets.GAP
+    cell = outputs.THUMBNAIL + outputs.GAP
+    assert sheet.width == 3 * cell + outputs.GAP
     grey = np.asarray(sheet.convert("L"))
     for column in range(3):
-        left = sheets.GAP + column * cell
-        assert grey[60:120, left : left + sheets.THUMBNAIL].min() < 128, "no thumbnail"
-        assert grey[170:210, left : left + sheets.THUMBNAIL].min() < 128, "no caption"
+        left = outputs.GAP + column * cell
+        assert grey[60:120, left : left + outputs.THUMBNAIL].min() < 128, "no thumbnail"
+        assert grey[170:210, left : left + outputs.THUMBNAIL].min() < 128, "no caption"

@@ -27,15 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from methods.cascode.search import seal
-from shared.files import (
-    LockedError,
-    UnsafeFileError,
-    open_own,
-    open_regular,
-    own_folder,
-    parse_json,
-)
-from shared.files import locked as lock_held
+from shared import files
+from shared.files import LockedError, UnsafeFileError, open_own, open_regular, parse_json
 
 FOLDER, DATABASE = ".tenfold-search", "index.db"
 FORMAT = 3  # of the database; rises with every change of what is in it
@@ -52,36 +45,17 @@ _PAGE = 16_384  # bytes; a vector or a text of usual size fits into one
 _WAIT = 60.0  # seconds that a reader waits for a commit
 _NAMES_A_FILE = bytes.fromhex("d9d505f920a163d7")  # ends a journal; SQLite deletes what it names
 _OF_THE_DISK = {
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
+    getattr(sqlite3, f"SQLITE_{name}") for name in ("BUSY", "CANTOPEN", "FULL", "IOERR")
 }
-_BEFORE = "index.json"  # of formats 1 and 2
 _TAG = "CACHEDIR.TAG"
 _MARKS = {  # the tag comes last: where it is whole, all are
     ".gitignore": b"*\n",
     _TAG: b"Signature: 8a477f597d28d172789f06886806bc55\n# An index of tenfold-search.\n",
 }
-_MANIFEST = {
-    "description": {
-        "root": str,
-        "tool": str,
-        "model": {
-            "source": str,
-            "precision": str,
-            "pooling": str,
-            "normalize": bool,
-            "name": str,
-            "fingerprint": str,
-            "dimension": int,
-        },
-        "text": str,
-        "limit": int,
-    },
-    "parts": dict,
-    "seal": str,
-}
+_MODEL = dict.fromkeys(("source", "precision", "pooling", "name", "fingerprint"), str)
+_MODEL |= {"normalize": bool, "dimension": int}
+_DESCRIPTION = {"root": str, "tool": str, "model": _MODEL, "text": str, "limit": int}
+_MANIFEST = {"description": _DESCRIPTION, "parts": dict, "seal": str}
 
 
 class SearchError(RuntimeError):
@@ -98,7 +72,7 @@ class Description:
 
     Attributes:
         root: the folder that was indexed, ".." where the index lies in it.
-        tool: see `tool_version`. model: its source, name, fingerprint, dimension and precision.
+        model: its `Settings`, name, fingerprint and dimension.
         text: "both" or "code". limit: bytes of a file.
     """
 
@@ -135,23 +109,25 @@ class Writer:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_THE_DISK:
                 raise
             for ending in ("", "-journal"):
-                _beside(self._path, ending).unlink(missing_ok=True)
+                Path(f"{self._path}{ending}").unlink(missing_ok=True)
             self._connection = _connect(self._path)
             self._begin(run)
 
     def _begin(self, run: Mapping[str, bytes]) -> None:
-        if not _format(self._connection):  # freed pages are given back at each commit
+        if not _pragma(
+            self._connection, "user_version"
+        ):  # freed pages are given back at each commit
             self._connection.executescript(
                 f"PRAGMA page_size = {_PAGE}; PRAGMA auto_vacuum = FULL; BEGIN; "
                 f"{';'.join(_TABLES)}; PRAGMA user_version = {FORMAT}; COMMIT"
             )
-        if _format(self._connection) != FORMAT:
+        if _pragma(self._connection, "user_version") != FORMAT:
             raise sqlite3.DatabaseError("it has another format")
         _check_tables(self._connection)
         self.keep("run", run)
 
     def kept(self, kind: str) -> dict[str, bytes]:
-        """What was kept of a kind by an earlier run, by names."""
+        """What an earlier run kept of a kind, by names."""
         return _own_rows(self._connection, kind)
 
     def keep(self, kind: str, contents: Mapping[str, bytes]) -> None:
@@ -167,8 +143,7 @@ class Writer:
 
     def publish(self, description: Description, parts: Mapping[str, bytes]) -> int:
         """Make these parts the index, at once; nothing else stays. Returns its size in bytes."""
-        digests = {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
-        manifest = {"description": asdict(description), "parts": digests}
+        manifest = {"description": asdict(description), "parts": _digests(parts)}
         whole = {"manifest": packed(manifest | {"seal": _seal(manifest)}), **parts}
         pieces = (
             (name, memoryview(part)[start : start + PIECE])
@@ -208,7 +183,7 @@ def reading(home: Path) -> Iterator[sqlite3.Connection]:
     try:
         with closing(_connect(path)) as connection:
             connection.execute("BEGIN")
-            if (version := _format(connection)) not in (0, FORMAT):
+            if (version := _pragma(connection, "user_version")) not in (0, FORMAT):
                 raise _another_version(path, f"format {version}")
             _check_tables(connection)
             yield connection
@@ -256,8 +231,7 @@ def read_parts(connection: sqlite3.Connection, manifest: Mapping[str, Any]) -> d
             raise ValueError("a part is none")
         pieces.setdefault(name, []).append(content)
     parts = {name: b"".join(found) for name, found in pieces.items()}
-    digests = {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
-    if digests != manifest["parts"]:
+    if _digests(parts) != manifest["parts"]:
         raise ValueError("it was changed after it was written")
     return parts
 
@@ -290,7 +264,7 @@ def packed(content: Any) -> bytes:
 
 
 def damaged(path: Path, error: Exception) -> SearchError:
-    """What is raised where a database's content is not what is written there."""
+    """What is raised where a database holds something else than what was written there."""
     return SearchError(f"{path} is damaged ({error}): {AGAIN}")
 
 
@@ -302,13 +276,13 @@ def locked(home: Path) -> Iterator[None]:
         SearchError: another one does, or the folder holds other things, or an older format.
         OSError: it cannot be written to.
     """
-    own_folder(home, 0o700)
+    files.own_folder(home, 0o700)
     _refuse_older(home)
     _mark(home)
     with suppress(PermissionError):  # somebody else's, or of a file system without modes
         home.chmod(0o700)  # an index tells what its code does, which others may not know
     try:
-        with lock_held(home / "lock"):
+        with files.locked(home / "lock"):
             yield
     except LockedError as holder:
         raise SearchError(
@@ -341,7 +315,7 @@ def _head(path: Path) -> bytes:
 
 
 def _refuse_older(home: Path) -> None:
-    if os.path.lexists(home / _BEFORE):
+    if os.path.lexists(home / "index.json"):  # of formats 1 and 2
         raise _another_version(home, "format 2 or less", "remove that folder, then ")
 
 
@@ -360,10 +334,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _format(connection: sqlite3.Connection) -> int:
-    """The format that a database says it has; 0 for an empty one."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    return int(version)
+def _pragma(connection: sqlite3.Connection, name: str) -> Any:
+    return connection.execute(f"PRAGMA {name}").fetchone()[0]
 
 
 def _check_tables(connection: sqlite3.Connection) -> None:
@@ -373,10 +345,9 @@ def _check_tables(connection: sqlite3.Connection) -> None:
     """
     if connection.execute("SELECT sql FROM sqlite_schema").fetchall() != [(t,) for t in _TABLES]:
         raise sqlite3.DatabaseError("it has other tables")
-    if connection.execute("PRAGMA journal_mode").fetchone() != ("delete",):
+    if _pragma(connection, "journal_mode") != "delete":
         raise sqlite3.DatabaseError("it has another kind of journal")
-    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if found != "ok":
+    if (found := _pragma(connection, "quick_check(1)")) != "ok":
         raise sqlite3.DatabaseError(found)
 
 
@@ -392,15 +363,15 @@ def _check_files(path: Path) -> None:
     """
     open_regular(path, follow_links=False).close()
     for ending in ("-journal", "-wal", "-shm"):
-        beside = _beside(path, ending)
+        beside = Path(f"{path}{ending}")
         with suppress(FileNotFoundError), open_regular(beside, follow_links=False) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - len(_NAMES_A_FILE)))
             if ending != "-journal" or file.read() == _NAMES_A_FILE:
                 raise UnsafeFileError(errno.EINVAL, "is none of the tool's files", str(beside))
 
 
-def _beside(path: Path, ending: str) -> Path:
-    return path.with_name(path.name + ending)
+def _digests(parts: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
@@ -420,10 +391,13 @@ def _seal_row(kind: str, name: str, content: bytes) -> str:
 def _own_rows(connection: sqlite3.Connection, kind: str) -> dict[str, bytes]:
     """Rows may have been damaged or forged: one counts only if it has our seal."""
     columns = "CAST(name AS BLOB), CAST(content AS BLOB), CAST(seal AS BLOB)"
-    rows = connection.execute(f"SELECT {columns} FROM kept WHERE kind = ?", (kind,))
-    whole = [row for row in rows if None not in row]
-    named = [(name.decode(errors="replace"), content, found) for name, content, found in whole]
-    return {n: part for n, part, found in named if found == _seal_row(kind, n, part).encode()}
+    own = {}
+    for row in connection.execute(f"SELECT {columns} FROM kept WHERE kind = ?", (kind,)):
+        if None not in row:
+            name, content, found = row[0].decode(errors="replace"), *row[1:]
+            if found == _seal_row(kind, name, content).encode():
+                own[name] = content
+    return own
 
 
 def _fits(value: Any, expected: Any) -> bool:
