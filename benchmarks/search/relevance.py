@@ -40,17 +40,17 @@ def ndcg(ranking: Sequence[int], question: Question, depth: int = DEPTH) -> floa
 
     Gain 2^grade - 1, discount log2(position + 1); 1 is what the best order of all labels gets.
     """
+
+    def gain(found: Sequence[int]) -> float:
+        return sum((2**grade - 1) / log2(place + 2) for place, grade in enumerate(found[:depth]))
+
     ideal = sorted((label.grade for label in question.labels), reverse=True)
-    return _gain(ranking[:depth]) / _gain(ideal[:depth])
+    return gain(ranking) / gain(ideal)
 
 
 def hit_at_1(ranking: Sequence[int]) -> bool:
     """Whether a function that does what is asked comes first."""
     return bool(ranking) and ranking[0] == 2
-
-
-def _gain(ranking: Sequence[int]) -> float:
-    return sum((2**grade - 1) / log2(position + 2) for position, grade in enumerate(ranking))
 
 
 def _touches(hit: Hit, label: Label) -> bool:

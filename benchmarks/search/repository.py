@@ -13,9 +13,9 @@ import shutil
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 QUESTIONS = Path(__file__).with_name("questions.json")
 GRADES = (1, 2)
@@ -26,37 +26,26 @@ Lines = tuple[int, int]
 """First and last line of a definition, from 1, both inclusive."""
 
 
-@dataclass(frozen=True)
-class Label:
-    """A function that answers a question.
+class Label(NamedTuple):
+    """A function that answers a question; `lines` of each of its definitions, several under
+    conditions."""
 
-    Attributes:
-        path: relative to the repository. name: "Class.method" or "function".
-        grade: 2 or 1. lines: of each of its definitions; several under conditions.
-    """
-
-    path: str
-    name: str
+    path: str  # in the repository
+    name: str  # "Class.method" or "function"
     grade: int
     lines: tuple[Lines, ...]
 
 
-@dataclass(frozen=True)
-class Question:
-    """Attributes: `text`; `labels`; `card`, whether the method card shows it."""
-
+class Question(NamedTuple):
     text: str
     labels: tuple[Label, ...]
-    card: bool
+    card: bool  # whether the method card shows it
 
 
 def copy_library(out: Path, only: Sequence[str] = ()) -> Path:
     """A folder in `out` with the library's Python files, without installed packages; made once.
 
-    A copy, so that every system is given the same files.
-
-    Args:
-        only: top-level modules and packages, as ("shlex", "json"); all if empty.
+    Args: only: top-level modules and packages, as ("shlex", "json"); all if empty.
 
     Raises:
         ValueError: this Python has no such module.
@@ -66,15 +55,21 @@ def copy_library(out: Path, only: Sequence[str] = ()) -> Path:
     folder = out / "-".join(["library", version, *sorted(only)])
     if folder.exists():
         return folder
-    paths = [path for path in sorted(_python_files(library)) if not only or _top(path) in only]
-    if missing := set(only) - {_top(path) for path in paths}:
-        raise ValueError(f"{library} has no Python module named {', '.join(sorted(missing))}")
+    missing = set(only)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as new:
-        for path in paths:
-            target = Path(new, "library", path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(library / path, target)
+        for inside, folders, files in os.walk(library):
+            folders[:] = [name for name in folders if name not in _FOREIGN]
+            for name in files:
+                path = Path(inside, name).relative_to(library)
+                top = path.parts[0].removesuffix(".py")
+                if path.suffix == ".py" and (not only or top in only):
+                    missing.discard(top)
+                    target = Path(new, "library", path)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(library / path, target)
+        if missing:
+            raise ValueError(f"{library} has no Python module named {', '.join(sorted(missing))}")
         Path(new, "library").rename(folder)
     return folder
 
@@ -82,8 +77,7 @@ def copy_library(out: Path, only: Sequence[str] = ()) -> Path:
 def load_questions(repository: Path, source: Path = QUESTIONS) -> tuple[list[Question], list[str]]:
     """The questions that the repository can answer, and the labels it does not have.
 
-    Labels of functions that this version of Python lacks are left out, and with them a question
-    that has no function of grade 2 left.
+    Labels that this version of Python lacks are left out, and questions without one of grade 2.
 
     Raises:
         ValueError: a question or grade is not as documented; the message names it.
@@ -112,38 +106,24 @@ def load_questions(repository: Path, source: Path = QUESTIONS) -> tuple[list[Que
 
 
 def digest(source: Path = QUESTIONS) -> str:
-    """Of the questions and labels, so that a later change shows."""
+    """Digest of the questions and labels, so that a later change shows."""
     return hashlib.sha256(source.read_bytes()).hexdigest()[:16]
 
 
-def _python_files(library: Path) -> Iterator[Path]:
-    for folder, folders, files in os.walk(library):
-        folders[:] = [name for name in folders if name not in _FOREIGN]
-        for name in files:
-            if name.endswith(".py"):
-                yield Path(folder, name).relative_to(library)
-
-
-def _top(path: Path) -> str:
-    return path.parts[0].removesuffix(".py")
-
-
 def _definitions(file: Path) -> dict[str, list[Lines]]:
-    """Lines of the functions and methods of a file by qualified name; none if there is no file."""
+    """Lines of a file's functions, in classes and conditional blocks, by qualified name."""
     found: dict[str, list[Lines]] = {}
+
+    def collect(block: ast.AST, prefix: str) -> None:
+        for field in _BLOCKS:
+            for node in getattr(block, field, ()):
+                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                    lines = node.lineno, node.end_lineno or node.lineno
+                    found.setdefault(prefix + node.name, []).append(lines)
+                else:
+                    inner = f"{node.name}." if isinstance(node, ast.ClassDef) else ""
+                    collect(node, prefix + inner)
+
     if file.is_file():
-        _collect(ast.parse(file.read_bytes()), "", found)
+        collect(ast.parse(file.read_bytes()), "")
     return found
-
-
-def _collect(block: ast.AST, prefix: str, found: dict[str, list[Lines]]) -> None:
-    """Looks into classes and conditional blocks, not into functions."""
-    for field in _BLOCKS:
-        for node in getattr(block, field, ()):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = node.lineno, node.end_lineno or node.lineno
-                found.setdefault(prefix + node.name, []).append(lines)
-            elif isinstance(node, ast.ClassDef):
-                _collect(node, f"{prefix}{node.name}.", found)
-            else:
-                _collect(node, prefix, found)

@@ -17,9 +17,9 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,14 +46,9 @@ from methods.cascode.search.store import SearchError
 THEIRS, OURS = list(SEMBLE_VARIANTS)[-1], list(OUR_VARIANTS)[-1]
 
 
-@dataclass(frozen=True)
-class Row:
-    """A system's figures.
-
-    Attributes:
-        ndcg: of each question, (Q,) from 0 to 1. first: (Q,) whether its first hit has grade 2.
-        median_ms, slow_ms: median and 95th percentile of a warm query.
-    """
+class Row(NamedTuple):
+    """A system's figures, of each question: NDCG, (Q,) from 0 to 1, and whether its first hit has
+    grade 2, (Q,); median and 95th percentile of a warm query."""
 
     measured: Measured
     ndcg: np.ndarray
@@ -65,14 +60,10 @@ class Row:
 def evaluate(measured: Measured, questions: Sequence[Question]) -> Row:
     """Grade a system's hits."""
     rankings = [grades(h, q) for h, q in zip(measured.hits, questions, strict=True)]
-    slow = np.percentile(measured.seconds, 95)
-    return Row(
-        measured,
-        np.array([ndcg(r, q) for r, q in zip(rankings, questions, strict=True)]),
-        np.array([hit_at_1(ranking) for ranking in rankings]),
-        1000 * float(np.median(measured.seconds)),
-        1000 * float(slow),
-    )
+    quality = [ndcg(r, q) for r, q in zip(rankings, questions, strict=True)]
+    median, slow = np.percentile(measured.seconds, [50, 95])
+    first = np.array([hit_at_1(ranking) for ranking in rankings])
+    return Row(measured, np.array(quality), first, 1000 * float(median), 1000 * float(slow))
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -99,40 +90,41 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
+def _defaults(rows: Sequence[Row]) -> tuple[Row, Row]:
+    """Our default, and semble's."""
+    by_name = {row.measured.name: row for row in rows}
+    return by_name[OURS], by_name[THEIRS]
+
+
 def difference(rows: Sequence[Row]) -> str:
     """Our default against semble's, question by question."""
-    by_name = {row.measured.name: row for row in rows}
-    ours, theirs = by_name[OURS], by_name[THEIRS]
+    ours, theirs = _defaults(rows)
     change = ours.ndcg - theirs.ndcg
     low, high = interval(change)
+    seconds = ours.measured.index_seconds / theirs.measured.index_seconds
+    size = ours.measured.index_bytes / theirs.measured.index_bytes
     return (
-        f"{OURS} - {THEIRS}: NDCG@{DEPTH} {change.mean():+.3f} ({low:+.3f} to {high:+.3f}), "
-        f"index {_times(ours.measured.index_seconds, theirs.measured.index_seconds)} the "
-        f"seconds, {_times(ours.measured.index_bytes, theirs.measured.index_bytes)} the bytes, "
-        f"warm query {_times(ours.median_ms, theirs.median_ms)} the time"
+        f"{OURS} - {THEIRS}: NDCG@{DEPTH} {change.mean():+.3f} ({low:+.3f} to {high:+.3f}), index "
+        f"{seconds:.2g}x the seconds, {size:.2g}x the bytes, warm query "
+        f"{ours.median_ms / theirs.median_ms:.2g}x the time"
     )
 
 
 def card(rows: Sequence[Row], questions: Sequence[Question]) -> str:
     """The questions of the method card with the first hit of our default and of semble's."""
-    by_name = {row.measured.name: row for row in rows}
-    ours, theirs = by_name[OURS], by_name[THEIRS]
     lines = ["| question | ours: first hit | semble: first hit |", "|---|---|---|"]
     for number, question in enumerate(questions):
         if question.card:
             cells = (
                 f"{'right: ' * bool(row.first[number])}`{row.measured.titles[number]}`"
-                for row in (ours, theirs)
+                for row in _defaults(rows)
             )
             lines.append(f"| {question.text} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def report(
-    rows: Sequence[Row],
-    questions: Sequence[Question],
-    absent: Sequence[str],
-    facts: dict[str, Any],
+    rows: Sequence[Row], questions: Sequence[Question], absent: Sequence[str], facts: dict[str, Any]
 ) -> str:
     """What `main` prints."""
     named = f"; not in this Python: {', '.join(absent)}" if absent else ""
@@ -152,17 +144,15 @@ def report(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.search.semble",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "search")
-    parser.add_argument("--model", default=DEFAULT, help="by default %(default)s")
-    parser.add_argument(
-        "--only", nargs="+", default=[], metavar="NAME", help="only these modules and packages"
-    )
-    parser.add_argument("--repeats", type=int, default=5, help="timed queries of each question")
+    raw = argparse.RawDescriptionHelpFormatter
+    program = "python -m benchmarks.search.semble"
+    parser = argparse.ArgumentParser(program, description=__doc__, formatter_class=raw)
+    add = parser.add_argument
+    add("--out", type=Path, default=ROOT / "outputs" / "search")
+    add("--model", default=DEFAULT, help="by default %(default)s")
+    only = "only these modules and packages"
+    add("--only", nargs="+", default=[], metavar="NAME", help=only)
+    add("--repeats", type=int, default=5, help="timed queries of each question")
     options = parser.parse_args(arguments)
     try:
         print(compare(options))
@@ -184,9 +174,8 @@ def compare(options: argparse.Namespace) -> str:
     questions, absent = load_questions(repository)
     task = Task(repository, [q.text for q in questions], DEPTH, options.repeats)
     python = peer_environment.ensure(ROOT / ".venv-peer", PEER)
-    theirs, answer = run_semble(
-        task, python, options.model, out / "static-model", out / "semble.log"
-    )
+    static, log = out / "static-model", out / "semble.log"
+    theirs, answer = run_semble(task, python, options.model, static, log)
     measured = [*theirs, *run_ours(task, out / "tenfold-index", options.model)]
     rows = [evaluate(system, questions) for system in measured]
     facts = {
@@ -204,30 +193,24 @@ def compare(options: argparse.Namespace) -> str:
     # Labels that the chosen modules cannot have are no news.
     text = report(rows, questions, [] if options.only else absent, facts)
     (out / "semble.md").write_text(text + "\n")
-    (out / "semble.json").write_text(json.dumps(_plain(rows, questions, facts), indent=1) + "\n")
+    systems = dict(map(_plain, rows))
+    plain = {"facts": facts, "questions": [q.text for q in questions], "systems": systems}
+    (out / "semble.json").write_text(json.dumps(plain, indent=1) + "\n")
     return text
 
 
-def _plain(
-    rows: Sequence[Row], questions: Sequence[Question], facts: dict[str, Any]
-) -> dict[str, Any]:
-    systems = {}
-    for row in rows:
-        found = asdict(row.measured)
-        del found["hits"], found["seconds"]
-        systems[found.pop("name")] = found | {
-            "ndcg": float(row.ndcg.mean()),
-            "interval": interval(row.ndcg),
-            "hit_at_1": float(row.first.mean()),
-            "median_ms": row.median_ms,
-            "p95_ms": row.slow_ms,
-            "ndcg_by_question": row.ndcg.round(4).tolist(),
-        }
-    return {"facts": facts, "questions": [q.text for q in questions], "systems": systems}
-
-
-def _times(ours: float, theirs: float) -> str:
-    return f"{ours / theirs:.2g}x"
+def _plain(row: Row) -> tuple[str, dict[str, Any]]:
+    """Name and figures of a system, as they are written."""
+    found = asdict(row.measured)
+    del found["hits"], found["seconds"]
+    return found.pop("name"), found | {
+        "ndcg": float(row.ndcg.mean()),
+        "interval": interval(row.ndcg),
+        "hit_at_1": float(row.first.mean()),
+        "median_ms": row.median_ms,
+        "p95_ms": row.slow_ms,
+        "ndcg_by_question": row.ndcg.round(4).tolist(),
+    }
 
 
 if __name__ == "__main__":

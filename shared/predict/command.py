@@ -73,8 +73,7 @@ def predict(config: DictConfig) -> Path:
     """Predict as conf/predict.yaml says; returns the folder written to.
 
     Raises:
-        PredictError: no images, none readable, a checkpoint without an image transform, or texts
-            or questions that its model cannot read.
+        PredictError: what is given cannot be used.
         CheckpointError, FileNotFoundError: from reading the checkpoint.
     """
     missing = [key for key in ("checkpoint", "images") if key not in config or not config[key]]
@@ -110,7 +109,6 @@ def predict(config: DictConfig) -> Path:
 
     for path, reason in images.corrupt.items():
         print(f"skipped, unreadable: {path} ({reason})", file=sys.stderr)
-    read, skipped = len(images) - len(images.corrupt), len(images.corrupt)
-    files = ", ".join(map(str, written))
-    print(f"{read} images predicted, {skipped} unreadable skipped: {files}")
+    skipped, files = len(images.corrupt), ", ".join(map(str, written))
+    print(f"{len(images) - skipped} images predicted, {skipped} unreadable skipped: {files}")
     return output

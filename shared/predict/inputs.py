@@ -36,10 +36,7 @@ class PredictError(RuntimeError):
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained module and what its checkpoint says of its inputs.
-
-    `image_mode` as the data modules have it; `class_names` and `tokenizer` if they are recorded.
-    """
+    """A trained module and what its checkpoint says of its inputs, `image_mode` as in the data."""
 
     module: Any  # a LightningModule
     transform: Views
@@ -66,11 +63,7 @@ class Predictor:
 
 
 class Pictures(FolderImages):
-    """Image files, read upright, of any size, when asked for; unreadable ones are in `corrupt`.
-
-    Args:
-        root: what the names of the pictures are relative to; or the only file.
-    """
+    """Image files below `root`, or that file, read upright, of any size, when asked for."""
 
     def __init__(self, root: Path, paths: Sequence[Path], mode: str) -> None:
         unknown = np.full(len(paths), -1)
@@ -165,30 +158,19 @@ def _strings(checkpoint: Mapping[str, Any], key: str, path: Path) -> list[str]:
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device that a key of conf/predict.yaml names; `auto` is a GPU where there is one.
-
-    Raises:
-        PredictError: no such device.
-    """
+    """The device of that name, else PredictError; `auto` is a GPU where there is one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        found = torch.device(device)
-        torch.empty(1, device=found)
+        torch.empty(1, device=device).tolist()  # `meta` computes nothing
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = first_line(error)
         raise PredictError(f"device={device} cannot be used here ({reason})") from error
-    if found.type == "meta":
-        raise PredictError(f"device={device} computes nothing")
-    return found
+    return torch.device(device)
 
 
 def find_images(root: Path) -> list[Path]:
-    """The image files below `root`, sorted by path, or `root` itself.
-
-    Raises:
-        PredictError: no such folder, or no image in it.
-    """
+    """The image files below `root`, sorted by path, or `root` itself; PredictError without any."""
     if not root.exists():
         raise PredictError(f"images={root}: no such folder")
     files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
@@ -218,24 +200,14 @@ def not_too_long(image: Pixels, ratio: int = 16) -> Pixels:
 
 
 def refuse_not_finite(values: NDArray[Any] | Sequence[float], path: str) -> None:
-    """Refuse predictions that say nothing.
-
-    Raises:
-        PredictError: a value is NaN or infinite.
-    """
+    """Refuse predictions that say nothing."""
     if not np.isfinite(values).all():
-        raise PredictError(
-            f"the model gives values that are not finite for {path}: its weights are damaged, or "
-            "it was trained on images of another kind"
-        )
+        reason = "its weights are damaged, or it was trained on images of another kind"
+        raise PredictError(f"the model gives values that are not finite for {path}: {reason}")
 
 
 def read_texts(given: Any, key: str) -> list[str]:
-    """The texts of a file, one a line and blank lines apart, or of a list.
-
-    Raises:
-        PredictError: no such file, not a text file, or no text in it.
-    """
+    """The texts of a file, one a line and blank lines apart, or of a list; else PredictError."""
     lines: Sequence[Any]
     if isinstance(given, str):
         path = Path(given)
@@ -267,11 +239,10 @@ def tokenised(
 ) -> tuple[Tensor, Tensor]:
     """Ids and mask (T, L) of texts after `clean`, which keeps `max_words` words.
 
-    A text that loses words is named on stderr. `kind` is what messages call a text.
+    A text, a `kind` of which messages speak, that loses words is named on stderr.
 
     Raises:
-        PredictError: no vocabulary in the checkpoint, a text without a word, or one that is longer
-            than the model's positions.
+        PredictError: no vocabulary, a text without a word, or one longer than the positions.
     """
     if predictor.tokenizer is None:
         raise PredictError("the checkpoint records no vocabulary, so it cannot read texts")
@@ -285,8 +256,7 @@ def tokenised(
         if length > positions:
             limits = f"it has {length} tokens, the model reads {positions}"
             raise PredictError(f"{kind} {number} is too long: {limits}")
-        words = len(clean(text, sys.maxsize).split())
-        if words > max_words:
+        if (words := len(clean(text, sys.maxsize).split())) > max_words:
             note = f"{kind} {number}: its first {max_words} of {words} words are read"
             print(note, file=sys.stderr)
     return ids, mask

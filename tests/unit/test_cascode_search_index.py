@@ -150,19 +150,18 @@ def test_another_model(root: Path) -> None:
     report = build(root, model)
     assert (report.extracted, report.encoded) == (0, 3)
     assert any("another model" in note for note in report.notes)
-    assert Index(root / FOLDER).description.model["fingerprint"] == "fingerprint2"
+    assert Index(root / FOLDER).description["model"]["fingerprint"] == "fingerprint2"
 
 
 def test_another_version_of_the_tool(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It reads all functions anew; vectors of equal texts stay."""
     build(root)
-    for module in (store, indexing):
-        monkeypatch.setattr(module, "tool_version", lambda: "0.0.1+other")
+    monkeypatch.setattr(store, "tool_version", lambda: "0.0.1+other")
     with pytest.raises(SearchError, match=r"another version of the tool .*0\.0\.1\+other.*again"):
         Index(root / FOLDER)
     report = build(root)
     assert (report.extracted, report.encoded, report.unchanged) == (4, 0, False)
-    assert Index(root / FOLDER).description.tool == "0.0.1+other"
+    assert Index(root / FOLDER).description["tool"] == "0.0.1+other"
 
 
 def test_another_format(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,7 +152,7 @@ def _home(arguments: argparse.Namespace) -> Path:
 
 def _searcher(arguments: argparse.Namespace, home: Path) -> Searcher:
     opened = Index(home)
-    built_by = opened.description.model
+    built_by = opened.description["model"]
     facts = {field.name: built_by[field.name] for field in fields(Settings)}
     if arguments.model:
         facts["source"] = _source(arguments.model)

@@ -67,9 +67,7 @@ class Place:
 class Index:
     """A whole index, read and checked.
 
-    Args:
-        home: the folder that holds the database.
-        any_tool: whether another version of the tool may have made it, in the same format.
+    Args: any_tool: whether another version of the tool may have made it, in the same format.
 
     Attributes:
         own: whether it has the seal of this machine. A foreign one can say anything: it shows code
@@ -86,13 +84,13 @@ class Index:
         with store.reading(home) as connection:
             self.manifest = store.read_manifest(connection, home, any_tool)
             self.own = store.is_own(self.manifest)
-            self.description = store.Description(**self.manifest["description"])
-            if not self.own and self.description.root != _HERE:
+            self.description = self.manifest["description"]
+            if not self.own and self.description["root"] != _HERE:
                 raise SearchError(
                     f"the index in {home} {store.FOREIGN}, and is not of the folder that it lies "
                     "in: run `tenfold-search index` on the folder of the code"
                 )
-            self.root = Path(os.path.normpath(home / self.description.root))
+            self.root = Path(os.path.normpath(home / self.description["root"]))
             self.bytes = self.path.stat().st_size
             try:
                 self._read(store.read_parts(connection, self.manifest))
@@ -104,7 +102,7 @@ class Index:
         if parts.keys() not in (_PARTS, _PARTS | _OF_WORDS):
             raise ValueError("it has other parts")
         self._texts = parts["texts"].split(_BETWEEN)
-        shape = len(self._texts), self.description.model["dimension"]
+        shape = len(self._texts), self.description["model"]["dimension"]
         self.vectors: Vectors = np.frombuffer(parts["vectors"], FLOAT).reshape(shape)
         found = parse_json(parts["functions"])
         # What is ours was checked when it was made.

@@ -43,10 +43,7 @@ class PageServer(ThreadingHTTPServer):
     Args:
         searcher: called for every search, so that it may return a newer index.
         defaults: of what the form does not ask for.
-        port: 0 takes a free one.
-
-    Raises:
-        SearchError: the port is taken.
+        port: 0 takes a free one; SearchError if it is taken.
     """
 
     daemon_threads = True
@@ -67,10 +64,7 @@ class PageServer(ThreadingHTTPServer):
         names = {HOST, "localhost"}
         self.hosts = {f"{name}:{self.server_port}" for name in names}
         self.hosts |= names if self.server_port == 80 else set()
-
-    @property
-    def url(self) -> str:
-        return f"http://{HOST}:{self.server_port}/"
+        self.url = f"http://{HOST}:{self.server_port}/"
 
     def page(self, form: dict[str, str]) -> tuple[HTTPStatus, bytes]:
         """Status and HTML for what a form says."""

@@ -60,9 +60,9 @@ class Result:
     """A function, or several with the same text.
 
     Attributes:
-        path, start_line, end_line, name, language: of the first place; others are in `also`.
-        score: of the first stage: standardised similarity and words, weighted.
-        similarity: inner product of the vectors. words: BM25. judged: the re-ranker's score.
+        path, start_line, end_line, name, language: of the first place.
+        score: of the first stage: standardised similarity (inner product) and words (BM25),
+            weighted. judged: the re-ranker's.
         lines: (number, text) of the file as it is now; empty if it cannot be read.
         state: "" or what has become of the file since it was indexed.
         also: (path, line) of the other places.
@@ -106,14 +106,10 @@ class Piece(NamedTuple):
 
 
 class Searcher:
-    """An index, the model that made it, and whether that may re-rank.
-
-    Raises:
-        SearchError: the model is another one.
-    """
+    """An index, the model that made it (SearchError for another), and whether it may re-rank."""
 
     def __init__(self, index: Index, model: Model, decision: Decision) -> None:
-        built_by = index.description.model
+        built_by = index.description["model"]
         if built_by["fingerprint"] != model.fingerprint:
             raise SearchError(
                 f"the index in {index.home} was built by {built_by['name']} (fingerprint "
@@ -190,7 +186,7 @@ class Searcher:
     def _source(self, file: IndexedFile) -> tuple[Sequence[str], str]:
         """Lines of a file as it is now, and what has become of it."""
         try:
-            content = read_bytes(self.index.root, file.path, self.index.description.limit)
+            content = read_bytes(self.index.root, file.path, self.index.description["limit"])
             lines = decode(content)[0].split("\n")
         except SkippedError as skipped:
             return [], f"{skipped} since it was indexed"

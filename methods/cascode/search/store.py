@@ -20,7 +20,6 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -54,6 +53,8 @@ _MARKS = {  # the tag comes last: where it is whole, all are
 }
 _MODEL = dict.fromkeys(("source", "precision", "pooling", "name", "fingerprint"), str)
 _MODEL |= {"normalize": bool, "dimension": int}
+# Equal descriptions and equal files make equal indexes. `root` is ".." where the index lies in it,
+# `text` "both" or "code", `limit` bytes of a file.
 _DESCRIPTION = {"root": str, "tool": str, "model": _MODEL, "text": str, "limit": int}
 _MANIFEST = {"description": _DESCRIPTION, "parts": dict, "seal": str}
 
@@ -66,30 +67,10 @@ class StoppedError(SearchError):
     """No run has ended yet; the next one goes on."""
 
 
-@dataclass(frozen=True)
-class Description:
-    """What an index is made of: equal descriptions and equal files make equal indexes.
-
-    Attributes:
-        root: the folder that was indexed, ".." where the index lies in it.
-        model: its `Settings`, name, fingerprint and dimension.
-        text: "both" or "code". limit: bytes of a file.
-    """
-
-    root: str
-    tool: str
-    model: Mapping[str, Any]
-    text: str
-    limit: int
-
-
 class Writer:
-    """The database while a run writes to it: a run that is killed loses one batch at most.
+    """The database while a run writes to it; one that is damaged, or not ours, is made anew.
 
-    A database that SQLite finds damaged, or that is not ours, is made anew.
-
-    Args:
-        home: of the index. source, precision: of the model, for `precision_of`.
+    Args: home: of the index. source, precision: of the model, for `precision_of`.
 
     Raises:
         OSError: something that is no database lies in the way.
@@ -114,10 +95,9 @@ class Writer:
             self._begin(run)
 
     def _begin(self, run: Mapping[str, bytes]) -> None:
-        if not _pragma(
-            self._connection, "user_version"
-        ):  # freed pages are given back at each commit
+        if not _pragma(self._connection, "user_version"):  # it is new
             self._connection.executescript(
+                # Freed pages are given back at each commit.
                 f"PRAGMA page_size = {_PAGE}; PRAGMA auto_vacuum = FULL; BEGIN; "
                 f"{';'.join(_TABLES)}; PRAGMA user_version = {FORMAT}; COMMIT"
             )
@@ -141,9 +121,9 @@ class Writer:
         with self._connection:
             self._connection.execute("DELETE FROM kept")
 
-    def publish(self, description: Description, parts: Mapping[str, bytes]) -> int:
+    def publish(self, description: Mapping[str, Any], parts: Mapping[str, bytes]) -> int:
         """Make these parts the index, at once; nothing else stays. Returns its size in bytes."""
-        manifest = {"description": asdict(description), "parts": _digests(parts)}
+        manifest = {"description": description, "parts": _digests(parts)}
         whole = {"manifest": packed(manifest | {"seal": _seal(manifest)}), **parts}
         pieces = (
             (name, memoryview(part)[start : start + PIECE])
@@ -204,27 +184,21 @@ def read_manifest(
     if row is None:
         raise StoppedError(f"no index in {home} yet: a run was stopped; {AGAIN} to go on")
     try:
-        if not isinstance(row[0], bytes):
-            raise ValueError("it has no manifest")
-        manifest = parse_json(row[0])
+        manifest = parse_json(row[0]) if isinstance(row[0], bytes) else None
         if not _fits(manifest, _MANIFEST):
             raise ValueError("its manifest lacks something or has too much")
-        model = manifest["description"]["model"]
-        if model["precision"] not in COMPUTED or model["pooling"] not in POOLINGS:
+        found = manifest["description"]
+        if found["model"]["precision"] not in COMPUTED or found["model"]["pooling"] not in POOLINGS:
             raise ValueError("no model computes so")
     except (ValueError, RecursionError) as error:
         raise damaged(home / DATABASE, error) from error
-    if not (any_tool or manifest["description"]["tool"] == tool_version()):
-        raise _another_version(home / DATABASE, manifest["description"]["tool"])
+    if not (any_tool or found["tool"] == tool_version()):
+        raise _another_version(home / DATABASE, found["tool"])
     return manifest
 
 
 def read_parts(connection: sqlite3.Connection, manifest: Mapping[str, Any]) -> dict[str, bytes]:
-    """The other parts of an index.
-
-    Raises:
-        ValueError: they are not what is written there.
-    """
+    """The other parts of an index; ValueError if they are not what was written."""
     pieces: dict[str, list[bytes]] = {}
     for name, content in connection.execute("SELECT name, content FROM parts WHERE rowid > 1"):
         if not isinstance(content, bytes):
@@ -242,8 +216,7 @@ def is_own(manifest: Mapping[str, Any]) -> bool:
 
 
 def precision_of(home: Path, source: str) -> str | None:
-    """The precision that vectors of the model `source` were computed in, in this index or the run
-    that was stopped; None if there are none.
+    """The precision of the model `source` in this index or the run that was stopped, if any.
 
     A model measures which is faster; going on with another one would mix two kinds of rounding.
     """
@@ -285,18 +258,12 @@ def locked(home: Path) -> Iterator[None]:
         with files.locked(home / "lock"):
             yield
     except LockedError as holder:
-        raise SearchError(
-            f"another `tenfold-search index` is writing to {home} ({holder}): wait for it, or use "
-            "--index PATH"
-        ) from None
+        said = f"another `tenfold-search index` is writing to {home} ({holder})"
+        raise SearchError(f"{said}: wait for it, or use --index PATH") from None
 
 
 def _mark(home: Path) -> None:
-    """Mark an empty folder as an index's; marks of a process that was killed here are completed.
-
-    Raises:
-        SearchError: it holds other things.
-    """
+    """Mark an empty folder as an index's; marks of a process that was killed are completed."""
     with suppress(FileNotFoundError):
         if _head(home / _TAG) == _MARKS[_TAG]:
             return
@@ -327,7 +294,7 @@ def _another_version(path: Path, version: str, first: str = "") -> SearchError:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """Open a database, which is made if there is none, without trust in what it says."""
+    """A database that is not trusted; it is made if there is none."""
     connection = sqlite3.connect(path, timeout=_WAIT)
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA cell_size_check = ON")
@@ -339,10 +306,7 @@ def _pragma(connection: sqlite3.Connection, name: str) -> Any:
 
 
 def _check_tables(connection: sqlite3.Connection) -> None:
-    """Raises DatabaseError unless the tables are ours, and SQLite finds their pages in order.
-
-    A view or a trigger could do anything, and a tree with a circle has no end.
-    """
+    # A view or a trigger could do anything, and a tree with a circle has no end.
     if connection.execute("SELECT sql FROM sqlite_schema").fetchall() != [(t,) for t in _TABLES]:
         raise sqlite3.DatabaseError("it has other tables")
     if _pragma(connection, "journal_mode") != "delete":
@@ -352,14 +316,10 @@ def _check_tables(connection: sqlite3.Connection) -> None:
 
 
 def _check_files(path: Path) -> None:
-    """Refuse what SQLite would wait for, follow, or take orders from.
+    """Refuse, by an UnsafeFileError, what SQLite would wait for, follow, or take orders from.
 
     A journal may name a further file, which SQLite deletes; none of ours does. Not to be called
     while this process has the database open, whose locks end when any handle of it is closed.
-
-    Raises:
-        UnsafeFileError: something that no run of ours leaves lies at the path or beside it.
-        OSError: there is no database.
     """
     open_regular(path, follow_links=False).close()
     for ending in ("-journal", "-wal", "-shm"):
@@ -403,11 +363,8 @@ def _own_rows(connection: sqlite3.Connection, kind: str) -> dict[str, bytes]:
 def _fits(value: Any, expected: Any) -> bool:
     """Whether a value has these keys, and these types at their places."""
     if isinstance(expected, dict):
-        return (
-            isinstance(value, dict)
-            and value.keys() == expected.keys()
-            and all(_fits(value[key], inner) for key, inner in expected.items())
-        )
+        alike = isinstance(value, dict) and value.keys() == expected.keys()
+        return alike and all(_fits(value[key], inner) for key, inner in expected.items())
     return type(value) is expected and (expected is not int or 0 <= value < 2**63)
 
 
