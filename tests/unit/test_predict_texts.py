@@ -1,6 +1,5 @@
 """`tenfold predict` with texts and questions: tables, sheets, overlays, and what is refused."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ from PIL import Image
 
 from methods.albef.retrieval import Retrieval
 from methods.albef.vqa import VQA
-from shared.checkpoints.writing import AtomicCheckpointIO
-from shared.predict import command
 from shared.predict.overlays import overlay, word_spans
 from shared.training.method import Method
+from tests.unit import test_predict
+from tests.unit.test_predict import read, run
 
 WORDS = [
     "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "green", "square", "disc", "dog",
@@ -57,15 +56,8 @@ def vqa() -> VQA:
     )  # fmt: skip
 
 
-def save(module: Method, path: Path, vocabulary: list[str] | None = WORDS, **data: Any) -> None:
-    content: dict[str, Any] = {
-        "hyper_parameters": dict(module.hparams),
-        "state_dict": module.state_dict(),
-        "datamodule_hyper_parameters": {"augmentation": VIEWS} | data,
-    }
-    module.on_save_checkpoint(content)
-    content["vocabulary"] = vocabulary
-    AtomicCheckpointIO().save_checkpoint(content, path)
+def save(module: Method, path: Path, vocabulary: list[str] | None = WORDS, **facts: Any) -> None:
+    test_predict.save(module, path, VIEWS, vocabulary=vocabulary, **facts)
 
 
 @pytest.fixture
@@ -81,26 +73,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, *arguments: str) -> Path:
-    output = folder / "out"
-    command.main([f"checkpoint={folder}/last.ckpt", f"images={folder}/images",
-                  f"output={output}", *arguments])  # fmt: skip
-    return output
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        run(folder, *arguments)
-    assert caught.value.code == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1, message
-    return message
+    given = [f"checkpoint={folder}/last.ckpt", f"images={folder}/images", f"output={folder}/out"]
+    return test_predict.refused(capsys, [*given, *arguments])
 
 
 TEXTS = ["A red square!", "a green disc", "doggy"]
@@ -133,7 +108,7 @@ def expected_scores(folder: Path) -> dict[tuple[str, str], tuple[float, float]]:
 def test_every_pair_is_scored(folder: Path, batch_size: int) -> None:
     (folder / "texts.txt").write_text("\ufeff" + "\n\n".join(TEXTS) + "\n", encoding="utf-8")
     output = run(folder, f"texts={folder}/texts.txt", f"batch_size={batch_size}")
-    rows = read(output / "scores.csv")
+    rows = read(output, "scores.csv")
     assert list(rows[0]) == ["path", "text", "match_probability", "similarity"]
     expected = expected_scores(folder)
     found = {(r["path"], r["text"]): (float(r["similarity"]), float(r["match_probability"]))
@@ -147,7 +122,7 @@ def test_every_pair_is_scored(folder: Path, batch_size: int) -> None:
         matches = [float(r["match_probability"]) for r in rows[start : start + 3]]
         assert matches == sorted(matches, reverse=True)
 
-    best = read(output / "predictions.csv")
+    best = read(output, "predictions.csv")
     assert [r["path"] for r in best] == list(COLOURS)
     for row in best:
         text = max(TEXTS, key=lambda text: expected[row["path"], text][1])
@@ -174,7 +149,7 @@ def test_the_sheet_shows_the_best_images_of_each_text(folder: Path) -> None:
     assert (sheet.width, sheet.height) == (260, 3 * (28 + 180) + 12)
     pixels = np.asarray(sheet)
     for row, text in enumerate(TEXTS):
-        first = next(r for r in read(folder / "out" / "scores.csv") if r["text"] == text)
+        first = next(r for r in read(folder / "out", "scores.csv") if r["text"] == text)
         seen = pixels[row * 208 + 40 + 64, 12 + 64]
         assert np.abs(seen.astype(int) - COLOURS[first["path"]]).max() < 10
         assert grey[row * 208 + 8 : row * 208 + 28, 12:100].min() < 128, "no title"
@@ -220,7 +195,7 @@ def test_an_overlay_is_warm_where_the_map_is() -> None:
 
 
 def test_without_texts_images_are_grouped(folder: Path) -> None:
-    rows = read(run(folder) / "predictions.csv")
+    rows = read(run(folder), "predictions.csv")
     assert list(rows[0]) == ["path", "group", "cosine", *(f"e{n}" for n in range(6))]
 
 
@@ -236,7 +211,7 @@ def test_transparent_pictures_are_read_as_in_training(folder: Path) -> None:
     white[4:12, 4:12] = (200, 0, 0)
     Image.fromarray(white).save(folder / "images" / "white.png")
     output = run(folder, "texts=[a red square]", "overlays=2")
-    one, other = read(output / "predictions.csv")
+    one, other = read(output, "predictions.csv")
     assert one["similarity"] == other["similarity"]
 
 
@@ -252,7 +227,7 @@ def test_the_checkpoint_of_a_run_holds_the_vocabulary() -> None:
 
 def test_unreadable_images_are_skipped_and_named(folder: Path, capsys) -> None:
     (folder / "images" / "aa.jpg").write_text("no image")
-    rows = read(run(folder, AS_LIST, "overlays=1") / "scores.csv")
+    rows = read(run(folder, AS_LIST, "overlays=1"), "scores.csv")
     assert len(rows) == 9
     printed = capsys.readouterr()
     assert "3 images predicted, 1 unreadable skipped" in printed.out
@@ -308,7 +283,7 @@ def test_every_image_is_asked_every_question(folder: Path, batch_size: int, monk
     save(vqa(), folder / "last.ckpt")
     monkeypatch.setattr(VQA, "answer", lambda self, batch: reply(batch))
     output = run(folder, "questions=['What is this?', red dog]", f"batch_size={batch_size}")
-    rows = read(output / "answers.csv")
+    rows = read(output, "answers.csv")
     assert list(rows[0]) == ["path", "question", "answer", "probability"]
     assert [(r["path"], r["question"]) for r in rows] == [
         (p, q) for p in COLOURS for q in QUESTIONS
@@ -332,7 +307,7 @@ def reply(batch: dict[str, Any]) -> list[tuple[str, float]]:
 
 def test_answers_are_those_of_the_model_one_at_a_time(folder: Path) -> None:
     save(vqa(), folder / "last.ckpt")
-    rows = read(run(folder, "questions=['What is this?', red dog]") / "answers.csv")
+    rows = read(run(folder, "questions=['What is this?', red dog]"), "answers.csv")
     module = vqa().eval()
     for row in rows:
         picture = Image.open(folder / "images" / row["path"]).convert("RGB")
