@@ -2,7 +2,7 @@
 
 Both index the same files, the standard library of the running Python, and are asked the same plain
 questions of questions.json, whose answers are graded functions. How hits become NDCG@10 is said in
-relevance.py. Systems run one after the other, never at the same time.
+questions.py. Systems run one after the other, never at the same time.
 
 semble's own model, potion-code-16M-v2, has to be downloaded from a model hub. Here it gets a static
 model that its authors' `model2vec` distils, with its defaults, from the weights that our side uses,
@@ -13,6 +13,7 @@ Writes DIR/semble.json and DIR/semble.md, which is what is printed.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -24,8 +25,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.search.relevance import DEPTH, grades, hit_at_1, ndcg
-from benchmarks.search.repository import Question, copy_library, digest, load_questions
+from benchmarks.search.questions import (
+    DEPTH,
+    QUESTIONS,
+    Question,
+    copy_library,
+    grades,
+    load_questions,
+    ndcg,
+)
 from benchmarks.search.systems import (
     OUR_VARIANTS,
     PEER,
@@ -62,7 +70,7 @@ def evaluate(measured: Measured, questions: Sequence[Question]) -> Row:
     rankings = [grades(h, q) for h, q in zip(measured.hits, questions, strict=True)]
     quality = [ndcg(r, q) for r, q in zip(rankings, questions, strict=True)]
     median, slow = np.percentile(measured.seconds, [50, 95])
-    first = np.array([hit_at_1(ranking) for ranking in rankings])
+    first = np.array([ranking[:1] == [2] for ranking in rankings])
     return Row(measured, np.array(quality), first, 1000 * float(median), 1000 * float(slow))
 
 
@@ -81,11 +89,11 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         low, high = interval(row.ndcg)
+        found = row.measured
         lines.append(
-            f"| {row.measured.name} | {row.ndcg.mean():.3f} ({low:.3f} to {high:.3f}) "
-            f"| {row.first.mean():.2f} | {row.measured.index_seconds:.1f} "
-            f"| {row.measured.items:,} | {row.measured.index_bytes / 1e6:.1f} "
-            f"| {row.median_ms:.1f}, {row.slow_ms:.1f} |"
+            f"| {found.name} | {row.ndcg.mean():.3f} ({low:.3f} to {high:.3f}) "
+            f"| {row.first.mean():.2f} | {found.index_seconds:.1f} | {found.items:,} "
+            f"| {found.index_bytes / 1e6:.1f} | {row.median_ms:.1f}, {row.slow_ms:.1f} |"
         )
     return "\n".join(lines)
 
@@ -163,12 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def compare(options: argparse.Namespace) -> str:
-    """Measure everything, write it, and return the report.
-
-    Raises:
-        SpeedError: semble cannot be installed or failed. SearchError: our tool did.
-        ValueError: nothing to ask of the chosen modules.
-    """
+    """Measure everything, write it, and return the report; SpeedError if semble fails, SearchError
+    if our tool does, ValueError if there is nothing to ask of the chosen modules."""
     out = options.out.resolve()
     repository = copy_library(out, options.only)
     questions, absent = load_questions(repository)
@@ -179,7 +183,7 @@ def compare(options: argparse.Namespace) -> str:
     measured = [*theirs, *run_ours(task, out / "tenfold-index", options.model)]
     rows = [evaluate(system, questions) for system in measured]
     facts = {
-        "questions": digest(),
+        "questions": hashlib.sha256(QUESTIONS.read_bytes()).hexdigest()[:16],
         "python": ".".join(map(str, sys.version_info[:3])),
         "machine": machine(),
         "threads": torch.get_num_threads(),

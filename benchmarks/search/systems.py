@@ -4,16 +4,16 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.search.relevance import Hit
+from benchmarks.search.questions import Hit
 from benchmarks.search.semble_peer import ask
 from benchmarks.speed.peer_environment import PeerPackage
 from benchmarks.speed.protocol import SpeedError
+from methods.cascode.search.cli import Bars
 from methods.cascode.search.index import Index
 from methods.cascode.search.indexing import Options, build_index
 from methods.cascode.search.models import Decision, Settings, load
@@ -111,7 +111,8 @@ def run_ours(task: Task, home: Path, source: str) -> list[Measured]:
         shutil.rmtree(home)
     settings = Settings(source)
     model = load(settings)
-    report = build_index(Options(task.repository, home), model, settings, show)
+    with Bars() as bars:
+        report = build_index(Options(task.repository, home), model, settings, bars.show)
     searcher = Searcher(Index(home), model, Decision(False, "first stage"))
     measured = []
     for name, lexical in OUR_VARIANTS.items():
@@ -131,9 +132,3 @@ def _spans(result: Result) -> Hit:
     """All places of a result; of further ones the first line is known, which is in the function."""
     also = [(path, line, line) for path, line in result.also]
     return [(result.path, result.start_line, result.end_line), *also]
-
-
-def show(what: str, done: int, total: int) -> None:
-    """Progress, on a terminal."""
-    if sys.stderr.isatty():
-        print(f"\r{what} {done}/{total}   ", end="", file=sys.stderr, flush=True)

@@ -1,7 +1,7 @@
 """Answers to questions about images."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,16 +13,6 @@ from shared.predict.outputs import Cell, Output, Table, percent, sheet, thumbnai
 MAX_WORDS = 50  # of a question, as in evaluation
 
 
-class Answering(Protocol):
-    """A model that answers questions.
-
-    A batch has `images` (R, 3, S, S) and questions, `input_ids` and `attention_mask` (r R, L), r
-    consecutive ones for each image; each answer comes with its probability.
-    """
-
-    def answer(self, batch: dict[str, Any]) -> list[tuple[str, float]]: ...
-
-
 def predict_answers(
     predictor: Predictor,
     images: Pictures,
@@ -32,10 +22,10 @@ def predict_answers(
 ) -> Iterator[Output]:
     """Yield answers.csv, of each image and question, and contact_sheet.png.
 
-    Raises:
-        PredictError: a model that answers no questions, or questions that it cannot read.
+    The model's `answer` takes a batch of `images` (R, 3, S, S) and questions, `input_ids` and
+    `attention_mask` (r R, L), r consecutive ones for each image; each answer has its probability.
     """
-    model: Answering = predictor.module
+    model = predictor.module
     if not hasattr(model, "answer"):
         raise PredictError(f"questions are given, but {type(model).__name__} answers none")
     ids, mask = tokenised(predictor, questions, "question", clean_question, MAX_WORDS)
@@ -58,7 +48,7 @@ def predict_answers(
 
 @torch.inference_mode()
 def _answers(
-    model: Answering, views: Tensor, ids: Tensor, mask: Tensor, pairs: int
+    model: Any, views: Tensor, ids: Tensor, mask: Tensor, pairs: int
 ) -> list[list[tuple[str, float]]]:
     """For each of R images the answer to each question (Q, L), about `pairs` pairs at a time."""
     given: list[list[tuple[str, float]]] = [[] for _ in views]

@@ -37,10 +37,8 @@ LEAST = {"batch_size": 1, "sheet_images": 0, "groups": 1, "overlays": 0, "overla
 def main(argv: Sequence[str], checked: bool = False) -> None:
     """Console entry. What is wrong goes to stderr in one line, with exit status 2.
 
-    What nobody foresaw says its type as well, and ends with 1; Ctrl-C ends with 130.
-
-    Args:
-        checked: whether the names of the keys have been checked already.
+    What nobody foresaw says its type as well, and ends with 1; Ctrl-C ends with 130. `checked`:
+    the names of the keys have been checked already.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # file names need not be UTF-8

@@ -1,13 +1,10 @@
-"""Predictions for images alone: class probabilities, or groups of their embeddings.
-
-Shapes: N images, C classes, d dimensions of an embedding.
-"""
+"""Predictions for images alone: class probabilities, or k-means groups of their embeddings."""
 
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from PIL import Image
 
 from shared.evaluation.clustering import assign, kmeans
 from shared.predict.inputs import Pictures, PredictError, Predictor, refuse_not_finite
@@ -19,10 +16,10 @@ def predict_images(
 ) -> Iterator[Output]:
     """Yield predictions.csv and contact_sheet.png.
 
-    Raises:
-        PredictError: class names that do not fit.
+    There are at most `groups` groups, and no more than a quarter as many as images.
     """
-    places, rows, thumbnails = [], [], []
+    places, rows = [], []
+    thumbnails: list[Image.Image] = []
     for number, (indices, pictures) in enumerate(images.batches(batch_size)):
         paths = [images.path(index) for index in indices]
         batch = {"images": predictor.views(pictures), "paths": paths}
@@ -37,8 +34,12 @@ def predict_images(
     count, width = values.shape
     if getattr(predictor.module, "predicts", "probabilities") == "embeddings":
         columns = ["group", "cosine", *(f"e{number}" for number in range(width))]
-        order, group, confidence = grouped(values, groups)
-        named = [f"group {number}" for number in group]
+        embeddings = torch.from_numpy(values)
+        centroids = kmeans(embeddings, max(1, min(groups, count // 4)), seed=0)
+        group, _ = assign(embeddings, centroids)
+        confidence = torch.cosine_similarity(embeddings, centroids[group], dim=1).numpy()
+        order = np.lexsort((-confidence, group)).tolist()  # the most central first within each
+        named = [f"group {number}" for number in group.tolist()]
     else:
         classes = predictor.class_names or [f"class {number}" for number in range(width)]
         if len(classes) != width:
@@ -51,18 +52,3 @@ def predict_images(
     shown = [i for i in order if i < len(thumbnails)]
     cells = [Cell(thumbnails[i], named[i], percent(float(confidence[i]))) for i in shown]
     yield "contact_sheet.png", sheet([(f"{len(cells)} of {count} images", cells)])
-
-
-def grouped(
-    values: NDArray[np.float32], groups: int
-) -> tuple[list[int], list[int], NDArray[np.float32]]:
-    """The k-means groups of embeddings (N, d): an order of the images by group, the most central
-    first within each; the group of each image (N); its cosine to the group's centre (N,).
-
-    There are at most `groups` groups, and no more than a quarter as many as images.
-    """
-    embeddings = torch.from_numpy(values)
-    centroids = kmeans(embeddings, max(1, min(groups, len(values) // 4)), seed=0)
-    group, _ = assign(embeddings, centroids)
-    cosines = torch.cosine_similarity(embeddings, centroids[group], dim=1).numpy()
-    return np.lexsort((-cosines, group.numpy())).tolist(), group.tolist(), cosines

@@ -78,9 +78,7 @@ class Pictures(FolderImages):
         """Yield places and pixels of the readable pictures, in order, under a progress bar.
 
         A batch has up to `size` of them, and ends early once its pixels need `MOST_BYTES`.
-
-        Raises:
-            PredictError: at the end, if there was none.
+        PredictError at the end, if there was none.
         """
         indices: list[int] = []
         pictures: list[Pixels] = []

@@ -13,12 +13,10 @@ from torch import Tensor
 
 from shared.evaluation.attention_maps import (
     ImageTextModel,
-    check_cross_attention,
     heat,
     match_saliency,
-    third_fusion_layer,
 )
-from shared.predict.inputs import Pixels, PredictError, Predictor
+from shared.predict.inputs import Pixels, Predictor
 from shared.predict.outputs import Cell, sheet, thumbnail
 
 SIDE, COLUMNS = 192, 8
@@ -46,22 +44,6 @@ def overlay_page(
         overlays = [Cell(overlay(seen, values.mean(dim=0)), label) for label, values in maps]
         sections.append((title, [Cell(seen, "what the model sees"), *overlays]))
     return sheet(sections, COLUMNS, SIDE)
-
-
-def chosen_layer(model: ImageTextModel, layer: int | None) -> int:
-    """`layer`, or `third_fusion_layer` if it is None.
-
-    Raises:
-        PredictError: it has no cross-attention.
-    """
-    encoder = model.encoders.text_encoder
-    if layer is None:
-        return third_fusion_layer(encoder)
-    try:
-        check_cross_attention(encoder, layer)
-    except ValueError as error:
-        raise PredictError(f"overlay_layer: {error}") from error
-    return layer
 
 
 def word_spans(vocabulary: Sequence[str], ids: Sequence[int]) -> list[tuple[str, slice]]:

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.data.text.cleaning import clean_caption
+from shared.evaluation import attention_maps
 from shared.evaluation.attention_maps import ImageTextModel
 from shared.predict.inputs import Pictures, PredictError, Predictor, refuse_not_finite, tokenised
 from shared.predict.outputs import COLUMNS, Cell, Output, Table, percent, sheet, thumbnail
-from shared.predict.overlays import chosen_layer, overlay_page
+from shared.predict.overlays import overlay_page
 
 MAX_WORDS = 30  # of a caption, as in training
 PAIRS_PER_IMAGE = 4  # so many texts at a time for each image of a full batch
@@ -29,16 +30,20 @@ def predict_texts(
     overlays: int,
     overlay_layer: int | None,
 ) -> Iterator[Output]:
-    """Yield predictions.csv, scores.csv, contact_sheet.png and overlays.
-
-    Raises:
-        PredictError: a model without texts, or texts that it cannot read.
-    """
-    if not (hasattr(predictor.module, "matching") and hasattr(predictor.module, "encoders")):
-        name = type(predictor.module).__name__
+    """Yield predictions.csv, scores.csv, contact_sheet.png and overlays."""
+    model: ImageTextModel = predictor.module
+    if not (hasattr(model, "matching") and hasattr(model, "encoders")):
+        name = type(model).__name__
         raise PredictError(f"texts are given, but {name} does not compare images with texts")
     ids, mask = tokenised(predictor, texts, "text", clean_caption, MAX_WORDS)
-    layer = chosen_layer(predictor.module, overlay_layer) if overlays else 0
+    encoder, layer = model.encoders.text_encoder, overlay_layer
+    if layer is None:
+        layer = attention_maps.third_fusion_layer(encoder) if overlays else 0
+    elif overlays:
+        try:
+            attention_maps.check_cross_attention(encoder, layer)
+        except ValueError as error:
+            raise PredictError(f"overlay_layer: {error}") from error
     indices, match, similarity = score(predictor, images, ids, mask, batch_size)
     names = [images.name(index) for index in indices]
     best = np.lexsort((-similarity, -match), axis=0)  # (N, T) rows of images, a text's best first
@@ -75,11 +80,7 @@ def score(
     predictor: Predictor, images: Pictures, ids: Tensor, mask: Tensor, batch_size: int
 ) -> tuple[list[int], NDArray[np.float32], NDArray[np.float32]]:
     """Places of the readable images (N) in their folder; of every image with every text (N, T) the
-    probability that they match, and the cosine.
-
-    Raises:
-        PredictError: no image can be read.
-    """
+    probability that they match, and the cosine."""
     model: ImageTextModel = predictor.module
     ids, mask = ids.to(predictor.module.device), mask.to(predictor.module.device)
     text_tokens, text_features = model.encoders.encode_text(ids, mask)

@@ -70,6 +70,9 @@ def test_what_an_index_holds(root: Path) -> None:
     expected = model.encode_codes([index.text(row) for row in range(3)])
     np.testing.assert_allclose(index.vectors, expected, atol=1e-3)
     assert report.bytes == index.bytes > 0
+    model.encoded.clear()
+    build(root, model, text="code")
+    assert not any("TCP" in text for text in model.encoded)
 
 
 def test_text_of_a_function() -> None:
@@ -78,18 +81,9 @@ def test_text_of_a_function() -> None:
     about, name, code = text_of(save, "both").split("\n")
     assert (about, name) == ("Connect to a server by TCP.", "open connection")
     assert code == text_of(save, "code")
-
-
-def test_half_characters_in_documentation() -> None:
-    """A literal's value may be no text; tokenisers refuse it."""
+    # A literal's value may be no text; tokenisers refuse it.
     (function,) = functions('def f():\n    "half \\ud800 a pair"\n    return 1\n', "python")
     assert text_of(function, "both").startswith("half ? a pair\n")
-
-
-def test_code_alone(root: Path) -> None:
-    model = HashingModel()
-    build(root, model, text="code")
-    assert not any("TCP" in text for text in model.encoded)
 
 
 def test_an_index_elsewhere(root: Path, tmp_path: Path) -> None:
@@ -113,17 +107,13 @@ def test_an_index_moves_with_its_folder(root: Path) -> None:
 # --- only what has changed ---
 
 
-def test_nothing_changed(root: Path) -> None:
+def test_changed_files_only(root: Path) -> None:
     build(root)
     before, model = content(root / FOLDER), HashingModel()
     report = build(root, model)
     assert report.unchanged
     assert (report.extracted, report.encoded, model.encoded) == (0, 0, [])
     assert content(root / FOLDER) == before
-
-
-def test_changed_files_only(root: Path) -> None:
-    build(root)
     write_tree(root, {"config.py": FILES["config.py"] + "\n\ndef added():\n    return 5\n"})
     (root / "empty.py").unlink()
     model = HashingModel()
@@ -131,17 +121,14 @@ def test_changed_files_only(root: Path) -> None:
     assert (report.extracted, report.encoded) == (1, 1)
     assert [text.split("\n")[1] for text in model.encoded] == ["added"]
     assert Index(root / FOLDER).counts == {"files": 3, "functions": 5, "texts": 4}
-
-
-def test_a_moved_function_is_not_encoded_again(root: Path) -> None:
-    build(root)
+    # A function that has moved is not encoded again.
     (root / "net/client.py").unlink()
     (root / "net/copy_of_client.py").unlink()
     write_tree(root, {"deep/moved.py": "\n\n\n" + FILES["net/client.py"]})
     report = build(root)
     assert (report.extracted, report.encoded) == (1, 0)
     index = Index(root / FOLDER)
-    assert index.place(index.places(2)[0]).file.path == "deep/moved.py"
+    assert index.place(index.places(3)[0]).file.path == "deep/moved.py"
 
 
 def test_another_model(root: Path) -> None:
@@ -210,21 +197,6 @@ def test_an_updated_index_is_a_fresh_one(
 # --- killed, disturbed, out of space ---
 
 
-def at_batch(number: int) -> Callable[[pytest.MonkeyPatch], None]:
-    def plant(patch: pytest.MonkeyPatch) -> None:
-        calls = iter(range(100))
-        encode = HashingModel.encode_codes
-
-        def dying(self: HashingModel, *arguments: object) -> object:
-            if next(calls) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return encode(self, *arguments)  # type: ignore[arg-type]
-
-        patch.setattr(HashingModel, "encode_codes", dying)
-
-    return plant
-
-
 def at_call(owner: object, name: str, number: int) -> Callable[[pytest.MonkeyPatch], None]:
     def plant(patch: pytest.MonkeyPatch) -> None:
         calls, function = iter(range(1000)), getattr(owner, name)
@@ -242,8 +214,8 @@ def at_call(owner: object, name: str, number: int) -> Callable[[pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("plant", "earlier"),
     [
-        (at_batch(0), True),
-        (at_batch(2), False),
+        (at_call(HashingModel, "encode_codes", 0), True),
+        (at_call(HashingModel, "encode_codes", 2), False),
         (at_call(indexing, "read_bytes", 3), True),
         (at_call(indexing, "parts_of", 0), False),
         (at_call(store, "_seal", 1), True),  # while the index is published
@@ -314,6 +286,7 @@ def test_killed_while_pages_are_written(root: Path, monkeypatch: pytest.MonkeyPa
     assert content(root / FOLDER) == before
 
 
+@pytest.mark.slow
 def test_killed_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At any moment, again and again."""
     monkeypatch.setattr(indexing, "BATCH", 4)
@@ -339,7 +312,7 @@ def test_a_kill_loses_one_batch(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write_tree(root, many(10))
 
     def run() -> None:
-        at_batch(2)(monkeypatch)
+        at_call(HashingModel, "encode_codes", 2)(monkeypatch)
         build(root)
 
     in_child(run)
@@ -357,7 +330,7 @@ def test_its_precision_is_known_after_a_kill(root: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
 
         def run() -> None:
-            at_batch(0)(patch)
+            at_call(HashingModel, "encode_codes", 0)(patch)
             build(root)
 
         in_child(run)
@@ -438,13 +411,10 @@ def test_a_folder_that_something_else_has_marked_is_no_index(
         build(root)
     assert [path.name for path in (root / FOLDER).iterdir()] == [name]
     assert (root / FOLDER / name).read_bytes() == mark
-
-
-def test_a_folder_of_other_things_is_no_index(root: Path) -> None:
-    """Its content would be in the way, and be deleted."""
+    # A folder of other things would be in the way, and be deleted.
     with pytest.raises(SearchError, match="code holds other things: --index names a folder"):
         build(root, home=root)
-    assert {path.name for path in root.iterdir()} == {"config.py", "empty.py", "net"}
+    assert {path.name for path in root.iterdir()} == {"config.py", "empty.py", "net", FOLDER}
 
 
 # --- bad input ---

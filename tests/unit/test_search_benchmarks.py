@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.search import semble, systems
-from benchmarks.search.relevance import grades, hit_at_1, ndcg
-from benchmarks.search.repository import (
+from benchmarks.search.questions import (
     Label,
     Question,
     _definitions,
     copy_library,
+    grades,
     load_questions,
+    ndcg,
 )
 from benchmarks.search.semble import OURS, THEIRS, Row, card, evaluate, interval
 from benchmarks.search.systems import Measured, Task, run_ours, run_semble
@@ -118,7 +119,6 @@ def test_ndcg_by_hand() -> None:
         1 / math.log2(3) / (3 + 1 / math.log2(3))
     )
     assert ndcg([], QUESTION) == 0
-    assert [hit_at_1(r) for r in ([], [0, 2], [1, 2], [2])] == [False, False, False, True]
 
 
 def test_chunks_of_one_function_count_once_and_take_one_position() -> None:
@@ -175,6 +175,7 @@ def test_table_difference_and_card() -> None:
         of(OURS, [[right], [wrong]], 0.02),
     ]
     assert rows[1].ndcg == pytest.approx([3 / IDEAL, 0])
+    assert not of(OURS, [[[("a.py", 12, 13)], right], [wrong]], 0.02).first.any()
     lines = semble.table(rows).splitlines()
     assert len(lines) == 2 + len(rows)
     quality = f"{1.5 / IDEAL:.3f} (0.000 to {3 / IDEAL:.3f})"

@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,7 +18,7 @@ from rich.text import Text
 from methods.cascode.extraction import LANGUAGES
 from methods.cascode.search import models, store
 from methods.cascode.search.index import Index
-from methods.cascode.search.indexing import LIMIT, TEXTS, Options, Report, build_index, examples
+from methods.cascode.search.indexing import LIMIT, TEXTS, Options, build_index, examples
 from methods.cascode.search.models import PACKAGE, Settings, decide, load
 from methods.cascode.search.page import PORT, PageServer
 from methods.cascode.search.query import Answer, Request, Result, Searcher, marked, printable
@@ -65,9 +65,23 @@ def index(arguments: argparse.Namespace) -> None:
     settings = Settings(source, precision, arguments.pooling, not arguments.unnormalized)
     model = load(settings)
     options = Options(root, home, arguments.text, arguments.max_bytes)
-    with _Bars() as bars:
+    with Bars() as bars:
         report = build_index(options, model, settings, bars.show)
-    print(*_summary(report, home), sep="\n")
+    rows = [
+        ("files of code", f"{report.seen:,}", ""),
+        ("  indexed", f"{report.files:,}", f"{report.extracted:,} new or changed"),
+    ]
+    for reason, paths in sorted(report.skipped.items()):
+        rows.append((f"  {reason}", f"{len(paths):,}", examples(paths)))
+    rows += [
+        ("functions", f"{report.functions:,}", f"{report.texts:,} different ones"),
+        ("  encoded now", f"{report.encoded:,}", ""),
+        ("seconds", f"{report.seconds:.1f}", "nothing had changed" if report.unchanged else ""),
+        ("index", f"{report.bytes / 1e6:.1f} MB", str(home)),
+    ]
+    width = max(len(name) for name, _, _ in rows)
+    for name, value, remark in rows:
+        print(f"{name:{width}}  {value:>10}  {printable(remark)}".rstrip())
     for note in report.notes:
         print(f"note: {printable(note)}")
 
@@ -144,10 +158,9 @@ def _home(arguments: argparse.Namespace) -> Path:
     if arguments.index:
         return _resolved(arguments.index)
     start = _resolved(arguments.dir)
-    for folder in (start, *start.parents):
-        if (folder / FOLDER / store.DATABASE).is_file():
-            return folder / FOLDER
-    return start / FOLDER
+    folders = (start, *start.parents)
+    found = (folder for folder in folders if (folder / FOLDER / store.DATABASE).is_file())
+    return next(found, start) / FOLDER
 
 
 def _searcher(arguments: argparse.Namespace, home: Path) -> Searcher:
@@ -198,7 +211,7 @@ class _Newest:
         return self._searcher
 
 
-class _Bars(Progress):
+class Bars(Progress):
     """One bar for each thing that is being done, on a terminal's error stream."""
 
     def __init__(self) -> None:
@@ -211,25 +224,6 @@ class _Bars(Progress):
         if what not in self._bars:
             self._bars[what] = self.add_task(what, total=total)
         self.update(self._bars[what], completed=done, total=total)
-
-
-def _summary(report: Report, home: Path) -> Iterator[str]:
-    """The lines of a small table."""
-    rows = [
-        ("files of code", f"{report.seen:,}", ""),
-        ("  indexed", f"{report.files:,}", f"{report.extracted:,} new or changed"),
-    ]
-    for reason, paths in sorted(report.skipped.items()):
-        rows.append((f"  {reason}", f"{len(paths):,}", examples(paths)))
-    rows += [
-        ("functions", f"{report.functions:,}", f"{report.texts:,} different ones"),
-        ("  encoded now", f"{report.encoded:,}", ""),
-        ("seconds", f"{report.seconds:.1f}", "nothing had changed" if report.unchanged else ""),
-        ("index", f"{report.bytes / 1e6:.1f} MB", str(home)),
-    ]
-    width = max(len(name) for name, _, _ in rows)
-    for name, value, remark in rows:
-        yield f"{name:{width}}  {value:>10}  {printable(remark)}".rstrip()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,11 +12,10 @@ than computing in bfloat16 does.
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +35,7 @@ _BETWEEN = b"\xff"  # texts: a byte that UTF-8 does not have
 Vectors = NDArray[np.float16]
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One function of a file."""
 
     name: str
@@ -46,15 +44,13 @@ class Entry:
     text: str
 
 
-@dataclass(frozen=True)
-class IndexedFile:
+class IndexedFile(NamedTuple):
     path: str
     language: str
     digest: str  # of its bytes
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where a function is; `row` is the number of its text."""
 
     file: IndexedFile
@@ -112,8 +108,8 @@ class Index:
         self.files = [IndexedFile(*file[:3]) for file in files]
         self.place_files = np.repeat(np.arange(len(files)), [file[3] for file in files])
         self.place_rows = np.array(self._columns[-1])
-        numbers = len(files), len(self.place_files), len(self)
-        self.counts = dict(zip(("files", "functions", "texts"), numbers, strict=True))
+        functions = len(self.place_files)
+        self.counts = {"files": len(files), "functions": functions, "texts": len(self)}
         self.words = Words(parts, len(self)) if parts.keys() > _PARTS else None
 
     def __len__(self) -> int:
@@ -190,16 +186,10 @@ def parts_of(
     files: Sequence[tuple[IndexedFile, Sequence[Entry]]], rows: Mapping[str, int], vectors: Vectors
 ) -> dict[str, bytes]:
     """The parts of a new index; `rows` numbers its texts."""
-    functions = [entry for _, entries in files for entry in entries]
-    columns = [
-        [[*astuple(file), len(entries)] for file, entries in files],
-        [entry.name for entry in functions],
-        [entry.start_line for entry in functions],
-        [entry.end_line for entry in functions],
-        [rows[entry.text] for entry in functions],
-    ]
+    counted = [[*file, len(entries)] for file, entries in files]
+    *columns, texts = zip(*(entry for _, entries in files for entry in entries), strict=True)
     return {
-        "functions": packed(columns),
+        "functions": packed([counted, *columns, [rows[text] for text in texts]]),
         "texts": _BETWEEN.join(text.encode() for text in rows),
         "vectors": vectors.tobytes(),
         **(_Stored(list(rows)).parts() if any(map(subtokens, rows)) else {}),

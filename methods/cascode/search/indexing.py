@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, dataclass, field
 from operator import attrgetter, itemgetter
 from pathlib import Path
 
@@ -36,17 +36,12 @@ Show = Callable[[str, int, int], None]  # what is being done, how much of it, of
 
 @dataclass(frozen=True)
 class Options:
-    """What is indexed, and how.
+    """What is indexed, and how."""
 
-    Attributes:
-        root: the folder. home: of the index. text: "both", documentation and code, or "code".
-        limit: larger files are left out.
-    """
-
-    root: Path
-    home: Path
-    text: str = "both"
-    limit: int = LIMIT
+    root: Path  # the folder
+    home: Path  # of the index
+    text: str = "both"  # documentation and code, or "code"
+    limit: int = LIMIT  # larger files are left out
 
 
 @dataclass
@@ -71,9 +66,6 @@ class Report:
 
 def build_index(options: Options, model: Model, settings: Settings, show: Show) -> Report:
     """Bring the index of a folder up to date; only what has changed is extracted and encoded.
-
-    Args:
-        settings: that the model was loaded with; `show` is told of the progress.
 
     Raises:
         SearchError: no function is found, another run writes to the index, the disk is full, or a
@@ -175,7 +167,7 @@ class _Run:
                 file = IndexedFile(path, language_of(path) or "", digest(content))
                 if (key := _key(file)) not in known:
                     known[key] = _extract(source, file.language, options.text)
-                    new[key] = packed([astuple(entry) for entry in known[key]])
+                    new[key] = packed(known[key])
                     report.extracted += 1
             except SkippedError as skipped:
                 report.skipped[str(skipped)].append(path)
@@ -250,12 +242,8 @@ def _extract(source: str, language: str, kind: str) -> list[Entry]:
 
 
 def text_of(function: Function, kind: str) -> str:
-    """What is encoded and found by words: code as the models are trained on it, as one line.
-
-    Args:
-        kind: "code", or "both": the first paragraph of the documentation, the words of the name and
-            the code, a line each.
-    """
+    """What is encoded and found by words: code as the models are trained on it, as one line; for
+    "both" after lines of the first paragraph of the documentation and the words of the name."""
     code = " ".join(function.tokens)
     if kind == "both":
         about = " ".join(summary(function.documentation.strip()).split())

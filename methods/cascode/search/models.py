@@ -61,11 +61,8 @@ class Decision(NamedTuple):
 
 
 def load(settings: Settings) -> Model:
-    """The model, from a checkpoint of ours, a Hugging Face folder or an installed package.
-
-    Raises:
-        SearchError: it is not there, or no model for code search.
-    """
+    """The model, from a checkpoint of ours, a Hugging Face folder or an installed package;
+    SearchError if it is not there, or no model for code search."""
     from methods.cascode.inference import load_search_model  # imports torch, as nothing else here
 
     arguments: Any = vars(settings)

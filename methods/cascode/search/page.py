@@ -73,8 +73,7 @@ class PageServer(ThreadingHTTPServer):
             request, answer, error = self._defaults, None, ""
             try:
                 request = _request(form, self._defaults)
-                if request.query:
-                    answer = searcher.search(request)
+                answer = searcher.search(request) if request.query else None
             except SearchError as problem:
                 error = str(problem)
         index = searcher.index

@@ -1,7 +1,4 @@
-"""Answers: the nearest functions by vector and by words, the first of them judged anew.
-
-Shapes: N texts of the index, d dimensions.
-"""
+"""Answers: the nearest functions by vector and by words, the first of them judged anew."""
 
 import time
 import unicodedata
@@ -125,13 +122,7 @@ class Searcher:
         self._vectors = index.vectors.astype(np.float32)  # a product with float16 is far slower
 
     def search(self, request: Request) -> Answer:
-        """Rank the functions that the request admits.
-
-        Scores are standardised over the whole index, whatever is admitted.
-
-        Raises:
-            SearchError: the query is empty.
-        """
+        """Rank the functions that the request admits; scores are standardised over all."""
         start, index = time.perf_counter(), self.index
         query, notes = clean_query(request.query)
         files = [request.admits(file) for file in index.files]
@@ -165,14 +156,15 @@ class Searcher:
             source, state = sources(place.file)
             end = min(place.end_line, place.start_line + request.lines - 1, len(source))
             lines = enumerate(source[place.start_line - 1 : end], place.start_line)
-            scores = (round(float(of[row]), 4) for of in (score, similarity, words))
             return Result(
                 place.file.path,
                 place.start_line,
                 place.end_line,
                 place.name,
                 place.file.language,
-                *scores,
+                round(float(score[row]), 4),
+                round(float(similarity[row]), 4),
+                round(float(words[row]), 4),
                 round(judged[row], 4) if row in judged else None,
                 tuple((n, printable(line[:LINE]) + "…" * (len(line) > LINE)) for n, line in lines),
                 state,
@@ -195,11 +187,8 @@ class Searcher:
 
 
 def clean_query(text: str) -> tuple[str, list[str]]:
-    """The query in single spaces, cut to what models read at most, and notes on that.
-
-    Raises:
-        SearchError: there is nothing in it.
-    """
+    """The query in single spaces, cut to what models read at most, and notes on that; SearchError
+    if there is nothing in it."""
     words = text.encode("utf-8", "replace").decode().replace("\0", " ").split()
     if not words:
         raise SearchError("the query is empty: say in a few words what the code should do")

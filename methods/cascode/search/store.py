@@ -51,7 +51,9 @@ _MARKS = {  # the tag comes last: where it is whole, all are
     ".gitignore": b"*\n",
     _TAG: b"Signature: 8a477f597d28d172789f06886806bc55\n# An index of tenfold-search.\n",
 }
-_MODEL = dict.fromkeys(("source", "precision", "pooling", "name", "fingerprint"), str)
+_MODEL: dict[str, type] = dict.fromkeys(
+    ("source", "precision", "pooling", "name", "fingerprint"), str
+)
 _MODEL |= {"normalize": bool, "dimension": int}
 # Equal descriptions and equal files make equal indexes. `root` is ".." where the index lies in it,
 # `text` "both" or "code", `limit` bytes of a file.
@@ -70,11 +72,8 @@ class StoppedError(SearchError):
 class Writer:
     """The database while a run writes to it; one that is damaged, or not ours, is made anew.
 
-    Args: home: of the index. source, precision: of the model, for `precision_of`.
-
-    Raises:
-        OSError: something that is no database lies in the way.
-        sqlite3.Error: the disk is full or refuses; so do all methods.
+    All methods raise sqlite3.Error where the disk is full or refuses, and OSError if something
+    that is no database lies in the way. `source` and `precision` of the model: see `precision_of`.
     """
 
     def __init__(self, home: Path, source: str, precision: str) -> None:
@@ -142,11 +141,8 @@ class Writer:
 
 @contextmanager
 def reading(home: Path) -> Iterator[sqlite3.Connection]:
-    """Yield a connection to an index, in a transaction that sees one state of it.
-
-    Raises:
-        SearchError: there is none, or another format, or SQLite cannot read it.
-    """
+    """Yield a connection to an index, in a transaction that sees one state of it; SearchError if
+    there is none, or another format, or SQLite cannot read it."""
     path = home / DATABASE
     try:
         if home.is_symlink():
@@ -174,17 +170,13 @@ def reading(home: Path) -> Iterator[sqlite3.Connection]:
 def read_manifest(
     connection: sqlite3.Connection, home: Path, any_tool: bool = False
 ) -> dict[str, Any]:
-    """What an index was made of.
-
-    Raises:
-        StoppedError: it is not finished.
-        SearchError: another version of the tool made it, or it is not what is written there.
-    """
+    """What an index was made of; StoppedError if it is not finished, SearchError if another version
+    of the tool made it or it was damaged."""
     row = connection.execute("SELECT content FROM parts ORDER BY rowid LIMIT 1").fetchone()
     if row is None:
         raise StoppedError(f"no index in {home} yet: a run was stopped; {AGAIN} to go on")
     try:
-        manifest = parse_json(row[0]) if isinstance(row[0], bytes) else None
+        manifest: Any = parse_json(row[0]) if isinstance(row[0], bytes) else None
         if not _fits(manifest, _MANIFEST):
             raise ValueError("its manifest lacks something or has too much")
         found = manifest["description"]
@@ -243,12 +235,8 @@ def damaged(path: Path, error: Exception) -> SearchError:
 
 @contextmanager
 def locked(home: Path) -> Iterator[None]:
-    """Let only one process at a time write to an index.
-
-    Raises:
-        SearchError: another one does, or the folder holds other things, or an older format.
-        OSError: it cannot be written to.
-    """
+    """Let only one process at a time write to an index; SearchError if another one does, or the
+    folder holds other things, or an older format."""
     files.own_folder(home, 0o700)
     _refuse_older(home)
     _mark(home)
@@ -354,7 +342,8 @@ def _own_rows(connection: sqlite3.Connection, kind: str) -> dict[str, bytes]:
     own = {}
     for row in connection.execute(f"SELECT {columns} FROM kept WHERE kind = ?", (kind,)):
         if None not in row:
-            name, content, found = row[0].decode(errors="replace"), *row[1:]
+            name, content, found = row
+            name = name.decode(errors="replace")
             if found == _seal_row(kind, name, content).encode():
                 own[name] = content
     return own
@@ -373,10 +362,10 @@ def tool_version() -> str:
     """Release, and a digest of the code that decides what an index holds."""
     package = Path(__file__).resolve().parent.parent
     content = hashlib.sha256()
-    for source in sorted((package / "extraction").rglob("*.py")):
+    names = "cleaning", "lexical", "search/indexing", "search/walking"
+    sources = sorted((package / "extraction").rglob("*.py"))
+    for source in (*sources, *(package / f"{name}.py" for name in names)):
         content.update(source.read_bytes())
-    for name in ("cleaning", "lexical", "search/indexing", "search/walking"):
-        content.update((package / f"{name}.py").read_bytes())
     for distribution in metadata.distributions():
         if distribution.name.startswith("tree-sitter"):
             content.update(f"{distribution.name} {distribution.version}".encode())

@@ -55,12 +55,9 @@ def walk(root: Path, leave_out: Path) -> Iterator[tuple[str, str | None]]:
 
 
 def read_bytes(root: Path, path: str, limit: int) -> bytes:
-    """Content of a regular file of at most `limit` bytes that lies below `root`.
+    """Content of a regular file of at most `limit` bytes that lies below `root`, else SkippedError.
 
     The path may come from an index, and folders may have become links since: it is checked anew.
-
-    Raises:
-        SkippedError: it is none, is gone, or cannot be read.
     """
     parts = PurePosixPath(path)
     full = root / path
@@ -83,10 +80,7 @@ def read_bytes(root: Path, path: str, limit: int) -> bytes:
 
 def decode(content: bytes) -> tuple[str, bool]:
     """Text with "\\n" as line ends, and whether it was no UTF-8; then each byte is a character.
-
-    Raises:
-        SkippedError: it is binary, or has lines that nobody wrote.
-    """
+    SkippedError if it is binary, or has lines that nobody wrote."""
     if b"\0" in content:
         raise SkippedError("binary")
     try:

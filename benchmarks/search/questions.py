@@ -1,12 +1,18 @@
-"""What is searched: the standard library of the running Python, and plain questions about it.
+"""What is searched: the standard library of the running Python; plain questions, and grading.
 
 The questions in questions.json and the functions that answer them were written down before any
 system was run on them, by someone who knows the library; the file's digest goes into every result.
 Grade 2 is a function that does what is asked, 1 a close helper of it or a lesser variant.
+
+A hit is what a user sees at one position of a ranking: a function, a chunk of a file that may hold
+several functions or a part of one, or one text that stands in several places. It is turned into
+the labelled functions that any of its lines belongs to, the highest grade first, less those that
+an earlier hit has shown. So several chunks of one function count once: a later one takes no
+position. Neither does a chunk lose by holding unlabelled functions besides. A hit without any
+labelled function takes one position. All three choices favour chunks over functions.
 """
 
 import ast
-import hashlib
 import json
 import os
 import shutil
@@ -14,16 +20,20 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Sequence
+from math import log2
 from pathlib import Path
 from typing import NamedTuple
 
 QUESTIONS = Path(__file__).with_name("questions.json")
-GRADES = (1, 2)
+GRADES, DEPTH = (1, 2), 10
 _FOREIGN = {"site-packages", "dist-packages", "__pycache__"}
 _BLOCKS = ("body", "handlers", "orelse", "finalbody")
 
 Lines = tuple[int, int]
 """First and last line of a definition, from 1, both inclusive."""
+Span = tuple[str, int, int]
+"""Path in the repository, first and last line, both inclusive."""
+Hit = Sequence[Span]
 
 
 class Label(NamedTuple):
@@ -45,10 +55,8 @@ class Question(NamedTuple):
 def copy_library(out: Path, only: Sequence[str] = ()) -> Path:
     """A folder in `out` with the library's Python files, without installed packages; made once.
 
-    Args: only: top-level modules and packages, as ("shlex", "json"); all if empty.
-
-    Raises:
-        ValueError: this Python has no such module.
+    `only`: top-level modules and packages, as ("shlex", "json"); all if empty, ValueError if this
+    Python has no such module.
     """
     library = Path(sysconfig.get_path("stdlib"))
     version = ".".join(map(str, sys.version_info[:3]))
@@ -78,9 +86,7 @@ def load_questions(repository: Path, source: Path = QUESTIONS) -> tuple[list[Que
     """The questions that the repository can answer, and the labels it does not have.
 
     Labels that this version of Python lacks are left out, and questions without one of grade 2.
-
-    Raises:
-        ValueError: a question or grade is not as documented; the message names it.
+    ValueError names a question or grade that is not as documented.
     """
     definitions: dict[str, dict[str, list[Lines]]] = {}
     questions, absent = [], []
@@ -105,11 +111,6 @@ def load_questions(repository: Path, source: Path = QUESTIONS) -> tuple[list[Que
     return questions, absent
 
 
-def digest(source: Path = QUESTIONS) -> str:
-    """Digest of the questions and labels, so that a later change shows."""
-    return hashlib.sha256(source.read_bytes()).hexdigest()[:16]
-
-
 def _definitions(file: Path) -> dict[str, list[Lines]]:
     """Lines of a file's functions, in classes and conditional blocks, by qualified name."""
     found: dict[str, list[Lines]] = {}
@@ -127,3 +128,39 @@ def _definitions(file: Path) -> dict[str, list[Lines]]:
     if file.is_file():
         collect(ast.parse(file.read_bytes()), "")
     return found
+
+
+def grades(hits: Sequence[Hit], question: Question) -> list[int]:
+    """Grade of each position of the ranking that the hits stand for; 0 for other functions."""
+    seen: set[Label] = set()
+    ranking = []
+    for hit in hits:
+        shown = [label for label in question.labels if _touches(hit, label)]
+        new = [label for label in shown if label not in seen]
+        seen.update(new)
+        if new:
+            ranking += sorted((label.grade for label in new), reverse=True)
+        elif not shown:
+            ranking.append(0)
+    return ranking
+
+
+def ndcg(ranking: Sequence[int], question: Question, depth: int = DEPTH) -> float:
+    """Normalised discounted cumulative gain of the first `depth` positions, from 0 to 1.
+
+    Gain 2^grade - 1, discount log2(position + 1); 1 is what the best order of all labels gets.
+    """
+
+    def gain(found: Sequence[int]) -> float:
+        return sum((2**grade - 1) / log2(place + 2) for place, grade in enumerate(found[:depth]))
+
+    ideal = sorted((label.grade for label in question.labels), reverse=True)
+    return gain(ranking) / gain(ideal)
+
+
+def _touches(hit: Hit, label: Label) -> bool:
+    return any(
+        path == label.path and start <= last and first <= end
+        for path, start, end in hit
+        for first, last in label.lines
+    )
