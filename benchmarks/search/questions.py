@@ -92,10 +92,10 @@ def load_questions(repository: Path, source: Path = QUESTIONS) -> tuple[list[Que
     questions, absent = [], []
     for entry in json.loads(source.read_text()):
         labels = []
-        for path, grades in entry["answers"].items():
+        for path, graded in entry["answers"].items():
             if path not in definitions:
                 definitions[path] = _definitions(repository / path)
-            for name, grade in grades.items():
+            for name, grade in graded.items():
                 if grade not in GRADES:
                     raise ValueError(f"{source}: grade {grade} of {path}:{name} is none of 1, 2")
                 if lines := definitions[path].get(name):

@@ -168,14 +168,8 @@ def test_a_model_without_classes_groups_the_images(tmp_path):
 
 
 def test_grey_model_and_missing_class_names(tmp_path):
-    grey = {
-        "_target_": "shared.data.views.tensors.TensorViews",
-        "size": 28,
-        "mean": [0.3],
-        "std": [0.35],
-        "recipes": {},
-    }
-    write_checkpoint(tmp_path / "last.ckpt", grey, names=None)
+    grey = {"_target_": "shared.data.views.tensors.TensorViews", "size": 28, "recipes": {}}
+    write_checkpoint(tmp_path / "last.ckpt", grey | {"mean": [0.3], "std": [0.35]}, names=None)
     draw_images(tmp_path / "images")
     assert list(read(run(tmp_path))[0])[3:] == ["class 0", "class 1", "class 2"]
 

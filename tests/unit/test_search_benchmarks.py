@@ -121,17 +121,13 @@ def test_ndcg_by_hand() -> None:
     assert ndcg([], QUESTION) == 0
 
 
-def test_chunks_of_one_function_count_once_and_take_one_position() -> None:
+def test_hits_of_several_functions_or_several_of_one() -> None:
+    # Chunks of one function count once and take one position.
     hits = [[("a.py", 1, 5)], [("a.py", 6, 11)], [("b.py", 1, 5)]]
     assert grades(hits, QUESTION) == [2, 1]
     assert grades([*hits, [("a.py", 45, 60)], [("a.py", 2, 60)]], QUESTION) == [2, 1, 1]
-
-
-def test_chunk_over_several_functions_shows_them_all() -> None:
+    # A chunk over several shows them all; one counts for each place it stands in.
     assert grades([[("a.py", 9, 13)], [("a.py", 1, 8)], [("c.py", 1, 8)]], QUESTION) == [2, 1, 0]
-
-
-def test_hit_counts_for_each_place_it_stands_in() -> None:
     assert grades([[("z.py", 1, 2), ("b.py", 5, 5)]], QUESTION) == [1]
     assert grades([[("z.py", 1, 2), ("b.py", 6, 6)]], QUESTION) == [0]
     assert grades([[("a.py", 11, 11)]], QUESTION) == [0]
