@@ -29,10 +29,8 @@ GRADES, DEPTH = (1, 2), 10
 _FOREIGN = {"site-packages", "dist-packages", "__pycache__"}
 _BLOCKS = ("body", "handlers", "orelse", "finalbody")
 
-Lines = tuple[int, int]
-"""First and last line of a definition, from 1, both inclusive."""
-Span = tuple[str, int, int]
-"""Path in the repository, first and last line, both inclusive."""
+Lines = tuple[int, int]  # first and last of a definition, from 1, both inclusive
+Span = tuple[str, int, int]  # path in the repository, first and last line, both inclusive
 Hit = Sequence[Span]
 
 

@@ -69,14 +69,9 @@ class Task:
 def run_semble(
     task: Task, python: Path, source: str, static: Path, log: Path
 ) -> tuple[list[Measured], dict[str, object]]:
-    """semble in an environment of its own, and facts about it.
+    """semble in an environment of its own, and facts about it; SpeedError names the log.
 
-    Args:
-        source: of the transformer that the static model is made of.
-        static: where the static model is, or will be. log: takes what semble prints.
-
-    Raises:
-        SpeedError: it failed; the message names the log.
+    `static` is where the static model is, or will be made of the transformer `source`.
     """
     with tempfile.TemporaryDirectory(prefix="tenfold-semble-") as work:
         settings = {

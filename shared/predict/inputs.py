@@ -26,8 +26,7 @@ MOST_PIXELS = 1 << 25  # of a picture; larger ones are shrunk
 MOST_BYTES = 1 << 28  # of the pixels of a batch, and of a file of texts
 MOST_CHARACTERS = 200  # of a class name
 
-Pixels = NDArray[np.uint8]
-"""A picture, (H, W, 3 or 4)."""
+Pixels = NDArray[np.uint8]  # a picture, (H, W, 3 or 4)
 
 
 class PredictError(RuntimeError):
@@ -237,10 +236,8 @@ def tokenised(
 ) -> tuple[Tensor, Tensor]:
     """Ids and mask (T, L) of texts after `clean`, which keeps `max_words` words.
 
-    A text, a `kind` of which messages speak, that loses words is named on stderr.
-
-    Raises:
-        PredictError: no vocabulary, a text without a word, or one longer than the positions.
+    A text, a `kind` in messages, that loses words is named on stderr. PredictError: no vocabulary,
+    a text without a word, or one longer than the positions.
     """
     if predictor.tokenizer is None:
         raise PredictError("the checkpoint records no vocabulary, so it cannot read texts")

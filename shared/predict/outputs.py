@@ -21,8 +21,7 @@ class Table(NamedTuple):
     rows: Iterable[Sequence[Any]]
 
 
-Output = tuple[str, Table | Image.Image]
-"""The name of a file and what is written there."""
+Output = tuple[str, Table | Image.Image]  # the name of a file and what is written there
 
 
 class Cell(NamedTuple):
@@ -33,8 +32,7 @@ class Cell(NamedTuple):
     note: str = ""
 
 
-Section = tuple[str, Sequence[Cell]]
-"""A title and the cells under it."""
+Section = tuple[str, Sequence[Cell]]  # a title and the cells under it
 
 
 def write(path: Path, content: Table | Image.Image) -> Path:

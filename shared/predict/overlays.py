@@ -26,10 +26,8 @@ VISIBLE = 0.75  # how opaque the colour of the hottest place is
 def overlay_page(
     predictor: Predictor, pictures: Sequence[Pixels], titles: Sequence[str], ids: Tensor, layer: int
 ) -> Image.Image:
-    """A sheet with one section an image: it, then its overlays for the whole text and each word.
-
-    Args: ids: (L,) of the text. layer: see `match_saliency`.
-    """
+    """A sheet with one section an image: it, then its overlays for the whole text, `ids` (L,), and
+    each word. `layer`: see `match_saliency`."""
     model: ImageTextModel = predictor.module
     ids = ids.to(predictor.module.device).expand(len(pictures), -1)
     with torch.inference_mode():

@@ -99,10 +99,8 @@ def score(
 def match_probabilities(
     model: ImageTextModel, images: Tensor, texts: Tensor, mask: Tensor, pairs: int
 ) -> Tensor:
-    """(R, T) that each image matches each text, about `pairs` of them at a time.
-
-    Args: images: their tokens. texts, mask: (T, L, D) of the text-only layers, (T, L).
-    """
+    """(R, T) that each image, its tokens, matches each text, (T, L, D) of the text-only layers and
+    (T, L), about `pairs` of them at a time."""
     parts, some = [], max(1, pairs // len(images))
     for tokens, part in zip(texts.split(some), mask.split(some), strict=True):
         repeated = tokens.repeat(len(images), 1, 1), part.repeat(len(images), 1)

@@ -25,7 +25,6 @@ from methods.cascode.search.query import Answer, Request, Result, Searcher, mark
 from methods.cascode.search.store import FOLDER, SearchError
 
 PROGRAM = "tenfold-search"
-SHOWN_PLACES = 5
 MOST = 10_000  # results, and lines of each
 MOST_BYTES = 10**12
 Add = Callable[..., argparse.Action]
@@ -124,7 +123,7 @@ def print_answer(answer: Answer, console: Console) -> None:
             console.print(Text.assemble((f"{number:6}  ", "dim"), line), soft_wrap=True)
         if result.also:
             places = [f"{printable(path)}:{line}" for path, line in result.also]
-            console.print(f"    also {examples(places, SHOWN_PLACES)}", style="dim", soft_wrap=True)
+            console.print(f"    also {examples(places, most=5)}", style="dim", soft_wrap=True)
         console.print()
     for note in answer.notes:
         console.print(f"note: {note}", soft_wrap=True)

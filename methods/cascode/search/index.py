@@ -63,12 +63,9 @@ class Place(NamedTuple):
 class Index:
     """A whole index, read and checked.
 
-    Args: any_tool: whether another version of the tool may have made it, in the same format.
-
-    Attributes:
-        own: whether it has the seal of this machine. A foreign one can say anything: it shows code
-            of the folder that it lies in only.
-        words: of its texts; None if they have none.
+    `any_tool`: whether another version of the tool may have made it, in the same format. `own`:
+    whether it has the seal of this machine. A foreign one can say anything: it shows code of the
+    folder that it lies in only. `words`: of its texts; None if they have none.
 
     Raises:
         SearchError: there is none, another version of the tool made it, it is a foreign one of

@@ -184,11 +184,9 @@ class _Run:
             report.notes.append(f"not UTF-8, read as Latin-1: {examples(foreign)}")
         if not report.functions:
             left_out = ", ".join(f"{len(paths)} {why}" for why, paths in report.skipped.items())
-            raise SearchError(
-                f"no function found in {options.root}: {report.seen} files of "
-                f"{', '.join(LANGUAGES)} seen{left_out and f', left out: {left_out}'}. No index "
-                "was written"
-            )
+            seen = f"{report.seen} files of {', '.join(LANGUAGES)} seen"
+            seen += left_out and f", left out: {left_out}"
+            raise SearchError(f"no function found in {options.root}: {seen}. No index was written")
         return files
 
     def vectors(self, texts: Collection[str]) -> Vectors:

@@ -40,16 +40,11 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """How a model is loaded; an index keeps them, so that queries are encoded alike.
+    """How a model is loaded; an index keeps them, so that queries are encoded alike."""
 
-    Attributes:
-        source: path, or "package:NAME". precision: "auto" measures.
-        pooling, normalize: of a Hugging Face folder; checkpoints of ours know their own.
-    """
-
-    source: str = DEFAULT
-    precision: str = "auto"
-    pooling: str = "mean"
+    source: str = DEFAULT  # path, or "package:NAME"
+    precision: str = "auto"  # measures
+    pooling: str = "mean"  # of a Hugging Face folder, as `normalize`; ours know their own
     normalize: bool = True
 
 
@@ -77,9 +72,8 @@ def load(settings: Settings) -> Model:
 def decide(mode: str, model: Model, source: str) -> Decision:
     """Re-rank by a model only if it was measured to help on packages it was not trained on.
 
-    Args:
-        mode: one of RERANK. source: of the model; a checkpoint or folder carries `rerank_gain.json`
-            beside or in it: {"gain": points of MRR, "interval": [low, high], "data": text}.
+    A checkpoint or folder has `rerank_gain.json` beside or in it:
+    {"gain": points of MRR, "interval": [low, high], "data": text}. `mode` is one of RERANK.
     """
     if not model.can_rerank:
         return Decision(False, f"first stage only: {model.name} cannot judge pairs")

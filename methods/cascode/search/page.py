@@ -40,10 +40,8 @@ _HEADERS = {
 class PageServer(ThreadingHTTPServer):
     """The page of one index; `serve_forever` answers.
 
-    Args:
-        searcher: called for every search, so that it may return a newer index.
-        defaults: of what the form does not ask for.
-        port: 0 takes a free one; SearchError if it is taken.
+    `searcher` is called for every search, so that it may return a newer index; `defaults` are of
+    what the form does not ask for; port 0 takes a free one, SearchError if it is taken.
     """
 
     daemon_threads = True

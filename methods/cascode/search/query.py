@@ -25,22 +25,15 @@ _INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # could forge what a terminal or a 
 
 @dataclass(frozen=True)
 class Request:
-    """A query and what of the answer is wanted.
-
-    Attributes:
-        top: results. depth: K, how many of the first are re-ranked. language: only that one.
-        path: only files that match this glob, or lie below this folder.
-        lexical: share of BM25 in the score of the first stage.
-        lines: shown of each function at most.
-    """
+    """A query and what of the answer is wanted."""
 
     query: str
-    top: int = 10
-    depth: int = 10
-    language: str | None = None
-    path: str | None = None
-    lexical: float = 0.3
-    lines: int = 12
+    top: int = 10  # results
+    depth: int = 10  # K, how many of the first are re-ranked
+    language: str | None = None  # only that one
+    path: str | None = None  # only files that match this glob, or lie below this folder
+    lexical: float = 0.3  # share of BM25 in the score of the first stage
+    lines: int = 12  # shown of each function at most
 
     def admits(self, file: IndexedFile) -> bool:
         """Whether the file has the language, and the path or a folder above it."""
@@ -54,38 +47,27 @@ class Request:
 
 @dataclass(frozen=True)
 class Result:
-    """A function, or several with the same text.
+    """A function, or several with the same text."""
 
-    Attributes:
-        path, start_line, end_line, name, language: of the first place.
-        score: of the first stage: standardised similarity (inner product) and words (BM25),
-            weighted. judged: the re-ranker's.
-        lines: (number, text) of the file as it is now; empty if it cannot be read.
-        state: "" or what has become of the file since it was indexed.
-        also: (path, line) of the other places.
-    """
-
-    path: str
+    path: str  # this and what follows up to the language: of the first place
     start_line: int
     end_line: int
     name: str
     language: str
-    score: float
-    similarity: float
-    words: float
-    judged: float | None
-    lines: tuple[tuple[int, str], ...]
-    state: str
-    also: tuple[tuple[str, int], ...]
+    score: float  # of the first stage: standardised similarity and words, weighted
+    similarity: float  # inner product of the vectors
+    words: float  # BM25
+    judged: float | None  # the re-ranker's score
+    lines: tuple[tuple[int, str], ...]  # numbers and texts as they are now; empty if unreadable
+    state: str  # "" or what has become of the file since it was indexed
+    also: tuple[tuple[str, int], ...]  # paths and lines of the other places
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Attributes: `ranking`, one line on whether and why results were re-ranked; `notes`."""
-
     query: str
     results: tuple[Result, ...]
-    ranking: str
+    ranking: str  # one line on whether and why results were re-ranked
     notes: tuple[str, ...]
     seconds: float
 
