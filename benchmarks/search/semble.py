@@ -2,7 +2,7 @@
 
 Both index the same files, the standard library of the running Python, and are asked the same plain
 questions of questions.json, whose answers are graded functions. How hits become NDCG@10 is said in
-relevance.py. Systems run one after the other, never at the same time.
+questions.py. Systems run one after the other, never at the same time.
 
 semble's own model, potion-code-16M-v2, has to be downloaded from a model hub. Here it gets a static
 model that its authors' `model2vec` distils, with its defaults, from the weights that our side uses,
@@ -13,19 +13,27 @@ Writes DIR/semble.json and DIR/semble.md, which is what is printed.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from benchmarks.search.relevance import DEPTH, grades, hit_at_1, ndcg
-from benchmarks.search.repository import Question, copy_library, digest, load_questions
+from benchmarks.search.questions import (
+    DEPTH,
+    QUESTIONS,
+    Question,
+    copy_library,
+    grades,
+    load_questions,
+    ndcg,
+)
 from benchmarks.search.systems import (
     OUR_VARIANTS,
     PEER,
@@ -46,14 +54,9 @@ from methods.cascode.search.store import SearchError
 THEIRS, OURS = list(SEMBLE_VARIANTS)[-1], list(OUR_VARIANTS)[-1]
 
 
-@dataclass(frozen=True)
-class Row:
-    """A system's figures.
-
-    Attributes:
-        ndcg: of each question, (Q,) from 0 to 1. first: (Q,) whether its first hit has grade 2.
-        median_ms, slow_ms: median and 95th percentile of a warm query.
-    """
+class Row(NamedTuple):
+    """A system's figures, of each question: NDCG, (Q,) from 0 to 1, and whether its first hit has
+    grade 2, (Q,); median and 95th percentile of a warm query."""
 
     measured: Measured
     ndcg: np.ndarray
@@ -65,14 +68,10 @@ class Row:
 def evaluate(measured: Measured, questions: Sequence[Question]) -> Row:
     """Grade a system's hits."""
     rankings = [grades(h, q) for h, q in zip(measured.hits, questions, strict=True)]
-    slow = np.percentile(measured.seconds, 95)
-    return Row(
-        measured,
-        np.array([ndcg(r, q) for r, q in zip(rankings, questions, strict=True)]),
-        np.array([hit_at_1(ranking) for ranking in rankings]),
-        1000 * float(np.median(measured.seconds)),
-        1000 * float(slow),
-    )
+    quality = [ndcg(r, q) for r, q in zip(rankings, questions, strict=True)]
+    median, slow = np.percentile(measured.seconds, [50, 95])
+    first = np.array([ranking[:1] == [2] for ranking in rankings])
+    return Row(measured, np.array(quality), first, 1000 * float(median), 1000 * float(slow))
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -90,49 +89,50 @@ def table(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         low, high = interval(row.ndcg)
+        found = row.measured
         lines.append(
-            f"| {row.measured.name} | {row.ndcg.mean():.3f} ({low:.3f} to {high:.3f}) "
-            f"| {row.first.mean():.2f} | {row.measured.index_seconds:.1f} "
-            f"| {row.measured.items:,} | {row.measured.index_bytes / 1e6:.1f} "
-            f"| {row.median_ms:.1f}, {row.slow_ms:.1f} |"
+            f"| {found.name} | {row.ndcg.mean():.3f} ({low:.3f} to {high:.3f}) "
+            f"| {row.first.mean():.2f} | {found.index_seconds:.1f} | {found.items:,} "
+            f"| {found.index_bytes / 1e6:.1f} | {row.median_ms:.1f}, {row.slow_ms:.1f} |"
         )
     return "\n".join(lines)
 
 
+def _defaults(rows: Sequence[Row]) -> tuple[Row, Row]:
+    """Our default, and semble's."""
+    by_name = {row.measured.name: row for row in rows}
+    return by_name[OURS], by_name[THEIRS]
+
+
 def difference(rows: Sequence[Row]) -> str:
     """Our default against semble's, question by question."""
-    by_name = {row.measured.name: row for row in rows}
-    ours, theirs = by_name[OURS], by_name[THEIRS]
+    ours, theirs = _defaults(rows)
     change = ours.ndcg - theirs.ndcg
     low, high = interval(change)
+    seconds = ours.measured.index_seconds / theirs.measured.index_seconds
+    size = ours.measured.index_bytes / theirs.measured.index_bytes
     return (
-        f"{OURS} - {THEIRS}: NDCG@{DEPTH} {change.mean():+.3f} ({low:+.3f} to {high:+.3f}), "
-        f"index {_times(ours.measured.index_seconds, theirs.measured.index_seconds)} the "
-        f"seconds, {_times(ours.measured.index_bytes, theirs.measured.index_bytes)} the bytes, "
-        f"warm query {_times(ours.median_ms, theirs.median_ms)} the time"
+        f"{OURS} - {THEIRS}: NDCG@{DEPTH} {change.mean():+.3f} ({low:+.3f} to {high:+.3f}), index "
+        f"{seconds:.2g}x the seconds, {size:.2g}x the bytes, warm query "
+        f"{ours.median_ms / theirs.median_ms:.2g}x the time"
     )
 
 
 def card(rows: Sequence[Row], questions: Sequence[Question]) -> str:
     """The questions of the method card with the first hit of our default and of semble's."""
-    by_name = {row.measured.name: row for row in rows}
-    ours, theirs = by_name[OURS], by_name[THEIRS]
     lines = ["| question | ours: first hit | semble: first hit |", "|---|---|---|"]
     for number, question in enumerate(questions):
         if question.card:
             cells = (
                 f"{'right: ' * bool(row.first[number])}`{row.measured.titles[number]}`"
-                for row in (ours, theirs)
+                for row in _defaults(rows)
             )
             lines.append(f"| {question.text} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def report(
-    rows: Sequence[Row],
-    questions: Sequence[Question],
-    absent: Sequence[str],
-    facts: dict[str, Any],
+    rows: Sequence[Row], questions: Sequence[Question], absent: Sequence[str], facts: dict[str, Any]
 ) -> str:
     """What `main` prints."""
     named = f"; not in this Python: {', '.join(absent)}" if absent else ""
@@ -152,17 +152,15 @@ def report(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.search.semble",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--out", type=Path, default=ROOT / "outputs" / "search")
-    parser.add_argument("--model", default=DEFAULT, help="by default %(default)s")
-    parser.add_argument(
-        "--only", nargs="+", default=[], metavar="NAME", help="only these modules and packages"
-    )
-    parser.add_argument("--repeats", type=int, default=5, help="timed queries of each question")
+    raw = argparse.RawDescriptionHelpFormatter
+    program = "python -m benchmarks.search.semble"
+    parser = argparse.ArgumentParser(program, description=__doc__, formatter_class=raw)
+    add = parser.add_argument
+    add("--out", type=Path, default=ROOT / "outputs" / "search")
+    add("--model", default=DEFAULT, help="by default %(default)s")
+    only = "only these modules and packages"
+    add("--only", nargs="+", default=[], metavar="NAME", help=only)
+    add("--repeats", type=int, default=5, help="timed queries of each question")
     options = parser.parse_args(arguments)
     try:
         print(compare(options))
@@ -173,24 +171,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def compare(options: argparse.Namespace) -> str:
-    """Measure everything, write it, and return the report.
-
-    Raises:
-        SpeedError: semble cannot be installed or failed. SearchError: our tool did.
-        ValueError: nothing to ask of the chosen modules.
-    """
+    """Measure everything, write it, and return the report; SpeedError if semble fails, SearchError
+    if our tool does, ValueError if there is nothing to ask of the chosen modules."""
     out = options.out.resolve()
     repository = copy_library(out, options.only)
     questions, absent = load_questions(repository)
     task = Task(repository, [q.text for q in questions], DEPTH, options.repeats)
     python = peer_environment.ensure(ROOT / ".venv-peer", PEER)
-    theirs, answer = run_semble(
-        task, python, options.model, out / "static-model", out / "semble.log"
-    )
+    static, log = out / "static-model", out / "semble.log"
+    theirs, answer = run_semble(task, python, options.model, static, log)
     measured = [*theirs, *run_ours(task, out / "tenfold-index", options.model)]
     rows = [evaluate(system, questions) for system in measured]
     facts = {
-        "questions": digest(),
+        "questions": hashlib.sha256(QUESTIONS.read_bytes()).hexdigest()[:16],
         "python": ".".join(map(str, sys.version_info[:3])),
         "machine": machine(),
         "threads": torch.get_num_threads(),
@@ -204,30 +197,24 @@ def compare(options: argparse.Namespace) -> str:
     # Labels that the chosen modules cannot have are no news.
     text = report(rows, questions, [] if options.only else absent, facts)
     (out / "semble.md").write_text(text + "\n")
-    (out / "semble.json").write_text(json.dumps(_plain(rows, questions, facts), indent=1) + "\n")
+    systems = dict(map(_plain, rows))
+    plain = {"facts": facts, "questions": [q.text for q in questions], "systems": systems}
+    (out / "semble.json").write_text(json.dumps(plain, indent=1) + "\n")
     return text
 
 
-def _plain(
-    rows: Sequence[Row], questions: Sequence[Question], facts: dict[str, Any]
-) -> dict[str, Any]:
-    systems = {}
-    for row in rows:
-        found = asdict(row.measured)
-        del found["hits"], found["seconds"]
-        systems[found.pop("name")] = found | {
-            "ndcg": float(row.ndcg.mean()),
-            "interval": interval(row.ndcg),
-            "hit_at_1": float(row.first.mean()),
-            "median_ms": row.median_ms,
-            "p95_ms": row.slow_ms,
-            "ndcg_by_question": row.ndcg.round(4).tolist(),
-        }
-    return {"facts": facts, "questions": [q.text for q in questions], "systems": systems}
-
-
-def _times(ours: float, theirs: float) -> str:
-    return f"{ours / theirs:.2g}x"
+def _plain(row: Row) -> tuple[str, dict[str, Any]]:
+    """Name and figures of a system, as they are written."""
+    found = asdict(row.measured)
+    del found["hits"], found["seconds"]
+    return found.pop("name"), found | {
+        "ndcg": float(row.ndcg.mean()),
+        "interval": interval(row.ndcg),
+        "hit_at_1": float(row.first.mean()),
+        "median_ms": row.median_ms,
+        "p95_ms": row.slow_ms,
+        "ndcg_by_question": row.ndcg.round(4).tolist(),
+    }
 
 
 if __name__ == "__main__":

@@ -9,8 +9,22 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+
+def ask(
+    search: Callable[[str], Any], questions: Sequence[str], repeats: int
+) -> tuple[list[Any], list[float]]:
+    """What each question finds, and the seconds of each time it is asked again, in rounds."""
+    found, seconds = [search(question) for question in questions], []
+    for _ in range(repeats):
+        for question in questions:
+            start = time.perf_counter()
+            search(question)
+            seconds.append(time.perf_counter() - start)
+    return found, seconds
 
 
 def distil(source: str, static: Path) -> float:
@@ -26,26 +40,31 @@ def distil(source: str, static: Path) -> float:
 
 
 def main(settings: dict[str, Any]) -> dict[str, Any]:
-    """Index, then ask every question `repeats` times in rounds, each variant in its turn.
+    """Index, then ask every question, each variant in its turn.
 
-    Settings:
-        repository: folder. model: of the transformer. static: folder of the static model, made if
-        absent. work: folder of the index. questions; top: hits a question; repeats; variants: name
-        -> keywords of SembleIndex.search.
+    Settings are those of a `Task`, and: model: folder of the transformer. static: of the static
+    model, made if absent. work: of the index. variants: name -> keywords of SembleIndex.search.
     """
     from importlib.metadata import version
 
     from semble import SembleIndex
     from semble.index.dense import load_model
 
-    static = Path(settings["static"])
+    static, saved = Path(settings["static"]), Path(settings["work"], "index")
     distil_seconds = None if static.exists() else distil(settings["model"], static)
     load_model(str(static))  # kept by semble, as the other system's model is before it indexes
     start = time.perf_counter()
     index = SembleIndex.from_path(settings["repository"], model_path=str(static))
-    saved = Path(settings["work"], "index")
     index.save(saved)
     index_seconds = time.perf_counter() - start
+    variants = {}
+    for name, keywords in settings["variants"].items():
+
+        def search(question: str, keywords: dict[str, Any] = keywords) -> list[tuple]:
+            chunks = [r.chunk for r in index.search(question, top_k=settings["top"], **keywords)]
+            return [(chunk.file_path, chunk.start_line, chunk.end_line) for chunk in chunks]
+
+        variants[name] = ask(search, settings["questions"], settings["repeats"])
     return {
         "version": version("semble"),
         "model2vec": version("model2vec"),
@@ -54,27 +73,8 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
         "index_bytes": sum(p.stat().st_size for p in saved.rglob("*") if p.is_file()),
         "items": index.stats.total_chunks,
         "files": index.stats.indexed_files,
-        "variants": {
-            name: ask(index, settings, keywords) for name, keywords in settings["variants"].items()
-        },
+        "variants": variants,
     }
-
-
-def ask(index: Any, settings: dict[str, Any], keywords: dict[str, Any]) -> dict[str, Any]:
-    """Hits of each question, and seconds of each time it was asked; the first time is no measure
-    and not counted."""
-    questions, top = settings["questions"], settings["top"]
-    hits = []
-    for question in questions:
-        results = index.search(question, top_k=top, **keywords)
-        hits.append([(r.chunk.file_path, r.chunk.start_line, r.chunk.end_line) for r in results])
-    seconds = []
-    for _ in range(settings["repeats"]):
-        for question in questions:
-            start = time.perf_counter()
-            index.search(question, top_k=top, **keywords)
-            seconds.append(time.perf_counter() - start)
-    return {"hits": hits, "seconds": seconds}
 
 
 if __name__ == "__main__":

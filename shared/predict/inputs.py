@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,8 @@ MOST_PIXELS = 1 << 25  # of a picture; larger ones are shrunk
 MOST_BYTES = 1 << 28  # of the pixels of a batch, and of a file of texts
 MOST_CHARACTERS = 200  # of a class name
 
+Pixels = NDArray[np.uint8]  # a picture, (H, W, 3 or 4)
+
 
 class PredictError(RuntimeError):
     """Prediction is not possible; the message says why."""
@@ -33,10 +35,7 @@ class PredictError(RuntimeError):
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained module and what its checkpoint says of its inputs.
-
-    `image_mode` as the data modules have it; `class_names` and `tokenizer` if they are recorded.
-    """
+    """A trained module and what its checkpoint says of its inputs, `image_mode` as in the data."""
 
     module: Any  # a LightningModule
     transform: Views
@@ -44,19 +43,17 @@ class Predictor:
     class_names: list[str] | None
     tokenizer: WordPiece | None
 
-    def views(self, pictures: Sequence[NDArray[np.uint8]]) -> Tensor:
+    def views(self, pictures: Sequence[Pixels]) -> Tensor:
         """(B, C, H, W) what the network sees of them."""
         shown = [central_square(p) if self._squares else not_too_long(p) for p in pictures]
         return self.transform(shown, "test").to(self.module.device)
 
-    def seen(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def seen(self, picture: Pixels) -> Pixels:
         """The part of a picture that the network sees, at the picture's own size."""
         if self._squares:
             return central_square(picture)
         resize = getattr(self.transform, "test_resize", None)
-        if resize is None:
-            return picture
-        return central_square(picture, self.transform.size / resize)
+        return picture if resize is None else central_square(picture, self.transform.size / resize)
 
     @property
     def _squares(self) -> bool:
@@ -64,12 +61,41 @@ class Predictor:
         return not hasattr(self.transform, "test_resize")
 
 
-class ReadableImages(NamedTuple):
-    """Some readable images: places in the folder's list, paths, pixels."""
+class Pictures(FolderImages):
+    """Image files below `root`, or that file, read upright, of any size, when asked for."""
 
-    indices: list[int]
-    paths: list[Path]
-    pixels: list[NDArray[np.uint8]]
+    def __init__(self, root: Path, paths: Sequence[Path], mode: str) -> None:
+        unknown = np.full(len(paths), -1)
+        super().__init__(paths, unknown, [], "images", max_corrupt=1.0, mode=mode)
+        self.upright, self.most_pixels = True, MOST_PIXELS
+        self._root = root if root.is_dir() else root.parent
+
+    def name(self, index: int) -> str:
+        return Path(self.path(index)).relative_to(self._root).as_posix()
+
+    def batches(self, size: int) -> Iterator[tuple[list[int], list[Pixels]]]:
+        """Yield places and pixels of the readable pictures, in order, under a progress bar.
+
+        A batch has up to `size` of them, and ends early once its pixels need `MOST_BYTES`.
+        PredictError at the end, if there was none.
+        """
+        indices: list[int] = []
+        pictures: list[Pixels] = []
+        for index in track(range(len(self)), "predicting", disable=not sys.stderr.isatty()):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # unreadable images are listed at the end
+                picture = self.read(index)
+            if picture is None:
+                continue
+            indices.append(index)
+            pictures.append(picture)
+            if len(pictures) == size or sum(p.nbytes for p in pictures) >= MOST_BYTES:
+                yield indices, pictures
+                indices, pictures = [], []
+        if pictures:
+            yield indices, pictures
+        if len(self.corrupt) == len(self):
+            raise PredictError(f"none of the {len(self)} images can be read")
 
 
 def load_predictor(path: Path, device: str) -> Predictor:
@@ -86,12 +112,19 @@ def load_predictor(path: Path, device: str) -> Predictor:
     module = rebuild_module(checkpoint, path)
     data = checkpoint.get("datamodule_hyper_parameters")
     data = data if isinstance(data, Mapping) else {}
+    names = _strings(checkpoint, "class_names", path)
+    tokens = _strings(checkpoint, "vocabulary", path)
+    try:
+        tokenizer = WordPiece(tokens) if tokens else None
+    except DataCorruptError as error:
+        raise PredictError(f"{path}: its vocabulary is refused: {error}") from error
     return Predictor(
         module.to(where),
         _transform(data.get("augmentation"), path),
         "RGBA" if data.get("image_mode") == "RGBA" else "RGB",
-        _names(checkpoint.get("class_names"), path),
-        _tokenizer(checkpoint.get("vocabulary"), path),
+        # Each on one line and of a length that can be shown.
+        [" ".join(name.split())[:MOST_CHARACTERS] for name in names] or None,
+        tokenizer,
     )
 
 
@@ -113,101 +146,38 @@ def _transform(recipe: Any, path: Path) -> Views:
     return transform
 
 
-def _names(names: Any, path: Path) -> list[str] | None:
-    """Class names, each on one line and of a length that can be shown."""
-    if not names:
-        return None
-    if not isinstance(names, list | tuple):
-        raise PredictError(f"{path}: its class names are a {type(names).__name__}, not a list")
-    return [" ".join(str(name).split())[:MOST_CHARACTERS] for name in names]
-
-
-def _tokenizer(tokens: Any, path: Path) -> WordPiece | None:
-    if not tokens:
-        return None
-    if not isinstance(tokens, list | tuple):
-        raise PredictError(f"{path}: its vocabulary is a {type(tokens).__name__}, not a list")
-    try:
-        return WordPiece([str(token) for token in tokens])
-    except DataCorruptError as error:
-        raise PredictError(f"{path}: its vocabulary is refused: {error}") from error
+def _strings(checkpoint: Mapping[str, Any], key: str, path: Path) -> list[str]:
+    """Empty if the checkpoint does not record it."""
+    found = checkpoint.get(key) or []
+    if not isinstance(found, list | tuple):
+        raise PredictError(f"{path}: its {key} are a {type(found).__name__}, not a list")
+    return list(map(str, found))
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device that a key of conf/predict.yaml names; `auto` is a GPU where there is one.
-
-    Raises:
-        PredictError: no such device.
-    """
+    """The device of that name, else PredictError; `auto` is a GPU where there is one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        found = torch.device(device)
-        torch.empty(1, device=found)
+        torch.empty(1, device=device).tolist()  # `meta` computes nothing
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = first_line(error)
         raise PredictError(f"device={device} cannot be used here ({reason})") from error
-    if found.type == "meta":
-        raise PredictError(f"device={device} computes nothing")
-    return found
+    return torch.device(device)
 
 
 def find_images(root: Path) -> list[Path]:
-    """The image files below `root`, sorted by path.
-
-    Raises:
-        PredictError: no such folder, or no image in it.
-    """
+    """The image files below `root`, sorted by path, or `root` itself; PredictError without any."""
     if not root.exists():
         raise PredictError(f"images={root}: no such folder")
     files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
-    paths = [path for path in files if path.suffix.lower() in SUFFIXES]
-    if not paths:
-        kinds = ", ".join(SUFFIXES)
-        raise PredictError(
-            f"images={root}: no image there ({len(files)} other files; read: {kinds})"
-        )
+    if not (paths := [path for path in files if path.suffix.lower() in SUFFIXES]):
+        others = f"{len(files)} other files; read: {', '.join(SUFFIXES)}"
+        raise PredictError(f"images={root}: no image there ({others})")
     return paths
 
 
-def open_images(paths: Sequence[Path], mode: str) -> FolderImages:
-    """They are read upright, of any size, when asked for; unreadable ones are in `corrupt`."""
-    unknown = np.full(len(paths), -1)
-    images = FolderImages(paths, unknown, [], "images", max_corrupt=1.0, mode=mode)
-    images.upright, images.most_pixels = True, MOST_PIXELS
-    return images
-
-
-def batches(images: FolderImages, size: int) -> Iterator[ReadableImages]:
-    """The readable images in order, up to `size` at a time, under a progress bar.
-
-    A batch ends early once its pixels need `MOST_BYTES`.
-
-    Raises:
-        PredictError: at the end, if there was none.
-    """
-    found = 0
-    batch = ReadableImages([], [], [])
-    for index in track(range(len(images)), "predicting", disable=not sys.stderr.isatty()):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # unreadable images are listed at the end
-            pixels = images.read(index)
-        if pixels is None:
-            continue
-        found += 1
-        batch.indices.append(index)
-        batch.paths.append(Path(images.path(index)))
-        batch.pixels.append(pixels)
-        if len(batch.pixels) == size or sum(p.nbytes for p in batch.pixels) >= MOST_BYTES:
-            yield batch
-            batch = ReadableImages([], [], [])
-    if batch.pixels:
-        yield batch
-    if not found:
-        raise PredictError(f"none of the {len(images)} images can be read")
-
-
-def central_square(image: NDArray[np.uint8], share: float = 1.0) -> NDArray[np.uint8]:
+def central_square(image: Pixels, share: float = 1.0) -> Pixels:
     """(H, W, C) -> (S, S, C), S that share of the shorter side."""
     height, width = image.shape[:2]
     side = max(1, round(share * min(height, width)))
@@ -215,8 +185,8 @@ def central_square(image: NDArray[np.uint8], share: float = 1.0) -> NDArray[np.u
     return image[top : top + side, left : left + side]
 
 
-def not_too_long(image: NDArray[np.uint8], ratio: int = 16) -> NDArray[np.uint8]:
-    """The middle of an image (H, W, C) whose longer side is more than `ratio` times the shorter.
+def not_too_long(image: Pixels, ratio: int = 16) -> Pixels:
+    """The middle of an image whose longer side is more than `ratio` times the shorter.
 
     Enlarging the shorter side of a line of pixels would make gigabytes of which a square is kept.
     """
@@ -226,19 +196,21 @@ def not_too_long(image: NDArray[np.uint8], ratio: int = 16) -> NDArray[np.uint8]
     return image[top : top + longest, left : left + longest]
 
 
-def read_texts(given: Any, key: str) -> list[str]:
-    """The texts of a file, one a line and blank lines apart, or of a list.
+def refuse_not_finite(values: NDArray[Any] | Sequence[float], path: str) -> None:
+    """Refuse predictions that say nothing."""
+    if not np.isfinite(values).all():
+        reason = "its weights are damaged, or it was trained on images of another kind"
+        raise PredictError(f"the model gives values that are not finite for {path}: {reason}")
 
-    Raises:
-        PredictError: no such file, not a text file, or no text in it.
-    """
+
+def read_texts(given: Any, key: str) -> list[str]:
+    """The texts of a file, one a line and blank lines apart, or of a list; else PredictError."""
+    lines: Sequence[Any]
     if isinstance(given, str):
         path = Path(given)
         if not path.is_file():
-            raise PredictError(
-                f"{key}={given}: no such file; texts themselves are given as a list, as in "
-                f"{key}='[a red apple, a dog]'"
-            )
+            hint = f"texts themselves are given as a list, as in {key}='[a red apple, a dog]'"
+            raise PredictError(f"{key}={given}: no such file; {hint}")
         if path.stat().st_size > MOST_BYTES:
             raise PredictError(f"{key}={given}: larger than {MOST_BYTES >> 20} MiB")
         try:
@@ -246,10 +218,10 @@ def read_texts(given: Any, key: str) -> list[str]:
         except UnicodeDecodeError as error:
             raise PredictError(f"{key}={given}: not a text file ({error})") from error
     elif isinstance(given, Sequence):
-        lines = [str(text) for text in given]
+        lines = given
     else:
         raise PredictError(f"{key}={given}: a file or a list of texts is expected")
-    texts = [line.strip() for line in lines if line.strip()]
+    texts = [text for line in lines if (text := str(line).strip())]
     if not texts:
         raise PredictError(f"{key}={given}: no text in it")
     return texts
@@ -264,28 +236,22 @@ def tokenised(
 ) -> tuple[Tensor, Tensor]:
     """Ids and mask (T, L) of texts after `clean`, which keeps `max_words` words.
 
-    A text that loses words is named on stderr. `kind` is what messages call a text.
-
-    Raises:
-        PredictError: no vocabulary in the checkpoint, a text without a word, or one that is longer
-            than the model's positions.
+    A text, a `kind` in messages, that loses words is named on stderr. PredictError: no vocabulary,
+    a text without a word, or one longer than the positions.
     """
     if predictor.tokenizer is None:
         raise PredictError("the checkpoint records no vocabulary, so it cannot read texts")
     cleaned = [clean(text, max_words) for text in texts]
-    for number, (text, kept) in enumerate(zip(texts, cleaned, strict=True), 1):
-        if not kept.strip():
-            raise PredictError(f"{kind} {number} holds no word: {text!r}")
-        words = len(clean(text, sys.maxsize).split())
-        if words > max_words:
-            note = f"{kind} {number}: its first {max_words} of {words} words are read"
-            print(note, file=sys.stderr)
     ids, mask = predictor.tokenizer.batch(cleaned)
     positions = predictor.module.encoders.text_encoder.embeddings.position.num_embeddings
     lengths = mask.sum(dim=1).tolist()
-    for number, length in enumerate(lengths, 1):
+    for number, (text, kept, length) in enumerate(zip(texts, cleaned, lengths, strict=True), 1):
+        if not kept.strip():
+            raise PredictError(f"{kind} {number} holds no word: {text!r}")
         if length > positions:
-            raise PredictError(
-                f"{kind} {number} is too long: it has {length} tokens, the model reads {positions}"
-            )
+            limits = f"it has {length} tokens, the model reads {positions}"
+            raise PredictError(f"{kind} {number} is too long: {limits}")
+        if (words := len(clean(text, sys.maxsize).split())) > max_words:
+            note = f"{kind} {number}: its first {max_words} of {words} words are read"
+            print(note, file=sys.stderr)
     return ids, mask

@@ -8,38 +8,26 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from matplotlib import colormaps
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from shared.evaluation.attention_maps import (
     ImageTextModel,
-    check_cross_attention,
     heat,
     match_saliency,
-    third_fusion_layer,
 )
-from shared.predict.inputs import PredictError, Predictor
-from shared.predict.sheets import Cell, Section, sheet, thumbnail
+from shared.predict.inputs import Pixels, Predictor
+from shared.predict.outputs import Cell, sheet, thumbnail
 
 SIDE, COLUMNS = 192, 8
 VISIBLE = 0.75  # how opaque the colour of the hottest place is
 
 
 def overlay_page(
-    predictor: Predictor,
-    pictures: Sequence[NDArray[np.uint8]],
-    names: Sequence[str],
-    text: str,
-    ids: Tensor,
-    layer: int,
+    predictor: Predictor, pictures: Sequence[Pixels], titles: Sequence[str], ids: Tensor, layer: int
 ) -> Image.Image:
-    """A sheet with one section an image: it, then its overlays for the whole text and each word.
-
-    Args:
-        pictures: (H, W, 3 or 4) uint8. names: of the pictures. ids: (L,) of the text.
-        layer: see `match_saliency`.
-    """
+    """A sheet with one section an image: it, then its overlays for the whole text, `ids` (L,), and
+    each word. `layer`: see `match_saliency`."""
     model: ImageTextModel = predictor.module
     ids = ids.to(predictor.module.device).expand(len(pictures), -1)
     with torch.inference_mode():
@@ -48,28 +36,12 @@ def overlay_page(
     assert predictor.tokenizer is not None
     words = word_spans(predictor.tokenizer.tokens, ids[0].tolist())
     sections = []
-    for picture, name, tokens in zip(pictures, names, found.words(), strict=True):
+    for picture, title, tokens in zip(pictures, titles, found.words(), strict=True):
         seen = thumbnail(predictor.seen(picture), SIDE, smooth_up_to=2.0)
         maps = [("the whole text", tokens)] + [(word, tokens[place]) for word, place in words]
         overlays = [Cell(overlay(seen, values.mean(dim=0)), label) for label, values in maps]
-        sections.append(Section(f"{text}: {name}", [Cell(seen, "what the model sees"), *overlays]))
+        sections.append((title, [Cell(seen, "what the model sees"), *overlays]))
     return sheet(sections, COLUMNS, SIDE)
-
-
-def chosen_layer(model: ImageTextModel, layer: int | None) -> int:
-    """`layer`, or `third_fusion_layer` if it is None.
-
-    Raises:
-        PredictError: it has no cross-attention.
-    """
-    encoder = model.encoders.text_encoder
-    if layer is None:
-        return third_fusion_layer(encoder)
-    try:
-        check_cross_attention(encoder, layer)
-    except ValueError as error:
-        raise PredictError(f"overlay_layer: {error}") from error
-    return layer
 
 
 def word_spans(vocabulary: Sequence[str], ids: Sequence[int]) -> list[tuple[str, slice]]:

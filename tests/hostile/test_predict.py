@@ -108,22 +108,15 @@ def test_16_bits_are_scaled(folder, capsys):
         Image.fromarray(wide).save(path, kind)
         np.testing.assert_array_equal(read_image(path), RAMP)
         np.testing.assert_array_equal(read_image(path, "L"), SHADES)
+    Image.fromarray(wide.astype(">u2")).save(folder / "big.tif")
+    np.testing.assert_array_equal(read_image(folder / "big.tif", "L"), SHADES)
+    Image.fromarray(SHADES.astype(np.int32)).save(folder / "a.tif")
+    with pytest.raises(DataCorruptError, match="32 bits"):
+        read_image(folder / "a.tif")
     assert predicts(folder, capsys)[0] == 0
     rows = table(folder)
     assert len(rows) == 4
     assert len({tuple(values) for values in rows.values()}) == 1
-
-
-def test_16_bits_of_another_byte_order(tmp_path):
-    wide = SHADES.astype(np.uint16) * 257
-    Image.fromarray(wide.astype(">u2")).save(tmp_path / "big.tif")
-    np.testing.assert_array_equal(read_image(tmp_path / "big.tif", "L"), SHADES)
-
-
-def test_32_bits_are_refused_with_the_reason(tmp_path):
-    Image.fromarray(SHADES.astype(np.int32)).save(tmp_path / "a.tif")
-    with pytest.raises(DataCorruptError, match="32 bits"):
-        read_image(tmp_path / "a.tif")
 
 
 def test_photographs_are_turned_upright(folder, capsys):
@@ -140,7 +133,6 @@ def test_photographs_are_turned_upright(folder, capsys):
 def test_a_line_of_pixels_is_not_enlarged_to_gigabytes():
     line = np.zeros((1, 60_000, 3), np.uint8)
     assert not_too_long(line).shape == (1, 16, 3)
-    assert not_too_long(RAMP) is not None
     np.testing.assert_array_equal(not_too_long(RAMP), RAMP)
 
 

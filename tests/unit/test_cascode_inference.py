@@ -191,8 +191,7 @@ def test_a_query_waits_for_no_training_library(folder: Path) -> None:
     script = f"""
 import sys
 import methods.cascode.search.cli
-from methods.cascode.search.loading import load
-from methods.cascode.search.models import Settings
+from methods.cascode.search.models import Settings, load
 load(Settings({str(folder)!r})).encode_queries(["sort a list"])
 heavy = "pytorch_lightning", "lightning_fabric", "timm", "torchvision", "hydra", "wandb"
 print(*(name for name in heavy if name in sys.modules))

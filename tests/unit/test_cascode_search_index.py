@@ -16,7 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from methods.cascode.extraction import functions
-from methods.cascode.search import index as index_module
 from methods.cascode.search import indexing, store
 from methods.cascode.search.index import Index
 from methods.cascode.search.indexing import text_of
@@ -71,6 +70,9 @@ def test_what_an_index_holds(root: Path) -> None:
     expected = model.encode_codes([index.text(row) for row in range(3)])
     np.testing.assert_allclose(index.vectors, expected, atol=1e-3)
     assert report.bytes == index.bytes > 0
+    model.encoded.clear()
+    build(root, model, text="code")
+    assert not any("TCP" in text for text in model.encoded)
 
 
 def test_text_of_a_function() -> None:
@@ -79,18 +81,9 @@ def test_text_of_a_function() -> None:
     about, name, code = text_of(save, "both").split("\n")
     assert (about, name) == ("Connect to a server by TCP.", "open connection")
     assert code == text_of(save, "code")
-
-
-def test_half_characters_in_documentation() -> None:
-    """A literal's value may be no text; tokenisers refuse it."""
+    # A literal's value may be no text; tokenisers refuse it.
     (function,) = functions('def f():\n    "half \\ud800 a pair"\n    return 1\n', "python")
     assert text_of(function, "both").startswith("half ? a pair\n")
-
-
-def test_code_alone(root: Path) -> None:
-    model = HashingModel()
-    build(root, model, text="code")
-    assert not any("TCP" in text for text in model.encoded)
 
 
 def test_an_index_elsewhere(root: Path, tmp_path: Path) -> None:
@@ -114,17 +107,13 @@ def test_an_index_moves_with_its_folder(root: Path) -> None:
 # --- only what has changed ---
 
 
-def test_nothing_changed(root: Path) -> None:
+def test_changed_files_only(root: Path) -> None:
     build(root)
     before, model = content(root / FOLDER), HashingModel()
     report = build(root, model)
     assert report.unchanged
     assert (report.extracted, report.encoded, model.encoded) == (0, 0, [])
     assert content(root / FOLDER) == before
-
-
-def test_changed_files_only(root: Path) -> None:
-    build(root)
     write_tree(root, {"config.py": FILES["config.py"] + "\n\ndef added():\n    return 5\n"})
     (root / "empty.py").unlink()
     model = HashingModel()
@@ -132,17 +121,14 @@ def test_changed_files_only(root: Path) -> None:
     assert (report.extracted, report.encoded) == (1, 1)
     assert [text.split("\n")[1] for text in model.encoded] == ["added"]
     assert Index(root / FOLDER).counts == {"files": 3, "functions": 5, "texts": 4}
-
-
-def test_a_moved_function_is_not_encoded_again(root: Path) -> None:
-    build(root)
+    # A function that has moved is not encoded again.
     (root / "net/client.py").unlink()
     (root / "net/copy_of_client.py").unlink()
     write_tree(root, {"deep/moved.py": "\n\n\n" + FILES["net/client.py"]})
     report = build(root)
     assert (report.extracted, report.encoded) == (1, 0)
     index = Index(root / FOLDER)
-    assert index.place(index.places(2)[0]).file.path == "deep/moved.py"
+    assert index.place(index.places(3)[0]).file.path == "deep/moved.py"
 
 
 def test_another_model(root: Path) -> None:
@@ -151,19 +137,18 @@ def test_another_model(root: Path) -> None:
     report = build(root, model)
     assert (report.extracted, report.encoded) == (0, 3)
     assert any("another model" in note for note in report.notes)
-    assert Index(root / FOLDER).description.model["fingerprint"] == "fingerprint2"
+    assert Index(root / FOLDER).description["model"]["fingerprint"] == "fingerprint2"
 
 
 def test_another_version_of_the_tool(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It reads all functions anew; vectors of equal texts stay."""
     build(root)
-    for module in (store, indexing):
-        monkeypatch.setattr(module, "tool_version", lambda: "0.0.1+other")
+    monkeypatch.setattr(store, "tool_version", lambda: "0.0.1+other")
     with pytest.raises(SearchError, match=r"another version of the tool .*0\.0\.1\+other.*again"):
         Index(root / FOLDER)
     report = build(root)
     assert (report.extracted, report.encoded, report.unchanged) == (4, 0, False)
-    assert Index(root / FOLDER).description.tool == "0.0.1+other"
+    assert Index(root / FOLDER).description["tool"] == "0.0.1+other"
 
 
 def test_another_format(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,21 +197,6 @@ def test_an_updated_index_is_a_fresh_one(
 # --- killed, disturbed, out of space ---
 
 
-def at_batch(number: int) -> Callable[[pytest.MonkeyPatch], None]:
-    def plant(patch: pytest.MonkeyPatch) -> None:
-        calls = iter(range(100))
-        encode = HashingModel.encode_codes
-
-        def dying(self: HashingModel, *arguments: object) -> object:
-            if next(calls) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return encode(self, *arguments)  # type: ignore[arg-type]
-
-        patch.setattr(HashingModel, "encode_codes", dying)
-
-    return plant
-
-
 def at_call(owner: object, name: str, number: int) -> Callable[[pytest.MonkeyPatch], None]:
     def plant(patch: pytest.MonkeyPatch) -> None:
         calls, function = iter(range(1000)), getattr(owner, name)
@@ -244,8 +214,8 @@ def at_call(owner: object, name: str, number: int) -> Callable[[pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("plant", "earlier"),
     [
-        (at_batch(0), True),
-        (at_batch(2), False),
+        (at_call(HashingModel, "encode_codes", 0), True),
+        (at_call(HashingModel, "encode_codes", 2), False),
         (at_call(indexing, "read_bytes", 3), True),
         (at_call(indexing, "parts_of", 0), False),
         (at_call(store, "_seal", 1), True),  # while the index is published
@@ -316,6 +286,7 @@ def test_killed_while_pages_are_written(root: Path, monkeypatch: pytest.MonkeyPa
     assert content(root / FOLDER) == before
 
 
+@pytest.mark.slow
 def test_killed_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At any moment, again and again."""
     monkeypatch.setattr(indexing, "BATCH", 4)
@@ -341,7 +312,7 @@ def test_a_kill_loses_one_batch(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write_tree(root, many(10))
 
     def run() -> None:
-        at_batch(2)(monkeypatch)
+        at_call(HashingModel, "encode_codes", 2)(monkeypatch)
         build(root)
 
     in_child(run)
@@ -359,7 +330,7 @@ def test_its_precision_is_known_after_a_kill(root: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
 
         def run() -> None:
-            at_batch(0)(patch)
+            at_call(HashingModel, "encode_codes", 0)(patch)
             build(root)
 
         in_child(run)
@@ -440,13 +411,10 @@ def test_a_folder_that_something_else_has_marked_is_no_index(
         build(root)
     assert [path.name for path in (root / FOLDER).iterdir()] == [name]
     assert (root / FOLDER / name).read_bytes() == mark
-
-
-def test_a_folder_of_other_things_is_no_index(root: Path) -> None:
-    """Its content would be in the way, and be deleted."""
+    # A folder of other things would be in the way, and be deleted.
     with pytest.raises(SearchError, match="code holds other things: --index names a folder"):
         build(root, home=root)
-    assert {path.name for path in root.iterdir()} == {"config.py", "empty.py", "net"}
+    assert {path.name for path in root.iterdir()} == {"config.py", "empty.py", "net", FOLDER}
 
 
 # --- bad input ---
@@ -485,7 +453,7 @@ def test_parts_in_pieces(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_state_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process publishes while an index is opened."""
     build(root)
-    read = index_module.read_parts
+    read = store.read_parts
     write_tree(root, many(1))
 
     def later(*arguments: object) -> object:
@@ -494,7 +462,7 @@ def test_one_state_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert in_child(lambda: build(root)) == 1, "its commit waits for readers"
         return read(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(index_module, "read_parts", later)
+    monkeypatch.setattr(store, "read_parts", later)
     assert len(Index(root / FOLDER)) == 3
     build(root)
     assert len(Index(root / FOLDER)) == 4

@@ -7,12 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from methods.comatch.module import Supervised
 from methods.pcl.module import MoCo
 from shared.checkpoints.writing import AtomicCheckpointIO
-from shared.predict import command, sheets
+from shared.overrides import CONF
+from shared.predict import command, outputs
+from shared.training.method import Method
 
 NAMES = ["T-shirt/top", "a class with a very long name, indeed", "ankle boot"]
 COLOUR = {
@@ -21,6 +24,20 @@ COLOUR = {
     "mean": [0.5, 0.5, 0.5],
     "std": [0.25, 0.25, 0.25],
 }
+
+
+def save(
+    module: Method, path: Path, augmentation: dict[str, Any] | None = COLOUR, /, **facts: Any
+) -> None:
+    """A checkpoint as a run leaves it, with the `facts` that one adds."""
+    image_mode = facts.pop("image_mode", "RGB")
+    content: dict[str, Any] = {
+        "hyper_parameters": dict(module.hparams),
+        "state_dict": module.state_dict(),
+        "datamodule_hyper_parameters": {"augmentation": augmentation, "image_mode": image_mode},
+    }
+    module.on_save_checkpoint(content)
+    AtomicCheckpointIO().save_checkpoint(content | facts, path)
 
 
 def write_checkpoint(
@@ -44,14 +61,7 @@ def write_checkpoint(
         ema_decay=0.9,
         ema_warm_up=False,
     )
-    content: dict[str, Any] = {
-        "hyper_parameters": dict(module.hparams),
-        "state_dict": module.state_dict(),
-        "datamodule_hyper_parameters": {"augmentation": augmentation},
-    }
-    module.on_save_checkpoint(content)
-    content["class_names"] = names
-    AtomicCheckpointIO().save_checkpoint(content, path)
+    save(module, path, augmentation, class_names=names)
     return module.eval()
 
 
@@ -71,23 +81,43 @@ def draw_images(folder: Path) -> None:
         Image.fromarray(pixels).save(folder / name)
 
 
-def run(tmp_path: Path, *arguments: str) -> Path:
-    output = tmp_path / "out"
-    command.main([f"checkpoint={tmp_path}/last.ckpt", f"images={tmp_path}/images",
-                  f"output={output}", *arguments])  # fmt: skip
-    return output
+def main(arguments: list[str], composed: bool = True) -> None:
+    """The command; `composed`: with Hydra's own config, which costs more than all the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not composed:
+            plain = OmegaConf.load(CONF / "predict.yaml")
+            merged = OmegaConf.merge(plain, OmegaConf.from_dotlist(arguments))
+            patch.setattr(command, "compose", lambda name, argv: merged)
+        command.main(arguments, checked=not composed)
 
 
-def read(output: Path) -> list[dict[str, str]]:
-    with (output / "predictions.csv").open(newline="") as file:
+def run(folder: Path, *arguments: str, composed: bool = False) -> Path:
+    """The output of last.ckpt for the images."""
+    given = [f"checkpoint={folder}/last.ckpt", f"images={folder}/images", f"output={folder}/out"]
+    main([*given, *arguments], composed)
+    return folder / "out"
+
+
+def read(output: Path, name: str = "predictions.csv") -> list[dict[str, str]]:
+    with (output / name).open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def refused(capsys, arguments: list[str], composed: bool = False) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as caught:
+        main(arguments, composed)
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1, message
+    return message
 
 
 def test_probabilities_of_the_averaged_network(tmp_path, capsys):
     module = write_checkpoint(tmp_path / "last.ckpt")
     draw_images(tmp_path / "images")
     (tmp_path / "images" / "notes.txt").write_text("no image")
-    rows = read(run(tmp_path, "batch_size=2"))
+    rows = read(run(tmp_path, "batch_size=2", composed=True))
     assert [row["path"] for row in rows] == ["a.png", "b.jpg", "below/d.png", "c.png", "e.webp"]
     assert list(rows[0]) == ["path", "class", "probability", *NAMES]
     for row in rows:
@@ -113,13 +143,7 @@ def test_a_model_without_classes_groups_the_images(tmp_path):
         temperature=0.2, lr=0.1, momentum=0.9, weight_decay=0.0, schedule={"kind": "cosine"},
         total_epochs=1, channels_last=False, seed=0, evaluation={"clustering": False},
     )  # fmt: skip
-    content: dict[str, Any] = {
-        "hyper_parameters": dict(module.hparams),
-        "state_dict": module.state_dict(),
-        "datamodule_hyper_parameters": {"augmentation": COLOUR},
-    }
-    module.on_save_checkpoint(content)
-    AtomicCheckpointIO().save_checkpoint(content, tmp_path / "last.ckpt")
+    save(module, tmp_path / "last.ckpt")
     (tmp_path / "images").mkdir()
     generator = np.random.default_rng(0)
     for number in range(8):
@@ -144,14 +168,8 @@ def test_a_model_without_classes_groups_the_images(tmp_path):
 
 
 def test_grey_model_and_missing_class_names(tmp_path):
-    grey = {
-        "_target_": "shared.data.views.tensors.TensorViews",
-        "size": 28,
-        "mean": [0.3],
-        "std": [0.35],
-        "recipes": {},
-    }
-    write_checkpoint(tmp_path / "last.ckpt", grey, names=None)
+    grey = {"_target_": "shared.data.views.tensors.TensorViews", "size": 28, "recipes": {}}
+    write_checkpoint(tmp_path / "last.ckpt", grey | {"mean": [0.3], "std": [0.35]}, names=None)
     draw_images(tmp_path / "images")
     assert list(read(run(tmp_path))[0])[3:] == ["class 0", "class 1", "class 2"]
 
@@ -180,15 +198,6 @@ def test_corrupt_images_are_skipped_counted_and_named(tmp_path, capsys):
     assert "cut.jpg" in printed.err
 
 
-def refused(capsys, arguments: list[str]) -> str:
-    with pytest.raises(SystemExit) as caught:
-        command.main(arguments)
-    assert caught.value.code == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1, message
-    return message
-
-
 def test_bad_input_is_refused_in_one_line(tmp_path, capsys):
     write_checkpoint(tmp_path / "last.ckpt")
     checkpoint, folder = f"checkpoint={tmp_path}/last.ckpt", tmp_path / "images"
@@ -201,7 +210,7 @@ def test_bad_input_is_refused_in_one_line(tmp_path, capsys):
     assert "no image there (1 other files" in refused(capsys, [checkpoint, images])
     (folder / "a.jpg").write_text("no image")
     assert "none of the 1 images" in refused(capsys, [checkpoint, images])
-    assert "did you mean checkpoint?" in refused(capsys, [images, "chekpoint=x"])
+    assert "did you mean checkpoint?" in refused(capsys, [images, "chekpoint=x"], composed=True)
     texts = [checkpoint, images, "texts=[a dog]"]
     assert "Supervised does not compare images with texts" in refused(capsys, texts)
     assert "no checkpoint at" in refused(capsys, ["checkpoint=x.ckpt", images])
@@ -227,10 +236,10 @@ def test_contact_sheet_shows_the_first_images(tmp_path):
     draw_images(tmp_path / "images")
     output = run(tmp_path, "sheet_images=3")
     sheet = Image.open(output / "contact_sheet.png")
-    cell = sheets.THUMBNAIL + sheets.GAP
-    assert sheet.width == 3 * cell + sheets.GAP
+    cell = outputs.THUMBNAIL + outputs.GAP
+    assert sheet.width == 3 * cell + outputs.GAP
     grey = np.asarray(sheet.convert("L"))
     for column in range(3):
-        left = sheets.GAP + column * cell
-        assert grey[60:120, left : left + sheets.THUMBNAIL].min() < 128, "no thumbnail"
-        assert grey[170:210, left : left + sheets.THUMBNAIL].min() < 128, "no caption"
+        left = outputs.GAP + column * cell
+        assert grey[60:120, left : left + outputs.THUMBNAIL].min() < 128, "no thumbnail"
+        assert grey[170:210, left : left + outputs.THUMBNAIL].min() < 128, "no caption"

@@ -1,6 +1,5 @@
 """`tenfold predict` with texts and questions: tables, sheets, overlays, and what is refused."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,10 @@ from PIL import Image
 
 from methods.albef.retrieval import Retrieval
 from methods.albef.vqa import VQA
-from shared.checkpoints.writing import AtomicCheckpointIO
-from shared.predict import command
 from shared.predict.overlays import overlay, word_spans
 from shared.training.method import Method
+from tests.unit import test_predict
+from tests.unit.test_predict import read, run
 
 WORDS = [
     "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "green", "square", "disc", "dog",
@@ -57,15 +56,8 @@ def vqa() -> VQA:
     )  # fmt: skip
 
 
-def save(module: Method, path: Path, vocabulary: list[str] | None = WORDS, **data: Any) -> None:
-    content: dict[str, Any] = {
-        "hyper_parameters": dict(module.hparams),
-        "state_dict": module.state_dict(),
-        "datamodule_hyper_parameters": {"augmentation": VIEWS} | data,
-    }
-    module.on_save_checkpoint(content)
-    content["vocabulary"] = vocabulary
-    AtomicCheckpointIO().save_checkpoint(content, path)
+def save(module: Method, path: Path, vocabulary: list[str] | None = WORDS, **facts: Any) -> None:
+    test_predict.save(module, path, VIEWS, vocabulary=vocabulary, **facts)
 
 
 @pytest.fixture
@@ -81,30 +73,20 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(folder: Path, *arguments: str) -> Path:
-    output = folder / "out"
-    command.main([f"checkpoint={folder}/last.ckpt", f"images={folder}/images",
-                  f"output={output}", *arguments])  # fmt: skip
-    return output
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def refused(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as caught:
-        run(folder, *arguments)
-    assert caught.value.code == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1, message
-    return message
+    given = [f"checkpoint={folder}/last.ckpt", f"images={folder}/images", f"output={folder}/out"]
+    return test_predict.refused(capsys, [*given, *arguments])
 
 
 TEXTS = ["A red square!", "a green disc", "doggy"]
 AS_LIST = "texts=['A red square!', a green disc, doggy]"
+
+
+def view(folder: Path, name: str) -> torch.Tensor:
+    """What the model sees of a picture, (1, 3, 16, 16)."""
+    picture = Image.open(folder / "images" / name).convert("RGB")
+    pixels = torch.from_numpy(np.array(picture.resize((16, 16), Image.Resampling.BILINEAR)))
+    return (pixels.permute(2, 0, 1)[None] / 255 - 0.5) / 0.25
 
 
 def expected_scores(folder: Path) -> dict[tuple[str, str], tuple[float, float]]:
@@ -113,15 +95,12 @@ def expected_scores(folder: Path) -> dict[tuple[str, str], tuple[float, float]]:
     found = {}
     ids = [[2, 5, 6, 8], [2, 5, 7, 9], [2, 10, 11]]
     for name in COLOURS:
-        picture = Image.open(folder / "images" / name).convert("RGB")
-        pixels = torch.from_numpy(np.array(picture.resize((16, 16), Image.Resampling.BILINEAR)))
-        view = (pixels.permute(2, 0, 1)[None] / 255 - 0.5) / 0.25
         with torch.inference_mode():
-            tokens, image = module.encoders.encode_image(view)
+            tokens, image = module.encoders.encode_image(view(folder, name))
             for text, row in zip(TEXTS, ids, strict=True):
                 row_ids = torch.tensor([row])
-                hidden, feature = module.encoders.encode_text(row_ids, torch.ones_like(row_ids))
                 mask = torch.ones_like(row_ids)
+                hidden, feature = module.encoders.encode_text(row_ids, mask)
                 of = module.encoders.text_encoder
                 logits = module.matching.logits(of, tokens, hidden, mask)
                 cosine = float((image * feature).sum())
@@ -129,11 +108,14 @@ def expected_scores(folder: Path) -> dict[tuple[str, str], tuple[float, float]]:
     return found
 
 
-@pytest.mark.parametrize("batch_size", [1, 2, 64])
-def test_every_pair_is_scored(folder: Path, batch_size: int) -> None:
+@pytest.mark.parametrize(
+    ("batch_size", "texts"), [(1, "texts={}/texts.txt"), (2, AS_LIST), (64, "texts={}/texts.txt")]
+)
+def test_every_pair_is_scored(folder: Path, batch_size: int, texts: str) -> None:
+    """Of a list or of a file."""
     (folder / "texts.txt").write_text("\ufeff" + "\n\n".join(TEXTS) + "\n", encoding="utf-8")
-    output = run(folder, f"texts={folder}/texts.txt", f"batch_size={batch_size}")
-    rows = read(output / "scores.csv")
+    output = run(folder, texts.format(folder), f"batch_size={batch_size}")
+    rows = read(output, "scores.csv")
     assert list(rows[0]) == ["path", "text", "match_probability", "similarity"]
     expected = expected_scores(folder)
     found = {(r["path"], r["text"]): (float(r["similarity"]), float(r["match_probability"]))
@@ -147,7 +129,7 @@ def test_every_pair_is_scored(folder: Path, batch_size: int) -> None:
         matches = [float(r["match_probability"]) for r in rows[start : start + 3]]
         assert matches == sorted(matches, reverse=True)
 
-    best = read(output / "predictions.csv")
+    best = read(output, "predictions.csv")
     assert [r["path"] for r in best] == list(COLOURS)
     for row in best:
         text = max(TEXTS, key=lambda text: expected[row["path"], text][1])
@@ -158,15 +140,6 @@ def test_every_pair_is_scored(folder: Path, batch_size: int) -> None:
     assert not list(output.glob("overlay*"))
 
 
-def test_a_list_and_a_file_are_the_same(folder: Path) -> None:
-    (folder / "texts.txt").write_text("\n".join(TEXTS), encoding="utf-8")
-    tables = []
-    for texts in (AS_LIST, f"texts={folder}/texts.txt"):
-        output = run(folder, texts)
-        tables.append([(output / f"{name}.csv").read_text() for name in ("scores", "predictions")])
-    assert tables[0] == tables[1]
-
-
 def test_the_sheet_shows_the_best_images_of_each_text(folder: Path) -> None:
     sheet = Image.open(run(folder, AS_LIST, "sheet_images=4") / "contact_sheet.png")
     grey = np.asarray(sheet.convert("L"))
@@ -174,7 +147,7 @@ def test_the_sheet_shows_the_best_images_of_each_text(folder: Path) -> None:
     assert (sheet.width, sheet.height) == (260, 3 * (28 + 180) + 12)
     pixels = np.asarray(sheet)
     for row, text in enumerate(TEXTS):
-        first = next(r for r in read(folder / "out" / "scores.csv") if r["text"] == text)
+        first = next(r for r in read(folder / "out", "scores.csv") if r["text"] == text)
         seen = pixels[row * 208 + 40 + 64, 12 + 64]
         assert np.abs(seen.astype(int) - COLOURS[first["path"]]).max() < 10
         assert grey[row * 208 + 8 : row * 208 + 28, 12:100].min() < 128, "no title"
@@ -191,15 +164,9 @@ def test_overlays_show_the_text_and_each_word(folder: Path) -> None:
     assert np.abs(picture - picture.mean(axis=(0, 1))).max() < 10
     assert np.abs(whole - picture).max() > 30
     assert np.abs(word - whole).max() > 5
-
-
-def test_another_layer_gives_another_overlay(folder: Path) -> None:
-    pages = []
-    for layer in ("null", 2, 1):
-        output = run(folder, AS_LIST, "overlays=1", f"overlay_layer={layer}")
-        pages.append((output / "overlay_1.png").read_bytes())
-    assert pages[0] == pages[1]  # the last but one of layers 1 to 3
-    assert pages[1] != pages[2]
+    for layer in (2, 1):  # by default the last but one of layers 1 to 3
+        output = run(folder, "texts=['A red square!']", "overlays=2", f"overlay_layer={layer}")
+        assert (np.asarray(Image.open(output / "overlay_1.png")) == page).all() == (layer == 2)
 
 
 def test_words_are_pieces_joined() -> None:
@@ -220,7 +187,7 @@ def test_an_overlay_is_warm_where_the_map_is() -> None:
 
 
 def test_without_texts_images_are_grouped(folder: Path) -> None:
-    rows = read(run(folder) / "predictions.csv")
+    rows = read(run(folder), "predictions.csv")
     assert list(rows[0]) == ["path", "group", "cosine", *(f"e{n}" for n in range(6))]
 
 
@@ -236,7 +203,7 @@ def test_transparent_pictures_are_read_as_in_training(folder: Path) -> None:
     white[4:12, 4:12] = (200, 0, 0)
     Image.fromarray(white).save(folder / "images" / "white.png")
     output = run(folder, "texts=[a red square]", "overlays=2")
-    one, other = read(output / "predictions.csv")
+    one, other = read(output, "predictions.csv")
     assert one["similarity"] == other["similarity"]
 
 
@@ -252,7 +219,7 @@ def test_the_checkpoint_of_a_run_holds_the_vocabulary() -> None:
 
 def test_unreadable_images_are_skipped_and_named(folder: Path, capsys) -> None:
     (folder / "images" / "aa.jpg").write_text("no image")
-    rows = read(run(folder, AS_LIST, "overlays=1") / "scores.csv")
+    rows = read(run(folder, AS_LIST), "scores.csv")
     assert len(rows) == 9
     printed = capsys.readouterr()
     assert "3 images predicted, 1 unreadable skipped" in printed.out
@@ -308,7 +275,7 @@ def test_every_image_is_asked_every_question(folder: Path, batch_size: int, monk
     save(vqa(), folder / "last.ckpt")
     monkeypatch.setattr(VQA, "answer", lambda self, batch: reply(batch))
     output = run(folder, "questions=['What is this?', red dog]", f"batch_size={batch_size}")
-    rows = read(output / "answers.csv")
+    rows = read(output, "answers.csv")
     assert list(rows[0]) == ["path", "question", "answer", "probability"]
     assert [(r["path"], r["question"]) for r in rows] == [
         (p, q) for p in COLOURS for q in QUESTIONS
@@ -332,14 +299,12 @@ def reply(batch: dict[str, Any]) -> list[tuple[str, float]]:
 
 def test_answers_are_those_of_the_model_one_at_a_time(folder: Path) -> None:
     save(vqa(), folder / "last.ckpt")
-    rows = read(run(folder, "questions=['What is this?', red dog]") / "answers.csv")
+    rows = read(run(folder, "questions=['What is this?', red dog]"), "answers.csv")
     module = vqa().eval()
     for row in rows:
-        picture = Image.open(folder / "images" / row["path"]).convert("RGB")
-        pixels = torch.from_numpy(np.array(picture.resize((16, 16), Image.Resampling.BILINEAR)))
         ids = torch.tensor([[2, 12, 13, 14] if row["question"] == QUESTIONS[0] else [2, 6, 10]])
-        batch = {"images": (pixels.permute(2, 0, 1)[None] / 255 - 0.5) / 0.25, "input_ids": ids,
-                 "attention_mask": torch.ones_like(ids)}  # fmt: skip
+        batch = {"images": view(folder, row["path"]), "input_ids": ids}
+        batch["attention_mask"] = torch.ones_like(ids)
         with torch.inference_mode():
             ((answer, probability),) = module.answer(batch)
         assert row["answer"] == answer

@@ -12,13 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.search import semble, systems
-from benchmarks.search.relevance import grades, hit_at_1, ndcg
-from benchmarks.search.repository import (
+from benchmarks.search.questions import (
     Label,
     Question,
     _definitions,
     copy_library,
+    grades,
     load_questions,
+    ndcg,
 )
 from benchmarks.search.semble import OURS, THEIRS, Row, card, evaluate, interval
 from benchmarks.search.systems import Measured, Task, run_ours, run_semble
@@ -118,20 +119,15 @@ def test_ndcg_by_hand() -> None:
         1 / math.log2(3) / (3 + 1 / math.log2(3))
     )
     assert ndcg([], QUESTION) == 0
-    assert [hit_at_1(r) for r in ([], [0, 2], [1, 2], [2])] == [False, False, False, True]
 
 
-def test_chunks_of_one_function_count_once_and_take_one_position() -> None:
+def test_hits_of_several_functions_or_several_of_one() -> None:
+    # Chunks of one function count once and take one position.
     hits = [[("a.py", 1, 5)], [("a.py", 6, 11)], [("b.py", 1, 5)]]
     assert grades(hits, QUESTION) == [2, 1]
     assert grades([*hits, [("a.py", 45, 60)], [("a.py", 2, 60)]], QUESTION) == [2, 1, 1]
-
-
-def test_chunk_over_several_functions_shows_them_all() -> None:
+    # A chunk over several shows them all; one counts for each place it stands in.
     assert grades([[("a.py", 9, 13)], [("a.py", 1, 8)], [("c.py", 1, 8)]], QUESTION) == [2, 1, 0]
-
-
-def test_hit_counts_for_each_place_it_stands_in() -> None:
     assert grades([[("z.py", 1, 2), ("b.py", 5, 5)]], QUESTION) == [1]
     assert grades([[("z.py", 1, 2), ("b.py", 6, 6)]], QUESTION) == [0]
     assert grades([[("a.py", 11, 11)]], QUESTION) == [0]
@@ -175,6 +171,7 @@ def test_table_difference_and_card() -> None:
         of(OURS, [[right], [wrong]], 0.02),
     ]
     assert rows[1].ndcg == pytest.approx([3 / IDEAL, 0])
+    assert not of(OURS, [[[("a.py", 12, 13)], right], [wrong]], 0.02).first.any()
     lines = semble.table(rows).splitlines()
     assert len(lines) == 2 + len(rows)
     quality = f"{1.5 / IDEAL:.3f} (0.000 to {3 / IDEAL:.3f})"

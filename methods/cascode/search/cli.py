@@ -4,7 +4,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -15,43 +16,18 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from methods.cascode.extraction import LANGUAGES
+from methods.cascode.search import models, store
 from methods.cascode.search.index import Index
-from methods.cascode.search.indexing import LIMIT, TEXTS, Options, Report, build_index, examples
-from methods.cascode.search.loading import load
-from methods.cascode.search.models import (
-    DEFAULT,
-    PACKAGE,
-    PRECISIONS,
-    RERANK,
-    Settings,
-    decide,
-)
+from methods.cascode.search.indexing import LIMIT, TEXTS, Options, build_index, examples
+from methods.cascode.search.models import PACKAGE, Settings, decide, load
 from methods.cascode.search.page import PORT, PageServer
-from methods.cascode.search.query import (
-    LEXICAL,
-    Answer,
-    Request,
-    Result,
-    Searcher,
-    marked,
-    printable,
-    query_words,
-)
-from methods.cascode.search.store import (
-    DATABASE,
-    FOLDER,
-    FOREIGN,
-    POOLINGS,
-    SearchError,
-    precision_of,
-    read_manifest,
-    reading,
-)
+from methods.cascode.search.query import Answer, Request, Result, Searcher, marked, printable
+from methods.cascode.search.store import FOLDER, SearchError
 
 PROGRAM = "tenfold-search"
-SHOWN_PLACES = 5
 MOST = 10_000  # results, and lines of each
 MOST_BYTES = 10**12
+Add = Callable[..., argparse.Action]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,11 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # as of `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (SearchError, ModuleNotFoundError, OSError) as error:
-        print(f"{PROGRAM}: {printable(str(error))}", file=sys.stderr)
-        return 1
-    except MemoryError:
-        print(f"{PROGRAM}: out of memory", file=sys.stderr)
+    except (SearchError, ModuleNotFoundError, OSError, MemoryError) as error:
+        print(f"{PROGRAM}: {printable(str(error)) or 'out of memory'}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"{PROGRAM}: stopped; `index` goes on where it was", file=sys.stderr)
@@ -87,13 +60,27 @@ def index(arguments: argparse.Namespace) -> None:
     source = _source(arguments.model)
     precision = arguments.precision
     if precision == "auto":
-        precision = precision_of(home, source) or precision
+        precision = store.precision_of(home, source) or precision
     settings = Settings(source, precision, arguments.pooling, not arguments.unnormalized)
     model = load(settings)
     options = Options(root, home, arguments.text, arguments.max_bytes)
-    with _Bars() as bars:
+    with Bars() as bars:
         report = build_index(options, model, settings, bars.show)
-    print(*_summary(report, home), sep="\n")
+    rows = [
+        ("files of code", f"{report.seen:,}", ""),
+        ("  indexed", f"{report.files:,}", f"{report.extracted:,} new or changed"),
+    ]
+    for reason, paths in sorted(report.skipped.items()):
+        rows.append((f"  {reason}", f"{len(paths):,}", examples(paths)))
+    rows += [
+        ("functions", f"{report.functions:,}", f"{report.texts:,} different ones"),
+        ("  encoded now", f"{report.encoded:,}", ""),
+        ("seconds", f"{report.seconds:.1f}", "nothing had changed" if report.unchanged else ""),
+        ("index", f"{report.bytes / 1e6:.1f} MB", str(home)),
+    ]
+    width = max(len(name) for name, _, _ in rows)
+    for name, value, remark in rows:
+        print(f"{name:{width}}  {value:>10}  {printable(remark)}".rstrip())
     for note in report.notes:
         print(f"note: {printable(note)}")
 
@@ -121,7 +108,6 @@ def serve(arguments: argparse.Namespace) -> None:
 
 def print_answer(answer: Answer, console: Console) -> None:
     """Results with their code; words of the query are marked on a terminal."""
-    words = query_words(answer.query)
     for result in answer.results:
         head = Text.assemble(
             (f"{printable(result.path)}:{result.start_line}", "bold cyan"),
@@ -133,11 +119,11 @@ def print_answer(answer: Answer, console: Console) -> None:
         console.print(head, soft_wrap=True)
         if result.state:
             console.print(f"    this file is {result.state}: lines may have moved", style="yellow")
-        for (number, _), line in zip(result.lines, _coloured(result, words), strict=True):
+        for (number, _), line in zip(result.lines, _coloured(result, answer.words), strict=True):
             console.print(Text.assemble((f"{number:6}  ", "dim"), line), soft_wrap=True)
         if result.also:
             places = [f"{printable(path)}:{line}" for path, line in result.also]
-            console.print(f"    also {examples(places, SHOWN_PLACES)}", style="dim", soft_wrap=True)
+            console.print(f"    also {examples(places, most=5)}", style="dim", soft_wrap=True)
         console.print()
     for note in answer.notes:
         console.print(f"note: {note}", soft_wrap=True)
@@ -171,21 +157,20 @@ def _home(arguments: argparse.Namespace) -> Path:
     if arguments.index:
         return _resolved(arguments.index)
     start = _resolved(arguments.dir)
-    for folder in (start, *start.parents):
-        if (folder / FOLDER / DATABASE).is_file():
-            return folder / FOLDER
-    return start / FOLDER
+    folders = (start, *start.parents)
+    found = (folder for folder in folders if (folder / FOLDER / store.DATABASE).is_file())
+    return next(found, start) / FOLDER
 
 
 def _searcher(arguments: argparse.Namespace, home: Path) -> Searcher:
     opened = Index(home)
-    built_by = opened.description.model
+    built_by = opened.description["model"]
     facts = {field.name: built_by[field.name] for field in fields(Settings)}
     if arguments.model:
         facts["source"] = _source(arguments.model)
     elif not (opened.own or facts["source"].startswith(PACKAGE)):
         raise SearchError(
-            f"the index in {home} {FOREIGN}, and no file that it names is loaded as a model "
+            f"the index in {home} {store.FOREIGN}, and no file that it names is loaded as a model "
             f"({facts['source']}): give --model SOURCE"
         )
     model = load(Settings(**facts))
@@ -193,15 +178,7 @@ def _searcher(arguments: argparse.Namespace, home: Path) -> Searcher:
 
 
 def _request(arguments: argparse.Namespace, text: str) -> Request:
-    return Request(
-        query=text,
-        top=arguments.top,
-        depth=arguments.k,
-        language=arguments.language,
-        path=arguments.path,
-        lexical=arguments.lexical,
-        lines=arguments.context,
-    )
+    return Request(text, *(getattr(arguments, field.name) for field in fields(Request)[1:]))
 
 
 def _source(source: str) -> str:
@@ -223,8 +200,8 @@ class _Newest:
         try:
             if (stamp := index.path.stat().st_mtime_ns) != self._stamp:
                 self._stamp = stamp
-                with reading(index.home) as connection:
-                    manifest = read_manifest(connection, index.home)
+                with store.reading(index.home) as connection:
+                    manifest = store.read_manifest(connection, index.home)
                 if manifest != index.manifest:  # else a run has kept what it has done so far
                     self._searcher = self._open()
         except (OSError, SearchError) as error:
@@ -233,7 +210,7 @@ class _Newest:
         return self._searcher
 
 
-class _Bars(Progress):
+class Bars(Progress):
     """One bar for each thing that is being done, on a terminal's error stream."""
 
     def __init__(self) -> None:
@@ -248,123 +225,64 @@ class _Bars(Progress):
         self.update(self._bars[what], completed=done, total=total)
 
 
-def _summary(report: Report, home: Path) -> Iterator[str]:
-    """The lines of a small table."""
-    rows = [
-        ("files of code", f"{report.seen:,}", ""),
-        ("  indexed", f"{report.files:,}", f"{report.extracted:,} new or changed"),
-    ]
-    for reason, paths in sorted(report.skipped.items()):
-        rows.append((f"  {reason}", f"{len(paths):,}", examples(paths)))
-    rows += [
-        ("functions", f"{report.functions:,}", f"{report.texts:,} different ones"),
-        ("  encoded now", f"{report.encoded:,}", ""),
-        ("seconds", f"{report.seconds:.1f}", "nothing had changed" if report.unchanged else ""),
-        ("index", f"{report.bytes / 1e6:.1f} MB", str(home)),
-    ]
-    width = max(len(name) for name, _, _ in rows)
-    for name, value, remark in rows:
-        yield f"{name:{width}}  {value:>10}  {printable(remark)}".rstrip()
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(PROGRAM, description="Search code by what its functions do.")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-
-    command = _command(commands, index, "index a folder, or bring its index up to date")
-    add = command.add_argument
-    add("folder", metavar="DIR", help="folder of code")
-    add("--index", metavar="PATH", help=f"place of the index; by default DIR/{FOLDER}")
-    add(
-        "--model",
-        metavar="SOURCE",
-        default=DEFAULT,
-        help="checkpoint of ours, Hugging Face folder, or package:NAME; by default %(default)s",
-    )
-    add("--text", choices=TEXTS, default=TEXTS[0], help="what is encoded; by default %(default)s")
-    add(
-        "--max-bytes",
-        type=_whole(1, MOST_BYTES),
-        default=LIMIT,
-        metavar="N",
-        help="larger files are left out; by default %(default)s",
-    )
-    add("--precision", choices=PRECISIONS, default=PRECISIONS[0], help="auto: the faster one")
-    add("--pooling", choices=POOLINGS, default=POOLINGS[0], help="of a Hugging Face folder")
-    add("--unnormalized", action="store_true", help="its vectors keep their length")
-
-    command = _command(commands, query, "print the functions that fit a query")
-    command.add_argument("words", nargs="+", metavar="WORDS", help="what the code should do")
-    command.add_argument("--json", action="store_true", help="for programs")
-    _add_search_options(command)
-
-    command = _command(commands, serve, "answer queries on a page for this machine alone")
-    command.add_argument(
-        "--port",
-        type=_whole(0, 65_535),
-        default=PORT,
-        metavar="N",
-        help="by default %(default)s; 0: any",
-    )
-    _add_search_options(command)
-    return parser
-
-
-def _command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
-    run: Callable[[argparse.Namespace], None],
-    text: str,
-) -> argparse.ArgumentParser:
-    command = commands.add_parser(
-        run.__name__, help=text, description=f"{text[0].upper()}{text[1:]}."
-    )
-    command.set_defaults(run=run)
-    return command
-
-
-def _add_search_options(command: argparse.ArgumentParser) -> None:
-    add = command.add_argument
+    usual, whole = "by default %(default)s", _number(int, 1, MOST)
+    searching = argparse.ArgumentParser(add_help=False)
+    add: Add = searching.add_argument
     add("--dir", default=".", help="folder that was indexed, or one below it; by default this one")
     add("--index", metavar="PATH", help="place of the index, if it is not in the folder")
     add("--model", metavar="SOURCE", help="where the model of the index is now, if it has moved")
-    number = _whole(1, MOST)
-    add("--top", type=number, default=10, metavar="N", help="results; by default %(default)s")
-    add("--k", type=number, default=10, help="so many are re-ranked; by default %(default)s")
-    add("--rerank", choices=RERANK, default=RERANK[0], help="measured: where it is known to help")
+    add("--top", type=whole, default=Request.top, metavar="N", help=f"results; {usual}")
+    text = f"so many are re-ranked; {usual}"
+    add("--k", type=whole, default=Request.depth, dest="depth", metavar="K", help=text)
+    text = "measured: where it is known to help"
+    add("--rerank", choices=models.RERANK, default="measured", help=text)
     add("--language", choices=LANGUAGES, help="only this one")
     add("--path", metavar="GLOB", help="only these files, or those below this folder")
-    add(
-        "--lexical",
-        type=_share,
-        default=LEXICAL,
-        metavar="W",
-        help="share of BM25 in the score, 0 to 1; by default %(default)s",
-    )
-    add(
-        "--context",
-        type=_whole(0, MOST),
-        default=12,
-        metavar="N",
-        help="lines shown of a function at most; by default %(default)s",
-    )
+    text = f"share of BM25 in the score, 0 to 1; {usual}"
+    add("--lexical", type=_number(float, 0, 1), default=Request.lexical, metavar="W", help=text)
+    whole, text = _number(int, 0, MOST), f"lines shown of a function at most; {usual}"
+    add("--context", type=whole, default=Request.lines, dest="lines", metavar="N", help=text)
+
+    parser = argparse.ArgumentParser(PROGRAM, description="Search code by what its functions do.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(run: Callable[..., None], text: str, *parents: argparse.ArgumentParser) -> Add:
+        about = f"{text[0].upper()}{text[1:]}."
+        made = commands.add_parser(run.__name__, help=text, description=about, parents=parents)
+        made.set_defaults(run=run)
+        return made.add_argument
+
+    add = command(index, "index a folder, or bring its index up to date")
+    add("folder", metavar="DIR", help="folder of code")
+    add("--index", metavar="PATH", help=f"place of the index; by default DIR/{FOLDER}")
+    text = f"checkpoint of ours, Hugging Face folder, or package:NAME; {usual}"
+    add("--model", metavar="SOURCE", default=models.DEFAULT, help=text)
+    add("--text", choices=TEXTS, default=TEXTS[0], help=f"what is encoded; {usual}")
+    whole, text = _number(int, 1, MOST_BYTES), f"larger files are left out; {usual}"
+    add("--max-bytes", type=whole, default=LIMIT, metavar="N", help=text)
+    add("--precision", choices=models.PRECISIONS, default="auto", help="auto: the faster one")
+    add("--pooling", choices=store.POOLINGS, default="mean", help="of a Hugging Face folder")
+    add("--unnormalized", action="store_true", help="its vectors keep their length")
+
+    add = command(query, "print the functions that fit a query", searching)
+    add("words", nargs="+", metavar="WORDS", help="what the code should do")
+    add("--json", action="store_true", help="for programs")
+
+    add = command(serve, "answer queries on a page for this machine alone", searching)
+    whole = _number(int, 0, 65_535)
+    add("--port", type=whole, default=PORT, metavar="N", help=f"{usual}; 0: any")
+    return parser
 
 
-def _whole(least: int, most: int) -> Callable[[str], int]:
+def _number(kind: type[int] | type[float], least: int, most: int) -> Callable[[str], float]:
     """The type of an option that is a number from `least` to `most`."""
 
-    def number(text: str) -> int:
-        if text.isdecimal() and len(text) < 20 and least <= int(text) <= most:
-            return int(text)
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no whole number from {least} to {most}")
+    def parsed(text: str) -> float:
+        with suppress(ValueError):
+            if len(text) < 30 and least <= kind(text) <= most:
+                return kind(text)
+        number = "whole number" if kind is int else "number"
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no {number} from {least} to {most}")
 
-    return number
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 1")
-    return share
+    return parsed

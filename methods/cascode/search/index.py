@@ -2,7 +2,9 @@
 
 Parts, besides the manifest: `functions` (JSON columns: path, language, digest and number of
 functions of each file; name, first and last line and number of the text of each function), `texts`
-(each once, in UTF-8), `vectors` (n, d) float16, and those of words.py.
+(each once, in UTF-8), `vectors` (n, d) float16; and where a text has a word, of BM25, `terms`
+(JSON: term -> how many texts have it), and for each term in turn those texts (`postings`, int32)
+and their scores (`scores`, float32).
 
 float16, because half the size costs at most 5e-5 of a cosine (measured, 384 dimensions), far less
 than computing in bfloat16 does.
@@ -10,41 +12,30 @@ than computing in bfloat16 does.
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from methods.cascode.extraction import LANGUAGES
-from methods.cascode.search import words
-from methods.cascode.search.store import (
-    DATABASE,
-    FOREIGN,
-    Description,
-    SearchError,
-    damaged,
-    is_own,
-    packed,
-    read_manifest,
-    read_parts,
-    reading,
-)
+from methods.cascode.lexical import BM25, subtokens
+from methods.cascode.search import store
+from methods.cascode.search.store import SearchError, packed
 from shared.files import parse_json
 
 FLOAT = np.float16
 _HERE = ".."  # root of an index that lies in the folder of its code
 _PARTS = {"functions", "texts", "vectors"}
+_OF_WORDS = {"terms", "postings", "scores"}
 _BETWEEN = b"\xff"  # texts: a byte that UTF-8 does not have
 
 Vectors = NDArray[np.float16]
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One function of a file."""
 
     name: str
@@ -53,15 +44,13 @@ class Entry:
     text: str
 
 
-@dataclass(frozen=True)
-class IndexedFile:
+class IndexedFile(NamedTuple):
     path: str
     language: str
     digest: str  # of its bytes
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where a function is; `row` is the number of its text."""
 
     file: IndexedFile
@@ -74,14 +63,9 @@ class Place:
 class Index:
     """A whole index, read and checked.
 
-    Args:
-        home: the folder that holds the database.
-        any_tool: whether another version of the tool may have made it, in the same format.
-
-    Attributes:
-        own: whether it has the seal of this machine. A foreign one can say anything: it shows code
-            of the folder that it lies in only.
-        words: of its texts; None if they have none.
+    `any_tool`: whether another version of the tool may have made it, in the same format. `own`:
+    whether it has the seal of this machine. A foreign one can say anything: it shows code of the
+    folder that it lies in only. `words`: of its texts; None if they have none.
 
     Raises:
         SearchError: there is none, another version of the tool made it, it is a foreign one of
@@ -89,45 +73,44 @@ class Index:
     """
 
     def __init__(self, home: Path, any_tool: bool = False) -> None:
-        self.home, self.path = home, home / DATABASE
-        with reading(home) as connection:
-            self.manifest = read_manifest(connection, home, any_tool)
-            self.own = is_own(self.manifest)
-            self.description = Description(**self.manifest["description"])
-            if not self.own and self.description.root != _HERE:
+        self.home, self.path = home, home / store.DATABASE
+        with store.reading(home) as connection:
+            self.manifest = store.read_manifest(connection, home, any_tool)
+            self.own = store.is_own(self.manifest)
+            self.description = self.manifest["description"]
+            if not self.own and self.description["root"] != _HERE:
                 raise SearchError(
-                    f"the index in {home} {FOREIGN}, and is not of the folder that it lies in: run "
-                    "`tenfold-search index` on the folder of the code"
+                    f"the index in {home} {store.FOREIGN}, and is not of the folder that it lies "
+                    "in: run `tenfold-search index` on the folder of the code"
                 )
-            self.root = Path(os.path.normpath(home / self.description.root))
+            self.root = Path(os.path.normpath(home / self.description["root"]))
             self.bytes = self.path.stat().st_size
             try:
-                self._read(read_parts(connection, self.manifest))
+                self._read(store.read_parts(connection, self.manifest))
             except (ValueError, RecursionError) as error:
-                raise damaged(self.path, error) from error
+                raise store.damaged(self.path, error) from error
 
     def _read(self, parts: Mapping[str, bytes]) -> None:
         """Raises ValueError unless everything that is looked up is there."""
-        if parts.keys() not in (_PARTS, _PARTS | words.PARTS):
+        if parts.keys() not in (_PARTS, _PARTS | _OF_WORDS):
             raise ValueError("it has other parts")
         self._texts = parts["texts"].split(_BETWEEN)
-        shape = len(self._texts), self.description.model["dimension"]
+        shape = len(self._texts), self.description["model"]["dimension"]
         self.vectors: Vectors = np.frombuffer(parts["vectors"], FLOAT).reshape(shape)
         found = parse_json(parts["functions"])
-        if not self.own:  # what is ours was checked when it was made
-            _check_columns(found, len(self._texts))
-            if not np.isfinite(self.vectors).all():
-                raise ValueError("a vector is not finite")
+        # What is ours was checked when it was made.
+        if not (self.own or (_fit(found, len(self)) and np.isfinite(self.vectors).all())):
+            raise ValueError("its functions or vectors are none")
         files, *self._columns = found
         self.files = [IndexedFile(*file[:3]) for file in files]
         self.place_files = np.repeat(np.arange(len(files)), [file[3] for file in files])
         self.place_rows = np.array(self._columns[-1])
-        numbers = len(files), len(self.place_files), len(self._texts)
-        self.counts = dict(zip(("files", "functions", "texts"), numbers, strict=True))
-        self.words = words.Words(parts, len(self)) if parts.keys() > _PARTS else None
+        functions = len(self.place_files)
+        self.counts = {"files": len(files), "functions": functions, "texts": len(self)}
+        self.words = Words(parts, len(self)) if parts.keys() > _PARTS else None
 
     def __len__(self) -> int:
-        return len(self.vectors)
+        return len(self._texts)
 
     def place(self, number: int) -> Place:
         file = self.files[self.place_files[number]]
@@ -154,44 +137,77 @@ class Index:
             yield file, list(map(Entry, names, starts, ends, map(self.text, rows)))
 
 
+class Words:
+    """BM25 of `size` stored texts. Raises ValueError if its parts are not what is stored there."""
+
+    def __init__(self, parts: Mapping[str, bytes], size: int) -> None:
+        terms, self._size = parse_json(parts["terms"]), size
+        self._postings = np.frombuffer(parts["postings"], np.int32)
+        self._scores = np.frombuffer(parts["scores"], np.float32)
+        counts = list(terms.values()) if isinstance(terms, dict) else [-1]
+        if not (
+            len(self._scores) == len(self._postings) > 0
+            and 0 <= self._postings.min() <= self._postings.max() < size
+            and np.isfinite(self._scores).all()
+            and all(type(count) is int and count >= 0 for count in counts)
+            and sum(counts) == len(self._scores)
+        ):
+            raise ValueError("words, their scores and the texts do not fit")
+        self._terms = dict(zip(terms, range(len(terms)), strict=True))
+        self._ends = np.cumsum([0, *counts])
+
+    def scores(self, query: str) -> NDArray[np.float32] | None:
+        """(N,) scores >= 0, as those of `BM25`; None if no text has a word of the query."""
+        known = [self._terms[token] for token in subtokens(query) if token in self._terms]
+        if not known:
+            return None
+        scores = np.zeros(self._size, np.float32)
+        for term in known:
+            part = slice(*self._ends[term : term + 2])
+            scores[self._postings[part]] += self._scores[part]  # a text stands in it once
+        return scores
+
+
+class _Stored(BM25):
+    def parts(self) -> dict[str, bytes]:
+        found = self._index.scores
+        counts = np.diff(found["indptr"]).tolist()  # terms are numbered as they come
+        return {
+            "terms": packed(dict(zip(self._terms, counts, strict=True))),
+            "postings": np.asarray(found["indices"], np.int32).tobytes(),
+            "scores": np.asarray(found["data"], np.float32).tobytes(),
+        }
+
+
 def parts_of(
     files: Sequence[tuple[IndexedFile, Sequence[Entry]]], rows: Mapping[str, int], vectors: Vectors
 ) -> dict[str, bytes]:
     """The parts of a new index; `rows` numbers its texts."""
-    functions = [entry for _, entries in files for entry in entries]
-    columns = [
-        [[*astuple(file), len(entries)] for file, entries in files],
-        [entry.name for entry in functions],
-        [entry.start_line for entry in functions],
-        [entry.end_line for entry in functions],
-        [rows[entry.text] for entry in functions],
-    ]
+    counted = [[*file, len(entries)] for file, entries in files]
+    *columns, texts = zip(*(entry for _, entries in files for entry in entries), strict=True)
     return {
-        "functions": packed(columns),
+        "functions": packed([counted, *columns, [rows[text] for text in texts]]),
         "texts": _BETWEEN.join(text.encode() for text in rows),
         "vectors": vectors.tobytes(),
-        **words.parts_of(list(rows)),
+        **(_Stored(list(rows)).parts() if any(map(subtokens, rows)) else {}),
     }
 
 
-def _check_columns(columns: Any, texts: int) -> None:
-    """Raises ValueError unless these are files with functions, which have all of the texts."""
+def _fit(columns: Any, texts: int) -> bool:
+    """Whether these are files with functions, which have all of the texts."""
     if _types(columns) != [list] * 5:
-        raise ValueError("its functions have other columns")
+        return False
     files, names, starts, ends, rows = columns
-    if not all(_types(file) == [str, str, str, int] for file in files):
-        raise ValueError("its files are none")
-    if not all(language in LANGUAGES and count >= 0 for _, language, _, count in files):
-        raise ValueError("its files are none")
-    if (number := len(names)) != sum(file[3] for file in files):
-        raise ValueError("its files have other functions")
-    types = [[str] * number] + 3 * [[int] * number]
-    if [_types(column) for column in (names, starts, ends, rows)] != types:
-        raise ValueError("its functions are none")
-    if not all(1 <= start <= end for start, end in zip(starts, ends, strict=True)):
-        raise ValueError("its functions have no lines")
-    if set(rows) != set(range(texts)):
-        raise ValueError("its functions have other texts")
+    number = len(names)
+    return (
+        all(_types(file) == [str, str, str, int] for file in files)
+        and all(language in LANGUAGES and count >= 0 for _, language, _, count in files)
+        and sum(file[3] for file in files) == number
+        and _types(names) == [str] * number
+        and all(_types(column) == [int] * number for column in (starts, ends, rows))
+        and all(1 <= start <= end for start, end in zip(starts, ends, strict=True))
+        and set(rows) == set(range(texts))
+    )
 
 
 def _types(value: Any) -> list[type]:

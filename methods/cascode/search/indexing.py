@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import asdict, dataclass, field
 from operator import attrgetter, itemgetter
 from pathlib import Path
 
@@ -20,20 +20,10 @@ import numpy as np
 from methods.cascode.cleaning import summary
 from methods.cascode.extraction import LANGUAGES, Function, SourceError, functions, language_of
 from methods.cascode.lexical import subtokens
-from methods.cascode.search import seal
+from methods.cascode.search import seal, store
 from methods.cascode.search.index import FLOAT, Entry, Index, IndexedFile, Vectors, parts_of
 from methods.cascode.search.models import Model, Settings
-from methods.cascode.search.store import (
-    DATABASE,
-    FOREIGN,
-    Description,
-    SearchError,
-    StoppedError,
-    Writer,
-    locked,
-    packed,
-    tool_version,
-)
+from methods.cascode.search.store import DATABASE, SearchError, StoppedError, packed
 from methods.cascode.search.walking import SkippedError, decode, digest, read_bytes, walk
 from shared.files import UnsafeFileError, parse_json
 
@@ -46,17 +36,12 @@ Show = Callable[[str, int, int], None]  # what is being done, how much of it, of
 
 @dataclass(frozen=True)
 class Options:
-    """What is indexed, and how.
+    """What is indexed, and how."""
 
-    Attributes:
-        root: the folder. home: of the index. text: "both", documentation and code, or "code".
-        limit: larger files are left out.
-    """
-
-    root: Path
-    home: Path
-    text: str = "both"
-    limit: int = LIMIT
+    root: Path  # the folder
+    home: Path  # of the index
+    text: str = "both"  # documentation and code, or "code"
+    limit: int = LIMIT  # larger files are left out
 
 
 @dataclass
@@ -82,18 +67,16 @@ class Report:
 def build_index(options: Options, model: Model, settings: Settings, show: Show) -> Report:
     """Bring the index of a folder up to date; only what has changed is extracted and encoded.
 
-    Args:
-        settings: that the model was loaded with; `show` is told of the progress.
-
     Raises:
         SearchError: no function is found, another run writes to the index, the disk is full, or a
             link or no file lies where one is written. The index that was there stays.
     """
-    start = time.perf_counter()
-    report = Report()
+    start, report = time.perf_counter(), Report()
     try:
-        with locked(options.home):
-            _build(options, model, settings, show, report)
+        with store.locked(options.home):
+            old = _old_index(options.home, report)
+            with closing(store.Writer(options.home, settings.source, model.precision)) as writer:
+                _Run(options, model, show, report, old, writer).build(settings)
     except UnsafeFileError as error:
         raise SearchError(
             f"{error.filename} {error.strerror}: remove it, or take another place with --index PATH"
@@ -111,27 +94,6 @@ def build_index(options: Options, model: Model, settings: Settings, show: Show) 
     return report
 
 
-def _build(options: Options, model: Model, settings: Settings, show: Show, report: Report) -> None:
-    facts = {**asdict(settings), "name": model.name, "precision": model.precision}
-    facts |= {"fingerprint": model.fingerprint, "dimension": model.dimension}
-    old = _old_index(options.home, report)
-    with closing(Writer(options.home, settings.source, model.precision)) as writer:
-        files = _read(options, old, writer, show, report)
-        texts = dict.fromkeys(entry.text for _, entries in files for entry in entries)
-        rows = {text: row for row, text in enumerate(texts)}
-        report.texts = len(rows)
-        root = ".." if options.home.parent == options.root else str(options.root)
-        description = Description(root, tool_version(), facts, options.text, options.limit)
-        if old and (old.description, old.files) == (description, [file for file, _ in files]):
-            report.unchanged, report.bytes = True, old.bytes
-            writer.forget()
-            return
-        vectors = _vectors(model, rows, old, writer, show, report)
-        show("writing", 0, 1)
-        report.bytes = writer.publish(description, parts_of(files, rows, vectors))
-        show("writing", 1, 1)
-
-
 def _old_index(home: Path, report: Report) -> Index | None:
     """The index that is there, if anything in it can be taken over."""
     if not os.path.lexists(home / DATABASE):
@@ -139,7 +101,7 @@ def _old_index(home: Path, report: Report) -> Index | None:
     try:
         old = Index(home, any_tool=True)
         if not old.own:
-            raise SearchError(f"it {FOREIGN}")
+            raise SearchError(f"it {store.FOREIGN}")
         return old
     except StoppedError:
         return None
@@ -148,53 +110,120 @@ def _old_index(home: Path, report: Report) -> Index | None:
         return None
 
 
-def _read(
-    options: Options, old: Index | None, writer: Writer, show: Show, report: Report
-) -> list[tuple[IndexedFile, list[Entry]]]:
-    """All files that can be read, by path, each with its functions by line."""
-    kind = f"functions {tool_version()} {options.text}"
-    known = {
-        key: [Entry(*entry) for entry in parse_json(content)]
-        for key, content in writer.kept(kind).items()
-    }
-    if old and f"functions {old.description.tool} {old.description.text}" == kind:
-        known |= {_key(file): entries for file, entries in old.entries()}
-    files: list[tuple[IndexedFile, list[Entry]]] = []
-    new: dict[str, bytes] = {}
-    foreign: list[str] = []
-    found = sorted(walk(options.root, options.home), key=itemgetter(0))
-    for number, (path, reason) in enumerate(found):
-        show("reading", number, len(found))
-        try:
-            if reason is not None:
-                raise SkippedError(reason)
-            content = read_bytes(options.root, path, options.limit)
-            source, is_foreign = decode(content)
-            file = IndexedFile(path, language_of(path) or "", digest(content))
-            if (key := _key(file)) not in known:
-                known[key] = _extract(source, file.language, options.text)
-                new[key] = packed([astuple(entry) for entry in known[key]])
-                report.extracted += 1
-        except SkippedError as skipped:
-            report.skipped[str(skipped)].append(path)
-            continue
-        files.append((file, known[key]))
-        foreign += [path] * is_foreign
-        if len(new) == READ_BATCH:
-            writer.keep(kind, new)
-            new = {}
-    writer.keep(kind, new)
-    show("reading", len(found), len(found))
-    report.files, report.functions = len(files), sum(len(entries) for _, entries in files)
-    if foreign:
-        report.notes.append(f"not UTF-8, read as Latin-1: {examples(foreign)}")
-    if not report.functions:
-        reasons = ", ".join(f"{len(paths)} {reason}" for reason, paths in report.skipped.items())
-        raise SearchError(
-            f"no function found in {options.root}: {report.seen} files of {', '.join(LANGUAGES)} "
-            f"seen{f', left out: {reasons}' * bool(reasons)}. No index was written"
-        )
-    return files
+@dataclass(frozen=True)
+class _Run:
+    """What a run works with; `old` and rows of a run that was stopped are taken over."""
+
+    options: Options
+    model: Model
+    show: Show
+    report: Report
+    old: Index | None
+    writer: store.Writer
+
+    def build(self, settings: Settings) -> None:
+        options, model, report, old = self.options, self.model, self.report, self.old
+        files = self.read()
+        texts = dict.fromkeys(entry.text for _, entries in files for entry in entries)
+        rows = {text: row for row, text in enumerate(texts)}
+        report.texts = len(rows)
+        loaded = ("name", "precision", "fingerprint", "dimension")
+        description = {
+            "root": ".." if options.home.parent == options.root else str(options.root),
+            "tool": store.tool_version(),
+            "model": asdict(settings) | {key: getattr(model, key) for key in loaded},
+            "text": options.text,
+            "limit": options.limit,
+        }
+        if old and (old.description, old.files) == (description, [file for file, _ in files]):
+            report.unchanged, report.bytes = True, old.bytes
+            self.writer.forget()
+            return
+        vectors = self.vectors(rows)
+        self.show("writing", 0, 1)
+        report.bytes = self.writer.publish(description, parts_of(files, rows, vectors))
+        self.show("writing", 1, 1)
+
+    def read(self) -> list[tuple[IndexedFile, list[Entry]]]:
+        """All files that can be read, by path, each with its functions by line."""
+        options, report = self.options, self.report
+        kind = f"functions {store.tool_version()} {options.text}"
+        kept = self.writer.kept(kind).items()
+        known = {key: [Entry(*entry) for entry in parse_json(content)] for key, content in kept}
+        old = self.old
+        if old and f"functions {old.description['tool']} {old.description['text']}" == kind:
+            known |= {_key(file): entries for file, entries in old.entries()}
+        files: list[tuple[IndexedFile, list[Entry]]] = []
+        new: dict[str, bytes] = {}
+        foreign: list[str] = []
+        found = sorted(walk(options.root, options.home), key=itemgetter(0))
+        for number, (path, reason) in enumerate(found):
+            self.show("reading", number, len(found))
+            try:
+                if reason is not None:
+                    raise SkippedError(reason)
+                content = read_bytes(options.root, path, options.limit)
+                source, is_foreign = decode(content)
+                file = IndexedFile(path, language_of(path) or "", digest(content))
+                if (key := _key(file)) not in known:
+                    known[key] = _extract(source, file.language, options.text)
+                    new[key] = packed(known[key])
+                    report.extracted += 1
+            except SkippedError as skipped:
+                report.skipped[str(skipped)].append(path)
+                continue
+            files.append((file, known[key]))
+            foreign += [path] * is_foreign
+            if len(new) == READ_BATCH:
+                self.writer.keep(kind, new)
+                new = {}
+        self.writer.keep(kind, new)
+        self.show("reading", len(found), len(found))
+        report.files, report.functions = len(files), sum(len(entries) for _, entries in files)
+        if foreign:
+            report.notes.append(f"not UTF-8, read as Latin-1: {examples(foreign)}")
+        if not report.functions:
+            left_out = ", ".join(f"{len(paths)} {why}" for why, paths in report.skipped.items())
+            seen = f"{report.seen} files of {', '.join(LANGUAGES)} seen"
+            seen += left_out and f", left out: {left_out}"
+            raise SearchError(f"no function found in {options.root}: {seen}. No index was written")
+        return files
+
+    def vectors(self, texts: Collection[str]) -> Vectors:
+        """(n, d) vectors of n texts; those that are new are encoded, the longest first."""
+        model, old = self.model, self.old
+        kind = f"vectors {model.fingerprint} {model.precision}"
+        kept = {name: np.frombuffer(row, FLOAT) for name, row in self.writer.kept(kind).items()}
+        known: dict[str, Vectors] = dict(kept)
+        if old:
+            computed = old.description["model"]
+            if f"vectors {computed['fingerprint']} {computed['precision']}" == kind:
+                rows = enumerate(old.vectors)
+                known |= {digest(old.text(row).encode()): vector for row, vector in rows}
+            else:
+                note = "another model or precision: every function is encoded anew"
+                self.report.notes.append(note)
+        names = {text: digest(text.encode()) for text in texts}
+        missing = [text for text in texts if names[text] not in known]
+        missing.sort(key=lambda text: (-len(text), text))
+        done = sum(name in kept for name in names.values())
+        total = done + len(missing)
+
+        def progress(count: int) -> None:
+            nonlocal done
+            done += count
+            self.show("encoding", min(done, total), total)
+
+        for start in range(0, len(missing), BATCH):
+            batch = missing[start : start + BATCH]
+            encoded = model.encode_codes(batch, progress)
+            if encoded.shape != (len(batch), model.dimension) or not np.isfinite(encoded).all():
+                raise SearchError(f"{model.name} gives no usable vectors: its weights are damaged")
+            new = dict(zip((names[text] for text in batch), encoded.astype(FLOAT), strict=True))
+            self.writer.keep(kind, {name: row.tobytes() for name, row in new.items()})
+            known |= new
+        self.report.encoded = len(missing)
+        return np.stack([known[name] for name in names.values()])
 
 
 def _key(file: IndexedFile) -> str:
@@ -211,59 +240,14 @@ def _extract(source: str, language: str, kind: str) -> list[Entry]:
 
 
 def text_of(function: Function, kind: str) -> str:
-    """What is encoded and found by words: code as the models are trained on it, as one line.
-
-    Args:
-        kind: "code", or "both": the first paragraph of the documentation, the words of the name and
-            the code, a line each.
-    """
+    """What is encoded and found by words: code as the models are trained on it, as one line; for
+    "both" after lines of the first paragraph of the documentation and the words of the name."""
     code = " ".join(function.tokens)
     if kind == "both":
         about = " ".join(summary(function.documentation.strip()).split())
         code = "\n".join((about, " ".join(subtokens(function.name)), code))
     # The value of a string literal may hold halves of surrogate pairs.
     return code.encode("utf-8", "replace").decode()
-
-
-def _vectors(
-    model: Model,
-    texts: Collection[str],
-    old: Index | None,
-    writer: Writer,
-    show: Show,
-    report: Report,
-) -> Vectors:
-    """(n, d) vectors of n texts; those that are new are encoded, the longest first."""
-    kind = f"vectors {model.fingerprint} {model.precision}"
-    kept = {name: np.frombuffer(row, FLOAT) for name, row in writer.kept(kind).items()}
-    known: dict[str, Vectors] = dict(kept)
-    computed = (old.description.model[key] for key in ("fingerprint", "precision")) if old else ()
-    if old and f"vectors {' '.join(computed)}" == kind:
-        known |= {digest(old.text(row).encode()): old.vectors[row] for row in range(len(old))}
-    elif old:
-        report.notes.append("another model or precision: every function is encoded anew")
-    names = {text: digest(text.encode()) for text in texts}
-    missing = sorted(
-        (text for text in texts if names[text] not in known), key=lambda text: (-len(text), text)
-    )
-    done = sum(name in kept for name in names.values())
-    total = done + len(missing)
-
-    def progress(count: int) -> None:
-        nonlocal done
-        done += count
-        show("encoding", min(done, total), total)
-
-    for start in range(0, len(missing), BATCH):
-        batch = missing[start : start + BATCH]
-        encoded = model.encode_codes(batch, progress)
-        if encoded.shape != (len(batch), model.dimension) or not np.isfinite(encoded).all():
-            raise SearchError(f"{model.name} gives no usable vectors: its weights are damaged")
-        new = dict(zip((names[text] for text in batch), encoded.astype(FLOAT), strict=True))
-        writer.keep(kind, {name: row.tobytes() for name, row in new.items()})
-        known |= new
-    report.encoded = len(missing)
-    return np.stack([known[name] for name in names.values()])
 
 
 def examples(paths: Sequence[str], most: int = 3) -> str:

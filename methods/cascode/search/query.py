@@ -1,11 +1,8 @@
-"""Answers: the nearest functions by vector and by words, the first of them judged anew.
-
-Shapes: N texts of the index, d dimensions.
-"""
+"""Answers: the nearest functions by vector and by words, the first of them judged anew."""
 
 import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
@@ -16,15 +13,11 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from methods.cascode.lexical import SUBTOKEN, subtokens
-from methods.cascode.search.index import Index, IndexedFile, Place
+from methods.cascode.search.index import Index, IndexedFile
 from methods.cascode.search.models import Decision, Model
 from methods.cascode.search.store import SearchError, damaged
 from methods.cascode.search.walking import SkippedError, decode, digest, read_bytes
 
-Floats = NDArray[np.float32]
-Rows = NDArray[np.int64]
-
-LEXICAL = 0.3  # share of BM25 in the score of the first stage
 MOST_WORDS, MOST_CHARACTERS = 256, 4_000  # of a query
 LINE = 300  # characters shown of a line
 _INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # could forge what a terminal or a page shows
@@ -32,59 +25,56 @@ _INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # could forge what a terminal or a 
 
 @dataclass(frozen=True)
 class Request:
-    """A query and what of the answer is wanted.
-
-    Attributes:
-        top: results. depth: K, how many of the first are re-ranked. language: only that one.
-        path: only files that match this glob, or lie below this folder. lexical: share of BM25.
-        lines: shown of each function at most.
-    """
+    """A query and what of the answer is wanted."""
 
     query: str
-    top: int = 10
-    depth: int = 10
-    language: str | None = None
-    path: str | None = None
-    lexical: float = LEXICAL
-    lines: int = 12
+    top: int = 10  # results
+    depth: int = 10  # K, how many of the first are re-ranked
+    language: str | None = None  # only that one
+    path: str | None = None  # only files that match this glob, or lie below this folder
+    lexical: float = 0.3  # share of BM25 in the score of the first stage
+    lines: int = 12  # shown of each function at most
+
+    def admits(self, file: IndexedFile) -> bool:
+        """Whether the file has the language, and the path or a folder above it."""
+        if self.language not in (None, file.language):
+            return False
+        if self.path is None:
+            return True
+        folder = f"{self.path.rstrip('/')}/"
+        return fnmatchcase(file.path, self.path) or file.path.startswith(folder)
 
 
 @dataclass(frozen=True)
 class Result:
-    """A function, or several with the same text.
+    """A function, or several with the same text."""
 
-    Attributes:
-        path, start_line, end_line, name, language: of the first place; others are in `also`.
-        score: of the first stage: standardised similarity and words, weighted.
-        similarity: inner product of the vectors. words: BM25. judged: the re-ranker's score.
-        lines: (number, text) of the file as it is now; empty if it cannot be read.
-        state: "" or what has become of the file since it was indexed.
-        also: (path, line) of the other places.
-    """
-
-    path: str
+    path: str  # this and what follows up to the language: of the first place
     start_line: int
     end_line: int
     name: str
     language: str
-    score: float
-    similarity: float
-    words: float
-    judged: float | None
-    lines: tuple[tuple[int, str], ...]
-    state: str
-    also: tuple[tuple[str, int], ...]
+    score: float  # of the first stage: standardised similarity and words, weighted
+    similarity: float  # inner product of the vectors
+    words: float  # BM25
+    judged: float | None  # the re-ranker's score
+    lines: tuple[tuple[int, str], ...]  # numbers and texts as they are now; empty if unreadable
+    state: str  # "" or what has become of the file since it was indexed
+    also: tuple[tuple[str, int], ...]  # paths and lines of the other places
 
 
 @dataclass(frozen=True)
 class Answer:
-    """Attributes: `ranking`, one line on whether and why results were re-ranked; `notes`."""
-
     query: str
     results: tuple[Result, ...]
-    ranking: str
+    ranking: str  # one line on whether and why results were re-ranked
     notes: tuple[str, ...]
     seconds: float
+
+    @property
+    def words(self) -> frozenset[str]:
+        """What is `marked` in results."""
+        return frozenset(subtokens(self.query))
 
 
 class Piece(NamedTuple):
@@ -95,21 +85,17 @@ class Piece(NamedTuple):
 
 
 class Searcher:
-    """An index, the model that made it, and whether that may re-rank.
-
-    Raises:
-        SearchError: the model is another one.
-    """
+    """An index, the model that made it (SearchError for another), and whether it may re-rank."""
 
     def __init__(self, index: Index, model: Model, decision: Decision) -> None:
-        built_by = index.description.model
+        built_by = index.description["model"]
         if built_by["fingerprint"] != model.fingerprint:
             raise SearchError(
                 f"the index in {index.home} was built by {built_by['name']} (fingerprint "
                 f"{built_by['fingerprint']}), but {model.name} is {model.fingerprint}: leave "
                 "--model out, or run `tenfold-search index` with it"
             )
-        if index.description.model["dimension"] != model.dimension:
+        if built_by["dimension"] != model.dimension:
             raise damaged(index.path, ValueError("its vectors are not of that model"))
         self.index, self.model, self.decision = index, model, decision
         # After a product, numpy's threads wait actively for some 30 ms, on the cores that encode
@@ -118,94 +104,63 @@ class Searcher:
         self._vectors = index.vectors.astype(np.float32)  # a product with float16 is far slower
 
     def search(self, request: Request) -> Answer:
-        """Rank the functions that the request admits.
-
-        Raises:
-            SearchError: the query is empty.
-        """
-        start = time.perf_counter()
+        """Rank the functions that the request admits; scores are standardised over all."""
+        start, index = time.perf_counter(), self.index
         query, notes = clean_query(request.query)
-        admitted = self._admitted(request, notes)
-        scored = self._first_stage(query, request, admitted, notes)
-        order = np.lexsort((scored.rows, -scored.score))[: max(request.top, request.depth)]
-        judged: dict[int, float] = {}
-        if self.decision.rerank and len(order):
-            order, judged = self._judge(query, scored.rows, order, request.depth)
-        results = self._results(request, scored, order[: request.top], judged, admitted)
-        seconds = time.perf_counter() - start
-        return Answer(query, tuple(results), self.decision.reason, tuple(notes), seconds)
-
-    def _admitted(self, request: Request, notes: list[str]) -> NDArray[np.bool_] | None:
-        """(places,) which of them the request admits; None for all."""
-        if request.language is None and request.path is None:
-            return None
-        files = [_admits(request, file) for file in self.index.files]
+        files = [request.admits(file) for file in index.files]
         if not any(files):
             notes.append("no indexed file has that language and path")
-        return np.array(files)[self.index.place_files]
-
-    def _first_stage(
-        self, query: str, request: Request, admitted: NDArray[np.bool_] | None, notes: list[str]
-    ) -> "_Scored":
-        """Standardised scores over the whole index, of all admitted rows."""
-        similarity: Floats = self._vectors @ self.model.encode_queries([query])[0]
-        words = None
+        admitted = np.array(files)[index.place_files]
+        similarity = self._vectors @ self.model.encode_queries([query])[0]
+        words = np.zeros_like(similarity)
         if request.lexical:
-            words = self.index.words.scores(query) if self.index.words else None
-            if words is None:
+            found = index.words.scores(query) if index.words else None
+            if found is None:
                 notes.append("no word of the query occurs in the code: found by meaning only")
-        if words is None:
-            words = np.zeros_like(similarity)
+            else:
+                words = found
         score = (1 - request.lexical) * _standard(similarity) + request.lexical * _standard(words)
-        if admitted is None:
-            return _Scored(np.arange(len(self.index)), score, similarity, words)
-        rows = np.unique(self.index.place_rows[admitted])
-        return _Scored(rows, score[rows], similarity[rows], words[rows])
-
-    def _judge(
-        self, query: str, rows: Rows, order: Rows, depth: int
-    ) -> tuple[Rows, dict[int, float]]:
-        """The first `depth` by the re-ranker's scores, the others behind them as they were."""
-        first = order[:depth]
-        scores = self.model.score_pairs([(query, self.index.text(rows[i])) for i in first])
-        best = np.lexsort((rows[first], -scores))
-        judged = dict(zip(first.tolist(), scores.tolist(), strict=True))
-        return np.concatenate([first[best], order[depth:]]), judged
-
-    def _results(
-        self,
-        request: Request,
-        scored: "_Scored",
-        order: Rows,
-        judged: dict[int, float],
-        admitted: NDArray[np.bool_] | None,
-    ) -> Iterator[Result]:
+        standing = np.zeros(len(index), bool)
+        standing[index.place_rows[admitted]] = True
+        rows = np.flatnonzero(standing)
+        order = rows[np.lexsort((rows, -score[rows]))[: max(request.top, request.depth)]]
+        judged: dict[int, float] = {}
+        if self.decision.rerank and len(order):
+            first = order[: request.depth]
+            anew = self.model.score_pairs([(query, index.text(row)) for row in first])
+            judged = dict(zip(first.tolist(), anew.tolist(), strict=True))
+            order[: request.depth] = first[np.lexsort((first, -anew))]
         sources = cache(self._source)
-        for i in order.tolist():
-            numbers = self.index.places(int(scored.rows[i]))
-            if admitted is not None:
-                numbers = [number for number in numbers if admitted[number]]
-            place, *others = map(self.index.place, numbers)
+
+        def result(row: int) -> Result:
+            numbers = [number for number in index.places(row) if admitted[number]]
+            place, *others = map(index.place, numbers)
             source, state = sources(place.file)
-            yield Result(
+            end = min(place.end_line, place.start_line + request.lines - 1, len(source))
+            lines = enumerate(source[place.start_line - 1 : end], place.start_line)
+            return Result(
                 place.file.path,
                 place.start_line,
                 place.end_line,
                 place.name,
                 place.file.language,
-                round(float(scored.score[i]), 4),
-                round(float(scored.similarity[i]), 4),
-                round(float(scored.words[i]), 4),
-                round(judged[i], 4) if i in judged else None,
-                _shown(source, place, request.lines),
+                round(float(score[row]), 4),
+                round(float(similarity[row]), 4),
+                round(float(words[row]), 4),
+                round(judged[row], 4) if row in judged else None,
+                tuple((n, printable(line[:LINE]) + "…" * (len(line) > LINE)) for n, line in lines),
                 state,
                 tuple((other.file.path, other.start_line) for other in others),
             )
 
-    def _source(self, file: IndexedFile) -> tuple[list[str], str]:
+        results = tuple(map(result, order[: request.top].tolist()))
+        seconds = time.perf_counter() - start
+        return Answer(query, results, self.decision.reason, tuple(notes), seconds)
+
+    def _source(self, file: IndexedFile) -> tuple[Sequence[str], str]:
         """Lines of a file as it is now, and what has become of it."""
         try:
-            content = read_bytes(self.index.root, file.path, self.index.description.limit)
+            content = read_bytes(self.index.root, file.path, self.index.description["limit"])
             lines = decode(content)[0].split("\n")
         except SkippedError as skipped:
             return [], f"{skipped} since it was indexed"
@@ -213,19 +168,9 @@ class Searcher:
         return lines, "changed since it was indexed" if changed else ""
 
 
-class _Scored(NamedTuple):
-    rows: Rows
-    score: Floats
-    similarity: Floats
-    words: Floats
-
-
 def clean_query(text: str) -> tuple[str, list[str]]:
-    """The query in single spaces, cut to what models read at most, and notes on that.
-
-    Raises:
-        SearchError: there is nothing in it.
-    """
+    """The query in single spaces, cut to what models read at most, and notes on that; SearchError
+    if there is nothing in it."""
     words = text.encode("utf-8", "replace").decode().replace("\0", " ").split()
     if not words:
         raise SearchError("the query is empty: say in a few words what the code should do")
@@ -237,11 +182,7 @@ def clean_query(text: str) -> tuple[str, list[str]]:
 
 
 def marked(line: str, words: frozenset[str]) -> list[Piece]:
-    """The pieces of a line, words of the query and parts of identifiers apart.
-
-    Args:
-        words: `subtokens` of the query.
-    """
+    """The pieces of a line, words of the query and parts of identifiers apart."""
     pieces, end = [], 0
     for match in SUBTOKEN.finditer(line):
         if match[0].lower() in words:
@@ -249,11 +190,6 @@ def marked(line: str, words: frozenset[str]) -> list[Piece]:
             end = match.end()
     pieces.append(Piece(line[end:], False))
     return [piece for piece in pieces if piece.text]
-
-
-def query_words(query: str) -> frozenset[str]:
-    """What is marked in results."""
-    return frozenset(subtokens(query))
 
 
 def printable(text: str) -> str:
@@ -266,24 +202,7 @@ def printable(text: str) -> str:
     )
 
 
-def _standard(scores: Floats) -> Floats:
+def _standard(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     """Standard scores; 0 where all are equal and so say nothing."""
     mean, deviation = float(scores.mean()), float(scores.std())
     return (scores - mean) / deviation if deviation > 1e-12 else np.zeros_like(scores)
-
-
-def _admits(request: Request, file: IndexedFile) -> bool:
-    if request.language not in (None, file.language):
-        return False
-    glob = request.path
-    return (
-        glob is None or fnmatchcase(file.path, glob) or file.path.startswith(f"{glob.rstrip('/')}/")
-    )
-
-
-def _shown(source: Sequence[str], place: Place, most: int) -> tuple[tuple[int, str], ...]:
-    end = min(place.end_line, place.start_line + most - 1, len(source))
-    return tuple(
-        (number, printable(source[number - 1][:LINE]) + "…" * (len(source[number - 1]) > LINE))
-        for number in range(place.start_line, end + 1)
-    )

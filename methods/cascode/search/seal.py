@@ -8,6 +8,7 @@ import errno
 import hashlib
 import os
 import secrets
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -41,11 +42,9 @@ def _key(path: Path) -> tuple[bytes, str]:
     try:
         if not path.is_absolute():
             raise OSError(errno.ENOENT, "this user has no home")
-        try:
-            return _read(path), ""
-        except FileNotFoundError:
+        if not os.path.lexists(path):
             _create(path)
-            return _read(path), ""
+        return _read(path), ""
     except OSError as error:
         return secrets.token_bytes(SIZE), f"{path}: {error.strerror}"
 
@@ -61,12 +60,11 @@ def _read(path: Path) -> bytes:
 
 def _create(path: Path) -> None:
     path.parent.mkdir(0o700, parents=True, exist_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    try:
-        descriptor = os.open(path, flags, 0o600)
-    except FileExistsError:  # another command was faster
-        return
-    with open(descriptor, "wb") as file:
+    with suppress(FileExistsError), open(path, "xb", opener=_private) as file:
         file.write(secrets.token_bytes(SIZE))
         file.flush()
-        os.fsync(descriptor)
+        os.fsync(file.fileno())
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)

@@ -20,22 +20,14 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from methods.cascode.search import seal
-from shared.files import (
-    LockedError,
-    UnsafeFileError,
-    open_own,
-    open_regular,
-    own_folder,
-    parse_json,
-)
-from shared.files import locked as lock_held
+from shared import files
+from shared.files import LockedError, UnsafeFileError, open_own, open_regular, parse_json
 
 FOLDER, DATABASE = ".tenfold-search", "index.db"
 FORMAT = 3  # of the database; rises with every change of what is in it
@@ -52,36 +44,21 @@ _PAGE = 16_384  # bytes; a vector or a text of usual size fits into one
 _WAIT = 60.0  # seconds that a reader waits for a commit
 _NAMES_A_FILE = bytes.fromhex("d9d505f920a163d7")  # ends a journal; SQLite deletes what it names
 _OF_THE_DISK = {
-    sqlite3.SQLITE_BUSY,
-    sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_FULL,
-    sqlite3.SQLITE_IOERR,
+    getattr(sqlite3, f"SQLITE_{name}") for name in ("BUSY", "CANTOPEN", "FULL", "IOERR")
 }
-_BEFORE = "index.json"  # of formats 1 and 2
 _TAG = "CACHEDIR.TAG"
 _MARKS = {  # the tag comes last: where it is whole, all are
     ".gitignore": b"*\n",
     _TAG: b"Signature: 8a477f597d28d172789f06886806bc55\n# An index of tenfold-search.\n",
 }
-_MANIFEST = {
-    "description": {
-        "root": str,
-        "tool": str,
-        "model": {
-            "source": str,
-            "precision": str,
-            "pooling": str,
-            "normalize": bool,
-            "name": str,
-            "fingerprint": str,
-            "dimension": int,
-        },
-        "text": str,
-        "limit": int,
-    },
-    "parts": dict,
-    "seal": str,
-}
+_MODEL: dict[str, type] = dict.fromkeys(
+    ("source", "precision", "pooling", "name", "fingerprint"), str
+)
+_MODEL |= {"normalize": bool, "dimension": int}
+# Equal descriptions and equal files make equal indexes. `root` is ".." where the index lies in it,
+# `text` "both" or "code", `limit` bytes of a file.
+_DESCRIPTION = {"root": str, "tool": str, "model": _MODEL, "text": str, "limit": int}
+_MANIFEST = {"description": _DESCRIPTION, "parts": dict, "seal": str}
 
 
 class SearchError(RuntimeError):
@@ -92,34 +69,11 @@ class StoppedError(SearchError):
     """No run has ended yet; the next one goes on."""
 
 
-@dataclass(frozen=True)
-class Description:
-    """What an index is made of: equal descriptions and equal files make equal indexes.
-
-    Attributes:
-        root: the folder that was indexed, ".." where the index lies in it.
-        tool: see `tool_version`. model: its source, name, fingerprint, dimension and precision.
-        text: "both" or "code". limit: bytes of a file.
-    """
-
-    root: str
-    tool: str
-    model: Mapping[str, Any]
-    text: str
-    limit: int
-
-
 class Writer:
-    """The database while a run writes to it: a run that is killed loses one batch at most.
+    """The database while a run writes to it; one that is damaged, or not ours, is made anew.
 
-    A database that SQLite finds damaged, or that is not ours, is made anew.
-
-    Args:
-        home: of the index. source, precision: of the model, for `precision_of`.
-
-    Raises:
-        OSError: something that is no database lies in the way.
-        sqlite3.Error: the disk is full or refuses; so do all methods.
+    All methods raise sqlite3.Error where the disk is full or refuses, and OSError if something
+    that is no database lies in the way. `source` and `precision` of the model: see `precision_of`.
     """
 
     def __init__(self, home: Path, source: str, precision: str) -> None:
@@ -135,23 +89,24 @@ class Writer:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_THE_DISK:
                 raise
             for ending in ("", "-journal"):
-                _beside(self._path, ending).unlink(missing_ok=True)
+                Path(f"{self._path}{ending}").unlink(missing_ok=True)
             self._connection = _connect(self._path)
             self._begin(run)
 
     def _begin(self, run: Mapping[str, bytes]) -> None:
-        if not _format(self._connection):  # freed pages are given back at each commit
+        if not _pragma(self._connection, "user_version"):  # it is new
             self._connection.executescript(
+                # Freed pages are given back at each commit.
                 f"PRAGMA page_size = {_PAGE}; PRAGMA auto_vacuum = FULL; BEGIN; "
                 f"{';'.join(_TABLES)}; PRAGMA user_version = {FORMAT}; COMMIT"
             )
-        if _format(self._connection) != FORMAT:
+        if _pragma(self._connection, "user_version") != FORMAT:
             raise sqlite3.DatabaseError("it has another format")
         _check_tables(self._connection)
         self.keep("run", run)
 
     def kept(self, kind: str) -> dict[str, bytes]:
-        """What was kept of a kind by an earlier run, by names."""
+        """What an earlier run kept of a kind, by names."""
         return _own_rows(self._connection, kind)
 
     def keep(self, kind: str, contents: Mapping[str, bytes]) -> None:
@@ -165,10 +120,9 @@ class Writer:
         with self._connection:
             self._connection.execute("DELETE FROM kept")
 
-    def publish(self, description: Description, parts: Mapping[str, bytes]) -> int:
+    def publish(self, description: Mapping[str, Any], parts: Mapping[str, bytes]) -> int:
         """Make these parts the index, at once; nothing else stays. Returns its size in bytes."""
-        digests = {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
-        manifest = {"description": asdict(description), "parts": digests}
+        manifest = {"description": description, "parts": _digests(parts)}
         whole = {"manifest": packed(manifest | {"seal": _seal(manifest)}), **parts}
         pieces = (
             (name, memoryview(part)[start : start + PIECE])
@@ -187,11 +141,8 @@ class Writer:
 
 @contextmanager
 def reading(home: Path) -> Iterator[sqlite3.Connection]:
-    """Yield a connection to an index, in a transaction that sees one state of it.
-
-    Raises:
-        SearchError: there is none, or another format, or SQLite cannot read it.
-    """
+    """Yield a connection to an index, in a transaction that sees one state of it; SearchError if
+    there is none, or another format, or SQLite cannot read it."""
     path = home / DATABASE
     try:
         if home.is_symlink():
@@ -208,7 +159,7 @@ def reading(home: Path) -> Iterator[sqlite3.Connection]:
     try:
         with closing(_connect(path)) as connection:
             connection.execute("BEGIN")
-            if (version := _format(connection)) not in (0, FORMAT):
+            if (version := _pragma(connection, "user_version")) not in (0, FORMAT):
                 raise _another_version(path, f"format {version}")
             _check_tables(connection)
             yield connection
@@ -219,45 +170,34 @@ def reading(home: Path) -> Iterator[sqlite3.Connection]:
 def read_manifest(
     connection: sqlite3.Connection, home: Path, any_tool: bool = False
 ) -> dict[str, Any]:
-    """What an index was made of.
-
-    Raises:
-        StoppedError: it is not finished.
-        SearchError: another version of the tool made it, or it is not what is written there.
-    """
+    """What an index was made of; StoppedError if it is not finished, SearchError if another version
+    of the tool made it or it was damaged."""
     row = connection.execute("SELECT content FROM parts ORDER BY rowid LIMIT 1").fetchone()
     if row is None:
         raise StoppedError(f"no index in {home} yet: a run was stopped; {AGAIN} to go on")
     try:
-        if not isinstance(row[0], bytes):
-            raise ValueError("it has no manifest")
-        manifest = parse_json(row[0])
+        manifest: Any = parse_json(row[0]) if isinstance(row[0], bytes) else None
         if not _fits(manifest, _MANIFEST):
             raise ValueError("its manifest lacks something or has too much")
-        model = manifest["description"]["model"]
-        if model["precision"] not in COMPUTED or model["pooling"] not in POOLINGS:
+        found = manifest["description"]
+        if found["model"]["precision"] not in COMPUTED or found["model"]["pooling"] not in POOLINGS:
             raise ValueError("no model computes so")
     except (ValueError, RecursionError) as error:
         raise damaged(home / DATABASE, error) from error
-    if not (any_tool or manifest["description"]["tool"] == tool_version()):
-        raise _another_version(home / DATABASE, manifest["description"]["tool"])
+    if not (any_tool or found["tool"] == tool_version()):
+        raise _another_version(home / DATABASE, found["tool"])
     return manifest
 
 
 def read_parts(connection: sqlite3.Connection, manifest: Mapping[str, Any]) -> dict[str, bytes]:
-    """The other parts of an index.
-
-    Raises:
-        ValueError: they are not what is written there.
-    """
+    """The other parts of an index; ValueError if they are not what was written."""
     pieces: dict[str, list[bytes]] = {}
     for name, content in connection.execute("SELECT name, content FROM parts WHERE rowid > 1"):
         if not isinstance(content, bytes):
             raise ValueError("a part is none")
         pieces.setdefault(name, []).append(content)
     parts = {name: b"".join(found) for name, found in pieces.items()}
-    digests = {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
-    if digests != manifest["parts"]:
+    if _digests(parts) != manifest["parts"]:
         raise ValueError("it was changed after it was written")
     return parts
 
@@ -268,8 +208,7 @@ def is_own(manifest: Mapping[str, Any]) -> bool:
 
 
 def precision_of(home: Path, source: str) -> str | None:
-    """The precision that vectors of the model `source` were computed in, in this index or the run
-    that was stopped; None if there are none.
+    """The precision of the model `source` in this index or the run that was stopped, if any.
 
     A model measures which is faster; going on with another one would mix two kinds of rounding.
     """
@@ -290,39 +229,29 @@ def packed(content: Any) -> bytes:
 
 
 def damaged(path: Path, error: Exception) -> SearchError:
-    """What is raised where a database's content is not what is written there."""
+    """What is raised where a database holds something else than what was written there."""
     return SearchError(f"{path} is damaged ({error}): {AGAIN}")
 
 
 @contextmanager
 def locked(home: Path) -> Iterator[None]:
-    """Let only one process at a time write to an index.
-
-    Raises:
-        SearchError: another one does, or the folder holds other things, or an older format.
-        OSError: it cannot be written to.
-    """
-    own_folder(home, 0o700)
+    """Let only one process at a time write to an index; SearchError if another one does, or the
+    folder holds other things, or an older format."""
+    files.own_folder(home, 0o700)
     _refuse_older(home)
     _mark(home)
     with suppress(PermissionError):  # somebody else's, or of a file system without modes
         home.chmod(0o700)  # an index tells what its code does, which others may not know
     try:
-        with lock_held(home / "lock"):
+        with files.locked(home / "lock"):
             yield
     except LockedError as holder:
-        raise SearchError(
-            f"another `tenfold-search index` is writing to {home} ({holder}): wait for it, or use "
-            "--index PATH"
-        ) from None
+        said = f"another `tenfold-search index` is writing to {home} ({holder})"
+        raise SearchError(f"{said}: wait for it, or use --index PATH") from None
 
 
 def _mark(home: Path) -> None:
-    """Mark an empty folder as an index's; marks of a process that was killed here are completed.
-
-    Raises:
-        SearchError: it holds other things.
-    """
+    """Mark an empty folder as an index's; marks of a process that was killed are completed."""
     with suppress(FileNotFoundError):
         if _head(home / _TAG) == _MARKS[_TAG]:
             return
@@ -341,7 +270,7 @@ def _head(path: Path) -> bytes:
 
 
 def _refuse_older(home: Path) -> None:
-    if os.path.lexists(home / _BEFORE):
+    if os.path.lexists(home / "index.json"):  # of formats 1 and 2
         raise _another_version(home, "format 2 or less", "remove that folder, then ")
 
 
@@ -353,54 +282,44 @@ def _another_version(path: Path, version: str, first: str = "") -> SearchError:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """Open a database, which is made if there is none, without trust in what it says."""
+    """A database that is not trusted; it is made if there is none."""
     connection = sqlite3.connect(path, timeout=_WAIT)
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA cell_size_check = ON")
     return connection
 
 
-def _format(connection: sqlite3.Connection) -> int:
-    """The format that a database says it has; 0 for an empty one."""
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    return int(version)
+def _pragma(connection: sqlite3.Connection, name: str) -> Any:
+    return connection.execute(f"PRAGMA {name}").fetchone()[0]
 
 
 def _check_tables(connection: sqlite3.Connection) -> None:
-    """Raises DatabaseError unless the tables are ours, and SQLite finds their pages in order.
-
-    A view or a trigger could do anything, and a tree with a circle has no end.
-    """
+    # A view or a trigger could do anything, and a tree with a circle has no end.
     if connection.execute("SELECT sql FROM sqlite_schema").fetchall() != [(t,) for t in _TABLES]:
         raise sqlite3.DatabaseError("it has other tables")
-    if connection.execute("PRAGMA journal_mode").fetchone() != ("delete",):
+    if _pragma(connection, "journal_mode") != "delete":
         raise sqlite3.DatabaseError("it has another kind of journal")
-    (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if found != "ok":
+    if (found := _pragma(connection, "quick_check(1)")) != "ok":
         raise sqlite3.DatabaseError(found)
 
 
 def _check_files(path: Path) -> None:
-    """Refuse what SQLite would wait for, follow, or take orders from.
+    """Refuse, by an UnsafeFileError, what SQLite would wait for, follow, or take orders from.
 
     A journal may name a further file, which SQLite deletes; none of ours does. Not to be called
     while this process has the database open, whose locks end when any handle of it is closed.
-
-    Raises:
-        UnsafeFileError: something that no run of ours leaves lies at the path or beside it.
-        OSError: there is no database.
     """
     open_regular(path, follow_links=False).close()
     for ending in ("-journal", "-wal", "-shm"):
-        beside = _beside(path, ending)
+        beside = Path(f"{path}{ending}")
         with suppress(FileNotFoundError), open_regular(beside, follow_links=False) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - len(_NAMES_A_FILE)))
             if ending != "-journal" or file.read() == _NAMES_A_FILE:
                 raise UnsafeFileError(errno.EINVAL, "is none of the tool's files", str(beside))
 
 
-def _beside(path: Path, ending: str) -> Path:
-    return path.with_name(path.name + ending)
+def _digests(parts: Mapping[str, bytes]) -> dict[str, str]:
+    return {name: hashlib.sha256(part).hexdigest() for name, part in parts.items()}
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
@@ -420,20 +339,21 @@ def _seal_row(kind: str, name: str, content: bytes) -> str:
 def _own_rows(connection: sqlite3.Connection, kind: str) -> dict[str, bytes]:
     """Rows may have been damaged or forged: one counts only if it has our seal."""
     columns = "CAST(name AS BLOB), CAST(content AS BLOB), CAST(seal AS BLOB)"
-    rows = connection.execute(f"SELECT {columns} FROM kept WHERE kind = ?", (kind,))
-    whole = [row for row in rows if None not in row]
-    named = [(name.decode(errors="replace"), content, found) for name, content, found in whole]
-    return {n: part for n, part, found in named if found == _seal_row(kind, n, part).encode()}
+    own = {}
+    for row in connection.execute(f"SELECT {columns} FROM kept WHERE kind = ?", (kind,)):
+        if None not in row:
+            name, content, found = row
+            name = name.decode(errors="replace")
+            if found == _seal_row(kind, name, content).encode():
+                own[name] = content
+    return own
 
 
 def _fits(value: Any, expected: Any) -> bool:
     """Whether a value has these keys, and these types at their places."""
     if isinstance(expected, dict):
-        return (
-            isinstance(value, dict)
-            and value.keys() == expected.keys()
-            and all(_fits(value[key], inner) for key, inner in expected.items())
-        )
+        alike = isinstance(value, dict) and value.keys() == expected.keys()
+        return alike and all(_fits(value[key], inner) for key, inner in expected.items())
     return type(value) is expected and (expected is not int or 0 <= value < 2**63)
 
 
@@ -442,10 +362,10 @@ def tool_version() -> str:
     """Release, and a digest of the code that decides what an index holds."""
     package = Path(__file__).resolve().parent.parent
     content = hashlib.sha256()
-    for source in sorted((package / "extraction").rglob("*.py")):
+    names = "cleaning", "lexical", "search/indexing", "search/walking"
+    sources = sorted((package / "extraction").rglob("*.py"))
+    for source in (*sources, *(package / f"{name}.py" for name in names)):
         content.update(source.read_bytes())
-    for name in ("cleaning", "lexical", "search/indexing", "search/walking"):
-        content.update((package / f"{name}.py").read_bytes())
     for distribution in metadata.distributions():
         if distribution.name.startswith("tree-sitter"):
             content.update(f"{distribution.name} {distribution.version}".encode())

@@ -24,10 +24,7 @@ class SkippedError(Exception):
 
 
 def walk(root: Path, leave_out: Path) -> Iterator[tuple[str, str | None]]:
-    """Yield the path of each code file below `root`, and why it is not to be read, or None.
-
-    Args:
-        root: resolved. leave_out: a folder that is passed over, the index.
+    """Yield the path of each code file below `root`, resolved, and why not to read it, or None.
 
     Folders of other people's code and hidden ones are gone through, too, so that they count.
     """
@@ -49,18 +46,18 @@ def walk(root: Path, leave_out: Path) -> Iterator[tuple[str, str | None]]:
                     yield _relative(path, root), reason or "symbolic link"
             elif entry.is_dir(follow_symlinks=False):
                 if path != leave_out:
-                    pending.append((path, reason or _folder_reason(entry.name)))
+                    vendored = "vendored" if entry.name.lower() in VENDORED else None
+                    hidden = "hidden" if entry.name.startswith(".") else None
+                    pending.append((path, reason or hidden or vendored))
             elif language_of(entry.name) is not None:
-                yield _relative(path, root), reason or _file_reason(entry.name)
+                minified = "minified" if ".min." in entry.name else None
+                yield _relative(path, root), reason or minified
 
 
 def read_bytes(root: Path, path: str, limit: int) -> bytes:
-    """Content of a regular file of at most `limit` bytes that lies below `root`.
+    """Content of a regular file of at most `limit` bytes that lies below `root`, else SkippedError.
 
     The path may come from an index, and folders may have become links since: it is checked anew.
-
-    Raises:
-        SkippedError: it is none, is gone, or cannot be read.
     """
     parts = PurePosixPath(path)
     full = root / path
@@ -83,10 +80,7 @@ def read_bytes(root: Path, path: str, limit: int) -> bytes:
 
 def decode(content: bytes) -> tuple[str, bool]:
     """Text with "\\n" as line ends, and whether it was no UTF-8; then each byte is a character.
-
-    Raises:
-        SkippedError: it is binary, or has lines that nobody wrote.
-    """
+    SkippedError if it is binary, or has lines that nobody wrote."""
     if b"\0" in content:
         raise SkippedError("binary")
     try:
@@ -102,16 +96,6 @@ def decode(content: bytes) -> tuple[str, bool]:
 def digest(content: bytes) -> str:
     """32 hex digits that name a content."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-def _folder_reason(name: str) -> str | None:
-    if name.startswith("."):
-        return "hidden"
-    return "vendored" if name.lower() in VENDORED else None
-
-
-def _file_reason(name: str) -> str | None:
-    return "minified" if ".min." in name else None
 
 
 def _reason(error: OSError) -> str:

@@ -1,0 +1,116 @@
+"""What `tenfold predict` writes: tables, and sheets of thumbnails with a name and a note each."""
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from shared.files import own_folder, replacing
+from shared.predict.inputs import Pixels
+
+THUMBNAIL, CAPTION, GAP, COLUMNS = 128, 40, 12, 10
+TITLE = 28
+
+
+class Table(NamedTuple):
+    columns: Sequence[str]
+    rows: Iterable[Sequence[Any]]
+
+
+Output = tuple[str, Table | Image.Image]  # the name of a file and what is written there
+
+
+class Cell(NamedTuple):
+    """One picture, no wider or higher than the cell, with two lines below."""
+
+    picture: Image.Image
+    name: str
+    note: str = ""
+
+
+Section = tuple[str, Sequence[Cell]]  # a title and the cells under it
+
+
+def write(path: Path, content: Table | Image.Image) -> Path:
+    """Write a table as CSV, a picture as PNG, whole or not at all. Returns `path`.
+
+    Numbers that are not whole get six decimals; of a file name that is no UTF-8 the odd bytes are
+    spelled out.
+    """
+    own_folder(path.parent)
+    with replacing(path) as binary:
+        if isinstance(content, Image.Image):
+            content.save(binary, "PNG")
+            return path
+        file = io.TextIOWrapper(
+            binary, "utf-8", errors="backslashreplace", newline="", write_through=True
+        )
+        writer = csv.writer(file)
+        writer.writerow(content.columns)
+        for row in content.rows:
+            writer.writerow([f"{v:.6f}" if isinstance(v, float | np.floating) else v for v in row])
+        file.detach()
+    return path
+
+
+def thumbnail(image: Pixels, side: int = THUMBNAIL, smooth_up_to: float = 1.0) -> Image.Image:
+    """The picture with its longer side `side`; transparent ones on white.
+
+    Args: smooth_up_to: factor of enlargement beyond which single pixels are shown.
+    """
+    picture = Image.fromarray(image)
+    scale = side / max(picture.size)
+    kind = Image.Resampling.NEAREST if scale > smooth_up_to else Image.Resampling.LANCZOS
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    picture = picture.resize(size, kind)
+    if picture.mode == "RGBA":
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def sheet(
+    sections: Sequence[Section], columns: int = COLUMNS, side: int = THUMBNAIL
+) -> Image.Image:
+    """All sections one below the other, each in a grid of at most `columns` cells of `side`."""
+    columns = max(1, min(columns, max(len(cells) for _, cells in sections)))
+    cell, row = side + GAP, side + CAPTION + GAP
+    heights = [TITLE + -(-len(cells) // columns) * row for _, cells in sections]
+    width = max(columns * cell + GAP, 260)
+    page = Image.new("RGB", (width, sum(heights) + GAP), "white")
+    draw, top = ImageDraw.Draw(page), 0
+    for (title, cells), height in zip(sections, heights, strict=True):
+        _write(draw, title, (GAP, top + 8), 16, "black", width - 2 * GAP)
+        for number, (picture, name, note) in enumerate(cells):
+            down, across = divmod(number, columns)
+            left, upper = GAP + across * cell, top + TITLE + GAP + down * row
+            x, y = left + (side - picture.width) // 2, upper + (side - picture.height) // 2
+            page.paste(picture, (x, y))
+            # A frame, because a white picture would be lost on a white page.
+            frame = (x, y, x + picture.width - 1, y + picture.height - 1)
+            draw.rectangle(frame, outline="silver")
+            _write(draw, name, (left, upper + side + 3), 14, "black", side)
+            _write(draw, note, (left, upper + side + 21), 12, "dimgray", side)
+        top += height
+    return page
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, text: str, at: tuple[int, int], size: int, colour: str, width: int
+) -> None:
+    """One line of text, shortened with an ellipsis to `width` pixels."""
+    font: Any = ImageFont.load_default(size)
+    text = "".join(c if c.isprintable() else "\ufffd" for c in text[:width])
+    if draw.textlength(text, font) > width:
+        while text and draw.textlength(text + "…", font) > width:
+            text = text[:-1]
+        text += "…"
+    draw.text(at, text, colour, font=font)
+
+
+def percent(value: float) -> str:
+    """A share from 0 to 1 as percent with one decimal."""
+    return f"{100 * value:.1f} %"
