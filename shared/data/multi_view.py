@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from shared.data.image_module import ImageDataModule
-from shared.data.loading.batches import DrawnImages, ViewBatches
+from shared.data.loading.batches import DrawnBatches, DrawnImages
 from shared.data.loading.loader import ResumableLoader
 from shared.data.loading.streams import Permutation, Permutations, Schedule, StreamBatches
 
@@ -36,7 +36,9 @@ class ViewsData(ImageDataModule):
         h = self._h
         images = DrawnImages(self.images("train"), self.train_indices, self.transform, h.seed)
         schedule = self._schedule(*self._rank_and_world())
-        return ResumableLoader(ViewBatches(images, h.views), schedule, h.num_workers)
+        recipes = {view: view for view in h.views}
+        batches = DrawnBatches((images, recipes, "labels", "indices"))
+        return ResumableLoader(batches, schedule, h.num_workers)
 
     def _schedule(self, rank: int, world: int) -> Schedule:
         h, size = self._h, len(self.train_indices)

@@ -1,6 +1,6 @@
 """Data sets that make a whole batch at once, for the loaders of `shared.data.loading.loader`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,18 +36,6 @@ class DrawnImages:
         return views, torch.from_numpy(self.images.labels[indices]), torch.from_numpy(indices)
 
 
-class ViewBatches:
-    """Training batches of one stream: what `DrawnImages` gives, by the names in `views`."""
-
-    def __init__(self, images: DrawnImages, views: Sequence[str]) -> None:
-        self.images, self.recipes = images, {view: view for view in views}
-
-    def __getitems__(self, plan: tuple[Draws]) -> dict[str, Tensor]:
-        views, labels, indices = self.images.load(plan[0], self.recipes)
-        named = dict(zip(self.recipes, views, strict=True))
-        return {**named, "labels": labels, "indices": indices}
-
-
 class PlainImageBatches:
     """Un-augmented `images`, `labels`, `indices` of positions in `members`, by default in all."""
 
@@ -74,10 +62,9 @@ class PlainImageBatches:
 class DrawnBatches:
     """Training batches from plans of one or several streams.
 
-    Args: parts: of each stream its images, the recipe of each view by the view's name, and the
-        names of labels and indices in the batch. Streams beyond the parts are left out, and parts
-        beyond the streams. Views draw by their names, so that an image paired with itself is
-        augmented twice.
+    Each part has a stream's images, the recipe of each view by the view's name, and the names of
+    labels and indices in the batch. Streams beyond the parts are left out, and parts beyond the
+    streams. Views draw by their names, so that an image paired with itself is augmented twice.
     """
 
     def __init__(self, *parts: tuple[DrawnImages, Mapping[str, str], str, str]) -> None:
