@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
-from methods.cascode.extraction.function import SourceError
+from methods.cascode.extraction import SourceError
 
 FEWEST_TOKENS, MOST_TOKENS = 3, 256  # of a query
 FEWEST_IDENTIFIERS = 10  # of a function that can be compared with others

@@ -50,23 +50,19 @@ def load_searcher(
         CheckpointError: not readable without executing code, of another method, or any key
             missing, unexpected or of another shape.
     """
-    if is_folder(path):
-        folder = model_folder(path)
-        encoder = CodeEncoder(text_config(folder), pooling, normalize)
-        source = hugging_face_state(folder)
-        rules, dropped = encoder_rules(source, encoder)
-        table = KeyTable(rules, dropped | NO_JUDGE)
-        import_official(source, table, nn.ModuleDict({"encoder": encoder}))
-        return encoder
-    return trained_encoder(path)
+    if not is_folder(path):
+        return trained_encoder(path)
+    folder = model_folder(path)
+    encoder = CodeEncoder(text_config(folder), pooling, normalize)
+    source = hugging_face_state(folder)
+    rules, dropped = encoder_rules(source, encoder)
+    table = KeyTable(rules, dropped | NO_JUDGE)
+    import_official(source, table, nn.ModuleDict({"encoder": encoder}))
+    return encoder
 
 
 def trained_encoder(path: str | PathLike[str]) -> CodeEncoder:
-    """The encoder of a checkpoint of ours.
-
-    Raises:
-        CheckpointError: not readable without executing code, or of another method.
-    """
+    """The encoder of a checkpoint of ours; errors as those of `load_searcher`."""
     module = load_module(path)
     if not isinstance(encoder := getattr(module, "encoder", None), CodeEncoder):
         raise CheckpointError(f"{path}: a checkpoint of {type(module).__name__}, not of CasCode")
@@ -80,16 +76,25 @@ def is_folder(path: str | PathLike[str]) -> bool:
 
 def read(path: str | PathLike[str]) -> dict[str, Any]:
     """Content of a file, or of a folder or package of Hugging Face's layout."""
-    if is_folder(path):
-        return hugging_face_state(model_folder(path))
-    return load_checkpoint(path)
+    return hugging_face_state(model_folder(path)) if is_folder(path) else load_checkpoint(path)
 
 
 def encoder_rules(
     source: Mapping[str, Any], encoder: CodeEncoder
 ) -> tuple[list[Rule], dict[str, str]]:
-    """How the keys of a file become those of a module's `encoder`, and which it has no use for."""
-    prefix = encoder_prefix(source)
+    """How the keys of a file become those of a module's `encoder`, and which it has no use for.
+
+    Raises:
+        CheckpointError: no encoder in it.
+    """
+    for prefix in ("encoder.", "roberta.", "bert.", ""):
+        if f"{prefix}embeddings.word_embeddings.weight" in source:
+            break
+    else:
+        raise CheckpointError(
+            "no BERT or RoBERTa encoder: the file lacks embeddings.word_embeddings.weight (also "
+            "below encoder., roberta. and bert.)"
+        )
     dropped = {
         f"{prefix}embeddings.position_ids": POSITION_IDS,
         f"{prefix}embeddings.token_type_ids": POSITION_IDS,
@@ -109,21 +114,6 @@ def rules_below(prefix: str, encoder: CodeEncoder) -> list[Rule]:
     return rules
 
 
-def encoder_prefix(source: Mapping[str, Any]) -> str:
-    """Prefix of the encoder's keys in a file.
-
-    Raises:
-        CheckpointError: no encoder in it.
-    """
-    for prefix in ("encoder.", "roberta.", "bert.", ""):
-        if f"{prefix}embeddings.word_embeddings.weight" in source:
-            return prefix
-    raise CheckpointError(
-        "no BERT or RoBERTa encoder: the file lacks embeddings.word_embeddings.weight (also below "
-        "encoder., roberta. and bert.)"
-    )
-
-
 def text_config(folder: Path) -> dict[str, Any]:
     """Arguments of `TextTransformer` as a folder's config.json has them.
 
@@ -139,21 +129,25 @@ def text_config(folder: Path) -> dict[str, Any]:
             )
         sizes = {name: config[key] for name, key in _SIZES.items()}
         shares = {"dropout": config["hidden_dropout_prob"], "eps": config["layer_norm_eps"]}
-        if not all(is_integer(size) and size > 0 for size in sizes.values()):
-            raise ValueError(f"sizes {shortened(sizes)}")
-        rows = sizes["vocab_size"] + sizes["max_positions"] + sizes["type_vocab_size"]
-        width = sizes["hidden_size"]
-        per_layer = 4 * width * width + 2 * width * sizes["intermediate_size"]
-        if rows * width + sizes["num_layers"] * per_layer > _MOST or width % sizes["num_heads"]:
-            raise ValueError(f"sizes {shortened(sizes)}")
-        if not all(is_number(share) and 0 <= share < 1 for share in shares.values()):
-            raise ValueError(f"shares {shortened(shares)}")
-        pad = config["pad_token_id"]
-        if not is_integer(pad) or not 0 <= pad < min(sizes["vocab_size"], sizes["max_positions"]):
-            raise ValueError(f"pad_token_id is {shortened(pad)}")
-        roberta = config["model_type"] == "roberta"
-        return {**sizes, **shares, "pad_id": pad, "positions_after_pad": roberta}
+        found = {**sizes, **shares, "pad_id": config["pad_token_id"]}
+        if not (
+            all(is_integer(size) and size > 0 for size in sizes.values())
+            and all(is_number(share) and 0 <= share < 1 for share in shares.values())
+            and is_integer(found["pad_id"])
+            and 0 <= found["pad_id"] < min(sizes["vocab_size"], sizes["max_positions"])
+            and sizes["hidden_size"] % sizes["num_heads"] == 0
+            and _parameters(sizes) <= _MOST
+        ):
+            raise ValueError(f"no encoder has {shortened(found)}")
+        return found | {"positions_after_pad": kind == "roberta"}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: not readable as the config of an encoder ({one_line(repr(error))})"
         ) from error
+
+
+def _parameters(sizes: Mapping[str, int]) -> int:
+    width = sizes["hidden_size"]
+    rows = sizes["vocab_size"] + sizes["max_positions"] + sizes["type_vocab_size"]
+    per_layer = 4 * width * width + 2 * width * sizes["intermediate_size"]
+    return rows * width + sizes["num_layers"] * per_layer

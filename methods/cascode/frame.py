@@ -23,8 +23,7 @@ from methods.cascode.evaluation import (
     write_per_query,
 )
 from methods.cascode.gain import write_gain
-from methods.cascode.judging import PairJudge
-from methods.cascode.model import CodeEncoder, Pooling
+from methods.cascode.model import CodeEncoder, PairHead, Pooling
 from methods.cascode.official import load_initial
 from methods.cascode.scoring import score_pairs
 from methods.cascode.tokenizer import CodeTokenizer
@@ -37,7 +36,7 @@ Batch = Mapping[str, Any]
 class CodeSearch(Method):
     """What all models share: an encoder, AdamW without decay, a rate that falls linearly to 0.
 
-    A subclass that judges pairs sets `judge` and `classifier`; its evaluation then re-ranks.
+    A subclass that judges pairs sets `k_test` and `classifier`; its evaluation then re-ranks.
 
     Args:
         text, pooling, normalize: see `CodeEncoder`.
@@ -50,7 +49,8 @@ class CodeSearch(Method):
 
     tokenizer: CodeTokenizer  # of the data
     lengths: Mapping[str, int]  # of query, code and pair, in tokens
-    judge: PairJudge | None = None
+    k_test: Sequence[int] = ()  # candidates to re-rank
+    classifier: PairHead
 
     def __init__(
         self,
@@ -78,14 +78,8 @@ class CodeSearch(Method):
         self.clip_norm, self.initial, self.seed = clip_norm, initial, seed
         self.vectors = Vectors()
 
-    # --- training ---
-
     def attach(self, datamodule: Any) -> None:
-        """Take tokeniser and lengths of the data.
-
-        Raises:
-            ValueError: the vocabulary does not fit the embeddings.
-        """
+        """Take tokeniser and lengths of the data, whose vocabulary must fit the embeddings."""
         self.tokenizer, self.lengths = datamodule.tokenizer, datamodule.lengths
         embeddings = self.encoder.text.embeddings.word
         if len(self.tokenizer) > embeddings.num_embeddings:
@@ -100,10 +94,7 @@ class CodeSearch(Method):
             )
 
     def setup(self, stage: str) -> None:
-        """Load the initial weights, unless others were loaded.
-
-        Those of a checkpoint, if one is continued, come after.
-        """
+        """Load the initial weights, unless others were loaded; a checkpoint's come after."""
         self.attach(self.trainer.datamodule)  # type: ignore[attr-defined]
         if stage == "fit" and self.initial is not None:
             log.info("%s", load_initial(self, self.initial))
@@ -116,7 +107,6 @@ class CodeSearch(Method):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def _rate(self, step: int) -> float:
-        """Factor of the learning rate, which falls linearly from 1 to 0."""
         # Lightning builds the loaders to answer. Asked before a checkpoint is restored, it would
         # never give them their positions, and a resumed run would begin its epoch anew.
         return 1 - step / self.trainer.estimated_stepping_batches if step else 1.0
@@ -133,8 +123,6 @@ class CodeSearch(Method):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.initial = None
-
-    # --- evaluation ---
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """(B, d) the vectors of queries or codes."""
@@ -156,39 +144,36 @@ class CodeSearch(Method):
     def on_test_epoch_end(self) -> None:
         self._evaluate("test")
 
-    def rank(self, queries: Tensor, codes: Tensor, split: Any, testing: bool) -> Ranked:
-        """Rank (N, d) codes for (Q, d) queries of a language's split."""
-        if self.judge is None:
+    def _rank(self, queries: Tensor, codes: Tensor, split: Any, testing: bool) -> Ranked:
+        if not self.k_test:
             return rank_codes(queries, codes, split, testing)
-        depths = self.judge.k_test if testing else self.judge.k_test[:1]
+        depths = self.k_test if testing else self.k_test[:1]
         return re_rank(
             queries, codes, split, depths, lambda pairs: shared_scores(pairs, self._score)
         )
 
     def _score(self, pairs: Sequence[Any]) -> Tensor:
-        assert self.judge is not None
         limits = self.lengths["pair"], self.lengths["query"]
         with self.trainer.precision_plugin.forward_context():  # which is not set between steps
-            return score_pairs(self.encoder, self.judge.head, self.tokenizer, pairs, *limits)
+            return score_pairs(self.encoder, self.classifier, self.tokenizer, pairs, *limits)
 
     def _evaluate(self, stage: str) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        splits = data.split(stage)
+        splits = self.trainer.datamodule.split(stage)  # type: ignore[attr-defined]
         rankings = {}
         for split in splits:
             queries = self.vectors.take(split.language, "query", len(split.queries))
             codes = self.vectors.take(split.language, "code", len(split.codes))
-            rankings[split.language] = self.rank(queries, codes, split, stage == "test")
+            rankings[split.language] = self._rank(queries, codes, split, stage == "test")
         self.log_dict({f"{stage}/{name}": value for name, value in average(rankings).items()})
-        if stage == "test" and self.trainer.is_global_zero:
-            folder = Path(self.trainer.default_root_dir)
-            write_per_query(folder, rankings)
+        if stage != "test" or not self.trainer.is_global_zero:
+            return
+        folder = Path(self.trainer.default_root_dir)
+        write_per_query(folder, rankings)
+        if changes := [ranked.gain for ranked in rankings.values() if ranked.gain is not None]:
             beside = folder / "checkpoints"  # where the search tool looks
             about = ", ".join(
                 f"{len(split.queries):,} {split.language} test queries among {len(split.codes):,}"
                 for split in splits
             )
-            changes = [ranked.gain for ranked in rankings.values() if ranked.gain is not None]
-            if changes:
-                points = torch.cat(changes).double().numpy()
-                write_gain(beside if beside.is_dir() else folder, points, about)
+            points = torch.cat(changes).double().numpy()
+            write_gain(beside if beside.is_dir() else folder, points, about)

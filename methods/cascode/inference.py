@@ -48,8 +48,7 @@ class SearchModel:
         precision: Precision = "auto",
     ):
         self.name, self.tokenizer, self.lengths = name, tokenizer, dict(lengths)
-        self.encoder = encoder.eval().requires_grad_(False)
-        self.judge = judge
+        self.encoder, self.judge = encoder, judge
         networks: list[nn.Module] = [encoder, *(judge or ())]
         for network in networks:
             network.eval().requires_grad_(False)
@@ -77,8 +76,7 @@ class SearchModel:
         """
         if self.judge is None:
             raise CheckpointError(f"{self.name} cannot judge pairs: it has no second stage")
-        # A text that occurs in many pairs is tokenised once.
-        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))  # each once
         tokens = dict(zip(texts, self.tokenizer.encode(texts), strict=True))
         rows = [(tokens[query], tokens[code]) for query, code in pairs]
         limits = self.lengths["pair"], self.lengths["query"]
@@ -101,7 +99,6 @@ def load_search_model(
     """A checkpoint of `Fast`, `Slow` or `Shared`, a folder of Hugging Face's layout, or a package.
 
     Args:
-        source: the file or folder, or "package:NAME" of an installed Python package.
         fast: the first stage of a `Slow` checkpoint, if not the one it was trained with.
         pooling, normalize: of a folder or package; a checkpoint knows its own.
 
@@ -125,7 +122,7 @@ def load_search_model(
         raise CheckpointError(f"{source}: a checkpoint of {type(module).__name__}, not of CasCode")
     saved = load_checkpoint(source)
     tokenizer = CodeTokenizer.from_state(saved["tokenizer"])
-    judge = None if module.judge is None else (module.encoder, module.judge.head)
+    judge = (module.encoder, module.classifier) if module.k_test else None
     encoder = module.searcher if fast is None else load_searcher(fast, pooling, normalize)
     return SearchModel(str(source), encoder, tokenizer, saved["lengths"], judge, precision)
 

@@ -1,7 +1,6 @@
 """CasCode: a fast encoder to search with, a slow one to re-rank with, and one that is both.
 
-What the three have in common (optimiser, evaluation by the cascade) is in `frame.py`, the drawing
-and scoring of pairs in `judging.py`.
+What the three have in common (optimiser, evaluation by the cascade) is in `frame.py`.
 
 Shapes: B pairs of this rank, L tokens, d vector size.
 Source: docs/papers/cascode.md, sections 3.1 to 3.6; microsoft/CodeBERT@c0de43d `train` of
@@ -9,17 +8,30 @@ GraphCodeBERT's and UniXcoder's code search (fast) and of CodeBERT's pair classi
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from methods.cascode.encoders import load_searcher
 from methods.cascode.frame import Batch, CodeSearch
-from methods.cascode.judging import Negatives, PairJudge
-from methods.cascode.losses import Pairs, matching_loss
+from methods.cascode.losses import (
+    Pairs,
+    hard_negatives,
+    match_scores,
+    matching_loss,
+    pairs_with,
+    uniform_negatives,
+)
 from methods.cascode.model import CodeEncoder, PairHead
+from methods.cascode.scoring import encode_pairs
+from shared.distributed import own_rows, world_size
 from shared.losses.in_batch import InBatchContrast
+from shared.randomness import torch_generator
+
+Negatives = Literal["uniform", "hard"]
+HARD = 0.5  # share of hard negatives where they are asked for
 
 
 class Fast(CodeSearch):
@@ -50,22 +62,21 @@ class Fast(CodeSearch):
         return self.total_loss({"loss_fast": loss}, {}, batch["indices"])
 
 
-class Slow(CodeSearch):
-    """The second stage: judges a query and a code that it reads together.
+class Judging(CodeSearch):
+    """What `Slow` and `Shared` have in common: a head that judges pairs, and which ones it learns.
 
     Args:
-        fast: checkpoint of the first stage, which is not trained: it finds the candidates of the
-            evaluation, and hard negatives.
-        negatives, slow_micro_batch, k_test: see `PairJudge`.
+        negatives: "uniform": another code of the batch, all equally likely; "hard": for every
+            second query, by chance, the most similar one.
         head_dropout: in the head.
+        slow_micro_batch: pairs that pass the encoder at once, of which alone the activations are
+            kept (the others' are computed again for the gradient); null: all.
+        k_test: candidates to re-rank; the first one decides `mrr` and the validation.
         frame: see `CodeSearch`.
     """
 
-    judge: PairJudge
-
     def __init__(
         self,
-        fast: str,
         negatives: Negatives = "uniform",
         head_dropout: float = 0.1,
         slow_micro_batch: int | None = None,
@@ -73,11 +84,61 @@ class Slow(CodeSearch):
         **frame: Any,
     ):
         super().__init__(**frame)
-        self.save_hyperparameters()
+        if negatives not in get_args(Negatives):
+            raise ValueError(f'negatives are "uniform" or "hard", got {negatives!r}')
+        if not k_test or min(k_test) < 1:
+            raise ValueError(f"k_test lists numbers of candidates from 1 on, got {list(k_test)}")
         self.classifier = PairHead(self.encoder.text.width, head_dropout)
-        self.judge = PairJudge(
-            self.encoder, self.classifier, negatives, self.seed, slow_micro_batch, k_test
+        self.negatives, self.micro_batch, self.k_test = negatives, slow_micro_batch, k_test
+
+    def draw_pairs(self, size: int, similarity: Tensor | None) -> Pairs:
+        """Each query with its own code and with a negative, (2 B,).
+
+        Negatives are a function of the seed, the step and the place in the batch of all ranks.
+
+        Args:
+            size: B. similarity: (B, B) of queries and codes, for hard negatives.
+        """
+        generator = torch_generator(self.seed, self.global_step, "negatives")
+        draws = own_rows(torch.rand(size * world_size(), 2, generator=generator)).to(self.device)
+        negatives = uniform_negatives(draws[:, 0])
+        if self.negatives == "hard":
+            assert similarity is not None
+            negatives = hard_negatives(similarity, negatives, draws[:, 1] < HARD)
+        return pairs_with(negatives)
+
+    def judge(self, batch: Batch, pairs: Pairs) -> Tensor:
+        """(2 B,) the score of each pair of the batch."""
+        limits = self.lengths["pair"], self.lengths["query"]
+        rows = [
+            self.tokenizer.pair(batch["query_tokens"][query], batch["code_tokens"][code], *limits)
+            for query, code in zip(pairs.queries.tolist(), pairs.codes.tolist(), strict=True)
+        ]
+        size = self.micro_batch
+        if size is None or size >= len(rows):
+            return self._scores(rows)
+        starts = range(0, len(rows), size)
+        return torch.cat(
+            [checkpoint(self._scores, rows[i : i + size], use_reentrant=False) for i in starts]
         )
+
+    def _scores(self, rows: Sequence[Any]) -> Tensor:
+        first = encode_pairs(self.encoder, self.tokenizer, rows, self.device)
+        return match_scores(self.classifier(first))
+
+
+class Slow(Judging):
+    """The second stage: judges a query and a code that it reads together.
+
+    Args:
+        fast: checkpoint of the first stage, which is not trained: it finds the candidates of the
+            evaluation, and hard negatives.
+        judging: see `Judging`.
+    """
+
+    def __init__(self, fast: str, **judging: Any):
+        super().__init__(**judging)
+        self.save_hyperparameters()
         self.fast = fast
         self._first_stage: list[CodeEncoder] = []  # in a list, it is no part of this module
 
@@ -89,35 +150,27 @@ class Slow(CodeSearch):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         pairs = self.pairs(batch)
-        scores = self.judge(batch, pairs, self.tokenizer, self.lengths)
-        loss = matching_loss(scores, pairs.labels)
+        loss = matching_loss(self.judge(batch, pairs), pairs.labels)
         return self.total_loss({"loss_slow": loss}, {}, batch["indices"])
 
-    def pairs(self, batch: Batch) -> Pairs:
-        """The pairs that are judged in a step."""
-        similarity = self.similarity(batch) if self.judge.negatives == "hard" else None
-        return self.judge.draw_pairs(
-            self.global_step, len(batch["indices"]), similarity, self.device
-        )
-
     @torch.no_grad()
-    def similarity(self, batch: Batch) -> Tensor:
-        """(B, B) of the batch's queries and codes, by the first stage."""
-        queries = self.searcher(batch["query_ids"], batch["query_mask"])
-        return queries @ self.searcher(batch["code_ids"], batch["code_mask"]).T
+    def pairs(self, batch: Batch) -> Pairs:
+        """The pairs that are judged in a step; the first stage says how similar codes are."""
+        similarity = None
+        if self.negatives == "hard":
+            queries = self.searcher(batch["query_ids"], batch["query_mask"])
+            similarity = queries @ self.searcher(batch["code_ids"], batch["code_mask"]).T
+        return self.draw_pairs(len(batch["indices"]), similarity)
 
 
-class Shared(CodeSearch):
+class Shared(Judging):
     """One encoder for both stages, trained for both at once.
 
     Args:
         temperature, symmetric, gather: see `Fast`.
         weight_fast, weight_slow: of the two losses.
-        negatives, head_dropout, slow_micro_batch, k_test: see `Slow`.
-        frame: see `CodeSearch`.
+        judging: see `Judging`.
     """
-
-    judge: PairJudge
 
     def __init__(
         self,
@@ -126,28 +179,18 @@ class Shared(CodeSearch):
         gather: bool = True,
         weight_fast: float = 0.5,
         weight_slow: float = 0.5,
-        negatives: Negatives = "uniform",
-        head_dropout: float = 0.1,
-        slow_micro_batch: int | None = None,
-        k_test: Sequence[int] = (10, 100),
-        **frame: Any,
+        **judging: Any,
     ):
-        super().__init__(**frame)
+        super().__init__(**judging)
         self.save_hyperparameters()
         self.temperature, self.contrast = temperature, InBatchContrast(symmetric, gather)
-        self.classifier = PairHead(self.encoder.text.width, head_dropout)
-        self.judge = PairJudge(
-            self.encoder, self.classifier, negatives, self.seed, slow_micro_batch, k_test
-        )
         self.weights = {"loss_fast": weight_fast, "loss_slow": weight_slow}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         queries = self.encoder(batch["query_ids"], batch["query_mask"])
         codes = self.encoder(batch["code_ids"], batch["code_mask"])
-        pairs = self.judge.draw_pairs(
-            self.global_step, len(queries), queries @ codes.T, self.device
-        )
-        scores = self.judge(batch, pairs, self.tokenizer, self.lengths)
+        pairs = self.draw_pairs(len(queries), queries @ codes.T)
+        scores = self.judge(batch, pairs)
         self.log_train({"negatives": self.contrast.negatives(len(queries))})
         losses = {
             "loss_fast": self.contrast(queries, codes, self.temperature),

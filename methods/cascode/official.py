@@ -1,10 +1,10 @@
 """Files of the CodeBERT repository and encoders of the hub <-> our modules (docs/papers/cascode.md,
 section 9).
 
-There is no official CasCode. Three kinds of files exist: an encoder as the hub has it
-(`embeddings...`, perhaps below `roberta.` or `bert.`), the bi-encoder that the repository
-fine-tunes (the same below `encoder.`), and its pair classifier (`roberta....`, `classifier....`);
-the joint model of the golden case has the encoder below `encoder.` and the same `classifier....`.
+Three kinds of files exist: an encoder as the hub has it (`embeddings...`, perhaps below `roberta.`
+or `bert.`), the bi-encoder that the repository fine-tunes (the same below `encoder.`), and its pair
+classifier (`roberta....`, `classifier....`); the joint model of the golden case has the encoder
+below `encoder.` and the same `classifier....`.
 
 A module here is one of `methods.cascode.module`: it has an `encoder`, and a `classifier` if it
 judges pairs.
@@ -17,13 +17,7 @@ from typing import Any
 from torch import nn
 
 from methods.cascode.encoders import NO_JUDGE, encoder_rules, read, rules_below, trained_encoder
-from shared.checkpoints.official import (
-    KeyReport,
-    KeyTable,
-    Rule,
-    export_official,
-    import_official,
-)
+from shared.checkpoints.official import KeyReport, KeyTable, Rule, export_official, import_official
 
 HEAD = [
     Rule("classifier.dense.{rest}", "classifier.dense.{rest}"),
@@ -48,7 +42,7 @@ def load(module: nn.Module, path: str | PathLike[str]) -> KeyReport:
 def load_weights(
     module: Any, source: Mapping[str, Any], fresh: Mapping[str, str] | None = None
 ) -> KeyReport:
-    """`load` from the content of a file; also takes what `export` gives.
+    """`load` from the content of a file, or from what `export` gives.
 
     Args:
         fresh: keys of the module that the file may lack, with the reason.
@@ -68,11 +62,7 @@ def load_initial(module: nn.Module, path: str | PathLike[str]) -> KeyReport:
 
 
 def warm_start(module: nn.Module, path: str | PathLike[str], kind: str) -> KeyReport:
-    """As `load_initial`; with `kind` "tenfold" the encoder of a checkpoint of ours.
-
-    Raises:
-        ValueError: another kind than "tenfold" or "official".
-    """
+    """As `load_initial`; with `kind` "tenfold" the encoder of a checkpoint of ours."""
     if kind == "official":
         return load_initial(module, path)
     if kind != "tenfold":
@@ -85,11 +75,9 @@ def warm_start(module: nn.Module, path: str | PathLike[str], kind: str) -> KeyRe
 
 def export(module: Any) -> dict[str, Any]:
     """The module's state under the repository's names: a bi-encoder or a classifier."""
-    if hasattr(module, "classifier"):
-        rules = rules_below("roberta.", module.encoder) + HEAD
-    else:
-        rules = rules_below("encoder.", module.encoder)
-    return export_official(module, KeyTable(rules))
+    judges = hasattr(module, "classifier")
+    rules = rules_below("roberta." if judges else "encoder.", module.encoder)
+    return export_official(module, KeyTable(rules + HEAD if judges else rules))
 
 
 def _imported(source: Mapping[str, Any], table: KeyTable, module: Any) -> KeyReport:

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from tree_sitter import Node
 
@@ -31,8 +32,7 @@ _RECEIVER = re.compile(r"\(\s*(?:\w+\s+)?[*(\s]*(\w+)")
 Text = Callable[[Node], str]
 
 
-@dataclass(frozen=True, slots=True)
-class Definition:
+class Definition(NamedTuple):
     """A named function in a tree.
 
     Attributes:
@@ -45,8 +45,7 @@ class Definition:
     start: int
 
 
-@dataclass(frozen=True, slots=True)
-class Binding:
+class Binding(NamedTuple):
     """A name that waits for the value on its right.
 
     Attributes:
@@ -59,8 +58,7 @@ class Binding:
     default: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """What the children of a node on the way need to know.
 
     Attributes:
@@ -74,11 +72,13 @@ class Place:
     binding: Binding | None = None
     called: bool = False
 
-    def plain(self, scope: str | None = None) -> "Place":
-        """The same scope or a new one, nothing else."""
-        if scope is None and self.start is None and self.binding is None and not self.called:
-            return self
-        return Place(self.scope if scope is None else scope)
+    def within(self, name: str | None, separator: str = ".") -> "Place":
+        """Inside the class `name`, None for one without."""
+        return Place(join(self.scope, name, separator) if name else self.scope)
+
+    def start_of(self, node: Node) -> int:
+        """First byte of the statement around, else of the node."""
+        return node.start_byte if self.start is None else self.start
 
 
 def join(scope: str, name: str, separator: str = ".") -> str:
@@ -115,10 +115,6 @@ class Grammar:
     separator: str = "."
     needs_body: bool = False
 
-    def entry(self, data: bytes) -> str:
-        """Name of the package's function that gives the language."""
-        return "language"
-
     def visit(self, node: Node, place: Place, text: Text) -> Definition | Place | None:
         """A definition, or the place from which to look into the node; None: do not look."""
         kind = node.type
@@ -126,14 +122,12 @@ class Grammar:
             name = self.name(node, text)
             if not name or (self.needs_body and node.child_by_field_name("body") is None):
                 return None
-            start = node.start_byte if place.start is None else place.start
-            return Definition(join(place.scope, name), node, start)
+            return Definition(join(place.scope, name), node, place.start_of(node))
         if kind in self.scopes:
-            name = self.scope_name(node, text)
-            return place.plain(join(place.scope, name, self.separator)) if name else place.plain()
+            return place.within(self.scope_name(node, text), self.separator)
         if kind in self.wrappers:
-            return place if place.start is not None else replace(place, start=node.start_byte)
-        return place.plain()
+            return place._replace(start=place.start_of(node))
+        return Place(place.scope)
 
 
 class JavaScript(Grammar):
@@ -146,7 +140,7 @@ class JavaScript(Grammar):
 
     def visit(self, node: Node, place: Place, text: Text) -> Definition | Place | None:
         """See `Grammar.visit`; an unnamed function, or one called on the spot, is looked into."""
-        kind = node.type
+        kind, binding = node.type, place.binding
         if kind in _EXPRESSIONS:
             return self._expression(node, place, text)
         if kind in _BOUND_BY:
@@ -154,18 +148,18 @@ class JavaScript(Grammar):
         if kind == "method_definition":
             name = _key(node.child_by_field_name("name"), text)
             return Definition(join(place.scope, name), node, node.start_byte) if name else None
+        qualifier = binding.name if binding and not binding.default else None
         if kind in _CLASSES:
-            name = named(node, text) or _qualifier(place)
-            return place.plain(join(place.scope, name)) if name else place.plain()
-        if kind == "object" and (name := _qualifier(place)):
-            return place.plain(join(place.scope, name))
+            return place.within(named(node, text) or qualifier)
+        if kind == "object":
+            return place.within(qualifier)
         if kind in ("call_expression", "new_expression"):
             return Place(place.scope, called=True)
         if kind == "member_expression" and place.called:
             return place
         met = super().visit(node, place, text)
         if kind == "export_statement" and isinstance(met, Place):
-            return replace(met, binding=Binding("default", None, default=True))
+            return met._replace(binding=Binding("default", None, default=True))
         return met
 
     def _expression(self, node: Node, place: Place, text: Text) -> Definition | Place:
@@ -176,25 +170,20 @@ class JavaScript(Grammar):
             binding = Binding(own, node)
         if binding is None:
             return Place(place.scope)
-        start = node.start_byte if place.start is None else place.start
-        return Definition(join(place.scope, binding.name), binding.node or node, start)
+        name, around = join(place.scope, binding.name), binding.node or node
+        return Definition(name, around, place.start_of(node))
 
     def _bound(self, node: Node, place: Place, text: Text) -> Place:
         key = node.child_by_field_name(_BOUND_BY[node.type])
         name = _member(key, text) if node.type == "assignment_expression" else _key(key, text)
-        start = node.start_byte if place.start is None else place.start
+        start = place.start_of(node)
         if name is None:
             return Place(place.scope)
         default = name == "exports"
         if default and place.binding is not None and not place.binding.default:
-            return replace(place, start=start)  # const name = module.exports = ...
+            return place._replace(start=start)  # const name = module.exports = ...
         name = "module.exports" if default else name
         return Place(place.scope, start, Binding(name, node, default))
-
-
-def _qualifier(place: Place) -> str | None:
-    """The name that an object or class takes from its place."""
-    return place.binding.name if place.binding and not place.binding.default else None
 
 
 def _key(node: Node | None, text: Text) -> str | None:
@@ -217,11 +206,7 @@ def _member(node: Node | None, text: Text) -> str | None:
         node = node.child_by_field_name("object")
     if node is not None and node.type in ("identifier", "this"):
         parts.append(text(node))
-    return _without_carriers(parts[::-1])
-
-
-def _without_carriers(parts: list[str]) -> str | None:
-    names = [p for p in parts if p != "prototype"]
+    names = [part for part in reversed(parts) if part != "prototype"]
     if names[:2] == ["module", "exports"]:
         names = names[1:]
     if len(names) > 1 and names[0] in ("exports", "this"):
@@ -245,14 +230,6 @@ def _ruby_scope_name(node: Node, text: Text) -> str | None:
         left = node.child_by_field_name("left")
         return text(left) if left is not None and left.type == "constant" else None
     return named(node, text)
-
-
-class Php(Grammar):
-    """PHP's sources mix code and text."""
-
-    def entry(self, data: bytes) -> str:
-        """Name of the package's function; a fragment without `<?php` is code as well."""
-        return "language_php" if b"<?" in data else "language_php_only"
 
 
 GRAMMARS: Mapping[str, Grammar] = {
@@ -282,7 +259,7 @@ GRAMMARS: Mapping[str, Grammar] = {
         scope_name=_ruby_scope_name,
         separator="::",
     ),
-    "php": Php(
+    "php": Grammar(
         "tree_sitter_php",
         _types("function_definition method_declaration"),
         scopes=_types("class_declaration interface_declaration trait_declaration enum_declaration"),

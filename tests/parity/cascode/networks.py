@@ -260,7 +260,7 @@ def shared_joint_loss(c: Config, inputs: Values, weights: Weights) -> Values:
         "query_tokens": body(*queries),
         "code_tokens": body(*codes),
     }
-    module.judge.draw_pairs = lambda *_: pairs_with(inputs["neg_index"])
+    module.draw_pairs = lambda *_: pairs_with(inputs["neg_index"])
     terms: dict[str, Tensor] = {}
     original = module.total_loss
 
