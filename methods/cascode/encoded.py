@@ -24,13 +24,6 @@ LEAKING = 0.05  # share of codes with their query inside, beyond which it is no 
 TELLING = 20  # letters of a query that are in a code by no coincidence
 
 
-class Chosen(NamedTuple):
-    """Which entries are used, and a name for that rule."""
-
-    rule: str
-    accept: Accept
-
-
 class Encoded(NamedTuple):
     """N entries: identities, and by kind their token ids and 64-bit numbers of their texts (N,).
 
@@ -47,10 +40,10 @@ def encode_files(
     kinds: Sequence[Kind],
     tokenizer: CodeTokenizer,
     lengths: Mapping[Kind, int],
-    identity: str = "url",
-    chosen: Chosen | None = None,
-    max_corrupt: float = 0.01,
-    cache: str | None = None,
+    identity: str,
+    chosen: tuple[str, Accept] | None,
+    max_corrupt: float,
+    cache: str | None,
 ) -> Encoded:
     """Read `files` (see `Reader`) and tokenise their texts of `kinds`.
 
@@ -59,7 +52,7 @@ def encode_files(
 
     Args:
         lengths: tokens of each kind that are kept.
-        chosen: leaves other entries out.
+        chosen: which entries are used, and a name for that rule; None: all.
         max_corrupt: share of entries that can't be used, beyond which it is an error.
         cache: folder of arrays, named by a hash of all that they depend on; None keeps none.
 
@@ -73,7 +66,7 @@ def encode_files(
     make = partial(_arrays, Reader(files, kinds, identity, accept), kinds, tokenizer, lengths)
     arrays = cached(cache, key, make)
     total, unusable, refused, leaking = arrays["counts"].tolist()
-    problem, name = _text(arrays["problem"]), named(files)
+    problem, name = arrays["problem"].tobytes().decode(), named(files)
     if unusable > max_corrupt * total:
         raise DataCorruptError(
             f"{unusable} of {total} entries can't be used, more than max_corrupt={max_corrupt:g}; "
@@ -119,7 +112,7 @@ def _arrays(
         urls += [text.identity.encode() for text in chunk]
         leaking += sum(map(_leaks, chunk))
         for kind in kinds:
-            plain = [text.query if kind == "query" else text.code for text in chunk]
+            plain = [getattr(text, kind) for text in chunk]
             rows = [ids[: lengths[kind]] for ids in tokenizer.encode(plain)]
             tokens[kind].append(TokenRows.of(rows))
             numbers[kind] += map(_number, plain)
@@ -139,10 +132,6 @@ def _arrays(
         arrays |= {f"{kind}_ids": joined.ids, f"{kind}_ends": joined.ends}
         arrays[f"{kind}_numbers"] = np.array(numbers[kind], np.int64)
     return arrays
-
-
-def _text(data: NDArray[np.uint8]) -> str:
-    return data.tobytes().decode()
 
 
 def _number(text: str) -> int:

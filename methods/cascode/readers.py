@@ -82,10 +82,10 @@ class Reader:
                     self.unusable += 1
                     self.problem = self.problem or f"{where}: {error}"
                     continue
-                if self.accept is not None and not self.accept(entry):
+                if self.accept is None or self.accept(entry):
+                    yield text
+                else:
                     self.refused += 1
-                    continue
-                yield text
             if self.total == before:
                 raise DataCorruptError(f"{path}: no entries")
 
@@ -95,11 +95,8 @@ class Reader:
             raise _UnusableError(
                 f"its {self.identity!r} is {shortened(identity)}, expected a text or number"
             )
-        return Text(
-            str(identity),
-            query_text(entry) if "query" in self.kinds else "",
-            code_text(entry) if "code" in self.kinds else "",
-        )
+        query = query_text(entry) if "query" in self.kinds else ""
+        return Text(str(identity), query, code_text(entry) if "code" in self.kinds else "")
 
 
 def query_text(entry: Mapping[str, Any]) -> str:
@@ -131,26 +128,17 @@ def code_search_net_files(root: Path, language: str, part: str) -> list[Path]:
     """
     folder = root / language
     if not folder.is_dir():
-        there = (
-            sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-        )
+        there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
         hint = f". Languages that {root} has: {', '.join(there)}" if there else ""
         raise DataNotFoundError(f"{not_found(folder)}{hint}")
     published = folder / "final" / "jsonl"
-    if published.is_dir():
-        parts = ("valid", "test") if part == "codebase" else (part,)
-        files = [path for name in parts for path in sorted((published / name).glob("*.jsonl*"))]
-        if files:
-            return files
-    return [lines_file(folder, part)]
+    parts = ("valid", "test") if part == "codebase" else (part,)
+    files = [path for name in parts for path in sorted((published / name).glob("*.jsonl*"))]
+    return files or [lines_file(folder, part)]
 
 
 def lines_file(folder: Path, name: str) -> Path:
-    """`folder`/`name`.jsonl or .jsonl.gz.
-
-    Raises:
-        DataNotFoundError: neither is there.
-    """
+    """`folder`/`name`.jsonl or .jsonl.gz; a DataNotFoundError if neither is there."""
     for suffix in LINES:
         if (path := folder / f"{name}{suffix}").is_file():
             return path
@@ -158,11 +146,7 @@ def lines_file(folder: Path, name: str) -> Path:
 
 
 def only_file(folder: Path, pattern: str) -> Path:
-    """The only file of `folder` that matches the pattern.
-
-    Raises:
-        DataNotFoundError: there is none, or there are several.
-    """
+    """The file of `folder` that matches the pattern; a DataNotFoundError for none or several."""
     paths = sorted(folder.glob(pattern))
     if len(paths) == 1:
         return paths[0]
@@ -180,16 +164,14 @@ def _entries(path: Path, identity: str) -> Iterator[tuple[str, Any]]:
     if path.name.endswith(LINES):
         yield from _lines(path)
         return
-    content = read_json(path)
-    if path.suffix == ".txt" and isinstance(content, dict):
-        for number, (code, name) in enumerate(content.items()):
-            yield f"{path}, entry {number}", {"code_tokens": code, identity: name}
-    elif path.suffix == ".json" and isinstance(content, list):
-        for number, entry in enumerate(content):
-            yield f"{path}, entry {number}", entry
-    else:
-        expected = "an object of codes" if path.suffix == ".txt" else "a list of entries"
+    content, is_map = read_json(path), path.suffix == ".txt"
+    if not isinstance(content, dict if is_map else list):
+        expected = "an object of codes" if is_map else "a list of entries"
         raise DataCorruptError(f"{path}: expected {expected}, got {type(content).__name__}")
+    if is_map:
+        content = [{"code_tokens": code, identity: name} for code, name in content.items()]
+    for number, entry in enumerate(content):
+        yield f"{path}, entry {number}", entry
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -226,10 +208,9 @@ def _parsed(content: Any) -> dict[str, Any]:
     if isinstance(content, bytes):
         try:
             content = parse_json(content.decode())
-        except UnicodeDecodeError as error:
-            raise _UnusableError(f"not UTF-8 ({error})") from error
         except ValueError as error:
-            raise _UnusableError(f"no JSON ({error})") from error
+            kind = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "no JSON"
+            raise _UnusableError(f"{kind} ({error})") from error
     if not isinstance(content, dict):
         raise _UnusableError(f"no object but {type(content).__name__}")
     return content

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from methods.cascode.cleaning import (
-    accepted_query,
     documentation_tokens,
     identifiers,
     near_duplicates,
@@ -72,9 +71,7 @@ def test_tokens_keep_everything_but_the_separators_in_order(text: str) -> None:
     ],
 )
 def test_accepted_queries(query: str, problem: str | None) -> None:
-    tokens = documentation_tokens(query)
-    assert query_problem(tokens) == problem
-    assert accepted_query(tokens) == (problem is None)
+    assert query_problem(documentation_tokens(query)) == problem
 
 
 def test_comment_delimiters() -> None:
