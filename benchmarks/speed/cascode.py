@@ -1,4 +1,4 @@
-"""Our code search: `SearchModel`, as the search tool uses it, and the order of `cascade`.
+"""Our code search: `SearchModel`, as the search tool uses it, and the order of `Cascade`.
 
 What a variant does is "encoding", or the K of queries that are answered.
 """
@@ -24,7 +24,7 @@ from methods.cascode.inference import Precision, SearchModel
 from methods.cascode.model import PairHead
 from methods.cascode.module import Shared
 from methods.cascode.official import export, load_initial
-from methods.cascode.ranking import cascade, mrr, ranks, top_k
+from methods.cascode.ranking import Cascade, mrr, ranks, top_k
 from methods.cascode.tokenizer import CodeTokenizer
 from shared.checkpoints.reading import load_module
 from shared.training.allocator import keep_freed_memory
@@ -82,7 +82,7 @@ class Ours(Workload):
             for code in row
         ]
         judged = torch.from_numpy(model.score_pairs(pairs)).view(candidates.shape)
-        order = cascade(scores, candidates, judged)
+        order = Cascade(scores, candidates, judged)
         return order.ranking(), order.ranks(range(len(queries)), range(len(index)))
 
     def values(self) -> dict[str, list[float]]:
