@@ -18,12 +18,11 @@ from torch import Tensor
 from benchmarks.miniatures.code import sources
 from benchmarks.speed.protocol import SpeedError
 from benchmarks.speed.serving import Workload
-from methods.cascode.encoders import load_searcher, read, text_config
 from methods.cascode.extraction import SourceError, functions
 from methods.cascode.inference import Precision, SearchModel
 from methods.cascode.model import PairHead
 from methods.cascode.module import Shared
-from methods.cascode.official import export, load_initial
+from methods.cascode.official import export, load_initial, load_searcher, read, text_config
 from methods.cascode.ranking import Cascade, mrr, ranks, top_k
 from methods.cascode.tokenizer import CodeTokenizer
 from shared.checkpoints.reading import load_module

@@ -17,13 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from methods.cascode.encoded import Encoded, encode_files, named
 from methods.cascode.readers import (
     Accept,
+    Encoded,
     Kind,
     Reader,
     code_search_net_files,
+    encode_files,
     lines_file,
+    named,
     only_file,
     query_tokens,
 )

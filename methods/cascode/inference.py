@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from methods.cascode.encoders import is_folder, load_searcher
 from methods.cascode.model import CodeEncoder, PairHead, Pooling
+from methods.cascode.official import is_folder, load_searcher
 from methods.cascode.scoring import encode, score_pairs
 from methods.cascode.tokenizer import CodeTokenizer
 from shared.checkpoints.pretrained_text import model_folder
@@ -115,7 +115,7 @@ def load_search_model(
         most = encoder.text.embeddings.max_length
         lengths = {kind: min(length, most) for kind, length in LENGTHS.items()}
         return SearchModel(str(source), encoder, tokenizer, lengths, precision=precision)
-    from methods.cascode.frame import CodeSearch
+    from methods.cascode.module import CodeSearch
 
     module = load_module(source)
     if not isinstance(module, CodeSearch):

@@ -7,7 +7,7 @@ sequences).
 
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -90,10 +90,10 @@ class CodeTokenizer:
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True  # as text; no part of the library's own state
         self._tokenizer, self.mode = tokenizer, mode
-        self.kind, ids = _kind(tokenizer, origin)
-        numbers = tokenizer.get_vocab().values()
-        if (largest := max(numbers)) > _GAPS * len(numbers):
-            raise DataCorruptError(f"{origin}: an id of {largest} among {len(numbers)} tokens")
+        vocabulary = tokenizer.get_vocab()
+        self.kind, ids = _kind(vocabulary, origin)
+        if (largest := max(vocabulary.values())) > _GAPS * len(vocabulary):
+            raise DataCorruptError(f"{origin}: an id of {largest} among {len(vocabulary)} tokens")
         self.pad_id, self.start_id, self.separator_id, self.unknown_id = ids
         self._single_head = [self.start_id]
         if mode is not None:
@@ -285,13 +285,12 @@ def _word_pieces(vocabulary: Path, settings: Path | None) -> Tokenizer:
     return tokenizer
 
 
-def _kind(tokenizer: Tokenizer, origin: str) -> tuple[Kind, list[int]]:
+def _kind(vocabulary: Mapping[str, int], origin: str) -> tuple[Kind, list[int]]:
     """Whose special tokens the vocabulary has, and their ids in the order of `SPECIAL`."""
     lacks = []
     for kind, tokens in SPECIAL.items():
-        ids = [tokenizer.token_to_id(token) for token in tokens]
-        if None not in ids:
-            return kind, ids
-        missing = [token for token, number in zip(tokens, ids, strict=True) if number is None]
+        missing = [token for token in tokens if token not in vocabulary]
+        if not missing:
+            return kind, [vocabulary[token] for token in tokens]
         lacks.append(f"for {kind} {', '.join(missing)}")
     raise DataCorruptError(f"{origin}: special tokens are missing, {'; '.join(lacks)}")

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from methods.cascode import official
-from methods.cascode.encoders import load_searcher
 from methods.cascode.inference import UNIXCODER, SearchModel, load_search_model
 from methods.cascode.losses import match_scores
 from methods.cascode.module import Fast, Shared, Slow
+from methods.cascode.official import load_searcher
 from methods.cascode.tokenizer import CodeTokenizer, pad
 from shared.checkpoints.reading import CheckpointError
 from shared.checkpoints.writing import AtomicCheckpointIO
