@@ -41,21 +41,15 @@ Filter = Literal["graphcodebert"]
 
 @dataclass(frozen=True)
 class Split:
-    """Queries and candidates of a language.
-
-    Attributes:
-        queries, codes: token ids of Q queries and N candidates, without special tokens.
-        query_urls, code_urls: their identities; a query's answers are the candidates of its url.
-        answers: (Q,) the first of them, -1 if there is none, which `allow_missing` permits.
-    """
+    """Q queries and N candidates of a language; a query's answers are the candidates of its url."""
 
     language: str
-    queries: TokenRows
+    queries: TokenRows  # without special tokens
     codes: TokenRows
     query_urls: list[str]
     code_urls: list[str]
-    answers: list[int]
-    allow_missing: bool
+    answers: list[int]  # (Q,) the first one, -1 if there is none
+    allow_missing: bool  # whether there may be none
 
 
 class CodeSearchData(pl.LightningDataModule):
@@ -135,8 +129,6 @@ class CodeSearchData(pl.LightningDataModule):
         self._encoded: dict[tuple[Any, ...], Encoded] = {}
         self._splits: dict[Stage, list[Split]] = {}
 
-    # --- where AdvTest and CosQA differ ---
-
     def training_files(self, language: str) -> list[Path]:
         """Files of queries with their codes."""
         return code_search_net_files(Path(self._h.root), language, "train")
@@ -155,8 +147,6 @@ class CodeSearchData(pl.LightningDataModule):
 
         return self._h.filter, lambda entry: query_problem(query_tokens(entry)) is None
 
-    # --- what the modules read ---
-
     @cached_property
     def tokenizer(self) -> CodeTokenizer:
         return CodeTokenizer(self._h.tokenizer, self._h.mode)
@@ -173,9 +163,8 @@ class CodeSearchData(pl.LightningDataModule):
         if h.subset is not None and not 0 < h.subset <= len(queries):
             raise ValueError(f"subset={h.subset} but there are {len(queries)} training pairs")
         members = _drawn(len(queries), h.subset, h.subset_seed, 0x5B5)
-        return TrainingPairs(
-            self.tokenizer, self.lengths, queries, codes, numbers, members, h.pairs
-        )
+        texts = queries, codes, numbers, members
+        return TrainingPairs(self.tokenizer, self.lengths, *texts, h.pairs)
 
     def split(self, stage: Stage) -> list[Split]:
         """What validation ("val") or the test searches in, by language; none without a split.
@@ -205,14 +194,8 @@ class CodeSearchData(pl.LightningDataModule):
             )
         return found
 
-    # --- Lightning ---
-
     def setup(self, stage: str) -> None:
-        """Read the files and check sizes: bad input is refused before training.
-
-        Raises:
-            ValueError: lengths without room for a text. And what `split` raises.
-        """
+        """Read the files and check sizes: bad input is refused before training."""
         if stage == "fit":
             next(self._schedule().batches(0))
         self.split("test" if stage == "test" else "val")
@@ -259,8 +242,6 @@ class CodeSearchData(pl.LightningDataModule):
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
-
-    # --- reading ---
 
     def _split(self, language: str, name: str, stage: Stage) -> Split:
         h = self._h
@@ -313,11 +294,8 @@ class CodeSearchData(pl.LightningDataModule):
     def _texts(self, files: Sequence[Path], *kinds: Kind) -> Encoded:
         place = *files, *kinds
         if place not in self._encoded:
-            lengths = self.lengths
-            kept: dict[Kind, int] = {
-                "query": lengths["query"],
-                "code": max(lengths["code"], lengths["pair"]),
-            }
+            longest = max(self.lengths["code"], self.lengths["pair"])
+            kept: dict[Kind, int] = {"query": self.lengths["query"], "code": longest}
             chosen = self.chosen() if "query" in kinds else None
             limits = self._h.max_corrupt, self._h.cache
             self._encoded[place] = encode_files(
@@ -381,22 +359,15 @@ class CosQAData(CodeSearchData):
 
 @dataclass(frozen=True)
 class TrainingPairs:
-    """Makes training batches, see `CodeSearchData`.
-
-    Attributes:
-        queries, codes: of all N pairs.
-        numbers: of the queries and of the codes, each (N,): equal for equal texts.
-        members: (M,) the pairs that are trained on; a batch is asked for by places in it.
-        pairs: batches hold tokens.
-    """
+    """Makes training batches of N queries and codes, see `CodeSearchData`."""
 
     tokenizer: CodeTokenizer
     lengths: Mapping[str, int]
     queries: TokenRows
     codes: TokenRows
-    numbers: Sequence[NDArray[np.int64]]
-    members: NDArray[np.int64]
-    pairs: bool
+    numbers: Sequence[NDArray[np.int64]]  # of queries and codes, each (N,): equal for equal texts
+    members: NDArray[np.int64]  # (M,) the pairs that are trained on; batches are places in it
+    pairs: bool  # batches hold tokens
 
     def __len__(self) -> int:
         return len(self.members)

@@ -38,14 +38,11 @@ DISTRACTORS = 1000  # codes of a batch of the distractor protocol, the right one
 
 
 class Ranked(NamedTuple):
-    """Metrics in percent, and the reciprocal rank of each query (Q,) that `mrr` is the mean of.
-
-    `fast_reciprocal` (Q,) is that of the first stage, where a second one followed.
-    """
+    """Metrics in percent, and the reciprocal rank of each query (Q,) that `mrr` is the mean of."""
 
     metrics: dict[str, float]
     reciprocal: Tensor
-    fast_reciprocal: Tensor | None = None
+    fast_reciprocal: Tensor | None = None  # that of the first stage, where a second one followed
 
     @property
     def gain(self) -> Tensor | None:

@@ -30,7 +30,7 @@ class SearchModel:
 
     Args:
         encoder: of the first stage. judge: encoder and head that score pairs; None: cannot re-rank.
-        tokenizer, lengths: of both; lengths in tokens of a query, a code and a pair.
+        lengths: in tokens, of a query, a code and a pair.
         precision: "auto" measures which is faster, where the CPU computes in bfloat16.
 
     Attributes:
@@ -91,7 +91,6 @@ class SearchModel:
 
 def load_search_model(
     source: str | PathLike[str],
-    fast: str | PathLike[str] | None = None,
     precision: Precision = "auto",
     pooling: Pooling = "mean",
     normalize: bool = True,
@@ -99,7 +98,6 @@ def load_search_model(
     """A checkpoint of `Fast`, `Slow` or `Shared`, a folder of Hugging Face's layout, or a package.
 
     Args:
-        fast: the first stage of a `Slow` checkpoint, if not the one it was trained with.
         pooling, normalize: of a folder or package; a checkpoint knows its own.
 
     Raises:
@@ -121,10 +119,9 @@ def load_search_model(
     if not isinstance(module, CodeSearch):
         raise CheckpointError(f"{source}: a checkpoint of {type(module).__name__}, not of CasCode")
     saved = load_checkpoint(source)
-    tokenizer = CodeTokenizer.from_state(saved["tokenizer"])
+    tokenizer, lengths = CodeTokenizer.from_state(saved["tokenizer"]), saved["lengths"]
     judge = (module.encoder, module.classifier) if module.k_test else None
-    encoder = module.searcher if fast is None else load_searcher(fast, pooling, normalize)
-    return SearchModel(str(source), encoder, tokenizer, saved["lengths"], judge, precision)
+    return SearchModel(str(source), module.searcher, tokenizer, lengths, judge, precision)
 
 
 def _fingerprint(

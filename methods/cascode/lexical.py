@@ -56,22 +56,11 @@ class BM25:
         self._index.index((ids, self._terms), create_empty_token=False, show_progress=False)
         self._size = len(codes)
 
-    def __len__(self) -> int:
-        return self._size
-
     def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
         """(Q, N) scores >= 0. The row of a query without an indexed term is 0 throughout: it ranks
-        nothing, and must not be standardised; see `knows`."""
+        nothing, and must not be standardised."""
         scores = np.zeros((len(queries), self._size), dtype=np.float32)
-        for row, terms in zip(scores, self._known(queries), strict=True):
-            if terms:
+        for row, query in zip(scores, queries, strict=True):
+            if terms := [self._terms[t] for t in subtokens(query) if t in self._terms]:
                 row[:] = self._index.get_scores_from_ids(terms)
         return scores
-
-    def knows(self, queries: Sequence[str]) -> NDArray[np.bool_]:
-        """(Q,) whether a query has a term that some code has."""
-        return np.array([bool(terms) for terms in self._known(queries)], dtype=bool)
-
-    def _known(self, queries: Sequence[str]) -> list[list[int]]:
-        terms = self._terms
-        return [[terms[t] for t in subtokens(query) if t in terms] for query in queries]

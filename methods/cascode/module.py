@@ -83,29 +83,21 @@ class CodeSearch(Method):
         super().__init__()
         self.encoder = CodeEncoder(text, pooling, normalize)
         self.encoder.freeze(frozen_layers)
-        self.adamw: dict[str, Any] = {
-            "lr": lr,
-            "betas": tuple(betas),
-            "eps": eps,
-            "weight_decay": weight_decay,
-        }
+        self.adamw = dict[str, Any](lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
         self.clip_norm, self.initial, self.seed = clip_norm, initial, seed
         self.vectors = Vectors()
 
     def attach(self, datamodule: Any) -> None:
         """Take tokeniser and lengths of the data, whose vocabulary must fit the embeddings."""
         self.tokenizer, self.lengths = datamodule.tokenizer, datamodule.lengths
-        embeddings = self.encoder.text.embeddings.word
-        if len(self.tokenizer) > embeddings.num_embeddings:
+        rows, tokens = self.encoder.text.embeddings.word.num_embeddings, len(self.tokenizer)
+        if tokens > rows:
             raise ValueError(
-                f"method.text.vocab_size={embeddings.num_embeddings} is less than the "
-                f"{len(self.tokenizer)} tokens of data.tokenizer"
+                f"method.text.vocab_size={rows} is less than the {tokens} tokens of data.tokenizer"
             )
-        if self.tokenizer.pad_id != self.encoder.text.pad_id:
-            raise ValueError(
-                f"method.text.pad_id={self.encoder.text.pad_id}, but data.tokenizer pads with "
-                f"{self.tokenizer.pad_id}"
-            )
+        own, pad = self.encoder.text.pad_id, self.tokenizer.pad_id
+        if pad != own:
+            raise ValueError(f"method.text.pad_id={own}, but data.tokenizer pads with {pad}")
 
     def setup(self, stage: str) -> None:
         """Load the initial weights, unless others were loaded; a checkpoint's come after."""

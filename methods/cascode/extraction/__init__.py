@@ -20,27 +20,16 @@ class SourceError(ValueError):
 
 @dataclass(frozen=True)
 class Function:
-    """One function or method.
+    """One function or method."""
 
-    Attributes:
-        name: "function", or "Class.method" with all enclosing classes.
-        language: one of LANGUAGES.
-        source: as in the file, documentation included, decorators not (CodeSearchNet's
-            `original_string`).
-        code: `source` without the documentation; comments are kept.
-        tokens: leaf tokens of `code` without comments; a string is one token.
-        documentation: the full text without delimiters and common indentation, "" for none.
-        start_line: 1-based; end_line: inclusive.
-    """
-
-    name: str
+    name: str  # "function", or "Class.method" with all enclosing classes
     language: str
-    source: str
-    code: str
-    tokens: tuple[str, ...]
-    documentation: str
-    start_line: int
-    end_line: int
+    source: str  # with documentation, without decorators (CodeSearchNet's `original_string`)
+    code: str  # `source` without the documentation; comments are kept
+    tokens: tuple[str, ...]  # leaves of `code` without comments; a string is one token
+    documentation: str  # without delimiters and common indentation, "" for none
+    start_line: int  # 1-based
+    end_line: int  # inclusive
 
 
 def language_of(path: str | PurePath) -> str | None:

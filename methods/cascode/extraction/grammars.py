@@ -33,44 +33,28 @@ Text = Callable[[Node], str]
 
 
 class Definition(NamedTuple):
-    """A named function in a tree.
-
-    Attributes:
-        node: what its code spans.
-        start: first byte of the statement that wraps it, as of `export` or `private`.
-    """
+    """A named function in a tree."""
 
     name: str
-    node: Node
-    start: int
+    node: Node  # what its code spans
+    start: int  # first byte of the statement that wraps it, as of `export` or `private`
 
 
 class Binding(NamedTuple):
-    """A name that waits for the value on its right.
-
-    Attributes:
-        node: name and value together; None where the function is all there is.
-        default: a module's nameless export: good for a function, no qualifier of methods.
-    """
+    """A name that waits for the value on its right."""
 
     name: str
-    node: Node | None
-    default: bool = False
+    node: Node | None  # name and value together; None where the function is all there is
+    default: bool = False  # a module's nameless export: good for a function, qualifies no methods
 
 
 class Place(NamedTuple):
-    """What the children of a node on the way need to know.
+    """What the children of a node on the way need to know."""
 
-    Attributes:
-        scope: qualified name of the classes around.
-        start: first byte of the statement around, where it only wraps its function.
-        called: whether the function in this place is called on the spot.
-    """
-
-    scope: str = ""
-    start: int | None = None
+    scope: str = ""  # qualified name of the classes around
+    start: int | None = None  # first byte of the statement around that only wraps its function
     binding: Binding | None = None
-    called: bool = False
+    called: bool = False  # whether the function in this place is called on the spot
 
     def within(self, name: str | None, separator: str = ".") -> "Place":
         """Inside the class `name`, None for one without."""
@@ -82,7 +66,6 @@ class Place(NamedTuple):
 
 
 def join(scope: str, name: str, separator: str = ".") -> str:
-    """Qualified name."""
     return f"{scope}{separator}{name}" if scope else name
 
 
@@ -94,26 +77,16 @@ def named(node: Node, text: Text) -> str | None:
 
 @dataclass(frozen=True)
 class Grammar:
-    """Node types of one language.
+    """Node types of one language."""
 
-    Attributes:
-        package: the grammar's Python package.
-        functions: functions and methods.
-        scopes: classes and the like, whose names qualify their methods.
-        wrappers: a function's documentation stands before these.
-        name, scope_name: find the names of the two in their nodes.
-        separator: between scopes.
-        needs_body: whether a function without the field `body` is only a declaration.
-    """
-
-    package: str
+    package: str  # the grammar's Python package
     functions: frozenset[str]
-    scopes: frozenset[str] = frozenset()
-    wrappers: frozenset[str] = frozenset()
+    scopes: frozenset[str] = frozenset()  # classes and the like, whose names qualify their methods
+    wrappers: frozenset[str] = frozenset()  # a function's documentation stands before these
     name: Callable[[Node, Text], str | None] = named
     scope_name: Callable[[Node, Text], str | None] = named
-    separator: str = "."
-    needs_body: bool = False
+    separator: str = "."  # between scopes
+    needs_body: bool = False  # a function without the field `body` is only a declaration
 
     def visit(self, node: Node, place: Place, text: Text) -> Definition | Place | None:
         """A definition, or the place from which to look into the node; None: do not look."""

@@ -26,7 +26,10 @@ class Layout:
     start_id, separator_id = 0, 2
 
     def __init__(self, c: Config):
-        self.pad_id = c["pad_token_id"]
+        self.pad_id, self.size = c["pad_token_id"], c["vocab_size"]
+
+    def __len__(self) -> int:
+        return self.size
 
     def pair(self, query: list[int], code: list[int], *_: int) -> tuple[list[int], list[int]]:
         ids = [self.start_id, *query, self.separator_id, *code, self.separator_id]
@@ -135,22 +138,13 @@ class Data(pl.LightningDataModule):
 
     def __init__(self, batch: Values, c: Config):
         super().__init__()
-        self.batch, self.steps, self.tokenizer = batch, c["total_steps"], Vocabulary(c)
+        self.batch, self.steps, self.tokenizer = batch, c["total_steps"], Layout(c)
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader([self.batch] * self.steps, batch_size=None)
 
 
-class Vocabulary(Layout):
-    def __init__(self, c: Config):
-        super().__init__(c)
-        self.size = c["vocab_size"]
-
-    def __len__(self) -> int:
-        return self.size
-
-
-def _biencoder_step(c: Config, inputs: Values, weights: Weights) -> Values:
+def biencoder_step(c: Config, inputs: Values, weights: Weights) -> Values:
     module = Fast(
         text=text(c),
         pooling=c["pooling"],
@@ -187,12 +181,7 @@ def _biencoder_step(c: Config, inputs: Values, weights: Weights) -> Values:
     return found | record.found | {"lr_steps": torch.tensor(record.rates[: c["steps_run"]])}
 
 
-def biencoder_step_unixcoder(c: Config, inputs: Values, weights: Weights) -> Values:
-    return _biencoder_step(c, inputs, weights)
-
-
-def biencoder_step_graphcodebert(c: Config, inputs: Values, weights: Weights) -> Values:
-    return _biencoder_step(c, inputs, weights)
+biencoder_step_unixcoder = biencoder_step_graphcodebert = biencoder_step
 
 
 def cross_encoder(c: Config, inputs: Values, weights: Weights) -> Values:
