@@ -127,7 +127,7 @@ def re_rank(
     `pair_accuracy`: percent of right decisions about true pairs and as many wrong ones.
 
     Args:
-        score: (query, code) tokens -> scores, the same on every rank; see `shared_scores`.
+        score: (query, code) tokens -> scores, which the ranks share among themselves.
     """
     scores = InnerProducts(queries, codes)
     names = split.query_urls, split.code_urls
@@ -138,7 +138,7 @@ def re_rank(
         for query, row in enumerate(candidates.tolist())
         for code in row
     ]
-    slow = score(pairs).view(candidates.shape)
+    slow = shared_scores(pairs, score).view(candidates.shape)
     at: dict[int, Tensor] = {}
     for depth in depths:
         kept = min(depth, len(codes))
@@ -173,7 +173,7 @@ def _pair_accuracy(split: Any, score: Score) -> float:
         for codes in (answers, others)
         for query, code in zip(asked, codes, strict=True)
     ]
-    matched = score(pairs) > 0
+    matched = shared_scores(pairs, score) > 0
     right = torch.cat([matched[: len(asked)], ~matched[len(asked) :]])
     return 100 * float(right.double().mean())
 

@@ -60,7 +60,7 @@ class SearchModel:
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, d) vectors; of unit length if the model's pooling normalises."""
-        return self._encode(texts, "query", None)
+        return self._encode(texts, "query")
 
     def encode_codes(
         self, texts: Sequence[str], progress: Callable[[int], None] | None = None
@@ -69,11 +69,7 @@ class SearchModel:
         return self._encode(texts, "code", progress)
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
-        """(n,) z_1 - z_0 of each query and code; those of several queries share batches.
-
-        Raises:
-            CheckpointError: the model has no head that judges pairs.
-        """
+        """(n,) z_1 - z_0 of each query and code; a CheckpointError of a model without a head."""
         if self.judge is None:
             raise CheckpointError(f"{self.name} cannot judge pairs: it has no second stage")
         texts = list(dict.fromkeys(text for pair in pairs for text in pair))  # each once
@@ -83,7 +79,7 @@ class SearchModel:
         return score_pairs(*self.judge, self.tokenizer, rows, *limits).numpy()
 
     def _encode(
-        self, texts: Sequence[str], kind: str, progress: Callable[[int], None] | None
+        self, texts: Sequence[str], kind: str, progress: Callable[[int], None] | None = None
     ) -> NDArray[np.float32]:
         tokens = self.tokenizer.encode(texts)
         return encode(self.encoder, self.tokenizer, tokens, self.lengths[kind], progress).numpy()

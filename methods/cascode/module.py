@@ -14,15 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from methods.cascode.evaluation import (
-    Ranked,
-    Vectors,
-    average,
-    rank_codes,
-    re_rank,
-    shared_scores,
-    write_per_query,
-)
+from methods.cascode import evaluation
 from methods.cascode.gain import write_gain
 from methods.cascode.losses import (
     Pairs,
@@ -85,7 +77,7 @@ class CodeSearch(Method):
         self.encoder.freeze(frozen_layers)
         self.adamw = dict[str, Any](lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay)
         self.clip_norm, self.initial, self.seed = clip_norm, initial, seed
-        self.vectors = Vectors()
+        self.vectors = evaluation.Vectors()
 
     def attach(self, datamodule: Any) -> None:
         """Take tokeniser and lengths of the data, whose vocabulary must fit the embeddings."""
@@ -150,13 +142,11 @@ class CodeSearch(Method):
     def on_test_epoch_end(self) -> None:
         self._evaluate("test")
 
-    def _rank(self, queries: Tensor, codes: Tensor, split: Any, testing: bool) -> Ranked:
+    def _rank(self, queries: Tensor, codes: Tensor, split: Any, testing: bool) -> evaluation.Ranked:
         if not self.k_test:
-            return rank_codes(queries, codes, split, testing)
+            return evaluation.rank_codes(queries, codes, split, testing)
         depths = self.k_test if testing else self.k_test[:1]
-        return re_rank(
-            queries, codes, split, depths, lambda pairs: shared_scores(pairs, self._score)
-        )
+        return evaluation.re_rank(queries, codes, split, depths, self._score)
 
     def _score(self, pairs: Sequence[Any]) -> Tensor:
         limits = self.lengths["pair"], self.lengths["query"]
@@ -170,11 +160,12 @@ class CodeSearch(Method):
             queries = self.vectors.take(split.language, "query", len(split.queries))
             codes = self.vectors.take(split.language, "code", len(split.codes))
             rankings[split.language] = self._rank(queries, codes, split, stage == "test")
-        self.log_dict({f"{stage}/{name}": value for name, value in average(rankings).items()})
+        means = evaluation.average(rankings)
+        self.log_dict({f"{stage}/{name}": value for name, value in means.items()})
         if stage != "test" or not self.trainer.is_global_zero:
             return
         folder = Path(self.trainer.default_root_dir)
-        write_per_query(folder, rankings)
+        evaluation.write_per_query(folder, rankings)
         if changes := [ranked.gain for ranked in rankings.values() if ranked.gain is not None]:
             beside = folder / "checkpoints"  # where the search tool looks
             about = ", ".join(

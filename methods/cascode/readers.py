@@ -171,14 +171,11 @@ def only_file(folder: Path, pattern: str) -> Path:
 
 
 class Encoded(NamedTuple):
-    """N entries: identities, and by kind their token ids and 64-bit numbers of their texts (N,).
-
-    Texts that are equal in lower case have equal numbers. No special tokens, see `CodeTokenizer`.
-    """
+    """N entries: their identities, and their texts by kind."""
 
     urls: list[str]
-    tokens: dict[Kind, TokenRows]
-    numbers: dict[Kind, NDArray[np.int64]]
+    tokens: dict[Kind, TokenRows]  # without special tokens
+    numbers: dict[Kind, NDArray[np.int64]]  # (N,) 64 bits; equal for texts equal in lower case
 
 
 def encode_files(

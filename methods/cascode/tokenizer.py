@@ -63,11 +63,7 @@ class CodeTokenizer:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "CodeTokenizer":
-        """The tokenizer that `state` came from, as a checkpoint carries it.
-
-        Raises:
-            DataCorruptError: it is no such state.
-        """
+        """The tokenizer that `state` came from; a DataCorruptError if it is no such state."""
         tokenizer = cls.__new__(cls)
         tokenizer.__setstate__(state)
         return tokenizer
@@ -119,11 +115,7 @@ class CodeTokenizer:
         return [encoding.ids for encoding in encodings]
 
     def single(self, ids: Sequence[int], max_length: int) -> list[int]:
-        """`<s> t </s>`, with a mode `<s> <mode> </s> t </s>`; t is cut to `max_length` in all.
-
-        Raises:
-            ValueError: `max_length` has no room for a token of the text.
-        """
+        """`<s> t </s>`, with a mode `<s> <mode> </s> t </s>`; t is cut to `max_length` in all."""
         room = max_length - len(self._single_head) - 1
         if room < 1:
             raise ValueError(f"a length of {max_length} has no room for text and special tokens")
@@ -143,8 +135,8 @@ class CodeTokenizer:
         room = max_length - 3
         if room < 2 or max_query < 1:
             raise ValueError(
-                f"max_length={max_length}, max_query={max_query}: a pair needs room for a token "
-                "of the query, one of the code and 3 special tokens"
+                f"max_length={max_length}, max_query={max_query}: a pair needs room for 3 special "
+                "tokens and one of each text"
             )
         query_size, code_size = _fitting(min(len(query), max_query), len(code), room)
         head = [self.start_id, *query[:query_size], self.separator_id]
@@ -201,11 +193,7 @@ class TokenRows:
 
 
 def pad(rows: Collection[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask (1 for tokens, 0 for padding), (N, L) int64, padded on the right.
-
-    Args:
-        value: what fills up to the longest row's length L, for ids `pad_id`.
-    """
+    """Ids and mask (1 for tokens, 0 for padding), (N, L) int64; `value` fills up on the right."""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
     ids = np.full(mask.shape, value, np.int64)

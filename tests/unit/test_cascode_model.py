@@ -98,12 +98,6 @@ def test_poolings(pooling: str, normalize: bool, form: str) -> None:
     close(found, expected)
 
 
-def test_the_default_is_the_mean_of_unit_length() -> None:
-    model, (ids, mask) = encoder(), texts()
-    assert (model.pooling, model.normalize, model.pooler) == ("mean", True, None)
-    close(model(ids, mask).norm(dim=1), torch.ones(3))
-
-
 @pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
 def test_vectors_are_float32_in_any_precision(pooling: str) -> None:
     model, (ids, mask) = encoder("bert", pooling), texts()
@@ -310,11 +304,6 @@ def test_packed(lengths: list[int], positions: int) -> None:
             assert (len(batch) + 1) * lengths[following[0]] > positions
 
 
-def test_packed_by_hand() -> None:
-    assert list(packed([5, 2, 9, 3, 2], 10)) == [[1, 4, 3], [0], [2]]
-    assert list(packed([])) == []
-
-
 def tokenizer(form: str) -> CodeTokenizer:
     """Of words w3, w4, ... whose ids are their numbers."""
     roberta = form == "roberta"
@@ -351,7 +340,10 @@ def test_vectors_do_not_depend_on_what_else_is_encoded(
 ) -> None:
     """In the order of the input; a sequence too long is cut before its last special token."""
     model, tokens, sequences = encoder(form, pooling), tokenizer(form), rows(12, 9)
-    vectors = encode(model, tokens, sequences, 8)
+    told: list[int] = []
+    vectors = encode(model, tokens, sequences, 8, told.append)
+    assert told == small_batches, "progress, batch by batch"
+    assert sum(told) == 12
     assert vectors.dtype == torch.float32
     assert max(small_batches) > 1
     assert len(small_batches) > 2
@@ -385,13 +377,6 @@ def test_scores_do_not_depend_on_what_else_is_judged(form: str, small_batches: l
     close(torch.cat(apart), scores)
     assert float(scores.std()) > 0.01, "they are told apart"
     assert score_pairs(model, head, tokens, [], 12, 4).shape == (0,)
-
-
-def test_progress_is_told_batch_by_batch(small_batches: list[int]) -> None:
-    model, tokens, told = encoder(), tokenizer("bert"), list[int]()
-    encode(model, tokens, rows(12, 9), 8, told.append)
-    assert told == small_batches
-    assert sum(told) == 12
 
 
 def test_scores_of_pairs_are_not_rounded_to_bfloat16() -> None:

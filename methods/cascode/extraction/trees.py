@@ -49,7 +49,6 @@ def functions(source: str, language: str) -> list[Function]:
     Raises:
         SourceError: parsing takes over PARSE_SECONDS.
         ImportError: the language's grammar isn't installed.
-        KeyError: an unknown language.
     """
     grammar = GRAMMARS[language]
     lines = source.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
