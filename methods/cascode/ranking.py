@@ -1,10 +1,9 @@
 """Ranks of the right codes, their mean reciprocal, and the order of the cascade.
 
-Shapes: Q queries, N candidates, K of them re-ranked, d vector size.
-
-A code's identity is its url: several candidates of one url are the same answer, the best one
-counts. Equal scores count against the model (`pessimistic`), so that a constant score, as of a
-collapsed network, finds nothing; the official code leaves their order to an unstable sort.
+Shapes: Q queries, N candidates, K of them re-ranked, d vector size. A code's identity is its url:
+several candidates of one url are the same answer, the best one counts. Equal scores count against
+the model (`pessimistic`), so that a constant score, as of a collapsed network, finds nothing; the
+official code leaves their order to an unstable sort.
 Source: docs/papers/cascode.md, sections 3.5 and 7; microsoft/CodeBERT@c0de43d
 `UniXcoder/downstream-tasks/ code-search/run.py:evaluate`,
 `CodeBERT/codesearch/{process_data,mrr}.py`.

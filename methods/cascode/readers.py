@@ -195,7 +195,7 @@ def encode_files(
 
     Args:
         lengths: tokens of each kind that are kept.
-        chosen: which entries are used, and a name for that rule; None: all.
+        chosen: a name and a rule of which entries are used; None: all.
         max_corrupt: share of entries that can't be used, beyond which it is an error.
         cache: folder of arrays, named by a hash of all that they depend on; None keeps none.
 
@@ -206,8 +206,8 @@ def encode_files(
     key = cache_key(
         files, VERSION, tokenizer.fingerprint, dict(lengths), list(kinds), identity, rule
     )
-    make = partial(_arrays, Reader(files, kinds, identity, accept), kinds, tokenizer, lengths)
-    arrays = cached(cache, key, make)
+    reader = Reader(files, kinds, identity, accept)
+    arrays = cached(cache, key, partial(_arrays, reader, tokenizer, lengths))
     total, unusable, refused, leaking = arrays["counts"].tolist()
     problem, name = arrays["problem"].tobytes().decode(), named(files)
     if unusable > max_corrupt * total:
@@ -216,9 +216,8 @@ def encode_files(
             f"the first is {problem}. Repair them or raise max_corrupt"
         )
     if unusable:
-        warnings.warn(
-            f"{unusable} of {total} entries are left out; the first is {problem}", stacklevel=2
-        )
+        words = f"{unusable} of {total} entries are left out; the first is {problem}"
+        warnings.warn(words, stacklevel=2)
     if refused:
         log.info("%s: %d of %d entries are left out by %r", name, refused, total, rule)
     if leaking > LEAKING * total:
@@ -240,12 +239,8 @@ def named(files: Sequence[Path]) -> str:
     return str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
 
 
-def _arrays(
-    reader: Reader,
-    kinds: Sequence[Kind],
-    tokenizer: CodeTokenizer,
-    lengths: Mapping[Kind, int],
-) -> Arrays:
+def _arrays(reader: Reader, tokenizer: CodeTokenizer, lengths: Mapping[Kind, int]) -> Arrays:
+    kinds = reader.kinds
     urls: list[bytes] = []
     tokens: dict[Kind, list[TokenRows]] = {kind: [] for kind in kinds}
     numbers: dict[Kind, list[int]] = {kind: [] for kind in kinds}

@@ -206,20 +206,13 @@ def test_a_bad_file(tmp_path: Path, name: str, content: bytes, message: str) -> 
 def test_a_small_share_of_broken_lines_is_warned_of(tmp_path: Path) -> None:
     lines = [*[entry(n) for n in range(8)], b"{broken}"]
     path = write_lines(tmp_path / "python" / "train.jsonl", lines)
-    with pytest.warns(UserWarning, match=rf"1 of 9 entries are left out.*{path}, line 9: no JSON"):
-        assert len(small(tmp_path, max_corrupt=0.12).training) == 8
-    with pytest.raises(DataCorruptError, match=r"1 of 9 entries.*max_corrupt=0\.1; .*line 9"):
-        _ = small(tmp_path, max_corrupt=0.1).training
-
-
-def test_the_cache_forgets_no_problem(tmp_path: Path) -> None:
-    write_lines(tmp_path / "python" / "train.jsonl", [*[entry(n) for n in range(8)], b"{"])
-    cache = str(tmp_path / "cache")
-    for _ in range(2):
-        with pytest.warns(UserWarning, match="1 of 9 entries are left out"):
-            assert len(small(tmp_path, max_corrupt=0.5, cache=cache).training) == 8
-    with pytest.raises(DataCorruptError, match="1 of 9"):
-        _ = small(tmp_path, max_corrupt=0.0, cache=cache).training
+    warning = rf"1 of 9 entries are left out.*{path}, line 9: no JSON"
+    for cache in (None, tmp_path, tmp_path):  # which forgets no problem
+        kept = cache and str(cache / "cache")
+        with pytest.warns(UserWarning, match=warning):
+            assert len(small(tmp_path, max_corrupt=0.12, cache=kept).training) == 8
+        with pytest.raises(DataCorruptError, match=r"1 of 9 entries.*max_corrupt=0\.1; .*line 9"):
+            _ = small(tmp_path, max_corrupt=0.1, cache=kept).training
     write_lines(tmp_path / "python" / "train.jsonl", [b"{", b"{"])
     with pytest.raises(DataCorruptError, match=r"none of 2 entries is left.*line 1: no JSON"):
         _ = small(tmp_path, max_corrupt=1.0).training

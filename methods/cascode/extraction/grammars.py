@@ -79,7 +79,6 @@ def named(node: Node, text: Text) -> str | None:
 class Grammar:
     """Node types of one language."""
 
-    package: str  # the grammar's Python package
     functions: frozenset[str]
     scopes: frozenset[str] = frozenset()  # classes and the like, whose names qualify their methods
     wrappers: frozenset[str] = frozenset()  # a function's documentation stands before these
@@ -206,11 +205,8 @@ def _ruby_scope_name(node: Node, text: Text) -> str | None:
 
 
 GRAMMARS: Mapping[str, Grammar] = {
-    "python": Grammar(
-        "tree_sitter_python", _types("function_definition"), scopes=_types("class_definition")
-    ),
+    "python": Grammar(_types("function_definition"), scopes=_types("class_definition")),
     "java": Grammar(
-        "tree_sitter_java",
         _types("method_declaration constructor_declaration compact_constructor_declaration"),
         scopes=_types(
             """class_declaration interface_declaration enum_declaration record_declaration
@@ -219,13 +215,11 @@ GRAMMARS: Mapping[str, Grammar] = {
         needs_body=True,
     ),
     "go": Grammar(
-        "tree_sitter_go",
         _types("function_declaration method_declaration"),
         name=_go_name,
         needs_body=True,
     ),
     "ruby": Grammar(
-        "tree_sitter_ruby",
         _types("method singleton_method"),
         scopes=_types("class module assignment"),
         wrappers=_types("call argument_list"),  # private def ...
@@ -233,13 +227,11 @@ GRAMMARS: Mapping[str, Grammar] = {
         separator="::",
     ),
     "php": Grammar(
-        "tree_sitter_php",
         _types("function_definition method_declaration"),
         scopes=_types("class_declaration interface_declaration trait_declaration enum_declaration"),
         needs_body=True,
     ),
     "javascript": JavaScript(
-        "tree_sitter_javascript",
         _types("function_declaration generator_function_declaration"),
         wrappers=_types(
             """export_statement lexical_declaration variable_declaration expression_statement

@@ -56,7 +56,7 @@ def functions(source: str, language: str) -> list[Function]:
     entry = "language"
     if language == "php":  # mixes code and text; a fragment without `<?php` is code as well
         entry = "language_php" if b"<?" in data else "language_php_only"
-    file, tree = _File(data, language), _parsed(data, _language(grammar.package, entry))
+    file, tree = _File(data, language), _parsed(data, _language(language, entry))
     return [file.function(d) for d in file.definitions(tree, grammar) if not d.node.has_error]
 
 
@@ -198,11 +198,11 @@ def _last_leaf(node: Node) -> Node:
 
 
 @lru_cache
-def _language(package: str, entry: str) -> Language:
+def _language(name: str, entry: str) -> Language:
     try:
-        module = import_module(package)
+        module = import_module(f"tree_sitter_{name}")
     except ImportError as error:
-        wheel = package.replace("_", "-")
+        wheel = f"tree-sitter-{name}"
         raise ImportError(
             f"the grammar {wheel} isn't installed: pip install {wheel} (or 'tenfold[code]')"
         ) from error

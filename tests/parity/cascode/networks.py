@@ -56,6 +56,14 @@ def masked(ids: Tensor, c: Config) -> tuple[Tensor, Tensor]:
     return ids, (ids != c["pad_token_id"]).long()
 
 
+def batch_of(queries: tuple[Tensor, Tensor], codes: tuple[Tensor, Tensor]) -> Values:
+    names = "query_ids", "query_mask", "code_ids", "code_mask"
+    return {
+        "indices": torch.arange(len(codes[0])),
+        **dict(zip(names, queries + codes, strict=True)),
+    }
+
+
 def encoder(weights: Weights, c: Config, pooling: str, normalize: bool) -> CodeEncoder:
     module = Fast(text=text(c), pooling=pooling, normalize=normalize)
     load_weights(module, weights)
@@ -161,23 +169,16 @@ def biencoder_step(c: Config, inputs: Values, weights: Weights) -> Values:
     with torch.no_grad():
         found: Values = {"nl_vec": module.encoder(*queries), "code_vec": module.encoder(*codes)}
     found["scores"] = similarity_logits(found["nl_vec"], found["code_vec"], 1.0)
-    batch = {
-        "indices": torch.arange(len(codes[0])),
-        **dict(zip(("query_ids", "query_mask"), queries, strict=True)),
-        **dict(zip(("code_ids", "code_mask"), codes, strict=True)),
-    }
     record = Record(dict(report.mapped))
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=1,
         limit_train_batches=c["total_steps"],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         callbacks=[record],
+        **dict.fromkeys(quiet, False),
     )
-    trainer.fit(module, datamodule=Data(batch, c))
+    trainer.fit(module, datamodule=Data(batch_of(queries, codes), c))
     return found | record.found | {"lr_steps": torch.tensor(record.rates[: c["steps_run"]])}
 
 
@@ -242,13 +243,8 @@ def shared_joint_loss(c: Config, inputs: Values, weights: Weights) -> Values:
         """Without <s> and </s>."""
         return [row[keep.bool()][1:-1].tolist() for row, keep in zip(ids, mask, strict=True)]
 
-    batch = {
-        "indices": torch.arange(len(codes[0])),
-        **dict(zip(("query_ids", "query_mask"), queries, strict=True)),
-        **dict(zip(("code_ids", "code_mask"), codes, strict=True)),
-        "query_tokens": body(*queries),
-        "code_tokens": body(*codes),
-    }
+    tokens = {"query_tokens": body(*queries), "code_tokens": body(*codes)}
+    batch = batch_of(queries, codes) | tokens
     module.draw_pairs = lambda *_: pairs_with(inputs["neg_index"])
     terms: dict[str, Tensor] = {}
     original = module.total_loss
