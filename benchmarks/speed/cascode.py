@@ -1,4 +1,4 @@
-"""Our code search: `SearchModel`, as the search tool uses it, and the order of `cascade`.
+"""Our code search: `SearchModel`, as the search tool uses it, and the order of `Cascade`.
 
 What a variant does is "encoding", or the K of queries that are answered.
 """
@@ -18,13 +18,12 @@ from torch import Tensor
 from benchmarks.miniatures.code import sources
 from benchmarks.speed.cascode_peer import Search
 from benchmarks.speed.protocol import SpeedError
-from methods.cascode.encoders import load_searcher, read, text_config
 from methods.cascode.extraction import SourceError, functions
 from methods.cascode.inference import Precision, SearchModel
 from methods.cascode.model import PairHead
 from methods.cascode.module import Shared
-from methods.cascode.official import export, load_initial
-from methods.cascode.ranking import cascade, ranks, top_k
+from methods.cascode.official import export, load_initial, load_searcher, read, text_config
+from methods.cascode.ranking import Cascade, ranks, top_k
 from methods.cascode.tokenizer import CodeTokenizer
 from shared.checkpoints.reading import load_module
 from shared.training.allocator import keep_freed_memory
@@ -74,7 +73,7 @@ class Ours(Search):
         candidates = top_k(scores, depth)
         pairs = self.pairs(queries, candidates.tolist())
         judged = torch.from_numpy(model.score_pairs(pairs)).view(candidates.shape)
-        order = cascade(scores, candidates, judged)
+        order = Cascade(scores, candidates, judged)
         return order.ranking(), order.ranks(range(len(queries)), range(len(index)))
 
     def vectors(self, queries: list[str], codes: list[str]) -> list[Any]:

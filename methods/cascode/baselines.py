@@ -10,11 +10,7 @@ from shared.training.method import Method
 
 
 class Lexical(Method):
-    """BM25 over subtokens, the baseline without a network: nothing is trained.
-
-    Args:
-        k1, b: see `BM25`.
-    """
+    """BM25 over subtokens with its `k1` and `b`: nothing is trained."""
 
     def __init__(self, k1: float = 1.2, b: float = 0.75):
         super().__init__()

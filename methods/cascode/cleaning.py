@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
-from methods.cascode.extraction.function import SourceError
+from methods.cascode.extraction import SourceError
 
 FEWEST_TOKENS, MOST_TOKENS = 3, 256  # of a query
 FEWEST_IDENTIFIERS = 10  # of a function that can be compared with others
@@ -54,7 +54,8 @@ def documentation_tokens(text: str) -> list[str]:
 
 def strip_comment_delimiters(comment: str) -> str:
     """Text of `/** */` and `//` comments, each line stripped; a `/*` stays, as in CodeSearchNet."""
-    return "\n".join(_comment_line(line.strip()) for line in comment.split("\n"))
+    lines = [line.strip().removesuffix("*/") for line in comment.split("\n")]
+    return "\n".join(re.sub(r"^(?:\*|/\*\*|//)", "", line).strip() for line in lines)
 
 
 def query_tokens(documentation: str) -> list[str]:
@@ -80,19 +81,12 @@ def query_problem(tokens: Sequence[str]) -> str | None:
         return "link"
     if _TAG.search(text):
         return "markup"
-    ascii_share = sum(map(str.isascii, text)) / len(text)
-    if (
-        ascii_share < 0.95
-        or sum(map(str.isalpha, tokens)) < 2
-        or not any(token.lower() in _COMMON_WORDS for token in tokens)
-    ):
-        return "language"
-    return None
-
-
-def accepted_query(tokens: Sequence[str]) -> bool:
-    """Whether `docstring_tokens` of a CodeSearchNet file pass `query_problem`."""
-    return query_problem(tokens) is None
+    english = (
+        sum(map(str.isascii, text)) / len(text) >= 0.95
+        and sum(map(str.isalpha, tokens)) >= 2
+        and any(token.lower() in _COMMON_WORDS for token in tokens)
+    )
+    return None if english else "language"
 
 
 def without_comments(source: str, language: str) -> str:
@@ -150,14 +144,6 @@ def near_duplicates(
     return list(members.values())
 
 
-def _comment_line(line: str) -> str:
-    line = line.removesuffix("*/")
-    for opening in ("*", "/**", "//"):
-        if line.startswith(opening):
-            return line.removeprefix(opening).strip()
-    return line.strip()
-
-
 def _python_without_comments(source: str) -> str:
     parts, row, column, previous = [], 0, 0, tokenize.INDENT
     for token in _whole_tokens(source):
@@ -173,11 +159,7 @@ def _python_without_comments(source: str) -> str:
 
 
 def _whole_tokens(code: str) -> Iterator[tokenize.TokenInfo]:
-    """The tokens of Python code as before 3.12: a formatted string is one STRING.
-
-    Raises:
-        SourceError: it can't be tokenized.
-    """
+    """The tokens of Python code as before 3.12: a formatted string is one STRING."""
     lines = io.StringIO(code).readlines()
     open_strings: list[tuple[int, int]] = []
     try:
@@ -185,22 +167,17 @@ def _whole_tokens(code: str) -> Iterator[tokenize.TokenInfo]:
             if token.type in _STARTS:
                 open_strings.append(token.start)
             elif token.type in _ENDS:
-                start = open_strings.pop()
+                (first, left), (last, right) = start, end = open_strings.pop(), token.end
                 if not open_strings:
-                    text = _between(lines, start, token.end)
-                    yield tokenize.TokenInfo(tokenize.STRING, text, start, token.end, token.line)
+                    whole = lines[first - 1 : last]
+                    whole[-1] = whole[-1][:right]  # before the next line: both may be of one
+                    whole[0] = whole[0][left:]
+                    text = "".join(whole)
+                    yield tokenize.TokenInfo(tokenize.STRING, text, start, end, token.line)
             elif not open_strings:
                 yield token
     except (tokenize.TokenError, SyntaxError) as error:
         raise SourceError(f"not Python: {error}") from error
-
-
-def _between(lines: list[str], start: tuple[int, int], end: tuple[int, int]) -> str:
-    """Text from (line, column) to (line, column), lines counted from 1."""
-    (first, left), (last, right) = start, end
-    if first == last:
-        return lines[first - 1][left:right]
-    return "".join([lines[first - 1][left:], *lines[first : last - 1], lines[last - 1][:right]])
 
 
 def _count_matrix(documents: Sequence[Sequence[str]]) -> csr_array:

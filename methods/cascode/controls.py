@@ -1,8 +1,7 @@
 """CasCode's negative control; `conf/reproduce/cascode.yaml` names it."""
 
-from methods.cascode.frame import Batch
 from methods.cascode.losses import Pairs
-from methods.cascode.module import Slow
+from methods.cascode.module import Batch, Slow
 
 
 class ShuffledPairs(Slow):

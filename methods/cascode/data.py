@@ -17,12 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from methods.cascode.encoded import Chosen, Encoded, encode_files, named
 from methods.cascode.readers import (
+    Accept,
+    Encoded,
     Kind,
     Reader,
     code_search_net_files,
+    encode_files,
     lines_file,
+    named,
     only_file,
     query_tokens,
 )
@@ -38,23 +41,15 @@ Filter = Literal["graphcodebert"]
 
 @dataclass(frozen=True)
 class Split:
-    """Queries and candidates of a language.
-
-    Attributes:
-        queries, codes: token ids of Q queries and N candidates, without special tokens.
-        query_urls, code_urls: their identities; the answers of a query are the candidates of its
-            url.
-        answers: (Q,) the first of them, -1 if there is none.
-        allow_missing: whether there may be none.
-    """
+    """Q queries and N candidates of a language; a query's answers are the candidates of its url."""
 
     language: str
-    queries: TokenRows
+    queries: TokenRows  # without special tokens
     codes: TokenRows
     query_urls: list[str]
     code_urls: list[str]
-    answers: list[int]
-    allow_missing: bool
+    answers: list[int]  # (Q,) the first one, -1 if there is none
+    allow_missing: bool  # whether there may be none
 
 
 class CodeSearchData(pl.LightningDataModule):
@@ -77,14 +72,13 @@ class CodeSearchData(pl.LightningDataModule):
         batch_size: pairs, total over all ranks. eval_batch_size: of one rank.
         languages: trained on together, evaluated one by one.
         pairs: batches hold tokens to build pairs from.
-        num_workers: processes per loader.
         seed: of the order of pairs.
         subset: train on that many pairs, drawn with `subset_seed`; None for all.
         max_queries, max_candidates: at most so many in "val" and "test" of a language, drawn with
             `subset_seed`; candidates include all answers. None, or null for one of them, for all.
         filter: "graphcodebert" leaves out queries as its authors do (docs/papers/cascode.md,
-        section 6.2), for the
-            published CodeSearchNet; training pairs go with them, candidates stay.
+            section 6.2), for the published CodeSearchNet; training pairs go with them, candidates
+            stay.
         allow_missing: accept queries whose url no candidate has; they count as not found.
         max_corrupt: share of entries that can't be used beyond which a run stops.
         pool_batches: batches that are sorted by length together; 1 takes pairs as they come.
@@ -135,8 +129,6 @@ class CodeSearchData(pl.LightningDataModule):
         self._encoded: dict[tuple[Any, ...], Encoded] = {}
         self._splits: dict[Stage, list[Split]] = {}
 
-    # --- where AdvTest and CosQA differ ---
-
     def training_files(self, language: str) -> list[Path]:
         """Files of queries with their codes."""
         return code_search_net_files(Path(self._h.root), language, "train")
@@ -144,20 +136,16 @@ class CodeSearchData(pl.LightningDataModule):
     def evaluation_files(self, language: str, name: str) -> tuple[list[Path], list[Path]]:
         """Files of queries and files of candidates."""
         root = Path(self._h.root)
-        asked, candidates = (
-            code_search_net_files(root, language, part) for part in (name, "codebase")
-        )
-        return asked, candidates
+        asked = code_search_net_files(root, language, name)
+        return asked, code_search_net_files(root, language, "codebase")
 
-    def chosen(self) -> Chosen | None:
-        """Which training pairs and queries are used; None: all."""
+    def chosen(self) -> tuple[str, Accept] | None:
+        """Which training pairs and queries are used, as `encode_files` takes it; None: all."""
         if self._h.filter is None:
             return None
-        from methods.cascode.cleaning import accepted_query
+        from methods.cascode.cleaning import query_problem
 
-        return Chosen(self._h.filter, lambda entry: accepted_query(query_tokens(entry)))
-
-    # --- what the modules read ---
+        return self._h.filter, lambda entry: query_problem(query_tokens(entry)) is None
 
     @cached_property
     def tokenizer(self) -> CodeTokenizer:
@@ -169,18 +157,14 @@ class CodeSearchData(pl.LightningDataModule):
         h = self._h
         files = [self.training_files(language) for language in h.languages]
         parts = [self._texts(paths, "query", "code") for paths in files]
-        queries, codes = (
-            TokenRows.joined([part.tokens[kind] for part in parts]) for kind in ("query", "code")
-        )
-        numbers = [
-            np.concatenate([part.numbers[kind] for part in parts]) for kind in ("query", "code")
-        ]
+        kinds = get_args(Kind)
+        queries, codes = (TokenRows.joined([p.tokens[kind] for p in parts]) for kind in kinds)
+        numbers = [np.concatenate([part.numbers[kind] for part in parts]) for kind in kinds]
         if h.subset is not None and not 0 < h.subset <= len(queries):
             raise ValueError(f"subset={h.subset} but there are {len(queries)} training pairs")
         members = _drawn(len(queries), h.subset, h.subset_seed, 0x5B5)
-        return TrainingPairs(
-            self.tokenizer, self.lengths, queries, codes, numbers, members, h.pairs
-        )
+        texts = queries, codes, numbers, members
+        return TrainingPairs(self.tokenizer, self.lengths, *texts, h.pairs)
 
     def split(self, stage: Stage) -> list[Split]:
         """What validation ("val") or the test searches in, by language; none without a split.
@@ -190,7 +174,7 @@ class CodeSearchData(pl.LightningDataModule):
                 answer among the candidates; two queries of a code that has one.
             ValueError: fewer candidates asked for than there are answers.
         """
-        name = self._h.val_split if stage == "val" else self._h.test_split
+        name = self._name(stage)
         if name is None:
             return []
         if stage not in self._splits:
@@ -200,30 +184,18 @@ class CodeSearchData(pl.LightningDataModule):
 
     def texts(self, stage: Stage) -> list[tuple[list[str], list[str]]]:
         """Queries and candidates of each split in its order, as the files have them."""
-        name = self._h.val_split if stage == "val" else self._h.test_split
-        pairs = []
+        found = []
         for split in self.split(stage):
-            files = self.evaluation_files(split.language, name)
-            queries, answering = (
-                {text.identity: text for text in Reader(part, [kind], self.identity)}
-                for part, kind in zip(files, get_args(Kind), strict=True)
+            asked, answering = self.evaluation_files(split.language, self._name(stage))
+            queries = {t.identity: t.query for t in Reader(asked, ["query"], self.identity)}
+            codes = {t.identity: t.code for t in Reader(answering, ["code"], self.identity)}
+            found.append(
+                ([queries[u] for u in split.query_urls], [codes[u] for u in split.code_urls])
             )
-            pairs.append(
-                (
-                    [queries[url].query for url in split.query_urls],
-                    [answering[url].code for url in split.code_urls],
-                )
-            )
-        return pairs
-
-    # --- Lightning ---
+        return found
 
     def setup(self, stage: str) -> None:
-        """Read the files and check sizes: bad input is refused before training.
-
-        Raises:
-            ValueError: lengths without room for a text. And what `split` raises.
-        """
+        """Read the files and check sizes: bad input is refused before training."""
         if stage == "fit":
             next(self._schedule().batches(0))
         self.split("test" if stage == "test" else "val")
@@ -251,6 +223,9 @@ class CodeSearchData(pl.LightningDataModule):
             *self._rank_and_world(),
         )
 
+    def _name(self, stage: Stage) -> Any:
+        return self._h.val_split if stage == "val" else self._h.test_split
+
     def _evaluation(self, stage: Stage) -> EvaluationLoader | list:
         splits = self.split(stage)
         if not splits:
@@ -267,8 +242,6 @@ class CodeSearchData(pl.LightningDataModule):
         if self.trainer is None:
             return 0, 1
         return self.trainer.global_rank, self.trainer.world_size
-
-    # --- reading ---
 
     def _split(self, language: str, name: str, stage: Stage) -> Split:
         h = self._h
@@ -321,20 +294,12 @@ class CodeSearchData(pl.LightningDataModule):
     def _texts(self, files: Sequence[Path], *kinds: Kind) -> Encoded:
         place = *files, *kinds
         if place not in self._encoded:
-            h = self._h
-            kept: dict[Kind, int] = {
-                "query": self.lengths["query"],
-                "code": max(self.lengths["code"], self.lengths["pair"]),
-            }
+            longest = max(self.lengths["code"], self.lengths["pair"])
+            kept: dict[Kind, int] = {"query": self.lengths["query"], "code": longest}
+            chosen = self.chosen() if "query" in kinds else None
+            limits = self._h.max_corrupt, self._h.cache
             self._encoded[place] = encode_files(
-                files,
-                kinds,
-                self.tokenizer,
-                kept,
-                self.identity,
-                self.chosen() if "query" in kinds else None,
-                h.max_corrupt,
-                h.cache,
+                files, kinds, self.tokenizer, kept, self.identity, chosen, *limits
             )
         return self._encoded[place]
 
@@ -342,10 +307,7 @@ class CodeSearchData(pl.LightningDataModule):
 class AdvTestData(CodeSearchData):
     """CodeXGLUE's AdvTest: `root`/{train,valid,test}.jsonl, Python, names masked in valid and test.
 
-    The candidates of a split are its own codes. Arguments are those of `CodeSearchData`;
-    `languages` stays as it is.
-
-    Names of files and keys (`url`, `idx`, `docstring_tokens`, `function_tokens` or `code_tokens`)
+    The candidates of a split are its own codes; `languages` stays as it is. Names of files and keys
     are those of the repository's README and scripts. Not verified, since the files can't be had
     here: which key names the tokens in which split, and that no url is asked twice.
     Source: microsoft/CodeXGLUE `Text-Code/NL-code-search-Adv`.
@@ -363,9 +325,9 @@ class CosQAData(CodeSearchData):
     """CosQA: `root`/cosqa-retrieval-{train,dev,test}-*.json and code_idx_map.txt, Python.
 
     Queries are what people typed (`doc`); several of them ask for one code (`retrieval_idx`).
-    Candidates of both splits are all codes of the map; these still have their documentation,
-    unlike the codes trained on, as in the official script. Names and keys were checked on the
-    published dev file and map. Not verified: the content of the training file.
+    Candidates of both splits are all codes of the map; these still have their documentation, unlike
+    the codes trained on, as in the official script. Names and keys were checked on the published
+    dev file and map. Not verified: the content of the training file.
     Source: Jun-jie-Huang/CoCLR `data/search`; microsoft/CodeBERT@c0de43d
     `UniXcoder/downstream-tasks/code-search/run.py:TextDataset`.
 
@@ -389,58 +351,44 @@ class CosQAData(CodeSearchData):
         asked = only_file(root, f"cosqa-retrieval-{name}-*.json")
         return [asked], [only_file(root, "code_idx_map.txt")]
 
-    def chosen(self) -> Chosen | None:
+    def chosen(self) -> tuple[str, Accept] | None:
         if not self._h.only_matches:
             return None
-        return Chosen("label 1", lambda entry: entry.get("label") == 1)
+        return "label 1", lambda entry: entry.get("label") == 1
 
 
 @dataclass(frozen=True)
 class TrainingPairs:
-    """Makes training batches, see `CodeSearchData`.
-
-    Attributes:
-        queries, codes: of all N pairs.
-        numbers: of the queries and of the codes, each (N,): equal for equal texts.
-        members: (M,) the pairs that are trained on; a batch is asked for by places in it.
-        pairs: batches hold tokens.
-    """
+    """Makes training batches of N queries and codes, see `CodeSearchData`."""
 
     tokenizer: CodeTokenizer
     lengths: Mapping[str, int]
     queries: TokenRows
     codes: TokenRows
-    numbers: Sequence[NDArray[np.int64]]
-    members: NDArray[np.int64]
-    pairs: bool
+    numbers: Sequence[NDArray[np.int64]]  # of queries and codes, each (N,): equal for equal texts
+    members: NDArray[np.int64]  # (M,) the pairs that are trained on; batches are places in it
+    pairs: bool  # batches hold tokens
 
     def __len__(self) -> int:
         return len(self.members)
 
     def __getitems__(self, places: NDArray[np.int64]) -> Batch:
         indices = self.members[places]
-        queries, codes = self.queries.take(indices), self.codes.take(indices)
-        query_ids, query_mask = _padded(self.tokenizer, queries, self.lengths["query"])
-        code_ids, code_mask = _padded(self.tokenizer, codes, self.lengths["code"])
-        batch: Batch = {
-            "indices": torch.from_numpy(indices),
-            "query_ids": query_ids,
-            "query_mask": query_mask,
-            "code_ids": code_ids,
-            "code_mask": code_mask,
-        }
-        return batch | {"query_tokens": queries, "code_tokens": codes} if self.pairs else batch
+        batch: Batch = {"indices": torch.from_numpy(indices)}
+        for kind, rows in (("query", self.queries), ("code", self.codes)):
+            tokens = rows.take(indices)
+            ids, mask = _padded(self.tokenizer, tokens, self.lengths[kind])
+            batch |= {f"{kind}_ids": ids, f"{kind}_mask": mask}
+            if self.pairs:
+                batch[f"{kind}_tokens"] = tokens
+        return batch
 
 
 class SplitBatches:
     """Makes evaluation batches of at most `size` texts from their numbers, see `CodeSearchData`."""
 
     def __init__(
-        self,
-        tokenizer: CodeTokenizer,
-        lengths: Mapping[str, int],
-        splits: Sequence[Split],
-        size: int,
+        self, tokenizer: CodeTokenizer, lengths: Mapping[str, int], splits: list[Split], size: int
     ) -> None:
         self.tokenizer, self.lengths = tokenizer, lengths
         self._batches: list[tuple[str, str, TokenRows, NDArray[np.int64]]] = []

@@ -15,9 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from methods.cascode.ranking import (
+    Cascade,
     InnerProducts,
     Scores,
-    cascade,
     distractor_ranks,
     mrr,
     ranks,
@@ -38,14 +38,11 @@ DISTRACTORS = 1000  # codes of a batch of the distractor protocol, the right one
 
 
 class Ranked(NamedTuple):
-    """Metrics in percent, and the reciprocal rank of each query (Q,) that `mrr` is the mean of.
-
-    `fast_reciprocal` (Q,) is that of the first stage, where a second one followed.
-    """
+    """Metrics in percent, and the reciprocal rank of each query (Q,) that `mrr` is the mean of."""
 
     metrics: dict[str, float]
     reciprocal: Tensor
-    fast_reciprocal: Tensor | None = None
+    fast_reciprocal: Tensor | None = None  # that of the first stage, where a second one followed
 
     @property
     def gain(self) -> Tensor | None:
@@ -54,7 +51,7 @@ class Ranked(NamedTuple):
 
 
 class Vectors:
-    """Collects the vectors of evaluation batches, of queries and codes, language by language."""
+    """Vectors of evaluation batches, of queries and codes, language by language."""
 
     def __init__(self) -> None:
         self._pieces: dict[tuple[str, str], list[tuple[Tensor, Tensor]]] = defaultdict(list)
@@ -70,10 +67,9 @@ class Vectors:
         Raises:
             ValueError: some are missing, as when batches are limited.
         """
-        own = self._pieces.pop((language, kind), [])
-        pieces: list[Any] = [own]
+        pieces: list[Any] = [self._pieces.pop((language, kind), [])]
         if world_size() > 1:
-            pieces = [None] * world_size()
+            (own,), pieces = pieces, [None] * world_size()
             dist.all_gather_object(pieces, own)
         rows = [row for piece in pieces for row in piece]
         indices = torch.cat([torch.empty(0, dtype=torch.long), *(row[0] for row in rows)])
@@ -87,10 +83,10 @@ class Vectors:
 
 
 def rank_codes(queries: Tensor, codes: Tensor, split: Any, testing: bool) -> Ranked:
-    """Rank by the first stage alone: `mrr`, `recall_<k>`, and in the test `distractor_mrr`.
+    """Rank by the first stage's (Q, d) and (N, d): as `rank_by`, and in the test `distractor_mrr`.
 
     Args:
-        queries: (Q, d). codes: (N, d). split: names of both, see `methods.cascode.data`.
+        split: names of both, see `methods.cascode.data`.
     """
     ranked = rank_by(InnerProducts(queries, codes), split)
     if testing and len(queries) >= DISTRACTORS and min(split.answers) >= 0:
@@ -108,7 +104,7 @@ def rank_by(scores: Scores, split: Any) -> Ranked:
 def average(rankings: Mapping[str, Ranked]) -> dict[str, float]:
     """Unweighted means over the languages of what all of them have; several also one by one."""
     every = [ranked.metrics for ranked in rankings.values()]
-    shared = set.intersection(*(set(metrics) for metrics in every))
+    shared = set.intersection(*map(set, every))
     means = {name: sum(m[name] for m in every) / len(every) for name in sorted(shared)}
     if len(rankings) > 1:
         means |= {f"mrr_{language}": r.metrics["mrr"] for language, r in rankings.items()}
@@ -131,32 +127,27 @@ def re_rank(
     `pair_accuracy`: percent of right decisions about true pairs and as many wrong ones.
 
     Args:
-        score: (query, code) tokens -> scores, the same on every rank; see `shared_scores`.
+        score: (query, code) tokens -> scores, which the ranks share among themselves.
     """
     scores = InnerProducts(queries, codes)
-    fast = ranks(scores, split.query_urls, split.code_urls, allow_missing=split.allow_missing)
-    deepest = min(max(depths), len(codes))
-    candidates = top_k(scores, deepest)
-    slow = score(
-        [
-            (split.queries[query], split.codes[code])
-            for query, row in enumerate(candidates.tolist())
-            for code in row
-        ]
-    ).view(candidates.shape)
-    metrics: dict[str, float] = {}
-    reciprocal = torch.empty(0)
+    names = split.query_urls, split.code_urls
+    fast = ranks(scores, *names, allow_missing=split.allow_missing)
+    candidates = top_k(scores, min(max(depths), len(codes)))
+    pairs = [
+        (split.queries[query], split.codes[code])
+        for query, row in enumerate(candidates.tolist())
+        for code in row
+    ]
+    slow = shared_scores(pairs, score).view(candidates.shape)
+    at: dict[int, Tensor] = {}
     for depth in depths:
         kept = min(depth, len(codes))
-        order = cascade(scores, candidates[:, :kept], slow[:, :kept])
-        positions = order.ranks(split.query_urls, split.code_urls, split.allow_missing)
-        if depth == depths[0]:
-            metrics |= _metrics(positions)
-            reciprocal = reciprocal_ranks(positions)
-        metrics[f"mrr_at_{depth}"] = 100 * mrr(positions)
-    metrics["fast_mrr"] = 100 * mrr(fast)
-    metrics["pair_accuracy"] = _pair_accuracy(split, score)
-    return Ranked(metrics, reciprocal, reciprocal_ranks(fast))
+        order = Cascade(scores, candidates[:, :kept], slow[:, :kept])
+        at[depth] = order.ranks(*names, split.allow_missing)
+    best = at[depths[0]]
+    metrics = _metrics(best) | {f"mrr_at_{k}": 100 * mrr(found) for k, found in at.items()}
+    metrics |= {"fast_mrr": 100 * mrr(fast), "pair_accuracy": _pair_accuracy(split, score)}
+    return Ranked(metrics, reciprocal_ranks(best), reciprocal_ranks(fast))
 
 
 def shared_scores(pairs: Sequence[Pair], score: Score) -> Tensor:
@@ -165,8 +156,7 @@ def shared_scores(pairs: Sequence[Pair], score: Score) -> Tensor:
         return score(pairs)
     scores = torch.zeros(len(pairs), dtype=torch.float64)
     scores[rank() :: world_size()] = score(pairs[rank() :: world_size()]).double()
-    on_gpu = dist.get_backend() == "nccl"
-    message = scores.cuda() if on_gpu else scores
+    message = scores.cuda() if dist.get_backend() == "nccl" else scores
     dist.all_reduce(message)
     return message.float().cpu()
 
@@ -183,7 +173,7 @@ def _pair_accuracy(split: Any, score: Score) -> float:
         for codes in (answers, others)
         for query, code in zip(asked, codes, strict=True)
     ]
-    matched = score(pairs) > 0
+    matched = shared_scores(pairs, score) > 0
     right = torch.cat([matched[: len(asked)], ~matched[len(asked) :]])
     return 100 * float(right.double().mean())
 

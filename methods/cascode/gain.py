@@ -14,11 +14,9 @@ GAIN = "rerank_gain.json"
 def write_gain(folder: str | PathLike[str], changes: NDArray[np.float64], data: str) -> None:
     """Write the mean change in points of MRR and its 95% bootstrap interval over the queries.
 
-    By it the search tool decides whether a model may re-rank. Nothing is written for fewer than
-    two queries.
+    By it the search tool decides whether a model may re-rank. One query alone writes nothing.
 
     Args:
-        folder: of the checkpoint.
         changes: (Q,) reciprocal rank after re-ranking minus that of the first stage.
         data: what was asked, in words.
     """

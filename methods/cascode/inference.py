@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from methods.cascode.encoders import is_folder, load_searcher
 from methods.cascode.model import CodeEncoder, PairHead, Pooling
+from methods.cascode.official import is_folder, load_searcher
 from methods.cascode.scoring import encode, score_pairs
 from methods.cascode.tokenizer import CodeTokenizer
 from shared.checkpoints.pretrained_text import model_folder
@@ -30,7 +30,7 @@ class SearchModel:
 
     Args:
         encoder: of the first stage. judge: encoder and head that score pairs; None: cannot re-rank.
-        tokenizer, lengths: of both; lengths in tokens of a query, a code and a pair.
+        lengths: in tokens, of a query, a code and a pair.
         precision: "auto" measures which is faster, where the CPU computes in bfloat16.
 
     Attributes:
@@ -48,8 +48,7 @@ class SearchModel:
         precision: Precision = "auto",
     ):
         self.name, self.tokenizer, self.lengths = name, tokenizer, dict(lengths)
-        self.encoder = encoder.eval().requires_grad_(False)
-        self.judge = judge
+        self.encoder, self.judge = encoder, judge
         networks: list[nn.Module] = [encoder, *(judge or ())]
         for network in networks:
             network.eval().requires_grad_(False)
@@ -61,7 +60,7 @@ class SearchModel:
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """(n, d) vectors; of unit length if the model's pooling normalises."""
-        return self._encode(texts, "query", None)
+        return self._encode(texts, "query")
 
     def encode_codes(
         self, texts: Sequence[str], progress: Callable[[int], None] | None = None
@@ -70,22 +69,17 @@ class SearchModel:
         return self._encode(texts, "code", progress)
 
     def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
-        """(n,) z_1 - z_0 of each query and code; those of several queries share batches.
-
-        Raises:
-            CheckpointError: the model has no head that judges pairs.
-        """
+        """(n,) z_1 - z_0 of each query and code; a CheckpointError of a model without a head."""
         if self.judge is None:
             raise CheckpointError(f"{self.name} cannot judge pairs: it has no second stage")
-        # A text that occurs in many pairs is tokenised once.
-        texts = list(dict.fromkeys(text for pair in pairs for text in pair))
+        texts = list(dict.fromkeys(text for pair in pairs for text in pair))  # each once
         tokens = dict(zip(texts, self.tokenizer.encode(texts), strict=True))
         rows = [(tokens[query], tokens[code]) for query, code in pairs]
         limits = self.lengths["pair"], self.lengths["query"]
         return score_pairs(*self.judge, self.tokenizer, rows, *limits).numpy()
 
     def _encode(
-        self, texts: Sequence[str], kind: str, progress: Callable[[int], None] | None
+        self, texts: Sequence[str], kind: str, progress: Callable[[int], None] | None = None
     ) -> NDArray[np.float32]:
         tokens = self.tokenizer.encode(texts)
         return encode(self.encoder, self.tokenizer, tokens, self.lengths[kind], progress).numpy()
@@ -93,7 +87,6 @@ class SearchModel:
 
 def load_search_model(
     source: str | PathLike[str],
-    fast: str | PathLike[str] | None = None,
     precision: Precision = "auto",
     pooling: Pooling = "mean",
     normalize: bool = True,
@@ -101,8 +94,6 @@ def load_search_model(
     """A checkpoint of `Fast`, `Slow` or `Shared`, a folder of Hugging Face's layout, or a package.
 
     Args:
-        source: the file or folder, or "package:NAME" of an installed Python package.
-        fast: the first stage of a `Slow` checkpoint, if not the one it was trained with.
         pooling, normalize: of a folder or package; a checkpoint knows its own.
 
     Raises:
@@ -118,16 +109,15 @@ def load_search_model(
         most = encoder.text.embeddings.max_length
         lengths = {kind: min(length, most) for kind, length in LENGTHS.items()}
         return SearchModel(str(source), encoder, tokenizer, lengths, precision=precision)
-    from methods.cascode.frame import CodeSearch
+    from methods.cascode.module import CodeSearch
 
     module = load_module(source)
     if not isinstance(module, CodeSearch):
         raise CheckpointError(f"{source}: a checkpoint of {type(module).__name__}, not of CasCode")
     saved = load_checkpoint(source)
-    tokenizer = CodeTokenizer.from_state(saved["tokenizer"])
-    judge = None if module.judge is None else (module.encoder, module.judge.head)
-    encoder = module.searcher if fast is None else load_searcher(fast, pooling, normalize)
-    return SearchModel(str(source), encoder, tokenizer, saved["lengths"], judge, precision)
+    tokenizer, lengths = CodeTokenizer.from_state(saved["tokenizer"]), saved["lengths"]
+    judge = (module.encoder, module.classifier) if module.k_test else None
+    return SearchModel(str(source), module.searcher, tokenizer, lengths, judge, precision)
 
 
 def _fingerprint(

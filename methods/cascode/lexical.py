@@ -15,19 +15,14 @@ from numpy.typing import NDArray
 # `HTTPServer_v2` -> HTTP, Server, v, 2; `URLs` -> URL, s. Letters without case count as small ones.
 _SMALL = r"[^\W\d_A-Z]"
 SUBTOKEN = re.compile(rf"[A-Z]{{2,}}(?=s(?![^\W\d_]))|[A-Z]+(?!{_SMALL})|[A-Z]?{_SMALL}+|\d+")
-STOP_WORDS = frozenset(
-    (
-        *("an", "and", "are", "as", "at", "be", "by", "for", "from", "if", "in", "is", "it", "its"),
-        *("of", "on", "or", "that", "the", "this", "to", "was", "will", "with"),
-    )
-)
+_STOP = "an and are as at be by for from if in is it its of on or that the this to was will with"
+STOP_WORDS = frozenset(_STOP.split())
 
 
 def subtokens(text: str) -> list[str]:
-    """Words of a text and parts of its identifiers, in lower case.
+    """Words of a text and parts of its identifiers, cut at underscores, changes of case and digits.
 
-    Identifiers are cut at underscores, changes of case and digits. Single characters and
-    `STOP_WORDS` are left out.
+    In lower case, without single characters and `STOP_WORDS`.
     """
     words = (token.lower() for token in SUBTOKEN.findall(text))
     return [token for token in words if len(token) > 1 and token not in STOP_WORDS]
@@ -52,33 +47,20 @@ class BM25:
             raise ModuleNotFoundError(
                 "BM25 needs the package bm25s: pip install 'tenfold[code]'"
             ) from error
-        documents = [subtokens(code) for code in codes]
         self._terms: dict[str, int] = {}
-        ids = [
-            [self._terms.setdefault(t, len(self._terms)) for t in tokens] for tokens in documents
-        ]
-        if not self._terms:
+        terms = self._terms
+        ids = [[terms.setdefault(t, len(terms)) for t in subtokens(code)] for code in codes]
+        if not terms:
             raise ValueError(f"none of {len(codes)} codes has a word to be found by")
         self._index = bm25s.BM25(k1=k1, b=b, method="lucene")
         self._index.index((ids, self._terms), create_empty_token=False, show_progress=False)
         self._size = len(codes)
 
-    def __len__(self) -> int:
-        return self._size
-
     def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
         """(Q, N) scores >= 0. The row of a query without an indexed term is 0 throughout: it ranks
-        nothing, and must not be standardised; see `knows`."""
+        nothing, and must not be standardised."""
         scores = np.zeros((len(queries), self._size), dtype=np.float32)
-        for row, terms in zip(scores, self._known(queries), strict=True):
-            if terms:
+        for row, query in zip(scores, queries, strict=True):
+            if terms := [self._terms[t] for t in subtokens(query) if t in self._terms]:
                 row[:] = self._index.get_scores_from_ids(terms)
         return scores
-
-    def knows(self, queries: Sequence[str]) -> NDArray[np.bool_]:
-        """(Q,) whether a query has a term that some code has."""
-        return np.array([bool(terms) for terms in self._known(queries)], dtype=bool)
-
-    def _known(self, queries: Sequence[str]) -> list[list[int]]:
-        terms = self._terms
-        return [[terms[t] for t in subtokens(query) if t in terms] for query in queries]

@@ -29,10 +29,7 @@ def pairs_with(negatives: Tensor) -> Pairs:
 
 
 def match_scores(logits: Tensor) -> Tensor:
-    """(P, 2) -> (P,): z_1 - z_0, in the order of the probability of a match.
-
-    (The official ranking script reads z_1 alone, which is another order.)
-    """
+    """(P, 2) -> (P,): z_1 - z_0, ordered as the probability of a match; officially z_1 alone."""
     logits = logits.float()
     return logits[:, 1] - logits[:, 0]
 
@@ -46,11 +43,7 @@ def matching_loss(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def uniform_negatives(uniforms: Tensor) -> Tensor:
-    """(B,) numbers in [0, 1) -> for each query the row of another one's code, all equally likely.
-
-    Raises:
-        ValueError: a batch of one pair has no negative.
-    """
+    """(B,) numbers in [0, 1) -> for each query the row of another one's code, equally likely."""
     size = len(uniforms)
     if size < 2:
         raise ValueError("a batch of one pair has no negative: raise batch_size")

@@ -54,15 +54,11 @@ class CodeEncoder(nn.Module):
         return self.text.encode(ids, mask, types, first_only=True)[:, 0]
 
     def freeze(self, layers: int) -> None:
-        """Train neither the embeddings nor the first `layers` layers; 0 freezes nothing.
-
-        Raises:
-            ValueError: nothing would be left to train.
-        """
-        if not 0 <= layers < len(self.text.layers):
+        """Train neither the embeddings nor the first `layers` layers; 0 freezes nothing."""
+        count = len(self.text.layers)
+        if not 0 <= layers < count:
             raise ValueError(
-                f"frozen_layers={layers}: choose 0 to {len(self.text.layers) - 1}, this encoder "
-                f"has {len(self.text.layers)} layers"
+                f"frozen_layers={layers}: choose 0 to {count - 1}, this encoder has {count} layers"
             )
         if layers:
             self.text.embeddings.requires_grad_(False)
@@ -79,8 +75,7 @@ class PairHead(nn.Module):
     def __init__(self, width: int, dropout: float):
         super().__init__()
         self.dropout = dropout
-        self.dense = nn.Linear(width, width)
-        self.output = nn.Linear(width, 2)
+        self.dense, self.output = nn.Linear(width, width), nn.Linear(width, 2)
         for layer in (self.dense, self.output):
             initialise_bert(layer, std=0.02)
 

@@ -1,34 +1,50 @@
 """Files of the CodeBERT repository and encoders of the hub <-> our modules (docs/papers/cascode.md,
-section 9).
+section 9), and the first stage of a search.
 
-There is no official CasCode. Three kinds of files exist: an encoder as the hub has it
-(`embeddings...`, perhaps below `roberta.` or `bert.`), the bi-encoder that the repository
-fine-tunes (the same below `encoder.`), and its pair classifier (`roberta....`, `classifier....`);
-the joint model of the golden case has the encoder below `encoder.` and the same `classifier....`.
+Three kinds of files exist: an encoder as the hub has it (`embeddings...`, perhaps below `roberta.`
+or `bert.`), the bi-encoder that the repository fine-tunes (the same below `encoder.`), and its pair
+classifier (`roberta....`, `classifier....`); the joint model of the golden case has the encoder
+below `encoder.` and the same `classifier....`.
 
 A module here is one of `methods.cascode.module`: it has an `encoder`, and a `classifier` if it
-judges pairs.
+judges pairs. Lightning is not imported, for which a query from the command line need not wait.
 """
 
 from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from methods.cascode.encoders import NO_JUDGE, encoder_rules, read, rules_below, trained_encoder
-from shared.checkpoints.official import (
-    KeyReport,
-    KeyTable,
-    Rule,
-    export_official,
-    import_official,
+from methods.cascode.model import CodeEncoder, Pooling
+from shared.checkpoints.official import KeyReport, KeyTable, Rule, export_official, import_official
+from shared.checkpoints.pretrained_text import (
+    POSITION_IDS,
+    bert_rules,
+    hugging_face_state,
+    model_folder,
 )
+from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
+from shared.data.readers.files import is_integer, is_number, one_line, shortened
+from shared.data.readers.packages import PACKAGE
+from shared.files import read_json
 
 HEAD = [
     Rule("classifier.dense.{rest}", "classifier.dense.{rest}"),
     Rule("classifier.out_proj.{rest}", "classifier.output.{rest}"),
 ]
+NO_JUDGE = {"classifier.{rest}": "the first stage judges no pairs"}
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "intermediate_size": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "type_vocab_size": "type_vocab_size",
+}
+_MOST = 1 << 31  # parameters: what asks for more is made to fill the memory
 
 
 def load(module: nn.Module, path: str | PathLike[str]) -> KeyReport:
@@ -48,7 +64,7 @@ def load(module: nn.Module, path: str | PathLike[str]) -> KeyReport:
 def load_weights(
     module: Any, source: Mapping[str, Any], fresh: Mapping[str, str] | None = None
 ) -> KeyReport:
-    """`load` from the content of a file; also takes what `export` gives.
+    """`load` from the content of a file, or from what `export` gives.
 
     Args:
         fresh: keys of the module that the file may lack, with the reason.
@@ -68,11 +84,7 @@ def load_initial(module: nn.Module, path: str | PathLike[str]) -> KeyReport:
 
 
 def warm_start(module: nn.Module, path: str | PathLike[str], kind: str) -> KeyReport:
-    """As `load_initial`; with `kind` "tenfold" the encoder of a checkpoint of ours.
-
-    Raises:
-        ValueError: another kind than "tenfold" or "official".
-    """
+    """As `load_initial`; with `kind` "tenfold" the encoder of a checkpoint of ours."""
     if kind == "official":
         return load_initial(module, path)
     if kind != "tenfold":
@@ -85,11 +97,9 @@ def warm_start(module: nn.Module, path: str | PathLike[str], kind: str) -> KeyRe
 
 def export(module: Any) -> dict[str, Any]:
     """The module's state under the repository's names: a bi-encoder or a classifier."""
-    if hasattr(module, "classifier"):
-        rules = rules_below("roberta.", module.encoder) + HEAD
-    else:
-        rules = rules_below("encoder.", module.encoder)
-    return export_official(module, KeyTable(rules))
+    judges = hasattr(module, "classifier")
+    rules = rules_below("roberta." if judges else "encoder.", module.encoder)
+    return export_official(module, KeyTable(rules + HEAD if judges else rules))
 
 
 def _imported(source: Mapping[str, Any], table: KeyTable, module: Any) -> KeyReport:
@@ -97,3 +107,118 @@ def _imported(source: Mapping[str, Any], table: KeyTable, module: Any) -> KeyRep
     report = import_official(source, table, module)
     module.initial = None
     return report
+
+
+def load_searcher(
+    path: str | PathLike[str], pooling: Pooling = "mean", normalize: bool = True
+) -> CodeEncoder:
+    """The encoder of a first stage: of a checkpoint of ours, or of a folder or package.
+
+    Args:
+        pooling, normalize: of a folder's or package's encoder; a checkpoint knows its own.
+
+    Raises:
+        CheckpointError: not readable without executing code, of another method, or any key
+            missing, unexpected or of another shape.
+    """
+    if not is_folder(path):
+        return trained_encoder(path)
+    folder = model_folder(path)
+    encoder = CodeEncoder(text_config(folder), pooling, normalize)
+    source = hugging_face_state(folder)
+    rules, dropped = encoder_rules(source, encoder)
+    table = KeyTable(rules, dropped | NO_JUDGE)
+    import_official(source, table, nn.ModuleDict({"encoder": encoder}))
+    return encoder
+
+
+def trained_encoder(path: str | PathLike[str]) -> CodeEncoder:
+    """The encoder of a checkpoint of ours; errors as those of `load_searcher`."""
+    module = load_module(path)
+    if not isinstance(encoder := getattr(module, "encoder", None), CodeEncoder):
+        raise CheckpointError(f"{path}: a checkpoint of {type(module).__name__}, not of CasCode")
+    return encoder
+
+
+def is_folder(path: str | PathLike[str]) -> bool:
+    """Whether `path` is a folder in Hugging Face's layout or a package, not a file."""
+    return str(path).startswith(PACKAGE) or Path(path).is_dir()
+
+
+def read(path: str | PathLike[str]) -> dict[str, Any]:
+    """Content of a file, or of a folder or package of Hugging Face's layout."""
+    return hugging_face_state(model_folder(path)) if is_folder(path) else load_checkpoint(path)
+
+
+def encoder_rules(
+    source: Mapping[str, Any], encoder: CodeEncoder
+) -> tuple[list[Rule], dict[str, str]]:
+    """How the keys of a file become those of a module's `encoder`, and which it has no use for.
+
+    Raises:
+        CheckpointError: no encoder in it.
+    """
+    for prefix in ("encoder.", "roberta.", "bert.", ""):
+        if f"{prefix}embeddings.word_embeddings.weight" in source:
+            break
+    else:
+        raise CheckpointError(
+            "no BERT or RoBERTa encoder: the file lacks embeddings.word_embeddings.weight (also "
+            "below encoder., roberta. and bert.)"
+        )
+    dropped = {
+        f"{prefix}embeddings.position_ids": POSITION_IDS,
+        f"{prefix}embeddings.token_type_ids": POSITION_IDS,
+        "lm_head.{rest}": "the head of RoBERTa's own training",
+        "cls.{rest}": "the head of BERT's own training",
+    }
+    if encoder.pooler is None:
+        dropped[f"{prefix}pooler.{{rest}}"] = f"pooling={encoder.pooling} has no use for it"
+    return rules_below(prefix, encoder), dropped
+
+
+def rules_below(prefix: str, encoder: CodeEncoder) -> list[Rule]:
+    """Rules for the keys of a file that has the encoder below `prefix`."""
+    rules = bert_rules(prefix, "encoder.text.")
+    if encoder.pooler is not None:
+        rules.append(Rule(f"{prefix}pooler.dense.{{rest}}", "encoder.pooler.{rest}"))
+    return rules
+
+
+def text_config(folder: Path) -> dict[str, Any]:
+    """Arguments of `TextTransformer` as a folder's config.json has them.
+
+    Raises:
+        CheckpointError: unreadable, or a model of another architecture.
+    """
+    path = folder / "config.json"
+    try:
+        config = read_json(path)
+        if (kind := config["model_type"]) not in ("bert", "roberta"):
+            raise CheckpointError(
+                f"{path}: model_type {shortened(kind)}, but only bert and roberta are known"
+            )
+        sizes = {name: config[key] for name, key in _SIZES.items()}
+        shares = {"dropout": config["hidden_dropout_prob"], "eps": config["layer_norm_eps"]}
+        found = {**sizes, **shares, "pad_id": config["pad_token_id"]}
+        if not (
+            all(is_integer(size) and size > 0 for size in sizes.values())
+            and all(is_number(share) and 0 <= share < 1 for share in shares.values())
+            and is_integer(found["pad_id"])
+            and 0 <= found["pad_id"] < min(sizes["vocab_size"], sizes["max_positions"])
+            and sizes["hidden_size"] % sizes["num_heads"] == 0
+            and _parameters(sizes) <= _MOST
+        ):
+            raise ValueError(f"no encoder has {shortened(found)}")
+        return found | {"positions_after_pad": kind == "roberta"}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: not readable as the config of an encoder ({one_line(repr(error))})"
+        ) from error
+
+
+def _parameters(sizes: Mapping[str, int]) -> int:
+    width = sizes["hidden_size"]
+    rows = sizes["vocab_size"] + sizes["max_positions"] + sizes["type_vocab_size"]
+    per_layer = 4 * width * width + 2 * width * sizes["intermediate_size"]
+    return rows * width + sizes["num_layers"] * per_layer

@@ -1,10 +1,9 @@
 """Ranks of the right codes, their mean reciprocal, and the order of the cascade.
 
-Shapes: Q queries, N candidates, K of them re-ranked, d vector size.
-
-A code's identity is its url: several candidates of one url are the same answer, the best one
-counts. Equal scores count against the model (`pessimistic`), so that a constant score, as of a
-collapsed network, finds nothing; the official code leaves their order to an unstable sort.
+Shapes: Q queries, N candidates, K of them re-ranked, d vector size. A code's identity is its url:
+several candidates of one url are the same answer, the best one counts. Equal scores count against
+the model (`pessimistic`), so that a constant score, as of a collapsed network, finds nothing; the
+official code leaves their order to an unstable sort.
 Source: docs/papers/cascode.md, sections 3.5 and 7; microsoft/CodeBERT@c0de43d
 `UniXcoder/downstream-tasks/ code-search/run.py:evaluate`,
 `CodeBERT/codesearch/{process_data,mrr}.py`.
@@ -26,12 +25,9 @@ BLOCK = 2**23  # scores looked at in one go
 
 @dataclass(frozen=True)
 class InnerProducts:
-    """Scores (Q, N) = queries @ codes.T, computed for the rows that are asked for.
+    """Scores (Q, N) = queries (Q, d) @ codes (N, d).T, computed for the rows that are asked for.
 
     All scores of 14,918 queries and 43,827 codes would take 2.6 GB.
-
-    Attributes:
-        queries: (Q, d). codes: (N, d).
     """
 
     queries: Tensor
@@ -46,9 +42,6 @@ class InnerProducts:
 
 
 Scores = Tensor | InnerProducts
-
-
-# --- ranks ---
 
 
 def ranks(
@@ -66,10 +59,10 @@ def ranks(
         query_ids, code_ids: the answer of a query is any candidate with the query's id.
         ties: codes of another id with the same score stand before the answer (`pessimistic`),
             behind it (`optimistic`), or where their index puts them (`index`: as `top_k` orders).
-        allow_missing: accept queries without an answer among the candidates.
 
     Raises:
-        ValueError: shapes that do not fit, a NaN, or a query without an answer.
+        ValueError: shapes that do not fit, a NaN, or, unless `allow_missing`, a query without an
+            answer among the candidates.
     """
     queries, codes = _numbered(query_ids, code_ids, scores.shape, allow_missing)
     positions = torch.zeros(len(queries), dtype=torch.int64)
@@ -113,10 +106,6 @@ def top_k(scores: Scores, k: int) -> Tensor:
     return best
 
 
-# --- cascade ---
-
-
-@dataclass(frozen=True)
 class Cascade:
     """The order of both stages: the re-ranked codes by slow score, below them the rest by fast one.
 
@@ -124,13 +113,30 @@ class Cascade:
     code's rank changes only if it is among the top K, and recall@K of the first stage bounds the
     result: MRR <= recall@K + (share outside) / (K + 1).
 
-    Attributes:
-        fast_scores: (Q, N). candidates: (Q, K) by ascending index. slow_scores: (Q, K) of those.
+    Args:
+        fast_scores: (Q, N). candidates: (Q, K), the `top_k` of these, in any order.
+        slow_scores: (Q, K) of the candidates.
+
+    Raises:
+        ValueError: shapes that do not fit, a candidate twice or out of range, a NaN.
     """
 
-    fast_scores: Scores
-    candidates: Tensor
-    slow_scores: Tensor
+    def __init__(self, fast_scores: Scores, candidates: Tensor, slow_scores: Tensor):
+        candidates, slow_scores = candidates.cpu(), slow_scores.cpu()
+        queries, size = fast_scores.shape
+        if candidates.shape != slow_scores.shape or len(candidates) != queries:
+            raise ValueError(
+                f"{tuple(candidates.shape)} candidates and {tuple(slow_scores.shape)} slow scores "
+                f"do not fit {queries} queries"
+            )
+        if slow_scores.isnan().any():
+            raise ValueError("a slow score is NaN: the network has diverged")
+        self.candidates, order = candidates.sort(dim=1)  # by index
+        if (self.candidates.diff(dim=1) == 0).any():
+            raise ValueError("a candidate of a query occurs twice")
+        if candidates.numel() and not 0 <= candidates.min() <= candidates.max() < size:
+            raise ValueError(f"a candidate is none of the {size} codes")
+        self.fast_scores, self.slow_scores = fast_scores, slow_scores.gather(1, order)
 
     def ranking(self) -> Tensor:
         """(Q, N) int64 on the CPU: all candidates, best first, the lower index first if equal."""
@@ -140,9 +146,8 @@ class Cascade:
         rest = torch.empty(queries, candidates - first.shape[1], dtype=torch.int64)
         for rows, block in _blocks(self.fast_scores, torch.arange(queries)):
             order = block.sort(dim=1, descending=True, stable=True).indices.cpu()
-            inside = torch.zeros_like(order, dtype=torch.bool).scatter(
-                1, self.candidates[rows], True
-            )
+            inside = torch.zeros_like(order, dtype=torch.bool)
+            inside.scatter_(1, self.candidates[rows], True)
             rest[rows] = order[~inside.gather(1, order)].view(len(rows), rest.shape[1])
         return torch.cat([first, rest], dim=1)
 
@@ -155,11 +160,7 @@ class Cascade:
         ties: Ties = "pessimistic",
     ) -> Tensor:
         """As the function `ranks`; ties are looked for by slow score inside the top K, by fast
-        score outside.
-
-        Raises:
-            ValueError: as `ranks`.
-        """
+        score outside."""
         queries, codes = _numbered(query_ids, code_ids, self.fast_scores.shape, allow_missing)
         positions = _rank(self.slow_scores, codes[self.candidates] == queries[:, None], ties)
         # The top K score at least as high as all others: outside, the fast rank stays. (If equal
@@ -172,34 +173,7 @@ class Cascade:
         return positions
 
 
-def cascade(fast_scores: Scores, candidates: Tensor, slow_scores: Tensor) -> Cascade:
-    """Re-rank the best of the first stage.
-
-    Args:
-        fast_scores: (Q, N). candidates: (Q, K), the `top_k` of these, in any order.
-        slow_scores: (Q, K) of the candidates.
-
-    Raises:
-        ValueError: shapes that do not fit, a candidate twice or out of range, a NaN.
-    """
-    candidates, slow_scores = candidates.cpu(), slow_scores.cpu()
-    queries, size = fast_scores.shape
-    if candidates.shape != slow_scores.shape or len(candidates) != queries:
-        raise ValueError(
-            f"{tuple(candidates.shape)} candidates and {tuple(slow_scores.shape)} slow scores do "
-            f"not fit {queries} queries"
-        )
-    if slow_scores.isnan().any():
-        raise ValueError("a slow score is NaN: the network has diverged")
-    candidates, order = candidates.sort(dim=1)
-    if (candidates.diff(dim=1) == 0).any():
-        raise ValueError("a candidate of a query occurs twice")
-    if candidates.numel() and not 0 <= candidates.min() <= candidates.max() < size:
-        raise ValueError(f"a candidate is none of the {size} codes")
-    return Cascade(fast_scores, candidates, slow_scores.gather(1, order))
-
-
-# --- distractor protocol: not comparable with the full-codebase one, reported only next to it ---
+# The distractor protocol is not comparable with the full-codebase one, only reported next to it.
 
 
 def distractor_batches(count: int, size: int = 1000, seed: int = 0) -> Tensor:
@@ -216,13 +190,8 @@ def distractor_batches(count: int, size: int = 1000, seed: int = 0) -> Tensor:
 
 
 def diagonal_ranks(scores: Tensor) -> Tensor:
-    """(..., S) int64: ranks where the code of query r is candidate r; equal ones stand before it.
-
-    Args: scores (..., S, S).
-
-    Raises:
-        ValueError: a score is NaN.
-    """
+    """Ranks (..., S) int64 by scores (..., S, S) where query r's code is candidate r; equal ones
+    stand before it, a NaN is a ValueError."""
     if scores.isnan().any():
         raise ValueError("a score is NaN: the network has diverged")
     own = scores.diagonal(dim1=-2, dim2=-1)
@@ -230,19 +199,13 @@ def diagonal_ranks(scores: Tensor) -> Tensor:
 
 
 def distractor_ranks(queries: Tensor, codes: Tensor, size: int = 1000, seed: int = 0) -> Tensor:
-    """(B, size) int64: the rank of each code among the codes of its batch.
+    """(B, size) int64: the rank of each code among those of its batch of `distractor_batches`.
 
     Args:
-        queries, codes: (pairs, d) vectors of the test pairs. size, seed: of `distractor_batches`.
-
-    Raises:
-        ValueError: fewer pairs than one batch needs, or a score is NaN.
+        queries, codes: (pairs, d) vectors of the test pairs.
     """
     batches = distractor_batches(len(queries), size, seed)
     return torch.stack([diagonal_ranks(queries[batch] @ codes[batch].T) for batch in batches])
-
-
-# --- parts ---
 
 
 def _numbered(
@@ -269,11 +232,7 @@ def _numbered(
 
 
 def _blocks(scores: Scores, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield some of the rows and their scores at a time.
-
-    Raises:
-        ValueError: a score is NaN.
-    """
+    """Yield some of the rows and their scores at a time; a NaN is a ValueError."""
     for part in rows.split(max(1, BLOCK // max(1, scores.shape[1]))):
         if not len(part):
             return

@@ -1,4 +1,4 @@
-"""Files of code-search data sets: entries, their texts, and which files belong to a split.
+"""Files of code-search data sets: which ones belong to a split, entries, their texts and token ids.
 
 CodeSearchNet's layout is that of the CodeBERT repository (docs/papers/cascode.md, section 6.1), or
 the archives as they were published; AdvTest is CodeXGLUE's, CosQA is that of its authors. `code`
@@ -6,12 +6,22 @@ and `original_string` hold the documentation, hence the answer, and are never re
 """
 
 import gzip
+import hashlib
+import logging
+import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from methods.cascode.tokenizer import CodeTokenizer, TokenRows
 from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.loading.feature_cache import Arrays, cache_key, cached
 from shared.data.readers.files import (
     is_integer,
     is_text,
@@ -23,10 +33,15 @@ from shared.data.readers.files import (
 )
 from shared.files import parse_json
 
+log = logging.getLogger(__name__)
 Kind = Literal["query", "code"]
 Accept = Callable[[Mapping[str, Any]], bool]
 LINES = (".jsonl", ".jsonl.gz")
 LONGEST = 1 << 26  # bytes of a line
+VERSION = 1  # of token ids that are kept
+CHUNK = 1000  # texts tokenised at once
+LEAKING = 0.05  # share of codes with their query inside, beyond which it is no coincidence
+TELLING = 20  # letters of a query that are in a code by no coincidence
 
 
 class Text(NamedTuple):
@@ -82,10 +97,10 @@ class Reader:
                     self.unusable += 1
                     self.problem = self.problem or f"{where}: {error}"
                     continue
-                if self.accept is not None and not self.accept(entry):
+                if self.accept is None or self.accept(entry):
+                    yield text
+                else:
                     self.refused += 1
-                    continue
-                yield text
             if self.total == before:
                 raise DataCorruptError(f"{path}: no entries")
 
@@ -95,11 +110,8 @@ class Reader:
             raise _UnusableError(
                 f"its {self.identity!r} is {shortened(identity)}, expected a text or number"
             )
-        return Text(
-            str(identity),
-            query_text(entry) if "query" in self.kinds else "",
-            code_text(entry) if "code" in self.kinds else "",
-        )
+        query = query_text(entry) if "query" in self.kinds else ""
+        return Text(str(identity), query, code_text(entry) if "code" in self.kinds else "")
 
 
 def query_text(entry: Mapping[str, Any]) -> str:
@@ -131,26 +143,17 @@ def code_search_net_files(root: Path, language: str, part: str) -> list[Path]:
     """
     folder = root / language
     if not folder.is_dir():
-        there = (
-            sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-        )
+        there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
         hint = f". Languages that {root} has: {', '.join(there)}" if there else ""
         raise DataNotFoundError(f"{not_found(folder)}{hint}")
     published = folder / "final" / "jsonl"
-    if published.is_dir():
-        parts = ("valid", "test") if part == "codebase" else (part,)
-        files = [path for name in parts for path in sorted((published / name).glob("*.jsonl*"))]
-        if files:
-            return files
-    return [lines_file(folder, part)]
+    parts = ("valid", "test") if part == "codebase" else (part,)
+    files = [path for name in parts for path in sorted((published / name).glob("*.jsonl*"))]
+    return files or [lines_file(folder, part)]
 
 
 def lines_file(folder: Path, name: str) -> Path:
-    """`folder`/`name`.jsonl or .jsonl.gz.
-
-    Raises:
-        DataNotFoundError: neither is there.
-    """
+    """`folder`/`name`.jsonl or .jsonl.gz; a DataNotFoundError if neither is there."""
     for suffix in LINES:
         if (path := folder / f"{name}{suffix}").is_file():
             return path
@@ -158,17 +161,126 @@ def lines_file(folder: Path, name: str) -> Path:
 
 
 def only_file(folder: Path, pattern: str) -> Path:
-    """The only file of `folder` that matches the pattern.
-
-    Raises:
-        DataNotFoundError: there is none, or there are several.
-    """
+    """The file of `folder` that matches the pattern; a DataNotFoundError for none or several."""
     paths = sorted(folder.glob(pattern))
     if len(paths) == 1:
         return paths[0]
     if paths:
         raise DataNotFoundError(f"{folder}: {', '.join(p.name for p in paths)} match {pattern}")
     raise DataNotFoundError(not_found(folder / pattern))
+
+
+class Encoded(NamedTuple):
+    """N entries: their identities, and their texts by kind."""
+
+    urls: list[str]
+    tokens: dict[Kind, TokenRows]  # without special tokens
+    numbers: dict[Kind, NDArray[np.int64]]  # (N,) 64 bits; equal for texts equal in lower case
+
+
+def encode_files(
+    files: Sequence[Path],
+    kinds: Sequence[Kind],
+    tokenizer: CodeTokenizer,
+    lengths: Mapping[Kind, int],
+    identity: str,
+    chosen: tuple[str, Accept] | None,
+    max_corrupt: float,
+    cache: str | None,
+) -> Encoded:
+    """Read `files` (see `Reader`) and tokenise their texts of `kinds`.
+
+    Warns of entries that can't be used, and of codes that contain their own query: code needs to
+    come without its documentation, which is the answer (docs/papers/cascode.md, section 10).
+
+    Args:
+        lengths: tokens of each kind that are kept.
+        chosen: a name and a rule of which entries are used; None: all.
+        max_corrupt: share of entries that can't be used, beyond which it is an error.
+        cache: folder of arrays, named by a hash of all that they depend on; None keeps none.
+
+    Raises:
+        DataCorruptError: a file is damaged, too much of it can't be used, or nothing is left.
+    """
+    rule, accept = chosen or (None, None)
+    key = cache_key(
+        files, VERSION, tokenizer.fingerprint, dict(lengths), list(kinds), identity, rule
+    )
+    reader = Reader(files, kinds, identity, accept)
+    arrays = cached(cache, key, partial(_arrays, reader, tokenizer, lengths))
+    total, unusable, refused, leaking = arrays["counts"].tolist()
+    problem, name = arrays["problem"].tobytes().decode(), named(files)
+    if unusable > max_corrupt * total:
+        raise DataCorruptError(
+            f"{unusable} of {total} entries can't be used, more than max_corrupt={max_corrupt:g}; "
+            f"the first is {problem}. Repair them or raise max_corrupt"
+        )
+    if unusable:
+        words = f"{unusable} of {total} entries are left out; the first is {problem}"
+        warnings.warn(words, stacklevel=2)
+    if refused:
+        log.info("%s: %d of %d entries are left out by %r", name, refused, total, rule)
+    if leaking > LEAKING * total:
+        warnings.warn(
+            f"{name}: {leaking} of {total} codes contain their query; code_tokens must come "
+            "without the documentation",
+            stacklevel=2,
+        )
+    data, ends = arrays["urls"].tobytes(), arrays["url_ends"].tolist()
+    return Encoded(
+        [data[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)],
+        {kind: TokenRows(arrays[f"{kind}_ids"], arrays[f"{kind}_ends"]) for kind in kinds},
+        {kind: arrays[f"{kind}_numbers"] for kind in kinds},
+    )
+
+
+def named(files: Sequence[Path]) -> str:
+    """Name of the files for messages."""
+    return str(files[0]) if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
+
+
+def _arrays(reader: Reader, tokenizer: CodeTokenizer, lengths: Mapping[Kind, int]) -> Arrays:
+    kinds = reader.kinds
+    urls: list[bytes] = []
+    tokens: dict[Kind, list[TokenRows]] = {kind: [] for kind in kinds}
+    numbers: dict[Kind, list[int]] = {kind: [] for kind in kinds}
+    leaking = 0
+    texts = iter(reader)
+    while chunk := list(islice(texts, CHUNK)):
+        urls += [text.identity.encode() for text in chunk]
+        leaking += sum(map(_leaks, chunk))
+        for kind in kinds:
+            plain = [getattr(text, kind) for text in chunk]
+            rows = [ids[: lengths[kind]] for ids in tokenizer.encode(plain)]
+            tokens[kind].append(TokenRows.of(rows))
+            numbers[kind] += map(_number, plain)
+    if not urls:
+        raise DataCorruptError(
+            f"{named(reader.files)}: none of {reader.total} entries is left; {reader.refused} are "
+            f"left out on purpose, {reader.unusable} can't be used {reader.problem}".rstrip()
+        )
+    arrays: Arrays = {
+        "counts": np.array([reader.total, reader.unusable, reader.refused, leaking]),
+        "problem": np.frombuffer(reader.problem.encode(errors="replace"), np.uint8),
+        "urls": np.frombuffer(b"".join(urls), np.uint8),
+        "url_ends": np.cumsum([len(url) for url in urls]),
+    }
+    for kind in kinds:
+        joined = TokenRows.joined(tokens[kind])
+        arrays |= {f"{kind}_ids": joined.ids, f"{kind}_ends": joined.ends}
+        arrays[f"{kind}_numbers"] = np.array(numbers[kind], np.int64)
+    return arrays
+
+
+def _number(text: str) -> int:
+    digest = hashlib.blake2b(text.lower().encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def _leaks(text: Text) -> bool:
+    """Whether the code contains the beginning of its query, spaces and case aside."""
+    query = "".join(text.query.split()).lower()[: 2 * TELLING]
+    return len(query) >= TELLING and query in "".join(text.code.split()).lower()
 
 
 class _UnusableError(ValueError):
@@ -180,16 +292,14 @@ def _entries(path: Path, identity: str) -> Iterator[tuple[str, Any]]:
     if path.name.endswith(LINES):
         yield from _lines(path)
         return
-    content = read_json(path)
-    if path.suffix == ".txt" and isinstance(content, dict):
-        for number, (code, name) in enumerate(content.items()):
-            yield f"{path}, entry {number}", {"code_tokens": code, identity: name}
-    elif path.suffix == ".json" and isinstance(content, list):
-        for number, entry in enumerate(content):
-            yield f"{path}, entry {number}", entry
-    else:
-        expected = "an object of codes" if path.suffix == ".txt" else "a list of entries"
+    content, is_map = read_json(path), path.suffix == ".txt"
+    if not isinstance(content, dict if is_map else list):
+        expected = "an object of codes" if is_map else "a list of entries"
         raise DataCorruptError(f"{path}: expected {expected}, got {type(content).__name__}")
+    if isinstance(content, dict):
+        content = [{"code_tokens": code, identity: name} for code, name in content.items()]
+    for number, entry in enumerate(content):
+        yield f"{path}, entry {number}", entry
 
 
 def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
@@ -226,10 +336,9 @@ def _parsed(content: Any) -> dict[str, Any]:
     if isinstance(content, bytes):
         try:
             content = parse_json(content.decode())
-        except UnicodeDecodeError as error:
-            raise _UnusableError(f"not UTF-8 ({error})") from error
         except ValueError as error:
-            raise _UnusableError(f"no JSON ({error})") from error
+            kind = "not UTF-8" if isinstance(error, UnicodeDecodeError) else "no JSON"
+            raise _UnusableError(f"{kind} ({error})") from error
     if not isinstance(content, dict):
         raise _UnusableError(f"no object but {type(content).__name__}")
     return content

@@ -20,10 +20,8 @@ POSITIONS = 4096  # of a batch, padding included
 
 
 def packed(lengths: Sequence[int], positions: int = POSITIONS) -> Iterator[list[int]]:
-    """Places of sequences, the shortest first, in batches of at most `positions` after padding.
-
-    A sequence that is longer than that has a batch of its own.
-    """
+    """Places of sequences, the shortest first, in batches of at most `positions` after padding;
+    a longer one has a batch of its own."""
     batch: list[int] = []
     for place in sorted(range(len(lengths)), key=lengths.__getitem__):
         if batch and (len(batch) + 1) * lengths[place] > positions:

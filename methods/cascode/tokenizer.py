@@ -7,7 +7,7 @@ sequences).
 
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -28,8 +28,6 @@ SPECIAL: dict[Kind, tuple[str, str, str, str]] = {  # padding, start, separator,
     "roberta": ("<pad>", "<s>", "</s>", "<unk>"),
     "bert": ("[PAD]", "[CLS]", "[SEP]", "[UNK]"),
 }
-# What a folder or a package may hold, the best first: one file, or files that belong together.
-FILES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
 SETTINGS = "tokenizer_config.json"
 _GAPS = 10  # times as many ids as tokens are made to fill the memory
 
@@ -45,8 +43,8 @@ class CodeTokenizer:
 
     Args:
         source: folder of a Hugging Face model with `tokenizer.json`, or `vocab.json` and
-            `merges.txt`, or `vocab.txt`; one of the files `tokenizer.json` and `vocab.txt`; or
-            "package:NAME", an installed Python package that carries them. Nothing is downloaded.
+            `merges.txt`, or `vocab.txt`, the best first; one of the files `tokenizer.json` and
+            `vocab.txt`; or "package:NAME", an installed Python package that carries them.
         mode: "<encoder-only>" for UniXcoder, whose single sequences name their mode.
 
     Raises:
@@ -65,11 +63,7 @@ class CodeTokenizer:
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "CodeTokenizer":
-        """The tokenizer that `state` came from, as a checkpoint carries it.
-
-        Raises:
-            DataCorruptError: it is no such state.
-        """
+        """The tokenizer that `state` came from; a DataCorruptError if it is no such state."""
         tokenizer = cls.__new__(cls)
         tokenizer.__setstate__(state)
         return tokenizer
@@ -92,17 +86,16 @@ class CodeTokenizer:
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True  # as text; no part of the library's own state
         self._tokenizer, self.mode = tokenizer, mode
-        self.kind, ids = _kind(tokenizer, origin)
-        numbers = tokenizer.get_vocab().values()
-        if (largest := max(numbers)) > _GAPS * len(numbers):
-            raise DataCorruptError(f"{origin}: an id of {largest} among {len(numbers)} tokens")
+        vocabulary = tokenizer.get_vocab()
+        self.kind, ids = _kind(vocabulary, origin)
+        if (largest := max(vocabulary.values())) > _GAPS * len(vocabulary):
+            raise DataCorruptError(f"{origin}: an id of {largest} among {len(vocabulary)} tokens")
         self.pad_id, self.start_id, self.separator_id, self.unknown_id = ids
         self._single_head = [self.start_id]
         if mode is not None:
             if (mode_id := tokenizer.token_to_id(mode)) is None:
                 raise ValueError(
-                    f"{origin}: the vocabulary has no token {mode!r}. Modes are UniXcoder's; "
-                    "set mode to null for another model"
+                    f"{origin}: no token {mode!r}, which is UniXcoder's: set mode to null"
                 )
             self._single_head += [mode_id, self.separator_id]
         content = f"{mode}\n{tokenizer.to_str()}"
@@ -122,17 +115,10 @@ class CodeTokenizer:
         return [encoding.ids for encoding in encodings]
 
     def single(self, ids: Sequence[int], max_length: int) -> list[int]:
-        """`<s> t </s>`, with a mode `<s> <mode> </s> t </s>`; t is cut to `max_length` in all.
-
-        Raises:
-            ValueError: `max_length` has no room for a token of the text.
-        """
+        """`<s> t </s>`, with a mode `<s> <mode> </s> t </s>`; t is cut to `max_length` in all."""
         room = max_length - len(self._single_head) - 1
         if room < 1:
-            raise ValueError(
-                f"a length of {max_length} has no room for text beside "
-                f"{len(self._single_head) + 1} special tokens"
-            )
+            raise ValueError(f"a length of {max_length} has no room for text and special tokens")
         return [*self._single_head, *ids[:room], self.separator_id]
 
     def pair(
@@ -149,8 +135,8 @@ class CodeTokenizer:
         room = max_length - 3
         if room < 2 or max_query < 1:
             raise ValueError(
-                f"max_length={max_length}, max_query={max_query}: a pair needs room for a token "
-                "of the query, one of the code and 3 special tokens"
+                f"max_length={max_length}, max_query={max_query}: a pair needs room for 3 special "
+                "tokens and one of each text"
             )
         query_size, code_size = _fitting(min(len(query), max_query), len(code), room)
         head = [self.start_id, *query[:query_size], self.separator_id]
@@ -207,12 +193,7 @@ class TokenRows:
 
 
 def pad(rows: Collection[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask (1 for tokens, 0 for padding), (N, L) int64, padded on the right.
-
-    Args:
-        rows: N lists of ids; L is the length of the longest.
-        value: what fills up, for ids `pad_id`.
-    """
+    """Ids and mask (1 for tokens, 0 for padding), (N, L) int64; `value` fills up on the right."""
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))
     mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
     ids = np.full(mask.shape, value, np.int64)
@@ -245,40 +226,16 @@ def _load(source: str | Path) -> Tokenizer:
             f"{not_found(path)}. A tokenizer is a folder of a Hugging Face model, or "
             f'"{PACKAGE}NAME" of an installed package that carries one'
         )
-    for wanted in FILES:
-        if all(file in files for file in wanted):
-            return _built([files[file] for file in wanted], files.get(SETTINGS))
+    if file := files.get("tokenizer.json"):
+        return _parsed(read_text(file), str(file))
+    if "vocab.json" in files and "merges.txt" in files:
+        return _byte_pairs(files["vocab.json"], files["merges.txt"])
+    if file := files.get("vocab.txt"):
+        return _word_pieces(file, files.get(SETTINGS))
     raise DataNotFoundError(
-        f"{source} holds no tokenizer: expected {', or '.join(' and '.join(f) for f in FILES)}"
+        f"{source} holds no tokenizer: expected tokenizer.json, or vocab.json and merges.txt, or "
+        "vocab.txt"
     )
-
-
-def _built(files: Sequence[Path], settings: Path | None) -> Tokenizer:
-    path = files[0]
-    if path.name.endswith("vocab.json"):
-        tokenizer = Tokenizer(_byte_pairs(*files))
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        return tokenizer
-    if path.suffix == ".txt":
-        lowercase = True if settings is None else _lowercase(settings)
-        numbers = {token: number for number, token in enumerate(WordPiece(path).tokens)}
-        tokenizer = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
-        tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        return tokenizer
-    return _parsed(read_text(path), str(path))
-
-
-def _byte_pairs(vocabulary: Path, merges: Path) -> models.BPE:
-    open_data(vocabulary).close()  # the library would wait for a pipe
-    if not read_text(merges).strip():
-        raise DataCorruptError(f"{merges}: no merges")
-    try:
-        return models.BPE.from_file(str(vocabulary), str(merges))
-    except Exception as error:  # the library raises bare ones
-        raise DataCorruptError(
-            f"{vocabulary}, {merges.name}: not readable ({one_line(error)})"
-        ) from error
 
 
 def _parsed(content: str, origin: str) -> Tokenizer:
@@ -288,23 +245,40 @@ def _parsed(content: str, origin: str) -> Tokenizer:
         raise DataCorruptError(f"{origin}: not readable ({one_line(error)})") from error
 
 
-def _lowercase(settings: Path) -> bool:
-    content = read_json(settings)
+def _byte_pairs(vocabulary: Path, merges: Path) -> Tokenizer:
+    open_data(vocabulary).close()  # the library would wait for a pipe
+    if not read_text(merges).strip():
+        raise DataCorruptError(f"{merges}: no merges")
+    try:
+        tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
+    except Exception as error:  # the library raises bare ones
+        raise DataCorruptError(
+            f"{vocabulary}, {merges.name}: not readable ({one_line(error)})"
+        ) from error
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return tokenizer
+
+
+def _word_pieces(vocabulary: Path, settings: Path | None) -> Tokenizer:
+    content = {} if settings is None else read_json(settings)
     lowercase = content.get("do_lower_case", True) if isinstance(content, dict) else None
     if not isinstance(lowercase, bool):
         raise DataCorruptError(
             f"{settings}: expected an object whose do_lower_case is true or false"
         )
-    return lowercase
+    numbers = {token: number for number, token in enumerate(WordPiece(vocabulary).tokens)}
+    tokenizer = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
 
 
-def _kind(tokenizer: Tokenizer, origin: str) -> tuple[Kind, list[int]]:
+def _kind(vocabulary: Mapping[str, int], origin: str) -> tuple[Kind, list[int]]:
     """Whose special tokens the vocabulary has, and their ids in the order of `SPECIAL`."""
-    missing = []
+    lacks = []
     for kind, tokens in SPECIAL.items():
-        numbers = {token: tokenizer.token_to_id(token) for token in tokens}
-        ids = [number for number in numbers.values() if number is not None]
-        if len(ids) == len(tokens):
-            return kind, ids
-        missing.append(f"for {kind} {', '.join(t for t in tokens if numbers[t] is None)}")
-    raise DataCorruptError(f"{origin}: special tokens are missing, {'; '.join(missing)}")
+        missing = [token for token in tokens if token not in vocabulary]
+        if not missing:
+            return kind, [vocabulary[token] for token in tokens]
+        lacks.append(f"for {kind} {', '.join(missing)}")
+    raise DataCorruptError(f"{origin}: special tokens are missing, {'; '.join(lacks)}")

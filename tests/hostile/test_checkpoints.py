@@ -208,7 +208,7 @@ WHY_SAFE = {
     "shared/tasks/frozen_features.py": "a network of ours",
     # checkpoints that are loaded as such
     "methods/albef/official.py": "load_module",
-    "methods/cascode/encoders.py": "load_module",
+    "methods/cascode/official.py": "load_module",
     "methods/cascode/inference.py": "load_module",
     "methods/comatch/official.py": "load_module",
     "methods/mopro/cleaning.py": "load_module; the rest from the user's own config",

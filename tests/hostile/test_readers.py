@@ -29,7 +29,7 @@ from tokenizers import ByteLevelBPETokenizer
 
 from benchmarks.miniatures.synthetic import idx_bytes
 from benchmarks.miniatures.synthetic_pairs import pairs
-from methods.cascode.encoders import text_config
+from methods.cascode.official import text_config
 from methods.cascode.readers import Reader as CodeReader
 from methods.cascode.tokenizer import CodeTokenizer
 from methods.mopro.data import WebData

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,20 +12,21 @@ from methods.cascode.module import Fast
 from methods.cascode.tokenizer import CodeTokenizer
 
 TEXT = {
-    "vocab_size": 20,
-    "hidden_size": 12,
-    "num_layers": 2,
-    "num_heads": 2,
-    "intermediate_size": 24,
+    "vocab_size": 20, "hidden_size": 12, "num_layers": 2, "num_heads": 2, "intermediate_size": 24,
     "max_positions": 12,
-}
+}  # fmt: skip
+
+
+def optimised(**options: Any) -> tuple[Fast, torch.optim.Optimizer]:
+    module = Fast(text=TEXT, **options)
+    module._trainer = SimpleNamespace(estimated_stepping_batches=10)  # type: ignore[assignment]
+    (optimizer,), _ = module.configure_optimizers()
+    return module, optimizer
 
 
 def test_adamw_as_the_recipe_says_on_all_parameters_alike() -> None:
     """Section 5.1: the library's decay of 0.01 and RoBERTa's second beta are not the recipe's."""
-    module = Fast(text=TEXT)
-    module._trainer = SimpleNamespace(estimated_stepping_batches=10)  # type: ignore[assignment]
-    (optimizer,), _ = module.configure_optimizers()
+    module, optimizer = optimised()
     assert type(optimizer) is torch.optim.AdamW
     (group,) = optimizer.param_groups
     assert group["params"] == list(module.parameters())
@@ -32,11 +34,8 @@ def test_adamw_as_the_recipe_says_on_all_parameters_alike() -> None:
     assert group["betas"] == (0.9, 0.999)
     assert group["eps"] == 1e-8
     assert group["weight_decay"] == 0
-    module = Fast(text=TEXT, betas=[0.8, 0.98], weight_decay=0.1)
-    module._trainer = SimpleNamespace(estimated_stepping_batches=10)  # type: ignore[assignment]
-    (optimizer,), _ = module.configure_optimizers()
-    assert optimizer.param_groups[0]["betas"] == (0.8, 0.98)
-    assert optimizer.param_groups[0]["weight_decay"] == 0.1
+    (group,) = optimised(betas=[0.8, 0.98], weight_decay=0.1)[1].param_groups
+    assert (group["betas"], group["weight_decay"]) == ((0.8, 0.98), 0.1)
 
 
 class Steps:
@@ -68,9 +67,7 @@ def test_the_rate_falls_to_zero_and_the_loaders_are_left_alone() -> None:
 
 
 def test_frozen_parameters_are_not_optimised() -> None:
-    module = Fast(text=TEXT, frozen_layers=1)
-    module._trainer = SimpleNamespace()  # type: ignore[assignment]
-    (optimizer,), _ = module.configure_optimizers()
+    module, optimizer = optimised(frozen_layers=1)
     (group,) = optimizer.param_groups
     expected = {id(p) for p in module.encoder.text.layers[1].parameters()}
     assert {id(p) for p in group["params"]} == expected

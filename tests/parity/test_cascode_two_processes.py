@@ -27,25 +27,18 @@ from .two_processes import (
 )
 
 STEPS, PAIRS, WORDS = 3, 6, 40  # PAIRS: over both ranks
+TEXT = {
+    "vocab_size": WORDS, "hidden_size": 16, "num_layers": 2, "num_heads": 2,
+    "intermediate_size": 32, "max_positions": 16, "type_vocab_size": 1, "dropout": 0.0,
+    "pad_id": 1, "positions_after_pad": True, "initial_std": 0.3,
+}  # fmt: skip
 FORMS = ["symmetric", "pooler", "local"]
 
 
 def build(form: str) -> Fast:
     torch.manual_seed(3)
     return Fast(
-        text={
-            "vocab_size": WORDS,
-            "hidden_size": 16,
-            "num_layers": 2,
-            "num_heads": 2,
-            "intermediate_size": 32,
-            "max_positions": 16,
-            "type_vocab_size": 1,
-            "dropout": 0.0,
-            "pad_id": 1,
-            "positions_after_pad": True,
-            "initial_std": 0.3,
-        },
+        text=TEXT,
         pooling="pooler" if form == "pooler" else "mean",
         normalize=form != "pooler",
         temperature=1.0 if form == "pooler" else 0.05,

@@ -4,7 +4,7 @@ import gzip
 import json
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,8 +36,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def corpus_data(corpus: Path, **changed: Any) -> CodeSearchData:
-    arguments = {"tokenizer": str(corpus / "vocab.txt"), "lengths": LENGTHS, "batch_size": 8}
-    return CodeSearchData(str(corpus), **arguments | {"pool_batches": 2} | changed)
+    given = {"tokenizer": str(corpus / "vocab.txt"), "lengths": LENGTHS, "batch_size": 8}
+    return CodeSearchData(str(corpus), **given | {"pool_batches": 2} | changed)
 
 
 def entry(number: int, query: str = "sort a list", source: str = "def f ( x ) :") -> Entry:
@@ -69,9 +69,14 @@ def small(root: Path, **changed: Any) -> CodeSearchData:
         path = root / "python" / f"{part}.jsonl"
         if not path.exists():
             write_lines(path, [entry(n, f"query {n} of {part}") for n in numbers])
+    return CodeSearchData(**arguments(root) | changed)
+
+
+def arguments(root: Path) -> dict[str, Any]:
+    """What every data module needs; writes its vocabulary."""
     (root / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
-    arguments = {"tokenizer": str(root / "vocab.txt"), "lengths": LENGTHS, "batch_size": 4}
-    return CodeSearchData(str(root), **arguments | changed)
+    tokenizer = str(root / "vocab.txt")
+    return {"root": str(root), "tokenizer": tokenizer, "lengths": LENGTHS, "batch_size": 4}
 
 
 def same(one: Any, other: Any) -> bool:
@@ -93,28 +98,19 @@ def test_texts_never_come_from_fields_with_the_documentation() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("text", "given", "expected"),
     [
-        ({"docstring_tokens": ["a", " b\n", "c  d"], "doc": "x"}, "a b c d"),
-        ({"docstring_tokens": "its documentation", "doc": "what\tpeople  ask "}, "what people ask"),
-        ({"doc": "what people ask"}, "what people ask"),
-        ({"docstring_tokens": "only a text"}, "only a text"),
+        (query_text, {"docstring_tokens": ["a", " b\n", "c  d"], "doc": "x"}, "a b c d"),
+        (query_text, {"docstring_tokens": "its own", "doc": "what\tone  asks "}, "what one asks"),
+        (query_text, {"doc": "what people ask"}, "what people ask"),
+        (query_text, {"docstring_tokens": "only a text"}, "only a text"),
+        (code_text, {"code_tokens": ["f", "(", '"a\r\n b"', ")"]}, 'f ( "a b" )'),
+        (code_text, {"code_tokens": ["f"], "function_tokens": ["Func", "("]}, "Func ("),  # AdvTest
+        (code_text, {"code_tokens": "def f ( x ) :"}, "def f ( x ) :"),  # CosQA
     ],
 )
-def test_query_text(given: Entry, expected: str) -> None:
-    assert query_text(given) == expected
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        ({"code_tokens": ["f", "(", '"a\r\n b"', ")"]}, 'f ( "a b" )'),
-        ({"code_tokens": ["f"], "function_tokens": ["Func", "("]}, "Func ("),  # AdvTest
-        ({"code_tokens": "def f ( x ) :"}, "def f ( x ) :"),  # CosQA
-    ],
-)
-def test_code_text(given: Entry, expected: str) -> None:
-    assert code_text(given) == expected
+def test_texts(text: Callable[[Entry], str], given: Entry, expected: str) -> None:
+    assert text(given) == expected
 
 
 # --- files ---
@@ -125,9 +121,13 @@ def read(path: Path, *kinds: Any, **options: Any) -> tuple[list[str], Reader]:
     return [text.identity for text in reader], reader
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
-def test_lines(tmp_path: Path, name: str) -> None:
-    path = write_lines(tmp_path / name, [entry(0), b"", entry(1), b"  "])
+def test_lines(tmp_path: Path) -> None:
+    """The last one may lack its end, if it is whole."""
+    for name in ("a.jsonl", "a.jsonl.gz"):
+        path = write_lines(tmp_path / name, [entry(0), b"", entry(1), b"  "])
+        assert read(path)[0] == ["url0", "url1"]
+    path = write_lines(tmp_path / "b.jsonl", [entry(0), entry(1)])
+    path.write_bytes(path.read_bytes()[:-1])
     assert read(path)[0] == ["url0", "url1"]
 
 
@@ -181,12 +181,6 @@ def test_a_file_that_was_cut_off(tmp_path: Path, name: str) -> None:
         read(path)
 
 
-def test_a_last_line_without_its_end_may_be_whole(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "a.jsonl", [entry(0), entry(1)])
-    path.write_bytes(path.read_bytes()[:-1])
-    assert read(path)[0] == ["url0", "url1"]
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -212,23 +206,13 @@ def test_a_bad_file(tmp_path: Path, name: str, content: bytes, message: str) -> 
 def test_a_small_share_of_broken_lines_is_warned_of(tmp_path: Path) -> None:
     lines = [*[entry(n) for n in range(8)], b"{broken}"]
     path = write_lines(tmp_path / "python" / "train.jsonl", lines)
-    with pytest.warns(UserWarning, match=rf"1 of 9 entries are left out.*{path}, line 9: no JSON"):
-        assert len(small(tmp_path, max_corrupt=0.12).training) == 8
-    with pytest.raises(DataCorruptError, match=r"1 of 9 entries.*max_corrupt=0\.1; .*line 9"):
-        _ = small(tmp_path, max_corrupt=0.1).training
-
-
-def test_the_cache_forgets_no_problem(tmp_path: Path) -> None:
-    write_lines(tmp_path / "python" / "train.jsonl", [*[entry(n) for n in range(8)], b"{"])
-    cache = str(tmp_path / "cache")
-    for _ in range(2):
-        with pytest.warns(UserWarning, match="1 of 9 entries are left out"):
-            assert len(small(tmp_path, max_corrupt=0.5, cache=cache).training) == 8
-    with pytest.raises(DataCorruptError, match="1 of 9"):
-        _ = small(tmp_path, max_corrupt=0.0, cache=cache).training
-
-
-def test_nothing_is_left(tmp_path: Path) -> None:
+    warning = rf"1 of 9 entries are left out.*{path}, line 9: no JSON"
+    for cache in (None, tmp_path, tmp_path):  # which forgets no problem
+        kept = cache and str(cache / "cache")
+        with pytest.warns(UserWarning, match=warning):
+            assert len(small(tmp_path, max_corrupt=0.12, cache=kept).training) == 8
+        with pytest.raises(DataCorruptError, match=r"1 of 9 entries.*max_corrupt=0\.1; .*line 9"):
+            _ = small(tmp_path, max_corrupt=0.1, cache=kept).training
     write_lines(tmp_path / "python" / "train.jsonl", [b"{", b"{"])
     with pytest.raises(DataCorruptError, match=r"none of 2 entries is left.*line 1: no JSON"):
         _ = small(tmp_path, max_corrupt=1.0).training
@@ -319,8 +303,7 @@ def test_published_archives(tmp_path: Path) -> None:
         for piece in numbers:
             path = tmp_path / "python/final/jsonl" / part / f"python_{part}_{piece}.jsonl.gz"
             write_lines(path, [entry(10 * piece + n, f"{part} {n} {piece}") for n in range(4)])
-    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
-    data = CodeSearchData(str(tmp_path), str(tmp_path / "vocab.txt"), LENGTHS, 4)
+    data = CodeSearchData(**arguments(tmp_path))
     data.setup("fit")
     assert len(data.training) == 8
     (split,) = data.split("test")
@@ -355,10 +338,7 @@ def test_advtest(tmp_path: Path) -> None:
                 del masked["code_tokens"]
             entries.append(masked | {"idx": n})
         write_lines(tmp_path / f"{part}.jsonl", entries)
-    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
-    data = AdvTestData(
-        root=str(tmp_path), tokenizer=str(tmp_path / "vocab.txt"), lengths=LENGTHS, batch_size=4
-    )
+    data = AdvTestData(**arguments(tmp_path))
     data.setup("fit")
     data.setup("test")
     (split,) = data.split("test")
@@ -386,9 +366,7 @@ def cosqa(root: Path, **changed: Any) -> CosQAData:
         (root / f"cosqa-retrieval-{name}.json").write_text(json.dumps(entries))
     index = {text: number for number, text in enumerate(codes)}
     (root / "code_idx_map.txt").write_text(json.dumps(index))
-    (root / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
-    arguments = {"tokenizer": str(root / "vocab.txt"), "lengths": LENGTHS, "batch_size": 4}
-    return CosQAData(root=str(root), val_split="dev", **arguments | changed)
+    return CosQAData(**arguments(root) | {"val_split": "dev"} | changed)
 
 
 def test_cosqa(tmp_path: Path) -> None:
@@ -546,32 +524,20 @@ def test_languages_are_trained_together_and_evaluated_one_by_one(corpus: Path) -
 # --- evaluation ---
 
 
-def texts_of(batches: Iterable[dict[str, Any]]) -> list[tuple[str, str, int]]:
-    return [(b["language"], b["kind"], int(i)) for b in batches for i in b["indices"]]
-
-
-def expected_texts(data: CodeSearchData) -> list[tuple[str, str, int]]:
-    return sorted(
+@pytest.mark.parametrize("world", [1, 3, 30])
+def test_evaluation_shows_every_text_once_over_all_ranks(corpus: Path, world: int) -> None:
+    data = corpus_data(corpus, languages=LANGUAGES, eval_batch_size=7)
+    ranks = [list(on_rank(data, rank, world).test_dataloader()) for rank in range(world)]
+    assert all(ranks), "each rank has a batch: Lightning would skip the evaluation of one without"
+    batches = [batch for found in ranks for batch in found]
+    expected = {
         (split.language, kind, place)
         for split in data.split("test")
         for kind, rows in (("query", split.queries), ("code", split.codes))
         for place in range(len(rows))
-    )
-
-
-@pytest.mark.parametrize("world", [1, 3, 30])
-def test_evaluation_shows_every_text_once_over_all_ranks(corpus: Path, world: int) -> None:
-    ranks = [
-        list(
-            on_rank(
-                corpus_data(corpus, languages=LANGUAGES, eval_batch_size=7), rank, world
-            ).test_dataloader()
-        )
-        for rank in range(world)
-    ]
-    assert all(ranks), "each rank has a batch: Lightning would skip the evaluation of one without"
-    batches = [batch for found in ranks for batch in found]
-    assert sorted(texts_of(batches)) == expected_texts(corpus_data(corpus, languages=LANGUAGES))
+    }
+    shown = [(b["language"], b["kind"], int(i)) for b in batches for i in b["indices"]]
+    assert sorted(shown) == sorted(expected)
     assert max(len(batch["indices"]) for batch in batches) <= 7
 
 

@@ -75,6 +75,8 @@ def test_languages_count_alike_and_one_by_one() -> None:
 def test_the_tool_reads_what_was_measured(
     changes: list[float], reranks: bool, tmp_path: Path
 ) -> None:
+    write_gain(tmp_path, np.array([0.3]), "")
+    assert not list(tmp_path.iterdir()), "one query has no spread"
     write_gain(tmp_path, np.array(changes), "4 test queries")
     written = json.loads((tmp_path / "rerank_gain.json").read_text())
     assert written["gain"] == pytest.approx(100 * sum(changes) / len(changes), abs=1e-4)
@@ -84,8 +86,3 @@ def test_the_tool_reads_what_was_measured(
     decision = decide("measured", model, str(tmp_path / "last.ckpt"))  # type: ignore[arg-type]
     assert decision.rerank is reranks
     assert "4 test queries" in decision.reason
-
-
-def test_one_query_has_no_spread(tmp_path: Path) -> None:
-    write_gain(tmp_path, np.array([0.3]), "")
-    assert not list(tmp_path.iterdir())

@@ -13,29 +13,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from methods.cascode import official
-from methods.cascode.encoders import load_searcher
 from methods.cascode.inference import UNIXCODER, SearchModel, load_search_model
 from methods.cascode.losses import match_scores
 from methods.cascode.module import Fast, Shared, Slow
+from methods.cascode.official import load_searcher
 from methods.cascode.tokenizer import CodeTokenizer, pad
 from shared.checkpoints.reading import CheckpointError
 from shared.checkpoints.writing import AtomicCheckpointIO
 
-WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    "sort",
-    "a",
-    "list",
-    "def",
-    "f",
-    "(",
-    ")",
-    "return",
-]
+TOKENS = "[PAD] [UNK] [CLS] [SEP] [MASK] sort a list def f ( ) return"
+WORDS = TOKENS.split()
 CONFIG = {
     "model_type": "bert", "vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 2,
     "num_attention_heads": 2, "intermediate_size": 12, "max_position_embeddings": 20,
@@ -96,14 +83,11 @@ def test_vectors_of_a_folder_are_those_of_its_encoder(folder: Path) -> None:
     np.testing.assert_allclose(model.encode_queries(TEXTS), vectors, atol=1e-6)
 
 
-def test_an_encoder_alone_judges_no_pairs(folder: Path) -> None:
+def test_a_folder_judges_no_pairs_and_its_pooling_is_asked_for(folder: Path) -> None:
     model = load_search_model(folder, precision="float32")
     assert not model.can_rerank
     with pytest.raises(CheckpointError, match=r"model cannot judge pairs: it has no second stage"):
         model.score_pairs([("a", "f")])
-
-
-def test_pooling_and_length_of_a_folder_are_asked_for(folder: Path) -> None:
     model = load_search_model(folder, precision="float32", pooling="cls", normalize=False)
     assert (model.encoder.pooling, model.encoder.normalize) == ("cls", False)
     assert not np.allclose(np.linalg.norm(model.encode_codes(TEXTS), axis=1), 1)
@@ -154,17 +138,6 @@ def test_a_checkpoint_brings_tokeniser_lengths_and_judge(
         assert float(score) == pytest.approx(expected.item(), abs=1e-6)
 
 
-def test_another_first_stage_can_be_given(folder: Path, tmp_path: Path) -> None:
-    tokenizer = CodeTokenizer(folder)
-    gone = Slow(text=TEXT, fast=str(tmp_path / "gone.ckpt"))
-    path = checkpoint_of(gone, tokenizer, tmp_path / "slow.ckpt")
-    with pytest.raises(FileNotFoundError, match=r"gone\.ckpt"):
-        load_search_model(path)
-    model = load_search_model(path, fast=folder, precision="float32")
-    expected = load_searcher(folder).eval()(*rows_of(tokenizer, TEXTS[0], 6))[0]
-    np.testing.assert_allclose(model.encode_queries(TEXTS[:1])[0], expected.detach(), atol=1e-6)
-
-
 def test_bfloat16_is_close_and_the_head_stays_exact(folder: Path, tmp_path: Path) -> None:
     module = Shared(text=TEXT)
     path = checkpoint_of(module, CodeTokenizer(folder), tmp_path / "last.ckpt")
@@ -177,13 +150,16 @@ def test_bfloat16_is_close_and_the_head_stays_exact(folder: Path, tmp_path: Path
     np.testing.assert_allclose(rough.encode_codes(TEXTS), exact.encode_codes(TEXTS), atol=0.05)
 
 
-def test_a_missing_or_damaged_checkpoint(tmp_path: Path) -> None:
+def test_a_missing_or_damaged_checkpoint(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "no.ckpt"
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*no\.ckpt"):
         load_search_model(path)
     path.write_bytes(b"no checkpoint")
     with pytest.raises(CheckpointError, match="refused checkpoint"):
         load_search_model(path)
+    slow = Slow(text=TEXT, fast=str(tmp_path / "gone.ckpt"))
+    with pytest.raises(FileNotFoundError, match=r"gone\.ckpt"):
+        load_search_model(checkpoint_of(slow, CodeTokenizer(folder), tmp_path / "slow.ckpt"))
 
 
 def test_a_query_waits_for_no_training_library(folder: Path) -> None:

@@ -34,7 +34,7 @@ def test_identifiers_are_cut_into_words(text, expected):
 
 
 @settings(max_examples=50)
-@given(st.text())
+@given(st.text("aZ_ 19éİßǅ日\n.(") | st.text("getHTTP_s2 "))
 def test_subtokens_are_words_in_lower_case_and_stay_what_they_are(text):
     found = subtokens(text)
     assert all(len(token) > 1 and token not in STOP_WORDS for token in found)
@@ -42,6 +42,7 @@ def test_subtokens_are_words_in_lower_case_and_stay_what_they_are(text):
     assert not any(character.isspace() for token in found for character in token)
 
 
+@settings(max_examples=20)
 @given(st.lists(st.sampled_from(["read", "json", "file", "http", "parse"]), max_size=6))
 def test_all_ways_to_write_an_identifier_have_the_same_subtokens(words):
     camel = "".join(word.title() for word in words)
@@ -85,9 +86,7 @@ def test_scores_follow_the_formula(k1, b):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_a_query_that_no_code_knows_has_a_row_of_zeros_and_is_named(index):
-    assert len(index) == 4
-    assert index.knows(QUERIES).tolist() == [True, True, False, False, True]
+def test_a_query_that_no_code_knows_has_a_row_of_zeros(index):
     assert (index.scores(QUERIES) == 0).all(axis=1).tolist() == [False, False, True, True, False]
     assert index.scores([]).shape == (0, 4)
 

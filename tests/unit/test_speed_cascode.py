@@ -15,7 +15,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from benchmarks.speed import __main__ as speed
 from benchmarks.speed import cascode
 from benchmarks.speed.protocol import SpeedError
-from methods.cascode import encoders, official
+from methods.cascode import official
 from methods.cascode.module import Shared
 from methods.cascode.scoring import score_pairs
 from shared.checkpoints.writing import AtomicCheckpointIO
@@ -52,7 +52,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         tokenizer.save(str(folder / "tokenizer.json"))
         (folder / "vocab.txt").write_text("\n".join(words))
         torch.manual_seed(5)
-        state = official.export(Shared(text=encoders.text_config(folder)))
+        state = official.export(Shared(text=official.text_config(folder)))
         encoder = {k.removeprefix("roberta."): v for k, v in state.items() if "classifier" not in k}
         save_file(encoder, folder / "model.safetensors")
 
@@ -132,7 +132,7 @@ def test_our_side_searches_and_gives_its_values(data: Any) -> None:
 def test_a_trained_judge(data: Any, tmp_path: Path) -> None:
     """Its scores are those of its checkpoint, and both stages are compared by what they find."""
     data(judge=None)
-    judge = Shared(text=encoders.text_config(tmp_path / "minilm"))
+    judge = Shared(text=official.text_config(tmp_path / "minilm"))
     for parameter in judge.state_dict().values():
         parameter.copy_(torch.randn(parameter.shape))
     checkpoint = {

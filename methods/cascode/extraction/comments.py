@@ -25,13 +25,8 @@ def documentation_before(
     """Text of the documentation that adjoins byte `start` from above, and where it begins.
 
     JavaScript, Java and PHP: the nearest `/** */`; other comments may stand between, an empty line
-    may not. Go and Ruby: all adjoining lines of comment, without directives to tools.
-
-    Args:
-        comments: spans in bytes, ascending.
-
-    Returns:
-        "" and None where there is none.
+    may not. Go and Ruby: all adjoining lines of comment, without directives to tools. "" and None
+    where there is none. `comments` are spans in bytes, ascending.
     """
     nearest_first = (
         (first, data[first:last].decode(errors="replace"))

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from tree_sitter import Node
 
@@ -31,58 +32,40 @@ _RECEIVER = re.compile(r"\(\s*(?:\w+\s+)?[*(\s]*(\w+)")
 Text = Callable[[Node], str]
 
 
-@dataclass(frozen=True, slots=True)
-class Definition:
-    """A named function in a tree.
-
-    Attributes:
-        node: what its code spans.
-        start: first byte of the statement that wraps it, as of `export` or `private`.
-    """
+class Definition(NamedTuple):
+    """A named function in a tree."""
 
     name: str
-    node: Node
-    start: int
+    node: Node  # what its code spans
+    start: int  # first byte of the statement that wraps it, as of `export` or `private`
 
 
-@dataclass(frozen=True, slots=True)
-class Binding:
-    """A name that waits for the value on its right.
-
-    Attributes:
-        node: name and value together; None where the function is all there is.
-        default: a module's nameless export: good for a function, no qualifier of methods.
-    """
+class Binding(NamedTuple):
+    """A name that waits for the value on its right."""
 
     name: str
-    node: Node | None
-    default: bool = False
+    node: Node | None  # name and value together; None where the function is all there is
+    default: bool = False  # a module's nameless export: good for a function, qualifies no methods
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """What the children of a node on the way need to know.
+class Place(NamedTuple):
+    """What the children of a node on the way need to know."""
 
-    Attributes:
-        scope: qualified name of the classes around.
-        start: first byte of the statement around, where it only wraps its function.
-        called: whether the function in this place is called on the spot.
-    """
-
-    scope: str = ""
-    start: int | None = None
+    scope: str = ""  # qualified name of the classes around
+    start: int | None = None  # first byte of the statement around that only wraps its function
     binding: Binding | None = None
-    called: bool = False
+    called: bool = False  # whether the function in this place is called on the spot
 
-    def plain(self, scope: str | None = None) -> "Place":
-        """The same scope or a new one, nothing else."""
-        if scope is None and self.start is None and self.binding is None and not self.called:
-            return self
-        return Place(self.scope if scope is None else scope)
+    def within(self, name: str | None, separator: str = ".") -> "Place":
+        """Inside the class `name`, None for one without."""
+        return Place(join(self.scope, name, separator) if name else self.scope)
+
+    def start_of(self, node: Node) -> int:
+        """First byte of the statement around, else of the node."""
+        return node.start_byte if self.start is None else self.start
 
 
 def join(scope: str, name: str, separator: str = ".") -> str:
-    """Qualified name."""
     return f"{scope}{separator}{name}" if scope else name
 
 
@@ -94,30 +77,15 @@ def named(node: Node, text: Text) -> str | None:
 
 @dataclass(frozen=True)
 class Grammar:
-    """Node types of one language.
+    """Node types of one language."""
 
-    Attributes:
-        package: the grammar's Python package.
-        functions: functions and methods.
-        scopes: classes and the like, whose names qualify their methods.
-        wrappers: a function's documentation stands before these.
-        name, scope_name: find the names of the two in their nodes.
-        separator: between scopes.
-        needs_body: whether a function without the field `body` is only a declaration.
-    """
-
-    package: str
     functions: frozenset[str]
-    scopes: frozenset[str] = frozenset()
-    wrappers: frozenset[str] = frozenset()
+    scopes: frozenset[str] = frozenset()  # classes and the like, whose names qualify their methods
+    wrappers: frozenset[str] = frozenset()  # a function's documentation stands before these
     name: Callable[[Node, Text], str | None] = named
     scope_name: Callable[[Node, Text], str | None] = named
-    separator: str = "."
-    needs_body: bool = False
-
-    def entry(self, data: bytes) -> str:
-        """Name of the package's function that gives the language."""
-        return "language"
+    separator: str = "."  # between scopes
+    needs_body: bool = False  # a function without the field `body` is only a declaration
 
     def visit(self, node: Node, place: Place, text: Text) -> Definition | Place | None:
         """A definition, or the place from which to look into the node; None: do not look."""
@@ -126,14 +94,12 @@ class Grammar:
             name = self.name(node, text)
             if not name or (self.needs_body and node.child_by_field_name("body") is None):
                 return None
-            start = node.start_byte if place.start is None else place.start
-            return Definition(join(place.scope, name), node, start)
+            return Definition(join(place.scope, name), node, place.start_of(node))
         if kind in self.scopes:
-            name = self.scope_name(node, text)
-            return place.plain(join(place.scope, name, self.separator)) if name else place.plain()
+            return place.within(self.scope_name(node, text), self.separator)
         if kind in self.wrappers:
-            return place if place.start is not None else replace(place, start=node.start_byte)
-        return place.plain()
+            return place._replace(start=place.start_of(node))
+        return Place(place.scope)
 
 
 class JavaScript(Grammar):
@@ -146,7 +112,7 @@ class JavaScript(Grammar):
 
     def visit(self, node: Node, place: Place, text: Text) -> Definition | Place | None:
         """See `Grammar.visit`; an unnamed function, or one called on the spot, is looked into."""
-        kind = node.type
+        kind, binding = node.type, place.binding
         if kind in _EXPRESSIONS:
             return self._expression(node, place, text)
         if kind in _BOUND_BY:
@@ -154,18 +120,18 @@ class JavaScript(Grammar):
         if kind == "method_definition":
             name = _key(node.child_by_field_name("name"), text)
             return Definition(join(place.scope, name), node, node.start_byte) if name else None
+        qualifier = binding.name if binding and not binding.default else None
         if kind in _CLASSES:
-            name = named(node, text) or _qualifier(place)
-            return place.plain(join(place.scope, name)) if name else place.plain()
-        if kind == "object" and (name := _qualifier(place)):
-            return place.plain(join(place.scope, name))
+            return place.within(named(node, text) or qualifier)
+        if kind == "object":
+            return place.within(qualifier)
         if kind in ("call_expression", "new_expression"):
             return Place(place.scope, called=True)
         if kind == "member_expression" and place.called:
             return place
         met = super().visit(node, place, text)
         if kind == "export_statement" and isinstance(met, Place):
-            return replace(met, binding=Binding("default", None, default=True))
+            return met._replace(binding=Binding("default", None, default=True))
         return met
 
     def _expression(self, node: Node, place: Place, text: Text) -> Definition | Place:
@@ -176,25 +142,20 @@ class JavaScript(Grammar):
             binding = Binding(own, node)
         if binding is None:
             return Place(place.scope)
-        start = node.start_byte if place.start is None else place.start
-        return Definition(join(place.scope, binding.name), binding.node or node, start)
+        name, around = join(place.scope, binding.name), binding.node or node
+        return Definition(name, around, place.start_of(node))
 
     def _bound(self, node: Node, place: Place, text: Text) -> Place:
         key = node.child_by_field_name(_BOUND_BY[node.type])
         name = _member(key, text) if node.type == "assignment_expression" else _key(key, text)
-        start = node.start_byte if place.start is None else place.start
+        start = place.start_of(node)
         if name is None:
             return Place(place.scope)
         default = name == "exports"
         if default and place.binding is not None and not place.binding.default:
-            return replace(place, start=start)  # const name = module.exports = ...
+            return place._replace(start=start)  # const name = module.exports = ...
         name = "module.exports" if default else name
         return Place(place.scope, start, Binding(name, node, default))
-
-
-def _qualifier(place: Place) -> str | None:
-    """The name that an object or class takes from its place."""
-    return place.binding.name if place.binding and not place.binding.default else None
 
 
 def _key(node: Node | None, text: Text) -> str | None:
@@ -217,11 +178,7 @@ def _member(node: Node | None, text: Text) -> str | None:
         node = node.child_by_field_name("object")
     if node is not None and node.type in ("identifier", "this"):
         parts.append(text(node))
-    return _without_carriers(parts[::-1])
-
-
-def _without_carriers(parts: list[str]) -> str | None:
-    names = [p for p in parts if p != "prototype"]
+    names = [part for part in reversed(parts) if part != "prototype"]
     if names[:2] == ["module", "exports"]:
         names = names[1:]
     if len(names) > 1 and names[0] in ("exports", "this"):
@@ -247,20 +204,9 @@ def _ruby_scope_name(node: Node, text: Text) -> str | None:
     return named(node, text)
 
 
-class Php(Grammar):
-    """PHP's sources mix code and text."""
-
-    def entry(self, data: bytes) -> str:
-        """Name of the package's function; a fragment without `<?php` is code as well."""
-        return "language_php" if b"<?" in data else "language_php_only"
-
-
 GRAMMARS: Mapping[str, Grammar] = {
-    "python": Grammar(
-        "tree_sitter_python", _types("function_definition"), scopes=_types("class_definition")
-    ),
+    "python": Grammar(_types("function_definition"), scopes=_types("class_definition")),
     "java": Grammar(
-        "tree_sitter_java",
         _types("method_declaration constructor_declaration compact_constructor_declaration"),
         scopes=_types(
             """class_declaration interface_declaration enum_declaration record_declaration
@@ -269,27 +215,23 @@ GRAMMARS: Mapping[str, Grammar] = {
         needs_body=True,
     ),
     "go": Grammar(
-        "tree_sitter_go",
         _types("function_declaration method_declaration"),
         name=_go_name,
         needs_body=True,
     ),
     "ruby": Grammar(
-        "tree_sitter_ruby",
         _types("method singleton_method"),
         scopes=_types("class module assignment"),
         wrappers=_types("call argument_list"),  # private def ...
         scope_name=_ruby_scope_name,
         separator="::",
     ),
-    "php": Php(
-        "tree_sitter_php",
+    "php": Grammar(
         _types("function_definition method_declaration"),
         scopes=_types("class_declaration interface_declaration trait_declaration enum_declaration"),
         needs_body=True,
     ),
     "javascript": JavaScript(
-        "tree_sitter_javascript",
         _types("function_declaration generator_function_declaration"),
         wrappers=_types(
             """export_statement lexical_declaration variable_declaration expression_statement

@@ -3,12 +3,11 @@
 import ast
 import warnings
 
-from methods.cascode.extraction import trees
-from methods.cascode.extraction.function import Function, SourceError
+from methods.cascode.extraction import Function, SourceError, trees
 
 
 def functions(source: str) -> list[Function]:
-    """All functions and methods of a file, as `methods.cascode.extraction.functions` has them.
+    """All functions and methods of a file.
 
     Raises:
         SourceError: this Python's parser does not accept the file, as of Python 2.

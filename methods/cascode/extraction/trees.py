@@ -19,8 +19,8 @@ except ImportError as error:
         "reading source files needs tree-sitter and its grammars: pip install 'tenfold[code]'"
     ) from error
 
+from methods.cascode.extraction import Function, SourceError
 from methods.cascode.extraction.comments import documentation_before
-from methods.cascode.extraction.function import Function, SourceError
 from methods.cascode.extraction.grammars import (
     COMMENTS,
     GRAMMARS,
@@ -49,17 +49,14 @@ def functions(source: str, language: str) -> list[Function]:
     Raises:
         SourceError: parsing takes over PARSE_SECONDS.
         ImportError: the language's grammar isn't installed.
-        KeyError: an unknown language.
     """
     grammar = GRAMMARS[language]
-    data = (
-        source.removeprefix("\ufeff")
-        .replace("\r\n", "\n")
-        .replace("\r", "\n")
-        .encode(errors="replace")
-    )
-    file = _File(data, language)
-    tree = _parsed(data, _language(grammar.package, grammar.entry(data)))
+    lines = source.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    data = lines.encode(errors="replace")
+    entry = "language"
+    if language == "php":  # mixes code and text; a fragment without `<?php` is code as well
+        entry = "language_php" if b"<?" in data else "language_php_only"
+    file, tree = _File(data, language), _parsed(data, _language(language, entry))
     return [file.function(d) for d in file.definitions(tree, grammar) if not d.node.has_error]
 
 
@@ -72,32 +69,24 @@ class _File:
         self.comments: list[tuple[int, int]] = []  # spans, of those outside of functions
 
     def text(self, node: Node) -> str:
-        """Text that a node spans."""
         return self.data[node.start_byte : node.end_byte].decode(errors="replace")
+
+    def between(self, start: int, end: int) -> str:
+        return self.data[start:end].decode(errors="replace")
 
     def definitions(self, tree: Tree, grammar: Grammar) -> Iterator[Definition]:
         """Named functions; collects the comments that the walk passes on its way."""
-        cursor = tree.walk()
-        places = [Place()]
-        while True:
-            node = cursor.node
-            assert node is not None
-            inside = None
+        waiting = [(tree.root_node, Place())]
+        while waiting:
+            node, place = waiting.pop()
             if node.type in COMMENTS:
                 self.comments.append((node.start_byte, node.end_byte))
-            else:
-                met = grammar.visit(node, places[-1], self.text)
-                if isinstance(met, Definition):
-                    yield met
-                else:
-                    inside = met
-            if inside is not None and cursor.goto_first_child():
-                places.append(inside)
                 continue
-            while not cursor.goto_next_sibling():
-                if not cursor.goto_parent():
-                    return
-                places.pop()
+            met = grammar.visit(node, place, self.text)
+            if isinstance(met, Definition):
+                yield met
+            elif met is not None and node.child_count:
+                waiting += [(child, met) for child in reversed(node.children)]
 
     def function(self, definition: Definition) -> Function:
         """Put a definition's texts together."""
@@ -105,7 +94,7 @@ class _File:
         if self.language == "python":
             last = _last_leaf(node)
             end, end_line = last.end_byte, last.end_point.row + 1
-            source = self.data[node.start_byte : end].decode(errors="replace")
+            source = self.between(node.start_byte, end)
             documentation, omitted = self._docstring(node, end)
             code = self._without(node.start_byte, *omitted, end)
         else:
@@ -126,13 +115,12 @@ class _File:
 
     def _tokens(self, function: Node, begin: int, end: int) -> Iterator[str]:
         """Leaves outside of [begin, end), without comments; strings are not entered."""
-        cursor = function.walk()
+        cursor = function.walk()  # the quickest way through all that is inside
         while True:
             node = cursor.node
             assert node is not None
             kind = node.type
-            omitted = begin <= node.start_byte and node.end_byte <= end
-            if not omitted and kind not in COMMENTS:
+            if kind not in COMMENTS and not (begin <= node.start_byte and node.end_byte <= end):
                 if kind not in WHOLE and cursor.goto_first_child():
                     continue
                 token = self.text(node).strip()
@@ -155,7 +143,7 @@ class _File:
                 )
         self.comments.clear()  # one comment documents one function
         begin = node.start_byte if first is None else first
-        return documentation, self.data[begin : node.end_byte].decode(errors="replace")
+        return documentation, self.between(begin, node.end_byte)
 
     def _docstring(self, function: Node, end: int) -> tuple[str, tuple[int, int]]:
         """A Python function's docstring, and the bytes of its statement and the rest of its line.
@@ -210,11 +198,11 @@ def _last_leaf(node: Node) -> Node:
 
 
 @lru_cache
-def _language(package: str, entry: str) -> Language:
+def _language(name: str, entry: str) -> Language:
     try:
-        module = import_module(package)
+        module = import_module(f"tree_sitter_{name}")
     except ImportError as error:
-        wheel = package.replace("_", "-")
+        wheel = f"tree-sitter-{name}"
         raise ImportError(
             f"the grammar {wheel} isn't installed: pip install {wheel} (or 'tenfold[code]')"
         ) from error

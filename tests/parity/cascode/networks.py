@@ -26,7 +26,10 @@ class Layout:
     start_id, separator_id = 0, 2
 
     def __init__(self, c: Config):
-        self.pad_id = c["pad_token_id"]
+        self.pad_id, self.size = c["pad_token_id"], c["vocab_size"]
+
+    def __len__(self) -> int:
+        return self.size
 
     def pair(self, query: list[int], code: list[int], *_: int) -> tuple[list[int], list[int]]:
         ids = [self.start_id, *query, self.separator_id, *code, self.separator_id]
@@ -51,6 +54,14 @@ def text(c: Config) -> Config:
 
 def masked(ids: Tensor, c: Config) -> tuple[Tensor, Tensor]:
     return ids, (ids != c["pad_token_id"]).long()
+
+
+def batch_of(queries: tuple[Tensor, Tensor], codes: tuple[Tensor, Tensor]) -> Values:
+    names = "query_ids", "query_mask", "code_ids", "code_mask"
+    return {
+        "indices": torch.arange(len(codes[0])),
+        **dict(zip(names, queries + codes, strict=True)),
+    }
 
 
 def encoder(weights: Weights, c: Config, pooling: str, normalize: bool) -> CodeEncoder:
@@ -135,22 +146,13 @@ class Data(pl.LightningDataModule):
 
     def __init__(self, batch: Values, c: Config):
         super().__init__()
-        self.batch, self.steps, self.tokenizer = batch, c["total_steps"], Vocabulary(c)
+        self.batch, self.steps, self.tokenizer = batch, c["total_steps"], Layout(c)
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader([self.batch] * self.steps, batch_size=None)
 
 
-class Vocabulary(Layout):
-    def __init__(self, c: Config):
-        super().__init__(c)
-        self.size = c["vocab_size"]
-
-    def __len__(self) -> int:
-        return self.size
-
-
-def _biencoder_step(c: Config, inputs: Values, weights: Weights) -> Values:
+def biencoder_step(c: Config, inputs: Values, weights: Weights) -> Values:
     module = Fast(
         text=text(c),
         pooling=c["pooling"],
@@ -167,32 +169,20 @@ def _biencoder_step(c: Config, inputs: Values, weights: Weights) -> Values:
     with torch.no_grad():
         found: Values = {"nl_vec": module.encoder(*queries), "code_vec": module.encoder(*codes)}
     found["scores"] = similarity_logits(found["nl_vec"], found["code_vec"], 1.0)
-    batch = {
-        "indices": torch.arange(len(codes[0])),
-        **dict(zip(("query_ids", "query_mask"), queries, strict=True)),
-        **dict(zip(("code_ids", "code_mask"), codes, strict=True)),
-    }
     record = Record(dict(report.mapped))
+    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=1,
         limit_train_batches=c["total_steps"],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
         callbacks=[record],
+        **dict.fromkeys(quiet, False),
     )
-    trainer.fit(module, datamodule=Data(batch, c))
+    trainer.fit(module, datamodule=Data(batch_of(queries, codes), c))
     return found | record.found | {"lr_steps": torch.tensor(record.rates[: c["steps_run"]])}
 
 
-def biencoder_step_unixcoder(c: Config, inputs: Values, weights: Weights) -> Values:
-    return _biencoder_step(c, inputs, weights)
-
-
-def biencoder_step_graphcodebert(c: Config, inputs: Values, weights: Weights) -> Values:
-    return _biencoder_step(c, inputs, weights)
+biencoder_step_unixcoder = biencoder_step_graphcodebert = biencoder_step
 
 
 def cross_encoder(c: Config, inputs: Values, weights: Weights) -> Values:
@@ -253,14 +243,9 @@ def shared_joint_loss(c: Config, inputs: Values, weights: Weights) -> Values:
         """Without <s> and </s>."""
         return [row[keep.bool()][1:-1].tolist() for row, keep in zip(ids, mask, strict=True)]
 
-    batch = {
-        "indices": torch.arange(len(codes[0])),
-        **dict(zip(("query_ids", "query_mask"), queries, strict=True)),
-        **dict(zip(("code_ids", "code_mask"), codes, strict=True)),
-        "query_tokens": body(*queries),
-        "code_tokens": body(*codes),
-    }
-    module.judge.draw_pairs = lambda *_: pairs_with(inputs["neg_index"])
+    tokens = {"query_tokens": body(*queries), "code_tokens": body(*codes)}
+    batch = batch_of(queries, codes) | tokens
+    module.draw_pairs = lambda *_: pairs_with(inputs["neg_index"])
     terms: dict[str, Tensor] = {}
     original = module.total_loss
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.cascode.ranking import cascade, diagonal_ranks, mrr, ranks, recall, top_k
+from methods.cascode.ranking import Cascade, diagonal_ranks, mrr, ranks, recall, top_k
 
 
 def mrr_protocol(
@@ -45,7 +45,7 @@ def cascade_ranking(
     }
     for k in config["K"]:
         chosen = top_k(fast, k)
-        order = cascade(fast, chosen, slow.gather(1, chosen))
+        order = Cascade(fast, chosen, slow.gather(1, chosen))
         outputs[f"k{k}.topk"] = chosen
         outputs[f"k{k}.ranking"] = order.ranking()
         outputs[f"k{k}.recall"] = recall(positions, k)
