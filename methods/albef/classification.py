@@ -11,13 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shared.evaluation.accuracy import percent_correct
 from shared.losses.image_text import distilled_cross_entropy
 from shared.nn.image_text import two_layer_head
 from shared.nn.text_transformer import TextTransformer
 from shared.nn.vision_transformer import VisionTransformer
-from shared.tasks.image_text_method import ImageTextBatch, ImageTextMethod, images_and_texts
+from shared.tasks.image_text_method import (
+    ClassAccuracy,
+    ImageTextBatch,
+    ImageTextMethod,
+    images_and_texts,
+)
 from shared.tasks.momentum_teacher import MomentumTeacher
-from shared.tasks.text_classification import ClassAccuracy, percent_right
 
 
 class EntailmentNetwork(nn.Module):
@@ -126,7 +131,7 @@ class Classification(ImageTextMethod):
             with torch.no_grad():
                 teacher_logits = self.momentum_encoders.module(*images_and_texts(batch))
         loss = distilled_cross_entropy(logits, labels, teacher_logits, alpha)
-        self.log_train({"alpha": alpha, "accuracy": percent_right(logits, labels)})
+        self.log_train({"alpha": alpha, "accuracy": percent_correct(logits, labels)})
         return self.total_loss({"loss_cls": loss}, {}, batch["indices"])
 
     def outcome(self, batch: ImageTextBatch) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from shared.evaluation.attention_maps import (
     contrast_saliency,
     match_saliency,
 )
+from shared.evaluation.features import first_rows
 from shared.evaluation.grounding import GroundingAccuracy, ground
 from shared.nn.image_text import ImageTextEncoders
 from shared.tasks.image_text_method import Evaluation, ImageTextBatch
@@ -33,8 +34,7 @@ class GroundingEvaluation(Evaluation):
 
     Batches hold, beside images and texts: `image_ids` (B,), equal for the same image (which is then
     encoded once), `sizes` (B, 2) height and width of the image that boxes refer to, `boxes` (B, 4)
-    what is meant, `proposals`, a list of (P, 4), and `splits`, a list of names; see
-    `shared.data.image_text.referring`.
+    what is meant, `proposals`, B of (P, 4), and `splits`; see `shared.data.image_text.referring`.
     """
 
     def __init__(self, cam_mode: str, cam_layer: int):
@@ -75,11 +75,3 @@ class GroundingEvaluation(Evaluation):
     def metrics(self, module: Any, testing: bool) -> dict[str, float]:
         """`<split>_d`, see `accuracies`, in percent."""
         return {name: 100 * part for name, part in self.accuracy.compute().items()}
-
-
-def first_rows(identities: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,) -> the row of each distinct value, and for each of the B which of those it is."""
-    distinct, inverse = identities.unique(return_inverse=True)
-    rows = torch.arange(len(identities), device=identities.device)
-    first = rows.new_zeros(len(distinct))
-    return first.scatter_reduce(0, inverse, rows, "amin", include_self=False), inverse

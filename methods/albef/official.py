@@ -86,15 +86,15 @@ def export(module: Method) -> dict[str, Any]:
     Tied tensors and constants that the official files hold are added.
     """
     exported = export_official(module, key_table(module, {}))
-    for key in list(exported):
-        if key.endswith("cls.predictions.bias"):
-            body, head = key.removesuffix("cls.predictions.bias"), key.removesuffix("bias")
-            exported[f"{head}decoder.bias"] = exported[key]
-            words = f"{body}bert.embeddings.word_embeddings.weight"
-            exported[f"{head}decoder.weight"] = exported[words]
+    for key, value in list(exported.items()):
+        body, head, bias = key.partition("cls.predictions.bias")
+        if head and not bias:
+            decoder = f"{body}cls.predictions.decoder"
+            words = exported[f"{body}bert.embeddings.word_embeddings.weight"]
+            exported |= {f"{decoder}.bias": value, f"{decoder}.weight": words}
         if key.endswith("embeddings.position_embeddings.weight"):
             constant = key.replace("position_embeddings.weight", "position_ids")
-            exported[constant] = torch.arange(len(exported[key]))[None]
+            exported[constant] = torch.arange(len(value))[None]
     return exported
 
 
@@ -117,8 +117,8 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
         source = load_checkpoint(path)
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"{error}: make it first ({KINDS[kind]}, experiment=albef/...), or name another file "
-            "by warm_start.path=FILE"
+            f"{error}: make it first ({KINDS[kind]}, experiment=albef/...), or name another file by "
+            "warm_start.path=FILE"
         ) from None
     if "_target_" in source:
         if not str(source["_target_"]).startswith("methods.albef."):
@@ -130,15 +130,8 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
         raise CheckpointError(f"{path} is no file of {KINDS[kind]}; {what}")
     state = renamed(state, module)
     table = key_table(module, state)
-    return _fill(
-        module,
-        state,
-        KeyTable(
-            table.rules,
-            {**table.dropped, **left_over(module, state, table)},
-            {**table.fresh, **NEW_HEAD},
-        ),
-    )
+    dropped, fresh = table.dropped | left_over(module, state, table), table.fresh | NEW_HEAD
+    return _fill(module, state, KeyTable(table.rules, dropped, fresh))
 
 
 def official_state(source: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,12 +14,17 @@ from torch.nn import functional as F
 
 from methods.albef.classification import PairNetwork
 from shared.distributed import rank
+from shared.evaluation.accuracy import percent_correct
 from shared.losses.contrastive import similarity_logits
 from shared.losses.image_text import draw_negatives, negative_weights
 from shared.nn.heads import unit_norm
 from shared.randomness import torch_generator
-from shared.tasks.image_text_method import ImageTextBatch, ImageTextMethod, images_and_texts
-from shared.tasks.text_classification import ClassAccuracy, percent_right
+from shared.tasks.image_text_method import (
+    ClassAccuracy,
+    ImageTextBatch,
+    ImageTextMethod,
+    images_and_texts,
+)
 
 CLASSES = ("first", "second", "neither")
 TEMPERATURE = 0.07  # of similarities; not learned
@@ -118,7 +123,7 @@ class TextAssignment(ImageTextMethod):
         purpose = f"text assignment, rank {rank()}"
         generator = torch_generator(self.hparams["seed"], self.global_step, purpose)
         logits, labels = self.assign(batch, own, generator)
-        self.log_train({"accuracy": percent_right(logits, labels)})
+        self.log_train({"accuracy": percent_correct(logits, labels)})
         loss = F.cross_entropy(logits.float(), labels)
         return self.total_loss({"loss_ta": loss}, {}, batch["indices"])
 

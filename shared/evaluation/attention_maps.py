@@ -24,9 +24,8 @@ from shared.nn.vision_transformer import VisionTransformer, recorded_block
 class ImageTextModel(Protocol):
     """A model that compares images with texts, and judges whether a pair belongs together.
 
-    `encoders` are `ImageTextEncoders`; `contrast.temp` is the temperature of similarities;
-    `matching.logits(text_encoder, image_tokens, text_tokens, mask)` judges r consecutive texts for
-    each of R images: (r R, 2).
+    `encoders` are `ImageTextEncoders`, `contrast` holds the temperature `temp` of similarities, and
+    `matching` is an `ImageTextMatching`.
     """
 
     encoders: Any
@@ -46,10 +45,8 @@ class Saliency(NamedTuple):
     scores: Tensor
 
     def weighted(self, mask: Tensor | None = None) -> Tensor:
-        """Attention times its positive gradient: (B, H, L, g, g), without the class token's column.
-
-        `mask` (B, L): rows of padding become 0.
-        """
+        """Attention times its positive gradient: (B, H, L, g, g), without the class token's column
+        and, where the `mask` (B, L) is 0, without rows of padding."""
         product = self.attention[..., 1:] * self.gradient[..., 1:].clamp(min=0)
         if mask is not None:
             product = product * mask[:, None, :, None]
@@ -61,17 +58,14 @@ class Saliency(NamedTuple):
         return self.weighted(mask).mean(dim=1)
 
     def whole(self, mask: Tensor | None = None) -> Tensor:
-        """One map for each text, the mean over heads and all L positions, padding included:
-        (B, g, g)."""
+        """One map for each text, the mean over heads and positions, padding too: (B, g, g)."""
         return self.words(mask).mean(dim=1)
 
 
 @contextmanager
 def gradients() -> Iterator[None]:
-    """Within it gradients are computed, also inside `torch.no_grad` and a Trainer's inference mode.
-
-    Tensors that were made in inference mode must be cloned in here before use (`usable`).
-    """
+    """Computes gradients, also inside `torch.no_grad` and a Trainer's inference mode, whose tensors
+    must be made `usable` in here."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
@@ -107,9 +101,6 @@ def match_saliency(
             class token has a gradient, because nothing else reaches the logit.
 
     The model should be in eval mode. Nothing is added to the parameters' `grad`.
-
-    Raises:
-        ValueError: no such layer with cross-attention.
     """
     encoders: ImageTextEncoders = model.encoders
     check_cross_attention(encoders.text_encoder, layer)
@@ -133,11 +124,7 @@ def contrast_saliency(
     """Attention of the image's class token to the patches in one block of the vision transformer,
     for the similarity of image and text over the temperature; L is 1, the class token.
 
-    Args:
-        images: (B, 3, S, S), one for each text. ids, mask: (B, L). block: from 0.
-
-    Raises:
-        ValueError: no such block.
+    Args: images (B, 3, S, S), one for each text; ids, mask (B, L); block from 0.
     """
     encoders: ImageTextEncoders = model.encoders
     check_block(encoders.visual_encoder, block)

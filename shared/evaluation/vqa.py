@@ -11,9 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch.distributed as dist
-
-from shared.distributed import world_size
+from shared.distributed import gather_objects
 from shared.files import write_json
 
 VOTES = 3  # that make an answer fully right
@@ -97,13 +95,9 @@ class VQAEvaluation:
         self._answered: list[Answered] = []
 
     def collect(self, batch: Mapping[str, Any], answers: Sequence[str]) -> None:
-        """Takes the answers to a batch of `shared.data.image_text.vqa.VQAData`.
-
-        Args:
-            batch: `indices` and `question_ids` (B,), and where they are known `answers`, the truth,
-                and `kinds`, the kinds of question, each a list of B lists of strings.
-            answers: B predictions.
-        """
+        """Takes the answers (B,) to a batch of `shared.data.image_text.vqa.VQAData`: `indices` and
+        `question_ids` (B,), and where they are known `answers`, the truth, and `kinds` of question,
+        each a list of B lists of strings."""
         size = len(answers)
         truth, kinds = batch.get("answers", [None] * size), batch.get("kinds", [()] * size)
         rows = (batch["indices"].tolist(), batch["question_ids"].tolist(), answers, truth, kinds)
@@ -113,10 +107,7 @@ class VQAEvaluation:
 
     def finish(self) -> list[Answered]:
         """Everything that all ranks collected, in order; the next evaluation starts empty."""
-        collected, self._answered = self._answered, []
-        shares: list[Any] = [collected] * world_size()
-        if world_size() > 1:
-            dist.all_gather_object(shares, collected)
+        shares, self._answered = gather_objects(self._answered), []
         return [row for _, row in sorted({row.place: row for s in shares for row in s}.items())]
 
 

@@ -102,7 +102,7 @@ class RetrievalEvaluation(Evaluation):
         self.collector.add(
             (batch["indices"], image, image_tokens),
             (batch["text_image"], text, text_tokens, mask),
-            **({"hard_text": batch["hard_text"]} if "hard_text" in batch else {}),
+            batch.get("hard_text"),
         )
 
     def metrics(self, module: Any, testing: bool = False) -> dict[str, float]:
@@ -121,8 +121,8 @@ class RetrievalEvaluation(Evaluation):
         metrics = {f"itc_{name}": value for name, value in found.items()}
         if self.rerank is True or (testing and self.rerank == "test"):
             metrics |= recalls(*self.scores(module, gallery), gallery.text_image)
-        if "hard_text" in gallery.values:
-            metrics["itm_auc"] = self._auc(module, gallery)
+        if gallery.hard_text is not None:
+            metrics["itm_auc"] = self._auc(module, gallery, gallery.hard_text)
         return metrics
 
     def scores(self, module: Any, gallery: Gallery) -> tuple[Tensor, Tensor]:
@@ -133,9 +133,9 @@ class RetrievalEvaluation(Evaluation):
 
         return rerank(gallery.similarity(), self.k_test, score, self.add_similarity)
 
-    def _auc(self, module: Any, gallery: Gallery) -> float:
+    def _auc(self, module: Any, gallery: Gallery, hard: Tensor) -> float:
         """Of true pairs against the same images with their texts' hard negatives."""
-        hard, entries = gallery.values["hard_text"], gallery.entries
+        entries = gallery.entries
         other = torch.searchsorted(entries, hard).clamp_max(len(entries) - 1)
         texts = (entries[other] == hard).nonzero()[:, 0]  # else left out with its image
         if not len(texts):

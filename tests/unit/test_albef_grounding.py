@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.albef.grounding import GroundingEvaluation, first_rows
+from methods.albef.grounding import GroundingEvaluation
 from methods.albef.retrieval import Retrieval
+from shared.evaluation.features import first_rows
 from tests.unit.albef_toy import TEXT, VISION, given, retrieval, trainer
 
 BOXES = torch.tensor([[0.0, 0, 16, 16], [16, 0, 16, 16], [0, 16, 16, 16], [16, 16, 16, 16]])

@@ -10,7 +10,7 @@ from torch import Tensor
 from methods.pcl.evaluation import LinearProbe, LowShotSVM
 from methods.pcl.module import MoCo
 from shared.evaluation.features import Features
-from shared.tasks.representation_probes import RepresentationProbes
+from shared.tasks.frozen_features import RepresentationProbes
 
 FLAT = {"_target_": "shared.nn.small_convnet.SmallConvNet", "channels": [4, 6]}
 
