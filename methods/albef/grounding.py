@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shared.distributed import gather_objects
 from shared.evaluation.attention_maps import (
     Saliency,
     check_block,
@@ -18,7 +19,7 @@ from shared.evaluation.attention_maps import (
     match_saliency,
 )
 from shared.evaluation.features import first_rows
-from shared.evaluation.grounding import GroundingAccuracy, ground
+from shared.evaluation.grounding import accuracies, ground
 from shared.nn.image_text import ImageTextEncoders
 from shared.tasks.image_text_method import Evaluation, ImageTextBatch
 
@@ -41,7 +42,7 @@ class GroundingEvaluation(Evaluation):
         if cam_mode not in ("itm", "itc"):
             raise ValueError(f'cam_mode must be "itm" or "itc", got {cam_mode!r}')
         self.cam_mode, self.cam_layer = cam_mode, cam_layer
-        self.accuracy = GroundingAccuracy()
+        self.seen: dict[int, tuple[str, float]] = {}  # split and IoU of each expression
 
     def check_layer(self, encoders: ImageTextEncoders) -> None:
         """Raise ValueError if there is no such layer or block."""
@@ -70,8 +71,13 @@ class GroundingEvaluation(Evaluation):
         for n, cam in enumerate(self.cams(module, batch)):
             height, width = sizes[n]
             grounded = ground(cam, (height, width), batch["proposals"][n], boxes[n])
-            self.accuracy.add(indices[n], batch["splits"][n], grounded.iou)
+            self.seen[indices[n]] = batch["splits"][n], grounded.iou
 
     def metrics(self, module: Any, testing: bool) -> dict[str, float]:
         """`<split>_d`, see `accuracies`, in percent."""
-        return {name: 100 * part for name, part in self.accuracy.compute().items()}
+        seen: dict[int, tuple[str, float]] = {}
+        for part in gather_objects(self.seen):
+            seen |= part
+        self.seen = {}
+        found = accuracies((value for _, value in seen.values()), (s for s, _ in seen.values()))
+        return {name: 100 * part for name, part in found.items()}

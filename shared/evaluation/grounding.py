@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shared.distributed import gather_objects
-
 CORRECT = 0.5  # least IoU with the box that the expression refers to
 AREA_EXPONENT = 0.5
 
@@ -95,22 +93,3 @@ def accuracies(ious: Iterable[float], splits: Iterable[str]) -> dict[str, float]
     for value, split in zip(ious, splits, strict=True):
         correct[f"{split}_d"].append(value >= CORRECT)
     return {name: float(np.mean(hits)) for name, hits in correct.items()}
-
-
-class GroundingAccuracy:
-    """Collects expressions over steps and ranks; each counts once, however often it is seen."""
-
-    def __init__(self) -> None:
-        self._seen: dict[int, tuple[str, float]] = {}
-
-    def add(self, expression: int, split: str, value: float) -> None:
-        """`expression`: its number within the evaluation set; `value`: the IoU reached."""
-        self._seen[expression] = split, value
-
-    def compute(self) -> dict[str, float]:
-        """`accuracies` of all ranks' expressions, which are then forgotten; asked on every rank."""
-        seen: dict[int, tuple[str, float]] = {}
-        for part in gather_objects(self._seen):
-            seen |= part
-        self._seen = {}
-        return accuracies((value for _, value in seen.values()), (s for s, _ in seen.values()))

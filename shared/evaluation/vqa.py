@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shared.distributed import gather_objects
 from shared.files import write_json
 
 VOTES = 3  # that make an answer fully right
@@ -88,27 +87,19 @@ class Answered(NamedTuple):
     kinds: tuple[str, ...]
 
 
-class VQAEvaluation:
-    """Collects what is answered in an evaluation, over all ranks, each question once."""
-
-    def __init__(self) -> None:
-        self._answered: list[Answered] = []
-
-    def collect(self, batch: Mapping[str, Any], answers: Sequence[str]) -> None:
-        """Takes the answers (B,) to a batch of `shared.data.image_text.vqa.VQAData`: `indices` and
-        `question_ids` (B,), and where they are known `answers`, the truth, and `kinds` of question,
-        each a list of B lists of strings."""
-        size = len(answers)
-        truth, kinds = batch.get("answers", [None] * size), batch.get("kinds", [()] * size)
-        rows = (batch["indices"].tolist(), batch["question_ids"].tolist(), answers, truth, kinds)
-        for place, question_id, answer, known, kind in zip(*rows, strict=True):
-            accuracy = None if known is None else soft_accuracy(answer, known)
-            self._answered.append(Answered(place, question_id, answer, accuracy, tuple(kind)))
-
-    def finish(self) -> list[Answered]:
-        """Everything that all ranks collected, in order; the next evaluation starts empty."""
-        shares, self._answered = gather_objects(self._answered), []
-        return [row for _, row in sorted({row.place: row for s in shares for row in s}.items())]
+def judged(batch: Mapping[str, Any], answers: Sequence[str]) -> list[Answered]:
+    """The answers (B,) to a batch of `shared.data.image_text.vqa.VQAData`: `indices` and
+    `question_ids` (B,), and where they are known `answers`, the truth, and `kinds` of question,
+    each a list of B lists of strings."""
+    size = len(answers)
+    truth, kinds = batch.get("answers", [None] * size), batch.get("kinds", [()] * size)
+    rows = (batch["indices"].tolist(), batch["question_ids"].tolist(), answers, truth, kinds)
+    return [
+        Answered(
+            place, number, answer, soft_accuracy(answer, known) if known else None, tuple(kind)
+        )
+        for place, number, answer, known, kind in zip(*rows, strict=True)
+    ]
 
 
 def accuracies(answered: Sequence[Answered]) -> dict[str, float]:

@@ -38,9 +38,6 @@ def draw_negatives(weights: Tensor, positives: Tensor, uniforms: Tensor) -> Tens
         weights, positives: (B, C), see `negative_weights`.
         uniforms: (B,) numbers in [0, 1), one per row, so that what a row draws does not depend on
             the rows beside it.
-
-    Raises:
-        ValueError: a row has nothing but positives.
     """
     allowed = ~positives
     if not allowed.any(dim=1).all():

@@ -79,7 +79,10 @@ class Attention(nn.Module):
         p = self.dropout if self.training else 0.0
         # On a CPU fused attention knows no dropout: torch would take separate steps, too.
         if self.recording or (p > 0 and query.device.type == "cpu"):
-            probabilities = attention_probabilities(query, context.key, mask)
+            scores = query @ context.key.mT / math.sqrt(query.shape[-1])
+            if mask is not None:
+                scores = scores.masked_fill(~mask, -torch.inf)
+            probabilities = scores.softmax(dim=-1)
             if self.recording:
                 probabilities = self._record(probabilities, texts=batch // contexts)
             mixed = dropout(probabilities, p, self.training) @ context.value
@@ -338,14 +341,6 @@ class LanguageHead(nn.Module):
     def forward(self, hidden: Tensor, words: nn.Embedding) -> Tensor:
         """(..., D) -> logits (..., V); `words` are the word embeddings it is tied to."""
         return F.linear(self.norm(F.gelu(self.dense(hidden))), words.weight, self.bias)
-
-
-def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, H, L, D / H), (B, H, N, D / H) -> (B, H, L, N), 0 where the boolean `mask` is False."""
-    scores = query @ key.mT / math.sqrt(query.shape[-1])
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    return scores.softmax(dim=-1)
 
 
 def attention_mask(mask: Tensor, causal: bool = False) -> Tensor:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shared.evaluation.vqa import VQAEvaluation, accuracies, write_results
+from shared.distributed import gather_objects
+from shared.evaluation.vqa import Answered, accuracies, judged, write_results
 from shared.losses.language import text_sums, token_losses
 from shared.nn.text_transformer import KeyValue, LanguageHead, TextTransformer
 from shared.nn.vision_transformer import VisionTransformer
@@ -148,17 +149,19 @@ class AnswerRanking(nn.Module):
 
 
 class AnswerEvaluation(Evaluation):
-    """Soft accuracy of what a module's `answer(batch)` says, see `VQAEvaluation`; the test also
-    writes `vqa_result.json` for the server. Accuracy only where the answers are known."""
+    """Soft accuracy of what a module's `answer(batch)` says, each question once over all ranks; the
+    test also writes `vqa_result.json` for the server. Accuracy only where the answers are known."""
 
     def __init__(self) -> None:
-        self.collected = VQAEvaluation()
+        self.answered: list[Answered] = []
 
     def collect(self, module: Any, batch: ImageTextBatch) -> None:
-        self.collected.collect(batch, [answer for answer, _ in module.answer(batch)])
+        self.answered += judged(batch, [answer for answer, _ in module.answer(batch)])
 
     def metrics(self, module: Any, testing: bool) -> dict[str, float]:
-        answered = self.collected.finish()
+        shares, self.answered = gather_objects(self.answered), []
+        by_place = {row.place: row for share in shares for row in share}
+        answered = [by_place[place] for place in sorted(by_place)]
         if not testing:
             return accuracies(answered)
         path = Path(module.trainer.default_root_dir) / RESULTS

@@ -54,14 +54,14 @@ class RetrievalEvaluation(Evaluation):
     ):
         if k_test != "all" and (not isinstance(k_test, int) or k_test < 1):
             raise ValueError(f"k_test is a positive number or all, got {k_test!r}")
-        if rerank not in (True, False, "test"):
-            raise ValueError(f"rerank is true, false or test, got {rerank!r}")
-        if score not in get_args(Score):
-            raise ValueError(f"score must be one of {', '.join(get_args(Score))}, got {score!r}")
-        if precision not in get_args(Precision):
-            raise ValueError(
-                f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}"
-            )
+        choices: dict[str, tuple[Any, tuple[Any, ...]]] = {
+            "rerank": (rerank, (True, False, "test")),
+            "score": (score, get_args(Score)),
+            "precision": (precision, get_args(Precision)),
+        }
+        for name, (value, known) in choices.items():
+            if value not in known:
+                raise ValueError(f"{name} must be one of {known}, got {value!r}")
         if chunk < 1:
             raise ValueError(f"chunk is a positive number of text positions, got {chunk}")
         self.k_test, self.rerank, self.add_similarity = k_test, rerank, score == "itm+itc"
@@ -69,11 +69,7 @@ class RetrievalEvaluation(Evaluation):
         self.collector = Collector(getattr(torch, precision))
 
     def check(self, data: Any) -> None:
-        """Refuse, before training on `ImageTextData`, what the evaluation would refuse after it.
-
-        Raises:
-            ValueError: `k_test` exceeds the images of the validation or test split.
-        """
+        """Refuse, before training on `ImageTextData`, a `k_test` above the images of a split."""
         if not isinstance(data, ImageTextData):
             return
         splits = {"val": data.hparams["val_split"], "test": data.hparams["test_split"]}
@@ -88,7 +84,7 @@ class RetrievalEvaluation(Evaluation):
 
     @torch.no_grad()
     def collect(self, module: Any, batch: ImageTextBatch) -> None:
-        """Encode the images and texts of a batch; the module is in evaluation mode.
+        """Encode the images and texts of a batch.
 
         Args:
             batch: `images` (B, 3, S, S), `indices` (B,); `input_ids`, `attention_mask` (T, L),
@@ -106,14 +102,7 @@ class RetrievalEvaluation(Evaluation):
         )
 
     def metrics(self, module: Any, testing: bool = False) -> dict[str, float]:
-        """Metrics of all that was collected on all ranks, the same on each of them.
-
-        Args:
-            testing: whether this is the test, see `rerank`.
-
-        Raises:
-            ValueError: `k_test` exceeds the number of texts or of images, or a score is NaN.
-        """
+        """Metrics of all that was collected on all ranks, the same on each of them."""
         gallery = self.collector.gallery(module.device)
         self.collector = Collector(getattr(torch, self.precision))
         similarity = gallery.similarity()
