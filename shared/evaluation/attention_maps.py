@@ -34,11 +34,8 @@ class ImageTextModel(Protocol):
 
 
 class Saliency(NamedTuple):
-    """What each pair looked at, and what it gained from it.
-
-    `attention` (B, H, L, 1 + N); `gradient`, the objective's with respect to it; `scores`, the
-    pairs' ITM logits (B, 2) or their similarities over the temperature (B,).
-    """
+    """What each pair looked at: `attention` (B, H, L, 1 + N), its `gradient` for the objective, and
+    `scores`, the pairs' ITM logits (B, 2) or their similarities over the temperature (B,)."""
 
     attention: Tensor
     gradient: Tensor
@@ -71,19 +68,19 @@ def gradients() -> Iterator[None]:
 
 
 def usable(x: Tensor) -> Tensor:
-    """`x`, copied if it was made in inference mode, so that a graph may be built on it."""
+    """`x`, or a copy if it was made in inference mode, on which a graph may be built."""
     return x.clone() if x.is_inference() else x
 
 
 def check_cross_attention(text_encoder: TextTransformer, layer: int) -> None:
-    """Raises ValueError if `layer` of the text stack has no cross-attention."""
+    """Refuses a `layer` of the text stack without cross-attention."""
     first, last = text_encoder.fusion_layer, len(text_encoder.layers) - 1
     if not first <= layer <= last:
         raise ValueError(f"layer {layer} has no cross-attention: layers {first} to {last} have it")
 
 
 def check_block(vit: VisionTransformer, block: int) -> None:
-    """Raises ValueError if the vision transformer has no such block."""
+    """Refuses a block that the vision transformer does not have."""
     if not 0 <= block < len(vit.blocks):
         raise ValueError(f"no block {block}: the vision transformer has {len(vit.blocks)}, from 0")
 

@@ -96,7 +96,11 @@ def judged(batch: Mapping[str, Any], answers: Sequence[str]) -> list[Answered]:
     rows = (batch["indices"].tolist(), batch["question_ids"].tolist(), answers, truth, kinds)
     return [
         Answered(
-            place, number, answer, soft_accuracy(answer, known) if known else None, tuple(kind)
+            place,
+            number,
+            answer,
+            None if known is None else soft_accuracy(answer, known),
+            tuple(kind),
         )
         for place, number, answer, known, kind in zip(*rows, strict=True)
     ]

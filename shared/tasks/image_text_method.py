@@ -97,8 +97,17 @@ class ImageTextMethod(Method):
     def on_fit_start(self) -> None:
         """Refuse a vocabulary or an evaluation that does not fit the data, naming both."""
         data = getattr(self.trainer, "datamodule", None)
-        if tokenizer := getattr(data, "tokenizer", None):
-            check_vocabulary(self.hparams, tokenizer)
+        tokenizer, p = getattr(data, "tokenizer", None), self.hparams
+        if tokenizer is not None:
+            words = p.get("text", {}).get("vocab_size", len(tokenizer))
+            if len(tokenizer) > words:
+                raise ValueError(
+                    f"method.text.vocab_size={words} is less than the {len(tokenizer)} words of "
+                    "data.vocab"
+                )
+            for name in ("cls_id", "mask_id"):
+                if p.get(name, expected := getattr(tokenizer, name)) != expected:
+                    raise ValueError(f"method.{name}={p[name]}, but it is {expected} in data.vocab")
         if data is not None:
             self.evaluation.check(data)
 
@@ -127,24 +136,11 @@ class ImageTextMethod(Method):
         self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
-        self.log_metrics("val")
+        self._log_evaluation("val")
 
     def on_test_epoch_end(self) -> None:
-        self.log_metrics("test")
+        self._log_evaluation("test")
 
-    def log_metrics(self, split: str) -> None:
+    def _log_evaluation(self, split: str) -> None:
         metrics = self.evaluation.metrics(self, testing=split == "test")
         self.log_dict({f"{split}/{name}": value for name, value in metrics.items()})
-
-
-def check_vocabulary(hparams: Mapping[str, Any], tokenizer: Any) -> None:
-    """Refuse a vocabulary that does not fit the embeddings or the ids of special tokens."""
-    text = hparams.get("text", {})
-    if len(tokenizer) > text.get("vocab_size", len(tokenizer)):
-        raise ValueError(
-            f"method.text.vocab_size={text['vocab_size']} is less than the {len(tokenizer)} words "
-            "of data.vocab"
-        )
-    for name, expected in (("cls_id", tokenizer.cls_id), ("mask_id", tokenizer.mask_id)):
-        if hparams.get(name, expected) != expected:
-            raise ValueError(f"method.{name}={hparams[name]}, but it is {expected} in data.vocab")
