@@ -90,12 +90,10 @@ def match_saliency(
 ) -> Saliency:
     """Attention of each pair's words to the patches, for the ITM logit of "match".
 
-    Args:
-        image_tokens: (R, 1 + N, C), B = r R; r consecutive texts belong to one image. Pairs do not
-            see one another, so one backward pass of the sum serves all.
-        ids, mask: (B, L).
-        layer: of the whole text stack from 0, one with cross-attention. In the last one only the
-            class token has a gradient, because nothing else reaches the logit.
+    Of image tokens (R, 1 + N, C) and texts (B, L), B = r R, r consecutive texts belong to one
+    image. Pairs do not see one another, so one backward pass of the sum serves all. The `layer` is
+    one of the whole text stack with cross-attention, from 0; in the last one only the class token
+    has a gradient, because nothing else reaches the logit.
 
     The model should be in eval mode. Nothing is added to the parameters' `grad`.
     """
@@ -119,10 +117,7 @@ def contrast_saliency(
     model: ImageTextModel, images: Tensor, ids: Tensor, mask: Tensor, block: int
 ) -> Saliency:
     """Attention of the image's class token to the patches in one block of the vision transformer,
-    for the similarity of image and text over the temperature; L is 1, the class token.
-
-    Args: images (B, 3, S, S), one for each text; ids, mask (B, L); block from 0.
-    """
+    for the similarity of images (B, 3, S, S) and texts (B, L) over the temperature; L is 1."""
     encoders: ImageTextEncoders = model.encoders
     check_block(encoders.visual_encoder, block)
     with gradients():

@@ -50,14 +50,10 @@ def extract_features(
     rank reads its share and afterwards holds all rows.
 
     Args:
-        forward: (B, C, H, W) on `device` -> (B, d). Evaluation mode is the caller's affair
-            (`eval_mode`).
+        forward: (B, C, H, W) on `device` -> (B, d); evaluation mode is the caller's affair.
         loader: batches with `images`, `labels` and `indices`. Indices may repeat, as with
             samplers that pad: the first occurrence counts.
         device: where `forward` runs; with NCCL also where rows pass between ranks.
-
-    Raises:
-        ValueError: no batch at all, one without these keys, or `forward` returns another shape.
     """
     rows, labels, indices = _local_rows(forward, loader, torch.device(device))
     shares = gather_objects((indices, labels, None if rows is None else rows.shape[1]))

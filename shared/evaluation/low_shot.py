@@ -134,9 +134,6 @@ def low_shot_map(
         train_labels (N, C), test_labels (M, C): 1 present, -1 absent, 0 difficult (a negative).
         shots, runs, costs: k, draws per k and cost, and C; each cost has draws of its own.
         full: fit on all training images as well.
-
-    Raises:
-        ValueError: a class that some draw or the test set shows on no or on every image.
     """
     train, test = normalise(train_features), normalise(test_features)
     random = Random(seed)
@@ -172,12 +169,8 @@ def low_shot_accuracy(
     """Percent of test images that a multi-class linear SVM on k images per class gets right.
 
     Mean over `runs` draws. The draws depend on the labels and the seed alone, so that two networks
-    are compared on the same images; within a run the larger k contains the smaller.
-
-    Args:
-        train_features (N, d), train_labels (N,); test_features (M, d), test_labels (M,).
-        shots: images per class; a class with fewer gives all it has.
-        cost: C of `LinearSVC`, one against the rest.
+    are compared on the same images; within a run the larger k contains the smaller. A class with
+    fewer images gives all it has. Of features (N, d), (M, d) and labels (N,), (M,).
     """
     train, test = normalise(train_features.float()), normalise(test_features.float())
     classes = train_labels.unique().tolist()

@@ -140,26 +140,17 @@ class Texts:
 
 @dataclass(frozen=True)
 class Gallery:
-    """An evaluation set by ascending entry number; equal on every rank but for `own` and tokens.
+    """An evaluation set by ascending entry number; equal on every rank but for `own` and tokens."""
 
-    Attributes:
-        entries: (N,) numbers of the images' entries.
-        image_features (N, E), text_features (T, E): float32.
-        text_image: (T,) row of each text's image.
-        texts: tokens of all texts. hard_text: (T,) the entry whose first text is hard for each.
-        own: rows of this rank's images. image_tokens: the tokens of those, each (P, C).
-        order: (N,) where each row stands if the ranks' own rows are joined.
-    """
-
-    entries: Tensor
-    image_features: Tensor
-    text_features: Tensor
-    text_image: Tensor
+    entries: Tensor  # (N,) numbers of the images' entries
+    image_features: Tensor  # (N, E) float32
+    text_features: Tensor  # (T, E) float32
+    text_image: Tensor  # (T,) row of each text's image
     texts: Texts
-    hard_text: Tensor | None
-    own: Tensor
-    image_tokens: list[Tensor]
-    order: Tensor
+    hard_text: Tensor | None  # (T,) entry whose first text is a hard negative of each text
+    own: Tensor  # rows of this rank's images
+    image_tokens: list[Tensor]  # of those, each (P, C)
+    order: Tensor  # (N,) where each row stands if the ranks' own rows are joined
 
     def similarity(self) -> Tensor:
         """(N, T) dot products of features, without temperature."""
@@ -181,14 +172,9 @@ class Collector:
         texts: tuple[Tensor, Tensor, Tensor, Tensor],
         hard_text: Tensor | None = None,
     ) -> None:
-        """Add the images of a batch and their texts.
-
-        Args:
-            images: entry numbers (B,), features (B, E), tokens (B, P, C).
-            texts: entry numbers (T,) of their images, features (T, E), tokens (T, L, ...), mask
-                (T, L), padded at the end.
-            hard_text: (T,) for `Gallery.hard_text`.
-        """
+        """Add images, entry numbers (B,), features (B, E), tokens (B, P, C), and their texts, entry
+        numbers (T,) of their images, features (T, E), tokens (T, L, ...), mask (T, L), padded at
+        the end; `hard_text` (T,) as in `Gallery`."""
         entries, features, tokens = images
         text_entries, text_features, text_tokens, mask = texts
         taken = {
@@ -207,13 +193,7 @@ class Collector:
 
     def gallery(self, device: torch.device | str = "cpu") -> Gallery:
         """All ranks' images and texts; texts whose image is missing are left out with a warning.
-
-        Args:
-            device: where NCCL passes rows.
-
-        Raises:
-            ValueError: nothing was collected, or an image twice.
-        """
+        NCCL passes rows on `device`."""
         own = {name: torch.cat(values) for name, values in self.rows.items()}
         rows = gather_rows(own, device)
         if not rows or not len(rows["entry"]):
@@ -300,11 +280,8 @@ def score_pairs(
     """(N, T) float32 scores of the wanted pairs, `NOT_SCORED` elsewhere; the same on every rank.
 
     Each rank reads all texts and scores the pairs of its own images, one image after the other.
-
-    Args:
-        wanted: (N, T) boolean, the same on every rank.
-        chunk: most text positions (texts times their tokens) in one pass, which bounds the memory.
-        device: of the matcher. precision: "bfloat16" runs it under autocast.
+    `wanted` (N, T) is the same on every rank; `chunk` is the most text positions (texts times their
+    tokens) in one pass, which bounds the memory; "bfloat16" runs the matcher under autocast.
     """
     device = torch.device(device)
     wanted = wanted.cpu()
@@ -328,12 +305,11 @@ def rerank(
     score: Callable[[Tensor], Tensor],
     add_similarity: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Scores of the k candidates in both directions, `NOT_SCORED` elsewhere: (N, T) and (T, N).
+    """Scores of the k candidates by `similarity` (N, T) in both directions, `NOT_SCORED` elsewhere:
+    (N, T) and (T, N).
 
-    Args:
-        similarity: (N, T), chooses the candidates.
-        score: boolean (N, T) -> scores of these pairs, as `score_pairs`; asked once.
-        add_similarity: score + similarity, as BLIP ranks; ALBEF ranks by the score alone.
+    `score` makes scores of the pairs in a boolean (N, T), as `score_pairs`, and is asked once; with
+    `add_similarity` the similarity is added, as BLIP ranks; ALBEF ranks by the score alone.
     """
     chosen = candidates(similarity, k)
     scores = score(chosen[0] | chosen[1])

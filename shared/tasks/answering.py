@@ -53,11 +53,10 @@ class AnswerNetwork(nn.Module):
     def write(
         self, ids: Tensor, mask: Tensor, question: Sequence[KeyValue], first: int = 1
     ) -> Tensor:
-        """Logits (S, V) of tokens `first`, `first` + 1, ... of each answer, row after row.
+        """Logits (S, V) of tokens `first`, `first` + 1, ... of each answer (A, M), row after row.
 
-        Each is predicted from the tokens before it; padding is not predicted.
-
-        Args: ids, mask (A, M); question: of A rows, or of fewer, each for as many answers.
+        Each is predicted from the tokens before it; padding is not. The question has A rows, or
+        fewer, each for as many answers.
         """
         hidden = self.text_decoder(ids, mask, question, causal=True)
         predicted = hidden[:, first - 1 : -1][mask[:, first:].bool()]

@@ -175,11 +175,9 @@ def feature_sets(
 ) -> FeatureSets:
     """The cached features that the variants need.
 
-    Args:
-        features: of every image of a loader, in order.
-        data: the run's data module, whose `augmented_dataloader(passes)` gives augmented training
-            images and whose `probe_dataloader()` those of the probe.
-        settings: variants, tau, and augmented_passes (0: cRT and LWS see un-augmented images).
+    `features` are those of a loader's images, in order; the run's `data` gives augmented training
+    images, `augmented_dataloader(passes)`, and the probe's. With `augmented_passes` 0 cRT and LWS
+    see un-augmented images.
     """
     train, passes = features(data.features_dataloader()), settings["augmented_passes"]
     probed = "probe" in settings["variants"]

@@ -40,8 +40,7 @@ class RetrievalEvaluation(Evaluation):
         rerank: whether to ask the matching head: always, never, or in the "test" only.
         score: "itm": its logit of "match" alone; "itm+itc": plus the similarity, as BLIP does.
         precision: of the matching, "float32" or "bfloat16". The tokens are kept in it, too.
-        chunk: most text positions matched at once, see `score_pairs`; fewer waste less on padding
-            and use less of a GPU.
+        chunk: see `score_pairs`; fewer positions waste less on padding and use less of a GPU.
     """
 
     def __init__(
