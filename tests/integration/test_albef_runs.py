@@ -85,7 +85,7 @@ def test_two_steps(task: str, data_root: Path, tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in state.values() if value.is_floating_point())
 
 
-@pytest.mark.parametrize("task", every(2, list(TASKS)))
+@pytest.mark.parametrize("task", every(4, list(TASKS)))
 def test_starts_from_pretraining(
     task: str, pretrained: Path, data_root: Path, tmp_path: Path
 ) -> None:

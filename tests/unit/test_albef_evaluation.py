@@ -105,8 +105,9 @@ def official_scores(
     return both[0], both[1]
 
 
-@pytest.mark.parametrize("score", ["itm", "itm+itc"])
-@pytest.mark.parametrize("k", [2, 11, "all"])
+@pytest.mark.parametrize(
+    ("k", "score"), [(2, "itm"), (11, "itm+itc"), ("all", "itm"), ("all", "itm+itc")]
+)
 def test_metrics_are_those_of_the_official_rows(
     k: int | str, score: str, truth: tuple[Tensor, Tensor]
 ) -> None:
