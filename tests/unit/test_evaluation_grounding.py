@@ -178,17 +178,12 @@ def test_what_lies_outside_the_image_does_not_count() -> None:
     assert box_scores(plane, boxes).tolist() == [1, 0.4, 0, 0]
 
 
-def test_the_first_of_equal_boxes_wins() -> None:
-    plane = torch.ones(8, 8)
+def test_the_highest_score_wins_and_the_first_of_equal_boxes() -> None:
+    """Also where no score is positive."""
     boxes = torch.tensor([[0.0, 0, 2, 2], [1, 1, 4, 4], [4, 4, 4, 4]])
-    assert choose_box(plane, boxes) == (1, 4.0)
-    assert choose_box(plane, boxes[[2, 0, 1]]) == (0, 4.0)
-
-
-def test_without_a_positive_score_the_highest_wins() -> None:
-    plane = torch.full((8, 8), -1.0)
-    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 2, 2], [0, 0, 8, 8]])
-    assert choose_box(plane, boxes) == (1, -2.0)
+    assert choose_box(torch.ones(8, 8), boxes) == (1, 4.0)
+    assert choose_box(torch.ones(8, 8), boxes[[2, 0, 1]]) == (0, 4.0)
+    assert choose_box(torch.full((8, 8), -1.0), boxes) == (0, -2.0)
     assert choose_box(torch.zeros(8, 8), boxes) == (0, 0.0)
 
 
