@@ -106,7 +106,8 @@ def distillation_divergence(logits: Tensor, teacher_logits: Tensor, temperature:
 def distillation_terms(
     logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, settings: Mapping | None
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Terms and weights of (1 - beta) CE(o, y) + beta T^2 KL(t || o); plain CE without settings.
+    """Terms and weights of (1 - beta) CE(o, y) + beta T^2 KL(t || o); plain CE without settings
+    or teacher.
 
     Args: logits, teacher_logits (B, K), labels (B,), settings {temperature: T, weight: beta}.
     """
@@ -141,9 +142,8 @@ def train_on_features(
     for batch in rows:
         features, labels = data.features[batch], data.labels[batch]
         taught = teacher(features).detach() if teacher is not None else None
-        terms, weights = distillation_terms(
-            head(features), labels, taught, settings["distillation"]
-        )
+        distillation = settings["distillation"]
+        terms, weights = distillation_terms(head(features), labels, taught, distillation)
         optimizer.zero_grad()
         weighted = [weights.get(name, 1.0) * term for name, term in terms.items()]
         torch.stack(weighted).sum().backward()
@@ -204,11 +204,10 @@ def balanced_logits(
     teacher.load_state_dict({k: v.cpu() for k, v in classifier.state_dict().items()})
     weight, bias = teacher.weight.detach(), teacher.bias.detach()
     classes, width = weight.shape
-    variants, plain = settings["variants"], {**settings, "distillation": None}
     require_sets(settings, sets.validation is not None, sets.held_out is not None)
     logits: dict[str, Tensor] = {}
     tau = None
-    for variant in variants:
+    for variant in settings["variants"]:
         if variant == "tau_norm":
             tau = settings["tau"]
             if tau is None:
@@ -220,16 +219,13 @@ def balanced_logits(
             head: nn.Module = NearestClassMean(sets.train.features, sets.train.labels, classes)
         elif variant == "lws":
             head = LearnableScales(weight, bias)
-            train_on_features(head, sets.learnt, plain, seed)
+            train_on_features(head, sets.learnt, settings, seed)
         else:
             head = fresh_classifier(width, classes, seed)
             seen = sets.held_out if variant == "probe" else sets.learnt
             assert seen is not None
-            distilled = variant == "crt_distilled"
-            taught = (
-                {"settings": settings, "teacher": teacher} if distilled else {"settings": plain}
-            )
-            train_on_features(head, seen, seed=seed, **taught)
+            taught_by = teacher if variant == "crt_distilled" else None
+            train_on_features(head, seen, settings, seed, taught_by)
         logits[variant] = head(sets.test.features).detach()
     return logits, tau
 
