@@ -47,6 +47,10 @@ class WideResNet(nn.Module):
     mode is meaningful; short runs set 0.1 in their config. `depth` is 6n + 4.
     """
 
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+
     def __init__(
         self, depth: int = 28, width: int = 2, in_channels: int = 3, bn_momentum: float = 0.001
     ):
