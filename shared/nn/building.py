@@ -90,7 +90,7 @@ def _defined_here(
     if not (public and parts[0] in packages and module_name):
         raise ValueError(problem)
     try:
-        found = getattr(import_module(module_name), name, None)
+        found: Any = getattr(import_module(module_name), name, None)
     except ImportError as error:
         raise ValueError(f"{problem}: {error}") from error
     if not fits(found):
