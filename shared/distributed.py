@@ -39,6 +39,14 @@ def all_gather(x: Tensor, grad: bool = False) -> Tensor:
     return torch.cat(pieces)
 
 
+def gather_objects(own: Any) -> list[Any]:
+    """What each rank holds, in rank order."""
+    everyone = [own] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(everyone, own)
+    return everyone
+
+
 def pad_to_longest(x: Tensor, value: float) -> Tensor:
     """(B, L) -> (B, L'), L' the largest L of all ranks; what is added holds `value`."""
     if world_size() == 1:

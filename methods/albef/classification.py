@@ -11,20 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from shared.evaluation.accuracy import percent_correct
 from shared.losses.image_text import distilled_cross_entropy
 from shared.nn.image_text import two_layer_head
 from shared.nn.text_transformer import TextTransformer
 from shared.nn.vision_transformer import VisionTransformer
-from shared.tasks.image_text_method import ImageTextBatch, ImageTextMethod, images_and_texts
+from shared.tasks.image_text_method import (
+    ClassAccuracy,
+    ImageTextBatch,
+    ImageTextMethod,
+    images_and_texts,
+)
 from shared.tasks.momentum_teacher import MomentumTeacher
-from shared.tasks.text_classification import ClassAccuracy, percent_right
 
 
 class EntailmentNetwork(nn.Module):
-    """Image and text encoder; a classifier on the text's class token.
-
-    Args: vision, text: see `ImageTextEncoders`. classes: C.
-    """
+    """Image and text encoder, see `ImageTextEncoders`; a classifier on the text's class token."""
 
     def __init__(self, vision: dict[str, Any], text: dict[str, Any], classes: int):
         super().__init__()
@@ -43,11 +45,8 @@ class PairNetwork(nn.Module):
     """Image encoder, and a text encoder whose fusion layers come in twins, for two images.
 
     Every fusion layer of pre-training becomes two, which share the projections of keys and values;
-    the first of them attends to the first image, the second to the second.
-
-    Args:
-        vision, text: see `ImageTextEncoders`; the layers of `text` are counted with all twins.
-        head: maps the text's class token (T, D) to logits.
+    the first of them attends to the first image, the second to the second. `text` counts all
+    twins. `head` maps the text's class token (T, D) to logits.
     """
 
     def __init__(self, vision: dict[str, Any], text: dict[str, Any], head: nn.Module):
@@ -71,12 +70,8 @@ class PairNetwork(nn.Module):
     def classify(
         self, image_tokens: Tensor, pair: tuple[Tensor, ...], ids: Tensor, mask: Tensor
     ) -> Tensor:
-        """Logits of texts about two images each.
-
-        Args:
-            image_tokens: (R, 1 + N, W); each image is projected once, however often it is used.
-            pair: the rows of the first and of the second images, (T,) each.
-            ids, mask: (T, L).
+        """Logits of texts (T, L) about two images each, whose rows among the image tokens
+        (R, 1 + N, W) are `pair`, (T,) each; an image is projected once, however often it is used.
         """
         projected = self.text_encoder.project(image_tokens, every=2)
         context = [keys_values.rows(rows) for keys_values in projected for rows in pair]
@@ -91,7 +86,6 @@ class Classification(ImageTextMethod):
     from BERT and a random ViT (docs/papers/albef.md, section 10.1, item 5).
 
     Args:
-        vision, text: see `EntailmentNetwork` and `PairNetwork`.
         images_per_text: 1 as in SNLI-VE or 2 as in NLVR2. class_names: of the C classes, in order.
         encoder_momentum, alpha, ramp: see `MomentumTeacher`. Officially SNLI-VE has no ramp.
         frame: see `ImageTextMethod`.
@@ -126,7 +120,7 @@ class Classification(ImageTextMethod):
             with torch.no_grad():
                 teacher_logits = self.momentum_encoders.module(*images_and_texts(batch))
         loss = distilled_cross_entropy(logits, labels, teacher_logits, alpha)
-        self.log_train({"alpha": alpha, "accuracy": percent_right(logits, labels)})
+        self.log_train({"alpha": alpha, "accuracy": percent_correct(logits, labels)})
         return self.total_loss({"loss_cls": loss}, {}, batch["indices"])
 
     def outcome(self, batch: ImageTextBatch) -> tuple[Tensor, Tensor]:

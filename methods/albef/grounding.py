@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shared.distributed import gather_objects
 from shared.evaluation.attention_maps import (
     Saliency,
     check_block,
@@ -17,7 +18,8 @@ from shared.evaluation.attention_maps import (
     contrast_saliency,
     match_saliency,
 )
-from shared.evaluation.grounding import GroundingAccuracy, ground
+from shared.evaluation.features import first_rows
+from shared.evaluation.grounding import accuracies, ground
 from shared.nn.image_text import ImageTextEncoders
 from shared.tasks.image_text_method import Evaluation, ImageTextBatch
 
@@ -33,15 +35,14 @@ class GroundingEvaluation(Evaluation):
 
     Batches hold, beside images and texts: `image_ids` (B,), equal for the same image (which is then
     encoded once), `sizes` (B, 2) height and width of the image that boxes refer to, `boxes` (B, 4)
-    what is meant, `proposals`, a list of (P, 4), and `splits`, a list of names; see
-    `shared.data.image_text.referring`.
+    what is meant, `proposals`, B of (P, 4), and `splits`; see `shared.data.image_text.referring`.
     """
 
     def __init__(self, cam_mode: str, cam_layer: int):
         if cam_mode not in ("itm", "itc"):
             raise ValueError(f'cam_mode must be "itm" or "itc", got {cam_mode!r}')
         self.cam_mode, self.cam_layer = cam_mode, cam_layer
-        self.accuracy = GroundingAccuracy()
+        self.seen: dict[int, tuple[str, float]] = {}  # split and IoU of each expression
 
     def check_layer(self, encoders: ImageTextEncoders) -> None:
         """Raise ValueError if there is no such layer or block."""
@@ -70,16 +71,13 @@ class GroundingEvaluation(Evaluation):
         for n, cam in enumerate(self.cams(module, batch)):
             height, width = sizes[n]
             grounded = ground(cam, (height, width), batch["proposals"][n], boxes[n])
-            self.accuracy.add(indices[n], batch["splits"][n], grounded.iou)
+            self.seen[indices[n]] = batch["splits"][n], grounded.iou
 
     def metrics(self, module: Any, testing: bool) -> dict[str, float]:
         """`<split>_d`, see `accuracies`, in percent."""
-        return {name: 100 * part for name, part in self.accuracy.compute().items()}
-
-
-def first_rows(identities: Tensor) -> tuple[Tensor, Tensor]:
-    """(B,) -> the row of each distinct value, and for each of the B which of those it is."""
-    distinct, inverse = identities.unique(return_inverse=True)
-    rows = torch.arange(len(identities), device=identities.device)
-    first = rows.new_zeros(len(distinct))
-    return first.scatter_reduce(0, inverse, rows, "amin", include_self=False), inverse
+        seen: dict[int, tuple[str, float]] = {}
+        for part in gather_objects(self.seen):
+            seen |= part
+        self.seen = {}
+        found = accuracies((value for _, value in seen.values()), (s for s, _ in seen.values()))
+        return {name: 100 * part for name, part in found.items()}

@@ -20,7 +20,7 @@ from shared.losses.language import IGNORED, MaskDraws, mask_tokens, masked_lm_lo
 from shared.nn.image_text import ImageTextEncoders
 from shared.tasks.image_text_contrast import ImageTextContrast
 from shared.tasks.image_text_matching import ImageTextMatching
-from shared.tasks.image_text_method import ImageTextBatch, ImageTextMethod
+from shared.tasks.image_text_method import Evaluation, ImageTextBatch, ImageTextMethod
 from shared.tasks.image_text_retrieval import RetrievalEvaluation
 from shared.tasks.momentum_teacher import MomentumTeacher
 
@@ -28,22 +28,14 @@ log = logging.getLogger(__name__)
 TEMPERATURES = (0.001, 0.5)
 
 
-class Pretraining(ImageTextMethod):
-    """ITA + ITM + MLM, with equal weights.
+class Alignment(ImageTextMethod):
+    """What pre-training and retrieval train: encoders with a momentum copy, contrast, matching.
 
     Args:
-        vision, text, embed_dim: see `ImageTextEncoders`.
+        masked_lm, vision, text, embed_dim: see `ImageTextEncoders`.
         queue_size, temperature: see `ImageTextContrast`.
         hard_negatives, negatives: see `ImageTextMatching`; `negatives` is for both losses.
         encoder_momentum, alpha, ramp: see `MomentumTeacher`.
-        evaluation: arguments of `RetrievalEvaluation`.
-        seed: masks and negatives are functions of (seed, step, rank).
-        mlm_probability: share of tokens to be predicted. cls_id, mask_id: of the tokeniser.
-        initial: `{vision, text}`, what training starts from: see `load_vision` and
-            `load_hugging_face`; null for random weights.
-        objectives: of "ita", "itm" and "mlm", those that count; all three but in ablations.
-        identity: which pairs are negatives of one another: "pair", all, as the official code;
-            "image", those of different images (captions of one image are then all positives).
         frame: see `ImageTextMethod`.
     """
 
@@ -51,6 +43,8 @@ class Pretraining(ImageTextMethod):
 
     def __init__(
         self,
+        evaluation: Evaluation,
+        masked_lm: bool,
         vision: dict[str, Any],
         text: dict[str, Any],
         embed_dim: int,
@@ -61,6 +55,37 @@ class Pretraining(ImageTextMethod):
         encoder_momentum: float,
         alpha: float,
         ramp: bool,
+        **frame: Any,
+    ):
+        super().__init__(evaluation, **frame)
+        self.encoders = ImageTextEncoders(vision, text, embed_dim, masked_lm)
+        self.momentum_encoders = MomentumTeacher(self.encoders, encoder_momentum, alpha, ramp)
+        width = self.encoders.text_encoder.width
+        self.matching = ImageTextMatching(width, hard_negatives, negatives)
+        self.contrast = ImageTextContrast(queue_size, embed_dim, temperature, negatives)
+
+    def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
+        """Image features (B, E) of unit norm."""
+        return self.encoders.encode_image(batch["images"])[1]
+
+
+class Pretraining(Alignment):
+    """ITA + ITM + MLM, with equal weights.
+
+    Args:
+        evaluation: arguments of `RetrievalEvaluation`.
+        seed: masks and negatives are functions of (seed, step, rank).
+        mlm_probability: share of tokens to be predicted. cls_id, mask_id: of the tokeniser.
+        initial: `{vision, text}`, what training starts from: see `load_vision` and
+            `load_hugging_face`; null for random weights.
+        objectives: of "ita", "itm" and "mlm", those that count; all three but in ablations.
+        identity: which pairs are negatives of one another: "pair", all, as the official code;
+            "image", those of different images (captions of one image are then all positives).
+        parts: see `Alignment`.
+    """
+
+    def __init__(
+        self,
         evaluation: dict[str, Any],
         seed: int,
         mlm_probability: float,
@@ -69,19 +94,14 @@ class Pretraining(ImageTextMethod):
         initial: Mapping[str, str | None] | None = None,
         objectives: Sequence[str] = ("ita", "itm", "mlm"),
         identity: str = "pair",
-        **frame: Any,
+        **parts: Any,
     ):
         if not objectives or set(objectives) - {"ita", "itm", "mlm"}:
             raise ValueError(f"objectives are of ita, itm and mlm, got {list(objectives)}")
         if identity not in ("pair", "image"):
             raise ValueError(f'identity must be "pair" or "image", got {identity!r}')
-        super().__init__(RetrievalEvaluation(**evaluation), **frame)
+        super().__init__(RetrievalEvaluation(**evaluation), masked_lm=True, **parts)
         self.save_hyperparameters()
-        self.encoders = ImageTextEncoders(vision, text, embed_dim, masked_lm=True)
-        self.momentum_encoders = MomentumTeacher(self.encoders, encoder_momentum, alpha, ramp)
-        width = self.encoders.text_encoder.width
-        self.matching = ImageTextMatching(width, hard_negatives, negatives)
-        self.contrast = ImageTextContrast(queue_size, embed_dim, temperature, negatives)
 
     def setup(self, stage: str) -> None:
         """Load the initial weights; those of a checkpoint, if one is continued, come after."""
@@ -97,10 +117,8 @@ class Pretraining(ImageTextMethod):
             self.momentum_encoders.update(self.encoders, 0.0)
 
     def training_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
-        objectives, alpha = (
-            self.hparams["objectives"],
-            self.momentum_encoders.weight(self, batch_idx),
-        )
+        objectives = self.hparams["objectives"]
+        alpha = self.momentum_encoders.weight(self, batch_idx)
         images, identities = batch["images"], self.identities(batch)
         text_encoder = self.encoders.text_encoder
         ids, mask = self.matching.texts(batch, text_encoder.pad_id)
@@ -156,8 +174,7 @@ class Pretraining(ImageTextMethod):
         return self.total_loss(losses, weights, batch["indices"])
 
     def contrasted_texts(self, features: Tensor) -> Tensor:
-        """The text features (B, E) that the contrast pairs with the batch's images, in order; a
-        hook for controls."""
+        """The text features (B, E) paired with the images, in order; a hook of controls."""
         return features
 
     def identities(self, batch: ImageTextBatch) -> Tensor:
@@ -174,7 +191,3 @@ class Pretraining(ImageTextMethod):
         draws = MaskDraws.from_uniforms(uniforms, vocabulary, p["mlm_probability"])
         pad_id = self.encoders.text_encoder.pad_id
         return mask_tokens(ids, draws, pad_id, p["cls_id"], p["mask_id"])
-
-    def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
-        """Image features (B, E) of unit norm."""
-        return self.encoders.encode_image(batch["images"])[1]

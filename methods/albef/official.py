@@ -33,6 +33,7 @@ from shared.checkpoints.official import (
 from shared.checkpoints.pretrained_text import POSITION_IDS, bert_rules, word_head_rules
 from shared.checkpoints.pretrained_vision import POSITIONS
 from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
+from shared.checkpoints.warm_start import read_start
 from shared.training.method import Method
 
 KINDS = {
@@ -86,15 +87,15 @@ def export(module: Method) -> dict[str, Any]:
     Tied tensors and constants that the official files hold are added.
     """
     exported = export_official(module, key_table(module, {}))
-    for key in list(exported):
-        if key.endswith("cls.predictions.bias"):
-            body, head = key.removesuffix("cls.predictions.bias"), key.removesuffix("bias")
-            exported[f"{head}decoder.bias"] = exported[key]
-            words = f"{body}bert.embeddings.word_embeddings.weight"
-            exported[f"{head}decoder.weight"] = exported[words]
+    for key, value in list(exported.items()):
+        body, head, bias = key.partition("cls.predictions.bias")
+        if head and not bias:
+            decoder = f"{body}cls.predictions.decoder"
+            words = exported[f"{body}bert.embeddings.word_embeddings.weight"]
+            exported |= {f"{decoder}.bias": value, f"{decoder}.weight": words}
         if key.endswith("embeddings.position_embeddings.weight"):
             constant = key.replace("position_embeddings.weight", "position_ids")
-            exported[constant] = torch.arange(len(exported[key]))[None]
+            exported[constant] = torch.arange(len(value))[None]
     return exported
 
 
@@ -111,15 +112,11 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
     Raises:
         CheckpointError: as in `load`; no such file; another kind; or a run of another method.
     """
-    if kind not in KINDS:
-        raise CheckpointError(f"warm_start.kind {kind!r} is unknown: {', '.join(KINDS)}")
-    try:
-        source = load_checkpoint(path)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{error}: make it first ({KINDS[kind]}, experiment=albef/...), or name another file "
-            "by warm_start.path=FILE"
-        ) from None
+    remedy = (
+        f"make it first ({KINDS.get(kind)}, experiment=albef/...), or name another file by "
+        "warm_start.path=FILE"
+    )
+    source = read_start(path, kind, KINDS, remedy)
     if "_target_" in source:
         if not str(source["_target_"]).startswith("methods.albef."):
             raise CheckpointError(f"{path} is a run of {source['_target_']}, not of ALBEF")
@@ -130,15 +127,8 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
         raise CheckpointError(f"{path} is no file of {KINDS[kind]}; {what}")
     state = renamed(state, module)
     table = key_table(module, state)
-    return _fill(
-        module,
-        state,
-        KeyTable(
-            table.rules,
-            {**table.dropped, **left_over(module, state, table)},
-            {**table.fresh, **NEW_HEAD},
-        ),
-    )
+    dropped = {**table.dropped, **left_over(module, state, table)}
+    return _fill(module, state, KeyTable(table.rules, dropped, {**table.fresh, **NEW_HEAD}))
 
 
 def official_state(source: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,11 +146,10 @@ def kind_of(state: Mapping[str, Any]) -> str | None:
 
 
 def _fill(module: Method, state: Mapping[str, Any], table: KeyTable) -> KeyReport:
-    encoders: Any = module.encoders
-    teacher: Any = getattr(module, "momentum_encoders", None)
     report = import_official(state, table, module)
-    if teacher is not None and not _has_momentum(state):
-        teacher.module.load_state_dict(encoders.state_dict())
+    if hasattr(module, "momentum_encoders") and not _has_momentum(state):
+        teacher: Any = module.momentum_encoders
+        teacher.module.load_state_dict(module.encoders.state_dict())  # type: ignore[union-attr]
     if isinstance(module, Pretraining):
         module.hparams["initial"] = None  # they would replace what is loaded now
     return report
@@ -184,11 +173,9 @@ def question_answering_names(state: Mapping[str, Tensor], fusion_layer: int) -> 
     names = {key: value for key, value in joint_names(state).items() if ".cls." not in key}
     for key, value in state.items():
         number = _layer(key)
-        if not key.startswith("text_encoder") or (number is not None and number < fusion_layer):
-            continue
-        if number is not None:
-            key = _with_layer(key, number - fusion_layer)
-        names[key.replace("text_encoder", "text_decoder")] = value
+        if key.startswith("text_encoder") and (number is None or number >= fusion_layer):
+            key = key if number is None else _with_layer(key, number - fusion_layer)
+            names[key.replace("text_encoder", "text_decoder")] = value
     return names
 
 

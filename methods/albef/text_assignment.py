@@ -5,8 +5,7 @@ Source: docs/papers/albef.md, section 3.9; salesforce/ALBEF@b9727e4
 `models/model_pretrain_nlvr.py:ALBEF.forward`.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,27 +13,29 @@ from torch.nn import functional as F
 
 from methods.albef.classification import PairNetwork
 from shared.distributed import rank
+from shared.evaluation.accuracy import percent_correct
 from shared.losses.contrastive import similarity_logits
 from shared.losses.image_text import draw_negatives, negative_weights
 from shared.nn.heads import unit_norm
 from shared.randomness import torch_generator
-from shared.tasks.image_text_method import ImageTextBatch, ImageTextMethod, images_and_texts
-from shared.tasks.text_classification import ClassAccuracy, percent_right
+from shared.tasks.image_text_method import (
+    ClassAccuracy,
+    ImageTextBatch,
+    ImageTextMethod,
+    images_and_texts,
+)
 
 CLASSES = ("first", "second", "neither")
 TEMPERATURE = 0.07  # of similarities; not learned
 FEWEST = 3  # images of a batch: a text's own and two others
 
 
-@dataclass(frozen=True)
-class AssignmentDraws:
+class AssignmentDraws(NamedTuple):
     """What text assignment draws for T texts.
 
-    Args:
-        match: (T,) uniform; above 1/3 the text's own image is one of the two.
-        order: (T,) uniform; above 1/2 it is the first one.
-        other: (T,) the row of the image beside it.
-        two: (T, 2) rows of two other images, for texts to which neither belongs.
+    `match` (T,): uniform; above 1/3 the text's own image is one of the two. `order` (T,): uniform;
+    above 1/2 it is the first one. `other` (T,): row of the image beside it. `two` (T, 2): rows of
+    two other images, for texts to which neither belongs.
     """
 
     match: Tensor
@@ -55,11 +56,8 @@ class AssignmentDraws:
         return cls(match, order, other, torch.stack([first, second], dim=1))
 
     def pairs(self, own: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Rows of first and second images, (T,) each, and labels (T,).
-
-        Args: own (T,) rows. Label 0: the text is that of the first image, 1: of the second, 2: of
-        neither.
-        """
+        """Rows of first and second images, (T,) each, and labels (T,), from the rows `own` (T,):
+        0 if the text is that of the first image, 1 of the second, 2 of neither."""
         match, is_first = self.match > 1 / 3, self.order > 0.5
         first = torch.where(is_first, own, self.other)
         second = torch.where(is_first, self.other, own)
@@ -69,10 +67,8 @@ class AssignmentDraws:
 
 
 class AssignmentNetwork(PairNetwork):
-    """With the projection of pre-training, by whose similarities other images are drawn.
-
-    It has no gradient, so that it is frozen here; the official optimiser passes over it.
-    """
+    """With the projection of pre-training, by whose similarities other images are drawn; it has no
+    gradient, so that it is frozen here (the official optimiser passes over it)."""
 
     def __init__(self, vision: dict[str, Any], text: dict[str, Any], embed_dim: int, classes: int):
         super().__init__(vision, text, nn.Linear(text["hidden_size"], classes))
@@ -95,8 +91,7 @@ class TextAssignment(ImageTextMethod):
 
     Args:
         vision, text: see `PairNetwork`. embed_dim: E of the image features.
-        seed: draws are a function of (seed, step, rank).
-        frame: see `ImageTextMethod`.
+        seed: draws are a function of (seed, step, rank). frame: see `ImageTextMethod`.
     """
 
     encoders: AssignmentNetwork
@@ -118,18 +113,14 @@ class TextAssignment(ImageTextMethod):
         purpose = f"text assignment, rank {rank()}"
         generator = torch_generator(self.hparams["seed"], self.global_step, purpose)
         logits, labels = self.assign(batch, own, generator)
-        self.log_train({"accuracy": percent_right(logits, labels)})
+        self.log_train({"accuracy": percent_correct(logits, labels)})
         loss = F.cross_entropy(logits.float(), labels)
         return self.total_loss({"loss_ta": loss}, {}, batch["indices"])
 
     def assign(
         self, batch: ImageTextBatch, own: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Logits (T, 3) and labels (T,) of the batch's texts; `own` (T,): rows of their images.
-
-        Raises:
-            ValueError: fewer than three images.
-        """
+        """Logits (T, 3) and labels (T,) of the batch's texts; `own` (T,): rows of their images."""
         count = len(batch["images"])
         if count < FEWEST:
             raise ValueError(

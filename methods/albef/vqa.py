@@ -54,11 +54,7 @@ class VQA(ImageTextMethod):
             self.choose_among(answers)
 
     def choose_among(self, answers: Mapping[str, Sequence[int]]) -> None:
-        """Take the list of answers, each with its ids; a checkpoint keeps it.
-
-        Raises:
-            ValueError: see `AnswerRanking.choose_among`.
-        """
+        """Take the list of answers, each with its ids; a checkpoint keeps it."""
         self.ranking.choose_among(answers, self.encoders.text_decoder)
         self.hparams["answers"] = {text: list(ids) for text, ids in answers.items()}
 
@@ -94,13 +90,9 @@ class VQA(ImageTextMethod):
         return self.total_loss({"loss_answer": loss}, {}, batch["indices"])
 
     def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
-        """(B, N) probabilities of the answers, 0 where an answer is no candidate.
-
-        The batch holds `images`, `input_ids` and `attention_mask`.
-        """
-        candidates, scores = self.ranking(
-            self.encoders, self.encoders.read(*images_and_texts(batch))
-        )
+        """(B, N) probabilities of the answers, 0 where an answer is no candidate."""
+        question = self.encoders.read(*images_and_texts(batch))
+        candidates, scores = self.ranking(self.encoders, question)
         probabilities = scores.new_zeros(len(scores), len(self.ranking.answers))
         return probabilities.scatter(1, candidates, scores.softmax(dim=1))
 

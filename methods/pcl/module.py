@@ -22,8 +22,7 @@ from shared.nn.momentum import MomentumEncoder
 from shared.nn.queue import FeatureQueue
 from shared.randomness import torch_generator
 from shared.tasks.classification import Batch
-from shared.tasks.frozen_features import training_features
-from shared.tasks.representation_probes import RepresentationProbes
+from shared.tasks.frozen_features import RepresentationProbes, training_features
 from shared.training.method import Method
 from shared.training.schedules import epoch_factor
 

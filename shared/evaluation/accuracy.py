@@ -15,8 +15,7 @@ class TopKAccuracy(Metric):
     """Percent of samples whose label is among the k largest logits.
 
     `compute` weighs every sample equally. Official scripts often report the unweighted mean of
-    per-batch accuracies instead, in which a short last batch counts as much as a full one;
-    `batch_mean` gives that figure for comparison.
+    per-batch accuracies, in which a short last batch counts as much: `batch_mean`.
     """
 
     full_state_update = False

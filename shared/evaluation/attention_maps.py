@@ -24,9 +24,8 @@ from shared.nn.vision_transformer import VisionTransformer, recorded_block
 class ImageTextModel(Protocol):
     """A model that compares images with texts, and judges whether a pair belongs together.
 
-    `encoders` are `ImageTextEncoders`; `contrast.temp` is the temperature of similarities;
-    `matching.logits(text_encoder, image_tokens, text_tokens, mask)` judges r consecutive texts for
-    each of R images: (r R, 2).
+    `encoders` are `ImageTextEncoders`, `contrast` holds the temperature `temp` of similarities, and
+    `matching` is an `ImageTextMatching`.
     """
 
     encoders: Any
@@ -35,21 +34,16 @@ class ImageTextModel(Protocol):
 
 
 class Saliency(NamedTuple):
-    """What each pair looked at, and what it gained from it.
-
-    `attention` (B, H, L, 1 + N); `gradient`, the objective's with respect to it; `scores`, the
-    pairs' ITM logits (B, 2) or their similarities over the temperature (B,).
-    """
+    """What each pair looked at: `attention` (B, H, L, 1 + N), its `gradient` for the objective, and
+    `scores`, the pairs' ITM logits (B, 2) or their similarities over the temperature (B,)."""
 
     attention: Tensor
     gradient: Tensor
     scores: Tensor
 
     def weighted(self, mask: Tensor | None = None) -> Tensor:
-        """Attention times its positive gradient: (B, H, L, g, g), without the class token's column.
-
-        `mask` (B, L): rows of padding become 0.
-        """
+        """Attention times its positive gradient: (B, H, L, g, g), without the class token's column
+        and, where the `mask` (B, L) is 0, without rows of padding."""
         product = self.attention[..., 1:] * self.gradient[..., 1:].clamp(min=0)
         if mask is not None:
             product = product * mask[:, None, :, None]
@@ -61,35 +55,32 @@ class Saliency(NamedTuple):
         return self.weighted(mask).mean(dim=1)
 
     def whole(self, mask: Tensor | None = None) -> Tensor:
-        """One map for each text, the mean over heads and all L positions, padding included:
-        (B, g, g)."""
+        """One map for each text, the mean over heads and positions, padding too: (B, g, g)."""
         return self.words(mask).mean(dim=1)
 
 
 @contextmanager
 def gradients() -> Iterator[None]:
-    """Within it gradients are computed, also inside `torch.no_grad` and a Trainer's inference mode.
-
-    Tensors that were made in inference mode must be cloned in here before use (`usable`).
-    """
+    """Computes gradients, also inside `torch.no_grad` and a Trainer's inference mode, whose tensors
+    must be made `usable` in here."""
     with torch.inference_mode(False), torch.enable_grad():
         yield
 
 
 def usable(x: Tensor) -> Tensor:
-    """`x`, copied if it was made in inference mode, so that a graph may be built on it."""
+    """`x`, or a copy if it was made in inference mode, on which a graph may be built."""
     return x.clone() if x.is_inference() else x
 
 
 def check_cross_attention(text_encoder: TextTransformer, layer: int) -> None:
-    """Raises ValueError if `layer` of the text stack has no cross-attention."""
+    """Refuses a `layer` of the text stack without cross-attention."""
     first, last = text_encoder.fusion_layer, len(text_encoder.layers) - 1
     if not first <= layer <= last:
         raise ValueError(f"layer {layer} has no cross-attention: layers {first} to {last} have it")
 
 
 def check_block(vit: VisionTransformer, block: int) -> None:
-    """Raises ValueError if the vision transformer has no such block."""
+    """Refuses a block that the vision transformer does not have."""
     if not 0 <= block < len(vit.blocks):
         raise ValueError(f"no block {block}: the vision transformer has {len(vit.blocks)}, from 0")
 
@@ -99,17 +90,12 @@ def match_saliency(
 ) -> Saliency:
     """Attention of each pair's words to the patches, for the ITM logit of "match".
 
-    Args:
-        image_tokens: (R, 1 + N, C), B = r R; r consecutive texts belong to one image. Pairs do not
-            see one another, so one backward pass of the sum serves all.
-        ids, mask: (B, L).
-        layer: of the whole text stack from 0, one with cross-attention. In the last one only the
-            class token has a gradient, because nothing else reaches the logit.
+    Of image tokens (R, 1 + N, C) and texts (B, L), B = r R, r consecutive texts belong to one
+    image. Pairs do not see one another, so one backward pass of the sum serves all. The `layer` is
+    one of the whole text stack with cross-attention, from 0; in the last one only the class token
+    has a gradient, because nothing else reaches the logit.
 
     The model should be in eval mode. Nothing is added to the parameters' `grad`.
-
-    Raises:
-        ValueError: no such layer with cross-attention.
     """
     encoders: ImageTextEncoders = model.encoders
     check_cross_attention(encoders.text_encoder, layer)
@@ -131,14 +117,7 @@ def contrast_saliency(
     model: ImageTextModel, images: Tensor, ids: Tensor, mask: Tensor, block: int
 ) -> Saliency:
     """Attention of the image's class token to the patches in one block of the vision transformer,
-    for the similarity of image and text over the temperature; L is 1, the class token.
-
-    Args:
-        images: (B, 3, S, S), one for each text. ids, mask: (B, L). block: from 0.
-
-    Raises:
-        ValueError: no such block.
-    """
+    for the similarity of images (B, 3, S, S) and texts (B, L) over the temperature; L is 1."""
     encoders: ImageTextEncoders = model.encoders
     check_block(encoders.visual_encoder, block)
     with gradients():

@@ -1,7 +1,7 @@
 """k-means as PCL's E-step runs it, exact assignment, and agreement of clusters with classes.
 
-Shapes: N features of d dimensions, K clusters. Features stay where they are: faiss reads torch's
-memory, so that the only N-sized memory is the caller's and the result of `assign`.
+Shapes: N features of d dimensions, K clusters; float32, contiguous, on the CPU, since faiss reads
+torch's memory: the only N-sized memory is the caller's and the result of `assign`.
 Source: docs/papers/pcl.md, section 3.4; salesforce/PCL@964da1f `main_pcl.py:run_kmeans`.
 """
 
@@ -28,19 +28,16 @@ def kmeans(
     max_points_per_centroid: int = 1000,
     gpu: bool = False,
 ) -> Tensor:
-    """Centroids of the best of `restarts` runs of Lloyd's algorithm in squared L2 distance.
+    """Centroids (K, d) of the best of `restarts` runs of Lloyd's algorithm in squared L2 distance.
 
     Not spherical: the centroids are means and are not normalised. With more than
     `max_points_per_centroid` * K features, a random subset of that size is used (and copied).
     The result depends on the seed and, in rounding, on the number of threads.
 
     Args:
-        features: (N, d) float32, contiguous, on the CPU.
-        clusters: K <= N.
+        features: (N, d). clusters: K <= N.
         seed: of the subset and the initial centroids.
         gpu: search on the current CUDA device; needs `pip install 'tenfold[gpu]'`.
-
-    Returns: (K, d) float32.
 
     Raises:
         ValueError: features of another kind, not finite, or fewer than K.
@@ -49,10 +46,13 @@ def kmeans(
     points = _view(features, "features")
     if not 1 <= clusters <= len(points):
         raise ValueError(
-            f"{clusters} clusters of {len(points)} features: the number of clusters must lie "
-            f"between 1 and the number of features"
+            f"{clusters} clusters of {len(points)} features: the number of clusters does not fit"
         )
-    _check_finite(features)
+    for start, piece in enumerate(features.split(65536)):
+        finite = piece.isfinite().all(dim=1)
+        if not finite.all():
+            row = 65536 * start + int(finite.logical_not().nonzero()[0])
+            raise ValueError(f"feature {row} is not finite: the network has diverged")
     clustering = faiss.Clustering(points.shape[1], clusters)
     clustering.niter = iterations
     clustering.nredo = restarts
@@ -66,14 +66,7 @@ def kmeans(
 
 
 def assign(features: Tensor, centroids: Tensor, gpu: bool = False) -> tuple[Tensor, Tensor]:
-    """Nearest centroid of each feature by exact search.
-
-    Args: features (N, d) and centroids (K, d), float32, contiguous, on the CPU.
-    Returns: ids (N,) int64, and SQUARED distances (N,) float32.
-
-    Raises:
-        ValueError: tensors of another kind, or of different d.
-    """
+    """Nearest centroid of each feature by exact search: ids (N,) int64, SQUARED distances (N,)."""
     points, centres = _view(features, "features"), _view(centroids, "centroids")
     if points.shape[1] != centres.shape[1]:
         raise ValueError(
@@ -90,12 +83,7 @@ def ami(labels: Tensor, clusters: Tensor) -> float:
     """Adjusted mutual information of classes (N,) and clusters (N,), arithmetic averaging.
 
     1 for equal partitions, about 0 for independent ones, whatever the numbers of groups.
-
-    Raises:
-        ValueError: different lengths.
     """
-    if len(labels) != len(clusters):
-        raise ValueError(f"{len(labels)} labels for {len(clusters)} assignments")
     return float(
         adjusted_mutual_info_score(labels.numpy(), clusters.numpy(), average_method="arithmetic")
     )
@@ -104,20 +92,11 @@ def ami(labels: Tensor, clusters: Tensor) -> float:
 def _view(x: Tensor, name: str) -> NDArray[np.float32]:
     """The tensor's own memory as numpy's; anything that faiss would have to copy is refused."""
     if x.ndim != 2 or x.dtype != torch.float32 or x.device.type != "cpu" or not x.is_contiguous():
-        layout = "contiguous" if x.is_contiguous() else "not contiguous"
         raise ValueError(
-            f"{name} must be a contiguous (N, d) float32 tensor on the CPU, got "
-            f"{tuple(x.shape)} {x.dtype} on {x.device}, {layout}"
+            f"{name} must be a contiguous (N, d) float32 tensor on the CPU, got {tuple(x.shape)} "
+            f"{x.dtype} on {x.device} with strides {x.stride()}"
         )
     return x.detach().numpy()
-
-
-def _check_finite(features: Tensor) -> None:
-    for start, piece in enumerate(features.split(65536)):
-        finite = piece.isfinite().all(dim=1)
-        if not finite.all():
-            row = 65536 * start + int(finite.logical_not().nonzero()[0])
-            raise ValueError(f"feature {row} is not finite: the network has diverged")
 
 
 def _index(dim: int, gpu: bool) -> Any:
@@ -130,8 +109,7 @@ def _index(dim: int, gpu: bool) -> Any:
             "faiss-cpu`), or cluster on the CPU with gpu=false"
         )
     config = faiss.GpuIndexFlatConfig()
-    config.device = torch.cuda.current_device()
-    config.useFloat16 = False
+    config.device, config.useFloat16 = torch.cuda.current_device(), False
     return faiss.GpuIndexFlatL2(faiss.StandardGpuResources(), dim, config)
 
 

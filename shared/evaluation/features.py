@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from shared.distributed import rank, world_size
+from shared.distributed import gather_objects, rank, world_size
 
 ROWS_PER_MESSAGE = 65536
 
@@ -50,22 +50,13 @@ def extract_features(
     rank reads its share and afterwards holds all rows.
 
     Args:
-        forward: (B, C, H, W) on `device` -> (B, d). Evaluation mode is the caller's affair
-            (`eval_mode`).
+        forward: (B, C, H, W) on `device` -> (B, d); evaluation mode is the caller's affair.
         loader: batches with `images`, `labels` and `indices`. Indices may repeat, as with
             samplers that pad: the first occurrence counts.
         device: where `forward` runs; with NCCL also where rows pass between ranks.
-
-    Raises:
-        ValueError: no batch at all, a batch without these keys, or `forward` returns another
-            shape.
     """
     rows, labels, indices = _local_rows(forward, loader, torch.device(device))
-    shares = [(indices, labels, None if rows is None else rows.shape[1])]
-    if world_size() > 1:
-        shares = [None] * world_size()  # type: ignore[list-item]
-        dist.all_gather_object(shares, (indices, labels, None if rows is None else rows.shape[1]))
-    sizes = [len(share[0]) for share in shares]
+    shares = gather_objects((indices, labels, None if rows is None else rows.shape[1]))
     width = next((share[2] for share in shares if share[2] is not None), None)
     if width is None:
         raise ValueError("no image to extract features from: the loader is empty on every rank")
@@ -73,15 +64,24 @@ def extract_features(
     all_indices = torch.cat([share[0] for share in filled])
     all_labels = torch.cat([share[1] for share in filled])
 
-    destination, kept = _destinations(all_indices)
+    # Of equal indices the first row counts; -1 sends the others nowhere.
+    first, place = first_rows(all_indices)
+    destination = torch.where(first[place] == torch.arange(len(place)), place, -1)
+    sizes = [len(share[0]) for share in shares]
     features = _all_rows(rows, sizes, width, destination, torch.device(device))
-    return Features(features, all_labels[kept], all_indices[kept])
+    return Features(features, all_labels[first], all_indices[first])
+
+
+def first_rows(values: Tensor) -> tuple[Tensor, Tensor]:
+    """(n,) -> first row of each distinct value, ascending, and the place of each row's value."""
+    distinct, place = values.unique(return_inverse=True)
+    rows = torch.arange(len(values), device=values.device)
+    first = rows.new_zeros(len(distinct))
+    return first.scatter_reduce(0, place, rows, "amin", include_self=False), place
 
 
 def _local_rows(
-    forward: Callable[[Tensor], Tensor],
-    loader: Iterable[Mapping[str, Any]],
-    device: torch.device,
+    forward: Callable[[Tensor], Tensor], loader: Iterable[Mapping[str, Any]], device: torch.device
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """This rank's features (n, d) or None, labels and indices, in the loader's order."""
     buffer: Tensor | None = None
@@ -91,8 +91,8 @@ def _local_rows(
     for batch in bar:
         if missing := {"images", "labels", "indices"} - batch.keys():
             raise ValueError(
-                f"features need a loader of un-augmented images: its batches have "
-                f"{sorted(batch)}, without {', '.join(sorted(missing))}"
+                f"features need a loader of un-augmented images: its batches have {sorted(batch)}, "
+                f"without {', '.join(sorted(missing))}"
             )
         rows = forward(batch["images"].to(device))
         if rows.ndim != 2 or len(rows) != len(batch["indices"]):
@@ -114,19 +114,6 @@ def _local_rows(
     if buffer is None:
         return None, torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
     return buffer[:used], torch.cat(labels), torch.cat(indices).long()
-
-
-def _destinations(indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Places of the gathered rows.
-
-    Args: indices (n,) data-set indices in the order of gathering.
-    Returns: destination (n,), the row's place by ascending index, -1 for a repeated one;
-        kept (u,), the rows that fill the places in order.
-    """
-    unique, place = torch.unique(indices, return_inverse=True)
-    order = torch.arange(len(indices))
-    first = torch.full((len(unique),), len(indices)).scatter_reduce(0, place, order, "amin")
-    return torch.where(first[place] == order, place, -1), first
 
 
 def _all_rows(

@@ -6,15 +6,12 @@ Source: docs/papers/albef.md, section 7; salesforce/ALBEF@b9727e4 `dataset/utils
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
-
-from shared.distributed import world_size
 
 CORRECT = 0.5  # least IoU with the box that the expression refers to
 AREA_EXPONENT = 0.5
@@ -30,8 +27,8 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 def box_scores(heat: Tensor, boxes: Tensor, exponent: float = AREA_EXPONENT) -> Tensor:
     """(P,) float64: sum of `heat` (H, W) inside each of `boxes` (P, 4) over (area)^exponent.
 
-    Inside are the rows int(y) to int(y + h) and columns int(x) to int(x + w), the last one
-    excluded, as far as they are in the image; the area is that of the box as given.
+    Inside are rows int(y) to int(y + h) and columns int(x) to int(x + w), the last one excluded,
+    as far as they are in the image; the area is that of the box as given.
     """
     height, width = heat.shape
     boxes = boxes.to(heat.device, torch.float64)
@@ -49,9 +46,6 @@ def choose_box(heat: Tensor, boxes: Tensor, exponent: float = AREA_EXPONENT) -> 
 
     Where no score is above 0 the official code keeps the box of the expression before, and breaks
     at the first expression; here the highest score wins all the same.
-
-    Raises:
-        ValueError: no proposal, or a map that is not finite.
     """
     if len(boxes) == 0:
         raise ValueError("no proposal to choose from")
@@ -63,10 +57,8 @@ def choose_box(heat: Tensor, boxes: Tensor, exponent: float = AREA_EXPONENT) -> 
 
 
 def iou(one: Sequence[float], other: Sequence[float]) -> float:
-    """IoU of two boxes as REFER counts it: their last pixel belongs to them.
-
-    That cancels out in the sides of the intersection, which must exceed one pixel, however.
-    """
+    """IoU of two boxes as REFER counts it: their last pixel belongs to them, which cancels out in
+    the sides of the intersection; these must exceed one pixel, however."""
     width, height = (
         min(one[i] + one[i + 2], other[i] + other[i + 2]) - max(one[i], other[i]) for i in (0, 1)
     )
@@ -89,15 +81,8 @@ def ground(
     referred: Sequence[float],
     exponent: float = AREA_EXPONENT,
 ) -> Grounded:
-    """Grounds one expression.
-
-    Args:
-        cam: (g, g) map. size: height and width of the image that the boxes belong to.
-        proposals: (P, 4). referred: the box that is meant. exponent: see `box_scores`.
-
-    Raises:
-        ValueError: see `choose_box`.
-    """
+    """Grounds one expression: its map (g, g) in an image of height and width `size`, the boxes that
+    are proposed (P, 4), and the one that is meant."""
     best, score = choose_box(upsample(cam.float(), size), proposals, exponent)
     return Grounded(best, score, iou(proposals[best].tolist(), referred))
 
@@ -108,26 +93,3 @@ def accuracies(ious: Iterable[float], splits: Iterable[str]) -> dict[str, float]
     for value, split in zip(ious, splits, strict=True):
         correct[f"{split}_d"].append(value >= CORRECT)
     return {name: float(np.mean(hits)) for name, hits in correct.items()}
-
-
-class GroundingAccuracy:
-    """Collects expressions over steps and ranks; each counts once, however often it is seen."""
-
-    def __init__(self) -> None:
-        self._seen: dict[int, tuple[str, float]] = {}
-
-    def add(self, expression: int, split: str, value: float) -> None:
-        """`expression`: its number within the evaluation set; `value`: the IoU reached."""
-        self._seen[expression] = split, value
-
-    def compute(self) -> dict[str, float]:
-        """`accuracies` of all ranks' expressions, which are then forgotten; {} if there are none.
-
-        Called on every rank.
-        """
-        parts: list[Any] = [self._seen] * world_size()
-        if world_size() > 1:
-            dist.all_gather_object(parts, self._seen)
-        self._seen = {}
-        seen = {number: found for part in parts for number, found in part.items()}
-        return accuracies((value for _, value in seen.values()), (s for s, _ in seen.values()))

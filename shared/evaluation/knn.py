@@ -23,12 +23,8 @@ def knn_accuracy(
     Args:
         bank (N, d), bank_labels (N,): whom to ask.
         queries (Q, d), query_labels (Q,): not in the bank.
-        k: neighbours.
         temperature: a neighbour's vote weighs exp(similarity / temperature); None: each counts
             one, and among classes with equally many votes the smaller summed distance wins.
-
-    Raises:
-        ValueError: k outside 1..N, a temperature that is not positive, or no query.
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"k = {k} neighbours of a bank with {len(bank)} features")
@@ -48,11 +44,8 @@ def knn_accuracy(
 
 
 def vote(similarity: Tensor, labels: Tensor, temperature: float | None) -> Tensor:
-    """The class that each row of neighbours elects.
-
-    Args: similarity (Q, k) cosine, labels (Q, k) int64 >= 0, temperature as in `knn_accuracy`.
-    Returns: (Q,) int64.
-    """
+    """The class (Q,) that each row of neighbours elects: cosine similarities (Q, k), labels (Q, k)
+    int64 >= 0, temperature as in `knn_accuracy`."""
     classes = int(labels.max()) + 1
     similarity = similarity.double()
 

@@ -6,12 +6,11 @@ docs/papers/mopro.md, section 7 (salesforce/MoPro@155cae3 `lowshot_svm.py`).
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.svm import LinearSVC
 from torch import Tensor
@@ -28,8 +27,8 @@ def average_precision(targets: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, 
     """Area under the monotone precision-recall curve, over all recall points (not eleven).
 
     Args: targets (N,), positive if > 0; scores (N,). Equal scores rank in reversed order.
-    Returns: precision (N,) and recall (N,) at each rank, and the average precision in 0..1,
-        float64; recall and average precision are NaN without a positive.
+    Returns: precision and recall (N,) at each rank, and the average precision in 0..1, float64;
+        recall and average precision are NaN without a positive.
     """
     order = torch.argsort(scores, stable=True).flip(0)
     positive = (targets[order] > 0).double()
@@ -42,8 +41,7 @@ def average_precision(targets: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, 
     return precision, recall, (steps * envelope).sum()
 
 
-@dataclass(frozen=True)
-class LinearSVMs:
+class LinearSVMs(NamedTuple):
     """One linear classifier per class: weight (C, d) and bias (C,), float64."""
 
     weight: Tensor
@@ -58,9 +56,6 @@ def fit_svms(features: Tensor, labels: Tensor, cost: float = 0.5) -> LinearSVMs:
     """One binary SVM per class; positives weigh twice, and label 0 (difficult) is a negative.
 
     Args: features (N, d) normalised, labels (N, C) in -1/0/1, cost C of the slack.
-
-    Raises:
-        ValueError: a class whose labels are all positive or all negative.
     """
     weights, biases = [], []
     for number in range(labels.shape[1]):
@@ -77,17 +72,7 @@ def fit_svms(features: Tensor, labels: Tensor, cost: float = 0.5) -> LinearSVMs:
 def _fit(
     features: Tensor, labels: Tensor, cost: float, class_weight: dict[int, float] | None = None
 ) -> LinearSVC:
-    svm = LinearSVC(
-        C=cost,
-        class_weight=class_weight,
-        penalty="l2",
-        loss="squared_hinge",
-        dual=True,
-        intercept_scaling=1.0,
-        tol=1e-4,
-        max_iter=2000,
-        random_state=0,
-    )
+    svm = LinearSVC(C=cost, class_weight=class_weight, dual=True, max_iter=2000, random_state=0)
     with warnings.catch_warnings():
         # The protocol fixes the number of iterations, converged or not.
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -95,13 +80,7 @@ def _fit(
 
 
 def mean_average_precision(labels: Tensor, decision: Tensor) -> float:
-    """Mean over classes in percent.
-
-    Args: labels (N, C) in -1/0/1, 0 counted as negative; decision (N, C).
-
-    Raises:
-        ValueError: a class without a positive.
-    """
+    """Mean over classes in percent: labels (N, C) in -1/0/1, 0 a negative; decision (N, C)."""
     if (absent := (labels > 0).sum(dim=0) == 0).any():
         classes = absent.nonzero().flatten().tolist()
         raise ValueError(f"classes {classes} have no positive test image: precision is undefined")
@@ -110,14 +89,11 @@ def mean_average_precision(labels: Tensor, decision: Tensor) -> float:
 
 
 def sample_shots(labels: Tensor, shots: int, random: Random) -> Tensor:
-    """Indices of `shots` positive images per class, class by class.
+    """Indices, at most k C, of `shots` k positive images per class, class by class.
 
     An image with several labels can be drawn several times and stays as often. A class with fewer
     positives gives all it has. `Random(0)`, called as the official script calls it, draws the
-    official samples.
-
-    Args: labels (N, C) in -1/0/1, shots k, random is advanced.
-    Returns: (at most k C,) int64.
+    official samples from labels (N, C) in -1/0/1.
     """
     chosen: list[int] = []
     for column in labels.T:
@@ -127,33 +103,17 @@ def sample_shots(labels: Tensor, shots: int, random: Random) -> Tensor:
     return torch.tensor(chosen, dtype=torch.long)
 
 
-@dataclass(frozen=True)
-class LowShotMap:
-    """mAP in percent: `maps` (shots, costs, runs) float64, and of all training images `full`
-    (costs,) float64, empty if not asked for."""
+class LowShotMap(NamedTuple):
+    """mAP in percent: `maps` (shots, costs, runs) float64; `reported`, the mean over runs of the
+    best cost for each k and, if asked for, of all training images ("full"); `deviation`, the
+    population standard deviation over runs of that cost.
 
-    shots: tuple[int, ...]
+    With several costs that selects on the test set, as the official script does.
+    """
+
     maps: Tensor
-    full: Tensor
-
-    @property
-    def reported(self) -> dict[int | str, float]:
-        """Mean over runs of the best cost, for each k and "full".
-
-        With several costs that selects on the test set, as the official script does.
-        """
-        means = self.maps.mean(dim=2).amax(dim=1)
-        result: dict[int | str, float] = dict(zip(self.shots, means.tolist(), strict=True))
-        if len(self.full):
-            result["full"] = float(self.full.max())
-        return result
-
-    @property
-    def deviation(self) -> dict[int, float]:
-        """Population standard deviation over runs of the best cost, for each k."""
-        best = self.maps.mean(dim=2).argmax(dim=1)
-        deviations = self.maps.std(dim=2, correction=0)
-        return {k: float(deviations[i, best[i]]) for i, k in enumerate(self.shots)}
+    reported: dict[int | str, float]
+    deviation: dict[int, float]
 
 
 def low_shot_map(
@@ -174,10 +134,6 @@ def low_shot_map(
         train_labels (N, C), test_labels (M, C): 1 present, -1 absent, 0 difficult (a negative).
         shots, runs, costs: k, draws per k and cost, and C; each cost has draws of its own.
         full: fit on all training images as well.
-        seed: of the draws.
-
-    Raises:
-        ValueError: a class that some draw or the test set shows on no or on every image.
     """
     train, test = normalise(train_features), normalise(test_features)
     random = Random(seed)
@@ -191,8 +147,13 @@ def low_shot_map(
         for j, cost in enumerate(costs):
             for run in range(runs):
                 maps[i, j, run] = score(sample_shots(train_labels, k, random), cost)
-    everything = [score(slice(None), cost) for cost in costs] if full else []
-    return LowShotMap(tuple(shots), maps, torch.tensor(everything, dtype=torch.float64))
+    means = maps.mean(dim=2).amax(dim=1).tolist()
+    best, deviations = maps.mean(dim=2).argmax(dim=1), maps.std(dim=2, correction=0)
+    reported: dict[int | str, float] = dict(zip(shots, means, strict=True))
+    if full:
+        reported["full"] = max(score(slice(None), cost) for cost in costs)
+    deviation = {k: float(deviations[i, best[i]]) for i, k in enumerate(shots)}
+    return LowShotMap(maps, reported, deviation)
 
 
 def low_shot_accuracy(
@@ -208,32 +169,20 @@ def low_shot_accuracy(
     """Percent of test images that a multi-class linear SVM on k images per class gets right.
 
     Mean over `runs` draws. The draws depend on the labels and the seed alone, so that two networks
-    are compared on the same images; within a run the larger k contains the smaller.
-
-    Args:
-        train_features (N, d), train_labels (N,); test_features (M, d), test_labels (M,).
-        shots: images per class; a class with fewer gives all it has.
-        runs, seed: number of draws and what they depend on.
-        cost: C of `LinearSVC`, one against the rest.
-
-    Raises:
-        ValueError: fewer than two classes to learn from.
+    are compared on the same images; within a run the larger k contains the smaller. A class with
+    fewer images gives all it has. Of features (N, d), (M, d) and labels (N,), (M,).
     """
     train, test = normalise(train_features.float()), normalise(test_features.float())
+    classes = train_labels.unique().tolist()
+    if len(classes) < 2:
+        raise ValueError(f"a classifier needs two classes or more; the labels hold {classes}")
     totals = dict.fromkeys(shots, 0.0)
     for run in range(runs):
-        order = _shuffled_classes(train_labels, np.random.default_rng([seed, run]))
+        random = np.random.default_rng([seed, run])
+        order = [random.permutation(np.flatnonzero(train_labels.numpy() == c)) for c in classes]
         for k in shots:
             rows = torch.from_numpy(np.concatenate([members[:k] for members in order]))
             svm = _fit(train[rows], train_labels[rows], cost)
             right = svm.predict(test.numpy()) == test_labels.numpy()
             totals[k] += 100 * float(right.mean()) / runs
     return totals
-
-
-def _shuffled_classes(labels: Tensor, random: np.random.Generator) -> list[NDArray[np.int64]]:
-    """Indices of each class in random order."""
-    classes = labels.unique().tolist()
-    if len(classes) < 2:
-        raise ValueError(f"a classifier needs two classes or more; the labels hold {classes}")
-    return [random.permutation(np.flatnonzero(labels.numpy() == c)) for c in classes]

@@ -19,11 +19,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shared.distributed import rank, world_size
+from shared.distributed import gather_objects, rank, world_size
 
 NOT_SCORED = -100.0
 CUTOFFS = (1, 5, 10)
-VALUE = "value of texts: "
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -34,17 +33,13 @@ Precision = Literal["float32", "bfloat16"]
 def recalls(i2t: Tensor, t2i: Tensor, text_image: Tensor) -> dict[str, float]:
     """Percent of images (`txt_r<K>`) and of texts (`img_r<K>`) whose match is among the first K.
 
-    `txt_`: an image looks for texts, and its best-ranked text counts; `img_`: a text looks for its
-    image. `txt_r_mean`, `img_r_mean` are means over K = 1, 5, 10, `r_mean` is the mean of the two.
+    `txt_`: an image looks for texts by scores (N, T), and its best-ranked text counts; `img_`: a
+    text looks for its image, in row `text_image` (T,), by scores (T, N). `txt_r_mean`,
+    `img_r_mean` are means over K = 1, 5, 10, `r_mean` is the mean of the two.
 
     Of equal scores the wrong ones come first: a constant score finds nothing. (The official code
     sorts by an unstable algorithm, so that equal scores come in an unspecified order. That concerns
     the pairs without score, so with k >= 10 candidates the recalls cannot differ.)
-
-    Args:
-        i2t: (N, T) scores by which images rank texts. t2i: (T, N) scores by which texts rank
-            images.
-        text_image: (T,) row of each text's image.
 
     Raises:
         ValueError: a score is NaN, or an image has no text.
@@ -79,14 +74,8 @@ def recalls(i2t: Tensor, t2i: Tensor, text_image: Tensor) -> dict[str, float]:
 
 
 def candidates(similarity: Tensor, k: int | Literal["all"]) -> tuple[Tensor, Tensor]:
-    """Pairs that are worth the matcher's time, (N, T) boolean: the k most similar texts of each
-    image, and the k most similar images of each text; "all" takes every pair.
-
-    Args: similarity (N, T), of unit-norm features.
-
-    Raises:
-        ValueError: k exceeds the number of texts or of images.
-    """
+    """Pairs that are worth the matcher's time, (N, T) boolean each: the k texts most similar to
+    each image, and the k images most similar to each text; "all" takes every pair."""
     nothing = torch.zeros_like(similarity, dtype=torch.bool)
     if k == "all":
         return ~nothing, ~nothing
@@ -105,21 +94,16 @@ def candidates(similarity: Tensor, k: int | Literal["all"]) -> tuple[Tensor, Ten
 
 @dataclass(frozen=True)
 class Texts:
-    """Tokens of T texts without padding.
-
-    Attributes:
-        tokens: (sum of lengths, ...) hidden states, or ids. starts, lengths: (T,), on the CPU.
-    """
+    """T texts without padding: `tokens` (sum of lengths, ...), hidden states or ids, and on the CPU
+    `starts` and `lengths` (T,)."""
 
     tokens: Tensor
     starts: Tensor
     lengths: Tensor
 
     def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """(R,) -> tokens (R, L, ...) and mask (R, L) int64; L is the longest of these texts.
-
-        What the mask hides repeats the last token.
-        """
+        """(R,) -> tokens (R, L, ...), L that of the longest, and mask (R, L) int64; what it hides
+        repeats the last token."""
         lengths = self.lengths[index, None]
         offsets = torch.arange(int(lengths.max()))
         places = self.starts[index, None] + torch.minimum(offsets, lengths - 1)
@@ -127,10 +111,8 @@ class Texts:
         return self.tokens[places.to(device)], (offsets < lengths).long().to(device)
 
     def chunks(self, index: Tensor, positions: int) -> Iterator[Tensor]:
-        """Split texts (R,) into chunks of similar length.
-
-        A chunk padded to its longest text has at most `positions` tokens, or is a single text.
-        """
+        """Texts (R,) in chunks of similar length, which padded to their longest text have at most
+        `positions` tokens, or are a single text."""
         index = index[self.lengths[index].argsort(descending=True, stable=True)]
         while len(index):
             size = max(1, positions // int(self.lengths[index[0]]))
@@ -138,10 +120,7 @@ class Texts:
             index = index[size:]
 
     def map(self, function: Callable[[Tensor, Tensor], Tensor], positions: int) -> "Texts":
-        """Texts of the tokens that `function` makes of tokens (R, L, ...) and their mask (R, L).
-
-        It gets them in `chunks` of at most `positions` tokens.
-        """
+        """Texts of what `function` makes of tokens (R, L, ...) and mask (R, L) of `chunks`."""
         parts = list(self.chunks(torch.arange(len(self.lengths)), positions))
         if not parts:
             return self
@@ -161,26 +140,17 @@ class Texts:
 
 @dataclass(frozen=True)
 class Gallery:
-    """An evaluation set by ascending entry number; equal on every rank but for `own` and tokens.
+    """An evaluation set by ascending entry number; equal on every rank but for `own` and tokens."""
 
-    Attributes:
-        entries: (N,) numbers of the images' entries.
-        image_features (N, E), text_features (T, E): float32.
-        text_image: (T,) row of each text's image.
-        texts: tokens of all texts. values: further ones of each text, (T, ...) by name.
-        own: rows of this rank's images. image_tokens: the tokens of those, each (P, C).
-        order: (N,) where each row stands if the ranks' own rows are joined.
-    """
-
-    entries: Tensor
-    image_features: Tensor
-    text_features: Tensor
-    text_image: Tensor
+    entries: Tensor  # (N,) numbers of the images' entries
+    image_features: Tensor  # (N, E) float32
+    text_features: Tensor  # (T, E) float32
+    text_image: Tensor  # (T,) row of each text's image
     texts: Texts
-    values: dict[str, Tensor]
-    own: Tensor
-    image_tokens: list[Tensor]
-    order: Tensor
+    hard_text: Tensor | None  # (T,) entry whose first text is a hard negative of each text
+    own: Tensor  # rows of this rank's images
+    image_tokens: list[Tensor]  # of those, each (P, C)
+    order: Tensor  # (N,) where each row stands if the ranks' own rows are joined
 
     def similarity(self) -> Tensor:
         """(N, T) dot products of features, without temperature."""
@@ -188,11 +158,8 @@ class Gallery:
 
 
 class Collector:
-    """Takes what a rank encodes, batch by batch, and makes the gallery of all ranks.
-
-    Args:
-        dtype: in which tokens are kept.
-    """
+    """Takes what a rank encodes, batch by batch, and makes the gallery of all ranks; tokens are
+    kept as `dtype`."""
 
     def __init__(self, dtype: torch.dtype = torch.float32):
         self.dtype = dtype
@@ -203,16 +170,11 @@ class Collector:
         self,
         images: tuple[Tensor, Tensor, Tensor],
         texts: tuple[Tensor, Tensor, Tensor, Tensor],
-        **values: Tensor,
+        hard_text: Tensor | None = None,
     ) -> None:
-        """Add the images of a batch and their texts.
-
-        Args:
-            images: entry numbers (B,), features (B, E), tokens (B, P, C).
-            texts: entry numbers (T,) of their images, features (T, E), tokens (T, L, ...), mask
-                (T, L), padded at the end.
-            values: further values of the texts, (T, ...) each, for `Gallery.values`.
-        """
+        """Add images, entry numbers (B,), features (B, E), tokens (B, P, C), and their texts, entry
+        numbers (T,) of their images, features (T, E), tokens (T, L, ...), mask (T, L), padded at
+        the end; `hard_text` (T,) as in `Gallery`."""
         entries, features, tokens = images
         text_entries, text_features, text_tokens, mask = texts
         taken = {
@@ -222,21 +184,16 @@ class Collector:
             "text_features": text_features.float(),
             "length": mask.sum(dim=1),
             "token": self._kept(text_tokens[mask.bool()]),
-            **{f"{VALUE}{name}": value for name, value in values.items()},
         }
+        if hard_text is not None:
+            taken["hard_text"] = hard_text
         for name, value in taken.items():
             self.rows.setdefault(name, []).append(value.cpu())
         self.image_tokens += self._kept(tokens).cpu().unbind()
 
     def gallery(self, device: torch.device | str = "cpu") -> Gallery:
         """All ranks' images and texts; texts whose image is missing are left out with a warning.
-
-        Args:
-            device: where NCCL passes rows.
-
-        Raises:
-            ValueError: nothing was collected, or an image twice.
-        """
+        NCCL passes rows on `device`."""
         own = {name: torch.cat(values) for name, values in self.rows.items()}
         rows = gather_rows(own, device)
         if not rows or not len(rows["entry"]):
@@ -262,11 +219,7 @@ class Collector:
             text_features=rows["text_features"][known],
             text_image=image[known],
             texts=Texts(rows["token"], starts[known], rows["length"][known]),
-            values={
-                name.removeprefix(VALUE): value[known]
-                for name, value in rows.items()
-                if name.startswith(VALUE)
-            },
+            hard_text=rows["hard_text"][known] if "hard_text" in rows else None,
             own=torch.searchsorted(entries, own["entry"]) if own else entries[:0],
             image_tokens=self.image_tokens,
             order=order,
@@ -277,17 +230,11 @@ class Collector:
 
 
 def gather_rows(own: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
-    """Each value (n, ...) -> the rows of all ranks in their order, on the CPU.
-
-    n may differ between ranks; a rank without rows may lack the value.
-
-    Args:
-        device: where NCCL passes them.
-    """
+    """Each value (n, ...) -> the rows of all ranks in their order, on the CPU; NCCL passes them on
+    `device`. n may differ between ranks; a rank without rows may lack the value."""
     if world_size() == 1:
         return {name: value.cpu() for name, value in own.items()}
-    forms: list[Any] = [None] * world_size()
-    dist.all_gather_object(forms, {name: (v.shape, v.dtype) for name, v in own.items()})
+    forms = gather_objects({name: (v.shape, v.dtype) for name, v in own.items()})
     place = torch.device(device if dist.get_backend() == "nccl" else "cpu")
     gathered = {}
     for name in sorted(set().union(*forms)):
@@ -311,10 +258,9 @@ def gather_rows(own: Mapping[str, Tensor], device: torch.device | str) -> dict[s
 class Matcher(NamedTuple):
     """The network that scores pairs, in three parts: of an image, of a text, of a pair.
 
-    Attributes:
-        project: image tokens (1, P, C) -> whatever `score` needs of an image.
-        read: text tokens (R, L, ...), mask (R, L) -> tokens (R, L, ...) as `score` needs them.
-        score: (the first, the second, mask (R, L)) -> (R,) scores.
+    `project`: image tokens (1, P, C) -> whatever `score` needs of an image. `read`: text tokens
+    (R, L, ...), mask (R, L) -> tokens (R, L, ...) as `score` needs them. `score`: of the first,
+    the second and the mask (R, L) -> (R,) scores.
     """
 
     project: Callable[[Tensor], Any]
@@ -334,11 +280,8 @@ def score_pairs(
     """(N, T) float32 scores of the wanted pairs, `NOT_SCORED` elsewhere; the same on every rank.
 
     Each rank reads all texts and scores the pairs of its own images, one image after the other.
-
-    Args:
-        wanted: (N, T) boolean, the same on every rank.
-        chunk: most text positions (texts times their tokens) in one pass, which bounds the memory.
-        device: of the matcher. precision: "bfloat16" runs it under autocast.
+    `wanted` (N, T) is the same on every rank; `chunk` is the most text positions (texts times their
+    tokens) in one pass, which bounds the memory; "bfloat16" runs the matcher under autocast.
     """
     device = torch.device(device)
     wanted = wanted.cpu()
@@ -362,15 +305,11 @@ def rerank(
     score: Callable[[Tensor], Tensor],
     add_similarity: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Scores of the k candidates in both directions, `NOT_SCORED` elsewhere: (N, T) and (T, N).
+    """Scores of the k candidates by `similarity` (N, T) in both directions, `NOT_SCORED` elsewhere:
+    (N, T) and (T, N).
 
-    Args:
-        similarity: (N, T), chooses the candidates.
-        score: boolean (N, T) -> scores of these pairs, as `score_pairs`; asked once.
-        add_similarity: score + similarity, as BLIP ranks; ALBEF ranks by the score alone.
-
-    Raises:
-        ValueError: k exceeds the number of texts or of images.
+    `score` makes scores of the pairs in a boolean (N, T), as `score_pairs`, and is asked once; with
+    `add_similarity` the similarity is added, as BLIP ranks; ALBEF ranks by the score alone.
     """
     chosen = candidates(similarity, k)
     scores = score(chosen[0] | chosen[1])

@@ -12,9 +12,6 @@ def class_accuracies(predictions: Tensor, labels: Tensor, num_classes: int) -> T
     """(C,) fraction of right predictions per class; NaN for classes without test images.
 
     Args: predictions (N,) and labels (N,), classes from 0.
-
-    Raises:
-        ValueError: different lengths, or a label outside 0..C-1.
     """
     if predictions.shape != labels.shape:
         raise ValueError(f"{tuple(predictions.shape)} predictions, {tuple(labels.shape)} labels")
@@ -38,23 +35,14 @@ def macro_accuracy(predictions: Tensor, labels: Tensor, num_classes: int) -> flo
 
 
 def shot_accuracy(
-    predictions: Tensor,
-    labels: Tensor,
-    train_counts: Tensor,
-    many: int = 100,
-    few: int = 20,
-    empty: str = "nan",
+    predictions: Tensor, labels: Tensor, train_counts: Tensor, many=100, few=20, empty="nan"
 ) -> dict[str, float]:
     """Accuracies 0..1: `all` over samples; `many`, `medium`, `few` as means over their classes.
 
     Args:
         predictions, labels: (N,) of the test set. Classes without test images are left out.
-        train_counts: (C,) training images per class.
-        many, few: limits of the groups, see `shot_groups`.
+        train_counts: (C,) training images per class, see `shot_groups`.
         empty: what a group without classes gets, "nan" or "zero" (as the public code has it).
-
-    Raises:
-        ValueError: another `empty`, no test image, or predictions and labels that do not fit.
     """
     if empty not in ("nan", "zero"):
         raise ValueError(f'`empty` must be "nan" or "zero", got {empty!r}')

@@ -11,9 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch.distributed as dist
-
-from shared.distributed import world_size
 from shared.files import write_json
 
 VOTES = 3  # that make an answer fully right
@@ -90,34 +87,23 @@ class Answered(NamedTuple):
     kinds: tuple[str, ...]
 
 
-class VQAEvaluation:
-    """Collects what is answered in an evaluation, over all ranks, each question once."""
-
-    def __init__(self) -> None:
-        self._answered: list[Answered] = []
-
-    def collect(self, batch: Mapping[str, Any], answers: Sequence[str]) -> None:
-        """Takes the answers to a batch of `shared.data.image_text.vqa.VQAData`.
-
-        Args:
-            batch: `indices` and `question_ids` (B,), and where they are known `answers`, the truth,
-                and `kinds`, the kinds of question, each a list of B lists of strings.
-            answers: B predictions.
-        """
-        size = len(answers)
-        truth, kinds = batch.get("answers", [None] * size), batch.get("kinds", [()] * size)
-        rows = (batch["indices"].tolist(), batch["question_ids"].tolist(), answers, truth, kinds)
-        for place, question_id, answer, known, kind in zip(*rows, strict=True):
-            accuracy = None if known is None else soft_accuracy(answer, known)
-            self._answered.append(Answered(place, question_id, answer, accuracy, tuple(kind)))
-
-    def finish(self) -> list[Answered]:
-        """Everything that all ranks collected, in order; the next evaluation starts empty."""
-        collected, self._answered = self._answered, []
-        shares: list[Any] = [collected] * world_size()
-        if world_size() > 1:
-            dist.all_gather_object(shares, collected)
-        return [row for _, row in sorted({row.place: row for s in shares for row in s}.items())]
+def judged(batch: Mapping[str, Any], answers: Sequence[str]) -> list[Answered]:
+    """The answers (B,) to a batch of `shared.data.image_text.vqa.VQAData`: `indices` and
+    `question_ids` (B,), and where they are known `answers`, the truth, and `kinds` of question,
+    each a list of B lists of strings."""
+    size = len(answers)
+    truth, kinds = batch.get("answers", [None] * size), batch.get("kinds", [()] * size)
+    rows = (batch["indices"].tolist(), batch["question_ids"].tolist(), answers, truth, kinds)
+    return [
+        Answered(
+            place,
+            number,
+            answer,
+            None if known is None else soft_accuracy(answer, known),
+            tuple(kind),
+        )
+        for place, number, answer, known, kind in zip(*rows, strict=True)
+    ]
 
 
 def accuracies(answered: Sequence[Answered]) -> dict[str, float]:

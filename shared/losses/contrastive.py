@@ -30,13 +30,10 @@ def instance_logits(query: Tensor, key: Tensor, queue: Tensor, temperature: floa
 
 
 def soft_target_nce(logits: Tensor, targets: Tensor, epsilon: float = 0.0) -> Tensor:
-    """Mean over rows of - sum_j targets_ij log(softmax(logits)_ij + epsilon).
+    """Mean over rows of - sum_j targets_ij log(softmax(logits)_ij + epsilon), both (B, R).
 
-    Args:
-        logits: (B, R) similarities over temperature.
-        targets: (B, R) non-negative rows that sum to 1; several positives and self-loops allowed.
-        epsilon: added inside the logarithm; CoMatch uses 1e-7. With 0 a stable log-softmax is
-            used.
+    The non-negative rows of targets sum to 1; several positives and self-loops are allowed.
+    `epsilon` is added inside the logarithm (CoMatch: 1e-7); with 0 a stable log-softmax is used.
     """
     if epsilon:
         log_probs = (logits.float().softmax(dim=1) + epsilon).log()

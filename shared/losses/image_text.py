@@ -30,17 +30,10 @@ def negative_weights(logits: Tensor, positives: Tensor) -> Tensor:
 
 
 def draw_negatives(weights: Tensor, positives: Tensor, uniforms: Tensor) -> Tensor:
-    """(B,) one candidate per row, with probability proportional to its weight.
+    """(B,) one candidate per row, with probability proportional to its weight (B, C), of what is no
+    positive (B, C) of it; evenly where all weights have vanished.
 
-    A row whose weights have all vanished draws evenly from what is no positive of it.
-
-    Args:
-        weights, positives: (B, C), see `negative_weights`.
-        uniforms: (B,) numbers in [0, 1), one per row, so that what a row draws does not depend on
-            the rows beside it.
-
-    Raises:
-        ValueError: a row has nothing but positives.
+    The uniform numbers (B,) are one per row, so that what it draws does not depend on the others.
     """
     allowed = ~positives
     if not allowed.any(dim=1).all():

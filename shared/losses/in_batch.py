@@ -16,9 +16,8 @@ def in_batch_nce(
 ) -> Tensor:
     """InfoNCE of queries: the mean over B of -s_ii/tau + log sum_j exp(s_ij/tau).
 
-    Args:
-        queries: (B, d). references: (R, d), of which row `first` + i belongs to query i; the
-            others are its negatives.
+    Of the references (R, d) row `first` + i belongs to query i of (B, d); the others are its
+    negatives.
     """
     logits = similarity_logits(queries, references, temperature)
     return F.cross_entropy(logits, torch.arange(len(queries), device=logits.device) + first)

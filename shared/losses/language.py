@@ -3,7 +3,7 @@
 Shapes: B texts, L tokens, V words, S selected positions of the whole batch.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,8 +12,7 @@ from torch.nn import functional as F
 IGNORED = -100
 
 
-@dataclass(frozen=True)
-class MaskDraws:
+class MaskDraws(NamedTuple):
     """What masking draws, each (B, L); all but `words` boolean."""
 
     selected: Tensor
@@ -67,7 +66,7 @@ def masked_lm_loss(
 ) -> Tensor:
     """(1 - alpha) cross-entropy + alpha distillation, means over the S selected positions.
 
-    Args: logits and teacher_logits (S, V), labels (S,), all at selected positions only.
+    Args: logits and teacher_logits (S, V), labels (S,), at selected positions only.
     Nothing selected gives 0 (with a gradient of 0), where the official code gives NaN.
     """
     log_probs = logits.float().log_softmax(dim=-1)

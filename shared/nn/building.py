@@ -6,9 +6,9 @@ something that calls them; so a name counts only where it is defined, only if it
 is wanted, and its arguments stay the plain values that they are.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import import_module
-from inspect import isfunction
+from inspect import isclass, isfunction
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
@@ -37,13 +37,7 @@ def build_network(config: Any) -> nn.Module:
 
 
 def call(config: Any, **further: Any) -> Any:
-    """Call the function that `{"_target_": "shared....", **arguments}` describes.
-
-    Raises:
-        ValueError: no `_target_`, one that is no function defined in this project, or arguments
-            that it does not have.
-        Exception: what the function raises.
-    """
+    """Call the function that the config describes; as `build` does with a class."""
     target, arguments = _parts(config, "function")
     return applied(trusted_function(target), {**arguments, **further})
 
@@ -63,27 +57,17 @@ def applied(function: Callable[..., Built], arguments: Mapping[str, Any]) -> Bui
 
 
 def trusted_class(target: str, base: type[Built]) -> type[Built]:
-    """The class that `target` names, if it is a subclass of `base` defined in this project.
+    """The class that `target` names; ValueError if it is no subclass of `base` defined here."""
 
-    Raises:
-        ValueError: the target is not such a class.
-    """
-    found = _defined_here(target, base.__name__, TRUSTED_PACKAGES)
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(_problem(target, base.__name__, TRUSTED_PACKAGES))
-    return found
+    def fits(found: Any) -> bool:
+        return isclass(found) and issubclass(found, base)
+
+    return _defined_here(target, base.__name__, TRUSTED_PACKAGES, fits)
 
 
 def trusted_function(target: str) -> Callable[..., Any]:
-    """The public function that `target` names, if it is defined in this project.
-
-    Raises:
-        ValueError: the target is not such a function.
-    """
-    found = _defined_here(target, "function", BUILDERS)
-    if not isfunction(found):
-        raise ValueError(_problem(target, "function", BUILDERS))
-    return found
+    """The public function that `target` names; ValueError if it is not defined here."""
+    return _defined_here(target, "function", BUILDERS, isfunction)
 
 
 def _parts(config: Any, kind: str) -> tuple[str, dict[str, Any]]:
@@ -95,8 +79,10 @@ def _parts(config: Any, kind: str) -> tuple[str, dict[str, Any]]:
     return target, {str(key): value for key, value in config.items() if key != "_target_"}
 
 
-def _defined_here(target: str, kind: str, packages: Sequence[str]) -> Any:
-    problem = _problem(target, kind, packages)
+def _defined_here(
+    target: str, kind: str, packages: tuple[str, ...], fits: Callable[[Any], bool]
+) -> Any:
+    problem = f"{target!r} does not name a {kind} under {' or '.join(packages)}"
     module_name, _, name = target.rpartition(".")
     parts = target.split(".")
     # Importing a `__main__` would run it.
@@ -104,15 +90,11 @@ def _defined_here(target: str, kind: str, packages: Sequence[str]) -> Any:
     if not (public and parts[0] in packages and module_name):
         raise ValueError(problem)
     try:
-        found = getattr(import_module(module_name), name, None)
+        found: Any = getattr(import_module(module_name), name, None)
     except ImportError as error:
         raise ValueError(f"{problem}: {error}") from error
-    if isinstance(found, type) or isfunction(found):
-        if f"{found.__module__}.{found.__qualname__}" == target:
-            return found
+    if not fits(found):
+        raise ValueError(problem)
+    if f"{found.__module__}.{found.__qualname__}" != target:
         raise ValueError(f"{problem} (it is defined in {found.__module__})")
-    return None
-
-
-def _problem(target: str, kind: str, packages: Sequence[str]) -> str:
-    return f"{target!r} does not name a {kind} under {' or '.join(packages)}"
+    return found

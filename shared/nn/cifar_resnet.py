@@ -22,17 +22,10 @@ class PaddedSubsampling(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """ResNet-depth of three stages of 16, 32 and 64 channels: (N, in_channels, H, W) -> (N, 64).
+    """(N, in_channels, H, W) -> (N, 64); `depth` 6n + 2 in stages of 16, 32 and 64 channels.
 
     Convolutions start from Kaiming's normal distribution by fan-in.
-
-    Raises:
-        ValueError: depth is not 6n + 2.
     """
-
-    layer1: nn.Sequential
-    layer2: nn.Sequential
-    layer3: nn.Sequential
 
     def __init__(self, depth: int = 32, in_channels: int = 3):
         super().__init__()
@@ -55,5 +48,6 @@ class CifarResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = torch.relu_(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
+        for stage in (1, 2, 3):
+            x = self.get_submodule(f"layer{stage}")(x)
         return x.mean(dim=(2, 3))

@@ -4,9 +4,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-_LANES = 4  # 16-bit numbers in one of 64 bits
-_LOWEST = torch.iinfo(torch.int64).min
-
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """`F.dropout`: elements are zeroed with probability `p`, the others divided by 1 - p.
@@ -23,6 +20,6 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
 
 def _uniform16(count: int) -> Tensor:
-    """(count,) int16, uniform over all of them, from torch's global generator."""
-    words = torch.empty(-(-count // _LANES), dtype=torch.int64).random_(_LOWEST, None)
-    return words.view(torch.int16)[:count]
+    """(count,) int16, uniform over all of them, four of each 64 bits of torch's generator."""
+    words = torch.empty(-(-count // 4), dtype=torch.int64)
+    return words.random_(torch.iinfo(torch.int64).min, None).view(torch.int16)[:count]

@@ -15,15 +15,13 @@ def unit_norm(embeddings: Tensor) -> Tensor:
 
 
 class ProjectionHead(nn.Module):
-    """Two-layer MLP onto the unit sphere: (N, in_features) -> (N, out_features), L2-normalised.
+    """Two-layer MLP onto the unit sphere: (N, in_features) -> (N, dim); slope 0 is a ReLU."""
 
-    `negative_slope` 0 is a ReLU.
-    """
-
-    def __init__(self, in_features: int, hidden: int, out_features: int, negative_slope: float):
+    def __init__(self, in_features: int, hidden: int | None, dim: int, negative_slope: float):
         super().__init__()
+        hidden = in_features if hidden is None else hidden
         self.fc1 = nn.Linear(in_features, hidden)
-        self.fc2 = nn.Linear(hidden, out_features)
+        self.fc2 = nn.Linear(hidden, dim)
         self.negative_slope = negative_slope
 
     def forward(self, features: Tensor) -> Tensor:
@@ -32,11 +30,14 @@ class ProjectionHead(nn.Module):
 
 
 class LinearProjection(nn.Module):
-    """Linear map onto the unit sphere (MoCo v1, PCL v1): (N, in_features) -> (N, out_features)."""
+    """Linear map onto the unit sphere (MoCo v1, PCL v1): (N, in_features) -> (N, dim).
 
-    def __init__(self, in_features: int, out_features: int):
+    What else `ProjectionHead` takes has no effect.
+    """
+
+    def __init__(self, in_features: int, dim: int, hidden: int = 0, negative_slope: float = 0.0):
         super().__init__()
-        self.fc = nn.Linear(in_features, out_features)
+        self.fc = nn.Linear(in_features, dim)
 
     def forward(self, features: Tensor) -> Tensor:
         return unit_norm(self.fc(features))

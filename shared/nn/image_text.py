@@ -13,13 +13,13 @@ from shared.nn.vision_transformer import VisionTransformer
 
 
 class ImageTextEncoders(nn.Module):
-    """All that has a momentum copy: both encoders, their projections, the word prediction.
+    """All that has a momentum copy: both encoders, their projections, and the word prediction.
 
     The lower layers of the text encoder read text alone, the upper ones fuse it with an image.
 
     Args:
-        vision: arguments of `VisionTransformer`.
-        text: arguments of `TextTransformer` but `context_width`, which is that of the vision.
+        vision, text: arguments of `VisionTransformer` and, but for `context_width`, of
+            `TextTransformer`.
         embed_dim: E. masked_lm: whether there is a `word_head`.
     """
 
@@ -32,15 +32,10 @@ class ImageTextEncoders(nn.Module):
         self.text_encoder = TextTransformer(**text, context_width=width)
         self.vision_proj = nn.Linear(width, embed_dim)
         self.text_proj = nn.Linear(self.text_encoder.width, embed_dim)
-        self.word_head = (
-            LanguageHead(
-                text["vocab_size"],
-                self.text_encoder.width,
-                initial_std=text.get("initial_std", 0.02),
-            )
-            if masked_lm
-            else None
-        )
+        self.word_head: LanguageHead | None = None
+        if masked_lm:
+            std, width = text.get("initial_std", 0.02), self.text_encoder.width
+            self.word_head = LanguageHead(text["vocab_size"], width, initial_std=std)
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, S, S) -> tokens (B, 1 + N, C) and unit-norm features (B, E)."""

@@ -10,11 +10,9 @@ from torch import Tensor, nn
 class MomentumEncoder(nn.Module):
     """A no-grad copy theta_m of `encoder`, updated as theta_m <- m theta_m + (1 - m) theta.
 
-    Args:
-        encoder: the trained network; its weights are copied.
-        buffers: what an update does to BatchNorm statistics. "copy" takes the encoder's (an EMA
-            model that never runs in train mode); "keep" leaves them to the copy's own train-mode
-            passes (MoCo and its descendants).
+    `buffers` is what an update does to BatchNorm statistics. "copy" takes the encoder's (an EMA
+    model that never runs in train mode); "keep" leaves them to the copy's own train-mode passes
+    (MoCo and its descendants).
     """
 
     def __init__(self, encoder: nn.Module, buffers: Literal["copy", "keep"]):

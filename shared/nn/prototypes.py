@@ -8,12 +8,10 @@ from shared.losses.contrastive import similarity_logits
 
 
 class ClassPrototypes(nn.Module):
-    """Class means of embeddings as an exponential moving average, kept as a buffer.
+    """Class means of embeddings as a moving average, in the buffer `prototypes` (K, d).
 
     All rows start as zeros. The first sample of a class sets its direction; a class that was never
     seen stays zero and gives logit 0.
-
-    Shapes: K classes, d embedding size, B samples; `prototypes` (K, d).
     """
 
     prototypes: Tensor
@@ -31,11 +29,7 @@ class ClassPrototypes(nn.Module):
         The rows are weighted in closed form: of r rows of one class, the j-th counts
         (1 - m) m^(r - j) and the old prototype m^r. In a distributed run gather before calling.
 
-        Args:
-            features: (B, d) embeddings.
-            labels: (B,) int64.
-            momentum: m in [0, 1].
-            keep: (B,) bool; rows that are False are skipped.
+        Args: features (B, d), labels (B,) int64, m in [0, 1], keep (B,) bool: False is skipped.
         """
         if keep is not None:
             features, labels = features[keep], labels[keep]
@@ -53,8 +47,6 @@ class ClassPrototypes(nn.Module):
         self.prototypes.copy_(F.normalize(self.prototypes, dim=1, eps=1e-12))
 
     def logits(self, query: Tensor, temperature: float) -> Tensor:
-        """(B, d) -> (B, K) similarities over temperature; the prototypes are constants.
-
-        They are copied, because a step updates them in place before its backward pass.
-        """
+        """(B, d) -> (B, K) similarities over temperature to a copy of the prototypes, since a step
+        updates them in place before its backward pass."""
         return similarity_logits(query, self.prototypes.clone(), temperature)

@@ -7,19 +7,16 @@ from torch import Tensor, nn
 
 
 class FeatureQueue(nn.Module):
-    """K feature rows with any payload rows (class probabilities, labels, ids) beside them.
+    """`features` (K, d) with any payload rows (class probabilities, labels, ids) beside them.
 
-    Kept as buffers, so that a checkpoint restores contents and pointer.
+    All start as zeros and are buffers, so that a checkpoint restores them with `pointer`, the next
+    row to write, and `written`, the number of rows ever offered.
 
     Args:
-        size: K, the number of rows.
-        dim: d, the size of a feature.
+        size, dim: K and d.
         payloads: name -> trailing size of each payload, e.g. {"probs": num_classes}.
         overflow: what happens to a write that passes the end. "wrap" continues at row 0; "drop"
             discards the surplus and returns the pointer to 0, as CoMatch's ImageNet code does.
-
-    Shapes: `features` (K, d); each payload (K, size). All start as zeros. `pointer` is the next row
-    to write, `written` the number of rows ever offered.
     """
 
     features: Tensor
@@ -53,11 +50,7 @@ class FeatureQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, features: Tensor, **payloads: Tensor) -> None:
-        """Write a batch of rows at the pointer. In a distributed run gather before calling.
-
-        Raises:
-            ValueError: the payload names differ from the queue's, or the batch exceeds K.
-        """
+        """Write at most K rows at the pointer. In a distributed run gather before calling."""
         if set(payloads) != set(self.payload_names):
             raise ValueError(
                 f"queue takes payloads {sorted(self.payload_names)}, got {sorted(payloads)}"

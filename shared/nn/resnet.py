@@ -26,7 +26,6 @@ class ResNet(nn.Module):
         block: "basic" (expansion 1) or "bottleneck" (expansion 4).
         layers: blocks of each stage; as many stages as entries.
         width, base_width: stage s has base_width * width * 2^s * expansion output channels.
-        in_channels: of the images.
         stem: "imagenet", a 7x7 convolution of stride 2 and a 3x3 max-pool of stride 2, or "small",
             a 3x3 convolution of stride 1 for pictures of 32 pixels or so.
         stem_channels: output channels of the stem, whatever the width.
@@ -57,10 +56,10 @@ class ResNet(nn.Module):
             raise ValueError(f"ResNet has {len(layers)} stages but {len(strides)} strides")
         block_class = BLOCKS[block]
         self.stages = len(layers)
-        if stem == "imagenet":
-            self.conv1 = nn.Conv2d(in_channels, stem_channels, 7, stride=2, padding=3, bias=False)
-        else:
-            self.conv1 = nn.Conv2d(in_channels, stem_channels, 3, padding=1, bias=False)
+        kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        self.conv1 = nn.Conv2d(
+            in_channels, stem_channels, kernel, stride, padding=kernel // 2, bias=False
+        )
         self.bn1 = nn.BatchNorm2d(stem_channels)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "imagenet" else nn.Identity()

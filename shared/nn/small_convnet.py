@@ -10,15 +10,10 @@ from torch.nn import functional as F
 class SmallConvNet(nn.Module):
     """Stride-2 3x3 conv + BN + leaky ReLU(0.1) blocks: (N, in_channels, H, W) -> (N, channels[-1]).
 
-    With (32, 64, 128) channels it has 0.1 M parameters.
+    Of 0.1 M parameters as it is.
     """
 
-    def __init__(
-        self,
-        channels: Sequence[int] = (32, 64, 128),
-        in_channels: int = 1,
-        bn_momentum: float = 0.1,
-    ):
+    def __init__(self, channels: Sequence[int] = (32, 64, 128), in_channels=1, bn_momentum=0.1):
         super().__init__()
         widths = [in_channels, *channels]
         self.convs = nn.ModuleList(

@@ -24,17 +24,15 @@ from shared.nn.dropout import dropout
 
 
 class KeyValue(NamedTuple):
-    """Keys and values that one layer attends to, each (R, H, N, D / H).
-
-    `mask`, boolean (R, 1, 1, N), is False at padding of a context; None: there is none.
-    """
+    """Keys and values that one layer attends to, each (R, H, N, D / H); the boolean `mask`
+    (R, 1, 1, N) is False at padding of a context, None without any."""
 
     key: Tensor
     value: Tensor
     mask: Tensor | None = None
 
     def rows(self, index: Tensor | slice) -> "KeyValue":
-        """Keys and values of the contexts in `index`, with repetition; a slice copies nothing."""
+        """Those of the contexts in `index`, with repetition; a slice copies nothing."""
         mask = None if self.mask is None else self.mask[index]
         if isinstance(index, slice):
             return KeyValue(self.key[index], self.value[index], mask)
@@ -45,12 +43,9 @@ class KeyValue(NamedTuple):
 class Attention(nn.Module):
     """Multi-head attention, then a dense layer, dropout, residual and LayerNorm.
 
-    Args:
-        width, heads: D and H. context_width: C of what is attended to; None: self-attention.
-        dropout: of the attention probabilities and of the output. eps: of LayerNorm.
-
-    `map`, (B, H, L, N), holds the probabilities (before dropout) of the last call inside
-    `recorded`; it is part of the graph, so that its gradient can be asked for.
+    Without `context_width` it attends to what has its own width D. `dropout` is that of the
+    probabilities and of the output. `map`, (B, H, L, N), holds the probabilities (before dropout)
+    of the last call inside `recorded`; it is part of the graph, so that it has a gradient.
     """
 
     def __init__(
@@ -71,12 +66,8 @@ class Attention(nn.Module):
         return KeyValue(self._split(self.key(context)), self._split(self.value(context)))
 
     def forward(self, hidden: Tensor, context: KeyValue, mask: Tensor | None = None) -> Tensor:
-        """(B, L, D) -> (B, L, D).
-
-        Args:
-            context: of B / r rows; r consecutive texts share one.
-            mask: boolean, broadcastable to (B, H, L, N), True where a query may look.
-        """
+        """(B, L, D) -> (B, L, D), from a `context` of B / r rows, where the `mask`, broadcastable
+        to (B, H, L, N), is True."""
         batch, length = hidden.shape[:2]
         query = self._split(self.query(hidden))
         contexts = len(context.key)
@@ -88,7 +79,10 @@ class Attention(nn.Module):
         p = self.dropout if self.training else 0.0
         # On a CPU fused attention knows no dropout: torch would take separate steps, too.
         if self.recording or (p > 0 and query.device.type == "cpu"):
-            probabilities = attention_probabilities(query, context.key, mask)
+            scores = query @ context.key.mT / math.sqrt(query.shape[-1])
+            if mask is not None:
+                scores = scores.masked_fill(~mask, -torch.inf)
+            probabilities = scores.softmax(dim=-1)
             if self.recording:
                 probabilities = self._record(probabilities, texts=batch // contexts)
             mixed = dropout(probabilities, p, self.training) @ context.value
@@ -128,9 +122,9 @@ class TransformerLayer(nn.Module):
         super().__init__()
         self.dropout = dropout
         self.self_attention = Attention(width, heads, dropout, eps)
-        self.cross_attention = (
-            Attention(width, heads, dropout, eps, context_width) if context_width else None
-        )
+        self.cross_attention: Attention | None = None
+        if context_width:
+            self.cross_attention = Attention(width, heads, dropout, eps, context_width)
         self.intermediate = nn.Linear(width, intermediate)
         self.output = nn.Linear(intermediate, width)
         self.norm = nn.LayerNorm(width, eps)
@@ -183,25 +177,19 @@ class Embeddings(nn.Module):
         self.norm = nn.LayerNorm(width, eps)
 
     def forward(self, ids: Tensor, types: Tensor | None = None) -> Tensor:
-        """(B, L) ids and token types (None: all 0) -> (B, L, D).
-
-        Raises:
-            ValueError: more tokens than positions, or types for a model that has none.
-        """
+        """(B, L) ids and token types (None: all 0) -> (B, L, D)."""
         summed = self.word(ids) + self._positions(ids)
-        if self.token_type is not None:
-            summed = summed + (
-                self.token_type.weight[0] if types is None else self.token_type(types)
-            )
-        elif types is not None:
+        if self.token_type is None and types is not None:
             raise ValueError("token types given, but the model has no type embeddings")
+        if self.token_type is not None:
+            of_types = self.token_type.weight[0] if types is None else self.token_type(types)
+            summed = summed + of_types
         return dropout(self.norm(summed), self.dropout, self.training)
 
     @property
     def max_length(self) -> int:
         """Tokens of the longest text."""
-        spared = self.pad_id + 1 if self.positions_after_pad else 0
-        return self.position.num_embeddings - spared
+        return self.position.num_embeddings - (self.pad_id + 1) * self.positions_after_pad
 
     def _positions(self, ids: Tensor) -> Tensor:
         """(L, D), or (B, L, D) where positions count the tokens that are no padding."""
@@ -220,19 +208,17 @@ class TextTransformer(nn.Module):
     """BERT; the layers from `cross_attention_from` on attend to a context, too.
 
     Args:
-        vocab_size, hidden_size, num_layers, num_heads, intermediate_size, max_positions,
-        type_vocab_size (0: no type embeddings), dropout, eps: as in BERT.
+        type_vocab_size: 0 for no type embeddings.
         cross_attention_from: first layer with cross-attention; None: there is none.
         context_width: C of the context, None where there is none.
         share_projections: so many consecutive layers with cross-attention share its key and value
             projections (2 in ALBEF's NLVR2 network, whose twins look at one image each).
-        pad_id: id of padding.
         positions_after_pad: positions as in RoBERTa: padding has position `pad_id`, tokens those
             after it, counted over tokens only; so `max_positions` leaves room for pad_id + 1 fewer.
         initial_std: of weights; 0.02 is right for BERT's width, about 1 / sqrt(3 D) for small ones.
 
-    Masks (B, L) are 1 (or True) for tokens, 0 for padding. Weights start as N(0, 0.02), biases as
-    0.
+    Masks (B, L) are 1 (or True) for tokens, 0 for padding, or what `attention_mask` made of one.
+    Biases start as 0.
     """
 
     def __init__(
@@ -286,7 +272,7 @@ class TextTransformer(nn.Module):
     ) -> Tensor:
         """All layers ("multi_modal" mode): (B, L) -> (B, L, D). `context` as from `project`."""
         visible = attention_mask(mask, causal)
-        return self._fuse(self._encode(self.embeddings(ids), visible), visible, context)
+        return self.fuse(self.encode(ids, visible), visible, context)
 
     def encode(
         self, ids: Tensor, mask: Tensor, types: Tensor | None = None, first_only: bool = False
@@ -296,7 +282,11 @@ class TextTransformer(nn.Module):
         With `first_only` the last layer of a model without cross-attention computes nothing but
         the first token: (B, 1, D).
         """
-        return self._encode(self.embeddings(ids, types), attention_mask(mask), first_only)
+        hidden, visible = self.embeddings(ids, types), attention_mask(mask)
+        last = self.layers[-1]
+        for layer in self.layers[: self.fusion_layer]:
+            hidden = layer(hidden, visible, first_only=first_only and layer is last)
+        return hidden
 
     def fuse(
         self,
@@ -311,7 +301,11 @@ class TextTransformer(nn.Module):
         With `first_only` the last layer computes nothing but the first token: (B, 1, D). With
         `has_read` the hidden states are those that `read` gave.
         """
-        return self._fuse(hidden, attention_mask(mask), context, first_only, has_read)
+        visible, last = attention_mask(mask), self.layers[-1]
+        for layer, key_value in zip(self.fusion_layers, context, strict=True):
+            hidden = layer(hidden, visible, key_value, first_only and layer is last, has_read)
+            has_read = False
+        return hidden
 
     def read(self, hidden: Tensor, mask: Tensor) -> Tensor:
         """The self-attention of the first layer with cross-attention: (B, L, D) -> (B, L, D).
@@ -321,39 +315,17 @@ class TextTransformer(nn.Module):
         attention = self.fusion_layers[0].self_attention
         return attention(hidden, attention.project(hidden), attention_mask(mask))
 
-    def project(
-        self, tokens: Tensor, every: int = 1, start: int = 0, mask: Tensor | None = None
-    ) -> list[KeyValue]:
+    def project(self, tokens: Tensor, every: int = 1, mask: Tensor | None = None) -> list[KeyValue]:
         """Keys and values of a context (R, N, C) for the layers with cross-attention, in order.
 
-        With `every` 2 those of layers `start`, `start` + 2, ... among them. `mask` (R, N) tells
-        tokens of the context from its padding; None: all are tokens.
+        With `every` 2 for every other one of them. `mask` (R, N) tells tokens of the context from
+        its padding; None: all are tokens.
         """
         visible = None if mask is None else attention_mask(mask)
         return [
             layer.cross_attention.project(tokens)._replace(mask=visible)  # type: ignore[union-attr]
-            for layer in self.fusion_layers[start::every]
+            for layer in self.fusion_layers[::every]
         ]
-
-    def _encode(self, hidden: Tensor, visible: Tensor, first_only: bool = False) -> Tensor:
-        last = self.layers[-1]
-        for layer in self.layers[: self.fusion_layer]:
-            hidden = layer(hidden, visible, first_only=first_only and layer is last)
-        return hidden
-
-    def _fuse(
-        self,
-        hidden: Tensor,
-        visible: Tensor,
-        context: Sequence[KeyValue],
-        first_only: bool = False,
-        has_read: bool = False,
-    ) -> Tensor:
-        last = self.layers[-1]
-        for layer, key_value in zip(self.fusion_layers, context, strict=True):
-            hidden = layer(hidden, visible, key_value, first_only and layer is last, has_read)
-            has_read = False
-        return hidden
 
 
 class LanguageHead(nn.Module):
@@ -371,16 +343,11 @@ class LanguageHead(nn.Module):
         return F.linear(self.norm(F.gelu(self.dense(hidden))), words.weight, self.bias)
 
 
-def attention_probabilities(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-    """(B, H, L, D / H), (B, H, N, D / H) -> (B, H, L, N), 0 where the boolean `mask` is False."""
-    scores = query @ key.mT / math.sqrt(query.shape[-1])
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    return scores.softmax(dim=-1)
-
-
 def attention_mask(mask: Tensor, causal: bool = False) -> Tensor:
-    """(B, L) -> boolean (B, 1, 1, L); causal, a token sees no later ones: (B, 1, L, L)."""
+    """(B, L) -> boolean (B, 1, 1, L); causal, a token sees no later ones: (B, 1, L, L). What is
+    such a mask already stays as it is."""
+    if mask.ndim == 4:
+        return mask
     visible = mask.bool()[:, None, None, :]
     if not causal:
         return visible

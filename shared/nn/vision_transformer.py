@@ -1,7 +1,6 @@
 """The vision transformer of the vision-language papers: timm's, all of whose tokens are used.
 
-Shapes: B images, N = (image_size / patch_size)^2 patches, C width. Keys are those of timm, DeiT and
-the official codes.
+Shapes: B images, N = (image_size / patch_size)^2 patches, C width. Keys are timm's and DeiT's.
 """
 
 import math
@@ -22,7 +21,6 @@ class VisionTransformer(timm_vit.VisionTransformer):
     Token 0 is the class token. Positions are absolute and learned.
 
     Args:
-        image_size, patch_size: in pixels. width, depth, heads, mlp_ratio: of the transformer.
         drop_path: stochastic depth, rising linearly to this.
         gradient_checkpointing: trade time for memory at large images.
         initial_std: of the blocks' weights; larger for small widths, see `TextTransformer`.
@@ -67,11 +65,8 @@ class VisionTransformer(timm_vit.VisionTransformer):
 def interpolate_positions(positions: Tensor, grid: int) -> Tensor:
     """Position embeddings (1, 1 + s^2, C) -> (1, 1 + grid^2, C); the class token's stays.
 
-    Bicubic, align_corners=False, without antialiasing (docs/papers/albef.md, section 4.4); square
-    grids only.
-
-    Raises:
-        ValueError: not of that shape, or the positions are no square.
+    Bicubic, align_corners=False, without antialiasing (docs/papers/albef.md, section 4.4);
+    ValueError for another shape or a grid that is no square.
     """
     if positions.ndim != 3:
         raise ValueError(f"position embeddings are (1, 1 + s^2, C), got {tuple(positions.shape)}")

@@ -15,30 +15,20 @@ LEAKY_SLOPE = 0.1
 
 
 class PreActivationBlock(nn.Module):
-    """BN-LReLU-conv, BN-LReLU-conv, plus a shortcut.
-
-    `activate_shortcut`: the shortcut starts from the activated input instead of the raw one.
-    """
+    """BN-LReLU-conv, BN-LReLU-conv, plus a shortcut of the input, activated or not."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        stride: int,
-        activate_shortcut: bool,
-        bn_momentum: float,
+        self, inputs: int, outputs: int, stride: int, activate_shortcut: bool, momentum: float
     ):
         super().__init__()
         self.activate_shortcut = activate_shortcut
-        self.bn1 = nn.BatchNorm2d(in_channels, momentum=bn_momentum)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out_channels, momentum=bn_momentum)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
-        self.downsample = (
-            nn.Conv2d(in_channels, out_channels, 1, stride, bias=False)
-            if in_channels != out_channels or stride != 1
-            else None
-        )
+        self.bn1 = nn.BatchNorm2d(inputs, momentum=momentum)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs, momentum=momentum)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.downsample: nn.Module | None = None
+        if inputs != outputs or stride != 1:
+            self.downsample = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         activated = F.leaky_relu(self.bn1(x), LEAKY_SLOPE, inplace=True)
@@ -54,10 +44,7 @@ class WideResNet(nn.Module):
     """WRN-depth-width: (N, in_channels, H, W) -> (N, 64 * width) pooled features.
 
     The default BatchNorm momentum 0.001 needs tens of thousands of iterations before evaluation
-    mode is meaningful; short runs set 0.1 in their config.
-
-    Raises:
-        ValueError: depth is not 6n + 4.
+    mode is meaningful; short runs set 0.1 in their config. `depth` is 6n + 4.
     """
 
     layer1: nn.Sequential
@@ -70,27 +57,22 @@ class WideResNet(nn.Module):
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"WideResNet depth must be 6n + 4 (10, 16, 22, 28, ...), got {depth}")
-        blocks = (depth - 4) // 6
-        widths = [16, 16 * width, 32 * width, 64 * width]
-        self.num_features = widths[-1]
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        channels = 16
         for stage, stride in enumerate((1, 2, 2), start=1):
-            self.add_module(
-                f"layer{stage}",
-                nn.Sequential(
-                    *(
-                        PreActivationBlock(
-                            widths[stage - 1] if block == 0 else widths[stage],
-                            widths[stage],
-                            stride if block == 0 else 1,
-                            activate_shortcut=stage == 1 and block == 0,
-                            bn_momentum=bn_momentum,
-                        )
-                        for block in range(blocks)
+            planes, stack = 16 * width * 2 ** (stage - 1), nn.Sequential()
+            for block in range((depth - 4) // 6):
+                stack.append(
+                    PreActivationBlock(
+                        *(channels, planes, stride if block == 0 else 1),
+                        activate_shortcut=stage == 1 and block == 0,
+                        momentum=bn_momentum,
                     )
-                ),
-            )
-        self.bn_last = nn.BatchNorm2d(widths[-1], momentum=bn_momentum)
+                )
+                channels = planes
+            self.add_module(f"layer{stage}", stack)
+        self.num_features = channels
+        self.bn_last = nn.BatchNorm2d(channels, momentum=bn_momentum)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 fan_in = module.in_channels * module.kernel_size[0] * module.kernel_size[1]

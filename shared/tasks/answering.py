@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from shared.evaluation.vqa import VQAEvaluation, accuracies, write_results
+from shared.distributed import gather_objects
+from shared.evaluation.vqa import Answered, accuracies, judged, write_results
 from shared.losses.language import text_sums, token_losses
 from shared.nn.text_transformer import KeyValue, LanguageHead, TextTransformer
 from shared.nn.vision_transformer import VisionTransformer
@@ -29,9 +30,8 @@ class AnswerNetwork(nn.Module):
     """Reads an image and a question, and writes an answer. All of it has a momentum copy.
 
     Args:
-        vision: arguments of `VisionTransformer`.
-        text: arguments of `TextTransformer` but `context_width`; of the question encoder, whose
-            upper layers look at the image. The decoder has the same sizes.
+        vision, text: see `ImageTextEncoders`; `text` is that of the question encoder, whose upper
+            layers look at the image. The decoder has the same sizes.
         decoder_layers: of the decoder, each of which looks at the question.
     """
 
@@ -53,11 +53,10 @@ class AnswerNetwork(nn.Module):
     def write(
         self, ids: Tensor, mask: Tensor, question: Sequence[KeyValue], first: int = 1
     ) -> Tensor:
-        """Logits (S, V) of tokens `first`, `first` + 1, ... of each answer, row after row.
+        """Logits (S, V) of tokens `first`, `first` + 1, ... of each answer (A, M), row after row.
 
-        Each is predicted from the tokens before it; padding is not predicted.
-
-        Args: ids, mask (A, M); question: of A rows, or of fewer, each for as many answers.
+        Each is predicted from the tokens before it; padding is not. The question has A rows, or
+        fewer, each for as many answers.
         """
         hidden = self.text_decoder(ids, mask, question, causal=True)
         predicted = hidden[:, first - 1 : -1][mask[:, first:].bool()]
@@ -67,12 +66,8 @@ class AnswerNetwork(nn.Module):
 class AnswerRanking(nn.Module):
     """A closed list of answers, ranked by an `AnswerNetwork`.
 
-    The k most probable by their first token are scored in full.
-
-    Args:
-        k_test: k.
-        score: "official" counts the first token twice; "corrected" once, which is the probability.
-        candidates_per_pass: this many pass the decoder at a time.
+    The k most probable by their first token are scored in full, `candidates_per_pass` at a time;
+    `score` "official" counts the first token twice, "corrected" once, which is the probability.
     """
 
     ids: Tensor
@@ -90,11 +85,7 @@ class AnswerRanking(nn.Module):
             self.register_buffer(name, torch.empty(0, 0, dtype=torch.long), persistent=False)
 
     def choose_among(self, answers: Mapping[str, Sequence[int]], decoder: TextTransformer) -> None:
-        """Take the list of answers, each with its ids.
-
-        Raises:
-            ValueError: fewer answers than `k_test`, or ids beyond the decoder's vocabulary.
-        """
+        """Take the list of answers, each with its ids; refuse what the model cannot rank."""
         if len(answers) < self.k_test:
             raise ValueError(
                 f"k_test={self.k_test} is more than the {len(answers)} answers to choose from: "
@@ -103,8 +94,8 @@ class AnswerRanking(nn.Module):
         words = decoder.embeddings.word.num_embeddings
         if (largest := max(max(ids) for ids in answers.values())) >= words:
             raise ValueError(
-                f"an answer has the id {largest}, but the model only {words} words: method."
-                "text.vocab_size and data.vocab do not belong together"
+                f"an answer has the id {largest}, but the model only {words} words: "
+                "method.text.vocab_size and data.vocab do not belong together"
             )
         self.answers = list(answers)
         rows = [torch.tensor(ids, device=self.ids.device) for ids in answers.values()]
@@ -115,9 +106,6 @@ class AnswerRanking(nn.Module):
         """Candidates (B, k) of each question, places in the answer list, and their scores (B, k).
 
         In the order of their first tokens' probabilities; the first token of several may be one.
-
-        Raises:
-            ValueError: there are no answers to choose from.
         """
         if not self.answers:
             raise ValueError(
@@ -147,9 +135,8 @@ class AnswerRanking(nn.Module):
         lengths = self.mask.sum(dim=1)
         order = lengths[candidates].argsort(dim=1)
         sums = []
-        for part in candidates.gather(1, order).split(
-            max(1, self.candidates_per_pass // len(candidates)), dim=1
-        ):
+        size = max(1, self.candidates_per_pass // len(candidates))
+        for part in candidates.gather(1, order).split(size, dim=1):
             rows = part.flatten()
             longest = int(lengths[rows].max())
             ids, mask = self.ids[rows, :longest], self.mask[rows, :longest]
@@ -161,19 +148,19 @@ class AnswerRanking(nn.Module):
 
 
 class AnswerEvaluation(Evaluation):
-    """Soft accuracy of what a module's `answer(batch)` says, see `VQAEvaluation`.
-
-    The test writes `vqa_result.json` for the server; accuracy only where the answers are known.
-    """
+    """Soft accuracy of what a module's `answer(batch)` says, each question once over all ranks; the
+    test also writes `vqa_result.json` for the server. Accuracy only where the answers are known."""
 
     def __init__(self) -> None:
-        self.collected = VQAEvaluation()
+        self.answered: list[Answered] = []
 
     def collect(self, module: Any, batch: ImageTextBatch) -> None:
-        self.collected.collect(batch, [answer for answer, _ in module.answer(batch)])
+        self.answered += judged(batch, [answer for answer, _ in module.answer(batch)])
 
     def metrics(self, module: Any, testing: bool) -> dict[str, float]:
-        answered = self.collected.finish()
+        shares, self.answered = gather_objects(self.answered), []
+        by_place = {row.place: row for share in shares for row in share}
+        answered = [by_place[place] for place in sorted(by_place)]
         if not testing:
             return accuracies(answered)
         path = Path(module.trainer.default_root_dir) / RESULTS

@@ -13,10 +13,7 @@ class Accuracies(nn.Module):
     """Top-1 and top-5 accuracy in percent, over all ranks, of one or several networks.
 
     A module calls `update` in its validation and test steps, and at the end of either logs what
-    `compute` returns.
-
-    Args:
-        suffixes: of the metrics' names, one a network: "_ema" gives `val/top1_ema`.
+    `compute` returns. Each network has a suffix of the metrics' names: "_ema" gives `val/top1_ema`.
     """
 
     def __init__(self, *suffixes: str):

@@ -26,18 +26,14 @@ VARIANTS = ("crt", "crt_distilled", "lws", "tau_norm", "ncm", "probe")
 # --- tau-normalisation: nothing is learnt ---
 
 
-def tau_normalised(weight: Tensor, tau: float) -> Tensor:
-    """(K, d) rows w_k / ||w_k||^tau. tau 0 leaves them, tau 1 makes them unit vectors."""
-    return weight / weight.norm(dim=1, keepdim=True).clamp(min=1e-12) ** tau
-
-
 def tau_norm_logits(features: Tensor, weight: Tensor, tau: float) -> Tensor:
-    """(B, K) logits of the tau-normalised classifier; the bias is dropped."""
-    return features @ tau_normalised(weight, tau).T
+    """(B, K) logits of the classifier with rows w_k / ||w_k||^tau; the bias is dropped."""
+    lengths = weight.norm(dim=1, keepdim=True).clamp(min=1e-12) ** tau
+    return features @ (weight / lengths).T
 
 
 def choose_tau(weight: Tensor, validation: Features, grid: Sequence[float]) -> float:
-    """The tau of the best macro accuracy on the VALIDATION features, the smallest one of a tie."""
+    """The tau of the best macro accuracy on the VALIDATION features, the smallest of a tie."""
     scores = []
     for tau in grid:
         predictions = tau_norm_logits(validation.features, weight, tau).argmax(dim=1)
@@ -49,10 +45,9 @@ def choose_tau(weight: Tensor, validation: Features, grid: Sequence[float]) -> f
 
 
 class NearestClassMean(nn.Module):
-    """Distances to class means of centred, normalised features.
+    """Negative squared distances (B, d) -> (B, K) to class means of centred, normalised features.
 
-    u = (v - mean of all training v) / norm. The class means of u are not normalised again, and
-    the class of the smallest squared Euclidean distance wins.
+    u = (v - mean of all training v) / norm. The class means of u are not normalised again.
     """
 
     centre: Tensor
@@ -69,7 +64,6 @@ class NearestClassMean(nn.Module):
         return F.normalize(features - self.centre, dim=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, d) -> (B, K) negative squared distances."""
         return -torch.cdist(self.centred(features), self.means).square()
 
 
@@ -103,7 +97,7 @@ def fresh_classifier(features: int, num_classes: int, seed: int) -> nn.Linear:
 
 
 def distillation_divergence(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """(B,) KL( softmax(t / T) || softmax(o / T) ), the sum over classes, of each row."""
+    """(B,) KL(softmax(t / T) || softmax(o / T)) of each row, the sum over classes."""
     student = (logits.float() / temperature).log_softmax(dim=1)
     teacher = (teacher_logits.float() / temperature).log_softmax(dim=1)
     return (teacher.exp() * (teacher - student)).sum(dim=1)
@@ -112,10 +106,10 @@ def distillation_divergence(logits: Tensor, teacher_logits: Tensor, temperature:
 def distillation_terms(
     logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, settings: Mapping | None
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Terms and weights of (1 - beta) CE(o, y) + beta T^2 KL(t || o); plain CE without settings.
+    """Terms and weights of (1 - beta) CE(o, y) + beta T^2 KL(t || o); plain CE without settings
+    or teacher.
 
-    Args: logits (B, K), labels (B,), teacher_logits (B, K); settings {temperature: T, weight: beta}
-        or None.
+    Args: logits, teacher_logits (B, K), labels (B,), settings {temperature: T, weight: beta}.
     """
     ce = F.cross_entropy(logits, labels)
     if settings is None or teacher_logits is None:
@@ -135,31 +129,24 @@ def train_on_features(
     """Train `head` on class-balanced batches of cached features, in place.
 
     SGD with a cosine to 0; every batch is `per_class` images of a class in a row, classes in
-    shuffled cycles. With a `teacher`, the distillation objective.
-
-    Args:
-        settings: steps, batch_size, per_class, lr, momentum, weight_decay, distillation.
+    shuffled cycles. With a `teacher`, the distillation objective. `settings` are steps, batch_size,
+    per_class, lr, momentum, weight_decay and distillation.
     """
     steps, batch_size = settings["steps"], settings["batch_size"]
     cycles = ClassCycles(seed, data.labels.numpy(), settings["per_class"], steps * batch_size)
     rows = torch.from_numpy(cycles.draws(0).positions.reshape(steps, batch_size).copy())
-    optimizer = torch.optim.SGD(
-        [parameter for parameter in head.parameters() if parameter.requires_grad],
-        lr=settings["lr"],
-        momentum=settings["momentum"],
-        weight_decay=settings["weight_decay"],
-    )
+    learnt = [parameter for parameter in head.parameters() if parameter.requires_grad]
+    rates = {name: settings[name] for name in ("lr", "momentum", "weight_decay")}
+    optimizer = torch.optim.SGD(learnt, **rates)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: half_cosine(t, steps))
     for batch in rows:
         features, labels = data.features[batch], data.labels[batch]
         taught = teacher(features).detach() if teacher is not None else None
-        terms, weights = distillation_terms(
-            head(features), labels, taught, settings["distillation"]
-        )
+        distillation = settings["distillation"]
+        terms, weights = distillation_terms(head(features), labels, taught, distillation)
         optimizer.zero_grad()
-        torch.stack(
-            [weights.get(name, 1.0) * term for name, term in terms.items()]
-        ).sum().backward()
+        weighted = [weights.get(name, 1.0) * term for name, term in terms.items()]
+        torch.stack(weighted).sum().backward()
         optimizer.step()
         scheduler.step()
 
@@ -170,13 +157,10 @@ def train_on_features(
 class FeatureSets(NamedTuple):
     """Cached features of the frozen encoder.
 
-    Attributes:
-        train: of the un-augmented training images, for class means.
-        learnt: of the training images as cRT and LWS see them, augmented or not.
-        test: of the test images.
-        validation: apart from the test set, for the choice of tau.
-        held_out: of the probe, whose classifier is trained on it instead of the training set: what
-            a representation is worth where every class has examples that it was not trained on.
+    `train`: un-augmented training images, for class means. `learnt`: the training images as cRT and
+    LWS see them, augmented or not. `validation`: apart from the test set, for the choice of tau.
+    `held_out`: the probe's, whose classifier is trained on it instead of the training set: what a
+    representation is worth where every class has examples that it was not trained on.
     """
 
     train: Features
@@ -191,11 +175,9 @@ def feature_sets(
 ) -> FeatureSets:
     """The cached features that the variants need.
 
-    Args:
-        features: of every image of a loader, in order.
-        data: the run's data module, whose `augmented_dataloader(passes)` gives augmented training
-            images and whose `probe_dataloader()` those of the probe.
-        settings: variants, tau, and augmented_passes (0: cRT and LWS see un-augmented images).
+    `features` are those of a loader's images, in order; the run's `data` gives augmented training
+    images, `augmented_dataloader(passes)`, and the probe's. With `augmented_passes` 0 cRT and LWS
+    see un-augmented images.
     """
     train, passes = features(data.features_dataloader()), settings["augmented_passes"]
     probed = "probe" in settings["variants"]
@@ -217,19 +199,15 @@ def balanced_logits(
         classifier: of stage 1, on any device; left as it is.
         settings: variants; tau (null: chosen on validation from tau_grid); and those of
             `train_on_features`, where distillation is that of `crt_distilled`.
-
-    Raises:
-        ValueError: a variant lacks the set that it needs.
     """
     teacher = nn.Linear(classifier.in_features, classifier.out_features)
     teacher.load_state_dict({k: v.cpu() for k, v in classifier.state_dict().items()})
     weight, bias = teacher.weight.detach(), teacher.bias.detach()
     classes, width = weight.shape
-    variants, plain = settings["variants"], {**settings, "distillation": None}
     require_sets(settings, sets.validation is not None, sets.held_out is not None)
     logits: dict[str, Tensor] = {}
     tau = None
-    for variant in variants:
+    for variant in settings["variants"]:
         if variant == "tau_norm":
             tau = settings["tau"]
             if tau is None:
@@ -241,21 +219,19 @@ def balanced_logits(
             head: nn.Module = NearestClassMean(sets.train.features, sets.train.labels, classes)
         elif variant == "lws":
             head = LearnableScales(weight, bias)
-            train_on_features(head, sets.learnt, plain, seed)
-        elif variant == "crt_distilled":
-            head = fresh_classifier(width, classes, seed)
-            train_on_features(head, sets.learnt, settings, seed, teacher=teacher)
+            train_on_features(head, sets.learnt, settings, seed)
         else:
             head = fresh_classifier(width, classes, seed)
-            seen = sets.learnt if variant == "crt" else sets.held_out
+            seen = sets.held_out if variant == "probe" else sets.learnt
             assert seen is not None
-            train_on_features(head, seen, plain, seed)
+            taught_by = teacher if variant == "crt_distilled" else None
+            train_on_features(head, seen, settings, seed, taught_by)
         logits[variant] = head(sets.test.features).detach()
     return logits, tau
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raises ValueError for an unknown variant, naming the known ones."""
+    """Refuses an unknown variant, naming the known ones."""
     if unknown := [v for v in settings["variants"] if v not in VARIANTS]:
         raise ValueError(
             f"method.balancing.variants: unknown {', '.join(map(repr, unknown))}; "
@@ -268,16 +244,12 @@ def needs_validation(settings: Mapping[str, Any]) -> bool:
 
 
 def require_sets(settings: Mapping[str, Any], validation: bool, held_out: bool) -> None:
-    """Refuse variants that lack the set they need, before hours of training if asked then.
-
-    Raises:
-        ValueError: names the keys that would provide it.
-    """
+    """Refuses variants that lack the set they need, naming the keys that would provide it: before
+    hours of training if asked then."""
     if needs_validation(settings) and not validation:
         raise ValueError(
-            "tau is chosen on a validation set, and there is none apart from the test set: set "
-            "data.val_split, or a fixed method.balancing.tau, or leave tau_norm out of "
-            "method.balancing.variants"
+            "tau is chosen on a validation set apart from the test set: set data.val_split, or a "
+            "fixed method.balancing.tau, or leave tau_norm out of method.balancing.variants"
         )
     if "probe" in settings["variants"] and not held_out:
         raise ValueError(

@@ -16,23 +16,18 @@ from shared.nn.queue import FeatureQueue
 
 
 def among_ranks(negatives: str) -> bool:
-    """Whether `negatives` are those of all ranks ("global") or this rank's ("local").
-
-    Raises:
-        ValueError: another word.
-    """
+    """Whether `negatives` are those of all ranks ("global") or this rank's ("local")."""
     if negatives not in ("local", "global"):
         raise ValueError(f'negatives must be "local" or "global", got {negatives!r}')
     return negatives == "global"
 
 
 class ImageTextContrast(nn.Module):
-    """Queues and temperature of the contrastive loss (ITA in ALBEF's code, ITC in its paper).
+    """Queues of Q pairs and temperature of the contrastive loss (ITA in ALBEF's code, ITC in its
+    paper), which is learned from `temperature` on.
 
-    Args:
-        queue_size: Q. embed_dim: E. temperature: tau at the start; it is learned.
-        negatives: of the batch: "local", this rank's, as in the official code, or "global", those
-            of all ranks.
+    `negatives` of the batch are "local", this rank's, as in the official code, or "global", those
+    of all ranks.
     """
 
     def __init__(self, queue_size: int, embed_dim: int, temperature: float, negatives: str):
@@ -59,11 +54,9 @@ class ImageTextContrast(nn.Module):
             targets: (B, C + Q), rows that sum to 1, equal for both directions.
             alpha: weight of the momentum model's similarities in the targets.
 
-        Returns:
-            the loss, and the logits image to text and text to image, (B, C + Q).
+        Returns: the loss, and the logits image to text and text to image, (B, C + Q).
         """
-        image, text = features
-        image_m, text_m = momentum_features
+        (image, text), (image_m, text_m) = features, momentum_features
         image_keys = torch.cat([self.candidates(image_m), self.queue.features])
         text_keys = torch.cat([self.candidates(text_m), self.queue["text"]])
         with torch.no_grad():
@@ -86,9 +79,8 @@ class ImageTextContrast(nn.Module):
     def targets(self, identities: Tensor, queued: bool) -> Tensor:
         """(B, C + Q): evenly over all pairs of the same identity, in the queue too if `queued`."""
         of_queue = identities[:, None] == self.queue["idx"][:, 0].to(identities.dtype)[None]
-        return multi_positive_targets(
-            torch.cat([self.positives(identities), of_queue & queued], dim=1)
-        )
+        positives = torch.cat([self.positives(identities), of_queue & queued], dim=1)
+        return multi_positive_targets(positives)
 
     def enqueue(self, image: Tensor, text: Tensor, identities: Tensor) -> None:
         """Write momentum features (B, E) of all ranks with their identities (B,) to the queue."""

@@ -18,11 +18,11 @@ from shared.tasks.image_text_method import ImageTextBatch
 
 
 class ImageTextMatching(nn.Module):
-    """The matching head, and how it gets its pairs; the text encoder that fuses is an argument.
+    """The matching head on text states of `width` D, and how it gets its pairs; the text encoder
+    that fuses is an argument.
 
-    Args:
-        width: D. hard_negatives: draw them by similarity; else evenly.
-        negatives: drawn among this rank's pairs ("local") or among those of all ranks ("global").
+    Negatives are drawn by similarity (`hard_negatives`) or evenly, among this rank's pairs
+    ("local") or among those of all ranks ("global").
     """
 
     def __init__(self, width: int, hard_negatives: bool, negatives: str):
@@ -42,9 +42,8 @@ class ImageTextMatching(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """A negative image for each text and a negative text for each image, (B,) candidates each.
 
-        Args:
-            i2t, t2i: (B, at least C) logits; the more similar the more probable.
-            positives: (B, C); what is no negative. draws: (B, 2) uniform numbers.
+        Args: logits i2t and t2i (B, at least C), the more similar the more probable; positives
+            (B, C), what is no negative; draws (B, 2), uniform numbers.
         """
         if not self.hard_negatives:
             i2t, t2i = torch.zeros_like(i2t), torch.zeros_like(t2i)
@@ -66,12 +65,9 @@ class ImageTextMatching(nn.Module):
         Each image's keys and values are projected once, and each text goes once through the part
         of the fusion layers that sees no image. Gradients reach what is picked.
 
-        Args:
-            image_tokens (B, 1 + N, W); text_tokens (B, L, D) of the text-only layers; mask (B, L).
-            negatives: as `mine` draws them.
-
-        Returns:
-            their class tokens (3 B, D), and the keys and values of the B images.
+        Args: image_tokens (B, 1 + N, W); text_tokens (B, L, D) of the text-only layers; mask
+            (B, L); negatives as `mine` draws them.
+        Returns: their class tokens (3 B, D), and the keys and values of the B images.
         """
         image_of_text, text_of_image = negatives
         read = other_read = text_encoder.read(text_tokens, mask)
@@ -92,19 +88,15 @@ class ImageTextMatching(nn.Module):
     def logits(
         self, text_encoder: TextTransformer, image_tokens: Tensor, text_tokens: Tensor, mask: Tensor
     ) -> Tensor:
-        """(r R, 2) logits, column 1 "match", of r consecutive texts for each of R images.
-
-        Args: image_tokens (R, 1 + N, W); text_tokens (r R, L, D) of the text-only layers; mask.
-        """
+        """(r R, 2) logits, column 1 "match", of r consecutive texts, whose tokens (r R, L, D) are
+        those of the text-only layers, for each of R images (R, 1 + N, W)."""
         context = text_encoder.project(image_tokens)
         return self.head(text_encoder.fuse(text_tokens, mask, context)[:, 0])
 
     def quick_logits(
         self, text_encoder: TextTransformer, context: Sequence[KeyValue], read: Tensor, mask: Tensor
     ) -> Tensor:
-        """As `logits`, from what `project` made of the images and `read` of the texts.
-
-        Quicker: the last layer computes the class tokens alone.
-        """
+        """As `logits`, from what `project` made of the images and `read` of the texts; quicker,
+        since the last layer computes the class tokens alone."""
         fused = text_encoder.fuse(read, mask, context, first_only=True, has_read=True)
         return self.head(fused[:, 0])

@@ -1,14 +1,16 @@
 """The frame of image-text trainings: AdamW under a stepped cosine, and an evaluation that is held.
 
-Source: docs/papers/albef.md, sections 3.5 and 3.6; salesforce/ALBEF@b9727e4
+Shapes: B texts, R images, C classes.
+Source: docs/papers/albef.md, sections 3.5, 3.6 and 7; salesforce/ALBEF@b9727e4
 `scheduler/cosine_lr.py`, `optim/optim_factory.py` and the scripts' training loops.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
 
 from shared.data.image_text.pairs import ImageTextBatch
 from shared.distributed import own_rows, world_size
@@ -38,6 +40,33 @@ class Evaluation:
         raise NotImplementedError
 
 
+class ClassAccuracy(MulticlassConfusionMatrix, Evaluation):
+    """Counts (true, predicted) classes over all ranks, each text once, from a module's
+    `outcome(batch)`: logits (B, C) and labels (B,).
+
+    Official scripts let ranks repeat entries and average over batches; here all count alike.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        super().__init__(len(names))
+        self.names = tuple(names)
+
+    def collect(self, module: Any, batch: ImageTextBatch) -> None:
+        self.update(*module.outcome(batch))
+
+    def metrics(self, module: Any = None, testing: bool = False) -> dict[str, Tensor]:
+        """Since the last call: `accuracy` in percent of the texts, `accuracy_<name>` of those of
+        a class (without classes of which there are none), `evaluated`, the number of texts."""
+        counts = self.compute().double()
+        self.reset()
+        right, total = counts.diagonal(), counts.sum(dim=1)
+        values = {"accuracy": 100 * right.sum() / total.sum(), "evaluated": total.sum()}
+        for name, of_class, all_of_class in zip(self.names, right, total, strict=True):
+            if all_of_class > 0:
+                values[f"accuracy_{name}"] = 100 * of_class / all_of_class
+        return {name: value.float() for name, value in values.items()}
+
+
 class ImageTextMethod(Method):
     """Rate, optimiser and evaluation; subclasses add networks and `training_step`.
 
@@ -59,26 +88,26 @@ class ImageTextMethod(Method):
         warmup_block: int = 100,
     ):
         super().__init__()
-        self.evaluation = evaluation
-        self.weight_decay = weight_decay
+        self.evaluation, self.weight_decay = evaluation, weight_decay
         self.schedule: dict[str, Any] = {
-            "lr": lr,
-            "min_lr": min_lr,
-            "warmup_lr": warmup_lr,
-            "warmup_blocks": warmup_blocks,
-            "warmup_block": warmup_block,
-            "epochs": epochs,
+            **{"lr": lr, "min_lr": min_lr, "warmup_lr": warmup_lr, "epochs": epochs},
+            **{"warmup_blocks": warmup_blocks, "warmup_block": warmup_block},
         }
 
     def on_fit_start(self) -> None:
-        """Refuse a vocabulary or an evaluation that does not fit the data.
-
-        Raises:
-            ValueError: names both.
-        """
+        """Refuse a vocabulary or an evaluation that does not fit the data, naming both."""
         data = getattr(self.trainer, "datamodule", None)
-        if tokenizer := getattr(data, "tokenizer", None):
-            check_vocabulary(self.hparams, tokenizer)
+        tokenizer, p = getattr(data, "tokenizer", None), self.hparams
+        if tokenizer is not None:
+            words = p.get("text", {}).get("vocab_size", len(tokenizer))
+            if len(tokenizer) > words:
+                raise ValueError(
+                    f"method.text.vocab_size={words} is less than the {len(tokenizer)} words of "
+                    "data.vocab"
+                )
+            for name in ("cls_id", "mask_id"):
+                if p.get(name, expected := getattr(tokenizer, name)) != expected:
+                    raise ValueError(f"method.{name}={p[name]}, but it is {expected} in data.vocab")
         if data is not None:
             self.evaluation.check(data)
 
@@ -97,37 +126,21 @@ class ImageTextMethod(Method):
         """Uniform numbers of `shape` (B, ...) for this rank's pairs: functions of the seed, the
         step and a pair's place in the batch of all ranks."""
         generator = torch_generator(self.hparams["seed"], self.global_step, purpose)
-        rows, *rest = shape
-        draws = torch.rand(rows * world_size(), *rest, generator=generator)
+        draws = torch.rand(shape[0] * world_size(), *shape[1:], generator=generator)
         return own_rows(draws).to(self.device)
 
     def validation_step(self, batch: ImageTextBatch, batch_idx: int) -> None:
         self.evaluation.collect(self, batch)
 
-    def on_validation_epoch_end(self) -> None:
-        metrics = self.evaluation.metrics(self, testing=False)
-        self.log_dict({f"val/{name}": value for name, value in metrics.items()})
-
     def test_step(self, batch: ImageTextBatch, batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
 
+    def on_validation_epoch_end(self) -> None:
+        self._log_evaluation("val")
+
     def on_test_epoch_end(self) -> None:
-        metrics = self.evaluation.metrics(self, testing=True)
-        self.log_dict({f"test/{name}": value for name, value in metrics.items()})
+        self._log_evaluation("test")
 
-
-def check_vocabulary(hparams: Mapping[str, Any], tokenizer: Any) -> None:
-    """Refuse a vocabulary that does not fit the embeddings or the ids of special tokens.
-
-    Raises:
-        ValueError: names both.
-    """
-    text = hparams.get("text", {})
-    if len(tokenizer) > text.get("vocab_size", len(tokenizer)):
-        raise ValueError(
-            f"method.text.vocab_size={text['vocab_size']} is less than the {len(tokenizer)} words "
-            "of data.vocab"
-        )
-    for name, expected in (("cls_id", tokenizer.cls_id), ("mask_id", tokenizer.mask_id)):
-        if hparams.get(name, expected) != expected:
-            raise ValueError(f"method.{name}={hparams[name]}, but it is {expected} in data.vocab")
+    def _log_evaluation(self, split: str) -> None:
+        metrics = self.evaluation.metrics(self, testing=split == "test")
+        self.log_dict({f"{split}/{name}": value for name, value in metrics.items()})

@@ -40,8 +40,7 @@ class RetrievalEvaluation(Evaluation):
         rerank: whether to ask the matching head: always, never, or in the "test" only.
         score: "itm": its logit of "match" alone; "itm+itc": plus the similarity, as BLIP does.
         precision: of the matching, "float32" or "bfloat16". The tokens are kept in it, too.
-        chunk: most text positions matched at once, see `score_pairs`; fewer waste less on padding
-            and use less of a GPU.
+        chunk: see `score_pairs`; fewer positions waste less on padding and use less of a GPU.
     """
 
     def __init__(
@@ -54,14 +53,14 @@ class RetrievalEvaluation(Evaluation):
     ):
         if k_test != "all" and (not isinstance(k_test, int) or k_test < 1):
             raise ValueError(f"k_test is a positive number or all, got {k_test!r}")
-        if rerank not in (True, False, "test"):
-            raise ValueError(f"rerank is true, false or test, got {rerank!r}")
-        if score not in get_args(Score):
-            raise ValueError(f"score must be one of {', '.join(get_args(Score))}, got {score!r}")
-        if precision not in get_args(Precision):
-            raise ValueError(
-                f"precision must be one of {', '.join(get_args(Precision))}, got {precision!r}"
-            )
+        choices: dict[str, tuple[Any, tuple[Any, ...]]] = {
+            "rerank": (rerank, (True, False, "test")),
+            "score": (score, get_args(Score)),
+            "precision": (precision, get_args(Precision)),
+        }
+        for name, (value, known) in choices.items():
+            if value not in known:
+                raise ValueError(f"{name} must be one of {known}, got {value!r}")
         if chunk < 1:
             raise ValueError(f"chunk is a positive number of text positions, got {chunk}")
         self.k_test, self.rerank, self.add_similarity = k_test, rerank, score == "itm+itc"
@@ -69,11 +68,7 @@ class RetrievalEvaluation(Evaluation):
         self.collector = Collector(getattr(torch, precision))
 
     def check(self, data: Any) -> None:
-        """Refuse, before training on `ImageTextData`, what the evaluation would refuse after it.
-
-        Raises:
-            ValueError: `k_test` exceeds the images of the validation or test split.
-        """
+        """Refuse, before training on `ImageTextData`, a `k_test` above the images of a split."""
         if not isinstance(data, ImageTextData):
             return
         splits = {"val": data.hparams["val_split"], "test": data.hparams["test_split"]}
@@ -88,7 +83,7 @@ class RetrievalEvaluation(Evaluation):
 
     @torch.no_grad()
     def collect(self, module: Any, batch: ImageTextBatch) -> None:
-        """Encode the images and texts of a batch; the module is in evaluation mode.
+        """Encode the images and texts of a batch.
 
         Args:
             batch: `images` (B, 3, S, S), `indices` (B,); `input_ids`, `attention_mask` (T, L),
@@ -102,18 +97,11 @@ class RetrievalEvaluation(Evaluation):
         self.collector.add(
             (batch["indices"], image, image_tokens),
             (batch["text_image"], text, text_tokens, mask),
-            **({"hard_text": batch["hard_text"]} if "hard_text" in batch else {}),
+            batch.get("hard_text"),
         )
 
     def metrics(self, module: Any, testing: bool = False) -> dict[str, float]:
-        """Metrics of all that was collected on all ranks, the same on each of them.
-
-        Args:
-            testing: whether this is the test, see `rerank`.
-
-        Raises:
-            ValueError: `k_test` exceeds the number of texts or of images, or a score is NaN.
-        """
+        """Metrics of all that was collected on all ranks, the same on each of them."""
         gallery = self.collector.gallery(module.device)
         self.collector = Collector(getattr(torch, self.precision))
         similarity = gallery.similarity()
@@ -121,8 +109,8 @@ class RetrievalEvaluation(Evaluation):
         metrics = {f"itc_{name}": value for name, value in found.items()}
         if self.rerank is True or (testing and self.rerank == "test"):
             metrics |= recalls(*self.scores(module, gallery), gallery.text_image)
-        if "hard_text" in gallery.values:
-            metrics["itm_auc"] = self._auc(module, gallery)
+        if gallery.hard_text is not None:
+            metrics["itm_auc"] = self._auc(module, gallery, gallery.hard_text)
         return metrics
 
     def scores(self, module: Any, gallery: Gallery) -> tuple[Tensor, Tensor]:
@@ -133,9 +121,9 @@ class RetrievalEvaluation(Evaluation):
 
         return rerank(gallery.similarity(), self.k_test, score, self.add_similarity)
 
-    def _auc(self, module: Any, gallery: Gallery) -> float:
+    def _auc(self, module: Any, gallery: Gallery, hard: Tensor) -> float:
         """Of true pairs against the same images with their texts' hard negatives."""
-        hard, entries = gallery.values["hard_text"], gallery.entries
+        entries = gallery.entries
         other = torch.searchsorted(entries, hard).clamp_max(len(entries) - 1)
         texts = (entries[other] == hard).nonzero()[:, 0]  # else left out with its image
         if not len(texts):

@@ -25,8 +25,6 @@ class LinearClassification(Method):
     Logs `train/loss`, `train/top1`, `val|test/top1`, `val|test/top5`.
 
     Args:
-        backbone: `{_target_: shared.nn...., ...}`.
-        num_classes: C.
         freeze: the backbone gets no gradient and stays in evaluation mode during training, so
             that its BatchNorm statistics are those of the pre-training.
         head_std: initial weights N(0, head_std^2) and biases 0; None: torch's default, for a
@@ -36,9 +34,6 @@ class LinearClassification(Method):
         schedule: `{kind: steps, milestones, gamma}` or `{kind: cosine}`, once an epoch.
         total_epochs: length of the cosine.
         channels_last: memory layout of the network.
-
-    Raises:
-        ValueError: another schedule.
     """
 
     def __init__(

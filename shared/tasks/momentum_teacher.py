@@ -14,7 +14,6 @@ class MomentumTeacher(MomentumEncoder):
     """A momentum copy, `module`, and the weight of its predictions.
 
     Args:
-        network: what is copied.
         momentum: m of the copy.
         alpha: weight of the copy's predictions; 0 trains without them.
         ramp: let alpha rise linearly from 0 in the course of epoch 0.

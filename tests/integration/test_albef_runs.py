@@ -68,7 +68,7 @@ def pretrained(data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return checkpoint(output)
 
 
-@pytest.mark.parametrize("task", every(3, list(TASKS)))
+@pytest.mark.parametrize("task", every(6, list(TASKS)))
 def test_two_steps(task: str, data_root: Path, tmp_path: Path) -> None:
     losses, metrics = TASKS[task]
     tested = run(task, tmp_path, data_root)["metrics"]
@@ -85,7 +85,7 @@ def test_two_steps(task: str, data_root: Path, tmp_path: Path) -> None:
     assert all(value.isfinite().all() for value in state.values() if value.is_floating_point())
 
 
-@pytest.mark.parametrize("task", every(2, list(TASKS)))
+@pytest.mark.parametrize("task", every(4, list(TASKS)))
 def test_starts_from_pretraining(
     task: str, pretrained: Path, data_root: Path, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ import shared.tasks.image_text_retrieval as evaluation_module
 from methods.albef.retrieval import Retrieval
 from shared.data.loading.loader import EvaluationLoader
 from shared.evaluation.retrieval import Collector, gather_rows
+from tests.unit.albef_toy import TEXT, retrieval
 
 from .recording import recording
 from .two_processes import WORLD, Values, in_two_processes, ranks
@@ -56,35 +57,8 @@ class Pairs:
 
 
 def build(form: str) -> Retrieval:
-    torch.manual_seed(3)
-    module = Retrieval(
-        vision={"image_size": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2},
-        text={
-            "vocab_size": WORDS,
-            "hidden_size": 16,
-            "num_layers": 3,
-            "num_heads": 2,
-            "intermediate_size": 32,
-            "max_positions": LONGEST,
-            "cross_attention_from": 1,
-        },
-        embed_dim=8,
-        queue_size=4,
-        temperature=0.2,
-        hard_negatives=True,
-        negatives="local",
-        evaluation=EVALUATIONS[form],
-        seed=5,
-        encoder_momentum=0.9,
-        alpha=0.4,
-        ramp=True,
-        lr=0.01,
-        min_lr=0.001,
-        warmup_lr=0.01,
-        warmup_blocks=0,
-        epochs=2,
-        weight_decay=0.02,
-    )
+    text = TEXT | {"vocab_size": WORDS, "num_layers": 3}
+    module = retrieval(text=text, evaluation=EVALUATIONS[form])
     with torch.no_grad():  # as after training: pairs differ clearly
         for p in module.encoders.text_encoder.layers.parameters():
             p.mul_(8 if p.ndim > 1 else 1)

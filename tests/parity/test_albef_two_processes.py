@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from methods.albef.module import Pretraining
 from methods.albef.retrieval import Retrieval
 from shared.tasks import image_text_matching
+from tests.unit.albef_toy import TEXT, pretraining, retrieval
 
 from .recording import recording
 from .two_processes import (
@@ -46,47 +47,11 @@ class RecordAlignment(Record):
 
 
 def build(form: str) -> Pretraining | Retrieval:
-    torch.manual_seed(3)
-    arguments: dict[str, Any] = {
-        "vision": {"image_size": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2},
-        "text": {
-            "vocab_size": WORDS,
-            "hidden_size": 16,
-            "num_layers": 3,
-            "num_heads": 2,
-            "intermediate_size": 32,
-            "max_positions": 12,
-            "cross_attention_from": 1,
-            "dropout": 0.0,
-        },
-        "embed_dim": 8,
-        "queue_size": 15,
-        "temperature": 0.2,
-        "hard_negatives": True,
-        "negatives": "local" if form == "local" else "global",
-        "evaluation": {"k_test": 1},
-        "seed": 5,
-        "encoder_momentum": 0.9,
-        "alpha": 0.4,
-        "ramp": True,
-        "lr": 0.01,
-        "min_lr": 0.001,
-        "warmup_lr": 0.01,
-        "warmup_blocks": 0,
-        "warmup_block": 100,
-        "epochs": 2,
-        "weight_decay": 0.02,
-    }
+    changes = {"negatives": "local" if form == "local" else "global", "queue_size": 15}
+    changes |= {"text": TEXT | {"vocab_size": WORDS}, "temperature": 0.2, "ramp": True}
     if form == "retrieval":
-        return Retrieval(**arguments)
-    return Pretraining(
-        mlm_probability=0.3,
-        cls_id=2,
-        mask_id=4,
-        objectives=["ita", "itm"],
-        identity="image",
-        **arguments,
-    )
+        return retrieval(**changes)
+    return pretraining(objectives=["ita", "itm"], identity="image", **changes)
 
 
 def batches(rank: int | None) -> list[dict[str, Tensor]]:

@@ -15,7 +15,7 @@ from methods.albef.classification import PairNetwork
 from methods.albef.text_assignment import AssignmentDraws
 from shared.losses.image_text import distilled_cross_entropy
 from shared.nn.text_transformer import Attention, KeyValue
-from shared.tasks.text_classification import ClassAccuracy
+from shared.tasks.image_text_method import ClassAccuracy
 from tests.unit.albef_toy import (
     PAIRED,
     SIZE,

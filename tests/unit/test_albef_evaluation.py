@@ -65,9 +65,15 @@ def evaluate(
     return module.evaluation.metrics(module, testing=False)
 
 
-@torch.no_grad()
-def every_logit(module: Retrieval) -> tuple[Tensor, Tensor]:
+@pytest.fixture(scope="module")
+def truth() -> tuple[Tensor, Tensor]:
     """(N, T, 2) logits of all pairs, each by itself, and similarities (N, T)."""
+    module = tiny(k_test=2)
+    with torch.no_grad():
+        return every_logit(module)
+
+
+def every_logit(module: Retrieval) -> tuple[Tensor, Tensor]:
     s = samples()
     tokens, image = module.encoders.encode_image(s["images"])
     hidden, text = module.encoders.encode_text(s["input_ids"], s["attention_mask"])
@@ -99,11 +105,14 @@ def official_scores(
     return both[0], both[1]
 
 
-@pytest.mark.parametrize("score", ["itm", "itm+itc"])
-@pytest.mark.parametrize("k", [2, 11, "all"])
-def test_metrics_are_those_of_the_official_rows(k: int | str, score: str) -> None:
+@pytest.mark.parametrize(
+    ("k", "score"), [(2, "itm"), (11, "itm+itc"), ("all", "itm"), ("all", "itm+itc")]
+)
+def test_metrics_are_those_of_the_official_rows(
+    k: int | str, score: str, truth: tuple[Tensor, Tensor]
+) -> None:
     module = tiny(k_test=k, score=score, chunk=20)
-    logits, similarity = every_logit(module)
+    logits, similarity = truth
     owners = samples()["text_image"]
     if k == "all":
         scores = logits[..., 1] + (similarity if score == "itm+itc" else 0)
@@ -131,9 +140,9 @@ def test_without_matching_there_is_similarity_only(rerank: bool | str) -> None:
     assert ("r_mean" in tested) is (rerank == "test")
 
 
-def test_auc_compares_true_pairs_with_the_given_negatives() -> None:
+def test_auc_compares_true_pairs_with_the_given_negatives(truth: tuple[Tensor, Tensor]) -> None:
     module, s = tiny(k_test=2, rerank=False), samples()
-    logits, _ = every_logit(module)
+    logits, _ = truth
     probability = logits.double().softmax(dim=-1)[..., 1]
     owners = s["text_image"].tolist()
     first = [owners.index(entry) for entry in range(IMAGES)]
@@ -224,9 +233,9 @@ def test_k_test_beyond_a_split_is_refused_before_training(
     [
         ({"k_test": 0}, "k_test is a positive number or all, got 0"),
         ({"k_test": "most"}, "k_test is a positive number or all, got 'most'"),
-        ({"k_test": 1, "score": "itc"}, r"score must be one of itm, itm\+itc, got 'itc'"),
-        ({"k_test": 1, "precision": "bf16"}, "precision must be one of float32, bfloat16"),
-        ({"k_test": 1, "rerank": "val"}, "rerank is true, false or test, got 'val'"),
+        ({"k_test": 1, "score": "itc"}, r"score must be one of \('itm', 'itm\+itc'\), got 'itc'"),
+        ({"k_test": 1, "precision": "bf16"}, "precision must be one of .*, got 'bf16'"),
+        ({"k_test": 1, "rerank": "val"}, "rerank must be one of .*test.*, got 'val'"),
         ({"k_test": 1, "chunk": 0}, "chunk is a positive number of text positions, got 0"),
     ],
 )

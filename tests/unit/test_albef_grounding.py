@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.albef.grounding import GroundingEvaluation, first_rows
+from methods.albef.grounding import GroundingEvaluation
 from methods.albef.retrieval import Retrieval
+from shared import distributed
+from shared.evaluation.features import first_rows
 from tests.unit.albef_toy import TEXT, VISION, given, retrieval, trainer
 
 BOXES = torch.tensor([[0.0, 0, 16, 16], [16, 0, 16, 16], [0, 16, 16, 16], [16, 16, 16, 16]])
@@ -121,6 +123,21 @@ def test_accuracies_are_percentages_by_split_and_repeated_expressions_count_once
     assert found == {"test/val_d": 50, "test/testA_d": 100, "test/testB_d": 50}
     (found,) = trainer().validate(module, given([expressions([0, 3])]), verbose=False)
     assert found == {"val/val_d": 100}
+
+
+def test_expressions_of_all_ranks_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = {1: ("val", 1.0), 3: ("testA", 0.0), 2: ("val", 0.5)}
+
+    def gather(parts: list[Any], mine: Any) -> None:
+        parts[:] = [mine, other]
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "all_gather_object", gather)
+    evaluation = GroundingEvaluation("itm", 1)
+    evaluation.seen = {0: ("val", 0.49), 2: ("val", 0.5)}
+    found = evaluation.metrics(None, testing=True)
+    assert found == {"val_d": pytest.approx(200 / 3), "testA_d": 0.0}
+    assert evaluation.seen == {}
 
 
 def test_arguments_are_checked_before_training() -> None:

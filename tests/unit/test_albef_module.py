@@ -153,11 +153,11 @@ def test_evaluation_moves_nothing(build: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ramp", "expected"), [(True, [0, 0.1, 0.2, 0.3] + [0.4] * 8), (False, [0.4] * 12)]
+    ("ramp", "expected"), [(True, [0, 0.1, 0.2, 0.3] + [0.4] * 4), (False, [0.4] * 4)]
 )
 def test_alpha_rises_within_the_first_epoch(ramp: bool, expected: list[float]) -> None:
     watch = Watch(lambda trainer, _: float(trainer.callback_metrics["train/alpha"]))
-    fit(retrieval(ramp=ramp, epochs=3), watch, epochs=3, steps=4)
+    fit(retrieval(ramp=ramp, epochs=2), watch, epochs=len(expected) // 4, steps=4)
     assert watch.seen == pytest.approx(expected)
 
 
@@ -265,11 +265,11 @@ def test_captions_of_an_image_are_positives_and_no_negatives(build: Any) -> None
     expected[3, 3] = 1
     torch.testing.assert_close(found, expected)
     with drawing() as calls:
-        for step in range(20):
+        for step in range(10):
             at_step(module, step)
             with patch.object(module, "log_train"):
                 module.training_step(batch(step, CAPTIONS), 0)
-    assert len(calls) == 40
+    assert len(calls) == 20
     for _, positives, drawn in calls:
         assert positives[0].tolist() == [True, False, True, False]
         images = torch.tensor(CAPTIONS)

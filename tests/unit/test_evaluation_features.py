@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ def embed(images: Tensor) -> Tensor:
     return torch.cat([images, images**2], dim=1)
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=40), st.integers(1, 9))
 def test_each_index_once_in_ascending_order(indices: list[int], size: int) -> None:
     found = extract_features(embed, batches(indices, size), "cpu")

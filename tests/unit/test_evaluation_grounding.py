@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shared.evaluation import grounding
 from shared.evaluation.attention_maps import (
     Saliency,
     contrast_saliency,
@@ -16,7 +15,6 @@ from shared.evaluation.attention_maps import (
     third_fusion_layer,
 )
 from shared.evaluation.grounding import (
-    GroundingAccuracy,
     accuracies,
     box_scores,
     choose_box,
@@ -180,17 +178,12 @@ def test_what_lies_outside_the_image_does_not_count() -> None:
     assert box_scores(plane, boxes).tolist() == [1, 0.4, 0, 0]
 
 
-def test_the_first_of_equal_boxes_wins() -> None:
-    plane = torch.ones(8, 8)
+def test_the_highest_score_wins_and_the_first_of_equal_boxes() -> None:
+    """Also where no score is positive."""
     boxes = torch.tensor([[0.0, 0, 2, 2], [1, 1, 4, 4], [4, 4, 4, 4]])
-    assert choose_box(plane, boxes) == (1, 4.0)
-    assert choose_box(plane, boxes[[2, 0, 1]]) == (0, 4.0)
-
-
-def test_without_a_positive_score_the_highest_wins() -> None:
-    plane = torch.full((8, 8), -1.0)
-    boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 2, 2], [0, 0, 8, 8]])
-    assert choose_box(plane, boxes) == (1, -2.0)
+    assert choose_box(torch.ones(8, 8), boxes) == (1, 4.0)
+    assert choose_box(torch.ones(8, 8), boxes[[2, 0, 1]]) == (0, 4.0)
+    assert choose_box(torch.full((8, 8), -1.0), boxes) == (0, -2.0)
     assert choose_box(torch.zeros(8, 8), boxes) == (0, 0.0)
 
 
@@ -225,25 +218,3 @@ def test_accuracy_counts_a_half_as_right() -> None:
     found = accuracies([0.5, 0.49, 1.0, 0.2, 0.0], ["val", "val", "testA", "testB", "testB"])
     assert found == {"val_d": 0.5, "testA_d": 1.0, "testB_d": 0.0}
     assert accuracies([], []) == {}
-
-
-def test_each_expression_counts_once_and_is_forgotten() -> None:
-    collected = GroundingAccuracy()
-    for number, value in [(0, 1.0), (1, 0.0), (2, 0.0), (0, 1.0)]:
-        collected.add(number, "val", value)
-    assert collected.compute() == {"val_d": pytest.approx(1 / 3)}
-    assert collected.compute() == {}
-
-
-def test_all_ranks_count_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = {1: ("val", 1.0), 3: ("testA", 0.0), 2: ("val", 1.0)}
-
-    def gather(parts: list[Any], mine: Any) -> None:
-        parts[:] = [mine, other]
-
-    monkeypatch.setattr(grounding, "world_size", lambda: 2)
-    monkeypatch.setattr(grounding.dist, "all_gather_object", gather)
-    collected = GroundingAccuracy()
-    collected.add(0, "val", 0.0)
-    collected.add(2, "val", 1.0)
-    assert collected.compute() == {"val_d": pytest.approx(2 / 3), "testA_d": 0.0}

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
@@ -37,6 +37,7 @@ def test_weights_are_exp_of_similarity_over_temperature() -> None:
     assert vote(similarity, labels, 1e-4).tolist() == [3]  # exp(9000) would overflow
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 50))
 def test_weighted_vote_equals_scikit_learn(seed: int) -> None:
     (bank, labels), (queries, truth) = random(seed), random(1000 + seed, n=40)
@@ -49,6 +50,7 @@ def test_weighted_vote_equals_scikit_learn(seed: int) -> None:
     assert knn_accuracy(bank, labels, queries, truth, 7, 0.07) == pytest.approx(expected)
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.floats(0.01, 100), st.integers(0, 20))
 def test_only_directions_count(scale: float, seed: int) -> None:
     (bank, labels), (queries, truth) = random(seed), random(1000 + seed, n=40)

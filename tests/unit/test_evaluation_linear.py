@@ -20,20 +20,10 @@ STEPS = {"kind": "steps", "milestones": [2, 3], "gamma": 0.1}
 def classifier(**changes: Any) -> LinearClassification:
     torch.manual_seed(0)
     values: dict[str, Any] = {
-        "backbone": {
-            "_target_": "shared.nn.small_convnet.SmallConvNet",
-            "channels": [4, 8],
-        },
-        "num_classes": 3,
-        "freeze": True,
-        "head_std": 0.01,
-        "lr": 0.5,
-        "momentum": 0.9,
-        "weight_decay": 0.0,
-        "schedule": STEPS,
-        "total_epochs": 4,
-        "channels_last": True,
-    }
+        "backbone": {"_target_": "shared.nn.small_convnet.SmallConvNet", "channels": [4, 8]},
+        "num_classes": 3, "freeze": True, "head_std": 0.01, "lr": 0.5, "momentum": 0.9,
+        "weight_decay": 0.0, "schedule": STEPS, "total_epochs": 4, "channels_last": True,
+    }  # fmt: skip
     return LinearClassification(**values | changes)
 
 
@@ -45,16 +35,11 @@ def batch(name: str = "train", n: int = 12) -> dict[str, Tensor]:
 
 
 def fit(module: LinearClassification, folder: Path, epochs: int = 4) -> pl.Trainer:
+    silent = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-        log_every_n_steps=1,
-    )
+        max_epochs=epochs, accelerator="cpu", enable_model_summary=False, log_every_n_steps=1,
+        default_root_dir=folder, **silent,
+    )  # fmt: skip
     loaders = [DataLoader(part, None) for part in ([batch()] * 2, [batch("images")])]
     trainer.fit(module, *loaders)
     return trainer

@@ -190,7 +190,7 @@ def collect(batches: list[list[int]], **left_out: Any) -> Collector:
         collector.add(
             (kept, kept[:, None], kept[:, None, None].expand(-1, 2, 3).float()),
             (owners, numbers[:, None].half(), tokens, mask),
-            number=numbers,
+            hard_text=numbers,
         )
     return collector
 
@@ -207,7 +207,7 @@ def test_a_gallery_has_the_order_of_the_entries(batches: list[list[int]]) -> Non
     assert gallery.image_features.tolist() == [[2], [5], [7]]
     assert gallery.text_image.tolist() == [0, 1, 1, 1, 2, 2]
     assert gallery.text_features.flatten().tolist() == [200, 500, 510, 520, 700, 710]
-    assert gallery.values["number"].tolist() == [200, 500, 510, 520, 700, 710]
+    assert gallery.hard_text.tolist() == [200, 500, 510, 520, 700, 710]
     assert gallery.image_features.dtype == gallery.text_features.dtype == torch.float32
     assert texts_of(gallery) == [
         [200, 201],

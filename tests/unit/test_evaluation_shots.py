@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.evaluation.shots import class_accuracies, macro_accuracy, shot_accuracy
@@ -21,6 +21,7 @@ def test_classes_without_test_images_are_left_out() -> None:
     assert zero == {"all": 0.5, "many": 0.5, "medium": 0.0, "few": 0.0}
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=60))
 def test_class_accuracies_count_by_class(pairs: list[tuple[int, int]]) -> None:
     predictions, labels = torch.tensor(pairs).T

@@ -2,19 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from shared.evaluation import vqa as evaluation
-from shared.evaluation.vqa import (
-    Answered,
-    VQAEvaluation,
-    accuracies,
-    normalised,
-    without_punctuation,
-    write_results,
-)
+from shared import distributed
+from shared.evaluation.vqa import Answered, accuracies, judged, normalised, without_punctuation
+from shared.tasks.answering import AnswerEvaluation
 
 
 @pytest.mark.parametrize(
@@ -55,53 +50,38 @@ def batch(places: list[int], **truth: list) -> dict:
     return {"indices": torch.tensor(places), "question_ids": ids, **truth}
 
 
-def test_collects_in_order_and_starts_afresh() -> None:
-    collected = VQAEvaluation()
-    collected.collect(batch([2, 0]), ["c", "a"])
-    collected.collect(batch([1]), ["b"])
-    assert collected.finish() == [
-        Answered(0, 1000, "a", None, ()),
-        Answered(1, 1001, "b", None, ()),
-        Answered(2, 1002, "c", None, ()),
+def test_every_question_counts_once_over_all_ranks_and_the_test_writes_them_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = SimpleNamespace(default_root_dir=tmp_path / "run", is_global_zero=True)
+    module = SimpleNamespace(trainer=trainer, answer=lambda batch: batch["said"])
+    evaluation, other = AnswerEvaluation(), [Answered(n, 1000 + n, "ä", None, ()) for n in (0, 1)]
+    evaluation.collect(module, batch([3, 1], said=[("d", 0.9), ("ä", 0.8)]))
+
+    def gather(shares: list, own: list) -> None:
+        shares[:] = [other, own]
+
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed.dist, "all_gather_object", gather)
+    assert evaluation.metrics(module, testing=True) == {"evaluated": 3.0}
+    path = tmp_path / "run" / "vqa_result.json"
+    assert json.loads(path.read_text()) == [
+        {"question_id": 1000, "answer": "ä"},
+        {"question_id": 1001, "answer": "ä"},
+        {"question_id": 1003, "answer": "d"},
     ]
-    assert collected.finish() == []
+    assert [p.name for p in path.parent.iterdir()] == ["vqa_result.json"]
+    assert evaluation.answered == []
 
 
 def test_accuracies_in_percent_by_kind() -> None:
-    collected = VQAEvaluation()
     truth = [["yes"] * 10, ["1"] * 2 + ["2"] * 8, ["2"] * 7 + ["3"] * 3]
     kinds = [["yes/no"], ["number", "How many"], ["number"]]
-    collected.collect(batch([0, 1, 2], answers=truth, kinds=kinds), ["yes", "one", "four"])
-    assert accuracies(collected.finish()) == {
+    answered = judged(batch([0, 1, 2], answers=truth, kinds=kinds), ["yes", "one", "four"])
+    assert accuracies(answered) == {
         "vqa_accuracy": 53.33,  # 100, 60 and 0
         "vqa_accuracy_yes_no": 100.0,
         "vqa_accuracy_number": 30.0,
         "vqa_accuracy_how_many": 60.0,
     }
-
-
-def test_no_accuracy_without_truth() -> None:
-    assert accuracies([Answered(0, 7, "a", None, ("number",))]) == {}
-
-
-def test_all_ranks_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    collected = VQAEvaluation()
-    collected.collect(batch([1, 3]), ["b", "d"])
-    other = [Answered(0, 1000, "a", None, ()), Answered(1, 1001, "b", None, ())]
-
-    def gather(shares: list, own: list) -> None:
-        shares[:] = [other, own]
-
-    monkeypatch.setattr(evaluation, "world_size", lambda: 2)
-    monkeypatch.setattr(evaluation.dist, "all_gather_object", gather)
-    assert [row.place for row in collected.finish()] == [0, 1, 3]
-
-
-def test_result_file_of_the_server(tmp_path: Path) -> None:
-    path = tmp_path / "run" / "vqa_result.json"
-    write_results(path, [Answered(0, 262148000, "down", 1.0, ()), Answered(1, 5, "ä", None, ())])
-    assert json.loads(path.read_text()) == [
-        {"question_id": 262148000, "answer": "down"},
-        {"question_id": 5, "answer": "ä"},
-    ]
-    assert [p.name for p in path.parent.iterdir()] == ["vqa_result.json"]
+    assert accuracies([Answered(0, 7, "a", None, ("number",))]) == {}, "no truth, no accuracy"

@@ -10,7 +10,7 @@ from torch import Tensor
 from methods.pcl.evaluation import LinearProbe, LowShotSVM
 from methods.pcl.module import MoCo
 from shared.evaluation.features import Features
-from shared.tasks.representation_probes import RepresentationProbes
+from shared.tasks.frozen_features import RepresentationProbes
 from tests.parity.toys import changed, state_of, toy
 
 

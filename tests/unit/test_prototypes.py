@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
@@ -24,6 +24,7 @@ def unit(rows: int, dim: int, seed: int) -> torch.Tensor:
     return F.normalize(torch.randn(rows, dim, generator=generator), dim=1)
 
 
+@settings(max_examples=25, deadline=None)
 @given(
     labels=st.lists(st.integers(0, 3), max_size=12),
     momentum=st.sampled_from([0.0, 0.5, 0.9, 0.999, 1.0]),

@@ -140,24 +140,22 @@ def test_without_cross_attention_it_is_bert() -> None:
     assert_rows(model.encode(ids, mask), mask, expected)
 
 
-def test_text_mode_and_then_fusion_mode_are_all_layers() -> None:
-    model, (ids, mask), images = transformer(), texts(), contexts()
-    context = model.project(images)
-    fused = model.fuse(model.encode(ids, mask), mask, context)
-    assert torch.equal(fused, model(ids, mask, context))
-
-
-def test_the_first_token_alone() -> None:
-    """Quicker, with the same gradients; also where texts share a context."""
-    model, (ids, mask), images = transformer(), texts(4), contexts(2)
+@pytest.mark.parametrize("fusing", [True, False])
+def test_the_first_token_alone(fusing: bool) -> None:
+    """Quicker, with the same gradients; also where texts share a context, or where there is none.
+    Below layers with cross-attention all tokens are needed."""
+    without = {} if fusing else {"cross_attention_from": None, "context_width": None}
+    model, (ids, mask), images = transformer(**without), texts(4), contexts(2)
     gradients = []
     for first_only in (False, True):
         model.zero_grad()
-        hidden = model.encode(ids, mask)
-        fused = model.fuse(hidden, mask, model.project(images), first_only=first_only)
-        assert fused.shape == (4, 1 if first_only else 6, WIDTH)
-        fused[:, 0].square().sum().backward()
-        gradients.append([fused[:, 0], *(p.grad for p in model.parameters())])
+        hidden = model.encode(ids, mask, first_only=first_only)
+        if fusing:
+            assert hidden.shape == (4, 6, WIDTH)
+            hidden = model.fuse(hidden, mask, model.project(images), first_only=first_only)
+        assert hidden.shape == (4, 1 if first_only else 6, WIDTH)
+        hidden[:, 0].square().sum().backward()
+        gradients.append([hidden[:, 0], *(p.grad for p in model.parameters())])
     for whole, first in zip(*gradients, strict=True):
         torch.testing.assert_close(first, whole)
 
@@ -174,21 +172,6 @@ def test_a_text_that_has_read_is_fused_with_each_context(fusion_layer: int) -> N
             at_once = model.fuse(hidden, mask, context, first_only)
             in_turn = model.fuse(read, mask, context, first_only, has_read=True)
             torch.testing.assert_close(in_turn, at_once)
-
-
-def test_the_first_token_alone_of_a_model_without_cross_attention() -> None:
-    """Quicker, with the same gradients; below layers with cross-attention all tokens are needed."""
-    model, (ids, mask) = transformer(cross_attention_from=None, context_width=None), texts()
-    gradients = []
-    for first_only in (False, True):
-        model.zero_grad()
-        hidden = model.encode(ids, mask, first_only=first_only)
-        assert hidden.shape == (4, 1 if first_only else 6, WIDTH)
-        hidden[:, 0].square().sum().backward()
-        gradients.append([hidden[:, 0], *(p.grad for p in model.parameters())])
-    for whole, first in zip(*gradients, strict=True):
-        torch.testing.assert_close(first, whole)
-    assert transformer().encode(ids, mask, first_only=True).shape == (4, 6, WIDTH)
 
 
 # --- token types ---
@@ -386,12 +369,11 @@ def test_projections_of_every_other_layer() -> None:
     model = transformer(num_layers=6)
     everything = model.project(contexts())
     assert len(everything) == 4
-    for start in range(2):
-        picked = model.project(contexts(), every=2, start=start)
-        assert len(picked) == 2
-        for found, wanted in zip(picked, everything[start::2], strict=True):
-            assert torch.equal(found.key, wanted.key)
-            assert torch.equal(found.value, wanted.value)
+    picked = model.project(contexts(), every=2)
+    assert len(picked) == 2
+    for found, wanted in zip(picked, everything[::2], strict=True):
+        assert torch.equal(found.key, wanted.key)
+        assert torch.equal(found.value, wanted.value)
 
 
 def test_a_width_of_the_context_and_layers_that_look_at_it_go_together() -> None:

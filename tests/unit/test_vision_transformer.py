@@ -72,12 +72,9 @@ def test_keys_are_those_of_deit() -> None:
     assert parts == {"norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"}
 
 
-def test_no_dropout_in_training() -> None:
-    model = vit().train()
-    assert torch.equal(model(images()), model(images()))
-
-
 def test_drop_path_rises_linearly_and_is_for_training() -> None:
+    plain = vit().train()  # without any dropout
+    assert torch.equal(plain(images()), plain(images()))
     model = vit(depth=3, drop_path=0.4)
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in model.blocks]
     assert rates == pytest.approx([0, 0.2, 0.4])
@@ -137,12 +134,9 @@ def test_interpolation_treats_channels_and_axes_alike() -> None:
     torch.testing.assert_close(interpolate_positions(flipped, 7)[0, 1:], expected)
 
 
-def test_the_same_grid_is_left_alone() -> None:
+def test_what_has_no_square_grid_is_refused_and_the_same_grid_is_left_alone() -> None:
     positions = torch.randn(1, 10, 5)
     assert interpolate_positions(positions, 3) is positions
-
-
-def test_what_has_no_square_grid_is_refused() -> None:
     with pytest.raises(ValueError, match="10 position embeddings form no square grid"):
         interpolate_positions(torch.zeros(1, 11, 4), 3)
     with pytest.raises(ValueError, match=r"\(1, 1 \+ s\^2, C\), got \(10, 4\)"):
