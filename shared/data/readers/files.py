@@ -39,7 +39,8 @@ def refusing(what: str, *kinds: type[Exception]) -> Iterator[None]:
     except DataCorruptError:
         raise
     except kinds as error:
-        raise DataCorruptError(f"{what} ({one_line(repr(error))})") from error
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise DataCorruptError(f"{what} ({reason})") from error
 
 
 def open_data(path: str | Path) -> io.BufferedReader:
