@@ -32,11 +32,16 @@ class ProjectionHead(nn.Module):
 class LinearProjection(nn.Module):
     """Linear map onto the unit sphere (MoCo v1, PCL v1): (N, in_features) -> (N, dim).
 
-    What else `ProjectionHead` takes has no effect.
+    `hidden` and `negative_slope`, 0 in configs that make a two-layer head linear, can be no other.
     """
 
     def __init__(self, in_features: int, dim: int, hidden: int = 0, negative_slope: float = 0.0):
         super().__init__()
+        if hidden or negative_slope:
+            raise ValueError(
+                f"a linear projection takes no hidden={hidden}, negative_slope={negative_slope}: "
+                "set both to 0, or a width in `hidden` for two layers"
+            )
         self.fc = nn.Linear(in_features, dim)
 
     def forward(self, features: Tensor) -> Tensor:

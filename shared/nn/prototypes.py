@@ -8,11 +8,8 @@ from shared.losses.contrastive import similarity_logits
 
 
 class ClassPrototypes(nn.Module):
-    """Class means of embeddings as a moving average, in the buffer `prototypes` (K, d).
-
-    All rows start as zeros. The first sample of a class sets its direction; a class that was never
-    seen stays zero and gives logit 0.
-    """
+    """Class means of embeddings as a moving average, in the buffer `prototypes` (K, d): zeros, and
+    so logits of 0, until the first sample of a class sets its direction."""
 
     prototypes: Tensor
 

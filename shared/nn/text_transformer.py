@@ -137,10 +137,8 @@ class TransformerLayer(nn.Module):
         first_only: bool = False,
         has_read: bool = False,
     ) -> Tensor:
-        """(B, L, D) -> (B, L, D); with `first_only` what the first token becomes, (B, 1, D).
-
-        With `has_read` the hidden states went through the layer's self-attention already.
-        """
+        """(B, L, D) -> (B, L, D), of the first token alone if `first_only`; with `has_read` the
+        hidden states went through the layer's self-attention already."""
         asking = hidden[:, :1] if first_only else hidden
         if not has_read:
             asking = self.self_attention(asking, self.self_attention.project(hidden), mask)
@@ -277,11 +275,8 @@ class TextTransformer(nn.Module):
     def encode(
         self, ids: Tensor, mask: Tensor, types: Tensor | None = None, first_only: bool = False
     ) -> Tensor:
-        """Embeddings and the layers without cross-attention ("text" mode): -> (B, L, D).
-
-        With `first_only` the last layer of a model without cross-attention computes nothing but
-        the first token: (B, 1, D).
-        """
+        """Embeddings and the layers without cross-attention ("text" mode): (B, L, D); `first_only`
+        lets the last layer of a model without cross-attention compute the first token alone."""
         hidden, visible = self.embeddings(ids, types), attention_mask(mask)
         last = self.layers[-1]
         for layer in self.layers[: self.fusion_layer]:
@@ -296,11 +291,8 @@ class TextTransformer(nn.Module):
         first_only: bool = False,
         has_read: bool = False,
     ) -> Tensor:
-        """The layers with cross-attention ("fusion" mode), from hidden states (B, L, D) on.
-
-        With `first_only` the last layer computes nothing but the first token: (B, 1, D). With
-        `has_read` the hidden states are those that `read` gave.
-        """
+        """The layers with cross-attention ("fusion" mode), from hidden states (B, L, D) on, those
+        that `read` gave if `has_read`; `first_only` lets the last compute the first token alone."""
         visible, last = attention_mask(mask), self.layers[-1]
         for layer, key_value in zip(self.fusion_layers, context, strict=True):
             hidden = layer(hidden, visible, key_value, first_only and layer is last, has_read)
@@ -308,19 +300,14 @@ class TextTransformer(nn.Module):
         return hidden
 
     def read(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """The self-attention of the first layer with cross-attention: (B, L, D) -> (B, L, D).
-
-        It sees no context, so a text that is fused with many goes through it once.
-        """
+        """Self-attention of the first layer with cross-attention, (B, L, D): it sees no context, so
+        that a text that is fused with many goes through it once."""
         attention = self.fusion_layers[0].self_attention
         return attention(hidden, attention.project(hidden), attention_mask(mask))
 
     def project(self, tokens: Tensor, every: int = 1, mask: Tensor | None = None) -> list[KeyValue]:
-        """Keys and values of a context (R, N, C) for the layers with cross-attention, in order.
-
-        With `every` 2 for every other one of them. `mask` (R, N) tells tokens of the context from
-        its padding; None: all are tokens.
-        """
+        """Keys and values of a context (R, N, C) for each layer with cross-attention, or `every`
+        other one; `mask` (R, N) tells tokens of the context from its padding."""
         visible = None if mask is None else attention_mask(mask)
         return [
             layer.cross_attention.project(tokens)._replace(mask=visible)  # type: ignore[union-attr]

@@ -53,12 +53,11 @@ class RetrievalEvaluation(Evaluation):
     ):
         if k_test != "all" and (not isinstance(k_test, int) or k_test < 1):
             raise ValueError(f"k_test is a positive number or all, got {k_test!r}")
-        choices: dict[str, tuple[Any, tuple[Any, ...]]] = {
-            "rerank": (rerank, (True, False, "test")),
-            "score": (score, get_args(Score)),
-            "precision": (precision, get_args(Precision)),
-        }
-        for name, (value, known) in choices.items():
+        for name, value, known in (
+            ("rerank", rerank, (True, False, "test")),
+            ("score", score, get_args(Score)),
+            ("precision", precision, get_args(Precision)),
+        ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {known}, got {value!r}")
         if chunk < 1:
@@ -83,12 +82,9 @@ class RetrievalEvaluation(Evaluation):
 
     @torch.no_grad()
     def collect(self, module: Any, batch: ImageTextBatch) -> None:
-        """Encode the images and texts of a batch.
-
-        Args:
-            batch: `images` (B, 3, S, S), `indices` (B,); `input_ids`, `attention_mask` (T, L),
-                `text_image` (T,) the entry of each text's image. For `itm_auc`, `hard_text` (T,),
-                the entry whose first text is the hard negative of each text; -1 for none.
+        """Encode the images and texts of a batch: `images` (B, 3, S, S), `indices` (B,);
+        `input_ids`, `attention_mask` (T, L), `text_image` (T,) the entry of each text's image. For
+        `itm_auc`, `hard_text` (T,), the entry whose first text is each one's hard negative, or -1.
         """
         image_tokens, image = module.encoders.encode_image(batch["images"])
         longest = int(batch["attention_mask"].sum(dim=1).max())
