@@ -100,11 +100,8 @@ def sample_shots(labels: Tensor, shots: int, random: Random) -> Tensor:
 
 class LowShotMap(NamedTuple):
     """mAP in percent: `maps` (shots, costs, runs) float64; `reported`, the mean over runs of the
-    best cost for each k and, if asked for, of all training images ("full"); `deviation`, the
-    population standard deviation over runs of that cost.
-
-    With several costs that selects on the test set, as the official script does.
-    """
+    best cost, on the test set as in the official script, for each k and, if asked for, of all
+    training images ("full"); `deviation`, the population standard deviation over its runs."""
 
     maps: Tensor
     reported: dict[int | str, float]
@@ -159,11 +156,11 @@ def low_shot_accuracy(
     seed: int = 0,
     cost: float = 0.5,
 ) -> dict[int, float]:
-    """Percent of test images that a multi-class linear SVM on k images per class gets right.
+    """Percent of test images that a multi-class linear SVM on k images per class gets right, the
+    mean over `runs` draws, of features (N, d), (M, d) and labels (N,), (M,).
 
-    Mean over `runs` draws. The draws depend on the labels and the seed alone, so that two networks
-    are compared on the same images; within a run the larger k contains the smaller. A class with
-    fewer images gives all it has. Of features (N, d), (M, d) and labels (N,), (M,).
+    The draws depend on the labels and the seed alone, so that two networks are compared on the same
+    images; within a run the larger k contains the smaller.
     """
     train, test = normalise(train_features.float()), normalise(test_features.float())
     classes = train_labels.unique().tolist()

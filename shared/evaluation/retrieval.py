@@ -168,8 +168,7 @@ class Collector:
         hard_text: Tensor | None = None,
     ) -> None:
         """Add images, entry numbers (B,), features (B, E), tokens (B, P, C), and their texts, entry
-        numbers (T,) of their images, features (T, E), tokens (T, L, ...), mask (T, L), padded at
-        the end; `hard_text` (T,) as in `Gallery`."""
+        numbers (T,) of their images, features (T, E), tokens (T, L, ...), mask (T, L)."""
         entries, features, tokens = images
         text_entries, text_features, text_tokens, mask = texts
         taken = {
@@ -203,9 +202,7 @@ class Collector:
         image = torch.searchsorted(entries, rows["text_entry"]).clamp_max(len(entries) - 1)
         known = (entries[image] == rows["text_entry"]).nonzero()[:, 0]
         if left_out := len(image) - len(known):
-            warnings.warn(
-                f"{left_out} texts are left out with their unreadable images", stacklevel=2
-            )
+            warnings.warn(f"{left_out} texts are left out with unreadable images", stacklevel=2)
         known = known[image[known].argsort(stable=True)]
         starts = rows["length"].cumsum(0) - rows["length"]
         return Gallery(

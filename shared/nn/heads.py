@@ -5,12 +5,8 @@ from torch.nn import functional as F
 
 
 def unit_norm(embeddings: Tensor) -> Tensor:
-    """(N, d) -> (N, d) on the unit sphere, in float32.
-
-    Half-precision norms are coarse, and every similarity is built on them. Some official code
-    (CoMatch, MoPro) normalises without an epsilon, so that an all-zero row becomes NaN; here the
-    norm is bounded below by 1e-12.
-    """
+    """(N, d) -> (N, d) on the unit sphere, in float32, since half-precision norms are coarse. In
+    some official code (CoMatch, MoPro) an all-zero row becomes NaN; here it stays zero."""
     return F.normalize(embeddings.float(), dim=1, eps=1e-12)
 
 

@@ -43,9 +43,8 @@ class KeyValue(NamedTuple):
 class Attention(nn.Module):
     """Multi-head attention, then a dense layer, dropout, residual and LayerNorm.
 
-    Without `context_width` it attends to what has its own width D. `dropout` is that of the
-    probabilities and of the output. `map`, (B, H, L, N), holds the probabilities (before dropout)
-    of the last call inside `recorded`; it is part of the graph, so that it has a gradient.
+    `dropout` is that of the probabilities and of the output. `map`, (B, H, L, N), holds the
+    probabilities (before dropout) of the last call inside `recorded`, as part of the graph.
     """
 
     def __init__(
@@ -99,11 +98,9 @@ class Attention(nn.Module):
         return self.map.unflatten(0, (-1, texts)).transpose(1, 2).flatten(2, 3)
 
     def _split(self, x: Tensor) -> Tensor:
-        """(B, L, D) -> (B, H, L, D / H)."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def _merge(self, x: Tensor) -> Tensor:
-        """(B, H, L, D / H) -> (B, L, D)."""
         return x.transpose(1, 2).flatten(2)
 
 
@@ -207,8 +204,7 @@ class TextTransformer(nn.Module):
 
     Args:
         type_vocab_size: 0 for no type embeddings.
-        cross_attention_from: first layer with cross-attention; None: there is none.
-        context_width: C of the context, None where there is none.
+        cross_attention_from, context_width: first layer with cross-attention and C, or neither.
         share_projections: so many consecutive layers with cross-attention share its key and value
             projections (2 in ALBEF's NLVR2 network, whose twins look at one image each).
         positions_after_pad: positions as in RoBERTa: padding has position `pad_id`, tokens those
@@ -216,7 +212,6 @@ class TextTransformer(nn.Module):
         initial_std: of weights; 0.02 is right for BERT's width, about 1 / sqrt(3 D) for small ones.
 
     Masks (B, L) are 1 (or True) for tokens, 0 for padding, or what `attention_mask` made of one.
-    Biases start as 0.
     """
 
     def __init__(

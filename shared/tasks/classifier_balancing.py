@@ -76,7 +76,7 @@ class LearnableScales(nn.Module):
 
 
 def fresh_classifier(features: int, num_classes: int, seed: int) -> nn.Linear:
-    """cRT starts from random weights (those of `nn.Linear`), never from stage 1's."""
+    """A linear classifier with random weights, as `nn.Linear` draws them."""
     classifier = nn.Linear(features, num_classes)
     generator = torch_generator(seed, 0, "classifier")
     bound = 1 / sqrt(features)
