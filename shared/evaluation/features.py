@@ -43,16 +43,11 @@ def extract_features(
     loader: Iterable[Mapping[str, Any]],
     device: torch.device | str,
 ) -> Features:
-    """Features of every image of `loader`, over all ranks, each data-set index once.
+    """Features by `forward`, (B, C, H, W) on `device` -> (B, d), of every image of `loader`, whose
+    batches have `images`, `labels` and `indices`, over all ranks, each data-set index once.
 
     They are written once into the buffer that is returned; in a single process with a loader in
     order nothing is copied. Each rank reads its share and afterwards holds all rows.
-
-    Args:
-        forward: (B, C, H, W) on `device` -> (B, d); evaluation mode is the caller's affair.
-        loader: batches with `images`, `labels` and `indices`. Of an index that repeats, as with
-            samplers that pad, the first occurrence counts.
-        device: where `forward` runs; with NCCL also where rows pass between ranks.
     """
     features, labelled = _local_rows(forward, loader, torch.device(device))
     labelled = gather_rows(labelled, device)

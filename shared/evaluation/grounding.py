@@ -51,8 +51,7 @@ def choose_box(heat: Tensor, boxes: Tensor, exponent: float = AREA_EXPONENT) -> 
 
 
 def iou(one: Sequence[float], other: Sequence[float]) -> float:
-    """IoU of two boxes as REFER counts it: their last pixel belongs to them, which cancels out in
-    the sides of the intersection; these must exceed one pixel, however."""
+    """IoU of two boxes as REFER counts it: the sides of the intersection must exceed one pixel."""
     width, height = (
         min(one[i] + one[i + 2], other[i] + other[i + 2]) - max(one[i], other[i]) for i in (0, 1)
     )

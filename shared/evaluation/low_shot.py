@@ -85,11 +85,8 @@ def mean_average_precision(labels: Tensor, decision: Tensor) -> float:
 
 
 def sample_shots(labels: Tensor, shots: int, random: Random) -> Tensor:
-    """Indices of `shots` positive images per class, or all that it has, class by class.
-
-    An image with several labels can be drawn several times and stays as often. `Random(0)` draws
-    the official samples from labels (N, C) in -1/0/1.
-    """
+    """Indices of `shots` positive images per class, or all that it has, class by class, an image of
+    several perhaps repeatedly; `Random(0)` draws the official ones of labels (N, C) in -1/0/1."""
     chosen: list[int] = []
     for column in labels.T:
         positives = (column > 0).nonzero().flatten().tolist()
@@ -120,11 +117,8 @@ def low_shot_map(
     seed: int = 0,
 ) -> LowShotMap:
     """The VOC07 protocol: SVMs on k of `shots` images per class, several draws for each of the
-    `costs`, mAP on all test images; `full` fits on all training images as well.
-
-    Features (N, d), (M, d) are not yet normalised; labels (N, C), (M, C) are 1 present, -1 absent,
-    0 difficult (a negative).
-    """
+    `costs`, mAP on all test images; `full` fits on all training images as well. Features (N, d),
+    (M, d) are not yet normalised; labels (N, C), (M, C) are 1, -1 or 0, difficult (a negative)."""
     train, test = normalise(train_features), normalise(test_features)
     random = Random(seed)
 

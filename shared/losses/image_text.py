@@ -35,9 +35,7 @@ def draw_negatives(weights: Tensor, positives: Tensor, uniforms: Tensor) -> Tens
     """
     allowed = ~positives
     if not allowed.any(dim=1).all():
-        raise ValueError(
-            "all pairs of a batch show the same image, none a negative: raise batch_size"
-        )
+        raise ValueError("all pairs of a batch show the same image: raise batch_size")
     vanished = weights.sum(dim=1, keepdim=True) <= 0
     cumulative = torch.where(vanished, allowed.double(), weights.double()).cumsum(dim=1)
     target = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]

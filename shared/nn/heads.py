@@ -26,17 +26,14 @@ class ProjectionHead(nn.Module):
 
 
 class LinearProjection(nn.Module):
-    """Linear map onto the unit sphere (MoCo v1, PCL v1): (N, in_features) -> (N, dim).
-
-    `hidden` and `negative_slope`, 0 in configs that make a two-layer head linear, can be no other.
-    """
+    """Linear map onto the unit sphere (MoCo v1, PCL v1): (N, in_features) -> (N, dim). Configs that
+    make a two-layer head linear keep its `negative_slope` 0, which is without effect here."""
 
     def __init__(self, in_features: int, dim: int, hidden: int = 0, negative_slope: float = 0.0):
         super().__init__()
         if hidden or negative_slope:
             raise ValueError(
-                f"a linear projection takes no hidden={hidden}, negative_slope={negative_slope}: "
-                "set both to 0, or a width in `hidden` for two layers"
+                f"hidden and negative_slope of a linear head are 0, not {hidden}, {negative_slope}"
             )
         self.fc = nn.Linear(in_features, dim)
 

@@ -23,10 +23,8 @@ class ClassPrototypes(nn.Module):
     ) -> None:
         """c_y <- m c_y + (1 - m) z for each row in order, then every prototype to unit norm.
 
-        The rows are weighted in closed form: of r rows of one class, the j-th counts
-        (1 - m) m^(r - j) and the old prototype m^r. In a distributed run gather before calling.
-
-        Args: features (B, d), labels (B,) int64, m in [0, 1], keep (B,) bool: False is skipped.
+        In closed form: of r rows of one class, the j-th counts (1 - m) m^(r - j) and the old
+        prototype m^r; rows not to `keep` (B,) are skipped. Gather before calling.
         """
         if keep is not None:
             features, labels = features[keep], labels[keep]

@@ -11,7 +11,6 @@ class FeatureQueue(nn.Module):
 
     All start as zeros and are buffers, so that a checkpoint restores them with `pointer`, the next
     row to write, and `written`, the number of rows ever offered.
-
     `payloads` name the trailing size of each, e.g. {"probs": num_classes}. A write that passes the
     end continues at row 0 ("wrap"), or its surplus is discarded and the pointer returns to 0
     ("drop", as in CoMatch's ImageNet code).

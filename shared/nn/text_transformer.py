@@ -174,11 +174,11 @@ class Embeddings(nn.Module):
     def forward(self, ids: Tensor, types: Tensor | None = None) -> Tensor:
         """(B, L) ids and token types (None: all 0) -> (B, L, D)."""
         summed = self.word(ids) + self._positions(ids)
-        if self.token_type is None and types is not None:
-            raise ValueError("token types given, but the model has no type embeddings")
         if self.token_type is not None:
             of_types = self.token_type.weight[0] if types is None else self.token_type(types)
             summed = summed + of_types
+        elif types is not None:
+            raise ValueError("token types given, but the model has no type embeddings")
         return dropout(self.norm(summed), self.dropout, self.training)
 
     @property

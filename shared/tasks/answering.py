@@ -27,11 +27,8 @@ RESULTS = "vqa_result.json"
 
 
 class AnswerNetwork(nn.Module):
-    """Reads an image and a question, and writes an answer. All of it has a momentum copy.
-
-    `vision`, `text`: see `ImageTextEncoders`; the decoder has the sizes of the text encoder, and
-    each of its layers looks at the question.
-    """
+    """Reads an image and a question, and writes an answer. Arguments as in `ImageTextEncoders`;
+    the decoder has the sizes of the text encoder, and each of its layers looks at the question."""
 
     def __init__(self, vision: dict[str, Any], text: dict[str, Any], decoder_layers: int):
         super().__init__()

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -31,11 +30,12 @@ def tau_norm_logits(features: Tensor, weight: Tensor, tau: float) -> Tensor:
 
 def choose_tau(weight: Tensor, validation: Features, grid: Sequence[float]) -> float:
     """The tau of the best macro accuracy on the VALIDATION features, the smallest of a tie."""
-    scores = []
-    for tau in grid:
+
+    def accuracy(tau: float) -> float:
         predictions = tau_norm_logits(validation.features, weight, tau).argmax(dim=1)
-        scores.append(macro_accuracy(predictions, validation.labels, len(weight)))
-    return grid[int(np.argmax(scores))]
+        return macro_accuracy(predictions, validation.labels, len(weight))
+
+    return max(grid, key=accuracy)
 
 
 class NearestClassMean(nn.Module):

@@ -38,8 +38,8 @@ class EvaluatedFeatures:
 
 
 def training_features(module: Method, forward: Callable[[Tensor], Tensor]) -> Features:
-    """Features of the un-augmented training images of the run that `module` is in; `forward` takes
-    them in the module's memory format, (B, channels, H, W) -> (B, F)."""
+    """Features of the run's un-augmented training images, which `forward` takes in the module's
+    memory format, (B, channels, H, W) -> (B, F)."""
     loader = module.trainer.datamodule.features_dataloader()  # type: ignore[attr-defined]
     return extract_features(
         lambda images: forward(module.concatenate([images])), loader, module.device
@@ -53,9 +53,7 @@ class RepresentationProbes:
     of a k-nearest-neighbour vote; `low_shot_<k>`, percent right of linear SVMs on k images per
     class, and `low_shot`, their mean; `ami_backbone`, and for the unit-norm embeddings `ami_head`:
     adjusted mutual information of classes and k-means clusters of the evaluated images, K = C.
-
-    `settings`: neighbours, neighbour_temperature (see `knn_accuracy`), shots, runs, seed and
-    clustering; `shots: []` and `clustering: false` leave these out.
+    `shots: []` and `clustering: false` leave these out.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -108,7 +106,6 @@ class LowShotSVM(Method):
     the backbone.
 
     Args:
-        shots, runs, seed: images per class, draws of them, and what these depend on.
         costs: C of the SVM; with several the best mean on the TEST images is reported, as in PCL's
             official code. A single-label set takes one.
         full: fit on all images too (multi-label sets).

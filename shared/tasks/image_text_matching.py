@@ -78,8 +78,8 @@ class ImageTextMatching(nn.Module):
     def logits(
         self, text_encoder: TextTransformer, image_tokens: Tensor, text_tokens: Tensor, mask: Tensor
     ) -> Tensor:
-        """(r R, 2) logits, column 1 "match", of r consecutive texts, whose tokens (r R, L, D) are
-        those of the text-only layers, for each of R images (R, 1 + N, W)."""
+        """(r R, 2) logits, column 1 "match", of r consecutive texts, tokens (r R, L, D) of the
+        text-only layers, for each of R images (R, 1 + N, W)."""
         context = text_encoder.project(image_tokens)
         return self.head(text_encoder.fuse(text_tokens, mask, context)[:, 0])
 

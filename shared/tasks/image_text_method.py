@@ -64,13 +64,8 @@ class ClassAccuracy(MulticlassConfusionMatrix, Evaluation):
 
 
 class ImageTextMethod(Method):
-    """Rate, optimiser and evaluation; subclasses add networks and `training_step`.
-
-    Args:
-        evaluation: logs its metrics as `val/...` and `test/...`.
-        lr, min_lr, warmup_lr, warmup_blocks, warmup_block, epochs: see `stepped_cosine`.
-        weight_decay: of matrices, embeddings and the temperature, see `decay_matrices`.
-    """
+    """Rate by `stepped_cosine`, optimiser with decay as in `decay_matrices`, and an `evaluation`
+    that is logged as `val/...` and `test/...`; subclasses add networks and `training_step`."""
 
     def __init__(
         self,
