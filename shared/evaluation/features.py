@@ -81,8 +81,9 @@ def gather_rows(
         shares = [(owner, *form[name]) for owner, form in enumerate(forms) if name in form]
         total = sum(shape[0] for _, shape, _ in shares)
         destination = torch.arange(total) if places is None else places
-        (_, shape, dtype), start = shares[0], 0
+        _, shape, dtype = shares[0]
         joined = torch.empty(int(destination.max()) + 1, *shape[1:], dtype=dtype)
+        start = 0
         for owner, shape, _ in shares:
             for first in range(0, shape[0], ROWS_PER_MESSAGE):
                 count = min(ROWS_PER_MESSAGE, shape[0] - first)
