@@ -1,6 +1,6 @@
 """CasCode's binary matching of pairs and the negatives that it learns from.
 
-The contrast of queries and codes is `shared.losses.in_batch`.
+The contrast of queries and codes is `shared.losses.contrastive`.
 
 Shapes: B pairs of this rank, P pairs to be judged.
 Source: docs/papers/cascode.md, sections 3.1 and 3.2.

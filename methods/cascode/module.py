@@ -29,7 +29,7 @@ from methods.cascode.official import load_initial, load_searcher
 from methods.cascode.scoring import encode_pairs, score_pairs
 from methods.cascode.tokenizer import CodeTokenizer
 from shared.distributed import own_rows, world_size
-from shared.losses.in_batch import InBatchContrast
+from shared.losses.contrastive import InBatchContrast
 from shared.randomness import torch_generator
 from shared.training.method import Method
 

@@ -12,11 +12,8 @@ def percent_correct(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class TopKAccuracy(Metric):
-    """Percent of samples whose label is among the k largest logits.
-
-    `compute` weighs every sample equally. Official scripts often report the unweighted mean of
-    per-batch accuracies, in which a short last batch counts as much: `batch_mean`.
-    """
+    """Percent of samples whose label is among the k largest logits: `compute` weighs every sample
+    equally, `batch_mean` every batch, a short last one too, as official scripts often do."""
 
     full_state_update = False
     correct: Tensor
@@ -44,5 +41,5 @@ class TopKAccuracy(Metric):
         return (100 * self.correct / self.samples).float()
 
     def batch_mean(self) -> Tensor:
-        """Unweighted mean over this rank's batches, as the official evaluators report it."""
+        """Unweighted mean over this rank's batches."""
         return (100 * self.batch_accuracies / self.batches).float()

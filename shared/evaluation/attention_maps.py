@@ -22,11 +22,8 @@ from shared.nn.vision_transformer import VisionTransformer, recorded_block
 
 
 class ImageTextModel(Protocol):
-    """A model that compares images with texts, and judges whether a pair belongs together.
-
-    `encoders` are `ImageTextEncoders`, `contrast` holds the temperature `temp` of similarities, and
-    `matching` is an `ImageTextMatching`.
-    """
+    """A model with `ImageTextEncoders`, the temperature `contrast.temp` of their similarities, and
+    an `ImageTextMatching`."""
 
     encoders: Any
     contrast: Any
@@ -91,11 +88,9 @@ def match_saliency(
     """Attention of each pair's words to the patches, for the ITM logit of "match".
 
     Of image tokens (R, 1 + N, C) and texts (B, L), B = r R, r consecutive texts belong to one
-    image. Pairs do not see one another, so one backward pass of the sum serves all. The `layer` is
-    one of the whole text stack with cross-attention, from 0; in the last one only the class token
-    has a gradient, because nothing else reaches the logit.
-
-    The model should be in eval mode. Nothing is added to the parameters' `grad`.
+    image. Pairs do not see one another, so one backward pass of the sum serves all. The `layer` of
+    the whole text stack, from 0, has cross-attention; in the last one only the class token has a
+    gradient. The model should be in eval mode; nothing is added to the parameters' `grad`.
     """
     encoders: ImageTextEncoders = model.encoders
     check_cross_attention(encoders.text_encoder, layer)

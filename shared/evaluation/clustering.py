@@ -32,16 +32,8 @@ def kmeans(
 
     Not spherical: the centroids are means and are not normalised. With more than
     `max_points_per_centroid` * K features, a random subset of that size is used (and copied).
-    The result depends on the seed and, in rounding, on the number of threads.
-
-    Args:
-        features: (N, d). clusters: K <= N.
-        seed: of the subset and the initial centroids.
-        gpu: search on the current CUDA device; needs `pip install 'tenfold[gpu]'`.
-
-    Raises:
-        ValueError: features of another kind, not finite, or fewer than K.
-        RuntimeError: `gpu` without a faiss for GPUs.
+    The result depends on the seed and, in rounding, on the number of threads. `gpu` searches on
+    the current CUDA device and needs `pip install 'tenfold[gpu]'`.
     """
     points = _view(features, "features")
     if not 1 <= clusters <= len(points):
@@ -80,13 +72,9 @@ def assign(features: Tensor, centroids: Tensor, gpu: bool = False) -> tuple[Tens
 
 
 def ami(labels: Tensor, clusters: Tensor) -> float:
-    """Adjusted mutual information of classes (N,) and clusters (N,), arithmetic averaging.
-
-    1 for equal partitions, about 0 for independent ones, whatever the numbers of groups.
-    """
-    return float(
-        adjusted_mutual_info_score(labels.numpy(), clusters.numpy(), average_method="arithmetic")
-    )
+    """Adjusted mutual information of classes (N,) and clusters (N,), arithmetic averaging: 1 for
+    equal partitions, about 0 for independent ones, whatever the numbers of groups."""
+    return float(adjusted_mutual_info_score(labels.numpy(), clusters.numpy()))
 
 
 def _view(x: Tensor, name: str) -> NDArray[np.float32]:

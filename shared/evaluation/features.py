@@ -43,33 +43,59 @@ def extract_features(
     loader: Iterable[Mapping[str, Any]],
     device: torch.device | str,
 ) -> Features:
-    """Features of every image of `loader`, over all ranks, each data-set index once.
+    """Features by `forward`, (B, C, H, W) on `device` -> (B, d), of every image of `loader`, whose
+    batches have `images`, `labels` and `indices`, over all ranks, each data-set index once.
 
-    The features are written once into the buffer that is returned: no list of batches is joined
-    and, in a single process with a loader in order, nothing is copied. In a distributed run each
-    rank reads its share and afterwards holds all rows.
-
-    Args:
-        forward: (B, C, H, W) on `device` -> (B, d); evaluation mode is the caller's affair.
-        loader: batches with `images`, `labels` and `indices`. Indices may repeat, as with
-            samplers that pad: the first occurrence counts.
-        device: where `forward` runs; with NCCL also where rows pass between ranks.
+    They are written once into the buffer that is returned; in a single process with a loader in
+    order nothing is copied. Each rank reads its share and afterwards holds all rows.
     """
-    rows, labels, indices = _local_rows(forward, loader, torch.device(device))
-    shares = gather_objects((indices, labels, None if rows is None else rows.shape[1]))
-    width = next((share[2] for share in shares if share[2] is not None), None)
-    if width is None:
+    features, labelled = _local_rows(forward, loader, torch.device(device))
+    labelled = gather_rows(labelled, device)
+    if not labelled:
         raise ValueError("no image to extract features from: the loader is empty on every rank")
-    filled = [share for share in shares if len(share[0])]
-    all_indices = torch.cat([share[0] for share in filled])
-    all_labels = torch.cat([share[1] for share in filled])
+    first, place = first_rows(labelled["indices"])
+    rows = torch.arange(len(place))
+    destination = torch.where(first[place] == rows, place, -1)
+    if world_size() > 1:
+        features = gather_rows(features, device, destination)
+    elif not torch.equal(destination, rows):
+        features = {"features": features["features"][first]}
+    return Features(**features, **{name: value[first] for name, value in labelled.items()})
 
-    # Of equal indices the first row counts; -1 sends the others nowhere.
-    first, place = first_rows(all_indices)
-    destination = torch.where(first[place] == torch.arange(len(place)), place, -1)
-    sizes = [len(share[0]) for share in shares]
-    features = _all_rows(rows, sizes, width, destination, torch.device(device))
-    return Features(features, all_labels[first], all_indices[first])
+
+def gather_rows(
+    own: Mapping[str, Tensor], device: torch.device | str, places: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Each value (n, ...) -> the rows of all ranks on the CPU, in their order, or each at its place
+    in `places`, where -1 leaves a row out.
+
+    n may differ between ranks; a rank without rows may lack the value. NCCL passes them on
+    `device`, in messages of bounded size.
+    """
+    if world_size() == 1:
+        return {name: value.cpu() for name, value in own.items()}
+    forms = gather_objects({name: (v.shape, v.dtype) for name, v in own.items() if v.numel()})
+    link = torch.device(device if dist.get_backend() == "nccl" else "cpu")
+    gathered = {}
+    for name in sorted(set().union(*forms)):
+        shares = [(owner, *form[name]) for owner, form in enumerate(forms) if name in form]
+        total = sum(shape[0] for _, shape, _ in shares)
+        destination = torch.arange(total) if places is None else places
+        _, shape, dtype = shares[0]
+        joined = torch.empty(int(destination.max()) + 1, *shape[1:], dtype=dtype)
+        start = 0
+        for owner, shape, _ in shares:
+            for first in range(0, shape[0], ROWS_PER_MESSAGE):
+                count = min(ROWS_PER_MESSAGE, shape[0] - first)
+                message = torch.empty(count, *shape[1:], dtype=dtype, device=link)
+                if owner == rank():
+                    message.copy_(own[name][first : first + count])
+                dist.broadcast(message.view(torch.uint8), owner)  # as bytes: any dtype and backend
+                target = destination[start + first : start + first + count]
+                joined[target[target >= 0]] = message.cpu()[target >= 0]
+            start += shape[0]
+        gathered[name] = joined
+    return gathered
 
 
 def first_rows(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,8 +108,9 @@ def first_rows(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def _local_rows(
     forward: Callable[[Tensor], Tensor], loader: Iterable[Mapping[str, Any]], device: torch.device
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """This rank's features (n, d) or None, labels and indices, in the loader's order."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """This rank's `features` (n, d), and `labels` and `indices`, in the loader's order; nothing of
+    an empty loader."""
     buffer: Tensor | None = None
     labels, indices, used = [], [], 0
     # The bar appears only on a terminal, and only if there is more than a moment to wait.
@@ -112,32 +139,6 @@ def _local_rows(
         indices.append(batch["indices"].cpu())
         used += len(rows)
     if buffer is None:
-        return None, torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
-    return buffer[:used], torch.cat(labels), torch.cat(indices).long()
-
-
-def _all_rows(
-    rows: Tensor | None, sizes: list[int], width: int, destination: Tensor, device: torch.device
-) -> Tensor:
-    """Every rank's rows at their destinations, passed on in messages of bounded size."""
-    total = int(destination.max()) + 1
-    if rows is not None and world_size() == 1 and torch.equal(destination, torch.arange(len(rows))):
-        return rows
-    everything = torch.empty(total, width)
-    start = 0
-    for owner, size in enumerate(sizes):
-        for first in range(0, size, ROWS_PER_MESSAGE):
-            count = min(ROWS_PER_MESSAGE, size - first)
-            places = destination[start + first : start + first + count]
-            if owner == rank():
-                assert rows is not None
-                message = rows[first : first + count]
-            else:
-                message = torch.empty(count, width)
-            if world_size() > 1:
-                message = message.to(device) if dist.get_backend() == "nccl" else message
-                message = message.contiguous()
-                dist.broadcast(message, owner)
-            everything[places[places >= 0]] = message.cpu()[places >= 0]
-        start += size
-    return everything
+        return {}, {}
+    small = {"labels": torch.cat(labels), "indices": torch.cat(indices).long()}
+    return {"features": buffer[:used]}, small

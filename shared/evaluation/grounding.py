@@ -25,11 +25,8 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def box_scores(heat: Tensor, boxes: Tensor, exponent: float = AREA_EXPONENT) -> Tensor:
-    """(P,) float64: sum of `heat` (H, W) inside each of `boxes` (P, 4) over (area)^exponent.
-
-    Inside are rows int(y) to int(y + h) and columns int(x) to int(x + w), the last one excluded,
-    as far as they are in the image; the area is that of the box as given.
-    """
+    """(P,) float64: sum of `heat` (H, W) inside each of `boxes` (P, 4) over (area)^exponent; rows
+    int(y) to int(y + h) and columns int(x) to int(x + w), the last one excluded, are inside."""
     height, width = heat.shape
     boxes = boxes.to(heat.device, torch.float64)
     x, y, w, h = boxes.unbind(dim=1)
@@ -42,11 +39,8 @@ def box_scores(heat: Tensor, boxes: Tensor, exponent: float = AREA_EXPONENT) -> 
 
 
 def choose_box(heat: Tensor, boxes: Tensor, exponent: float = AREA_EXPONENT) -> tuple[int, float]:
-    """The proposal with the highest score, the first of equal ones, and its score.
-
-    Where no score is above 0 the official code keeps the box of the expression before, and breaks
-    at the first expression; here the highest score wins all the same.
-    """
+    """The proposal with the highest score, the first of equal ones, and its score, even if that is
+    not above 0, where the official code keeps the box of the expression before."""
     if len(boxes) == 0:
         raise ValueError("no proposal to choose from")
     scores = box_scores(heat, boxes, exponent).cpu().numpy()
@@ -57,8 +51,7 @@ def choose_box(heat: Tensor, boxes: Tensor, exponent: float = AREA_EXPONENT) -> 
 
 
 def iou(one: Sequence[float], other: Sequence[float]) -> float:
-    """IoU of two boxes as REFER counts it: their last pixel belongs to them, which cancels out in
-    the sides of the intersection; these must exceed one pixel, however."""
+    """IoU of two boxes as REFER counts it: the sides of the intersection must exceed one pixel."""
     width, height = (
         min(one[i] + one[i + 2], other[i] + other[i + 2]) - max(one[i], other[i]) for i in (0, 1)
     )
@@ -81,8 +74,7 @@ def ground(
     referred: Sequence[float],
     exponent: float = AREA_EXPONENT,
 ) -> Grounded:
-    """Grounds one expression: its map (g, g) in an image of height and width `size`, the boxes that
-    are proposed (P, 4), and the one that is meant."""
+    """Grounds one expression by its map (g, g) in an image of height and width `size`."""
     best, score = choose_box(upsample(cam.float(), size), proposals, exponent)
     return Grounded(best, score, iou(proposals[best].tolist(), referred))
 

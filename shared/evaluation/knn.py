@@ -16,15 +16,11 @@ def knn_accuracy(
     k: int,
     temperature: float | None = None,
 ) -> float:
-    """Percent of queries whose label wins the vote of their k most similar bank features.
+    """Percent of queries (Q, d) whose label (Q,) wins the vote of their k most similar features of
+    the bank (N, d), on the tensors' device, in pieces that bound the memory.
 
-    Features need no normalisation. Works on the tensors' device, in pieces that bound the memory.
-
-    Args:
-        bank (N, d), bank_labels (N,): whom to ask.
-        queries (Q, d), query_labels (Q,): not in the bank.
-        temperature: a neighbour's vote weighs exp(similarity / temperature); None: each counts
-            one, and among classes with equally many votes the smaller summed distance wins.
+    A neighbour's vote weighs exp(similarity / temperature); with None each counts one, and among
+    classes with equally many votes the smaller summed distance wins.
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f"k = {k} neighbours of a bank with {len(bank)} features")
@@ -44,8 +40,7 @@ def knn_accuracy(
 
 
 def vote(similarity: Tensor, labels: Tensor, temperature: float | None) -> Tensor:
-    """The class (Q,) that each row of neighbours elects: cosine similarities (Q, k), labels (Q, k)
-    int64 >= 0, temperature as in `knn_accuracy`."""
+    """The class (Q,) that neighbours elect by cosine similarities and labels, (Q, k) each."""
     classes = int(labels.max()) + 1
     similarity = similarity.double()
 

@@ -24,11 +24,9 @@ def normalise(features: Tensor) -> Tensor:
 
 
 def average_precision(targets: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Area under the monotone precision-recall curve, over all recall points (not eleven).
-
-    Args: targets (N,), positive if > 0; scores (N,). Equal scores rank in reversed order.
-    Returns: precision and recall (N,) at each rank, and the average precision in 0..1, float64;
-        recall and average precision are NaN without a positive.
+    """Precision and recall (N,) at each rank, and the area under the monotone curve of all recall
+    points (not eleven) in 0..1, float64. Targets (N,) are positive if > 0; equal scores (N,) rank
+    in reversed order. Recall and area are NaN without a positive.
     """
     order = torch.argsort(scores, stable=True).flip(0)
     positive = (targets[order] > 0).double()
@@ -53,10 +51,8 @@ class LinearSVMs(NamedTuple):
 
 
 def fit_svms(features: Tensor, labels: Tensor, cost: float = 0.5) -> LinearSVMs:
-    """One binary SVM per class; positives weigh twice, and label 0 (difficult) is a negative.
-
-    Args: features (N, d) normalised, labels (N, C) in -1/0/1, cost C of the slack.
-    """
+    """One binary SVM per class of normalised features (N, d) and labels (N, C) in -1/0/1; positives
+    weigh twice, and 0 (difficult) is a negative."""
     weights, biases = [], []
     for number in range(labels.shape[1]):
         binary = torch.where(labels[:, number] > 0, 1, -1)
@@ -89,12 +85,8 @@ def mean_average_precision(labels: Tensor, decision: Tensor) -> float:
 
 
 def sample_shots(labels: Tensor, shots: int, random: Random) -> Tensor:
-    """Indices, at most k C, of `shots` k positive images per class, class by class.
-
-    An image with several labels can be drawn several times and stays as often. A class with fewer
-    positives gives all it has. `Random(0)`, called as the official script calls it, draws the
-    official samples from labels (N, C) in -1/0/1.
-    """
+    """Indices of `shots` positive images per class, or all that it has, class by class, an image of
+    several perhaps repeatedly; `Random(0)` draws the official ones of labels (N, C) in -1/0/1."""
     chosen: list[int] = []
     for column in labels.T:
         positives = (column > 0).nonzero().flatten().tolist()
@@ -105,11 +97,8 @@ def sample_shots(labels: Tensor, shots: int, random: Random) -> Tensor:
 
 class LowShotMap(NamedTuple):
     """mAP in percent: `maps` (shots, costs, runs) float64; `reported`, the mean over runs of the
-    best cost for each k and, if asked for, of all training images ("full"); `deviation`, the
-    population standard deviation over runs of that cost.
-
-    With several costs that selects on the test set, as the official script does.
-    """
+    best cost, on the test set as in the official script, for each k and, if asked for, of all
+    training images ("full"); `deviation`, the population standard deviation over its runs."""
 
     maps: Tensor
     reported: dict[int | str, float]
@@ -127,14 +116,9 @@ def low_shot_map(
     full: bool = True,
     seed: int = 0,
 ) -> LowShotMap:
-    """The VOC07 protocol: SVMs on k images per class, several draws, mAP on all test images.
-
-    Args:
-        train_features (N, d), test_features (M, d): frozen, not yet normalised.
-        train_labels (N, C), test_labels (M, C): 1 present, -1 absent, 0 difficult (a negative).
-        shots, runs, costs: k, draws per k and cost, and C; each cost has draws of its own.
-        full: fit on all training images as well.
-    """
+    """The VOC07 protocol: SVMs on k of `shots` images per class, several draws for each of the
+    `costs`, mAP on all test images; `full` fits on all training images as well. Features (N, d),
+    (M, d) are not yet normalised; labels (N, C), (M, C) are 1, -1 or 0, difficult (a negative)."""
     train, test = normalise(train_features), normalise(test_features)
     random = Random(seed)
 
@@ -166,11 +150,11 @@ def low_shot_accuracy(
     seed: int = 0,
     cost: float = 0.5,
 ) -> dict[int, float]:
-    """Percent of test images that a multi-class linear SVM on k images per class gets right.
+    """Percent of test images that a multi-class linear SVM on k images per class gets right, the
+    mean over `runs` draws, of features (N, d), (M, d) and labels (N,), (M,).
 
-    Mean over `runs` draws. The draws depend on the labels and the seed alone, so that two networks
-    are compared on the same images; within a run the larger k contains the smaller. A class with
-    fewer images gives all it has. Of features (N, d), (M, d) and labels (N,), (M,).
+    The draws depend on the labels and the seed alone, so that two networks are compared on the same
+    images; within a run the larger k contains the smaller.
     """
     train, test = normalise(train_features.float()), normalise(test_features.float())
     classes = train_labels.unique().tolist()

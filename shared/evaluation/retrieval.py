@@ -11,15 +11,14 @@ itm_eval`.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from shared.distributed import gather_objects, rank, world_size
+from shared.evaluation.features import gather_rows
 
 NOT_SCORED = -100.0
 CUTOFFS = (1, 5, 10)
@@ -37,12 +36,8 @@ def recalls(i2t: Tensor, t2i: Tensor, text_image: Tensor) -> dict[str, float]:
     text looks for its image, in row `text_image` (T,), by scores (T, N). `txt_r_mean`,
     `img_r_mean` are means over K = 1, 5, 10, `r_mean` is the mean of the two.
 
-    Of equal scores the wrong ones come first: a constant score finds nothing. (The official code
-    sorts by an unstable algorithm, so that equal scores come in an unspecified order. That concerns
-    the pairs without score, so with k >= 10 candidates the recalls cannot differ.)
-
-    Raises:
-        ValueError: a score is NaN, or an image has no text.
+    Of equal scores the wrong ones come first: a constant score finds nothing. (In the official code
+    their order is unspecified; with k >= 10 candidates the recalls cannot differ.)
     """
     images, texts = i2t.shape
     if t2i.shape != (texts, images) or text_image.shape != (texts,):
@@ -173,8 +168,7 @@ class Collector:
         hard_text: Tensor | None = None,
     ) -> None:
         """Add images, entry numbers (B,), features (B, E), tokens (B, P, C), and their texts, entry
-        numbers (T,) of their images, features (T, E), tokens (T, L, ...), mask (T, L), padded at
-        the end; `hard_text` (T,) as in `Gallery`."""
+        numbers (T,) of their images, features (T, E), tokens (T, L, ...), mask (T, L)."""
         entries, features, tokens = images
         text_entries, text_features, text_tokens, mask = texts
         taken = {
@@ -208,9 +202,7 @@ class Collector:
         image = torch.searchsorted(entries, rows["text_entry"]).clamp_max(len(entries) - 1)
         known = (entries[image] == rows["text_entry"]).nonzero()[:, 0]
         if left_out := len(image) - len(known):
-            warnings.warn(
-                f"{left_out} texts are left out with their unreadable images", stacklevel=2
-            )
+            warnings.warn(f"{left_out} texts are left out with unreadable images", stacklevel=2)
         known = known[image[known].argsort(stable=True)]
         starts = rows["length"].cumsum(0) - rows["length"]
         return Gallery(
@@ -229,43 +221,15 @@ class Collector:
         return tokens.to(self.dtype) if tokens.is_floating_point() else tokens
 
 
-def gather_rows(own: Mapping[str, Tensor], device: torch.device | str) -> dict[str, Tensor]:
-    """Each value (n, ...) -> the rows of all ranks in their order, on the CPU; NCCL passes them on
-    `device`. n may differ between ranks; a rank without rows may lack the value."""
-    if world_size() == 1:
-        return {name: value.cpu() for name, value in own.items()}
-    forms = gather_objects({name: (v.shape, v.dtype) for name, v in own.items()})
-    place = torch.device(device if dist.get_backend() == "nccl" else "cpu")
-    gathered = {}
-    for name in sorted(set().union(*forms)):
-        pieces = []
-        for owner, form in enumerate(forms):
-            if name not in form or not form[name][0].numel():
-                continue
-            shape, dtype = form[name]
-            piece = torch.empty(shape, dtype=dtype, device=place)
-            if owner == rank():
-                piece.copy_(own[name])
-            dist.broadcast(piece.view(torch.uint8), owner)  # as bytes: any dtype, any backend
-            pieces.append(piece.cpu())
-        gathered[name] = torch.cat(pieces)
-    return gathered
-
-
 # --- re-ranking ---
 
 
 class Matcher(NamedTuple):
-    """The network that scores pairs, in three parts: of an image, of a text, of a pair.
+    """The network that scores pairs, in three parts: of an image, of a text, of a pair."""
 
-    `project`: image tokens (1, P, C) -> whatever `score` needs of an image. `read`: text tokens
-    (R, L, ...), mask (R, L) -> tokens (R, L, ...) as `score` needs them. `score`: of the first,
-    the second and the mask (R, L) -> (R,) scores.
-    """
-
-    project: Callable[[Tensor], Any]
-    read: Callable[[Tensor, Tensor], Tensor]
-    score: Callable[[Any, Tensor, Tensor], Tensor]
+    project: Callable[[Tensor], Any]  # image tokens (1, P, C) -> what `score` needs of an image
+    read: Callable[[Tensor, Tensor], Tensor]  # tokens (R, L, ...) and mask (R, L) -> for `score`
+    score: Callable[[Any, Tensor, Tensor], Tensor]  # of both and the mask -> (R,) scores
 
 
 @torch.no_grad()
@@ -277,11 +241,11 @@ def score_pairs(
     device: torch.device | str = "cpu",
     precision: Precision = "float32",
 ) -> Tensor:
-    """(N, T) float32 scores of the wanted pairs, `NOT_SCORED` elsewhere; the same on every rank.
+    """(N, T) float32 scores of the `wanted` pairs (N, T), `NOT_SCORED` elsewhere; the same on every
+    rank, each of which reads all texts and scores the pairs of its own images.
 
-    Each rank reads all texts and scores the pairs of its own images, one image after the other.
-    `wanted` (N, T) is the same on every rank; `chunk` is the most text positions (texts times their
-    tokens) in one pass, which bounds the memory; "bfloat16" runs the matcher under autocast.
+    `chunk` is the most text positions (texts times their tokens) in one pass, which bounds the
+    memory; "bfloat16" runs the matcher under autocast.
     """
     device = torch.device(device)
     wanted = wanted.cpu()
@@ -305,8 +269,7 @@ def rerank(
     score: Callable[[Tensor], Tensor],
     add_similarity: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Scores of the k candidates by `similarity` (N, T) in both directions, `NOT_SCORED` elsewhere:
-    (N, T) and (T, N).
+    """Scores (N, T) and (T, N) of the k candidates by `similarity` (N, T), `NOT_SCORED` elsewhere.
 
     `score` makes scores of the pairs in a boolean (N, T), as `score_pairs`, and is asked once; with
     `add_similarity` the similarity is added, as BLIP ranks; ALBEF ranks by the score alone.

@@ -9,10 +9,7 @@ from torch import Tensor
 
 
 def class_accuracies(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """(C,) fraction of right predictions per class; NaN for classes without test images.
-
-    Args: predictions (N,) and labels (N,), classes from 0.
-    """
+    """(C,) fraction of right predictions (N,) per class; NaN for classes without test images."""
     if predictions.shape != labels.shape:
         raise ValueError(f"{tuple(predictions.shape)} predictions, {tuple(labels.shape)} labels")
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
@@ -37,13 +34,9 @@ def macro_accuracy(predictions: Tensor, labels: Tensor, num_classes: int) -> flo
 def shot_accuracy(
     predictions: Tensor, labels: Tensor, train_counts: Tensor, many=100, few=20, empty="nan"
 ) -> dict[str, float]:
-    """Accuracies 0..1: `all` over samples; `many`, `medium`, `few` as means over their classes.
-
-    Args:
-        predictions, labels: (N,) of the test set. Classes without test images are left out.
-        train_counts: (C,) training images per class, see `shot_groups`.
-        empty: what a group without classes gets, "nan" or "zero" (as the public code has it).
-    """
+    """Accuracies 0..1: `all` over samples; `many`, `medium`, `few` as means over their classes, of
+    `train_counts` (C,) training images, that have test images; of no class `empty`, "nan" or
+    "zero" (as the public code has it)."""
     if empty not in ("nan", "zero"):
         raise ValueError(f'`empty` must be "nan" or "zero", got {empty!r}')
     per_class = class_accuracies(predictions, labels, len(train_counts))

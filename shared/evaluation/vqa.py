@@ -59,10 +59,8 @@ def normalised(answer: str) -> str:
 
 
 def soft_accuracy(prediction: str, answers: Sequence[str], enough: int = VOTES) -> float:
-    """In [0, 1]: min(1, votes / enough), the mean over leaving out each of the answers in turn.
-
-    The answers lose their punctuation only where they are not all the same.
-    """
+    """In [0, 1]: min(1, votes / enough), the mean over leaving out each of the answers in turn;
+    these lose their punctuation only where they are not all the same."""
     if len(set(answers)) > 1:
         answers = [without_punctuation(answer) for answer in answers]
     votes = list(answers).count(normalised(prediction))
@@ -88,22 +86,16 @@ class Answered(NamedTuple):
 
 
 def judged(batch: Mapping[str, Any], answers: Sequence[str]) -> list[Answered]:
-    """The answers (B,) to a batch of `shared.data.image_text.vqa.VQAData`: `indices` and
-    `question_ids` (B,), and where they are known `answers`, the truth, and `kinds` of question,
-    each a list of B lists of strings."""
+    """The answers (B,) to a batch of `shared.data.image_text.vqa.VQAData`, which may hold the true
+    `answers` and the `kinds` of question, each a list of B lists of strings."""
     size = len(answers)
     truth, kinds = batch.get("answers", [None] * size), batch.get("kinds", [()] * size)
     rows = (batch["indices"].tolist(), batch["question_ids"].tolist(), answers, truth, kinds)
-    return [
-        Answered(
-            place,
-            number,
-            answer,
-            None if known is None else soft_accuracy(answer, known),
-            tuple(kind),
-        )
-        for place, number, answer, known, kind in zip(*rows, strict=True)
-    ]
+    found = []
+    for place, number, answer, known, kind in zip(*rows, strict=True):
+        accuracy = None if known is None else soft_accuracy(answer, known)
+        found.append(Answered(place, number, answer, accuracy, tuple(kind)))
+    return found
 
 
 def accuracies(answered: Sequence[Answered]) -> dict[str, float]:

@@ -22,10 +22,8 @@ def multi_positive_targets(positives: Tensor) -> Tensor:
 
 
 def negative_weights(logits: Tensor, positives: Tensor) -> Tensor:
-    """(B, C) weights by which negatives are drawn: softmax of the similarities, 0 at positives.
-
-    Rows do not sum to 1. No gradient.
-    """
+    """(B, C) weights by which negatives are drawn, without gradient: softmax of the similarities, 0
+    at positives, so that rows do not sum to 1."""
     return logits.detach().float().softmax(dim=1).masked_fill(positives, 0.0)
 
 
@@ -37,10 +35,7 @@ def draw_negatives(weights: Tensor, positives: Tensor, uniforms: Tensor) -> Tens
     """
     allowed = ~positives
     if not allowed.any(dim=1).all():
-        raise ValueError(
-            "all pairs of a batch show the same image, so that none is a negative of another: "
-            "raise batch_size"
-        )
+        raise ValueError("all pairs of a batch show the same image: raise batch_size")
     vanished = weights.sum(dim=1, keepdim=True) <= 0
     cumulative = torch.where(vanished, allowed.double(), weights.double()).cumsum(dim=1)
     target = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
@@ -57,11 +52,8 @@ def matching_loss(logits: Tensor, pairs: int) -> Tensor:
 def distilled_cross_entropy(
     logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None, alpha: float = 0.0
 ) -> Tensor:
-    """Mean of (1 - alpha) cross-entropy with the labels + alpha that with the teacher's softmax.
-
-    Args: logits and teacher_logits (B, classes), labels (B,). Without a teacher alpha has no
-    effect. No gradient reaches the teacher. Source: docs/papers/albef.md, section 3.9.
-    """
+    """Mean of (1 - alpha) cross-entropy with the labels (B,) + alpha that with the softmax of the
+    teacher, which no gradient reaches; logits (B, classes) (docs/papers/albef.md, section 3.9)."""
     targets = F.one_hot(labels, logits.shape[1]).float()
     if teacher_logits is not None:
         targets = soften(targets, teacher_logits.detach(), alpha)

@@ -32,10 +32,8 @@ class MaskDraws(NamedTuple):
 def mask_tokens(
     ids: Tensor, draws: MaskDraws, pad_id: int, cls_id: int, mask_id: int
 ) -> tuple[Tensor, Tensor]:
-    """(B, L) -> (ids with masks, labels), labels -100 where nothing is to be predicted.
-
-    Padding and [CLS] are never selected; a literal [SEP] may be.
-    """
+    """(B, L) -> (ids with masks, labels), labels -100 where nothing is to be predicted. Padding and
+    [CLS] are never selected; a literal [SEP] may be."""
     selected = draws.selected & (ids != pad_id) & (ids != cls_id)
     labels = ids.masked_fill(~selected, IGNORED)
     replaced = selected & draws.replaced
@@ -64,11 +62,8 @@ def text_sums(values: Tensor, mask: Tensor) -> Tensor:
 def masked_lm_loss(
     logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None, alpha: float = 0.0
 ) -> Tensor:
-    """(1 - alpha) cross-entropy + alpha distillation, means over the S selected positions.
-
-    Args: logits and teacher_logits (S, V), labels (S,), at selected positions only.
-    Nothing selected gives 0 (with a gradient of 0), where the official code gives NaN.
-    """
+    """The mean of `token_losses` of the selected positions; nothing selected gives 0 (with a
+    gradient of 0), where the official code gives NaN."""
     log_probs = logits.float().log_softmax(dim=-1)
     total = (1 - alpha) * F.nll_loss(log_probs, labels, reduction="sum")
     if teacher_logits is not None:

@@ -20,13 +20,8 @@ Built = TypeVar("Built")
 
 
 def build(config: Any, base: type[Built]) -> Built:
-    """Build the object that `{"_target_": "shared....", **arguments}` describes.
-
-    Raises:
-        ValueError: no `_target_`, one that is no subclass of `base` defined in this project, or
-            arguments that it does not have.
-        Exception: what the constructor raises.
-    """
+    """Build the object that `{"_target_": "shared....", **arguments}` describes; ValueError if that
+    is no subclass of `base` defined in this project, or does not take these arguments."""
     target, arguments = _parts(config, base.__name__)
     return applied(trusted_class(target, base), arguments)
 
@@ -43,11 +38,7 @@ def call(config: Any, **further: Any) -> Any:
 
 
 def applied(function: Callable[..., Built], arguments: Mapping[str, Any]) -> Built:
-    """The function's value for named arguments of a config.
-
-    Raises:
-        ValueError: it has no such argument, or needs another one.
-    """
+    """The function's value; ValueError if it has no such argument, or needs another one."""
     try:
         return function(**arguments)
     except TypeError as error:
@@ -58,11 +49,9 @@ def applied(function: Callable[..., Built], arguments: Mapping[str, Any]) -> Bui
 
 def trusted_class(target: str, base: type[Built]) -> type[Built]:
     """The class that `target` names; ValueError if it is no subclass of `base` defined here."""
-
-    def fits(found: Any) -> bool:
-        return isclass(found) and issubclass(found, base)
-
-    return _defined_here(target, base.__name__, TRUSTED_PACKAGES, fits)
+    return _defined_here(
+        target, base.__name__, TRUSTED_PACKAGES, lambda it: isclass(it) and issubclass(it, base)
+    )
 
 
 def trusted_function(target: str) -> Callable[..., Any]:

@@ -22,10 +22,7 @@ class PaddedSubsampling(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """(N, in_channels, H, W) -> (N, 64); `depth` 6n + 2 in stages of 16, 32 and 64 channels.
-
-    Convolutions start from Kaiming's normal distribution by fan-in.
-    """
+    """(N, in_channels, H, W) -> (N, 64); `depth` 6n + 2 in stages of 16, 32 and 64 channels."""
 
     def __init__(self, depth: int = 32, in_channels: int = 3):
         super().__init__()

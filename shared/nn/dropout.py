@@ -6,12 +6,8 @@ from torch.nn import functional as F
 
 
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """`F.dropout`: elements are zeroed with probability `p`, the others divided by 1 - p.
-
-    On a CPU torch draws number by number, which took a sixth of ALBEF's bf16 step
-    (docs/decisions/009). There an element takes 16 random bits: it is zeroed with probability
-    round(2^16 p) / 2^16, at most 1 - 2^-16.
-    """
+    """`F.dropout`; on a CPU, where torch draws number by number, each element takes 16 random bits:
+    p is round(2^16 p) / 2^16, at most 1 - 2^-16 (docs/decisions/009)."""
     if not (training and 0.0 < p < 1.0 and x.device.type == "cpu"):
         return F.dropout(x, p, training)
     zeroed = min(round(p * 2**16), 2**16 - 1)  # of 2^16 numbers

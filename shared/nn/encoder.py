@@ -7,17 +7,12 @@ from shared.nn.heads import LinearProjection, ProjectionHead
 
 
 class Encoder(nn.Module):
-    """(N, C, H, W) -> float32 logits (N, num_classes) and unit-norm embeddings (N, d).
+    """(N, C, H, W) -> float32 logits (N, num_classes) and unit-norm embeddings (N, d), each None if
+    its head is.
 
-    A head that is left out (None) gives None in its place.
-
-    Args:
-        backbone: `{_target_: shared.nn...., ...}`; the class has `num_features`.
-        projection: `{hidden, dim, negative_slope}`, a two-layer head; `hidden: null` takes the
-            backbone's width. `{hidden: 0, dim}` is a linear head.
-
-    Raises:
-        ValueError: an unknown key of `projection`, or a missing one.
+    The `backbone`, `{_target_: shared.nn...., ...}`, has `num_features`. The `projection` is
+    `{hidden, dim, negative_slope}`, where `hidden: null` takes the backbone's width, or linear,
+    `{hidden: 0, dim}`.
     """
 
     def __init__(self, backbone: dict, num_classes: int | None, projection: dict | None):

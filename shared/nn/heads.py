@@ -5,12 +5,8 @@ from torch.nn import functional as F
 
 
 def unit_norm(embeddings: Tensor) -> Tensor:
-    """(N, d) -> (N, d) on the unit sphere, in float32.
-
-    Half-precision norms are coarse, and every similarity is built on them. Some official code
-    (CoMatch, MoPro) normalises without an epsilon, so that an all-zero row becomes NaN; here the
-    norm is bounded below by 1e-12.
-    """
+    """(N, d) -> (N, d) on the unit sphere, in float32, since half-precision norms are coarse. In
+    some official code (CoMatch, MoPro) an all-zero row becomes NaN; here it stays zero."""
     return F.normalize(embeddings.float(), dim=1, eps=1e-12)
 
 
@@ -30,13 +26,15 @@ class ProjectionHead(nn.Module):
 
 
 class LinearProjection(nn.Module):
-    """Linear map onto the unit sphere (MoCo v1, PCL v1): (N, in_features) -> (N, dim).
-
-    What else `ProjectionHead` takes has no effect.
-    """
+    """Linear map onto the unit sphere (MoCo v1, PCL v1): (N, in_features) -> (N, dim). Configs that
+    make a two-layer head linear keep its `negative_slope` 0, which is without effect here."""
 
     def __init__(self, in_features: int, dim: int, hidden: int = 0, negative_slope: float = 0.0):
         super().__init__()
+        if hidden or negative_slope:
+            raise ValueError(
+                f"hidden and negative_slope of a linear head are 0, not {hidden}, {negative_slope}"
+            )
         self.fc = nn.Linear(in_features, dim)
 
     def forward(self, features: Tensor) -> Tensor:

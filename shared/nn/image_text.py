@@ -15,12 +15,8 @@ from shared.nn.vision_transformer import VisionTransformer
 class ImageTextEncoders(nn.Module):
     """All that has a momentum copy: both encoders, their projections, and the word prediction.
 
-    The lower layers of the text encoder read text alone, the upper ones fuse it with an image.
-
-    Args:
-        vision, text: arguments of `VisionTransformer` and, but for `context_width`, of
-            `TextTransformer`.
-        embed_dim: E. masked_lm: whether there is a `word_head`.
+    `vision` and `text` are arguments of `VisionTransformer` and of `TextTransformer`, whose upper
+    layers fuse a text with an image; with `masked_lm` there is a `word_head`.
     """
 
     def __init__(

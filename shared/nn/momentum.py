@@ -10,9 +10,8 @@ from torch import Tensor, nn
 class MomentumEncoder(nn.Module):
     """A no-grad copy theta_m of `encoder`, updated as theta_m <- m theta_m + (1 - m) theta.
 
-    `buffers` is what an update does to BatchNorm statistics. "copy" takes the encoder's (an EMA
-    model that never runs in train mode); "keep" leaves them to the copy's own train-mode passes
-    (MoCo and its descendants).
+    Of BatchNorm statistics an update takes the encoder's ("copy": an EMA model that never runs in
+    train mode) or leaves them to the copy's own train-mode passes ("keep": MoCo).
     """
 
     def __init__(self, encoder: nn.Module, buffers: Literal["copy", "keep"]):

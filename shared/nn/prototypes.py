@@ -8,11 +8,8 @@ from shared.losses.contrastive import similarity_logits
 
 
 class ClassPrototypes(nn.Module):
-    """Class means of embeddings as a moving average, in the buffer `prototypes` (K, d).
-
-    All rows start as zeros. The first sample of a class sets its direction; a class that was never
-    seen stays zero and gives logit 0.
-    """
+    """Class means of embeddings as a moving average, in the buffer `prototypes` (K, d): zeros, and
+    so logits of 0, until the first sample of a class sets its direction."""
 
     prototypes: Tensor
 
@@ -26,10 +23,8 @@ class ClassPrototypes(nn.Module):
     ) -> None:
         """c_y <- m c_y + (1 - m) z for each row in order, then every prototype to unit norm.
 
-        The rows are weighted in closed form: of r rows of one class, the j-th counts
-        (1 - m) m^(r - j) and the old prototype m^r. In a distributed run gather before calling.
-
-        Args: features (B, d), labels (B,) int64, m in [0, 1], keep (B,) bool: False is skipped.
+        In closed form: of r rows of one class, the j-th counts (1 - m) m^(r - j) and the old
+        prototype m^r; rows not to `keep` (B,) are skipped. Gather before calling.
         """
         if keep is not None:
             features, labels = features[keep], labels[keep]

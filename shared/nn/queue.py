@@ -11,12 +11,9 @@ class FeatureQueue(nn.Module):
 
     All start as zeros and are buffers, so that a checkpoint restores them with `pointer`, the next
     row to write, and `written`, the number of rows ever offered.
-
-    Args:
-        size, dim: K and d.
-        payloads: name -> trailing size of each payload, e.g. {"probs": num_classes}.
-        overflow: what happens to a write that passes the end. "wrap" continues at row 0; "drop"
-            discards the surplus and returns the pointer to 0, as CoMatch's ImageNet code does.
+    `payloads` name the trailing size of each, e.g. {"probs": num_classes}. A write that passes the
+    end continues at row 0 ("wrap"), or its surplus is discarded and the pointer returns to 0
+    ("drop", as in CoMatch's ImageNet code).
     """
 
     features: Tensor

@@ -23,14 +23,12 @@ class ResNet(nn.Module):
     `groups=32, width_per_group=4`.
 
     Args:
-        block: "basic" (expansion 1) or "bottleneck" (expansion 4).
         layers: blocks of each stage; as many stages as entries.
-        width, base_width: stage s has base_width * width * 2^s * expansion output channels.
+        width, base_width: stage s has base_width * width * 2^s * expansion output channels, with
+            an expansion of 1 ("basic") or 4 ("bottleneck").
         stem: "imagenet", a 7x7 convolution of stride 2 and a 3x3 max-pool of stride 2, or "small",
             a 3x3 convolution of stride 1 for pictures of 32 pixels or so.
-        stem_channels: output channels of the stem, whatever the width.
         strides: of the first block of each stage; null is 1, 2, 2, ...
-        groups, width_per_group: of the 3x3 convolution of a bottleneck.
     """
 
     def __init__(

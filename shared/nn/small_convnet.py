@@ -8,10 +8,7 @@ from torch.nn import functional as F
 
 
 class SmallConvNet(nn.Module):
-    """Stride-2 3x3 conv + BN + leaky ReLU(0.1) blocks: (N, in_channels, H, W) -> (N, channels[-1]).
-
-    Of 0.1 M parameters as it is.
-    """
+    """Blocks of strided 3x3 conv, BN, leaky ReLU: (N, in_channels, H, W) -> (N, channels[-1])."""
 
     def __init__(self, channels: Sequence[int] = (32, 64, 128), in_channels=1, bn_momentum=0.1):
         super().__init__()

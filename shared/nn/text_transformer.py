@@ -43,9 +43,8 @@ class KeyValue(NamedTuple):
 class Attention(nn.Module):
     """Multi-head attention, then a dense layer, dropout, residual and LayerNorm.
 
-    Without `context_width` it attends to what has its own width D. `dropout` is that of the
-    probabilities and of the output. `map`, (B, H, L, N), holds the probabilities (before dropout)
-    of the last call inside `recorded`; it is part of the graph, so that it has a gradient.
+    `dropout` is that of the probabilities and of the output. `map`, (B, H, L, N), holds the
+    probabilities (before dropout) of the last call inside `recorded`, as part of the graph.
     """
 
     def __init__(
@@ -99,11 +98,9 @@ class Attention(nn.Module):
         return self.map.unflatten(0, (-1, texts)).transpose(1, 2).flatten(2, 3)
 
     def _split(self, x: Tensor) -> Tensor:
-        """(B, L, D) -> (B, H, L, D / H)."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
     def _merge(self, x: Tensor) -> Tensor:
-        """(B, H, L, D / H) -> (B, L, D)."""
         return x.transpose(1, 2).flatten(2)
 
 
@@ -137,10 +134,8 @@ class TransformerLayer(nn.Module):
         first_only: bool = False,
         has_read: bool = False,
     ) -> Tensor:
-        """(B, L, D) -> (B, L, D); with `first_only` what the first token becomes, (B, 1, D).
-
-        With `has_read` the hidden states went through the layer's self-attention already.
-        """
+        """(B, L, D) -> (B, L, D), of the first token alone if `first_only`; with `has_read` the
+        hidden states went through the layer's self-attention already."""
         asking = hidden[:, :1] if first_only else hidden
         if not has_read:
             asking = self.self_attention(asking, self.self_attention.project(hidden), mask)
@@ -179,11 +174,11 @@ class Embeddings(nn.Module):
     def forward(self, ids: Tensor, types: Tensor | None = None) -> Tensor:
         """(B, L) ids and token types (None: all 0) -> (B, L, D)."""
         summed = self.word(ids) + self._positions(ids)
-        if self.token_type is None and types is not None:
-            raise ValueError("token types given, but the model has no type embeddings")
         if self.token_type is not None:
             of_types = self.token_type.weight[0] if types is None else self.token_type(types)
             summed = summed + of_types
+        elif types is not None:
+            raise ValueError("token types given, but the model has no type embeddings")
         return dropout(self.norm(summed), self.dropout, self.training)
 
     @property
@@ -209,8 +204,7 @@ class TextTransformer(nn.Module):
 
     Args:
         type_vocab_size: 0 for no type embeddings.
-        cross_attention_from: first layer with cross-attention; None: there is none.
-        context_width: C of the context, None where there is none.
+        cross_attention_from, context_width: first layer with cross-attention and C, or neither.
         share_projections: so many consecutive layers with cross-attention share its key and value
             projections (2 in ALBEF's NLVR2 network, whose twins look at one image each).
         positions_after_pad: positions as in RoBERTa: padding has position `pad_id`, tokens those
@@ -218,7 +212,6 @@ class TextTransformer(nn.Module):
         initial_std: of weights; 0.02 is right for BERT's width, about 1 / sqrt(3 D) for small ones.
 
     Masks (B, L) are 1 (or True) for tokens, 0 for padding, or what `attention_mask` made of one.
-    Biases start as 0.
     """
 
     def __init__(
@@ -277,11 +270,8 @@ class TextTransformer(nn.Module):
     def encode(
         self, ids: Tensor, mask: Tensor, types: Tensor | None = None, first_only: bool = False
     ) -> Tensor:
-        """Embeddings and the layers without cross-attention ("text" mode): -> (B, L, D).
-
-        With `first_only` the last layer of a model without cross-attention computes nothing but
-        the first token: (B, 1, D).
-        """
+        """Embeddings and the layers without cross-attention ("text" mode): (B, L, D); `first_only`
+        lets the last layer of a model without cross-attention compute the first token alone."""
         hidden, visible = self.embeddings(ids, types), attention_mask(mask)
         last = self.layers[-1]
         for layer in self.layers[: self.fusion_layer]:
@@ -296,11 +286,8 @@ class TextTransformer(nn.Module):
         first_only: bool = False,
         has_read: bool = False,
     ) -> Tensor:
-        """The layers with cross-attention ("fusion" mode), from hidden states (B, L, D) on.
-
-        With `first_only` the last layer computes nothing but the first token: (B, 1, D). With
-        `has_read` the hidden states are those that `read` gave.
-        """
+        """The layers with cross-attention ("fusion" mode), from hidden states (B, L, D) on, those
+        that `read` gave if `has_read`; `first_only` lets the last compute the first token alone."""
         visible, last = attention_mask(mask), self.layers[-1]
         for layer, key_value in zip(self.fusion_layers, context, strict=True):
             hidden = layer(hidden, visible, key_value, first_only and layer is last, has_read)
@@ -308,19 +295,14 @@ class TextTransformer(nn.Module):
         return hidden
 
     def read(self, hidden: Tensor, mask: Tensor) -> Tensor:
-        """The self-attention of the first layer with cross-attention: (B, L, D) -> (B, L, D).
-
-        It sees no context, so a text that is fused with many goes through it once.
-        """
+        """Self-attention of the first layer with cross-attention, (B, L, D): it sees no context, so
+        that a text that is fused with many goes through it once."""
         attention = self.fusion_layers[0].self_attention
         return attention(hidden, attention.project(hidden), attention_mask(mask))
 
     def project(self, tokens: Tensor, every: int = 1, mask: Tensor | None = None) -> list[KeyValue]:
-        """Keys and values of a context (R, N, C) for the layers with cross-attention, in order.
-
-        With `every` 2 for every other one of them. `mask` (R, N) tells tokens of the context from
-        its padding; None: all are tokens.
-        """
+        """Keys and values of a context (R, N, C) for each layer with cross-attention, or `every`
+        other one; `mask` (R, N) tells tokens of the context from its padding."""
         visible = None if mask is None else attention_mask(mask)
         return [
             layer.cross_attention.project(tokens)._replace(mask=visible)  # type: ignore[union-attr]

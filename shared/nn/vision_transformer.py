@@ -16,14 +16,11 @@ from torch.nn import functional as F
 
 
 class VisionTransformer(timm_vit.VisionTransformer):
-    """Pre-norm ViT: images (B, 3, S, S) -> tokens (B, 1 + N, C) after the final LayerNorm.
+    """Pre-norm ViT: images (B, 3, S, S) -> tokens (B, 1 + N, C) after the final LayerNorm, of
+    which the first is the class token. Positions are absolute and learned.
 
-    Token 0 is the class token. Positions are absolute and learned.
-
-    Args:
-        drop_path: stochastic depth, rising linearly to this.
-        gradient_checkpointing: trade time for memory at large images.
-        initial_std: of the blocks' weights; larger for small widths, see `TextTransformer`.
+    Stochastic depth rises linearly to `drop_path`; `initial_std` is that of the blocks' weights,
+    larger for small widths, see `TextTransformer`.
     """
 
     def __init__(
@@ -63,11 +60,8 @@ class VisionTransformer(timm_vit.VisionTransformer):
 
 
 def interpolate_positions(positions: Tensor, grid: int) -> Tensor:
-    """Position embeddings (1, 1 + s^2, C) -> (1, 1 + grid^2, C); the class token's stays.
-
-    Bicubic, align_corners=False, without antialiasing (docs/papers/albef.md, section 4.4);
-    ValueError for another shape or a grid that is no square.
-    """
+    """Position embeddings (1, 1 + s^2, C) -> (1, 1 + grid^2, C), bicubic without antialiasing; the
+    class token's stays (docs/papers/albef.md, section 4.4)."""
     if positions.ndim != 3:
         raise ValueError(f"position embeddings are (1, 1 + s^2, C), got {tuple(positions.shape)}")
     count, width = positions.shape[1] - 1, positions.shape[2]

@@ -41,11 +41,8 @@ class PreActivationBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WRN-depth-width: (N, in_channels, H, W) -> (N, 64 * width) pooled features.
-
-    The default BatchNorm momentum 0.001 needs tens of thousands of iterations before evaluation
-    mode is meaningful; short runs set 0.1 in their config. `depth` is 6n + 4.
-    """
+    """WRN-depth-width, depth 6n + 4: (N, in_channels, H, W) -> (N, 64 * width) pooled features. The
+    official BatchNorm momentum needs tens of thousands of iterations; short runs set 0.1."""
 
     layer1: nn.Sequential
     layer2: nn.Sequential

@@ -27,13 +27,8 @@ RESULTS = "vqa_result.json"
 
 
 class AnswerNetwork(nn.Module):
-    """Reads an image and a question, and writes an answer. All of it has a momentum copy.
-
-    Args:
-        vision, text: see `ImageTextEncoders`; `text` is that of the question encoder, whose upper
-            layers look at the image. The decoder has the same sizes.
-        decoder_layers: of the decoder, each of which looks at the question.
-    """
+    """Reads an image and a question, and writes an answer. Arguments as in `ImageTextEncoders`;
+    the decoder has the sizes of the text encoder, and each of its layers looks at the question."""
 
     def __init__(self, vision: dict[str, Any], text: dict[str, Any], decoder_layers: int):
         super().__init__()
@@ -53,11 +48,8 @@ class AnswerNetwork(nn.Module):
     def write(
         self, ids: Tensor, mask: Tensor, question: Sequence[KeyValue], first: int = 1
     ) -> Tensor:
-        """Logits (S, V) of tokens `first`, `first` + 1, ... of each answer (A, M), row after row.
-
-        Each is predicted from the tokens before it; padding is not. The question has A rows, or
-        fewer, each for as many answers.
-        """
+        """Logits (S, V) of tokens `first`, `first` + 1, ... of each answer (A, M), row after row,
+        without padding. The question has A rows, or fewer, each for as many answers."""
         hidden = self.text_decoder(ids, mask, question, causal=True)
         predicted = hidden[:, first - 1 : -1][mask[:, first:].bool()]
         return self.word_head(predicted, self.text_decoder.embeddings.word)
@@ -103,14 +95,11 @@ class AnswerRanking(nn.Module):
         self.mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], True)
 
     def forward(self, network: AnswerNetwork, question: list[KeyValue]) -> tuple[Tensor, Tensor]:
-        """Candidates (B, k) of each question, places in the answer list, and their scores (B, k).
-
-        In the order of their first tokens' probabilities; the first token of several may be one.
-        """
+        """Candidates (B, k) of each question, places in the answer list, in the order of their
+        first tokens' probabilities, and their scores (B, k)."""
         if not self.answers:
             raise ValueError(
-                "there are no answers to choose from: give `answers`, load a checkpoint that holds "
-                "them, or run with a data module that has an answer list"
+                "no answers to choose from: give `answers`, or a checkpoint or data that holds them"
             )
         first_token = self.first_token_log_probs(network, question)
         first, candidates = first_token.topk(self.k_test, dim=1)
@@ -127,10 +116,8 @@ class AnswerRanking(nn.Module):
     def remaining_log_probs(
         self, network: AnswerNetwork, question: list[KeyValue], candidates: Tensor
     ) -> Tensor:
-        """(B, k): of all tokens of each candidate after the first one, summed.
-
-        Candidates pass by their length, so that there is little padding; all those of a question
-        share its keys and values.
+        """(B, k): of all tokens of each candidate after the first one, summed. Candidates pass by
+        their length, so that there is little padding, and share their question's keys and values.
         """
         lengths = self.mask.sum(dim=1)
         order = lengths[candidates].argsort(dim=1)
@@ -148,8 +135,8 @@ class AnswerRanking(nn.Module):
 
 
 class AnswerEvaluation(Evaluation):
-    """Soft accuracy of what a module's `answer(batch)` says, each question once over all ranks; the
-    test also writes `vqa_result.json` for the server. Accuracy only where the answers are known."""
+    """Soft accuracy of what a module's `answer(batch)` says, each question once over all ranks,
+    where the truth is known; the test also writes `vqa_result.json` for the server."""
 
     def __init__(self) -> None:
         self.answered: list[Answered] = []

@@ -10,11 +10,8 @@ Batch = dict[str, Tensor]
 
 
 class Accuracies(nn.Module):
-    """Top-1 and top-5 accuracy in percent, over all ranks, of one or several networks.
-
-    A module calls `update` in its validation and test steps, and at the end of either logs what
-    `compute` returns. Each network has a suffix of the metrics' names: "_ema" gives `val/top1_ema`.
-    """
+    """Top-1 and top-5 accuracy in percent, over all ranks, of one or several networks, each with a
+    suffix of the metrics' names: "_ema" gives `val/top1_ema`."""
 
     def __init__(self, *suffixes: str):
         super().__init__()

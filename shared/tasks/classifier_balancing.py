@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from math import sqrt
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,9 +22,6 @@ from shared.training.schedules import half_cosine
 VARIANTS = ("crt", "crt_distilled", "lws", "tau_norm", "ncm", "probe")
 
 
-# --- tau-normalisation: nothing is learnt ---
-
-
 def tau_norm_logits(features: Tensor, weight: Tensor, tau: float) -> Tensor:
     """(B, K) logits of the classifier with rows w_k / ||w_k||^tau; the bias is dropped."""
     lengths = weight.norm(dim=1, keepdim=True).clamp(min=1e-12) ** tau
@@ -34,21 +30,17 @@ def tau_norm_logits(features: Tensor, weight: Tensor, tau: float) -> Tensor:
 
 def choose_tau(weight: Tensor, validation: Features, grid: Sequence[float]) -> float:
     """The tau of the best macro accuracy on the VALIDATION features, the smallest of a tie."""
-    scores = []
-    for tau in grid:
+
+    def accuracy(tau: float) -> float:
         predictions = tau_norm_logits(validation.features, weight, tau).argmax(dim=1)
-        scores.append(macro_accuracy(predictions, validation.labels, len(weight)))
-    return grid[int(np.argmax(scores))]
+        return macro_accuracy(predictions, validation.labels, len(weight))
 
-
-# --- nearest class mean: nothing is learnt ---
+    return max(grid, key=accuracy)
 
 
 class NearestClassMean(nn.Module):
-    """Negative squared distances (B, d) -> (B, K) to class means of centred, normalised features.
-
-    u = (v - mean of all training v) / norm. The class means of u are not normalised again.
-    """
+    """Negative squared distances (B, d) -> (B, K) to the class means, not normalised again, of
+    u = (v - mean of all training v) / norm."""
 
     centre: Tensor
     means: Tensor
@@ -65,9 +57,6 @@ class NearestClassMean(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return -torch.cdist(self.centred(features), self.means).square()
-
-
-# --- learnt classifiers ---
 
 
 class LearnableScales(nn.Module):
@@ -87,7 +76,7 @@ class LearnableScales(nn.Module):
 
 
 def fresh_classifier(features: int, num_classes: int, seed: int) -> nn.Linear:
-    """cRT starts from random weights (those of `nn.Linear`), never from stage 1's."""
+    """A linear classifier with random weights, as `nn.Linear` draws them."""
     classifier = nn.Linear(features, num_classes)
     generator = torch_generator(seed, 0, "classifier")
     bound = 1 / sqrt(features)
@@ -106,11 +95,8 @@ def distillation_divergence(logits: Tensor, teacher_logits: Tensor, temperature:
 def distillation_terms(
     logits: Tensor, labels: Tensor, teacher_logits: Tensor | None, settings: Mapping | None
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Terms and weights of (1 - beta) CE(o, y) + beta T^2 KL(t || o); plain CE without settings
-    or teacher.
-
-    Args: logits, teacher_logits (B, K), labels (B,), settings {temperature: T, weight: beta}.
-    """
+    """Terms and weights of (1 - beta) CE(o, y) + beta T^2 KL(t || o) with settings {temperature: T,
+    weight: beta}; plain CE without settings or teacher."""
     ce = F.cross_entropy(logits, labels)
     if settings is None or teacher_logits is None:
         return {"ce": ce}, {}
@@ -126,11 +112,10 @@ def train_on_features(
     seed: int,
     teacher: nn.Module | None = None,
 ) -> None:
-    """Train `head` on class-balanced batches of cached features, in place.
+    """Train `head` on batches of cached features, `per_class` of a class in a row, classes in
+    shuffled cycles: SGD with a cosine to 0, and the distillation objective with a `teacher`.
 
-    SGD with a cosine to 0; every batch is `per_class` images of a class in a row, classes in
-    shuffled cycles. With a `teacher`, the distillation objective. `settings` are steps, batch_size,
-    per_class, lr, momentum, weight_decay and distillation.
+    `settings`: steps, batch_size, per_class, lr, momentum, weight_decay and distillation.
     """
     steps, batch_size = settings["steps"], settings["batch_size"]
     cycles = ClassCycles(seed, data.labels.numpy(), settings["per_class"], steps * batch_size)
@@ -151,16 +136,12 @@ def train_on_features(
         scheduler.step()
 
 
-# --- all variants, on cached features ---
-
-
 class FeatureSets(NamedTuple):
     """Cached features of the frozen encoder.
 
     `train`: un-augmented training images, for class means. `learnt`: the training images as cRT and
-    LWS see them, augmented or not. `validation`: apart from the test set, for the choice of tau.
-    `held_out`: the probe's, whose classifier is trained on it instead of the training set: what a
-    representation is worth where every class has examples that it was not trained on.
+    LWS see them, augmented or not. `validation`: for the choice of tau. `held_out`: what the probe
+    is trained on, where every class has examples that the representation was not trained on.
     """
 
     train: Features
@@ -173,12 +154,8 @@ class FeatureSets(NamedTuple):
 def feature_sets(
     features: Callable[[Any], Features], data: Any, settings: Mapping[str, Any]
 ) -> FeatureSets:
-    """The cached features that the variants need.
-
-    `features` are those of a loader's images, in order; the run's `data` gives augmented training
-    images, `augmented_dataloader(passes)`, and the probe's. With `augmented_passes` 0 cRT and LWS
-    see un-augmented images.
-    """
+    """The cached `features` that the variants need of the loaders of the run's `data`; with
+    `augmented_passes` 0 cRT and LWS see un-augmented images."""
     train, passes = features(data.features_dataloader()), settings["augmented_passes"]
     probed = "probe" in settings["variants"]
     return FeatureSets(
@@ -193,12 +170,10 @@ def feature_sets(
 def balanced_logits(
     classifier: nn.Linear, sets: FeatureSets, settings: Mapping[str, Any], seed: int
 ) -> tuple[dict[str, Tensor], float | None]:
-    """Test logits (n, K) of every variant in `settings["variants"]`, and the tau that was used.
+    """Test logits (n, K) of every variant, by the stage-1 `classifier`, and the tau that was used.
 
-    Args:
-        classifier: of stage 1, on any device; left as it is.
-        settings: variants; tau (null: chosen on validation from tau_grid); and those of
-            `train_on_features`, where distillation is that of `crt_distilled`.
+    `settings`: variants; tau (null: chosen on validation from tau_grid); and those of
+    `train_on_features`, where distillation is that of `crt_distilled`.
     """
     teacher = nn.Linear(classifier.in_features, classifier.out_features)
     teacher.load_state_dict({k: v.cpu() for k, v in classifier.state_dict().items()})
@@ -248,7 +223,7 @@ def require_sets(settings: Mapping[str, Any], validation: bool, held_out: bool) 
     hours of training if asked then."""
     if needs_validation(settings) and not validation:
         raise ValueError(
-            "tau is chosen on a validation set apart from the test set: set data.val_split, or a "
+            "tau is chosen on a validation set apart from the test set: set data.val_split or a "
             "fixed method.balancing.tau, or leave tau_norm out of method.balancing.variants"
         )
     if "probe" in settings["variants"] and not held_out:

@@ -38,8 +38,8 @@ class EvaluatedFeatures:
 
 
 def training_features(module: Method, forward: Callable[[Tensor], Tensor]) -> Features:
-    """Features of the un-augmented training images of the run that `module` is in; `forward` takes
-    them in the module's memory format, (B, channels, H, W) -> (B, F)."""
+    """Features of the run's un-augmented training images, which `forward` takes in the module's
+    memory format, (B, channels, H, W) -> (B, F)."""
     loader = module.trainer.datamodule.features_dataloader()  # type: ignore[attr-defined]
     return extract_features(
         lambda images: forward(module.concatenate([images])), loader, module.device
@@ -49,16 +49,11 @@ def training_features(module: Method, forward: Callable[[Tensor], Tensor]) -> Fe
 class RepresentationProbes:
     """kNN, low-shot SVMs and clustering on the features of a module's encoder, as it trains.
 
-    Labels are used here only. The bank is the un-augmented training set. Of the pooled backbone
-    features: `knn`, percent right of a k-nearest-neighbour vote; `low_shot_<k>`, percent right of
-    linear SVMs on k images per class, mean over `runs` draws, and `low_shot`, their mean;
-    `ami_backbone`, and for the unit-norm embeddings `ami_head`: adjusted mutual information of
-    classes and k-means clusters of the evaluated images, K = C.
-
-    Args:
-        settings: `{neighbours, neighbour_temperature, shots, runs, seed, clustering}`; a
-            temperature null counts neighbours equally, `shots: []` and `clustering: false` leave
-            these out.
+    The bank is the un-augmented training set. Of the pooled backbone features: `knn`, percent right
+    of a k-nearest-neighbour vote; `low_shot_<k>`, percent right of linear SVMs on k images per
+    class, and `low_shot`, their mean; `ami_backbone`, and for the unit-norm embeddings `ami_head`:
+    adjusted mutual information of classes and k-means clusters of the evaluated images, K = C.
+    `shots: []` and `clustering: false` leave these out.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
@@ -107,15 +102,13 @@ class LowShotSVM(Method):
     """Linear SVMs on k images per class, on pooled features of a frozen backbone; never trained.
 
     Multi-label sets (VOC07): `test/map_<k>`, `test/map_full`, and `test/map_std_<k>` over the
-    draws. Single-label sets (Places205): `test/top1_<k>`.
+    draws. Single-label sets (Places205): `test/top1_<k>`. A package's `official.warm_start` fills
+    the backbone.
 
     Args:
-        backbone: `{_target_: shared.nn...., ...}`; a package's `official.warm_start` fills it.
-        shots, runs, seed: images per class, draws of them, and what these depend on.
         costs: C of the SVM; with several the best mean on the TEST images is reported, as in PCL's
             official code. A single-label set takes one.
         full: fit on all images too (multi-label sets).
-        channels_last: memory layout of the network.
     """
 
     def __init__(
@@ -135,7 +128,6 @@ class LowShotSVM(Method):
         self.evaluated = EvaluatedFeatures()
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, channels, H, W) -> (B, F)."""
         return self.encoder.backbone(images).float()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -155,7 +147,6 @@ class LowShotSVM(Method):
         self.log_dict({f"{split}/{name}": value for name, value in scores.items()})
 
     def score(self, bank: Features, queries: Features) -> dict[str, float]:
-        """Metrics by name, from the training images' features and the evaluated ones."""
         p = self.hparams
         sets = (bank.features, bank.labels, queries.features, queries.labels)
         if bank.labels.ndim == 1:

@@ -23,11 +23,8 @@ def among_ranks(negatives: str) -> bool:
 
 
 class ImageTextContrast(nn.Module):
-    """Queues of Q pairs and temperature of the contrastive loss (ITA in ALBEF's code, ITC in its
-    paper), which is learned from `temperature` on.
-
-    `negatives` of the batch are "local", this rank's, as in the official code, or "global", those
-    of all ranks.
+    """Queues of Q pairs and the learned temperature of the contrastive loss (ITA in ALBEF's code,
+    ITC in its paper); `negatives` of the batch are "local", as in the official code, or "global".
     """
 
     def __init__(self, queue_size: int, embed_dim: int, temperature: float, negatives: str):
@@ -47,14 +44,11 @@ class ImageTextContrast(nn.Module):
         targets: Tensor,
         alpha: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Contrast each image with all texts of batch and queue, and the other way round.
+        """The loss of each image's contrast with all texts of batch and queue, and the other way
+        round, and the logits image to text and text to image, (B, C + Q).
 
-        Args:
-            features, momentum_features: of images and texts, each (B, E); keys are momentum ones.
-            targets: (B, C + Q), rows that sum to 1, equal for both directions.
-            alpha: weight of the momentum model's similarities in the targets.
-
-        Returns: the loss, and the logits image to text and text to image, (B, C + Q).
+        Features of images and texts are (B, E) each; keys are momentum ones. Rows of the targets
+        (B, C + Q), equal for both directions, sum to 1; alpha of them are the momentum model's.
         """
         (image, text), (image_m, text_m) = features, momentum_features
         image_keys = torch.cat([self.candidates(image_m), self.queue.features])

@@ -18,12 +18,8 @@ from shared.tasks.image_text_method import ImageTextBatch
 
 
 class ImageTextMatching(nn.Module):
-    """The matching head on text states of `width` D, and how it gets its pairs; the text encoder
-    that fuses is an argument.
-
-    Negatives are drawn by similarity (`hard_negatives`) or evenly, among this rank's pairs
-    ("local") or among those of all ranks ("global").
-    """
+    """The matching head on text states of `width` D, and how it gets its pairs: negatives are drawn
+    by similarity (`hard_negatives`) or evenly, among "local" or "global" ones."""
 
     def __init__(self, width: int, hard_negatives: bool, negatives: str):
         super().__init__()
@@ -40,11 +36,8 @@ class ImageTextMatching(nn.Module):
     def mine(
         self, i2t: Tensor, t2i: Tensor, positives: Tensor, draws: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """A negative image for each text and a negative text for each image, (B,) candidates each.
-
-        Args: logits i2t and t2i (B, at least C), the more similar the more probable; positives
-            (B, C), what is no negative; draws (B, 2), uniform numbers.
-        """
+        """A negative image for each text and a negative text for each image, (B,) candidates each,
+        by logits (B, at least C), `positives` (B, C) and uniform numbers (B, 2)."""
         if not self.hard_negatives:
             i2t, t2i = torch.zeros_like(i2t), torch.zeros_like(t2i)
         i2t, t2i = (logits[:, : positives.shape[1]] for logits in (i2t, t2i))
@@ -60,14 +53,11 @@ class ImageTextMatching(nn.Module):
         mask: Tensor,
         negatives: tuple[Tensor, Tensor],
     ) -> tuple[Tensor, list[KeyValue]]:
-        """Fuse pairs, texts with negative images, and negative texts with images, in one pass.
+        """Fuse pairs, texts with negative images, and negative texts with images, in one pass, to
+        class tokens (3 B, D); and the keys and values of the B images.
 
-        Each image's keys and values are projected once, and each text goes once through the part
-        of the fusion layers that sees no image. Gradients reach what is picked.
-
-        Args: image_tokens (B, 1 + N, W); text_tokens (B, L, D) of the text-only layers; mask
-            (B, L); negatives as `mine` draws them.
-        Returns: their class tokens (3 B, D), and the keys and values of the B images.
+        Image tokens (B, 1 + N, W) are projected once, and text tokens (B, L, D) go once through the
+        part of the fusion layers that sees no image. Gradients reach the negatives, as from `mine`.
         """
         image_of_text, text_of_image = negatives
         read = other_read = text_encoder.read(text_tokens, mask)
@@ -88,8 +78,8 @@ class ImageTextMatching(nn.Module):
     def logits(
         self, text_encoder: TextTransformer, image_tokens: Tensor, text_tokens: Tensor, mask: Tensor
     ) -> Tensor:
-        """(r R, 2) logits, column 1 "match", of r consecutive texts, whose tokens (r R, L, D) are
-        those of the text-only layers, for each of R images (R, 1 + N, W)."""
+        """(r R, 2) logits, column 1 "match", of r consecutive texts, tokens (r R, L, D) of the
+        text-only layers, for each of R images (R, 1 + N, W)."""
         context = text_encoder.project(image_tokens)
         return self.head(text_encoder.fuse(text_tokens, mask, context)[:, 0])
 

@@ -41,11 +41,8 @@ class Evaluation:
 
 
 class ClassAccuracy(MulticlassConfusionMatrix, Evaluation):
-    """Counts (true, predicted) classes over all ranks, each text once, from a module's
-    `outcome(batch)`: logits (B, C) and labels (B,).
-
-    Official scripts let ranks repeat entries and average over batches; here all count alike.
-    """
+    """Counts (true, predicted) classes over all ranks from a module's `outcome(batch)`, logits
+    (B, C) and labels (B,); official scripts let ranks repeat entries and average over batches."""
 
     def __init__(self, names: Sequence[str]):
         super().__init__(len(names))
@@ -55,8 +52,7 @@ class ClassAccuracy(MulticlassConfusionMatrix, Evaluation):
         self.update(*module.outcome(batch))
 
     def metrics(self, module: Any = None, testing: bool = False) -> dict[str, Tensor]:
-        """Since the last call: `accuracy` in percent of the texts, `accuracy_<name>` of those of
-        a class (without classes of which there are none), `evaluated`, the number of texts."""
+        """`accuracy` in percent of the `evaluated` texts, `accuracy_<name>` of those of a class."""
         counts = self.compute().double()
         self.reset()
         right, total = counts.diagonal(), counts.sum(dim=1)
@@ -68,13 +64,8 @@ class ClassAccuracy(MulticlassConfusionMatrix, Evaluation):
 
 
 class ImageTextMethod(Method):
-    """Rate, optimiser and evaluation; subclasses add networks and `training_step`.
-
-    Args:
-        evaluation: logs its metrics as `val/...` and `test/...`.
-        lr, min_lr, warmup_lr, warmup_blocks, warmup_block, epochs: see `stepped_cosine`.
-        weight_decay: of matrices, embeddings and the temperature, see `decay_matrices`.
-    """
+    """Rate by `stepped_cosine`, optimiser with decay as in `decay_matrices`, and an `evaluation`
+    that is logged as `val/...` and `test/...`; subclasses add networks and `training_step`."""
 
     def __init__(
         self,
@@ -101,10 +92,8 @@ class ImageTextMethod(Method):
         if tokenizer is not None:
             words = p.get("text", {}).get("vocab_size", len(tokenizer))
             if len(tokenizer) > words:
-                raise ValueError(
-                    f"method.text.vocab_size={words} is less than the {len(tokenizer)} words of "
-                    "data.vocab"
-                )
+                given = f"method.text.vocab_size={words}"
+                raise ValueError(f"{given} is less than the {len(tokenizer)} words of data.vocab")
             for name in ("cls_id", "mask_id"):
                 if p.get(name, expected := getattr(tokenizer, name)) != expected:
                     raise ValueError(f"method.{name}={p[name]}, but it is {expected} in data.vocab")

@@ -4,7 +4,7 @@ Source: docs/papers/albef.md, section 7; salesforce/ALBEF@b9727e4 `Retrieval.py:
 itm_eval`.
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -31,15 +31,14 @@ class RetrievalEvaluation(Evaluation):
 
     Metrics in percent, see `recalls`: `itc_txt_r1` ... `itc_r_mean` of the similarities of the
     features; `txt_r1` ... `r_mean` of the matching scores of the k most similar candidates; and if
-    the batches name hard negatives, `itm_auc`, 100 times the area under the ROC curve of the
-    matching head, for true pairs against pairs of an image with the hard negative of its text.
-    These are given, not chosen by a model, so that models can be compared.
+    the batches name hard negatives, which no model chose, `itm_auc`, the area under the ROC curve
+    of the matching head, for true pairs against pairs of an image with the negative of its text.
 
     Args:
         k_test: candidates of each image and of each text, "all" to score every pair.
         rerank: whether to ask the matching head: always, never, or in the "test" only.
         score: "itm": its logit of "match" alone; "itm+itc": plus the similarity, as BLIP does.
-        precision: of the matching, "float32" or "bfloat16". The tokens are kept in it, too.
+        precision: of the matching and of the tokens that are kept.
         chunk: see `score_pairs`; fewer positions waste less on padding and use less of a GPU.
     """
 
@@ -53,12 +52,11 @@ class RetrievalEvaluation(Evaluation):
     ):
         if k_test != "all" and (not isinstance(k_test, int) or k_test < 1):
             raise ValueError(f"k_test is a positive number or all, got {k_test!r}")
-        choices: dict[str, tuple[Any, tuple[Any, ...]]] = {
-            "rerank": (rerank, (True, False, "test")),
-            "score": (score, get_args(Score)),
-            "precision": (precision, get_args(Precision)),
-        }
-        for name, (value, known) in choices.items():
+        for name, value, known in (
+            ("rerank", rerank, (True, False, "test")),
+            ("score", score, get_args(Score)),
+            ("precision", precision, get_args(Precision)),
+        ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {known}, got {value!r}")
         if chunk < 1:
@@ -83,12 +81,9 @@ class RetrievalEvaluation(Evaluation):
 
     @torch.no_grad()
     def collect(self, module: Any, batch: ImageTextBatch) -> None:
-        """Encode the images and texts of a batch.
-
-        Args:
-            batch: `images` (B, 3, S, S), `indices` (B,); `input_ids`, `attention_mask` (T, L),
-                `text_image` (T,) the entry of each text's image. For `itm_auc`, `hard_text` (T,),
-                the entry whose first text is the hard negative of each text; -1 for none.
+        """Encode the images and texts of a batch: `images` (B, 3, S, S), `indices` (B,);
+        `input_ids`, `attention_mask` (T, L), `text_image` (T,) the entry of each text's image. For
+        `itm_auc`, `hard_text` (T,), the entry whose first text is each one's hard negative, or -1.
         """
         image_tokens, image = module.encoders.encode_image(batch["images"])
         longest = int(batch["attention_mask"].sum(dim=1).max())
@@ -115,10 +110,7 @@ class RetrievalEvaluation(Evaluation):
 
     def scores(self, module: Any, gallery: Gallery) -> tuple[Tensor, Tensor]:
         """By which images rank texts (N, T), and texts rank images (T, N): see `rerank`."""
-
-        def score(wanted: Tensor) -> Tensor:
-            return self._score(module, gallery, wanted, lambda logits: logits[:, 1])
-
+        score = partial(self._score, module, gallery)
         return rerank(gallery.similarity(), self.k_test, score, self.add_similarity)
 
     def _auc(self, module: Any, gallery: Gallery, hard: Tensor) -> float:
@@ -132,24 +124,20 @@ class RetrievalEvaluation(Evaluation):
         negatives = torch.searchsorted(gallery.text_image, other[texts])  # the first text of each
         wanted = torch.zeros(len(entries), len(hard), dtype=torch.bool)
         wanted[images, texts] = wanted[images, negatives] = True
-        # Ranked as the probability of a match, of which this is the logit.
-        scores = self._score(module, gallery, wanted, lambda logits: logits[:, 1] - logits[:, 0])
+        scores = self._score(module, gallery, wanted, of_probability=True)
         both = torch.cat([scores[images, texts], scores[images, negatives]])
         matches = torch.arange(len(both)) < len(texts)
         return 100 * float(roc_auc_score(matches.numpy(), both.numpy()))
 
     def _score(
-        self,
-        module: Any,
-        gallery: Gallery,
-        wanted: Tensor,
-        of_logits: Callable[[Tensor], Tensor],
+        self, module: Any, gallery: Gallery, wanted: Tensor, of_probability: bool = False
     ) -> Tensor:
-        """(N, T) scores of the wanted pairs, a function of the matching head's logits (R, 2)."""
-        text_encoder, logits = module.encoders.text_encoder, module.matching.quick_logits
-        matcher = Matcher(
-            project=text_encoder.project,
-            read=text_encoder.read,
-            score=lambda *pair: of_logits(logits(text_encoder, *pair)),
-        )
+        """(N, T) scores of the wanted pairs: the logit of "match", or that of its probability."""
+        text_encoder = module.encoders.text_encoder
+
+        def score(*pair: Any) -> Tensor:
+            logits = module.matching.quick_logits(text_encoder, *pair)
+            return logits[:, 1] - logits[:, 0] if of_probability else logits[:, 1]
+
+        matcher = Matcher(text_encoder.project, text_encoder.read, score)
         return score_pairs(gallery, wanted, matcher, self.chunk, module.device, self.precision)

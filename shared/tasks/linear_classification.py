@@ -22,18 +22,13 @@ class LinearClassification(Method):
 
     A method's package subclasses it, so that its `official.warm_start` fills the backbone from the
     pre-training. Batch: `images`, or one view under any other name, and `labels`, `indices`.
-    Logs `train/loss`, `train/top1`, `val|test/top1`, `val|test/top5`.
 
     Args:
         freeze: the backbone gets no gradient and stays in evaluation mode during training, so
             that its BatchNorm statistics are those of the pre-training.
-        head_std: initial weights N(0, head_std^2) and biases 0; None: torch's default, for a
-            classifier that the warm start brings along.
-        lr, momentum, weight_decay: SGD without Nesterov.
+        head_std: initial weights N(0, head_std^2) and biases 0; None: those of torch.
         head_lr: of the classifier; None: `lr`. A new classifier on a trained backbone needs more.
-        schedule: `{kind: steps, milestones, gamma}` or `{kind: cosine}`, once an epoch.
-        total_epochs: length of the cosine.
-        channels_last: memory layout of the network.
+        schedule, total_epochs: see `epoch_factor`.
     """
 
     def __init__(

@@ -11,13 +11,8 @@ from shared.training.method import Method
 
 
 class MomentumTeacher(MomentumEncoder):
-    """A momentum copy, `module`, and the weight of its predictions.
-
-    Args:
-        momentum: m of the copy.
-        alpha: weight of the copy's predictions; 0 trains without them.
-        ramp: let alpha rise linearly from 0 in the course of epoch 0.
-    """
+    """A momentum copy, `module`, and the weight alpha of its predictions; 0 trains without them.
+    With `ramp` alpha rises linearly from 0 in the course of epoch 0."""
 
     def __init__(self, network: nn.Module, momentum: float, alpha: float, ramp: bool):
         super().__init__(network, buffers="keep")

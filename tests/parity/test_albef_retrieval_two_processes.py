@@ -15,7 +15,8 @@ from torch import Tensor
 import shared.tasks.image_text_retrieval as evaluation_module
 from methods.albef.retrieval import Retrieval
 from shared.data.loading.loader import EvaluationLoader
-from shared.evaluation.retrieval import Collector, gather_rows
+from shared.evaluation.features import gather_rows
+from shared.evaluation.retrieval import Collector
 from tests.unit.albef_toy import TEXT, retrieval
 
 from .recording import recording

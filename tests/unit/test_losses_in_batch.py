@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from shared.losses.in_batch import InBatchContrast, in_batch_nce
+from shared.losses.contrastive import InBatchContrast, in_batch_nce
 
 
 def close(found: Tensor, expected: Any) -> None:

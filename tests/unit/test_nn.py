@@ -174,6 +174,7 @@ def test_linear_projection_is_on_the_sphere_in_float32() -> None:
         ({"hidden": 3, "dim": 2}, "missing .* 'negative_slope'"),
         ({"dim": 2, "negative_slope": 0.1}, "missing .* 'hidden'"),
         ({"hidden": 0, "dim": 2, "size": 3}, "unexpected .* 'size'"),
+        ({"hidden": 0, "dim": 2, "negative_slope": 0.1}, "linear head are 0, not 0, 0.1"),
     ],
 )
 def test_wrong_projection_is_named(projection, named) -> None:

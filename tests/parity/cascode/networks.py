@@ -11,8 +11,7 @@ from methods.cascode.losses import match_scores, matching_loss, pairs_with
 from methods.cascode.model import CodeEncoder
 from methods.cascode.module import Fast, Shared, Slow
 from methods.cascode.official import load_weights
-from shared.losses.contrastive import similarity_logits
-from shared.losses.in_batch import InBatchContrast, in_batch_nce
+from shared.losses.contrastive import InBatchContrast, in_batch_nce, similarity_logits
 
 Config = dict[str, Any]
 Values = dict[str, Any]
