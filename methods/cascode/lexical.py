@@ -29,32 +29,24 @@ def subtokens(text: str) -> list[str]:
 
 
 class BM25:
-    """An index of codes. Equal texts have equal scores; a code without any subtoken is never found.
+    """An index of N codes without their documentation; a ValueError if none has a subtoken.
 
-    Args:
-        codes: N texts without their documentation.
-        k1, b: saturation of a term's count, and weight of a code's length.
-
-    Raises:
-        ModuleNotFoundError: bm25s is not installed.
-        ValueError: there is no code with a subtoken.
+    Equal texts have equal scores; a code without any subtoken is never found. `k1` is the
+    saturation of a term's count, `b` the weight of a code's length.
     """
 
     def __init__(self, codes: Sequence[str], k1: float = 1.2, b: float = 0.75) -> None:
         try:
             import bm25s
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "BM25 needs the package bm25s: pip install 'tenfold[code]'"
-            ) from error
-        self._terms: dict[str, int] = {}
-        terms = self._terms
+            raise ModuleNotFoundError("BM25 needs bm25s: pip install 'tenfold[code]'") from error
+        terms: dict[str, int] = {}
         ids = [[terms.setdefault(t, len(terms)) for t in subtokens(code)] for code in codes]
         if not terms:
             raise ValueError(f"none of {len(codes)} codes has a word to be found by")
         self._index = bm25s.BM25(k1=k1, b=b, method="lucene")
-        self._index.index((ids, self._terms), create_empty_token=False, show_progress=False)
-        self._size = len(codes)
+        self._index.index((ids, terms), create_empty_token=False, show_progress=False)
+        self._terms, self._size = terms, len(codes)
 
     def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
         """(Q, N) scores >= 0. The row of a query without an indexed term is 0 throughout: it ranks
