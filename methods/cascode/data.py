@@ -167,7 +167,7 @@ class CodeSearchData(pl.LightningDataModule):
 
     def split(self, stage: Stage) -> list[Split]:
         """What validation ("val") or the test searches in, by language; none without a split."""
-        if (name := self._name(stage)) is not None and stage not in self._splits:
+        if (name := self._h[f"{stage}_split"]) is not None and stage not in self._splits:
             languages = self._h.languages
             self._splits[stage] = [self._split(language, name, stage) for language in languages]
         return self._splits.get(stage, [])
@@ -176,7 +176,8 @@ class CodeSearchData(pl.LightningDataModule):
         """Queries and candidates of each split in its order, as the files have them."""
         found = []
         for split in self.split(stage):
-            asked, answering = self.evaluation_files(split.language, self._name(stage))
+            name = self._h[f"{stage}_split"]
+            asked, answering = self.evaluation_files(split.language, name)
             queries = {t.identity: t.query for t in Reader(asked, ["query"], self.identity)}
             codes = {t.identity: t.code for t in Reader(answering, ["code"], self.identity)}
             found.append(
@@ -212,9 +213,6 @@ class CodeSearchData(pl.LightningDataModule):
             h.pool_batches,
             *self._rank_and_world(),
         )
-
-    def _name(self, stage: Stage) -> Any:
-        return self._h.val_split if stage == "val" else self._h.test_split
 
     def _evaluation(self, stage: Stage) -> EvaluationLoader | list:
         splits = self.split(stage)

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from methods.cascode import ranking
-from shared.distributed import rank, world_size
+from shared.distributed import gather_objects, rank, world_size
 from shared.files import write_json
 from shared.randomness import torch_generator
 
@@ -54,11 +53,8 @@ class Vectors:
     def take(self, language: str, kind: str, size: int) -> Tensor:
         """(size, d) the vectors of all ranks in the order of the data set, which are forgotten; a
         ValueError if some are missing, as when batches are limited."""
-        pieces: list[Any] = [self._pieces.pop((language, kind), [])]
-        if world_size() > 1:
-            (own,), pieces = pieces, [None] * world_size()
-            dist.all_gather_object(pieces, own)
-        rows = [row for piece in pieces for row in piece]
+        everyone = gather_objects(self._pieces.pop((language, kind), []))
+        rows = [row for piece in everyone for row in piece]
         indices = torch.cat([torch.empty(0, dtype=torch.long), *(row[0] for row in rows)])
         if len(indices) != size:
             raise ValueError(
@@ -82,8 +78,8 @@ def rank_codes(queries: Tensor, codes: Tensor, split: Any, testing: bool) -> Ran
 
 def rank_by(scores: ranking.Scores, split: Any) -> Ranked:
     """Rank by given scores (Q, N): `mrr` and `recall_<k>`."""
-    names, missing = (split.query_urls, split.code_urls), split.allow_missing
-    positions = ranking.ranks(scores, *names, allow_missing=missing)
+    names = split.query_urls, split.code_urls
+    positions = ranking.ranks(scores, *names, allow_missing=split.allow_missing)
     return Ranked(_metrics(positions), ranking.reciprocal_ranks(positions))
 
 
@@ -134,13 +130,10 @@ def re_rank(
 
 def shared_scores(pairs: Sequence[Pair], score: Score) -> Tensor:
     """(n,) the scores of all pairs on every rank; each rank judges every world-th of them."""
-    if world_size() == 1:
-        return score(pairs)
-    scores = torch.zeros(len(pairs), dtype=torch.float64)
-    scores[rank() :: world_size()] = score(pairs[rank() :: world_size()]).double()
-    message = scores.cuda() if dist.get_backend() == "nccl" else scores
-    dist.all_reduce(message)
-    return message.float().cpu()
+    scores = torch.empty(len(pairs))
+    for first, own in enumerate(gather_objects(score(pairs[rank() :: world_size()]))):
+        scores[first :: world_size()] = own
+    return scores
 
 
 def _pair_accuracy(split: Any, score: Score) -> float:

@@ -68,15 +68,13 @@ def ranks(
     return positions
 
 
-def reciprocal_ranks(ranks: Tensor, cutoff: int | None = CUTOFF) -> Tensor:
+def reciprocal_ranks(ranks: Tensor, cutoff: int = CUTOFF) -> Tensor:
     """1 / rank in float64, 0 for missing codes (rank 0) and below the first `cutoff` positions."""
-    inside = ranks > 0
-    if cutoff is not None:
-        inside &= ranks <= cutoff
+    inside = (ranks > 0) & (ranks <= cutoff)
     return torch.where(inside, 1 / ranks.clamp(min=1).double(), 0.0)
 
 
-def mrr(ranks: Tensor, cutoff: int | None = CUTOFF) -> float:
+def mrr(ranks: Tensor, cutoff: int = CUTOFF) -> float:
     """Mean reciprocal rank, from 0 to 1, over all queries; see `reciprocal_ranks`."""
     return float(reciprocal_ranks(_some(ranks), cutoff).mean())
 

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
-from shared.data.readers.files import not_found, one_line, open_data, read_json, read_text
+from shared.data.readers.files import not_found, open_data, read_json, read_text, refusing
 from shared.data.readers.packages import PACKAGE, package_files
 from shared.data.text.wordpiece import WordPiece
 
@@ -226,21 +226,16 @@ def _load(source: str | Path) -> Tokenizer:
 
 
 def _parsed(content: str, origin: str) -> Tokenizer:
-    try:
+    with refusing(f"{origin}: not readable", Exception):  # the library raises bare ones
         return Tokenizer.from_str(content)
-    except Exception as error:  # the library raises bare ones
-        raise DataCorruptError(f"{origin}: not readable ({one_line(error)})") from error
 
 
 def _byte_pairs(vocabulary: Path, merges: Path) -> Tokenizer:
     open_data(vocabulary).close()  # the library would wait for a pipe
     if not read_text(merges).strip():
         raise DataCorruptError(f"{merges}: no merges")
-    try:
+    with refusing(f"{vocabulary}, {merges.name}: not readable", Exception):
         tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
-    except Exception as error:  # the library raises bare ones
-        names = f"{vocabulary}, {merges.name}"
-        raise DataCorruptError(f"{names}: not readable ({one_line(error)})") from error
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return tokenizer
 

@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from operator import attrgetter, itemgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,10 +23,13 @@ from methods.cascode.extraction import LANGUAGES, Function, SourceError, functio
 from methods.cascode.lexical import subtokens
 from methods.cascode.search import seal, store
 from methods.cascode.search.index import FLOAT, Entry, Index, IndexedFile, Vectors, parts_of
-from methods.cascode.search.models import Model, Settings
+from methods.cascode.search.models import Settings
 from methods.cascode.search.store import DATABASE, SearchError, StoppedError, packed
 from methods.cascode.search.walking import SkippedError, decode, digest, read_bytes, walk
 from shared.files import UnsafeFileError, parse_json
+
+if TYPE_CHECKING:
+    from methods.cascode.inference import SearchModel
 
 TEXTS = ("both", "code")
 LIMIT = 1_000_000  # bytes of a file
@@ -64,7 +68,7 @@ class Report:
         return self.files + sum(map(len, self.skipped.values()))
 
 
-def build_index(options: Options, model: Model, settings: Settings, show: Show) -> Report:
+def build_index(options: Options, model: "SearchModel", settings: Settings, show: Show) -> Report:
     """Bring the index of a folder up to date; only what has changed is extracted and encoded.
 
     Raises:
@@ -115,7 +119,7 @@ class _Run:
     """What a run works with; `old` and rows of a run that was stopped are taken over."""
 
     options: Options
-    model: Model
+    model: "SearchModel"
     show: Show
     report: Report
     old: Index | None
