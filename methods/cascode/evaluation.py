@@ -57,10 +57,8 @@ class Vectors:
         rows = [row for piece in everyone for row in piece]
         indices = torch.cat([torch.empty(0, dtype=torch.long), *(row[0] for row in rows)])
         if len(indices) != size:
-            raise ValueError(
-                f"{len(indices)} of {size} vectors ({language}, {kind}): an evaluation needs all "
-                "batches, lift the limit on them"
-            )
+            given = f"{len(indices)} of {size} vectors ({language}, {kind})"
+            raise ValueError(f"{given}: an evaluation needs all batches, lift the limit on them")
         vectors = torch.cat([row[1] for row in rows])
         return torch.empty_like(vectors).index_copy_(0, indices, vectors)
 

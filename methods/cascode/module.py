@@ -75,9 +75,7 @@ class CodeSearch(Method):
         self.tokenizer, self.lengths = datamodule.tokenizer, datamodule.lengths
         rows, tokens = self.encoder.text.embeddings.word.num_embeddings, len(self.tokenizer)
         if tokens > rows:
-            raise ValueError(
-                f"method.text.vocab_size={rows} but data.tokenizer has {tokens} tokens"
-            )
+            raise ValueError(f"method.text.vocab_size={rows}, but data.tokenizer has {tokens}")
         own, pad = self.encoder.text.pad_id, self.tokenizer.pad_id
         if pad != own:
             raise ValueError(f"method.text.pad_id={own}, but data.tokenizer pads with {pad}")

@@ -4,9 +4,8 @@ Shapes: Q queries, N candidates, K of them re-ranked, d vector size. A code's id
 several candidates of one url are the same answer, the best one counts. Equal scores count against
 the model (`pessimistic`), so that a constant score, as of a collapsed network, finds nothing; the
 official code leaves their order to an unstable sort.
-Source: docs/papers/cascode.md, sections 3.5 and 7; microsoft/CodeBERT@c0de43d
-`UniXcoder/downstream-tasks/ code-search/run.py:evaluate`,
-`CodeBERT/codesearch/{process_data,mrr}.py`.
+Source: docs/papers/cascode.md, sections 3.5 and 7; microsoft/CodeBERT@c0de43d UniXcoder's
+`code-search/run.py:evaluate` and `CodeBERT/codesearch/{process_data,mrr}.py`.
 """
 
 from collections.abc import Hashable, Iterator, Sequence

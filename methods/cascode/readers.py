@@ -237,10 +237,9 @@ def _arrays(reader: Reader, tokenizer: CodeTokenizer, lengths: Mapping[Kind, int
             tokens[kind].append(TokenRows.of(rows))
             numbers[kind] += map(_number, plain)
     if not urls:
-        raise DataCorruptError(
-            f"{named(reader.files)}: none of {reader.total} entries is left; {reader.refused} are "
-            f"left out on purpose, {reader.unusable} can't be used {reader.problem}".rstrip()
-        )
+        left_out = f"{reader.refused} on purpose, {reader.unusable} as unusable {reader.problem}"
+        none = f"{named(reader.files)}: none of {reader.total} entries is left"
+        raise DataCorruptError(f"{none}; left out are {left_out}".rstrip())
     arrays: Arrays = {
         "counts": np.array([reader.total, reader.unusable, reader.refused, leaking]),
         "problem": np.frombuffer(reader.problem.encode(errors="replace"), np.uint8),

@@ -1,8 +1,7 @@
 """Ids of queries, of codes and of pairs, for RoBERTa's byte-level BPE and BERT's WordPiece.
 
-Source: docs/papers/cascode.md, section 6.3; microsoft/CodeBERT@c0de43d
-`CodeBERT/codesearch/utils.py` (pairs) and `UniXcoder/downstream-tasks/code-search/run.py` (single
-sequences).
+Source: docs/papers/cascode.md, section 6.3; microsoft/CodeBERT@c0de43d CodeBERT/codesearch/utils.py
+(pairs) and UniXcoder/downstream-tasks/code-search/run.py (single sequences).
 """
 
 import hashlib
@@ -127,7 +126,7 @@ class CodeTokenizer:
         if room < 2 or max_query < 1:
             lengths = f"max_length={max_length}, max_query={max_query}"
             raise ValueError(
-                f"{lengths}: a pair needs room for one token of each and 3 special ones"
+                f"{lengths}: a pair needs room for 5 tokens, its query for one of them"
             )
         query_size, code_size = _fitting(min(len(query), max_query), len(code), room)
         head = [self.start_id, *query[:query_size], self.separator_id]
@@ -139,9 +138,8 @@ class CodeTokenizer:
 class TokenRows:
     """Many lists of ids in one array: (total,) int32 and the end of each row (N,).
 
-    Lists of lists would fill the memory of every worker process: reading a Python object in a
-    forked process copies its page. No `Sequence`, since Lightning and torch walk through those
-    number by number when a batch moves to its device.
+    Lists of lists would fill the memory of every worker process, which copies the page of what it
+    reads. No `Sequence`: Lightning moves those to a device number by number.
     """
 
     def __init__(self, ids: NDArray[np.int32], ends: NDArray[np.int64]) -> None:

@@ -1,7 +1,5 @@
 """Functions of sources in all six languages, by tree-sitter: syntax errors only cost what they hit.
-
-Offsets of the trees count bytes. No step recurses, so that depth of nesting has no limit.
-"""
+Offsets of the trees count bytes. No step recurses, so that depth of nesting has no limit."""
 
 import ast
 import inspect
@@ -15,9 +13,7 @@ from importlib import import_module
 try:
     from tree_sitter import Language, Node, Parser, Tree
 except ImportError as error:
-    raise ImportError(
-        "reading source files needs tree-sitter: pip install 'tenfold[code]'"
-    ) from error
+    raise ImportError("reading source needs tree-sitter: pip install 'tenfold[code]'") from error
 
 from methods.cascode.extraction import Function, SourceError
 from methods.cascode.extraction.comments import documentation_before

@@ -77,9 +77,7 @@ class Index:
             self.description = self.manifest["description"]
             if not self.own and self.description["root"] != _HERE:
                 foreign = f"the index in {home} {store.FOREIGN}, nor of the folder that it lies in"
-                raise SearchError(
-                    f"{foreign}: run `tenfold-search index` on the folder of the code"
-                )
+                raise SearchError(f"{foreign}: run `tenfold-search index` on the code's folder")
             self.root = Path(os.path.normpath(home / self.description["root"]))
             self.bytes = self.path.stat().st_size
             try:

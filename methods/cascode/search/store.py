@@ -149,10 +149,8 @@ def reading(home: Path) -> Iterator[sqlite3.Connection]:
         _refuse_older(home)
         _check_files(path)
     except (FileNotFoundError, NotADirectoryError):
-        name = "name the folder that was indexed with --dir, or its index with --index"
-        raise SearchError(
-            f"no index in {home}: run `tenfold-search index DIR`, or {name}"
-        ) from None
+        hint = "run `tenfold-search index DIR`, or name its folder with --dir or --index"
+        raise SearchError(f"no index in {home}: {hint}") from None
     except OSError as error:
         raise SearchError(f"cannot read {error.filename or path}: {error.strerror}") from error
     try:
