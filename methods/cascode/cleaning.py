@@ -89,11 +89,9 @@ def query_problem(tokens: Sequence[str]) -> str | None:
 def without_comments(source: str, language: str) -> str:
     """GraphCodeBERT's code: no comments, no statement that is a string, no empty lines.
 
-    Ruby is returned as it is. In the other languages but Python a comment becomes a space.
-
-    Raises:
-        SourceError: Python that can't be tokenized. The official code keeps such a function with
-            its docstring, which gives the query away: drop it.
+    Ruby is returned as it is. In the other languages but Python a comment becomes a space. A
+    SourceError for Python that can't be tokenized: drop it. (The official code keeps it with its
+    docstring, which gives the query away.)
     """
     if language == "ruby":
         return source

@@ -67,17 +67,14 @@ class CodeSearchData(pl.LightningDataModule):
     Args:
         root: folder with <language>/{train,valid,test,codebase}.jsonl or .jsonl.gz, see
             `code_search_net_files`.
-        tokenizer, mode: see `CodeTokenizer`.
         lengths: tokens of a query, a code and a pair, special ones included.
         batch_size: pairs, total over all ranks. eval_batch_size: of one rank.
         languages: trained on together, evaluated one by one.
-        pairs: batches hold tokens to build pairs from.
         subset: train on that many pairs, drawn with `subset_seed`; None for all.
         max_queries, max_candidates: at most so many in "val" and "test" of a language, drawn with
             `subset_seed`; candidates include all answers. None, or null for one of them, for all.
         filter: "graphcodebert" leaves out queries as its authors do (docs/papers/cascode.md,
-            section 6.2), for the published CodeSearchNet; training pairs go with them, candidates
-            stay.
+            section 6.2), and training pairs with them; candidates stay.
         allow_missing: accept queries whose url no candidate has; they count as not found.
         max_corrupt: share of entries that can't be used beyond which a run stops.
         pool_batches: batches that are sorted by length together; 1 takes pairs as they come.

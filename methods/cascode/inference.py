@@ -87,11 +87,8 @@ def load_search_model(
 ) -> SearchModel:
     """A checkpoint of `Fast`, `Slow` or `Shared`, a folder of Hugging Face's layout, or a package.
 
-    `pooling` and `normalize` are of a folder or package; a checkpoint knows its own.
-
-    Raises:
-        CheckpointError: not readable, or no model for code search.
-        DataNotFoundError: a folder without a tokeniser.
+    `pooling` and `normalize` are of a folder or package; a checkpoint knows its own. Where there is
+    no model for code search: a CheckpointError; without a tokeniser a DataNotFoundError.
     """
     if is_folder(source):
         folder = model_folder(source)

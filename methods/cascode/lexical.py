@@ -1,7 +1,5 @@
 """BM25 over the subtokens of identifiers: the lexical baseline that a code search has to beat.
 
-Shapes: Q queries, N codes.
-
 Splitting identifiers matters more than anything else: BM25 on code tokens as they are finds half as
 much (docs/papers/cascode.md, section 14.7: MRR 0.255 against 0.468).
 """
@@ -20,10 +18,8 @@ STOP_WORDS = frozenset(_STOP.split())
 
 
 def subtokens(text: str) -> list[str]:
-    """Words of a text and parts of its identifiers, cut at underscores, changes of case and digits.
-
-    In lower case, without single characters and `STOP_WORDS`.
-    """
+    """Words of a text and parts of its identifiers, cut at underscores, changes of case and digits;
+    in lower case, without single characters and `STOP_WORDS`."""
     words = (token.lower() for token in SUBTOKEN.findall(text))
     return [token for token in words if len(token) > 1 and token not in STOP_WORDS]
 
@@ -49,8 +45,8 @@ class BM25:
         self._terms, self._size = terms, len(codes)
 
     def scores(self, queries: Sequence[str]) -> NDArray[np.float32]:
-        """(Q, N) scores >= 0. The row of a query without an indexed term is 0 throughout: it ranks
-        nothing, and must not be standardised."""
+        """(Q, N) scores >= 0 of Q queries; the row of one without an indexed term is 0 throughout:
+        it ranks nothing, and must not be standardised."""
         scores = np.zeros((len(queries), self._size), dtype=np.float32)
         for row, query in zip(scores, queries, strict=True):
             if terms := [self._terms[t] for t in subtokens(query) if t in self._terms]:

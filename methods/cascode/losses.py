@@ -1,9 +1,7 @@
 """CasCode's binary matching of pairs and the negatives that it learns from.
 
-The contrast of queries and codes is `shared.losses.in_batch`.
-
-Shapes: B pairs of this rank, P pairs to be judged.
-Source: docs/papers/cascode.md, sections 3.1 and 3.2.
+Shapes: B pairs of this rank, P pairs to be judged. Source: docs/papers/cascode.md, sections 3.1
+and 3.2; the contrast of queries and codes is `shared.losses.in_batch`.
 """
 
 from typing import NamedTuple

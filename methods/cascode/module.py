@@ -35,13 +35,9 @@ class CodeSearch(Method):
     """What all models share: an encoder, AdamW without decay, a rate that falls linearly to 0.
 
     A subclass that judges pairs sets `k_test` and `classifier`; its evaluation then re-ranks.
-
-    Args:
-        text, pooling, normalize: see `CodeEncoder`.
-        weight_decay: AdamW decays every parameter alike.
-        clip_norm: largest norm of all gradients together.
-        frozen_layers: so many layers, and the embeddings, are not trained.
-        initial: what training starts from, see `official.load_initial`; null: random weights.
+    `weight_decay` is of every parameter alike, `clip_norm` the largest norm of all gradients
+    together. The first `frozen_layers` layers and the embeddings are not trained. Training starts
+    from `initial` (see `official.load_initial`), or from random weights.
     """
 
     tokenizer: CodeTokenizer  # of the data
@@ -166,10 +162,8 @@ class CodeSearch(Method):
 
 
 class Fast(CodeSearch):
-    """The first stage: codes and queries become vectors, trained by contrast within the batch.
-
-    `temperature` is tau, fixed; 1 with `normalize: false`, as GraphCodeBERT.
-    """
+    """The first stage: codes and queries become vectors, trained by contrast within the batch; with
+    `normalize: false` the `temperature` is 1, as GraphCodeBERT's."""
 
     def __init__(
         self, temperature: float = 0.05, symmetric: bool = False, gather: bool = True, **frame: Any
@@ -192,7 +186,6 @@ class Judging(CodeSearch):
     Args:
         negatives: "uniform": another code of the batch, all equally likely; "hard": for every
             second query, by chance, the most similar one.
-        head_dropout: in the head.
         slow_micro_batch: pairs that pass the encoder at once, of which alone the activations are
             kept (the others' are computed again for the gradient); null: all.
         k_test: candidates to re-rank; the first one decides `mrr` and the validation.
@@ -249,11 +242,8 @@ class Judging(CodeSearch):
 
 
 class Slow(Judging):
-    """The second stage: judges a query and a code that it reads together.
-
-    `fast` is a checkpoint of the first stage, which is not trained: it finds the candidates of the
-    evaluation, and hard negatives.
-    """
+    """The second stage: judges a query and a code that it reads together; `fast`, a checkpoint of
+    the first one, is not trained: it finds the candidates of the evaluation and hard negatives."""
 
     def __init__(self, fast: str, **judging: Any):
         super().__init__(**judging)

@@ -6,8 +6,8 @@ or `bert.`), the bi-encoder that the repository fine-tunes (the same below `enco
 classifier (`roberta....`, `classifier....`); the joint model of the golden case has the encoder
 below `encoder.` and the same `classifier....`.
 
-A module here is one of `methods.cascode.module`: it has an `encoder`, and a `classifier` if it
-judges pairs. Lightning is not imported, for which a query from the command line need not wait.
+Modules have an `encoder`, and a `classifier` if they judge pairs. Lightning is not imported, for
+which a query from the command line need not wait.
 """
 
 from collections.abc import Mapping

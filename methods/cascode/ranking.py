@@ -24,10 +24,8 @@ BLOCK = 2**23  # scores looked at in one go
 
 @dataclass(frozen=True)
 class InnerProducts:
-    """Scores (Q, N) = queries (Q, d) @ codes (N, d).T, computed for the rows that are asked for.
-
-    All scores of 14,918 queries and 43,827 codes would take 2.6 GB.
-    """
+    """Scores (Q, N) = queries (Q, d) @ codes (N, d).T, computed for the rows that are asked for:
+    all of 14,918 queries and 43,827 codes would take 2.6 GB."""
 
     queries: Tensor
     codes: Tensor
@@ -153,11 +151,9 @@ class Cascade:
         return positions
 
 
-# The distractor protocol is not comparable with the full-codebase one, only reported next to it.
-
-
 def distractor_batches(count: int, size: int = 1000, seed: int = 0) -> Tensor:
-    """(B, size) int64: `count` test pairs, shuffled and cut; an incomplete batch is dropped."""
+    """(B, size) int64: `count` test pairs, shuffled and cut; an incomplete batch is dropped. (This
+    protocol is not comparable with the full-codebase one, only reported next to it.)"""
     if count < size:
         raise ValueError(f"{count} pairs make no batch of {size}: take more or a smaller size")
     # The official batches come from this old generator.

@@ -135,10 +135,8 @@ class _File:
         return documentation, self.between(begin, node.end_byte)
 
     def _docstring(self, function: Node, end: int) -> tuple[str, tuple[int, int]]:
-        """A Python function's docstring, and the bytes of its statement and the rest of its line.
-
-        Where code or a comment follows in the line, that stays.
-        """
+        """A Python function's docstring, and the bytes of its statement and the rest of its line;
+        code or a comment that follows in the line stays."""
         body = function.child_by_field_name("body")
         statements = [] if body is None else body.children
         first = next((n for n in statements if n.type not in COMMENTS), None)

@@ -40,8 +40,6 @@ Show = Callable[[str, int, int], None]  # what is being done, how much of it, of
 
 @dataclass(frozen=True)
 class Options:
-    """What is indexed, and how."""
-
     root: Path  # the folder
     home: Path  # of the index
     text: str = "both"  # documentation and code, or "code"
@@ -69,12 +67,8 @@ class Report:
 
 
 def build_index(options: Options, model: "SearchModel", settings: Settings, show: Show) -> Report:
-    """Bring the index of a folder up to date; only what has changed is extracted and encoded.
-
-    Raises:
-        SearchError: no function is found, another run writes to the index, the disk is full, or a
-            link or no file lies where one is written. The index that was there stays.
-    """
+    """Bring the index of a folder up to date; only what has changed is extracted and encoded. Where
+    that cannot be done, a SearchError says why, and the index that was there stays."""
     start, report = time.perf_counter(), Report()
     try:
         with store.locked(options.home):

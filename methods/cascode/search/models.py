@@ -51,11 +51,8 @@ def load(settings: Settings) -> "SearchModel":
 
 
 def decide(mode: str, model: "SearchModel", source: str) -> Decision:
-    """Re-rank by a model only if it was measured to help on packages it was not trained on.
-
-    A checkpoint or folder has `rerank_gain.json` beside or in it:
-    {"gain": points of MRR, "interval": [low, high], "data": text}. `mode` is one of RERANK.
-    """
+    """Re-rank by a model only if it was measured to help on packages it was not trained on: beside
+    or in `source` lies {"gain": points of MRR, "interval": [low, high], "data": text}."""
     if not model.can_rerank:
         return Decision(False, f"first stage only: {model.name} cannot judge pairs")
     if mode == "never":

@@ -70,11 +70,8 @@ class StoppedError(SearchError):
 
 
 class Writer:
-    """The database while a run writes to it; one that is damaged, or not ours, is made anew.
-
-    All methods raise sqlite3.Error where the disk is full or refuses, and OSError if something
-    that is no database lies in the way.
-    """
+    """The database while a run writes to it; one that is damaged, or not ours, is made anew. Raises
+    sqlite3.Error where the disk refuses, and OSError where no regular file lies."""
 
     def __init__(self, home: Path, source: str, precision: str) -> None:
         self._path = home / DATABASE
@@ -204,10 +201,8 @@ def is_own(manifest: Mapping[str, Any]) -> bool:
 
 
 def precision_of(home: Path, source: str) -> str | None:
-    """The precision of the model `source` in this index or the run that was stopped, if any.
-
-    A model measures which is faster; going on with another one would mix two kinds of rounding.
-    """
+    """The precision of the model `source` in this index or the run that was stopped, if any: going
+    on with another one, measured to be faster, would mix two kinds of rounding."""
     try:
         with reading(home) as connection:
             if found := _own_rows(connection, "run").get(_run_of(source)):
