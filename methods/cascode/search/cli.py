@@ -168,8 +168,8 @@ def _searcher(arguments: argparse.Namespace, home: Path) -> Searcher:
     if arguments.model:
         facts["source"] = _source(arguments.model)
     elif not (opened.own or facts["source"].startswith(PACKAGE)):
-        foreign = f"the index in {home} {store.FOREIGN}, and no file that it names is loaded as a"
-        raise SearchError(f"{foreign} model ({facts['source']}): give --model SOURCE")
+        foreign = f"the index in {home} {store.FOREIGN}: no file that it names is loaded as a model"
+        raise SearchError(f"{foreign} ({facts['source']}); give --model SOURCE")
     model = load(Settings(**facts))
     return Searcher(opened, model, decide(arguments.rerank, model, facts["source"]))
 

@@ -76,7 +76,9 @@ class Index:
             self.own = store.is_own(self.manifest)
             self.description = self.manifest["description"]
             if not self.own and self.description["root"] != _HERE:
-                foreign = f"the index in {home} {store.FOREIGN}, nor of the folder that it lies in"
+                foreign = (
+                    f"the index in {home} {store.FOREIGN}, and not of the folder that it lies in"
+                )
                 raise SearchError(f"{foreign}: run `tenfold-search index` on the code's folder")
             self.root = Path(os.path.normpath(home / self.description["root"]))
             self.bytes = self.path.stat().st_size
