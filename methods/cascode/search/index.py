@@ -76,10 +76,9 @@ class Index:
             self.own = store.is_own(self.manifest)
             self.description = self.manifest["description"]
             if not self.own and self.description["root"] != _HERE:
-                foreign = (
-                    f"the index in {home} {store.FOREIGN}, and not of the folder that it lies in"
-                )
-                raise SearchError(f"{foreign}: run `tenfold-search index` on the code's folder")
+                reason = f"{store.FOREIGN} and is not of the folder that it lies in"
+                hint = "run `tenfold-search index` on the folder of the code"
+                raise SearchError(f"the index in {home} {reason}: {hint}")
             self.root = Path(os.path.normpath(home / self.description["root"]))
             self.bytes = self.path.stat().st_size
             try:
