@@ -35,13 +35,12 @@ Hit = Sequence[Span]
 
 
 class Label(NamedTuple):
-    """A function that answers a question; `lines` of each of its definitions, several under
-    conditions."""
+    """A function that answers a question."""
 
     path: str  # in the repository
     name: str  # "Class.method" or "function"
     grade: int
-    lines: tuple[Lines, ...]
+    lines: tuple[Lines, ...]  # of each of its definitions, several under conditions
 
 
 class Question(NamedTuple):
@@ -52,10 +51,7 @@ class Question(NamedTuple):
 
 def copy_library(out: Path, only: Sequence[str] = ()) -> Path:
     """A folder in `out` with the library's Python files, without installed packages; made once.
-
-    `only`: top-level modules and packages, as ("shlex", "json"); all if empty, ValueError if this
-    Python has no such module.
-    """
+    `only` names top-level modules and packages, as ("shlex", "json"); all if empty."""
     library = Path(sysconfig.get_path("stdlib"))
     version = ".".join(map(str, sys.version_info[:3]))
     folder = out / "-".join(["library", version, *sorted(only)])
@@ -81,11 +77,8 @@ def copy_library(out: Path, only: Sequence[str] = ()) -> Path:
 
 
 def load_questions(repository: Path, source: Path = QUESTIONS) -> tuple[list[Question], list[str]]:
-    """The questions that the repository can answer, and the labels it does not have.
-
-    Labels that this version of Python lacks are left out, and questions without one of grade 2.
-    ValueError names a question or grade that is not as documented.
-    """
+    """The questions that the repository can answer, and the labels it does not have; left out are
+    labels that this version of Python lacks, and questions without one of grade 2."""
     definitions: dict[str, dict[str, list[Lines]]] = {}
     questions, absent = [], []
     for entry in json.loads(source.read_text()):
@@ -144,10 +137,8 @@ def grades(hits: Sequence[Hit], question: Question) -> list[int]:
 
 
 def ndcg(ranking: Sequence[int], question: Question, depth: int = DEPTH) -> float:
-    """Normalised discounted cumulative gain of the first `depth` positions, from 0 to 1.
-
-    Gain 2^grade - 1, discount log2(position + 1); 1 is what the best order of all labels gets.
-    """
+    """Normalised discounted cumulative gain of the first `depth` positions, from 0 to 1, which is
+    what the best order of all labels gets; gain 2^grade - 1, discount log2(position + 1)."""
 
     def gain(found: Sequence[int]) -> float:
         return sum((2**grade - 1) / log2(place + 2) for place, grade in enumerate(found[:depth]))

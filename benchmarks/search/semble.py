@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from benchmarks.search import systems
 from benchmarks.search.questions import (
     DEPTH,
     QUESTIONS,
@@ -34,16 +35,6 @@ from benchmarks.search.questions import (
     load_questions,
     ndcg,
 )
-from benchmarks.search.systems import (
-    OUR_VARIANTS,
-    PEER,
-    ROOT,
-    SEMBLE_VARIANTS,
-    Measured,
-    Task,
-    run_ours,
-    run_semble,
-)
 from benchmarks.speed import peer_environment
 from benchmarks.speed.__main__ import machine
 from benchmarks.speed.protocol import SpeedError
@@ -51,21 +42,20 @@ from benchmarks.statistics import bootstrap_means
 from methods.cascode.search.models import DEFAULT
 from methods.cascode.search.store import SearchError
 
-THEIRS, OURS = list(SEMBLE_VARIANTS)[-1], list(OUR_VARIANTS)[-1]
+THEIRS, OURS = list(systems.SEMBLE_VARIANTS)[-1], list(systems.OUR_VARIANTS)[-1]
 
 
 class Row(NamedTuple):
-    """A system's figures, of each question: NDCG, (Q,) from 0 to 1, and whether its first hit has
-    grade 2, (Q,); median and 95th percentile of a warm query."""
+    """A system's figures."""
 
-    measured: Measured
-    ndcg: np.ndarray
-    first: np.ndarray
-    median_ms: float
-    slow_ms: float
+    measured: systems.Measured
+    ndcg: np.ndarray  # (Q,) of each question, from 0 to 1
+    first: np.ndarray  # (Q,) whether its first hit has grade 2
+    median_ms: float  # of a warm query
+    slow_ms: float  # 95th percentile
 
 
-def evaluate(measured: Measured, questions: Sequence[Question]) -> Row:
+def evaluate(measured: systems.Measured, questions: Sequence[Question]) -> Row:
     """Grade a system's hits."""
     rankings = [grades(h, q) for h, q in zip(measured.hits, questions, strict=True)]
     quality = [ndcg(r, q) for r, q in zip(rankings, questions, strict=True)]
@@ -99,7 +89,6 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def _defaults(rows: Sequence[Row]) -> tuple[Row, Row]:
-    """Our default, and semble's."""
     by_name = {row.measured.name: row for row in rows}
     return by_name[OURS], by_name[THEIRS]
 
@@ -156,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     program = "python -m benchmarks.search.semble"
     parser = argparse.ArgumentParser(program, description=__doc__, formatter_class=raw)
     add = parser.add_argument
-    add("--out", type=Path, default=ROOT / "outputs" / "search")
+    add("--out", type=Path, default=systems.ROOT / "outputs" / "search")
     add("--model", default=DEFAULT, help="by default %(default)s")
     only = "only these modules and packages"
     add("--only", nargs="+", default=[], metavar="NAME", help=only)
@@ -171,17 +160,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def compare(options: argparse.Namespace) -> str:
-    """Measure everything, write it, and return the report; SpeedError if semble fails, SearchError
-    if our tool does, ValueError if there is nothing to ask of the chosen modules."""
+    """Measure everything, write it, and return the report."""
     out = options.out.resolve()
     repository = copy_library(out, options.only)
     questions, absent = load_questions(repository)
-    task = Task(repository, [q.text for q in questions], DEPTH, options.repeats)
-    python = peer_environment.ensure(ROOT / ".venv-peer", PEER)
+    task = systems.Task(repository, [q.text for q in questions], DEPTH, options.repeats)
+    python = peer_environment.ensure(systems.ROOT / ".venv-peer", systems.PEER)
     static, log = out / "static-model", out / "semble.log"
-    theirs, answer = run_semble(task, python, options.model, static, log)
-    measured = [*theirs, *run_ours(task, out / "tenfold-index", options.model)]
-    rows = [evaluate(system, questions) for system in measured]
+    theirs, answer = systems.run_semble(task, python, options.model, static, log)
+    ours = systems.run_ours(task, out / "tenfold-index", options.model)
+    rows = [evaluate(system, questions) for system in (*theirs, *ours)]
     facts = {
         "questions": hashlib.sha256(QUESTIONS.read_bytes()).hexdigest()[:16],
         "python": ".".join(map(str, sys.version_info[:3])),
@@ -197,8 +185,8 @@ def compare(options: argparse.Namespace) -> str:
     # Labels that the chosen modules cannot have are no news.
     text = report(rows, questions, [] if options.only else absent, facts)
     (out / "semble.md").write_text(text + "\n")
-    systems = dict(map(_plain, rows))
-    plain = {"facts": facts, "questions": [q.text for q in questions], "systems": systems}
+    figures = dict(map(_plain, rows))
+    plain = {"facts": facts, "questions": [q.text for q in questions], "systems": figures}
     (out / "semble.json").write_text(json.dumps(plain, indent=1) + "\n")
     return text
 

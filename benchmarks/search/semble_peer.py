@@ -40,11 +40,7 @@ def distil(source: str, static: Path) -> float:
 
 
 def main(settings: dict[str, Any]) -> dict[str, Any]:
-    """Index, then ask every question, each variant in its turn.
-
-    Settings are those of a `Task`, and: model: folder of the transformer. static: of the static
-    model, made if absent. work: of the index. variants: name -> keywords of SembleIndex.search.
-    """
+    """Index, then ask every question; `variants` names keywords of SembleIndex.search."""
     from importlib.metadata import version
 
     from semble import SembleIndex

@@ -69,10 +69,8 @@ class Task:
 def run_semble(
     task: Task, python: Path, source: str, static: Path, log: Path
 ) -> tuple[list[Measured], dict[str, object]]:
-    """semble in an environment of its own, and facts about it; SpeedError names the log.
-
-    `static` is where the static model is, or will be made of the transformer `source`.
-    """
+    """semble in an environment of its own, and facts about it; `static` is where the static model
+    is, or will be made of the transformer `source`."""
     with tempfile.TemporaryDirectory(prefix="tenfold-semble-") as work:
         settings = {
             **vars(task),

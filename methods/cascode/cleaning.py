@@ -59,11 +59,8 @@ def strip_comment_delimiters(comment: str) -> str:
 
 
 def query_tokens(documentation: str) -> list[str]:
-    """Tokens of the first paragraph.
-
-    CodeSearchNet's `summary` of a text that opens with an empty line is empty, and a line of spaces
-    does not end it: here lines are stripped first.
-    """
+    """Tokens of the first paragraph: the `summary` of stripped lines. (CodeSearchNet's is empty if
+    the text opens with an empty line, and a line of spaces does not end it.)"""
     lines = [line.strip() for line in documentation.split("\n")]
     return documentation_tokens(summary("\n".join(lines).strip()))
 
@@ -92,11 +89,9 @@ def query_problem(tokens: Sequence[str]) -> str | None:
 def without_comments(source: str, language: str) -> str:
     """GraphCodeBERT's code: no comments, no statement that is a string, no empty lines.
 
-    Ruby is returned as it is. In the other languages but Python a comment becomes a space.
-
-    Raises:
-        SourceError: Python that can't be tokenized. The official code keeps such a function with
-            its docstring, which gives the query away: drop it.
+    Ruby is returned as it is. In the other languages but Python a comment becomes a space. A
+    SourceError for Python that can't be tokenized: drop it. (The official code keeps it with its
+    docstring, which gives the query away.)
     """
     if language == "ruby":
         return source
@@ -108,11 +103,8 @@ def without_comments(source: str, language: str) -> str:
 
 
 def identifiers(tokens: Iterable[str], language: str) -> list[str]:
-    """Code tokens that open like an identifier and are no keyword, as dpu-utils picks them.
-
-    Args:
-        language: one whose keywords are known, that is "python", in which corpora are built.
-    """
+    """Code tokens that open like an identifier and are no keyword, as dpu-utils picks them; the
+    keywords of "python" alone are known, in which corpora are built."""
     keywords = KEYWORDS[language]
     return [t for t in tokens if _IDENTIFIER.match(t) and t not in keywords]
 
@@ -124,11 +116,9 @@ def near_duplicates(
 ) -> list[list[int]]:
     """Clusters of similar documents, each sorted, by their first members; singles are left out.
 
-    Two documents are similar when the Jaccard indices of their tokens as sets and as multisets both
-    reach their threshold; clusters are the transitive closure. All pairs are found, exactly.
-
-    Args:
-        documents: tokens of each, see `identifiers`.
+    Two documents are similar when the Jaccard indices of their tokens (see `identifiers`) as sets
+    and as multisets both reach their threshold; clusters are the transitive closure. All pairs are
+    found, exactly.
     """
     counts = _count_matrix(documents)
     first, second = _candidates(counts, set_threshold)

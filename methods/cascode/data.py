@@ -67,18 +67,14 @@ class CodeSearchData(pl.LightningDataModule):
     Args:
         root: folder with <language>/{train,valid,test,codebase}.jsonl or .jsonl.gz, see
             `code_search_net_files`.
-        tokenizer, mode: see `CodeTokenizer`.
         lengths: tokens of a query, a code and a pair, special ones included.
         batch_size: pairs, total over all ranks. eval_batch_size: of one rank.
         languages: trained on together, evaluated one by one.
-        pairs: batches hold tokens to build pairs from.
-        seed: of the order of pairs.
         subset: train on that many pairs, drawn with `subset_seed`; None for all.
         max_queries, max_candidates: at most so many in "val" and "test" of a language, drawn with
             `subset_seed`; candidates include all answers. None, or null for one of them, for all.
         filter: "graphcodebert" leaves out queries as its authors do (docs/papers/cascode.md,
-            section 6.2), for the published CodeSearchNet; training pairs go with them, candidates
-            stay.
+            section 6.2), and training pairs with them; candidates stay.
         allow_missing: accept queries whose url no candidate has; they count as not found.
         max_corrupt: share of entries that can't be used beyond which a run stops.
         pool_batches: batches that are sorted by length together; 1 takes pairs as they come.
@@ -167,26 +163,18 @@ class CodeSearchData(pl.LightningDataModule):
         return TrainingPairs(self.tokenizer, self.lengths, *texts, h.pairs)
 
     def split(self, stage: Stage) -> list[Split]:
-        """What validation ("val") or the test searches in, by language; none without a split.
-
-        Raises:
-            DataNotFoundError, DataCorruptError: files are missing or damaged; a query has no
-                answer among the candidates; two queries of a code that has one.
-            ValueError: fewer candidates asked for than there are answers.
-        """
-        name = self._name(stage)
-        if name is None:
-            return []
-        if stage not in self._splits:
+        """What validation ("val") or the test searches in, by language; none without a split."""
+        if (name := self._h[f"{stage}_split"]) is not None and stage not in self._splits:
             languages = self._h.languages
             self._splits[stage] = [self._split(language, name, stage) for language in languages]
-        return self._splits[stage]
+        return self._splits.get(stage, [])
 
     def texts(self, stage: Stage) -> list[tuple[list[str], list[str]]]:
         """Queries and candidates of each split in its order, as the files have them."""
         found = []
         for split in self.split(stage):
-            asked, answering = self.evaluation_files(split.language, self._name(stage))
+            name = self._h[f"{stage}_split"]
+            asked, answering = self.evaluation_files(split.language, name)
             queries = {t.identity: t.query for t in Reader(asked, ["query"], self.identity)}
             codes = {t.identity: t.code for t in Reader(answering, ["code"], self.identity)}
             found.append(
@@ -223,9 +211,6 @@ class CodeSearchData(pl.LightningDataModule):
             *self._rank_and_world(),
         )
 
-    def _name(self, stage: Stage) -> Any:
-        return self._h.val_split if stage == "val" else self._h.test_split
-
     def _evaluation(self, stage: Stage) -> EvaluationLoader | list:
         splits = self.split(stage)
         if not splits:
@@ -256,10 +241,10 @@ class CodeSearchData(pl.LightningDataModule):
         available = set(codes.urls)
         missing = [url for url in query_urls if url not in available]
         if missing and not h.allow_missing:
+            lacking = f"{len(missing)} of {len(query_urls)} queries have no answer"
             raise DataCorruptError(
-                f"{named(asked)}: {len(missing)} of {len(query_urls)} queries have no answer in "
-                f"{named(answering)}, the first is {missing[0]!r}. Add their codes, or set "
-                "allow_missing=true to count them as not found"
+                f"{named(asked)}: {lacking} in {named(answering)}, the first is {missing[0]!r}. "
+                "Add their codes, or set allow_missing=true to count them as not found"
             )
         most = (h.max_candidates or {}).get(stage)
         places = self._candidates(set(query_urls), codes.urls, most)
@@ -284,10 +269,8 @@ class CodeSearchData(pl.LightningDataModule):
         is_answer = np.array([url in asked for url in urls])
         answers, others = np.flatnonzero(is_answer), np.flatnonzero(~is_answer)
         if len(answers) > most:
-            raise ValueError(
-                f"max_candidates={most} but there are {len(answers)} answers: raise it or lower "
-                "max_queries"
-            )
+            found = f"max_candidates={most} but there are {len(answers)} answers"
+            raise ValueError(f"{found}: raise it or lower max_queries")
         drawn = _drawn(len(others), most - len(answers), self._h.subset_seed, 0xC0D)
         return np.sort(np.concatenate([answers, others[drawn]]))
 
@@ -331,10 +314,8 @@ class CosQAData(CodeSearchData):
     Source: Jun-jie-Huang/CoCLR `data/search`; microsoft/CodeBERT@c0de43d
     `UniXcoder/downstream-tasks/code-search/run.py:TextDataset`.
 
-    Args:
-        only_matches: use entries of `label` 1 only. The official script trains on those that people
-            found not to match, too (CodeBERT issue 220).
-        base: the arguments of `CodeSearchData`; `languages` stays as it is.
+    `only_matches` uses entries of `label` 1 only. The official script trains on those that people
+    found not to match, too (CodeBERT issue 220). `languages` stays as it is.
     """
 
     identity = "retrieval_idx"

@@ -11,21 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from methods.cascode.ranking import (
-    Cascade,
-    InnerProducts,
-    Scores,
-    distractor_ranks,
-    mrr,
-    ranks,
-    recall,
-    reciprocal_ranks,
-    top_k,
-)
-from shared.distributed import rank, world_size
+from methods.cascode import ranking
+from shared.distributed import gather_objects, rank, world_size
 from shared.files import write_json
 from shared.randomness import torch_generator
 
@@ -62,43 +51,34 @@ class Vectors:
         self._pieces[key].append((batch["indices"].cpu(), vectors.float().cpu()))
 
     def take(self, language: str, kind: str, size: int) -> Tensor:
-        """(size, d) the vectors of all ranks in the order of the data set; forgets them.
-
-        Raises:
-            ValueError: some are missing, as when batches are limited.
-        """
-        pieces: list[Any] = [self._pieces.pop((language, kind), [])]
-        if world_size() > 1:
-            (own,), pieces = pieces, [None] * world_size()
-            dist.all_gather_object(pieces, own)
-        rows = [row for piece in pieces for row in piece]
+        """(size, d) the vectors of all ranks in the order of the data set, which are forgotten; a
+        ValueError if some are missing, as when batches are limited."""
+        everyone = gather_objects(self._pieces.pop((language, kind), []))
+        rows = [row for piece in everyone for row in piece]
         indices = torch.cat([torch.empty(0, dtype=torch.long), *(row[0] for row in rows)])
         if len(indices) != size:
-            raise ValueError(
-                f"{len(indices)} of {size} vectors ({language}, {kind}): an evaluation needs all "
-                "batches, lift the limit on them"
-            )
+            given = f"{len(indices)} of {size} vectors ({language}, {kind})"
+            raise ValueError(f"{given}: an evaluation needs all batches, lift the limit on them")
         vectors = torch.cat([row[1] for row in rows])
         return torch.empty_like(vectors).index_copy_(0, indices, vectors)
 
 
 def rank_codes(queries: Tensor, codes: Tensor, split: Any, testing: bool) -> Ranked:
-    """Rank by the first stage's (Q, d) and (N, d): as `rank_by`, and in the test `distractor_mrr`.
-
-    Args:
-        split: names of both, see `methods.cascode.data`.
-    """
-    ranked = rank_by(InnerProducts(queries, codes), split)
+    """Rank by the first stage's (Q, d) and (N, d): as `rank_by`, and in the test `distractor_mrr`;
+    `split` is a `methods.cascode.data.Split`."""
+    ranked = rank_by(ranking.InnerProducts(queries, codes), split)
     if testing and len(queries) >= DISTRACTORS and min(split.answers) >= 0:
         own = torch.tensor(split.answers)
-        ranked.metrics["distractor_mrr"] = 100 * mrr(distractor_ranks(queries, codes[own]))
+        positions = ranking.distractor_ranks(queries, codes[own])
+        ranked.metrics["distractor_mrr"] = 100 * ranking.mrr(positions)
     return ranked
 
 
-def rank_by(scores: Scores, split: Any) -> Ranked:
+def rank_by(scores: ranking.Scores, split: Any) -> Ranked:
     """Rank by given scores (Q, N): `mrr` and `recall_<k>`."""
-    positions = ranks(scores, split.query_urls, split.code_urls, allow_missing=split.allow_missing)
-    return Ranked(_metrics(positions), reciprocal_ranks(positions))
+    names = split.query_urls, split.code_urls
+    positions = ranking.ranks(scores, *names, allow_missing=split.allow_missing)
+    return Ranked(_metrics(positions), ranking.reciprocal_ranks(positions))
 
 
 def average(rankings: Mapping[str, Ranked]) -> dict[str, float]:
@@ -125,14 +105,10 @@ def re_rank(
 
     Also `fast_mrr`, that of the first stage, which is what re-ranking has to beat, and
     `pair_accuracy`: percent of right decisions about true pairs and as many wrong ones.
-
-    Args:
-        score: (query, code) tokens -> scores, which the ranks share among themselves.
     """
-    scores = InnerProducts(queries, codes)
-    names = split.query_urls, split.code_urls
-    fast = ranks(scores, *names, allow_missing=split.allow_missing)
-    candidates = top_k(scores, min(max(depths), len(codes)))
+    scores = ranking.InnerProducts(queries, codes)
+    fast = rank_by(scores, split)
+    candidates = ranking.top_k(scores, min(max(depths), len(codes)))
     pairs = [
         (split.queries[query], split.codes[code])
         for query, row in enumerate(candidates.tolist())
@@ -142,23 +118,20 @@ def re_rank(
     at: dict[int, Tensor] = {}
     for depth in depths:
         kept = min(depth, len(codes))
-        order = Cascade(scores, candidates[:, :kept], slow[:, :kept])
-        at[depth] = order.ranks(*names, split.allow_missing)
+        order = ranking.Cascade(scores, candidates[:, :kept], slow[:, :kept])
+        at[depth] = order.ranks(split.query_urls, split.code_urls, split.allow_missing)
     best = at[depths[0]]
-    metrics = _metrics(best) | {f"mrr_at_{k}": 100 * mrr(found) for k, found in at.items()}
-    metrics |= {"fast_mrr": 100 * mrr(fast), "pair_accuracy": _pair_accuracy(split, score)}
-    return Ranked(metrics, reciprocal_ranks(best), reciprocal_ranks(fast))
+    metrics = _metrics(best) | {f"mrr_at_{k}": 100 * ranking.mrr(each) for k, each in at.items()}
+    metrics |= {"fast_mrr": fast.metrics["mrr"], "pair_accuracy": _pair_accuracy(split, score)}
+    return Ranked(metrics, ranking.reciprocal_ranks(best), fast.reciprocal)
 
 
 def shared_scores(pairs: Sequence[Pair], score: Score) -> Tensor:
     """(n,) the scores of all pairs on every rank; each rank judges every world-th of them."""
-    if world_size() == 1:
-        return score(pairs)
-    scores = torch.zeros(len(pairs), dtype=torch.float64)
-    scores[rank() :: world_size()] = score(pairs[rank() :: world_size()]).double()
-    message = scores.cuda() if dist.get_backend() == "nccl" else scores
-    dist.all_reduce(message)
-    return message.float().cpu()
+    scores = torch.empty(len(pairs))
+    for first, own in enumerate(gather_objects(score(pairs[rank() :: world_size()]))):
+        scores[first :: world_size()] = own
+    return scores
 
 
 def _pair_accuracy(split: Any, score: Score) -> float:
@@ -179,5 +152,5 @@ def _pair_accuracy(split: Any, score: Score) -> float:
 
 
 def _metrics(positions: Tensor) -> dict[str, float]:
-    recalls = {f"recall_{k}": 100 * recall(positions, k) for k in CUTOFFS}
-    return {"mrr": 100 * mrr(positions), **recalls}
+    recalls = {f"recall_{k}": 100 * ranking.recall(positions, k) for k in CUTOFFS}
+    return {"mrr": 100 * ranking.mrr(positions), **recalls}

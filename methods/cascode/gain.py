@@ -12,14 +12,8 @@ GAIN = "rerank_gain.json"
 
 
 def write_gain(folder: str | PathLike[str], changes: NDArray[np.float64], data: str) -> None:
-    """Write the mean change in points of MRR and its 95% bootstrap interval over the queries.
-
-    By it the search tool decides whether a model may re-rank. One query alone writes nothing.
-
-    Args:
-        changes: (Q,) reciprocal rank after re-ranking minus that of the first stage.
-        data: what was asked, in words.
-    """
+    """Write the mean of `changes` (Q,) of the reciprocal rank, in points, and its 95% bootstrap
+    interval over the queries; `data` says what was asked. One query alone writes nothing."""
     if len(changes) < 2:
         return
     from scipy.stats import bootstrap

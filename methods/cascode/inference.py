@@ -26,16 +26,10 @@ PROBE = 16, 64  # sequences, tokens
 
 
 class SearchModel:
-    """Vectors of queries and codes, and scores of pairs.
+    """Vectors of queries and codes, and scores of pairs if it has a `judge`, an encoder and head.
 
-    Args:
-        encoder: of the first stage. judge: encoder and head that score pairs; None: cannot re-rank.
-        lengths: in tokens, of a query, a code and a pair.
-        precision: "auto" measures which is faster, where the CPU computes in bfloat16.
-
-    Attributes:
-        name: as given. fingerprint: of weights, tokeniser and lengths: equal models, equal vectors.
-        dimension: of the vectors. can_rerank: whether `score_pairs` can be called.
+    `fingerprint` is of weights, tokeniser and lengths (in tokens, of a query, a code and a pair):
+    equal models, equal vectors. `precision` "auto" measures which is faster.
     """
 
     def __init__(
@@ -93,12 +87,8 @@ def load_search_model(
 ) -> SearchModel:
     """A checkpoint of `Fast`, `Slow` or `Shared`, a folder of Hugging Face's layout, or a package.
 
-    Args:
-        pooling, normalize: of a folder or package; a checkpoint knows its own.
-
-    Raises:
-        CheckpointError: not readable, or no model for code search.
-        DataNotFoundError: a folder without a tokeniser.
+    `pooling` and `normalize` are of a folder or package; a checkpoint knows its own. Where there is
+    no model for code search: a CheckpointError; without a tokeniser a DataNotFoundError.
     """
     if is_folder(source):
         folder = model_folder(source)

@@ -1,9 +1,7 @@
 """CasCode's binary matching of pairs and the negatives that it learns from.
 
-The contrast of queries and codes is `shared.losses.contrastive`.
-
-Shapes: B pairs of this rank, P pairs to be judged.
-Source: docs/papers/cascode.md, sections 3.1 and 3.2.
+Shapes: B pairs of this rank, P pairs to be judged. Source: docs/papers/cascode.md, sections 3.1
+and 3.2; the contrast of queries and codes is `shared.losses.contrastive`.
 """
 
 from typing import NamedTuple
@@ -35,10 +33,8 @@ def match_scores(logits: Tensor) -> Tensor:
 
 
 def matching_loss(scores: Tensor, labels: Tensor) -> Tensor:
-    """Mean over pairs of -log p for matches, -log(1 - p) for others, p = sigmoid(score).
-
-    Of `match_scores` it is the two-class cross-entropy of the logits.
-    """
+    """Mean over pairs of -log p for matches, -log(1 - p) for others, p = sigmoid(score): of
+    `match_scores` the two-class cross-entropy of the logits."""
     return F.binary_cross_entropy_with_logits(scores, labels)
 
 
@@ -52,12 +48,8 @@ def uniform_negatives(uniforms: Tensor) -> Tensor:
 
 
 def hard_negatives(similarity: Tensor, uniform: Tensor, chosen: Tensor) -> Tensor:
-    """(B,) rows: the most similar code but the own one where `chosen`, else that of `uniform`.
-
-    Args:
-        similarity: (B, B) of queries and codes; no gradient flows through it.
-        uniform: (B,) rows as from `uniform_negatives`. chosen: (B,) boolean.
-    """
+    """(B,) rows: where `chosen` (B,) the most similar code but the own one, else that of `uniform`
+    (B,); through the `similarity` (B, B) of queries and codes no gradient flows."""
     own = torch.eye(len(similarity), dtype=torch.bool, device=similarity.device)
     hardest = similarity.detach().masked_fill(own, -torch.inf).argmax(dim=1)
     return torch.where(chosen, hardest, uniform)

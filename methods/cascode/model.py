@@ -20,7 +20,6 @@ class CodeEncoder(nn.Module):
     """One transformer for both sides; a sequence becomes one vector.
 
     Args:
-        text: arguments of `TextTransformer`.
         pooling: "mean" over all tokens, special ones included (UniXcoder); "cls", the first token;
             "pooler", RoBERTa's tanh layer on the first token (GraphCodeBERT).
         normalize: to unit length, so that inner products are cosines.
@@ -57,9 +56,7 @@ class CodeEncoder(nn.Module):
         """Train neither the embeddings nor the first `layers` layers; 0 freezes nothing."""
         count = len(self.text.layers)
         if not 0 <= layers < count:
-            raise ValueError(
-                f"frozen_layers={layers}: choose 0 to {count - 1}, this encoder has {count} layers"
-            )
+            raise ValueError(f"frozen_layers={layers}: choose 0 to {count - 1} of {count} layers")
         if layers:
             self.text.embeddings.requires_grad_(False)
             self.text.layers[:layers].requires_grad_(False)

@@ -14,16 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from methods.cascode import evaluation
+from methods.cascode import evaluation, losses
 from methods.cascode.gain import write_gain
-from methods.cascode.losses import (
-    Pairs,
-    hard_negatives,
-    match_scores,
-    matching_loss,
-    pairs_with,
-    uniform_negatives,
-)
 from methods.cascode.model import CodeEncoder, PairHead, Pooling
 from methods.cascode.official import load_initial, load_searcher
 from methods.cascode.scoring import encode_pairs, score_pairs
@@ -43,14 +35,9 @@ class CodeSearch(Method):
     """What all models share: an encoder, AdamW without decay, a rate that falls linearly to 0.
 
     A subclass that judges pairs sets `k_test` and `classifier`; its evaluation then re-ranks.
-
-    Args:
-        text, pooling, normalize: see `CodeEncoder`.
-        lr, betas, eps, weight_decay: of AdamW; every parameter is decayed alike.
-        clip_norm: largest norm of all gradients together.
-        frozen_layers: so many layers, and the embeddings, are not trained.
-        initial: what training starts from, see `official.load_initial`; null: random weights.
-        seed: of the negatives.
+    `weight_decay` is of every parameter alike, `clip_norm` the largest norm of all gradients
+    together. The first `frozen_layers` layers and the embeddings are not trained. Training starts
+    from `initial` (see `official.load_initial`), or from random weights.
     """
 
     tokenizer: CodeTokenizer  # of the data
@@ -84,9 +71,7 @@ class CodeSearch(Method):
         self.tokenizer, self.lengths = datamodule.tokenizer, datamodule.lengths
         rows, tokens = self.encoder.text.embeddings.word.num_embeddings, len(self.tokenizer)
         if tokens > rows:
-            raise ValueError(
-                f"method.text.vocab_size={rows} is less than the {tokens} tokens of data.tokenizer"
-            )
+            raise ValueError(f"method.text.vocab_size={rows}, but data.tokenizer has {tokens}")
         own, pad = self.encoder.text.pad_id, self.tokenizer.pad_id
         if pad != own:
             raise ValueError(f"method.text.pad_id={own}, but data.tokenizer pads with {pad}")
@@ -177,20 +162,11 @@ class CodeSearch(Method):
 
 
 class Fast(CodeSearch):
-    """The first stage: codes and queries become vectors, trained by contrast within the batch.
-
-    Args:
-        temperature: tau, fixed; 1 with `normalize: false`, as GraphCodeBERT.
-        symmetric, gather: see `InBatchContrast`.
-        frame: see `CodeSearch`.
-    """
+    """The first stage: codes and queries become vectors, trained by contrast within the batch; with
+    `normalize: false` the `temperature` is 1, as GraphCodeBERT's."""
 
     def __init__(
-        self,
-        temperature: float = 0.05,
-        symmetric: bool = False,
-        gather: bool = True,
-        **frame: Any,
+        self, temperature: float = 0.05, symmetric: bool = False, gather: bool = True, **frame: Any
     ):
         super().__init__(**frame)
         self.save_hyperparameters()
@@ -210,11 +186,9 @@ class Judging(CodeSearch):
     Args:
         negatives: "uniform": another code of the batch, all equally likely; "hard": for every
             second query, by chance, the most similar one.
-        head_dropout: in the head.
         slow_micro_batch: pairs that pass the encoder at once, of which alone the activations are
             kept (the others' are computed again for the gradient); null: all.
         k_test: candidates to re-rank; the first one decides `mrr` and the validation.
-        frame: see `CodeSearch`.
     """
 
     def __init__(
@@ -233,23 +207,21 @@ class Judging(CodeSearch):
         self.classifier = PairHead(self.encoder.text.width, head_dropout)
         self.negatives, self.micro_batch, self.k_test = negatives, slow_micro_batch, k_test
 
-    def draw_pairs(self, size: int, similarity: Tensor | None) -> Pairs:
-        """Each query with its own code and with a negative, (2 B,).
+    def draw_pairs(self, size: int, similarity: Tensor | None) -> losses.Pairs:
+        """Each query of B = `size` with its own code and with a negative, (2 B,).
 
-        Negatives are a function of the seed, the step and the place in the batch of all ranks.
-
-        Args:
-            size: B. similarity: (B, B) of queries and codes, for hard negatives.
+        Negatives are a function of the seed, the step and the place in the batch of all ranks; hard
+        ones need the `similarity` (B, B) of queries and codes.
         """
         generator = torch_generator(self.seed, self.global_step, "negatives")
         draws = own_rows(torch.rand(size * world_size(), 2, generator=generator)).to(self.device)
-        negatives = uniform_negatives(draws[:, 0])
+        negatives = losses.uniform_negatives(draws[:, 0])
         if self.negatives == "hard":
             assert similarity is not None
-            negatives = hard_negatives(similarity, negatives, draws[:, 1] < HARD)
-        return pairs_with(negatives)
+            negatives = losses.hard_negatives(similarity, negatives, draws[:, 1] < HARD)
+        return losses.pairs_with(negatives)
 
-    def judge(self, batch: Batch, pairs: Pairs) -> Tensor:
+    def judge(self, batch: Batch, pairs: losses.Pairs) -> Tensor:
         """(2 B,) the score of each pair of the batch."""
         limits = self.lengths["pair"], self.lengths["query"]
         rows = [
@@ -266,17 +238,12 @@ class Judging(CodeSearch):
 
     def _scores(self, rows: Sequence[Any]) -> Tensor:
         first = encode_pairs(self.encoder, self.tokenizer, rows, self.device)
-        return match_scores(self.classifier(first))
+        return losses.match_scores(self.classifier(first))
 
 
 class Slow(Judging):
-    """The second stage: judges a query and a code that it reads together.
-
-    Args:
-        fast: checkpoint of the first stage, which is not trained: it finds the candidates of the
-            evaluation, and hard negatives.
-        judging: see `Judging`.
-    """
+    """The second stage: judges a query and a code that it reads together; `fast`, a checkpoint of
+    the first one, is not trained: it finds the candidates of the evaluation and hard negatives."""
 
     def __init__(self, fast: str, **judging: Any):
         super().__init__(**judging)
@@ -292,11 +259,11 @@ class Slow(Judging):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         pairs = self.pairs(batch)
-        loss = matching_loss(self.judge(batch, pairs), pairs.labels)
+        loss = losses.matching_loss(self.judge(batch, pairs), pairs.labels)
         return self.total_loss({"loss_slow": loss}, {}, batch["indices"])
 
     @torch.no_grad()
-    def pairs(self, batch: Batch) -> Pairs:
+    def pairs(self, batch: Batch) -> losses.Pairs:
         """The pairs that are judged in a step; the first stage says how similar codes are."""
         similarity = None
         if self.negatives == "hard":
@@ -306,13 +273,7 @@ class Slow(Judging):
 
 
 class Shared(Judging):
-    """One encoder for both stages, trained for both at once.
-
-    Args:
-        temperature, symmetric, gather: see `Fast`.
-        weight_fast, weight_slow: of the two losses.
-        judging: see `Judging`.
-    """
+    """One encoder for both stages, trained for both at once."""
 
     def __init__(
         self,
@@ -334,8 +295,8 @@ class Shared(Judging):
         pairs = self.draw_pairs(len(queries), queries @ codes.T)
         scores = self.judge(batch, pairs)
         self.log_train({"negatives": self.contrast.negatives(len(queries))})
-        losses = {
+        parts = {
             "loss_fast": self.contrast(queries, codes, self.temperature),
-            "loss_slow": matching_loss(scores, pairs.labels),
+            "loss_slow": losses.matching_loss(scores, pairs.labels),
         }
-        return self.total_loss(losses, self.weights, batch["indices"])
+        return self.total_loss(parts, self.weights, batch["indices"])

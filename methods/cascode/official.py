@@ -6,8 +6,8 @@ or `bert.`), the bi-encoder that the repository fine-tunes (the same below `enco
 classifier (`roberta....`, `classifier....`); the joint model of the golden case has the encoder
 below `encoder.` and the same `classifier....`.
 
-A module here is one of `methods.cascode.module`: it has an `encoder`, and a `classifier` if it
-judges pairs. Lightning is not imported, for which a query from the command line need not wait.
+Modules have an `encoder`, and a `classifier` if they judge pairs. Lightning is not imported, for
+which a query from the command line need not wait.
 """
 
 from collections.abc import Mapping
@@ -48,11 +48,8 @@ _MOST = 1 << 31  # parameters: what asks for more is made to fill the memory
 
 
 def load(module: nn.Module, path: str | PathLike[str]) -> KeyReport:
-    """Load weights into a module that needs no others.
-
-    Args:
-        path: a file of the repository (`model.bin`, `pytorch_model.bin`), a folder in Hugging
-            Face's layout, or "package:NAME"; `Fast` takes any encoder, the others a classifier.
+    """Load weights into a module that needs no others; `Fast` takes any encoder, the others a
+    classifier. See `read`.
 
     Raises:
         CheckpointError: not readable without executing code, or any key missing, unexpected or of
@@ -64,11 +61,8 @@ def load(module: nn.Module, path: str | PathLike[str]) -> KeyReport:
 def load_weights(
     module: Any, source: Mapping[str, Any], fresh: Mapping[str, str] | None = None
 ) -> KeyReport:
-    """`load` from the content of a file, or from what `export` gives.
-
-    Args:
-        fresh: keys of the module that the file may lack, with the reason.
-    """
+    """`load` from the content of a file, or from what `export` gives; it may lack `fresh` keys of
+    the module, named with the reason."""
     rules, dropped = encoder_rules(source, module.encoder)
     if hasattr(module, "classifier"):
         rules += HEAD
@@ -112,15 +106,8 @@ def _imported(source: Mapping[str, Any], table: KeyTable, module: Any) -> KeyRep
 def load_searcher(
     path: str | PathLike[str], pooling: Pooling = "mean", normalize: bool = True
 ) -> CodeEncoder:
-    """The encoder of a first stage: of a checkpoint of ours, or of a folder or package.
-
-    Args:
-        pooling, normalize: of a folder's or package's encoder; a checkpoint knows its own.
-
-    Raises:
-        CheckpointError: not readable without executing code, of another method, or any key
-            missing, unexpected or of another shape.
-    """
+    """The encoder of a first stage: of a checkpoint of ours, which knows its pooling, or of a
+    folder or package; errors as those of `load`."""
     if not is_folder(path):
         return trained_encoder(path)
     folder = model_folder(path)
@@ -133,7 +120,7 @@ def load_searcher(
 
 
 def trained_encoder(path: str | PathLike[str]) -> CodeEncoder:
-    """The encoder of a checkpoint of ours; errors as those of `load_searcher`."""
+    """The encoder of a checkpoint of ours; a CheckpointError if it is of another method."""
     module = load_module(path)
     if not isinstance(encoder := getattr(module, "encoder", None), CodeEncoder):
         raise CheckpointError(f"{path}: a checkpoint of {type(module).__name__}, not of CasCode")
@@ -146,26 +133,21 @@ def is_folder(path: str | PathLike[str]) -> bool:
 
 
 def read(path: str | PathLike[str]) -> dict[str, Any]:
-    """Content of a file, or of a folder or package of Hugging Face's layout."""
+    """Content of a file of the repository (`model.bin`, `pytorch_model.bin`), of a folder in
+    Hugging Face's layout, or of a "package:NAME"."""
     return hugging_face_state(model_folder(path)) if is_folder(path) else load_checkpoint(path)
 
 
 def encoder_rules(
     source: Mapping[str, Any], encoder: CodeEncoder
 ) -> tuple[list[Rule], dict[str, str]]:
-    """How the keys of a file become those of a module's `encoder`, and which it has no use for.
-
-    Raises:
-        CheckpointError: no encoder in it.
-    """
+    """How the keys of a file become those of a module's `encoder`, and which it has no use for."""
     for prefix in ("encoder.", "roberta.", "bert.", ""):
         if f"{prefix}embeddings.word_embeddings.weight" in source:
             break
     else:
-        raise CheckpointError(
-            "no BERT or RoBERTa encoder: the file lacks embeddings.word_embeddings.weight (also "
-            "below encoder., roberta. and bert.)"
-        )
+        key = "embeddings.word_embeddings.weight (also below encoder., roberta. and bert.)"
+        raise CheckpointError(f"no BERT or RoBERTa encoder: the file lacks {key}")
     dropped = {
         f"{prefix}embeddings.position_ids": POSITION_IDS,
         f"{prefix}embeddings.token_type_ids": POSITION_IDS,
@@ -186,18 +168,13 @@ def rules_below(prefix: str, encoder: CodeEncoder) -> list[Rule]:
 
 
 def text_config(folder: Path) -> dict[str, Any]:
-    """Arguments of `TextTransformer` as a folder's config.json has them.
-
-    Raises:
-        CheckpointError: unreadable, or a model of another architecture.
-    """
+    """Arguments of `TextTransformer` as a folder's config.json has them; a CheckpointError if it is
+    unreadable, or of another architecture."""
     path = folder / "config.json"
     try:
         config = read_json(path)
         if (kind := config["model_type"]) not in ("bert", "roberta"):
-            raise CheckpointError(
-                f"{path}: model_type {shortened(kind)}, but only bert and roberta are known"
-            )
+            raise CheckpointError(f"{path}: model_type {shortened(kind)} is not bert or roberta")
         sizes = {name: config[key] for name, key in _SIZES.items()}
         shares = {"dropout": config["hidden_dropout_prob"], "eps": config["layer_norm_eps"]}
         found = {**sizes, **shares, "pad_id": config["pad_token_id"]}
@@ -212,9 +189,8 @@ def text_config(folder: Path) -> dict[str, Any]:
             raise ValueError(f"no encoder has {shortened(found)}")
         return found | {"positions_after_pad": kind == "roberta"}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path}: not readable as the config of an encoder ({one_line(repr(error))})"
-        ) from error
+        reason = one_line(repr(error))
+        raise CheckpointError(f"{path}: no readable config of an encoder ({reason})") from error
 
 
 def _parameters(sizes: Mapping[str, int]) -> int:

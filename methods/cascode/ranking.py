@@ -4,9 +4,8 @@ Shapes: Q queries, N candidates, K of them re-ranked, d vector size. A code's id
 several candidates of one url are the same answer, the best one counts. Equal scores count against
 the model (`pessimistic`), so that a constant score, as of a collapsed network, finds nothing; the
 official code leaves their order to an unstable sort.
-Source: docs/papers/cascode.md, sections 3.5 and 7; microsoft/CodeBERT@c0de43d
-`UniXcoder/downstream-tasks/ code-search/run.py:evaluate`,
-`CodeBERT/codesearch/{process_data,mrr}.py`.
+Source: docs/papers/cascode.md, sections 3.5 and 7; microsoft/CodeBERT@c0de43d UniXcoder's
+`code-search/run.py:evaluate` and `CodeBERT/codesearch/{process_data,mrr}.py`.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -25,10 +24,8 @@ BLOCK = 2**23  # scores looked at in one go
 
 @dataclass(frozen=True)
 class InnerProducts:
-    """Scores (Q, N) = queries (Q, d) @ codes (N, d).T, computed for the rows that are asked for.
-
-    All scores of 14,918 queries and 43,827 codes would take 2.6 GB.
-    """
+    """Scores (Q, N) = queries (Q, d) @ codes (N, d).T, computed for the rows that are asked for:
+    all of 14,918 queries and 43,827 codes would take 2.6 GB."""
 
     queries: Tensor
     codes: Tensor
@@ -59,10 +56,7 @@ def ranks(
         query_ids, code_ids: the answer of a query is any candidate with the query's id.
         ties: codes of another id with the same score stand before the answer (`pessimistic`),
             behind it (`optimistic`), or where their index puts them (`index`: as `top_k` orders).
-
-    Raises:
-        ValueError: shapes that do not fit, a NaN, or, unless `allow_missing`, a query without an
-            answer among the candidates.
+        allow_missing: a query without an answer among the candidates is no ValueError.
     """
     queries, codes = _numbered(query_ids, code_ids, scores.shape, allow_missing)
     positions = torch.zeros(len(queries), dtype=torch.int64)
@@ -71,15 +65,13 @@ def ranks(
     return positions
 
 
-def reciprocal_ranks(ranks: Tensor, cutoff: int | None = CUTOFF) -> Tensor:
+def reciprocal_ranks(ranks: Tensor, cutoff: int = CUTOFF) -> Tensor:
     """1 / rank in float64, 0 for missing codes (rank 0) and below the first `cutoff` positions."""
-    inside = ranks > 0
-    if cutoff is not None:
-        inside &= ranks <= cutoff
+    inside = (ranks > 0) & (ranks <= cutoff)
     return torch.where(inside, 1 / ranks.clamp(min=1).double(), 0.0)
 
 
-def mrr(ranks: Tensor, cutoff: int | None = CUTOFF) -> float:
+def mrr(ranks: Tensor, cutoff: int = CUTOFF) -> float:
     """Mean reciprocal rank, from 0 to 1, over all queries; see `reciprocal_ranks`."""
     return float(reciprocal_ranks(_some(ranks), cutoff).mean())
 
@@ -91,11 +83,7 @@ def recall(ranks: Tensor, k: int) -> float:
 
 
 def top_k(scores: Scores, k: int) -> Tensor:
-    """(Q, k) int64 on the CPU: the candidates of highest score, the lower index first if equal.
-
-    Raises:
-        ValueError: k is not between 0 and N, or a score is NaN.
-    """
+    """(Q, k) int64 on the CPU: the candidates of highest score, the lower index first if equal."""
     queries, candidates = scores.shape
     if not 0 <= k <= candidates:
         raise ValueError(f"k={k} codes cannot be taken from {candidates}: choose 0 to {candidates}")
@@ -116,19 +104,14 @@ class Cascade:
     Args:
         fast_scores: (Q, N). candidates: (Q, K), the `top_k` of these, in any order.
         slow_scores: (Q, K) of the candidates.
-
-    Raises:
-        ValueError: shapes that do not fit, a candidate twice or out of range, a NaN.
     """
 
     def __init__(self, fast_scores: Scores, candidates: Tensor, slow_scores: Tensor):
         candidates, slow_scores = candidates.cpu(), slow_scores.cpu()
         queries, size = fast_scores.shape
         if candidates.shape != slow_scores.shape or len(candidates) != queries:
-            raise ValueError(
-                f"{tuple(candidates.shape)} candidates and {tuple(slow_scores.shape)} slow scores "
-                f"do not fit {queries} queries"
-            )
+            given = f"{tuple(candidates.shape)} candidates, {tuple(slow_scores.shape)} slow scores"
+            raise ValueError(f"{given}: they do not fit {queries} queries")
         if slow_scores.isnan().any():
             raise ValueError("a slow score is NaN: the network has diverged")
         self.candidates, order = candidates.sort(dim=1)  # by index
@@ -152,15 +135,10 @@ class Cascade:
         return torch.cat([first, rest], dim=1)
 
     def ranks(
-        self,
-        query_ids: Ids,
-        code_ids: Ids,
-        allow_missing: bool = False,
-        *,
-        ties: Ties = "pessimistic",
+        self, query_ids: Ids, code_ids: Ids, allow_missing: bool = False, ties: Ties = "pessimistic"
     ) -> Tensor:
-        """As the function `ranks`; ties are looked for by slow score inside the top K, by fast
-        score outside."""
+        """As the function `ranks`; ties are those of slow scores inside the top K, of fast ones
+        outside."""
         queries, codes = _numbered(query_ids, code_ids, self.fast_scores.shape, allow_missing)
         positions = _rank(self.slow_scores, codes[self.candidates] == queries[:, None], ties)
         # The top K score at least as high as all others: outside, the fast rank stays. (If equal
@@ -173,15 +151,9 @@ class Cascade:
         return positions
 
 
-# The distractor protocol is not comparable with the full-codebase one, only reported next to it.
-
-
 def distractor_batches(count: int, size: int = 1000, seed: int = 0) -> Tensor:
-    """(B, size) int64: `count` test pairs, shuffled and cut; the last incomplete batch is dropped.
-
-    Raises:
-        ValueError: fewer pairs than one batch needs.
-    """
+    """(B, size) int64: `count` test pairs, shuffled and cut; an incomplete batch is dropped. (This
+    protocol is not comparable with the full-codebase one, only reported next to it.)"""
     if count < size:
         raise ValueError(f"{count} pairs make no batch of {size}: take more or a smaller size")
     # The official batches come from this old generator.
@@ -199,11 +171,8 @@ def diagonal_ranks(scores: Tensor) -> Tensor:
 
 
 def distractor_ranks(queries: Tensor, codes: Tensor, size: int = 1000, seed: int = 0) -> Tensor:
-    """(B, size) int64: the rank of each code among those of its batch of `distractor_batches`.
-
-    Args:
-        queries, codes: (pairs, d) vectors of the test pairs.
-    """
+    """(B, size) int64: the rank of each test pair's code, vectors (pairs, d), among those of its
+    batch of `distractor_batches`."""
     batches = distractor_batches(len(queries), size, seed)
     return torch.stack([diagonal_ranks(queries[batch] @ codes[batch].T) for batch in batches])
 
@@ -216,18 +185,15 @@ def _numbered(
         ids.tolist() if isinstance(ids, Tensor) else ids for ids in (query_ids, code_ids)
     )
     if (len(query_ids), len(code_ids)) != tuple(shape):
-        raise ValueError(
-            f"scores {tuple(shape)} of {len(query_ids)} queries and {len(code_ids)} candidates"
-        )
+        given = f"{len(query_ids)} queries and {len(code_ids)} candidates"
+        raise ValueError(f"scores {tuple(shape)} of {given}")
     numbers: dict[Hashable, int] = {}
     codes = [numbers.setdefault(id_, len(numbers)) for id_ in code_ids]
     queries = [numbers.get(id_, -1) for id_ in query_ids]
     missing = [id_ for id_, number in zip(query_ids, queries, strict=True) if number < 0]
     if missing and not allow_missing:
-        raise ValueError(
-            f"{len(missing)} of {len(queries)} queries have no code among the candidates, first: "
-            f"{missing[0]}; with allow_missing they count as not found"
-        )
+        lacking = f"{len(missing)} of {len(queries)} queries have no code among the candidates"
+        raise ValueError(f"{lacking}, first: {missing[0]}; allow_missing counts them as not found")
     return torch.tensor(queries, dtype=torch.int64), torch.tensor(codes, dtype=torch.int64)
 
 

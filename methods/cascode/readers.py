@@ -60,12 +60,8 @@ class Reader:
     counted: broken JSON or UTF-8, a key missing or of a wrong type, a text without a word.
 
     Attributes, of what has been read: `total` entries; `unusable` ones, with the place and the
-    `problem` of the first; `refused` by `accept`.
-
-    Args:
-        kinds: texts to read; the other kind may be missing.
-        identity: the key of the entries' identity.
-        accept: leaves out an entry for which it is false.
+    `problem` of the first; `refused` by `accept`. `kinds` are read, the other kind may be missing;
+    `identity` is the key of the entries' identity.
     """
 
     def __init__(
@@ -81,11 +77,7 @@ class Reader:
         self.problem = ""
 
     def __iter__(self) -> Iterator[Text]:
-        """Read the files; a reader is gone through once.
-
-        Raises:
-            DataCorruptError: a file as a whole: it is damaged, cut off, or has no entries.
-        """
+        """Read the files, once; a DataCorruptError if one is damaged, cut off or has no entry."""
         for path in self.files:
             before = self.total
             for where, content in _entries(path, self.identity):
@@ -107,9 +99,8 @@ class Reader:
     def _text(self, entry: dict[str, Any]) -> Text:
         identity = entry.get(self.identity)
         if identity == "" or not (is_text(identity) or is_integer(identity)):
-            raise _UnusableError(
-                f"its {self.identity!r} is {shortened(identity)}, expected a text or number"
-            )
+            found = f"its {self.identity!r} is {shortened(identity)}"
+            raise _UnusableError(f"{found}, expected a text or number")
         query = query_text(entry) if "query" in self.kinds else ""
         return Text(str(identity), query, code_text(entry) if "code" in self.kinds else "")
 
@@ -137,9 +128,6 @@ def code_search_net_files(root: Path, language: str, part: str) -> list[Path]:
 
     Also the published archives, `root`/<language>/final/jsonl/<part>/*.jsonl.gz: their codebase is
     all of valid and test, as in GraphCodeBERT's version (docs/papers/cascode.md, section 6.2).
-
-    Raises:
-        DataNotFoundError: neither is there.
     """
     folder = root / language
     if not folder.is_dir():
@@ -196,11 +184,8 @@ def encode_files(
     Args:
         lengths: tokens of each kind that are kept.
         chosen: a name and a rule of which entries are used; None: all.
-        max_corrupt: share of entries that can't be used, beyond which it is an error.
+        max_corrupt: share of entries that can't be used, beyond which it is a DataCorruptError.
         cache: folder of arrays, named by a hash of all that they depend on; None keeps none.
-
-    Raises:
-        DataCorruptError: a file is damaged, too much of it can't be used, or nothing is left.
     """
     rule, accept = chosen or (None, None)
     key = cache_key(
@@ -221,11 +206,8 @@ def encode_files(
     if refused:
         log.info("%s: %d of %d entries are left out by %r", name, refused, total, rule)
     if leaking > LEAKING * total:
-        warnings.warn(
-            f"{name}: {leaking} of {total} codes contain their query; code_tokens must come "
-            "without the documentation",
-            stacklevel=2,
-        )
+        words = f"{name}: {leaking} of {total} codes contain their query"
+        warnings.warn(f"{words}; code_tokens must come without the documentation", stacklevel=2)
     data, ends = arrays["urls"].tobytes(), arrays["url_ends"].tolist()
     return Encoded(
         [data[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)],
@@ -255,10 +237,9 @@ def _arrays(reader: Reader, tokenizer: CodeTokenizer, lengths: Mapping[Kind, int
             tokens[kind].append(TokenRows.of(rows))
             numbers[kind] += map(_number, plain)
     if not urls:
-        raise DataCorruptError(
-            f"{named(reader.files)}: none of {reader.total} entries is left; {reader.refused} are "
-            f"left out on purpose, {reader.unusable} can't be used {reader.problem}".rstrip()
-        )
+        left_out = f"{reader.refused} on purpose, {reader.unusable} as unusable {reader.problem}"
+        none = f"{named(reader.files)}: none of {reader.total} entries is left"
+        raise DataCorruptError(f"{none}; left out are {left_out}".rstrip())
     arrays: Arrays = {
         "counts": np.array([reader.total, reader.unusable, reader.refused, leaking]),
         "problem": np.frombuffer(reader.problem.encode(errors="replace"), np.uint8),
@@ -319,9 +300,8 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
                 if line.strip():
                     yield where, line
         except (OSError, EOFError, zlib.error) as error:
-            raise DataCorruptError(
-                f"{path}: damaged or cut off ({error}), after {where}"
-            ) from error
+            message = f"{path}: damaged or cut off ({error}), after {where}"
+            raise DataCorruptError(message) from error
 
 
 def _check_whole(line: bytes, where: str) -> None:

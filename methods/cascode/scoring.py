@@ -40,11 +40,8 @@ def encode(
     max_length: int,
     progress: Progress | None = None,
 ) -> Tensor:
-    """(n, d) float32 on the CPU: the vectors of n queries or codes, cut to `max_length` tokens.
-
-    Args:
-        encoder: in evaluation mode. progress: told how many were done, batch by batch.
-    """
+    """(n, d) float32 on the CPU: the vectors of n queries or codes, cut to `max_length` tokens;
+    `progress` is told how many were done, batch by batch."""
     device = encoder.text.embeddings.word.weight.device
     rows = [tokenizer.single(tokens, max_length) for tokens in sequences]
     vectors = torch.empty(len(rows), encoder.text.width)

@@ -1,8 +1,7 @@
 """Ids of queries, of codes and of pairs, for RoBERTa's byte-level BPE and BERT's WordPiece.
 
-Source: docs/papers/cascode.md, section 6.3; microsoft/CodeBERT@c0de43d
-`CodeBERT/codesearch/utils.py` (pairs) and `UniXcoder/downstream-tasks/code-search/run.py` (single
-sequences).
+Source: docs/papers/cascode.md, section 6.3; microsoft/CodeBERT@c0de43d CodeBERT/codesearch/utils.py
+(pairs) and UniXcoder/downstream-tasks/code-search/run.py (single sequences).
 """
 
 import hashlib
@@ -19,7 +18,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
-from shared.data.readers.files import not_found, one_line, open_data, read_json, read_text
+from shared.data.readers.files import not_found, open_data, read_json, read_text, refusing
 from shared.data.readers.packages import PACKAGE, package_files
 from shared.data.text.wordpiece import WordPiece
 
@@ -36,10 +35,7 @@ class CodeTokenizer:
     """Texts to ids, and ids to the sequences that encoders read; `len()` is the vocabulary's size.
 
     `<s>` and the like written out in a text are text: source code must not end its own sequence.
-    (The official scripts make them special tokens.)
-
-    Attributes: `kind`, by the special tokens of the vocabulary; `pad_id`, `start_id`,
-    `separator_id`, `unknown_id`; `fingerprint`, a hash of content and mode, for caches and indexes.
+    (The official scripts make them special tokens.) `fingerprint` is a hash of content and mode.
 
     Args:
         source: folder of a Hugging Face model with `tokenizer.json`, or `vocab.json` and
@@ -48,8 +44,7 @@ class CodeTokenizer:
         mode: "<encoder-only>" for UniXcoder, whose single sequences name their mode.
 
     Raises:
-        DataNotFoundError: no such file or package.
-        DataCorruptError: it can't be read, or special tokens are missing.
+        DataNotFoundError, DataCorruptError: it is not there, or no tokenizer.
         ValueError: the vocabulary lacks `mode`.
 
     Example:
@@ -94,9 +89,7 @@ class CodeTokenizer:
         self._single_head = [self.start_id]
         if mode is not None:
             if (mode_id := tokenizer.token_to_id(mode)) is None:
-                raise ValueError(
-                    f"{origin}: no token {mode!r}, which is UniXcoder's: set mode to null"
-                )
+                raise ValueError(f"{origin}: no token {mode!r} of UniXcoder: set mode to null")
             self._single_head += [mode_id, self.separator_id]
         content = f"{mode}\n{tokenizer.to_str()}"
         self.fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
@@ -128,15 +121,12 @@ class CodeTokenizer:
 
         First the query is cut to `max_query`; then the longer one, the code if both are equal,
         loses its last token until the pair fits into `max_length`.
-
-        Raises:
-            ValueError: `max_length` has no room for a token of either, or `max_query` for one.
         """
         room = max_length - 3
         if room < 2 or max_query < 1:
+            lengths = f"max_length={max_length}, max_query={max_query}"
             raise ValueError(
-                f"max_length={max_length}, max_query={max_query}: a pair needs room for 3 special "
-                "tokens and one of each text"
+                f"{lengths}: a pair needs room for 5 tokens, its query for one of them"
             )
         query_size, code_size = _fitting(min(len(query), max_query), len(code), room)
         head = [self.start_id, *query[:query_size], self.separator_id]
@@ -148,9 +138,8 @@ class CodeTokenizer:
 class TokenRows:
     """Many lists of ids in one array: (total,) int32 and the end of each row (N,).
 
-    Lists of lists would fill the memory of every worker process: reading a Python object in a
-    forked process copies its page. No `Sequence`, since Lightning and torch walk through those
-    number by number when a batch moves to its device.
+    Lists of lists would fill the memory of every worker process, which copies the page of what it
+    reads. No `Sequence`: Lightning moves those to a device number by number.
     """
 
     def __init__(self, ids: NDArray[np.int32], ends: NDArray[np.int64]) -> None:
@@ -222,39 +211,29 @@ def _load(source: str | Path) -> Tokenizer:
     elif path.is_file():
         files = {"vocab.txt" if path.suffix == ".txt" else "tokenizer.json": path}
     else:
-        raise DataNotFoundError(
-            f"{not_found(path)}. A tokenizer is a folder of a Hugging Face model, or "
-            f'"{PACKAGE}NAME" of an installed package that carries one'
-        )
+        expected = f'a folder of a Hugging Face model, or "{PACKAGE}NAME" of an installed one'
+        raise DataNotFoundError(f"{not_found(path)}. A tokenizer is {expected}")
     if file := files.get("tokenizer.json"):
         return _parsed(read_text(file), str(file))
     if "vocab.json" in files and "merges.txt" in files:
         return _byte_pairs(files["vocab.json"], files["merges.txt"])
     if file := files.get("vocab.txt"):
         return _word_pieces(file, files.get(SETTINGS))
-    raise DataNotFoundError(
-        f"{source} holds no tokenizer: expected tokenizer.json, or vocab.json and merges.txt, or "
-        "vocab.txt"
-    )
+    expected = "tokenizer.json, vocab.json and merges.txt, or vocab.txt"
+    raise DataNotFoundError(f"{source} holds no tokenizer: expected {expected}")
 
 
 def _parsed(content: str, origin: str) -> Tokenizer:
-    try:
+    with refusing(f"{origin}: not readable", Exception):  # the library raises bare ones
         return Tokenizer.from_str(content)
-    except Exception as error:  # the library raises bare ones
-        raise DataCorruptError(f"{origin}: not readable ({one_line(error)})") from error
 
 
 def _byte_pairs(vocabulary: Path, merges: Path) -> Tokenizer:
     open_data(vocabulary).close()  # the library would wait for a pipe
     if not read_text(merges).strip():
         raise DataCorruptError(f"{merges}: no merges")
-    try:
+    with refusing(f"{vocabulary}, {merges.name}: not readable", Exception):
         tokenizer = Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
-    except Exception as error:  # the library raises bare ones
-        raise DataCorruptError(
-            f"{vocabulary}, {merges.name}: not readable ({one_line(error)})"
-        ) from error
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return tokenizer
 
@@ -263,9 +242,7 @@ def _word_pieces(vocabulary: Path, settings: Path | None) -> Tokenizer:
     content = {} if settings is None else read_json(settings)
     lowercase = content.get("do_lower_case", True) if isinstance(content, dict) else None
     if not isinstance(lowercase, bool):
-        raise DataCorruptError(
-            f"{settings}: expected an object whose do_lower_case is true or false"
-        )
+        raise DataCorruptError(f"{settings}: expected an object; do_lower_case is true or false")
     numbers = {token: number for number, token in enumerate(WordPiece(vocabulary).tokens)}
     tokenizer = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)

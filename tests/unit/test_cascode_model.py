@@ -159,7 +159,7 @@ def test_frozen_layers() -> None:
 
 def test_an_encoder_that_cannot_be() -> None:
     for layers in (-1, 2, 3):
-        message = rf"frozen_layers={layers}: choose 0 to 1, .* 2 layers"
+        message = rf"frozen_layers={layers}: choose 0 to 1 of 2 layers"
         with pytest.raises(ValueError, match=message):
             encoder().freeze(layers)
     with pytest.raises(ValueError, match="pooling is one of mean, cls, pooler, got 'max'"):

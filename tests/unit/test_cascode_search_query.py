@@ -278,14 +278,14 @@ def test_marks_words_of_the_query_and_parts_of_names() -> None:
     pieces = marked(
         "def readConfig(config_path): # CONFIGURE", frozenset(subtokens("the config readers"))
     )
-    assert [piece.text for piece in pieces if piece.found] == ["Config", "config"]
+    assert [text for text, found in pieces if found] == ["Config", "config"]
 
 
 @given(st.text(max_size=60), st.text(max_size=30))
 def test_pieces_make_the_line(line: str, query: str) -> None:
     pieces = marked(line, frozenset(subtokens(query)))
-    assert "".join(piece.text for piece in pieces) == line
-    assert all(subtokens(piece.text) for piece in pieces if piece.found)
+    assert "".join(text for text, _ in pieces) == line
+    assert all(subtokens(text) for text, found in pieces if found)
 
 
 @given(st.text(st.characters(), max_size=60))

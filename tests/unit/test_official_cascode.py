@@ -312,7 +312,7 @@ def test_config_json(tmp_path: Path) -> None:
         (None, "FileNotFoundError"),
         ("no json", "JSONDecodeError"),
         ("[1]", "TypeError"),
-        (json.dumps({"model_type": "t5"}), "model_type 't5', but only bert and roberta are known"),
+        (json.dumps({"model_type": "t5"}), "model_type 't5' is not bert or roberta"),
         (json.dumps({"vocab_size": 3}), "KeyError.*model_type"),
         (json.dumps({"model_type": "bert", "vocab_size": 3}), "KeyError.*hidden_size"),
     ],

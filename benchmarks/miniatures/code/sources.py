@@ -30,7 +30,7 @@ from benchmarks.miniatures.code.splitting import (
 from benchmarks.miniatures.code.wheels import Licence, licence, problem, source_files
 from methods.cascode.cleaning import query_tokens
 from methods.cascode.extraction import Function, SourceError
-from methods.cascode.extraction.python import functions
+from methods.cascode.extraction.trees import python_functions
 from shared.data.packages import Package, fetch, read_member, wheel
 
 log = logging.getLogger(__name__)
@@ -197,7 +197,7 @@ def _functions(archive: Path, counts: Counter[str]) -> Iterator[tuple[str, Funct
             counts[f"file: {reason}"] += 1
             continue
         try:
-            found = functions(text)
+            found = python_functions(text)
         except SourceError:
             counts["file: not parsed"] += 1
             continue

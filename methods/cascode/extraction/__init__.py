@@ -39,12 +39,7 @@ def language_of(path: str | PurePath) -> str | None:
 
 def functions(source: str, language: str) -> list[Function]:
     """All functions of a file in its order, but those with a syntax error; see `trees.functions`.
-
-    Raises:
-        SourceError: parsing the file takes too long.
-        ImportError: the extra `code` is not installed.
-        ValueError: an unknown language.
-    """
+    An ImportError names what has to be installed."""
     if language not in LANGUAGES:
         raise ValueError(f"language {language!r}: known are {', '.join(LANGUAGES)}")
     from methods.cascode.extraction import trees  # which needs the extra

@@ -1,7 +1,5 @@
 """Functions of sources in all six languages, by tree-sitter: syntax errors only cost what they hit.
-
-Offsets of the trees count bytes. No step recurses, so that depth of nesting has no limit.
-"""
+Offsets of the trees count bytes. No step recurses, so that depth of nesting has no limit."""
 
 import ast
 import inspect
@@ -15,20 +13,11 @@ from importlib import import_module
 try:
     from tree_sitter import Language, Node, Parser, Tree
 except ImportError as error:
-    raise ImportError(
-        "reading source files needs tree-sitter and its grammars: pip install 'tenfold[code]'"
-    ) from error
+    raise ImportError("reading source needs tree-sitter: pip install 'tenfold[code]'") from error
 
 from methods.cascode.extraction import Function, SourceError
 from methods.cascode.extraction.comments import documentation_before
-from methods.cascode.extraction.grammars import (
-    COMMENTS,
-    GRAMMARS,
-    WHOLE,
-    Definition,
-    Grammar,
-    Place,
-)
+from methods.cascode.extraction.grammars import COMMENTS, GRAMMARS, WHOLE, Definition, Place
 
 PARSE_SECONDS = 10.0  # of processor time for one file; nested quotes can take the square of n
 _STRINGS = ("string", "concatenated_string")
@@ -44,20 +33,26 @@ def functions(source: str, language: str) -> list[Function]:
     "Module::Class.method" (class methods too). JavaScript's function expressions are named by what
     they are assigned to, and then span the assignment; unnamed ones are looked into instead.
     Functions with a syntax error and those without a body are left out. `start_line` is the
-    function's own, not that of a comment before it.
-
-    Raises:
-        SourceError: parsing takes over PARSE_SECONDS.
-        ImportError: the language's grammar isn't installed.
+    function's own, not that of a comment before it. A SourceError if it takes over PARSE_SECONDS.
     """
-    grammar = GRAMMARS[language]
     lines = source.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     data = lines.encode(errors="replace")
     entry = "language"
     if language == "php":  # mixes code and text; a fragment without `<?php` is code as well
         entry = "language_php" if b"<?" in data else "language_php_only"
     file, tree = _File(data, language), _parsed(data, _language(language, entry))
-    return [file.function(d) for d in file.definitions(tree, grammar) if not d.node.has_error]
+    return [file.function(d) for d in file.definitions(tree) if not d.node.has_error]
+
+
+def python_functions(source: str) -> list[Function]:
+    """As `functions`, for a corpus; a SourceError for what this Python does not accept."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of escapes like "\d" in other people's strings
+            ast.parse(source.removeprefix("\ufeff"))
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise SourceError(f"not Python: {error or type(error).__name__}") from error
+    return functions(source, "python")
 
 
 class _File:
@@ -74,8 +69,9 @@ class _File:
     def between(self, start: int, end: int) -> str:
         return self.data[start:end].decode(errors="replace")
 
-    def definitions(self, tree: Tree, grammar: Grammar) -> Iterator[Definition]:
+    def definitions(self, tree: Tree) -> Iterator[Definition]:
         """Named functions; collects the comments that the walk passes on its way."""
+        grammar = GRAMMARS[self.language]
         waiting = [(tree.root_node, Place())]
         while waiting:
             node, place = waiting.pop()
@@ -102,16 +98,9 @@ class _File:
             documentation, source = self._comment(definition)
             omitted = (end, end)
             code = self.text(node)
-        return Function(
-            name=definition.name,
-            language=self.language,
-            source=source,
-            code=code,
-            tokens=tuple(self._tokens(node, *omitted)),
-            documentation=documentation,
-            start_line=node.start_point.row + 1,
-            end_line=end_line,
-        )
+        texts = source, code, tuple(self._tokens(node, *omitted)), documentation
+        start_line = node.start_point.row + 1
+        return Function(definition.name, self.language, *texts, start_line, end_line)
 
     def _tokens(self, function: Node, begin: int, end: int) -> Iterator[str]:
         """Leaves outside of [begin, end), without comments; strings are not entered."""
@@ -146,10 +135,8 @@ class _File:
         return documentation, self.between(begin, node.end_byte)
 
     def _docstring(self, function: Node, end: int) -> tuple[str, tuple[int, int]]:
-        """A Python function's docstring, and the bytes of its statement and the rest of its line.
-
-        Where code or a comment follows in the line, that stays.
-        """
+        """A Python function's docstring, and the bytes of its statement and the rest of its line;
+        code or a comment that follows in the line stays."""
         body = function.child_by_field_name("body")
         statements = [] if body is None else body.children
         first = next((n for n in statements if n.type not in COMMENTS), None)
@@ -203,9 +190,7 @@ def _language(name: str, entry: str) -> Language:
         module = import_module(f"tree_sitter_{name}")
     except ImportError as error:
         wheel = f"tree-sitter-{name}"
-        raise ImportError(
-            f"the grammar {wheel} isn't installed: pip install {wheel} (or 'tenfold[code]')"
-        ) from error
+        raise ImportError(f"no {wheel}: pip install {wheel} (or 'tenfold[code]')") from error
     pointer: Callable[[], object] = getattr(module, entry)
     return Language(pointer())
 
@@ -220,6 +205,5 @@ def _parsed(data: bytes, language: Language) -> Tree:
             progress_callback=lambda *_: time.thread_time() > limit,
         )
     except ValueError as error:
-        raise SourceError(
-            f"parsing takes over {PARSE_SECONDS:g} s; {len(data)} bytes, likely no source code"
-        ) from error
+        late = f"parsing takes over {PARSE_SECONDS:g} s"
+        raise SourceError(f"{late}; {len(data)} bytes, likely no source code") from error

@@ -57,8 +57,7 @@ def index(arguments: argparse.Namespace) -> None:
     if not root.is_dir():
         raise SearchError(f"{root} is no folder: name the folder whose code is to be searched")
     home = _resolved(arguments.index) if arguments.index else root / FOLDER
-    source = _source(arguments.model)
-    precision = arguments.precision
+    source, precision = _source(arguments.model), arguments.precision
     if precision == "auto":
         precision = store.precision_of(home, source) or precision
     settings = Settings(source, precision, arguments.pooling, not arguments.unnormalized)
@@ -145,9 +144,9 @@ def _coloured(result: Result, words: frozenset[str]) -> list[Text]:
     texts = list(coloured.split("\n", allow_blank=True))[: len(lines)]
     for text, line in zip(texts, lines, strict=True):
         end = 0
-        for piece in marked(line, words):
-            start, end = end, end + len(piece.text)
-            if piece.found:
+        for piece, found in marked(line, words):
+            start, end = end, end + len(piece)
+            if found:
                 text.stylize("bold black on yellow", start, end)
     return texts
 
@@ -169,10 +168,8 @@ def _searcher(arguments: argparse.Namespace, home: Path) -> Searcher:
     if arguments.model:
         facts["source"] = _source(arguments.model)
     elif not (opened.own or facts["source"].startswith(PACKAGE)):
-        raise SearchError(
-            f"the index in {home} {store.FOREIGN}, and no file that it names is loaded as a model "
-            f"({facts['source']}): give --model SOURCE"
-        )
+        foreign = f"the index in {home} {store.FOREIGN}: no file that it names is loaded as a model"
+        raise SearchError(f"{foreign} ({facts['source']}); give --model SOURCE")
     model = load(Settings(**facts))
     return Searcher(opened, model, decide(arguments.rerank, model, facts["source"]))
 

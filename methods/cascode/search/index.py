@@ -65,11 +65,8 @@ class Index:
 
     `any_tool`: whether another version of the tool may have made it, in the same format. `own`:
     whether it has the seal of this machine. A foreign one can say anything: it shows code of the
-    folder that it lies in only. `words`: of its texts; None if they have none.
-
-    Raises:
-        SearchError: there is none, another version of the tool made it, it is a foreign one of
-            another folder, or a part is missing, cut off or changed.
+    folder that it lies in only. `words`: of its texts; None if they have none. SearchError if there
+    is none, or it cannot be used.
     """
 
     def __init__(self, home: Path, any_tool: bool = False) -> None:
@@ -79,10 +76,9 @@ class Index:
             self.own = store.is_own(self.manifest)
             self.description = self.manifest["description"]
             if not self.own and self.description["root"] != _HERE:
-                raise SearchError(
-                    f"the index in {home} {store.FOREIGN}, and is not of the folder that it lies "
-                    "in: run `tenfold-search index` on the folder of the code"
-                )
+                reason = f"{store.FOREIGN} and is not of the folder that it lies in"
+                hint = "run `tenfold-search index` on the folder of the code"
+                raise SearchError(f"the index in {home} {reason}: {hint}")
             self.root = Path(os.path.normpath(home / self.description["root"]))
             self.bytes = self.path.stat().st_size
             try:

@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from operator import attrgetter, itemgetter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,10 +23,13 @@ from methods.cascode.extraction import LANGUAGES, Function, SourceError, functio
 from methods.cascode.lexical import subtokens
 from methods.cascode.search import seal, store
 from methods.cascode.search.index import FLOAT, Entry, Index, IndexedFile, Vectors, parts_of
-from methods.cascode.search.models import Model, Settings
+from methods.cascode.search.models import Settings
 from methods.cascode.search.store import DATABASE, SearchError, StoppedError, packed
 from methods.cascode.search.walking import SkippedError, decode, digest, read_bytes, walk
 from shared.files import UnsafeFileError, parse_json
+
+if TYPE_CHECKING:
+    from methods.cascode.inference import SearchModel
 
 TEXTS = ("both", "code")
 LIMIT = 1_000_000  # bytes of a file
@@ -36,8 +40,6 @@ Show = Callable[[str, int, int], None]  # what is being done, how much of it, of
 
 @dataclass(frozen=True)
 class Options:
-    """What is indexed, and how."""
-
     root: Path  # the folder
     home: Path  # of the index
     text: str = "both"  # documentation and code, or "code"
@@ -64,13 +66,9 @@ class Report:
         return self.files + sum(map(len, self.skipped.values()))
 
 
-def build_index(options: Options, model: Model, settings: Settings, show: Show) -> Report:
-    """Bring the index of a folder up to date; only what has changed is extracted and encoded.
-
-    Raises:
-        SearchError: no function is found, another run writes to the index, the disk is full, or a
-            link or no file lies where one is written. The index that was there stays.
-    """
+def build_index(options: Options, model: "SearchModel", settings: Settings, show: Show) -> Report:
+    """Bring the index of a folder up to date; only what has changed is extracted and encoded. Where
+    that cannot be done, a SearchError says why, and the index that was there stays."""
     start, report = time.perf_counter(), Report()
     try:
         with store.locked(options.home):
@@ -115,7 +113,7 @@ class _Run:
     """What a run works with; `old` and rows of a run that was stopped are taken over."""
 
     options: Options
-    model: Model
+    model: "SearchModel"
     show: Show
     report: Report
     old: Index | None

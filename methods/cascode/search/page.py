@@ -38,11 +38,8 @@ _HEADERS = {
 
 
 class PageServer(ThreadingHTTPServer):
-    """The page of one index; `serve_forever` answers.
-
-    `searcher` is called for every search, so that it may return a newer index; `defaults` are of
-    what the form does not ask for; port 0 takes a free one, SearchError if it is taken.
-    """
+    """The page of one index: `searcher` is called for every search, so that it may return a newer
+    one; `defaults` are of what the form does not ask for; port 0 takes a free one."""
 
     daemon_threads = True
 

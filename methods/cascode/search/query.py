@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,12 @@ from threadpoolctl import threadpool_limits
 
 from methods.cascode.lexical import SUBTOKEN, subtokens
 from methods.cascode.search.index import Index, IndexedFile
-from methods.cascode.search.models import Decision, Model
+from methods.cascode.search.models import Decision
 from methods.cascode.search.store import SearchError, damaged
 from methods.cascode.search.walking import SkippedError, decode, digest, read_bytes
+
+if TYPE_CHECKING:
+    from methods.cascode.inference import SearchModel
 
 MOST_WORDS, MOST_CHARACTERS = 256, 4_000  # of a query
 LINE = 300  # characters shown of a line
@@ -77,23 +80,16 @@ class Answer:
         return frozenset(subtokens(self.query))
 
 
-class Piece(NamedTuple):
-    """A part of a line, and whether it is a word of the query."""
-
-    text: str
-    found: bool
-
-
 class Searcher:
     """An index, the model that made it (SearchError for another), and whether it may re-rank."""
 
-    def __init__(self, index: Index, model: Model, decision: Decision) -> None:
+    def __init__(self, index: Index, model: "SearchModel", decision: Decision) -> None:
         built_by = index.description["model"]
         if built_by["fingerprint"] != model.fingerprint:
+            theirs = f"{built_by['name']} (fingerprint {built_by['fingerprint']})"
             raise SearchError(
-                f"the index in {index.home} was built by {built_by['name']} (fingerprint "
-                f"{built_by['fingerprint']}), but {model.name} is {model.fingerprint}: leave "
-                "--model out, or run `tenfold-search index` with it"
+                f"the index in {index.home} was built by {theirs}, but {model.name} is "
+                f"{model.fingerprint}: leave --model out, or run `tenfold-search index` with it"
             )
         if built_by["dimension"] != model.dimension:
             raise damaged(index.path, ValueError("its vectors are not of that model"))
@@ -169,8 +165,7 @@ class Searcher:
 
 
 def clean_query(text: str) -> tuple[str, list[str]]:
-    """The query in single spaces, cut to what models read at most, and notes on that; SearchError
-    if there is nothing in it."""
+    """The query in single spaces, cut to what models read at most, and notes on that."""
     words = text.encode("utf-8", "replace").decode().replace("\0", " ").split()
     if not words:
         raise SearchError("the query is empty: say in a few words what the code should do")
@@ -181,15 +176,15 @@ def clean_query(text: str) -> tuple[str, list[str]]:
     return query, []
 
 
-def marked(line: str, words: frozenset[str]) -> list[Piece]:
-    """The pieces of a line, words of the query and parts of identifiers apart."""
+def marked(line: str, words: frozenset[str]) -> list[tuple[str, bool]]:
+    """The pieces of a line, and whether each is a word of the query, or of an identifier."""
     pieces, end = [], 0
     for match in SUBTOKEN.finditer(line):
         if match[0].lower() in words:
-            pieces += [Piece(line[end : match.start()], False), Piece(match[0], True)]
+            pieces += [(line[end : match.start()], False), (match[0], True)]
             end = match.end()
-    pieces.append(Piece(line[end:], False))
-    return [piece for piece in pieces if piece.text]
+    pieces.append((line[end:], False))
+    return [(text, found) for text, found in pieces if text]
 
 
 def printable(text: str) -> str:

@@ -70,11 +70,8 @@ class StoppedError(SearchError):
 
 
 class Writer:
-    """The database while a run writes to it; one that is damaged, or not ours, is made anew.
-
-    All methods raise sqlite3.Error where the disk is full or refuses, and OSError if something
-    that is no database lies in the way. `source` and `precision` of the model: see `precision_of`.
-    """
+    """The database while a run writes to it; one that is damaged, or not ours, is made anew. Raises
+    sqlite3.Error where the disk refuses, and OSError where no regular file lies."""
 
     def __init__(self, home: Path, source: str, precision: str) -> None:
         self._path = home / DATABASE
@@ -141,8 +138,7 @@ class Writer:
 
 @contextmanager
 def reading(home: Path) -> Iterator[sqlite3.Connection]:
-    """Yield a connection to an index, in a transaction that sees one state of it; SearchError if
-    there is none, or another format, or SQLite cannot read it."""
+    """Yield a connection to an index, in a transaction that sees one state of it."""
     path = home / DATABASE
     try:
         if home.is_symlink():
@@ -150,10 +146,8 @@ def reading(home: Path) -> Iterator[sqlite3.Connection]:
         _refuse_older(home)
         _check_files(path)
     except (FileNotFoundError, NotADirectoryError):
-        raise SearchError(
-            f"no index in {home}: run `tenfold-search index DIR`, or name the folder that was "
-            "indexed with --dir, or its index with --index"
-        ) from None
+        hint = "run `tenfold-search index DIR`, or name its folder with --dir or --index"
+        raise SearchError(f"no index in {home}: {hint}") from None
     except OSError as error:
         raise SearchError(f"cannot read {error.filename or path}: {error.strerror}") from error
     try:
@@ -170,8 +164,7 @@ def reading(home: Path) -> Iterator[sqlite3.Connection]:
 def read_manifest(
     connection: sqlite3.Connection, home: Path, any_tool: bool = False
 ) -> dict[str, Any]:
-    """What an index was made of; StoppedError if it is not finished, SearchError if another version
-    of the tool made it or it was damaged."""
+    """What an index was made of; StoppedError if it is not finished, SearchError if damaged."""
     row = connection.execute("SELECT content FROM parts ORDER BY rowid LIMIT 1").fetchone()
     if row is None:
         raise StoppedError(f"no index in {home} yet: a run was stopped; {AGAIN} to go on")
@@ -208,10 +201,8 @@ def is_own(manifest: Mapping[str, Any]) -> bool:
 
 
 def precision_of(home: Path, source: str) -> str | None:
-    """The precision of the model `source` in this index or the run that was stopped, if any.
-
-    A model measures which is faster; going on with another one would mix two kinds of rounding.
-    """
+    """The precision of the model `source` in this index or the run that was stopped, if any: going
+    on with another one, measured to be faster, would mix two kinds of rounding."""
     try:
         with reading(home) as connection:
             if found := _own_rows(connection, "run").get(_run_of(source)):
@@ -235,8 +226,7 @@ def damaged(path: Path, error: Exception) -> SearchError:
 
 @contextmanager
 def locked(home: Path) -> Iterator[None]:
-    """Let only one process at a time write to an index; SearchError if another one does, or the
-    folder holds other things, or an older format."""
+    """Let only one process at a time write to an index, in a folder that holds nothing else."""
     files.own_folder(home, 0o700)
     _refuse_older(home)
     _mark(home)
@@ -275,9 +265,9 @@ def _refuse_older(home: Path) -> None:
 
 
 def _another_version(path: Path, version: str, first: str = "") -> SearchError:
+    versions = f"{version}; this is {tool_version()}, format {FORMAT}"
     return SearchError(
-        f"{path} was built by another version of the tool ({version}; this is {tool_version()}, "
-        f"format {FORMAT}): {first}{AGAIN}"
+        f"{path} was built by another version of the tool ({versions}): {first}{AGAIN}"
     )
 
 

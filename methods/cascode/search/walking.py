@@ -24,10 +24,8 @@ class SkippedError(Exception):
 
 
 def walk(root: Path, leave_out: Path) -> Iterator[tuple[str, str | None]]:
-    """Yield the path of each code file below `root`, resolved, and why not to read it, or None.
-
-    Folders of other people's code and hidden ones are gone through, too, so that they count.
-    """
+    """Yield the path of each code file below `root`, resolved, and why not to read it, or None;
+    also in hidden folders and those of other people's code, so that they count."""
     pending: list[tuple[Path, str | None]] = [(root, None)]
     while pending:
         folder, reason = pending.pop()
