@@ -5,7 +5,7 @@ of each queue. Source: docs/papers/comatch.md, section 3.4; salesforce/CoMatch@0
 `imagenet/Model.py`, `imagenet/Train_CoMatch.py`.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,18 +19,18 @@ from methods.comatch.losses import (
     pseudo_label_quality,
     smooth_with_memory,
 )
+from methods.comatch.module import Classifier
 from shared.distributed import all_gather, rank, shuffled_forward, step_permutation, world_size
 from shared.nn.encoder import Encoder
 from shared.nn.momentum import MomentumEncoder
 from shared.nn.queue import FeatureQueue
 from shared.tasks.classification import Accuracies, Batch
-from shared.training.method import Method
 from shared.training.optim import weight_decay_groups
 from shared.training.schedules import half_cosine
 
 
-class CoMatchImageNet(Method):
-    """CoMatch, ImageNet form; evaluated as the CIFAR form is, whose arguments the others are.
+class CoMatchImageNet(Classifier):
+    """CoMatch, ImageNet form; the arguments without a word here are those of the CIFAR form.
 
     Args:
         lambda_c: final weight of the contrastive loss; in epoch e it is min(e + 1, lambda_c).
@@ -41,6 +41,8 @@ class CoMatchImageNet(Method):
             it local (false), and reaches other ranks through the queue.
         seed: of the shuffled-BatchNorm permutations, which are a function of (seed, step).
     """
+
+    copy_at: ClassVar[str] = "momentum_encoder"
 
     def __init__(
         self,
@@ -123,23 +125,6 @@ class CoMatchImageNet(Method):
         }
         weights = {"loss_u": p["lambda_u"], "loss_c": min(epoch + 1, p["lambda_c"])}
         return self.total_loss(terms, weights, batch["unlabelled_indices"])
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        images = self.concatenate([batch["images"]])
-        for suffix, network in {"": self.encoder, "_ema": self.momentum_encoder}.items():
-            self.accuracies.update(network(images)[0], batch["labels"], suffix)
-
-    test_step = validation_step
-
-    def on_validation_epoch_end(self) -> None:
-        self.log_dict(self.accuracies.compute("val"))
-
-    def on_test_epoch_end(self) -> None:
-        self.log_dict(self.accuracies.compute("test"))
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """(N, C) class probabilities."""
-        return self.momentum_encoder(self.concatenate([batch["images"]]))[0].softmax(dim=1)
 
     def configure_optimizers(self):
         p = self.hparams

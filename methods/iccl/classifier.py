@@ -96,18 +96,14 @@ class LongTailClassifier(Method):
 
     test_step = validation_step
 
-    def on_validation_epoch_end(self) -> None:
-        self.log_evaluation("val", "val/")
-
-    def on_test_epoch_end(self) -> None:
-        self.log_evaluation("test", f"test/{self.variant}_")
-        if self.hparams["balancing"] is not None and self.class_counts is not None:
-            self.rebalance()
-
-    def log_evaluation(self, split: str, prefix: str) -> None:
+    def log_evaluation(self, split: str) -> None:
         self.log_dict(self.accuracies.compute(split))
         found = self.predictions.take(self)
+        prefix = f"test/{self.variant}_" if split == "test" else "val/"
         self.log_shots(prefix, found.features[:, 0].long(), found.labels)
+        balancing, counted = self.hparams["balancing"], self.class_counts is not None
+        if split == "test" and balancing is not None and counted:
+            self.rebalance()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """(N, K) class probabilities."""

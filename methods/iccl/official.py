@@ -12,13 +12,7 @@ from typing import Any
 from methods.iccl.classifier import LongTailClassifier
 from methods.iccl.module import ICCL
 from methods.iccl.stage2 import BalancedClassifier
-from shared.checkpoints.official import (
-    KeyReport,
-    KeyTable,
-    Rule,
-    export_official,
-    import_official,
-)
+from shared.checkpoints.official import KeyReport, KeyTable, Rule, export_official, import_official
 from shared.checkpoints.reading import CheckpointError, load_checkpoint
 from shared.checkpoints.warm_start import OTHER_TRAINER, read_start
 
@@ -43,10 +37,8 @@ SPECIFIED = KeyTable(
 
 
 def load(module: LongTailClassifier, path: str | PathLike[str]) -> KeyReport:
-    """Load a checkpoint of the classifier-balancing code, or the golden cases' names.
-
-    Whole or not at all: a CheckpointError leaves the module as it was.
-    """
+    """Load a checkpoint of the classifier-balancing code, or under the names of section 4, or
+    nothing: CheckpointError."""
     return load_weights(module, load_checkpoint(path))
 
 

@@ -58,12 +58,6 @@ class WebClassifier(Method):
 
     test_step = validation_step
 
-    def on_validation_epoch_end(self) -> None:
-        self.log_evaluation("val")
-
-    def on_test_epoch_end(self) -> None:
-        self.log_evaluation("test")
-
     def log_evaluation(self, split: str) -> None:
         """Log the accuracies, and `audit_rule` of the web images whose true labels are known."""
         self.log_dict(self.accuracies.compute(split))

@@ -95,13 +95,7 @@ class MoCo(Method):
 
     test_step = validation_step
 
-    def on_validation_epoch_end(self) -> None:
-        self.log_probes("val")
-
-    def on_test_epoch_end(self) -> None:
-        self.log_probes("test")
-
-    def log_probes(self, split: str) -> None:
+    def log_evaluation(self, split: str) -> None:
         scores = self.probes.scores(self, self.encoder)
         self.log_dict({f"{split}/{name}": value for name, value in scores.items()})
 

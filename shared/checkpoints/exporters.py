@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from shared.checkpoints.official import KeyTable, Rule, export_official
 from shared.checkpoints.reading import CheckpointError, load_checkpoint
-from shared.checkpoints.warm_start import fc_rules, model_prefix
+from shared.checkpoints.warm_start import model_prefix, network_rules
 from shared.files import replacing
 
 USAGE = "python -m shared.checkpoints.exporters checkpoint=FILE output=FILE [layout={}]"
@@ -55,8 +55,7 @@ LAYOUTS: dict[str, list[Rule]] = {
     "detectron2": detectron2_rules(),
     "retraining": [  # backbone and linear layer, both under DistributedDataParallel
         Rule("module.{rest}", "encoder.classifier.{rest}"),
-        *fc_rules("module.", "encoder."),
-        Rule("module.{rest}", "encoder.backbone.{rest}"),
+        *network_rules("module.", "encoder."),
     ],
 }
 

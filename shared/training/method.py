@@ -79,6 +79,15 @@ class Method(pl.LightningModule):
         if trainer_of(self) is not None:
             self.log_dict({f"train/{name}": value for name, value in values.items()})
 
+    def log_evaluation(self, split: str) -> None:
+        """Log, below `val/` or `test/`, what the steps of that split have gathered."""
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_evaluation("test")
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["_target_"] = f"{type(self).__module__}.{type(self).__qualname__}"
         datamodule = getattr(trainer_of(self), "datamodule", None)
