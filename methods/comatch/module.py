@@ -152,10 +152,8 @@ class CoMatch(EMAClassifier):
     Args:
         threshold: tau, confidence of the smoothed pseudo-label from which loss_u counts.
         graph_threshold: kappa, weight from which an edge of the pseudo-label graph is kept.
-        temperature: T of the embedding similarities.
-        alpha: weight of a sample's own probabilities against its memory neighbours'.
+        temperature, alpha: see `smooth_with_memory`; T is also that of the contrastive loss.
         lambda_u, lambda_c: weights of the unlabelled and the graph contrastive loss.
-        alignment_window: batches averaged by distribution alignment.
         bank_batches, batch_size, mu: the bank holds K = bank_batches (mu + 1) batch_size rows, of
             batch_size labelled images over all ranks.
     """
@@ -209,10 +207,8 @@ class CoMatch(EMAClassifier):
         return self.total_loss(terms, weights, batch["unlabelled_indices"])
 
     def smooth(self, aligned: Tensor, embeddings: Tensor) -> Tensor:
-        """Memory smoothing with the bank as it was before this batch; not while it fills.
-
-        Strict, as in the official code: with a bank of 5 batches, iterations 0 to 5 are unsmoothed.
-        """
+        """Smoothing with the bank as it was before this batch; not while it fills: officially too,
+        iterations 0 to 5 with a bank of 5 batches are unsmoothed."""
         if self.bank.written <= len(self.bank):
             return aligned
         p = self.hparams

@@ -59,17 +59,13 @@ class LongTailClassifier(Method):
         self.predictions = EvaluatedFeatures()
         self.class_counts: Tensor | None = None
 
-    @property
-    def datamodule(self) -> Any:
-        """The run's data, None where the loop was given loaders alone."""
-        return getattr(self.trainer, "datamodule", None)
-
     def setup(self, stage: str) -> None:
-        counts = getattr(self.datamodule, "class_counts", None)
+        data: Any = getattr(self.trainer, "datamodule", None)  # None of loaders alone
+        counts = getattr(data, "class_counts", None)
         if counts is not None:
             self.class_counts = torch.as_tensor(counts)
-        if self.hparams["balancing"] is not None and self.datamodule is not None:
-            splits = self.datamodule.hparams
+        if self.hparams["balancing"] is not None and data is not None:
+            splits = data.hparams
             validation = splits.get("val_split") != splits.get("test_split")
             held_out = splits.get("probe_split") is not None
             classifier_balancing.require_sets(self.hparams["balancing"], validation, held_out)
@@ -110,7 +106,6 @@ class LongTailClassifier(Method):
         return self.classify(self.concatenate([batch["images"]])).softmax(dim=1)
 
     def log_shots(self, prefix: str, predictions: Tensor, labels: Tensor) -> None:
-        """Accuracies in percent; those of empty groups are left out."""
         if self.class_counts is None:
             return
         p = self.hparams
@@ -124,7 +119,8 @@ class LongTailClassifier(Method):
         assert classifier is not None
         # Lightning tests in inference mode, whose tensors cannot be trained on.
         with torch.inference_mode(False), torch.enable_grad(), eval_mode(self):
-            sets = classifier_balancing.feature_sets(self.features, self.datamodule, settings)
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            sets = classifier_balancing.feature_sets(self.features, data, settings)
             logits, tau = classifier_balancing.balanced_logits(
                 classifier, sets, settings, self.hparams["seed"]
             )
@@ -134,7 +130,6 @@ class LongTailClassifier(Method):
             self.log("test/tau", tau)
 
     def features(self, loader: Any) -> Features:
-        """Pooled features of every image of the loader, in order."""
         return extract_features(
             lambda images: self.encoder.backbone(self.concatenate([images])), loader, self.device
         )

@@ -40,8 +40,7 @@ class LongTailData(ImageDataModule):
         first, second: sampler of each stream; `second` None for batches without partners.
         class_aware_gamma: 0 is class-agnostic, 1 makes all classes equally likely, 2 reverses them.
         per_class: m of "cycles", images of a class in a row.
-        drop_last: leave out an epoch's ragged last batch. False by default, so that every class
-            has been seen when the centroid losses begin.
+        drop_last: leave out a ragged last batch, and maybe the only image of a class with it.
         probe_split: the reader's split that the linear probe is trained on, apart from the others.
     """
 
@@ -68,10 +67,8 @@ class LongTailData(ImageDataModule):
         counts = np.bincount(images.labels[self.train_indices], minlength=len(images.class_names))
         if (counts == 0).any():
             empty = [images.class_names[k] for k in np.flatnonzero(counts == 0)[:5]]
-            raise ValueError(
-                f"no training image of class {', '.join(map(repr, empty))}: raise "
-                f"subset={self._h.subset} or use all images"
-            )
+            said = f"no training image of class {', '.join(map(repr, empty))}"
+            raise ValueError(f"{said}: raise subset={self._h.subset} or use all images")
         return counts
 
     def setup(self, stage: str) -> None:

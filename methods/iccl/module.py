@@ -78,9 +78,8 @@ class ICCL(LongTailClassifier):
 
         # 3.5: only un-mixed class-agnostic embeddings move the centroids
         if self.hparams["centroid_mode"] == "ema":
-            self.centroids.update(
-                all_gather(z_u.detach()), all_gather(y_u), self.hparams["centroid_momentum"]
-            )
+            momentum = self.hparams["centroid_momentum"]
+            self.centroids.update(all_gather(z_u.detach()), all_gather(y_u), momentum)
         return loss
 
     def draw_lambda(self, count: int) -> Tensor:

@@ -59,7 +59,6 @@ class WebClassifier(Method):
     test_step = validation_step
 
     def log_evaluation(self, split: str) -> None:
-        """Log the accuracies, and `audit_rule` of the web images whose true labels are known."""
         self.log_dict(self.accuracies.compute(split))
         data: Any = getattr(self.trainer, "datamodule", None)
         loader = data.audit_dataloader(split) if hasattr(data, "audit_dataloader") else None
@@ -77,9 +76,8 @@ class WebClassifier(Method):
         return self.encoder(self.concatenate([batch["images"]]))[0].softmax(dim=1)
 
     def configure_optimizers(self):
-        return self.sgd(
-            weight_decay_groups(self.encoder, self.hparams["weight_decay"]), self.factor
-        )
+        groups = weight_decay_groups(self.encoder, self.hparams["weight_decay"])
+        return self.sgd(groups, self.factor)
 
 
 def audit_rule(
@@ -87,8 +85,7 @@ def audit_rule(
 ) -> dict[str, float]:
     """Percentages by name, but for shares of nothing: how right the rule is, whom it keeps.
 
-    Args: scores (n, K) soft labels; web_labels (n,); true_labels (n,), -1 if out of distribution
-        (OOD); threshold T.
+    Args: scores (n, K) soft labels; true_labels (n,), -1 if out of distribution (OOD).
 
     Returns:
         kept_in, kept_out: kept images among those in and out of distribution.

@@ -53,8 +53,7 @@ class MoPro(WebClassifier):
         temperature: tau, of both contrasts and of the prototypes' part of the soft label.
         alpha: weight of the classifier in the soft label, against the prototypes'.
         threshold: T, the score above which the best class replaces the web label.
-        start_clean_epoch: first epoch (from 0) with the correction rule; at least 1, because there
-            are no prototype logits before. null never corrects.
+        start_clean_epoch: first epoch (from 0) with the correction rule, at least 1; null: never.
         encoder_momentum, prototype_momentum: m_e of the key encoder, m_c of the prototypes.
         queue_size: R.
         w_inst, w_proto: weights of the instance and the prototype loss.
@@ -76,10 +75,8 @@ class MoPro(WebClassifier):
     ):
         super().__init__(**common)
         if start_clean_epoch is not None and start_clean_epoch < 1:
-            raise ValueError(
-                f"start_clean_epoch={start_clean_epoch}: the correction rule needs the prototypes "
-                "of a whole epoch; start it at 1 or later (null: never)"
-            )
+            reason = "the correction rule needs the prototypes of a whole epoch"
+            raise ValueError(f"start_clean_epoch={start_clean_epoch}: {reason}; 1 or more, or null")
         num_classes, dim = common["num_classes"], common["projection"]["dim"]
         self.key_encoder = MomentumEncoder(self.encoder, buffers="keep")
         self.prototypes = ClassPrototypes(num_classes, dim)

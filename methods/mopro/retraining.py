@@ -55,11 +55,9 @@ def repeat_factors(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 class SquareRootPass:
     """A stream of N draws an epoch, with a class about as frequent as the square root of its size.
 
-    Each image is listed as often as `repeat_factors` says, the list is shuffled, and its first N
-    entries are the epoch. The order depends on (seed, epoch) only, so that all ranks share one
-    list; the official processes shuffle by themselves and then take shares of different lists.
-
-    Args: labels (N,) int64, one per position.
+    Each image is listed as often as `repeat_factors` of the labels (N,) says, the list is shuffled,
+    and its first N entries are the epoch. The order depends on (seed, epoch) only, so that all
+    ranks share one list; the official processes take shares of differently shuffled ones.
     """
 
     def __init__(self, seed: int, labels: NDArray[np.int64]) -> None:

@@ -87,7 +87,7 @@ class MoCo(Method):
         return self.total_loss(terms, {}, batch["indices"])
 
     def contrast_prototypes(self, query: Tensor, indices: Tensor) -> dict[str, Tensor]:
-        """Loss terms that PCL adds to the instance loss: none in MoCo."""
+        """Loss terms that PCL adds."""
         return {}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -117,7 +117,7 @@ class PCL(MoCo):
         warm_up_epochs: epochs of InfoNCE alone.
         prototypes: "sampled" contrasts with the batch's prototypes and `num_neg_proto` others, as
             the paper; "full" with all K, for the small K of small data.
-        num_neg_proto: negatives per granularity; all that remain where there are fewer.
+        num_neg_proto: negatives per granularity, or all that remain.
         mask_shared: in the sampled form, a prototype shared in the batch is nobody's negative.
         kmeans: `{iterations, restarts, max_points_per_centroid, gpu}`.
     """
