@@ -43,20 +43,15 @@ class Method(pl.LightningModule):
         weights: Mapping[str, float],
         indices: Tensor | None = None,
     ) -> Tensor:
-        """The sum of the scalar loss terms, logged term by term as `train/<term>`.
-
-        A term without a weight counts once. NonFiniteLoss names the step, the broken terms and the
-        data-set `indices` of the batch.
-        """
+        """The weighted sum of the scalar loss terms, logged term by term as `train/<term>`;
+        NonFiniteLoss names the step, the broken terms and the data-set `indices` of the batch."""
         total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
         if not torch.isfinite(total):
             values = {name: float(term.detach()) for name, term in terms.items()}
             broken = [n for n, term in terms.items() if not torch.isfinite(term)] or ["their sum"]
             batch = "" if indices is None else f"; batch indices {indices.tolist()}"
-            raise NonFiniteLoss(
-                f"step {self.global_step}: {', '.join(broken)} not finite ({values}){batch}. "
-                "No weight was updated; the last checkpoint is intact."
-            )
+            said = f"step {self.global_step}: {', '.join(broken)} not finite ({values}){batch}"
+            raise NonFiniteLoss(f"{said}. No weight was updated; the last checkpoint is intact.")
         self.log_train({**terms, "loss": total})
         return total
 

@@ -84,8 +84,7 @@ class RunFolder:
         return results
 
     def check(self, resolved: Mapping[str, Any]) -> None:
-        """Refuse by RunError the unfinished run of another config, and metrics that cannot be
-        continued."""
+        """RunError of another config's unfinished run, or of metrics that cannot be continued."""
         earlier = read_config(self.config)
         if earlier is not None and hash_config(earlier) != hash_config(resolved):
             differing = ", ".join(sorted(k for k, v in resolved.items() if v != earlier.get(k)))
@@ -123,11 +122,8 @@ def read_config(path: Path) -> dict[str, Any] | None:
 
 
 def parse_config(text: str) -> dict[str, Any]:
-    """The resolved config that a text in yaml stands for.
-
-    Raises:
-        ValueError: it is none, or refers to parts of itself, or nests endlessly.
-    """
+    """The resolved config that a text in yaml stands for; ValueError if it is none, refers to parts
+    of itself, or nests endlessly."""
     try:
         levels = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
