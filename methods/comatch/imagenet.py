@@ -34,7 +34,6 @@ class CoMatchImageNet(Classifier):
 
     Args:
         lambda_c: final weight of the contrastive loss; in epoch e it is min(e + 1, lambda_c).
-        queue_size: K of both queues.
         momentums: of the momentum encoder, in the first epoch and afterwards.
         weight_decay: for ALL parameters. total_epochs: E of the per-epoch half cosine.
         gather_graph: extend the in-batch part of the graph to all ranks. The official code keeps
@@ -133,12 +132,9 @@ class CoMatchImageNet(Classifier):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Refuse data too small to fill the weak queue before smoothing starts in epoch 1."""
-        if self.global_step > 0 or self.current_epoch > 0:
-            return
         rows = (len(batch["labelled"]) + len(batch["weak"])) * world_size()
         offered, size = rows * int(self.trainer.num_training_batches), len(self.weak_queue)
-        if offered < size:
-            raise ValueError(
-                f"queue_size {size} exceeds the {offered} rows written in the first epoch, so that "
-                "smoothing would mix in noise: lower method.queue_size or use more data"
-            )
+        if self.global_step == 0 and self.current_epoch == 0 and offered < size:
+            said = f"queue_size {size} exceeds the {offered} rows written in the first epoch"
+            advice = "smoothing would mix in noise: lower method.queue_size or use more data"
+            raise ValueError(f"{said}; {advice}")

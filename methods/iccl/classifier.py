@@ -24,7 +24,6 @@ class LongTailClassifier(Method):
     features and logs `test/<variant>_...` for each variant.
 
     Args:
-        backbone, num_classes, projection: see `Encoder`.
         lr, momentum, weight_decay, schedule: of SGD, for all parameters; see `rate_factor`.
         balancing: of stage 2, see `classifier_balancing.balanced_logits`; None leaves it out.
         many, few: training images above and below which a class counts as such.

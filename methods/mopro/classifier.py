@@ -18,12 +18,11 @@ from shared.training.schedules import epoch_factor
 class WebClassifier(Method):
     """An `Encoder` under SGD with a schedule by epochs; subclasses add `training_step`, `scores`.
 
-    Logs `val/top1`, `val/top5`, `test/top1`, `test/top5`, and what `audit_rule` finds.
+    Logs `val/top1`, `val/top5`, `test/top1`, `test/top5`, and, where the truth about the web images
+    is known (`WebData.truth`), what `audit_rule` finds, whether or not an arm trains by the rule.
 
     Args:
-        backbone, num_classes, projection: see `Encoder`.
-        threshold: T of the correction rule. Where the truth about the web images is known
-            (`WebData.truth`), evaluation audits the rule, whether or not an arm trains by it.
+        threshold: T of the correction rule.
         lr, momentum, weight_decay: of SGD without Nesterov; the decay holds for ALL parameters.
         schedule, total_epochs: see `epoch_factor`; constant in an epoch.
     """

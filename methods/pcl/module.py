@@ -33,7 +33,7 @@ class MoCo(Method):
     """Momentum contrast: every image against its own key and a queue of others.
 
     Args:
-        backbone, projection: see `Encoder`; `projection: {hidden: 0, dim}` is the head of v1.
+        projection: see `Encoder`; `{hidden: 0, dim}` is the head of v1.
         queue_size: r, keys kept as negatives. key_momentum: m of the momentum encoder.
         temperature: T of InfoNCE, and in PCL the mean of the concentrations.
         lr, momentum, weight_decay: SGD; the decay holds for ALL parameters.
@@ -156,7 +156,7 @@ class PCL(MoCo):
             self.clusters = self.clusters.to(self.device)
 
     def contrast_prototypes(self, query: Tensor, indices: Tensor) -> dict[str, Tensor]:
-        """(1 / M) sum over granularities of the cross-entropy of q . c / phi; none in warm-up."""
+        """Mean over granularities of the cross-entropy of q . c / phi; none in warm-up."""
         if self.clusters is None:
             return {}
         losses, accuracies = [], []
@@ -164,8 +164,8 @@ class PCL(MoCo):
             logits, target = self.proto_logits(query, granularity, indices, number)
             losses.append(F.cross_entropy(logits, target))
             accuracies.append(percent_correct(logits, target))
-        self.log_train({"acc_proto": torch.stack(accuracies).mean()})
-        self.log_train({"cluster_entropy": self.clusters.entropy})
+        accuracy, entropy = torch.stack(accuracies).mean(), self.clusters.entropy
+        self.log_train({"acc_proto": accuracy, "cluster_entropy": entropy})
         return {"loss_proto": torch.stack(losses).mean()}
 
     def proto_logits(

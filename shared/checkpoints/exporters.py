@@ -68,8 +68,7 @@ def export_layout(state: nn.Module | Mapping[str, Tensor], layout: str) -> dict[
 
 
 def query_encoder(source: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The encoder in a checkpoint, ours or official, under the names of our modules;
-    CheckpointError if it is no ResNet."""
+    """The encoder in a checkpoint under the names of our modules; CheckpointError if no ResNet."""
     state = source.get("state_dict", source)
     if "_target_" in source:
         found = {key: value for key, value in state.items() if key.startswith("encoder.")}

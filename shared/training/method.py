@@ -26,10 +26,8 @@ class Method(pl.LightningModule):
         """Take from the data, before any step, what a training step needs beside its batch."""
 
     def lay_out(self, network: nn.Module, channels_last: bool) -> None:
-        """Choose the memory format of a convolutional network and of the images it gets.
-
-        Channels-last is exact (sums may be taken in another order) and faster on CPU and GPU.
-        """
+        """Choose the memory format of a convolutional network and of its images: channels-last is
+        faster on CPU and GPU, and exact but for the order of sums."""
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
 
