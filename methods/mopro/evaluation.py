@@ -71,14 +71,18 @@ class Robustness(Method):
     def present_classes(self) -> list[int]:
         """The network's class of each class of the data, which must know them all."""
         listed, classes = self.hparams["class_list"], self.hparams["num_classes"]
-        path = Path(listed)
-        known = class_folders(path) if path.is_dir() else [x.split()[0] for x in text_lines(path)]
+        known = read_class_names(Path(listed))
         if len(known) != classes:
             raise ValueError(f"{listed} names {len(known)} classes, the network has {classes}")
         names = self.trainer.datamodule.class_names  # type: ignore[attr-defined]
         if unknown := sorted(set(names) - set(known)):
             raise ValueError(f"the network has no class {unknown[0]!r}, which the data has")
         return [known.index(name) for name in names]
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Sorted folder names of a folder, or the first word of each line of a file."""
+    return class_folders(path) if path.is_dir() else [x.split()[0] for x in text_lines(path)]
 
 
 def rms_calibration_error(confidence: Tensor, right: Tensor, bin_size: int) -> float:

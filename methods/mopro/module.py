@@ -75,7 +75,7 @@ class MoPro(WebClassifier):
         super().__init__(**common)
         if start_clean_epoch is not None and start_clean_epoch < 1:
             reason = "the correction rule needs the prototypes of a whole epoch"
-            raise ValueError(f"start_clean_epoch={start_clean_epoch}: {reason}; 1 or later, or null")
+            raise ValueError(f"start_clean_epoch={start_clean_epoch}: {reason}; 1 or later")
         num_classes, dim = common["num_classes"], common["projection"]["dim"]
         self.key_encoder = MomentumEncoder(self.encoder, buffers="keep")
         self.prototypes = ClassPrototypes(num_classes, dim)
@@ -151,8 +151,8 @@ class MoPro(WebClassifier):
     def log_step(
         self, logits: Tensor, instances: Tensor, similarities: Tensor | None, correction: Correction
     ) -> None:
-        """Percent of rows kept, relabelled and dropped, and the accuracy of each task; of classes and
-        prototypes on the kept rows, so that it rises by selection."""
+        """Percent of rows kept, relabelled and dropped, and the accuracy of each task; that of
+        classes and prototypes is on the kept rows, so that it rises by selection."""
         kept, labels = correction.kept, correction.labels
         values = {"accuracy_inst": percent_correct(instances, torch.zeros_like(labels))}
         if kept.any():
