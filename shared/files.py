@@ -39,8 +39,7 @@ def open_regular(path: str | os.PathLike[str], follow_links: bool = True) -> Buf
 
 
 def open_own(path: str | os.PathLike[str]) -> FileIO:
-    """Open a file of our own for reading and appending; it is made if there is none, and refused
-    by UnsafeFileError if it is a link."""
+    """Open, or make, a file of our own to read and append to; UnsafeFileError if it is a link."""
     return FileIO(_open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW), "r+b")
 
 

@@ -105,8 +105,7 @@ def pseudo_label_quality(labels: Tensor, mask: Tensor, hidden_labels: Tensor) ->
 
 
 def graph_quality(graph: Tensor, hidden_labels: Tensor) -> Figures:
-    """Edges per row of the (M, world M) graph besides the self-loop, and the percentage of them
-    that join one class."""
+    """Edges per row of the (M, world M) graph but self-loops, and percentage that join a class."""
     everyone = all_gather(hidden_labels)
     edges = graph > 0
     edges.diagonal(offset=rank() * len(graph)).fill_(False)

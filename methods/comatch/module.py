@@ -111,10 +111,8 @@ class Supervised(EMAClassifier):
 
 
 class FixMatch(EMAClassifier):
-    """FixMatch (arXiv:2001.07685), whose pseudo-labels are hard; the arguments are CoMatch's.
-
-    Args: alignment_window: null switches distribution alignment off.
-    """
+    """FixMatch (arXiv:2001.07685), whose pseudo-labels are hard; the arguments are CoMatch's, but
+    that alignment_window null switches distribution alignment off."""
 
     def __init__(
         self, threshold: float, lambda_u: float, alignment_window: int | None, **common: Any

@@ -136,8 +136,7 @@ def _imagenet_table(prefix: str) -> KeyTable:
 
 
 def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyReport:
-    """Start from self-supervised weights: the classifier, and a projection that does not fit, stay
-    random, and the averaged copy follows.
+    """Start both copies from self-supervised weights; a projection that does not fit stays random.
 
     Args:
         kind: `moco_v2` or `pcl` (v1 or v2), official checkpoints, for the ImageNet form; `simclr`

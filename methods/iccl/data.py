@@ -96,9 +96,8 @@ class LongTailData(ImageDataModule):
 
     def augmented_dataloader(self, passes: int) -> EvaluationLoader:
         """Every training image `passes` times, each time augmented anew; for cached features."""
-        h, batches = self._h, AugmentedPasses(self._drawn(), passes)
-        sizes = len(batches), h.eval_batch_size, h.num_workers
-        return EvaluationLoader(batches, *sizes, *self._rank_and_world())
+        batches: Any = AugmentedPasses(self._drawn(), passes)
+        return self._loader(batches)
 
     def _drawn(self) -> DrawnImages:
         return DrawnImages(self.images("train"), self.train_indices, self.transform, self._h.seed)

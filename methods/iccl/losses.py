@@ -17,9 +17,8 @@ LAMBDA_STREAM = 0x1CC1  # keeps these draws apart from others of the same (seed,
 
 
 def draw_lambda(mix: Mapping[str, Any], count: int, seed: int, step: int) -> Tensor:
-    """(B,) lambda ~ Beta(alpha, alpha) of this rank's `count` images, one per sample or per batch
-    (`mix["granularity"]`): a function of (seed, step). There is no max(lambda, 1 - lambda), for the
-    two sources have different roles."""
+    """(B,) lambda ~ Beta(alpha, alpha) of this rank's `count` images, one a sample or one a batch:
+    a function of (seed, step). No max(lambda, 1 - lambda): the two sources have different roles."""
     generator = np.random.default_rng([seed & (2**64 - 1), step, LAMBDA_STREAM])
     everyone = count * world_size()
     draws = 1 if mix["granularity"] == "batch" else everyone
@@ -36,8 +35,7 @@ def check_mix(mix: Mapping[str, Any]) -> None:
 
 
 def interpolate(images: Tensor, partners: Tensor, lam: Tensor) -> Tensor:
-    """(B, ...) x_m = lambda x_u + (1 - lambda) x_a, on normalised images; the partners are the
-    class-aware ones."""
+    """(B, ...) x_m = lambda x_u + (1 - lambda) x_a of class-agnostic images and aware partners."""
     lam = lam.view(-1, *[1] * (images.dim() - 1))
     return lam * images + (1 - lam) * partners
 

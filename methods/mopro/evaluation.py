@@ -86,9 +86,8 @@ def read_class_names(path: Path) -> list[str]:
 
 
 def rms_calibration_error(confidence: Tensor, right: Tensor, bin_size: int) -> float:
-    """Root mean square difference of the predicted class's confidence (n,) and its accuracy over
-    bins of `bin_size` images sorted by confidence, which weigh as their size; the last one takes
-    what is left over."""
+    """Root mean square difference of the predicted class's confidence (n,) and accuracy over bins
+    of `bin_size` images by confidence, weighed by size; the last one takes what is left over."""
     order = confidence.argsort(stable=True)
     sorted_confidence, sorted_right = confidence[order].double(), right[order].double()
     bins = max(1, len(order) // bin_size)

@@ -43,8 +43,7 @@ def correct_labels(scores: Tensor, web_labels: Tensor, threshold: float) -> Corr
 
 
 def kept_cross_entropy(logits: Tensor, correction: Correction) -> Tensor:
-    """Mean cross-entropy over the kept rows; 0, with zero gradients, if there is none (there the
-    official code gets NaN)."""
+    """Mean cross-entropy over the kept rows; 0, with zero gradients, of none (officially NaN)."""
     kept = correction.kept
     if not kept.any():
         return 0.0 * logits.sum()

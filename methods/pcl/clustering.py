@@ -51,8 +51,7 @@ class Granularity:
 class Clusters:
     """Prototypes for the M-steps of one epoch; part of the checkpoint.
 
-    The official code does not save them, so that a run resumed within an epoch clusters again, by
-    another encoder.
+    The official code saves none, and resumed within an epoch it clusters again, by another encoder.
     """
 
     epoch: int

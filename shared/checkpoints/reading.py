@@ -163,8 +163,8 @@ def _check_archive(path: Path) -> None:
 
 
 def _count_parts(content: Any) -> int:
-    """The number of parts that whoever walks nested containers will meet: forty lists can unfold
-    to 2^40. A container that holds itself or nests too deep counts as more than any limit."""
+    """The number of parts that whoever walks nested containers will meet (forty lists can unfold to
+    2^40); more than any limit of a container that holds itself or nests too deep."""
     counts: dict[int, int] = {}
 
     def count(value: Any, depth: int) -> int:
@@ -220,7 +220,6 @@ def _ours(target: object, base: type, prefix: str = "") -> type:
 
 
 def _targets(value: object) -> Iterator[object]:
-    """Every ``_target_`` in nested hyperparameters."""
     if isinstance(value, Mapping):
         if "_target_" in value:
             yield value["_target_"]

@@ -131,8 +131,7 @@ class Throughput(Callback):
     """Samples per second of training alone, and the peak memory, logged as ``perf/...``.
 
     A sample is one row of any image tensor of the batch, so several views of an image count each.
-    Warm-up steps (but in `steps`), evaluation and checkpoint writing do not count; loading and
-    augmentation do.
+    Warm-up (but in `steps`), evaluation and checkpoint writing do not count, loading does.
     """
 
     def __init__(self) -> None:

@@ -172,7 +172,6 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Remember the values for the start of the W&B run."""
         values = params if isinstance(params, dict) else vars(params)
         self._arguments["config"].update(values)
 

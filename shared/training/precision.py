@@ -6,6 +6,7 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -53,7 +54,7 @@ def choose_precision(
     device = torch.device(device)
     trial = copy.deepcopy(module).to(device).train()
     batch = move_data_to_device(batch, device)
-    steps = {name: _step(trial, batch, device, name) for name in CANDIDATES}
+    steps = {name: partial(_step, trial, batch, device, name) for name in CANDIDATES}
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*self\.log.*|.*self.trainer.*")
@@ -89,16 +90,10 @@ def choose_fastest(
     return PrecisionChoice(precision, figures)
 
 
-def _step(
-    module: pl.LightningModule, batch: Any, device: torch.device, precision: str
-) -> Callable[[], None]:
-    def run() -> None:
-        mixed = precision == "bf16-mixed"
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
-            loss: Any = module.training_step(batch, 0)
-        (loss["loss"] if isinstance(loss, Mapping) else loss).backward()
-        module.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    return run
+def _step(module: pl.LightningModule, batch: Any, device: torch.device, precision: str) -> None:
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
+        loss: Any = module.training_step(batch, 0)
+    (loss["loss"] if isinstance(loss, Mapping) else loss).backward()
+    module.zero_grad(set_to_none=True)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
