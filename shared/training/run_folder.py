@@ -120,7 +120,7 @@ def read_config(path: Path) -> dict[str, Any] | None:
 
 
 def parse_config(text: str) -> dict[str, Any]:
-    """The resolved config in a yaml text; ValueError if none, or with aliases or endless nesting."""
+    """The resolved config in a yaml text; ValueError if none, with aliases or nested too deep."""
     try:
         levels = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
