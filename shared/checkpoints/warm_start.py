@@ -39,10 +39,11 @@ def state_of_run(
 ) -> dict[str, Tensor]:
     """State dict of a checkpoint that a run of `package` wrote; CheckpointError of any other."""
     target = source.get("_target_")
-    if not str(target).startswith(f"{package}.") or "state_dict" not in source:
+    state = source.get("state_dict")
+    if not (str(target).startswith(f"{package}.") and isinstance(state, Mapping)):
         found = f"it is of {target}" if target else "it is not of Tenfold"
         raise CheckpointError(f"{path} is no checkpoint of {package}: {found}")
-    return source["state_dict"]
+    return dict(state)
 
 
 def moco_rules(official: str, ours: str = "encoder.") -> list[Rule]:
