@@ -157,7 +157,8 @@ class Throughput(Callback):
     def on_validation_start(self, *_: Any) -> None:
         self._since = None
 
-    on_save_checkpoint = on_validation_start
+    def on_save_checkpoint(self, *_: Any) -> None:
+        self._since = None
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         self._since = None
