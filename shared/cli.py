@@ -44,7 +44,7 @@ def main() -> None:
             except ValueError as error:  # a damaged table
                 _refuse(f"tenfold list: {error}")
         elif arguments[0] == "predict":
-            _predict(arguments[1:])
+            predict(arguments[1:])
         else:
             from shared.overrides import check_overrides
 
@@ -60,7 +60,8 @@ def main() -> None:
         sys.exit(1)
 
 
-def _predict(arguments: Sequence[str]) -> None:
+def predict(arguments: Sequence[str]) -> None:
+    """Refuse what is misspelt or missing, then hand on."""
     if {"-h", "--help"} & set(arguments):
         print(f"{USAGE}\n\n{(CONF / 'predict.yaml').read_text()}", end="")
         return
@@ -73,9 +74,9 @@ def _predict(arguments: Sequence[str]) -> None:
     given = {argument.partition("=")[0] for argument in arguments}
     if missing := [key for key in ("checkpoint", "images") if key not in given]:
         _refuse(f"tenfold predict: {' and '.join(missing)} not given; usage: {USAGE}")
-    from shared.predict.command import main as predict
+    from shared.predict.command import main
 
-    predict(arguments, checked=True)
+    main(arguments)
 
 
 def list_rows(arguments: Sequence[str]) -> None:

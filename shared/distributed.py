@@ -20,11 +20,10 @@ def rank() -> int:
 
 
 def all_gather(x: Tensor, grad: bool = False) -> Tensor:
-    """(B, ...) on every rank -> (world * B, ...), in rank order.
+    """(B, ...) on every rank -> (world * B, ...), in rank order; ValueError if B differs.
 
     With `grad` the backward pass sums every rank's gradient into the rows' owner, so that a loss
-    averaged over ranks by DDP has the gradient of one process on the concatenated batch. Batches of
-    different size are a ValueError.
+    averaged over ranks by DDP has the gradient of one process on the concatenated batch.
     """
     if world_size() == 1:
         return x
@@ -71,13 +70,8 @@ def own_rows(x: Tensor) -> Tensor:
     return x[rank() * size : (rank() + 1) * size]
 
 
-def batch_shuffle(x: Tensor, permutation: Tensor) -> Tensor:
-    """This rank's slice of the batch of all ranks, shuffled by a `permutation` (world * B,)."""
-    return own_rows(all_gather(x)[permutation])
-
-
 def batch_unshuffle(x: Tensor, permutation: Tensor) -> Tensor:
-    """All ranks' outputs in the order before `batch_shuffle`: (B, ...) -> (world * B, ...)."""
+    """All ranks' outputs in the order before the permutation: (B, ...) -> (world * B, ...)."""
     return all_gather(x)[torch.argsort(permutation)]
 
 
@@ -89,14 +83,11 @@ def step_permutation(seed: int, step: int, size: int) -> Tensor:
 
 @torch.no_grad()
 def shuffled_forward(network: Callable[[Tensor], Any], images: Tensor, permutation: Tensor) -> Any:
-    """The network's outputs for this rank's images (B, ...) under shuffled BatchNorm (MoCo).
-
-    Each rank encodes a random slice of the global batch, so that the BatchNorm statistics of a key
-    tell nothing about its query; the outputs return to the rank that holds the image. The network,
-    in train mode, returns a tensor or a tuple of tensors and Nones.
-    """
+    """The network's outputs, a tensor or a tuple of tensors and Nones, for this rank's images
+    (B, ...) under shuffled BatchNorm (MoCo): each rank encodes a random slice of the global batch,
+    so that the statistics of a key tell nothing about its query."""
     permutation = permutation.to(images.device)
-    shuffled = batch_shuffle(images, permutation)
+    shuffled = own_rows(all_gather(images)[permutation])
     if images.dim() == 4 and images.is_contiguous(memory_format=torch.channels_last):
         shuffled = shuffled.contiguous(memory_format=torch.channels_last)
 

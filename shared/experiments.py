@@ -23,8 +23,7 @@ Line = Mapping[str, Any]
 
 
 def rows(method: str, conf: Path = CONF) -> dict[str, Line]:
-    """Name -> line of a method's table, what its block says included; empty without a table, a
-    ValueError for a damaged one."""
+    """Name -> line of a method's table, its block's included; ValueError of a damaged one."""
     path = conf / "rows" / f"{method}.yaml"
     lines: dict[str, Line] = {}
     try:
@@ -37,11 +36,8 @@ def rows(method: str, conf: Path = CONF) -> dict[str, Line]:
 
 
 def arms(claim: str, conf: Path = CONF) -> dict[str, Line]:
-    """Name -> line of all that a claim runs, `overrides` of the claim included for its arms.
-
-    An arm may stand on another arm of its claim. Empty if there is no claim; a ValueError if it is
-    no yaml.
-    """
+    """Name -> line of all that a claim runs, `overrides` of the claim included for its arms, which
+    may stand on each other. Empty if there is no claim, a ValueError if it is no yaml."""
     written = _read(conf / "reproduce" / f"{claim}.yaml") or {}
     own, shared = written.get("arms") or {}, written.get("overrides") or {}
     together = {**(written.get("prepare") or {}), **own}

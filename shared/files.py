@@ -33,18 +33,13 @@ class LockedError(RuntimeError):
 
 
 def open_regular(path: str | os.PathLike[str], follow_links: bool = True) -> BufferedReader:
-    """Open a file for reading; what would block or never end is refused at once.
-
-    Raises:
-        UnsafeFileError: a pipe, device, socket or folder, or a link unless links are followed.
-        OSError: no such file, or it may not be read.
-    """
+    """Open a file for reading; what would block or never end (a pipe, device, socket or folder), or
+    a link unless links are followed, is an UnsafeFileError, what cannot be read an OSError."""
     return open(_open(path, os.O_RDONLY | (0 if follow_links else os.O_NOFOLLOW)), "rb")
 
 
 def open_own(path: str | os.PathLike[str]) -> FileIO:
-    """Open a file of our own for reading and appending; it is made if there is none, and refused
-    by UnsafeFileError if it is a link."""
+    """Open, or make, a file of our own to read and append to; UnsafeFileError if it is a link."""
     return FileIO(_open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW), "r+b")
 
 
@@ -84,8 +79,8 @@ def parse_json(content: str | bytes) -> Any:
 def replacing(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[BinaryIO]:
     """Yield a file to write, which takes the place of `path` when all is written and synced.
 
-    If anything fails, as by OSError of a full disk, what was at `path` stays. A link there is
-    replaced, not followed. A killed process leaves a `.NAME.*.tmp` for `remove_unfinished`.
+    If anything fails, what was at `path` stays. A link there is replaced, not followed. A killed
+    process leaves a `.NAME.*.tmp` for `remove_unfinished`.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")

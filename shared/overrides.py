@@ -45,8 +45,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "threads": (1, 1024),
     "weight_decay": (0, HUGE),
 }
-"""What a number may be, by the last part of its key; beyond, Python, torch or Lightning would loop,
-start thousands of processes, or fail without naming the key."""
+"""What a number may be, by the last part of its key; beyond, torch or Lightning loop or fail."""
 
 
 class OverrideError(ValueError):
@@ -77,8 +76,7 @@ def check_overrides(argv: Sequence[str]) -> None:
 
 
 def validate(overrides: Sequence[str], config_name: str = "config") -> None:
-    """Check overrides, each value of a sweep included, against the configs they apply to.
-    OverrideError names the first one that is wrong, and the nearest valid name."""
+    """OverrideError of the first override, each value of a sweep included, that does not fit."""
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()

@@ -48,11 +48,8 @@ def key_generator(key: np.uint64 | int) -> np.random.Generator:
 
 
 def torch_generator(seed: int, step: int, purpose: str) -> torch.Generator:
-    """A CPU generator for what one step (or epoch) draws as a whole, e.g. a permutation.
-
-    Hashed, because torch's CPU generator keeps only the low 32 bits of the number it is seeded by:
-    `seed << 32 | step` would be the same for every seed.
-    """
+    """A CPU generator for what one step (or epoch) draws as a whole, e.g. a permutation. Hashed,
+    because torch keeps only the low 32 bits of the number that it is seeded by."""
     key = sample_keys(seed, step, [0], purpose)[0]
     return torch.Generator().manual_seed(int(key >> np.uint64(1)))
 

@@ -100,8 +100,7 @@ def _hydra_main(cfg: DictConfig) -> float | None:
 
 
 def objective(cfg: DictConfig, metrics: dict[str, float]) -> float | None:
-    """The metric that `objective` of conf/sweep names for a sweeper, if any; RunError if the run
-    has no such metric."""
+    """The metric that `objective` names for a sweeper, if any; RunError of a name without one."""
     name = cfg.get("objective")
     if name is not None and name not in metrics:
         raise RunError(f"objective={name} is no metric of this run: {', '.join(sorted(metrics))}")
@@ -157,10 +156,8 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         plugins=[AtomicCheckpointIO()],
     )
     if trainer.world_size == 1 and _rank() != 0:
-        raise RunError(
-            f"the environment says that this is process {_rank()} of several, but the "
-            "trainer runs one: unset RANK, LOCAL_RANK and SLURM_PROCID, or choose trainer=ddp"
-        )
+        said = f"this is process {_rank()} of several, by the environment, but the trainer runs one"
+        raise RunError(f"{said}: unset RANK, LOCAL_RANK, SLURM_PROCID, or choose trainer=ddp")
     pl.seed_everything(cfg.seed, verbose=False)
     datamodule = build(resolved["data"], pl.LightningDataModule)
     module = build(resolved["method"], Method)
@@ -223,8 +220,7 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
 
 
 def build_trainer(config: Any, **further: Any) -> pl.Trainer:
-    """The trainer that conf/trainer describes, with `further` arguments; ValueError if the config
-    names another class."""
+    """The trainer that conf/trainer describes; ValueError if it names another class."""
     if OmegaConf.is_config(config):
         config = OmegaConf.to_container(config, resolve=True)
     arguments = {**config, **further}

@@ -97,25 +97,16 @@ def fixed_steps(
 
 
 def one_pass(
-    seed: int,
-    sizes: Pair,
-    batch_sizes: Pair,
-    labelled_repeat: int = 1,
-    rank: int = 0,
-    world: int = 1,
+    seed: int, sizes: Pair, batch_sizes: Pair, repeat: int = 1, rank: int = 0, world: int = 1
 ) -> streams.StreamBatches:
-    """One pass of the unlabelled set an epoch, with a shorter last batch.
-
-    The labelled set is cut in the same way, and starts anew whenever it is exhausted.
-    """
-    listed = sizes[0] * labelled_repeat
+    """One pass of the unlabelled set an epoch, with a shorter last batch; the labelled set, each
+    image listed `repeat` times, is cut in the same way and starts anew whenever it is exhausted."""
+    listed = sizes[0] * repeat
     if listed < batch_sizes[0]:
-        raise ValueError(
-            f"batch_size={batch_sizes[0]} is larger than the labelled set ({listed} samples a "
-            "pass); lower batch_size or raise labelled_repeat"
-        )
+        said = f"batch_size={batch_sizes[0]} is larger than the labelled set ({listed} a pass)"
+        raise ValueError(f"{said}; lower batch_size or raise labelled_repeat")
     passes = math.ceil(math.ceil(sizes[1] / batch_sizes[1]) / math.ceil(listed / batch_sizes[0]))
-    restarted = streams.RestartedPasses(seed, sizes[0], passes, labelled_repeat)
+    restarted = streams.RestartedPasses(seed, sizes[0], passes, repeat)
     once = streams.Permutation(seed, sizes[1], number=1)
     return streams.StreamBatches([restarted, once], batch_sizes, False, rank, world)
 
@@ -127,12 +118,8 @@ def check_sizes(sizes: Pair, batch_sizes: Pair, world: int) -> None:
         if size < 1:
             raise ValueError(f"the {name} set is empty: check num_labels and subset")
         if batch < 1 or batch % world:
-            raise ValueError(
-                f"{key} = {batch}, the total over all ranks, is not a positive multiple of the "
-                f"world size {world}"
-            )
+            said = f"{key} = {batch} is not a positive multiple of the world size {world}"
+            raise ValueError(f"{said}: it is the total over all ranks")
     if batch_sizes[1] > sizes[1]:
-        raise ValueError(
-            f"batch_size * mu = {batch_sizes[1]} is larger than the unlabelled set ({sizes[1]} "
-            "samples): lower batch_size or mu, or use more data"
-        )
+        said = f"batch_size * mu = {batch_sizes[1]} is larger than the unlabelled set ({sizes[1]})"
+        raise ValueError(f"{said}: lower batch_size or mu, or use more data")

@@ -5,7 +5,7 @@ of each queue. Source: docs/papers/comatch.md, section 3.4; salesforce/CoMatch@0
 `imagenet/Model.py`, `imagenet/Train_CoMatch.py`.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,28 +19,29 @@ from methods.comatch.losses import (
     pseudo_label_quality,
     smooth_with_memory,
 )
+from methods.comatch.module import Classifier
 from shared.distributed import all_gather, rank, shuffled_forward, step_permutation, world_size
 from shared.nn.encoder import Encoder
 from shared.nn.momentum import MomentumEncoder
 from shared.nn.queue import FeatureQueue
 from shared.tasks.classification import Accuracies, Batch
-from shared.training.method import Method
 from shared.training.optim import weight_decay_groups
 from shared.training.schedules import half_cosine
 
 
-class CoMatchImageNet(Method):
-    """CoMatch, ImageNet form; evaluated as the CIFAR form is, whose arguments the others are.
+class CoMatchImageNet(Classifier):
+    """CoMatch, ImageNet form; the arguments without a word here are those of the CIFAR form.
 
     Args:
         lambda_c: final weight of the contrastive loss; in epoch e it is min(e + 1, lambda_c).
-        queue_size: K of both queues.
         momentums: of the momentum encoder, in the first epoch and afterwards.
         weight_decay: for ALL parameters. total_epochs: E of the per-epoch half cosine.
         gather_graph: extend the in-batch part of the graph to all ranks. The official code keeps
             it local (false), and reaches other ranks through the queue.
         seed: of the shuffled-BatchNorm permutations, which are a function of (seed, step).
     """
+
+    copy_at: ClassVar[str] = "momentum_encoder"
 
     def __init__(
         self,
@@ -124,23 +125,6 @@ class CoMatchImageNet(Method):
         weights = {"loss_u": p["lambda_u"], "loss_c": min(epoch + 1, p["lambda_c"])}
         return self.total_loss(terms, weights, batch["unlabelled_indices"])
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        images = self.concatenate([batch["images"]])
-        for suffix, network in {"": self.encoder, "_ema": self.momentum_encoder}.items():
-            self.accuracies.update(network(images)[0], batch["labels"], suffix)
-
-    test_step = validation_step
-
-    def on_validation_epoch_end(self) -> None:
-        self.log_dict(self.accuracies.compute("val"))
-
-    def on_test_epoch_end(self) -> None:
-        self.log_dict(self.accuracies.compute("test"))
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """(N, C) class probabilities."""
-        return self.momentum_encoder(self.concatenate([batch["images"]]))[0].softmax(dim=1)
-
     def configure_optimizers(self):
         p = self.hparams
         groups = weight_decay_groups(self.encoder, p["weight_decay"])
@@ -148,12 +132,9 @@ class CoMatchImageNet(Method):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Refuse data too small to fill the weak queue before smoothing starts in epoch 1."""
-        if self.global_step > 0 or self.current_epoch > 0:
-            return
         rows = (len(batch["labelled"]) + len(batch["weak"])) * world_size()
         offered, size = rows * int(self.trainer.num_training_batches), len(self.weak_queue)
-        if offered < size:
-            raise ValueError(
-                f"queue_size {size} exceeds the {offered} rows written in the first epoch, so that "
-                "smoothing would mix in noise: lower method.queue_size or use more data"
-            )
+        if self.global_step == 0 and self.current_epoch == 0 and offered < size:
+            said = f"queue_size {size} exceeds the {offered} rows written in the first epoch"
+            advice = "smoothing would mix in noise: lower method.queue_size or use more data"
+            raise ValueError(f"{said}; {advice}")

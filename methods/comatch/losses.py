@@ -19,9 +19,8 @@ Figures = dict[str, Tensor | float]
 class DistributionAlignment(nn.Module):
     """Divide class probabilities by their running mean over the last `window` batches.
 
-    The mean of the current batch enters the window before it is averaged, the target prior is
-    uniform, and there is no epsilon. The window is a buffer: the official ImageNet code keeps it
-    in a Python list and loses it on resume.
+    The current batch is in the mean, the prior is uniform, and there is no epsilon. The window is a
+    buffer: the official ImageNet code keeps it in a list and loses it on resume.
     """
 
     window: Tensor
@@ -56,10 +55,8 @@ def oldest_first(window: Tensor, count: int) -> Tensor:
 def smooth_with_memory(
     probs: Tensor, embeddings: Tensor, memory: FeatureQueue, temperature: float, alpha: float
 ) -> Tensor:
-    """(M, C) memory-smoothed pseudo-labels: alpha p + (1 - alpha) sum_k a_k p_k.
-
-    a is the softmax over the memory, whose payload is `probs`, of z . z_k / T.
-    """
+    """(M, C) memory-smoothed pseudo-labels: alpha p + (1 - alpha) sum_k a_k p_k, with a the softmax
+    over the memory of z . z_k / T."""
     affinity = similarity_logits(embeddings, memory.features, temperature).softmax(dim=1)
     return alpha * probs + (1 - alpha) * matmul_float32(affinity, memory["probs"])
 
@@ -97,10 +94,8 @@ def confident_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Te
 
 
 def pseudo_label_quality(labels: Tensor, mask: Tensor, hidden_labels: Tensor) -> Figures:
-    """Coverage of the confident pseudo-labels (M,) and their accuracy, in percent.
-
-    Here and below `hidden_labels` (M,) are the true ones, -1 if unknown, which serve nothing else.
-    """
+    """Percentage of confident pseudo-labels, and their accuracy by the true `hidden_labels` (M,),
+    -1 if unknown, which serve nothing else."""
     values: Figures = {"coverage": 100 * mask.mean()}
     known = mask * (hidden_labels >= 0)
     if known.any():
@@ -110,8 +105,7 @@ def pseudo_label_quality(labels: Tensor, mask: Tensor, hidden_labels: Tensor) ->
 
 
 def graph_quality(graph: Tensor, hidden_labels: Tensor) -> Figures:
-    """Edges per row of the (M, world M) graph besides the self-loop, and the percentage of them
-    that join one class."""
+    """Edges per row of the (M, world M) graph but self-loops, and percentage that join a class."""
     everyone = all_gather(hidden_labels)
     edges = graph > 0
     edges.diagonal(offset=rank() * len(graph)).fill_(False)

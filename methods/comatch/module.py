@@ -5,7 +5,7 @@ Source: docs/papers/comatch.md, sections 3.1 to 3.5; salesforce/CoMatch@08b4cce 
 `Train_fixmatch.py`.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,16 +30,36 @@ from shared.training.optim import weight_decay_groups
 from shared.training.schedules import cosine_7_16, warm_up_decay
 
 
-class EMAClassifier(Method):
+class Classifier(Method):
+    """A trained network and its slow copy, which predicts: `val/top1`, `val/top5` and, of the copy,
+    `val/top1_ema`, `val/top5_ema`; `test/...` likewise."""
+
+    copy_at: ClassVar[str] = "ema_encoder"
+    encoder: Encoder
+    accuracies: Accuracies
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        images, copy = self.concatenate([batch["images"]]), self.get_submodule(self.copy_at)
+        for suffix, network in {"": self.encoder, "_ema": copy}.items():
+            self.accuracies.update(network(images)[0], batch["labels"], suffix)
+
+    test_step = validation_step
+
+    def log_evaluation(self, split: str) -> None:
+        self.log_dict(self.accuracies.compute(split))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """(N, C) class probabilities."""
+        logits, _ = self.get_submodule(self.copy_at)(self.concatenate([batch["images"]]))
+        return logits.softmax(dim=1)
+
+
+class EMAClassifier(Classifier):
     """The CIFAR scripts' frame: SGD with the 7/16 cosine, and an EMA copy that predicts.
 
-    Evaluates both networks: `val/top1`, `val/top5` and, of the copy, `val/top1_ema`,
-    `val/top5_ema`; `test/...` likewise.
-
     Args:
-        backbone, num_classes, projection: see `Encoder`; only CoMatch has a projection.
-        lr, momentum, weight_decay: Nesterov SGD; parameters whose name contains one of `no_decay`
-            are not decayed.
+        projection: see `Encoder`; only CoMatch has one.
+        lr, momentum, weight_decay, no_decay: Nesterov SGD; see `weight_decay_groups`.
         total_steps: N of the schedule lr cos(7 pi t / 16 N).
         ema_decay: of the evaluation copy, applied after every optimiser step.
         ema_warm_up: use min(ema_decay, (1 + t) / (10 + t)), for short runs only.
@@ -66,23 +86,6 @@ class EMAClassifier(Method):
         self.ema_encoder = MomentumEncoder(self.encoder, buffers="copy")
         self.accuracies = Accuracies("", "_ema")
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        images = self.concatenate([batch["images"]])
-        for suffix, network in {"": self.encoder, "_ema": self.ema_encoder}.items():
-            self.accuracies.update(network(images)[0], batch["labels"], suffix)
-
-    test_step = validation_step
-
-    def on_validation_epoch_end(self) -> None:
-        self.log_dict(self.accuracies.compute("val"))
-
-    def on_test_epoch_end(self) -> None:
-        self.log_dict(self.accuracies.compute("test"))
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """(N, C) class probabilities."""
-        return self.ema_encoder(self.concatenate([batch["images"]]))[0].softmax(dim=1)
-
     def configure_optimizers(self):
         p = self.hparams
         groups = weight_decay_groups(self.encoder, p["weight_decay"], p["no_decay"])
@@ -108,10 +111,8 @@ class Supervised(EMAClassifier):
 
 
 class FixMatch(EMAClassifier):
-    """FixMatch (arXiv:2001.07685), whose pseudo-labels are hard; the arguments are CoMatch's.
-
-    Args: alignment_window: null switches distribution alignment off.
-    """
+    """FixMatch (arXiv:2001.07685), whose pseudo-labels are hard; the arguments are CoMatch's, but
+    that alignment_window null switches distribution alignment off."""
 
     def __init__(
         self, threshold: float, lambda_u: float, alignment_window: int | None, **common: Any
@@ -149,10 +150,8 @@ class CoMatch(EMAClassifier):
     Args:
         threshold: tau, confidence of the smoothed pseudo-label from which loss_u counts.
         graph_threshold: kappa, weight from which an edge of the pseudo-label graph is kept.
-        temperature: T of the embedding similarities.
-        alpha: weight of a sample's own probabilities against its memory neighbours'.
+        temperature, alpha: see `smooth_with_memory`; T is also that of the contrastive loss.
         lambda_u, lambda_c: weights of the unlabelled and the graph contrastive loss.
-        alignment_window: batches averaged by distribution alignment.
         bank_batches, batch_size, mu: the bank holds K = bank_batches (mu + 1) batch_size rows, of
             batch_size labelled images over all ranks.
     """
@@ -206,10 +205,8 @@ class CoMatch(EMAClassifier):
         return self.total_loss(terms, weights, batch["unlabelled_indices"])
 
     def smooth(self, aligned: Tensor, embeddings: Tensor) -> Tensor:
-        """Memory smoothing with the bank as it was before this batch; not while it fills.
-
-        Strict, as in the official code: with a bank of 5 batches, iterations 0 to 5 are unsmoothed.
-        """
+        """Smoothing with the bank as it was before this batch; not while it fills: officially too,
+        iterations 0 to 5 with a bank of 5 batches are unsmoothed."""
         if self.bank.written <= len(self.bank):
             return aligned
         p = self.hparams

@@ -16,7 +16,7 @@ from torch import Tensor
 from methods.comatch.controls import permuted_weights
 from methods.comatch.imagenet import CoMatchImageNet
 from methods.comatch.losses import oldest_first
-from methods.comatch.module import CoMatch, EMAClassifier
+from methods.comatch.module import Classifier, CoMatch, EMAClassifier
 from shared.checkpoints import warm_start as common
 from shared.checkpoints.official import (
     SCALAR,
@@ -29,8 +29,6 @@ from shared.checkpoints.official import (
     import_official,
 )
 from shared.checkpoints.reading import CheckpointError, load_checkpoint
-
-Classifier = EMAClassifier | CoMatchImageNet
 
 INTEGER = Conversion(lambda value, ours: torch.as_tensor(value), lambda value, _: int(value))
 LENGTH = Conversion(lambda history, _: torch.tensor(len(history)), None)
@@ -52,20 +50,13 @@ def _history(window: Tensor, state: Mapping[str, Tensor]) -> list[Tensor]:
 
 
 def load(module: Classifier, path: str | PathLike[str]) -> KeyReport:
-    """Load a checkpoint of the official repository into the module of the same form.
-
-    Whole or not at all: a CheckpointError leaves the module as it was.
-    """
+    """Load an official checkpoint into the module of the same form, or nothing: CheckpointError."""
     return load_weights(module, load_checkpoint(path))
 
 
 def load_weights(module: Classifier, source: Mapping[str, Any]) -> KeyReport:
-    """Load as `load` does, from the content of a checkpoint or a bare state dict.
-
-    A bare state dict of the CIFAR network (`backbone.*`, `classifier.*`, `fc1.*`, `fc2.*`) fills
-    both the trained and the averaged copy; one of the ImageNet script has `encoder.*`,
-    `m_encoder.*` and the queues, with or without the prefix `module.`.
-    """
+    """Load as `load` does, from the content of a checkpoint or a bare state dict, which for the
+    CIFAR form is one network (`backbone.*`, `classifier.*`, `fc1.*`, `fc2.*`) for both copies."""
     report = import_official(source, table_for(module, source), module)
     if "tenfold/alignment.count" in dict(report.mapped) and "model" in source:
         # The oldest batch mean was loaded into row 0; put it where the ring buffer had it.
@@ -80,10 +71,8 @@ def load_weights(module: Classifier, source: Mapping[str, Any]) -> KeyReport:
 
 
 def export(module: Classifier) -> dict[str, Any]:
-    """The module's state in the official form, which `load_weights` turns back bit for bit.
-
-    What that form lacks is under the key `tenfold`. Tensors share memory with the module.
-    """
+    """The module's state, in shared memory, in the official form, which `load_weights` turns back
+    bit for bit; what that form lacks is under the key `tenfold`."""
     return export_official(module, table_for(module))
 
 
@@ -95,7 +84,10 @@ def table_for(module: Classifier, source: Mapping[str, Any] | None = None) -> Ke
     if source is None or "model" in source:
         return _cifar_table(module, exported_here=source is None or "tenfold" in source)
     return KeyTable(  # a bare state dict of the CIFAR network
-        rules=[*_cifar_network("", "encoder."), *_cifar_network("", "ema_encoder.module.")],
+        rules=[
+            *common.network_rules("", "encoder.", "backbone."),
+            *common.network_rules("", "ema_encoder.module.", "backbone."),
+        ],
         fresh={"alignment.{rest}": NOT_KEPT_THERE, "bank.{rest}": NOT_KEPT_THERE},
     )
 
@@ -113,8 +105,8 @@ def _cifar_table(module: Classifier, exported_here: bool) -> KeyTable:
     elif "bank" not in has:  # FixMatch may be saved without its window
         fresh["alignment.{rest}"] = NOT_KEPT_THERE
     rules = [
-        *_cifar_network("model/", "encoder."),
-        *_cifar_network("ema_model/", "ema_encoder.module."),
+        *common.network_rules("model/", "encoder.", "backbone."),
+        *common.network_rules("ema_model/", "ema_encoder.module.", "backbone."),
         Rule("prob_list", "alignment.window", Conversion(_window, _history)),
         count,
         Rule("queue/queue_feats", "bank.features"),
@@ -127,11 +119,11 @@ def _cifar_table(module: Classifier, exported_here: bool) -> KeyTable:
 
 def _imagenet_table(prefix: str) -> KeyTable:
     """Script I; `prefix` precedes the keys of its model, `state_dict/module.` in checkpoints."""
-    rules = [Rule("tenfold/alignment.{rest}", "alignment.{rest}")]
-    for theirs, ours in (("encoder.", "encoder."), ("m_encoder.", "momentum_encoder.module.")):
-        # There the heads are attributes of the ResNet itself, so they must be recognised first.
-        there = f"{prefix}{theirs}"
-        rules += [*_heads(there, ours), Rule(f"{there}{{rest}}", f"{ours}backbone.{{rest}}")]
+    rules = [
+        Rule("tenfold/alignment.{rest}", "alignment.{rest}"),
+        *common.network_rules(f"{prefix}encoder.", "encoder."),
+        *common.network_rules(f"{prefix}m_encoder.", "momentum_encoder.module."),
+    ]
     for ours, letter, probs in (("strong_queue", "s", "probs_u"), ("weak_queue", "w", "probs_xu")):
         rules += [
             Rule(f"{prefix}queue_{letter}", f"{ours}.features", TRANSPOSED),
@@ -144,9 +136,7 @@ def _imagenet_table(prefix: str) -> KeyTable:
 
 
 def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyReport:
-    """Start from self-supervised weights: the classifier stays random, the averaged copy follows.
-
-    A projection that does not fit stays random, and the report says so.
+    """Start both copies from self-supervised weights; a projection that does not fit stays random.
 
     Args:
         kind: `moco_v2` or `pcl` (v1 or v2), official checkpoints, for the ImageNet form; `simclr`
@@ -158,10 +148,8 @@ def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyR
     source: Mapping[str, Any] = common.read_start(path, kind, WARM_STARTS, remedy)
     form, start_of = WARM_STARTS[kind]
     if not isinstance(module, form):
-        names = getattr(form, "__name__", "")
-        raise CheckpointError(
-            f"warm_start.kind {kind} is for {names} modules, not {type(module).__name__}"
-        )
+        names = f"{form.__name__} modules, not {type(module).__name__}"
+        raise CheckpointError(f"warm_start.kind {kind} is for {names}")
     if kind.startswith("tenfold_"):
         source = common.state_of_run(source, "methods.pcl", path)
     if kind.endswith("_permuted"):
@@ -174,7 +162,7 @@ def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyR
     fresh |= {f"{state}.{{rest}}": "starts empty" for state in states}
     table = KeyTable(start.rules, start.dropped, {**fresh, **start.fresh})
     report = import_official(source, table, module)
-    copy = module.ema_encoder if isinstance(module, EMAClassifier) else module.momentum_encoder
+    copy: Any = module.get_submodule(module.copy_at)
     copy.update(module.encoder, 0.0)
     return report
 
@@ -217,26 +205,17 @@ def _projection(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _simclr(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
-    rules = [rule for rule in _cifar_network("", "encoder.") if "classifier" not in rule.official]
+    rules = common.network_rules("", "encoder.", "backbone.")
+    rules = [rule for rule in rules if "classifier" not in rule.official]
     reason = "the module has no projection head"
     headless = module.encoder.projection is None
     return KeyTable(rules, {f"fc{n}.{{rest}}": reason for n in (1, 2)} if headless else {})
 
 
-WARM_STARTS: dict[str, tuple[Any, Callable[..., KeyTable]]] = {
+WARM_STARTS: dict[str, tuple[type[Classifier], Callable[..., KeyTable]]] = {
     "moco_v2": (CoMatchImageNet, _moco),
     "pcl": (CoMatchImageNet, partial(_moco, linear_head=True)),
     "simclr": (EMAClassifier, _simclr),
     "tenfold_pcl": (Classifier, _tenfold_pcl),
     "tenfold_pcl_permuted": (Classifier, _tenfold_pcl),
 }
-
-
-def _cifar_network(theirs: str, ours: str) -> list[Rule]:
-    backbone = Rule(f"{theirs}backbone.{{rest}}", f"{ours}backbone.{{rest}}")
-    return [backbone, *_heads(theirs, ours)]
-
-
-def _heads(theirs: str, ours: str) -> list[Rule]:
-    classifier = Rule(f"{theirs}classifier.{{rest}}", f"{ours}classifier.{{rest}}")
-    return [classifier, *common.fc_rules(theirs, ours)]

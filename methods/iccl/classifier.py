@@ -24,7 +24,6 @@ class LongTailClassifier(Method):
     features and logs `test/<variant>_...` for each variant.
 
     Args:
-        backbone, num_classes, projection: see `Encoder`.
         lr, momentum, weight_decay, schedule: of SGD, for all parameters; see `rate_factor`.
         balancing: of stage 2, see `classifier_balancing.balanced_logits`; None leaves it out.
         many, few: training images above and below which a class counts as such.
@@ -59,17 +58,13 @@ class LongTailClassifier(Method):
         self.predictions = EvaluatedFeatures()
         self.class_counts: Tensor | None = None
 
-    @property
-    def datamodule(self) -> Any:
-        """The run's data, None where the loop was given loaders alone."""
-        return getattr(self.trainer, "datamodule", None)
-
     def setup(self, stage: str) -> None:
-        counts = getattr(self.datamodule, "class_counts", None)
+        data: Any = getattr(self.trainer, "datamodule", None)  # None of loaders alone
+        counts = getattr(data, "class_counts", None)
         if counts is not None:
             self.class_counts = torch.as_tensor(counts)
-        if self.hparams["balancing"] is not None and self.datamodule is not None:
-            splits = self.datamodule.hparams
+        if self.hparams["balancing"] is not None and data is not None:
+            splits = data.hparams
             validation = splits.get("val_split") != splits.get("test_split")
             held_out = splits.get("probe_split") is not None
             classifier_balancing.require_sets(self.hparams["balancing"], validation, held_out)
@@ -96,25 +91,20 @@ class LongTailClassifier(Method):
 
     test_step = validation_step
 
-    def on_validation_epoch_end(self) -> None:
-        self.log_evaluation("val", "val/")
-
-    def on_test_epoch_end(self) -> None:
-        self.log_evaluation("test", f"test/{self.variant}_")
-        if self.hparams["balancing"] is not None and self.class_counts is not None:
-            self.rebalance()
-
-    def log_evaluation(self, split: str, prefix: str) -> None:
+    def log_evaluation(self, split: str) -> None:
         self.log_dict(self.accuracies.compute(split))
         found = self.predictions.take(self)
+        prefix = f"test/{self.variant}_" if split == "test" else "val/"
         self.log_shots(prefix, found.features[:, 0].long(), found.labels)
+        balancing, counted = self.hparams["balancing"], self.class_counts is not None
+        if split == "test" and balancing is not None and counted:
+            self.rebalance()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """(N, K) class probabilities."""
         return self.classify(self.concatenate([batch["images"]])).softmax(dim=1)
 
     def log_shots(self, prefix: str, predictions: Tensor, labels: Tensor) -> None:
-        """Accuracies in percent; those of empty groups are left out."""
         if self.class_counts is None:
             return
         p = self.hparams
@@ -128,7 +118,8 @@ class LongTailClassifier(Method):
         assert classifier is not None
         # Lightning tests in inference mode, whose tensors cannot be trained on.
         with torch.inference_mode(False), torch.enable_grad(), eval_mode(self):
-            sets = classifier_balancing.feature_sets(self.features, self.datamodule, settings)
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            sets = classifier_balancing.feature_sets(self.features, data, settings)
             logits, tau = classifier_balancing.balanced_logits(
                 classifier, sets, settings, self.hparams["seed"]
             )
@@ -138,7 +129,6 @@ class LongTailClassifier(Method):
             self.log("test/tau", tau)
 
     def features(self, loader: Any) -> Features:
-        """Pooled features of every image of the loader, in order."""
         return extract_features(
             lambda images: self.encoder.backbone(self.concatenate([images])), loader, self.device
         )

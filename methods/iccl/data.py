@@ -40,8 +40,7 @@ class LongTailData(ImageDataModule):
         first, second: sampler of each stream; `second` None for batches without partners.
         class_aware_gamma: 0 is class-agnostic, 1 makes all classes equally likely, 2 reverses them.
         per_class: m of "cycles", images of a class in a row.
-        drop_last: leave out an epoch's ragged last batch. False by default, so that every class
-            has been seen when the centroid losses begin.
+        drop_last: leave out a ragged last batch, and maybe the only image of a class with it.
         probe_split: the reader's split that the linear probe is trained on, apart from the others.
     """
 
@@ -68,10 +67,8 @@ class LongTailData(ImageDataModule):
         counts = np.bincount(images.labels[self.train_indices], minlength=len(images.class_names))
         if (counts == 0).any():
             empty = [images.class_names[k] for k in np.flatnonzero(counts == 0)[:5]]
-            raise ValueError(
-                f"no training image of class {', '.join(map(repr, empty))}: raise "
-                f"subset={self._h.subset} or use all images"
-            )
+            said = f"no training image of class {', '.join(map(repr, empty))}"
+            raise ValueError(f"{said}: raise subset={self._h.subset} or use all images")
         return counts
 
     def setup(self, stage: str) -> None:
@@ -99,9 +96,8 @@ class LongTailData(ImageDataModule):
 
     def augmented_dataloader(self, passes: int) -> EvaluationLoader:
         """Every training image `passes` times, each time augmented anew; for cached features."""
-        h, batches = self._h, AugmentedPasses(self._drawn(), passes)
-        sizes = len(batches), h.eval_batch_size, h.num_workers
-        return EvaluationLoader(batches, *sizes, *self._rank_and_world())
+        batches: Any = AugmentedPasses(self._drawn(), passes)
+        return self._loader(batches)
 
     def _drawn(self) -> DrawnImages:
         return DrawnImages(self.images("train"), self.train_indices, self.transform, self._h.seed)

@@ -17,11 +17,8 @@ LAMBDA_STREAM = 0x1CC1  # keeps these draws apart from others of the same (seed,
 
 
 def draw_lambda(mix: Mapping[str, Any], count: int, seed: int, step: int) -> Tensor:
-    """(B,) weights of this rank's `count` images in this step: a function of (seed, step).
-
-    lambda ~ Beta(alpha, alpha), one per sample or batch (`mix["granularity"]`). There is no
-    max(lambda, 1 - lambda), for the two sources have different roles.
-    """
+    """(B,) lambda ~ Beta(alpha, alpha) of this rank's `count` images, one a sample or one a batch:
+    a function of (seed, step). No max(lambda, 1 - lambda): the two sources have different roles."""
     generator = np.random.default_rng([seed & (2**64 - 1), step, LAMBDA_STREAM])
     everyone = count * world_size()
     draws = 1 if mix["granularity"] == "batch" else everyone
@@ -38,10 +35,7 @@ def check_mix(mix: Mapping[str, Any]) -> None:
 
 
 def interpolate(images: Tensor, partners: Tensor, lam: Tensor) -> Tensor:
-    """(B, ...) x_m = lambda x_u + (1 - lambda) x_a, on normalised images.
-
-    Shapes: images (class-agnostic) and partners (class-aware) (B, ...), lam (B,).
-    """
+    """(B, ...) x_m = lambda x_u + (1 - lambda) x_a of class-agnostic images and aware partners."""
     lam = lam.view(-1, *[1] * (images.dim() - 1))
     return lam * images + (1 - lam) * partners
 
@@ -51,11 +45,9 @@ def interpolated_cross_entropy(
 ) -> Tensor:
     """Mean over the batch of -lambda log p(y_u) - (1 - lambda) log p(y_a), p = softmax(logits).
 
-    With classifier logits it is L_ce(m); with similarities to the centroids over the temperature
+    Of classifier logits (B, K) it is L_ce(m); of similarities to the centroids over the temperature
     it is L_icc(m), the interpolative centroid contrastive loss: an interpolated image must retrieve
     the centroids of both its source classes.
-
-    Shapes: logits (B, K), labels, partner_labels and lam (B,).
     """
     log_probs = logits.float().log_softmax(dim=1)
     return (

@@ -33,8 +33,7 @@ class ICCL(LongTailClassifier):
         centroid_warm_up: epochs without centroid losses, until every class has been seen.
         w_agnostic, w_interp: w_u and w_m, of the un-mixed and of the interpolated branch.
         w_centroid: w_c, of the centroid losses within each branch.
-        mix: `{alpha, granularity}` of `draw_lambda`, and `joint_forward`: both branches share their
-            BatchNorm statistics.
+        mix: `{alpha, granularity}` of `draw_lambda`; `joint_forward`: shared BatchNorm statistics.
     """
 
     def __init__(
@@ -78,9 +77,8 @@ class ICCL(LongTailClassifier):
 
         # 3.5: only un-mixed class-agnostic embeddings move the centroids
         if self.hparams["centroid_mode"] == "ema":
-            self.centroids.update(
-                all_gather(z_u.detach()), all_gather(y_u), self.hparams["centroid_momentum"]
-            )
+            momentum = self.hparams["centroid_momentum"]
+            self.centroids.update(all_gather(z_u.detach()), all_gather(y_u), momentum)
         return loss
 
     def draw_lambda(self, count: int) -> Tensor:
@@ -113,8 +111,8 @@ class ICCL(LongTailClassifier):
         }
 
     def on_train_epoch_start(self) -> None:
-        """The centroids are the mean embeddings of each class's un-augmented images, to unit norm,
-        unless a run resumes within an epoch: the checkpoint has the epoch's means."""
+        """Take each class's mean embedding of un-augmented images, to unit norm, as its centroid; a
+        run resumed within an epoch has those of its checkpoint."""
         if self.hparams["centroid_mode"] != "epoch_mean":
             return
         with eval_mode(self):

@@ -12,13 +12,7 @@ from typing import Any
 from methods.iccl.classifier import LongTailClassifier
 from methods.iccl.module import ICCL
 from methods.iccl.stage2 import BalancedClassifier
-from shared.checkpoints.official import (
-    KeyReport,
-    KeyTable,
-    Rule,
-    export_official,
-    import_official,
-)
+from shared.checkpoints.official import KeyReport, KeyTable, Rule, export_official, import_official
 from shared.checkpoints.reading import CheckpointError, load_checkpoint
 from shared.checkpoints.warm_start import OTHER_TRAINER, read_start
 
@@ -43,10 +37,8 @@ SPECIFIED = KeyTable(
 
 
 def load(module: LongTailClassifier, path: str | PathLike[str]) -> KeyReport:
-    """Load a checkpoint of the classifier-balancing code, or the golden cases' names.
-
-    Whole or not at all: a CheckpointError leaves the module as it was.
-    """
+    """Load a checkpoint of the classifier-balancing code, or under the names of section 4, or
+    nothing: CheckpointError."""
     return load_weights(module, load_checkpoint(path))
 
 
@@ -60,9 +52,8 @@ def load_weights(module: LongTailClassifier, source: Mapping[str, Any]) -> KeyRe
             "experiment=iccl/imagenet_lt_ce, or start with warm_start.kind=classifier_balancing"
         )
     # A whole baseline, to evaluate it: joint and cRT have `fc`, LWS `scales` as well.
-    encoder, classifier = PUBLIC_PARTS
-    rules = [Rule(encoder, "encoder.backbone.{rest}"), Rule(PUBLIC_SCALES, "scales")]
-    rules.append(Rule(classifier, "encoder.classifier.{rest}"))
+    ours = ("encoder.backbone.{rest}", "encoder.classifier.{rest}", "scales")
+    rules = list(map(Rule, (*PUBLIC_PARTS, PUBLIC_SCALES), ours))
     table = KeyTable(rules, TRAINER, {"teacher.{rest}": "not kept by the public code"})
     return import_official(source, table, module)
 
@@ -89,10 +80,8 @@ def warm_start(module: LongTailClassifier, path: str | PathLike[str], kind: str)
     fresh = {"scales": "scales start at one"}
     if kind == "stage1":
         if "state_dict" not in content:
-            raise CheckpointError(
-                f"{path} is no stage-1 checkpoint of ours: it has no state_dict. For a file of the "
-                "classifier-balancing code say warm_start.kind=classifier_balancing"
-            )
+            other = "a file of the public code takes warm_start.kind=classifier_balancing"
+            raise CheckpointError(f"{path} is no stage-1 checkpoint: no state_dict; {other}")
         content = {"state_dict": content["state_dict"]}
         encoder, classifier = OUR_PARTS
         dropped = {

@@ -18,8 +18,7 @@ class BalancedClassifier(LongTailClassifier):
 
     Args:
         learnt: `crt`, a new linear classifier; or `lws`, one scale per class of the old one.
-        freeze_bn: the encoder stays in evaluation mode. The public code lets its BatchNorm
-            statistics move, which changes the features that are called frozen.
+        freeze_bn: the encoder stays in evaluation mode; in the public code its statistics move.
         distillation: `{temperature, weight}` to learn from the stage-1 classifier too; null: off.
     """
 
@@ -54,9 +53,8 @@ class BalancedClassifier(LongTailClassifier):
         with torch.no_grad():
             features = self.encoder.backbone(self.concatenate([batch["images"]]))
             taught = self.teacher(features) if self.teacher is not None else None
-        terms, weights = distillation_terms(
-            self.classify_features(features), batch["labels"], taught, self.hparams["distillation"]
-        )
+        logits, settings = self.classify_features(features), self.hparams["distillation"]
+        terms, weights = distillation_terms(logits, batch["labels"], taught, settings)
         return self.total_loss(terms, weights, batch["indices"])
 
     def classify_features(self, features: Tensor) -> Tensor:

@@ -18,12 +18,11 @@ from shared.training.schedules import epoch_factor
 class WebClassifier(Method):
     """An `Encoder` under SGD with a schedule by epochs; subclasses add `training_step`, `scores`.
 
-    Logs `val/top1`, `val/top5`, `test/top1`, `test/top5`, and what `audit_rule` finds.
+    Logs `val/top1`, `val/top5`, `test/top1`, `test/top5`, and, where the truth about the web images
+    is known (`WebData.truth`), what `audit_rule` finds, whether or not an arm trains by the rule.
 
     Args:
-        backbone, num_classes, projection: see `Encoder`.
-        threshold: T of the correction rule. Where the truth about the web images is known
-            (`WebData.truth`), evaluation audits the rule, whether or not an arm trains by it.
+        threshold: T of the correction rule.
         lr, momentum, weight_decay: of SGD without Nesterov; the decay holds for ALL parameters.
         schedule, total_epochs: see `epoch_factor`; constant in an epoch.
     """
@@ -58,14 +57,7 @@ class WebClassifier(Method):
 
     test_step = validation_step
 
-    def on_validation_epoch_end(self) -> None:
-        self.log_evaluation("val")
-
-    def on_test_epoch_end(self) -> None:
-        self.log_evaluation("test")
-
     def log_evaluation(self, split: str) -> None:
-        """Log the accuracies, and `audit_rule` of the web images whose true labels are known."""
         self.log_dict(self.accuracies.compute(split))
         data: Any = getattr(self.trainer, "datamodule", None)
         loader = data.audit_dataloader(split) if hasattr(data, "audit_dataloader") else None
@@ -83,9 +75,8 @@ class WebClassifier(Method):
         return self.encoder(self.concatenate([batch["images"]]))[0].softmax(dim=1)
 
     def configure_optimizers(self):
-        return self.sgd(
-            weight_decay_groups(self.encoder, self.hparams["weight_decay"]), self.factor
-        )
+        groups = weight_decay_groups(self.encoder, self.hparams["weight_decay"])
+        return self.sgd(groups, self.factor)
 
 
 def audit_rule(
@@ -93,8 +84,7 @@ def audit_rule(
 ) -> dict[str, float]:
     """Percentages by name, but for shares of nothing: how right the rule is, whom it keeps.
 
-    Args: scores (n, K) soft labels; web_labels (n,); true_labels (n,), -1 if out of distribution
-        (OOD); threshold T.
+    Args: scores (n, K) soft labels; true_labels (n,), -1 if out of distribution (OOD).
 
     Returns:
         kept_in, kept_out: kept images among those in and out of distribution.

@@ -38,11 +38,8 @@ ALPHA = 0.5  # classifier and prototypes count the same here, whatever alpha was
 def clean(
     module: MoPro, loader: EvaluationLoader, threshold: float
 ) -> tuple[Tensor, Tensor, Correction]:
-    """Apply the correction rule with the final prototypes to every un-augmented image of `loader`.
-
-    Returns the kept images' indices (n,), ascending, and corrected labels (n,), and the verdict on
-    all images.
-    """
+    """The rule with the final prototypes on every un-augmented image of `loader`: the kept images'
+    indices (n,), ascending, and corrected labels (n,), and the verdict on all images."""
     with eval_mode(module):
         found = extract_features(
             lambda images: module.scores(module.concatenate([images]), ALPHA), loader, module.device
@@ -59,9 +56,8 @@ def load_pretraining(path: Path, config: DictConfig) -> MoPro:
         module = build(config.method, Method)
         official.load(module, path)
     if not isinstance(module, MoPro):
-        raise CheckpointError(
-            f"{path} is a {type(module).__name__}: the rule needs MoPro's prototypes"
-        )
+        name = type(module).__name__
+        raise CheckpointError(f"{path} is a {name}: the rule needs MoPro's prototypes")
     return module
 
 
@@ -88,11 +84,9 @@ def main(argv: Sequence[str]) -> int:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     images = [paths[index] for index in indices.tolist()]
     write_json(arguments.output, {"images": images, "labels": labels.tolist()})
-    print(
-        f"{arguments.output}: {len(images)} of {len(rule.kept)} images kept, "
-        f"{int(rule.relabelled.sum())} of them relabelled, "
-        f"{int((~rule.kept).sum())} dropped as out of distribution"
-    )
+    kept = f"{len(images)} of {len(rule.kept)} images kept, {int(rule.relabelled.sum())} relabelled"
+    dropped = f"{int((~rule.kept).sum())} dropped as out of distribution"
+    print(f"{arguments.output}: {kept}, {dropped}")
     return 0
 
 

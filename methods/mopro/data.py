@@ -39,23 +39,18 @@ class WebData(ViewsData):
 
     @cached_property
     def true_labels(self) -> NDArray[np.int64]:
-        """(N,) true labels of the training set, -1 for images that are out of distribution.
-
-        Raises:
-            DataNotFoundError: no such file. DataCorruptError: it is not about the listed images.
-        """
+        """(N,) true labels of the training set, -1 of images out of distribution; DataNotFoundError
+        or, of a file that is not about the listed images, DataCorruptError."""
         path, images = Path(self._h.truth), self.images("train")
         known = read_json(path)
         paths, web_labels = training_list(Path(self._h.dataset["root"]), len(images.class_names))
         if not np.array_equal(web_labels, images.labels):
-            raise DataCorruptError(
-                f"{self._h.dataset['root']}: the training set is not that of the lists in info/"
-            )
+            root = self._h.dataset["root"]
+            raise DataCorruptError(f"{root}: the training set is not that of the lists in info/")
         try:
             labels = [known[image]["label"] for image in paths]
             integers([label for label in labels if label is not None])
             return np.array([-1 if label is None else label for label in labels], np.int64)
         except (ValueError, KeyError, TypeError) as error:
-            raise DataCorruptError(
-                f"{path}: no true label of each image ({one_line(repr(error))})"
-            ) from error
+            reason = one_line(repr(error))
+            raise DataCorruptError(f"{path}: no true label of each image ({reason})") from error

@@ -86,13 +86,8 @@ def read_class_names(path: Path) -> list[str]:
 
 
 def rms_calibration_error(confidence: Tensor, right: Tensor, bin_size: int) -> float:
-    """Root mean square difference of confidence and accuracy over bins of equally many images.
-
-    The images are sorted by confidence and cut into bins of `bin_size`; the last bin takes what is
-    left over, and each weighs as its size.
-
-    Args: confidence (n,) of the predicted class, right (n,) whether it is the true one.
-    """
+    """Root mean square difference of the predicted class's confidence (n,) and accuracy over bins
+    of `bin_size` images by confidence, weighed by size; the last one takes what is left over."""
     order = confidence.argsort(stable=True)
     sorted_confidence, sorted_right = confidence[order].double(), right[order].double()
     bins = max(1, len(order) // bin_size)

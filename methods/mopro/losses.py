@@ -13,24 +13,16 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Correction:
-    """Labels after the rule, and the rows that it keeps.
+    """What the rule makes of the web labels."""
 
-    Attributes:
-        labels: (B,) int64; of a row that is not kept, the web label as a placeholder.
-        kept: (B,) bool; the others are out of distribution.
-        relabelled: (B,) bool; kept with another label than the web's.
-    """
-
-    labels: Tensor
-    kept: Tensor
-    relabelled: Tensor
+    labels: Tensor  # (B,) int64; of a row that is not kept, the web label as a placeholder
+    kept: Tensor  # (B,) bool; the others are out of distribution
+    relabelled: Tensor  # (B,) bool; kept with another label than the web's
 
 
 def soft_labels(logits: Tensor, prototype_logits: Tensor, alpha: float) -> Tensor:
-    """(B, K) alpha softmax(o) + (1 - alpha) softmax(l): classifier and prototypes asked together.
-
-    Args: logits o (B, K) of the classifier, prototype_logits l (B, K) over temperature.
-    """
+    """(B, K) alpha softmax(o) + (1 - alpha) softmax(l): classifier and prototypes asked together;
+    the prototypes' logits l are over the temperature."""
     return alpha * logits.softmax(dim=1) + (1 - alpha) * prototype_logits.softmax(dim=1)
 
 
@@ -51,8 +43,7 @@ def correct_labels(scores: Tensor, web_labels: Tensor, threshold: float) -> Corr
 
 
 def kept_cross_entropy(logits: Tensor, correction: Correction) -> Tensor:
-    """Mean cross-entropy over the kept rows; 0, with zero gradients, if there is none (there the
-    official code gets NaN)."""
+    """Mean cross-entropy over the kept rows; 0, with zero gradients, of none (officially NaN)."""
     kept = correction.kept
     if not kept.any():
         return 0.0 * logits.sum()

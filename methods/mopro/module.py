@@ -52,9 +52,7 @@ class MoPro(WebClassifier):
     Args:
         temperature: tau, of both contrasts and of the prototypes' part of the soft label.
         alpha: weight of the classifier in the soft label, against the prototypes'.
-        threshold: T, the score above which the best class replaces the web label.
-        start_clean_epoch: first epoch (from 0) with the correction rule; at least 1, because there
-            are no prototype logits before. null never corrects.
+        start_clean_epoch: first epoch (from 0) with the correction rule, at least 1; null: never.
         encoder_momentum, prototype_momentum: m_e of the key encoder, m_c of the prototypes.
         queue_size: R.
         w_inst, w_proto: weights of the instance and the prototype loss.
@@ -76,10 +74,8 @@ class MoPro(WebClassifier):
     ):
         super().__init__(**common)
         if start_clean_epoch is not None and start_clean_epoch < 1:
-            raise ValueError(
-                f"start_clean_epoch={start_clean_epoch}: the correction rule needs the prototypes "
-                "of a whole epoch; start it at 1 or later (null: never)"
-            )
+            reason = "the correction rule needs the prototypes of a whole epoch"
+            raise ValueError(f"start_clean_epoch={start_clean_epoch}: {reason}; 1 or later")
         num_classes, dim = common["num_classes"], common["projection"]["dim"]
         self.key_encoder = MomentumEncoder(self.encoder, buffers="keep")
         self.prototypes = ClassPrototypes(num_classes, dim)
@@ -123,7 +119,7 @@ class MoPro(WebClassifier):
         return self.total_loss(terms, weights, batch["indices"])
 
     def prototype_logits(self, query: Tensor) -> Tensor:
-        """(B, K) similarities with the prototypes over temperature; gradient into the query."""
+        """(B, K) similarities over temperature; gradient into the query."""
         return self.prototypes.logits(query, self.hparams["temperature"])
 
     @property
@@ -155,10 +151,8 @@ class MoPro(WebClassifier):
     def log_step(
         self, logits: Tensor, instances: Tensor, similarities: Tensor | None, correction: Correction
     ) -> None:
-        """Percent of rows kept, relabelled and dropped, and the accuracy of each task.
-
-        Classes and prototypes are judged on the kept rows, so their accuracies rise by selection.
-        """
+        """Percent of rows kept, relabelled and dropped, and the accuracy of each task; that of
+        classes and prototypes is on the kept rows, so that it rises by selection."""
         kept, labels = correction.kept, correction.labels
         values = {"accuracy_inst": percent_correct(instances, torch.zeros_like(labels))}
         if kept.any():

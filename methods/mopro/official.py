@@ -29,10 +29,8 @@ TRANSFER = (ClassifierRetraining, FineTuning, LowShotSVM, Robustness)
 
 
 def load(module: Method, path: str | PathLike[str]) -> KeyReport:
-    """Load an official pre-training; a module without key encoder takes the query encoder alone.
-
-    Whole or not at all: a CheckpointError leaves the module as it was.
-    """
+    """Load an official pre-training, or nothing: CheckpointError. A module without key encoder
+    takes the query encoder alone."""
     return load_weights(module, load_checkpoint(path))
 
 
@@ -42,25 +40,16 @@ def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
 
 
 def export(module: Method | Mapping[str, Any]) -> dict[str, Any]:
-    """The official form of a module, or of its state; `load_weights` turns it back bit for bit.
-
-    What the official form lacks is under the key `tenfold`. Tensors share memory with the module.
-    """
+    """The official form of a module, or of its state, in shared memory, which `load_weights` turns
+    back bit for bit; what that form lacks is under the key `tenfold`."""
     return export_official(module, KeyTable(_rules("state_dict/module.")))
 
 
 def _rules(prefix: str) -> list[Rule]:
-    """The official pre-training checkpoint, whose heads are attributes of the ResNet itself."""
-    rules = []
-    for there, here in (("encoder_q.", "encoder."), ("encoder_k.", "key_encoder.module.")):
-        official = f"{prefix}{there}"
-        rules += [
-            Rule(f"{official}classifier.{{rest}}", f"{here}classifier.{{rest}}"),
-            *common.fc_rules(official, here),
-            Rule(f"{official}{{rest}}", f"{here}backbone.{{rest}}"),
-        ]
+    """The official pre-training checkpoint."""
     return [
-        *rules,
+        *common.network_rules(f"{prefix}encoder_q.", "encoder."),
+        *common.network_rules(f"{prefix}encoder_k.", "key_encoder.module."),
         Rule(f"{prefix}queue", "queue.features", TRANSPOSED),
         Rule(f"{prefix}queue_ptr", "queue.pointer", SCALAR),
         Rule(f"{prefix}prototypes", "prototypes.prototypes"),

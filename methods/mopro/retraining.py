@@ -18,9 +18,8 @@ from shared.tasks.linear_classification import LinearClassification
 class ClassifierRetraining(LinearClassification):
     """Decoupled retraining: frozen backbone in evaluation mode, classifier continued.
 
-    `official.warm_start` fills backbone AND classifier from the pre-training (the official code
-    draws the classifier from N(0, 0.01), then overwrites it), so `head_std` is null. With `freeze`
-    false, an official option, the backbone learns too, at `lr` without any decay.
+    `official.warm_start` fills backbone AND classifier, so `head_std` is null. With `freeze` false,
+    an official option, the backbone learns too, at `lr` without any decay.
     """
 
     def configure_optimizers(self):
@@ -41,10 +40,7 @@ class RetrainingData(ViewsData):
 
 def repeat_factors(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """(K,) listings of an image of each class, floor(10 sqrt(n_max / n_c)); 0 if it has no image.
-
-    In float64 and in the official order of operations, because a rounding error can put an exact
-    integer one lower.
-    """
+    In the official order of operations: a rounding error can put an exact integer one lower."""
     counts = np.bincount(labels)
     inverse = np.zeros(len(counts))
     inverse[counts > 0] = (1 / counts[counts > 0]) ** 0.5
@@ -55,11 +51,9 @@ def repeat_factors(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 class SquareRootPass:
     """A stream of N draws an epoch, with a class about as frequent as the square root of its size.
 
-    Each image is listed as often as `repeat_factors` says, the list is shuffled, and its first N
-    entries are the epoch. The order depends on (seed, epoch) only, so that all ranks share one
-    list; the official processes shuffle by themselves and then take shares of different lists.
-
-    Args: labels (N,) int64, one per position.
+    Each image is listed as often as `repeat_factors` of the labels (N,) says, the list is shuffled,
+    and its first N entries are the epoch. The order depends on (seed, epoch) only, so that all
+    ranks share one list; the official processes take shares of differently shuffled ones.
     """
 
     def __init__(self, seed: int, labels: NDArray[np.int64]) -> None:

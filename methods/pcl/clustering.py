@@ -28,17 +28,11 @@ SMOOTHING = 10  # alpha of the concentration
 
 @dataclass(frozen=True)
 class Granularity:
-    """One clustering.
+    """One clustering."""
 
-    Attributes:
-        im2cluster: (highest data-set index + 1,) int64; -1 where an index is not trained on.
-        prototypes: (K, d) float32, unit norm.
-        density: (K,) float32, the concentrations phi; their mean is the temperature of InfoNCE.
-    """
-
-    im2cluster: Tensor
-    prototypes: Tensor
-    density: Tensor
+    im2cluster: Tensor  # (highest data-set index + 1,) int64; -1 where it is not trained on
+    prototypes: Tensor  # (K, d) float32, unit norm
+    density: Tensor  # (K,) float32, concentrations phi, whose mean is the temperature of InfoNCE
 
     @cached_property
     def candidates(self) -> int:
@@ -57,8 +51,7 @@ class Granularity:
 class Clusters:
     """Prototypes for the M-steps of one epoch; part of the checkpoint.
 
-    The official code does not save them, so that a run resumed within an epoch clusters again, with
-    another encoder than an undisturbed run did at its start.
+    The official code saves none, and resumed within an epoch it clusters again, by another encoder.
     """
 
     epoch: int
@@ -66,7 +59,7 @@ class Clusters:
 
     @cached_property
     def entropy(self) -> float:
-        """Mean over granularities of the normalised entropy of the cluster sizes."""
+        """Mean of the granularities' entropies."""
         return sum(g.entropy for g in self.granularities) / len(self.granularities)
 
     def to(self, device: torch.device | str) -> "Clusters":
@@ -87,16 +80,10 @@ class Clusters:
 def cluster(
     features: Features, numbers: Sequence[int], temperature: float, epoch: int, **settings: Any
 ) -> Clusters:
-    """Cluster the features at every granularity on rank 0; all ranks return the same.
+    """Cluster the features of all N training images on rank 0; all ranks return the same.
 
-    Args:
-        features: of all N training images, the same on every rank.
-        numbers: K of each granularity, whose place is the seed of its k-means.
-        temperature: mean of the concentrations.
-        settings: of `kmeans`, and `gpu` of the search too.
-
-    Raises:
-        ValueError: fewer images than clusters, or a network whose features have collapsed.
+    `numbers` are K of each granularity, whose place is the seed of its k-means; `settings` those of
+    `kmeans`. A ValueError of fewer images than clusters, or features that have collapsed.
     """
     rows, size = features.features, int(features.indices.max()) + 1
     found = []
@@ -127,12 +114,10 @@ def concentration(
 
     1. the mean distance (the ROOT of what the search returns) over log(Z + 10) where the cluster
        has Z > 1 members; 2. clusters of one or no member get the largest phi; 3. clipped to the
-       10th and 90th percentile; 4. scaled to the mean `temperature`. In float64.
+       10th and 90th percentile; 4. scaled to the mean `temperature`. In float64. A ValueError if
+       the members of most clusters coincide.
 
     Args: ids (N,), squared_distances (N,) to the centroids that were not normalised.
-
-    Raises:
-        ValueError: the members of most clusters coincide, so that a concentration would be 0.
     """
     distances = squared_distances.double().clamp(min=0).sqrt()
     sizes = torch.bincount(ids, minlength=number)
@@ -145,15 +130,12 @@ def concentration(
     low, high = torch.quantile(phi, torch.tensor([0.1, 0.9], dtype=torch.float64))
     phi = phi.clamp(low, high)
     if phi.min() <= 0:
-        raise ValueError(
-            f"most of the {number} clusters hold identical features: the network has collapsed, or "
-            "there are more clusters than different images. Lower the learning rate or num_clusters"
-        )
+        said = f"most of the {number} clusters hold identical features: the network has collapsed"
+        raise ValueError(f"{said}, or num_clusters is too large; lower it or the learning rate")
     return (temperature * phi / phi.mean()).float()
 
 
 def _from_rank_zero(granularity: Granularity) -> Granularity:
-    """Rank 0's result on every rank."""
     if world_size() == 1:
         return granularity
     received = []

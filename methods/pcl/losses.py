@@ -15,7 +15,7 @@ from shared.losses.contrastive import matmul_float32
 def prototype_logits(query: Tensor, prototypes: Tensor, density: Tensor) -> Tensor:
     """(B, R) q . c_j / phi_j: every COLUMN is divided by the concentration of its own prototype.
 
-    Args: query (B, d), the only one to get gradient; prototypes (R, d) of unit norm; density (R,).
+    Shapes: query (B, d), which alone gets gradient; prototypes (R, d), unit norm; density (R,).
     """
     return matmul_float32(query, prototypes.detach().T) / density.detach()
 
@@ -23,14 +23,9 @@ def prototype_logits(query: Tensor, prototypes: Tensor, density: Tensor) -> Tens
 def sample_negatives(
     positives: Tensor, candidates: int, number: int, generator: torch.Generator
 ) -> Tensor:
-    """Prototype ids drawn uniformly without replacement from those that are nobody's positive.
-
-    Args:
-        positives: (B,) ids of this rank's batch, on the device of the result (min(r, remaining),).
-        candidates: ids 0 .. candidates - 1 are drawn from.
-        number: r; where fewer remain, all of them are returned (in random order).
-        generator: on the CPU, so that a draw does not depend on the device.
-    """
+    """(min(r, remaining),) ids below `candidates`, drawn uniformly without replacement from those
+    that are nobody's positive: of none of `positives` (B,). The generator is on the CPU, so that a
+    draw does not depend on the device."""
     free = torch.ones(candidates, dtype=torch.bool)
     free[positives.cpu()] = False
     remaining = free.nonzero()[:, 0]  # sorted, unlike the set that the official code samples from

@@ -33,7 +33,7 @@ class MoCo(Method):
     """Momentum contrast: every image against its own key and a queue of others.
 
     Args:
-        backbone, projection: see `Encoder`; `projection: {hidden: 0, dim}` is the head of v1.
+        projection: see `Encoder`; `{hidden: 0, dim}` is the head of v1.
         queue_size: r, keys kept as negatives. key_momentum: m of the momentum encoder.
         temperature: T of InfoNCE, and in PCL the mean of the concentrations.
         lr, momentum, weight_decay: SGD; the decay holds for ALL parameters.
@@ -87,7 +87,7 @@ class MoCo(Method):
         return self.total_loss(terms, {}, batch["indices"])
 
     def contrast_prototypes(self, query: Tensor, indices: Tensor) -> dict[str, Tensor]:
-        """Loss terms that PCL adds to the instance loss: none in MoCo."""
+        """Loss terms that PCL adds."""
         return {}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -95,13 +95,7 @@ class MoCo(Method):
 
     test_step = validation_step
 
-    def on_validation_epoch_end(self) -> None:
-        self.log_probes("val")
-
-    def on_test_epoch_end(self) -> None:
-        self.log_probes("test")
-
-    def log_probes(self, split: str) -> None:
+    def log_evaluation(self, split: str) -> None:
         scores = self.probes.scores(self, self.encoder)
         self.log_dict({f"{split}/{name}": value for name, value in scores.items()})
 
@@ -123,7 +117,7 @@ class PCL(MoCo):
         warm_up_epochs: epochs of InfoNCE alone.
         prototypes: "sampled" contrasts with the batch's prototypes and `num_neg_proto` others, as
             the paper; "full" with all K, for the small K of small data.
-        num_neg_proto: negatives per granularity; all that remain where there are fewer.
+        num_neg_proto: negatives per granularity, or all that remain.
         mask_shared: in the sampled form, a prototype shared in the batch is nobody's negative.
         kmeans: `{iterations, restarts, max_points_per_centroid, gpu}`.
     """
@@ -162,7 +156,7 @@ class PCL(MoCo):
             self.clusters = self.clusters.to(self.device)
 
     def contrast_prototypes(self, query: Tensor, indices: Tensor) -> dict[str, Tensor]:
-        """(1 / M) sum over granularities of the cross-entropy of q . c / phi; none in warm-up."""
+        """Mean over granularities of the cross-entropy of q . c / phi; none in warm-up."""
         if self.clusters is None:
             return {}
         losses, accuracies = [], []
@@ -170,8 +164,8 @@ class PCL(MoCo):
             logits, target = self.proto_logits(query, granularity, indices, number)
             losses.append(F.cross_entropy(logits, target))
             accuracies.append(percent_correct(logits, target))
-        self.log_train({"acc_proto": torch.stack(accuracies).mean()})
-        self.log_train({"cluster_entropy": self.clusters.entropy})
+        accuracy, entropy = torch.stack(accuracies).mean(), self.clusters.entropy
+        self.log_train({"acc_proto": accuracy, "cluster_entropy": entropy})
         return {"loss_proto": torch.stack(losses).mean()}
 
     def proto_logits(

@@ -28,10 +28,8 @@ OTHER_KEYS = "a queue of other keys"
 
 
 def load(module: Method, path: str | PathLike[str]) -> KeyReport:
-    """Load an official checkpoint of PCL or MoCo; a transfer module takes its backbone from it.
-
-    Whole or not at all: a CheckpointError leaves the module as it was.
-    """
+    """Load an official checkpoint of PCL or MoCo, or nothing: CheckpointError. A transfer module
+    takes its backbone from it."""
     if isinstance(module, LinearProbe | LowShotSVM):
         return warm_start(module, path, "pcl")
     return load_weights(module, load_checkpoint(path))
@@ -43,10 +41,8 @@ def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
 
 
 def export(module: Method) -> dict[str, Any]:
-    """The module's state in the official form, which `load_weights` turns back bit for bit.
-
-    What the official form lacks is under the key `tenfold`; but clusters are made every epoch.
-    """
+    """The module's state, but for the clusters of the epoch, in the official form, which
+    `load_weights` turns back bit for bit; what that form lacks is under the key `tenfold`."""
     return export_official(module, key_table("state_dict/module."))
 
 
@@ -74,14 +70,10 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
     remedy = "pre-train first (experiment=pcl/...), or name another file by warm_start.path=FILE"
     source = common.read_start(path, kind, ("pcl",), remedy)
     if "_target_" in source:  # one of our runs
-        common.state_of_run(source, "methods.pcl", path)
-        others = [key for key in source if key != "state_dict"]
-        others += [f"{key}/{{rest}}" for key in others]
-        dropped = dict.fromkeys(others, common.OTHER_TRAINER)
-        dropped["state_dict/momentum_encoder.{rest}"] = UNUSED
-        dropped["state_dict/queue.{rest}"] = OTHER_KEYS
+        source = common.state_of_run(source, "methods.pcl", path)
+        dropped = {"momentum_encoder.{rest}": UNUSED, "queue.{rest}": OTHER_KEYS}
         parts = ("encoder.projection.{rest}", "encoder.backbone.{rest}")
-        rules = [Rule(f"state_dict/{part}", part) for part in parts]
+        rules = [Rule(part, part) for part in parts]
     else:
         prefix = common.model_prefix(source)
         dropped = {**common.TRAINER_KEYS, f"{prefix}encoder_k.{{rest}}": UNUSED}

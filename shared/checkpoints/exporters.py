@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from shared.checkpoints.official import KeyTable, Rule, export_official
 from shared.checkpoints.reading import CheckpointError, load_checkpoint
-from shared.checkpoints.warm_start import fc_rules, model_prefix
+from shared.checkpoints.warm_start import model_prefix, network_rules
 from shared.files import replacing
 
 USAGE = "python -m shared.checkpoints.exporters checkpoint=FILE output=FILE [layout={}]"
@@ -55,8 +55,7 @@ LAYOUTS: dict[str, list[Rule]] = {
     "detectron2": detectron2_rules(),
     "retraining": [  # backbone and linear layer, both under DistributedDataParallel
         Rule("module.{rest}", "encoder.classifier.{rest}"),
-        *fc_rules("module.", "encoder."),
-        Rule("module.{rest}", "encoder.backbone.{rest}"),
+        *network_rules("module.", "encoder."),
     ],
 }
 
@@ -69,8 +68,7 @@ def export_layout(state: nn.Module | Mapping[str, Tensor], layout: str) -> dict[
 
 
 def query_encoder(source: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The encoder in a checkpoint, ours or official, under the names of our modules;
-    CheckpointError if it is no ResNet."""
+    """The encoder in a checkpoint under the names of our modules; CheckpointError if no ResNet."""
     state = source.get("state_dict", source)
     if "_target_" in source:
         found = {key: value for key, value in state.items() if key.startswith("encoder.")}

@@ -11,9 +11,9 @@ A method's ``official.py`` holds a :class:`KeyTable` and nothing clever::
         fresh={"alignment.{rest}": "not saved by the official code"},
     )
 
-``{name}`` stands for any non-empty text. Nested dictionaries of the official file are written with
-slashes. The first rule that matches a key decides; rules that repeat its official pattern all apply
-(one key may fill several of ours). Export is the same table read from right to left.
+``{name}`` stands for any non-empty text, slashes for nested dictionaries of the official file. The
+first rule that matches a key decides; rules that repeat its official pattern all apply (one key may
+fill several of ours). Export is the same table read from right to left.
 """
 
 from __future__ import annotations
@@ -73,27 +73,21 @@ class KeyTable:
 
 @dataclass
 class KeyReport:
-    """Fate of every key of both sides.
+    """Fate of every key of both sides; the last three are faults."""
 
-    ``mapped`` holds (official, ours) pairs, ``interpolated`` those fitted to another size, and
-    ``dropped`` and ``fresh`` keys with their reason. The others are faults: ``missing`` keys of the
-    receiver that nothing fills, ``unexpected`` ones of the source, ``resized`` with both shapes.
-    """
-
-    mapped: list[tuple[str, str]] = field(default_factory=list)
-    interpolated: list[str] = field(default_factory=list)
-    dropped: dict[str, str] = field(default_factory=dict)
+    mapped: list[tuple[str, str]] = field(default_factory=list)  # (official, ours)
+    interpolated: list[str] = field(default_factory=list)  # fitted to another size
+    dropped: dict[str, str] = field(default_factory=dict)  # with the reason
     fresh: dict[str, str] = field(default_factory=dict)
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    resized: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)  # keys of the receiver that nothing fills
+    unexpected: list[str] = field(default_factory=list)  # keys of the source
+    resized: list[str] = field(default_factory=list)  # with both shapes
 
     @property
     def complete(self) -> bool:
         return not (self.missing or self.unexpected or self.resized)
 
     def __str__(self) -> str:
-        """Counts and reasons of the keys explained; those interpolated and every fault by name."""
         lines = [f"{len(self.mapped)} keys mapped"]
         lines += [f"  interpolated: {key}" for key in self.interpolated]
         for title, keys in (("dropped", self.dropped), ("left as initialised", self.fresh)):

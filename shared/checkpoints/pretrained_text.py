@@ -71,8 +71,7 @@ def model_folder(source: str | PathLike[str]) -> Path:
 
 
 def hugging_face_state(folder: str | PathLike[str]) -> dict[str, Tensor]:
-    """The weights in a folder of Hugging Face's layout, under today's names; CheckpointError if
-    there are none, or damaged ones."""
+    """The weights in such a folder under today's names; CheckpointError of none or damaged ones."""
     folder = Path(folder)
     safe, pickled = (folder / name for name in WEIGHTS)
     if not (safe.is_file() or pickled.is_file()):
@@ -88,11 +87,9 @@ def hugging_face_state(folder: str | PathLike[str]) -> dict[str, Tensor]:
 def load_hugging_face(
     module: TextTransformer, folder: str | PathLike[str], head: LanguageHead | None = None
 ) -> KeyReport:
-    """Load BERT's weights from a folder of Hugging Face's layout (model.safetensors or .bin).
-
-    Cross-attention, which BERT has not, keeps its initial weights. `head` takes BERT's word
-    prediction if the file has it. CheckpointError as of `hugging_face_state`, or what does not fit.
-    """
+    """Load BERT's weights from a folder of Hugging Face's layout; CheckpointError as of
+    `hugging_face_state`, or of what does not fit. Cross-attention, which BERT has not, keeps its
+    initial weights. `head` takes BERT's word prediction if the file has it."""
     renamed = hugging_face_state(folder)
     prefix = "bert." if any(key.startswith("bert.") for key in renamed) else ""
     rules = bert_rules(prefix, "text.")

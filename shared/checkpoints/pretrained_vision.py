@@ -20,11 +20,9 @@ POSITIONS = Conversion(
 
 
 def load_vision(module: VisionTransformer, source: str) -> KeyReport:
-    """Load a ViT's weights, its positions interpolated; the classifier is left out.
-
-    `source` is a file with timm's keys (DeiT's .pth, a .safetensors), or `timm:NAME`, which timm
-    fetches from its hub. CheckpointError if there is no such one, or it does not fit.
-    """
+    """Load a ViT's weights but the classifier, its positions interpolated, from a file with timm's
+    keys (DeiT's .pth, a .safetensors), or `timm:NAME`, which timm fetches from its hub.
+    CheckpointError if there is no such one, or it does not fit."""
     name = source.removeprefix("timm:")
     if name != source:
         try:

@@ -45,12 +45,9 @@ class CheckpointError(RuntimeError):
 def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
     """Read a checkpoint of tensors and plain containers; nothing in the file is executed.
 
-    A ``.safetensors`` file becomes a flat dict of tensors. Checksums of torch's zip format are
-    verified, which ``torch.load`` does not do.
-
-    Raises:
-        FileNotFoundError: no such file.
-        CheckpointError: empty, truncated, damaged, not a checkpoint, or holding pickled objects.
+    A ``.safetensors`` file becomes a flat dict of tensors. FileNotFoundError if there is no such
+    file; CheckpointError if it is empty, truncated, damaged (torch checks no checksums, this does),
+    not a checkpoint, or holds pickled objects.
     """
     path, refused = Path(path), f"refused checkpoint {path}"
     try:
@@ -90,10 +87,8 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
 
 def load_module(path: str | os.PathLike, map_location: Any = "cpu") -> pl.LightningModule:
     """Rebuild the module a checkpoint names by ``_target_``, with its weights, in eval mode.
-
-    CheckpointError if the target is no LightningModule of ``methods``, a nested network is not
-    ours, or hyperparameters or keys do not fit.
-    """
+    CheckpointError if it is no LightningModule of ``methods``, a nested network is not ours, or
+    hyperparameters or keys do not fit."""
     return rebuild_module(load_checkpoint(path, map_location), path)
 
 
@@ -103,10 +98,9 @@ def rebuild_module(checkpoint: Mapping[str, Any], path: str | os.PathLike) -> pl
 
     lacking = [k for k in ("_target_", "hyper_parameters", "state_dict") if k not in checkpoint]
     if lacking:
-        raise CheckpointError(
-            f"refused checkpoint {path}: it lacks {', '.join(lacking)}, so it is not one of ours; "
-            "official checkpoints go through the method's official.py"
-        )
+        what = f"it lacks {', '.join(lacking)}, so it is not one of ours"
+        other = "official checkpoints go through the method's official.py"
+        raise CheckpointError(f"refused checkpoint {path}: {what}; {other}")
     hyper_parameters, state = checkpoint["hyper_parameters"], checkpoint["state_dict"]
     try:
         module_class = _ours(checkpoint["_target_"], LightningModule, "methods.")
@@ -169,8 +163,8 @@ def _check_archive(path: Path) -> None:
 
 
 def _count_parts(content: Any) -> int:
-    """The number of parts that whoever walks nested containers will meet: forty lists can unfold
-    to 2^40. A container that holds itself or nests too deep counts as more than any limit."""
+    """The number of parts that whoever walks nested containers will meet (forty lists can unfold to
+    2^40); more than any limit of a container that holds itself or nests too deep."""
     counts: dict[int, int] = {}
 
     def count(value: Any, depth: int) -> int:
@@ -226,7 +220,6 @@ def _ours(target: object, base: type, prefix: str = "") -> type:
 
 
 def _targets(value: object) -> Iterator[object]:
-    """Every ``_target_`` in nested hyperparameters."""
     if isinstance(value, Mapping):
         if "_target_" in value:
             yield value["_target_"]
@@ -242,5 +235,4 @@ def _pickle_reason(error: Exception) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """First line of an error's message; empty if there is none."""
     return (str(error).strip().splitlines() or [""])[0]

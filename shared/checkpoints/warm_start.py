@@ -24,11 +24,8 @@ def model_prefix(source: Mapping[str, Any]) -> str:
 def read_start(
     path: str | PathLike[str], kind: str, kinds: Iterable[str], remedy: str
 ) -> dict[str, Any]:
-    """Content of the file that `warm_start={path, kind}` names.
-
-    CheckpointError if the kind is none of the method's `kinds`, or the file is missing, which the
-    `remedy` is told for, or unreadable.
-    """
+    """Content of the file that `warm_start={path, kind}` names; CheckpointError if the kind is none
+    of the method's `kinds`, or the file is unreadable or missing, for which `remedy` is told."""
     if kind not in kinds:
         raise CheckpointError(f"warm_start.kind {kind!r} is unknown: {', '.join(kinds)}")
     try:
@@ -42,10 +39,11 @@ def state_of_run(
 ) -> dict[str, Tensor]:
     """State dict of a checkpoint that a run of `package` wrote; CheckpointError of any other."""
     target = source.get("_target_")
-    if not str(target).startswith(f"{package}.") or "state_dict" not in source:
+    state = source.get("state_dict")
+    if not (str(target).startswith(f"{package}.") and isinstance(state, Mapping)):
         found = f"it is of {target}" if target else "it is not of Tenfold"
         raise CheckpointError(f"{path} is no checkpoint of {package}: {found}")
-    return source["state_dict"]
+    return dict(state)
 
 
 def moco_rules(official: str, ours: str = "encoder.") -> list[Rule]:
@@ -58,6 +56,10 @@ def moco_rules(official: str, ours: str = "encoder.") -> list[Rule]:
     ]
 
 
-def fc_rules(official: str, ours: str) -> list[Rule]:
-    """The two-layer head of CoMatch and MoPro, whose layers are `fc1` and `fc2` there."""
-    return [Rule(f"{official}fc{n}.{{rest}}", f"{ours}projection.fc{n}.{{rest}}") for n in (1, 2)]
+def network_rules(official: str, ours: str, backbone: str = "") -> list[Rule]:
+    """An encoder of CoMatch or MoPro, whose projection is `fc1` and `fc2` there; the layers of the
+    ResNet are beside the heads, or have the prefix `backbone`."""
+    heads = {"classifier": "classifier", "fc1": "projection.fc1", "fc2": "projection.fc2"}
+    rules = [Rule(f"{official}{k}.{{rest}}", f"{ours}{v}.{{rest}}") for k, v in heads.items()]
+    # Last, because without a prefix it matches every key.
+    return [*rules, Rule(f"{official}{backbone}{{rest}}", f"{ours}backbone.{{rest}}")]

@@ -18,20 +18,14 @@ PLAIN += (torch.Size, torch.dtype, torch.device)
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning plugin: write beside, sync, rename; read without unpickling code.
-
-    Lightning's own IO builds the whole file in memory first, does not sync it, and loads with
-    ``weights_only=False``.
-    """
+    """Lightning plugin: write beside, sync, rename; read without unpickling code. Lightning's own
+    IO builds the whole file in memory, does not sync it, and loads with ``weights_only=False``."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike, storage_options: Any = None
     ) -> None:
-        """Write ``checkpoint`` so that ``path`` always holds either the old or the new file.
-
-        CheckpointError if the disk is full or refuses; TypeError for an entry that could not be
-        loaded back safely.
-        """
+        """Write ``checkpoint`` so that ``path`` always holds either the old or the new file;
+        CheckpointError if the disk refuses, TypeError of an entry that could not be read back."""
         target = Path(path)
         plain = _plain(checkpoint, "checkpoint")
         try:
@@ -40,10 +34,9 @@ class AtomicCheckpointIO(CheckpointIO):
                 torch.save(plain, file)
         except (OSError, RuntimeError) as error:
             previous = "the previous one is untouched" if target.exists() else "there is none yet"
-            raise CheckpointError(
-                f"cannot write checkpoint {target}: {_root_reason(error)}; {previous}. Free some "
-                "space or set output_dir to another disk, then run the same command to continue."
-            ) from error
+            said = f"cannot write checkpoint {target}: {_root_reason(error)}; {previous}. Free some"
+            rest = "space or set output_dir to another disk, then run the same command to continue."
+            raise CheckpointError(f"{said} {rest}") from error
 
     def load_checkpoint(
         self, path: str | os.PathLike, map_location: Any = "cpu", weights_only: bool | None = True
@@ -69,10 +62,9 @@ def _plain(value: Any, where: str) -> Any:
         return type(value)(_plain(item, f"{where}[{i}]") for i, item in enumerate(value))
     if isinstance(value, str | os.PathLike):
         return os.fspath(value) if isinstance(value, os.PathLike) else str.__str__(value)
-    raise TypeError(
-        f"{where} is a {type(value).__module__}.{type(value).__qualname__}; a checkpoint holds "
-        "tensors and plain containers only, convert it before saving (e.g. in state_dict)"
-    )
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    admitted = "a checkpoint holds tensors and plain containers only, convert it before saving"
+    raise TypeError(f"{where} is a {kind}; {admitted}")
 
 
 def _root_reason(error: BaseException) -> str:

@@ -18,11 +18,12 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from shared.checkpoints.reading import CheckpointError
-from shared.overrides import CONF, OverrideError, validate
+from shared.experiments import CONF
 from shared.predict import USAGE
 from shared.predict.answers import predict_answers
 from shared.predict.images import predict_images
@@ -34,24 +35,19 @@ MOST = 100_000  # images of a batch or a sheet, groups, overlays, layers
 LEAST = {"batch_size": 1, "sheet_images": 0, "groups": 1, "overlays": 0, "overlay_layer": 0}
 
 
-def main(argv: Sequence[str], checked: bool = False) -> None:
-    """Console entry. What is wrong goes to stderr in one line, with exit status 2.
-
-    What nobody foresaw says its type as well, and ends with 1; Ctrl-C ends with 130. `checked`:
-    the names of the keys have been checked already.
-    """
+def main(argv: Sequence[str]) -> None:
+    """Predict as overrides that are spelt right say. What is wrong goes to stderr in one line, with
+    exit status 2; what nobody foresaw says its type and ends with 1, Ctrl-C with 130."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # file names need not be UTF-8
             stream.reconfigure(errors="backslashreplace")
     try:
-        if not checked:
-            validate(argv, "predict")
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("predict", list(argv))
         predict(config)
-    except (OverrideError, PredictError, CheckpointError, FileNotFoundError) as error:
+    except (PredictError, CheckpointError, FileNotFoundError) as error:
         _end(2, str(error))
-    except (OSError, OmegaConfBaseException) as error:
+    except (OSError, HydraException, OmegaConfBaseException) as error:
         _end(2, " ".join(str(error).split()))
     except KeyboardInterrupt:
         _end(130, "stopped")
@@ -68,12 +64,8 @@ def _end(status: int, said: str) -> None:
 
 
 def predict(config: DictConfig) -> Path:
-    """Predict as conf/predict.yaml says; returns the folder written to.
-
-    Raises:
-        PredictError: what is given cannot be used.
-        CheckpointError, FileNotFoundError: from reading the checkpoint.
-    """
+    """Predict as conf/predict.yaml says; returns the folder written to. PredictError of what cannot
+    be used, CheckpointError and FileNotFoundError from reading the checkpoint."""
     missing = [key for key in ("checkpoint", "images") if key not in config or not config[key]]
     if missing:
         raise PredictError(f"{' and '.join(missing)} not given; usage: {USAGE}")

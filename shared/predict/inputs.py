@@ -74,11 +74,8 @@ class Pictures(FolderImages):
         return Path(self.path(index)).relative_to(self._root).as_posix()
 
     def batches(self, size: int) -> Iterator[tuple[list[int], list[Pixels]]]:
-        """Yield places and pixels of the readable pictures, in order, under a progress bar.
-
-        A batch has up to `size` of them, and ends early once its pixels need `MOST_BYTES`.
-        PredictError at the end, if there was none.
-        """
+        """Yield places and pixels of the readable pictures, in order, under a progress bar: up to
+        `size` at a time, or `MOST_BYTES` of pixels. PredictError at the end, if there was none."""
         indices: list[int] = []
         pictures: list[Pixels] = []
         for index in track(range(len(self)), "predicting", disable=not sys.stderr.isatty()):
@@ -99,14 +96,9 @@ class Pictures(FolderImages):
 
 
 def load_predictor(path: Path, device: str) -> Predictor:
-    """The module that a checkpoint names, with the views, class names and vocabulary of its data.
-
-    Nothing but classes of ours is instantiated, whatever the file asks for.
-
-    Raises:
-        PredictError: no image transform, or one that is refused; a damaged vocabulary.
-        CheckpointError, FileNotFoundError: from reading the checkpoint.
-    """
+    """The module that a checkpoint names, with the views, class names and vocabulary of its data,
+    of classes of ours alone. PredictError of a transform or vocabulary that is damaged or refused,
+    CheckpointError and FileNotFoundError from reading the checkpoint."""
     where = resolve_device(device)
     checkpoint = load_checkpoint(path)
     module = rebuild_module(checkpoint, path)
@@ -186,10 +178,8 @@ def central_square(image: Pixels, share: float = 1.0) -> Pixels:
 
 
 def not_too_long(image: Pixels, ratio: int = 16) -> Pixels:
-    """The middle of an image whose longer side is more than `ratio` times the shorter.
-
-    Enlarging the shorter side of a line of pixels would make gigabytes of which a square is kept.
-    """
+    """The middle of an image whose longer side is more than `ratio` times the shorter: a line of
+    pixels, enlarged, would make gigabytes of which a square is kept."""
     height, width = image.shape[:2]
     longest = ratio * min(height, width)
     top, left = (max(0, side - longest) // 2 for side in (height, width))
@@ -197,7 +187,6 @@ def not_too_long(image: Pixels, ratio: int = 16) -> Pixels:
 
 
 def refuse_not_finite(values: NDArray[Any] | Sequence[float], path: str) -> None:
-    """Refuse predictions that say nothing."""
     if not np.isfinite(values).all():
         reason = "its weights are damaged, or it was trained on images of another kind"
         raise PredictError(f"the model gives values that are not finite for {path}: {reason}")
@@ -234,11 +223,9 @@ def tokenised(
     clean: Callable[[str, int], str],
     max_words: int,
 ) -> tuple[Tensor, Tensor]:
-    """Ids and mask (T, L) of texts after `clean`, which keeps `max_words` words.
-
-    A text, a `kind` in messages, that loses words is named on stderr. PredictError: no vocabulary,
-    a text without a word, or one longer than the positions.
-    """
+    """Ids and mask (T, L) of texts, a `kind` in messages, after `clean`, which keeps `max_words`
+    words; a text that loses some is named on stderr. PredictError without a vocabulary, and of a
+    text without a word or longer than the positions."""
     if predictor.tokenizer is None:
         raise PredictError("the checkpoint records no vocabulary, so it cannot read texts")
     cleaned = [clean(text, max_words) for text in texts]

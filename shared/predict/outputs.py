@@ -36,11 +36,8 @@ Section = tuple[str, Sequence[Cell]]  # a title and the cells under it
 
 
 def write(path: Path, content: Table | Image.Image) -> Path:
-    """Write a table as CSV, a picture as PNG, whole or not at all. Returns `path`.
-
-    Numbers that are not whole get six decimals; of a file name that is no UTF-8 the odd bytes are
-    spelled out.
-    """
+    """Write a table as CSV, with six decimals, or a picture as PNG, whole or not at all; odd bytes
+    of a file name that is no UTF-8 are spelled out. Returns `path`."""
     own_folder(path.parent)
     with replacing(path) as binary:
         if isinstance(content, Image.Image):
@@ -58,10 +55,8 @@ def write(path: Path, content: Table | Image.Image) -> Path:
 
 
 def thumbnail(image: Pixels, side: int = THUMBNAIL, smooth_up_to: float = 1.0) -> Image.Image:
-    """The picture with its longer side `side`; transparent ones on white.
-
-    Args: smooth_up_to: factor of enlargement beyond which single pixels are shown.
-    """
+    """The picture with its longer side `side`; transparent ones on white. Enlarged by more than
+    `smooth_up_to` it shows single pixels."""
     picture = Image.fromarray(image)
     scale = side / max(picture.size)
     kind = Image.Resampling.NEAREST if scale > smooth_up_to else Image.Resampling.LANCZOS

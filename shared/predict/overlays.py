@@ -11,11 +11,7 @@ from matplotlib import colormaps
 from PIL import Image
 from torch import Tensor
 
-from shared.evaluation.attention_maps import (
-    ImageTextModel,
-    heat,
-    match_saliency,
-)
+from shared.evaluation.attention_maps import ImageTextModel, heat, match_saliency
 from shared.predict.inputs import Pixels, Predictor
 from shared.predict.outputs import Cell, sheet, thumbnail
 

@@ -14,11 +14,10 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
 from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar, RichProgressBar
 from torch import Tensor
 
-from shared.distributed import world_size
+from shared.distributed import gather_objects
 from shared.training import lightning_internals as internals
 from shared.training.loggers import CsvLogger
 
@@ -31,8 +30,8 @@ class ResumeCheckpoint(Checkpoint):
     What Lightning's ``ModelCheckpoint`` saves after a batch that validation follows resumes behind
     that validation, whose metrics are then lost. Here such a batch is saved once its validation is
     over, and the metrics of a step are written before the checkpoint that says the step is done.
-    The state of every process's random number generators is part of the checkpoint. Metrics that
-    Lightning averages over a training epoch (``on_epoch=True``) are not: log them per step.
+    Every process's random number generators are part of the checkpoint; metrics averaged over a
+    training epoch (``on_epoch=True``) are not: log them per step.
 
     Args:
         every_n_steps: optimiser steps between two saves; every epoch end is saved as well.
@@ -98,10 +97,7 @@ class ResumeCheckpoint(Checkpoint):
         self._saved_step = trainer.global_step
 
     def state_dict(self) -> dict[str, Any]:
-        states: list[Any] = [_get_generators()] * world_size()
-        if world_size() > 1:
-            dist.all_gather_object(states, states[0])
-        return {"generators": states}
+        return {"generators": gather_objects(_get_generators())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._generators = state_dict["generators"]
@@ -124,21 +120,18 @@ class FiniteGradients(Callback):
             return
         broken = [name for name, gradient in named if not torch.isfinite(gradient).all()]
         # The norm alone may overflow: then every gradient is finite but far too large.
-        what = (
-            f"not finite in {', '.join(broken)}" if broken else "so large that its norm overflows"
-        )
-        raise FloatingPointError(
-            f"step {trainer.global_step}: the gradient is {what}; stopped before the update, the "
-            "last checkpoint is good. Lower the learning rate, or try precision=32-true."
-        )
+        where = f"not finite in {', '.join(broken)}"
+        what = where if broken else "so large that its norm overflows"
+        said = f"step {trainer.global_step}: the gradient is {what}; stopped before the update, the"
+        advice = "Lower the learning rate, or try precision=32-true."
+        raise FloatingPointError(f"{said} last checkpoint is good. {advice}")
 
 
 class Throughput(Callback):
     """Samples per second of training alone, and the peak memory, logged as ``perf/...``.
 
     A sample is one row of any image tensor of the batch, so several views of an image count each.
-    Warm-up steps, evaluation and checkpoint writing do not count; loading and augmentation do.
-    `steps` counts those of this process, warm-up too.
+    Warm-up (but in `steps`), evaluation and checkpoint writing do not count, loading does.
     """
 
     def __init__(self) -> None:

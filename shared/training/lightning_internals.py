@@ -24,7 +24,6 @@ def validation_follows(trainer: pl.Trainer) -> bool:
 
 
 def is_last_batch(trainer: pl.Trainer) -> bool:
-    """Whether this training batch is the last of its epoch."""
     return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
 
 

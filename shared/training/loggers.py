@@ -25,8 +25,8 @@ class CsvLogger(Logger):
     """Appends ``step,epoch,metric,value`` rows to one file, which survives kills and resumes.
 
     Lightning's ``CSVLogger`` rewrites the whole file with every flush, and a killed run loses it.
-    ``step`` counts finished optimiser steps from 0. A metric is written once per step: a resumed
-    run that repeats an evaluation adds no second row. Values read back as the same float64.
+    ``step`` counts finished optimiser steps from 0; a resumed run that repeats an evaluation adds
+    no second row. Values read back as the same float64.
     """
 
     name, version = "csv", ""
@@ -62,8 +62,7 @@ class CsvLogger(Logger):
 
     @rank_zero_only
     def continue_from(self, global_step: int) -> None:
-        """Drop the rows of step >= `global_step`, written after the checkpoint of that many steps
-        from which the run goes on."""
+        """Drop the rows of step >= `global_step`, that of the checkpoint the run goes on from."""
         self.close()
         if self.path.exists():
             text = io.StringIO()
@@ -173,16 +172,15 @@ class WandbLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Remember the values for the start of the W&B run."""
         values = params if isinstance(params, dict) else vars(params)
         self._arguments["config"].update(values)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Hand the finite values to W&B; what JSON cannot hold is left to the CSV."""
+        if self._off:
+            return
         with self._guard():
-            if self._off:
-                return
             if self._run is None:
                 self._run = self._start()
             finite = {k: float(v) for k, v in metrics.items() if math.isfinite(float(v))}

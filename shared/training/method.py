@@ -26,10 +26,8 @@ class Method(pl.LightningModule):
         """Take from the data, before any step, what a training step needs beside its batch."""
 
     def lay_out(self, network: nn.Module, channels_last: bool) -> None:
-        """Choose the memory format of a convolutional network and of the images it gets.
-
-        Channels-last is exact (sums may be taken in another order) and faster on CPU and GPU.
-        """
+        """Choose the memory format of a convolutional network and of its images: channels-last is
+        faster on CPU and GPU, and exact but for the order of sums."""
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         network.to(memory_format=self.memory_format)  # type: ignore[call-overload]
 
@@ -43,20 +41,15 @@ class Method(pl.LightningModule):
         weights: Mapping[str, float],
         indices: Tensor | None = None,
     ) -> Tensor:
-        """The sum of the scalar loss terms, logged term by term as `train/<term>`.
-
-        A term without a weight counts once. NonFiniteLoss names the step, the broken terms and the
-        data-set `indices` of the batch.
-        """
+        """The weighted sum of the scalar loss terms, logged term by term as `train/<term>`;
+        NonFiniteLoss names the step, the broken terms and the data-set `indices` of the batch."""
         total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
         if not torch.isfinite(total):
             values = {name: float(term.detach()) for name, term in terms.items()}
             broken = [n for n, term in terms.items() if not torch.isfinite(term)] or ["their sum"]
             batch = "" if indices is None else f"; batch indices {indices.tolist()}"
-            raise NonFiniteLoss(
-                f"step {self.global_step}: {', '.join(broken)} not finite ({values}){batch}. "
-                "No weight was updated; the last checkpoint is intact."
-            )
+            said = f"step {self.global_step}: {', '.join(broken)} not finite ({values}){batch}"
+            raise NonFiniteLoss(f"{said}. No weight was updated; the last checkpoint is intact.")
         self.log_train({**terms, "loss": total})
         return total
 
@@ -78,6 +71,15 @@ class Method(pl.LightningModule):
         """Log `train/<name>` for each value; silently nothing outside a Trainer."""
         if trainer_of(self) is not None:
             self.log_dict({f"train/{name}": value for name, value in values.items()})
+
+    def log_evaluation(self, split: str) -> None:
+        """Log, below `val/` or `test/`, what the steps of that split have gathered."""
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_evaluation("val")
+
+    def on_test_epoch_end(self) -> None:
+        self.log_evaluation("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["_target_"] = f"{type(self).__module__}.{type(self).__qualname__}"

@@ -8,11 +8,8 @@ from torch import nn
 def weight_decay_groups(
     module: nn.Module, weight_decay: float, no_decay: Sequence[str] = ()
 ) -> list[dict]:
-    """Two optimiser groups: parameters whose name contains none of `no_decay`, and the others.
-
-    The papers decide by NAME: with `no_decay=["bn"]` BatchNorm weights and biases are spared while
-    the biases of linear layers are decayed. A pattern that fits no parameter is a ValueError.
-    """
+    """Two optimiser groups, by NAME as in the papers: parameters without and with one of the
+    patterns `no_decay`. A pattern that fits no parameter is a ValueError."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     for pattern in no_decay:
         if not any(pattern in name for name, _ in named):

@@ -6,6 +6,7 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,24 +40,22 @@ def has_bf16_units(device: torch.device | str) -> bool:
 
 
 def choose_precision(
-    module: pl.LightningModule,
-    batch: Any,
-    device: torch.device | str = "cpu",
-    seconds: float = 1.0,
+    module: pl.LightningModule, batch: Any, device: torch.device | str = "cpu", seconds: float = 1.0
 ) -> PrecisionChoice:
     """Time forward and backward of ``module.training_step`` on one batch in each precision.
 
-    The steps run on a copy of the module, which has no Trainer, and leave the random number
-    generators as they were. `seconds` are those of all together, without the warm-up.
+    The steps run on a copy of the module, without a Trainer, and leave the random number generators
+    as they were. `seconds` are those of all together, without the warm-up.
     """
     from lightning_fabric.utilities import move_data_to_device
 
     if not has_bf16_units(device):
         return PrecisionChoice(CANDIDATES[0], {})
+    device = torch.device(device)
     trial = copy.deepcopy(module).to(device).train()
-    batch = move_data_to_device(batch, torch.device(device))
-    steps = {name: _step(trial, batch, torch.device(device), name) for name in CANDIDATES}
-    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    batch = move_data_to_device(batch, device)
+    steps = {name: partial(_step, trial, batch, device, name) for name in CANDIDATES}
+    devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*self\.log.*|.*self.trainer.*")
         return choose_fastest(steps, seconds)
@@ -91,16 +90,10 @@ def choose_fastest(
     return PrecisionChoice(precision, figures)
 
 
-def _step(
-    module: pl.LightningModule, batch: Any, device: torch.device, precision: str
-) -> Callable[[], None]:
-    def run() -> None:
-        mixed = precision == "bf16-mixed"
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=mixed):
-            loss: Any = module.training_step(batch, 0)
-        (loss["loss"] if isinstance(loss, Mapping) else loss).backward()
-        module.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    return run
+def _step(module: pl.LightningModule, batch: Any, device: torch.device, precision: str) -> None:
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16-mixed"):
+        loss: Any = module.training_step(batch, 0)
+    (loss["loss"] if isinstance(loss, Mapping) else loss).backward()
+    module.zero_grad(set_to_none=True)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

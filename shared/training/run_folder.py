@@ -46,8 +46,7 @@ class RunFolder:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let nobody else write to the folder until the block ends; RunError if it is a link or
-        has one."""
+        """Let nobody else write to the folder until the block ends; RunError if it is a link."""
         try:
             files.own_folder(self.path)
             if self.last.parent.is_symlink():
@@ -68,8 +67,7 @@ class RunFolder:
             file.write("".join(traceback.format_exception(error)).encode(errors="replace"))
 
     def results(self, config_hash: str) -> dict[str, Any] | None:
-        """results.json of a finished run of this very config; None if there is none, RunError if
-        it is damaged or of another config."""
+        """results.json of this config's finished run, or None; RunError if damaged or another's."""
         path = self.path / "results.json"
         try:
             results = files.read_json(path)
@@ -84,8 +82,7 @@ class RunFolder:
         return results
 
     def check(self, resolved: Mapping[str, Any]) -> None:
-        """Refuse by RunError the unfinished run of another config, and metrics that cannot be
-        continued."""
+        """RunError of another config's unfinished run, or of metrics that cannot be continued."""
         earlier = read_config(self.config)
         if earlier is not None and hash_config(earlier) != hash_config(resolved):
             differing = ", ".join(sorted(k for k, v in resolved.items() if v != earlier.get(k)))
@@ -123,11 +120,7 @@ def read_config(path: Path) -> dict[str, Any] | None:
 
 
 def parse_config(text: str) -> dict[str, Any]:
-    """The resolved config that a text in yaml stands for.
-
-    Raises:
-        ValueError: it is none, or refers to parts of itself, or nests endlessly.
-    """
+    """The resolved config in a yaml text; ValueError if none, with aliases or nested too deep."""
     try:
         levels = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):

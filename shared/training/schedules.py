@@ -40,9 +40,8 @@ def epoch_factor(schedule: Mapping[str, Any], total_epochs: int) -> Callable[[in
 def rate_factor(time: int, schedule: Mapping[str, Any]) -> float:
     """Factor of the learning rate at `time`, counted from 0 in `schedule["every"]` (step, epoch).
 
-    The product of a linear warm-up, min(1, (t + 1) / warm_up); of `gamma` for each milestone that
-    is reached; and of a half cosine of length `cosine`, down to 0. The CIFAR-LT recipe is
-    `{every: epoch, cosine: null, warm_up: 5, milestones: [160, 180], gamma: 0.01}`.
+    The product of a linear warm-up, min(1, (t + 1) / warm_up), of `gamma` for each milestone that
+    is reached, and of a half cosine of length `cosine`, down to 0.
     """
     keys = {"every", "cosine", "warm_up", "milestones", "gamma"}
     if schedule.keys() != keys or schedule["every"] not in ("step", "epoch"):

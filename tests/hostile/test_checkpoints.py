@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 import methods
 import shared
+from shared import cli
 from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
 from shared.checkpoints.writing import AtomicCheckpointIO
 from shared.data.views.interface import Views
@@ -64,7 +65,7 @@ def predicts(folder: Path, capsys: pytest.CaptureFixture[str], *arguments: str) 
         if not arguments:  # then nothing of the composing is new
             patch.setattr(command, "compose", lambda name, argv: plain_config(tuple(argv)))
         try:
-            command.main([*given, *arguments], checked=not arguments)
+            (cli.predict if arguments else command.main)([*given, *arguments])
         except SystemExit as end:
             status = int(end.code or 0)
     said = capsys.readouterr().err

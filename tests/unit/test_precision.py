@@ -92,7 +92,7 @@ def test_module_and_generators_are_left_as_they_were(monkeypatch):
 def test_bf16_is_really_autocast():
     module = Tiny()
     for name, dtype in (("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)):
-        precision._step(module, {"x": torch.randn(2, 4)}, torch.device("cpu"), name)()
+        precision._step(module, {"x": torch.randn(2, 4)}, torch.device("cpu"), name)
         assert module.dtypes[-1] is dtype
 
 

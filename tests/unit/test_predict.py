@@ -12,6 +12,7 @@ from PIL import Image
 
 from methods.comatch.module import Supervised
 from methods.pcl.module import MoCo
+from shared import cli
 from shared.checkpoints.writing import AtomicCheckpointIO
 from shared.overrides import CONF
 from shared.predict import command, outputs
@@ -88,7 +89,7 @@ def main(arguments: list[str], composed: bool = True) -> None:
             plain = OmegaConf.load(CONF / "predict.yaml")
             merged = OmegaConf.merge(plain, OmegaConf.from_dotlist(arguments))
             patch.setattr(command, "compose", lambda name, argv: merged)
-        command.main(arguments, checked=not composed)
+        (cli.predict if composed else command.main)(arguments)
 
 
 def run(folder: Path, *arguments: str, composed: bool = False) -> Path:
