@@ -49,12 +49,8 @@ class Renderings:
 
 def renderings() -> Renderings:
     """Return all concepts and drawings; the first call on a machine fetches and draws (15-30 s)."""
-    recipe = {
-        "packages": {p.name: p.sha256 for p in PACKAGES},
-        "size": SIZE,
-        "version": VERSION,
-        "resvg": version("resvg_py"),
-    }
+    recipe: dict[str, Any] = {"packages": {p.name: p.sha256 for p in PACKAGES}, "size": SIZE}
+    recipe |= {"version": VERSION, "resvg": version("resvg_py")}
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
     folder = cache_folder() / "emoji" / digest
     build_once(folder, "renderings", recipe, _build)
@@ -69,10 +65,8 @@ def renderings() -> Renderings:
 def _build(folder: Path) -> None:
     concepts, icons, info = load()
     log.info("drawing %d concepts in %d renderings", len(concepts), len(RENDERINGS))
-    pictures = {
-        name: draw_all([c.icons[name] for c in concepts], icon_set)
-        for name, icon_set in icons.items()
-    }
+    names = {name: [concept.icons[name] for concept in concepts] for name in icons}
+    pictures = {name: draw_all(names[name], icon_set) for name, icon_set in icons.items()}
     present = {name: is_drawn(drawn) for name, drawn in pictures.items()}
     for concept in concepts:
         for name, there in present.items():
@@ -135,9 +129,8 @@ def on_ground(pictures: NDArray[np.uint8], ground: int = 255) -> NDArray[np.uint
 
 
 def area_resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Scale (N, S, S, C) to (N, size, size, C) by the mean over the covered area. Overlaps, in
-    1/size of a source pixel, and all sums are whole numbers: the result does not depend on the
-    machine's arithmetic."""
+    """Scale (N, S, S, C) to (N, size, size, C) by the mean over the covered area. All sums are
+    whole numbers, so that the result does not depend on the machine's arithmetic."""
     side = images.shape[1]
     edges = np.arange(size + 1) * side  # both grids in units of 1/size of a source pixel
     pixels = np.arange(side) * size

@@ -132,12 +132,10 @@ def long_tail_rows(labels: NDArray[np.int64], rank_seed: int | None = None) -> N
     """Sorted rows of the long tail. A class's pictures are drawn by a generator of its own, so that
     a larger count only adds to them."""
     counts = long_tail_counts(np.bincount(labels), rank_seed)
-    kept = [
-        np.random.default_rng([zlib.crc32(b"long tail"), label]).permutation(
-            np.flatnonzero(labels == label)
-        )[:count]
-        for label, count in enumerate(counts)
-    ]
+    kept = []
+    for label, count in enumerate(counts):
+        generator = np.random.default_rng([zlib.crc32(b"long tail"), label])
+        kept.append(generator.permutation(np.flatnonzero(labels == label))[:count])
     return np.sort(np.concatenate(kept))
 
 
@@ -148,10 +146,8 @@ def _all_splits() -> tuple[Renderings, dict[str, LabelledPictures], tuple[str, .
     sets = {split: labelled_pictures(drawn, split, class_names) for split in SPLITS}
     for split, pictures in sets.items():
         if missing := set(range(len(class_names))) - set(pictures.labels.tolist()):
-            names = ", ".join(class_names[label] for label in sorted(missing))
-            raise DataCorruptError(
-                f"emoji {split}: no picture of {names}; the packages have changed"
-            )
+            told = f"no picture of {', '.join(class_names[label] for label in sorted(missing))}"
+            raise DataCorruptError(f"emoji {split}: {told}; the packages have changed")
     return drawn, sets, class_names
 
 
