@@ -83,6 +83,5 @@ class ImageDataModule(pl.LightningDataModule):
         return EvaluationLoader(dataset, len(dataset), h.eval_batch_size, h.num_workers, *ranks)
 
     def _rank_and_world(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
+        trainer = self.trainer
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)

@@ -119,20 +119,18 @@ class FileImages:
         try:
             image = read_image(self.content(index), self.mode, None, *limits)
         except (OSError, DataCorruptError) as error:
-            path = self.path(index)
-            self.corrupt[path] = str(error)
+            path, reason = self.path(index), str(error)
         else:
             if self._cache is not None:
                 self._cache[index] = image
             return image
+        self.corrupt[path] = reason
         count = f"{len(self.corrupt)} of {len(self)}"
-        reason = self.corrupt[path]
         warnings.warn(f"{path}: unreadable image skipped ({reason}); {count} so far", stacklevel=3)
         if len(self.corrupt) > self.max_corrupt * len(self):
-            raise DataCorruptError(
-                f"{count} images are unreadable, more than max_corrupt={self.max_corrupt:g}; the "
-                f"last one is {path}. Repair them or raise max_corrupt"
-            )
+            most = f"{count} images are unreadable, more than max_corrupt={self.max_corrupt:g}"
+            advice = "Repair them or raise max_corrupt"
+            raise DataCorruptError(f"{most}; the last one is {path}. {advice}")
         return None
 
 
@@ -178,13 +176,10 @@ def read_image(
     """Return (H, W, 3) uint8 for `mode` "RGB", (H, W, 4) for "RGBA", (H, W) for "L".
 
     Resized to side x side if given. 16-bit pixels are scaled to 8 bits. A file that is not there
-    raises OSError, an unreadable one OSError or DataCorruptError.
-
-    Args:
-        truncated: read a cut-off file as far as it goes.
-        upright: turn it as its EXIF orientation says, which the official code of no paper here does
-            when it reads data sets; their boxes count pixels as they are stored.
-        most_pixels: a larger image is shrunk by the least whole factor that keeps within this.
+    raises OSError, an unreadable one OSError or DataCorruptError; a `truncated` one is read as far
+    as it goes. `upright` turns it as its EXIF orientation says, which the official code of no paper
+    here does when it reads data sets; their boxes count pixels as they are stored. An image of more
+    than `most_pixels` is shrunk by the least whole factor that keeps within these.
     """
     before = ImageFile.LOAD_TRUNCATED_IMAGES  # PIL has no such option per file
     ImageFile.LOAD_TRUNCATED_IMAGES = truncated

@@ -6,7 +6,7 @@ from typing import Any
 from shared.data.image_module import ImageDataModule
 from shared.data.loading.batches import DrawnBatches, DrawnImages
 from shared.data.loading.loader import ResumableLoader
-from shared.data.loading.streams import Permutation, Permutations, Schedule, StreamBatches
+from shared.data.loading.streams import Permutations, Schedule, StreamBatches
 
 
 class ViewsData(ImageDataModule):
@@ -43,7 +43,7 @@ class ViewsData(ImageDataModule):
     def _schedule(self, rank: int, world: int) -> Schedule:
         h, size = self._h, len(self.train_indices)
         # Made in either case: it refuses a batch that is larger than the training set.
-        once = StreamBatches([Permutation(h.seed, size)], [h.batch_size], True, rank, world)
+        once = StreamBatches([Permutations(h.seed, size)], [h.batch_size], True, rank, world)
         if h.steps_per_epoch is None:
             return once
         stream = Permutations(h.seed, size, h.batch_size * h.steps_per_epoch)

@@ -41,10 +41,8 @@ def per_class_split(
     for number, name in enumerate(images.class_names):
         members = candidates[images.labels[candidates] == number]
         if len(members) < per_class:
-            raise ValueError(
-                f"class {name!r} has {len(members)} images, but num_labels={num_labels} needs "
-                f"{per_class} labelled ones of each"
-            )
+            needed = f"num_labels={num_labels} needs {per_class} labelled ones of each"
+            raise ValueError(f"class {name!r} has {len(members)} images, but {needed}")
         chosen.append(generator.permutation(members)[:per_class])
     labelled = np.sort(np.concatenate(chosen))
     return Split(labelled, np.setdiff1d(candidates, labelled))

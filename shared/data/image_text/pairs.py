@@ -1,8 +1,7 @@
 """Batches of pictures with texts, from annotations in JSON.
 
-`ImageTextData` reads annotations and pictures, schedules training and evaluates in order; tasks
-derive from it and say what an entry holds and which texts a batch has. `PairData` is image-text
-pairs, for pre-training and retrieval.
+Tasks derive from `ImageTextData` and say what an entry holds and which texts a batch has.
+`PairData` is image-text pairs, for pre-training and retrieval.
 """
 
 import warnings
@@ -21,7 +20,7 @@ from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.image_text.annotations import Annotation, Annotations, read_annotations
 from shared.data.images import FolderImages, Pictures, stand_ins
 from shared.data.loading.loader import EvaluationLoader, ResumableLoader
-from shared.data.loading.streams import Draws, Permutation, Permutations, Stream, StreamBatches
+from shared.data.loading.streams import Draws, Permutations, Stream, StreamBatches
 from shared.data.readers.files import image_path, is_text, not_found, shortened
 from shared.data.text.cleaning import clean_caption
 from shared.data.text.wordpiece import WordPiece
@@ -66,7 +65,7 @@ class AnnotatedSamples:
         return len(self.members)
 
     def stream(self, seed: int) -> Stream:
-        return Permutation(seed, len(self))
+        return Permutations(seed, len(self))
 
     def take(
         self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
@@ -93,9 +92,8 @@ class AnnotatedSamples:
 
 @dataclass(eq=False)
 class ImageTextBatches:
-    """Batches of a source: in training from plans of one stream, in evaluation from numbers. In
-    training another sample stands in for an unreadable one; in evaluation it is left out. `texts`:
-    see `ImageTextData.texts`; `seed`: of augmentation and of draws among texts."""
+    """Batches of a source: in training from plans of one stream, in evaluation from numbers.
+    `texts`: see `ImageTextData.texts`; `seed`: of augmentation and of draws among texts."""
 
     source: TrainingSource
     transform: Views
@@ -138,18 +136,16 @@ class ImageTextData(pl.LightningDataModule):
 
     Args:
         files: split -> annotation file or files, see `read_annotations`.
-        image_root: folder that the pictures' paths are relative to; or data set -> folder, where
-            entries name their `dataset`.
+        image_root: folder that the pictures' paths are relative to and, unless `allow_outside`, do
+            not leave; or data set -> folder, where entries name their `dataset`.
         vocab: see `shared.data.text.wordpiece.WordPiece`.
         augmentation: `_target_` of the views and their arguments; "train" and "test" are used.
-        batch_size: total over all ranks. eval_batch_size: of one rank.
-        seed: of sampling, of augmentation and of draws among captions.
+        batch_size: total over all ranks; `eval_batch_size` is of one rank.
         steps_per_epoch: batches per epoch, drawn from concatenated passes; None makes an epoch one
             pass of the training set, without the partial batch at its end.
         subset: train on that many entries, drawn with `subset_seed`; None for all.
         cache_images: keep decoded pictures in memory, for small sets.
         image_mode: "RGBA" gives the views pictures with their alpha channel.
-        allow_outside: accept paths that are absolute or leave `image_root`.
         max_corrupt: share of unreadable pictures beyond which a run stops.
         val_split, test_split: of `files`; None goes without.
     """
@@ -230,11 +226,9 @@ class ImageTextData(pl.LightningDataModule):
         members = np.flatnonzero(~bad)
         if bad.any():
             first = int(bad.argmax())
-            warnings.warn(
-                f"{bad.sum()} of {len(entries)} training entries are left out; the first is "
-                f"{entries.where(first)}: {problems[first]}",
-                stacklevel=2,
-            )
+            left_out = f"{bad.sum()} of {len(entries)} training entries are left out; the first is"
+            told = f"{left_out} {entries.where(first)}: {problems[first]}"
+            warnings.warn(told, stacklevel=2)
         if not len(members):
             raise DataCorruptError("no training entry can be used; see the warning before")
         if h.subset is not None:
@@ -332,13 +326,10 @@ class PairData(ImageTextData):
     entries have `hard`, the first caption of another one that is easily taken for it, also
     `hard_text` (T,), that other entry's number.
 
-    Captions are cleaned, see `clean_caption`, and cut to `max_words`. Training entries without a
-    word in any caption are left out.
-
-    Args:
-        max_text_tokens: of texts in "train" and "eval", [CLS] included; longer ones are cut. Null
-            keeps them whole. Training batches are padded to their longest text, evaluation to the
-            limit (docs/papers/albef.md, section 4.3).
+    Captions are cleaned, see `clean_caption`, and cut to `max_words`, and to `max_text_tokens` in
+    "train" and "eval", [CLS] included; null keeps them whole. Training batches are padded to their
+    longest text, evaluation to the limit (docs/papers/albef.md, section 4.3). Training entries
+    without a word in any caption are left out.
     """
 
     required: ClassVar[Mapping[str, Any]] = {"image": str, "caption": str | list[str]}

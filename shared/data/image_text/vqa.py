@@ -37,13 +37,9 @@ class VQAData(ImageTextData):
     `kinds`, a list of B lists of the kinds of question that an entry names, and `answers`, a list
     of B lists of texts, where the split has them.
 
-    Training entries without an answer are left out.
-
-    Args:
-        answer_list: JSON file, a list of the answers to choose from.
-        single_answer_weight: of the answer to a question that has just one.
-        max_text_tokens, max_words: of questions in "train" and "eval", [CLS] included; longer ones
-            are cut. Null keeps all tokens.
+    Training entries without an answer are left out. `answer_list` is a JSON list of the answers to
+    choose from; questions longer than `max_words` or `max_text_tokens` ([CLS] included, null keeps
+    all) in "train" and "eval" are cut.
     """
 
     required: ClassVar[Mapping[str, Any]] = {"image": str, "question": str}
@@ -97,18 +93,15 @@ class VQAData(ImageTextData):
         first: dict[int, int] = {}
         answered: dict[bool, int] = {}
         for number, entry in enumerate(entries):
-            earlier = first.setdefault(entry["question_id"], number)
-            if earlier != number:
-                raise DataCorruptError(
-                    f"{entries.where(number)}: question_id {entry['question_id']} is that of "
-                    f"{entries.where(earlier)}, too"
-                )
+            where, identity = entries.where(number), entry["question_id"]
+            if (earlier := first.setdefault(identity, number)) != number:
+                also = f"question_id {identity} is that of {entries.where(earlier)}, too"
+                raise DataCorruptError(f"{where}: {also}")
             answered.setdefault(bool(entry.get("answer")), number)
         if len(answered) == 2:
-            raise DataCorruptError(
-                f"{entries.where(answered[True])} has answers, {entries.where(answered[False])} "
-                f"has none: give split {split!r} all answers or none"
-            )
+            some, none = (entries.where(answered[has]) for has in (True, False))
+            told = f"{some} has answers, {none} has none"
+            raise DataCorruptError(f"{told}: give split {split!r} all answers or none")
         return samples
 
     def texts(self, entries: Sequence[Annotation], keys: Keys | None, split: str) -> ImageTextBatch:

@@ -57,13 +57,8 @@ def list_file(
     num_classes: int | None = None,
     max_corrupt: float = 0.01,
 ) -> FolderImages:
-    """Read the images that a list file names, in its order; see `read_list`.
-
-    Args:
-        lists: list file, relative to `root`; "{split}" in it stands for the split.
-        images: folder that the paths in the list are relative to; `root` by default.
-        num_classes: keep the labels below that only; by default all.
-    """
+    """Read the images that the file `root/lists` names ("{split}" stands for the split), in its
+    order; see `read_list`. Its paths are relative to `images`, by default to `root`."""
     root = Path(root)
     path = root / lists.replace("{split}", split)
     relative, labels = read_list(path, num_classes)
@@ -186,7 +181,7 @@ def check_some_exist(paths: Sequence[str], origin: str) -> None:
 
 
 def known_split(split: str, *splits: str) -> str:
-    """Return `split`. Raises ValueError if it is none of `splits`."""
+    """Return `split`; ValueError if it is none of `splits`."""
     if split not in splits:
         raise ValueError(f"split={split!r}: expected one of {', '.join(splits)}")
     return split

@@ -35,12 +35,9 @@ def webvision(
     """Read "train" (the google list, then the flickr list) or "test"/"val" (MoPro spec., 6.1).
 
     Truncated files are read as far as they go. Class names come from `info/class_names.txt` (one a
-    line) where it exists, else they are the numbers. `in_memory`, `mode`: see `folders`.
-
-    Args:
-        num_classes: images with labels from there on are dropped; 50 is the usual small version.
-        cleaned: annotation {"images": [paths], "labels": [ints]} that replaces the training lists,
-            paths relative to `root`, in that order.
+    line) where it exists, else they are the numbers. Images with labels from `num_classes` on are
+    dropped; 50 is the usual small version. The annotation `cleaned`, {"images": paths relative to
+    `root`, "labels": [ints]}, replaces the training lists. `in_memory`, `mode`: see `folders`.
     """
     root = base = Path(root)
     every = False

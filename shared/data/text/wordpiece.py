@@ -65,11 +65,8 @@ class WordPiece:
     def batch(
         self, texts: Iterable[str], max_length: int | None = None, pad_to: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return ids and mask (1 for tokens, 0 for padding), (N, L) int64 each.
-
-        Longer texts are cut to `max_length` tokens, [CLS] included; L is `pad_to`, by default that
-        of the longest text.
-        """
+        """Return ids and mask (1 for tokens, 0 for padding), (N, L) int64 each. Texts are cut to
+        `max_length` tokens, [CLS] included; L is `pad_to`, by default that of the longest text."""
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length={max_length} has no room for [CLS]")
         # The library would find a special token within a word, too.
@@ -112,10 +109,8 @@ def _numbered(tokens: Sequence[str], origin: str) -> dict[str, int]:
     numbers: dict[str, int] = {}
     for place, token in enumerate(tokens):
         if token in numbers:
-            raise DataCorruptError(
-                f"{origin}, line {place + 1}: token {shortened(token)} occurs a second time, first "
-                f"in line {numbers[token] + 1}"
-            )
+            told = f"{origin}, line {place + 1}: token {shortened(token)} occurs a second time"
+            raise DataCorruptError(f"{told}, first in line {numbers[token] + 1}")
         numbers[token] = place
     if missing := ", ".join(token for token in _SPECIAL if token not in numbers):
         raise DataCorruptError(f"{origin}: no BERT vocabulary, it lacks special tokens: {missing}")
