@@ -51,7 +51,7 @@ class ImageDataModule(pl.LightningDataModule):
     @cached_property
     def train_indices(self) -> NDArray[np.int64]:
         """Sorted data set indices of the training images, after `subset`."""
-        return seeded_subset(self.images("train"), self._h.subset, self._h.subset_seed)
+        return seeded_subset(len(self.images("train")), self._h.subset, self._h.subset_seed)
 
     @property
     def class_names(self) -> tuple[str, ...]:

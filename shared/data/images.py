@@ -8,10 +8,11 @@ give `labels`, `class_names`, `len()` and `take(indices, pool) -> (images, indic
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".ti
 Pixels = NDArray[np.uint8]
 Pictures = Pixels | Sequence[Pixels]
 Indices = NDArray[np.int64]
+T = TypeVar("T")
 
 
 class ImageSet(Protocol):
@@ -70,10 +72,9 @@ class FileImages:
     Subclasses say how many there are, what names an image and what PIL opens. `cache` keeps every
     decoded image in memory, in each worker process those that it read: for small sets.
 
-    An unreadable image is replaced by the next readable one of `pool` (the indices that may stand
-    in for it, so that a labelled image is only replaced by a labelled one), or left out without a
-    pool. Each is named in a warning and counted, per process; beyond a share `max_corrupt` of the
-    set, reading stops with a DataCorruptError.
+    For an unreadable image another one of `pool` stands in (so that a labelled image is only
+    replaced by a labelled one), see `readable`. Each is named in a warning and counted, per
+    process; beyond a share `max_corrupt` of the set, reading stops with a DataCorruptError.
     """
 
     upright = False
@@ -97,17 +98,7 @@ class FileImages:
 
     def take(self, indices: Indices, pool: Indices | None = None) -> tuple[list[Pixels], Indices]:
         """Return the images and the indices they really have, after replacing or leaving out."""
-        images, used = [], []
-        for index in indices:
-            for candidate in stand_ins(index, pool):
-                if (image := self.read(int(candidate))) is not None:
-                    images.append(image)
-                    used.append(candidate)
-                    break
-            else:
-                if pool is not None:
-                    raise DataCorruptError(f"none of {len(pool)} images can be read")
-        return images, np.array(used, np.int64)
+        return readable(indices, pool, self.read)
 
     def read(self, index: int) -> Pixels | None:
         """Return one image, or None if it is unreadable, which is warned of once."""
@@ -243,10 +234,21 @@ def _check_labels(images: ImageSet, origin: str, every_class: bool) -> None:
         raise DataCorruptError(f"{origin}: no image of class {', '.join(map(repr, empty))}")
 
 
-def stand_ins(index: int, pool: Indices | None) -> Iterator[int]:
-    """Yield `index`, then, if given, the elements of the sorted `pool` after it, cyclically."""
-    yield index
-    if pool is not None:
-        start = int(np.searchsorted(pool, index, side="right"))
-        yield from pool[start:]
-        yield from pool[:start]
+def readable(
+    indices: Indices, pool: Indices | None, read: Callable[[int], T | None]
+) -> tuple[list[T], Indices]:
+    """What `read` makes of each index, and the indices read: where it makes None, the next of the
+    sorted `pool`, cyclically, stands in, or without a pool the index is left out."""
+    found, used = [], []
+    for index in indices:
+        start = 0 if pool is None else int(np.searchsorted(pool, index, side="right"))
+        others = () if pool is None else chain(pool[start:], pool[:start])
+        for candidate in chain([index], others):
+            if (value := read(int(candidate))) is not None:
+                found.append(value)
+                used.append(candidate)
+                break
+        else:
+            if pool is not None:
+                raise DataCorruptError(f"none of {len(pool)} images can be read")
+    return found, np.array(used, np.int64)

@@ -14,12 +14,8 @@ class ViewsData(ImageDataModule):
 
     Training batch, with B = batch_size divided by the world size: one (B, C, H, W) float32 per name
     in `views`, an independent draw of its recipe, `labels` (B,) int64 and `indices` (B,) int64, the
-    images' places in the training set.
-
-    Args:
-        views: names of the views, as the recipes in `augmentation` are called.
-        steps_per_epoch: batches per epoch, drawn from concatenated passes; None makes an epoch one
-            pass of the training set, without the partial batch at its end.
+    images' places in the training set. An epoch is `steps_per_epoch` batches from concatenated
+    passes, or with None one pass without the partial batch at its end.
     """
 
     def __init__(

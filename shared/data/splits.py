@@ -15,13 +15,13 @@ class Split(NamedTuple):
     unlabelled: NDArray[np.int64]
 
 
-def seeded_subset(images: ImageSet, size: int | None, seed: int) -> NDArray[np.int64]:
-    """Return `size` sorted indices drawn without replacement, or all of them for None."""
+def seeded_subset(count: int, size: int | None, seed: int) -> NDArray[np.int64]:
+    """`size` sorted indices below `count`, drawn without replacement, or all of them for None."""
     if size is None:
-        return np.arange(len(images))
-    if not 0 < size <= len(images):
-        raise ValueError(f"subset={size} but the training set has {len(images)} images")
-    return np.sort(np.random.default_rng([seed, 0x5B5]).permutation(len(images))[:size])
+        return np.arange(count)
+    if not 0 < size <= count:
+        raise ValueError(f"subset={size} but there are {count} training samples")
+    return np.sort(np.random.default_rng([seed, 0x5B5]).permutation(count)[:size])
 
 
 def per_class_split(

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.image_text.annotations import Annotation, Annotations, read_annotations
-from shared.data.images import FolderImages, Pictures, stand_ins
+from shared.data.images import FolderImages, Pictures, Pixels, readable
 from shared.data.loading.loader import EvaluationLoader, ResumableLoader
 from shared.data.loading.streams import Draws, Permutations, Stream, StreamBatches
 from shared.data.readers.files import image_path, is_text, not_found, shortened
+from shared.data.splits import seeded_subset
 from shared.data.text.cleaning import clean_caption
 from shared.data.text.wordpiece import WordPiece
 from shared.data.views.interface import Views, build_views
@@ -43,8 +44,7 @@ class TrainingSource(Protocol):
     def take(
         self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
     ) -> tuple[Pictures, NDArray[np.int64]]:
-        """The samples' pictures, and which samples they are: for an unreadable one another of
-        `pool` stands in; without a pool it is left out."""
+        """The samples' pictures, and which samples they are, see `shared.data.images.readable`."""
 
     def entries(self, indices: NDArray[np.int64]) -> list[Annotation]:
         """The samples' annotations, each with its number in the split as "index"."""
@@ -70,21 +70,13 @@ class AnnotatedSamples:
     def take(
         self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
     ) -> tuple[Pictures, NDArray[np.int64]]:
-        groups: list[list[NDArray[np.uint8]]] = []
-        used: list[int] = []
-        for index in indices:
-            for candidate in stand_ins(index, pool):
-                pictures = [self.images.read(int(row)) for row in self.rows[candidate]]
-                readable = [picture for picture in pictures if picture is not None]
-                if len(readable) == len(pictures):
-                    groups.append(readable)
-                    used.append(candidate)
-                    break
-            else:
-                if pool is not None:
-                    raise DataCorruptError(f"none of {len(pool)} entries has readable images")
-        by_place = zip(*groups, strict=True)
-        return [picture for place in by_place for picture in place], np.array(used, np.int64)
+        def read(index: int) -> list[Pixels] | None:
+            pictures = [self.images.read(int(row)) for row in self.rows[index]]
+            found = [picture for picture in pictures if picture is not None]
+            return found if len(found) == len(pictures) else None
+
+        groups, used = readable(indices, pool, read)
+        return [picture for place in zip(*groups, strict=True) for picture in place], used
 
     def entries(self, indices: NDArray[np.int64]) -> list[Annotation]:
         return [self.annotations[i] | {"index": int(i)} for i in self.members[indices]]
@@ -231,12 +223,8 @@ class ImageTextData(pl.LightningDataModule):
             warnings.warn(told, stacklevel=2)
         if not len(members):
             raise DataCorruptError("no training entry can be used; see the warning before")
-        if h.subset is not None:
-            if not 0 < h.subset <= len(members):
-                raise ValueError(f"subset={h.subset} but there are {len(members)} training entries")
-            order = np.random.default_rng([h.subset_seed, 0x5B5]).permutation(members)
-            members = np.sort(order[: h.subset])
-        return self._samples("train", members)
+        chosen = seeded_subset(len(members), h.subset, h.subset_seed)
+        return self._samples("train", members[chosen])
 
     def evaluated(self, split: str) -> AnnotatedSamples:
         """All entries of a split; DataCorruptError if one has a problem."""

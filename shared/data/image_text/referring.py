@@ -94,8 +94,8 @@ class ReferringData(ImageTextData):
     (P, 4); `splits`, a list of names. Its `image_ids` tell images of the batch apart.
 
     Texts are cleaned (`clean_caption`), padded to the longest, and not cut but by `max_words`.
-    Training entries without a word are left out; in evaluation they are refused, and so are those
-    whose `ref_id` has no reference, box or proposals. For the files see `References`.
+    Those without a word are left out of training; evaluation refuses them, and those whose `ref_id`
+    has no reference, box or proposals.
     """
 
     required: ClassVar[Mapping[str, Any]] = {"image": str, "text": str}

@@ -109,7 +109,12 @@ class VQAData(ImageTextData):
         questions = [entry["question"] for entry in entries]
         words, tokens = self.word_limits[use], self.token_limits[use]
         batch = tokenised_questions(self.tokenizer, questions, words, tokens)
-        return batch | (self._truth(entries) if keys is None else self._targets(entries))
+        if keys is not None:
+            return batch | self._targets(entries)
+        batch["question_ids"] = torch.tensor([entry["question_id"] for entry in entries])
+        batch["kinds"] = [[entry[kind] for kind in KINDS if kind in entry] for entry in entries]
+        answers = [entry.get("answer") for entry in entries]
+        return batch | ({"answers": answers} if all(answers) else {})
 
     def _targets(self, entries: Sequence[Annotation]) -> ImageTextBatch:
         weights = [self._weights(entry["answer"]) for entry in entries]
@@ -127,14 +132,6 @@ class VQAData(ImageTextData):
         if isinstance(answer, str):
             return {answer: float(self._h.single_answer_weight)}
         return {text: count / len(answer) for text, count in Counter(answer).items()}
-
-    def _truth(self, entries: Sequence[Annotation]) -> ImageTextBatch:
-        batch: ImageTextBatch = {
-            "question_ids": torch.tensor([entry["question_id"] for entry in entries]),
-            "kinds": [[entry[kind] for kind in KINDS if kind in entry] for entry in entries],
-        }
-        answers = [entry.get("answer") for entry in entries]
-        return batch | ({"answers": answers} if all(answers) else {})
 
 
 def tokenised_questions(

@@ -85,8 +85,8 @@ class ResumableLoader(_WorkerLoader):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Make the next iteration go on after the batches that `state` had handed out."""
         if state["length"] != len(self):
-            lengths = f"the checkpoint's epoch has {state['length']} batches, this one {len(self)}"
-            raise ValueError(f"{lengths}: batch sizes, steps_per_epoch or data have changed")
+            told = f"the checkpoint's epoch has {state['length']} batches, this one has {len(self)}"
+            raise ValueError(f"{told}: batch sizes, steps_per_epoch or data have changed")
         self.epoch, self.position, self._resuming = state["epoch"], state["position"], True
 
 

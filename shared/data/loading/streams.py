@@ -59,11 +59,9 @@ class Permutations(Stream):
 
 
 class RestartedPasses(Stream):
-    """`passes` shuffled passes per epoch, each of which is cut into batches by itself.
-
+    """`passes` shuffled passes per epoch, of `restart` draws each, cut into batches by themselves.
     Each sample is listed `copies` times within a pass; the c-th copy in pass p counts as pass
-    p * copies + c, and so is augmented in its own way. `restart` is the number of draws of a pass.
-    """
+    p * copies + c, and so is augmented in its own way."""
 
     def __init__(self, seed: int, size: int, passes: int, copies: int = 1, number: int = 0) -> None:
         super().__init__(seed, passes * size * copies, number)

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from shared.data.images import ArrayImages, FolderImages
 from shared.data.readers import small_images
-from shared.data.readers.files import integers, paths_below, read_json, refusing
-from shared.data.readers.folders import check_some_exist, known_split
+from shared.data.readers.files import integers, read_json, refusing
+from shared.data.readers.folders import known_split, listed_paths
 
 
 def long_tail_counts(
@@ -135,8 +135,7 @@ def inaturalist2018(root: str | Path, split: str, max_corrupt: float = 0.01) -> 
         names = [str(category["name"]) for category in categories]
         if [category["id"] for category in categories] != list(range(len(categories))):
             raise ValueError("the category ids are not 0, 1, 2, ...")
-    paths = paths_below(path.parent, listed, path)
-    check_some_exist(paths, str(path))
+    paths = listed_paths(path.parent, listed, path)
     return FolderImages(paths, labels, names, str(path), max_corrupt, every_class=every)
 
 

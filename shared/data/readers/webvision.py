@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from shared.data.errors import DataCorruptError
 from shared.data.images import ArrayImages, FolderImages
-from shared.data.readers.files import integers, paths_below, read_json, refusing, shortened
+from shared.data.readers.files import integers, read_json, refusing, shortened
 from shared.data.readers.folders import (
-    check_some_exist,
     image_set,
     known_split,
+    listed_paths,
     read_list,
     text_lines,
 )
@@ -50,8 +50,7 @@ def webvision(
     else:
         origin, every = root / "info", True
         relative, labels = training_list(root, num_classes)
-    paths = paths_below(base, relative, origin)
-    check_some_exist(paths, str(origin))
+    paths = listed_paths(base, relative, origin)
     names = [str(k) for k in range(num_classes)]
     if os.path.lexists(listed := root / "info" / "class_names.txt"):
         names = text_lines(listed)[:num_classes]
