@@ -2,8 +2,7 @@
 
 Each function takes the folder that its reader in `shared.data.readers` will be given and returns
 {name: {"files": {relative path: sha256 of the content}, "licence": str}} for results.json.
-Environment: TENFOLD_SOURCES is a folder of files that you have already; TENFOLD_CACHE (data/cache)
-keeps downloaded archives.
+TENFOLD_SOURCES is a folder of files that you have already; TENFOLD_CACHE keeps downloads.
 """
 
 import hashlib

@@ -22,12 +22,9 @@ class ImageDataModule(pl.LightningDataModule):
     Evaluation batch: `images` (B, C, H, W) float32, `labels` (B,) int64 (multi-label sets: (B, K)),
     `indices` (B,) int64, the images' places in their split.
 
-    Args:
-        dataset: `_target_` of a reader and its arguments but `split`.
-        augmentation: `_target_` of the views and their arguments.
-        subset: train on that many images, drawn with `subset_seed`; None for all.
-        eval_batch_size: of one rank. seed: of sampling and augmentation.
-        val_split: the reader's; some official code validates on the test set.
+    `dataset` and `augmentation` are the `_target_` of a reader and of views, with their arguments
+    but `split`. `subset`: train on that many images, drawn with `subset_seed`. `eval_batch_size` is
+    that of one rank; `val_split` the reader's: some official code validates on the test set.
     """
 
     def __init__(

@@ -88,10 +88,8 @@ def svg(icon_set: Mapping[str, Any], name: str) -> str:
     """One icon of an Iconify set as a document of its own, so that its gradient ids are unique.
     Its own left, top, width and height go before those of the set."""
     icon = icon_set["icons"][name]
-    left, top, width, height = (
-        icon.get(key, icon_set.get(key, default))
-        for key, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
-    )
+    usual = {"left": 0, "top": 0, "width": 16, "height": 16}
+    left, top, width, height = (icon.get(k, icon_set.get(k, usual[k])) for k in usual)
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'viewBox="{left} {top} {width} {height}" width="{SIZE}" height="{SIZE}">'

@@ -161,9 +161,8 @@ def make_scenes(
 ) -> list[Scene]:
     """Lay out one scene for each list of concepts in `contents`; a concept may come twice.
 
-    Scene i depends on (seed, name, split, i) and its own contents alone. All that is asked for is
-    placed: where an object finds no place in 30 tries, the scene is laid out anew. ValueError if no
-    rendering of the split draws a concept, or a scene's objects don't fit.
+    Scene i depends on (seed, name, split, i) and its own contents alone. Where an object finds no
+    place in 30 tries, the scene is laid out anew; ValueError where that never helps.
     """
     made = []
     generators = generators_of(seed, f"{name} {split}", len(contents))

@@ -60,9 +60,8 @@ def subgroups(root: str | Path, rank_seed: int | None = None) -> Provenance:
     """Make the sub-group sets present in `root`.
 
     Writes `images/{train,val,test}/<sub-group>/*.png`, and for each set NAME `NAME_{split}.npz` and
-    `.txt`: `emoji` with natural counts, `emoji_lt` with a long tail in which the rank follows the
-    natural count. With `rank_seed` also `emoji_lt_seed<k>`, whose ranks that seed permutes, so that
-    a class's difficulty and its rarity are not tied.
+    `.txt`: `emoji` with natural counts, `emoji_lt` with a long tail of these and, with `rank_seed`,
+    `emoji_lt_seed<k>`, whose ranks that seed permutes: rarity is not tied to difficulty.
     """
     root = Path(root)
     recipe = {"version": VERSION, "size": SIZE, "packages": VERSIONS}
@@ -107,12 +106,9 @@ def labelled_pictures(
 
 
 def long_tail_counts(natural: NDArray[np.int64], rank_seed: int | None = None) -> NDArray[np.int64]:
-    """(K,) pictures to keep per class: exponential in the class's rank, from 200 down to 3.
-
-    Ranks follow the natural counts (ties: the lower label first). With `rank_seed` each rank, from
-    the head on, goes to a class drawn among those large enough for it; the profile stays the same.
-    No class keeps more than it has.
-    """
+    """(K,) pictures to keep per class: exponential in the class's rank, from 200 down to 3, or all
+    that it has. Ranks follow the natural counts (ties: the lower label first); with `rank_seed`
+    each, from the head on, goes to a class drawn among those large enough for it."""
     classes = len(natural)
     ratio = LONG_TAIL_FEWEST / LONG_TAIL_MOST
     asked = np.floor(LONG_TAIL_MOST * ratio ** (np.arange(classes) / max(classes - 1, 1)) + 1e-9)

@@ -30,7 +30,6 @@ from shared.randomness import key_uniforms, sample_keys
 
 ImageTextBatch = dict[str, Any]
 Keys = NDArray[np.uint64]
-_LOOKED_FOR = 64  # pictures of which at least one must be there
 
 
 class TrainingSource(Protocol):
@@ -130,15 +129,12 @@ class ImageTextData(pl.LightningDataModule):
         files: split -> annotation file or files, see `read_annotations`.
         image_root: folder that the pictures' paths are relative to and, unless `allow_outside`, do
             not leave; or data set -> folder, where entries name their `dataset`.
-        vocab: see `shared.data.text.wordpiece.WordPiece`.
         augmentation: `_target_` of the views and their arguments; "train" and "test" are used.
         batch_size: total over all ranks; `eval_batch_size` is of one rank.
         steps_per_epoch: batches per epoch, drawn from concatenated passes; None makes an epoch one
             pass of the training set, without the partial batch at its end.
         subset: train on that many entries, drawn with `subset_seed`; None for all.
-        cache_images: keep decoded pictures in memory, for small sets.
         image_mode: "RGBA" gives the views pictures with their alpha channel.
-        max_corrupt: share of unreadable pictures beyond which a run stops.
         val_split, test_split: of `files`; None goes without.
     """
 
@@ -177,10 +173,9 @@ class ImageTextData(pl.LightningDataModule):
         return [entry["image"]]
 
     def root_of(self, entry: Annotation) -> str:
-        root = self._h.image_root
+        root, name = self._h.image_root, entry.get("dataset")
         if isinstance(root, str):
             return root
-        name = entry.get("dataset")
         if not isinstance(name, str) or name not in root:
             known = ", ".join(root)
             raise DataCorruptError(f"`dataset` is {shortened(name)}, but image_root has {known}")
@@ -293,7 +288,11 @@ class ImageTextData(pl.LightningDataModule):
                 raise DataCorruptError(f"{entries.where(number)}: {error}") from error
             rows.append([places.setdefault(path, len(places)) for path in own])
         paths, origin = list(places), f"annotations of split {split!r}"
-        _check_root(paths, origin)
+        # Of some evenly spaced pictures none is there if the root is wrong.
+        looked_for = np.unique(np.linspace(0, len(paths) - 1, 64).astype(int))
+        if not any(Path(paths[place]).is_file() for place in looked_for):
+            missing = f"{origin}: none of {len(looked_for)} images is there"
+            raise DataNotFoundError(f"{not_found(Path(paths[0]))} ({missing})")
         how = {"truncated": True, "mode": h.image_mode, "cache": h.cache_images}
         unlabelled = np.full(len(paths), -1)
         images = FolderImages(paths, unlabelled, [], origin, h.max_corrupt, **how)
@@ -389,11 +388,3 @@ class PairData(ImageTextData):
             ids, mask = self.tokenizer.batch(chosen, self.token_limits["train"])
             extra = {"image_ids": torch.from_numpy(self.image_ids[indices])}
         return {"input_ids": ids, "attention_mask": mask, **extra}
-
-
-def _check_root(paths: Sequence[str], origin: str) -> None:
-    """Look for some evenly spaced pictures: with a wrong root none of them is there."""
-    places = np.unique(np.linspace(0, len(paths) - 1, _LOOKED_FOR).astype(int))
-    if not any(Path(paths[place]).is_file() for place in places):
-        missing = f"{origin}: none of {len(places)} images is there"
-        raise DataNotFoundError(f"{not_found(Path(paths[0]))} ({missing})")

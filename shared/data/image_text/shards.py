@@ -28,6 +28,7 @@ from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.image_text.pairs import PairData
 from shared.data.images import FileImages
 from shared.data.loading.streams import Draws, Stream
+from shared.data.packages import cache_folder
 from shared.data.readers.files import one_line, open_data, read_arrays, shortened
 from shared.data.text.cleaning import clean_caption
 from shared.files import open_regular, parse_json, replacing
@@ -73,11 +74,9 @@ class ShardSamples(FileImages):
     Pictures without a caption are left out with a warning. Refused are shards that are missing,
     given twice, compressed, cut off or no tar file, have links or two files of one kind for a key.
 
-    Args:
-        shards: paths or patterns ("/data/cc3m/*.tar"); matches are sorted.
-        index_folder: where index files go if they can't be written beside their shards; by default
-            `shard-index` in TENFOLD_CACHE (data/cache).
-        window: so many shards are shuffled together, see `WindowShuffle`.
+    `shards` are paths or patterns ("/data/cc3m/*.tar"). Index files that can't be written beside
+    their shards go to `index_folder`, by default `shard-index` in TENFOLD_CACHE (data/cache).
+    `window` is that of `WindowShuffle`.
     """
 
     def __init__(
@@ -333,8 +332,7 @@ def _stamp(status: os.stat_result) -> tuple[int, int]:
 
 def _tables(shards: Sequence[str], index_folder: str | Path | None) -> list[Table]:
     """The shards' tables, from index files where these are up to date; others are read anew."""
-    cache = Path(os.environ.get("TENFOLD_CACHE", "data/cache"))
-    folder = Path(index_folder) if index_folder else cache / "shard-index"
+    folder = Path(index_folder) if index_folder else cache_folder() / "shard-index"
     tables = []
     for number, shard in enumerate(shards):
         places = [Path(f"{shard}.index.npz"), folder / f"{_hash(os.path.abspath(shard)):x}.npz"]

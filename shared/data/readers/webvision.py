@@ -14,13 +14,7 @@ from numpy.typing import NDArray
 from shared.data.errors import DataCorruptError
 from shared.data.images import ArrayImages, FolderImages
 from shared.data.readers.files import integers, read_json, refusing, shortened
-from shared.data.readers.folders import (
-    image_set,
-    known_split,
-    listed_paths,
-    read_list,
-    text_lines,
-)
+from shared.data.readers.folders import image_set, known_split, listed_paths, read_list, text_lines
 
 
 def webvision(

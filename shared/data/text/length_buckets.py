@@ -15,9 +15,8 @@ class LengthBuckets:
     """One shuffled pass an epoch: pools of some batches sorted by length, the batches shuffled.
 
     What is left of the pass is a shorter batch at its end. Samples of one group never share a
-    batch: where the sorted order puts them together, one of them changes places with a sample of
-    the nearest batch that can take it. If there is none, because its group is in every other batch,
-    it is left out of the epoch with a warning.
+    batch: one of them changes places with a sample of the nearest batch that can take it, or is
+    left out of the epoch with a warning where its group is in every other batch.
 
     A plan is the places (B,) of one rank's samples: the r-th contiguous slice of `batch_size` over
     all ranks. Of a shorter batch ranks get equal shares and the rest is left out, or all of it at
