@@ -93,10 +93,10 @@ class VQAData(ImageTextData):
         first: dict[int, int] = {}
         answered: dict[bool, int] = {}
         for number, entry in enumerate(entries):
-            where, identity = entries.where(number), entry["question_id"]
+            identity = entry["question_id"]
             if (earlier := first.setdefault(identity, number)) != number:
                 also = f"question_id {identity} is that of {entries.where(earlier)}, too"
-                raise DataCorruptError(f"{where}: {also}")
+                raise DataCorruptError(f"{entries.where(number)}: {also}")
             answered.setdefault(bool(entry.get("answer")), number)
         if len(answered) == 2:
             some, none = (entries.where(answered[has]) for has in (True, False))

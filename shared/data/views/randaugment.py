@@ -173,9 +173,9 @@ OPERATIONS: dict[str, Entry] = {  # in the order of the official list
 }
 
 
-# ALBEF's: what changes no colour, since captions name colours, and no cutout
-# (docs/papers/albef.md, section 5.2; salesforce/ALBEF@b9727e4 dataset/randaugment.py; BLIP's are
-# equal). Two are corrected in `FOR_CAPTIONS`.
+# ALBEF's at level 7, BLIP's at 5: what is meant to change no colour, since captions name colours
+# (docs/papers/albef.md, section 5.2; salesforce/ALBEF@b9727e4 dataset/randaugment.py). Two of them
+# are corrected in `FOR_CAPTIONS`.
 OFFICIAL_FOR_CAPTIONS: dict[str, Entry] = {
     name: OPERATIONS[name]
     for name in (
