@@ -21,6 +21,7 @@ from PIL import Image
 
 from shared.data.errors import DataCorruptError
 from shared.data.packages import sha256_of, waiting_for
+from shared.data.readers.files import refusing
 from shared.files import replacing
 
 PICTURES = (".png", ".jpg")
@@ -34,13 +35,9 @@ def build_once(
 ) -> dict[str, str]:
     """Let `build` fill an empty folder and move its entries into `root`, unless they are there.
 
-    Entries of the same name in `root` are replaced. Concurrent processes wait for the first.
-
-    Returns:
-        {relative path: sha256} of all files of the build but the pictures, which are only counted.
-
-    Raises:
-        DataCorruptError: `root` holds this build by another recipe, or a damaged one.
+    Entries of the same name in `root` are replaced. Concurrent processes wait for the first. One
+    by another recipe and a damaged one are refused. Returns {relative path: sha256} of all files
+    but the pictures, which are only counted.
     """
     root, plain = Path(root), json.loads(json.dumps(recipe))  # where a tuple equals its list
     manifest = root / "manifests" / f"{name}.json"
@@ -64,7 +61,7 @@ def build_once(
 
 
 def generator_of(seed: int, purpose: str) -> np.random.Generator:
-    """A generator for one purpose: what else is drawn with the seed does not change it."""
+    """A generator for one purpose, whatever else is drawn with the seed."""
     return np.random.default_rng([seed, zlib.crc32(purpose.encode())])
 
 
@@ -91,14 +88,10 @@ def save_arrays(
     class_names: Sequence[str],
     paths: Sequence[str],
 ) -> None:
-    """Write a set for readers that hold it in memory, N pictures: one uncompressed .npz without
-    pickles. `paths` are relative to the root."""
+    """Write N pictures for readers that hold a set in memory; `paths` are relative to the root."""
+    names, below = np.array(class_names, np.str_), np.array(paths, np.str_)
     np.savez(
-        path,
-        images=images,
-        labels=np.asarray(labels, np.int64),
-        class_names=np.array(class_names, np.str_),
-        paths=np.array(paths, np.str_),
+        path, images=images, labels=np.asarray(labels, np.int64), class_names=names, paths=below
     )
 
 
@@ -143,11 +136,10 @@ def write_shards(
 
 
 def _checked(root: Path, manifest: Path, wanted: Mapping[str, Any]) -> dict[str, str]:
-    try:
+    advice = f"delete {root} and run again"
+    with refusing(f"{manifest}: damaged; {advice}"):
         content = json.loads(manifest.read_text())
         found, files, pictures = (content[key] for key in ("recipe", "files", "pictures"))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataCorruptError(f"{manifest}: damaged; delete {root} and run again") from error
     if found != wanted:
         keys = sorted(k for k in found.keys() | wanted.keys() if found.get(k) != wanted.get(k))
         told = ", ".join(f"{k}={found.get(k)!r} instead of {wanted.get(k)!r}" for k in keys)
@@ -157,11 +149,11 @@ def _checked(root: Path, manifest: Path, wanted: Mapping[str, Any]) -> dict[str,
         path = root / name
         if not path.is_file() or sha256_of(path) != checksum:
             state = "damaged" if path.is_file() else "missing"
-            raise DataCorruptError(f"{path}: {state}; delete {root} and run again")
+            raise DataCorruptError(f"{path}: {state}; {advice}")
     for folder, count in pictures.items():
         if (present := _count_pictures(root / folder)) != count:
-            told = f"{root / folder} has {present} pictures instead of {count}"
-            raise DataCorruptError(f"{told}; delete {root} and run again")
+            told = f"{present} pictures instead of {count}"
+            raise DataCorruptError(f"{root / folder} has {told}; {advice}")
     return dict(files)
 
 

@@ -58,20 +58,13 @@ def fashion_mnist(
     `per_class` training pictures of each, 30 % with a wrong label (half any other class, half the
     look-alike); pictures of the two held-out classes with random labels make up 20 % of the set.
     Clean are the test pictures of the eight classes and a tuning set of other training pictures.
-
-    Args:
-        root: one folder per seed. fashion_root: of the four IDX files.
-        clean_source: what makes these present, or its name.
+    `clean_source`, or what it names, makes the four IDX files present in `fashion_root`.
     """
     made = trusted_function(clean_source) if isinstance(clean_source, str) else clean_source
     clean = made(fashion_root)
-    recipe = {
-        "version": VERSION,
-        "seed": seed,
-        "per_class": per_class,
-        "tuning_per_class": tuning_per_class,
-        "clean": {name: entry["files"] for name, entry in clean.items()},
-    }
+    sizes = {"per_class": per_class, "tuning_per_class": tuning_per_class}
+    checksums = {name: entry["files"] for name, entry in clean.items()}
+    recipe = {"version": VERSION, "seed": seed, **sizes, "clean": checksums}
 
     def build(folder: Path) -> None:
         _build_fashion(folder, Path(fashion_root), seed, per_class, tuning_per_class)
@@ -135,14 +128,11 @@ def write_web(
     engine: Callable[[int, str], str],
     generator: np.random.Generator,
 ) -> None:
-    """Give training pictures the labels of a web and write everything into `folder`: WebVision's
-    lists and pictures, arrays, the secret truth.
+    """Give training pictures, of which those of no class come last, the labels of a web and write
+    WebVision's lists and pictures, arrays and the secret truth into `folder`.
 
-    Args:
-        train: those of no class come last; file names are unique and tell nothing of the label.
-        look_alike: (K,) for each class the one that it is confused with.
-        engine: "google" or "flickr" from a picture's place in the mixed set and its file name.
-        generator: of the wrong labels and the order.
+    Class k is confused with `look_alike[k]` (K,). `engine` says "google" or "flickr" of a picture's
+    place in the mixed set and its file name, which is unique and tells nothing of the label.
     """
     names = [Path(path).name for path in train.paths]
     known = np.flatnonzero(train.labels >= 0)
@@ -198,10 +188,9 @@ def _build_fashion(
     fewest = min(len(rows) for rows in of_class)
     outside = generator.permutation(np.flatnonzero(true < 0))[: _outside_count(per_class * 8)]
     if fewest < per_class + tuning_per_class or len(outside) < _outside_count(per_class * 8):
-        raise ValueError(
-            f"per_class={per_class} and tuning_per_class={tuning_per_class} ask for more pictures "
-            f"than {fashion_root} has: {fewest} in the smallest class, {len(outside)} held out"
-        )
+        has = f"{fewest} in the smallest class, {len(outside)} held out"
+        asked = f"per_class={per_class} and tuning_per_class={tuning_per_class}"
+        raise ValueError(f"{asked} ask for more pictures than {fashion_root} has: {has}")
     inside = np.concatenate([rows[:per_class] for rows in of_class])
     spare = np.concatenate([rows[per_class : per_class + tuning_per_class] for rows in of_class])
     look_alike = np.array([labels[LOOK_ALIKES[name]] for name in class_names])
@@ -236,11 +225,9 @@ def _build_emoji(folder: Path, seed: int) -> None:
     group_of = {concept.subgroup: concept.group for concept in drawn.concepts}
     groups = [group_of[name] for name in class_names]
     look_alike = nearest_of_group(inside.images, inside.labels, groups)
-    train = LabelledPictures(
-        np.concatenate([inside.images, outside.images]),
-        np.concatenate([inside.labels, outside.labels]),
-        inside.paths + outside.paths,
-    )
+    images = np.concatenate([inside.images, outside.images])
+    labels = np.concatenate([inside.labels, outside.labels])
+    train = LabelledPictures(images, labels, inside.paths + outside.paths)
     write_web(
         folder,
         train,

@@ -62,18 +62,12 @@ def code(
       those of valid and test, and half as many as of one of them that nobody asks for;
     - `vocab.txt`: all words, for a tokeniser of BERT's kind.
 
-    Args:
-        train: pairs to train on. test: queries of valid, and as many of test.
-
-    Raises:
-        ValueError: too few or too many functions, or an unknown language.
+    `train` is the number of pairs to train on, `test` that of queries of valid, and of test.
     """
     needed = train + 2 * test + test // 2
     if min(train, test) < 2 or needed > len(CONTENTS):
-        raise ValueError(
-            f"train={train}, test={test}: at least 2 of each, and {needed} functions are needed "
-            f"where there are {len(CONTENTS)}"
-        )
+        there = f"{needed} functions are needed where there are {len(CONTENTS)}"
+        raise ValueError(f"train={train}, test={test}: at least 2 of each, and {there}")
     if unknown := set(languages) - set(CODES):
         raise ValueError(f"languages are {', '.join(CODES)}, got {', '.join(unknown)}")
     corpora = {language: _corpus(language, train, test, seed) for language in languages}
@@ -98,15 +92,13 @@ def vocabulary(entries: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _corpus(language: str, train: int, test: int, seed: int) -> dict[str, list[dict[str, Any]]]:
-    """Entries of a language by file."""
     generator = np.random.default_rng([seed, list(CODES).index(language)])
     counts = {"train": train, "valid": test, "test": test, "nobody": test // 2}
     order = iter(generator.permutation(len(CONTENTS)).tolist())
-    parts: dict[str, list[dict[str, Any]]] = {}
-    for partition, count in counts.items():
-        parts[partition] = [
-            _entry(language, partition, number, *CONTENTS[next(order)]) for number in range(count)
-        ]
+    parts = {
+        name: [_entry(language, name, number, *CONTENTS[next(order)]) for number in range(count)]
+        for name, count in counts.items()
+    }
     unasked = parts.pop("nobody")
     return parts | {"codebase": [*parts["valid"], *unasked, *parts["test"]]}
 

@@ -64,9 +64,8 @@ class Picture:
     def pixels(self) -> Image.Image:
         image = Image.new("RGB", (self.size, self.size), self.ground)
         pen = ImageDraw.Draw(image)
-        for (colour, shape), (x, y, width, height) in zip(
-            (self.upper, self.lower), self.boxes, strict=True
-        ):
+        objects = zip((self.upper, self.lower), self.boxes, strict=True)
+        for (colour, shape), (x, y, width, height) in objects:
             corners = (x, y, x + width - 1, y + height - 1)
             if shape == "circle":
                 pen.ellipse(corners, COLOURS[colour])
@@ -104,19 +103,12 @@ def pairs(
     - `nlvr_{train,dev,test}.json`; `ve_{train,dev,test}.json`, whose pictures are .jpg files;
     - `refcoco+_{train,val,test}.json`, `dets.json`, `refcoco+/refs(unc).p` and `instances.json`.
 
-    Paths of pictures are relative to `root`, those of `ve_*.json` to `root/images`.
-
-    Args:
-        train: pictures of training. test: of validation, and as many of testing.
-
-    Raises:
-        ValueError: fewer than two pictures, or too small ones.
+    Paths of pictures are relative to `root`, those of `ve_*.json` to `root/images`. Validation has
+    `test` pictures as well.
     """
     if min(train, test) < 2 or image_size < SMALLEST:
-        raise ValueError(
-            f"train={train}, test={test}, image_size={image_size}: at least two pictures of "
-            f"{SMALLEST} px are needed"
-        )
+        given = f"train={train}, test={test}, image_size={image_size}"
+        raise ValueError(f"{given}: at least two pictures of {SMALLEST} px are needed")
     splits = _pictures({"train": train, "val": test, "test": test}, image_size, seed)
 
     def build(folder: Path) -> None:

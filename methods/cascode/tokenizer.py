@@ -18,8 +18,15 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
-from shared.data.readers.files import not_found, open_data, read_json, read_text, refusing
-from shared.data.readers.packages import PACKAGE, package_files
+from shared.data.readers.files import (
+    PACKAGE,
+    not_found,
+    open_data,
+    package_files,
+    read_json,
+    read_text,
+    refusing,
+)
 from shared.data.text.wordpiece import WordPiece
 
 Kind = Literal["roberta", "bert"]

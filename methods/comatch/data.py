@@ -107,7 +107,7 @@ def one_pass(
         raise ValueError(f"{said}; lower batch_size or raise labelled_repeat")
     passes = math.ceil(math.ceil(sizes[1] / batch_sizes[1]) / math.ceil(listed / batch_sizes[0]))
     restarted = streams.RestartedPasses(seed, sizes[0], passes, repeat)
-    once = streams.Permutation(seed, sizes[1], number=1)
+    once = streams.Permutations(seed, sizes[1], number=1)
     return streams.StreamBatches([restarted, once], batch_sizes, False, rank, world)
 
 

@@ -114,7 +114,7 @@ class LongTailData(ImageDataModule):
         """`number` tells apart the random numbers of the two streams."""
         seed, size = self._h.seed, len(self.train_indices)
         if sampler == "agnostic":
-            return streams.Permutation(seed, size, number)
+            return streams.Permutations(seed, size, number=number)
         labels = self.images("train").labels[self.train_indices]
         if sampler == "cycles":
             return streams.ClassCycles(seed, labels, self._h.per_class, size, number + 1)

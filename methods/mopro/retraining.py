@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shared.data.loading.streams import Draws, Schedule, StreamBatches, number_repeats
+from shared.data.loading.streams import Draws, Schedule, Stream, StreamBatches, number_repeats
 from shared.data.multi_view import ViewsData
 from shared.tasks.linear_classification import LinearClassification
 
@@ -48,7 +48,7 @@ def repeat_factors(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.floor(10 * share / share[counts > 0].min()).astype(np.int64)
 
 
-class SquareRootPass:
+class SquareRootPass(Stream):
     """A stream of N draws an epoch, with a class about as frequent as the square root of its size.
 
     Each image is listed as often as `repeat_factors` of the labels (N,) says, the list is shuffled,
@@ -57,11 +57,8 @@ class SquareRootPass:
     """
 
     def __init__(self, seed: int, labels: NDArray[np.int64]) -> None:
-        self.seed = seed
+        super().__init__(seed, len(labels), 0)
         self.listed_until = np.cumsum(repeat_factors(labels)[labels])
-
-    def __len__(self) -> int:
-        return len(self.listed_until)
 
     def draws(self, epoch: int) -> Draws:
         order = self.shuffle(epoch, int(self.listed_until[-1]))[: len(self)]

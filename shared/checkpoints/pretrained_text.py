@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from shared.checkpoints.official import KeyReport, KeyTable, Rule, import_official
 from shared.checkpoints.reading import CheckpointError, load_checkpoint
 from shared.data.errors import DataNotFoundError
-from shared.data.readers.packages import package_files
+from shared.data.readers.files import package_files
 from shared.nn.text_transformer import LanguageHead, TextTransformer
 
 LAYOUT = "in Hugging Face's layout"

@@ -2,8 +2,7 @@
 
 Each function takes the folder that its reader in `shared.data.readers` will be given and returns
 {name: {"files": {relative path: sha256 of the content}, "licence": str}} for results.json.
-Environment: TENFOLD_SOURCES is a folder of files that you have already; TENFOLD_CACHE (data/cache)
-keeps downloaded archives.
+TENFOLD_SOURCES is a folder of files that you have already; TENFOLD_CACHE keeps downloads.
 """
 
 import hashlib
@@ -49,11 +48,8 @@ class _UnavailableError(Exception):
 
 
 def fashion_mnist(root: str | Path) -> Provenance:
-    """Fashion-MNIST (Xiao et al. 2017) as four IDX files in `root`.
-
-    Taken from `root`, TENFOLD_SOURCES, the Debian package of that name (installed, or its archive
-    unpacked without installing) or torchvision's download, whichever works first.
-    """
+    """Fashion-MNIST (Xiao et al. 2017) as four IDX files in `root`: those there, TENFOLD_SOURCES',
+    the Debian package's (installed, or its archive unpacked) or torchvision's download."""
     root = Path(root)
     ways = {
         "TENFOLD_SOURCES": _local_idx_folder,
@@ -65,11 +61,9 @@ def fashion_mnist(root: str | Path) -> Provenance:
     with waiting_for(root):
         if not _has_fashion_mnist(root):
             _try_all("fashion-mnist", root, ways, _place_fashion_mnist)
-        files = {
-            name: _check_content(_idx_file(root, name), sha256)
-            for name, sha256 in FASHION_MNIST_SHA256.items()
-        }
-    return {"fashion-mnist": {"files": files, "licence": "MIT"}}
+        for name, sha256 in FASHION_MNIST_SHA256.items():
+            _check_content(_idx_file(root, name), sha256)
+    return {"fashion-mnist": {"files": dict(FASHION_MNIST_SHA256), "licence": "MIT"}}
 
 
 def cifar10(root: str | Path) -> Provenance:
@@ -97,10 +91,11 @@ def imagenet(root: str | Path) -> Provenance:
     """ImageNet can't be fetched: check that the folders are there, or say what belongs where."""
     for folder in (Path(root) / "train", Path(root) / "val"):
         if not folder.is_dir():
-            raise DataNotFoundError(
-                f"{folder} not found. ImageNet is handed out after registration: unpack it as "
-                f"{folder}/<class>/*.JPEG, or set TENFOLD_DATA=DIR with DIR/imagenet"
+            wanted = (
+                f"unpack it as {folder}/<class>/*.JPEG, or set TENFOLD_DATA=DIR with DIR/imagenet"
             )
+            told = f"{folder} not found. ImageNet is handed out after registration"
+            raise DataNotFoundError(f"{told}: {wanted}")
     return {"imagenet": {"files": {}, "licence": "ImageNet terms of access (non-commercial)"}}
 
 
@@ -197,10 +192,9 @@ def _try_all(
             else:
                 log.info("%s: fetched by %s into %s", name, title, root)
                 return
-    raise DataNotFoundError(
-        f"{name} is not in {root} and could not be fetched ({'; '.join(tried)}). Place its official"
-        f" files in {root}, or in a folder named by TENFOLD_SOURCES, and run the same command again"
-    )
+    told = f"{name} is not in {root} and could not be fetched ({'; '.join(tried)})"
+    advice = f"Place its official files in {root} or in TENFOLD_SOURCES=DIR, and run again"
+    raise DataNotFoundError(f"{told}. {advice}")
 
 
 def _download(dataset: Callable[..., Any], folder: Path, **arguments: str) -> Path:
@@ -224,11 +218,7 @@ def _idx_file(folder: Path, name: str) -> Path:
     return folder / name if (folder / name).is_file() else folder / f"{name}.gz"
 
 
-def _check_content(path: Path, expected: str) -> str:
-    found = hashlib.sha256(read_data(path)).hexdigest()
-    if found != expected:
-        raise DataCorruptError(
-            f"{path}: its content has the sha256 {found}, not {expected}. It is damaged or another "
-            "data set: delete it and run the same command again"
-        )
-    return found
+def _check_content(path: Path, expected: str) -> None:
+    if (found := hashlib.sha256(read_data(path)).hexdigest()) != expected:
+        told = f"{path}: its content has the sha256 {found}, not {expected}"
+        raise DataCorruptError(f"{told}: damaged or another data set, delete it and run again")

@@ -22,12 +22,9 @@ class ImageDataModule(pl.LightningDataModule):
     Evaluation batch: `images` (B, C, H, W) float32, `labels` (B,) int64 (multi-label sets: (B, K)),
     `indices` (B,) int64, the images' places in their split.
 
-    Args:
-        dataset: `_target_` of a reader and its arguments but `split`.
-        augmentation: `_target_` of the views and their arguments.
-        subset: train on that many images, drawn with `subset_seed`; None for all.
-        eval_batch_size: of one rank. seed: of sampling and augmentation.
-        val_split: the reader's; some official code validates on the test set.
+    `dataset` and `augmentation` are the `_target_` of a reader and of views, with their arguments
+    but `split`. `subset`: train on that many images, drawn with `subset_seed`. `eval_batch_size` is
+    that of one rank; `val_split` the reader's: some official code validates on the test set.
     """
 
     def __init__(
@@ -51,7 +48,7 @@ class ImageDataModule(pl.LightningDataModule):
     @cached_property
     def train_indices(self) -> NDArray[np.int64]:
         """Sorted data set indices of the training images, after `subset`."""
-        return seeded_subset(self.images("train"), self._h.subset, self._h.subset_seed)
+        return seeded_subset(len(self.images("train")), self._h.subset, self._h.subset_seed)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -83,6 +80,5 @@ class ImageDataModule(pl.LightningDataModule):
         return EvaluationLoader(dataset, len(dataset), h.eval_batch_size, h.num_workers, *ranks)
 
     def _rank_and_world(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
+        trainer = self.trainer
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)

@@ -8,10 +8,11 @@ give `labels`, `class_names`, `len()` and `take(indices, pool) -> (images, indic
 import math
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
+from itertools import chain
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".pgm", ".webp", ".ti
 Pixels = NDArray[np.uint8]
 Pictures = Pixels | Sequence[Pixels]
 Indices = NDArray[np.int64]
+T = TypeVar("T")
 
 
 class ImageSet(Protocol):
@@ -70,10 +72,9 @@ class FileImages:
     Subclasses say how many there are, what names an image and what PIL opens. `cache` keeps every
     decoded image in memory, in each worker process those that it read: for small sets.
 
-    An unreadable image is replaced by the next readable one of `pool` (the indices that may stand
-    in for it, so that a labelled image is only replaced by a labelled one), or left out without a
-    pool. Each is named in a warning and counted, per process; beyond a share `max_corrupt` of the
-    set, reading stops with a DataCorruptError.
+    For an unreadable image another one of `pool` stands in (so that a labelled image is only
+    replaced by a labelled one), see `readable`. Each is named in a warning and counted, per
+    process; beyond a share `max_corrupt` of the set, reading stops with a DataCorruptError.
     """
 
     upright = False
@@ -97,17 +98,7 @@ class FileImages:
 
     def take(self, indices: Indices, pool: Indices | None = None) -> tuple[list[Pixels], Indices]:
         """Return the images and the indices they really have, after replacing or leaving out."""
-        images, used = [], []
-        for index in indices:
-            for candidate in stand_ins(index, pool):
-                if (image := self.read(int(candidate))) is not None:
-                    images.append(image)
-                    used.append(candidate)
-                    break
-            else:
-                if pool is not None:
-                    raise DataCorruptError(f"none of {len(pool)} images can be read")
-        return images, np.array(used, np.int64)
+        return readable(indices, pool, self.read)
 
     def read(self, index: int) -> Pixels | None:
         """Return one image, or None if it is unreadable, which is warned of once."""
@@ -119,20 +110,18 @@ class FileImages:
         try:
             image = read_image(self.content(index), self.mode, None, *limits)
         except (OSError, DataCorruptError) as error:
-            path = self.path(index)
-            self.corrupt[path] = str(error)
+            path, reason = self.path(index), str(error)
         else:
             if self._cache is not None:
                 self._cache[index] = image
             return image
+        self.corrupt[path] = reason
         count = f"{len(self.corrupt)} of {len(self)}"
-        reason = self.corrupt[path]
         warnings.warn(f"{path}: unreadable image skipped ({reason}); {count} so far", stacklevel=3)
         if len(self.corrupt) > self.max_corrupt * len(self):
-            raise DataCorruptError(
-                f"{count} images are unreadable, more than max_corrupt={self.max_corrupt:g}; the "
-                f"last one is {path}. Repair them or raise max_corrupt"
-            )
+            most = f"{count} images are unreadable, more than max_corrupt={self.max_corrupt:g}"
+            advice = "Repair them or raise max_corrupt"
+            raise DataCorruptError(f"{most}; the last one is {path}. {advice}")
         return None
 
 
@@ -178,13 +167,10 @@ def read_image(
     """Return (H, W, 3) uint8 for `mode` "RGB", (H, W, 4) for "RGBA", (H, W) for "L".
 
     Resized to side x side if given. 16-bit pixels are scaled to 8 bits. A file that is not there
-    raises OSError, an unreadable one OSError or DataCorruptError.
-
-    Args:
-        truncated: read a cut-off file as far as it goes.
-        upright: turn it as its EXIF orientation says, which the official code of no paper here does
-            when it reads data sets; their boxes count pixels as they are stored.
-        most_pixels: a larger image is shrunk by the least whole factor that keeps within this.
+    raises OSError, an unreadable one OSError or DataCorruptError; a `truncated` one is read as far
+    as it goes. `upright` turns it as its EXIF orientation says, which the official code of no paper
+    here does when it reads data sets; their boxes count pixels as they are stored. An image of more
+    than `most_pixels` is shrunk by the least whole factor that keeps within these.
     """
     before = ImageFile.LOAD_TRUNCATED_IMAGES  # PIL has no such option per file
     ImageFile.LOAD_TRUNCATED_IMAGES = truncated
@@ -248,10 +234,21 @@ def _check_labels(images: ImageSet, origin: str, every_class: bool) -> None:
         raise DataCorruptError(f"{origin}: no image of class {', '.join(map(repr, empty))}")
 
 
-def stand_ins(index: int, pool: Indices | None) -> Iterator[int]:
-    """Yield `index`, then, if given, the elements of the sorted `pool` after it, cyclically."""
-    yield index
-    if pool is not None:
-        start = int(np.searchsorted(pool, index, side="right"))
-        yield from pool[start:]
-        yield from pool[:start]
+def readable(
+    indices: Indices, pool: Indices | None, read: Callable[[int], T | None]
+) -> tuple[list[T], Indices]:
+    """What `read` makes of each index, and the indices read: where it makes None, the next of the
+    sorted `pool`, cyclically, stands in, or without a pool the index is left out."""
+    found, used = [], []
+    for index in indices:
+        start = 0 if pool is None else int(np.searchsorted(pool, index, side="right"))
+        others = () if pool is None else chain(pool[start:], pool[:start])
+        for candidate in chain([index], others):
+            if (value := read(int(candidate))) is not None:
+                found.append(value)
+                used.append(candidate)
+                break
+        else:
+            if pool is not None:
+                raise DataCorruptError(f"none of {len(pool)} images can be read")
+    return found, np.array(used, np.int64)

@@ -6,7 +6,7 @@ from typing import Any
 from shared.data.image_module import ImageDataModule
 from shared.data.loading.batches import DrawnBatches, DrawnImages
 from shared.data.loading.loader import ResumableLoader
-from shared.data.loading.streams import Permutation, Permutations, Schedule, StreamBatches
+from shared.data.loading.streams import Permutations, Schedule, StreamBatches
 
 
 class ViewsData(ImageDataModule):
@@ -14,12 +14,8 @@ class ViewsData(ImageDataModule):
 
     Training batch, with B = batch_size divided by the world size: one (B, C, H, W) float32 per name
     in `views`, an independent draw of its recipe, `labels` (B,) int64 and `indices` (B,) int64, the
-    images' places in the training set.
-
-    Args:
-        views: names of the views, as the recipes in `augmentation` are called.
-        steps_per_epoch: batches per epoch, drawn from concatenated passes; None makes an epoch one
-            pass of the training set, without the partial batch at its end.
+    images' places in the training set. An epoch is `steps_per_epoch` batches from concatenated
+    passes, or with None one pass without the partial batch at its end.
     """
 
     def __init__(
@@ -43,7 +39,7 @@ class ViewsData(ImageDataModule):
     def _schedule(self, rank: int, world: int) -> Schedule:
         h, size = self._h, len(self.train_indices)
         # Made in either case: it refuses a batch that is larger than the training set.
-        once = StreamBatches([Permutation(h.seed, size)], [h.batch_size], True, rank, world)
+        once = StreamBatches([Permutations(h.seed, size)], [h.batch_size], True, rank, world)
         if h.steps_per_epoch is None:
             return once
         stream = Permutations(h.seed, size, h.batch_size * h.steps_per_epoch)

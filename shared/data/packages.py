@@ -153,11 +153,10 @@ def _fetch_missing(client: str, missing: Sequence[Package], folder: Path) -> Non
                     os.replace(path, folder / package.archive)
                 return
             tried.append(f"{title}: {problem or f'gave no {_few(absent)}'}")
-    raise DataNotFoundError(
-        f"{_few([p.archive for p in missing])}: not on this machine and could not be fetched "
-        f"({'; '.join(tried) or f'there is no {client} client: {ADVICE[client]}'}); run again where"
-        f" a package index is in reach, or place them in {folder} or in TENFOLD_SOURCES=DIR"
-    )
+    told = "; ".join(tried) or f"there is no {client} client: {ADVICE[client]}"
+    names = f"{_few([p.archive for p in missing])}: not on this machine and could not be fetched"
+    advice = f"run again where a package index is in reach, or place them in {folder}"
+    raise DataNotFoundError(f"{names} ({told}); {advice} or in TENFOLD_SOURCES=DIR")
 
 
 def _ways(client: str, missing: Sequence[Package]) -> Mapping[str, list[str]]:
@@ -179,10 +178,9 @@ def _ways(client: str, missing: Sequence[Package]) -> Mapping[str, list[str]]:
 
 def _check(path: Path, package: Package) -> None:
     if (found := sha256_of(path)) != package.sha256:
-        raise DataCorruptError(
-            f"{path}: sha256 {found}, not {package.sha256} of {package.name}@{package.version}. It "
-            "is damaged or another version: delete it and run again"
-        )
+        wanted = f"{package.sha256} of {package.name}@{package.version}"
+        told = f"{path}: sha256 {found}, not {wanted}. It is damaged or another version"
+        raise DataCorruptError(f"{told}: delete it and run again")
 
 
 def _few(names: Sequence[str]) -> str:

@@ -15,13 +15,13 @@ class Split(NamedTuple):
     unlabelled: NDArray[np.int64]
 
 
-def seeded_subset(images: ImageSet, size: int | None, seed: int) -> NDArray[np.int64]:
-    """Return `size` sorted indices drawn without replacement, or all of them for None."""
+def seeded_subset(count: int, size: int | None, seed: int) -> NDArray[np.int64]:
+    """`size` sorted indices below `count`, drawn without replacement, or all of them for None."""
     if size is None:
-        return np.arange(len(images))
-    if not 0 < size <= len(images):
-        raise ValueError(f"subset={size} but the training set has {len(images)} images")
-    return np.sort(np.random.default_rng([seed, 0x5B5]).permutation(len(images))[:size])
+        return np.arange(count)
+    if not 0 < size <= count:
+        raise ValueError(f"subset={size} but there are {count} training samples")
+    return np.sort(np.random.default_rng([seed, 0x5B5]).permutation(count)[:size])
 
 
 def per_class_split(
@@ -41,10 +41,8 @@ def per_class_split(
     for number, name in enumerate(images.class_names):
         members = candidates[images.labels[candidates] == number]
         if len(members) < per_class:
-            raise ValueError(
-                f"class {name!r} has {len(members)} images, but num_labels={num_labels} needs "
-                f"{per_class} labelled ones of each"
-            )
+            needed = f"num_labels={num_labels} needs {per_class} labelled ones of each"
+            raise ValueError(f"class {name!r} has {len(members)} images, but {needed}")
         chosen.append(generator.permutation(members)[:per_class])
     labelled = np.sort(np.concatenate(chosen))
     return Split(labelled, np.setdiff1d(candidates, labelled))

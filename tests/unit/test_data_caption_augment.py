@@ -9,11 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from shared.data.views import caption_augment, randaugment
-from shared.data.views.caption_augment import OFFICIAL, OPERATIONS, auto_contrast, rand_augment
+from shared.data.views import randaugment
+from shared.data.views.randaugment import FOR_CAPTIONS as OPERATIONS
+from shared.data.views.randaugment import OFFICIAL_FOR_CAPTIONS as OFFICIAL
+from shared.data.views.randaugment import random_operations
 from shared.randomness import key_generator
 
 CASE = Path(__file__).parents[1] / "golden" / "albef" / "randaugment_ops"
+auto_contrast = OPERATIONS["AutoContrast"][0]
 
 
 def photo(size: int = 20, low: int = 0, high: int = 256) -> np.ndarray:
@@ -53,7 +56,7 @@ def test_magnitudes_are_those_of_the_configuration() -> None:
     for name, expected in wanted.items():
         found = randaugment.apply(name, image, level, operations=OPERATIONS)
         np.testing.assert_array_equal(found, expected, err_msg=name)
-    assert (level, config["fill"]) == (caption_augment.LEVEL, [randaugment.FILL] * 3)
+    assert (level, config["fill"]) == (7, [randaugment.FILL] * 3)
 
 
 def test_auto_contrast_stretches_each_channel() -> None:
@@ -85,8 +88,9 @@ def test_sharpness_clips() -> None:
 def test_pure_and_bounded(height: int, width: int, level: float, key: int, official: bool) -> None:
     image = np.random.default_rng(key).integers(0, 256, (height, width, 3), np.uint8)
     kept = image.copy()
-    first = rand_augment(image, key_generator(key), 3, level, 1.0, official)
-    second = rand_augment(image, key_generator(key), 3, level, 1.0, official)
+    known = OFFICIAL if official else OPERATIONS
+    first = random_operations(image, key_generator(key), 3, level, 1.0, known)
+    second = random_operations(image, key_generator(key), 3, level, 1.0, known)
     assert first.shape == image.shape
     assert first.dtype == np.uint8
     np.testing.assert_array_equal(first, second)
@@ -97,11 +101,12 @@ def test_draws_with_replacement_each_with_its_probability() -> None:
     """One key draws one operation in ten twice; a picture stays as it is if neither applies."""
     image = photo(16, 40, 200)
     unchanged = sum(
-        np.array_equal(rand_augment(image, key_generator(key)), image) for key in range(600)
+        np.array_equal(random_operations(image, key_generator(key), 2, 7, 0.5, OPERATIONS), image)
+        for key in range(600)
     )
     expected = 600 * (0.5 + 0.5 / 10) ** 2  # not applied, or the identity; twice
     assert abs(unchanged - expected) < 4 * np.sqrt(expected)
-    same = rand_augment(image, key_generator(0), probability=0.0)
+    same = random_operations(image, key_generator(0), 2, 7, 0.0, OPERATIONS)
     np.testing.assert_array_equal(same, image)
 
 
@@ -117,7 +122,7 @@ def test_every_operation_and_both_signs_are_drawn(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(randaugment, "apply", watched)
     image = photo(8)
     for key in range(300):
-        rand_augment(image, key_generator(key))
+        random_operations(image, key_generator(key), 2, 7, 0.5, OPERATIONS)
     signed = {name for name, entry in OPERATIONS.items() if entry[2]}
     expected = {(name, sign) for name in signed for sign in (True, False)}
     assert seen == expected | {(name, None) for name in OPERATIONS.keys() - signed}

@@ -144,7 +144,7 @@ def test_one_pass_epochs(root: Path) -> None:
         ({"num_labels": 400}, "num_labels=400 needs 40 labelled ones"),
         ({"num_labels": 35}, "num_labels=35 is not a positive multiple of 10 classes"),
         ({"batch_size": 100}, "batch_size \\* mu = 300 is larger than the unlabelled set"),
-        ({"subset": 301}, "subset=301 but the training set has 300"),
+        ({"subset": 301}, "subset=301 but there are 300"),
     ],
 )
 def test_bad_values_are_refused_before_training(root: Path, changes: dict, message: str) -> None:

@@ -144,7 +144,7 @@ def test_svhn(tmp_path: Path) -> None:
 
 def test_per_class_split() -> None:
     images = array_images()
-    candidates = seeded_subset(images, None, 0)
+    candidates = seeded_subset(len(images), None, 0)
     split = per_class_split(images, candidates, 6, seed=1)
     assert np.bincount(images.labels[split.labelled]).tolist() == [2, 2, 2]
     assert sorted([*split.labelled, *split.unlabelled]) == list(range(18))
@@ -158,11 +158,11 @@ def test_impossible_splits_are_refused_and_subsets_sorted() -> None:
     for labels, message in ((0, "multiple"), (4, "multiple"), (21, "'c0' has 6")):
         with pytest.raises(ValueError, match=message):
             per_class_split(images, np.arange(18), labels, seed=0)
-    chosen = seeded_subset(images, 7, 3)
+    chosen = seeded_subset(len(images), 7, 3)
     assert len(set(chosen)) == 7
     assert (np.diff(chosen) > 0).all()
-    with pytest.raises(ValueError, match="subset=19 but the training set has 18"):
-        seeded_subset(images, 19, 0)
+    with pytest.raises(ValueError, match="subset=19 but there are 18"):
+        seeded_subset(len(images), 19, 0)
 
 
 # --- ImageNet ----------------------------------------------------------------------------------

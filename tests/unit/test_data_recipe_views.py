@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 from torchvision.transforms import v2
 
-from shared.data.views import caption_augment, recipes
+from shared.data.views import randaugment, recipes
 from shared.data.views.recipes import RecipeViews, blur, flip, grayscale, random_resized_crop
 from shared.randomness import key_generator, sample_keys
 
@@ -267,8 +267,9 @@ def test_rand_augment_is_that_of_its_module() -> None:
     step = {"op": "rand_augment", "operations": 3, "magnitude": 5, "p": 0.9}
     for official in (False, True):
         found = plain([step | {"official": official}])(IMAGES, "a", keys())
+        known = randaugment.OFFICIAL_FOR_CAPTIONS if official else randaugment.FOR_CAPTIONS
         expected = [
-            caption_augment.rand_augment(image, key_generator(key), 3, 5, 0.9, official)
+            randaugment.random_operations(image, key_generator(key), 3, 5, 0.9, known)
             for image, key in zip(IMAGES, keys(), strict=True)
         ]
         np.testing.assert_allclose(found, np.stack(expected).transpose(0, 3, 1, 2) / 255, atol=1e-6)

@@ -9,7 +9,6 @@ from methods.comatch.data import check_sizes, fixed_steps, one_pass
 from shared.data.loading.streams import (
     ClassCycles,
     Draws,
-    Permutation,
     Permutations,
     RestartedPasses,
     Stream,
@@ -32,7 +31,7 @@ def same(one: Draws, other: Draws) -> bool:
 
 
 STREAMS: dict[str, Stream] = {
-    "permutation": Permutation(3, 20),
+    "permutation": Permutations(3, 20),
     "permutations": Permutations(3, 20, 45),
     "restarted": RestartedPasses(3, 20, 2, copies=3),
     "weighted": WeightedDraws(3, np.arange(20), 45),
@@ -123,11 +122,11 @@ def test_ranks_share_one_batch(size: int, share: int, world: int, drop_last: boo
     batch = share * world
     if batch > size:
         with pytest.raises(ValueError, match=f"batch_size={batch} is larger"):
-            StreamBatches([Permutation(0, size)], [batch], drop_last, 0, world)
+            StreamBatches([Permutations(0, size)], [batch], drop_last, 0, world)
         return
-    whole = list(StreamBatches([Permutation(0, size)], [batch], drop_last).batches(1))
+    whole = list(StreamBatches([Permutations(0, size)], [batch], drop_last).batches(1))
     ranks = [
-        list(StreamBatches([Permutation(0, size)], [batch], drop_last, r, world).batches(1))
+        list(StreamBatches([Permutations(0, size)], [batch], drop_last, r, world).batches(1))
         for r in range(world)
     ]
     assert len(whole) == (size // batch if drop_last else -(-size // batch))
@@ -146,9 +145,9 @@ def test_ranks_share_one_batch(size: int, share: int, world: int, drop_last: boo
 
 
 def test_two_streams_run_side_by_side() -> None:
-    schedule = StreamBatches([Permutation(0, 9), Permutation(0, 30)], [2, 4])  # the second is cut
+    schedule = StreamBatches([Permutations(0, 9), Permutations(0, 30)], [2, 4])  # the second is cut
     assert [[len(d.positions) for d in p] for p in schedule.batches(0)] == [[2, 4]] * 4
-    streams = [Permutation(0, 10), WeightedDraws(0, np.ones(10), 10)]
+    streams = [Permutations(0, 10), WeightedDraws(0, np.ones(10), 10)]
     plans = list(StreamBatches(streams, [4, 4], drop_last=False).batches(2))
     assert [[len(d.positions) for d in plan] for plan in plans] == [[4, 4], [4, 4], [2, 2]]
     for number, stream in enumerate(streams):
@@ -158,7 +157,7 @@ def test_two_streams_run_side_by_side() -> None:
 @pytest.mark.parametrize(
     "schedule",
     [
-        StreamBatches([Permutations(0, 7, 23), Permutation(1, 23)], [4, 4], False),
+        StreamBatches([Permutations(0, 7, 23), Permutations(1, 23)], [4, 4], False),
         fixed_steps(3, (5, 40), (4, 12), 7),
         one_pass(3, (9, 40), (4, 12), 2),
     ],
@@ -186,7 +185,7 @@ def test_batches_that_can_not_be_cut(
     lengths: tuple, batches: tuple, drop_last: bool, message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        StreamBatches([Permutation(0, n) for n in lengths], batches, drop_last, world=2)
+        StreamBatches([Permutations(0, n) for n in lengths], batches, drop_last, world=2)
 
 
 # --- labelled and unlabelled images side by side ---

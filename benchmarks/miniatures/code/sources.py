@@ -11,7 +11,7 @@ import json
 import logging
 import platform
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -82,14 +82,8 @@ def corpus(root: str | Path, profile: str = "small") -> Provenance:
     """Make the corpus present in `root`.
 
     Writes python/{train,valid,test,codebase}.jsonl.gz in CodeSearchNet's format, manifest.json with
-    what was left out and why, and NOTICE.md with the packages' licences.
-
-    Args:
-        profile: "small" (49 packages of 24 MB) or "full" (74 packages of 164 MB).
-
-    Raises:
-        CorpusError: the result breaks a rule of the split.
-        ValueError: an unknown profile, or a package's licence is not permissive.
+    what was left out and why, and NOTICE.md with the packages' licences. The profile is "small" (49
+    packages of 24 MB) or "full" (74 packages of 164 MB).
     """
     if profile not in PROFILES:
         raise ValueError(f"profile {profile!r}: choose one of {', '.join(PROFILES)}")
@@ -120,7 +114,9 @@ def _build(folder: Path, listing: Listing, profile: str) -> None:
     folder = folder / "python"
     folder.mkdir()
     for name, of_split in splits.items():
-        _write_rows(folder / f"{name}.jsonl.gz", of_split)
+        path = folder / f"{name}.jsonl.gz"
+        with path.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
+            file.writelines(json.dumps(row).encode() + b"\n" for row in of_split)
     counts = sum((harvest.counts for harvest in harvests), Counter[str]()) + dropped + left_out
     before_cap = Counter(row["repo"] for row in kept)
     written = Counter(row["repo"] for name in ("train", "codebase") for row in splits[name])
@@ -156,10 +152,8 @@ def _harvest(package: Package, archive: Path) -> Harvest:
     """Rules 1 to 10 on one package."""
     harvest = Harvest(package, licence(archive))
     if harvest.licence.name not in PERMISSIVE:
-        raise ValueError(
-            f"{package.name}: licence {harvest.licence.name!r} is not in the list of permissive "
-            "ones; take the package out of packages.yaml"
-        )
+        told = f"licence {harvest.licence.name!r} is not in the list of permissive ones"
+        raise ValueError(f"{package.name}: {told}; take the package out of packages.yaml")
     for path, function in _functions(archive, harvest.counts):
         harvest.counts["functions"] += 1
         query = query_tokens(function.documentation)
@@ -203,13 +197,6 @@ def _functions(archive: Path, counts: Counter[str]) -> Iterator[tuple[str, Funct
             continue
         for function in found:
             yield path, function
-
-
-def _write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Gzipped JSON lines, the same bytes for the same rows."""
-    with path.open("wb") as raw, gzip.GzipFile("", "wb", 6, raw, mtime=0) as file:
-        for row in rows:
-            file.write(json.dumps(row).encode() + b"\n")
 
 
 def _notice(harvests: Sequence[Harvest]) -> str:

@@ -30,19 +30,13 @@ class CorpusError(ValueError):
 
 @dataclass(frozen=True)
 class Listing:
-    """packages.yaml.
+    """packages.yaml. A package's partition is that of either profile: a model trained on the small
+    one has seen no package that the full one tests on."""
 
-    Attributes:
-        packages: in the order of their names. small: names of those in the small profile.
-        partitions: of each package, in either profile: a model trained on the small one has seen no
-            package that the full one tests on.
-        pinned: date of the list.
-    """
-
-    packages: tuple[Package, ...]
-    small: frozenset[str]
+    packages: tuple[Package, ...]  # in the order of their names
+    small: frozenset[str]  # names of those in the small profile
     partitions: dict[str, str]
-    pinned: str
+    pinned: str  # date of the list
 
     def of(self, profile: str) -> list[Package]:
         return [p for p in self.packages if profile == "full" or p.name in self.small]
@@ -68,12 +62,8 @@ def partitions(
     """Split by family: packages of one organisation quote each other and share idioms.
 
     Families in the order of a hash fill the test, then the validation partition until each has
-    enough functions after the cap per package; the rest is for training.
-
-    Args:
-        pairs: functions of each package, before the cap.
-        families: names of packages that belong together, the head first; all others are alone.
-        targets: functions of "test" and "valid".
+    enough functions (`targets`) after the cap per package; the rest is for training. `pairs` are
+    the functions of each package before the cap; a family names its head first.
     """
     family = {name: tuple(members) for members in families for name in members}
     groups: dict[str, list[str]] = {}
@@ -129,12 +119,8 @@ def split(rows: Sequence[Row]) -> tuple[dict[str, list[Row]], Counter[str]]:
 
 
 def check(splits: Mapping[str, Sequence[Row]]) -> None:
-    """Check rows of "train", "valid", "test" (queries) and "codebase" (candidates of both).
-
-    Raises:
-        CorpusError: a url occurs twice; a query has no candidate; a package, a code or nearly the
-            same code is in two partitions; a code quotes its own documentation.
-    """
+    """Raise CorpusError where a url occurs twice, a query has no candidate, a package, a code or
+    nearly the same code is in two partitions, or a code quotes its own documentation."""
     rows = [*splits["train"], *splits["codebase"]]
     for url, count in Counter(row["url"] for row in rows).items():
         if count > 1:

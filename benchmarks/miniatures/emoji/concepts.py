@@ -23,32 +23,22 @@ SHORTCODES = ("cldr", "emojibase", "github", "iamcal", "joypixels", "emojibase-l
 
 @dataclass
 class Concept:
-    """One emoji. `id` is its rank in emojibase's order; `icons` name it in each rendering.
+    """One emoji."""
 
-    Attributes:
-        hexcode: code points without the variation selector, joined by "-", upper case.
-        aliases: shortcodes as words, other than any label and owned by this concept alone.
-        near: ids of concepts that one rendering draws (almost) alike.
-    """
-
-    id: int
-    hexcode: str
+    id: int  # rank in emojibase's order
+    hexcode: str  # code points without the variation selector, joined by "-", upper case
     label: str
-    aliases: list[str]
+    aliases: list[str]  # shortcodes as words, no label of any, owned by this concept alone
     tags: list[str]
     group: str
     subgroup: str
-    icons: dict[str, str | None] = field(default_factory=dict)
-    near: list[int] = field(default_factory=list)
+    icons: dict[str, str | None] = field(default_factory=dict)  # its name in each rendering
+    near: list[int] = field(default_factory=list)  # ids that one rendering draws (almost) alike
 
 
 class IconSet:
-    """Names of one rendering's icons, from its package's icons.json.
-
-    Args:
-        characters: its chars.json, code points -> name; empty in some packages.
-        loose: compare names without punctuation.
-    """
+    """Names of one rendering's icons, from its package's icons.json and chars.json (code points ->
+    name, empty in some packages); `loose` compares names without punctuation."""
 
     def __init__(
         self, icons: Mapping[str, Any], characters: Mapping[str, str], loose: bool = False
@@ -85,11 +75,9 @@ def concept_table(
 ) -> list[Concept]:
     """Return the concepts that every rendering with code points draws, ids 0, 1, … in order.
 
-    Args:
-        entries: emojibase's data.json; `groups` its meta/groups.json.
-        shortcodes: its shortcode files, each {hexcode: name or names}.
-        denied: rendering without code points -> labels that its icon of that name does not show.
-        former_labels: label -> the label it had when the older renderings were named.
+    `entries`, `groups` and `shortcodes` are emojibase's files. `denied`: rendering without code
+    points -> labels that its icon of that name does not show; `former_labels`: label -> the one it
+    had when the older renderings were named.
     """
     kept = [e for e in entries if drop_reason(e, groups) is None]
     kept.sort(key=lambda e: e["order"])

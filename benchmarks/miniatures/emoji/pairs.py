@@ -67,12 +67,9 @@ def pairs(root: str | Path, noise: float = 0.4, seed: int = 0) -> Provenance:
     and in `images_rgba` with alpha for training. Lists of pairs are
     `pairs_{train,val,test,test_multi,test_syn}.json`, for noise 0.4 `pairs_train_noise40.json`, and
     `vocab.txt`; with the prefix `common_` those of the 300 everyday objects alone. What noise has
-    changed stands in `secret/noise_mask.json`, which only scoring code may read;
-    `pixel_baseline.json` is how far comparing pixels goes.
-
-    Args:
-        noise: share of the training pairs that get another concept's caption, below 1.
-        seed: of the captions' tags, the common concepts, hard texts and the noise.
+    changed (a share `noise` of the training pairs gets another concept's caption) stands in
+    `secret/noise_mask.json`, which only scoring code may read; `pixel_baseline.json` is how far
+    comparing pixels goes.
     """
     if not 0 <= noise < 1:
         raise ValueError(f"noise={noise}: it is a share of the pairs, at least 0 and below 1")
@@ -240,9 +237,8 @@ def words(text: str) -> list[str]:
 
 
 def pixel_baseline(drawn: Renderings, chosen: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Image -> concept by the nearest training picture: {split: {top1, top5, images}}, in percent.
-    Nearness is the correlation of 24 px crops; a concept is as near as its nearest picture. What a
-    model must beat before it can be said to see more than pixels."""
+    """Image -> concept by the training picture whose 24 px crop correlates most: {split: {top1,
+    top5, images}}, in percent. What a model must beat before it sees more than pixels."""
     ids = np.array(sorted(chosen))
     crops = {name: _standardised(drawn.pictures[name][ids]) for name in drawn.pictures}
     found = {}
@@ -270,10 +266,10 @@ def _build(folder: Path, noise: float, seed: int) -> None:
     held_out = {a for c in drawn.concepts if (a := held_out_alias(c)) is not None}
     captions = {c.id: training_captions(c, held_out, seed) for c in drawn.concepts}
     common = common_concepts(drawn, seed)
-    _write_lists(folder, "", drawn, list(captions), captions, noise, seed)
-    _write_lists(folder, "common_", drawn, common, captions, noise, seed)
-    baselines = {"all": pixel_baseline(drawn, list(captions))}
-    baselines |= {"common": pixel_baseline(drawn, common)}
+    for prefix, concepts in (("", list(captions)), ("common_", common)):
+        _write_lists(folder, prefix, drawn, concepts, captions, noise, seed)
+    chosen = {"all": list(captions), "common": common}
+    baselines = {name: pixel_baseline(drawn, concepts) for name, concepts in chosen.items()}
     write_json(folder / "pixel_baseline.json", baselines, indent=0)
     (folder / "ATTRIBUTION.md").write_text(drawn.attribution)
     _contact_sheet(drawn, captions).save(folder / "contact_pairs.png")

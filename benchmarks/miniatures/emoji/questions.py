@@ -149,8 +149,8 @@ def facts(pictures: Sequence[Picture], pool: Sequence[Thing]) -> list[Fact]:
 
 
 def balanced(known: Sequence[Fact]) -> list[tuple[Fact, Fact]]:
-    """Pairs of a true and a false fact that say the same of two pictures, each used once. In a set
-    of such pairs each text is as often right as wrong: the text alone tells nothing."""
+    """Pairs of a true and a false fact that say the same of two pictures, each used once: of these
+    each text is as often right as wrong, so that it tells nothing by itself."""
     waiting: defaultdict[tuple[str, str], list[Fact]] = defaultdict(list)
     for fact in known:
         if not fact.true:
@@ -185,8 +185,7 @@ def entailments(
     pictures: Sequence[Picture], known: Sequence[Fact], generator: np.random.Generator
 ) -> list[Item]:
     """As many entailed as contradicted and as neutral sentences, up to three a picture. Neutral
-    ones show by their words, so that the text alone gets two thirds right: that is the number to
-    beat."""
+    ones show by their words: the text alone gets two thirds right, the number to beat."""
     pairs = balanced(mixed(known, generator))[: len(pictures)]
     items = []
     for fact in chain(*pairs):

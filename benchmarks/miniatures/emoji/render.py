@@ -49,12 +49,8 @@ class Renderings:
 
 def renderings() -> Renderings:
     """Return all concepts and drawings; the first call on a machine fetches and draws (15-30 s)."""
-    recipe = {
-        "packages": {p.name: p.sha256 for p in PACKAGES},
-        "size": SIZE,
-        "version": VERSION,
-        "resvg": version("resvg_py"),
-    }
+    recipe: dict[str, Any] = {"packages": {p.name: p.sha256 for p in PACKAGES}, "size": SIZE}
+    recipe |= {"version": VERSION, "resvg": version("resvg_py")}
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
     folder = cache_folder() / "emoji" / digest
     build_once(folder, "renderings", recipe, _build)
@@ -69,10 +65,8 @@ def renderings() -> Renderings:
 def _build(folder: Path) -> None:
     concepts, icons, info = load()
     log.info("drawing %d concepts in %d renderings", len(concepts), len(RENDERINGS))
-    pictures = {
-        name: draw_all([c.icons[name] for c in concepts], icon_set)
-        for name, icon_set in icons.items()
-    }
+    names = {name: [concept.icons[name] for concept in concepts] for name in icons}
+    pictures = {name: draw_all(names[name], icon_set) for name, icon_set in icons.items()}
     present = {name: is_drawn(drawn) for name, drawn in pictures.items()}
     for concept in concepts:
         for name, there in present.items():
@@ -94,10 +88,8 @@ def svg(icon_set: Mapping[str, Any], name: str) -> str:
     """One icon of an Iconify set as a document of its own, so that its gradient ids are unique.
     Its own left, top, width and height go before those of the set."""
     icon = icon_set["icons"][name]
-    left, top, width, height = (
-        icon.get(key, icon_set.get(key, default))
-        for key, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
-    )
+    usual = {"left": 0, "top": 0, "width": 16, "height": 16}
+    left, top, width, height = (icon.get(k, icon_set.get(k, usual[k])) for k in usual)
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'viewBox="{left} {top} {width} {height}" width="{SIZE}" height="{SIZE}">'
@@ -135,9 +127,8 @@ def on_ground(pictures: NDArray[np.uint8], ground: int = 255) -> NDArray[np.uint
 
 
 def area_resize(images: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Scale (N, S, S, C) to (N, size, size, C) by the mean over the covered area. Overlaps, in
-    1/size of a source pixel, and all sums are whole numbers: the result does not depend on the
-    machine's arithmetic."""
+    """Scale (N, S, S, C) to (N, size, size, C) by the mean over the covered area. All sums are
+    whole numbers, so that the result does not depend on the machine's arithmetic."""
     side = images.shape[1]
     edges = np.arange(size + 1) * side  # both grids in units of 1/size of a source pixel
     pixels = np.arange(side) * size

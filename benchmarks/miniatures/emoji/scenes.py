@@ -6,7 +6,7 @@ an eighth's on others. `scenes` is the entry, for use as a `source` of a config.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,7 @@ from benchmarks.miniatures.emoji.render import (
     renderings,
     sheet,
 )
-from shared.data.errors import DataCorruptError
+from shared.data.readers.files import refusing
 
 VERSION = 1  # raise it with any change of the scenes
 SIZE = 96
@@ -71,23 +71,16 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows; `draw` makes the picture of it.
+    """What a picture shows; `draw` makes the picture of it."""
 
-    Attributes:
-        id: unique over the splits. size: side of the square picture in px.
-        crop: left, top and side of the square part of the photograph `ground` behind the objects.
-        objects: their boxes never overlap; the order means nothing.
-    """
-
-    id: int
-    size: int
-    ground: str
-    crop: tuple[int, int, int]
-    objects: tuple[SceneObject, ...]
+    id: int  # unique over the splits
+    size: int  # side of the square picture in px
+    ground: str  # the photograph behind the objects
+    crop: tuple[int, int, int]  # left, top and side of the square part of it
+    objects: tuple[SceneObject, ...]  # without overlaps; the order means nothing
 
     @property
     def file(self) -> str:
-        """Its name as in COCO: twelve digits."""
         return f"{self.id:012d}.png"
 
 
@@ -98,17 +91,13 @@ class Studio:
     drawn: Renderings
     photographs: dict[str, NDArray[np.uint8]]
 
-    def sprite(self, name: str, concept: int, longest: int, rotation: float) -> Image.Image:
-        """A drawing cut to its extent, scaled, turned, and cut again: RGBA."""
-        art = _cut(Image.fromarray(self.drawn.pictures[name][concept]))
-        scale = longest / max(art.size)
+    def sprite(self, thing: SceneObject) -> Image.Image:
+        """A drawing cut to its extent, scaled, turned, and cut again to its box: RGBA."""
+        art = _cut(Image.fromarray(self.drawn.pictures[thing.rendering][thing.concept]))
+        scale = thing.longest / max(art.size)
         width, height = (max(1, round(side * scale)) for side in art.size)
         scaled = art.resize((width, height), Image.Resampling.LANCZOS)
-        return _cut(scaled.rotate(rotation, Image.Resampling.BICUBIC, expand=True))
-
-    def pasted(self, thing: SceneObject) -> Image.Image:
-        """The sprite of an object, which has the size of its box."""
-        return self.sprite(thing.rendering, thing.concept, thing.longest, thing.rotation)
+        return _cut(scaled.rotate(thing.rotation, Image.Resampling.BICUBIC, expand=True))
 
 
 def studio() -> Studio:
@@ -131,11 +120,8 @@ def scenes(
     Writes `scenes/<split>/<12 digits>.png` (96 px, two to four objects of different concepts),
     `instances_<split>.json` in COCO's layout, `captions_train.json`,
     `coco_karpathy_{train,val,test}.json` with `coco_karpathy_{val,test}_gt.json`, and the scenes'
-    records in `secret/scene_records.json`, which only builders and scoring code may read.
-
-    Args:
-        train, val, test: number of scenes. classes: of concepts in them.
-        objects: fewest and most of a scene. longest_side: of an object, shortest and longest in px.
+    records in `secret/scene_records.json`, which only builders and scoring code may read. `objects`
+    are fewest and most of a scene, `longest_side` limits an object's in px.
     """
     counts = {"train": train, "val": val, "test": test}
     recipe = {"version": VERSION, "seed": seed, "counts": counts, "classes": classes}
@@ -175,9 +161,8 @@ def make_scenes(
 ) -> list[Scene]:
     """Lay out one scene for each list of concepts in `contents`; a concept may come twice.
 
-    Scene i depends on (seed, name, split, i) and its own contents alone. All that is asked for is
-    placed: where an object finds no place in 30 tries, the scene is laid out anew. ValueError if no
-    rendering of the split draws a concept, or a scene's objects don't fit.
+    Scene i depends on (seed, name, split, i) and its own contents alone. Where an object finds no
+    place in 30 tries, the scene is laid out anew; ValueError where that never helps.
     """
     made = []
     generators = generators_of(seed, f"{name} {split}", len(contents))
@@ -219,7 +204,7 @@ def draw(made_of: Studio, scene: Scene) -> NDArray[np.uint8]:
         (scene.size, scene.size), Image.Resampling.BOX, (left, top, left + side, top + side)
     )
     for thing in scene.objects:
-        sprite = made_of.pasted(thing)
+        sprite = made_of.sprite(thing)
         picture.paste(sprite, thing.box[:2], sprite)
     return np.asarray(picture)
 
@@ -229,7 +214,7 @@ def masks(made_of: Studio, scene: Scene) -> NDArray[np.bool_]:
     found = np.zeros((len(scene.objects), scene.size, scene.size), bool)
     for mask, thing in zip(found, scene.objects, strict=True):
         x, y, width, height = thing.box
-        mask[y : y + height, x : x + width] = np.asarray(made_of.pasted(thing))[..., 3] > OPAQUE
+        mask[y : y + height, x : x + width] = np.asarray(made_of.sprite(thing))[..., 3] > OPAQUE
     return found
 
 
@@ -290,14 +275,12 @@ def run_lengths(mask: NDArray[np.bool_]) -> dict[str, list[int]]:
 def read_scenes(root: str | Path, split: str) -> list[Scene]:
     """The records of a built split, for builders and scoring code only."""
     path = Path(root) / "secret" / "scene_records.json"
-    try:
-        found = []
+    found = []
+    with refusing(f"{path}: damaged; delete {root} and run again"):
         for row in json.loads(path.read_text())[split]:
             things = [SceneObject(**t | {"box": tuple(t["box"])}) for t in row["objects"]]
             found.append(Scene(**row | {"crop": tuple(row["crop"]), "objects": tuple(things)}))
-        return found
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataCorruptError(f"{path}: {error!r}; delete {root} and run again") from error
+    return found
 
 
 def _build(
@@ -350,14 +333,15 @@ def _placed(
         name = one_of(names, generator)
         longest = int(generator.integers(longest_side[0], longest_side[1] + 1))
         rotation = float(round(generator.uniform(-ROTATION, ROTATION), 2))
-        width, height = made_of.sprite(name, concept, longest, rotation).size
-        taken = [thing.box for thing in placed]
+        thing = SceneObject(concept, name, longest, rotation, (0, 0, 0, 0))
+        width, height = made_of.sprite(thing).size
+        taken = [other.box for other in placed]
         for _ in range(TRIES if max(width, height) <= SIZE else 0):
             x, y = (int(generator.integers(SIZE - side + 1)) for side in (width, height))
             if not any(
                 x < a + w and a < x + width and y < b + h and b < y + height for a, b, w, h in taken
             ):
-                placed.append(SceneObject(concept, name, longest, rotation, (x, y, width, height)))
+                placed.append(replace(thing, box=(x, y, width, height)))
                 break
         else:
             return None

@@ -60,9 +60,8 @@ def subgroups(root: str | Path, rank_seed: int | None = None) -> Provenance:
     """Make the sub-group sets present in `root`.
 
     Writes `images/{train,val,test}/<sub-group>/*.png`, and for each set NAME `NAME_{split}.npz` and
-    `.txt`: `emoji` with natural counts, `emoji_lt` with a long tail in which the rank follows the
-    natural count. With `rank_seed` also `emoji_lt_seed<k>`, whose ranks that seed permutes, so that
-    a class's difficulty and its rarity are not tied.
+    `.txt`: `emoji` with natural counts, `emoji_lt` with a long tail of these and, with `rank_seed`,
+    `emoji_lt_seed<k>`, whose ranks that seed permutes: rarity is not tied to difficulty.
     """
     root = Path(root)
     recipe = {"version": VERSION, "size": SIZE, "packages": VERSIONS}
@@ -107,12 +106,9 @@ def labelled_pictures(
 
 
 def long_tail_counts(natural: NDArray[np.int64], rank_seed: int | None = None) -> NDArray[np.int64]:
-    """(K,) pictures to keep per class: exponential in the class's rank, from 200 down to 3.
-
-    Ranks follow the natural counts (ties: the lower label first). With `rank_seed` each rank, from
-    the head on, goes to a class drawn among those large enough for it; the profile stays the same.
-    No class keeps more than it has.
-    """
+    """(K,) pictures to keep per class: exponential in the class's rank, from 200 down to 3, or all
+    that it has. Ranks follow the natural counts (ties: the lower label first); with `rank_seed`
+    each, from the head on, goes to a class drawn among those large enough for it."""
     classes = len(natural)
     ratio = LONG_TAIL_FEWEST / LONG_TAIL_MOST
     asked = np.floor(LONG_TAIL_MOST * ratio ** (np.arange(classes) / max(classes - 1, 1)) + 1e-9)
@@ -132,12 +128,10 @@ def long_tail_rows(labels: NDArray[np.int64], rank_seed: int | None = None) -> N
     """Sorted rows of the long tail. A class's pictures are drawn by a generator of its own, so that
     a larger count only adds to them."""
     counts = long_tail_counts(np.bincount(labels), rank_seed)
-    kept = [
-        np.random.default_rng([zlib.crc32(b"long tail"), label]).permutation(
-            np.flatnonzero(labels == label)
-        )[:count]
-        for label, count in enumerate(counts)
-    ]
+    kept = []
+    for label, count in enumerate(counts):
+        generator = np.random.default_rng([zlib.crc32(b"long tail"), label])
+        kept.append(generator.permutation(np.flatnonzero(labels == label))[:count])
     return np.sort(np.concatenate(kept))
 
 
@@ -148,10 +142,8 @@ def _all_splits() -> tuple[Renderings, dict[str, LabelledPictures], tuple[str, .
     sets = {split: labelled_pictures(drawn, split, class_names) for split in SPLITS}
     for split, pictures in sets.items():
         if missing := set(range(len(class_names))) - set(pictures.labels.tolist()):
-            names = ", ".join(class_names[label] for label in sorted(missing))
-            raise DataCorruptError(
-                f"emoji {split}: no picture of {names}; the packages have changed"
-            )
+            told = f"no picture of {', '.join(class_names[label] for label in sorted(missing))}"
+            raise DataCorruptError(f"emoji {split}: {told}; the packages have changed")
     return drawn, sets, class_names
 
 

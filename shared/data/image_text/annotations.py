@@ -1,7 +1,4 @@
-"""Annotations as JSON: lists of objects, one per sample, in one or several files.
-
-`.json` holds one list, `.jsonl` one object per line.
-"""
+"""Annotations as JSON, one object per sample: `.json` holds one list, `.jsonl` a line of each."""
 
 import json
 import operator
@@ -55,15 +52,9 @@ class Annotations:
 def read_annotations(
     files: str | Path | Iterable[str | Path], required: Mapping[str, Any] | None = None
 ) -> Annotations:
-    """Read the objects of one or several files, in order.
-
-    Args:
-        required: keys of every entry and their types, e.g. `{"caption": str | list[str]}`.
-
-    Raises:
-        DataNotFoundError: no such file.
-        DataCorruptError: no JSON, no objects, or a key that is missing or of another type; names
-            the file and the entry, counted from 0 (`.jsonl`: its line).
+    """Read the objects of one or several files, in order; an error names the file and the entry,
+    counted from 0 (`.jsonl`: its line). `required`: keys of every entry and their types, e.g.
+    `{"caption": str | list[str]}`.
     """
     paths = [files] if isinstance(files, str | Path) else list(files)
     if not paths:

@@ -1,8 +1,7 @@
 """Batches of pictures with texts, from annotations in JSON.
 
-`ImageTextData` reads annotations and pictures, schedules training and evaluates in order; tasks
-derive from it and say what an entry holds and which texts a batch has. `PairData` is image-text
-pairs, for pre-training and retrieval.
+Tasks derive from `ImageTextData` and say what an entry holds and which texts a batch has.
+`PairData` is image-text pairs, for pre-training and retrieval.
 """
 
 import warnings
@@ -19,10 +18,11 @@ from numpy.typing import NDArray
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.image_text.annotations import Annotation, Annotations, read_annotations
-from shared.data.images import FolderImages, Pictures, stand_ins
+from shared.data.images import FolderImages, Pictures, Pixels, readable
 from shared.data.loading.loader import EvaluationLoader, ResumableLoader
-from shared.data.loading.streams import Draws, Permutation, Permutations, Stream, StreamBatches
+from shared.data.loading.streams import Draws, Permutations, Stream, StreamBatches
 from shared.data.readers.files import image_path, is_text, not_found, shortened
+from shared.data.splits import seeded_subset
 from shared.data.text.cleaning import clean_caption
 from shared.data.text.wordpiece import WordPiece
 from shared.data.views.interface import Views, build_views
@@ -30,7 +30,6 @@ from shared.randomness import key_uniforms, sample_keys
 
 ImageTextBatch = dict[str, Any]
 Keys = NDArray[np.uint64]
-_LOOKED_FOR = 64  # pictures of which at least one must be there
 
 
 class TrainingSource(Protocol):
@@ -44,8 +43,7 @@ class TrainingSource(Protocol):
     def take(
         self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
     ) -> tuple[Pictures, NDArray[np.int64]]:
-        """The samples' pictures, and which samples they are: for an unreadable one another of
-        `pool` stands in; without a pool it is left out."""
+        """The samples' pictures, and which samples they are, see `shared.data.images.readable`."""
 
     def entries(self, indices: NDArray[np.int64]) -> list[Annotation]:
         """The samples' annotations, each with its number in the split as "index"."""
@@ -66,26 +64,18 @@ class AnnotatedSamples:
         return len(self.members)
 
     def stream(self, seed: int) -> Stream:
-        return Permutation(seed, len(self))
+        return Permutations(seed, len(self))
 
     def take(
         self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
     ) -> tuple[Pictures, NDArray[np.int64]]:
-        groups: list[list[NDArray[np.uint8]]] = []
-        used: list[int] = []
-        for index in indices:
-            for candidate in stand_ins(index, pool):
-                pictures = [self.images.read(int(row)) for row in self.rows[candidate]]
-                readable = [picture for picture in pictures if picture is not None]
-                if len(readable) == len(pictures):
-                    groups.append(readable)
-                    used.append(candidate)
-                    break
-            else:
-                if pool is not None:
-                    raise DataCorruptError(f"none of {len(pool)} entries has readable images")
-        by_place = zip(*groups, strict=True)
-        return [picture for place in by_place for picture in place], np.array(used, np.int64)
+        def read(index: int) -> list[Pixels] | None:
+            pictures = [self.images.read(int(row)) for row in self.rows[index]]
+            found = [picture for picture in pictures if picture is not None]
+            return found if len(found) == len(pictures) else None
+
+        groups, used = readable(indices, pool, read)
+        return [picture for place in zip(*groups, strict=True) for picture in place], used
 
     def entries(self, indices: NDArray[np.int64]) -> list[Annotation]:
         return [self.annotations[i] | {"index": int(i)} for i in self.members[indices]]
@@ -93,9 +83,8 @@ class AnnotatedSamples:
 
 @dataclass(eq=False)
 class ImageTextBatches:
-    """Batches of a source: in training from plans of one stream, in evaluation from numbers. In
-    training another sample stands in for an unreadable one; in evaluation it is left out. `texts`:
-    see `ImageTextData.texts`; `seed`: of augmentation and of draws among texts."""
+    """Batches of a source: in training from plans of one stream, in evaluation from numbers.
+    `texts`: see `ImageTextData.texts`; `seed`: of augmentation and of draws among texts."""
 
     source: TrainingSource
     transform: Views
@@ -138,19 +127,14 @@ class ImageTextData(pl.LightningDataModule):
 
     Args:
         files: split -> annotation file or files, see `read_annotations`.
-        image_root: folder that the pictures' paths are relative to; or data set -> folder, where
-            entries name their `dataset`.
-        vocab: see `shared.data.text.wordpiece.WordPiece`.
+        image_root: folder that the pictures' paths are relative to and, unless `allow_outside`, do
+            not leave; or data set -> folder, where entries name their `dataset`.
         augmentation: `_target_` of the views and their arguments; "train" and "test" are used.
-        batch_size: total over all ranks. eval_batch_size: of one rank.
-        seed: of sampling, of augmentation and of draws among captions.
+        batch_size: total over all ranks; `eval_batch_size` is of one rank.
         steps_per_epoch: batches per epoch, drawn from concatenated passes; None makes an epoch one
             pass of the training set, without the partial batch at its end.
         subset: train on that many entries, drawn with `subset_seed`; None for all.
-        cache_images: keep decoded pictures in memory, for small sets.
         image_mode: "RGBA" gives the views pictures with their alpha channel.
-        allow_outside: accept paths that are absolute or leave `image_root`.
-        max_corrupt: share of unreadable pictures beyond which a run stops.
         val_split, test_split: of `files`; None goes without.
     """
 
@@ -189,10 +173,9 @@ class ImageTextData(pl.LightningDataModule):
         return [entry["image"]]
 
     def root_of(self, entry: Annotation) -> str:
-        root = self._h.image_root
+        root, name = self._h.image_root, entry.get("dataset")
         if isinstance(root, str):
             return root
-        name = entry.get("dataset")
         if not isinstance(name, str) or name not in root:
             known = ", ".join(root)
             raise DataCorruptError(f"`dataset` is {shortened(name)}, but image_root has {known}")
@@ -230,19 +213,13 @@ class ImageTextData(pl.LightningDataModule):
         members = np.flatnonzero(~bad)
         if bad.any():
             first = int(bad.argmax())
-            warnings.warn(
-                f"{bad.sum()} of {len(entries)} training entries are left out; the first is "
-                f"{entries.where(first)}: {problems[first]}",
-                stacklevel=2,
-            )
+            left_out = f"{bad.sum()} of {len(entries)} training entries are left out; the first is"
+            told = f"{left_out} {entries.where(first)}: {problems[first]}"
+            warnings.warn(told, stacklevel=2)
         if not len(members):
             raise DataCorruptError("no training entry can be used; see the warning before")
-        if h.subset is not None:
-            if not 0 < h.subset <= len(members):
-                raise ValueError(f"subset={h.subset} but there are {len(members)} training entries")
-            order = np.random.default_rng([h.subset_seed, 0x5B5]).permutation(members)
-            members = np.sort(order[: h.subset])
-        return self._samples("train", members)
+        chosen = seeded_subset(len(members), h.subset, h.subset_seed)
+        return self._samples("train", members[chosen])
 
     def evaluated(self, split: str) -> AnnotatedSamples:
         """All entries of a split; DataCorruptError if one has a problem."""
@@ -311,7 +288,11 @@ class ImageTextData(pl.LightningDataModule):
                 raise DataCorruptError(f"{entries.where(number)}: {error}") from error
             rows.append([places.setdefault(path, len(places)) for path in own])
         paths, origin = list(places), f"annotations of split {split!r}"
-        _check_root(paths, origin)
+        # Of some evenly spaced pictures none is there if the root is wrong.
+        looked_for = np.unique(np.linspace(0, len(paths) - 1, 64).astype(int))
+        if not any(Path(paths[place]).is_file() for place in looked_for):
+            missing = f"{origin}: none of {len(looked_for)} images is there"
+            raise DataNotFoundError(f"{not_found(Path(paths[0]))} ({missing})")
         how = {"truncated": True, "mode": h.image_mode, "cache": h.cache_images}
         unlabelled = np.full(len(paths), -1)
         images = FolderImages(paths, unlabelled, [], origin, h.max_corrupt, **how)
@@ -332,13 +313,10 @@ class PairData(ImageTextData):
     entries have `hard`, the first caption of another one that is easily taken for it, also
     `hard_text` (T,), that other entry's number.
 
-    Captions are cleaned, see `clean_caption`, and cut to `max_words`. Training entries without a
-    word in any caption are left out.
-
-    Args:
-        max_text_tokens: of texts in "train" and "eval", [CLS] included; longer ones are cut. Null
-            keeps them whole. Training batches are padded to their longest text, evaluation to the
-            limit (docs/papers/albef.md, section 4.3).
+    Captions are cleaned, see `clean_caption`, and cut to `max_words`, and to `max_text_tokens` in
+    "train" and "eval", [CLS] included; null keeps them whole. Training batches are padded to their
+    longest text, evaluation to the limit (docs/papers/albef.md, section 4.3). Training entries
+    without a word in any caption are left out.
     """
 
     required: ClassVar[Mapping[str, Any]] = {"image": str, "caption": str | list[str]}
@@ -410,11 +388,3 @@ class PairData(ImageTextData):
             ids, mask = self.tokenizer.batch(chosen, self.token_limits["train"])
             extra = {"image_ids": torch.from_numpy(self.image_ids[indices])}
         return {"input_ids": ids, "attention_mask": mask, **extra}
-
-
-def _check_root(paths: Sequence[str], origin: str) -> None:
-    """Look for some evenly spaced pictures: with a wrong root none of them is there."""
-    places = np.unique(np.linspace(0, len(paths) - 1, _LOOKED_FOR).astype(int))
-    if not any(Path(paths[place]).is_file() for place in places):
-        missing = f"{origin}: none of {len(places)} images is there"
-        raise DataNotFoundError(f"{not_found(Path(paths[0]))} ({missing})")

@@ -40,8 +40,7 @@ class Reference:
 
 
 class References:
-    """The references of REFER by `ref_id`, with the proposals of their images, from `refs(unc).p`,
-    `instances.json` and `dets.json`; a pickle that holds more than plain data is refused."""
+    """The references of REFER by `ref_id`, with the proposals of their images."""
 
     def __init__(self, refs: str | Path, instances: str | Path, proposals: str | Path) -> None:
         self.paths = refs, instances, proposals
@@ -95,8 +94,8 @@ class ReferringData(ImageTextData):
     (P, 4); `splits`, a list of names. Its `image_ids` tell images of the batch apart.
 
     Texts are cleaned (`clean_caption`), padded to the longest, and not cut but by `max_words`.
-    Training entries without a word are left out; in evaluation they are refused, and so are those
-    whose `ref_id` has no reference, box or proposals. For the files see `References`.
+    Those without a word are left out of training; evaluation refuses them, and those whose `ref_id`
+    has no reference, box or proposals.
     """
 
     required: ClassVar[Mapping[str, Any]] = {"image": str, "text": str}
@@ -150,13 +149,11 @@ class ReferringData(ImageTextData):
 def image_identities(names: Sequence[str]) -> NDArray[np.int64]:
     """Numbers of the images' file names without folders, in order of first appearance."""
     seen: dict[str, int] = {}
-    return np.array(
-        [seen.setdefault(PurePosixPath(name).name, len(seen)) for name in names], np.int64
-    )
+    files = (PurePosixPath(name).name for name in names)
+    return np.array([seen.setdefault(file, len(seen)) for file in files], np.int64)
 
 
 def _by_key(content: Any, key: str, origin: object) -> dict[int, dict[str, Any]]:
-    """A list of objects by one of their keys."""
     if not isinstance(content, list):
         raise DataCorruptError(f"{origin}: expected a list, got {type(content).__name__}")
     found: dict[int, dict[str, Any]] = {}
@@ -169,9 +166,5 @@ def _by_key(content: Any, key: str, origin: object) -> dict[int, dict[str, Any]]
 
 
 def _is_box(value: Any) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and len(value) >= 4
-        and all(map(is_number, value[:4]))
-        and min(value[2:4]) >= 0
-    )
+    numbers = value[:4] if isinstance(value, list | tuple) else ()
+    return len(numbers) == 4 and all(map(is_number, numbers)) and min(numbers[2:]) >= 0

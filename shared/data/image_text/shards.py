@@ -5,8 +5,7 @@ A shard holds members `<key>.jpg` (or .jpeg, .png, .webp) with `<key>.txt`, a ca
 caption. A key ends at the first dot of the file name and names one sample of its shard.
 
 Nothing is unpacked. Each shard's table of members is read once and kept in a small index file;
-after that every sample is one read at a known place, so that any worker process can make any batch
-and a run goes on in the middle of a shard.
+after that every sample is one read at a known place.
 """
 
 import glob
@@ -18,7 +17,6 @@ import tarfile
 import warnings
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -29,7 +27,8 @@ from numpy.typing import NDArray
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.image_text.pairs import PairData
 from shared.data.images import FileImages
-from shared.data.loading.streams import Draws
+from shared.data.loading.streams import Draws, Stream
+from shared.data.packages import cache_folder
 from shared.data.readers.files import one_line, open_data, read_arrays, shortened
 from shared.data.text.cleaning import clean_caption
 from shared.files import open_regular, parse_json, replacing
@@ -72,19 +71,12 @@ class Table(NamedTuple):
 class ShardSamples(FileImages):
     """The pairs of all `shards`, a `TrainingSource` of `shared.data.image_text.pairs`.
 
-    Pictures without a caption are left out with a warning; for other arguments see `FileImages`.
+    Pictures without a caption are left out with a warning. Refused are shards that are missing,
+    given twice, compressed, cut off or no tar file, have links or two files of one kind for a key.
 
-    Args:
-        shards: paths or patterns ("/data/cc3m/*.tar"); matches are sorted.
-        index_folder: where index files go if they can't be written beside their shards; by default
-            `shard-index` in TENFOLD_CACHE (data/cache).
-        window: so many shards are shuffled together, see `WindowShuffle`.
-
-    Raises:
-        DataNotFoundError: no such shard.
-        DataCorruptError: a shard that is compressed, cut off or no tar file, has links or two files
-            of one kind for a key; or no pair at all.
-        ValueError: a shard given twice, or no shard in a window.
+    `shards` are paths or patterns ("/data/cc3m/*.tar"). Index files that can't be written beside
+    their shards go to `index_folder`, by default `shard-index` in TENFOLD_CACHE (data/cache).
+    `window` is that of `WindowShuffle`.
     """
 
     def __init__(
@@ -150,21 +142,16 @@ class ShardSamples(FileImages):
         return self._files.read(self.shards[shard], self._stamps[shard], offset, size)
 
 
-@dataclass(eq=False)
-class WindowShuffle:
+class WindowShuffle(Stream):
     """Every sample once an epoch: shards in random order, and `window` of them shuffled together,
-    so that only that many files are read at a time. A `Stream`: the order is a function of (seed,
-    epoch) alone. `ends` (S,): where the samples of each shard end."""
+    so that only that many files are read at a time. `ends` (S,): where each shard's samples end."""
 
-    seed: int
-    ends: NDArray[np.int64]
-    window: int
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
+    def __init__(self, seed: int, ends: NDArray[np.int64], window: int) -> None:
+        super().__init__(seed, int(ends[-1]), 0)
+        self.ends, self.window = ends, window
 
     def draws(self, epoch: int) -> Draws:
-        generator = np.random.default_rng([self.seed & (2**64 - 1), epoch, 0])
+        generator = self._generator(epoch)
         starts = np.concatenate([[0], self.ends[:-1]])
         order = generator.permutation(len(self.ends))
         positions = []
@@ -226,16 +213,13 @@ def find_shards(shards: str | Path | Iterable[str | Path]) -> list[str]:
 
 
 def read_table(path: str | Path) -> Table:
-    """Read the members' names and places, and the captions, from a tar file; see `ShardSamples`
-    for what is refused."""
+    """Read the members' names and places, and the captions, from a tar file."""
     with open_data(path) as file:
         begin = os.pread(file.fileno(), 6, 0)
         for magic, name in _COMPRESSED.items():
             if begin.startswith(magic):
-                raise DataCorruptError(
-                    f"{path} is compressed by {name}, so that single samples can't be read. Unpack "
-                    "it to a .tar: pictures are compressed already, it hardly grows"
-                )
+                told = f"{path} is compressed by {name}, so that single samples can't be read"
+                raise DataCorruptError(f"{told}. Unpack it to a .tar, which is hardly larger")
         stamp = _stamp(os.fstat(file.fileno()))
         samples = {k: parts for k, parts in _members(path, file).items() if "image" in parts}
         rows = {key: _row(parts, file) for key, parts in samples.items()}
@@ -348,8 +332,7 @@ def _stamp(status: os.stat_result) -> tuple[int, int]:
 
 def _tables(shards: Sequence[str], index_folder: str | Path | None) -> list[Table]:
     """The shards' tables, from index files where these are up to date; others are read anew."""
-    cache = Path(os.environ.get("TENFOLD_CACHE", "data/cache"))
-    folder = Path(index_folder) if index_folder else cache / "shard-index"
+    folder = Path(index_folder) if index_folder else cache_folder() / "shard-index"
     tables = []
     for number, shard in enumerate(shards):
         places = [Path(f"{shard}.index.npz"), folder / f"{_hash(os.path.abspath(shard)):x}.npz"]
@@ -363,16 +346,13 @@ def _tables(shards: Sequence[str], index_folder: str | Path | None) -> list[Tabl
     pairs = sum(len(table.rows) for table in tables)
     if left_out:
         number, table = next((n, t) for n, t in enumerate(tables) if t.without_caption)
-        warnings.warn(
-            f"{left_out} of {pairs + left_out} images are left out, without a word in <key>.txt or "
-            f'"caption" of <key>.json; the first is {table.example!r} of {shards[number]}',
-            stacklevel=3,
-        )
+        told = f"{left_out} of {pairs + left_out} images are left out, without a word in <key>.txt"
+        first = f"the first is {table.example!r} of {shards[number]}"
+        warnings.warn(f'{told} or "caption" of <key>.json; {first}', stacklevel=3)
     if not pairs:
-        raise DataCorruptError(
-            f"no pair in {len(shards)} shards, the first is {shards[0]}: expected <key>.jpg "
-            "(.jpeg, .png, .webp) with <key>.txt or <key>.json"
-        )
+        wanted = "expected <key>.jpg (.jpeg, .png, .webp) with <key>.txt or <key>.json"
+        none = f"no pair in {len(shards)} shards, the first is {shards[0]}"
+        raise DataCorruptError(f"{none}: {wanted}")
     return tables
 
 
@@ -388,9 +368,8 @@ def _load_index(path: Path, shard: str) -> Table | None:
         return None
     for part in ("image", "text"):
         begin, length = rows[part], rows[f"{part}_size"]
-        if not ((begin >= tarfile.BLOCKSIZE) & (begin <= size)).all():
-            return None
-        if not ((length >= 0) & (length <= size - begin)).all():
+        inside = (begin >= tarfile.BLOCKSIZE) & (begin <= size)
+        if not (inside & (length >= 0) & (length <= size - begin)).all():
             return None
     return None if (rows["text_size"] > _MAX_TEXT).any() else Table(rows, stamp, left_out, example)
 

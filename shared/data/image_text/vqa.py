@@ -37,13 +37,9 @@ class VQAData(ImageTextData):
     `kinds`, a list of B lists of the kinds of question that an entry names, and `answers`, a list
     of B lists of texts, where the split has them.
 
-    Training entries without an answer are left out.
-
-    Args:
-        answer_list: JSON file, a list of the answers to choose from.
-        single_answer_weight: of the answer to a question that has just one.
-        max_text_tokens, max_words: of questions in "train" and "eval", [CLS] included; longer ones
-            are cut. Null keeps all tokens.
+    Training entries without an answer are left out. `answer_list` is a JSON list of the answers to
+    choose from; questions longer than `max_words` or `max_text_tokens` ([CLS] included, null keeps
+    all) in "train" and "eval" are cut.
     """
 
     required: ClassVar[Mapping[str, Any]] = {"image": str, "question": str}
@@ -97,18 +93,15 @@ class VQAData(ImageTextData):
         first: dict[int, int] = {}
         answered: dict[bool, int] = {}
         for number, entry in enumerate(entries):
-            earlier = first.setdefault(entry["question_id"], number)
-            if earlier != number:
-                raise DataCorruptError(
-                    f"{entries.where(number)}: question_id {entry['question_id']} is that of "
-                    f"{entries.where(earlier)}, too"
-                )
+            identity = entry["question_id"]
+            if (earlier := first.setdefault(identity, number)) != number:
+                also = f"question_id {identity} is that of {entries.where(earlier)}, too"
+                raise DataCorruptError(f"{entries.where(number)}: {also}")
             answered.setdefault(bool(entry.get("answer")), number)
         if len(answered) == 2:
-            raise DataCorruptError(
-                f"{entries.where(answered[True])} has answers, {entries.where(answered[False])} "
-                f"has none: give split {split!r} all answers or none"
-            )
+            some, none = (entries.where(answered[has]) for has in (True, False))
+            told = f"{some} has answers, {none} has none"
+            raise DataCorruptError(f"{told}: give split {split!r} all answers or none")
         return samples
 
     def texts(self, entries: Sequence[Annotation], keys: Keys | None, split: str) -> ImageTextBatch:
@@ -116,7 +109,12 @@ class VQAData(ImageTextData):
         questions = [entry["question"] for entry in entries]
         words, tokens = self.word_limits[use], self.token_limits[use]
         batch = tokenised_questions(self.tokenizer, questions, words, tokens)
-        return batch | (self._truth(entries) if keys is None else self._targets(entries))
+        if keys is not None:
+            return batch | self._targets(entries)
+        batch["question_ids"] = torch.tensor([entry["question_id"] for entry in entries])
+        batch["kinds"] = [[entry[kind] for kind in KINDS if kind in entry] for entry in entries]
+        answers = [entry.get("answer") for entry in entries]
+        return batch | ({"answers": answers} if all(answers) else {})
 
     def _targets(self, entries: Sequence[Annotation]) -> ImageTextBatch:
         weights = [self._weights(entry["answer"]) for entry in entries]
@@ -134,14 +132,6 @@ class VQAData(ImageTextData):
         if isinstance(answer, str):
             return {answer: float(self._h.single_answer_weight)}
         return {text: count / len(answer) for text, count in Counter(answer).items()}
-
-    def _truth(self, entries: Sequence[Annotation]) -> ImageTextBatch:
-        batch: ImageTextBatch = {
-            "question_ids": torch.tensor([entry["question_id"] for entry in entries]),
-            "kinds": [[entry[kind] for kind in KINDS if kind in entry] for entry in entries],
-        }
-        answers = [entry.get("answer") for entry in entries]
-        return batch | ({"answers": answers} if all(answers) else {})
 
 
 def tokenised_questions(

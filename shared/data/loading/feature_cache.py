@@ -27,12 +27,9 @@ def cache_key(files: Iterable[str | Path], *settings: Any) -> str:
 
 
 def cached(folder: str | Path | None, key: str, make: Callable[[], Arrays]) -> Arrays:
-    """The arrays of `folder`/<key>.npz; if they are not there, `make` them and write the file.
-
-    Several processes may ask at once: the file appears whole or not at all. A file that cannot be
-    read is made anew and a file that cannot be written does without, each with a warning. `folder`
-    None keeps nothing.
-    """
+    """The arrays of `folder`/<key>.npz; if they are not there, `make` them and write the file. One
+    that can't be read is made anew and one that can't be written does without, each with a warning.
+    `folder` None keeps nothing."""
     if folder is None:
         return make()
     path = Path(folder) / f"{key}.npz"

@@ -45,9 +45,8 @@ class ResumableLoader(_WorkerLoader):
     """The training batches of `schedule`, resumable after any of them.
 
     Lightning saves `state_dict()` with each checkpoint and finds `set_epoch` through `.sampler`.
-    Only batches handed to the training loop count, however many the workers have prefetched: when
-    `on_train_batch_end` of batch k fires, the position is k + 1. Lightning asks for an iterator
-    before it announces the epoch, so the work starts at the first `next`.
+    Only batches handed to the training loop count, however many the workers have prefetched.
+    Lightning asks for an iterator before it announces the epoch: work starts at the first `next`.
     """
 
     def __init__(self, dataset: BatchedDataset, schedule: Schedule, num_workers: int = 0) -> None:
@@ -85,10 +84,8 @@ class ResumableLoader(_WorkerLoader):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Make the next iteration go on after the batches that `state` had handed out."""
         if state["length"] != len(self):
-            raise ValueError(
-                f"the checkpoint's epoch has {state['length']} batches, this one has {len(self)}: "
-                "batch sizes, steps_per_epoch or data have changed"
-            )
+            told = f"the checkpoint's epoch has {state['length']} batches, this one has {len(self)}"
+            raise ValueError(f"{told}: batch sizes, steps_per_epoch or data have changed")
         self.epoch, self.position, self._resuming = state["epoch"], state["position"], True
 
 

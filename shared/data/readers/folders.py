@@ -8,6 +8,7 @@ unreadable images beyond which reading stops.
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +17,10 @@ from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.images import IMAGE_SUFFIXES, ArrayImages, FolderImages, read_image
 from shared.data.readers.files import (
     integers,
+    is_text,
+    leaves,
     not_found,
     one_line,
-    paths_below,
     read_arrays,
     read_text,
     refusing,
@@ -57,19 +59,13 @@ def list_file(
     num_classes: int | None = None,
     max_corrupt: float = 0.01,
 ) -> FolderImages:
-    """Read the images that a list file names, in its order; see `read_list`.
-
-    Args:
-        lists: list file, relative to `root`; "{split}" in it stands for the split.
-        images: folder that the paths in the list are relative to; `root` by default.
-        num_classes: keep the labels below that only; by default all.
-    """
+    """Read the images that the file `root/lists` names ("{split}" stands for the split), in its
+    order; see `read_list`. Its paths are relative to `images`, by default to `root`."""
     root = Path(root)
     path = root / lists.replace("{split}", split)
     relative, labels = read_list(path, num_classes)
     names = _folder_names(relative, labels, num_classes or int(labels.max()) + 1)
-    paths = paths_below(root if images is None else Path(images), relative, path)
-    check_some_exist(paths, str(path))
+    paths = listed_paths(root if images is None else Path(images), relative, path)
     every = split == "train"
     return FolderImages(paths, labels, names, str(path), max_corrupt, every_class=every)
 
@@ -178,15 +174,21 @@ def _folder_names(paths: Sequence[str], labels: NDArray[np.int64], num_classes: 
     return [by_label[k] if own else str(k) for k in range(num_classes)]
 
 
-def check_some_exist(paths: Sequence[str], origin: str) -> None:
-    """Look for 64 evenly spaced images, so that a wrong root shows before training starts."""
+def listed_paths(folder: Path, names: Sequence[Any], origin: Path) -> list[str]:
+    """Join the paths that the file `origin` lists to their folder, which they may not leave. Of 64
+    evenly spaced ones all must be there, so that a wrong root shows before training starts."""
+    for name in names:
+        if not is_text(name) or "\0" in name or leaves(name):
+            raise DataCorruptError(f"{origin}: {shortened(name)} is no path below {folder}")
+    paths = [str(folder / name) for name in names]
     for place in np.unique(np.linspace(0, len(paths) - 1, 64).astype(int)):
         if not Path(paths[place]).is_file():
             raise DataNotFoundError(f"{not_found(Path(paths[place]))} ({origin} lists it)")
+    return paths
 
 
 def known_split(split: str, *splits: str) -> str:
-    """Return `split`. Raises ValueError if it is none of `splits`."""
+    """Return `split`; ValueError if it is none of `splits`."""
     if split not in splits:
         raise ValueError(f"split={split!r}: expected one of {', '.join(splits)}")
     return split

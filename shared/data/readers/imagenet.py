@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.images import FolderImages, ImageSet
-from shared.data.readers.files import read_json, refusing, shortened
+from shared.data.readers.files import not_found, read_json, refusing, shortened
 from shared.data.readers.folders import class_folders, scan, text_lines
 from shared.data.splits import Split, per_class_split
 from shared.files import replacing
@@ -20,10 +20,8 @@ def imagenet(root: str | Path, split: str, max_corrupt: float = 0.01) -> FolderI
     """Read `root/train/<class>/*` ("train") or `root/val/<class>/*` ("test", "val")."""
     folder = Path(root) / {"train": "train", "test": "val", "val": "val"}[split]
     if not folder.is_dir():
-        raise DataNotFoundError(
-            f"{folder} not found. Place the images there as {folder}/<class>/<image> (ImageNet is "
-            "handed out by its owners only), or set data_root=DIR or TENFOLD_DATA=DIR"
-        )
+        wanted = f"{folder}/<class>/<image>, which only the owners of ImageNet hand out"
+        raise DataNotFoundError(f"{not_found(folder)}: expected {wanted}")
     names = class_folders(folder)
     return FolderImages(*scan(folder, names), names, str(folder), max_corrupt)
 
@@ -40,8 +38,7 @@ def imagenet_fraction(
 
     The fraction is the first int(fraction * N) of the shuffled list of training images, not drawn
     class by class (docs/papers/mopro.md, section 6.3). `list_path` holds one `<class folder>/<file
-    name>` a line; a missing file is first made with `seed`, at once or not at all, so that all
-    processes of a run and all later runs use the same images. One of another number is refused.
+    name>` a line, for all processes and later runs; a missing file is first made with `seed`.
     """
     images = imagenet(root, split, max_corrupt)
     if split != "train":
@@ -56,9 +53,8 @@ def imagenet_fraction(
         _write(path, "".join(f"{keys[i]}\n" for i in sorted(order[:count])))
     listed = text_lines(path)
     if len(listed) != count:
-        raise ValueError(
-            f"{path} lists {len(listed)} images, fraction={fraction} are {count}: name another path"
-        )
+        has = f"{path} lists {len(listed)} images, fraction={fraction} are {count}"
+        raise ValueError(f"{has}: name another path")
     chosen = np.sort(_indices(listed, keys, path))
     paths, labels = [images.path(int(i)) for i in chosen], images.labels[chosen]
     names = images.class_names
@@ -70,9 +66,8 @@ def split_file(
 ) -> Split:
     """Read the official split file: "labeled_samples" and "unlabeled_samples" of [path, class].
 
-    A missing file is first made by `per_class_split`, and written at once or not at all. Images are
-    recognised by `<class folder>/<file name>`, so a file made on another machine serves as well. A
-    file of another percentage or seed is refused.
+    A missing file is first made by `per_class_split`. Images are recognised by `<class
+    folder>/<file name>`, so a file made on another machine serves as well.
     """
     if not isinstance(images, FolderImages) or len(candidates) != len(images):
         raise ValueError("a split file needs a folder data set, used whole (subset=null)")
@@ -94,10 +89,9 @@ def split_file(
     classes = len(images.class_names)
     found = np.bincount(images.labels[result.labelled], minlength=classes)
     if (found != num_labels / classes).any():
-        raise ValueError(
-            f"{path} labels {found.min()} to {found.max()} images per class, not num_labels="
-            f"{num_labels} of {classes} classes: name another path"
-        )
+        has = f"{path} labels {found.min()} to {found.max()} images per class"
+        wanted = f"num_labels={num_labels} of {classes} classes"
+        raise ValueError(f"{has}, not {wanted}: name another path")
     return result
 
 

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from shared.data.images import ArrayImages, FolderImages
 from shared.data.readers import small_images
-from shared.data.readers.files import integers, paths_below, read_json, refusing
-from shared.data.readers.folders import check_some_exist, known_split
+from shared.data.readers.files import integers, read_json, refusing
+from shared.data.readers.folders import known_split, listed_paths
 
 
 def long_tail_counts(
@@ -93,9 +93,8 @@ def fashion_mnist_lt(
     """Read a long-tailed Fashion-MNIST of at most `n_max` images per class.
 
     `seed` draws the images and which class gets which count, so that over seeds a class's
-    difficulty is not tied to its rarity. The splits "val" and "balanced" (for a probe that sees
-    every class equally often) have equally many other training images of each class; "test" is the
-    official one.
+    difficulty is not tied to its rarity. "val" and "balanced" (for a probe) have equally many other
+    training images of each class; "test" is the official one.
     """
     if known_split(split, "train", "val", "balanced", "test") == "test":
         return small_images.fashion_mnist(root, "test")
@@ -124,8 +123,7 @@ def fashion_mnist_lt(
 def inaturalist2018(root: str | Path, split: str, max_corrupt: float = 0.01) -> FolderImages:
     """Read iNaturalist 2018 from `root/train2018.json` and `root/val2018.json` ("val", "test")."""
     every = known_split(split, "train", "val", "test") == "train"
-    root = Path(root)
-    path = root / f"{'train' if every else 'val'}2018.json"
+    path = Path(root) / f"{'train' if every else 'val'}2018.json"
     content = read_json(path)
     with refusing(f"{path}: not a file of iNaturalist 2018"):
         images, annotations = content["images"], content["annotations"]
@@ -137,8 +135,7 @@ def inaturalist2018(root: str | Path, split: str, max_corrupt: float = 0.01) -> 
         names = [str(category["name"]) for category in categories]
         if [category["id"] for category in categories] != list(range(len(categories))):
             raise ValueError("the category ids are not 0, 1, 2, ...")
-    paths = paths_below(root, listed, path)
-    check_some_exist(paths, str(path))
+    paths = listed_paths(path.parent, listed, path)
     return FolderImages(paths, labels, names, str(path), max_corrupt, every_class=every)
 
 

@@ -20,12 +20,9 @@ REPEATED = 4  # items for each byte: containers may occur in several places, but
 
 
 def read_plain_pickle(path: str | Path, arrays: bool = False, encoding: str = "latin-1") -> Any:
-    """Read containers, texts and numbers; what asks for anything else is refused.
-
-    Args:
-        arrays: admit numpy's arrays of numbers as values of a dict that holds everything.
-        encoding: of Python 2's texts; "bytes" leaves them as they are.
-    """
+    """Read containers, texts and numbers; what asks for anything else is refused. With `arrays` a
+    dict that holds everything may have numpy's arrays of numbers as values. `encoding` is that of
+    Python 2's texts; "bytes" leaves them as they are."""
     content = read_data(Path(path))
     # A damaged pickle surfaces as whatever its first wrong byte provokes.
     with refusing(f"{path} is refused, nothing in it was executed: no plain pickle", Exception):

@@ -122,9 +122,8 @@ def read_idx(path: Path, dimensions: int = 3) -> NDArray[np.uint8]:
         raise DataCorruptError(f"{path}: not an IDX file of bytes in {dimensions} dimensions")
     shape = tuple(np.frombuffer(content[4:header], ">u4").tolist())
     if len(content) != header + math.prod(shape):
-        raise DataCorruptError(
-            f"{path}: {len(content)} bytes are not the {shape} values of its header; fetch it anew"
-        )
+        told = f"{len(content)} bytes are not the {shape} values of its header"
+        raise DataCorruptError(f"{path}: {told}; fetch it anew")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
@@ -147,13 +146,12 @@ def _cifar(folder: Path, names: list[str], label_key: str, meta: str) -> ArrayIm
             images.append(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
             labels.append(integers(labelled))
     content = read_pickle(folder / meta)
-    class_names = content.get("label_names") or content.get("fine_label_names")
-    if not isinstance(class_names, list) or not all(
-        isinstance(n, bytes | str) for n in class_names
-    ):
-        raise DataCorruptError(f"{folder / meta}: no list of `label_names` or `fine_label_names`")
+    with refusing(f"{folder / meta}: no list of `label_names` or `fine_label_names`"):
+        class_names = content.get("label_names") or content["fine_label_names"]
+        if not isinstance(class_names, list):
+            raise TypeError(f"it is a {type(class_names).__name__}")
+        decoded = [n if isinstance(n, str) else n.decode("latin-1") for n in class_names]
     joint = np.ascontiguousarray(np.concatenate(images))
-    decoded = [n.decode("latin-1") if isinstance(n, bytes) else n for n in class_names]
     return ArrayImages(joint, np.concatenate(labels), decoded, str(folder))
 
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from shared.data.errors import DataCorruptError
 from shared.data.images import FolderImages
-from shared.data.readers.files import paths_below, shortened
-from shared.data.readers.folders import check_some_exist, known_split, read_list, text_lines
+from shared.data.readers.files import shortened
+from shared.data.readers.folders import known_split, listed_paths, read_list, text_lines
 
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
@@ -33,15 +33,13 @@ def voc2007(root: str | Path, split: str, max_corrupt: float = 0.01) -> FolderIm
         fields = [line.split() for line in text_lines(path)]
         if bad := [f for f in fields if len(f) < 2 or f[-1] not in ("-1", "0", "1")]:
             raise DataCorruptError(f"{path}: {shortened(' '.join(bad[0]))} is not 'id label'")
-        found = [f[0] for f in fields]
-        if not found:
+        if not (found := [f[0] for f in fields]):
             raise DataCorruptError(f"{path}: lists no image")
         if columns and found != ids:
             raise DataCorruptError(f"{path}: lists other images than that of {VOC_CLASSES[0]}")
         ids = found
         columns.append([int(f[-1]) for f in fields])
-    paths = paths_below(folder / "JPEGImages", [f"{number}.jpg" for number in ids], path)
-    check_some_exist(paths, f"{name} set")
+    paths = listed_paths(folder / "JPEGImages", [f"{number}.jpg" for number in ids], path)
     labels = np.array(columns, np.int64).T
     return FolderImages(paths, labels, VOC_CLASSES, f"{folder} ({name})", max_corrupt)
 
@@ -68,6 +66,5 @@ def places205(
             generator.shuffle(members)
             chosen += members[:shots]
         relative, labels = [relative[i] for i in chosen], labels[chosen]
-    paths = paths_below(Path(root) / PLACES_IMAGES, relative, path)
-    check_some_exist(paths, str(path))
+    paths = listed_paths(Path(root) / PLACES_IMAGES, relative, path)
     return FolderImages(paths, labels, list(map(str, range(classes))), str(path), max_corrupt)

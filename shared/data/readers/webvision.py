@@ -13,14 +13,8 @@ from numpy.typing import NDArray
 
 from shared.data.errors import DataCorruptError
 from shared.data.images import ArrayImages, FolderImages
-from shared.data.readers.files import integers, paths_below, read_json, refusing, shortened
-from shared.data.readers.folders import (
-    check_some_exist,
-    image_set,
-    known_split,
-    read_list,
-    text_lines,
-)
+from shared.data.readers.files import integers, read_json, refusing, shortened
+from shared.data.readers.folders import image_set, known_split, listed_paths, read_list, text_lines
 
 
 def webvision(
@@ -35,12 +29,9 @@ def webvision(
     """Read "train" (the google list, then the flickr list) or "test"/"val" (MoPro spec., 6.1).
 
     Truncated files are read as far as they go. Class names come from `info/class_names.txt` (one a
-    line) where it exists, else they are the numbers. `in_memory`, `mode`: see `folders`.
-
-    Args:
-        num_classes: images with labels from there on are dropped; 50 is the usual small version.
-        cleaned: annotation {"images": [paths], "labels": [ints]} that replaces the training lists,
-            paths relative to `root`, in that order.
+    line) where it exists, else they are the numbers. Images with labels from `num_classes` on are
+    dropped; 50 is the usual small version. The annotation `cleaned`, {"images": paths relative to
+    `root`, "labels": [ints]}, replaces the training lists. `in_memory`, `mode`: see `folders`.
     """
     root = base = Path(root)
     every = False
@@ -53,8 +44,7 @@ def webvision(
     else:
         origin, every = root / "info", True
         relative, labels = training_list(root, num_classes)
-    paths = paths_below(base, relative, origin)
-    check_some_exist(paths, str(origin))
+    paths = listed_paths(base, relative, origin)
     names = [str(k) for k in range(num_classes)]
     if os.path.lexists(listed := root / "info" / "class_names.txt"):
         names = text_lines(listed)[:num_classes]

@@ -15,18 +15,13 @@ class LengthBuckets:
     """One shuffled pass an epoch: pools of some batches sorted by length, the batches shuffled.
 
     What is left of the pass is a shorter batch at its end. Samples of one group never share a
-    batch: where the sorted order puts them together, one of them changes places with a sample of
-    the nearest batch that can take it. If there is none, because its group is in every other batch,
-    it is left out of the epoch with a warning.
+    batch: one of them changes places with a sample of the nearest batch that can take it, or is
+    left out of the epoch with a warning where its group is in every other batch.
 
     A plan is the places (B,) of one rank's samples: the r-th contiguous slice of `batch_size` over
     all ranks. Of a shorter batch ranks get equal shares and the rest is left out, or all of it at
-    fewer than two samples a rank.
-
-    Args:
-        lengths: (N,) to sort by.
-        apart: groupings of the samples, each (N,): equal numbers stay apart.
-        pool_batches: batches of a pool; 1 doesn't sort by length.
+    fewer than two samples a rank. `apart` are groupings of the samples, each (N,): equal numbers
+    stay apart; `pool_batches` 1 doesn't sort by length.
     """
 
     def __init__(
@@ -40,15 +35,11 @@ class LengthBuckets:
         world: int = 1,
     ) -> None:
         if batch_size % world or batch_size < LEAST * world:
-            raise ValueError(
-                f"batch_size={batch_size} is no multiple of the world size {world} with at least "
-                f"{LEAST} samples a rank: it is the total over all ranks"
-            )
+            wanted = f"no multiple of the world size {world} with at least {LEAST} samples a rank"
+            raise ValueError(f"batch_size={batch_size} is {wanted}: it is the total over all ranks")
         if len(lengths) < batch_size:
-            raise ValueError(
-                f"batch_size={batch_size} is larger than the training set ({len(lengths)} "
-                "samples): lower it or use more data"
-            )
+            large = f"batch_size={batch_size} is larger than the training set"
+            raise ValueError(f"{large} ({len(lengths)} samples): lower it or use more data")
         if pool_batches < 1:
             raise ValueError(f"pool_batches={pool_batches}: a pool has at least one batch")
         self.lengths, self.batch_size, self.seed = np.asarray(lengths), batch_size, seed
@@ -74,10 +65,8 @@ class LengthBuckets:
         for batch in (batches[place] for place in order[start : self.steps]):
             share = len(batch) // self.world
             if share < LEAST:
-                raise ValueError(
-                    f"a batch of {len(batch)} samples: too many of the training samples are of one "
-                    "group, as equal texts are; remove duplicates"
-                )
+                told = "too many of the training samples are of one group, as equal texts are"
+                raise ValueError(f"a batch of {len(batch)} samples: {told}; remove duplicates")
             yield np.array(batch[self.rank * share : (self.rank + 1) * share], np.int64)
 
     def _sorted(self, drawn: Plan) -> list[list[int]]:

@@ -13,8 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
-from shared.data.readers.files import not_found, read_text, shortened
-from shared.data.readers.packages import PACKAGE, package_files
+from shared.data.readers.files import PACKAGE, not_found, package_files, read_text, shortened
 
 VOCABULARY = "vocab.txt"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -26,15 +25,9 @@ class WordPiece:
     """Turns texts into ids; `len()` is the size of the vocabulary.
 
     A special token written out in a text, as "[SEP]", becomes its id where it is a word of its own.
-
-    Args:
-        vocab: path of a vocabulary (one token a line, its id is its place), a folder with a
-            `vocab.txt` (as models of the Hugging Face hub have), or "package:NAME", an installed
-            Python package that carries a `vocab.txt`; or a list of the tokens themselves, as
-            checkpoints keep them. Nothing is ever downloaded.
-
-    A missing vocabulary raises DataNotFoundError, one with a token twice or without a special one
-    DataCorruptError.
+    `vocab` is the path of a vocabulary (one token a line, its id is its place), a folder with a
+    `vocab.txt` (as models of the Hugging Face hub have), or "package:NAME", an installed Python
+    package that carries one; or a list of the tokens themselves, as checkpoints keep them.
     """
 
     def __init__(self, vocab: str | Path | Sequence[str]) -> None:
@@ -65,11 +58,8 @@ class WordPiece:
     def batch(
         self, texts: Iterable[str], max_length: int | None = None, pad_to: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return ids and mask (1 for tokens, 0 for padding), (N, L) int64 each.
-
-        Longer texts are cut to `max_length` tokens, [CLS] included; L is `pad_to`, by default that
-        of the longest text.
-        """
+        """Return ids and mask (1 for tokens, 0 for padding), (N, L) int64 each. Texts are cut to
+        `max_length` tokens, [CLS] included; L is `pad_to`, by default that of the longest text."""
         if max_length is not None and max_length < 1:
             raise ValueError(f"max_length={max_length} has no room for [CLS]")
         # The library would find a special token within a word, too.
@@ -101,10 +91,9 @@ def find_vocabulary(vocab: str | Path) -> Path:
     path = Path(vocab)
     path = path / VOCABULARY if path.is_dir() else path
     if not path.is_file():
-        raise DataNotFoundError(
-            f"{not_found(path)}. A vocabulary is a {VOCABULARY} of BERT, or a folder or "
-            f'"{PACKAGE}NAME" of an installed package that holds one'
-        )
+        wanted = f'a folder or "{PACKAGE}NAME" of an installed package that holds one'
+        told = f"{not_found(path)}. A vocabulary is a {VOCABULARY} of BERT"
+        raise DataNotFoundError(f"{told}, or {wanted}")
     return path
 
 
@@ -112,10 +101,8 @@ def _numbered(tokens: Sequence[str], origin: str) -> dict[str, int]:
     numbers: dict[str, int] = {}
     for place, token in enumerate(tokens):
         if token in numbers:
-            raise DataCorruptError(
-                f"{origin}, line {place + 1}: token {shortened(token)} occurs a second time, first "
-                f"in line {numbers[token] + 1}"
-            )
+            told = f"{origin}, line {place + 1}: token {shortened(token)} occurs a second time"
+            raise DataCorruptError(f"{told}, first in line {numbers[token] + 1}")
         numbers[token] = place
     if missing := ", ".join(token for token in _SPECIAL if token not in numbers):
         raise DataCorruptError(f"{origin}: no BERT vocabulary, it lacks special tokens: {missing}")

@@ -1,8 +1,4 @@
-"""Views of single images with numpy and PIL (docs/papers/comatch.md, sections 6.2 to 6.4).
-
-Randomness comes from one numpy generator per (seed, epoch, sample, view); no global generator is
-touched, so worker processes need no seeding. Images are (H, W, 3) uint8 RGB.
-"""
+"""Views of single (H, W, 3) uint8 images by numpy and PIL (docs/papers/comatch.md, 6.2 to 6.4)."""
 
 import math
 from collections.abc import Sequence
@@ -112,11 +108,8 @@ def random_resized_crop(
     ratio: Sequence[float] = (3 / 4, 4 / 3),
     interpolation: str = "bilinear",
 ) -> Image.Image:
-    """Resize a random part of `scale` of the area and of log-uniform aspect `ratio` to a square.
-
-    Distributed as torchvision's RandomResizedCrop: ten attempts, then the largest centre crop whose
-    aspect ratio is allowed.
-    """
+    """Resize a random part of `scale` of the area and of log-uniform aspect `ratio` to a square, as
+    torchvision's RandomResizedCrop: ten attempts, then the largest centre crop that is allowed."""
     width, height = picture.size
     for _ in range(10):
         area = width * height * generator.uniform(scale[0], scale[1])

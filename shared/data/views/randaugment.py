@@ -1,9 +1,9 @@
-"""CoMatch's RandAugment variant on uint8 images (H, W, 3) (docs/papers/comatch.md, section 6.2).
+"""RandAugment on uint8 images (H, W, 3), CoMatch's (docs/papers/comatch.md, 6.2) and ALBEF's.
 
-Fourteen operations, two drawn with replacement, each applied with probability 0.5 at a fixed level
-of ten; then always a cutout. Every function is pure: randomness comes in as arguments. Reference:
-salesforce/CoMatch@08b4cce datasets/randaugment.py, reproduced to the grey level, three oddities
-included, because the paper's networks were trained with them:
+Two operations are drawn with replacement, each applied with probability 0.5 at a fixed level of
+ten; CoMatch's are fourteen, and then always a cutout. Reference: salesforce/CoMatch@08b4cce
+datasets/randaugment.py, reproduced to the grey level, three oddities included, because the paper's
+networks were trained with them:
 
 - `auto_contrast` turns every channel that has no zero white (an unsigned minimum is negated);
 - `sharpness` wraps around instead of clipping (-1 becomes 255);
@@ -15,6 +15,7 @@ OpenCV 5 computes them in another way.
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -169,6 +170,25 @@ OPERATIONS: dict[str, Entry] = {  # in the order of the official list
     "TranslateY": (translate_y, lambda level: level / MAX_LEVEL * 10, True),
     "Posterize": (posterize, lambda level: int(level / MAX_LEVEL * 4), False),
     "ShearY": (shear_y, lambda level: level / MAX_LEVEL * 0.3, True),
+}
+
+
+# ALBEF's at level 7, BLIP's at 5: what is meant to change no colour, since captions name colours
+# (docs/papers/albef.md, section 5.2; salesforce/ALBEF@b9727e4 dataset/randaugment.py). Two of them
+# are corrected in `FOR_CAPTIONS`.
+OFFICIAL_FOR_CAPTIONS: dict[str, Entry] = {
+    name: OPERATIONS[name]
+    for name in (
+        "Identity",
+        "AutoContrast",  # whitens a channel that has no zero
+        *("Equalize", "Brightness"),
+        "Sharpness",  # wraps around
+        *("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"),
+    )
+}
+FOR_CAPTIONS: dict[str, Entry] = OFFICIAL_FOR_CAPTIONS | {
+    "AutoContrast": (partial(auto_contrast, whole=True), None, False),
+    "Sharpness": (partial(sharpness, clip=True), enhance, False),
 }
 
 

@@ -22,7 +22,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import functional as tvf
 
 from shared.data.images import Pixels
-from shared.data.views import caption_augment
+from shared.data.views import randaugment
 from shared.data.views.interface import PictureViews
 from shared.data.views.per_image import jitter_and_grey, random_resized_crop
 from shared.data.views.randaugment import MAX_LEVEL
@@ -88,14 +88,15 @@ def rand_augment(
     generator: Generator,
     size: int,
     operations: int = 2,
-    magnitude: float = caption_augment.LEVEL,
+    magnitude: float = 7,
     p: float = 0.5,
     official: bool = False,
 ) -> Picture:
     """ALBEF's RandAugment: `operations` are drawn, each applied with probability `p` at
     `magnitude` of ten; `official`: with the official code's oddities."""
     pixels = np.asarray(picture.convert("RGB"))
-    changed = caption_augment.rand_augment(pixels, generator, operations, magnitude, p, official)
+    known = randaugment.OFFICIAL_FOR_CAPTIONS if official else randaugment.FOR_CAPTIONS
+    changed = randaugment.random_operations(pixels, generator, operations, magnitude, p, known)
     return Image.fromarray(changed).convert(picture.mode)
 
 
@@ -137,13 +138,9 @@ class RecipeViews(PictureViews):
     """Views of (H, W, 3), (H, W, 4) or (H, W) uint8 images of any size.
 
     They become grey where `mean` has one value. Transparent ones are laid on white, unless a recipe
-    begins with `ground`.
-
-    Args:
-        test_resize: the view "test" is the centre crop of `size` after resizing the shorter side to
-            this; None resizes pictures to `size`.
-        recipes: view name -> operations in order, each {op: name, its arguments}.
-        interpolation: "bilinear" or "bicubic", in the test view and wherever a recipe resizes.
+    begins with `ground`. The view "test" is the centre crop of `size` after resizing the shorter
+    side to `test_resize`; None resizes pictures to `size`. `interpolation` ("bilinear" or
+    "bicubic") is that of the test view and of all recipes.
     """
 
     recipes: dict[str, list[partial[Picture]]]

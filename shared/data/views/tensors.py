@@ -1,9 +1,8 @@
 """Views of whole batches of small images by tensor operations (docs/papers/comatch.md, section 12).
 
-The per-image transforms of `shared.data.views.per_image` would cost a small network more time than
-its training step. Here one bilinear warp per batch does zoom, rotation, shear and shift, colour and
-normalisation are fused, and a view of shifts and flips only is a gather of windows without any
-interpolation. Legend: N images, H x W pixels, C channels.
+The transforms of `shared.data.views.per_image` would cost a small network more time than its
+training step. Here one bilinear warp per batch does zoom, rotation, shear and shift, and a view of
+shifts and flips only is a gather of windows. Legend: N images, H x W pixels, C channels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,13 +41,9 @@ class Recipe:
 
 
 class TensorViews(Views):
-    """Views by the tensor operations of a `Recipe`.
-
-    Args:
-        recipes: view name -> fields of `Recipe`; the view "test" always exists and changes nothing.
-        size: side in pixels that single images (for prediction) are resized to.
-        fill: value in 0..1 outside the image. cutout_fill: value of the blanked square.
-    """
+    """Views by the tensor operations of a `Recipe`, whose fields `recipes` gives by a view's name;
+    "test" changes nothing. Single images (for prediction) are resized to `size`. `fill` is the
+    value in 0..1 outside the image, `cutout_fill` that of the blanked square."""
 
     recipes: dict[str, Recipe]
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from shared.data.views import caption_augment, randaugment
+from shared.data.views import randaugment
 from shared.losses.language import MaskDraws, mask_tokens
 from shared.nn.vision_transformer import interpolate_positions
 from shared.tasks.image_text_method import Evaluation, ImageTextMethod
@@ -27,11 +27,10 @@ def randaugment_ops(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     level = config["M"] / config["max_level"] * randaugment.MAX_LEVEL
     outputs = {}
     with patch.object(randaugment, "FILL", config["fill"]):
-        for name, (_, _, signed) in caption_augment.OFFICIAL.items():
+        known = randaugment.OFFICIAL_FOR_CAPTIONS
+        for name, (_, _, signed) in known.items():
             for suffix in ("_pos", "_neg") if signed else ("",):
-                changed = randaugment.apply(
-                    name, image, level, suffix == "_neg", caption_augment.OFFICIAL
-                )
+                changed = randaugment.apply(name, image, level, suffix == "_neg", known)
                 outputs[name + suffix] = torch.from_numpy(changed.astype(np.int64))
     return outputs
 
