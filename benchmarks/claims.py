@@ -69,9 +69,8 @@ class Further(Pair):
 
 @dataclass
 class Showcase:
-    """Pictures of what an arm's first seed has learned, drawn by `tenfold predict` after the runs:
-    of `images`, a folder below data_root, compared with `texts`; of each text's best images, so
-    many as `overlays` says show where the model looks."""
+    """Pictures of what an arm's first seed has learned, by `tenfold predict`: of `images`, a folder
+    below data_root, compared with `texts`; `overlays` of each text's best show where it looks."""
 
     arm: str = MISSING
     images: str = MISSING
@@ -124,19 +123,15 @@ class Claim:
         """What `tenfold experiment=` calls an arm, or something prepared."""
         return f"reproduce/{self.name}/{arm}"
 
-    def pairs(self) -> list[Pair]:
-        """The comparisons in the order of the report: primary, control, secondary."""
-        baseline = self.primary.baseline
-        decisive = [Pair(self.primary.method, baseline), Pair(self.control, baseline)]
-        return [*decisive, *self.secondary]
-
     def rules(self) -> list["Rule"]:
         """How the claim and each further one are decided, in their order."""
+        baseline = self.primary.baseline
+        decisive = [Pair(self.primary.method, baseline), Pair(self.control, baseline)]
         of_further = (
             Rule(f, f, [Pair(f.method, f.baseline), Pair(f.control, f.control_baseline)])
             for f in self.further
         )
-        return [Rule(self, self.primary, self.pairs()), *of_further]
+        return [Rule(self, self.primary, [*decisive, *self.secondary]), *of_further]
 
     def by_query(self) -> dict[tuple[str, str], set[str]]:
         """(`per_query` file, metric) -> the arms whose runs must have it."""
@@ -149,8 +144,8 @@ class Claim:
 
 
 class Rule(NamedTuple):
-    """What decides a claim: `stated` has sign and smallest difference, `primary` the metric; of the
-    `pairs` the first is the method against its baseline, the second the control against its own."""
+    """What decides a claim: `stated` has sign and smallest difference, `primary` the metric; the
+    first of the `pairs` is the method and its baseline, the second the control and its own."""
 
     stated: Claim | Further
     primary: Primary | Further
@@ -158,11 +153,7 @@ class Rule(NamedTuple):
 
 
 def load_claim(path: Path) -> Claim:
-    """Read and check a claim below a folder `reproduce`.
-
-    Raises:
-        ClaimError: missing file, unknown key (with the nearest name), wrong type, or a rule broken.
-    """
+    """Read and check a claim below a folder `reproduce`; ClaimError if it makes no sense."""
     written = read(path, "claim")
     # Interpolations in lines speak of the experiment's config, not of the claim.
     lines = {key: written.pop(key) for key in LINES if key in written}
@@ -234,15 +225,12 @@ def _check(claim: Claim, path: Path) -> None:
         raise ClaimError(f"{path}: the verdict needs {optional}, which cannot be optional")
     both = sorted(set(claim.prepare) & set(claim.arms))
     if differing := [name for name in both if claim.prepare[name] != claim.arms[name]]:
-        raise ClaimError(
-            f"{path}: {differing} cannot be arms and be prepared for them by another line; "
-            "give both the same, or two names"
-        )
+        said = "cannot be arms and be prepared for them by another line; give both the same"
+        raise ClaimError(f"{path}: {differing} {said}, or two names")
     for stated, by, _ in rules:
         if by.per_query != Path(by.per_query).name:
-            raise ClaimError(
-                f"{path}: per_query '{by.per_query}' must be the name of a file in a run's folder"
-            )
+            said = "must be the name of a file in a run's folder"
+            raise ClaimError(f"{path}: per_query '{by.per_query}' {said}")
         if stated.expected_sign not in (-1, 0, 1):
             raise ClaimError(f"{path}: expected_sign is 1, 0 or -1, not {stated.expected_sign}")
         if not stated.smallest_difference > 0:
@@ -264,12 +252,8 @@ def refuse_tuning_seeds(claim: Claim, seeds: Sequence[int]) -> None:
 def compose_arms(
     claim: Claim, overrides: Sequence[str] = (), conf: Path = CONF
 ) -> dict[str, DictConfig]:
-    """Compose the config of every arm and of everything prepared, by name.
-
-    Raises:
-        ClaimError: an override of what the engine sets itself.
-        hydra.errors.HydraException: an experiment or override that does not compose.
-    """
+    """Compose the config of every arm and of everything prepared, by name; ClaimError at an
+    override of what the engine sets itself, HydraException at what does not compose."""
     for override in overrides:
         key = override.lstrip("+~").split("=")[0]
         if key in ("seed", "experiment", "arm", "output_dir", "claim"):
@@ -281,8 +265,8 @@ def compose_arms(
 
 
 def settings(claim: Claim, name: str, overrides: Sequence[str]) -> list[str]:
-    """Those of the caller's overrides that an arm takes: all, unless it is only prepared. That may
-    be another method's experiment: it takes what changes nothing that is computed."""
+    """The caller's overrides that an arm takes: all, unless it is only prepared. That may be
+    another method's experiment: it takes what changes nothing that is computed."""
     return [o for o in overrides if name in claim.arms or not changes_claim(o)]
 
 
@@ -320,16 +304,17 @@ def changes_claim(override: str) -> bool:
 
 
 def claim_hash(claim: Claim, configs: Mapping[str, DictConfig]) -> str:
-    """sha256 over the claim's content and the resolved configs of all that it runs, without seed
-    and paths; `configs` as `compose_arms` gives them."""
+    """sha256 over the claim's content and the resolved configs that `compose_arms` gives."""
     # Seed and paths are set and then left out: what interpolates them must not differ either.
     plain = {
         name: comparable(config, seed=0, data_root="", output_dir="")
         for name, config in configs.items()
     }
-    content: dict[str, Any] = {"claim": as_written(claim)}
-    content["arms"] = {name: plain[name] for name in claim.arms}
-    content["prepare"] = {name: plain[name] for name in claim.prepare}
+    content = {
+        "claim": as_written(claim),
+        "arms": {name: plain[name] for name in claim.arms},
+        "prepare": {name: plain[name] for name in claim.prepare},
+    }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

@@ -71,8 +71,7 @@ def _tail(file: BinaryIO) -> str:
 def multirun_command(
     runs: Sequence[Run], base: Path, claim: dict[str, str], jobs: int, overrides: Sequence[str]
 ) -> list[str]:
-    """The command that does `runs` (and whatever else the product of their arms and seeds holds,
-    which shared.run reuses)."""
+    """The command that does `runs`, and what else the product of their arms and seeds holds."""
     experiments = list(dict.fromkeys(run.experiment for run in runs))
     seeds = sorted({run.seed for run in runs})
     return [
@@ -92,8 +91,8 @@ def multirun_command(
 
 
 def quoted(text: str, interpolated: str = "") -> str:
-    """A Hydra override value that is this very string (a hash of digits is no number), followed by
-    an end whose interpolations work."""
+    """A Hydra override value of this very string (a hash of digits is no number), then an end whose
+    interpolations work."""
     literal = text.replace("'", "\\'").replace("${", "\\${")
     return f"'{literal}{interpolated}'"
 
@@ -104,10 +103,8 @@ Launcher = Callable[[Sequence[str], Sequence[Run], Path, int, Console], int]
 def launch(
     command: Sequence[str], runs: Sequence[Run], log: Path, jobs: int, console: Console
 ) -> int:
-    """Runs the command, its output going to `log`, and shows the progress of `runs`.
-
-    Of more than one of `jobs` side by side, each gets one thread. Returns the exit status.
-    """
+    """Runs the command, its output going to `log`, and shows the progress of `runs`; each of
+    several `jobs` gets one thread. Returns the exit status."""
     for run in runs:  # a message of an earlier try must not speak for this one
         (run.folder / ERROR_FILE).unlink(missing_ok=True)
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if jobs > 1 else {}

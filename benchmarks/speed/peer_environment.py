@@ -22,11 +22,8 @@ class PeerPackage:
 
 
 def ensure(folder: Path, peer: PeerPackage) -> Path:
-    """Make the environment unless it is there and complete; returns its Python.
-
-    Raises:
-        SpeedError: it cannot be made, as without a network; says how to make it by hand.
-    """
+    """The Python of the environment, made if need be; SpeedError says how to make it by hand if it
+    cannot be, as without a network."""
     python = folder / "bin" / "python"
     same = [f"{name}=={metadata.version(name)}" for name in ("torch", "torchvision")]
     installs = [[*same, *peer.dependencies], ["--no-deps", peer.requirement]]
@@ -44,10 +41,9 @@ def ensure(folder: Path, peer: PeerPackage) -> Path:
         reason = getattr(error, "stderr", None) or str(error)
         by_hand = [f"{folder.name}/bin/pip install {' '.join(install)}" for install in installs]
         steps = "\n  ".join([f"python -m venv {folder.name}", *by_hand])
-        raise SpeedError(
-            f"the peer {peer.requirement} is absent and could not be installed:\n"
-            f"{reason.strip()[-2000:]}\nThe comparison needs it once. With a package index within "
-            f"reach, run again, or:\n  {steps}"
-        ) from error
+        said = f"the peer {peer.requirement} is absent and could not be installed:"
+        again = "The comparison needs it once. With a package index within reach, run again, or:"
+        reason = reason.strip()[-2000:]
+        raise SpeedError(f"{said}\n{reason}\n{again}\n  {steps}") from error
     stamp.write_text(wanted)
     return python
