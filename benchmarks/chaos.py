@@ -47,9 +47,8 @@ class ChaosError(RuntimeError):
 
 @dataclass
 class Moment:
-    """A moment that a run announces in its log by a phrase, at which a kill must land: so many
-    training steps later; with 0 before another step is done, inside of what the phrase announces.
-    """
+    """When a kill must land: so many training steps after a run says a phrase in its log; with 0
+    before another step is done, inside of what the phrase announces."""
 
     phrase: str = MISSING
     steps: int = 0
@@ -96,8 +95,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def load_plan(method: str, conf: Path = CONF) -> Plan:
-    """Read conf/chaos/METHOD.yaml, where a moment may be its phrase alone; ClaimError if it is no
-    plan."""
+    """Read conf/chaos/METHOD.yaml, where a moment may be its phrase alone, or raise ClaimError."""
     path = conf / "chaos" / f"{method}.yaml"
     written = read(path, "plan")
     if isinstance(moments := written.get("moments"), list):
@@ -303,7 +301,6 @@ def _start(command: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]
 
 
 def _log(folder: Path) -> Path:
-    """Where the output of all starts into `folder` goes."""
     return folder.with_suffix(".log")
 
 

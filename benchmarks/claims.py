@@ -37,12 +37,9 @@ class Pair:
 
 @dataclass
 class Primary(Pair):
-    """The comparison that decides the verdict, and the metric that is compared.
-
-    `per_query` names a JSON file that each run leaves beside its results.json, {metric: [its value
-    for each test query]}: intervals then come from a paired bootstrap over seeds and queries, else
-    from Student's t over seeds.
-    """
+    """The comparison that decides the verdict. `per_query` names a JSON file that each run leaves
+    beside its results.json, {metric: [its value for each test query]}: intervals then come from a
+    paired bootstrap over seeds and queries, else from Student's t over seeds."""
 
     metric: str = MISSING
     per_query: str = ""
@@ -50,12 +47,9 @@ class Primary(Pair):
 
 @dataclass
 class Further(Pair):
-    """Another claim about the same runs, with a verdict of its own by the same rule.
-
-    `metric` defaults to the primary one, `per_query` (see `Primary`) to none. `control` is compared
-    with `control_baseline`, by default this claim's own baseline; another one makes the control a
-    comparison under other circumstances, in which the gain must not show.
-    """
+    """Another claim about the same runs, by default about the same metric, with a verdict of its
+    own by the same rule. A `control_baseline` other than this claim's own baseline makes the
+    control a comparison under other circumstances, in which the gain must not show."""
 
     name: str = MISSING
     claim: str = MISSING
@@ -82,42 +76,29 @@ class Showcase:
 class Claim:
     """One pre-registered claim.
 
-    Attributes:
-        title, claim, source: the claim in words and where the paper makes it.
-        expected_sign: 1 the method's metric is higher, -1 lower, 0 no difference that matters.
-        smallest_difference: the smallest difference that matters, in units of the metric, > 0.
-        control: the arm that must not meet the criterion (the method sabotaged).
-        seeds: reported seeds; each is shared by all arms, which pairs them.
-        tuning_seeds: seeds on which settings were chosen; refused as reported seeds.
-        secondary: more comparisons, shown but not decisive.
-        optional: arms that run only when named or with `--arms all`.
-        curve: the metric drawn against the training step; by default the primary one in `val/`.
-        arms: name -> line as `shared.experiments` describes it; it may stand on another arm.
-        prepare: name -> line of what is trained once per seed before the arms start, as a
-            pre-training; an arm finds it in ${output_dir}/../../NAME/seed${seed}. It stands in no
-            table, unless it is an arm as well, of the same name and line.
-        overrides: key -> value that every arm shares.
-        name: METHOD or METHOD/NAME, its file below conf/reproduce/.
+    What `prepare` trains once per seed before the arms start, as a pre-training, an arm finds in
+    ${output_dir}/../../NAME/seed${seed}. It stands in no table, unless it is an arm as well, of the
+    same name and line.
     """
 
     title: str = MISSING
     claim: str = MISSING
-    source: str = MISSING
+    source: str = MISSING  # where the paper makes the claim
     primary: Primary = MISSING
-    expected_sign: int = MISSING
-    smallest_difference: float = MISSING
-    control: str = MISSING
-    seeds: list[int] = MISSING
-    tuning_seeds: list[int] = MISSING
-    secondary: list[Pair] = field(default_factory=list)
+    expected_sign: int = MISSING  # 1 the method's metric is higher, -1 lower, 0 no difference
+    smallest_difference: float = MISSING  # that matters, in units of the metric, > 0
+    control: str = MISSING  # the arm that must not meet the criterion (the method sabotaged)
+    seeds: list[int] = MISSING  # each is shared by all arms, which pairs them
+    tuning_seeds: list[int] = MISSING  # on which settings were chosen; refused as `seeds`
+    secondary: list[Pair] = field(default_factory=list)  # more comparisons, not decisive
     further: list[Further] = field(default_factory=list)
-    optional: list[str] = field(default_factory=list)
-    curve: str = ""
+    optional: list[str] = field(default_factory=list)  # arms that run if named or with --arms all
+    curve: str = ""  # the metric drawn over training steps; by default the primary one in `val/`
     showcase: Showcase | None = None
-    arms: dict[str, Any] = MISSING
-    prepare: dict[str, Any] = field(default_factory=dict)
-    overrides: dict[str, Any] = field(default_factory=dict)
-    name: str = ""
+    arms: dict[str, Any] = MISSING  # name -> line of `shared.experiments`, perhaps on another arm
+    prepare: dict[str, Any] = field(default_factory=dict)  # name -> line
+    overrides: dict[str, Any] = field(default_factory=dict)  # key -> value that every arm shares
+    name: str = ""  # METHOD or METHOD/NAME, the claim's file below conf/reproduce/
 
     def experiment(self, arm: str) -> str:
         """What `tenfold experiment=` calls an arm, or something prepared."""
@@ -243,10 +224,9 @@ def _check(claim: Claim, path: Path) -> None:
 def refuse_tuning_seeds(claim: Claim, seeds: Sequence[int]) -> None:
     """Raise ClaimError at a seed on which settings were chosen: a result on it would flatter."""
     if both := sorted(set(seeds) & set(claim.tuning_seeds)):
-        raise ClaimError(
-            f"seed {', '.join(map(str, both))}: the settings were tuned on it, it is never "
-            f"reported; tuning seeds are {claim.tuning_seeds}, registered seeds {claim.seeds}"
-        )
+        tuned = f"seed {', '.join(map(str, both))}: the settings were tuned on it"
+        known = f"tuning seeds are {claim.tuning_seeds}, registered seeds {claim.seeds}"
+        raise ClaimError(f"{tuned}, it is never reported; {known}")
 
 
 def compose_arms(

@@ -49,8 +49,7 @@ def read_curves(path: Path, prefix: str = "val/") -> dict[str, dict[int, float]]
 
 
 def draw(path: Path, summary: Mapping[str, Any], curves: Curves) -> None:
-    """Draws to a PNG the learning curves of the metric that the claim names, and the paired
-    differences."""
+    """Draws to a PNG the learning curves of the claim's metric, and the paired differences."""
     style = _styles(summary)
     with plt.rc_context(LOOK):
         figure, (left, right) = plt.subplots(

@@ -35,6 +35,9 @@ class Run:
     total: int | None = None
     unit: str = "step"
 
+    def __str__(self) -> str:
+        return f"{self.arm} seed {self.seed}"
+
     def results(self) -> dict[str, Any] | None:
         """results.json of a finished run; None if there is none yet, or it is damaged."""
         try:
@@ -132,10 +135,9 @@ def _watch(process: subprocess.Popen, runs: Sequence[Run], console: Console) -> 
     )
     with Progress(*columns, console=console, speed_estimate_period=600) as progress:
         overall = progress.add_task("all runs", total=len(runs), detail=f"0 of {len(runs)} runs")
-        labels = {run: f"{run.arm} seed {run.seed}" for run in runs}
         tasks = {
-            run: progress.add_task(label, total=run.total, visible=False, detail="")
-            for run, label in labels.items()
+            run: progress.add_task(str(run), total=run.total, visible=False, detail="")
+            for run in runs
         }
         while True:
             ended = process.poll() is not None  # before the look at the files, which then is whole
@@ -145,7 +147,7 @@ def _watch(process: subprocess.Popen, runs: Sequence[Run], console: Console) -> 
                 if run.results() is not None:
                     progress.remove_task(tasks.pop(run))
                     count = f"{len(runs) - len(tasks)} of {len(runs)}"
-                    console.print(f"  finished {labels[run]} ({count})", highlight=False)
+                    console.print(f"  finished {run} ({count})", highlight=False)
                 elif position:
                     detail = f"{run.unit} {position}{f' of {run.total}' if run.total else ''}"
                     progress.update(task, completed=position, detail=detail, visible=True)

@@ -26,8 +26,7 @@ MOST_PICTURES = 50  # of a showcase
 
 
 def build(outputs: Path = Path("outputs"), conf: Path = CONF) -> Path:
-    """Gathers all evidence below `outputs` and `conf` and writes both forms of the report; returns
-    the HTML page."""
+    """Writes the report of all evidence below `outputs` and `conf`; returns the HTML page."""
     folder = own_folder(outputs / "report")
     files = Outputs(outputs)
     methods = gather(files, conf)

@@ -49,12 +49,9 @@ def reproduce(
     outputs: Path = OUTPUTS,
     console: Console | None = None,
 ) -> int:
-    """Runs what is missing of a claim, `jobs` processes side by side, then prints and writes its
-    summary; returns 1 if a run failed. ClaimError if the claim, a seed or an arm makes no sense.
-
-    By default the claim is the method's own, and all its seeds run with all arms but the optional
-    ones, which ["all"] includes. The overrides are for all arms; they change the hash.
-    """
+    """Runs what is missing of a claim, by default the method's own with all seeds and all but the
+    optional arms, which ["all"] includes; prints and writes its summary. Returns 1 if a run failed;
+    ClaimError if the claim, a seed or an arm makes no sense."""
     console = console or Console(width=None if sys.stdout.isatty() else 110)
     path = claim_path(method, claim_name, conf)
     claim = claims.load_claim(path)

@@ -44,11 +44,8 @@ class Outcome:
 
 def collect(runs: Sequence[Run], claim: Claim, launched: Mapping[Run, str]) -> Outcome:
     """Reads the results of every run that may lie in the claim's folder; `launched` has the errors
-    of those that had to finish and did not.
-
-    A finished run without the primary metric, or with a NaN there, counts as failed; so does one
-    that lacks the metric of each query where the claim needs it.
-    """
+    of those that had to finish and did not. A finished run that lacks a finite primary metric, or
+    the metric of each query where the claim needs it, counts as failed."""
     outcome, metric = Outcome(), claim.primary.metric
     for run in runs:
         key, file = (run.arm, run.seed), f"{run.folder}/results.json"
@@ -74,19 +71,17 @@ def _collect_queries(runs: Sequence[Run], file: str, metric: str, outcome: Outco
     for run in runs:
         if results := outcome.results.get((run.arm, run.seed)):
             try:
-                found[run] = results[file, metric] = _read_queries(
-                    run.folder / file, metric, results["metrics"]
-                )
+                values = _read_queries(run.folder / file, metric, results["metrics"])
+                found[run] = results[file, metric] = values
             except ValueError as error:
                 refused[run] = str(error)
     usual = max(Counter(map(len, found.values())).items(), key=itemgetter(1), default=(0, 0))[0]
     for run, values in found.items():
         if len(values) != usual:
             other = next(run for run, values in found.items() if len(values) == usual)
-            refused[run] = (
-                f"{run.folder / file} has {metric} of {len(values)} queries, {other.folder / file} "
-                f"of {usual}: all arms must be asked the same queries in the same order"
-            )
+            differ = f"of {len(values)} queries, {other.folder / file} of {usual}"
+            asked = "all arms must be asked the same queries in the same order"
+            refused[run] = f"{run.folder / file} has {metric} {differ}: {asked}"
     for run, text in refused.items():
         outcome.failures[run.arm, run.seed] = text
         del outcome.results[run.arm, run.seed]
@@ -108,10 +103,9 @@ def _read_queries(path: Path, metric: str, metrics: Mapping[str, float]) -> NDAr
     values = np.array(content[metric], dtype=np.float64)
     stated = metrics.get(metric, math.nan)
     if not math.isclose(values.mean(), stated, rel_tol=1e-4, abs_tol=1e-6):
-        raise ValueError(
-            f"{path}: the mean over queries is {values.mean():g}, but {metric} in results.json is "
-            f"{stated:g}: the file must be of this run and in the same unit"
-        )
+        apart = f"is {values.mean():g}, but {metric} in results.json is {stated:g}"
+        same = "the file must be of this run and in the same unit"
+        raise ValueError(f"{path}: the mean over queries {apart}: {same}")
     return values
 
 
@@ -128,7 +122,7 @@ def summarise(claim: Claim, outcome: Outcome, prepared: Sequence[Run]) -> dict[s
             "mean": mean,
             "std": std,
             "cpu_seconds": _mean_seconds([outcome.results[arm, seed] for seed in values]),
-            "metrics": _mean_metrics(outcome, arm),
+            "metrics": _mean_metrics([outcome.results[arm, seed]["metrics"] for seed in values]),
             "failed": {s: text for (name, s), text in outcome.failures.items() if name == arm},
         }
     results = list(outcome.results.values())
@@ -186,9 +180,7 @@ def _mean_seconds(results: Iterable[Mapping[str, Any]]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _mean_metrics(outcome: Outcome, arm: str) -> dict[str, float]:
-    """Mean over the finished seeds of every metric that an arm's results hold."""
-    found = [results["metrics"] for (name, _), results in outcome.results.items() if name == arm]
+def _mean_metrics(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = sorted({name for metrics in found for name in metrics})
     return {n: fmean(metrics[n] for metrics in found if n in metrics) for n in names}
 

@@ -93,8 +93,7 @@ def project(measured: Figures, count: int, dim: int, clusters: int) -> Figures:
 
 
 def memory_mb(field: str) -> float:
-    """Resident memory now (VmRSS) or its peak since the measurement began (VmHWM); the process's
-    peak where the system does not say."""
+    """Memory now (VmRSS) or its peak since the measurement began (VmHWM), else in its life."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:

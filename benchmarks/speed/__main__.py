@@ -63,8 +63,7 @@ def load(method: str) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace, spec: Mapping[str, Any]) -> None:
-    """Run the whole comparison of one method and print it; SpeedError without the peer, at other
-    work or values, or if a worker failed."""
+    """Run the whole comparison of one method and print it; SpeedError if that cannot be done."""
     module, output = f"benchmarks.speed.{options.method}", Path(options.output).resolve() / "speed"
     peer_python = peer_environment.ensure(ROOT / ".venv-peer", PeerPackage(**spec["peer"]))
     with tempfile.TemporaryDirectory(prefix="tenfold-speed-") as folder:

@@ -88,8 +88,7 @@ class Row:
 
 
 def check_same_work(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> None:
-    """Raise SpeedError at another number of images per step, threads or torch, or a network whose
-    size differs by more than one per cent."""
+    """Raise SpeedError if work or torch differ, or the network's size by more than one per cent."""
     for key in ("images_per_step", "threads", "torch"):
         if ours[key] != peer[key]:
             raise SpeedError(f"not the same work: {key} is {ours[key]} here, {peer[key]} there")
