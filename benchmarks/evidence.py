@@ -185,7 +185,6 @@ def _unit_tests(content: bytes) -> dict[str, bool]:
 
 
 def _tested(name: str, method: str, tests: Mapping[str, bool]) -> Rung:
-    """A rung that unit tests prove, by benchmarks/rungs.yaml."""
     named = RUNGS.get(method, {"equations": [f"unit.test_{method}"]}).get(name, [])
     modules = [f"tests.{module}." for module in named]
     results = [passed for test, passed in tests.items() if test.startswith(tuple(modules))]

@@ -94,8 +94,7 @@ def multirun_command(
 
 
 def quoted(text: str, interpolated: str = "") -> str:
-    """A Hydra override value of this very string (a hash of digits is no number), then an end whose
-    interpolations work."""
+    """A Hydra override value of this very string, then an end whose interpolations work."""
     literal = text.replace("'", "\\'").replace("${", "\\${")
     return f"'{literal}{interpolated}'"
 

@@ -139,8 +139,7 @@ def reproduce(
 def showcase(
     wanted: Showcase, base: Path, seed: int, data_root: Path, console: Console
 ) -> list[Path]:
-    """Pictures by `tenfold predict` of what an arm's run of that seed has learned; if they cannot
-    be drawn, that is said and all else stands."""
+    """Pictures by `tenfold predict` of what an arm has learned; a failure is said, and no more."""
     checkpoint = base / wanted.arm / f"seed{seed}" / "checkpoints" / "last.ckpt"
     folder = base / "showcase"
     command = [sys.executable, "-m", "shared.cli", "predict", f"checkpoint={checkpoint}"]
@@ -177,10 +176,10 @@ def claim_path(method: str, name: str | None, conf: Path = CONF) -> Path:
 
 def _length(config: DictConfig) -> tuple[int | None, str]:
     """Steps or epochs of training, for the progress display."""
-    steps, epochs = config.trainer.get("max_steps"), config.trainer.get("max_epochs")
-    if steps and steps > 0:
-        return steps, "step"
-    return (epochs, "epoch") if epochs and epochs > 0 else (None, "step")
+    for unit in ("step", "epoch"):
+        if (count := config.trainer.get(f"max_{unit}s")) and count > 0:
+            return count, unit
+    return None, "step"
 
 
 def _register(

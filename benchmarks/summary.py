@@ -156,8 +156,8 @@ def summarise(claim: Claim, outcome: Outcome, prepared: Sequence[Run]) -> dict[s
 
 
 def _judge(claim: Claim, rule: Rule, outcome: Outcome) -> tuple[list[dict], dict[str, str]]:
-    """A rule's comparisons and its verdict. A failed run of a decisive arm leaves it undecided: the
-    seeds that survive are a choice that nobody registered."""
+    """A rule's comparisons and its verdict, undecided once a run of a decisive arm failed: nobody
+    registered the choice of the seeds that survive."""
     by = (rule.primary.metric, rule.primary.per_query)
     compared = [
         paired(p.method, p.baseline, outcome.values(p.method, *by), outcome.values(p.baseline, *by))
@@ -168,11 +168,10 @@ def _judge(claim: Claim, rule: Rule, outcome: Outcome) -> tuple[list[dict], dict
     if failed := [f"{arm} seed {seed}" for arm, seed in outcome.failures if arm in decisive]:
         return plain, {"verdict": "undecided", "reason": f"failed: {', '.join(failed)}."}
     stated = rule.stated
-    decided = verdict(compared[0], compared[1], stated.expected_sign, stated.smallest_difference)
-    reason = decided.reason
+    answer, reason = verdict(*compared[:2], stated.expected_sign, stated.smallest_difference)
     if (seeds := set(compared[0].differences)) != set(claim.seeds):
         reason += f" Seeds compared: {sorted(seeds)}; registered: {sorted(claim.seeds)}."
-    return plain, {"verdict": decided.answer, "reason": reason}
+    return plain, {"verdict": answer, "reason": reason}
 
 
 def _mean_seconds(results: Iterable[Mapping[str, Any]]) -> float | None:

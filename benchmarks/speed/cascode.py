@@ -147,8 +147,7 @@ def write_model(
 
 
 def texts(count: int, seed: int) -> list[tuple[str, str]]:
-    """Queries and codes of so many functions of Python's library; SpeedError if it has fewer, as
-    where it is installed without sources."""
+    """Queries and codes of so many functions of Python's library; SpeedError if it has fewer."""
     found: dict[str, str] = {}
     codes: set[str] = set()
     for query, code in library_functions():

@@ -22,8 +22,7 @@ class PeerPackage:
 
 
 def ensure(folder: Path, peer: PeerPackage) -> Path:
-    """The Python of the environment, made if need be; SpeedError says how to make it by hand if it
-    cannot be, as without a network."""
+    """The Python of the environment, made if need be; SpeedError says how to make it by hand."""
     python = folder / "bin" / "python"
     same = [f"{name}=={metadata.version(name)}" for name in ("torch", "torchvision")]
     installs = [[*same, *peer.dependencies], ["--no-deps", peer.requirement]]

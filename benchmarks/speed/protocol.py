@@ -126,8 +126,7 @@ def alternate(
     warm_up: int,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[Variant, list[list[float]]]:
-    """Seconds per step of each variant that is compared: one list of `steps` per block. SpeedError
-    if a loss is not finite, or a side failed."""
+    """Seconds of each variant's steps, one list a block; SpeedError if a loss is not finite."""
     both = (v for c in comparisons for v in (("ours", c.ours), ("peer", c.peer)))
     taken: dict[Variant, list[list[float]]] = {variant: [] for variant in both}
 
