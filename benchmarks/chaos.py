@@ -56,7 +56,7 @@ class Moment:
 
 @dataclass
 class Plan:
-    """What conf/chaos/METHOD.yaml says: what runs, what shortens it, and moments of further kills."""
+    """What conf/chaos/METHOD.yaml says: what runs, what shortens it, moments of further kills."""
 
     experiment: str = MISSING
     overrides: list[str] = field(default_factory=list)

@@ -23,7 +23,6 @@ import torch
 import yaml
 
 from benchmarks.speed import peer_environment, protocol
-from benchmarks.speed.peer_environment import PeerPackage
 from benchmarks.speed.protocol import Comparison, SpeedError, Variant, Worker
 from shared.training.precision import has_bf16_units
 
@@ -65,7 +64,7 @@ def load(method: str) -> dict[str, Any]:
 def measure(options: argparse.Namespace, spec: Mapping[str, Any]) -> None:
     """Run the whole comparison of one method and print it; SpeedError if that cannot be done."""
     module, output = f"benchmarks.speed.{options.method}", Path(options.output).resolve() / "speed"
-    peer_python = peer_environment.ensure(ROOT / ".venv-peer", PeerPackage(**spec["peer"]))
+    peer_python = peer_environment.ensure(ROOT / ".venv-peer", spec["peer"])
     with tempfile.TemporaryDirectory(prefix="tenfold-speed-") as folder:
         settings = {**spec["settings"], **changed(spec["settings"], options.set)}
         settings |= {"threads": options.threads, "data": folder}
