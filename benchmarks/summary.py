@@ -167,8 +167,8 @@ def _judge(claim: Claim, rule: Rule, outcome: Outcome) -> tuple[list[dict], dict
     decisive = {arm for pair in rule.pairs[:2] for arm in (pair.method, pair.baseline)}
     if failed := [f"{arm} seed {seed}" for arm, seed in outcome.failures if arm in decisive]:
         return plain, {"verdict": "undecided", "reason": f"failed: {', '.join(failed)}."}
-    stated = rule.stated
-    answer, reason = verdict(*compared[:2], stated.expected_sign, stated.smallest_difference)
+    by_rule = (rule.stated.expected_sign, rule.stated.smallest_difference)
+    answer, reason = verdict(compared[0], compared[1], *by_rule)
     if (seeds := set(compared[0].differences)) != set(claim.seeds):
         reason += f" Seeds compared: {sorted(seeds)}; registered: {sorted(claim.seeds)}."
     return plain, {"verdict": answer, "reason": reason}

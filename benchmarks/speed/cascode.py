@@ -57,10 +57,10 @@ class Ours(Search):
 
     def model(self, precision: str) -> SearchModel:
         if precision not in self.models:
-            searcher, *judge = self.networks()
+            searcher, encoder, head = self.networks()
             tokenizer, lengths = CodeTokenizer(self.folder / "fast"), self.settings["lengths"]
             self.models[precision] = SearchModel(
-                "speed", searcher, tokenizer, lengths, tuple(judge), PRECISIONS[precision]
+                "speed", searcher, tokenizer, lengths, (encoder, head), PRECISIONS[precision]
             )
         return self.models[precision]
 
