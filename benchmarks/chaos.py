@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,9 +47,8 @@ class ChaosError(RuntimeError):
 
 @dataclass
 class Moment:
-    """A moment that a run announces in its log by a phrase, at which a kill must land: so many
-    training steps later; with 0 before another step is done, inside of what the phrase announces.
-    """
+    """When a kill must land: so many training steps after a run says a phrase in its log; with 0
+    before another step is done, inside of what the phrase announces."""
 
     phrase: str = MISSING
     steps: int = 0
@@ -57,8 +56,7 @@ class Moment:
 
 @dataclass
 class Plan:
-    """What conf/chaos/METHOD.yaml says: an experiment under conf/experiment/, what shortens it, and
-    moments of further kills, beside the random ones."""
+    """What conf/chaos/METHOD.yaml says: what runs, what shortens it, moments of further kills."""
 
     experiment: str = MISSING
     overrides: list[str] = field(default_factory=list)
@@ -96,32 +94,20 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def load_plan(method: str, conf: Path = CONF) -> Plan:
-    """Read conf/chaos/METHOD.yaml; a moment may be written as its phrase alone.
-
-    Raises:
-        ClaimError: no such file, or one that is not a plan; names file and key.
-    """
+    """Read conf/chaos/METHOD.yaml, where a moment may be its phrase alone, or raise ClaimError."""
     path = conf / "chaos" / f"{method}.yaml"
     written = read(path, "plan")
     if isinstance(moments := written.get("moments"), list):
         written["moments"] = [{"phrase": m} if isinstance(m, str) else m for m in moments]
-    plan: Plan = typed(Plan, written, path)
-    return plan
+    return typed(Plan, written, path)
 
 
 def chaos(
     command: list[str], folder: Path, kills: int, seed: int, moments: Sequence[Moment] = ()
 ) -> dict[str, Any]:
-    """Run `command` undisturbed and killed, both below `folder`; what was done and found.
-
-    Args:
-        command: must accept `output_dir=...` as a further argument.
-        kills: SIGKILLs at random steps, which `seed` draws.
-        moments: one more kill at each.
-
-    Raises:
-        ChaosError: a run failed, or the kills did not land as they should.
-    """
+    """Run `command`, to which `output_dir=...` is added, undisturbed and killed, both below
+    `folder`: `kills` times at steps that `seed` draws and once at each of `moments`; what was done
+    and found. ChaosError if a run failed, or the kills did not land as they should."""
     shutil.rmtree(folder, ignore_errors=True)
     whole, broken = folder / "undisturbed", folder / "killed"
     print(f"undisturbed: {' '.join(command[1:])}", flush=True)
@@ -143,10 +129,9 @@ def chaos(
             break
         print(f"{len(landed)} of {wanted} kills landed, {within} within an epoch; once more")
     else:
-        raise ChaosError(
-            f"in {ATTEMPTS} attempts, {wanted} kills with one resumption within an epoch did not "
-            "come about; make the run longer (trainer.max_steps) or checkpoint_every smaller"
-        )
+        said = f"in {ATTEMPTS} attempts, {wanted} kills with one resumption within an epoch did not"
+        longer = "make the run longer (trainer.max_steps) or checkpoint_every smaller"
+        raise ChaosError(f"{said} come about; {longer}")
     return {
         "command": command[1:],
         "kills": landed,
@@ -158,8 +143,8 @@ def chaos(
 
 
 def compare_runs(a: Path, b: Path) -> str | None:
-    """The first difference between two finished output folders, None if there is none; figures of
-    speed and memory (`perf/...`) and Lightning's own counters of batches are not compared."""
+    """The first difference between two finished output folders, or None; figures of speed and
+    memory (`perf/...`) and Lightning's own counters of batches are not compared."""
 
     def outcome(folder: Path) -> dict[str, Any]:
         checkpoint = load_checkpoint(folder / "checkpoints" / "last.ckpt")
@@ -173,8 +158,7 @@ def compare_runs(a: Path, b: Path) -> str | None:
         }
 
     one, other = outcome(a), outcome(b)
-    parts = (first_difference(one[name], other[name], name) for name in one)
-    return next((difference for difference in parts if difference), None)
+    return _first((one[name], other[name], name) for name in one)
 
 
 def first_difference(a: Any, b: Any, where: str) -> str | None:
@@ -184,22 +168,25 @@ def first_difference(a: Any, b: Any, where: str) -> str | None:
     if isinstance(a, dict):
         if a.keys() != b.keys():
             return f"{where}: only one run has {sorted(map(str, a.keys() ^ b.keys()))}"
-        parts = ((a[key], b[key], f"{where}/{key}") for key in a)
-        return next((d for part in parts if (d := first_difference(*part))), None)
+        return _first((a[key], b[key], f"{where}/{key}") for key in a)
     if isinstance(a, list | tuple):
-        pairs = zip(a, b, strict=False)
-        parts = ((x, y, f"{where}[{i}]") for i, (x, y) in enumerate(pairs))
-        found = next((d for part in parts if (d := first_difference(*part))), None)
-        return found or (None if len(a) == len(b) else f"{where}: {len(a)} against {len(b)} long")
+        pairs = enumerate(zip(a, b, strict=False))
+        longer = None if len(a) == len(b) else f"{where}: {len(a)} against {len(b)} long"
+        return _first((x, y, f"{where}[{i}]") for i, (x, y) in pairs) or longer
     if isinstance(a, torch.Tensor):
         if a.shape != b.shape or a.dtype != b.dtype:
             return f"{where}: {a.dtype} {tuple(a.shape)} against {b.dtype} {tuple(b.shape)}"
-        if torch.equal(_bits(a), _bits(b)):
+        mine, theirs = (t.detach().cpu().contiguous().flatten().view(torch.uint8) for t in (a, b))
+        if torch.equal(mine, theirs):
             return None
         largest = (a.double() - b.double()).abs().max().item()
         return f"{where}: tensors differ by up to {largest:.3g}"
     same = repr(a) == repr(b)  # also for NaN
     return None if same else f"{where}: {a!r} against {b!r}"
+
+
+def _first(parts: Iterable[tuple[Any, Any, str]]) -> str | None:
+    return next((found for part in parts if (found := first_difference(*part))), None)
 
 
 def _run_with_kills(
@@ -211,12 +198,7 @@ def _run_with_kills(
     generator: random.Random,
 ) -> list[dict[str, Any]]:
     """Kill at a random step in each of `kills` equal parts of the run and at each moment, in the
-    order in which these come; then let the run finish.
-
-    Returns: of each kill the phrase that it waited for (None of a random one), the training steps
-        done when it came, the epoch then under way and the steps done of it, the step that the next
-        start goes on from, and whether that is within an epoch.
-    """
+    order in which these come; then let the run finish. Returns what is known of each kill."""
     first, last = (share * len(epochs) for share in SPREAD)
     width = (last - first) / kills
     landed: list[dict[str, Any]] = []
@@ -244,7 +226,7 @@ def _run_with_kills(
         kill = {
             "moment": moment.phrase if moment else None,
             "steps_done": done,
-            "epoch": epoch,
+            "epoch": epoch,  # then under way
             "steps_of_epoch": done - epochs.index(epoch),
             "resumes_from": resumes,
             "resumes_within_epoch": within,
@@ -318,7 +300,6 @@ def _start(command: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]
 
 
 def _log(folder: Path) -> Path:
-    """Where the output of all starts into `folder` goes."""
     return folder.with_suffix(".log")
 
 
@@ -332,10 +313,6 @@ def _epochs(folder: Path) -> list[int]:
 def _says(log: str, phrase: str) -> bool:
     """Whether the phrase occurs as whole words: "epoch 2" is not in "epoch 20"."""
     return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", log) is not None
-
-
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
 
 
 if __name__ == "__main__":

@@ -37,12 +37,9 @@ class Pair:
 
 @dataclass
 class Primary(Pair):
-    """The comparison that decides the verdict, and the metric that is compared.
-
-    `per_query` names a JSON file that each run leaves beside its results.json, {metric: [its value
-    for each test query]}: intervals then come from a paired bootstrap over seeds and queries, else
-    from Student's t over seeds.
-    """
+    """The comparison that decides the verdict. `per_query` names a JSON file that each run leaves
+    beside its results.json, {metric: [its value for each test query]}: intervals then come from a
+    paired bootstrap over seeds and queries, else from Student's t over seeds."""
 
     metric: str = MISSING
     per_query: str = ""
@@ -50,12 +47,9 @@ class Primary(Pair):
 
 @dataclass
 class Further(Pair):
-    """Another claim about the same runs, with a verdict of its own by the same rule.
-
-    `metric` defaults to the primary one, `per_query` (see `Primary`) to none. `control` is compared
-    with `control_baseline`, by default this claim's own baseline; another one makes the control a
-    comparison under other circumstances, in which the gain must not show.
-    """
+    """Another claim about the same runs, by default about the same metric, with a verdict of its
+    own by the same rule. A `control_baseline` other than this claim's own baseline makes the
+    control a comparison under other circumstances, in which the gain must not show."""
 
     name: str = MISSING
     claim: str = MISSING
@@ -69,9 +63,8 @@ class Further(Pair):
 
 @dataclass
 class Showcase:
-    """Pictures of what an arm's first seed has learned, drawn by `tenfold predict` after the runs:
-    of `images`, a folder below data_root, compared with `texts`; of each text's best images, so
-    many as `overlays` says show where the model looks."""
+    """Pictures of what an arm's first seed has learned, by `tenfold predict`: of `images`, a folder
+    below data_root, compared with `texts`; `overlays` of each text's best show where it looks."""
 
     arm: str = MISSING
     images: str = MISSING
@@ -83,60 +76,43 @@ class Showcase:
 class Claim:
     """One pre-registered claim.
 
-    Attributes:
-        title, claim, source: the claim in words and where the paper makes it.
-        expected_sign: 1 the method's metric is higher, -1 lower, 0 no difference that matters.
-        smallest_difference: the smallest difference that matters, in units of the metric, > 0.
-        control: the arm that must not meet the criterion (the method sabotaged).
-        seeds: reported seeds; each is shared by all arms, which pairs them.
-        tuning_seeds: seeds on which settings were chosen; refused as reported seeds.
-        secondary: more comparisons, shown but not decisive.
-        optional: arms that run only when named or with `--arms all`.
-        curve: the metric drawn against the training step; by default the primary one in `val/`.
-        arms: name -> line as `shared.experiments` describes it; it may stand on another arm.
-        prepare: name -> line of what is trained once per seed before the arms start, as a
-            pre-training; an arm finds it in ${output_dir}/../../NAME/seed${seed}. It stands in no
-            table, unless it is an arm as well, of the same name and line.
-        overrides: key -> value that every arm shares.
-        name: METHOD or METHOD/NAME, its file below conf/reproduce/.
+    What `prepare` trains once per seed before the arms start, as a pre-training, an arm finds in
+    ${output_dir}/../../NAME/seed${seed}. It stands in no table, unless it is an arm as well, of the
+    same name and line.
     """
 
     title: str = MISSING
     claim: str = MISSING
-    source: str = MISSING
+    source: str = MISSING  # where the paper makes the claim
     primary: Primary = MISSING
-    expected_sign: int = MISSING
-    smallest_difference: float = MISSING
-    control: str = MISSING
-    seeds: list[int] = MISSING
-    tuning_seeds: list[int] = MISSING
-    secondary: list[Pair] = field(default_factory=list)
+    expected_sign: int = MISSING  # 1 the method's metric is higher, -1 lower, 0 no difference
+    smallest_difference: float = MISSING  # that matters, in units of the metric, > 0
+    control: str = MISSING  # the arm that must not meet the criterion (the method sabotaged)
+    seeds: list[int] = MISSING  # each is shared by all arms, which pairs them
+    tuning_seeds: list[int] = MISSING  # on which settings were chosen; refused as `seeds`
+    secondary: list[Pair] = field(default_factory=list)  # more comparisons, not decisive
     further: list[Further] = field(default_factory=list)
-    optional: list[str] = field(default_factory=list)
-    curve: str = ""
+    optional: list[str] = field(default_factory=list)  # arms that run if named or with --arms all
+    curve: str = ""  # the metric drawn over training steps; by default the primary one in `val/`
     showcase: Showcase | None = None
-    arms: dict[str, Any] = MISSING
-    prepare: dict[str, Any] = field(default_factory=dict)
-    overrides: dict[str, Any] = field(default_factory=dict)
-    name: str = ""
+    arms: dict[str, Any] = MISSING  # name -> line of `shared.experiments`, perhaps on another arm
+    prepare: dict[str, Any] = field(default_factory=dict)  # name -> line
+    overrides: dict[str, Any] = field(default_factory=dict)  # key -> value that every arm shares
+    name: str = ""  # METHOD or METHOD/NAME, the claim's file below conf/reproduce/
 
     def experiment(self, arm: str) -> str:
         """What `tenfold experiment=` calls an arm, or something prepared."""
         return f"reproduce/{self.name}/{arm}"
 
-    def pairs(self) -> list[Pair]:
-        """The comparisons in the order of the report: primary, control, secondary."""
-        baseline = self.primary.baseline
-        decisive = [Pair(self.primary.method, baseline), Pair(self.control, baseline)]
-        return [*decisive, *self.secondary]
-
     def rules(self) -> list["Rule"]:
         """How the claim and each further one are decided, in their order."""
+        baseline = self.primary.baseline
+        decisive = [Pair(self.primary.method, baseline), Pair(self.control, baseline)]
         of_further = (
             Rule(f, f, [Pair(f.method, f.baseline), Pair(f.control, f.control_baseline)])
             for f in self.further
         )
-        return [Rule(self, self.primary, self.pairs()), *of_further]
+        return [Rule(self, self.primary, [*decisive, *self.secondary]), *of_further]
 
     def by_query(self) -> dict[tuple[str, str], set[str]]:
         """(`per_query` file, metric) -> the arms whose runs must have it."""
@@ -149,8 +125,8 @@ class Claim:
 
 
 class Rule(NamedTuple):
-    """What decides a claim: `stated` has sign and smallest difference, `primary` the metric; of the
-    `pairs` the first is the method against its baseline, the second the control against its own."""
+    """What decides a claim: `stated` has sign and smallest difference, `primary` the metric; the
+    first of the `pairs` is the method and its baseline, the second the control and its own."""
 
     stated: Claim | Further
     primary: Primary | Further
@@ -158,11 +134,7 @@ class Rule(NamedTuple):
 
 
 def load_claim(path: Path) -> Claim:
-    """Read and check a claim below a folder `reproduce`.
-
-    Raises:
-        ClaimError: missing file, unknown key (with the nearest name), wrong type, or a rule broken.
-    """
+    """Read and check a claim below a folder `reproduce`; ClaimError if it makes no sense."""
     written = read(path, "claim")
     # Interpolations in lines speak of the experiment's config, not of the claim.
     lines = {key: written.pop(key) for key in LINES if key in written}
@@ -234,15 +206,12 @@ def _check(claim: Claim, path: Path) -> None:
         raise ClaimError(f"{path}: the verdict needs {optional}, which cannot be optional")
     both = sorted(set(claim.prepare) & set(claim.arms))
     if differing := [name for name in both if claim.prepare[name] != claim.arms[name]]:
-        raise ClaimError(
-            f"{path}: {differing} cannot be arms and be prepared for them by another line; "
-            "give both the same, or two names"
-        )
+        said = "cannot be arms and be prepared for them by another line; give both the same"
+        raise ClaimError(f"{path}: {differing} {said}, or two names")
     for stated, by, _ in rules:
         if by.per_query != Path(by.per_query).name:
-            raise ClaimError(
-                f"{path}: per_query '{by.per_query}' must be the name of a file in a run's folder"
-            )
+            said = "must be the name of a file in a run's folder"
+            raise ClaimError(f"{path}: per_query '{by.per_query}' {said}")
         if stated.expected_sign not in (-1, 0, 1):
             raise ClaimError(f"{path}: expected_sign is 1, 0 or -1, not {stated.expected_sign}")
         if not stated.smallest_difference > 0:
@@ -255,21 +224,16 @@ def _check(claim: Claim, path: Path) -> None:
 def refuse_tuning_seeds(claim: Claim, seeds: Sequence[int]) -> None:
     """Raise ClaimError at a seed on which settings were chosen: a result on it would flatter."""
     if both := sorted(set(seeds) & set(claim.tuning_seeds)):
-        raise ClaimError(
-            f"seed {', '.join(map(str, both))}: the settings were tuned on it, it is never "
-            f"reported; tuning seeds are {claim.tuning_seeds}, registered seeds {claim.seeds}"
-        )
+        tuned = f"seed {', '.join(map(str, both))}: the settings were tuned on it"
+        known = f"tuning seeds are {claim.tuning_seeds}, registered seeds {claim.seeds}"
+        raise ClaimError(f"{tuned}, it is never reported; {known}")
 
 
 def compose_arms(
     claim: Claim, overrides: Sequence[str] = (), conf: Path = CONF
 ) -> dict[str, DictConfig]:
-    """Compose the config of every arm and of everything prepared, by name.
-
-    Raises:
-        ClaimError: an override of what the engine sets itself.
-        hydra.errors.HydraException: an experiment or override that does not compose.
-    """
+    """Compose the config of every arm and of everything prepared, by name; ClaimError at an
+    override of what the engine sets itself, HydraException at what does not compose."""
     for override in overrides:
         key = override.lstrip("+~").split("=")[0]
         if key in ("seed", "experiment", "arm", "output_dir", "claim"):
@@ -281,8 +245,8 @@ def compose_arms(
 
 
 def settings(claim: Claim, name: str, overrides: Sequence[str]) -> list[str]:
-    """Those of the caller's overrides that an arm takes: all, unless it is only prepared. That may
-    be another method's experiment: it takes what changes nothing that is computed."""
+    """The caller's overrides that an arm takes: all, unless it is only prepared. That may be
+    another method's experiment: it takes what changes nothing that is computed."""
     return [o for o in overrides if name in claim.arms or not changes_claim(o)]
 
 
@@ -320,16 +284,17 @@ def changes_claim(override: str) -> bool:
 
 
 def claim_hash(claim: Claim, configs: Mapping[str, DictConfig]) -> str:
-    """sha256 over the claim's content and the resolved configs of all that it runs, without seed
-    and paths; `configs` as `compose_arms` gives them."""
+    """sha256 over the claim's content and the resolved configs that `compose_arms` gives."""
     # Seed and paths are set and then left out: what interpolates them must not differ either.
     plain = {
         name: comparable(config, seed=0, data_root="", output_dir="")
         for name, config in configs.items()
     }
-    content: dict[str, Any] = {"claim": as_written(claim)}
-    content["arms"] = {name: plain[name] for name in claim.arms}
-    content["prepare"] = {name: plain[name] for name in claim.prepare}
+    content = {
+        "claim": as_written(claim),
+        "arms": {name: plain[name] for name in claim.arms},
+        "prepare": {name: plain[name] for name in claim.prepare},
+    }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

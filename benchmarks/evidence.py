@@ -8,9 +8,8 @@ the paper's rows. What is missing is said to be missing, with the command that m
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from xml.etree import ElementTree
 
 import yaml
@@ -29,8 +28,7 @@ RUNGS = yaml.safe_load(Path(__file__).with_name("rungs.yaml").read_text())
 LONGEST_OVERRIDE = 500  # letters
 
 
-@dataclass(frozen=True)
-class Rung:
+class Rung(NamedTuple):
     """One rung of the ladder: how far it is proved, and by what."""
 
     name: str
@@ -38,8 +36,7 @@ class Rung:
     detail: str
 
 
-@dataclass(frozen=True)
-class PaperRow:
+class PaperRow(NamedTuple):
     """A row of the paper's result table beside `ours`, the mean of our finished runs if there are
     some; `note` has their number, or `not run: needs about N GPU-hours`."""
 
@@ -51,29 +48,23 @@ class PaperRow:
     note: str
 
 
-@dataclass
-class Evidence:
-    """All that is known of one method.
-
-    Attributes:
-        claims: summary.json of each claim, with `folder`, `standing` (current, altered, superseded
-            or unknown) added.
-        files: kind -> content of outputs/KIND/METHOD.json; absent where there is none.
-    """
+class Evidence(NamedTuple):
+    """All that is known of one method: summary.json of each claim, with `folder` and `standing`
+    (current, altered, superseded or unknown) added; kind -> content of outputs/KIND/METHOD.json;
+    the paper's rows; and the six rungs that README's "How far is a package proved?" explains."""
 
     method: str
-    claims: list[dict[str, Any]] = field(default_factory=list)
-    files: dict[str, Any] = field(default_factory=dict)
-    paper_rows: list[PaperRow] = field(default_factory=list)
-    rungs: list[Rung] = field(default_factory=list)
+    claims: list[dict[str, Any]]
+    files: dict[str, Any]
+    paper_rows: list[PaperRow]
+    rungs: list[Rung]
 
 
 def gather(files: Outputs, conf: Path) -> list[Evidence]:
     """Evidence of every method that has configs or results, by name."""
     outputs = files.root
     methods = {p.parent.name for p in (conf / "experiment").glob("*/*.yaml")}
-    methods |= {p.stem for p in (conf / "rows").glob("*.yaml")}
-    methods |= {p.stem for p in (conf / "reproduce").glob("*.yaml")}
+    methods |= {p.stem for folder in ("rows", "reproduce") for p in (conf / folder).glob("*.yaml")}
     methods |= {p.parent.name for p in outputs.glob("reproduce/*/*") if p.is_dir()}
     methods |= {p.stem for kind in KINDS for p in (outputs / kind).glob("*.json")}
     tests = files.read(outputs / "junit.xml", _unit_tests) or {}
@@ -88,34 +79,43 @@ def _of_method(
     tests: Mapping[str, bool],
     results: Sequence[Mapping[str, Any]],
 ) -> Evidence:
-    evidence = Evidence(method)
-    for folder in sorted((files.root / "reproduce" / method).glob("*")):
-        path = folder / "summary.json"
-        if summary := files.json(path, SUMMARY):
-            if summary["method"] != method:
-                files.refuse(path, "it is of another method")
-                continue
-            added = {"folder": folder, "standing": _standing(summary, conf)}
-            evidence.claims.append({"further": [], **summary, **added})
-    order = ("current", "altered", "unknown", "superseded")
-    evidence.claims.sort(key=lambda claim: (order.index(claim["standing"]), claim["name"]))
-    for kind, shape in CHECKS.items():
-        if content := files.json(files.root / kind / f"{method}.json", shape):
-            evidence.files[kind] = content
-    evidence.paper_rows = [
+    summaries = _claims(method, files, conf)
+    contents = ((k, files.json(files.root / k / f"{method}.json", CHECKS[k])) for k in KINDS)
+    found = {kind: content for kind, content in contents if content}
+    paper_rows = [
         _paper_row(f"{method}/{name}", line, results, conf, files)
         for name, line in rows(method, conf).items()
         if "metric" in line
     ]
-    evidence.rungs = _ladder(evidence, tests)
-    return evidence
+    equations, protocols, checkpoints = (
+        _tested(name, method, tests) for name in ("equations", "protocols", "checkpoints")
+    )
+    steps, miniature = _steps(method, found), _miniature(method, summaries)
+    ladder = [equations, steps, protocols, checkpoints, miniature, _paper(paper_rows)]
+    return Evidence(method, summaries, found, paper_rows, ladder)
+
+
+def _claims(method: str, files: Outputs, conf: Path) -> list[dict[str, Any]]:
+    """Summaries of the method's claims, those that hold today first."""
+    found = []
+    for folder in sorted((files.root / "reproduce" / method).glob("*")):
+        if summary := files.json(folder / "summary.json", SUMMARY):
+            if summary["method"] == method:
+                added = {"folder": folder, "standing": _standing(summary, conf)}
+                found.append({"further": [], **summary, **added})
+            else:
+                files.refuse(folder / "summary.json", "it is of another method")
+    order = ("current", "altered", "unknown", "superseded")
+    return sorted(found, key=lambda claim: (order.index(claim["standing"]), claim["name"]))
 
 
 def _standing(summary: Mapping[str, Any], conf: Path) -> str:
     """Whether a summary belongs to the claim as conf/reproduce states it today."""
     method, name, overrides = summary["method"], summary["name"], summary["overrides"]
-    if not all(map(_is_setting, overrides)):
-        return "unknown"
+    for override in overrides:  # sets a value, and neither Hydra itself nor what it reads
+        hydra = override.lstrip("+~").startswith("hydra")
+        if hydra or "${" in override or len(override) > LONGEST_OVERRIDE:
+            return "unknown"
     root = conf / "reproduce"
     path = root / f"{method}.yaml" if name == method else root / method / f"{name}.yaml"
     try:
@@ -126,12 +126,6 @@ def _standing(summary: Mapping[str, Any], conf: Path) -> str:
     if digest != summary["hash"]:
         return "superseded"
     return "altered" if overrides else "current"
-
-
-def _is_setting(override: str) -> bool:
-    """Whether it sets a value, and neither Hydra itself nor what it reads."""
-    hydra = override.lstrip("+~").startswith("hydra")
-    return not hydra and "${" not in override and len(override) <= LONGEST_OVERRIDE
 
 
 def _finished_results(files: Outputs) -> list[dict[str, Any]]:
@@ -161,8 +155,7 @@ def _paper_row(
 
 
 def _ran_as_stated(experiment: str, folder: Path, conf: Path, files: Outputs) -> bool:
-    """Whether a run's resolved config is what its experiment file says, precision apart: a row that
-    was tried with fewer steps must not stand beside the paper's number."""
+    """Whether a run's resolved config is what its experiment file says, precision apart."""
 
     def read(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
         ran = OmegaConf.create(parse_config(content.decode("utf-8-sig")))
@@ -191,18 +184,7 @@ def _unit_tests(content: bytes) -> dict[str, bool]:
     }
 
 
-def _ladder(evidence: Evidence, tests: Mapping[str, bool]) -> list[Rung]:
-    """The six rungs of the ladder that README's "How far is a package proved?" explains."""
-    method = evidence.method
-    equations, protocols, checkpoints = (
-        _tested(name, method, tests) for name in ("equations", "protocols", "checkpoints")
-    )
-    steps, miniature = _steps(method, evidence.files), _miniature(evidence)
-    return [equations, steps, protocols, checkpoints, miniature, _paper(evidence.paper_rows)]
-
-
 def _tested(name: str, method: str, tests: Mapping[str, bool]) -> Rung:
-    """A rung that unit tests prove, by the table of benchmarks/rungs.yaml."""
     named = RUNGS.get(method, {"equations": [f"unit.test_{method}"]}).get(name, [])
     modules = [f"tests.{module}." for module in named]
     results = [passed for test, passed in tests.items() if test.startswith(tuple(modules))]
@@ -226,10 +208,10 @@ def _steps(method: str, files: Mapping[str, Any]) -> Rung:
     return Rung("steps", "proved" if caught else "partly", detail)
 
 
-def _miniature(evidence: Evidence) -> Rung:
-    current = [claim for claim in evidence.claims if claim["standing"] == "current"]
+def _miniature(method: str, summaries: Sequence[Mapping[str, Any]]) -> Rung:
+    current = [claim for claim in summaries if claim["standing"] == "current"]
     if not current:
-        return Rung("miniature", "open", f"no result; run make reproduce METHOD={evidence.method}")
+        return Rung("miniature", "open", f"no result; run make reproduce METHOD={method}")
     detail = ", ".join(f"{claim['name']}: {claim['verdict']}" for claim in current)
     answers = {claim["verdict"] for claim in current}
     state: State = "proved" if answers == {"yes"} else "failed" if answers == {"no"} else "partly"

@@ -5,6 +5,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from io import TextIOWrapper
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,8 @@ Curves = Mapping[str, Sequence[Mapping[int, float]]]
 
 
 def read_curves(path: Path, prefix: str = "val/") -> dict[str, dict[int, float]]:
-    """Metric -> {step: value} in a run's metrics.csv (step, epoch, metric, value).
-
-    Only metrics whose name begins with `prefix`; none if there is no file, or with a warning if it
-    is damaged.
-    """
+    """Metric -> {step: value} of the metrics in a run's metrics.csv whose names begin with
+    `prefix`; none if there is no file, or with a warning if it is damaged."""
     curves: dict[str, dict[int, float]] = defaultdict(dict)
     try:
         with TextIOWrapper(open_regular(path), "utf-8", newline="") as file:
@@ -51,8 +49,7 @@ def read_curves(path: Path, prefix: str = "val/") -> dict[str, dict[int, float]]
 
 
 def draw(path: Path, summary: Mapping[str, Any], curves: Curves) -> None:
-    """Draws to a PNG the learning curves (mean, band of one standard deviation) of the metric that
-    the claim names, and paired differences (mean, 95% interval, one mark a seed)."""
+    """Draws to a PNG the learning curves of the claim's metric, and the paired differences."""
     style = _styles(summary)
     with plt.rc_context(LOOK):
         figure, (left, right) = plt.subplots(
@@ -89,11 +86,8 @@ def draw_metrics(path: Path, summary: Mapping[str, Any], metrics: Mapping[str, C
             handles |= {line.get_label(): line for line in axes.get_lines()}
         for axes in panels.flat[len(metrics) :]:
             axes.set_visible(False)
-        figure.suptitle(
-            f"{summary['claim']['title']}: validation metrics by training step\n"
-            "mean and one standard deviation over seeds",
-            fontsize=11,
-        )
+        title = f"{summary['claim']['title']}: validation metrics by training step"
+        figure.suptitle(f"{title}\nmean and one standard deviation over seeds", fontsize=11)
         figure.legend(
             handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False
         )
@@ -103,13 +97,10 @@ def draw_metrics(path: Path, summary: Mapping[str, Any], metrics: Mapping[str, C
 
 def _styles(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Arm -> colour, line style and marker, the same in every picture of a claim."""
+    looks = zip(cycle(COLOURS), cycle(STYLES), cycle(MARKERS), strict=False)
     return {
-        arm: {
-            "color": COLOURS[i % len(COLOURS)],
-            "linestyle": STYLES[i % len(STYLES)],
-            "marker": MARKERS[i % len(MARKERS)],
-        }
-        for i, arm in enumerate(summary["arms"])
+        arm: {"color": colour, "linestyle": line, "marker": marker}
+        for arm, (colour, line, marker) in zip(summary["arms"], looks, strict=False)
     }
 
 
@@ -148,14 +139,15 @@ def _differences(axes: Axes, summary: Mapping[str, Any], style: Mapping) -> None
             axes.plot(ends, [row, row], color=look["color"], linewidth=3)
             axes.plot(ends, [row, row], "|", color=look["color"], ms=12)
         axes.plot(pair["mean"], row, look["marker"], color=look["color"], markersize=9, zorder=3)
-        place: Any = {
-            "xytext": (0, 9),
-            "textcoords": "offset points",
-            "ha": "center",
-            "fontsize": 10,
-        }
-        weight = "bold" if row == 0 else "normal"
-        axes.annotate(f"{pair['mean']:+.2f}", (pair["mean"], row), fontweight=weight, **place)
+        axes.annotate(
+            f"{pair['mean']:+.2f}",
+            (pair["mean"], row),
+            (0, 9),
+            textcoords="offset points",
+            fontweight="bold" if row == 0 else "normal",
+            ha="center",
+            fontsize=10,
+        )
     kinds = {0: "\n(primary)", 1: "\n(control)"}
     names = [
         f"{pair['method']} -\n{pair['baseline']}{kinds.get(summary['comparisons'].index(pair), '')}"

@@ -35,6 +35,9 @@ class Run:
     total: int | None = None
     unit: str = "step"
 
+    def __str__(self) -> str:
+        return f"{self.arm} seed {self.seed}"
+
     def results(self) -> dict[str, Any] | None:
         """results.json of a finished run; None if there is none yet, or it is damaged."""
         try:
@@ -71,8 +74,7 @@ def _tail(file: BinaryIO) -> str:
 def multirun_command(
     runs: Sequence[Run], base: Path, claim: dict[str, str], jobs: int, overrides: Sequence[str]
 ) -> list[str]:
-    """The command that does `runs` (and whatever else the product of their arms and seeds holds,
-    which shared.run reuses)."""
+    """The command that does `runs`, and what else the product of their arms and seeds holds."""
     experiments = list(dict.fromkeys(run.experiment for run in runs))
     seeds = sorted({run.seed for run in runs})
     return [
@@ -92,8 +94,7 @@ def multirun_command(
 
 
 def quoted(text: str, interpolated: str = "") -> str:
-    """A Hydra override value that is this very string (a hash of digits is no number), followed by
-    an end whose interpolations work."""
+    """A Hydra override value of this very string, then an end whose interpolations work."""
     literal = text.replace("'", "\\'").replace("${", "\\${")
     return f"'{literal}{interpolated}'"
 
@@ -104,10 +105,8 @@ Launcher = Callable[[Sequence[str], Sequence[Run], Path, int, Console], int]
 def launch(
     command: Sequence[str], runs: Sequence[Run], log: Path, jobs: int, console: Console
 ) -> int:
-    """Runs the command, its output going to `log`, and shows the progress of `runs`.
-
-    Of more than one of `jobs` side by side, each gets one thread. Returns the exit status.
-    """
+    """Runs the command, its output going to `log`, and shows the progress of `runs`; each of
+    several `jobs` gets one thread. Returns the exit status."""
     for run in runs:  # a message of an earlier try must not speak for this one
         (run.folder / ERROR_FILE).unlink(missing_ok=True)
     threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"} if jobs > 1 else {}
@@ -135,10 +134,9 @@ def _watch(process: subprocess.Popen, runs: Sequence[Run], console: Console) -> 
     )
     with Progress(*columns, console=console, speed_estimate_period=600) as progress:
         overall = progress.add_task("all runs", total=len(runs), detail=f"0 of {len(runs)} runs")
-        labels = {run: f"{run.arm} seed {run.seed}" for run in runs}
         tasks = {
-            run: progress.add_task(label, total=run.total, visible=False, detail="")
-            for run, label in labels.items()
+            run: progress.add_task(str(run), total=run.total, visible=False, detail="")
+            for run in runs
         }
         while True:
             ended = process.poll() is not None  # before the look at the files, which then is whole
@@ -148,7 +146,7 @@ def _watch(process: subprocess.Popen, runs: Sequence[Run], console: Console) -> 
                 if run.results() is not None:
                     progress.remove_task(tasks.pop(run))
                     count = f"{len(runs) - len(tasks)} of {len(runs)}"
-                    console.print(f"  finished {labels[run]} ({count})", highlight=False)
+                    console.print(f"  finished {run} ({count})", highlight=False)
                 elif position:
                     detail = f"{run.unit} {position}{f' of {run.total}' if run.total else ''}"
                     progress.update(task, completed=position, detail=detail, visible=True)

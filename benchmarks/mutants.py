@@ -74,7 +74,6 @@ def load_mutants(path: Path) -> list[Mutant]:
 
 
 def copy_tree(target: Path) -> None:
-    """Copy what the parity suite needs."""
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
     for source in (ROOT / name for name in TREE):
         if source.is_dir():
@@ -107,10 +106,8 @@ def run_suite(tree: Path, method: str, log: Path) -> None:
 def run_all(
     mutants: Iterable[Mutant | None], method: str, jobs: int
 ) -> Iterator[tuple[Mutant | None, int | None, str, float]]:
-    """Run the suite on a copy per mutant (None: unchanged), `jobs` at a time, as they finish.
-
-    Yields: mutant, pytest's exit status (None: out of time), its output, seconds.
-    """
+    """Run the suite on a copy per mutant (None: unchanged), `jobs` at a time; yields as they finish
+    the mutant, pytest's exit status (None: out of time), its output, and the seconds."""
     context = multiprocessing.get_context("fork")
     waiting = list(mutants)
     running: dict[int, tuple[Mutant | None, BaseProcess, Path, float]] = {}

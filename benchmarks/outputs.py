@@ -1,9 +1,8 @@
 """Files of the outputs folder, damaged ones and a stranger's too: what is read has a known shape.
 
-A shape is a function that says whether a value is right (its docstring says what is expected), a
-dict {key: shape} ("key?" may be missing, others are ignored; a function as the only key is the
-shape of all keys), a list [shape] of any length or [shape, shape, ...] of that many items, or a
-tuple of shapes of which one must fit.
+A shape is a `Kind` of value, a dict {key: shape} ("key?" may be missing, others are ignored; a kind
+as the only key is that of all keys), a list [shape] of any length or [shape, shape, ...] of that
+many items, or a tuple of shapes of which one must fit.
 """
 
 import math
@@ -11,6 +10,7 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,54 +26,32 @@ PNG = b"\x89PNG\r\n\x1a\n"
 LARGEST_PICTURE = 20_000_000  # bytes
 
 
-def number(value: Any) -> bool:
-    """a finite number"""
-    return is_number(value, 1e15)
+@dataclass(frozen=True)
+class Kind:
+    """A kind of single value, in words and as a check."""
+
+    words: str
+    fits: Callable[[Any], bool]
 
 
-def figure(value: Any) -> bool:
-    """a number"""
-    return number(value) or (isinstance(value, float) and not math.isfinite(value))
-
-
-def count(value: Any) -> bool:
-    """a number of things"""
-    return type(value) is int and 0 <= value < 1e15
-
-
-def text(value: Any) -> bool:
-    """a text"""
-    return is_text(value) and len(value) <= LONGEST
-
-
-def seed(value: Any) -> bool:
-    """the digits of a seed"""
-    return isinstance(value, str) and value.isdecimal() and len(value) < 20
-
-
-def verdict(value: Any) -> bool:
-    """yes, no or undecided"""
-    return isinstance(value, str) and value in ("yes", "no", "undecided")
-
-
-def word(value: Any) -> bool:
-    """a word of letters, digits and hyphens"""
-    return isinstance(value, str) and re.fullmatch("[a-zA-Z0-9-]+", value) is not None
-
-
-def file_name(value: Any) -> bool:
-    """the name of a file"""
-    return text(value) and value == Path(value).name and "\0" not in value
-
-
-def plain(value: Any) -> bool:
-    """a value of few levels that a table can show"""
-    return not nested_too_deep(value, 5) and len(repr(value)) <= LONGEST
-
-
-def absent(value: Any) -> bool:
-    """null"""
-    return value is None
+number = Kind("a finite number", lambda value: is_number(value, 1e15))
+figure = Kind("a number", lambda v: number.fits(v) or (type(v) is float and not math.isfinite(v)))
+count = Kind("a number of things", lambda value: type(value) is int and 0 <= value < 1e15)
+text = Kind("a text", lambda value: is_text(value) and len(value) <= LONGEST)
+seed = Kind("the digits of a seed", lambda v: type(v) is str and v.isdecimal() and len(v) < 20)
+verdict = Kind("yes, no or undecided", lambda value: value in ("yes", "no", "undecided"))
+word = Kind(
+    "a word of letters, digits and hyphens",
+    lambda v: type(v) is str and re.fullmatch("[a-zA-Z0-9-]+", v) is not None,
+)
+file_name = Kind(
+    "the name of a file", lambda v: text.fits(v) and v == Path(v).name and "\0" not in v
+)
+plain = Kind(
+    "a value of few levels that a table can show",
+    lambda value: not nested_too_deep(value, 5) and len(repr(value)) <= LONGEST,
+)
+absent = Kind("null", lambda value: value is None)
 
 
 RESULTS = {
@@ -140,7 +118,7 @@ def check(value: Any, shape: Any, where: str = "it") -> None:
         if not isinstance(value, dict):
             raise ValueError(f"{where} is {shortened(value)}, not an object")
         for key, inner in shape.items():
-            if callable(key):
+            if isinstance(key, Kind):
                 for name, item in value.items():
                     check(name, key, f"a name in {where}")
                     check(item, inner, f"{where}, {shortened(name)}")
@@ -153,8 +131,8 @@ def check(value: Any, shape: Any, where: str = "it") -> None:
             raise ValueError(f"{where} is {shortened(value)}, not a list of that length")
         for place, item in enumerate(value):
             check(item, shape[place % len(shape)], where)
-    elif not shape(value):
-        raise ValueError(f"{where} is {shortened(value)}, not {shape.__doc__}")
+    elif not shape.fits(value):
+        raise ValueError(f"{where} is {shortened(value)}, not {shape.words}")
     return None
 
 

@@ -1,7 +1,7 @@
 """The comparison page: `python -m benchmarks.report` writes index.html and report.md.
 
 The page is one file that opens anywhere: styles inline, pictures as base64, no script, and a
-content security policy that forbids the browser to load anything.
+content security policy that forbids the browser to load anything. All from files is escaped.
 """
 
 import argparse
@@ -26,17 +26,14 @@ MOST_PICTURES = 50  # of a showcase
 
 
 def build(outputs: Path = Path("outputs"), conf: Path = CONF) -> Path:
-    """Gathers all evidence below `outputs` and `conf` and writes both forms of the report; returns
-    the HTML page."""
+    """Writes the report of all evidence below `outputs` and `conf`; returns the HTML page."""
     folder = own_folder(outputs / "report")
     files = Outputs(outputs)
     methods = gather(files, conf)
-    page = folder / "index.html"
-    with replacing(page) as file:
-        file.write(html(methods, files).encode())
-    with replacing(folder / "report.md") as file:
-        file.write(markdown(methods, files).encode())
-    return page
+    for name, form in (("index.html", html), ("report.md", markdown)):
+        with replacing(folder / name) as file:
+            file.write(form(methods, files).encode())
+    return folder / "index.html"
 
 
 @cache
@@ -53,7 +50,7 @@ def _template() -> Template:
 
 
 def html(methods: Sequence[Evidence], files: Outputs) -> str:
-    """The page; everything that came from a file is escaped."""
+    """The page."""
     pictures = {"picture": partial(picture, files), "showcase": partial(showcase, files)}
     return _template().render(methods=methods, files=files, **pictures)
 
@@ -77,12 +74,9 @@ def showcase(files: Outputs, claim: Mapping[str, Any]) -> list[str]:
 
 def checks(evidence: Evidence) -> list[tuple[str, str]]:
     """What parity, mutants, speed and chaos found, one line each, or the command that finds out."""
-    return [
-        (kind, _found(kind, content))
-        if (content := evidence.files.get(kind))
-        else (kind, f"not run: make {kind} METHOD={evidence.method}")
-        for kind in KINDS
-    ]
+    not_run = {kind: f"not run: make {kind} METHOD={evidence.method}" for kind in KINDS}
+    found = {kind: _found(kind, content) for kind, content in evidence.files.items()}
+    return list((not_run | found).items())
 
 
 def _found(kind: str, content: Mapping[str, Any]) -> str:
@@ -117,10 +111,7 @@ def _plain(value: Any) -> str:
 def paper_cells(rows: Sequence[PaperRow]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of the paper's rows beside ours."""
     header = ["experiment", "table", "metric", "paper", "ours", "state"]
-    cells = [
-        [r.experiment, r.table, r.metric, r.paper, summary.number(r.ours), r.note] for r in rows
-    ]
-    return header, cells
+    return header, [[*row[:4], summary.number(row.ours), row.note] for row in rows]
 
 
 def speed_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
@@ -132,7 +123,7 @@ def speed_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
 
 
 def markdown(methods: Sequence[Evidence], files: Outputs) -> str:
-    """The same report in Markdown; everything that came from a file is escaped."""
+    """The same report in Markdown."""
     parts = ["# Tenfold: how far each method is proved"]
     names = ["method", *(rung.name for rung in methods[0].rungs)] if methods else []
     ladder = [[e.method, *(f"{rung.state}: {rung.detail}" for rung in e.rungs)] for e in methods]
@@ -155,7 +146,6 @@ def markdown(methods: Sequence[Evidence], files: Outputs) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line: builds the report and prints where it lies."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("--outputs", type=Path, default=Path("outputs"))
     options = parser.parse_args(arguments)

@@ -49,27 +49,19 @@ def reproduce(
     outputs: Path = OUTPUTS,
     console: Console | None = None,
 ) -> int:
-    """Runs what is missing of a claim, then prints and writes its summary.
-
-    Args:
-        claim_name: a claim in conf/reproduce/METHOD/; None: the method's own.
-        seeds, arms: those to run; None: the registered seeds, all arms but the optional ones, which
-            ["all"] includes.
-        jobs: processes side by side.
-        overrides: Hydra overrides for all arms; they change the hash and are shown.
-        launcher: runs the multirun; tests give a fake.
-
-    Returns: 0, or 1 if a run failed.
-
-    Raises:
-        ClaimError: the claim, a seed or an arm makes no sense.
-    """
+    """Runs what is missing of a claim, by default the method's own with all seeds and all but the
+    optional arms, which ["all"] includes; prints and writes its summary. Returns 1 if a run failed;
+    ClaimError if the claim, a seed or an arm makes no sense."""
     console = console or Console(width=None if sys.stdout.isatty() else 110)
     path = claim_path(method, claim_name, conf)
     claim = claims.load_claim(path)
     seeds = list(dict.fromkeys(seeds or claim.seeds))
     claims.refuse_tuning_seeds(claim, seeds)
-    wanted_arms = _chosen_arms(claim, arms)
+    if arms is None:
+        arms = [arm for arm in claim.arms if arm not in claim.optional]
+    wanted_arms = list(claim.arms) if list(arms) == ["all"] else arms
+    if unknown := [arm for arm in wanted_arms if arm not in claim.arms]:
+        raise ClaimError(f"no arm '{unknown[0]}'{nearest(unknown[0], claim.arms)}")
     configs = claims.compose_arms(claim, overrides, conf)
     identity = {"name": path.stem, "hash": claims.claim_hash(claim, configs)}
     base = outputs / "reproduce" / method / f"{identity['name']}-{identity['hash'][:8]}"
@@ -147,8 +139,7 @@ def reproduce(
 def showcase(
     wanted: Showcase, base: Path, seed: int, data_root: Path, console: Console
 ) -> list[Path]:
-    """Pictures by `tenfold predict` of what an arm's run of that seed has learned. They decide
-    nothing: if they cannot be drawn, that is said and all else stands."""
+    """Pictures by `tenfold predict` of what an arm has learned; a failure is said, and no more."""
     checkpoint = base / wanted.arm / f"seed{seed}" / "checkpoints" / "last.ckpt"
     folder = base / "showcase"
     command = [sys.executable, "-m", "shared.cli", "predict", f"checkpoint={checkpoint}"]
@@ -183,23 +174,12 @@ def claim_path(method: str, name: str | None, conf: Path = CONF) -> Path:
     return path if name in (None, method) else root / method / f"{name}.yaml"
 
 
-def _chosen_arms(claim: Claim, arms: Sequence[str] | None) -> list[str]:
-    if arms is None:
-        return [arm for arm in claim.arms if arm not in claim.optional]
-    if list(arms) == ["all"]:
-        return list(claim.arms)
-    for arm in arms:
-        if arm not in claim.arms:
-            raise ClaimError(f"no arm '{arm}'{nearest(arm, claim.arms)}")
-    return list(arms)
-
-
 def _length(config: DictConfig) -> tuple[int | None, str]:
     """Steps or epochs of training, for the progress display."""
-    steps, epochs = config.trainer.get("max_steps"), config.trainer.get("max_epochs")
-    if steps and steps > 0:
-        return steps, "step"
-    return (epochs, "epoch") if epochs and epochs > 0 else (None, "step")
+    for unit in ("step", "epoch"):
+        if (count := config.trainer.get(f"max_{unit}s")) and count > 0:
+            return count, unit
+    return None, "step"
 
 
 def _register(
@@ -239,13 +219,10 @@ def _registered_precision(path: Path) -> str:
 
 def _warn_of_other_hashes(base: Path, console: Console) -> None:
     name = base.name.rsplit("-", 1)[0]
-    others = [p.parent.name for p in base.parent.glob(f"{name}-????????/claim.json")]
-    if others := sorted(set(others) - {base.name}):
-        console.print(
-            f"note: {base.parent} also holds results of the claim as it was written otherwise: "
-            f"{', '.join(others)}; they do not count here",
-            markup=False,
-        )
+    others = {p.parent.name for p in base.parent.glob(f"{name}-????????/claim.json")} - {base.name}
+    if others:
+        said = f"note: {base.parent} also holds results of the claim as it was written otherwise:"
+        console.print(f"{said} {', '.join(sorted(others))}; they do not count here", markup=False)
 
 
 def _warn_of_other_commits(runs: Sequence[Run], console: Console) -> None:
@@ -254,11 +231,9 @@ def _warn_of_other_commits(runs: Sequence[Run], console: Console) -> None:
     )
     commits = {str(found.get("git_commit")) for run in runs if (found := run.results())}
     if others := sorted(commits - {git.stdout.strip(), "None"}):
-        console.print(
-            f"warning: reused results were made by other code (commit {', '.join(others)}); "
-            "delete their folders to run them again",
-            markup=False,
-        )
+        said = f"reused results were made by other code (commit {', '.join(others)})"
+        again = "delete their folders to run them again"
+        console.print(f"warning: {said}; {again}", markup=False)
 
 
 def _print(
@@ -293,7 +268,6 @@ def _print(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Command line; see the head of this file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reproduce", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("method")
@@ -313,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(part) for part in text.replace(" ", ",").split(",") if part]
+    return [int(part) for part in text.replace(",", " ").split()]
 
 
 if __name__ == "__main__":

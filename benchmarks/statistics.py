@@ -1,12 +1,10 @@
-"""Paired comparison of two arms, and the rule that turns it into a verdict. Maths by scipy.
-
-Shapes: S seeds, Q test queries, R resamples.
-"""
+"""Paired comparison of two arms, and the rule that turns it into a verdict: S seeds, Q test
+queries, R resamples."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +18,11 @@ CHUNK = 2**21  # queries drawn in one go
 
 @dataclass(frozen=True)
 class Paired:
-    """Differences method - baseline by seed, over the seeds that both arms finished.
+    """Differences method - baseline over the seeds that both arms finished, and their mean.
 
-    Attributes:
-        mean: mean difference; nan without seeds.
-        low, high: 95% confidence interval of the mean (Student's t, or percentiles of a bootstrap);
-            nan below two seeds.
-        pvalue: two-sided paired t-test; nan below two seeds and with a bootstrap.
-        queries: Q if the interval comes from a bootstrap over seeds and queries, else 0.
+    `low` to `high` is the mean's 95% confidence interval: Student's t, or percentiles of a
+    bootstrap over seeds and `queries` (else 0). `pvalue` is that of a two-sided paired t-test, nan
+    with a bootstrap. All are nan where there are too few seeds.
     """
 
     method: str
@@ -40,8 +35,7 @@ class Paired:
     queries: int = 0
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """`claim holds: <answer>` and the reason in one sentence."""
 
     answer: Answer
@@ -56,11 +50,8 @@ def mean_std(values: Mapping[int, float]) -> tuple[float, float]:
 
 
 def paired(method: str, baseline: str, of_method: Values, of_baseline: Values) -> Paired:
-    """Compares two arms seed by seed, and query by query if that is given; unshared seeds are left
-    out.
-
-    Args: `of_*` map seed -> the metric, or that of each test query (Q,), the same queries in all.
-    """
+    """Compares two arms over the seeds that they share, given seed -> the metric, or the metric of
+    each test query (Q,), the same queries in all."""
     seeds = sorted(of_method.keys() & of_baseline.keys())
     apart = [of_method[seed] - of_baseline[seed] for seed in seeds]
     differences = {seed: float(np.mean(d)) for seed, d in zip(seeds, apart, strict=True)}
@@ -81,11 +72,8 @@ def paired(method: str, baseline: str, of_method: Values, of_baseline: Values) -
 def bootstrap_means(
     differences: NDArray[np.float64], resamples: int = RESAMPLES, seed: int = 0
 ) -> NDArray[np.float64]:
-    """(R,) means of `differences` (S, Q) over S seeds and Q queries drawn with replacement.
-
-    A resample draws its queries once for all its seeds: these were asked the same ones, so that an
-    easy query is easy for all of them.
-    """
+    """(R,) means of `differences` (S, Q) over seeds and queries drawn with replacement. A resample
+    draws its queries once for all its seeds: an easy query is easy for all of them."""
     seeds, queries = differences.shape
     generator = np.random.default_rng(seed)
     drawn = generator.integers(seeds, size=(resamples, seeds))
@@ -101,11 +89,8 @@ def bootstrap_means(
 
 
 def meets(comparison: Paired, sign: int, smallest: float) -> bool:
-    """Whether a comparison shows what the claim says.
-
-    Sign 1 or -1: the interval lies on that side of 0 and the mean is at least `smallest` away.
-    Sign 0: the interval lies inside +-`smallest`. False where there is no interval.
-    """
+    """Whether the interval lies on the side of 0 that sign 1 or -1 says, with a mean at least
+    `smallest` away; sign 0: inside +-`smallest`. False where there is no interval."""
     if sign == 0:
         return -smallest < comparison.low and comparison.high < smallest
     low = min(sign * comparison.low, sign * comparison.high)
@@ -113,31 +98,25 @@ def meets(comparison: Paired, sign: int, smallest: float) -> bool:
 
 
 def rules_out(comparison: Paired, sign: int, smallest: float) -> bool:
-    """Whether the interval excludes every difference that the claim would need.
-
-    Sign 1 or -1: its far end falls short of `smallest`. Sign 0: it lies beyond +-`smallest`.
-    """
+    """Whether the interval's far end falls short of `smallest` in the direction of sign 1 or -1;
+    sign 0: whether it lies beyond +-`smallest`."""
     if sign == 0:
         return comparison.low >= smallest or comparison.high <= -smallest
     return max(sign * comparison.low, sign * comparison.high) < smallest
 
 
 def verdict(primary: Paired, control: Paired, sign: int, smallest: float) -> Verdict:
-    """The pre-registered rule.
+    """The pre-registered rule; `smallest` is the smallest difference that matters, > 0.
 
     no: `rules_out(primary)`. yes: `meets(primary)` and the control does not win, that is, it does
     not meet the criterion itself and, for a directed claim, does worse than the method on the seeds
     that both finished. A control that won or did not run leaves the claim undecided: what made the
     method better would not be what the paper says.
-
-    Args:
-        sign: 1, -1 or 0 (no difference that matters).
-        smallest: the smallest difference that matters, > 0.
     """
     if (pairs := len(primary.differences)) < 2:
-        both = f"{'only one' if pairs else 'no'} seed finished in both {primary.method} and"
-        reason = f"{both} {primary.baseline}, and an interval needs two."
-        return Verdict("undecided", reason)
+        arms = f"{primary.method} and {primary.baseline}, and an interval needs two."
+        count = "only one" if pairs else "no"
+        return Verdict("undecided", f"{count} seed finished in both {arms}")
     queries = f"bootstrap interval over seeds and {primary.queries} queries"
     interval = f"95% {queries if primary.queries else 'interval'} {primary.low:+.2f} to"
     gain = f"{primary.mean:+.2f} points ({interval} {primary.high:+.2f})"
@@ -155,18 +134,15 @@ def verdict(primary: Paired, control: Paired, sign: int, smallest: float) -> Ver
         return Verdict("undecided", f"{said}, {short}.")
     if len(control.differences) < 2:
         return Verdict("undecided", f"{said}, but the negative control has not run on two seeds.")
+    # Method - control: the baseline cancels on the seeds that both comparisons share.
+    seeds = primary.differences.keys() & control.differences.keys()
+    lead = mean_std({s: primary.differences[s] - control.differences[s] for s in seeds})[0]
     name, won = f"the negative control {control.method}", ""
     if meets(control, sign, smallest):
         won = "meets the same criterion"
-    elif sign and not sign * _shared_lead(primary, control) > 0:  # also where it is nan
+    elif sign and not sign * lead > 0:  # also where it is nan
         won = "does as well"
     if won:
         return Verdict("undecided", f"{said}, but {name} {won} ({control.mean:+.2f}).")
     met = f"{'at least' if sign else 'inside'} {wanted}"
     return Verdict("yes", f"{said}, {met}, and {name} ({control.mean:+.2f}) does not show it.")
-
-
-def _shared_lead(primary: Paired, control: Paired) -> float:
-    """Mean of method - control; the baseline cancels on the seeds that both comparisons share."""
-    seeds = primary.differences.keys() & control.differences.keys()
-    return mean_std({s: primary.differences[s] - control.differences[s] for s in seeds})[0]

@@ -27,13 +27,8 @@ from shared.files import read_json, replacing, write_json
 
 @dataclass(frozen=True)
 class Outcome:
-    """The finished and the failed runs of a claim.
-
-    Attributes:
-        results: (arm, seed) -> results.json; under (`per_query` file, metric) the metric of each
-            test query.
-        failures: (arm, seed) -> tail of the error.
-    """
+    """The runs of a claim by (arm, seed): results.json of the finished ones, with the metric of
+    each test query under (`per_query` file, metric), and the tail of the error of the failed."""
 
     results: dict[tuple[str, int], dict[Any, Any]] = field(default_factory=dict)
     failures: dict[tuple[str, int], str] = field(default_factory=dict)
@@ -48,15 +43,9 @@ class Outcome:
 
 
 def collect(runs: Sequence[Run], claim: Claim, launched: Mapping[Run, str]) -> Outcome:
-    """Reads the results of all runs.
-
-    A finished run without the primary metric, or with a NaN there, counts as failed; so does one
-    that lacks the metric of each query where the claim needs it.
-
-    Args:
-        runs: every run that may lie in the claim's folder.
-        launched: the runs that had to finish -> the tail of their error if they have not.
-    """
+    """Reads the results of every run that may lie in the claim's folder; `launched` has the errors
+    of those that had to finish and did not. A finished run that lacks a finite primary metric, or
+    the metric of each query where the claim needs it, counts as failed."""
     outcome, metric = Outcome(), claim.primary.metric
     for run in runs:
         key, file = (run.arm, run.seed), f"{run.folder}/results.json"
@@ -82,30 +71,25 @@ def _collect_queries(runs: Sequence[Run], file: str, metric: str, outcome: Outco
     for run in runs:
         if results := outcome.results.get((run.arm, run.seed)):
             try:
-                found[run] = results[file, metric] = _read_queries(
-                    run.folder / file, metric, results["metrics"]
-                )
+                values = _read_queries(run.folder / file, metric, results["metrics"])
+                found[run] = results[file, metric] = values
             except ValueError as error:
                 refused[run] = str(error)
     usual = max(Counter(map(len, found.values())).items(), key=itemgetter(1), default=(0, 0))[0]
     for run, values in found.items():
         if len(values) != usual:
             other = next(run for run, values in found.items() if len(values) == usual)
-            refused[run] = (
-                f"{run.folder / file} has {metric} of {len(values)} queries, {other.folder / file} "
-                f"of {usual}: all arms must be asked the same queries in the same order"
-            )
+            differ = f"of {len(values)} queries, {other.folder / file} of {usual}"
+            asked = "all arms must be asked the same queries in the same order"
+            refused[run] = f"{run.folder / file} has {metric} {differ}: {asked}"
     for run, text in refused.items():
         outcome.failures[run.arm, run.seed] = text
         del outcome.results[run.arm, run.seed]
 
 
 def _read_queries(path: Path, metric: str, metrics: Mapping[str, float]) -> NDArray[np.float64]:
-    """The metric of each query, (Q,).
-
-    Raises:
-        ValueError: the file is missing or damaged, or the run's metric is not the mean of it.
-    """
+    """The metric of each query, (Q,); ValueError if the file is missing or damaged, or the run's
+    metric is not the mean of it."""
     try:
         content = read_json(path)
         check(content, {metric: [finite]})
@@ -114,26 +98,20 @@ def _read_queries(path: Path, metric: str, metrics: Mapping[str, float]) -> NDAr
     except OSError as error:
         raise ValueError(f"the claim's bootstrap needs {path}: {error.strerror}") from None
     except ValueError as error:
-        raise ValueError(
-            f"{path} holds no list of numbers under '{metric}', one finite number for each test "
-            f"query: {one_line(error)}"
-        ) from None
+        needed = f"list of numbers under '{metric}', one finite number for each test query"
+        raise ValueError(f"{path} holds no {needed}: {one_line(error)}") from None
     values = np.array(content[metric], dtype=np.float64)
     stated = metrics.get(metric, math.nan)
     if not math.isclose(values.mean(), stated, rel_tol=1e-4, abs_tol=1e-6):
-        raise ValueError(
-            f"{path}: the mean over queries is {values.mean():g}, but {metric} in results.json is "
-            f"{stated:g}: the file must be of this run and in the same unit"
-        )
+        apart = f"is {values.mean():g}, but {metric} in results.json is {stated:g}"
+        same = "the file must be of this run and in the same unit"
+        raise ValueError(f"{path}: the mean over queries {apart}: {same}")
     return values
 
 
 def summarise(claim: Claim, outcome: Outcome, prepared: Sequence[Run]) -> dict[str, Any]:
-    """Everything the report shows, as plain values (a figure that does not exist is None).
-
-    Args:
-        prepared: the runs of what was trained before the arms started.
-    """
+    """Everything the report shows, as plain values (a figure that does not exist is None);
+    `prepared` are the runs of what was trained before the arms started."""
     arms = {}
     for arm in claim.arms:
         values = outcome.values(arm, claim.primary.metric)
@@ -144,7 +122,7 @@ def summarise(claim: Claim, outcome: Outcome, prepared: Sequence[Run]) -> dict[s
             "mean": mean,
             "std": std,
             "cpu_seconds": _mean_seconds([outcome.results[arm, seed] for seed in values]),
-            "metrics": _mean_metrics(outcome, arm),
+            "metrics": _mean_metrics([outcome.results[arm, seed]["metrics"] for seed in values]),
             "failed": {s: text for (name, s), text in outcome.failures.items() if name == arm},
         }
     results = list(outcome.results.values())
@@ -178,11 +156,8 @@ def summarise(claim: Claim, outcome: Outcome, prepared: Sequence[Run]) -> dict[s
 
 
 def _judge(claim: Claim, rule: Rule, outcome: Outcome) -> tuple[list[dict], dict[str, str]]:
-    """A rule's comparisons and its verdict, as plain values.
-
-    A failed run of a decisive arm leaves the claim undecided: the seeds that survive are a choice
-    that nobody registered.
-    """
+    """A rule's comparisons and its verdict, undecided once a run of a decisive arm failed: nobody
+    registered the choice of the seeds that survive."""
     by = (rule.primary.metric, rule.primary.per_query)
     compared = [
         paired(p.method, p.baseline, outcome.values(p.method, *by), outcome.values(p.baseline, *by))
@@ -192,12 +167,11 @@ def _judge(claim: Claim, rule: Rule, outcome: Outcome) -> tuple[list[dict], dict
     decisive = {arm for pair in rule.pairs[:2] for arm in (pair.method, pair.baseline)}
     if failed := [f"{arm} seed {seed}" for arm, seed in outcome.failures if arm in decisive]:
         return plain, {"verdict": "undecided", "reason": f"failed: {', '.join(failed)}."}
-    stated = rule.stated
-    decided = verdict(compared[0], compared[1], stated.expected_sign, stated.smallest_difference)
-    reason = decided.reason
+    by_rule = (rule.stated.expected_sign, rule.stated.smallest_difference)
+    answer, reason = verdict(compared[0], compared[1], *by_rule)
     if (seeds := set(compared[0].differences)) != set(claim.seeds):
         reason += f" Seeds compared: {sorted(seeds)}; registered: {sorted(claim.seeds)}."
-    return plain, {"verdict": decided.answer, "reason": reason}
+    return plain, {"verdict": answer, "reason": reason}
 
 
 def _mean_seconds(results: Iterable[Mapping[str, Any]]) -> float | None:
@@ -205,18 +179,15 @@ def _mean_seconds(results: Iterable[Mapping[str, Any]]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _mean_metrics(outcome: Outcome, arm: str) -> dict[str, float]:
-    """Mean over the finished seeds of every metric that an arm's results hold."""
-    found = [results["metrics"] for (name, _), results in outcome.results.items() if name == arm]
+def _mean_metrics(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     names = sorted({name for metrics in found for name in metrics})
     return {n: fmean(metrics[n] for metrics in found if n in metrics) for n in names}
 
 
 def baseline_lines(summary: Mapping[str, Any]) -> list[str]:
-    """One sentence with all baselines that need no training; none without any."""
-    found = summary.get("baselines") or {}
-    listed = ", ".join(f"{name} {value:.1f}" for name, value in found.items())
-    return [f"Without training: {listed}."] if found else []
+    """One sentence with all baselines that need no training, if there are any."""
+    found = [f"{name} {value:.1f}" for name, value in (summary.get("baselines") or {}).items()]
+    return [f"Without training: {', '.join(found)}."] if found else []
 
 
 def preparation_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -232,9 +203,7 @@ def preparation_lines(summary: Mapping[str, Any]) -> list[str]:
 
 def metric_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of all metrics: one column an arm, means over seeds."""
-    arms = {  # a summary of an older version has none
-        name: metrics for name, arm in summary["arms"].items() if (metrics := arm.get("metrics"))
-    }
+    arms = {n: arm["metrics"] for n, arm in summary["arms"].items() if arm.get("metrics")}
     names = sorted({name for metrics in arms.values() for name in metrics})
     rows = [[n, *(number(metrics.get(n)) for metrics in arms.values())] for n in names]
     return ["mean over seeds", *arms], rows
@@ -246,10 +215,7 @@ def number(value: float | None, form: str = ".2f") -> str:
 
 
 def arm_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of arms: mean +- std, values by seed, CPU seconds a run.
-
-    Arms that were not asked for are left out.
-    """
+    """Header and rows of the table of arms, without those that were not asked for."""
     arms = {n: arm for n, arm in summary["arms"].items() if arm["values"] or arm["failed"]}
     seeds = sorted({int(s) for arm in arms.values() for s in (*arm["values"], *arm["failed"])})
     header = ["arm", "mean ± std", f"seed {' '.join(map(str, seeds))}", "CPU s"]
@@ -265,7 +231,7 @@ def arm_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 
 def comparison_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of paired differences; the first is the one that decides."""
+    """Header and rows of the table of paired differences, the deciding one first."""
     header = ["paired difference", "mean", "95% interval", "p", "seeds"]
     rows = []
     for index, pair in enumerate(summary["comparisons"]):
@@ -273,42 +239,30 @@ def comparison_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[st
             continue  # an optional arm that was not asked for
         kind = {0: " (primary)", 1: " (control)"}.get(index, "")
         queries = f", {pair['queries']} queries" if pair.get("queries") else ""
-        rows.append(
-            [
-                f"{pair['method']} - {pair['baseline']}{kind}",
-                number(pair["mean"], "+.2f"),
-                _interval(pair),
-                "<0.001" if (p := pair["pvalue"]) is not None and p < 0.001 else number(p, ".3f"),
-                f"{len(pair['differences'])}{queries}",
-            ]
-        )
+        p = pair["pvalue"]
+        chance = "<0.001" if p is not None and p < 0.001 else number(p, ".3f")
+        name, *figures = _difference(pair)
+        rows.append([f"{name}{kind}", *figures, chance, f"{len(pair['differences'])}{queries}"])
     return header, rows
 
 
-def _interval(pair: Mapping[str, Any]) -> str:
-    if pair["low"] is None or pair["high"] is None:
-        return "-"
-    kind = " (bootstrap)" if pair.get("queries") else ""
-    return f"{pair['low']:+.2f} to {pair['high']:+.2f}{kind}"
+def _difference(pair: Mapping[str, Any]) -> list[str]:
+    """Three cells: what is compared, the mean difference and its interval."""
+    interval = "-"
+    if pair["low"] is not None and pair["high"] is not None:
+        kind = " (bootstrap)" if pair.get("queries") else ""
+        interval = f"{pair['low']:+.2f} to {pair['high']:+.2f}{kind}"
+    return [f"{pair['method']} - {pair['baseline']}", number(pair["mean"], "+.2f"), interval]
 
 
 def further_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of further claims, one line for each; empty without any."""
+    """Header and rows of the table of further claims."""
     header = ["further claim", "metric", "difference", "mean", "95% interval", "control", "holds"]
     rows = []
     for further in summary.get("further") or []:
-        pair, control = further["comparisons"]
-        rows.append(
-            [
-                further["name"],
-                further["metric"],
-                f"{pair['method']} - {pair['baseline']}",
-                number(pair["mean"], "+.2f"),
-                _interval(pair),
-                f"{control['method']} - {control['baseline']} {number(control['mean'], '+.2f')}",
-                further["verdict"],
-            ]
-        )
+        pair, (control, mean, _) = map(_difference, further["comparisons"])
+        name, metric, verdict = further["name"], further["metric"], further["verdict"]
+        rows.append([name, metric, *pair, f"{control} {mean}", verdict])
     return header, rows
 
 
@@ -327,9 +281,8 @@ def markdown(summary: Mapping[str, Any]) -> str:
     claim = summary["claim"]
     parts = [f"## {escaped(claim['title'])}"]
     parts.append(f"{escaped(claim['claim'])} Source: {escaped(claim['source'])}.")
-    if summary["overrides"]:
-        changed = code(" ".join(summary["overrides"]))
-        parts.append(f"Settings changed on the command line: {changed}")
+    if overrides := summary["overrides"]:
+        parts.append(f"Settings changed on the command line: {code(' '.join(overrides))}")
     parts += [
         f"Primary metric {code(claim['primary']['metric'])}, smallest difference that matters "
         f"{claim['smallest_difference']:g}, claim hash {code(summary['hash'][:8])}.",

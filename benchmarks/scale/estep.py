@@ -33,8 +33,7 @@ Figures = Mapping[str, float]
 
 
 def clumped_features(count: int, dim: int, seed: int, clumps: int = 1000) -> Tensor:
-    """(count, dim) float32 unit-norm features around `clumps` random directions, made block by
-    block in the memory that is returned, without a second copy."""
+    """(count, dim) float32 unit-norm features around `clumps` random directions, made in place."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(clumps, dim, generator=generator)
     features = torch.empty(count, dim)
@@ -51,8 +50,8 @@ def points_used(count: int, clusters: int) -> int:
 
 
 def bytes_needed(count: int, dim: int, clusters: int) -> int:
-    """What grows with N and K: the subset of the features if there is one, an id and a distance
-    per point in training and in assignment, centroids (current, best, returned, in the index)."""
+    """What grows with N and K: the subset of the features if there is one, an id and a distance per
+    point in training and assignment, and four sets of centroids."""
     points = points_used(count, clusters)
     subset = 4 * points * dim if points < count else 0
     return subset + 12 * (points + count) + 4 * 4 * clusters * dim
@@ -94,8 +93,7 @@ def project(measured: Figures, count: int, dim: int, clusters: int) -> Figures:
 
 
 def memory_mb(field: str) -> float:
-    """Resident memory now (VmRSS) or its peak since the measurement began (VmHWM); where the system
-    does not say, the peak of the process's whole life."""
+    """Memory now (VmRSS) or its peak since the measurement began (VmHWM), else in its life."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -104,7 +102,6 @@ def memory_mb(field: str) -> float:
 
 
 def table(rows: Sequence[Figures]) -> str:
-    """The figures in Markdown."""
     lines = [list(rows[0]), ["--:"] * len(rows[0])]
     lines += [[f"{v:.2e}" if v > 1e6 else f"{v:.6g}" for v in row.values()] for row in rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -136,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         " on this machine"
     )
     facts = {"images": count, "dim": dim, "threads": options.threads, "faiss": faiss.__version__}
-    facts |= {"machine": platform.processor() or platform.machine()}
+    facts["machine"] = platform.processor() or platform.machine()
     path = Path(options.output) / "scale" / "estep.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, {**facts, "measured": measured, "projected": projected})

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from benchmarks.search.questions import Hit
 from benchmarks.search.semble_peer import ask
-from benchmarks.speed.peer_environment import PeerPackage
 from benchmarks.speed.protocol import SpeedError
 from methods.cascode.search.cli import Bars
 from methods.cascode.search.index import Index
@@ -22,9 +21,9 @@ from methods.cascode.search.store import DATABASE
 from shared.checkpoints.pretrained_text import model_folder
 
 ROOT = Path(__file__).resolve().parents[2]
-PEER = PeerPackage(
-    requirement="semble==0.7.0",
-    dependencies=(
+PEER = {
+    "requirement": "semble==0.7.0",
+    "dependencies": (
         "model2vec==0.10.0",
         "orjson",
         "pathspec",
@@ -35,7 +34,7 @@ PEER = PeerPackage(
         "transformers==5.24.0",
         "vicinity==0.4.6",
     ),
-)
+}
 SEMBLE_VARIANTS = {"semble, words only": {"alpha": 0.0}, "semble (its default: hybrid)": {}}
 OUR_VARIANTS = {
     "ours, words only": 1.0,

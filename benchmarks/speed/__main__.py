@@ -23,7 +23,6 @@ import torch
 import yaml
 
 from benchmarks.speed import peer_environment, protocol
-from benchmarks.speed.peer_environment import PeerPackage
 from benchmarks.speed.protocol import Comparison, SpeedError, Variant, Worker
 from shared.training.precision import has_bf16_units
 
@@ -44,8 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--blocks", type=int, default=6, help="times that the sides take turns")
     parser.add_argument("--steps", type=int, default=3, help="steps of each variant per block")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    help_set = "other settings, in YAML"
-    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help=help_set)
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="in YAML")
     parser.add_argument("--output", default=str(ROOT / "outputs"), help="folder of results")
     options = parser.parse_args(arguments)
     try:
@@ -64,24 +62,21 @@ def load(method: str) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace, spec: Mapping[str, Any]) -> None:
-    """Run the whole comparison of one method and print it.
-
-    Raises:
-        SpeedError: no peer, other work or values, or a worker failed.
-    """
+    """Run the whole comparison of one method and print it; SpeedError if that cannot be done."""
     module, output = f"benchmarks.speed.{options.method}", Path(options.output).resolve() / "speed"
-    peer_python = peer_environment.ensure(ROOT / ".venv-peer", PeerPackage(**spec["peer"]))
+    peer_python = peer_environment.ensure(ROOT / ".venv-peer", spec["peer"])
     with tempfile.TemporaryDirectory(prefix="tenfold-speed-") as folder:
         settings = {**spec["settings"], **changed(spec["settings"], options.set)}
         settings |= {"threads": options.threads, "data": folder}
         if make_data := getattr(import_module(module), "make_data", None):
             progress("making what the sides read")
             make_data(Path(folder), settings)
-        workers = {"ours": (Path(sys.executable), f"{module}:Ours")}
-        workers["peer"] = peer_python, f"{module}_peer:Peer"
         sides = {
             side: Worker(python, name, settings, ROOT, output / f"{options.method}_{side}.log")
-            for side, (python, name) in workers.items()
+            for side, python, name in (
+                ("ours", Path(sys.executable), f"{module}:Ours"),
+                ("peer", peer_python, f"{module}_peer:Peer"),
+            )
         }
         try:
             ours, peer = (side.ask("describe") for side in sides.values())

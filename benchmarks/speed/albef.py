@@ -1,7 +1,4 @@
-"""Our ALBEF: the method's own configs; pre-training, and `RetrievalEvaluation` on given tokens.
-
-The variants "full_size" and "miniature" rank that gallery.
-"""
+"""Our ALBEF: the method's own configs; pre-training, and `RetrievalEvaluation` on given tokens."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.speed.albef_peer import GALLERIES, Comparable
+from benchmarks.speed.albef_peer import GALLERIES, Comparable, mask_draws
 from benchmarks.speed.stepping import OurSide, by_hand
 from methods.albef import official
 from methods.albef.module import Pretraining
@@ -149,17 +146,11 @@ def batch(settings: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def draws(settings: dict[str, Any]) -> dict[str, Tensor]:
-    """What a step draws: masks in the official order, and negatives."""
-    size, shape = settings["batch_size"], (settings["batch_size"], LONGEST)
-    others = (torch.arange(size) + torch.randint(1, size, (2, size))) % size
-    return {
-        "selected": torch.rand(shape) < settings["mlm_probability"],
-        "replaced": torch.rand(shape) < 0.8,
-        "random": torch.rand(shape) < 0.5,
-        "words": torch.randint(settings["text"]["vocab_size"], shape),
-        "image_of_text": others[0],
-        "text_of_image": others[1],
-    }
+    """What a step draws: negatives, and masks."""
+    size = settings["batch_size"]
+    images, texts = (torch.arange(size) + torch.randint(1, size, (2, size))) % size
+    negatives = {"image_of_text": images, "text_of_image": texts}
+    return mask_draws(settings, (size, LONGEST)) | negatives
 
 
 def gallery(sizes: dict[str, int], dim: int) -> dict[str, Tensor]:

@@ -1,8 +1,7 @@
 """The peer's side, in the peer's environment: ALBEF's official algorithm, pass by pass.
 
-BERT is that of Hugging Face's `transformers`, the vision transformer timm's. Nothing of ours is
-imported but the serving loop. Weights have official names. The variants "full_size" and "miniature"
-rank that gallery.
+BERT is that of Hugging Face's `transformers`, the vision transformer timm's; weights have official
+names. Nothing of ours is imported but the serving loop. A variant named after a gallery ranks it.
 """
 
 from collections.abc import Callable, Iterable
@@ -223,13 +222,8 @@ class Network(nn.Module):
         return [loss_ita, loss_itm, loss_mlm]
 
     def mask(self, ids: Tensor, draws: Draws | None) -> tuple[Tensor, Tensor]:
-        special, words = self.settings["special"], self.settings["text"]["vocab_size"]
-        draws = draws or {
-            "selected": torch.rand(ids.shape) < self.settings["mlm_probability"],
-            "replaced": torch.rand(ids.shape) < 0.8,
-            "random": torch.rand(ids.shape) < 0.5,
-            "words": torch.randint(words, ids.shape),
-        }
+        special = self.settings["special"]
+        draws = draws or mask_draws(self.settings, ids.shape)
         masked = draws["selected"] & (ids != special["pad"]) & (ids != special["cls"])
         labels, ids = ids.clone(), ids.clone()
         labels[~masked] = -100
@@ -252,6 +246,16 @@ class Network(nn.Module):
         self.image_queue[:, self.pointer : end] = image_feat.T
         self.text_queue[:, self.pointer : end] = text_feat.T
         self.pointer = end % self.image_queue.shape[1]
+
+
+def mask_draws(settings: dict[str, Any], shape: tuple[int, ...]) -> Draws:
+    """What masks tokens, in the official order."""
+    return {
+        "selected": torch.rand(shape) < settings["mlm_probability"],
+        "replaced": torch.rand(shape) < 0.8,
+        "random": torch.rand(shape) < 0.5,
+        "words": torch.randint(settings["text"]["vocab_size"], shape),
+    }
 
 
 def official_ranking(

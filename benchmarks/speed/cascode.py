@@ -38,10 +38,13 @@ class Ours(Search):
         super().__init__(settings)
         keep_freed_memory()
 
+    def networks(self) -> tuple[Any, Any, PairHead]:
+        """The searcher, the judge's encoder and its head."""
+        slow = self.folder / "slow"
+        return load_searcher(self.folder / "fast"), load_searcher(slow), judging_head(slow)
+
     def parameters(self) -> Iterable[Tensor]:
-        fast, slow = self.folder / "fast", self.folder / "slow"
-        networks = (load_searcher(fast), load_searcher(slow), judging_head(slow))
-        return [p for network in networks for p in network.parameters()]
+        return [p for network in self.networks() for p in network.parameters()]
 
     def step(self, precision: str, what: str) -> Callable[[], float]:
         model = self.model(precision)
@@ -54,14 +57,10 @@ class Ours(Search):
 
     def model(self, precision: str) -> SearchModel:
         if precision not in self.models:
-            fast, slow = self.folder / "fast", self.folder / "slow"
+            searcher, encoder, head = self.networks()
+            tokenizer, lengths = CodeTokenizer(self.folder / "fast"), self.settings["lengths"]
             self.models[precision] = SearchModel(
-                "speed",
-                load_searcher(fast),
-                CodeTokenizer(fast),
-                self.settings["lengths"],
-                (load_searcher(slow), judging_head(slow)),
-                PRECISIONS[precision],
+                "speed", searcher, tokenizer, lengths, (encoder, head), PRECISIONS[precision]
             )
         return self.models[precision]
 
@@ -103,11 +102,7 @@ def judging_head(folder: Path) -> PairHead:
 
 
 def make_data(folder: Path, settings: dict[str, Any], minilm: Path = MINILM) -> None:
-    """Write both stages in Hugging Face's layout, and texts.
-
-    Args:
-        minilm: where MiniLM is, or is put once it was fetched.
-    """
+    """Write both stages in Hugging Face's layout, and texts; MiniLM is fetched to `minilm` once."""
     sources.minilm(minilm)
     torch.manual_seed(settings["seed"])
     judge: Any = Shared(text=text_config(minilm))
@@ -125,7 +120,12 @@ def make_data(folder: Path, settings: dict[str, Any], minilm: Path = MINILM) -> 
     # RoBERTa's head is what the classifier of a BERT is: its pooler, and a layer on that.
     names = {"roberta.": "bert.", "classifier.dense.": "bert.pooler.dense."}
     names |= {"classifier.out_proj.": "classifier."}
-    classifier = {renamed(key, names): value for key, value in slow.items()}
+    classifier = {
+        new + key.removeprefix(old): value
+        for key, value in slow.items()
+        for old, new in names.items()
+        if key.startswith(old)
+    }
     labels = {"id2label": {"0": "no match", "1": "match"}, "label2id": {"no match": 0, "match": 1}}
     form = {"architectures": ["BertForSequenceClassification"], **labels}
     write_model(folder / "slow", minilm, classifier, form)
@@ -146,18 +146,8 @@ def write_model(
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def renamed(key: str, names: dict[str, str]) -> str:
-    """The key with another beginning."""
-    old = next(name for name in names if key.startswith(name))
-    return names[old] + key.removeprefix(old)
-
-
 def texts(count: int, seed: int) -> list[tuple[str, str]]:
-    """Queries and codes of so many functions of Python's library.
-
-    Raises:
-        SpeedError: it has fewer, as where it is installed without sources.
-    """
+    """Queries and codes of so many functions of Python's library; SpeedError if it has fewer."""
     found: dict[str, str] = {}
     codes: set[str] = set()
     for query, code in library_functions():
@@ -170,10 +160,8 @@ def texts(count: int, seed: int) -> list[tuple[str, str]]:
 
 
 def library_functions() -> Iterator[tuple[str, str]]:
-    """First paragraph of the documentation, and code without it; of some length each.
-
-    Words with brackets are special tokens to the peer, as "[SEP]", and text to us.
-    """
+    """First paragraph of the documentation, and code without it; of some length each, and without
+    "[SEP]", which is a special token to the peer and text to us."""
     library = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.rglob("*.py")):
         if NO_LIBRARY.intersection(path.relative_to(library).parts):

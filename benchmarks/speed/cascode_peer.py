@@ -35,8 +35,7 @@ class Search(Workload):
         return [(q, self.codes[c]) for q, of in zip(queries, codes, strict=True) for c in of]
 
     def values(self) -> dict[str, list[float]]:
-        """Mean reciprocal ranks in percent: of the first stage and, where a trained judge is given,
-        of both."""
+        """Mean reciprocal ranks in percent are of the first stage, and of both given a judge."""
         compared, judged = self.settings["compared"], self.settings["judged"]
         vectors = self.vectors(self.queries[:compared], self.codes[:compared])
         ranks = self.ranks(self.queries[:judged] if self.settings["judge"] else [])

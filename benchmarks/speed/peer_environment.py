@@ -5,36 +5,28 @@ import re
 import subprocess
 import sys
 import venv
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from benchmarks.speed.protocol import SpeedError
 
 
-@dataclass(frozen=True)
-class PeerPackage:
-    """What pip is asked for: the peer itself, without its dependencies, and those that its import
-    needs; torch and torchvision are added in our versions."""
+def ensure(folder: Path, peer: Mapping[str, Any]) -> Path:
+    """The Python of the environment, made if need be; SpeedError says how to make it by hand.
 
-    requirement: str
-    dependencies: tuple[str, ...]
-
-
-def ensure(folder: Path, peer: PeerPackage) -> Path:
-    """Make the environment unless it is there and complete; returns its Python.
-
-    Raises:
-        SpeedError: it cannot be made, as without a network; says how to make it by hand.
+    Pip is asked for the peer's `requirement` without what it depends on, for the `dependencies`
+    that its import needs, and for torch and torchvision in our versions.
     """
-    python = folder / "bin" / "python"
+    python, requirement = folder / "bin" / "python", peer["requirement"]
     same = [f"{name}=={metadata.version(name)}" for name in ("torch", "torchvision")]
-    installs = [[*same, *peer.dependencies], ["--no-deps", peer.requirement]]
+    installs = [[*same, *peer["dependencies"]], ["--no-deps", requirement]]
     wanted = hashlib.sha256(repr(installs).encode()).hexdigest()
-    stamp = folder / f"complete-{re.split('[=<>~]', peer.requirement)[0]}"  # peers share torch
+    stamp = folder / f"complete-{re.split('[=<>~]', requirement)[0]}"  # peers share torch
     if stamp.exists() and stamp.read_text() == wanted:
         return python
-    print(f"installing {peer.requirement} into {folder.name} (once)", file=sys.stderr)
+    print(f"installing {requirement} into {folder.name} (once)", file=sys.stderr)
     try:
         venv.create(folder, with_pip=True)
         for install in installs:
@@ -44,10 +36,9 @@ def ensure(folder: Path, peer: PeerPackage) -> Path:
         reason = getattr(error, "stderr", None) or str(error)
         by_hand = [f"{folder.name}/bin/pip install {' '.join(install)}" for install in installs]
         steps = "\n  ".join([f"python -m venv {folder.name}", *by_hand])
-        raise SpeedError(
-            f"the peer {peer.requirement} is absent and could not be installed:\n"
-            f"{reason.strip()[-2000:]}\nThe comparison needs it once. With a package index within "
-            f"reach, run again, or:\n  {steps}"
-        ) from error
+        said = f"the peer {requirement} is absent and could not be installed:"
+        again = "The comparison needs it once. With a package index within reach, run again, or:"
+        reason = reason.strip()[-2000:]
+        raise SpeedError(f"{said}\n{reason}\n{again}\n  {steps}") from error
     stamp.write_text(wanted)
     return python

@@ -28,17 +28,9 @@ class SpeedError(RuntimeError):
 
 
 class Worker:
-    """A long-lived process that serves a workload, see `benchmarks.speed.serving`.
-
-    Args:
-        python: its interpreter, started in the folder `root`.
-        name: of the workload, as MODULE:CLASS.
-        settings: passed on to the workload.
-        log: file that takes what the process prints.
-
-    Raises:
-        SpeedError: the process ended or reported an error; the message names the log.
-    """
+    """A long-lived process that serves the workload MODULE:CLASS, see `benchmarks.speed.serving`,
+    by the interpreter `python` in the folder `root`; what it prints goes to the log, which
+    SpeedError names if the process ended or reported an error."""
 
     def __init__(self, python: Path, name: str, settings: Mapping[str, Any], root: Path, log: Path):
         self.name, self.log = name, log
@@ -96,8 +88,7 @@ class Row:
 
 
 def check_same_work(ours: Mapping[str, Any], peer: Mapping[str, Any]) -> None:
-    """Raise SpeedError at another number of images per step, threads or torch, or a network whose
-    size differs by more than one per cent."""
+    """Raise SpeedError if work or torch differ, or the network's size by more than one per cent."""
     for key in ("images_per_step", "threads", "torch"):
         if ours[key] != peer[key]:
             raise SpeedError(f"not the same work: {key} is {ours[key]} here, {peer[key]} there")
@@ -116,17 +107,15 @@ def check_same_values(
         mine, theirs = ours.get(name, []), peer.get(name, [])
         if not mine or len(mine) != len(theirs):
             raise SpeedError(f"{name}: {len(mine)} values here, {len(theirs)} there")
-        pairs = enumerate(zip(mine, theirs, strict=True))
         apart = [
             f"number {number} is {a:.6g} here, {b:.6g} there"
-            for number, (a, b) in pairs
+            for number, (a, b) in enumerate(zip(mine, theirs, strict=True))
             if not abs(a - b) <= tolerance
         ]
         if apart:
-            raise SpeedError(
-                f"not the same computation: {name} differ by more than {tolerance:g} in "
-                f"{len(apart)} of {len(mine)} values: {'; '.join(apart[:4])}"
-            )
+            count = f"{len(apart)} of {len(mine)} values: {'; '.join(apart[:4])}"
+            said = f"{name} differ by more than {tolerance:g} in {count}"
+            raise SpeedError(f"not the same computation: {said}")
 
 
 def alternate(
@@ -137,11 +126,7 @@ def alternate(
     warm_up: int,
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[Variant, list[list[float]]]:
-    """Seconds per step of each variant that is compared: one list of `steps` per block.
-
-    Raises:
-        SpeedError: a loss is not finite, or a side failed.
-    """
+    """Seconds of each variant's steps, one list a block; SpeedError if a loss is not finite."""
     both = (v for c in comparisons for v in (("ours", c.ours), ("peer", c.peer)))
     taken: dict[Variant, list[list[float]]] = {variant: [] for variant in both}
 

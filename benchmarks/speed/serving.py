@@ -22,11 +22,8 @@ class Workload:
     """One side of a comparison; builds each variant when it is first asked for.
 
     A variant is a precision, "float32" or "bf16", alone or followed by what is done. `rows` is the
-    number of images, or whatever the comparison's unit is, of a step.
-
-    Args:
-        settings: of the comparison, with the number of `threads`. `queries` says how many a step
-            answers together, by what is done: the time of one is reported.
+    number of images, or of the comparison's unit, of a step. The settings' `queries` say how many a
+    step answers together, by what is done: the time of one is reported.
     """
 
     rows: int

@@ -22,11 +22,9 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 class OurSide(Workload):
-    """Our workload, from overrides of conf/config.yaml; the module is built from `method`.
-
-    Where the batches come from is the variant's second word: nothing (one batch, used again and
-    again), "trainer" (the same in Lightning's loop), or what `batches` knows.
-    """
+    """Our workload, from overrides of conf/config.yaml; the module is built from `method`. The
+    variant's second word says where the batches come from: nothing (one batch, again and again),
+    "trainer" (the same in Lightning's loop), or what `batches` knows."""
 
     batch: dict[str, Tensor]
 
@@ -80,8 +78,7 @@ class OurSide(Workload):
 
 
 def by_hand(module: Any, batches: Iterator[dict[str, Tensor]], mixed: bool) -> Callable[[], float]:
-    """All that Lightning does to train on a batch, by the module's own hooks; returns the loss.
-    `mixed` is bf16 autocast."""
+    """All that Lightning does to train on a batch, by the module's own hooks; returns the loss."""
     configured = module.configure_optimizers()
     if isinstance(configured, torch.optim.Optimizer):  # the module sets its rate itself
         optimizer, schedule = configured, None

@@ -13,7 +13,6 @@ import torch
 from benchmarks.speed import __main__ as speed
 from benchmarks.speed import albef, pcl, peer_environment, serving
 from benchmarks.speed.comatch import make_data
-from benchmarks.speed.peer_environment import PeerPackage
 from benchmarks.speed.protocol import (
     Comparison,
     SpeedError,
@@ -185,6 +184,10 @@ def test_time_is_of_one_of_those_that_are_answered_together(monkeypatch):
     assert side.run("float32 encoding", 1)[0] == [6.0]
 
 
+def package(requirement, *dependencies):
+    return {"requirement": requirement, "dependencies": dependencies}
+
+
 @pytest.fixture
 def installed(monkeypatch):
     """The commands by which a peer is installed, all of which succeed."""
@@ -203,20 +206,20 @@ def test_absent_peer_says_what_to_do(tmp_path, monkeypatch, installed):
 
     monkeypatch.setattr(peer_environment.subprocess, "run", no_network)
     with pytest.raises(SpeedError) as caught:
-        peer_environment.ensure(tmp_path / ".venv-peer", PeerPackage("peer==1", ("numpy",)))
+        peer_environment.ensure(tmp_path / ".venv-peer", package("peer==1", "numpy"))
     for said in ("peer==1 is absent", "No matching distribution", "python -m venv .venv-peer",
                  ".venv-peer/bin/pip install --no-deps peer==1"):  # fmt: skip
         assert said in str(caught.value)
 
 
 def test_peers_share_one_environment_and_each_is_installed_once(tmp_path, installed):
-    peers = [PeerPackage("peer==1", ("numpy",)), PeerPackage("other==2", ("scipy",))]
+    peers = [package("peer==1", "numpy"), package("other==2", "scipy")]
     for peer in (*peers, *peers):
         python = peer_environment.ensure(tmp_path / "v", peer)
     assert python == tmp_path / "v" / "bin" / "python"
     assert f"torch=={torch.__version__}" in installed[0]
     assert [command[-1] for command in installed] == ["numpy", "peer==1", "scipy", "other==2"]
-    peer_environment.ensure(tmp_path / "v", PeerPackage("peer==1.1", ("numpy",)))
+    peer_environment.ensure(tmp_path / "v", package("peer==1.1", "numpy"))
     assert installed[-1][-1] == "peer==1.1"
 
 
@@ -298,7 +301,7 @@ def test_sides_that_must_compute_the_same_are_not_timed_if_they_do_not(
 def test_what_is_compared_is_complete(method, monkeypatch):
     spec = speed.load(method)
     monkeypatch.setattr(speed, "has_bf16_units", lambda _: False)
-    assert PeerPackage(**spec["peer"]).requirement.split("==")[0] in spec["header"]
+    assert spec["peer"]["requirement"].split("==")[0] in spec["header"]
     assert spec["tables"].keys() <= speed.TABLES.keys()
     for rows in spec["tables"].values():
         assert speed.runnable(rows)[0].name.endswith("float32")
