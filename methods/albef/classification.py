@@ -88,7 +88,6 @@ class Classification(ImageTextMethod):
     Args:
         images_per_text: 1 as in SNLI-VE or 2 as in NLVR2. class_names: of the C classes, in order.
         encoder_momentum, alpha, ramp: see `MomentumTeacher`. Officially SNLI-VE has no ramp.
-        frame: see `ImageTextMethod`.
     """
 
     def __init__(

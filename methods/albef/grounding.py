@@ -30,8 +30,8 @@ class GroundingEvaluation(Evaluation):
     Args:
         cam_mode: "itm": cross-attention of a text layer, for the matching logit; "itc":
             self-attention of a block of the vision transformer, for the similarity.
-        cam_layer: that layer, counted over the whole text stack, or that block, from 0. Official: 8
-            of 12, the third with cross-attention; later ones localise badly.
+        cam_layer: that layer of the whole text stack, or that block, from 0. Official: 8 of 12, the
+            third with cross-attention; later ones localise badly.
 
     Batches hold, beside images and texts: `image_ids` (B,), equal for the same image (which is then
     encoded once), `sizes` (B, 2) height and width of the image that boxes refer to, `boxes` (B, 4)
@@ -75,9 +75,7 @@ class GroundingEvaluation(Evaluation):
 
     def metrics(self, module: Any, testing: bool) -> dict[str, float]:
         """`<split>_d`, see `accuracies`, in percent."""
-        seen: dict[int, tuple[str, float]] = {}
-        for part in gather_objects(self.seen):
-            seen |= part
+        seen = {n: judged for part in gather_objects(self.seen) for n, judged in part.items()}
         self.seen = {}
         found = accuracies((value for _, value in seen.values()), (s for s, _ in seen.values()))
         return {name: 100 * part for name, part in found.items()}

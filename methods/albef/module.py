@@ -31,12 +31,8 @@ TEMPERATURES = (0.001, 0.5)
 class Alignment(ImageTextMethod):
     """What pre-training and retrieval train: encoders with a momentum copy, contrast, matching.
 
-    Args:
-        masked_lm, vision, text, embed_dim: see `ImageTextEncoders`.
-        queue_size, temperature: see `ImageTextContrast`.
-        hard_negatives, negatives: see `ImageTextMatching`; `negatives` is for both losses.
-        encoder_momentum, alpha, ramp: see `MomentumTeacher`.
-        frame: see `ImageTextMethod`.
+    Arguments: see `ImageTextEncoders`, `ImageTextContrast`, `ImageTextMatching` (whose `negatives`
+    is for both losses), `MomentumTeacher` and, for the rest, `ImageTextMethod`.
     """
 
     predicts = "embeddings"
@@ -75,13 +71,12 @@ class Pretraining(Alignment):
     Args:
         evaluation: arguments of `RetrievalEvaluation`.
         seed: masks and negatives are functions of (seed, step, rank).
-        mlm_probability: share of tokens to be predicted. cls_id, mask_id: of the tokeniser.
+        mlm_probability: share of tokens to be predicted.
         initial: `{vision, text}`, what training starts from: see `load_vision` and
             `load_hugging_face`; null for random weights.
         objectives: of "ita", "itm" and "mlm", those that count; all three but in ablations.
         identity: which pairs are negatives of one another: "pair", all, as the official code;
             "image", those of different images (captions of one image are then all positives).
-        parts: see `Alignment`.
     """
 
     def __init__(
@@ -105,9 +100,7 @@ class Pretraining(Alignment):
 
     def setup(self, stage: str) -> None:
         """Load the initial weights; those of a checkpoint, if one is continued, come after."""
-        initial = self.hparams["initial"] or {}
-        if stage != "fit":
-            return
+        initial = (self.hparams["initial"] or {}) if stage == "fit" else {}
         if initial.get("vision"):
             log.info("%s", load_vision(self.encoders.visual_encoder, initial["vision"]))
         if initial.get("text"):
@@ -186,8 +179,7 @@ class Pretraining(Alignment):
 
     def mask(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Masked ids and labels of this step, (B, L) each."""
-        p, vocabulary = self.hparams, self.hparams["text"]["vocab_size"]
+        p, pad_id = self.hparams, self.encoders.text_encoder.pad_id
         uniforms = self.step_draws("masks", *ids.shape, 4)
-        draws = MaskDraws.from_uniforms(uniforms, vocabulary, p["mlm_probability"])
-        pad_id = self.encoders.text_encoder.pad_id
+        draws = MaskDraws.from_uniforms(uniforms, p["text"]["vocab_size"], p["mlm_probability"])
         return mask_tokens(ids, draws, pad_id, p["cls_id"], p["mask_id"])

@@ -57,6 +57,12 @@ NEW_HEAD = {
     "encoders.classifier.{rest}": "a new head",
     "momentum_encoders.module.classifier.{rest}": "a copy of the new head",
 }
+CONSTANTS = {
+    "embeddings.position_ids": POSITION_IDS,
+    "bert.embeddings.position_ids": POSITION_IDS,
+    "cls.predictions.decoder.{key}": TIED,
+}
+LAYER = re.compile(r"(?<=\.layer\.)\d+(?=\.)")
 IDENTITIES = Conversion(
     lambda value, _: value.t().float(), lambda value, _: value.t().long().contiguous()
 )
@@ -67,10 +73,8 @@ def load(module: Method, path: str | PathLike[str]) -> KeyReport:
 
     Momentum copies and queues that a file lacks (the released fine-tuned ones do) are made anew:
     the copies from the loaded encoders, the queues random. Position embeddings are interpolated.
-
-    Raises:
-        CheckpointError: not readable without executing code, or any key missing, unexpected or of
-            another shape; the module is then unchanged.
+    A file that cannot be read without executing code or does not fit key by key raises
+    CheckpointError; the module is then unchanged.
     """
     return load_weights(module, load_checkpoint(path))
 
@@ -105,18 +109,12 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
     A new classifier and a queue of another length keep their initial values; images in a loaded
     queue are of no identity, since the other task numbered them otherwise.
 
-    Args:
-        kind: of the file, ours or official. `pretrained`: for any task; `assignment`: for NLVR2;
-            `retrieval`, fine-tuned: for the same on another data set.
-
-    Raises:
-        CheckpointError: as in `load`; no such file; another kind; or a run of another method.
+    `kind` is that of the file, ours or official. `pretrained`: for any task; `assignment`: for
+    NLVR2; `retrieval`, fine-tuned: for the same on another data set. CheckpointError is raised as
+    by `load`, and where there is no such file, or one of another kind or method.
     """
-    remedy = (
-        f"make it first ({KINDS.get(kind)}, experiment=albef/...), or name another file by "
-        "warm_start.path=FILE"
-    )
-    source = read_start(path, kind, KINDS, remedy)
+    made = f"make it first ({KINDS.get(kind)}, experiment=albef/...)"
+    source = read_start(path, kind, KINDS, f"{made}, or name another file by warm_start.path=FILE")
     if "_target_" in source:
         if not str(source["_target_"]).startswith("methods.albef."):
             raise CheckpointError(f"{path} is a run of {source['_target_']}, not of ALBEF")
@@ -174,7 +172,7 @@ def question_answering_names(state: Mapping[str, Tensor], fusion_layer: int) -> 
     for key, value in state.items():
         number = _layer(key)
         if key.startswith("text_encoder") and (number is None or number >= fusion_layer):
-            key = key if number is None else _with_layer(key, number - fusion_layer)
+            key = key if number is None else LAYER.sub(str(number - fusion_layer), key)
             names[key.replace("text_encoder", "text_decoder")] = value
     return names
 
@@ -188,17 +186,13 @@ def paired_names(state: Mapping[str, Tensor], fusion_layer: int) -> dict[str, Te
             names[key] = value
         else:
             first = 2 * number - fusion_layer
-            names |= dict.fromkeys((_with_layer(key, n) for n in (first, first + 1)), value)
+            names |= {LAYER.sub(str(n), key): value for n in (first, first + 1)}
     return names
 
 
 def _layer(key: str) -> int | None:
-    layer = re.search(r"\.layer\.(\d+)\.", key)
-    return int(layer[1]) if layer else None
-
-
-def _with_layer(key: str, number: int) -> str:
-    return re.sub(r"\.layer\.\d+\.", f".layer.{number}.", key)
+    layer = LAYER.search(key)
+    return int(layer[0]) if layer else None
 
 
 def renamed(state: Mapping[str, Tensor], module: Method) -> dict[str, Tensor]:
@@ -218,10 +212,11 @@ def left_over(module: Method, state: Mapping[str, Any], table: KeyTable) -> dict
     parts = OPTIONAL if hasattr(module, "momentum_encoders") else rf"{OPTIONAL}|\w+_m"
     _, report = convert_official(state, table, module.state_dict())
     names = [key.split()[0] for key in report.unexpected]
-    unused = [name for name in names if re.match(rf"({parts})\b", name)]
-    identities = ["idx_queue", "tenfold/contrast.queue.idx"] if hasattr(module, "contrast") else []
-    foreign = "identities of another task's images"
-    return dict.fromkeys(unused, UNUSED) | dict.fromkeys(identities, foreign)
+    dropped = dict.fromkeys((name for name in names if re.match(rf"({parts})\b", name)), UNUSED)
+    if hasattr(module, "contrast"):
+        identities = ("idx_queue", "tenfold/contrast.queue.idx")
+        dropped |= dict.fromkeys(identities, "identities of another task's images")
+    return dropped
 
 
 # --- which key is which ---
@@ -240,17 +235,12 @@ def key_table(module: Method, state: Mapping[str, Any]) -> KeyTable:
         f"{coder}{copy}.{rest}": why
         for coder in ("text_encoder", "text_decoder")
         for copy in ("", "_m")
-        for rest, why in (
-            ("embeddings.position_ids", POSITION_IDS),
-            ("bert.embeddings.position_ids", POSITION_IDS),
-            ("cls.predictions.decoder.{key}", TIED),
-        )
+        for rest, why in CONSTANTS.items()
     }
-    fresh: dict[str, str] = {}
     if isinstance(module, TextAssignment):
         dropped |= dict.fromkeys(("temp", "text_proj.{rest}"), "unused by the official model")
-    if not _has_momentum(state):
-        fresh["momentum_encoders.{rest}"] = "copied from the encoders"
+    copied = {"momentum_encoders.{rest}": "copied from the encoders"}
+    fresh = {} if _has_momentum(state) else copied
     if not hasattr(module, "contrast"):
         return KeyTable(rules, dropped, fresh)
     size: Any = len(module.contrast.queue)  # type: ignore[union-attr, arg-type]

@@ -26,7 +26,6 @@ class Retrieval(Alignment):
         evaluation: arguments of `RetrievalEvaluation`.
         seed: negatives are functions of (seed, step, rank).
         cam_mode, cam_layer: see `GroundingEvaluation`; null evaluates by retrieval.
-        parts: see `Alignment`.
     """
 
     def __init__(
@@ -38,8 +37,7 @@ class Retrieval(Alignment):
         **parts: Any,
     ):
         grounding = GroundingEvaluation(cam_mode, cam_layer) if cam_mode is not None else None
-        judged = grounding or RetrievalEvaluation(**evaluation)
-        super().__init__(judged, masked_lm=False, **parts)
+        super().__init__(grounding or RetrievalEvaluation(**evaluation), masked_lm=False, **parts)
         self.save_hyperparameters()
         if grounding:
             grounding.check_layer(self.encoders)

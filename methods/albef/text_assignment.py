@@ -84,25 +84,16 @@ class AssignmentNetwork(PairNetwork):
 
 class TextAssignment(ImageTextMethod):
     """Learns which of two images a text belongs to; the other images are those of the batch,
-    similar ones rather.
+    similar ones rather. What is drawn is a function of (seed, step, rank).
 
     No momentum copy. The official model's text projection and temperature have no use in it and
     are left out.
-
-    Args:
-        vision, text: see `PairNetwork`. embed_dim: E of the image features.
-        seed: draws are a function of (seed, step, rank). frame: see `ImageTextMethod`.
     """
 
     encoders: AssignmentNetwork
 
     def __init__(
-        self,
-        vision: dict[str, Any],
-        text: dict[str, Any],
-        embed_dim: int,
-        seed: int,
-        **frame: Any,
+        self, vision: dict[str, Any], text: dict[str, Any], embed_dim: int, seed: int, **frame: Any
     ):
         super().__init__(ClassAccuracy(CLASSES), **frame)
         self.save_hyperparameters()

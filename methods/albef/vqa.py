@@ -21,12 +21,10 @@ class VQA(ImageTextMethod):
     """Training as in the paper, and answering by rank among a closed list of answers.
 
     Args:
-        vision, text, decoder_layers: see `AnswerNetwork`.
-        k_test, score, candidates_per_pass: see `AnswerRanking`.
-        encoder_momentum, alpha, ramp: see `MomentumTeacher`.
         answers: the list, answer -> its ids as `WordPiece.answers` makes them; None: that of the
             data, which a checkpoint keeps.
-        frame: see `ImageTextMethod`.
+
+    Others: see `AnswerNetwork`, `AnswerRanking`, `MomentumTeacher` and `ImageTextMethod`.
     """
 
     predicts = "probabilities"

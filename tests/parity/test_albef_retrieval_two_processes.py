@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -17,12 +16,12 @@ from methods.albef.retrieval import Retrieval
 from shared.data.loading.loader import EvaluationLoader
 from shared.evaluation.features import gather_rows
 from shared.evaluation.retrieval import Collector
-from tests.unit.albef_toy import TEXT, retrieval
+from tests.unit.albef_toy import TEXT, retrieval, trainer
 
 from .recording import recording
 from .two_processes import WORLD, Values, in_two_processes, ranks
 
-IMAGES, WORDS, LONGEST = 13, 30, 7
+IMAGES, WORDS, LONGEST, UNREADABLE = 13, 30, 7, 7
 EVALUATIONS: dict[str, dict[str, Any]] = {
     "candidates": {"k_test": 3, "chunk": 12},
     "all": {"k_test": "all", "score": "itm+itc"},
@@ -31,11 +30,10 @@ EVALUATIONS: dict[str, dict[str, Any]] = {
 
 
 class Pairs:
-    """Entry e has 1 + e % 3 texts; its images can be read, but for those in `unreadable`."""
+    """Entry e has 1 + e % 3 texts; its images can be read, but for one."""
 
-    def __init__(self, unreadable: tuple[int, ...] = (7,)):
+    def __init__(self) -> None:
         generator = torch.Generator().manual_seed(11)
-        self.unreadable = unreadable
         self.images = torch.randn(IMAGES, 3, 16, 16, generator=generator)
         self.owners = torch.repeat_interleave(torch.arange(IMAGES), 1 + torch.arange(IMAGES) % 3)
         shape = (len(self.owners), LONGEST)
@@ -46,7 +44,7 @@ class Pairs:
     def __getitems__(self, entries: Any) -> dict[str, Tensor]:
         entries = torch.as_tensor(entries)
         rows = torch.isin(self.owners, entries)
-        readable = entries[~torch.isin(entries, torch.tensor(self.unreadable))]
+        readable = entries[~torch.isin(entries, torch.tensor([UNREADABLE]))]
         return {
             "images": self.images[readable],
             "indices": readable,
@@ -69,22 +67,13 @@ def build(form: str) -> Retrieval:
 def run(form: str, rank: int | None, **options: Any) -> Values:
     if form == "uneven":
         return uneven(rank)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **options,
-    )
     rank, world = (0, 1) if rank is None else (rank, WORLD)
     loader = EvaluationLoader(Pairs(), IMAGES, batch_size=4, rank=rank, world=world)
     with (
         pytest.warns(UserWarning, match="texts are left out"),
         recording((evaluation_module, "rerank"), (evaluation_module, "score_pairs")) as calls,
     ):
-        (metrics,) = trainer.validate(build(form), loader, verbose=False)
+        (metrics,) = trainer(**options).validate(build(form), loader, verbose=False)
     i2t, t2i = calls["rerank"][0].result
     scored = calls["score_pairs"][0].arguments
     values = {name: torch.tensor(value) for name, value in metrics.items()}

@@ -78,8 +78,7 @@ def batches(rank: int | None) -> list[dict[str, Tensor]]:
         if rank is not None:
             batch = {name: value.chunk(WORLD)[rank] for name, value in batch.items()}
             longest = int(batch["attention_mask"].sum(dim=1).max())
-            for name in ("input_ids", "attention_mask"):
-                batch[name] = batch[name][:, :longest]
+            batch |= {n: batch[n][:, :longest] for n in ("input_ids", "attention_mask")}
         out.append(batch)
     return out
 
@@ -120,9 +119,8 @@ def test_two_processes_equal_one(form: str, two_processes: Path) -> None:
     for name, rows in whole_rows.items():  # the same candidates, weights and draws
         torch.testing.assert_close(torch.cat([first_rows[name], second_rows[name]]), rows)
     assert not torch.equal(first["step0.loss_itm"], second["step0.loss_itm"])
-    assert any(
-        (first_rows[f"rows.draw_negatives{n}"] >= PAIRS // WORLD).any() for n in range(2 * STEPS)
-    )  # negatives of the other rank are drawn
+    drawn = [first_rows[f"rows.draw_negatives{n}"] for n in range(2 * STEPS)]
+    assert any((rows >= PAIRS // WORLD).any() for rows in drawn), "of the other rank, too"
 
 
 def test_queues_hold_the_pairs_of_both_ranks(two_processes: Path) -> None:

@@ -1,5 +1,6 @@
 """Tiny ALBEF modules, batches and runs, for the tests of all its tasks."""
 
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,57 +12,47 @@ from methods.albef.classification import Classification
 from methods.albef.module import Pretraining
 from methods.albef.retrieval import Retrieval
 from methods.albef.text_assignment import TextAssignment
+from methods.albef.vqa import VQA
 from shared.checkpoints.writing import AtomicCheckpointIO
 
 SIZE, LENGTH, WORDS, QUEUE = 4, 6, 20, 8
 VISION = {"image_size": 16, "patch_size": 8, "width": 12, "depth": 1, "heads": 2}
 TEXT = {
-    "vocab_size": WORDS,
-    "hidden_size": 8,
-    "num_layers": 2,
-    "num_heads": 2,
-    "intermediate_size": 16,
-    "max_positions": 24,
-    "dropout": 0.0,
-    "cross_attention_from": 1,
-}
-PAIRED = TEXT | {"num_layers": 5}
-SCHEDULE: dict[str, Any] = {
-    "lr": 1e-2, "min_lr": 1e-3, "warmup_lr": 1e-2, "warmup_blocks": 0, "epochs": 2,
-    "weight_decay": 0.02,
+    "vocab_size": WORDS, "hidden_size": 8, "num_layers": 2, "num_heads": 2, "dropout": 0.0,
+    "intermediate_size": 16, "max_positions": 24, "cross_attention_from": 1,
 }  # fmt: skip
-DISTILLED: dict[str, Any] = SCHEDULE | {"encoder_momentum": 0.9, "alpha": 0.4, "ramp": False}
+PAIRED = TEXT | {"num_layers": 5}
+FRAME: dict[str, Any] = {
+    "lr": 1e-2, "min_lr": 1e-3, "warmup_lr": 1e-2, "warmup_blocks": 0, "epochs": 2,
+    "weight_decay": 0.02, "vision": VISION, "text": TEXT,
+}  # fmt: skip
+DISTILLED: dict[str, Any] = FRAME | {"encoder_momentum": 0.9, "alpha": 0.4, "ramp": False}
 ALIGNMENT: dict[str, Any] = DISTILLED | {
-    "vision": VISION, "text": TEXT, "embed_dim": 6, "queue_size": QUEUE, "temperature": 0.07,
-    "hard_negatives": True, "negatives": "local", "evaluation": {"k_test": 2}, "seed": 3,
+    "embed_dim": 6, "queue_size": QUEUE, "temperature": 0.07, "hard_negatives": True,
+    "negatives": "local", "evaluation": {"k_test": 2}, "seed": 3,
 }  # fmt: skip
 TOKENS: dict[str, Any] = {"mlm_probability": 0.3, "cls_id": 2, "mask_id": 4}
-ENTAILMENT = ("contradiction", "neutral", "entailment")
+ENTAILMENT = {"images_per_text": 1, "class_names": ("contradiction", "neutral", "entailment")}
+NLVR = {"text": PAIRED, "images_per_text": 2, "class_names": ("false", "true")}
+MODULES: dict[str, tuple[type, dict[str, Any]]] = {
+    "pretraining": (Pretraining, ALIGNMENT | TOKENS),
+    "retrieval": (Retrieval, ALIGNMENT),
+    "vqa": (VQA, DISTILLED | {"decoder_layers": 2, "k_test": 2}),
+    "entailment": (Classification, DISTILLED | ENTAILMENT),
+    "nlvr": (Classification, DISTILLED | NLVR),
+    "assignment": (TextAssignment, FRAME | {"text": PAIRED, "embed_dim": 6, "seed": 3}),
+}
 
 
-def pretraining(**changes: Any) -> Pretraining:
+def build(kind: str, **changes: Any) -> Any:
     torch.manual_seed(0)
-    return Pretraining(**ALIGNMENT | TOKENS | changes)
+    task, options = MODULES[kind]
+    return task(**options | changes)
 
 
-def retrieval(**changes: Any) -> Retrieval:
-    torch.manual_seed(0)
-    return Retrieval(**ALIGNMENT | changes)
-
-
-def entailment(**changes: Any) -> Any:
-    torch.manual_seed(0)
-    return Classification(VISION, TEXT, 1, ENTAILMENT, **DISTILLED | changes)
-
-
-def nlvr(**changes: Any) -> Any:
-    torch.manual_seed(0)
-    return Classification(VISION, PAIRED, 2, ("false", "true"), **DISTILLED | changes)
-
-
-def assignment(**changes: Any) -> TextAssignment:
-    torch.manual_seed(0)
-    return TextAssignment(VISION, PAIRED, **{"embed_dim": 6, "seed": 3, **SCHEDULE} | changes)
+pretraining, retrieval = partial(build, "pretraining"), partial(build, "retrieval")
+entailment, nlvr = partial(build, "entailment"), partial(build, "nlvr")
+assignment = partial(build, "assignment")
 
 
 def batch(number: int = 0, identities: list[int] | None = None, images_per_text: int = 1) -> dict:

@@ -29,9 +29,6 @@ BERT = replace(ROBERTA, types=2, pad=0, after_pad=False)
 Shapes = dict[str, tuple[int, ...]]
 
 
-# --- the files ---
-
-
 def linear(name: str, inputs: int, outputs: int) -> Shapes:
     return {f"{name}.weight": (outputs, inputs), f"{name}.bias": (outputs,)}
 
@@ -40,71 +37,57 @@ def norm(name: str, width: int) -> Shapes:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
+def attention(name: str, width: int, source: int) -> Shapes:
+    shapes = linear(f"{name}.self.query", width, width)
+    shapes |= linear(f"{name}.self.key", source, width)
+    shapes |= linear(f"{name}.self.value", source, width)
+    shapes |= linear(f"{name}.output.dense", width, width)
+    return shapes | norm(f"{name}.output.LayerNorm", width)
+
+
 def encoder(prefix: str, s: Sizes) -> Shapes:
     d, embeddings = s.width, f"{prefix}embeddings"
-    shapes: Shapes = {
-        f"{embeddings}.word_embeddings.weight": (s.vocab, d),
-        f"{embeddings}.position_embeddings.weight": (s.positions, d),
-        f"{embeddings}.token_type_embeddings.weight": (s.types, d),
-    } | norm(f"{embeddings}.LayerNorm", d)
+    rows = {"word": s.vocab, "position": s.positions, "token_type": s.types}
+    shapes: Shapes = {f"{embeddings}.{of}_embeddings.weight": (n, d) for of, n in rows.items()}
+    shapes |= norm(f"{embeddings}.LayerNorm", d)
     for n in range(s.layers):
         layer = f"{prefix}encoder.layer.{n}"
-        for part in ("query", "key", "value"):
-            shapes |= linear(f"{layer}.attention.self.{part}", d, d)
-        shapes |= linear(f"{layer}.attention.output.dense", d, d)
-        shapes |= norm(f"{layer}.attention.output.LayerNorm", d)
+        shapes |= attention(f"{layer}.attention", d, d)
         shapes |= linear(f"{layer}.intermediate.dense", d, s.inner)
         shapes |= linear(f"{layer}.output.dense", s.inner, d)
         shapes |= norm(f"{layer}.output.LayerNorm", d)
     return shapes
 
 
-def pooler(prefix: str, s: Sizes) -> Shapes:
-    return linear(f"{prefix}pooler.dense", s.width, s.width)
-
-
-def constants(prefix: str, s: Sizes) -> Shapes:
-    return {f"{prefix}embeddings.position_ids": (1, s.positions)}
-
-
 def words(head: str, norm_name: str, dense: str, s: Sizes) -> Shapes:
     """The prediction of words: `lm_head` of RoBERTa, `cls.predictions` of BERT."""
-    return {
-        f"{head}.bias": (s.vocab,),
-        **linear(f"{head}.{dense}", s.width, s.width),
-        **norm(f"{head}.{norm_name}", s.width),
-        **linear(f"{head}.decoder", s.width, s.vocab),
-    }
+    shapes = linear(f"{head}.{dense}", s.width, s.width) | norm(f"{head}.{norm_name}", s.width)
+    return shapes | linear(f"{head}.decoder", s.width, s.vocab) | {f"{head}.bias": (s.vocab,)}
 
 
-def classifier(s: Sizes) -> Shapes:
-    return linear("classifier.dense", s.width, s.width) | linear("classifier.out_proj", s.width, 2)
+def bert_words(prefix: str, s: Sizes) -> Shapes:
+    return words(f"{prefix}cls.predictions", "transform.LayerNorm", "transform.dense", s)
 
 
 def tree(kind: str, s: Sizes) -> Shapes:
     """The keys of a file of a kind, with their shapes."""
+    prefix, d = ENCODERS[kind][0], s.width
+    pooler = linear(f"{prefix}pooler.dense", d, d)
     lm_head = words("lm_head", "layer_norm", "dense", s)
-    match kind:
-        case "hub":
-            return encoder("", s) | pooler("", s)
-        case "hub, with constants":  # of older versions of the library
-            types = {"embeddings.token_type_ids": (1, s.positions)}
-            return tree("hub", s) | constants("", s) | types
-        case "masked words":
-            return encoder("roberta.", s) | lm_head
-        case "masked words, with more":
-            return (
-                encoder("roberta.", s) | pooler("roberta.", s) | constants("roberta.", s) | lm_head
-            )
-        case "BERT":
-            head = words("cls.predictions", "transform.LayerNorm", "transform.dense", s)
-            following = linear("cls.seq_relationship", s.width, 2)
-            return encoder("bert.", s) | pooler("bert.", s) | head | following
-        case "bi-encoder":
-            return encoder("encoder.", s) | pooler("encoder.", s) | constants("encoder.", s)
-        case "classifier":
-            return encoder("roberta.", s) | classifier(s) | constants("roberta.", s)
-    raise ValueError(kind)
+    constants: Shapes = {f"{prefix}embeddings.position_ids": (1, s.positions)}
+    types: Shapes = {"embeddings.token_type_ids": (1, s.positions)}
+    parts = {
+        "hub": pooler,
+        "hub, with constants": pooler | constants | types,  # of older versions of the library
+        "masked words": lm_head,
+        "masked words, with more": lm_head | pooler | constants,
+        "BERT": pooler | bert_words("", s) | linear("cls.seq_relationship", d, 2),
+        "bi-encoder": pooler | constants,
+        "classifier": constants
+        | linear("classifier.dense", d, d)
+        | linear("classifier.out_proj", d, 2),
+    }
+    return encoder(prefix, s) | parts[kind]
 
 
 # Kind of a file: prefix of its encoder, sizes.

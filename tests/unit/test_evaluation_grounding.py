@@ -14,13 +14,7 @@ from shared.evaluation.attention_maps import (
     match_saliency,
     third_fusion_layer,
 )
-from shared.evaluation.grounding import (
-    accuracies,
-    box_scores,
-    choose_box,
-    ground,
-    iou,
-)
+from shared.evaluation.grounding import accuracies, box_scores, choose_box, ground, iou
 from shared.nn.image_text import ImageTextEncoders
 from shared.tasks.image_text_contrast import ImageTextContrast
 from shared.tasks.image_text_matching import ImageTextMatching

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
+from shared.evaluation import low_shot
 from shared.evaluation.low_shot import (
     average_precision,
     fit_svms,
@@ -143,8 +144,6 @@ def test_single_label_accuracy() -> None:
 
 def test_draws_depend_on_seed_and_labels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two networks are compared on the same images, and larger k contain the smaller."""
-    from shared.evaluation import low_shot
-
     drawn: list[set[tuple]] = []
     original = low_shot._fit
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shared.losses.language import IGNORED, MaskDraws, mask_tokens, masked_lm_loss
+from shared.losses.language import IGNORED, MaskDraws, mask_tokens, masked_lm_loss, token_losses
 
 PAD, UNK, CLS, SEP, MASK, WORDS = 0, 1, 2, 3, 4, 30
 
@@ -17,21 +17,15 @@ def uniforms(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, 4, generator=torch.Generator().manual_seed(seed))
 
 
-def draws(*rows: list[list[int]]) -> MaskDraws:
-    """One text: selected, replaced, random and words."""
-    selected, replaced, random, words = (torch.tensor([row]) for row in rows)
-    return MaskDraws(selected.bool(), replaced.bool(), random.bool(), words)
-
-
 def test_masking_by_hand() -> None:
     """[CLS], masked, by chance another word, itself, not selected, [SEP], padding."""
     ids = torch.tensor([[CLS, 10, 11, 12, 13, SEP, PAD]])
-    given = draws(
-        [1, 1, 1, 1, 0, 1, 1],
-        [1, 1, 0, 0, 1, 1, 1],
-        [1, 1, 1, 0, 1, 0, 1],
-        [20, 21, 22, 23, 24, 25, 26],
-    )  # type: ignore[arg-type]
+    given = MaskDraws(
+        torch.tensor([[1, 1, 1, 1, 0, 1, 1]]).bool(),
+        torch.tensor([[1, 1, 0, 0, 1, 1, 1]]).bool(),
+        torch.tensor([[1, 1, 1, 0, 1, 0, 1]]).bool(),
+        torch.tensor([[20, 21, 22, 23, 24, 25, 26]]),
+    )
     masked, labels = mask_tokens(ids, given, PAD, CLS, MASK)
     assert masked.tolist() == [[CLS, MASK, 22, 12, 13, MASK, PAD]]
     assert labels.tolist() == [[IGNORED, 10, 11, 12, IGNORED, SEP, IGNORED]]
@@ -61,15 +55,9 @@ def test_shares() -> None:
     selected = labels != IGNORED
     assert float(selected.float().mean()) == pytest.approx(0.15, abs=0.004)
     of_selected = masked[selected]
-    share = [
-        float((of_selected == MASK).float().mean()),
-        float((of_selected == 7).float().mean()),
-        float(((of_selected != MASK) & (of_selected != 7)).float().mean()),
-    ]
     # A word drawn at random may be the mask or the word itself: once in 30 times each.
-    assert share == pytest.approx(
-        [0.8 + 0.1 / WORDS, 0.1 + 0.1 / WORDS, 0.1 * (1 - 2 / WORDS)], abs=0.012
-    )
+    for word, share in ((MASK, 0.8 + 0.1 / WORDS), (7, 0.1 + 0.1 / WORDS)):
+        assert float((of_selected == word).float().mean()) == pytest.approx(share, abs=0.012)
     counts = given.words.flatten().bincount(minlength=WORDS) / given.words.numel()
     assert float((counts - 1 / WORDS).abs().max()) < 0.003
     assert (masked[~selected] == 7).all()
@@ -97,27 +85,33 @@ def test_padding_and_cls_are_never_touched(
 # --- the loss ---
 
 
-def test_loss_by_hand() -> None:
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+def test_loss_by_hand(alpha: float) -> None:
     """Two positions of two words; the student's odds are 3 to 1 and even, the teacher's even and
     1 to 4."""
-    logits = torch.tensor([[log(3.0), 0.0], [0.0, 0.0]])
-    teacher = torch.tensor([[0.0, 0.0], [0.0, log(4.0)]])
+    logits = torch.tensor([[log(3.0), 0.0], [0.0, 0.0]], requires_grad=True)
+    teacher = torch.tensor([[0.0, 0.0], [0.0, log(4.0)]], requires_grad=True)
     labels = torch.tensor([0, 1])
-    ce = -(log(3 / 4) + log(1 / 2)) / 2
-    kd = -((0.5 * log(3 / 4) + 0.5 * log(1 / 4)) + log(1 / 2)) / 2
-    for alpha in (0.0, 0.4, 1.0):
-        found = masked_lm_loss(logits, labels, teacher, alpha)
-        assert float(found) == pytest.approx((1 - alpha) * ce + alpha * kd)
-    assert float(masked_lm_loss(logits, labels)) == pytest.approx(ce)
+    hard = torch.tensor([-log(3 / 4), -log(1 / 2)])
+    soft = torch.tensor([-0.5 * log(3 / 4) - 0.5 * log(1 / 4), -log(1 / 2)])
+    expected = (1 - alpha) * hard + alpha * soft
+    with torch.autocast("cpu", torch.bfloat16):  # in full precision all the same
+        each = token_losses(logits, labels, teacher, alpha)
+        mean = masked_lm_loss(logits, labels, teacher, alpha)
+    torch.testing.assert_close(each, expected)
+    torch.testing.assert_close(mean, expected.mean())
+    (each.sum() + mean).backward()
+    assert teacher.grad is None, "no gradient reaches the teacher"
+    torch.testing.assert_close(token_losses(logits, labels), hard)
+    torch.testing.assert_close(masked_lm_loss(logits, labels), hard.mean())
 
 
-@pytest.mark.parametrize("alpha", [0.0, 0.4])
-def test_nothing_selected_gives_zero_with_a_gradient_of_zero(alpha: float) -> None:
+def test_nothing_selected_gives_zero_with_a_gradient_of_zero() -> None:
     """The official code gives NaN."""
     weight = torch.ones(WORDS, 8, requires_grad=True)
     hidden = torch.zeros(0, 8)
     logits, labels = hidden @ weight.T, torch.zeros(0, dtype=torch.long)
-    loss = masked_lm_loss(logits, labels, torch.zeros(0, WORDS), alpha)
+    loss = masked_lm_loss(logits, labels, torch.zeros(0, WORDS), 0.4)
     assert float(loss.detach()) == 0
     loss.backward()
     assert torch.equal(weight.grad, torch.zeros(WORDS, 8))  # type: ignore[arg-type]

@@ -94,11 +94,3 @@ def test_updates_are_in_float32_under_autocast(dtype: torch.dtype) -> None:
         logits = mixed.logits(features, 0.1)
     assert torch.equal(mixed.prototypes, exact.prototypes)
     assert mixed.prototypes.dtype == logits.dtype == torch.float32
-
-
-def test_state_is_restored() -> None:
-    classes = ClassPrototypes(2, 3)
-    classes.update(unit(2, 3, 0), torch.tensor([0, 1]), 0.9)
-    other = ClassPrototypes(2, 3)
-    other.load_state_dict(classes.state_dict())
-    assert torch.equal(other.prototypes, classes.prototypes)

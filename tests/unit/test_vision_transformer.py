@@ -38,12 +38,9 @@ def written_out(model: VisionTransformer, image: Tensor) -> Tensor:
     """(3, S, S) -> (1 + N, C)."""
     weight, bias = model.patch_embed.proj.weight, model.patch_embed.proj.bias
     side = image.shape[-1] // PATCH
-    patches = [
-        (weight * image[:, PATCH * y : PATCH * (y + 1), PATCH * x : PATCH * (x + 1)]).sum((1, 2, 3))
-        + bias
-        for y in range(side)
-        for x in range(side)
-    ]
+    rows = image.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH)  # (3, S / P, S / P, P, P)
+    patches = [(weight * rows[:, y, x]).sum((1, 2, 3)) + bias
+               for y in range(side) for x in range(side)]  # fmt: skip
     hidden = torch.cat([model.cls_token[0], torch.stack(patches)]) + model.pos_embed[0]
     for block in model.blocks:
         attention, value = probabilities(block, hidden)

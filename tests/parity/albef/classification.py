@@ -12,7 +12,7 @@ from methods.albef.text_assignment import AssignmentDraws, TextAssignment
 from shared.training.method import Method
 
 from ..recording import gradients_as_weights, recording
-from .building import Config, schedule, text, vision
+from .building import Config, batch_of, distilled, frame
 
 Inputs, Outputs = dict[str, Tensor], dict[str, Any]
 CLASSES = {1: ("contradiction", "neutral", "entailment"), 2: ("false", "true")}
@@ -27,16 +27,10 @@ def ve(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
 
 
 def nlvr_text_assignment(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
-    rates = schedule(config)
-    for of_momentum in ("encoder_momentum", "alpha", "ramp"):
-        del rates[of_momentum]
-    module = TextAssignment(
-        **_encoders(_twins(config)), embed_dim=config["embed_dim"], seed=0, **rates
-    )
+    module = TextAssignment(**frame(_twins(config)), embed_dim=config["embed_dim"], seed=0)
     official.load_weights(module, weights)
-    given = AssignmentDraws(
-        inputs["u_match"], inputs["u_order"], inputs["neg_idx"], inputs["two_idx"]
-    )
+    drawn_there = ("u_match", "u_order", "neg_idx", "two_idx")
+    given = AssignmentDraws(*(inputs[name] for name in drawn_there))
     draw = AssignmentDraws.draw
 
     def given_draws(weights: Tensor, own: Tensor, generator: torch.Generator) -> AssignmentDraws:
@@ -48,17 +42,11 @@ def nlvr_text_assignment(config: Config, inputs: Inputs, weights: Inputs) -> Out
         patch.object(AssignmentDraws, "draw", given_draws),
         recording((text_assignment, "negative_weights"), (module, "assign")) as calls,
     ):
-        loss = module.training_step(_batch(inputs), 0)
+        loss = module.training_step(batch_of(inputs), 0)
     loss.backward()
     pred, labels = calls["assign"][0].result
-    weights_drawn = calls["negative_weights"][0].result
-    return {
-        "loss": loss,
-        "labels": labels,
-        "pred": pred,
-        "weights": weights_drawn,
-        **_gradients(module),
-    }
+    drawn_by = {"weights": calls["negative_weights"][0].result}
+    return {"loss": loss, "labels": labels, "pred": pred, **drawn_by, **_gradients(module)}
 
 
 def _twins(config: Config) -> Config:
@@ -67,28 +55,17 @@ def _twins(config: Config) -> Config:
     return config | {"text": config["text"] | layers}
 
 
-def _encoders(config: Config) -> Config:
-    return {"vision": vision(config), "text": text(config)}
-
-
-def _batch(inputs: Inputs) -> Inputs:
-    names = {"image": "images", "targets": "labels"}
-    batch = {names.get(name, name): value for name, value in inputs.items()}
-    return batch | {"indices": inputs["input_ids"][:, 0]}
-
-
 def _distilled(images_per_text: int, config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     def loaded(**changed: Any) -> Classification:
         module = Classification(
-            **_encoders(config),
             images_per_text=images_per_text,
             class_names=CLASSES[images_per_text],
-            **schedule(config) | changed,
+            **distilled(config) | changed,
         )
         official.load_weights(module, weights)
         return module
 
-    batch = _batch(inputs)
+    batch = batch_of(inputs) | {"labels": inputs["targets"]}
     prediction, _ = loaded().eval().outcome(batch)
     module = loaded().train()
     with recording((module.momentum_encoders.module, "forward")) as calls:

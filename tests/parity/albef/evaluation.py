@@ -18,10 +18,9 @@ def evaluation_rerank(config: Config, inputs: Inputs, weights: Inputs) -> Output
         evaluation.collect(module, batch)
     with recording((evaluation_module, "recalls"), (evaluation_module, "rerank")) as calls:
         metrics = evaluation.metrics(module)
-    i2t, t2i = calls["rerank"][0].result
-    sims = calls["recalls"][0].arguments["i2t"]
-    scores = {"sims": sims, "score_i2t": i2t, "score_t2i": t2i}
-    return {**scores, **{name: torch.tensor(value) for name, value in metrics.items()}}
+    scores = dict(zip(("score_i2t", "score_t2i"), calls["rerank"][0].result, strict=True))
+    scores["sims"] = calls["recalls"][0].arguments["i2t"]
+    return scores | {name: torch.tensor(value) for name, value in metrics.items()}
 
 
 def _batches(inputs: Inputs) -> list[dict[str, Tensor]]:
@@ -30,13 +29,7 @@ def _batches(inputs: Inputs) -> list[dict[str, Tensor]]:
     batches = []
     for indices in (entries[1::2], entries[::2]):
         texts = torch.isin(inputs["txt2img"], indices)
-        batches.append(
-            {
-                "images": inputs["image"][indices],
-                "indices": indices,
-                "input_ids": inputs["input_ids"][texts],
-                "attention_mask": inputs["attention_mask"][texts],
-                "text_image": inputs["txt2img"][texts],
-            }
-        )
+        rows = {name: inputs[name][texts] for name in ("input_ids", "attention_mask")}
+        images = {"images": inputs["image"][indices], "indices": indices}
+        batches.append(rows | images | {"text_image": inputs["txt2img"][texts]})
     return batches

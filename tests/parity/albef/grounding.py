@@ -9,7 +9,7 @@ from methods.albef import official
 from methods.albef.retrieval import Retrieval
 from shared.evaluation.grounding import accuracies, ground, upsample
 
-from .building import Config
+from .building import Config, batch_of
 from .pretraining import alignment_arguments, complete
 
 Inputs, Outputs = dict[str, Tensor], dict[str, Any]
@@ -24,12 +24,7 @@ def grounding_module(c: Config, weights: Inputs, mode: str, layer: int) -> Retri
 
 def gradcam(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     mask = inputs["attention_mask"]
-    batch = {
-        "images": inputs["image"],
-        "input_ids": inputs["input_ids"],
-        "attention_mask": mask,
-        "image_ids": torch.arange(len(mask)),
-    }
+    batch = batch_of(inputs) | {"image_ids": torch.arange(len(mask))}
     matching = grounding_module(config, weights, "itm", config["cross_attention_layer"])
     contrast = grounding_module(config, weights, "itc", config["itc_vit_block"])
     with torch.inference_mode():  # as the Trainer evaluates
@@ -49,9 +44,7 @@ def grounding_eval(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     cases = zip(inputs["maps"], sizes, inputs["det_boxes"], meant, strict=True)
     found = [ground(cam, (h, w), boxes, box, config["alpha"]) for cam, (h, w), boxes, box in cases]
     splits = [SPLITS[number] for number in inputs["split"].tolist()]
-    chosen = [
-        boxes[result.proposal] for boxes, result in zip(inputs["det_boxes"], found, strict=True)
-    ]
+    chosen = [boxes[f.proposal] for boxes, f in zip(inputs["det_boxes"], found, strict=True)]
     height, width = sizes[0]
     return {
         "pred_boxes": torch.stack(chosen),

@@ -79,13 +79,8 @@ def pos_embed_interpolation(config: Config, inputs: Inputs, weights: Inputs) -> 
 
 
 def mlm_masking(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
-    draws = MaskDraws(
-        inputs["draw_mask"].bool(),
-        inputs["draw_replace"].bool(),
-        inputs["draw_random"].bool(),
-        inputs["random_words"].long(),
-    )
-    masked, labels = mask_tokens(
-        inputs["input_ids"], draws, config["pad"], config["cls"], config["mask"]
-    )
+    booleans = (inputs[f"draw_{name}"].bool() for name in ("mask", "replace", "random"))
+    draws = MaskDraws(*booleans, inputs["random_words"].long())
+    special = (config[name] for name in ("pad", "cls", "mask"))
+    masked, labels = mask_tokens(inputs["input_ids"], draws, *special)
     return {"masked_ids": masked, "labels": labels}

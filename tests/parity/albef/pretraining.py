@@ -14,16 +14,14 @@ from methods.albef.retrieval import Retrieval
 from shared.tasks import image_text_contrast, image_text_matching
 
 from ..recording import StepWatcher, fit, gradients_as_weights, recording, snapshot
-from .building import Config, schedule, text, vision
+from .building import Config, batch_of, distilled
 
 Inputs, Outputs = dict[str, Tensor], dict[str, Any]
 Alignment = Pretraining | Retrieval
 
 
 def alignment_arguments(c: Config) -> Config:
-    return {
-        "vision": vision(c),
-        "text": text(c),
+    return distilled(c) | {
         "embed_dim": c["embed_dim"],
         "queue_size": c.get("queue_size", 8),
         "temperature": 0.07,
@@ -31,18 +29,12 @@ def alignment_arguments(c: Config) -> Config:
         "negatives": "local",
         "evaluation": {"k_test": 1},
         "seed": 0,
-        **schedule(c),
     }
 
 
 def pretraining_module(c: Config, weights: Inputs) -> Pretraining:
-    tokens = c["special_tokens"]
-    module = Pretraining(
-        mlm_probability=0.15,
-        cls_id=tokens["cls"],
-        mask_id=tokens["mask"],
-        **alignment_arguments(c),
-    )
+    tokens = {f"{name}_id": c["special_tokens"][name] for name in ("cls", "mask")}
+    module = Pretraining(mlm_probability=0.15, **tokens, **alignment_arguments(c))
     official.load_weights(module, complete(module, weights))
     return module
 
@@ -105,17 +97,6 @@ def multimodal(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     }
 
 
-def batch_of(inputs: Inputs) -> Inputs:
-    size = len(inputs["image"])
-    return {
-        "images": inputs["image"],
-        "input_ids": inputs["input_ids"],
-        "attention_mask": inputs["attention_mask"],
-        "indices": torch.arange(size),
-        "image_ids": inputs.get("idx", torch.arange(size)).flatten(),
-    }
-
-
 @contextmanager
 def given_negatives(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[list[Tensor]]:
     """In each step the drawn negatives are a pair (image of each text, text of each image).
@@ -159,6 +140,13 @@ def _contrast(calls: dict[str, Any]) -> Outputs:
     return outputs | {"sim_i2t_targets": i2t.result, "sim_t2i_targets": t2i.result}
 
 
+def _terms_of_step(module: Alignment, inputs: Inputs, suffix: str) -> Outputs:
+    with recording((module, "total_loss")) as calls:
+        module.training_step(batch_of(inputs), 0)
+    terms = calls["total_loss"][0].arguments["terms"]
+    return {f"{name}_{suffix}": value for name, value in terms.items()}
+
+
 def _queues(module: Alignment) -> Outputs:
     queues = ("image_queue", "text_queue", "queue_ptr", "idx_queue")
     return {name: value for name, value in names(module).items() if name in queues}
@@ -169,16 +157,10 @@ def pretrain_losses(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     module = pretraining_module(config, weights).train()
     teacher = module.momentum_encoders.module
     targets = [
-        *(
-            (network, name)
-            for network in (module.encoders, teacher)
-            for name in ("encode_image", "encode_text")
-        ),
-        *((network.text_encoder, "fuse") for network in (module.encoders, teacher)),
-        *(
-            (image_text_contrast, name)
-            for name in ("similarity_logits", "soften", "soft_target_nce")
-        ),
+        *((n, f"encode_{of}") for n in (module.encoders, teacher) for of in ("image", "text")),
+        *((n.text_encoder, "fuse") for n in (module.encoders, teacher)),
+        *((image_text_contrast, name) for name in ("similarity_logits", "soften")),
+        (image_text_contrast, "soft_target_nce"),
         (module.matching.head, "forward"),
         (module, "total_loss"),
     ]
@@ -215,14 +197,8 @@ def pretrain_losses(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
         **_queues(module),
     }
     module = pretraining_module(config | {"alpha": 0.0}, weights).train()
-    with (
-        given_negatives(negatives),
-        given_masks(module, inputs),
-        recording((module, "total_loss")) as calls,
-    ):
-        module.training_step(batch_of(inputs), 0)
-    terms = calls["total_loss"][0].arguments["terms"]
-    return outputs | {f"{name}_alpha0": value for name, value in terms.items()}
+    with given_negatives(negatives), given_masks(module, inputs):
+        return outputs | _terms_of_step(module, inputs, "alpha0")
 
 
 def pretrain_step(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
@@ -261,10 +237,8 @@ def retrieval_losses(config: Config, inputs: Inputs, weights: Inputs) -> Outputs
     targets = [
         (teacher, "encode_image"),
         (teacher, "encode_text"),
-        *(
-            (image_text_contrast, name)
-            for name in ("similarity_logits", "soften", "multi_positive_targets")
-        ),
+        *((image_text_contrast, name) for name in ("similarity_logits", "soften")),
+        (image_text_contrast, "multi_positive_targets"),
         (module.matching.head, "forward"),
         (module, "total_loss"),
     ]
@@ -286,7 +260,5 @@ def retrieval_losses(config: Config, inputs: Inputs, weights: Inputs) -> Outputs
         **_queues(module),
     }
     module = retrieval_module(config | {"alpha": 0.0}, weights).train()
-    with given_negatives(negatives), recording((module, "total_loss")) as calls:
-        module.training_step(batch_of(inputs), 0)
-    terms = calls["total_loss"][0].arguments["terms"]
-    return outputs | {f"{name}_nodistill": value for name, value in terms.items()}
+    with given_negatives(negatives):
+        return outputs | _terms_of_step(module, inputs, "nodistill")

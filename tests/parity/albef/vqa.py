@@ -12,7 +12,7 @@ from methods.albef.vqa import VQA
 from shared.evaluation.vqa import Answered, accuracies, percent, soft_accuracy
 
 from ..recording import gradients_as_weights, recording
-from .building import Config, schedule, text, vision
+from .building import Config, batch_of, distilled
 
 Inputs, Outputs = dict[str, Tensor], dict[str, Any]
 
@@ -21,34 +21,23 @@ def vqa(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     """Ranking first, with the weights as saved: a training step moves the momentum copies."""
     assert config["decoder_fusion_layer"] == 0
     assert config["decoder_encoder_width"] == config["text"]["hidden_size"]
+    candidates = zip(inputs["cand_ids"], inputs["cand_mask"], strict=True)
+    answers = {str(n): ids[mask.bool()].tolist() for n, (ids, mask) in enumerate(candidates)}
     module = VQA(
-        vision(config),
-        text(config),
         decoder_layers=config["decoder_num_hidden_layers"],
         k_test=config["k_test"],
         candidates_per_pass=2 * len(inputs["image"]),  # several passes
-        answers=_answers(inputs["cand_ids"], inputs["cand_mask"]),
-        **schedule(config),
+        answers=answers,
+        **distilled(config),
     )
     official.load_weights(module, weights)
     return {**_ranking(module, inputs), **_training(module, inputs)}
 
 
-def _answers(ids: Tensor, mask: Tensor) -> dict[str, list[int]]:
-    return {str(i): ids[i][mask[i].bool()].tolist() for i in range(len(ids))}
-
-
 def _batch(inputs: Inputs) -> Inputs:
-    return {
-        "images": inputs["image"],
-        "indices": torch.arange(len(inputs["image"])),
-        "input_ids": inputs["input_ids"],
-        "attention_mask": inputs["attention_mask"],
-        "answer_ids": inputs["answer_ids"],
-        "answer_mask": inputs["answer_mask"],
-        "answer_counts": inputs["k"],
-        "answer_weights": inputs["weights"],
-    }
+    answers = {"answer_counts": inputs["k"], "answer_weights": inputs["weights"]}
+    answers |= {name: inputs[name] for name in ("answer_ids", "answer_mask")}
+    return batch_of(inputs) | answers
 
 
 def _ranking(module: VQA, inputs: Inputs) -> Outputs:
