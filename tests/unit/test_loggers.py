@@ -38,13 +38,8 @@ def test_a_metric_is_written_once_per_step_also_after_a_restart(tmp_path):
     second = CsvLogger(path)
     second.log_metrics({"a": 9.0, "d": 4.0}, 0)
     second.log_metrics({"a": 5.0}, 1)
-    assert [(r["step"], r["metric"], r["value"]) for r in read_metrics(path)] == [
-        ("0", "a", "1.0"),
-        ("0", "b", "2.0"),
-        ("0", "c", "3.0"),
-        ("0", "d", "4.0"),
-        ("1", "a", "5.0"),
-    ]
+    written = [f"{r['step']} {r['metric']} {r['value']}" for r in read_metrics(path)]
+    assert written == ["0 a 1.0", "0 b 2.0", "0 c 3.0", "0 d 4.0", "1 a 5.0"]
 
 
 TWO_ROWS = HEADER + "0,0,a,1.0\n1,0,a,2.0\n"
@@ -146,8 +141,8 @@ def fake(monkeypatch):
 
     module.Settings, module.init = Settings, init
     monkeypatch.setitem(sys.modules, "wandb", module)
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.delenv("WANDB_MODE", raising=False)
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
     return module
 
 
@@ -156,12 +151,11 @@ def logger_in(folder, **arguments):
     return WandbLogger(folder, **arguments)
 
 
-def log_some(logger, csv=None, steps=20):
-    for step in range(steps):
-        for one in (csv, logger):
-            if one is not None:
-                one.log_metrics({"train/loss": float(step), "epoch": 0}, step)
-    logger.close()
+def log_some(*loggers):
+    for step in range(20):
+        for one in loggers:
+            one.log_metrics({"train/loss": float(step), "epoch": 0}, step)
+    loggers[0].close()
 
 
 def test_runs_are_grouped_by_method_experiment_arm_and_seed(tmp_path, fake):
@@ -171,14 +165,10 @@ def test_runs_are_grouped_by_method_experiment_arm_and_seed(tmp_path, fake):
     logger.close()
     (call,) = fake.calls
     expected = {
-        "mode": "offline",
-        "project": "tenfold",
-        "group": "comatch/mini",
-        "job_type": "fixmatch",
-        "tags": ["comatch", "comatch/mini", "fixmatch", "seed3"],
-        "config": {"lr": 0.1},
+        "mode": "offline", "project": "tenfold", "group": "comatch/mini", "job_type": "fixmatch",
+        "tags": ["comatch", "comatch/mini", "fixmatch", "seed3"], "config": {"lr": 0.1},
         "id": logger_in(tmp_path).version,
-    }
+    }  # fmt: skip
     assert {key: call[key] for key in expected} == expected
     assert call["settings"].values == {"init_timeout": 4.0, "finish_timeout": 8.0}  # bounded
     assert fake.run.finished

@@ -323,22 +323,15 @@ def test_our_moco_steps_by_hand_and_in_lightnings_loop():
 
 def test_our_albef_steps_ranks_and_gives_its_values(tmp_path):
     spec = speed.load("albef")
-    table = spec["settings"]
-    small = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
-    text = {"vocab_size": 2000, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32}
     ranking = {"width": 16, "heads": 2, "intermediate": 32, "layers": 2, "image_tokens": 5}
-    few = {"images": 12, "texts": 20, "k_test": 5}
-    settings = {
-        **table,
-        "batch_size": 4,
-        "queue_size": 8,
-        "vision": table["vision"] | small,
-        "text": table["text"] | text,
-        "full_size": table["full_size"] | ranking,
-        "miniature": table["miniature"] | ranking | few,
-        "threads": 1,
-        "data": str(tmp_path),
+    small = {
+        "vision": {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2},
+        "text": {"vocab_size": 2000, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32},
+        "full_size": ranking,
+        "miniature": ranking | {"images": 12, "texts": 20, "k_test": 5},
     }
+    settings = spec["settings"] | {part: spec["settings"][part] | small[part] for part in small}
+    settings |= {"batch_size": 4, "queue_size": 8, "threads": 1, "data": str(tmp_path)}
     albef.make_data(tmp_path, settings)
     ours = albef.Ours(settings)
     assert ours.describe()["images_per_step"] == 4
