@@ -181,6 +181,7 @@ BUILDERS = {
 }
 OF_A_MODULE = {("pickle", "load"), ("pickle", "loads"), ("torch", "load"), ("yaml", "load")}
 WORDS = {*BUILDERS, "eval(", "exec(", *(name for _, name in OF_A_MODULE)}
+KNOWN_METHODS = ("albef", "cascode", "comatch", "iccl", "mopro", "pcl")
 WHY_SAFE = {
     # the floor: names are checked where they are defined, and the kind must fit
     "shared/nn/building.py": "checks every name",
@@ -201,14 +202,9 @@ WHY_SAFE = {
     "shared/tasks/linear_classification.py": "a network of ours",
     "shared/tasks/frozen_features.py": "a network of ours",
     # checkpoints that are loaded as such
-    "methods/albef/official.py": "load_module",
-    "methods/cascode/official.py": "load_module",
+    **dict.fromkeys((f"methods/{m}/official.py" for m in KNOWN_METHODS), "load_module"),
     "methods/cascode/inference.py": "load_module",
-    "methods/comatch/official.py": "load_module",
     "methods/mopro/cleaning.py": "load_module; the rest from the user's own config",
-    "methods/mopro/official.py": "load_module",
-    "methods/pcl/official.py": "load_module",
-    "methods/iccl/official.py": "load_module",
     "methods/cascode/extraction/trees.py": "names of parsers in a table of ours",
 }
 

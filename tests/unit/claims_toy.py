@@ -54,22 +54,13 @@ def write_conf(root: Path, claim: Mapping | None = None) -> Path:
     (conf / "experiment" / "toy").mkdir(parents=True, exist_ok=True)
     (conf / "reproduce").mkdir(exist_ok=True)
     config = {
-        "defaults": ["_self_", {"experiment": None}],
-        "name": "none",
-        "arm": "none",
-        "seed": 0,
-        "threads": None,
-        "precision": "32-true",
-        "output_dir": "outputs/${name}/seed${seed}",
-        "data_root": "data",
-        "claim": None,
-        "source": None,
-        "paper": None,
+        "defaults": ["_self_", {"experiment": None}], "name": "none", "arm": "none", "seed": 0,
+        "threads": None, "precision": "32-true", "output_dir": "outputs/${name}/seed${seed}",
+        "data_root": "data", "claim": None, "source": None, "paper": None,
         "logger": {"csv": {"save_dir": "${output_dir}"}},
         "data": {"root": "${data_root}/toy", "seed": "${seed}"},
-        "method": {"rate": 0.1},
-        "trainer": {"max_steps": 10, "max_epochs": -1},
-    }
+        "method": {"rate": 0.1}, "trainer": {"max_steps": 10, "max_epochs": -1},
+    }  # fmt: skip
     (conf / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     for i, arm in enumerate((*ARMS, "pretraining")):
         write_experiment(conf, arm, {"method": {"rate": 0.1 * i}})
