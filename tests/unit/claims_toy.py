@@ -108,12 +108,8 @@ PER_QUERY = "per_query.json"
 
 
 class FakeLauncher:
-    """Writes the results that a multirun would; remembers what it was asked to run.
-
-    Args:
-        value: (arm, seed) -> the metric, None for a run that fails.
-        by_query: (arm, seed) -> content of a run's per_query.json.
-    """
+    """Writes the results that a multirun would: `value(arm, seed)`, None for a run that fails, and
+    `by_query(arm, seed)` as its per_query.json; remembers what it was asked to run."""
 
     def __init__(
         self,

@@ -14,8 +14,7 @@ SOURCE = "tests.unit.test_benchmarks_data.make"
 def test_sources_of_miniature_claims_and_preparation_each_once(tmp_path):
     conf = write_conf(tmp_path)
     for arm, n in {"mini": "a", "ours": "a", "base": "b", "pretraining": "c"}.items():
-        source = {"_target_": SOURCE, "root": "${data_root}/" + n}
-        write_experiment(conf, arm, {"source": source})
+        write_experiment(conf, arm, {"source": {"_target_": SOURCE, "root": "${data_root}/" + n}})
     (conf / "reproduce" / "toy").mkdir()
     other = write_claim(conf, CLAIM | {"prepare": {}})
     other.rename(conf / "reproduce" / "toy" / "other.yaml")

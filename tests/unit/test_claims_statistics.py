@@ -133,12 +133,9 @@ def by_query(seeds=3, queries=400, noise=1.0, seed=0):
     return {s: easy + generator.normal(0, noise, queries) for s in range(1, seeds + 1)}
 
 
-def test_two_runs_of_the_same_arm_have_an_interval_around_zero():
+def test_two_runs_of_one_arm_have_an_interval_around_zero_and_a_shift_is_found_exactly():
     found = paired("ours", "base", by_query(seed=1, noise=9), by_query(seed=1, noise=8))
     assert found.low < 0 < found.high
-
-
-def test_a_constant_shift_is_found_exactly():
     arm = by_query()
     for shift in (0.0, 2.5):
         found = paired("ours", "base", {s: v + shift for s, v in arm.items()}, arm)
