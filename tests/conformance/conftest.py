@@ -24,12 +24,8 @@ METHODS = sorted(path.parent.name for path in (ROOT / "methods").glob("*/module.
 
 @dataclass
 class Finished:
-    """A run of the smallest experiment: the live module and data, and the folder it wrote.
-
-    Attributes:
-        before: the parameters before the first step, of `two_steps`.
-        terms: names of the losses that its steps summed, of `two_steps`.
-    """
+    """A run of the smallest experiment: the live module and data, and the folder it wrote; of
+    `two_steps` also the parameters `before` the first step and the names of the summed losses."""
 
     module: pl.LightningModule
     datamodule: pl.LightningDataModule
@@ -92,15 +88,9 @@ def two_steps(method: str, data_root: Path, tmp_path_factory: pytest.TempPathFac
 def run_smallest(
     method: str, data_root: Path, output: Path, overrides: Sequence[str], before_fit: Any = None
 ) -> Finished:
-    config = compose_experiment(
-        f"{method}/smoke",
-        f"output_dir={output}",
-        f"data_root={data_root}",
-        "logger.wandb=null",
-        "trainer.enable_progress_bar=false",
-        "trainer.log_every_n_steps=1",
-        *overrides,
-    )
+    places = (f"output_dir={output}", f"data_root={data_root}", "logger.wandb=null")
+    quiet = ("trainer.enable_progress_bar=false", "trainer.log_every_n_steps=1")
+    config = compose_experiment(f"{method}/smoke", *places, *quiet, *overrides)
     with seen_fit(before_fit) as seen, within(900):
         entry.run(config)
     return Finished(*seen[0], output)

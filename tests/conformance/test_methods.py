@@ -88,13 +88,9 @@ def test_a_killed_run_with_workers_continues_as_an_undisturbed_one_without(smoke
 
     saving = "checkpoint_every=3"
     undisturbed = smoke(saving, "data.num_workers=0", output="undisturbed")
+    kill = {"before_fit": lambda trainer, _: trainer.callbacks.append(Kill())}
     with pytest.raises(RuntimeError, match="killed"):
-        smoke(
-            saving,
-            "data.num_workers=2",
-            output="killed",
-            before_fit=lambda trainer, _: trainer.callbacks.append(Kill()),
-        )
+        smoke(saving, "data.num_workers=2", output="killed", **kill)
     resumed = smoke(saving, "data.num_workers=2", output="killed")
     assert resumed.module.trainer.global_step == undisturbed.module.trainer.global_step > 5
     mine, other = resumed.checkpoint(), undisturbed.checkpoint()
@@ -158,11 +154,8 @@ def test_export_and_import_are_inverse(method: str, two_steps: Finished) -> None
 def test_precisions_and_layouts_run(
     precision: str, layout: torch.memory_format, smoke: Smoke
 ) -> None:
-    run = smoke(
-        *TWO_STEPS,
-        f"precision={precision}",
-        before_fit=lambda _, module: module.to(memory_format=layout),
-    )
+    lay_out = {"before_fit": lambda _, module: module.to(memory_format=layout)}
+    run = smoke(*TWO_STEPS, f"precision={precision}", **lay_out)
     for p in run.module.parameters():
         assert torch.isfinite(p).all()
         assert p.dtype == torch.float32
@@ -175,11 +168,8 @@ def test_predicts(two_steps: Finished) -> None:
     assert len(predicted) == size
     assert torch.isfinite(predicted).all()
     # Of the first sample again, alone: no prediction depends on its neighbours in the batch.
-    first = {
-        name: value[:1]
-        for name, value in batch.items()
-        if isinstance(value, Tensor) and len(value) == size
-    }
+    tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    first = {name: value[:1] for name, value in tensors.items() if len(value) == size}
     with torch.no_grad():
         alone = module.predict_step(first, 0)
     torch.testing.assert_close(alone, predicted[:1], atol=1e-5, rtol=1e-4)

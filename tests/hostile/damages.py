@@ -87,6 +87,19 @@ TELLING = (
 MOSTLY = [d if d in TELLING else pytest.param(d, marks=pytest.mark.slow) for d in sorted(DAMAGES)]
 
 
+ABSENT = object()
+
+
+def put(content: Any, place: str, value: Any) -> None:
+    """Set, or with `ABSENT` delete, what stands at `place` of nested containers: `arms.0.mean`."""
+    *parents, key = (int(part) if part.isdecimal() else part for part in place.split("."))
+    for parent in parents:
+        content = content[parent]
+    content[key] = value
+    if value is ABSENT:
+        del content[key]
+
+
 def every(step: int, values: Sequence[Any]) -> list[Any]:
     """The values as parameters of a test, all but one of so many in the slow tests."""
     slow = pytest.mark.slow

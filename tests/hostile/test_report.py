@@ -23,14 +23,14 @@ from benchmarks.claims import ClaimError, compose_experiment
 from benchmarks.figures import read_curves
 from benchmarks.launch import Run
 from benchmarks.markdown import code, escaped, table
-from benchmarks.outputs import PNG, Outputs
+from benchmarks.outputs import PNG
 from benchmarks.reproduce import _registered_precision, reproduce
 from benchmarks.summary import _read_queries
 from tests.hostile import damages
+from tests.hostile.damages import ABSENT, put
 from tests.hostile.tripwire import watched
 from tests.unit.claims_toy import FakeLauncher, remember, write_conf, write_results, write_rows
 
-Change = Callable[[Any], object]
 SUMMARY = "reproduce/toy/CLAIM/summary.json"
 PICTURE = "reproduce/toy/CLAIM/learning_curves.png"
 RESULTS, CONFIG = "toy/row/seed1/results.json", "toy/row/seed1/config.yaml"
@@ -104,11 +104,9 @@ def damaged(content: str) -> str:
 def test_a_whole_folder_has_no_damaged_file(outputs: Path, whole: Any) -> None:
     page, text = built(outputs, whole[1])
     assert "Damaged files" not in page + text
-    assert "claim holds: yes" in text
-    assert "| toy/row |" in text
-    assert "| 92.50 | 1 finished |" in text
+    for said in ("claim holds: yes", "| toy/row |", "| 92.50 | 1 finished |", "1 of 1 tests"):
+        assert said in text
     assert "identical after 1 kills (at E-step)" in text
-    assert "1 of 1 tests" in text
     assert "data:image/png;base64," in page
 
 
@@ -145,124 +143,97 @@ ALIASES = "x0: &x0 [1]\n" + "".join(
 )
 
 
-def without(key: str) -> Change:
-    return lambda value: value.pop(key)
-
-
-def put(**changes: Any) -> Change:
-    return lambda value: value.update(changes)
-
-
-def arm(**changes: Any) -> Change:
-    return lambda value: value["arms"]["ours"].update(changes)
-
-
-def pair(**changes: Any) -> Change:
-    return lambda value: value["comparisons"][0].update(changes)
-
-
-def claim(**changes: Any) -> Change:
-    return lambda value: value["claim"].update(changes)
-
-
-WRONG_SUMMARY: list[Change] = [
-    *(without(key) for key in ("arms", "claim", "verdict", "comparisons", "hash")),
-    put(arms=[]),
-    put(arms={"ours": None}),
-    put(verdict={"yes": 1}),
-    put(verdict="certainly"),
-    put(hash=5),
-    put(overrides="a"),
-    put(method="other"),
-    put(method="../../x"),
-    put(name="../../x"),
-    put(name="/etc/passwd"),
-    put(name=["toy"]),
-    put(further=[{"name": "x"}]),
-    put(data=DEEP),
-    put(baselines={"x": "5"}),
-    put(prepared=[1]),
-    arm(values={"1": "60"}),
-    arm(values={"one": 60}),
-    arm(values={"1": float("nan")}),
-    arm(mean=True),
-    arm(std=10**400),
-    arm(failed=[1]),
-    arm(metrics={"x": [1]}),
-    pair(low="x"),
-    pair(pvalue=[0]),
-    pair(differences=[1, 2]),
-    claim(title=["x"]),
-    claim(title="x" * 1_000_000),
-    claim(title="half \ud800"),
-    claim(smallest_difference="1"),
-    claim(primary="x"),
-]
-WRONG: list[tuple[str, Change]] = [
-    (RESULTS, put(metrics=["test/top1"])),
-    (RESULTS, put(metrics={"test/top1": "92"})),
-    (RESULTS, put(metrics={"test/top1": DEEP})),
-    (RESULTS, put(experiment=5)),
-    (RESULTS, without("metrics")),
+WRONG_SUMMARY = {
+    "arms": (ABSENT, [], {"ours": None}),
+    "claim": (ABSENT,),
+    "comparisons": (ABSENT,),
+    "verdict": (ABSENT, {"yes": 1}, "certainly"),
+    "hash": (ABSENT, 5),
+    "overrides": ("a",),
+    "method": ("other", "../../x"),
+    "name": ("../../x", "/etc/passwd", ["toy"]),
+    "further": ([{"name": "x"}],),
+    "data": (DEEP,),
+    "baselines": ({"x": "5"},),
+    "prepared": ([1],),
+    "arms.ours.values": ({"1": "60"}, {"one": 60}, {"1": float("nan")}),
+    "arms.ours.mean": (True,),
+    "arms.ours.std": (10**400,),
+    "arms.ours.failed": ([1],),
+    "arms.ours.metrics": ({"x": [1]},),
+    "comparisons.0.low": ("x",),
+    "comparisons.0.pvalue": ([0],),
+    "comparisons.0.differences": ([1, 2],),
+    "claim.title": (["x"], "x" * 1_000_000, "half \ud800"),
+    "claim.smallest_difference": ("1",),
+    "claim.primary": ("x",),
+}
+WRONG = {
+    RESULTS: {
+        "metrics": (["test/top1"], {"test/top1": "92"}, {"test/top1": DEEP}, ABSENT),
+        "experiment": (5,),
+    },
+    "parity/toy.json": {"passed": ("3",), "total": (float("nan"), True)},
+    "mutants/toy.json": {"caught": (ABSENT,)},
+    "speed/toy.json": {"rows": ({"a": 1}, [DEEP]), "ratio": (DEEP,)},
+    "chaos/toy.json": {"kills": ([1],), "first_difference": (DEEP, ABSENT)},
+}
+WRONG_TEXT: list[tuple[str, Callable[[str], str]]] = [
     (CONFIG, lambda config: config + ALIASES),
     (CONFIG, lambda config: config + "a: ${b}${b}\nb: ${oc.env:HOME}\n"),
     (CONFIG, lambda config: config + "a: " + "[" * 60 + "]" * 60),
     (CONFIG, lambda config: config + "a: !!python/object/apply:os.system [touch x]"),
     (CONFIG, lambda config: "- 1\n"),
-    ("parity/toy.json", put(passed="3")),
-    ("parity/toy.json", put(total=float("nan"))),
-    ("parity/toy.json", put(total=True)),
-    ("mutants/toy.json", without("caught")),
-    ("speed/toy.json", put(rows={"a": 1})),
-    ("speed/toy.json", put(rows=[DEEP])),
-    ("speed/toy.json", put(ratio=DEEP)),
-    ("chaos/toy.json", put(kills=[1])),
-    ("chaos/toy.json", put(first_difference=DEEP)),
-    ("chaos/toy.json", without("first_difference")),
     ("junit.xml", lambda tests: BOMB),
     ("junit.xml", lambda tests: "<testsuites>"),
 ]
-PAIRS = list(zip_longest(WRONG_SUMMARY, WRONG))  # each of its own file: neither hides the other
 
 
-@pytest.mark.parametrize(("of_summary", "other"), PAIRS)
-def test_a_wrong_shape_stops_its_own_line(
-    outputs: Path, whole: Any, of_summary: Change, other: tuple[str, Change] | None
-) -> None:
-    changes = dict([(SUMMARY, of_summary), *([other] if other else [])])
-    for name, change in changes.items():
-        path = outputs / name
-        if path.suffix != ".json":
-            path.write_text(str(change(path.read_text())))
+def values_of(file: str, table: dict[str, tuple]) -> list[tuple[str, str, Any]]:
+    return [(file, place, value) for place, values in table.items() for value in values]
+
+
+def spoil(path: Path, place: str, value: Any) -> None:
+    content = json.loads(path.read_text())
+    put(content, place, value)
+    path.write_text(json.dumps(content))
+
+
+OTHERS = [change for file, table in WRONG.items() for change in values_of(file, table)]
+PAIRS = list(zip_longest(values_of(SUMMARY, WRONG_SUMMARY), [*OTHERS, *WRONG_TEXT], fillvalue=()))
+
+
+@pytest.mark.parametrize("changes", PAIRS)  # each of its own file: neither hides the other
+def test_a_wrong_shape_stops_its_own_line(outputs: Path, whole: Any, changes: Any) -> None:
+    changed = [change for change in changes if change]
+    for name, *change in changed:
+        if callable(change[0]):
+            (outputs / name).write_text(change[0]((outputs / name).read_text()))
         else:
-            value = json.loads(path.read_text())
-            change(value)
-            path.write_text(json.dumps(value))
+            spoil(outputs / name, *change)
     for content in built(outputs, whole[1]):
-        assert all(name in damaged(content) for name in changes)
+        assert all(name in damaged(content) for name, *_ in changed)
         assert len(damaged(content)) < 3000
         assert "claim holds: yes" not in content
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("place", "value"),
     [
-        put(folder="/etc", standing="current"),
-        put(unknown=DEEP),
-        put(overrides=["hydra.searchpath=[/tmp]"]),
-        put(overrides=["a='${b}${b}'"]),
-        pair(high=None),
+        ("folder", "/etc"),
+        ("standing", "current"),
+        ("unknown", DEEP),
+        ("overrides", ["hydra.searchpath=[/tmp]"]),
+        ("overrides", ["a='${b}${b}'"]),
+        ("comparisons.0.high", None),
     ],
 )
-def test_what_is_not_used_does_no_harm(outputs: Path, whole: Any, change: Change) -> None:
-    value = json.loads((outputs / SUMMARY).read_text())
-    change(value)
-    (outputs / SUMMARY).write_text(json.dumps(value))
+def test_what_is_not_used_does_no_harm(outputs: Path, whole: Any, place: str, value: Any) -> None:
+    spoil(outputs / SUMMARY, place, value)
     page, text = built(outputs, whole[1])
     assert "Damaged files" not in page + text
     assert "data:image/png;base64," in page
-    known = not value["overrides"]
-    assert ("This is not the claim as it stands: unknown." in text) != known
+    assert ("This is not the claim as it stands: unknown." in text) == (place == "overrides")
 
 
 # --- pictures ----------------------------------------------------------------------------------
@@ -299,50 +270,17 @@ def test_only_pictures_of_the_folder_are_embedded(
 # --- injection ---------------------------------------------------------------------------------
 
 EVIL = [
-    "<script>alert(1)</script>",
-    "<img src=x onerror=alert(1)>",
-    "<!-- hidden",
-    "</details></article><h1>owned",
-    "<https://evil.example>",
-    "https://evil.example/x",
-    "www.evil.example",
-    "mailto:a@evil.example",
-    "a@evil.example",
-    "[text](https://evil.example)",
-    "![text](https://evil.example/x.png)",
-    "[text]: https://evil.example",
-    "[text][1]",
-    "a | b | c",
-    "|---|---|",
-    "```",
-    "~~~",
-    "`code`",
-    "`` ` ``",
-    "**bold** *it* __bold__ _it_ ~~gone~~",
-    "# heading",
-    "## heading",
-    "x\n===",
-    "x\n---",
-    "---",
-    "===",
-    "- item",
-    "+ item",
-    "* item",
-    "1. item",
-    "12) item",
-    "> quote",
-    "    indented",
-    "\tindented",
-    "a\\",
-    "\\<b>",
-    "&lt;b&gt; &#60;b&#62;",
-    "a\r\nb\n\n# c\u2028# d\x85# e\x00f\x1b[2J",
-    "$$x$$ {{ x }} {% x %}",
-    "*",
-    "_",
-    "-",
-    "",
-]
+    "<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<!-- hidden",
+    "</details></article><h1>owned", "<https://evil.example>", "https://evil.example/x",
+    "www.evil.example", "mailto:a@evil.example", "a@evil.example",
+    "[text](https://evil.example)", "![text](https://evil.example/x.png)",
+    "[text]: https://evil.example", "[text][1]", "a | b | c", "|---|---|",
+    "```", "~~~", "`code`", "`` ` ``", "**bold** *it* __bold__ _it_ ~~gone~~",
+    "# heading", "## heading", "x\n===", "x\n---", "---", "===",
+    "- item", "+ item", "* item", "1. item", "12) item", "> quote",
+    "    indented", "\tindented", "a\\", "\\<b>", "&lt;b&gt; &#60;b&#62;",
+    "a\r\nb\n\n# c\u2028# d\x85# e\x00f\x1b[2J", "$$x$$ {{ x }} {% x %}", "*", "_", "-", "",
+]  # fmt: skip
 READ = MarkdownIt("gfm-like", {"linkify": False, "html": True})
 
 
@@ -409,19 +347,16 @@ class Tags(html.parser.HTMLParser):
 def test_no_content_of_a_file_changes_the_report(outputs: Path, whole: Any) -> None:
     def with_text(said: str) -> tuple[list[tuple], list[str]]:
         value = json.loads((whole[0] / SUMMARY).read_text())
-        claim(title=said, claim=said, source=said, control=said, primary={"metric": said})(value)
-        put(reason=said, hash=said, git_commits=[said], data=[said], precisions=[said])(value)
-        put(baselines={said: 1}, prepared={said: {"experiment": said, "cpu_seconds": 1}})(value)
-        pair(method=said, baseline=said)(value)
-        value["comparisons"] *= 2
-        put(
-            overrides=[said],
-            further=[
-                dict.fromkeys(("name", "claim", "metric", "reason"), said)
-                | {"verdict": "no", "comparisons": value["comparisons"][:2]}
-            ],
-            arms={said: value["arms"]["ours"] | {"metrics": {said: 1}}},
-        )(value)
+        texts = dict.fromkeys(("title", "claim", "source", "control"), said)
+        value["claim"] |= texts | {"primary": {"metric": said}}
+        value |= {"reason": said, "hash": said, "baselines": {said: 1}}
+        value |= {key: [said] for key in ("git_commits", "data", "precisions", "overrides")}
+        value["prepared"] = {said: {"experiment": said, "cpu_seconds": 1}}
+        pairs = [value["comparisons"][0] | {"method": said, "baseline": said}] * 2
+        value["comparisons"] = pairs
+        further = dict.fromkeys(("name", "claim", "metric", "reason"), said)
+        value["further"] = [further | {"verdict": "no", "comparisons": pairs}]
+        value["arms"] = {said: value["arms"]["ours"] | {"metrics": {said: 1}}}
         (outputs / SUMMARY).write_text(json.dumps(value))
         (outputs / "speed/toy.json").write_text(
             json.dumps({"ratio": said, "iqr": [said], "rows": [{said: said}]})
@@ -522,17 +457,9 @@ def test_results_of_another_shape_are_none(tmp_path: Path, content: str) -> None
 
 @pytest.mark.parametrize(
     "rows",
-    [
-        "0,0,val/a,x",
-        "x,0,val/a,1",
-        "inf,0,val/a,1",
-        "nan,0,val/a,1",
-        "1e300,0,val/a,1",
-        "-1,0,val/a,1",
-        "1",
-        '"' + "x" * 200_000,
-    ],
-)
+    ["0,0,val/a,x", *(f"{step},0,val/a,1" for step in ("x", "inf", "nan", "1e300", "-1")),
+     "1", '"' + "x" * 200_000],
+)  # fmt: skip
 def test_curves_of_another_shape_are_left_out_with_a_warning(tmp_path: Path, rows: str) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text(f"step,epoch,metric,value\n1,0,val/a,1\n{rows}\n")
@@ -556,12 +483,3 @@ def test_an_error_cannot_write_to_the_terminal(tmp_path: Path) -> None:
     os.mkfifo(one.folder / "error.txt")
     (tmp_path / "log").write_text("of the multirun")
     assert one.error(tmp_path / "log") == "of the multirun"
-
-
-def test_refusals_are_kept_by_file(tmp_path: Path) -> None:
-    files = Outputs(tmp_path)
-    assert files.json(tmp_path / "absent", {}) is None
-    assert not files.damaged
-    (tmp_path / "a.json").write_text("{")
-    assert files.json(tmp_path / "a.json", {}) is None
-    assert list(files.damaged) == ["a.json"]

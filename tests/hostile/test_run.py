@@ -1,6 +1,7 @@
 """A run's folder and command line: nothing is written through links, endings are honest."""
 
 import os
+import re
 import shutil
 import signal
 import sys
@@ -49,21 +50,21 @@ def start(home: Path, name: str, *overrides: str) -> dict[str, Any]:
     return results
 
 
-def again(home: Path, tmp_path: Path) -> str:
+def again(home: Path, tmp_path: Path, finished: bool = True) -> str:
     """A name for a copy of the finished run, whose config is the copy's own."""
     name = f"again-{tmp_path.name}"
     shutil.copytree(home / "finished", home / name)
     config = home / name / "config.yaml"
     config.write_text(config.read_text().replace(f"{home}/finished", f"{home}/{name}"))
+    if not finished:
+        (home / name / "results.json").unlink()
     return name
 
 
 @pytest.mark.parametrize("damage", MOSTLY)
 @pytest.mark.parametrize("file", ["config.yaml", "metrics.csv", "results.json"])
 def test_damaged_files_of_a_run(home, tmp_path, file, damage):
-    name = again(home, tmp_path)
-    if file != "results.json":
-        (home / name / "results.json").unlink()
+    name = again(home, tmp_path, finished=file == "results.json")
     DAMAGES[damage](home / name / file)
     try:
         results = start(home, name)
@@ -78,8 +79,7 @@ def test_damaged_files_of_a_run(home, tmp_path, file, damage):
 
 
 def test_a_run_killed_behind_its_last_checkpoint_has_the_rows_of_an_undisturbed_one(home, tmp_path):
-    name = again(home, tmp_path)
-    (home / name / "results.json").unlink()
+    name = again(home, tmp_path, finished=False)
     metrics = home / name / "metrics.csv"
     kept = [line for line in metrics.read_text().splitlines(True) if ",test/" not in line]
     metrics.write_text("".join(kept))
@@ -88,10 +88,9 @@ def test_a_run_killed_behind_its_last_checkpoint_has_the_rows_of_an_undisturbed_
 
 
 def test_a_config_that_unfolds(home, tmp_path):
-    name = again(home, tmp_path)
+    name = again(home, tmp_path, finished=False)
     lines = ["a0: &a0 [x, x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 40))]
     (home / name / "config.yaml").write_text("\n".join(lines))
-    (home / name / "results.json").unlink()
     with pytest.raises(RunError, match="refers to parts of itself"):
         start(home, name)
 
@@ -100,8 +99,7 @@ def test_a_config_that_unfolds(home, tmp_path):
     "damage", every(2, ["half of it", "empty", "a pipe", "noise", "a folder", "zeros"])
 )
 def test_damaged_checkpoint_of_a_run(home, tmp_path, damage):
-    name = again(home, tmp_path)
-    (home / name / "results.json").unlink()
+    name = again(home, tmp_path, finished=False)
     DAMAGES[damage](home / name / "checkpoints" / "last.ckpt")
     with pytest.raises(entry.REFUSALS, match=r"last\.ckpt"):
         start(home, name)
@@ -110,11 +108,8 @@ def test_damaged_checkpoint_of_a_run(home, tmp_path, damage):
 LINKS = {
     # what earlier versions wrote beside, and what a run only replaces: the run itself goes on
     "beside": (
-        "results.tmp",
-        "checkpoints/.last.ckpt.tmp",
-        "checkpoints/.last.ckpt.0a1b2c3d.tmp",
-        ".metrics.csv.tmp",
-        "error.txt",
+        *("results.tmp", ".metrics.csv.tmp", "error.txt"),
+        *("checkpoints/.last.ckpt.tmp", "checkpoints/.last.ckpt.0a1b2c3d.tmp"),
     ),
     "results": ("results.json",),
     "config": ("config.yaml",),
@@ -295,7 +290,5 @@ def test_a_failing_command_prints_one_line(home):
     done = run(command(home, "one-line"))
     assert done.returncode == entry.REFUSED
     (line,) = done.stderr.splitlines()
-    assert line.startswith("tenfold: ")
-    assert "run.log" in line
-    assert "is a link" in line
+    assert re.match("tenfold: .*run.log.*is a link", line)
     assert (home / "precious.txt").read_bytes() == PRECIOUS

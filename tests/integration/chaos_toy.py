@@ -47,13 +47,10 @@ def main(arguments: list[str]) -> None:
 
             state = {
                 "state_dict": {"weight": torch.tensor(weight, dtype=torch.float64)},
-                "optimizer_states": [{"momentum": momentum}],
-                "lr_schedulers": [],
-                "callbacks": {},
-                "global_step": step + 1,
-                "epoch": step // EPOCH,
+                "optimizer_states": [{"momentum": momentum}], "lr_schedulers": [], "callbacks": {},
+                "global_step": step + 1, "epoch": step // EPOCH,
                 "loops": {"fit_loop": {"state_dict": {}}},
-            }
+            }  # fmt: skip
             with replacing(last) as checkpoint:
                 torch.save(state, checkpoint)
         time.sleep(0.02)

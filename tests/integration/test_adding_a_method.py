@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import run
+
 ROOT = Path(__file__).parents[2]
 FILE = re.compile(r"^`(?P<path>[\w./-]+)`\n\n```\w+\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -36,18 +38,10 @@ def copy(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Pat
     return copy
 
 
-def run(copy: Path, *arguments: str) -> str:
+def python(copy: Path, *arguments: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(copy), "WANDB_MODE": "disabled"}
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=copy,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout[-3000:]
+    done = run([sys.executable, *arguments], 600, cwd=copy, env=environment)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done.stdout
 
 
@@ -58,20 +52,22 @@ def test_it_is_short(files: dict[str, str]) -> None:
 
 def test_its_files_are_clean(copy: Path, files: dict[str, str]) -> None:
     code = [name for name in files if name.endswith(".py")]
-    run(copy, "-m", "ruff", "check", *code)
-    run(copy, "-m", "ruff", "format", "--check", *code)
+    python(copy, "-m", "ruff", "check", *code)
+    python(copy, "-m", "ruff", "format", "--check", *code)
 
 
-def test_the_package_conforms(copy: Path) -> None:
-    tests = ["tests/conformance", "tests/unit/test_simclr.py"]
-    chosen = ("-q", "-k", "simclr", "-m", "not slow", "-p", "no:cacheprovider")
-    said = run(copy, "-m", "pytest", *tests, *chosen)
+def test_the_package_conforms_and_its_claim_composes(copy: Path) -> None:
+    """In one process, whose imports take seconds."""
+    chosen = ["-q", "-k", "simclr", "-m", "not slow", "-p", "no:cacheprovider"]
+    chosen += ["tests/conformance", "tests/unit/test_simclr.py"]
+    code = f"""
+import sys, pytest
+from benchmarks.claims import CONF, compose_arms, load_claim
+compose_arms(load_claim(CONF / "reproduce" / "simclr.yaml"))
+sys.exit(pytest.main({chosen}))
+"""
+    said = python(copy, "-c", code)
     assert int(re.findall(r"(\d+) passed", said)[-1]) >= 12
-
-
-def test_its_claim_composes(copy: Path) -> None:
-    run(copy, "-c", "from benchmarks.claims import CONF, compose_arms, load_claim; "
-        "compose_arms(load_claim(CONF / 'reproduce' / 'simclr.yaml'))")  # fmt: skip
 
 
 @pytest.mark.slow
@@ -81,5 +77,5 @@ def test_its_miniature_trains(copy: Path, tmp_path: Path) -> None:
     few = ["data.subset=null", "data.batch_size=16", "trainer.max_epochs=2"]
     few.append("method.evaluation.shots=[1,2]")
     places = [f"data_root={tmp_path}/data", f"output_dir={tmp_path}/run", "precision=32-true"]
-    run(copy, "-m", "shared.cli", "experiment=simclr/mini", *synthetic, *few, *places)
+    python(copy, "-m", "shared.cli", "experiment=simclr/mini", *synthetic, *few, *places)
     assert (tmp_path / "run" / "results.json").is_file()

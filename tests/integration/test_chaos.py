@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -25,8 +26,7 @@ def bounded():
 def test_faithful_resumption_is_identical_after_kills_that_really_came(tmp_path, capsys):
     moments = [Moment("E-step: epoch 2"), Moment("E-step: epoch 1", steps=5)]
     report = chaos.chaos(TOY, tmp_path / "toy", kills=1, seed=0, moments=moments)
-    assert report["first_difference"] is None
-    assert report["steps"] == 120
+    assert (report["first_difference"], report["steps"]) == (None, 120)
     assert any(kill["resumes_within_epoch"] for kill in report["kills"])
     for kill in report["kills"]:
         assert 0 < kill["steps_done"] < 120
@@ -130,17 +130,16 @@ def test_command_line_says_it_last_and_by_its_status(
 
 
 def plan_in(tmp_path, text):
-    (tmp_path / "chaos").mkdir(exist_ok=True)
+    (tmp_path / "chaos").mkdir()
     (tmp_path / "chaos" / "toy.yaml").write_text(text)
-    return tmp_path
+    return load_plan("toy", tmp_path)
 
 
 def test_a_plan_names_experiment_overrides_and_moments(tmp_path):
     text = "experiment: toy/mini\noverrides: [trainer.max_steps=5]\nmoments:\n"
     text += "- 'E-step: epoch 2'\n- {phrase: cleaning, steps: 3}\n"
-    plan = load_plan("toy", plan_in(tmp_path, text))
     moments = [Moment("E-step: epoch 2"), Moment("cleaning", 3)]
-    assert plan == chaos.Plan("toy/mini", ["trainer.max_steps=5"], moments)
+    assert plan_in(tmp_path, text) == chaos.Plan("toy/mini", ["trainer.max_steps=5"], moments)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +155,7 @@ def test_a_plan_names_experiment_overrides_and_moments(tmp_path):
 )
 def test_a_plan_that_makes_no_sense_is_refused(tmp_path, text, words):
     with pytest.raises(ClaimError, match=words) as error:
-        load_plan("toy", plan_in(tmp_path, text))
+        plan_in(tmp_path, text)
     assert "toy.yaml" in str(error.value)
 
 
@@ -169,10 +168,7 @@ def test_moments_belong_to_the_plans_experiment(tmp_path, monkeypatch):
 
 
 def test_command_line_fails_on_failure(tmp_path, monkeypatch, capsys):
-    def fail(*_):
-        raise ChaosError("no luck")
-
-    monkeypatch.setattr(chaos, "chaos", fail)
+    monkeypatch.setattr(chaos, "chaos", Mock(side_effect=ChaosError("no luck")))
     for method, said in (
         ("comatch", "chaos: failed: no luck"),
         ("comatsh", "did you mean 'comatch'"),  # a method without a plan

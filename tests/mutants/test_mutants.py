@@ -37,14 +37,7 @@ def test_ambiguous_mutant_is_refused(old: str, new: str, problem: str, tmp_path:
 
 @pytest.mark.parametrize(
     ("status", "result"),
-    [
-        (0, "SURVIVED"),
-        (1, "caught"),
-        (2, "INVALID"),
-        (4, "INVALID"),
-        (-11, "INVALID"),
-        (None, "TIMEOUT"),
-    ],
+    [(0, "SURVIVED"), (1, "caught"), *((n, "INVALID") for n in (2, 4, -11)), (None, "TIMEOUT")],
 )
 def test_only_a_failing_test_catches(status: int | None, result: str) -> None:
     output = "FAILED tests/parity/test_golden.py::test_golden[comatch/train_step] - off"

@@ -46,15 +46,11 @@ class Case:
 
     def values(self, what: str) -> dict[str, Any]:
         """Everything in `<what>.safetensors` and `<what>.json`; at least one must exist."""
-        found: dict[str, Any] = {}
-        paths = [self.folder / f"{what}{suffix}" for suffix in (".safetensors", ".json")]
-        if not any(path.exists() for path in paths):
-            raise ParityError(f"{self}: neither {paths[0].name} nor {paths[1].name} in the folder")
-        if paths[0].exists():
-            found.update(load_file(paths[0]))
-        if paths[1].exists():
-            found.update(json.loads(paths[1].read_text()))
-        return found
+        tensors, others = (self.folder / f"{what}.{end}" for end in ("safetensors", "json"))
+        if not tensors.exists() and not others.exists():
+            raise ParityError(f"{self}: neither {tensors.name} nor {others.name} in the folder")
+        found = load_file(tensors) if tensors.exists() else {}
+        return found | (json.loads(others.read_text()) if others.exists() else {})
 
     def weights(self) -> dict[str, Tensor]:
         path = self.folder / "weights.safetensors"
@@ -73,18 +69,11 @@ def find_cases(golden: Path, methods: list[str] | None = None) -> list[Case]:
     return cases
 
 
-def adapters_of(method: str) -> ModuleType:
-    return importlib.import_module(f"{__package__}.{method}")
-
-
 def find_adapter(case: Case, adapters: ModuleType | None = None) -> Adapter:
-    """The function of the case's name, in the method's file or package of adapters.
-
-    Raises ParityError if there is none.
-    """
+    """The function of the case's name in the method's adapters; ParityError if there is none."""
     if adapters is None:
         try:
-            adapters = adapters_of(case.method)
+            adapters = importlib.import_module(f"{__package__}.{case.method}")
         except ModuleNotFoundError as error:
             raise ParityError(f"{case}: no tests/parity/{case.method}.py ({error})") from error
     adapter = getattr(adapters, case.name, None)
@@ -100,10 +89,7 @@ def check(case: Case, adapter: Adapter | None = None) -> list[str]:
     Float32 has no one result: another processor sums in another order, and an activation whose
     input is 4e-8 then has another slope. A case counts as passed if its outputs come out, all
     together and within its own tolerances, in one of `ARITHMETICS`; the first is what users get,
-    and a warning names a case that needs another.
-
-    Raises:
-        ParityError: no adapter, a missing file, or any difference; those of the first arithmetic.
+    and a warning names a case that needs another. A ParityError lists the first one's differences.
     """
     adapter = adapter or find_adapter(case)
     problems: list[str] = []
@@ -124,11 +110,9 @@ def _compare(
     description = case.description()
     # A case without inputs has them all in its config.
     inputs = {} if description.get("inputs") == {} else case.values("inputs")
+    config = copy.deepcopy(description["config"])
     with arithmetic() as convert:
-        made = adapter(
-            copy.deepcopy(description["config"]), convert(inputs), convert(case.weights())
-        )
-    got = dict(made)
+        got = dict(adapter(config, convert(inputs), convert(case.weights())))
     if arithmetic is double:
         got = converted(got, torch.float64, torch.float32)
     # Read only now, and from the disk, so that no adapter can have touched them.

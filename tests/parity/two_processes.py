@@ -69,10 +69,8 @@ class Record(pl.Callback):
 def fit(
     module: pl.LightningModule, record: Record, data: Any, options: dict[str, Any], epoch: int = 0
 ) -> Values:
-    """Train as `options` (of `pl.Trainer`) say, from `epoch` on; returns what was recorded.
-
-    `data` is a data module or a loader.
-    """
+    """What was recorded of a training on a data module or loader, from `epoch` on; `options` are
+    those of `pl.Trainer`."""
     trainer = quiet_trainer(record, epoch, use_distributed_sampler=False, **options)
     trainer.fit(module, data)
     return record.values
@@ -101,12 +99,8 @@ def ranks(folder: Path, form: str) -> list[Values]:
 def assert_ranks_equal_one(
     first: Values, second: Values, whole: Values, exact: bool = False
 ) -> None:
-    """Loss terms are the mean over ranks; everything else is equal on every rank and in one.
-
-    Args:
-        first, second: of the two ranks. whole: of one process on the concatenated batch.
-        exact: the ranks must agree bit by bit with each other.
-    """
+    """Loss terms of one process on the concatenated batch are the mean over ranks; everything else
+    is equal on both ranks (`exact`: bit by bit) and in one process."""
     assert whole.keys() == first.keys() == second.keys()
     for name, value in whole.items():
         mean = (first[name] + second[name]) / 2
@@ -114,12 +108,9 @@ def assert_ranks_equal_one(
             tolerance = {"atol": 0.0, "rtol": 0.0} if exact else {"atol": 1e-6, "rtol": 1e-5}
             torch.testing.assert_close(first[name], second[name], **tolerance, msg=name)
             mean = first[name]
+        mean = mean.to(value.dtype)
         torch.testing.assert_close(
-            mean.to(value.dtype),
-            value,
-            atol=2e-6,
-            rtol=2e-5,
-            msg=lambda m, name=name: f"{name}: {m}",
+            mean, value, atol=2e-6, rtol=2e-5, msg=lambda m, name=name: f"{name}: {m}"
         )
 
 
@@ -139,13 +130,8 @@ def _join_group(rank: int, rendezvous: str) -> None:
     os.environ |= {"LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
     torch.set_num_threads(1)
     # A rendezvous by file needs no port. Lightning keeps a group that exists.
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{rendezvous}",
-        rank=rank,
-        world_size=WORLD,
-        timeout=timedelta(minutes=5),
-    )
+    place = {"rank": rank, "world_size": WORLD, "init_method": f"file://{rendezvous}"}
+    dist.init_process_group("gloo", timeout=timedelta(minutes=5), **place)
 
 
 def _end_with_parent() -> None:
@@ -158,9 +144,8 @@ def _end_with_parent() -> None:
 
 def _run_forms(rank: int, run: Callable[..., Values], forms: list[str], folder: str) -> None:
     for form in forms:
-        strategy = DDPStrategy(
-            cluster_environment=LightningEnvironment(), process_group_backend="gloo"
-        )
+        here = LightningEnvironment()
+        strategy = DDPStrategy(cluster_environment=here, process_group_backend="gloo")
         values = run(form, rank, strategy=strategy, devices=WORLD)
         torch.save(values, f"{folder}/{form}{rank}.pt")
     dist.barrier()

@@ -33,14 +33,12 @@ MEMORY: dict[tuple, DictConfig] = {}
 
 
 def remember(patch: pytest.MonkeyPatch) -> None:
-    """Compose what has the same files and overrides once: Hydra takes a fifth of a second. Of the
-    claim's file counts what an arm is, not what is claimed of it."""
+    """Compose once what has the same files and overrides; of the claim's file the arm counts."""
     compose = claims.compose_experiment
 
     def remembered(experiment: str, overrides: Sequence[str] = (), conf: Path = claims.CONF) -> Any:
-        files = [
-            p.read_text() for p in sorted(conf.rglob("*.yaml")) if p.parent.name != "reproduce"
-        ]
+        paths = [p for p in sorted(conf.rglob("*.yaml")) if p.parent.name != "reproduce"]
+        files = [path.read_text() for path in paths]
         claim, _, arm = experiment.removeprefix("reproduce/").rpartition("/")
         key = (experiment, repr(arms(claim, conf).get(arm)), *overrides, *files)
         if key not in MEMORY:
@@ -56,22 +54,13 @@ def write_conf(root: Path, claim: Mapping | None = None) -> Path:
     (conf / "experiment" / "toy").mkdir(parents=True, exist_ok=True)
     (conf / "reproduce").mkdir(exist_ok=True)
     config = {
-        "defaults": ["_self_", {"experiment": None}],
-        "name": "none",
-        "arm": "none",
-        "seed": 0,
-        "threads": None,
-        "precision": "32-true",
-        "output_dir": "outputs/${name}/seed${seed}",
-        "data_root": "data",
-        "claim": None,
-        "source": None,
-        "paper": None,
+        "defaults": ["_self_", {"experiment": None}], "name": "none", "arm": "none", "seed": 0,
+        "threads": None, "precision": "32-true", "output_dir": "outputs/${name}/seed${seed}",
+        "data_root": "data", "claim": None, "source": None, "paper": None,
         "logger": {"csv": {"save_dir": "${output_dir}"}},
         "data": {"root": "${data_root}/toy", "seed": "${seed}"},
-        "method": {"rate": 0.1},
-        "trainer": {"max_steps": 10, "max_epochs": -1},
-    }
+        "method": {"rate": 0.1}, "trainer": {"max_steps": 10, "max_epochs": -1},
+    }  # fmt: skip
     (conf / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     for i, arm in enumerate((*ARMS, "pretraining")):
         write_experiment(conf, arm, {"method": {"rate": 0.1 * i}})
@@ -87,14 +76,10 @@ def write_experiment(conf: Path, arm: str, content: Mapping) -> None:
 
 def write_rows(conf: Path, **lines: Mapping) -> None:
     """A table of rows, each the toy's experiment "ours" with a name of its own."""
-    content = [
-        {
-            "experiment": "toy/ours",
-            "rows": {name: {**line, "name": f"toy/{name}"} for name, line in lines.items()},
-        }
-    ]
+    rows = {name: {**line, "name": f"toy/{name}"} for name, line in lines.items()}
+    block = {"experiment": "toy/ours", "rows": rows}
     (conf / "rows").mkdir(exist_ok=True)
-    (conf / "rows" / "toy.yaml").write_text(yaml.safe_dump(content))
+    (conf / "rows" / "toy.yaml").write_text(yaml.safe_dump([block]))
 
 
 def write_claim(conf: Path, claim: Mapping) -> Path:
@@ -103,37 +88,28 @@ def write_claim(conf: Path, claim: Mapping) -> Path:
     return path
 
 
-def write_results(folder: Path, arm: str, seed: int, metrics: Mapping, **more) -> None:
+def write_results(folder: Path, arm: str, seed: int, metrics: Mapping) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     results = {
-        "schema": 1,
-        "status": "finished",
-        "method": "toy",
-        "experiment": f"toy/{arm}",
-        "arm": arm,
-        "seed": seed,
-        "metrics": dict(metrics),
-        "cpu_seconds": 12.0,
-        "precision": "32-true",
-        "git_commit": None,
-        "data": {"toy-set": {}},
-        **more,
-    }
+        "schema": 1, "status": "finished", "method": "toy", "experiment": f"toy/{arm}", "arm": arm,
+        "seed": seed, "metrics": dict(metrics), "cpu_seconds": 12.0, "precision": "32-true",
+        "git_commit": None, "data": {"toy-set": {}},
+    }  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results))
     rows = [f"{step},0,val/top1_ema,{50 + step / 10 + seed}" for step in range(0, 101, 20)]
     (folder / "metrics.csv").write_text("\n".join(["step,epoch,metric,value", *rows]) + "\n")
+
+
+def assert_says(text: str, *words: str) -> None:
+    assert [word for word in words if word not in text] == []
 
 
 PER_QUERY = "per_query.json"
 
 
 class FakeLauncher:
-    """Writes the results that a multirun would; remembers what it was asked to run.
-
-    Args:
-        value: (arm, seed) -> the metric, None for a run that fails.
-        by_query: (arm, seed) -> content of a run's per_query.json.
-    """
+    """Writes the results that a multirun would: `value(arm, seed)`, None for a run that fails, and
+    `by_query(arm, seed)` as its per_query.json; remembers what it was asked to run."""
 
     def __init__(
         self,

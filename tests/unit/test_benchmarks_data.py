@@ -11,16 +11,10 @@ from benchmarks.data import main, sources_of
 SOURCE = "tests.unit.test_benchmarks_data.make"
 
 
-def conf_with(tmp_path, **sources):
-    conf = write_conf(tmp_path, CLAIM | {"prepare": {"start": "toy/pretraining"}})
-    for arm, source in sources.items():
-        write_experiment(conf, arm, {"source": source})
-    return conf
-
-
 def test_sources_of_miniature_claims_and_preparation_each_once(tmp_path):
-    first, second, third = ({"_target_": SOURCE, "root": "${data_root}/" + n} for n in "abc")
-    conf = conf_with(tmp_path, mini=first, ours=first, base=second, pretraining=third)
+    conf = write_conf(tmp_path)
+    for arm, n in {"mini": "a", "ours": "a", "base": "b", "pretraining": "c"}.items():
+        write_experiment(conf, arm, {"source": {"_target_": SOURCE, "root": "${data_root}/" + n}})
     (conf / "reproduce" / "toy").mkdir()
     other = write_claim(conf, CLAIM | {"prepare": {}})
     other.rename(conf / "reproduce" / "toy" / "other.yaml")

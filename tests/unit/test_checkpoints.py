@@ -78,19 +78,11 @@ def test_module_is_rebuilt_with_its_weights(tmp_path, tiny):
 @pytest.mark.parametrize(
     "target",
     [
-        "methods.tinymethod.module.os.system",
-        "methods.tinymethod.module.Alias",
+        *(f"methods.tinymethod.{name}" for name in ("module.os.system", "module.Alias", "Tiny")),
         "methods.tinymethod.module.Net",  # ours, but no LightningModule
         "methods.tinymethod.module.Tiny.__init__",
-        "methods.tinymethod.Tiny",
-        "methods.nowhere.Tiny",
-        "methods..Tiny",
-        "methods",
-        "os.system",
-        "pytorch_lightning.LightningModule",
-        "shared.training.method.Method",
-        "",
-        None,
+        *("methods.nowhere.Tiny", "methods..Tiny", "methods", "os.system", "", None),
+        *("pytorch_lightning.LightningModule", "shared.training.method.Method"),
         ["methods.tinymethod.module.Tiny"],
     ],
 )

@@ -7,11 +7,8 @@ import pytest
 from benchmarks.citations import problems
 
 PAPER = """# A paper
-
 ## 3. Algorithm
-
 ### 3.1 State
-
 ### 3.2 Steps
 
 1. first

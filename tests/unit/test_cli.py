@@ -1,7 +1,6 @@
 """First contact: what `tenfold` says before it loads anything, and how fast."""
 
 import resource
-import subprocess
 import sys
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 
 from shared import cli
 from shared.files import write_json
+from tests.processes import run
 
 
 def answer(
@@ -103,9 +103,7 @@ def test_nothing_heavy_is_loaded_for_an_answer(arguments):
         "print(sorted({'torch', 'pytorch_lightning', 'numpy', 'PIL'} & set(sys.modules)))"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
+    done = run([sys.executable, "-c", script])
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.stdout.split("\n")[-2] == "[]"
     # Of CPU time, which is what it takes on a machine that does nothing else.

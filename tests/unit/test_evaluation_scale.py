@@ -43,10 +43,8 @@ def test_prints_tables_and_writes_them(tmp_path: Path, capsys: pytest.CaptureFix
     assert main([*small, "--threads", "1", "--output", str(tmp_path)]) == 0
     torch.set_num_threads(threads)
     printed = capsys.readouterr().out
-    assert "3000 x 16 float32 features" in printed
-    assert "2 iterations x 1 restarts" in printed
-    assert "| 2 | 2000 |" in printed
-    assert "| 100000 |" in printed
+    settings = ("3000 x 16 float32 features", "2 iterations x 1 restarts")
+    assert all(said in printed for said in (*settings, "| 2 | 2000 |", "| 100000 |"))
     written = json.loads((tmp_path / "scale" / "estep.json").read_text())
     assert [row["clusters"] for row in written["measured"]] == [2, 40]
     assert [row["clusters"] for row in written["projected"]] == [25000, 50000, 100000]

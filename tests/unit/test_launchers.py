@@ -12,9 +12,6 @@ from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from shared.overrides import CONF, validate
-from tests.processes import run
-
-ROOT = CONF.parent
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -56,14 +53,11 @@ def launch(config: DictConfig, overrides: list[list[str]]) -> None:
 
 
 def test_slurm_script(fake_slurm: Path, tmp_path: Path) -> None:
+    keys = ("partition=gpu", "account=lab", "constraint=a100", "gpus_per_node=4")
     config = composed(
         "experiment=comatch/cifar10_40",
         "hydra/launcher=slurm",
-        "hydra.launcher.partition=gpu",
-        "hydra.launcher.account=lab",
-        "hydra.launcher.constraint=a100",
-        "hydra.launcher.gpus_per_node=4",
-        "hydra.launcher.array_parallelism=1",
+        *(f"hydra.launcher.{key}" for key in (*keys, "array_parallelism=1")),
         f"hydra.sweep.dir={tmp_path}/sweep",
     )
     with open_dict(config):
@@ -73,20 +67,11 @@ def test_slurm_script(fake_slurm: Path, tmp_path: Path) -> None:
     text = script.read_text()
     options = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", text, flags=re.MULTILINE))
     expected = {
-        "partition": "gpu",
-        "account": "lab",
-        "constraint": "a100",
-        "gpus-per-node": "4",
+        "partition": "gpu", "account": "lab", "constraint": "a100", "gpus-per-node": "4",
         "ntasks-per-node": "4",  # Lightning needs one task per GPU
-        "nodes": "1",
-        "cpus-per-task": "8",
-        "mem": "32GB",
-        "time": "1440",
-        "array": "0-1%1",
-        "signal": "USR2@120",
-        "requeue": "",
-        "job-name": "run",
-    }
+        "nodes": "1", "cpus-per-task": "8", "mem": "32GB", "time": "1440", "array": "0-1%1",
+        "signal": "USR2@120", "requeue": "", "job-name": "run",
+    }  # fmt: skip
     assert {key: options.get(key) for key in expected} == expected
     assert "srun" in text
     assert sys.executable in text
@@ -139,21 +124,3 @@ def test_a_sweep_of_any_method_states_its_objective() -> None:
     assert OmegaConf.is_missing(config, "objective")
     assert not config.hydra.sweeper.params
     assert composed("+sweep=optuna", "experiment=comatch/mini", "objective=a/b").objective == "a/b"
-
-
-@pytest.mark.slow
-def test_two_runs_side_by_side(tmp_path: Path) -> None:
-    environment = {**os.environ, "TENFOLD_DATA": f"{tmp_path}/data", "OMP_NUM_THREADS": "1"}
-    done = run(
-        [
-            sys.executable, "-m", "shared.run", "-m", "experiment=comatch/smoke", "seed=1,2",
-            "logger=csv", "trainer.max_steps=2", "hydra/launcher=local",
-            f"output_dir='{tmp_path}/seed${{seed}}'", f"hydra.sweep.dir={tmp_path}/multirun",
-        ],
-        600,
-        cwd=ROOT,
-        env=environment,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "seed1" / "results.json").is_file()
-    assert (tmp_path / "seed2" / "results.json").is_file()

@@ -56,16 +56,12 @@ def test_builds_networks_of_ours_only() -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        "torch.nn.Linear",  # not of this project
-        "os.system",
-        "shared.training.method.import_module",  # ours by path, not by definition
-        "shared.training.method.nn.Linear",
-        "shared.nn.small_convnet.Tensor",
-        "shared.nn.small_convnet.Missing",
+        *("torch.nn.Linear", "os.system", "sharedother.Network", ""),  # not of this project
+        # ours by path, not by definition
+        *(f"shared.training.method.{name}" for name in ("import_module", "nn.Linear")),
+        *(f"shared.nn.small_convnet.{name}" for name in ("Tensor", "Missing")),
         "shared.missing.Network",
         "shared.training.method.NonFiniteLoss",  # ours, but no network
-        "sharedother.Network",
-        "",
     ],
 )
 def test_refuses_every_other_target(target: str) -> None:

@@ -45,11 +45,8 @@ class Ours(nn.Module):
 def official():
     linear = {"weight": torch.randn(2, 2), "bias": torch.randn(2)}
     return {
-        "model": {
-            "conv.weight": torch.randn(2, 3),
-            "conv.bias": torch.randn(2),
-            **{f"fc1.{k}": v for k, v in linear.items()},
-        },
+        "model": {"conv.weight": torch.randn(2, 3), "conv.bias": torch.randn(2)}
+        | {f"fc1.{k}": v for k, v in linear.items()},
         "ema": {f"fc1.{k}": v + 1 for k, v in linear.items()},
         "queue": {"feats": torch.randn(4, 5), "ptr": torch.tensor([3])},
         "optimizer": {"state": {0: {"momentum": torch.zeros(1)}}, "param_groups": [{"lr": 1}]},
@@ -57,7 +54,7 @@ def official():
     }
 
 
-def test_every_key_is_mapped_dropped_or_left_with_a_reason():
+def test_every_key_is_mapped_dropped_or_left_with_a_reason_and_export_is_the_inverse():
     module, source = Ours(), official()
     report = import_official(source, TABLE, module)
     assert report.complete
@@ -71,11 +68,6 @@ def test_every_key_is_mapped_dropped_or_left_with_a_reason():
     assert module.queue.pointer == 3
     assert "8 keys mapped\n3 dropped: another trainer\n1 left as initialised" in str(report)
 
-
-def test_export_is_the_inverse():
-    source = official()
-    module = Ours()
-    import_official(source, TABLE, module)
     exported = export_official(module, TABLE)
     kept = {name: source[name] for name in ("model", "ema", "queue")}
     assert first_difference(exported, kept, "exported") is None
@@ -89,18 +81,14 @@ def test_export_is_the_inverse():
     [
         (lambda s: s["model"].pop("conv.bias"), "1 missing:\n  backbone.conv.bias"),
         (lambda s: s.update(surprise=torch.zeros(1)), "1 unexpected:\n  surprise"),
-        (
-            lambda s: s["model"].update({"bn.weight": torch.zeros(1)}),
-            "1 unexpected:\n  model/bn.weight (as backbone.bn.weight)",
-        ),
-        (
-            lambda s: s["model"].update({"conv.weight": torch.zeros(2, 9)}),
-            "1 resized:\n  model/conv.weight (2, 9) there, backbone.conv.weight (2, 3) here",
-        ),
+        (lambda s: s["model"].update({"bn.weight": torch.zeros(1)}),
+         "1 unexpected:\n  model/bn.weight (as backbone.bn.weight)"),
+        (lambda s: s["model"].update({"conv.weight": torch.zeros(2, 9)}),
+         "1 resized:\n  model/conv.weight (2, 9) there, backbone.conv.weight (2, 3) here"),
         (lambda s: s["queue"].update(ptr=torch.zeros(3)), "1 resized:\n  queue/ptr cannot become"),
         (lambda s: s["model"].update({"conv.bias": "text"}), "1 resized:\n  model/conv.bias"),
     ],
-)
+)  # fmt: skip
 def test_nothing_partial_is_loaded_and_the_fault_is_named(change, told):
     module, source = Ours(), official()
     change(source)

@@ -1,5 +1,7 @@
 """precision=auto measures, prefers float32 in a tie, and leaves the module as it was."""
 
+from itertools import cycle
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -9,54 +11,48 @@ from shared.training import precision
 from shared.training.precision import choose_fastest, choose_precision, has_bf16_units
 
 
-class Clock:
-    """Time that passes only in steps."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def perf_counter(self):
-        return self.now
-
-    def step(self, seconds):
-        def run():
-            self.now += next(seconds) if hasattr(seconds, "__next__") else seconds
-
-        return run
-
-
 @pytest.fixture
-def clock(monkeypatch):
-    clock = Clock()
-    monkeypatch.setattr(precision.time, "perf_counter", clock.perf_counter)
-    return clock
+def taking(monkeypatch):
+    """`taking(*seconds)` is a step that takes so long in turn; no other time passes."""
+    now = [0.0]
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: now[0])
+
+    def taking(*seconds):
+        turns = cycle(seconds)
+
+        def step():
+            now[0] += next(turns)
+
+        return step
+
+    return taking
 
 
 @pytest.mark.parametrize(
     ("bf16", "chosen"), [(0.05, "bf16-mixed"), (0.098, "32-true"), (0.2, "32-true")]
 )
-def test_the_faster_one_wins_and_a_tie_keeps_float32(clock, bf16, chosen):
-    choice = choose_fastest({"32-true": clock.step(0.1), "bf16-mixed": clock.step(bf16)}, 1.0)
+def test_the_faster_one_wins_and_a_tie_keeps_float32(taking, bf16, chosen):
+    choice = choose_fastest({"32-true": taking(0.1), "bf16-mixed": taking(bf16)}, 1.0)
     assert choice.precision == chosen
     assert choice.seconds_per_step["bf16-mixed"] == pytest.approx(bf16)
     assert "32-true 100.0 ms" in str(choice)
 
 
-def test_median_ignores_a_disturbance_and_slow_steps_still_get_three(clock):
-    slow = iter([9.0, 1.0, 50.0, 1.0])
-    choice = choose_fastest({"32-true": clock.step(2.0), "bf16-mixed": clock.step(slow)}, 0.1)
+def test_median_ignores_a_disturbance_and_slow_steps_still_get_three(taking):
+    slow = taking(9.0, 1.0, 50.0, 1.0)
+    choice = choose_fastest({"32-true": taking(2.0), "bf16-mixed": slow}, 0.1)
     assert choice.seconds_per_step == {"32-true": 2.0, "bf16-mixed": 1.0}
 
 
-def test_a_candidate_that_fails_is_out_and_the_default_is_not_excused(clock):
+def test_a_candidate_that_fails_is_out_and_the_default_is_not_excused(taking):
     def broken():
         raise RuntimeError("not implemented for 'BFloat16'")
 
-    choice = choose_fastest({"32-true": clock.step(0.1), "bf16-mixed": broken}, 1.0)
+    choice = choose_fastest({"32-true": taking(0.1), "bf16-mixed": broken}, 1.0)
     assert choice.precision == "32-true"
     assert list(choice.seconds_per_step) == ["32-true"]
     with pytest.raises(RuntimeError, match="BFloat16"):
-        choose_fastest({"32-true": broken, "bf16-mixed": clock.step(0.1)}, 1.0)
+        choose_fastest({"32-true": broken, "bf16-mixed": taking(0.1)}, 1.0)
 
 
 class Tiny(pl.LightningModule):

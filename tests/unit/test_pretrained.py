@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import timm
@@ -100,21 +101,16 @@ def assert_body(module: TextTransformer, state: dict[str, Tensor]) -> None:
 )
 def test_bert_without_its_heads(change: Any, name: str, tmp_path: Path) -> None:
     state, module = change(bert()), text()
-    report = load_hugging_face(module, folder(tmp_path / "bert", state, name))
+    path = folder(tmp_path / "bert", state, name)
+    if name == "model.safetensors":  # which come first
+        folder(path, {key: value + 1 for key, value in state.items()}, "pytorch_model.bin")
+    report = load_hugging_face(module, path)
     assert_body(module, bert())
     left = re.compile(r"cls\.|.*(pooler\.|position_ids)")
     assert all(map(left.match, report.dropped))
     assert len(report.dropped) == sum(left.match(key) is not None for key in state)
     assert set(report.fresh.values()) == {"BERT has no cross-attention"}
     assert len(report.mapped) + len(report.dropped) == len(state)
-
-
-def test_safetensors_come_first(tmp_path: Path) -> None:
-    state, module = bert(), text()
-    other = {key: value + 1 for key, value in state.items()}
-    path = folder(tmp_path / "bert", other, "pytorch_model.bin")
-    load_hugging_face(module, folder(path, state))
-    assert_body(module, state)
 
 
 @pytest.mark.parametrize("change", [dict, old_names])
@@ -159,17 +155,13 @@ def test_what_is_no_bert_is_refused(tmp_path: Path) -> None:
         message = refused(path)
         assert f"{path}: neither model.safetensors nor pytorch_model.bin is there" in message
         assert "Hugging Face's layout" in message
-
-    del state["bert.encoder.layer.1.output.dense.bias"]
-    assert "1 missing:\n  text.layers.1.output.bias" in refused(folder(tmp_path / "lacks", state))
-
-    more = bert() | {"bert.encoder.layer.3.output.dense.bias": torch.zeros(WIDTH)}
+    more = state | {"bert.encoder.layer.3.output.dense.bias": torch.zeros(WIDTH)}
     assert "1 unexpected" in refused(folder(tmp_path / "deeper", more))
-
-    wide = bert() | {"bert.embeddings.word_embeddings.weight": torch.zeros(WORDS + 1, WIDTH)}
+    wide = state | {"bert.embeddings.word_embeddings.weight": torch.zeros(WORDS + 1, WIDTH)}
     resized = f"({WORDS + 1}, {WIDTH}) there, text.embeddings.word.weight ({WORDS}, {WIDTH})"
     assert resized in refused(folder(tmp_path / "words", wide))
-
+    del state["bert.encoder.layer.1.output.dense.bias"]
+    assert "1 missing:\n  text.layers.1.output.bias" in refused(folder(tmp_path / "lacks", state))
     (tmp_path / "lacks" / "model.safetensors").write_bytes(b"damaged")
     assert "refused checkpoint" in refused(tmp_path / "lacks")
 
@@ -201,12 +193,9 @@ def assert_vit(module: VisionTransformer, state: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize("layout", ["wrapped.pth", "bare.pth", "model.safetensors"])
 def test_a_vit_with_a_classifier_and_another_grid(layout: str, tmp_path: Path) -> None:
     state, module = deit(), vit()
-    path = tmp_path / layout
-    if layout == "model.safetensors":
-        save_file(state, path)
-    else:
-        torch.save({"model": state} if layout == "wrapped.pth" else state, path)
-    report = load_vision(module, str(path))
+    content: Any = {"model": state} if layout == "wrapped.pth" else state
+    (save_file if layout == "model.safetensors" else torch.save)(content, tmp_path / layout)
+    report = load_vision(module, str(tmp_path / layout))
     assert_vit(module, state)
     assert set(report.dropped) == {"head.weight", "head.bias"}
     assert report.interpolated == ["pos_embed (1, 10, 12) -> (1, 17, 12)"]
@@ -214,33 +203,19 @@ def test_a_vit_with_a_classifier_and_another_grid(layout: str, tmp_path: Path) -
 
 
 def test_a_vit_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
-    state, module, asked = deit(), vit(), []
-
-    class Stored(nn.Module):
-        def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-            return state
-
-    def create_model(name: str, pretrained: bool) -> nn.Module:
-        asked.append((name, pretrained))
-        return Stored()
-
-    monkeypatch.setattr(timm, "create_model", create_model)
-    load_vision(module, "timm:deit_base_patch16_224")
-    assert asked == [("deit_base_patch16_224", True)]
-    assert_vit(module, state)
-
-
-def test_timm_without_network_or_with_another_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = vit()
+    state, module = deit(), vit()
     message = refusal(module, lambda: load_vision(module, "timm:no_such_model"))
     assert "timm cannot provide 'no_such_model'" in message
 
-    def unreachable(*_: Any, **__: Any) -> nn.Module:
-        raise OSError("no route to host")
-
-    monkeypatch.setattr(timm, "create_model", unreachable)
+    create_model = Mock(side_effect=OSError("no route to host"))
+    monkeypatch.setattr(timm, "create_model", create_model)
     message = refusal(module, lambda: load_vision(module, "timm:deit_base_patch16_224"))
     assert "(no route to host); without a network give a file" in message
+
+    create_model.side_effect, create_model.return_value.state_dict.return_value = None, state
+    load_vision(module, "timm:deit_base_patch16_224")
+    create_model.assert_called_with("deit_base_patch16_224", pretrained=True)
+    assert_vit(module, state)
 
 
 def test_what_is_no_such_vit_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -165,9 +166,8 @@ def test_worker_answers_and_its_prints_go_to_the_log_until_it_fails(worker):
     assert worker.ask("describe") == expected
     assert worker.ask("values") == {"losses": [0.5]}
     seconds, losses = worker.ask("run", variant="float32", steps=3)
-    assert len(seconds) == 3
+    assert (len(seconds), losses) == (3, [1.5] * 3)
     assert min(seconds) >= 0
-    assert losses == [1.5] * 3
     with pytest.raises(SpeedError, match=r"toy:Toy failed .*toy\.log.*\nValueError: no such thing"):
         worker.ask("run", variant="float32 broken", steps=1)
     with pytest.raises(SpeedError, match="the process ended"):
@@ -201,10 +201,8 @@ def installed(monkeypatch):
 
 
 def test_absent_peer_says_what_to_do(tmp_path, monkeypatch, installed):
-    def no_network(command, **_):
-        raise subprocess.CalledProcessError(1, command, stderr="ERROR: No matching distribution")
-
-    monkeypatch.setattr(peer_environment.subprocess, "run", no_network)
+    failed = subprocess.CalledProcessError(1, "pip", stderr="ERROR: No matching distribution")
+    monkeypatch.setattr(peer_environment.subprocess, "run", Mock(side_effect=failed))
     with pytest.raises(SpeedError) as caught:
         peer_environment.ensure(tmp_path / ".venv-peer", package("peer==1", "numpy"))
     for said in ("peer==1 is absent", "No matching distribution", "python -m venv .venv-peer",
@@ -271,10 +269,9 @@ def test_each_table_has_its_rows_and_its_steps(comparison, capsys):
     assert "re-ranking a gallery" in output
     names = ["float32", "float32, with loading", "float32, re-ranking"]
     assert [row["name"] for row in rows] == names
-    steps = [steps for _, variant, steps in comparison.diary if variant == "float32 reranking"]
-    assert steps == [1] * (1 + 2) * 2  # warm-up and blocks, on both sides
-    steps = [steps for _, variant, steps in comparison.diary if variant == "float32"]
-    assert steps == [1] * 2 + [3] * 4
+    # Warm-up and blocks, on both sides.
+    for variant, expected in (("float32 reranking", [1] * 6), ("float32", [1] * 2 + [3] * 4)):
+        assert [steps for _, of, steps in comparison.diary if of == variant] == expected
 
 
 def test_settings_can_be_changed(comparison, capsys):
@@ -326,22 +323,15 @@ def test_our_moco_steps_by_hand_and_in_lightnings_loop():
 
 def test_our_albef_steps_ranks_and_gives_its_values(tmp_path):
     spec = speed.load("albef")
-    table = spec["settings"]
-    small = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2}
-    text = {"vocab_size": 2000, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32}
     ranking = {"width": 16, "heads": 2, "intermediate": 32, "layers": 2, "image_tokens": 5}
-    few = {"images": 12, "texts": 20, "k_test": 5}
-    settings = {
-        **table,
-        "batch_size": 4,
-        "queue_size": 8,
-        "vision": table["vision"] | small,
-        "text": table["text"] | text,
-        "full_size": table["full_size"] | ranking,
-        "miniature": table["miniature"] | ranking | few,
-        "threads": 1,
-        "data": str(tmp_path),
+    small = {
+        "vision": {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2},
+        "text": {"vocab_size": 2000, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32},
+        "full_size": ranking,
+        "miniature": ranking | {"images": 12, "texts": 20, "k_test": 5},
     }
+    settings = spec["settings"] | {part: spec["settings"][part] | small[part] for part in small}
+    settings |= {"batch_size": 4, "queue_size": 8, "threads": 1, "data": str(tmp_path)}
     albef.make_data(tmp_path, settings)
     ours = albef.Ours(settings)
     assert ours.describe()["images_per_step"] == 4
