@@ -164,44 +164,21 @@ def test_small_files_of_large_pictures_keep_within_memory(folder):
     assert int(done.stdout.split()[-1]) < 1_500_000  # KiB
 
 
-ARGUMENTS = [
-    "batch_size=0",
-    "batch_size=-1",
-    "batch_size=1.5",
-    "batch_size=true",
-    "batch_size=99999999999",
-    "sheet_images=-1",
-    "groups=0",
-    "overlays=-1",
-    "device=cuda",
-    "device=meta",
-    "device=nonsense",
-    "device=cpu:99999999999",
-    "images=/dev/zero",
-    "images=/nowhere",
-    "images=[a,b]",
-    "images=''",
-    "images=null",
-    "checkpoint=/dev/zero",
-    "checkpoint=/nowhere",
-    "checkpoint=/tmp",
-    "checkpoint=null",
-    "checkpoint=[1]",
-    "texts=/dev/zero",
-    "texts=[]",
-    "texts=5",
-    "texts=[a]",
-    "questions=[a]",
-    "overlay_layer=x",
-    "output=/dev/null",
-    "output=''",
-    "imges=x",
-    "+x=1",
-    "hydra.run.dir=x",
-    "images=${oc.env:HOME}${nothing}",
-    "a b",
-    "=",
-]
+VALUES = {
+    "batch_size": ["0", "-1", "1.5", "true", "99999999999"],
+    "sheet_images": ["-1"],
+    "groups": ["0"],
+    "overlays": ["-1"],
+    "device": ["cuda", "meta", "nonsense", "cpu:99999999999"],
+    "images": ["/dev/zero", "/nowhere", "[a,b]", "''", "null"],
+    "checkpoint": ["/dev/zero", "/nowhere", "/tmp", "null", "[1]"],
+    "texts": ["/dev/zero", "[]", "5", "[a]"],
+    "questions": ["[a]"],
+    "overlay_layer": ["x"],
+    "output": ["/dev/null", "''"],
+}
+ARGUMENTS = [f"{key}={value}" for key, values in VALUES.items() for value in values]
+ARGUMENTS += ["imges=x", "+x=1", "hydra.run.dir=x", "images=${oc.env:HOME}${nothing}", "a b", "="]
 
 
 @pytest.mark.parametrize("argument", every(4, ARGUMENTS))

@@ -334,6 +334,7 @@ def test_remains_of_another_machine(
 ) -> None:
     """Its rows are not ours."""
     assert store.precision_of(place.home, "hashing") == "float32"
+    assert store.precision_of(place.home, "another model") is None
     monkeypatch.setenv("XDG_STATE_HOME", str(place.outside / "another state"))
     assert store.precision_of(place.home, "hashing") is None
     assert encoded(place.root) == DIFFERENT

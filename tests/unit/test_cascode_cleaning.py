@@ -14,7 +14,6 @@ from methods.cascode.cleaning import (
     query_problem,
     query_tokens,
     strip_comment_delimiters,
-    summary,
     without_comments,
 )
 from methods.cascode.extraction import SourceError
@@ -35,11 +34,6 @@ MARKS = set(".():[]=*;>{}+-/\\")
 )
 def test_a_query_is_the_first_paragraph(documentation: str, tokens: list[str]) -> None:
     assert query_tokens(documentation) == tokens
-
-
-def test_the_official_summary_of_a_text_that_opens_with_an_empty_line_is_empty() -> None:
-    assert summary("\n\nClose it.") == ""
-    assert summary("Line\n  \nnext") == "Line\n  \nnext"
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,15 +1,16 @@
 """The models that the search tool loads: folders, checkpoints of ours, and how soon."""
 
-import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bert_files
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from bert_files import BERT, save_run
 from torch import Tensor
 
 from methods.cascode import official
@@ -19,46 +20,27 @@ from methods.cascode.module import Fast, Shared, Slow
 from methods.cascode.official import load_searcher
 from methods.cascode.tokenizer import CodeTokenizer, pad
 from shared.checkpoints.reading import CheckpointError
-from shared.checkpoints.writing import AtomicCheckpointIO
 
 TOKENS = "[PAD] [UNK] [CLS] [SEP] [MASK] sort a list def f ( ) return"
 WORDS = TOKENS.split()
-CONFIG = {
-    "model_type": "bert", "vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 2,
-    "num_attention_heads": 2, "intermediate_size": 12, "max_position_embeddings": 20,
-    "type_vocab_size": 2, "hidden_dropout_prob": 0.1, "layer_norm_eps": 1e-12, "pad_token_id": 0,
-}  # fmt: skip
-TEXT = {
-    "vocab_size": 16, "hidden_size": 8, "num_layers": 2, "num_heads": 2, "intermediate_size": 12,
-    "max_positions": 20, "type_vocab_size": 2, "dropout": 0.1, "eps": 1e-12, "pad_id": 0,
-}  # fmt: skip
+SIZES = replace(BERT, vocab=16, positions=20, heads=2, inner=12)
+TEXT = bert_files.text(SIZES)
 LENGTHS = {"query": 6, "code": 9, "pair": 14}
 TEXTS = ["sort a list", "f", "def f ( a ) return a " * 4]
 
 
 def folder_of(path: Path, words: list[str] = WORDS, seed: int = 1) -> Path:
-    """A small BERT in Hugging Face's layout."""
-    path.mkdir()
+    """A small BERT with its vocabulary."""
     torch.manual_seed(seed)
     state = official.export(Fast(text=TEXT))
     weights = {key.removeprefix("encoder."): value for key, value in state.items()}
-    save_file(weights, path / "model.safetensors")
-    (path / "config.json").write_text(json.dumps(CONFIG))
+    bert_files.folder_of(weights, SIZES, path)
     (path / "vocab.txt").write_text("\n".join(words) + "\n")
     return path
 
 
-def checkpoint_of(module: Any, tokenizer: CodeTokenizer, path: Path, **changes: Any) -> Path:
-    """As a run leaves it."""
-    content = {
-        "_target_": f"{type(module).__module__}.{type(module).__qualname__}",
-        "hyper_parameters": dict(module.hparams),
-        "state_dict": module.state_dict(),
-        "tokenizer": tokenizer.state(),
-        "lengths": LENGTHS,
-    }
-    AtomicCheckpointIO().save_checkpoint(content | changes, path)
-    return path
+def checkpoint_of(module: Any, tokenizer: CodeTokenizer, path: Path) -> Path:
+    return save_run(module, path, tokenizer=tokenizer.state(), lengths=LENGTHS)
 
 
 @pytest.fixture

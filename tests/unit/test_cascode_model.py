@@ -67,37 +67,6 @@ def close(found: Tensor, expected: Any) -> None:
 # --- vectors ---
 
 
-def by_hand(model: CodeEncoder, hidden: Tensor, length: int) -> list[float]:
-    """The vector of a sequence from its hidden states (L, d)."""
-    rows = hidden.tolist()
-    if model.pooling == "mean":
-        vector = [sum(row[i] for row in rows[:length]) / length for i in range(WIDTH)]
-    elif model.pooling == "cls":
-        vector = rows[0]
-    else:
-        assert model.pooler is not None
-        weight, bias = model.pooler.weight.tolist(), model.pooler.bias.tolist()
-        vector = [
-            math.tanh(sum(w * h for w, h in zip(line, rows[0], strict=True)) + b)
-            for line, b in zip(weight, bias, strict=True)
-        ]
-    norm = math.sqrt(sum(v * v for v in vector)) if model.normalize else 1.0
-    return [v / norm for v in vector]
-
-
-@pytest.mark.parametrize("form", ["bert", "roberta"])
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
-def test_poolings(pooling: str, normalize: bool, form: str) -> None:
-    model, (ids, mask) = encoder(form, pooling, normalize), texts(form)
-    hidden = model.text.encode(ids, mask)
-    lengths = mask.sum(dim=1).tolist()
-    expected = [by_hand(model, h, n) for h, n in zip(hidden, lengths, strict=True)]
-    found = model(ids, mask)
-    assert found.shape == (3, WIDTH)
-    close(found, expected)
-
-
 @pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
 def test_vectors_are_float32_in_any_precision(pooling: str) -> None:
     model, (ids, mask) = encoder("bert", pooling), texts()
@@ -169,13 +138,6 @@ def test_an_encoder_that_cannot_be() -> None:
 # --- the head ---
 
 
-def test_pair_head() -> None:
-    torch.manual_seed(0)
-    head, first = lively(PairHead(WIDTH, 0.5)), torch.randn(5, WIDTH)
-    inner = torch.tanh(first @ head.dense.weight.T + head.dense.bias)
-    close(head(first), inner @ head.output.weight.T + head.output.bias)
-
-
 def test_dropout_of_the_head_is_for_training_alone_and_in_two_places() -> None:
     torch.manual_seed(0)
     head, first = lively(PairHead(WIDTH, 0.5)).train(), torch.ones(4000, WIDTH)
@@ -206,14 +168,6 @@ def test_initial_weights_of_the_head() -> None:
 # --- pairs ---
 
 
-def test_pairs_matches_first() -> None:
-    pairs = pairs_with(torch.tensor([2, 0, 1]))
-    assert pairs.queries.tolist() == [0, 1, 2, 0, 1, 2]
-    assert pairs.codes.tolist() == [0, 1, 2, 2, 0, 1]
-    assert pairs.labels.tolist() == [1, 1, 1, 0, 0, 0]
-    assert pairs.labels.dtype == torch.float32
-
-
 def test_the_score_is_the_difference_of_both_logits() -> None:
     """z_1 alone would order them the other way round."""
     logits = torch.tensor([[-3.0, 1.0], [2.0, 2.5]])
@@ -221,12 +175,6 @@ def test_the_score_is_the_difference_of_both_logits() -> None:
     assert match_scores(logits.bfloat16()).dtype == torch.float32
     probabilities = logits.softmax(dim=1)[:, 1]
     close(match_scores(logits).sigmoid(), probabilities)
-
-
-def test_matching_loss_by_hand() -> None:
-    scores, labels = torch.tensor([math.log(3.0), math.log(3.0)]), torch.tensor([1.0, 0.0])
-    close(matching_loss(scores, labels), (-math.log(0.75) - math.log(0.25)) / 2)
-    close(matching_loss(torch.zeros(4), torch.tensor([1.0, 1.0, 0.0, 0.0])), math.log(2))
 
 
 @settings(max_examples=15, deadline=None)

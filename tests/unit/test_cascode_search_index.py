@@ -19,7 +19,7 @@ from methods.cascode.extraction import functions
 from methods.cascode.search import indexing, store
 from methods.cascode.search.index import Index
 from methods.cascode.search.indexing import text_of
-from methods.cascode.search.store import DATABASE, FOLDER, SearchError, locked, precision_of
+from methods.cascode.search.store import DATABASE, FOLDER, SearchError, locked
 from tests.unit.cascode_search_toy import FILES, HashingModel, build, content, write_tree
 
 
@@ -197,38 +197,28 @@ def test_an_updated_index_is_a_fresh_one(
 # --- killed, disturbed, out of space ---
 
 
-def at_call(owner: object, name: str, number: int) -> Callable[[pytest.MonkeyPatch], None]:
-    def plant(patch: pytest.MonkeyPatch) -> None:
-        calls, function = iter(range(1000)), getattr(owner, name)
-
-        def dying(*arguments: object, **options: object) -> object:
-            if next(calls) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments, **options)
-
-        patch.setattr(owner, name, dying)
-
-    return plant
-
-
 @pytest.mark.parametrize(
-    ("plant", "earlier"),
+    ("owner", "name", "number", "earlier", "left"),
     [
-        (at_call(HashingModel, "encode_codes", 0), True),
-        (at_call(HashingModel, "encode_codes", 2), False),
-        (at_call(indexing, "read_bytes", 3), True),
-        (at_call(indexing, "parts_of", 0), False),
-        (at_call(store, "_seal", 1), True),  # while the index is published
+        (HashingModel, "encode_codes", 0, True, 11),
+        (HashingModel, "encode_codes", 2, False, 14 - 8),
+        (indexing, "read_bytes", 3, True, 11),
+        (indexing, "parts_of", 0, False, 0),
+        (store, "_seal", 1, True, 0),  # while the index is published
     ],
     ids=["batch 0", "batch 2", "reading", "packing", "publishing"],
 )
 def test_killed_and_run_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    plant: Callable[[pytest.MonkeyPatch], None],
+    owner: object,
+    name: str,
+    number: int,
     earlier: bool,
+    left: int,
 ) -> None:
-    """kill -9 at any time, with an index from before or without; then the same index."""
+    """kill -9 at a call, with an index from before or without; then the same index, for which
+    only the texts that are `left` are encoded: a kill loses one batch."""
     monkeypatch.setattr(indexing, "BATCH", 4)
     monkeypatch.setattr(indexing, "READ_BATCH", 2)
     disturbed, undisturbed = (write_tree((tmp_path / name).resolve()) for name in "ab")
@@ -238,8 +228,15 @@ def test_killed_and_run_again(
         write_tree(root, many(5) | many(6, file=1))
     build(undisturbed)
 
+    calls, function = iter(range(1000)), getattr(owner, name)
+
+    def dying(*arguments: object, **options: object) -> object:
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+
     def run() -> None:
-        plant(monkeypatch)
+        monkeypatch.setattr(owner, name, dying)
         build(disturbed)
 
     assert in_child(run) == -signal.SIGKILL
@@ -248,7 +245,8 @@ def test_killed_and_run_again(
     else:
         with pytest.raises(SearchError, match=r"no index in .* yet: a run was stopped"):
             Index(disturbed / FOLDER)
-    assert build(disturbed).notes == []
+    report = build(disturbed)
+    assert (report.notes, report.encoded) == ([], left)
     assert content(disturbed / FOLDER) == content(undisturbed / FOLDER)
 
 
@@ -305,39 +303,6 @@ def test_killed_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert kills >= 1
     build(disturbed)
     assert content(disturbed / FOLDER) == content(undisturbed / FOLDER)
-
-
-def test_a_kill_loses_one_batch(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexing, "BATCH", 4)
-    write_tree(root, many(10))
-
-    def run() -> None:
-        at_call(HashingModel, "encode_codes", 2)(monkeypatch)
-        build(root)
-
-    in_child(run)
-    model = HashingModel()
-    report = build(root, model)
-    assert (report.encoded, len(model.encoded)) == (13 - 8, 13 - 8)
-    assert report.extracted == 0
-
-
-def test_its_precision_is_known_after_a_kill(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measured anew, it might come out otherwise."""
-    home = root / FOLDER
-    assert precision_of(home, "hashing") is None
-    monkeypatch.setattr(HashingModel, "precision", "bfloat16")
-    with monkeypatch.context() as patch:
-
-        def run() -> None:
-            at_call(HashingModel, "encode_codes", 0)(patch)
-            build(root)
-
-        in_child(run)
-    assert precision_of(home, "hashing") == "bfloat16"
-    build(root)
-    assert precision_of(home, "hashing") == "bfloat16"
-    assert precision_of(home, "another model") is None
 
 
 @pytest.mark.parametrize("kilobytes", [1, 100])

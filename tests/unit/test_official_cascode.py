@@ -20,12 +20,16 @@ from bert_files import (
     ENCODERS,
     ROBERTA,
     Sizes,
+    config,
     encoder,
+    folder_of,
     linear,
     random_state,
+    save_run,
+    text,
     tree,
 )
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from methods.cascode import official
@@ -34,53 +38,8 @@ from methods.cascode.module import CodeSearch, Fast, Shared, Slow
 from methods.comatch.module import Supervised
 from shared.checkpoints.official import KeyReport
 from shared.checkpoints.reading import CheckpointError
-from shared.checkpoints.writing import AtomicCheckpointIO
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "cascode"
-
-
-def config(s: Sizes) -> dict[str, Any]:
-    """What stands in config.json."""
-    return {
-        "model_type": "roberta" if s.after_pad else "bert",
-        "vocab_size": s.vocab,
-        "max_position_embeddings": s.positions,
-        "type_vocab_size": s.types,
-        "hidden_size": s.width,
-        "intermediate_size": s.inner,
-        "num_hidden_layers": s.layers,
-        "num_attention_heads": s.heads,
-        "pad_token_id": s.pad,
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.1,
-        "attention_probs_dropout_prob": 0.1,
-        "layer_norm_eps": 1e-5 if s.after_pad else 1e-12,
-        "torch_dtype": "float32",
-    }
-
-
-def folder_of(state: Mapping[str, Tensor], s: Sizes, path: Path, pickled: bool = False) -> Path:
-    """A folder in Hugging Face's layout."""
-    path.mkdir()
-    (path / "config.json").write_text(json.dumps(config(s)))
-    if pickled:
-        torch.save(dict(state), path / "pytorch_model.bin")
-    else:
-        whole = {key: value.contiguous() for key, value in state.items()}
-        save_file(whole, path / "model.safetensors")
-    return path
-
-
-# --- our modules ---
-
-
-def text(s: Sizes) -> dict[str, Any]:
-    return {
-        "vocab_size": s.vocab, "hidden_size": s.width, "num_layers": s.layers,
-        "num_heads": s.heads, "intermediate_size": s.inner, "max_positions": s.positions,
-        "type_vocab_size": s.types, "dropout": 0.1, "eps": 1e-5 if s.after_pad else 1e-12,
-        "pad_id": s.pad, "positions_after_pad": s.after_pad,
-    }  # fmt: skip
 
 
 FORMS: dict[str, Callable[..., Any]] = {
@@ -120,14 +79,6 @@ def without(state: Mapping[str, Tensor], *parts: str) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not any(p in key for p in parts)}
 
 
-def save_run(module: Any, path: Path) -> Path:
-    """A checkpoint of the module as a run would have saved it."""
-    target = f"{type(module).__module__}.{type(module).__qualname__}"
-    content = {"_target_": target, "hyper_parameters": dict(module.hparams), "epoch": 3}
-    AtomicCheckpointIO().save_checkpoint(content | {"state_dict": module.state_dict()}, path)
-    return path
-
-
 @pytest.mark.parametrize(
     ("kind", "case"), [("bi-encoder", "roberta_encoder_pooling"), ("classifier", "cross_encoder")]
 )
@@ -135,15 +86,11 @@ def test_the_keys_written_here_are_those_of_the_official_code(kind: str, case: s
     """Which made the golden files."""
     found = load_file(GOLDEN / case / "weights.safetensors")
     sizes = json.loads((GOLDEN / case / "case.json").read_text())["config"]
-    s = Sizes(
-        vocab=sizes["vocab_size"],
-        positions=sizes["max_position_embeddings"],
-        types=sizes["type_vocab_size"],
-        width=sizes["hidden_size"],
-        inner=sizes["intermediate_size"],
-        layers=sizes["num_hidden_layers"],
-    )
-    assert tree(kind, s) == {key: tuple(value.shape) for key, value in found.items()}
+    names = ("vocab_size", "max_position_embeddings", "type_vocab_size", "hidden_size",
+             "intermediate_size", "num_hidden_layers")  # fmt: skip
+    assert tree(kind, Sizes(*(sizes[name] for name in names))) == {
+        key: tuple(value.shape) for key, value in found.items()
+    }
 
 
 # --- in and out ---
@@ -172,13 +119,12 @@ def test_every_file_that_holds_an_encoder_becomes_a_fast_model(kind: str, poolin
 @pytest.mark.parametrize("source", ["weights", "folder", "old folder"])
 def test_a_classifier_in_and_out(form: str, source: str, tmp_path: Path) -> None:
     state, module = random_state("classifier"), build(form)
-    constant = {"roberta.embeddings.position_ids"}
     if source == "weights":
         report = official.load_weights(module, state)
     else:
         folder = folder_of(state, ROBERTA, tmp_path / "model", pickled=source == "old folder")
         report = official.load(module, folder)
-    assert_accounted(report, state, constant)
+    assert_accounted(report, state, {"roberta.embeddings.position_ids"})
     assert_equal(official.export(module), without(state, *CONSTANT))
 
 
