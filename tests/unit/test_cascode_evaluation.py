@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -40,7 +39,7 @@ def knowing(pairs: Sequence[Pair]) -> Tensor:
     return torch.tensor([1.0 if query == code else -1.0 for query, code in pairs])
 
 
-def test_the_second_stage_moves_what_it_sees() -> None:
+def test_the_second_stage_moves_what_it_sees():
     fast = rank_codes(QUERIES, CODES, SPLIT, testing=False)
     both = re_rank(QUERIES, CODES, SPLIT, (3, 1), knowing)
     assert fast.reciprocal.tolist() == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
@@ -54,7 +53,7 @@ def test_the_second_stage_moves_what_it_sees() -> None:
     assert both.metrics["pair_accuracy"] == 100
 
 
-def test_languages_count_alike_and_one_by_one() -> None:
+def test_languages_count_alike_and_one_by_one():
     found = {
         "go": Ranked({"mrr": 10.0, "distractor_mrr": 5.0}, torch.ones(3)),
         "php": Ranked({"mrr": 20.0}, torch.ones(1)),
@@ -72,9 +71,7 @@ def test_languages_count_alike_and_one_by_one() -> None:
         ([0.1] * 20, True),  # an interval without width
     ],
 )
-def test_the_tool_reads_what_was_measured(
-    changes: list[float], reranks: bool, tmp_path: Path
-) -> None:
+def test_the_tool_reads_what_was_measured(changes, reranks, tmp_path):
     write_gain(tmp_path, np.array([0.3]), "")
     assert not list(tmp_path.iterdir()), "one query has no spread"
     write_gain(tmp_path, np.array(changes), "4 test queries")

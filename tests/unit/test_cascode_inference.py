@@ -52,7 +52,7 @@ def rows_of(tokenizer: CodeTokenizer, text: str, most: int) -> tuple[Tensor, Ten
     return pad([tokenizer.single(tokenizer.encode([text])[0], most)], tokenizer.pad_id)
 
 
-def test_vectors_of_a_folder_are_those_of_its_encoder(folder: Path) -> None:
+def test_vectors_of_a_folder_are_those_of_its_encoder(folder):
     """Whatever they were batched with; cut to what its positions hold."""
     model = load_search_model(folder, precision="float32")
     encoder, tokenizer = load_searcher(folder).eval(), CodeTokenizer(folder)
@@ -65,7 +65,7 @@ def test_vectors_of_a_folder_are_those_of_its_encoder(folder: Path) -> None:
     np.testing.assert_allclose(model.encode_queries(TEXTS), vectors, atol=1e-6)
 
 
-def test_a_folder_judges_no_pairs_and_its_pooling_is_asked_for(folder: Path) -> None:
+def test_a_folder_judges_no_pairs_and_its_pooling_is_asked_for(folder):
     model = load_search_model(folder, precision="float32")
     assert not model.can_rerank
     with pytest.raises(CheckpointError, match=r"model cannot judge pairs: it has no second stage"):
@@ -75,13 +75,13 @@ def test_a_folder_judges_no_pairs_and_its_pooling_is_asked_for(folder: Path) -> 
     assert not np.allclose(np.linalg.norm(model.encode_codes(TEXTS), axis=1), 1)
 
 
-def test_a_vocabulary_of_unixcoder_gets_its_mode(tmp_path: Path) -> None:
+def test_a_vocabulary_of_unixcoder_gets_its_mode(tmp_path):
     words = [*WORDS, UNIXCODER]
     assert load_search_model(folder_of(tmp_path / "plain")).tokenizer.mode is None
     assert load_search_model(folder_of(tmp_path / "uni", words)).tokenizer.mode == UNIXCODER
 
 
-def test_a_fingerprint_is_of_weights_tokeniser_and_lengths(folder: Path, tmp_path: Path) -> None:
+def test_a_fingerprint_is_of_weights_tokeniser_and_lengths(folder, tmp_path):
     tokenizer, encoder = CodeTokenizer(folder), load_searcher(folder)
 
     def mark(encoder: Any = encoder, tokenizer: CodeTokenizer = tokenizer, **lengths: int) -> str:
@@ -95,9 +95,7 @@ def test_a_fingerprint_is_of_weights_tokeniser_and_lengths(folder: Path, tmp_pat
 
 
 @pytest.mark.parametrize("form", [Slow, Shared])
-def test_a_checkpoint_brings_tokeniser_lengths_and_judge(
-    form: Any, folder: Path, tmp_path: Path
-) -> None:
+def test_a_checkpoint_brings_tokeniser_lengths_and_judge(form, folder, tmp_path):
     tokenizer = CodeTokenizer(folder)
     torch.manual_seed(3)
     fast = checkpoint_of(Fast(text=TEXT), tokenizer, tmp_path / "fast.ckpt")
@@ -120,7 +118,7 @@ def test_a_checkpoint_brings_tokeniser_lengths_and_judge(
         assert float(score) == pytest.approx(expected.item(), abs=1e-6)
 
 
-def test_bfloat16_is_close_and_the_head_stays_exact(folder: Path, tmp_path: Path) -> None:
+def test_bfloat16_is_close_and_the_head_stays_exact(folder, tmp_path):
     module = Shared(text=TEXT)
     path = checkpoint_of(module, CodeTokenizer(folder), tmp_path / "last.ckpt")
     exact = load_search_model(path, precision="float32")
@@ -132,7 +130,7 @@ def test_bfloat16_is_close_and_the_head_stays_exact(folder: Path, tmp_path: Path
     np.testing.assert_allclose(rough.encode_codes(TEXTS), exact.encode_codes(TEXTS), atol=0.05)
 
 
-def test_a_missing_or_damaged_checkpoint(folder: Path, tmp_path: Path) -> None:
+def test_a_missing_or_damaged_checkpoint(folder, tmp_path):
     path = tmp_path / "no.ckpt"
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*no\.ckpt"):
         load_search_model(path)
@@ -144,7 +142,7 @@ def test_a_missing_or_damaged_checkpoint(folder: Path, tmp_path: Path) -> None:
         load_search_model(checkpoint_of(slow, CodeTokenizer(folder), tmp_path / "slow.ckpt"))
 
 
-def test_a_query_waits_for_no_training_library(folder: Path) -> None:
+def test_a_query_waits_for_no_training_library(folder):
     """Lightning and timm take longer to import than all that a query needs."""
     script = f"""
 import sys

@@ -50,7 +50,7 @@ def in_child(work: Callable[[], object]) -> int:
 # --- content ---
 
 
-def test_what_an_index_holds(root: Path) -> None:
+def test_what_an_index_holds(root):
     report = build(root)
     index = Index(root / FOLDER)
     assert (report.seen, report.files, report.functions, report.texts) == (4, 4, 4, 3)
@@ -74,7 +74,7 @@ def test_what_an_index_holds(root: Path) -> None:
     assert not any("TCP" in text for text in model.encoded)
 
 
-def test_text_of_a_function() -> None:
+def test_text_of_a_function():
     (save,) = functions(FILES["net/client.py"], "python")
     assert text_of(save, "code").startswith("def open_connection ( host , port ) : return socket")
     about, name, code = text_of(save, "both").split("\n")
@@ -85,7 +85,7 @@ def test_text_of_a_function() -> None:
     assert text_of(function, "both").startswith("half ? a pair\n")
 
 
-def test_an_index_elsewhere(root: Path, tmp_path: Path) -> None:
+def test_an_index_elsewhere(root, tmp_path):
     home = (tmp_path / "elsewhere").resolve()
     build(root, home=home)
     assert Index(home).root == root
@@ -96,7 +96,7 @@ def test_an_index_elsewhere(root: Path, tmp_path: Path) -> None:
     assert build(root, home=inside).unchanged, "the index does not index itself"
 
 
-def test_an_index_moves_with_its_folder(root: Path) -> None:
+def test_an_index_moves_with_its_folder(root):
     build(root)
     moved = root.rename(root.parent / "moved")
     assert Index(moved / FOLDER).root == moved
@@ -106,7 +106,7 @@ def test_an_index_moves_with_its_folder(root: Path) -> None:
 # --- only what has changed ---
 
 
-def test_changed_files_only(root: Path) -> None:
+def test_changed_files_only(root):
     build(root)
     before, model = content(root / FOLDER), HashingModel()
     report = build(root, model)
@@ -130,7 +130,7 @@ def test_changed_files_only(root: Path) -> None:
     assert index.place(index.places(3)[0]).file.path == "deep/moved.py"
 
 
-def test_another_model(root: Path) -> None:
+def test_another_model(root):
     build(root)
     model = HashingModel("2")
     report = build(root, model)
@@ -139,7 +139,7 @@ def test_another_model(root: Path) -> None:
     assert Index(root / FOLDER).description["model"]["fingerprint"] == "fingerprint2"
 
 
-def test_another_version_of_the_tool(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_the_tool(root, monkeypatch):
     """It reads all functions anew; vectors of equal texts stay."""
     build(root)
     monkeypatch.setattr(store, "tool_version", lambda: "0.0.1+other")
@@ -150,7 +150,7 @@ def test_another_version_of_the_tool(root: Path, monkeypatch: pytest.MonkeyPatch
     assert Index(root / FOLDER).description["tool"] == "0.0.1+other"
 
 
-def test_another_format(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_format(root, monkeypatch):
     build(root)
     with monkeypatch.context() as patch:
         patch.setattr(store, "FORMAT", 4)
@@ -173,9 +173,7 @@ def test_another_format(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         max_size=4,
     )
 )
-def test_an_updated_index_is_a_fresh_one(
-    tmp_path_factory: pytest.TempPathFactory, versions: list[dict[str, str]]
-) -> None:
+def test_an_updated_index_is_a_fresh_one(tmp_path_factory, versions):
     """Whatever was there before: files come, change, move and go."""
 
     def tree(root: Path, version: dict[str, str]) -> None:
@@ -207,15 +205,7 @@ def test_an_updated_index_is_a_fresh_one(
     ],
     ids=["batch 0", "batch 2", "reading", "packing", "publishing"],
 )
-def test_killed_and_run_again(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    owner: object,
-    name: str,
-    number: int,
-    earlier: bool,
-    left: int,
-) -> None:
+def test_killed_and_run_again(tmp_path, monkeypatch, owner, name, number, earlier, left):
     """kill -9 at a call, with an index from before or without; then the same index, for which
     only the texts that are `left` are encoded: a kill loses one batch."""
     monkeypatch.setattr(indexing, "BATCH", 4)
@@ -260,7 +250,7 @@ class Dying(sqlite3.Connection):
         return super().executemany(sql, rows)  # type: ignore[arg-type]
 
 
-def test_killed_while_pages_are_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_while_pages_are_written(root, monkeypatch):
     """The next reader takes them back."""
     build(root)
     before = content(root / FOLDER)
@@ -284,7 +274,7 @@ def test_killed_while_pages_are_written(root: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("kilobytes", [1, 100])
-def test_a_full_disk(root: Path, kilobytes: int) -> None:
+def test_a_full_disk(root, kilobytes):
     """While batches are kept, or while the index is written."""
     build(root)
     before = content(root / FOLDER)
@@ -303,13 +293,13 @@ def test_a_full_disk(root: Path, kilobytes: int) -> None:
     assert len(Index(root / FOLDER)) == 303
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path, root: Path) -> None:
+def test_a_folder_that_cannot_be_written(tmp_path, root):
     (tmp_path / "file").write_text("")
     with pytest.raises(SearchError, match=r"cannot write to .*file.*there was none.*--index PATH"):
         build(root, home=tmp_path / "file" / "index")
 
 
-def test_two_commands_at_once(root: Path) -> None:
+def test_two_commands_at_once(root):
     def refused() -> None:
         with pytest.raises(SearchError, match=r"another `tenfold.* \(process \d+ on .*\): wait"):
             build(root)
@@ -329,7 +319,7 @@ def test_two_commands_at_once(root: Path) -> None:
         {"CACHEDIR.TAG": b""},  # older code began with it
     ],
 )
-def test_killed_while_the_folder_is_marked(root: Path, begun: dict[str, bytes]) -> None:
+def test_killed_while_the_folder_is_marked(root, begun):
     build(root)
     names = (".gitignore", "CACHEDIR.TAG")
     whole = {name: (root / FOLDER / name).read_bytes() for name in names}
@@ -345,9 +335,7 @@ def test_killed_while_the_folder_is_marked(root: Path, begun: dict[str, bytes]) 
     ("name", "mark"),
     [(".gitignore", b"build\n"), ("CACHEDIR.TAG", b"Signature: 8a47 of another tool\n")],
 )
-def test_a_folder_that_something_else_has_marked_is_no_index(
-    root: Path, name: str, mark: bytes
-) -> None:
+def test_a_folder_that_something_else_has_marked_is_no_index(root, name, mark):
     (root / FOLDER).mkdir()
     (root / FOLDER / name).write_bytes(mark)
     with pytest.raises(SearchError, match="holds other things"):
@@ -363,7 +351,7 @@ def test_a_folder_that_something_else_has_marked_is_no_index(
 # --- bad input ---
 
 
-def test_a_changed_part(root: Path) -> None:
+def test_a_changed_part(root):
     """Found when it is read, and built anew."""
     build(root)
     before = content(root / FOLDER)
@@ -380,7 +368,7 @@ def test_a_changed_part(root: Path) -> None:
         Index(root)
 
 
-def test_parts_in_pieces(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_in_pieces(root, monkeypatch):
     """SQLite's rows have a limit."""
     build(root)
     monkeypatch.setattr(store, "PIECE", 1_500)
@@ -393,7 +381,7 @@ def test_parts_in_pieces(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pieces.manifest == Index(root / FOLDER).manifest
 
 
-def test_one_state_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_state_is_read(root, monkeypatch):
     """Another process publishes while an index is opened."""
     build(root)
     read = store.read_parts
@@ -411,7 +399,7 @@ def test_one_state_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(Index(root / FOLDER)) == 4
 
 
-def test_a_folder_without_functions(root: Path, tmp_path: Path) -> None:
+def test_a_folder_without_functions(root, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SearchError, match=r"no function found in .*: 0 files of python,"):
         build((tmp_path / "empty").resolve())
@@ -423,7 +411,7 @@ def test_a_folder_without_functions(root: Path, tmp_path: Path) -> None:
     assert len(Index(root / FOLDER)) == 3
 
 
-def test_files_that_cannot_be_used_are_counted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_cannot_be_used_are_counted(root, monkeypatch):
     """And the others are indexed."""
     (root / "latin.py").write_bytes(b"def caf\xe9():\n    return 'caf\xe9'\n")
     (root / "large.py").write_text("x = 1\n" * 1000)
@@ -445,7 +433,7 @@ def test_files_that_cannot_be_used_are_counted(root: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "source", ["x = " + "(" * 9000 + ")" * 9000, "-" * 90_000 + "1", "def f(:"]
 )
-def test_files_that_cannot_be_parsed(root: Path, source: str) -> None:
+def test_files_that_cannot_be_parsed(root, source):
     """Even where the parser runs out of stack."""
     (root / "bad.py").write_text(source)
     report = build(root)
@@ -454,7 +442,7 @@ def test_files_that_cannot_be_parsed(root: Path, source: str) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_broken_model(root: Path, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+def test_a_broken_model(root, monkeypatch, value):
     monkeypatch.setattr(
         HashingModel,
         "encode_codes",

@@ -28,14 +28,14 @@ def reason(root: Path, path: str, limit: int = 1000) -> str:
     return str(error.value)
 
 
-def test_finds_code_by_suffix(root: Path) -> None:
+def test_finds_code_by_suffix(root):
     write_tree(root, {"a.py": CODE, "b/c.GO": CODE, "b/read.me": "no code", "Makefile": "all:"})
     assert found(root) == {"a.py": None, "b/c.GO": None}
     (root / "a.py").unlink()
     assert reason(root, "a.py") == "vanished"
 
 
-def test_counts_what_it_passes_over(root: Path, tmp_path: Path) -> None:
+def test_counts_what_it_passes_over(root, tmp_path):
     names = ["node_modules/x/y/a.js", "Vendor/b.py", "third_party/c.php", ".git/hooks/d.py"]
     names += ["env/pyvenv.cfg", "env/lib/e.py", "lib/f.min.js", "index/g.py", "src/vendors.py"]
     write_tree(root, dict.fromkeys(names, CODE))
@@ -53,7 +53,7 @@ def test_counts_what_it_passes_over(root: Path, tmp_path: Path) -> None:
     assert found(root) == {"a.js": None}
 
 
-def test_follows_no_link(root: Path) -> None:
+def test_follows_no_link(root):
     outside = write_tree(root.parent / "outside", {"secret.py": CODE})
     write_tree(root, {"a.py": CODE})
     (root / "file.py").symlink_to(outside / "secret.py")
@@ -66,7 +66,7 @@ def test_follows_no_link(root: Path) -> None:
     assert reason(root, "file.py") == "symbolic link"
 
 
-def test_a_folder_that_became_a_link(root: Path) -> None:
+def test_a_folder_that_became_a_link(root):
     """Since it was walked through, or since it was indexed."""
     write_tree(root, {"folder/a.py": CODE})
     assert read_bytes(root, "folder/a.py", 1000)
@@ -87,12 +87,12 @@ def test_a_folder_that_became_a_link(root: Path) -> None:
     ],
     ids=["large", "larger", "line", "bundle", "binary", "UTF-16"],
 )
-def test_what_is_no_code(root: Path, name: str, content: bytes, limit: int, expected: str) -> None:
+def test_what_is_no_code(root, name, content, limit, expected):
     (root / name).write_bytes(content)
     assert reason(root, name, limit) == expected
 
 
-def test_what_is_no_file(root: Path) -> None:
+def test_what_is_no_file(root):
     """A pipe does not block."""
     os.mkfifo(root / "pipe.py")
     (root / "folder.py").mkdir()
@@ -101,14 +101,14 @@ def test_what_is_no_file(root: Path) -> None:
     assert len(read_bytes(root, "fits.py", 1000)) == 1000
 
 
-def test_encodings_and_line_ends() -> None:
+def test_encodings_and_line_ends():
     assert decode("\ufeffa\r\nb\rc\n".encode()) == ("a\nb\nc\n", False)
     assert decode("é".encode()) == ("é", False)
     assert decode("x = 'é'".encode("latin-1")) == ("x = 'é'", True)
     assert decode(b"") == ("", False)
 
 
-def test_what_cannot_be_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_read(root, monkeypatch):
     """Rights do not bind the administrator, as whom tests may run."""
     write_tree(root, {"a.py": CODE, "locked/b.py": CODE})
     scandir, opened = os.scandir, os.open

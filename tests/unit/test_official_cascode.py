@@ -82,7 +82,7 @@ def without(state: Mapping[str, Tensor], *parts: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("kind", "case"), [("bi-encoder", "roberta_encoder_pooling"), ("classifier", "cross_encoder")]
 )
-def test_the_keys_written_here_are_those_of_the_official_code(kind: str, case: str) -> None:
+def test_the_keys_written_here_are_those_of_the_official_code(kind, case):
     """Which made the golden files."""
     found = load_file(GOLDEN / case / "weights.safetensors")
     sizes = json.loads((GOLDEN / case / "case.json").read_text())["config"]
@@ -98,7 +98,7 @@ def test_the_keys_written_here_are_those_of_the_official_code(kind: str, case: s
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_every_file_that_holds_an_encoder_becomes_a_fast_model(kind: str, pooling: str) -> None:
+def test_every_file_that_holds_an_encoder_becomes_a_fast_model(kind, pooling):
     prefix, s = ENCODERS[kind]
     state, module = random_state(kind, s), build("fast", s, pooling)
     unused = CONSTANT + (() if pooling == "pooler" else ("pooler",))
@@ -117,7 +117,7 @@ def test_every_file_that_holds_an_encoder_becomes_a_fast_model(kind: str, poolin
 
 @pytest.mark.parametrize("form", ["slow", "shared"])
 @pytest.mark.parametrize("source", ["weights", "folder", "old folder"])
-def test_a_classifier_in_and_out(form: str, source: str, tmp_path: Path) -> None:
+def test_a_classifier_in_and_out(form, source, tmp_path):
     state, module = random_state("classifier"), build(form)
     if source == "weights":
         report = official.load_weights(module, state)
@@ -130,7 +130,7 @@ def test_a_classifier_in_and_out(form: str, source: str, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("form", ["fast", "slow", "shared"])
 @pytest.mark.parametrize("s", [ROBERTA, BERT], ids=["roberta", "bert"])
-def test_our_own_state_survives_the_detour(form: str, s: Sizes) -> None:
+def test_our_own_state_survives_the_detour(form, s):
     module, other = build(form, s), build(form, s)
     for tensor in module.state_dict().values():
         tensor.copy_(torch.randn(tensor.shape))
@@ -213,9 +213,7 @@ HEAD_MISSING = "".join(
         ("fast", lambda: {"model": random_state("hub")}, "no BERT or RoBERTa encoder"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_changes_nothing(
-    form: str, state: Callable[[], dict[str, Any]], message: str
-) -> None:
+def test_what_does_not_fit_is_refused_and_changes_nothing(form, state, message):
     module = build(form)
     before = copy_of(module)
     with pytest.raises(CheckpointError) as caught:
@@ -229,7 +227,7 @@ def encoder_with_head() -> dict[str, Tensor]:
     return {key: torch.zeros(shape) for key, shape in shapes.items()}
 
 
-def test_no_weights_and_damaged_ones(tmp_path: Path) -> None:
+def test_no_weights_and_damaged_ones(tmp_path):
     module = build()
     with pytest.raises(CheckpointError, match=r"no folder of a model .*config\.json"):
         official.load(module, tmp_path)
@@ -246,7 +244,7 @@ def test_no_weights_and_damaged_ones(tmp_path: Path) -> None:
 # --- config.json ---
 
 
-def test_config_json(tmp_path: Path) -> None:
+def test_config_json(tmp_path):
     for s in (ROBERTA, BERT):
         (tmp_path / "config.json").write_text(json.dumps(config(s)))
         assert official.text_config(tmp_path) == text(s)
@@ -263,7 +261,7 @@ def test_config_json(tmp_path: Path) -> None:
         (json.dumps({"model_type": "bert", "vocab_size": 3}), "KeyError.*hidden_size"),
     ],
 )
-def test_an_unusable_config_json(content: str | None, message: str, tmp_path: Path) -> None:
+def test_an_unusable_config_json(content, message, tmp_path):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=rf"config\.json: .*{message}"):
@@ -274,7 +272,7 @@ def test_an_unusable_config_json(content: str | None, message: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("pooling", ["mean", "pooler"])
-def test_the_searcher_of_a_folder(pooling: Any, tmp_path: Path) -> None:
+def test_the_searcher_of_a_folder(pooling, tmp_path):
     state = random_state("hub, with constants", BERT)
     folder = folder_of(state, BERT, tmp_path / "model")
     found = official.load_searcher(folder, pooling, normalize=False)
@@ -286,7 +284,7 @@ def test_the_searcher_of_a_folder(pooling: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["fast", "slow", "shared"])
-def test_the_searcher_of_a_checkpoint(form: str, tmp_path: Path) -> None:
+def test_the_searcher_of_a_checkpoint(form, tmp_path):
     """Which knows its pooling."""
     module = build(form, pooling="cls", normalize=False)
     found = official.load_searcher(save_run(module, tmp_path / "last.ckpt"))
@@ -294,7 +292,7 @@ def test_the_searcher_of_a_checkpoint(form: str, tmp_path: Path) -> None:
     assert_equal(found.state_dict(), module.encoder.state_dict())
 
 
-def test_a_slow_model_finds_its_candidates_with_the_first_stage(tmp_path: Path) -> None:
+def test_a_slow_model_finds_its_candidates_with_the_first_stage(tmp_path):
     """Which is loaded when it is first needed, is not trained, and is not saved with it."""
     fast = build()
     slow = build("slow", fast=str(save_run(fast, tmp_path / "fast.ckpt")))
@@ -306,7 +304,7 @@ def test_a_slow_model_finds_its_candidates_with_the_first_stage(tmp_path: Path) 
     assert slow.state_dict().keys() == build("slow").state_dict().keys()
 
 
-def test_what_cannot_search(tmp_path: Path) -> None:
+def test_what_cannot_search(tmp_path):
     run = save_run(comatch(), tmp_path / "comatch.ckpt")
     with pytest.raises(CheckpointError, match=r"a checkpoint of Supervised, not of CasCode"):
         official.load_searcher(run)
@@ -322,7 +320,7 @@ def test_what_cannot_search(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "form"), [("hub", "fast"), ("BERT", "slow"), ("bi-encoder", "shared")]
 )
-def test_training_starts_from_an_encoder(kind: str, form: str, tmp_path: Path) -> None:
+def test_training_starts_from_an_encoder(kind, form, tmp_path):
     """The head of a model that judges pairs stays as it was drawn."""
     s = ENCODERS[kind][1]
     state, module = random_state(kind, s), build(form, s)
@@ -341,9 +339,7 @@ def test_training_starts_from_an_encoder(kind: str, form: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("form", "trained_form"), [("fast", "shared"), ("slow", "fast"), ("shared", "slow")]
 )
-def test_a_warm_start_takes_the_encoder_of_a_run(
-    form: str, trained_form: str, tmp_path: Path
-) -> None:
+def test_a_warm_start_takes_the_encoder_of_a_run(form, trained_form, tmp_path):
     trained, module = build(trained_form), build(form)
     for tensor in trained.state_dict().values():
         tensor.copy_(torch.randn(tensor.shape))
@@ -356,7 +352,7 @@ def test_a_warm_start_takes_the_encoder_of_a_run(
             assert torch.equal(module.state_dict()[key], before[key]), key
 
 
-def test_a_warm_start_from_official_files(tmp_path: Path) -> None:
+def test_a_warm_start_from_official_files(tmp_path):
     """One of a classifier brings its head, too."""
     state, module = random_state("hub"), build("shared")
     folder = folder_of(state, ROBERTA, tmp_path / "model")
@@ -371,7 +367,7 @@ def test_a_warm_start_from_official_files(tmp_path: Path) -> None:
     assert_equal(official.export(module), without(state, *CONSTANT))
 
 
-def test_a_warm_start_that_does_not_fit(tmp_path: Path) -> None:
+def test_a_warm_start_that_does_not_fit(tmp_path):
     module = build("shared")
     other = save_run(build("fast", replace(ROBERTA, width=12)), tmp_path / "wide.ckpt")
     run = save_run(comatch(), tmp_path / "comatch.ckpt")
@@ -395,7 +391,7 @@ def started(module: CodeSearch, stage: str = "fit") -> CodeSearch:
     return module
 
 
-def test_initial_weights_are_loaded_before_training(tmp_path: Path) -> None:
+def test_initial_weights_are_loaded_before_training(tmp_path):
     """And at no other time: a test is of the weights that are there."""
     state = random_state("hub")
     folder = folder_of(state, ROBERTA, tmp_path / "model")
@@ -409,7 +405,7 @@ def test_initial_weights_are_loaded_before_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("start", ["tenfold", "official", "load"])
-def test_loaded_weights_are_not_replaced_by_initial_ones(start: str, tmp_path: Path) -> None:
+def test_loaded_weights_are_not_replaced_by_initial_ones(start, tmp_path):
     """`initial` names what a new training starts from; one that something was loaded into goes on
     from there."""
     initial = folder_of(random_state("hub", seed=1), ROBERTA, tmp_path / "model")
@@ -428,9 +424,7 @@ def test_loaded_weights_are_not_replaced_by_initial_ones(start: str, tmp_path: P
     assert_equal(started(module).state_dict(), before)
 
 
-def test_the_model_of_a_package_is_where_its_weights_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_model_of_a_package_is_where_its_weights_are(tmp_path, monkeypatch):
     """Packages of sentence-transformers hold other configs, too."""
     state = random_state("hub")
     package = tmp_path / "some_model"
