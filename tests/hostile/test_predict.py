@@ -192,12 +192,9 @@ def test_hostile_arguments_are_refused_in_one_line(folder, capsys, monkeypatch, 
     assert said.count("\n") == 1, said
 
 
-LINKS = ("predictions.csv", "contact_sheet.png", ".predictions.csv.tmp", "predictions.tmp")
-
-
 def test_nothing_is_written_through_a_link(folder, capsys):
     (folder / "out").mkdir()
-    for name in LINKS:
+    for name in ("predictions.csv", "contact_sheet.png", ".predictions.csv.tmp", "predictions.tmp"):
         (folder / "out" / name).symlink_to(folder / "precious.txt")
     assert predicts(folder, capsys, "sheet_images=2")[0] == 0
     assert (folder / "precious.txt").read_bytes() == PRECIOUS

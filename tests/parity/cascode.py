@@ -157,17 +157,9 @@ class Data(pl.LightningDataModule):
 
 
 def biencoder_step(c: Config, inputs: Values, weights: Weights) -> Values:
-    module = Fast(
-        text=text(c),
-        pooling=c["pooling"],
-        normalize=c["normalize"],
-        temperature=1 / c["scale"],
-        lr=c["lr"],
-        betas=c["betas"],
-        eps=c["eps"],
-        weight_decay=c["weight_decay"],
-        clip_norm=c["max_grad_norm"],
-    )
+    same = ("pooling", "normalize", "lr", "betas", "eps", "weight_decay")
+    options = {name: c[name] for name in same} | {"clip_norm": c["max_grad_norm"]}
+    module = Fast(text=text(c), temperature=1 / c["scale"], **options)
     report = load_weights(module, weights)
     queries, codes = (masked(inputs[f"{side}_ids"], c) for side in ("nl", "code"))
     with torch.no_grad():
@@ -229,15 +221,8 @@ def binary_rerank_loss(c: Config, inputs: Values, weights: Weights) -> Values:
 
 
 def shared_joint_loss(c: Config, inputs: Values, weights: Weights) -> Values:
-    module = Shared(
-        text=text(c),
-        pooling=c["pooling"],
-        normalize=c["normalize"],
-        temperature=c["temperature"],
-        weight_fast=c["weight_fast"],
-        weight_slow=c["weight_slow"],
-        head_dropout=0.0,
-    )
+    same = ("pooling", "normalize", "temperature", "weight_fast", "weight_slow")
+    module = Shared(text=text(c), head_dropout=0.0, **{name: c[name] for name in same})
     report = load_weights(module, weights)
     layout = Layout(c)
     module.tokenizer, module.lengths = layout, {"pair": 512, "query": 512}
@@ -262,12 +247,10 @@ def shared_joint_loss(c: Config, inputs: Values, weights: Weights) -> Values:
 
     pairs = pairs_with(inputs["neg_index"])
     rows = [
-        torch.tensor(layout.pair(batch["query_tokens"][q], batch["code_tokens"][k])[0])
+        layout.pair(batch["query_tokens"][q], batch["code_tokens"][k])[0]
         for q, k in zip(pairs.queries.tolist(), pairs.codes.tolist(), strict=True)
     ]
-    pair_ids = torch.full((len(rows), queries[0].shape[1] + codes[0].shape[1] - 1), layout.pad_id)
-    for row, ids in zip(pair_ids, rows, strict=True):
-        row[: len(ids)] = ids
+    pair_ids, _ = _padded(rows, queries[0].shape[1] + codes[0].shape[1] - 1, layout.pad_id)
     with torch.no_grad():
         vectors = {"nl_vec": module.encoder(*queries), "code_vec": module.encoder(*codes)}
         logits = module.classifier(module.encoder.first(*masked(pair_ids, c)))

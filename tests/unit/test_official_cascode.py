@@ -35,9 +35,9 @@ from torch import Tensor, nn
 from methods.cascode import official
 from methods.cascode.model import CodeEncoder
 from methods.cascode.module import CodeSearch, Fast, Shared, Slow
-from methods.comatch.module import Supervised
 from shared.checkpoints.official import KeyReport
 from shared.checkpoints.reading import CheckpointError
+from tests.unit.test_predict import write_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "cascode"
 
@@ -142,18 +142,6 @@ def test_our_own_state_survives_the_detour(form, s):
 # --- files that do not fit ---
 
 
-def comatch() -> Supervised:
-    network = {
-        "_target_": "shared.nn.resnet.ResNet", "block": "basic", "layers": [1], "base_width": 12,
-        "stem": "small", "stem_channels": 6, "strides": [2],
-    }  # fmt: skip
-    frame = {"lr": 0.03, "momentum": 0.9, "weight_decay": 0.0, "no_decay": ["bn"],
-             "total_steps": 9, "ema_decay": 0.9, "ema_warm_up": False}  # fmt: skip
-    return Supervised(
-        backbone=network, num_classes=3, projection=None, channels_last=False, **frame
-    )
-
-
 def changed(kind: str, **changes: Tensor | None) -> dict[str, Any]:
     """A random file with keys replaced, added or, by None, left out; `__` is a dot."""
     given = {key.replace("__", "."): value for key, value in changes.items()}
@@ -185,7 +173,10 @@ HEAD_MISSING = "".join(
         ),
         (
             "shared",  # BERT's classifier is one layer on the pooler
-            lambda: encoder_with_head(),
+            lambda: {
+                key: Z(shape)
+                for key, shape in (encoder("bert.", ROBERTA) | linear("classifier", 8, 2)).items()
+            },
             r"2 unexpected:\n  classifier\.weight\n  classifier\.bias",
         ),
         (
@@ -209,7 +200,11 @@ HEAD_MISSING = "".join(
             lambda: changed("hub", encoder__layer__0__output__dense__bias=None),
             r"1 missing:\n  encoder\.text\.layers\.0\.output\.bias",
         ),
-        ("fast", lambda: comatch().state_dict(), "no BERT or RoBERTa encoder: .*word_embeddings"),
+        (
+            "fast",
+            lambda: {"fc.weight": Z(2)},
+            "no BERT or RoBERTa encoder: .*word_embeddings",
+        ),
         ("fast", lambda: {"model": random_state("hub")}, "no BERT or RoBERTa encoder"),
     ],
 )
@@ -220,11 +215,6 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(form, state, message):
         official.load_weights(module, state())
     assert re.search(message, str(caught.value)), caught.value
     assert_equal(module.state_dict(), before)
-
-
-def encoder_with_head() -> dict[str, Tensor]:
-    shapes = encoder("bert.", ROBERTA) | linear("classifier", 8, 2)
-    return {key: torch.zeros(shape) for key, shape in shapes.items()}
 
 
 def test_no_weights_and_damaged_ones(tmp_path):
@@ -305,7 +295,7 @@ def test_a_slow_model_finds_its_candidates_with_the_first_stage(tmp_path):
 
 
 def test_what_cannot_search(tmp_path):
-    run = save_run(comatch(), tmp_path / "comatch.ckpt")
+    write_checkpoint(run := tmp_path / "comatch.ckpt")
     with pytest.raises(CheckpointError, match=r"a checkpoint of Supervised, not of CasCode"):
         official.load_searcher(run)
     with pytest.raises(FileNotFoundError, match=r"none\.ckpt"):
@@ -370,7 +360,7 @@ def test_a_warm_start_from_official_files(tmp_path):
 def test_a_warm_start_that_does_not_fit(tmp_path):
     module = build("shared")
     other = save_run(build("fast", replace(ROBERTA, width=12)), tmp_path / "wide.ckpt")
-    run = save_run(comatch(), tmp_path / "comatch.ckpt")
+    write_checkpoint(run := tmp_path / "comatch.ckpt")
     with pytest.raises(CheckpointError, match=r"\(20, 12\) there"):
         official.warm_start(module, other, "tenfold")
     with pytest.raises(CheckpointError, match="a checkpoint of Supervised, not of CasCode"):
