@@ -2,7 +2,7 @@
 
 import tempfile
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -20,6 +20,8 @@ from methods.cascode.tokenizer import CodeTokenizer, pad
 from shared.losses.contrastive import similarity_logits
 from shared.losses.in_batch import InBatchContrast, in_batch_nce
 
+from .recording import quiet_trainer, recording
+
 Config = dict[str, Any]
 Values = dict[str, Any]
 Weights = dict[str, Tensor]
@@ -35,10 +37,7 @@ class Layout:
     start_id, separator_id = 0, 2
 
     def __init__(self, c: Config):
-        self.pad_id, self.size = c["pad_token_id"], c["vocab_size"]
-
-    def __len__(self) -> int:
-        return self.size
+        self.pad_id = c["pad_token_id"]
 
     def pair(self, query: list[int], code: list[int], *_: int) -> tuple[list[int], list[int]]:
         ids = [self.start_id, *query, self.separator_id, *code, self.separator_id]
@@ -143,19 +142,6 @@ class Record(pl.Callback):
             self.found[f"after{step}.{official}"] = parameters[ours].detach().clone()
 
 
-class Data(pl.LightningDataModule):
-    """The same batch in every step."""
-
-    lengths: ClassVar[dict[str, int]] = {}
-
-    def __init__(self, batch: Values, c: Config):
-        super().__init__()
-        self.batch, self.steps, self.tokenizer = batch, c["total_steps"], Layout(c)
-
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader([self.batch] * self.steps, batch_size=None)
-
-
 def biencoder_step(c: Config, inputs: Values, weights: Weights) -> Values:
     same = ("pooling", "normalize", "lr", "betas", "eps", "weight_decay")
     options = {name: c[name] for name in same} | {"clip_norm": c["max_grad_norm"]}
@@ -166,15 +152,10 @@ def biencoder_step(c: Config, inputs: Values, weights: Weights) -> Values:
         found: Values = {"nl_vec": module.encoder(*queries), "code_vec": module.encoder(*codes)}
     found["scores"] = similarity_logits(found["nl_vec"], found["code_vec"], 1.0)
     record = Record(dict(report.mapped))
-    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        limit_train_batches=c["total_steps"],
-        callbacks=[record],
-        **dict.fromkeys(quiet, False),
-    )
-    trainer.fit(module, datamodule=Data(batch_of(queries, codes), c))
+    module.attach = lambda _: None  # the batches need no tokeniser
+    trainer = quiet_trainer(record, max_epochs=1, limit_train_batches=c["total_steps"])
+    batches = [batch_of(queries, codes)] * c["total_steps"]
+    trainer.fit(module, DataLoader(batches, batch_size=None))
     return found | record.found | {"lr_steps": torch.tensor(record.rates[: c["steps_run"]])}
 
 
@@ -235,15 +216,9 @@ def shared_joint_loss(c: Config, inputs: Values, weights: Weights) -> Values:
     tokens = {"query_tokens": body(*queries), "code_tokens": body(*codes)}
     batch = batch_of(queries, codes) | tokens
     module.draw_pairs = lambda *_: pairs_with(inputs["neg_index"])
-    terms: dict[str, Tensor] = {}
-    original = module.total_loss
-
-    def note(losses: dict[str, Tensor], *rest: Any) -> Tensor:
-        terms.update(losses)
-        return original(losses, *rest)
-
-    module.total_loss = note
-    loss = module.training_step(batch, 0)
+    with recording((module, "total_loss")) as calls:
+        loss = module.training_step(batch, 0)
+    terms = calls["total_loss"][0].arguments["terms"]
 
     pairs = pairs_with(inputs["neg_index"])
     rows = [

@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -619,9 +618,3 @@ def test_languages_by_name_and_suffix():
         functions("", "cobol")
     found = [language_of(path) for path in ("a/b.py", Path("x.MJS"), "x.rb", "x.pyc")]
     assert found == ["python", "javascript", "ruby", None]
-
-
-def test_extraction_needs_no_heavy_library():
-    call = "import methods.cascode.extraction.trees, sys; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"

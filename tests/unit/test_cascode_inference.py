@@ -143,9 +143,12 @@ def test_a_missing_or_damaged_checkpoint(folder, tmp_path):
 
 
 def test_a_query_waits_for_no_training_library(folder):
-    """Lightning and timm take longer to import than all that a query needs."""
+    """Lightning and timm take longer to import than all that a query needs; extraction needs no
+    torch either."""
     script = f"""
 import sys
+import methods.cascode.extraction.trees
+assert "torch" not in sys.modules
 import methods.cascode.search.cli
 from methods.cascode.search.models import Settings, load
 load(Settings({str(folder)!r})).encode_queries(["sort a list"])

@@ -210,7 +210,7 @@ def test_killed_and_run_again(tmp_path, monkeypatch, owner, name, number, earlie
     only the texts that are `left` are encoded: a kill loses one batch."""
     monkeypatch.setattr(indexing, "BATCH", 4)
     monkeypatch.setattr(indexing, "READ_BATCH", 2)
-    disturbed, undisturbed = (write_tree((tmp_path / name).resolve()) for name in "ab")
+    disturbed, undisturbed = (write_tree((tmp_path / folder).resolve()) for folder in "ab")
     for root in (disturbed, undisturbed):
         if earlier:
             build(root)

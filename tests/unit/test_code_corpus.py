@@ -240,16 +240,9 @@ def rows_of(*texts: str, repo: str = "a", partition: str = "train") -> list[dict
     rows = []
     for i, text in enumerate(texts):
         function, query = one(text)
-        rows.append(
-            {
-                "repo": repo,
-                "code_tokens": list(function.tokens),
-                "docstring": function.documentation,
-                "docstring_tokens": query,
-                "partition": partition,
-                "url": f"{repo}#{partition}{i}",
-            }
-        )
+        row = {"repo": repo, "partition": partition, "url": f"{repo}#{partition}{i}"}
+        row |= {"code_tokens": list(function.tokens), "docstring_tokens": query}
+        rows.append(row | {"docstring": function.documentation})
     return rows
 
 

@@ -20,12 +20,10 @@ WORDS = [
     "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "green", "square", "disc", "dog",
     "##gy", "what", "is", "this", "yes", "no",
 ]  # fmt: skip
-VIEWS = {
+VIEWS = test_predict.COLOUR | {
     "_target_": "shared.data.views.recipes.RecipeViews",
     "size": 16,
     "test_resize": None,
-    "mean": [0.5, 0.5, 0.5],
-    "std": [0.25, 0.25, 0.25],
     "recipes": {},
 }
 VISION = {"image_size": 16, "patch_size": 4, "width": 12, "depth": 2, "heads": 3}
