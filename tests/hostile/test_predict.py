@@ -43,10 +43,9 @@ def table(folder: Path) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows[1:]}
 
 
-def eps(path: Path) -> None:
-    """PostScript under another name: PIL would start Ghostscript on it."""
-    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(pwned) (w) file\n"
-    path.write_bytes(script)
+POSTSCRIPT = (  # under another name: PIL would start Ghostscript on it
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(pwned) (w) file\n"
+)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -63,7 +62,7 @@ def png(path: Path, width: int, height: int, rows: int) -> None:
 
 
 UNREADABLE: dict[str, Callable[[Path], object]] = {
-    "postscript": eps,
+    "postscript": lambda path: path.write_bytes(POSTSCRIPT),
     "an icon": lambda path: Image.fromarray(RAMP).save(path, "ICO"),
     "a size beyond all memory": lambda path: png(path, 2**31 - 1, 2**31 - 1, 1),
     "a size of nothing": lambda path: png(path, 0, 0, 1),

@@ -336,9 +336,6 @@ def test_remains_of_another_machine(place, stopped, monkeypatch):
     assert encoded(place.root) == DIFFERENT
 
 
-# --- the key ---
-
-
 def test_the_key(place):
     assert place.index()[0] == 0
     key = place.outside / "state/tenfold/key"
@@ -630,9 +627,6 @@ def test_the_code_of_a_foreign_index(made, monkeypatch):
     assert "def open_connection" in made.query("--index", elsewhere)[1]
     monkeypatch.setenv("XDG_STATE_HOME", str(made.outside / "another state"))
     assert "not of the folder that it lies in" in made.query("--index", elsewhere)[1]
-
-
-# --- the gain of a model ---
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

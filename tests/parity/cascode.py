@@ -60,11 +60,8 @@ def masked(ids: Tensor, c: Config) -> tuple[Tensor, Tensor]:
 
 
 def batch_of(queries: tuple[Tensor, Tensor], codes: tuple[Tensor, Tensor]) -> Values:
-    names = "query_ids", "query_mask", "code_ids", "code_mask"
-    return {
-        "indices": torch.arange(len(codes[0])),
-        **dict(zip(names, queries + codes, strict=True)),
-    }
+    names = ("query_ids", "query_mask", "code_ids", "code_mask", "indices")
+    return dict(zip(names, (*queries, *codes, torch.arange(len(codes[0]))), strict=True))
 
 
 def encoder(weights: Weights, c: Config, pooling: str, normalize: bool) -> CodeEncoder:

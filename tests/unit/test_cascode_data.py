@@ -85,9 +85,6 @@ def same(one: Any, other: Any) -> bool:
     return torch.equal(one, other) if isinstance(one, Tensor) else one == other
 
 
-# --- texts of an entry ---
-
-
 def test_texts_never_come_from_fields_with_the_documentation():
     given = entry(1, "sort a list", "def f")
     assert query_text(given) == "sort a list"
@@ -565,9 +562,6 @@ def test_without_splits(corpus):
     assert data.val_dataloader() == data.test_dataloader() == data.split("test") == []
 
 
-# --- cache ---
-
-
 def test_token_ids_are_made_once(corpus, tmp_path):
     cache = str(tmp_path / "cache")
     before = epoch_of(corpus_data(corpus, cache=cache))
@@ -582,8 +576,7 @@ def test_token_ids_are_made_once(corpus, tmp_path):
 
 
 def test_another_vocabulary_or_file_of_the_same_name(tmp_path):
-    """The official code reuses features by the name of the file (docs/papers/cascode.md, section
-    10)."""
+    """The official code reuses features by a file's name (docs/papers/cascode.md, section 10)."""
     cache = str(tmp_path / "cache")
     one = small(tmp_path, cache=cache).training.queries
     write_lines(tmp_path / "python" / "train.jsonl", [entry(n, "open a file") for n in range(4)])
@@ -593,9 +586,6 @@ def test_another_vocabulary_or_file_of_the_same_name(tmp_path):
     Path(vocabulary).write_text("\n".join([*VOCABULARY[:5], *VOCABULARY[:4:-1]]) + "\n")
     third = small(tmp_path, cache=cache, tokenizer=vocabulary).training.queries
     assert list(other) != list(third)
-
-
-# --- the artificial corpus ---
 
 
 def test_the_artificial_corpus_says_the_same_twice(corpus):

@@ -143,8 +143,7 @@ def test_a_missing_or_damaged_checkpoint(folder, tmp_path):
 
 
 def test_a_query_waits_for_no_training_library(folder):
-    """Lightning and timm take longer to import than all that a query needs; extraction needs no
-    torch either."""
+    """They take longer to import than all that a query needs; extraction needs no torch either."""
     script = f"""
 import sys
 import methods.cascode.extraction.trees

@@ -133,9 +133,6 @@ def test_an_encoder_that_cannot_be():
         CodeEncoder(BERT, "max")  # type: ignore[arg-type]
 
 
-# --- the head ---
-
-
 def test_dropout_of_the_head_is_for_training_alone_and_in_two_places():
     torch.manual_seed(0)
     head, first = lively(PairHead(WIDTH, 0.5)).train(), torch.ones(4000, WIDTH)
@@ -161,9 +158,6 @@ def test_initial_weights_of_the_head():
     for layer in (head.dense, head.output):
         assert float(layer.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
         assert (layer.bias == 0).all()
-
-
-# --- pairs ---
 
 
 def test_the_score_is_the_difference_of_both_logits():
@@ -202,9 +196,6 @@ def test_no_query_gets_its_own_code_as_negative(uniforms):
     assert drawn.dtype == torch.long
     assert ((drawn >= 0) & (drawn < len(uniforms))).all()
     assert (drawn != torch.arange(len(uniforms))).all()
-
-
-# --- negatives ---
 
 
 @pytest.mark.parametrize("size", [2, 3, 7, 64])

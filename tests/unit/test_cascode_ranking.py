@@ -222,14 +222,9 @@ QUERIES = torch.tensor(
     ]
 )
 SPLIT = SimpleNamespace(
-    language="python",
-    queries=[[n] for n in range(4)],
-    codes=[[n] for n in range(6)],
-    query_urls=list("abcd"),
-    code_urls=list("abcdef"),
-    answers=[0, 1, 2, 3],
-    allow_missing=False,
-)
+    language="python", queries=[[n] for n in range(4)], codes=[[n] for n in range(6)],
+    query_urls=list("abcd"), code_urls=list("abcdef"), answers=[0, 1, 2, 3], allow_missing=False,
+)  # fmt: skip
 
 
 def knowing(pairs: Sequence[Pair]) -> Tensor:

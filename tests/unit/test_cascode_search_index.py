@@ -47,9 +47,6 @@ def in_child(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-# --- content ---
-
-
 def test_what_an_index_holds(root):
     report = build(root)
     index = Index(root / FOLDER)
@@ -206,8 +203,7 @@ def test_an_updated_index_is_a_fresh_one(tmp_path_factory, versions):
     ids=["batch 0", "batch 2", "reading", "packing", "publishing"],
 )
 def test_killed_and_run_again(tmp_path, monkeypatch, owner, name, number, earlier, left):
-    """kill -9 at a call, with an index from before or without; then the same index, for which
-    only the texts that are `left` are encoded: a kill loses one batch."""
+    """kill -9, with an index from before or without; then the same one: a kill loses one batch."""
     monkeypatch.setattr(indexing, "BATCH", 4)
     monkeypatch.setattr(indexing, "READ_BATCH", 2)
     disturbed, undisturbed = (write_tree((tmp_path / folder).resolve()) for folder in "ab")

@@ -208,9 +208,6 @@ def test_models_that_are_not_there(tmp_path):
         load(Settings(str(tmp_path), "float32"))
 
 
-# --- queries ---
-
-
 def test_empty_and_odd_queries(root):
     for text in ("", "  \n\t", "\0"):
         with pytest.raises(SearchError, match="the query is empty"):

@@ -220,9 +220,6 @@ def test_a_bad_state(state):
         CodeTokenizer.from_state(state)
 
 
-# --- bad sources ---
-
-
 def test_missing_sources(tmp_path):
     with pytest.raises(DataNotFoundError, match=r"none not found.*data_root=DIR.*package:"):
         CodeTokenizer(tmp_path / "none")
@@ -262,9 +259,6 @@ def test_damaged_sources(tmp_path, bpe_folder):
     (tmp_path / "tokenizer_config.json").write_text("[]")
     with pytest.raises(DataCorruptError, match=r"tokenizer_config\.json: expected an object"):
         CodeTokenizer(tmp_path)
-
-
-# --- rows of ids, padding ---
 
 
 @fast

@@ -106,9 +106,8 @@ def test_files_of_the_corpus(packages):
         assert "comment" in row["code"]
         assert "comment" not in " ".join(row["code_tokens"])
         assert row["docstring_tokens"] == query_tokens(row["docstring"])
-    assert {r["url"] for r in splits["codebase"]} == {
-        r["url"] for r in splits["valid"] + splits["test"]
-    }
+    urls = {name: {row["url"] for row in splits[name]} for name in SPLITS}
+    assert urls["codebase"] == urls["valid"] | urls["test"]
     assert {name: {row["partition"] for row in splits[name]} for name in SPLITS} == {
         "train": {"train"}, "valid": {"valid"}, "test": {"test"}, "codebase": {"valid", "test"}
     }  # fmt: skip
@@ -351,9 +350,8 @@ def test_the_pinned_list():
         *("alembic", "beautifulsoup4", "click", "dask", "faker", "flask", "jinja2", "pandas"),
         *("scrapy", "sqlalchemy", "werkzeug", "xarray"),
     }
-    assert of["valid"] == {
-        *("attrs", "docutils", "plotly", "pydantic", "redis", "sphinx", "tinydb"),
-    }
+    valid = {"attrs", "docutils", "plotly", "pydantic", "redis", "sphinx", "tinydb"}
+    assert of["valid"] == valid
     names = [package.name for package in pinned.packages]
     assert names == sorted(set(names))
     assert all(len(package.sha256) == 64 for package in pinned.packages)

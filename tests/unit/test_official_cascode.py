@@ -231,9 +231,6 @@ def test_no_weights_and_damaged_ones(tmp_path):
         official.load(module, tmp_path / "none.bin")
 
 
-# --- config.json ---
-
-
 def test_config_json(tmp_path):
     for s in (ROBERTA, BERT):
         (tmp_path / "config.json").write_text(json.dumps(config(s)))
@@ -396,8 +393,7 @@ def test_initial_weights_are_loaded_before_training(tmp_path):
 
 @pytest.mark.parametrize("start", ["tenfold", "official", "load"])
 def test_loaded_weights_are_not_replaced_by_initial_ones(start, tmp_path):
-    """`initial` names what a new training starts from; one that something was loaded into goes on
-    from there."""
+    """`initial` is of a new training; one that something was loaded into goes on from there."""
     initial = folder_of(random_state("hub", seed=1), ROBERTA, tmp_path / "model")
     module = build(initial=str(initial))
     path = tmp_path / "other.bin"

@@ -36,9 +36,6 @@ QUESTION = Question("how?", (A, B, C), True)
 IDEAL = 3 + 1 / math.log2(3) + 1 / 2
 
 
-# --- questions and labels ---
-
-
 @pytest.mark.slow
 def test_every_labelled_function_exists():
     questions, absent = load_questions(LIBRARY)
