@@ -43,10 +43,9 @@ def table(folder: Path) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows[1:]}
 
 
-def eps(path: Path) -> None:
-    """PostScript under another name: PIL would start Ghostscript on it."""
-    script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(pwned) (w) file\n"
-    path.write_bytes(script)
+POSTSCRIPT = (  # under another name: PIL would start Ghostscript on it
+    b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(pwned) (w) file\n"
+)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -63,7 +62,7 @@ def png(path: Path, width: int, height: int, rows: int) -> None:
 
 
 UNREADABLE: dict[str, Callable[[Path], object]] = {
-    "postscript": eps,
+    "postscript": lambda path: path.write_bytes(POSTSCRIPT),
     "an icon": lambda path: Image.fromarray(RAMP).save(path, "ICO"),
     "a size beyond all memory": lambda path: png(path, 2**31 - 1, 2**31 - 1, 1),
     "a size of nothing": lambda path: png(path, 0, 0, 1),
@@ -164,44 +163,21 @@ def test_small_files_of_large_pictures_keep_within_memory(folder):
     assert int(done.stdout.split()[-1]) < 1_500_000  # KiB
 
 
-ARGUMENTS = [
-    "batch_size=0",
-    "batch_size=-1",
-    "batch_size=1.5",
-    "batch_size=true",
-    "batch_size=99999999999",
-    "sheet_images=-1",
-    "groups=0",
-    "overlays=-1",
-    "device=cuda",
-    "device=meta",
-    "device=nonsense",
-    "device=cpu:99999999999",
-    "images=/dev/zero",
-    "images=/nowhere",
-    "images=[a,b]",
-    "images=''",
-    "images=null",
-    "checkpoint=/dev/zero",
-    "checkpoint=/nowhere",
-    "checkpoint=/tmp",
-    "checkpoint=null",
-    "checkpoint=[1]",
-    "texts=/dev/zero",
-    "texts=[]",
-    "texts=5",
-    "texts=[a]",
-    "questions=[a]",
-    "overlay_layer=x",
-    "output=/dev/null",
-    "output=''",
-    "imges=x",
-    "+x=1",
-    "hydra.run.dir=x",
-    "images=${oc.env:HOME}${nothing}",
-    "a b",
-    "=",
-]
+VALUES = {
+    "batch_size": ["0", "-1", "1.5", "true", "99999999999"],
+    "sheet_images": ["-1"],
+    "groups": ["0"],
+    "overlays": ["-1"],
+    "device": ["cuda", "meta", "nonsense", "cpu:99999999999"],
+    "images": ["/dev/zero", "/nowhere", "[a,b]", "''", "null"],
+    "checkpoint": ["/dev/zero", "/nowhere", "/tmp", "null", "[1]"],
+    "texts": ["/dev/zero", "[]", "5", "[a]"],
+    "questions": ["[a]"],
+    "overlay_layer": ["x"],
+    "output": ["/dev/null", "''"],
+}
+ARGUMENTS = [f"{key}={value}" for key, values in VALUES.items() for value in values]
+ARGUMENTS += ["imges=x", "+x=1", "hydra.run.dir=x", "images=${oc.env:HOME}${nothing}", "a b", "="]
 
 
 @pytest.mark.parametrize("argument", every(4, ARGUMENTS))
@@ -215,12 +191,9 @@ def test_hostile_arguments_are_refused_in_one_line(folder, capsys, monkeypatch, 
     assert said.count("\n") == 1, said
 
 
-LINKS = ("predictions.csv", "contact_sheet.png", ".predictions.csv.tmp", "predictions.tmp")
-
-
 def test_nothing_is_written_through_a_link(folder, capsys):
     (folder / "out").mkdir()
-    for name in LINKS:
+    for name in ("predictions.csv", "contact_sheet.png", ".predictions.csv.tmp", "predictions.tmp"):
         (folder / "out" / name).symlink_to(folder / "precious.txt")
     assert predicts(folder, capsys, "sheet_images=2")[0] == 0
     assert (folder / "precious.txt").read_bytes() == PRECIOUS

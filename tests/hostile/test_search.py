@@ -171,7 +171,7 @@ NAMES += ["CACHEDIR.TAG", "lock", "index.json"]
 
 
 @pytest.mark.parametrize(("name", "plant"), [*product(NAMES, PLANTS)])
-def test_what_lies_where_is_written(place: Place, name: str, plant: str) -> None:
+def test_what_lies_where_is_written(place, name, plant):
     """Whatever it is, nothing outside changes, and one line says what to remove."""
     place.mark()
     path = place.home / name
@@ -184,13 +184,13 @@ def test_what_lies_where_is_written(place: Place, name: str, plant: str) -> None
 
 
 @pytest.mark.parametrize("ending", ["-wal", "-shm"])
-def test_files_of_another_journal(made: Place, ending: str) -> None:
+def test_files_of_another_journal(made, ending):
     Path(f"{made.database}{ending}").write_bytes(b"")
     assert "is none of the tool's files" in made.query()[1]
     assert "is none of the tool's files: remove it" in made.index()[1]
 
 
-def test_a_journal_that_names_a_file(made: Place) -> None:
+def test_a_journal_that_names_a_file(made):
     """SQLite deletes the file that the end of a hot journal names."""
     before = content(made.home)
     victim = made.outside / "victim"
@@ -225,7 +225,7 @@ def test_a_journal_that_names_a_file(made: Place) -> None:
     assert content(made.home) == before
 
 
-def test_the_folder_of_an_index_is_a_link(made: Place) -> None:
+def test_the_folder_of_an_index_is_a_link(made):
     elsewhere = made.home.rename(made.outside / "elsewhere")
     made.home.symlink_to(elsewhere)
     assert "is a link" in made.query()[1]
@@ -237,7 +237,7 @@ def test_the_folder_of_an_index_is_a_link(made: Place) -> None:
             PLANTS[plant](made.home, made)
 
 
-def test_an_index_is_private(place: Place) -> None:
+def test_an_index_is_private(place):
     """A new one, and one that stood already; a folder of other things keeps its mode."""
     place.root.chmod(0o755)
     for _ in range(2):
@@ -278,7 +278,7 @@ def encoded(root: Path, model: HashingModel | None = None) -> int:
     return len(model.encoded)
 
 
-def test_flipped_bits_give_no_other_index(place: Place, stopped: Path) -> None:
+def test_flipped_bits_give_no_other_index(place, stopped):
     whole = stopped.read_bytes()
     assert encoded(place.root) == DIFFERENT - 8, "what was done is taken over"
     undisturbed = content(place.home)
@@ -295,11 +295,11 @@ def test_flipped_bits_give_no_other_index(place: Place, stopped: Path) -> None:
         assert content(place.home) == undisturbed
 
 
-def test_rows_of_another_run_are_not_taken_over(place: Place, stopped: Path) -> None:
+def test_rows_of_another_run_are_not_taken_over(place, stopped):
     assert encoded(place.root, HashingModel("2")) == DIFFERENT
 
 
-def test_rows_are_not_exchanged(place: Place, stopped: Path) -> None:
+def test_rows_are_not_exchanged(place, stopped):
     with changing(stopped) as database:
         database.execute(
             "UPDATE kept SET (content, seal) = (SELECT content, seal FROM kept "
@@ -310,16 +310,14 @@ def test_rows_are_not_exchanged(place: Place, stopped: Path) -> None:
 
 @pytest.mark.parametrize("value", ["NULL", "5", "CAST(x'ff' AS TEXT)", "x'ff'"])
 @pytest.mark.parametrize("of", ["name", "content", "seal"])
-def test_rows_of_other_types(place: Place, stopped: Path, of: str, value: str) -> None:
+def test_rows_of_other_types(place, stopped, of, value):
     with changing(stopped) as database:
         of_vectors = "(SELECT max(rowid) FROM kept WHERE kind GLOB 'vectors*')"
         database.execute(f"UPDATE kept SET {of} = {value} WHERE rowid = {of_vectors}")
     assert encoded(place.root) == DIFFERENT - 7
 
 
-def test_a_database_that_cannot_be_written(
-    place: Place, stopped: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_database_that_cannot_be_written(place, stopped, monkeypatch):
     """Neither the one that is there nor a new one."""
 
     def write(*arguments: object) -> None:
@@ -329,20 +327,16 @@ def test_a_database_that_cannot_be_written(
     assert "readonly database" in place.index()[1]
 
 
-def test_remains_of_another_machine(
-    place: Place, stopped: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_remains_of_another_machine(place, stopped, monkeypatch):
     """Its rows are not ours."""
     assert store.precision_of(place.home, "hashing") == "float32"
+    assert store.precision_of(place.home, "another model") is None
     monkeypatch.setenv("XDG_STATE_HOME", str(place.outside / "another state"))
     assert store.precision_of(place.home, "hashing") is None
     assert encoded(place.root) == DIFFERENT
 
 
-# --- the key ---
-
-
-def test_the_key(place: Place) -> None:
+def test_the_key(place):
     assert place.index()[0] == 0
     key = place.outside / "state/tenfold/key"
     assert (key.stat().st_size, key.stat().st_mode & 0o777) == (seal.SIZE, 0o600)
@@ -362,7 +356,7 @@ KEYS: dict[str, Callable[[Path, Place], object]] = PLANTS | {
 
 
 @pytest.mark.parametrize("plant", KEYS)
-def test_a_key_that_cannot_be_used(place: Place, plant: str) -> None:
+def test_a_key_that_cannot_be_used(place, plant):
     """Then nothing that is there is trusted, and a run says so."""
     path = place.outside / "state/tenfold/key"
     path.parent.mkdir(parents=True)
@@ -376,7 +370,7 @@ def test_a_key_that_cannot_be_used(place: Place, plant: str) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_database(made: Place, damage: str) -> None:
+def test_a_damaged_database(made, damage):
     DAMAGES[damage](made.database)
     assert made.query()[0] == 1
     whole = damage in ("missing", "empty") or made.database.is_file()
@@ -409,7 +403,7 @@ SCHEMAS = {
 
 
 @pytest.mark.parametrize("attack", SCHEMAS)
-def test_databases_that_do_not_fit(foreign: Place, attack: str) -> None:
+def test_databases_that_do_not_fit(foreign, attack):
     with closing(sqlite3.connect(foreign.database)) as database:
         database.executescript(SCHEMAS[attack])
     status, said = foreign.query()
@@ -420,7 +414,7 @@ def test_databases_that_do_not_fit(foreign: Place, attack: str) -> None:
     content(foreign.home)
 
 
-def test_a_tree_with_a_circle(foreign: Place) -> None:
+def test_a_tree_with_a_circle(foreign):
     """A page that is its own child: reading it row by row would not end."""
     with changing(foreign.database) as database:
         rows = [("more", bytes(3_000))] * 60
@@ -512,23 +506,27 @@ CONTENTS: dict[str, dict[str, Change]] = {
 
 
 @pytest.mark.parametrize("attack", CONTENTS)
-def test_content_that_does_not_fit(foreign: Place, attack: str) -> None:
+def test_content_that_does_not_fit(foreign, attack):
     foreign.forge(**CONTENTS[attack])
     status, said = foreign.query()
     assert status == 1
     assert "is damaged" in said
 
 
-def test_vectors_of_another_model(foreign: Place) -> None:
+def test_vectors_of_another_model(foreign):
     less = array("vectors", np.float16, lambda found: found[:-DIFFERENT])
     foreign.forge(at("description", "model", "dimension", value=47), **less)
     assert "its vectors are not of that model" in foreign.query()[1]
 
 
 @pytest.mark.parametrize(
-    "path", ["../precious", "/etc/hostname", "a\0b.py", "\ud800.py", "x" * 5000, "", "net"]
+    "path",
+    [
+        *("../precious", "net/../../precious", "/etc/hostname", "a\0b.py", "\ud800.py"),
+        *("x" * 5000, "", "net"),
+    ],
 )
-def test_paths_of_an_index(foreign: Place, path: str) -> None:
+def test_paths_of_an_index(foreign, path):
     """Nothing but files below the folder is shown."""
     foreign.forge(**column(0, lambda found: [[path, "python", "0", n] for *_, n in found]))
     status, said = foreign.query()
@@ -567,14 +565,14 @@ MANIFESTS: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("attack", MANIFESTS)
-def test_manifests_that_do_not_fit(foreign: Place, attack: str) -> None:
+def test_manifests_that_do_not_fit(foreign, attack):
     foreign.forge(MANIFESTS[attack])
     assert foreign.query()[0] == 1
     assert store.precision_of(foreign.home, "package:theirs") is None
     assert foreign.index()[0] == 0
 
 
-def test_manifests_that_are_none(foreign: Place) -> None:
+def test_manifests_that_are_none(foreign):
     for text in ("", "[]", "3", "[" * 100_000, '{"seal":' * 990 + "0" + "}" * 990):
         with changing(foreign.database) as database:
             database.execute("UPDATE parts SET content = ? WHERE rowid = 1", (text.encode(),))
@@ -584,7 +582,7 @@ def test_manifests_that_are_none(foreign: Place) -> None:
 # --- a whole index of another machine ---
 
 
-def test_a_foreign_index_is_built_anew(foreign: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_foreign_index_is_built_anew(foreign, monkeypatch):
     model = HashingModel()
     monkeypatch.setattr(cli, "load", lambda settings: model)
     assert store.precision_of(foreign.home, "package:theirs") is None
@@ -598,13 +596,13 @@ def test_a_foreign_index_is_built_anew(foreign: Place, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("forged", [None, "0" * 32, ""])
-def test_a_changed_index_is_foreign(made: Place, forged: str | None) -> None:
+def test_a_changed_index_is_foreign(made, forged):
     found = forged if forged is not None else Index(made.home).manifest["seal"]
     made.forge(lambda m: m.update(seal=found, description=m["description"] | {"limit": 5}))
     assert not Index(made.home).own
 
 
-def test_the_model_of_a_foreign_index(made: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_of_a_foreign_index(made, monkeypatch):
     """A stranger may not choose which file is loaded; packages are installed by their user."""
     asked: list[str] = []
 
@@ -622,7 +620,7 @@ def test_the_model_of_a_foreign_index(made: Place, monkeypatch: pytest.MonkeyPat
     assert asked == ["hashing", "package:mine", "package:theirs"]
 
 
-def test_the_code_of_a_foreign_index(made: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_of_a_foreign_index(made, monkeypatch):
     """It lies around the index; one's own may lie elsewhere."""
     elsewhere = str(made.outside / "elsewhere")
     assert made.index("--index", elsewhere)[0] == 0
@@ -631,11 +629,8 @@ def test_the_code_of_a_foreign_index(made: Place, monkeypatch: pytest.MonkeyPatc
     assert "not of the folder that it lies in" in made.query("--index", elsewhere)[1]
 
 
-# --- the gain of a model ---
-
-
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_gain(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_gain(tmp_path, damage):
     (tmp_path / GAIN).write_text('{"gain": 2.5, "interval": [0.5, 4.5], "data": "5 packages"}\n')
     assert decide("measured", HashingModel(), str(tmp_path)).rerank
     DAMAGES[damage](tmp_path / GAIN)
@@ -648,15 +643,13 @@ def test_a_damaged_gain(tmp_path: Path, damage: str) -> None:
 @pytest.mark.parametrize(
     ("gain", "data"), [("1" + "0" * 400, '""'), ('"x"', '""'), ("1e999", '""'), ("1", "[1]")]
 )
-def test_a_gain_that_is_none(tmp_path: Path, gain: str, data: str) -> None:
+def test_a_gain_that_is_none(tmp_path, gain, data):
     text = f'{{"gain": {gain}, "interval": [0.5, 4.5], "data": {data}}}'
     (tmp_path / GAIN).write_text(text)
     assert "is not readable" in decide("measured", HashingModel(), str(tmp_path)).reason
 
 
-def test_a_gain_that_would_write_to_a_terminal(
-    made: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gain_that_would_write_to_a_terminal(made, monkeypatch):
     monkeypatch.setattr(cli, "decide", lambda *_: Decision(False, "\x1b[2J not measured"))
     assert "\\x1b[2J not measured" in made.query()[1]
 
@@ -668,7 +661,7 @@ def found_in(place: Place) -> Searcher:
     return Searcher(Index(place.home), HashingModel(), Decision(False, "never"))
 
 
-def test_names_that_are_no_text(place: Place) -> None:
+def test_names_that_are_no_text(place):
     """Of the folder, in it, and one with control characters."""
     place.root = place.root.rename(place.outside / os.fsdecode(b"caf\xe9"))
     place.home = place.root / FOLDER
@@ -692,7 +685,7 @@ def test_names_that_are_no_text(place: Place) -> None:
 @pytest.mark.parametrize(
     "top", ["00100000", "101", "0", "9" * 5000, "0" * 5000 + "1", "1e1", " 5", "\u00b2"]
 )
-def test_numbers_of_the_page(made: Place, top: str) -> None:
+def test_numbers_of_the_page(made, top):
     with PageServer(lambda: found_in(made), Request(""), port=0) as server:
         status, page = server.page({"q": "server", "top": top})
         assert status == 400
@@ -709,7 +702,7 @@ def test_numbers_of_the_page(made: Place, top: str) -> None:
         ["index", ".", "--max-bytes", "9" * 18],
     ],
 )
-def test_numbers_of_a_command(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_numbers_of_a_command(arguments, capsys):
     with pytest.raises(SystemExit) as error:
         cli.main(arguments)
     assert error.value.code == 2
@@ -733,15 +726,13 @@ def test_numbers_of_a_command(arguments: list[str], capsys: pytest.CaptureFixtur
         ["index", ".", "--model", "~nobody-of-that-name/x", "--index", "/dev/null/x"],
     ],
 )
-def test_places_that_are_none(
-    place: Place, options: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_places_that_are_none(place, options, monkeypatch):
     (place.outside / "loop").symlink_to("loop")
     monkeypatch.chdir(place.root)
     assert place.run(*options)[0] == 1
 
 
-def test_a_working_folder_that_is_gone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_working_folder_that_is_gone(place, monkeypatch):
     gone = place.outside / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
@@ -749,7 +740,7 @@ def test_a_working_folder_that_is_gone(place: Place, monkeypatch: pytest.MonkeyP
     assert place.run("query", "x")[0] == 1
 
 
-def test_no_memory(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_memory(place, monkeypatch):
     def load(settings: Settings) -> None:
         raise MemoryError
 
@@ -757,5 +748,5 @@ def test_no_memory(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     assert place.index()[1] == "tenfold-search: out of memory\n"
 
 
-def test_a_large_limit_takes_no_memory(place: Place) -> None:
+def test_a_large_limit_takes_no_memory(place):
     assert place.index("--max-bytes", str(10**12))[0] == 0

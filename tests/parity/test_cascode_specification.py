@@ -24,7 +24,7 @@ def optimised(**options: Any) -> tuple[Fast, torch.optim.Optimizer]:
     return module, optimizer
 
 
-def test_adamw_as_the_recipe_says_on_all_parameters_alike() -> None:
+def test_adamw_as_the_recipe_says_on_all_parameters_alike():
     """Section 5.1: the library's decay of 0.01 and RoBERTa's second beta are not the recipe's."""
     module, optimizer = optimised()
     assert type(optimizer) is torch.optim.AdamW
@@ -49,7 +49,7 @@ class Steps:
         return 4
 
 
-def test_the_rate_falls_to_zero_and_the_loaders_are_left_alone() -> None:
+def test_the_rate_falls_to_zero_and_the_loaders_are_left_alone():
     """Lightning builds the loaders to count steps; built before a checkpoint is restored, they
     would not get the positions in it, and a resumed run would begin its epoch anew."""
     module, trainer = Fast(text=TEXT, lr=0.5), Steps()
@@ -66,7 +66,7 @@ def test_the_rate_falls_to_zero_and_the_loaders_are_left_alone() -> None:
     assert entry["interval"] == "step"
 
 
-def test_frozen_parameters_are_not_optimised() -> None:
+def test_frozen_parameters_are_not_optimised():
     module, optimizer = optimised(frozen_layers=1)
     (group,) = optimizer.param_groups
     expected = {id(p) for p in module.encoder.text.layers[1].parameters()}
@@ -81,7 +81,7 @@ def tokenizer(tmp_path: Path) -> CodeTokenizer:
     return CodeTokenizer(tmp_path / "vocab.txt")
 
 
-def test_a_query_has_a_limit_of_its_own_before_the_pair_is_cut(tokenizer: CodeTokenizer) -> None:
+def test_a_query_has_a_limit_of_its_own_before_the_pair_is_cut(tokenizer):
     """Section 5.2: also where there would be room for all of it."""
     ids, types = tokenizer.pair([5, 6, 7, 8], [9, 10], 12, 2)
     start, separator = tokenizer.start_id, tokenizer.separator_id
@@ -89,20 +89,20 @@ def test_a_query_has_a_limit_of_its_own_before_the_pair_is_cut(tokenizer: CodeTo
     assert types == [0] * 4 + [1] * 3
 
 
-def test_an_at_sign_ends_a_summary_only_where_no_empty_line_does() -> None:
+def test_an_at_sign_ends_a_summary_only_where_no_empty_line_does():
     """CodeSearchNet's order of the two rules."""
     assert summary("Mail to a@b of all.\n\n@param x") == "Mail to a@b of all."
     assert summary("Mail of all.\n@param x") == "Mail of all.\n"
     assert query_tokens("Mail to me@home now.\n\nMore.") == ["Mail", "to", "me@home", "now", "."]
 
 
-def test_a_string_that_is_a_statement_goes_wherever_it_stands() -> None:
+def test_a_string_that_is_a_statement_goes_wherever_it_stands():
     """Section 6.3: behind a line, too, not only at the beginning of a block."""
     source = 'def f(x):\n    y = x\n    """Not code."""\n    return "code"\n'
     assert without_comments(source, "python") == 'def f(x):\n    y = x\n    return "code"'
 
 
-def test_sets_and_multisets_of_similar_functions_have_thresholds_of_their_own() -> None:
+def test_sets_and_multisets_of_similar_functions_have_thresholds_of_their_own():
     """0.8 and 0.7 of dpu-utils: here 1 as sets, 10 / 13 = 0.77 as multisets."""
     tokens = [f"t{n}" for n in range(10)]
     assert near_duplicates([tokens, [*tokens, "t0", "t1", "t2"]]) == [[0, 1]]

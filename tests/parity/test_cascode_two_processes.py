@@ -107,7 +107,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("form", FORMS[:2])
-def test_two_processes_equal_one(form: str, folder: Path) -> None:
+def test_two_processes_equal_one(form, folder):
     first, second = ranks(folder, form)
     whole = run(form)
     assert any(name.endswith("loss_fast") for name in whole)
@@ -117,7 +117,7 @@ def test_two_processes_equal_one(form: str, folder: Path) -> None:
     assert int(whole["asked"]) == 7
 
 
-def test_without_gathering_they_do_not(folder: Path) -> None:
+def test_without_gathering_they_do_not(folder):
     first, second = ranks(folder, "local")
     with pytest.raises(AssertionError):
         assert_ranks_equal_one(first, second, run("local"))

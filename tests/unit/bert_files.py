@@ -3,10 +3,17 @@
 The keys are written down from docs/papers/cascode.md, section 9, not taken from our tables.
 """
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
+
+from shared.checkpoints.writing import AtomicCheckpointIO
 
 
 @dataclass(frozen=True)
@@ -112,3 +119,49 @@ def random_state(kind: str, s: Sizes = ROBERTA, seed: int = 0) -> dict[str, Tens
         else:
             state[key] = torch.randn(shape, generator=generator)
     return state
+
+
+def config(s: Sizes) -> dict[str, Any]:
+    """What stands in config.json."""
+    return {
+        "model_type": "roberta" if s.after_pad else "bert", "vocab_size": s.vocab,
+        "max_position_embeddings": s.positions, "type_vocab_size": s.types, "hidden_size": s.width,
+        "intermediate_size": s.inner, "num_hidden_layers": s.layers,
+        "num_attention_heads": s.heads, "pad_token_id": s.pad, "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1,
+        "layer_norm_eps": 1e-5 if s.after_pad else 1e-12, "torch_dtype": "float32",
+    }  # fmt: skip
+
+
+def folder_of(state: Mapping[str, Tensor], s: Sizes, path: Path, pickled: bool = False) -> Path:
+    """A folder in Hugging Face's layout."""
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(config(s)))
+    if pickled:
+        torch.save(dict(state), path / "pytorch_model.bin")
+    else:
+        whole = {key: value.contiguous() for key, value in state.items()}
+        save_file(whole, path / "model.safetensors")
+    return path
+
+
+# --- our modules ---
+
+
+def text(s: Sizes) -> dict[str, Any]:
+    """CasCode's arguments of an encoder of those sizes."""
+    return {
+        "vocab_size": s.vocab, "hidden_size": s.width, "num_layers": s.layers,
+        "num_heads": s.heads, "intermediate_size": s.inner, "max_positions": s.positions,
+        "type_vocab_size": s.types, "dropout": 0.1, "eps": 1e-5 if s.after_pad else 1e-12,
+        "pad_id": s.pad, "positions_after_pad": s.after_pad,
+    }  # fmt: skip
+
+
+def save_run(module: Any, path: Path, **more: Any) -> Path:
+    """A checkpoint of the module as a run would have saved it."""
+    target = f"{type(module).__module__}.{type(module).__qualname__}"
+    content = {"_target_": target, "hyper_parameters": dict(module.hparams), "epoch": 3}
+    content["state_dict"] = module.state_dict()
+    AtomicCheckpointIO().save_checkpoint(content | more, path)
+    return path

@@ -4,7 +4,6 @@ import hashlib
 import os
 import sqlite3
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import cache
@@ -65,8 +64,8 @@ class HashingModel:
     can_rerank = True
     precision = "float32"
 
-    def __init__(self, seed: str = "", dimension: int = 48, seconds: float = 0.0) -> None:
-        self.name, self.dimension, self.seconds = f"hashing{seed}", dimension, seconds
+    def __init__(self, seed: str = "", dimension: int = 48) -> None:
+        self.name, self.dimension = f"hashing{seed}", dimension
         self.fingerprint = f"fingerprint{seed}"
         self.encoded: list[str] = []
         self.judged: list[tuple[str, str]] = []
@@ -78,7 +77,6 @@ class HashingModel:
         self, texts: Sequence[str], progress: Callable[[int], None] | None = None
     ) -> NDArray[np.float32]:
         self.encoded += texts
-        time.sleep(self.seconds)
         if progress is not None:
             progress(len(texts))
         return self.encode_queries(texts)

@@ -14,7 +14,6 @@ from methods.cascode.cleaning import (
     query_problem,
     query_tokens,
     strip_comment_delimiters,
-    summary,
     without_comments,
 )
 from methods.cascode.extraction import SourceError
@@ -33,18 +32,13 @@ MARKS = set(".():[]=*;>{}+-/\\")
         (" \n ", []),
     ],
 )
-def test_a_query_is_the_first_paragraph(documentation: str, tokens: list[str]) -> None:
+def test_a_query_is_the_first_paragraph(documentation, tokens):
     assert query_tokens(documentation) == tokens
-
-
-def test_the_official_summary_of_a_text_that_opens_with_an_empty_line_is_empty() -> None:
-    assert summary("\n\nClose it.") == ""
-    assert summary("Line\n  \nnext") == "Line\n  \nnext"
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.text("ab<@" + "".join(VOID | MARKS)))
-def test_tokens_keep_everything_but_the_separators_in_order(text: str) -> None:
+def test_tokens_keep_everything_but_the_separators_in_order(text):
     tokens = documentation_tokens(text)
     assert "".join(tokens) == "".join(c for c in text if c not in VOID)
     for token in tokens:
@@ -70,17 +64,17 @@ def test_tokens_keep_everything_but_the_separators_in_order(text: str) -> None:
         ("1 2 3 of 4", "language"),
     ],
 )
-def test_accepted_queries(query: str, problem: str | None) -> None:
+def test_accepted_queries(query, problem):
     assert query_problem(documentation_tokens(query)) == problem
 
 
-def test_comment_delimiters() -> None:
+def test_comment_delimiters():
     comment = "/**\n   * Adds.\n   *\n   * @return sum **/"
     assert strip_comment_delimiters(comment) == "\nAdds.\n\n@return sum *"
     assert strip_comment_delimiters("// a\n//b") == "a\nb"
 
 
-def test_a_python_function_keeps_its_meaning_without_comments() -> None:
+def test_a_python_function_keeps_its_meaning_without_comments():
     source = (
         'def f(a):\n    """Doc."""\n    # one\n    b = "#" + f"{a!r:>{9}} # no"  # two\n'
         '    if b:\n        "stray"\n        return {\n            "k": """x\n# y""",\n        }\n'
@@ -98,7 +92,7 @@ def test_a_python_function_keeps_its_meaning_without_comments() -> None:
     assert without_comments(cleaned, "python") == cleaned
 
 
-def test_python_that_is_none_is_refused() -> None:
+def test_python_that_is_none_is_refused():
     with pytest.raises(SourceError):
         without_comments("def f(:\n    '''open", "python")
 
@@ -112,11 +106,11 @@ def test_python_that_is_none_is_refused() -> None:
         ("ruby", "x = 1 # kept\n\n", "x = 1 # kept\n\n"),
     ],
 )
-def test_comments_of_other_languages(language: str, source: str, cleaned: str) -> None:
+def test_comments_of_other_languages(language, source, cleaned):
     assert without_comments(source, language) == cleaned
 
 
-def test_identifiers_open_like_one_and_are_no_keywords() -> None:
+def test_identifiers_open_like_one_and_are_no_keywords():
     tokens = ["def", "f", "(", "_x", "None", "True", 'u"s"', '"s"', "1e5", "ünï", ""]
     assert identifiers(tokens, "python") == ["f", "_x", "True", 'u"s"']
 
@@ -127,8 +121,8 @@ DOCUMENTS = st.lists(st.lists(st.sampled_from("abcdefgh"), max_size=12), max_siz
 @settings(max_examples=25, deadline=None)
 @given(DOCUMENTS, st.sampled_from([0.3, 0.5, 0.8, 1.0]), st.sampled_from([0.2, 0.7]))
 def test_near_duplicates_are_those_of_a_comparison_of_all_pairs(
-    documents: list[list[str]], set_threshold: float, multiset_threshold: float
-) -> None:
+    documents, set_threshold, multiset_threshold
+):
     counts = [Counter(document) for document in documents]
     cluster = list(range(len(documents)))
     for i, one in enumerate(counts):
@@ -147,7 +141,7 @@ def test_near_duplicates_are_those_of_a_comparison_of_all_pairs(
     assert near_duplicates(documents, set_threshold, multiset_threshold) == expected
 
 
-def test_thresholds_are_reached_exactly() -> None:
+def test_thresholds_are_reached_exactly():
     nine, ten = list("abcdefgh"), list("abcdefghij")  # 8 of 10 shared
     assert near_duplicates([nine, ten]) == [[0, 1]]
     assert near_duplicates([nine, [*ten, "k"]]) == []

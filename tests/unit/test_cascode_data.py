@@ -4,7 +4,7 @@ import gzip
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -85,10 +85,7 @@ def same(one: Any, other: Any) -> bool:
     return torch.equal(one, other) if isinstance(one, Tensor) else one == other
 
 
-# --- texts of an entry ---
-
-
-def test_texts_never_come_from_fields_with_the_documentation() -> None:
+def test_texts_never_come_from_fields_with_the_documentation():
     given = entry(1, "sort a list", "def f")
     assert query_text(given) == "sort a list"
     assert code_text(given) == "def f x1"
@@ -109,7 +106,7 @@ def test_texts_never_come_from_fields_with_the_documentation() -> None:
         (code_text, {"code_tokens": "def f ( x ) :"}, "def f ( x ) :"),  # CosQA
     ],
 )
-def test_texts(text: Callable[[Entry], str], given: Entry, expected: str) -> None:
+def test_texts(text, given, expected):
     assert text(given) == expected
 
 
@@ -121,7 +118,7 @@ def read(path: Path, *kinds: Any, **options: Any) -> tuple[list[str], Reader]:
     return [text.identity for text in reader], reader
 
 
-def test_lines(tmp_path: Path) -> None:
+def test_lines(tmp_path):
     """The last one may lack its end, if it is whole."""
     for name in ("a.jsonl", "a.jsonl.gz"):
         path = write_lines(tmp_path / name, [entry(0), b"", entry(1), b"  "])
@@ -150,7 +147,7 @@ def test_lines(tmp_path: Path) -> None:
         (b"[" * 100_000, "no JSON|nested too deeply"),
     ],
 )
-def test_a_broken_line_is_left_out_and_named(tmp_path: Path, line: bytes, problem: str) -> None:
+def test_a_broken_line_is_left_out_and_named(tmp_path, line, problem):
     path = write_lines(tmp_path / "a.jsonl", [entry(1), line, entry(2), line])
     found, reader = read(path)
     assert found == ["url1", "url2"]
@@ -159,7 +156,7 @@ def test_a_broken_line_is_left_out_and_named(tmp_path: Path, line: bytes, proble
     assert re.search(problem, reader.problem), reader.problem
 
 
-def test_only_what_is_wanted_must_be_there(tmp_path: Path) -> None:
+def test_only_what_is_wanted_must_be_there(tmp_path):
     """Candidates whose documentation was filtered out have none."""
     silent = {"url": "silent", "code_tokens": ["f"], "docstring_tokens": []}
     path = write_lines(tmp_path / "a.jsonl", [silent, {"url": "asked", "doc": "a query"}])
@@ -168,7 +165,7 @@ def test_only_what_is_wanted_must_be_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json"])
-def test_a_file_that_was_cut_off(tmp_path: Path, name: str) -> None:
+def test_a_file_that_was_cut_off(tmp_path, name):
     """Even where one broken entry in a thousand would be accepted."""
     entries = [entry(n) for n in range(50)]
     path = tmp_path / name
@@ -193,7 +190,7 @@ def test_a_file_that_was_cut_off(tmp_path: Path, name: str) -> None:
         ("a.txt", b"[]", "expected an object of codes, got list"),
     ],
 )
-def test_a_bad_file(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_a_bad_file(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(DataCorruptError, match=f"{name}: .*{message}|{name}: {message}"):
@@ -203,7 +200,7 @@ def test_a_bad_file(tmp_path: Path, name: str, content: bytes, message: str) -> 
 # --- what is refused, and what is warned of ---
 
 
-def test_a_small_share_of_broken_lines_is_warned_of(tmp_path: Path) -> None:
+def test_a_small_share_of_broken_lines_is_warned_of(tmp_path):
     lines = [*[entry(n) for n in range(8)], b"{broken}"]
     path = write_lines(tmp_path / "python" / "train.jsonl", lines)
     warning = rf"1 of 9 entries are left out.*{path}, line 9: no JSON"
@@ -218,7 +215,7 @@ def test_a_small_share_of_broken_lines_is_warned_of(tmp_path: Path) -> None:
         _ = small(tmp_path, max_corrupt=1.0).training
 
 
-def test_a_query_without_an_answer(tmp_path: Path) -> None:
+def test_a_query_without_an_answer(tmp_path):
     write_lines(tmp_path / "python" / "test.jsonl", [entry(3), entry(77), entry(78)])
     data = small(tmp_path)
     with pytest.raises(DataCorruptError, match=r"2 of 3 queries have no answer.*'url77'.*allow_mi"):
@@ -230,13 +227,13 @@ def test_a_query_without_an_answer(tmp_path: Path) -> None:
     assert not fine.allow_missing
 
 
-def test_two_queries_of_one_url(tmp_path: Path) -> None:
+def test_two_queries_of_one_url(tmp_path):
     write_lines(tmp_path / "python" / "valid.jsonl", [entry(3), entry(4), entry(3)])
     with pytest.raises(DataCorruptError, match=r"valid\.jsonl: 2 queries have url 'url3'"):
         small(tmp_path).setup("fit")
 
 
-def test_several_candidates_of_one_url(tmp_path: Path) -> None:
+def test_several_candidates_of_one_url(tmp_path):
     """The first is named as the answer; ranking lets the best one count."""
     write_lines(tmp_path / "python" / "codebase.jsonl", [entry(n) for n in (9, 1, 0, 1, 3, 2)])
     (split,) = small(tmp_path).split("val")
@@ -244,7 +241,7 @@ def test_several_candidates_of_one_url(tmp_path: Path) -> None:
     assert split.code_urls.count("url1") == 2
 
 
-def test_missing_files(tmp_path: Path) -> None:
+def test_missing_files(tmp_path):
     with pytest.raises(DataNotFoundError, match=r"python not found.*data_root=DIR"):
         CodeSearchData(str(tmp_path / "none"), "none", LENGTHS, 4).setup("fit")
     data = small(tmp_path, languages=["python", "klingon"])
@@ -273,14 +270,12 @@ def test_missing_files(tmp_path: Path) -> None:
         ({"mode": "<encoder-only>"}, "no token '<encoder-only>'"),
     ],
 )
-def test_bad_arguments_are_refused_before_training(
-    tmp_path: Path, changed: Entry, message: str
-) -> None:
+def test_bad_arguments_are_refused_before_training(tmp_path, changed, message):
     with pytest.raises(ValueError, match=message):
         small(tmp_path, **changed).setup("fit")
 
 
-def test_documentation_within_the_code_is_warned_of(tmp_path: Path) -> None:
+def test_documentation_within_the_code_is_warned_of(tmp_path):
     """A query can be in a code by chance; in one of twenty it isn't."""
     query = "Sort a list of many numbers ."
     leaking = 'def f ( x ) : """Sort a list of many numbers.""" return sorted ( x )'
@@ -297,7 +292,7 @@ def test_documentation_within_the_code_is_warned_of(tmp_path: Path) -> None:
 # --- layouts ---
 
 
-def test_published_archives(tmp_path: Path) -> None:
+def test_published_archives(tmp_path):
     """Parts in folders; their candidates are all of valid and test."""
     for part, numbers in {"train": (0, 1), "valid": (2,), "test": (3,)}.items():
         for piece in numbers:
@@ -312,7 +307,7 @@ def test_published_archives(tmp_path: Path) -> None:
     assert split.answers == [4, 5, 6, 7]
 
 
-def test_filter_drops_queries_and_keeps_candidates(tmp_path: Path) -> None:
+def test_filter_drops_queries_and_keeps_candidates(tmp_path):
     for part in ("train", "test", "codebase"):
         entries = [
             entry(n, "sort it" if n == 3 else f"Return the sorted list of number {n} .")
@@ -328,7 +323,7 @@ def test_filter_drops_queries_and_keeps_candidates(tmp_path: Path) -> None:
     assert counts == [(6, 6, 6), (5, 5, 6), (6, 6, 6)]
 
 
-def test_advtest(tmp_path: Path) -> None:
+def test_advtest(tmp_path):
     for part, start in {"train": 0, "valid": 10, "test": 20}.items():
         entries = []
         for n in range(start, start + 5):
@@ -369,7 +364,7 @@ def cosqa(root: Path, **changed: Any) -> CosQAData:
     return CosQAData(**arguments(root) | {"val_split": "dev"} | changed)
 
 
-def test_cosqa(tmp_path: Path) -> None:
+def test_cosqa(tmp_path):
     data = cosqa(tmp_path)
     data.setup("fit")
     assert len(data.training) == 7
@@ -384,7 +379,7 @@ def test_cosqa(tmp_path: Path) -> None:
     assert len(cosqa(tmp_path, only_matches=False).training) == 8
 
 
-def test_cosqa_files_are_found_by_name(tmp_path: Path) -> None:
+def test_cosqa_files_are_found_by_name(tmp_path):
     data = cosqa(tmp_path)
     (tmp_path / "cosqa-retrieval-dev-500.json").write_text("[]")
     with pytest.raises(DataNotFoundError, match=r"dev-2\.json, .*dev-500\.json match"):
@@ -397,7 +392,7 @@ def test_cosqa_files_are_found_by_name(tmp_path: Path) -> None:
 # --- training batches ---
 
 
-def test_a_training_batch(corpus: Path) -> None:
+def test_a_training_batch(corpus):
     data = corpus_data(corpus, pairs=True)
     data.setup("fit")
     lines = read_lines(corpus / "python" / "train.jsonl")
@@ -416,7 +411,7 @@ def test_a_training_batch(corpus: Path) -> None:
     assert "query_tokens" not in next(iter(corpus_data(corpus).train_dataloader()))
 
 
-def test_texts_are_cut(corpus: Path) -> None:
+def test_texts_are_cut(corpus):
     """Tokens for pairs are kept as far as a pair can hold them."""
     data = corpus_data(corpus, pairs=True, lengths={"query": 5, "code": 10, "pair": 20})
     batch = next(iter(data.train_dataloader()))
@@ -433,27 +428,13 @@ def epoch_of(data: CodeSearchData, epoch: int = 0) -> list[dict[str, Any]]:
     return list(loader)
 
 
-def test_every_pair_once_an_epoch_whichever_workers(corpus: Path) -> None:
+def test_every_pair_once_an_epoch(corpus):
     alone = epoch_of(corpus_data(corpus), 1)
     indices = torch.cat([batch["indices"] for batch in alone])
     assert sorted(indices.tolist()) == list(range(40))
     assert not same(alone[0], epoch_of(corpus_data(corpus), 2)[0])
-    workers = epoch_of(corpus_data(corpus, num_workers=2), 1)
-    assert all(same(a, b) for a, b in zip(alone, workers, strict=True))
     other = epoch_of(corpus_data(corpus, seed=1), 1)
     assert not all(same(a, b) for a, b in zip(alone, other, strict=True))
-
-
-def test_resumes_in_the_middle_of_an_epoch(corpus: Path) -> None:
-    whole = epoch_of(corpus_data(corpus), 3)
-    first = corpus_data(corpus).train_dataloader()
-    first.set_epoch(3)
-    iterator = iter(first)
-    for _ in range(2):
-        next(iterator)
-    resumed = corpus_data(corpus).train_dataloader()
-    resumed.load_state_dict(first.state_dict())
-    assert all(same(a, b) for a, b in zip(whole[2:], resumed, strict=True))
 
 
 def on_rank(data: CodeSearchData, rank: int, world: int) -> CodeSearchData:
@@ -461,7 +442,7 @@ def on_rank(data: CodeSearchData, rank: int, world: int) -> CodeSearchData:
     return data
 
 
-def test_ranks_share_batches(corpus: Path) -> None:
+def test_ranks_share_batches(corpus):
     world = 2
     alone = epoch_of(corpus_data(corpus))
     ranks = [epoch_of(on_rank(corpus_data(corpus), rank, world)) for rank in range(world)]
@@ -470,7 +451,7 @@ def test_ranks_share_batches(corpus: Path) -> None:
         assert {len(part["indices"]) for part in parts} == {8 // world}
 
 
-def test_equal_queries_and_equal_codes_stay_apart(tmp_path: Path) -> None:
+def test_equal_queries_and_equal_codes_stay_apart(tmp_path):
     """Whatever their case: each of three queries four times, each of six codes twice."""
     queries = ["sort a list", "Sort a LIST", "sort a  list"]
     entries = [
@@ -491,7 +472,7 @@ def test_equal_queries_and_equal_codes_stay_apart(tmp_path: Path) -> None:
                 assert len(set(number[batch["indices"]])) == len(batch["indices"])
 
 
-def test_subset_of_the_training_pairs(corpus: Path) -> None:
+def test_subset_of_the_training_pairs(corpus):
     chosen = [
         {int(i) for batch in epoch_of(corpus_data(corpus, **changed)) for i in batch["indices"]}
         for changed in (
@@ -506,7 +487,7 @@ def test_subset_of_the_training_pairs(corpus: Path) -> None:
     assert chosen[0] < chosen[3]
 
 
-def test_languages_are_trained_together_and_evaluated_one_by_one(corpus: Path) -> None:
+def test_languages_are_trained_together_and_evaluated_one_by_one(corpus):
     data = corpus_data(corpus, languages=LANGUAGES)
     data.setup("fit")
     assert len(data.training) == 80
@@ -525,7 +506,7 @@ def test_languages_are_trained_together_and_evaluated_one_by_one(corpus: Path) -
 
 
 @pytest.mark.parametrize("world", [1, 3, 30])
-def test_evaluation_shows_every_text_once_over_all_ranks(corpus: Path, world: int) -> None:
+def test_evaluation_shows_every_text_once_over_all_ranks(corpus, world):
     data = corpus_data(corpus, languages=LANGUAGES, eval_batch_size=7)
     ranks = [list(on_rank(data, rank, world).test_dataloader()) for rank in range(world)]
     assert all(ranks), "each rank has a batch: Lightning would skip the evaluation of one without"
@@ -541,7 +522,7 @@ def test_evaluation_shows_every_text_once_over_all_ranks(corpus: Path, world: in
     assert max(len(batch["indices"]) for batch in batches) <= 7
 
 
-def test_an_evaluation_batch(corpus: Path) -> None:
+def test_an_evaluation_batch(corpus):
     data = corpus_data(corpus, eval_batch_size=5)
     (split,) = data.split("val")
     longest: dict[str, int] = {}
@@ -555,7 +536,7 @@ def test_an_evaluation_batch(corpus: Path) -> None:
         longest[batch["kind"]] = batch["mask"].shape[1]
 
 
-def test_fixed_samples_of_a_split(corpus: Path) -> None:
+def test_fixed_samples_of_a_split(corpus):
     limits = {"max_queries": {"val": 5}, "max_candidates": {"val": 9, "test": None}}
     (split,) = corpus_data(corpus, **limits).split("val")
     (again,) = corpus_data(corpus, seed=9, **limits).split("val")
@@ -574,17 +555,14 @@ def test_fixed_samples_of_a_split(corpus: Path) -> None:
     assert len(more.queries) == 12
 
 
-def test_without_splits(corpus: Path) -> None:
+def test_without_splits(corpus):
     data = corpus_data(corpus, val_split=None, test_split=None)
     data.setup("fit")
     data.setup("test")
     assert data.val_dataloader() == data.test_dataloader() == data.split("test") == []
 
 
-# --- cache ---
-
-
-def test_token_ids_are_made_once(corpus: Path, tmp_path: Path) -> None:
+def test_token_ids_are_made_once(corpus, tmp_path):
     cache = str(tmp_path / "cache")
     before = epoch_of(corpus_data(corpus, cache=cache))
     first = {path.name for path in Path(cache).iterdir()}
@@ -597,9 +575,8 @@ def test_token_ids_are_made_once(corpus: Path, tmp_path: Path) -> None:
     assert len({path.name for path in Path(cache).iterdir()} - first) == 1
 
 
-def test_another_vocabulary_or_file_of_the_same_name(tmp_path: Path) -> None:
-    """The official code reuses features by the name of the file (docs/papers/cascode.md, section
-    10)."""
+def test_another_vocabulary_or_file_of_the_same_name(tmp_path):
+    """The official code reuses features by a file's name (docs/papers/cascode.md, section 10)."""
     cache = str(tmp_path / "cache")
     one = small(tmp_path, cache=cache).training.queries
     write_lines(tmp_path / "python" / "train.jsonl", [entry(n, "open a file") for n in range(4)])
@@ -611,10 +588,7 @@ def test_another_vocabulary_or_file_of_the_same_name(tmp_path: Path) -> None:
     assert list(other) != list(third)
 
 
-# --- the artificial corpus ---
-
-
-def test_the_artificial_corpus_says_the_same_twice(corpus: Path) -> None:
+def test_the_artificial_corpus_says_the_same_twice(corpus):
     seen: list[tuple[str, str]] = []
     for language in LANGUAGES:
         candidates = read_lines(corpus / language / "codebase.jsonl")
@@ -633,7 +607,7 @@ def test_the_artificial_corpus_says_the_same_twice(corpus: Path) -> None:
     assert len(set(seen)) == len(seen), "no two functions do the same"
 
 
-def test_the_artificial_corpus_is_written_once(tmp_path: Path) -> None:
+def test_the_artificial_corpus_is_written_once(tmp_path):
     first = code(tmp_path, train=4, test=2)
     assert code(tmp_path, train=4, test=2) == first
     assert "python/codebase.jsonl" in first["synthetic-code"]["files"]

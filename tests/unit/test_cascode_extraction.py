@@ -2,7 +2,6 @@
 
 import ast
 import inspect
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -65,7 +64,7 @@ public class Outer<T> {
 """
 
 
-def test_java() -> None:
+def test_java():
     assert names(JAVA, "java") == [
         *("Outer.Outer", "Outer.add", "Outer.Inner.deep", "Outer.Kind.ONE.of", "Outer.Kind.all"),
         *("Outer.Shape.sides", "Outer.Point.Point", "Outer.run"),
@@ -108,7 +107,7 @@ func assembly(x int) int
 """
 
 
-def test_go() -> None:
+def test_go():
     assert documented(GO, "go") == {
         "Foo": "Foo does it\n  with an example.\n\nDeprecated: use Bar.",
         "Bar": "",
@@ -177,19 +176,15 @@ def alone; end
 """
 
 
-def test_ruby() -> None:
-    assert documented(RUBY, "ruby") == {
+def test_ruby():
+    bare = ["A::B::C.==", "A::B::C.build", "A::B::C.name=", "A::B::C.plain", "alone"]
+    assert documented(RUBY, "ruby") == dict.fromkeys(bare, "") | {
         "A::B::C.first": "First of the body.\n  indented",
         "A::B::C.hidden": "Hidden away.",
         "A::B::C.made": "Of the class itself.",
-        "A::B::C.==": "",
-        "A::B::C.build": "",
-        "A::B::C.name=": "",
         "A::B::C::Pair.sum": "In a block.",
         "A::B::C.mixed": "Mixed in.",
-        "A::B::C.plain": "",
         "A::B::C.blocked": "A block.",
-        "alone": "",
     }
     hidden = trees.functions(RUBY, "ruby")[1]
     assert hidden.source.startswith("##\n    # Hidden")
@@ -226,14 +221,11 @@ $f = function () {};
 """
 
 
-def test_php() -> None:
-    assert documented(PHP, "php") == {
+def test_php():
+    bare = ["T.t", "E.e", "z", "anonymous"]
+    assert documented(PHP, "php") == dict.fromkeys(bare, "") | {
         "add": "Adds.",
         "B.make": "Makes one.\n@return static",
-        "T.t": "",
-        "E.e": "",
-        "z": "",
-        "anonymous": "",
     }
     add = trees.functions(PHP, "php")[0]
     assert add.tokens == (
@@ -290,33 +282,19 @@ export default function () {};
 """
 
 
-def test_javascript() -> None:
-    assert documented(JAVASCRIPT, "javascript") == {
+def test_javascript():
+    bare = [
+        *("A.#hidden", "A.size", "A.constructor", "A.quoted", "A.[Symbol.iterator]"),
+        *("tools.join", "tools.nested.deep", "A.walk", "A.run", "A.stop", "here", "inDynamic"),
+        *("inMain", "returned", "Widget", "Late.late", "first", "kept", "listed"),
+    ]
+    assert documented(JAVASCRIPT, "javascript") == dict.fromkeys(bare, "") | {
         "add": "Exported.",
         "sum": "Of exports.",
         "A.make": "Made.",
-        "A.#hidden": "",
-        "A.size": "",
-        "A.constructor": "",
-        "A.quoted": "",
-        "A.[Symbol.iterator]": "",
         "tools.cut": "Of a key.",
-        "tools.join": "",
-        "tools.nested.deep": "",
-        "A.walk": "",
-        "A.run": "",
-        "A.stop": "",
-        "here": "",
-        "inDynamic": "",
-        "inMain": "",
         "inWrapper": "Wrapped.",
-        "returned": "",
-        "Widget": "",
-        "Late.late": "",
-        "first": "",
         "second": "Second.",
-        "kept": "",
-        "listed": "",
         "default": "Default.\nWith **stars**",
     }
     found = {f.name: f for f in trees.functions(JAVASCRIPT, "javascript")}
@@ -351,7 +329,7 @@ def test_javascript() -> None:
         ("run(() => 1)", None),
     ],
 )
-def test_names_of_javascript_expressions(source: str, name: str | None) -> None:
+def test_names_of_javascript_expressions(source, name):
     assert names(source, "javascript") == ([] if name is None else [name])
 
 
@@ -395,7 +373,7 @@ else:
 '''
 
 
-def test_python() -> None:
+def test_python():
     found = trees.functions(PYTHON, "python")
     assert [(f.name, f.start_line, f.end_line, f.documentation) for f in found] == [
         ("Shelf.size", 8, 16, "Number of books ä.\n\nWith\n    indentation."),
@@ -432,7 +410,7 @@ def by_its_own_parser(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, in
 
 
 @pytest.mark.parametrize("module", ["textwrap", "typing", "json.decoder"])
-def test_python_as_its_own_parser_reads_it(module: str) -> None:
+def test_python_as_its_own_parser_reads_it(module):
     __import__(module)
     source = Path(sys.modules[module].__file__ or "").read_text(encoding="utf-8")
     found = trees.functions(source, "python")
@@ -444,7 +422,7 @@ def test_python_as_its_own_parser_reads_it(module: str) -> None:
 
 @settings(max_examples=30)
 @given(st.text("aé𐍈 \t\n\\'\"#{}%\r\0\x85"), st.booleans())
-def test_any_documentation_is_found_and_leaves_no_trace(text: str, joined: bool) -> None:
+def test_any_documentation_is_found_and_leaves_no_trace(text, joined):
     literal = f"({text!r}\n    '')" if joined else repr(text)
     body = "    # a comment\n    return [1, 2]\n"
     documented = only(f"def f(a, *, b=':'):\n    {literal}\n{body}", "python")
@@ -453,19 +431,19 @@ def test_any_documentation_is_found_and_leaves_no_trace(text: str, joined: bool)
     assert (documented.code, documented.tokens) == (plain.code, plain.tokens)
 
 
-def test_formatted_strings_document_nothing_and_surrogates_can_be_written() -> None:
+def test_formatted_strings_document_nothing_and_surrogates_can_be_written():
     function = only('def f(x):\n    f"""Doc {x}"""\n    return x\n', "python")
     assert function.documentation == ""
     assert 'f"""Doc {x}"""' in function.tokens
     assert only(r'def f(): "\ud800 x"', "python").documentation == "? x"
 
 
-def test_hundreds_of_branches() -> None:
+def test_hundreds_of_branches():
     branches = "".join(f"elif x == {i}:\n    def f(): pass\n" for i in range(900))
     assert len(names(f"if x:\n    pass\n{branches}", "python")) == 900
 
 
-def test_dots_of_a_relative_import_and_python_two() -> None:
+def test_dots_of_a_relative_import_and_python_two():
     function = only("def f():\n    from .... import a\n    from .. import b\n", "python")
     assert [token for token in function.tokens if "." in token] == ["...", ".", ".", "."]
     function = only('def f(x):\n    "Doc."\n    print "a", x\n', "python")
@@ -483,7 +461,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_broken_functions_are_left_out(language: str) -> None:
+def test_broken_functions_are_left_out(language):
     found = [name.rpartition(".")[2] for name in names(BROKEN[language], language)]
     assert "whole" in found
     assert "broken" not in found
@@ -491,7 +469,7 @@ def test_broken_functions_are_left_out(language: str) -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("source", ["", "\n", "\ufeff", "\0\0", "\ud800", "%%% no code at all ((("])
-def test_nothing_to_find(language: str, source: str) -> None:
+def test_nothing_to_find(language, source):
     assert trees.functions(source, language) == []
 
 
@@ -506,7 +484,7 @@ EXAMPLES = {
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_bytes_of_the_file_change_nothing(language: str) -> None:
+def test_bytes_of_the_file_change_nothing(language):
     source = EXAMPLES[language]
     expected = only(source, language)
     assert expected.documentation == "Ünï\ndöc."
@@ -523,7 +501,7 @@ def test_bytes_of_the_file_change_nothing(language: str) -> None:
 @pytest.mark.parametrize("language", LANGUAGES)
 @given(text=st.text(alphabet="aé𐍈 \t#/*'\"{}", max_size=12))
 @settings(max_examples=25, deadline=None)
-def test_texts_are_of_the_file(language: str, text: str) -> None:
+def test_texts_are_of_the_file(language, text):
     comment = "#" if language in ("python", "ruby") else "//"
     opening = "<?php " if language == "php" else ""
     source = f"{opening}{comment} {text}\n\n" + EXAMPLES[language].removeprefix("<?php\n")
@@ -544,14 +522,14 @@ def test_texts_are_of_the_file(language: str, text: str) -> None:
         ("php", "(", "<?php function f() {{ return {}{}{}; }}"),
     ],
 )
-def test_deep_nesting(language: str, around: str, function: str) -> None:
+def test_deep_nesting(language, around, function):
     depth = 6_000  # far beyond what Python's own stack takes
     closing = {"(": ")", "[": "]"}[around]
     source = function.format(around * depth, "1", closing * depth)
     assert only(source, language).tokens.count(closing) >= depth
 
 
-def test_deep_classes_and_wrappers() -> None:
+def test_deep_classes_and_wrappers():
     inner = "function f() {}"
     source = "(function () { " * 2000 + inner + " })()" * 2000
     assert names(source, "javascript") == ["f"]
@@ -568,27 +546,27 @@ def test_deep_classes_and_wrappers() -> None:
     ],
     ids=["one long line", "comments and spaces"],
 )
-def test_time_stays_linear(source: str) -> None:
+def test_time_stays_linear(source):
     began = time.thread_time()
     assert len(trees.functions(source, "javascript")) == 2000
     assert time.thread_time() - began < 8
 
 
-def test_a_source_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_that_takes_too_long(monkeypatch):
     monkeypatch.setattr(trees, "PARSE_SECONDS", 0.05)
     with pytest.raises(SourceError, match=r"over 0\.05 s; 60000 bytes"):
         trees.functions("%w(" * 20_000, "ruby")
     assert names("def f; end", "ruby") == ["f"]
 
 
-def test_threads_share_nothing() -> None:
+def test_threads_share_nothing():
     source = JAVASCRIPT * 5
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(names, [source] * 4, ["javascript"] * 4))
     assert results == [names(source, "javascript")] * 4
 
 
-def test_a_missing_grammar_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_grammar_is_named(monkeypatch):
     trees._language.cache_clear()
     monkeypatch.setitem(sys.modules, "tree_sitter_go", None)
     with pytest.raises(ImportError, match="pip install tree-sitter-go"):
@@ -597,7 +575,7 @@ def test_a_missing_grammar_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert names("func f() {}", "go") == ["f"]
 
 
-def test_without_tree_sitter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_tree_sitter(monkeypatch):
     for module in [m for m in sys.modules if m.startswith(trees.__name__)]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "tree_sitter", None)
@@ -624,25 +602,19 @@ def test_without_tree_sitter(monkeypatch: pytest.MonkeyPatch) -> None:
         ("/** Of x. */ x = 1;", ""),
     ],
 )
-def test_documentation_of_block_comments(comment: str, documentation: str) -> None:
+def test_documentation_of_block_comments(comment, documentation):
     function = only(f"{comment}\nfunction f() {{}}", "javascript")
     assert function.documentation == documentation
     assert function.source.startswith("/**" if documentation else "function")
 
 
-def test_a_comment_documents_one_function() -> None:
+def test_a_comment_documents_one_function():
     source = "/** Both? */\nvar a = function () {}, b = function () {};"
     assert documented(source, "javascript") == {"a": "Both?", "b": ""}
 
 
-def test_languages_by_name_and_suffix() -> None:
+def test_languages_by_name_and_suffix():
     with pytest.raises(ValueError, match=r"'cobol': known are python, javascript"):
         functions("", "cobol")
     found = [language_of(path) for path in ("a/b.py", Path("x.MJS"), "x.rb", "x.pyc")]
     assert found == ["python", "javascript", "ruby", None]
-
-
-def test_extraction_needs_no_heavy_library() -> None:
-    call = "import methods.cascode.extraction.trees, sys; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"

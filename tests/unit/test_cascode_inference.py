@@ -1,15 +1,16 @@
 """The models that the search tool loads: folders, checkpoints of ours, and how soon."""
 
-import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import bert_files
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from bert_files import BERT, save_run
 from torch import Tensor
 
 from methods.cascode import official
@@ -19,46 +20,27 @@ from methods.cascode.module import Fast, Shared, Slow
 from methods.cascode.official import load_searcher
 from methods.cascode.tokenizer import CodeTokenizer, pad
 from shared.checkpoints.reading import CheckpointError
-from shared.checkpoints.writing import AtomicCheckpointIO
 
 TOKENS = "[PAD] [UNK] [CLS] [SEP] [MASK] sort a list def f ( ) return"
 WORDS = TOKENS.split()
-CONFIG = {
-    "model_type": "bert", "vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 2,
-    "num_attention_heads": 2, "intermediate_size": 12, "max_position_embeddings": 20,
-    "type_vocab_size": 2, "hidden_dropout_prob": 0.1, "layer_norm_eps": 1e-12, "pad_token_id": 0,
-}  # fmt: skip
-TEXT = {
-    "vocab_size": 16, "hidden_size": 8, "num_layers": 2, "num_heads": 2, "intermediate_size": 12,
-    "max_positions": 20, "type_vocab_size": 2, "dropout": 0.1, "eps": 1e-12, "pad_id": 0,
-}  # fmt: skip
+SIZES = replace(BERT, vocab=16, positions=20, heads=2, inner=12)
+TEXT = bert_files.text(SIZES)
 LENGTHS = {"query": 6, "code": 9, "pair": 14}
 TEXTS = ["sort a list", "f", "def f ( a ) return a " * 4]
 
 
 def folder_of(path: Path, words: list[str] = WORDS, seed: int = 1) -> Path:
-    """A small BERT in Hugging Face's layout."""
-    path.mkdir()
+    """A small BERT with its vocabulary."""
     torch.manual_seed(seed)
     state = official.export(Fast(text=TEXT))
     weights = {key.removeprefix("encoder."): value for key, value in state.items()}
-    save_file(weights, path / "model.safetensors")
-    (path / "config.json").write_text(json.dumps(CONFIG))
+    bert_files.folder_of(weights, SIZES, path)
     (path / "vocab.txt").write_text("\n".join(words) + "\n")
     return path
 
 
-def checkpoint_of(module: Any, tokenizer: CodeTokenizer, path: Path, **changes: Any) -> Path:
-    """As a run leaves it."""
-    content = {
-        "_target_": f"{type(module).__module__}.{type(module).__qualname__}",
-        "hyper_parameters": dict(module.hparams),
-        "state_dict": module.state_dict(),
-        "tokenizer": tokenizer.state(),
-        "lengths": LENGTHS,
-    }
-    AtomicCheckpointIO().save_checkpoint(content | changes, path)
-    return path
+def checkpoint_of(module: Any, tokenizer: CodeTokenizer, path: Path) -> Path:
+    return save_run(module, path, tokenizer=tokenizer.state(), lengths=LENGTHS)
 
 
 @pytest.fixture
@@ -70,7 +52,7 @@ def rows_of(tokenizer: CodeTokenizer, text: str, most: int) -> tuple[Tensor, Ten
     return pad([tokenizer.single(tokenizer.encode([text])[0], most)], tokenizer.pad_id)
 
 
-def test_vectors_of_a_folder_are_those_of_its_encoder(folder: Path) -> None:
+def test_vectors_of_a_folder_are_those_of_its_encoder(folder):
     """Whatever they were batched with; cut to what its positions hold."""
     model = load_search_model(folder, precision="float32")
     encoder, tokenizer = load_searcher(folder).eval(), CodeTokenizer(folder)
@@ -83,7 +65,7 @@ def test_vectors_of_a_folder_are_those_of_its_encoder(folder: Path) -> None:
     np.testing.assert_allclose(model.encode_queries(TEXTS), vectors, atol=1e-6)
 
 
-def test_a_folder_judges_no_pairs_and_its_pooling_is_asked_for(folder: Path) -> None:
+def test_a_folder_judges_no_pairs_and_its_pooling_is_asked_for(folder):
     model = load_search_model(folder, precision="float32")
     assert not model.can_rerank
     with pytest.raises(CheckpointError, match=r"model cannot judge pairs: it has no second stage"):
@@ -93,13 +75,13 @@ def test_a_folder_judges_no_pairs_and_its_pooling_is_asked_for(folder: Path) -> 
     assert not np.allclose(np.linalg.norm(model.encode_codes(TEXTS), axis=1), 1)
 
 
-def test_a_vocabulary_of_unixcoder_gets_its_mode(tmp_path: Path) -> None:
+def test_a_vocabulary_of_unixcoder_gets_its_mode(tmp_path):
     words = [*WORDS, UNIXCODER]
     assert load_search_model(folder_of(tmp_path / "plain")).tokenizer.mode is None
     assert load_search_model(folder_of(tmp_path / "uni", words)).tokenizer.mode == UNIXCODER
 
 
-def test_a_fingerprint_is_of_weights_tokeniser_and_lengths(folder: Path, tmp_path: Path) -> None:
+def test_a_fingerprint_is_of_weights_tokeniser_and_lengths(folder, tmp_path):
     tokenizer, encoder = CodeTokenizer(folder), load_searcher(folder)
 
     def mark(encoder: Any = encoder, tokenizer: CodeTokenizer = tokenizer, **lengths: int) -> str:
@@ -113,9 +95,7 @@ def test_a_fingerprint_is_of_weights_tokeniser_and_lengths(folder: Path, tmp_pat
 
 
 @pytest.mark.parametrize("form", [Slow, Shared])
-def test_a_checkpoint_brings_tokeniser_lengths_and_judge(
-    form: Any, folder: Path, tmp_path: Path
-) -> None:
+def test_a_checkpoint_brings_tokeniser_lengths_and_judge(form, folder, tmp_path):
     tokenizer = CodeTokenizer(folder)
     torch.manual_seed(3)
     fast = checkpoint_of(Fast(text=TEXT), tokenizer, tmp_path / "fast.ckpt")
@@ -138,7 +118,7 @@ def test_a_checkpoint_brings_tokeniser_lengths_and_judge(
         assert float(score) == pytest.approx(expected.item(), abs=1e-6)
 
 
-def test_bfloat16_is_close_and_the_head_stays_exact(folder: Path, tmp_path: Path) -> None:
+def test_bfloat16_is_close_and_the_head_stays_exact(folder, tmp_path):
     module = Shared(text=TEXT)
     path = checkpoint_of(module, CodeTokenizer(folder), tmp_path / "last.ckpt")
     exact = load_search_model(path, precision="float32")
@@ -150,7 +130,7 @@ def test_bfloat16_is_close_and_the_head_stays_exact(folder: Path, tmp_path: Path
     np.testing.assert_allclose(rough.encode_codes(TEXTS), exact.encode_codes(TEXTS), atol=0.05)
 
 
-def test_a_missing_or_damaged_checkpoint(folder: Path, tmp_path: Path) -> None:
+def test_a_missing_or_damaged_checkpoint(folder, tmp_path):
     path = tmp_path / "no.ckpt"
     with pytest.raises(FileNotFoundError, match=r"no checkpoint at .*no\.ckpt"):
         load_search_model(path)
@@ -162,10 +142,12 @@ def test_a_missing_or_damaged_checkpoint(folder: Path, tmp_path: Path) -> None:
         load_search_model(checkpoint_of(slow, CodeTokenizer(folder), tmp_path / "slow.ckpt"))
 
 
-def test_a_query_waits_for_no_training_library(folder: Path) -> None:
-    """Lightning and timm take longer to import than all that a query needs."""
+def test_a_query_waits_for_no_training_library(folder):
+    """They take longer to import than all that a query needs; extraction needs no torch either."""
     script = f"""
 import sys
+import methods.cascode.extraction.trees
+assert "torch" not in sys.modules
 import methods.cascode.search.cli
 from methods.cascode.search.models import Settings, load
 load(Settings({str(folder)!r})).encode_queries(["sort a list"])

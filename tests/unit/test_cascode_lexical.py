@@ -71,12 +71,6 @@ def bm25_by_formula(query: str, code: str, k1: float, b: float) -> float:
     return total
 
 
-@pytest.fixture
-def index():
-    pytest.importorskip("bm25s")
-    return BM25(CODES)
-
-
 @pytest.mark.parametrize(("k1", "b"), [(1.2, 0.75), (0.9, 0.4)])
 def test_scores_follow_the_formula(k1, b):
     pytest.importorskip("bm25s")
@@ -86,7 +80,9 @@ def test_scores_follow_the_formula(k1, b):
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
-def test_a_query_that_no_code_knows_has_a_row_of_zeros(index):
+def test_a_query_that_no_code_knows_has_a_row_of_zeros():
+    pytest.importorskip("bm25s")
+    index = BM25(CODES)
     assert (index.scores(QUERIES) == 0).all(axis=1).tolist() == [False, False, True, True, False]
     assert index.scores([]).shape == (0, 4)
 

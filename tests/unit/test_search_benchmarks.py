@@ -36,11 +36,8 @@ QUESTION = Question("how?", (A, B, C), True)
 IDEAL = 3 + 1 / math.log2(3) + 1 / 2
 
 
-# --- questions and labels ---
-
-
 @pytest.mark.slow
-def test_every_labelled_function_exists() -> None:
+def test_every_labelled_function_exists():
     questions, absent = load_questions(LIBRARY)
     assert len(questions) >= 80, absent
     assert sum(question.card for question in questions) == 10
@@ -54,7 +51,7 @@ def ask_about(tmp_path: Path, *entries: dict[str, object]) -> Path:
     return path
 
 
-def test_labels_that_a_python_lacks_are_left_out(tmp_path: Path) -> None:
+def test_labels_that_a_python_lacks_are_left_out(tmp_path):
     write_tree(tmp_path, {"new.py": "class A:\n    def f(self):\n        pass\n"})
     source = ask_about(
         tmp_path,
@@ -74,15 +71,13 @@ def test_labels_that_a_python_lacks_are_left_out(tmp_path: Path) -> None:
         ([{"question": "q", "answers": {"new.py": {"f": 1}}}], "answers no question"),
     ],
 )
-def test_bad_questions_are_refused(
-    tmp_path: Path, entries: list[dict[str, object]], message: str
-) -> None:
+def test_bad_questions_are_refused(tmp_path, entries, message):
     write_tree(tmp_path, {"new.py": "def f():\n    pass\n"})
     with pytest.raises(ValueError, match=message):
         load_questions(tmp_path, ask_about(tmp_path, *entries))
 
 
-def test_definitions_are_found_under_conditions_and_not_in_functions(tmp_path: Path) -> None:
+def test_definitions_are_found_under_conditions_and_not_in_functions(tmp_path):
     path = tmp_path / "a.py"
     path.write_text(
         "if a:\n    def f(): pass\nelse:\n    def f():\n        def inner(): pass\n"
@@ -92,7 +87,7 @@ def test_definitions_are_found_under_conditions_and_not_in_functions(tmp_path: P
     assert _definitions(tmp_path / "absent.py") == {}
 
 
-def test_library_is_copied_once_and_without_packages(tmp_path: Path) -> None:
+def test_library_is_copied_once_and_without_packages(tmp_path):
     folder = copy_library(tmp_path, ("json", "shlex"))
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {"json/decoder.py", "shlex.py"} <= found
@@ -109,7 +104,7 @@ def test_library_is_copied_once_and_without_packages(tmp_path: Path) -> None:
 # --- grading ---
 
 
-def test_ndcg_by_hand() -> None:
+def test_ndcg_by_hand():
     hits = [[("z.py", 1, 99)], [("a.py", 30, 41)], [("a.py", 3, 4)]]
     ranking = grades(hits, QUESTION)
     assert ranking == [0, 1, 2]
@@ -121,7 +116,7 @@ def test_ndcg_by_hand() -> None:
     assert ndcg([], QUESTION) == 0
 
 
-def test_hits_of_several_functions_or_several_of_one() -> None:
+def test_hits_of_several_functions_or_several_of_one():
     # Chunks of one function count once and take one position.
     hits = [[("a.py", 1, 5)], [("a.py", 6, 11)], [("b.py", 1, 5)]]
     assert grades(hits, QUESTION) == [2, 1]
@@ -139,7 +134,7 @@ SPANS = st.tuples(st.sampled_from("abz"), st.integers(1, 60), st.integers(0, 30)
 
 
 @given(st.lists(st.lists(SPANS, min_size=1, max_size=2), max_size=15))
-def test_ndcg_is_a_share_of_the_ideal(hits: list[list[tuple[str, int, int]]]) -> None:
+def test_ndcg_is_a_share_of_the_ideal(hits):
     ranking = grades(hits, QUESTION)
     assert 0 <= ndcg(ranking, QUESTION) <= 1 + 1e-12
     assert sum(grade > 0 for grade in ranking) <= len(QUESTION.labels)
@@ -147,7 +142,7 @@ def test_ndcg_is_a_share_of_the_ideal(hits: list[list[tuple[str, int, int]]]) ->
     assert ndcg(grades([*whole, *hits], QUESTION), QUESTION) == pytest.approx(1)
 
 
-def test_interval_of_the_mean() -> None:
+def test_interval_of_the_mean():
     values = np.random.default_rng(0).random(50)
     low, high = interval(values)
     assert low < values.mean() < high
@@ -164,7 +159,7 @@ def of(name: str, hits: list[list[list[tuple[str, int, int]]]], seconds: float) 
     return evaluate(measured, [QUESTION, Question("why?", (C,), False)])
 
 
-def test_table_difference_and_card() -> None:
+def test_table_difference_and_card():
     right, wrong = [("a.py", 1, 2)], [("q.py", 1, 2)]
     rows = [
         of(THEIRS, [[wrong, right], [wrong]], 0.002),
@@ -225,7 +220,7 @@ def fake_semble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "static"
 
 
-def test_peer_is_run_in_a_process_of_its_own(fake_semble: Path, tmp_path: Path) -> None:
+def test_peer_is_run_in_a_process_of_its_own(fake_semble, tmp_path):
     task = Task(tmp_path / "code", ["one", "two"], top=3, repeats=2)
     arguments = (Path(sys.executable), str(tmp_path / "model"), fake_semble, tmp_path / "log")
     (words, hybrid), facts = run_semble(task, *arguments)
@@ -242,7 +237,7 @@ def test_peer_is_run_in_a_process_of_its_own(fake_semble: Path, tmp_path: Path) 
         run_semble(Task(tmp_path / "code", ["boom"], 3, 2), *arguments)
 
 
-def test_ours_is_run_by_the_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ours_is_run_by_the_tool(tmp_path, monkeypatch):
     pytest.importorskip("bm25s")
     model = HashingModel()
     monkeypatch.setattr(systems, "load", lambda settings: model)
@@ -262,12 +257,7 @@ def test_ours_is_run_by_the_tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(model.encoded) == 3  # the index is built anew
 
 
-def test_comparison_from_the_command_line(
-    fake_semble: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_comparison_from_the_command_line(fake_semble, tmp_path, monkeypatch, capsys):
     pytest.importorskip("bm25s")
     monkeypatch.setattr(systems, "load", lambda settings: HashingModel())
     monkeypatch.setattr(peer_environment, "ensure", lambda folder, peer: Path(sys.executable))

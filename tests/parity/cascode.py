@@ -1,21 +1,32 @@
-"""Encoders, losses and training steps."""
+"""Adapters of the CasCode cases; what each name means is said in the case's `case.json`."""
 
-from typing import Any, ClassVar
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from methods.cascode import cleaning
 from methods.cascode.losses import match_scores, matching_loss, pairs_with
 from methods.cascode.model import CodeEncoder
 from methods.cascode.module import Fast, Shared, Slow
 from methods.cascode.official import load_weights
+from methods.cascode.ranking import Cascade, diagonal_ranks, mrr, ranks, recall, top_k
+from methods.cascode.tokenizer import CodeTokenizer, pad
 from shared.losses.contrastive import InBatchContrast, in_batch_nce, similarity_logits
+
+from .recording import quiet_trainer, recording
 
 Config = dict[str, Any]
 Values = dict[str, Any]
 Weights = dict[str, Tensor]
+
+
+# --- encoders, losses and training steps ---
 
 
 class Layout:
@@ -25,10 +36,7 @@ class Layout:
     start_id, separator_id = 0, 2
 
     def __init__(self, c: Config):
-        self.pad_id, self.size = c["pad_token_id"], c["vocab_size"]
-
-    def __len__(self) -> int:
-        return self.size
+        self.pad_id = c["pad_token_id"]
 
     def pair(self, query: list[int], code: list[int], *_: int) -> tuple[list[int], list[int]]:
         ids = [self.start_id, *query, self.separator_id, *code, self.separator_id]
@@ -37,18 +45,13 @@ class Layout:
 
 def text(c: Config) -> Config:
     return {
-        "vocab_size": c["vocab_size"],
-        "hidden_size": c["hidden_size"],
-        "num_layers": c["num_hidden_layers"],
-        "num_heads": c["num_attention_heads"],
+        "vocab_size": c["vocab_size"], "hidden_size": c["hidden_size"],
+        "num_layers": c["num_hidden_layers"], "num_heads": c["num_attention_heads"],
         "intermediate_size": c["intermediate_size"],
         "max_positions": c["max_position_embeddings"],
-        "type_vocab_size": c["type_vocab_size"],
-        "dropout": 0.0,
-        "eps": c["layer_norm_eps"],
-        "pad_id": c["pad_token_id"],
-        "positions_after_pad": True,
-    }
+        "type_vocab_size": c["type_vocab_size"], "dropout": 0.0, "eps": c["layer_norm_eps"],
+        "pad_id": c["pad_token_id"], "positions_after_pad": True,
+    }  # fmt: skip
 
 
 def masked(ids: Tensor, c: Config) -> tuple[Tensor, Tensor]:
@@ -56,11 +59,8 @@ def masked(ids: Tensor, c: Config) -> tuple[Tensor, Tensor]:
 
 
 def batch_of(queries: tuple[Tensor, Tensor], codes: tuple[Tensor, Tensor]) -> Values:
-    names = "query_ids", "query_mask", "code_ids", "code_mask"
-    return {
-        "indices": torch.arange(len(codes[0])),
-        **dict(zip(names, queries + codes, strict=True)),
-    }
+    names = ("query_ids", "query_mask", "code_ids", "code_mask", "indices")
+    return dict(zip(names, (*queries, *codes, torch.arange(len(codes[0]))), strict=True))
 
 
 def encoder(weights: Weights, c: Config, pooling: str, normalize: bool) -> CodeEncoder:
@@ -138,46 +138,20 @@ class Record(pl.Callback):
             self.found[f"after{step}.{official}"] = parameters[ours].detach().clone()
 
 
-class Data(pl.LightningDataModule):
-    """The same batch in every step."""
-
-    lengths: ClassVar[dict[str, int]] = {}
-
-    def __init__(self, batch: Values, c: Config):
-        super().__init__()
-        self.batch, self.steps, self.tokenizer = batch, c["total_steps"], Layout(c)
-
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader([self.batch] * self.steps, batch_size=None)
-
-
 def biencoder_step(c: Config, inputs: Values, weights: Weights) -> Values:
-    module = Fast(
-        text=text(c),
-        pooling=c["pooling"],
-        normalize=c["normalize"],
-        temperature=1 / c["scale"],
-        lr=c["lr"],
-        betas=c["betas"],
-        eps=c["eps"],
-        weight_decay=c["weight_decay"],
-        clip_norm=c["max_grad_norm"],
-    )
+    same = ("pooling", "normalize", "lr", "betas", "eps", "weight_decay")
+    options = {name: c[name] for name in same} | {"clip_norm": c["max_grad_norm"]}
+    module = Fast(text=text(c), temperature=1 / c["scale"], **options)
     report = load_weights(module, weights)
     queries, codes = (masked(inputs[f"{side}_ids"], c) for side in ("nl", "code"))
     with torch.no_grad():
         found: Values = {"nl_vec": module.encoder(*queries), "code_vec": module.encoder(*codes)}
     found["scores"] = similarity_logits(found["nl_vec"], found["code_vec"], 1.0)
     record = Record(dict(report.mapped))
-    quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        limit_train_batches=c["total_steps"],
-        callbacks=[record],
-        **dict.fromkeys(quiet, False),
-    )
-    trainer.fit(module, datamodule=Data(batch_of(queries, codes), c))
+    module.attach = lambda _: None  # the batches need no tokeniser
+    trainer = quiet_trainer(record, max_epochs=1, limit_train_batches=c["total_steps"])
+    batches = [batch_of(queries, codes)] * c["total_steps"]
+    trainer.fit(module, DataLoader(batches, batch_size=None))
     return found | record.found | {"lr_steps": torch.tensor(record.rates[: c["steps_run"]])}
 
 
@@ -224,15 +198,8 @@ def binary_rerank_loss(c: Config, inputs: Values, weights: Weights) -> Values:
 
 
 def shared_joint_loss(c: Config, inputs: Values, weights: Weights) -> Values:
-    module = Shared(
-        text=text(c),
-        pooling=c["pooling"],
-        normalize=c["normalize"],
-        temperature=c["temperature"],
-        weight_fast=c["weight_fast"],
-        weight_slow=c["weight_slow"],
-        head_dropout=0.0,
-    )
+    same = ("pooling", "normalize", "temperature", "weight_fast", "weight_slow")
+    module = Shared(text=text(c), head_dropout=0.0, **{name: c[name] for name in same})
     report = load_weights(module, weights)
     layout = Layout(c)
     module.tokenizer, module.lengths = layout, {"pair": 512, "query": 512}
@@ -245,24 +212,16 @@ def shared_joint_loss(c: Config, inputs: Values, weights: Weights) -> Values:
     tokens = {"query_tokens": body(*queries), "code_tokens": body(*codes)}
     batch = batch_of(queries, codes) | tokens
     module.draw_pairs = lambda *_: pairs_with(inputs["neg_index"])
-    terms: dict[str, Tensor] = {}
-    original = module.total_loss
-
-    def note(losses: dict[str, Tensor], *rest: Any) -> Tensor:
-        terms.update(losses)
-        return original(losses, *rest)
-
-    module.total_loss = note
-    loss = module.training_step(batch, 0)
+    with recording((module, "total_loss")) as calls:
+        loss = module.training_step(batch, 0)
+    terms = calls["total_loss"][0].arguments["terms"]
 
     pairs = pairs_with(inputs["neg_index"])
     rows = [
-        torch.tensor(layout.pair(batch["query_tokens"][q], batch["code_tokens"][k])[0])
+        layout.pair(batch["query_tokens"][q], batch["code_tokens"][k])[0]
         for q, k in zip(pairs.queries.tolist(), pairs.codes.tolist(), strict=True)
     ]
-    pair_ids = torch.full((len(rows), queries[0].shape[1] + codes[0].shape[1] - 1), layout.pad_id)
-    for row, ids in zip(pair_ids, rows, strict=True):
-        row[: len(ids)] = ids
+    pair_ids, _ = _padded(rows, queries[0].shape[1] + codes[0].shape[1] - 1, layout.pad_id)
     with torch.no_grad():
         vectors = {"nl_vec": module.encoder(*queries), "code_vec": module.encoder(*codes)}
         logits = module.classifier(module.encoder.first(*masked(pair_ids, c)))
@@ -285,3 +244,139 @@ def shared_joint_loss(c: Config, inputs: Values, weights: Weights) -> Values:
             if (gradient := parameters[ours].grad) is not None:
                 found[f"{prefix}grad.{official}"] = gradient.clone()
     return found
+
+
+# --- layout and truncation of pairs and of single sequences ---
+
+
+def pair_encoding(config: Config, inputs: Values, weights: Weights) -> Values:
+    """Padded as the case is: pairs with the official script's id, which the mask hides anyway."""
+    tokenizer = _whitespace_tokenizer(inputs["vocab"])
+    texts = {
+        side: tokenizer.encode([" ".join(item[f"{side}_tokens"]) for item in inputs["items"]])
+        for side in ("query", "code")
+    }
+    limits = config["max_seq_length"], config["max_query_tokens_in_pair"]
+    pairs = [tokenizer.pair(q, c, *limits) for q, c in zip(*texts.values(), strict=True)]
+    assert not any(any(types) for _, types in pairs), "RoBERTa has no token types"
+    rows = [ids for ids, _ in pairs]
+    pair_ids, pair_mask = _padded(rows, limits[0], config["pair_pad_id_official"])
+    singles = {
+        name: [tokenizer.single(ids, config[f"{name}_length"]) for ids in texts[side]]
+        for name, side in (("nl", "query"), ("code", "code"))
+    }
+    padded = {
+        name: _padded(rows, config[f"{name}_length"], tokenizer.pad_id)[0]
+        for name, rows in singles.items()
+    }
+    return {
+        "pair_ids": pair_ids,
+        "pair_mask": pair_mask,
+        "pair_length": [len(row) for row in rows],
+        "code_ids": padded["code"],
+        "nl_ids": padded["nl"],
+    }
+
+
+def _whitespace_tokenizer(vocabulary: dict[str, int]) -> CodeTokenizer:
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tokenizer.json"
+        tokenizer.save(str(path))
+        return CodeTokenizer(path, mode="<encoder-only>")
+
+
+def _padded(rows: list[list[int]], length: int, value: int) -> tuple[Any, Any]:
+    """To a given length, by a row of that length that is then taken away."""
+    ids, mask = pad([*rows, [value] * length], value)
+    return ids[:-1], mask[:-1]
+
+
+# --- ranks, protocols and the order of the cascade ---
+
+
+def mrr_protocol(config: Config, inputs: Values, weights: Weights) -> Values:
+    def of(scores: str, ties: Any = "pessimistic") -> Tensor:
+        ids = inputs["query_ids"], inputs["code_ids"]
+        return ranks(inputs[scores], *ids, ties=ties, allow_missing=True)
+
+    found = of("scores")
+    outputs: Values = {
+        "scores.rank": found,
+        "scores.mrr": mrr(found, config["cutoff"]),
+        "scores.mrr_small_cutoff": mrr(found, config["small_cutoff"]),
+        "batched.rank": diagonal_ranks(inputs["batched_scores"]),
+    }
+    outputs["batched.mrr"] = mrr(outputs["batched.rank"])
+    for name, scores, ties in (
+        ("tied", "tied_scores", "optimistic"),
+        ("tied", "tied_scores", "pessimistic"),
+        ("constant", "constant_scores", "pessimistic"),
+    ):
+        found = of(scores, ties)
+        outputs |= {f"{name}.rank_{ties}": found, f"{name}.mrr_{ties}": mrr(found)}
+    return outputs
+
+
+def cascade_ranking(config: Config, inputs: Values, weights: Weights) -> Values:
+    fast, slow, truth = inputs["fast_scores"], inputs["slow_scores"], inputs["gt"]
+    ids = truth, torch.arange(config["candidates"])
+    positions = ranks(fast, *ids, ties="index", allow_missing=True)
+    outputs: Values = {
+        "fast.ranking": top_k(fast, config["candidates"]),
+        **_ranked("fast", positions, ranks(fast, *ids, allow_missing=True)),
+    }
+    for k in config["K"]:
+        chosen = top_k(fast, k)
+        order = Cascade(fast, chosen, slow.gather(1, chosen))
+        outputs[f"k{k}.topk"] = chosen
+        outputs[f"k{k}.ranking"] = order.ranking()
+        outputs[f"k{k}.recall"] = recall(positions, k)
+        outputs |= _ranked(
+            f"k{k}",
+            order.ranks(*ids, allow_missing=True, ties="index"),
+            order.ranks(*ids, allow_missing=True),
+        )
+    return outputs
+
+
+def _ranked(name: str, positions: Tensor, pessimistic: Tensor) -> Values:
+    return {
+        f"{name}.rank": positions,
+        f"{name}.rank_pessimistic": pessimistic,
+        f"{name}.mrr": mrr(positions),
+        f"{name}.mrr_pessimistic": mrr(pessimistic),
+    }
+
+
+# --- cleaning of data ---
+
+
+def docstring_rules(config: Config, inputs: Values, weights: Weights) -> Values:
+    summaries = [cleaning.summary(text) for text in inputs["docstrings"]]
+    return {
+        "summary": summaries,
+        "tokens": [cleaning.documentation_tokens(text) for text in summaries],
+        "stripped": [cleaning.strip_comment_delimiters(comment) for comment in inputs["comments"]],
+    }
+
+
+def code_cleaning(config: Config, inputs: Values, weights: Weights) -> Values:
+    return {
+        "python": [cleaning.without_comments(source, "python") for source in inputs["python"]],
+        "c_like": [cleaning.without_comments(source, "java") for source in inputs["c_like"]],
+    }
+
+
+def near_duplicates(config: Config, inputs: Values, weights: Weights) -> Values:
+    documents = [cleaning.identifiers(tokens, config["language"]) for tokens in inputs["documents"]]
+    accepted = [len(tokens) >= config["min_identifier_tokens"] for tokens in documents]
+    compared = [i for i, long_enough in enumerate(accepted) if long_enough]
+    clusters = cleaning.near_duplicates(
+        [documents[i] for i in compared], config["set_threshold"], config["multiset_threshold"]
+    )
+    return {
+        "accepted": accepted,
+        "clusters": [[compared[i] for i in cluster] for cluster in clusters],
+    }
