@@ -14,7 +14,7 @@ from benchmarks.chaos import first_difference
 from shared.checkpoints.reading import load_checkpoint
 from shared.checkpoints.writing import AtomicCheckpointIO
 from shared.data.loading.loader import EvaluationLoader, ResumableLoader
-from shared.data.loading.streams import Permutation, StreamBatches
+from shared.data.loading.streams import Permutations, StreamBatches
 from shared.training import callbacks
 from shared.training.callbacks import (
     FiniteGradients,
@@ -96,7 +96,7 @@ def fit(folder, checkpoint_class=ResumeCheckpoint, module=None, more=(), **argum
         use_distributed_sampler=False,
         **arguments,
     )
-    batches = ResumableLoader(Points(), StreamBatches([Permutation(100, SIZE)], [4]))
+    batches = ResumableLoader(Points(), StreamBatches([Permutations(100, SIZE)], [4]))
     validation = EvaluationLoader(Points(), SIZE, 8)
     trainer.fit(module, batches, validation, ckpt_path=last if last.exists() else None)
 
