@@ -20,7 +20,7 @@ from shared.losses.language import IGNORED, MaskDraws, mask_tokens, masked_lm_lo
 from shared.nn.image_text import ImageTextEncoders
 from shared.tasks.image_text_contrast import ImageTextContrast
 from shared.tasks.image_text_matching import ImageTextMatching
-from shared.tasks.image_text_method import Evaluation, ImageTextBatch, ImageTextMethod
+from shared.tasks.image_text_method import ImageTextBatch, ImageTextMethod
 from shared.tasks.image_text_retrieval import RetrievalEvaluation
 from shared.tasks.momentum_teacher import MomentumTeacher
 
@@ -28,47 +28,14 @@ log = logging.getLogger(__name__)
 TEMPERATURES = (0.001, 0.5)
 
 
-class Alignment(ImageTextMethod):
-    """What pre-training and retrieval train: encoders with a momentum copy, contrast, matching.
-
-    Arguments: see `ImageTextEncoders`, `ImageTextContrast`, `ImageTextMatching` (whose `negatives`
-    is for both losses), `MomentumTeacher` and, for the rest, `ImageTextMethod`.
-    """
-
-    predicts = "embeddings"
-
-    def __init__(
-        self,
-        evaluation: Evaluation,
-        masked_lm: bool,
-        vision: dict[str, Any],
-        text: dict[str, Any],
-        embed_dim: int,
-        queue_size: int,
-        temperature: float,
-        hard_negatives: bool,
-        negatives: str,
-        encoder_momentum: float,
-        alpha: float,
-        ramp: bool,
-        **frame: Any,
-    ):
-        super().__init__(evaluation, **frame)
-        self.encoders = ImageTextEncoders(vision, text, embed_dim, masked_lm)
-        self.momentum_encoders = MomentumTeacher(self.encoders, encoder_momentum, alpha, ramp)
-        width = self.encoders.text_encoder.width
-        self.matching = ImageTextMatching(width, hard_negatives, negatives)
-        self.contrast = ImageTextContrast(queue_size, embed_dim, temperature, negatives)
-
-    def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
-        """Image features (B, E) of unit norm."""
-        return self.encoders.encode_image(batch["images"])[1]
-
-
-class Pretraining(Alignment):
+class Pretraining(ImageTextMethod):
     """ITA + ITM + MLM, with equal weights.
 
     Args:
+        vision, text, embed_dim: see `ImageTextEncoders`.
+        queue_size, temperature: see `ImageTextContrast`.
+        hard_negatives, negatives: see `ImageTextMatching`; `negatives` is for both losses.
+        encoder_momentum, alpha, ramp: see `MomentumTeacher`.
         evaluation: arguments of `RetrievalEvaluation`.
         seed: masks and negatives are functions of (seed, step, rank).
         mlm_probability: share of tokens to be predicted.
@@ -79,8 +46,20 @@ class Pretraining(Alignment):
             "image", those of different images (captions of one image are then all positives).
     """
 
+    predicts = "embeddings"
+
     def __init__(
         self,
+        vision: dict[str, Any],
+        text: dict[str, Any],
+        embed_dim: int,
+        queue_size: int,
+        temperature: float,
+        hard_negatives: bool,
+        negatives: str,
+        encoder_momentum: float,
+        alpha: float,
+        ramp: bool,
         evaluation: dict[str, Any],
         seed: int,
         mlm_probability: float,
@@ -89,14 +68,19 @@ class Pretraining(Alignment):
         initial: Mapping[str, str | None] | None = None,
         objectives: Sequence[str] = ("ita", "itm", "mlm"),
         identity: str = "pair",
-        **parts: Any,
+        **frame: Any,
     ):
         if not objectives or set(objectives) - {"ita", "itm", "mlm"}:
             raise ValueError(f"objectives are of ita, itm and mlm, got {list(objectives)}")
         if identity not in ("pair", "image"):
             raise ValueError(f'identity must be "pair" or "image", got {identity!r}')
-        super().__init__(RetrievalEvaluation(**evaluation), masked_lm=True, **parts)
+        super().__init__(RetrievalEvaluation(**evaluation), **frame)
         self.save_hyperparameters()
+        self.encoders = ImageTextEncoders(vision, text, embed_dim, masked_lm=True)
+        self.momentum_encoders = MomentumTeacher(self.encoders, encoder_momentum, alpha, ramp)
+        width = self.encoders.text_encoder.width
+        self.matching = ImageTextMatching(width, hard_negatives, negatives)
+        self.contrast = ImageTextContrast(queue_size, embed_dim, temperature, negatives)
 
     def setup(self, stage: str) -> None:
         """Load the initial weights; those of a checkpoint, if one is continued, come after."""
@@ -183,3 +167,7 @@ class Pretraining(Alignment):
         uniforms = self.step_draws("masks", *ids.shape, 4)
         draws = MaskDraws.from_uniforms(uniforms, p["text"]["vocab_size"], p["mlm_probability"])
         return mask_tokens(ids, draws, pad_id, p["cls_id"], p["mask_id"])
+
+    def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
+        """Image features (B, E) of unit norm."""
+        return self.encoders.encode_image(batch["images"])[1]

@@ -10,35 +10,59 @@ import torch
 from torch import Tensor
 
 from methods.albef.grounding import GroundingEvaluation
-from methods.albef.module import Alignment
 from shared.losses.image_text import matching_loss
-from shared.tasks.image_text_method import ImageTextBatch
+from shared.nn.image_text import ImageTextEncoders
+from shared.tasks.image_text_contrast import ImageTextContrast
+from shared.tasks.image_text_matching import ImageTextMatching
+from shared.tasks.image_text_method import ImageTextBatch, ImageTextMethod
 from shared.tasks.image_text_retrieval import RetrievalEvaluation
+from shared.tasks.momentum_teacher import MomentumTeacher
 
 
-class Retrieval(Alignment):
+class Retrieval(ImageTextMethod):
     """ITA + ITM, where all captions of an image are its positives, those in the queue, too.
 
     The temperature is not clamped. Without distillation (alpha 0) the momentum features are still
     the keys. Grounding trains alike, on expressions, and is evaluated by where the model looks.
 
     Args:
+        vision, text, embed_dim: see `ImageTextEncoders`.
+        queue_size, temperature: see `ImageTextContrast`.
+        hard_negatives, negatives: see `ImageTextMatching`; `negatives` is for both losses.
+        encoder_momentum, alpha, ramp: see `MomentumTeacher`.
         evaluation: arguments of `RetrievalEvaluation`.
         seed: negatives are functions of (seed, step, rank).
         cam_mode, cam_layer: see `GroundingEvaluation`; null evaluates by retrieval.
     """
 
+    predicts = "embeddings"
+
     def __init__(
         self,
+        vision: dict[str, Any],
+        text: dict[str, Any],
+        embed_dim: int,
+        queue_size: int,
+        temperature: float,
+        hard_negatives: bool,
+        negatives: str,
+        encoder_momentum: float,
+        alpha: float,
+        ramp: bool,
         evaluation: dict[str, Any],
         seed: int,
         cam_mode: str | None = None,
         cam_layer: int = 8,
-        **parts: Any,
+        **frame: Any,
     ):
         grounding = GroundingEvaluation(cam_mode, cam_layer) if cam_mode is not None else None
-        super().__init__(grounding or RetrievalEvaluation(**evaluation), masked_lm=False, **parts)
+        super().__init__(grounding or RetrievalEvaluation(**evaluation), **frame)
         self.save_hyperparameters()
+        self.encoders = ImageTextEncoders(vision, text, embed_dim, masked_lm=False)
+        self.momentum_encoders = MomentumTeacher(self.encoders, encoder_momentum, alpha, ramp)
+        width = self.encoders.text_encoder.width
+        self.matching = ImageTextMatching(width, hard_negatives, negatives)
+        self.contrast = ImageTextContrast(queue_size, embed_dim, temperature, negatives)
         if grounding:
             grounding.check_layer(self.encoders)
 
@@ -66,3 +90,7 @@ class Retrieval(Alignment):
         loss_itm = matching_loss(self.matching.head(matched), len(ids))
         self.log_train({"temperature": self.contrast.temp.detach(), "alpha": alpha})
         return self.total_loss({"loss_ita": loss_ita, "loss_itm": loss_itm}, {}, batch["indices"])
+
+    def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
+        """Image features (B, E) of unit norm."""
+        return self.encoders.encode_image(batch["images"])[1]

@@ -106,7 +106,7 @@ def load_search_model(
         raise CheckpointError(f"{source}: a checkpoint of {type(module).__name__}, not of CasCode")
     saved = load_checkpoint(source)
     tokenizer, lengths = CodeTokenizer.from_state(saved["tokenizer"]), saved["lengths"]
-    judge = (module.encoder, module.classifier) if module.k_test else None
+    judge = (module.encoder, module.classifier) if module.judge else None
     return SearchModel(str(source), module.searcher, tokenizer, lengths, judge, precision)
 
 

@@ -34,7 +34,7 @@ HARD = 0.5  # share of hard negatives where they are asked for
 class CodeSearch(Method):
     """What all models share: an encoder, AdamW without decay, a rate that falls linearly to 0.
 
-    A subclass that judges pairs sets `k_test` and `classifier`; its evaluation then re-ranks.
+    The evaluation of a subclass that holds a `judge` and a `classifier` re-ranks.
     `weight_decay` is of every parameter alike, `clip_norm` the largest norm of all gradients
     together. The first `frozen_layers` layers and the embeddings are not trained. Training starts
     from `initial` (see `official.load_initial`), or from random weights.
@@ -42,8 +42,8 @@ class CodeSearch(Method):
 
     tokenizer: CodeTokenizer  # of the data
     lengths: Mapping[str, int]  # of query, code and pair, in tokens
-    k_test: Sequence[int] = ()  # candidates to re-rank
     classifier: PairHead
+    judge: "PairJudge | None" = None
 
     def __init__(
         self,
@@ -128,9 +128,9 @@ class CodeSearch(Method):
         self._evaluate("test")
 
     def _rank(self, queries: Tensor, codes: Tensor, split: Any, testing: bool) -> evaluation.Ranked:
-        if not self.k_test:
+        if self.judge is None:
             return evaluation.rank_codes(queries, codes, split, testing)
-        depths = self.k_test if testing else self.k_test[:1]
+        depths = self.judge.k_test if testing else self.judge.k_test[:1]
         return evaluation.re_rank(queries, codes, split, depths, self._score)
 
     def _score(self, pairs: Sequence[Any]) -> Tensor:
@@ -180,32 +180,31 @@ class Fast(CodeSearch):
         return self.total_loss({"loss_fast": loss}, {}, batch["indices"])
 
 
-class Judging(CodeSearch):
-    """What `Slow` and `Shared` have in common: a head that judges pairs, and which ones it learns.
+class PairJudge:
+    """Draws and judges the pairs of a batch: the part that `Slow` and `Shared` hold.
 
     Args:
+        method: whose encoder, tokeniser, lengths and `classifier` judge.
         negatives: "uniform": another code of the batch, all equally likely; "hard": for every
             second query, by chance, the most similar one.
-        slow_micro_batch: pairs that pass the encoder at once, of which alone the activations are
-            kept (the others' are computed again for the gradient); null: all.
+        micro_batch: pairs that pass the encoder at once, of which alone the activations are kept
+            (the others' are computed again for the gradient); null: all.
         k_test: candidates to re-rank; the first one decides `mrr` and the validation.
     """
 
     def __init__(
         self,
-        negatives: Negatives = "uniform",
-        head_dropout: float = 0.1,
-        slow_micro_batch: int | None = None,
-        k_test: Sequence[int] = (10, 100),
-        **frame: Any,
+        method: CodeSearch,
+        negatives: Negatives,
+        micro_batch: int | None,
+        k_test: Sequence[int],
     ):
-        super().__init__(**frame)
         if negatives not in get_args(Negatives):
             raise ValueError(f'negatives are "uniform" or "hard", got {negatives!r}')
         if not k_test or min(k_test) < 1:
             raise ValueError(f"k_test lists numbers of candidates from 1 on, got {list(k_test)}")
-        self.classifier = PairHead(self.encoder.text.width, head_dropout)
-        self.negatives, self.micro_batch, self.k_test = negatives, slow_micro_batch, k_test
+        self.method, self.negatives = method, negatives
+        self.micro_batch, self.k_test = micro_batch, k_test
 
     def draw_pairs(self, size: int, similarity: Tensor | None) -> losses.Pairs:
         """Each query of B = `size` with its own code and with a negative, (2 B,).
@@ -213,22 +212,23 @@ class Judging(CodeSearch):
         Negatives are a function of the seed, the step and the place in the batch of all ranks; hard
         ones need the `similarity` (B, B) of queries and codes.
         """
-        generator = torch_generator(self.seed, self.global_step, "negatives")
-        draws = own_rows(torch.rand(size * world_size(), 2, generator=generator)).to(self.device)
+        method = self.method
+        generator = torch_generator(method.seed, method.global_step, "negatives")
+        draws = own_rows(torch.rand(size * world_size(), 2, generator=generator)).to(method.device)
         negatives = losses.uniform_negatives(draws[:, 0])
         if self.negatives == "hard":
             assert similarity is not None
             negatives = losses.hard_negatives(similarity, negatives, draws[:, 1] < HARD)
         return losses.pairs_with(negatives)
 
-    def judge(self, batch: Batch, pairs: losses.Pairs) -> Tensor:
+    def __call__(self, batch: Batch, pairs: losses.Pairs) -> Tensor:
         """(2 B,) the score of each pair of the batch."""
-        limits = self.lengths["pair"], self.lengths["query"]
+        method, size = self.method, self.micro_batch
+        limits = method.lengths["pair"], method.lengths["query"]
         rows = [
-            self.tokenizer.pair(batch["query_tokens"][query], batch["code_tokens"][code], *limits)
+            method.tokenizer.pair(batch["query_tokens"][query], batch["code_tokens"][code], *limits)
             for query, code in zip(pairs.queries.tolist(), pairs.codes.tolist(), strict=True)
         ]
-        size = self.micro_batch
         if size is None or size >= len(rows):
             return self._scores(rows)
         starts = range(0, len(rows), size)
@@ -237,18 +237,35 @@ class Judging(CodeSearch):
         )
 
     def _scores(self, rows: Sequence[Any]) -> Tensor:
-        first = encode_pairs(self.encoder, self.tokenizer, rows, self.device)
-        return losses.match_scores(self.classifier(first))
+        method = self.method
+        first = encode_pairs(method.encoder, method.tokenizer, rows, method.device)
+        return losses.match_scores(method.classifier(first))
 
 
-class Slow(Judging):
-    """The second stage: judges a query and a code that it reads together; `fast`, a checkpoint of
-    the first one, is not trained: it finds the candidates of the evaluation and hard negatives."""
+class Slow(CodeSearch):
+    """The second stage: judges a query and a code that it reads together.
 
-    def __init__(self, fast: str, **judging: Any):
-        super().__init__(**judging)
+    Args:
+        fast: checkpoint of the first stage, which is not trained: it finds the candidates of the
+            evaluation, and hard negatives.
+        negatives, slow_micro_batch, k_test: see `PairJudge`. head_dropout: in the head.
+    """
+
+    judge: PairJudge
+
+    def __init__(
+        self,
+        fast: str,
+        negatives: Negatives = "uniform",
+        head_dropout: float = 0.1,
+        slow_micro_batch: int | None = None,
+        k_test: Sequence[int] = (10, 100),
+        **frame: Any,
+    ):
+        super().__init__(**frame)
         self.save_hyperparameters()
-        self.fast = fast
+        self.classifier = PairHead(self.encoder.text.width, head_dropout)
+        self.judge, self.fast = PairJudge(self, negatives, slow_micro_batch, k_test), fast
         self._first_stage: list[CodeEncoder] = []  # in a list, it is no part of this module
 
     @property
@@ -266,14 +283,16 @@ class Slow(Judging):
     def pairs(self, batch: Batch) -> losses.Pairs:
         """The pairs that are judged in a step; the first stage says how similar codes are."""
         similarity = None
-        if self.negatives == "hard":
+        if self.judge.negatives == "hard":
             queries = self.searcher(batch["query_ids"], batch["query_mask"])
             similarity = queries @ self.searcher(batch["code_ids"], batch["code_mask"]).T
-        return self.draw_pairs(len(batch["indices"]), similarity)
+        return self.judge.draw_pairs(len(batch["indices"]), similarity)
 
 
-class Shared(Judging):
-    """One encoder for both stages, trained for both at once."""
+class Shared(CodeSearch):
+    """One encoder for both stages, trained for both at once; its arguments are theirs."""
+
+    judge: PairJudge
 
     def __init__(
         self,
@@ -282,17 +301,23 @@ class Shared(Judging):
         gather: bool = True,
         weight_fast: float = 0.5,
         weight_slow: float = 0.5,
-        **judging: Any,
+        negatives: Negatives = "uniform",
+        head_dropout: float = 0.1,
+        slow_micro_batch: int | None = None,
+        k_test: Sequence[int] = (10, 100),
+        **frame: Any,
     ):
-        super().__init__(**judging)
+        super().__init__(**frame)
         self.save_hyperparameters()
+        self.classifier = PairHead(self.encoder.text.width, head_dropout)
+        self.judge = PairJudge(self, negatives, slow_micro_batch, k_test)
         self.temperature, self.contrast = temperature, InBatchContrast(symmetric, gather)
         self.weights = {"loss_fast": weight_fast, "loss_slow": weight_slow}
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         queries = self.encoder(batch["query_ids"], batch["query_mask"])
         codes = self.encoder(batch["code_ids"], batch["code_mask"])
-        pairs = self.draw_pairs(len(queries), queries @ codes.T)
+        pairs = self.judge.draw_pairs(len(queries), queries @ codes.T)
         scores = self.judge(batch, pairs)
         self.log_train({"negatives": self.contrast.negatives(len(queries))})
         parts = {

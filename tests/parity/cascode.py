@@ -211,7 +211,7 @@ def shared_joint_loss(c: Config, inputs: Values, weights: Weights) -> Values:
 
     tokens = {"query_tokens": body(*queries), "code_tokens": body(*codes)}
     batch = batch_of(queries, codes) | tokens
-    module.draw_pairs = lambda *_: pairs_with(inputs["neg_index"])
+    module.judge.draw_pairs = lambda *_: pairs_with(inputs["neg_index"])
     with recording((module, "total_loss")) as calls:
         loss = module.training_step(batch, 0)
     terms = calls["total_loss"][0].arguments["terms"]

@@ -344,7 +344,7 @@ def test_a_micro_batch_changes_neither_scores_nor_gradients():
         torch.manual_seed(5)
         module = lively(Slow(fast="", text=BERT, head_dropout=0.0, slow_micro_batch=size))
         module.tokenizer, module.lengths = tokenizer("bert"), {"pair": 12, "query": 4}
-        pairs = module.draw_pairs(4, None)
+        pairs = module.judge.draw_pairs(4, None)
         scores = module.judge(batch, pairs)
         matching_loss(scores, pairs.labels).backward()
         gradients = [p.grad for p in module.parameters() if p.grad is not None]

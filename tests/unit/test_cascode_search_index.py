@@ -4,6 +4,7 @@ import os
 import resource
 import shutil
 import signal
+import time
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
@@ -267,6 +268,27 @@ def test_killed_while_pages_are_written(root, monkeypatch):
         path.unlink()
     assert build(root).unchanged
     assert content(root / FOLDER) == before
+
+
+@pytest.mark.slow
+def test_killed_from_outside(tmp_path, monkeypatch):
+    """At any moment, again and again."""
+    monkeypatch.setattr(indexing, "BATCH", 4)
+    disturbed, undisturbed = (
+        write_tree((tmp_path / name).resolve(), FILES | many(30)) for name in "ab"
+    )
+    build(undisturbed)
+    kills = 0
+    for delay in (0.01, 0.07, 0.13):
+        if (pid := os.fork()) == 0:
+            build(disturbed, HashingModel(seconds=0.02))
+            os._exit(0)
+        time.sleep(delay)
+        os.kill(pid, signal.SIGKILL)
+        kills += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert kills >= 1
+    build(disturbed)
+    assert content(disturbed / FOLDER) == content(undisturbed / FOLDER)
 
 
 @pytest.mark.parametrize("kilobytes", [1, 100])

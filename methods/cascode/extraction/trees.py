@@ -15,8 +15,8 @@ try:
 except ImportError as error:
     raise ImportError("reading source needs tree-sitter: pip install 'tenfold[code]'") from error
 
-from methods.cascode.extraction import Function, SourceError
 from methods.cascode.extraction.comments import documentation_before
+from methods.cascode.extraction.function import Function, SourceError
 from methods.cascode.extraction.grammars import COMMENTS, GRAMMARS, WHOLE, Definition, Place
 
 PARSE_SECONDS = 10.0  # of processor time for one file; nested quotes can take the square of n
