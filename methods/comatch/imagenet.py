@@ -5,7 +5,7 @@ of each queue. Source: docs/papers/comatch.md, section 3.4; salesforce/CoMatch@0
 `imagenet/Model.py`, `imagenet/Train_CoMatch.py`.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,17 +19,17 @@ from methods.comatch.losses import (
     pseudo_label_quality,
     smooth_with_memory,
 )
-from methods.comatch.module import Classifier
 from shared.distributed import all_gather, rank, shuffled_forward, step_permutation, world_size
 from shared.nn.encoder import Encoder
 from shared.nn.momentum import MomentumEncoder
 from shared.nn.queue import FeatureQueue
 from shared.tasks.classification import Accuracies, Batch
+from shared.training.method import Method
 from shared.training.optim import weight_decay_groups
 from shared.training.schedules import half_cosine
 
 
-class CoMatchImageNet(Classifier):
+class CoMatchImageNet(Method):
     """CoMatch, ImageNet form; the arguments without a word here are those of the CIFAR form.
 
     Args:
@@ -40,8 +40,6 @@ class CoMatchImageNet(Classifier):
             it local (false), and reaches other ranks through the queue.
         seed: of the shuffled-BatchNorm permutations, which are a function of (seed, step).
     """
-
-    copy_at: ClassVar[str] = "momentum_encoder"
 
     def __init__(
         self,
@@ -125,6 +123,20 @@ class CoMatchImageNet(Classifier):
         weights = {"loss_u": p["lambda_u"], "loss_c": min(epoch + 1, p["lambda_c"])}
         return self.total_loss(terms, weights, batch["unlabelled_indices"])
 
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        images = self.concatenate([batch["images"]])
+        for suffix, network in {"": self.encoder, "_ema": self.momentum_encoder}.items():
+            self.accuracies.update(network(images)[0], batch["labels"], suffix)
+
+    test_step = validation_step
+
+    def log_evaluation(self, split: str) -> None:
+        self.log_dict(self.accuracies.compute(split))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """(N, C) class probabilities."""
+        return self.momentum_encoder(self.concatenate([batch["images"]]))[0].softmax(dim=1)
+
     def configure_optimizers(self):
         p = self.hparams
         groups = weight_decay_groups(self.encoder, p["weight_decay"])
@@ -132,9 +144,11 @@ class CoMatchImageNet(Classifier):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Refuse data too small to fill the weak queue before smoothing starts in epoch 1."""
+        if self.global_step > 0 or self.current_epoch > 0:
+            return
         rows = (len(batch["labelled"]) + len(batch["weak"])) * world_size()
         offered, size = rows * int(self.trainer.num_training_batches), len(self.weak_queue)
-        if self.global_step == 0 and self.current_epoch == 0 and offered < size:
+        if offered < size:
             said = f"queue_size {size} exceeds the {offered} rows written in the first epoch"
             advice = "smoothing would mix in noise: lower method.queue_size or use more data"
             raise ValueError(f"{said}; {advice}")

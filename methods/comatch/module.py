@@ -5,7 +5,7 @@ Source: docs/papers/comatch.md, sections 3.1 to 3.5; salesforce/CoMatch@08b4cce 
 `Train_fixmatch.py`.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,32 +30,11 @@ from shared.training.optim import weight_decay_groups
 from shared.training.schedules import cosine_7_16, warm_up_decay
 
 
-class Classifier(Method):
-    """A trained network and its slow copy, which predicts: `val/top1`, `val/top5` and, of the copy,
-    `val/top1_ema`, `val/top5_ema`; `test/...` likewise."""
-
-    copy_at: ClassVar[str] = "ema_encoder"
-    encoder: Encoder
-    accuracies: Accuracies
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        images, copy = self.concatenate([batch["images"]]), self.get_submodule(self.copy_at)
-        for suffix, network in {"": self.encoder, "_ema": copy}.items():
-            self.accuracies.update(network(images)[0], batch["labels"], suffix)
-
-    test_step = validation_step
-
-    def log_evaluation(self, split: str) -> None:
-        self.log_dict(self.accuracies.compute(split))
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """(N, C) class probabilities."""
-        logits, _ = self.get_submodule(self.copy_at)(self.concatenate([batch["images"]]))
-        return logits.softmax(dim=1)
-
-
-class EMAClassifier(Classifier):
+class EMAClassifier(Method):
     """The CIFAR scripts' frame: SGD with the 7/16 cosine, and an EMA copy that predicts.
+
+    Evaluates both networks: `val/top1`, `val/top5` and, of the copy, `val/top1_ema`,
+    `val/top5_ema`; `test/...` likewise.
 
     Args:
         projection: see `Encoder`; only CoMatch has one.
@@ -85,6 +64,20 @@ class EMAClassifier(Classifier):
         self.lay_out(self.encoder, channels_last)
         self.ema_encoder = MomentumEncoder(self.encoder, buffers="copy")
         self.accuracies = Accuracies("", "_ema")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        images = self.concatenate([batch["images"]])
+        for suffix, network in {"": self.encoder, "_ema": self.ema_encoder}.items():
+            self.accuracies.update(network(images)[0], batch["labels"], suffix)
+
+    test_step = validation_step
+
+    def log_evaluation(self, split: str) -> None:
+        self.log_dict(self.accuracies.compute(split))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """(N, C) class probabilities."""
+        return self.ema_encoder(self.concatenate([batch["images"]]))[0].softmax(dim=1)
 
     def configure_optimizers(self):
         p = self.hparams

@@ -16,7 +16,7 @@ from torch import Tensor
 from methods.comatch.controls import permuted_weights
 from methods.comatch.imagenet import CoMatchImageNet
 from methods.comatch.losses import oldest_first
-from methods.comatch.module import Classifier, CoMatch, EMAClassifier
+from methods.comatch.module import CoMatch, EMAClassifier
 from shared.checkpoints import warm_start as common
 from shared.checkpoints.official import (
     SCALAR,
@@ -29,6 +29,8 @@ from shared.checkpoints.official import (
     import_official,
 )
 from shared.checkpoints.reading import CheckpointError, load_checkpoint
+
+Classifier = EMAClassifier | CoMatchImageNet
 
 INTEGER = Conversion(lambda value, ours: torch.as_tensor(value), lambda value, _: int(value))
 LENGTH = Conversion(lambda history, _: torch.tensor(len(history)), None)
@@ -162,7 +164,7 @@ def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyR
     fresh |= {f"{state}.{{rest}}": "starts empty" for state in states}
     table = KeyTable(start.rules, start.dropped, {**fresh, **start.fresh})
     report = import_official(source, table, module)
-    copy: Any = module.get_submodule(module.copy_at)
+    copy = module.ema_encoder if isinstance(module, EMAClassifier) else module.momentum_encoder
     copy.update(module.encoder, 0.0)
     return report
 
@@ -212,7 +214,7 @@ def _simclr(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
     return KeyTable(rules, {f"fc{n}.{{rest}}": reason for n in (1, 2)} if headless else {})
 
 
-WARM_STARTS: dict[str, tuple[type[Classifier], Callable[..., KeyTable]]] = {
+WARM_STARTS: dict[str, tuple[Any, Callable[..., KeyTable]]] = {
     "moco_v2": (CoMatchImageNet, _moco),
     "pcl": (CoMatchImageNet, partial(_moco, linear_head=True)),
     "simclr": (EMAClassifier, _simclr),

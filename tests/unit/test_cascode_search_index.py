@@ -4,8 +4,8 @@ import os
 import resource
 import shutil
 import signal
-import time
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -274,6 +274,13 @@ def test_killed_while_pages_are_written(root, monkeypatch):
 def test_killed_from_outside(tmp_path, monkeypatch):
     """At any moment, again and again."""
     monkeypatch.setattr(indexing, "BATCH", 4)
+    encode = HashingModel.encode_queries
+
+    def slowly(self, texts):
+        time.sleep(0.02)
+        return encode(self, texts)
+
+    monkeypatch.setattr(HashingModel, "encode_queries", slowly)
     disturbed, undisturbed = (
         write_tree((tmp_path / name).resolve(), FILES | many(30)) for name in "ab"
     )
@@ -281,7 +288,7 @@ def test_killed_from_outside(tmp_path, monkeypatch):
     kills = 0
     for delay in (0.01, 0.07, 0.13):
         if (pid := os.fork()) == 0:
-            build(disturbed, HashingModel(seconds=0.02))
+            build(disturbed)
             os._exit(0)
         time.sleep(delay)
         os.kill(pid, signal.SIGKILL)

@@ -283,7 +283,7 @@ def test_records_are_checked(built: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").mkdir()
     (tmp_path / "secret/scene_records.json").write_text('{"train": [{"id": 1}]}')
     with pytest.raises(
-        DataCorruptError, match=r"scene_records.json: damaged; delete.*KeyError\('objects'\)"
+        DataCorruptError, match=r"scene_records.json: damaged; delete.*KeyError: 'objects'"
     ):
         read_scenes(tmp_path, "train")
 
