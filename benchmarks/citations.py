@@ -3,6 +3,7 @@
 A citation is `docs/papers/NAME.md`, alone or followed by `, section 3.2`, `, sections 3.1 to 3.4
 and 5`, a section and `, item 5`, or `, pitfall 2` (an item of the section on pitfalls). It leads
 somewhere if the file has that heading or item. Documents that no reader has are not cited at all.
+What a card or a paper's page calls `shared/...py`, `conf/...yaml` and so on is a file that exists.
 """
 
 import re
@@ -23,6 +24,10 @@ UNREACHABLE = re.compile(
     rf"\bspec(?:ification)?,? (?:sections? |pitfall )?{_NUMBER}|of the spec(?:ification)?\b"
     r"|DESIGN section|code-corpus\.md|miniature-data\b"
 )
+FILE = re.compile(
+    r"`((?:shared|methods|benchmarks|tests|conf|docs)/[a-z\d_/]+\.(?:py|yaml|md))[`:]"
+)
+PLACES = re.compile(r"^(README|methods/\w+/README|docs/papers/\w+|docs/search)\.md$")
 EXAMPLES = re.compile("^tests/golden/|/(test_)?citations.py$")  # recorded, or wrong on purpose
 _HEADING = re.compile(rf"^#+ ({_NUMBER})\.? (.*)", re.MULTILINE)
 _ITEM = re.compile(r"^(\d+)\. ", re.MULTILINE)
@@ -50,6 +55,9 @@ def problems(file: Path, root: Path) -> Iterator[str]:
     reasons = [(match, _reason(match, root)) for match in CITATION.finditer(joined)]
     found = [(match, f"leads nowhere: {reason}") for match, reason in reasons if reason]
     found += [(m, "cites a document that no reader has") for m in UNREACHABLE.finditer(joined)]
+    if PLACES.search(str(place)):
+        there = (match for match in FILE.finditer(joined) if not (root / match[1]).exists())
+        found += [(match, "is no file") for match in there]
     for match, said in found:
         line = text.count("\n", 0, offsets[match.start()]) + 1
         yield f"{place}:{line}: {match[0]!r} {said}"

@@ -75,3 +75,11 @@ def test_citations_that_lead_nowhere(root: Path, text: str, reason: str) -> None
     assert reason in problem
     cited = next(n for n, line in enumerate(text.split("\n"), 1) if line not in ("x", "see the"))
     assert problem.startswith(f"code.py:{cited}:")
+
+
+def test_a_card_names_files_that_exist(root: Path) -> None:
+    card = root / "README.md"
+    card.write_text("`shared/gone.py`, `shared/here.py:name`, `conf/METHOD.yaml`\n")
+    (root / "shared").mkdir()
+    (root / "shared" / "here.py").touch()
+    assert list(problems(card, root)) == ["README.md:1: '`shared/gone.py`' is no file"]
