@@ -33,8 +33,13 @@ from benchmarks.claims import CONF, ClaimError, read, typed
 from shared.checkpoints.reading import load_checkpoint
 from shared.training.loggers import read_metrics
 
-ALWAYS = ["checkpoint_every=15", "trainer.log_every_n_steps=1", "precision=32-true"]
-ALWAYS += ["threads=1", "logger=csv"]
+ALWAYS = [
+    "checkpoint_every=15",
+    "trainer.log_every_n_steps=1",
+    "precision=32-true",
+    "threads=1",
+    "logger=csv",
+]
 SPREAD = (0.05, 0.92)  # of the steps; kills land in there, one in each of equal parts
 ATTEMPTS = 3
 COMPARED = ("state_dict", "optimizer_states", "lr_schedulers", "callbacks", "global_step", "epoch")

@@ -32,8 +32,16 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 TREE = ("methods", "shared", "benchmarks", "tests", "pyproject.toml")
-LIBRARIES = ["torch", "torchvision", "torchmetrics", "pytorch_lightning", "numpy", "safetensors"]
-LIBRARIES += ["hydra", "hypothesis"]
+LIBRARIES = [
+    "torch",
+    "torchvision",
+    "torchmetrics",
+    "pytorch_lightning",
+    "numpy",
+    "safetensors",
+    "hydra",
+    "hypothesis",
+]
 TIME_LIMIT = 180.0  # seconds for one mutant; out of time proves nothing: the machine may be busy
 
 
