@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
 
-from shared.files import open_regular
+from shared.checkpoints.zoo import is_of_zoo, zoo_file
+from shared.files import open_regular, parse_json
 from shared.nn.building import trusted_class
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 MOST_PARTS = 50_000_000  # of nested containers; generators and samplers hold thousands
 DEEPEST = 100  # nesting of containers
+ABOUT = "tenfold"  # in the header of a .safetensors file: what a checkpoint holds beside weights
 
 
 class CheckpointError(RuntimeError):
@@ -45,11 +46,16 @@ class CheckpointError(RuntimeError):
 def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:
     """Read a checkpoint of tensors and plain containers; nothing in the file is executed.
 
-    A ``.safetensors`` file becomes a flat dict of tensors. FileNotFoundError if there is no such
-    file; CheckpointError if it is empty, truncated, damaged (torch checks no checksums, this does),
-    not a checkpoint, or holds pickled objects.
+    A ``.safetensors`` file becomes a flat dict of tensors, or what `write_portable` was given;
+    ``zoo:NAME`` is one that comes with us. FileNotFoundError if there is no such file;
+    CheckpointError if it is empty, truncated, damaged (torch checks no checksums, this does), not a
+    checkpoint, or holds pickled objects.
     """
     path, refused = Path(path), f"refused checkpoint {path}"
+    try:
+        path = zoo_file(path) if is_of_zoo(path) else path
+    except ValueError as error:
+        raise CheckpointError(f"{refused}: {error}") from None
     try:
         with open_regular(path) as file:
             empty = not file.read(1)
@@ -62,7 +68,8 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
             raise ValueError("the file is empty")
         if path.suffix == ".safetensors":
             device = map_location if isinstance(map_location, str | int) else "cpu"
-            return load_file(path, device=device)
+            content = _read_safetensors(path, device)
+            return _bounded(content, refused)
         if tarfile.is_tarfile(path):
             raise ValueError("torch would unpack it as its oldest format, a tar archive")
         if zipfile.is_zipfile(path):
@@ -77,6 +84,24 @@ def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[
         reason = f"{type(error).__name__}: {first_line(error)}"
         said = f"{refused}: truncated, damaged or not a checkpoint ({reason})"
         raise CheckpointError(said) from error
+    return _bounded(content, refused)
+
+
+def _read_safetensors(path: Path, device: str | int) -> dict[str, Any]:
+    with safe_open(path, framework="pt", device=device) as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        about = (file.metadata() or {}).get(ABOUT)
+    if about is None:
+        return tensors
+    content = parse_json(about)
+    copies = content.pop("copies")
+    if len(set(copies.values())) < len(copies):  # so that no file asks for many times its size
+        raise ValueError("two weights are copies of the same one")
+    return {**content, "state_dict": tensors | {key: tensors[of] for key, of in copies.items()}}
+
+
+def _bounded(content: Any, refused: str) -> dict[str, Any]:
+    """`content`; CheckpointError if it is no dictionary, or its containers unfold to too much."""
     if not isinstance(content, dict):
         raise CheckpointError(f"{refused}: it holds a {type(content).__name__}, not a dictionary")
     if _count_parts(content) > MOST_PARTS:

@@ -1,5 +1,6 @@
 """Writing checkpoints that survive a crash: the previous file stays until the next one is whole."""
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,13 +9,16 @@ from typing import Any
 import torch
 from lightning_fabric.plugins.io.checkpoint_io import CheckpointIO
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from shared.checkpoints.reading import CheckpointError, first_line, load_checkpoint
+from shared.checkpoints.reading import ABOUT, CheckpointError, first_line, load_checkpoint
 from shared.files import replacing
 
 PLAIN: tuple[type, ...] = (type(None), bool, int, float, complex, str, bytes)
 PLAIN += (torch.Size, torch.dtype, torch.device)
+PREDICTING = ("_target_", "hyper_parameters", "class_names", "vocabulary")
+SHOWN = ("augmentation", "image_mode")  # of the data: what a network is shown
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -46,6 +50,30 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def remove_checkpoint(self, path: str | os.PathLike) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+def write_portable(checkpoint: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Write a checkpoint of ours as ``.safetensors``, a third or less of its size: weights in half
+    precision, equal ones once, and of the rest what prediction needs, as JSON in the header."""
+    weights: dict[str, Tensor] = {}
+    copies: dict[str, str] = {}
+    for key, value in checkpoint["state_dict"].items():
+        small = value.half() if value.is_floating_point() else value
+        known = (k for k, w in weights.items() if k not in copies.values() and _same(w, small))
+        if value.numel() > 1 and (origin := next(known, None)) is not None:
+            copies[key] = origin
+        else:
+            weights[key] = small.contiguous()
+    data = checkpoint["datamodule_hyper_parameters"]
+    about = {key: checkpoint[key] for key in PREDICTING if key in checkpoint}
+    about["datamodule_hyper_parameters"] = {k: data[k] for k in SHOWN if k in data}
+    header = json.dumps(_plain({**about, "copies": copies}, "checkpoint"), allow_nan=False)
+    with replacing(Path(path)) as file:
+        file.write(save(weights, {ABOUT: header}))
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _plain(value: Any, where: str) -> Any:

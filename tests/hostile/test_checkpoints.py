@@ -25,7 +25,7 @@ import methods
 import shared
 from shared import cli
 from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
-from shared.checkpoints.writing import AtomicCheckpointIO
+from shared.checkpoints.writing import AtomicCheckpointIO, write_portable
 from shared.data.views.interface import Views
 from shared.nn.building import trusted_class
 from shared.predict import command
@@ -242,16 +242,51 @@ def test_every_way_from_a_file_to_a_constructor_is_known():
 
 
 @pytest.mark.parametrize("damage", MOSTLY)
-@pytest.mark.parametrize("name", ["last.ckpt", "model.safetensors"])
+@pytest.mark.parametrize("name", ["last.ckpt", "model.safetensors", "portable.safetensors"])
 def test_damaged_files(tmp_path, name, damage):
     write_checkpoint(tmp_path / "last.ckpt")
-    if name != "last.ckpt":
+    if name.startswith("portable"):
+        write_portable(load_checkpoint(tmp_path / "last.ckpt"), tmp_path / name)
+    elif name != "last.ckpt":
         save_file({"a": torch.arange(300.0), "b": torch.zeros(2, 3)}, tmp_path / name)
     DAMAGES[damage](tmp_path / name)
     with watched(tmp_path) as watch, pytest.raises((CheckpointError, FileNotFoundError)) as caught:
         load_checkpoint(tmp_path / name)
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert watch.processes == watch.outside == []
+
+
+HEADERS: dict[str, str] = {
+    "no JSON": "{",
+    "deep": '{"copies": ' + "[" * 100_000,
+    "a list": "[]",
+    "without copies": "{}",
+    "copies that are a list": '{"copies": [1]}',
+    "a copy of nothing": '{"copies": {"b": "c"}}',
+    "a copy of a copy": '{"copies": {"b": "a", "c": "b"}}',
+    "two copies of one": '{"copies": {"b": "a", "c": "a"}}',
+    "an unhashable origin": '{"copies": {"b": ["a"]}}',
+    "deep lists": '{"copies": {}, "class_names": ' + "[" * 400 + "]" * 400 + "}",
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_headers(tmp_path, name):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(2)}, path, {"tenfold": HEADERS[name]})
+    with watched(tmp_path) as watch, pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        load_checkpoint(path)
+    assert watch.processes == watch.outside == []
+
+
+def test_a_header_names_a_module_as_a_pickle_does(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    changed = content(folder)
+    changed["_target_"] = "os.system"
+    write_portable(changed, folder / "model.safetensors")
+    with watched(folder) as watch, pytest.raises(CheckpointError, match="under methods"):
+        load_module(folder / "model.safetensors")
     assert watch.processes == watch.outside == []
 
 

@@ -1,6 +1,7 @@
 """Checkpoints: whole or refused, never executed; rebuilt from our own classes only."""
 
 import errno
+import hashlib
 import shutil
 import sys
 import textwrap
@@ -14,9 +15,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import methods
-from shared.checkpoints import reading
+from shared.checkpoints import reading, zoo
 from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
-from shared.checkpoints.writing import AtomicCheckpointIO
+from shared.checkpoints.writing import AtomicCheckpointIO, write_portable
 from tests.processes import run
 
 TINY = """
@@ -143,6 +144,63 @@ def test_safetensors_load_and_what_is_no_checkpoint_is_refused(tmp_path):
         load_checkpoint(tmp_path / "tensor.pt")
     with pytest.raises(FileNotFoundError, match=r"nothing\.ckpt"):
         load_checkpoint(tmp_path / "nothing.ckpt")
+
+
+def portable(tmp_path, module, path, **changes):
+    """A file of `write_portable`, of the checkpoint that `written` writes."""
+    data = {"augmentation": {"size": 3}, "image_mode": "RGB", "files": "/home/me"}
+    changes |= {"datamodule_hyper_parameters": data, "optimizer_states": [{"a": 1}]}
+    write_portable(load_checkpoint(written(tmp_path, module, **changes)), path)
+    return path
+
+
+def test_a_portable_checkpoint_is_small_and_rebuilds_the_module(tmp_path, tiny):
+    module = tiny.Tiny(NET | {"in_features": 500})
+    module.copy = nn.ModuleList([nn.Linear(500, 2), nn.Linear(500, 2)])
+    for copy in module.copy:
+        copy.load_state_dict(module.net.state_dict())
+    path = portable(tmp_path, module, tmp_path / "small.safetensors", vocabulary=["[PAD]", "é"])
+    # Of three equal weights two are written: no more than one is a copy of the same.
+    assert path.stat().st_size < 2 * 2 * 1000 + 2000
+    found = load_checkpoint(path)
+    assert found["vocabulary"] == ["[PAD]", "é"]
+    shown = {"augmentation": {"size": 3}, "image_mode": "RGB"}
+    assert found["datamodule_hyper_parameters"] == shown
+    assert not found.keys() & {"optimizer_states", "copies"}
+    assert found["state_dict"].keys() == module.state_dict().keys()
+    for key, value in module.state_dict().items():
+        assert torch.equal(found["state_dict"][key], value.half())
+    again = tmp_path / "again.safetensors"
+    write_portable(load_checkpoint(tmp_path / "last.ckpt"), again)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_a_portable_module_computes_in_single_precision(tmp_path, tiny):
+    module = tiny.Tiny(NET)
+    rebuilt = load_module(portable(tmp_path, module, tmp_path / "small.safetensors"))
+    assert rebuilt.net.weight.dtype == torch.float32
+    assert torch.equal(rebuilt.net.weight, module.net.weight.half().float())
+
+
+def test_the_zoo_is_verified(tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr(zoo, "ZOO", tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no zoo:tiny in the zoo \(it is empty\)"):
+        load_checkpoint("zoo:tiny")
+    path = portable(tmp_path, tiny.Tiny(NET), tmp_path / "tiny.safetensors")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    (tmp_path / zoo.SUMS).write_text(f"{digest}  tiny.safetensors\n")
+    assert type(load_module("zoo:tiny")) is tiny.Tiny
+    assert type(load_module(Path("zoo:tiny"))) is tiny.Tiny
+    with pytest.raises(FileNotFoundError, match=r"no zoo:../tiny in the zoo \(zoo:tiny\)"):
+        load_checkpoint("zoo:../tiny")
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"zoo:tiny: it is not as .*git checkout"):
+        load_checkpoint("zoo:tiny")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="git checkout"):
+        load_checkpoint("zoo:tiny")
 
 
 def test_containers_become_plain_and_objects_are_refused(tmp_path):
