@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from shared.checkpoints.official import KeyReport, KeyTable, Rule, import_official
 from shared.checkpoints.reading import CheckpointError, load_checkpoint
+from shared.checkpoints.zoo import is_of_zoo
 from shared.data.errors import DataNotFoundError
 from shared.data.readers.files import package_files
 from shared.nn.text_transformer import LanguageHead, TextTransformer
@@ -71,13 +72,16 @@ def model_folder(source: str | PathLike[str]) -> Path:
 
 
 def hugging_face_state(folder: str | PathLike[str]) -> dict[str, Tensor]:
-    """The weights in such a folder under today's names; CheckpointError of none or damaged ones."""
-    folder = Path(folder)
-    safe, pickled = (folder / name for name in WEIGHTS)
-    if not (safe.is_file() or pickled.is_file()):
+    """The weights in such a folder, or file of one, under today's names; CheckpointError of none or
+    damaged ones."""
+    safe, pickled = (Path(folder) / name for name in WEIGHTS)
+    if is_of_zoo(folder) or Path(folder).is_file():
+        state = load_checkpoint(folder)
+    elif safe.is_file() or pickled.is_file():
+        state = load_checkpoint(safe if safe.is_file() else pickled)
+    else:
         lacking = f"neither {safe.name} nor {pickled.name} is there"
         raise CheckpointError(f"{folder}: {lacking}; give the folder of a model {LAYOUT}")
-    state = load_checkpoint(safe if safe.is_file() else pickled)
     for oldest, today in (("gamma", "weight"), ("beta", "bias")):
         before, after = f"LayerNorm.{oldest}", f"LayerNorm.{today}"
         state = {key.replace(before, after): value for key, value in state.items()}
@@ -87,9 +91,9 @@ def hugging_face_state(folder: str | PathLike[str]) -> dict[str, Tensor]:
 def load_hugging_face(
     module: TextTransformer, folder: str | PathLike[str], head: LanguageHead | None = None
 ) -> KeyReport:
-    """Load BERT's weights from a folder of Hugging Face's layout; CheckpointError as of
-    `hugging_face_state`, or of what does not fit. Cross-attention, which BERT has not, keeps its
-    initial weights. `head` takes BERT's word prediction if the file has it."""
+    """Load BERT's weights from a folder of Hugging Face's layout, a file of it, or the zoo;
+    CheckpointError as of `hugging_face_state`, or of what does not fit. Cross-attention, which BERT
+    has not, keeps its initial weights. `head` takes BERT's word prediction if the file has it."""
     renamed = hugging_face_state(folder)
     prefix = "bert." if any(key.startswith("bert.") for key in renamed) else ""
     rules = bert_rules(prefix, "text.")

@@ -17,7 +17,7 @@ from shared.files import replacing
 
 PLAIN: tuple[type, ...] = (type(None), bool, int, float, complex, str, bytes)
 PLAIN += (torch.Size, torch.dtype, torch.device)
-PREDICTING = ("_target_", "hyper_parameters", "class_names", "vocabulary")
+PREDICTING = ("_target_", "hyper_parameters", "class_names", "vocabulary", "accuracy")
 SHOWN = ("augmentation", "image_mode")  # of the data: what a network is shown
 
 

@@ -4,15 +4,19 @@ Shapes: B images, N = (image_size / patch_size)^2 patches, C width. Keys are tim
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from timm.models import vision_transformer as timm_vit
+from timm.models.vision_transformer_hybrid import HybridEmbed
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from shared.nn.wide_resnet import PreActivationBlock
 
 
 class VisionTransformer(timm_vit.VisionTransformer):
@@ -20,7 +24,11 @@ class VisionTransformer(timm_vit.VisionTransformer):
     which the first is the class token. Positions are absolute and learned.
 
     Stochastic depth rises linearly to `drop_path`; `initial_std` is that of the blocks' weights,
-    larger for small widths, see `TextTransformer`.
+    larger for small widths, see `TextTransformer`. With `stem` a residual network
+    makes the patches, of one convolution and then blocks, all of stride 2 and so many channels, the
+    last of them `width`: little data teaches it far more than one large patch projection (as Xiao
+    et al., "Early convolutions help transformers see better", NeurIPS 2021, find of plain
+    convolutions). ValueError if `patch_size` does not fit it.
     """
 
     def __init__(
@@ -34,10 +42,17 @@ class VisionTransformer(timm_vit.VisionTransformer):
         drop_path: float = 0.0,
         gradient_checkpointing: bool = False,
         initial_std: float = 0.02,
+        stem: Sequence[int] = (),
     ):
+        patches: dict[str, Any] = {"patch_size": patch_size}
+        if stem:
+            if patch_size != 2 ** len(stem) or stem[-1] != width:
+                fits = f"it makes patches of {2 ** len(stem)} px and width {stem[-1]}"
+                raise ValueError(f"stem={list(stem)}: {fits}, not {patch_size} and {width}")
+            embed = partial(HybridEmbed, backbone=residual_stem(stem), proj=False)
+            patches = {"patch_size": 1, "embed_layer": embed}
         super().__init__(
             img_size=image_size,
-            patch_size=patch_size,
             embed_dim=width,
             depth=depth,
             num_heads=heads,
@@ -46,6 +61,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
             num_classes=0,
             global_pool="",
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            **patches,
         )
         self.set_grad_checkpointing(gradient_checkpointing)
         if initial_std != 0.02:  # timm's own
@@ -57,6 +73,14 @@ class VisionTransformer(timm_vit.VisionTransformer):
     def grid(self) -> int:
         """Patches along a side."""
         return math.isqrt(self.patch_embed.num_patches)
+
+
+def residual_stem(channels: Sequence[int]) -> nn.Sequential:
+    """(B, 3, S, S) -> (B, channels[-1], S / 2^k, S / 2^k) by k layers of so many channels each."""
+    layers: list[nn.Module] = [nn.Conv2d(3, channels[0], 3, stride=2, padding=1, bias=False)]
+    for before, after in pairwise(channels):
+        layers.append(PreActivationBlock(before, after, 2, activate_shortcut=False, momentum=0.1))
+    return nn.Sequential(*layers, nn.BatchNorm2d(channels[-1]))
 
 
 def interpolate_positions(positions: Tensor, grid: int) -> Tensor:

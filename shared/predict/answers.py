@@ -43,7 +43,7 @@ def predict_answers(
                     cells.append(Cell(thumbnail(pixels), reply, f"{percent(sure)}  {name}"))
     yield "answers.csv", Table(["path", "question", "answer", "probability"], answers)
     sections = list(zip(questions, shown, strict=True))
-    yield "contact_sheet.png", sheet(sections[: max(1, sheet_images)])
+    yield "contact_sheet.png", sheet(sections[: max(1, sheet_images)], headline=predictor.accuracy)
 
 
 @torch.inference_mode()

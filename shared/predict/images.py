@@ -51,4 +51,7 @@ def predict_images(
     yield "predictions.csv", Table(["path", *columns], table)
     shown = [i for i in order if i < len(thumbnails)]
     cells = [Cell(thumbnails[i], named[i], percent(float(confidence[i]))) for i in shown]
-    yield "contact_sheet.png", sheet([(f"{len(cells)} of {count} images", cells)])
+    yield (
+        "contact_sheet.png",
+        sheet([(f"{len(cells)} of {count} images", cells)], headline=predictor.accuracy),
+    )

@@ -35,13 +35,15 @@ class PredictError(RuntimeError):
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained module and what its checkpoint says of its inputs, `image_mode` as in the data."""
+    """A trained module and what its checkpoint says of its inputs, `image_mode` as in the data, and
+    of how good it is, `accuracy`, a line that stands above pictures."""
 
     module: Any  # a LightningModule
     transform: Views
     image_mode: str
     class_names: list[str] | None
     tokenizer: WordPiece | None
+    accuracy: str = ""
 
     def views(self, pictures: Sequence[Pixels]) -> Tensor:
         """(B, C, H, W) what the network sees of them."""
@@ -117,6 +119,7 @@ def load_predictor(path: Path, device: str) -> Predictor:
         # Each on one line and of a length that can be shown.
         [" ".join(name.split())[:MOST_CHARACTERS] for name in names] or None,
         tokenizer,
+        str(checkpoint.get("accuracy", ""))[:MOST_CHARACTERS],
     )
 
 

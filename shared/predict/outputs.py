@@ -68,15 +68,18 @@ def thumbnail(image: Pixels, side: int = THUMBNAIL, smooth_up_to: float = 1.0) -
 
 
 def sheet(
-    sections: Sequence[Section], columns: int = COLUMNS, side: int = THUMBNAIL
+    sections: Sequence[Section], columns: int = COLUMNS, side: int = THUMBNAIL, headline: str = ""
 ) -> Image.Image:
-    """All sections one below the other, each in a grid of at most `columns` cells of `side`."""
+    """All sections one below the other, each in a grid of at most `columns` cells of `side`, below
+    the `headline`, if there is one."""
     columns = max(1, min(columns, max(len(cells) for _, cells in sections)))
     cell, row = side + GAP, side + CAPTION + GAP
     heights = [TITLE + -(-len(cells) // columns) * row for _, cells in sections]
     width = max(columns * cell + GAP, 260)
-    page = Image.new("RGB", (width, sum(heights) + GAP), "white")
-    draw, top = ImageDraw.Draw(page), 0
+    top = TITLE if headline else 0
+    page = Image.new("RGB", (width, top + sum(heights) + GAP), "white")
+    draw = ImageDraw.Draw(page)
+    _write(draw, headline, (GAP, 8), 14, "dimgray", width - 2 * GAP)
     for (title, cells), height in zip(sections, heights, strict=True):
         _write(draw, title, (GAP, top + 8), 16, "black", width - 2 * GAP)
         for number, (picture, name, note) in enumerate(cells):

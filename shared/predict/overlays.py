@@ -37,7 +37,7 @@ def overlay_page(
         maps = [("the whole text", tokens)] + [(word, tokens[place]) for word, place in words]
         overlays = [Cell(overlay(seen, values.mean(dim=0)), label) for label, values in maps]
         sections.append((title, [Cell(seen, "what the model sees"), *overlays]))
-    return sheet(sections, COLUMNS, SIDE)
+    return sheet(sections, COLUMNS, SIDE, predictor.accuracy)
 
 
 def word_spans(vocabulary: Sequence[str], ids: Sequence[int]) -> list[tuple[str, slice]]:

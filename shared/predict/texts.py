@@ -65,7 +65,7 @@ def predict_texts(
             said = f"match {percent(float(match[i, t]))}"
             cells.append(Cell(thumbnail(pixels), said, names[i]))
         sections.append((text, cells))
-    yield "contact_sheet.png", sheet(sections)
+    yield "contact_sheet.png", sheet(sections, headline=predictor.accuracy)
 
     for t, text in enumerate(texts) if overlays else ():
         first = best[:overlays, t]

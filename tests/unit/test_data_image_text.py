@@ -358,6 +358,21 @@ def test_roots_of_several_data_sets(root: Path) -> None:
         data.setup("fit")
 
 
+def test_without_a_root_pictures_lie_beside_their_annotations(root: Path) -> None:
+    folders = [root / "images", root]
+    files = []
+    for folder, image in zip(folders, ("3.png", "images/4.png"), strict=True):
+        entry = {"image": image, "caption": "dog"}
+        (folder / "beside.json").write_text(json.dumps([entry]))
+        files.append(str(folder / "beside.json"))
+    data = pairs(root, files={"train": files, "val": files}, image_root=None, batch_size=1)
+    (batch,) = data.val_dataloader()
+    assert (batch["images"] * 255).round()[:, 0, 0, 0].tolist() == [30, 40]
+    (root / "images" / "beside.json").write_text('[{"image": "../val.json", "caption": "dog"}]')
+    with pytest.raises(DataCorruptError, match=r"beside\.json, entry 0"):
+        pairs(root, files={"train": files}, image_root=None, batch_size=1).setup("fit")
+
+
 def test_worker_processes_need_no_trainer(root: Path) -> None:
     """Those that aren't forked get the data set pickled."""
     data = pairs(root)

@@ -11,7 +11,15 @@ from PIL import Image, ImageFilter
 from torchvision.transforms import v2
 
 from shared.data.views import randaugment, recipes
-from shared.data.views.recipes import RecipeViews, blur, flip, grayscale, random_resized_crop
+from shared.data.views.recipes import (
+    RecipeViews,
+    affine,
+    blur,
+    flip,
+    grayscale,
+    ground,
+    random_resized_crop,
+)
 from shared.randomness import key_generator, sample_keys
 
 RANDOM = np.random.default_rng(1)
@@ -125,6 +133,34 @@ def test_random_crop_pads_with_black_and_reaches_every_offset() -> None:
     assert seen == {(r, c) for r in (1, 2, 3) for c in (1, 2, 3)}
     with pytest.raises(ValueError, match="smaller than size=9"):
         recipes.random_crop(Image.fromarray(marked), draw, 9, padding=1)
+
+
+def test_affine_moves_the_drawing_and_keeps_its_ground() -> None:
+    drawing = Image.new("RGB", (32, 32), (10, 200, 30))
+    drawing.paste((250, 0, 0), (8, 8, 24, 24))
+    seen = set()
+    for number in range(40):
+        found = np.asarray(affine(drawing, generator(number), 16, zoom=[0.5, 0.5], shear=0.0))
+        assert tuple(found[0, 0]) == (10, 200, 30) == tuple(found[-1, -1])
+        red = np.argwhere(found[..., 0] > 200)
+        assert 9 <= len(red) <= 18  # a quarter of a square of 8 px
+        seen.add(tuple(red.mean(axis=0).round().astype(int)))
+    rows, columns = zip(*seen, strict=True)
+    assert min(rows) <= 5
+    assert max(rows) >= 10
+    assert min(columns) <= 5
+    assert max(columns) >= 10
+
+
+def test_affine_without_change_is_a_resize_and_a_large_zoom_a_crop() -> None:
+    still = {"degrees": 0.0, "shear": 0.0}
+    same = affine(PICTURE, generator(), 16, zoom=[1.0, 1.0], **still)
+    np.testing.assert_array_equal(np.asarray(same), np.asarray(PICTURE))
+    part = np.asarray(affine(PICTURE, generator(), 8, zoom=[2.0, 2.0], **still))
+    windows = np.lib.stride_tricks.sliding_window_view(IMAGES[0], (8, 8, 3)).reshape(-1, 8, 8, 3)
+    assert (windows == part).all(axis=(1, 2, 3)).any()
+    turned = {affine(PICTURE, generator(n), 16, zoom=[1.0, 1.0]).tobytes() for n in range(8)}
+    assert len(turned) == 8
 
 
 def test_random_resized_crop_keeps_the_asked_share_of_the_area() -> None:
@@ -261,6 +297,26 @@ def test_ground_is_one_colour_in_the_range_and_keeps_the_drawing() -> None:
     assert (plain(steps)(CLEAR, "a", keys()[:1]) == 1).all()
     grey = RecipeViews([0.0], [1.0], 16, None, {"a": steps})
     assert grey(CLEAR, "a", keys()[:1]).shape == (1, 1, 16, 16)
+
+
+def test_ground_makes_a_drawing_smaller_and_keeps_all_of_it() -> None:
+    drawing = Image.new("RGBA", (32, 32), (250, 0, 0, 255))
+    places, sides = set(), set()
+    for number in range(30):
+        found = np.asarray(ground(drawing, generator(number), 32, low=0.0, high=0.5, least=0.4))
+        red = np.argwhere(found[..., 0] > 200)
+        first, last = red.min(axis=0), red.max(axis=0) + 1
+        assert len(red) == (last - first).prod()  # a whole square
+        sides |= set((last - first).tolist())
+        places |= {tuple(first)}
+    assert 12 <= min(sides) <= 16
+    assert 28 <= max(sides) <= 32
+    assert len(places) > 15
+    # Without it the draws are as ever, and what is not transparent stays as it is.
+    whole = ground(drawing, generator(3), 32)
+    assert whole.tobytes() == ground(drawing, generator(3), 32, least=1.0).tobytes()
+    opaque = drawing.convert("RGB")
+    assert ground(opaque, generator(3), 32, least=0.4).tobytes() == opaque.tobytes()
 
 
 def test_rand_augment_is_that_of_its_module() -> None:

@@ -13,7 +13,8 @@ from PIL import Image
 from methods.comatch.module import Supervised
 from methods.pcl.module import MoCo
 from shared import cli
-from shared.checkpoints.writing import AtomicCheckpointIO
+from shared.checkpoints.reading import load_checkpoint
+from shared.checkpoints.writing import AtomicCheckpointIO, write_portable
 from shared.overrides import CONF
 from shared.predict import command, outputs
 from shared.training.method import Method
@@ -234,3 +235,11 @@ def test_contact_sheet_shows_the_first_images(tmp_path):
         left = outputs.GAP + column * cell
         assert grey[60:120, left : left + outputs.THUMBNAIL].min() < 128, "no thumbnail"
         assert grey[170:210, left : left + outputs.THUMBNAIL].min() < 128, "no caption"
+    # What the checkpoint says of its accuracy stands above all that.
+    checkpoint = load_checkpoint(tmp_path / "last.ckpt") | {"accuracy": "right of 9 in 10\n"}
+    write_portable(checkpoint, tmp_path / "small.safetensors")
+    output = run(tmp_path, "sheet_images=3", f"checkpoint={tmp_path}/small.safetensors")
+    headed = np.asarray(Image.open(output / "contact_sheet.png").convert("L"))
+    assert headed.shape == (len(grey) + outputs.TITLE, sheet.width)
+    assert headed[: outputs.TITLE].min() < 128
+    assert grey[:8].min() == 255

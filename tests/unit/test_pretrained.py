@@ -106,6 +106,9 @@ def test_bert_without_its_heads(change: Any, name: str, tmp_path: Path) -> None:
         folder(path, {key: value + 1 for key, value in state.items()}, "pytorch_model.bin")
     report = load_hugging_face(module, path)
     assert_body(module, bert())
+    again = text()
+    assert str(load_hugging_face(again, path / name)) == str(report)  # the file itself
+    assert_body(again, bert())
     left = re.compile(r"cls\.|.*(pooler\.|position_ids)")
     assert all(map(left.match, report.dropped))
     assert len(report.dropped) == sum(left.match(key) is not None for key in state)

@@ -180,3 +180,22 @@ def test_recording_ends_with_an_error_too() -> None:
         raise RuntimeError("oops")
     model(images())
     assert maps == []
+
+
+def test_a_stem_makes_the_patches() -> None:
+    model, batch = vit(stem=[6, WIDTH]), images()
+    hidden = model.patch_embed.backbone(batch)
+    assert hidden.shape == (2, WIDTH, 2, 2)
+    tokens = torch.cat([model.cls_token.expand(2, -1, -1), hidden.flatten(2).mT], 1)
+    expected = model.norm(model.blocks(tokens + model.pos_embed))
+    torch.testing.assert_close(model(batch), expected)
+    assert model.grid == 2
+    # A patch sees more than its own pixels.
+    moved = batch.clone()
+    moved[:, :, :, PATCH - 1] += 1.0
+    changed = (model.patch_embed.backbone(moved) != hidden).any(dim=1)
+    assert changed.all()
+    with pytest.raises(ValueError, match="patches of 4 px and width 12, not 8"):
+        vit(stem=[6, WIDTH], patch_size=8)
+    with pytest.raises(ValueError, match="width 8, not 4 and 12"):
+        vit(stem=[6, 8])

@@ -43,10 +43,17 @@ class Annotations:
         start = 0 if place == 0 else self._ends[place - 1]
         return json.loads(self._data[start : self._ends[place]].decode())
 
+    def file(self, index: int) -> Path:
+        """The file that an entry stands in."""
+        return self._files[self._part(index)]
+
     def where(self, index: int) -> str:
         """The file and the number in it of an entry, for messages."""
-        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        part = self._part(index)
         return _where(self._files[part], int(index - self._starts[part]))
+
+    def _part(self, index: int) -> int:
+        return int(np.searchsorted(self._starts, index, side="right")) - 1
 
 
 def read_annotations(

@@ -128,7 +128,8 @@ class ImageTextData(pl.LightningDataModule):
     Args:
         files: split -> annotation file or files, see `read_annotations`.
         image_root: folder that the pictures' paths are relative to and, unless `allow_outside`, do
-            not leave; or data set -> folder, where entries name their `dataset`.
+            not leave; null for that of the annotation file; or data set -> folder, where entries
+            name their `dataset`.
         augmentation: `_target_` of the views and their arguments; "train" and "test" are used.
         batch_size: total over all ranks; `eval_batch_size` is of one rank.
         steps_per_epoch: batches per epoch, drawn from concatenated passes; None makes an epoch one
@@ -144,7 +145,7 @@ class ImageTextData(pl.LightningDataModule):
     def __init__(
         self,
         files: Mapping[str, str | Sequence[str]],
-        image_root: str | Mapping[str, str],
+        image_root: str | Mapping[str, str] | None,
         vocab: str,
         augmentation: Mapping[str, Any],
         batch_size: int,
@@ -172,8 +173,11 @@ class ImageTextData(pl.LightningDataModule):
         """The paths of an entry's pictures, relative to its root; equally many for all entries."""
         return [entry["image"]]
 
-    def root_of(self, entry: Annotation) -> str:
+    def root_of(self, entry: Annotation, file: Path) -> str:
+        """The folder that the pictures of an entry of `file` are relative to."""
         root, name = self._h.image_root, entry.get("dataset")
+        if root is None:
+            return str(file.parent)
         if isinstance(root, str):
             return root
         if not isinstance(name, str) or name not in root:
@@ -282,7 +286,7 @@ class ImageTextData(pl.LightningDataModule):
         for number in members:
             entry = entries[number]
             try:
-                root, names = self.root_of(entry), self.image_names(entry)
+                root, names = self.root_of(entry, entries.file(number)), self.image_names(entry)
                 own = [image_path(root, name, h.allow_outside) for name in names]
             except DataCorruptError as error:
                 raise DataCorruptError(f"{entries.where(number)}: {error}") from error

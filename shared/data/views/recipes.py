@@ -101,17 +101,55 @@ def rand_augment(
 
 
 def ground(
-    picture: Picture, generator: Generator, size: int, low: float = 0.5, high: float = 1.0
+    picture: Picture,
+    generator: Generator,
+    size: int,
+    low: float = 0.5,
+    high: float = 1.0,
+    least: float = 1.0,
 ) -> Picture:
-    """A transparent picture on one colour, uniform in [`low`, `high`]^3; before all others."""
-    return _lay_on(picture, generator.uniform(low, high, 3))
+    """A transparent picture on one colour, uniform in [`low`, `high`]^3; before all others. With
+    `least` below 1 it is drawn at down to that share of its size, anywhere."""
+    colour = generator.uniform(low, high, 3)
+    if picture.mode == "RGBA" and least < 1:
+        share = generator.uniform(least, 1)
+        small = picture.resize([max(1, round(share * side)) for side in picture.size])
+        room = [whole - part for whole, part in zip(picture.size, small.size, strict=True)]
+        picture = Image.new("RGBA", picture.size)
+        left, top = (int(generator.integers(free + 1)) for free in room)
+        picture.paste(small, (left, top))
+    return _lay_on(picture, colour)
+
+
+def affine(
+    picture: Picture,
+    generator: Generator,
+    size: int,
+    zoom: Sequence[float] = (0.8, 1.2),
+    degrees: float = 10.0,
+    shear: float = 5.0,
+    interpolation: str = "bilinear",
+) -> Picture:
+    """The picture, squashed to a square of `zoom` times the view's side, drawn in that range, at a
+    random place: all of it is seen if it is smaller, else a part. Then it is turned, and sheared
+    both ways, by up to so many degrees. Around it is the colour of its first pixel, which after
+    `ground` is that of the ground."""
+    kind = tvf.InterpolationMode(interpolation)
+    side = max(1, round(size * generator.uniform(zoom[0], zoom[1])))
+    left, top = (round((size - side) * generator.random()) for _ in range(2))
+    first: Any = picture.getpixel((0, 0))
+    page = Image.new(picture.mode, (size, size), first)
+    page.paste(tvf.resize(picture, [side, side], kind), (left, top))
+    angle, *slant = generator.uniform(-1, 1, 3) * (degrees, shear, shear)
+    fill = list(first) if isinstance(first, tuple) else first
+    return tvf.affine(page, angle, [0, 0], 1.0, slant, kind, fill)
 
 
 OPERATIONS: dict[str, Callable[..., Picture]] = {
     operation.__name__: operation
     for operation in (
         *(random_resized_crop, random_crop, resize, flip, grayscale),
-        *(jitter, blur, rand_augment, ground),
+        *(jitter, blur, rand_augment, ground, affine),
     )
 }
 # What a value of an argument must be, and how to say it.
@@ -126,6 +164,10 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "[smallest, largest], shares of the picture",
     ),
     "ratio": (lambda pair: len(pair) == 2 and 0 < pair[0] <= pair[1], "[smallest, largest] > 0"),
+    "zoom": (lambda pair: len(pair) == 2 and 0 < pair[0] <= pair[1] <= 4, "[from, to], up to 4"),
+    "least": (lambda share: 0 < share <= 1, "a share in 0..1"),
+    "degrees": (lambda angle: 0 <= angle <= 180, "degrees in 0..180"),
+    "shear": (lambda angle: 0 <= angle <= 45, "degrees in 0..45"),
     "sigma": (lambda pair: len(pair) == 2 and 0 < pair[0] <= pair[1], "[smallest, largest] > 0"),
     "strength": (
         lambda s: len(s) == 4 and min(s) >= 0 and max(s) <= 1 and s[3] <= 0.5,
