@@ -63,10 +63,11 @@ class Further(Pair):
 
 @dataclass
 class Showcase:
-    """Pictures of what an arm's first seed has learned, by `tenfold predict`: of `images`, a folder
-    below data_root, compared with `texts`; `overlays` of each text's best show where it looks."""
+    """Pictures by `tenfold predict` with the model that a user would take, `checkpoint`: of
+    `images`, a folder below data_root, compared with `texts`; `overlays` of each text's best show
+    where it looks."""
 
-    arm: str = MISSING
+    checkpoint: str = MISSING
     images: str = MISSING
     texts: list[str] = field(default_factory=list)
     overlays: int = 0
@@ -95,6 +96,7 @@ class Claim:
     optional: list[str] = field(default_factory=list)  # arms that run if named or with --arms all
     curve: str = ""  # the metric drawn over training steps; by default the primary one in `val/`
     showcase: Showcase | None = None
+    chance: float | None = None  # the primary metric of an arm that has learned nothing
     arms: dict[str, Any] = MISSING  # name -> line of `shared.experiments`, perhaps on another arm
     prepare: dict[str, Any] = field(default_factory=dict)  # name -> line
     overrides: dict[str, Any] = field(default_factory=dict)  # key -> value that every arm shares
@@ -196,7 +198,7 @@ def _check(claim: Claim, path: Path) -> None:
     rules = claim.rules()
     compared = [pair for rule in rules for pair in rule.pairs]
     named = [arm for pair in compared for arm in (pair.method, pair.baseline)] + claim.optional
-    for arm in [*named, claim.showcase.arm] if claim.showcase else named:
+    for arm in named:
         if arm not in claim.arms:
             raise ClaimError(f"{path}: no arm '{arm}'{nearest(arm, claim.arms)}")
     triples = [[pairs[0].method, pairs[0].baseline, pairs[1].method] for *_, pairs in rules]
@@ -302,6 +304,8 @@ def as_written(claim: Claim) -> dict[str, Any]:
     """The claim as plain values, without its name."""
     content = asdict(claim)
     del content["name"]
+    if claim.chance is None:  # so that claims which do not state it keep their hash
+        del content["chance"]
     return content
 
 

@@ -51,6 +51,7 @@ plain = Kind(
     "a value of few levels that a table can show",
     lambda value: not nested_too_deep(value, 5) and len(repr(value)) <= LONGEST,
 )
+flag = Kind("true or false", lambda value: type(value) is bool)
 absent = Kind("null", lambda value: value is None)
 
 
@@ -88,6 +89,7 @@ SUMMARY = {
             "failed": {seed: text},
             **dict.fromkeys(("mean", "std", "cpu_seconds"), (absent, number)),
             "metrics?": (absent, {text: (absent, number)}),
+            "at_chance?": flag,
         }
     },
     "comparisons": [_PAIR],

@@ -129,24 +129,19 @@ def reproduce(
         pictures.append(base / "all_metrics.png")
         figures.draw_metrics(pictures[1], content, curves)
     if claim.showcase:
-        data_root = Path(configs[claim.showcase.arm].data_root)
-        pictures += showcase(claim.showcase, base, min(seeds), data_root, console)
+        data_root = Path(configs[claim.primary.method].data_root)
+        pictures += showcase(claim.showcase, base, data_root, console)
     page = report.build(outputs, conf)
     _print(console, content, outcome, pictures, page)
     return 1 if outcome.failures else 0
 
 
-def showcase(
-    wanted: Showcase, base: Path, seed: int, data_root: Path, console: Console
-) -> list[Path]:
-    """Pictures by `tenfold predict` of what an arm has learned; a failure is said, and no more."""
-    checkpoint = base / wanted.arm / f"seed{seed}" / "checkpoints" / "last.ckpt"
+def showcase(wanted: Showcase, base: Path, data_root: Path, console: Console) -> list[Path]:
+    """Pictures by `tenfold predict`; a failure is said, and no more."""
     folder = base / "showcase"
-    command = [sys.executable, "-m", "shared.cli", "predict", f"checkpoint={checkpoint}"]
+    command = [sys.executable, "-m", "shared.cli", "predict", f"checkpoint={wanted.checkpoint}"]
     command += [f"images={data_root / wanted.images}", f"output={folder}"]
     command += [f"texts=[{','.join(wanted.texts)}]", f"overlays={wanted.overlays}"]
-    if not checkpoint.is_file():
-        return []
     done = subprocess.run(command, cwd=CONF.parent, capture_output=True, text=True, check=False)
     if done.returncode:
         console.print(f"no showcase: {done.stderr.strip()[-500:]}", markup=False)

@@ -49,6 +49,15 @@ def mean_std(values: Mapping[int, float]) -> tuple[float, float]:
     return mean, stdev(found) if len(found) > 1 else float("nan")
 
 
+def at_chance(values: Mapping[int, float], chance: float, smallest: float) -> bool:
+    """Whether the metrics of an arm's seeds do not show that it has learned anything: the 95%
+    interval of their mean reaches down to `chance`, or one seed is no `smallest` above it."""
+    found = list(values.values())
+    if len(set(found)) < 2:
+        return bool(found) and found[0] < chance + smallest
+    return bool(stats.ttest_1samp(found, chance).confidence_interval(0.95).low <= chance)
+
+
 def paired(method: str, baseline: str, of_method: Values, of_baseline: Values) -> Paired:
     """Compares two arms over the seeds that they share, given seed -> the metric, or the metric of
     each test query (Q,), the same queries in all."""

@@ -20,7 +20,7 @@ from benchmarks.launch import Run
 from benchmarks.markdown import code, escaped, table
 from benchmarks.outputs import check
 from benchmarks.outputs import number as finite
-from benchmarks.statistics import mean_std, paired, verdict
+from benchmarks.statistics import at_chance, mean_std, paired, verdict
 from shared.data.readers.files import one_line
 from shared.files import read_json, replacing, write_json
 
@@ -125,6 +125,9 @@ def summarise(claim: Claim, outcome: Outcome, prepared: Sequence[Run]) -> dict[s
             "metrics": _mean_metrics([outcome.results[arm, seed]["metrics"] for seed in values]),
             "failed": {s: text for (name, s), text in outcome.failures.items() if name == arm},
         }
+        if claim.chance is not None:
+            said = at_chance(values, claim.chance, claim.smallest_difference)
+            arms[arm]["at_chance"] = said
     results = list(outcome.results.values())
     data = [item for result in results for item in (result.get("data") or {}).items()]
     (comparisons, decided), *others = (_judge(claim, rule, outcome) for rule in claim.rules())
@@ -226,7 +229,8 @@ def arm_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             for seed in seeds
         ]
         spread = f"{number(arm['mean'], '.1f')} ± {number(arm['std'], '.1f')}"
-        rows.append([name, spread, " ".join(cells), number(arm["cpu_seconds"], ".0f")])
+        shown = f"{name} (at chance)" if arm.get("at_chance") else name
+        rows.append([shown, spread, " ".join(cells), number(arm["cpu_seconds"], ".0f")])
     return header, rows
 
 

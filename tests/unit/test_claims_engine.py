@@ -6,6 +6,7 @@ import re
 import pytest
 import yaml
 from claims_toy import (
+    ARMS,
     CLAIM,
     PER_QUERY,
     FakeLauncher,
@@ -103,6 +104,18 @@ def test_a_finished_claim_ends_with_table_verdict_picture_and_report(engine):
     optional = FakeLauncher(good)
     engine(optional, arms=["all"])
     assert optional.ran == [("more", 1), ("more", 2), ("more", 3)]
+
+
+def test_an_arm_that_has_learned_nothing_is_said_to_be_at_chance(engine, conf):
+    write_claim(conf, CLAIM | {"chance": 61.0})
+    _, screen, folder = engine(FakeLauncher(good))
+    found = summary_of(folder)["arms"]
+    names = [name + " (at chance)" * found[name]["at_chance"] for name in ARMS if name != "more"]
+    assert {found[name]["at_chance"] for name in ARMS} == {True, False}
+    assert_says(screen, *(f"  {name}  " for name in names))
+    assert "(at chance)" in (folder / "summary.md").read_text()
+    page = (folder.parents[2] / "report" / "index.html").read_text()
+    assert page.count("(at chance)") == sum("chance" in name for name in names)
 
 
 def dies(command, runs, log, jobs, console):
@@ -414,6 +427,8 @@ def test_the_hash_covers_the_claim_and_all_it_runs_and_nothing_else(conf):
         {"tuning_seeds": [100, 101]},
         {"further": [FURTHER]},
         {"primary": {**PRIMARY, "per_query": PER_QUERY}},
+        {"chance": 50.0},
+        {"showcase": {"checkpoint": "zoo:a", "images": "images", "texts": ["a dog"]}},
         {"prepare": {"start": "toy/pretraining"}},
     ):
         write_claim(conf, CLAIM | change)

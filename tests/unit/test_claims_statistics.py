@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from benchmarks import statistics
-from benchmarks.statistics import Paired, bootstrap_means, mean_std, meets, paired, verdict
+from benchmarks.statistics import (
+    Paired,
+    at_chance,
+    bootstrap_means,
+    mean_std,
+    meets,
+    paired,
+    verdict,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:Precision loss occurred")  # equal numbers
 
@@ -43,6 +51,23 @@ def test_interval_is_mean_plus_t_times_standard_error(rows):
     assert found.mean == pytest.approx(mean, abs=1e-9)
     assert found.low == pytest.approx(mean - half, rel=1e-6, abs=1e-8)
     assert found.high == pytest.approx(mean + half, rel=1e-6, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("values", "answer"),
+    [
+        ([50.1, 51.9, 48.7], True),  # 50 lies in the interval
+        ([51.0, 51.2, 51.1], False),  # little, but surely above
+        ([60.0, 75.0, 52.0], True),  # more, but not surely
+        ([48.0, 48.1, 47.9], True),  # below chance is not above it
+        ([51.9], True),  # one seed must be as much above as matters
+        ([52.1], False),
+        ([52.1, 52.1], False),  # no spread, no interval
+        ([], False),  # nothing is known
+    ],
+)
+def test_an_arm_is_at_chance_unless_its_seeds_show_otherwise(values, answer):
+    assert at_chance(dict(enumerate(values)), chance=50.0, smallest=2.0) is answer
 
 
 @pytest.mark.parametrize("form", [float, lambda value: np.full(5, value)])
