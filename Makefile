@@ -11,7 +11,7 @@ KILLS ?= 3
 export HYDRA_FULL_ERROR ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce data parity mutants speed chaos report lint test test-all coverage clean
+.PHONY: help setup reproduce data zoo parity mutants speed chaos report lint test test-all coverage clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ reproduce: setup  ## train a method beside its baselines on small real data and 
 
 data: setup  ## fetch the data of a method's miniature (ARGS='hydra overrides' for more, see benchmarks/data.py)
 	@$(BIN)/python -m benchmarks.data $(METHOD) $(ARGS)
+
+zoo: setup  ## train the small models that come with Tenfold anew (hours), and compare them with those in zoo/
+	@$(BIN)/python -m benchmarks.zoo $(ARGS)
 
 parity: setup  ## compare with the golden vectors of the official code (GOLDEN=dir for other ones)
 	@$(BIN)/python -m benchmarks.parity $(METHOD) --golden $(GOLDEN)

@@ -1,7 +1,5 @@
 """A small text tower that has learned from a large one which texts are alike.
 
-    python -m benchmarks.zoo.text_tower FILE
-
 Its first layers, those which ALBEF contrasts with images, learn the directions in which sentence
 vectors of MiniLM differ most; all of them learn to fill in words. It reads the captions of the
 emoji pairs and the words of their vocabulary. The file has BERT's names: it is an `initial.text`.
@@ -13,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.claims import compose_experiment
 from benchmarks.miniatures.code.sources import minilm
 from methods.cascode.official import load_searcher
 from shared.checkpoints.official import KeyTable, export_official
@@ -31,7 +28,6 @@ from shared.losses.language import IGNORED, MaskDraws, mask_tokens, masked_lm_lo
 from shared.nn.building import call
 from shared.nn.text_transformer import LanguageHead, TextTransformer, attention_mask
 
-EXPERIMENT = "albef/zoo_towers"  # whose text encoder it is for
 STEPS, BATCH, RATE, SEED = 600, 128, 2e-3, 0
 SEP = 102  # MiniLM expects it behind every text
 
@@ -101,7 +97,7 @@ def train(method: dict[str, Any], texts: list[str], vocab: Path, targets: Tensor
         optimizer.step()
         schedule.step()
         if step % 100 == 99:
-            cosine = 1 - float(alike)
+            cosine = 1 - alike.item()
             print(f"text tower, step {step + 1}: cosine {cosine:.3f} to the teacher", flush=True)
     return student
 
@@ -116,9 +112,9 @@ def write(student: Student, path: Path) -> None:
         file.write(save({key: value.contiguous() for key, value in state.items()}))
 
 
-def main(path: Path) -> None:
-    """Train the tower that `EXPERIMENT` starts from and write it to `path`."""
-    config: Any = OmegaConf.to_container(compose_experiment(EXPERIMENT), resolve=True)
+def main(path: Path, given: DictConfig) -> None:
+    """Train the tower that the experiment `given` starts from, and write it to `path`."""
+    config: Any = OmegaConf.to_container(given, resolve=True)
     data, method = config["data"], config["method"]
     call(config["source"])
     minilm(folder := Path(config["data_root"]) / "minilm")
@@ -128,7 +124,3 @@ def main(path: Path) -> None:
     texts = sorted(captions | words)
     targets = directions(texts, folder, method["embed_dim"])
     write(train(method, texts, Path(data["vocab"]), targets), path)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
