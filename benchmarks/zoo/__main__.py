@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as Screen
 from safetensors.torch import save_file
 from scipy.stats import binomtest
 from torch import Tensor
 
 from benchmarks.claims import compose_experiment
+from benchmarks.markdown import table
 from benchmarks.zoo import text_tower
 from shared import cli
 from shared.checkpoints.reading import load_checkpoint, load_module, rebuild_module
@@ -47,6 +48,8 @@ WORDS = [  # chosen before any model was asked for them
 SHARES = {f"test/itc_{side}_r{k}": COUNT for side in ("txt", "img") for k in (1, 5, 10)}
 SHARES["words"] = len(WORDS)
 """Metrics that are shares of so many trials, in percent."""
+CARDS = {"vit-emoji": ["zoo_towers"], "albef-emoji": ["zoo_emoji", "words"]}
+MEASURED = "## Metrics\n"
 Interval = tuple[float, float, float]  # value, lower, upper
 
 
@@ -76,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shipped = read_json(ZOO / METRICS) if (ZOO / METRICS).is_file() else {}
     agree = report(found, shipped)
     if given.ship:
-        ship([*files, MADE / METRICS])
+        ship([*files, MADE / METRICS], found, Path(config.data_root) / "emoji-pairs")
         return 0
     return 0 if agree else 1
 
@@ -150,25 +153,39 @@ def report(
     found: Mapping[str, Mapping[str, Interval]], shipped: Mapping[str, Mapping[str, Interval]]
 ) -> bool:
     """Print both; returns whether every shipped value lies within the new interval."""
-    table, agree = Table("model", "metric", "value", "95 % interval", "shipped"), True
+    screen, agree = Screen("model", "metric", "value", "95 % interval", "shipped"), True
     for part, metrics in found.items():
         for name, (value, low, high) in metrics.items():
             there = shipped.get(part, {}).get(name)
             inside = there is not None and low <= there[0] <= high
             agree &= inside
             known = "-" if there is None else f"{there[0]:.1f}{'' if inside else ' (outside)'}"
-            table.add_row(part, name, f"{value:.1f}", f"{low:.1f} to {high:.1f}", known)
-    Console().print(table)
+            screen.add_row(part, name, f"{value:.1f}", f"{low:.1f} to {high:.1f}", known)
+    Console().print(screen)
     return agree
 
 
-def ship(files: Sequence[Path]) -> None:
-    """Put files in place of those in zoo/, with their checksums."""
+def ship(
+    files: Sequence[Path], found: Mapping[str, Mapping[str, Interval]], drawings: Path
+) -> None:
+    """Put files in place of those in zoo/, with their checksums, the metrics of their cards, and
+    some of the held-out artist's drawings."""
     for path in files:
         shutil.copyfile(path, ZOO / path.name)
     models = [path for path in files if path.suffix == SUFFIX]
     sums = (f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in models)
     (ZOO / SUMS).write_text("".join(sums))
+    for name, parts in CARDS.items():
+        metrics = [(f"{part} {n}", *v) for part in parts for n, v in found[part].items()]
+        rows = [[n, f"{value:.1f}", f"{low:.1f} to {high:.1f}"] for n, value, low, high in metrics]
+        card, header = ZOO / f"{name}.md", ["metric, in percent", "value", "95 % interval"]
+        about = card.read_text().partition(MEASURED)[0]
+        card.write_text(f"{about}{MEASURED}\n{table(header, rows)}\n")
+    (ZOO / "drawings").mkdir(exist_ok=True)
+    entries = read_json(drawings / "common_pairs_test.json")
+    for entry in [*entries[::3], *(e for e in entries if e["caption"][0] in WORDS)]:
+        name = entry["caption"][0].replace(" ", "-")
+        shutil.copyfile(drawings / entry["image"], ZOO / "drawings" / f"{name}.png")
     print(f"shipped: {', '.join(path.name for path in files)}")
 
 

@@ -1,6 +1,7 @@
 """The small models that come with Tenfold: what is made of the runs, and how it is compared."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,12 @@ def test_models_of_the_runs_are_small_and_load(
     for name, place in {"MADE": "made", "TEXT": "made/text.safetensors", "ZOO": "zoo"}.items():
         monkeypatch.setattr(zoo, name, tmp_path / place)
     (tmp_path / "zoo").mkdir()
+    for name in zoo.CARDS:
+        (tmp_path / "zoo" / f"{name}.md").write_text(f"# {name}\n\n{zoo.MEASURED}\nold\n")
+    drawings = [{"image": f"{n}.png", "caption": [w]} for n, w in enumerate([*"abcd", "banana"])]
+    (tmp_path / "common_pairs_test.json").write_text(json.dumps(drawings))
+    for drawing in drawings:
+        (tmp_path / str(drawing["image"])).write_text(str(drawing["caption"]))
     text_tower.write(tower[0], zoo.TEXT)
     module = toy.pretraining(vision=STEM, text=TOWER)
     with torch.no_grad():
@@ -109,7 +116,15 @@ def test_models_of_the_runs_are_small_and_load(
     assert said.startswith("albef-emoji: of 1,301 names it finds 61 % at once")
     assert said.endswith("(95 % interval 58 to 64)")
 
-    zoo.ship([vision, text, whole])
+    found |= {"zoo_towers": {}, "words": {"first_hits": (90.0, 69.9, 97.2)}}
+    zoo.ship([vision, text, whole], found, tmp_path)
+    assert {p.name for p in (zoo.ZOO / "drawings").iterdir()} == {"a.png", "d.png", "banana.png"}
+    card = (zoo.ZOO / "albef-emoji.md").read_text()
+    assert card.startswith("# albef-emoji\n")
+    assert "old" not in card
+    assert "| 61.2 | 58.5 to 63.8 |" in card
+    assert card.count("first_hits") == 1
+    assert "| 90.0 | 69.9 to 97.2 |" in card
     sums = dict(line.split()[::-1] for line in (tmp_path / "zoo" / "SHA256SUMS").open())
     assert sums.keys() == {f"{name}-emoji.safetensors" for name in ("vit", "text", "albef")}
     for name, digest in sums.items():
