@@ -63,9 +63,9 @@ class Further(Pair):
 
 @dataclass
 class Showcase:
-    """Pictures by `tenfold predict` with the model that a user would take, `checkpoint`: of
-    `images`, a folder below data_root, compared with `texts`; `overlays` of each text's best show
-    where it looks."""
+    """Pictures by `tenfold predict` with the model that a user would take, `checkpoint`: an arm's
+    of the first seed, `zoo:NAME` or a file. They are of `images`, a folder below data_root, compared
+    with `texts`; `overlays` of each text's best show where it looks."""
 
     checkpoint: str = MISSING
     images: str = MISSING

@@ -130,16 +130,21 @@ def reproduce(
         figures.draw_metrics(pictures[1], content, curves)
     if claim.showcase:
         data_root = Path(configs[claim.primary.method].data_root)
-        pictures += showcase(claim.showcase, base, data_root, console)
+        shown = claim.showcase.checkpoint
+        if shown in claim.arms:
+            shown = str(base / shown / f"seed{min(seeds)}" / "checkpoints" / "last.ckpt")
+        pictures += showcase(claim.showcase, shown, base, data_root, console)
     page = report.build(outputs, conf)
     _print(console, content, outcome, pictures, page)
     return 1 if outcome.failures else 0
 
 
-def showcase(wanted: Showcase, base: Path, data_root: Path, console: Console) -> list[Path]:
+def showcase(
+    wanted: Showcase, checkpoint: str, base: Path, data_root: Path, console: Console
+) -> list[Path]:
     """Pictures by `tenfold predict`; a failure is said, and no more."""
     folder = base / "showcase"
-    command = [sys.executable, "-m", "shared.cli", "predict", f"checkpoint={wanted.checkpoint}"]
+    command = [sys.executable, "-m", "shared.cli", "predict", f"checkpoint={checkpoint}"]
     command += [f"images={data_root / wanted.images}", f"output={folder}"]
     command += [f"texts=[{','.join(wanted.texts)}]", f"overlays={wanted.overlays}"]
     done = subprocess.run(command, cwd=CONF.parent, capture_output=True, text=True, check=False)

@@ -20,18 +20,27 @@ from shared.checkpoints.reading import load_module
 from tests.hostile.damages import every
 from tests.unit.test_configs import resolved
 
-# task: method, builder of its data
-TASKS: dict[str, tuple[type, Any]] = {
-    "retrieval": (Retrieval, pairs),
-    "text_assignment": (TextAssignment, pairs),
-    "vqa": (VQA, questions),
-    "nlvr": (Classification, questions),
-    "ve": (Classification, questions),
-    "refcoco": (Retrieval, questions),
+# task: method, builder of its data, what it starts from
+TASKS: dict[str, tuple[type, Any, str]] = {
+    "retrieval": (Retrieval, pairs, "mini_singles"),
+    "text_assignment": (TextAssignment, pairs, "mini_fused"),
+    "vqa": (VQA, questions, "mini_scenes"),
+    "nlvr": (Classification, questions, "mini_scenes"),
+    "ve": (Classification, questions, "mini_scenes"),
+    "refcoco": (Retrieval, questions, "mini_scenes"),
 }
-MADE_BY = {"zoo:albef-emoji": "albef/zoo_emoji"}
+SCENES = {"mini_scenes_first": "mini_fused", "mini_scenes": "mini_scenes_first"}
 # Texts and labels have a left and a right, and emoji too: RandAugment shears, moves and turns them.
 FORBIDDEN = {"flip", "rand_augment"}
+
+
+def named_start(config: dict[str, Any]) -> str:
+    """The experiment whose run `warm_start` names, of the same seed."""
+    folder, method, experiment, seed, *file = Path(config["warm_start"]["path"]).parts
+    assert (folder, method, seed) == ("outputs", "albef", f"seed{config['seed']}")
+    assert file == ["checkpoints", "last.ckpt"]
+    assert config["warm_start"]["kind"] == "pretrained"
+    return experiment
 
 
 def module_of(config: dict[str, Any]) -> Any:
@@ -53,13 +62,14 @@ def saved_run(config: dict[str, Any], path: Path) -> Any:
 @pytest.mark.parametrize("task", every(3, list(TASKS)))
 def test_a_task_has_its_own_data_and_starts_from_what_it_names(task: str, tmp_path: Path) -> None:
     config = resolved(f"albef/mini_{task}")
-    kind, builder = TASKS[task]
+    kind, builder, start_name = TASKS[task]
     assert get_method(config["method"]["_target_"]) is kind
     assert get_method(config["source"]["_target_"]) is builder
     assert {"train", "val", "test"} <= set(config["data"]["files"])
     assert_nothing_is_mirrored(config)
 
-    start_config = resolved(MADE_BY[config["warm_start"]["path"]])
+    assert named_start(config) == start_name
+    start_config = resolved(f"albef/{start_name}")
     assert config["data"]["vocab"] == start_config["data"]["vocab"]
     words = config["method"]["text"]["vocab_size"]
     assert words == start_config["method"]["text"]["vocab_size"]
@@ -75,11 +85,20 @@ def test_a_task_has_its_own_data_and_starts_from_what_it_names(task: str, tmp_pa
     assert new <= {"classifier"}
 
 
+@pytest.mark.parametrize("experiment", every(2, list(SCENES)))
+def test_scenes_go_on_from_aligned_encoders(experiment: str, tmp_path: Path) -> None:
+    config, start = resolved(f"albef/{experiment}"), SCENES[experiment]
+    assert get_method(config["method"]["_target_"]) is Pretraining
+    assert named_start(config) == start
+    assert_nothing_is_mirrored(config)
+    saved_run(resolved(f"albef/{start}"), tmp_path / "last.ckpt")
+    warm_start(module_of(config), tmp_path / "last.ckpt", "pretrained")  # positions are stretched
+
+
 def test_the_last_part_of_the_zoo_goes_on_from_the_first(tmp_path: Path) -> None:
     config, start = resolved("albef/zoo_emoji"), resolved("albef/zoo_towers")
     assert get_method(config["method"]["_target_"]) is Pretraining
-    made = f"outputs/albef/zoo_towers/seed{config['seed']}/checkpoints/last.ckpt"
-    assert config["warm_start"] == {"path": made, "kind": "pretrained"}
+    assert named_start(config) == "zoo_towers"
     assert_nothing_is_mirrored(config)
     start["method"]["initial"] = None  # the text tower's file
     saved_run(start, tmp_path / "last.ckpt")
