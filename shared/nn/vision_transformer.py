@@ -26,9 +26,8 @@ class VisionTransformer(timm_vit.VisionTransformer):
     Stochastic depth rises linearly to `drop_path`; `initial_std` is that of the blocks' weights,
     larger for small widths, see `TextTransformer`. With `stem` a residual network
     makes the patches, of one convolution and then blocks, all of stride 2 and so many channels, the
-    last of them `width`: little data teaches it far more than one large patch projection (as Xiao
-    et al., "Early convolutions help transformers see better", NeurIPS 2021, find of plain
-    convolutions). ValueError if `patch_size` does not fit it.
+    last of them `width`; it is for little data (docs/decisions/017-a-zoo-of-small-models.md).
+    ValueError if `patch_size` does not fit it.
     """
 
     def __init__(
