@@ -36,7 +36,7 @@ reproduce: setup  ## train a method beside its baselines on small real data and 
 data: setup  ## fetch the data of a method's miniature (ARGS='hydra overrides' for more, see benchmarks/data.py)
 	@$(BIN)/python -m benchmarks.data $(METHOD) $(ARGS)
 
-zoo: setup  ## train the small models that come with Tenfold anew (hours), and compare them with those in zoo/
+zoo: setup  ## train small models of drawings and words (an hour and more), for miniatures to start from
 	@$(BIN)/python -m benchmarks.zoo $(ARGS)
 
 parity: setup  ## compare with the golden vectors of the official code (GOLDEN=dir for other ones)

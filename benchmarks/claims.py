@@ -64,8 +64,8 @@ class Further(Pair):
 @dataclass
 class Showcase:
     """Pictures by `tenfold predict` with the model that a user would take, `checkpoint`: an arm's
-    of the first seed, `zoo:NAME` or a file. They are of `images`, a folder below data_root, compared
-    with `texts`; `overlays` of each text's best show where it looks."""
+    of the first seed, `zoo:NAME` or a file: of `images`, a folder below data_root, compared with
+    `texts`; `overlays` of each text's best show where it looks."""
 
     checkpoint: str = MISSING
     images: str = MISSING

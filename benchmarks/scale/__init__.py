@@ -1,1 +1,0 @@
-"""What an epoch costs at the papers' size, measured on parts that fit this machine."""
