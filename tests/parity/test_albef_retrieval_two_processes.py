@@ -3,7 +3,6 @@
 Real Lightning validation under DDP. The ranks hold different numbers of images and of texts.
 """
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from shared.evaluation.retrieval import Collector
 from tests.unit.albef_toy import TEXT, retrieval, trainer
 
 from .recording import recording
-from .two_processes import WORLD, Values, in_two_processes, ranks
+from .two_processes import WORLD, Values, ranks
 
 IMAGES, WORDS, LONGEST, UNREADABLE = 13, 30, 7, 7
 EVALUATIONS: dict[str, dict[str, Any]] = {
@@ -103,16 +102,9 @@ def uneven(rank: int | None) -> Values:
     }
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
-    in_two_processes(run, [*EVALUATIONS, "uneven"], folder)
-    return folder
-
-
 @pytest.mark.parametrize("form", EVALUATIONS)
-def test_two_processes_equal_one(form: str, two_processes: Path) -> None:
-    first, second = ranks(two_processes, form)
+def test_two_processes_equal_one(form: str) -> None:
+    first, second = ranks(run, form)
     whole = run(form, None, devices=1)
     assert whole.keys() == first.keys() == second.keys()
     own = [values.pop("own.images") for values in (first, second, whole)]
@@ -127,8 +119,8 @@ def test_two_processes_equal_one(form: str, two_processes: Path) -> None:
     assert 0 < whole["val/r_mean"] < 100
 
 
-def test_a_rank_without_images_and_values_of_any_type(two_processes: Path) -> None:
-    first, second = ranks(two_processes, "uneven")
+def test_a_rank_without_images_and_values_of_any_type() -> None:
+    first, second = ranks(run, "uneven")
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
     assert first["entries"].tolist() == [1, 4]

@@ -5,7 +5,6 @@ for both queues; with this rank's negatives, as in the official code, for the qu
 are averaged over each rank's own selection, so that loss is left out.
 """
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,15 +18,7 @@ from shared.tasks import image_text_matching
 from tests.unit.albef_toy import TEXT, pretraining, retrieval
 
 from .recording import recording
-from .two_processes import (
-    WORLD,
-    Record,
-    Values,
-    assert_ranks_equal_one,
-    fit,
-    in_two_processes,
-    ranks,
-)
+from .two_processes import WORLD, Record, Values, assert_ranks_equal_one, fit, ranks
 
 STEPS, PAIRS, IMAGES, WORDS = 3, 6, 4, 30  # PAIRS: over both ranks
 FORMS = ["pretraining", "retrieval", "local"]
@@ -97,21 +88,14 @@ def run(form: str, rank: int | None, **options: Any) -> Values:
     return values
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
-    in_two_processes(run, FORMS, folder)
-    return folder
-
-
 def rows_apart(values: Values) -> tuple[Values, Values]:
     rows = {name: value for name, value in values.items() if name.startswith("rows.")}
     return rows, {name: value for name, value in values.items() if name not in rows}
 
 
 @pytest.mark.parametrize("form", ["pretraining", "retrieval"])
-def test_two_processes_equal_one(form: str, two_processes: Path) -> None:
-    first, second = ranks(two_processes, form)
+def test_two_processes_equal_one(form: str) -> None:
+    first, second = ranks(run, form)
     (first_rows, first), (second_rows, second) = rows_apart(first), rows_apart(second)
     whole_rows, whole = rows_apart(run(form, None, devices=1))
     assert_ranks_equal_one(first, second, whole)
@@ -123,8 +107,8 @@ def test_two_processes_equal_one(form: str, two_processes: Path) -> None:
     assert any((rows >= PAIRS // WORLD).any() for rows in drawn), "of the other rank, too"
 
 
-def test_queues_hold_the_pairs_of_both_ranks(two_processes: Path) -> None:
-    first, second = ranks(two_processes, "local")
+def test_queues_hold_the_pairs_of_both_ranks() -> None:
+    first, second = ranks(run, "local")
     whole = run("local", None, devices=1)
     queue = [name for name in whole if name.startswith("contrast.queue.")]
     assert {f"contrast.queue.{n}" for n in ("features", "text", "idx", "pointer")} <= set(queue)

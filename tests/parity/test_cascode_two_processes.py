@@ -4,7 +4,6 @@ gathered with their gradient. With `gather: false` they must not, or the test pr
 The evaluation is the same, too: vectors and re-ranking are shared among the ranks.
 """
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,15 +15,7 @@ from torch.utils.data import DataLoader
 from methods.cascode.evaluation import Vectors, shared_scores
 from methods.cascode.module import Fast
 
-from .two_processes import (
-    WORLD,
-    Record,
-    Values,
-    assert_ranks_equal_one,
-    fit,
-    in_two_processes,
-    ranks,
-)
+from .two_processes import WORLD, Record, Values, assert_ranks_equal_one, fit, ranks
 
 STEPS, PAIRS, WORDS = 3, 6, 40  # PAIRS: over both ranks
 TEXT = {
@@ -99,16 +90,9 @@ def evaluated(rank: int | None) -> Values:
     return {"vectors": vectors.take("go", "code", 5), "scores": scores, "asked": shares}
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("ranks")
-    in_two_processes(run, FORMS, path)
-    return path
-
-
 @pytest.mark.parametrize("form", FORMS[:2])
-def test_two_processes_equal_one(form, folder):
-    first, second = ranks(folder, form)
+def test_two_processes_equal_one(form):
+    first, second = ranks(run, form)
     whole = run(form)
     assert any(name.endswith("loss_fast") for name in whole)
     assert any(".grad." in name for name in whole)
@@ -117,7 +101,7 @@ def test_two_processes_equal_one(form, folder):
     assert int(whole["asked"]) == 7
 
 
-def test_without_gathering_they_do_not(folder):
-    first, second = ranks(folder, "local")
+def test_without_gathering_they_do_not():
+    first, second = ranks(run, "local")
     with pytest.raises(AssertionError):
         assert_ranks_equal_one(first, second, run("local"))

@@ -5,7 +5,6 @@ process by design; everything else must agree: losses (mean over ranks), gradien
 them), alignment window, memory bank, both queues, networks after the updates.
 """
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from methods.comatch.imagenet import CoMatchImageNet
 from methods.comatch.module import CoMatch, FixMatch
 
 from .toys import COLOUR, share, still, toy
-from .two_processes import Record, Values, assert_ranks_equal_one, fit, in_two_processes, ranks
+from .two_processes import Record, Values, assert_ranks_equal_one, fit, ranks
 
 STEPS, CLASSES, LABELLED, MU = 3, 5, 4, 3  # LABELLED and MU: over both ranks
 # A bank of one batch: step 2 is CoMatch's first one that is smoothed.
@@ -55,16 +54,9 @@ def run(form: str, rank: int | None, **options: Any) -> Values:
     return fit(build(form), Record(), loader, options, epoch=1)
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
-    in_two_processes(run, FORMS, folder)
-    return folder
-
-
 @pytest.mark.parametrize("form", FORMS)
-def test_two_processes_equal_one(form: str, two_processes: Path) -> None:
-    first, second = ranks(two_processes, form)
+def test_two_processes_equal_one(form: str) -> None:
+    first, second = ranks(run, form)
     whole = run(form, None, devices=1)
     assert_ranks_equal_one(first, second, whole)
     # The comparison means something: the batches differ, samples are confident, edges are kept.

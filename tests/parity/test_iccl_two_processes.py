@@ -5,7 +5,6 @@ process by design; everything else must agree: the weights of interpolation, los
 ranks), gradients (as DDP averages them), centroids, the network after the updates.
 """
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,15 +17,7 @@ from methods.iccl.baselines import CrossEntropy
 from methods.iccl.module import ICCL
 
 from .toys import COLOUR, PROJECTION, share, still, toy
-from .two_processes import (
-    WORLD,
-    Record,
-    Values,
-    assert_ranks_equal_one,
-    fit,
-    in_two_processes,
-    ranks,
-)
+from .two_processes import WORLD, Record, Values, assert_ranks_equal_one, fit, ranks
 
 STEPS, CLASSES, BATCH = 3, 5, 6  # BATCH: over both ranks
 FORMS = ["iccl", "batch_lambda", "epoch_mean", "cross_entropy"]
@@ -83,16 +74,9 @@ def run(form: str, rank: int | None, **options: Any) -> Values:
     return fit(build(form), Record(), Data(rank), options)
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
-    in_two_processes(run, FORMS, folder)
-    return folder
-
-
 @pytest.mark.parametrize("form", FORMS)
-def test_two_processes_equal_one(form: str, two_processes: Path) -> None:
-    first, second = ranks(two_processes, form)
+def test_two_processes_equal_one(form: str) -> None:
+    first, second = ranks(run, form)
     whole = run(form, None, devices=1)
     assert_ranks_equal_one(first, second, whole)
     # The comparison means something: the ranks' batches differ, and the centroids have moved.

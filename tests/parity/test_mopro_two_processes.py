@@ -6,10 +6,8 @@ means over the rows that IT keeps (official arithmetic), so that after the first
 gathered agrees: queue, prototypes, key encoder.
 """
 
-from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -17,7 +15,7 @@ from torch.utils.data import DataLoader
 from methods.mopro.module import MoPro
 
 from .toys import COLOUR, PROJECTION, share, still, toy
-from .two_processes import Record, Values, assert_ranks_equal_one, fit, in_two_processes, ranks
+from .two_processes import Record, Values, assert_ranks_equal_one, fit, ranks
 
 CLASSES, BATCH = 5, 8  # BATCH: over both ranks
 EPOCHS = {"web_labels": 1, "cleaning": 2}
@@ -67,15 +65,8 @@ def run(form: str, rank: int | None, **options: Any) -> Values:
     return fit(build(), RecordKept(), loader, options, epoch=EPOCHS[form])
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
-    in_two_processes(run, EPOCHS, folder)
-    return folder
-
-
-def test_before_cleaning_two_processes_equal_one(two_processes: Path) -> None:
-    first, second = ranks(two_processes, "web_labels")
+def test_before_cleaning_two_processes_equal_one() -> None:
+    first, second = ranks(run, "web_labels")
     whole = run("web_labels", None, devices=1)
     compared = [
         {k: v for k, v in x.items() if not k.endswith(".kept")} for x in (first, second, whole)
@@ -84,8 +75,8 @@ def test_before_cleaning_two_processes_equal_one(two_processes: Path) -> None:
     assert not torch.equal(first["step0.loss_cls"], second["step0.loss_cls"])
 
 
-def test_with_cleaning_gathered_state_is_that_of_one_process(two_processes: Path) -> None:
-    first, second = ranks(two_processes, "cleaning")
+def test_with_cleaning_gathered_state_is_that_of_one_process() -> None:
+    first, second = ranks(run, "cleaning")
     whole = run("cleaning", None, devices=1)
     torch.testing.assert_close(
         (first["step0.loss_inst"] + second["step0.loss_inst"]) / 2, whole["step0.loss_inst"]

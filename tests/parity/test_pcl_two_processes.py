@@ -6,7 +6,6 @@ over ranks), gradients (as DDP averages them), queue and networks after the upda
 form differs by design, because each rank avoids its own positives only.
 """
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,15 +19,7 @@ from methods.pcl.module import PCL, MoCo
 from shared.data.loading.loader import EvaluationLoader
 
 from .toys import COLOUR, KMEANS, share, still, toy
-from .two_processes import (
-    WORLD,
-    Record,
-    Values,
-    assert_ranks_equal_one,
-    fit,
-    in_two_processes,
-    ranks,
-)
+from .two_processes import WORLD, Record, Values, assert_ranks_equal_one, fit, ranks
 
 STEPS, BATCH, IMAGES = 3, 6, 31  # BATCH: over both ranks; 31: not shared evenly
 KIND = {"moco": MoCo, "full": PCL, "sampled": PCL, "permuted": PermutedClusters}
@@ -83,16 +74,9 @@ def run(form: str, rank: int | None, **options: Any) -> Values:
     return fit(build(form), RecordClusters(), Pictures(rank), {**options, "max_epochs": 1})
 
 
-@pytest.fixture(scope="module")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("ranks")
-    in_two_processes(run, KIND, folder)
-    return folder
-
-
 @pytest.mark.parametrize("form", KIND)
-def test_two_processes_equal_one(form: str, two_processes: Path) -> None:
-    first, second = ranks(two_processes, form)
+def test_two_processes_equal_one(form: str) -> None:
+    first, second = ranks(run, form)
     whole = run(form, None, devices=1)
     compared = [whole, first, second]
     if form == "sampled":  # what each rank contrasts with differs from one process

@@ -1,18 +1,18 @@
 """Run a method's real Lightning loop in one process and in two gloo processes under DDP.
 
 A test module gives `run(form, rank, **options)`, which ends in `fit` below and returns what it
-recorded; `in_two_processes` calls it on every rank for every form. BatchNorm must be in evaluation
+recorded; `ranks` calls it on every rank. BatchNorm must be in evaluation
 mode, since its statistics are per process by design.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from datetime import timedelta
 from functools import cache
 from multiprocessing import active_children, parent_process
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 from threading import Thread
 from typing import Any
 
@@ -76,11 +76,6 @@ def fit(
     return record.values
 
 
-def in_two_processes(run: Callable[..., Values], forms: Iterable[str], folder: Path) -> None:
-    """Each rank's `run(form, rank, **options)` of every form, saved for `ranks`."""
-    on_each_rank(_run_forms, run, list(forms), str(folder))
-
-
 @cache
 def _processes() -> list[ProcessPoolExecutor]:
     """One process a rank, joined in a gloo group, for all tests: each costs seconds of imports."""
@@ -91,9 +86,12 @@ def _processes() -> list[ProcessPoolExecutor]:
     ]
 
 
-def ranks(folder: Path, form: str) -> list[Values]:
-    """What the ranks recorded."""
-    return [torch.load(folder / f"{form}{rank}.pt") for rank in range(WORLD)]
+@cache
+def ranks(run: Callable[..., Values], form: str) -> list[Values]:
+    """What each rank's `run(form, rank, **options)` has recorded."""
+    with TemporaryDirectory() as folder:
+        on_each_rank(_run_form, run, form, folder)
+        return [torch.load(Path(folder, f"{rank}.pt")) for rank in range(WORLD)]
 
 
 def assert_ranks_equal_one(
@@ -142,10 +140,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _run_forms(rank: int, run: Callable[..., Values], forms: list[str], folder: str) -> None:
-    for form in forms:
-        here = LightningEnvironment()
-        strategy = DDPStrategy(cluster_environment=here, process_group_backend="gloo")
-        values = run(form, rank, strategy=strategy, devices=WORLD)
-        torch.save(values, f"{folder}/{form}{rank}.pt")
+def _run_form(rank: int, run: Callable[..., Values], form: str, folder: str) -> None:
+    here = LightningEnvironment()
+    strategy = DDPStrategy(cluster_environment=here, process_group_backend="gloo")
+    torch.save(run(form, rank, strategy=strategy, devices=WORLD), Path(folder, f"{rank}.pt"))
     dist.barrier()
