@@ -4,7 +4,7 @@ Shapes: B images, N = (image_size / patch_size)^2 patches, C width. Keys are tim
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -16,6 +16,7 @@ from timm.models.vision_transformer_hybrid import HybridEmbed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shared.nn.oriented_gradients import OrientedGradients
 from shared.nn.wide_resnet import PreActivationBlock
 
 
@@ -24,10 +25,9 @@ class VisionTransformer(timm_vit.VisionTransformer):
     which the first is the class token. Positions are absolute and learned.
 
     Stochastic depth rises linearly to `drop_path`; `initial_std` is that of the blocks' weights,
-    larger for small widths, see `TextTransformer`. With `stem` a residual network
-    makes the patches, of one convolution and then blocks, all of stride 2 and so many channels, the
-    last of them `width`; it is for little data (docs/decisions/017-a-zoo-of-small-models.md).
-    ValueError if `patch_size` does not fit it.
+    larger for small widths, see `TextTransformer`. With `stem`, arguments of `residual_stem`, a
+    small network makes the patches; it is for little data
+    (docs/decisions/017-a-zoo-of-small-models.md). ValueError if it does not fit the patches.
     """
 
     def __init__(
@@ -41,14 +41,15 @@ class VisionTransformer(timm_vit.VisionTransformer):
         drop_path: float = 0.0,
         gradient_checkpointing: bool = False,
         initial_std: float = 0.02,
-        stem: Sequence[int] = (),
+        stem: Mapping[str, Any] | None = None,
     ):
         patches: dict[str, Any] = {"patch_size": patch_size}
         if stem:
-            if patch_size != 2 ** len(stem) or stem[-1] != width:
-                fits = f"it makes patches of {2 ** len(stem)} px and width {stem[-1]}"
-                raise ValueError(f"stem={list(stem)}: {fits}, not {patch_size} and {width}")
-            embed = partial(HybridEmbed, backbone=residual_stem(stem), proj=False)
+            made = stem["cell"] * 2 ** (len(stem["channels"]) - 1), stem["channels"][-1]
+            if made != (patch_size, width):
+                fits = f"it makes patches of {made[0]} px and width {made[1]}"
+                raise ValueError(f"stem={dict(stem)}: {fits}, not {patch_size} and {width}")
+            embed = partial(HybridEmbed, backbone=residual_stem(**stem), proj=False)
             patches = {"patch_size": 1, "embed_layer": embed}
         super().__init__(
             img_size=image_size,
@@ -74,12 +75,16 @@ class VisionTransformer(timm_vit.VisionTransformer):
         return math.isqrt(self.patch_embed.num_patches)
 
 
-def residual_stem(channels: Sequence[int]) -> nn.Sequential:
-    """(B, 3, S, S) -> (B, channels[-1], S / 2^k, S / 2^k) by k layers of so many channels each."""
-    layers: list[nn.Module] = [nn.Conv2d(3, channels[0], 3, stride=2, padding=1, bias=False)]
-    for before, after in pairwise(channels):
-        layers.append(PreActivationBlock(before, after, 2, activate_shortcut=False, momentum=0.1))
-    return nn.Sequential(*layers, nn.BatchNorm2d(channels[-1]))
+def residual_stem(cell: int, channels: Sequence[int]) -> nn.Sequential:
+    """(B, 3, S, S) -> (B, channels[-1], P, P) from the oriented gradients of cells, by residual
+    blocks of so many channels, each but the first of which halves the side: P = S / cell / 2^k."""
+    gradients = OrientedGradients(cell)
+    layers: list[nn.Module] = [gradients, nn.BatchNorm2d(gradients.channels)]
+    layers.append(nn.Conv2d(gradients.channels, channels[0], 3, padding=1, bias=False))
+    for before, after in pairwise([channels[0], *channels]):
+        stride = 1 if len(layers) == 3 else 2
+        layers.append(PreActivationBlock(before, after, stride, False, momentum=0.1))
+    return nn.Sequential(*layers, nn.BatchNorm2d(channels[-1]), nn.ReLU())
 
 
 def interpolate_positions(positions: Tensor, grid: int) -> Tensor:

@@ -4,6 +4,7 @@ Shapes: N images, T texts, L tokens, D their width, E of features, R images at a
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -46,7 +47,8 @@ def predict_texts(
             raise PredictError(f"overlay_layer: {error}") from error
     indices, match, similarity = score(predictor, images, ids, mask, batch_size)
     names = [images.name(index) for index in indices]
-    best = np.lexsort((-similarity, -match), axis=0)  # (N, T) rows of images, a text's best first
+    evaluation: Any = getattr(model, "evaluation", None)
+    best = ranked(match, similarity, getattr(evaluation, "k_test", "all"))
 
     def table(pairs: Iterator[tuple[int, int]]) -> Table:
         columns = ["path", "text", "match_probability", "similarity"]
@@ -73,6 +75,17 @@ def predict_texts(
         titles = [f"{text}: {names[i]}" for i in first]
         pictures, _ = images.take(np.array(indices)[first])
         yield f"overlay_{t + 1}.png", overlay_page(predictor, pictures, titles, words, layer)
+
+
+def ranked(
+    match: NDArray[np.float32], similarity: NDArray[np.float32], k: int | Literal["all"]
+) -> NDArray[np.int64]:
+    """(N, T) rows of images, the best for each text first: as in the papers' evaluation the `k`
+    most similar ones by `match`, then the others by `similarity`."""
+    if k != "all":
+        last = np.sort(similarity, axis=0)[-min(k, len(similarity))]
+        match = np.where(similarity >= last, match, -1)
+    return np.lexsort((-similarity, -match), axis=0)
 
 
 @torch.inference_mode()

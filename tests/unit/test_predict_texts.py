@@ -11,6 +11,7 @@ from PIL import Image
 
 from methods.albef.retrieval import Retrieval
 from methods.albef.vqa import VQA
+from shared.predict import texts
 from shared.predict.overlays import overlay, word_spans
 from shared.training.method import Method
 from tests.unit import test_predict
@@ -42,7 +43,7 @@ def retrieval(**text: Any) -> Retrieval:
     torch.manual_seed(4)
     return Retrieval(
         vision=VISION, text=TEXT | text, embed_dim=6, queue_size=8, temperature=0.07,
-        hard_negatives=True, negatives="local", evaluation={"k_test": 1}, seed=0, **TRAINING,
+        hard_negatives=True, negatives="local", evaluation={"k_test": "all"}, seed=0, **TRAINING,
     )  # fmt: skip
 
 
@@ -300,3 +301,12 @@ def test_bad_questions_are_refused_in_one_line(folder, capsys):
         folder, capsys, f"questions=[{long}]"
     )
     assert "questions=x.txt: no such file" in refused(folder, capsys, "questions=x.txt")
+
+
+def test_the_match_ranks_the_most_similar_images_alone() -> None:
+    match = np.float32([[0.9, 0.1], [0.2, 0.8], [0.8, 0.3], [0.5, 0.3]])
+    similarity = np.float32([[0.1, 0.9], [0.3, 0.2], [0.4, 0.3], [0.2, 0.4]])
+    assert texts.ranked(match, similarity, "all").T.tolist() == [[0, 2, 3, 1], [1, 3, 2, 0]]
+    assert texts.ranked(match, similarity, 2).T.tolist() == [[2, 1, 3, 0], [3, 0, 2, 1]]
+    everything = texts.ranked(match, similarity, "all")
+    np.testing.assert_array_equal(texts.ranked(match, similarity, 9), everything)

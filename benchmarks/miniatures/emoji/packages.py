@@ -86,6 +86,12 @@ def load() -> tuple[list[Concept], dict[str, Any], dict[str, Any]]:
     return concepts, icons, info
 
 
+def read_set(package: Package) -> tuple[dict[str, Any], dict[str, Any]]:
+    """icons.json and info.json of an Iconify set, fetched once."""
+    (archive,) = fetch([package])
+    return _json(archive, "icons.json"), _json(archive, "info.json")
+
+
 def photographs() -> dict[str, NDArray[np.uint8]]:
     """Return all ten, {id: (H, W, 3) uint8}; the first call on a machine fetches them."""
     (archive,) = fetch([WHEEL])

@@ -1,0 +1,202 @@
+"""A small vision tower that has learned what drawings show, in a language model's vectors.
+
+Every concept has a vector, at first the direction in which MiniLM reads its name; the tower learns
+to point at that of a drawing's concept, among those of all. It sees each drawing placed, bent and
+coloured anew. The file has timm's names: it is an `initial.vision`.
+
+Shapes: B drawings, S their side, s that of a view, K concepts, E width of the vectors.
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from PIL import Image
+from rich.progress import track
+from safetensors.torch import save
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.miniatures.code.sources import minilm
+from benchmarks.zoo.data import STYLES
+from benchmarks.zoo.text_tower import directions
+from shared.checkpoints.reading import load_checkpoint
+from shared.data.text.cleaning import clean_caption
+from shared.files import read_json, replacing
+from shared.nn.building import call
+from shared.nn.heads import unit_norm
+from shared.nn.vision_transformer import VisionTransformer
+from shared.randomness import torch_generator
+
+STEPS, BATCH, RATE, SEED = 8000, 128, 2e-3, 0
+SIDE = 32  # of a view; the drawings have twice as much
+KEPT_EVERY = 500  # steps
+GROUND = 0.6  # share of the views on white; the others have any colour around
+
+
+class Namer(nn.Module):
+    """A vision transformer whose class token points at one of the `names` (K, E)."""
+
+    def __init__(self, vision: Mapping[str, Any], names: Tensor):
+        super().__init__()
+        self.vision = VisionTransformer(**{**vision, "image_size": SIDE, "drop_path": 0.05})
+        self.project = nn.Linear(self.vision.embed_dim, names.shape[1])
+        self.names = nn.Parameter(names.clone())
+        self.log_scale = nn.Parameter(torch.tensor(15.0).log())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, s, s) -> cosines (B, K)."""
+        return unit_norm(self.project(self.vision(images)[:, 0])) @ unit_norm(self.names).T
+
+
+def placed(drawings: Tensor, generator: Generator) -> Tensor:
+    """(B, 4, S, S) in 0..1 with premultiplied colours -> (B, 4, s, s): each zoomed, stretched,
+    turned, sheared, moved and bent by itself."""
+    count = len(drawings)
+
+    def normal(spread: float, *shape: int) -> Tensor:
+        return spread * torch.randn(count, *shape, generator=generator)
+
+    def even(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(count, *shape, generator=generator)
+
+    zoom, stretch = even(0.75, 1.15), even(-0.2, 0.2).exp()
+    angle, shear = normal(0.15), normal(0.1)
+    across, down = zoom * stretch, zoom / stretch
+    moves = torch.empty(count, 2, 3)
+    moves[:, 0, 0], moves[:, 0, 1] = angle.cos() * across, (shear - angle.sin()) * down
+    moves[:, 1, 0], moves[:, 1, 1] = angle.sin() * across, angle.cos() * down
+    moves[:, :, 2] = even(-0.15, 0.15, 2)
+    grid = F.affine_grid(moves, [count, 4, SIDE, SIDE], align_corners=False)
+    bends = F.interpolate(normal(0.04, 2, 4, 4), (SIDE, SIDE), mode="bilinear")
+    small = F.interpolate(drawings, (SIDE * 5 // 4,) * 2, mode="area")
+    return F.grid_sample(small, grid + bends.permute(0, 2, 3, 1), align_corners=False)
+
+
+def coloured(drawings: Tensor, generator: Generator) -> Tensor:
+    """(B, 4, s, s) with premultiplied colours -> (B, 3, s, s) in 0..1 on a ground: colours mixed,
+    some grey, some brighter or darker, and a square of half of them covered."""
+    count, side = len(drawings), drawings.shape[-1]
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(count, *shape, generator=generator)
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(count, *shape, generator=generator)
+
+    alpha = drawings[:, 3:]
+    colours = drawings[:, :3] / (alpha + 1e-3)
+    mix = torch.eye(3) + 0.12 * randn(3, 3)
+    colours = torch.einsum("bij,bjhw->bihw", mix, colours - 0.5) + 0.5 + 0.1 * randn(3, 1, 1)
+    colours = torch.where(rand(1, 1, 1) < 0.15, colours.mean(dim=1, keepdim=True), colours)
+    colours = colours.clamp(1e-4, 1) ** (0.3 * randn(1, 1, 1)).exp()
+    ground = torch.where(rand(1, 1, 1) < GROUND, 1.0, rand(3, 1, 1))
+    images = colours * alpha + (1 - alpha) * ground
+    middle = side * rand(2, 1)
+    reach = torch.where(rand(1) < 0.5, side * (1 + 1.67 * rand(1)) / 16, 0.0)
+    near = (torch.arange(side) - middle).abs() < reach[:, None]  # (B, 2, s): rows and columns
+    covered = near[:, 0, :, None] & near[:, 1, None, :]
+    return torch.where(covered[:, None], rand(3, 1, 1), images)
+
+
+def step(module: Namer, drawings: Tensor, concepts: Tensor, views: Any, number: int) -> Tensor:
+    """The loss of uint8 drawings (B, 4, S, S) of `concepts` (B,), in the views of that step."""
+    generator = torch_generator(SEED, number, "views")
+    straight = drawings.float() / 255
+    premultiplied = torch.cat([straight[:, :3] * straight[:, 3:], straight[:, 3:]], dim=1)
+    images = coloured(placed(premultiplied, generator), generator)
+    images = (images - views["mean"]) / views["std"]
+    cosines = module(images.contiguous(memory_format=torch.channels_last))
+    scale = module.log_scale.exp().clamp(max=100)
+    return F.cross_entropy(scale * cosines, concepts, label_smoothing=0.1)
+
+
+def train(
+    module: Namer, drawings: Tensor, concepts: Tensor, views: Any, kept: Path, held: Any
+) -> None:
+    """Train on `drawings` (N, styles, 4, S, S): half of the time their own style, else another. The
+    state is `kept` on the way, and continued from."""
+    bare = [module.names, module.log_scale]
+    rest = [p for p in module.parameters() if not any(p is other for other in bare)]
+    groups = [{"params": rest, "weight_decay": 0.05}, {"params": bare, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, RATE, betas=(0.9, 0.98), foreach=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, RATE, total_steps=STEPS, pct_start=0.1
+    )
+    parts: dict[str, Any] = {"module": module, "optimizer": optimizer, "schedule": schedule}
+    start = 0
+    if kept.is_file():
+        state = load_checkpoint(kept)
+        start = state["step"]
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    per_pass = len(drawings) // BATCH
+    for number in track(range(start, STEPS), "vision tower", disable=not sys.stderr.isatty()):
+        order = torch_generator(SEED, number // per_pass, "order")
+        rows = torch.randperm(len(drawings), generator=order)
+        rows = rows[number % per_pass * BATCH :][:BATCH]
+        draws = torch_generator(SEED, number, "styles")
+        styles = torch.randint(drawings.shape[1], rows.shape, generator=draws)
+        styles *= torch.rand(rows.shape, generator=draws) < 0.5
+        torch.manual_seed(SEED + number)  # of stochastic depth
+        loss = step(module, drawings[rows, styles], concepts[rows], views, number)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(rest, 1.0)
+        optimizer.step()
+        schedule.step()
+        if (number + 1) % KEPT_EVERY == 0:
+            state = {name: part.state_dict() for name, part in parts.items()}
+            with replacing(kept) as file:
+                torch.save({"step": number + 1, **state}, file)
+            found = named(module, *held, views)
+            print(f"vision tower, step {number + 1}: loss {loss.item():.3f}, names {found:.1f} %")
+
+
+@torch.inference_mode()
+def named(module: Namer, images: Tensor, concepts: Tensor, views: Any) -> float:
+    """The share in percent of uint8 pictures (N, 3, S, S) whose concept the module names."""
+    module.eval()
+    small = F.interpolate(images.float() / 255, (SIDE, SIDE), mode="bilinear", antialias=True)
+    parts = ((small - views["mean"]) / views["std"]).split(BATCH)
+    right = torch.cat([module(part).argmax(dim=1) for part in parts]) == concepts
+    module.train()
+    return 100 * right.float().mean().item()
+
+
+def pictures(entries: list[dict[str, Any]], root: Path) -> tuple[Tensor, Tensor]:
+    """uint8 (N, C, S, S) of the images that the entries name, each once, and their concepts."""
+    known = {entry["image"]: entry["image_id"] for entry in entries}
+    read = np.stack([np.asarray(Image.open(root / name)) for name in known])
+    return torch.from_numpy(read).permute(0, 3, 1, 2).contiguous(), torch.tensor([*known.values()])
+
+
+def main(path: Path, given: DictConfig) -> None:
+    """Train the tower that the experiment `given` starts from, and write it to `path`."""
+    config: Any = OmegaConf.to_container(given, resolve=True)
+    data, method = config["data"], config["method"]
+    call(config["source"])
+    minilm(folder := Path(config["data_root"]) / "minilm")
+    lists = {name: Path(data["files"][name]) for name in ("val", "test")}
+    lists["train"] = Path(config["data_root"]) / "emoji-drawings" / "pairs_train.json"
+    entries = {name: read_json(file) for name, file in lists.items()}
+    first: dict[int, str] = {}
+    for entry in entries["train"]:
+        first.setdefault(entry["image_id"], clean_caption(entry["caption"]))
+    names = directions([first[concept] for concept in sorted(first)], folder, method["embed_dim"])
+    drawings, concepts = pictures(entries["train"], lists["train"].parent)
+    drawings, concepts = drawings.unflatten(0, (-1, STYLES)), concepts[::STYLES]
+    views = {
+        name: torch.tensor(data["augmentation"][name])[:, None, None] for name in ("mean", "std")
+    }
+    held = {name: pictures(entries[name], lists[name].parent) for name in ("val", "test")}
+    torch.manual_seed(SEED)
+    module = Namer(method["vision"], names).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    train(module, drawings, concepts, views, path.with_suffix(".ckpt"), held["val"])
+    with replacing(path) as file:
+        file.write(save({k: v.contiguous() for k, v in module.vision.state_dict().items()}))
+    print(f"vision tower: names {named(module, *held['test'], views):.1f} % of the test's drawings")
