@@ -1,15 +1,18 @@
-"""`make zoo`: train the small models of zoo/README.md and measure them.
+"""`make zoo`: train the small models that come with Tenfold, and compare them with those shipped.
 
-    python -m benchmarks.zoo [overrides]
+    python -m benchmarks.zoo [--ship] [overrides]
 
-Three parts, each from the one before: the text tower (`text_tower.py`), the experiments
-albef/zoo_towers and albef/zoo_emoji. What is finished is kept and what was interrupted goes on, so
-that the same command continues. The models then lie in outputs/zoo, with metrics.json: those of the
-held-out artist's drawings, with 95 % intervals. Exit status 1 if a part failed.
+Three parts: the text tower (`text_tower.py`), the vision tower (`vision_tower.py`), and from both
+the experiment albef/zoo_emoji. What is finished is kept and what was interrupted goes on, so
+that the same command continues. The models then lie in outputs/zoo, with metrics.json of the
+held-out artist's drawings and their 95 % intervals; `--ship` puts them in place of those in zoo/.
+Exit status: 0 if the shipped metrics lie within the new intervals, 1 if not or a part failed.
 """
 
 import argparse
 import csv
+import hashlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,22 +20,25 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as Screen
 from safetensors.torch import save_file
 from scipy.stats import binomtest
 from torch import Tensor
 
 from benchmarks.claims import compose_experiment
-from benchmarks.zoo import text_tower
+from benchmarks.markdown import table
+from benchmarks.zoo import text_tower, vision_tower
 from shared import cli
-from shared.checkpoints.reading import load_checkpoint, load_module, rebuild_module
+from shared.checkpoints.reading import load_checkpoint, rebuild_module
 from shared.checkpoints.writing import write_portable
-from shared.checkpoints.zoo import SUFFIX
+from shared.checkpoints.zoo import SUFFIX, SUMS, ZOO
 from shared.files import read_json, write_json
 
 MADE = Path("outputs/zoo")
 TEXT = MADE / "text.safetensors"
-PARTS = ("zoo_towers", "zoo_emoji")
+VISION = MADE / "vision.safetensors"
+PART = "zoo_emoji"
+METRICS = "metrics.json"
 COUNT = 1301  # the held-out artist's drawings, each with one name
 AUC = "test/itm_auc"
 WORDS = [  # chosen before any model was asked for them
@@ -41,49 +47,56 @@ WORDS = [  # chosen before any model was asked for them
     *("hammer", "mushroom", "anchor", "airplane"),
 ]
 SHARES = {f"test/itc_{side}_r{k}": COUNT for side in ("txt", "img") for k in (1, 5, 10)}
-SHARES["words"] = len(WORDS)
+SHARES |= {"names": COUNT, "words": len(WORDS)}
 """Metrics that are shares of so many trials, in percent."""
+CARDS = {"vit-emoji": ["vision"], "albef-emoji": [PART, "words"]}
+MEASURED = "## Metrics\n"
 Interval = tuple[float, float, float]  # value, lower, upper
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.zoo", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("overrides", nargs="*", help="Hydra overrides of both experiments")
+    parser.add_argument("--ship", action="store_true", help="replace the models in zoo/")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides of the experiment")
     given = parser.parse_args(arguments)
-    config = compose_experiment(f"albef/{PARTS[0]}", given.overrides)
-    if not TEXT.is_file():
-        text_tower.main(TEXT, config)
-    for part in PARTS:
-        command = [sys.executable, "-m", "shared.run", f"experiment=albef/{part}", "seed=0"]
-        if status := subprocess.run([*command, *given.overrides]).returncode:
-            print(f"zoo: {part} ended with {status}; the same command continues", file=sys.stderr)
-            return 1
-    folders = [Path("outputs/albef") / part / "seed0" for part in PARTS]
-    found = {part: measured(folder) for part, folder in zip(PARTS, folders, strict=True)}
-    towers, emoji = (folder / "checkpoints" / "last.ckpt" for folder in folders)
-    files = export(towers, emoji, found)
+    config = compose_experiment(f"albef/{PART}", given.overrides)
+    for path, tower in ((TEXT, text_tower), (VISION, vision_tower)):
+        if not path.is_file():
+            tower.main(path, config)
+    command = [sys.executable, "-m", "shared.run", f"experiment=albef/{PART}", "seed=0"]
+    if status := subprocess.run([*command, *given.overrides]).returncode:
+        print(f"zoo: {PART} ended with {status}; the same command continues", file=sys.stderr)
+        return 1
+    folder = Path("outputs/albef") / PART / "seed0"
+    seen = read_json(vision_tower.metrics_of(VISION))
+    found = {"vision": {name: interval(name, value) for name, value in seen.items()}}
+    found[PART] = measured(folder)
+    files = export(folder / "checkpoints" / "last.ckpt", found)
     hits = first_hits(files[-1], Path(config.data_root) / "emoji-pairs")
     right = [word for word, name in hits.items() if word in name.split()]
     print(f"{len(right)} of {len(WORDS)} words find what they name first:", hits)
     found["words"] = {"first_hits": interval("words", 100 * len(right) / len(WORDS))}
-    write_json(MADE / "metrics.json", found)
-    report(found)
-    return 0
+    write_json(MADE / METRICS, found)
+    shipped = read_json(ZOO / METRICS) if (ZOO / METRICS).is_file() else {}
+    agree = report(found, shipped)
+    if given.ship:
+        ship([*files, MADE / METRICS], found, Path(config.data_root) / "emoji-pairs")
+        return 0
+    return 0 if agree else 1
 
 
-def export(towers: Path, emoji: Path, found: Mapping[str, Mapping[str, Interval]]) -> list[Path]:
-    """Write the models as files of the zoo; returns their paths. The text tower is the one before
-    alignment: what starts from both towers has still to align them."""
+def export(emoji: Path, found: Mapping[str, Mapping[str, Interval]]) -> list[Path]:
+    """Write the models as files of the zoo; returns their paths. The towers are those before ALBEF:
+    what starts from both has still to align them."""
     names = ("vit-emoji", "text-emoji", "albef-emoji")
     vision, text, whole = (MADE / f"{name}{SUFFIX}" for name in names)
-    aligned: Any = load_module(towers)
-    save_file(halved(aligned.encoders.visual_encoder.state_dict()), vision)
+    save_file(halved(load_checkpoint(VISION)), vision)
     save_file(halved(load_checkpoint(TEXT)), text)
     checkpoint = load_checkpoint(emoji)
     module: Any = rebuild_module(checkpoint, emoji)
     module.momentum_encoders.update(module.encoders, 0.0)  # a copy, which costs no space
-    share, *limits = found[PARTS[-1]]["itc_img_r1"]
+    share, *limits = found[PART]["itc_img_r1"]
     accuracy = (
         f"{whole.stem}: of {COUNT:,} names it finds {share:.0f} % at once among as many drawings "
         f"of an artist it has not seen (95 % interval {limits[0]:.0f} to {limits[1]:.0f})"
@@ -137,13 +150,44 @@ def interval(name: str, percent: float) -> Interval:
     return percent, percent - reach, min(100.0, percent + reach)
 
 
-def report(found: Mapping[str, Mapping[str, Interval]]) -> None:
-    """Print the metrics of every part."""
-    screen = Table("model", "metric", "value", "95 % interval")
+def report(
+    found: Mapping[str, Mapping[str, Interval]], shipped: Mapping[str, Mapping[str, Interval]]
+) -> bool:
+    """Print both; returns whether every shipped value lies within the new interval."""
+    screen, agree = Screen("model", "metric", "value", "95 % interval", "shipped"), True
     for part, metrics in found.items():
         for name, (value, low, high) in metrics.items():
-            screen.add_row(part, name, f"{value:.1f}", f"{low:.1f} to {high:.1f}")
+            there = shipped.get(part, {}).get(name)
+            inside = there is not None and low <= there[0] <= high
+            agree &= inside
+            known = "-" if there is None else f"{there[0]:.1f}{'' if inside else ' (outside)'}"
+            screen.add_row(part, name, f"{value:.1f}", f"{low:.1f} to {high:.1f}", known)
     Console().print(screen)
+    return agree
+
+
+def ship(
+    files: Sequence[Path], found: Mapping[str, Mapping[str, Interval]], drawings: Path
+) -> None:
+    """Put files in place of those in zoo/, with their checksums, the metrics of their cards, and
+    some of the held-out artist's drawings."""
+    for path in files:
+        shutil.copyfile(path, ZOO / path.name)
+    models = [path for path in files if path.suffix == SUFFIX]
+    sums = (f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in models)
+    (ZOO / SUMS).write_text("".join(sums))
+    for name, parts in CARDS.items():
+        metrics = [(f"{part} {n}", *v) for part in parts for n, v in found[part].items()]
+        rows = [[n, f"{value:.1f}", f"{low:.1f} to {high:.1f}"] for n, value, low, high in metrics]
+        card, header = ZOO / f"{name}.md", ["metric, in percent", "value", "95 % interval"]
+        about = card.read_text().partition(MEASURED)[0]
+        card.write_text(f"{about}{MEASURED}\n{table(header, rows)}\n")
+    (ZOO / "drawings").mkdir(exist_ok=True)
+    entries = read_json(drawings / "common_pairs_test.json")
+    for entry in [*entries[::3], *(e for e in entries if e["caption"][0] in WORDS)]:
+        name = entry["caption"][0].replace(" ", "-")
+        shutil.copyfile(drawings / entry["image"], ZOO / "drawings" / f"{name}.png")
+    print(f"shipped: {', '.join(path.name for path in files)}")
 
 
 if __name__ == "__main__":

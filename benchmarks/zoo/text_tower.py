@@ -5,7 +5,6 @@ vectors of MiniLM differ most; all of them learn to fill in words. It reads the 
 emoji pairs and the words of their vocabulary. The file has BERT's names: it is an `initial.text`.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from shared.checkpoints.official import KeyTable, export_official
 from shared.checkpoints.pretrained_text import bert_rules, word_head_rules
 from shared.data.text.cleaning import clean_caption
 from shared.data.text.wordpiece import WordPiece
-from shared.files import replacing
+from shared.files import read_json, replacing
 from shared.losses.language import IGNORED, MaskDraws, mask_tokens, masked_lm_loss
 from shared.nn.building import call
 from shared.nn.text_transformer import LanguageHead, TextTransformer, attention_mask
@@ -118,7 +117,7 @@ def main(path: Path, given: DictConfig) -> None:
     data, method = config["data"], config["method"]
     call(config["source"])
     minilm(folder := Path(config["data_root"]) / "minilm")
-    pairs = json.loads(Path(data["files"]["train"]).read_text())
+    pairs = read_json(data["files"]["train"][0])
     captions = {clean_caption(pair["caption"], data["max_words"]) for pair in pairs}
     words = {word for word in Path(data["vocab"]).read_text().split() if word.isalpha()}
     texts = sorted(captions | words)

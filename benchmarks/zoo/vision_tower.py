@@ -26,7 +26,7 @@ from benchmarks.zoo.data import STYLES
 from benchmarks.zoo.text_tower import directions
 from shared.checkpoints.reading import load_checkpoint
 from shared.data.text.cleaning import clean_caption
-from shared.files import read_json, replacing
+from shared.files import read_json, replacing, write_json
 from shared.nn.building import call
 from shared.nn.heads import unit_norm
 from shared.nn.vision_transformer import VisionTransformer
@@ -116,7 +116,12 @@ def step(module: Namer, drawings: Tensor, concepts: Tensor, views: Any, number: 
 
 
 def train(
-    module: Namer, drawings: Tensor, concepts: Tensor, views: Any, kept: Path, held: Any
+    module: Namer,
+    drawings: Tensor,
+    concepts: Tensor,
+    views: Any,
+    kept: Path,
+    held: tuple[Tensor, Tensor],
 ) -> None:
     """Train on `drawings` (N, styles, 4, S, S): half of the time their own style, else another. The
     state is `kept` on the way, and continued from."""
@@ -182,7 +187,7 @@ def main(path: Path, given: DictConfig) -> None:
     call(config["source"])
     minilm(folder := Path(config["data_root"]) / "minilm")
     lists = {name: Path(data["files"][name]) for name in ("val", "test")}
-    lists["train"] = Path(config["data_root"]) / "emoji-drawings" / "pairs_train.json"
+    lists["train"] = Path(data["files"]["train"][0])
     entries = {name: read_json(file) for name, file in lists.items()}
     first: dict[int, str] = {}
     for entry in entries["train"]:
@@ -199,4 +204,9 @@ def main(path: Path, given: DictConfig) -> None:
     train(module, drawings, concepts, views, path.with_suffix(".ckpt"), held["val"])
     with replacing(path) as file:
         file.write(save({k: v.contiguous() for k, v in module.vision.state_dict().items()}))
-    print(f"vision tower: names {named(module, *held['test'], views):.1f} % of the test's drawings")
+    write_json(metrics_of(path), {"names": named(module, *held["test"], views)})
+
+
+def metrics_of(path: Path) -> Path:
+    """Beside the tower: `names`, the share of the held-out artist's drawings that it named."""
+    return path.with_suffix(".json")
