@@ -7,7 +7,9 @@ import pytest
 import torch
 from hydra.utils import get_method, instantiate
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
+import benchmarks.zoo.__main__ as zoo
 from benchmarks.miniatures.emoji.pairs import pairs, vocabulary
 from benchmarks.miniatures.emoji.questions import questions
 from methods.albef.classification import Classification
@@ -16,7 +18,9 @@ from methods.albef.official import warm_start
 from methods.albef.retrieval import Retrieval
 from methods.albef.text_assignment import TextAssignment
 from methods.albef.vqa import VQA
+from shared.checkpoints.pretrained_vision import load_vision
 from shared.checkpoints.reading import load_module
+from shared.nn.vision_transformer import VisionTransformer
 from tests.hostile.damages import every
 from tests.unit.test_configs import resolved
 
@@ -95,14 +99,17 @@ def test_scenes_go_on_from_aligned_encoders(experiment: str, tmp_path: Path) -> 
     warm_start(module_of(config), tmp_path / "last.ckpt", "pretrained")  # positions are stretched
 
 
-def test_the_last_part_of_the_zoo_goes_on_from_the_first(tmp_path: Path) -> None:
-    config, start = resolved("albef/zoo_emoji"), resolved("albef/zoo_towers")
+def test_the_zoo_goes_on_from_its_towers(tmp_path: Path) -> None:
+    config = resolved("albef/zoo_emoji")
     assert get_method(config["method"]["_target_"]) is Pretraining
-    assert named_start(config) == "zoo_towers"
+    assert config["method"]["initial"] == {"vision": str(zoo.VISION), "text": str(zoo.TEXT)}
     assert_nothing_is_mirrored(config)
-    start["method"]["initial"] = None  # the text tower's file
-    saved_run(start, tmp_path / "last.ckpt")
-    warm_start(module_of(config), tmp_path / "last.ckpt", "pretrained")  # positions are stretched
+    small = {**config["method"]["vision"], "image_size": 32}
+    save_file(VisionTransformer(**small).state_dict(), tmp_path / "vision.safetensors")
+    encoder = module_of(config).encoders.visual_encoder
+    report = load_vision(encoder, str(tmp_path / "vision.safetensors"))
+    assert report.interpolated[0].startswith("pos_embed")
+    assert not report.fresh
 
 
 def assert_nothing_is_mirrored(config: dict[str, Any]) -> None:
