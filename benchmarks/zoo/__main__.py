@@ -2,7 +2,7 @@
 
     python -m benchmarks.zoo [--ship] [overrides]
 
-Three parts: the text tower (`text_tower.py`), the vision tower (`vision_tower.py`), and from both
+Three parts: the vision tower (`vision_tower.py`), the text tower (`text_tower.py`), and from both
 the experiment albef/zoo_emoji. What is finished is kept and what was interrupted goes on, so
 that the same command continues. The models then lie in outputs/zoo, with metrics.json of the
 held-out artist's drawings and their 95 % intervals; `--ship` puts them in place of those in zoo/.
@@ -28,6 +28,7 @@ from torch import Tensor
 from benchmarks.claims import compose_experiment
 from benchmarks.markdown import table
 from benchmarks.zoo import text_tower, vision_tower
+from benchmarks.zoo.projections import join, projection_of
 from shared import cli
 from shared.checkpoints.reading import load_checkpoint, rebuild_module
 from shared.checkpoints.writing import write_portable
@@ -37,6 +38,7 @@ from shared.files import read_json, write_json
 MADE = Path("outputs/zoo")
 TEXT = MADE / "text.safetensors"
 VISION = MADE / "vision.safetensors"
+TOWERS = MADE / "towers.ckpt"
 PART = "zoo_emoji"
 METRICS = "metrics.json"
 COUNT = 1301  # the held-out artist's drawings, each with one name
@@ -61,9 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="Hydra overrides of the experiment")
     given = parser.parse_args(arguments)
     config = compose_experiment(f"albef/{PART}", given.overrides)
-    for path, tower in ((TEXT, text_tower), (VISION, vision_tower)):
-        if not path.is_file():
-            tower.main(path, config)
+    if not VISION.is_file():
+        vision_tower.main(VISION, config)
+    if not TEXT.is_file():
+        text_tower.main(TEXT, config, load_checkpoint(projection_of(VISION))["names"])
+    if not TOWERS.is_file():
+        join(VISION, TEXT, config, TOWERS)
     command = [sys.executable, "-m", "shared.run", f"experiment=albef/{PART}", "seed=0"]
     if status := subprocess.run([*command, *given.overrides]).returncode:
         print(f"zoo: {PART} ended with {status}; the same command continues", file=sys.stderr)

@@ -1,8 +1,8 @@
-"""A small text tower that has learned from a large one which texts are alike.
+"""A small text tower that has learned which texts name the same things.
 
-Its first layers, those which ALBEF contrasts with images, learn the directions in which sentence
-vectors of MiniLM differ most; all of them learn to fill in words. It reads the captions of the
-emoji pairs and the words of their vocabulary. The file has BERT's names: it is an `initial.text`.
+Its first layers, those which ALBEF contrasts with images, learn to read a caption as the vector
+that the vision tower has learned for its concept, and any word of the vocabulary as MiniLM does;
+all of them learn to fill in words. The file has BERT's names: it is an `initial.text`.
 """
 
 import sys
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.miniatures.code.sources import minilm
+from benchmarks.zoo.projections import projection_of
 from methods.cascode.official import load_searcher
 from shared.checkpoints.official import KeyTable, export_official
 from shared.checkpoints.pretrained_text import bert_rules, word_head_rules
@@ -102,24 +103,38 @@ def train(method: dict[str, Any], texts: list[str], vocab: Path, targets: Tensor
 
 
 def write(student: Student, path: Path) -> None:
-    """Write the tower under BERT's names, whole or not at all."""
+    """Write the tower under BERT's names and beside it its projection, each whole or not at all."""
     rules = [*bert_rules("", "text."), *word_head_rules("cls.", "word_head.")]
-    table = KeyTable(rules, fresh={"sentence.{rest}": "the teacher's directions"})
+    table = KeyTable(rules, fresh={"sentence.{rest}": "the projection"})
     state = export_official(student, table)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        file.write(save({key: value.contiguous() for key, value in state.items()}))
+    for place, content in ((projection_of(path), student.sentence.state_dict()), (path, state)):
+        with replacing(place) as file:
+            file.write(save({key: value.contiguous() for key, value in content.items()}))
 
 
-def main(path: Path, given: DictConfig) -> None:
-    """Train the tower that the experiment `given` starts from, and write it to `path`."""
+def captions_and_words(data: dict[str, Any]) -> tuple[dict[str, set[int]], list[str]]:
+    """Each cleaned caption with the concepts that it is said of, and the other words there are."""
+    concepts: dict[str, set[int]] = {}
+    for pair in read_json(data["files"]["train"][0]):
+        caption = clean_caption(pair["caption"], data["max_words"])
+        concepts.setdefault(caption, set()).add(pair["image_id"])
+    words = {word for word in Path(data["vocab"]).read_text().split() if word.isalpha()}
+    return concepts, sorted(words - concepts.keys())
+
+
+def main(path: Path, given: DictConfig, names: Tensor) -> None:
+    """Train the tower that the experiment `given` starts from, towards the `names` (K, E) of the
+    concepts, and write it to `path`."""
     config: Any = OmegaConf.to_container(given, resolve=True)
     data, method = config["data"], config["method"]
     call(config["source"])
     minilm(folder := Path(config["data_root"]) / "minilm")
-    pairs = read_json(data["files"]["train"][0])
-    captions = {clean_caption(pair["caption"], data["max_words"]) for pair in pairs}
-    words = {word for word in Path(data["vocab"]).read_text().split() if word.isalpha()}
-    texts = sorted(captions | words)
-    targets = directions(texts, folder, method["embed_dim"])
-    write(train(method, texts, Path(data["vocab"]), targets), path)
+    concepts, words = captions_and_words(data)
+    captions = sorted(concepts)
+    # The names have moved away from MiniLM's vectors; words are turned as these have been.
+    read = directions([*captions, *words], folder, method["embed_dim"])
+    learned = torch.stack([names[sorted(concepts[text])].mean(dim=0) for text in captions])
+    turn = torch.linalg.lstsq(read[: len(captions)], learned).solution
+    targets = F.normalize(torch.cat([learned, read[len(captions) :] @ turn]), dim=1)
+    write(train(method, [*captions, *words], Path(data["vocab"]), targets), path)

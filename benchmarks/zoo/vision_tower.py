@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from benchmarks.miniatures.code.sources import minilm
 from benchmarks.zoo.data import STYLES
+from benchmarks.zoo.projections import projection_of
 from benchmarks.zoo.text_tower import directions
 from shared.checkpoints.reading import load_checkpoint
 from shared.data.text.cleaning import clean_caption
@@ -202,8 +203,11 @@ def main(path: Path, given: DictConfig) -> None:
     torch.manual_seed(SEED)
     module = Namer(method["vision"], names).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     train(module, drawings, concepts, views, path.with_suffix(".ckpt"), held["val"])
-    with replacing(path) as file:
-        file.write(save({k: v.contiguous() for k, v in module.vision.state_dict().items()}))
+    projection = {**module.project.state_dict(), "names": unit_norm(module.names.detach())}
+    weights = (projection_of(path), projection), (path, module.vision.state_dict())
+    for place, content in weights:
+        with replacing(place) as file:
+            file.write(save({key: value.contiguous() for key, value in content.items()}))
     write_json(metrics_of(path), {"names": named(module, *held["test"], views)})
 
 

@@ -12,13 +12,14 @@ from safetensors.torch import save_file
 import benchmarks.zoo.__main__ as zoo
 from benchmarks.miniatures.emoji.pairs import pairs, vocabulary
 from benchmarks.miniatures.emoji.questions import questions
+from benchmarks.zoo import text_tower
+from benchmarks.zoo.projections import join, projection_of
 from methods.albef.classification import Classification
 from methods.albef.module import Pretraining
 from methods.albef.official import warm_start
 from methods.albef.retrieval import Retrieval
 from methods.albef.text_assignment import TextAssignment
 from methods.albef.vqa import VQA
-from shared.checkpoints.pretrained_vision import load_vision
 from shared.checkpoints.reading import load_module
 from shared.nn.vision_transformer import VisionTransformer
 from tests.hostile.damages import every
@@ -102,14 +103,28 @@ def test_scenes_go_on_from_aligned_encoders(experiment: str, tmp_path: Path) -> 
 def test_the_zoo_goes_on_from_its_towers(tmp_path: Path) -> None:
     config = resolved("albef/zoo_emoji")
     assert get_method(config["method"]["_target_"]) is Pretraining
-    assert config["method"]["initial"] == {"vision": str(zoo.VISION), "text": str(zoo.TEXT)}
+    assert config["warm_start"] == {"path": str(zoo.TOWERS), "kind": "pretrained"}
     assert_nothing_is_mirrored(config)
-    small = {**config["method"]["vision"], "image_size": 32}
-    save_file(VisionTransformer(**small).state_dict(), tmp_path / "vision.safetensors")
-    encoder = module_of(config).encoders.visual_encoder
-    report = load_vision(encoder, str(tmp_path / "vision.safetensors"))
-    assert report.interpolated[0].startswith("pos_embed")
-    assert not report.fresh
+    vision, text = tmp_path / "vision.safetensors", tmp_path / "text.safetensors"
+    method = config["method"]
+    small = VisionTransformer(**{**method["vision"], "image_size": 32})
+    save_file(small.state_dict(), vision)
+    student = text_tower.Student(method["text"], method["embed_dim"])
+    text_tower.write(student, text)
+    projection = torch.nn.Linear(method["vision"]["width"], method["embed_dim"])
+    save_file(projection.state_dict(), projection_of(vision))
+    join(vision, text, OmegaConf.create(config), tmp_path / "towers.ckpt")
+    module = module_of(config)
+    warm_start(module, tmp_path / "towers.ckpt", "pretrained")
+    encoders = module.encoders
+    assert torch.equal(encoders.vision_proj.weight, projection.weight)
+    assert torch.equal(encoders.text_proj.weight, student.sentence.weight)
+    assert torch.equal(
+        encoders.text_encoder.embeddings.word.weight, student.text.embeddings.word.weight
+    )
+    assert torch.equal(encoders.visual_encoder.cls_token, small.cls_token)
+    copy = module.momentum_encoders.module.vision_proj
+    assert torch.equal(copy.weight, projection.weight)
 
 
 def assert_nothing_is_mirrored(config: dict[str, Any]) -> None:
