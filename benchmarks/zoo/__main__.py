@@ -2,8 +2,8 @@
 
     python -m benchmarks.zoo [--ship] [overrides]
 
-Three parts: the vision tower (`vision_tower.py`), the text tower (`text_tower.py`), and from both
-the experiment albef/zoo_emoji. What is finished is kept and what was interrupted goes on, so
+Four parts: the vision tower (`vision_tower.py`), the text tower (`text_tower.py`), and from both
+the experiments albef/zoo_even and albef/zoo_emoji. What is finished is kept and what was interrupted goes on, so
 that the same command continues. The models then lie in outputs/zoo, with metrics.json of the
 held-out artist's drawings and their 95 % intervals; `--ship` puts them in place of those in zoo/.
 Exit status: 0 if the shipped metrics lie within the new intervals, 1 if not or a part failed.
@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ TEXT = MADE / "text.safetensors"
 VISION = MADE / "vision.safetensors"
 TOWERS = MADE / "towers.ckpt"
 PART = "zoo_emoji"
+PARTS = ("zoo_even", PART)
 METRICS = "metrics.json"
 COUNT = 1301  # the held-out artist's drawings, each with one name
 AUC = "test/itm_auc"
@@ -48,7 +50,10 @@ WORDS = [  # chosen before any model was asked for them
     *("umbrella", "penguin", "elephant", "key", "pizza", "snowman", "violin", "cactus"),
     *("hammer", "mushroom", "anchor", "airplane"),
 ]
-SHARES = {f"test/itc_{side}_r{k}": COUNT for side in ("txt", "img") for k in (1, 5, 10)}
+SHARES = {
+    f"test/{kind}{side}_r{k}": COUNT
+    for kind, side, k in product(("itc_", ""), ("txt", "img"), (1, 5, 10))
+}
 SHARES |= {"names": COUNT, "words": len(WORDS)}
 """Metrics that are shares of so many trials, in percent."""
 CARDS = {"vit-emoji": ["vision"], "albef-emoji": [PART, "words"]}
@@ -69,10 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text_tower.main(TEXT, config, load_checkpoint(projection_of(VISION))["names"])
     if not TOWERS.is_file():
         join(VISION, TEXT, config, TOWERS)
-    command = [sys.executable, "-m", "shared.run", f"experiment=albef/{PART}", "seed=0"]
-    if status := subprocess.run([*command, *given.overrides]).returncode:
-        print(f"zoo: {PART} ended with {status}; the same command continues", file=sys.stderr)
-        return 1
+    for part in PARTS:
+        command = [sys.executable, "-m", "shared.run", f"experiment=albef/{part}", "seed=0"]
+        if status := subprocess.run([*command, *given.overrides]).returncode:
+            print(f"zoo: {part} ended with {status}; the same command continues", file=sys.stderr)
+            return 1
     folder = Path("outputs/albef") / PART / "seed0"
     seen = read_json(vision_tower.metrics_of(VISION))
     found = {"vision": {name: interval(name, value) for name, value in seen.items()}}

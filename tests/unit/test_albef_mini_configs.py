@@ -101,7 +101,10 @@ def test_scenes_go_on_from_aligned_encoders(experiment: str, tmp_path: Path) -> 
 
 
 def test_the_zoo_goes_on_from_its_towers(tmp_path: Path) -> None:
-    config = resolved("albef/zoo_emoji")
+    last = resolved("albef/zoo_emoji")
+    assert named_start(last) == "zoo_even"
+    assert last["method"]["hard_negatives"]
+    config = resolved("albef/zoo_even")
     assert get_method(config["method"]["_target_"]) is Pretraining
     assert config["warm_start"] == {"path": str(zoo.TOWERS), "kind": "pretrained"}
     assert_nothing_is_mirrored(config)

@@ -157,9 +157,9 @@ def test_shipped_metrics_must_lie_within_the_new_intervals(
 def test_a_vision_tower_learns_names_and_goes_on_where_it_was_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"STEPS": 60, "BATCH": 16, "KEPT_EVERY": 20, "RATE": 5e-3}
-    for name, value in settings.items():
+    for name, value in {"BATCH": 16, "KEPT_EVERY": 20}.items():
         monkeypatch.setattr(vision_tower, name, value)
+    phase = vision_tower.Phase(32, 60, 5e-3, 1.0)
     bars = [(8, 60, 26, 38), (26, 38, 8, 60), (8, 56, 8, 56), (26, 38, 26, 38)]
     own = torch.zeros(4, 4, 64, 64, dtype=torch.uint8)
     for bar, (top, bottom, left, right) in zip(own, bars, strict=True):
@@ -174,7 +174,7 @@ def test_a_vision_tower_learns_names_and_goes_on_where_it_was_killed(
         torch.manual_seed(0)
         vision = {"patch_size": 8, "width": 16, "depth": 1, "heads": 2}
         vision |= {"stem": {"cell": 4, "channels": [8, 16]}}
-        module = vision_tower.Namer(vision, F.normalize(torch.randn(4, 6), dim=1)).train()
+        module = vision_tower.Namer(vision, F.normalize(torch.randn(4, 6), dim=1), 32).train()
         step = vision_tower.step
 
         def until(module: Any, *batch: Any) -> Tensor:
@@ -184,7 +184,7 @@ def test_a_vision_tower_learns_names_and_goes_on_where_it_was_killed(
 
         with monkeypatch.context() as patch:
             patch.setattr(vision_tower, "step", until)
-            vision_tower.train(module, drawings, concepts, views, kept, held)
+            vision_tower.train(module, drawings, concepts, views, phase, kept, held)
         return module
 
     whole = trained(tmp_path / "whole.ckpt")
@@ -195,12 +195,25 @@ def test_a_vision_tower_learns_names_and_goes_on_where_it_was_killed(
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
 
+    vision = {"patch_size": 8, "width": 16, "depth": 1, "heads": 2}
+    vision |= {"stem": {"cell": 4, "channels": [8, 16]}}
+    larger = vision_tower.Namer(vision, whole.names, 64)
+    larger.continue_from(whole)
+    assert larger.vision.grid == 2 * whole.vision.grid
+    assert torch.equal(larger.project.weight, whole.project.weight)
+    assert torch.equal(larger.vision.pos_embed[:, 0], whole.vision.pos_embed[:, 0])
 
-def test_views_keep_a_drawing_within_reach_and_differ_from_one_another() -> None:
+
+@pytest.mark.parametrize("least", [1.0, 0.4])
+def test_views_keep_a_drawing_within_reach_and_differ_from_one_another(least: float) -> None:
     drawing = torch.zeros(1, 4, 64, 64)
     drawing[:, :, 24:40, 24:40] = 1.0
     generator = torch.Generator().manual_seed(0)
-    views = vision_tower.placed(drawing.expand(64, -1, -1, -1), generator)
+    phase = vision_tower.Phase(32, 1, 1.0, least)
+    views = vision_tower.placed(drawing.expand(128, -1, -1, -1), phase, generator)
+    small, views = views[64:, 3].sum(dim=(1, 2)), views[:64]
+    assert (small > (30 if least == 1 else 5)).all()
+    assert (small.min() < 20) == (least < 1)
     assert views.shape == (64, 4, 32, 32)
     covered = views[:, 3].sum(dim=(1, 2))
     assert (covered > 30).all()  # of 64 at the same scale
