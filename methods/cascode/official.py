@@ -26,7 +26,8 @@ from shared.checkpoints.pretrained_text import (
     model_folder,
 )
 from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
-from shared.data.readers.files import PACKAGE, is_integer, is_number, one_line, shortened
+from shared.data.readers.files import is_integer, is_number, one_line, shortened
+from shared.data.readers.model_files import PACKAGE
 from shared.files import read_json
 
 HEAD = [

@@ -19,14 +19,13 @@ from torch import Tensor
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.readers.files import (
-    PACKAGE,
     not_found,
     open_data,
-    package_files,
     read_json,
     read_text,
     refusing,
 )
+from shared.data.readers.model_files import PACKAGE, model_files
 from shared.data.text.wordpiece import WordPiece
 
 Kind = Literal["roberta", "bert"]
@@ -210,7 +209,7 @@ def _fitting(query: int, code: int, room: int) -> tuple[int, int]:
 
 
 def _load(source: str | Path) -> Tokenizer:
-    packaged = package_files(str(source), "the folder of a Hugging Face model")
+    packaged = model_files(str(source), "the folder of a Hugging Face model")
     if packaged is not None:
         files = {file.name: file for file in packaged}
     elif (path := Path(source)).is_dir():

@@ -9,7 +9,7 @@ from shared.checkpoints.official import KeyReport, KeyTable, Rule, import_offici
 from shared.checkpoints.reading import CheckpointError, load_checkpoint
 from shared.checkpoints.zoo import is_of_zoo
 from shared.data.errors import DataNotFoundError
-from shared.data.readers.files import package_files
+from shared.data.readers.model_files import HUB, PACKAGE, model_files
 from shared.nn.text_transformer import LanguageHead, TextTransformer
 
 LAYOUT = "in Hugging Face's layout"
@@ -53,10 +53,10 @@ def word_head_rules(official: str, ours: str) -> list[Rule]:
 
 
 def model_folder(source: str | PathLike[str]) -> Path:
-    """The folder of a model in Hugging Face's layout: `source` itself, or of the installed Python
-    package that `package:NAME` names. CheckpointError if there is none; nothing is downloaded."""
+    """The folder of a model in Hugging Face's layout: `source` itself, or that of `package:NAME` or
+    `hub:NAME`, see `model_files`. CheckpointError if there is none."""
     try:
-        files = package_files(str(source), "a folder of a model")
+        files = model_files(str(source), "a folder of a model")
     except DataNotFoundError as error:
         raise CheckpointError(str(error)) from None
     if files is None:
@@ -68,12 +68,14 @@ def model_folder(source: str | PathLike[str]) -> Path:
         # Modules of sentence-transformers have a config of their own, and no weights beside it.
         if file.name == CONFIG and any((file.parent / weights).is_file() for weights in WEIGHTS):
             return file.parent
-    raise CheckpointError(f"{source}: the package holds no model {LAYOUT}")
+    raise CheckpointError(f"{source} holds no model {LAYOUT}")
 
 
 def hugging_face_state(folder: str | PathLike[str]) -> dict[str, Tensor]:
     """The weights in such a folder, or file of one, under today's names; CheckpointError of none or
     damaged ones."""
+    if str(folder).startswith((PACKAGE, HUB)):
+        folder = model_folder(folder)
     safe, pickled = (Path(folder) / name for name in WEIGHTS)
     if is_of_zoo(folder) or Path(folder).is_file():
         state = load_checkpoint(folder)
@@ -91,7 +93,7 @@ def hugging_face_state(folder: str | PathLike[str]) -> dict[str, Tensor]:
 def load_hugging_face(
     module: TextTransformer, folder: str | PathLike[str], head: LanguageHead | None = None
 ) -> KeyReport:
-    """Load BERT's weights from a folder of Hugging Face's layout, a file of it, or the zoo;
+    """Load BERT's weights from what `model_folder` finds, a file, or the zoo;
     CheckpointError as of `hugging_face_state`, or of what does not fit. Cross-attention, which BERT
     has not, keeps its initial weights. `head` takes BERT's word prediction if the file has it."""
     renamed = hugging_face_state(folder)

@@ -132,7 +132,7 @@ def test_a_package_with_a_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(WordPiece("package:some-bert")) == len(TOKENS)
 
     (info / "RECORD").write_text("some_bert/__init__.py,,\n")
-    with pytest.raises(DataNotFoundError, match=r"some-bert: the package holds no vocab\.txt"):
+    with pytest.raises(DataNotFoundError, match=r"some-bert holds no vocab\.txt"):
         find_vocabulary("package:some-bert")
 
 

@@ -427,5 +427,5 @@ def test_the_model_of_a_package_is_where_its_weights_are(tmp_path, monkeypatch):
     key = "embeddings.word_embeddings.weight"
     torch.testing.assert_close(encoder.text.embeddings.word.weight, state[key], rtol=0, atol=0)
     (package / "model" / "encoder" / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="the package holds no model"):
+    with pytest.raises(CheckpointError, match="holds no model"):
         official.load_searcher("package:some-model")

@@ -1,6 +1,7 @@
 """BERT from Hugging Face's folders and ViTs from files, written here, into our networks."""
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -54,7 +55,7 @@ def text(**changes: Any) -> TextTransformer:
 
 
 def folder(path: Path, state: dict[str, Tensor], name: str = "model.safetensors") -> Path:
-    path.mkdir(exist_ok=True)
+    path.mkdir(parents=True, exist_ok=True)
     state = {key: value.clone() for key, value in state.items()}  # none of them shared
     (save_file if name.endswith("safetensors") else torch.save)(state, path / name)
     return path
@@ -114,6 +115,38 @@ def test_bert_without_its_heads(change: Any, name: str, tmp_path: Path) -> None:
     assert len(report.dropped) == sum(left.match(key) is not None for key in state)
     assert set(report.fresh.values()) == {"BERT has no cross-attention"}
     assert len(report.mapped) + len(report.dropped) == len(state)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_bert_from_the_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = folder(tmp_path / "hub" / "some" / "bert", bert(), name)
+    (hub / "config.json").write_text("{}")
+    (hub / "tf_model.h5").write_text("another framework's")
+    asked: list[list[str]] = []
+
+    def download(model: str, allow_patterns: list[str]) -> str:
+        """A hub that is there, but for what it does not know."""
+        if not (there := tmp_path / "hub" / model).is_dir():
+            raise ConnectionError("no\nnetwork")
+        asked.append(allow_patterns)
+        for file in there.iterdir():
+            if any(file.match(pattern) for pattern in allow_patterns):
+                shutil.copy(file, cache)
+        return str(cache)
+
+    (cache := tmp_path / "cache").mkdir()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    module = text()
+    load_hugging_face(module, "hub:some/bert")
+    assert_body(module, bert())
+    assert {file.name for file in cache.iterdir()} == {name, "config.json"}
+    assert len(asked) == (1 if name.endswith("safetensors") else 2)
+    with pytest.raises(CheckpointError, match=r"cannot provide it \(no network\); without"):
+        load_hugging_face(module, "hub:some/other")
+    (hub / name).unlink()
+    (cache / name).unlink()
+    with pytest.raises(CheckpointError, match="hub:some/bert holds no model"):
+        load_hugging_face(module, "hub:some/bert")
 
 
 @pytest.mark.parametrize("change", [dict, old_names])

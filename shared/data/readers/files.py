@@ -12,7 +12,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,6 @@ from shared.files import open_regular, parse_json
 UNPACKED = 100  # times its own size that a packed file may unpack to
 SMALL = 1 << 26  # bytes that any file may unpack to
 LARGEST = 2**63 - 1  # integer that arrays hold
-PACKAGE = "package:"
 
 _short = reprlib.Repr()
 _short.maxstring = _short.maxother = _short.maxlong = 80
@@ -159,19 +157,6 @@ def shortened(value: Any) -> str:
 def one_line(text: object) -> str:
     """A library's message, which may have several lines."""
     return " ".join(str(text).split())[:300]
-
-
-def package_files(source: str, instead: str) -> list[Path] | None:
-    """Paths of the files of the installed package that "package:NAME" names, of which nothing is
-    imported; None if `source` is a path."""
-    name = source.removeprefix(PACKAGE)
-    if name == source:
-        return None
-    try:
-        return [Path(str(file.locate())) for file in metadata.distribution(name).files or []]
-    except metadata.PackageNotFoundError:
-        advice = f"Install it with `pip install --no-deps {name}`, or give {instead}"
-        raise DataNotFoundError(f"{source}: no such package is installed. {advice}") from None
 
 
 def not_found(path: Path) -> str:

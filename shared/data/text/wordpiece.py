@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
-from shared.data.readers.files import PACKAGE, not_found, package_files, read_text, shortened
+from shared.data.readers.files import not_found, read_text, shortened
+from shared.data.readers.model_files import HUB, PACKAGE, model_files
 
 VOCABULARY = "vocab.txt"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -26,8 +27,8 @@ class WordPiece:
 
     A special token written out in a text, as "[SEP]", becomes its id where it is a word of its own.
     `vocab` is the path of a vocabulary (one token a line, its id is its place), a folder with a
-    `vocab.txt` (as models of the Hugging Face hub have), or "package:NAME", an installed Python
-    package that carries one; or a list of the tokens themselves, as checkpoints keep them.
+    `vocab.txt`, "hub:NAME" (a model of the Hugging Face hub), or "package:NAME", an installed
+    Python package that carries one; or a list of the tokens themselves, as checkpoints keep them.
     """
 
     def __init__(self, vocab: str | Path | Sequence[str]) -> None:
@@ -82,16 +83,16 @@ class WordPiece:
 
 def find_vocabulary(vocab: str | Path) -> Path:
     """Return the path of the vocabulary that `vocab` names; see `WordPiece`."""
-    files = package_files(str(vocab), f"the path of a {VOCABULARY}")
+    files = model_files(str(vocab), f"the path of a {VOCABULARY}")
     if files is not None:
         for file in files:
             if file.name == VOCABULARY:
                 return file
-        raise DataNotFoundError(f"vocabulary {vocab}: the package holds no {VOCABULARY}")
+        raise DataNotFoundError(f"vocabulary {vocab} holds no {VOCABULARY}")
     path = Path(vocab)
     path = path / VOCABULARY if path.is_dir() else path
     if not path.is_file():
-        wanted = f'a folder or "{PACKAGE}NAME" of an installed package that holds one'
+        wanted = f'a folder, "{PACKAGE}NAME" or "{HUB}NAME" that holds one'
         told = f"{not_found(path)}. A vocabulary is a {VOCABULARY} of BERT"
         raise DataNotFoundError(f"{told}, or {wanted}")
     return path
