@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 import benchmarks.zoo.__main__ as zoo
-from benchmarks.miniatures.emoji.pairs import pairs, vocabulary
+from benchmarks.miniatures.emoji.pairs import pairs
 from benchmarks.miniatures.emoji.questions import questions
 from benchmarks.zoo import text_tower
 from benchmarks.zoo.projections import join, projection_of
@@ -20,89 +20,61 @@ from methods.albef.official import warm_start
 from methods.albef.retrieval import Retrieval
 from methods.albef.text_assignment import TextAssignment
 from methods.albef.vqa import VQA
-from shared.checkpoints.reading import load_module
+from shared.checkpoints.reading import load_checkpoint, load_module
 from shared.nn.vision_transformer import VisionTransformer
 from tests.hostile.damages import every
 from tests.unit.test_configs import resolved
 
-# task: method, builder of its data, what it starts from
-TASKS: dict[str, tuple[type, Any, str]] = {
-    "retrieval": (Retrieval, pairs, "mini_singles"),
-    "text_assignment": (TextAssignment, pairs, "mini_fused"),
-    "vqa": (VQA, questions, "mini_scenes"),
-    "nlvr": (Classification, questions, "mini_scenes"),
-    "ve": (Classification, questions, "mini_scenes"),
-    "refcoco": (Retrieval, questions, "mini_scenes"),
+# task: method, builder of its data
+TASKS: dict[str, tuple[type, Any]] = {
+    "retrieval": (Retrieval, pairs),
+    "text_assignment": (TextAssignment, pairs),
+    "vqa": (VQA, questions),
+    "nlvr": (Classification, questions),
+    "ve": (Classification, questions),
+    "refcoco": (Retrieval, questions),
 }
-SCENES = {"mini_scenes_first": "mini_fused", "mini_scenes": "mini_scenes_first"}
 # Texts and labels have a left and a right, and emoji too: RandAugment shears, moves and turns them.
 FORBIDDEN = {"flip", "rand_augment"}
-
-
-def named_start(config: dict[str, Any]) -> str:
-    """The experiment whose run `warm_start` names, of the same seed."""
-    folder, method, experiment, seed, *file = Path(config["warm_start"]["path"]).parts
-    assert (folder, method, seed) == ("outputs", "albef", f"seed{config['seed']}")
-    assert file == ["checkpoints", "last.ckpt"]
-    assert config["warm_start"]["kind"] == "pretrained"
-    return experiment
 
 
 def module_of(config: dict[str, Any]) -> Any:
     return instantiate(OmegaConf.create(config["method"]), _convert_="all")
 
 
-def saved_run(config: dict[str, Any], path: Path) -> Any:
-    """A checkpoint as a run of `config` leaves it, of other weights than the seed's."""
-    module = module_of(config)
-    checkpoint = {
-        "_target_": config["method"]["_target_"],
-        "hyper_parameters": dict(module.hparams),
-        "state_dict": module.state_dict(),
-    }
-    torch.save(checkpoint, path)
-    return load_module(path)
-
-
 @pytest.mark.parametrize("task", every(3, list(TASKS)))
-def test_a_task_has_its_own_data_and_starts_from_what_it_names(task: str, tmp_path: Path) -> None:
+def test_a_task_has_its_own_data_and_starts_from_the_zoo(task: str) -> None:
     config = resolved(f"albef/mini_{task}")
-    kind, builder, start_name = TASKS[task]
+    kind, builder = TASKS[task]
     assert get_method(config["method"]["_target_"]) is kind
     assert get_method(config["source"]["_target_"]) is builder
     assert {"train", "val", "test"} <= set(config["data"]["files"])
     assert_nothing_is_mirrored(config)
-
-    assert named_start(config) == start_name
-    start_config = resolved(f"albef/{start_name}")
-    assert config["data"]["vocab"] == start_config["data"]["vocab"]
-    words = config["method"]["text"]["vocab_size"]
-    assert words == start_config["method"]["text"]["vocab_size"]
-    # All that sentences are made of; the names of concepts come on top.
-    assert words > len(vocabulary([]))
-
-    start = saved_run(start_config, tmp_path / "last.ckpt")
+    start = load_module(config["warm_start"]["path"])
+    assert config["data"]["vocab"] == resolved("albef/zoo_even")["data"]["vocab"]
     module = module_of(config)
-    report = warm_start(module, tmp_path / "last.ckpt", config["warm_start"]["kind"])
+    report = warm_start(module, **config["warm_start"])
     ours, theirs = (m.encoders.text_encoder.embeddings.word.weight for m in (module, start))
     assert torch.equal(ours, theirs)
     new = {key.split(".")[1] for key in report.fresh if key.startswith("encoders.")}
     assert new <= {"classifier"}
 
 
-@pytest.mark.parametrize("experiment", every(2, list(SCENES)))
-def test_scenes_go_on_from_aligned_encoders(experiment: str, tmp_path: Path) -> None:
-    config, start = resolved(f"albef/{experiment}"), SCENES[experiment]
-    assert get_method(config["method"]["_target_"]) is Pretraining
-    assert named_start(config) == start
-    assert_nothing_is_mirrored(config)
-    saved_run(resolved(f"albef/{start}"), tmp_path / "last.ckpt")
-    warm_start(module_of(config), tmp_path / "last.ckpt", "pretrained")  # positions are stretched
+def test_the_claims_start_from_towers_that_nothing_has_aligned() -> None:
+    module = module_of(resolved("albef/mini"))
+    before = module.encoders.vision_proj.weight.clone()
+    module.setup("fit")
+    encoders, copies = module.encoders, module.momentum_encoders.module
+    vision = load_checkpoint("zoo:vit-emoji")
+    assert torch.equal(encoders.visual_encoder.cls_token, vision["cls_token"].float())
+    assert torch.equal(copies.visual_encoder.cls_token, encoders.visual_encoder.cls_token)
+    assert torch.equal(encoders.vision_proj.weight, before)
 
 
 def test_the_zoo_goes_on_from_its_towers(tmp_path: Path) -> None:
     last = resolved("albef/zoo_emoji")
-    assert named_start(last) == "zoo_even"
+    start = "outputs/albef/zoo_even/seed0/checkpoints/last.ckpt"
+    assert last["warm_start"] == {"path": start, "kind": "pretrained"}
     assert last["method"]["hard_negatives"]
     config = resolved("albef/zoo_even")
     assert get_method(config["method"]["_target_"]) is Pretraining
