@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-import shared.composing  # noqa: F401  (finds rows and arms)
+from shared.composing import compose_experiment
 from shared.experiments import CONF
 
 # What says where, when or how fast a run happens, not what it computes (`precision` stays: it is
@@ -250,25 +248,6 @@ def settings(claim: Claim, name: str, overrides: Sequence[str]) -> list[str]:
     """The caller's overrides that an arm takes: all, unless it is only prepared. That may be
     another method's experiment: it takes what changes nothing that is computed."""
     return [o for o in overrides if name in claim.arms or not changes_claim(o)]
-
-
-def compose_experiment(
-    experiment: str, overrides: Sequence[str] = (), conf: Path = CONF
-) -> DictConfig:
-    """The config that `tenfold experiment=...` would run, all but `name` still interpolated."""
-    given = [f"experiment={experiment}", *overrides]
-    with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
-        config = compose("config", given, return_hydra_config=True)
-    before = HydraConfig.instance().cfg
-    try:
-        HydraConfig.instance().set_config(config)  # `name` may ask which experiment was chosen
-        name = config.name
-    finally:
-        HydraConfig.instance().cfg = before
-    with open_dict(config):
-        config.pop("hydra")
-        config.name = name
-    return config
 
 
 def distinct_sources(configs: Iterable[DictConfig]) -> list[DictConfig]:

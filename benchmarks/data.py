@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 
 from benchmarks import claims
 from benchmarks.claims import CONF, ClaimError
+from shared.composing import compose_experiment
 from shared.nn.building import call
 from shared.overrides import OverrideError, validate
 
@@ -52,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def sources_of(method: str, conf: Path = CONF, overrides: Sequence[str] = ()) -> list[DictConfig]:
     """The `source` of METHOD/mini and of all that the method's claims run, each once."""
-    configs = [claims.compose_experiment(f"{method}/mini", overrides, conf)]
+    configs = [compose_experiment(f"{method}/mini", overrides, conf)]
     reproduce = conf / "reproduce"
     for path in (reproduce / f"{method}.yaml", *sorted((reproduce / method).glob("*.yaml"))):
         if path.is_file():

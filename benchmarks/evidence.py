@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from benchmarks import claims
 from benchmarks.outputs import CHECKS, RESULTS, SUMMARY, Outputs
+from shared.composing import compose_experiment
 from shared.experiments import Line, rows
 from shared.training.run_folder import parse_config
 
@@ -166,7 +167,7 @@ def _ran_as_stated(experiment: str, folder: Path, conf: Path, files: Outputs) ->
         return False
     values, plain = found
     try:
-        return claims.comparable(claims.compose_experiment(experiment, (), conf), **values) == plain
+        return claims.comparable(compose_experiment(experiment, (), conf), **values) == plain
     except (HydraException, OmegaConfBaseException):
         return False
 

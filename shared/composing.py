@@ -1,20 +1,21 @@
-"""Shows Hydra the lines of `shared.experiments` as configs of its group `experiment`.
-
-Whoever composes imports this module first.
+"""Composes experiments; shows Hydra the lines of `shared.experiments` as configs of its group
+`experiment`: whoever composes imports this module first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult, ConfigSource
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from shared.experiments import FIGURES, PAPER, Line, arms, rows
+from shared.experiments import CONF, FIGURES, PAPER, Line, arms, rows
 
 
 def _as_config(line: Line, conf: Path) -> DictConfig:
@@ -92,3 +93,22 @@ class TablesBesideFiles(SearchPathPlugin):
 
 for plugin in (Tables, TablesBesideFiles):
     Plugins.instance().register(plugin)
+
+
+def compose_experiment(
+    experiment: str, overrides: Sequence[str] = (), conf: Path = CONF
+) -> DictConfig:
+    """The config that `tenfold experiment=...` would run, all but `name` still interpolated."""
+    given = [f"experiment={experiment}", *overrides]
+    with initialize_config_dir(str(conf.resolve()), version_base="1.3"):
+        config = compose("config", given, return_hydra_config=True)
+    before = HydraConfig.instance().cfg
+    try:
+        HydraConfig.instance().set_config(config)  # `name` may ask which experiment was chosen
+        name = config.name
+    finally:
+        HydraConfig.instance().cfg = before
+    with open_dict(config):
+        config.pop("hydra")
+        config.name = name
+    return config

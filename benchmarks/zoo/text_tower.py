@@ -28,7 +28,7 @@ from shared.losses.language import IGNORED, MaskDraws, mask_tokens, masked_lm_lo
 from shared.nn.building import call
 from shared.nn.text_transformer import LanguageHead, TextTransformer, attention_mask
 
-STEPS, BATCH, RATE, SEED = 4000, 128, 2e-3, 0
+STEPS, BATCH, RATE, SEED = 2500, 128, 2e-3, 0
 SEP = 102  # MiniLM expects it behind every text
 
 

@@ -48,7 +48,7 @@ class Phase(NamedTuple):
     least: float  # half of the drawings are shown at down to this share of their size, anywhere
 
 
-PHASES = (Phase(32, 8000, 2e-3, 1.0), Phase(64, 1500, 1e-3, 0.4))
+PHASES = (Phase(32, 8000, 2e-3, 1.0), Phase(64, 1000, 1e-3, 0.4))
 
 
 class Namer(nn.Module):

@@ -9,6 +9,8 @@ With `texts=FILE` (one a line) or `texts='[a dog, a red apple]'` an image-text m
 image with each text: scores.csv, predictions.csv with the best text of each image, and
 contact_sheet.png with the best images of each text; `overlays=N` draws where it looks in the N
 best. With `questions=...` a model for visual question answering writes answers.csv.
+
+An official checkpoint names neither module nor data: `official=albef/retrieval_coco` does.
 """
 
 import os
@@ -28,6 +30,7 @@ from shared.predict import USAGE
 from shared.predict.answers import predict_answers
 from shared.predict.images import predict_images
 from shared.predict.inputs import Pictures, PredictError, find_images, load_predictor, read_texts
+from shared.predict.official import load_official
 from shared.predict.outputs import write
 from shared.predict.texts import predict_texts
 
@@ -81,7 +84,11 @@ def predict(config: DictConfig) -> Path:
         None if config[key] is None else read_texts(config[key], key)
         for key in ("texts", "questions")
     )
-    predictor = load_predictor(Path(str(config.checkpoint)), str(config.device))
+    checkpoint, device = Path(str(config.checkpoint)), str(config.device)
+    if config.official is None:
+        predictor = load_predictor(checkpoint, device)
+    else:
+        predictor = load_official(checkpoint, config.official, config.overrides, device)
     images = Pictures(root, paths, predictor.image_mode)
     sizes = config.batch_size, config.sheet_images
 

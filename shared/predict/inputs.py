@@ -114,7 +114,7 @@ def load_predictor(path: Path, device: str) -> Predictor:
         raise PredictError(f"{path}: its vocabulary is refused: {error}") from error
     return Predictor(
         module.to(where),
-        _transform(data.get("augmentation"), path),
+        image_transform(data.get("augmentation"), path),
         "RGBA" if data.get("image_mode") == "RGBA" else "RGB",
         # Each on one line and of a length that can be shown.
         [" ".join(name.split())[:MOST_CHARACTERS] for name in names] or None,
@@ -123,7 +123,8 @@ def load_predictor(path: Path, device: str) -> Predictor:
     )
 
 
-def _transform(recipe: Any, path: Path) -> Views:
+def image_transform(recipe: Any, path: Path) -> Views:
+    """The views that a recipe makes; PredictError of none, or one that is damaged or refused."""
     if not isinstance(recipe, Mapping) or "_target_" not in recipe:
         raise PredictError(f"{path} records no image transform, so it cannot predict images")
     try:

@@ -21,11 +21,11 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from benchmarks import evidence, figures
-from benchmarks.claims import compose_experiment
 from benchmarks.evidence import gather
 from benchmarks.outputs import PNG, Outputs
 from benchmarks.report import build, checks, html, main, markdown
 from benchmarks.reproduce import reproduce
+from shared.composing import compose_experiment
 from tests.processes import run
 
 pytestmark = pytest.mark.filterwarnings("ignore:Precision loss occurred")

@@ -1,0 +1,40 @@
+"""Official checkpoints, which say nothing of what they are: an experiment of ours does."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from omegaconf import OmegaConf
+
+from shared.composing import compose_experiment
+from shared.nn.building import build
+from shared.predict.inputs import PredictError, Predictor, image_transform, resolve_device
+from shared.training.method import Method
+
+
+def load_official(path: Path, experiment: str, overrides: Sequence[str], device: str) -> Predictor:
+    """The module of an experiment with the weights of an official checkpoint of it, with the views,
+    the vocabulary and the answers of the experiment's data. PredictError of data that is not as
+    the experiment says; CheckpointError of weights that do not fit, and errors of Hydra."""
+    where = resolve_device(device)
+    config: Any = OmegaConf.to_container(compose_experiment(experiment, overrides), resolve=True)
+    module: Any = build(config["method"], Method)
+    package = type(module).__module__.rpartition(".")[0]
+    import_module(f"{package}.official").load(module, path)
+    data: Any = build(config["data"], pl.LightningDataModule)
+    try:
+        tokenizer = getattr(data, "tokenizer", None)
+        if hasattr(module, "choose_among"):
+            module.choose_among(data.answers)
+    except (OSError, ValueError) as error:
+        reason = f"{error} (of {experiment}; another place: overrides=\"['data.KEY=PATH']\")"
+        raise PredictError(reason) from error
+    return Predictor(
+        module.to(where).eval(),
+        image_transform(config["data"].get("augmentation"), path),
+        config["data"].get("image_mode", "RGB"),
+        None,
+        tokenizer,
+    )
