@@ -33,7 +33,7 @@ def predict_answers(
     shown: list[list[Cell]] = [[] for _ in questions]
     per_question = max(1, sheet_images // len(questions))
     for indices, pictures in images.batches(batch_size):
-        given = _answers(model, predictor.views(pictures), ids, mask, batch_size)
+        given = answers_of(model, predictor.views(pictures), ids, mask, batch_size)
         for index, pixels, replies in zip(indices, pictures, given, strict=True):
             name = images.name(index)
             refuse_not_finite([sure for _, sure in replies], images.path(index))
@@ -47,7 +47,7 @@ def predict_answers(
 
 
 @torch.inference_mode()
-def _answers(
+def answers_of(
     model: Any, views: Tensor, ids: Tensor, mask: Tensor, pairs: int
 ) -> list[list[tuple[str, float]]]:
     """For each of R images the answer to each question (Q, L), about `pairs` pairs at a time."""

@@ -1,0 +1,162 @@
+"""A trained model in a few lines of Python, as in a notebook (docs/notebooks/).
+
+    from shared.predict.model import load
+
+    model = load("zoo:albef-emoji")
+    features = model.features(images=["fruit.png", pixels], texts=["a banana", "a lion"])
+    features.images @ features.texts.T               # cosines, (2, 2)
+    model.match(["fruit.png"], ["a banana"])         # probabilities, (1, 1)
+
+Shapes: N images, T texts, E width of features, K classes.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from shared.data.text.cleaning import clean_caption, clean_question
+from shared.predict.answers import MAX_WORDS as QUESTION_WORDS
+from shared.predict.answers import answers_of
+from shared.predict.inputs import (
+    Pictures,
+    Pixels,
+    PredictError,
+    Predictor,
+    load_predictor,
+    tokenised,
+)
+from shared.predict.official import load_official
+from shared.predict.texts import MAX_WORDS, PAIRS_PER_IMAGE, match_probabilities
+
+Picture = str | PathLike[str] | Image.Image | NDArray[np.uint8]
+"""A file, a picture of Pillow, or uint8 pixels (H, W, 3 or 4)."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of `images` (N, E) and `texts` (T, E), float32 on the CPU; of unit norm where the model
+    compares them. What was not given has no rows."""
+
+    images: Tensor
+    texts: Tensor
+
+
+class Model:
+    """A trained model, `batch_size` images at a time; PredictError of all that it cannot do."""
+
+    def __init__(self, predictor: Predictor, batch_size: int = 64):
+        self.predictor, self.batch_size = predictor, batch_size
+        self.accuracy, self.class_names = predictor.accuracy, predictor.class_names
+
+    @torch.inference_mode()
+    def features(self, images: Sequence[Picture] = (), texts: Sequence[str] = ()) -> Features:
+        """Features of images and texts; of images alone where the model reads no texts."""
+        module = self.predictor.module
+        if hasattr(module, "contrast"):
+            seen = [module.encoders.encode_image(views)[1] for views in self._views(images)]
+        elif texts:
+            raise PredictError(f"{type(module).__name__} has no features of texts")
+        elif getattr(module, "predicts", "probabilities") != "embeddings":
+            raise PredictError(f"{type(module).__name__} has no features of images")
+        else:
+            seen = [module.predict_step({"images": v}, 0) for v in self._views(images)]
+        read = [module.encoders.encode_text(*self._tokens(texts))[1]] if texts else []
+        return Features(_joined(seen), _joined(read))
+
+    @torch.inference_mode()
+    def probabilities(self, images: Sequence[Picture]) -> Tensor:
+        """(N, K) of a classifier's classes, whose names are `class_names`."""
+        module = self.predictor.module
+        kind = getattr(module, "predicts", "probabilities")
+        if kind != "probabilities" or hasattr(module, "answer"):
+            raise PredictError(f"{type(module).__name__} is no classifier of images")
+        return _joined([module.predict_step({"images": v}, 0) for v in self._views(images)])
+
+    @torch.inference_mode()
+    def match(self, images: Sequence[Picture], texts: Sequence[str]) -> Tensor:
+        """(N, T) probabilities that an image and a text belong together."""
+        module, pairs = self.predictor.module, PAIRS_PER_IMAGE * self.batch_size
+        if not hasattr(module, "matching"):
+            raise PredictError(f"{type(module).__name__} does not match images with texts")
+        ids, mask = self._tokens(texts)
+        read, _ = module.encoders.encode_text(ids, mask)
+        rows = []
+        for views in self._views(images):
+            seen, _ = module.encoders.encode_image(views)
+            rows.append(match_probabilities(module, seen, read, mask, pairs))
+        return _joined(rows)
+
+    def answer(
+        self, images: Sequence[Picture], questions: Sequence[str]
+    ) -> list[list[tuple[str, float]]]:
+        """For each image the answer to each question, and how probable it is."""
+        module = self.predictor.module
+        if not hasattr(module, "answer"):
+            raise PredictError(f"{type(module).__name__} answers no questions")
+        tokens = tokenised(self.predictor, questions, "question", clean_question, QUESTION_WORDS)
+        answers = (
+            answers_of(module, views, *tokens, self.batch_size) for views in self._views(images)
+        )
+        return [own for part in answers for own in part]
+
+    def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Ids and mask (T, L) on the model's device."""
+        ids, mask = tokenised(self.predictor, texts, "text", clean_caption, MAX_WORDS)
+        return ids.to(self.predictor.module.device), mask.to(self.predictor.module.device)
+
+    def _views(self, images: Sequence[Picture]) -> Iterator[Tensor]:
+        """What the network sees of the pictures, up to `batch_size` at a time."""
+        for start in range(0, len(images), self.batch_size):
+            batch = images[start : start + self.batch_size]
+            yield self.predictor.views([_pixels(p, self.predictor.image_mode) for p in batch])
+
+
+def load(
+    checkpoint: str | PathLike[str],
+    device: str = "auto",
+    official: str | None = None,
+    overrides: Sequence[str] = (),
+) -> Model:
+    """The model of a checkpoint of ours, `zoo:NAME`, or an official one, of which `official` names
+    an experiment and `overrides` say what is different here, as "data.vocab=FOLDER".
+
+    CheckpointError and FileNotFoundError of a file that cannot be read, PredictError of one that
+    says too little of its inputs.
+    """
+    path = Path(checkpoint)
+    if official is None:
+        return Model(load_predictor(path, device))
+    return Model(load_official(path, official, overrides, device))
+
+
+def _pixels(picture: Picture, mode: str) -> Pixels:
+    """(H, W, 3), or (H, W, 4) where the model knows transparency; PredictError of no picture."""
+    if isinstance(picture, Image.Image):
+        return np.asarray(picture.convert(mode))
+    if isinstance(picture, str | PathLike):
+        path = Path(picture)
+        files = Pictures(path, [path], mode)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pixels = files.read(0)
+        if pixels is None:
+            raise PredictError(f"{path} cannot be read: {files.corrupt[str(path)]}")
+        return pixels
+    pixels = np.asarray(picture)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
+        told = f"{pixels.dtype} {pixels.shape}"
+        raise PredictError(f"pixels are uint8 (H, W, 3 or 4), got {told}")
+    return np.asarray(Image.fromarray(pixels).convert(mode))
+
+
+def _joined(rows: Sequence[Tensor]) -> Tensor:
+    """All rows, float32 on the CPU; none of width 0 if there are none."""
+    return torch.cat([part.float().cpu() for part in rows]) if rows else torch.empty(0, 0)
