@@ -2,8 +2,8 @@
 
     python -m benchmarks.zoo [--ship] [overrides]
 
-Four parts: the vision tower (`vision_tower.py`), the text tower (`text_tower.py`), and from both
-the experiments albef/zoo_even and albef/zoo_emoji. What is finished is kept and what was
+Three parts: the vision tower (`vision_tower.py`), the text tower (`text_tower.py`), and from both
+the experiment albef/zoo_emoji. What is finished is kept and what was
 interrupted goes on, so that the same command continues. The models then lie in outputs/zoo, with
 metrics.json of the held-out artist's drawings and their 95 % intervals; `--ship` puts them in place
 of those in zoo/.
@@ -42,7 +42,6 @@ TEXT = MADE / "text.safetensors"
 VISION = MADE / "vision.safetensors"
 TOWERS = MADE / "towers.ckpt"
 PART = "zoo_emoji"
-PARTS = ("zoo_even", PART)
 METRICS = "metrics.json"
 COUNT = 1301  # the held-out artist's drawings, each with one name
 AUC = "test/itm_auc"
@@ -75,11 +74,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         text_tower.main(TEXT, config, load_checkpoint(projection_of(VISION))["names"])
     if not TOWERS.is_file():
         join(VISION, TEXT, config, TOWERS)
-    for part in PARTS:
-        command = [sys.executable, "-m", "shared.run", f"experiment=albef/{part}", "seed=0"]
-        if status := subprocess.run([*command, *given.overrides]).returncode:
-            print(f"zoo: {part} ended with {status}; the same command continues", file=sys.stderr)
-            return 1
+    command = [sys.executable, "-m", "shared.run", f"experiment=albef/{PART}", "seed=0"]
+    if status := subprocess.run([*command, *given.overrides]).returncode:
+        print(f"zoo: {PART} ended with {status}; the same command continues", file=sys.stderr)
+        return 1
     folder = Path("outputs/albef") / PART / "seed0"
     seen = read_json(vision_tower.metrics_of(VISION))
     found = {"vision": {name: interval(name, value) for name, value in seen.items()}}
