@@ -63,9 +63,7 @@ CONSTANTS = {
     "cls.predictions.decoder.{key}": TIED,
 }
 LAYER = re.compile(r"(?<=\.layer\.)\d+(?=\.)")
-IDENTITIES = Conversion(
-    lambda value, _: value.t().float(), lambda value, _: value.t().long().contiguous()
-)
+IDENTITIES = Conversion(*[lambda value, _: value.t().long().contiguous()] * 2)
 
 
 def load(module: Method, path: str | PathLike[str]) -> KeyReport:
