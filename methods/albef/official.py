@@ -63,7 +63,9 @@ CONSTANTS = {
     "cls.predictions.decoder.{key}": TIED,
 }
 LAYER = re.compile(r"(?<=\.layer\.)\d+(?=\.)")
-IDENTITIES = Conversion(*[lambda value, _: value.t().long().contiguous()] * 2)
+IDENTITIES = Conversion(
+    lambda value, _: value.t().long().contiguous(), lambda value, _: value.t().contiguous()
+)
 
 
 def load(module: Method, path: str | PathLike[str]) -> KeyReport:
