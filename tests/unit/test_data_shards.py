@@ -467,3 +467,61 @@ def test_module_refuses_what_it_would_ignore(folder: Path) -> None:
     assert len(pair_data(folder, files={"train": None}).train_dataloader()) == 2
     with pytest.raises(ValueError, match="batch_size=9 is larger"):
         pair_data(folder, batch_size=9)
+
+
+def mixed(folder: Path, **changes: Any) -> ShardPairData:
+    """Eight samples of shards and five entries of a JSON file, of shades 20 to 24."""
+    for number in range(20, 25):
+        (folder / f"{number}.png").write_bytes(picture(number))
+    entries = [{"image": f"{n}.png", "caption": f"shade {n}"} for n in range(20, 25)]
+    (folder / "pairs.json").write_text(json.dumps(entries))
+    return pair_data(folder, files={"train": str(folder / "pairs.json")}, **changes)
+
+
+def test_shards_and_files_are_mixed(folder: Path) -> None:
+    data = mixed(folder, batch_size=1)
+    first, second = data.train_dataloader(), data.train_dataloader()
+    second.set_epoch(1)
+    rows, others = contents(list(first)), contents(list(second))
+    for found in (rows, others):
+        # Number in the split, shade, number in the text: those of shards come behind.
+        expected = [(i, 20 + i, 20 + i) for i in range(5)] + [(5 + i, i, i) for i in range(8)]
+        assert sorted(found) == expected
+    assert rows != others
+    shards = [number - 5 for number, _, _ in rows if number >= 5]
+    assert shards == WindowShuffle(0, np.array([3, 4, 8]), 2).draws(0).positions.tolist()
+    places = [place for place, (number, _, _) in enumerate(rows) if number < 5]
+    assert places not in ([*range(5)], [*range(8, 13)]), "not one after the other"
+
+
+def test_worker_processes_and_a_restart_change_no_mixture(folder: Path) -> None:
+    expected = contents(list(mixed(folder).train_dataloader()))
+    assert len(expected) == 12
+    loader = mixed(folder, num_workers=2).train_dataloader()
+    loader.load_state_dict({"epoch": 0, "position": 2, "length": 4})
+    assert contents(list(loader)) == expected[6:]
+    with_index = mixed(folder, annotation_index=str(folder / "index"), window=1)
+    assert sorted(contents(list(with_index.train_dataloader()))) != []
+
+
+@pytest.mark.filterwarnings("ignore:.*unreadable")
+def test_another_sample_stands_in_in_a_mixture(folder: Path) -> None:
+    data = mixed(folder, batch_size=13, max_corrupt=0.5)
+    (folder / "24.png").write_bytes(b"no picture")
+    (batch,) = data.train_dataloader()
+    assert sorted(batch["indices"].tolist()) == [0, 1, 2, 3, 5, *range(5, 13)]
+    pictures, used = data.source.take(np.array([4, 5]))
+    assert (len(pictures), used.tolist()) == (1, [5])
+
+
+def test_files_in_turn_beside_shards(folder: Path) -> None:
+    for name, shade in (("a", 30), ("b", 31)):
+        (folder / f"{shade}.png").write_bytes(picture(shade))
+        entry = {"image": f"{shade}.png", "caption": f"shade {shade}"}
+        (folder / f"turn_{name}.json").write_text(json.dumps([entry]))
+    data = mixed(folder, rotating=str(folder / "turn_*.json"), batch_size=1)
+    for number, shade in enumerate((30, 31, 30)):
+        loader = data.train_dataloader()
+        loader.set_epoch(number)
+        found = {row[1] for row in contents(list(loader))}
+        assert found == {*range(8), *range(20, 25), shade}

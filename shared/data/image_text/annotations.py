@@ -104,10 +104,11 @@ class Annotations:
         text = part.data[start : part.ends[row]].tobytes()
         if part.origin is None:
             return json.loads(text.decode())
-        with refusing(f"{part.origin}: damaged, delete it"):  # anybody may have written it
+        damaged = f"{part.origin}: damaged, delete it"  # anybody may have written it
+        with refusing(damaged):
             entry = parse_json(text)
-            _check(entry, self._required, f"entry {row}")
-            return entry
+        _check(entry, self._required, f"{damaged}: entry {row}")
+        return entry
 
     @property
     def bad(self) -> NDArray[np.bool_]:
