@@ -25,6 +25,8 @@ from benchmarks.miniatures.emoji.web_texts import (
 )
 from shared.data.image_text.captioning import CaptioningData
 from shared.data.image_text.pairs import PairData
+from shared.data.text.cleaning import clean_caption_blip
+from shared.data.text.wordpiece import WordPiece
 
 
 @pytest.fixture
@@ -188,6 +190,12 @@ def test_real_web_texts(tmp_path: Path) -> None:
         **{"common_human_train": 1500, "common_web_train": 1300, "common_web_oracle": 650},
         **{"common_human_val": 286, "common_human_test": 300},
     }
-    for prefix, size in (("", 2407), ("common_", 801)):
+    for prefix, size in (("", 2418), ("common_", 809)):
         words = (tmp_path / "web" / f"{prefix}capfilt_vocab.txt").read_text().split("\n")
         assert len(words) - 1 == size
+        tokenizer = WordPiece(words[:-1], closed=True)
+        for name in ("human_train", "web_train"):
+            texts = [item["caption"] for item in read(tmp_path / "web", prefix + name)]
+            ids, _ = tokenizer.batch([clean_caption_blip(text) for text in texts])
+            assert not (ids == tokenizer.unk_id).any()
+            assert ids.shape[1] < 40

@@ -7,7 +7,7 @@ the test. `pairs` and `pair_shards` are the entries, for use as a `source` of a 
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -218,21 +218,22 @@ def with_noise(
     return noisy, truth
 
 
-def vocabulary(texts: Iterable[str]) -> list[str]:
-    """WordPiece entries for `texts`: special tokens, whole words by frequency (ties: alphabet), and
-    each character alone and as a continuation, so that an unseen word is spelt and not unknown."""
+def vocabulary(texts: Iterable[str], clean: Callable[[str], str] = clean_caption) -> list[str]:
+    """WordPiece entries for `texts` after `clean`: special tokens, whole words by frequency (ties:
+    alphabet), and each character alone and as a continuation, so that an unseen word is spelt and
+    not unknown."""
     counts = Counter(dict.fromkeys(SENTENCE_WORDS.split(), 0))
     for text in texts:
-        counts.update(words(text))
+        counts.update(words(text, clean))
     whole = sorted(counts, key=lambda word: (-counts[word], word))
     letters = sorted({*"abcdefghijklmnopqrstuvwxyz0123456789", *"".join(whole)})
     pieces = [letter for letter in letters if letter not in counts]
     return [*SPECIAL_TOKENS, *whole, *pieces, *(f"##{letter}" for letter in letters)]
 
 
-def words(text: str) -> list[str]:
+def words(text: str, clean: Callable[[str], str] = clean_caption) -> list[str]:
     """The words that WordPiece looks up for a caption: cleaned, lower case, without accents."""
-    plain = BertNormalizer(lowercase=True).normalize_str(clean_caption(text))
+    plain = BertNormalizer(lowercase=True).normalize_str(clean(text))
     return [word for word, _ in BertPreTokenizer().pre_tokenize_str(plain)]
 
 

@@ -31,6 +31,7 @@ from benchmarks.miniatures.emoji.pairs import (
 )
 from benchmarks.miniatures.emoji.render import Renderings, renderings
 from benchmarks.miniatures.emoji.scenes import article
+from shared.data.text.cleaning import TEXT_RULES
 
 Item = dict[str, Any]
 VERSION = 1  # raise it with any change of the lists
@@ -47,6 +48,7 @@ FILE_TEXTS = (
     "icon {concept} {rendering} {number} px png",
     "home emoji {group} page {number}",
 )
+LONGEST = 30  # words of a text
 NUMBERS = 17  # of versions, pixels and pages
 
 
@@ -197,7 +199,10 @@ def _write_lists(
         write_json(folder / f"{prefix}{name}.json", content, indent=0)
     write_json(folder / "secret" / f"{prefix}web_mask.json", truth, indent=0)
     # Codes and numbers of files are spelt: as words they would be most of the vocabulary.
-    spelt = dict.fromkeys(("code", "concept", "rendering", "group", "number"), "")
+    groups = " ".join(sorted({concept.group for concept in concepts.values()}))
+    known = {"rendering": " ".join(of_split("train")), "group": groups}
     texts = [item["caption"] for item in (*human_items, *clean)]
-    texts += [text.format(**spelt) for text in FILE_TEXTS]
-    write_lines(folder / f"{prefix}capfilt_vocab.txt", vocabulary(texts))
+    texts += [text.format(code="", concept="", number="", **known) for text in FILE_TEXTS]
+    rules = TEXT_RULES["blip"]
+    entries = vocabulary(texts, lambda text: rules.clean_caption(text, LONGEST))
+    write_lines(folder / f"{prefix}capfilt_vocab.txt", entries)
