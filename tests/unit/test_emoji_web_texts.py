@@ -190,7 +190,7 @@ def test_real_web_texts(tmp_path: Path) -> None:
         **{"common_human_train": 1500, "common_web_train": 1300, "common_web_oracle": 650},
         **{"common_human_val": 286, "common_human_test": 300},
     }
-    for prefix, size in (("", 2418), ("common_", 809)):
+    for prefix, size in (("", 2684), ("common_", 849)):
         words = (tmp_path / "web" / f"{prefix}capfilt_vocab.txt").read_text().split("\n")
         assert len(words) - 1 == size
         tokenizer = WordPiece(words[:-1], closed=True)

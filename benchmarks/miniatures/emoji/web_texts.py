@@ -201,7 +201,7 @@ def _write_lists(
     # Codes and numbers of files are spelt: as words they would be most of the vocabulary.
     groups = " ".join(sorted({concept.group for concept in concepts.values()}))
     known = {"rendering": " ".join(of_split("train")), "group": groups}
-    texts = [item["caption"] for item in (*human_items, *clean)]
+    texts = [text for own in (*told.values(), *captions.values()) for text in own]
     texts += [text.format(code="", concept="", number="", **known) for text in FILE_TEXTS]
     rules = TEXT_RULES["blip"]
     entries = vocabulary(texts, lambda text: rules.clean_caption(text, LONGEST))
