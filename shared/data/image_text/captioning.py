@@ -74,7 +74,7 @@ class CaptioningData(ImageTextData):
     def problem(self, entry: Annotation, split: str) -> str | None:
         caption = entry.get("caption")
         if split != "train":
-            if caption is not None and not _is_said(caption):
+            if caption is not None and not _are_texts(caption):
                 return f"caption is {shortened(caption)}, expected a list of texts with words"
             return None if self._id_of(entry) is not None else _no_id(entry)
         if not is_text(caption):
@@ -175,7 +175,7 @@ def read_references(path: str | Path) -> References:
     return found
 
 
-def _is_said(texts: Any) -> bool:
+def _are_texts(texts: Any) -> bool:
     return isinstance(texts, list) and bool(texts) and all(is_text(t) and t.strip() for t in texts)
 
 
