@@ -64,7 +64,7 @@ CONSTANTS = {
 }
 LAYER = re.compile(r"(?<=\.layer\.)\d+(?=\.)")
 IDENTITIES = Conversion(
-    lambda value, _: value.t().float(), lambda value, _: value.t().long().contiguous()
+    lambda value, _: value.t().long().contiguous(), lambda value, _: value.t().contiguous()
 )
 
 
