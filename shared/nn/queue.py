@@ -1,5 +1,6 @@
 """First-in-first-out memory of features and what belongs to them."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -11,7 +12,8 @@ class FeatureQueue(nn.Module):
 
     All start as zeros and are buffers, so that a checkpoint restores them with `pointer`, the next
     row to write, and `written`, the number of rows ever offered.
-    `payloads` name the trailing size of each, e.g. {"probs": num_classes}. A write that passes the
+    `payloads` name the trailing size of each, e.g. {"probs": num_classes}; those among `integers`
+    are kept as int64, since in float32 ids above 2^24 become one another. A write that passes the
     end continues at row 0 ("wrap"), or its surplus is discarded and the pointer returns to 0
     ("drop", as in CoMatch's ImageNet code).
     """
@@ -26,6 +28,7 @@ class FeatureQueue(nn.Module):
         dim: int,
         payloads: dict[str, int] | None = None,
         overflow: Literal["wrap", "drop"] = "wrap",
+        integers: Sequence[str] = (),
     ):
         super().__init__()
         if overflow not in ("wrap", "drop"):
@@ -34,7 +37,8 @@ class FeatureQueue(nn.Module):
         self.payload_names = tuple(payloads or ())
         self.register_buffer("features", torch.zeros(size, dim))
         for name, width in (payloads or {}).items():
-            self.register_buffer(name, torch.zeros(size, width))
+            dtype = torch.long if name in integers else None
+            self.register_buffer(name, torch.zeros(size, width, dtype=dtype))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
         self.register_buffer("written", torch.zeros((), dtype=torch.long))
 

@@ -32,7 +32,8 @@ class ImageTextContrast(nn.Module):
         self.among_ranks = among_ranks(negatives)
         self.temp = nn.Parameter(torch.tensor(float(temperature)))
         # One queue of pairs: `features` are those of the images. It starts with random directions.
-        self.queue = FeatureQueue(queue_size, embed_dim, {"text": embed_dim, "idx": 1})
+        payloads = {"text": embed_dim, "idx": 1}
+        self.queue = FeatureQueue(queue_size, embed_dim, payloads, integers=["idx"])
         for features in (self.queue.features, self.queue["text"]):
             features.copy_(F.normalize(torch.randn(queue_size, embed_dim), dim=1))
         self.queue["idx"].fill_(-100)
@@ -72,12 +73,12 @@ class ImageTextContrast(nn.Module):
 
     def targets(self, identities: Tensor, queued: bool) -> Tensor:
         """(B, C + Q): evenly over all pairs of the same identity, in the queue too if `queued`."""
-        of_queue = identities[:, None] == self.queue["idx"][:, 0].to(identities.dtype)[None]
+        of_queue = identities[:, None] == self.queue["idx"][:, 0]
         positives = torch.cat([self.positives(identities), of_queue & queued], dim=1)
         return multi_positive_targets(positives)
 
     def enqueue(self, image: Tensor, text: Tensor, identities: Tensor) -> None:
         """Write momentum features (B, E) of all ranks with their identities (B,) to the queue."""
         self.queue.enqueue(
-            all_gather(image), text=all_gather(text), idx=all_gather(identities.float()[:, None])
+            all_gather(image), text=all_gather(text), idx=all_gather(identities[:, None])
         )
