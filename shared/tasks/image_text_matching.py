@@ -17,6 +17,11 @@ from shared.tasks.image_text_contrast import among_ranks
 from shared.tasks.image_text_method import ImageTextBatch
 
 
+def embedded(text_encoder: TextTransformer, tokens: Tensor) -> Tensor:
+    """Ids (B, L) as embeddings (B, L, D); hidden states stay as they are."""
+    return tokens if tokens.is_floating_point() else text_encoder.embeddings(tokens)
+
+
 class ImageTextMatching(nn.Module):
     """The matching head on text states of `width` D, and how it gets its pairs: negatives are drawn
     by similarity (`hard_negatives`) or evenly, among "local" or "global" ones; for `floor` see
@@ -34,6 +39,10 @@ class ImageTextMatching(nn.Module):
         if self.among_ranks:
             return pad_to_longest(ids, pad_id), pad_to_longest(mask, 0)
         return ids, mask
+
+    def candidates(self, x: Tensor) -> Tensor:
+        """(B, ...) of this rank -> (C, ...) of all pairs that negatives are drawn from."""
+        return all_gather(x) if self.among_ranks else x
 
     def mine(
         self, i2t: Tensor, t2i: Tensor, positives: Tensor, draws: Tensor
@@ -65,20 +74,17 @@ class ImageTextMatching(nn.Module):
         the others are exchanged and read anew, so that no gradient of a text leaves its rank.
         """
         image_of_text, text_of_image = negatives
-        ids, is_embedded = text_tokens, text_tokens.is_floating_point()
-        if not is_embedded:
-            text_tokens = text_encoder.embeddings(ids)
-        read = other_read = text_encoder.read(text_tokens, mask)
+        read = other_read = text_encoder.read(embedded(text_encoder, text_tokens), mask)
         other_mask = mask
         own = torch.arange(len(mask), device=mask.device)
         if self.among_ranks:
             others = all_gather(image_tokens, grad=True)[image_of_text]
             image_tokens, image_of_text = torch.cat([image_tokens, others]), own + len(own)
             other_mask = all_gather(mask)
-            if is_embedded:
+            if text_tokens.is_floating_point():
                 other_read = all_gather(read, grad=True)
             else:
-                others = text_encoder.embeddings(all_gather(ids)[text_of_image])
+                others = text_encoder.embeddings(all_gather(text_tokens)[text_of_image])
                 other_mask = other_mask[text_of_image]
                 other_read, text_of_image = text_encoder.read(others, other_mask), own
         texts = torch.cat([read, read, other_read[text_of_image]])
@@ -93,9 +99,11 @@ class ImageTextMatching(nn.Module):
         self, text_encoder: TextTransformer, image_tokens: Tensor, text_tokens: Tensor, mask: Tensor
     ) -> Tensor:
         """(r R, 2) logits, column 1 "match", of r consecutive texts, tokens (r R, L, D) of the
-        text-only layers, for each of R images (R, 1 + N, W)."""
+        text-only layers or ids (r R, L) where there are none, for each of R images (R, 1 + N, W).
+        """
         context = text_encoder.project(image_tokens)
-        return self.head(text_encoder.fuse(text_tokens, mask, context)[:, 0])
+        hidden = embedded(text_encoder, text_tokens)
+        return self.head(text_encoder.fuse(hidden, mask, context)[:, 0])
 
     def quick_logits(
         self, text_encoder: TextTransformer, context: Sequence[KeyValue], read: Tensor, mask: Tensor
