@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from methods.blip.module import Pretraining
+from methods.blip.network import opened
 from methods.blip.retrieval import Retrieval
 
 
@@ -30,7 +31,7 @@ class PairFilter:
         encoders, matching = self.module.encoders, self.module.matching
         tokens, _ = encoders.encode_image(images)
         if self.enc_token:
-            ids, _ = encoders.encode_text(ids, mask)
+            ids = opened(ids, encoders.enc_id)
         return matching.logits(encoders.text_encoder, tokens, ids, mask).float()
 
     def probabilities(self, images: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
@@ -43,7 +44,7 @@ class PairFilter:
 
 
 def bootstrapped_pairs(web: Tensor, synthetic: Tensor) -> Tensor:
-    """(M, 2) the pairs of the new data set, from what is kept (B,) of the web's and of the synthetic
-    texts: the number of the image, and 0 for its web text or 1 for its synthetic one. An image has
-    no, one or two pairs, the web's first."""
+    """(M, 2) the pairs of the new data set, from what is kept (B,) of the web's and of the
+    synthetic texts: the number of the image, and 0 for its web text or 1 for its synthetic one. An
+    image has no, one or two pairs, the web's first."""
     return torch.stack([web, synthetic], dim=1).nonzero()
