@@ -37,6 +37,7 @@ from shared.checkpoints.reading import CheckpointError
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.fetching import _check_content
 from shared.data.image_text.annotations import read_annotations
+from shared.data.image_text.captioning import CaptioningData
 from shared.data.image_text.labelled_sentences import EntailmentData, NLVRData
 from shared.data.image_text.pairs import PairData
 from shared.data.image_text.referring import References, ReferringData
@@ -52,6 +53,7 @@ from shared.data.readers.plain_pickle import read_plain_pickle
 from shared.data.readers.voc_places import PLACES_IMAGES, VOC_CLASSES, places205, voc2007
 from shared.data.readers.webvision import webvision
 from shared.data.text.wordpiece import WordPiece
+from shared.evaluation.captions import read_results
 from tests.hostile import damages
 from tests.hostile.tripwire import watched
 
@@ -284,6 +286,7 @@ vqa = module(VQAData, "vqa_train", "vqa_test", answer_list="answer_list.json")
 nlvr = module(NLVRData, "nlvr_train", "nlvr_dev")
 entailment = module(EntailmentData, "ve_train", "ve_dev", "images")
 retrieval = module(PairData, "pairs_train", "pairs_val")
+captioning = module(CaptioningData, "pairs_train", "pairs_val")
 grounding = module(
     ReferringData,
     "refcoco+_train",
@@ -292,6 +295,35 @@ grounding = module(
     instances="refcoco+/instances.json",
     proposals="dets.json",
 )
+
+
+def coco_references(root: Path) -> Path:
+    """The captions of `pairs_val.json` in COCO's layout."""
+    entries = json.loads(made_pairs("pairs_val.json")(root).read_text())
+    ids = [int(Path(entry["image"]).stem) for entry in entries]
+    said = [
+        {"image_id": n, "caption": t}
+        for n, e in zip(ids, entries, strict=True)
+        for t in e["caption"]
+    ]
+    return content(root / "gt.json", {"images": [{"id": n} for n in ids], "annotations": said})
+
+
+def references(root: Path) -> object:
+    data = CaptioningData(
+        files={"val": f"{root}/pairs_val.json"},
+        image_root=str(root),
+        vocab=f"{root}/vocab.txt",
+        augmentation=VIEWS,
+        batch_size=1,
+        max_corrupt=1.0,
+        references={"val": f"{root}/gt.json"},
+    )
+    return data.references("val")
+
+
+def results(folder: Path) -> Path:
+    return content(folder / "r.json", [{"image_id": n, "caption": "a dog"} for n in range(3)])
 
 
 def jsonl(folder: Path) -> Path:
@@ -444,11 +476,14 @@ READERS = [
             ("VQA", vqa, ("vqa_train.json", "vqa_test.json", "answer_list.json")),
             ("NLVR2", nlvr, ("nlvr_train.json", "nlvr_dev.json")),
             ("SNLI-VE", entailment, ("ve_train.json", "ve_dev.json")),
+            ("captioning", captioning, ("pairs_train.json", "pairs_val.json", "vocab.txt")),
             ("RefCOCO+", grounding, ("refcoco+_train.json", "refcoco+_val.json", "dets.json")),
             ("RefCOCO+", grounding, ("refcoco+/instances.json", "refcoco+/refs(unc).p")),
         )
         for name in names
     ),
+    Reader("references", coco_references, references),
+    Reader("captions of a run", results, lambda f: read_results(f / "r.json")),
     Reader("shard", tar, samples),
     Reader("index of a shard", indexed, samples, handles=ALL),
     Reader("WordPiece", words, lambda f: WordPiece(f / "vocab.txt").batch(["a dog"])),

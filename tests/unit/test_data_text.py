@@ -1,9 +1,10 @@
 """Cleaning rules: what holds for any text (the official examples are golden vectors)."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.data.text.cleaning import clean_caption, clean_question
+from shared.data.text.cleaning import TEXT_RULES, clean_caption, clean_question, text_rules
 
 REMOVED = set(",.'!?\"()*#:;~-/")
 
@@ -26,3 +27,23 @@ def test_any_text(text: str, max_words: int) -> None:
     assert "  " not in caption
     assert caption == caption.strip(" ").removesuffix("\n")
     assert caption == clean_caption(caption, max_words) or "<" in text
+
+
+def test_blip_keeps_some_signs() -> None:
+    rules = TEXT_RULES["blip"]
+    caption = "  A man (left) -- it's #1; on top/of a surf-board, isn't it?\n"
+    assert rules.clean_caption(caption, 30) == (
+        "a man left -- it's 1 on top/of a surf-board, isn't it?"
+    )
+    assert rules.clean_caption("one  two three", 2) == "one two"
+    assert rules.clean_caption("A\tlong", 30) == "a\tlong", "a single tab survives"
+    assert rules.clean_caption("...", 30) == ""
+    assert rules.clean_question("  How many: 1, 2 or 3?! ", 50) == "  how many 1, 2 or 3?"
+    assert rules.clean_question("a  b c", 3) == "a  b"
+
+
+def test_rules_by_name() -> None:
+    assert text_rules("blip").added == ("[DEC]", "[ENC]")
+    assert not text_rules("albef").closed
+    with pytest.raises(ValueError, match="text_rules='clip': known are albef, blip"):
+        text_rules("clip")

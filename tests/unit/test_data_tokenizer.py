@@ -1,10 +1,12 @@
-"""WordPiece: ids of the official tokeniser, padding, truncation, vocabularies, errors."""
+"""WordPiece: ids of the official tokenisers, padding, cutting, decoding, vocabularies, errors."""
 
+import json
 import os
 import pickle
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,9 @@ from shared.data.text.wordpiece import WordPiece, find_vocabulary
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["a", "dog", "run", "##ning", "##s", "cafe", "!", "'", "[", "]", "sep"]
 TOKENS = [*SPECIAL, *WORDS]
+ADDED = ["[DEC]", "[ENC]"]
+# Written by transformers' BertTokenizer.
+RECORDED = json.loads((Path(__file__).parents[1] / "fixtures/text/bert_tokenizer.json").read_text())
 
 
 def vocabulary(folder: Path, tokens: Sequence[str] = TOKENS) -> Path:
@@ -150,3 +155,82 @@ def test_missing_and_damaged_vocabularies(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataCorruptError, match="not a text file"):
         WordPiece(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def closed() -> WordPiece:
+    return WordPiece(RECORDED["vocab"], ADDED, closed=True)
+
+
+def test_closed_texts_are_those_of_transformers(closed: WordPiece) -> None:
+    assert {token: closed.id_of(token) for token in ADDED} == RECORDED["added"]
+    for row in RECORDED["texts"]:
+        assert closed.batch([row["text"]])[0].tolist() == [row["longest"]]
+        ids, mask = closed.batch([row["text"]], max_length=12, pad_to=12)
+        assert (ids.tolist(), mask.tolist()) == ([row["fixed"]], [row["mask"]])
+        assert closed.decode(torch.tensor([row["longest"]])) == [row["decoded"]]
+    ids = torch.tensor([row["ids"] for row in RECORDED["ids"]])
+    assert closed.decode(ids) == [row["decoded"] for row in RECORDED["ids"]]
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Transformers' tokeniser with BLIP's tokens; of version 5 and later it is given the table."""
+    transformers = pytest.importorskip("transformers")
+    path = vocabulary(tmp_path_factory.mktemp("official"), RECORDED["vocab"])
+    table = {token: number for number, token in enumerate(RECORDED["vocab"])}
+    old = int(transformers.__version__.split(".")[0]) < 5
+    made = transformers.BertTokenizer(**{"vocab_file": path} if old else {"vocab": table})
+    made.add_special_tokens({"bos_token": "[DEC]"})
+    made.add_special_tokens({"additional_special_tokens": ["[ENC]"]})
+    return made
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    # Of newer signs the two libraries have different tables.
+    st.lists(st.text(st.characters(max_codepoint=0x36F) | st.sampled_from("\u2019\u3000犬\ufffd"))),
+    st.lists(st.sampled_from(RECORDED["vocab"] + ADDED), max_size=12),
+    st.integers(3, 14),  # version 4 cuts to no less
+)
+def test_any_text_has_the_ids_that_transformers_gives(
+    closed: WordPiece, official: Any, texts: list[str], words: list[str], length: int
+) -> None:
+    texts = [*texts, " ".join(words), "".join(words)]
+    expected = official(texts, padding="max_length", truncation=True, max_length=length)
+    ids, mask = closed.batch(texts, max_length=length, pad_to=length)
+    assert (ids.tolist(), mask.tolist()) == (expected.input_ids, expected.attention_mask)
+
+
+def test_added_tokens_of_a_vocabulary_keep_their_ids(closed: WordPiece) -> None:
+    again = WordPiece(closed.tokens, ADDED, closed=True)
+    assert again.tokens == closed.tokens == [*RECORDED["vocab"], *ADDED]
+    assert again.id_of("[ENC]") == len(closed) - 1
+    with pytest.raises(ValueError, match=r"vocabulary of 16 tokens has no \[DEC\]"):
+        WordPiece(TOKENS).id_of("[DEC]")
+
+
+def test_a_closed_text_keeps_its_end_when_it_is_cut(closed: WordPiece) -> None:
+    ids, _ = closed.batch(["a cat", "dog " * 9], max_length=4)
+    assert ids[:, 3].tolist() == [closed.sep_id] * 2
+    assert closed.batch(["dog"], max_length=2)[0].tolist() == [[closed.cls_id, closed.sep_id]]
+    with pytest.raises(ValueError, match=r"max_length=1 has no room for \[CLS\] \[SEP\]"):
+        closed.batch(["dog"], max_length=1)
+    assert torch.equal(closed.answers(["a cat"])[0], closed.batch(["a cat"])[0])
+
+
+def test_what_a_decoder_goes_on_from(closed: WordPiece, tokenizer: WordPiece) -> None:
+    prompt = closed.opening("a picture of ")
+    assert closed.decode(prompt[None]) == ["a picture of"]
+    assert (len(prompt), int(prompt[0])) == (4, closed.id_of("[DEC]"))
+    whole = closed.batch(["a picture of a cat"])[0][0]
+    assert torch.equal(whole[1:4], prompt[1:])
+    assert tokenizer.opening("a dog", "[CLS]").tolist() == [2, 5, 6], "without [SEP] nothing is cut"
+    assert closed.opening("").tolist() == [closed.id_of("[DEC]")]
+
+
+def test_decoding_refuses_unknown_ids(closed: WordPiece) -> None:
+    assert closed.decode(torch.zeros(2, 0, dtype=torch.int64)) == ["", ""]
+    for number in (-1, len(closed)):
+        with pytest.raises(ValueError, match=rf"ids of .*{number}.*, but the vocabulary has 58"):
+            closed.decode(torch.tensor([[5, number]]))

@@ -9,7 +9,6 @@ import torch
 from shared.data.image_text.annotations import Annotation
 from shared.data.image_text.pairs import ImageTextBatch, ImageTextData, Keys
 from shared.data.readers.files import shortened
-from shared.data.text.cleaning import clean_caption
 
 
 class SentenceData(ImageTextData):
@@ -33,7 +32,8 @@ class SentenceData(ImageTextData):
         return f"label {shortened(entry['label'])} is unknown; known are {known}"
 
     def texts(self, entries: Sequence[Annotation], keys: Keys | None, split: str) -> ImageTextBatch:
-        sentences = [clean_caption(entry["sentence"], self._h.max_words) for entry in entries]
+        clean = self.rules.clean_caption
+        sentences = [clean(entry["sentence"], self._h.max_words) for entry in entries]
         ids, mask = self.tokenizer.batch(sentences)
         labels = torch.tensor([self.class_names.index(entry["label"]) for entry in entries])
         return {"input_ids": ids, "attention_mask": mask, "labels": labels}

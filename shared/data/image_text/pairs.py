@@ -23,7 +23,7 @@ from shared.data.loading.loader import EvaluationLoader, ResumableLoader
 from shared.data.loading.streams import Draws, Permutations, Stream, StreamBatches
 from shared.data.readers.files import image_path, is_text, not_found, shortened
 from shared.data.splits import seeded_subset
-from shared.data.text.cleaning import clean_caption
+from shared.data.text.cleaning import TextRules, text_rules
 from shared.data.text.wordpiece import WordPiece
 from shared.data.views.interface import Views, build_views
 from shared.randomness import key_uniforms, sample_keys
@@ -136,6 +136,8 @@ class ImageTextData(pl.LightningDataModule):
             pass of the training set, without the partial batch at its end.
         subset: train on that many entries, drawn with `subset_seed`; None for all.
         image_mode: "RGBA" gives the views pictures with their alpha channel.
+        text_rules: whose cleaning and special tokens the texts get, "albef" or "blip", see
+            `shared.data.text.cleaning`.
         val_split, test_split: of `files`; None goes without.
     """
 
@@ -161,6 +163,7 @@ class ImageTextData(pl.LightningDataModule):
         max_corrupt: float = 0.01,
         val_split: str | None = "val",
         test_split: str | None = "test",
+        text_rules: str = "albef",
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)  # those of a subclass as well
@@ -194,9 +197,13 @@ class ImageTextData(pl.LightningDataModule):
         training, None in evaluation; entries have their number in `split` as "index"."""
         return {}
 
+    @property
+    def rules(self) -> TextRules:
+        return text_rules(self._h.text_rules)
+
     @cached_property
     def tokenizer(self) -> WordPiece:
-        return WordPiece(self._h.vocab)
+        return WordPiece(self._h.vocab, self.rules.added, self.rules.closed)
 
     def entries(self, split: str) -> Annotations:
         """The annotations of a split, read once; ValueError where `files` doesn't name it."""
@@ -317,7 +324,7 @@ class PairData(ImageTextData):
     entries have `hard`, the first caption of another one that is easily taken for it, also
     `hard_text` (T,), that other entry's number.
 
-    Captions are cleaned, see `clean_caption`, and cut to `max_words`, and to `max_text_tokens` in
+    Captions are cleaned as `text_rules` say and cut to `max_words`, and to `max_text_tokens` in
     "train" and "eval", [CLS] included; null keeps them whole. Training batches are padded to their
     longest text, evaluation to the limit (docs/papers/albef.md, section 4.3). Training entries
     without a word in any caption are left out.
@@ -352,7 +359,8 @@ class PairData(ImageTextData):
         if split not in self._hard:
             entries = self.entries(split)
             numbers = {self.captions(entry)[0]: n for n, entry in enumerate(entries)}
-            hard = (clean_caption(e.get("hard", ""), self._h.max_words) for e in entries)
+            clean = self.rules.clean_caption
+            hard = (clean(e.get("hard", ""), self._h.max_words) for e in entries)
             found = [numbers.get(text, -1) for text in hard]
             if -1 in found:
                 where = entries.where(found.index(-1))
@@ -372,7 +380,7 @@ class PairData(ImageTextData):
         """An entry's captions, cleaned, without empty ones."""
         given = entry["caption"]
         texts = [given] if isinstance(given, str) else given
-        cleaned = (clean_caption(text, self._h.max_words) for text in texts)
+        cleaned = (self.rules.clean_caption(text, self._h.max_words) for text in texts)
         return [text for text in cleaned if text]
 
     def texts(self, entries: Sequence[Annotation], keys: Keys | None, split: str) -> ImageTextBatch:

@@ -25,7 +25,6 @@ from shared.data.image_text.annotations import Annotation
 from shared.data.image_text.pairs import ImageTextBatch, ImageTextData, Keys
 from shared.data.readers.files import is_integer, is_number, is_text, read_json, shortened
 from shared.data.readers.plain_pickle import read_plain_pickle
-from shared.data.text.cleaning import clean_caption
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class ReferringData(ImageTextData):
     `sizes` (B, 2), height and width of the image that the boxes belong to; `proposals`, a list of
     (P, 4); `splits`, a list of names. Its `image_ids` tell images of the batch apart.
 
-    Texts are cleaned (`clean_caption`), padded to the longest, and not cut but by `max_words`.
+    Texts are cleaned as `text_rules` say, padded to the longest, and not cut but by `max_words`.
     Those without a word are left out of training; evaluation refuses them, and those whose `ref_id`
     has no reference, box or proposals.
     """
@@ -127,7 +126,7 @@ class ReferringData(ImageTextData):
         return None
 
     def expression(self, entry: Annotation) -> str:
-        return clean_caption(entry["text"], self._h.max_words)
+        return self.rules.clean_caption(entry["text"], self._h.max_words)
 
     def texts(self, entries: Sequence[Annotation], keys: Keys | None, split: str) -> ImageTextBatch:
         ids, mask = self.tokenizer.batch([self.expression(entry) for entry in entries])

@@ -16,7 +16,7 @@ from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.image_text.annotations import Annotation
 from shared.data.image_text.pairs import AnnotatedSamples, ImageTextBatch, ImageTextData, Keys
 from shared.data.readers.files import is_integer, is_text, read_json, shortened
-from shared.data.text.cleaning import clean_question
+from shared.data.text.cleaning import TEXT_RULES, TextRules
 from shared.data.text.wordpiece import WordPiece
 
 KINDS = ("answer_type", "question_type")  # as VQA's annotations call them
@@ -108,7 +108,7 @@ class VQAData(ImageTextData):
         use = "eval" if keys is None else "train"
         questions = [entry["question"] for entry in entries]
         words, tokens = self.word_limits[use], self.token_limits[use]
-        batch = tokenised_questions(self.tokenizer, questions, words, tokens)
+        batch = tokenised_questions(self.tokenizer, questions, words, tokens, self.rules)
         if keys is not None:
             return batch | self._targets(entries)
         batch["question_ids"] = torch.tensor([entry["question_id"] for entry in entries])
@@ -135,10 +135,14 @@ class VQAData(ImageTextData):
 
 
 def tokenised_questions(
-    tokenizer: WordPiece, questions: Iterable[str], max_words: int, max_tokens: int | None
+    tokenizer: WordPiece,
+    questions: Iterable[str],
+    max_words: int,
+    max_tokens: int | None,
+    rules: TextRules = TEXT_RULES["albef"],
 ) -> ImageTextBatch:
     """`input_ids` and `attention_mask` (B, L) int64 of questions, which are cleaned."""
-    cleaned = [clean_question(question, max_words) for question in questions]
+    cleaned = [rules.clean_question(question, max_words) for question in questions]
     ids, mask = tokenizer.batch(cleaned, max_tokens)
     return {"input_ids": ids, "attention_mask": mask}
 

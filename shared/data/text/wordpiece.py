@@ -1,6 +1,7 @@
-"""BERT's uncased WordPiece, as the image-text models use it: [CLS] in front, no [SEP] behind.
+"""BERT's uncased WordPiece as the image-text models use it: [CLS] in front, [SEP] behind or not.
 
-Source: docs/papers/albef.md, section 4.3; salesforce/ALBEF@b9727e4 `models/tokenization_bert.py`.
+Sources: docs/papers/albef.md, section 4.3; salesforce/ALBEF@b9727e4 `models/tokenization_bert.py`;
+docs/papers/blip.md, sections 3.1 and 7.3; salesforce/BLIP@056a169 `models/blip.py:init_tokenizer`.
 """
 
 import os
@@ -19,18 +20,27 @@ VOCABULARY = "vocab.txt"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _NAME = r"(?:PAD|UNK|CLS|SEP|MASK)\]"
 _WITHIN_A_WORD = re.compile(rf"(?<=\S)\[(?={_NAME})|\[(?={_NAME}\S)")
+# What transformers' `clean_up_tokenization` (4.15) takes away, in its order.
+_CLEANED_UP = [(f" {sign}", sign) for sign in ".?!,"] + [(" ' ", "'")]
+_CLEANED_UP += [(f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")]
 
 
 class WordPiece:
-    """Turns texts into ids; `len()` is the size of the vocabulary.
+    """Turns texts into ids and back; `len()` is the size of the vocabulary.
 
     A special token written out in a text, as "[SEP]", becomes its id where it is a word of its own.
     `vocab` is the path of a vocabulary (one token a line, its id is its place), a folder with a
     `vocab.txt` (as models of the Hugging Face hub have), or "package:NAME", an installed Python
     package that carries one; or a list of the tokens themselves, as checkpoints keep them.
+
+    `added` are more special tokens; those that the vocabulary lacks get the ids behind it, in this
+    order. With `closed` each text ends with [SEP], however short it is cut, and special tokens
+    count within words, too: these are the ids of transformers' BertTokenizer.
     """
 
-    def __init__(self, vocab: str | Path | Sequence[str]) -> None:
+    def __init__(
+        self, vocab: str | Path | Sequence[str], added: Sequence[str] = (), closed: bool = False
+    ) -> None:
         origin = "vocabulary"
         if isinstance(vocab, str | Path):
             path = find_vocabulary(vocab)
@@ -44,7 +54,9 @@ class WordPiece:
         self._tokenizer = Tokenizer(models.WordPiece(numbers, unk_token="[UNK]"))
         self._tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
         self._tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        self._tokenizer.add_special_tokens(list(_SPECIAL))
+        self._tokenizer.add_special_tokens([*_SPECIAL, *added])
+        self.closed = closed
+        self._special = {self.id_of(token) for token in (*_SPECIAL, *added)}
 
     def __len__(self) -> int:
         return self._tokenizer.get_vocab_size()
@@ -55,17 +67,26 @@ class WordPiece:
         numbers = self._tokenizer.get_vocab()
         return sorted(numbers, key=numbers.__getitem__)
 
+    def id_of(self, token: str) -> int:
+        """The id of a token; ValueError if the vocabulary lacks it."""
+        if (number := self._tokenizer.token_to_id(token)) is None:
+            raise ValueError(f"the vocabulary of {len(self)} tokens has no {token}")
+        return number
+
     def batch(
         self, texts: Iterable[str], max_length: int | None = None, pad_to: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return ids and mask (1 for tokens, 0 for padding), (N, L) int64 each. Texts are cut to
-        `max_length` tokens, [CLS] included; L is `pad_to`, by default that of the longest text."""
-        if max_length is not None and max_length < 1:
-            raise ValueError(f"max_length={max_length} has no room for [CLS]")
-        # The library would find a special token within a word, too.
-        words = [_WITHIN_A_WORD.sub("[ ", text) for text in texts]
-        encodings = self._tokenizer.encode_batch_fast(words, add_special_tokens=False)
-        rows = [[self.cls_id, *encoding.ids][:max_length] for encoding in encodings]
+        `max_length` tokens, [CLS] and [SEP] included; L is `pad_to`, by default that of the longest
+        text."""
+        end = [self.sep_id] if self.closed else []
+        if max_length is not None and max_length < 1 + len(end):
+            raise ValueError(f"max_length={max_length} has no room for [CLS]{' [SEP]' * len(end)}")
+        # The library finds a special token within a word, too.
+        words = texts if self.closed else [_WITHIN_A_WORD.sub("[ ", text) for text in texts]
+        encodings = self._tokenizer.encode_batch_fast(list(words), add_special_tokens=False)
+        most = None if max_length is None else max_length - 1 - len(end)
+        rows = [[self.cls_id, *encoding.ids[:most], *end] for encoding in encodings]
         longest = max(map(len, rows), default=0)
         length = longest if pad_to is None else pad_to
         if longest > length:
@@ -77,7 +98,29 @@ class WordPiece:
 
     def answers(self, texts: Iterable[str]) -> tuple[Tensor, Tensor]:
         """Ids and mask of answers: [CLS] x [SEP], padded to the longest."""
-        return self.batch([f"{text} [SEP]" for text in texts])
+        return self.batch(texts if self.closed else [f"{text} [SEP]" for text in texts])
+
+    def opening(self, prompt: str, first: str = "[DEC]") -> Tensor:
+        """(L,) int64: the token `first` and a prompt's tokens, which a decoder goes on from."""
+        ids = self.batch([prompt])[0][0]
+        ids[0] = self.id_of(first)
+        return ids[:-1] if self.closed else ids
+
+    def decode(self, ids: Tensor) -> list[str]:
+        """Texts of ids (N, L), without special tokens, unknown words among them. Pieces of a word
+        are joined, and spaces before punctuation and short forms go, as BERT's decoding does."""
+        pieces = self.tokens
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(pieces):
+            reach = f"{int(ids.min())} to {int(ids.max())}"
+            raise ValueError(f"ids of {reach}, but the vocabulary has {len(pieces)} tokens")
+        texts = []
+        for row in ids.tolist():
+            text = " ".join(pieces[number] for number in row if number not in self._special)
+            text = text.replace(" ##", "").strip()
+            for spaced, plain in _CLEANED_UP:
+                text = text.replace(spaced, plain)
+            texts.append(text)
+        return texts
 
 
 def find_vocabulary(vocab: str | Path) -> Path:
