@@ -8,6 +8,7 @@ from .evaluation import (
     itc_score,
     itm_score,
 )
+from .data import data_rules, randaugment_ops, schedules
 from .network import (
     image_grounded_decoder,
     image_grounded_encoder,

@@ -1,4 +1,4 @@
-"""Adapters of what models are judged by: retrieval of images and videos, pairs, CapFilt's filter."""
+"""Adapters of what models are judged by: retrieval of images and videos, pairs, the filter."""
 
 from typing import Any
 
