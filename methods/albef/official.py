@@ -22,6 +22,7 @@ from methods.albef.vqa import VQA
 from shared.checkpoints.official import (
     SCALAR,
     TRANSPOSED,
+    Conversion,
     KeyReport,
     KeyTable,
     Rule,
@@ -62,6 +63,9 @@ CONSTANTS = {
     "cls.predictions.decoder.{key}": TIED,
 }
 LAYER = re.compile(r"(?<=\.layer\.)\d+(?=\.)")
+IDENTITIES = Conversion(
+    lambda value, _: value.t().long().contiguous(), lambda value, _: value.t().contiguous()
+)
 
 
 def load(module: Method, path: str | PathLike[str]) -> KeyReport:
@@ -251,7 +255,7 @@ def key_table(module: Method, state: Mapping[str, Any]) -> KeyTable:
         Rule("image_queue", "contrast.queue.features", TRANSPOSED),
         Rule("text_queue", "contrast.queue.text", TRANSPOSED),
         Rule("queue_ptr", "contrast.queue.pointer", SCALAR),
-        Rule(identities, "contrast.queue.idx", TRANSPOSED),
+        Rule(identities, "contrast.queue.idx", IDENTITIES),
         Rule("tenfold/contrast.queue.written", "contrast.queue.written"),
     ]
     return KeyTable(rules, dropped, fresh | UNKEPT)

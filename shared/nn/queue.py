@@ -1,6 +1,6 @@
 """First-in-first-out memory of features and what belongs to them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Literal
 
 import torch
@@ -12,8 +12,8 @@ class FeatureQueue(nn.Module):
 
     All start as zeros and are buffers, so that a checkpoint restores them with `pointer`, the next
     row to write, and `written`, the number of rows ever offered.
-    `payloads` name the trailing size of each, e.g. {"probs": num_classes}; those among `integers`
-    are kept as int64, since in float32 ids above 2^24 become one another. A write that passes the
+    `payloads` name the trailing size of each, e.g. {"probs": num_classes}; those in `integers` are
+    kept as int64, for ids: float32 tells integers apart only up to 2^24. A write that passes the
     end continues at row 0 ("wrap"), or its surplus is discarded and the pointer returns to 0
     ("drop", as in CoMatch's ImageNet code).
     """
@@ -28,7 +28,7 @@ class FeatureQueue(nn.Module):
         dim: int,
         payloads: dict[str, int] | None = None,
         overflow: Literal["wrap", "drop"] = "wrap",
-        integers: Sequence[str] = (),
+        integers: Collection[str] = (),
     ):
         super().__init__()
         if overflow not in ("wrap", "drop"):
@@ -37,8 +37,8 @@ class FeatureQueue(nn.Module):
         self.payload_names = tuple(payloads or ())
         self.register_buffer("features", torch.zeros(size, dim))
         for name, width in (payloads or {}).items():
-            dtype = torch.long if name in integers else None
-            self.register_buffer(name, torch.zeros(size, width, dtype=dtype))
+            kind = torch.long if name in integers else None
+            self.register_buffer(name, torch.zeros(size, width, dtype=kind))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
         self.register_buffer("written", torch.zeros((), dtype=torch.long))
 
@@ -56,6 +56,11 @@ class FeatureQueue(nn.Module):
             raise ValueError(
                 f"queue takes payloads {sorted(self.payload_names)}, got {sorted(payloads)}"
             )
+        for name, values in payloads.items():
+            if values.is_floating_point() and not self[name].is_floating_point():
+                raise ValueError(
+                    f"{name} are integers, got {values.dtype}, which may have cut them"
+                )
         rows, size = len(features), len(self)
         if rows > size:
             raise ValueError(f"a batch of {rows} rows does not fit a queue of {size}")

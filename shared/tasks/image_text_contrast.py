@@ -32,8 +32,9 @@ class ImageTextContrast(nn.Module):
         self.among_ranks = among_ranks(negatives)
         self.temp = nn.Parameter(torch.tensor(float(temperature)))
         # One queue of pairs: `features` are those of the images. It starts with random directions.
-        payloads = {"text": embed_dim, "idx": 1}
-        self.queue = FeatureQueue(queue_size, embed_dim, payloads, integers=["idx"])
+        self.queue = FeatureQueue(
+            queue_size, embed_dim, {"text": embed_dim, "idx": 1}, integers=["idx"]
+        )
         for features in (self.queue.features, self.queue["text"]):
             features.copy_(F.normalize(torch.randn(queue_size, embed_dim), dim=1))
         self.queue["idx"].fill_(-100)
@@ -73,7 +74,7 @@ class ImageTextContrast(nn.Module):
 
     def targets(self, identities: Tensor, queued: bool) -> Tensor:
         """(B, C + Q): evenly over all pairs of the same identity, in the queue too if `queued`."""
-        of_queue = identities[:, None] == self.queue["idx"][:, 0]
+        of_queue = identities[:, None] == self.queue["idx"][:, 0][None]
         positives = torch.cat([self.positives(identities), of_queue & queued], dim=1)
         return multi_positive_targets(positives)
 

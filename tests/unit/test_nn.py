@@ -207,3 +207,20 @@ def test_queue_restores_from_its_state_and_refuses_bad_writes() -> None:
         queue.enqueue(torch.ones(5, 2), probs=torch.ones(5, 3))
     with pytest.raises(ValueError, match="overflow"):
         FeatureQueue(4, 2, overflow="stop")
+
+
+def test_queued_ids_are_kept_whole() -> None:
+    """As of the images of large sets, or of hashes: float32 would take 2^24 for 2^24 + 1."""
+    queue = FeatureQueue(4, 2, {"idx": 1, "probs": 3}, integers=["idx"])
+    ids = torch.tensor([[2**24], [2**24 + 1], [2**62 + 1]])
+    queue.enqueue(torch.ones(3, 2), idx=ids, probs=torch.full((3, 3), 0.5))
+    assert queue["idx"].dtype == torch.int64
+    assert queue["probs"].dtype == torch.float32
+    assert queue["idx"].tolist() == [*ids.tolist(), [0]]
+    with pytest.raises(ValueError, match=r"idx are integers, got torch\.float32"):
+        queue.enqueue(torch.ones(1, 2), idx=torch.ones(1, 1), probs=torch.ones(1, 3))
+    before = FeatureQueue(4, 2, {"idx": 1, "probs": 3})  # as older checkpoints have it
+    before["idx"].fill_(-100)
+    queue.load_state_dict(before.state_dict())
+    assert queue["idx"].dtype == torch.int64
+    assert (queue["idx"] == -100).all()
