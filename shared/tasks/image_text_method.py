@@ -19,6 +19,8 @@ from shared.training.method import Method
 from shared.training.optim import decay_everything, decay_matrices
 from shared.training.schedules import stepped_cosine
 
+ADDED = {"bos_id": "[DEC]", "enc_id": "[ENC]"}  # words that `data.text_rules` add
+
 
 def images_and_texts(batch: ImageTextBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Images (R, 3, S, S), ids and mask (B, L) of a batch."""
@@ -96,10 +98,16 @@ class ImageTextMethod(Method):
             if len(tokenizer) > words:
                 given = f"method.text.vocab_size={words}"
                 raise ValueError(f"{given} is less than the {len(tokenizer)} words of data.vocab")
-            for name in ("cls_id", "mask_id", "bos_id", "enc_id", "sep_id"):
-                expected = getattr(tokenizer, name, None)  # not every vocabulary has them all
-                if expected is not None and p.get(name, expected) != expected:
-                    raise ValueError(f"method.{name}={p[name]}, but it is {expected} in data.vocab")
+            given = {name: p[name] for name in ("cls_id", "mask_id", *ADDED) if name in p}
+            if "generation" in p:
+                given["generation.end_id"] = p["generation"]["end_id"]
+            for name, number in given.items():
+                if name in ADDED:
+                    expected = tokenizer.id_of(ADDED[name])
+                else:
+                    expected = getattr(tokenizer, name.replace("generation.end", "sep"))
+                if number != expected:
+                    raise ValueError(f"method.{name}={number}, but it is {expected} in data.vocab")
         if data is not None:
             self.evaluation.check(data)
 
