@@ -98,10 +98,10 @@ class ImageTextMethod(Method):
             if len(tokenizer) > words:
                 given = f"method.text.vocab_size={words}"
                 raise ValueError(f"{given} is less than the {len(tokenizer)} words of data.vocab")
-            given = {name: p[name] for name in ("cls_id", "mask_id", *ADDED) if name in p}
+            numbers = {name: p[name] for name in ("cls_id", "mask_id", *ADDED) if name in p}
             if "generation" in p:
-                given["generation.end_id"] = p["generation"]["end_id"]
-            for name, number in given.items():
+                numbers["generation.end_id"] = p["generation"]["end_id"]
+            for name, number in numbers.items():
                 if name in ADDED:
                     expected = tokenizer.id_of(ADDED[name])
                 else:

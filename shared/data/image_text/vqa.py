@@ -130,8 +130,8 @@ class VQAData(ImageTextData):
 
 
 def answer_weights(answer: str | list[str], single: float) -> dict[str, float]:
-    """The weight of each different answer, in the order of first appearance: the share of people who
-    gave it, or `single` where there is one text."""
+    """The weight of each different answer, in the order of first appearance: the share of people
+    who gave it, or `single` where there is one text."""
     if isinstance(answer, str):
         return {answer: single}
     return {text: count / len(answer) for text, count in Counter(answer).items()}

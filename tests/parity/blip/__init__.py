@@ -1,6 +1,7 @@
 # ruff: noqa: F401  (the harness finds adapters by name)
 """Adapters of the BLIP cases, by task; what each name means is said in the case's `case.json`."""
 
+from .data import data_rules, randaugment_ops, schedules
 from .evaluation import (
     capfilt_filter,
     evaluation_rerank,
@@ -8,7 +9,6 @@ from .evaluation import (
     itc_score,
     itm_score,
 )
-from .data import data_rules, randaugment_ops, schedules
 from .network import (
     image_grounded_decoder,
     image_grounded_encoder,
