@@ -1,5 +1,6 @@
 """What text transformers start from: BERT and RoBERTa in Hugging Face's layout."""
 
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
@@ -103,11 +104,6 @@ def load_hugging_face(
     renamed = hugging_face_state(folder)
     prefix = "bert." if any(key.startswith("bert.") for key in renamed) else ""
     rules = bert_rules(prefix, "text.")
-    if new_words:
-        longer = _extended(new_words)
-        word = Rule(f"{prefix}embeddings.word_embeddings.weight", "text.embeddings.word.weight")
-        bias = Rule("cls.predictions.bias", "head.bias")
-        rules = [Rule(rule.official, rule.ours, longer) for rule in (word, bias)] + rules
     dropped = {
         f"{prefix}embeddings.position_ids": POSITION_IDS,
         f"{prefix}pooler.{{rest}}": "the pooler is not used",
@@ -126,6 +122,10 @@ def load_hugging_face(
         dropped["cls.predictions.decoder.{rest}"] = "tied to another tensor of the file"
         if not any(key.startswith("cls.predictions.") for key in renamed):
             fresh["head.{rest}"] = "the file has no word prediction"
+    if new_words:
+        of_words = ("text.embeddings.word.{rest}", "head.bias")
+        longer = _extended(new_words)
+        rules = [replace(r, conversion=longer) if r.ours in of_words else r for r in rules]
     return import_official(renamed, KeyTable(rules, dropped, fresh), nn.ModuleDict(networks))
 
 
