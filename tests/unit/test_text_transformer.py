@@ -562,7 +562,7 @@ def test_modes_that_make_no_sense_are_refused() -> None:
         mixture()(ids, mask)
     model, three = transformer(), mixture().project(images)[:3]
     hidden = model.encode(ids, mask)
-    with pytest.raises(ValueError, match="2 layers with cross-attention take a context .* got 3"):
+    with pytest.raises(ValueError, match=r"2 layers with cross-attention take a context .* got 3"):
         model.fuse(hidden, mask, three)
     plain = transformer(**NO_CONTEXT)
     with pytest.raises(ValueError, match="nothing to fuse"):
