@@ -1,13 +1,11 @@
 """Adapters of the pipeline: augmentation, rates, and rules of texts, frames and answers."""
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import nn
 
 from methods.blip.module import Pretraining
@@ -21,7 +19,9 @@ from shared.tasks.momentum_teacher import MomentumTeacher
 
 from .building import Config, Inputs, Outputs
 
-CONFIGS = Path(__file__).parents[3] / "conf"
+# What no case sets, since it stands in the official code; so do our configs.
+RAMPS = {"pretrain": 2, "retrieval": 1}  # epochs in which alpha rises
+SINGLE_ANSWER = 0.2  # the weight of Visual Genome's answers
 # The draw that decides the sign, and whether it negates: a rotation below 1/2, others above.
 SIGNS = {"draw_low": 0.25, "draw_high": 0.75}
 
@@ -71,9 +71,8 @@ def schedules(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
 
 
 def _alphas(task: str, alpha: float, epochs: int, steps: int) -> torch.Tensor:
-    """(epochs, steps) weights of the momentum model, which rise as the task's config says."""
-    ramp = OmegaConf.load(CONFIGS / "method" / f"blip_{task}.yaml")["ramp"]
-    teacher = MomentumTeacher(nn.Linear(1, 1), 0.9, alpha, ramp)
+    """(epochs, steps) weights of the momentum model."""
+    teacher = MomentumTeacher(nn.Linear(1, 1), 0.9, alpha, RAMPS[task])
     trainer = SimpleNamespace(num_training_batches=steps)
     rows = []
     with patch.object(momentum_teacher, "trainer_of", lambda _: trainer):
@@ -85,12 +84,10 @@ def _alphas(task: str, alpha: float, epochs: int, steps: int) -> torch.Tensor:
 
 def data_rules(config: Config, inputs: dict[str, Any], weights: Inputs) -> dict[str, Any]:
     rules = TEXT_RULES["blip"]
-    # Visual Genome's questions have one answer each.
-    single = OmegaConf.load(CONFIGS / "data" / "blip_vqa.yaml")["single_answer_weight"]
 
     def weighted(dataset: str, answer: str | list[str]) -> dict[str, Any]:
         assert (dataset == "vg") == isinstance(answer, str)
-        found = answer_weights(answer, single)
+        found = answer_weights(answer, SINGLE_ANSWER)
         return {"answers": list(found), "weights": list(found.values())}
 
     found = {
