@@ -36,7 +36,7 @@ from methods.mopro.data import WebData
 from shared.checkpoints.reading import CheckpointError
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.fetching import _check_content
-from shared.data.image_text.annotations import read_annotations
+from shared.data.image_text.annotations import Reading, read_annotations
 from shared.data.image_text.captioning import CaptioningData
 from shared.data.image_text.labelled_sentences import EntailmentData, NLVRData
 from shared.data.image_text.pairs import PairData
@@ -322,6 +322,16 @@ def references(root: Path) -> object:
     return data.references("val")
 
 
+def entries_again(folder: Path) -> object:
+    how = Reading({"image": str}, folder=folder / "index")
+    return list(read_annotations(folder / "a.jsonl", how))
+
+
+def kept_entries(folder: Path) -> Path:
+    entries_again(jsonl(folder).parent)
+    return next((folder / "index").glob("*.safetensors"))
+
+
 def results(folder: Path) -> Path:
     return content(folder / "r.json", [{"image_id": n, "caption": "a dog"} for n in range(3)])
 
@@ -482,6 +492,7 @@ READERS = [
         )
         for name in names
     ),
+    Reader("index of annotations", kept_entries, entries_again, handles=ALL),
     Reader("references", coco_references, references),
     Reader("captions of a run", results, lambda f: read_results(f / "r.json")),
     Reader("shard", tar, samples),

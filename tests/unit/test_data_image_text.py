@@ -15,8 +15,14 @@ from views_toy import plain_views
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.image_text.annotations import Annotation
-from shared.data.image_text.pairs import ImageTextBatch, ImageTextData, Keys, PairData
-from shared.data.images import FolderImages
+from shared.data.image_text.pairs import (
+    EntryImages,
+    ImageTextBatch,
+    ImageTextData,
+    Keys,
+    PairData,
+    image_id,
+)
 
 WORDS = ["red", "green", "blue", "dog", "cat", "bird", "one", "two", "on", "grass"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
@@ -103,7 +109,8 @@ def test_a_training_batch(root: Path) -> None:
         assert batch["input_ids"].shape == batch["attention_mask"].shape == (6, longest)
         rows = data.entries("train")
         assert captions(data, batch) == [rows[i]["caption"] for i in batch["indices"]]
-        assert batch["image_ids"].tolist() == [i // 2 for i in batch["indices"].tolist()]
+        expected = [image_id(rows[int(i)]) for i in batch["indices"]]
+        assert batch["image_ids"].tolist() == expected
     together = torch.cat([batch["indices"] for batch in batches])
     assert sorted(together.tolist()) == list(range(24)), "one pass"
 
@@ -177,13 +184,16 @@ def test_captions_are_cleaned_and_cut(root: Path) -> None:
     assert captions(data, epoch(data)[0]) == ["[UNK] red dog one"] * 2
 
 
-def test_image_ids_number_images_by_first_appearance(root: Path) -> None:
+def test_image_ids_tell_images_apart(root: Path) -> None:
     zero, one = ({"image": f"images/{i}.png", "caption": "dog"} for i in range(2))
     entries = [one, zero, one, zero | {"image_id": 7}]
     entries += [one | {"image_id": number} for number in (7, "7", None, "images/1.png")]
     data = pairs(root, files=with_entries(root, "identities", entries))
     assert len(data.source.images) == 2  # type: ignore[attr-defined]
-    assert data.image_ids.tolist() == [0, 1, 0, 2, 2, 3, 0, 4]
+    data.setup("fit")
+    ids = [image_id(entry) for entry in data.entries("train")]
+    assert [ids.index(number) for number in ids] == [0, 1, 0, 3, 3, 5, 0, 7]
+    assert all(0 <= number < 2**63 for number in ids)
 
 
 def test_evaluation_batches(root: Path) -> None:
@@ -268,17 +278,17 @@ def test_cut_off_pictures_are_read_as_far_as_they_go(root: Path) -> None:
 
 
 def test_cached_pictures_are_read_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads: list[int] = []
-    decode = FolderImages.content
+    reads: list[str] = []
+    decode = EntryImages.content
 
-    def counted(self: FolderImages, index: int) -> Any:
-        reads.append(index)
+    def counted(self: EntryImages, index: int) -> Any:
+        reads.append(self.path(index))
         return decode(self, index)
 
-    monkeypatch.setattr(FolderImages, "content", counted)
+    monkeypatch.setattr(EntryImages, "content", counted)
     data = pairs(root, cache_images=True)
     first = epoch(data)
-    assert sorted(reads) == list(range(IMAGES))
+    assert len(reads) == len(set(reads)) == IMAGES
     assert equal(first, epoch(data))
     assert len(reads) == IMAGES
     assert equal(first, epoch(pairs(root)))
@@ -460,3 +470,28 @@ def test_values_of_another_kind(root: Path, change: dict, message: str) -> None:
         pytest.raises(DataCorruptError, match="no training entry"),
     ):
         pairs(root, files=files, batch_size=1).setup("fit")
+
+
+def test_drafts_of_jpegs(root: Path) -> None:
+    """Decoded at an eighth where that leaves enough pixels; nothing changes unless asked for."""
+    noise = np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)
+    Image.fromarray(noise).save(root / "images" / "large.jpg")
+    Image.fromarray(noise).save(root / "images" / "large.png")
+    entries = [{"image": f"images/large.{kind}", "caption": "dog"} for kind in ("jpg", "png")]
+    files = with_entries(root, "large", entries)
+    shapes = {
+        None: (96, 128),
+        12: (12, 16),
+        13: (24, 32),
+        24: (24, 32),
+        48: (48, 64),
+        49: (96, 128),
+    }
+    for draft, shape in shapes.items():
+        source = pairs(root, files=files, draft=draft).source
+        (jpeg, png), _ = source.take(np.arange(2))
+        assert jpeg.shape == (*shape, 3)
+        assert (png == noise).all()
+        plain = np.asarray(Image.open(root / "images" / "large.jpg"))
+        assert (jpeg.shape == plain.shape) == (shape == (96, 128))
+        assert shape != (96, 128) or (jpeg == plain).all()

@@ -20,6 +20,7 @@ from views_toy import plain_views
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.image_text import shards as module
+from shared.data.image_text.pairs import image_id
 from shared.data.image_text.shards import (
     ShardChangedError,
     ShardPairData,
@@ -85,7 +86,7 @@ def test_samples_are_numbered_through_all_shards(folder: Path) -> None:
     assert used.dtype == np.int64
     assert used.tolist() == [5, 5]
     assert [e["caption"] for e in found.entries(np.array([6, 1]))] == ["shade 6", "shade 1"]
-    assert found.image_ids.tolist() == list(range(8))
+    assert len({image_id(entry) for entry in found.entries(np.arange(8))}) == 8
     assert shades(ShardSamples([folder / "00002.tar", folder / "00000.tar"]), [0, 4]) == [4, 0]
 
 
@@ -120,7 +121,7 @@ def test_layouts_of_webdataset_and_img2dataset(tmp_path: Path, format: int) -> N
     assert np.abs(np.array(shades(found, range(3))) - [10, 20, 30]).max() <= 2
 
 
-def test_image_ids_are_small_numbers_shared_by_captions_of_one_image(tmp_path: Path) -> None:
+def test_image_ids_are_shared_by_captions_of_one_image(tmp_path: Path) -> None:
     first = [
         *sample("0", 0, caption="a", image_id=7),
         *sample("1", 0, caption="b", image_id="7"),
@@ -130,18 +131,17 @@ def test_image_ids_are_small_numbers_shared_by_captions_of_one_image(tmp_path: P
     ]
     second = [*sample("3", 2), *sample("5", 0, caption="e", image_id="7")]
     both = ShardSamples([write(tmp_path / "a.tar", first), write(tmp_path / "b.tar", second)])
-    ids = both.image_ids
+    ids = [image_id(entry) for entry in both.entries(np.arange(7))]
     assert ids[0] == ids[2] != ids[1] == ids[6]
-    assert len({int(i) for i in ids}) == 5
-    assert sorted({int(i) for i in ids}) == list(range(5))
-    assert [e["image_id"] for e in both.entries(np.arange(7))] == ids.tolist()
+    assert len(set(ids)) == 5
     # The caption may come from one file and the identity from the other.
     members = [
         (f"{k}.{s}", c)
         for k in "01"
         for s, c in (("png", picture(0)), ("txt", b"x"), ("json", b'{"image_id": 3}'))
     ]
-    assert ShardSamples(write(tmp_path / "c.tar", members)).image_ids.tolist() == [0, 0]
+    one, two = ShardSamples(write(tmp_path / "c.tar", members)).entries(np.arange(2))
+    assert image_id(one) == image_id(two)
 
 
 def test_pictures_without_a_word_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -433,14 +433,14 @@ def pair_data(folder: Path, **changes: Any) -> ShardPairData:
     return data
 
 
-def contents(batches: list[Mapping[str, torch.Tensor]]) -> list[tuple[int, int, int, int]]:
-    """Of each sample: its number, image, shade and the number in its text."""
+def contents(batches: list[Mapping[str, torch.Tensor]]) -> list[tuple[int, int, int]]:
+    """Of each sample: its number, shade and the number in its text."""
     rows = []
     for batch in batches:
         shades = (batch["images"][:, 0, 0, 0] * 255).round().int().tolist()
         numbers = (batch["input_ids"][:, 2] - 6).tolist()
-        indices, ids = batch["indices"].tolist(), batch["image_ids"].tolist()
-        rows += list(zip(indices, ids, shades, numbers, strict=True))
+        assert len(batch["image_ids"].unique()) == len(shades)
+        rows += list(zip(batch["indices"].tolist(), shades, numbers, strict=True))
     return rows
 
 
@@ -448,7 +448,7 @@ def test_module_gives_pairs_in_the_order_of_the_stream(folder: Path) -> None:
     data = pair_data(folder)
     rows = contents(list(data.train_dataloader()))
     order = data.source.stream(0).draws(0).positions[:6].tolist()
-    assert rows == [(i, i, i, i) for i in order]
+    assert rows == [(i, i, i) for i in order]
 
 
 def test_training_goes_on_in_the_middle_of_a_shard(folder: Path) -> None:
@@ -464,8 +464,64 @@ def test_training_goes_on_in_the_middle_of_a_shard(folder: Path) -> None:
 def test_module_refuses_what_it_would_ignore(folder: Path) -> None:
     with pytest.raises(ValueError, match="subset can't be taken of shards"):
         pair_data(folder, subset=3)
-    with pytest.raises(ValueError, match=r"from shards or from files\.train, not from both"):
-        pair_data(folder, files={"train": "pairs_train.json"})
     assert len(pair_data(folder, files={"train": None}).train_dataloader()) == 2
     with pytest.raises(ValueError, match="batch_size=9 is larger"):
         pair_data(folder, batch_size=9)
+
+
+def mixed(folder: Path, **changes: Any) -> ShardPairData:
+    """Eight samples of shards and five entries of a JSON file, of shades 20 to 24."""
+    for number in range(20, 25):
+        (folder / f"{number}.png").write_bytes(picture(number))
+    entries = [{"image": f"{n}.png", "caption": f"shade {n}"} for n in range(20, 25)]
+    (folder / "pairs.json").write_text(json.dumps(entries))
+    return pair_data(folder, files={"train": str(folder / "pairs.json")}, **changes)
+
+
+def test_shards_and_files_are_mixed(folder: Path) -> None:
+    data = mixed(folder, batch_size=1)
+    first, second = data.train_dataloader(), data.train_dataloader()
+    second.set_epoch(1)
+    rows, others = contents(list(first)), contents(list(second))
+    for found in (rows, others):
+        # Number in the split, shade, number in the text: those of shards come behind.
+        expected = [(i, 20 + i, 20 + i) for i in range(5)] + [(5 + i, i, i) for i in range(8)]
+        assert sorted(found) == expected
+    assert rows != others
+    shards = [number - 5 for number, _, _ in rows if number >= 5]
+    assert shards == WindowShuffle(0, np.array([3, 4, 8]), 2).draws(0).positions.tolist()
+    places = [place for place, (number, _, _) in enumerate(rows) if number < 5]
+    assert places not in ([*range(5)], [*range(8, 13)]), "not one after the other"
+
+
+def test_worker_processes_and_a_restart_change_no_mixture(folder: Path) -> None:
+    expected = contents(list(mixed(folder).train_dataloader()))
+    assert len(expected) == 12
+    loader = mixed(folder, num_workers=2).train_dataloader()
+    loader.load_state_dict({"epoch": 0, "position": 2, "length": 4})
+    assert contents(list(loader)) == expected[6:]
+    with_index = mixed(folder, annotation_index=str(folder / "index"), window=1)
+    assert sorted(contents(list(with_index.train_dataloader()))) != []
+
+
+@pytest.mark.filterwarnings("ignore:.*unreadable")
+def test_another_sample_stands_in_in_a_mixture(folder: Path) -> None:
+    data = mixed(folder, batch_size=13, max_corrupt=0.5)
+    (folder / "24.png").write_bytes(b"no picture")
+    (batch,) = data.train_dataloader()
+    assert sorted(batch["indices"].tolist()) == [0, 1, 2, 3, 5, *range(5, 13)]
+    pictures, used = data.source.take(np.array([4, 5]))
+    assert (len(pictures), used.tolist()) == (1, [5])
+
+
+def test_files_in_turn_beside_shards(folder: Path) -> None:
+    for name, shade in (("a", 30), ("b", 31)):
+        (folder / f"{shade}.png").write_bytes(picture(shade))
+        entry = {"image": f"{shade}.png", "caption": f"shade {shade}"}
+        (folder / f"turn_{name}.json").write_text(json.dumps([entry]))
+    data = mixed(folder, rotating=str(folder / "turn_*.json"), batch_size=1)
+    for number, shade in enumerate((30, 31, 30)):
+        loader = data.train_dataloader()
+        loader.set_epoch(number)
+        found = {row[1] for row in contents(list(loader))}
+        assert found == {*range(8), *range(20, 25), shade}

@@ -9,8 +9,10 @@ from methods.comatch.data import check_sizes, fixed_steps, one_pass
 from shared.data.loading.streams import (
     ClassCycles,
     Draws,
+    Interleaved,
     Permutations,
     RestartedPasses,
+    Rotation,
     Stream,
     StreamBatches,
     WeightedDraws,
@@ -36,6 +38,8 @@ STREAMS: dict[str, Stream] = {
     "restarted": RestartedPasses(3, 20, 2, copies=3),
     "weighted": WeightedDraws(3, np.arange(20), 45),
     "cycles": ClassCycles(3, np.repeat([0, 1, 2], [12, 5, 3])),
+    "rotation": Rotation(3, 6, np.array([10, 15, 25])),
+    "interleaved": Interleaved(3, [Permutations(3, 7), WeightedDraws(3, np.arange(9), 5)], [0, 7]),
 }
 
 
@@ -246,3 +250,31 @@ def test_bad_sizes_are_refused(sizes: tuple, batches: tuple, world: int, message
         check_sizes(sizes, batches, world)
     with pytest.raises(ValueError, match="larger than the labelled set"):
         one_pass(0, (3, 20), (4, 8))
+
+
+@fast
+@given(
+    st.integers(0, 6), st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(0, 2**70)
+)
+def test_groups_take_turns_beside_the_base(base: int, sizes: list[int], seed: int) -> None:
+    ends = base + np.cumsum(sizes)
+    stream = Rotation(seed, base, ends)
+    assert len(stream) == base + min(sizes)
+    for epoch in range(2 * len(sizes)):
+        drawn = stream.draws(epoch).positions.tolist()
+        group = epoch % len(sizes)
+        own = set(range(ends[group] - sizes[group], ends[group]))
+        assert len(set(drawn)) == len(drawn) == len(stream)
+        assert set(drawn) <= {*range(base)} | own
+        assert sizes[group] > min(sizes) or set(drawn) == {*range(base)} | own
+
+
+@fast
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=3), st.integers(0, 2**70))
+def test_interleaving_keeps_the_order_of_each_stream(sizes: list[int], seed: int) -> None:
+    streams = [Permutations(seed, size, number=place) for place, size in enumerate(sizes)]
+    offsets = [100 * place for place in range(len(sizes))]
+    drawn = Interleaved(seed, streams, offsets).draws(2)
+    for place, stream in enumerate(streams):
+        own = drawn.positions // 100 == place
+        assert same(Draws(drawn.positions[own] - 100 * place, drawn.passes[own]), stream.draws(2))

@@ -7,7 +7,7 @@ the test. `pairs` and `pair_shards` are the entries, for use as a `source` of a 
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ def training_items(
 ) -> list[Item]:
     """{image, caption, image_id} for every training picture of `chosen` and caption of it."""
     return [
-        {"image": _file("images_rgba", name, concept), "caption": text, "image_id": concept}
+        {"image": picture_file("images_rgba", name, concept), "caption": text, "image_id": concept}
         for concept in sorted(chosen)
         for name in of_split("train")
         if drawn.present[name][concept]
@@ -190,7 +190,7 @@ def evaluation_items(drawn: Renderings, split: str, chosen: Sequence[int], seed:
         akin = [o for o in others if o.subgroup == concept.subgroup]
         akin = akin or [o for o in others if o.group == concept.group] or others
         generator = generator_of(seed, f"hard {split} {concept.id}")
-        item: Item = {"image": _file("images", name, concept.id), "caption": [concept.label]}
+        item: Item = {"image": picture_file("images", name, concept.id), "caption": [concept.label]}
         item |= {"image_id": concept.id, "near": sorted(set(concept.near) & set(there))}
         items.append(item | {"hard": one_of(akin, generator).label})
     return items
@@ -218,21 +218,22 @@ def with_noise(
     return noisy, truth
 
 
-def vocabulary(texts: Iterable[str]) -> list[str]:
-    """WordPiece entries for `texts`: special tokens, whole words by frequency (ties: alphabet), and
-    each character alone and as a continuation, so that an unseen word is spelt and not unknown."""
+def vocabulary(texts: Iterable[str], clean: Callable[[str], str] = clean_caption) -> list[str]:
+    """WordPiece entries for `texts` after `clean`: special tokens, whole words by frequency (ties:
+    alphabet), and each character alone and as a continuation, so that an unseen word is spelt and
+    not unknown."""
     counts = Counter(dict.fromkeys(SENTENCE_WORDS.split(), 0))
     for text in texts:
-        counts.update(words(text))
+        counts.update(words(text, clean))
     whole = sorted(counts, key=lambda word: (-counts[word], word))
     letters = sorted({*"abcdefghijklmnopqrstuvwxyz0123456789", *"".join(whole)})
     pieces = [letter for letter in letters if letter not in counts]
     return [*SPECIAL_TOKENS, *whole, *pieces, *(f"##{letter}" for letter in letters)]
 
 
-def words(text: str) -> list[str]:
+def words(text: str, clean: Callable[[str], str] = clean_caption) -> list[str]:
     """The words that WordPiece looks up for a caption: cleaned, lower case, without accents."""
-    plain = BertNormalizer(lowercase=True).normalize_str(clean_caption(text))
+    plain = BertNormalizer(lowercase=True).normalize_str(clean(text))
     return [word for word, _ in BertPreTokenizer().pre_tokenize_str(plain)]
 
 
@@ -316,7 +317,7 @@ def _write_pictures(folder: Path, drawn: Renderings) -> None:
             picture = art.resize((SIZE, SIZE), Image.Resampling.BOX)  # weighs colours by alpha
             if not training:
                 picture = Image.fromarray(on_ground(np.asarray(picture)[None])[0])
-            picture.save(folder / _file(below, rendering.id, concept), compress_level=1)
+            picture.save(folder / picture_file(below, rendering.id, concept), compress_level=1)
 
 
 def _contact_sheet(drawn: Renderings, captions: Mapping[int, Sequence[str]]) -> Image.Image:
@@ -345,5 +346,6 @@ def _holds(text: str, phrase: str) -> bool:
     return f" {clean_caption(phrase)} " in f" {clean_caption(text)} "
 
 
-def _file(below: str, rendering: str, concept: int) -> str:
+def picture_file(below: str, rendering: str, concept: int) -> str:
+    """The path of a picture in the folder `below`, relative to the root of the pairs."""
     return f"{below}/{rendering}/{concept:04d}.png"

@@ -1,114 +1,312 @@
-"""Annotations as JSON, one object per sample: `.json` holds one list, `.jsonl` a line of each."""
+"""Annotations as JSON, one object per sample: `.json` holds one list, `.jsonl` a line of each.
 
+Entries are kept as text and parsed anew when asked for (microseconds each): millions of dicts would
+fill the memory of every worker process, since reading a Python object in a forked process copies
+its page. With an index folder the texts lie in a file of their own, made once for all ranks and
+runs, which is mapped into memory and shared by all processes that read it.
+"""
+
+import hashlib
 import json
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+import re
+import warnings
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any, NamedTuple, Union, get_args, get_origin
 
 import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save
 
 from shared.data.errors import DataCorruptError
-from shared.data.readers.files import nested_too_deep, read_json, read_text, shortened
-from shared.files import parse_json
+from shared.data.loading.feature_cache import Arrays, cache_key
+from shared.data.packages import waiting_for
+from shared.data.readers.files import (
+    nested_too_deep,
+    open_data,
+    read_text,
+    refusing,
+    shortened,
+)
+from shared.files import parse_json, replacing
 
 Annotation = dict[str, Any]
 _BRACKETS = 50  # of an entry, beyond which its depth is worth a look
+_SPACE = re.compile(r"[ \t\n\r]*")
+_VERSION = 1  # of index files; rises with every change of what is in them or of what judges entries
+
+
+class Part(NamedTuple):
+    """The N entries of a file: their texts one behind another, `data` (bytes,) uint8, and where
+    each ends, `ends` (N,) int64; which of them a task can't use, `bad` (N,) bool; the number of
+    different `pictures` of the others. `origin` is the index file that the arrays lie in."""
+
+    path: Path
+    data: NDArray[np.uint8]
+    ends: NDArray[np.int64]
+    bad: NDArray[np.bool_]
+    pictures: int
+    origin: Path | None = None
+
+    def __reduce__(self) -> Any:
+        """Worker processes that aren't forked map the file again."""
+        if self.origin is not None:
+            return _mapped, (self.origin, self.path)
+        return Part, tuple(self)
+
+
+class Facts(NamedTuple):
+    """What a task says of an entry: whether it can't be used, and the paths of its pictures."""
+
+    bad: bool
+    pictures: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How annotations are read.
+
+    `required`: keys of every entry and their types, e.g. `{"caption": str | list[str]}`. `facts`
+    judges an entry, given also its file; what it depends on stands in `settings`, JSON values, by
+    which index files in `folder` are told apart. None keeps no such files.
+    """
+
+    required: Mapping[str, Any]
+    facts: Callable[[Annotation, Path], Facts] | None = None
+    folder: str | Path | None = None
+    settings: Any = None
 
 
 class Annotations:
-    """Objects of JSON files, kept as text and parsed anew when asked for (microseconds each).
-    Millions of dicts would fill the memory of every worker process: reading a Python object in a
-    forked process copies its page."""
+    """Objects of JSON files, a sequence."""
 
-    def __init__(self, parts: Mapping[Path, list[bytes]]) -> None:
-        texts = [text for part in parts.values() for text in part]
-        self._ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
-        self._data = b"".join(texts)
-        self._files = list(parts)
-        self._starts = np.cumsum([0, *(len(part) for part in parts.values())])
+    def __init__(self, parts: Sequence[Part], required: Mapping[str, Any] | None = None) -> None:
+        self._parts, self._required = list(parts), required or {}
+        self.starts = np.cumsum([0, *(len(part.ends) for part in parts)])
+        self.pictures = sum(part.pictures for part in parts)
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return int(self.starts[-1])
 
     def __iter__(self) -> Iterator[Annotation]:
-        start = 0
-        for end in self._ends.tolist():
-            yield json.loads(self._data[start:end].decode())
-            start = end
+        return map(self.__getitem__, range(len(self)))
 
     def __getitem__(self, index: int) -> Annotation:
         place = range(len(self))[operator.index(index)]
-        start = 0 if place == 0 else self._ends[place - 1]
-        return json.loads(self._data[start : self._ends[place]].decode())
+        number = self._part(place)
+        part, row = self._parts[number], place - self.starts[number]
+        start = 0 if row == 0 else part.ends[row - 1]
+        text = part.data[start : part.ends[row]].tobytes()
+        if part.origin is None:
+            return json.loads(text.decode())
+        damaged = f"{part.origin}: damaged, delete it"  # anybody may have written it
+        with refusing(damaged):
+            entry = parse_json(text)
+        _check(entry, self._required, f"{damaged}: entry {row}")
+        return entry
+
+    @property
+    def bad(self) -> NDArray[np.bool_]:
+        """(N,) which entries the task can't use."""
+        return np.concatenate([part.bad for part in self._parts])
 
     def file(self, index: int) -> Path:
         """The file that an entry stands in."""
-        return self._files[self._part(index)]
+        return self._parts[self._part(index)].path
 
     def where(self, index: int) -> str:
         """The file and the number in it of an entry, for messages."""
         part = self._part(index)
-        return _where(self._files[part], int(index - self._starts[part]))
+        return _where(self._parts[part].path, int(index - self.starts[part]))
 
     def _part(self, index: int) -> int:
-        return int(np.searchsorted(self._starts, index, side="right")) - 1
+        return int(np.searchsorted(self.starts, index, side="right")) - 1
 
 
 def read_annotations(
-    files: str | Path | Iterable[str | Path], required: Mapping[str, Any] | None = None
+    files: str | Path | Iterable[str | Path], how: Mapping[str, Any] | Reading | None = None
 ) -> Annotations:
     """Read the objects of one or several files, in order; an error names the file and the entry,
-    counted from 0 (`.jsonl`: its line). `required`: keys of every entry and their types, e.g.
-    `{"caption": str | list[str]}`.
-    """
-    paths = [files] if isinstance(files, str | Path) else list(files)
+    counted from 0 (`.jsonl`: its line). `how`: see `Reading`, or its `required` alone."""
+    paths = [Path(files)] if isinstance(files, str | Path) else [Path(path) for path in files]
     if not paths:
         raise ValueError("no annotation file is given")
-    parts = {Path(path): _read(Path(path), required or {}) for path in paths}
-    if len(parts) < len(paths):
+    if len(set(paths)) < len(paths):
         raise ValueError(f"an annotation file is given twice: {', '.join(map(str, paths))}")
-    return Annotations(parts)
+    reading = how if isinstance(how, Reading) else Reading(how or {})
+    return Annotations([_part_of(path, reading) for path in paths], reading.required)
 
 
-def _read(path: Path, required: Mapping[str, Any]) -> list[bytes]:
-    texts = []
+def packed(path: Path, texts: Iterable[bytes]) -> Part:
+    """Return the part that entries in JSON make, all of them good."""
+    rows = list(texts)
+    data = np.frombuffer(b"".join(rows), np.uint8)
+    return Part(
+        path, data, np.cumsum([*map(len, rows)], dtype=np.int64), np.zeros(len(rows), bool), 0
+    )
+
+
+# --- index files ---
+
+
+def _part_of(path: Path, how: Reading) -> Part:
+    """A file's entries, from its index where there is a good one; a missing one is made."""
+    if how.folder is None:
+        return _read(path, how)
+    key = cache_key([path], _VERSION, repr(how.required), how.settings)
+    index = Path(how.folder) / f"{key}.safetensors"
+    if (part := _tried(index, path)) is not None:
+        return part
+    try:
+        with waiting_for(index.parent):
+            if (part := _tried(index, path)) is None:  # nor made by another rank meanwhile
+                _save(index, _read(path, how))
+                part = _mapped(index, path)
+            return part
+    except OSError as error:
+        warnings.warn(f"{index}: not kept for the next run ({error})", stacklevel=4)
+        return _read(path, how)
+
+
+def _tried(index: Path, path: Path) -> Part | None:
+    try:
+        return _mapped(index, path)
+    except FileNotFoundError:
+        return None
+    except DataCorruptError as error:
+        warnings.warn(f"{error}; it is made anew", stacklevel=5)
+        return None
+
+
+def _save(index: Path, part: Part) -> None:
+    arrays: Arrays = {"data": part.data, "ends": part.ends, "bad": part.bad.view(np.uint8)}
+    about = {"sha256": _digest(arrays), "pictures": str(part.pictures)}
+    with replacing(index) as file:
+        file.write(save(arrays, about))
+
+
+def _mapped(index: Path, path: Path) -> Part:
+    """The part of an index file; DataCorruptError unless it is as it was written."""
+    open_data(index).close()  # no pipe, device or folder
+    with refusing(f"{index}: damaged", Exception), safe_open(index, "pt") as file:
+        # Of torch's tensors the pages of the file itself are the memory.
+        arrays = {name: file.get_tensor(name).numpy() for name in ("data", "ends", "bad")}
+        about = file.metadata()
+        if about["sha256"] != _digest(arrays):
+            raise ValueError("its checksum is another")
+        return Part(
+            path,
+            arrays["data"],
+            arrays["ends"],
+            arrays["bad"].view(bool),
+            int(about["pictures"]),
+            index,
+        )
+
+
+def _digest(arrays: Arrays) -> str:
+    digest = hashlib.sha256()
+    for name, values in sorted(arrays.items()):
+        digest.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
+        digest.update(values.data)
+    return digest.hexdigest()
+
+
+# --- JSON ---
+
+
+def _read(path: Path, how: Reading) -> Part:
+    data, ends, bad = bytearray(), array("q"), bytearray()
+    pictures: set[int] = set()
     for number, entry in enumerate(_objects(path)):
         where = _where(path, number)
-        if not isinstance(entry, dict):
-            raise DataCorruptError(f"{where} is no object but {shortened(entry)}")
-        for key, kind in required.items():
-            if key not in entry:
-                keys = ", ".join(name if name.isprintable() else repr(name) for name in entry)
-                raise DataCorruptError(f"{where} has no {key!r}; its keys: {keys[:200] or 'none'}")
-            if not _is(value := entry[key], kind):
-                name = kind.__name__ if isinstance(kind, type) else kind
-                raise DataCorruptError(f"{where}: {key!r} is {shortened(value)}, expected {name}")
+        _check(entry, how.required, where)
+        data += _text(entry, where)
+        ends.append(len(data))
         try:
-            text = json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode()
-        except UnicodeEncodeError as error:
-            raise DataCorruptError(f"{where}: half a character in its text ({error})") from error
-        except RecursionError:
-            raise DataCorruptError(f"{where} is nested too deep") from None
-        if text.count(b"[") + text.count(b"{") > _BRACKETS and nested_too_deep(entry):
-            raise DataCorruptError(f"{where} is nested too deep")
-        texts.append(text)
-    if not texts:
+            facts = Facts(False) if how.facts is None else how.facts(entry, path)
+        except DataCorruptError as error:
+            raise DataCorruptError(f"{where}: {error}") from error
+        bad.append(facts.bad)
+        pictures.update(map(hash, facts.pictures))
+    if not ends:
         raise DataCorruptError(f"{path}: no entries")
-    return texts
+    texts, lengths = np.frombuffer(data, np.uint8), np.frombuffer(ends, np.int64)
+    return Part(path, texts, lengths, np.frombuffer(bad, bool), len(pictures))
 
 
-def _objects(path: Path) -> Iterable[Any]:
+def _check(entry: Any, required: Mapping[str, Any], where: str) -> None:
+    if not isinstance(entry, dict):
+        raise DataCorruptError(f"{where} is no object but {shortened(entry)}")
+    for key, kind in required.items():
+        if key not in entry:
+            keys = ", ".join(name if name.isprintable() else repr(name) for name in entry)
+            raise DataCorruptError(f"{where} has no {key!r}; its keys: {keys[:200] or 'none'}")
+        if not _is(value := entry[key], kind):
+            name = kind.__name__ if isinstance(kind, type) else kind
+            raise DataCorruptError(f"{where}: {key!r} is {shortened(value)}, expected {name}")
+
+
+def _text(entry: Annotation, where: str) -> bytes:
+    try:
+        text = json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError as error:
+        raise DataCorruptError(f"{where}: half a character in its text ({error})") from error
+    except RecursionError:
+        raise DataCorruptError(f"{where} is nested too deep") from None
+    if text.count(b"[") + text.count(b"{") > _BRACKETS and nested_too_deep(entry):
+        raise DataCorruptError(f"{where} is nested too deep")
+    return text
+
+
+def _objects(path: Path) -> Iterator[Any]:
     """The parsed entries. Line by line for .jsonl, where only the last line may be blank."""
+    text = read_text(path)
     if path.suffix == ".jsonl":
-        text = read_text(path)
         lines = text.removesuffix("\n").split("\n") if text else []
-        return (_parse(line, _where(path, number)) for number, line in enumerate(lines))
-    content = read_json(path)
-    if not isinstance(content, list):
-        raise DataCorruptError(f"{path}: expected a list of entries, got {shortened(content)}")
-    return content
+        yield from (_parse(line, _where(path, number)) for number, line in enumerate(lines))
+        return
+    with refusing(f"{path}: no JSON, perhaps cut off"):
+        yield from _listed(text.removeprefix("\ufeff"), path)
+
+
+def _listed(text: str, path: Path) -> Iterator[Any]:
+    """The values of a JSON list, one at a time: a list of millions of them would fill the memory.
+    ValueError where it is no JSON."""
+    decoder = json.JSONDecoder()
+
+    def past_space(place: int) -> int:
+        return _SPACE.match(text, place).end()  # type: ignore[union-attr]
+
+    def expected(what: str, place: int) -> json.JSONDecodeError:
+        return json.JSONDecodeError(f"Expecting {what}", text, place)
+
+    place = past_space(0)
+    if not text.startswith("[", place):
+        raise DataCorruptError(
+            f"{path}: expected a list of entries, got {shortened(parse_json(text))}"
+        )
+    place = past_space(place + 1)
+    if not text.startswith("]", place):
+        while True:
+            try:
+                value, place = decoder.raw_decode(text, place)
+            except RecursionError:
+                raise ValueError("it is nested too deep") from None
+            yield value
+            place = past_space(place)
+            if text.startswith("]", place):
+                break
+            if not text.startswith(",", place):
+                raise expected("',' delimiter", place)
+            place = past_space(place + 1)
+    if (place := past_space(place + 1)) < len(text):
+        raise json.JSONDecodeError("Extra data", text, place)
 
 
 def _parse(text: str, where: str) -> Any:

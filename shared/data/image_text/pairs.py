@@ -4,10 +4,11 @@ Tasks derive from `ImageTextData` and say what an entry holds and which texts a 
 `PairData` is image-text pairs, for pre-training and retrieval.
 """
 
+import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -17,11 +18,24 @@ import torch
 from numpy.typing import NDArray
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
-from shared.data.image_text.annotations import Annotation, Annotations, read_annotations
-from shared.data.images import FolderImages, Pictures, Pixels, readable
+from shared.data.image_text.annotations import (
+    Annotation,
+    Annotations,
+    Facts,
+    Reading,
+    read_annotations,
+)
+from shared.data.images import FileImages, Pictures, Pixels, readable
 from shared.data.loading.loader import EvaluationLoader, ResumableLoader
-from shared.data.loading.streams import Draws, Permutations, Stream, StreamBatches
-from shared.data.readers.files import image_path, is_text, not_found, shortened
+from shared.data.loading.streams import Draws, Permutations, Rotation, Stream, StreamBatches
+from shared.data.readers.files import (
+    LARGEST,
+    find_files,
+    image_path,
+    is_text,
+    not_found,
+    shortened,
+)
 from shared.data.splits import seeded_subset
 from shared.data.text.cleaning import TextRules, text_rules
 from shared.data.text.wordpiece import WordPiece
@@ -30,6 +44,15 @@ from shared.randomness import key_uniforms, sample_keys
 
 ImageTextBatch = dict[str, Any]
 Keys = NDArray[np.uint64]
+
+
+# Arguments that no entry's fate depends on, by which index files are not told apart.
+_OF_LOADING = {
+    *("files", "rotating", "shards", "index_folder", "annotation_index", "references", "vocab"),
+    *("augmentation", "batch_size", "eval_batch_size", "num_workers", "seed", "steps_per_epoch"),
+    *("subset", "subset_seed", "cache_images", "draft", "image_mode", "max_corrupt", "window"),
+    *("val_split", "test_split"),
+}
 
 
 class TrainingSource(Protocol):
@@ -49,28 +72,50 @@ class TrainingSource(Protocol):
         """The samples' annotations, each with its number in the split as "index"."""
 
 
+class EntryImages(FileImages):
+    """Pictures of entries of P each: the p-th one of entry n is number n * P + p. `paths` gives the
+    pictures' paths of an entry; `count` is the number of different pictures."""
+
+    def __init__(self, paths: Callable[[int], list[str]], per_entry: int, count: int, **how: Any):
+        super().__init__(truncated=True, **how)
+        self.paths, self.per_entry, self.count = paths, per_entry, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def path(self, index: int) -> str:
+        entry, place = divmod(index, self.per_entry)
+        return self.paths(entry)[place]
+
+    def key(self, index: int) -> str:
+        return self.path(index)  # entries may share pictures
+
+
 @dataclass(eq=False)
 class AnnotatedSamples:
-    """The entries that `members` (sorted numbers, (N,)) names, as a `TrainingSource`. `rows` (N,
-    P): places of each one's P pictures in `images`; entries may share pictures. `take` gives the
-    first picture of each sample, then the second one of each."""
+    """The entries that `members` (sorted numbers, (N,)) names, as a `TrainingSource`. `take` gives
+    the first picture of each sample, then the second one of each. `rotation`: of how many first
+    samples all take part in each epoch, and where each of the groups that take turns ends."""
 
     annotations: Annotations
     members: NDArray[np.int64]
-    images: FolderImages
-    rows: NDArray[np.int64]
+    images: EntryImages
+    rotation: tuple[int, NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
         return len(self.members)
 
     def stream(self, seed: int) -> Stream:
+        if self.rotation is not None:
+            return Rotation(seed, *self.rotation)
         return Permutations(seed, len(self))
 
     def take(
         self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
     ) -> tuple[Pictures, NDArray[np.int64]]:
         def read(index: int) -> list[Pixels] | None:
-            pictures = [self.images.read(int(row)) for row in self.rows[index]]
+            first, count = int(self.members[index]) * self.images.per_entry, self.images.per_entry
+            pictures = [self.images.read(number) for number in range(first, first + count)]
             found = [picture for picture in pictures if picture is not None]
             return found if len(found) == len(pictures) else None
 
@@ -136,13 +181,16 @@ class ImageTextData(pl.LightningDataModule):
             pass of the training set, without the partial batch at its end.
         subset: train on that many entries, drawn with `subset_seed`; None for all.
         image_mode: "RGBA" gives the views pictures with their alpha channel.
+        draft: side in px that JPEGs are decoded to at least, see `read_image`; null decodes all.
+        annotation_index: folder for index files of the training annotations, which all ranks and
+            worker processes share (see `shared.data.image_text.annotations`); null keeps the
+            annotations in the memory of each rank.
         text_rules: whose cleaning and special tokens the texts get, "albef" or "blip", see
             `shared.data.text.cleaning`.
         val_split, test_split: of `files`; None goes without.
     """
 
     required: ClassVar[Mapping[str, Any]] = {"image": str}  # keys of every entry and their types
-    image_ids: Any = None  # (N,) int64 of all training entries, where a task has it
 
     def __init__(
         self,
@@ -164,6 +212,8 @@ class ImageTextData(pl.LightningDataModule):
         val_split: str | None = "val",
         test_split: str | None = "test",
         text_rules: str = "albef",
+        draft: int | None = None,
+        annotation_index: str | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(logger=False)  # those of a subclass as well
@@ -205,40 +255,60 @@ class ImageTextData(pl.LightningDataModule):
     def tokenizer(self) -> WordPiece:
         return WordPiece(self._h.vocab, self.rules.added, self.rules.closed)
 
+    def files_of(self, split: str) -> tuple[list[str], list[str]]:
+        """The annotation files of a split, and behind them those that take turns in training, one
+        an epoch. ValueError where `files` doesn't name the split."""
+        files = {name: given for name, given in self._h.files.items() if given}
+        if split not in files:
+            known = ", ".join(files) or "none"
+            raise ValueError(f"no annotations of split {split!r}: `files` has {known}")
+        given = files[split]
+        return [given] if isinstance(given, str) else list(given), []
+
     def entries(self, split: str) -> Annotations:
-        """The annotations of a split, read once; ValueError where `files` doesn't name it."""
+        """The annotations of a split, read once."""
         if split not in self._entries:
-            files = {name: given for name, given in self._h.files.items() if given}
-            if split not in files:
-                known = ", ".join(files) or "none"
-                raise ValueError(f"no annotations of split {split!r}: `files` has {known}")
-            self._entries[split] = read_annotations(files[split], self.required)
+            h = self._h
+            # What evaluation makes of its few entries may depend on other files as well.
+            folder = h.annotation_index if split == "train" else None
+            settings = {k: str(v) for k, v in h.items() if k not in _OF_LOADING}
+            settings["class"] = f"{type(self).__module__}.{type(self).__qualname__}"
+            how = Reading(self.required, partial(self._facts, split), folder, settings)
+            always, in_turn = self.files_of(split)
+            self._entries[split] = read_annotations([*always, *in_turn], how)
         return self._entries[split]
 
     @cached_property
     def source(self) -> TrainingSource:
         """The training samples: entries without a problem, after `subset`."""
         entries, h = self.entries("train"), self._h
-        problems = [self.problem(entry, "train") for entry in entries]
-        bad = np.array([problem is not None for problem in problems])
+        bad = entries.bad
         members = np.flatnonzero(~bad)
         if bad.any():
             first = int(bad.argmax())
+            problem = self.problem(entries[first], "train")
             left_out = f"{bad.sum()} of {len(entries)} training entries are left out; the first is"
-            told = f"{left_out} {entries.where(first)}: {problems[first]}"
-            warnings.warn(told, stacklevel=2)
+            warnings.warn(f"{left_out} {entries.where(first)}: {problem}", stacklevel=2)
         if not len(members):
             raise DataCorruptError("no training entry can be used; see the warning before")
         chosen = seeded_subset(len(members), h.subset, h.subset_seed)
-        return self._samples("train", members[chosen])
+        samples = self._samples("train", members[chosen])
+        always, in_turn = self.files_of("train")
+        if in_turn:
+            if h.subset is not None or h.steps_per_epoch is not None:
+                raise ValueError("files in turn need subset and steps_per_epoch to be null")
+            limits = np.searchsorted(samples.members, entries.starts[len(always) :])
+            samples.rotation = int(limits[0]), limits[1:]
+        return samples
 
     def evaluated(self, split: str) -> AnnotatedSamples:
         """All entries of a split; DataCorruptError if one has a problem."""
         if split not in self._evaluated:
             entries = self.entries(split)
-            for number, entry in enumerate(entries):
-                if (problem := self.problem(entry, split)) is not None:
-                    raise DataCorruptError(f"{entries.where(number)}: {problem}")
+            if entries.bad.any():
+                number = int(entries.bad.argmax())
+                problem = self.problem(entries[number], split)
+                raise DataCorruptError(f"{entries.where(number)}: {problem}")
             self._evaluated[split] = self._samples(split, np.arange(len(entries)))
         return self._evaluated[split]
 
@@ -248,7 +318,6 @@ class ImageTextData(pl.LightningDataModule):
         _ = self.tokenizer
         if stage == "fit":
             self._schedule()
-            _ = self.image_ids  # before worker processes are forked
         split = h.test_split if stage == "test" else h.val_split
         if split is not None:
             self.evaluated(split)
@@ -286,28 +355,33 @@ class ImageTextData(pl.LightningDataModule):
             stream = Permutations(h.seed, size, h.batch_size * h.steps_per_epoch)
         return StreamBatches([stream], [h.batch_size], True, *self._rank_and_world())
 
+    def _facts(self, split: str, entry: Annotation, file: Path) -> Facts:
+        if self.problem(entry, split) is not None:
+            return Facts(bad=True)
+        return Facts(bad=False, pictures=self._paths(entry, file))
+
+    def _paths(self, entry: Annotation, file: Path) -> list[str]:
+        """Where an entry's pictures are; DataCorruptError if outside of their root."""
+        root = self.root_of(entry, file)
+        return [image_path(root, name, self._h.allow_outside) for name in self.image_names(entry)]
+
+    def _paths_of(self, split: str, number: int) -> list[str]:
+        entries = self.entries(split)
+        return self._paths(entries[number], entries.file(number))
+
     def _samples(self, split: str, members: NDArray[np.int64]) -> AnnotatedSamples:
-        entries, h = self.entries(split), self._h
-        places: dict[str, int] = {}
-        rows: list[list[int]] = []
-        for number in members:
-            entry = entries[number]
-            try:
-                root, names = self.root_of(entry, entries.file(number)), self.image_names(entry)
-                own = [image_path(root, name, h.allow_outside) for name in names]
-            except DataCorruptError as error:
-                raise DataCorruptError(f"{entries.where(number)}: {error}") from error
-            rows.append([places.setdefault(path, len(places)) for path in own])
-        paths, origin = list(places), f"annotations of split {split!r}"
-        # Of some evenly spaced pictures none is there if the root is wrong.
-        looked_for = np.unique(np.linspace(0, len(paths) - 1, 64).astype(int))
-        if not any(Path(paths[place]).is_file() for place in looked_for):
-            missing = f"{origin}: none of {len(looked_for)} images is there"
-            raise DataNotFoundError(f"{not_found(Path(paths[0]))} ({missing})")
-        how = {"truncated": True, "mode": h.image_mode, "cache": h.cache_images}
-        unlabelled = np.full(len(paths), -1)
-        images = FolderImages(paths, unlabelled, [], origin, h.max_corrupt, **how)
-        return AnnotatedSamples(entries, members, images, np.array(rows, np.int64))
+        entries, h, paths = self.entries(split), self._h, partial(self._paths_of, split)
+        # Of some evenly spaced entries no picture is there if the root is wrong.
+        some = members[np.unique(np.linspace(0, len(members) - 1, 64).astype(int))]
+        looked_for = list(dict.fromkeys(path for number in some for path in paths(int(number))))
+        if not any(Path(path).is_file() for path in looked_for):
+            missing = f"annotations of split {split!r}: none of {len(looked_for)} images is there"
+            raise DataNotFoundError(f"{not_found(Path(looked_for[0]))} ({missing})")
+        per_entry = len(paths(int(members[0])))
+        count = min(entries.pictures, per_entry * len(members))
+        how = {"max_corrupt": h.max_corrupt, "mode": h.image_mode, "cache": h.cache_images}
+        images = EntryImages(paths, per_entry, count, draft=h.draft, **how)
+        return AnnotatedSamples(entries, members, images)
 
     def _rank_and_world(self) -> tuple[int, int]:
         trainer = self.trainer
@@ -327,7 +401,9 @@ class PairData(ImageTextData):
     Captions are cleaned as `text_rules` say and cut to `max_words`, and to `max_text_tokens` in
     "train" and "eval", [CLS] included; null keeps them whole. Training batches are padded to their
     longest text, evaluation to the limit (docs/papers/albef.md, section 4.3). Training entries
-    without a word in any caption are left out.
+    without a word in any caption are left out. `rotating`: paths or patterns of more training
+    files, of which one takes part in each epoch, the e-th of them in sorted order modulo their
+    number (BLIP's rule for LAION; docs/papers/blip.md, section 6).
     """
 
     required: ClassVar[Mapping[str, Any]] = {"image": str, "caption": str | list[str]}
@@ -336,6 +412,7 @@ class PairData(ImageTextData):
         self,
         max_text_tokens: Mapping[str, int | None] | None = None,
         max_words: int = 30,
+        rotating: str | Sequence[str] | None = None,
         **base: Any,
     ) -> None:
         super().__init__(**base)
@@ -345,14 +422,12 @@ class PairData(ImageTextData):
         if len(self.token_limits) > len(limits):
             raise ValueError(f"max_text_tokens has keys train and eval, got {max_text_tokens}")
 
-    @cached_property
-    def image_ids(self) -> NDArray[np.int64]:
-        """Images of training entries, numbered by first appearance: annotations are of one image if
-        they have the same `image_id`, or none and the same path."""
-        numbers: dict[tuple[int | str | None, str], int] = {}
-        pairs = ((entry.get("image_id"), entry["image"]) for entry in self.entries("train"))
-        identities = ((number, path if number is None else "") for number, path in pairs)
-        return np.array([numbers.setdefault(i, len(numbers)) for i in identities], np.int64)
+    def files_of(self, split: str) -> tuple[list[str], list[str]]:
+        given = self._h.rotating if split == "train" else None
+        if given is None:
+            return super().files_of(split)
+        in_turn = find_files(given, "file of annotations", "DIR/*.json")
+        return super().files_of(split)[0] if self._h.files.get(split) else [], in_turn
 
     def hard_entries(self, split: str) -> NDArray[np.int64]:
         """(N,) the entry whose first caption is an entry's `hard`; DataCorruptError if none is."""
@@ -398,5 +473,14 @@ class PairData(ImageTextData):
             draws = key_uniforms(keys, 1)[:, 0]
             chosen = [c[int(u * len(c))] for c, u in zip(captions, draws, strict=True)]
             ids, mask = self.tokenizer.batch(chosen, self.token_limits["train"])
-            extra = {"image_ids": torch.from_numpy(self.image_ids[indices])}
+            extra = {"image_ids": torch.tensor([image_id(entry) for entry in entries])}
         return {"input_ids": ids, "attention_mask": mask, **extra}
+
+
+def image_id(entry: Annotation) -> int:
+    """A number of an entry's image, a hash, never negative: entries are of one image if they have
+    the same `image_id`, or none and the same path."""
+    number = entry.get("image_id")
+    told = f"path {entry['image']}" if number is None else f"{type(number).__name__} {number}"
+    digest = hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") & LARGEST

@@ -15,14 +15,12 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.data.errors import DataCorruptError
 from shared.data.image_text.annotations import Annotation
-from shared.data.image_text.pairs import ImageTextBatch, ImageTextData, Keys
+from shared.data.image_text.pairs import ImageTextBatch, ImageTextData, Keys, image_id
 from shared.data.readers.files import is_integer, is_number, is_text, read_json, shortened
 from shared.data.readers.plain_pickle import read_plain_pickle
 
@@ -90,7 +88,7 @@ class ReferringData(ImageTextData):
 
     Evaluation batch: also `ref_ids` (B,); `boxes` (B, 4), what is meant, [x, y, width, height];
     `sizes` (B, 2), height and width of the image that the boxes belong to; `proposals`, a list of
-    (P, 4); `splits`, a list of names. Its `image_ids` tell images of the batch apart.
+    (P, 4); `splits`, a list of names.
 
     Texts are cleaned as `text_rules` say, padded to the longest, and not cut but by `max_words`.
     Those without a word are left out of training; evaluation refuses them, and those whose `ref_id`
@@ -107,10 +105,6 @@ class ReferringData(ImageTextData):
     @cached_property
     def references(self) -> References:
         return References(self._h.refs, self._h.instances, self._h.proposals)
-
-    @cached_property
-    def image_ids(self) -> NDArray[np.int64]:
-        return image_identities([entry["image"] for entry in self.entries("train")])
 
     def problem(self, entry: Annotation, split: str) -> str | None:
         if not self.expression(entry):
@@ -131,25 +125,18 @@ class ReferringData(ImageTextData):
     def texts(self, entries: Sequence[Annotation], keys: Keys | None, split: str) -> ImageTextBatch:
         ids, mask = self.tokenizer.batch([self.expression(entry) for entry in entries])
         batch: ImageTextBatch = {"input_ids": ids, "attention_mask": mask}
+        names = [PurePosixPath(entry["image"]).name for entry in entries]
+        batch["image_ids"] = torch.tensor([image_id({"image": name}) for name in names])
         if keys is not None:
-            numbers = [entry["index"] for entry in entries]
-            return batch | {"image_ids": torch.from_numpy(self.image_ids[numbers])}
+            return batch
         found = [self.references[entry["ref_id"]] for entry in entries]
         return batch | {
-            "image_ids": torch.from_numpy(image_identities([e["image"] for e in entries])),
             "ref_ids": torch.tensor([entry["ref_id"] for entry in entries]),
             "boxes": torch.tensor([reference.box for reference in found], dtype=torch.float32),
             "sizes": torch.tensor([reference.size for reference in found]),
             "proposals": [reference.proposals for reference in found],
             "splits": [reference.split for reference in found],
         }
-
-
-def image_identities(names: Sequence[str]) -> NDArray[np.int64]:
-    """Numbers of the images' file names without folders, in order of first appearance."""
-    seen: dict[str, int] = {}
-    files = (PurePosixPath(name).name for name in names)
-    return np.array([seen.setdefault(file, len(seen)) for file in files], np.int64)
 
 
 def _by_key(content: Any, key: str, origin: object) -> dict[int, dict[str, Any]]:

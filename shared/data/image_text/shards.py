@@ -8,15 +8,15 @@ Nothing is unpacked. Each shard's table of members is read once and kept in a sm
 after that every sample is one read at a known place.
 """
 
-import glob
 import hashlib
 import io
 import logging
 import os
 import tarfile
 import warnings
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -25,11 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
-from shared.data.image_text.pairs import PairData
-from shared.data.images import FileImages
-from shared.data.loading.streams import Draws, Stream
+from shared.data.image_text.pairs import AnnotatedSamples, PairData, TrainingSource
+from shared.data.images import FileImages, Pictures, Pixels, readable
+from shared.data.loading.streams import Draws, Interleaved, Stream
 from shared.data.packages import cache_folder
-from shared.data.readers.files import one_line, open_data, read_arrays, shortened
+from shared.data.readers.files import find_files, one_line, open_data, read_arrays, shortened
 from shared.data.text.cleaning import clean_caption
 from shared.files import open_regular, parse_json, replacing
 
@@ -87,9 +87,10 @@ class ShardSamples(FileImages):
         index_folder: str | Path | None = None,
         window: int = 8,
         cache: bool = False,
+        draft: int | None = None,
     ) -> None:
-        super().__init__(max_corrupt, truncated=True, mode=mode, cache=cache)
-        self.shards = find_shards(shards)
+        super().__init__(max_corrupt, truncated=True, mode=mode, cache=cache, draft=draft)
+        self.shards = find_files(shards, "shard", "DIR/*.tar")
         if window < 1:
             raise ValueError(f"window={window}: at least one shard at a time")
         self.window = window
@@ -98,21 +99,16 @@ class ShardSamples(FileImages):
         self._stamps = [table.stamp for table in tables]
         self._ends = np.cumsum([len(table.rows) for table in tables])
         self._files = _OpenFiles(2 * window)  # a batch may span two windows
-        _number(self._rows["identity"])
 
     def __len__(self) -> int:
         return len(self._rows)
-
-    @property
-    def image_ids(self) -> NDArray[np.int64]:
-        """(N,) the images' numbers, equal for samples with the same "image_id"."""
-        return self._rows["identity"]
 
     def stream(self, seed: int) -> "WindowShuffle":
         return WindowShuffle(seed, self._ends, self.window)
 
     def entries(self, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
-        """The samples' {"caption": text or list of texts, "image_id", "index"}."""
+        """The samples' {"caption": text or list of texts, "image", "image_id", "index"}: where the
+        picture is, and a hash of the "image_id" of the shard, or None."""
         return [self._entry(int(index)) for index in indices]
 
     def path(self, index: int) -> str:
@@ -133,7 +129,8 @@ class ShardSamples(FileImages):
         if not _has_words(caption):
             where = f"{self.shards[shard]}: no caption at byte {row['text']}"
             raise DataCorruptError(f"{where}; its index file is of another shard, delete it")
-        return {"caption": caption, "image_id": int(row["identity"]), "index": index}
+        place = {"image": f"{self.shards[shard]} {row['image']}", "index": index}
+        return {"caption": caption, "image_id": int(row["identity"]) or None, **place}
 
     def _place(self, index: int) -> tuple[int, Any]:
         return int(np.searchsorted(self._ends, index, side="right")), self._rows[index]
@@ -162,9 +159,48 @@ class WindowShuffle(Stream):
         return Draws(np.concatenate(positions), np.full(len(self), epoch, np.int64))
 
 
+@dataclass(eq=False)
+class MixedSamples:
+    """Entries of JSON files and pairs of shards as one `TrainingSource`: the samples of the shards
+    are numbered behind the others, and so are their entries."""
+
+    annotated: AnnotatedSamples
+    shards: ShardSamples
+
+    def __len__(self) -> int:
+        return len(self.annotated) + len(self.shards)
+
+    def stream(self, seed: int) -> Stream:
+        parts = self.annotated.stream(seed), self.shards.stream(seed)
+        return Interleaved(seed, parts, (0, len(self.annotated)))
+
+    def take(
+        self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
+    ) -> tuple[Pictures, NDArray[np.int64]]:
+        def read(index: int) -> Pixels | None:
+            source, own = self._own(index)
+            pictures, _ = source.take(np.array([own]))
+            return pictures[0] if len(pictures) else None
+
+        return readable(indices, pool, read)
+
+    def entries(self, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
+        found = []
+        for source, own in map(self._own, indices.tolist()):
+            (entry,) = source.entries(np.array([own]))
+            behind = len(self.annotated.annotations) if source is self.shards else 0
+            found.append(entry | {"index": entry["index"] + behind})
+        return found
+
+    def _own(self, index: int) -> tuple[TrainingSource, int]:
+        """The part that a sample belongs to, and its number there."""
+        first = len(self.annotated)
+        return (self.annotated, index) if index < first else (self.shards, index - first)
+
+
 class ShardPairData(PairData):
-    """As `PairData`, with training pairs from `ShardSamples`; `files` name those of the other
-    splits, and `subset` must be None."""
+    """As `PairData`, with training pairs from `ShardSamples`, and those of `files.train` and of
+    `rotating`, if given, mixed with these; then `subset` must be None."""
 
     def __init__(
         self,
@@ -176,40 +212,21 @@ class ShardPairData(PairData):
         super().__init__(**pairs)
         if self._h.subset is not None:
             raise ValueError("subset can't be taken of shards: name fewer of them")
-        if self._h.files.get("train"):
-            raise ValueError("training pairs come from shards or from files.train, not from both")
 
     def prepare_data(self) -> None:
         """On one process of each node: the others find its index files."""
         _ = self.source
 
     @cached_property
-    def source(self) -> ShardSamples:
+    def source(self) -> TrainingSource:
         h = self._h
-        return ShardSamples(
-            h.shards, h.max_corrupt, h.image_mode, h.index_folder, h.window, h.cache_images
+        how = {"cache": h.cache_images, "draft": h.draft}
+        shards = ShardSamples(
+            h.shards, h.max_corrupt, h.image_mode, h.index_folder, h.window, **how
         )
-
-    @property
-    def image_ids(self) -> NDArray[np.int64]:
-        return self.source.image_ids
-
-
-def find_shards(shards: str | Path | Iterable[str | Path]) -> list[str]:
-    """Return the paths that names and patterns match, each pattern's sorted."""
-    found: list[str] = []
-    for name in [shards] if isinstance(shards, str | Path) else shards:
-        matches = [str(name)] if os.path.isfile(name) else sorted(glob.glob(str(name)))
-        if not (paths := [path for path in matches if os.path.isfile(path)]):
-            advice = "give a pattern such as DIR/*.tar, or paths (braces are not expanded)"
-            raise DataNotFoundError(f"{name}: no shard found; {advice}")
-        found += paths
-    if not found:
-        raise ValueError("no shard is given")
-    path, count = Counter(found).most_common(1)[0]
-    if count > 1:
-        raise ValueError(f"{path}: the shard is given twice")
-    return found
+        if not (h.files.get("train") or h.rotating):
+            return shards
+        return MixedSamples(super().source, shards)  # type: ignore[arg-type]
 
 
 def read_table(path: str | Path) -> Table:
@@ -316,14 +333,6 @@ def _object(content: bytes) -> dict[str, Any]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _number(identities: NDArray[np.int64]) -> None:
-    """Turn hashes into numbers in range(images), in place: such fit into a queue of float32."""
-    own = identities == 0
-    known, numbers = np.unique(identities[~own], return_inverse=True)
-    identities[~own] = numbers
-    identities[own] = len(known) + np.arange(own.sum())
 
 
 def _stamp(status: os.stat_result) -> tuple[int, int]:

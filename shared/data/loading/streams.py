@@ -73,6 +73,46 @@ class RestartedPasses(Stream):
         return Draws(positions, listed.passes * self.copies + copies)
 
 
+class Rotation(Stream):
+    """Each epoch a shuffled pass over `base` samples and one of the groups behind them: the e-th
+    modulo their number, as BLIP reads LAION. `ends` (G,): where each group's samples end.
+
+    Every epoch has as many draws as the smallest group gives; of an epoch with a larger one some
+    samples, drawn anew each time, are left out.
+    """
+
+    def __init__(self, seed: int, base: int, ends: NDArray[np.int64], number: int = 3) -> None:
+        self.base, self.starts, self.ends = base, np.concatenate([[base], ends[:-1]]), ends
+        super().__init__(seed, base + int((self.ends - self.starts).min()), number)
+
+    def draws(self, epoch: int) -> Draws:
+        group = epoch % len(self.ends)
+        own = np.arange(self.starts[group], self.ends[group])
+        mixed = self._generator(epoch).permutation(np.concatenate([np.arange(self.base), own]))
+        return Draws(mixed[: self.count], np.full(self.count, epoch, np.int64))
+
+
+class Interleaved(Stream):
+    """The draws of several streams in a random order among each other; each stream's own order
+    stays. Positions of the i-th stream are moved on by `offsets[i]`."""
+
+    def __init__(
+        self, seed: int, streams: Sequence[Stream], offsets: Sequence[int], number: int = 4
+    ) -> None:
+        super().__init__(seed, sum(map(len, streams)), number)
+        self.streams, self.offsets = tuple(streams), tuple(offsets)
+
+    def draws(self, epoch: int) -> Draws:
+        sizes = [len(stream) for stream in self.streams]
+        order = self._generator(epoch).permutation(np.repeat(np.arange(len(sizes)), sizes))
+        mixed = Draws(np.empty(len(self), np.int64), np.empty(len(self), np.int64))
+        for place, (stream, offset) in enumerate(zip(self.streams, self.offsets, strict=True)):
+            own = stream.draws(epoch)
+            mixed.positions[order == place] = own.positions + offset
+            mixed.passes[order == place] = own.passes
+        return mixed
+
+
 class WeightedDraws(Stream):
     """`count` independent draws with replacement, sample i with probability weights[i] / sum."""
 

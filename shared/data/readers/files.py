@@ -4,13 +4,15 @@ Each reader raises DataNotFoundError if there is no file, and DataCorruptError i
 read, is a pipe, a device or a folder, or holds anything else than it says.
 """
 
+import glob
 import gzip
 import io
 import os
 import reprlib
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -143,6 +145,24 @@ def image_path(root: str | Path, name: str, allow_outside: bool = False) -> str:
     if "\0" in name or not is_text(name):
         raise DataCorruptError(f"image {shortened(name)} is no name of a file")
     return os.path.join(root, name)
+
+
+def find_files(names: str | Path | Iterable[str | Path], what: str, example: str) -> list[str]:
+    """Return the paths that names and patterns match, each pattern's sorted; `what` they are and an
+    `example` are for messages. A name with special signs is taken as it is where it is a file."""
+    found: list[str] = []
+    for name in [names] if isinstance(names, str | Path) else names:
+        matches = [str(name)] if os.path.isfile(name) else sorted(glob.glob(str(name)))
+        if not (paths := [path for path in matches if os.path.isfile(path)]):
+            advice = f"give a pattern such as {example}, or paths (braces are not expanded)"
+            raise DataNotFoundError(f"{name}: no {what} found; {advice}")
+        found += paths
+    if not found:
+        raise ValueError(f"no {what} is given")
+    path, count = Counter(found).most_common(1)[0]
+    if count > 1:
+        raise ValueError(f"{path}: the {what} is given twice")
+    return found
 
 
 def leaves(name: str) -> bool:

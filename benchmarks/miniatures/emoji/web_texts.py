@@ -1,0 +1,208 @@
+"""Emoji as BLIP's CapFilt meets them: a few drawings that people described, many with alt texts
+from the web, half of which say something else.
+
+One drawing of each concept is described by people, the others have one alt text each: a name of the
+concept, another concept's, or what only a file says. The words of all concepts are thus in clean
+texts, as those of the web mostly are in COCO's. `web_texts` is the entry, for use as a `source`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.miniatures.building import (
+    Provenance,
+    build_once,
+    generator_of,
+    one_of,
+    write_json,
+    write_lines,
+)
+from benchmarks.miniatures.emoji.concepts import Concept
+from benchmarks.miniatures.emoji.packages import VERSIONS, of_split
+from benchmarks.miniatures.emoji.pairs import (
+    common_concepts,
+    held_out_alias,
+    pairs,
+    picture_file,
+    synonyms,
+    training_captions,
+    vocabulary,
+)
+from benchmarks.miniatures.emoji.render import Renderings, renderings
+from benchmarks.miniatures.emoji.scenes import article
+from shared.data.text.cleaning import TEXT_RULES
+
+Item = dict[str, Any]
+VERSION = 1  # raise it with any change of the lists
+# The captioner is prompted by "a picture of ", so that no description begins so itself.
+DESCRIPTIONS = (
+    "{}",
+    "a drawing of {}",
+    "{} on a plain ground",
+    "this is {}",
+    "one can see {}",
+)
+FILE_TEXTS = (
+    "emoji u{code} version {number}",
+    "icon {concept} {rendering} {number} px png",
+    "home emoji {group} page {number}",
+)
+LONGEST = 30  # words of a text
+NUMBERS = 17  # of versions, pixels and pages
+
+
+def web_texts(
+    root: str | Path,
+    pairs_root: str | Path,
+    corrupted: float = 0.5,
+    described: int = 1,
+    seed: int = 0,
+) -> Provenance:
+    """Make the lists present in `root`, whose pictures are those of `pairs_root`.
+
+    `described` drawings of each concept are in `human_train.json`, five texts each, and all others
+    in `web_train.json` with one text. A share `corrupted` of the web's texts is wrong, half of them
+    another concept's names and half a file's; which, stands in `secret/web_mask.json` alone, which
+    only scoring code may read: {index: {clean, kind}}. `web_oracle.json` is what a perfect filter
+    keeps. `human_{val,test}.json` and `human_{val,test}_gt.json`, as of COCO's captions, describe
+    the drawings of two artists of their own; `capfilt_vocab.txt` serves all texts. With the prefix
+    `common_` everything once more, of the 300 everyday objects.
+    """
+    if not 0 <= corrupted <= 1:
+        raise ValueError(f"corrupted={corrupted}: it is a share of the web's texts, from 0 to 1")
+    if not 1 <= described < len(of_split("train")):
+        raise ValueError(
+            f"described={described}: of each concept 1 to {len(of_split('train')) - 1}"
+        )
+    pictures = pairs(pairs_root)
+    recipe = {"version": VERSION, "packages": VERSIONS, "corrupted": corrupted}
+    recipe |= {"described": described, "seed": seed}
+
+    def build(folder: Path) -> None:
+        drawn = renderings()
+        chosen = {"": list(range(len(drawn.concepts))), "common_": common_concepts(drawn, seed=0)}
+        for prefix, concepts in chosen.items():
+            _write_lists(folder, prefix, drawn, concepts, corrupted, described, seed)
+
+    files = build_once(root, "web-texts", recipe, build)
+    about = pictures["emoji-pairs"]
+    return {**pictures, "emoji-web-texts": {"files": files, "licence": about["licence"]}}
+
+
+def descriptions(concept: Concept, seed: int) -> list[str]:
+    """What people say of a drawing of a concept: five texts, the first of which has its label."""
+    generator = generator_of(seed, f"descriptions {concept.id}")
+    names = [concept.label, *(one_of(synonyms(concept), generator) for _ in DESCRIPTIONS[1:])]
+    named = [f"{article(name)} {name}".strip() for name in names]
+    return [text.format(name) for text, name in zip(DESCRIPTIONS, named, strict=True)]
+
+
+def shared_out(
+    drawn: Renderings, chosen: Sequence[int], described: int, seed: int
+) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
+    """The training drawings, (concept, rendering), that people describe, drawn by `seed`, and those
+    of the web; a concept keeps at least one for the web."""
+    human: list[tuple[int, str]] = []
+    web: list[tuple[int, str]] = []
+    for concept in sorted(chosen):
+        names = [name for name in of_split("train") if drawn.present[name][concept]]
+        mixed = generator_of(seed, f"described {concept}").permutation(len(names))
+        first = set(mixed[: min(described, len(names) - 1)].tolist())
+        for place, name in enumerate(names):
+            (human if place in first else web).append((concept, name))
+    return human, web
+
+
+def with_wrong_texts(
+    items: Sequence[Item],
+    about: Sequence[tuple[int, str]],
+    concepts: Mapping[int, Concept],
+    captions: Mapping[int, Sequence[str]],
+    share: float,
+    seed: int,
+) -> tuple[list[Item], dict[int, Item]]:
+    """Give a share of the items a wrong text, by turns another concept's and a file's. Returns the
+    items and, of those changed, {index: {clean, kind: "other concept" or "file"}}. `about`:
+    (concept, rendering) of each item; names of concepts that are drawn alike are not wrong."""
+    generator = generator_of(seed, "wrong texts")
+    chosen = generator.permutation(len(items))[: round(share * len(items))].tolist()
+    wrong, truth = [dict(item) for item in items], {}
+    ids = sorted(concepts)
+    for number, index in enumerate(chosen):
+        concept, rendering = about[index]
+        own = concepts[concept]
+        if number % 2 == 0:
+            kind, other = "other concept", concept
+            while other == concept or other in own.near:
+                other = one_of(ids, generator)
+            text = one_of(captions[other], generator)
+        else:
+            kind = "file"
+            text = one_of(FILE_TEXTS, generator).format(
+                code=own.hexcode.split("-")[0].lower(),
+                concept=concept,
+                rendering=rendering,
+                group=own.group,
+                number=1 + int(generator.integers(NUMBERS)),
+            )
+        wrong[index]["caption"] = text
+        truth[index] = {"clean": items[index]["caption"], "kind": kind}
+    return wrong, dict(sorted(truth.items()))
+
+
+def _write_lists(
+    folder: Path,
+    prefix: str,
+    drawn: Renderings,
+    chosen: Sequence[int],
+    corrupted: float,
+    described: int,
+    seed: int,
+) -> None:
+    concepts = {c: drawn.concepts[c] for c in sorted(chosen)}
+    held_out = {a for c in drawn.concepts if (a := held_out_alias(c)) is not None}
+    captions = {c: training_captions(concept, held_out, seed) for c, concept in concepts.items()}
+    told = {c: descriptions(concept, seed) for c, concept in concepts.items()}
+    human, web = shared_out(drawn, chosen, described, seed)
+    human_items: list[Item] = [
+        {"image": picture_file("images_rgba", name, concept), "caption": text, "image_id": concept}
+        for concept, name in human
+        for text in told[concept]
+    ]
+    generator = generator_of(seed, "alt texts")
+    # An image of the web has no id: which ones show the same thing, nobody has said.
+    clean: list[Item] = [
+        {
+            "image": picture_file("images_rgba", name, concept),
+            "caption": one_of(captions[concept], generator),
+        }
+        for concept, name in web
+    ]
+    noisy, truth = with_wrong_texts(clean, web, concepts, captions, corrupted, seed)
+    lists: dict[str, Any] = {"human_train": human_items, "web_train": noisy}
+    lists["web_oracle"] = [item for n, item in enumerate(noisy) if n not in truth]
+    for split in ("val", "test"):
+        (name,) = of_split(split)
+        there = [c for c in concepts if drawn.present[name][c]]
+        lists[f"human_{split}"] = [
+            {"image": picture_file("images", name, c), "caption": told[c]} for c in there
+        ]
+        said = [(c, text) for c in there for text in told[c]]
+        lists[f"human_{split}_gt"] = {
+            "images": [{"id": c} for c in there],
+            "annotations": [
+                {"id": n, "image_id": c, "caption": text} for n, (c, text) in enumerate(said)
+            ],
+        }
+    for name, content in lists.items():
+        write_json(folder / f"{prefix}{name}.json", content, indent=0)
+    write_json(folder / "secret" / f"{prefix}web_mask.json", truth, indent=0)
+    # Codes and numbers of files are spelt: as words they would be most of the vocabulary.
+    groups = " ".join(sorted({concept.group for concept in concepts.values()}))
+    known = {"rendering": " ".join(of_split("train")), "group": groups}
+    texts = [item["caption"] for item in (*human_items, *clean)]
+    texts += [text.format(code="", concept="", number="", **known) for text in FILE_TEXTS]
+    rules = TEXT_RULES["blip"]
+    entries = vocabulary(texts, lambda text: rules.clean_caption(text, LONGEST))
+    write_lines(folder / f"{prefix}capfilt_vocab.txt", entries)
