@@ -37,7 +37,7 @@ class CaptionEvaluation(Evaluation):
         self.written: dict[int, list[int]] = {}
 
     def collect(self, module: Any, batch: ImageTextBatch) -> None:
-        ids = module.predict_step(batch, 0)[:, 1 + len(module.hparams["prompt_ids"]) :]
+        ids = module.captions(batch)
         self.written |= dict(zip(batch["image_ids"].tolist(), ids.tolist(), strict=True))
 
     def metrics(self, module: Any, testing: bool) -> dict[str, float]:
@@ -73,8 +73,6 @@ class Captioning(ImageTextMethod):
         words: see `CaptionEvaluation`.
         seed: what is sampled is a function of it and of an image's place in the data.
     """
-
-    predicts = "captions"
 
     def __init__(
         self,
@@ -119,6 +117,10 @@ class Captioning(ImageTextMethod):
         uniforms = self.caption_draws(batch["indices"]) if self.generation.sample else None
         prompt, context = self.hparams["prompt_ids"], self.look(batch["images"])
         return self.decoder.write(context, prompt, self.generation, uniforms).sequences
+
+    def captions(self, batch: ImageTextBatch) -> Tensor:
+        """The ids of `predict_step` behind [DEC] and the prompt."""
+        return self.predict_step(batch, 0)[:, 1 + len(self.hparams["prompt_ids"]) :]
 
     def caption_draws(self, indices: Tensor) -> Tensor:
         """(B, M) uniform numbers for the captions of images of these numbers (B,)."""
