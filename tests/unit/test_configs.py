@@ -224,7 +224,7 @@ def module_of(config: dict[str, Any]) -> Any:
 
 
 def network_of(module: Any) -> torch.nn.Module:
-    return module.encoders if hasattr(module, "encoders") else module.encoder
+    return module.encoders if hasattr(module, "encoders") else getattr(module, "encoder", module)
 
 
 @cache
