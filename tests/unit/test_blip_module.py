@@ -1,16 +1,31 @@
 """BLIP's pre-training and retrieval at toy size: what is shared, what is seen, what is drawn."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from bert_files import Sizes, random_state
+from safetensors.torch import save_file
 from torch import Tensor
 
 from shared.losses.language import smoothed_losses, text_sums
 from shared.training.method import Method
 from tests.parity.recording import recording
 from tests.unit.albef_toy import given, trainer
-from tests.unit.blip_toy import BOS, ENC, QUEUE, SIZE, batch, build, lively, pretraining, retrieval
+from tests.unit.blip_toy import (
+    BOS,
+    ENC,
+    QUEUE,
+    SIZE,
+    TEXT,
+    WORDS,
+    batch,
+    build,
+    lively,
+    pretraining,
+    retrieval,
+)
 
 SHARINGS = ("all", "all_but_ca", "all_but_sa", "none")
 
@@ -168,3 +183,28 @@ def test_rates_of_fine_tuning_are_those_of_epochs() -> None:
     assert [module.rate(epoch, n) for epoch in (0, 1) for n in (0, 9)] == pytest.approx(
         [1e-2, 1e-2, 5.5e-3, 5.5e-3]
     )
+
+
+# --- what pre-training starts from ---
+
+
+@pytest.mark.parametrize("sharing", ["all_but_sa", "none"])
+def test_encoder_and_decoder_start_from_bert_but_for_two_words(
+    sharing: str, tmp_path: Path
+) -> None:
+    sizes = Sizes(WORDS - 2, TEXT["max_positions"], 2, TEXT["hidden_size"], 16, 2)
+    state = random_state("BERT", sizes, seed=3)
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    save_file(state, folder / "model.safetensors")
+    module = pretraining(sharing=sharing, initial={"vision": None, "text": str(folder)})
+    before = module.encoders.text_encoder.embeddings.word.weight.detach().clone()
+    module.setup("fit")
+    words = state["bert.embeddings.word_embeddings.weight"]
+    query = state["bert.encoder.layer.1.attention.self.query.weight"]
+    copy = module.momentum_encoders.module.text_encoder
+    for text in (module.encoders.text_encoder, module.decoder.transformer, copy):
+        assert torch.equal(text.embeddings.word.weight[:-2], words)
+        assert torch.equal(text.layers[1].self_attention.query.weight, query)
+    assert torch.equal(module.encoders.text_encoder.embeddings.word.weight[-2:], before[-2:])
+    assert torch.equal(module.decoder.head.bias[:-2], state["cls.predictions.bias"])
