@@ -1,11 +1,13 @@
 """What text transformers start from: BERT and RoBERTa in Hugging Face's layout."""
 
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
-from shared.checkpoints.official import KeyReport, KeyTable, Rule, import_official
+from shared.checkpoints.official import Conversion, KeyReport, KeyTable, Rule, import_official
 from shared.checkpoints.reading import CheckpointError, load_checkpoint
 from shared.checkpoints.zoo import is_of_zoo
 from shared.data.errors import DataNotFoundError
@@ -91,11 +93,16 @@ def hugging_face_state(folder: str | PathLike[str]) -> dict[str, Tensor]:
 
 
 def load_hugging_face(
-    module: TextTransformer, folder: str | PathLike[str], head: LanguageHead | None = None
+    module: TextTransformer,
+    folder: str | PathLike[str],
+    head: LanguageHead | None = None,
+    new_words: int = 0,
 ) -> KeyReport:
     """Load BERT's weights from what `model_folder` finds, a file, or the zoo;
     CheckpointError as of `hugging_face_state`, or of what does not fit. Cross-attention, which BERT
-    has not, keeps its initial weights. `head` takes BERT's word prediction if the file has it."""
+    has not, keeps its initial weights. `head` takes BERT's word prediction if the file has it. So
+    many `new_words` at the end of the vocabulary keep their initial weights, too; a model without
+    token types drops those of the file."""
     renamed = hugging_face_state(folder)
     prefix = "bert." if any(key.startswith("bert.") for key in renamed) else ""
     rules = bert_rules(prefix, "text.")
@@ -103,6 +110,9 @@ def load_hugging_face(
         f"{prefix}embeddings.position_ids": POSITION_IDS,
         f"{prefix}pooler.{{rest}}": "the pooler is not used",
     }
+    if module.embeddings.token_type is None:
+        types = f"{prefix}embeddings.token_type_embeddings.{{rest}}"
+        dropped[types] = "the model has no token types"
     fresh = {"text.layers.{n}.cross_attention.{rest}": "BERT has no cross-attention"}
     networks: dict[str, nn.Module] = {"text": module}
     if head is None:
@@ -114,4 +124,17 @@ def load_hugging_face(
         dropped["cls.predictions.decoder.{rest}"] = "tied to another tensor of the file"
         if not any(key.startswith("cls.predictions.") for key in renamed):
             fresh["head.{rest}"] = "the file has no word prediction"
+    if new_words:
+        of_words = ("text.embeddings.word.{rest}", "head.bias")
+        longer = _extended(new_words)
+        rules = [replace(r, conversion=longer) if r.ours in of_words else r for r in rules]
     return import_official(renamed, KeyTable(rules, dropped, fresh), nn.ModuleDict(networks))
+
+
+def _extended(new_words: int) -> Conversion:
+    """Rows of a shorter vocabulary, followed by our rows of the new words."""
+
+    def to_ours(value: Tensor, ours: Tensor) -> Tensor:
+        return torch.cat([value, ours[-new_words:].to(value)])
+
+    return Conversion(to_ours, None)

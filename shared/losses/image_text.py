@@ -21,10 +21,10 @@ def multi_positive_targets(positives: Tensor) -> Tensor:
     return positives / positives.sum(dim=1, keepdim=True)
 
 
-def negative_weights(logits: Tensor, positives: Tensor) -> Tensor:
-    """(B, C) weights by which negatives are drawn, without gradient: softmax of the similarities, 0
-    at positives, so that rows do not sum to 1."""
-    return logits.detach().float().softmax(dim=1).masked_fill(positives, 0.0)
+def negative_weights(logits: Tensor, positives: Tensor, floor: float = 0.0) -> Tensor:
+    """(B, C) weights by which negatives are drawn, without gradient: softmax of the similarities
+    plus `floor`, 0 at positives, so that rows do not sum to 1."""
+    return (logits.detach().float().softmax(dim=1) + floor).masked_fill(positives, 0.0)
 
 
 def draw_negatives(weights: Tensor, positives: Tensor, uniforms: Tensor) -> Tensor:

@@ -41,6 +41,20 @@ def mask_tokens(
     return torch.where(random, draws.words, ids.masked_fill(replaced, mask_id)), labels
 
 
+def decoder_labels(ids: Tensor, mask: Tensor, prompt_length: int = 1) -> Tensor:
+    """(B, L) labels of a decoder's input, -100 at padding and at the first `prompt_length` tokens,
+    which are given: the token at each place is what the place before it predicts."""
+    labels = ids.masked_fill(~mask.bool(), IGNORED)
+    labels[:, :prompt_length] = IGNORED
+    return labels
+
+
+def smoothed_losses(logits: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    """(S,) cross-entropies with (1 - smoothing) of the target and the rest evenly over all V words
+    (docs/papers/blip.md, section 3.5). Logits (S, V), targets (S,)."""
+    return F.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=smoothing)
+
+
 def token_losses(
     logits: Tensor, targets: Tensor, teacher_logits: Tensor | None = None, alpha: float = 0.0
 ) -> Tensor:

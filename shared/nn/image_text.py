@@ -43,6 +43,11 @@ class ImageTextEncoders(nn.Module):
         tokens = self.text_encoder.encode(ids, mask)
         return tokens, unit_norm(self.text_proj(tokens[:, 0]))
 
+    def read_text(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(B, L, D) of `encode_text` -> (B, L, D), as far as a text that is matched with many
+        images is read once: see `TextTransformer.read`."""
+        return self.text_encoder.read(tokens, mask)
+
     def predict_words(self, hidden: Tensor) -> Tensor:
         """(S, D) -> logits (S, V)."""
         assert self.word_head is not None

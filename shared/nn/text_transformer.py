@@ -8,13 +8,17 @@ read text only ("text" mode of the official codes), the others also a context ("
 
 The keys and values of a context are projected once, by `project`, and may serve many texts: with B
 = r R, each r consecutive texts share a context, and `KeyValue.rows` picks contexts by index.
+
+BLIP's layers all have cross-attention, and each call decides (docs/papers/blip.md, section 3.1):
+`encode` with `alone` skips it, `forward` uses it, causally as a decoder or not. A decoder that
+writes keeps a `Past` for each layer. `share_layers` ties a decoder to an encoder.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -40,33 +44,64 @@ class KeyValue(NamedTuple):
         return KeyValue(self.key.index_select(0, index), self.value.index_select(0, index), mask)
 
 
-class Attention(nn.Module):
-    """Multi-head attention, then a dense layer, dropout, residual and LayerNorm.
+Context = KeyValue | tuple[KeyValue, KeyValue]
+"""What one layer attends to: one context, or a pair where cross-attention comes in twins."""
 
-    `dropout` is that of the probabilities and of the output. `map`, (B, H, L, N), holds the
-    probabilities (before dropout) of the last call inside `recorded`, as part of the graph.
+
+class Past:
+    """Keys and values of the tokens that one layer has read, with room for `room` of them: those of
+    the next tokens are written behind them, so that a step copies nothing. Not for gradients."""
+
+    def __init__(self, room: int):
+        self.room, self.length = room, 0
+        self.buffers: list[Tensor] = []
+
+    def extend(self, new: KeyValue) -> KeyValue:
+        """Take those of n more tokens, (R, H, n, D / H) each; returns views of those of all."""
+        start, end = self.length, self.length + new.key.shape[2]
+        if end > self.room:
+            raise ValueError(f"{end} tokens do not fit a past with room for {self.room}")
+        if not self.buffers:
+            self.buffers = [x.new_empty(*x.shape[:2], self.room, x.shape[3]) for x in new[:2]]
+        for buffer, x in zip(self.buffers, (new.key, new.value), strict=True):
+            buffer[:, :, start:end] = x
+        self.length = end
+        key, value = (buffer[:, :, :end] for buffer in self.buffers)
+        return KeyValue(key, value)
+
+    def reorder(self, rows: Tensor) -> None:
+        """Let text n continue what text `rows[n]` has read; (N,) may repeat and leave out texts."""
+        for place, buffer in enumerate(self.buffers):
+            read = buffer[:, :, : self.length].index_select(0, rows)
+            if len(rows) != len(buffer):
+                self.buffers[place] = buffer.new_empty(len(rows), *buffer.shape[1:])
+            self.buffers[place][:, :, : self.length] = read
+
+
+class Mixing(nn.Module):
+    """Multi-head attention and a dense layer.
+
+    `dropout` is that of the probabilities. `map`, (B, H, L, N), holds the probabilities (before
+    dropout) of the last call inside `recorded`, as part of the graph.
     """
 
-    def __init__(
-        self, width: int, heads: int, dropout: float, eps: float, context_width: int | None = None
-    ):
+    def __init__(self, width: int, heads: int, dropout: float, context_width: int | None = None):
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(context_width or width, width)
         self.value = nn.Linear(context_width or width, width)
         self.output = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps)
         self.recording = False
         self.map: Tensor | None = None
 
-    def project(self, context: Tensor) -> KeyValue:
-        """(R, N, C) -> keys and values."""
-        return KeyValue(self._split(self.key(context)), self._split(self.value(context)))
+    def project(self, context: Tensor, mask: Tensor | None = None) -> KeyValue:
+        """(R, N, C) -> keys and values; `mask` (R, 1, 1, N) is kept with them."""
+        return KeyValue(self._split(self.key(context)), self._split(self.value(context)), mask)
 
-    def forward(self, hidden: Tensor, context: KeyValue, mask: Tensor | None = None) -> Tensor:
-        """(B, L, D) -> (B, L, D), from a `context` of B / r rows, where the `mask`, broadcastable
-        to (B, H, L, N), is True."""
+    def mixed(self, hidden: Tensor, context: KeyValue, mask: Tensor | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D), what the heads find in a `context` of B / r rows, where the
+        `mask`, broadcastable to (B, H, L, N), is True."""
         batch, length = hidden.shape[:2]
         query = self._split(self.query(hidden))
         contexts = len(context.key)
@@ -89,8 +124,7 @@ class Attention(nn.Module):
             mixed = F.scaled_dot_product_attention(
                 query, context.key, context.value, mask, dropout_p=p
             )
-        output = self.output(self._merge(mixed).view(batch, length, -1))
-        return self.norm(hidden + dropout(output, self.dropout, self.training))
+        return self.output(self._merge(mixed).view(batch, length, -1))
 
     def _record(self, probabilities: Tensor, texts: int) -> Tensor:
         """Keep the `map`, of which the result is computed; `texts` in a row share a context."""
@@ -104,8 +138,58 @@ class Attention(nn.Module):
         return x.transpose(1, 2).flatten(2)
 
 
+class Attention(Mixing):
+    """Multi-head attention, then a dense layer, dropout, residual and LayerNorm; `dropout` is that
+    of the probabilities and of the output."""
+
+    def __init__(
+        self, width: int, heads: int, dropout: float, eps: float, context_width: int | None = None
+    ):
+        super().__init__(width, heads, dropout, context_width)
+        self.norm = nn.LayerNorm(width, eps)
+
+    def forward(self, hidden: Tensor, context: KeyValue, mask: Tensor | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D), from a `context` of B / r rows, where the `mask`, that of the
+        context unless given, is True."""
+        output = self.mixed(hidden, context, context.mask if mask is None else mask)
+        return self.norm(hidden + dropout(output, self.dropout, self.training))
+
+
+class TwinAttention(nn.Module):
+    """Attention to two contexts at once, each with weights of its own, merged before the one
+    residual and LayerNorm: by a `linear` layer of both or by their mean (docs/papers/blip.md,
+    section 3.12)."""
+
+    def __init__(
+        self, width: int, heads: int, dropout: float, eps: float, context_width: int, linear: bool
+    ):
+        super().__init__()
+        self.dropout = dropout
+        self.first = Mixing(width, heads, dropout, context_width)
+        self.second = Mixing(width, heads, dropout, context_width)
+        self.merge = nn.Linear(2 * width, width) if linear else None
+        self.norm = nn.LayerNorm(width, eps)
+
+    def project(self, context: Tensor, mask: Tensor | None = None) -> tuple[KeyValue, KeyValue]:
+        """(2 R, N, C), the first contexts before the second ones -> keys and values of both."""
+        masks = (None, None) if mask is None else mask.chunk(2)
+        first, second = context.chunk(2)
+        return self.first.project(first, masks[0]), self.second.project(second, masks[1])
+
+    def forward(self, hidden: Tensor, context: tuple[KeyValue, KeyValue]) -> Tensor:
+        """(B, L, D) -> (B, L, D), from two contexts of B / r rows each."""
+        one = self.first.mixed(hidden, context[0], context[0].mask)
+        other = self.second.mixed(hidden, context[1], context[1].mask)
+        if self.merge is None:
+            output = (one + other) / 2
+        else:
+            output = self.merge(torch.cat([one, other], dim=-1))
+        return self.norm(hidden + dropout(output, self.dropout, self.training))
+
+
 class TransformerLayer(nn.Module):
-    """Self-attention, cross-attention if `context_width` is given, feed-forward."""
+    """Self-attention, cross-attention if `context_width` is given, feed-forward; `twins` says how
+    cross-attention to two contexts is merged, None if there is one."""
 
     def __init__(
         self,
@@ -115,13 +199,17 @@ class TransformerLayer(nn.Module):
         dropout: float,
         eps: float,
         context_width: int | None = None,
+        twins: Literal["mean", "linear"] | None = None,
     ):
         super().__init__()
         self.dropout = dropout
         self.self_attention = Attention(width, heads, dropout, eps)
-        self.cross_attention: Attention | None = None
-        if context_width:
+        self.cross_attention: Attention | TwinAttention | None = None
+        if context_width and twins is None:
             self.cross_attention = Attention(width, heads, dropout, eps, context_width)
+        elif context_width:
+            sizes = width, heads, dropout, eps, context_width
+            self.cross_attention = TwinAttention(*sizes, linear=twins == "linear")
         self.intermediate = nn.Linear(width, intermediate)
         self.output = nn.Linear(intermediate, width)
         self.norm = nn.LayerNorm(width, eps)
@@ -130,20 +218,26 @@ class TransformerLayer(nn.Module):
         self,
         hidden: Tensor,
         mask: Tensor,
-        context: KeyValue | None = None,
+        context: Context | None = None,
         first_only: bool = False,
         has_read: bool = False,
+        past: Past | None = None,
+        alone: bool = False,
     ) -> Tensor:
         """(B, L, D) -> (B, L, D), of the first token alone if `first_only`; with `has_read` the
-        hidden states went through the layer's self-attention already."""
+        hidden states went through the layer's self-attention already; `alone` skips
+        cross-attention. Tokens also attend to those of the `past`, which they join."""
         asking = hidden[:, :1] if first_only else hidden
         if not has_read:
-            asking = self.self_attention(asking, self.self_attention.project(hidden), mask)
+            read = self.self_attention.project(hidden)
+            if past is not None:
+                read = past.extend(read)
+            asking = self.self_attention(asking, read, mask)
         hidden = asking
-        if self.cross_attention is not None:
+        if self.cross_attention is not None and not alone:
             if context is None:
                 raise ValueError("a layer with cross-attention needs a context")
-            hidden = self.cross_attention(hidden, context, context.mask)
+            hidden = self.cross_attention(hidden, context)
         output = self.output(F.gelu(self.intermediate(hidden)))
         return self.norm(hidden + dropout(output, self.dropout, self.training))
 
@@ -171,9 +265,10 @@ class Embeddings(nn.Module):
         self.token_type = nn.Embedding(type_vocab_size, width) if type_vocab_size else None
         self.norm = nn.LayerNorm(width, eps)
 
-    def forward(self, ids: Tensor, types: Tensor | None = None) -> Tensor:
-        """(B, L) ids and token types (None: all 0) -> (B, L, D)."""
-        summed = self.word(ids) + self._positions(ids)
+    def forward(self, ids: Tensor, types: Tensor | None = None, first: int = 0) -> Tensor:
+        """(B, L) ids and token types (None: all 0) -> (B, L, D); `first` is the position of the
+        first token, that is, the number of tokens before it."""
+        summed = self.word(ids) + self._positions(ids, first)
         if self.token_type is not None:
             of_types = self.token_type.weight[0] if types is None else self.token_type(types)
             summed = summed + of_types
@@ -186,15 +281,17 @@ class Embeddings(nn.Module):
         """Tokens of the longest text."""
         return self.position.num_embeddings - (self.pad_id + 1) * self.positions_after_pad
 
-    def _positions(self, ids: Tensor) -> Tensor:
+    def _positions(self, ids: Tensor, first: int) -> Tensor:
         """(L, D), or (B, L, D) where positions count the tokens that are no padding."""
-        length = ids.shape[1]
+        length = first + ids.shape[1]
         if length > self.max_length:
             raise ValueError(
                 f"a text of {length} tokens exceeds the {self.max_length} positions of the model"
             )
         if not self.positions_after_pad:
-            return self.position.weight[:length]
+            return self.position.weight[first:length]
+        if first:
+            raise ValueError("positions that count tokens need the whole text at once")
         token = ids != self.pad_id
         return self.position(token.cumsum(dim=1) * token + self.pad_id)
 
@@ -207,6 +304,8 @@ class TextTransformer(nn.Module):
         cross_attention_from, context_width: first layer with cross-attention and C, or neither.
         share_projections: so many consecutive layers with cross-attention share its key and value
             projections (2 in ALBEF's NLVR2 network, whose twins look at one image each).
+        merge_from: cross-attention comes in twins for two contexts, whose outputs the layers from
+            this one on merge by a linear layer and those below average; None: it does not.
         positions_after_pad: positions as in RoBERTa: padding has position `pad_id`, tokens those
             after it, counted over tokens only; so `max_positions` leaves room for pad_id + 1 fewer.
         initial_std: of weights; 0.02 is right for BERT's width, about 1 / sqrt(3 D) for small ones.
@@ -228,6 +327,7 @@ class TextTransformer(nn.Module):
         cross_attention_from: int | None = None,
         context_width: int | None = None,
         share_projections: int = 1,
+        merge_from: int | None = None,
         pad_id: int = 0,
         positions_after_pad: bool = False,
         initial_std: float = 0.02,
@@ -245,6 +345,7 @@ class TextTransformer(nn.Module):
             TransformerLayer(
                 *(hidden_size, num_heads, intermediate_size, dropout, eps),
                 context_width=context_width if number >= self.fusion_layer else None,
+                twins=_twins(number, merge_from),
             )
             for number in range(num_layers)
         )
@@ -261,36 +362,80 @@ class TextTransformer(nn.Module):
         return list(self.layers[self.fusion_layer :])  # type: ignore[arg-type]
 
     def forward(
-        self, ids: Tensor, mask: Tensor, context: Sequence[KeyValue] = (), causal: bool = False
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        context: Sequence[Context] = (),
+        causal: bool = False,
+        past: Sequence[Past] = (),
     ) -> Tensor:
-        """All layers ("multi_modal" mode): (B, L) -> (B, L, D). `context` as from `project`."""
-        visible = attention_mask(mask, causal)
-        return self.fuse(self.encode(ids, visible), visible, context)
+        """All layers ("multi_modal" mode): (B, L) -> (B, L, D). `context` as from `project`. After
+        a `past`, one of each layer, the mask is that of its tokens and these, and may be (1, N)."""
+        first = past[0].length if past else 0
+        visible = attention_mask(mask, causal, first)
+        return self.run(self.embeddings(ids, first=first), visible, context, past=past)
 
     def encode(
-        self, ids: Tensor, mask: Tensor, types: Tensor | None = None, first_only: bool = False
+        self,
+        ids: Tensor,
+        mask: Tensor,
+        types: Tensor | None = None,
+        first_only: bool = False,
+        alone: bool = False,
     ) -> Tensor:
-        """Embeddings and the layers without cross-attention ("text" mode): (B, L, D); `first_only`
-        lets the last layer of a model without cross-attention compute the first token alone."""
-        hidden, visible = self.embeddings(ids, types), attention_mask(mask)
-        last = self.layers[-1]
-        for layer in self.layers[: self.fusion_layer]:
-            hidden = layer(hidden, visible, first_only=first_only and layer is last)
-        return hidden
+        """Embeddings and the layers without cross-attention ("text" mode), or with `alone` all
+        layers, their cross-attention skipped: (B, L, D). With `first_only` the last layer of all
+        computes the first token alone."""
+        if self.fusion_layer == 0 and not alone:
+            raise ValueError(
+                "every layer has cross-attention: encode a text by itself with alone=True, or call "
+                "the model with a context"
+            )
+        stop = None if alone else self.fusion_layer
+        return self.run(self.embeddings(ids, types), mask, stop=stop, first_only=first_only)
 
     def fuse(
         self,
         hidden: Tensor,
         mask: Tensor,
-        context: Sequence[KeyValue],
+        context: Sequence[Context],
         first_only: bool = False,
         has_read: bool = False,
     ) -> Tensor:
         """The layers with cross-attention ("fusion" mode), from hidden states (B, L, D) on, those
         that `read` gave if `has_read`; `first_only` lets the last compute the first token alone."""
+        if not self.fusion_layers:
+            raise ValueError("no layer has cross-attention: there is nothing to fuse with")
+        return self.run(hidden, mask, context, self.fusion_layer, None, first_only, has_read)
+
+    def run(
+        self,
+        hidden: Tensor,
+        mask: Tensor,
+        context: Sequence[Context] | None = None,
+        start: int = 0,
+        stop: int | None = None,
+        first_only: bool = False,
+        has_read: bool = False,
+        past: Sequence[Past] = (),
+    ) -> Tensor:
+        """Layers `start` to `stop` (not included) from hidden states (B, L, D) on. Of `context`
+        each of them with cross-attention takes one; None skips cross-attention in all of them."""
         visible, last = attention_mask(mask), self.layers[-1]
-        for layer, key_value in zip(self.fusion_layers, context, strict=True):
-            hidden = layer(hidden, visible, key_value, first_only and layer is last, has_read)
+        layers = list(self.layers)[start:stop]
+        fusing = sum(layer.cross_attention is not None for layer in layers)
+        if context is not None and len(context) != fusing:
+            raise ValueError(
+                f"{fusing} layers with cross-attention take a context each, got {len(context)}: "
+                "`project` makes them of an image's tokens"
+            )
+        contexts, alone = iter(context or ()), context is None
+        pasts: Sequence[Past | None] = list(past)[start:stop] or [None] * len(layers)
+        for layer, read in zip(layers, pasts, strict=True):
+            seen = None if alone or layer.cross_attention is None else next(contexts)
+            hidden = layer(
+                hidden, visible, seen, first_only and layer is last, has_read, read, alone
+            )
             has_read = False
         return hidden
 
@@ -300,12 +445,13 @@ class TextTransformer(nn.Module):
         attention = self.fusion_layers[0].self_attention
         return attention(hidden, attention.project(hidden), attention_mask(mask))
 
-    def project(self, tokens: Tensor, every: int = 1, mask: Tensor | None = None) -> list[KeyValue]:
+    def project(self, tokens: Tensor, every: int = 1, mask: Tensor | None = None) -> list[Any]:
         """Keys and values of a context (R, N, C) for each layer with cross-attention, or `every`
-        other one; `mask` (R, N) tells tokens of the context from its padding."""
-        visible = None if mask is None else attention_mask(mask)
+        other one; `mask` (R, N) tells tokens of the context from its padding. Twins take contexts
+        (2 R, N, C), first ones before second ones."""
+        masks = () if mask is None else (attention_mask(mask),)
         return [
-            layer.cross_attention.project(tokens)._replace(mask=visible)  # type: ignore[union-attr]
+            layer.cross_attention.project(tokens, *masks)  # type: ignore[union-attr]
             for layer in self.fusion_layers[::every]
         ]
 
@@ -325,9 +471,9 @@ class LanguageHead(nn.Module):
         return F.linear(self.norm(F.gelu(self.dense(hidden))), words.weight, self.bias)
 
 
-def attention_mask(mask: Tensor, causal: bool = False) -> Tensor:
-    """(B, L) -> boolean (B, 1, 1, L); causal, a token sees no later ones: (B, 1, L, L). What is
-    such a mask already stays as it is."""
+def attention_mask(mask: Tensor, causal: bool = False, past: int = 0) -> Tensor:
+    """(B, L) -> boolean (B, 1, 1, L); causal, a token sees no later ones: (B, 1, L - past, L), as
+    the first `past` tokens were read before. What is such a mask already stays as it is."""
     if mask.ndim == 4:
         return mask
     visible = mask.bool()[:, None, None, :]
@@ -335,7 +481,34 @@ def attention_mask(mask: Tensor, causal: bool = False) -> Tensor:
         return visible
     length = mask.shape[1]
     earlier = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
-    return visible & earlier
+    return visible & earlier[past:]
+
+
+Sharing = Literal["all", "all_but_ca", "all_but_sa", "none"]
+
+
+def share_layers(decoder: TextTransformer, encoder: TextTransformer, sharing: Sharing) -> None:
+    """Let a decoder and an encoder of the same sizes share the encoder's parameters: "all"; all but
+    cross-attention; all but self-attention, as in BLIP (docs/papers/blip.md, section 3.2); "none".
+    What is shared is one module under two names, so that its gradients are summed."""
+    if sharing not in (known := get_args(Sharing)):
+        raise ValueError(f"sharing must be one of {known}, got {sharing!r}")
+    if sharing == "none":
+        return
+    decoder.embeddings = encoder.embeddings
+    parts = ["intermediate", "output", "norm"]
+    parts += ["self_attention"] if sharing != "all_but_sa" else []
+    parts += ["cross_attention"] if sharing != "all_but_ca" else []
+    for mine, theirs in zip(decoder.layers, encoder.layers, strict=True):
+        for part in parts:
+            setattr(mine, part, getattr(theirs, part))
+
+
+def _twins(number: int, merge_from: int | None) -> Literal["mean", "linear"] | None:
+    """How layer `number` merges what it sees in two contexts."""
+    if merge_from is None:
+        return None
+    return "linear" if number >= merge_from else "mean"
 
 
 def initialise_bert(module: nn.Module, std: float) -> None:

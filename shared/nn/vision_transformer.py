@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from timm.models import checkpoint_seq
 from timm.models import vision_transformer as timm_vit
 from timm.models.vision_transformer_hybrid import HybridEmbed
 from torch import Tensor, nn
@@ -25,9 +26,11 @@ class VisionTransformer(timm_vit.VisionTransformer):
     which the first is the class token. Positions are absolute and learned.
 
     Stochastic depth rises linearly to `drop_path`; `initial_std` is that of the blocks' weights,
-    larger for small widths, see `TextTransformer`. With `stem`, arguments of `residual_stem`, a
-    small network makes the patches; it is for little data
-    (docs/decisions/017-a-zoo-of-small-models.md). ValueError if it does not fit the patches.
+    larger for small widths, see `TextTransformer`. `gradient_checkpointing` is for all blocks, or
+    for so many of the last ones: they keep no activations, and compute them again.
+
+    With `stem`, arguments of `residual_stem`, a small network makes the patches; it is for little
+    data (docs/decisions/017-a-zoo-of-small-models.md). ValueError if it does not fit the patches.
     """
 
     def __init__(
@@ -39,7 +42,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
         heads: int = 12,
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: bool | int = False,
         initial_std: float = 0.02,
         stem: Mapping[str, Any] | None = None,
     ):
@@ -63,11 +66,24 @@ class VisionTransformer(timm_vit.VisionTransformer):
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
             **patches,
         )
-        self.set_grad_checkpointing(gradient_checkpointing)
+        last = 0 if isinstance(gradient_checkpointing, bool) else gradient_checkpointing
+        if not 0 <= last <= depth:
+            raise ValueError(f"gradient_checkpointing={last} of {depth} blocks")
+        self.checkpointed_blocks = last
+        self.set_grad_checkpointing(gradient_checkpointing is True)
         if initial_std != 0.02:  # timm's own
             for layer in self.blocks.modules():
                 if isinstance(layer, nn.Linear):
                     nn.init.trunc_normal_(layer.weight, std=initial_std)
+
+    def forward_features(self, x: Tensor, *masks: Any, **options: Any) -> Tensor:
+        """Images (B, 3, S, S) -> tokens (B, 1 + N, C)."""
+        if not self.checkpointed_blocks:
+            return super().forward_features(x, *masks, **options)
+        first = len(self.blocks) - self.checkpointed_blocks
+        x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
+        x = checkpoint_seq(self.blocks[first:], self.blocks[:first](x))
+        return self.norm(x)
 
     @property
     def grid(self) -> int:

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.data.text.cleaning import clean_question
 from shared.predict.inputs import Pictures, PredictError, Predictor, refuse_not_finite, tokenised
 from shared.predict.outputs import Cell, Output, Table, percent, sheet, thumbnail
 
@@ -28,7 +27,8 @@ def predict_answers(
     model = predictor.module
     if not hasattr(model, "answer"):
         raise PredictError(f"questions are given, but {type(model).__name__} answers none")
-    ids, mask = tokenised(predictor, questions, "question", clean_question, MAX_WORDS)
+    clean = predictor.rules.clean_question
+    ids, mask = tokenised(predictor, questions, "question", clean, MAX_WORDS)
     answers: list[tuple[str, str, str, float]] = []
     shown: list[list[Cell]] = [[] for _ in questions]
     per_question = max(1, sheet_images // len(questions))

@@ -8,7 +8,8 @@ embedding itself.
 With `texts=FILE` (one a line) or `texts='[a dog, a red apple]'` an image-text model compares each
 image with each text: scores.csv, predictions.csv with the best text of each image, and
 contact_sheet.png with the best images of each text; `overlays=N` draws where it looks in the N
-best. With `questions=...` a model for visual question answering writes answers.csv.
+best. With `questions=...` a model for visual question answering writes answers.csv. A model that
+writes captions needs neither, and writes captions.csv.
 
 An official checkpoint names neither module nor data: `official=albef/retrieval_coco` does.
 """
@@ -28,6 +29,7 @@ from shared.checkpoints.reading import CheckpointError
 from shared.experiments import CONF
 from shared.predict import USAGE
 from shared.predict.answers import predict_answers
+from shared.predict.captions import predict_captions
 from shared.predict.images import predict_images
 from shared.predict.inputs import Pictures, PredictError, find_images, load_predictor, read_texts
 from shared.predict.official import load_official
@@ -100,6 +102,8 @@ def predict(config: DictConfig) -> Path:
     elif hasattr(predictor.module, "answer"):
         name = type(predictor.module).__name__
         raise PredictError(f"{name} answers questions: give questions=FILE or a list of them")
+    elif hasattr(predictor.module, "captions"):
+        found = predict_captions(predictor, images, *sizes)
     else:
         found = predict_images(predictor, images, *sizes, config.groups)
     written = [write(output / name, content) for name, content in found]

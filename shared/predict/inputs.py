@@ -16,6 +16,7 @@ from torch import Tensor
 from shared.checkpoints.reading import first_line, load_checkpoint, rebuild_module
 from shared.data.errors import DataCorruptError
 from shared.data.images import FolderImages
+from shared.data.text.cleaning import TEXT_RULES, TextRules, text_rules
 from shared.data.text.wordpiece import WordPiece
 from shared.data.views.interface import Views, build_views
 from shared.data.views.recipes import RecipeViews
@@ -44,6 +45,7 @@ class Predictor:
     class_names: list[str] | None
     tokenizer: WordPiece | None
     accuracy: str = ""
+    rules: TextRules = TEXT_RULES["albef"]
 
     def views(self, pictures: Sequence[Pixels]) -> Tensor:
         """(B, C, H, W) what the network sees of them."""
@@ -109,8 +111,9 @@ def load_predictor(path: Path, device: str) -> Predictor:
     names = _strings(checkpoint, "class_names", path)
     tokens = _strings(checkpoint, "vocabulary", path)
     try:
-        tokenizer = WordPiece(tokens) if tokens else None
-    except DataCorruptError as error:
+        rules = text_rules(str(data.get("text_rules", "albef")))
+        tokenizer = WordPiece(tokens, rules.added, rules.closed) if tokens else None
+    except (DataCorruptError, ValueError) as error:
         raise PredictError(f"{path}: its vocabulary is refused: {error}") from error
     return Predictor(
         module.to(where),
@@ -120,6 +123,7 @@ def load_predictor(path: Path, device: str) -> Predictor:
         [" ".join(name.split())[:MOST_CHARACTERS] for name in names] or None,
         tokenizer,
         str(checkpoint.get("accuracy", ""))[:MOST_CHARACTERS],
+        rules,
     )
 
 

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from shared.data.text.cleaning import clean_caption
 from shared.evaluation import attention_maps
 from shared.evaluation.attention_maps import ImageTextModel
 from shared.predict.inputs import Pictures, PredictError, Predictor, refuse_not_finite, tokenised
@@ -36,7 +35,7 @@ def predict_texts(
     if not (hasattr(model, "matching") and hasattr(model, "encoders")):
         name = type(model).__name__
         raise PredictError(f"texts are given, but {name} does not compare images with texts")
-    ids, mask = tokenised(predictor, texts, "text", clean_caption, MAX_WORDS)
+    ids, mask = tokenised(predictor, texts, "text", predictor.rules.clean_caption, MAX_WORDS)
     encoder, layer = model.encoders.text_encoder, overlay_layer
     if layer is None:
         layer = attention_maps.third_fusion_layer(encoder) if overlays else 0
@@ -112,11 +111,12 @@ def score(
 def match_probabilities(
     model: ImageTextModel, images: Tensor, texts: Tensor, mask: Tensor, pairs: int
 ) -> Tensor:
-    """(R, T) that each image, its tokens, matches each text, (T, L, D) of the text-only layers and
-    (T, L), about `pairs` of them at a time."""
+    """(R, T) that each image, its tokens, matches each text, (T, L, D) of the text-only layers, or
+    ids (T, L), and mask (T, L), about `pairs` of them at a time."""
     parts, some = [], max(1, pairs // len(images))
     for tokens, part in zip(texts.split(some), mask.split(some), strict=True):
-        repeated = tokens.repeat(len(images), 1, 1), part.repeat(len(images), 1)
+        once = [1] * (tokens.ndim - 1)
+        repeated = tokens.repeat(len(images), *once), part.repeat(len(images), 1)
         logits = model.matching.logits(model.encoders.text_encoder, images, *repeated)
         parts.append(logits.float().softmax(dim=1)[:, 1].view(len(images), len(part)))
     return torch.cat(parts, dim=1)

@@ -8,7 +8,8 @@ Source: docs/papers/albef.md, section 3.8; salesforce/ALBEF@b9727e4
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from shared.distributed import gather_objects
 from shared.evaluation.vqa import Answered, accuracies, judged, write_results
-from shared.losses.language import text_sums, token_losses
+from shared.losses.language import smoothed_losses, text_sums, token_losses
 from shared.nn.text_transformer import KeyValue, LanguageHead, TextTransformer
 from shared.nn.vision_transformer import VisionTransformer
 from shared.tasks.image_text_method import Evaluation, ImageTextBatch
@@ -60,15 +61,22 @@ class AnswerRanking(nn.Module):
 
     The k most probable by their first token are scored in full, `candidates_per_pass` at a time;
     `score` "official" counts the first token twice, "corrected" once, which is the probability.
+    With `smoothing` the score is minus the smoothed cross-entropy of all tokens, as in BLIP, whose
+    `score` is "corrected" (docs/papers/blip.md, section 7.4).
     """
 
     ids: Tensor
     mask: Tensor
 
-    def __init__(self, k_test: int, score: str, candidates_per_pass: int):
+    def __init__(
+        self, k_test: int, score: str, candidates_per_pass: int, smoothing: float | None = None
+    ):
         super().__init__()
         if score not in ("official", "corrected"):
             raise ValueError(f'score must be "official" or "corrected", got {score!r}')
+        if smoothing is not None and score != "corrected":
+            raise ValueError('smoothing counts the first token once: score must be "corrected"')
+        self.smoothing = smoothing
         self.k_test, self.candidates_per_pass = k_test, candidates_per_pass
         self.first_token_weight = 2 if score == "official" else 1
         self.answers: list[str] = []
@@ -103,11 +111,14 @@ class AnswerRanking(nn.Module):
             )
         first_token = self.first_token_log_probs(network, question)
         first, candidates = first_token.topk(self.k_test, dim=1)
+        if self.smoothing is not None:
+            scores = self.smoothed_scores(network, question, candidates, self.smoothing)
+            return candidates, scores
         rest = self.remaining_log_probs(network, question, candidates)
         return candidates, self.first_token_weight * first + rest
 
     def first_token_log_probs(self, network: AnswerNetwork, question: list[KeyValue]) -> Tensor:
-        """(B, N): of the first token of each answer, after [CLS]."""
+        """(B, N): of the first token of each answer, after the one that starts them all."""
         start = self.ids[:1, :1].expand(len(question[0].key), 1)
         hidden = network.text_decoder(start, torch.ones_like(start), question, causal=True)
         logits = network.word_head(hidden[:, 0], network.text_decoder.embeddings.word)
@@ -116,9 +127,31 @@ class AnswerRanking(nn.Module):
     def remaining_log_probs(
         self, network: AnswerNetwork, question: list[KeyValue], candidates: Tensor
     ) -> Tensor:
-        """(B, k): of all tokens of each candidate after the first one, summed. Candidates pass by
-        their length, so that there is little padding, and share their question's keys and values.
-        """
+        """(B, k): of all tokens of each candidate after the first one, summed."""
+        return self._score(network, question, candidates, 2, token_losses)
+
+    def smoothed_scores(
+        self,
+        network: AnswerNetwork,
+        question: list[KeyValue],
+        candidates: Tensor,
+        smoothing: float,
+    ) -> Tensor:
+        """(B, k): minus the label-smoothed cross-entropies of all tokens, summed."""
+        losses = partial(smoothed_losses, smoothing=smoothing)
+        return self._score(network, question, candidates, 1, losses)
+
+    def _score(
+        self,
+        network: AnswerNetwork,
+        question: list[KeyValue],
+        candidates: Tensor,
+        first: int,
+        losses_of: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """(B, k): minus the losses of the candidates' tokens from `first` on, summed. Candidates
+        pass by their length, so that there is little padding, and share their question's keys and
+        values."""
         lengths = self.mask.sum(dim=1)
         order = lengths[candidates].argsort(dim=1)
         sums = []
@@ -127,9 +160,9 @@ class AnswerRanking(nn.Module):
             rows = part.flatten()
             longest = int(lengths[rows].max())
             ids, mask = self.ids[rows, :longest], self.mask[rows, :longest]
-            predicted = mask[:, 2:].bool()
-            logits = network.write(ids, mask, question, first=2)
-            losses = token_losses(logits, ids[:, 2:][predicted])
+            predicted = mask[:, first:].bool()
+            logits = network.write(ids, mask, question, first)
+            losses = losses_of(logits, ids[:, first:][predicted])
             sums.append(-text_sums(losses, predicted).view_as(part))
         return torch.cat(sums, dim=1).gather(1, order.argsort(dim=1))
 

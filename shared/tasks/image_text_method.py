@@ -16,8 +16,10 @@ from shared.data.image_text.pairs import ImageTextBatch
 from shared.distributed import own_rows, world_size
 from shared.randomness import torch_generator
 from shared.training.method import Method
-from shared.training.optim import decay_matrices
+from shared.training.optim import decay_everything, decay_matrices
 from shared.training.schedules import stepped_cosine
+
+ADDED = {"bos_id": "[DEC]", "enc_id": "[ENC]"}  # words that `data.text_rules` add
 
 
 def images_and_texts(batch: ImageTextBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -64,22 +66,24 @@ class ClassAccuracy(MulticlassConfusionMatrix, Evaluation):
 
 
 class ImageTextMethod(Method):
-    """Rate by `stepped_cosine`, optimiser with decay as in `decay_matrices`, and an `evaluation`
-    that is logged as `val/...` and `test/...`; subclasses add networks and `training_step`."""
+    """Rate by `stepped_cosine`, optimiser with decay as in `decay_matrices`, or of everything, and
+    an `evaluation` that is logged as `val/...` and `test/...`; subclasses add networks and
+    `training_step`, and may have another `rate`."""
 
     def __init__(
         self,
         evaluation: Evaluation,
         lr: float,
         min_lr: float,
-        warmup_lr: float,
-        warmup_blocks: int,
         epochs: int,
         weight_decay: float,
+        warmup_lr: float = 0.0,
+        warmup_blocks: int = 0,
         warmup_block: int = 100,
+        decay_all: bool = False,
     ):
         super().__init__()
-        self.evaluation, self.weight_decay = evaluation, weight_decay
+        self.evaluation, self.weight_decay, self.decay_all = evaluation, weight_decay, decay_all
         self.schedule: dict[str, Any] = {
             **{"lr": lr, "min_lr": min_lr, "warmup_lr": warmup_lr, "epochs": epochs},
             **{"warmup_blocks": warmup_blocks, "warmup_block": warmup_block},
@@ -94,21 +98,32 @@ class ImageTextMethod(Method):
             if len(tokenizer) > words:
                 given = f"method.text.vocab_size={words}"
                 raise ValueError(f"{given} is less than the {len(tokenizer)} words of data.vocab")
-            for name in ("cls_id", "mask_id"):
-                if p.get(name, expected := getattr(tokenizer, name)) != expected:
-                    raise ValueError(f"method.{name}={p[name]}, but it is {expected} in data.vocab")
+            numbers = {name: p[name] for name in ("cls_id", "mask_id", *ADDED) if name in p}
+            if "generation" in p:
+                numbers["generation.end_id"] = p["generation"]["end_id"]
+            for name, number in numbers.items():
+                if name in ADDED:
+                    expected = tokenizer.id_of(ADDED[name])
+                else:
+                    expected = getattr(tokenizer, name.replace("generation.end", "sep"))
+                if number != expected:
+                    raise ValueError(f"method.{name}={number}, but it is {expected} in data.vocab")
         if data is not None:
             self.evaluation.check(data)
 
     def on_train_batch_start(self, batch: ImageTextBatch, batch_idx: int) -> None:
         """The rate of this iteration; the official scripts set it after the one before."""
-        rate = stepped_cosine(self.current_epoch, batch_idx, **self.schedule)
+        rate = self.rate(self.current_epoch, batch_idx)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
         self.log_train({"lr": rate})
 
+    def rate(self, epoch: int, iteration: int) -> float:
+        """The learning rate at an iteration of an epoch, both from 0."""
+        return stepped_cosine(epoch, iteration, **self.schedule)
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        groups = decay_matrices(self, self.weight_decay)
+        groups = (decay_everything if self.decay_all else decay_matrices)(self, self.weight_decay)
         return torch.optim.AdamW(groups, self.schedule["lr"], fused=True)
 
     def step_draws(self, purpose: str, *shape: int) -> Tensor:

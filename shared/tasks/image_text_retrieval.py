@@ -139,5 +139,5 @@ class RetrievalEvaluation(Evaluation):
             logits = module.matching.quick_logits(text_encoder, *pair)
             return logits[:, 1] - logits[:, 0] if of_probability else logits[:, 1]
 
-        matcher = Matcher(text_encoder.project, text_encoder.read, score)
+        matcher = Matcher(text_encoder.project, module.encoders.read_text, score)
         return score_pairs(gallery, wanted, matcher, self.chunk, module.device, self.precision)

@@ -12,9 +12,9 @@ from shared.training.method import Method
 
 class MomentumTeacher(MomentumEncoder):
     """A momentum copy, `module`, and the weight alpha of its predictions; 0 trains without them.
-    With `ramp` alpha rises linearly from 0 in the course of epoch 0."""
+    With `ramp` alpha rises linearly from 0 in the course of epoch 0, or of so many epochs."""
 
-    def __init__(self, network: nn.Module, momentum: float, alpha: float, ramp: bool):
+    def __init__(self, network: nn.Module, momentum: float, alpha: float, ramp: bool | int):
         super().__init__(network, buffers="keep")
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha={alpha} is no weight between 0 and 1")
@@ -26,6 +26,7 @@ class MomentumTeacher(MomentumEncoder):
 
     def weight(self, method: Method, batch_idx: int) -> float:
         """alpha in this step of `method`; outside a Trainer there is no ramp."""
-        if trainer_of(method) is None or not self.ramp or method.current_epoch > 0:
+        if trainer_of(method) is None or not self.ramp or method.current_epoch >= self.ramp:
             return self.alpha
-        return self.alpha * min(1.0, batch_idx / method.trainer.num_training_batches)
+        epochs = method.current_epoch + batch_idx / method.trainer.num_training_batches
+        return self.alpha * min(1.0, epochs / self.ramp)

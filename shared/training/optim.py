@@ -22,6 +22,13 @@ def weight_decay_groups(
     return groups
 
 
+def decay_everything(module: nn.Module, weight_decay: float) -> list[dict]:
+    """One optimiser group of all parameters that learn, biases, LayerNorms and temperature too, as
+    in BLIP. Shared tensors count once."""
+    learned = [p for p in module.parameters() if p.requires_grad]
+    return [{"params": learned, "weight_decay": weight_decay}]
+
+
 def decay_matrices(module: nn.Module, weight_decay: float) -> list[dict]:
     """Two optimiser groups by timm's rule: biases and parameters of one dimension are spared.
 

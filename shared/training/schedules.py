@@ -55,6 +55,26 @@ def rate_factor(time: int, schedule: Mapping[str, Any]) -> float:
     return factor
 
 
+def decay_by_epoch(
+    epoch: int,
+    iteration: int,
+    *,
+    lr: float,
+    min_lr: float,
+    warmup_lr: float,
+    warmup_steps: int,
+    decay: float,
+) -> float:
+    """The rate at an iteration of BLIP's pre-training (docs/papers/blip.md, section 3.7).
+
+    In epoch 0 a linear warm-up of `warmup_steps`, which a shorter epoch cuts off, then lr
+    decay^epoch, at least `min_lr`.
+    """
+    if epoch == 0 and warmup_steps > 0:
+        return min(lr, warmup_lr + (lr - warmup_lr) * iteration / warmup_steps)
+    return max(min_lr, lr * decay**epoch)
+
+
 def stepped_cosine(
     epoch: int,
     iteration: int,

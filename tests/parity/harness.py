@@ -6,6 +6,7 @@ return more than the file holds, never less.
 """
 
 import copy
+import fnmatch
 import importlib
 import json
 import warnings
@@ -20,6 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+EXPECTED = ("out", "answers", "weights")  # of an example in case.json; the rest is its input
 MASK = "mask_"  # of an output: 1 at entries that a float32 run reproduces, 0 at those left out
 Adapter = Callable[[dict[str, Any], dict[str, Any], dict[str, Tensor]], Mapping[str, Any]]
 Convert = Callable[[Any], Any]
@@ -45,9 +47,12 @@ class Case:
         return json.loads((self.folder / "case.json").read_text())
 
     def values(self, what: str) -> dict[str, Any]:
-        """Everything in `<what>.safetensors` and `<what>.json`; at least one must exist."""
+        """Everything in `<what>.safetensors` and `<what>.json`; at least one must exist, unless
+        case.json holds `examples`: of these the inputs or the outputs, by the same names."""
         tensors, others = (self.folder / f"{what}.{end}" for end in ("safetensors", "json"))
         if not tensors.exists() and not others.exists():
+            if examples := self.description().get("examples"):
+                return {name: _parts(rows, what) for name, rows in examples.items()}
             raise ParityError(f"{self}: neither {tensors.name} nor {others.name} in the folder")
         found = load_file(tensors) if tensors.exists() else {}
         return found | (json.loads(others.read_text()) if others.exists() else {})
@@ -118,8 +123,9 @@ def _compare(
     # Read only now, and from the disk, so that no adapter can have touched them.
     description, expected = case.description(), case.values("outputs")
     atol, rtol = float(description["atol"]), float(description["rtol"])
+    described = [] if "examples" in description else description["outputs"]
     problems = [f"{name}: described in case.json, not in the file"
-                for name in description["outputs"] if name not in expected]  # fmt: skip
+                for name in described if not fnmatch.filter(expected, name)]  # fmt: skip
     if not expected:
         problems.append("the file holds no outputs")
     for name, value in expected.items():
@@ -134,6 +140,12 @@ def _compare(
         else:
             problems += list(differences(name, got[name], value, atol, rtol))
     return expected, problems
+
+
+def _parts(examples: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:
+    """What each example gives ("inputs") or expects ("outputs")."""
+    wanted = what == "outputs"
+    return [{k: v for k, v in row.items() if (k in EXPECTED) == wanted} for row in examples]
 
 
 @contextmanager

@@ -141,3 +141,35 @@ def test_what_one_arithmetic_alone_reproduces_passes(case: Case) -> None:
 
     with pytest.warns(UserWarning, match="toy/double: reproduced in double only"):
         assert check(case, rounded)
+
+
+def test_a_described_pattern_needs_an_output_that_fits(case: Case) -> None:
+    path = case.folder / "case.json"
+    description = json.loads(path.read_text())
+    for pattern, fits in (("x*", True), ("y*", False)):
+        described = description | {"outputs": {pattern: {}}}
+        path.write_text(json.dumps(described))
+        if fits:
+            assert check(case, right) == ["count", "x2"]
+        else:
+            with pytest.raises(ParityError, match=r"y\*: described in case.json, not in the file"):
+                check(case, right)
+
+
+def test_examples_in_the_description_are_inputs_and_outputs(case: Case) -> None:
+    for name in ("inputs", "outputs"):
+        (case.folder / f"{name}.safetensors").unlink()
+    examples = {"upper": [{"text": "a", "out": "A"}, {"text": "bc", "out": "BC"}]}
+    description = {"config": {}, "inputs": {"text": "see"}, "outputs": {"out": "see"}}
+    numbers = {"atol": 0.0, "rtol": 0.0, "examples": examples}
+    (case.folder / "case.json").write_text(json.dumps(description | numbers))
+    seen = []
+
+    def adapter(config, inputs, weights):
+        seen.append(inputs)
+        return {"upper": [{"out": row["text"].upper()} for row in inputs["upper"]]}
+
+    assert check(case, adapter) == ["upper"]
+    assert seen == [{"upper": [{"text": "a"}, {"text": "bc"}]}]
+    with pytest.raises(ParityError, match="upper"):
+        check(case, lambda *_: {"upper": [{"out": "A"}, {"out": "bc"}]})

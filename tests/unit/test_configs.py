@@ -224,7 +224,7 @@ def module_of(config: dict[str, Any]) -> Any:
 
 
 def network_of(module: Any) -> torch.nn.Module:
-    return module.encoders if hasattr(module, "encoders") else module.encoder
+    return module.encoders if hasattr(module, "encoders") else getattr(module, "encoder", module)
 
 
 @cache
@@ -290,6 +290,8 @@ PAPERS = {  # with braces as the shell has them
     "inaturalist2018{,_200,_ce,_crt,_ce_crt}",
     "albef": "retrieval_{coco,flickr30k,flickr30k_4m} vqa nlvr2 snli_ve refcoco_plus "
     "zero_shot_{coco,flickr30k,flickr30k_pretrained}",
+    "blip": "retrieval_{coco,coco_web,flickr30k} captioning_coco vqa nlvr2 "
+    "zero_shot_flickr30k nocaps",
 }
 
 
@@ -405,6 +407,59 @@ def test_values_of_albefs_specification(experiment: str) -> None:
         queue = [method[key] for key in ("queue_size", "embed_dim", "temperature")]
         assert queue == [65536, 256, 0.07]
         assert method["queue_size"] % batch == 0
+
+
+BLIP = {  # docs/papers/blip.md, section 5: image, batch, epochs, rates, ramp, k, drop-path
+    "pretrain_14m": (224, 2880, 20, 3e-4, 1e-6, 2, None, 0.0),
+    "pretrain_14m_capfilt": (224, 2880, 20, 3e-4, 1e-6, 2, None, 0.0),
+    "retrieval_coco": (384, 256, 6, 1e-5, 0.0, 1, 256, 0.0),
+    "retrieval_flickr30k": (384, 256, 6, 1e-5, 0.0, 1, 128, 0.0),
+    "captioning_coco": (384, 256, 5, 1e-5, 0.0, None, None, 0.0),
+    "vqa": (480, 256, 10, 2e-5, 0.0, None, 128, 0.1),
+    "nlvr2": (384, 256, 15, 3e-5, 0.0, None, None, 0.1),
+}
+
+
+@pytest.mark.parametrize("experiment", BLIP)
+def test_values_of_blips_specification(experiment: str) -> None:
+    config = resolved(f"blip/{experiment}")
+    method, data = config["method"], config["data"]
+    size, batch, epochs, lr, min_lr, ramp, k_test, drop_path = BLIP[experiment]
+    assert method["vision"]["image_size"] == data["augmentation"]["size"] == size
+    assert method["vision"]["drop_path"] == drop_path
+    assert data["batch_size"] == batch
+    assert data.get("text_rules", "blip") == "blip"  # captioning has no other
+    assert method["epochs"] == config["trainer"]["max_epochs"] == epochs
+    assert (method["lr"], method["min_lr"], method["weight_decay"]) == (lr, min_lr, 0.05)
+    assert (method["text"]["vocab_size"], method["text"]["type_vocab_size"]) == (30524, 0)
+    assert method.get("bos_id", 30522) == 30522
+    assert method.get("enc_id", 30523) == 30523
+    assert method.get("label_smoothing", 0.1) == 0.1
+    (augment,) = [r for r in data["augmentation"]["recipes"]["train"] if r["op"] == "rand_augment"]
+    assert augment == {"op": "rand_augment", "magnitude": 5}
+    if ramp is not None:
+        assert (method["alpha"], method["encoder_momentum"]) == (0.4, 0.995)
+        assert method["ramp"] == ramp
+        queue = [method[key] for key in ("queue_size", "embed_dim", "temperature")]
+        assert queue == [57600, 256, 0.07]
+        assert method["evaluation"]["score"] == "itm+itc"
+    if k_test is not None:
+        assert method.get("evaluation", method)["k_test"] == k_test
+    if experiment.startswith("pretrain"):
+        rates = [method[key] for key in ("warmup_lr", "warmup_steps", "lr_decay", "floor")]
+        assert rates == [1e-6, 3000, 0.9, 1e-4]
+    if experiment == "vqa":
+        assert data["single_answer_weight"] == 0.2
+
+
+def test_the_text_transformers_of_blip_have_the_papers_size() -> None:
+    """252 million parameters with all but self-attention shared (table 3), momentum copies and the
+    rest apart."""
+    with torch.device("meta"):
+        module = module_of(resolved("blip/pretrain_14m"))
+    parts = (module.encoders, module.decoder)
+    count = sum({p: p.numel() for part in parts for p in part.parameters()}.values())
+    assert round(count / 1e6) == 252
 
 
 @thirds_or_all

@@ -128,3 +128,11 @@ def test_matching_loss_by_hand() -> None:
     close(matching_loss(logits, 1), expected)
     # All of them match: the labels of the last two turn.
     close(matching_loss(logits, 3), -(log(3 / 4) + log(1 / 5) + log(1 / 2)) / 3)
+
+
+def test_a_floor_is_added_to_the_softmax_but_not_to_positives() -> None:
+    logits = torch.tensor([[0.0, 1.0, -40.0]])
+    positives = torch.tensor([[False, True, False]])
+    found = negative_weights(logits, positives, floor=1e-4)
+    softmax = logits.softmax(dim=1)
+    assert found[0].tolist() == pytest.approx([float(softmax[0, 0]) + 1e-4, 0.0, 1e-4])

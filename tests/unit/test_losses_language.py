@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shared.losses.language import IGNORED, MaskDraws, mask_tokens, masked_lm_loss, token_losses
+from shared.losses.language import (
+    IGNORED,
+    MaskDraws,
+    decoder_labels,
+    mask_tokens,
+    masked_lm_loss,
+    smoothed_losses,
+    text_sums,
+    token_losses,
+)
 
 PAD, UNK, CLS, SEP, MASK, WORDS = 0, 1, 2, 3, 4, 30
 
@@ -115,3 +124,26 @@ def test_nothing_selected_gives_zero_with_a_gradient_of_zero() -> None:
     assert float(loss.detach()) == 0
     loss.backward()
     assert torch.equal(weight.grad, torch.zeros(WORDS, 8))  # type: ignore[arg-type]
+
+
+def test_smoothed_losses_by_hand() -> None:
+    """Probabilities 1/2, 1/4, 1/4: 0.9 ln 2 + 0.1 (ln 2 + ln 4 + ln 4) / 3 for the first word."""
+    logits = torch.tensor([[0.5, 0.25, 0.25]] * 2).log()
+    found = smoothed_losses(logits, torch.tensor([0, 2]), 0.1)
+    rest = 0.1 * (log(2) + 2 * log(4)) / 3
+    assert found.tolist() == pytest.approx([0.9 * log(2) + rest, 0.9 * log(4) + rest])
+    plain = smoothed_losses(logits, torch.tensor([0, 2]), 0.0)
+    torch.testing.assert_close(plain, token_losses(logits, torch.tensor([0, 2])))
+    # Of two texts, of one and of no token: their sums.
+    assert text_sums(found[:1], torch.tensor([[0, 1], [0, 0]])).tolist() == [float(found[0]), 0.0]
+
+
+def test_labels_of_a_decoder_by_hand() -> None:
+    """Start, two words of a prompt, two words, the end, padding."""
+    ids = torch.tensor([[7, 10, 11, 12, 13, SEP, PAD], [7, 10, 11, SEP, PAD, PAD, PAD]])
+    mask = (ids != PAD).long()
+    labels = decoder_labels(ids, mask, prompt_length=3)
+    x = IGNORED
+    assert labels.tolist() == [[x, x, x, 12, 13, SEP, x], [x, x, x, SEP, x, x, x]]
+    assert decoder_labels(ids, mask)[1].tolist() == [x, 10, 11, SEP, x, x, x]
+    assert ids[0, 0] == 7, "the texts are left as they were"

@@ -6,8 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from shared.training.optim import decay_matrices, weight_decay_groups
-from shared.training.schedules import cosine_7_16, half_cosine, stepped_cosine, steps, warm_up_decay
+from shared.training.optim import decay_everything, decay_matrices, weight_decay_groups
+from shared.training.schedules import (
+    cosine_7_16,
+    decay_by_epoch,
+    half_cosine,
+    stepped_cosine,
+    steps,
+    warm_up_decay,
+)
 
 approx = pytest.approx
 
@@ -116,3 +123,21 @@ def test_matrices_are_decayed() -> None:
         ["cls_token", "temp", "words.weight"],
         ["gain", "head.bias", "norm.bias", "norm.weight", "table.bias"],
     ]
+
+
+def test_decay_by_epoch_by_hand() -> None:
+    """From 1 to 5 in 4 steps of epoch 0, then 5 x 0.5^epoch, at least 1."""
+    given = {"lr": 5.0, "min_lr": 1.0, "warmup_lr": 1.0, "warmup_steps": 4, "decay": 0.5}
+    first = [decay_by_epoch(0, iteration, **given) for iteration in range(7)]
+    assert first == [1.0, 2.0, 3.0, 4.0, 5.0, 5.0, 5.0]
+    assert [decay_by_epoch(epoch, 2, **given) for epoch in (1, 2, 3, 9)] == [2.5, 1.25, 1.0, 1.0]
+    assert decay_by_epoch(0, 0, **given | {"warmup_steps": 0}) == 5.0
+
+
+def test_everything_is_decayed_once() -> None:
+    module = nn.ModuleDict({"linear": nn.Linear(2, 3), "norm": nn.LayerNorm(3)})
+    module["tied"] = module["linear"]
+    module["norm"].bias.requires_grad_(False)
+    (group,) = decay_everything(module, 0.05)
+    assert group["weight_decay"] == 0.05
+    assert [p.shape for p in group["params"]] == [(3, 2), (3,), (3,)]

@@ -274,3 +274,22 @@ def test_what_is_no_such_vit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("no weights")
     message = refusal(module, lambda: load_vision(module, str(tmp_path / "text.safetensors")))
     assert "refused checkpoint" in message
+
+
+def test_new_words_keep_their_rows_and_token_types_are_dropped(tmp_path: Path) -> None:
+    """BLIP's two words behind those of BERT, in the embeddings and the bias of the prediction."""
+    state = bert()
+    longer = text(vocab_size=WORDS + 2, type_vocab_size=0)
+    head = LanguageHead(WORDS + 2, WIDTH)
+    with torch.no_grad():
+        head.bias.fill_(5.0)
+    before = longer.embeddings.word.weight.detach().clone()
+    report = load_hugging_face(longer, folder(tmp_path / "bert", state), head, new_words=2)
+    words = state["bert.embeddings.word_embeddings.weight"]
+    assert torch.equal(longer.embeddings.word.weight[:WORDS], words)
+    assert torch.equal(longer.embeddings.word.weight[WORDS:], before[WORDS:])
+    assert torch.equal(head.bias[:WORDS], state["cls.predictions.bias"])
+    assert head.bias[WORDS:].tolist() == [5.0, 5.0]
+    assert report.dropped["bert.embeddings.token_type_embeddings.weight"]
+    with pytest.raises(CheckpointError, match="word_embeddings"):
+        load_hugging_face(text(vocab_size=WORDS + 3), folder(tmp_path / "bert", state), None, 2)

@@ -15,10 +15,14 @@ from torch.nn import functional as F
 from shared.nn.text_transformer import (
     Attention,
     KeyValue,
+    Mixing,
+    Past,
     TextTransformer,
     TransformerLayer,
+    TwinAttention,
     attention_mask,
     recorded,
+    share_layers,
 )
 
 WORDS, WIDTH, CONTEXT = 11, 8, 6
@@ -501,3 +505,197 @@ def test_initial_weights() -> None:
             assert float(parameter.detach().std()) == pytest.approx(0.02, rel=0.15), name
     assert (model.embeddings.word.weight[0] == 0).all()
     assert model.embeddings.norm.eps == model.layers[0].norm.eps == 1e-12  # type: ignore[union-attr]
+
+
+# --- BLIP's modes: each call decides about cross-attention ---
+
+
+def mixture(**changes: Any) -> TextTransformer:
+    """Cross-attention in every layer, no token types."""
+    return transformer(**{"cross_attention_from": 0, "type_vocab_size": 0} | changes)
+
+
+def alone_written_out(model: TextTransformer, ids: Sequence[int]) -> Tensor:
+    """One text through all layers without their cross-attention."""
+    e = model.embeddings
+    hidden = e.norm(
+        torch.stack([e.word.weight[i] + e.position.weight[p] for p, i in enumerate(ids)])
+    )
+    for layer in model.layers:
+        assert isinstance(layer, TransformerLayer)
+        hidden = attend(layer.self_attention, hidden, hidden, False)
+        hidden = layer.norm(hidden + layer.output(F.gelu(layer.intermediate(hidden))))
+    return hidden
+
+
+def test_a_text_by_itself_skips_cross_attention_in_every_layer() -> None:
+    model, (ids, mask) = mixture(), texts()
+    found = model.encode(ids, mask, alone=True)
+    assert_rows(found, mask, [alone_written_out(model, row) for row in unpadded(ids, mask)])
+    first = model.encode(ids, mask, alone=True, first_only=True)
+    torch.testing.assert_close(first, found[:, :1])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_same_layers_look_at_an_image(causal: bool) -> None:
+    model, (ids, mask), images = mixture(), texts(), contexts()
+    found = model(ids, mask, model.project(images), causal)
+    rows = zip(unpadded(ids, mask), images, strict=True)
+    assert_rows(found, mask, [written_out(model, row, image, causal) for row, image in rows])
+
+
+@pytest.mark.parametrize("split", [0, 1, 2, 3, 4])
+def test_layers_in_two_parts(split: int) -> None:
+    model, (ids, mask), images = transformer(), texts(), contexts()
+    context = model.project(images)
+    whole = model(ids, mask, context)
+    below = max(0, split - 2)  # layers with cross-attention in the first part
+    hidden = model.run(model.embeddings(ids), mask, context[:below], stop=split)
+    torch.testing.assert_close(model.run(hidden, mask, context[below:], start=split), whole)
+
+
+def test_modes_that_make_no_sense_are_refused() -> None:
+    (ids, mask), images = texts(), contexts()
+    with pytest.raises(ValueError, match=r"every layer has cross-attention: encode .* alone=True"):
+        mixture().encode(ids, mask)
+    with pytest.raises(ValueError, match="4 layers with cross-attention take a context each, got"):
+        mixture()(ids, mask)
+    model, three = transformer(), mixture().project(images)[:3]
+    hidden = model.encode(ids, mask)
+    with pytest.raises(ValueError, match=r"2 layers with cross-attention take a context .* got 3"):
+        model.fuse(hidden, mask, three)
+    plain = transformer(**NO_CONTEXT)
+    with pytest.raises(ValueError, match="nothing to fuse"):
+        plain.fuse(hidden, mask, [])
+
+
+# --- tokens after others ---
+
+
+@pytest.mark.parametrize("first", [1, 3, 5])
+def test_tokens_after_a_past(first: int) -> None:
+    """Positions, the mask of padding in front and causality go on where they were."""
+    model, (ids, _), images = mixture(), texts(3), contexts(3)
+    mask = torch.ones_like(ids)
+    mask[1, 0] = 0  # hidden from all later tokens of its text
+    context = model.project(images)
+    whole = model(ids, mask, context, causal=True)
+    past = [Past(6) for _ in model.layers]
+    with torch.no_grad():
+        model(ids[:, :first], mask[:, :first], context, causal=True, past=past)
+        rest = model(ids[:, first:], mask, context, causal=True, past=past)
+    torch.testing.assert_close(rest[[0, 2]], whole[[0, 2], first:])
+    torch.testing.assert_close(rest[1], whole[1, first:])
+
+
+def test_a_causal_mask_of_later_tokens_by_hand() -> None:
+    mask = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 1]])
+    found = attention_mask(mask, causal=True, past=2)
+    assert found.shape == (2, 1, 2, 4)
+    assert found[:, 0].int().tolist() == [
+        [[1, 1, 1, 0], [1, 1, 1, 1]],
+        [[1, 0, 1, 0], [1, 0, 1, 1]],
+    ]
+
+
+def test_a_past_beyond_the_positions_of_the_model() -> None:
+    model, context = mixture(), mixture().project(contexts(1))
+    past = [Past(9) for _ in model.layers]
+    model(torch.ones(1, 7).long(), torch.ones(1, 7), context, causal=True, past=past)
+    with pytest.raises(ValueError, match="a text of 8 tokens exceeds the 7 positions"):
+        model(torch.ones(1, 1).long(), torch.ones(1, 8), context, causal=True, past=past)
+    counting = roberta(max_positions=9)
+    with pytest.raises(ValueError, match="need the whole text at once"):
+        counting.embeddings(torch.ones(1, 1).long(), first=2)
+
+
+# --- twins ---
+
+
+def test_twins_look_at_two_contexts_and_are_merged() -> None:
+    """Written out for one text: the mean in the first layer, a linear layer in the second."""
+    model = mixture(num_layers=2, merge_from=1)
+    (ids, mask), images = texts(3), contexts(6)
+    found = model(ids, mask, model.project(images))
+    for n, row in enumerate(unpadded(ids, mask)):
+        e = model.embeddings
+        hidden = torch.stack([e.word.weight[i] + e.position.weight[p] for p, i in enumerate(row)])
+        hidden = e.norm(hidden)
+        for number, layer in enumerate(model.layers):
+            assert isinstance(layer, TransformerLayer)
+            cross = layer.cross_attention
+            assert isinstance(cross, TwinAttention)
+            hidden = attend(layer.self_attention, hidden, hidden, False)
+            one, other = (
+                _without_norm(twin, hidden, images[image])
+                for twin, image in ((cross.first, n), (cross.second, n + 3))
+            )
+            merged = (one + other) / 2
+            if number == 1:
+                assert cross.merge is not None
+                merged = cross.merge(torch.cat([one, other], dim=-1))
+            hidden = cross.norm(hidden + merged)
+            hidden = layer.norm(hidden + layer.output(F.gelu(layer.intermediate(hidden))))
+        torch.testing.assert_close(found[n, : len(row)], hidden)
+
+
+def _without_norm(attention: Mixing, hidden: Tensor, source: Tensor) -> Tensor:
+    """(L, D), (N, C) -> (L, D) of the dense layer, by the attention that is written out above."""
+
+    class Bare:
+        query, key, value = attention.query, attention.key, attention.value
+        output, heads = attention.output, attention.heads
+
+        @staticmethod
+        def norm(x: Tensor) -> Tensor:
+            return x - hidden
+
+    return attend(Bare, hidden, source, False)  # type: ignore[arg-type]
+
+
+# --- sharing ---
+
+SHARED = {  # of one layer and of the embeddings
+    "all": {"embeddings", "self_attention", "cross_attention", "intermediate", "output", "norm"},
+    "all_but_ca": {"embeddings", "self_attention", "intermediate", "output", "norm"},
+    "all_but_sa": {"embeddings", "cross_attention", "intermediate", "output", "norm"},
+    "none": set(),
+}
+
+
+@pytest.mark.parametrize("sharing", SHARED)
+def test_shared_parts_are_one_tensor_in_training_and_in_a_copy(sharing: Any) -> None:
+    encoder, decoder = mixture(), mixture()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.add_(1.0)
+    share_layers(decoder, encoder, sharing)
+    theirs = dict(encoder.named_parameters())
+    mine = dict(decoder.named_parameters())
+    assert mine.keys() == theirs.keys()
+    for name, parameter in mine.items():
+        part = name.split(".")[2 if name.startswith("layers") else 0]
+        assert (parameter is theirs[name]) == (part in SHARED[sharing]), name
+    if sharing != "none":
+        assert decoder.embeddings.word.weight is encoder.embeddings.word.weight
+
+
+def test_the_gradient_of_a_shared_part_is_the_sum_of_both_uses() -> None:
+    (ids, mask), images = texts(), contexts()
+    gradients = []
+    for parts in ((0,), (1,), (0, 1)):
+        encoder, decoder = mixture(), mixture()
+        share_layers(decoder, encoder, "all_but_sa")
+        models = (encoder, decoder)
+        for n in parts:
+            model = models[n]
+            model(ids, mask, model.project(images), causal=n == 1).square().sum().backward()
+        gradients.append(encoder.layers[1].intermediate.weight.grad)  # type: ignore[union-attr]
+    torch.testing.assert_close(gradients[0] + gradients[1], gradients[2])
+
+
+def test_an_unknown_sharing_and_other_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="sharing must be one of"):
+        share_layers(mixture(), mixture(), "most")  # type: ignore[arg-type]
+    with pytest.raises(ValueError):
+        share_layers(mixture(num_layers=3), mixture(), "all")

@@ -81,15 +81,29 @@ def test_drop_path_rises_linearly_and_is_for_training() -> None:
     assert not torch.allclose(model(batch), model(batch))
 
 
-def test_gradient_checkpointing_changes_no_gradient() -> None:
+@pytest.mark.parametrize(
+    ("checkpointing", "times"), [(True, [2, 2, 2]), (2, [1, 2, 2]), (0, [1] * 3)]
+)
+def test_gradient_checkpointing_changes_no_gradient(
+    checkpointing: bool | int, times: list[int]
+) -> None:
+    """What keeps no activations is computed a second time: all blocks, or so many of the last."""
     gradients = []
-    for checkpointing in (False, True):
-        model = vit(gradient_checkpointing=checkpointing).train()
-        assert model.grad_checkpointing == checkpointing
+    for chosen in (False, checkpointing):
+        model = vit(depth=3, gradient_checkpointing=chosen).train()
+        calls = [0, 0, 0]
+        for n, block in enumerate(model.blocks):
+            block.register_forward_pre_hook(lambda *_, n=n, c=calls: c.__setitem__(n, c[n] + 1))
         model(images()).square().sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
+    assert calls == times
     for plain, saved in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, saved)
+
+
+def test_more_checkpointed_blocks_than_there_are() -> None:
+    with pytest.raises(ValueError, match="gradient_checkpointing=4 of 3 blocks"):
+        vit(depth=3, gradient_checkpointing=4)
 
 
 # --- positions ---

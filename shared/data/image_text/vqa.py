@@ -117,7 +117,8 @@ class VQAData(ImageTextData):
         return batch | ({"answers": answers} if all(answers) else {})
 
     def _targets(self, entries: Sequence[Annotation]) -> ImageTextBatch:
-        weights = [self._weights(entry["answer"]) for entry in entries]
+        single = float(self._h.single_answer_weight)
+        weights = [answer_weights(entry["answer"], single) for entry in entries]
         ids, mask = self.tokenizer.answers([text for answers in weights for text in answers])
         values = [weight for answers in weights for weight in answers.values()]
         return {
@@ -127,11 +128,13 @@ class VQAData(ImageTextData):
             "answer_weights": torch.tensor(values),
         }
 
-    def _weights(self, answer: str | list[str]) -> dict[str, float]:
-        """The weight of each different answer, in the order of first appearance."""
-        if isinstance(answer, str):
-            return {answer: float(self._h.single_answer_weight)}
-        return {text: count / len(answer) for text, count in Counter(answer).items()}
+
+def answer_weights(answer: str | list[str], single: float) -> dict[str, float]:
+    """The weight of each different answer, in the order of first appearance: the share of people
+    who gave it, or `single` where there is one text."""
+    if isinstance(answer, str):
+        return {answer: single}
+    return {text: count / len(answer) for text, count in Counter(answer).items()}
 
 
 def tokenised_questions(

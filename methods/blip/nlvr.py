@@ -1,0 +1,51 @@
+"""Fine-tuning for NLVR2: is a text true of two images?
+
+Source: docs/papers/blip.md, section 3.12; salesforce/BLIP@056a169 `models/blip_nlvr.py`,
+`models/nlvr_encoder.py`.
+"""
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from methods.blip.network import PairNetwork
+from shared.evaluation.accuracy import percent_correct
+from shared.tasks.image_text_method import (
+    ClassAccuracy,
+    ImageTextBatch,
+    ImageTextMethod,
+    images_and_texts,
+)
+
+CLASSES = ("false", "true")
+
+
+class NLVR(ImageTextMethod):
+    """Cross-entropy of "true" and "false". Arguments: see `PairNetwork` and `ImageTextMethod`."""
+
+    def __init__(
+        self,
+        vision: dict[str, Any],
+        text: dict[str, Any],
+        merge_from: int,
+        enc_id: int,
+        **frame: Any,
+    ):
+        super().__init__(ClassAccuracy(CLASSES), **frame, decay_all=True)
+        self.save_hyperparameters()
+        self.encoders = PairNetwork(vision, text, len(CLASSES), merge_from, enc_id)
+
+    def training_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
+        logits, labels = self.outcome(batch)
+        self.log_train({"accuracy": percent_correct(logits, labels)})
+        loss = F.cross_entropy(logits.float(), labels)
+        return self.total_loss({"loss_cls": loss}, {}, batch["indices"])
+
+    def outcome(self, batch: ImageTextBatch) -> tuple[Tensor, Tensor]:
+        """Logits (B, 2) and labels (B,)."""
+        return self.encoders(*images_and_texts(batch)), batch["labels"]
+
+    def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
+        """(B, 2) class probabilities; the batch needs `images`, first ones first, and the texts."""
+        return self.encoders(*images_and_texts(batch)).float().softmax(dim=1)

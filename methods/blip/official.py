@@ -1,0 +1,325 @@
+"""Official BLIP files <-> our modules (docs/papers/blip.md, section 9).
+
+Files of five tasks exist, all under the names of `models/blip_*.py`, which one table per module
+maps. Fine-tuning starts from the pre-training's file, of which each task takes what it has; NLVR2's
+twins both begin as the one cross-attention there.
+Source: salesforce/BLIP@056a169 `models/blip*.py:load_checkpoint`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.blip.captioning import Captioning
+from methods.blip.module import Pretraining
+from methods.blip.nlvr import NLVR
+from methods.blip.vqa import VQA
+from shared.checkpoints.official import (
+    SCALAR,
+    TRANSPOSED,
+    KeyReport,
+    KeyTable,
+    Rule,
+    convert_official,
+    export_official,
+    import_official,
+)
+from shared.checkpoints.pretrained_text import POSITION_IDS, bert_rules, word_head_rules
+from shared.checkpoints.pretrained_vision import POSITIONS
+from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
+from shared.checkpoints.warm_start import read_start
+from shared.training.method import Method
+
+KINDS = {"pretrained": "pre-training", "retrieval": "retrieval", "captioning": "captioning"}
+PARTS = (  # of the official models, which not every task has
+    r"visual_encoder(_m)?|text_encoder(_m)?|text_decoder|(vision|text)_proj(_m)?|itm_head|temp|"
+    r"\w+_queue|queue_ptr|ptr_queue|tenfold"
+)
+QUEUES = ("image_queue", "text_queue", "queue_ptr", "idx_queue", "ptr_queue", "tenfold/{rest}")
+UNUSED = "no part of this task's model"
+TIED = "tied to another tensor of the file"
+RANDOM = {"contrast.queue.{rest}": "starts with random directions"}
+UNKEPT = {
+    "contrast.queue.idx": "no identities there: what is queued is a negative",
+    "contrast.queue.written": "not kept by the official code",
+}
+NEW_PARTS = {
+    "encoders.classifier.{rest}": "a new head",
+    "encoders.text_encoder.layers.{n}.cross_attention.merge.{rest}": "a new merge layer",
+}
+Names = Sequence[tuple[str, str]]
+HUGGING_FACE: Names = [  # of the vision model; the text parts have the official names
+    ("vision_model.embeddings.class_embedding", "visual_encoder.cls_token"),
+    ("vision_model.embeddings.position_embedding", "visual_encoder.pos_embed"),
+    ("vision_model.embeddings.patch_embedding", "visual_encoder.patch_embed.proj"),
+    ("vision_model.post_layernorm", "visual_encoder.norm"),
+    ("vision_model.encoder.layers", "visual_encoder.blocks"),
+]
+IN_BLOCKS: Names = [
+    (".layer_norm1.", ".norm1."),
+    (".layer_norm2.", ".norm2."),
+    (".self_attn.projection.", ".attn.proj."),
+    (".self_attn.qkv.", ".attn.qkv."),
+]
+
+
+def load(module: Method, path: str | PathLike[str]) -> KeyReport:
+    """Load an official checkpoint, or one of transformers' port, into a module of the same task.
+
+    Momentum copies and queues that a file lacks are made anew: the copies from the loaded encoders,
+    the queues random. Position embeddings are interpolated. A file that cannot be read without
+    executing code or does not fit key by key raises CheckpointError; the module is then unchanged.
+    """
+    return load_weights(module, load_checkpoint(path))
+
+
+def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
+    """Like `load`, from a checkpoint's content (`{model: ...}`) or a bare state dict."""
+    state = official_state(source)
+    return _fill(module, state, key_table(module, state))
+
+
+def export(module: Method) -> dict[str, Any]:
+    """The module's state under official names, which `load_weights` turns back bit for bit.
+
+    Tied tensors and constants that the official files hold are added.
+    """
+    exported = export_official(module, key_table(module, {}))
+    for key, value in list(exported.items()):
+        if key == "text_decoder.cls.predictions.bias":
+            words = exported["text_decoder.bert.embeddings.word_embeddings.weight"]
+            exported |= {
+                "text_decoder.cls.predictions.decoder.bias": value,
+                "text_decoder.cls.predictions.decoder.weight": words,
+            }
+        if key.endswith("embeddings.position_embeddings.weight"):
+            constant = key.replace("position_embeddings.weight", "position_ids")
+            exported[constant] = torch.arange(len(value))[None]
+    return exported
+
+
+def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyReport:
+    """Start a task from another one's weights, as the official scripts do.
+
+    What the file has and the task has not is dropped; new heads and NLVR2's merge layers keep their
+    initial values, and so does a queue of another length. Images in a loaded queue are of no
+    identity, since the other task numbered them otherwise. A decoder that looked at image tokens of
+    another width than the questions' keeps its own key and value projections (VQA with ViT-L).
+
+    `kind` is that of the file, ours or official. `pretrained`: for any task; `retrieval` and
+    `captioning`: for the same on another data set. CheckpointError is raised as by `load`, and
+    where there is no such file, or one of another kind or method.
+    """
+    made = f"make it first ({KINDS.get(kind)}, experiment=blip/...)"
+    source = read_start(path, kind, KINDS, f"{made}, or name another file by warm_start.path=FILE")
+    if "_target_" in source:
+        if not str(source["_target_"]).startswith("methods.blip."):
+            raise CheckpointError(f"{path} is a run of {source['_target_']}, not of BLIP")
+        source = export(load_module(path))  # type: ignore[arg-type]
+    state = official_state(source)
+    if (found := kind_of(state)) != kind:
+        what = f"it is of {KINDS[found]}: warm_start.kind={found}" if found else "of no known kind"
+        raise CheckpointError(f"{path} is no file of {KINDS[kind]}; {what}")
+    return start_from(module, state)
+
+
+def start_from(module: Method, state: Mapping[str, Any]) -> KeyReport:
+    """As `warm_start`, from official names."""
+    if isinstance(module, NLVR):
+        state = twin_names(state)
+    table = key_table(module, state)
+    dropped, fresh = left_over(module, state, table)
+    table = KeyTable(table.rules, {**table.dropped, **dropped}, {**table.fresh, **fresh})
+    return _fill(module, state, table)
+
+
+def official_state(source: Mapping[str, Any]) -> dict[str, Any]:
+    """The state dict in a file, under official names: bare, or under `model` beside the trainer's
+    state; transformers' port calls the vision model otherwise."""
+    state = source.get("model")
+    state = dict(state if isinstance(state, Mapping) else source)
+    if any(key.startswith("vision_model.") for key in state):
+        return {_renamed(key, HUGGING_FACE, IN_BLOCKS): value for key, value in state.items()}
+    return state
+
+
+def hugging_face_names(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Official names -> those of transformers' port, which has no momentum, no temperature and no
+    queues."""
+    lacking = re.compile(r"\w+_m\..+|temp|\w*queue\w*|tenfold")
+    outside, inside = ([(b, a) for a, b in names] for names in (HUGGING_FACE, IN_BLOCKS))
+    return {
+        _renamed(key, outside, inside): value
+        for key, value in state.items()
+        if not lacking.fullmatch(key)
+    }
+
+
+def kind_of(state: Mapping[str, Any]) -> str | None:
+    """Which of `KINDS` a file is of; None: of none."""
+    parts = {key.split(".")[0] for key in state}
+    if "text_decoder" in parts and "itm_head" in parts:
+        return "pretrained"
+    if "itm_head" in parts:
+        return "retrieval"
+    return "captioning" if "text_decoder" in parts and "text_encoder" not in parts else None
+
+
+def twin_names(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Pre-training -> NLVR2: each cross-attention becomes that of both images."""
+    names: dict[str, Any] = {}
+    for key, value in state.items():
+        pieces = re.fullmatch(r"(.+\.crossattention\.(?:self|output\.dense))(\..+)", key)
+        if pieces is None:
+            names[key] = value
+        else:
+            names |= {f"{pieces[1]}{twin}{pieces[2]}": value for twin in (0, 1)}
+    return names
+
+
+def left_over(
+    module: Method, state: Mapping[str, Any], table: KeyTable
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Keys of another task's file that `module` has no use for, and ours that it does not fill,
+    each with its reason."""
+    _, report = convert_official(state, table, module.state_dict())
+    names = [key.split()[0] for key in report.unexpected]
+    dropped = dict.fromkeys((n for n in names if re.match(rf"({PARTS})\b", n)), UNUSED)
+    fresh = dict(NEW_PARTS)
+    if hasattr(module, "contrast"):
+        identities = ("idx_queue", "tenfold/contrast.queue.idx")
+        dropped |= dict.fromkeys(identities, "identities of another task's images")
+        fresh["contrast.queue.idx"] = "identities of this task's images"
+    if isinstance(module, VQA):
+        there = (
+            r"text_decoder\.bert\.encoder\.layer\.(\d+)\.crossattention\.self\.(key|value)\.weight"
+        )
+        for told in report.resized:
+            if match := re.match(there, told):
+                ours = f"encoders.text_decoder.layers.{match[1]}.cross_attention.{match[2]}.weight"
+                dropped[match[0]] = "for image tokens of another width than the questions'"
+                fresh[ours] = "reads questions, not images of another width"
+    return dropped, fresh
+
+
+def _fill(module: Method, state: Mapping[str, Any], table: KeyTable) -> KeyReport:
+    _check_ties(module, state, table)
+    report = import_official(state, table, module)
+    if hasattr(module, "momentum_encoders") and not _has_momentum(state):
+        teacher: Any = module.momentum_encoders
+        teacher.module.load_state_dict(module.encoders.state_dict())  # type: ignore[union-attr]
+    if isinstance(module, Pretraining):
+        module.hparams["initial"] = None  # they would replace what is loaded now
+    return report
+
+
+def _check_ties(module: Method, state: Mapping[str, Any], table: KeyTable) -> None:
+    """CheckpointError where a file holds different values for what is one tensor here."""
+    _, report = convert_official(state, table, module.state_dict())
+    tensors = {name: id(p) for name, p in module.named_parameters(remove_duplicate=False)}
+    first: dict[int, str] = {}
+    pairs = [
+        (first.setdefault(tensors[ours], key), key)
+        for key, ours in report.mapped
+        if ours in tensors
+    ]
+    head = "text_decoder.cls.predictions"
+    pairs.append(("text_decoder.bert.embeddings.word_embeddings.weight", f"{head}.decoder.weight"))
+    pairs.append((f"{head}.bias", f"{head}.decoder.bias"))
+    for one, other in pairs:
+        if one in state and other in state and not torch.equal(state[one], state[other]):
+            raise CheckpointError(f"{one} and {other} are one tensor here, but differ in the file")
+
+
+def _has_momentum(state: Mapping[str, Any]) -> bool:
+    return any(key.split(".")[0].endswith("_m") for key in state)
+
+
+def _renamed(key: str, outside: Names, inside: Names) -> str:
+    """A key whose beginning is that of one in `outside`, and in blocks also what is `inside`."""
+    for one, other in outside:
+        if key.startswith(f"{one}."):
+            rest = key.removeprefix(one)
+            for part, name in inside if one.endswith(("layers", "blocks")) else ():
+                rest = rest.replace(part, name)
+            return other + rest
+        if key == one:
+            return other
+    return key
+
+
+# --- which key is which ---
+
+
+def key_table(module: Method, state: Mapping[str, Any]) -> KeyTable:
+    """The table for `module`; `state` is that of the file, which may lack parts."""
+    inside = "" if isinstance(module, Captioning) else "encoders."
+    writer = ("encoders.text_decoder.", "encoders.word_head.")
+    if not isinstance(module, VQA):
+        writer = ("decoder.transformer.", "decoder.head.")
+    rules = [
+        *_encoder_rules("", inside),
+        *_encoder_rules("_m", "momentum_encoders.module."),
+        *word_head_rules("text_decoder.cls.", writer[1]),
+        *bert_rules("text_decoder.bert.", writer[0]),
+        Rule("temp", "contrast.temp"),
+        Rule("itm_head.{rest}", "matching.head.{rest}"),
+        Rule("cls_head.{rest}", "encoders.classifier.{rest}"),
+    ]
+    dropped: dict[str, str] = {
+        f"{coder}.embeddings.position_ids": POSITION_IDS
+        for coder in ("text_encoder", "text_encoder_m", "text_decoder.bert")
+    }
+    dropped["text_decoder.cls.predictions.decoder.{key}"] = TIED
+    fresh: dict[str, str] = {}
+    if not _has_momentum(state):
+        fresh["momentum_encoders.{rest}"] = "copied from the encoders"
+    if not hasattr(module, "contrast"):
+        return KeyTable(rules, dropped, fresh)
+    if state and "temp" not in state:
+        fresh["contrast.temp"] = "a file that only scores pairs has none"
+    size: Any = len(module.contrast.queue)  # type: ignore[union-attr, arg-type]
+    theirs = state.get("image_queue")
+    length = theirs.shape[-1] if isinstance(theirs, Tensor) and theirs.ndim == 2 else size
+    if length != size or (state and not any(name in state for name in QUEUES)):
+        reason = f"a queue of {length} pairs, but queue_size={size}"
+        return KeyTable(rules, dropped | dict.fromkeys(QUEUES, reason), fresh | RANDOM)
+    rules += [
+        Rule("image_queue", "contrast.queue.features", TRANSPOSED),
+        Rule("text_queue", "contrast.queue.text", TRANSPOSED),
+        Rule("tenfold/contrast.queue.written", "contrast.queue.written"),
+    ]
+    # Pre-training keeps no identities, and each calls its pointer otherwise.
+    pointer, identities = "ptr_queue", "idx_queue"
+    if isinstance(module, Pretraining):
+        pointer, identities = "queue_ptr", "tenfold/contrast.queue.idx"
+    elif state and "ptr_queue" not in state:
+        fresh["contrast.queue.pointer"] = "the queue of pre-training is overwritten from its start"
+        dropped["queue_ptr"] = "where pre-training would have written next"
+    rules.append(Rule(pointer, "contrast.queue.pointer", SCALAR))
+    rules.append(Rule(identities, "contrast.queue.idx", TRANSPOSED))
+    return KeyTable(rules, dropped, fresh | UNKEPT)
+
+
+def _encoder_rules(copy: str, ours: str) -> list[Rule]:
+    """`copy` is "" for the encoders, "_m" for their momentum copies."""
+    there, here = f"text_encoder{copy}.encoder.layer.{{n}}.crossattention", f"{ours}text_encoder"
+    here = f"{here}.layers.{{n}}.cross_attention"
+    return [
+        Rule(f"visual_encoder{copy}.pos_embed", f"{ours}visual_encoder.pos_embed", POSITIONS),
+        *(
+            Rule(f"{part}{copy}.{{rest}}", f"{ours}{part}.{{rest}}")
+            for part in ("visual_encoder", "vision_proj", "text_proj")
+        ),
+        # Of NLVR2; before the rules of single cross-attention, which would take them for its own.
+        Rule(f"{there}.output.dense0.{{rest}}", f"{here}.first.output.{{rest}}"),
+        Rule(f"{there}.output.dense1.{{rest}}", f"{here}.second.output.{{rest}}"),
+        Rule(f"{there}.output.merge_layer.{{rest}}", f"{here}.merge.{{rest}}"),
+        Rule(f"{there}.self0.{{rest}}", f"{here}.first.{{rest}}"),
+        Rule(f"{there}.self1.{{rest}}", f"{here}.second.{{rest}}"),
+        *bert_rules(f"text_encoder{copy}.", f"{ours}text_encoder."),
+    ]
