@@ -1,0 +1,1 @@
+"""BLIP: bootstrapping language-image pre-training for unified understanding and generation."""
