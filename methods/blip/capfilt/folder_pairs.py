@@ -32,8 +32,9 @@ class FolderPairs:
     kind, output, copies = "folder", "pairs", True
 
     def __init__(self, root: Path) -> None:
-        self.root = str(root)
+        self.root: str | None = str(root)
         self.size: int | None = None
+        self._root = str(root)
         # Of no name: SQLite's own temporary file, deleted with the connection.
         self._paths = sqlite3.connect("")
         self._paths.execute("CREATE TABLE paths (stem BLOB, suffix BLOB, bytes INTEGER)")
@@ -57,7 +58,7 @@ class FolderPairs:
                 said = f"twice: another image has the name {os.fsdecode(stem)} and its text"
                 yield Record(name, fault=said)
             else:
-                path = os.path.join(self.root, name)
+                path = os.path.join(self._root, name)
                 texts, text_fault = self._texts(os.path.splitext(path)[0] + ".txt")
                 yield Record(name, texts, Place(path), text_fault=text_fault)
             before = stem
@@ -79,11 +80,11 @@ class FolderPairs:
         return self._paths.execute("SELECT * FROM paths ORDER BY stem, suffix")
 
     def _found(self) -> Iterator[tuple[bytes, bytes, int]]:
-        """Stem, suffix and size of each image's path below the root; linked folders are left out."""
+        """Stem, suffix and size of each image below the root; linked folders are left out."""
         folders = [""]
         while folders:
             folder = folders.pop()
-            with os.scandir(os.path.join(self.root, folder)) as entries:
+            with os.scandir(os.path.join(self._root, folder)) as entries:
                 for entry in entries:
                     path = os.path.join(folder, entry.name)
                     if entry.is_dir(follow_symlinks=False):

@@ -50,7 +50,8 @@ class JsonPairs:
     copies = False
 
     def __init__(self, path: Path, root: Path) -> None:
-        self._path, self.root = path, str(root)
+        self._path, self._root = path, str(root)
+        self.root: str | None = self._root
         self.kind = "json list" if path.suffix == ".json" else "json lines"
         self.output = f"pairs{path.suffix}"
         with open_data(path) as file:
@@ -106,7 +107,7 @@ class JsonPairs:
         if fault := name_fault(name) or _unwritable(value | {"caption": ""}):
             return Record(where, fault=fault, end=end)
         texts, fault = texts_of(value.get("caption"))
-        image = Place(os.path.join(self.root, name))
+        image = Place(os.path.join(self._root, name))
         return Record(name, texts, image, text_fault=fault, content=value, end=end)
 
     @contextmanager

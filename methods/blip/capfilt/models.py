@@ -76,7 +76,9 @@ def load_models(
     wanted = {"captioner": settings.synthetic, "filter": settings.filtered}
     if missing := [f"--{name}" for name, needed in wanted.items() if needed and not given[name]]:
         said = f"{' and '.join(missing)} not given"
-        raise CapFiltError(f"{said}: a checkpoint of ours, an official one or a Hugging Face folder")
+        raise CapFiltError(
+            f"{said}: a checkpoint of ours, an official one or a Hugging Face folder"
+        )
     about = {name: _about(Path(path)) for name, path in given.items() if path}
     writer: Any = None
     judge: Any = None

@@ -173,12 +173,16 @@ def _scores(
     assert models.filter is not None
     found = models.filter.score(_seen(models.filter, usable), texts, owners).float().cpu()
     if found.shape != (len(texts),):
-        raise CapFiltError(f"the filter gave scores of shape {tuple(found.shape)}, not {len(texts)}")
+        raise CapFiltError(
+            f"the filter gave scores of shape {tuple(found.shape)}, not {len(texts)}"
+        )
     good = (found >= 0) & (found <= 1)
     if not good.all():
         first = int((~good).int().argmax())
         name = shortened(usable[int(owners[first])][1].name)
-        said = f"the filter scores a text of {name} as {found[first].item()}, which is no probability"
+        said = (
+            f"the filter scores a text of {name} as {found[first].item()}, which is no probability"
+        )
         raise CapFiltError(f"{said}: its weights are damaged, or it is no filter")
     return [float(str(score)) for score in found.numpy()]
 

@@ -48,7 +48,8 @@ class Member(NamedTuple):
 
 
 class TarPairs:
-    kind, output, root, copies = "tar shards", "pairs", None, True
+    kind, output, copies = "tar shards", "pairs", True
+    root: str | None = None
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._paths = paths
@@ -108,7 +109,7 @@ class TarPairs:
                 info = tarfile.TarInfo(name)  # of no time and no owner
                 info.size = len(content)
                 archive.addfile(info, io.BytesIO(content))
-                archive.members.clear()
+                _forget(archive)
 
             def write(record: Record, origin: str, text: str, image: bytes) -> None:
                 nonlocal archive, current
@@ -153,6 +154,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def _forget(archive: tarfile.TarFile) -> None:
+    """Drop the list of members that tarfile keeps."""
+    archive.members.clear()  # type: ignore[attr-defined]
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -182,7 +188,7 @@ def _members(path: Path, file: BinaryIO, size: int) -> Iterator[Member]:
             headers: Any = _Headers(file)
             with tarfile.open(fileobj=headers, mode="r:") as archive:
                 while (info := archive.next()) is not None:
-                    archive.members.clear()
+                    _forget(archive)
                     data, length = info.offset_data, info.size
                     if length < 0 or data + length > size:
                         raise tarfile.ReadError("cut off")
@@ -237,4 +243,3 @@ def _object(content: bytes) -> dict[str, Any]:
         if isinstance(value, dict):
             return value
     return {}
-
