@@ -32,8 +32,8 @@ class Journal:
     def replay(self) -> Iterator[Any]:
         """Yield what was written; after the last one the journal can be written on."""
         end = 0
-        for content, end, chain in _lines(self._path):
-            self._chain = chain
+        for content, place, chain in _lines(self._path):
+            end, self._chain = place, chain
             yield content
         self.cut = os.fstat(self._file.fileno()).st_size - end
         self._file.truncate(end)

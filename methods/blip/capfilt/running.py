@@ -210,5 +210,5 @@ def _refuse_bad(tally: Tally, job: Job) -> None:
         raise CapFiltError(f"{said}. Raise it to go on, or repair them and take another --out")
 
 
-def _unchanged(decoded: Decoded) -> Decoded:
+def _unchanged(decoded: Any) -> Any:
     return decoded

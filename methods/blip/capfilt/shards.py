@@ -1,6 +1,7 @@
 """Where shards keep their journals, and whether these belong together."""
 
 import re
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,7 @@ def gather(folders: Sequence[Path]) -> tuple[dict[str, Any], list[Path]]:
     ends = {}
     for number in range(count):
         check_header(headers[number], headers[0], places[number])
-        last: Any = None
-        for last in journal.read(places[number]):
-            pass
+        last = deque(journal.read(places[number]), maxlen=1).pop()
         if "end" not in last:
             said = f"shard {number}/{count} has not ended"
             raise CapFiltError(f"{said}: run it again with --shard {number}/{count}, it goes on")
