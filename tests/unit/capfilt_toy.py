@@ -24,7 +24,9 @@ from methods.blip.capfilt.models import Models, load_models
 from methods.blip.capfilt.settings import Settings
 from shared.randomness import key_uniforms
 
-WORDS = "a red green blue small large cat dog car house tree on by in the street <b>bold</b>".split()
+WORDS = (
+    "a red green blue small large cat dog car house tree on by in the street <b>bold</b>".split()
+)
 Files = dict[str, bytes]
 
 
@@ -52,8 +54,11 @@ def toy_models(
     captioner: str | None, filter: str | None, settings: Settings, device: str
 ) -> Models:
     """`load_models`, with the stand-ins instead of what lies in the files."""
-    about = {name: {"name": name, "sha256": str(path)} for name, path in
-             (("captioner", captioner), ("filter", filter)) if path}
+    about = {
+        name: {"name": name, "sha256": str(path)}
+        for name, path in (("captioner", captioner), ("filter", filter))
+        if path
+    }
     writer = ToyCaptioner() if settings.synthetic else None
     return Models(writer, ToyFilter() if settings.filtered else None, about)
 
