@@ -11,22 +11,22 @@ import io
 import json
 import sys
 import tarfile
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from methods.blip.capfilt import cli
-from methods.blip.capfilt.models import Models, load_models
+from methods.blip.capfilt import cli, finishing
+from methods.blip.capfilt.models import Models
 from methods.blip.capfilt.settings import Settings
 from shared.randomness import key_uniforms
 
-WORDS = (
-    "a red green blue small large cat dog car house tree on by in the street <b>bold</b>".split()
-)
+WORDS = ["a", "red", "green", "small", "large", "cat", "dog", "house", "on", "the", "<b>bold</b>"]
 Files = dict[str, bytes]
 
 
@@ -133,7 +133,26 @@ def outputs(folder: Path) -> Files:
     return {str(name): path.read_bytes() for name, path in names if name.parts[0] != "work"}
 
 
+def main(arguments: list[str]) -> int:
+    """The command with the stand-ins; after `--slow` each block and each output takes its time."""
+    cli.load_models = toy_models
+    cli.git_state = lambda: {"git_commit": "abc", "git_dirty": False}  # somebody may commit
+    if arguments[:1] == ["--slow"]:
+        arguments = arguments[1:]
+        _delay(ToyFilter, "score", 0.02)
+        _delay(finishing, "judged_texts", 0.002)
+    return cli.main(arguments)
+
+
+def _delay(place: Any, name: str, seconds: float) -> None:
+    original = getattr(place, name)
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(seconds)
+        return original(*arguments)
+
+    setattr(place, name, slow)
+
+
 if __name__ == "__main__":
-    cli.load_models = toy_models  # type: ignore[assignment]
-    assert load_models is not toy_models
-    sys.exit(cli.main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,64 @@
+"""tenfold-capfilt is killed at random moments and started again: the bytes are the same."""
+
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.processes import ended, run, started, within
+from tests.unit import capfilt_toy as toy
+
+KILLS = 4
+TOY = [sys.executable, "-m", "tests.unit.capfilt_toy"]
+ENDED = b'{"end":'
+
+
+@pytest.fixture(autouse=True)
+def bounded():
+    with within(300):
+        yield
+
+
+@pytest.mark.parametrize("kind", ["shards", pytest.param("list", marks=pytest.mark.slow)])
+def test_kills_at_random_moments_change_no_byte(tmp_path: Path, kind: str) -> None:
+    make = (
+        toy.write_shards(tmp_path / "in", [50, 70])
+        if kind == "shards"
+        else toy.write_json(tmp_path / "in", 120)
+    )
+    options = ["run", make, "--captioner", "c", "--filter", "f", "--batch-size", 4]
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
+    assert run([*TOY, *options, "--out", undisturbed, "--workers", 0]).returncode == 0
+    journal = out / "work/shard-00000-of-00001.journal"
+    generator = random.Random(kind)
+    lines_at_kill = []
+    # Each kill comes after some more lines of the journal; the last one while outputs are written.
+    targets = [*sorted(generator.sample(range(2, 28), KILLS - 1)), None]
+    for number, target in enumerate(targets):
+        command = [*TOY, "--slow", *options, "--out", out, "--workers", number % 3]
+        with started(command) as process:
+            while process.poll() is None and not reached(journal, out, target):
+                time.sleep(0.002)
+            time.sleep(generator.uniform(0, 0.03))
+            assert process.poll() is None, ended(process, 1)
+            process.send_signal(signal.SIGKILL)
+            process.wait(60)
+        lines_at_kill.append(journal.read_bytes().count(b"\n"))
+        assert not (out / "card.json").exists()
+    assert lines_at_kill == sorted(lines_at_kill)
+    assert lines_at_kill[0] < lines_at_kill[-2] < lines_at_kill[-1] == 32
+    done = run([*TOY, *options, "--out", out, "--workers", 2])
+    assert done.returncode == 0, done.stderr
+    assert "0 of them in this run" in done.stdout
+    assert toy.outputs(out) == toy.outputs(undisturbed)
+    assert journal.read_bytes() == (undisturbed / "work" / journal.name).read_bytes()
+
+
+def reached(journal: Path, out: Path, lines: int | None) -> bool:
+    """Whether a journal has more than so many lines; without a number, whether outputs begin."""
+    if lines is None:
+        return bool(list(out.glob(".captions.jsonl.*.tmp")))
+    return journal.exists() and journal.read_bytes().count(b"\n") > lines
