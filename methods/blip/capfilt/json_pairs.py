@@ -167,16 +167,18 @@ def list_items(file: BinaryIO) -> Iterator[tuple[Any, int]]:
         if not found:
             raise malformed("cut off")
         while True:
+            reason = ""
             try:
                 value, end = _DECODER.raw_decode(text, at)
                 used = end - at
-                if end < len(text) or not more():  # a number may go on in the next piece
+                if text[end : end + 1] in tuple(",]" + _SPACE):  # else a number may go on
                     break
-                continue
             except (ValueError, RecursionError) as error:
                 reason = one_line(error)
-                long = len(text) - at > LONGEST_ENTRY
+            long = len(text) - at > LONGEST_ENTRY
             if long or not more():
+                if not reason:
+                    break
                 raise malformed(f"an entry of more than {LONGEST_ENTRY} bytes" if long else reason)
         at, first = at + used, False
         yield value, file.tell()
