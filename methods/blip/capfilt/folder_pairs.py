@@ -13,28 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from methods.blip.capfilt.records import (
-    LONGEST_ENTRY,
-    Place,
-    Record,
-    Write,
-    decoded,
-    name_fault,
-    outside,
-    texts_of,
-)
+from methods.blip.capfilt import records
+from methods.blip.capfilt.records import LONGEST_ENTRY, Place, Record, Write
 from methods.blip.capfilt.tar_pairs import whole_folder
 from shared.data.images import IMAGE_SUFFIXES
 from shared.files import open_regular
 
 
 class FolderPairs:
-    kind, output, copies = "folder", "pairs", True
+    kind, output, size, copies = "folder", "pairs", None, True
 
     def __init__(self, root: Path) -> None:
-        self.root: str | None = str(root)
-        self.size: int | None = None
-        self._root = str(root)
+        self.root = str(root)
         # Of no name: SQLite's own temporary file, deleted with the connection.
         self._paths = sqlite3.connect("")
         self._paths.execute("CREATE TABLE paths (stem BLOB, suffix BLOB, bytes INTEGER)")
@@ -52,13 +42,13 @@ class FolderPairs:
         before = None
         for stem, suffix, _ in self._sorted():
             name = os.fsdecode(stem + suffix)
-            if fault := name_fault(name):
+            path = os.path.join(self.root, name)
+            fault = records.name_fault(name)
+            if stem == before:
+                fault = fault or "twice: another image has the same text"
+            if fault:
                 yield Record(name, fault=fault)
-            elif stem == before:
-                said = f"twice: another image has the name {os.fsdecode(stem)} and its text"
-                yield Record(name, fault=said)
             else:
-                path = os.path.join(self._root, name)
                 texts, text_fault = self._texts(os.path.splitext(path)[0] + ".txt")
                 yield Record(name, texts, Place(path), text_fault=text_fault)
             before = stem
@@ -72,7 +62,7 @@ class FolderPairs:
                 path = target / f"{stem}-{origin}{suffix}"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(image)
-                path.with_name(f"{Path(stem).name}-{origin}.txt").write_bytes(text.encode())
+                path.with_suffix(".txt").write_bytes(text.encode())
 
             yield write
 
@@ -84,7 +74,7 @@ class FolderPairs:
         folders = [""]
         while folders:
             folder = folders.pop()
-            with os.scandir(os.path.join(self._root, folder)) as entries:
+            with os.scandir(os.path.join(self.root, folder)) as entries:
                 for entry in entries:
                     path = os.path.join(folder, entry.name)
                     if entry.is_dir(follow_symlinks=False):
@@ -94,7 +84,7 @@ class FolderPairs:
                         yield stem, suffix, entry.stat(follow_symlinks=False).st_size
 
     def _texts(self, path: str) -> tuple[tuple[str, ...], str]:
-        if outside(path, self.root):
+        if records.outside(path, self.root):
             return (), "outside: a link to a text leads out of the root"
         try:
             with open_regular(path) as file:
@@ -103,4 +93,4 @@ class FolderPairs:
             return (), "no text"
         except OSError as error:
             return (), f"unreadable: its text, {error.strerror}"
-        return texts_of(decoded(content).strip())
+        return records.texts_of(records.decoded(content).strip())

@@ -12,15 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from methods.blip.capfilt.records import (
-    LONGEST_ENTRY,
-    Place,
-    Record,
-    Write,
-    decoded,
-    name_fault,
-    texts_of,
-)
+from methods.blip.capfilt import records
+from methods.blip.capfilt.records import LONGEST_ENTRY, Place, Record, Write
 from methods.blip.capfilt.settings import CapFiltError
 from shared.data.readers.files import nested_too_deep, one_line, open_data, shortened
 from shared.files import replacing
@@ -36,11 +29,17 @@ class _NotJson:
         return "a number that JSON does not have"
 
 
+_DECODER = json.JSONDecoder(
+    parse_int=lambda digits: int(digits) if len(digits) <= 400 else _NotJson(),
+    parse_constant=lambda name: _NotJson(),
+)
+
+
 class MalformedError(ValueError):
     """A list is no JSON from the byte `place` on."""
 
-    def __init__(self, reason: object, place: int) -> None:
-        super().__init__(one_line(reason))
+    def __init__(self, reason: str, place: int) -> None:
+        super().__init__(reason)
         self.place = place
 
 
@@ -50,12 +49,10 @@ class JsonPairs:
     copies = False
 
     def __init__(self, path: Path, root: Path) -> None:
-        self._path, self._root = path, str(root)
-        self.root: str | None = self._root
-        self.kind = "json list" if path.suffix == ".json" else "json lines"
-        self.output = f"pairs{path.suffix}"
+        self._path, self.root, self._lines = path, str(root), path.suffix == ".jsonl"
+        self.kind, self.output = "json lines" if self._lines else "json list", f"pairs{path.suffix}"
         with open_data(path) as file:
-            self.size: int | None = os.fstat(file.fileno()).st_size
+            self.size = os.fstat(file.fileno()).st_size
 
     def describe(self) -> dict[str, Any]:
         with open_data(self._path) as file:
@@ -64,27 +61,27 @@ class JsonPairs:
 
     def records(self) -> Iterator[Record]:
         with open_data(self._path) as file:
-            yield from self._lines(file) if self._path.suffix == ".jsonl" else self._list(file)
+            yield from self._of_lines(file) if self._lines else self._of_list(file)
 
-    def _lines(self, file: BinaryIO) -> Iterator[Record]:
+    def _of_lines(self, file: BinaryIO) -> Iterator[Record]:
         number = end = 0
         while line := file.readline(LONGEST_ENTRY + 1):
             number, end = number + 1, end + len(line)
-            where = f"{self._path.name}, line {number}"
-            if len(line) > LONGEST_ENTRY:
-                while line and not line.endswith(b"\n"):
-                    line = file.readline(LONGEST_ENTRY)
-                    end += len(line)
+            where, long = f"{self._path.name}, line {number}", len(line) > LONGEST_ENTRY
+            while long and line and not line.endswith(b"\n"):
+                line = file.readline(LONGEST_ENTRY)
+                end += len(line)
+            if long:
                 yield Record(where, fault=f"too long: more than {LONGEST_ENTRY} bytes", end=end)
             elif line.strip():
                 try:
-                    value = _DECODER.decode(decoded(line))
+                    value = _DECODER.decode(records.decoded(line))
                 except (ValueError, RecursionError) as error:
                     yield Record(where, fault=f"no JSON: {one_line(error)}", end=end)
                 else:
                     yield self._record(value, where, end)
 
-    def _list(self, file: BinaryIO) -> Iterator[Record]:
+    def _of_list(self, file: BinaryIO) -> Iterator[Record]:
         number = 0
         try:
             for value, end in list_items(file):
@@ -94,42 +91,39 @@ class JsonPairs:
             if not number:
                 said = f"{self._path} is no list of entries ({error})"
                 raise CapFiltError(f"{said}: give a list, or .jsonl, an object a line") from None
-            lost = 1 - error.place / max(1, self.size or 0)
+            lost = 1 - error.place / max(1, self.size)
             said = f"no JSON: {error}; the last {lost:.1%} of the file, from byte {error.place} on"
             where = f"{self._path.name}, entry {number}"
-            yield Record(where, fault=said, lost=lost, end=self.size or 0)
+            yield Record(where, fault=said, lost=lost, end=self.size)
 
     def _record(self, value: Any, where: str, end: int) -> Record:
         if not isinstance(value, dict):
             return Record(where, fault=f"no object: {shortened(value)}", end=end)
         if not isinstance(name := value.get("image"), str):
             return Record(where, fault=f"no image named: {shortened(name)}", end=end)
-        if fault := name_fault(name) or _unwritable(value | {"caption": ""}):
+        if fault := records.name_fault(name) or _unwritable(value | {"caption": ""}):
             return Record(where, fault=fault, end=end)
-        texts, fault = texts_of(value.get("caption"))
-        image = Place(os.path.join(self._root, name))
+        texts, fault = records.texts_of(value.get("caption"))
+        image = Place(os.path.join(self.root, name))
         return Record(name, texts, image, text_fault=fault, content=value, end=end)
 
     @contextmanager
     def writer(self, folder: Path) -> Iterator[Write]:
-        listed, empty = self._path.suffix == ".json", True
+        begin, between, end = (b"", b"", b"") if self._lines else (b"[\n", b",\n", b"\n]\n")
         with replacing(folder / self.output) as file:
 
             def write(record: Record, origin: str, text: str, image: bytes) -> None:
-                nonlocal empty
                 line = json.dumps(record.content | {"caption": text}, ensure_ascii=False)
-                file.write(b"" if not listed else b"[\n" if empty else b",\n")
-                file.write(line.encode() + (b"" if listed else b"\n"))
-                empty = False
+                file.write(between if file.tell() else begin)
+                file.write(line.encode() + (b"\n" if self._lines else b""))
 
             yield write
-            if listed:
-                file.write(b"[]\n" if empty else b"\n]\n")
+            file.write(end if file.tell() else (begin + end).replace(b"\n\n", b"\n"))
 
 
 def list_items(file: BinaryIO) -> Iterator[tuple[Any, int]]:
-    """Yield the items of a JSON list and the byte where the text read so far ends; MalformedError
-    where it is none, or an item is longer than LONGEST_ENTRY."""
+    """Yield the items of a JSON list, each with how far the file is read; MalformedError where it
+    is none, or an item is longer than LONGEST_ENTRY."""
     pieces = getincrementaldecoder("utf-8")("surrogateescape")
     text, at = "", 0  # what is in memory, and how far it is used
 
@@ -138,10 +132,6 @@ def list_items(file: BinaryIO) -> Iterator[tuple[Any, int]]:
         piece = file.read(_PIECE)
         text, at = text[at:] + pieces.decode(piece, final=not piece), 0
         return bool(piece)
-
-    def malformed(reason: object) -> MalformedError:
-        rest = len(text[at:].encode("utf-8", "surrogateescape"))
-        return MalformedError(reason, file.tell() - rest)
 
     def sign() -> str:
         """The next character that is no space; "" at the end."""
@@ -152,20 +142,20 @@ def list_items(file: BinaryIO) -> Iterator[tuple[Any, int]]:
             if at < len(text) or not more():
                 return text[at : at + 1]
 
+    def check(right: bool, reason: str) -> None:
+        if not right:
+            rest = len(text[at:].encode("utf-8", "surrogateescape"))
+            raise MalformedError(reason, file.tell() - rest)
+
     more()
     text = text.removeprefix("\ufeff")
-    if sign() != "[":
-        raise malformed("it does not begin with a bracket")
-    at += 1
-    first = True
+    check(sign() == "[", "it does not begin with a bracket")
+    at, first = at + 1, True
     while (found := sign()) != "]":
         if not first:
-            if found != ",":
-                raise malformed("cut off" if not found else "no comma between entries")
+            check(found == ",", "no comma between entries" if found else "cut off")
             at += 1
-            found = sign()
-        if not found:
-            raise malformed("cut off")
+        check(sign() != "", "cut off")
         while True:
             reason = ""
             try:
@@ -177,21 +167,14 @@ def list_items(file: BinaryIO) -> Iterator[tuple[Any, int]]:
                 reason = one_line(error)
             long = len(text) - at > LONGEST_ENTRY
             if long or not more():
-                if not reason:
-                    break
-                raise malformed(f"an entry of more than {LONGEST_ENTRY} bytes" if long else reason)
+                check(
+                    not reason, f"more than {LONGEST_ENTRY} bytes of an entry" if long else reason
+                )
+                break
         at, first = at + used, False
         yield value, file.tell()
     at += 1
-    if sign():
-        raise malformed("something follows the list")
-
-
-def _integer(digits: str) -> Any:
-    return int(digits) if len(digits) <= 400 else _NotJson()
-
-
-_DECODER = json.JSONDecoder(parse_int=_integer, parse_constant=lambda name: _NotJson())
+    check(sign() == "", "something follows the list")
 
 
 def _unwritable(value: dict[str, Any]) -> str:
@@ -204,7 +187,5 @@ def _unwritable(value: dict[str, Any]) -> str:
         return "no JSON: NaN, or a number of too many digits"
     except RecursionError:
         return "no JSON: nested too deep"
-    if len(text) > LONGEST_ENTRY:
-        return f"too long: more than {LONGEST_ENTRY} bytes"
     deep = text.count(b"[") + text.count(b"{") > 50 and nested_too_deep(value)
     return "no JSON: nested too deep" if deep else ""

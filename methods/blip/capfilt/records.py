@@ -68,9 +68,15 @@ class Source(Protocol):
 
     kind: str
     output: str  # name of what the writer makes
-    root: str | None  # folder that no image's path may leave; None in archives
-    size: int | None  # bytes of the input, as `Record.end` counts them
     copies: bool  # whether the output holds images
+
+    @property
+    def root(self) -> str | None:
+        """Folder that no image's file may lie outside of; None in archives."""
+
+    @property
+    def size(self) -> int | None:
+        """Bytes of the input, as `Record.end` counts them."""
 
     def describe(self) -> dict[str, Any]:
         """Kind, number of files, bytes, and a SHA-256 by which another input is told apart."""
@@ -94,23 +100,19 @@ def texts_of(caption: Any) -> tuple[tuple[str, ...], str]:
     given = caption if isinstance(caption, list) else [caption]
     if len(given) > MOST_TEXTS:
         return (), f"too long: {len(given)} texts"
-    usable, fault = [], "" if given else "no text"
-    for text in given:
-        if text is None:
-            problem = "no text"
-        elif not isinstance(text, str):
-            problem = f"no text: {shortened(text)}"
-        elif not is_text(text):
-            problem = "not UTF-8: its text"
-        elif len(text) > LONGEST_TEXT:
-            problem = f"too long: a text of {len(text)} characters"
-        elif not any(sign.isalnum() for sign in text):
-            problem = f"no word: {shortened(text)}"
-        else:
-            usable.append(text)
-            continue
-        fault = fault or problem
-    return tuple(usable), fault
+    faults = [_text_fault(text) for text in given] or ["no text"]
+    usable = tuple(text for text, fault in zip(given, faults, strict=False) if not fault)
+    return usable, next(filter(None, faults), "")
+
+
+def _text_fault(text: Any) -> str:
+    if not isinstance(text, str):
+        return "no text" if text is None else f"no text: {shortened(text)}"
+    if not is_text(text):
+        return "not UTF-8: its text"
+    if len(text) > LONGEST_TEXT:
+        return f"too long: a text of {len(text)} characters"
+    return "" if any(map(str.isalnum, text)) else f"no word: {shortened(text)}"
 
 
 def decoded(content: bytes) -> str:
@@ -122,13 +124,11 @@ def name_fault(name: str) -> str:
     """Why an image's path is refused, or ""."""
     if "\0" in name or not is_text(name):
         return "not UTF-8: its path"
-    if leaves(name):
-        return f"outside: {shortened(name)} leads out of its root"
-    return ""
+    return f"outside: {shortened(name)} leads out of its root" if leaves(name) else ""
 
 
 def outside(path: str, root: str | None) -> bool:
-    """Whether a path leads, by a link, out of the folder `root`, or there is no file to follow."""
+    """Whether a path leads, by a link, out of the folder `root`."""
     if root is None:
         return False
     real, folder = os.path.realpath(path), os.path.realpath(root)

@@ -34,64 +34,57 @@ from shared.files import parse_json, sync
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
 _MOST_FILES = 100  # of a sample
-_ZEROS = bytes(tarfile.BLOCKSIZE)  # the end of an archive begins so
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 
 class Member(NamedTuple):
     """A file of a shard; `fault` says why it is none, and `lost` that nothing behind it is read."""
 
     key: str
-    suffix: str = ""
-    place: Place = Place("")
+    suffix: str
+    place: Place
     fault: str = ""
     lost: int = 0  # bytes
 
 
 class TarPairs:
-    kind, output, copies = "tar shards", "pairs", True
-    root: str | None = None
+    kind, output, root, copies = "tar shards", "pairs", None, True
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self._paths = paths
         names = [path.name for path in paths]
         if twice := {name for name in names if names.count(name) > 1}:
             said = f"two shards are called {min(twice)}, and the output has one of each name"
             raise CapFiltError(f"{said}: work on the folders one after the other")
-        self._sizes = []
+        self._shards: list[tuple[Path, int]] = []
         for path in paths:
             with open_data(path) as file:
-                self._sizes.append(os.fstat(file.fileno()).st_size)
-        self.size: int | None = sum(self._sizes)
+                self._shards.append((path, os.fstat(file.fileno()).st_size))
+        self.size = sum(size for _, size in self._shards)
 
     def describe(self) -> dict[str, Any]:
-        files = zip(self._paths, self._sizes, strict=True)
-        sizes = [f"{size} {path.name}\n" for path, size in files]
-        digest = hashlib.sha256("".join(sizes).encode("utf-8", "surrogateescape")).hexdigest()
-        return {"kind": self.kind, "files": len(sizes), "bytes": self.size, "sha256": digest}
+        listing = "".join(f"{size} {path.name}\n" for path, size in self._shards)
+        digest = hashlib.sha256(os.fsencode(listing)).hexdigest()
+        about = {"kind": self.kind, "files": len(self._shards), "bytes": self.size}
+        return about | {"sha256": digest}
 
     def records(self) -> Iterator[Record]:
         before = 0
-        for path, size in zip(self._paths, self._sizes, strict=True):
+        for path, size in self._shards:
             with open_data(path) as file:
                 for key, group in groupby(_members(path, file, size), lambda found: found.key):
-                    yield self._record(path.name, key, group, file, before)
+                    members = list(islice(group, _MOST_FILES))
+                    yield self._record(f"{path.name}/{key}", members, file, before)
             before += size
 
-    def _record(
-        self, shard: str, key: str, group: Iterator[Member], file: BinaryIO, before: int
-    ) -> Record:
-        name, members = f"{shard}/{key}", list(islice(group, _MOST_FILES))
-        last = members[-1]
+    def _record(self, name: str, members: list[Member], file: BinaryIO, before: int) -> Record:
+        last, places = members[-1], {member.suffix: member.place for member in members}
         end = before + last.place.offset + (last.place.size or 0)
-        fault = next((member.fault for member in members if member.fault), "")
-        places = {member.suffix: member.place for member in members}
         images = [suffix for suffix in SUFFIXES if suffix in places]
-        if not fault and len(places) < len(members):
+        fault = next((member.fault for member in members if member.fault), "")
+        if not fault and (len(images) > 1 or len(places) < len(members)):
             fault = "twice: two files of one kind for its key"
-        if not fault and len(images) != 1:
-            fault = f"twice: {', '.join(images)}" if images else "no file: no image in its sample"
-        if fault:
-            lost = last.lost / max(1, self.size or 0)
+        if fault or not images:
+            fault, lost = fault or "no file: no image in its sample", last.lost / max(1, self.size)
             return Record(name, fault=fault, lost=lost, end=end)
         texts, text_fault = texts_of(_caption(places, file))
         files = {suffix: place for suffix, place in places.items() if suffix in ("txt", "json")}
@@ -100,16 +93,8 @@ class TarPairs:
 
     @contextmanager
     def writer(self, folder: Path) -> Iterator[Write]:
-        archive: tarfile.TarFile | None = None
-        current = ""
+        archive, current = None, ""
         with whole_folder(folder / self.output) as target:
-
-            def add(name: str, content: bytes) -> None:
-                assert archive is not None
-                info = tarfile.TarInfo(name)  # of no time and no owner
-                info.size = len(content)
-                archive.addfile(info, io.BytesIO(content))
-                _forget(archive)
 
             def write(record: Record, origin: str, text: str, image: bytes) -> None:
                 nonlocal archive, current
@@ -120,12 +105,17 @@ class TarPairs:
                     current = shard
                     archive = tarfile.TarFile(str(target / shard), "x", format=tarfile.PAX_FORMAT)
                 suffix, files = record.content
-                add(f"{key}-{origin}.{suffix}", image)
+                parts = {suffix: image}
                 if "json" in files:
                     value = _object(_read(files["json"])) | {"caption": text}
-                    add(f"{key}-{origin}.json", json.dumps(value).encode())
+                    parts["json"] = json.dumps(value).encode()
                 if "txt" in files or "json" not in files:
-                    add(f"{key}-{origin}.txt", text.encode())
+                    parts["txt"] = text.encode()
+                for suffix, content in parts.items():
+                    info = tarfile.TarInfo(f"{key}-{origin}.{suffix}")  # of no time and no owner
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+                    _forget(archive)
 
             yield write
             if archive is not None:
@@ -135,11 +125,10 @@ class TarPairs:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder, which takes the place of `path` if no error ends the context."""
-    remains = path.parent.glob(f".{path.name}.*.tmp")
-    for old in remains:  # of a killed process; nobody else writes here
-        shutil.rmtree(old, ignore_errors=True)
+    for remains in path.parent.glob(f".{path.name}.*.tmp"):  # of a killed process
+        shutil.rmtree(remains, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(".tmp", f".{path.name}.", path.parent))
-    temporary.chmod(0o777 & ~_umask())
+    temporary.chmod(path.parent.stat().st_mode)
     try:
         yield temporary
         if path.is_symlink():
@@ -148,21 +137,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
             path.rename(f"{temporary}.old.tmp")
         temporary.rename(path)
         sync(path.parent)
-        shutil.rmtree(f"{temporary}.old.tmp", ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _forget(archive: tarfile.TarFile) -> None:
-    """Drop the list of members that tarfile keeps."""
-    archive.members.clear()  # type: ignore[attr-defined]
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    finally:
+        for remains in path.parent.glob(f"{temporary.name}*"):
+            shutil.rmtree(remains, ignore_errors=True)
 
 
 class _Headers:
@@ -179,42 +156,41 @@ class _Headers:
 
 def _members(path: Path, file: BinaryIO, size: int) -> Iterator[Member]:
     """The files of a shard; the last one has a fault if the shard is damaged or cut off."""
-    end, number, problem = 0, 0, ""
-    head = os.pread(file.fileno(), 6, 0)
-    if head[:2] == b"\x1f\x8b" or head.startswith((b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
-        problem = "it is compressed"
+    end, number, headers = 0, 0, _Headers(file)
     try:
-        if not problem:
-            headers: Any = _Headers(file)
-            with tarfile.open(fileobj=headers, mode="r:") as archive:
-                while (info := archive.next()) is not None:
-                    _forget(archive)
-                    data, length = info.offset_data, info.size
-                    if length < 0 or data + length > size:
-                        raise tarfile.ReadError("cut off")
-                    end = data + -(-length // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                    number += 1
-                    if not info.isdir():
-                        yield _member(info, Place(str(path), data, length))
-            if os.pread(file.fileno(), tarfile.BLOCKSIZE, end) != _ZEROS:
-                problem = "no mark of an archive's end"
+        if os.pread(file.fileno(), 6, 0).startswith(_COMPRESSED):
+            raise tarfile.ReadError("it is compressed")
+        with tarfile.open(fileobj=headers, mode="r:") as archive:  # type: ignore[call-overload]
+            while (info := archive.next()) is not None:
+                _forget(archive)
+                if info.size < 0 or info.offset_data + info.size > size:
+                    raise tarfile.ReadError("cut off")
+                end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+                number += 1
+                if not info.isdir():
+                    yield _member(info, Place(str(path), info.offset_data, info.size))
+        # tarfile takes a damaged header for the end.
+        if os.pread(file.fileno(), tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("no mark of an archive's end")
     except Exception as error:  # a damaged archive can raise nearly anything
-        problem = one_line(error) or type(error).__name__
-    if problem:
-        said = f"damaged shard: {problem} at byte {end}"
+        said = f"damaged shard: {one_line(error) or type(error).__name__} at byte {end}"
         yield Member(f"behind member {number}", "", Place(str(path), end), said, size - end)
 
 
 def _member(info: tarfile.TarInfo, place: Place) -> Member:
     folder, _, name = info.name.rpartition("/")
     stem, _, suffix = name.partition(".")
-    key = f"{folder}/{stem}" if folder else stem
     fault = name_fault(info.name)
     if not fault and ".." in info.name.split("/"):
         fault = f"outside: {shortened(info.name)} goes up"
     if not fault and (not info.isreg() or info.issparse()):
         fault = "outside: a link or another special member"
-    return Member(key, suffix.lower(), place, fault)
+    return Member(f"{folder}/{stem}" if folder else stem, suffix.lower(), place, fault)
+
+
+def _forget(archive: tarfile.TarFile) -> None:
+    """Drop the list of members that tarfile keeps."""
+    archive.members.clear()  # type: ignore[attr-defined]
 
 
 def _read(place: Place) -> bytes:
@@ -225,14 +201,10 @@ def _read(place: Place) -> bytes:
 def _caption(places: dict[str, Place], file: BinaryIO) -> Any:
     """What a sample's .txt says, else its .json; None if there is neither."""
     for suffix in ("txt", "json"):
-        if suffix in places:
-            _, offset, size = places[suffix]
-            if (size or 0) > LONGEST_ENTRY:
-                continue
-            content = os.pread(file.fileno(), size or 0, offset)
-            if suffix == "txt":
-                return decoded(content).strip()
-            return _object(content).get("caption")
+        _, offset, size = places.get(suffix, Place(""))
+        if size is not None and size <= LONGEST_ENTRY:
+            content = os.pread(file.fileno(), size, offset)
+            return decoded(content).strip() if suffix == "txt" else _object(content).get("caption")
     return None
 
 
