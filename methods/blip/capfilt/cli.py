@@ -10,15 +10,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from methods.blip.capfilt import finishing, shards
+from methods.blip.capfilt import card, finishing, shards
 from methods.blip.capfilt.journal import Journal
-from methods.blip.capfilt.models import Models, load_models
+from methods.blip.capfilt.models import load_models
 from methods.blip.capfilt.progress import Meter
-from methods.blip.capfilt.records import Source
 from methods.blip.capfilt.running import Job, Tally, work
 from methods.blip.capfilt.settings import CapFiltError, Settings
 from methods.blip.capfilt.sources import open_source
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except LockedError as holder:
-        print(f"{PROGRAM}: another process works on this shard ({holder})", file=sys.stderr)
+        print(f"{PROGRAM}: another process works on this ({holder})", file=sys.stderr)
         return 1
     except (*FORESEEN, ModuleNotFoundError, OSError, MemoryError) as error:
         said = printable(" ".join(str(error).split())) or "out of memory"
@@ -60,44 +60,53 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: argparse.Namespace) -> None:
     """Caption and filter an input, or a shard of it; the same command goes on where it was."""
     settings = Settings(*(getattr(arguments, field.name) for field in fields(Settings)))
-    if not (settings.web or settings.synthetic):
-        raise CapFiltError("--no-web and --no-synthetic leave no text")
-    if not (settings.filtered or settings.synthetic):
-        raise CapFiltError("--caption-only and --no-synthetic leave nothing to do")
-    if settings.min_length > settings.max_length:
-        raise CapFiltError("--min-length is above --max-length")
+    settings.check()
     number, count = shards.shard_of(arguments.shard, os.environ)
     out = _output(arguments.out, arguments.inputs)
     source = open_source(arguments.inputs, arguments.image_root)
     device = _device(arguments.device)
     path = shards.journal_path(out, number, count)
-    shards.refuse_other_count(out, count)
     own_folder(path.parent)
     with locked(path.with_suffix(".lock")), closing(Journal(path)) as journal:
         models = load_models(arguments.captioner, arguments.filter, settings, device)
-        header = _header(source, settings, models, device, arguments)
+        state = git_state()
+        where = {name: getattr(arguments, name) for name in ("inputs", "image_root")}
+        where |= {
+            name: getattr(arguments, name) if name in models.about else None
+            for name in ("captioner", "filter")
+        }
+        here = {
+            "format": shards.FORMAT,
+            "tool": f"{PROGRAM} {metadata.version('tenfold')}",
+            "git_commit": state["git_commit"],
+            "torch": torch.__version__,
+            "device": device,
+            "settings": asdict(settings),
+            "models": models.about,
+            "input": source.describe(),
+            "shard": [number, count],
+            "where": where | {"git_dirty": state["git_dirty"]},
+        }
         replayed = journal.replay()
-        if (there := next(replayed, None)) is None:
-            there = header | {"shard": [number, count]}
-            journal.append(there)
-        shards.check_header(there, header, out)
+        header = next(replayed, None)
+        if header is None:
+            journal.append(header := here)
+        shards.check_header(header, here, out)
         job = Job(source, settings, number, count, arguments.workers, arguments.max_bad)
+        facts = None
         with Meter(source.size) as meter:
             tally = work(job, models, journal, replayed, meter.show)
             rate = meter.rate(tally)
-            facts = None
             if count == 1:
-                names = (source.output, finishing.CAPTIONS, finishing.SHEET, finishing.CARD_JSON)
-                if all((out / name).exists() for name in names):
-                    facts = read_json(out / finishing.CARD_JSON)
-                else:
-                    facts = finishing.finish(out, source, settings, there, [path], meter.finishing)
+                whole = all((out / name).exists() for name in (source.output, *finishing.OTHERS))
+                facts = (
+                    read_json(out / finishing.CARD_JSON)
+                    if whole
+                    else finishing.finish(out, source, settings, header, [path], meter.writing)
+                )
     if journal.cut:
         print(f"the journal's end was torn: {journal.cut:,} bytes were cut and worked out again")
-    _print_unusable(tally)
-    done = tally.entries - tally.replayed
-    speed = f", {rate:,.1f} a second" if done else ""
-    print(f"{tally.entries:,} entries, {done:,} of them in this run{speed}")
+    _print_tally(tally, rate)
     if facts is not None:
         _print_table(facts, out)
     else:
@@ -107,16 +116,15 @@ def run(arguments: argparse.Namespace) -> None:
 
 def merge(arguments: argparse.Namespace) -> None:
     """Join shards that have ended to what one process would have written."""
-    out = Path(arguments.out)
-    folders = [Path(folder) for folder in arguments.shards] or [out]
+    folders = [Path(folder) for folder in arguments.shards or [arguments.out]]
     header, journals = shards.gather(folders)
-    out = _output(arguments.out, header["where"]["inputs"])
-    settings = Settings(**header["settings"])
-    source = open_source(header["where"]["inputs"], header["where"]["image_root"])
+    where, settings = header["where"], Settings(**header["settings"])
+    out = _output(arguments.out, where["inputs"])
+    source = open_source(where["inputs"], where["image_root"])
     shards.check_header(header, header | {"input": source.describe()}, out)
-    with locked(out / ".merge.lock"), Meter(None) as meter:
-        facts = finishing.finish(out, source, settings, header, journals, meter.finishing)
-    (out / ".merge.lock").unlink(missing_ok=True)
+    lock = own_folder(out / shards.WORK) / "merge.lock"
+    with locked(lock), Meter(None) as meter:
+        facts = finishing.finish(out, source, settings, header, journals, meter.writing)
     _print_table(facts, out)
 
 
@@ -131,66 +139,35 @@ def _output(name: str, inputs: Sequence[str]) -> Path:
     return out
 
 
-def _header(
-    source: Source, settings: Settings, models: Models, device: str, arguments: argparse.Namespace
-) -> dict[str, Any]:
-    """What the work depends on, and below "where" what it does not."""
-    import torch
-
-    state = git_state()
-    return {
-        "format": shards.FORMAT,
-        "tool": f"{PROGRAM} {metadata.version('tenfold')}",
-        "git_commit": state["git_commit"],
-        "torch": torch.__version__,
-        "device": device,
-        "settings": asdict(settings),
-        "models": models.about,
-        "input": source.describe(),
-        "where": {
-            "inputs": arguments.inputs,
-            "image_root": arguments.image_root,
-            "captioner": arguments.captioner if settings.synthetic else None,
-            "filter": arguments.filter if settings.filtered else None,
-            "git_dirty": state["git_dirty"],
-        },
-    }
-
-
 def _device(name: str) -> str:
-    import torch
-
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         raise CapFiltError("--device cuda: there is no such one here")
     return ("cuda" if available else "cpu") if name == "auto" else name
 
 
-def _print_unusable(tally: Tally) -> None:
+def _print_tally(tally: Tally, rate: float) -> None:
     for example in tally.examples:
         print(f"unusable: {printable(example)}", file=sys.stderr)
     if (others := tally.unusable - len(tally.examples)) > 0:
-        where = f"see {finishing.CAPTIONS}"
-        print(f"unusable: {others:,} more, {where}", file=sys.stderr)
+        print(f"unusable: {others:,} more, see {finishing.CAPTIONS}", file=sys.stderr)
+    done = tally.entries - tally.replayed
+    speed = f", {rate:,.1f} a second" if done else ""
+    print(f"{tally.entries:,} entries, {done:,} of them in this run{speed}")
 
 
 def _print_table(facts: dict[str, Any], out: Path) -> None:
-    table = Table(
-        "texts", *("of usable images", "kept", "accepted"), box=box.SIMPLE_HEAD, highlight=False
-    )
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for origin, counts in facts["texts"].items():
-        rate = counts["accept_rate"]
-        share = "-" if rate is None else f"{100 * rate:.1f} %"
-        table.add_row(origin, f"{counts['texts']:,}", f"{counts['kept']:,}", share)
+    table = Table("texts", box=box.SIMPLE_HEAD)
+    for name in ("of usable images", "kept", "accepted"):
+        table.add_column(name, justify="right")
+    for row in card.text_rows(facts):
+        table.add_row(*row)
     Console(highlight=False).print(table)
     print(f"{facts['pairs']:,} pairs: {printable(str(out / facts['output']))}")
     print(f"card and examples: {printable(str(out / finishing.CARD))}, {finishing.SHEET}")
 
 
 def _parser() -> argparse.ArgumentParser:
-    usual = Settings()
     parser = argparse.ArgumentParser(PROGRAM, description="Caption images and filter texts (BLIP).")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -213,9 +190,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--caption-only", dest="filtered", action="store_false", help=text)
 
     def option(name: str, kind: Callable[[str], Any], text: str) -> None:
-        value = getattr(usual, name)
-        option = f"--{name.replace('_', '-')}"
-        add(option, type=kind, default=value, metavar="N", help=f"{text}; by default {value!r}")
+        usual, flag = getattr(Settings, name), f"--{name.replace('_', '-')}"
+        add(flag, type=kind, default=usual, metavar="N", help=f"{text}; by default {usual!r}")
 
     option("threshold", _number(float, 0, 1), "texts stay above this match probability")
     option("beams", _number(int, 0, 100), "search with so many beams instead of sampling")
@@ -230,7 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     option("max_pixels", _number(int, 1, 10**9), "of an image; larger ones are left out")
     option("licence", str, "of the data, for the card")
     text = "share of unusable entries that is no error; by default %(default)s"
-    add("--max-bad", type=_number(float, 0, 1), default=0.05, metavar="SHARE", help=text)
+    add("--max-bad", type=_number(float, 0, 1), default=Job.most_bad, metavar="SHARE", help=text)
     processes = min(8, len(os.sched_getaffinity(0)))
     text = "processes that decode images; by default %(default)s"
     add("--workers", type=_number(int, 0, 1000), default=processes, metavar="N", help=text)

@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from numpy.typing import NDArray
+import numpy as np
 from PIL import Image
 
 from methods.blip.capfilt.records import Block, Record, outside
@@ -53,11 +53,12 @@ class Decoder:
             return record.fault
         try:
             content = self.read(record)
-            pixels = Image.fromarray(self.pixels(content))
+            image = Image.fromarray(self.pixels(content))
         except UnusableError as error:
             return str(error)
         # As the official transform for evaluation does: the aspect ratio is not kept.
-        views = {size: _squashed(pixels, size) for size in self.sizes}
+        resized = {s: image.resize((s, s), Image.Resampling.BICUBIC) for s in self.sizes}
+        views = {size: np.asarray(view) for size, view in resized.items()}
         return Picture(hashlib.sha256(content).hexdigest(), views)
 
     def read(self, record: Record) -> bytes:
@@ -77,11 +78,10 @@ class Decoder:
         except OSError as error:
             raise UnusableError(f"unreadable: {error.strerror}") from None
 
-    def pixels(self, content: bytes) -> NDArray:
-        """(H, W, 3) uint8."""
+    def pixels(self, content: bytes) -> Pixels:
+        """(H, W, 3) of a file's bytes."""
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of sizes that are checked here
+            with warnings.catch_warnings(action="ignore"):  # of sizes, which are checked here
                 with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                     width, height = image.size
                 if width * height > self.most_pixels:
@@ -89,15 +89,8 @@ class Decoder:
                 return read_image(io.BytesIO(content))
         except (UnusableError, MemoryError):
             raise
-        except Image.DecompressionBombError as error:
-            raise UnusableError(f"too large: {one_line(error)}") from None
         except Exception as error:  # whatever the first wrong byte provokes
             # Its message may name the address of an object, which is another one in each process.
-            said = type(error).__name__ if " at 0x" in str(error) else one_line(error)
-            raise UnusableError(f"unreadable: {said or type(error).__name__}") from None
-
-
-def _squashed(image: Image.Image, size: int) -> Pixels:
-    import numpy as np
-
-    return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+            said = "" if " at 0x" in str(error) else one_line(error)
+            kind = "too large" if isinstance(error, Image.DecompressionBombError) else "unreadable"
+            raise UnusableError(f"{kind}: {said or type(error).__name__}") from None

@@ -14,16 +14,15 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from methods.blip.capfilt import card, sheet
+from methods.blip.capfilt import card, journal, sheet
 from methods.blip.capfilt.decoding import Decoder, UnusableError
-from methods.blip.capfilt.journal import read
 from methods.blip.capfilt.outcome import Outcome, judged_texts
 from methods.blip.capfilt.records import Record, Source, blocks
 from methods.blip.capfilt.running import CHANGED, Row, check_block, fault_of
 from methods.blip.capfilt.settings import CapFiltError, Settings
 from shared.files import remove_unfinished, replacing, write_json
 
-CAPTIONS, SHEET, CARD, CARD_JSON = "captions.jsonl", "sheet.html", "card.md", "card.json"
+OTHERS = CAPTIONS, SHEET, CARD, CARD_JSON = "captions.jsonl", "sheet.html", "card.md", "card.json"
 
 
 def finish(
@@ -39,12 +38,10 @@ def finish(
     remove_unfinished(folder)
     outcome, state = Outcome(), hashlib.sha256()
     decoder = Decoder(source.root, (), settings.max_pixels)
-    with (
-        source.writer(folder) as write,
-        replacing(folder / CAPTIONS) as captions,
-    ):
+    with source.writer(folder) as write, replacing(folder / CAPTIONS) as captions:
         for record, row in _rows(source, settings, journals):
             texts = judged_texts(record, row, settings)
+            fault = fault_of(record, row, settings)
             state.update(_packed([record.key, row.get("sha256"), row.get("fault")]))
             image, kept = b"", [text for text in texts if text.kept]
             if source.copies and kept:
@@ -55,10 +52,8 @@ def finish(
             for text in kept:
                 write(record, text.origin, text.caption, image)
             about = {"entry": outcome.entries, "image": record.name}
-            for text in texts:
-                captions.write(_packed(about | text._asdict()))
-            if fault := fault_of(record, row, settings):
-                captions.write(_packed(about | {"fault": fault}))
+            for told in [*(text._asdict() for text in texts), *[{"fault": fault}][: bool(fault)]]:
+                captions.write(_packed(about | told))
             outcome.add(record, texts, fault, "sha256" in row)
             tell(outcome.entries)
     facts = card.facts(outcome, header, state.hexdigest(), source.output)
@@ -73,20 +68,13 @@ def _rows(
     source: Source, settings: Settings, journals: Sequence[Path]
 ) -> Iterator[tuple[Record, Row]]:
     """Entries of the input with their rows, of each shard's journal in turn."""
-    contents = [read(path) for path in journals]
-    for journal in contents:
-        next(journal)  # its header
+    contents = [islice(journal.read(path), 1, None) for path in journals]  # behind the header
     found = blocks(islice(source.records(), settings.limit), settings.batch_size)
     for number in count():
-        content = next(contents[number % len(contents)])
-        block = next(found, None)
-        if "end" in content:
-            if block is not None:
-                raise CapFiltError(f"{CHANGED} (it is longer)")
+        content, block = next(contents[number % len(contents)]), next(found, None)
+        if "end" in content and block is None:
             return
-        check_block(block, content)
-        assert block is not None
-        yield from zip(block.records, content["rows"], strict=True)
+        yield from zip(check_block(block, content).records, content["rows"], strict=True)
 
 
 def _packed(content: Any) -> bytes:

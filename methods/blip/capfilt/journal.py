@@ -40,7 +40,9 @@ class Journal:
 
     def append(self, content: Any) -> None:
         """Write a line; killed at any moment, the process leaves all of it or a torn one."""
-        line, self._chain = _line(content, self._chain)
+        text = json.dumps(content, separators=(",", ":")).encode()
+        self._chain = _digits(self._chain, text)
+        line = b"%s %s\n" % (self._chain, text)
         while line:
             line = line[self._file.write(line) :]
         if time.monotonic() - self._synced > _SYNCED or "end" in content:
@@ -53,8 +55,7 @@ class Journal:
 
 def read(path: Path) -> Iterator[Any]:
     """Yield what a journal holds, up to the first line that is torn or damaged."""
-    for content, _, _ in _lines(path):
-        yield content
+    return (content for content, _, _ in _lines(path))
 
 
 def _lines(path: Path) -> Iterator[tuple[Any, int, bytes]]:
@@ -62,17 +63,10 @@ def _lines(path: Path) -> Iterator[tuple[Any, int, bytes]]:
     chain, end = b"", 0
     with open_regular(path, follow_links=False) as file:
         while line := file.readline(_LONGEST):
-            expected = _digits(chain, line[33:-1])
-            if line[:33] != expected + b" " or not line.endswith(b"\n"):
+            chain, end = _digits(chain, line[33:-1]), end + len(line)
+            if line[:33] != chain + b" " or not line.endswith(b"\n"):
                 return
-            chain, end = expected, end + len(line)
             yield parse_json(line[33:-1]), end, chain
-
-
-def _line(content: Any, chain: bytes) -> tuple[bytes, bytes]:
-    text = json.dumps(content, separators=(",", ":")).encode()
-    digits = _digits(chain, text)
-    return b"%s %s\n" % (digits, text), digits
 
 
 def _digits(chain: bytes, text: bytes) -> bytes:

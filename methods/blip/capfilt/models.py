@@ -71,25 +71,23 @@ def load_models(
 ) -> Models:
     """Load what the settings need from checkpoints of ours, official ones or Hugging Face folders;
     CapFiltError names what is not given or not there. No connection is opened."""
-    given = {"captioner": captioner if settings.synthetic else None}
-    given |= {"filter": filter if settings.filtered else None}
-    wanted = {"captioner": settings.synthetic, "filter": settings.filtered}
-    if missing := [f"--{name}" for name, needed in wanted.items() if needed and not given[name]]:
-        said = f"{' and '.join(missing)} not given"
-        raise CapFiltError(
-            f"{said}: a checkpoint of ours, an official one or a Hugging Face folder"
-        )
+    needed = {"captioner": settings.synthetic, "filter": settings.filtered}
+    given = {"captioner": captioner, "filter": filter}
+    given = {name: path for name, path in given.items() if needed[name]}
+    if missing := [f"--{name}" for name, path in given.items() if not path]:
+        kinds = "a checkpoint of ours, an official one or a Hugging Face folder"
+        raise CapFiltError(f"{' and '.join(missing)} not given: {kinds}")
     about = {name: _about(Path(path)) for name, path in given.items() if path}
     writer: Any = None
     judge: Any = None
-    if given["captioner"]:
+    if path := given.get("captioner"):
         from methods.blip.captioning import load_captioner
 
-        writer = load_captioner(given["captioner"], settings, device)
-    if given["filter"]:
+        writer = load_captioner(path, settings, device)
+    if path := given.get("filter"):
         from methods.blip.filtering import load_filter
 
-        judge = load_filter(given["filter"], device)
+        judge = load_filter(path, device)
     return Models(writer, judge, about)
 
 

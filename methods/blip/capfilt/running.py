@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from methods.blip.capfilt.decoding import Decoded, Decoder, Picture
 from methods.blip.capfilt.journal import Journal
-from methods.blip.capfilt.models import Models, Network
+from methods.blip.capfilt.models import Filter, Models, Network
 from methods.blip.capfilt.records import Block, Record, Source, blocks
 from methods.blip.capfilt.settings import CapFiltError, Settings
 from shared.data.readers.files import shortened
@@ -22,25 +22,6 @@ from shared.randomness import sample_keys
 EARLY = 1_000  # entries after which a share is judged before the end
 CHANGED = "the input has changed since this work began: put it back, or take another --out"
 Row = dict[str, Any]
-
-
-@dataclass
-class Tally:
-    """Entries that were done, and the unusable ones of them."""
-
-    entries: int = 0
-    unusable: int = 0
-    replayed: int = 0  # of the entries, done by earlier runs
-    end: int = 0  # bytes of the input up to here
-    examples: list[str] = field(default_factory=list)
-
-    def add(self, record: Record, fault: str) -> None:
-        self.entries += 1
-        self.end = record.end
-        if fault:
-            self.unusable += 1
-            if len(self.examples) < 10:
-                self.examples.append(f"{record.name} ({fault})")
 
 
 @dataclass(frozen=True)
@@ -56,6 +37,39 @@ class Job:
     most_bad: float = 0.05
 
 
+@dataclass
+class Tally:
+    """Entries of a shard that are done, and the unusable ones of them."""
+
+    job: Job
+    entries: int = 0
+    unusable: int = 0
+    replayed: int = 0  # of the entries, done by earlier runs
+    end: int = 0  # bytes of the input up to here
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, block: Block, rows: Sequence[Row]) -> None:
+        """Count a block; CapFiltError if too much is unusable."""
+        most = self.job.most_bad
+        for record, row in zip(block.records, rows, strict=True):
+            self.entries, self.end = self.entries + 1, record.end
+            if fault := fault_of(record, row, self.job.settings):
+                self.unusable += 1
+                self.examples += [f"{record.name} ({fault})"] if self.unusable <= 10 else []
+            if record.lost > most:
+                said = f"{record.name}: {record.fault}; that is more than --max-bad {most:g}"
+                raise CapFiltError(f"{said}. Repair the input or raise it; what is done stays")
+        if self.entries >= EARLY:
+            self.refuse()
+
+    def refuse(self) -> None:
+        most = self.job.most_bad
+        if self.unusable > most * self.entries:
+            count = f"{self.unusable:,} of {self.entries:,} entries are unusable"
+            said = f"{count}, more than --max-bad {most:g}; the first is {self.examples[0]}"
+            raise CapFiltError(f"{said}. Raise it to go on, or repair them and take another --out")
+
+
 def work(
     job: Job,
     models: Models,
@@ -65,7 +79,7 @@ def work(
 ) -> Tally:
     """Go on where the journal ends, and end it with the number of all blocks; CapFiltError if the
     input is not what it was, or has too many unusable entries: what is done stays."""
-    tally, total = Tally(), 0
+    tally, total = Tally(job), 0
 
     def own() -> Iterator[Block]:
         nonlocal total
@@ -79,15 +93,12 @@ def work(
     for content in replayed:
         if "end" in content:
             return tally
-        block = next(mine, None)
-        check_block(block, content)
-        assert block is not None
-        _count(tally, job, block, content["rows"])
+        tally.add(check_block(next(mine, None), content), content["rows"])
         tally.replayed = tally.entries
         tell(tally)
-    root, pixels = job.source.root, job.settings.max_pixels
+    decoder: Any = Decoder(job.source.root, models.sizes, job.settings.max_pixels)
     loader: DataLoader = DataLoader(
-        Decoder(root, models.sizes, pixels),  # type: ignore[arg-type]
+        decoder,
         batch_size=None,
         sampler=mine,  # read as far ahead as the workers need
         num_workers=job.workers,
@@ -98,14 +109,14 @@ def work(
         for decoded in loader:
             rows = judged(decoded, models, job.settings)
             journal.append({"block": decoded.block.number, "rows": rows})
-            _count(tally, job, decoded.block, rows)
+            tally.add(decoded.block, rows)
             tell(tally)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         said = f"a worker process ended ({error}), perhaps for want of memory"
         raise CapFiltError(f"{said}: the same command goes on; try fewer --workers") from error
-    _refuse_bad(tally, job)
+    tally.refuse()
     if not total:
         raise CapFiltError("the input has no entries")
     journal.append({"end": total})
@@ -115,39 +126,32 @@ def work(
 def judged(decoded: Decoded, models: Models, settings: Settings) -> list[Row]:
     """What the models say of each entry: {key, fault} or {key, sha256, web: scores of its texts,
     synthetic: text, score: of that}, without what the settings do not ask for."""
-    records, pictures = decoded.block.records, decoded.pictures
-    rows: list[Row] = [{"key": record.key} for record in records]
+    rows: list[Row] = []
     usable: list[tuple[Row, Record, Picture]] = []
-    for row, record, picture in zip(rows, records, pictures, strict=True):
+    for record, picture in zip(decoded.block.records, decoded.pictures, strict=True):
+        rows.append({"key": record.key})
         if isinstance(picture, str):
-            row["fault"] = picture
+            rows[-1]["fault"] = picture
         else:
-            row["sha256"] = picture.sha256
-            usable.append((row, record, picture))
-    if not usable:
-        return rows
+            rows[-1]["sha256"] = picture.sha256
+            usable.append((rows[-1], record, picture))
     with torch.inference_mode():
-        if models.captioner is not None:
+        if usable and models.captioner is not None:
             ids = np.array([int(row["key"], 16) for row, _, _ in usable], np.uint64)
             keys = sample_keys(settings.seed, 0, ids, "caption")
             texts = models.captioner.write(_seen(models.captioner, usable), keys)
             for (row, _, _), text in zip(usable, texts, strict=True):
                 row["synthetic"] = " ".join(text.split())
-        if models.filter is not None:
-            owners, texts, fates = [], [], []
-            for owner, (row, record, _) in enumerate(usable):
-                web = record.texts if settings.web else ()
-                row["web"] = []
-                own = [*web, *filter(None, [row.get("synthetic")])]
-                owners += [owner] * len(own)
-                texts += own
-                fates += [(row, "web")] * len(web) + [(row, "score")] * (len(own) - len(web))
-            scores = _scores(models, usable, texts, torch.tensor(owners)) if texts else []
-            for (row, fate), score in zip(fates, scores, strict=True):
-                if fate == "web":
-                    row["web"].append(score)
-                else:
-                    row["score"] = score
+        if usable and models.filter is not None:
+            web = [list(record.texts) if settings.web else [] for _, record, _ in usable]
+            own = [[row["synthetic"]] if row.get("synthetic") else [] for row, _, _ in usable]
+            texts = [text for pair in zip(web, own, strict=True) for part in pair for text in part]
+            counts = [len(a) + len(b) for a, b in zip(web, own, strict=True)]
+            owners = torch.arange(len(usable)).repeat_interleave(torch.tensor(counts))
+            scores = iter(_scores(models.filter, usable, texts, owners) if texts else [])
+            for (row, _, _), found, written in zip(usable, web, own, strict=True):
+                row["web"] = list(islice(scores, len(found)))
+                row |= {"score": next(scores)} if written else {}
     return rows
 
 
@@ -158,31 +162,28 @@ def fault_of(record: Record, row: Row, settings: Settings) -> str:
     return "nothing written: the captioner's text is empty" if row.get("synthetic") == "" else ""
 
 
-def check_block(block: Block | None, content: Any) -> None:
-    """CapFiltError unless what was worked out is of this block of the input."""
-    same = block is not None and content["block"] == block.number
-    if not same or [row["key"] for row in content["rows"]] != [r.key for r in block.records]:  # type: ignore[union-attr]
-        where = f"around {shortened(block.records[0].name)}" if block else "it is shorter"
-        raise CapFiltError(f"{CHANGED} ({where})")
+def check_block(block: Block | None, content: Any) -> Block:
+    """The block; CapFiltError unless what was worked out is of this block of the input."""
+    if block is None or "end" in content:
+        raise CapFiltError(f"{CHANGED} (it has another length)")
+    keys = [record.key for record in block.records]
+    if content["block"] != block.number or keys != [row["key"] for row in content["rows"]]:
+        raise CapFiltError(f"{CHANGED} (around {shortened(block.records[0].name)})")
+    return block
 
 
 def _scores(
-    models: Models, usable: Sequence[tuple[Row, Record, Picture]], texts: list[str], owners: Tensor
+    judge: Filter, usable: Sequence[tuple[Row, Record, Picture]], texts: list[str], owners: Tensor
 ) -> list[float]:
     """Scores as the shortest numbers that stand for their float32."""
-    assert models.filter is not None
-    found = models.filter.score(_seen(models.filter, usable), texts, owners).float().cpu()
+    found = judge.score(_seen(judge, usable), texts, owners).float().cpu()
     if found.shape != (len(texts),):
-        raise CapFiltError(
-            f"the filter gave scores of shape {tuple(found.shape)}, not {len(texts)}"
-        )
+        raise CapFiltError(f"the filter gave {tuple(found.shape)} scores for {len(texts)} texts")
     good = (found >= 0) & (found <= 1)
     if not good.all():
         first = int((~good).int().argmax())
         name = shortened(usable[int(owners[first])][1].name)
-        said = (
-            f"the filter scores a text of {name} as {found[first].item()}, which is no probability"
-        )
+        said = f"the filter's score of a text of {name} is {found[first].item()}, no probability"
         raise CapFiltError(f"{said}: its weights are damaged, or it is no filter")
     return [float(str(score)) for score in found.numpy()]
 
@@ -190,24 +191,6 @@ def _scores(
 def _seen(network: Network, usable: Sequence[tuple[Row, Record, Picture]]) -> Tensor:
     images = np.stack([picture.views[network.size] for _, _, picture in usable])
     return normalise(planes(images), network.mean, network.std)
-
-
-def _count(tally: Tally, job: Job, block: Block, rows: Sequence[Row]) -> None:
-    for record, row in zip(block.records, rows, strict=True):
-        tally.add(record, fault_of(record, row, job.settings))
-        if record.lost > job.most_bad:
-            said = f"{record.name}: {record.fault}; that is more than --max-bad {job.most_bad:g}"
-            raise CapFiltError(f"{said}. Repair the input or raise it; what is done stays")
-    if tally.entries >= EARLY:
-        _refuse_bad(tally, job)
-
-
-def _refuse_bad(tally: Tally, job: Job) -> None:
-    if tally.unusable > job.most_bad * tally.entries:
-        count = f"{tally.unusable:,} of {tally.entries:,} entries are unusable"
-        first = f"the first is {tally.examples[0]}"
-        said = f"{count}, more than --max-bad {job.most_bad:g}; {first}"
-        raise CapFiltError(f"{said}. Raise it to go on, or repair them and take another --out")
 
 
 def _unchanged(decoded: Any) -> Any:

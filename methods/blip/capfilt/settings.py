@@ -33,3 +33,12 @@ class Settings:
     limit: int | None = None  # entries that are read
     max_pixels: int = 1 << 26  # of an image
     licence: str = ""  # of the data, as the user states it
+
+    def check(self) -> None:
+        """CapFiltError if these settings leave nothing to do."""
+        if not (self.web or self.synthetic):
+            raise CapFiltError("--no-web and --no-synthetic leave no text")
+        if not (self.filtered or self.synthetic):
+            raise CapFiltError("--caption-only and --no-synthetic leave nothing to do")
+        if self.min_length > self.max_length:
+            raise CapFiltError("--min-length is above --max-length")

@@ -28,9 +28,8 @@ def shard_of(given: str | None, environment: Mapping[str, str]) -> tuple[int, in
     if f"{_SLURM}ID" not in environment:
         return 0, 1
     try:
-        task, count, least, most = (
-            int(environment[_SLURM + name]) for name in ("ID", "COUNT", "MIN", "MAX")
-        )
+        names = ("ID", "COUNT", "MIN", "MAX")
+        task, count, least, most = (int(environment[_SLURM + name]) for name in names)
         step = int(environment.get(f"{_SLURM}STEP") or 1)
     except (KeyError, ValueError):
         raise CapFiltError("SLURM says of no array which task this is: give --shard i/n") from None
@@ -41,20 +40,26 @@ def shard_of(given: str | None, environment: Mapping[str, str]) -> tuple[int, in
 
 
 def journal_path(folder: Path, number: int, count: int) -> Path:
-    return folder / WORK / f"shard-{number:05}-of-{count:05}.journal"
-
-
-def refuse_other_count(folder: Path, count: int) -> None:
-    """CapFiltError if shards of another number of shards lie in the folder: they would overlap."""
+    """Where a shard keeps its journal; CapFiltError if shards of another number of shards, which it
+    would overlap, lie in the folder."""
     for path in sorted((folder / WORK).glob("shard-*.journal")):
         if not path.name.endswith(f"-of-{count:05}.journal"):
             said = f"{folder} holds {path.stem}, and this would be one of {count}"
             raise CapFiltError(f"{said}: give --shard i/n as before, or another --out")
+    return folder / WORK / f"shard-{number:05}-of-{count:05}.journal"
 
 
 def check_header(there: Any, here: Mapping[str, Any], folder: Path) -> None:
     """CapFiltError, which names what differs, unless a journal is of the same work."""
-    if told := _differences(there, here):
+    old, new = (
+        _flat({k: v for k, v in header.items() if k not in _OWN}) for header in (there, here)
+    )
+    told = [
+        f"{name} was {shortened(old.get(name))} and is {shortened(new.get(name))}"
+        for name in {**new, **old}
+        if old.get(name) != new.get(name)
+    ]
+    if told:
         said = f"{folder} holds work with something else: {'; '.join(told[:5])}"
         raise CapFiltError(f"{said}. Go on as it began, or take another --out")
 
@@ -75,37 +80,31 @@ def gather(folders: Sequence[Path]) -> tuple[dict[str, Any], list[Path]]:
             both = " and ".join(map(str, counts.values()))
             raise CapFiltError(f"shards of {' and of '.join(map(str, counts))} overlap: {both}")
         if number in places:
-            raise CapFiltError(
-                f"shard {number}/{count} is there twice: {places[number]} and {path}"
-            )
+            both = f"{places[number]} and {path}"
+            raise CapFiltError(f"shard {number}/{count} is there twice: {both}")
         places[number], headers[number] = path, header
     if not places:
         raise CapFiltError(f"no shard in {', '.join(map(str, folders))}: `run` them first")
     count = next(iter(counts))
-    if missing := [number for number in range(count) if number not in places]:
-        listed = ", ".join(map(str, missing[:20])) + (", ..." if len(missing) > 20 else "")
+    if missing := [str(number) for number in range(count) if number not in places]:
+        listed = ", ".join(missing[:20]) + (", ..." if len(missing) > 20 else "")
         raise CapFiltError(f"{len(missing)} of {count} shards are missing: {listed} (from 0 on)")
-    ends = {}
+    ends = set()
     for number in range(count):
         check_header(headers[number], headers[0], places[number])
         last = deque(journal.read(places[number]), maxlen=1).pop()
         if "end" not in last:
             said = f"shard {number}/{count} has not ended"
             raise CapFiltError(f"{said}: run it again with --shard {number}/{count}, it goes on")
-        ends[last["end"]] = number
+        ends.add(last["end"])
     if len(ends) > 1:
-        raise CapFiltError(f"{CHANGED} (shards {' and '.join(map(str, ends.values()))})")
+        raise CapFiltError(f"{CHANGED} (shards saw another length)")
     return headers[0], [places[number] for number in range(count)]
 
 
-def _differences(there: Any, here: Any, name: str = "") -> list[str]:
-    if isinstance(there, dict) and isinstance(here, dict):
-        keys = [key for key in {**here, **there} if name or key not in _OWN]
-        return [
-            told
-            for key in keys
-            for told in _differences(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
-        ]
-    if there == here:
-        return []
-    return [f"{name} was {shortened(there)} and is {shortened(here)}"]
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Values of nested objects by dotted names."""
+    if not isinstance(value, dict):
+        return {name[1:]: value}
+    parts = (_flat(inner, f"{name}.{key}") for key, inner in value.items())
+    return {key: inner for part in parts for key, inner in part.items()}

@@ -9,7 +9,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from methods.blip.capfilt.decoding import Decoder, UnusableError
-from methods.blip.capfilt.outcome import Example, Outcome
+from methods.blip.capfilt.outcome import Outcome
+from methods.blip.capfilt.records import Record
 from shared.files import replacing
 from shared.showing import printable
 
@@ -19,15 +20,12 @@ LONGEST = 300  # characters shown of a text
 
 def write(path: Path, outcome: Outcome, facts: dict[str, Any], decoder: Decoder) -> None:
     """Write the page, whole or not at all. All values are escaped by the template."""
-    groups = []
-    for fate, heap in sorted(outcome.examples.items(), key=_most_telling):
-        examples = [item[-1] for item in sorted(heap, key=lambda item: item[:2], reverse=True)]
-        title = ", ".join(part.replace(" ", " text ", 1) for part in fate)
-        groups.append((title, [(example, thumbnail(example, decoder)) for example in examples]))
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
-    )
-    environment.filters.update(shown=shown)
+    # Texts of different fates first: there the filter had to choose.
+    fates = sorted(outcome.examples, key=lambda fate: (-len({t.split()[1] for t in fate}), fate))
+    groups = [(", ".join(fate).replace(" ", " text "), outcome.examples_of(fate)) for fate in fates]
+    folder = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined)
+    environment.filters.update(shown=shown, thumbnail=lambda record: thumbnail(record, decoder))
     page = environment.get_template("sheet.html").render(facts=facts, groups=groups)
     with replacing(path) as file:
         file.write(page.encode("utf-8", "backslashreplace"))
@@ -38,19 +36,13 @@ def shown(text: str) -> str:
     return printable(text if len(text) <= LONGEST else text[:LONGEST] + "…")
 
 
-def thumbnail(example: Example, decoder: Decoder) -> str:
+def thumbnail(record: Record, decoder: Decoder) -> str:
     """A data address of a small JPEG, or "" if the image is gone since."""
     try:
-        image = Image.fromarray(decoder.pixels(decoder.read(example.record)))
+        image = Image.fromarray(decoder.pixels(decoder.read(record)))
     except UnusableError:
         return ""
     image.thumbnail((SIDE, SIDE))
     content = io.BytesIO()
     image.save(content, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
-
-
-def _most_telling(group: tuple[tuple[str, ...], Any]) -> tuple[int, tuple[str, ...]]:
-    """Texts of different fates first: there the filter had to choose."""
-    endings = {part.split()[-1] for part in group[0]}
-    return (-len(endings), group[0])

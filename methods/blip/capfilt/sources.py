@@ -9,13 +9,17 @@ from methods.blip.capfilt.json_pairs import JsonPairs
 from methods.blip.capfilt.records import Source
 from methods.blip.capfilt.settings import CapFiltError
 from methods.blip.capfilt.tar_pairs import TarPairs
-from shared.showing import printable
 
 
 def open_source(inputs: Sequence[str], image_root: str | None) -> Source:
     """The input that paths name: one .json or .jsonl, tar shards (also by patterns, or in a folder)
     or one folder of images. `image_root` is of JSON alone, by default the file's folder."""
-    paths = [Path(path) for name in inputs for path in _matches(name)]
+    paths: list[Path] = []
+    for name in inputs:
+        found = [name] if Path(name).exists() else sorted(glob.glob(name))
+        if not found:
+            raise CapFiltError(f"{name}: no such file or folder")
+        paths += map(Path, found)
     if len(paths) == 1 and paths[0].is_dir():
         if not (shards := sorted(paths[0].glob("*.tar"))):
             return FolderPairs(paths[0])
@@ -26,15 +30,7 @@ def open_source(inputs: Sequence[str], image_root: str | None) -> Source:
     if len(paths) == 1 and suffixes <= {".json", ".jsonl"}:
         root = Path(image_root) if image_root else paths[0].parent
         if not root.is_dir():
-            raise CapFiltError(f"{printable(str(root))} is no folder: --image-root names it")
+            raise CapFiltError(f"{root} is no folder: --image-root names it")
         return JsonPairs(paths[0], root)
     wanted = "one .json or .jsonl file, one folder of images, or tar shards"
-    raise CapFiltError(f"{printable(' '.join(inputs))[:200]}: give {wanted}")
-
-
-def _matches(name: str) -> list[str]:
-    if Path(name).exists():
-        return [name]
-    if not (paths := sorted(glob.glob(name))):
-        raise CapFiltError(f"{printable(name)}: no such file or folder")
-    return paths
+    raise CapFiltError(f"{' '.join(inputs)[:200]}: give {wanted}")
