@@ -4,6 +4,7 @@ import random
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,10 @@ def test_kills_at_random_moments_change_no_byte(tmp_path: Path, kind: str) -> No
             assert process.poll() is None, ended(process, 1)
             process.send_signal(signal.SIGKILL)
             process.wait(60)
+            deadline = time.monotonic() + 20
+            while left := alive(process.pid):  # the workers end by themselves
+                assert time.monotonic() < deadline, left
+                time.sleep(0.01)
         lines_at_kill.append(journal.read_bytes().count(b"\n"))
         assert not (out / "card.json").exists()
     assert lines_at_kill == sorted(lines_at_kill)
@@ -62,3 +67,13 @@ def reached(journal: Path, out: Path, lines: int | None) -> bool:
     if lines is None:
         return bool(list(out.glob(".captions.jsonl.*.tmp")))
     return journal.exists() and journal.read_bytes().count(b"\n") > lines
+
+
+def alive(group: int) -> list[str]:
+    """Processes of a group, but those that have ended and that nobody asked for."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, process_group = path.read_text().rpartition(")")[2].split()[:3]
+            found += [path.parent.name] if int(process_group) == group and state != "Z" else []
+    return found

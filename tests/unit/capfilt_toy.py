@@ -42,7 +42,7 @@ class ToyCaptioner:
 
 
 class ToyFilter:
-    size, mean, std = 24, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    size, mean, std = 96, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # a block is larger than a pipe holds
 
     def score(self, images: Tensor, texts: Sequence[str], owners: Tensor) -> Tensor:
         numbers = [int.from_bytes(hashlib.sha256(t.encode()).digest()[:2], "big") for t in texts]

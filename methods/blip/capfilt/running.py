@@ -1,5 +1,8 @@
 """The work on a shard: block after block through the models, each into the journal when done."""
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -103,6 +106,7 @@ def work(
         sampler=mine,  # read as far ahead as the workers need
         num_workers=job.workers,
         collate_fn=_unchanged,
+        worker_init_fn=_end_with_parent,
         generator=torch.Generator(),
     )
     try:
@@ -195,3 +199,15 @@ def _seen(network: Network, usable: Sequence[tuple[Row, Record, Picture]]) -> Te
 
 def _unchanged(decoded: Any) -> Any:
     return decoded
+
+
+def _end_with_parent(worker: int) -> None:
+    """End this worker when its parent was killed, even while nobody takes what it hands over."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
