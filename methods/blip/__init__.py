@@ -1,1 +1,1 @@
-"""BLIP: bootstrapping language-image pre-training for unified understanding and generation."""
+"""BLIP: bootstrapping language-image pre-training for understanding and generation (2201.12086)."""

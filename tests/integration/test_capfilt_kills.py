@@ -19,7 +19,7 @@ ENDED = b'{"end":'
 
 @pytest.fixture(autouse=True)
 def bounded():
-    with within(300):
+    with within(900):
         yield
 
 
@@ -47,7 +47,7 @@ def test_kills_at_random_moments_change_no_byte(tmp_path: Path, kind: str) -> No
             assert process.poll() is None, ended(process, 1)
             process.send_signal(signal.SIGKILL)
             process.wait(60)
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while left := alive(process.pid):  # the workers end by themselves
                 assert time.monotonic() < deadline, left
                 time.sleep(0.01)

@@ -196,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     option("threshold", _number(float, 0, 1), "texts stay above this match probability")
     option("beams", _number(int, 0, 100), "search with so many beams instead of sampling")
     option("top_p", _number(float, 1e-6, 1), "mass of the nucleus that is sampled from")
-    option("top_k", _number(int, 0, 10**6), "tokens that are sampled from at most; 0: all")
+    option("top_k", _number(int, 1, 10**6), "tokens that are sampled from at most")
     option("max_length", _number(int, 1, 512), "tokens of a caption, prompt included")
     option("min_length", _number(int, 0, 512), "at least")
     option("prompt", str, "what captions begin with, which is cut off")
