@@ -13,6 +13,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from torchvision.transforms import InterpolationMode as Mode
+from torchvision.transforms import v2
 
 from methods.blip.capfilt import cli
 from methods.blip.capfilt.decoding import Decoder
@@ -200,11 +203,8 @@ def test_the_networks_see_what_the_official_transform_makes(inputs):
     object.__setattr__(models, "captioner", Watching())
     rows = judged(Decoder(source.root, (16,), 10**6)[block], models, Settings(filtered=False))
     assert all("synthetic" in row for row in rows)
-    from PIL import Image
-    from torchvision.transforms import InterpolationMode as Mode
-    from torchvision.transforms import v2
-
-    official = v2.Compose([v2.Resize((16, 16), Mode.BICUBIC), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(Watching.mean, Watching.std)])  # fmt: skip
+    steps = [v2.Resize((16, 16), Mode.BICUBIC), v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+    official = v2.Compose([*steps, v2.Normalize(Watching.mean, Watching.std)])
     expected = [official(Image.open(r.image.path).convert("RGB")) for r in block.records]
     torch.testing.assert_close(seen[0], torch.stack(expected))
 

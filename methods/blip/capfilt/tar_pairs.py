@@ -131,6 +131,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     temporary.chmod(path.parent.stat().st_mode)
     try:
         yield temporary
+        os.sync()  # one call for what may be millions of files
         if path.is_symlink():
             raise CapFiltError(f"{path} is a link: remove it")
         if path.exists():
