@@ -32,6 +32,7 @@ Files = dict[str, bytes]
 
 class ToyCaptioner:
     size, mean, std = 16, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    on_white = False
 
     def write(self, images: Tensor, keys: np.ndarray) -> list[str]:
         draws = key_uniforms(keys, 4)
@@ -43,6 +44,7 @@ class ToyCaptioner:
 
 class ToyFilter:
     size, mean, std = 96, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)  # a block is larger than a pipe holds
+    on_white = False
 
     def score(self, images: Tensor, texts: Sequence[str], owners: Tensor) -> Tensor:
         numbers = [int.from_bytes(hashlib.sha256(t.encode()).digest()[:2], "big") for t in texts]

@@ -44,6 +44,7 @@ class Decoder:
     root: str | None
     sizes: tuple[int, ...]
     most_pixels: int
+    on_white: bool = True  # where an image is transparent; else its alpha is dropped
 
     def __getitem__(self, block: Block) -> Decoded:
         return Decoded(block, [self._picture(record) for record in block.records])
@@ -86,7 +87,12 @@ class Decoder:
                     width, height = image.size
                 if width * height > self.most_pixels:
                     raise UnusableError(f"too large: {width} x {height} pixels")
-                return read_image(io.BytesIO(content))
+                pixels = read_image(io.BytesIO(content), "RGBA" if self.on_white else "RGB")
+                if self.on_white:
+                    ground = Image.new("RGBA", (width, height), "white")
+                    ground.alpha_composite(Image.fromarray(pixels))
+                    pixels = np.asarray(ground.convert("RGB"))
+                return pixels
         except (UnusableError, MemoryError):
             raise
         except Exception as error:  # whatever the first wrong byte provokes

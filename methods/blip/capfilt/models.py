@@ -15,17 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from methods.blip.capfilt.decoding import Decoder
 from methods.blip.capfilt.settings import CapFiltError, Settings
 from shared.files import open_regular
 
 
 class Network(Protocol):
     """Sees images (B, 3, S, S), float32 on the CPU: `size` is S, `mean` and `std` are those that
-    values in 0..1 are normalised by, per channel. It moves tensors to where it is itself."""
+    values in 0..1 are normalised by, per channel. Transparent images lie `on_white`, or lose their
+    alpha, as in the official code. It moves tensors to where it is itself."""
 
     size: int
     mean: Sequence[float]
     std: Sequence[float]
+    on_white: bool
 
 
 class Captioner(Network, Protocol):
@@ -61,9 +64,13 @@ class Models:
     filter: Filter | None
     about: dict[str, dict[str, str]]
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        return tuple(sorted({network.size for network in (self.captioner, self.filter) if network}))
+    def decoder(self, root: str | None, most_pixels: int) -> Decoder:
+        """What makes of files the images that the networks see."""
+        networks = [network for network in (self.captioner, self.filter) if network is not None]
+        if len(grounds := {network.on_white for network in networks}) > 1:
+            raise CapFiltError("one model was trained on transparent images, the other was not")
+        sizes = sorted({network.size for network in networks})
+        return Decoder(root, tuple(sizes), most_pixels, grounds.pop())
 
 
 def load_models(
@@ -80,14 +87,12 @@ def load_models(
     about = {name: _about(Path(path)) for name, path in given.items() if path}
     writer: Any = None
     judge: Any = None
+    from methods.blip.capfilt.networks import ModuleCaptioner, ModuleFilter
+
     if path := given.get("captioner"):
-        from methods.blip.captioning import load_captioner
-
-        writer = load_captioner(path, settings, device)
+        writer = ModuleCaptioner(path, settings, device)
     if path := given.get("filter"):
-        from methods.blip.filtering import load_filter
-
-        judge = load_filter(path, device)
+        judge = ModuleFilter(path, device)
     return Models(writer, judge, about)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from methods.blip.capfilt.decoding import Decoded, Decoder, Picture
+from methods.blip.capfilt.decoding import Decoded, Picture
 from methods.blip.capfilt.journal import Journal
 from methods.blip.capfilt.models import Filter, Models, Network
 from methods.blip.capfilt.records import Block, Record, Source, blocks
@@ -99,7 +99,7 @@ def work(
         tally.add(check_block(next(mine, None), content), content["rows"])
         tally.replayed = tally.entries
         tell(tally)
-    decoder: Any = Decoder(job.source.root, models.sizes, job.settings.max_pixels)
+    decoder: Any = models.decoder(job.source.root, job.settings.max_pixels)
     loader: DataLoader = DataLoader(
         decoder,
         batch_size=None,
