@@ -18,14 +18,15 @@ WORDS, TOKENS = 30, 35  # of a text that is judged: salesforce/BLIP@056a169 `con
 
 
 class Loaded:
-    """A checkpoint of ours whose module has a network `part`, and what it sees of images."""
+    """A checkpoint of ours whose module has the attribute `part`, and what it sees of images."""
 
     def __init__(self, path: str, device: str, part: str, task: str) -> None:
         try:
             self.predictor: Any = load_predictor(Path(path), device)
         except (PredictError, FileNotFoundError) as error:
             raise CapFiltError(str(error)) from error
-        self.module, self.tokenizer = self.predictor.module, self.predictor.tokenizer
+        self.module: Any = self.predictor.module
+        self.tokenizer: Any = self.predictor.tokenizer
         if not hasattr(self.module, part) or self.tokenizer is None:
             found = type(self.module).__name__
             raise CapFiltError(f"{path} holds {found}: give a checkpoint of {task}")
@@ -40,7 +41,7 @@ class ModuleCaptioner(Loaded):
     def __init__(self, path: str, settings: Settings, device: str) -> None:
         from shared.nn.generation import Generation
 
-        super().__init__(path, device, "decoder", "captioning")
+        super().__init__(path, device, "captions", "captioning")
         self.prompt = self.tokenizer.opening(settings.prompt).tolist()[1:]
         learned = list(self.module.hparams["prompt_ids"])
         if self.prompt != learned:
