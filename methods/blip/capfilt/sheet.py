@@ -22,7 +22,8 @@ def write(path: Path, outcome: Outcome, facts: dict[str, Any], decoder: Decoder)
     """Write the page, whole or not at all. All values are escaped by the template."""
     # Texts of different fates first: there the filter had to choose.
     fates = sorted(outcome.examples, key=lambda fate: (-len({t.split()[1] for t in fate}), fate))
-    groups = [(", ".join(fate).replace(" ", " text "), outcome.examples_of(fate)) for fate in fates]
+    titles = [", ".join(part.replace(" ", " text ") for part in fate) for fate in fates]
+    groups = list(zip(titles, map(outcome.examples_of, fates), strict=True))
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined)
     environment.filters.update(shown=shown, thumbnail=lambda record: thumbnail(record, decoder))
