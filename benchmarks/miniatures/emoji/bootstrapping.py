@@ -1,7 +1,7 @@
 """The web's texts of the emoji after CapFilt, by a captioner and a filter that a run has trained.
 
-`bootstrapped` is the entry, for use as a `source`: of the arms of BLIP's claim, which differ in what
-of the web they learn from.
+`bootstrapped` is the entry, for use as a `source`: of the arms of BLIP's claim, which differ in
+what of the web they learn from.
 """
 
 import hashlib
@@ -12,7 +12,13 @@ from typing import Any
 
 from sklearn.metrics import roc_auc_score
 
-from benchmarks.miniatures.building import Provenance, build_once, write_json
+from benchmarks.miniatures.building import (
+    Provenance,
+    build_once,
+    generator_of,
+    mixed,
+    write_json,
+)
 from benchmarks.miniatures.emoji.web_texts import web_texts
 from methods.blip.capfilt import cli
 from shared.files import read_json
@@ -31,7 +37,8 @@ def bootstrapped(
 ) -> Provenance:
     """Make `web_texts` present in `web_root`, and from it in `root` by `tenfold-capfilt`:
     `web_kept.json`, the web's pairs that the filter believes; `synthetic.json`, what the captioner
-    writes, `synthetic_kept.json`, and `capfilt/`, the tool's output with its card and sheet.
+    writes, `synthetic_kept.json`, and `capfilt/`, the tool's output with its card and sheet. The
+    texts of both kept lists, dealt out to other images, are `shuffled.json`.
 
     The provenance says what the filter is worth: `filter_auc`, the area under its ROC curve for the
     web's right and wrong texts, which it has never been told; and shares in percent. Before there
@@ -60,6 +67,10 @@ def bootstrapped(
             lists[f"{text['origin']}_kept"] += [pair] if text["kept"] else []
         for name in ("web_kept", "synthetic", "synthetic_kept"):
             write_json(folder / f"{name}.json", lists[name], indent=0)
+        left = [*lists["web_kept"], *lists["synthetic_kept"]]
+        dealt = mixed([pair["caption"] for pair in left], generator_of(seed, "shuffled"))
+        shuffled = [{**pair, "caption": text} for pair, text in zip(left, dealt, strict=True)]
+        write_json(folder / "shuffled.json", shuffled, indent=0)
         wrong = read_json(Path(web_root) / "secret" / f"{PREFIX}web_mask.json")
         write_json(folder / "filter.json", quality(texts, {int(index) for index in wrong}))
 
