@@ -1,5 +1,6 @@
 """BLIP's modules as the captioner and the filter of CapFilt."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 blip = pytest.importorskip("tests.unit.blip_toy", reason="BLIP's modules are not here")
 
 from methods.blip.filtering import PairFilter  # noqa: E402
-from tests.unit.test_blip_predict import ALL  # noqa: E402
+from tests.unit.test_blip_predict import ALL, FILE  # noqa: E402
 
+from methods.blip import official  # noqa: E402
 from methods.blip.capfilt.models import load_models  # noqa: E402
 from methods.blip.capfilt.networks import ModuleCaptioner, ModuleFilter  # noqa: E402
 from methods.blip.capfilt.settings import CapFiltError, Settings  # noqa: E402
@@ -21,6 +23,7 @@ from tests.unit.test_predict_texts import VIEWS  # noqa: E402
 
 SETTINGS = Settings(prompt="a red ", max_length=8, min_length=4)
 TEXTS = ["A red square.", "doggy?", "a green disc - this", "dog", "no!"]
+CLEANED = ["a red square", "doggy?", "a green disc - this", "dog", "no"]
 OWNERS = torch.tensor([0, 0, 1, 2, 2])
 
 
@@ -42,11 +45,10 @@ def saved(tmp_path: Path) -> Any:
 
 def test_the_filter_scores_as_blips_filter_with_enc_in_front(saved):
     path = saved("retrieval")
-    judge = ModuleFilter(path, "cpu")
+    judge = ModuleFilter(path, SETTINGS, "cpu")
     images = torch.randn(3, 3, judge.size, judge.size)
     predictor: Any = load_predictor(Path(path), "cpu")
-    cleaned = ["a red square", "doggy?", "a green disc - this", "dog", "no"]
-    pairs = (images[OWNERS], *predictor.tokenizer.batch(cleaned, 35))
+    pairs = (images[OWNERS], *predictor.tokenizer.batch(CLEANED, 35))
     with torch.inference_mode():
         scores = judge.score(images, TEXTS, OWNERS)
         expected = PairFilter(predictor.module).probabilities(*pairs)
@@ -80,7 +82,7 @@ def test_other_checkpoints_and_prompts_are_refused(saved, tmp_path):
     with pytest.raises(CapFiltError, match="holds Retrieval: give a checkpoint of captioning"):
         ModuleCaptioner(retrieval, SETTINGS, "cpu")
     with pytest.raises(CapFiltError, match="holds Captioning: give a checkpoint of retrieval"):
-        ModuleFilter(captioning, "cpu")
+        ModuleFilter(captioning, SETTINGS, "cpu")
     with pytest.raises(CapFiltError, match="another prompt: --prompt 'a red '"):
         ModuleCaptioner(captioning, Settings(), "cpu")
     with pytest.raises(CapFiltError, match="no room after the prompt"):
@@ -88,3 +90,49 @@ def test_other_checkpoints_and_prompts_are_refused(saved, tmp_path):
     models = load_models(captioning, retrieval, SETTINGS, "cpu")
     assert models.about["filter"]["name"] == "retrieval.ckpt"
     assert models.decoder(None, 100).sizes == (16,)
+
+
+WIDE: dict[str, Any] = {
+    "vision": {"image_size": 32, "patch_size": 8, "width": 64, "depth": 2, "heads": 1},
+    "text": {
+        "vocab_size": 20, "hidden_size": 128, "num_layers": 2, "num_heads": 2,
+        "intermediate_size": 96, "max_positions": 40, "type_vocab_size": 0, "dropout": 0.1,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["official", "hugging face"])
+def test_official_files_and_folders_do_what_our_checkpoints_do(tmp_path, form):
+    words = "\n".join(FILE) + "\n"
+    (tmp_path / "vocab.txt").write_text(words)
+    modules, paths = {}, {}
+    for kind in ("captioning", "retrieval"):
+        modules[kind] = blip.lively(blip.build(kind, **WIDE)).eval()
+        state = official.export(modules[kind])
+        if form == "official":
+            paths[kind] = str(tmp_path / f"{kind}.pth")
+            torch.save({"model": state}, paths[kind])
+        else:
+            paths[kind] = str(tmp_path / kind)
+            Path(paths[kind]).mkdir()
+            Path(paths[kind], "vocab.txt").write_text(words)
+            torch.save(official.hugging_face_names(state), Path(paths[kind], "pytorch_model.bin"))
+    settings = Settings(prompt="a red ", max_length=8, min_length=4)
+    if form == "official":
+        with pytest.raises(CapFiltError, match="--vocab names BERT's"):
+            load_models(*paths.values(), settings, "cpu")
+        settings = replace(settings, vocab=str(tmp_path / "vocab.txt"))
+        with pytest.raises(CapFiltError, match="is no checkpoint of BLIP's captioning"):
+            load_models(paths["retrieval"], paths["retrieval"], settings, "cpu")
+    models: Any = load_models(*paths.values(), settings, "cpu")
+    assert models.decoder(None, 100).sizes == (32,)
+    images, keys = torch.randn(3, 3, 32, 32), np.arange(3, dtype=np.uint64)
+    writer, judge = models.captioner, models.filter
+    assert {writer.module.training, judge.module.training} == {False}
+    with torch.inference_mode():
+        written, scores = writer.write(images, keys), judge.score(images, TEXTS, OWNERS)
+        pairs = (images[OWNERS], *judge.tokenizer.batch(CLEANED, 35))
+        expected = PairFilter(modules["retrieval"]).probabilities(*pairs)
+        writer.module = modules["captioning"]
+        assert written == writer.write(images, keys)
+    torch.testing.assert_close(scores, expected)

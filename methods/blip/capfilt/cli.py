@@ -204,10 +204,11 @@ def _parser() -> argparse.ArgumentParser:
     option("seed", _number(int, 0, 2**63 - 1), "of the sampling")
     option("limit", _number(int, 1, 10**15), "entries that are read")
     option("max_pixels", _number(int, 1, 10**9), "of an image; larger ones are left out")
+    option("vocab", str, "BERT's vocab.txt, or its folder, where an official file has none")
     option("licence", str, "of the data, for the card")
     text = "share of unusable entries that is no error; by default %(default)s"
     add("--max-bad", type=_number(float, 0, 1), default=Job.most_bad, metavar="SHARE", help=text)
-    processes = min(8, len(os.sched_getaffinity(0)))
+    processes = min(8, os.cpu_count() or 1)
     text = "processes that decode images; by default %(default)s"
     add("--workers", type=_number(int, 0, 1000), default=processes, metavar="N", help=text)
     text = "work on the i-th of n shards, from 0 on; by default as SLURM's array says"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from methods.blip.capfilt.decoding import Decoder
 from methods.blip.capfilt.settings import CapFiltError, Settings
+from shared.data.readers.files import PACKAGE
 from shared.files import open_regular
 
 
@@ -85,6 +86,8 @@ def load_models(
         kinds = "a checkpoint of ours, an official one or a Hugging Face folder"
         raise CapFiltError(f"{' and '.join(missing)} not given: {kinds}")
     about = {name: _about(Path(path)) for name, path in given.items() if path}
+    if settings.vocab and not settings.vocab.startswith(PACKAGE):
+        about["vocabulary"] = _about(Path(settings.vocab))
     writer: Any = None
     judge: Any = None
     from methods.blip.capfilt.networks import ModuleCaptioner, ModuleFilter
@@ -92,7 +95,7 @@ def load_models(
     if path := given.get("captioner"):
         writer = ModuleCaptioner(path, settings, device)
     if path := given.get("filter"):
-        judge = ModuleFilter(path, device)
+        judge = ModuleFilter(path, settings, device)
     return Models(writer, judge, about)
 
 

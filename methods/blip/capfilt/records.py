@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -127,9 +127,12 @@ def name_fault(name: str) -> str:
     return f"outside: {shortened(name)} leads out of its root" if leaves(name) else ""
 
 
+_real = cache(os.path.realpath)
+
+
 def outside(path: str, root: str | None) -> bool:
     """Whether a path leads, by a link, out of the folder `root`."""
     if root is None:
         return False
-    real, folder = os.path.realpath(path), os.path.realpath(root)
+    real, folder = os.path.realpath(path), _real(root)
     return os.path.commonpath([real, folder]) != folder

@@ -32,6 +32,7 @@ class Settings:
     seed: int = 0
     limit: int | None = None  # entries that are read
     max_pixels: int = 1 << 26  # of an image
+    vocab: str = ""  # of official files: a vocab.txt, its folder, or package:NAME
     licence: str = ""  # of the data, as the user states it
 
     def check(self) -> None:
