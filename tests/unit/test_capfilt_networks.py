@@ -10,15 +10,14 @@ import torch
 
 blip = pytest.importorskip("tests.unit.blip_toy", reason="BLIP's modules are not here")
 
-from methods.blip.filtering import PairFilter  # noqa: E402
-from tests.unit.test_blip_predict import ALL, FILE  # noqa: E402
-
 from methods.blip import official  # noqa: E402
 from methods.blip.capfilt.models import load_models  # noqa: E402
 from methods.blip.capfilt.networks import ModuleCaptioner, ModuleFilter  # noqa: E402
 from methods.blip.capfilt.settings import CapFiltError, Settings  # noqa: E402
+from methods.blip.filtering import PairFilter  # noqa: E402
 from shared.predict.inputs import load_predictor  # noqa: E402
 from tests.unit import test_predict  # noqa: E402
+from tests.unit.test_blip_predict import ALL, FILE  # noqa: E402
 from tests.unit.test_predict_texts import VIEWS  # noqa: E402
 
 SETTINGS = Settings(prompt="a red ", max_length=8, min_length=4)
