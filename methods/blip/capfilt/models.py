@@ -17,7 +17,7 @@ from torch import Tensor
 
 from methods.blip.capfilt.decoding import Decoder
 from methods.blip.capfilt.settings import CapFiltError, Settings
-from shared.data.readers.files import PACKAGE
+from shared.data.readers.model_files import PACKAGE
 from shared.files import open_regular
 
 
