@@ -182,7 +182,7 @@ BUILDERS = {
 }
 OF_A_MODULE = {("pickle", "load"), ("pickle", "loads"), ("torch", "load"), ("yaml", "load")}
 WORDS = {*BUILDERS, "eval(", "exec(", *(name for _, name in OF_A_MODULE)}
-KNOWN_METHODS = ("albef", "cascode", "comatch", "iccl", "mopro", "pcl")
+KNOWN_METHODS = ("albef", "blip", "cascode", "comatch", "iccl", "mopro", "pcl")
 WHY_SAFE = {
     # the floor: names are checked where they are defined, and the kind must fit
     "shared/nn/building.py": "checks every name",
@@ -199,11 +199,13 @@ WHY_SAFE = {
     "shared/data/image_text/pairs.py": "views",
     "methods/comatch/data.py": "the split's rule comes from the user's own config",
     # the user's own config, names checked all the same
+    "shared/predict/official.py": "an experiment of ours; official.py beside a module of ours",
     "shared/run.py": "config of the run; official.py beside a module of ours",
     "shared/tasks/linear_classification.py": "a network of ours",
     "shared/tasks/frozen_features.py": "a network of ours",
     # checkpoints that are loaded as such
     **dict.fromkeys((f"methods/{m}/official.py" for m in KNOWN_METHODS), "load_module"),
+    "methods/blip/capfilt/networks.py": "a config of ours, its sizes from the file's tensors",
     "methods/cascode/inference.py": "load_module",
     "methods/mopro/cleaning.py": "load_module; the rest from the user's own config",
     "methods/cascode/extraction/trees.py": "names of parsers in a table of ours",

@@ -249,7 +249,8 @@ def test_rows_state_their_figures() -> None:
         if line.get("value") is None:
             assert "established" in line["source"], name  # no figure of the paper's is known
         else:
-            assert 0 < line["value"] <= 100, name
+            most = 200 if line["metric"] == "test/cider" else 100  # CIDEr is no share
+            assert 0 < line["value"] <= most, name
 
 
 @thirds_or_all

@@ -28,11 +28,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def with_bases(name: str) -> Any:
+    own: Any = OmegaConf.load(CONF / f"{name}.yaml")
+    return OmegaConf.merge(*map(with_bases, own.pop("defaults", ["_self_"])[:-1]), own)
+
+
 @cache
 def composed(name: str, root: Path) -> Any:
-    own = OmegaConf.load(CONF / f"{name}.yaml")
-    bases = [OmegaConf.load(CONF / f"{base}.yaml") for base in own.pop("defaults", ["_self_"])[:-1]]
-    whole = {"data": OmegaConf.merge(*bases, own), "data_root": str(root), "seed": 0}
+    whole = {"data": with_bases(name), "data_root": str(root), "seed": 0}
     return OmegaConf.to_container(OmegaConf.create(whole).data, resolve=True)
 
 

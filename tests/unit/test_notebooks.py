@@ -20,7 +20,7 @@ def test_a_notebook(notebook: Path, tmp_path: Path) -> None:
     assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)  # they age
     script = tmp_path / "notebook.py"
     script.write_text("\n\n".join("".join(cell["source"]) for cell in cells) + "\n")
-    done = run([sys.executable, str(script)], cwd=tmp_path)
+    done = run([sys.executable, str(script)], seconds=300, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for words in SAYS[notebook.stem]:
         assert words in done.stdout
