@@ -70,7 +70,7 @@ def inputs(seed: int) -> dict[str, Tensor]:
     for row, words in zip(answers, ANSWERS.values(), strict=True):
         row[: len(words) + 2] = torch.tensor([BOS, *words, SEP])
     return {
-        "images": made["images"], "mask": made["attention_mask"], "ids": ids, "grounded": grounded,
+        "images": made["images"].double(), "mask": made["attention_mask"], "ids": ids, "grounded": grounded,
         "written": written, "answers": answers,
     }  # fmt: skip
 
@@ -84,7 +84,8 @@ def ended(ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def outputs(kind: str, port: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the port makes of the inputs."""
+    """What the port makes of the inputs, in float64, so that rounding hides nothing."""
+    port = port.double()
     return {"captioning": captions, "retrieval": scores, "vqa": answers}[kind](port, given)
 
 
@@ -111,9 +112,7 @@ def scores(port: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
     return {
         "enc": port(given["grounded"], images, attention_mask=mask).itm_score,
         "cls": port(given["ids"], images, attention_mask=mask).itm_score,
-        "cosines": port(
-            given["ids"], images, attention_mask=mask, use_itm_head=False
-        ).itm_score,
+        "cosines": port(given["ids"], images, attention_mask=mask, use_itm_head=False).itm_score,
     }
 
 
