@@ -101,8 +101,10 @@ def replacing(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[Binar
 
 @contextmanager
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield an empty folder to fill, which gets the name `path` when all is written; FileExistsError
-    if something has it, and if anything fails, nothing is left."""
+    """Yield an empty folder to fill, which gets the name `path` when all is written.
+
+    FileExistsError if something has that name; if anything fails, nothing is left.
+    """
     target = Path(path)
     if target.exists() or target.is_symlink():
         raise FileExistsError(errno.EEXIST, "is there already", str(target))

@@ -70,9 +70,13 @@ def inputs(seed: int) -> dict[str, Tensor]:
     for row, words in zip(answers, ANSWERS.values(), strict=True):
         row[: len(words) + 2] = torch.tensor([BOS, *words, SEP])
     return {
-        "images": made["images"].double(), "mask": made["attention_mask"], "ids": ids, "grounded": grounded,
-        "written": written, "answers": answers,
-    }  # fmt: skip
+        "images": made["images"].double(),
+        "mask": made["attention_mask"],
+        "ids": ids,
+        "grounded": grounded,
+        "written": written,
+        "answers": answers,
+    }
 
 
 def ended(ids: Tensor) -> Tensor:
