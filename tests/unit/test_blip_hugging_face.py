@@ -11,8 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -20,6 +22,9 @@ from methods.blip import exporting, official
 from methods.blip.filtering import PairFilter
 from shared.checkpoints.reading import CheckpointError, load_checkpoint
 from shared.data.text.wordpiece import WordPiece
+from shared.nn.building import build as build_module
+from shared.training.method import Method
+from tests.configs import composed
 from tests.unit import test_predict
 from tests.unit.blip_toy import BOS, ENC, PAD, SEP, VISION, WORDS, build, lively
 from tests.unit.blip_transformers import (
@@ -119,7 +124,7 @@ def test_matching_with_and_without_enc_and_cosines(folder: Path) -> None:
 
 @torch.no_grad()
 def test_answers(folder: Path) -> None:
-    """With no prompt but [DEC], both rules of lengths agree. The port's decoder looks at a question's
+    """With no prompt but [DEC], both rules of lengths agree. The port's decoder sees a question's
     padding, whatever its mask says; that of the first question has none."""
     settings = {"generation": WRITING | {"min_length": 3}, "reads_padding": True, "k_test": 4}
     module, port = ours("vqa", folder, **settings)
@@ -279,6 +284,28 @@ def test_training_starts_from_a_folder_at_another_size_of_images() -> None:
         official.warm_start(build("retrieval", vision=VISION), RECORDED / "retrieval", "retrieval")
 
 
+def test_a_folder_predicts_as_an_official_file(tmp_path: Path) -> None:
+    tokens = [*TOKENS[:-2], *(f"w{n}" for n in range(28 - len(TOKENS[:-2])))]
+    (tmp_path / "vocab.txt").write_text("\n".join(tokens) + "\n")
+    overrides = [f"data.vocab={tmp_path}/vocab.txt", f"data_root={tmp_path}"]
+    experiment, path = "blip/smoke_captioning", tmp_path / "last.ckpt"
+    torch.manual_seed(0)
+    module: Any = lively(build_module(composed(experiment, *overrides).method, Method))
+    (tmp_path / "images").mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 255, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    arguments = [f"official={experiment}", f"overrides={overrides}"]
+    exporting.export_folder(module, path, WordPiece(tokens, ["[DEC]", "[ENC]"], closed=True))
+    captions = test_predict.read(test_predict.run(tmp_path, *arguments), "captions.csv")
+    shutil.rmtree(path)
+    shutil.rmtree(tmp_path / "out")
+    torch.save({"model": official.export(module)}, path)
+    assert test_predict.read(test_predict.run(tmp_path, *arguments), "captions.csv") == captions
+    assert len(captions) == 3
+    assert all(row["caption"] for row in captions)
+
+
 # --- writing ---
 
 
@@ -394,7 +421,6 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize("kind", KINDS)
 def test_transformers_loads_what_is_written(kind: str, tmp_path: Path) -> None:
     import transformers
-    from PIL import Image
 
     module = fresh(kind)
     official.load(module, RECORDED / kind)
