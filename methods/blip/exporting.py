@@ -60,14 +60,11 @@ def export_folder(
         for key, value in state.items()
         if not key.endswith(TIED)
     }
-    side, longest = (
-        named["vision_config"]["image_size"],
-        named["text_config"]["max_position_embeddings"],
-    )
-    words = tokenizer.tokens
+    side = named["vision_config"]["image_size"]
+    longest = named["text_config"]["max_position_embeddings"]
     files = {
         WEIGHTS[0]: save(tensors, {"format": "pt"}),
-        VOCABULARY: "".join(f"{word}\n" for word in words).encode(),
+        VOCABULARY: "".join(f"{word}\n" for word in tokenizer.tokens).encode(),
         "tokenizer.json": tokenizer.to_json().encode(),
         "tokenizer_config.json": _json(_tokenizer_config(longest)),
         "preprocessor_config.json": _json(_preprocessor_config(side, *pixels)),
@@ -89,11 +86,11 @@ def _entries(module: Any, tokenizer: WordPiece) -> dict[str, Any]:
     if kind == "BlipForQuestionAnswering" and vision != text:
         told = f"images of width {vision}, but questions of {text}"
         raise CheckpointError(f"{kind} has one width for what its decoders read: {told}")
-    arguments = module.hparams["text"]
-    unlike = {key for key, value in PLAIN.items() if arguments.get(key, value) != value}
-    if unlike or module.hparams["vision"].get("stem"):
-        unlike |= {"stem"} if module.hparams["vision"].get("stem") else set()
-        raise CheckpointError(f"{kind} has no place for {', '.join(sorted(unlike))}")
+    arguments = {"type_vocab_size": 2, **module.hparams["text"]}  # the default of the network
+    unlike = [key for key, value in PLAIN.items() if arguments.get(key, value) != value]
+    unlike += ["stem"] if module.hparams["vision"].get("stem") else []
+    if unlike:
+        raise CheckpointError(f"{kind} has no place for {', '.join(unlike)}")
     flat |= _ids(module, tokenizer)
     dropout, smoothing = arguments.get("dropout", 0.1), module.hparams.get("label_smoothing", 0.0)
     flat |= {
