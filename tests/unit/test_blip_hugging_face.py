@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from methods.blip import exporting, official
@@ -26,7 +27,7 @@ from shared.nn.building import build as build_module
 from shared.training.method import Method
 from tests.configs import composed
 from tests.unit import test_predict
-from tests.unit.blip_toy import BOS, ENC, PAD, SEP, VISION, WORDS, build, lively
+from tests.unit.blip_toy import BOS, ENC, PAD, SEP, TEXT, VISION, WORDS, build, lively
 from tests.unit.blip_transformers import (
     ANSWERS,
     CLASSES,
@@ -346,6 +347,14 @@ def test_what_was_read_is_written_as_it_was(kind: str, tmp_path: Path) -> None:
     assert config["text_config"]["sep_token_id"] == SEP
 
 
+def test_the_written_tokenizer_gives_our_ids(tmp_path: Path) -> None:
+    exporting.export_folder(fresh("captioning"), tmp_path / "out", words())
+    written = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    for text in ("A red doggy?", "a zebra", ""):
+        assert written.encode(text).ids == words().batch([text])[0][0].tolist()
+    assert written.decode([BOS, 6, 10, 12, SEP]) == "red doggy"
+
+
 def test_what_the_port_cannot_be_is_not_written(tmp_path: Path) -> None:
     out = tmp_path / "out"
     wide = build("vqa", vision=VISION)
@@ -357,6 +366,9 @@ def test_what_the_port_cannot_be_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="the vocabulary is not the module's"):
         exporting.export_folder(fresh("captioning"), out, swapped)
     longer = WordPiece([*TOKENS, "more"], ["[DEC]", "[ENC]"], closed=True)
+    typed = fresh("captioning", text=TEXT | {"type_vocab_size": 2})
+    with pytest.raises(CheckpointError, match="no place for type_vocab_size"):
+        exporting.export_folder(typed, out, words())
     with pytest.raises(CheckpointError, match="21 words"):
         exporting.export_folder(fresh("captioning"), out, longer)
     assert not list(tmp_path.iterdir())
