@@ -143,7 +143,7 @@ def test_answers(folder: Path) -> None:
     own = module.encoders.write(ids, (ids != PAD).long(), masked)
     first = int((candidates[:, 1:] != PAD).sum())
     close(own[:first], spoken[:first])
-    assert (own[first:] - spoken[first:]).abs().max() > 1e-3
+    assert (own[first:] - spoken[first:]).abs().max() > 1e-6
 
 
 # --- reading ---
