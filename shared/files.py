@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import socket
 import stat
 import warnings
@@ -95,6 +96,27 @@ def replacing(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[Binar
         sync(target.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty folder to fill, which gets the name `path` when all is written.
+
+    FileExistsError if something has that name; if anything fails, nothing is left.
+    """
+    target = Path(path)
+    if target.exists() or target.is_symlink():
+        raise FileExistsError(errno.EEXIST, "is there already", str(target))
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        sync(temporary)
+        os.rename(temporary, target)
+        sync(target.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 

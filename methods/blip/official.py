@@ -7,7 +7,7 @@ Source: salesforce/BLIP@056a169 `models/blip*.py:load_checkpoint`.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from methods.blip.captioning import Captioning
+from methods.blip.hugging_face import is_folder, official_names, read_folder
 from methods.blip.module import Pretraining
 from methods.blip.nlvr import NLVR
 from methods.blip.vqa import VQA
@@ -51,29 +52,18 @@ NEW_PARTS = {
     "encoders.classifier.{rest}": "a new head",
     "encoders.text_encoder.layers.{n}.cross_attention.merge.{rest}": "a new merge layer",
 }
-Names = Sequence[tuple[str, str]]
-HUGGING_FACE: Names = [  # of the vision model; the text parts have the official names
-    ("vision_model.embeddings.class_embedding", "visual_encoder.cls_token"),
-    ("vision_model.embeddings.position_embedding", "visual_encoder.pos_embed"),
-    ("vision_model.embeddings.patch_embedding", "visual_encoder.patch_embed.proj"),
-    ("vision_model.post_layernorm", "visual_encoder.norm"),
-    ("vision_model.encoder.layers", "visual_encoder.blocks"),
-]
-IN_BLOCKS: Names = [
-    (".layer_norm1.", ".norm1."),
-    (".layer_norm2.", ".norm2."),
-    (".self_attn.projection.", ".attn.proj."),
-    (".self_attn.qkv.", ".attn.qkv."),
-]
 
 
 def load(module: Method, path: str | PathLike[str]) -> KeyReport:
     """Load an official checkpoint, or one of transformers' port, into a module of the same task.
+    The port's is a file, or a folder, which may be named `hub:NAME`: see `read_folder`.
 
     Momentum copies and queues that a file lacks are made anew: the copies from the loaded encoders,
     the queues random. Position embeddings are interpolated. A file that cannot be read without
     executing code or does not fit key by key raises CheckpointError; the module is then unchanged.
     """
+    if is_folder(path):
+        return load_weights(module, read_folder(module, path))
     return load_weights(module, load_checkpoint(path))
 
 
@@ -115,7 +105,11 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
     where there is no such file, or one of another kind or method.
     """
     made = f"make it first ({KINDS.get(kind)}, experiment=blip/...)"
-    source = read_start(path, kind, KINDS, f"{made}, or name another file by warm_start.path=FILE")
+    if kind in KINDS and is_folder(path):
+        source = read_folder(module, path, starts=True)
+    else:
+        other = "or name another file by warm_start.path=FILE"
+        source = read_start(path, kind, KINDS, f"{made}, {other}")
     if "_target_" in source:
         if not str(source["_target_"]).startswith("methods.blip."):
             raise CheckpointError(f"{path} is a run of {source['_target_']}, not of BLIP")
@@ -142,21 +136,9 @@ def official_state(source: Mapping[str, Any]) -> dict[str, Any]:
     state; transformers' port calls the vision model otherwise."""
     state = source.get("model")
     state = dict(state if isinstance(state, Mapping) else source)
-    if any(key.startswith("vision_model.") for key in state):
-        return {_renamed(key, HUGGING_FACE, IN_BLOCKS): value for key, value in state.items()}
-    return state
-
-
-def hugging_face_names(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Official names -> those of transformers' port, which has no momentum, no temperature and no
-    queues."""
-    lacking = re.compile(r"\w+_m\..+|temp|\w*queue\w*|tenfold")
-    outside, inside = ([(b, a) for a, b in names] for names in (HUGGING_FACE, IN_BLOCKS))
-    return {
-        _renamed(key, outside, inside): value
-        for key, value in state.items()
-        if not lacking.fullmatch(key)
-    }
+    if not all(isinstance(key, str) for key in state):
+        raise CheckpointError("the weights of the file have no names")
+    return official_names(state)
 
 
 def kind_of(state: Mapping[str, Any]) -> str | None:
@@ -237,19 +219,6 @@ def _check_ties(module: Method, state: Mapping[str, Any], table: KeyTable) -> No
 
 def _has_momentum(state: Mapping[str, Any]) -> bool:
     return any(key.split(".")[0].endswith("_m") for key in state)
-
-
-def _renamed(key: str, outside: Names, inside: Names) -> str:
-    """A key whose beginning is that of one in `outside`, and in blocks also what is `inside`."""
-    for one, other in outside:
-        if key.startswith(f"{one}."):
-            rest = key.removeprefix(one)
-            for part, name in inside if one.endswith(("layers", "blocks")) else ():
-                rest = rest.replace(part, name)
-            return other + rest
-        if key == one:
-            return other
-    return key
 
 
 # --- which key is which ---

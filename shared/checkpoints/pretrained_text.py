@@ -86,6 +86,8 @@ def hugging_face_state(folder: str | PathLike[str]) -> dict[str, Tensor]:
     else:
         lacking = f"neither {safe.name} nor {pickled.name} is there"
         raise CheckpointError(f"{folder}: {lacking}; give the folder of a model {LAYOUT}")
+    if not all(isinstance(key, str) for key in state):
+        raise CheckpointError(f"{folder}: the weights there have no names")
     for oldest, today in (("gamma", "weight"), ("beta", "bias")):
         before, after = f"LayerNorm.{oldest}", f"LayerNorm.{today}"
         state = {key.replace(before, after): value for key, value in state.items()}

@@ -29,6 +29,7 @@ from tokenizers import ByteLevelBPETokenizer
 
 from benchmarks.miniatures.synthetic import idx_bytes
 from benchmarks.miniatures.synthetic_pairs import pairs
+from methods.blip.hugging_face import read_folder
 from methods.cascode.official import text_config
 from methods.cascode.readers import Reader as CodeReader
 from methods.cascode.tokenizer import CodeTokenizer
@@ -56,6 +57,8 @@ from shared.data.text.wordpiece import WordPiece
 from shared.evaluation.captions import read_results
 from tests.hostile import damages
 from tests.hostile.tripwire import watched
+from tests.unit.blip_toy import build as blip
+from tests.unit.blip_transformers import SQUARE
 
 DATA_ERRORS = (DataNotFoundError, DataCorruptError)
 ALL = frozenset(damages.REFUSED)
@@ -430,6 +433,22 @@ def config(folder: Path) -> Path:
     return content(folder / "config.json", value)
 
 
+def port(name: str) -> Callable[[Path], Path]:
+    """A folder of transformers' port of BLIP, of which `name` is damaged."""
+
+    def build(folder: Path) -> Path:
+        for file in ("config.json", "model.safetensors"):
+            shutil.copy(PORT / file, folder / file)
+        return folder / name
+
+    return build
+
+
+def of_port(folder: Path) -> object:
+    return read_folder(blip("captioning", vision=SQUARE), folder)
+
+
+PORT = Path(__file__).parents[1] / "fixtures" / "blip" / "captioning"
 MADE_ANEW = frozenset({"missing", "a link to nothing", "a link to itself"})
 PIXELS = frozenset({"zeros", "noise"})
 RAW = (*DATA_ERRORS, ValueError)  # a wrong number of images, as their messages say
@@ -525,6 +544,10 @@ READERS = [
         lambda f: _check_content(f / "train-images-idx3-ubyte.gz", ""),
     ),
     Reader("config of an encoder", config, text_config, (CheckpointError,)),
+    *(
+        Reader(f"port of BLIP {name}", port(name), of_port, (CheckpointError,))
+        for name in ("config.json", "model.safetensors")
+    ),
 ]
 
 
@@ -856,6 +879,22 @@ EDITS: list[tuple[Callable, tuple, tuple, Callable[[Path], object], str]] = [
     (config, ("hidden_dropout_prob",), (1.5,), text_config, "config.json"),
     (config, ("layer_norm_eps",), (NAN,), text_config, "config.json"),
     (config, ("model_type",), (["bert"],), text_config, "config.json"),
+    (port("config.json"), ("model_type",), ("bert", None, ["blip"], {}), of_port, "is not blip"),
+    (port("config.json"), ("architectures",), (7, "Blip", [None], {}, [["a"] * 10**5]), of_port,
+     "it is of"),
+    (port("config.json"), ("architectures",), (["BlipModel"],), of_port, "is not BLIP"),
+    (port("config.json"), ("vision_config",), (7, [], "a", True), of_port, "not an object"),
+    (port("config.json"), ("vision_config",), ({}, None), of_port, "hidden_size 768 there, 8 here"),
+    (port("config.json"), ("vision_config", "hidden_size"),
+     (10**12, 10**400, True, "8", [8], NAN, -8, None, {}), of_port, "vision_config.hidden_size"),
+    (port("config.json"), ("vision_config", "image_size"), ([16, 16], 10**6, 0), of_port,
+     "vision_config.image_size"),
+    (port("config.json"), ("vision_config", "layer_norm_eps"), (NAN, 0, "1e-6", INF, -1), of_port,
+     "vision_config.layer_norm_eps"),
+    (port("config.json"), ("text_config", "num_hidden_layers"), (10**9, 2.5), of_port,
+     "text_config.num_hidden_layers"),
+    (port("config.json"), ("text_config", "hidden_act"), ("relu", "x" * 10**6, 3), of_port,
+     "text_config.hidden_act"),
 ]  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.blip import official
+from methods.blip import hugging_face, official
 from methods.blip.nlvr import NLVR
 from shared.checkpoints.reading import CheckpointError
 from tests.unit.blip_toy import QUEUE, TEXT, VISION, batch, build, lively, nlvr, pretraining, vqa
@@ -260,7 +260,7 @@ def test_warm_start_from_files_of_each_kind(kind: str, tmp_path: Path) -> None:
 def test_names_of_transformers_port() -> None:
     """Its files load, and ours get its names; queues and momentum copies it has none."""
     source = lively(build("captioning"))
-    theirs = official.hugging_face_names(official.export(source))
+    theirs = hugging_face.hugging_face_names(official.export(source))
     assert "vision_model.embeddings.class_embedding" in theirs
     assert "vision_model.encoder.layers.0.self_attn.projection.weight" in theirs
     assert "vision_model.encoder.layers.0.layer_norm2.bias" in theirs
@@ -272,7 +272,7 @@ def test_names_of_transformers_port() -> None:
     state: dict[str, Tensor] = source.state_dict()
     for name, value in module.state_dict().items():
         assert torch.equal(value, state[name]), name
-    scoring = official.hugging_face_names(official.export(build("retrieval")))
+    scoring = hugging_face.hugging_face_names(official.export(build("retrieval")))
     assert not {"temp", "image_queue", "idx_queue"} & scoring.keys()
     assert not any("_m." in key for key in scoring)
     official.load_weights(nlvr(), official.export(nlvr()))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
@@ -67,6 +67,14 @@ class WordPiece:
         """All tokens in the order of their ids; of these the same tokeniser can be made again."""
         numbers = self._tokenizer.get_vocab()
         return sorted(numbers, key=numbers.__getitem__)
+
+    def to_json(self) -> str:
+        """The `tokenizer.json` by which other programs get the ids of a `closed` one."""
+        tokenizer = Tokenizer.from_str(self._tokenizer.to_str())
+        ends = ("[SEP]", self.sep_id), ("[CLS]", self.cls_id)
+        tokenizer.post_processor = processors.BertProcessing(*ends)
+        tokenizer.decoder = decoders.WordPiece()
+        return tokenizer.to_str(pretty=True)
 
     def id_of(self, token: str) -> int:
         """The id of a token; ValueError if the vocabulary lacks it."""
