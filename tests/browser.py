@@ -64,7 +64,7 @@ class Browser:
         """The first value of a script that is true."""
         end = time.monotonic() + PATIENCE
         while not (value := self.run(script)):
-            assert time.monotonic() < end, f"never true: {script}\n{self.run(TEXT)}"
+            assert time.monotonic() < end, (script, self.errors, self.run(TEXT))
             time.sleep(0.1)
         return value
 

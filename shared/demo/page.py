@@ -30,6 +30,16 @@ log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 BEAMS, SAMPLING = "beam search", f"nucleus sampling, {SAMPLES} captions"
 UNFORESEEN = "That did not work. The terminal in which this page was started says why."
+# Pictures side by side as wide as there is room, with their names below, whole.
+STYLE = """
+.pictures .grid-wrap { min-height: 0; max-height: none; overflow: visible; }
+.pictures .grid-container { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr));
+  grid-auto-rows: auto; padding-top: 2rem; }
+.pictures .gallery-item, .pictures .thumbnail-item { height: auto; aspect-ratio: auto; }
+.pictures .thumbnail-item > img { height: auto; aspect-ratio: 1; }
+.pictures .caption-label { position: static; max-width: 100%; border: 0; white-space: normal;
+  overflow-wrap: anywhere; text-align: center; }
+"""
 HEADERS = {
     # Gradio's scripts make styles and functions from text.
     "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-inline'; "
@@ -75,6 +85,7 @@ def guarded(desk: Desk, port: int) -> Any:
         enable_monitoring=False,
         mcp_server=False,
         theme=theme,
+        css=STYLE,
     )
     hosts = {f"{name}:{port}" for name in (HOST, "localhost")}
 
@@ -101,7 +112,7 @@ def guarded(desk: Desk, port: int) -> Any:
 def blocks(desk: Desk) -> Any:
     """The tabs, as gradio's `Blocks`."""
     with gradio.Blocks(title="Tenfold", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gradio.Markdown("# Tenfold")
+        gradio.Markdown("# Tenfold: ask a model about pictures")
         with gradio.Tabs():
             if "captions" in desk.models:
                 with gradio.Tab("Caption"):
@@ -120,6 +131,8 @@ def blocks(desk: Desk) -> Any:
 
 class Upload(gradio.Image):
     """A picture from the browser, handed on as the path of its file, which nobody has opened."""
+
+    is_template = True  # gradio draws it as the class above it
 
     def preprocess(self, payload: Any) -> str | None:
         return None if payload is None else payload.path
@@ -186,7 +199,7 @@ def _match_tab(desk: Desk) -> None:
             button = gradio.Button("Do they match?", variant="primary")
         with gradio.Column():
             said, note = _text("Probability of a match", interactive=False), _note()
-            maps = _gallery("Where the model looks, for the text and each word", 3)
+            maps = _gallery("Where the model looks")
     _answers([button.click, text.submit], desk.match, [picture, text], [said, maps], note)
 
 
@@ -194,10 +207,9 @@ def _search_tab(desk: Desk) -> None:
     assert desk.album is not None
     count = len(desk.album.paths)
     text = _text(f"Which of the {count} pictures?", placeholder="a dog on a sofa")
-    with gradio.Row():
-        most = _slider("Pictures to show", 1, 24, 8)
-        button = gradio.Button("Search", variant="primary")
-    note, found = _note(), _gallery("Best matches", 4)
+    most = _slider("Pictures to show", 1, 24, 8)
+    button = gradio.Button("Find pictures", variant="primary")
+    note, found = _note(), _gallery("Best matches")
     _answers(
         [button.click, text.submit],
         lambda text, most: [desk.search(text, int(most))],
@@ -260,8 +272,8 @@ def _slider(label: str, least: float, most: float, value: float, step: float = 1
     return gradio.Slider(least, most, min(most, value), step=step, label=label)
 
 
-def _gallery(label: str, columns: int) -> Any:
+def _gallery(label: str) -> Any:
     return gradio.Gallery(
-        label=label, columns=columns, object_fit="contain", height="auto", format="png",
-        interactive=False, buttons=[],
+        label=label, elem_classes="pictures", object_fit="contain", height="auto", format="png",
+        interactive=False, allow_preview=False, buttons=[],
     )  # fmt: skip

@@ -40,7 +40,6 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 
-
 def serve(desk: Desk, port: int) -> None:
     """Answer on that port, 0 for a free one, until interrupted; PredictError if it is taken."""
     try:
@@ -56,7 +55,6 @@ def serve(desk: Desk, port: int) -> None:
         print(f"{task}: {name}")
     print(f"http://{HOST}:{port}/ shows the page; Ctrl-C ends it", flush=True)
     uvicorn.Server(server).run([listener])
-
 
 def guarded(desk: Desk, port: int) -> Any:
     """The page as an ASGI application, which answers itself alone."""
@@ -97,7 +95,6 @@ def guarded(desk: Desk, port: int) -> Any:
 
     return answer
 
-
 def blocks(desk: Desk) -> Any:
     """The tabs, as gradio's `Blocks`."""
     with gradio.Blocks(title="Tenfold", analytics_enabled=False, delete_cache=(600, 3600)) as page:
@@ -122,6 +119,8 @@ from gradio.events import Dependency
 class Upload(gradio.Image):
     """A picture from the browser, handed on as the path of its file, which nobody has opened."""
 
+    is_template = True  # gradio draws it as the class above it
+
     def preprocess(self, payload: Any) -> str | None:
         return None if payload is None else payload.path
 
@@ -132,10 +131,10 @@ class Upload(gradio.Image):
         return await super().async_move_resource_to_block_cache(place)
     from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
-
 
 def _caption_tab(desk: Desk) -> None:
     model = desk.models["captions"]
@@ -166,7 +165,6 @@ def _caption_tab(desk: Desk) -> None:
     inputs = [picture, prompt, way, shortest, longest, beams, top_p, seed]
     _answers([button.click, prompt.submit], caption, inputs, [said], note)
 
-
 def _question_tab(desk: Desk) -> None:
     with gradio.Row():
         with gradio.Column():
@@ -183,7 +181,6 @@ def _question_tab(desk: Desk) -> None:
         note,
     )
 
-
 def _match_tab(desk: Desk) -> None:
     with gradio.Row():
         with gradio.Column():
@@ -194,7 +191,6 @@ def _match_tab(desk: Desk) -> None:
             said, note = _text("Probability of a match", interactive=False), _note()
             maps = _gallery("Where the model looks, for the text and each word", 3)
     _answers([button.click, text.submit], desk.match, [picture, text], [said, maps], note)
-
 
 def _search_tab(desk: Desk) -> None:
     assert desk.album is not None
@@ -211,7 +207,6 @@ def _search_tab(desk: Desk) -> None:
         [found],
         note,
     )
-
 
 def _answers(
     events: Sequence[Any],
@@ -243,28 +238,22 @@ def _answers(
         concurrency_id="models",
     )
 
-
 def sentence(message: str) -> str:
     """A message as one plain sentence."""
     text = printable(" ".join(message.split())).rstrip(".")
     return f"{text[:1].upper()}{text[1:]}."
 
-
 def _upload() -> Any:
     return Upload(label="Picture", sources=["upload", "clipboard"], height=300, buttons=[])
-
 
 def _text(label: str, **options: Any) -> Any:
     return gradio.Textbox(label=label, max_length=MOST_CHARACTERS, **options)
 
-
 def _note() -> Any:
     return gradio.Textbox(label="Not possible", visible=False, interactive=False)
 
-
 def _slider(label: str, least: float, most: float, value: float, step: float = 1) -> Any:
     return gradio.Slider(least, most, min(most, value), step=step, label=label)
-
 
 def _gallery(label: str, columns: int) -> Any:
     return gradio.Gallery(
