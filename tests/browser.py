@@ -16,8 +16,9 @@ import pytest
 from tests.processes import started
 
 OPTIONS = [
-    "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "remote-debugging-pipe",
+    "headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
     "disable-background-networking", "disable-component-update", "disable-sync",
+    "remote-debugging-pipe",
     "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "disable-dev-shm-usage",
 ]  # fmt: skip
 PATIENCE = 60.0  # seconds for one thing to happen

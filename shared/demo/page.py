@@ -129,21 +129,6 @@ def blocks(desk: Desk) -> Any:
     return page
 
 
-class Upload(gradio.Image):
-    """A picture from the browser, handed on as the path of its file, which nobody has opened."""
-
-    is_template = True  # gradio draws it as the class above it
-
-    def preprocess(self, payload: Any) -> str | None:
-        return None if payload is None else payload.path
-
-    async def async_move_resource_to_block_cache(self, place: Any) -> str | None:
-        """Fetch nothing: a request may name an address where a file is expected."""
-        if "://" in str(place):
-            raise ValueError("addresses are not fetched")
-        return await super().async_move_resource_to_block_cache(place)
-
-
 def _caption_tab(desk: Desk) -> None:
     model = desk.models["captions"]
     usual = model.predictor.module.generation
@@ -257,7 +242,22 @@ def sentence(message: str) -> str:
 
 
 def _upload() -> Any:
-    return Upload(label="Picture", sources=["upload", "clipboard"], height=300, buttons=[])
+    """A picture from the browser, handed on as the path of a file that nobody has opened yet.
+
+    No address is fetched, which gradio does if a request names one for the file. Methods are
+    replaced because gradio writes a file beside the module of each subclass.
+    """
+    picture = gradio.Image(label="Picture", sources=["upload", "clipboard"], height=300, buttons=[])
+    keep = picture.async_move_resource_to_block_cache
+
+    async def keep_file(place: Any) -> str | None:
+        if "://" in str(place):
+            raise ValueError("addresses are not fetched")
+        return await keep(place)
+
+    picture.async_move_resource_to_block_cache = keep_file
+    picture.preprocess = lambda payload: None if payload is None else payload.path
+    return picture
 
 
 def _text(label: str, **options: Any) -> Any:

@@ -65,7 +65,7 @@ def test_captions_by_beams_and_by_chance(place: Path, models: dict[str, Model], 
     assert samples == captioned(full, path, **wide)
     assert len(captioned(full, path, lengths=(0, 3)).split(EVIL)) <= 3
     for wrong in ({"lengths": (6, 5)}, {"lengths": (0, 2)}, {"lengths": (0, 99)}, {"beams": 99}):
-        with pytest.raises(PredictError, match="length|long|beams"):
+        with pytest.raises(PredictError, match=r"length|long|beams"):
             captioned(full, path, **wrong)
     with pytest.raises(PredictError, match="unexpected keyword"):
         model.captions([path], colour="red")
