@@ -41,8 +41,9 @@ STYLE = """
   overflow-wrap: anywhere; text-align: center; }
 """
 HEADERS = {
-    # Gradio's scripts make styles and functions from text.
+    # Gradio writes scripts and styles into the page; handlers in attributes it does not need.
     "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-inline'; "
+    "script-src-attr 'none'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
     "base-uri 'self'; form-action 'self'; frame-ancestors 'none'; object-src 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -265,7 +266,7 @@ def _text(label: str, **options: Any) -> Any:
 
 
 def _note() -> Any:
-    return gradio.Textbox(label="Not possible", visible=False, interactive=False)
+    return gradio.Textbox(label="Not possible", lines=2, visible=False, interactive=False)
 
 
 def _slider(label: str, least: float, most: float, value: float, step: float = 1) -> Any:
