@@ -118,6 +118,15 @@ def test_every_tab_answers_in_text_and_nothing_leaves(tmp_path: Path) -> None:
         page.run("button('Answer').click()")
         assert page.wait(note) == "Type a question first."
 
+        large = tmp_path / f"large {EVIL}.png"
+        large.write_bytes(b"\0" * (17 << 20))
+        page.run("all('button').filter(b => shown(b) && b.ariaLabel == 'Remove Image')[0].click()")
+        page.wait("upload()")
+        page.run("all('#chosen').forEach(e => e.id = ''); upload().id = 'chosen'")
+        page.choose_file("#chosen", large)
+        page.wait("document.body.innerText.includes('The picture is larger than 16 MiB.')")
+        assert page.run("all('[onerror], [src=x]').length") == 0
+
         say(page, "Match", picture, "Text", "a red doggy", "Do they match?")
         assert page.wait("field('Probability of a match').value").endswith(" %")
         page.wait("images().length == 6")  # the picture; as it is seen, the text, three words
