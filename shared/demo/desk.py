@@ -41,7 +41,7 @@ class Desk:
         self.names = {
             task: name
             for task in TASKS
-            for name, model in reversed(models.items())
+            for name, model in reversed(list(models.items()))
             if task in model.abilities
         }
         if not self.names:
