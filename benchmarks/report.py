@@ -17,9 +17,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from benchmarks import summary
 from benchmarks.claims import CONF
 from benchmarks.evidence import KINDS, Evidence, PaperRow, gather
-from benchmarks.markdown import escaped, table
 from benchmarks.outputs import Outputs
 from shared.files import own_folder, replacing
+from shared.showing import escaped, table
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_PICTURES = 50  # of a showcase

@@ -17,12 +17,12 @@ from rich.table import Table
 
 from benchmarks.claims import Claim, Rule, as_written
 from benchmarks.launch import Run
-from benchmarks.markdown import code, escaped, table
 from benchmarks.outputs import check
 from benchmarks.outputs import number as finite
 from benchmarks.statistics import at_chance, mean_std, paired, verdict
 from shared.data.readers.files import one_line
 from shared.files import read_json, replacing, write_json
+from shared.showing import code, escaped, table
 
 
 @dataclass(frozen=True)

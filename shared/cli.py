@@ -24,6 +24,7 @@ tenfold {version}: ten vision, language and code papers, one lab.
   tenfold list [METHOD]                      what can be run, with the paper's figures and costs
   tenfold --cfg job experiment=NAME          what a run would use
   tenfold-search index DIR                   search code in plain words: tenfold-search --help
+  tenfold-capfilt run INPUT                  caption images and filter texts: tenfold-capfilt --help
 
 Try, on any laptop:
   tenfold experiment=comatch/smoke           ten seconds, to see that everything works

@@ -10,14 +10,12 @@ import logging
 import os
 import platform
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from importlib import import_module, metadata
-from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
@@ -37,6 +35,7 @@ from shared.checkpoints.writing import AtomicCheckpointIO
 from shared.files import UnsafeFileError
 from shared.nn.building import applied, build, call
 from shared.overrides import check_overrides
+from shared.provenance import ROOT, git_state
 from shared.training import callbacks
 from shared.training.allocator import keep_freed_memory
 from shared.training.method import Method
@@ -44,7 +43,7 @@ from shared.training.precision import choose_precision
 from shared.training.run_folder import RunBusyError, RunError, RunFolder, hash_config, read_config
 
 log = logging.getLogger(__name__)
-ROOT = Path(__file__).resolve().parent.parent
+
 REFUSED, FAILED, BUSY = 2, 1, os.EX_TEMPFAIL
 """Exit statuses: wrong input, an error that left a traceback, another process has the folder."""
 OF_LIBRARIES = (MisconfigurationException, HydraException)
@@ -265,23 +264,6 @@ def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     names = ("torch", "torchvision", "pytorch-lightning", "numpy", "hydra-core")
     return {"python": platform.python_version()} | {n: metadata.version(n) for n in names}
-
-
-def git_state() -> dict[str, Any]:
-    """Commit of the code and whether it has uncommitted changes; None outside a checkout."""
-
-    def git(*arguments: str) -> str | None:
-        command = ["git", "-C", str(ROOT), *arguments]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
-    return {
-        "git_commit": git("rev-parse", "HEAD"),
-        "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
-    }
 
 
 def _rank() -> int:

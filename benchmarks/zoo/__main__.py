@@ -27,7 +27,6 @@ from safetensors.torch import save_file
 from scipy.stats import binomtest
 from torch import Tensor
 
-from benchmarks.markdown import table
 from benchmarks.zoo import text_tower, vision_tower
 from benchmarks.zoo.projections import join, projection_of
 from shared import cli
@@ -36,6 +35,7 @@ from shared.checkpoints.writing import write_portable
 from shared.checkpoints.zoo import SUFFIX, SUMS, ZOO
 from shared.composing import compose_experiment
 from shared.files import read_json, write_json
+from shared.showing import table
 
 MADE = Path("outputs/zoo")
 TEXT = MADE / "text.safetensors"

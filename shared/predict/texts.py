@@ -30,7 +30,8 @@ def predict_texts(
     overlays: int,
     overlay_layer: int | None,
 ) -> Iterator[Output]:
-    """Yield predictions.csv, scores.csv, contact_sheet.png and overlays."""
+    """Yield predictions.csv, scores.csv, contact_sheet.png and overlays. What decides is the match,
+    or the similarity where the model's own evaluation does without re-ranking."""
     model: ImageTextModel = predictor.module
     if not (hasattr(model, "matching") and hasattr(model, "encoders")):
         name = type(model).__name__
@@ -47,14 +48,16 @@ def predict_texts(
     indices, match, similarity = score(predictor, images, ids, mask, batch_size)
     names = [images.name(index) for index in indices]
     evaluation: Any = getattr(model, "evaluation", None)
-    best = ranked(match, similarity, getattr(evaluation, "k_test", "all"))
+    judging = getattr(evaluation, "rerank", True) is not False
+    best = ranked(match, similarity, getattr(evaluation, "k_test", "all") if judging else 0)
 
     def table(pairs: Iterator[tuple[int, int]]) -> Table:
         columns = ["path", "text", "match_probability", "similarity"]
         rows = ((names[i], texts[t], match[i, t], similarity[i, t]) for i, t in pairs)
         return Table(columns, rows)
 
-    yield "predictions.csv", table((i, int(t)) for i, t in enumerate(match.argmax(axis=1)))
+    chosen = (match if judging else similarity).argmax(axis=1)
+    yield "predictions.csv", table((i, int(t)) for i, t in enumerate(chosen))
     yield "scores.csv", table((i, t) for t in range(len(texts)) for i in best[:, t])
 
     count = max(1, min(COLUMNS, sheet_images // len(texts)))
@@ -63,7 +66,9 @@ def predict_texts(
         cells = []
         for i in best[:count, t]:
             (pixels,), _ = images.take(np.array([indices[i]]))  # one at a time: some are large
-            said = f"match {percent(float(match[i, t]))}"
+            said = f"similarity {similarity[i, t]:.2f}"
+            if judging:
+                said = f"match {percent(float(match[i, t]))}"
             cells.append(Cell(thumbnail(pixels), said, names[i]))
         sections.append((text, cells))
     yield "contact_sheet.png", sheet(sections, headline=predictor.accuracy)
@@ -81,6 +86,8 @@ def ranked(
 ) -> NDArray[np.int64]:
     """(N, T) rows of images, the best for each text first: as in the papers' evaluation the `k`
     most similar ones by `match`, then the others by `similarity`."""
+    if k == 0:
+        return np.argsort(-similarity, axis=0, kind="stable")
     if k != "all":
         last = np.sort(similarity, axis=0)[-min(k, len(similarity))]
         match = np.where(similarity >= last, match, -1)

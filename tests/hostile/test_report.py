@@ -22,11 +22,11 @@ from benchmarks import evidence, report
 from benchmarks.claims import ClaimError
 from benchmarks.figures import read_curves
 from benchmarks.launch import Run
-from benchmarks.markdown import code, escaped, table
 from benchmarks.outputs import PNG
 from benchmarks.reproduce import _registered_precision, reproduce
 from benchmarks.summary import _read_queries
 from shared.composing import compose_experiment
+from shared.showing import code, escaped, table
 from tests.hostile import damages
 from tests.hostile.damages import ABSENT, put
 from tests.hostile.tripwire import watched

@@ -20,7 +20,7 @@ from methods.albef.official import warm_start
 from methods.albef.retrieval import Retrieval
 from methods.albef.text_assignment import TextAssignment
 from methods.albef.vqa import VQA
-from shared.checkpoints.reading import load_checkpoint, load_module
+from shared.checkpoints.reading import load_module
 from shared.nn.vision_transformer import VisionTransformer
 from tests.hostile.damages import every
 from tests.unit.test_configs import resolved
@@ -58,17 +58,6 @@ def test_a_task_has_its_own_data_and_starts_from_the_zoo(task: str) -> None:
     assert torch.equal(ours, theirs)
     new = {key.split(".")[1] for key in report.fresh if key.startswith("encoders.")}
     assert new <= {"classifier"}
-
-
-def test_the_claims_start_from_towers_that_nothing_has_aligned() -> None:
-    module = module_of(resolved("albef/mini"))
-    before = module.encoders.vision_proj.weight.clone()
-    module.setup("fit")
-    encoders, copies = module.encoders, module.momentum_encoders.module
-    vision = load_checkpoint("zoo:vit-emoji")
-    assert torch.equal(encoders.visual_encoder.cls_token, vision["cls_token"].float())
-    assert torch.equal(copies.visual_encoder.cls_token, encoders.visual_encoder.cls_token)
-    assert torch.equal(encoders.vision_proj.weight, before)
 
 
 def test_the_zoo_goes_on_from_its_towers(tmp_path: Path) -> None:

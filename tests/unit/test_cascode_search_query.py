@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from methods.cascode.lexical import BM25, subtokens
 from methods.cascode.search.index import Index
 from methods.cascode.search.models import GAIN, Settings, decide, load
-from methods.cascode.search.query import Answer, Request, clean_query, marked, printable
+from methods.cascode.search.query import Answer, Request, clean_query, marked
 from methods.cascode.search.store import FOLDER, SearchError
+from shared.showing import printable
 from tests.unit.cascode_search_toy import FILES, HashingModel, build, searcher, write_tree
 
 

@@ -10,7 +10,7 @@ from tests.processes import run
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
-SAYS = {"pictures_and_words": ["albef-emoji: of 1,301 names", "a banana: banana", "['banana', "]}
+SAYS = {"pictures_and_words": ["albef-emoji: of 1,301 names", "banana: banana", "['banana', "]}
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

@@ -310,3 +310,17 @@ def test_the_match_ranks_the_most_similar_images_alone() -> None:
     assert texts.ranked(match, similarity, 2).T.tolist() == [[2, 1, 3, 0], [3, 0, 2, 1]]
     everything = texts.ranked(match, similarity, "all")
     np.testing.assert_array_equal(texts.ranked(match, similarity, 9), everything)
+    assert texts.ranked(match, similarity, 0).T.tolist() == [[2, 1, 3, 0], [0, 3, 2, 1]]
+
+
+def test_a_model_that_does_not_re_rank_is_asked_for_similarity(folder: Path) -> None:
+    module = retrieval()
+    module.hparams["evaluation"] = {"k_test": 3, "rerank": False}
+    save(module, folder / "last.ckpt")
+    rows = read(run(folder, AS_LIST), "scores.csv")
+    for text in TEXTS:
+        cosines = [float(row["similarity"]) for row in rows if row["text"] == text]
+        assert cosines == sorted(cosines, reverse=True)
+    best = {(row["path"], row["text"]): float(row["similarity"]) for row in rows}
+    for row in read(folder / "out"):
+        assert float(row["similarity"]) == max(best[row["path"], text] for text in TEXTS)

@@ -21,8 +21,9 @@ from methods.cascode.search.index import Index
 from methods.cascode.search.indexing import LIMIT, TEXTS, Options, build_index, examples
 from methods.cascode.search.models import PACKAGE, Settings, decide, load
 from methods.cascode.search.page import PORT, PageServer
-from methods.cascode.search.query import Answer, Request, Result, Searcher, marked, printable
+from methods.cascode.search.query import Answer, Request, Result, Searcher, marked
 from methods.cascode.search.store import FOLDER, SearchError
+from shared.showing import printable
 
 PROGRAM = "tenfold-search"
 MOST = 10_000  # results, and lines of each

@@ -17,8 +17,9 @@ from urllib.parse import parse_qs, urlsplit
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from methods.cascode.extraction import LANGUAGES
-from methods.cascode.search.query import MOST_CHARACTERS, Request, Searcher, marked, printable
+from methods.cascode.search.query import MOST_CHARACTERS, Request, Searcher, marked
 from methods.cascode.search.store import SearchError
+from shared.showing import printable
 
 log = logging.getLogger(__name__)
 HOST = "127.0.0.1"

@@ -1,7 +1,6 @@
 """Answers: the nearest functions by vector and by words, the first of them judged anew."""
 
 import time
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -17,13 +16,13 @@ from methods.cascode.search.index import Index, IndexedFile
 from methods.cascode.search.models import Decision
 from methods.cascode.search.store import SearchError, damaged
 from methods.cascode.search.walking import SkippedError, decode, digest, read_bytes
+from shared.showing import printable
 
 if TYPE_CHECKING:
     from methods.cascode.inference import SearchModel
 
 MOST_WORDS, MOST_CHARACTERS = 256, 4_000  # of a query
 LINE = 300  # characters shown of a line
-_INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # could forge what a terminal or a page shows
 
 
 @dataclass(frozen=True)
@@ -185,16 +184,6 @@ def marked(line: str, words: frozenset[str]) -> list[tuple[str, bool]]:
             end = match.end()
     pieces.append((line[end:], False))
     return [(text, found) for text, found in pieces if text]
-
-
-def printable(text: str) -> str:
-    """Text in which control characters, as of terminals or of text direction, are spelled out."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char.encode("unicode_escape").decode() if unicodedata.category(char) in _INVISIBLE else char
-        for char in text.replace("\t", "    ")
-    )
 
 
 def _standard(scores: NDArray[np.float32]) -> NDArray[np.float32]:
