@@ -1,7 +1,7 @@
 """What the tabs of the demo page do, without the page: bounded input in, pictures and text out.
 
 Whoever asks may be hostile: a picture is of a known kind and of bounded size, texts are short, and
-what comes back (names of files, captions) holds printable characters only.
+what comes back (names of files, captions) is printable.
 """
 
 import os
@@ -19,6 +19,7 @@ from shared.files import open_regular
 from shared.predict.inputs import PredictError, find_images
 from shared.predict.model import Model
 from shared.predict.outputs import percent, thumbnail
+from shared.showing import printable
 
 KINDS = ", ".join(kind for kind in FORMATS if kind != "DIB")
 MOST_BYTES = 16 << 20  # of an upload
@@ -187,8 +188,3 @@ def typed(text: str | None, kind: str, empty: bool = False) -> str:
     if len(text) > MOST_CHARACTERS:
         raise PredictError(f"the {kind} is longer than {MOST_CHARACTERS} characters")
     return printable(text)
-
-
-def printable(text: str) -> str:
-    """The text with what is no printable character, such as a change of direction, replaced."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)

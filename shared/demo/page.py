@@ -22,9 +22,9 @@ from shared.demo.desk import (
     MOST_TOKENS,
     SAMPLES,
     Desk,
-    printable,
 )
 from shared.predict.inputs import PredictError
+from shared.showing import printable
 
 log = logging.getLogger(__name__)
 HOST = "127.0.0.1"

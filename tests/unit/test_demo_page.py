@@ -135,7 +135,7 @@ def test_every_tab_answers_in_text_and_nothing_leaves(tmp_path: Path) -> None:
         page.wait("images().length == 3 && images().every(i => i.naturalWidth == 256)")
         names = page.run("document.body.innerText")
         assert f"% {EVIL}.png" in names
-        assert "below/**bold**\ufffdgpj.png" in names
+        assert "below/**bold**\\u202egpj.png" in names
 
         assert page.run("all('[onerror], [src=x]').length") == 0
         assert (page.dialogs, page.errors) == ([], [])
@@ -148,4 +148,4 @@ def test_every_tab_answers_in_text_and_nothing_leaves(tmp_path: Path) -> None:
         assert status(address, Host="elsewhere.example") == 403
         assert status(address, Origin="http://elsewhere.example") == 403
         for path in (picture, tmp_path / "vqa.ckpt", "/etc/passwd"):
-            assert status(f"{address}gradio_api/file={path}") == 403
+            assert status(f"{address}gradio_api/file={path}") in (403, 404)
