@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
+from shared.demo import USAGE as DEMO_USAGE
 from shared.experiments import CONF, Line, rows
 from shared.files import read_json
 from shared.predict import USAGE
@@ -19,6 +20,7 @@ tenfold {version}: ten vision, language and code papers, one lab.
   tenfold experiment=NAME [key=value ...]    train and evaluate a run; the same command continues it
   tenfold -m experiment=A,B seed=1,2,3       a sweep (hydra/launcher=local, slurm or ray)
   tenfold predict checkpoint=FILE images=DIR a folder of pictures through a trained model
+  tenfold demo FILE... [images=DIR]          a local page: captions, questions, matches, search
   tenfold list [METHOD]                      what can be run, with the paper's figures and costs
   tenfold --cfg job experiment=NAME          what a run would use
   tenfold-search index DIR                   search code in plain words: tenfold-search --help
@@ -46,6 +48,8 @@ def main() -> None:
                 _refuse(f"tenfold list: {error}")
         elif arguments[0] == "predict":
             predict(arguments[1:])
+        elif arguments[0] == "demo":
+            demo(arguments[1:])
         else:
             from shared.overrides import check_overrides
 
@@ -63,21 +67,39 @@ def main() -> None:
 
 def predict(arguments: Sequence[str]) -> None:
     """Refuse what is misspelt or missing, then hand on."""
-    if {"-h", "--help"} & set(arguments):
-        print(f"{USAGE}\n\n{(CONF / 'predict.yaml').read_text()}", end="")
+    if not _checked("predict", USAGE, arguments, arguments):
         return
-    from shared.overrides import OverrideError, validate
-
-    try:
-        validate(arguments, "predict")
-    except OverrideError as error:
-        _refuse(f"tenfold predict: {error}")
     given = {argument.partition("=")[0] for argument in arguments}
     if missing := [key for key in ("checkpoint", "images") if key not in given]:
         _refuse(f"tenfold predict: {' and '.join(missing)} not given; usage: {USAGE}")
     from shared.predict.command import main
 
     main(arguments)
+
+
+def demo(arguments: Sequence[str]) -> None:
+    """Refuse what is misspelt, then hand on; what sets no key names a checkpoint or a method."""
+    names = [argument for argument in arguments if "=" not in argument]
+    overrides = [argument for argument in arguments if "=" in argument]
+    if not _checked("demo", DEMO_USAGE, arguments, overrides):
+        return
+    from shared.demo.command import main
+
+    main(names, overrides)
+
+
+def _checked(command: str, usage: str, arguments: Sequence[str], overrides: Sequence[str]) -> bool:
+    """Whether to go on: overrides that are misspelt end the program, and help is printed."""
+    if {"-h", "--help"} & set(arguments):
+        print(f"{usage}\n\n{(CONF / f'{command}.yaml').read_text()}", end="")
+        return False
+    from shared.overrides import OverrideError, validate
+
+    try:
+        validate(overrides, command)
+    except OverrideError as error:
+        _refuse(f"tenfold {command}: {error}")
+    return True
 
 
 def list_rows(arguments: Sequence[str]) -> None:

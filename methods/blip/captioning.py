@@ -115,8 +115,17 @@ class Captioning(ImageTextMethod):
     def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
         """(B, M) ids of a caption of each image, [DEC] and prompt in front, padded."""
         uniforms = self.caption_draws(batch["indices"]) if self.generation.sample else None
-        prompt, context = self.hparams["prompt_ids"], self.look(batch["images"])
-        return self.decoder.write(context, prompt, self.generation, uniforms).sequences
+        return self.write(batch["images"], self.hparams["prompt_ids"], self.generation, uniforms)
+
+    def write(
+        self,
+        images: Tensor,
+        prompt: Sequence[int],
+        settings: Generation,
+        uniforms: Tensor | None = None,
+    ) -> Tensor:
+        """(B, M) ids as of `predict_step`, after the ids of any prompt and by any settings."""
+        return self.decoder.write(self.look(images), prompt, settings, uniforms).sequences
 
     def captions(self, batch: ImageTextBatch) -> Tensor:
         """The ids of `predict_step` behind [DEC] and the prompt."""

@@ -16,7 +16,8 @@ An official checkpoint names neither module nor data: `official=albef/retrieval_
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -41,31 +42,38 @@ LEAST = {"batch_size": 1, "sheet_images": 0, "groups": 1, "overlays": 0, "overla
 
 
 def main(argv: Sequence[str]) -> None:
-    """Predict as overrides that are spelt right say. What is wrong goes to stderr in one line, with
-    exit status 2; what nobody foresaw says its type and ends with 1, Ctrl-C with 130."""
+    """Predict as overrides that are spelt right say. Errors: see `one_line_errors`."""
+    with one_line_errors("predict"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("predict", list(argv))
+        predict(config)
+
+
+@contextmanager
+def one_line_errors(command: str) -> Iterator[None]:
+    """Ends the program where the block fails. What is wrong goes to stderr in one line, with exit
+    status 2; what nobody foresaw says its type and ends with 1, Ctrl-C with 130."""
+
+    def end(status: int, said: str) -> None:
+        print(f"tenfold {command}: {said}", file=sys.stderr)
+        sys.exit(status)
+
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # file names need not be UTF-8
             stream.reconfigure(errors="backslashreplace")
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("predict", list(argv))
-        predict(config)
+        yield
     except (PredictError, CheckpointError, FileNotFoundError) as error:
-        _end(2, str(error))
+        end(2, str(error))
     except (OSError, HydraException, OmegaConfBaseException) as error:
-        _end(2, " ".join(str(error).split()))
+        end(2, " ".join(str(error).split()))
     except KeyboardInterrupt:
-        _end(130, "stopped")
+        end(130, "stopped")
     except Exception as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        _end(1, f"{said} (HYDRA_FULL_ERROR=1 shows where)")
-
-
-def _end(status: int, said: str) -> None:
-    print(f"tenfold predict: {said}", file=sys.stderr)
-    sys.exit(status)
+        end(1, f"{said} (HYDRA_FULL_ERROR=1 shows where)")
 
 
 def predict(config: DictConfig) -> Path:

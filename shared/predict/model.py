@@ -6,15 +6,18 @@
     features = model.features(images=["fruit.png", pixels], texts=["a banana", "a lion"])
     features.images @ features.texts.T               # cosines, (2, 2)
     model.match(["fruit.png"], ["a banana"])         # probabilities, (1, 1)
+    model.overlays("fruit.png", "a banana")          # where it looks, for each word
+    load("captioner.ckpt").captions(["fruit.png"], prompt="a drawing of", sample=True, seed=1)
 
 Shapes: N images, T texts, E width of features, K classes.
 """
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from shared.data.text.cleaning import clean_caption, clean_question
+from shared.evaluation.attention_maps import check_cross_attention, third_fusion_layer
 from shared.predict.answers import MAX_WORDS as QUESTION_WORDS
 from shared.predict.answers import answers_of
 from shared.predict.inputs import (
@@ -34,7 +37,9 @@ from shared.predict.inputs import (
     tokenised,
 )
 from shared.predict.official import load_official
+from shared.predict.overlays import SIDE, overlay_cells
 from shared.predict.texts import MAX_WORDS, PAIRS_PER_IMAGE, match_probabilities
+from shared.randomness import torch_generator
 
 Picture = str | PathLike[str] | Image.Image | NDArray[np.uint8]
 """A file, a picture of Pillow, or uint8 pixels (H, W, 3 or 4)."""
@@ -55,6 +60,57 @@ class Model:
     def __init__(self, predictor: Predictor, batch_size: int = 64):
         self.predictor, self.batch_size = predictor, batch_size
         self.accuracy, self.class_names = predictor.accuracy, predictor.class_names
+
+    @property
+    def abilities(self) -> frozenset[str]:
+        """Of the methods `captions`, `answer` and `match` (with `overlays`) those that the model
+        has, which all need a vocabulary."""
+        parts = {"captions": "captions", "answer": "answer", "match": "matching"}
+        module, mute = self.predictor.module, self.predictor.tokenizer is None
+        return frozenset(name for name, part in parts.items() if hasattr(module, part) and not mute)
+
+    @property
+    def prompt(self) -> str:
+        """What the captions of a captioner begin with."""
+        tokenizer, module = self.predictor.tokenizer, self.predictor.module
+        if tokenizer is None or "captions" not in self.abilities:
+            raise PredictError(f"{type(module).__name__} writes no captions")
+        return tokenizer.decode(torch.tensor([list(module.hparams["prompt_ids"])]).long())[0]
+
+    @torch.inference_mode()
+    def captions(
+        self,
+        images: Sequence[Picture],
+        prompt: str | None = None,
+        seed: int = 0,
+        **settings: Any,
+    ) -> list[str]:
+        """A caption of each image, without the `prompt` that it goes on from, by default that of
+        training. `settings` replace those of the model's `Generation`, whose lengths count the
+        prompt and the token before it. What is sampled is a function of `seed` and the place of an
+        image among the others."""
+        module, tokenizer = self.predictor.module, self.predictor.tokenizer
+        default = self.prompt
+        assert tokenizer is not None
+        prompt = default if prompt is None else prompt
+        opening = tokenizer.opening(prompt.strip()).tolist()[1:]
+        positions = module.decoder.transformer.embeddings.position.num_embeddings
+        try:
+            chosen = replace(module.generation, **settings)
+            if not len(opening) + 1 < chosen.max_length <= positions:
+                limits = f"more than its prompt's {len(opening) + 1} and at most {positions}"
+                raise ValueError(f"max_length={chosen.max_length}: a caption has {limits} tokens")
+        except (TypeError, ValueError) as error:
+            raise PredictError(str(error)) from error
+        texts: list[str] = []
+        for views in self._views(images):
+            draws = [
+                torch.rand(chosen.max_length, generator=torch_generator(seed, number, "caption"))
+                for number in range(len(texts), len(texts) + len(views))
+            ]
+            ids = module.write(views, opening, chosen, torch.stack(draws).to(views.device))
+            texts += tokenizer.decode(ids[:, 1 + len(opening) :].cpu())
+        return texts
 
     @torch.inference_mode()
     def features(self, images: Sequence[Picture] = (), texts: Sequence[str] = ()) -> Features:
@@ -101,15 +157,37 @@ class Model:
         module = self.predictor.module
         if not hasattr(module, "answer"):
             raise PredictError(f"{type(module).__name__} answers no questions")
-        tokens = tokenised(self.predictor, questions, "question", clean_question, QUESTION_WORDS)
+        clean = self.predictor.rules.clean_question
+        tokens = tokenised(self.predictor, questions, "question", clean, QUESTION_WORDS)
         answers = (
             answers_of(module, views, *tokens, self.batch_size) for views in self._views(images)
         )
         return [own for part in answers for own in part]
 
+    def overlays(
+        self, image: Picture, text: str, layer: int | None = None, side: int = SIDE
+    ) -> list[tuple[str, Image.Image]]:
+        """What the model sees of an image, then where it looks (Grad-CAM) to match the whole text
+        and each of its words, each with its name; the longer side `side` pixels. `layer`: of the
+        text stack, from 0; by default the third with cross-attention."""
+        module = self.predictor.module
+        if not hasattr(module, "matching"):
+            raise PredictError(f"{type(module).__name__} does not match images with texts")
+        encoder = module.encoders.text_encoder
+        ids, _ = self._tokens([text])
+        try:
+            layer = third_fusion_layer(encoder) if layer is None else layer
+            check_cross_attention(encoder, layer)
+        except ValueError as error:
+            raise PredictError(str(error)) from error
+        pixels = _pixels(image, self.predictor.image_mode)
+        (cells,) = overlay_cells(self.predictor, [pixels], ids[0], layer, side)
+        return [(cell.name, cell.picture) for cell in cells]
+
     def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Ids and mask (T, L) on the model's device."""
-        ids, mask = tokenised(self.predictor, texts, "text", clean_caption, MAX_WORDS)
+        clean = self.predictor.rules.clean_caption
+        ids, mask = tokenised(self.predictor, texts, "text", clean, MAX_WORDS)
         return ids.to(self.predictor.module.device), mask.to(self.predictor.module.device)
 
     def _views(self, images: Sequence[Picture]) -> Iterator[Tensor]:

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 from omegaconf import OmegaConf
 
 from shared.composing import compose_experiment
+from shared.data.text.cleaning import text_rules
 from shared.nn.building import build
 from shared.predict.inputs import PredictError, Predictor, image_transform, resolve_device
 from shared.training.method import Method
@@ -37,4 +38,5 @@ def load_official(path: Path, experiment: str, overrides: Sequence[str], device:
         config["data"].get("image_mode", "RGB"),
         None,
         tokenizer,
+        rules=text_rules(getattr(data, "hparams", {}).get("text_rules", "albef")),
     )

@@ -22,8 +22,16 @@ VISIBLE = 0.75  # how opaque the colour of the hottest place is
 def overlay_page(
     predictor: Predictor, pictures: Sequence[Pixels], titles: Sequence[str], ids: Tensor, layer: int
 ) -> Image.Image:
-    """A sheet with one section an image: it, then its overlays for the whole text, `ids` (L,), and
-    each word. `layer`: see `match_saliency`."""
+    """A sheet with one section an image, see `overlay_cells`."""
+    rows = overlay_cells(predictor, pictures, ids, layer)
+    return sheet(list(zip(titles, rows, strict=True)), COLUMNS, SIDE, predictor.accuracy)
+
+
+def overlay_cells(
+    predictor: Predictor, pictures: Sequence[Pixels], ids: Tensor, layer: int, side: int = SIDE
+) -> list[list[Cell]]:
+    """Of each image itself, then its overlays for the whole text, `ids` (L,), and each word, the
+    longer side `side` pixels. `layer`: see `match_saliency`."""
     model: ImageTextModel = predictor.module
     ids = ids.to(predictor.module.device).expand(len(pictures), -1)
     with torch.inference_mode():
@@ -31,19 +39,21 @@ def overlay_page(
     found = match_saliency(model, image_tokens, ids, torch.ones_like(ids), layer)
     assert predictor.tokenizer is not None
     words = word_spans(predictor.tokenizer.tokens, ids[0].tolist())
-    sections = []
-    for picture, title, tokens in zip(pictures, titles, found.words(), strict=True):
-        seen = thumbnail(predictor.seen(picture), SIDE, smooth_up_to=2.0)
+    rows = []
+    for picture, tokens in zip(pictures, found.words(), strict=True):
+        seen = thumbnail(predictor.seen(picture), side, smooth_up_to=2.0)
         maps = [("the whole text", tokens)] + [(word, tokens[place]) for word, place in words]
         overlays = [Cell(overlay(seen, values.mean(dim=0)), label) for label, values in maps]
-        sections.append((title, [Cell(seen, "what the model sees"), *overlays]))
-    return sheet(sections, COLUMNS, SIDE, predictor.accuracy)
+        rows.append([Cell(seen, "what the model sees"), *overlays])
+    return rows
 
 
 def word_spans(vocabulary: Sequence[str], ids: Sequence[int]) -> list[tuple[str, slice]]:
-    """The words of a text and the places of their pieces; [CLS] is none."""
+    """The words of a text and the places of their pieces; [CLS] and [SEP] at its ends are none."""
     spans: list[tuple[str, slice]] = []
-    for place, piece in enumerate([vocabulary[i] for i in ids][1:], 1):
+    pieces = [vocabulary[i] for i in ids]
+    last = len(pieces) - (pieces[-1] == "[SEP]")
+    for place, piece in enumerate(pieces[1:last], 1):
         if piece.startswith("##") and spans:
             word, span = spans.pop()
             spans.append((word + piece.removeprefix("##"), slice(span.start, place + 1)))
