@@ -19,6 +19,7 @@ from shared.tasks import image_text_matching
 from shared.tasks.image_text_retrieval import RetrievalEvaluation
 
 LONGEST = 30  # tokens of a text in pre-training
+WRITING = ("captions", "captions_uncached")
 
 
 class Ours(Comparable, OurSide):
@@ -31,7 +32,7 @@ class Ours(Comparable, OurSide):
         return module.train()
 
     def step(self, precision: str, what: str) -> Callable[[], float]:
-        if what in ("captions", "captions_uncached"):
+        if what in WRITING:
             write = self.writing(precision, cached=what == "captions")
             return lambda: float(write().sum())
         if what in self.galleries:
@@ -125,13 +126,13 @@ def pretraining(settings: dict[str, Any]) -> list[str]:
 
 
 def captioning(settings: dict[str, Any]) -> list[str]:
-    """Overrides: the network of the settings on other images, texts of a fixed length."""
+    """Overrides: the network of the settings; texts of a fixed length."""
     of = settings["captions"]
     lengths = {"max_length": of["length"], "min_length": of["length"]}
     same = {"num_beams": of["num_beams"], "end_id": of["end_id"]}
     changes = networks(settings) | below("generation", lengths | same)
-    changes |= {"vision.image_size": of["image_size"], "text.initial_std": of["initial_std"]}
     changes |= {"bos_id": settings["bos_id"], "prompt_ids": of["prompt_ids"]}
+    changes |= {"text.initial_std": of["initial_std"]}
     return overrides("blip_captioning", changes)
 
 
@@ -161,9 +162,8 @@ def make_data(folder: Path, settings: dict[str, Any]) -> None:
         torch.save(kept, folder / f"{name}_weights.pt")
     torch.save(batch(settings), folder / "batch.pt")
     torch.save([draws(settings) for _ in range(STEPS)], folder / "draws.pt")
-    of = settings["captions"]
-    side = of["image_size"]
-    torch.save(torch.randn(of["images"], 3, side, side), folder / "images.pt")
+    count, side = settings["captions"]["images"], settings["vision"]["image_size"]
+    torch.save(torch.randn(count, 3, side, side), folder / "images.pt")
     for name in Comparable.galleries:
         sizes = settings[name]
         ids = torch.randint(1, sizes["vocab"], (sizes["texts"], sizes["text_tokens"]))

@@ -74,7 +74,7 @@ class Peer(Comparable):
         from transformers import BlipConfig, BlipForConditionalGeneration
 
         of, v = self.settings["captions"], self.settings["vision"]
-        vision = {"image_size": of["image_size"], "patch_size": v["patch_size"]}
+        vision = {"image_size": v["image_size"], "patch_size": v["patch_size"]}
         vision |= {"hidden_size": v["width"], "num_hidden_layers": v["depth"]}
         vision |= {"num_attention_heads": v["heads"], "layer_norm_eps": 1e-6}
         vision |= {"intermediate_size": int(v["mlp_ratio"] * v["width"])}
