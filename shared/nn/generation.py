@@ -165,7 +165,7 @@ def _beam_search(decoder: CachedDecoder, prompt: Tensor, settings: Generation) -
         length = ids.shape[1]
         steps = discouraged(logits.log_softmax(dim=1), ids, settings)
         words = steps.shape[1]
-        sums = steps.view(size, beams, words).add_(scores[:, :, None]).flatten(1)
+        sums = (steps.view(size, beams, words) + scores[:, :, None]).flatten(1)
         best, places = sums.topk(2 * beams, dim=1)
         origin, word = places // words, places % words
         ends = word == settings.end_id
