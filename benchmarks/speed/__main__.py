@@ -31,10 +31,12 @@ TABLES = {  # of a comparison: title, and what is added to its rows' names in th
     "step": ("training step", ""),
     "with_loading": ("with loading and augmentation", ", with loading"),
     "encoding": ("encoding", ", encoding"),
+    "captioning": ("writing captions", ""),
     "reranking": ("re-ranking a gallery", ", re-ranking"),
     "answering": ("answering queries", ", answering"),
 }
-ONE_BY_ONE = ("reranking", "answering")  # a block times one step of these, whatever --steps says
+# A block times one step of these, whatever --steps says.
+ONE_BY_ONE = ("captioning", "reranking", "answering")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -23,6 +23,8 @@ GALLERIES = ("full_size", "miniature")
 class Comparable(Workload):
     """What both sides do with the weights, batch, draws and galleries that they are given."""
 
+    galleries: tuple[str, ...] = GALLERIES
+
     def __init__(self, settings: dict[str, Any], *rest: Any):
         super().__init__(settings, *rest)
         self.folder, self.rows = Path(settings["data"]), settings["batch_size"]
@@ -30,7 +32,7 @@ class Comparable(Workload):
 
     def values(self) -> dict[str, list[float]]:
         scores, orders = [], []
-        for name in GALLERIES:
+        for name in self.galleries:
             k = self.settings[name]["k_test"]
             for rows in self.ranking(name, "float32")():
                 scores.append(rows[rows > -100])
@@ -43,7 +45,7 @@ class Comparable(Workload):
         }
 
     def losses(self, draws: list[Draws]) -> list[float]:
-        """ITA, ITM and MLM of each of the steps whose draws are given, without dropout."""
+        """The three losses of each of the steps whose draws are given, without dropout."""
         raise NotImplementedError
 
     def ranking(self, name: str, precision: str) -> Callable[[], tuple[Tensor, Tensor]]:
@@ -98,7 +100,13 @@ class Peer(Comparable):
         load(text.eval(), weights, "text_encoder.")
         load(head, weights, "itm_head.")
         g = torch.load(self.folder / f"{name}_gallery.pt")
-        return lambda: official_ranking(text.encoder.layer, head, g, sizes["k_test"])
+
+        def match(image: Tensor, index: Tensor, _: Tensor) -> Tensor:
+            tokens, mask = g["text_tokens"][index], g["mask"][index]
+            hidden = fused(text.encoder.layer, tokens, mask, g["image_tokens"][image])
+            return head(hidden[:, 0])[:, 1]
+
+        return lambda: official_ranking(match, g, sizes["k_test"])
 
 
 class Encoders(nn.Module):
@@ -259,21 +267,20 @@ def mask_draws(settings: dict[str, Any], shape: tuple[int, ...]) -> Draws:
 
 
 def official_ranking(
-    layers: Any, head: nn.Module, g: dict[str, Tensor], k: int
+    match: Callable[[Tensor, Tensor, Tensor], Tensor], g: dict[str, Tensor], k: int
 ) -> tuple[Tensor, Tensor]:
-    """Row by row: each image with its k texts, then each text with its k images."""
+    """Row by row: each image with its k texts, then each text with its k images; `match` scores
+    pairs by their image, text and similarity."""
     sims = g["image_features"] @ g["text_features"].T
 
     @torch.no_grad()
     def rows(similarities: Tensor, images_first: bool) -> Tensor:
         scores = torch.full(similarities.shape, -100.0)
         for row, similar in enumerate(similarities):
-            index = similar.topk(k).indices
+            values, index = similar.topk(k)
             same = torch.full_like(index, row)
             image, text = (same, index) if images_first else (index, same)
-            tokens, mask = g["text_tokens"][text], g["mask"][text]
-            hidden = fused(layers, tokens, mask, g["image_tokens"][image])
-            scores[row, index] = head(hidden[:, 0])[:, 1]
+            scores[row, index] = match(image, text, values)
         return scores
 
     return rows(sims, True), rows(sims.T, False)

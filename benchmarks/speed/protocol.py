@@ -66,11 +66,18 @@ class Worker:
 
 
 class Comparison(NamedTuple):
-    """One row to measure: our variant beside the peer's."""
+    """One row to measure: our variant beside the peer's, or, where this begins with "ours ", beside
+    another variant of ours."""
 
     name: str
     ours: str
     peer: str
+
+    @property
+    def variants(self) -> tuple[Variant, Variant]:
+        """Ours and what stands beside it."""
+        side, _, variant = self.peer.partition(" ")
+        return ("ours", self.ours), ("ours", variant) if side == "ours" else ("peer", self.peer)
 
 
 @dataclass(frozen=True)
@@ -127,8 +134,7 @@ def alternate(
     progress: Callable[[str], None] = lambda _: None,
 ) -> dict[Variant, list[list[float]]]:
     """Seconds of each variant's steps, one list a block; SpeedError if a loss is not finite."""
-    both = (v for c in comparisons for v in (("ours", c.ours), ("peer", c.peer)))
-    taken: dict[Variant, list[list[float]]] = {variant: [] for variant in both}
+    taken: dict[Variant, list[list[float]]] = {v: [] for c in comparisons for v in c.variants}
 
     def run(side: str, variant: str, count: int) -> list[float]:
         seconds, losses = sides[side].ask("run", variant=variant, steps=count)
@@ -151,12 +157,12 @@ def compare(
 ) -> list[Row]:
     """Medians, quartiles and paired ratios of what `alternate` measured."""
     rows = []
-    for name, mine, theirs in comparisons:
-        ours, peer = taken["ours", mine], taken["peer", theirs]
+    for comparison in comparisons:
+        ours, peer = (taken[variant] for variant in comparison.variants)
         ratios = [median(a) / median(b) for a, b in zip(ours, peer, strict=True)]
         ms = ([1e3 * s for block in blocks for s in block] for blocks in (ours, peer))
         figures = [(median(values), quartiles(values)) for values in (*ms, ratios)]
-        rows.append(Row(name, *figures[0], *figures[1], *figures[2]))
+        rows.append(Row(comparison.name, *figures[0], *figures[1], *figures[2]))
     return rows
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.speed import __main__ as speed
-from benchmarks.speed import albef, pcl, peer_environment, serving
+from benchmarks.speed import albef, blip, pcl, peer_environment, serving
 from benchmarks.speed.comatch import make_data
 from benchmarks.speed.protocol import (
     Comparison,
@@ -71,6 +71,14 @@ def test_ratio_is_paired_within_blocks():
     assert rows[0].iqr == pytest.approx((0.5, 0.5))
     assert rows[0].ours_iqr[1] / rows[0].ours_iqr[0] > 1.1
     assert rows[0].peer_ms == pytest.approx(2 * rows[0].ours_ms)
+
+
+def test_another_variant_of_ours_may_stand_in_the_peers_place():
+    diary = []
+    rows = [Comparison("float32", "b", "ours a")]
+    (row,) = compare(rows, alternate(sides(diary), rows, blocks=2, steps=1, warm_up=1))
+    assert {side for side, *_ in diary} == {"ours"}
+    assert row.ratio == pytest.approx(0.5)
 
 
 def test_one_disturbed_step_changes_neither_median_nor_ratio():
@@ -294,7 +302,7 @@ def test_sides_that_must_compute_the_same_are_not_timed_if_they_do_not(
     assert bool(comparison.diary) is (distance == 0)
 
 
-@pytest.mark.parametrize("method", ["comatch", "pcl", "albef", "cascode"])
+@pytest.mark.parametrize("method", ["comatch", "pcl", "albef", "blip", "cascode"])
 def test_what_is_compared_is_complete(method, monkeypatch):
     spec = speed.load(method)
     monkeypatch.setattr(speed, "has_bf16_units", lambda _: False)
@@ -349,6 +357,38 @@ def test_our_albef_steps_ranks_and_gives_its_values(tmp_path):
         assert half == pytest.approx(scores, abs=0.1)
     weights = torch.load(tmp_path / "pretraining_weights.pt")
     assert not any(key.split(".")[0].endswith("_m") for key in weights)
+
+
+def test_our_blip_steps_writes_ranks_and_gives_its_values(tmp_path):
+    spec = speed.load("blip")
+    ranking = {"width": 16, "heads": 2, "intermediate": 32, "layers": 2, "image_tokens": 5}
+    small = {
+        "vision": {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2},
+        "text": {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 32},
+        "captions": {"images": 3, "length": 8},
+        "full_size": ranking,
+        "miniature": ranking | {"images": 12, "texts": 20, "k_test": 5},
+    }
+    settings = spec["settings"] | {part: spec["settings"][part] | small[part] for part in small}
+    settings |= {"batch_size": 4, "queue_size": 8, "threads": 1, "data": str(tmp_path)}
+    blip.make_data(tmp_path, settings)
+    ours = blip.Ours(settings)
+    assert ours.describe()["images_per_step"] == 4
+    values = ours.values()
+    assert values.keys() == spec["equal"].keys()
+    assert len(values["losses"]) == 3 * blip.STEPS
+    assert len(values["ranks"]) == len(values["matching scores"]) == (8 + 40) * 6 + (12 + 20) * 5
+    captions = torch.tensor(values["captions"]).view(3, 8)
+    assert captions[:, :4].tolist() == [[30522, 1037, 3861, 1997]] * 3
+    assert not captions.eq(102).any()
+    # The draws and weights are given: the values are those of any other process.
+    assert blip.Ours(settings).values() == values
+    assert all(0 < loss < 40 for loss in ours.run("float32", 2)[1])
+    with_cache, without = (ours.run(f"float32 {what}", 1)[1] for what in blip.WRITING)
+    assert with_cache == without == [float(captions.sum())]
+    for gallery in ours.galleries:
+        scores, half = (ours.run(f"{form} {gallery}", 1)[1] for form in ("float32", "bf16"))
+        assert half == pytest.approx(scores, abs=0.1)
 
 
 @pytest.mark.parametrize("method", ["comatsch", "../comatch"])
