@@ -12,7 +12,7 @@ from benchmarks.speed import albef
 from benchmarks.speed.albef import STEPS, below, overrides, text_mask
 from benchmarks.speed.blip_peer import Comparable
 from benchmarks.speed.stepping import OurSide, by_hand
-from methods.blip import network, official
+from methods.blip import hugging_face, network, official
 from methods.blip.module import Pretraining
 from shared.nn.generation import CachedDecoder
 from shared.tasks import image_text_matching
@@ -158,7 +158,7 @@ def make_data(folder: Path, settings: dict[str, Any]) -> None:
         own = ("tenfold", "idx_queue")
         kept = {k: v for k, v in weights.items() if not (k in own or k.split(".")[0][-2:] == "_m")}
         if name == "captioning":
-            kept = official.hugging_face_names(kept)
+            kept = hugging_face.hugging_face_names(kept)
         torch.save(kept, folder / f"{name}_weights.pt")
     torch.save(batch(settings), folder / "batch.pt")
     torch.save([draws(settings) for _ in range(STEPS)], folder / "draws.pt")

@@ -8,17 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-blip = pytest.importorskip("tests.unit.blip_toy", reason="BLIP's modules are not here")
-
-from methods.blip import official  # noqa: E402
-from methods.blip.capfilt.models import load_models  # noqa: E402
-from methods.blip.capfilt.networks import ModuleCaptioner, ModuleFilter  # noqa: E402
-from methods.blip.capfilt.settings import CapFiltError, Settings  # noqa: E402
-from methods.blip.filtering import PairFilter  # noqa: E402
-from shared.predict.inputs import load_predictor  # noqa: E402
-from tests.unit import test_predict  # noqa: E402
-from tests.unit.test_blip_predict import ALL, FILE  # noqa: E402
-from tests.unit.test_predict_texts import VIEWS  # noqa: E402
+from methods.blip import hugging_face, official
+from methods.blip.capfilt.models import load_models
+from methods.blip.capfilt.networks import ModuleCaptioner, ModuleFilter
+from methods.blip.capfilt.settings import CapFiltError, Settings
+from methods.blip.filtering import PairFilter
+from shared.predict.inputs import load_predictor
+from tests.unit import blip_toy as blip
+from tests.unit import test_predict
+from tests.unit.test_blip_predict import ALL, FILE
+from tests.unit.test_predict_texts import VIEWS
 
 SETTINGS = Settings(prompt="a red ", max_length=8, min_length=4)
 TEXTS = ["A red square.", "doggy?", "a green disc - this", "dog", "no!"]
@@ -115,7 +114,9 @@ def test_official_files_and_folders_do_what_our_checkpoints_do(tmp_path, form):
             paths[kind] = str(tmp_path / kind)
             Path(paths[kind]).mkdir()
             Path(paths[kind], "vocab.txt").write_text(words)
-            torch.save(official.hugging_face_names(state), Path(paths[kind], "pytorch_model.bin"))
+            torch.save(
+                hugging_face.hugging_face_names(state), Path(paths[kind], "pytorch_model.bin")
+            )
     settings = Settings(prompt="a red ", max_length=8, min_length=4)
     if form == "official":
         with pytest.raises(CapFiltError, match="--vocab names BERT's"):

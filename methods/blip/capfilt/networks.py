@@ -20,11 +20,12 @@ from torch import Tensor
 from methods.blip.capfilt.settings import CapFiltError, Settings
 from shared.checkpoints.pretrained_text import hugging_face_state
 from shared.checkpoints.reading import load_checkpoint
-from shared.data.text import cleaning
+from shared.data.text.cleaning import text_rules
 from shared.data.text.wordpiece import WordPiece
 from shared.data.views.interface import build_views
 from shared.experiments import CONF
 from shared.nn.building import build
+from shared.nn.generation import Generation
 from shared.predict.inputs import PredictError, Predictor, load_predictor
 from shared.randomness import key_uniforms
 from shared.training.method import Method
@@ -66,8 +67,6 @@ class ModuleCaptioner(Loaded):
     """Writes with `methods.blip.captioning.Captioning`."""
 
     def __init__(self, path: str, settings: Settings, device: str) -> None:
-        from shared.nn.generation import Generation
-
         super().__init__(path, device, "captioning", "captions", settings)
         self.prompt = self.tokenizer.opening(settings.prompt).tolist()[1:]
         learned = list(self.module.hparams["prompt_ids"])
@@ -104,8 +103,7 @@ class ModuleFilter(Loaded):
 
     def score(self, images: Tensor, texts: Sequence[str], owners: Tensor) -> Tensor:
         encoders, device = self.module.encoders, self.module.device
-        predictor: Any = self.predictor
-        cleaned = [predictor.rules.clean_caption(text, WORDS) for text in texts]
+        cleaned = [self.predictor.rules.clean_caption(text, WORDS) for text in texts]
         ids, mask = (part.to(device) for part in self.tokenizer.batch(cleaned, TOKENS))
         ids[:, 0] = encoders.enc_id
         tokens, _ = encoders.encode_image(images.to(device))
@@ -124,10 +122,8 @@ def official_predictor(
 
     if not vocab:
         raise CapFiltError("an official file has no vocabulary: --vocab names BERT's vocab.txt")
-    kinds: Any = (cleaning, WordPiece, Predictor)
-    texts, word_piece, predictor = kinds
-    rules = texts.text_rules("blip")
-    tokenizer = word_piece(vocab, rules.added, rules.closed)
+    rules = text_rules("blip")
+    tokenizer = WordPiece(vocab, rules.added, rules.closed)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         chosen = compose("config", [f"method=blip_{task}", f"data=blip_coco_{task}", ANY])
     method: Any = OmegaConf.to_container(chosen.method, resolve=True)
@@ -161,7 +157,7 @@ def official_predictor(
     module: Any = build(method, Method)
     load_weights(module, source)
     transform = build_views(views | {"size": side})
-    return predictor(module.eval().to(device), transform, "RGB", None, tokenizer, "", rules)
+    return Predictor(module.eval().to(device), transform, "RGB", None, tokenizer, "", rules)
 
 
 def _count(state: Mapping[str, Any], begin: str, end: str) -> int:
