@@ -68,7 +68,8 @@ def _build(folder: Path, root: Path) -> None:
         if pair["caption"] not in captions[pair["image_id"]]:
             captions[pair["image_id"]].append(pair["caption"])
     for own in captions.values():
-        own += [f"{article(text)} {text}" for text in own if len(text.split()) <= NAME]
+        names = [text for text in own if len(text.split()) <= NAME]
+        own += [f"{before} {name}" for name in names if (before := article(name))]
     labels = {_plain(texts[0]): concept for concept, texts in captions.items()}
     icons, info = read_set(STREAMLINE)
     documents, concepts = {}, {}
