@@ -17,7 +17,8 @@ from benchmarks.miniatures.emoji.concepts import Concept
 from benchmarks.miniatures.emoji.packages import of_split
 from benchmarks.miniatures.emoji.render import Renderings
 from benchmarks.miniatures.emoji.web_texts import (
-    DESCRIPTIONS,
+    SAID,
+    TAGGED,
     descriptions,
     shared_out,
     web_texts,
@@ -42,17 +43,23 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Renderings:
 
 
 def test_descriptions_name_the_concept_and_no_held_out_alias(drawn: Renderings) -> None:
-    texts = descriptions(drawn.concepts[0], 0)
+    concept, tags = drawn.concepts[0], [NAMES[0], f"food {NAMES[0]}", "baro one"]
+    texts = descriptions(concept, tags, 0)
     assert texts[0] == f"a {NAMES[0]}"
-    assert len(texts) == len(set(texts)) == len(DESCRIPTIONS)
+    assert len(texts) == 1 + SAID + TAGGED
     known = {NAMES[0], "baro one", "last name"}
     for seed in range(9):
-        for text in descriptions(drawn.concepts[0], seed):
+        texts = descriptions(concept, tags, seed)
+        assert set(texts[-TAGGED:]) < set(tags)
+        assert len(set(texts[-TAGGED:])) == TAGGED
+        for text in texts:
             assert any(name in text for name in known)
             assert "other name" not in text
-    assert len({tuple(descriptions(drawn.concepts[0], seed)) for seed in range(9)}) > 1
+    assert len({tuple(descriptions(concept, tags, seed)) for seed in range(9)}) > 1
+    assert len(descriptions(concept, tags[:1], 0)) == 1 + SAID + 1
     plural = Concept(1, "1F600", "cherries", [], [], "food-drink", "food")
-    assert descriptions(plural, 0)[1] == "a drawing of cherries"
+    said = {text for seed in range(9) for text in descriptions(plural, tags, seed)}
+    assert "a drawing of cherries" in said
 
 
 def test_few_drawings_of_each_concept_are_described(drawn: Renderings) -> None:
@@ -151,7 +158,8 @@ def test_what_is_built_and_read(drawn: Renderings, tmp_path: Path) -> None:
     assert batch["image_ids"].tolist() == list(range(1, 30, 2))
     said = captions.references("test")
     assert said is not None
-    assert said.captions[7] == descriptions(drawn.concepts[7], 3)
+    assert said.captions[7][0] == descriptions(drawn.concepts[7], [], 3)[0]
+    assert len(said.captions[7]) == 1 + SAID + TAGGED
     assert not (next(iter(captions.train_dataloader()))["input_ids"] == 1).any()
 
 

@@ -34,15 +34,17 @@ from benchmarks.miniatures.emoji.scenes import article
 from shared.data.text.cleaning import TEXT_RULES
 
 Item = dict[str, Any]
-VERSION = 1  # raise it with any change of the lists
+VERSION = 2  # raise it with any change of the lists
 # The captioner is prompted by "a picture of ", so that no description begins so itself.
-DESCRIPTIONS = (
-    "{}",
+SENTENCES = (
     "a drawing of {}",
     "{} on a plain ground",
     "this is {}",
     "one can see {}",
 )
+# Sentences and tags of one drawing. People's tags are of the kind that the web's right texts are: a
+# filter that has seen people write sentences alone takes every other text for a wrong one.
+SAID, TAGGED = 2, 2
 FILE_TEXTS = (
     "emoji u{code} version {number}",
     "icon {concept} {rendering} {number} px png",
@@ -61,13 +63,13 @@ def web_texts(
 ) -> Provenance:
     """Make the lists present in `root`, whose pictures are those of `pairs_root`.
 
-    `described` drawings of each concept are in `human_train.json`, five texts each, and all others
-    in `web_train.json` with one text. A share `corrupted` of the web's texts is wrong, half of them
-    another concept's names and half a file's; which, stands in `secret/web_mask.json` alone, which
-    only scoring code may read: {index: {clean, kind}}. `web_oracle.json` is what a perfect filter
-    keeps. `human_{val,test}.json` and `human_{val,test}_gt.json`, as of COCO's captions, describe
-    the drawings of two artists of their own; `capfilt_vocab.txt` serves all texts. With the prefix
-    `common_` everything once more, of the 300 everyday objects.
+    `described` drawings of each concept are in `human_train.json`, up to five texts each, and all
+    others in `web_train.json` with one text. A share `corrupted` of the web's texts is wrong, half
+    of them another concept's names and half a file's; which, stands in `secret/web_mask.json`
+    alone, which only scoring code may read: {index: {clean, kind}}. `web_oracle.json` is what a
+    perfect filter keeps. `human_{val,test}.json` and `human_{val,test}_gt.json`, as of COCO's
+    captions, describe the drawings of two artists of their own; `capfilt_vocab.txt` serves all
+    texts. With the prefix `common_` everything once more, of the 300 everyday objects.
     """
     if not 0 <= corrupted <= 1:
         raise ValueError(f"corrupted={corrupted}: it is a share of the web's texts, from 0 to 1")
@@ -90,12 +92,15 @@ def web_texts(
     return {**pictures, "emoji-web-texts": {"files": files, "licence": about["licence"]}}
 
 
-def descriptions(concept: Concept, seed: int) -> list[str]:
-    """What people say of a drawing of a concept: five texts, the first of which has its label."""
+def descriptions(concept: Concept, tags: Sequence[str], seed: int) -> list[str]:
+    """What people say of a drawing of a concept: its label with an article, `SAID` sentences that
+    name it, and at most `TAGGED` of `tags`, the texts that it may have on the web."""
     generator = generator_of(seed, f"descriptions {concept.id}")
-    names = [concept.label, *(one_of(synonyms(concept), generator) for _ in DESCRIPTIONS[1:])]
+    chosen = generator.permutation(len(SENTENCES))[:SAID]
+    names = [concept.label, *(one_of(synonyms(concept), generator) for _ in chosen)]
     named = [f"{article(name)} {name}".strip() for name in names]
-    return [text.format(name) for text, name in zip(DESCRIPTIONS, named, strict=True)]
+    sentences = [SENTENCES[i].format(name) for i, name in zip(chosen, named[1:], strict=True)]
+    return [named[0], *sentences, *(tags[i] for i in generator.permutation(len(tags))[:TAGGED])]
 
 
 def shared_out(
@@ -163,7 +168,7 @@ def _write_lists(
     concepts = {c: drawn.concepts[c] for c in sorted(chosen)}
     held_out = {a for c in drawn.concepts if (a := held_out_alias(c)) is not None}
     captions = {c: training_captions(concept, held_out, seed) for c, concept in concepts.items()}
-    told = {c: descriptions(concept, seed) for c, concept in concepts.items()}
+    told = {c: descriptions(concept, captions[c], seed) for c, concept in concepts.items()}
     human, web = shared_out(drawn, chosen, described, seed)
     human_items: list[Item] = [
         {"image": picture_file("images_rgba", name, concept), "caption": text, "image_id": concept}
