@@ -21,7 +21,7 @@ from benchmarks.miniatures.building import (
 from benchmarks.miniatures.emoji.packages import load, of_split, read_set
 from benchmarks.miniatures.emoji.pairs import SIZE, pairs
 from benchmarks.miniatures.emoji.render import draw, renderings, svg
-from benchmarks.miniatures.emoji.scenes import scenes
+from benchmarks.miniatures.emoji.scenes import article, scenes
 from benchmarks.zoo.restyling import restyle
 from shared.data.packages import npm
 from shared.files import read_json
@@ -35,7 +35,7 @@ STREAMLINE = npm(
 )
 LICENCE = "CC-BY-SA-4.0"  # of the whole: share-alike, as the emoji pairs
 STYLES = 5  # of each drawing: its own and further ones
-VERSION = 1  # raise it with any change of the drawings or texts
+VERSION = 2  # raise it with any change of the drawings or texts
 # Found by looking at every drawing beside its name: another thing of that name.
 DENIED = {"turkey", "headphone"}
 
@@ -50,7 +50,8 @@ def drawings_and_scenes(root: str | Path) -> Provenance:
 def drawings(root: str | Path) -> Provenance:
     """Make `emoji-pairs` present in the folder of all data, and `emoji-drawings`:
     `images_rgba/<artist>/<icon>-<style>.png`, 64 px, and `pairs_train.json`, whose captions are
-    those of the emoji pairs of the same concept. Style 0 is the artist's own."""
+    those of the emoji pairs of the same concept, and names also with their article. Style 0 is the
+    artist's own."""
     root = Path(root)
     made = pairs(root / "emoji-pairs")
     recipe: dict[str, Any] = {"version": VERSION, "size": SIZE, "styles": STYLES}
@@ -65,6 +66,9 @@ def _build(folder: Path, root: Path) -> None:
     for pair in read_json(root / "emoji-pairs" / "pairs_train.json"):
         if pair["caption"] not in captions[pair["image_id"]]:
             captions[pair["image_id"]].append(pair["caption"])
+    for texts in captions.values():
+        names = [text for text in texts if text.count(" ") <= 1 and article(text)]
+        texts += [f"{article(name)} {name}" for name in names]
     labels = {_plain(texts[0]): concept for concept, texts in captions.items()}
     icons, info = read_set(STREAMLINE)
     documents, concepts = {}, {}
