@@ -17,8 +17,7 @@ from benchmarks.miniatures.emoji.concepts import Concept
 from benchmarks.miniatures.emoji.packages import of_split
 from benchmarks.miniatures.emoji.render import Renderings
 from benchmarks.miniatures.emoji.web_texts import (
-    SAID,
-    TAGGED,
+    DESCRIPTIONS,
     descriptions,
     shared_out,
     web_texts,
@@ -43,23 +42,17 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Renderings:
 
 
 def test_descriptions_name_the_concept_and_no_held_out_alias(drawn: Renderings) -> None:
-    concept, tags = drawn.concepts[0], [NAMES[0], f"food {NAMES[0]}", "baro one"]
-    texts = descriptions(concept, tags, 0)
+    texts = descriptions(drawn.concepts[0], 0)
     assert texts[0] == f"a {NAMES[0]}"
-    assert len(texts) == 1 + SAID + TAGGED
+    assert len(texts) == len(set(texts)) == len(DESCRIPTIONS)
     known = {NAMES[0], "baro one", "last name"}
     for seed in range(9):
-        texts = descriptions(concept, tags, seed)
-        assert set(texts[-TAGGED:]) < set(tags)
-        assert len(set(texts[-TAGGED:])) == TAGGED
-        for text in texts:
+        for text in descriptions(drawn.concepts[0], seed):
             assert any(name in text for name in known)
             assert "other name" not in text
-    assert len({tuple(descriptions(concept, tags, seed)) for seed in range(9)}) > 1
-    assert len(descriptions(concept, tags[:1], 0)) == 1 + SAID + 1
+    assert len({tuple(descriptions(drawn.concepts[0], seed)) for seed in range(9)}) > 1
     plural = Concept(1, "1F600", "cherries", [], [], "food-drink", "food")
-    said = {text for seed in range(9) for text in descriptions(plural, tags, seed)}
-    assert "a drawing of cherries" in said
+    assert descriptions(plural, 0)[1] == "the image shows cherries"
 
 
 def test_few_drawings_of_each_concept_are_described(drawn: Renderings) -> None:
@@ -136,7 +129,7 @@ def test_what_is_built_and_read(drawn: Renderings, tmp_path: Path) -> None:
     shutil.rmtree(root / "secret")  # which no training may read
     base: dict[str, Any] = {
         "image_root": str(pictures),
-        "vocab": str(root / "capfilt_vocab.txt"),
+        "vocab": str(pictures / "vocab.txt"),
         "augmentation": views(),
         "image_mode": "RGBA",
         "text_rules": "blip",
@@ -158,8 +151,7 @@ def test_what_is_built_and_read(drawn: Renderings, tmp_path: Path) -> None:
     assert batch["image_ids"].tolist() == list(range(1, 30, 2))
     said = captions.references("test")
     assert said is not None
-    assert said.captions[7][0] == descriptions(drawn.concepts[7], [], 3)[0]
-    assert len(said.captions[7]) == 1 + SAID + TAGGED
+    assert said.captions[7] == descriptions(drawn.concepts[7], 3)
     assert not (next(iter(captions.train_dataloader()))["input_ids"] == 1).any()
 
 
@@ -198,12 +190,9 @@ def test_real_web_texts(tmp_path: Path) -> None:
         **{"common_human_train": 1500, "common_web_train": 1300, "common_web_oracle": 650},
         **{"common_human_val": 286, "common_human_test": 300},
     }
-    for prefix, size in (("", 2684), ("common_", 849)):
-        words = (tmp_path / "web" / f"{prefix}capfilt_vocab.txt").read_text().split("\n")
-        assert len(words) - 1 == size
-        tokenizer = WordPiece(words[:-1], closed=True)
-        for name in ("human_train", "web_train"):
-            texts = [item["caption"] for item in read(tmp_path / "web", prefix + name)]
-            ids, _ = tokenizer.batch([clean_caption_blip(text) for text in texts])
-            assert not (ids == tokenizer.unk_id).any()
-            assert ids.shape[1] < 40
+    tokenizer = WordPiece(tmp_path / "pairs" / "vocab.txt")
+    for name in ("human_train", "web_train", "common_human_train", "common_web_train"):
+        texts = [item["caption"] for item in read(tmp_path / "web", name)]
+        ids, _ = tokenizer.batch([clean_caption_blip(text) for text in texts])
+        assert not (ids == tokenizer.unk_id).any()
+        assert ids.shape[1] < 40

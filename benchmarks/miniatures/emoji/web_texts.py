@@ -16,7 +16,6 @@ from benchmarks.miniatures.building import (
     generator_of,
     one_of,
     write_json,
-    write_lines,
 )
 from benchmarks.miniatures.emoji.concepts import Concept
 from benchmarks.miniatures.emoji.packages import VERSIONS, of_split
@@ -27,30 +26,25 @@ from benchmarks.miniatures.emoji.pairs import (
     picture_file,
     synonyms,
     training_captions,
-    vocabulary,
 )
 from benchmarks.miniatures.emoji.render import Renderings, renderings
 from benchmarks.miniatures.emoji.scenes import article
-from shared.data.text.cleaning import TEXT_RULES
 
 Item = dict[str, Any]
-VERSION = 2  # raise it with any change of the lists
+VERSION = 3  # raise it with any change of the lists
 # The captioner is prompted by "a picture of ", so that no description begins so itself.
-SENTENCES = (
-    "a drawing of {}",
-    "{} on a plain ground",
+DESCRIPTIONS = (
+    "{}",
+    "the image shows {}",
+    "{} on a white ground",
     "this is {}",
-    "one can see {}",
+    "you can see {}",
 )
-# Sentences and tags of one drawing. People's tags are of the kind that the web's right texts are: a
-# filter that has seen people write sentences alone takes every other text for a wrong one.
-SAID, TAGGED = 2, 2
 FILE_TEXTS = (
-    "emoji u{code} version {number}",
-    "icon {concept} {rendering} {number} px png",
-    "home emoji {group} page {number}",
+    "file u {code} number {number}",
+    "symbol {concept} {rendering} {number}",
+    "home page {group} {number}",
 )
-LONGEST = 30  # words of a text
 NUMBERS = 17  # of versions, pixels and pages
 
 
@@ -63,13 +57,14 @@ def web_texts(
 ) -> Provenance:
     """Make the lists present in `root`, whose pictures are those of `pairs_root`.
 
-    `described` drawings of each concept are in `human_train.json`, up to five texts each, and all
-    others in `web_train.json` with one text. A share `corrupted` of the web's texts is wrong, half
-    of them another concept's names and half a file's; which, stands in `secret/web_mask.json`
-    alone, which only scoring code may read: {index: {clean, kind}}. `web_oracle.json` is what a
-    perfect filter keeps. `human_{val,test}.json` and `human_{val,test}_gt.json`, as of COCO's
-    captions, describe the drawings of two artists of their own; `capfilt_vocab.txt` serves all
-    texts. With the prefix `common_` everything once more, of the 300 everyday objects.
+    `described` drawings of each concept are in `human_train.json`, five texts each, and all others
+    in `web_train.json` with one text. A share `corrupted` of the web's texts is wrong, half of them
+    another concept's names and half a file's; which, stands in `secret/web_mask.json` alone, which
+    only scoring code may read: {index: {clean, kind}}. `web_oracle.json` is what a perfect filter
+    keeps. `human_{val,test}.json` and `human_{val,test}_gt.json`, as of COCO's captions, describe
+    the drawings of two artists of their own. With the prefix `common_` everything once more, of the
+    300 everyday objects. The vocabulary of the emoji pairs serves all texts; what only a file says
+    is spelt.
     """
     if not 0 <= corrupted <= 1:
         raise ValueError(f"corrupted={corrupted}: it is a share of the web's texts, from 0 to 1")
@@ -92,15 +87,12 @@ def web_texts(
     return {**pictures, "emoji-web-texts": {"files": files, "licence": about["licence"]}}
 
 
-def descriptions(concept: Concept, tags: Sequence[str], seed: int) -> list[str]:
-    """What people say of a drawing of a concept: its label with an article, `SAID` sentences that
-    name it, and at most `TAGGED` of `tags`, the texts that it may have on the web."""
+def descriptions(concept: Concept, seed: int) -> list[str]:
+    """What people say of a drawing of a concept: five texts, the first of which has its label."""
     generator = generator_of(seed, f"descriptions {concept.id}")
-    chosen = generator.permutation(len(SENTENCES))[:SAID]
-    names = [concept.label, *(one_of(synonyms(concept), generator) for _ in chosen)]
+    names = [concept.label, *(one_of(synonyms(concept), generator) for _ in DESCRIPTIONS[1:])]
     named = [f"{article(name)} {name}".strip() for name in names]
-    sentences = [SENTENCES[i].format(name) for i, name in zip(chosen, named[1:], strict=True)]
-    return [named[0], *sentences, *(tags[i] for i in generator.permutation(len(tags))[:TAGGED])]
+    return [text.format(name) for text, name in zip(DESCRIPTIONS, named, strict=True)]
 
 
 def shared_out(
@@ -148,7 +140,7 @@ def with_wrong_texts(
                 code=own.hexcode.split("-")[0].lower(),
                 concept=concept,
                 rendering=rendering,
-                group=own.group,
+                group=own.group.replace("-", " "),
                 number=1 + int(generator.integers(NUMBERS)),
             )
         wrong[index]["caption"] = text
@@ -167,8 +159,15 @@ def _write_lists(
 ) -> None:
     concepts = {c: drawn.concepts[c] for c in sorted(chosen)}
     held_out = {a for c in drawn.concepts if (a := held_out_alias(c)) is not None}
-    captions = {c: training_captions(concept, held_out, seed) for c, concept in concepts.items()}
-    told = {c: descriptions(concept, captions[c], seed) for c, concept in concepts.items()}
+    # The vocabulary has no hyphen, which BLIP's cleaning keeps.
+    captions = {
+        c: [text.replace("-", " ") for text in training_captions(concept, held_out, seed)]
+        for c, concept in concepts.items()
+    }
+    told = {
+        c: [text.replace("-", " ") for text in descriptions(concept, seed)]
+        for c, concept in concepts.items()
+    }
     human, web = shared_out(drawn, chosen, described, seed)
     human_items: list[Item] = [
         {"image": picture_file("images_rgba", name, concept), "caption": text, "image_id": concept}
@@ -203,11 +202,3 @@ def _write_lists(
     for name, content in lists.items():
         write_json(folder / f"{prefix}{name}.json", content, indent=0)
     write_json(folder / "secret" / f"{prefix}web_mask.json", truth, indent=0)
-    # Codes and numbers of files are spelt: as words they would be most of the vocabulary.
-    groups = " ".join(sorted({concept.group for concept in concepts.values()}))
-    known = {"rendering": " ".join(of_split("train")), "group": groups}
-    texts = [text for own in (*told.values(), *captions.values()) for text in own]
-    texts += [text.format(code="", concept="", number="", **known) for text in FILE_TEXTS]
-    rules = TEXT_RULES["blip"]
-    entries = vocabulary(texts, lambda text: rules.clean_caption(text, LONGEST))
-    write_lines(folder / f"{prefix}capfilt_vocab.txt", entries)
