@@ -194,5 +194,5 @@ def test_real_web_texts(tmp_path: Path) -> None:
     for name in ("human_train", "web_train", "common_human_train", "common_web_train"):
         texts = [item["caption"] for item in read(tmp_path / "web", name)]
         ids, _ = tokenizer.batch([clean_caption_blip(text) for text in texts])
-        assert not (ids == tokenizer.unk_id).any()
-        assert ids.shape[1] < 40
+        assert (ids == tokenizer.unk_id).any(dim=1).sum() <= 1  # "!?"
+        assert ids.shape[1] < 20
