@@ -23,7 +23,7 @@ from benchmarks.miniatures.emoji.web_texts import web_texts
 from methods.blip.capfilt import cli
 from shared.files import read_json
 
-VERSION = 1  # raise it with any change of the lists
+VERSION = 2  # raise it with any change of the lists
 PREFIX = "common_"  # the 300 everyday objects
 
 
@@ -33,9 +33,11 @@ def bootstrapped(
     pairs_root: str | Path,
     captioner: str | Path,
     filter: str | Path,
+    threshold: float = 0.5,
     seed: int = 0,
 ) -> Provenance:
-    """Make `web_texts` present in `web_root`, and from it in `root` by `tenfold-capfilt`:
+    """Make `web_texts` present in `web_root`, and from it in `root` by `tenfold-capfilt`, whose
+    filter keeps texts above the `threshold`:
     `web_kept.json`, the web's pairs that the filter believes; `synthetic.json`, what the captioner
     writes, `synthetic_kept.json`, and `capfilt/`, the tool's output with its card and sheet. The
     texts of both kept lists, dealt out to other images, are `shuffled.json`.
@@ -48,7 +50,7 @@ def bootstrapped(
     models = [Path(captioner), Path(filter)]
     if not all(path.is_file() for path in models):
         return made
-    recipe: dict[str, Any] = {"version": VERSION, "seed": seed}
+    recipe: dict[str, Any] = {"version": VERSION, "seed": seed, "threshold": threshold}
     recipe["models"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in models]
     recipe["web"] = made["emoji-web-texts"]["files"][f"{PREFIX}web_train.json"]
 
@@ -56,6 +58,7 @@ def bootstrapped(
         out, web = folder / "capfilt", Path(web_root) / f"{PREFIX}web_train.json"
         command = ["run", str(web), "--image-root", str(pairs_root), "--out", str(out)]
         command += ["--captioner", str(captioner), "--filter", str(filter), "--seed", str(seed)]
+        command += ["--threshold", str(threshold)]
         command += ["--workers", "0", "--batch-size", "64", "--licence", "CC-BY-SA-4.0"]
         if status := cli.main(command):
             raise RuntimeError(f"tenfold-capfilt ended with {status}")
