@@ -35,7 +35,12 @@ from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_mo
 from shared.checkpoints.warm_start import read_start
 from shared.training.method import Method
 
-KINDS = {"pretrained": "pre-training", "retrieval": "retrieval", "captioning": "captioning"}
+KINDS = {
+    "pretrained": "pre-training",
+    "retrieval": "retrieval",
+    "captioning": "captioning",
+    "vqa": "question answering",
+}
 PARTS = (  # of the official models, which not every task has
     r"visual_encoder(_m)?|text_encoder(_m)?|text_decoder|(vision|text)_proj(_m)?|itm_head|temp|"
     r"\w+_queue|queue_ptr|ptr_queue|tenfold"
@@ -100,9 +105,9 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
     identity, since the other task numbered them otherwise. A decoder that looked at image tokens of
     another width than the questions' keeps its own key and value projections (VQA with ViT-L).
 
-    `kind` is that of the file, ours or official. `pretrained`: for any task; `retrieval` and
-    `captioning`: for the same on another data set. CheckpointError is raised as by `load`, and
-    where there is no such file, or one of another kind or method.
+    `kind` is that of the file, ours or official. `pretrained`: for any task; `retrieval`,
+    `captioning` and `vqa`: for the same on another data set. CheckpointError is raised as by
+    `load`, and where there is no such file, or one of another kind or method.
     """
     made = f"make it first ({KINDS.get(kind)}, experiment=blip/...)"
     if kind in KINDS and is_folder(path):
@@ -148,7 +153,9 @@ def kind_of(state: Mapping[str, Any]) -> str | None:
         return "pretrained"
     if "itm_head" in parts:
         return "retrieval"
-    return "captioning" if "text_decoder" in parts and "text_encoder" not in parts else None
+    if "text_decoder" in parts:
+        return "vqa" if "text_encoder" in parts else "captioning"
+    return None
 
 
 def twin_names(state: Mapping[str, Any]) -> dict[str, Any]:
