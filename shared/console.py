@@ -9,6 +9,8 @@ from contextlib import suppress
 from shared.files import LockedError
 from shared.showing import printable
 
+OF_THE_MACHINE = (ModuleNotFoundError, OSError, MemoryError)
+
 
 def exit_status(
     program: str, command: Callable[[], object], foreseen: tuple[type[Exception], ...], goes_on: str
@@ -27,7 +29,7 @@ def exit_status(
     except LockedError as holder:
         print(f"{program}: another process works on this ({holder})", file=sys.stderr)
         return 1
-    except (*foreseen, ModuleNotFoundError, OSError, MemoryError) as error:
+    except foreseen + OF_THE_MACHINE as error:
         said = printable(" ".join(str(error).split())) or "out of memory"
         print(f"{program}: {said}", file=sys.stderr)
         return 1

@@ -123,7 +123,7 @@ def start_content(
         return source
     if not str(source["_target_"]).startswith(f"methods.{method.lower()}."):
         raise CheckpointError(f"{path} is a run of {source['_target_']}, not of {method}")
-    return export(load_module(path))  # type: ignore[arg-type]
+    return export(load_module(path))
 
 
 def check_kind(
