@@ -1,7 +1,8 @@
 """Frames of videos, which strangers may have made, by PyAV (`pip install 'tenfold[video]'`).
 
-Its wheels hold an FFmpeg of their own. FFmpeg is told the container, which the first bytes say: a
-playlist that calls itself .mp4 would make it open other files and addresses.
+Its wheels hold an FFmpeg of their own and fit any torch (torchcodec's fit one version each, and
+decord's FFmpeg is of 2021). FFmpeg is told the container, which the first bytes say: a playlist
+that calls itself .mp4 would make it open other files and addresses.
 """
 
 from collections.abc import Callable, Sequence
