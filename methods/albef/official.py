@@ -12,28 +12,37 @@ from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from methods.albef.classification import PairNetwork
 from methods.albef.module import Pretraining
 from methods.albef.text_assignment import TextAssignment
 from methods.albef.vqa import VQA
+from shared.checkpoints.image_text import (
+    COPIED,
+    FOREIGN,
+    IDENTITIES,
+    TIED,
+    UNUSED,
+    check_kind,
+    fill,
+    has_momentum,
+    official_state,
+    start_content,
+    vision_rules,
+    with_queue,
+    with_ties,
+)
 from shared.checkpoints.official import (
-    SCALAR,
-    TRANSPOSED,
     Conversion,
     KeyReport,
     KeyTable,
     Rule,
     convert_official,
     export_official,
-    import_official,
 )
 from shared.checkpoints.pretrained_text import POSITION_IDS, bert_rules, word_head_rules
-from shared.checkpoints.pretrained_vision import POSITIONS
-from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
-from shared.checkpoints.warm_start import read_start
+from shared.checkpoints.reading import load_checkpoint
 from shared.training.method import Method
 
 KINDS = {
@@ -46,13 +55,6 @@ OPTIONAL = (  # parts that not every task has
     r"\w+_queue|queue_ptr|tenfold"
 )
 QUEUES = ("image_queue", "text_queue", "queue_ptr", "idx_queue", "tenfold/{rest}")
-UNUSED = "no part of this task's model"
-TIED = "tied to another tensor of the file"
-RANDOM = {"contrast.queue.{rest}": "starts with random directions"}
-UNKEPT = {
-    "contrast.queue.idx": "no identities there: what is queued is a negative",
-    "contrast.queue.written": "not kept by the official code",
-}
 NEW_HEAD = {
     "encoders.classifier.{rest}": "a new head",
     "momentum_encoders.module.classifier.{rest}": "a copy of the new head",
@@ -63,7 +65,7 @@ CONSTANTS = {
     "cls.predictions.decoder.{key}": TIED,
 }
 LAYER = re.compile(r"(?<=\.layer\.)\d+(?=\.)")
-IDENTITIES = Conversion(
+INTEGERS = Conversion(  # identities, which are floats there
     lambda value, _: value.t().long().contiguous(), lambda value, _: value.t().contiguous()
 )
 
@@ -82,25 +84,12 @@ def load(module: Method, path: str | PathLike[str]) -> KeyReport:
 def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
     """Like `load`, from a checkpoint's content (`{model: ...}`) or a bare state dict."""
     state = official_state(source)
-    return _fill(module, state, key_table(module, state))
+    return fill(module, state, key_table(module, state))
 
 
 def export(module: Method) -> dict[str, Any]:
-    """The module's state under official names, which `load_weights` turns back bit for bit.
-
-    Tied tensors and constants that the official files hold are added.
-    """
-    exported = export_official(module, key_table(module, {}))
-    for key, value in list(exported.items()):
-        body, head, bias = key.partition("cls.predictions.bias")
-        if head and not bias:
-            decoder = f"{body}cls.predictions.decoder"
-            words = exported[f"{body}bert.embeddings.word_embeddings.weight"]
-            exported |= {f"{decoder}.bias": value, f"{decoder}.weight": words}
-        if key.endswith("embeddings.position_embeddings.weight"):
-            constant = key.replace("position_embeddings.weight", "position_ids")
-            exported[constant] = torch.arange(len(value))[None]
-    return exported
+    """The module's state under official names, which `load_weights` turns back bit for bit."""
+    return with_ties(export_official(module, key_table(module, {})))
 
 
 def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyReport:
@@ -114,25 +103,13 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
     by `load`, and where there is no such file, or one of another kind or method.
     """
     made = f"make it first ({KINDS.get(kind)}, experiment=albef/...)"
-    source = read_start(path, kind, KINDS, f"{made}, or name another file by warm_start.path=FILE")
-    if "_target_" in source:
-        if not str(source["_target_"]).startswith("methods.albef."):
-            raise CheckpointError(f"{path} is a run of {source['_target_']}, not of ALBEF")
-        source = export(load_module(path))  # type: ignore[arg-type]
-    state = official_state(source)
-    if (found := kind_of(state)) != kind:
-        what = f"it is of {KINDS[found]}: warm_start.kind={found}" if found else "of no known kind"
-        raise CheckpointError(f"{path} is no file of {KINDS[kind]}; {what}")
+    remedy = f"{made}, or name another file by warm_start.path=FILE"
+    state = official_state(start_content(path, kind, KINDS, remedy, "ALBEF", export))
+    check_kind(path, kind_of(state), kind, KINDS)
     state = renamed(state, module)
     table = key_table(module, state)
     dropped = {**table.dropped, **left_over(module, state, table)}
-    return _fill(module, state, KeyTable(table.rules, dropped, {**table.fresh, **NEW_HEAD}))
-
-
-def official_state(source: Mapping[str, Any]) -> dict[str, Any]:
-    """The state dict in a file: bare, or under `model` beside the trainer's state."""
-    state = source.get("model")
-    return dict(state if isinstance(state, Mapping) else source)
+    return fill(module, state, KeyTable(table.rules, dropped, {**table.fresh, **NEW_HEAD}))
 
 
 def kind_of(state: Mapping[str, Any]) -> str | None:
@@ -141,20 +118,6 @@ def kind_of(state: Mapping[str, Any]) -> str | None:
         return "pretrained"
     heads = {"ta_head": "assignment", "itm_head": "retrieval"}
     return next((heads[part] for key in state if (part := key.split(".")[0]) in heads), None)
-
-
-def _fill(module: Method, state: Mapping[str, Any], table: KeyTable) -> KeyReport:
-    report = import_official(state, table, module)
-    if hasattr(module, "momentum_encoders") and not _has_momentum(state):
-        teacher: Any = module.momentum_encoders
-        teacher.module.load_state_dict(module.encoders.state_dict())  # type: ignore[union-attr]
-    if isinstance(module, Pretraining):
-        module.hparams["initial"] = None  # they would replace what is loaded now
-    return report
-
-
-def _has_momentum(state: Mapping[str, Any]) -> bool:
-    return any(key.split(".")[0].endswith("_m") for key in state)
 
 
 # --- what the official scripts rename ---
@@ -214,8 +177,7 @@ def left_over(module: Method, state: Mapping[str, Any], table: KeyTable) -> dict
     names = [key.split()[0] for key in report.unexpected]
     dropped = dict.fromkeys((name for name in names if re.match(rf"({parts})\b", name)), UNUSED)
     if hasattr(module, "contrast"):
-        identities = ("idx_queue", "tenfold/contrast.queue.idx")
-        dropped |= dict.fromkeys(identities, "identities of another task's images")
+        dropped |= dict.fromkeys(IDENTITIES, FOREIGN)
     return dropped
 
 
@@ -239,26 +201,12 @@ def key_table(module: Method, state: Mapping[str, Any]) -> KeyTable:
     }
     if isinstance(module, TextAssignment):
         dropped |= dict.fromkeys(("temp", "text_proj.{rest}"), "unused by the official model")
-    copied = {"momentum_encoders.{rest}": "copied from the encoders"}
-    fresh = {} if _has_momentum(state) else copied
+    table = KeyTable(rules, dropped, {} if has_momentum(state) else COPIED)
     if not hasattr(module, "contrast"):
-        return KeyTable(rules, dropped, fresh)
-    size: Any = len(module.contrast.queue)  # type: ignore[union-attr, arg-type]
-    theirs = state.get("image_queue")
-    length = theirs.shape[-1] if isinstance(theirs, Tensor) and theirs.ndim == 2 else size
-    if length != size or (state and not any(name in state for name in QUEUES)):
-        reason = f"a queue of {length} pairs, but queue_size={size}"
-        return KeyTable(rules, dropped | dict.fromkeys(QUEUES, reason), fresh | RANDOM)
+        return table
     # The official pre-training keeps no identities.
     identities = "tenfold/contrast.queue.idx" if isinstance(module, Pretraining) else "idx_queue"
-    rules += [
-        Rule("image_queue", "contrast.queue.features", TRANSPOSED),
-        Rule("text_queue", "contrast.queue.text", TRANSPOSED),
-        Rule("queue_ptr", "contrast.queue.pointer", SCALAR),
-        Rule(identities, "contrast.queue.idx", IDENTITIES),
-        Rule("tenfold/contrast.queue.written", "contrast.queue.written"),
-    ]
-    return KeyTable(rules, dropped, fresh | UNKEPT)
+    return with_queue(module, state, table, QUEUES, "queue_ptr", identities, INTEGERS)
 
 
 def _encoder_rules(module: Method, copy: str, ours: str) -> list[Rule]:
@@ -266,11 +214,7 @@ def _encoder_rules(module: Method, copy: str, ours: str) -> list[Rule]:
     body = "bert." if isinstance(module, Pretraining) else ""
     writer = "text_decoder" if isinstance(module, VQA) else "text_encoder"
     rules = [
-        Rule(f"visual_encoder{copy}.pos_embed", f"{ours}visual_encoder.pos_embed", POSITIONS),
-        *(
-            Rule(f"{part}{copy}.{{rest}}", f"{ours}{part}.{{rest}}")
-            for part in ("visual_encoder", "vision_proj", "text_proj")
-        ),
+        *vision_rules(copy, ours),
         *word_head_rules(f"{writer}{copy}.cls.", f"{ours}word_head."),
         *bert_rules(f"text_decoder{copy}.bert.", f"{ours}text_decoder."),
         *bert_rules(f"text_encoder{copy}.{body}", f"{ours}text_encoder."),

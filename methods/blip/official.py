@@ -12,42 +12,49 @@ from os import PathLike
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from methods.blip.captioning import Captioning
 from methods.blip.hugging_face import is_folder, official_names, read_folder
 from methods.blip.module import Pretraining
 from methods.blip.nlvr import NLVR
 from methods.blip.vqa import VQA
+from shared.checkpoints import image_text
+from shared.checkpoints.image_text import (
+    COPIED,
+    FOREIGN,
+    IDENTITIES,
+    TIED,
+    UNUSED,
+    check_kind,
+    fill,
+    has_momentum,
+    start_content,
+    vision_rules,
+    with_queue,
+    with_ties,
+)
 from shared.checkpoints.official import (
-    SCALAR,
-    TRANSPOSED,
     KeyReport,
     KeyTable,
     Rule,
     convert_official,
     export_official,
-    import_official,
 )
 from shared.checkpoints.pretrained_text import POSITION_IDS, bert_rules, word_head_rules
-from shared.checkpoints.pretrained_vision import POSITIONS
-from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
-from shared.checkpoints.warm_start import read_start
+from shared.checkpoints.reading import CheckpointError, load_checkpoint
 from shared.training.method import Method
 
-KINDS = {"pretrained": "pre-training", "retrieval": "retrieval", "captioning": "captioning"}
+KINDS = {
+    "pretrained": "pre-training",
+    "retrieval": "retrieval",
+    "captioning": "captioning",
+    "vqa": "question answering",
+}
 PARTS = (  # of the official models, which not every task has
     r"visual_encoder(_m)?|text_encoder(_m)?|text_decoder|(vision|text)_proj(_m)?|itm_head|temp|"
     r"\w+_queue|queue_ptr|ptr_queue|tenfold"
 )
 QUEUES = ("image_queue", "text_queue", "queue_ptr", "idx_queue", "ptr_queue", "tenfold/{rest}")
-UNUSED = "no part of this task's model"
-TIED = "tied to another tensor of the file"
-RANDOM = {"contrast.queue.{rest}": "starts with random directions"}
-UNKEPT = {
-    "contrast.queue.idx": "no identities there: what is queued is a negative",
-    "contrast.queue.written": "not kept by the official code",
-}
 NEW_PARTS = {
     "encoders.classifier.{rest}": "a new head",
     "encoders.text_encoder.layers.{n}.cross_attention.merge.{rest}": "a new merge layer",
@@ -74,22 +81,8 @@ def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
 
 
 def export(module: Method) -> dict[str, Any]:
-    """The module's state under official names, which `load_weights` turns back bit for bit.
-
-    Tied tensors and constants that the official files hold are added.
-    """
-    exported = export_official(module, key_table(module, {}))
-    for key, value in list(exported.items()):
-        if key == "text_decoder.cls.predictions.bias":
-            words = exported["text_decoder.bert.embeddings.word_embeddings.weight"]
-            exported |= {
-                "text_decoder.cls.predictions.decoder.bias": value,
-                "text_decoder.cls.predictions.decoder.weight": words,
-            }
-        if key.endswith("embeddings.position_embeddings.weight"):
-            constant = key.replace("position_embeddings.weight", "position_ids")
-            exported[constant] = torch.arange(len(value))[None]
-    return exported
+    """The module's state under official names, which `load_weights` turns back bit for bit."""
+    return with_ties(export_official(module, key_table(module, {})))
 
 
 def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyReport:
@@ -100,24 +93,18 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
     identity, since the other task numbered them otherwise. A decoder that looked at image tokens of
     another width than the questions' keeps its own key and value projections (VQA with ViT-L).
 
-    `kind` is that of the file, ours or official. `pretrained`: for any task; `retrieval` and
-    `captioning`: for the same on another data set. CheckpointError is raised as by `load`, and
-    where there is no such file, or one of another kind or method.
+    `kind` is that of the file, ours or official. `pretrained`: for any task; `retrieval`,
+    `captioning` and `vqa`: for the same on another data set. CheckpointError is raised as by
+    `load`, and where there is no such file, or one of another kind or method.
     """
     made = f"make it first ({KINDS.get(kind)}, experiment=blip/...)"
     if kind in KINDS and is_folder(path):
         source = read_folder(module, path, starts=True)
     else:
-        other = "or name another file by warm_start.path=FILE"
-        source = read_start(path, kind, KINDS, f"{made}, {other}")
-    if "_target_" in source:
-        if not str(source["_target_"]).startswith("methods.blip."):
-            raise CheckpointError(f"{path} is a run of {source['_target_']}, not of BLIP")
-        source = export(load_module(path))  # type: ignore[arg-type]
+        remedy = f"{made}, or name another file by warm_start.path=FILE"
+        source = start_content(path, kind, KINDS, remedy, "BLIP", export)
     state = official_state(source)
-    if (found := kind_of(state)) != kind:
-        what = f"it is of {KINDS[found]}: warm_start.kind={found}" if found else "of no known kind"
-        raise CheckpointError(f"{path} is no file of {KINDS[kind]}; {what}")
+    check_kind(path, kind_of(state), kind, KINDS)
     return start_from(module, state)
 
 
@@ -132,10 +119,9 @@ def start_from(module: Method, state: Mapping[str, Any]) -> KeyReport:
 
 
 def official_state(source: Mapping[str, Any]) -> dict[str, Any]:
-    """The state dict in a file, under official names: bare, or under `model` beside the trainer's
-    state; transformers' port calls the vision model otherwise."""
-    state = source.get("model")
-    state = dict(state if isinstance(state, Mapping) else source)
+    """The state dict in a file, see `image_text.official_state`, under official names:
+    transformers' port calls the vision model otherwise."""
+    state = image_text.official_state(source)
     if not all(isinstance(key, str) for key in state):
         raise CheckpointError("the weights of the file have no names")
     return official_names(state)
@@ -148,7 +134,9 @@ def kind_of(state: Mapping[str, Any]) -> str | None:
         return "pretrained"
     if "itm_head" in parts:
         return "retrieval"
-    return "captioning" if "text_decoder" in parts and "text_encoder" not in parts else None
+    if "text_decoder" in parts:
+        return "vqa" if "text_encoder" in parts else "captioning"
+    return None
 
 
 def twin_names(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,8 +161,7 @@ def left_over(
     dropped = dict.fromkeys((n for n in names if re.match(rf"({PARTS})\b", n)), UNUSED)
     fresh = dict(NEW_PARTS)
     if hasattr(module, "contrast"):
-        identities = ("idx_queue", "tenfold/contrast.queue.idx")
-        dropped |= dict.fromkeys(identities, "identities of another task's images")
+        dropped |= dict.fromkeys(IDENTITIES, FOREIGN)
         fresh["contrast.queue.idx"] = "identities of this task's images"
     if isinstance(module, VQA):
         there = (
@@ -190,13 +177,7 @@ def left_over(
 
 def _fill(module: Method, state: Mapping[str, Any], table: KeyTable) -> KeyReport:
     _check_ties(module, state, table)
-    report = import_official(state, table, module)
-    if hasattr(module, "momentum_encoders") and not _has_momentum(state):
-        teacher: Any = module.momentum_encoders
-        teacher.module.load_state_dict(module.encoders.state_dict())  # type: ignore[union-attr]
-    if isinstance(module, Pretraining):
-        module.hparams["initial"] = None  # they would replace what is loaded now
-    return report
+    return fill(module, state, table)
 
 
 def _check_ties(module: Method, state: Mapping[str, Any], table: KeyTable) -> None:
@@ -215,10 +196,6 @@ def _check_ties(module: Method, state: Mapping[str, Any], table: KeyTable) -> No
     for one, other in pairs:
         if one in state and other in state and not torch.equal(state[one], state[other]):
             raise CheckpointError(f"{one} and {other} are one tensor here, but differ in the file")
-
-
-def _has_momentum(state: Mapping[str, Any]) -> bool:
-    return any(key.split(".")[0].endswith("_m") for key in state)
 
 
 # --- which key is which ---
@@ -244,24 +221,11 @@ def key_table(module: Method, state: Mapping[str, Any]) -> KeyTable:
         for coder in ("text_encoder", "text_encoder_m", "text_decoder.bert")
     }
     dropped["text_decoder.cls.predictions.decoder.{key}"] = TIED
-    fresh: dict[str, str] = {}
-    if not _has_momentum(state):
-        fresh["momentum_encoders.{rest}"] = "copied from the encoders"
+    fresh = {} if has_momentum(state) else dict(COPIED)
     if not hasattr(module, "contrast"):
         return KeyTable(rules, dropped, fresh)
     if state and "temp" not in state:
         fresh["contrast.temp"] = "a file that only scores pairs has none"
-    size: Any = len(module.contrast.queue)  # type: ignore[union-attr, arg-type]
-    theirs = state.get("image_queue")
-    length = theirs.shape[-1] if isinstance(theirs, Tensor) and theirs.ndim == 2 else size
-    if length != size or (state and not any(name in state for name in QUEUES)):
-        reason = f"a queue of {length} pairs, but queue_size={size}"
-        return KeyTable(rules, dropped | dict.fromkeys(QUEUES, reason), fresh | RANDOM)
-    rules += [
-        Rule("image_queue", "contrast.queue.features", TRANSPOSED),
-        Rule("text_queue", "contrast.queue.text", TRANSPOSED),
-        Rule("tenfold/contrast.queue.written", "contrast.queue.written"),
-    ]
     # Pre-training keeps no identities, and each calls its pointer otherwise.
     pointer, identities = "ptr_queue", "idx_queue"
     if isinstance(module, Pretraining):
@@ -269,9 +233,8 @@ def key_table(module: Method, state: Mapping[str, Any]) -> KeyTable:
     elif state and "ptr_queue" not in state:
         fresh["contrast.queue.pointer"] = "the queue of pre-training is overwritten from its start"
         dropped["queue_ptr"] = "where pre-training would have written next"
-    rules.append(Rule(pointer, "contrast.queue.pointer", SCALAR))
-    rules.append(Rule(identities, "contrast.queue.idx", TRANSPOSED))
-    return KeyTable(rules, dropped, fresh | UNKEPT)
+    table = KeyTable(rules, dropped, fresh)
+    return with_queue(module, state, table, QUEUES, pointer, identities)
 
 
 def _encoder_rules(copy: str, ours: str) -> list[Rule]:
@@ -279,11 +242,7 @@ def _encoder_rules(copy: str, ours: str) -> list[Rule]:
     there, here = f"text_encoder{copy}.encoder.layer.{{n}}.crossattention", f"{ours}text_encoder"
     here = f"{here}.layers.{{n}}.cross_attention"
     return [
-        Rule(f"visual_encoder{copy}.pos_embed", f"{ours}visual_encoder.pos_embed", POSITIONS),
-        *(
-            Rule(f"{part}{copy}.{{rest}}", f"{ours}{part}.{{rest}}")
-            for part in ("visual_encoder", "vision_proj", "text_proj")
-        ),
+        *vision_rules(copy, ours),
         # Of NLVR2; before the rules of single cross-attention, which would take them for its own.
         Rule(f"{there}.output.dense0.{{rest}}", f"{here}.first.output.{{rest}}"),
         Rule(f"{there}.output.dense1.{{rest}}", f"{here}.second.output.{{rest}}"),

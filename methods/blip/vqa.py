@@ -30,6 +30,7 @@ class VQA(ImageTextMethod):
         label_smoothing: of the answers' words, when they are ranked, too.
         k_test, candidates_per_pass: see `AnswerRanking`.
         generation: arguments of `Generation`; lengths count [DEC].
+        evaluation: arguments of `AnswerEvaluation`.
         reads_padding: whether a written answer also looks at the padding of the question, as in
             the official code: it then depends on the other questions of the batch.
         answers: the list, answer -> its ids as `WordPiece.answers` makes them; None: that of the
@@ -48,11 +49,12 @@ class VQA(ImageTextMethod):
         k_test: int,
         generation: dict[str, Any],
         candidates_per_pass: int = 1024,
+        evaluation: Mapping[str, str] | None = None,
         reads_padding: bool = False,
         answers: Mapping[str, Sequence[int]] | None = None,
         **frame: Any,
     ):
-        super().__init__(AnswerEvaluation(), **frame, decay_all=True)
+        super().__init__(AnswerEvaluation(**(evaluation or {})), **frame, decay_all=True)
         self.save_hyperparameters()
         self.encoders = AnswerNetwork(vision, grounded(text), text["num_layers"])
         sizes = k_test, "corrected", candidates_per_pass

@@ -79,6 +79,7 @@ class FileImages:
 
     upright = False
     most_pixels: int | None = None
+    kind = "image"  # what an index names, for messages
 
     def __init__(
         self,
@@ -108,6 +109,11 @@ class FileImages:
         """What PIL opens."""
         return self.path(index)
 
+    def decode(self, index: int) -> Pixels:
+        """One image; OSError or DataCorruptError if it can't be read."""
+        limits = (self.truncated, self.upright, self.most_pixels, self.draft)
+        return read_image(self.content(index), self.mode, None, *limits)
+
     def key(self, index: int) -> Any:
         """What a decoded image is kept under: the same for two indices of one picture."""
         return index
@@ -122,9 +128,8 @@ class FileImages:
             return self._cache[key]
         if self.corrupt and self.path(index) in self.corrupt:
             return None
-        limits = (self.truncated, self.upright, self.most_pixels, self.draft)
         try:
-            image = read_image(self.content(index), self.mode, None, *limits)
+            image = self.decode(index)
         except (OSError, DataCorruptError) as error:
             path, reason = self.path(index), str(error)
         else:
@@ -133,11 +138,12 @@ class FileImages:
             return image
         self.corrupt[path] = reason
         count = f"{len(self.corrupt)} of {len(self)}"
-        warnings.warn(f"{path}: unreadable image skipped ({reason}); {count} so far", stacklevel=3)
+        said = f"{path}: unreadable {self.kind} skipped ({reason}); {count} so far"
+        warnings.warn(said, stacklevel=3)
         if len(self.corrupt) > self.max_corrupt * len(self):
-            most = f"{count} images are unreadable, more than max_corrupt={self.max_corrupt:g}"
+            most = f"more than max_corrupt={self.max_corrupt:g}; the last one is {path}"
             advice = "Repair them or raise max_corrupt"
-            raise DataCorruptError(f"{most}; the last one is {path}. {advice}")
+            raise DataCorruptError(f"{count} {self.kind}s are unreadable, {most}. {advice}")
         return None
 
 

@@ -29,12 +29,15 @@ Precision = Literal["float32", "bfloat16"]
 # --- recalls ---
 
 
-def recalls(i2t: Tensor, t2i: Tensor, text_image: Tensor) -> dict[str, float]:
+def recalls(
+    i2t: Tensor, t2i: Tensor, text_image: Tensor, medians: bool = False
+) -> dict[str, float]:
     """Percent of images (`txt_r<K>`) and of texts (`img_r<K>`) whose match is among the first K.
 
     `txt_`: an image looks for texts by scores (N, T), and its best-ranked text counts; `img_`: a
     text looks for its image, in row `text_image` (T,), by scores (T, N). `txt_r_mean`,
-    `img_r_mean` are means over K = 1, 5, 10, `r_mean` is the mean of the two.
+    `img_r_mean` are means over K = 1, 5, 10, `r_mean` is the mean of the two. With `medians` also
+    `txt_median_rank` and `img_median_rank`, from 1 on, no percent.
 
     Of equal scores the wrong ones come first: a constant score finds nothing. (In the official code
     their order is unspecified; with k >= 10 candidates the recalls cannot differ.)
@@ -61,6 +64,8 @@ def recalls(i2t: Tensor, t2i: Tensor, text_image: Tensor) -> dict[str, float]:
         values = [100 * float((ranks < k).double().mean()) for k in CUTOFFS]
         metrics |= {f"{name}_r{k}": value for k, value in zip(CUTOFFS, values, strict=True)}
         metrics[f"{name}_r_mean"] = sum(values) / len(values)
+        if medians:
+            metrics[f"{name}_median_rank"] = 1 + float(ranks.double().quantile(0.5))
     metrics["r_mean"] = (metrics["txt_r_mean"] + metrics["img_r_mean"]) / 2
     return metrics
 

@@ -7,7 +7,7 @@ compared in a normalised spelling. Source: docs/papers/albef.md, section 7; sale
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +69,15 @@ def soft_accuracy(prediction: str, answers: Sequence[str], enough: int = VOTES) 
     return (votes * min(1, (votes - 1) / enough) + others * min(1, votes / enough)) / len(answers)
 
 
+def exact_match(prediction: str, answers: Sequence[str]) -> float:
+    """1.0 where the prediction is one of the answers, letter by letter, else 0.0."""
+    return float(prediction in answers)
+
+
+MATCHES = {"soft": soft_accuracy, "exact": exact_match}
+"""How right a prediction is by the answers of several people, or by the one right answer."""
+
+
 def percent(accuracies: Sequence[float]) -> float:
     """Their mean, in percent with two decimals."""
     return round(100 * sum(accuracies) / len(accuracies), 2)
@@ -85,7 +94,11 @@ class Answered(NamedTuple):
     kinds: tuple[str, ...]
 
 
-def judged(batch: Mapping[str, Any], answers: Sequence[str]) -> list[Answered]:
+def judged(
+    batch: Mapping[str, Any],
+    answers: Sequence[str],
+    match: Callable[[str, Sequence[str]], float] = soft_accuracy,
+) -> list[Answered]:
     """The answers (B,) to a batch of `shared.data.image_text.vqa.VQAData`, which may hold the true
     `answers` and the `kinds` of question, each a list of B lists of strings."""
     size = len(answers)
@@ -93,7 +106,7 @@ def judged(batch: Mapping[str, Any], answers: Sequence[str]) -> list[Answered]:
     rows = (batch["indices"].tolist(), batch["question_ids"].tolist(), answers, truth, kinds)
     found = []
     for place, number, answer, known, kind in zip(*rows, strict=True):
-        accuracy = None if known is None else soft_accuracy(answer, known)
+        accuracy = None if known is None else match(answer, known)
         found.append(Answered(place, number, answer, accuracy, tuple(kind)))
     return found
 

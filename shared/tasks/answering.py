@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from shared.distributed import gather_objects
-from shared.evaluation.vqa import Answered, accuracies, judged, write_results
+from shared.evaluation.vqa import MATCHES, Answered, accuracies, judged, write_results
 from shared.losses.language import smoothed_losses, text_sums, token_losses
 from shared.nn.text_transformer import KeyValue, LanguageHead, TextTransformer
 from shared.nn.vision_transformer import VisionTransformer
@@ -41,8 +41,11 @@ class AnswerNetwork(nn.Module):
         self.word_head = LanguageHead(text["vocab_size"], width)
 
     def read(self, images: Tensor, ids: Tensor, mask: Tensor) -> list[KeyValue]:
-        """Images (B, 3, S, S) and questions (B, L) -> what the decoder attends to, B rows."""
-        context = self.text_encoder.project(self.visual_encoder(images))
+        """Images (B, 3, S, S) and questions (B, L) -> what the decoder attends to, B rows. Of
+        videos (B, F, 3, S, S) the tokens of all frames stand in a row."""
+        tokens = self.visual_encoder(images.flatten(0, -4))
+        tokens = tokens.unflatten(0, images.shape[:-3]).flatten(1, -2)
+        context = self.text_encoder.project(tokens)
         states = self.text_encoder(ids, mask, context)
         return self.text_decoder.project(states, mask=mask)
 
@@ -168,14 +171,29 @@ class AnswerRanking(nn.Module):
 
 
 class AnswerEvaluation(Evaluation):
-    """Soft accuracy of what a module's `answer(batch)` says, each question once over all ranks,
-    where the truth is known; the test also writes `vqa_result.json` for the server."""
+    """Accuracy of what a module answers, each question once over all ranks, where the truth is
+    known; the test also writes `vqa_result.json` for the server.
 
-    def __init__(self) -> None:
+    `inference` "rank" asks the module's `answer(batch)`, "generate" decodes what its `write(batch)`
+    writes; `match`: see `MATCHES`.
+    """
+
+    def __init__(self, inference: str = "rank", match: str = "soft"):
+        for name, value, known in (
+            ("inference", inference, ("rank", "generate")),
+            ("match", match, tuple(MATCHES)),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be one of {known}, got {value!r}")
+        self.generates, self.match = inference == "generate", MATCHES[match]
         self.answered: list[Answered] = []
 
     def collect(self, module: Any, batch: ImageTextBatch) -> None:
-        self.answered += judged(batch, [answer for answer, _ in module.answer(batch)])
+        if self.generates:
+            said = module.trainer.datamodule.tokenizer.decode(module.write(batch).sequences)
+        else:
+            said = [answer for answer, _ in module.answer(batch)]
+        self.answered += judged(batch, said, self.match)
 
     def metrics(self, module: Any, testing: bool) -> dict[str, float]:
         shares, self.answered = gather_objects(self.answered), []

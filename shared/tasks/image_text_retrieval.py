@@ -39,6 +39,7 @@ class RetrievalEvaluation(Evaluation):
         rerank: whether to ask the matching head: always, never, or in the "test" only.
         score: "itm": its logit of "match" alone; "itm+itc": plus the similarity, as BLIP does.
         precision: of the matching and of the tokens that are kept.
+        medians: also the median ranks by the matching scores, as papers tell of videos.
         chunk: see `score_pairs`; fewer positions waste less on padding and use less of a GPU.
     """
 
@@ -49,6 +50,7 @@ class RetrievalEvaluation(Evaluation):
         score: Score = "itm",
         precision: Precision = "float32",
         chunk: int = 2048,
+        medians: bool = False,
     ):
         if k_test != "all" and (not isinstance(k_test, int) or k_test < 1):
             raise ValueError(f"k_test is a positive number or all, got {k_test!r}")
@@ -62,7 +64,7 @@ class RetrievalEvaluation(Evaluation):
         if chunk < 1:
             raise ValueError(f"chunk is a positive number of text positions, got {chunk}")
         self.k_test, self.rerank, self.add_similarity = k_test, rerank, score == "itm+itc"
-        self.precision, self.chunk = precision, chunk
+        self.precision, self.chunk, self.medians = precision, chunk, medians
         self.collector = Collector(getattr(torch, precision))
 
     def check(self, data: Any) -> None:
@@ -103,7 +105,8 @@ class RetrievalEvaluation(Evaluation):
         found = recalls(similarity, similarity.T, gallery.text_image)
         metrics = {f"itc_{name}": value for name, value in found.items()}
         if self.rerank is True or (testing and self.rerank == "test"):
-            metrics |= recalls(*self.scores(module, gallery), gallery.text_image)
+            scores = self.scores(module, gallery)
+            metrics |= recalls(*scores, gallery.text_image, self.medians)
         if gallery.hard_text is not None:
             metrics["itm_auc"] = self._auc(module, gallery, gallery.hard_text)
         return metrics

@@ -18,6 +18,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from shared.data.image_text.labelled_sentences import EntailmentData, NLVRData
 from shared.data.image_text.pairs import PairData
 from shared.data.image_text.referring import References, ReferringData
 from shared.data.image_text.shards import ShardSamples
+from shared.data.image_text.videos import uniform_frames
 from shared.data.image_text.vqa import VQAData
 from shared.data.images import ArrayImages
 from shared.data.loading.feature_cache import cache_key, cached
@@ -51,6 +53,7 @@ from shared.data.readers.folders import archive, image_folder, list_file, scan
 from shared.data.readers.imagenet import imagenet, imagenet_fraction, split_file
 from shared.data.readers.long_tail import inaturalist2018
 from shared.data.readers.plain_pickle import read_plain_pickle
+from shared.data.readers.videos import read_frames
 from shared.data.readers.voc_places import PLACES_IMAGES, VOC_CLASSES, places205, voc2007
 from shared.data.readers.webvision import webvision
 from shared.data.text.wordpiece import WordPiece
@@ -60,6 +63,7 @@ from tests.hostile.tripwire import watched
 from tests.unit.blip_toy import build as blip
 from tests.unit.blip_transformers import SQUARE
 
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 DATA_ERRORS = (DataNotFoundError, DataCorruptError)
 ALL = frozenset(damages.REFUSED)
 NAN, INF = float("nan"), float("inf")
@@ -325,6 +329,15 @@ def references(root: Path) -> object:
     return data.references("val")
 
 
+def video(folder: Path) -> Path:
+    pytest.importorskip("av")
+    return Path(shutil.copy(FIXTURES / "videos/ramp.mp4", folder / "a.mp4"))
+
+
+def frames(folder: Path) -> object:
+    return read_frames(folder / "a.mp4", partial(uniform_frames, count=8))
+
+
 def entries_again(folder: Path) -> object:
     how = Reading({"image": str}, folder=folder / "index")
     return list(read_annotations(folder / "a.jsonl", how))
@@ -513,6 +526,7 @@ READERS = [
     ),
     Reader("index of annotations", kept_entries, entries_again, handles=ALL),
     Reader("references", coco_references, references),
+    Reader("video", video, frames),
     Reader("captions of a run", results, lambda f: read_results(f / "r.json")),
     Reader("shard", tar, samples),
     Reader("index of a shard", indexed, samples, handles=ALL),

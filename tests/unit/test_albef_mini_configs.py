@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 import benchmarks.zoo.__main__ as zoo
+from benchmarks.miniatures.emoji.bootstrapping import bootstrapped
 from benchmarks.miniatures.emoji.pairs import pairs
 from benchmarks.miniatures.emoji.questions import questions
 from benchmarks.zoo import text_tower
@@ -21,6 +22,7 @@ from methods.albef.retrieval import Retrieval
 from methods.albef.text_assignment import TextAssignment
 from methods.albef.vqa import VQA
 from shared.checkpoints.reading import load_module
+from shared.data.errors import DataNotFoundError
 from shared.nn.vision_transformer import VisionTransformer
 from tests.hostile.damages import every
 from tests.unit.test_configs import resolved
@@ -93,3 +95,25 @@ def assert_nothing_is_mirrored(config: dict[str, Any]) -> None:
     assert operations
     assert not operations & FORBIDDEN
     assert augmentation["size"] == config["method"]["vision"]["image_size"]
+
+
+def test_the_cleaned_set_is_what_capfilt_writes_for_another_method(tmp_path: Path) -> None:
+    """The words, pictures and judges are those of BLIP's claim."""
+    config, blip = resolved("albef/mini_capfilt"), resolved("blip/mini")
+    source, data = config["source"], config["data"]
+    assert get_method(source["_target_"]) is get_method(blip["source"]["_target_"]) is bootstrapped
+    assert data["files"]["train"] == [
+        blip["data"]["files"]["train"][0],
+        f"{source['root']}/capfilt/pairs.json",
+    ]
+    for key in ("vocab", "image_root"):
+        assert data[key] == blip["data"][key]
+    for split in ("val", "test"):
+        assert data["files"][split] == blip["data"]["files"][split]
+    added = 2  # [DEC] and [ENC]
+    assert config["method"]["text"]["vocab_size"] == blip["method"]["text"]["vocab_size"] - added
+    assert isinstance(module_of(config), Pretraining)
+    paths = {name: tmp_path / name for name in ("root", "web_root", "pairs_root", "captioner")}
+    with pytest.raises(DataNotFoundError, match="captioner not found: first run blip/mini, then"):
+        bootstrapped(**paths, filter=tmp_path / "filter", required=True)
+    assert not list(tmp_path.iterdir())

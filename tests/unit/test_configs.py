@@ -273,7 +273,7 @@ def test_rows_build_and_say_which_data_they_lack(method: str, step: int) -> None
             assert start in rates_of(json.dumps(config["method"])), name
         data = instantiate(config["data"], _recursive_=False, _convert_="all")
         with pytest.raises(DataNotFoundError) as caught:
-            data.setup("fit")
+            data.setup("test" if config["evaluate_only"] else "fit")
         assert ABSENT in str(caught.value), f"{name} names where it looked"
         assert "data_root=DIR" in str(caught.value) or "TENFOLD_DATA" in str(caught.value), name
 
@@ -291,8 +291,9 @@ PAPERS = {  # with braces as the shell has them
     "inaturalist2018{,_200,_ce,_crt,_ce_crt}",
     "albef": "retrieval_{coco,flickr30k,flickr30k_4m} vqa nlvr2 snli_ve refcoco_plus "
     "zero_shot_{coco,flickr30k,flickr30k_pretrained}",
-    "blip": "retrieval_{coco,coco_web,flickr30k} captioning_coco vqa nlvr2 "
-    "zero_shot_flickr30k nocaps",
+    "blip": "retrieval_coco{,_web,_129m_web} {retrieval_coco,retrieval_flickr30k,captioning_coco,"
+    "zero_shot_flickr30k,nocaps}{,_129m,_capfilt_large,_large} {vqa,nlvr2}{,_129m,_capfilt_large} "
+    "msrvtt msrvtt_qa msvd_qa",
 }
 
 
@@ -418,6 +419,10 @@ BLIP = {  # docs/papers/blip.md, section 5: image, batch, epochs, rates, ramp, k
     "captioning_coco": (384, 256, 5, 1e-5, 0.0, None, None, 0.0),
     "vqa": (480, 256, 10, 2e-5, 0.0, None, 128, 0.1),
     "nlvr2": (384, 256, 15, 3e-5, 0.0, None, None, 0.1),
+    "pretrain_129m_capfilt": (224, 2880, 20, 3e-4, 1e-6, 2, None, 0.0),
+    "pretrain_large": (224, 2400, 20, 2e-4, 1e-6, 2, None, 0.1),
+    "retrieval_coco_large": (384, 256, 6, 5e-6, 0.0, 1, 256, 0.1),
+    "captioning_coco_large": (384, 256, 5, 2e-6, 0.0, None, None, 0.1),
 }
 
 
@@ -445,7 +450,7 @@ def test_values_of_blips_specification(experiment: str) -> None:
         assert queue == [57600, 256, 0.07]
         assert method["evaluation"]["score"] == "itm+itc"
     if k_test is not None:
-        assert method.get("evaluation", method)["k_test"] == k_test
+        assert {**method, **method.get("evaluation", {})}["k_test"] == k_test
     if experiment.startswith("pretrain"):
         rates = [method[key] for key in ("warmup_lr", "warmup_steps", "lr_decay", "floor")]
         assert rates == [1e-6, 3000, 0.9, 1e-4]

@@ -240,7 +240,7 @@ def test_both_twins_start_as_the_one_cross_attention() -> None:
         assert torch.equal(module.state_dict()[name], before[name])
 
 
-@pytest.mark.parametrize("kind", ["pretrained", "retrieval", "captioning"])
+@pytest.mark.parametrize("kind", ["pretrained", "retrieval", "captioning", "vqa"])
 def test_warm_start_from_files_of_each_kind(kind: str, tmp_path: Path) -> None:
     task = "pretraining" if kind == "pretrained" else kind
     source = lively(build(task))

@@ -21,6 +21,7 @@ from benchmarks.miniatures.building import (
 )
 from benchmarks.miniatures.emoji.web_texts import web_texts
 from methods.blip.capfilt import cli
+from shared.data.errors import DataNotFoundError
 from shared.files import read_json
 
 VERSION = 2  # raise it with any change of the lists
@@ -35,6 +36,7 @@ def bootstrapped(
     filter: str | Path,
     threshold: float = 0.5,
     seed: int = 0,
+    required: bool = False,
 ) -> Provenance:
     """Make `web_texts` present in `web_root`, and from it in `root` by `tenfold-capfilt`, whose
     filter keeps texts above the `threshold`:
@@ -44,11 +46,16 @@ def bootstrapped(
 
     The provenance says what the filter is worth: `filter_auc`, the area under its ROC curve for the
     web's right and wrong texts, which it has never been told; and shares in percent. Before there
-    are checkpoints of captioner and filter, only `web_texts` is made.
+    are checkpoints of captioner and filter, only `web_texts` is made, or, if they are `required`,
+    DataNotFoundError names the first that is missing.
     """
-    made, root = web_texts(web_root, pairs_root), Path(root)
     models = [Path(captioner), Path(filter)]
-    if not all(path.is_file() for path in models):
+    missing = [path for path in models if not path.is_file()]
+    if missing and required:
+        trained = "blip/mini, then blip/mini_captioner and blip/mini_filter, with the same seed"
+        raise DataNotFoundError(f"{missing[0]} not found: first run {trained}")
+    made, root = web_texts(web_root, pairs_root), Path(root)
+    if missing:
         return made
     recipe: dict[str, Any] = {"version": VERSION, "seed": seed, "threshold": threshold}
     recipe["models"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in models]

@@ -4,8 +4,9 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, fields
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from methods.blip.capfilt.running import Job, Tally, work
 from methods.blip.capfilt.settings import CapFiltError, Settings
 from methods.blip.capfilt.sources import open_source
 from shared.checkpoints.reading import CheckpointError
+from shared.console import bounded, exit_status
 from shared.data.errors import DataCorruptError, DataNotFoundError
-from shared.files import LockedError, locked, own_folder, read_json
+from shared.files import locked, own_folder, read_json
 from shared.provenance import git_state
 from shared.showing import printable
 
@@ -35,26 +37,8 @@ FORESEEN = (CapFiltError, CheckpointError, DataCorruptError, DataNotFoundError)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 where it could not be done, 2 for wrong usage."""
     arguments = _parser().parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # names of files need not be UTF-8
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        arguments.run(arguments)
-        sys.stdout.flush()
-    except BrokenPipeError:  # as of `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except LockedError as holder:
-        print(f"{PROGRAM}: another process works on this ({holder})", file=sys.stderr)
-        return 1
-    except (*FORESEEN, ModuleNotFoundError, OSError, MemoryError) as error:
-        said = printable(" ".join(str(error).split())) or "out of memory"
-        print(f"{PROGRAM}: {said}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: stopped; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    command = partial(arguments.run, arguments)
+    return exit_status(PROGRAM, command, FORESEEN, "the same command goes on")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -193,24 +177,24 @@ def _parser() -> argparse.ArgumentParser:
         usual, flag = getattr(Settings, name), f"--{name.replace('_', '-')}"
         add(flag, type=kind, default=usual, metavar="N", help=f"{text}; by default {usual!r}")
 
-    option("threshold", _number(float, 0, 1), "texts stay above this match probability")
-    option("beams", _number(int, 0, 100), "search with so many beams instead of sampling")
-    option("top_p", _number(float, 1e-6, 1), "mass of the nucleus that is sampled from")
-    option("top_k", _number(int, 1, 10**6), "tokens that are sampled from at most")
-    option("max_length", _number(int, 1, 512), "tokens of a caption, prompt included")
-    option("min_length", _number(int, 0, 512), "at least")
+    option("threshold", bounded(float, 0, 1), "texts stay above this match probability")
+    option("beams", bounded(int, 0, 100), "search with so many beams instead of sampling")
+    option("top_p", bounded(float, 1e-6, 1), "mass of the nucleus that is sampled from")
+    option("top_k", bounded(int, 1, 10**6), "tokens that are sampled from at most")
+    option("max_length", bounded(int, 1, 512), "tokens of a caption, prompt included")
+    option("min_length", bounded(int, 0, 512), "at least")
     option("prompt", str, "what captions begin with, which is cut off")
-    option("batch_size", _number(int, 1, 10**5), "entries that go through the models together")
-    option("seed", _number(int, 0, 2**63 - 1), "of the sampling")
-    option("limit", _number(int, 1, 10**15), "entries that are read")
-    option("max_pixels", _number(int, 1, 10**9), "of an image; larger ones are left out")
+    option("batch_size", bounded(int, 1, 10**5), "entries that go through the models together")
+    option("seed", bounded(int, 0, 2**63 - 1), "of the sampling")
+    option("limit", bounded(int, 1, 10**15), "entries that are read")
+    option("max_pixels", bounded(int, 1, 10**9), "of an image; larger ones are left out")
     option("vocab", str, "BERT's vocab.txt, or its folder, where an official file has none")
     option("licence", str, "of the data, for the card")
     text = "share of unusable entries that is no error; by default %(default)s"
-    add("--max-bad", type=_number(float, 0, 1), default=Job.most_bad, metavar="SHARE", help=text)
+    add("--max-bad", type=bounded(float, 0, 1), default=Job.most_bad, metavar="SHARE", help=text)
     processes = min(8, os.cpu_count() or 1)
     text = "processes that decode images; by default %(default)s"
-    add("--workers", type=_number(int, 0, 1000), default=processes, metavar="N", help=text)
+    add("--workers", type=bounded(int, 0, 1000), default=processes, metavar="N", help=text)
     text = "work on the i-th of n shards, from 0 on; by default as SLURM's array says"
     add("--shard", metavar="i/n", help=text)
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="of the models")
@@ -219,16 +203,3 @@ def _parser() -> argparse.ArgumentParser:
     add("shards", nargs="*", metavar="DIR", help="their --out, if it is not the same")
     add("--out", required=True, metavar="DIR", help="as of `run`")
     return parser
-
-
-def _number(kind: type[int] | type[float], least: float, most: float) -> Callable[[str], float]:
-    """The type of an option that is a number from `least` to `most`."""
-
-    def parsed(text: str) -> float:
-        with suppress(ValueError):
-            if len(text) < 30 and least <= kind(text) <= most:
-                return kind(text)
-        number = "whole number" if kind is int else "number"
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no {number} from {least} to {most}")
-
-    return parsed

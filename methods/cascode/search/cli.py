@@ -5,8 +5,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -23,6 +23,7 @@ from methods.cascode.search.models import PACKAGE, Settings, decide, load
 from methods.cascode.search.page import PORT, PageServer
 from methods.cascode.search.query import Answer, Request, Result, Searcher, marked
 from methods.cascode.search.store import FOLDER, SearchError
+from shared.console import bounded, exit_status
 from shared.showing import printable
 
 PROGRAM = "tenfold-search"
@@ -34,22 +35,8 @@ Add = Callable[..., argparse.Action]
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 where it could not be done, 2 for wrong usage."""
     arguments = _parser().parse_args(argv)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that cannot show a character shows its code
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        arguments.run(arguments)
-        sys.stdout.flush()
-    except BrokenPipeError:  # as of `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (SearchError, ModuleNotFoundError, OSError, MemoryError) as error:
-        print(f"{PROGRAM}: {printable(str(error)) or 'out of memory'}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: stopped; `index` goes on where it was", file=sys.stderr)
-        return 130
-    return 0
+    command = partial(arguments.run, arguments)
+    return exit_status(PROGRAM, command, (SearchError,), "`index` goes on where it was")
 
 
 def index(arguments: argparse.Namespace) -> None:
@@ -224,7 +211,7 @@ class Bars(Progress):
 
 
 def _parser() -> argparse.ArgumentParser:
-    usual, whole = "by default %(default)s", _number(int, 1, MOST)
+    usual, whole = "by default %(default)s", bounded(int, 1, MOST)
     searching = argparse.ArgumentParser(add_help=False)
     add: Add = searching.add_argument
     add("--dir", default=".", help="folder that was indexed, or one below it; by default this one")
@@ -238,8 +225,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--language", choices=LANGUAGES, help="only this one")
     add("--path", metavar="GLOB", help="only these files, or those below this folder")
     text = f"share of BM25 in the score, 0 to 1; {usual}"
-    add("--lexical", type=_number(float, 0, 1), default=Request.lexical, metavar="W", help=text)
-    whole, text = _number(int, 0, MOST), f"lines shown of a function at most; {usual}"
+    add("--lexical", type=bounded(float, 0, 1), default=Request.lexical, metavar="W", help=text)
+    whole, text = bounded(int, 0, MOST), f"lines shown of a function at most; {usual}"
     add("--context", type=whole, default=Request.lines, dest="lines", metavar="N", help=text)
 
     parser = argparse.ArgumentParser(PROGRAM, description="Search code by what its functions do.")
@@ -257,7 +244,7 @@ def _parser() -> argparse.ArgumentParser:
     text = f"checkpoint of ours, Hugging Face folder, or package:NAME; {usual}"
     add("--model", metavar="SOURCE", default=models.DEFAULT, help=text)
     add("--text", choices=TEXTS, default=TEXTS[0], help=f"what is encoded; {usual}")
-    whole, text = _number(int, 1, MOST_BYTES), f"larger files are left out; {usual}"
+    whole, text = bounded(int, 1, MOST_BYTES), f"larger files are left out; {usual}"
     add("--max-bytes", type=whole, default=LIMIT, metavar="N", help=text)
     add("--precision", choices=models.PRECISIONS, default="auto", help="auto: the faster one")
     add("--pooling", choices=store.POOLINGS, default="mean", help="of a Hugging Face folder")
@@ -268,19 +255,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", action="store_true", help="for programs")
 
     add = command(serve, "answer queries on a page for this machine alone", searching)
-    whole = _number(int, 0, 65_535)
+    whole = bounded(int, 0, 65_535)
     add("--port", type=whole, default=PORT, metavar="N", help=f"{usual}; 0: any")
     return parser
-
-
-def _number(kind: type[int] | type[float], least: int, most: int) -> Callable[[str], float]:
-    """The type of an option that is a number from `least` to `most`."""
-
-    def parsed(text: str) -> float:
-        with suppress(ValueError):
-            if len(text) < 30 and least <= kind(text) <= most:
-                return kind(text)
-        number = "whole number" if kind is int else "number"
-        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no {number} from {least} to {most}")
-
-    return parsed

@@ -25,6 +25,7 @@ from shared.data.image_text.annotations import (
     Reading,
     read_annotations,
 )
+from shared.data.image_text.videos import uniform_frames
 from shared.data.images import FileImages, Pictures, Pixels, readable
 from shared.data.loading.loader import EvaluationLoader, ResumableLoader
 from shared.data.loading.streams import Draws, Permutations, Rotation, Stream, StreamBatches
@@ -36,6 +37,7 @@ from shared.data.readers.files import (
     not_found,
     shortened,
 )
+from shared.data.readers.videos import decoder, read_frames
 from shared.data.splits import seeded_subset
 from shared.data.text.cleaning import TextRules, text_rules
 from shared.data.text.wordpiece import WordPiece
@@ -51,7 +53,7 @@ _OF_LOADING = {
     *("files", "rotating", "shards", "index_folder", "annotation_index", "references", "vocab"),
     *("augmentation", "batch_size", "eval_batch_size", "num_workers", "seed", "steps_per_epoch"),
     *("subset", "subset_seed", "cache_images", "draft", "image_mode", "max_corrupt", "window"),
-    *("val_split", "test_split"),
+    *("val_split", "test_split", "frames"),
 }
 
 
@@ -90,6 +92,30 @@ class EntryImages(FileImages):
     def key(self, index: int) -> str:
         return self.path(index)  # entries may share pictures
 
+    def group(self, entry: int) -> list[Pixels] | None:
+        """All pictures of an entry, or None if one is unreadable."""
+        first = entry * self.per_entry
+        pictures = [self.read(number) for number in range(first, first + self.per_entry)]
+        found = [picture for picture in pictures if picture is not None]
+        return found if len(found) == len(pictures) else None
+
+
+class EntryFrames(EntryImages):
+    """Videos, one an entry, each as pictures of `frames` frames: see `uniform_frames`."""
+
+    kind = "video"
+
+    def __init__(self, paths: Callable[[int], list[str]], frames: int, count: int, **how: Any):
+        super().__init__(paths, 1, count, **how)
+        self.frames = frames
+
+    def decode(self, index: int) -> Pixels:
+        return read_frames(self.path(index), partial(uniform_frames, count=self.frames))
+
+    def group(self, entry: int) -> list[Pixels] | None:
+        frames = self.read(entry)
+        return None if frames is None else list(frames)
+
 
 @dataclass(eq=False)
 class AnnotatedSamples:
@@ -113,13 +139,7 @@ class AnnotatedSamples:
     def take(
         self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
     ) -> tuple[Pictures, NDArray[np.int64]]:
-        def read(index: int) -> list[Pixels] | None:
-            first, count = int(self.members[index]) * self.images.per_entry, self.images.per_entry
-            pictures = [self.images.read(number) for number in range(first, first + count)]
-            found = [picture for picture in pictures if picture is not None]
-            return found if len(found) == len(pictures) else None
-
-        groups, used = readable(indices, pool, read)
+        groups, used = readable(indices, pool, lambda n: self.images.group(int(self.members[n])))
         return [picture for place in zip(*groups, strict=True) for picture in place], used
 
     def entries(self, indices: NDArray[np.int64]) -> list[Annotation]:
@@ -129,13 +149,15 @@ class AnnotatedSamples:
 @dataclass(eq=False)
 class ImageTextBatches:
     """Batches of a source: in training from plans of one stream, in evaluation from numbers.
-    `texts`: see `ImageTextData.texts`; `seed`: of augmentation and of draws among texts."""
+    `texts`: see `ImageTextData.texts`; `seed`: of augmentation and of draws among texts; `frames`:
+    of each entry, where these are videos."""
 
     source: TrainingSource
     transform: Views
     texts: Callable[[Sequence[Annotation], Keys | None, str], ImageTextBatch]
     split: str
     seed: int = 0
+    frames: int | None = None
 
     @cached_property
     def pool(self) -> NDArray[np.int64]:
@@ -156,6 +178,8 @@ class ImageTextBatches:
             keys = [sample_keys(self.seed, draws.passes, indices, view) for view in views]
             images = self.transform(pictures, "train", np.concatenate(keys))
             text_keys = sample_keys(self.seed, draws.passes, indices, "caption")
+        if self.frames is not None:
+            images = images.unflatten(0, (self.frames, len(used))).transpose(0, 1)
         texts = self.texts(entries, text_keys, self.split)
         return {"images": images, "indices": torch.from_numpy(indices), **texts}
 
@@ -165,7 +189,8 @@ class ImageTextData(pl.LightningDataModule):
 
     Batch: `images` (B, 3, S, S) float32, normalised; `indices` (B,) int64, the entries' numbers in
     their split; and what `texts` adds. With P pictures an entry `images` is (P * B, 3, S, S), all
-    first pictures first.
+    first pictures first. Where entries are videos, which are evaluated only, it is
+    (B, F, 3, S, S), of F frames each.
 
     A picture that can't be read is warned of and counted; in training the next readable entry
     stands in for its entry, in evaluation the entry is left out.
@@ -185,6 +210,7 @@ class ImageTextData(pl.LightningDataModule):
         annotation_index: folder for index files of the training annotations, which all ranks and
             worker processes share (see `shared.data.image_text.annotations`); null keeps the
             annotations in the memory of each rank.
+        frames: F, where entries are videos; null: they are pictures.
         text_rules: whose cleaning and special tokens the texts get, "albef" or "blip", see
             `shared.data.text.cleaning`.
         val_split, test_split: of `files`; None goes without.
@@ -214,8 +240,11 @@ class ImageTextData(pl.LightningDataModule):
         text_rules: str = "albef",
         draft: int | None = None,
         annotation_index: str | None = None,
+        frames: int | None = None,
     ) -> None:
         super().__init__()
+        if frames is not None and frames < 1:
+            raise ValueError(f"frames={frames}: a video is shown by one at least")
         self.save_hyperparameters(logger=False)  # those of a subclass as well
         self._h: Any = self.hparams
         self.transform = build_views(augmentation)
@@ -315,6 +344,10 @@ class ImageTextData(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """Read vocabulary and annotations and check sizes: bad input is refused before training."""
         h = self._h
+        if h.frames is not None:
+            decoder()
+            if stage == "fit":
+                raise ValueError("videos are evaluated only: give evaluate_only=true")
         _ = self.tokenizer
         if stage == "fit":
             self._schedule()
@@ -340,7 +373,7 @@ class ImageTextData(pl.LightningDataModule):
         if split is None:
             return []
         h, samples = self._h, self.evaluated(split)
-        batches = ImageTextBatches(samples, self.transform, self.texts, split)
+        batches = ImageTextBatches(samples, self.transform, self.texts, split, frames=h.frames)
         sizes = len(samples), h.eval_batch_size, h.num_workers
         return EvaluationLoader(batches, *sizes, *self._rank_and_world())
 
@@ -375,12 +408,17 @@ class ImageTextData(pl.LightningDataModule):
         some = members[np.unique(np.linspace(0, len(members) - 1, 64).astype(int))]
         looked_for = list(dict.fromkeys(path for number in some for path in paths(int(number))))
         if not any(Path(path).is_file() for path in looked_for):
-            missing = f"annotations of split {split!r}: none of {len(looked_for)} images is there"
+            kind = "images" if h.frames is None else "videos"
+            missing = f"annotations of split {split!r}: none of {len(looked_for)} {kind} is there"
             raise DataNotFoundError(f"{not_found(Path(looked_for[0]))} ({missing})")
         per_entry = len(paths(int(members[0])))
         count = min(entries.pictures, per_entry * len(members))
         how = {"max_corrupt": h.max_corrupt, "mode": h.image_mode, "cache": h.cache_images}
-        images = EntryImages(paths, per_entry, count, draft=h.draft, **how)
+        how["draft"] = h.draft
+        if h.frames is None:
+            images = EntryImages(paths, per_entry, count, **how)
+        else:
+            images = EntryFrames(paths, h.frames, count, **how)
         return AnnotatedSamples(entries, members, images)
 
     def _rank_and_world(self) -> tuple[int, int]:
