@@ -39,10 +39,10 @@ def bootstrapped(
     required: bool = False,
 ) -> Provenance:
     """Make `web_texts` present in `web_root`, and from it in `root` by `tenfold-capfilt`, whose
-    filter keeps texts above the `threshold`:
-    `web_kept.json`, the web's pairs that the filter believes; `synthetic.json`, what the captioner
-    writes, `synthetic_kept.json`, and `capfilt/`, the tool's output with its card and sheet. The
-    texts of both kept lists, dealt out to other images, are `shuffled.json`.
+    filter keeps texts above the `threshold`: `web_kept.json`, the web's pairs that the filter
+    believes; `synthetic.json`, what the captioner writes, `synthetic_kept.json`, and `capfilt/`,
+    the tool's output with its card and sheet. The texts of both kept lists, dealt out to other
+    images, are `shuffled.json`.
 
     The provenance says what the filter is worth: `filter_auc`, the area under its ROC curve for the
     web's right and wrong texts, which it has never been told; and shares in percent. Before there
