@@ -38,7 +38,8 @@ Score = Callable[[Stages], Tensor]
 @dataclass(frozen=True)
 class AnchorSampling:
     """How anchors are chosen for training: at most `count` of an image, at most a fraction of them
-    positive. `best` is the least IoU with which an object claims its best anchors."""
+    positive. `best` is the least IoU with which an object claims its best anchors; `beta` is as of
+    regions."""
 
     count: int
     positive_fraction: float
@@ -50,11 +51,13 @@ class AnchorSampling:
 
 @dataclass(frozen=True)
 class RegionSampling:
-    """How regions are chosen for training, see `sample`; their IoU threshold is the head's."""
+    """How regions are chosen for training, see `sample`; their IoU threshold is the head's. The
+    smooth L1 loss of their deltas becomes linear at `beta`."""
 
     count: int
     positive_fraction: float
     negative_iou_low: float
+    beta: float
 
 
 class JointTraining:
@@ -62,8 +65,7 @@ class JointTraining:
     stages).
 
     Args:
-        anchors, regions: see `AnchorSampling` and `RegionSampling`; `beta` is where the smooth L1
-            of the anchors' deltas becomes linear.
+        anchors, regions: see `AnchorSampling` and `RegionSampling`.
         stage_weights: of the losses of each stage.
         seed: of the choice of anchors and regions.
     """
@@ -102,7 +104,12 @@ class JointTraining:
             positive = labels > 0
             goal = detector.geometry.encode(seen[:, 1:], targets, head.delta_stds)
             deltas_of_label = of_label(deltas, labels)
-            off = F.smooth_l1_loss(deltas_of_label[positive], goal[positive], reduction="sum")
+            off = F.smooth_l1_loss(
+                deltas_of_label[positive],
+                goal[positive],
+                reduction="sum",
+                beta=self.regions.beta,
+            )
             losses = {
                 "loss_class": classify(logits, labels),
                 "loss_box": off / max(1, len(labels)),

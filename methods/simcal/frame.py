@@ -1,0 +1,74 @@
+"""Frame of both stages: a detector, its detections, and how they are judged on a long tail."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shared.nn.building import applied
+from shared.nn.detection.detector import Detector, Stages
+from shared.nn.detection.selection import Detections
+from shared.tasks.detection import Selection, detect
+from shared.training.method import Method
+
+Batch = dict[str, Any]
+
+
+class LongTailDetector(Method):
+    """A `Detector` of K classes, some of which have few training instances; subclasses add
+    `training_step` and what scores a region has.
+
+    Args:
+        detector: see `Detector`.
+        selection: see `Selection`.
+        channels_last: memory layout of the network.
+        seed: of all draws of the method itself.
+    """
+
+    instances: Tensor
+
+    def __init__(
+        self, detector: dict[str, Any], selection: dict[str, Any], channels_last: bool, seed: int
+    ):
+        super().__init__()
+        self.save_hyperparameters()  # those of a subclass as well
+        self.detector: Detector = applied(Detector, detector)
+        self.selection: Selection = applied(Selection, selection)
+        # How many training instances each class has: a part of the model, whose scores need it.
+        self.register_buffer("instances", torch.zeros(self.detector.num_classes, dtype=torch.long))
+        self.lay_out(self.detector, channels_last)
+
+    def attach(self, datamodule: Any) -> None:
+        """Take from the data how many training instances each class has."""
+        counts = torch.as_tensor(datamodule.class_counts)
+        if len(counts) != len(self.instances):
+            told = f"the data have {len(counts)} classes, the detector {len(self.instances)}"
+            raise ValueError(f"{told}: set method.detector.num_classes={len(counts)}")
+        self.instances.copy_(counts)
+
+    def setup(self, stage: str) -> None:
+        if (datamodule := getattr(self.trainer, "datamodule", None)) is not None:
+            self.attach(datamodule)
+
+    def images(self, batch: Batch) -> Batch:
+        """The batch with its images in the network's memory format and, of images alone, their
+        sizes."""
+        images = self.concatenate([batch["images"]])
+        whole = torch.tensor(images.shape[-2:], device=images.device).expand(len(images), 2)
+        sizes = batch.get("sizes", whole)
+        original = batch.get("original_sizes", sizes)
+        return {**batch, "images": images, "sizes": sizes, "original_sizes": original}
+
+    def score(self, stages: Stages) -> Tensor:
+        """(M, K + 1) scores of regions, background first."""
+        raise NotImplementedError
+
+    def detect(self, batch: Batch) -> Detections:
+        """What is seen in each image, in pixels of its file."""
+        return detect(self.detector, self.images(batch), self.score, self.selection)[0]
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """(B, K) score of the best detection of each class, 0 where there is none."""
+        detections = self.detect(batch)
+        best = detections.scores.new_zeros(len(detections.scores), self.detector.num_classes + 1)
+        return best.scatter_reduce(1, detections.labels, detections.scores, "amax")[:, 1:]
