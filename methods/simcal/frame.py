@@ -8,7 +8,7 @@ from torch import Tensor
 from shared.nn.building import applied
 from shared.nn.detection.detector import Detector, Stages
 from shared.nn.detection.selection import Detections
-from shared.tasks.detection import Selection, detect
+from shared.tasks.detection import Selection, detections_of, find_regions
 from shared.training.method import Method
 
 Batch = dict[str, Any]
@@ -40,7 +40,7 @@ class LongTailDetector(Method):
 
     def attach(self, datamodule: Any) -> None:
         """Take from the data how many training instances each class has."""
-        counts = torch.as_tensor(datamodule.class_counts)
+        counts = torch.as_tensor(datamodule.instance_counts)
         if len(counts) != len(self.instances):
             told = f"the data have {len(counts)} classes, the detector {len(self.instances)}"
             raise ValueError(f"{told}: set method.detector.num_classes={len(counts)}")
@@ -65,7 +65,10 @@ class LongTailDetector(Method):
 
     def detect(self, batch: Batch) -> Detections:
         """What is seen in each image, in pixels of its file."""
-        return detect(self.detector, self.images(batch), self.score, self.selection)[0]
+        batch = self.images(batch)
+        regions = find_regions(self.detector, batch)
+        scores = self.score(regions.stages)
+        return detections_of(self.detector, regions, batch, scores, self.selection)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """(B, K) score of the best detection of each class, 0 where there is none."""

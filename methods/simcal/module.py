@@ -105,7 +105,7 @@ class SimCal(LongTailDetector):
             # Composition: positives of the drawn class, as many negatives; all without gradient
             with torch.no_grad():
                 candidates = self.candidates(regions, valid, batch, stage)
-                episode = self.compose(candidates, batch["sampled_classes"])
+                episode = self.compose(candidates, batch.get("sampled_classes"))
                 features = self.features(maps, episode.rois)
                 if stage + 1 < len(self.heads):
                     regions = self.next_regions(maps, regions, valid, batch["sizes"], stage)
@@ -113,7 +113,8 @@ class SimCal(LongTailDetector):
             name = "loss_calibration" + (f"_{stage}" if stage else "")
             losses = F.cross_entropy(head(features), episode.labels, reduction="sum")
             terms[name] = losses * world_size() / max(1, episode.total)
-            self.log_train({"regions": float(len(episode.labels))} if stage == 0 else {})
+            if stage == 0:
+                self.log_train({"regions": float(episode.total)})
         return self.total_loss(terms, {}, batch["indices"])
 
     def candidates(self, regions: Tensor, valid: Tensor, batch: Batch, stage: int) -> Candidates:
@@ -132,24 +133,29 @@ class SimCal(LongTailDetector):
         order = F.pad(order, (objects, 0)).masked_fill(~chosen.negative, torch.inf)
         return Candidates(regions, labels, order)
 
-    def compose(self, candidates: Candidates, drawn_for: Tensor) -> Episode:
+    def compose(self, candidates: Candidates, drawn_for: Tensor | None) -> Episode:
         """Keep positives of the class that their image was drawn for, other ones are left out, and
         as many negatives, the first ones of all images and processes."""
         positive = self.kept_positives(candidates.labels, drawn_for)
-        count = int(all_gather(positive.sum()[None]).sum())
         order = candidates.negative_order
-        count = min(count, int(all_gather(order.isfinite().sum()[None]).sum()))
+        count = self.negatives_beside(total(positive), total(order.isfinite()))
         image, place = self.first_negatives(order, count)
         negatives = torch.cat(
             [image[:, None].to(candidates.regions), candidates.regions[image, place]], dim=1
         )
         kept = torch.cat([negatives, rois(candidates.regions, positive)])
         labels = torch.cat([torch.zeros_like(image), candidates.labels[positive]])
-        return Episode(kept, labels, int(all_gather(labels.new_tensor([len(labels)])).sum()))
+        return Episode(kept, labels, count + total(positive))
 
-    def kept_positives(self, labels: Tensor, drawn_for: Tensor) -> Tensor:
-        """(B, P) mask of the positives that are trained on."""
+    def kept_positives(self, labels: Tensor, drawn_for: Tensor | None) -> Tensor:
+        """(B, P) mask of the positives, those with a label, that are trained on."""
+        if drawn_for is None:
+            raise ValueError("calibration needs a class for each image: data=..._calibration")
         return labels == drawn_for[:, None]
+
+    def negatives_beside(self, positives: int, negatives: int) -> int:
+        """How many of the negatives are trained on beside so many positives."""
+        return min(positives, negatives)
 
     def first_negatives(self, order: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Image and place of this process's negatives among the first `count` of all processes."""
@@ -199,3 +205,8 @@ class SimCal(LongTailDetector):
         drops, gamma = self.hparams["drops"], self.hparams["gamma"]
         learnt = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return self.sgd(learnt, lambda epoch: steps(epoch, drops, gamma))
+
+
+def total(mask: Tensor) -> int:
+    """How many entries of a mask are true, in all processes together."""
+    return int(all_gather(mask.sum()[None]).sum())

@@ -165,10 +165,12 @@ def official_rules(module: Method, prefix: str) -> list[Rule]:
 
 
 def torchvision_rules() -> list[Rule]:
-    return [
-        *translation(TORCHVISION_BEFORE, "", "detector."),
-        *translation(TORCHVISION, "", "detector."),
+    before = [
+        Rule(f"{theirs}{part}", f"detector.{ours}{part}")
+        for theirs, ours in TORCHVISION_BEFORE.items()
+        for part in ("weight", "bias")
     ]
+    return [*before, *translation(TORCHVISION, "", "detector.")]
 
 
 def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyReport:

@@ -6,7 +6,7 @@ Source: docs/papers/simcal.md, sections 3.1, 3.6 and 5.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +32,6 @@ from shared.nn.detection.selection import Detections, select
 from shared.randomness import torch_generator
 
 Classify = Callable[[Tensor, Tensor], Tensor]
-Score = Callable[[Stages], Tensor]
 
 
 @dataclass(frozen=True)
@@ -248,26 +247,35 @@ class Selection:
     limit: int
 
 
-@torch.no_grad()
-def detect(
-    detector: Detector, batch: Mapping[str, Any], score: Score, selection: Selection
-) -> tuple[Detections, list[Tensor]]:
-    """Detections in pixels of the original images, and the feature maps that they were found on.
+class Regions(NamedTuple):
+    """What a detector sees in a batch: its feature maps, and what its stages say of M proposals."""
 
-    Args:
-        score: what the stages say of M regions to scores (M, K + 1), background first.
-    """
-    sizes = batch["sizes"]
-    maps = detector.maps(batch["images"])
-    regions = detector.propose(detector.rpn(maps), sizes, "test").rois()
-    stages = detector.run_stages(maps, regions, sizes)
-    images = regions[:, 0].long()
-    boxes = stages.boxes * zoom(batch)[images][:, None]
-    detections = select(
-        detector.geometry, images, boxes, score(stages), len(sizes),
+    maps: list[Tensor]
+    stages: Stages
+
+
+@torch.no_grad()
+def find_regions(detector: Detector, batch: Mapping[str, Any]) -> Regions:
+    """The proposals of a batch by the counts of the test, seen by all stages."""
+    maps, sizes = detector.maps(batch["images"]), batch["sizes"]
+    rois = detector.propose(detector.rpn(maps), sizes, "test").rois()
+    return Regions(maps, detector.run_stages(maps, rois, sizes))
+
+
+def detections_of(
+    detector: Detector,
+    regions: Regions,
+    batch: Mapping[str, Any],
+    scores: Tensor,
+    selection: Selection,
+) -> Detections:
+    """Detections in pixels of the original images, by scores (M, K + 1), background first."""
+    images = regions.stages.rois[0][:, 0].long()
+    boxes = regions.stages.boxes * zoom(batch)[images][:, None]
+    return select(
+        detector.geometry, images, boxes, scores, len(batch["sizes"]),
         selection.threshold, selection.nms, selection.limit,
     )  # fmt: skip
-    return detections, maps
 
 
 def zoom(batch: Mapping[str, Any]) -> Tensor:

@@ -13,7 +13,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from methods.simcal import official
 from methods.simcal.joint import JointDetector
 from shared.checkpoints.reading import CheckpointError
-from shared.tasks.detection import detect, zoom
+from shared.tasks.detection import zoom
 
 CLASSES, SIDE = 3, 128
 SIZES, RATIOS, EVERY = [16, 32, 64, 128, 256], [0.5, 1.0, 2.0], 10**6
@@ -130,7 +130,7 @@ def test_detections_are_those_of_torchvision(pair: tuple[Any, JointDetector]) ->
     module.eval()
     with torch.no_grad():
         expected = model.eval()(list(images))
-        found, maps = detect(module.detector, given, module.score, module.selection)
+        found = module.detect(given)
     assert torch.equal(zoom(given), torch.ones(2, 4))
     for image, theirs in enumerate(expected):
         own = found.valid[image]
