@@ -15,8 +15,9 @@ from methods.simcal.dual_head import COMBINATIONS, combine, stage_mean
 from methods.simcal.frame import Batch, LongTailDetector
 from methods.simcal.heads import calibration_head
 from shared.distributed import all_gather, rank, world_size
+from shared.nn.building import applied
 from shared.nn.detection.detector import Stages
-from shared.nn.detection.matching import assign, padded, sample, with_truth
+from shared.nn.detection.matching import Quota, assign, padded, sample, with_truth
 from shared.nn.detection.proposals import rois
 from shared.randomness import uniforms
 from shared.tasks.detection import labels_of
@@ -53,7 +54,7 @@ class SimCal(LongTailDetector):
         tau: of the head `tau_norm`.
         threshold: training instances below which a class is scored by the calibrated head.
         combination: `dual`, the method; `calibrated`, `original` or `mean`; see `combine`.
-        regions: `{count, positive_fraction, negative_iou_low}` of the sampled proposals.
+        regions: `Quota` of the sampled proposals.
         lr, momentum, drops, gamma: of SGD; the rate is multiplied by `gamma` at epochs `drops`,
             counted from 0.
     """
@@ -75,6 +76,7 @@ class SimCal(LongTailDetector):
         if combination not in COMBINATIONS:
             known = ", ".join(COMBINATIONS)
             raise ValueError(f"method.combination={combination!r} is unknown; known: {known}")
+        self.quota: Quota = applied(Quota, regions)
         self.detector.requires_grad_(False)
         self.heads = nn.ModuleList(
             calibration_head(head, box_head, tau, common["seed"])
@@ -120,14 +122,14 @@ class SimCal(LongTailDetector):
     def candidates(self, regions: Tensor, valid: Tensor, batch: Batch, stage: int) -> Candidates:
         """Regions of which an episode may be composed: sampled as for joint training, but for
         negatives that hardly overlap any object."""
-        truth, settings = padded(batch["targets"]), self.hparams["regions"]
+        truth = padded(batch["targets"])
         iou = self.detector.box_heads[stage].positive_iou
         assignment = assign(self.detector.geometry, regions, valid, truth, iou, iou, iou)
         own, objects = regions.shape[1], truth.labels.shape[1]
         draws = self.draws(len(regions), own + objects, f"regions of stage {stage}")
         priority = torch.cat([draws[:, own:], draws[:, :own]], dim=1)  # objects come in front
         regions, valid, assignment = with_truth(regions, valid, assignment, truth)
-        chosen = sample(assignment, priority, **settings)
+        chosen = sample(assignment, priority, self.quota)
         labels = labels_of(assignment, truth).masked_fill(~chosen.positive, 0)
         order = self.draws(len(regions), own, f"negatives of stage {stage}")
         order = F.pad(order, (objects, 0)).masked_fill(~chosen.negative, torch.inf)

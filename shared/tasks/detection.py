@@ -21,6 +21,7 @@ from shared.nn.detection.heads import of_label
 from shared.nn.detection.matching import (
     Assignment,
     GroundTruth,
+    Quota,
     Sample,
     assign,
     padded,
@@ -35,13 +36,11 @@ Classify = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class AnchorSampling:
-    """How anchors are chosen for training: at most `count` of an image, at most a fraction of them
-    positive. `best` is the least IoU with which an object claims its best anchors; `beta` is as of
-    regions."""
+class AnchorSampling(Quota):
+    """Which anchors are trained on: `positive` and `negative` are thresholds of the IoU, `best` the
+    least with which an object claims its best anchors. The smooth L1 loss of deltas becomes linear
+    at `beta`."""
 
-    count: int
-    positive_fraction: float
     positive: float
     negative: float
     best: float
@@ -49,13 +48,10 @@ class AnchorSampling:
 
 
 @dataclass(frozen=True)
-class RegionSampling:
-    """How regions are chosen for training, see `sample`; their IoU threshold is the head's. The
-    smooth L1 loss of their deltas becomes linear at `beta`."""
+class RegionSampling(Quota):
+    """Which regions are trained on; the threshold of the IoU is the head's. `beta` is as of
+    anchors."""
 
-    count: int
-    positive_fraction: float
-    negative_iou_low: float
     beta: float
 
 
@@ -153,14 +149,7 @@ class JointTraining:
         iou = positive_iou
         assignment = assign(detector.geometry, boxes, valid, truth, iou, iou, iou)
         regions, valid, assignment = with_truth(boxes, valid, assignment, truth)
-        settings = self.regions
-        chosen = sample(
-            assignment,
-            priority(valid),
-            settings.count,
-            settings.positive_fraction,
-            settings.negative_iou_low,
-        )
+        chosen = sample(assignment, priority(valid), self.regions)
         return regions, assignment, chosen
 
     def anchor_losses(
@@ -176,7 +165,7 @@ class JointTraining:
         )  # fmt: skip
         generator = torch_generator(self.seed, step, f"anchors, rank {rank()}")
         priority = torch.rand(every.shape, generator=generator).to(anchors.device)
-        chosen = sample(assignment, priority, settings.count, settings.positive_fraction)
+        chosen = sample(assignment, priority, settings)
         count = chosen.chosen.sum().clamp(min=1)
         target = chosen.positive.to(outputs.objectness)
         objectness = F.binary_cross_entropy_with_logits(
@@ -193,8 +182,6 @@ class JointTraining:
 
 def labels_of(assignment: Assignment, truth: GroundTruth) -> Tensor:
     """(B, P) labels of the ground truths that boxes stand for, 0 for none."""
-    if truth.labels.shape[1] == 0:
-        return torch.zeros_like(assignment.truths)
     labels = truth.labels.gather(1, assignment.truths.clamp(min=0))
     return labels.masked_fill(assignment.truths < 0, 0)
 

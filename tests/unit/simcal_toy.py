@@ -50,8 +50,8 @@ def joint(**more: Any) -> JointDetector:
     settings = common(
         training={
             "anchors": {
-                "count": 32, "positive_fraction": 0.5, "positive": 0.6, "negative": 0.3,
-                "best": 0.2, "beta": 1 / 9,
+                "count": 32, "positive_fraction": 0.5, "negative_iou_low": 0.0,
+                "positive": 0.6, "negative": 0.3, "best": 0.2, "beta": 1 / 9,
             },
             "regions": {
                 "count": 16, "positive_fraction": 0.25, "negative_iou_low": 0.0, "beta": 1.0,

@@ -61,8 +61,8 @@ def ours() -> JointDetector:
         selection={"threshold": 0.05, "nms": 0.5, "limit": 12},
         training={
             "anchors": {
-                "count": EVERY, "positive_fraction": 0.5, "positive": 0.7, "negative": 0.3,
-                "best": 0.01, "beta": 1 / 9,
+                "count": EVERY, "positive_fraction": 0.5, "negative_iou_low": 0.0,
+                "positive": 0.7, "negative": 0.3, "best": 0.01, "beta": 1 / 9,
             },
             "regions": {
                 "count": EVERY, "positive_fraction": 0.25, "negative_iou_low": 0.0, "beta": 1 / 9,

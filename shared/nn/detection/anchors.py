@@ -29,9 +29,7 @@ class Anchors(nn.Module):
     ):
         super().__init__()
         if len(sizes) != len(strides):
-            raise ValueError(
-                f"anchors.sizes has {len(sizes)} entries for {len(strides)} levels"
-            )
+            raise ValueError(f"anchors.sizes has {len(sizes)} entries for {len(strides)} levels")
         self.strides = list(strides)
         self.per_cell = len(ratios)
         heights = torch.tensor(ratios).sqrt()

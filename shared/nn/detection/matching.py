@@ -6,10 +6,12 @@ images are handled at once. Source: docs/papers/simcal.md, section 3.3; mmdetect
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from shared.nn.detection.geometry import Geometry
@@ -18,7 +20,8 @@ IGNORED, BACKGROUND = -2, -1  # of `Assignment.truths`
 
 
 class GroundTruth(NamedTuple):
-    """Annotated objects: boxes (B, G, 4), labels (B, G) from 1, and whether they are no padding."""
+    """Annotated objects: boxes (B, G, 4), labels (B, G) from 1, and whether they are no padding; G
+    is 1 at least."""
 
     boxes: Tensor
     labels: Tensor
@@ -29,6 +32,8 @@ def padded(targets: Sequence[dict[str, Tensor]]) -> GroundTruth:
     """The ground truth of B images, each with `boxes` (G_i, 4) and `labels` (G_i,) from 1."""
     boxes = pad_sequence([target["boxes"] for target in targets], batch_first=True)
     labels = pad_sequence([target["labels"] for target in targets], batch_first=True)
+    if labels.shape[1] == 0:  # no image has any
+        boxes, labels = F.pad(boxes, (0, 0, 0, 1)), F.pad(labels, (0, 1))
     return GroundTruth(boxes, labels, labels > 0)
 
 
@@ -55,10 +60,6 @@ def assign(
     more; where several claim one, the last has it. Boxes below `negative` are background, the rest
     is ignored.
     """
-    images, count = boxes.shape[:2]
-    if truth.boxes.shape[1] == 0:  # no image has any
-        nothing = torch.where(valid, BACKGROUND, IGNORED)
-        return Assignment(nothing, boxes.new_zeros(images, count))
     pairs = valid[:, :, None] & truth.valid[:, None]
     iou = geometry.iou(boxes, truth.boxes).masked_fill(~pairs, -1.0)
     overlaps, nearest = iou.max(dim=2)
@@ -66,7 +67,7 @@ def assign(
     truths[overlaps < negative] = BACKGROUND
     truths = torch.where(overlaps >= positive, nearest, truths)
 
-    greatest = iou.amax(dim=1, keepdim=True) if count else iou.new_zeros(images, 1, iou.shape[2])
+    greatest = iou.amax(dim=1, keepdim=True)
     claimed = (iou == greatest) & (greatest >= best) & pairs
     places = torch.arange(1, iou.shape[2] + 1, device=iou.device)
     last = (claimed * places).amax(dim=2) - 1
@@ -107,24 +108,25 @@ class Sample(NamedTuple):
         return self.positive | self.negative
 
 
-def sample(
-    assignment: Assignment,
-    priority: Tensor,
-    count: int,
-    positive_fraction: float,
-    negative_iou_low: float = 0.0,
-) -> Sample:
-    """Choose at most `count` boxes of each image, of which at most a fraction are positives.
+@dataclass(frozen=True)
+class Quota:
+    """How many boxes of an image are trained on: at most `count`, of which at most a fraction are
+    positives. Negatives fill up what these leave, but only those count that overlap some object by
+    `negative_iou_low` or more. Nothing is repeated when there are too few."""
 
-    Negatives fill up what positives leave, and only those count that overlap some ground truth by
-    `negative_iou_low` or more. Nothing is repeated when there are too few.
+    count: int
+    positive_fraction: float
+    negative_iou_low: float
+
+
+def sample(assignment: Assignment, priority: Tensor, quota: Quota) -> Sample:
+    """Choose boxes of each image to train on.
 
     Args:
         priority: (B, P) random numbers; the least are chosen, apart for positives and negatives.
     """
     positive = assignment.truths >= 0
-    positive = first_by(priority, positive, int(count * positive_fraction))
+    positive = first_by(priority, positive, int(quota.count * quota.positive_fraction))
     background = assignment.truths == BACKGROUND
-    background &= assignment.overlaps >= negative_iou_low
-    negative = first_by(priority, background, count - positive.sum(dim=1))
-    return Sample(positive, negative)
+    background &= assignment.overlaps >= quota.negative_iou_low
+    return Sample(positive, first_by(priority, background, quota.count - positive.sum(dim=1)))

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from shared.nn.detection.geometry import Geometry
-from shared.nn.detection.matching import assign, padded, sample, with_truth
+from shared.nn.detection.matching import Quota, assign, padded, sample, with_truth
 from shared.nn.detection.proposals import rois
 from shared.tasks.detection import labels_of
 
@@ -56,9 +56,8 @@ def proposal_sampling(config: dict, inputs: dict[str, Tensor], weights: dict) ->
         follow_shuffle(priority[b], positive[b], quota, shuffles)
         rest = sampler["num"] - min(quota, int(positive[b].sum()))
         follow_shuffle(priority[b], negative[b], rest, shuffles)
-    chosen = sample(
-        assignment, priority, sampler["num"], sampler["pos_fraction"], config["neg_low_iou"]
-    )
+    limits = Quota(sampler["num"], sampler["pos_fraction"], config["neg_low_iou"])
+    chosen = sample(assignment, priority, limits)
 
     outputs: dict[str, Any] = {"num_pos_per_image": chosen.positive.sum(dim=1)}
     labels = labels_of(assignment, truth)
