@@ -27,6 +27,8 @@ class ProposalLevelOnly(SimCal):
 
     def kept_positives(self, labels: Tensor, drawn_for: Tensor | None) -> Tensor:
         shown = F.one_hot(labels, self.detector.num_classes + 1).amax(dim=1)[:, 1:].bool()
-        draws = self.draws(*shown.shape, "class of an image").masked_fill(~shown, -1.0)
+        draws = self.draws(len(shown), shown.shape[1], "class of an image").masked_fill(
+            ~shown, -1.0
+        )
         any_class = draws.argmax(dim=1) + 1
         return (labels == any_class[:, None]) & torch.gather(shown, 1, any_class[:, None] - 1)

@@ -11,6 +11,8 @@ from methods.simcal.dual_head import stage_mean
 from methods.simcal.frame import Batch, LongTailDetector
 from methods.simcal.losses import WITHOUT_BACKGROUND, classification_loss
 from shared.nn.detection.detector import Stages
+from shared.nn.detection.geometry import Geometry
+from shared.nn.detection.matching import GroundTruth, padded
 from shared.tasks.detection import JointTraining
 from shared.training.schedules import rate_factor
 
@@ -23,6 +25,7 @@ class JointDetector(LongTailDetector):
         classification: loss of the region classifier, see `classification_loss`.
         optimizer: `sgd` or `adamw`.
         lr, momentum, weight_decay, schedule: of all parameters; see `rate_factor`.
+        oracle: the test also scores regions by `oracle_scores`.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class JointDetector(LongTailDetector):
         momentum: float,
         weight_decay: float,
         schedule: dict[str, Any],
+        oracle: bool,
         **common: Any,
     ):
         with_background = classification.get("kind") not in WITHOUT_BACKGROUND
@@ -56,6 +60,14 @@ class JointDetector(LongTailDetector):
             return logits.softmax(dim=1)
         return F.pad(logits.sigmoid(), (1, 0))
 
+    def named_scores(self, stages: Stages, batch: Batch) -> dict[str, Tensor]:
+        """With `oracle` the detections also as they were if every region knew its class."""
+        scores = super().named_scores(stages, batch)
+        if self.hparams["oracle"]:
+            truth, geometry = padded(batch["targets"]), self.detector.geometry
+            scores["oracle"] = oracle_scores(geometry, stages.rois[0], truth, scores[""])
+        return scores
+
     def configure_optimizers(self):
         p = self.hparams
         learnt = [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -70,3 +82,14 @@ class JointDetector(LongTailDetector):
         optimizer = torch.optim.AdamW(learnt, p["lr"], weight_decay=p["weight_decay"])
         factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: rate_factor(t, schedule))
         return [optimizer], [{"scheduler": factor, "interval": schedule["every"]}]
+
+
+def oracle_scores(geometry: Geometry, rois: Tensor, truth: GroundTruth, scores: Tensor) -> Tensor:
+    """Scores (M, K + 1) of regions whose class is taken from the ground truth (Props-GT): the
+    foreground probability for the class of the object of the greatest IoU, if that is 0.5 or more,
+    else background (docs/papers/simcal.md, section 7; the official code was never released)."""
+    image = rois[:, 0].long()
+    iou = geometry.iou(rois[:, None, 1:], truth.boxes[image])[:, 0]
+    best = iou.masked_fill(~truth.valid[image], 0.0).max(dim=1)
+    labels = truth.labels[image, best.indices].masked_fill(best.values < 0.5, 0)
+    return torch.zeros_like(scores).scatter(1, labels[:, None], 1 - scores[:, :1])

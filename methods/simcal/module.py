@@ -5,6 +5,7 @@ Source: docs/papers/simcal.md, sections 3.3 to 3.7;
 twangnh/SimCal@e5f3076 `mmdet/apis/train_new.py`.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -78,7 +79,7 @@ class SimCal(LongTailDetector):
             raise ValueError(f"method.combination={combination!r} is unknown; known: {known}")
         self.quota: Quota = applied(Quota, regions)
         self.detector.requires_grad_(False)
-        self.heads = nn.ModuleList(
+        self.heads: Any = nn.ModuleList(
             calibration_head(head, box_head, tau, common["seed"])
             for box_head in self.detector.box_heads
         )
@@ -193,15 +194,23 @@ class SimCal(LongTailDetector):
         return torch.from_numpy(numbers).to(self.device)
 
     def score(self, stages: Stages) -> Tensor:
-        calibrated = [head(f) for head, f in zip(self.heads, stages.features, strict=True)]
-        p = self.hparams
-        return combine(
-            stage_mean(stages.logits),
-            stage_mean(calibrated),
-            self.instances,
-            p["threshold"],
-            p["combination"],
-        )
+        return self.combined(stages, [self.hparams["combination"]])[0]
+
+    def named_scores(self, stages: Stages, batch: Batch) -> dict[str, Tensor]:
+        """The test compares the four combinations; that of `combination` has no name."""
+        own = self.hparams["combination"]
+        names = [own, *(name for name in COMBINATIONS if name != own)]
+        return dict(zip(["", *names[1:]], self.combined(stages, names), strict=True))
+
+    def combined(self, stages: Stages, combinations: Sequence[str]) -> list[Tensor]:
+        """(M, K + 1) scores by each of the combinations."""
+        logits = [head(f) for head, f in zip(self.heads, stages.features, strict=True)]
+        original, calibrated = stage_mean(stages.logits), stage_mean(logits)
+        threshold = self.hparams["threshold"]
+        return [
+            combine(original, calibrated, self.instances, threshold, combination)
+            for combination in combinations
+        ]
 
     def configure_optimizers(self):
         drops, gamma = self.hparams["drops"], self.hparams["gamma"]

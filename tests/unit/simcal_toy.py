@@ -40,8 +40,10 @@ def detector(masks: bool = True, stages: int = 1, **more: Any) -> dict[str, Any]
 
 def common(**more: Any) -> dict[str, Any]:
     selection = {"threshold": 0.02, "nms": 0.5, "limit": 8}
+    evaluation = {"edges": [10, 100], "most": None, "masks": False, "proposals": 0}
     return {
-        "detector": detector(), "selection": selection, "channels_last": False, "seed": 3,
+        "detector": detector(), "selection": selection, "evaluation": evaluation,
+        "channels_last": False, "seed": 3,
     } | more  # fmt: skip
 
 
@@ -59,7 +61,7 @@ def joint(**more: Any) -> JointDetector:
             "stage_weights": [1.0, 0.5, 0.25][:stages],
         },
         classification={"kind": "softmax"}, optimizer="adamw", lr=3e-3, momentum=0.9,
-        weight_decay=1e-4, schedule=SCHEDULE,
+        weight_decay=1e-4, schedule=SCHEDULE, oracle=False,
     )  # fmt: skip
     torch.manual_seed(0)
     return JointDetector(**(settings | more))

@@ -4,7 +4,7 @@ Shapes: B images, padded to height H and width W; N objects and C ignored region
 whose true size after resizing is h x w.
 """
 
-from dataclasses import dataclass
+from typing import TypedDict
 
 from torch import Tensor
 
@@ -14,23 +14,21 @@ the rank of the category's id, 0 being background; `crowd_boxes` (C, 4) float32,
 neither object nor background; `masks` (N, h, w) uint8 where the data module was asked for them."""
 
 
-@dataclass
-class DetectionBatch:
-    """Images of one step with what is to be found in them.
-
-    Attributes:
-        images: (B, 3, H, W) float32, normalised; what lies outside an image's own size is zero.
-        sizes: (B, 2) int64, height and width after resizing, without padding.
-        original_sizes: (B, 2) int64, height and width of the file.
-        image_ids: (B,) int64, as the annotation file numbers the images.
-        targets: one `Target` an image.
-        sampled_classes: (B,) int64, the label that each image was drawn for by a bi-level
-            sampler; None from every other sampler.
-    """
+class DetectionBatch(TypedDict):
+    """Images of one step with what is to be found in them."""
 
     images: Tensor
+    """(B, 3, H, W) float32, normalised; what lies outside an image's own size is zero."""
     sizes: Tensor
+    """(B, 2) int64, height and width after resizing, without padding."""
     original_sizes: Tensor
+    """(B, 2) int64, height and width of the file."""
     image_ids: Tensor
+    """(B,) int64, as the annotation file numbers the images."""
+    indices: Tensor
+    """(B,) int64, the images' places in the set."""
     targets: list[Target]
-    sampled_classes: Tensor | None = None
+    """One for each image."""
+    sampled_classes: Tensor | None
+    """(B,) int64, the label that each image was drawn for by a bi-level sampler; None from every
+    other sampler."""

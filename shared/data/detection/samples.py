@@ -115,6 +115,7 @@ class DetectionSamples:
             sizes=torch.tensor([picture.shape[1:] for picture in pictures]),
             original_sizes=torch.from_numpy(self.instances.sizes[images]),
             image_ids=torch.from_numpy(self.instances.image_ids[images]),
+            indices=torch.from_numpy(images),
             targets=[target for _, target in rows],
             sampled_classes=classes,
         )

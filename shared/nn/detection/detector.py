@@ -69,14 +69,14 @@ class Detector(nn.Module):
                 "anchors": anchors,
             },
         )
-        shared = {"channels": channels, "num_classes": num_classes}
+        shared: dict[str, Any] = {"channels": channels, "num_classes": num_classes}
         shared["class_agnostic"] = class_agnostic
         common_box = {name: box_head[name] for name in ("resolution", "hidden")}
         stages = list(zip(box_head["delta_stds"], box_head["positive_iou"], strict=True))
         if len(stages) > 1 and not class_agnostic:
             raise ValueError("method.detector: a cascade's boxes are class-agnostic")
         self.box_resolution = box_head["resolution"]
-        self.box_heads = nn.ModuleList(
+        self.box_heads: Any = nn.ModuleList(
             BoxHead(
                 outputs=num_classes + background,
                 delta_stds=stds,
@@ -89,7 +89,7 @@ class Detector(nn.Module):
         self.mask_resolution = mask_head["resolution"] if mask_head else 0
         masks = stages if mask_head else []
         width = mask_head["width"] if mask_head else 0
-        self.mask_heads = nn.ModuleList(MaskHead(width=width, **shared) for _ in masks)
+        self.mask_heads: Any = nn.ModuleList(MaskHead(width=width, **shared) for _ in masks)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Feature maps (B, C, H_l, W_l) of all levels for images (B, 3, H, W)."""

@@ -60,6 +60,7 @@ def simcal(config: dict[str, Any], head: str = "3fc_ft", **more: Any) -> SimCal:
     settings = {
         "detector": detector,
         "selection": {"threshold": 0.0, "nms": 0.5, "limit": 10},
+        "evaluation": {"edges": [10], "most": None, "masks": False, "proposals": 0},
         "channels_last": False,
         "seed": 0,
         "tau": 1.0,
