@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 COMBINATIONS = ("original", "calibrated", "dual", "mean")
 
@@ -27,6 +28,6 @@ def combine(
     """
     s, q = original.softmax(dim=1), calibrated.softmax(dim=1)
     if combination == "dual":
-        rare = torch.nn.functional.pad(counts < threshold, (1, 0), value=False)
+        rare = F.pad(counts < threshold, (1, 0), value=False)
         return torch.where(rare, q, s)
     return {"original": s, "calibrated": q, "mean": (s + q) / 2}[combination]

@@ -98,7 +98,8 @@ class RegionProposalNetwork(nn.Module):
         ended = self.geometry.ends(boxes)
         proper = (ended[..., 2:] > ended[..., :2]).all(dim=2)
 
-        image = torch.arange(len(rows), device=rows.device)[:, None].expand_as(rows)
+        places = torch.arange(len(rows), device=rows.device)
+        image = places[:, None].expand_as(rows)
         group = image * len(outputs.counts) + level
         stay = self.geometry.nms(boxes[proper], scores[proper], group[proper], nms)
         places = proper.flatten().nonzero()[:, 0][stay]  # in (B, all levels), by falling score
