@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.data.readers.instances import Instances
-from shared.data.readers.outlines import RunLengths
+from shared.data.readers.outlines import RunLengths, mask_tools
 
 Kind = Literal["bbox", "segm"]
 COCO_METRICS = (
@@ -227,8 +227,6 @@ def _nothing(instances: Instances, kind: Kind) -> dict[str, Any]:
     height, width = instances.size(0)
     found: dict[str, Any] = {"bbox": [0.0, 0.0, 0.0, 0.0]}
     if kind == "segm":
-        from shared.data.readers.outlines import mask_tools
-
         found = {"segmentation": mask_tools().encode(np.zeros((height, width), np.uint8, "F"))}
     category = int(instances.category_ids[0])
     image = int(instances.image_ids[0])
@@ -289,14 +287,14 @@ def package(name: str) -> ModuleType:
 @contextmanager
 def numpy_of_2022() -> Iterator[None]:
     """lvis 0.5.3 says np.float, which numpy has dropped (docs/papers/simcal.md, pitfall 14)."""
-    if "float" in vars(np):
-        yield
-        return
-    float = float  # type: ignore[attr-defined]
+    names = vars(np)
+    missing = "float" not in names
+    names.setdefault("float", float)
     try:
         yield
     finally:
-        del float  # type: ignore[attr-defined]
+        if missing:
+            del names["float"]
 
 
 @contextmanager

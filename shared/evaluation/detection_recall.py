@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-THRESHOLDS = np.arange(0.5, 0.96, 0.05)  # of IoU
+THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of IoU
 
 
 def proposal_recall(
@@ -106,5 +106,6 @@ def _overlaps(boxes: NDArray, others: NDArray, last: int) -> NDArray[np.float64]
 
 
 def _recall(overlaps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(budgets, 10) of the overlaps (budgets, objects)."""
-    return (overlaps[:, None] >= THRESHOLDS[:, None]).mean(axis=2)
+    """(budgets, 10) of the overlaps (budgets, objects); NaN without objects."""
+    covered = (overlaps[:, None] >= THRESHOLDS[:, None]).sum(axis=2)
+    return covered / (overlaps.shape[1] or np.nan)

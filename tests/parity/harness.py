@@ -49,14 +49,18 @@ class Case:
 
     def values(self, what: str) -> dict[str, Any]:
         """Everything in `<what>.safetensors` and `<what>.json`; at least one must exist, unless
-        case.json holds `examples`: of these the inputs or the outputs, by the same names."""
+        case.json holds `examples`: of these the inputs or the outputs, by the same names. Further
+        JSON files that case.json names there are found by their names."""
         tensors, others = (self.folder / f"{what}.{end}" for end in ("safetensors", "json"))
+        listed = self.description().get(what, {})
+        named = [name for name in listed if name.endswith(".json")]
         if not tensors.exists() and not others.exists():
             if examples := self.description().get("examples"):
                 return {name: _parts(rows, what) for name, rows in examples.items()}
             raise ParityError(f"{self}: neither {tensors.name} nor {others.name} in the folder")
-        found = load_file(tensors) if tensors.exists() else {}
-        return found | (json.loads(others.read_text()) if others.exists() else {})
+        found: dict[str, Any] = load_file(tensors) if tensors.exists() else {}
+        found |= json.loads(others.read_text()) if others.exists() else {}
+        return found | {name: json.loads((self.folder / name).read_text()) for name in named}
 
     def weights(self) -> dict[str, Tensor]:
         path = self.folder / "weights.safetensors"
@@ -226,10 +230,10 @@ def _number_differences(
         yield f"{name}: dtype {got.dtype} instead of {expected.dtype}"
     elif got.shape != expected.shape:
         yield f"{name}: shape {tuple(got.shape)} instead of {tuple(expected.shape)}"
-    elif not torch.isfinite(got.double()).all():
-        yield f"{name}: not finite"
+    elif not torch.equal(got.double().isfinite(), expected.double().isfinite()):
+        yield f"{name}: not finite where it should be, or finite where nothing is to be averaged"
     else:
-        mine, theirs = got.double(), expected.double()
+        mine, theirs = (x.double().nan_to_num(0.0) for x in (got, expected))
         excess = (mine - theirs).abs() - (atol + rtol * theirs.abs())
         if excess.numel() and excess.max() > 0:
             error = (mine - theirs).abs().max()

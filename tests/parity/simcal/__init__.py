@@ -7,6 +7,15 @@ from .calibration import (
     classifier_head_3fc,
     head_init_3fc_ft,
 )
+from .data_cases import (
+    bilevel_sampler,
+    bilevel_sampler_one_image,
+    bin_ap,
+    dataset_statistics,
+    lvis_eval,
+    proposal_recall,
+    repeat_factor_sampling,
+)
 from .inference import (
     class_balanced_reweighting,
     dual_head_inference_clswise,
