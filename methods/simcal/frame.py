@@ -60,6 +60,10 @@ class LongTailDetector(Method):
         if len(counts) != len(self.instances):
             told = f"the data have {len(counts)} classes, the detector {len(self.instances)}"
             raise ValueError(f"{told}: set method.detector.num_classes={len(counts)}")
+        inclusive = datamodule.hparams["preparation"]["inclusive_corners"]
+        if inclusive != self.detector.geometry.legacy:
+            told = f"data.preparation.inclusive_corners={inclusive}"
+            raise ValueError(f"{told}, but method.detector.legacy is not: boxes end differently")
         self.instances.copy_(counts)
 
     def setup(self, stage: str) -> None:

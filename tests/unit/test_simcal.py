@@ -1,6 +1,6 @@
 """SimCal's modules on scenes of coloured rectangles."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -272,6 +272,15 @@ def test_warm_starts(tmp_path: Any) -> None:
 def test_data_of_other_classes_are_refused() -> None:
     class Data:
         instance_counts = torch.tensor([5, 5, 5])
+        hparams: ClassVar = {"preparation": {"inclusive_corners": True}}
 
+    data = Data()
     with pytest.raises(ValueError, match="the data have 3 classes, the detector 4"):
-        joint().attach(Data())
+        joint().attach(data)
+    data.instance_counts = torch.tensor([5, 5, 5, 2])
+    module = joint()
+    module.attach(data)
+    assert module.instances.tolist() == [5, 5, 5, 2]
+    modern = joint(detector=detector(legacy=False))
+    with pytest.raises(ValueError, match="inclusive_corners=True, but method.detector.legacy is"):
+        modern.attach(data)
