@@ -282,5 +282,5 @@ def test_data_of_other_classes_are_refused() -> None:
     module.attach(data)
     assert module.instances.tolist() == [5, 5, 5, 2]
     modern = joint(detector=detector(legacy=False))
-    with pytest.raises(ValueError, match="inclusive_corners=True, but method.detector.legacy is"):
+    with pytest.raises(ValueError, match=r"inclusive_corners=True, but method\.detector\.legacy is"):
         modern.attach(data)

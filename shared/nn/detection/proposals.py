@@ -85,11 +85,11 @@ class RegionProposalNetwork(nn.Module):
         """
         starts = [0, *accumulate(outputs.counts)]
         best, levels = [], []
-        for level, count in enumerate(outputs.counts):
-            scores = outputs.objectness[:, starts[level] : starts[level + 1]]
+        for number, (start, count) in enumerate(zip(starts, outputs.counts, strict=False)):
+            scores = outputs.objectness[:, start : start + count]
             top = scores.topk(min(before_nms, count), dim=1).indices
-            best.append(top + starts[level])
-            levels.append(torch.full_like(top, level))
+            best.append(top + start)
+            levels.append(torch.full_like(top, number))
         rows, level = torch.cat(best, dim=1), torch.cat(levels, dim=1)
         scores = outputs.objectness.gather(1, rows)
         deltas = outputs.deltas.gather(1, rows[..., None].expand(-1, -1, 4))
