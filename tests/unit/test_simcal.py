@@ -14,7 +14,7 @@ from methods.simcal.losses import classification_loss, inverse_weights
 from methods.simcal.module import Candidates, SimCal
 from shared.checkpoints.reading import CheckpointError
 from shared.tasks.detection import detected_masks, detections_of, find_regions
-from tests.unit.simcal_toy import calibrated, calibration, detector, joint, scenes, trained
+from tests.unit.simcal_toy import JOINT, calibrated, calibration, detector, joint, scenes, trained
 
 
 def test_joint_training_learns_the_scenes() -> None:
@@ -167,6 +167,8 @@ def test_wrong_settings_are_refused_before_training(wrong: dict, message: str) -
         ({"classification": {"kind": "hinge"}}, "method.classification.kind='hinge' is unknown"),
         ({"classification": {"kind": "focal", "gamma": 2.0}}, "alpha"),
         ({"optimizer": "adam"}, "method.optimizer='adam'"),
+        ({"training": {**JOINT, "stage_weights": [1.0, 0.5]}}, "stage_weights: 2 for 1 stages"),
+        ({"training": {**JOINT, "anchors": {"count": 3}}}, "positive_fraction"),
     ],
 )
 def test_wrong_settings_of_stage_a_are_refused(wrong: dict, message: str) -> None:
@@ -282,5 +284,7 @@ def test_data_of_other_classes_are_refused() -> None:
     module.attach(data)
     assert module.instances.tolist() == [5, 5, 5, 2]
     modern = joint(detector=detector(legacy=False))
-    with pytest.raises(ValueError, match=r"inclusive_corners=True, but method\.detector\.legacy is"):
+    with pytest.raises(
+        ValueError, match=r"inclusive_corners=True, but method\.detector\.legacy is"
+    ):
         modern.attach(data)
