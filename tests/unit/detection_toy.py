@@ -13,7 +13,7 @@ SIZES = ((20, 30), (24, 16))  # height, width
 
 
 def content() -> dict[str, Any]:
-    """Classes with ids 7 and 3; picture 5 shows an object of each, picture 2 two of 7 and a crowd."""
+    """Classes 7 and 3; picture 5 shows an object of each, picture 2 two of 7 and a crowd of 3."""
     square = {"size": [24, 16], "counts": [0, 12, 372]}
     rows = [
         (1, 5, 7, [2, 3, 10, 5], [[2, 3, 12, 3, 12, 8, 2, 8]], 0),
