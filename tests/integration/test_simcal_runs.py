@@ -67,13 +67,13 @@ def test_a_head_that_needs_no_training_is_only_evaluated(joint: Path, tmp_path: 
 @pytest.mark.parametrize("control", ["Unbalanced", "ProposalLevelOnly"])
 def test_controls_see_ordinary_batches(control: str, joint: Path, tmp_path: Path) -> None:
     target = f"method._target_=methods.simcal.controls.{control}"
-    calibrate(joint, tmp_path, target, "sampling@data.sampling=shuffled")
+    calibrate(joint, tmp_path, target, "sampling@data.sampling=random")
     assert "train/loss_calibration" in (tmp_path / "metrics.csv").read_text()
 
 
 def test_calibration_refuses_ordinary_batches(joint: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="calibration needs a class for each image"):
-        calibrate(joint, tmp_path, "sampling@data.sampling=shuffled")
+        calibrate(joint, tmp_path, "sampling@data.sampling=random")
 
 
 def test_calibration_survives_a_kill(joint: Path, tmp_path: Path) -> None:

@@ -76,13 +76,13 @@ def test_evaluation_batch(tmp_path: Path) -> None:
     batch = samples(tmp_path, content(), Resizing([40], 60), masks=True).__getitems__(
         np.array([0, 1])
     )
-    assert batch.images.shape == (2, 3, 64, 64)  # 40 x 60 and 60 x 40, to multiples of 8
-    assert batch.sizes.tolist() == [[40, 60], [60, 40]]
-    assert batch.original_sizes.tolist() == [[20, 30], [24, 16]]
-    assert batch.image_ids.tolist() == [5, 2]
-    assert batch.sampled_classes is None
-    assert batch.images[0, :, 40:].abs().sum() == batch.images[0, :, :, 60:].abs().sum() == 0
-    first, second = batch.targets
+    assert batch["images"].shape == (2, 3, 64, 64)  # 40 x 60 and 60 x 40, to multiples of 8
+    assert batch["sizes"].tolist() == [[40, 60], [60, 40]]
+    assert batch["original_sizes"].tolist() == [[20, 30], [24, 16]]
+    assert batch["image_ids"].tolist() == [5, 2]
+    assert batch["sampled_classes"] is None
+    assert batch["images"][0, :, 40:].abs().sum() == batch["images"][0, :, :, 60:].abs().sum() == 0
+    first, second = batch["targets"]
     assert first["boxes"].tolist() == [[4, 6, 24, 16], [30, 20, 50, 36]]
     assert first["labels"].tolist() == [2, 1]
     assert first["crowd_boxes"].shape == (0, 4)
@@ -96,18 +96,18 @@ def test_values_are_normalised(tmp_path: Path) -> None:
     about = {"mean": (5 / 255, 0.0, 0.0), "std": (1 / 255, 2 / 255, 1 / 255)}
     batch = samples(tmp_path, content(), **about).__getitems__(np.array([0]))
     columns = torch.arange(30.0)
-    torch.testing.assert_close(batch.images[0, 0, 0, :30], columns - 5)
-    torch.testing.assert_close(batch.images[0, 1, 19, :30], columns / 2)
+    torch.testing.assert_close(batch["images"][0, 0, 0, :30], columns - 5)
+    torch.testing.assert_close(batch["images"][0, 1, 19, :30], columns / 2)
 
 
 def test_mirrored(tmp_path: Path) -> None:
     made = samples(tmp_path, content(), flip=1.0, masks=True)
     batch = made.__getitems__(drawn(0, 1))
-    assert batch.sampled_classes is not None
-    assert batch.sampled_classes.tolist() == [1, 2]
-    torch.testing.assert_close(batch.images[0, 0, 0, :30], torch.arange(29.0, -1, -1))
-    assert batch.targets[0]["boxes"].tolist() == [[18, 3, 28, 8], [5, 10, 15, 18]]
-    ys, xs = batch.targets[0]["masks"][0].nonzero(as_tuple=True)
+    assert batch["sampled_classes"] is not None
+    assert batch["sampled_classes"].tolist() == [1, 2]
+    torch.testing.assert_close(batch["images"][0, 0, 0, :30], torch.arange(29.0, -1, -1))
+    assert batch["targets"][0]["boxes"].tolist() == [[18, 3, 28, 8], [5, 10, 15, 18]]
+    ys, xs = batch["targets"][0]["masks"][0].nonzero(as_tuple=True)
     assert (xs.min(), ys.min(), xs.max(), ys.max()) == (18, 3, 27, 7)
 
 
@@ -121,10 +121,11 @@ def test_inclusive_corners(tmp_path: Path) -> None:
 def test_an_image_is_changed_by_its_pass_and_not_by_its_neighbours(tmp_path: Path) -> None:
     made = samples(tmp_path, content(), Resizing([16, 64], 64, between=True), flip=0.5)
     alone, beside = made.__getitems__(drawn(1)), made.__getitems__(drawn(0, 1))
-    assert alone.sizes[0].tolist() == beside.sizes[1].tolist()
-    assert torch.equal(alone.targets[0]["boxes"], beside.targets[1]["boxes"])
+    assert alone["sizes"][0].tolist() == beside["sizes"][1].tolist()
+    assert torch.equal(alone["targets"][0]["boxes"], beside["targets"][1]["boxes"])
     sizes = {
-        tuple(made.__getitems__(drawn(1, passes=number)).sizes[0].tolist()) for number in range(9)
+        tuple(made.__getitems__(drawn(1, passes=number))["sizes"][0].tolist())
+        for number in range(9)
     }
     assert len(sizes) > 4
 
@@ -139,7 +140,9 @@ def test_a_picture_of_another_size_is_refused(tmp_path: Path) -> None:
 def test_an_object_without_a_mask_is_refused_where_masks_are_asked_for(tmp_path: Path) -> None:
     value = content()
     del value["annotations"][0]["segmentation"]
-    assert samples(tmp_path, value).__getitems__(np.array([0])).targets[0]["labels"].tolist() == [
+    assert samples(tmp_path, value).__getitems__(np.array([0]))["targets"][0][
+        "labels"
+    ].tolist() == [
         2,
         1,
     ]
@@ -311,15 +314,15 @@ def test_a_data_module_continues_where_it_stopped(tmp_path: Path, workers: int) 
     resumed = data.train_dataloader()
     resumed.load_state_dict(half.state_dict())
     for expected, batch in zip(batches[2:], resumed, strict=True):
-        assert torch.equal(expected.images, batch.images)
-        assert expected.sampled_classes.tolist() == batch.sampled_classes.tolist()
+        assert torch.equal(expected["images"], batch["images"])
+        assert expected["sampled_classes"].tolist() == batch["sampled_classes"].tolist()
 
 
 def test_a_data_module_says_what_there_is(tmp_path: Path) -> None:
     data = module(tmp_path)
     assert data.class_names == ("dog", "cup")
     assert data.instance_counts.tolist() == [2, 3]
-    assert [batch.image_ids.tolist() for batch in data.val_dataloader()] == [[5], [2]]
+    assert [batch["image_ids"].tolist() for batch in data.val_dataloader()] == [[5], [2]]
     with pytest.raises(ValueError, match="no split 'minival'"):
         data.instances("minival")
     with pytest.raises(ValueError, match="unexpected keyword argument 'aspects'"):
