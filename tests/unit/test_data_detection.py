@@ -99,7 +99,7 @@ WRONG = {
         "annotations", 0, "bbox", to=[1, 2, float("nan"), 4]
     ),
     "annotations, entry 0: area is '9'": change("annotations", 0, "area", to="9"),
-    "entry 1: segmentation 2: its size is [16, 24], but the image has height and width": change(
+    "annotations, entry 1: segmentation: its size is [16, 24], but the image has height": change(
         "annotations", 1, "segmentation", "size", to=[16, 24]
     ),
     "its runs cover 385 of 384 pixels": change(

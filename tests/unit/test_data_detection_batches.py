@@ -113,9 +113,9 @@ def test_mirrored(tmp_path: Path) -> None:
 
 def test_inclusive_corners(tmp_path: Path) -> None:
     plain = samples(tmp_path, content(), inclusive_corners=True).__getitems__(np.array([0]))
-    assert plain.targets[0]["boxes"].tolist() == [[2, 3, 11, 7], [15, 10, 24, 17]]
+    assert plain["targets"][0]["boxes"].tolist() == [[2, 3, 11, 7], [15, 10, 24, 17]]
     mirrored = samples(tmp_path, content(), inclusive_corners=True, flip=1.0).__getitems__(drawn(0))
-    assert mirrored.targets[0]["boxes"].tolist() == [[18, 3, 27, 7], [5, 10, 14, 17]]
+    assert mirrored["targets"][0]["boxes"].tolist() == [[18, 3, 27, 7], [5, 10, 14, 17]]
 
 
 def test_an_image_is_changed_by_its_pass_and_not_by_its_neighbours(tmp_path: Path) -> None:
