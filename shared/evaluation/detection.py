@@ -261,8 +261,8 @@ def _lvis_scores(
     lvis = package("lvis")
     truth = lvis.LVIS.__new__(lvis.LVIS)  # whose constructor only reads a file
     truth.logger, truth.dataset = logging.getLogger("lvis"), dataset
-    truth._create_index()
-    with quiet("lvis.results"), numpy_of_2022():
+    with quiet("lvis"), numpy_of_2022():
+        truth._create_index()
         found = lvis.LVISResults(truth, results, max_dets=most)
         evaluator = lvis.LVISEval(truth, found, kind)
         evaluator.params.max_dets = most

@@ -72,7 +72,7 @@ def test_controls_see_ordinary_batches(control: str, joint: Path, tmp_path: Path
 
 
 def test_calibration_refuses_ordinary_batches(joint: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="calibration needs a class for each image"):
+    with pytest.raises(ValueError, match="calibration needs the class that each image"):
         calibrate(joint, tmp_path, "sampling@data.sampling=random")
 
 
