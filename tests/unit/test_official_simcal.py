@@ -124,10 +124,14 @@ def test_starts_from_imagenet_and_from_torchvision(tmp_path: Any) -> None:
     fc6 = module.detector.box_heads[0].fc6.weight
     assert torch.equal(fc6, theirs["roi_heads.box_head.fc6.weight"])
     # As its files of before 2022 name these layers.
+    renamed = {
+        "rpn.head.conv.0.0.": "rpn.head.conv.",
+        "inner_blocks.1.0.": "inner_blocks.1.",
+        "mask_head.2.0.": "mask_head.mask_fcn3.",
+    }
     older = {}
     for name, value in theirs.items():
-        for new, old in (("rpn.head.conv.0.0.", "rpn.head.conv."), ("inner_blocks.1.0.", "inner_blocks.1."),
-                         ("mask_head.2.0.", "mask_head.mask_fcn3.")):  # fmt: skip
+        for new, old in renamed.items():
             name = name.replace(new, old)
         older[name] = value
     torch.save(older, tmp_path / "older.pth")

@@ -152,6 +152,7 @@ def test_dual_head_takes_rare_classes_from_the_calibrated_head() -> None:
         ({"regions": {"counts": 3}}, "counts"),
         ({"detector": {**detector(), "boxes": 1}}, "boxes"),
         ({"selection": {"threshold": 0.1}}, "nms"),
+        ({"selection": {"threshold": 0.1, "nms": 0.5, "limit": 10**9}}, "selection.limit=1000000"),
     ],
 )
 def test_wrong_settings_are_refused_before_training(wrong: dict, message: str) -> None:
