@@ -112,6 +112,7 @@ def highest_per_class(detections: Detections, most: int) -> Detections:
 
     Where an image's detections of all classes compete, moving scores between classes changes AP
     without a better detection; with a cap by class it doesn't (docs/papers/simcal.md, pitfall 18).
+    `most` of `detection_scores` must then be large enough to cut nothing more.
     """
     order = np.lexsort((-detections.scores, detections.labels))
     labels = detections.labels[order]

@@ -123,7 +123,7 @@ class DetectionSamples:
     def _sample(self, image: int, mirror: bool, draw: float) -> tuple[Tensor, Target]:
         """The (3, h, w) picture, normalised, and what it shows."""
         size = self.resizing.size(*self.instances.size(image), draw)
-        picture = torch.from_numpy(self._pixels(image)).permute(2, 0, 1).float() / 255
+        picture = torch.tensor(self._pixels(image)).permute(2, 0, 1).float() / 255
         if picture.shape[1:] != size:
             picture = F.interpolate(picture[None], size, mode="bilinear")[0]
         statistics = self.preparation.mean, self.preparation.std

@@ -8,7 +8,6 @@ steps as it is long.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -61,10 +60,11 @@ class Outlines:
 def mask_tools() -> ModuleType:
     """pycocotools.mask, which is an extra."""
     try:
-        return import_module("pycocotools.mask")
+        from pycocotools import mask
     except ModuleNotFoundError as error:
         needed = "masks need pycocotools: pip install 'tenfold[detection]'"
         raise ModuleNotFoundError(needed) from error
+    return mask
 
 
 def outlines(values: Iterable[Any], sizes: Iterable[Size]) -> Outlines:
