@@ -212,8 +212,6 @@ WHY_SAFE = {
     "shared/data/readers/outlines.py": "a package by a name in the code",
     "shared/evaluation/detection.py": "packages by names in the code",
     "shared/tasks/frozen_features.py": "a network of ours",
-    "shared/data/detection/module.py": "the sampler comes from the user's own config",
-    "shared/evaluation/detection.py": "names of two packages, which stand there",
     # checkpoints that are loaded as such
     **dict.fromkeys((f"methods/{m}/official.py" for m in KNOWN_METHODS), "load_module"),
     "methods/blip/capfilt/networks.py": "a config of ours, its sizes from the file's tensors",
