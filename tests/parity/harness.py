@@ -9,6 +9,7 @@ import copy
 import fnmatch
 import importlib
 import json
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -48,14 +49,18 @@ class Case:
 
     def values(self, what: str) -> dict[str, Any]:
         """Everything in `<what>.safetensors` and `<what>.json`; at least one must exist, unless
-        case.json holds `examples`: of these the inputs or the outputs, by the same names."""
+        case.json holds `examples`: of these the inputs or the outputs, by the same names. Further
+        JSON files that case.json names there are found by their names."""
         tensors, others = (self.folder / f"{what}.{end}" for end in ("safetensors", "json"))
+        listed = self.description().get(what, {})
+        named = [name for name in listed if name.endswith(".json")]
         if not tensors.exists() and not others.exists():
             if examples := self.description().get("examples"):
                 return {name: _parts(rows, what) for name, rows in examples.items()}
             raise ParityError(f"{self}: neither {tensors.name} nor {others.name} in the folder")
-        found = load_file(tensors) if tensors.exists() else {}
-        return found | (json.loads(others.read_text()) if others.exists() else {})
+        found: dict[str, Any] = load_file(tensors) if tensors.exists() else {}
+        found |= json.loads(others.read_text()) if others.exists() else {}
+        return found | {name: json.loads((self.folder / name).read_text()) for name in named}
 
     def weights(self) -> dict[str, Tensor]:
         path = self.folder / "weights.safetensors"
@@ -125,7 +130,8 @@ def _compare(
     atol, rtol = float(description["atol"]), float(description["rtol"])
     described = [] if "examples" in description else description["outputs"]
     problems = [f"{name}: described in case.json, not in the file"
-                for name in described if not fnmatch.filter(expected, name)]  # fmt: skip
+                for name in described for pattern in described_patterns(name)
+                if not fnmatch.filter(expected, pattern)]  # fmt: skip
     if not expected:
         problems.append("the file holds no outputs")
     for name, value in expected.items():
@@ -140,6 +146,12 @@ def _compare(
         else:
             problems += list(differences(name, got[name], value, atol, rtol))
     return expected, problems
+
+
+def described_patterns(name: str) -> list[str]:
+    """Patterns of the outputs that one name in case.json stands for: "rois.s" and "loss.EE" are
+    numbered, "a.b/c.b" are two."""
+    return [re.sub(r"\.([A-Za-z])\1*$", ".*", part.strip()) for part in name.split("/")]
 
 
 def _parts(examples: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:
@@ -218,10 +230,10 @@ def _number_differences(
         yield f"{name}: dtype {got.dtype} instead of {expected.dtype}"
     elif got.shape != expected.shape:
         yield f"{name}: shape {tuple(got.shape)} instead of {tuple(expected.shape)}"
-    elif not torch.isfinite(got.double()).all():
-        yield f"{name}: not finite"
+    elif not torch.equal(got.double().isfinite(), expected.double().isfinite()):
+        yield f"{name}: not finite where it should be, or finite where nothing is to be averaged"
     else:
-        mine, theirs = got.double(), expected.double()
+        mine, theirs = (x.double().nan_to_num(0.0) for x in (got, expected))
         excess = (mine - theirs).abs() - (atol + rtol * theirs.abs())
         if excess.numel() and excess.max() > 0:
             error = (mine - theirs).abs().max()

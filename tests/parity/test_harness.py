@@ -36,6 +36,35 @@ def test_right_adapter_passes_and_may_return_more(case: Case) -> None:
     assert check(case, lambda *a: right(*a) | {"more": torch.zeros(3)}) == ["count", "x2"]
 
 
+@pytest.mark.parametrize("value", [torch.nan, 4.0])
+def test_what_is_undefined_there_must_be_undefined_here(case: Case, value: float) -> None:
+    outputs = {"x2": torch.tensor([2.0, torch.nan]), "count": torch.tensor(2)}
+    save_file(outputs, case.folder / "outputs.safetensors")
+
+    def adapter(*arguments):
+        return right(*arguments) | {"x2": torch.tensor([2.0, value])}
+
+    if value == value:
+        with pytest.raises(ParityError, match="not finite"):
+            check(case, adapter)
+    else:
+        check(case, adapter)
+
+
+def test_json_files_that_a_case_names_are_inputs(case: Case) -> None:
+    description = case.description() | {"inputs": {"x": "", "more.json": "a list"}}
+    (case.folder / "case.json").write_text(json.dumps(description))
+    (case.folder / "more.json").write_text("[1, 2]")
+    check(case, lambda *a: right(*a) | {"more": a[1]["more.json"].index(2)})
+
+
+def test_one_line_may_describe_two_families_of_outputs(case: Case) -> None:
+    description = case.description() | {"outputs": {"x* / count": "", "count / nowhere": ""}}
+    (case.folder / "case.json").write_text(json.dumps(description))
+    with pytest.raises(ParityError, match="nowhere: described"):
+        check(case, right)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -146,7 +175,7 @@ def test_what_one_arithmetic_alone_reproduces_passes(case: Case) -> None:
 def test_a_described_pattern_needs_an_output_that_fits(case: Case) -> None:
     path = case.folder / "case.json"
     description = json.loads(path.read_text())
-    for pattern, fits in (("x*", True), ("y*", False)):
+    for pattern, fits in (("x*", True), ("x2 / count", True), ("y*", False)):
         described = description | {"outputs": {pattern: {}}}
         path.write_text(json.dumps(described))
         if fits:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from benchmarks.miniatures.detection import run_lengths
 from benchmarks.miniatures.emoji import packages
 from benchmarks.miniatures.emoji import scenes as module
 from benchmarks.miniatures.emoji.packages import PHOTOGRAPHS, grounds, of_split, photographs
@@ -29,7 +30,6 @@ from benchmarks.miniatures.emoji.scenes import (
     masks,
     random_contents,
     read_scenes,
-    run_lengths,
     scene_concepts,
     scenes,
 )

@@ -5,7 +5,7 @@ an eighth's on others. `scenes` is the entry, for use as a `source` of a config.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from benchmarks.miniatures.building import (
     write_json,
     write_pictures,
 )
+from benchmarks.miniatures.detection import run_lengths
 from benchmarks.miniatures.emoji.concepts import Concept
 from benchmarks.miniatures.emoji.packages import (
     PHOTOGRAPHS,
@@ -52,7 +53,9 @@ LONGEST_SIDE = (18, 36)  # px, before turning
 ROTATION = 30.0  # degrees to either side
 TRIES = 30  # places tried for an object
 LAYOUTS = 1000  # attempts at a scene
-FIRST_ID = {"train": 1_000_000, "val": 2_000_000, "test": 3_000_000}
+FIRST_ID = {"train": 1_000_000, "val": 2_000_000, "test": 3_000_000, "test_seen": 4_000_000}
+# Whose drawings a split shows, and whose photographs, where these are another split's.
+DRAWN, GROUNDS = {"test_seen": "train"}, {"test_seen": "test"}
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CAPTIONS = 3  # of a training scene, one of which is drawn at each access
 
@@ -134,9 +137,13 @@ def scenes(
     def build(folder: Path) -> None:
         _build(folder, seed, counts, classes, objects, longest_side)
 
-    files = build_once(Path(root), "scenes", recipe, build)
+    return scene_provenance("emoji-scenes", build_once(Path(root), "scenes", recipe, build))
+
+
+def scene_provenance(name: str, files: Mapping[str, str]) -> Provenance:
+    """The record of a set of scenes, and of the drawings and photographs that it is made of."""
     behind = {p.id: {"files": {p.file: p.sha256}, "licence": p.licence} for p in PHOTOGRAPHS}
-    return {**provenance("emoji-scenes", files), **behind}
+    return {**provenance(name, files), **behind}
 
 
 def scene_concepts(drawn: Renderings, seed: int, count: int = CLASSES) -> list[int]:
@@ -167,7 +174,7 @@ def make_scenes(
     made = []
     generators = generators_of(seed, f"{name} {split}", len(contents))
     for i, (concepts, generator) in enumerate(zip(contents, generators, strict=True)):
-        ground = one_of(grounds(split), generator)
+        ground = one_of(grounds(GROUNDS.get(split, split)), generator)
         height, width = made_of.photographs[ground].shape[:2]
         side = int(generator.integers(min(SIZE, height, width), min(height, width) + 1))
         left = int(generator.integers(width - side + 1))
@@ -264,14 +271,6 @@ def coco_instances(
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def run_lengths(mask: NDArray[np.bool_]) -> dict[str, list[int]]:
-    """COCO's uncompressed RLE of an (H, W) mask: lengths of runs down the columns, off first."""
-    flat = mask.ravel(order="F")
-    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    edges = [0] * int(flat[0]) + [0, *changes.tolist(), flat.size]
-    return {"size": list(mask.shape), "counts": np.diff(edges).tolist()}
-
-
 def read_scenes(root: str | Path, split: str) -> list[Scene]:
     """The records of a built split, for builders and scoring code only."""
     path = Path(root) / "secret" / "scene_records.json"
@@ -281,6 +280,13 @@ def read_scenes(root: str | Path, split: str) -> list[Scene]:
             things = [SceneObject(**t | {"box": tuple(t["box"])}) for t in row["objects"]]
             found.append(Scene(**row | {"crop": tuple(row["crop"]), "objects": tuple(things)}))
     return found
+
+
+def attribution(made_of: Studio) -> str:
+    """The text of ATTRIBUTION.md beside scenes."""
+    told = ["\nThe grounds are cut out of these photographs and scaled.\n"]
+    told += [f"- `{p.id}`: {p.credit}, {p.licence}; {p.file}" for p in PHOTOGRAPHS]
+    return made_of.drawn.attribution + "\n".join(told) + "\n"
 
 
 def _build(
@@ -310,9 +316,7 @@ def _build(
     write_json(folder / "captions_train.json", _training_captions(made["train"], table, seed))
     records = {split: [asdict(scene) for scene in rows] for split, rows in made.items()}
     write_json(folder / "secret" / "scene_records.json", records)
-    told = ["\nThe grounds are cut out of these photographs and scaled.\n"]
-    told += [f"- `{p.id}`: {p.credit}, {p.licence}; {p.file}" for p in PHOTOGRAPHS]
-    (folder / "ATTRIBUTION.md").write_text(made_of.drawn.attribution + "\n".join(told) + "\n")
+    (folder / "ATTRIBUTION.md").write_text(attribution(made_of))
     # Wrong signs: a box that is not tight, or overlaps another, or leaves the picture.
     sheet(cells, 8).save(folder / "contact_scenes.png")
 
@@ -327,7 +331,8 @@ def _placed(
     """Objects without overlap, or None if one found no place."""
     placed: list[SceneObject] = []
     for concept in concepts:
-        names = [name for name in of_split(split) if made_of.drawn.present[name][concept]]
+        drawn = of_split(DRAWN.get(split, split))
+        names = [name for name in drawn if made_of.drawn.present[name][concept]]
         if not names:
             raise ValueError(f"no rendering of {split} draws concept {concept}")
         name = one_of(names, generator)

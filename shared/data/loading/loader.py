@@ -12,7 +12,7 @@ from shared.data.loading.streams import Schedule
 class BatchedDataset(Protocol):
     """Makes a whole collated batch from one key."""
 
-    def __getitems__(self, key: Any, /) -> dict[str, Any]: ...
+    def __getitems__(self, key: Any, /) -> Any: ...
 
 
 class _WorkerLoader:
@@ -22,7 +22,7 @@ class _WorkerLoader:
         self._loader: DataLoader = DataLoader(
             dataset,  # type: ignore[arg-type]
             batch_sampler=batches,
-            collate_fn=dict,  # batches come collated
+            collate_fn=_collated,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -69,7 +69,7 @@ class ResumableLoader(_WorkerLoader):
         if epoch != self.epoch:
             self.epoch, self.position, self._resuming = epoch, 0, False
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Any]:
         if not self._resuming:
             self.position = 0
         self._resuming = False
@@ -109,8 +109,13 @@ class EvaluationLoader(_WorkerLoader):
     def __len__(self) -> int:
         return len(self._loader)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self._loader)
+
+
+def _collated(batch: Any) -> Any:
+    """The batch that `__getitems__` made."""
+    return batch
 
 
 class _Plans:

@@ -139,13 +139,14 @@ class ClassCycles(Stream):
 
     The public class-aware sampler (docs/papers/iccl.md, section 3.2): each class has its own
     shuffled cycle of images, reshuffled whenever it is exhausted. The classes that occur in
-    `labels` (N,) take part. `count` None is the public epoch, (largest class) x (classes).
+    `labels` (N,) take part; where an image may show several, each class's images are given instead.
+    `count` None is the public epoch, (largest class) x (classes).
     """
 
     def __init__(
         self,
         seed: int,
-        labels: NDArray[np.int64],
+        labels: NDArray[np.int64] | Sequence[NDArray[np.int64]],
         per_class: int = 4,
         count: int | None = None,
         number: int = 2,
@@ -153,7 +154,9 @@ class ClassCycles(Stream):
         if per_class < 1:
             raise ValueError(f"per_class={per_class}: at least one image of a class at a time")
         self.per_class = per_class
-        self.members = [np.flatnonzero(labels == k) for k in np.unique(labels)]
+        if isinstance(labels, np.ndarray):
+            labels = [np.flatnonzero(labels == k) for k in np.unique(labels)]
+        self.members = list(labels)
         if not self.members:
             raise ValueError("no labels: there is no class to draw from")
         whole = max(map(len, self.members)) * len(self.members)

@@ -1,0 +1,95 @@
+"""A tiny artificial detection set with a long tail, in COCO's and LVIS's formats, for tests and
+smoke runs: pictures of two coloured shapes. Proves nothing about images.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.miniatures.building import Provenance, build_once, generator_of, write_json
+from benchmarks.miniatures.detection import Dataset, dealt, long_tail_counts, lvis_of, run_lengths
+from benchmarks.miniatures.synthetic_pairs import OBJECTS, Picture
+
+VERSION = 1  # raise it with any change of the pictures
+FIRST_ID = {"train": 1000, "val": 2000, "test": 3000}
+
+
+def shapes(
+    root: str | Path,
+    classes: int = 6,
+    most: int = 24,
+    fewest: int = 2,
+    test: int = 4,
+    image_size: int = 32,
+    seed: int = 0,
+) -> Provenance:
+    """Write the set into `root`, unless it is there, and return its provenance.
+
+    Training has from `most` to `fewest` instances of a class, validation and test have `test` of
+    each. `images/<split>/`, `instances_<split>.json` and `lvis_v0.5_<split>.json` for each split.
+    """
+    counts = {"train": long_tail_counts(classes, most, fewest)}
+    counts |= {split: [test] * classes for split in ("val", "test")}
+
+    def build(folder: Path) -> None:
+        training = None
+        for split, of_split in counts.items():
+            generator = generator_of(seed, split)
+            contents = dealt(of_split, generator, fewest=2, most=2)
+            pictures = [
+                _picture(FIRST_ID[split] + place, labels, image_size, generator)
+                for place, labels in enumerate(contents)
+            ]
+            (folder / "images" / split).mkdir(parents=True)
+            for picture in pictures:
+                picture.pixels().save(folder / "images" / split / f"{picture.id}.png")
+            coco = _coco(pictures, classes)
+            training = training or coco
+            write_json(folder / f"instances_{split}.json", coco)
+            write_json(folder / f"lvis_v0.5_{split}.json", lvis_of(coco, training))
+
+    recipe = {"version": VERSION, "classes": classes, "most": most, "fewest": fewest, "test": test}
+    recipe |= {"image_size": image_size, "seed": seed}
+    files = build_once(root, "synthetic-detection", recipe, build)
+    return {"synthetic-detection": {"files": files, "licence": "CC0-1.0"}}
+
+
+def _picture(number: int, labels: list[int], size: int, generator: np.random.Generator) -> Picture:
+    side = round(0.36 * size)
+    rows = (size // 2 - side - 1, size // 2 + 1)
+    columns = generator.integers(1, size - side, 2).tolist()
+    upper, lower = ([x, y, side, side] for x, y in zip(columns, rows, strict=True))
+    red, green, blue = generator.integers(215, 256, 3).tolist()
+    first, second = (OBJECTS[label] for label in labels)
+    return Picture(number, first, second, (upper, lower), (red, green, blue), size)
+
+
+def _coco(pictures: list[Picture], classes: int) -> Dataset:
+    annotations: list[dict[str, Any]] = []
+    for picture in pictures:
+        inked = (np.asarray(picture.pixels()) != picture.ground).any(axis=2)
+        for named, box in zip((picture.upper, picture.lower), picture.boxes, strict=True):
+            x, y, width, height = box
+            mask = np.zeros_like(inked)
+            mask[y : y + height, x : x + width] = inked[y : y + height, x : x + width]
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": picture.id,
+                    "category_id": OBJECTS.index(named) + 1,
+                    "bbox": box,
+                    "area": int(mask.sum()),
+                    "segmentation": run_lengths(mask),
+                    "iscrowd": 0,
+                }
+            )
+    images = [
+        {"id": p.id, "file_name": f"{p.id}.png", "width": p.size, "height": p.size}
+        for p in pictures
+    ]
+    categories = [
+        {"id": number, "name": " ".join(named), "supercategory": named[1]}
+        for number, named in enumerate(OBJECTS[:classes], 1)
+    ]
+    return {"images": images, "annotations": annotations, "categories": categories}

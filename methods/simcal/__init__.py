@@ -1,0 +1,1 @@
+"""SimCal: classification calibration for long-tail instance segmentation."""

@@ -1,0 +1,1 @@
+"""Pictures with boxes, labels and masks, for detectors."""

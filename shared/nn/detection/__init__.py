@@ -1,0 +1,1 @@
+"""Parts of two-stage detectors: torchvision's where it has them, composed by `Detector`."""

@@ -1,0 +1,298 @@
+"""Joint training of a two-stage detector, and what it detects in an image.
+
+Shapes: B images, P regions of each, M regions of all, K classes; a cascade has several stages.
+Source: docs/papers/simcal.md, sections 3.1, 3.6 and 5.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
+
+from shared.distributed import rank
+from shared.nn.building import applied
+from shared.nn.detection.detector import Detector, Stages
+from shared.nn.detection.heads import of_label
+from shared.nn.detection.matching import (
+    Assignment,
+    GroundTruth,
+    Quota,
+    Sample,
+    assign,
+    padded,
+    sample,
+    with_truth,
+)
+from shared.nn.detection.proposals import MOST, STDS, AnchorOutputs, rois
+from shared.nn.detection.selection import Detections, select
+from shared.randomness import torch_generator
+
+Classify = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class AnchorSampling(Quota):
+    """Which anchors are trained on: `positive` and `negative` are thresholds of the IoU, `best` the
+    least with which an object claims its best anchors. The smooth L1 loss of deltas becomes linear
+    at `beta`."""
+
+    positive: float
+    negative: float
+    best: float
+    beta: float
+
+
+@dataclass(frozen=True)
+class RegionSampling(Quota):
+    """Which regions are trained on; the threshold of the IoU is the head's. `beta` is as of
+    anchors."""
+
+    beta: float
+
+
+class JointTraining:
+    """Losses of all parts of a detector on one batch (Mask R-CNN, and Cascade R-CNN's with several
+    stages).
+
+    Args:
+        anchors, regions: see `AnchorSampling` and `RegionSampling`.
+        stage_weights: of the losses of each stage.
+        seed: of the choice of anchors and regions.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], seed: int):
+        self.anchors: AnchorSampling = applied(AnchorSampling, settings["anchors"])
+        self.regions: RegionSampling = applied(RegionSampling, settings["regions"])
+        self.stage_weights, self.seed = settings["stage_weights"], seed
+
+    def losses(
+        self, detector: Detector, batch: Mapping[str, Any], step: int, classify: Classify
+    ) -> dict[str, Tensor]:
+        """Loss terms by name: `loss_rpn_class`, `loss_rpn_box`, `loss_class`, `loss_box` and, with
+        masks, `loss_mask`.
+
+        Args:
+            classify: logits (M, outputs) and labels (M,), 0 for background, to the loss.
+        """
+        sizes, truth = batch["sizes"], padded(batch["targets"])
+        maps = detector.maps(batch["images"])
+        outputs = detector.rpn(maps)
+        terms = self.anchor_losses(detector, outputs, truth, step)
+        proposals = detector.propose(outputs, sizes, "train")
+
+        boxes, valid = proposals.boxes, proposals.valid
+        stages: list[dict[str, Tensor]] = []
+        for stage, head in enumerate(detector.box_heads):
+            regions, assignment, chosen = self.choose(
+                detector, boxes, valid, truth, head.positive_iou, self.priority(step, stage)
+            )
+            seen = rois(regions, chosen.chosen)
+            labels = labels_of(assignment, truth)[chosen.chosen]
+            logits, deltas = head(detector.box_features(maps, seen))
+            truths = assignment.truths[chosen.chosen]
+            targets = truth.boxes[seen[:, 0].long(), truths.clamp(min=0)]
+            positive = labels > 0
+            goal = detector.geometry.encode(seen[:, 1:], targets, head.delta_stds)
+            deltas_of_label = of_label(deltas, labels)
+            off = F.smooth_l1_loss(
+                deltas_of_label[positive],
+                goal[positive],
+                reduction="sum",
+                beta=self.regions.beta,
+            )
+            losses = {
+                "loss_class": classify(logits, labels),
+                "loss_box": off / max(1, len(labels)),
+            }
+            if len(detector.mask_heads):
+                logits_of_pixels = detector.mask_heads[stage](
+                    detector.pool(maps, seen[positive], detector.mask_resolution)
+                )
+                losses["loss_mask"] = mask_loss(
+                    detector, logits_of_pixels, seen[positive], truths[positive], labels[positive],
+                    batch["targets"],
+                )  # fmt: skip
+            stages.append(losses)
+            if stage + 1 < len(detector.box_heads):
+                boxes, valid = refined(detector, head.delta_stds, seen, deltas, sizes)
+        for name in stages[0]:
+            parts = [w * s[name] for w, s in zip(self.stage_weights, stages, strict=True)]
+            terms[name] = torch.stack(parts).sum()
+        return terms
+
+    def priority(self, step: int, stage: int) -> Callable[[Tensor], Tensor]:
+        """Random numbers for regions of a stage, in the shape of a mask."""
+        purpose = f"regions of stage {stage}, rank {rank()}"
+
+        def draw(valid: Tensor) -> Tensor:
+            generator = torch_generator(self.seed, step, purpose)
+            return torch.rand(valid.shape, generator=generator).to(valid.device)
+
+        return draw
+
+    def choose(
+        self,
+        detector: Detector,
+        boxes: Tensor,
+        valid: Tensor,
+        truth: GroundTruth,
+        positive_iou: float,
+        priority: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Assignment, Sample]:
+        """Regions (B, G + P, 4), the ground truths in front, what each stands for, and which are
+        trained on."""
+        iou = positive_iou
+        assignment = assign(detector.geometry, boxes, valid, truth, iou, iou, iou)
+        regions, valid, assignment = with_truth(boxes, valid, assignment, truth)
+        chosen = sample(assignment, priority(valid), self.regions)
+        return regions, assignment, chosen
+
+    def anchor_losses(
+        self, detector: Detector, outputs: AnchorOutputs, truth: GroundTruth, step: int
+    ) -> dict[str, Tensor]:
+        """The losses of the proposal network, `loss_rpn_class` and `loss_rpn_box`."""
+        images, settings = len(outputs.objectness), self.anchors
+        anchors = outputs.anchors.expand(images, -1, -1)
+        every = torch.ones_like(outputs.objectness, dtype=torch.bool)
+        assignment = assign(
+            detector.geometry, anchors, every, truth,
+            settings.positive, settings.negative, settings.best,
+        )  # fmt: skip
+        generator = torch_generator(self.seed, step, f"anchors, rank {rank()}")
+        priority = torch.rand(every.shape, generator=generator).to(anchors.device)
+        chosen = sample(assignment, priority, settings)
+        count = chosen.chosen.sum().clamp(min=1)
+        target = chosen.positive.to(outputs.objectness)
+        objectness = F.binary_cross_entropy_with_logits(
+            outputs.objectness[chosen.chosen], target[chosen.chosen], reduction="sum"
+        )
+        image, anchor = chosen.positive.nonzero(as_tuple=True)
+        goal = detector.geometry.encode(
+            outputs.anchors[anchor], truth.boxes[image, assignment.truths[image, anchor]], STDS
+        )
+        deltas = outputs.deltas[image, anchor]
+        off = F.smooth_l1_loss(deltas, goal, reduction="sum", beta=settings.beta)
+        return {"loss_rpn_class": objectness / count, "loss_rpn_box": off / count}
+
+
+def labels_of(assignment: Assignment, truth: GroundTruth) -> Tensor:
+    """(B, P) labels of the ground truths that boxes stand for, 0 for none."""
+    labels = truth.labels.gather(1, assignment.truths.clamp(min=0))
+    return labels.masked_fill(assignment.truths < 0, 0)
+
+
+def refined(
+    detector: Detector, stds: tuple[float, ...], seen: Tensor, deltas: Tensor, sizes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The boxes that a stage of a cascade makes of its regions `seen` (M, 5), as (B, P, 4) with
+    their validity: what the next stage is trained on."""
+    geometry, image = detector.geometry, seen[:, 0].long()
+    boxes = geometry.decode(seen[:, 1:], deltas[:, 0].detach(), stds)
+    boxes = geometry.clip(boxes, sizes[image])
+    per_image = torch.bincount(image, minlength=len(sizes)).tolist()
+    every = pad_sequence(list(boxes.split(per_image)), batch_first=True)
+    counts = torch.tensor(per_image, device=boxes.device)
+    return every, torch.arange(every.shape[1], device=boxes.device) < counts[:, None]
+
+
+def mask_loss(
+    detector: Detector,
+    logits: Tensor,
+    regions: Tensor,
+    truths: Tensor,
+    labels: Tensor,
+    targets: list[dict[str, Tensor]],
+) -> Tensor:
+    """Mean binary cross-entropy of the label's mask logits (M, 1 or K + 1, 2R, 2R) with the part of
+    the object's mask that lies in each positive region (M, 5)."""
+    if not len(regions):
+        return logits.sum() * 0
+    image, boxes = regions[:, 0].long(), detector.geometry.ends(regions[:, 1:])
+    goal = torch.cat(
+        [
+            project_masks_on_boxes(
+                target["masks"], boxes[image == row], truths[image == row], logits.shape[-1]
+            )
+            for row, target in enumerate(targets)
+        ]
+    )
+    return F.binary_cross_entropy_with_logits(of_label(logits, labels), goal)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What counts as a detection: a score above `threshold`, the best of those of its class with
+    an IoU above `nms`, among the `limit` best of its image."""
+
+    threshold: float
+    nms: float
+    limit: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.limit <= MOST:
+            raise ValueError(f"selection.limit={self.limit}: from 1 to {MOST}")
+
+
+class Regions(NamedTuple):
+    """What a detector sees in a batch: its feature maps, and what its stages say of M proposals."""
+
+    maps: list[Tensor]
+    stages: Stages
+
+
+@torch.no_grad()
+def find_regions(detector: Detector, batch: Mapping[str, Any]) -> Regions:
+    """The proposals of a batch by the counts of the test, seen by all stages."""
+    maps, sizes = detector.maps(batch["images"]), batch["sizes"]
+    rois = detector.propose(detector.rpn(maps), sizes, "test").rois()
+    return Regions(maps, detector.run_stages(maps, rois, sizes))
+
+
+def detections_of(
+    detector: Detector,
+    regions: Regions,
+    batch: Mapping[str, Any],
+    scores: Tensor,
+    selection: Selection,
+) -> Detections:
+    """Detections in pixels of the original images, by scores (M, K + 1), background first."""
+    images = regions.stages.rois[0][:, 0].long()
+    boxes = regions.stages.boxes * zoom(batch)[images][:, None]
+    return select(
+        detector.geometry, images, boxes, scores, len(batch["sizes"]),
+        selection.threshold, selection.nms, selection.limit,
+    )  # fmt: skip
+
+
+def zoom(batch: Mapping[str, Any]) -> Tensor:
+    """Factors (B, 4) from pixels of the resized images to those of the original ones."""
+    factors = (batch["original_sizes"].float() / batch["sizes"].float()).flip(1)
+    return torch.cat([factors, factors], dim=1)
+
+
+@torch.no_grad()
+def detected_masks(
+    detector: Detector, maps: list[Tensor], detections: Detections, batch: Mapping[str, Any]
+) -> list[list[dict[str, Any]]]:
+    """COCO's run-length encoding, in pixels of the original images, of each detection's mask."""
+    from pycocotools import mask as rle
+
+    boxes = detections.boxes / zoom(batch)[:, None]
+    regions = rois(boxes, detections.valid)
+    probabilities = detector.masks(maps, regions, detections.labels[detections.valid])
+    per_image = detections.valid.sum(dim=1).tolist()
+    original = detector.geometry.ends(detections.boxes[detections.valid]).split(per_image)
+    encoded = []
+    for part, box, size in zip(
+        probabilities[:, None].split(per_image), original, batch["original_sizes"].tolist(),
+        strict=True,
+    ):  # fmt: skip
+        pixels = paste_masks_in_image(part, box, tuple(size))[:, 0] >= 0.5
+        columns = pixels.permute(1, 2, 0).cpu().numpy().astype("uint8", order="F")
+        encoded.append(rle.encode(columns))
+    return encoded
