@@ -25,6 +25,7 @@ from shared.data.readers.outlines import mask_tools
 from shared.tasks.detection import find_regions
 
 CLEAR = 2.0  # standard deviation of the class logits
+RATE = 1e-3  # the official one would be too large for the features of a network that has learnt nothing
 
 
 class Ours(Comparable, OurSide):
@@ -102,6 +103,7 @@ def calibration(sizes: dict[str, Any]) -> list[str]:
     """Overrides: the detector of a size; boxes alone, which name their last pixel."""
     changes = {"detector.mask_head": "null", "detector.legacy": "true"}
     changes |= {"detector.num_classes": sizes["classes"], "threshold": sizes["threshold"]}
+    changes |= {"lr": RATE}
     return [*sizes["config"], *(f"method.{key}={value}" for key, value in changes.items())]
 
 
