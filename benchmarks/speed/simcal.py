@@ -25,7 +25,7 @@ from shared.data.readers.outlines import mask_tools
 from shared.tasks.detection import find_regions
 
 CLEAR = 2.0  # standard deviation of the class logits
-RATE = 1e-3  # the official one would be too large for the features of a network that has learnt nothing
+RATE = 1e-3  # the official one is too large for features of a network that has learnt nothing
 
 
 class Ours(Comparable, OurSide):
@@ -108,7 +108,7 @@ def calibration(sizes: dict[str, Any]) -> list[str]:
 
 
 def make_data(folder: Path, settings: dict[str, Any]) -> None:
-    """Write weights under official names, settings and batches for both sides, and a set to read."""
+    """Write weights under official names, settings and batches for both sides; a set to read."""
     for size in SIZES:
         of = settings[size]
         side = OurSide(settings, calibration(of))
@@ -118,7 +118,9 @@ def make_data(folder: Path, settings: dict[str, Any]) -> None:
         kept = {name: weights[name] for name in ("state_dict", "heads")}
         torch.save(kept, folder / f"{size}_weights.pt")
         torch.save(batch, folder / f"{size}_batch.pt")
-        torch.save(torch.randint(2, 2 * of["threshold"], (of["classes"],)), folder / f"{size}_counts.pt")
+        torch.save(
+            torch.randint(2, 2 * of["threshold"], (of["classes"],)), folder / f"{size}_counts.pt"
+        )
         plain = OmegaConf.to_container(side.config.method, resolve=True)
         (folder / f"{size}.json").write_text(json.dumps(plain))
     write_set(folder, settings["reading"])
@@ -158,7 +160,7 @@ def settle(module: SimCal, images: Tensor) -> None:
 
 
 def write_set(folder: Path, of: dict[str, Any]) -> None:
-    """Write pictures with objects of elliptic outline, half of them as polygons, in COCO's format."""
+    """Write pictures with ellipses, half of them as polygons, in COCO's format."""
     random = np.random.default_rng(0)
     height, width = of["size"]
     images, annotations = [], []

@@ -193,7 +193,7 @@ def sample(
         if drawn is None:
             kept = torch.randperm(len(places))[:most]
         else:
-            last = torch.cat([draws[padded :], draws[: len(boxes)]])
+            last = torch.cat([draws[padded:], draws[: len(boxes)]])
             kept = last[places].argsort()[:most]
         kept = kept.sort().values
         places, objects_of = places[kept], objects_of[kept]

@@ -17,8 +17,10 @@ from shared.files import replacing
 
 PLAIN: tuple[type, ...] = (type(None), bool, int, float, complex, str, bytes)
 PLAIN += (torch.Size, torch.dtype, torch.device)
-PREDICTING = ("_target_", "hyper_parameters", "class_names", "vocabulary", "accuracy")
+PREDICTING = ("_target_", "hyper_parameters", "class_names", "category_ids", "vocabulary")
+PREDICTING += ("accuracy",)
 SHOWN = ("augmentation", "image_mode")  # of the data: what a network is shown
+SHOWN += ("eval_resizing", "preparation")  # what a detector is
 
 
 class AtomicCheckpointIO(CheckpointIO):
