@@ -63,12 +63,15 @@ class Further(Pair):
 class Showcase:
     """Pictures by `tenfold predict` with the model that a user would take, `checkpoint`: an arm's
     of the first seed, `zoo:NAME` or a file: of `images`, a folder below data_root, compared with
-    `texts`; `overlays` of each text's best show where it looks."""
+    `texts`; `overlays` of each text's best show where it looks. Or the objects that a detector
+    finds in the first `pictures` of these, below what the arm `beside` finds."""
 
     checkpoint: str = MISSING
     images: str = MISSING
     texts: list[str] = field(default_factory=list)
     overlays: int = 0
+    beside: str = ""
+    pictures: int = 0
 
 
 @dataclass

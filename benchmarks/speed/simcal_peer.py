@@ -278,7 +278,8 @@ class Detector(nn.Module):
         self.settings = settings
         if "depth" in settings["backbone"]:
             self.backbone: Any = resnet(settings["backbone"]["depth"])
-            channels, self.neck, self.strides = 256, Pyramid(), [4, 8, 16, 32, 64]
+            self.neck: Pyramid | None = Pyramid()
+            channels, self.strides = 256, [4, 8, 16, 32, 64]
         else:
             widths = settings["backbone"]["channels"]
             self.backbone, self.neck, self.strides = small(widths), None, [4]
@@ -385,8 +386,8 @@ class Pyramid(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lateral_convs = nn.ModuleList(Convolution(256 * 2**i, 256, 1) for i in range(4))
-        self.fpn_convs = nn.ModuleList(Convolution(256, 256, 3) for _ in range(4))
+        self.lateral_convs: Any = nn.ModuleList(Convolution(256 * 2**i, 256, 1) for i in range(4))
+        self.fpn_convs: Any = nn.ModuleList(Convolution(256, 256, 3) for _ in range(4))
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         levels = [part.conv(x) for part, x in zip(self.lateral_convs, maps, strict=True)]
@@ -398,6 +399,8 @@ class Pyramid(nn.Module):
 
 
 class AnchorHead(nn.Module):
+    """Objectness and deltas of the anchors of a level."""
+
     def __init__(self, channels: int, ratios: int):
         super().__init__()
         self.rpn_conv = nn.Conv2d(channels, channels, 3, padding=1)
@@ -410,9 +413,11 @@ class AnchorHead(nn.Module):
 
 
 class BoxHead(nn.Module):
+    """Class logits and deltas of regions."""
+
     def __init__(self, inputs: int, hidden: int, outputs: int):
         super().__init__()
-        self.shared_fcs = nn.ModuleList([nn.Linear(inputs, hidden), nn.Linear(hidden, hidden)])
+        self.shared_fcs: Any = nn.ModuleList([nn.Linear(inputs, hidden), nn.Linear(hidden, hidden)])
         self.fc_cls, self.fc_reg = nn.Linear(hidden, outputs), nn.Linear(hidden, 4)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from shared.data.readers.outlines import RunLengths, mask_tools
 from shared.predict.inputs import Pictures, Pixels, PredictError, Predictor, refuse_not_finite
 from shared.predict.outputs import Cell, Output, percent, sheet, thumbnail
 
-SIDE, COLUMNS = 240, 5  # of the cells of a sheet
+SIDE, COLUMNS = 384, 4  # of the cells of a sheet
 OPACITY = 0.45  # of a mask
 # Okabe and Ito's colours, told apart with any colour vision.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
@@ -115,21 +115,22 @@ def results(
 
 
 def draw(picture: Pixels, found: Objects, names: Sequence[str]) -> Pixels:
-    """The picture (H, W, 3) with masks, boxes, classes and scores; a class has a colour."""
-    canvas = torch.from_numpy(np.ascontiguousarray(picture[..., :3])).permute(2, 0, 1)
+    """The picture (H, W, 3), small ones a whole number of times as large, with masks, boxes,
+    classes and scores; a class has a colour."""
+    times = max(1, SIDE // max(picture.shape[:2]))
+    large = picture.repeat(times, axis=0).repeat(times, axis=1)
     if not len(found.scores):
-        return picture[..., :3]
+        return large
     colours = [COLOURS[(label - 1) % len(COLOURS)] for label in found.labels.tolist()]
+    canvas = torch.from_numpy(large).permute(2, 0, 1)
     if found.masks:
-        inside = torch.from_numpy(mask_tools().decode(found.masks)).permute(2, 0, 1).bool()
+        inside = mask_tools().decode(found.masks).repeat(times, axis=0).repeat(times, axis=1)
+        inside = torch.from_numpy(inside).permute(2, 0, 1).bool()
         canvas = draw_segmentation_masks(canvas, inside, OPACITY, colours)
     said = [
         f"{names[label - 1]} {score:.2f}"
         for label, score in zip(found.labels.tolist(), found.scores.tolist(), strict=True)
     ]
-    width = max(1, max(picture.shape[:2]) // 300)
-    return (
-        draw_bounding_boxes(canvas, found.boxes, said, colours, width=width)
-        .permute(1, 2, 0)
-        .numpy()
-    )
+    width = max(1, max(large.shape[:2]) // 300)
+    drawn = draw_bounding_boxes(canvas, times * found.boxes, said, colours, width=width)
+    return drawn.permute(1, 2, 0).numpy()

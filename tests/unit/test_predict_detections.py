@@ -76,12 +76,14 @@ def test_objects_are_in_pixels_of_their_pictures(folder: Path) -> None:
             assert mask.shape == (height, width)
     for number in range(1, 4):
         with Image.open(folder / "out" / f"picture_{number}.png") as drawn:
-            assert drawn.size == list(SIZES.values())[number - 1]
+            width, height = list(SIZES.values())[number - 1]
+            times = 384 // max(width, height)  # small ones are enlarged
+            assert drawn.size == (times * width, times * height)
     assert (folder / "out" / "contact_sheet.png").is_file()
 
 
 def test_boxes_are_those_of_the_detector(folder: Path) -> None:
-    found = entries(run(folder, "min_score=0.1", "max_detections=8"))
+    found = entries(run(folder, "min_score=0.1", "max_detections=8", "batch_size=1"))
     module = calibration().eval()
     pixels = np.asarray(Image.open(folder / "images" / "b.png"))
     batch = framing(DATA).batch([pixels])
@@ -101,7 +103,7 @@ def test_pictures_without_objects(folder: Path) -> None:
     output = run(folder, "min_score=1.0")
     assert entries(output) == []
     with Image.open(output / "picture_2.png") as drawn, Image.open(folder / "images/b.png") as own:
-        assert np.array_equal(np.asarray(drawn), np.asarray(own))
+        assert np.array_equal(np.asarray(drawn)[::4, ::4], np.asarray(own))
 
 
 def test_classes_without_names_or_ids_are_numbered(folder: Path) -> None:
@@ -148,15 +150,16 @@ def test_a_detector_gives_no_probabilities(folder: Path) -> None:
 
 
 def test_boxes_masks_and_names_are_drawn() -> None:
-    picture = np.full((60, 80, 3), 255, np.uint8)
-    inside = np.zeros((60, 80), np.uint8, order="F")
-    inside[10:50, 20:50] = 1
-    boxes, one = torch.tensor([[20.0, 10.0, 50.0, 50.0]]), torch.ones(1)
+    picture = np.full((400, 400, 3), 255, np.uint8)
+    inside = np.zeros((400, 400), np.uint8, order="F")
+    inside[100:300, 100:300] = 1
+    boxes, one = torch.tensor([[100.0, 100.0, 300.0, 300.0]]), torch.ones(1)
     found = Objects(boxes, one, one.long(), [mask_tools().encode(inside)])
     drawn = draw(picture, found, ["thing"])
     changed = (drawn != 255).any(axis=2)
-    assert changed[10:50, 20:50].all()
-    assert (drawn[45, 20] == [0xD5, 0x5E, 0x00]).all()  # the box
-    assert not changed[52:].any()
-    bare = draw(picture, found._replace(masks=None), ["thing"])
-    assert not (bare[40:45, 30:45] != 255).any()
+    assert changed[100:300, 100:300].all()
+    assert not changed[310:].any()
+    assert (drawn[200, 100] == [0xD5, 0x5E, 0x00]).all()  # the box
+    bare = (draw(picture, found._replace(masks=None), ["thing"]) != 255).any(axis=2)
+    assert bare[102:130, 110:150].any()  # what it is
+    assert not bare[150:250, 150:250].any()

@@ -28,8 +28,8 @@ class Framing:
 
     def batch(self, pictures: Sequence[Pixels]) -> dict[str, Tensor]:
         """`images` (B, 3, H, W) with `sizes` and `original_sizes` (B, 2), height and width."""
-        before = [picture.shape[:2] for picture in pictures]
-        sizes = [self.resizing.size(*size, draw=0.0) for size in before]
+        before = [(picture.shape[0], picture.shape[1]) for picture in pictures]
+        sizes = [self.resizing.size(height, width, draw=0.0) for height, width in before]
         inputs = [
             as_input(picture, size, self.preparation)
             for picture, size in zip(pictures, sizes, strict=True)
@@ -44,13 +44,12 @@ class Framing:
 def framing(data: Mapping[str, Any]) -> Framing:
     """The framing that a data module's hyperparameters describe; ValueError, which says what is
     wrong, of others, and of sizes that would fill the memory."""
-    given = {key: data.get(key) for key in ("eval_resizing", "preparation")}
+    given: dict[str, Any] = {key: data.get(key) for key in ("eval_resizing", "preparation")}
     for key, value in given.items():
         if not isinstance(value, Mapping):
             raise ValueError(f"no {key} is recorded")
-    made = Framing(
-        applied(Resizing, given["eval_resizing"]), applied(Preparation, given["preparation"])
-    )
+    resizing, preparation = given.values()
+    made = Framing(applied(Resizing, resizing), applied(Preparation, preparation))
     sides = [*made.resizing.short, made.resizing.long, made.preparation.size_divisor]
     if not all(type(side) is int and 1 <= side <= LARGEST for side in sides):
         raise ValueError(f"sides of {str(sides)[:80]} are not from 1 to {LARGEST} pixels")
