@@ -59,6 +59,9 @@ class Further(Pair):
     per_query: str = ""
 
 
+DETECTORS = ("beside", "pictures")  # of a showcase, what only detectors have
+
+
 @dataclass
 class Showcase:
     """Pictures by `tenfold predict` with the model that a user would take, `checkpoint`: an arm's
@@ -288,6 +291,8 @@ def as_written(claim: Claim) -> dict[str, Any]:
     del content["name"]
     if claim.chance is None:  # so that claims which do not state it keep their hash
         del content["chance"]
+    if claim.showcase and not claim.showcase.pictures:  # likewise
+        content["showcase"] = {k: v for k, v in content["showcase"].items() if k not in DETECTORS}
     return content
 
 

@@ -278,7 +278,7 @@ class Detector(nn.Module):
         self.settings = settings
         if "depth" in settings["backbone"]:
             self.backbone: Any = resnet(settings["backbone"]["depth"])
-            self.neck: Pyramid | None = Pyramid()
+            self.neck: Pyramid | None = Pyramid(self.backbone.layer2[0].conv1.in_channels)
             channels, self.strides = 256, [4, 8, 16, 32, 64]
         else:
             widths = settings["backbone"]["channels"]
@@ -356,7 +356,7 @@ def anchors_of(shape: Any, side: float, stride: int, ratios: Any) -> Tensor:
     return (shifts + cell).reshape(-1, 4).float()
 
 
-def resnet(depth: int) -> nn.Module:
+def resnet(depth: int) -> Any:
     """torchvision's, without the layer that knows ImageNet's classes."""
     network = getattr(torchvision.models, f"resnet{depth}")()
     del network.fc
@@ -384,9 +384,11 @@ class Convolution(nn.Module):
 class Pyramid(nn.Module):
     """Five levels of 256 channels."""
 
-    def __init__(self) -> None:
+    def __init__(self, narrowest: int):
         super().__init__()
-        self.lateral_convs: Any = nn.ModuleList(Convolution(256 * 2**i, 256, 1) for i in range(4))
+        self.lateral_convs: Any = nn.ModuleList(
+            Convolution(narrowest * 2**i, 256, 1) for i in range(4)
+        )
         self.fpn_convs: Any = nn.ModuleList(Convolution(256, 256, 3) for _ in range(4))
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
