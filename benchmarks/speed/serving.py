@@ -3,7 +3,8 @@
 `python -m benchmarks.speed.serving MODULE:CLASS SETTINGS` answers JSON lines on stdin with JSON
 lines on stdout: `{"command": "describe"}`, `{"command": "run", "variant": "float32", "steps": 3}`,
 `{"command": "values"}` where a comparison has values that must be equal on both sides, or
-`{"command": "figures"}` where it has figures of one side. Only torch and the standard library, so that a peer's environment needs nothing of ours.
+`{"command": "figures"}` where one side counts something. Only torch and the standard library, so
+that a peer's environment needs nothing of ours.
 """
 
 import json
