@@ -1,4 +1,4 @@
-"""COCO-LT from COCO's annotations: `python -m benchmarks.coco_lt instances_train2017.json OUT.json`.
+"""COCO-LT from COCO's annotations: `python -m benchmarks.coco_lt instances_train2017.json OUT`.
 
 The authors' file is the first choice; this is a rebuild for whoever can't get it. Which images each
 class is kept in, and how many annotations, is recorded (docs/papers/simcal.md, section 6), how

@@ -34,7 +34,8 @@ def dealt(
         sizes[-1] -= sizes.sum() - total
         if sizes[-1] < fewest:
             continue
-        free, scenes = sizes.copy(), [[] for _ in sizes]
+        free = sizes.copy()
+        scenes: list[list[int]] = [[] for _ in sizes]
         for label in np.argsort(counts)[::-1].tolist():
             if np.count_nonzero(free) < counts[label]:
                 break

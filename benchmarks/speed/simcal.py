@@ -101,7 +101,7 @@ class Ours(Comparable, OurSide):
 
 def calibration(sizes: dict[str, Any]) -> list[str]:
     """Overrides: the detector of a size; boxes alone, which name their last pixel."""
-    changes = {"detector.mask_head": "null", "detector.legacy": "true"}
+    changes: dict[str, Any] = {"detector.mask_head": "null", "detector.legacy": "true"}
     changes |= {"detector.num_classes": sizes["classes"], "threshold": sizes["threshold"]}
     changes |= {"lr": RATE}
     return [*sizes["config"], *(f"method.{key}={value}" for key, value in changes.items())]
@@ -163,7 +163,8 @@ def write_set(folder: Path, of: dict[str, Any]) -> None:
     """Write pictures with ellipses, half of them as polygons, in COCO's format."""
     random = np.random.default_rng(0)
     height, width = of["size"]
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number in range(of["images"]):
         coarse = random.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
         picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)

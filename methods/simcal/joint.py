@@ -48,6 +48,9 @@ class JointDetector(LongTailDetector):
         rate_factor(0, schedule)
         classification_loss(classification, torch.ones(self.detector.num_classes))
         self.joint = JointTraining(training, common["seed"])
+        stages, weights = len(self.detector.box_heads), len(training["stage_weights"])
+        if stages != weights:
+            raise ValueError(f"method.training.stage_weights: {weights} for {stages} stages")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         classify = classification_loss(self.hparams["classification"], self.instances)

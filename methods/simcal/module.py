@@ -153,7 +153,8 @@ class SimCal(LongTailDetector):
     def kept_positives(self, labels: Tensor, drawn_for: Tensor | None) -> Tensor:
         """(B, P) mask of the positives, those with a label, that are trained on."""
         if drawn_for is None:
-            raise ValueError("calibration needs a class for each image: data=..._calibration")
+            told = "calibration needs the class that each image was drawn for"
+            raise ValueError(f"{told}: sampling@data.sampling=bilevel")
         return labels == drawn_for[:, None]
 
     def negatives_beside(self, positives: int, negatives: int) -> int:

@@ -112,6 +112,7 @@ def highest_per_class(detections: Detections, most: int) -> Detections:
 
     Where an image's detections of all classes compete, moving scores between classes changes AP
     without a better detection; with a cap by class it doesn't (docs/papers/simcal.md, pitfall 18).
+    `most` of `detection_scores` must then be large enough to cut nothing more.
     """
     order = np.lexsort((-detections.scores, detections.labels))
     labels = detections.labels[order]
@@ -251,7 +252,7 @@ def _coco_scores(
     # summarize() looks for 100 detections and gives -1 for AP of any other number.
     precision = evaluator.eval["precision"][:, :, :, 0, -1]
     if most != MOST["coco"]:
-        metrics["AP"] = _mean(precision)
+        metrics["AP"] = _mean(precision, -1.0)
     return DetectionScores(metrics, _class_ap(precision))
 
 
@@ -261,8 +262,8 @@ def _lvis_scores(
     lvis = package("lvis")
     truth = lvis.LVIS.__new__(lvis.LVIS)  # whose constructor only reads a file
     truth.logger, truth.dataset = logging.getLogger("lvis"), dataset
-    truth._create_index()
-    with quiet("lvis.results"), numpy_of_2022():
+    with quiet("lvis"), numpy_of_2022():
+        truth._create_index()
         found = lvis.LVISResults(truth, results, max_dets=most)
         evaluator = lvis.LVISEval(truth, found, kind)
         evaluator.params.max_dets = most
@@ -310,16 +311,13 @@ def quiet(name: str) -> Iterator[None]:
 
 
 def _class_ap(precision: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(K,) means of the valid entries of (IoU, recall, K)."""
-    valid = precision > -1
-    sizes = valid.sum(axis=(0, 1))
-    sums = np.where(valid, precision, 0).sum(axis=(0, 1))
-    return np.divide(sums, sizes, out=np.full(len(sizes), np.nan), where=sizes > 0)
+    """(K,) means of the valid entries of (IoU, recall, K), the evaluators' mean of each class."""
+    return np.array([_mean(of_class, np.nan) for of_class in np.moveaxis(precision, 2, 0)])
 
 
-def _mean(precision: NDArray[np.float64]) -> float:
+def _mean(precision: NDArray[np.float64], empty: float) -> float:
     valid = precision[precision > -1]
-    return float(valid.mean()) if valid.size else -1.0
+    return float(valid.mean()) if valid.size else empty
 
 
 def named(scores: DetectionScores, prefix: str, bins: NDArray[np.float64]) -> Mapping[str, float]:

@@ -20,7 +20,7 @@ from shared.predict.outputs import Cell, Output, percent, sheet, thumbnail
 
 SIDE, COLUMNS = 384, 4  # of the cells of a sheet
 OPACITY = 0.45  # of a mask
-MOST_PROPOSALS, MOST_RESOLUTION = 10_000, 128
+MOST_RESOLUTION = 128  # of a mask's features
 # Okabe and Ito's colours, told apart with any colour vision.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 
@@ -83,15 +83,11 @@ def predict_detections(
 
 
 def refuse_sizes(detector: Any) -> None:
-    """PredictError of sizes that would fill the memory, those that no weight bounds."""
-    proposals, side = detector.counts["test"]["kept"], detector.mask_resolution
-    for what, size, most in (
-        ("proposals.test.kept", proposals, MOST_PROPOSALS),
-        ("mask_head.resolution", side, MOST_RESOLUTION),
-    ):
-        if not (type(size) is int and 0 <= size <= most):
-            told = f"{what}={str(size)[:80]} is not from 0 to {most}"
-            raise PredictError(f"the checkpoint's detector is refused: {told}")
+    """PredictError of masks that would fill the memory; no weight bounds their size."""
+    side = detector.mask_resolution
+    if not (type(side) is int and 0 <= side <= MOST_RESOLUTION):
+        told = f"mask_head.resolution={str(side)[:80]} is not from 0 to {MOST_RESOLUTION}"
+        raise PredictError(f"the checkpoint's detector is refused: {told}")
 
 
 def class_names(predictor: Predictor) -> list[str]:

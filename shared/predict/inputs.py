@@ -42,7 +42,7 @@ class Predictor:
     of how good it is, `accuracy`, a line that stands above pictures."""
 
     module: Any  # a LightningModule
-    transform: Views | None  # of a detector None
+    transform: Any  # `Views`; of a detector None
     image_mode: str
     class_names: list[str] | None
     tokenizer: WordPiece | None

@@ -28,7 +28,7 @@ from shared.nn.detection.matching import (
     sample,
     with_truth,
 )
-from shared.nn.detection.proposals import STDS, AnchorOutputs, rois
+from shared.nn.detection.proposals import MOST, STDS, AnchorOutputs, rois
 from shared.nn.detection.selection import Detections, select
 from shared.randomness import torch_generator
 
@@ -232,6 +232,10 @@ class Selection:
     threshold: float
     nms: float
     limit: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.limit <= MOST:
+            raise ValueError(f"selection.limit={self.limit}: from 1 to {MOST}")
 
 
 class Regions(NamedTuple):

@@ -35,6 +35,7 @@ from methods.cascode.readers import Reader as CodeReader
 from methods.cascode.tokenizer import CodeTokenizer
 from methods.mopro.data import WebData
 from shared.checkpoints.reading import CheckpointError
+from shared.data.detection.samples import DetectionSamples, Preparation, Resizing
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.fetching import _check_content
 from shared.data.image_text.annotations import Reading, read_annotations
@@ -49,6 +50,7 @@ from shared.data.loading.feature_cache import cache_key, cached
 from shared.data.readers import small_images as readers
 from shared.data.readers.folders import archive, image_folder, list_file, scan
 from shared.data.readers.imagenet import imagenet, imagenet_fraction, split_file
+from shared.data.readers.instances import read_instances
 from shared.data.readers.long_tail import inaturalist2018
 from shared.data.readers.plain_pickle import read_plain_pickle
 from shared.data.readers.voc_places import PLACES_IMAGES, VOC_CLASSES, places205, voc2007
@@ -59,6 +61,9 @@ from tests.hostile import damages
 from tests.hostile.tripwire import watched
 from tests.unit.blip_toy import build as blip
 from tests.unit.blip_transformers import SQUARE
+from tests.unit.detection_toy import content as coco
+from tests.unit.detection_toy import federated as lvis
+from tests.unit.detection_toy import written
 
 DATA_ERRORS = (DataNotFoundError, DataCorruptError)
 ALL = frozenset(damages.REFUSED)
@@ -448,6 +453,18 @@ def of_port(folder: Path) -> object:
     return read_folder(blip("captioning", vision=SQUARE), folder)
 
 
+def detection(value: Callable[[], Any], name: str = "instances.json") -> Callable[[Path], Path]:
+    return lambda folder: written(folder, value()).with_name(name)
+
+
+def detections(folder: Path) -> object:
+    instances = read_instances(folder / "instances.json", folder, masks=True)
+    preparation = Preparation((0, 0, 0), (1, 1, 1), masks=True)
+    return DetectionSamples(instances, np.arange(2), Resizing([8], 32), preparation).__getitems__(
+        np.arange(2)
+    )
+
+
 PORT = Path(__file__).parents[1] / "fixtures" / "blip" / "captioning"
 MADE_ANEW = frozenset({"missing", "a link to nothing", "a link to itself"})
 PIXELS = frozenset({"zeros", "noise"})
@@ -513,6 +530,9 @@ READERS = [
     ),
     Reader("index of annotations", kept_entries, entries_again, handles=ALL),
     Reader("references", coco_references, references),
+    Reader("COCO's instances", detection(coco), detections),
+    Reader("LVIS's instances", detection(lvis), detections),
+    Reader("picture with boxes", detection(coco, "5.png"), detections),
     Reader("captions of a run", results, lambda f: read_results(f / "r.json")),
     Reader("shard", tar, samples),
     Reader("index of a shard", indexed, samples, handles=ALL),
@@ -866,6 +886,26 @@ EDITS: list[tuple[Callable, tuple, tuple, Callable[[Path], object], str]] = [
     (INSTANCES, ("annotations", 0, "bbox"), BOXES, references, "has no bbox"),
     (INSTANCES, ("images", 0, "height"), ("16", 0, -16, 16.5, True, 10**30, None), references,
      "height and width"),
+    (detection(coco), ("annotations", 0, "bbox"), BOXES, detections, "entry 0: bbox is"),
+    (detection(coco), ("annotations", 0, "id"), (*NUMBERS[:4], None, [1]), detections, "id is"),
+    (detection(coco), ("annotations", 0, "area"), (True, "0", 10**30, -1, None, NAN), detections,
+     "area is"),
+    (detection(coco), ("annotations", 1, "segmentation"),
+     ("", [[]], [[1, 2]], [[NAN] * 6], [[1e300] * 6], [[[1, 2]] * 3], 7, [{"counts": [1]}]),
+     detections, "segmentation"),
+    (detection(coco), ("annotations", 1, "segmentation", "counts"),
+     ("3`h9", "oooo", [2**40], [-1, 385], "x" * 10**6, [384.0], {}, None), detections, "counts"),
+    (detection(coco), ("annotations", 1, "segmentation", "size"), ([10**9] * 2, None, 4),
+     detections, "its size is"),
+    (detection(coco), ("images", 0, "height"), ("20", 0, 10**9, 20.5, True, None), detections,
+     "height is"),
+    (detection(coco), ("images", 0, "height"), (21,), detections, "height and width (20, 30)"),
+    (detection(coco), ("images", 0, "file_name"), ("../5.png", "/etc/passwd"), detections,
+     "outside"),
+    (detection(coco), ("images", 0, "file_name"), ("a\0", "\ud800"), detections, "no name"),
+    (detection(coco), ("categories", 0, "name"), ("\ud800", "", 7, None), detections, "name is"),
+    (detection(lvis), ("images", 0, "neg_category_ids"), (None, 7, [[7]], [10**30]), detections,
+     "neg_category_ids is"),
     (made_pairs("dets.json"), ("0",), ("box",), references, "is no list"),
     (made_pairs("vqa_test.json"), (0, "question_id"), (2**70,), vqa, "question_id is"),
     (made_pairs("answer_list.json"), (0,), ("\ud800",), vqa, "list of texts"),

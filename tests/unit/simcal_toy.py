@@ -13,6 +13,17 @@ SIDE, CLASSES = 48, 4
 COLOURS = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, -1]])
 SCHEDULE = {"every": "step", "cosine": None, "warm_up": 0, "milestones": [], "gamma": 0.1}
 
+JOINT: dict[str, Any] = {
+    "anchors": {
+        "count": 32, "positive_fraction": 0.5, "negative_iou_low": 0.0,
+        "positive": 0.6, "negative": 0.3, "best": 0.2, "beta": 1 / 9,
+    },
+    "regions": {
+        "count": 16, "positive_fraction": 0.25, "negative_iou_low": 0.0, "beta": 1.0,
+    },
+    "stage_weights": [1.0],
+}  # fmt: skip
+
 
 def detector(masks: bool = True, stages: int = 1, **more: Any) -> dict[str, Any]:
     settings = {
@@ -50,16 +61,7 @@ def common(**more: Any) -> dict[str, Any]:
 def joint(**more: Any) -> JointDetector:
     stages = len(more.get("detector", detector())["box_head"]["positive_iou"])
     settings = common(
-        training={
-            "anchors": {
-                "count": 32, "positive_fraction": 0.5, "negative_iou_low": 0.0,
-                "positive": 0.6, "negative": 0.3, "best": 0.2, "beta": 1 / 9,
-            },
-            "regions": {
-                "count": 16, "positive_fraction": 0.25, "negative_iou_low": 0.0, "beta": 1.0,
-            },
-            "stage_weights": [1.0, 0.5, 0.25][:stages],
-        },
+        training={**JOINT, "stage_weights": [1.0, 0.5, 0.25][:stages]},
         classification={"kind": "softmax"}, optimizer="adamw", lr=3e-3, momentum=0.9,
         weight_decay=1e-4, schedule=SCHEDULE, oracle=False,
     )  # fmt: skip

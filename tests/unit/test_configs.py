@@ -293,6 +293,9 @@ PAPERS = {  # with braces as the shell has them
     "zero_shot_{coco,flickr30k,flickr30k_pretrained}",
     "blip": "retrieval_{coco,coco_web,flickr30k} captioning_coco vqa nlvr2 "
     "zero_shot_flickr30k nocaps",
+    "simcal": "lvis_r50_ag{,_simcal,_calibrated,_3fc_ft,_3fc_rand,_2fc_rand} "
+    "lvis_r50_ag_{reweighted,effective_number,focal,repeat_factor} lvis_r50{,_simcal,_calibrated} "
+    "coco_lt_r50_ag{,_simcal,_calibrated}",
 }
 
 
@@ -451,6 +454,35 @@ def test_values_of_blips_specification(experiment: str) -> None:
         assert rates == [1e-6, 3000, 0.9, 1e-4]
     if experiment == "vqa":
         assert data["single_answer_weight"] == 0.2
+
+
+@pytest.mark.parametrize("data", ["lvis", "coco_lt"])
+def test_values_of_simcals_specification(data: str) -> None:
+    """docs/papers/simcal.md, sections 3 to 5."""
+    lvis = data == "lvis"
+    joint, calibration = (resolved(f"simcal/{data}_r50_ag{end}") for end in ("", "_simcal"))
+    for config in (joint, calibration):
+        method = config["method"]
+        detector = method["detector"]
+        assert detector["num_classes"] == (1230 if lvis else 80)
+        assert detector["legacy"] is config["data"]["preparation"]["inclusive_corners"] is True
+        selection = {"threshold": 0.0 if lvis else 0.05, "nms": 0.5, "limit": 300 if lvis else 100}
+        assert method["selection"] == selection
+        assert method["evaluation"]["edges"] == ([10, 100, 1000] if lvis else [20, 400, 8000])
+        assert config["data"]["batch_size"] == 16
+        assert config["trainer"]["max_epochs"] == 12
+    method = joint["method"]
+    assert (method["lr"], method["momentum"], method["weight_decay"]) == (0.01, 0.9, 1e-4)
+    assert joint["trainer"]["gradient_clip_val"] == 35
+    epoch = 3547 if lvis else 6214  # steps of 16 images
+    assert method["schedule"]["milestones"] == [8 * epoch, 11 * epoch]
+    method = calibration["method"]
+    assert method["threshold"] == (100 if lvis else 400)
+    assert (method["head"], method["lr"], method["momentum"]) == ("3fc_ft", 0.01, 0.0)
+    assert (method["drops"], method["regions"]["negative_iou_low"]) == ([7, 10], 0.1)
+    sampling = calibration["data"]["sampling"]
+    assert sampling["_target_"].endswith(".bilevel")
+    assert (sampling["images_per_class"], sampling["steps_per_epoch"]) == (1, 1000)
 
 
 def test_the_text_transformers_of_blip_have_the_papers_size() -> None:

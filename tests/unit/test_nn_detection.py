@@ -21,7 +21,7 @@ from shared.nn.detection.matching import (
     sample,
     with_truth,
 )
-from shared.nn.detection.proposals import AnchorOutputs, RegionProposalNetwork, rois
+from shared.nn.detection.proposals import AnchorOutputs, Counts, RegionProposalNetwork, rois
 from shared.nn.detection.selection import nms_within, select
 from tests.unit.simcal_toy import detector
 
@@ -167,7 +167,7 @@ def network(kept: int = 3) -> tuple[RegionProposalNetwork, AnchorOutputs, dict[s
     anchors = box(0, 0, 8, 8, 1, 0, 9, 8, 20, 20, 30, 30, 0, 0, 8, 8.5)
     scores = torch.tensor([[3.0, 2.0, 1.0, 0.5], [0.0, 5.0, 4.0, 3.0]])
     outputs = AnchorOutputs(scores, torch.zeros(2, 4, 4), anchors, [3, 1])
-    return rpn, outputs, {"before_nms": 3, "kept": kept, "nms": 0.7}
+    return rpn, outputs, {"counts": Counts(3, kept), "nms": 0.7}
 
 
 def test_proposals_are_the_best_of_each_level_after_nms() -> None:
@@ -269,6 +269,24 @@ def test_resnet_fpn_freezes_statistics_and_stages() -> None:
 def test_small_backbone_has_stride_4() -> None:
     maps = SmallBackbone([4, 6, 6, 7])(torch.zeros(2, 3, 32, 48))
     assert [m.shape for m in maps.values()] == [(2, 7, 8, 12)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"proposals": {"train": {"before_nms": 9, "kept": 10**12}}}, "kept=1000000000000, both"),
+        ({"proposals": {"train": {"before_nms": 0, "kept": 9}}}, "before_nms=0 and kept=9, both"),
+        ({"proposals": {"train": {"before": 0, "kept": 9}}}, "before"),
+        ({"mask_head": {"resolution": 10**6, "width": 8}}, "mask_head.resolution=1000000"),
+    ],
+)
+def test_sizes_that_no_weight_tells_are_bounded(wrong: dict[str, Any], message: str) -> None:
+    """A checkpoint of a stranger may say any number."""
+    settings = detector()
+    for name, value in wrong.items():
+        settings[name] = {**settings[name], **value}
+    with pytest.raises(ValueError, match=message):
+        Detector(**settings)
 
 
 def test_a_cascade_of_class_wise_boxes_is_refused() -> None:

@@ -7,14 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.simcal import official
 from methods.simcal.controls import ImageLevelOnly, ProposalLevelOnly, Unbalanced
 from methods.simcal.dual_head import combine
 from methods.simcal.losses import classification_loss, inverse_weights
 from methods.simcal.module import Candidates, SimCal
-from shared.checkpoints.reading import CheckpointError
 from shared.tasks.detection import detected_masks, detections_of, find_regions
-from tests.unit.simcal_toy import calibrated, calibration, detector, joint, scenes, trained
+from tests.unit.simcal_toy import JOINT, calibrated, calibration, detector, joint, scenes, trained
 
 
 def test_joint_training_learns_the_scenes() -> None:
@@ -120,7 +118,7 @@ def test_controls_leave_out_one_balance_each() -> None:
     assert episode_of(calibration(Unbalanced)).labels.tolist() == [0] * 5 + [1, 2, 1, 2]
     one_class = episode_of(calibration(ProposalLevelOnly)).labels.tolist()
     assert one_class in ([0, 0, 0, 1, 1, 2], [0, 0, 2, 2])
-    with pytest.raises(ValueError, match="calibration needs a class for each image"):
+    with pytest.raises(ValueError, match="calibration needs the class that each image"):
         episode_of(calibration())
 
 
@@ -154,6 +152,7 @@ def test_dual_head_takes_rare_classes_from_the_calibrated_head() -> None:
         ({"regions": {"counts": 3}}, "counts"),
         ({"detector": {**detector(), "boxes": 1}}, "boxes"),
         ({"selection": {"threshold": 0.1}}, "nms"),
+        ({"selection": {"threshold": 0.1, "nms": 0.5, "limit": 10**9}}, "selection.limit=1000000"),
     ],
 )
 def test_wrong_settings_are_refused_before_training(wrong: dict, message: str) -> None:
@@ -167,6 +166,8 @@ def test_wrong_settings_are_refused_before_training(wrong: dict, message: str) -
         ({"classification": {"kind": "hinge"}}, "method.classification.kind='hinge' is unknown"),
         ({"classification": {"kind": "focal", "gamma": 2.0}}, "alpha"),
         ({"optimizer": "adam"}, "method.optimizer='adam'"),
+        ({"training": {**JOINT, "stage_weights": [1.0, 0.5]}}, "stage_weights: 2 for 1 stages"),
+        ({"training": {**JOINT, "anchors": {"count": 3}}}, "positive_fraction"),
     ],
 )
 def test_wrong_settings_of_stage_a_are_refused(wrong: dict, message: str) -> None:
@@ -191,6 +192,17 @@ def test_focal_detectors_have_no_background() -> None:
     assert module.eval().predict_step(scenes(2), 0).shape == (2, 4)
 
 
+def test_pictures_alone_are_predicted() -> None:
+    """As `tenfold predict` hands them over: without sizes, which are those of the pictures."""
+    batch, module = scenes(3, 8), calibrated()
+    alone = module.predict_step({"images": batch["images"]}, 0)
+    assert alone.shape == (3, 4)
+    torch.testing.assert_close(alone, module.predict_step(batch, 0))
+    found = module.detect(batch)
+    best = found.scores[1][found.labels[1] == 2]
+    assert alone[1, 1] == (best.max() if len(best) else 0)
+
+
 def test_masks_are_of_the_picture_and_of_the_object() -> None:
     from pycocotools import mask as rle
 
@@ -208,67 +220,6 @@ def test_masks_are_of_the_picture_and_of_the_object() -> None:
     assert inside > 0.6
 
 
-def test_official_names_account_for_every_key() -> None:
-    module = calibrated()
-    content = official.export(module)
-    assert "backbone.0.weight" in content["state_dict"]
-    assert content["state_dict"]["bbox_head.fc_reg.weight"].shape == (4, 24)
-    assert content["state_dict"]["mask_head.convs.3.conv.weight"].shape == (8, 8, 3, 3)
-    assert set(content["heads"]["0"]) == {
-        f"feat_classifier.{layer}.{part}"
-        for layer in ("fc1", "fc2", "fc_classifier")
-        for part in ("weight", "bias")
-    }
-    # As mmcv writes them: beside training state, with the prefix of a parallel network.
-    written = {
-        "state_dict": {f"module.{k}": v for k, v in content["state_dict"].items()},
-        "meta": {"epoch": 12, "time": "now"}, "optimizer": {"state": {}},
-        "heads": content["heads"],
-    }  # fmt: skip
-    fresh = calibration()
-    report = official.load_weights(fresh, written)
-    assert list(report.fresh) == ["instances"]
-    state = fresh.state_dict()
-    for name, value in module.state_dict().items():
-        if name != "instances":
-            assert torch.equal(state[name], value), name
-    del written["state_dict"]["module.rpn_head.rpn_reg.bias"]
-    with pytest.raises(CheckpointError, match=r"rpn\.head\.bbox_pred\.bias"):
-        official.load_weights(calibration(), written)
-
-
-def test_official_heads_lie_beside_the_detector(tmp_path: Any) -> None:
-    content = official.export(calibrated(head="3fc_rand"))
-    torch.save({"state_dict": content["state_dict"]}, tmp_path / "epoch_12.pth")
-    with pytest.raises(CheckpointError, match=r"has no 3fc_ft\.pth, the calibration head"):
-        official.load(calibration(), tmp_path / "epoch_12.pth")
-    head = {f"module.{k}": v for k, v in content["heads"]["0"].items()}
-    torch.save(head, tmp_path / "3fc_ft.pth")
-    module = calibration()
-    official.load(module, tmp_path / "epoch_12.pth")
-    weight = content["heads"]["0"]["feat_classifier.fc1.weight"]
-    assert torch.equal(module.heads[0].fc1.weight, weight)
-
-
-def test_warm_starts(tmp_path: Any) -> None:
-    path = tmp_path / "last.ckpt"
-    run = {"_target_": "methods.simcal.joint.JointDetector", "state_dict": trained().state_dict()}
-    torch.save(run, path)
-    module = calibration()
-    official.warm_start(module, path, "joint")
-    batch = scenes(2)
-    torch.testing.assert_close(
-        module.eval().predict_step(batch, 0), trained().predict_step(batch, 0)
-    )
-    assert module.instances.tolist() == [100, 50, 19, 5]
-    with pytest.raises(
-        CheckpointError, match="kind 'moco' is unknown: joint, torchvision, imagenet"
-    ):
-        official.warm_start(module, path, "moco")
-    with pytest.raises(CheckpointError, match="train stage A first"):
-        official.warm_start(module, tmp_path / "nothing.ckpt", "joint")
-
-
 def test_data_of_other_classes_are_refused() -> None:
     class Data:
         instance_counts = torch.tensor([5, 5, 5])
@@ -282,5 +233,7 @@ def test_data_of_other_classes_are_refused() -> None:
     module.attach(data)
     assert module.instances.tolist() == [5, 5, 5, 2]
     modern = joint(detector=detector(legacy=False))
-    with pytest.raises(ValueError, match="inclusive_corners=True, but method.detector.legacy is"):
+    with pytest.raises(
+        ValueError, match=r"inclusive_corners=True, but method\.detector\.legacy is"
+    ):
         modern.attach(data)

@@ -5,8 +5,9 @@ training, `test` an eighth's on others, and `test_seen` those of training on the
 `long_tailed_scenes` is the entry, for use as a `source` of a config.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def long_tailed_scenes(
     class is how rare, `seed` decides. The other splits have `val` and `test` of each.
     """
     counts = {"most": most, "fewest": fewest, "val": val, "test": test}
-    recipe = {"version": VERSION, "seed": seed, "classes": classes, **counts}
+    recipe: dict[str, Any] = {"version": VERSION, "seed": seed, "classes": classes, **counts}
     recipe |= {"packages": VERSIONS, "photographs": {p.id: p.sha256 for p in PHOTOGRAPHS}}
     falling = long_tail_counts(classes, most, fewest)
     ranks = generator_of(seed, f"{NAME} ranks").permutation(classes)
@@ -70,7 +71,7 @@ def long_tailed_scenes(
     return scene_provenance(f"emoji-{NAME}", build_once(Path(root), NAME, recipe, build))
 
 
-def _build(folder: Path, seed: int, splits: dict[str, Sequence[int]]) -> None:
+def _build(folder: Path, seed: int, splits: Mapping[str, Sequence[int]]) -> None:
     made_of = studio()
     concepts = scene_concepts(made_of.drawn, seed, len(splits["train"]))
     training, cells = None, []

@@ -1,6 +1,6 @@
 """Which images of a detection set make the batches of an epoch: pure functions of (seed, epoch).
 
-A config names one of `shuffled`, `class_aware`, `repeat_factor` and `bilevel`. Source:
+A config names `shuffled`, `random_batches`, `class_aware`, `repeat_factor` or `bilevel`. Source:
 docs/papers/simcal.md, sections 3.2 and 3.8.
 """
 
@@ -93,6 +93,12 @@ def shuffled(images: TrainingImages, share: Share, aspect_groups: bool = True) -
     """All images once an epoch, in random order."""
     stream = Permutations(share.seed, len(images.members))
     return GroupedBatches(stream, images.groups * aspect_groups, share)
+
+
+def random_batches(images: TrainingImages, share: Share, steps_per_epoch: int) -> Schedule:
+    """All images in random order, pass after pass, cut into epochs of so many batches."""
+    stream = Permutations(share.seed, len(images.members), steps_per_epoch * share.size)
+    return GroupedBatches(stream, np.zeros_like(images.groups), share)
 
 
 def class_aware(

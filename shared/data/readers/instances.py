@@ -10,6 +10,7 @@ What evaluation compares stays as the file has it. `usable` says what a detector
 """
 
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.data.errors import DataCorruptError
-from shared.data.readers.files import image_path, is_integer, is_number, read_json, shortened
+from shared.data.readers.files import (
+    image_path,
+    is_integer,
+    is_number,
+    is_text,
+    read_json,
+    shortened,
+)
 from shared.data.readers.outlines import OutlineError, Outlines, outlines
 
 log = logging.getLogger(__name__)
@@ -156,7 +164,7 @@ def read_instances(
         raise DataCorruptError(f"{path}: no images, or no categories")
 
     category_ids = categories.unique_ids()
-    names = categories.column("name", lambda v: isinstance(v, str) and bool(v.strip()), "a text")
+    names = categories.column("name", lambda v: is_text(v) and bool(v.strip()), "a text")
     by_rank = np.argsort(category_ids)
     category_ids = category_ids[by_rank]
 
@@ -166,8 +174,7 @@ def read_instances(
         for key in ("height", "width")
     )
     sizes = np.stack([np.array(heights), np.array(widths)], axis=1).astype(np.int64)
-    names_below = [] if root is None else map(images.name, range(len(image_ids)))
-    paths = [image_path(root or "", name).encode() for name in names_below]
+    paths = [] if root is None else [images.picture(n, root) for n in range(len(image_ids))]
 
     image = annotations.members("image_id", image_ids, "image")
     order = np.argsort(image, kind="stable")
@@ -178,7 +185,7 @@ def read_instances(
     boxes = annotations.column("bbox", _is_box, "[x, y, width, height]")
     areas = annotations.column("area", lambda v: is_number(v) and v >= 0, "a number from 0 on")
     flags = (
-        annotations.column(key, lambda v: v in (0, 1), "0 or 1", default=0)
+        annotations.column(key, lambda v: is_integer(v) and v in (0, 1), "0 or 1", default=0)
         for key in ("iscrowd", "ignore")
     )
     crowd, ignored = (np.array(values, bool) for values in flags)
@@ -247,14 +254,19 @@ class _Table:
         values = np.array(self.column(key, is_integer, "an integer"), np.int64)
         return places_of(values, ids, lambda number: f"{self.where(number)}: {key}", kind)
 
-    def name(self, number: int) -> str:
-        """The path of a picture below its root."""
-        row = self.rows[number]
-        if isinstance(name := row.get("file_name"), str) and name:
-            return name[PREFIX_LENGTH:] if name.startswith(PREFIX) else name
-        if isinstance(url := row.get("coco_url"), str) and url:
-            return "/".join(PurePosixPath(url).parts[-2:])  # as in train2017/000000000009.jpg
-        raise DataCorruptError(f"{self.where(number)}: no file_name, nor a coco_url")
+    def picture(self, number: int, root: str | Path) -> bytes:
+        """The path of an image's picture, below its root."""
+        name, url = (self.rows[number].get(key) for key in ("file_name", "coco_url"))
+        if isinstance(name, str) and name:
+            below = name[PREFIX_LENGTH:] if name.startswith(PREFIX) else name
+        elif isinstance(url, str) and url:
+            below = "/".join(PurePosixPath(url).parts[-2:])  # as in train2017/000000000009.jpg
+        else:
+            raise DataCorruptError(f"{self.where(number)}: no file_name, nor a coco_url")
+        try:
+            return os.fsencode(image_path(root, below))
+        except DataCorruptError as error:
+            raise DataCorruptError(f"{self.where(number)}: {error}") from None
 
 
 def places_of(
@@ -276,7 +288,8 @@ def _masks(annotations: _Table, sizes: NDArray[np.int64]) -> Outlines:
     try:
         return outlines(values, map(tuple, sizes.tolist()))
     except OutlineError as error:
-        raise DataCorruptError(f"{annotations.where(error.number)}: {error}") from None
+        where = annotations.where(error.number)
+        raise DataCorruptError(f"{where}: segmentation: {error}") from None
 
 
 def _federated(

@@ -8,14 +8,13 @@ steps as it is long.
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.data.readers.files import integers, shortened
+from shared.data.readers.files import is_integer, shortened
 
 RunLengths = dict[str, Any]
 """pycocotools' form of a mask: `size` [height, width] and `counts`, compressed, bytes."""
@@ -61,10 +60,11 @@ class Outlines:
 def mask_tools() -> ModuleType:
     """pycocotools.mask, which is an extra."""
     try:
-        return import_module("pycocotools.mask")
+        from pycocotools import mask
     except ModuleNotFoundError as error:
         needed = "masks need pycocotools: pip install 'tenfold[detection]'"
         raise ModuleNotFoundError(needed) from error
+    return mask
 
 
 def outlines(values: Iterable[Any], sizes: Iterable[Size]) -> Outlines:
@@ -98,11 +98,11 @@ def outlines(values: Iterable[Any], sizes: Iterable[Size]) -> Outlines:
 
 
 class OutlineError(ValueError):
-    """The `number`-th of several masks is wrong; `reason` says how."""
+    """The `number`-th of several masks is wrong; the message says how."""
 
     def __init__(self, number: int, reason: str) -> None:
-        super().__init__(f"segmentation {number}: {reason}")
-        self.number, self.reason = number, reason
+        super().__init__(reason)
+        self.number = number
 
 
 def decompressed(counts: str | bytes) -> NDArray[np.int64]:
@@ -132,7 +132,12 @@ def _runs(value: dict[str, Any], size: Size) -> NDArray[np.int32]:
     if (given := value.get("size")) != list(size):
         whose = f"its size is {shortened(given)}"
         raise ValueError(f"{whose}, but the image has height and width {list(size)}")
-    runs = decompressed(counts) if isinstance(counts, str | bytes) else integers(counts)
+    if isinstance(counts, str | bytes):
+        runs = decompressed(counts)
+    elif isinstance(counts, list) and all(map(is_integer, counts)):
+        runs = np.array(counts, np.int64)
+    else:
+        raise ValueError("its counts are no run lengths")
     if runs.min(initial=0) < 0 or runs.max(initial=0) > np.prod(size):
         raise ValueError("its counts have a run below 0 or beyond the image")
     if runs.sum() != np.prod(size):

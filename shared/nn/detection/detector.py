@@ -12,9 +12,15 @@ from torch import Tensor, nn
 from shared.nn.building import applied, build_network
 from shared.nn.detection.geometry import Geometry
 from shared.nn.detection.heads import BoxHead, MaskHead, of_label
-from shared.nn.detection.proposals import AnchorOutputs, Proposals, RegionProposalNetwork
+from shared.nn.detection.proposals import (
+    AnchorOutputs,
+    Counts,
+    Proposals,
+    RegionProposalNetwork,
+)
 
 Pool = Callable[[int, Tensor], Tensor]
+LARGEST = 256  # side of a region's features
 
 
 class Stages(NamedTuple):
@@ -57,7 +63,10 @@ class Detector(nn.Module):
     ):
         super().__init__()
         self.geometry = Geometry(legacy)
-        self.counts, self.num_classes = proposals, num_classes
+        self.num_classes, self.nms = num_classes, proposals["nms"]
+        self.counts: dict[str, Counts] = {
+            phase: applied(Counts, proposals[phase]) for phase in ("train", "test")
+        }
         self.backbone: Any = build_network(backbone)
         channels = self.backbone.out_channels
         self.rpn = applied(
@@ -87,6 +96,9 @@ class Detector(nn.Module):
             for stds, iou in stages
         )
         self.mask_resolution = mask_head["resolution"] if mask_head else 0
+        if not 0 <= self.mask_resolution <= LARGEST:  # no weight has a shape that tells
+            told = f"mask_head.resolution={self.mask_resolution}"
+            raise ValueError(f"detector.{told}: from 1 to {LARGEST}")
         masks = stages if mask_head else []
         width = mask_head["width"] if mask_head else 0
         self.mask_heads: Any = nn.ModuleList(MaskHead(width=width, **shared) for _ in masks)
@@ -97,7 +109,7 @@ class Detector(nn.Module):
 
     def propose(self, outputs: AnchorOutputs, sizes: Tensor, phase: str) -> Proposals:
         """Proposals by the counts of `train` or `test`, whatever mode the network is in."""
-        return self.rpn.propose(outputs, sizes, nms=self.counts["nms"], **self.counts[phase])
+        return self.rpn.propose(outputs, sizes, self.counts[phase], self.nms)
 
     def pool(self, maps: Sequence[Tensor], rois: Tensor, resolution: int) -> Tensor:
         """Features (M, C, R, R) of rois (M, 5), each from the level that its size asks for."""

@@ -4,6 +4,7 @@ Shapes: B images, A anchors of all levels, P proposals of an image at most.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -16,6 +17,20 @@ from shared.nn.detection.geometry import Geometry
 from shared.nn.detection.selection import leading_of_each_image
 
 STDS = (1.0, 1.0, 1.0, 1.0)  # of the deltas of anchors
+MOST = 100_000  # proposals of an image, whatever a checkpoint says
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many boxes of each level take part in NMS, and how many of an image are kept."""
+
+    before_nms: int
+    kept: int
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.before_nms <= MOST and 1 <= self.kept <= MOST):
+            told = f"before_nms={self.before_nms} and kept={self.kept}"
+            raise ValueError(f"detector.proposals: {told}, both from 1 to {MOST}")
 
 
 class AnchorOutputs(NamedTuple):
@@ -75,21 +90,21 @@ class RegionProposalNetwork(nn.Module):
 
     @torch.no_grad()
     def propose(
-        self, outputs: AnchorOutputs, sizes: Tensor, before_nms: int, kept: int, nms: float
+        self, outputs: AnchorOutputs, sizes: Tensor, counts: Counts, nms: float
     ) -> Proposals:
-        """The `kept` best boxes of each image after NMS within each level, (B, kept).
+        """The `counts.kept` best boxes of each image after NMS within each level, (B, kept).
 
         Args:
             sizes: (B, 2) height and width of the images without padding.
-            before_nms: boxes of each level that take part.
         """
+        kept = counts.kept
         starts = [0, *accumulate(outputs.counts)]
         best, levels = [], []
-        for level, count in enumerate(outputs.counts):
-            scores = outputs.objectness[:, starts[level] : starts[level + 1]]
-            top = scores.topk(min(before_nms, count), dim=1).indices
-            best.append(top + starts[level])
-            levels.append(torch.full_like(top, level))
+        for number, (start, count) in enumerate(zip(starts, outputs.counts, strict=False)):
+            scores = outputs.objectness[:, start : start + count]
+            top = scores.topk(min(counts.before_nms, count), dim=1).indices
+            best.append(top + start)
+            levels.append(torch.full_like(top, number))
         rows, level = torch.cat(best, dim=1), torch.cat(levels, dim=1)
         scores = outputs.objectness.gather(1, rows)
         deltas = outputs.deltas.gather(1, rows[..., None].expand(-1, -1, 4))
