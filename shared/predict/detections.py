@@ -20,7 +20,6 @@ from shared.predict.outputs import Cell, Output, percent, sheet, thumbnail
 
 SIDE, COLUMNS = 384, 4  # of the cells of a sheet
 OPACITY = 0.45  # of a mask
-MOST_RESOLUTION = 128  # of a mask's features
 # Okabe and Ito's colours, told apart with any colour vision.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 
@@ -52,7 +51,6 @@ def predict_detections(
     module, framing = predictor.module, predictor.framing
     if framing is None:
         raise PredictError(f"{type(module).__name__} does not detect objects")
-    refuse_sizes(module.detector)
     names = class_names(predictor)
     ids = predictor.category_ids or list(range(1, len(names) + 1))
     selection = replace(module.selection, threshold=min_score, limit=max_detections)
@@ -80,14 +78,6 @@ def predict_detections(
     yield "detections.json", rows
     title = f"{len(cells)} of {len(images) - len(images.corrupt)} images"
     yield "contact_sheet.png", sheet([(title, cells)], COLUMNS, SIDE, predictor.accuracy)
-
-
-def refuse_sizes(detector: Any) -> None:
-    """PredictError of masks that would fill the memory; no weight bounds their size."""
-    side = detector.mask_resolution
-    if not (type(side) is int and 0 <= side <= MOST_RESOLUTION):
-        told = f"mask_head.resolution={str(side)[:80]} is not from 0 to {MOST_RESOLUTION}"
-        raise PredictError(f"the checkpoint's detector is refused: {told}")
 
 
 def class_names(predictor: Predictor) -> list[str]:
