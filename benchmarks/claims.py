@@ -59,16 +59,22 @@ class Further(Pair):
     per_query: str = ""
 
 
+DETECTORS = ("beside", "pictures")  # of a showcase, what only detectors have
+
+
 @dataclass
 class Showcase:
     """Pictures by `tenfold predict` with the model that a user would take, `checkpoint`: an arm's
     of the first seed, `zoo:NAME` or a file: of `images`, a folder below data_root, compared with
-    `texts`; `overlays` of each text's best show where it looks."""
+    `texts`; `overlays` of each text's best show where it looks. Or the objects that a detector
+    finds in the first `pictures` of these, below what the arm `beside` finds."""
 
     checkpoint: str = MISSING
     images: str = MISSING
     texts: list[str] = field(default_factory=list)
     overlays: int = 0
+    beside: str = ""
+    pictures: int = 0
 
 
 @dataclass
@@ -285,6 +291,8 @@ def as_written(claim: Claim) -> dict[str, Any]:
     del content["name"]
     if claim.chance is None:  # so that claims which do not state it keep their hash
         del content["chance"]
+    if claim.showcase and not claim.showcase.pictures:  # likewise
+        content["showcase"] = {k: v for k, v in content["showcase"].items() if k not in DETECTORS}
     return content
 
 

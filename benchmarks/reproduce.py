@@ -15,6 +15,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,20 @@ from typing import Any
 from hydra.errors import HydraException
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from PIL import Image
 from rich.console import Console
 
 from benchmarks import claims, figures, report, summary
 from benchmarks.claims import CONF, Claim, ClaimError, Showcase, nearest
 from benchmarks.launch import Launcher, Run, launch, multirun_command
 from benchmarks.outputs import check, word
+from shared.data.images import read_image
 from shared.data.readers.files import one_line
 from shared.files import read_json, write_json
 from shared.nn.building import call
 from shared.overrides import OverrideError, validate
+from shared.predict.detections import SIDE
+from shared.predict.outputs import Cell, sheet, thumbnail, write
 
 OUTPUTS = Path("outputs")
 
@@ -130,9 +135,13 @@ def reproduce(
         figures.draw_metrics(pictures[1], content, curves)
     if claim.showcase:
         data_root = Path(configs[claim.primary.method].data_root)
-        shown = claim.showcase.checkpoint
-        if shown in claim.arms:
-            shown = str(base / shown / f"seed{min(seeds)}" / "checkpoints" / "last.ckpt")
+        names = [name for name in (claim.showcase.beside, claim.showcase.checkpoint) if name]
+        shown = {
+            name: str(base / name / f"seed{min(seeds)}" / "checkpoints" / "last.ckpt")
+            if name in claim.arms
+            else name
+            for name in names
+        }
         pictures += showcase(claim.showcase, shown, base, data_root, console)
     page = report.build(outputs, conf)
     _print(console, content, outcome, pictures, page)
@@ -140,18 +149,44 @@ def reproduce(
 
 
 def showcase(
-    wanted: Showcase, checkpoint: str, base: Path, data_root: Path, console: Console
+    wanted: Showcase, shown: Mapping[str, str], base: Path, data_root: Path, console: Console
 ) -> list[Path]:
-    """Pictures by `tenfold predict`; a failure is said, and no more."""
+    """Pictures by `tenfold predict` with the checkpoints `shown`, by name, the claim's own last; a
+    failure is said, and no more."""
     folder = base / "showcase"
-    command = [sys.executable, "-m", "shared.cli", "predict", f"checkpoint={checkpoint}"]
-    command += [f"images={data_root / wanted.images}", f"output={folder}"]
-    command += [f"texts=[{','.join(wanted.texts)}]", f"overlays={wanted.overlays}"]
-    done = subprocess.run(command, cwd=CONF.parent, capture_output=True, text=True, check=False)
-    if done.returncode:
-        console.print(f"no showcase: {done.stderr.strip()[-500:]}", markup=False)
-        return []
+    if wanted.pictures:
+        given = [f"sheet_images={wanted.pictures}"]
+    else:
+        given = [f"texts=[{','.join(wanted.texts)}]", f"overlays={wanted.overlays}"]
+    with tempfile.TemporaryDirectory() as temporary:
+        for name, checkpoint in shown.items():
+            output = Path(temporary) / name if wanted.beside else folder
+            command = [sys.executable, "-m", "shared.cli", "predict", f"checkpoint={checkpoint}"]
+            command += [f"images={data_root / wanted.images}", f"output={output}", *given]
+            root = CONF.parent
+            done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+            if done.returncode:
+                console.print(f"no showcase: {done.stderr.strip()[-500:]}", markup=False)
+                return []
+        if wanted.beside:
+            rows = {name: Path(temporary) / name for name in shown}
+            return [write(folder / "contact_sheet.png", side_by_side(rows, wanted.pictures))]
     return [folder / "contact_sheet.png", *sorted(folder.glob("overlay_*.png"))]
+
+
+def side_by_side(folders: Mapping[str, Path], count: int) -> Image.Image:
+    """What models found in the same pictures, picture_N.png of each folder: one column a picture,
+    one row a model."""
+    sections = []
+    for name, folder in folders.items():
+        paths = [folder / f"picture_{number}.png" for number in range(1, count + 1)]
+        cells = [
+            Cell(thumbnail(read_image(path), SIDE), f"{number}")
+            for number, path in enumerate(paths, 1)
+            if path.is_file()
+        ]
+        sections.append((name, cells))
+    return sheet(sections, count, SIDE)
 
 
 def _curves(claim: Claim, finished: Sequence[Run]) -> dict[str, figures.Curves]:

@@ -2,8 +2,9 @@
 
 `python -m benchmarks.speed.serving MODULE:CLASS SETTINGS` answers JSON lines on stdin with JSON
 lines on stdout: `{"command": "describe"}`, `{"command": "run", "variant": "float32", "steps": 3}`,
-or `{"command": "values"}` where a comparison has values that must be equal on both sides. Only
-torch and the standard library, so that a peer's environment needs nothing of ours.
+`{"command": "values"}` where a comparison has values that must be equal on both sides, or
+`{"command": "figures"}` where one side counts something. Only torch and the standard library, so
+that a peer's environment needs nothing of ours.
 """
 
 import json
@@ -44,6 +45,10 @@ class Workload:
 
     def values(self) -> dict[str, list[float]]:
         """What both sides must compute alike."""
+        raise NotImplementedError
+
+    def figures(self) -> dict[str, float]:
+        """What is counted on our side alone, as so many a second."""
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:

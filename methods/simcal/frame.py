@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shared.data.readers.outlines import RunLengths
 from shared.nn.building import applied
 from shared.nn.detection.detector import Detector, Stages
 from shared.nn.detection.selection import Detections
@@ -89,6 +90,20 @@ class LongTailDetector(Method):
         regions = find_regions(self.detector, batch)
         scores = self.score(regions.stages)
         return detections_of(self.detector, regions, batch, scores, self.selection)
+
+    def detect_objects(
+        self, batch: Batch, selection: Selection
+    ) -> tuple[Detections, list[list[RunLengths]] | None]:
+        """As `detect`, by another selection; boxes end at x2 and y2. And the masks of each image,
+        None of a detector of boxes alone."""
+        batch = self.images(batch)
+        regions = find_regions(self.detector, batch)
+        scores = self.score(regions.stages)
+        found = detections_of(self.detector, regions, batch, scores, selection)
+        masks = None
+        if len(self.detector.mask_heads):
+            masks = detected_masks(self.detector, regions.maps, found, batch)
+        return found._replace(boxes=self.detector.geometry.ends(found.boxes)), masks
 
     def named_scores(self, stages: Stages, batch: Batch) -> dict[str, Tensor]:
         """Scores that the test compares, by name; the one that counts has none."""

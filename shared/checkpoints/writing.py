@@ -17,8 +17,11 @@ from shared.files import replacing
 
 PLAIN: tuple[type, ...] = (type(None), bool, int, float, complex, str, bytes)
 PLAIN += (torch.Size, torch.dtype, torch.device)
-PREDICTING = ("_target_", "hyper_parameters", "class_names", "vocabulary", "accuracy")
-SHOWN = ("augmentation", "image_mode")  # of the data: what a network is shown
+PREDICTING = (
+    *("_target_", "hyper_parameters", "class_names", "category_ids", "vocabulary", "accuracy"),
+)
+# Of the data: what a network is shown; the latter two are of a detector.
+SHOWN = ("augmentation", "image_mode", "eval_resizing", "preparation")
 
 
 class AtomicCheckpointIO(CheckpointIO):

@@ -2,5 +2,5 @@
 
 USAGE = (
     "tenfold predict checkpoint=FILE images=DIR [output=DIR] [texts=FILE] [questions=FILE] "
-    "[official=EXPERIMENT] [batch_size=N] [device=cuda]"
+    "[min_score=S] [official=EXPERIMENT] [batch_size=N] [device=cuda]"
 )

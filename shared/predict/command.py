@@ -11,6 +11,10 @@ contact_sheet.png with the best images of each text; `overlays=N` draws where it
 best. With `questions=...` a model for visual question answering writes answers.csv. A model that
 writes captions needs neither, and writes captions.csv.
 
+A detector writes detections.json, which has an entry in COCO's form for each object with a score of
+`min_score` or more, at most `max_detections` of an image; picture_N.png of each image of the sheet,
+and contact_sheet.png.
+
 An official checkpoint names neither module nor data: `official=albef/retrieval_coco` does.
 """
 
@@ -31,14 +35,17 @@ from shared.experiments import CONF
 from shared.predict import USAGE
 from shared.predict.answers import predict_answers
 from shared.predict.captions import predict_captions
+from shared.predict.detections import predict_detections
 from shared.predict.images import predict_images
 from shared.predict.inputs import Pictures, PredictError, find_images, load_predictor, read_texts
 from shared.predict.official import load_official
 from shared.predict.outputs import write
 from shared.predict.texts import predict_texts
 
+MOST_NAMED = 10  # of the files that are written
 MOST = 100_000  # images of a batch or a sheet, groups, overlays, layers
 LEAST = {"batch_size": 1, "sheet_images": 0, "groups": 1, "overlays": 0, "overlay_layer": 0}
+LEAST["max_detections"] = 1
 
 
 def main(argv: Sequence[str]) -> None:
@@ -88,6 +95,9 @@ def predict(config: DictConfig) -> Path:
         automatic = key == "overlay_layer" and config[key] is None
         if not (automatic or (isinstance(config[key], int) and least <= config[key] <= MOST)):
             raise PredictError(f"{key}={config[key]}: a whole number from {least} to {MOST}")
+    score = config.min_score
+    if isinstance(score, bool) or not (isinstance(score, int | float) and 0 <= score <= 1):
+        raise PredictError(f"min_score={score}: a number from 0 to 1")
     root, output = Path(str(config.images)), Path(str(config.output))
     paths = find_images(root)
     texts, questions = (
@@ -110,6 +120,8 @@ def predict(config: DictConfig) -> Path:
     elif hasattr(predictor.module, "answer"):
         name = type(predictor.module).__name__
         raise PredictError(f"{name} answers questions: give questions=FILE or a list of them")
+    elif predictor.framing is not None:
+        found = predict_detections(predictor, images, *sizes, score, config.max_detections)
     elif hasattr(predictor.module, "captions"):
         found = predict_captions(predictor, images, *sizes)
     else:
@@ -118,6 +130,8 @@ def predict(config: DictConfig) -> Path:
 
     for path, reason in images.corrupt.items():
         print(f"skipped, unreadable: {path} ({reason})", file=sys.stderr)
-    skipped, files = len(images.corrupt), ", ".join(map(str, written))
+    skipped, files = len(images.corrupt), ", ".join(map(str, written[-MOST_NAMED:]))
+    if len(written) > MOST_NAMED:
+        files = f"{len(written) - MOST_NAMED} pictures, {files}"
     print(f"{len(images) - skipped} images predicted, {skipped} unreadable skipped: {files}")
     return output

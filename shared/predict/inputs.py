@@ -14,8 +14,10 @@ from rich.progress import track
 from torch import Tensor
 
 from shared.checkpoints.reading import first_line, load_checkpoint, rebuild_module
+from shared.data.detection.framing import Framing, framing
 from shared.data.errors import DataCorruptError
 from shared.data.images import FolderImages
+from shared.data.readers.files import is_integer
 from shared.data.text.cleaning import TEXT_RULES, TextRules, text_rules
 from shared.data.text.wordpiece import WordPiece
 from shared.data.views.interface import Views, build_views
@@ -40,15 +42,20 @@ class Predictor:
     of how good it is, `accuracy`, a line that stands above pictures."""
 
     module: Any  # a LightningModule
-    transform: Views
+    transform: Any  # `Views`; of a detector None
     image_mode: str
     class_names: list[str] | None
     tokenizer: WordPiece | None
     accuracy: str = ""
     rules: TextRules = TEXT_RULES["albef"]
+    framing: Framing | None = None  # of a detector, which sees whole pictures
+    category_ids: list[int] | None = None  # of a detector's classes, where its data number them
 
     def views(self, pictures: Sequence[Pixels]) -> Tensor:
-        """(B, C, H, W) what the network sees of them."""
+        """(B, C, H, W) what the network sees of them; PredictError of a detector."""
+        if self.transform is None:
+            name = type(self.module).__name__
+            raise PredictError(f"{name} detects objects, and nothing else: use tenfold predict")
         shown = [central_square(p) if self._squares else not_too_long(p) for p in pictures]
         return self.transform(shown, "test").to(self.module.device)
 
@@ -115,15 +122,18 @@ def load_predictor(path: Path, device: str) -> Predictor:
         tokenizer = WordPiece(tokens, rules.added, rules.closed) if tokens else None
     except (DataCorruptError, ValueError) as error:
         raise PredictError(f"{path}: its vocabulary is refused: {error}") from error
+    detects = hasattr(module, "detect_objects")
     return Predictor(
         module.to(where),
-        image_transform(data.get("augmentation"), path),
+        None if detects else image_transform(data.get("augmentation"), path),
         "RGBA" if data.get("image_mode") == "RGBA" else "RGB",
         # Each on one line and of a length that can be shown.
         [" ".join(name.split())[:MOST_CHARACTERS] for name in names] or None,
         tokenizer,
         str(checkpoint.get("accuracy", ""))[:MOST_CHARACTERS],
         rules,
+        detector_framing(data, path) if detects else None,
+        _integers(checkpoint, "category_ids", path) or None,
     )
 
 
@@ -144,6 +154,23 @@ def image_transform(recipe: Any, path: Path) -> Views:
     except Exception as error:
         raise PredictError(f"{path}: its image transform is refused: {error}") from error
     return transform
+
+
+def detector_framing(data: Mapping[str, Any], path: Path) -> Framing:
+    """How the data of a detector show it a picture; PredictError if they do not say, or say what
+    is damaged or refused."""
+    try:
+        return framing(data)
+    except Exception as error:  # as of image transforms
+        raise PredictError(f"{path}: its preparation of pictures is refused: {error}") from error
+
+
+def _integers(checkpoint: Mapping[str, Any], key: str, path: Path) -> list[int]:
+    """Empty if the checkpoint does not record it."""
+    found = checkpoint.get(key) or []
+    if not isinstance(found, list | tuple) or not all(map(is_integer, found)):
+        raise PredictError(f"{path}: its {key} are no list of integers")
+    return list(found)
 
 
 def _strings(checkpoint: Mapping[str, Any], key: str, path: Path) -> list[str]:

@@ -11,7 +11,13 @@ from omegaconf import OmegaConf
 from shared.composing import compose_experiment
 from shared.data.text.cleaning import text_rules
 from shared.nn.building import build
-from shared.predict.inputs import PredictError, Predictor, image_transform, resolve_device
+from shared.predict.inputs import (
+    PredictError,
+    Predictor,
+    detector_framing,
+    image_transform,
+    resolve_device,
+)
 from shared.training.method import Method
 
 
@@ -29,14 +35,18 @@ def load_official(path: Path, experiment: str, overrides: Sequence[str], device:
         tokenizer = getattr(data, "tokenizer", None)
         if hasattr(module, "choose_among"):
             module.choose_among(data.answers)
+        if detects := hasattr(module, "detect_objects"):
+            module.attach(data)
     except (OSError, ValueError) as error:
         reason = f"{error} (of {experiment}; another place: overrides=\"['data.KEY=PATH']\")"
         raise PredictError(reason) from error
     return Predictor(
         module.to(where).eval(),
-        image_transform(config["data"].get("augmentation"), path),
+        None if detects else image_transform(config["data"].get("augmentation"), path),
         config["data"].get("image_mode", "RGB"),
-        None,
+        list(data.class_names) if detects else None,
         tokenizer,
         rules=text_rules(getattr(data, "hparams", {}).get("text_rules", "albef")),
+        framing=detector_framing(config["data"], path) if detects else None,
+        category_ids=data.category_ids.tolist() if detects else None,
     )

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,8 @@ class Table(NamedTuple):
     rows: Iterable[Sequence[Any]]
 
 
-Output = tuple[str, Table | Image.Image]  # the name of a file and what is written there
+Entries = list[dict[str, Any]]
+Output = tuple[str, Table | Entries | Image.Image]  # the name of a file and what is written there
 
 
 class Cell(NamedTuple):
@@ -35,13 +37,16 @@ class Cell(NamedTuple):
 Section = tuple[str, Sequence[Cell]]  # a title and the cells under it
 
 
-def write(path: Path, content: Table | Image.Image) -> Path:
-    """Write a table as CSV, with six decimals, or a picture as PNG, whole or not at all; odd bytes
-    of a file name that is no UTF-8 are spelled out. Returns `path`."""
+def write(path: Path, content: Table | Entries | Image.Image) -> Path:
+    """Write a table as CSV, with six decimals, entries as JSON, or a picture as PNG, whole or not
+    at all; odd bytes of a file name that is no UTF-8 are spelled out. Returns `path`."""
     own_folder(path.parent)
     with replacing(path) as binary:
         if isinstance(content, Image.Image):
             content.save(binary, "PNG")
+            return path
+        if isinstance(content, list):
+            binary.write(json.dumps(content, allow_nan=False).encode("ascii"))
             return path
         file = io.TextIOWrapper(
             binary, "utf-8", errors="backslashreplace", newline="", write_through=True

@@ -86,5 +86,7 @@ class Method(pl.LightningModule):
         datamodule = getattr(trainer_of(self), "datamodule", None)
         if names := getattr(datamodule, "class_names", None):
             checkpoint["class_names"] = [str(name) for name in names]  # for `tenfold predict`
+        if (ids := getattr(datamodule, "category_ids", None)) is not None:
+            checkpoint["category_ids"] = [int(number) for number in ids]  # for the same
         if tokens := getattr(getattr(datamodule, "tokenizer", None), "tokens", None):
             checkpoint["vocabulary"] = tokens  # for the same

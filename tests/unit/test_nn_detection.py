@@ -22,7 +22,7 @@ from shared.nn.detection.matching import (
     with_truth,
 )
 from shared.nn.detection.proposals import AnchorOutputs, Counts, RegionProposalNetwork, rois
-from shared.nn.detection.selection import select
+from shared.nn.detection.selection import nms_within, select
 from tests.unit.simcal_toy import detector
 
 MODERN, LEGACY = Geometry(legacy=False), Geometry(legacy=True)
@@ -199,6 +199,36 @@ def test_detections_by_class_and_image() -> None:
     assert found.valid.sum() == 4
     few = select(MODERN, torch.tensor([0, 0, 0, 2]), boxes, scores, 3, 0.05, 0.5, 2)
     assert few.labels.tolist() == [[1, 2], [0, 0], [1, 0]]
+
+
+@pytest.mark.parametrize("geometry", [LEGACY, MODERN])
+@pytest.mark.parametrize("size", [0, 1, 300])
+def test_nms_of_many_groups_at_once_is_that_of_one_after_another(geometry, size) -> None:
+    torch.manual_seed(size)
+    corners = (60 * torch.rand(size, 2)).round()
+    boxes = torch.cat([corners, corners + (20 * torch.rand(size, 2)).round()], dim=1)
+    scores, groups = (20 * torch.rand(size)).round() / 20, 3 * torch.randint(6, (size,))
+    expected = geometry.nms(boxes, scores, groups, 0.5)
+    assert nms_within(geometry, boxes, scores, groups, 0.5).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("limit", [1, 7, 40, 500])
+def test_the_best_candidates_give_the_detections_of_all(limit) -> None:
+    torch.manual_seed(limit)
+    images = torch.tensor([0] * 30 + [2] * 20)  # the second image has no region
+    corners = 40 * torch.rand(50, 2)
+    corners[:15] = corners[0]  # in front, and suppressed by one box: NMS has to go on
+    boxes = torch.cat([corners, corners + 20], dim=1)[:, None]
+    scores = torch.rand(50, 6)
+    scores[:15] += 1
+    found = select(MODERN, images, boxes, scores, 3, 0.2, 0.5, limit)
+    for image in range(3):
+        rows, labels = ((scores[:, 1:] > 0.2) & (images == image)[:, None]).nonzero().T
+        of_pairs = scores[rows, labels + 1]
+        stay = MODERN.nms(boxes[rows, 0], of_pairs, labels, 0.5)[:limit]
+        own = found.valid[image]
+        assert found.scores[image][own].tolist() == of_pairs[stay].tolist()
+        assert found.labels[image][own].tolist() == (labels[stay] + 1).tolist()
 
 
 def test_a_class_has_a_box_of_its_own() -> None:

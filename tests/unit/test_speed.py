@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks.speed import __main__ as speed
-from benchmarks.speed import albef, blip, pcl, peer_environment, serving
+from benchmarks.speed import albef, blip, pcl, peer_environment, serving, simcal, simcal_peer
 from benchmarks.speed.comatch import make_data
 from benchmarks.speed.protocol import (
     Comparison,
@@ -302,7 +302,7 @@ def test_sides_that_must_compute_the_same_are_not_timed_if_they_do_not(
     assert bool(comparison.diary) is (distance == 0)
 
 
-@pytest.mark.parametrize("method", ["comatch", "pcl", "albef", "blip", "cascode"])
+@pytest.mark.parametrize("method", ["comatch", "pcl", "albef", "blip", "cascode", "simcal"])
 def test_what_is_compared_is_complete(method, monkeypatch):
     spec = speed.load(method)
     monkeypatch.setattr(speed, "has_bf16_units", lambda _: False)
@@ -389,6 +389,46 @@ def test_our_blip_steps_writes_ranks_and_gives_its_values(tmp_path):
     for gallery in ours.galleries:
         scores, half = (ours.run(f"{form} {gallery}", 1)[1] for form in ("float32", "bf16"))
         assert half == pytest.approx(scores, abs=0.1)
+
+
+def test_both_simcals_compute_the_same_and_ours_reads(tmp_path):
+    spec = speed.load("simcal")
+    small = {
+        "classes": 9,
+        "threshold": 20,
+        "batch_size": 3,
+        "detected": 2,
+        "side": 48,
+        "objects": 2,
+    }
+    few = "experiment=simcal/smoke_calibration"
+    backbone = "backbone@method.detector.backbone"
+    pyramid = [
+        "method.detector.anchors.sizes=[8,16,32,64,128]",
+        "method.detector.box_head.hidden=8",
+    ]
+    config = [few, f"{backbone}=resnet50_fpn", "~method.detector.backbone.channels"]
+    config += ["method.detector.backbone.depth=18", *pyramid]
+    settings = spec["settings"] | {
+        "full_size": small | {"config": config},
+        "miniature": small | {"config": [few]},
+        "reading": {"images": 2, "size": [32, 48], "short": 40, "batch_size": 1, "objects": 3},
+        "threads": 1,
+        "data": str(tmp_path),
+    }
+    simcal.make_data(tmp_path, settings)
+    ours, peer = simcal.Ours(settings), simcal_peer.Peer(settings)
+    check_same_work(ours.describe(), peer.describe())
+    values = ours.values()
+    assert values.keys() == spec["equal"].keys()
+    assert len(values["losses"]) == 4
+    assert len(values["labels"]) > 10
+    check_same_values(values, peer.values(), spec["equal"])
+    for what in ("float32 miniature", "float32 miniature_detection"):
+        assert all(loss > 0 for side in (ours, peer) for loss in side.run(what, 2)[1])
+    figures = ours.figures()
+    assert figures.keys() == spec["figures"].keys()
+    assert min(figures.values()) > 0
 
 
 @pytest.mark.parametrize("method", ["comatsch", "../comatch"])

@@ -84,6 +84,11 @@ class DetectionData(pl.LightningDataModule):
         return self.instances("train").class_names
 
     @property
+    def category_ids(self) -> NDArray[np.int64]:
+        """(K,) ids of the classes in the files, kept likewise."""
+        return self.instances("train").category_ids
+
+    @property
     def instance_counts(self) -> NDArray[np.int64]:
         """(K,) training annotations of each class."""
         return self.instances("train").instance_counts
