@@ -70,11 +70,10 @@ def predict_detections(
             if len(cells) < sheet_images:
                 drawn = Image.fromarray(draw(picture, found, names))
                 yield f"picture_{len(cells) + 1}.png", drawn
-                surest = (
-                    f"{names[int(labels[0]) - 1]} {percent(float(scores[0]))}" if own.any() else ""
-                )
-                shown = thumbnail(np.asarray(drawn), SIDE)
-                cells.append(Cell(shown, surest[0] if surest else "nothing", images.name(place)))
+                surest = "nothing"
+                if len(scores):
+                    surest = f"{names[int(labels[0]) - 1]} {percent(float(scores[0]))}"
+                cells.append(Cell(thumbnail(np.asarray(drawn), SIDE), surest, images.name(place)))
     yield "detections.json", rows
     title = f"{len(cells)} of {len(images) - len(images.corrupt)} images"
     yield "contact_sheet.png", sheet([(title, cells)], COLUMNS, SIDE, predictor.accuracy)
