@@ -196,6 +196,7 @@ WHY_SAFE = {
     "shared/data/views/interface.py": "a closed set",
     "shared/nn/encoder.py": "networks of ours; their arguments are numbers",
     "shared/checkpoints/reading.py": "weights_only; the module and each nested network checked",
+    "shared/checkpoints/image_text.py": "load_module",
     "shared/data/readers/plain_pickle.py": "admits plain containers and arrays",
     "shared/data/readers/small_images.py": "admits arrays",
     # a checkpoint's views, checked by `build_views`
