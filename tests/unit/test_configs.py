@@ -253,6 +253,13 @@ def test_rows_state_their_figures() -> None:
             assert 0 < line["value"] <= most, name
 
 
+def prepare(data: Any, evaluate_only: bool) -> None:
+    """Read what a run does; data that cannot train refuse to be asked for that first."""
+    if evaluate_only:
+        data.setup("test")
+    data.setup("fit")
+
+
 @thirds_or_all
 @pytest.mark.parametrize("method", METHODS)
 def test_rows_build_and_say_which_data_they_lack(method: str, step: int) -> None:
@@ -273,9 +280,7 @@ def test_rows_build_and_say_which_data_they_lack(method: str, step: int) -> None
             assert start in rates_of(json.dumps(config["method"])), name
         data = instantiate(config["data"], _recursive_=False, _convert_="all")
         with pytest.raises(DataNotFoundError) as caught:
-            if config["evaluate_only"]:  # data that cannot train refuse the other stage
-                data.setup("test")
-            data.setup("fit")
+            prepare(data, config["evaluate_only"])
         assert ABSENT in str(caught.value), f"{name} names where it looked"
         assert "data_root=DIR" in str(caught.value) or "TENFOLD_DATA" in str(caught.value), name
 
