@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from methods.blip.capfilt.decoding import Decoder
-from methods.blip.capfilt.settings import CapFiltError, Settings
+from methods.blip.capfilt.settings import Settings
+from shared.data.captioned.decoding import Decoder
+from shared.data.errors import WorkError
 from shared.data.readers.model_files import PACKAGE
 from shared.files import open_regular
 
@@ -69,7 +70,7 @@ class Models:
         """What makes of files the images that the networks see."""
         networks = [network for network in (self.captioner, self.filter) if network is not None]
         if len(grounds := {network.on_white for network in networks}) > 1:
-            raise CapFiltError("one model was trained on transparent images, the other was not")
+            raise WorkError("one model was trained on transparent images, the other was not")
         sizes = sorted({network.size for network in networks})
         return Decoder(root, tuple(sizes), most_pixels, grounds.pop())
 
@@ -78,13 +79,13 @@ def load_models(
     captioner: str | None, filter: str | None, settings: Settings, device: str
 ) -> Models:
     """Load what the settings need from checkpoints of ours, official ones or Hugging Face folders;
-    CapFiltError names what is not given or not there. No connection is opened."""
+    WorkError names what is not given or not there. No connection is opened."""
     needed = {"captioner": settings.synthetic, "filter": settings.filtered}
     given = {"captioner": captioner, "filter": filter}
     given = {name: path for name, path in given.items() if needed[name]}
     if missing := [f"--{name}" for name, path in given.items() if not path]:
         kinds = "a checkpoint of ours, an official one or a Hugging Face folder"
-        raise CapFiltError(f"{' and '.join(missing)} not given: {kinds}")
+        raise WorkError(f"{' and '.join(missing)} not given: {kinds}")
     about = {name: _about(Path(path)) for name, path in given.items() if path}
     if settings.vocab and not settings.vocab.startswith(PACKAGE):
         about["vocabulary"] = _about(Path(settings.vocab))
@@ -107,7 +108,7 @@ def _about(path: Path) -> dict[str, str]:
         files = sorted(file for file in path.iterdir() if file.is_file())
         listing = "".join(f"{_digest(file)} {file.name}\n" for file in files)
     except OSError as error:
-        raise CapFiltError(f"{path}: {error.strerror}") from None
+        raise WorkError(f"{path}: {error.strerror}") from None
     return {"name": path.resolve().name, "sha256": hashlib.sha256(os.fsencode(listing)).hexdigest()}
 
 

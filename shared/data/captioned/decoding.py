@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from methods.blip.capfilt.records import Block, Record, outside
+from shared.data.captioned.records import Block, Record, outside
 from shared.data.images import FORMATS, Pixels, read_image
 from shared.data.readers.files import one_line
 from shared.files import open_regular
