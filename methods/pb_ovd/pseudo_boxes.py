@@ -45,9 +45,9 @@ def object_maps(
             tokens[left] = tokens[left:right].sum(dim=0)
             found.append(tokens[left].clone())
         return torch.stack(found)
-    left, right = torch.tensor(spans, device=tokens.device)[:, :, None].unbind(1)
+    edges = torch.tensor(spans, device=tokens.device)
     place = torch.arange(len(tokens), device=tokens.device)
-    inside = (place >= left) & (place < right)
+    inside = (place >= edges[:, :1]) & (place < edges[:, 1:])
     return torch.einsum("ol,lyx->oyx", inside.to(tokens), tokens)
 
 

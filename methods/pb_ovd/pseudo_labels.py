@@ -43,7 +43,7 @@ class CocoLabels:
         of several boxes it is, a number in [0, 1) says."""
         height, width = size
         image = {"height": height, "width": width, "file_name": file_name, "id": self.images}
-        entries = []
+        entries: list[Entry] = []
         for (name, boxes), draw in zip(groups.items(), draws, strict=True):
             _, box, score = boxes[int(draw * len(boxes))]
             x1, y1, x2, y2 = map(int, box)

@@ -4,8 +4,6 @@ They must not be one network: the paper's table 4 has a filter that shares its w
 captioner drop 8 % of the texts instead of 25 %, because it believes what it wrote itself.
 """
 
-import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +15,9 @@ from torch import Tensor
 
 from methods.blip.capfilt.settings import Settings
 from shared.data.captioned.decoding import Decoder
+from shared.data.captioned.origins import origin_of
 from shared.data.errors import WorkError
 from shared.data.readers.model_files import PACKAGE
-from shared.files import open_regular
 
 
 class Network(Protocol):
@@ -86,9 +84,9 @@ def load_models(
     if missing := [f"--{name}" for name, path in given.items() if not path]:
         kinds = "a checkpoint of ours, an official one or a Hugging Face folder"
         raise WorkError(f"{' and '.join(missing)} not given: {kinds}")
-    about = {name: _about(Path(path)) for name, path in given.items() if path}
+    about = {name: origin_of(Path(path)) for name, path in given.items() if path}
     if settings.vocab and not settings.vocab.startswith(PACKAGE):
-        about["vocabulary"] = _about(Path(settings.vocab))
+        about["vocabulary"] = origin_of(Path(settings.vocab))
     writer: Any = None
     judge: Any = None
     from methods.blip.capfilt.networks import ModuleCaptioner, ModuleFilter
@@ -98,20 +96,3 @@ def load_models(
     if path := given.get("filter"):
         judge = ModuleFilter(path, settings, device)
     return Models(writer, judge, about)
-
-
-def _about(path: Path) -> dict[str, str]:
-    """Name and SHA-256 of a file, or of the names and files in a folder."""
-    try:
-        if not path.is_dir():
-            return {"name": path.name, "sha256": _digest(path)}
-        files = sorted(file for file in path.iterdir() if file.is_file())
-        listing = "".join(f"{_digest(file)} {file.name}\n" for file in files)
-    except OSError as error:
-        raise WorkError(f"{path}: {error.strerror}") from None
-    return {"name": path.resolve().name, "sha256": hashlib.sha256(os.fsencode(listing)).hexdigest()}
-
-
-def _digest(path: Path) -> str:
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

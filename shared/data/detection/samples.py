@@ -123,15 +123,9 @@ class DetectionSamples:
     def _sample(self, image: int, mirror: bool, draw: float) -> tuple[Tensor, Target]:
         """The (3, h, w) picture, normalised, and what it shows."""
         size = self.resizing.size(*self.instances.size(image), draw)
-        picture = torch.tensor(self._pixels(image)).permute(2, 0, 1).float() / 255
-        if picture.shape[1:] != size:
-            picture = F.interpolate(picture[None], size, mode="bilinear")[0]
-        statistics = self.preparation.mean, self.preparation.std
-        mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
+        picture = prepared(self._pixels(image), size, self.preparation)
         target = self._target(image, size)
-        if mirror:
-            picture, target = picture.flip(2), self._mirrored(target, size[1])
-        return (picture - mean) / std, target
+        return (picture.flip(2), self._mirrored(target, size[1])) if mirror else (picture, target)
 
     def _pixels(self, image: int) -> Pixels:
         if image in self._cache:
@@ -195,6 +189,16 @@ class DetectionSamples:
         if "masks" in target:
             flipped["masks"] = target["masks"].flip(2)
         return flipped
+
+
+def prepared(pixels: Pixels, size: tuple[int, int], preparation: Preparation) -> Tensor:
+    """A picture (H, W, 3) as a detector sees it, (3, h, w): at `size`, normalised."""
+    picture = torch.tensor(pixels).permute(2, 0, 1).float() / 255
+    if picture.shape[1:] != size:
+        picture = F.interpolate(picture[None], size, mode="bilinear")[0]
+    statistics = preparation.mean, preparation.std
+    mean, std = (torch.tensor(values)[:, None, None] for values in statistics)
+    return (picture - mean) / std
 
 
 def padded(pictures: Sequence[Tensor], divisor: int) -> Tensor:
