@@ -83,7 +83,7 @@ def box_scores(maps: ImageMaps, boxes: Tensor, exponent: float = AREA_EXPONENT) 
     scores = inside / area**exponent
     height, width = len(maps.rows), len(maps.columns)
     proper = (x1 >= 0) & (y1 >= 0) & (x2 <= width) & (y2 <= height)
-    proper &= (area != 0) & (rows.sum(dim=1) > 0)
+    proper &= (area > 0) & (rows.sum(dim=1) > 0)
     return scores.masked_fill(~proper | scores.isnan(), NO_BOX)
 
 
