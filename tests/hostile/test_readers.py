@@ -35,6 +35,8 @@ from methods.cascode.official import text_config
 from methods.cascode.readers import Reader as CodeReader
 from methods.cascode.tokenizer import CodeTokenizer
 from methods.mopro.data import WebData
+from methods.pb_ovd.detect.proposals import FileProposals
+from methods.pb_ovd.mentions import read_vocabulary
 from shared.checkpoints.reading import CheckpointError
 from shared.data.detection.samples import DetectionSamples, Preparation, Resizing
 from shared.data.errors import DataCorruptError, DataNotFoundError
@@ -484,6 +486,16 @@ PIXELS = frozenset({"zeros", "noise"})
 RAW = (*DATA_ERRORS, ValueError)  # a wrong number of images, as their messages say
 
 READERS = [
+    Reader(
+        "names of objects",
+        lambda folder: content(folder / "words.json", {"tv": ["tv", "television"]}),
+        lambda folder: read_vocabulary(folder / "words.json"),
+    ),
+    Reader(
+        "proposals",
+        lambda folder: written(folder, coco()),
+        lambda folder: FileProposals(str(folder / "instances.json"), 10),
+    ),
     Reader("image list", listed("l.txt", "a.png 0"), lambda f: list_file(f, "train", "l.txt")),
     Reader(
         "picture of a folder",

@@ -72,15 +72,10 @@ def test_labels_are_annotations_of_proposals_that_our_readers_read(scenes, run, 
         assert all(box in boxes for box in found.boxes[found.of_image(number)].tolist())
     # "banana" is a word of two objects, which then look at the same place.
     by_name = {c["name"]: c["id"] for c in labels(out)["categories"]}
-    pairs = [
-        {
-            a["image_id"]: a["bbox"]
-            for a in labels(out)["annotations"]
-            if a["category_id"] == by_name[n]
-        }
-        for n in ("banana", "fruit")
-    ]
-    assert pairs[0] == pairs[1] != {}
+    of_class: dict[int, dict[int, Any]] = {number: {} for number in by_name.values()}
+    for entry in labels(out)["annotations"]:
+        of_class[entry["category_id"]][entry["image_id"]] = entry["bbox"]
+    assert of_class[by_name["banana"]] == of_class[by_name["fruit"]] != {}
     facts = card(out)
     assert (facts["entries"], facts["images"], facts["licence"]) == (10, 10, "CC-BY")
     assert facts["mentions"] == facts["boxes"] == facts["annotations"] == len(found.labels)
@@ -182,7 +177,7 @@ def test_objects_without_a_box_are_dropped_but_in_the_official_way(scenes, run, 
     [
         (["--layer", 3], "only [CLS] has a gradient"),
         (["--layer", 0], "--layer: layer 0 has no cross-attention"),
-        (["--teacher", "zoo:vit-emoji"], "which matches no images with texts"),
+        (["--teacher", "zoo:vit-emoji"], "so it is not one of ours"),
         (["--teacher", "zoo:nothing"], "nothing"),
         (["--proposals", "nowhere.json"], "nowhere.json"),
         (["--vocabulary", "nowhere.json"], "nowhere.json"),
