@@ -16,6 +16,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image, project
 
 from shared.distributed import rank
 from shared.nn.building import applied
+from shared.nn.detection.anchors import inside
 from shared.nn.detection.detector import Detector, Stages
 from shared.nn.detection.heads import of_label
 from shared.nn.detection.matching import (
@@ -175,8 +176,7 @@ class JointTraining:
         )  # fmt: skip
         if settings.inside:
             # Objects may have claimed an anchor that is then left out, and no other one.
-            within = (anchors == detector.geometry.clip(anchors, sizes[:, None])).all(dim=2)
-            truths = assignment.truths.masked_fill(~within, IGNORED)
+            truths = assignment.truths.masked_fill(~inside(outputs.anchors, sizes), IGNORED)
             assignment = assignment._replace(truths=truths)
         generator = torch_generator(self.seed, step, f"anchors, rank {rank()}")
         priority = torch.rand(every.shape, generator=generator).to(anchors.device)

@@ -34,20 +34,23 @@ class Anchors(nn.Module):
         self.strides = list(strides)
         own = [[size] if isinstance(size, int | float) else list(size) for size in sizes]
         if len({len(of_level) for of_level in own}) > 1:
-            raise ValueError("anchors.sizes: one head predicts as many anchors a cell on each level")
+            raise ValueError(
+                "anchors.sizes: one head predicts as many anchors a cell on each level"
+            )
         self.per_cell = len(ratios) * len(own[0])
-        heights = torch.tensor(ratios).sqrt()
+        shape = torch.tensor(ratios, dtype=torch.float64)
+        heights = shape.sqrt()
         for level, (of_level, stride) in enumerate(zip(own, strides, strict=True)):
             shapes = torch.stack([1 / heights, heights], dim=1)  # (ratios, 2) of width and height
             if geometry.detectron:
                 widths = (stride / heights).round()
-                shapes = torch.stack([widths, (widths * heights**2).round()], dim=1) / stride
+                shapes = torch.stack([widths, (widths * shape).round()], dim=1) / stride
             half = torch.tensor(of_level)[:, None] * shapes[:, None] / 2  # (ratios, sizes, 2)
             middle = stride / 2 if geometry.legacy else 0.0
             ends = torch.cat([middle - half, middle + half], dim=2).flatten(0, 1)
             cell = geometry.from_ends(ends)
             cell = cell if geometry.detectron else cell.round()
-            self.register_buffer(f"cell{level}", cell, persistent=False)
+            self.register_buffer(f"cell{level}", cell.to(torch.get_default_dtype()), False)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """(H W ratios sizes, 4) anchors for each of the feature maps (B, C, H, W)."""
@@ -61,3 +64,9 @@ class Anchors(nn.Module):
             shifts = torch.stack([x, y, x, y], dim=-1).reshape(-1, 1, 4)
             anchors.append((shifts + cell).reshape(-1, 4))
         return anchors
+
+
+def inside(anchors: Tensor, sizes: Tensor) -> Tensor:
+    """(B, A) whether anchors (A, 4) lie within images of height and width `sizes` (B, 2)."""
+    ends = sizes.flip(1)[:, None]
+    return (anchors[:, :2] >= 0).all(dim=1) & (anchors[:, 2:] < ends).all(dim=2)

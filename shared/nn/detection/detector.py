@@ -87,7 +87,8 @@ class Detector(nn.Module):
             told = f"box_head.resolution={self.box_resolution}"
             raise ValueError(f"detector.{told}: from 1 to {LARGEST}")
         if "_target_" in box_head:
-            heads = [build_network({**box_head, "channels": channels})]
+            given = {name: value for name, value in box_head.items() if name != "resolution"}
+            heads: list[Any] = [build_network({**given, "channels": channels})]
         else:
             outputs = num_classes + background
             heads = [BoxHead(outputs=outputs, **own, **shared) for own in stages_of(box_head)]
