@@ -106,10 +106,9 @@ def restricted(instances: Instances, known: NDArray[np.bool_], training: bool) -
     place = np.cumsum(known)  # new labels of the known classes
     counts = np.bincount(instances.images[annotated], minlength=len(instances))[images]
     lists = {
-        name: None
-        if (found := getattr(instances, name)) is None
-        else _relabelled(found, known, images)
+        name: found and _relabelled(found, known, images)
         for name in ("negative", "not_exhaustive")
+        for found in [getattr(instances, name)]
     }
     letters = "".join(np.array(list(instances.frequencies))[known]) if instances.frequencies else ""
     return replace(

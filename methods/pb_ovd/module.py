@@ -103,11 +103,9 @@ class OpenVocabularyDetector(Method):
         """Take the embedded names of the training classes."""
         texts = datamodule.texts("train")
         if texts.shape != self.texts.shape:
-            (classes, dim), head = texts.shape, "method.detector.box_head"
-            told = f"the data have {classes - 1} classes with embeddings of {dim} numbers"
-            raise ValueError(
-                f"{told}: set method.detector.num_classes={classes - 1}, {head}.dim={dim}"
-            )
+            (rows, dim), keys = texts.shape, "method.detector.num_classes and .box_head.dim"
+            told = f"the data have {rows - 1} classes, their embeddings {dim} numbers"
+            raise ValueError(f"{told}: set {keys} to them")
         self.texts.copy_(texts)
 
     def setup(self, stage: str) -> None:

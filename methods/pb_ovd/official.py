@@ -43,8 +43,10 @@ TRAINER = {
     for name in (key, f"{key}/{{rest}}")
 }
 # MSRA's ResNet-50 in the names of Caffe2, whose last stage runs on each region.
-BRANCHES = {"branch2a": ("conv1", "bn1"), "branch2b": ("conv2", "bn2"), "branch2c": ("conv3", "bn3"),
-            "branch1": ("downsample.0", "downsample.1")}  # fmt: skip
+BRANCHES = {
+    "branch2a": ("conv1", "bn1"), "branch2b": ("conv2", "bn2"), "branch2c": ("conv3", "bn3"),
+    "branch1": ("downsample.0", "downsample.1"),
+}  # fmt: skip
 STAGES = {
     "res2": "backbone.layer1", "res3": "backbone.layer2", "res4": "backbone.layer3",
     "res5": "box_heads.0.trunk",
@@ -111,9 +113,8 @@ def compare_anchors(module: Method, source: Mapping[str, Any]) -> None:
         and theirs.shape == ours.shape
         and torch.allclose(theirs.to(ours), ours)
     ):
-        raise CheckpointError(
-            f"{ANCHORS} are not those of method.detector.anchors: set their sizes"
-        )
+        told = f"{ANCHORS} are not those of method.detector.anchors"
+        raise CheckpointError(f"{told}: set their sizes and ratios")
 
 
 def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyReport:

@@ -34,9 +34,7 @@ class Anchors(nn.Module):
         self.strides = list(strides)
         own = [[size] if isinstance(size, int | float) else list(size) for size in sizes]
         if len({len(of_level) for of_level in own}) > 1:
-            raise ValueError(
-                "anchors.sizes: one head predicts as many anchors a cell on each level"
-            )
+            raise ValueError("anchors.sizes: give as many of each level, one head predicts all")
         self.per_cell = len(ratios) * len(own[0])
         shape = torch.tensor(ratios, dtype=torch.float64)
         heights = shape.sqrt()

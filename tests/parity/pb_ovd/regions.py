@@ -66,9 +66,8 @@ def open_vocab_box_loss(config: Config, inputs: Inputs, weights: Inputs) -> Outp
     def box_features(self: Detector, maps: list[Tensor], regions: Tensor) -> Tensor:
         """The features of regions as the case lists them, by their places there."""
         image = regions[:, 0].long()
-        equal = [
-            (proposals[b] == box).all(dim=1) for b, box in zip(image, regions[:, 1:], strict=True)
-        ]
+        pairs = zip(image, regions[:, 1:], strict=True)
+        equal = [(proposals[b] == box).all(dim=1) for b, box in pairs]
         places = torch.stack([row.nonzero()[-1, 0] for row in equal])  # last: appended truths
         rows = [features[b][place] for b, place in zip(image, places, strict=True)]
         sampled["order"] = (image * 10**6 + places).argsort()
