@@ -38,7 +38,7 @@ class Vocabulary:
     @property
     def known(self) -> NDArray[np.bool_]:
         """(K,) whether a class has an embedding."""
-        return ~np.isnan(self.embeddings).any(axis=1)
+        return np.asarray(~np.isnan(self.embeddings).any(axis=1))
 
 
 def read_vocabulary(instances: Instances, embeddings: str | None) -> Vocabulary:
@@ -103,9 +103,9 @@ def restricted(instances: Instances, known: NDArray[np.bool_], training: bool) -
         sides = instances.corners[:, 2:] - instances.corners[:, :2]
         annotated &= (sides > 1).all(axis=1)
     annotated &= np.isin(instances.images, images)
-    place = np.cumsum(known)  # new labels of the known classes
+    place = np.cumsum(known, dtype=np.int64)  # new labels of the known classes
     counts = np.bincount(instances.images[annotated], minlength=len(instances))[images]
-    lists = {
+    lists: dict[str, Any] = {
         name: found and _relabelled(found, known, images)
         for name in ("negative", "not_exhaustive")
         for found in [getattr(instances, name)]
@@ -136,7 +136,7 @@ def _relabelled(lists: Lists, known: NDArray[np.bool_], images: NDArray[np.int64
     stay = known[lists.values - 1] & np.isin(of_image, images)
     counts = np.bincount(of_image[stay], minlength=len(lists.starts) - 1)[images]
     starts = np.concatenate([[0], np.cumsum(counts)])
-    return Lists(np.cumsum(known)[lists.values[stay] - 1], starts)
+    return Lists(np.cumsum(known, dtype=np.int64)[lists.values[stay] - 1], starts)
 
 
 class OpenVocabularyData(DetectionData):

@@ -6,11 +6,13 @@ Shapes: M regions, K classes, D the width of the texts' embeddings.
 from torch import Tensor
 from torch.nn import functional as F
 
+from shared.losses.contrastive import similarity_logits
+
 
 def text_logits(regions: Tensor, texts: Tensor) -> Tensor:
     """(M, K + 1) inner products of embeddings (M, D) with those of texts (K + 1, D), whose first
     row is zero: the background has logit 0. Neither is normalised, and there is no temperature."""
-    return regions @ texts.to(regions).t()
+    return similarity_logits(regions, texts.to(regions), temperature=1.0)
 
 
 def weighted_cross_entropy(logits: Tensor, labels: Tensor, background: float) -> Tensor:
