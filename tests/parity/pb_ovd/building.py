@@ -96,8 +96,9 @@ def loss_module(config: Config, weights: dict[str, Tensor]) -> OpenVocabularyDet
              "aspect_ratios": [1.0], "pre_nms_train": 1, "post_nms_train": 1, "pre_nms_test": 1,
              "post_nms_test": 1, "score_thresh": 0.05}  # fmt: skip
     found = module({**sizes, **config})
+    learns = found.detector.box_heads[0].emb_pred.weight.requires_grad
     found.detector.box_heads[0] = head(config, weights)
-    found.detector.box_heads[0].emb_pred.requires_grad_(not config["freeze_emb_pred"])
+    found.detector.box_heads[0].emb_pred.requires_grad_(learns)
     return found
 
 
