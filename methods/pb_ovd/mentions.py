@@ -73,7 +73,7 @@ class ObjectWords:
         return dict(pieces)
 
 
-def read_vocabulary(path: str | Path) -> dict[str, list[str]]:
+def read_object_names(path: str | Path) -> dict[str, list[str]]:
     """Names of objects with the texts that mean them, from a JSON object of lists of texts.
 
     DataNotFoundError if there is no such file, DataCorruptError of anything else in it.

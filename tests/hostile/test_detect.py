@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from methods.pb_ovd.detect import cli
-from methods.pb_ovd.mentions import LONGEST_NAME, MOST_NAMES, read_vocabulary
+from methods.pb_ovd.mentions import LONGEST_NAME, MOST_NAMES, read_object_names
 from shared.data.errors import DataCorruptError
 from tests.unit import detect_toy as toy
 
@@ -55,7 +55,7 @@ def test_vocabularies_that_are_none_are_refused(tmp_path, content, said):
     path = tmp_path / "words.json"
     path.write_text(json.dumps(content))
     with pytest.raises(DataCorruptError, match=re.escape(said)) as refusal:
-        read_vocabulary(path)
+        read_object_names(path)
     assert str(refusal.value).startswith(f"{path}: ")
     assert "\n" not in str(refusal.value)
     assert len(str(refusal.value)) < 500

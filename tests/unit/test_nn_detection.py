@@ -113,9 +113,9 @@ def test_detectrons_anchors_grow_from_the_rounded_box_of_a_cell() -> None:
     assert found[:6].tolist() == cells
     assert found[18:].tolist() == (torch.tensor(cells) + 16).tolist()
     assert anchors.per_cell == 6
-    within = inside(found, torch.tensor([[40, 47], [24, 24]]))
-    assert within.nonzero().tolist() == [[0, 20]]  # to column 39, of 47, and row 39, of 40
-    assert not inside(found, torch.tensor([[39, 47]])).any()
+    within = inside(found, torch.tensor([[40, 46], [24, 24]]))
+    assert within.nonzero().tolist() == [[0, 20]]  # the one before ends with column 46
+    assert not inside(found, torch.tensor([[39, 46]])).any()
     with pytest.raises(ValueError, match="give as many of each level"):
         Anchors(DETECTRON, sizes=[[8, 16], [32]], strides=[4, 8], ratios=[1.0])
 
@@ -137,14 +137,8 @@ def test_detectron_pools_to_the_last_pixel_and_shrinks_boxes_without_bound() -> 
 
 def test_a_claimed_box_may_stand_for_its_own_truth() -> None:
     """The second object's best box overlaps the first one more."""
-    truth = padded(
-        [
-            {
-                "boxes": torch.tensor([[0.0, 0, 10, 10], [0, 0, 40, 10]]),
-                "labels": torch.tensor([1, 2]),
-            }
-        ]
-    )
+    objects = torch.tensor([[0.0, 0, 10, 10], [0, 0, 40, 10]])
+    truth = padded([{"boxes": objects, "labels": torch.tensor([1, 2])}])
     boxes, valid = torch.tensor([[[0.0, 0, 14, 10]]]), torch.ones(1, 1, dtype=torch.bool)
     given = (Geometry(legacy=False), boxes, valid, truth, 0.9, 0.3, 0.0)
     assert assign(*given).truths.item() == 1

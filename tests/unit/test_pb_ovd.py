@@ -232,9 +232,7 @@ def test_wrong_texts_are_refused(change: dict[str, Any], message: str, tmp_path:
 
 def test_what_has_no_texts_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path, content())
-    with pytest.raises(
-        DataCorruptError, match=r"no class has an embedding .*data\.embeddings=FILE"
-    ):
+    with pytest.raises(DataCorruptError, match=r"no class has .*data\.embeddings=FILE"):
         data(path).setup("fit")
     with pytest.raises(DataNotFoundError, match=r"nothing\.json not found"):
         read_vocabulary(read_instances(path), str(tmp_path / "nothing.json"))

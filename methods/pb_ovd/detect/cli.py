@@ -17,7 +17,7 @@ from methods.pb_ovd.detect.labelling import Labeller, fault_of
 from methods.pb_ovd.detect.proposals import open_proposals
 from methods.pb_ovd.detect.settings import Settings
 from methods.pb_ovd.detect.teacher import load_teacher
-from methods.pb_ovd.mentions import ObjectWords, read_vocabulary
+from methods.pb_ovd.mentions import ObjectWords, read_object_names
 from shared.checkpoints.reading import CheckpointError
 from shared.console import bounded, exit_status
 from shared.data.captioned import shards
@@ -52,7 +52,7 @@ def label(arguments: argparse.Namespace) -> None:
     number, count = shards.shard_of(arguments.shard, os.environ)
     out = shards.output_folder(arguments.out, arguments.inputs)
     source = _source(arguments.inputs, arguments.image_root)
-    vocabulary = read_vocabulary(arguments.vocabulary)
+    vocabulary = read_object_names(arguments.vocabulary)
     device = str(resolve_device(arguments.device))
     path = shards.journal_path(out, number, count)
     own_folder(path.parent)
