@@ -11,7 +11,7 @@ from benchmarks.miniatures.building import Provenance, build_once, generator_of,
 from benchmarks.miniatures.detection import Dataset, dealt, long_tail_counts, lvis_of, run_lengths
 from benchmarks.miniatures.synthetic_pairs import OBJECTS, Picture
 
-VERSION = 1  # raise it with any change of the pictures
+VERSION = 2  # raise it with any change of the pictures
 FIRST_ID = {"train": 1000, "val": 2000, "test": 3000}
 
 
@@ -27,7 +27,8 @@ def shapes(
     """Write the set into `root`, unless it is there, and return its provenance.
 
     Training has from `most` to `fewest` instances of a class, validation and test have `test` of
-    each. `images/<split>/`, `instances_<split>.json` and `lvis_v0.5_<split>.json` for each split.
+    each. `images/<split>/`, `instances_<split>.json`, `lvis_v0.5_<split>.json` and, for detectors
+    of any class, `open_vocabulary_<split>.json` for each split.
     """
     counts = {"train": long_tail_counts(classes, most, fewest)}
     counts |= {split: [test] * classes for split in ("val", "test")}
@@ -48,6 +49,8 @@ def shapes(
             training = training or coco
             write_json(folder / f"instances_{split}.json", coco)
             write_json(folder / f"lvis_v0.5_{split}.json", lvis_of(coco, training))
+            described = with_texts(coco, novel=classes // 3, training=split == "train")
+            write_json(folder / f"open_vocabulary_{split}.json", described)
 
     recipe = {"version": VERSION, "classes": classes, "most": most, "fewest": fewest, "test": test}
     recipe |= {"image_size": image_size, "seed": seed}
@@ -93,3 +96,20 @@ def _coco(pictures: list[Picture], classes: int) -> Dataset:
         for number, named in enumerate(OBJECTS[:classes], 1)
     ]
     return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def with_texts(coco: Dataset, novel: int, training: bool) -> Dataset:
+    """The set in PB-OVD's format: the last `novel` classes are not seen in training, and names,
+    two words each, are embedded by what the words are."""
+    words = sorted({word for named in OBJECTS for word in named})
+    categories = []
+    for place, category in enumerate(coco["categories"]):
+        unseen = place >= len(coco["categories"]) - novel
+        if training and unseen:
+            continue
+        embedding = [float(word in category["name"].split()) for word in words]
+        split = "unseen" if unseen else "seen"
+        categories.append({**category, "split": split, "embedding": {"ClipEmb": embedding}})
+    known = {category["id"] for category in categories}
+    kept = [row for row in coco["annotations"] if row["category_id"] in known]
+    return {**coco, "categories": categories, "annotations": kept}

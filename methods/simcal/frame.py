@@ -12,9 +12,11 @@ from shared.nn.detection.detector import Detector, Stages
 from shared.nn.detection.selection import Detections
 from shared.tasks.detection import (
     Selection,
+    best_of_each_class,
     detected_masks,
     detections_of,
     find_regions,
+    with_sizes,
     zoom,
 )
 from shared.tasks.detection_evaluation import DetectionEvaluation, EvaluationSettings
@@ -74,11 +76,7 @@ class LongTailDetector(Method):
     def images(self, batch: Batch) -> Batch:
         """The batch with its images in the network's memory format and, of images alone, their
         sizes."""
-        images = self.concatenate([batch["images"]])
-        whole = torch.tensor(images.shape[-2:], device=images.device).expand(len(images), 2)
-        sizes = batch.get("sizes", whole)
-        original = batch.get("original_sizes", sizes)
-        return {**batch, "images": images, "sizes": sizes, "original_sizes": original}
+        return with_sizes(self.concatenate([batch["images"]]), batch)
 
     def score(self, stages: Stages) -> Tensor:
         """(M, K + 1) scores of regions, background first."""
@@ -138,6 +136,4 @@ class LongTailDetector(Method):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """(B, K) score of the best detection of each class, 0 where there is none."""
-        detections = self.detect(batch)
-        best = detections.scores.new_zeros(len(detections.scores), self.detector.num_classes + 1)
-        return best.scatter_reduce(1, detections.labels, detections.scores, "amax")[:, 1:]
+        return best_of_each_class(self.detect(batch), self.detector.num_classes)

@@ -1,4 +1,4 @@
-"""What is wrong with data on disk: it is not there, or damaged."""
+"""What is wrong with data on disk: it is not there, damaged, or not to be worked on so."""
 
 
 class DataNotFoundError(FileNotFoundError):
@@ -7,3 +7,7 @@ class DataNotFoundError(FileNotFoundError):
 
 class DataCorruptError(ValueError):
     """A data file is truncated or damaged; the message names it."""
+
+
+class WorkError(RuntimeError):
+    """A tool cannot do what it was asked for; the message says why and what to do, in a line."""

@@ -76,10 +76,12 @@ class Detections:
 @dataclass(frozen=True)
 class DetectionScores:
     """What an evaluator finds: `metrics` by name, -1 where nothing is to be found, and the AP of
-    each class, `class_ap` (K,), the mean over IoU .50 to .95, NaN without an object."""
+    each class, `class_ap` (K,), the mean over IoU .50 to .95, NaN without an object; `class_ap50`
+    (K,) at IoU .50."""
 
     metrics: dict[str, float]
     class_ap: NDArray[np.float64]
+    class_ap50: NDArray[np.float64]
 
 
 def detection_scores(
@@ -253,7 +255,7 @@ def _coco_scores(
     precision = evaluator.eval["precision"][:, :, :, 0, -1]
     if most != MOST["coco"]:
         metrics["AP"] = _mean(precision, -1.0)
-    return DetectionScores(metrics, _class_ap(precision))
+    return DetectionScores(metrics, _class_ap(precision), _class_ap(precision[:1]))
 
 
 def _lvis_scores(
@@ -270,7 +272,7 @@ def _lvis_scores(
         evaluator.run()
     precision = evaluator.eval["precision"][:, :, :, 0]
     metrics = {name: float(value) for name, value in evaluator.results.items()}
-    return DetectionScores(metrics, _class_ap(precision))
+    return DetectionScores(metrics, _class_ap(precision), _class_ap(precision[:1]))
 
 
 def package(name: str) -> ModuleType:

@@ -16,9 +16,11 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image, project
 
 from shared.distributed import rank
 from shared.nn.building import applied
+from shared.nn.detection.anchors import inside
 from shared.nn.detection.detector import Detector, Stages
 from shared.nn.detection.heads import of_label
 from shared.nn.detection.matching import (
+    IGNORED,
     Assignment,
     GroundTruth,
     Quota,
@@ -39,12 +41,15 @@ Classify = Callable[[Tensor, Tensor], Tensor]
 class AnchorSampling(Quota):
     """Which anchors are trained on: `positive` and `negative` are thresholds of the IoU, `best` the
     least with which an object claims its best anchors. The smooth L1 loss of deltas becomes linear
-    at `beta`."""
+    at `beta`. With `inside` anchors that cross the border of their image are left out; `own_truth`
+    is as of `assign`."""
 
     positive: float
     negative: float
     best: float
     beta: float
+    inside: bool = False
+    own_truth: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ class JointTraining:
         sizes, truth = batch["sizes"], padded(batch["targets"])
         maps = detector.maps(batch["images"])
         outputs = detector.rpn(maps)
-        terms = self.anchor_losses(detector, outputs, truth, step)
+        terms = self.anchor_losses(detector, outputs, truth, sizes, step)
         proposals = detector.propose(outputs, sizes, "train")
 
         boxes, valid = proposals.boxes, proposals.valid
@@ -153,16 +158,26 @@ class JointTraining:
         return regions, assignment, chosen
 
     def anchor_losses(
-        self, detector: Detector, outputs: AnchorOutputs, truth: GroundTruth, step: int
+        self,
+        detector: Detector,
+        outputs: AnchorOutputs,
+        truth: GroundTruth,
+        sizes: Tensor,
+        step: int,
     ) -> dict[str, Tensor]:
-        """The losses of the proposal network, `loss_rpn_class` and `loss_rpn_box`."""
+        """The losses of the proposal network, `loss_rpn_class` and `loss_rpn_box`; `sizes` (B, 2)
+        are the images' own."""
         images, settings = len(outputs.objectness), self.anchors
         anchors = outputs.anchors.expand(images, -1, -1)
         every = torch.ones_like(outputs.objectness, dtype=torch.bool)
         assignment = assign(
             detector.geometry, anchors, every, truth,
-            settings.positive, settings.negative, settings.best,
+            settings.positive, settings.negative, settings.best, settings.own_truth,
         )  # fmt: skip
+        if settings.inside:
+            # Objects may have claimed an anchor that is then left out, and no other one.
+            truths = assignment.truths.masked_fill(~inside(outputs.anchors, sizes), IGNORED)
+            assignment = assignment._replace(truths=truths)
         generator = torch_generator(self.seed, step, f"anchors, rank {rank()}")
         priority = torch.rand(every.shape, generator=generator).to(anchors.device)
         chosen = sample(assignment, priority, settings)
@@ -267,6 +282,20 @@ def detections_of(
         detector.geometry, images, boxes, scores, len(batch["sizes"]),
         selection.threshold, selection.nms, selection.limit,
     )  # fmt: skip
+
+
+def with_sizes(images: Tensor, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch with these images and, where it has images alone, their sizes."""
+    whole = torch.tensor(images.shape[-2:], device=images.device).expand(len(images), 2)
+    sizes = batch.get("sizes", whole)
+    original = batch.get("original_sizes", sizes)
+    return {**batch, "images": images, "sizes": sizes, "original_sizes": original}
+
+
+def best_of_each_class(detections: Detections, classes: int) -> Tensor:
+    """(B, K) score of the best detection of each class, 0 where there is none."""
+    best = detections.scores.new_zeros(len(detections.scores), classes + 1)
+    return best.scatter_reduce(1, detections.labels, detections.scores, "amax")[:, 1:]
 
 
 def zoom(batch: Mapping[str, Any]) -> Tensor:

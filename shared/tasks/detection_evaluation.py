@@ -85,15 +85,22 @@ class DetectionEvaluation:
             instances: the annotations of the split.
             counts: (K,) training instances of each class.
         """
-        gathered = gather_objects((dict(self.detections), self.proposals))
-        self.detections, self.proposals = defaultdict(list), {}
+        gathered, proposals = self.gathered()
         values: dict[str, float] = {}
-        for name in gathered[0][0]:
-            detections = joined([part for found, _ in gathered for part in found[name]])
+        for name, detections in gathered.items():
             prefix = f"{name}_" if name else ""
             values |= self.precision(instances, detections, counts, prefix)
-        proposals = {image: boxes for _, found in gathered for image, boxes in found.items()}
         return values | (self.recall(instances, proposals, counts) if proposals else {})
+
+    def gathered(self) -> tuple[dict[str, Detections], dict[int, NDArray[np.float32]]]:
+        """Detections by name, and proposals by image, of all ranks; what was gathered goes."""
+        ranks = gather_objects((dict(self.detections), self.proposals))
+        self.detections, self.proposals = defaultdict(list), {}
+        detections = {
+            name: joined([part for found, _ in ranks for part in found[name]])
+            for name in ranks[0][0]
+        }
+        return detections, {image: boxes for _, own in ranks for image, boxes in own.items()}
 
     def precision(
         self,

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from methods.blip.capfilt import cli
-from methods.blip.capfilt.json_pairs import MalformedError, list_items
-from methods.blip.capfilt.records import LONGEST_ENTRY
+from shared.data.captioned.json_pairs import MalformedError, list_items
+from shared.data.captioned.records import LONGEST_ENTRY
 from tests.hostile import tripwire
 from tests.hostile.damages import DAMAGES, MOSTLY
 from tests.unit import capfilt_toy as toy
@@ -218,7 +218,7 @@ def test_a_list_is_read_alike_by_pieces_of_any_size(values, size, data):
     text = json.dumps(values, ensure_ascii=False, indent=data.draw(st.sampled_from([None, 1])))
     content = text.encode("utf-8", "surrogatepass")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("methods.blip.capfilt.json_pairs._PIECE", size)
+        patch.setattr("shared.data.captioned.json_pairs._PIECE", size)
         assert [value for value, _ in list_items(io.BytesIO(content))] == values
         cut = data.draw(st.integers(0, len(content) - 1))
         with pytest.raises(MalformedError):

@@ -187,7 +187,7 @@ BUILDERS = {
 }
 OF_A_MODULE = {("pickle", "load"), ("pickle", "loads"), ("torch", "load"), ("yaml", "load")}
 WORDS = {*BUILDERS, "eval(", "exec(", *(name for _, name in OF_A_MODULE)}
-KNOWN_METHODS = ("albef", "blip", "cascode", "comatch", "iccl", "mopro", "pcl", "simcal")
+KNOWN_METHODS = ("albef", "blip", "cascode", "comatch", "iccl", "mopro", "pb_ovd", "pcl", "simcal")
 WHY_SAFE = {
     # the floor: names are checked where they are defined, and the kind must fit
     "shared/nn/building.py": "checks every name",

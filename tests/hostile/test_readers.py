@@ -35,6 +35,9 @@ from methods.cascode.official import text_config
 from methods.cascode.readers import Reader as CodeReader
 from methods.cascode.tokenizer import CodeTokenizer
 from methods.mopro.data import WebData
+from methods.pb_ovd.data import read_vocabulary
+from methods.pb_ovd.detect.proposals import FileProposals
+from methods.pb_ovd.mentions import read_object_names
 from shared.checkpoints.reading import CheckpointError
 from shared.data.detection.samples import DetectionSamples, Preparation, Resizing
 from shared.data.errors import DataCorruptError, DataNotFoundError
@@ -67,6 +70,7 @@ from tests.unit.blip_transformers import SQUARE
 from tests.unit.detection_toy import content as coco
 from tests.unit.detection_toy import federated as lvis
 from tests.unit.detection_toy import written
+from tests.unit.pb_ovd_toy import described
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 DATA_ERRORS = (DataNotFoundError, DataCorruptError)
@@ -478,12 +482,36 @@ def detections(folder: Path) -> object:
     )
 
 
+def texts(folder: Path) -> object:
+    return read_vocabulary(read_instances(folder / "instances.json", folder), None)
+
+
+def named(folder: Path) -> Path:
+    written(folder, coco())
+    return content(folder / "names.json", {"cup": [1.0, 2.0], "dog": [3.0, 4.0]})
+
+
+def of_names(folder: Path) -> object:
+    instances = read_instances(folder / "instances.json", folder)
+    return read_vocabulary(instances, str(folder / "names.json"))
+
+
 PORT = Path(__file__).parents[1] / "fixtures" / "blip" / "captioning"
 MADE_ANEW = frozenset({"missing", "a link to nothing", "a link to itself"})
 PIXELS = frozenset({"zeros", "noise"})
 RAW = (*DATA_ERRORS, ValueError)  # a wrong number of images, as their messages say
 
 READERS = [
+    Reader(
+        "names of objects",
+        lambda folder: content(folder / "words.json", {"tv": ["tv", "television"]}),
+        lambda folder: read_object_names(folder / "words.json"),
+    ),
+    Reader(
+        "proposals",
+        lambda folder: written(folder, coco()),
+        lambda folder: FileProposals(str(folder / "instances.json"), 10),
+    ),
     Reader("image list", listed("l.txt", "a.png 0"), lambda f: list_file(f, "train", "l.txt")),
     Reader(
         "picture of a folder",
@@ -547,6 +575,8 @@ READERS = [
     Reader("COCO's instances", detection(coco), detections),
     Reader("LVIS's instances", detection(lvis), detections),
     Reader("picture with boxes", detection(coco, "5.png"), detections),
+    Reader("classes with texts", detection(described), texts),
+    Reader("embedded names", named, of_names),
     Reader("captions of a run", results, lambda f: read_results(f / "r.json")),
     Reader("shard", tar, samples),
     Reader("index of a shard", indexed, samples, handles=ALL),
@@ -918,6 +948,12 @@ EDITS: list[tuple[Callable, tuple, tuple, Callable[[Path], object], str]] = [
      "outside"),
     (detection(coco), ("images", 0, "file_name"), ("a\0", "\ud800"), detections, "no name"),
     (detection(coco), ("categories", 0, "name"), ("\ud800", "", 7, None), detections, "name is"),
+    (detection(described), ("categories", 0, "embedding", "ClipEmb"),
+     ([10**400], [True, 1.0], ["1", 2.0], [[1.0], [2.0]], [], {}, "x" * 10**5, 7, [NAN, 1.0]),
+     texts, "embedding is"),
+    (detection(described), ("categories", 0, "split"), ("novel", 1, [], None, {}), texts,
+     "expected seen or unseen"),
+    (named, ("cup",), ("1", 7, {}, [None], [True], [10**400], []), of_names, "embedding is"),
     (detection(lvis), ("images", 0, "neg_category_ids"), (None, 7, [[7]], [10**30]), detections,
      "neg_category_ids is"),
     (made_pairs("dets.json"), ("0",), ("box",), references, "is no list"),

@@ -150,8 +150,9 @@ def _compare(
 
 def described_patterns(name: str) -> list[str]:
     """Patterns of the outputs that one name in case.json stands for: "rois.s" and "loss.EE" are
-    numbered, "a.b/c.b" are two."""
-    return [re.sub(r"\.([A-Za-z])\1*$", ".*", part.strip()) for part in name.split("/")]
+    numbered, "a.b/c.b" are two, "json:a" is "a" of the JSON file."""
+    parts = (part.strip().removeprefix("json:") for part in name.split("/"))
+    return [re.sub(r"\.([A-Za-z])\1*$", ".*", part) for part in parts]
 
 
 def _parts(examples: list[dict[str, Any]], what: str) -> list[dict[str, Any]]:

@@ -18,14 +18,15 @@ from torchvision.transforms import InterpolationMode as Mode
 from torchvision.transforms import v2
 
 from methods.blip.capfilt import cli
-from methods.blip.capfilt.decoding import Decoder
-from methods.blip.capfilt.journal import Journal, read
-from methods.blip.capfilt.json_pairs import JsonPairs
 from methods.blip.capfilt.models import load_models
-from methods.blip.capfilt.records import blocks
 from methods.blip.capfilt.running import judged
-from methods.blip.capfilt.settings import CapFiltError, Settings
-from methods.blip.capfilt.shards import shard_of
+from methods.blip.capfilt.settings import Settings
+from shared.data.captioned.decoding import Decoder
+from shared.data.captioned.journal import Journal, read
+from shared.data.captioned.json_pairs import JsonPairs
+from shared.data.captioned.records import blocks
+from shared.data.captioned.shards import shard_of
+from shared.data.errors import WorkError
 from shared.data.image_text.shards import ShardSamples
 from tests.unit import capfilt_toy as toy
 
@@ -298,7 +299,7 @@ def test_a_shard_is_given_or_an_array_task(given, tasks, expected):
     if isinstance(expected, tuple):
         assert shard_of(given, environment) == expected
     else:
-        with pytest.raises(CapFiltError, match=expected):
+        with pytest.raises(WorkError, match=expected):
             shard_of(given, environment)
 
 
@@ -330,11 +331,11 @@ def test_usage_and_folders_that_are_refused(inputs, run, tmp_path):
 
 
 def test_models_must_be_given_and_there(tmp_path):
-    with pytest.raises(CapFiltError, match="--captioner and --filter not given"):
+    with pytest.raises(WorkError, match="--captioner and --filter not given"):
         load_models(None, None, Settings(), "cpu")
-    with pytest.raises(CapFiltError, match="--filter not given"):
+    with pytest.raises(WorkError, match="--filter not given"):
         load_models("here", None, Settings(synthetic=False), "cpu")
-    with pytest.raises(CapFiltError, match="No such file"):
+    with pytest.raises(WorkError, match="No such file"):
         load_models(str(tmp_path / "gone"), None, Settings(filtered=False), "cpu")
 
 

@@ -11,8 +11,9 @@ import torch
 from methods.blip import hugging_face, official
 from methods.blip.capfilt.models import load_models
 from methods.blip.capfilt.networks import ModuleCaptioner, ModuleFilter
-from methods.blip.capfilt.settings import CapFiltError, Settings
+from methods.blip.capfilt.settings import Settings
 from methods.blip.filtering import PairFilter
+from shared.data.errors import WorkError
 from shared.predict.inputs import load_predictor
 from tests.unit import blip_toy as blip
 from tests.unit import test_predict
@@ -77,13 +78,13 @@ def test_beams_draw_nothing(saved):
 
 def test_other_checkpoints_and_prompts_are_refused(saved, tmp_path):
     captioning, retrieval = saved("captioning"), saved("retrieval")
-    with pytest.raises(CapFiltError, match="holds Retrieval: give a checkpoint of captioning"):
+    with pytest.raises(WorkError, match="holds Retrieval: give a checkpoint of captioning"):
         ModuleCaptioner(retrieval, SETTINGS, "cpu")
-    with pytest.raises(CapFiltError, match="holds Captioning: give a checkpoint of retrieval"):
+    with pytest.raises(WorkError, match="holds Captioning: give a checkpoint of retrieval"):
         ModuleFilter(captioning, SETTINGS, "cpu")
-    with pytest.raises(CapFiltError, match="another prompt: --prompt 'a red '"):
+    with pytest.raises(WorkError, match="another prompt: --prompt 'a red '"):
         ModuleCaptioner(captioning, Settings(), "cpu")
-    with pytest.raises(CapFiltError, match="no room after the prompt"):
+    with pytest.raises(WorkError, match="no room after the prompt"):
         ModuleCaptioner(captioning, Settings(prompt="a red ", max_length=3), "cpu")
     models = load_models(captioning, retrieval, SETTINGS, "cpu")
     assert models.about["filter"]["name"] == "retrieval.ckpt"
@@ -119,10 +120,10 @@ def test_official_files_and_folders_do_what_our_checkpoints_do(tmp_path, form):
             )
     settings = Settings(prompt="a red ", max_length=8, min_length=4)
     if form == "official":
-        with pytest.raises(CapFiltError, match="--vocab names BERT's"):
+        with pytest.raises(WorkError, match="--vocab names BERT's"):
             load_models(*paths.values(), settings, "cpu")
         settings = replace(settings, vocab=str(tmp_path / "vocab.txt"))
-        with pytest.raises(CapFiltError, match="is no checkpoint of BLIP's captioning"):
+        with pytest.raises(WorkError, match="is no checkpoint of BLIP's captioning"):
             load_models(paths["retrieval"], paths["retrieval"], settings, "cpu")
     models: Any = load_models(*paths.values(), settings, "cpu")
     assert models.decoder(None, 100).sizes == (32,)

@@ -304,6 +304,7 @@ PAPERS = {  # with braces as the shell has them
     "simcal": "lvis_r50_ag{,_simcal,_calibrated,_3fc_ft,_3fc_rand,_2fc_rand} "
     "lvis_r50_ag_{reweighted,effective_number,focal,repeat_factor} lvis_r50{,_simcal,_calibrated} "
     "coco_lt_r50_ag{,_simcal,_calibrated}",
+    "pb_ovd": "{coco,voc,objects365,lvis}{,_pseudo}",
 }
 
 

@@ -59,6 +59,17 @@ def test_size(size: tuple[int, int], short: int, long: int, expected: tuple[int,
     assert resizing.size(*size[::-1], 0.9) == expected[::-1]
 
 
+def test_detectrons_sizes() -> None:
+    """As maskrcnn-benchmark's `Resize`: the longer side is rounded down."""
+    resizing = Resizing([40], 60, detectron=True)
+    assert resizing.size(30, 50, 0.0) == (36, 60)
+    assert resizing.size(33, 35, 0.0) == (40, 42)  # 42.4
+    assert resizing.size(35, 33, 0.0) == (42, 40)
+    assert resizing.size(33, 34, 0.0) == (40, 41)  # 41.2
+    assert resizing.size(30, 30, 0.0) == (40, 40)
+    assert resizing.size(1, 900, 0.0) == (1, 1)  # never nothing
+
+
 def test_size_is_drawn() -> None:
     chosen = Resizing([400, 600, 800], 10_000)
     assert [chosen.size(100, 100, draw)[0] for draw in (0, 0.34, 0.99)] == [400, 600, 800]

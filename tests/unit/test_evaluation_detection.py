@@ -216,7 +216,7 @@ def test_bins_of_training_counts() -> None:
     train, evaluated = np.array([9, 0, 10, 11, 99, 100]), np.array([1, 1, 1, 0, 1, 0])
     found = bin_ap(ap, train, evaluated, [10, 100])
     np.testing.assert_allclose(found, [0.2, 0.6, NAN])  # a class that isn't evaluated counts not
-    metrics = named(DetectionScores({"AP": 0.25}, ap), "test/", found[:2])
+    metrics = named(DetectionScores({"AP": 0.25}, ap, ap), "test/", found[:2])
     assert metrics == pytest.approx({"test/AP": 25, "test/AP1": 20, "test/AP2": 60, "test/bAP": 40})
 
 

@@ -1,12 +1,13 @@
 """Parts of detectors: geometry by hand, anchors, assignment and sampling, proposals, detections."""
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from shared.nn.detection.anchors import Anchors
+from shared.nn.detection.anchors import Anchors, inside
 from shared.nn.detection.backbones import ResNetFPN, SmallBackbone
 from shared.nn.detection.detector import Detector
 from shared.nn.detection.geometry import Geometry
@@ -26,6 +27,7 @@ from shared.nn.detection.selection import nms_within, select
 from tests.unit.simcal_toy import detector
 
 MODERN, LEGACY = Geometry(legacy=False), Geometry(legacy=True)
+DETECTRON = Geometry(legacy=True, detectron=True)
 STDS = (0.1, 0.1, 0.2, 0.2)
 
 
@@ -98,6 +100,49 @@ def test_legacy_anchors_are_mmdetections() -> None:
     assert (level[9] - level[0]).tolist() == [0, 4, 0, 4]
     modern = Anchors(MODERN, sizes=[32], strides=[4], ratios=[1.0])([torch.zeros(1, 1, 1, 1)])
     assert modern[0].tolist() == [[-16, -16, 16, 16]]
+
+
+def test_detectrons_anchors_grow_from_the_rounded_box_of_a_cell() -> None:
+    """docs/papers/pb_ovd.md, section 3.7."""
+    anchors = Anchors(DETECTRON, sizes=[[32, 512]], strides=[16], ratios=[0.5, 1.0, 2.0])
+    cells = [
+        [-15, -4, 30, 19], [-360, -184, 375, 199], [-8, -8, 23, 23], [-248, -248, 263, 263],
+        [-3, -14, 18, 29], [-168, -344, 183, 359],
+    ]  # fmt: skip
+    (found,) = anchors([torch.zeros(1, 1, 2, 2)])
+    assert found[:6].tolist() == cells
+    assert found[18:].tolist() == (torch.tensor(cells) + 16).tolist()
+    assert anchors.per_cell == 6
+    within = inside(found, torch.tensor([[40, 46], [24, 24]]))
+    assert within.nonzero().tolist() == [[0, 20]]  # the one before ends with column 46
+    assert not inside(found, torch.tensor([[39, 46]])).any()
+    with pytest.raises(ValueError, match="give as many of each level"):
+        Anchors(DETECTRON, sizes=[[8, 16], [32]], strides=[4, 8], ratios=[1.0])
+
+
+def test_detectron_pools_to_the_last_pixel_and_shrinks_boxes_without_bound() -> None:
+    ramp = torch.arange(8.0).expand(1, 1, 8, 8)
+    rois = torch.tensor([[0, 0.0, 0, 4, 4]])
+    (mean,) = DETECTRON.pool(ramp, rois, 1, 1.0).flatten()
+    assert mean == 2  # of 0.5, 1.5, 2.5 and 3.5
+    tiny = torch.tensor([[0.0, 0, -9, -9]])
+    box = torch.tensor([[0.0, 0, 99, 99]])
+    shrunk = DETECTRON.decode(box, tiny, (1.0, 1.0, 1.0, 1.0))
+    kept = Geometry(legacy=True).decode(box, tiny, (1.0, 1.0, 1.0, 1.0))
+    widths = [(x[0, 2] - x[0, 0] + 1).item() for x in (shrunk, kept)]
+    assert widths == pytest.approx([100 * math.exp(-9), 1.6], rel=1e-3)
+    with pytest.raises(ValueError, match=r"goes with detector\.legacy: true"):
+        Geometry(legacy=False, detectron=True)
+
+
+def test_a_claimed_box_may_stand_for_its_own_truth() -> None:
+    """The second object's best box overlaps the first one more."""
+    objects = torch.tensor([[0.0, 0, 10, 10], [0, 0, 40, 10]])
+    truth = padded([{"boxes": objects, "labels": torch.tensor([1, 2])}])
+    boxes, valid = torch.tensor([[[0.0, 0, 14, 10]]]), torch.ones(1, 1, dtype=torch.bool)
+    given = (Geometry(legacy=False), boxes, valid, truth, 0.9, 0.3, 0.0)
+    assert assign(*given).truths.item() == 1
+    assert assign(*given, own_truth=True).truths.item() == 0
 
 
 def test_anchors_for_other_levels_are_refused() -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict, fields
@@ -16,22 +15,25 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from methods.blip.capfilt import card, finishing, shards
-from methods.blip.capfilt.journal import Journal
+from methods.blip.capfilt import card, finishing
 from methods.blip.capfilt.models import load_models
-from methods.blip.capfilt.progress import Meter
-from methods.blip.capfilt.running import Job, Tally, work
-from methods.blip.capfilt.settings import CapFiltError, Settings
-from methods.blip.capfilt.sources import open_source
+from methods.blip.capfilt.running import fault_of, judged
+from methods.blip.capfilt.settings import Settings
 from shared.checkpoints.reading import CheckpointError
 from shared.console import bounded, exit_status
-from shared.data.errors import DataCorruptError, DataNotFoundError
+from shared.data.captioned import shards
+from shared.data.captioned.journal import Journal
+from shared.data.captioned.progress import Meter, print_tally
+from shared.data.captioned.records import Source
+from shared.data.captioned.sources import open_source
+from shared.data.captioned.working import Job, work
+from shared.data.errors import DataCorruptError, DataNotFoundError, WorkError
 from shared.files import locked, own_folder, read_json
 from shared.provenance import git_state
 from shared.showing import printable
 
 PROGRAM = "tenfold-capfilt"
-FORESEEN = (CapFiltError, CheckpointError, DataCorruptError, DataNotFoundError)
+FORESEEN = (WorkError, CheckpointError, DataCorruptError, DataNotFoundError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     settings = Settings(*(getattr(arguments, field.name) for field in fields(Settings)))
     settings.check()
     number, count = shards.shard_of(arguments.shard, os.environ)
-    out = _output(arguments.out, arguments.inputs)
+    out = shards.output_folder(arguments.out, arguments.inputs)
     source = open_source(arguments.inputs, arguments.image_root)
     device = _device(arguments.device)
     path = shards.journal_path(out, number, count)
@@ -76,21 +78,23 @@ def run(arguments: argparse.Namespace) -> None:
         if header is None:
             journal.append(header := here)
         shards.check_header(header, here, out)
-        job = Job(source, settings, number, count, arguments.workers, arguments.max_bad)
+        job = _job(source, settings, number, count, arguments.workers, arguments.max_bad)
+        decoder = models.decoder(source.root, settings.max_pixels)
+        judge = partial(judged, models=models, settings=settings)
         facts = None
         with Meter(source.size) as meter:
-            tally = work(job, models, journal, replayed, meter.show)
+            tally = work(job, judge, decoder, journal, replayed, meter.show)
             rate = meter.rate(tally)
             if count == 1:
                 whole = all((out / name).exists() for name in (source.output, *finishing.OTHERS))
                 facts = (
                     read_json(out / finishing.CARD_JSON)
                     if whole
-                    else finishing.finish(out, source, settings, header, [path], meter.writing)
+                    else finishing.finish(out, job, settings, header, [path], meter.writing)
                 )
     if journal.cut:
         print(f"the journal's end was torn: {journal.cut:,} bytes were cut and worked out again")
-    _print_tally(tally, rate)
+    print_tally(tally, rate, finishing.CAPTIONS)
     if facts is not None:
         _print_table(facts, out)
     else:
@@ -103,41 +107,27 @@ def merge(arguments: argparse.Namespace) -> None:
     folders = [Path(folder) for folder in arguments.shards or [arguments.out]]
     header, journals = shards.gather(folders)
     where, settings = header["where"], Settings(**header["settings"])
-    out = _output(arguments.out, where["inputs"])
+    out = shards.output_folder(arguments.out, where["inputs"])
     source = open_source(where["inputs"], where["image_root"])
     shards.check_header(header, header | {"input": source.describe()}, out)
     lock = own_folder(out / shards.WORK) / "merge.lock"
     with locked(lock), Meter(None) as meter:
-        facts = finishing.finish(out, source, settings, header, journals, meter.writing)
+        job = _job(source, settings)
+        facts = finishing.finish(out, job, settings, header, journals, meter.writing)
     _print_table(facts, out)
 
 
-def _output(name: str, inputs: Sequence[str]) -> Path:
-    """The folder of the output, made if it is not there; CapFiltError if it has other things."""
-    out = own_folder(Path(name))
-    real = Path(os.path.realpath(out))
-    if any(Path(os.path.realpath(path)) in (real, *real.parents) for path in inputs):
-        raise CapFiltError(f"{out} lies in the input: take another --out")
-    if not (out / shards.WORK).exists() and any(out.iterdir()):
-        raise CapFiltError(f"{out} holds other things: --out names a folder of its own")
-    return out
+def _job(source: Source, settings: Settings, *share: Any) -> Job:
+    """The work on a share of the input: see `Job`; by default all of it."""
+    fault = partial(fault_of, settings=settings)
+    return Job(source, settings.batch_size, settings.limit, fault, *share)
 
 
 def _device(name: str) -> str:
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
-        raise CapFiltError("--device cuda: there is no such one here")
+        raise WorkError("--device cuda: there is no such one here")
     return ("cuda" if available else "cpu") if name == "auto" else name
-
-
-def _print_tally(tally: Tally, rate: float) -> None:
-    for example in tally.examples:
-        print(f"unusable: {printable(example)}", file=sys.stderr)
-    if (others := tally.unusable - len(tally.examples)) > 0:
-        print(f"unusable: {others:,} more, see {finishing.CAPTIONS}", file=sys.stderr)
-    done = tally.entries - tally.replayed
-    speed = f", {rate:,.1f} a second" if done else ""
-    print(f"{tally.entries:,} entries, {done:,} of them in this run{speed}")
 
 
 def _print_table(facts: dict[str, Any], out: Path) -> None:

@@ -8,18 +8,17 @@ card.md, card.json                  what was done; card.json comes last
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from methods.blip.capfilt import card, journal, sheet
-from methods.blip.capfilt.decoding import Decoder, UnusableError
+from methods.blip.capfilt import card, sheet
 from methods.blip.capfilt.outcome import Outcome, judged_texts
-from methods.blip.capfilt.records import Record, Source, blocks
-from methods.blip.capfilt.running import CHANGED, Row, check_block, fault_of
-from methods.blip.capfilt.settings import CapFiltError, Settings
+from methods.blip.capfilt.settings import Settings
+from shared.data.captioned.decoding import Decoder, UnusableError
+from shared.data.captioned.working import CHANGED, Job, all_rows
+from shared.data.errors import WorkError
 from shared.files import remove_unfinished, replacing, write_json
 
 OTHERS = CAPTIONS, SHEET, CARD, CARD_JSON = "captions.jsonl", "sheet.html", "card.md", "card.json"
@@ -27,7 +26,7 @@ OTHERS = CAPTIONS, SHEET, CARD, CARD_JSON = "captions.jsonl", "sheet.html", "car
 
 def finish(
     folder: Path,
-    source: Source,
+    job: Job,
     settings: Settings,
     header: Any,
     journals: Sequence[Path],
@@ -36,19 +35,19 @@ def finish(
     """Write the outputs from journals in the order of their shards, which have all ended; returns
     what the card says."""
     remove_unfinished(folder)
-    outcome, state = Outcome(), hashlib.sha256()
+    source, outcome, state = job.source, Outcome(), hashlib.sha256()
     decoder = Decoder(source.root, (), settings.max_pixels)
     with source.writer(folder) as write, replacing(folder / CAPTIONS) as captions:
-        for record, row in _rows(source, settings, journals):
+        for record, row in all_rows(job, journals):
             texts = judged_texts(record, row, settings)
-            fault = fault_of(record, row, settings)
+            fault = job.fault_of(record, row)
             state.update(_packed([record.key, row.get("sha256"), row.get("fault")]))
             image, kept = b"", [text for text in texts if text.kept]
             if source.copies and kept:
                 with suppress(UnusableError):
                     image = decoder.read(record)
                 if hashlib.sha256(image).hexdigest() != row["sha256"]:
-                    raise CapFiltError(f"{CHANGED} ({record.name})")
+                    raise WorkError(f"{CHANGED} ({record.name})")
             for text in kept:
                 write(record, text.origin, text.caption, image)
             about = {"entry": outcome.entries, "image": record.name}
@@ -62,19 +61,6 @@ def finish(
         file.write(card.markdown(facts).encode())
     write_json(folder / CARD_JSON, facts)
     return facts
-
-
-def _rows(
-    source: Source, settings: Settings, journals: Sequence[Path]
-) -> Iterator[tuple[Record, Row]]:
-    """Entries of the input with their rows, of each shard's journal in turn."""
-    contents = [islice(journal.read(path), 1, None) for path in journals]  # behind the header
-    found = blocks(islice(source.records(), settings.limit), settings.batch_size)
-    for number in count():
-        content, block = next(contents[number % len(contents)]), next(found, None)
-        if "end" in content and block is None:
-            return
-        yield from zip(check_block(block, content).records, content["rows"], strict=True)
 
 
 def _packed(content: Any) -> bytes:

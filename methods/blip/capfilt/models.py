@@ -4,8 +4,6 @@ They must not be one network: the paper's table 4 has a filter that shares its w
 captioner drop 8 % of the texts instead of 25 %, because it believes what it wrote itself.
 """
 
-import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from methods.blip.capfilt.decoding import Decoder
-from methods.blip.capfilt.settings import CapFiltError, Settings
+from methods.blip.capfilt.settings import Settings
+from shared.data.captioned.decoding import Decoder
+from shared.data.captioned.origins import origin_of
+from shared.data.errors import WorkError
 from shared.data.readers.model_files import PACKAGE
-from shared.files import open_regular
 
 
 class Network(Protocol):
@@ -69,7 +68,7 @@ class Models:
         """What makes of files the images that the networks see."""
         networks = [network for network in (self.captioner, self.filter) if network is not None]
         if len(grounds := {network.on_white for network in networks}) > 1:
-            raise CapFiltError("one model was trained on transparent images, the other was not")
+            raise WorkError("one model was trained on transparent images, the other was not")
         sizes = sorted({network.size for network in networks})
         return Decoder(root, tuple(sizes), most_pixels, grounds.pop())
 
@@ -78,16 +77,16 @@ def load_models(
     captioner: str | None, filter: str | None, settings: Settings, device: str
 ) -> Models:
     """Load what the settings need from checkpoints of ours, official ones or Hugging Face folders;
-    CapFiltError names what is not given or not there. No connection is opened."""
+    WorkError names what is not given or not there. No connection is opened."""
     needed = {"captioner": settings.synthetic, "filter": settings.filtered}
     given = {"captioner": captioner, "filter": filter}
     given = {name: path for name, path in given.items() if needed[name]}
     if missing := [f"--{name}" for name, path in given.items() if not path]:
         kinds = "a checkpoint of ours, an official one or a Hugging Face folder"
-        raise CapFiltError(f"{' and '.join(missing)} not given: {kinds}")
-    about = {name: _about(Path(path)) for name, path in given.items() if path}
+        raise WorkError(f"{' and '.join(missing)} not given: {kinds}")
+    about = {name: origin_of(Path(path)) for name, path in given.items() if path}
     if settings.vocab and not settings.vocab.startswith(PACKAGE):
-        about["vocabulary"] = _about(Path(settings.vocab))
+        about["vocabulary"] = origin_of(Path(settings.vocab))
     writer: Any = None
     judge: Any = None
     from methods.blip.capfilt.networks import ModuleCaptioner, ModuleFilter
@@ -97,20 +96,3 @@ def load_models(
     if path := given.get("filter"):
         judge = ModuleFilter(path, settings, device)
     return Models(writer, judge, about)
-
-
-def _about(path: Path) -> dict[str, str]:
-    """Name and SHA-256 of a file, or of the names and files in a folder."""
-    try:
-        if not path.is_dir():
-            return {"name": path.name, "sha256": _digest(path)}
-        files = sorted(file for file in path.iterdir() if file.is_file())
-        listing = "".join(f"{_digest(file)} {file.name}\n" for file in files)
-    except OSError as error:
-        raise CapFiltError(f"{path}: {error.strerror}") from None
-    return {"name": path.resolve().name, "sha256": hashlib.sha256(os.fsencode(listing)).hexdigest()}
-
-
-def _digest(path: Path) -> str:
-    with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from methods.blip.capfilt.settings import CapFiltError, Settings
+from methods.blip.capfilt.settings import Settings
 from shared.checkpoints.pretrained_text import hugging_face_state
 from shared.checkpoints.reading import load_checkpoint
+from shared.data.errors import WorkError
 from shared.data.text.cleaning import text_rules
 from shared.data.text.wordpiece import WordPiece
 from shared.data.views.interface import build_views
@@ -50,14 +51,14 @@ class Loaded:
             else:
                 self.predictor = load_predictor(Path(path), device)
         except (PredictError, FileNotFoundError) as error:
-            raise CapFiltError(str(error)) from error
+            raise WorkError(str(error)) from error
         except KeyError as error:
-            raise CapFiltError(f"{path} is no checkpoint of BLIP's {task}: no {error}") from error
+            raise WorkError(f"{path} is no checkpoint of BLIP's {task}: no {error}") from error
         self.module: Any = self.predictor.module
         self.tokenizer: Any = self.predictor.tokenizer
         if not hasattr(self.module, part) or self.tokenizer is None:
             found = type(self.module).__name__
-            raise CapFiltError(f"{path} holds {found}: give a checkpoint of {task}")
+            raise WorkError(f"{path} holds {found}: give a checkpoint of {task}")
         transform = self.predictor.transform
         self.size, self.mean, self.std = transform.size, transform.mean, transform.std
         self.on_white = self.predictor.image_mode == "RGBA"
@@ -72,9 +73,9 @@ class ModuleCaptioner(Loaded):
         learned = list(self.module.hparams["prompt_ids"])
         if self.prompt != learned:
             own = self.tokenizer.decode(torch.tensor([learned]))[0]
-            raise CapFiltError(f"{path} learned to go on from another prompt: --prompt '{own} '")
+            raise WorkError(f"{path} learned to go on from another prompt: --prompt '{own} '")
         if len(self.prompt) + 1 >= settings.max_length:
-            raise CapFiltError(f"--max-length {settings.max_length}: no room after the prompt")
+            raise WorkError(f"--max-length {settings.max_length}: no room after the prompt")
         self.generation = Generation(
             settings.max_length,
             settings.min_length,
@@ -121,7 +122,7 @@ def official_predictor(
     from methods.blip.official import load_weights, official_state
 
     if not vocab:
-        raise CapFiltError("an official file has no vocabulary: --vocab names BERT's vocab.txt")
+        raise WorkError("an official file has no vocabulary: --vocab names BERT's vocab.txt")
     rules = text_rules("blip")
     tokenizer = WordPiece(vocab, rules.added, rules.closed)
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -136,7 +137,7 @@ def official_predictor(
     side = math.isqrt(state["visual_encoder.pos_embed"].shape[1] - 1) * patch.shape[-1]
     if len(tokenizer) != len(words):
         counts = f"{len(tokenizer):,} tokens, [DEC] and [ENC] among them, the model {len(words):,}"
-        raise CapFiltError(f"the vocabulary {vocab} has {counts}")
+        raise WorkError(f"the vocabulary {vocab} has {counts}")
     method["vision"] |= {"image_size": side, "patch_size": patch.shape[-1]}
     method["vision"]["gradient_checkpointing"] = False
     method["vision"] |= {"width": len(patch), "heads": len(patch) // HEAD}

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from methods.blip.capfilt.records import Record
 from methods.blip.capfilt.running import Row
 from methods.blip.capfilt.settings import Settings
+from shared.data.captioned.records import Record
 
 EXAMPLES = 12  # images of each fate on the sheet, and faults of each kind on the card
 BINS = 20  # of scores

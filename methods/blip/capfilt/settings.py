@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-
-class CapFiltError(RuntimeError):
-    """The tool cannot do what it was asked for; the message says why and what to do, in a line."""
+from shared.data.errors import WorkError
 
 
 @dataclass(frozen=True)
@@ -36,10 +34,10 @@ class Settings:
     licence: str = ""  # of the data, as the user states it
 
     def check(self) -> None:
-        """CapFiltError if these settings leave nothing to do."""
+        """WorkError if these settings leave nothing to do."""
         if not (self.web or self.synthetic):
-            raise CapFiltError("--no-web and --no-synthetic leave no text")
+            raise WorkError("--no-web and --no-synthetic leave no text")
         if not (self.filtered or self.synthetic):
-            raise CapFiltError("--caption-only and --no-synthetic leave nothing to do")
+            raise WorkError("--caption-only and --no-synthetic leave nothing to do")
         if self.min_length > self.max_length:
-            raise CapFiltError("--min-length is above --max-length")
+            raise WorkError("--min-length is above --max-length")

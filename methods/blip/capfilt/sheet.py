@@ -8,9 +8,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from methods.blip.capfilt.decoding import Decoder, UnusableError
 from methods.blip.capfilt.outcome import Outcome
-from methods.blip.capfilt.records import Record
+from shared.data.captioned.decoding import Decoder, UnusableError
+from shared.data.captioned.records import Record
 from shared.files import replacing
 from shared.showing import printable
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,11 +28,13 @@ Pixel = tuple[float, float, float]
 @dataclass(frozen=True)
 class Resizing:
     """The shorter side becomes one of `short` px, drawn anew for each image, unless the longer one
-    would exceed `long` px; with `between` any whole number from `short[0]` to `short[1]`."""
+    would exceed `long` px; with `between` any whole number from `short[0]` to `short[1]`. Sides are
+    rounded as mmcv rounds, with `detectron` as maskrcnn-benchmark's `Resize`."""
 
     short: Sequence[int]
     long: int
     between: bool = False
+    detectron: bool = False
 
     def __post_init__(self) -> None:
         if not self.short or min(self.short) < 1 or self.long < 1:
@@ -45,6 +48,13 @@ class Resizing:
         """The new height and width, given a random number in [0, 1)."""
         choices = range(self.short[0], self.short[1] + 1) if self.between else self.short
         short = choices[int(draw * len(choices))]
+        if self.detectron:
+            least, most = min(height, width), max(height, width)
+            if most / least * short > self.long:
+                short = round(self.long * least / most)
+            sides = (short if side == least else short * side // least for side in (height, width))
+            new_height, new_width = (max(1, int(side)) for side in sides)
+            return new_height, new_width
         scale = min(self.long / max(height, width), short / min(height, width))
         # As mmcv rounds; never to nothing, where a side is a thousandth of the other.
         new_height, new_width = (max(1, int(side * scale + 0.5)) for side in (height, width))
@@ -60,6 +70,8 @@ class Preparation:
         size_divisor: the padded sides of a batch are multiples of it.
         inclusive_corners: a box that ends with pixel x has x2 = x, as in detectors of before 2020,
             and not x2 = x + 1.
+        detectron: pictures are blue first, as `mean` and `std` then are, and resized by Pillow,
+            whose filter spans all pixels that become one; boxes are not clipped again thereafter.
         masks: whether targets have `masks`.
         cache: keep every decoded picture in memory, in each process those that it reads.
     """
@@ -70,6 +82,7 @@ class Preparation:
     inclusive_corners: bool = False
     masks: bool = False
     cache: bool = False
+    detectron: bool = False
 
 
 class DetectionSamples:
@@ -125,9 +138,7 @@ class DetectionSamples:
         size = self.resizing.size(*self.instances.size(image), draw)
         picture = as_input(self._pixels(image), size, self.preparation)
         target = self._target(image, size)
-        if mirror:
-            picture, target = picture.flip(2), self._mirrored(target, size[1])
-        return picture, target
+        return (picture.flip(2), self._mirrored(target, size[1])) if mirror else (picture, target)
 
     def _pixels(self, image: int) -> Pixels:
         if image in self._cache:
@@ -153,7 +164,8 @@ class DetectionSamples:
         scale = np.array([width / before[1], height / before[0]] * 2)
         last = int(self.preparation.inclusive_corners)
         corners = (found.corners[of_image] - [0, 0, last, last]) * scale
-        corners = corners.clip(0, np.array([width, height] * 2) - last)
+        if not self.preparation.detectron:
+            corners = corners.clip(0, np.array([width, height] * 2) - last)
         boxes = torch.from_numpy(corners.astype(np.float32))
         usable = found.usable[of_image]
         crowd = found.crowd[of_image]
@@ -194,7 +206,10 @@ class DetectionSamples:
 
 
 def as_input(pixels: Pixels, size: tuple[int, int], preparation: Preparation) -> Tensor:
-    """The picture (H, W, 3) as (3, *size), normalised."""
+    """A picture (H, W, 3) as a detector sees it, (3, h, w): at `size`, normalised."""
+    if preparation.detectron:
+        resized = Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BILINEAR)
+        pixels = np.asarray(resized)[:, :, ::-1].copy()
     picture = torch.tensor(pixels).permute(2, 0, 1).float() / 255
     if picture.shape[1:] != size:
         picture = F.interpolate(picture[None], size, mode="bilinear")[0]

@@ -39,11 +39,12 @@ class Detector(nn.Module):
 
     Args:
         backbone: network with `strides`, `pooled_levels` and `out_channels`, see `backbones`.
-        legacy: see `Geometry`.
+        legacy, detectron: see `Geometry`.
         anchors: see `Anchors`, without geometry and strides.
         proposals: `{train: {before_nms, kept}, test: {before_nms, kept}, nms}`.
         box_head: of `BoxHead`, its `resolution` and `hidden`, and with one entry a stage
-            `delta_stds` and `positive_iou`.
+            `delta_stds` and `positive_iou`; or the `_target_` and arguments of another network
+            with these attributes, of one stage, which also gets `channels`.
         mask_head: `{resolution, width}`, the former of the features; None: no masks.
         class_agnostic: one box and one mask a region instead of one a class.
         background: the class head has an output for it, the first one.
@@ -60,9 +61,10 @@ class Detector(nn.Module):
         mask_head: Mapping[str, Any] | None,
         class_agnostic: bool,
         background: bool = True,
+        detectron: bool = False,
     ):
         super().__init__()
-        self.geometry = Geometry(legacy)
+        self.geometry = Geometry(legacy, detectron)
         self.num_classes, self.nms = num_classes, proposals["nms"]
         self.counts: dict[str, Counts] = {
             phase: applied(Counts, proposals[phase]) for phase in ("train", "test")
@@ -80,26 +82,24 @@ class Detector(nn.Module):
         )
         shared: dict[str, Any] = {"channels": channels, "num_classes": num_classes}
         shared["class_agnostic"] = class_agnostic
-        common_box = {name: box_head[name] for name in ("resolution", "hidden")}
-        stages = list(zip(box_head["delta_stds"], box_head["positive_iou"], strict=True))
-        if len(stages) > 1 and not class_agnostic:
-            raise ValueError("method.detector: a cascade's boxes are class-agnostic")
         self.box_resolution = box_head["resolution"]
-        self.box_heads: Any = nn.ModuleList(
-            BoxHead(
-                outputs=num_classes + background,
-                delta_stds=stds,
-                positive_iou=iou,
-                **shared,
-                **common_box,
-            )
-            for stds, iou in stages
-        )
+        if not 1 <= self.box_resolution <= LARGEST:
+            told = f"box_head.resolution={self.box_resolution}"
+            raise ValueError(f"detector.{told}: from 1 to {LARGEST}")
+        if "_target_" in box_head:
+            given = {name: value for name, value in box_head.items() if name != "resolution"}
+            heads: list[Any] = [build_network({**given, "channels": channels})]
+        else:
+            outputs = num_classes + background
+            heads = [BoxHead(outputs=outputs, **own, **shared) for own in stages_of(box_head)]
+        if len(heads) > 1 and not class_agnostic:
+            raise ValueError("method.detector: a cascade's boxes are class-agnostic")
+        self.box_heads: Any = nn.ModuleList(heads)
         self.mask_resolution = mask_head["resolution"] if mask_head else 0
         if not 0 <= self.mask_resolution <= LARGEST:  # no weight has a shape that tells
             told = f"mask_head.resolution={self.mask_resolution}"
             raise ValueError(f"detector.{told}: from 1 to {LARGEST}")
-        masks = stages if mask_head else []
+        masks = heads if mask_head else []
         width = mask_head["width"] if mask_head else 0
         self.mask_heads: Any = nn.ModuleList(MaskHead(width=width, **shared) for _ in masks)
 
@@ -141,6 +141,13 @@ class Detector(nn.Module):
         features = self.pool(maps, rois, self.mask_resolution)
         stages = [of_label(head(features), labels).sigmoid() for head in self.mask_heads]
         return torch.stack(stages).mean(dim=0)
+
+
+def stages_of(box_head: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Settings of the box head of each stage."""
+    common = {name: box_head[name] for name in ("resolution", "hidden")}
+    stages = zip(box_head["delta_stds"], box_head["positive_iou"], strict=True)
+    return [{**common, "delta_stds": stds, "positive_iou": iou} for stds, iou in stages]
 
 
 def run_stages(

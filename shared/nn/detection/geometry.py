@@ -3,7 +3,8 @@
 Shapes: a box is x1, y1, x2, y2 in pixels. In torchvision's convention x2 and y2 are where the box
 ends. In the legacy one (mmdetection 1.x, Detectron) they name its last pixel, so that a box is
 x2 - x1 + 1 wide; all of its arithmetic is that of boxes which end one pixel later.
-Source: docs/papers/simcal.md, section 4; mmdetection's `bbox_overlaps`, `bbox2delta`, `delta2bbox`.
+Source: docs/papers/simcal.md, section 4; mmdetection's `bbox_overlaps`, `bbox2delta`, `delta2bbox`;
+maskrcnn-benchmark's `BoxCoder` and `ROIAlign`.
 """
 
 from collections.abc import Sequence
@@ -20,9 +21,18 @@ LEVEL_SIZE = 56.0  # boxes of this size and more leave the finest level when the
 
 @dataclass(frozen=True)
 class Geometry:
-    """Box arithmetic of one convention; `legacy` is the only place that tells them apart."""
+    """Box arithmetic of one convention; `legacy` is the only place that tells them apart.
+
+    Detectron shares the legacy convention with mmdetection, but pools regions from their first to
+    their last pixel, in as many samples as a bin has pixels, and lets boxes shrink without bound.
+    """
 
     legacy: bool
+    detectron: bool = False
+
+    def __post_init__(self) -> None:
+        if self.detectron and not self.legacy:
+            raise ValueError("detector.detectron: true goes with detector.legacy: true alone")
 
     def ends(self, boxes: Tensor) -> Tensor:
         """Boxes (..., 4) of this convention as boxes whose width is x2 - x1."""
@@ -45,11 +55,12 @@ class Geometry:
         return torch.cat(deltas, dim=-1) / boxes.new_tensor(stds)
 
     def decode(self, boxes: Tensor, deltas: Tensor, stds: Sequence[float]) -> Tensor:
-        """Boxes (..., 4) moved and stretched by deltas (..., 4); sizes change at most 62.5-fold."""
+        """Boxes (..., 4) moved and stretched by deltas (..., 4); sizes grow at most 62.5-fold."""
         deltas = deltas.float() * deltas.new_tensor(stds, dtype=torch.float32)
         centre, size = centre_and_size(self.ends(boxes))
         centre = centre + deltas[..., :2] * size
-        half = deltas[..., 2:].clamp(-LARGEST, LARGEST).exp() * size / 2
+        least = None if self.detectron else -LARGEST
+        half = deltas[..., 2:].clamp(least, LARGEST).exp() * size / 2
         return self.from_ends(torch.cat([centre - half, centre + half], dim=-1))
 
     def clip(self, boxes: Tensor, sizes: Tensor) -> Tensor:
@@ -73,16 +84,18 @@ class Geometry:
         return (size / LEVEL_SIZE + 1e-6).log2().floor().clamp(0, count - 1).long()
 
     def pool(self, features: Tensor, rois: Tensor, output: int, scale: float) -> Tensor:
-        """RoIAlign with two samples a bin and axis: features (B, C, H, W), `scale` of a pixel in
-        size, and rois (N, 5) that begin with the image's row, to (N, C, output, output).
+        """RoIAlign: features (B, C, H, W), `scale` of a pixel in size, and rois (N, 5) that begin
+        with the image's row, to (N, C, output, output); with two samples a bin and axis.
 
         The legacy kernel takes a pixel's feature at its corner: aligned RoIAlign, half a feature
         further.
         """
+        features = features.to(rois.dtype)  # coordinates are too fine for half precision
+        if self.detectron:
+            return roi_align(features, rois, output, scale, sampling_ratio=0, aligned=False)
         boxes = self.ends(rois[:, 1:])
         boxes = boxes + 0.5 / scale if self.legacy else boxes
         rois = torch.cat([rois[:, :1], boxes], dim=1)
-        features = features.to(rois.dtype)  # coordinates are too fine for half precision
         return roi_align(features, rois, output, scale, sampling_ratio=2, aligned=self.legacy)
 
 

@@ -53,12 +53,14 @@ def assign(
     positive: float,
     negative: float,
     best: float,
+    own_truth: bool = False,
 ) -> Assignment:
     """Assign each valid box the ground truth of its greatest IoU, if that is `positive` or more.
 
     Each ground truth also claims the boxes that share its own greatest IoU, if that is `best` or
-    more; where several claim one, the last has it. Boxes below `negative` are background, the rest
-    is ignored.
+    more; where several claim one, the last has it. With `own_truth` a claimed box stands for the
+    ground truth of its own greatest IoU instead, whoever claims it (maskrcnn-benchmark's
+    `Matcher`). Boxes below `negative` are background, the rest is ignored.
     """
     pairs = valid[:, :, None] & truth.valid[:, None]
     iou = geometry.iou(boxes, truth.boxes).masked_fill(~pairs, -1.0)
@@ -71,7 +73,7 @@ def assign(
     claimed = (iou == greatest) & (greatest >= best) & pairs
     places = torch.arange(1, iou.shape[2] + 1, device=iou.device)
     last = (claimed * places).amax(dim=2) - 1
-    truths = torch.where(last >= 0, last, truths)
+    truths = torch.where(last >= 0, nearest if own_truth else last, truths)
     return Assignment(truths.masked_fill(~valid, IGNORED), overlaps.clamp(min=0))
 
 

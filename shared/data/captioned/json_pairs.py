@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from methods.blip.capfilt import records
-from methods.blip.capfilt.records import LONGEST_ENTRY, Place, Record, Write
-from methods.blip.capfilt.settings import CapFiltError
+from shared.data.captioned import records
+from shared.data.captioned.records import LONGEST_ENTRY, Place, Record, Write
+from shared.data.errors import WorkError
 from shared.data.readers.files import nested_too_deep, one_line, open_data, shortened
 from shared.files import replacing
 
@@ -90,7 +90,7 @@ class JsonPairs:
         except MalformedError as error:
             if not number:
                 said = f"{self._path} is no list of entries ({error})"
-                raise CapFiltError(f"{said}: give a list, or .jsonl, an object a line") from None
+                raise WorkError(f"{said}: give a list, or .jsonl, an object a line") from None
             lost = 1 - error.place / max(1, self.size)
             said = f"no JSON: {error}; the last {lost:.1%} of the file, from byte {error.place} on"
             where = f"{self._path.name}, entry {number}"

@@ -4,11 +4,11 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
-from methods.blip.capfilt.folder_pairs import FolderPairs
-from methods.blip.capfilt.json_pairs import JsonPairs
-from methods.blip.capfilt.records import Source
-from methods.blip.capfilt.settings import CapFiltError
-from methods.blip.capfilt.tar_pairs import TarPairs
+from shared.data.captioned.folder_pairs import FolderPairs
+from shared.data.captioned.json_pairs import JsonPairs
+from shared.data.captioned.records import Source
+from shared.data.captioned.tar_pairs import TarPairs
+from shared.data.errors import WorkError
 
 
 def open_source(inputs: Sequence[str], image_root: str | None) -> Source:
@@ -18,7 +18,7 @@ def open_source(inputs: Sequence[str], image_root: str | None) -> Source:
     for name in inputs:
         found = [name] if Path(name).exists() else sorted(glob.glob(name))
         if not found:
-            raise CapFiltError(f"{name}: no such file or folder")
+            raise WorkError(f"{name}: no such file or folder")
         paths += map(Path, found)
     if len(paths) == 1 and paths[0].is_dir():
         if not (shards := sorted(paths[0].glob("*.tar"))):
@@ -30,7 +30,7 @@ def open_source(inputs: Sequence[str], image_root: str | None) -> Source:
     if len(paths) == 1 and suffixes <= {".json", ".jsonl"}:
         root = Path(image_root) if image_root else paths[0].parent
         if not root.is_dir():
-            raise CapFiltError(f"{root} is no folder: --image-root names it")
+            raise WorkError(f"{root} is no folder: --image-root names it")
         return JsonPairs(paths[0], root)
     wanted = "one .json or .jsonl file, one folder of images, or tar shards"
-    raise CapFiltError(f"{' '.join(inputs)[:200]}: give {wanted}")
+    raise WorkError(f"{' '.join(inputs)[:200]}: give {wanted}")

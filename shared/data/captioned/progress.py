@@ -6,7 +6,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from methods.blip.capfilt.running import Tally
+from shared.data.captioned.working import Tally
+from shared.showing import printable
 
 PAUSE = 60.0  # seconds between lines of a log
 
@@ -40,3 +41,14 @@ class Meter(Progress):
     def rate(self, tally: Tally) -> float:
         """Entries per second of this run."""
         return (tally.entries - tally.replayed) / max(1e-6, time.monotonic() - self._begin)
+
+
+def print_tally(tally: Tally, rate: float, faults: str) -> None:
+    """Say what was done; `faults` is the file that names every unusable entry."""
+    for example in tally.examples:
+        print(f"unusable: {printable(example)}", file=sys.stderr)
+    if (others := tally.unusable - len(tally.examples)) > 0:
+        print(f"unusable: {others:,} more, see {faults}", file=sys.stderr)
+    done = tally.entries - tally.replayed
+    speed = f", {rate:,.1f} a second" if done else ""
+    print(f"{tally.entries:,} entries, {done:,} of them in this run{speed}")

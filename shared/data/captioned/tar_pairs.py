@@ -19,7 +19,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from methods.blip.capfilt.records import (
+from shared.data.captioned.records import (
     LONGEST_ENTRY,
     Place,
     Record,
@@ -28,7 +28,7 @@ from methods.blip.capfilt.records import (
     name_fault,
     texts_of,
 )
-from methods.blip.capfilt.settings import CapFiltError
+from shared.data.errors import WorkError
 from shared.data.readers.files import one_line, open_data, shortened
 from shared.files import parse_json, sync
 
@@ -54,7 +54,7 @@ class TarPairs:
         names = [path.name for path in paths]
         if twice := {name for name in names if names.count(name) > 1}:
             said = f"two shards are called {min(twice)}, and the output has one of each name"
-            raise CapFiltError(f"{said}: work on the folders one after the other")
+            raise WorkError(f"{said}: work on the folders one after the other")
         self._shards: list[tuple[Path, int]] = []
         for path in paths:
             with open_data(path) as file:
@@ -133,7 +133,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         yield temporary
         os.sync()  # one call for what may be millions of files
         if path.is_symlink():
-            raise CapFiltError(f"{path} is a link: remove it")
+            raise WorkError(f"{path} is a link: remove it")
         if path.exists():
             path.rename(f"{temporary}.old.tmp")
         temporary.rename(path)

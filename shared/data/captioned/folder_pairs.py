@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from methods.blip.capfilt import records
-from methods.blip.capfilt.records import LONGEST_ENTRY, Place, Record, Write
-from methods.blip.capfilt.tar_pairs import whole_folder
+from shared.data.captioned import records
+from shared.data.captioned.records import LONGEST_ENTRY, Place, Record, Write
+from shared.data.captioned.tar_pairs import whole_folder
 from shared.data.images import IMAGE_SUFFIXES
 from shared.files import open_regular
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from methods.blip.capfilt.records import Block, Record, outside
+from shared.data.captioned.records import Block, Record, outside
 from shared.data.images import FORMATS, Pixels, read_image
 from shared.data.readers.files import one_line
 from shared.files import open_regular
@@ -23,10 +23,13 @@ class UnusableError(ValueError):
 
 
 class Picture(NamedTuple):
-    """An image as the networks see it, (S, S, 3) by size S, and the SHA-256 of its file."""
+    """An image as the networks see it, (S, S, 3) by size S, the SHA-256 of its file, its height and
+    width, and the image itself, (H, W, 3), where the decoder keeps it."""
 
     sha256: str
     views: dict[int, Pixels]
+    size: tuple[int, int]
+    pixels: Pixels | None = None
 
 
 class Decoded(NamedTuple):
@@ -45,6 +48,7 @@ class Decoder:
     sizes: tuple[int, ...]
     most_pixels: int
     on_white: bool = True  # where an image is transparent; else its alpha is dropped
+    whole: bool = False  # whether pictures keep all their pixels
 
     def __getitem__(self, block: Block) -> Decoded:
         return Decoded(block, [self._picture(record) for record in block.records])
@@ -54,13 +58,15 @@ class Decoder:
             return record.fault
         try:
             content = self.read(record)
-            image = Image.fromarray(self.pixels(content))
+            pixels = self.pixels(content)
+            image = Image.fromarray(pixels)
         except UnusableError as error:
             return str(error)
         # As the official transform for evaluation does: the aspect ratio is not kept.
         resized = {s: image.resize((s, s), Image.Resampling.BICUBIC) for s in self.sizes}
         views = {size: np.asarray(view) for size, view in resized.items()}
-        return Picture(hashlib.sha256(content).hexdigest(), views)
+        digest, kept = hashlib.sha256(content).hexdigest(), pixels if self.whole else None
+        return Picture(digest, views, (image.height, image.width), kept)
 
     def read(self, record: Record) -> bytes:
         """The file's bytes."""

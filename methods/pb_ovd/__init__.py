@@ -1,0 +1,1 @@
+"""PB-OVD: open-vocabulary object detection with pseudo bounding-box labels."""

@@ -1,0 +1,1 @@
+"""Pseudo boxes for captioned images: `tenfold-detect label | merge`."""

@@ -1,0 +1,101 @@
+"""Boxes of an image that may hold an object of any class: from a file, or a detector's RPN."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from shared.checkpoints.reading import load_checkpoint, rebuild_module
+from shared.data.captioned.decoding import Picture
+from shared.data.captioned.origins import origin_of
+from shared.data.captioned.records import Record
+from shared.data.detection.samples import Preparation, Resizing, padded, prepared
+from shared.data.errors import WorkError
+from shared.data.readers.instances import read_instances
+from shared.nn.building import applied
+from shared.nn.detection.detector import Detector
+
+LONGEST_SIDE = 4096  # px of what a detector sees, whatever its checkpoint says
+
+
+class Proposer(Protocol):
+    """A source of proposals; `pixels` says whether it looks at the images."""
+
+    pixels: bool
+    origin: dict[str, str]
+
+    def propose(self, records: Sequence[Record], pictures: Sequence[Picture]) -> list[Tensor | str]:
+        """Boxes (P, 4), x1, y1, x2, y2 in pixels, of each image, or why there are none."""
+
+
+class FileProposals:
+    """The boxes of an instances file in COCO's form, of whatever category, by `file_name`."""
+
+    pixels = False
+
+    def __init__(self, path: str, most: int) -> None:
+        self._found, self._most, self.origin = read_instances(path, ""), most, origin_of(Path(path))
+        self._rows = {os.fsdecode(name): row for row, name in enumerate(self._found.paths)}
+
+    def propose(self, records: Sequence[Record], pictures: Sequence[Picture]) -> list[Tensor | str]:
+        return [self._of(r.name, p.size) for r, p in zip(records, pictures, strict=True)]
+
+    def _of(self, name: str, size: tuple[int, int]) -> Tensor | str:
+        if (row := self._rows.get(name)) is None:
+            return f"no proposals: {self.origin['name']} does not name it"
+        if self._found.size(row) != size:
+            height, width = self._found.size(row)
+            return f"another image: its proposals are of one of {width} x {height} pixels"
+        return torch.from_numpy(self._found.corners[self._found.of_image(row)][: self._most])
+
+
+class DetectorProposals:
+    """The first stage of any of our detectors, on images prepared as in its evaluation."""
+
+    pixels = True
+
+    def __init__(self, path: str, most: int, device: str) -> None:
+        checkpoint = load_checkpoint(path)
+        module: Any = rebuild_module(checkpoint, path)
+        if not isinstance(getattr(module, "detector", None), Detector):
+            raise WorkError(f"{path} holds {type(module).__name__}, which is no detector")
+        data: Any = checkpoint.get("datamodule_hyper_parameters")
+        try:
+            self._resizing = applied(Resizing, data["eval_resizing"])
+            self._preparation = applied(Preparation, data["preparation"])
+            if not self._resizing.long <= LONGEST_SIDE:
+                raise ValueError(f"images of {self._resizing.long} px, more than {LONGEST_SIDE}")
+        except (KeyError, TypeError, ValueError) as error:
+            raise WorkError(f"{path} does not say how images are prepared: {error}") from error
+        self._detector: Detector = module.to(device).detector
+        self._most, self._device, self.origin = most, device, origin_of(Path(path))
+
+    @torch.no_grad()
+    def propose(self, records: Sequence[Record], pictures: Sequence[Picture]) -> list[Tensor | str]:
+        sizes = [self._resizing.size(*picture.size, 0.0) for picture in pictures]
+        images = [
+            prepared(picture.pixels, size, self._preparation)
+            for picture, size in zip(pictures, sizes, strict=True)
+            if picture.pixels is not None
+        ]
+        batch = padded(images, self._preparation.size_divisor).to(self._device)
+        seen = torch.tensor(sizes, device=self._device)
+        found = self._detector.propose(self._detector.rpn(self._detector.maps(batch)), seen, "test")
+        ended = self._detector.geometry.ends(found.boxes).double().cpu()
+        original = torch.tensor([picture.size for picture in pictures]).double()
+        zoom = (original / seen.cpu()).flip(1).repeat(1, 2)
+        rows = zip(ended, zoom, found.valid.cpu(), original.flip(1).repeat(1, 2), strict=True)
+        return [
+            (boxes[valid][: self._most] * factors).clamp(min=0).minimum(limit)
+            for boxes, factors, valid, limit in rows
+        ]
+
+
+def open_proposals(path: str, most: int, device: str) -> Proposer:
+    """The proposals that a path names: a .json in COCO's form, or a detector's checkpoint."""
+    if Path(path).suffix == ".json":
+        return FileProposals(path, most)
+    return DetectorProposals(path, most, device)

@@ -1,0 +1,136 @@
+"""Official PB-OVD files and other starts: every key is accounted for."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from methods.pb_ovd import official
+from methods.pb_ovd.module import OpenVocabularyDetector
+from shared.checkpoints.reading import CheckpointError
+from tests.unit.pb_ovd_toy import detector, settings, texts
+from tests.unit.simcal_toy import scenes
+
+
+def other() -> Any:
+    """A detector with other weights than a fresh one."""
+    module = detector()
+    with torch.no_grad():
+        for value in module.state_dict().values():
+            value.add_(torch.rand_like(value))
+    return module.eval()
+
+
+def test_official_names_account_for_every_key() -> None:
+    module = other()
+    content = official.export(module)
+    assert "backbone.body.stem.bn1.running_var" in content["model"]
+    assert content["model"]["roi_heads.box.predictor.bbox_pred.weight"].shape == (8, 16)
+    # As the official trainer writes them: beside its state, of a parallel network, with what
+    # follows from the config and from the data.
+    head = "module.roi_heads.box.predictor.cls_score"
+    written = {
+        "model": {f"module.{k}": v for k, v in content["model"].items()}
+        | {
+            "module.rpn.anchor_generator.cell_anchors.0": module.detector.rpn.anchors.cell0,
+            f"{head}.weight": torch.zeros(9, 6), f"{head}.bias": torch.zeros(9),
+        },
+        "optimizer": {"state": {}}, "scheduler": {"last_epoch": 3}, "iteration": 3,
+    }  # fmt: skip
+    fresh = detector()
+    report = official.load_weights(fresh, written)
+    assert list(report.fresh) == ["texts"]
+    state = fresh.state_dict()
+    for name, value in module.state_dict().items():
+        if name != "texts":
+            assert torch.equal(state[name], value), name
+    anchors = written["model"].pop("module.rpn.anchor_generator.cell_anchors.0")
+    written["model"]["module.rpn.anchor_generator.cell_anchors.0"] = anchors + 1
+    with pytest.raises(CheckpointError, match=r"are not those of method\.detector\.anchors"):
+        official.load_weights(fresh, written)
+    del written["model"]["module.rpn.anchor_generator.cell_anchors.0"]
+    del written["model"]["module.rpn.head.bbox_pred.bias"]
+    with pytest.raises(CheckpointError, match=r"detector\.rpn\.head\.bbox_pred\.bias"):
+        official.load_weights(fresh, written)
+
+
+def test_fine_tuning_starts_from_a_detector_of_other_classes(tmp_path: Path) -> None:
+    path, trained = tmp_path / "last.ckpt", other()
+    target = "methods.pb_ovd.module.OpenVocabularyDetector"
+    torch.save({"_target_": target, "state_dict": trained.state_dict()}, path)
+    fewer = detector_of(2)
+    official.warm_start(fewer, path, "detector")
+    batch, names = scenes(2), texts(5)
+    found, expected = fewer.eval().detect(batch, names), trained.detect(batch, names)
+    assert torch.equal(found.scores, expected.scores)
+    torch.save({"model": official.export(trained)["model"], "iteration": 9}, path)  # as theirs
+    again = detector_of(2)
+    official.warm_start(again, path, "detector")
+    assert torch.equal(again.eval().detect(batch, names).scores, expected.scores)
+    with pytest.raises(CheckpointError, match="kind 'imagenet' is unknown: detector, msra"):
+        official.warm_start(fewer, path, "imagenet")
+    with pytest.raises(CheckpointError, match="train it first"):
+        official.warm_start(fewer, tmp_path / "nothing.ckpt", "detector")
+
+
+def detector_of(classes: int) -> Any:
+    given = settings()
+    given["detector"]["num_classes"] = classes
+    return OpenVocabularyDetector(**given)
+
+
+def blobs() -> dict[str, np.ndarray]:
+    """A ResNet of the toy's size in Caffe2's names."""
+    generator = np.random.default_rng(0)
+    shapes: dict[str, tuple[int, ...]] = {"conv1_w": (8, 3, 7, 7), "fc1000_w": (10, 16)}
+    shapes |= {"conv1_b": (8,), "fc1000_b": (10,), "res_conv1_bn_s": (8,), "res_conv1_bn_b": (8,)}
+    stages = ((2, 8, 8, 4, 1), (3, 8, 16, 8, 1), (4, 16, 32, 16, 1), (5, 32, 16, 8, 2))
+    for stage, inputs, outputs, width, count in stages:
+        for block in range(count):
+            given = inputs if block == 0 else outputs
+            layers = {"2a": (width, given, 1, 1), "2b": (width, width, 3, 3)}
+            layers["2c"] = (outputs, width, 1, 1)
+            if block == 0 and given != outputs:
+                layers["1"] = (outputs, given, 1, 1)
+            for branch, shape in layers.items():
+                name = f"res{stage}_{block}_branch{branch}"
+                shapes |= {f"{name}_w": shape, f"{name}_bn_s": shape[:1], f"{name}_bn_b": shape[:1]}
+    return {k: generator.random(s, dtype=np.float32) for k, s in shapes.items()}
+
+
+def test_msra_starts_the_body_and_the_head(tmp_path: Path) -> None:
+    path, given = tmp_path / "R-50.pkl", blobs()
+    path.write_bytes(pickle.dumps(given, protocol=2))
+    module = detector()
+    official.warm_start(module, path, "msra")
+    state = module.state_dict()
+    assert np.array_equal(state["detector.backbone.conv1.weight"], given["conv1_w"])
+    assert np.array_equal(
+        state["detector.backbone.layer3.0.downsample.1.bias"], given["res4_0_branch1_bn_b"]
+    )
+    assert np.array_equal(
+        state["detector.box_heads.0.trunk.1.bn2.weight"], given["res5_1_branch2b_bn_s"]
+    )
+    assert (state["detector.backbone.bn1.running_var"] == 1).all()
+    del given["res5_1_branch2b_w"]
+    path.write_bytes(pickle.dumps(given, protocol=2))
+    with pytest.raises(CheckpointError, match=r"trunk\.1\.conv2\.weight"):
+        official.warm_start(module, path, "msra")
+    with pytest.raises(CheckpointError, match=r"names Detectron's R-50\.pkl"):
+        official.warm_start(module, tmp_path / "absent.pkl", "msra")
+
+
+class Trap:
+    def __reduce__(self) -> tuple:
+        return (Path.touch, (Path("/tmp/pb-ovd-trap"),))
+
+
+def test_a_pickle_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "R-50.pkl"
+    path.write_bytes(pickle.dumps({"conv1_w": Trap()}))
+    with pytest.raises(CheckpointError, match="nothing in it was executed"):
+        official.warm_start(detector(), path, "msra")
+    assert not Path("/tmp/pb-ovd-trap").exists()
