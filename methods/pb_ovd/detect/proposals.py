@@ -12,7 +12,7 @@ from shared.checkpoints.reading import load_checkpoint, rebuild_module
 from shared.data.captioned.decoding import Picture
 from shared.data.captioned.origins import origin_of
 from shared.data.captioned.records import Record
-from shared.data.detection.samples import Preparation, Resizing, padded, prepared
+from shared.data.detection.samples import Preparation, Resizing, as_input, padded
 from shared.data.errors import WorkError
 from shared.data.readers.instances import read_instances
 from shared.nn.building import applied
@@ -53,7 +53,7 @@ class FileProposals:
 
 
 class DetectorProposals:
-    """The first stage of any of our detectors, on images prepared as in its evaluation."""
+    """The first stage of any of our detectors, on images as_input as in its evaluation."""
 
     pixels = True
 
@@ -69,7 +69,7 @@ class DetectorProposals:
             if not self._resizing.long <= LONGEST_SIDE:
                 raise ValueError(f"images of {self._resizing.long} px, more than {LONGEST_SIDE}")
         except (KeyError, TypeError, ValueError) as error:
-            raise WorkError(f"{path} does not say how images are prepared: {error}") from error
+            raise WorkError(f"{path} does not say how images are as_input: {error}") from error
         self._detector: Detector = module.to(device).detector
         self._most, self._device, self.origin = most, device, origin_of(Path(path))
 
@@ -77,7 +77,7 @@ class DetectorProposals:
     def propose(self, records: Sequence[Record], pictures: Sequence[Picture]) -> list[Tensor | str]:
         sizes = [self._resizing.size(*picture.size, 0.0) for picture in pictures]
         images = [
-            prepared(picture.pixels, size, self._preparation)
+            as_input(picture.pixels, size, self._preparation)
             for picture, size in zip(pictures, sizes, strict=True)
             if picture.pixels is not None
         ]
