@@ -53,7 +53,7 @@ class FileProposals:
 
 
 class DetectorProposals:
-    """The first stage of any of our detectors, on images as_input as in its evaluation."""
+    """The first stage of any of our detectors, on images prepared as in its evaluation."""
 
     pixels = True
 
@@ -69,7 +69,7 @@ class DetectorProposals:
             if not self._resizing.long <= LONGEST_SIDE:
                 raise ValueError(f"images of {self._resizing.long} px, more than {LONGEST_SIDE}")
         except (KeyError, TypeError, ValueError) as error:
-            raise WorkError(f"{path} does not say how images are as_input: {error}") from error
+            raise WorkError(f"{path} does not say how images are prepared: {error}") from error
         self._detector: Detector = module.to(device).detector
         self._most, self._device, self.origin = most, device, origin_of(Path(path))
 
