@@ -4,6 +4,7 @@ SimCal (docs/papers/simcal.md, sections 3.1 and 3.8)."""
 from typing import Any
 
 import torch
+from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -14,6 +15,7 @@ from shared.nn.detection.detector import Stages
 from shared.nn.detection.geometry import Geometry
 from shared.nn.detection.matching import GroundTruth, padded
 from shared.tasks.detection import JointTraining
+from shared.training.callbacks import moving_average
 from shared.training.schedules import rate_factor
 
 
@@ -25,6 +27,7 @@ class JointDetector(LongTailDetector):
         classification: loss of the region classifier, see `classification_loss`.
         optimizer: `sgd` or `adamw`.
         lr, momentum, weight_decay, schedule: of all parameters; see `rate_factor`.
+        ema_decay: of a moving average of the weights, which is evaluated and saved; null for none.
         oracle: the test also scores regions by `oracle_scores`.
     """
 
@@ -37,6 +40,7 @@ class JointDetector(LongTailDetector):
         momentum: float,
         weight_decay: float,
         schedule: dict[str, Any],
+        ema_decay: float | None,
         oracle: bool,
         **common: Any,
     ):
@@ -46,6 +50,8 @@ class JointDetector(LongTailDetector):
         if optimizer not in ("sgd", "adamw"):
             raise ValueError(f"method.optimizer={optimizer!r}: expected sgd or adamw")
         rate_factor(0, schedule)
+        if ema_decay is not None:
+            moving_average(ema_decay)  # refuses what is no decay before anything is trained
         classification_loss(classification, torch.ones(self.detector.num_classes))
         self.joint = JointTraining(training, common["seed"])
         stages, weights = len(self.detector.box_heads), len(training["stage_weights"])
@@ -70,6 +76,10 @@ class JointDetector(LongTailDetector):
             truth, geometry = padded(batch["targets"]), self.detector.geometry
             scores["oracle"] = oracle_scores(geometry, stages.rois[0], truth, scores[""])
         return scores
+
+    def configure_callbacks(self) -> list[Callback]:
+        decay = self.hparams["ema_decay"]
+        return [] if decay is None else [moving_average(decay)]
 
     def configure_optimizers(self):
         p = self.hparams

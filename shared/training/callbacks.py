@@ -14,8 +14,15 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, Checkpoint, ProgressBar, RichProgressBar
+from pytorch_lightning.callbacks import (
+    Callback,
+    Checkpoint,
+    ProgressBar,
+    RichProgressBar,
+    WeightAveraging,
+)
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from shared.distributed import gather_objects
 from shared.training import lightning_internals as internals
@@ -101,6 +108,15 @@ class ResumeCheckpoint(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._generators = state_dict["generators"]
+
+
+def moving_average(decay: float) -> WeightAveraging:
+    """Callback that evaluates, saves and leaves behind the exponential moving average of all
+    parameters, `decay` in (0, 1) of the old one a step; buffers are the last step's. A checkpoint's
+    `state_dict` is the average, and training goes on from the weights beside it."""
+    if not 0 < decay < 1:
+        raise ValueError(f"ema_decay={decay!r}: expected a number between 0 and 1, or null")
+    return WeightAveraging(use_buffers=False, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 class FiniteGradients(Callback):

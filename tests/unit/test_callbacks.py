@@ -21,6 +21,7 @@ from shared.training.callbacks import (
     PlainProgress,
     ResumeCheckpoint,
     Throughput,
+    moving_average,
     peak_memory_mb,
     progress_callback,
 )
@@ -142,6 +143,51 @@ def test_every_checkpoint_continues_exactly(tmp_path, schedule):
         found = comparable(load_checkpoint(folder / "last.ckpt"))
         assert first_difference(found, expected, folder.name) is None
         assert read_metrics(folder / "metrics.csv") == rows, folder.name
+
+
+class Averaged(Tiny):
+    def configure_callbacks(self):
+        return [moving_average(0.75)]
+
+
+@pytest.mark.parametrize(
+    "schedule", [{"max_epochs": 2}, {"max_epochs": 2, "val_check_interval": 0.5}]
+)
+def test_an_average_of_the_weights_is_saved_evaluated_and_continued(tmp_path, schedule):
+    steps, seen = [], []
+
+    class Watched(Averaged):
+        def optimizer_step(self, *arguments, **named):
+            super().optimizer_step(*arguments, **named)
+            steps.append(self.out.weight.detach().clone())
+
+        def on_validation_epoch_start(self):
+            seen.append(self.out.weight.detach().clone())
+
+    whole = tmp_path / "run"
+    module = Watched()
+    fit(whole, Keep, module, **schedule)
+    average = steps[0].clone()
+    for weight in steps[1:]:
+        average.lerp_(weight, 0.25)
+    end = load_checkpoint(whole / "last.ckpt")
+    for found in (module.out.weight, seen[-1], end["state_dict"]["out.weight"]):
+        torch.testing.assert_close(found, average)
+    torch.testing.assert_close(end["current_model_state"]["out.weight"], steps[-1])
+    assert end["state_dict"]["seen"] == 2 * SIZE  # a counter is no weight
+    names = ("current_model_state", "averaging_state")
+    for folder in sorted(tmp_path.glob("at_*")):
+        fit(folder, module=Averaged(), **schedule)
+        again = load_checkpoint(folder / "last.ckpt")
+        assert first_difference(comparable(again), comparable(end), folder.name) is None
+        assert first_difference([again[n] for n in names], [end[n] for n in names], "") is None
+        assert read_metrics(folder / "metrics.csv") == read_metrics(whole / "metrics.csv")
+
+
+@pytest.mark.parametrize("decay", [0, 1, 1.5, -0.1])
+def test_a_decay_that_averages_nothing_is_refused(decay):
+    with pytest.raises(ValueError, match=r"ema_decay=.*between 0 and 1"):
+        moving_average(decay)
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_clean(tmp_path):
