@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found[PART] = measured(folder)
     files = export(folder / "checkpoints" / "last.ckpt", found)
     hits = first_hits(files[-1], Path(config.data_root) / "emoji-pairs")
-    right = [word for word, name in hits.items() if word in name.split()]
+    right = [word for word, name in hits.items() if word == noun(name)]
     print(f"{len(right)} of {len(WORDS)} words find what they name first:", hits)
     found["words"] = {"first_hits": interval("words", 100 * len(right) / len(WORDS))}
     write_json(MADE / METRICS, found)
@@ -127,6 +127,12 @@ def first_hits(model: Path, root: Path) -> dict[str, str]:
     with (MADE / "words" / "scores.csv").open(newline="") as file:
         best = {row["text"]: row["path"] for row in reversed([*csv.DictReader(file)])}
     return {word: names[best[word]] for word in WORDS}
+
+
+def noun(name: str) -> str:
+    """The word that says what a drawing's name is a kind of: a red apple is an apple, a spider web
+    no spider, a beach with umbrella a beach."""
+    return name.partition(" with ")[0].split()[-1]
 
 
 def halved(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -193,8 +199,8 @@ def ship(
         about = card.read_text().partition(MEASURED)[0]
         card.write_text(f"{about}{MEASURED}\n{table(header, rows)}\n")
     (ZOO / "drawings").mkdir(exist_ok=True)
-    entries = read_json(drawings / "common_pairs_test.json")
-    for entry in [*entries[::3], *(e for e in entries if e["caption"][0] in WORDS)]:
+    common, every = (read_json(drawings / f"{n}pairs_test.json") for n in ("common_", ""))
+    for entry in [*common[::3], *(e for e in every if noun(e["caption"][0]) in WORDS)]:
         name = entry["caption"][0].replace(" ", "-")
         shutil.copyfile(drawings / entry["image"], ZOO / "drawings" / f"{name}.png")
     print(f"shipped: {', '.join(path.name for path in files)}")

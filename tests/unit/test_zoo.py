@@ -92,8 +92,10 @@ def test_models_of_the_runs_are_small_and_load(
     (tmp_path / "zoo").mkdir()
     for name in zoo.CARDS:
         (tmp_path / "zoo" / f"{name}.md").write_text(f"# {name}\n\n{zoo.MEASURED}\nold\n")
-    drawings = [{"image": f"{n}.png", "caption": [w]} for n, w in enumerate([*"abcd", "banana"])]
-    (tmp_path / "common_pairs_test.json").write_text(json.dumps(drawings))
+    words = [*"abcd", "banana", "red apple", "spider web", "beach with umbrella"]
+    drawings = [{"image": f"{n}.png", "caption": [w]} for n, w in enumerate(words)]
+    (tmp_path / "common_pairs_test.json").write_text(json.dumps(drawings[:5]))
+    (tmp_path / "pairs_test.json").write_text(json.dumps(drawings))
     for drawing in drawings:
         (tmp_path / str(drawing["image"])).write_text(str(drawing["caption"]))
     text_tower.write(tower[0], zoo.TEXT)
@@ -121,7 +123,8 @@ def test_models_of_the_runs_are_small_and_load(
 
     found |= {"vision": {}, "words": {"first_hits": (90.0, 69.9, 97.2)}}
     zoo.ship([vision, text, whole], found, tmp_path)
-    assert {p.name for p in (zoo.ZOO / "drawings").iterdir()} == {"a.png", "d.png", "banana.png"}
+    shipped = {path.stem for path in (zoo.ZOO / "drawings").iterdir()}
+    assert shipped == {"a", "d", "banana", "red-apple"}
     card = (zoo.ZOO / "albef-emoji.md").read_text()
     assert card.startswith("# albef-emoji\n")
     assert "old" not in card
