@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from matplotlib import font_manager
 from PIL import Image
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
@@ -130,6 +131,16 @@ def draw(picture: Pixels, found: Objects, names: Sequence[str]) -> Pixels:
         f"{names[label - 1]} {score:.2f}"
         for label, score in zip(found.labels.tolist(), found.scores.tolist(), strict=True)
     ]
-    width = max(1, max(large.shape[:2]) // 300)
-    drawn = draw_bounding_boxes(canvas, times * found.boxes, said, colours, width=width)
+    side = max(large.shape[:2])
+    drawn = draw_bounding_boxes(
+        canvas,
+        times * found.boxes.flip(0),
+        said[::-1],  # the surest lies on top
+        colours[::-1],
+        width=max(1, side // 150),
+        font=font_manager.findfont("DejaVu Sans"),  # comes with matplotlib, on every machine
+        font_size=max(10, side // 28),
+        label_colors="black",
+        fill_labels=True,
+    )
     return drawn.permute(1, 2, 0).numpy()
