@@ -12,48 +12,60 @@ from torch.nn import functional as F
 from benchmarks.speed.albef_peer import GALLERIES, Comparable, mask_draws
 from benchmarks.speed.stepping import OurSide, by_hand
 from methods.albef import official
-from methods.albef.module import Pretraining
 from shared.evaluation.retrieval import Precision
 from shared.losses.language import MaskDraws
 from shared.tasks import image_text_matching
 from shared.tasks.image_text_retrieval import RetrievalEvaluation
 
 STEPS = 2  # whose losses are compared
+MASKS = ("selected", "replaced", "random", "words")  # fields of `MaskDraws`
 LONGEST = 25  # tokens of a text in pre-training
 
 
 class Ours(Comparable, OurSide):
-    def __init__(self, settings: dict[str, Any]):
-        super().__init__(settings, pretraining(settings))
+    official: Any = official
+    terms = ("loss_ita", "loss_itm", "loss_mlm")
+    scoring: Mapping[str, Any] = {}  # further arguments of `RetrievalEvaluation`
 
-    def module(self) -> Pretraining:
-        module = super().module()
-        official.load_weights(module, torch.load(self.folder / "pretraining_weights.pt"))
-        return module.train()
+    def __init__(self, settings: dict[str, Any]):
+        super().__init__(settings, self.overrides(settings, "pretraining"))
+
+    @staticmethod
+    def overrides(settings: dict[str, Any], name: str) -> list[str]:
+        """The network and batch of pre-training, or a gallery's matcher."""
+        return pretraining(settings) if name == "pretraining" else ranking(settings, name)
+
+    def module(self) -> Any:
+        return self.loaded(super().module(), "pretraining").train()
+
+    def loaded(self, module: Any, name: str) -> Any:
+        """The module with the weights that both sides are given."""
+        self.official.load_weights(module, torch.load(self.folder / f"{name}_weights.pt"))
+        return module
 
     def step(self, precision: str, what: str) -> Callable[[], float]:
-        if what not in GALLERIES:
+        if what not in self.galleries:
             return super().step(precision, what)
         rank = self.ranking(what, precision)
         return lambda: float(rank()[0].mean())
 
     def losses(self, draws: list[dict[str, Tensor]]) -> list[float]:
         text = self.settings["text"] | {"dropout": 0.0}
-        module = Ours(self.settings | {"text": text}).module()
+        module = type(self)(self.settings | {"text": text}).module()
         step = by_hand(module, self.batches(""), mixed=False)
         losses: list[float] = []
         total_loss = module.total_loss
 
         def recorded(terms: dict[str, Tensor], *rest: Any) -> Tensor:
-            losses.extend(float(terms[f"loss_{name}"].detach()) for name in ("ita", "itm", "mlm"))
+            losses.extend(float(terms[name].detach()) for name in self.terms)
             return total_loss(terms, *rest)
 
         for given in draws:
             negatives = [given["text_of_image"], given["image_of_text"]]
-            masks = MaskDraws(*(given[n] for n in ("selected", "replaced", "random", "words")))
+            masks = [given[n] for n in MASKS if n in given]
             with (
                 patch.object(module, "total_loss", recorded),
-                patch.object(MaskDraws, "from_uniforms", lambda *_, masks=masks: masks),
+                patch.object(MaskDraws, "from_uniforms", lambda *_, m=masks: MaskDraws(*m)),
                 patch.object(
                     image_text_matching, "draw_negatives", lambda *_, n=negatives: n.pop()
                 ),
@@ -62,10 +74,11 @@ class Ours(Comparable, OurSide):
         return losses
 
     def ranking(self, name: str, precision: str) -> Callable[[], tuple[Tensor, Tensor]]:
-        module = OurSide(self.settings, ranking(self.settings, name)).module().eval()
-        official.load_weights(module, torch.load(self.folder / f"{name}_weights.pt"))
+        module = OurSide(self.settings, self.overrides(self.settings, name)).module().eval()
+        module = self.loaded(module, name)
         form: Precision = "bfloat16" if precision == "bf16" else "float32"
-        evaluation = RetrievalEvaluation(self.settings[name]["k_test"], precision=form)
+        k = self.settings[name]["k_test"]
+        evaluation = RetrievalEvaluation(k, precision=form, **self.scoring)
         g = torch.load(self.folder / f"{name}_gallery.pt")
         evaluation.collector.add(
             (torch.arange(len(g["image_tokens"])), g["image_features"], g["image_tokens"]),
@@ -109,18 +122,20 @@ def overrides(method: str, changes: Mapping[str, Any]) -> list[str]:
 
 def make_data(folder: Path, settings: dict[str, Any]) -> None:
     """Write weights under official names, batches and draws for both sides."""
-    networks = {"pretraining": pretraining(settings)}
-    networks |= {name: ranking(settings, name) for name in GALLERIES}
-    for name, given in networks.items():
-        weights = official.export(OurSide(settings, given).module())
-        # The momentum copies begin as what they copy, and pre-training's queue has no identities.
-        own = ("tenfold", "idx_queue")
-        kept = {k: v for k, v in weights.items() if not (k in own or k.split(".")[0][-2:] == "_m")}
-        torch.save(kept, folder / f"{name}_weights.pt")
+    for name in ("pretraining", *GALLERIES):
+        torch.save(weights(Ours, settings, name), folder / f"{name}_weights.pt")
     torch.save(batch(settings), folder / "batch.pt")
     torch.save([draws(settings) for _ in range(STEPS)], folder / "draws.pt")
     for name in GALLERIES:
         torch.save(gallery(settings[name], settings["embed_dim"]), folder / f"{name}_gallery.pt")
+
+
+def weights(side: type[Ours], settings: dict[str, Any], name: str) -> dict[str, Tensor]:
+    """A network's under official names: momentum copies begin as what they copy, and pre-training's
+    queue has no identities."""
+    found = side.official.export(OurSide(settings, side.overrides(settings, name)).module())
+    own = ("tenfold", "idx_queue")
+    return {k: v for k, v in found.items() if not (k in own or k.split(".")[0][-2:] == "_m")}
 
 
 def text_mask(count: int, shortest: int, longest: int) -> Tensor:
@@ -148,9 +163,13 @@ def batch(settings: dict[str, Any]) -> dict[str, Tensor]:
 def draws(settings: dict[str, Any]) -> dict[str, Tensor]:
     """What a step draws: negatives, and masks."""
     size = settings["batch_size"]
+    return mask_draws(settings, (size, LONGEST)) | negatives(size)
+
+
+def negatives(size: int) -> dict[str, Tensor]:
+    """Another row for each of a batch, of images and of texts."""
     images, texts = (torch.arange(size) + torch.randint(1, size, (2, size))) % size
-    negatives = {"image_of_text": images, "text_of_image": texts}
-    return mask_draws(settings, (size, LONGEST)) | negatives
+    return {"image_of_text": images, "text_of_image": texts}
 
 
 def gallery(sizes: dict[str, int], dim: int) -> dict[str, Tensor]:

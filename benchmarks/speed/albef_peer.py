@@ -58,7 +58,7 @@ class Peer(Comparable):
         return [p for p in self.network(0.0).parameters() if p.requires_grad]
 
     def step(self, precision: str, what: str) -> Callable[[], float]:
-        if what in GALLERIES:
+        if what in self.galleries:
             rank = self.ranking(what, precision)
             return lambda: float(rank()[0].mean())
         losses = self.training(self.settings["text"]["dropout"], precision == "bf16")
@@ -68,19 +68,26 @@ class Peer(Comparable):
         step = self.training(dropout=0.0, mixed=False)
         return [loss for given in draws for loss in step(given)]
 
-    def network(self, dropout: float) -> "Network":
+    def network(self, dropout: float) -> nn.Module:
+        """The official pre-training model with the weights that both sides are given."""
         weights = torch.load(self.folder / "pretraining_weights.pt")
-        return Network(self.settings, dropout, weights).train()
+        return Network(self.settings, Encoders(self.settings, dropout), weights).train()
 
-    def training(self, dropout: float, mixed: bool) -> Callable[[Draws | None], list[float]]:
-        """A training step; it returns the losses ITA, ITM and MLM."""
-        network = self.network(dropout)
+    def groups(self, network: nn.Module) -> list[dict[str, Any]]:
+        """The optimiser's: vectors and biases are spared from weight decay."""
         trained = [(n, p) for n, p in network.named_parameters() if p.requires_grad]
         spared = [p for name, p in trained if p.ndim == 1 or name.endswith(".bias")]
         decayed = [p for name, p in trained if not (p.ndim == 1 or name.endswith(".bias"))]
-        groups: list[dict[str, Any]] = [{"params": spared, "weight_decay": 0.0}]
-        groups += [{"params": decayed, "weight_decay": self.settings["weight_decay"]}]
-        optimizer = torch.optim.AdamW(groups, lr=self.settings["lr"])
+        decay = self.settings["weight_decay"]
+        return [
+            {"params": spared, "weight_decay": 0.0},
+            {"params": decayed, "weight_decay": decay},
+        ]
+
+    def training(self, dropout: float, mixed: bool) -> Callable[[Draws | None], list[float]]:
+        """A training step; it returns the three losses."""
+        network = self.network(dropout)
+        optimizer = torch.optim.AdamW(self.groups(network), lr=self.settings["lr"])
 
         def step(draws: Draws | None) -> list[float]:
             with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
@@ -153,24 +160,26 @@ class Encoders(nn.Module):
         return self.text_encoder.cls(hidden)
 
 
-class Network(nn.Module):
-    """The official pre-training model and its forward pass."""
+class Contrast(nn.Module):
+    """Encoders with their momentum copies and queues, and a matching head: what the official models
+    of ALBEF and BLIP begin with."""
 
-    def __init__(self, settings: dict[str, Any], dropout: float, weights: dict[str, Tensor]):
+    def __init__(self, settings: dict[str, Any], encoders: Any, weights: dict[str, Tensor]):
         super().__init__()
-        self.settings = settings
-        self.encoders = Encoders(settings, dropout)
+        self.settings, self.encoders = settings, encoders
         self.itm_head = nn.Linear(settings["text"]["hidden_size"], 2)
         parts = ("visual_encoder.", "vision_proj.", "text_encoder.", "text_proj.")
-        load(self.encoders, {key: v for key, v in weights.items() if key.startswith(parts)})
+        load(encoders, {key: v for key, v in weights.items() if key.startswith(parts)})
         load(self.itm_head, weights, "itm_head.")
-        self.momentum_encoders = deepcopy(self.encoders).requires_grad_(False)
+        self.momentum_encoders = deepcopy(encoders).requires_grad_(False)
         self.temp = nn.Parameter(weights["temp"])
         self.image_queue, self.text_queue = weights["image_queue"], weights["text_queue"]
         self.pointer = 0
 
-    def forward(self, batch: dict[str, Tensor], draws: Draws | None) -> list[Tensor]:
-        """The losses ITA, ITM and MLM; it moves the momentum networks and the queues, too."""
+    def contrast(self, batch: dict[str, Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The loss ITA, similarities to the own batch's texts and images, and what the encoders
+        made: image tokens, text states, and image tokens of the momentum network. It moves the
+        momentum networks and the queues, too."""
         alpha, online, momentum = self.settings["alpha"], self.encoders, self.momentum_encoders
         ids, mask = batch["input_ids"], batch["attention_mask"]
         size = len(ids)
@@ -195,29 +204,67 @@ class Network(nn.Module):
         sim_t2i = text_feat @ image_all / self.temp
         loss_i2t = -torch.sum(F.log_softmax(sim_i2t, dim=1) * targets_i2t, dim=1).mean()
         loss_t2i = -torch.sum(F.log_softmax(sim_t2i, dim=1) * targets_t2i, dim=1).mean()
-        loss_ita = (loss_i2t + loss_t2i) / 2
         self.enqueue(image_feat_m, text_feat_m)
+        made = [image_embeds, text_embeds, image_embeds_m]
+        return (loss_i2t + loss_t2i) / 2, [sim_i2t[:, :size], sim_t2i[:, :size]], made
+
+    def negatives(
+        self, similar: list[Tensor], draws: Draws | None, least: float
+    ) -> tuple[list[int], list[int]]:
+        """A text of each image and an image of each text, drawn by similarity, `least` added."""
+        if draws is not None:
+            return draws["text_of_image"].tolist(), draws["image_of_text"].tolist()
+        with torch.no_grad():
+            weights_i2t, weights_t2i = (F.softmax(s.float(), dim=1) + least for s in similar)
+            weights_i2t.fill_diagonal_(0)
+            weights_t2i.fill_diagonal_(0)
+        image_of_text = drawn_rows(weights_t2i)
+        return drawn_rows(weights_i2t), image_of_text
+
+    def matching(self, positive: Tensor, negative: Tensor) -> Tensor:
+        """The loss ITM, of the pairs (B, L, D) and of both kinds of negatives (2B, L, D)."""
+        size = len(positive)
+        logits = self.itm_head(torch.cat([positive[:, 0], negative[:, 0]]))
+        labels = torch.cat([torch.ones(size).long(), torch.zeros(2 * size).long()])
+        return F.cross_entropy(logits.float(), labels)
+
+    @torch.no_grad()
+    def momentum_update(self) -> None:
+        m = self.settings["momentum"]
+        pairs = zip(self.encoders.parameters(), self.momentum_encoders.parameters(), strict=True)
+        for p, p_m in pairs:
+            p_m.data = p_m.data * m + p.data * (1.0 - m)
+
+    @torch.no_grad()
+    def enqueue(self, image_feat: Tensor, text_feat: Tensor) -> None:
+        end = self.pointer + len(image_feat)
+        self.image_queue[:, self.pointer : end] = image_feat.T
+        self.text_queue[:, self.pointer : end] = text_feat.T
+        self.pointer = end % self.image_queue.shape[1]
+
+
+class Network(Contrast):
+    """ALBEF's official pre-training model and its forward pass."""
+
+    def forward(self, batch: dict[str, Tensor], draws: Draws | None) -> list[Tensor]:
+        """The losses ITA, ITM and MLM."""
+        alpha, online, momentum = self.settings["alpha"], self.encoders, self.momentum_encoders
+        ids, mask = batch["input_ids"], batch["attention_mask"]
+        loss_ita, similar, made = self.contrast(batch)
+        image_embeds, text_embeds, image_embeds_m = made
 
         # Matching: the pairs in one pass, both kinds of negatives in another.
         positive = online.fusion_layers(text_embeds, mask, image_embeds)
-        with torch.no_grad():
-            weights_i2t = F.softmax(sim_i2t[:, :size].float(), dim=1)
-            weights_t2i = F.softmax(sim_t2i[:, :size].float(), dim=1)
-            weights_i2t.fill_diagonal_(0)
-            weights_t2i.fill_diagonal_(0)
-        image_of_text = draws["image_of_text"] if draws else drawn_rows(weights_t2i)
-        text_of_image = draws["text_of_image"] if draws else drawn_rows(weights_i2t)
-        image_embeds_neg = torch.stack([image_embeds[i] for i in image_of_text.tolist()])
-        text_embeds_neg = torch.stack([text_embeds[i] for i in text_of_image.tolist()])
-        mask_neg = torch.stack([mask[i] for i in text_of_image.tolist()])
+        text_of_image, image_of_text = self.negatives(similar, draws, least=0.0)
+        image_embeds_neg = torch.stack([image_embeds[i] for i in image_of_text])
+        text_embeds_neg = torch.stack([text_embeds[i] for i in text_of_image])
+        mask_neg = torch.stack([mask[i] for i in text_of_image])
         negative = online.fusion_layers(
             torch.cat([text_embeds, text_embeds_neg]),
             torch.cat([mask, mask_neg]),
             torch.cat([image_embeds_neg, image_embeds]),
         )
-        logits = self.itm_head(torch.cat([positive[:, 0], negative[:, 0]]))
-        labels = torch.cat([torch.ones(size).long(), torch.zeros(2 * size).long()])
-        loss_itm = F.cross_entropy(logits.float(), labels)
+        loss_itm = self.matching(positive, negative)
 
         masked_ids, labels = self.mask(ids, draws)
         with torch.no_grad():
@@ -240,20 +287,6 @@ class Network(nn.Module):
         random = draws["random"] & masked & ~replaced
         ids[random] = draws["words"][random]
         return ids, labels
-
-    @torch.no_grad()
-    def momentum_update(self) -> None:
-        m = self.settings["momentum"]
-        pairs = zip(self.encoders.parameters(), self.momentum_encoders.parameters(), strict=True)
-        for p, p_m in pairs:
-            p_m.data = p_m.data * m + p.data * (1.0 - m)
-
-    @torch.no_grad()
-    def enqueue(self, image_feat: Tensor, text_feat: Tensor) -> None:
-        end = self.pointer + len(image_feat)
-        self.image_queue[:, self.pointer : end] = image_feat.T
-        self.text_queue[:, self.pointer : end] = text_feat.T
-        self.pointer = end % self.image_queue.shape[1]
 
 
 def mask_draws(settings: dict[str, Any], shape: tuple[int, ...]) -> Draws:
@@ -298,9 +331,9 @@ def visibility(mask: Tensor) -> Tensor:
     return mask[:, None, None, :].bool()
 
 
-def drawn_rows(weights: Tensor) -> Tensor:
+def drawn_rows(weights: Tensor) -> list[int]:
     """One index for each row, drawn by its weights, row by row."""
-    return torch.tensor([int(torch.multinomial(row, 1)) for row in weights])
+    return [int(torch.multinomial(row, 1)) for row in weights]
 
 
 def bert(sizes: dict[str, int], dropout: float = 0.1) -> Any:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from unittest.mock import patch
 
@@ -11,61 +12,33 @@ from torch import Tensor
 from benchmarks.speed import albef
 from benchmarks.speed.albef import STEPS, below, overrides, text_mask
 from benchmarks.speed.blip_peer import Comparable
-from benchmarks.speed.stepping import OurSide, by_hand
+from benchmarks.speed.stepping import OurSide
 from methods.blip import hugging_face, network, official
-from methods.blip.module import Pretraining
 from shared.nn.generation import CachedDecoder
-from shared.tasks import image_text_matching
-from shared.tasks.image_text_retrieval import RetrievalEvaluation
 
 LONGEST = 30  # tokens of a text in pre-training
 WRITING = ("captions", "captions_uncached")
 
 
-class Ours(Comparable, OurSide):
-    def __init__(self, settings: dict[str, Any]):
-        super().__init__(settings, pretraining(settings))
+class Ours(Comparable, albef.Ours):
+    official = official
+    terms = ("loss_ita", "loss_itm", "loss_lm")
+    scoring = MappingProxyType({"score": "itm+itc"})
 
-    def module(self) -> Pretraining:
-        module = super().module()
-        official.load_weights(module, torch.load(self.folder / "pretraining_weights.pt"))
-        return module.train()
+    @staticmethod
+    def overrides(settings: dict[str, Any], name: str) -> list[str]:
+        networks = {"pretraining": pretraining, "captioning": captioning}
+        return networks[name](settings) if name in networks else ranking(settings, name)
 
     def step(self, precision: str, what: str) -> Callable[[], float]:
-        if what in WRITING:
-            write = self.writing(precision, cached=what == "captions")
-            return lambda: float(write().sum())
-        if what in self.galleries:
-            rank = self.ranking(what, precision)
-            return lambda: float(rank()[0].mean())
-        return super().step(precision, what)
-
-    def losses(self, draws: list[dict[str, Tensor]]) -> list[float]:
-        text = self.settings["text"] | {"dropout": 0.0}
-        module = Ours(self.settings | {"text": text}).module()
-        step = by_hand(module, self.batches(""), mixed=False)
-        losses: list[float] = []
-        total_loss = module.total_loss
-
-        def recorded(terms: dict[str, Tensor], *rest: Any) -> Tensor:
-            losses.extend(float(terms[f"loss_{name}"].detach()) for name in ("ita", "itm", "lm"))
-            return total_loss(terms, *rest)
-
-        for given in draws:
-            negatives = [given["text_of_image"], given["image_of_text"]]
-            with (
-                patch.object(module, "total_loss", recorded),
-                patch.object(
-                    image_text_matching, "draw_negatives", lambda *_, n=negatives: n.pop()
-                ),
-            ):
-                step()
-        return losses
+        if what not in WRITING:
+            return super().step(precision, what)
+        write = self.writing(precision, cached=what == "captions")
+        return lambda: float(write().sum())
 
     def writing(self, precision: str, cached: bool = True) -> Callable[[], Tensor]:
         module = OurSide(self.settings, captioning(self.settings)).module().eval()
-        weights = torch.load(self.folder / "captioning_weights.pt")
-        official.load_weights(module, weights)
+        module = self.loaded(module, "captioning")
         batch = {"images": torch.load(self.folder / "images.pt")}
 
         def write() -> Tensor:
@@ -78,20 +51,6 @@ class Ours(Comparable, OurSide):
                 return module.predict_step(batch, 0)
 
         return write
-
-    def ranking(self, name: str, precision: str) -> Callable[[], tuple[Tensor, Tensor]]:
-        module = OurSide(self.settings, ranking(self.settings, name)).module().eval()
-        official.load_weights(module, torch.load(self.folder / f"{name}_weights.pt"))
-        form: Any = "bfloat16" if precision == "bf16" else "float32"
-        k = self.settings[name]["k_test"]
-        evaluation = RetrievalEvaluation(k, score="itm+itc", precision=form)
-        g = torch.load(self.folder / f"{name}_gallery.pt")
-        evaluation.collector.add(
-            (torch.arange(len(g["image_tokens"])), g["image_features"], g["image_tokens"]),
-            (g["text_image"], g["text_features"], g["text_tokens"], g["mask"]),
-        )
-        collected = evaluation.collector.gallery()
-        return lambda: evaluation.scores(module, collected)
 
 
 class Rereader(CachedDecoder):
@@ -150,18 +109,13 @@ def ranking(settings: dict[str, Any], name: str) -> list[str]:
 
 def make_data(folder: Path, settings: dict[str, Any]) -> None:
     """Write weights under official names, batches, images and draws for both sides."""
-    made = {"pretraining": pretraining(settings), "captioning": captioning(settings)}
-    made |= {name: ranking(settings, name) for name in Comparable.galleries}
-    for name, given in made.items():
-        weights = official.export(OurSide(settings, given).module())
-        # The momentum copies begin as what they copy, and pre-training's queue has no identities.
-        own = ("tenfold", "idx_queue")
-        kept = {k: v for k, v in weights.items() if not (k in own or k.split(".")[0][-2:] == "_m")}
+    for name in ("pretraining", "captioning", *Comparable.galleries):
+        kept = albef.weights(Ours, settings, name)
         if name == "captioning":
             kept = hugging_face.hugging_face_names(kept)
         torch.save(kept, folder / f"{name}_weights.pt")
     torch.save(batch(settings), folder / "batch.pt")
-    torch.save([draws(settings) for _ in range(STEPS)], folder / "draws.pt")
+    torch.save([albef.negatives(settings["batch_size"]) for _ in range(STEPS)], folder / "draws.pt")
     count, side = settings["captions"]["images"], settings["vision"]["image_size"]
     torch.save(torch.randn(count, 3, side, side), folder / "images.pt")
     for name in Comparable.galleries:
@@ -183,10 +137,3 @@ def batch(settings: dict[str, Any]) -> dict[str, Tensor]:
         "attention_mask": mask,
         "indices": torch.arange(size),
     }
-
-
-def draws(settings: dict[str, Any]) -> dict[str, Tensor]:
-    """Negatives, which a step draws."""
-    size = settings["batch_size"]
-    images, texts = (torch.arange(size) + torch.randint(1, size, (2, size))) % size
-    return {"image_of_text": images, "text_of_image": texts}

@@ -5,8 +5,7 @@ timm's; captions are written by `BlipForConditionalGeneration`. Weights have off
 those of transformers for captions. Nothing of ours is imported but the sides of comparisons.
 """
 
-from collections.abc import Callable, Iterable
-from copy import deepcopy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.speed import albef_peer
-from benchmarks.speed.albef_peer import drawn_rows, load, official_ranking, vit
+from benchmarks.speed.albef_peer import load, official_ranking, vit
 
 Draws = dict[str, Tensor]
 
@@ -31,44 +30,20 @@ class Comparable(albef_peer.Comparable):
         raise NotImplementedError
 
 
-class Peer(Comparable):
-    def parameters(self) -> Iterable[Tensor]:
-        return [p for p in self.network(0.0).parameters() if p.requires_grad]
-
+class Peer(Comparable, albef_peer.Peer):
     def step(self, precision: str, what: str) -> Callable[[], float]:
         if what == "captions":
             write = self.writing(precision)
             return lambda: float(write().sum())
-        if what in self.galleries:
-            rank = self.ranking(what, precision)
-            return lambda: float(rank()[0].mean())
-        losses = self.training(self.settings["text"]["dropout"], precision == "bf16")
-        return lambda: float(sum(losses(None)))
+        return super().step(precision, what)
 
-    def losses(self, draws: list[Draws]) -> list[float]:
-        step = self.training(dropout=0.0, mixed=False)
-        return [loss for given in draws for loss in step(given)]
-
-    def network(self, dropout: float) -> "Network":
+    def network(self, dropout: float) -> nn.Module:
         weights = torch.load(self.folder / "pretraining_weights.pt")
         return Network(self.settings, dropout, weights).train()
 
-    def training(self, dropout: float, mixed: bool) -> Callable[[Draws | None], list[float]]:
-        """A training step; it returns the losses ITC, ITM and LM."""
-        network = self.network(dropout)
+    def groups(self, network: nn.Module) -> list[dict[str, Any]]:
         trained = [p for p in network.parameters() if p.requires_grad]
-        rates = {"lr": self.settings["lr"], "weight_decay": self.settings["weight_decay"]}
-        optimizer = torch.optim.AdamW(trained, **rates)
-
-        def step(draws: Draws | None) -> list[float]:
-            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-                losses = network(self.batch, draws)
-            optimizer.zero_grad()
-            sum(losses).backward()
-            optimizer.step()
-            return [float(loss.detach()) for loss in losses]
-
-        return step
+        return [{"params": trained, "weight_decay": self.settings["weight_decay"]}]
 
     def writing(self, precision: str) -> Callable[[], Tensor]:
         from transformers import BlipConfig, BlipForConditionalGeneration
@@ -132,82 +107,42 @@ class Encoders(nn.Module):
         tokens = self.visual_encoder.forward_features(images)
         return tokens, F.normalize(self.vision_proj(tokens[:, 0]), dim=-1)
 
-    def text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Features of texts by themselves."""
-        return F.normalize(self.text_proj(read(self.text_encoder, ids, mask)[:, 0]), dim=-1)
+    def text(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden states and features of texts by themselves."""
+        hidden = read(self.text_encoder, ids, mask)
+        return hidden, F.normalize(self.text_proj(hidden[:, 0]), dim=-1)
 
 
-class Network(nn.Module):
-    """The official pre-training model and its forward pass."""
+class Network(albef_peer.Contrast):
+    """BLIP's official pre-training model and its forward pass."""
 
     def __init__(self, settings: dict[str, Any], dropout: float, weights: dict[str, Tensor]):
-        super().__init__()
-        self.settings = settings
-        self.encoders = Encoders(settings, dropout)
+        super().__init__(settings, Encoders(settings, dropout), weights)
         self.text_decoder: Any = med(settings["text"], settings["vision"]["width"], dropout)
-        self.itm_head = nn.Linear(settings["text"]["hidden_size"], 2)
-        parts = ("visual_encoder.", "vision_proj.", "text_encoder.", "text_proj.")
-        load(self.encoders, {key: v for key, v in weights.items() if key.startswith(parts)})
         load(self.text_decoder, weights, "text_decoder.")
-        load(self.itm_head, weights, "itm_head.")
-        self.momentum_encoders = deepcopy(self.encoders).requires_grad_(False)
         tie(self.text_decoder, self.encoders.text_encoder)
-        self.temp = nn.Parameter(weights["temp"])
-        self.image_queue, self.text_queue = weights["image_queue"], weights["text_queue"]
-        self.pointer = 0
 
     def forward(self, batch: dict[str, Tensor], draws: Draws | None) -> list[Tensor]:
-        """The losses ITC, ITM and LM; it moves the momentum networks and the queues, too."""
-        alpha, online, momentum = self.settings["alpha"], self.encoders, self.momentum_encoders
-        images, ids, mask = batch["images"], batch["input_ids"], batch["attention_mask"]
-        size = len(ids)
-        with torch.no_grad():
-            self.temp.clamp_(0.001, 0.5)
-
-        image_embeds, image_feat = online.image(images)
-        text_feat = online.text(ids, mask)
-        with torch.no_grad():
-            self.momentum_update()
-            _, image_feat_m = momentum.image(images)
-            image_all = torch.cat([image_feat_m.t(), self.image_queue.clone().detach()], dim=1)
-            text_feat_m = momentum.text(ids, mask)
-            text_all = torch.cat([text_feat_m.t(), self.text_queue.clone().detach()], dim=1)
-            own = torch.zeros(size, image_all.shape[1])
-            own.fill_diagonal_(1)
-            targets_i2t, targets_t2i = (
-                alpha * F.softmax(feat @ keys / self.temp, dim=1) + (1 - alpha) * own
-                for feat, keys in ((image_feat_m, text_all), (text_feat_m, image_all))
-            )
-        sim_i2t = image_feat @ text_all / self.temp
-        sim_t2i = text_feat @ image_all / self.temp
-        loss_i2t = -torch.sum(F.log_softmax(sim_i2t, dim=1) * targets_i2t, dim=1).mean()
-        loss_t2i = -torch.sum(F.log_softmax(sim_t2i, dim=1) * targets_t2i, dim=1).mean()
-        loss_ita = (loss_i2t + loss_t2i) / 2
-        self.enqueue(image_feat_m, text_feat_m)
+        """The losses ITC, ITM and LM."""
+        ids, mask, bert = batch["input_ids"], batch["attention_mask"], self.encoders.text_encoder
+        loss_itc, similar, made = self.contrast(batch)
+        image_embeds = made[0]
 
         # Matching: the pairs in one pass, both kinds of negatives in another.
         encoder_ids = ids.clone()
         encoder_ids[:, 0] = self.settings["enc_id"]
-        positive = read(online.text_encoder, encoder_ids, mask, image_embeds)
-        with torch.no_grad():
-            weights_t2i = F.softmax(sim_t2i[:, :size].float(), dim=1) + 1e-4
-            weights_i2t = F.softmax(sim_i2t[:, :size].float(), dim=1) + 1e-4
-            weights_t2i.fill_diagonal_(0)
-            weights_i2t.fill_diagonal_(0)
-        image_of_text = draws["image_of_text"] if draws else drawn_rows(weights_t2i)
-        text_of_image = draws["text_of_image"] if draws else drawn_rows(weights_i2t)
-        image_embeds_neg = torch.stack([image_embeds[i] for i in image_of_text.tolist()])
-        ids_neg = torch.stack([encoder_ids[i] for i in text_of_image.tolist()])
-        mask_neg = torch.stack([mask[i] for i in text_of_image.tolist()])
+        positive = read(bert, encoder_ids, mask, image_embeds)
+        text_of_image, image_of_text = self.negatives(similar, draws, least=1e-4)
+        image_embeds_neg = torch.stack([image_embeds[i] for i in image_of_text])
+        ids_neg = torch.stack([encoder_ids[i] for i in text_of_image])
+        mask_neg = torch.stack([mask[i] for i in text_of_image])
         negative = read(
-            online.text_encoder,
+            bert,
             torch.cat([encoder_ids, ids_neg]),
             torch.cat([mask, mask_neg]),
             torch.cat([image_embeds_neg, image_embeds]),
         )
-        logits = self.itm_head(torch.cat([positive[:, 0], negative[:, 0]]))
-        labels = torch.cat([torch.ones(size).long(), torch.zeros(2 * size).long()])
-        loss_itm = F.cross_entropy(logits.float(), labels)
+        loss_itm = self.matching(positive, negative)
 
         decoder_ids = ids.clone()
         decoder_ids[:, 0] = self.settings["bos_id"]
@@ -219,21 +154,7 @@ class Network(nn.Module):
             targets[:, 1:].contiguous().view(-1),
             label_smoothing=self.settings["label_smoothing"],
         )
-        return [loss_ita, loss_itm, loss_lm]
-
-    @torch.no_grad()
-    def momentum_update(self) -> None:
-        m = self.settings["momentum"]
-        pairs = zip(self.encoders.parameters(), self.momentum_encoders.parameters(), strict=True)
-        for p, p_m in pairs:
-            p_m.data = p_m.data * m + p.data * (1.0 - m)
-
-    @torch.no_grad()
-    def enqueue(self, image_feat: Tensor, text_feat: Tensor) -> None:
-        end = self.pointer + len(image_feat)
-        self.image_queue[:, self.pointer : end] = image_feat.T
-        self.text_queue[:, self.pointer : end] = text_feat.T
-        self.pointer = end % self.image_queue.shape[1]
+        return [loss_itc, loss_itm, loss_lm]
 
 
 def read(
