@@ -24,7 +24,9 @@ def scenes(tmp_path: Path) -> dict[str, Path]:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """A command that may not open a connection; a failure is one line."""
-    monkeypatch.setattr(cli, "git_state", lambda: {"git_commit": None, "git_dirty": False})
+    monkeypatch.setattr(
+        "shared.tools.command.git_state", lambda: {"git_commit": None, "git_dirty": False}
+    )
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("it opens a connection"))
 
     def command(*words: Any) -> tuple[int, str]:

@@ -11,7 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from methods.pb_ovd.detect import cli, finishing, labelling
+from methods.pb_ovd.detect import cli, labelling
+from methods.pb_ovd.detect.labels import Labels
+from shared.tools import command
 
 DRAWINGS = Path(__file__).parents[2] / "zoo/drawings"
 TEACHER = "zoo:albef-emoji"
@@ -70,11 +72,11 @@ def outputs(folder: Path) -> dict[str, bytes]:
 
 def main(arguments: list[str]) -> int:
     """The command as of one commit; after `--slow` each block and each entry takes its time."""
-    cli.git_state = lambda: {"git_commit": "abc", "git_dirty": False}  # somebody may commit
+    command.git_state = lambda: {"git_commit": "abc", "git_dirty": False}  # somebody may commit
     if arguments[:1] == ["--slow"]:
         arguments = arguments[1:]
         _delay(labelling.Labeller, "__call__", 0.02)
-        _delay(finishing.Images, "add", 0.01)
+        _delay(Labels, "add", 0.01)
     return cli.main(arguments)
 
 
