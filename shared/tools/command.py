@@ -21,9 +21,9 @@ from shared.console import bounded, exit_status
 from shared.data.captioned import shards
 from shared.data.captioned.journal import Journal
 from shared.data.captioned.progress import Meter, print_tally
-from shared.data.captioned.records import Source
+from shared.data.captioned.records import Record, Source
 from shared.data.captioned.sources import open_source
-from shared.data.captioned.working import Job, work
+from shared.data.captioned.working import Job, Row, work
 from shared.data.errors import DataCorruptError, DataNotFoundError, WorkError
 from shared.files import locked, own_folder, read_json
 from shared.predict.inputs import PredictError, resolve_device
@@ -112,8 +112,11 @@ def merge(tool: Tool, arguments: argparse.Namespace, deciding: Sequence[argparse
 
 def _job(tool: Tool, source: Source, settings: Any, *share: Any) -> Job:
     """The work on a share of the input: see `Job`; by default all of it."""
-    fault = partial(tool.fault_of, settings=settings)
-    return Job(source, settings.batch_size, settings.limit, fault, *share)
+
+    def fault_of(record: Record, row: Row) -> str:
+        return tool.fault_of(record, row, settings)
+
+    return Job(source, settings.batch_size, settings.limit, fault_of, *share)
 
 
 def _said(tool: Tool, header: Any, deciding: Sequence[argparse.Action]) -> str:

@@ -7,6 +7,7 @@ made when the last block is done, so that the same command goes on wherever it w
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -55,48 +56,40 @@ class Card(NamedTuple):
     rows: list[list[str]]
 
 
-class Tool(Protocol):
+@dataclass(frozen=True)
+class Tool:
     """What a tool does, in one command besides `merge`.
 
     Attributes:
         program, about: name of the console script, and what it is for.
         verb, does: name of the command, and what it does.
+        folder: where its sheet.html lies, which extends shared/tools/frame.html.
         settings: a frozen dataclass of all that decides a result beside models and input, with
             `batch_size`, `seed`, `limit`, `max_pixels` and `licence`.
+        options: adds the arguments of its own by two functions, `add_argument`, and one that takes
+            name, type and help of a setting that has a value.
+        open: loads what arguments name, for settings, an input and a device; WorkError of what
+            cannot be used.
+        fault_of: why an entry with its row is unusable by settings, or not wholly usable, or "".
         log: name of the file with a line for each fault of an entry, and perhaps for more.
-        folder: where its sheet.html lies, which extends shared/tools/frame.html.
+        output: name of what is made of an input.
+        results: the outputs in a folder, of an input by settings: whole when the context ends
+            without an error, else not there.
+        card: its part of the data card, of the facts.
+        drawn: an example's image (H, W, 3), with what is shown of it, as the sheet has it.
     """
 
     program: str
     about: str
     verb: str
     does: str
-    settings: type[Any]
-    log: str
     folder: Path
-
-    def options(self, add: Callable[..., Any], option: Callable[..., None]) -> None:
-        """Add the arguments of its own: `add` as `add_argument`, `option(name, type, help)` of a
-        setting that has a value."""
-
-    def open(
-        self, arguments: argparse.Namespace, settings: Any, source: Source, device: str
-    ) -> Opened:
-        """Load the models that the arguments name; WorkError of what cannot be used."""
-
-    def fault_of(self, record: Record, row: Row, settings: Any) -> str:
-        """Why an entry is unusable, or not wholly usable, or ""."""
-
-    def output(self, source: Source) -> str:
-        """Name of what is made of the input."""
-
-    def results(
-        self, folder: Path, source: Source, settings: Any
-    ) -> AbstractContextManager[Results]:
-        """The outputs in a folder: whole when the context ends without an error, else not there."""
-
-    def card(self, facts: Mapping[str, Any]) -> Card:
-        """Its part of the data card."""
-
-    def drawn(self, pixels: Pixels, shown: Any) -> Pixels:
-        """An example's image (H, W, 3) as the sheet shows it."""
+    settings: type[Any]
+    options: Callable[[Callable[..., Any], Callable[..., None]], None]
+    open: Callable[[argparse.Namespace, Any, Source, str], Opened]
+    fault_of: Callable[[Record, Row, Any], str]
+    log: str
+    output: Callable[[Source], str]
+    results: Callable[[Path, Source, Any], AbstractContextManager[Results]]
+    card: Callable[[Mapping[str, Any]], Card]
+    drawn: Callable[[Pixels, Any], Pixels] = lambda pixels, shown: pixels

@@ -1,6 +1,6 @@
 """Small captioned scenes of the zoo's drawings, with proposals, for `tenfold-detect label`.
 
-python -m tests.unit.detect_toy label ...    is tenfold-detect, of one commit and in no hurry
+`main` is tenfold-detect, of one commit and in no hurry.
 """
 
 import json
@@ -80,6 +80,11 @@ def main(arguments: list[str]) -> int:
     return cli.main(arguments)
 
 
+def end_with(arguments: list[str]) -> None:
+    """The command in a process that ends with its status."""
+    sys.exit(main(arguments))
+
+
 def _delay(place: Any, name: str, seconds: float) -> None:
     original = getattr(place, name)
 
@@ -88,7 +93,3 @@ def _delay(place: Any, name: str, seconds: float) -> None:
         return original(*given)
 
     setattr(place, name, slow)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -16,96 +16,106 @@ from methods.pb_ovd.mentions import ObjectWords, read_object_names
 from shared.console import bounded
 from shared.data.captioned.decoding import Decoder
 from shared.data.captioned.origins import origin_of
-from shared.data.captioned.records import Record, Source
-from shared.data.captioned.working import Row
+from shared.data.captioned.records import Source
 from shared.data.errors import WorkError
 from shared.data.images import Pixels
 from shared.predict.detections import Objects, draw
 from shared.tools import command
-from shared.tools.tool import Card, Opened
+from shared.tools.tool import Card, Opened, Tool
 
 
-class Labelling:
-    """Finds boxes for what captions name: a `Tool`."""
+def options(add: Callable[..., Any], option: Callable[..., None]) -> None:
+    """Add the arguments of its own."""
+    text = 'what objects are called: JSON, {"tv": ["tv", "television"]}'
+    add("--vocabulary", required=True, metavar="FILE", help=text)
+    text = "ALBEF's checkpoint, of ours, zoo:NAME, or an official one with --experiment"
+    add("--teacher", required=True, metavar="PATH", help=text)
+    text = "that an official teacher is of: albef/pretrain_base"
+    add("--experiment", metavar="NAME", help=text)
+    text = "of that experiment, as data.vocab=PATH; may be given several times"
+    how: dict[str, Any] = {"dest": "overrides", "action": "append", "default": []}
+    add("--override", metavar="K=V", help=text, **how)
+    text = "boxes in COCO's form (.json), or the checkpoint of a detector"
+    add("--proposals", required=True, metavar="PATH", help=text)
+    add("--every-caption", action="store_true", help="of an entry with several, not one by lot")
+    text = "keep the official code's oddities, see the manual"
+    add("--official", action="store_true", help=text)
+    option("layer", bounded(int, 0, 1000), "of the text stack, whose attention is looked at")
+    option("threshold", bounded(float, 0, 1), "of a map's maximum, below which it is 0")
+    option("exponent", bounded(float, 0, 2), "of a box's area, by which its sum is divided")
+    option("most", bounded(int, 1, 10**5), "proposals of an image")
 
-    program, verb, does = "tenfold-detect", "label", "find boxes for what captions name"
-    about = "Boxes of objects by words (PB-OVD)."
-    settings, log, folder = Settings, "unusable.jsonl", Path(__file__).parent
-    results = staticmethod(labels)
 
-    def options(self, add: Callable[..., Any], option: Callable[..., None]) -> None:
-        text = 'what objects are called: JSON, {"tv": ["tv", "television"]}'
-        add("--vocabulary", required=True, metavar="FILE", help=text)
-        text = "ALBEF's checkpoint, of ours, zoo:NAME, or an official one with --experiment"
-        add("--teacher", required=True, metavar="PATH", help=text)
-        text = "that an official teacher is of: albef/pretrain_base"
-        add("--experiment", metavar="NAME", help=text)
-        text = "of that experiment, as data.vocab=PATH; may be given several times"
-        how: dict[str, Any] = {"dest": "overrides", "action": "append", "default": []}
-        add("--override", metavar="K=V", help=text, **how)
-        text = "boxes in COCO's form (.json), or the checkpoint of a detector"
-        add("--proposals", required=True, metavar="PATH", help=text)
-        add("--every-caption", action="store_true", help="of an entry with several, not one by lot")
-        text = "keep the official code's oddities, see the manual"
-        add("--official", action="store_true", help=text)
-        option("layer", bounded(int, 0, 1000), "of the text stack, whose attention is looked at")
-        option("threshold", bounded(float, 0, 1), "of a map's maximum, below which it is 0")
-        option("exponent", bounded(float, 0, 2), "of a box's area, by which its sum is divided")
-        option("most", bounded(int, 1, 10**5), "proposals of an image")
+def load(arguments: Namespace, settings: Settings, source: Source, device: str) -> Opened:
+    """Load teacher, vocabulary and proposals."""
+    if source.root is None:
+        raise WorkError("annotations name image files, and tar shards have none: unpack them")
+    vocabulary = read_object_names(arguments.vocabulary)
+    official = arguments.experiment, arguments.overrides
+    teacher = load_teacher(arguments.teacher, *official, settings.layer, device)
+    words = ObjectWords(vocabulary, teacher.tokenizer, settings.official)
+    proposer = open_proposals(arguments.proposals, settings.most, device)
+    given = source.root, (teacher.size,), settings.max_pixels, teacher.on_white
+    models = {
+        "teacher": teacher.origin,
+        "proposals": proposer.origin,
+        "vocabulary": origin_of(Path(arguments.vocabulary)),
+    }
+    return Opened(
+        Labeller(teacher, words, proposer, settings),
+        Decoder(*given, whole=proposer.pixels),
+        {"models": models, "unmatched_words": words.unmatched},
+    )
 
-    def open(self, arguments: Namespace, settings: Settings, source: Source, device: str) -> Opened:
-        if source.root is None:
-            raise WorkError("annotations name image files, and tar shards have none: unpack them")
-        vocabulary = read_object_names(arguments.vocabulary)
-        official = arguments.experiment, arguments.overrides
-        teacher = load_teacher(arguments.teacher, *official, settings.layer, device)
-        words = ObjectWords(vocabulary, teacher.tokenizer, settings.official)
-        proposer = open_proposals(arguments.proposals, settings.most, device)
-        given = source.root, (teacher.size,), settings.max_pixels, teacher.on_white
-        models = {
-            "teacher": teacher.origin,
-            "proposals": proposer.origin,
-            "vocabulary": origin_of(Path(arguments.vocabulary)),
-        }
-        return Opened(
-            Labeller(teacher, words, proposer, settings),
-            Decoder(*given, whole=proposer.pixels),
-            {"models": models, "unmatched_words": words.unmatched},
-        )
 
-    def fault_of(self, record: Record, row: Row, settings: Settings) -> str:
-        return row.get("fault") or record.text_fault
+def card(facts: Mapping[str, Any]) -> Card:
+    """Its part of the data card."""
+    often = sorted(facts["classes"].items(), key=lambda item: -item[1])
+    summary = [
+        f"{facts['annotations']:,} pseudo boxes of {len(often):,} classes on "
+        f"{facts['images']:,} images, of {facts['entries']:,} captioned entries (PB-OVD).",
+        "Nobody drew or checked a box: each is the proposal that covers best what the teacher "
+        "looks at for a word of the caption. An object that no caption names has none, and of "
+        "several of one name in an image one was taken by lot.",
+    ]
+    items = [
+        f"{facts['mentions']:,} mentions, {facts['boxes']:,} of them with a box; "
+        f"{facts['entries_without_mention']:,} usable entries mention nothing"
+    ]
+    if words := facts["unmatched_words"]:
+        listed = ", ".join(words[:10]) + (", ..." if len(words) > 10 else "")
+        items.append(f"left out, since the teacher does not know them: {listed}")
+    rows = [[name, f"{count:,}"] for name, count in often]
+    return Card(summary, items, "Classes", ["class", "boxes"], rows)
 
-    def output(self, source: Source) -> str:
-        return LABELS
 
-    def card(self, facts: Mapping[str, Any]) -> Card:
-        often = sorted(facts["classes"].items(), key=lambda item: -item[1])
-        summary = [
-            f"{facts['annotations']:,} pseudo boxes of {len(often):,} classes on "
-            f"{facts['images']:,} images, of {facts['entries']:,} captioned entries (PB-OVD).",
-            "Nobody drew or checked a box: each is the proposal that covers best what the teacher "
-            "looks at for a word of the caption. An object that no caption names has none, and of "
-            "several of one name in an image one was taken by lot.",
-        ]
-        items = [
-            f"{facts['mentions']:,} mentions, {facts['boxes']:,} of them with a box; "
-            f"{facts['entries_without_mention']:,} usable entries mention nothing"
-        ]
-        if words := facts["unmatched_words"]:
-            listed = ", ".join(words[:10]) + (", ..." if len(words) > 10 else "")
-            items.append(f"left out, since the teacher does not know them: {listed}")
-        rows = [[name, f"{count:,}"] for name, count in often]
-        return Card(summary, items, "Classes", ["class", "boxes"], rows)
+def drawn(pixels: Pixels, shown: Any) -> Pixels:
+    """An image with the boxes that were found for words."""
+    _, objects = shown
+    names = sorted({name for name, _, _ in objects})
+    labels = torch.tensor([names.index(name) + 1 for name, _, _ in objects])
+    boxes, scores = ([one[place] for one in objects] for place in (1, 2))
+    return draw(pixels, Objects(torch.tensor(boxes), torch.tensor(scores), labels, None), names)
 
-    def drawn(self, pixels: Pixels, shown: Any) -> Pixels:
-        _, objects = shown
-        names = sorted({name for name, _, _ in objects})
-        labels = torch.tensor([names.index(name) + 1 for name, _, _ in objects])
-        boxes, scores = ([one[place] for one in objects] for place in (1, 2))
-        return draw(pixels, Objects(torch.tensor(boxes), torch.tensor(scores), labels, None), names)
+
+LABELLING = Tool(
+    program="tenfold-detect",
+    about="Boxes of objects by words (PB-OVD).",
+    verb="label",
+    does="find boxes for what captions name",
+    folder=Path(__file__).parent,
+    settings=Settings,
+    options=options,
+    open=load,
+    fault_of=lambda record, row, settings: row.get("fault") or record.text_fault,
+    log="unusable.jsonl",
+    output=lambda source: LABELS,
+    results=labels,
+    card=card,
+    drawn=drawn,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 where it could not be done, 2 for wrong usage."""
-    return command.main(Labelling(), argv)
+    return command.main(LABELLING, argv)
