@@ -60,7 +60,7 @@ def finish(
         (title, [example(*one) for one in counts.examples_of((place, title))])
         for place, title in sorted(counts.examples)
     ]
-    sheet.write(folder / SHEET, tool.folder, facts, groups)
+    sheet.write(folder / SHEET, tool.template, facts, groups)
     with replacing(folder / CARD) as file:
         file.write(card.markdown(facts, tool.card(facts)).encode())
     write_json(folder / CARD_JSON, facts)

@@ -27,16 +27,16 @@ class Example(NamedTuple):
 
 def write(
     path: Path,
-    folder: Path,
+    template: Path,
     facts: Mapping[str, Any],
     groups: Sequence[tuple[str, Sequence[Example]]],
 ) -> None:
-    """Write the page of titled groups by the `folder`'s sheet.html, whole or not at all. All values
-    are escaped by the template."""
-    loader = FileSystemLoader([folder, Path(__file__).parent])
+    """Write the page of titled groups by a template that extends frame.html, whole or not at all.
+    All values are escaped by it."""
+    loader = FileSystemLoader([template.parent, Path(__file__).parent])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     environment.filters.update(shown=shown, number="{:,}".format)
-    page = environment.get_template("sheet.html").render(facts=facts, groups=groups)
+    page = environment.get_template(template.name).render(facts=facts, groups=groups)
     with replacing(path) as file:
         file.write(page.encode("utf-8", "backslashreplace"))
 

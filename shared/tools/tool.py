@@ -63,7 +63,7 @@ class Tool:
     Attributes:
         program, about: name of the console script, and what it is for.
         verb, does: name of the command, and what it does.
-        folder: where its sheet.html lies, which extends shared/tools/frame.html.
+        template: of its sheet, which extends shared/tools/frame.html.
         settings: a frozen dataclass of all that decides a result beside models and input, with
             `batch_size`, `seed`, `limit`, `max_pixels` and `licence`.
         options: adds the arguments of its own by two functions, `add_argument`, and one that takes
@@ -83,7 +83,7 @@ class Tool:
     about: str
     verb: str
     does: str
-    folder: Path
+    template: Path
     settings: type[Any]
     options: Callable[[Callable[..., Any], Callable[..., None]], None]
     open: Callable[[argparse.Namespace, Any, Source, str], Opened]

@@ -1,5 +1,7 @@
-"""The console script: `tenfold-detect label INPUT --out DIR | merge --out DIR`."""
+"""The console script: `tenfold-detect IMAGES --classes "red apple, dog" --detector FILE`, and
+`tenfold-detect label INPUT --out DIR | merge --out DIR`."""
 
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,6 +9,7 @@ from typing import Any
 
 import torch
 
+from methods.pb_ovd.detect import finding
 from methods.pb_ovd.detect.labelling import Labeller
 from methods.pb_ovd.detect.labels import LABELS, labels
 from methods.pb_ovd.detect.proposals import open_proposals
@@ -30,11 +33,7 @@ def options(add: Callable[..., Any], option: Callable[..., None]) -> None:
     add("--vocabulary", required=True, metavar="FILE", help=text)
     text = "ALBEF's checkpoint, of ours, zoo:NAME, or an official one with --experiment"
     add("--teacher", required=True, metavar="PATH", help=text)
-    text = "that an official teacher is of: albef/pretrain_base"
-    add("--experiment", metavar="NAME", help=text)
-    text = "of that experiment, as data.vocab=PATH; may be given several times"
-    how: dict[str, Any] = {"dest": "overrides", "action": "append", "default": []}
-    add("--override", metavar="K=V", help=text, **how)
+    finding.add_official(add, "albef/pretrain_base", "data.vocab=PATH")
     text = "boxes in COCO's form (.json), or the checkpoint of a detector"
     add("--proposals", required=True, metavar="PATH", help=text)
     add("--every-caption", action="store_true", help="of an entry with several, not one by lot")
@@ -100,10 +99,11 @@ def drawn(pixels: Pixels, shown: Any) -> Pixels:
 
 LABELLING = Tool(
     program="tenfold-detect",
-    about="Boxes of objects by words (PB-OVD).",
+    about="Boxes of objects by words (PB-OVD). `tenfold-detect IMAGES --classes NAMES` finds objects "
+    "in pictures, see `tenfold-detect find --help`; a detection set of captions is made by:",
     verb="label",
     does="find boxes for what captions name",
-    folder=Path(__file__).parent,
+    template=Path(__file__).with_name("sheet.html"),
     settings=Settings,
     options=options,
     open=load,
@@ -118,4 +118,7 @@ LABELLING = Tool(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 where it could not be done, 2 for wrong usage."""
-    return command.main(LABELLING, argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words and words[0] not in (LABELLING.verb, "merge", "-h", "--help"):
+        return finding.main(words)
+    return command.main(LABELLING, words)
