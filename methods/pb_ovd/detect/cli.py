@@ -99,8 +99,8 @@ def drawn(pixels: Pixels, shown: Any) -> Pixels:
 
 LABELLING = Tool(
     program="tenfold-detect",
-    about="Boxes of objects by words (PB-OVD). `tenfold-detect IMAGES --classes NAMES` finds objects "
-    "in pictures, see `tenfold-detect find --help`; a detection set of captions is made by:",
+    about="Boxes for words of captions (PB-OVD); objects of classes that you name are found by "
+    "`tenfold-detect IMAGES --classes NAMES`, see `tenfold-detect find --help`.",
     verb="label",
     does="find boxes for what captions name",
     template=Path(__file__).with_name("sheet.html"),
