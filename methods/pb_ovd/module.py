@@ -166,8 +166,9 @@ class OpenVocabularyDetector(Method):
         return found._replace(boxes=self.detector.geometry.ends(found.boxes)), None
 
     def open_texts(self, source: str | None, known: Sequence[str]) -> None:
-        """Say where names are embedded, see `embedder`; `known` are those of the training."""
-        vectors = dict(zip(known, self.texts[1:], strict=True))
+        """Say where names are embedded, see `embedder`; `known` are those of the training, or none
+        of an official checkpoint, which has no texts."""
+        vectors = dict(zip(known, self.texts[1:], strict=False))
         self.embed = embedder(source, vectors, self.texts.shape[1])
 
     def name_classes(self, names: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """Two gloo processes train the detector as one process does on the concatenated batch.
 
 Real Lightning loops with real DDP. The official code averages the ranks' losses, each over its own
-anchors and regions (docs/papers/pb_ovd.md, sections 3.7 to 3.9): that is the loss of the whole batch
+anchors and regions (docs/papers/pb_ovd.md, sections 3.7 to 3.9): that is the loss of a whole batch
 where every image gives as many of both. Losses (mean over ranks), gradients as DDP averages them,
 and the weights after the updates must agree, although ranks have objects of their own.
 """

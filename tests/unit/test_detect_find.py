@@ -1,6 +1,7 @@
 """tenfold-detect IMAGES --classes: objects by words, where names are embedded, what is refused."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,15 @@ def test_sentences_about_a_name_are_embedded_by_pieces_and_averaged(monkeypatch)
     torch.testing.assert_close(found[1], torch.tensor(expected).mean(dim=0))
     assert found.shape == (2, 2)
     assert Encoder.calls == 18
+
+
+def test_without_transformers_what_to_do_is_said(tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(
+        PredictError, match=r"needs transformers: pip install 'tenfold\[huggingface"
+    ):
+        embedder(str(tmp_path), {}, 6)
 
 
 def test_a_text_encoder_of_clip_from_a_folder(tmp_path):
