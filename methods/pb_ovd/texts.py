@@ -67,13 +67,13 @@ class ClipTexts:
     def __init__(self, source: str) -> None:
         folder = model_folder(source)
         try:
-            from transformers import AutoTokenizer, CLIPTextModelWithProjection
+            from transformers import CLIPTextModelWithProjection, CLIPTokenizer
         except ModuleNotFoundError as error:
             advice = "pip install 'tenfold[huggingface]', or give a .json of embedded names"
             raise PredictError(f"{source} needs transformers: {advice}") from error
         given: dict[str, Any] = {"local_files_only": True}
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, **given)
+            self._tokenizer = CLIPTokenizer.from_pretrained(folder, **given)
             self._model = CLIPTextModelWithProjection.from_pretrained(folder, **given).eval()
         except Exception as error:  # whatever the first wrong value of its files provokes
             raise PredictError(f"{source} is no text encoder of CLIP: {one_line(error)}") from error

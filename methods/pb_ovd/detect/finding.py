@@ -17,7 +17,6 @@ from PIL import Image
 
 from shared.console import bounded, exit_status
 from shared.data.captioned.origins import origin_of
-from shared.files import own_folder
 from shared.predict.detections import detected, draw, results
 from shared.predict.inputs import Pictures, find_images, listed, read_texts
 from shared.predict.model import load
@@ -43,9 +42,9 @@ def main(argv: Sequence[str]) -> int:
 
 def find(arguments: argparse.Namespace) -> None:
     """Write what is found in the pictures of a folder, or in one file."""
-    root, out = Path(arguments.images), own_folder(Path(arguments.out))
+    root, out = Path(arguments.images), Path(arguments.out)
     names = named_classes(arguments.classes)
-    paths = find_images(root)
+    paths = [path for path in find_images(root) if out not in path.parents]  # of an earlier run
     official = arguments.experiment, arguments.overrides
     model = load(arguments.detector, arguments.device, *official)
     model.open_texts(arguments.texts)
