@@ -140,7 +140,7 @@ def test_pictures_that_cannot_be_read_and_folders_without_any(place, run, tmp_pa
     status, said = run(images, "--classes", "red")
     assert status == 0, said
     assert f"unreadable: {evil}" in said
-    assert "1 unreadable ones left out" in said
+    assert "1 unreadable left out" in said
     page = (tmp_path / "out/sheet.html").read_text()
     assert "<img src=x" not in page
     assert "&lt;img src=x onerror" in page

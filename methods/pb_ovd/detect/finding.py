@@ -88,7 +88,7 @@ def find(arguments: argparse.Namespace) -> None:
     for fault in faults:
         print(f"unreadable: {printable(fault)}", file=sys.stderr)
     counted = f"{len(rows):,} objects of {len(names):,} classes in {facts['images']:,} pictures"
-    left = f", {len(faults):,} unreadable ones left out" if faults else ""
+    left = f", {len(faults):,} unreadable left out" if faults else ""
     print(f"{counted}{left}: {printable(str(out / DETECTIONS))}; {SHEET}, pictures/")
 
 
