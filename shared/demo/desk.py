@@ -107,7 +107,7 @@ class Desk:
         maps = model.overlays(picture, text, side=SIDE)
         return percent(probability), [(shown, printable(word)) for word, shown in maps]
 
-    def detect(self, path: str | None, classes: str, least: float) -> tuple[str, Shown]:
+    def detect(self, path: str | None, classes: str, least: float) -> tuple[str, Image.Image]:
         """The objects of named classes whose score is `least` or more, in words and as boxes."""
         model = self.models["detect"]
         picture = upload(path, model.predictor.image_mode)
@@ -117,7 +117,7 @@ class Desk:
         shown.thumbnail((LARGE, LARGE))
         scores, labels = found.scores.tolist(), found.labels.tolist()
         said = [f"{names[k - 1]} {percent(s)}" for s, k in zip(scores, labels, strict=True)]
-        return "\n".join(map(printable, said)) or "nothing", [(shown, f"{len(said)} objects")]
+        return "\n".join(map(printable, said)) or "nothing", shown
 
     def search(self, text: str, count: int) -> Shown:
         """The pictures of the folder that suit a text best."""

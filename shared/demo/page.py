@@ -206,10 +206,7 @@ def _detect_tab(desk: Desk) -> None:
             least = _slider("Least score", 0, 1, 0.3, 0.05)
             button = gradio.Button("Find objects", variant="primary")
         with gradio.Column():
-            boxes = gradio.Gallery(
-                label="Objects", object_fit="contain", height="auto", format="png", columns=1,
-                interactive=False, allow_preview=False, buttons=[],
-            )  # fmt: skip
+            boxes = gradio.Image(label="Objects", format="png", interactive=False, buttons=[])
             said, note = _text("Scores", lines=3, interactive=False), _note()
     events, inputs = [button.click, classes.submit], [picture, classes, least]
     _answers(events, desk.detect, inputs, [said, boxes], note)

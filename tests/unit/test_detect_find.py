@@ -244,8 +244,7 @@ def test_the_demo_page_asks_by_words(place):
     desk = Desk({"detector": model})
     assert desk.names == {"detect": "detector"}
     picture = place / "images/a.png"
-    said, [(shown, note)] = desk.detect(str(picture), "thing 5, thing 1999", 0.0)
-    assert said.count("\n") + 1 == int(note.partition(" ")[0]) > 0
+    said, shown = desk.detect(str(picture), "thing 5, thing 1999", 0.0)
     assert {line.rpartition(" ")[0].rpartition(" ")[0] for line in said.splitlines()} <= {
         "thing 5", "thing 1999",
     }  # fmt: skip
