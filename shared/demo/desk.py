@@ -111,7 +111,7 @@ class Desk:
         """The objects of named classes whose score is `least` or more, in words and as boxes."""
         model = self.models["detect"]
         picture = upload(path, model.predictor.image_mode)
-        names = listed(typed(classes, "class, or some with commas between"), MOST_CLASSES)
+        names = listed(typed(classes, "class"), MOST_CLASSES)
         pixels, found = model.detect(picture, names, min(1.0, max(0.0, least)))
         shown = Image.fromarray(draw(pixels, found, names))
         shown.thumbnail((LARGE, LARGE))
