@@ -20,11 +20,12 @@ tenfold {version}: ten vision, language and code papers, one lab.
   tenfold experiment=NAME [key=value ...]    train and evaluate a run; the same command continues it
   tenfold -m experiment=A,B seed=1,2,3       a sweep (hydra/launcher=local, slurm or ray)
   tenfold predict checkpoint=FILE images=DIR a folder of pictures through a trained model
-  tenfold demo FILE... [images=DIR]          a local page: captions, questions, matches, search
+  tenfold demo FILE... [images=DIR]          a local page: captions, questions, matches, objects
   tenfold list [METHOD]                      what can be run, with the paper's figures and costs
   tenfold --cfg job experiment=NAME          what a run would use
   tenfold-search index DIR                   search code in plain words: tenfold-search --help
   tenfold-capfilt run INPUT                  caption images and filter texts: tenfold-capfilt --help
+  tenfold-detect IMAGES --classes NAMES      objects of classes that you name: tenfold-detect --help
 
 Try, on any laptop:
   tenfold experiment=comatch/smoke           ten seconds, to see that everything works

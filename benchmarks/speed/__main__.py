@@ -33,6 +33,7 @@ TABLES = {  # of a comparison: title, and what is added to its rows' names in th
     "with_loading": ("with loading and augmentation", ", with loading"),
     "encoding": ("encoding", ", encoding"),
     "detecting": ("dual-head inference", ", inference"),
+    "labelling": ("pseudo boxes", ""),
     "captioning": ("writing captions", ""),
     "reranking": ("re-ranking a gallery", ", re-ranking"),
     "answering": ("answering queries", ", answering"),

@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.pb_ovd.module import OpenVocabularyDetector
+from shared.tasks.detection import Selection
 
 
 class ShuffledTexts(OpenVocabularyDetector):
@@ -25,5 +26,5 @@ class UnitTexts(OpenVocabularyDetector):
         self.texts.copy_(F.normalize(self.texts, dim=1))
 
     @torch.no_grad()
-    def detect(self, batch: dict, texts: Tensor):
-        return super().detect(batch, F.normalize(texts, dim=1))
+    def detect(self, batch: dict, texts: Tensor, selection: Selection | None = None):
+        return super().detect(batch, F.normalize(texts, dim=1), selection)

@@ -53,15 +53,13 @@ def read_vocabulary(instances: Instances, embeddings: str | None) -> Vocabulary:
     """
     entries = {entry["id"]: entry for entry in read_json(instances.origin)["categories"]}
     rows = [entries[number] for number in instances.category_ids.tolist()]
-    table = None if embeddings is None else read_json(embeddings)
+    table = None if embeddings is None else read_vectors(embeddings)
     origin = instances.origin if embeddings is None else embeddings
-    if not (table is None or isinstance(table, dict)):
-        raise DataCorruptError(f"{origin}: expected a JSON object from names to lists of numbers")
     vectors, splits = [], []
     for row, name in zip(rows, instances.class_names, strict=True):
         within = row.get("embedding")
         found = within.get(EMBEDDING) if isinstance(within, dict) else within
-        vectors.append(_vector(found if table is None else table.get(name), f"{origin}: {name}"))
+        vectors.append(table.get(name) if table else _vector(found, f"{origin}: {name}"))
         if (split := row.get("split", "")) not in ("", *SPLITS):
             told = f"split of {name} is {shortened(split)}, expected seen or unseen"
             raise DataCorruptError(f"{instances.origin}: {told}")
@@ -75,6 +73,15 @@ def read_vocabulary(instances: Instances, embeddings: str | None) -> Vocabulary:
     nothing = [np.nan] * widths[0]
     matrix = np.array([nothing if v is None else v for v in vectors], np.float32)
     return Vocabulary(matrix, np.array(splits))
+
+
+def read_vectors(path: str) -> dict[str, list[float]]:
+    """Embedded names of a JSON object from names to lists of numbers, all of them checked."""
+    table = read_json(path)
+    if not isinstance(table, dict) or not table:
+        raise DataCorruptError(f"{path}: expected a JSON object from names to lists of numbers")
+    vectors = {name: _vector(value, f"{path}: {name}") for name, value in table.items()}
+    return {name: vector for name, vector in vectors.items() if vector is not None}
 
 
 def _vector(value: Any, where: str) -> list[float] | None:

@@ -6,15 +6,17 @@ Source: docs/papers/pb_ovd.md, sections 3.6 to 3.11; salesforce/PB-OVD@f62bdfc
 `maskrcnn_benchmark/modeling`, `engine/trainer.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from methods.pb_ovd.losses import text_logits, weighted_cross_entropy
+from methods.pb_ovd.texts import embedder
 from shared.evaluation.detection import DetectionScores, detection_scores
 from shared.nn.building import applied
 from shared.nn.detection.detector import Detector
@@ -144,18 +146,35 @@ class OpenVocabularyDetector(Method):
         ]
         return self.sgd(groups, self.ramp.factor, "step")
 
-    def detect(self, batch: Batch, texts: Tensor) -> Detections:
+    def detect(self, batch: Batch, texts: Tensor, selection: Selection | None = None) -> Detections:
         """What is seen in each image of the classes that `texts` (K + 1, D) name, in pixels of its
-        file."""
+        file, by default by the selection of the test."""
         batch = with_sizes(self.concatenate([batch["images"]]), batch)
         stages = find_regions(self.detector, batch).stages
         scores = text_logits(stages.logits[0], texts).softmax(dim=1)
+        chosen = selection or self.selection
         # Before boxes are resized, which changes the overlap of boxes that count their last pixel.
         detections = select(
             self.detector.geometry, stages.rois[0][:, 0].long(), stages.boxes, scores,
-            len(batch["sizes"]), self.selection.threshold, self.selection.nms, self.selection.limit,
+            len(batch["sizes"]), chosen.threshold, chosen.nms, chosen.limit,
         )  # fmt: skip
         return detections._replace(boxes=detections.boxes * zoom(batch)[:, None])
+
+    def detect_objects(self, batch: Batch, selection: Selection) -> tuple[Detections, None]:
+        """As `detect`, of the classes that were named last; boxes end at x2 and y2, no masks."""
+        found = self.detect(batch, self.texts, selection)
+        return found._replace(boxes=self.detector.geometry.ends(found.boxes)), None
+
+    def open_texts(self, source: str | None, known: Sequence[str]) -> None:
+        """Say where names are embedded, see `embedder`; `known` are those of the training, or none
+        of an official checkpoint, which has no texts."""
+        vectors = dict(zip(known, self.texts[1:], strict=False))
+        self.embed = embedder(source, vectors, self.texts.shape[1])
+
+    def name_classes(self, names: Sequence[str]) -> None:
+        """Detect the classes of these names from now on. PredictError of one without embedding."""
+        self.texts = F.pad(self.embed(names).to(self.texts), (0, 0, 1, 0))
+        self.detector.num_classes = len(names)
 
     def evaluate(self, batch: Batch, split: str) -> None:
         """Gather what is seen of the classes of a split."""

@@ -1,6 +1,6 @@
 """`tenfold demo`: a local page that asks trained models."""
 
 USAGE = (
-    "tenfold demo [METHOD | FILE...] [images=DIR] [official=EXPERIMENT] [overrides=...] [port=N] "
-    "[device=cuda]"
+    "tenfold demo [METHOD | FILE...] [images=DIR] [texts=PATH] [official=EXPERIMENT] "
+    "[overrides=...] [port=N] [device=cuda]"
 )

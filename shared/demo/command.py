@@ -1,8 +1,9 @@
 """`tenfold demo FILE... [images=DIR]`: a local page that asks trained models.
 
 Each checkpoint, a file of ours, `zoo:NAME` or an official file, does what it can: it captions, it
-answers questions, it matches pictures with texts. Of two that can do the same the first one does
-it. The name of a method stands for the newest runs of its modules below outputs/.
+answers questions, it matches pictures with texts, it detects objects by words. Of two that can do
+the same the first one does it. The name of a method, or of its tool, stands for the newest runs of
+its modules below outputs/.
 """
 
 import logging
@@ -47,7 +48,8 @@ def demo(names: Sequence[str], config: dict[str, Any]) -> None:
         raise PredictError(
             "the page needs gradio, which is not installed: pip install -e '.[demo]'"
         )
-    paths = [path for name in [*names, *_listed(config["checkpoint"])] for path in meant(name)]
+    given = [config["names"].get(name, name) for name in [*names, *_listed(config["checkpoint"])]]
+    paths = [path for name in given for path in meant(name)]
     if not paths:
         raise PredictError(f"no checkpoint given; usage: {USAGE}")
     experiments = _listed(config["official"]) or [None] * len(paths)
@@ -56,7 +58,9 @@ def demo(names: Sequence[str], config: dict[str, Any]) -> None:
         raise PredictError(f"{counts}: official=[blip/vqa, null] names one each, null for ours")
     models: dict[str, Model] = {}
     for path, experiment in zip(paths, experiments, strict=True):
-        models[path] = load(path, config["device"], experiment, config["overrides"])
+        models[path] = model = load(path, config["device"], experiment, config["overrides"])
+        if "detect" in model.abilities:
+            model.open_texts(config["texts"])
     desk = Desk(models, None if images is None else Path(str(images)))
     for path in models.keys() - set(desk.names.values()):
         print(f"tenfold demo: {path} has nothing to do on the page", file=sys.stderr)

@@ -16,7 +16,8 @@ from PIL import Image
 
 from shared.data.images import FORMATS, read_image
 from shared.files import open_regular
-from shared.predict.inputs import PredictError, find_images
+from shared.predict.detections import draw
+from shared.predict.inputs import PredictError, find_images, listed
 from shared.predict.model import Model
 from shared.predict.outputs import percent, thumbnail
 from shared.showing import printable
@@ -28,8 +29,9 @@ SHOWN_PIXELS = 1 << 22  # to which a larger one is shrunk
 MOST_CHARACTERS = 500  # of a typed text
 MOST_FILES, BATCH = 5_000, 32  # of the folder that is searched, and of them at a time
 MOST_BEAMS, MOST_TOKENS, SAMPLES = 10, 100, 3
-SIDE = 256  # pixels of a picture that is shown
-TASKS = ("captions", "answer", "match")
+SIDE, LARGE = 256, 1024  # pixels of a picture that is shown among others, and alone
+TASKS = ("captions", "answer", "match", "detect")
+MOST_CLASSES = 100  # of a picture that is asked about
 
 Shown = list[tuple[Image.Image, str]]  # pictures, each with what stands under it
 
@@ -47,7 +49,9 @@ class Desk:
         }
         if not self.names:
             kinds = ", ".join(type(m.predictor.module).__name__ for m in models.values())
-            raise PredictError(f"{kinds}: no model that captions, answers or matches pictures")
+            raise PredictError(
+                f"{kinds}: no model that captions, answers, matches or detects by words"
+            )
         self.models = {task: models[name] for task, name in self.names.items()}
         self.album: Album | None = None
         if root is not None:
@@ -102,6 +106,18 @@ class Desk:
         (probability,) = model.match([picture], [text]).flatten().tolist()
         maps = model.overlays(picture, text, side=SIDE)
         return percent(probability), [(shown, printable(word)) for word, shown in maps]
+
+    def detect(self, path: str | None, classes: str, least: float) -> tuple[str, Image.Image]:
+        """The objects of named classes whose score is `least` or more, in words and as boxes."""
+        model = self.models["detect"]
+        picture = upload(path, model.predictor.image_mode)
+        names = listed(typed(classes, "class"), MOST_CLASSES)
+        pixels, found = model.detect(picture, names, min(1.0, max(0.0, least)))
+        shown = Image.fromarray(draw(pixels, found, names))
+        shown.thumbnail((LARGE, LARGE))
+        scores, labels = found.scores.tolist(), found.labels.tolist()
+        said = [f"{names[k - 1]} {percent(s)}" for s, k in zip(scores, labels, strict=True)]
+        return "\n".join(map(printable, said)) or "nothing", shown
 
     def search(self, text: str, count: int) -> Shown:
         """The pictures of the folder that suit a text best."""

@@ -130,6 +130,9 @@ def blocks(desk: Desk) -> Any:
             if "match" in desk.models:
                 with gradio.Tab("Match"):
                     _match_tab(desk)
+            if "detect" in desk.models:
+                with gradio.Tab("Detect"):
+                    _detect_tab(desk)
             if desk.album is not None:
                 with gradio.Tab("Search"):
                     _search_tab(desk)
@@ -193,6 +196,20 @@ def _match_tab(desk: Desk) -> None:
             said, note = _text("Probability of a match", interactive=False), _note()
             maps = _gallery("Where the model looks")
     _answers([button.click, text.submit], desk.match, [picture, text], [said, maps], note)
+
+
+def _detect_tab(desk: Desk) -> None:
+    with gradio.Row():
+        with gradio.Column():
+            picture = _upload()
+            classes = _text("Classes, with commas between", placeholder="red apple, dog")
+            least = _slider("Least score", 0, 1, 0.3, 0.05)
+            button = gradio.Button("Find objects", variant="primary")
+        with gradio.Column():
+            boxes = gradio.Image(label="Objects", format="png", interactive=False, buttons=[])
+            said, note = _text("Scores", lines=3, interactive=False), _note()
+    events, inputs = [button.click, classes.submit], [picture, classes, least]
+    _answers(events, desk.detect, inputs, [said, boxes], note)
 
 
 def _search_tab(desk: Desk) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
+from shared.data.detection.framing import Framing
 from shared.data.readers.outlines import RunLengths, mask_tools
 from shared.predict.inputs import Pictures, Pixels, PredictError, Predictor, refuse_not_finite
 from shared.predict.outputs import Cell, Output, percent, sheet, thumbnail
@@ -44,44 +45,71 @@ def predict_detections(
     max_detections: int,
 ) -> Iterator[Output]:
     """Yield detections.json, in COCO's form of results, picture_N.png of each of the first
-    `sheet_images` images, and contact_sheet.png.
-
-    The model's `detect_objects` takes a batch of `images`, `sizes` and `original_sizes`, and a
-    `Selection`; what it finds is in pixels of the original images.
-    """
-    module, framing = predictor.module, predictor.framing
-    if framing is None:
-        raise PredictError(f"{type(module).__name__} does not detect objects")
+    `sheet_images` images, and contact_sheet.png."""
     names = class_names(predictor)
-    ids = predictor.category_ids or list(range(1, len(names) + 1))
-    selection = replace(module.selection, threshold=min_score, limit=max_detections)
     rows: list[dict[str, Any]] = []
     cells: list[Cell] = []
-    for places, pictures in images.batches(framing.at_once(batch_size)):
-        batch = {key: value.to(module.device) for key, value in framing.batch(pictures).items()}
-        with torch.inference_mode():
-            detections, masks = module.detect_objects(batch, selection)
-        for row, (place, picture) in enumerate(zip(places, pictures, strict=True)):
-            own = detections.labels[row] > 0
-            boxes, scores, labels = (part[row][own].cpu() for part in detections)
-            boxes = clip_boxes_to_image(boxes, picture.shape[:2])
-            found = Objects(boxes, scores, labels, None if masks is None else masks[row])
-            refuse_not_finite(torch.cat([boxes.flatten(), scores]).numpy(), images.path(place))
-            rows += results(found, place + 1, images.name(place), names, ids)
-            if len(cells) < sheet_images:
-                drawn = Image.fromarray(draw(picture, found, names))
-                yield f"picture_{len(cells) + 1}.png", drawn
-                surest = "nothing"
-                if len(scores):
-                    surest = f"{names[int(labels[0]) - 1]} {percent(float(scores[0]))}"
-                cells.append(Cell(thumbnail(np.asarray(drawn), SIDE), surest, images.name(place)))
+    for place, picture, found in detected(predictor, images, batch_size, min_score, max_detections):
+        rows += results(found, place + 1, images.name(place), names, predictor.category_ids)
+        if len(cells) < sheet_images:
+            drawn = Image.fromarray(draw(picture, found, names))
+            yield f"picture_{len(cells) + 1}.png", drawn
+            surest = "nothing"
+            if len(found.scores):
+                surest = f"{names[int(found.labels[0]) - 1]} {percent(float(found.scores[0]))}"
+            cells.append(Cell(thumbnail(np.asarray(drawn), SIDE), surest, images.name(place)))
     yield "detections.json", rows
     title = f"{len(cells)} of {len(images) - len(images.corrupt)} images"
     yield "contact_sheet.png", sheet([(title, cells)], COLUMNS, SIDE, predictor.accuracy)
 
 
+def detected(
+    predictor: Predictor, images: Pictures, batch_size: int, min_score: float, max_detections: int
+) -> Iterator[tuple[int, Pixels, Objects]]:
+    """Yield place, pixels and objects of each readable image, in order."""
+    for places, pictures in images.batches(framing_of(predictor).at_once(batch_size)):
+        objects = objects_in(predictor, pictures, min_score, max_detections)
+        for place, picture, found in zip(places, pictures, objects, strict=True):
+            values = torch.cat([found.boxes.flatten(), found.scores]).numpy()
+            refuse_not_finite(values, images.path(place))
+            yield place, picture, found
+
+
+@torch.inference_mode()
+def objects_in(
+    predictor: Predictor, pictures: Sequence[Pixels], min_score: float, max_detections: int
+) -> list[Objects]:
+    """What is seen in each of some pictures (H, W, 3), which go through the model together.
+
+    The model's `detect_objects` takes a batch of `images`, `sizes` and `original_sizes`, and a
+    `Selection`; what it finds is in pixels of the original images.
+    """
+    module, framing = predictor.module, framing_of(predictor)
+    selection = replace(module.selection, threshold=min_score, limit=max_detections)
+    batch = {key: value.to(module.device) for key, value in framing.batch(pictures).items()}
+    detections, masks = module.detect_objects(batch, selection)
+    objects = []
+    for row, picture in enumerate(pictures):
+        own = detections.labels[row] > 0
+        boxes, scores, labels = (part[row][own].cpu() for part in detections)
+        boxes = clip_boxes_to_image(boxes, picture.shape[:2])
+        objects.append(Objects(boxes, scores, labels, None if masks is None else masks[row]))
+    return objects
+
+
+def framing_of(predictor: Predictor) -> Framing:
+    """How a detector sees pictures; PredictError of another model."""
+    if predictor.framing is None:
+        raise PredictError(f"{type(predictor.module).__name__} does not detect objects")
+    return predictor.framing
+
+
 def class_names(predictor: Predictor) -> list[str]:
-    """Of all classes, label 1 first; PredictError if the checkpoint has another number of them."""
+    """Of all classes, label 1 first; PredictError if the checkpoint has another number of them, or
+    none, as an official one of classes that are yet to be named."""
+    framing_of(predictor)
+    if predictor.class_names == []:
+        raise PredictError("no class is named: tenfold-detect takes --classes")
     count = predictor.module.detector.num_classes
     names = predictor.class_names or [f"class {label}" for label in range(1, count + 1)]
     for known, what in ((names, "class names"), (predictor.category_ids or names, "category ids")):
@@ -91,9 +119,11 @@ def class_names(predictor: Predictor) -> list[str]:
 
 
 def results(
-    found: Objects, image_id: int, name: str, names: Sequence[str], ids: Sequence[int]
+    found: Objects, image_id: int, name: str, names: Sequence[str], ids: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
-    """COCO's results of one image, with its name and those of the classes."""
+    """COCO's results of one image, with its name and those of the classes; without `ids` a class is
+    numbered by its label."""
+    ids = ids or range(1, len(names) + 1)
     sides = found.boxes[:, 2:] - found.boxes[:, :2]
     boxes = torch.cat([found.boxes[:, :2], sides], dim=1).tolist()
     rows = [

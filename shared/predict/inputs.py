@@ -251,6 +251,18 @@ def read_texts(given: Any, key: str) -> list[str]:
     return texts
 
 
+def listed(text: str, most: int) -> list[str]:
+    """Names with commas between, each once; PredictError of none, too many or one that is long."""
+    names = [name for part in text.split(",") if (name := " ".join(part.split()))]
+    if not 0 < len(names := list(dict.fromkeys(names))) <= most:
+        raise PredictError(
+            f"{len(names)} names are given: one, or up to {most} with commas between"
+        )
+    if longest := [name for name in names if len(name) > MOST_CHARACTERS]:
+        raise PredictError(f"a name is longer than {MOST_CHARACTERS} characters: {longest[0][:40]}")
+    return names
+
+
 def tokenised(
     predictor: Predictor,
     texts: Sequence[str],

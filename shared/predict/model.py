@@ -28,6 +28,7 @@ from torch import Tensor
 from shared.evaluation.attention_maps import check_cross_attention, third_fusion_layer
 from shared.predict.answers import MAX_WORDS as QUESTION_WORDS
 from shared.predict.answers import answers_of
+from shared.predict.detections import Objects, class_names, objects_in
 from shared.predict.inputs import (
     Pictures,
     Pixels,
@@ -63,10 +64,13 @@ class Model:
 
     @property
     def abilities(self) -> frozenset[str]:
-        """Of the methods `captions`, `answer` and `match` (with `overlays`) those that the model
-        has, which all need a vocabulary."""
+        """Of the methods `captions`, `answer` and `match` (with `overlays`), which need a
+        vocabulary, and `detect` those that the model has."""
+        module = self.predictor.module
+        if hasattr(module, "name_classes"):
+            return frozenset({"detect"})
         parts = {"captions": "captions", "answer": "answer", "match": "matching"}
-        module, mute = self.predictor.module, self.predictor.tokenizer is None
+        mute = self.predictor.tokenizer is None
         return frozenset(name for name, part in parts.items() if hasattr(module, part) and not mute)
 
     @property
@@ -163,6 +167,23 @@ class Model:
             answers_of(module, views, *tokens, self.batch_size) for views in self._views(images)
         )
         return [own for part in answers for own in part]
+
+    def open_texts(self, source: str | None) -> None:
+        """Say where the names of classes are embedded: see the module's method of that name."""
+        if "detect" not in self.abilities:
+            kind = type(self.predictor.module).__name__
+            raise PredictError(f"{kind} detects no classes by their names")
+        known = class_names(self.predictor) if self.class_names else []
+        self.predictor.module.open_texts(source, known)
+
+    def detect(
+        self, image: Picture, names: Sequence[str], min_score: float = 0.3, most: int = 100
+    ) -> tuple[Pixels, Objects]:
+        """A picture (H, W, 3) and what is seen in it of the classes of these names, the surest
+        first; `open_texts` comes before."""
+        self.predictor.module.name_classes(names)
+        pixels = _pixels(image, self.predictor.image_mode)
+        return pixels, objects_in(self.predictor, [pixels], min_score, most)[0]
 
     def overlays(
         self, image: Picture, text: str, layer: int | None = None, side: int = SIDE

@@ -35,7 +35,11 @@ def load_official(path: Path, experiment: str, overrides: Sequence[str], device:
         tokenizer = getattr(data, "tokenizer", None)
         if hasattr(module, "choose_among"):
             module.choose_among(data.answers)
-        if detects := hasattr(module, "detect_objects"):
+        detects, open_to_names = (
+            hasattr(module, name) for name in ("detect_objects", "name_classes")
+        )
+        named = detects and not open_to_names  # else its classes are named later
+        if named:
             module.attach(data)
     except (OSError, ValueError) as error:
         reason = f"{error} (of {experiment}; another place: overrides=\"['data.KEY=PATH']\")"
@@ -44,9 +48,9 @@ def load_official(path: Path, experiment: str, overrides: Sequence[str], device:
         module.to(where).eval(),
         None if detects else image_transform(config["data"].get("augmentation"), path),
         config["data"].get("image_mode", "RGB"),
-        list(data.class_names) if detects else None,
+        list(data.class_names) if named else [] if detects else None,
         tokenizer,
         rules=text_rules(getattr(data, "hparams", {}).get("text_rules", "albef")),
         framing=detector_framing(config["data"], path) if detects else None,
-        category_ids=data.category_ids.tolist() if detects else None,
+        category_ids=data.category_ids.tolist() if named else None,
     )

@@ -31,7 +31,9 @@ Run = Callable[..., tuple[int, str]]
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
     """A watched command with the stand-ins; a failure is one line."""
     monkeypatch.setattr(cli, "load_models", toy.toy_models)
-    monkeypatch.setattr(cli, "git_state", lambda: {"git_commit": None, "git_dirty": False})
+    monkeypatch.setattr(
+        "shared.tools.command.git_state", lambda: {"git_commit": None, "git_dirty": False}
+    )
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("it opens a connection"))
     monkeypatch.chdir(tmp_path)  # SQLite says that its nameless file lies here
 

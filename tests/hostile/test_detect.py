@@ -10,7 +10,9 @@ import pytest
 
 from methods.pb_ovd.detect import cli
 from methods.pb_ovd.mentions import LONGEST_NAME, MOST_NAMES, read_object_names
+from methods.pb_ovd.texts import embedder
 from shared.data.errors import DataCorruptError
+from shared.predict.inputs import PredictError
 from tests.unit import detect_toy as toy
 
 Run = Callable[..., tuple[int, str]]
@@ -24,7 +26,9 @@ def scenes(tmp_path: Path) -> dict[str, Path]:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """A command that may not open a connection; a failure is one line."""
-    monkeypatch.setattr(cli, "git_state", lambda: {"git_commit": None, "git_dirty": False})
+    monkeypatch.setattr(
+        "shared.tools.command.git_state", lambda: {"git_commit": None, "git_dirty": False}
+    )
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("it opens a connection"))
 
     def command(*words: Any) -> tuple[int, str]:
@@ -113,3 +117,25 @@ def test_proposals_that_leave_their_root_are_refused(scenes, run, tmp_path):
     scenes["proposals"].write_text(json.dumps(boxes))
     status, said = run("label", *toy.options(scenes, tmp_path / "out"))
     assert (status, "is outside of the image root" in said) == (1, True), said
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("[]", "expected a JSON object from names to lists of numbers"),
+        ("{}", "expected a JSON object from names to lists of numbers"),
+        ('{"cup": [1, 2]}', "not all embeddings have the detector's 6 numbers"),
+        ('{"cup": "123456"}', "cup: embedding is '123456', expected numbers"),
+        ('{"cup": [1, 2, 3, 4, 5, 1e999]}', "expected numbers"),
+        ('{"cup": [1, 2, 3, 4, 5, NaN]}', "expected numbers"),
+        ("[" * 100_000, "nested too deep"),
+        ("noise", "names.json"),
+    ],
+)
+def test_embedded_names_that_are_none_are_refused(tmp_path, content, said):
+    path = tmp_path / "names.json"
+    path.write_text(content)
+    with pytest.raises((DataCorruptError, PredictError), match=re.escape(said)) as refusal:
+        embedder(str(path), {}, 6)
+    assert "\n" not in str(refusal.value)
+    assert len(str(refusal.value)) < 500

@@ -21,10 +21,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from methods.blip.capfilt import cli, finishing
+from methods.blip.capfilt import cli, outcome
 from methods.blip.capfilt.models import Models
 from methods.blip.capfilt.settings import Settings
 from shared.randomness import key_uniforms
+from shared.tools import command
 
 WORDS = ["a", "red", "green", "small", "large", "cat", "dog", "house", "on", "the", "<b>bold</b>"]
 Files = dict[str, bytes]
@@ -138,11 +139,11 @@ def outputs(folder: Path) -> Files:
 def main(arguments: list[str]) -> int:
     """The command with the stand-ins; after `--slow` each block and each output takes its time."""
     cli.load_models = toy_models
-    cli.git_state = lambda: {"git_commit": "abc", "git_dirty": False}  # somebody may commit
+    command.git_state = lambda: {"git_commit": "abc", "git_dirty": False}  # somebody may commit
     if arguments[:1] == ["--slow"]:
         arguments = arguments[1:]
         _delay(ToyFilter, "score", 0.02)
-        _delay(finishing, "judged_texts", 0.002)
+        _delay(outcome, "judged_texts", 0.002)
     return cli.main(arguments)
 
 

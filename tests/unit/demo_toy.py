@@ -1,5 +1,6 @@
 """Tiny BLIP checkpoints of each task, whose words and answers are hostile to a page."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tests.unit import test_predict
+from tests.unit import pb_ovd_toy, test_predict
 from tests.unit.blip_toy import BOS, build, lively
+from tests.unit.test_predict_detections import DATA
 from tests.unit.test_predict_texts import VIEWS
 
 EVIL = "<img src=x onerror=alert(1)>"
@@ -35,6 +37,18 @@ def write_checkpoint(path: Path, kind: str) -> Path:
     content["datamodule_hyper_parameters"]["text_rules"] = "blip"
     torch.save(content, path)
     return path
+
+
+def write_detector(folder: Path) -> tuple[Path, Path]:
+    """A detector by words, and vectors of two names so long that it is sure of one or the other."""
+    test_predict.save(pb_ovd_toy.detector().eval(), folder / "detector.ckpt", None)
+    content = torch.load(folder / "detector.ckpt", weights_only=True)
+    content |= {"datamodule_hyper_parameters": DATA, "class_names": list("abcd")}
+    torch.save(content, folder / "detector.ckpt")
+    vector = 1000 * pb_ovd_toy.texts(1)[1]
+    names = {EVIL: vector.tolist(), "thing": (-vector).tolist()}
+    (folder / "names.json").write_text(json.dumps(names))
+    return folder / "detector.ckpt", folder / "names.json"
 
 
 def write_pictures(folder: Path) -> Path:

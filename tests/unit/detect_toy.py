@@ -1,6 +1,6 @@
 """Small captioned scenes of the zoo's drawings, with proposals, for `tenfold-detect label`.
 
-python -m tests.unit.detect_toy label ...    is tenfold-detect, of one commit and in no hurry
+`main` is tenfold-detect, of one commit and in no hurry.
 """
 
 import json
@@ -11,7 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from methods.pb_ovd.detect import cli, finishing, labelling
+from methods.pb_ovd.detect import cli, labelling
+from methods.pb_ovd.detect.labels import Labels
+from shared.tools import command
 
 DRAWINGS = Path(__file__).parents[2] / "zoo/drawings"
 TEACHER = "zoo:albef-emoji"
@@ -70,12 +72,17 @@ def outputs(folder: Path) -> dict[str, bytes]:
 
 def main(arguments: list[str]) -> int:
     """The command as of one commit; after `--slow` each block and each entry takes its time."""
-    cli.git_state = lambda: {"git_commit": "abc", "git_dirty": False}  # somebody may commit
+    command.git_state = lambda: {"git_commit": "abc", "git_dirty": False}  # somebody may commit
     if arguments[:1] == ["--slow"]:
         arguments = arguments[1:]
         _delay(labelling.Labeller, "__call__", 0.02)
-        _delay(finishing.Images, "add", 0.01)
+        _delay(Labels, "add", 0.01)
     return cli.main(arguments)
+
+
+def end_with(arguments: list[str]) -> None:
+    """The command in a process that ends with its status."""
+    sys.exit(main(arguments))
 
 
 def _delay(place: Any, name: str, seconds: float) -> None:
@@ -86,7 +93,3 @@ def _delay(place: Any, name: str, seconds: float) -> None:
         return original(*given)
 
     setattr(place, name, slow)
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -48,7 +48,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """A command with the stand-ins: its exit status, and all that it printed."""
     monkeypatch.setattr(cli, "load_models", toy.toy_models)
-    monkeypatch.setattr(cli, "git_state", lambda: {"git_commit": "abc", "git_dirty": False})
+    monkeypatch.setattr(
+        "shared.tools.command.git_state", lambda: {"git_commit": "abc", "git_dirty": False}
+    )
 
     def command(*words: Any) -> tuple[int, str]:
         defaults = {"--captioner": "c", "--filter": "f", "--batch-size": 4, "--workers": 0}

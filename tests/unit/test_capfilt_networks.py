@@ -85,7 +85,7 @@ def test_other_checkpoints_and_prompts_are_refused(saved, tmp_path):
     with pytest.raises(WorkError, match="another prompt: --prompt 'a red '"):
         ModuleCaptioner(captioning, Settings(), "cpu")
     with pytest.raises(WorkError, match="no room after the prompt"):
-        ModuleCaptioner(captioning, Settings(prompt="a red ", max_length=3), "cpu")
+        ModuleCaptioner(captioning, Settings(prompt="a red ", max_length=3, min_length=0), "cpu")
     models = load_models(captioning, retrieval, SETTINGS, "cpu")
     assert models.about["filter"]["name"] == "retrieval.ckpt"
     assert models.decoder(None, 100).sizes == (16,)

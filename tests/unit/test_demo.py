@@ -182,6 +182,8 @@ def test_what_the_command_refuses(
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     assert "pip install -e '.[demo]'" in refused(monkeypatch, capsys, file)
     monkeypatch.setattr(command, "find_spec", lambda name: True)
+    monkeypatch.chdir(place)
+    assert "no run of pb_ovd below outputs/" in refused(monkeypatch, capsys, "detect")
     assert "no checkpoint given; usage: " in refused(monkeypatch, capsys)
     assert "port=70000: a whole number" in refused(monkeypatch, capsys, file, "port=70000")
     assert "no checkpoint at none.ckpt" in refused(monkeypatch, capsys, "none.ckpt")

@@ -16,7 +16,7 @@ import pytest
 
 from tests.browser import Browser, browser
 from tests.processes import started
-from tests.unit.demo_toy import EVIL, KINDS, write_checkpoint, write_pictures
+from tests.unit.demo_toy import EVIL, KINDS, write_checkpoint, write_detector, write_pictures
 
 pytestmark = [
     pytest.mark.slow,
@@ -57,11 +57,12 @@ true
 
 @contextmanager
 def served(place: Path) -> Iterator[tuple[str, Any]]:
-    """Address of the page of three tiny models, and the file of what its server says."""
+    """Address of the page of four tiny models, and the file of what its server says."""
     files = [write_checkpoint(place / f"{kind}.ckpt", kind) for kind in KINDS]
+    detector, names = write_detector(place)
     folder = write_pictures(place / "pictures")
-    command = [sys.executable, "-c", SERVER, "demo", *files, f"images={folder}", "port=0"]
-    with started([*command, "device=cpu"]) as process:
+    command = [sys.executable, "-c", SERVER, "demo", *files, detector, f"images={folder}", "port=0"]
+    with started([*command, f"texts={names}", "device=cpu"]) as process:
         end = time.monotonic() + 300
         while not (found := re.search(r"http://\S+", whole(process.stdout))):
             assert process.poll() is None, whole(process.stderr)
@@ -100,7 +101,7 @@ def test_every_tab_answers_in_text_and_nothing_leaves(tmp_path: Path) -> None:
     picture = tmp_path / "pictures" / "red.png"
     with served(tmp_path) as (address, complaints), browser(tmp_path / "profile") as page:
         page.call("Page.navigate", url=address)
-        page.wait("document.querySelectorAll('button[role=tab]').length >= 4")
+        page.wait("document.querySelectorAll('button[role=tab]').length >= 5")
         page.run(HELPERS)
 
         page.wait("!!button('Write a caption')")
@@ -130,6 +131,17 @@ def test_every_tab_answers_in_text_and_nothing_leaves(tmp_path: Path) -> None:
         say(page, "Match", picture, "Text", "a red doggy", "Do they match?")
         assert page.wait("field('Probability of a match').value").endswith(" %")
         page.wait("images().length == 6")  # the picture; as it is seen, the text, three words
+
+        words, button = "Classes, with commas between", "Find objects"
+        say(page, "Detect", picture, words, f"thing, {EVIL}", button)
+        said = page.wait("field('Scores').value")
+        assert {line.rpartition(" ")[0].rpartition(" ")[0] for line in said.splitlines()} <= {
+            "thing", EVIL,
+        }  # fmt: skip
+        page.wait("images().length == 2")
+        page.run(f"put({words!r}, 'zebra')")
+        page.run(f"button({button!r}).click()")
+        assert "No embedding of 'zebra', of 2 known" in page.wait(note)
 
         say(page, "Search", None, "Which of the 3 pictures?", "a dog", "Find pictures")
         page.wait("images().length == 3 && images().every(i => i.naturalWidth == 256)")

@@ -35,7 +35,9 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """A command: its exit status, and all that it printed."""
-    monkeypatch.setattr(cli, "git_state", lambda: {"git_commit": "abc", "git_dirty": False})
+    monkeypatch.setattr(
+        "shared.tools.command.git_state", lambda: {"git_commit": "abc", "git_dirty": False}
+    )
 
     def command(*words: Any) -> tuple[int, str]:
         status = cli.main([str(word) for word in words])
@@ -244,7 +246,7 @@ def test_checkpoints_that_propose_nothing_are_refused(tmp_path):
         DetectorProposals(bare, 7, "cpu")
     huge = {**PREPARED, "eval_resizing": {"short": [10**9], "long": 10**9, "between": False}}
     large = checkpoint(tmp_path / "large.ckpt", simcal_toy.joint(), **huge)
-    with pytest.raises(WorkError, match="more than 4096"):
+    with pytest.raises(WorkError, match="not from 1 to 4096 pixels"):
         DetectorProposals(large, 7, "cpu")
     (tmp_path / "noise.ckpt").write_bytes(b"noise")
     with pytest.raises(CheckpointError):

@@ -12,7 +12,17 @@ import pytest
 import torch
 
 from benchmarks.speed import __main__ as speed
-from benchmarks.speed import albef, blip, pcl, peer_environment, serving, simcal, simcal_peer
+from benchmarks.speed import (
+    albef,
+    blip,
+    pb_ovd,
+    pb_ovd_peer,
+    pcl,
+    peer_environment,
+    serving,
+    simcal,
+    simcal_peer,
+)
 from benchmarks.speed.comatch import make_data
 from benchmarks.speed.protocol import (
     Comparison,
@@ -302,7 +312,9 @@ def test_sides_that_must_compute_the_same_are_not_timed_if_they_do_not(
     assert bool(comparison.diary) is (distance == 0)
 
 
-@pytest.mark.parametrize("method", ["comatch", "pcl", "albef", "blip", "cascode", "simcal"])
+@pytest.mark.parametrize(
+    "method", ["comatch", "pcl", "albef", "blip", "cascode", "simcal", "pb_ovd"]
+)
 def test_what_is_compared_is_complete(method, monkeypatch):
     spec = speed.load(method)
     monkeypatch.setattr(speed, "has_bf16_units", lambda _: False)
@@ -490,3 +502,17 @@ for line in Path("/proc/self/smaps").read_text().splitlines():
     assert int(kept) < int(default) / 10
     assert int(taken) < 32 << 10  # KiB
     assert NO_HUGE_PAGES or "hg" in flags.split()
+
+
+def test_both_ways_to_pseudo_boxes_choose_the_same_and_pictures_are_searched(tmp_path):
+    spec = speed.load("pb_ovd")
+    few = {"images": 3, "size": [60, 90], "proposals": 20, "detecting": {"pictures": 2}}
+    settings = {**spec["settings"], **few, "threads": 1, "data": str(tmp_path)}
+    pb_ovd.make_data(tmp_path, settings)
+    ours, peer = pb_ovd.Ours(settings), pb_ovd_peer.Peer(settings)
+    check_same_work(ours.describe(), peer.describe())
+    check_same_values(ours.values(), peer.values(), spec["equal"])
+    assert len(ours.values()["scores"]) == 3 * settings["objects"]
+    assert all(ours.run(variant, 1) for _, variant, _ in spec["tables"]["labelling"])
+    assert ours.figures()["pictures_searched"] > 0
+    assert spec["figures"].keys() == ours.figures().keys()

@@ -27,7 +27,7 @@ from shared.data.views.interface import build_views
 from shared.experiments import CONF
 from shared.nn.building import build
 from shared.nn.generation import Generation
-from shared.predict.inputs import PredictError, Predictor, load_predictor
+from shared.predict.inputs import Predictor, load_predictor
 from shared.randomness import key_uniforms
 from shared.training.method import Method
 
@@ -38,7 +38,8 @@ HEAD = 64  # width of each attention head in all official models
 
 
 class Loaded:
-    """A module of a task, "captioning" or "retrieval", and what it sees of images."""
+    """A module of a task, "captioning" or "retrieval", and what it sees of images (B, 3, S, S) on
+    the CPU: `size` is S, transparent ones lie `on_white` or lose their alpha."""
 
     def __init__(self, path: str, device: str, task: str, part: str, settings: Settings) -> None:
         try:
@@ -50,8 +51,6 @@ class Loaded:
                 self.predictor = official_predictor(source, task, vocab, settings, device)
             else:
                 self.predictor = load_predictor(Path(path), device)
-        except (PredictError, FileNotFoundError) as error:
-            raise WorkError(str(error)) from error
         except KeyError as error:
             raise WorkError(f"{path} is no checkpoint of BLIP's {task}: no {error}") from error
         self.module: Any = self.predictor.module
@@ -89,6 +88,9 @@ class ModuleCaptioner(Loaded):
         )
 
     def write(self, images: Tensor, keys: NDArray[np.uint64]) -> list[str]:
+        """One text for each image, without the prompt. The j-th token that row b draws inverts the
+        nucleus's cumulative distribution at `key_uniforms(keys, n)[b, j]`, whatever else there is.
+        """
         module, length = self.module, self.generation.max_length
         draws = torch.from_numpy(key_uniforms(keys, length)).to(module.device)
         context = module.look(images.to(module.device))
@@ -103,6 +105,8 @@ class ModuleFilter(Loaded):
         super().__init__(path, device, "retrieval", "matching", settings)
 
     def score(self, images: Tensor, texts: Sequence[str], owners: Tensor) -> Tensor:
+        """(T,) match probabilities of texts and `images[owners[t]]`, each encoded once. Position 0
+        is [ENC] as in training; the official `models/blip_itm.py:BLIP_ITM` leaves [CLS] there."""
         encoders, device = self.module.encoders, self.module.device
         cleaned = [self.predictor.rules.clean_caption(text, WORDS) for text in texts]
         ids, mask = (part.to(device) for part in self.tokenizer.batch(cleaned, TOKENS))

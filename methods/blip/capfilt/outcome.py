@@ -1,16 +1,20 @@
-"""What became of texts, and what the card and the sheet tell of a whole input."""
+"""What became of texts: pairs in the input's own format, and a line of captions.jsonl for each."""
 
-import heapq
+import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from methods.blip.capfilt.running import Row
 from methods.blip.capfilt.settings import Settings
-from shared.data.captioned.records import Record
+from shared.data.captioned.decoding import Decoder, UnusableError
+from shared.data.captioned.records import Record, Source, Write
+from shared.data.captioned.working import CHANGED
+from shared.data.errors import WorkError
+from shared.tools.tool import Told
 
-EXAMPLES = 12  # images of each fate on the sheet, and faults of each kind on the card
 BINS = 20  # of scores
 
 
@@ -28,50 +32,59 @@ class Judged(NamedTuple):
         return self.origin.partition("-")[0]
 
 
-class Example(NamedTuple):
-    record: Record
-    texts: Sequence[Judged]
+class Pairs:
+    """Writes the pairs that stay, and counts texts by their source. An entry is an example of a
+    fate: what became of its texts."""
 
+    def __init__(self, source: Source, settings: Settings, write: Write) -> None:
+        self._source, self._settings, self._write = source, settings, write
+        self._decoder = Decoder(source.root, (), settings.max_pixels)
+        self._texts: Counter[str] = Counter()
+        self._kept: Counter[str] = Counter()
+        self._scores: Counter[tuple[str, int]] = Counter()  # by source and bin
 
-@dataclass
-class Outcome:
-    """Counts, and a bounded number of examples. A fate is what became of the texts of an image."""
-
-    entries: int = 0
-    usable_images: int = 0
-    texts: Counter[str] = field(default_factory=Counter)  # by source
-    kept: Counter[str] = field(default_factory=Counter)
-    scores: Counter[tuple[str, int]] = field(default_factory=Counter)  # by source and bin
-    faults: Counter[str] = field(default_factory=Counter)  # by kind
-    named: dict[str, list[str]] = field(default_factory=dict)  # some entries of each kind
-    examples: dict[tuple[str, ...], list[tuple[int, int, Example]]] = field(default_factory=dict)
-
-    def add(self, record: Record, texts: Sequence[Judged], fault: str, usable_image: bool) -> None:
+    def add(self, record: Record, row: Row) -> Told:
+        texts = judged_texts(record, row, self._settings)
         for text in texts:
-            self.texts[text.source] += 1
-            self.kept[text.source] += text.kept
+            self._texts[text.source] += 1
+            self._kept[text.source] += text.kept
             if text.score is not None:
-                self.scores[text.source, min(BINS - 1, int(text.score * BINS))] += 1
-        if texts:  # an even sample of each fate: the entries with the smallest keys
-            fate = tuple(f"{t.source} {'kept' if t.kept else 'dropped'}" for t in texts[-2:])
-            heap = self.examples.setdefault(fate, [])
-            heapq.heappush(heap, (-int(record.key, 16), -self.entries, Example(record, texts)))
-            if len(heap) > EXAMPLES:
-                heapq.heappop(heap)
-        if fault:
-            kind = fault.partition(":")[0]
-            self.faults[kind] += 1
-            if len(names := self.named.setdefault(kind, [])) < EXAMPLES:
-                names.append(f"{record.name} ({fault})")
-        self.usable_images += usable_image
-        self.entries += 1
+                self._scores[text.source, min(BINS - 1, int(text.score * BINS))] += 1
+        image, kept = b"", [text for text in texts if text.kept]
+        if self._source.copies and kept:
+            with suppress(UnusableError):
+                image = self._decoder.read(record)
+            if hashlib.sha256(image).hexdigest() != row["sha256"]:
+                raise WorkError(f"{CHANGED} ({record.name})")
+        for text in kept:
+            self._write(record, text.origin, text.caption, image)
+        fates = [(text.source, "kept" if text.kept else "dropped") for text in texts[-2:]]
+        title = ", ".join(f"{source} text {fate}" for source, fate in fates)
+        # Texts of different fates first: there the filter had to choose.
+        group = (-len({fate for _, fate in fates}), title) if texts else None
+        return Told([text._asdict() for text in texts], group, texts)
 
-    def examples_of(self, fate: tuple[str, ...]) -> list[Example]:
-        ordered = sorted(self.examples[fate], key=lambda item: item[:2], reverse=True)
-        return [example for _, _, example in ordered]
+    def facts(self) -> dict[str, Any]:
+        texts = {
+            source: {
+                "texts": (number := self._texts[source]),
+                "kept": (kept := self._kept[source]),
+                "accept_rate": round(kept / number, 4) if number else None,
+                "scores": [self._scores[source, place] for place in range(BINS)],
+            }
+            for source in ("web", "synthetic")
+        }
+        return {"texts": texts, "pairs": self._kept.total(), "output": self._source.output}
 
 
-def judged_texts(record: Record, row: Row, settings: Settings) -> list[Judged]:
+@contextmanager
+def pairs(folder: Path, source: Source, settings: Settings) -> Iterator[Pairs]:
+    """The pairs in a folder, whole when the context ends without an error."""
+    with source.writer(folder) as write:
+        yield Pairs(source, settings, write)
+
+
+def judged_texts(record: Record, row: Row, settings: Settings) -> Sequence[Judged]:
     """The texts of an entry: those of the web, then the written one."""
     if "sha256" not in row:
         return []

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.blip.capfilt.models import Filter, Models, Network
+from methods.blip.capfilt.models import Models
+from methods.blip.capfilt.networks import Loaded, ModuleFilter
 from methods.blip.capfilt.settings import Settings
 from shared.data.captioned.decoding import Decoded, Picture
 from shared.data.captioned.records import Record
@@ -58,7 +59,10 @@ def fault_of(record: Record, row: Row, settings: Settings) -> str:
 
 
 def _scores(
-    judge: Filter, usable: Sequence[tuple[Row, Record, Picture]], texts: list[str], owners: Tensor
+    judge: ModuleFilter,
+    usable: Sequence[tuple[Row, Record, Picture]],
+    texts: list[str],
+    owners: Tensor,
 ) -> list[float]:
     """Scores as the shortest numbers that stand for their float32."""
     found = judge.score(_seen(judge, usable), texts, owners).float().cpu()
@@ -73,6 +77,6 @@ def _scores(
     return [float(str(score)) for score in found.numpy()]
 
 
-def _seen(network: Network, usable: Sequence[tuple[Row, Record, Picture]]) -> Tensor:
+def _seen(network: Loaded, usable: Sequence[tuple[Row, Record, Picture]]) -> Tensor:
     images = np.stack([picture.views[network.size] for _, _, picture in usable])
     return normalise(planes(images), network.mean, network.std)

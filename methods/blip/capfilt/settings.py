@@ -33,7 +33,7 @@ class Settings:
     vocab: str = ""  # of official files: a vocab.txt, its folder, or package:NAME
     licence: str = ""  # of the data, as the user states it
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """WorkError if these settings leave nothing to do."""
         if not (self.web or self.synthetic):
             raise WorkError("--no-web and --no-synthetic leave no text")

@@ -108,8 +108,3 @@ def draws(seed: int, key: str, purpose: str, count: int) -> Sequence[float]:
     """Numbers in [0, 1) that depend on an entry's key alone, beside the seed and the purpose."""
     keys = sample_keys(seed, 0, np.array([int(key, 16)], np.uint64), purpose)
     return torch.from_numpy(key_uniforms(keys, count)[0]).tolist()
-
-
-def fault_of(record: Record, row: Row) -> str:
-    """Why an entry is unusable, or not wholly usable, or ""."""
-    return row.get("fault") or record.text_fault

@@ -12,13 +12,10 @@ from shared.checkpoints.reading import load_checkpoint, rebuild_module
 from shared.data.captioned.decoding import Picture
 from shared.data.captioned.origins import origin_of
 from shared.data.captioned.records import Record
-from shared.data.detection.samples import Preparation, Resizing, as_input, padded
+from shared.data.detection.framing import framing
 from shared.data.errors import WorkError
 from shared.data.readers.instances import read_instances
-from shared.nn.building import applied
 from shared.nn.detection.detector import Detector
-
-LONGEST_SIDE = 4096  # px of what a detector sees, whatever its checkpoint says
 
 
 class Proposer(Protocol):
@@ -64,28 +61,21 @@ class DetectorProposals:
             raise WorkError(f"{path} holds {type(module).__name__}, which is no detector")
         data: Any = checkpoint.get("datamodule_hyper_parameters")
         try:
-            self._resizing = applied(Resizing, data["eval_resizing"])
-            self._preparation = applied(Preparation, data["preparation"])
-            if not self._resizing.long <= LONGEST_SIDE:
-                raise ValueError(f"images of {self._resizing.long} px, more than {LONGEST_SIDE}")
-        except (KeyError, TypeError, ValueError) as error:
+            self._framing = framing(data or {})
+        except Exception as error:  # whatever arguments of a stranger provoke
             raise WorkError(f"{path} does not say how images are prepared: {error}") from error
         self._detector: Detector = module.to(device).detector
         self._most, self._device, self.origin = most, device, origin_of(Path(path))
 
     @torch.no_grad()
     def propose(self, records: Sequence[Record], pictures: Sequence[Picture]) -> list[Tensor | str]:
-        sizes = [self._resizing.size(*picture.size, 0.0) for picture in pictures]
-        images = [
-            as_input(picture.pixels, size, self._preparation)
-            for picture, size in zip(pictures, sizes, strict=True)
-            if picture.pixels is not None
-        ]
-        batch = padded(images, self._preparation.size_divisor).to(self._device)
-        seen = torch.tensor(sizes, device=self._device)
-        found = self._detector.propose(self._detector.rpn(self._detector.maps(batch)), seen, "test")
+        batch = self._framing.batch([p.pixels for p in pictures if p.pixels is not None])
+        images, seen, original = (value.to(self._device) for value in batch.values())
+        found = self._detector.propose(
+            self._detector.rpn(self._detector.maps(images)), seen, "test"
+        )
         ended = self._detector.geometry.ends(found.boxes).double().cpu()
-        original = torch.tensor([picture.size for picture in pictures]).double()
+        original = original.double().cpu()
         zoom = (original / seen.cpu()).flip(1).repeat(1, 2)
         rows = zip(ended, zoom, found.valid.cpu(), original.flip(1).repeat(1, 2), strict=True)
         return [

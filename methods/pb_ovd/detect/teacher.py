@@ -17,7 +17,7 @@ from shared.evaluation.attention_maps import (
     match_saliency,
     third_fusion_layer,
 )
-from shared.predict.inputs import PredictError, Predictor, load_predictor
+from shared.predict.inputs import Predictor, load_predictor
 from shared.predict.official import load_official
 
 MAX_WORDS = 30  # of a caption, as in training
@@ -75,15 +75,9 @@ class Teacher:
 def load_teacher(
     path: str, experiment: str | None, overrides: Sequence[str], layer: int | None, device: str
 ) -> Teacher:
-    """Load a checkpoint of ours or `zoo:NAME`, or an official one of an `experiment`; WorkError,
-    CheckpointError or FileNotFoundError say what cannot be used."""
+    """Load a checkpoint of ours or `zoo:NAME`, or an official one of an `experiment`; WorkError of
+    a model that gives no maps, other errors as of `load_predictor` and `load_official`."""
     file = zoo_file(path) if path.startswith("zoo:") else Path(path)
-    try:
-        predictor = (
-            load_official(file, experiment, overrides, device)
-            if experiment
-            else load_predictor(file, device)
-        )
-    except PredictError as error:
-        raise WorkError(str(error)) from error
-    return Teacher(predictor, layer, origin_of(file))
+    if experiment:
+        return Teacher(load_official(file, experiment, overrides, device), layer, origin_of(file))
+    return Teacher(load_predictor(file, device), layer, origin_of(file))

@@ -1,0 +1,1 @@
+"""What tools that work through captioned images share: command line, resumption, card, sheet."""
