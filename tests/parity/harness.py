@@ -151,7 +151,11 @@ def _compare(
 
 def described_patterns(name: str) -> list[str]:
     """Patterns of the outputs that one name in case.json stands for: "rois.s" and "loss.EE" are
-    numbered, "a.b/c.b" are two, "json:a" is "a" of the JSON file."""
+    numbered, "a.b/c.b" are two, "json:a" is "a" of the JSON file, "block{k}" and "{a,b}_x" are
+    several; "_shapes" is none."""
+    if name.startswith("_"):
+        return []
+    name = re.sub(r"\{[^}]*\}", "*", name)
     parts = (part.strip().removeprefix("json:") for part in name.split("/"))
     return [re.sub(r"\.([A-Za-z])\1*$", ".*", part) for part in parts]
 
