@@ -243,8 +243,7 @@ class ImageTextData(pl.LightningDataModule):
             annotations in the memory of each rank.
         frames: F, where entries are videos; null: they are pictures.
         train_frames, test_frames, decoder: see `FrameChoice`.
-        text_rules: whose cleaning and special tokens the texts get, "albef", "blip" or
-            "alpro", see
+        text_rules: whose cleaning and special tokens the texts get, "albef", "blip" or "alpro", see
             `shared.data.text.cleaning`.
         val_split, test_split: of `files`; None goes without.
     """
@@ -304,7 +303,7 @@ class ImageTextData(pl.LightningDataModule):
         return root[name]
 
     def samples_among(self, split: str, members: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Which of the entries of a split, sorted numbers, are samples; others add to their texts."""
+        """Which entries of a split (sorted numbers) are samples; others add to their texts."""
         return members
 
     def problem(self, entry: Annotation, split: str) -> str | None:
