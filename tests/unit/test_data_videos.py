@@ -135,7 +135,7 @@ def test_bad_annotations_and_unreadable_videos(tmp_path: Path) -> None:
             clips(tmp_path, ClipPairs, [PAIRS[0] | {"clip_name": name}]).setup("test")
     with pytest.raises(DataNotFoundError, match=r"none of 1 videos is there"):
         clips(tmp_path, ClipPairs, [PAIRS[0] | {"clip_name": "gone"}]).setup("test")
-    with pytest.raises(ValueError, match="evaluated only: give evaluate_only=true"):
+    with pytest.raises(ValueError, match=r"no annotations of split .train.: .files. has test"):
         clips(tmp_path, ClipPairs, PAIRS).setup("fit")
     with pytest.raises(ValueError, match="frames=0"):
         clips(tmp_path, ClipPairs, PAIRS, frames=0)
