@@ -31,7 +31,8 @@ class Prompter(ImageTextMethod):
         initial: Mapping[str, str | None] | None = None,
         **frame: Any,
     ):
-        super().__init__(RetrievalEvaluation(**evaluation, rerank=False), **frame, decay_all=True)
+        by_similarity = RetrievalEvaluation(**{**evaluation, "rerank": False})
+        super().__init__(by_similarity, **frame, decay_all=True)
         self.save_hyperparameters()
         self.encoders = VideoTextEncoders(vision, unimodal(text), embed_dim, masked_lm=False)
         self.contrast = VideoTextContrast(temperature)
