@@ -30,6 +30,7 @@ from tokenizers import ByteLevelBPETokenizer
 
 from benchmarks.miniatures.synthetic import idx_bytes
 from benchmarks.miniatures.synthetic_pairs import pairs
+from methods.alpro.prompting import read_entities
 from methods.blip.hugging_face import read_folder
 from methods.cascode.official import text_config
 from methods.cascode.readers import Reader as CodeReader
@@ -398,6 +399,10 @@ def words(folder: Path) -> Path:
     return text(folder / "vocab.txt", *WORDS)
 
 
+def entities(folder: Path) -> Path:
+    return text(folder / "entities.txt", "man 10", "dog 9")
+
+
 def settings(folder: Path) -> Path:
     words(folder)
     return content(folder / "tokenizer_config.json", {"do_lower_case": True})
@@ -580,6 +585,7 @@ READERS = [
     Reader("captions of a run", results, lambda f: read_results(f / "r.json")),
     Reader("shard", tar, samples),
     Reader("index of a shard", indexed, samples, handles=ALL),
+    Reader("entities", entities, lambda f: read_entities(f / "entities.txt", 2)),
     Reader("WordPiece", words, lambda f: WordPiece(f / "vocab.txt").batch(["a dog"])),
     *(
         Reader(f"code tokenizer {build.__name__} {name}", build, CodeTokenizer, handles=handles)
