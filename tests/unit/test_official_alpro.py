@@ -126,16 +126,15 @@ def test_every_key_of_a_file_of_the_papers_size_is_accounted_for(kind: str) -> N
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_key_too_few_and_a_key_too_many_are_named(kind: str) -> None:
-    module = large(kind)
-    for change in ("missing", "unexpected"):
-        state = official_file(kind)
-        if change == "missing":
-            del state["visual_encoder.model.blocks.11.temporal_fc.bias"]
-        else:
-            state["visual_encoder.model.blocks.12.norm1.bias"] = torch.empty(D, device="meta")
-        table = official.key_table(module, state)
-        _, report = convert_official(state, table, module.state_dict())
-        assert len(getattr(report, change)) == 1
+    module = build(kind)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    whole = official.export(lively(build(kind)))
+    known, unknown = (f"visual_encoder.model.blocks.{n}.temporal_fc.bias" for n in (1, 2))
+    lacking = {name: value for name, value in whole.items() if name != known}
+    for state, named in ((lacking, "blocks.1"), (whole | {unknown: whole[known]}, "blocks.2")):
+        with pytest.raises(CheckpointError, match=named):
+            official.load_weights(module, state)
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", KINDS)
