@@ -53,14 +53,14 @@ class WebPairs(ClipPairs, ShardPairData):
         self.stills = None if stills is None else build(stills, PairData)
 
     def clip(self, entry: Annotation) -> str:
-        name = str(_first(entry, NAMES))
+        name = str(first_of(entry, NAMES))
         return f"{folder}/{name}" if (folder := entry.get("page_dir")) else name
 
     def captions(self, entry: Annotation) -> list[str]:
-        return super().captions({"caption": _first(entry, CAPTIONS)})
+        return super().captions({"caption": first_of(entry, CAPTIONS)})
 
     def problem(self, entry: Annotation, split: str) -> str | None:
-        name, caption = _first(entry, NAMES), _first(entry, CAPTIONS)
+        name, caption = first_of(entry, NAMES), first_of(entry, CAPTIONS)
         folder, length = entry.get("page_dir") or "", entry.get("txt_len", 0)
         if not is_text(folder) or not (type(name) is int or is_text(name)):
             return f"its video is {shortened(name)}; expected one of {', '.join(NAMES)}"
@@ -109,6 +109,6 @@ class AlternatingBatches:
         return batch | {"kind": kind}
 
 
-def _first(entry: Annotation, names: tuple[str, ...]) -> Any:
+def first_of(entry: Annotation, names: tuple[str, ...]) -> Any:
     """The value of the first of the names that an entry has."""
     return next((entry[name] for name in names if name in entry), None)
