@@ -389,13 +389,13 @@ class ImageTextData(pl.LightningDataModule):
             decoder(h.decoder)
         _ = self.tokenizer
         if stage == "fit":
-            self._schedule()
+            self.schedule()
         split = h.test_split if stage == "test" else h.val_split
         if split is not None:
             self.evaluated(split)
 
     def train_dataloader(self) -> ResumableLoader:
-        return ResumableLoader(self._training(), self._schedule(), self._h.num_workers)
+        return ResumableLoader(self.training_batches(), self.schedule(), self._h.num_workers)
 
     def val_dataloader(self) -> EvaluationLoader | list:
         return self._evaluation(self._h.val_split)
@@ -415,11 +415,13 @@ class ImageTextData(pl.LightningDataModule):
         sizes = len(samples), h.eval_batch_size, h.num_workers
         return EvaluationLoader(batches, *sizes, *self._rank_and_world())
 
-    def _training(self) -> ImageTextBatches:
+    def training_batches(self) -> ImageTextBatches:
+        """What makes training batches of the plans of `schedule`."""
         texts, seed = (self.transform, self.texts, "train"), self._h.seed
         return ImageTextBatches(self.source, *texts, seed, self._h.frames)
 
-    def _schedule(self) -> StreamBatches:
+    def schedule(self) -> StreamBatches:
+        """This rank's training batches of each epoch; ValueError if there can be none."""
         h, size = self._h, len(self.source)
         if h.steps_per_epoch is None:
             stream = self.source.stream(h.seed)

@@ -222,26 +222,30 @@ class MixedSamples:
 
 class ShardPairData(PairData):
     """As `PairData`, with training pairs from `ShardSamples`, and those of `files.train` and of
-    `rotating`, if given, mixed with these; then `subset` must be None."""
+    `rotating`, if given, mixed with these; then `subset` must be None. `shards` None reads these
+    alone."""
 
     def __init__(
         self,
-        shards: str | Sequence[str],
+        shards: str | Sequence[str] | None,
         index_folder: str | None = None,
         window: int = 8,
         **pairs: Any,
     ) -> None:
         super().__init__(**pairs)
-        if self._h.subset is not None:
+        if shards is not None and self._h.subset is not None:
             raise ValueError("subset can't be taken of shards: name fewer of them")
 
     def prepare_data(self) -> None:
         """On one process of each node: the others find its index files."""
-        _ = self.source
+        if self._h.shards is not None:
+            _ = self.source
 
     @cached_property
     def source(self) -> TrainingSource:
         h = self._h
+        if h.shards is None:
+            return super().source
         how: dict[str, Any] = {"cache": h.cache_images, "draft": h.draft, "choice": self.choice}
         shards = ShardSamples(
             h.shards, h.max_corrupt, h.image_mode, h.index_folder, h.window, **how

@@ -17,15 +17,20 @@ from shared.randomness import key_generator, sample_keys
 
 def uniform_frames(video_frames: int, count: int, generator: object = None) -> list[int]:
     """Numbers of frames a whole number of frames apart, so that the end may be left out; a video of
-    fewer than `count` repeats its first. By a rounding of the official range there may be one more
-    than `count` of them (of 15 frames 14, where 13 are wanted)."""
-    step, length = video_frames // count, math.ceil(video_frames / (video_frames / count))
-    return [step * number for number in range(length)]
+    fewer than `count` repeats its first."""
+    step = video_frames // count
+    return [step * number for number in range(_length(video_frames, count))]
 
 
 def even_frames(video_frames: int, count: int, generator: object = None) -> list[int]:
-    """Numbers of `count` frames over the whole length, as far apart as can be."""
-    return [number * video_frames // count for number in range(count)]
+    """Numbers of frames over the whole length."""
+    step = video_frames / count
+    return [int(step * number) for number in range(_length(video_frames, count))]
+
+
+def _length(video_frames: int, count: int) -> int:
+    """`count`, or by a rounding of the official range one more (14, where 13 of 15 are wanted)."""
+    return math.ceil(video_frames / (video_frames / count))
 
 
 def random_frames(video_frames: int, count: int, generator: Generator) -> list[int]:

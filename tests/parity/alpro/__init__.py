@@ -1,6 +1,8 @@
 # ruff: noqa: F401  (the harness finds adapters by name)
 """Adapters of the ALPRO cases; what each name means is said in the case's `case.json`."""
 
+from .data import frame_sampling, lr_schedule, randaugment
+from .evaluation import qa_metrics, retrieval_metrics
 from .finetuning import qa_finetune_loss, retrieval_finetune_losses
 from .network import (
     multimodal,
