@@ -15,7 +15,7 @@ from tests.unit.alpro_toy import MODULES, TEXT, VISION, build, lively
 KINDS = ("pretrained", "prompter", "retrieval", "vqa")
 D, WORDS, ENTITIES, LABELS = 768, 30522, 1000, 2423
 LARGE: dict[str, Any] = {
-    "vision": {"image_size": 224, "patch_size": 16, "width": D, "depth": 12, "heads": 12,
+    "vision": {"image_size": 256, "patch_size": 16, "width": D, "depth": 12, "heads": 12,
                "frames": 8},
     "text": TEXT | {"vocab_size": WORDS, "hidden_size": D, "num_layers": 12, "num_heads": 12,
                     "intermediate_size": 4 * D, "max_positions": 512, "fusion_layer": 6},
@@ -109,7 +109,7 @@ def large(kind: str) -> Any:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_key_of_a_file_of_the_papers_size_is_accounted_for(kind: str) -> None:
-    """From 4 frames to 8."""
+    """From 4 frames to 8, and from 224 px to 256."""
     module, state = large(kind), official_file(kind)
     converted, report = convert_official(
         state, official.key_table(module, state), module.state_dict()
@@ -117,8 +117,9 @@ def test_every_key_of_a_file_of_the_papers_size_is_accounted_for(kind: str) -> N
     assert report.complete, str(report)
     assert len(report.mapped) + len(report.dropped) == len(state)
     times = [name for name in converted if name.endswith("time_embed")]
-    assert len(times) == len(report.interpolated)
+    assert len(report.interpolated) == 2 * len(times)
     assert all(converted[name].shape == (1, 8, D) for name in times)
+    assert converted[times[0].replace("time", "pos")].shape == (1, 257, D)
     assert set(report.fresh) <= {"video_prompts", "image_prompts"}
     for reason in set(report.dropped.values()):
         assert reason
