@@ -61,7 +61,7 @@ class WebPairs(ClipPairs, ShardPairData):
 
     def problem(self, entry: Annotation, split: str) -> str | None:
         name, caption = first_of(entry, NAMES), first_of(entry, CAPTIONS)
-        folder, length = entry.get("page_dir") or "", entry.get("txt_len", 0)
+        folder, length = entry.get("page_dir", ""), entry.get("txt_len", 0)
         if not is_text(folder) or not (type(name) is int or is_text(name)):
             return f"its video is {shortened(name)}; expected one of {', '.join(NAMES)}"
         if not ((isinstance(caption, list) and all(map(is_text, caption))) or is_text(caption)):

@@ -5,6 +5,7 @@ import json
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -227,3 +228,20 @@ def test_alternating_goes_on_where_it_stopped() -> None:
             seen[number] += zip(draws.positions.tolist(), draws.passes.tolist(), strict=True)
     assert all(len(set(rows)) == len(rows) for rows in seen.values())  # each draw is augmented anew
     assert 0.35 < len(seen[1]) / sum(map(len, seen.values())) < 0.65  # whatever their sizes
+
+
+def test_worker_processes_and_ranks_change_nothing(root: Path) -> None:
+    alone = list(fitted("alpro_pretrain", root, "pairs", batch_size=2).train_dataloader())
+    working = fitted("alpro_pretrain", root, "pairs", batch_size=2, num_workers=1)
+    for one, other in zip(alone, working.train_dataloader(), strict=True):
+        assert one["kind"] == other.pop("kind")
+        torch.testing.assert_close({name: one[name] for name in other}, other)
+    halves = []
+    for rank in range(2):
+        data = build(config("alpro_pretrain", root, "pairs", batch_size=2), WebPairs)
+        data.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
+        data.setup("fit")
+        halves.append(list(data.train_dataloader()))
+    for whole, *parts in zip(alone, *halves, strict=True):
+        assert {part["kind"] for part in parts} == {whole["kind"]}
+        torch.testing.assert_close(torch.cat([part["images"] for part in parts]), whole["images"])

@@ -9,6 +9,7 @@ runs, which is mapped into memory and shared by all processes that read it.
 
 import csv
 import hashlib
+import io
 import json
 import operator
 import re
@@ -271,7 +272,7 @@ def _objects(path: Path) -> Iterator[Any]:
     text = read_text(path)
     if path.suffix == ".csv":
         with refusing(f"{path}: no table", csv.Error):
-            yield from csv.DictReader(text.splitlines(keepends=True), strict=True)
+            yield from csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True)
         return
     if path.suffix == ".jsonl":
         lines = text.removesuffix("\n").split("\n") if text else []

@@ -90,15 +90,15 @@ class ClipQuestions(ImageTextData):
         super().__init__(frames=frames, **base)
 
     @cached_property
-    def answers(self) -> list[str]:
-        """The texts of `answer_list` in the order of their numbers; empty without one."""
+    def answers(self) -> list[str] | None:
+        """The texts of `answer_list` in the order of their numbers; None without one."""
         given = self._h.answer_list
-        return [] if given is None else read_numbered_answers(Path(given))
+        return None if given is None else read_numbered_answers(Path(given))
 
     @cached_property
     def labels(self) -> dict[str, int]:
         """The number of each answer."""
-        return {text: number for number, text in enumerate(self.answers)}
+        return {text: number for number, text in enumerate(self.answers or [])}
 
     def image_names(self, entry: Annotation) -> list[str]:
         return [entry["video_id"] + self._h.suffix]

@@ -358,7 +358,8 @@ class ImageTextData(pl.LightningDataModule):
             left_out = f"{bad.sum()} of {len(entries)} training entries are left out; the first is"
             warnings.warn(f"{left_out} {entries.where(first)}: {problem}", stacklevel=2)
         if not len(members):
-            raise DataCorruptError("no training entry can be used; see the warning before")
+            told = "no training entry can be used; see the warning before"
+            raise DataCorruptError(f"{entries.file(0)}: {told}")
         members = self.samples_among("train", members)
         chosen = seeded_subset(len(members), h.subset, h.subset_seed)
         samples = self._samples("train", members[chosen])

@@ -75,6 +75,12 @@ def randaugment(config: Inputs, inputs: Inputs, weights: Inputs) -> Inputs:
                     "magnitude": LEVELS[0]}]},
     )  # fmt: skip
     ours = list(operations.FOR_CLIPS)
+    # As many draws as there are operations lead to each of them once.
+    every = _Drawn(np.zeros((len(ours), 3)))
+    with patch.object(operations, "apply", side_effect=lambda _, image, *how: image) as applied:
+        how = LEVELS[0], 1.0, operations.FOR_CLIPS, True
+        operations.random_operations(image, every, len(ours), *how)  # type: ignore[arg-type]
+    assert sorted(call.args[0] for call in applied.call_args_list) == sorted(ours)
     places, left = [], list(ours)
     for number in drawn:
         places.append((left.index(names[number]) + 0.5) / len(left))
