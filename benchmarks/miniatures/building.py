@@ -12,6 +12,7 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +25,7 @@ from shared.data.packages import sha256_of, waiting_for
 from shared.data.readers.files import refusing
 from shared.files import replacing
 
-PICTURES = (".png", ".jpg")
+PICTURES = (".png", ".jpg", ".mp4")  # counted, not hashed
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # of vocabularies, in this order
 Provenance = dict[str, dict[str, Any]]
 T = TypeVar("T")
@@ -112,11 +113,29 @@ def write_json(path: Path, content: Any, indent: int | None = None) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=indent) + "\n")
 
 
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a line of JSON for each row, making the file's folder."""
+    write_lines(path, (json.dumps(row, ensure_ascii=False) for row in rows))
+
+
 def write_pictures(folder: Path, paths: Sequence[str], images: Iterable[NDArray[np.uint8]]) -> None:
     """Save (H, W[, channels]) pictures as PNG files below `folder`, making its sub-folders."""
     for path, image in zip(paths, images, strict=True):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(folder / path, compress_level=1)
+
+
+def write_video(path: Path, frames: NDArray[np.uint8], rate: int = 8) -> None:
+    """Save (F, H, W, 3) frames as an MP4 file of H.264 in full colour, making its folder."""
+    av: Any = import_module("av")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(path, "w", format="mp4") as video:
+        stream = video.add_stream("libx264", rate, options={"crf": "18", "preset": "ultrafast"})
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt, stream.codec_context.thread_count = "yuv444p", 1
+        for frame in frames:
+            video.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        video.mux(stream.encode())
 
 
 def write_shards(

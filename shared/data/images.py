@@ -109,7 +109,7 @@ class FileImages:
         """What PIL opens."""
         return self.path(index)
 
-    def decode(self, index: int) -> Pixels:
+    def decode(self, index: int, *turn: int) -> Pixels:
         """One image; OSError or DataCorruptError if it can't be read."""
         limits = (self.truncated, self.upright, self.most_pixels, self.draft)
         return read_image(self.content(index), self.mode, None, *limits)
@@ -118,18 +118,21 @@ class FileImages:
         """What a decoded image is kept under: the same for two indices of one picture."""
         return index
 
-    def take(self, indices: Indices, pool: Indices | None = None) -> tuple[list[Pixels], Indices]:
+    def take(
+        self, indices: Indices, pool: Indices | None = None, passes: Indices | None = None
+    ) -> tuple[list[Pixels], Indices]:
         """Return the images and the indices they really have, after replacing or leaving out."""
-        return readable(indices, pool, self.read)
+        return readable(indices, pool, self.read, passes)
 
-    def read(self, index: int) -> Pixels | None:
-        """Return one image, or None if it is unreadable, which is warned of once."""
+    def read(self, index: int, *turn: int) -> Pixels | None:
+        """Return one image, or None if it is unreadable, which is warned of once. `turn` is the
+        pass over the set, where each shows something else of what an index names."""
         if self._cache is not None and (key := self.key(index)) in self._cache:
             return self._cache[key]
         if self.corrupt and self.path(index) in self.corrupt:
             return None
         try:
-            image = self.decode(index)
+            image = self.decode(index, *turn)
         except (OSError, DataCorruptError) as error:
             path, reason = self.path(index), str(error)
         else:
@@ -262,16 +265,21 @@ def _check_labels(images: ImageSet, origin: str, every_class: bool) -> None:
 
 
 def readable(
-    indices: Indices, pool: Indices | None, read: Callable[[int], T | None]
+    indices: Indices,
+    pool: Indices | None,
+    read: Callable[..., T | None],
+    passes: Indices | None = None,
 ) -> tuple[list[T], Indices]:
-    """What `read` makes of each index, and the indices read: where it makes None, the next of the
-    sorted `pool`, cyclically, stands in, or without a pool the index is left out."""
+    """What `read` makes of each index (and its pass over the set, if `passes` says which), and the
+    indices read: where it makes None, the next of the sorted `pool`, cyclically, stands in, or
+    without a pool the index is left out."""
     found, used = [], []
-    for index in indices:
+    for place, index in enumerate(indices):
+        turn = () if passes is None else (int(passes[place]),)
         start = 0 if pool is None else int(np.searchsorted(pool, index, side="right"))
         others = () if pool is None else chain(pool[start:], pool[:start])
         for candidate in chain([index], others):
-            if (value := read(int(candidate))) is not None:
+            if (value := read(int(candidate), *turn)) is not None:
                 found.append(value)
                 used.append(candidate)
                 break

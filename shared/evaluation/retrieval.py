@@ -42,6 +42,20 @@ def recalls(
     Of equal scores the wrong ones come first: a constant score finds nothing. (In the official code
     their order is unspecified; with k >= 10 candidates the recalls cannot differ.)
     """
+    metrics: dict[str, float] = {}
+    for name, ranks in zip(("txt", "img"), ranks_of(i2t, t2i, text_image), strict=True):
+        values = [100 * float((ranks < k).double().mean()) for k in CUTOFFS]
+        metrics |= {f"{name}_r{k}": value for k, value in zip(CUTOFFS, values, strict=True)}
+        metrics[f"{name}_r_mean"] = sum(values) / len(values)
+        if medians:
+            metrics[f"{name}_median_rank"] = 1 + float(ranks.double().quantile(0.5))
+    metrics["r_mean"] = (metrics["txt_r_mean"] + metrics["img_r_mean"]) / 2
+    return metrics
+
+
+def ranks_of(i2t: Tensor, t2i: Tensor, text_image: Tensor) -> tuple[Tensor, Tensor]:
+    """The ranks from 0 on of each image's best text, (N,), and of each text's image, (T,); see
+    `recalls`."""
     images, texts = i2t.shape
     if t2i.shape != (texts, images) or text_image.shape != (texts,):
         raise ValueError(
@@ -58,16 +72,7 @@ def recalls(
     found = torch.bincount(text_image[own == best[text_image]], minlength=images)
     text_ranks = (i2t >= best[:, None]).sum(dim=1) - found
     image_ranks = (t2i >= t2i[every, text_image][:, None]).sum(dim=1) - 1
-
-    metrics: dict[str, float] = {}
-    for name, ranks in (("txt", text_ranks), ("img", image_ranks)):
-        values = [100 * float((ranks < k).double().mean()) for k in CUTOFFS]
-        metrics |= {f"{name}_r{k}": value for k, value in zip(CUTOFFS, values, strict=True)}
-        metrics[f"{name}_r_mean"] = sum(values) / len(values)
-        if medians:
-            metrics[f"{name}_median_rank"] = 1 + float(ranks.double().quantile(0.5))
-    metrics["r_mean"] = (metrics["txt_r_mean"] + metrics["img_r_mean"]) / 2
-    return metrics
+    return text_ranks, image_ranks
 
 
 # --- candidates ---

@@ -3,6 +3,7 @@
 Shapes: B texts, L tokens, V words, S selected positions of the whole batch.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -30,11 +31,17 @@ class MaskDraws(NamedTuple):
 
 
 def mask_tokens(
-    ids: Tensor, draws: MaskDraws, pad_id: int, cls_id: int, mask_id: int
+    ids: Tensor,
+    draws: MaskDraws,
+    pad_id: int,
+    cls_id: int,
+    mask_id: int,
+    spared: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor]:
-    """(B, L) -> (ids with masks, labels), labels -100 where nothing is to be predicted. Padding and
-    [CLS] are never selected; a literal [SEP] may be."""
-    selected = draws.selected & (ids != pad_id) & (ids != cls_id)
+    """(B, L) -> (ids with masks, labels), labels -100 where nothing is to be predicted. Padding,
+    [CLS] and what is `spared` are never selected; [SEP] may be, unless it is one of these."""
+    special = torch.tensor([pad_id, cls_id, *spared], device=ids.device)
+    selected = draws.selected & ~torch.isin(ids, special)
     labels = ids.masked_fill(~selected, IGNORED)
     replaced = selected & draws.replaced
     random = selected & ~draws.replaced & draws.random

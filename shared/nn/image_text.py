@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from shared.nn.heads import unit_norm
-from shared.nn.text_transformer import LanguageHead, TextTransformer
-from shared.nn.vision_transformer import VisionTransformer
+from shared.nn.text_transformer import LanguageHead
 
 
 class ImageTextEncoders(nn.Module):
@@ -23,9 +22,9 @@ class ImageTextEncoders(nn.Module):
         self, vision: dict[str, Any], text: dict[str, Any], embed_dim: int, masked_lm: bool
     ):
         super().__init__()
-        self.visual_encoder = VisionTransformer(**vision)
+        self.visual_encoder = self.vision_class(**vision)
         width = self.visual_encoder.embed_dim
-        self.text_encoder = TextTransformer(**text, context_width=width)
+        self.text_encoder = self.text_class(**text, context_width=width)
         self.vision_proj = nn.Linear(width, embed_dim)
         self.text_proj = nn.Linear(self.text_encoder.width, embed_dim)
         self.word_head: LanguageHead | None = None
@@ -54,6 +53,7 @@ class ImageTextEncoders(nn.Module):
         return self.word_head(hidden, self.text_encoder.embeddings.word)
 
 
-def two_layer_head(width: int, classes: int) -> nn.Sequential:
-    """Linear, ReLU, Linear: (B, width) -> logits (B, classes)."""
-    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes))
+def two_layer_head(width: int, classes: int, hidden: int | None = None) -> nn.Sequential:
+    """Linear, ReLU, Linear: (B, width) -> logits (B, classes); `hidden` is `width` unless given."""
+    hidden = width if hidden is None else hidden
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, classes))

@@ -45,6 +45,7 @@ class VisionTransformer(timm_vit.VisionTransformer):
         gradient_checkpointing: bool | int = False,
         initial_std: float = 0.02,
         stem: Mapping[str, Any] | None = None,
+        block_fn: type[timm_vit.Block] = timm_vit.Block,
     ):
         patches: dict[str, Any] = {"patch_size": patch_size}
         if stem:
@@ -64,13 +65,14 @@ class VisionTransformer(timm_vit.VisionTransformer):
             num_classes=0,
             global_pool="",
             norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            block_fn=block_fn,
             **patches,
         )
-        last = 0 if isinstance(gradient_checkpointing, bool) else gradient_checkpointing
+        self.patch_size = patch_size
+        last = depth if gradient_checkpointing is True else int(gradient_checkpointing)
         if not 0 <= last <= depth:
             raise ValueError(f"gradient_checkpointing={last} of {depth} blocks")
         self.checkpointed_blocks = last
-        self.set_grad_checkpointing(gradient_checkpointing is True)
         if initial_std != 0.02:  # timm's own
             for layer in self.blocks.modules():
                 if isinstance(layer, nn.Linear):
@@ -80,10 +82,14 @@ class VisionTransformer(timm_vit.VisionTransformer):
         """Images (B, 3, S, S) -> tokens (B, 1 + N, C)."""
         if not self.checkpointed_blocks:
             return super().forward_features(x, *masks, **options)
-        first = len(self.blocks) - self.checkpointed_blocks
         x = self.norm_pre(self.patch_drop(self._pos_embed(self.patch_embed(x))))
-        x = checkpoint_seq(self.blocks[first:], self.blocks[:first](x))
-        return self.norm(x)
+        return self.norm(self.run_blocks(x))
+
+    def run_blocks(self, x: Tensor) -> Tensor:
+        """What the blocks make of tokens (B, ..., C), the last of them by checkpoints."""
+        first = len(self.blocks) - self.checkpointed_blocks
+        x = self.blocks[:first](x)
+        return checkpoint_seq(self.blocks[first:], x) if self.checkpointed_blocks else x
 
     @property
     def grid(self) -> int:
@@ -103,20 +109,25 @@ def residual_stem(cell: int, channels: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers, nn.BatchNorm2d(channels[-1]), nn.ReLU())
 
 
-def interpolate_positions(positions: Tensor, grid: int) -> Tensor:
-    """Position embeddings (1, 1 + s^2, C) -> (1, 1 + grid^2, C), bicubic without antialiasing; the
-    class token's stays (docs/papers/albef.md, section 4.4)."""
+def interpolate_positions(
+    positions: Tensor, grid: int | tuple[int, int], mode: str = "bicubic"
+) -> Tensor:
+    """Position embeddings (1, 1 + s^2, C) of a square grid -> (1, 1 + H W, C) of a `grid` of that
+    side or (H, W), without antialiasing; the class token's stays (docs/papers/albef.md, section
+    4.4)."""
     if positions.ndim != 3:
         raise ValueError(f"position embeddings are (1, 1 + s^2, C), got {tuple(positions.shape)}")
     count, width = positions.shape[1] - 1, positions.shape[2]
     side = math.isqrt(count)
     if side * side != count:
         raise ValueError(f"{count} position embeddings form no square grid")
-    if side == grid:
+    height_width = (grid, grid) if isinstance(grid, int) else grid
+    if height_width == (side, side):
         return positions
     first, patches = positions[:, :1], positions[:, 1:]
     plane = patches.reshape(1, side, side, width).permute(0, 3, 1, 2)
-    plane = F.interpolate(plane, (grid, grid), mode="bicubic", align_corners=False)
+    corners = False if mode == "bicubic" else None
+    plane = F.interpolate(plane, height_width, mode=mode, align_corners=corners)
     return torch.cat([first, plane.flatten(2).transpose(1, 2)], dim=1)
 
 

@@ -5,6 +5,7 @@ Source: docs/papers/albef.md, sections 3.5, 3.6 and 7; salesforce/ALBEF@b9727e4
 `scheduler/cosine_lr.py`, `optim/optim_factory.py` and the scripts' training loops.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from shared.distributed import own_rows, world_size
 from shared.randomness import torch_generator
 from shared.training.method import Method
 from shared.training.optim import decay_everything, decay_matrices
-from shared.training.schedules import stepped_cosine
+from shared.training.schedules import linear_rate, stepped_cosine
 
 ADDED = {"bos_id": "[DEC]", "enc_id": "[ENC]"}  # words that `data.text_rules` add
 
@@ -68,7 +69,12 @@ class ClassAccuracy(MulticlassConfusionMatrix, Evaluation):
 class ImageTextMethod(Method):
     """Rate by `stepped_cosine`, optimiser with decay as in `decay_matrices`, or of everything, and
     an `evaluation` that is logged as `val/...` and `test/...`; subclasses add networks and
-    `training_step`, and may have another `rate`."""
+    `training_step`, and may have another `rate`.
+
+    With `warmup_ratio` the rate is that of `linear_rate`, and AdamW that of transformers: epsilon
+    is added to the root of the second moment before its bias is corrected (docs/papers/alpro.md,
+    section 3.9).
+    """
 
     def __init__(
         self,
@@ -81,13 +87,19 @@ class ImageTextMethod(Method):
         warmup_blocks: int = 0,
         warmup_block: int = 100,
         decay_all: bool = False,
+        warmup_ratio: float | None = None,
+        betas: Sequence[float] = (0.9, 0.999),
+        eps: float = 1e-8,
     ):
         super().__init__()
+        self.betas, self.eps = tuple(betas), eps
         self.evaluation, self.weight_decay, self.decay_all = evaluation, weight_decay, decay_all
-        self.schedule: dict[str, Any] = {
-            **{"lr": lr, "min_lr": min_lr, "warmup_lr": warmup_lr, "epochs": epochs},
-            **{"warmup_blocks": warmup_blocks, "warmup_block": warmup_block},
-        }
+        self.schedule: dict[str, Any] = {"lr": lr, "min_lr": min_lr}
+        if warmup_ratio is None:
+            self.schedule |= {"warmup_lr": warmup_lr, "epochs": epochs}
+            self.schedule |= {"warmup_blocks": warmup_blocks, "warmup_block": warmup_block}
+        else:
+            self.schedule["warmup_ratio"] = warmup_ratio
 
     def on_fit_start(self) -> None:
         """Refuse a vocabulary or an evaluation that does not fit the data, naming both."""
@@ -98,7 +110,8 @@ class ImageTextMethod(Method):
             if len(tokenizer) > words:
                 given = f"method.text.vocab_size={words}"
                 raise ValueError(f"{given} is less than the {len(tokenizer)} words of data.vocab")
-            numbers = {name: p[name] for name in ("cls_id", "mask_id", *ADDED) if name in p}
+            known = ("cls_id", "sep_id", "unk_id", "mask_id", *ADDED)
+            numbers = {name: p[name] for name in known if name in p}
             if "generation" in p:
                 numbers["generation.end_id"] = p["generation"]["end_id"]
             for name, number in numbers.items():
@@ -116,15 +129,21 @@ class ImageTextMethod(Method):
         rate = self.rate(self.current_epoch, batch_idx)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate
+            if "warmup_ratio" in self.schedule:
+                group["eps"] = self.eps / math.sqrt(1 - self.betas[1] ** (self.global_step + 1))
         self.log_train({"lr": rate})
 
     def rate(self, epoch: int, iteration: int) -> float:
         """The learning rate at an iteration of an epoch, both from 0."""
-        return stepped_cosine(epoch, iteration, **self.schedule)
+        if "warmup_ratio" not in self.schedule:
+            return stepped_cosine(epoch, iteration, **self.schedule)
+        total = int(self.trainer.estimated_stepping_batches)
+        return linear_rate(self.global_step + 1, total, **self.schedule)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups = (decay_everything if self.decay_all else decay_matrices)(self, self.weight_decay)
-        return torch.optim.AdamW(groups, self.schedule["lr"], fused=True)
+        rate, betas = self.schedule["lr"], self.betas
+        return torch.optim.AdamW(groups, rate, betas=betas, eps=self.eps, fused=True)
 
     def step_draws(self, purpose: str, *shape: int) -> Tensor:
         """Uniform numbers of `shape` (B, ...) for this rank's pairs: functions of the seed, the

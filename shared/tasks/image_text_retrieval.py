@@ -23,7 +23,7 @@ from shared.evaluation.retrieval import (
 )
 from shared.tasks.image_text_method import Evaluation, ImageTextBatch
 
-Score = Literal["itm", "itm+itc"]
+Score = Literal["itm", "itm+itc", "probability"]
 
 
 class RetrievalEvaluation(Evaluation):
@@ -37,7 +37,8 @@ class RetrievalEvaluation(Evaluation):
     Args:
         k_test: candidates of each image and of each text, "all" to score every pair.
         rerank: whether to ask the matching head: always, never, or in the "test" only.
-        score: "itm": its logit of "match" alone; "itm+itc": plus the similarity, as BLIP does.
+        score: "itm": its logit of "match" alone; "itm+itc": plus the similarity, as BLIP does;
+            "probability": that of "match", as ALPRO does, unrounded.
         precision: of the matching and of the tokens that are kept.
         medians: also the median ranks by the matching scores, as papers tell of videos.
         chunk: see `score_pairs`; fewer positions waste less on padding and use less of a GPU.
@@ -63,7 +64,7 @@ class RetrievalEvaluation(Evaluation):
                 raise ValueError(f"{name} must be one of {known}, got {value!r}")
         if chunk < 1:
             raise ValueError(f"chunk is a positive number of text positions, got {chunk}")
-        self.k_test, self.rerank, self.add_similarity = k_test, rerank, score == "itm+itc"
+        self.k_test, self.rerank, self.score = k_test, rerank, score
         self.precision, self.chunk, self.medians = precision, chunk, medians
         self.collector = Collector(getattr(torch, precision))
 
@@ -113,8 +114,9 @@ class RetrievalEvaluation(Evaluation):
 
     def scores(self, module: Any, gallery: Gallery) -> tuple[Tensor, Tensor]:
         """By which images rank texts (N, T), and texts rank images (T, N): see `rerank`."""
-        score = partial(self._score, module, gallery)
-        return rerank(gallery.similarity(), self.k_test, score, self.add_similarity)
+        of_probability = self.score == "probability"
+        score = partial(self._score, module, gallery, of_probability=of_probability)
+        return rerank(gallery.similarity(), self.k_test, score, self.score == "itm+itc")
 
     def _auc(self, module: Any, gallery: Gallery, hard: Tensor) -> float:
         """Of true pairs against the same images with their texts' hard negatives."""

@@ -75,6 +75,18 @@ def decay_by_epoch(
     return max(min_lr, lr * decay**epoch)
 
 
+def linear_rate(
+    step: int, total_steps: int, *, lr: float, min_lr: float, warmup_ratio: float
+) -> float:
+    """The rate of the `step`-th update, from 1 on, in ALPRO (docs/papers/alpro.md, section 3.9): up
+    to `lr` in the first `warmup_ratio` of all updates, then down to `min_lr` instead of 0."""
+    warmup_steps = int(warmup_ratio * total_steps)
+    if step < warmup_steps:
+        return lr * step / warmup_steps
+    rate = lr * (total_steps - step) / max(1, total_steps - warmup_steps)
+    return rate if rate > 0 else min_lr
+
+
 def stepped_cosine(
     epoch: int,
     iteration: int,

@@ -204,6 +204,8 @@ WHY_SAFE = {
     "shared/data/image_module.py": "views; the reader comes from the user's own config",
     "shared/data/image_text/pairs.py": "views",
     "methods/comatch/data.py": "the split's rule comes from the user's own config",
+    "methods/alpro/data.py": "pictures of the user's own config",
+    "methods/alpro/entities.py": "a package by a name in the code",
     # the user's own config, names checked all the same
     "shared/predict/official.py": "an experiment of ours; official.py beside a module of ours",
     "shared/run.py": "config of the run; official.py beside a module of ours",

@@ -30,6 +30,8 @@ from tokenizers import ByteLevelBPETokenizer
 
 from benchmarks.miniatures.synthetic import idx_bytes
 from benchmarks.miniatures.synthetic_pairs import pairs
+from methods.alpro.data import WebPairs
+from methods.alpro.prompting import read_entities
 from methods.blip.hugging_face import read_folder
 from methods.cascode.official import text_config
 from methods.cascode.readers import Reader as CodeReader
@@ -44,6 +46,7 @@ from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.fetching import _check_content
 from shared.data.image_text.annotations import Reading, read_annotations
 from shared.data.image_text.captioning import CaptioningData
+from shared.data.image_text.clips import read_numbered_answers
 from shared.data.image_text.labelled_sentences import EntailmentData, NLVRData
 from shared.data.image_text.pairs import PairData
 from shared.data.image_text.referring import References, ReferringData
@@ -343,6 +346,43 @@ def video(folder: Path) -> Path:
     return Path(shutil.copy(FIXTURES / "videos/ramp.mp4", folder / "a.mp4"))
 
 
+def web_videos(folder: Path) -> Path:
+    video(folder)
+    words(folder)
+    return text(folder / "w.csv", "videoid,page_dir,name", "a,,dog", 'a,,"a man, a dog"')
+
+
+def web_pairs(folder: Path, name: str) -> WebPairs:
+    files = {"train": f"{folder}/{name}", "val": f"{folder}/{name}"}
+    where = {"image_root": str(folder), "vocab": f"{folder}/vocab.txt", "frames": 1}
+    sizes = {"batch_size": 1, "max_corrupt": 1.0, "text_rules": "alpro", "test_split": None}
+    return WebPairs(files=files, augmentation=VIEWS, **where, **sizes)
+
+
+def of_web(folder: Path) -> object:
+    data = web_pairs(folder, "w.csv")
+    data.setup("fit")
+    return data.source.entries(np.arange(len(data.source))), list(data.train_dataloader())
+
+
+def web_table(folder: Path) -> Path:
+    web_videos(folder)
+    row = {"video_id": "a", "page_dir": "", "text": "dog", "txt_len": 3}
+    return content(folder / "w.json", [row])
+
+
+def of_table(folder: Path) -> object:
+    return web_pairs(folder, "w.json").evaluated("val")
+
+
+def numbered(folder: Path) -> Path:
+    return content(folder / "a.json", {"dog": 1, "man": 0})
+
+
+def of_numbered(folder: Path) -> object:
+    return read_numbered_answers(folder / "a.json")
+
+
 def frames(folder: Path) -> object:
     return read_frames(folder / "a.mp4", partial(uniform_frames, count=8))
 
@@ -396,6 +436,10 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog"]
 
 def words(folder: Path) -> Path:
     return text(folder / "vocab.txt", *WORDS)
+
+
+def entities(folder: Path) -> Path:
+    return text(folder / "entities.txt", "man 10", "dog 9")
 
 
 def settings(folder: Path) -> Path:
@@ -572,6 +616,8 @@ READERS = [
     Reader("index of annotations", kept_entries, entries_again, handles=ALL),
     Reader("references", coco_references, references),
     Reader("video", video, frames),
+    Reader("videos of the web", web_videos, of_web),
+    Reader("numbered answers", numbered, of_numbered),
     Reader("COCO's instances", detection(coco), detections),
     Reader("LVIS's instances", detection(lvis), detections),
     Reader("picture with boxes", detection(coco, "5.png"), detections),
@@ -580,6 +626,7 @@ READERS = [
     Reader("captions of a run", results, lambda f: read_results(f / "r.json")),
     Reader("shard", tar, samples),
     Reader("index of a shard", indexed, samples, handles=ALL),
+    Reader("entities", entities, lambda f: read_entities(f / "entities.txt", 2)),
     Reader("WordPiece", words, lambda f: WordPiece(f / "vocab.txt").batch(["a dog"])),
     *(
         Reader(f"code tokenizer {build.__name__} {name}", build, CodeTokenizer, handles=handles)
@@ -959,6 +1006,14 @@ EDITS: list[tuple[Callable, tuple, tuple, Callable[[Path], object], str]] = [
     (made_pairs("dets.json"), ("0",), ("box",), references, "is no list"),
     (made_pairs("vqa_test.json"), (0, "question_id"), (2**70,), vqa, "question_id is"),
     (made_pairs("answer_list.json"), (0,), ("\ud800",), vqa, "list of texts"),
+    (numbered, ("dog",), (0, 2, -1, "1", None, 1.0, 2**70, True), of_numbered, "each once"),
+    (web_table, (0, "video_id"), (None, [], 2.5, {}), of_table, "its video is"),
+    (web_table, (0, "video_id"), ("../a", "/etc/a"), of_table, "outside of the image root"),
+    (web_table, (0, "video_id"), ("a\0",), of_table, "no name of a file"),
+    (web_table, (0, "page_dir"), ([], 3, None), of_table, "its video is"),
+    (web_table, (0, "page_dir"), ("..", "/etc"), of_table, "outside of the image root"),
+    (web_table, (0, "text"), (3, None, [3], {}), of_table, "its caption is"),
+    (web_table, (0, "txt_len"), (80, 10**30), of_table, "are left out"),
     (byte_pairs("vocab.json"), ("new",), (2**31,), CodeTokenizer, "among"),
     (settings, ("do_lower_case",), ("no",), CodeTokenizer, "true or false"),
     (config, ("vocab_size",), (10**12, True, "30"), text_config, "config.json"),

@@ -175,7 +175,9 @@ def test_what_one_arithmetic_alone_reproduces_passes(case: Case) -> None:
 def test_a_described_pattern_needs_an_output_that_fits(case: Case) -> None:
     path = case.folder / "case.json"
     description = json.loads(path.read_text())
-    for pattern, fits in (("x*", True), ("x2 / count", True), ("y*", False)):
+    for pattern, fits in (
+        ("x*", True), ("x2 / count", True), ("x{k}", True), ("_shapes", True), ("y*", False),
+    ):  # fmt: skip
         described = description | {"outputs": {pattern: {}}}
         path.write_text(json.dumps(described))
         if fits:

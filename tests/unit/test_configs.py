@@ -301,6 +301,11 @@ PAPERS = {  # with braces as the shell has them
     "blip": "retrieval_coco{,_web,_129m_web} {retrieval_coco,retrieval_flickr30k,captioning_coco,"
     "zero_shot_flickr30k,nocaps}{,_129m,_capfilt_large,_large} {vqa,nlvr2}{,_129m,_capfilt_large} "
     "msrvtt msrvtt_qa msvd_qa",
+    "alpro": "{msrvtt,didemo}_retrieval{,_mlm_vtm,_pem,_vtc,_none} "
+    "msrvtt_retrieval_{500,2000}_entities msrvtt_retrieval_{2,4,16}_frames "
+    "{msrvtt,msvd}_qa{,_mlm_vtm,_pem,_vtc,_none} msvd_qa_{500,2000}_entities "
+    "msvd_qa_{2,4,8}_frames msrvtt_zero_shot{,_vtc,_500_entities,_2000_entities} "
+    "didemo_zero_shot",
     "simcal": "lvis_r50_ag{,_simcal,_calibrated,_3fc_ft,_3fc_rand,_2fc_rand} "
     "lvis_r50_ag_{reweighted,effective_number,focal,repeat_factor} lvis_r50{,_simcal,_calibrated} "
     "coco_lt_r50_ag{,_simcal,_calibrated}",

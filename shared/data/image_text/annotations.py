@@ -1,4 +1,5 @@
-"""Annotations as JSON, one object per sample: `.json` holds one list, `.jsonl` a line of each.
+"""Annotations, one object per sample: `.json` holds one list, `.jsonl` a line of each, `.csv` a row
+of texts under the names of the first one.
 
 Entries are kept as text and parsed anew when asked for (microseconds each): millions of dicts would
 fill the memory of every worker process, since reading a Python object in a forked process copies
@@ -6,7 +7,9 @@ its page. With an index folder the texts lie in a file of their own, made once f
 runs, which is mapped into memory and shared by all processes that read it.
 """
 
+import csv
 import hashlib
+import io
 import json
 import operator
 import re
@@ -267,6 +270,10 @@ def _text(entry: Annotation, where: str) -> bytes:
 def _objects(path: Path) -> Iterator[Any]:
     """The parsed entries. Line by line for .jsonl, where only the last line may be blank."""
     text = read_text(path)
+    if path.suffix == ".csv":
+        with refusing(f"{path}: no table", csv.Error):
+            yield from csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True)
+        return
     if path.suffix == ".jsonl":
         lines = text.removesuffix("\n").split("\n") if text else []
         yield from (_parse(line, _where(path, number)) for number, line in enumerate(lines))

@@ -25,7 +25,7 @@ from shared.data.image_text.annotations import (
     Reading,
     read_annotations,
 )
-from shared.data.image_text.videos import uniform_frames
+from shared.data.image_text.videos import FrameChoice
 from shared.data.images import FileImages, Pictures, Pixels, readable
 from shared.data.loading.loader import EvaluationLoader, ResumableLoader
 from shared.data.loading.streams import Draws, Permutations, Rotation, Stream, StreamBatches
@@ -53,7 +53,7 @@ _OF_LOADING = {
     *("files", "rotating", "shards", "index_folder", "annotation_index", "references", "vocab"),
     *("augmentation", "batch_size", "eval_batch_size", "num_workers", "seed", "steps_per_epoch"),
     *("subset", "subset_seed", "cache_images", "draft", "image_mode", "max_corrupt", "window"),
-    *("val_split", "test_split", "frames"),
+    *("val_split", "test_split", "frames", "train_frames", "test_frames", "decoder"),
 }
 
 
@@ -66,9 +66,13 @@ class TrainingSource(Protocol):
         """The order of the samples: one pass an epoch."""
 
     def take(
-        self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
+        self,
+        indices: NDArray[np.int64],
+        pool: NDArray[np.int64] | None = None,
+        passes: NDArray[np.int64] | None = None,
     ) -> tuple[Pictures, NDArray[np.int64]]:
-        """The samples' pictures, and which samples they are, see `shared.data.images.readable`."""
+        """The samples' pictures, and which samples they are, see `shared.data.images.readable`;
+        of videos that are trained on, `passes` say which frames."""
 
     def entries(self, indices: NDArray[np.int64]) -> list[Annotation]:
         """The samples' annotations, each with its number in the split as "index"."""
@@ -92,7 +96,7 @@ class EntryImages(FileImages):
     def key(self, index: int) -> str:
         return self.path(index)  # entries may share pictures
 
-    def group(self, entry: int) -> list[Pixels] | None:
+    def group(self, entry: int, *turn: int) -> list[Pixels] | None:
         """All pictures of an entry, or None if one is unreadable."""
         first = entry * self.per_entry
         pictures = [self.read(number) for number in range(first, first + self.per_entry)]
@@ -101,19 +105,31 @@ class EntryImages(FileImages):
 
 
 class EntryFrames(EntryImages):
-    """Videos, one an entry, each as pictures of `frames` frames: see `uniform_frames`."""
+    """Videos, one an entry, each as the pictures of the frames that `choice` takes. A cache keeps
+    them whole, since each pass shows other frames."""
 
     kind = "video"
 
-    def __init__(self, paths: Callable[[int], list[str]], frames: int, count: int, **how: Any):
+    def __init__(
+        self, paths: Callable[[int], list[str]], choice: FrameChoice, count: int, **how: Any
+    ):
         super().__init__(paths, 1, count, **how)
-        self.frames = frames
+        self.choice = choice
 
-    def decode(self, index: int) -> Pixels:
-        return read_frames(self.path(index), partial(uniform_frames, count=self.frames))
+    def decode(self, index: int, *turn: int) -> Pixels:
+        choose = self.choice.of(index, *turn)
 
-    def group(self, entry: int) -> list[Pixels] | None:
-        frames = self.read(entry)
+        def every(count: int) -> Sequence[int]:
+            choose(count)  # refuses a video that is too short
+            return range(count)
+
+        chosen = choose if self._cache is None else every
+        return read_frames(self.path(index), chosen, self.choice.decoder)
+
+    def group(self, entry: int, *turn: int) -> list[Pixels] | None:
+        frames = self.read(entry, *turn)
+        if frames is not None and self._cache is not None:
+            frames = frames[self.choice.of(entry, *turn)(len(frames))]
         return None if frames is None else list(frames)
 
 
@@ -137,13 +153,24 @@ class AnnotatedSamples:
         return Permutations(seed, len(self))
 
     def take(
-        self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
+        self,
+        indices: NDArray[np.int64],
+        pool: NDArray[np.int64] | None = None,
+        passes: NDArray[np.int64] | None = None,
     ) -> tuple[Pictures, NDArray[np.int64]]:
-        groups, used = readable(indices, pool, lambda n: self.images.group(int(self.members[n])))
-        return [picture for place in zip(*groups, strict=True) for picture in place], used
+        def read(number: int, *turn: int) -> list[Pixels] | None:
+            return self.images.group(int(self.members[number]), *turn)
+
+        groups, used = readable(indices, pool, read, passes)
+        return by_place(groups), used
 
     def entries(self, indices: NDArray[np.int64]) -> list[Annotation]:
         return [self.annotations[i] | {"index": int(i)} for i in self.members[indices]]
+
+
+def by_place(groups: Sequence[Pictures]) -> list[Pixels]:
+    """The first picture of each group, then the second one of each, and so on."""
+    return [picture for place in zip(*groups, strict=True) for picture in place]
 
 
 @dataclass(eq=False)
@@ -166,7 +193,9 @@ class ImageTextBatches:
     def __getitems__(self, plan: tuple[Draws] | NDArray[np.int64]) -> ImageTextBatch:
         draws = None if isinstance(plan, np.ndarray) else plan[0]
         wanted = plan if isinstance(plan, np.ndarray) else plan[0].positions
-        pictures, used = self.source.take(wanted, None if draws is None else self.pool)
+        pool = None if draws is None else self.pool
+        passes = None if draws is None or self.frames is None else draws.passes
+        pictures, used = self.source.take(wanted, pool, passes)
         if len(used) == 0:
             raise DataCorruptError(f"none of the {len(wanted)} images of a batch can be read")
         entries = self.source.entries(used)
@@ -174,7 +203,10 @@ class ImageTextBatches:
         if draws is None:
             images, text_keys = self.transform(pictures, "test"), None
         else:
-            views = ["train", *(f"train {place}" for place in range(1, len(pictures) // len(used)))]
+            places = range(1, len(pictures) // len(used))
+            # All frames of a video are changed alike, the pictures of an entry each in its own way.
+            others = ("train" if self.frames else f"train {place}" for place in places)
+            views = ["train", *others]
             keys = [sample_keys(self.seed, draws.passes, indices, view) for view in views]
             images = self.transform(pictures, "train", np.concatenate(keys))
             text_keys = sample_keys(self.seed, draws.passes, indices, "caption")
@@ -189,8 +221,7 @@ class ImageTextData(pl.LightningDataModule):
 
     Batch: `images` (B, 3, S, S) float32, normalised; `indices` (B,) int64, the entries' numbers in
     their split; and what `texts` adds. With P pictures an entry `images` is (P * B, 3, S, S), all
-    first pictures first. Where entries are videos, which are evaluated only, it is
-    (B, F, 3, S, S), of F frames each.
+    first pictures first. Where entries are videos it is (B, F, 3, S, S), of F frames each.
 
     A picture that can't be read is warned of and counted; in training the next readable entry
     stands in for its entry, in evaluation the entry is left out.
@@ -211,7 +242,8 @@ class ImageTextData(pl.LightningDataModule):
             worker processes share (see `shared.data.image_text.annotations`); null keeps the
             annotations in the memory of each rank.
         frames: F, where entries are videos; null: they are pictures.
-        text_rules: whose cleaning and special tokens the texts get, "albef" or "blip", see
+        train_frames, test_frames, decoder: see `FrameChoice`.
+        text_rules: whose cleaning and special tokens the texts get, "albef", "blip" or "alpro", see
             `shared.data.text.cleaning`.
         val_split, test_split: of `files`; None goes without.
     """
@@ -241,12 +273,15 @@ class ImageTextData(pl.LightningDataModule):
         draft: int | None = None,
         annotation_index: str | None = None,
         frames: int | None = None,
+        train_frames: str = "rand",
+        test_frames: str = "uniform",
+        decoder: str = "auto",
     ) -> None:
         super().__init__()
-        if frames is not None and frames < 1:
-            raise ValueError(f"frames={frames}: a video is shown by one at least")
         self.save_hyperparameters(logger=False)  # those of a subclass as well
         self._h: Any = self.hparams
+        rules = train_frames, test_frames, seed, decoder
+        self.choice = None if frames is None else FrameChoice(frames, *rules)
         self.transform = build_views(augmentation)
         self._entries: dict[str, Annotations] = {}
         self._evaluated: dict[str, AnnotatedSamples] = {}
@@ -266,6 +301,10 @@ class ImageTextData(pl.LightningDataModule):
             known = ", ".join(root)
             raise DataCorruptError(f"`dataset` is {shortened(name)}, but image_root has {known}")
         return root[name]
+
+    def samples_among(self, split: str, members: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which entries of a split (sorted numbers) are samples; others add to their texts."""
+        return members
 
     def problem(self, entry: Annotation, split: str) -> str | None:
         """Why an entry can't be used: training leaves it out with a warning, evaluation refuses."""
@@ -319,7 +358,9 @@ class ImageTextData(pl.LightningDataModule):
             left_out = f"{bad.sum()} of {len(entries)} training entries are left out; the first is"
             warnings.warn(f"{left_out} {entries.where(first)}: {problem}", stacklevel=2)
         if not len(members):
-            raise DataCorruptError("no training entry can be used; see the warning before")
+            told = "no training entry can be used; see the warning before"
+            raise DataCorruptError(f"{entries.file(0)}: {told}")
+        members = self.samples_among("train", members)
         chosen = seeded_subset(len(members), h.subset, h.subset_seed)
         samples = self._samples("train", members[chosen])
         always, in_turn = self.files_of("train")
@@ -338,26 +379,24 @@ class ImageTextData(pl.LightningDataModule):
                 number = int(entries.bad.argmax())
                 problem = self.problem(entries[number], split)
                 raise DataCorruptError(f"{entries.where(number)}: {problem}")
-            self._evaluated[split] = self._samples(split, np.arange(len(entries)))
+            members = self.samples_among(split, np.arange(len(entries)))
+            self._evaluated[split] = self._samples(split, members)
         return self._evaluated[split]
 
     def setup(self, stage: str) -> None:
         """Read vocabulary and annotations and check sizes: bad input is refused before training."""
         h = self._h
         if h.frames is not None:
-            decoder()
-            if stage == "fit":
-                raise ValueError("videos are evaluated only: give evaluate_only=true")
+            decoder(h.decoder)
         _ = self.tokenizer
         if stage == "fit":
-            self._schedule()
+            self.schedule()
         split = h.test_split if stage == "test" else h.val_split
         if split is not None:
             self.evaluated(split)
 
     def train_dataloader(self) -> ResumableLoader:
-        dataset = ImageTextBatches(self.source, self.transform, self.texts, "train", self._h.seed)
-        return ResumableLoader(dataset, self._schedule(), self._h.num_workers)
+        return ResumableLoader(self.training_batches(), self.schedule(), self._h.num_workers)
 
     def val_dataloader(self) -> EvaluationLoader | list:
         return self._evaluation(self._h.val_split)
@@ -377,7 +416,13 @@ class ImageTextData(pl.LightningDataModule):
         sizes = len(samples), h.eval_batch_size, h.num_workers
         return EvaluationLoader(batches, *sizes, *self._rank_and_world())
 
-    def _schedule(self) -> StreamBatches:
+    def training_batches(self) -> ImageTextBatches:
+        """What makes training batches of the plans of `schedule`."""
+        texts, seed = (self.transform, self.texts, "train"), self._h.seed
+        return ImageTextBatches(self.source, *texts, seed, self._h.frames)
+
+    def schedule(self) -> StreamBatches:
+        """This rank's training batches of each epoch; ValueError if there can be none."""
         h, size = self._h, len(self.source)
         if h.steps_per_epoch is None:
             stream = self.source.stream(h.seed)
@@ -415,10 +460,10 @@ class ImageTextData(pl.LightningDataModule):
         count = min(entries.pictures, per_entry * len(members))
         how = {"max_corrupt": h.max_corrupt, "mode": h.image_mode, "cache": h.cache_images}
         how["draft"] = h.draft
-        if h.frames is None:
+        if self.choice is None:
             images = EntryImages(paths, per_entry, count, **how)
         else:
-            images = EntryFrames(paths, h.frames, count, **how)
+            images = EntryFrames(paths, self.choice, count, **how)
         return AnnotatedSamples(entries, members, images)
 
     def _rank_and_world(self) -> tuple[int, int]:
@@ -517,8 +562,8 @@ class PairData(ImageTextData):
 
 def image_id(entry: Annotation) -> int:
     """A number of an entry's image, a hash, never negative: entries are of one image if they have
-    the same `image_id`, or none and the same path."""
-    number = entry.get("image_id")
-    told = f"path {entry['image']}" if number is None else f"{type(number).__name__} {number}"
+    the same `image_id`, or none and the same path (of a video, the same name)."""
+    number, path = entry.get("image_id"), entry.get("image", entry.get("clip_name"))
+    told = f"path {path}" if number is None else f"{type(number).__name__} {number}"
     digest = hashlib.blake2b(told.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") & LARGEST

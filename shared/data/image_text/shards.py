@@ -1,8 +1,9 @@
-"""Image-text pairs in tar shards, as webdataset and img2dataset write them.
+"""Image-text pairs in tar shards, as webdataset, img2dataset and video2dataset write them.
 
-A shard holds members `<key>.jpg` (or .jpeg, .png, .webp) with `<key>.txt`, a caption, or
-`<key>.json`, `{"caption": text or list of texts, "image_id": optional}`; of both the .txt is the
-caption. A key ends at the first dot of the file name and names one sample of its shard.
+A shard holds members `<key>.jpg` (or .jpeg, .png, .webp, or of a video .mp4, .webm, .mkv, .avi)
+with `<key>.txt`, a caption, or `<key>.json`, `{"caption": text or list of texts, "image_id":
+optional}`; of both the .txt is the caption. A key ends at the first dot of the file name and names
+one sample of its shard.
 
 Nothing is unpacked. Each shard's table of members is read once and kept in a small index file;
 after that every sample is one read at a known place.
@@ -25,11 +26,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
-from shared.data.image_text.pairs import AnnotatedSamples, PairData, TrainingSource
-from shared.data.images import FileImages, Pictures, Pixels, readable
+from shared.data.image_text.pairs import AnnotatedSamples, PairData, TrainingSource, by_place
+from shared.data.image_text.videos import FrameChoice
+from shared.data.images import FileImages, Indices, Pictures, Pixels, readable
 from shared.data.loading.streams import Draws, Interleaved, Stream
 from shared.data.packages import cache_folder
 from shared.data.readers.files import find_files, one_line, open_data, read_arrays, shortened
+from shared.data.readers.videos import read_frames
 from shared.data.text.cleaning import clean_caption
 from shared.files import open_regular, parse_json, replacing
 
@@ -38,7 +41,8 @@ log = logging.getLogger(__name__)
 Place = tuple[int, int]  # offset and size in bytes
 
 _IDS = (int, str)  # what an "image_id" may be; any other counts as none
-_KINDS = {"txt": "txt", "json": "json"} | dict.fromkeys(("jpg", "jpeg", "png", "webp"), "image")
+_PICTURES = ("jpg", "jpeg", "png", "webp", "mp4", "webm", "mkv", "avi")
+_KINDS = {"txt": "txt", "json": "json"} | dict.fromkeys(_PICTURES, "image")
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _ROW = np.dtype(
     [
@@ -50,7 +54,7 @@ _ROW = np.dtype(
         ("identity", "<i8"),  # a hash of its "image_id", 0 without one
     ]
 )
-_VERSION = 1  # of index files; rises with every change of what is in them
+_VERSION = 2  # of index files; rises with every change of what is in them
 _MAX_TEXT = 1 << 20  # bytes; what is longer is no caption
 _MAX_IMAGE = 1 << 30  # and no picture
 
@@ -76,7 +80,7 @@ class ShardSamples(FileImages):
 
     `shards` are paths or patterns ("/data/cc3m/*.tar"). Index files that can't be written beside
     their shards go to `index_folder`, by default `shard-index` in TENFOLD_CACHE (data/cache).
-    `window` is that of `WindowShuffle`.
+    `window` is that of `WindowShuffle`. With a `choice` of frames the shards hold videos.
     """
 
     def __init__(
@@ -88,8 +92,14 @@ class ShardSamples(FileImages):
         window: int = 8,
         cache: bool = False,
         draft: int | None = None,
+        choice: FrameChoice | None = None,
     ) -> None:
         super().__init__(max_corrupt, truncated=True, mode=mode, cache=cache, draft=draft)
+        self.choice = choice
+        if choice is not None:
+            self.kind = "video"
+            if cache:
+                raise ValueError("cache_images: videos of shards are not kept, they are too many")
         self.shards = find_files(shards, "shard", "DIR/*.tar")
         if window < 1:
             raise ValueError(f"window={window}: at least one shard at a time")
@@ -117,6 +127,17 @@ class ShardSamples(FileImages):
         header = self._read(shard, int(row["image"]) - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
         name = header[:100].split(b"\0")[0].decode("utf-8", "replace")
         return f"{self.shards[shard]}: {name} at byte {row['image']}"
+
+    def take(
+        self, indices: Indices, pool: Indices | None = None, passes: Indices | None = None
+    ) -> tuple[list[Pixels], Indices]:
+        taken, used = super().take(indices, pool, passes)
+        return (taken if self.choice is None else by_place(taken)), used
+
+    def decode(self, index: int, *turn: int) -> Pixels:
+        if self.choice is None:
+            return super().decode(index)
+        return read_frames(self.content(index), self.choice.of(index, *turn), self.choice.decoder)
 
     def content(self, index: int) -> BinaryIO:
         shard, row = self._place(index)
@@ -175,14 +196,15 @@ class MixedSamples:
         return Interleaved(seed, parts, (0, len(self.annotated)))
 
     def take(
-        self, indices: NDArray[np.int64], pool: NDArray[np.int64] | None = None
-    ) -> tuple[Pictures, NDArray[np.int64]]:
-        def read(index: int) -> Pixels | None:
+        self, indices: Indices, pool: Indices | None = None, passes: Indices | None = None
+    ) -> tuple[Pictures, Indices]:
+        def read(index: int, *turn: int) -> list[Pixels] | None:
             source, own = self._own(index)
-            pictures, _ = source.take(np.array([own]))
-            return pictures[0] if len(pictures) else None
+            pictures, used = source.take(np.array([own]), None, np.array(turn) if turn else None)
+            return list(pictures) if len(used) else None
 
-        return readable(indices, pool, read)
+        groups, used = readable(indices, pool, read, passes)
+        return by_place(groups), used
 
     def entries(self, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
         found = []
@@ -200,27 +222,31 @@ class MixedSamples:
 
 class ShardPairData(PairData):
     """As `PairData`, with training pairs from `ShardSamples`, and those of `files.train` and of
-    `rotating`, if given, mixed with these; then `subset` must be None."""
+    `rotating`, if given, mixed with these; then `subset` must be None. `shards` None reads these
+    alone."""
 
     def __init__(
         self,
-        shards: str | Sequence[str],
+        shards: str | Sequence[str] | None,
         index_folder: str | None = None,
         window: int = 8,
         **pairs: Any,
     ) -> None:
         super().__init__(**pairs)
-        if self._h.subset is not None:
+        if shards is not None and self._h.subset is not None:
             raise ValueError("subset can't be taken of shards: name fewer of them")
 
     def prepare_data(self) -> None:
         """On one process of each node: the others find its index files."""
-        _ = self.source
+        if self._h.shards is not None:
+            _ = self.source
 
     @cached_property
     def source(self) -> TrainingSource:
         h = self._h
-        how = {"cache": h.cache_images, "draft": h.draft}
+        if h.shards is None:
+            return super().source
+        how: dict[str, Any] = {"cache": h.cache_images, "draft": h.draft, "choice": self.choice}
         shards = ShardSamples(
             h.shards, h.max_corrupt, h.image_mode, h.index_folder, h.window, **how
         )

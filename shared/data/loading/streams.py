@@ -229,6 +229,38 @@ class StreamBatches:
         return Draws(draws.positions[rows], draws.passes[rows])
 
 
+class Alternating:
+    """Whole batches of several schedules: `group` in a row come from one that is drawn evenly,
+    however long each is (docs/papers/alpro.md, section 3.9). An epoch has as many batches as theirs
+    together, and one that is exhausted goes on with its next epoch. A plan is the number of a
+    schedule and a plan of it."""
+
+    def __init__(self, schedules: Sequence[Schedule], seed: int, group: int = 1) -> None:
+        self.schedules, self.seed, self.group = tuple(schedules), seed, group
+        self.steps = sum(map(len, schedules))
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[tuple[int, Any]]:
+        generator = np.random.default_rng([self.seed & (2**64 - 1), epoch, 5])
+        draws = generator.integers(len(self.schedules), size=math.ceil(self.steps / self.group))
+        drawn = draws.repeat(self.group)[: self.steps]
+        parts = [
+            self._going_on(schedule, epoch, int((drawn[:start] == number).sum()))
+            for number, schedule in enumerate(self.schedules)
+        ]
+        for number in drawn[start:].tolist():
+            yield number, next(parts[number])
+
+    def _going_on(self, schedule: Schedule, epoch: int, taken: int) -> Iterator[Any]:
+        """The batches of a schedule from the epoch's `taken`-th on."""
+        most = math.ceil(self.steps / len(schedule))  # of its epochs, in one of this
+        first, past = divmod(taken, len(schedule))
+        for turn in range(first, most):
+            yield from schedule.batches(epoch * most + turn, past if turn == first else 0)
+
+
 @lru_cache(maxsize=4)
 def permutation_stream(seed: int, epoch: int, stream: int, size: int, count: int) -> Draws:
     """Permutations of range(size), the last one cut; the k-th of an epoch's n is epoch * n + k."""

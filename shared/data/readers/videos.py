@@ -1,14 +1,22 @@
-"""Frames of videos, which strangers may have made, by PyAV (`pip install 'tenfold[video]'`).
+"""Frames of videos, which strangers may have made.
 
-Its wheels hold an FFmpeg of their own and fit any torch (torchcodec's fit one version each, and
-decord's FFmpeg is of 2021). FFmpeg is told the container, which the first bytes say: a playlist
-that calls itself .mp4 would make it open other files and addresses.
+By PyAV (`pip install 'tenfold[video]'`), whose wheels hold an FFmpeg of their own and fit any
+torch, or by torchcodec, which needs FFmpeg's libraries and the torch that it was built for.
+(decord's FFmpeg is of 2021, and it fails at sizes such as 48 x 32.) Both give the same frames: they
+are numbered in the order in which they are shown, whatever time lies between them, without those
+that an edit list hides, and turned as the file says.
+
+FFmpeg is told the container, which the first bytes say: a playlist that calls itself .mp4 would
+make it open other files and addresses.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from itertools import islice
+from contextlib import nullcontext
+from importlib import import_module
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,14 +25,26 @@ from shared.data.readers.files import open_data, refusing
 
 MOST_PIXELS = 1 << 25  # of a frame
 
+Frames = NDArray[np.uint8]
+Choose = Callable[[int], Sequence[int]]
+Decode = Callable[[BinaryIO, str, Choose], Frames]
 
-def decoder() -> Any:
-    """The package PyAV; ModuleNotFoundError says how to get it."""
-    try:
-        import av
-    except ImportError as error:
-        raise ModuleNotFoundError("videos need PyAV: pip install 'tenfold[video]'") from error
-    return av
+
+def decoder(name: str = "auto") -> Decode:
+    """The function that decodes by the package of that name, or by the first one that is there;
+    ModuleNotFoundError says how to get it."""
+    if name != "auto" and name not in DECODERS:
+        raise ValueError(f"decoder={name!r}: known are auto, {', '.join(DECODERS)}")
+    reasons = []
+    for package in DECODERS if name == "auto" else [name]:
+        module, decode = DECODERS[package]
+        try:
+            import_module(module)
+            return decode
+        except (ImportError, OSError, RuntimeError) as error:  # also of libraries that don't fit
+            reasons.append(f"{package}: {str(error).strip().splitlines()[0]}")
+    told = "PyAV: pip install 'tenfold[video]'" if name == "auto" else f"{name} as asked for"
+    raise ModuleNotFoundError(f"videos need {told} ({'; '.join(reasons)})")
 
 
 def container(head: bytes) -> str | None:
@@ -36,29 +56,76 @@ def container(head: bytes) -> str | None:
     return "avi" if head[:4] == b"RIFF" and head[8:12] == b"AVI " else None
 
 
-def read_frames(path: str | Path, choose: Callable[[int], Sequence[int]]) -> NDArray[np.uint8]:
+def read_frames(video: str | Path | BinaryIO, choose: Choose, name: str = "auto") -> Frames:
     """Return (F, H, W, 3) RGB: the frames whose numbers, from 0 on, `choose` picks of so many, in
-    that order. DataNotFoundError or DataCorruptError if the file can't be read."""
-    av = decoder()
+    that order. DataNotFoundError or DataCorruptError if the video can't be read; `name`: see
+    `decoder`."""
+    decode, where = decoder(name), f"{video}: " if isinstance(video, str | Path) else ""
+    opened = open_data(video) if isinstance(video, str | Path) else nullcontext(video)
     # A damaged video surfaces as whatever its first wrong byte provokes in FFmpeg.
-    with open_data(path) as file, refusing(f"{path}: no readable video", Exception):
+    with opened as file, refusing(f"{where}no readable video", Exception):
         kind = container(file.read(12))
         if kind is None:
             raise ValueError("it begins as none of MP4, Matroska, WebM and AVI does")
         file.seek(0)
-        with av.open(file, format=kind) as video:
-            if not video.streams.video:
-                raise ValueError("it has no pictures")
-            stream = video.streams.video[0]
-            if stream.width * stream.height > MOST_PIXELS:
-                raise ValueError(f"its frames are larger than {MOST_PIXELS} pixels")
-            count = sum(packet.size > 0 for packet in video.demux(stream))
-            if not count:
-                raise ValueError("it has no frame")
-            numbers = choose(count)
-            video.seek(0)
-            decoded = enumerate(islice(video.decode(stream), max(numbers) + 1))
-            frames = {n: frame.to_ndarray(format="rgb24") for n, frame in decoded if n in numbers}
-            if absent := [number for number in numbers if number not in frames]:
-                raise ValueError(f"frame {absent[0]} of {count} is not there")
-            return np.stack([frames[number] for number in numbers])
+        return decode(file, kind, choose)
+
+
+def _by_pyav(file: BinaryIO, kind: str, choose: Choose) -> Frames:
+    av: Any = import_module("av")
+    with av.open(file, format=kind) as video:
+        if not video.streams.video:
+            raise ValueError("it has no pictures")
+        stream = video.streams.video[0]
+        _check_size(stream.width, stream.height)
+        stream.codec_context.thread_count = 1  # loaders have processes of their own
+        shown = (p for p in video.demux(stream) if p.size and not p.is_discard)
+        packets = [(packet.pts, packet.is_keyframe) for packet in shown]
+        numbers = _chosen(choose, len(packets))
+        timed = all(time is not None for time, _ in packets)  # AVI may tell no times
+        times = sorted(time for time, _ in packets) if timed else range(len(packets))
+        starts = sorted(time for time, is_start in packets if timed and is_start)
+        frames: dict[int, Frames] = {}
+        # Frames are decoded from the last one before them that stands by itself.
+        wanted = sorted({times[number] for number in numbers})
+        for _, group in groupby(wanted, lambda time: bisect_right(starts, time)):
+            together = list(group)
+            video.seek(together[0], stream=stream)
+            for number, frame in enumerate(video.decode(stream)):
+                time = frame.pts if timed else number
+                if time in together:
+                    turned = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                    frames[time] = turned
+                if time >= together[-1]:
+                    break
+        if absent := [number for number in numbers if times[number] not in frames]:
+            raise ValueError(f"frame {absent[0]} of {len(packets)} is not there")
+        return np.stack([frames[times[number]] for number in numbers])
+
+
+def _by_torchcodec(file: BinaryIO, kind: str, choose: Choose) -> Frames:
+    """As `_by_pyav`; it can't be told the container, but what begins as one of those is no list."""
+    library: Any = import_module("torchcodec.decoders")
+    video = library.VideoDecoder(file, dimension_order="NHWC", num_ffmpeg_threads=1)
+    _check_size(video.metadata.width, video.metadata.height)
+    return video.get_frames_at(_chosen(choose, len(video))).data.numpy()
+
+
+DECODERS: dict[str, tuple[str, Decode]] = {
+    "pyav": ("av", _by_pyav),
+    "torchcodec": ("torchcodec.decoders", _by_torchcodec),
+}
+
+
+def _check_size(width: Any, height: Any) -> None:
+    if width * height > MOST_PIXELS:
+        raise ValueError(f"its frames are larger than {MOST_PIXELS} pixels")
+
+
+def _chosen(choose: Choose, count: int) -> list[int]:
+    if not count:
+        raise ValueError("it has no frame")
+    numbers = list(choose(count))
+    if outside := [number for number in numbers if not 0 <= number < count]:
+        raise ValueError(f"frame {outside[0]} of {count} is not there")
+    return numbers

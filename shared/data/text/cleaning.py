@@ -2,8 +2,8 @@
 
 Sources: docs/papers/albef.md, section 6.1; salesforce/ALBEF@b9727e4 `dataset/utils.py`;
 docs/papers/blip.md, sections 3.1 and 6; salesforce/BLIP@056a169 `data/utils.py`, `models/blip.py:
-init_tokenizer`. They are kept to the letter, oddities included: published vocabularies of answers
-and results depend on them.
+init_tokenizer`; docs/papers/alpro.md, section 6. They are kept to the letter, oddities included:
+published vocabularies of answers and results depend on them.
 """
 
 import re
@@ -36,6 +36,11 @@ def clean_question_blip(text: str, max_words: int) -> str:
     return _first_words(text.lower().translate(_AS_NOTHING).rstrip(" "), max_words)
 
 
+def stripped(text: str, max_words: int) -> str:
+    """The first `max_words` words, as they are."""
+    return _first_words(text.strip(), max_words)
+
+
 class TextRules(NamedTuple):
     """What an official code makes of texts; `clean_*` take a text and the most words to keep."""
 
@@ -48,6 +53,7 @@ class TextRules(NamedTuple):
 TEXT_RULES = {
     "albef": TextRules(clean_caption, clean_question, (), False),
     "blip": TextRules(clean_caption_blip, clean_question_blip, ("[DEC]", "[ENC]"), True),
+    "alpro": TextRules(stripped, stripped, (), True),
 }
 
 

@@ -1,4 +1,4 @@
-"""RandAugment on uint8 images (H, W, 3), CoMatch's (docs/papers/comatch.md, 6.2) and ALBEF's.
+"""RandAugment on uint8 images (H, W, 3): CoMatch's (docs/papers/comatch.md, 6.2), ALBEF's, ALPRO's.
 
 Two operations are drawn with replacement, each applied with probability 0.5 at a fixed level of
 ten; CoMatch's are fourteen, and then always a cutout. Reference: salesforce/CoMatch@08b4cce
@@ -192,6 +192,24 @@ FOR_CAPTIONS: dict[str, Entry] = OFFICIAL_FOR_CAPTIONS | {
 }
 
 
+# ALPRO's (docs/papers/alpro.md, section 5; salesforce/ALPRO@4ff6163 src/datasets/randaugment.py),
+# without negative magnitudes; sharpness is corrected.
+FOR_CLIPS: dict[str, Entry] = {
+    **{
+        name: (*OPERATIONS[name][:2], False)
+        for name in (
+            *("Identity", "Contrast", "Brightness", "Sharpness"),
+            *("ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate"),
+        )
+    },
+    "Sharpness": (partial(sharpness, clip=True), enhance, False),
+    "HorizontalFlip": (lambda image: image[:, ::-1], None, False),
+}
+FOR_STILLS = {
+    name: FOR_CLIPS[name] for name in FOR_CLIPS if name not in ("Contrast", "HorizontalFlip")
+}
+
+
 def apply(
     name: str,
     image: Picture,
@@ -214,12 +232,15 @@ def random_operations(
     level: float = MAX_LEVEL,
     probability: float = 0.5,
     operations: Mapping[str, Entry] = OPERATIONS,
+    distinct: bool = False,
 ) -> Picture:
-    """Apply `count` operations drawn with replacement, each with `probability`."""
+    """Apply `count` operations, drawn with replacement unless `distinct`, each with
+    `probability`."""
     names = list(operations)
     for chosen, use, sign in generator.random((count, 3)):
+        place = int(chosen * len(names))
+        name = names.pop(place) if distinct else names[place]
         if use < probability:
-            name = names[int(chosen * len(names))]
             image = apply(name, image, level, sign < 0.5, operations)
     return image
 

@@ -28,15 +28,24 @@ from shared.data.views.per_image import jitter_and_grey, random_resized_crop
 from shared.data.views.randaugment import MAX_LEVEL
 
 Picture = Image.Image
+RAND_AUGMENT = {
+    "captions": randaugment.FOR_CAPTIONS,
+    "clips": randaugment.FOR_CLIPS,
+    "stills": randaugment.FOR_STILLS,
+}
 
 # --- operations; what follows the view's side `size` are the arguments of a step of a recipe ---
 
 
 def resize(
-    picture: Picture, generator: Generator, size: int, interpolation: str = "bilinear"
+    picture: Picture,
+    generator: Generator,
+    size: int,
+    interpolation: str = "bilinear",
+    side: int | None = None,
 ) -> Picture:
-    """The whole picture, squashed to the view's size."""
-    return tvf.resize(picture, [size, size], tvf.InterpolationMode(interpolation))
+    """The whole picture, squashed to a square of that side, or of the view's size."""
+    return tvf.resize(picture, [side or size] * 2, tvf.InterpolationMode(interpolation))
 
 
 def random_crop(picture: Picture, generator: Generator, size: int, padding: int = 4) -> Picture:
@@ -91,13 +100,19 @@ def rand_augment(
     magnitude: float = 7,
     p: float = 0.5,
     official: bool = False,
+    among: str = "captions",
+    distinct: bool = False,
 ) -> Picture:
-    """ALBEF's RandAugment: `operations` are drawn, each applied with probability `p` at
-    `magnitude` of ten; `official`: with the official code's oddities."""
+    """RandAugment: `operations` are drawn, if `distinct` different ones, each applied with
+    probability `p` at `magnitude` of ten. They are `among` ALBEF's for pictures with captions
+    (`official`: with the official code's oddities), or ALPRO's for clips or stills. The frames of a
+    clip, which share their generator's key and their size, are changed alike."""
     pixels = np.asarray(picture.convert("RGB"))
-    known = randaugment.OFFICIAL_FOR_CAPTIONS if official else randaugment.FOR_CAPTIONS
-    changed = randaugment.random_operations(pixels, generator, operations, magnitude, p, known)
-    return Image.fromarray(changed).convert(picture.mode)
+    known = randaugment.OFFICIAL_FOR_CAPTIONS if official else RAND_AUGMENT[among]
+    changed = randaugment.random_operations(
+        pixels, generator, operations, magnitude, p, known, distinct
+    )
+    return Image.fromarray(np.ascontiguousarray(changed)).convert(picture.mode)
 
 
 def ground(
@@ -156,6 +171,8 @@ OPERATIONS: dict[str, Callable[..., Picture]] = {
 LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "p": (lambda p: 0 <= p <= 1, "a probability"),
     "padding": (lambda n: n >= 0, "no negative number"),
+    "side": (lambda n: n is None or 0 < n <= 1 << 12, "px, up to 4096"),
+    "among": (lambda name: name in RAND_AUGMENT, f"one of {', '.join(RAND_AUGMENT)}"),
     "interpolation": (lambda kind: kind in ("bilinear", "bicubic"), "bilinear or bicubic"),
     "operations": (lambda n: n >= 1, "at least one"),
     "magnitude": (lambda level: 0 <= level <= MAX_LEVEL, f"a level in 0..{MAX_LEVEL}"),

@@ -1,0 +1,1 @@
+"""ALPRO: align and prompt, video-and-language pre-training with entity prompts."""

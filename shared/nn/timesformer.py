@@ -1,0 +1,82 @@
+"""TimeSformer with divided attention: each block looks along time first, then over the frame.
+
+Shapes: B clips of T frames, N patches of a frame, C width. The class token is one of the whole
+clip, but stands in each frame's row; the copies stay equal, since they move by their mean.
+Keys are the official ones. Source: docs/papers/alpro.md, section 4.1; salesforce/ALPRO@4ff6163
+`src/modeling/timesformer/vit.py`.
+"""
+
+from typing import Any
+
+import torch
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shared.nn.vision_transformer import VisionTransformer, interpolate_positions
+
+
+class DividedBlock(Block):
+    """A ViT's block that first lets each patch attend to its own place in all frames. What it finds
+    there passes `temporal_fc`, which starts at zero: a new block is the ViT's, frame by frame."""
+
+    def __init__(self, dim: int, num_heads: int, norm_layer: Any, **more: Any):
+        super().__init__(dim, num_heads, norm_layer=norm_layer, **more)
+        self.temporal_norm1 = norm_layer(dim)
+        self.temporal_attn = type(self.attn)(dim, num_heads, qkv_bias=True)
+        self.temporal_fc = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """(B, T, 1 + N, C) -> (B, T, 1 + N, C)."""
+        patches = x[:, :, 1:]
+        places = patches.transpose(1, 2).flatten(0, 1)
+        moved = self.drop_path1(self.temporal_attn(self.temporal_norm1(places)))
+        moved = self.temporal_fc(moved).unflatten(0, (len(x), -1)).transpose(1, 2)
+        x = torch.cat([x[:, :, :1], patches + moved], dim=2)
+
+        seen = self.drop_path1(self.attn(self.norm1(x.flatten(0, 1)))).view_as(x)
+        whole = seen[:, :, :1].mean(dim=1, keepdim=True).expand(-1, x.shape[1], -1, -1)
+        x = x + torch.cat([whole, seen[:, :, 1:]], dim=2)
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+
+class TimeSformer(VisionTransformer):
+    """Clips (B, T, 3, S, S) -> tokens (B, 1 + N, C): the class token, and each patch averaged over
+    time. It has embeddings of `frames` times; clips of other lengths, and frames of other sizes,
+    take the nearest ones. Further arguments are those of `VisionTransformer`."""
+
+    def __init__(self, frames: int = 4, **vision: Any):
+        super().__init__(**vision, block_fn=DividedBlock)
+        if frames < 1:
+            raise ValueError(f"frames={frames}: a clip has one at least")
+        self.time_embed = nn.Parameter(torch.zeros(1, frames, self.embed_dim))
+        self.patch_embed.strict_img_size = False
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        for block in self.blocks:
+            nn.init.zeros_(block.temporal_fc.weight)
+            nn.init.zeros_(block.temporal_fc.bias)
+
+    def forward(self, clips: Tensor) -> Tensor:  # type: ignore[override]
+        return self.forward_features(clips).mean(dim=1)
+
+    def forward_features(self, clips: Tensor, *_: Any, **__: Any) -> Tensor:
+        """Clips (B, T, 3, S, S) -> tokens (B, T, 1 + N, C) of each frame."""
+        return self.norm(self.run_blocks(self.embed(clips)))
+
+    def embed(self, clips: Tensor) -> Tensor:
+        """Patches with positions in space and time, what the first block takes."""
+        batch, frames, _, height, width = clips.shape
+        patches = self.patch_embed(clips.flatten(0, 1))
+        grid = height // self.patch_size, width // self.patch_size
+        positions = interpolate_positions(self.pos_embed, grid, "nearest")
+        times = nearest_frames(self.time_embed, frames)
+        x = (patches + positions[:, 1:]).unflatten(0, (batch, frames)) + times[:, :, None]
+        first = (self.cls_token + positions[:, :1]).expand(batch, frames, -1, -1)
+        return torch.cat([first, x], dim=2)
+
+
+def nearest_frames(embeddings: Tensor, count: int) -> Tensor:
+    """Embeddings (1, T, C) -> (1, count, C): the j-th is that of floor(j T / count)."""
+    if embeddings.shape[1] == count:
+        return embeddings
+    return F.interpolate(embeddings.mT, size=count, mode="nearest").mT
