@@ -75,8 +75,11 @@ class VideoTextEncoders(ImageTextEncoders):
     """Encoders of videos (B, T, 3, S, S) and texts; `vision` are arguments of `TimeSformer`, `text`
     those of `JointTransformer`."""
 
-    vision_class = TimeSformer
-    text_class = JointTransformer
+    def build_encoders(
+        self, vision: dict[str, Any], text: dict[str, Any]
+    ) -> tuple[TimeSformer, JointTransformer]:
+        visual_encoder = TimeSformer(**vision)
+        return visual_encoder, JointTransformer(**text, context_width=visual_encoder.embed_dim)
 
 
 class VideoTextContrast(nn.Module):

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from shared.nn.heads import unit_norm
-from shared.nn.text_transformer import LanguageHead
+from shared.nn.text_transformer import LanguageHead, TextTransformer
+from shared.nn.vision_transformer import VisionTransformer
 
 
 class ImageTextEncoders(nn.Module):
@@ -22,15 +23,21 @@ class ImageTextEncoders(nn.Module):
         self, vision: dict[str, Any], text: dict[str, Any], embed_dim: int, masked_lm: bool
     ):
         super().__init__()
-        self.visual_encoder = self.vision_class(**vision)
+        self.visual_encoder, self.text_encoder = self.build_encoders(vision, text)
         width = self.visual_encoder.embed_dim
-        self.text_encoder = self.text_class(**text, context_width=width)
         self.vision_proj = nn.Linear(width, embed_dim)
         self.text_proj = nn.Linear(self.text_encoder.width, embed_dim)
         self.word_head: LanguageHead | None = None
         if masked_lm:
             std, width = text.get("initial_std", 0.02), self.text_encoder.width
             self.word_head = LanguageHead(text["vocab_size"], width, initial_std=std)
+
+    def build_encoders(
+        self, vision: dict[str, Any], text: dict[str, Any]
+    ) -> tuple[VisionTransformer, TextTransformer]:
+        """The encoders of both, the texts' fitting the images' width."""
+        visual_encoder = VisionTransformer(**vision)
+        return visual_encoder, TextTransformer(**text, context_width=visual_encoder.embed_dim)
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, S, S) -> tokens (B, 1 + N, C) and unit-norm features (B, E)."""

@@ -45,6 +45,9 @@ class TimeSformer(VisionTransformer):
     time. It has embeddings of `frames` times; clips of other lengths, and frames of other sizes,
     take the nearest ones. Further arguments are those of `VisionTransformer`."""
 
+    cls_token: nn.Parameter
+    pos_embed: nn.Parameter
+
     def __init__(self, frames: int = 4, **vision: Any):
         super().__init__(**vision, block_fn=DividedBlock)
         if frames < 1:
@@ -52,16 +55,17 @@ class TimeSformer(VisionTransformer):
         self.time_embed = nn.Parameter(torch.zeros(1, frames, self.embed_dim))
         self.patch_embed.strict_img_size = False
         nn.init.trunc_normal_(self.cls_token, std=0.02)
-        for block in self.blocks:
+        blocks: Any = self.blocks
+        for block in blocks:
             nn.init.zeros_(block.temporal_fc.weight)
             nn.init.zeros_(block.temporal_fc.bias)
 
     def forward(self, clips: Tensor) -> Tensor:  # type: ignore[override]
         return self.forward_features(clips).mean(dim=1)
 
-    def forward_features(self, clips: Tensor, *_: Any, **__: Any) -> Tensor:
+    def forward_features(self, x: Tensor, *masks: Any, **options: Any) -> Tensor:
         """Clips (B, T, 3, S, S) -> tokens (B, T, 1 + N, C) of each frame."""
-        return self.norm(self.run_blocks(self.embed(clips)))
+        return self.norm(self.run_blocks(self.embed(x)))
 
     def embed(self, clips: Tensor) -> Tensor:
         """Patches with positions in space and time, what the first block takes."""

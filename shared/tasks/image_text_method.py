@@ -92,7 +92,7 @@ class ImageTextMethod(Method):
         eps: float = 1e-8,
     ):
         super().__init__()
-        self.betas, self.eps = tuple(betas), eps
+        self.betas, self.eps = (betas[0], betas[1]), eps
         self.evaluation, self.weight_decay, self.decay_all = evaluation, weight_decay, decay_all
         self.schedule: dict[str, Any] = {"lr": lr, "min_lr": min_lr}
         if warmup_ratio is None:
