@@ -89,8 +89,7 @@ class WebPairs(ClipPairs, ShardPairData):
 
     def _alternating(self) -> Alternating:
         assert self.stills is not None
-        parts = [self.schedule(), self.stills.schedule()]
-        return Alternating(parts, self._h.seed, self._h.group, self._h.steps_per_epoch)
+        return Alternating([self.schedule(), self.stills.schedule()], self._h.seed, self._h.group)
 
 
 @dataclass(frozen=True)

@@ -231,15 +231,13 @@ class StreamBatches:
 
 class Alternating:
     """Whole batches of several schedules: `group` in a row come from one that is drawn evenly,
-    however long each is (docs/papers/alpro.md, section 3.9). An epoch has `steps` batches, by
-    default as many as theirs together, and one that is exhausted goes on with its next epoch. A
-    plan is the number of a schedule and a plan of it."""
+    however long each is (docs/papers/alpro.md, section 3.9). An epoch has as many batches as theirs
+    together, and one that is exhausted goes on with its next epoch. A plan is the number of a
+    schedule and a plan of it."""
 
-    def __init__(
-        self, schedules: Sequence[Schedule], seed: int, group: int = 1, steps: int | None = None
-    ) -> None:
+    def __init__(self, schedules: Sequence[Schedule], seed: int, group: int = 1) -> None:
         self.schedules, self.seed, self.group = tuple(schedules), seed, group
-        self.steps = sum(map(len, schedules)) if steps is None else steps
+        self.steps = sum(map(len, schedules))
 
     def __len__(self) -> int:
         return self.steps
