@@ -63,7 +63,7 @@ def joint(**more: Any) -> JointDetector:
     settings = common(
         training={**JOINT, "stage_weights": [1.0, 0.5, 0.25][:stages]},
         classification={"kind": "softmax"}, optimizer="adamw", lr=3e-3, momentum=0.9,
-        weight_decay=1e-4, schedule=SCHEDULE, oracle=False,
+        weight_decay=1e-4, schedule=SCHEDULE, ema_decay=None, oracle=False,
     )  # fmt: skip
     torch.manual_seed(0)
     return JointDetector(**(settings | more))

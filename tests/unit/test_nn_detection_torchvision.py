@@ -70,6 +70,7 @@ def ours() -> JointDetector:
             "stage_weights": [1.0],
         },
         evaluation={"edges": [10], "most": None, "masks": False, "proposals": 0}, oracle=False,
+        ema_decay=None,
         classification={"kind": "softmax"}, optimizer="sgd", lr=0.01, momentum=0.9,
         weight_decay=0.0, channels_last=False, seed=0,
         schedule={"every": "epoch", "cosine": None, "warm_up": 0, "milestones": [], "gamma": 0.1},
