@@ -124,7 +124,7 @@ DECODERS = [
         ("plain.avi", {"format": "avi"}),
         ("vp9.webm", {"format": "webm", "codec": "libvpx-vp9"}),
         ("plain.mkv", {"format": "matroska"}),
-        ("long.mp4", {"frames": 2000, "size": (16, 16)}),
+        ("long.mp4", {"frames": 10_000, "size": (16, 16)}),
     ],
 )
 def test_frames_by_number_of_all_kinds(

@@ -274,6 +274,10 @@ def _operation(step: Mapping[str, Any], where: str, interpolation: str) -> parti
         _check(key, value, f"{where}{name}.")
     if "interpolation" in known:
         arguments = {"interpolation": interpolation} | arguments
+    if function is rand_augment and arguments.get("distinct"):
+        most = len(RAND_AUGMENT[arguments.get("among", "captions")])
+        if arguments.get("operations", 2) > most:
+            raise ValueError(f"{where}there are only {most} distinct operations")
     if function is ground:
         low, high = arguments.get("low", 0.5), arguments.get("high", 1.0)
         if not 0 <= low <= high <= 1:
