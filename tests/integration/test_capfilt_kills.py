@@ -23,7 +23,8 @@ def bounded():
         yield
 
 
-@pytest.mark.parametrize("kind", ["shards", pytest.param("list", marks=pytest.mark.slow)])
+@pytest.mark.slow  # the quick form is that of tenfold-detect: journal and outputs are the same
+@pytest.mark.parametrize("kind", ["shards", "list"])
 def test_kills_at_random_moments_change_no_byte(tmp_path: Path, kind: str) -> None:
     make = (
         toy.write_shards(tmp_path / "in", [50, 70])
@@ -53,8 +54,8 @@ def test_kills_at_random_moments_change_no_byte(tmp_path: Path, kind: str) -> No
                 time.sleep(0.01)
         lines_at_kill.append(journal.read_bytes().count(b"\n"))
         assert not (out / "card.json").exists()
-    assert lines_at_kill == sorted(lines_at_kill)
-    assert lines_at_kill[0] < lines_at_kill[-2] < lines_at_kill[-1] == 32
+    assert lines_at_kill == sorted(set(lines_at_kill))
+    assert lines_at_kill[-1] == 32
     done = run([*TOY, *options, "--out", out, "--workers", 2])
     assert done.returncode == 0, done.stderr
     assert "0 of them in this run" in done.stdout
