@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from shared.evaluation.detection import frequency_groups
 
-DEALS = 100  # attempts to deal objects to scenes
+DEALS, EVEN_DEALS = 100, 10  # attempts to deal objects to scenes by lot, and then evenly
 Dataset = dict[str, list[dict[str, Any]]]
 
 
@@ -28,7 +28,7 @@ def dealt(
     total = sum(counts)
     if total < fewest:
         raise ValueError(f"{total} objects are too few for a scene of {fewest}")
-    for _ in range(DEALS):
+    for deal in range(DEALS + EVEN_DEALS):
         sizes = generator.integers(fewest, most + 1, total // fewest)
         sizes = sizes[: np.searchsorted(np.cumsum(sizes), total) + 1]
         sizes[-1] -= sizes.sum() - total
@@ -39,8 +39,12 @@ def dealt(
         for label in np.argsort(counts)[::-1].tolist():
             if np.count_nonzero(free) < counts[label]:
                 break
-            chances = free / max(1, free.sum())
-            chosen = generator.choice(len(free), counts[label], replace=False, p=chances)
+            if deal < DEALS:
+                chances = free / max(1, free.sum())
+                chosen = generator.choice(len(free), counts[label], replace=False, p=chances)
+            else:  # the emptiest scenes first: less varied, and it succeeds where anything does
+                order = np.lexsort((generator.random(len(free)), -free))
+                chosen = order[: counts[label]]
             free[chosen] -= 1
             for scene in chosen.tolist():
                 scenes[scene].append(label)

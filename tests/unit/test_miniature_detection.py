@@ -36,6 +36,12 @@ def test_dealt_scenes_have_the_counts_and_no_class_twice(counts: list[int], seed
     assert all(1 <= len(scene) == len(set(scene)) <= 4 for scene in scenes)
 
 
+def test_scenes_that_lots_hardly_fill_are_dealt_evenly() -> None:
+    scenes = dealt([240] * 12, np.random.default_rng(0), fewest=2, most=2)
+    assert Counter(label for scene in scenes for label in scene) == dict.fromkeys(range(12), 240)
+    assert all(len(set(scene)) == 2 for scene in scenes)
+
+
 @pytest.mark.parametrize(("counts", "message"), [([9, 1], "no scenes of 2"), ([1], "too few")])
 def test_impossible_scenes(counts: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
