@@ -4,12 +4,16 @@ from typing import Any
 
 import pytest
 import torch
-from torchvision.models import resnet18
+from omegaconf import OmegaConf
+from torchvision.models import resnet18, resnet50
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from methods.simcal import official
 from shared.checkpoints.reading import CheckpointError
+from shared.composing import compose_experiment
+from shared.nn.building import build
+from shared.training.method import Method
 from tests.unit.simcal_toy import calibrated, calibration, detector, joint, scenes, trained
 
 
@@ -40,6 +44,47 @@ def test_official_names_account_for_every_key() -> None:
     del written["state_dict"]["module.rpn_head.rpn_reg.bias"]
     with pytest.raises(CheckpointError, match=r"rpn\.head\.bbox_pred\.bias"):
         official.load_weights(calibration(), written)
+
+
+def layers(prefix: str, **shapes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of weights and biases."""
+    return {
+        f"{prefix}.{name}.{part}": shape if part == "weight" else shape[:1]
+        for name, shape in shapes.items()
+        for part in ("weight", "bias")
+    }
+
+
+def official_shapes(classes: int) -> dict[str, tuple[int, ...]]:
+    """As docs/papers/simcal.md, section 9, lists them; boxes and masks know no classes."""
+    with torch.device("meta"):
+        body = resnet50().state_dict()
+    shapes = {f"backbone.{n}": tuple(v.shape) for n, v in body.items() if not n.startswith("fc.")}
+    for level, width in enumerate((256, 512, 1024, 2048)):
+        shapes |= layers(f"neck.lateral_convs.{level}", conv=(256, width, 1, 1))
+        shapes |= layers(f"neck.fpn_convs.{level}", conv=(256, 256, 3, 3))
+        shapes |= layers(f"mask_head.convs.{level}", conv=(256, 256, 3, 3))
+    shapes |= layers("mask_head", upsample=(256, 256, 2, 2), conv_logits=(1, 256, 1, 1))
+    shapes |= layers("rpn_head", rpn_conv=(256, 256, 3, 3), rpn_cls=(3, 256, 1, 1))
+    shapes |= layers("rpn_head", rpn_reg=(12, 256, 1, 1))
+    shapes |= layers("bbox_head.shared_fcs", **{"0": (1024, 49 * 256), "1": (1024, 1024)})
+    return shapes | layers("bbox_head", fc_cls=(classes, 1024), fc_reg=(4, 1024))
+
+
+@pytest.mark.parametrize(("row", "classes"), [("lvis_r50_ag_simcal", 1231), ("coco_lt_r50_ag", 81)])
+def test_files_of_the_papers_size(row: str, classes: int) -> None:
+    module: Any = build(
+        OmegaConf.to_container(compose_experiment(f"simcal/{row}", []).method, resolve=True), Method
+    )
+    shapes = official_shapes(classes)
+    assert len(shapes) == 360
+    exported = official.export(module)
+    assert {n: tuple(v.shape) for n, v in exported["state_dict"].items()} == shapes
+    state = {f"module.{n}": torch.full(shape, 0.5) for n, shape in shapes.items()}
+    heads = {name: exported[name] for name in ("heads",) if name in exported}
+    assert set(official.load_weights(module, {"state_dict": state, **heads}).fresh) <= {"instances"}
+    for name, value in module.named_parameters():
+        assert name.startswith("heads") or torch.all(value == 0.5), name
 
 
 def test_official_heads_lie_beside_the_detector(tmp_path: Any) -> None:
