@@ -82,8 +82,6 @@ def test_build_writes_the_same_set_in_every_form_once(
     listed = np.load(tmp_path / "emoji_lt_train.npz")["paths"]
     assert linked == {path.removeprefix("images/train/") for path in listed}
     assert (tmp_path / "ATTRIBUTION.md").read_text() == "Drawn by chance.\n"
-    with Image.open(tmp_path / "contact_subgroups.png") as sheet:
-        assert len(np.unique(np.asarray(sheet))) > 100
     files = record["emoji-subgroups"]["files"]
     assert {"emoji_lt_train.npz", "emoji_lt_seed4_train.npz"} <= set(files)
     assert (tmp_path / "emoji_lt_seed4/train/tool").is_dir()

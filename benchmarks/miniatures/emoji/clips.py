@@ -33,7 +33,6 @@ from benchmarks.miniatures.emoji.concepts import Concept
 from benchmarks.miniatures.emoji.packages import PHOTOGRAPHS, VERSIONS, grounds, of_split
 from benchmarks.miniatures.emoji.pairs import synonyms, vocabulary
 from benchmarks.miniatures.emoji.questions import NO_NOUNS
-from benchmarks.miniatures.emoji.render import sheet
 from benchmarks.miniatures.emoji.scenes import (
     SceneObject,
     Studio,
@@ -247,14 +246,8 @@ def _build(
     captions["still"] = told("still", still_caption)
     full = {kind: told(kind, full_caption) for kind in ("tune", "val", "test")}
     asked = {kind: list(chain(*told(kind, questions))) for kind in full}
-    cells = []
-    for kind, clips_of in made.items():
-        for number, clip in enumerate(clips_of if kind != "still" else ()):
-            frames = clip.frames(made_of)
-            write_video(folder / "videos" / f"{clip.name}.mp4", frames)
-            if number < 4:
-                text = full[kind][number] if kind in full else captions[kind][number]
-                cells.append((list(frames[:: FRAMES // 8]), [text]))
+    for clip in chain(*(clips_of for kind, clips_of in made.items() if kind != "still")):
+        write_video(folder / "videos" / f"{clip.name}.mp4", clip.frames(made_of))
     stills = [f"stills/{clip.name}.png" for clip in made["still"]]
     middle = (clip.frames(made_of)[FRAMES // 2] for clip in made["still"])
     write_pictures(folder / "cc3m", stills, middle)
@@ -279,8 +272,6 @@ def _build(
     names = {str(c): synonyms(table[c]) for c in concepts}
     write_json(folder / "secret" / "clip_records.json", {"names": names, "clips": records})
     (folder / "ATTRIBUTION.md").write_text(attribution(made_of))
-    # Wrong signs: a jump, a drawing that turns back, two that touch, a caption of another clip.
-    sheet(cells, 2).save(folder / "contact_clips.png")
 
 
 def _write_words(folder: Path, texts: Sequence[str], names: Iterable[Sequence[str]]) -> None:

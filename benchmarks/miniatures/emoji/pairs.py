@@ -7,7 +7,7 @@ the test. `pairs` and `pair_shards` are the entries, for use as a `source` of a 
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,7 @@ from benchmarks.miniatures.building import (
 )
 from benchmarks.miniatures.emoji.concepts import Concept
 from benchmarks.miniatures.emoji.packages import RENDERINGS, VERSIONS, of_split, provenance
-from benchmarks.miniatures.emoji.render import (
-    Renderings,
-    comparison_crops,
-    on_ground,
-    renderings,
-    sheet,
-    spread,
-)
+from benchmarks.miniatures.emoji.render import Renderings, comparison_crops, on_ground, renderings
 from shared.data.text.cleaning import clean_caption
 
 Item = dict[str, Any]
@@ -273,7 +266,6 @@ def _build(folder: Path, noise: float, seed: int) -> None:
     baselines = {name: pixel_baseline(drawn, concepts) for name, concepts in chosen.items()}
     write_json(folder / "pixel_baseline.json", baselines, indent=0)
     (folder / "ATTRIBUTION.md").write_text(drawn.attribution)
-    _contact_sheet(drawn, captions).save(folder / "contact_pairs.png")
 
 
 def _write_lists(
@@ -318,20 +310,6 @@ def _write_pictures(folder: Path, drawn: Renderings) -> None:
             if not training:
                 picture = Image.fromarray(on_ground(np.asarray(picture)[None])[0])
             picture.save(folder / picture_file(below, rendering.id, concept), compress_level=1)
-
-
-def _contact_sheet(drawn: Renderings, captions: Mapping[int, Sequence[str]]) -> Image.Image:
-    """Concepts, each with its texts and all its pictures on yellow, which shows their alpha. Wrong
-    signs: a dark rim, a text about something else than the pictures."""
-    chosen = spread([c.id for c in drawn.concepts], 20)
-    cells = []
-    for concept in chosen:
-        names = [name for name, there in drawn.present.items() if there[concept]]
-        pictures = [Image.fromarray(drawn.pictures[name][concept]) for name in names]
-        grounds = [Image.new("RGBA", picture.size, "khaki") for picture in pictures]
-        mixed = map(Image.alpha_composite, grounds, pictures)
-        cells.append(([np.asarray(image.convert("RGB")) for image in mixed], captions[concept]))
-    return sheet(cells, 2)
 
 
 def _standardised(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:

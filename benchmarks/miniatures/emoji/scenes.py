@@ -34,15 +34,7 @@ from benchmarks.miniatures.emoji.packages import (
     provenance,
 )
 from benchmarks.miniatures.emoji.pairs import apart, everyday_concepts, synonyms
-from benchmarks.miniatures.emoji.render import (
-    OPAQUE,
-    Box,
-    Renderings,
-    boxed,
-    extent,
-    renderings,
-    sheet,
-)
+from benchmarks.miniatures.emoji.render import OPAQUE, Box, Renderings, extent, renderings
 from shared.data.readers.files import refusing
 
 VERSION = 1  # raise it with any change of the scenes
@@ -216,6 +208,12 @@ def draw(made_of: Studio, scene: Scene) -> NDArray[np.uint8]:
     return np.asarray(picture)
 
 
+def write_scenes(folder: Path, made_of: Studio, split: str, made: Sequence[Scene]) -> None:
+    """Save the pictures of a split below `folder`."""
+    pictures = (draw(made_of, scene) for scene in made)
+    write_pictures(folder / "scenes" / split, [scene.file for scene in made], pictures)
+
+
 def masks(made_of: Studio, scene: Scene) -> NDArray[np.bool_]:
     """(objects, size, size): the pixels that belong to each object."""
     found = np.zeros((len(scene.objects), scene.size, scene.size), bool)
@@ -301,24 +299,17 @@ def _build(
     concepts = scene_concepts(made_of.drawn, seed, classes)
     table = made_of.drawn.concepts
     made: dict[str, list[Scene]] = {}
-    cells = []
     for split, count in counts.items():
         contents = random_contents(concepts, count, seed, f"scenes {split}", *objects)
         made[split] = make_scenes(made_of, split, contents, seed, "scenes", longest_side)
-        pictures = [draw(made_of, scene) for scene in made[split]]
-        write_pictures(folder / "scenes" / split, [s.file for s in made[split]], pictures)
+        write_scenes(folder, made_of, split, made[split])
         coco = coco_instances(made_of, made[split], concepts)
         write_json(folder / f"instances_{split}.json", coco)
         _write_karpathy(folder, split, made[split], table, seed)
-        for scene, picture in zip(made[split][:16], pictures[:16], strict=True):
-            labelled = [(thing.box, table[thing.concept].label) for thing in scene.objects]
-            cells.append(([boxed(picture, labelled)], [split]))
     write_json(folder / "captions_train.json", _training_captions(made["train"], table, seed))
     records = {split: [asdict(scene) for scene in rows] for split, rows in made.items()}
     write_json(folder / "secret" / "scene_records.json", records)
     (folder / "ATTRIBUTION.md").write_text(attribution(made_of))
-    # Wrong signs: a box that is not tight, or overlaps another, or leaves the picture.
-    sheet(cells, 8).save(folder / "contact_scenes.png")
 
 
 def _placed(

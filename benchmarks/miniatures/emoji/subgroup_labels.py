@@ -25,14 +25,7 @@ from benchmarks.miniatures.building import (
 )
 from benchmarks.miniatures.emoji.concepts import Concept
 from benchmarks.miniatures.emoji.packages import VERSIONS, of_split, provenance
-from benchmarks.miniatures.emoji.render import (
-    Renderings,
-    area_resize,
-    on_ground,
-    renderings,
-    sheet,
-    spread,
-)
+from benchmarks.miniatures.emoji.render import Renderings, area_resize, on_ground, renderings
 from shared.data.errors import DataCorruptError
 
 SIZE = 32
@@ -154,20 +147,6 @@ def _build_natural(folder: Path) -> None:
     _write_set(folder, "emoji", sets, class_names)
     _write_long_tail(folder, folder, "emoji_lt", sets, class_names, None)
     (folder / "ATTRIBUTION.md").write_text(drawn.attribution)
-    # Wrong signs: a black square, another object than the label says, an art cut at the edge; an
-    # empty place is a drawing that this artist did not make.
-    cells = [
-        ([on_ground(p[[c]])[0] for p in drawn.pictures.values()], [drawn.concepts[c].label])
-        for c in spread(range(len(drawn.concepts)), 22)
-    ]
-    sheet(cells, 1).save(folder / "contact_renderings.png")
-    cells = []
-    for label, name in enumerate(class_names):
-        for split, pictures in sets.items():
-            rows = np.flatnonzero(pictures.labels == label).tolist()
-            told = f"{name}, {split} ({len(rows)})"
-            cells.append(([pictures.images[row] for row in spread(rows, 10)], [told]))
-    sheet(cells, len(SPLITS)).save(folder / "contact_subgroups.png")
 
 
 def _write_long_tail(
