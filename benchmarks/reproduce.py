@@ -37,6 +37,7 @@ from shared.nn.building import call
 from shared.overrides import OverrideError, validate
 from shared.predict.detections import SIDE
 from shared.predict.outputs import Cell, sheet, thumbnail, write
+from shared.provenance import git_state
 
 OUTPUTS = Path("outputs")
 
@@ -261,11 +262,8 @@ def _warn_of_other_hashes(base: Path, console: Console) -> None:
 
 
 def _warn_of_other_commits(runs: Sequence[Run], console: Console) -> None:
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=CONF.parent, capture_output=True, text=True, check=False
-    )
     commits = {str(found.get("git_commit")) for run in runs if (found := run.results())}
-    if others := sorted(commits - {git.stdout.strip(), "None"}):
+    if others := sorted(commits - {str(git_state()["git_commit"]), "None"}):
         said = f"reused results were made by other code (commit {', '.join(others)})"
         again = "delete their folders to run them again"
         console.print(f"warning: {said}; {again}", markup=False)
