@@ -1,7 +1,7 @@
 """Labels as a web search gives them: some wrong, some of pictures that belong to no class at all.
 
-Both sets have WebVision's layout and, beside it, arrays for readers that hold a set in memory. What
-is true of each training picture lies in secret/web_truth.json, which only scoring code may read.
+The set has WebVision's layout and, beside it, arrays for readers that hold a set in memory. What is
+true of each training picture lies in secret/web_truth.json, which only scoring code may read.
 """
 
 import json
@@ -20,14 +20,7 @@ from benchmarks.miniatures.building import (
     write_list,
     write_pictures,
 )
-from benchmarks.miniatures.emoji.packages import LICENCE
-from benchmarks.miniatures.emoji.render import renderings
-from benchmarks.miniatures.emoji.subgroup_labels import (
-    LabelledPictures,
-    class_subgroups,
-    labelled_pictures,
-    subgroups,
-)
+from benchmarks.miniatures.emoji.subgroup_labels import LabelledPictures
 from shared.data import fetching
 from shared.data.images import ArrayImages
 from shared.data.readers.small_images import FASHION_MNIST_CLASSES
@@ -41,7 +34,6 @@ LOOK_ALIKES = {
     **{"T-shirt/top": "shirt", "pullover": "coat", "trouser": "dress", "sneaker": "ankle boot"},
     **{"shirt": "T-shirt/top", "coat": "pullover", "dress": "trouser", "ankle boot": "sneaker"},
 }
-GOOGLE = ("noto", "noto1", "twemoji", "openmoji")
 GOOGLE_SHARE = 2 / 3  # of Fashion-MNIST's training pictures; the others are "flickr"
 
 
@@ -73,20 +65,6 @@ def fashion_mnist(
     return {**clean, "fashion-mnist-web": {"files": files, "licence": "MIT"}}
 
 
-def emoji(root: str | Path, emoji_root: str | Path, seed: int) -> Provenance:
-    """A noisy web of the emoji sub-groups (docs/papers/mopro.md, section 11).
-
-    All training pictures, 30 % with a wrong label (half any other class, half the sub-group of the
-    same group that looks nearest); symbols and small sub-groups with random labels make up 20 % of
-    the set. Clean are the validation artist (tuning) and the held-out artist (test).
-    """
-    clean = subgroups(emoji_root)
-    arrays = {k: v for k, v in clean["emoji-subgroups"]["files"].items() if k.startswith("emoji_t")}
-    recipe = {"version": VERSION, "seed": seed, "clean": arrays}
-    files = build_once(root, "web", recipe, lambda folder: _build_emoji(folder, seed))
-    return {**clean, "emoji-web": {"files": files, "licence": LICENCE}}
-
-
 def noisy_labels(
     truth: NDArray[np.int64], look_alike: NDArray[np.int64], generator: np.random.Generator
 ) -> tuple[NDArray[np.int64], list[str]]:
@@ -101,21 +79,6 @@ def noisy_labels(
     web[uniform] = (truth[uniform] + generator.integers(1, classes, len(uniform))) % classes
     kinds[uniform] = "uniform"
     return web, kinds.tolist()
-
-
-def nearest_of_group(
-    images: NDArray[np.uint8], labels: NDArray[np.int64], groups: Sequence[str]
-) -> NDArray[np.int64]:
-    """(K,) for each class the other one of its group whose mean picture is nearest; where a group
-    has a single class, the nearest of all. `groups` names the group of each class."""
-    of_class = [images[labels == label].astype(np.float64) for label in range(len(groups))]
-    means = np.stack([pictures.mean(0).ravel() for pictures in of_class])
-    distances = np.square(means[:, None] - means[None]).mean(2)
-    np.fill_diagonal(distances, np.inf)
-    names = np.array(groups)
-    inside = np.where(names[:, None] == names[None], distances, np.inf)
-    alone = np.isinf(inside.min(1))
-    return np.where(alone, distances.argmin(1), inside.argmin(1)).astype(np.int64)
 
 
 def write_web(
@@ -212,33 +175,6 @@ def _build_fashion(
         lambda place, name: "google" if place < google else "flickr",
         generator,
     )
-
-
-def _build_emoji(folder: Path, seed: int) -> None:
-    drawn = renderings()
-    class_names = class_subgroups(drawn.concepts)
-    inside = labelled_pictures(drawn, "train", class_names)
-    others = labelled_pictures(drawn, "train", None)
-    generator = generator_of(seed, "emoji web")
-    count = min(_outside_count(len(inside.labels)), len(others.labels))
-    outside = others.rows(np.sort(generator.permutation(len(others.labels))[:count]))
-    group_of = {concept.subgroup: concept.group for concept in drawn.concepts}
-    groups = [group_of[name] for name in class_names]
-    look_alike = nearest_of_group(inside.images, inside.labels, groups)
-    images = np.concatenate([inside.images, outside.images])
-    labels = np.concatenate([inside.labels, outside.labels])
-    train = LabelledPictures(images, labels, inside.paths + outside.paths)
-    write_web(
-        folder,
-        train,
-        labelled_pictures(drawn, "val", class_names),
-        labelled_pictures(drawn, "test", class_names),
-        class_names,
-        look_alike,
-        lambda place, name: "google" if name.split("_")[0] in GOOGLE else "flickr",
-        generator,
-    )
-    (folder / "ATTRIBUTION.md").write_text(drawn.attribution)
 
 
 def _outside_count(inside: int) -> int:

@@ -18,8 +18,8 @@ from benchmarks.miniatures.building import (
     write_json,
 )
 from benchmarks.miniatures.detection import dealt, long_tail_counts, lvis_of
-from benchmarks.miniatures.emoji.packages import PHOTOGRAPHS, VERSIONS
 from benchmarks.miniatures.emoji.scenes import (
+    MADE_OF,
     attribution,
     coco_instances,
     make_scenes,
@@ -53,7 +53,7 @@ def long_tailed_scenes(
     """
     counts = {"most": most, "fewest": fewest, "val": val, "test": test}
     recipe: dict[str, Any] = {"version": VERSION, "seed": seed, "classes": classes, **counts}
-    recipe |= {"packages": VERSIONS, "photographs": {p.id: p.sha256 for p in PHOTOGRAPHS}}
+    recipe |= MADE_OF
     falling = long_tail_counts(classes, most, fewest)
     ranks = generator_of(seed, f"{NAME} ranks").permutation(classes)
     splits = {
