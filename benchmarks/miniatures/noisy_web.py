@@ -88,47 +88,39 @@ def write_web(
     test: LabelledPictures,
     class_names: Sequence[str],
     look_alike: NDArray[np.int64],
-    engine: Callable[[int, str], str],
     generator: np.random.Generator,
 ) -> None:
     """Give training pictures, of which those of no class come last, the labels of a web and write
     WebVision's lists and pictures, arrays and the secret truth into `folder`.
 
-    Class k is confused with `look_alike[k]` (K,). `engine` says "google" or "flickr" of a picture's
-    place in the mixed set and its file name, which is unique and tells nothing of the label.
+    Class k is confused with `look_alike[k]` (K,). The names of files are unique and tell nothing of
+    the label.
     """
-    names = [Path(path).name for path in train.paths]
     known = np.flatnonzero(train.labels >= 0)
     web, kinds = noisy_labels(train.labels[known], look_alike, generator)
-    mixed = generator.permutation(len(train.labels))
+    rows = generator.permutation(len(train.labels))
     outside = len(train.labels) - len(known)
     web = np.concatenate([web, generator.integers(0, len(class_names), outside)])
     kinds += ["ood"] * outside
-    engines = [engine(place, names[row]) for place, row in enumerate(mixed)]
-    order = np.argsort([name != "google" for name in engines], kind="stable")
-    rows, engines = mixed[order], [engines[place] for place in order]
-    labels = web[rows]
+    labels, google = web[rows], round(GOOGLE_SHARE * len(rows))
     folders = [name.lower().replace("/", "-").replace(" ", "-") for name in class_names]
     paths = [
-        f"{name}/{folders[label]}/{names[row]}"
-        for name, label, row in zip(engines, labels, rows, strict=True)
+        f"{'google' if place < google else 'flickr'}/{folders[label]}/{train.paths[row]}"
+        for place, (label, row) in enumerate(zip(labels, rows, strict=True))
     ]
     write_pictures(folder, paths, train.images[rows])
-    for name in ("google", "flickr"):
-        own = [place for place, path in enumerate(paths) if path.startswith(f"{name}/")]
-        file = folder / f"info/train_filelist_{name}.txt"
-        write_list(file, [paths[place] for place in own], labels[own])
+    for name, own in (("google", slice(google)), ("flickr", slice(google, None))):
+        write_list(folder / f"info/train_filelist_{name}.txt", paths[own], labels[own])
     write_lines(folder / "info" / "class_names.txt", class_names)
     save_arrays(folder / "web_train.npz", train.images[rows], labels, class_names, paths)
     for clean, name, split, below in (
         (test, "val_filelist", "test", "val_images_256"),  # WebVision scores on its val list
         (tuning, "tuning_filelist", "val", "tuning_images"),
     ):
-        files = [Path(path).name for path in clean.paths]
-        write_pictures(folder / below, files, clean.images)
-        write_list(folder / f"info/{name}.txt", files, clean.labels)
+        write_pictures(folder / below, clean.paths, clean.images)
+        write_list(folder / f"info/{name}.txt", clean.paths, clean.labels)
         arrays = folder / f"web_{split}.npz"
-        below_root = [f"{below}/{file}" for file in files]
+        below_root = [f"{below}/{file}" for file in clean.paths]
         save_arrays(arrays, clean.images, clean.labels, class_names, below_root)
     truth = {
         path: {"label": None if (true := int(train.labels[row])) < 0 else true, "kind": kinds[row]}
@@ -159,7 +151,6 @@ def _build_fashion(
     look_alike = np.array([labels[LOOK_ALIKES[name]] for name in class_names])
     rows = np.concatenate([inside, outside])
     scored = np.flatnonzero(label_of[test.labels] >= 0)
-    google = round(GOOGLE_SHARE * len(rows))
 
     def pictures(source: ArrayImages, chosen: NDArray[np.int64], split: str) -> LabelledPictures:
         files = [f"{split}_{row:05d}.png" for row in chosen]
@@ -172,7 +163,6 @@ def _build_fashion(
         pictures(test, scored, "test"),
         class_names,
         look_alike,
-        lambda place, name: "google" if place < google else "flickr",
         generator,
     )
 
