@@ -2,7 +2,8 @@
 
 benchmarks/speed/METHOD.yaml says what is compared: the peer's package, the settings of both sides,
 a header that names what differs, and the rows of one or more of `TABLES`; `unit` if a step does not
-take images; `equal` if the sides must compute the same values, and how closely. `METHOD.py` holds
+take images; `equal` if the sides must compute the same values, and how closely; `figures` of our
+side alone, which its workload counts, and their units. `METHOD.py` holds
 our side, `Ours`, and `make_data(folder, settings)` if the sides read something; `METHOD_peer.py`
 the peer's, `Peer`. Writes outputs/speed/METHOD.json; the last line is `ratio: R (ours/peer, lower
 is better)`, of the first row, float32.
@@ -102,6 +103,7 @@ def measure(options: argparse.Namespace, spec: Mapping[str, Any]) -> None:
                 rows = [r for n, of in tables.items() if (n in ONE_BY_ONE) is single for r in of]
                 steps, warm_up = (1, 1) if single else (options.steps, spec["warm_up_steps"])
                 taken |= protocol.alternate(sides, rows, options.blocks, steps, warm_up, progress)
+            counted = sides["ours"].ask("figures") if "figures" in spec else {}
         finally:
             for worker in sides.values():
                 worker.close()
@@ -111,7 +113,10 @@ def measure(options: argparse.Namespace, spec: Mapping[str, Any]) -> None:
             measured = protocol.compare(tables[name], taken)
             print(protocol.table(title, measured), end="\n\n")
             results += [replace(row, name=f"{row.name}{addition}") for row in measured]
-    facts = {"machine": machine(), "threads": options.threads, "torch": torch.__version__}
+    for name, unit in spec.get("figures", {}).items():
+        print(f"{name.replace('_', ' ')}: {counted[name]:.4g} {unit}")
+    facts: dict[str, Any] = {"figures": counted} if counted else {}
+    facts |= {"machine": machine(), "threads": options.threads, "torch": torch.__version__}
     protocol.write(output / f"{options.method}.json", results, facts)
     print(protocol.ratio_lines(results[0]))
 

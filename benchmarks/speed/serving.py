@@ -2,8 +2,9 @@
 
 `python -m benchmarks.speed.serving MODULE:CLASS SETTINGS` answers JSON lines on stdin with JSON
 lines on stdout: `{"command": "describe"}`, `{"command": "run", "variant": "float32", "steps": 3}`,
-or `{"command": "values"}` where a comparison has values that must be equal on both sides. Only
-torch and the standard library, so that a peer's environment needs nothing of ours.
+`{"command": "values"}` where a comparison has values that must be equal on both sides, or
+`{"command": "figures"}` where one side counts something. Only torch and the standard library, so
+that a peer's environment needs nothing of ours.
 """
 
 import json
@@ -46,6 +47,10 @@ class Workload:
         """What both sides must compute alike."""
         raise NotImplementedError
 
+    def figures(self) -> dict[str, float]:
+        """What is counted on our side alone, as so many a second."""
+        raise NotImplementedError
+
     def describe(self) -> dict[str, Any]:
         return {
             "parameters": sum(p.numel() for p in self.parameters()),
@@ -86,7 +91,7 @@ def serve(name: str, settings: dict[str, Any]) -> None:
 
     try:
         module, _, kind = name.partition(":")
-        workload = getattr(import_module(module), kind)(settings)
+        workload: Workload = getattr(import_module(module), kind)(settings)
         for line in sys.stdin:
             given = json.loads(line)
             command = given.pop("command")

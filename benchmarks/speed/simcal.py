@@ -1,19 +1,27 @@
-"""Our SimCal: calibration and dual-head inference by the method's own configs."""
+"""Our SimCal: calibration and dual-head inference by the method's own configs, and reading."""
 
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from omegaconf import OmegaConf
+from PIL import Image
 from torch import Tensor, nn
 
+from benchmarks.miniatures.building import write_json
+from benchmarks.miniatures.detection import run_lengths
 from benchmarks.speed.simcal_peer import SIZES, Comparable, Order
 from benchmarks.speed.stepping import OurSide, by_hand
 from methods.simcal import official
 from methods.simcal.module import SimCal
+from shared.data.detection.samples import DetectionSamples, Preparation, Resizing
+from shared.data.readers.instances import read_instances
+from shared.data.readers.outlines import mask_tools
 from shared.tasks.detection import find_regions
 
 CLEAR = 2.0  # standard deviation of the class logits
@@ -64,6 +72,32 @@ class Ours(Comparable, OurSide):
 
         return detect
 
+    def figures(self) -> dict[str, float]:
+        """Images and masks a second: read, resized and padded with their masks; masks alone."""
+        of = self.settings["reading"]
+        started = perf_counter()
+        instances = read_instances(self.folder / "instances.json", self.folder, masks=True)
+        parsed = perf_counter() - started
+        preparation = Preparation((0.5,) * 3, (0.25,) * 3, masks=True)
+        resizing = Resizing([of["short"]], 1333)
+        members = np.arange(len(instances))
+        samples = DetectionSamples(instances, members, resizing, preparation)
+        started = perf_counter()
+        for row in np.array_split(members, len(members) // of["batch_size"]):
+            samples.__getitems__(row)
+        read = perf_counter() - started
+        sizes = [instances.size(image) for image in instances.images.tolist()]
+        assert instances.masks is not None
+        started = perf_counter()
+        found = [instances.masks.compressed(n, size) for n, size in enumerate(sizes)]
+        mask_tools().decode(found)
+        decoded = perf_counter() - started
+        return {
+            "annotations_parsed": len(found) / parsed,
+            "images_read": len(members) / read,
+            "masks_decoded": len(found) / decoded,
+        }
+
 
 def calibration(sizes: dict[str, Any]) -> list[str]:
     """Overrides: the detector of a size; boxes alone, which name their last pixel."""
@@ -74,7 +108,7 @@ def calibration(sizes: dict[str, Any]) -> list[str]:
 
 
 def make_data(folder: Path, settings: dict[str, Any]) -> None:
-    """Write weights under official names, settings and batches for both sides."""
+    """Write weights under official names, settings and batches for both sides; a set to read."""
     for size in SIZES:
         of = settings[size]
         side = OurSide(settings, calibration(of))
@@ -89,6 +123,7 @@ def make_data(folder: Path, settings: dict[str, Any]) -> None:
         )
         plain = OmegaConf.to_container(side.config.method, resolve=True)
         (folder / f"{size}.json").write_text(json.dumps(plain))
+    write_set(folder, settings["reading"])
 
 
 def batch_of(sizes: dict[str, Any]) -> dict[str, Any]:
@@ -122,3 +157,46 @@ def settle(module: SimCal, images: Tensor) -> None:
     module.start_heads()
     calibrated = module.heads[0].classifier.weight
     calibrated += 0.3 * calibrated.std() * torch.randn_like(calibrated)
+
+
+def write_set(folder: Path, of: dict[str, Any]) -> None:
+    """Write pictures with ellipses, half of them as polygons, in COCO's format."""
+    random = np.random.default_rng(0)
+    height, width = of["size"]
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number in range(of["images"]):
+        coarse = random.integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+        picture = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{number}.jpg", quality=90)
+        images.append(
+            {"id": number, "file_name": f"{number}.jpg", "height": height, "width": width}
+        )
+        for place in range(of["objects"]):
+            radii = random.uniform(0.05, 0.2, 2) * [width, height]
+            centre = random.uniform(radii, [width, height] - radii)
+            annotations.append(
+                {
+                    "id": len(annotations),
+                    "image_id": number,
+                    "category_id": 1,
+                    "bbox": [*(centre - radii), *(2 * radii)],
+                    "area": float(np.pi * radii.prod()),
+                    "iscrowd": 0,
+                    "segmentation": ellipse(centre, radii, (height, width), runs=place % 2 == 0),
+                }
+            )
+    categories = [{"id": 1, "name": "thing"}]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    write_json(folder / "instances.json", content)
+
+
+def ellipse(centre: Any, radii: Any, size: tuple[int, int], runs: bool) -> Any:
+    """Run lengths, or a polygon of 40 corners."""
+    if runs:
+        y, x = np.indices(size)
+        inside = ((x - centre[0]) / radii[0]) ** 2 + ((y - centre[1]) / radii[1]) ** 2 <= 1
+        return run_lengths(inside)
+    angles = np.linspace(0, 2 * np.pi, 40, endpoint=False)
+    corners = centre + radii * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return [corners.flatten().tolist()]

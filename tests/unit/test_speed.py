@@ -403,7 +403,7 @@ def test_our_blip_steps_writes_ranks_and_gives_its_values(tmp_path):
         assert half == pytest.approx(scores, abs=0.1)
 
 
-def test_both_simcals_compute_the_same(tmp_path):
+def test_both_simcals_compute_the_same_and_ours_reads(tmp_path):
     spec = speed.load("simcal")
     small = {
         "classes": 9,
@@ -424,6 +424,7 @@ def test_both_simcals_compute_the_same(tmp_path):
     settings = spec["settings"] | {
         "full_size": small | {"config": config},
         "miniature": small | {"config": [few]},
+        "reading": {"images": 2, "size": [32, 48], "short": 40, "batch_size": 1, "objects": 3},
         "threads": 1,
         "data": str(tmp_path),
     }
@@ -437,6 +438,9 @@ def test_both_simcals_compute_the_same(tmp_path):
     check_same_values(values, peer.values(), spec["equal"])
     for what in ("float32 miniature", "float32 miniature_detection"):
         assert all(loss > 0 for side in (ours, peer) for loss in side.run(what, 2)[1])
+    figures = ours.figures()
+    assert figures.keys() == spec["figures"].keys()
+    assert min(figures.values()) > 0
 
 
 @pytest.mark.parametrize("method", ["comatsch", "../comatch"])
@@ -500,9 +504,9 @@ for line in Path("/proc/self/smaps").read_text().splitlines():
     assert NO_HUGE_PAGES or "hg" in flags.split()
 
 
-def test_both_ways_to_pseudo_boxes_choose_the_same(tmp_path):
+def test_both_ways_to_pseudo_boxes_choose_the_same_and_pictures_are_searched(tmp_path):
     spec = speed.load("pb_ovd")
-    few = {"images": 3, "size": [60, 90], "proposals": 20}
+    few = {"images": 3, "size": [60, 90], "proposals": 20, "detecting": {"pictures": 2}}
     settings = {**spec["settings"], **few, "threads": 1, "data": str(tmp_path)}
     pb_ovd.make_data(tmp_path, settings)
     ours, peer = pb_ovd.Ours(settings), pb_ovd_peer.Peer(settings)
@@ -510,3 +514,5 @@ def test_both_ways_to_pseudo_boxes_choose_the_same(tmp_path):
     check_same_values(ours.values(), peer.values(), spec["equal"])
     assert len(ours.values()["scores"]) == 3 * settings["objects"]
     assert all(ours.run(variant, 1) for _, variant, _ in spec["tables"]["labelling"])
+    assert ours.figures()["pictures_searched"] > 0
+    assert spec["figures"].keys() == ours.figures().keys()
