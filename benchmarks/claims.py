@@ -139,6 +139,16 @@ class Rule(NamedTuple):
     pairs: list[Pair]
 
 
+def claim_path(method: str, name: str | None, conf: Path = CONF) -> Path:
+    """Where a claim is written; ClaimError if the method has none."""
+    root = conf / "reproduce"
+    path = root / f"{method}.yaml"
+    if not path.is_file():
+        known = [p.stem for p in root.glob("*.yaml")]
+        raise ClaimError(f"no claim of method '{method}' at {path}{nearest(method, known)}")
+    return path if name in (None, method) else root / method / f"{name}.yaml"
+
+
 def load_claim(path: Path) -> Claim:
     """Read and check a claim below a folder `reproduce`; ClaimError if it makes no sense."""
     written = read(path, "claim")

@@ -117,10 +117,8 @@ def _standing(summary: Mapping[str, Any], conf: Path) -> str:
         hydra = override.lstrip("+~").startswith("hydra")
         if hydra or "${" in override or len(override) > LONGEST_OVERRIDE:
             return "unknown"
-    root = conf / "reproduce"
-    path = root / f"{method}.yaml" if name == method else root / method / f"{name}.yaml"
     try:
-        claim = claims.load_claim(path)
+        claim = claims.load_claim(claims.claim_path(method, name, conf))
         digest = claims.claim_hash(claim, claims.compose_arms(claim, overrides, conf))
     except (claims.ClaimError, HydraException, OmegaConfBaseException, RecursionError):
         return "unknown"

@@ -1,4 +1,4 @@
-"""The comparison page: `python -m benchmarks.report` writes index.html and report.md.
+"""The comparison page: `python -m benchmarks.report` writes index.html.
 
 The page is one file that opens anywhere: styles inline, pictures as base64, no script, and a
 content security policy that forbids the browser to load anything. All from files is escaped.
@@ -19,20 +19,18 @@ from benchmarks.claims import CONF
 from benchmarks.evidence import KINDS, Evidence, PaperRow, gather
 from benchmarks.outputs import Outputs
 from shared.files import own_folder, replacing
-from shared.showing import escaped, table
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_PICTURES = 50  # of a showcase
 
 
 def build(outputs: Path = Path("outputs"), conf: Path = CONF) -> Path:
-    """Writes the report of all evidence below `outputs` and `conf`; returns the HTML page."""
+    """Writes the page of all evidence below `outputs` and `conf`, and returns its path."""
     folder = own_folder(outputs / "report")
     files = Outputs(outputs)
     methods = gather(files, conf)
-    for name, form in (("index.html", html), ("report.md", markdown)):
-        with replacing(folder / name) as file:
-            file.write(form(methods, files).encode())
+    with replacing(folder / "index.html") as file:
+        file.write(html(methods, files).encode())
     return folder / "index.html"
 
 
@@ -122,35 +120,11 @@ def speed_rows(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
     return header, [[_plain(row[key]) if key in row else "" for key in header] for row in rows]
 
 
-def markdown(methods: Sequence[Evidence], files: Outputs) -> str:
-    """The same report in Markdown."""
-    parts = ["# Tenfold: how far each method is proved"]
-    names = ["method", *(rung.name for rung in methods[0].rungs)] if methods else []
-    ladder = [[e.method, *(f"{rung.state}: {rung.detail}" for rung in e.rungs)] for e in methods]
-    parts.append(table(names, ladder) if methods else "No method yet.")
-    for evidence in methods:
-        parts.append(f"# {escaped(evidence.method)}")
-        for claim in evidence.claims:
-            parts.append(summary.markdown(claim).strip())
-            if claim["standing"] != "current":
-                parts.append(f"This is not the claim as it stands: {claim['standing']}.")
-        parts.append("\n".join(f"- {kind}: {escaped(said)}" for kind, said in checks(evidence)))
-        if evidence.files.get("speed", {}).get("rows"):
-            parts.append(table(*speed_rows(evidence)))
-        if evidence.paper_rows:
-            parts.append(table(*paper_cells(evidence.paper_rows)))
-    if files.damaged:
-        listed = (f"- {escaped(p)}: {escaped(why)}" for p, why in sorted(files.damaged.items()))
-        parts += ["# Damaged files", "They are left out of this report.", "\n".join(listed)]
-    return "\n\n".join(parts) + "\n"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("--outputs", type=Path, default=Path("outputs"))
     options = parser.parse_args(arguments)
-    page = build(options.outputs)
-    print(f"report: {page} and {page.with_name('report.md')}")
+    print(f"report: {build(options.outputs)}")
     return 0
 
 

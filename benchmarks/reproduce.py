@@ -37,6 +37,7 @@ from shared.nn.building import call
 from shared.overrides import OverrideError, validate
 from shared.predict.detections import SIDE
 from shared.predict.outputs import Cell, sheet, thumbnail, write
+from shared.provenance import git_state
 
 OUTPUTS = Path("outputs")
 
@@ -58,7 +59,7 @@ def reproduce(
     optional arms, which ["all"] includes; prints and writes its summary. Returns 1 if a run failed;
     ClaimError if the claim, a seed or an arm makes no sense."""
     console = console or Console(width=None if sys.stdout.isatty() else 110)
-    path = claim_path(method, claim_name, conf)
+    path = claims.claim_path(method, claim_name, conf)
     claim = claims.load_claim(path)
     seeds = list(dict.fromkeys(seeds or claim.seeds))
     claims.refuse_tuning_seeds(claim, seeds)
@@ -199,16 +200,6 @@ def _curves(claim: Claim, finished: Sequence[Run]) -> dict[str, figures.Curves]:
     return dict(sorted(found.items()))
 
 
-def claim_path(method: str, name: str | None, conf: Path = CONF) -> Path:
-    """Where a claim is written; ClaimError if the method has none."""
-    root = conf / "reproduce"
-    path = root / f"{method}.yaml"
-    if not path.is_file():
-        known = [p.stem for p in root.glob("*.yaml")]
-        raise ClaimError(f"no claim of method '{method}' at {path}{nearest(method, known)}")
-    return path if name in (None, method) else root / method / f"{name}.yaml"
-
-
 def _length(config: DictConfig) -> tuple[int | None, str]:
     """Steps or epochs of training, for the progress display."""
     for unit in ("step", "epoch"):
@@ -261,11 +252,8 @@ def _warn_of_other_hashes(base: Path, console: Console) -> None:
 
 
 def _warn_of_other_commits(runs: Sequence[Run], console: Console) -> None:
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=CONF.parent, capture_output=True, text=True, check=False
-    )
     commits = {str(found.get("git_commit")) for run in runs if (found := run.results())}
-    if others := sorted(commits - {git.stdout.strip(), "None"}):
+    if others := sorted(commits - {str(git_state()["git_commit"]), "None"}):
         said = f"reused results were made by other code (commit {', '.join(others)})"
         again = "delete their folders to run them again"
         console.print(f"warning: {said}; {again}", markup=False)
@@ -313,7 +301,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="Hydra overrides for all arms")
     options = parser.parse_intermixed_args(arguments)
     try:
-        claim = claims.load_claim(claim_path(options.method, options.claim_name))
+        claim = claims.load_claim(claims.claim_path(options.method, options.claim_name))
         validate([f"experiment={claim.experiment(claim.primary.method)}", *options.overrides])
         return reproduce(**vars(options))
     except (ClaimError, OverrideError, HydraException, OmegaConfBaseException) as error:

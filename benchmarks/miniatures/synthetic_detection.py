@@ -39,8 +39,8 @@ def shapes(
             generator = generator_of(seed, split)
             contents = dealt(of_split, generator, fewest=2, most=2)
             pictures = [
-                _picture(FIRST_ID[split] + place, labels, image_size, generator)
-                for place, labels in enumerate(contents)
+                Picture.placed(number, OBJECTS[upper], OBJECTS[lower], image_size, generator)
+                for number, (upper, lower) in enumerate(contents, FIRST_ID[split])
             ]
             (folder / "images" / split).mkdir(parents=True)
             for picture in pictures:
@@ -56,16 +56,6 @@ def shapes(
     recipe |= {"image_size": image_size, "seed": seed}
     files = build_once(root, "synthetic-detection", recipe, build)
     return {"synthetic-detection": {"files": files, "licence": "CC0-1.0"}}
-
-
-def _picture(number: int, labels: list[int], size: int, generator: np.random.Generator) -> Picture:
-    side = round(0.36 * size)
-    rows = (size // 2 - side - 1, size // 2 + 1)
-    columns = generator.integers(1, size - side, 2).tolist()
-    upper, lower = ([x, y, side, side] for x, y in zip(columns, rows, strict=True))
-    red, green, blue = generator.integers(215, 256, 3).tolist()
-    first, second = (OBJECTS[label] for label in labels)
-    return Picture(number, first, second, (upper, lower), (red, green, blue), size)
 
 
 def _coco(pictures: list[Picture], classes: int) -> Dataset:

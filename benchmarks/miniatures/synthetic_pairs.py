@@ -47,6 +47,18 @@ class Picture:
     ground: tuple[int, int, int]
     size: int
 
+    @classmethod
+    def placed(
+        cls, number: int, upper: Named, lower: Named, size: int, generator: np.random.Generator
+    ) -> "Picture":
+        """Both objects at columns, and on a light ground, that are drawn."""
+        side = round(0.36 * size)
+        columns = generator.integers(1, size - side, 2).tolist()
+        rows = (size // 2 - side - 1, size // 2 + 1)
+        first, second = ([x, y, side, side] for x, y in zip(columns, rows, strict=True))
+        red, green, blue = generator.integers(215, 256, 3).tolist()
+        return cls(number, upper, lower, (first, second), (red, green, blue), size)
+
     @property
     def file(self) -> str:
         return f"images/{self.id:012}.png"
@@ -172,13 +184,7 @@ def _pictures(counts: Mapping[str, int], size: int, seed: int) -> dict[str, list
         splits[split] = []
         for _ in range(count):
             upper, lower = contents[order[number % len(contents)]]
-            side = round(0.36 * size)
-            columns = generator.integers(1, size - side, 2).tolist()
-            rows = (size // 2 - side - 1, size // 2 + 1)
-            first, second = ([x, y, side, side] for x, y in zip(columns, rows, strict=True))
-            red, green, blue = generator.integers(215, 256, 3).tolist()
-            made = Picture(number, upper, lower, (first, second), (red, green, blue), size)
-            splits[split].append(made)
+            splits[split].append(Picture.placed(number, upper, lower, size, generator))
             number += 1
     return splits
 

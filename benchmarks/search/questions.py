@@ -18,11 +18,12 @@ import os
 import shutil
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Sequence
 from math import log2
 from pathlib import Path
 from typing import NamedTuple
+
+from shared.files import new_folder
 
 QUESTIONS = Path(__file__).with_name("questions.json")
 GRADES, DEPTH = (1, 2), 10
@@ -58,8 +59,7 @@ def copy_library(out: Path, only: Sequence[str] = ()) -> Path:
     if folder.exists():
         return folder
     missing = set(only)
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out) as new:
+    with new_folder(folder) as new:
         for inside, folders, files in os.walk(library):
             folders[:] = [name for name in folders if name not in _FOREIGN]
             for name in files:
@@ -67,12 +67,10 @@ def copy_library(out: Path, only: Sequence[str] = ()) -> Path:
                 top = path.parts[0].removesuffix(".py")
                 if path.suffix == ".py" and (not only or top in only):
                     missing.discard(top)
-                    target = Path(new, "library", path)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(library / path, target)
+                    (new / path).parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(library / path, new / path)
         if missing:
             raise ValueError(f"{library} has no Python module named {', '.join(sorted(missing))}")
-        Path(new, "library").rename(folder)
     return folder
 
 

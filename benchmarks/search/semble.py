@@ -9,18 +9,16 @@ model that its authors' `model2vec` distils, with its defaults, from the weights
 all-MiniLM-L6-v2. That model was not made for code, so semble with its own may do better;
 `semble, words only` does not depend on it.
 
-Writes DIR/semble.json and DIR/semble.md, which is what is printed.
+Writes what it prints to DIR/semble.md, too.
 """
 
 import argparse
 import hashlib
-import json
-import os
+import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +39,7 @@ from benchmarks.speed.protocol import SpeedError
 from benchmarks.statistics import bootstrap_means
 from methods.cascode.search.models import DEFAULT
 from methods.cascode.search.store import SearchError
+from shared.showing import table
 
 THEIRS, OURS = list(systems.SEMBLE_VARIANTS)[-1], list(systems.OUR_VARIANTS)[-1]
 
@@ -70,22 +69,18 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def table(rows: Sequence[Row]) -> str:
+def system_table(rows: Sequence[Row]) -> str:
     """All systems, a line each."""
-    lines = [
-        f"| system | NDCG@{DEPTH} (95% interval) | hit@1 | index s | items | index MB "
-        "| warm query ms: median, p95 |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
+    header = ["system", f"NDCG@{DEPTH} (95% interval)", "hit@1", "index s", "items", "index MB"]
+    lines = []
     for row in rows:
         low, high = interval(row.ndcg)
         found = row.measured
-        lines.append(
-            f"| {found.name} | {row.ndcg.mean():.3f} ({low:.3f} to {high:.3f}) "
-            f"| {row.first.mean():.2f} | {found.index_seconds:.1f} | {found.items:,} "
-            f"| {found.index_bytes / 1e6:.1f} | {row.median_ms:.1f}, {row.slow_ms:.1f} |"
-        )
-    return "\n".join(lines)
+        figures = f"{row.ndcg.mean():.3f} ({low:.3f} to {high:.3f})", f"{row.first.mean():.2f}"
+        size = f"{found.items:,}", f"{found.index_bytes / 1e6:.1f}"
+        warm = f"{row.median_ms:.1f}, {row.slow_ms:.1f}"
+        lines.append([found.name, *figures, f"{found.index_seconds:.1f}", *size, warm])
+    return table([*header, "warm query ms: median, p95"], lines)
 
 
 def _defaults(rows: Sequence[Row]) -> tuple[Row, Row]:
@@ -120,26 +115,6 @@ def card(rows: Sequence[Row], questions: Sequence[Question]) -> str:
     return "\n".join(lines)
 
 
-def report(
-    rows: Sequence[Row], questions: Sequence[Question], absent: Sequence[str], facts: dict[str, Any]
-) -> str:
-    """What `main` prints."""
-    named = f"; not in this Python: {', '.join(absent)}" if absent else ""
-    labels = sum(len(question.labels) for question in questions)
-    files = max(row.measured.files for row in rows)
-    head = (
-        f"{len(questions)} plain questions with {labels} labelled functions (questions.json "
-        f"{facts['questions']}{named}) on the standard library of Python {facts['python']}, "
-        f"{files:,} files; the first {DEPTH} hits of each. {facts['machine']}, {facts['threads']} "
-        f"threads, {facts['repeats']} warm queries of each question. Index seconds: from the files "
-        "to an index on disk, model loaded before.\n"
-        f"semble {facts['semble']} with a static model that model2vec {facts['model2vec']} distils "
-        f"with its defaults from {facts['model']}, as its own model cannot be downloaded here. "
-        "Ours: the same weights as a transformer."
-    )
-    return "\n\n".join([head, table(rows), difference(rows), card(rows, questions)])
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
     program = "python -m benchmarks.search.semble"
@@ -170,39 +145,24 @@ def compare(options: argparse.Namespace) -> str:
     theirs, answer = systems.run_semble(task, python, options.model, static, log)
     ours = systems.run_ours(task, out / "tenfold-index", options.model)
     rows = [evaluate(system, questions) for system in (*theirs, *ours)]
-    facts = {
-        "questions": hashlib.sha256(QUESTIONS.read_bytes()).hexdigest()[:16],
-        "python": ".".join(map(str, sys.version_info[:3])),
-        "machine": machine(),
-        "threads": torch.get_num_threads(),
-        "cores": os.cpu_count(),
-        "torch": torch.__version__,
-        "repeats": options.repeats,
-        "semble": answer.pop("version"),
-        "model": options.model.rpartition(":")[2].rpartition("/")[2],
-        **answer,
-    }
     # Labels that the chosen modules cannot have are no news.
-    text = report(rows, questions, [] if options.only else absent, facts)
+    named = f"; not in this Python: {', '.join(absent)}" if absent and not options.only else ""
+    digest = hashlib.sha256(QUESTIONS.read_bytes()).hexdigest()[:16]
+    labels = sum(len(question.labels) for question in questions)
+    files = max(row.measured.files for row in rows)
+    head = (
+        f"{len(questions)} plain questions with {labels} labelled functions (questions.json "
+        f"{digest}{named}) on the standard library of Python {platform.python_version()}, "
+        f"{files:,} files; the first {DEPTH} hits of each. {machine()}, {torch.get_num_threads()} "
+        f"threads, {options.repeats} warm queries of each question. Index seconds: from the files "
+        "to an index on disk, model loaded before.\n"
+        f"semble {answer['version']} with a static model that model2vec {answer['model2vec']} "
+        f"distils with its defaults from {options.model.rpartition(':')[2].rpartition('/')[2]}, as "
+        "its own model cannot be downloaded here. Ours: the same weights as a transformer."
+    )
+    text = "\n\n".join([head, system_table(rows), difference(rows), card(rows, questions)])
     (out / "semble.md").write_text(text + "\n")
-    figures = dict(map(_plain, rows))
-    plain = {"facts": facts, "questions": [q.text for q in questions], "systems": figures}
-    (out / "semble.json").write_text(json.dumps(plain, indent=1) + "\n")
     return text
-
-
-def _plain(row: Row) -> tuple[str, dict[str, Any]]:
-    """Name and figures of a system, as they are written."""
-    found = asdict(row.measured)
-    del found["hits"], found["seconds"]
-    return found.pop("name"), found | {
-        "ndcg": float(row.ndcg.mean()),
-        "interval": interval(row.ndcg),
-        "hit_at_1": float(row.first.mean()),
-        "median_ms": row.median_ms,
-        "p95_ms": row.slow_ms,
-        "ndcg_by_question": row.ndcg.round(4).tolist(),
-    }
 
 
 if __name__ == "__main__":

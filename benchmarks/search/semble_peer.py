@@ -1,12 +1,9 @@
-"""Runs in the peer's environment: indexes a folder with `semble` and asks it questions.
+"""The peer's side, in the peer's environment: indexes a folder with `semble` and asks it questions.
 
-Settings are JSON in argv[1]; what was found and how long it took is printed as one line of JSON.
-Only the standard library besides semble and model2vec.
+Only the standard library besides semble and model2vec; `benchmarks.speed.serving` runs it.
 """
 
-import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -39,44 +36,45 @@ def distil(source: str, static: Path) -> float:
     return time.perf_counter() - start
 
 
-def main(settings: dict[str, Any]) -> dict[str, Any]:
-    """Index, then ask every question; `variants` names keywords of SembleIndex.search."""
-    from importlib.metadata import version
+class Peer:
+    """semble, with the `settings` that `systems.run_semble` gives."""
 
-    from semble import SembleIndex
-    from semble.index.dense import load_model
+    def __init__(self, settings: dict[str, Any]):
+        self.settings = settings
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        os.environ["SEMBLE_CACHE_LOCATION"] = settings["work"]
 
-    static, saved = Path(settings["static"]), Path(settings["work"], "index")
-    distil_seconds = None if static.exists() else distil(settings["model"], static)
-    load_model(str(static))  # kept by semble, as the other system's model is before it indexes
-    start = time.perf_counter()
-    index = SembleIndex.from_path(settings["repository"], model_path=str(static))
-    index.save(saved)
-    index_seconds = time.perf_counter() - start
-    variants = {}
-    for name, keywords in settings["variants"].items():
+    def measure(self) -> dict[str, Any]:
+        """Index, then ask every question; `variants` names keywords of SembleIndex.search."""
+        from importlib.metadata import version
 
-        def search(question: str, keywords: dict[str, Any] = keywords) -> list[tuple]:
-            chunks = [r.chunk for r in index.search(question, top_k=settings["top"], **keywords)]
-            return [(chunk.file_path, chunk.start_line, chunk.end_line) for chunk in chunks]
+        from semble import SembleIndex
+        from semble.index.dense import load_model
 
-        variants[name] = ask(search, settings["questions"], settings["repeats"])
-    return {
-        "version": version("semble"),
-        "model2vec": version("model2vec"),
-        "distil_seconds": distil_seconds,
-        "index_seconds": index_seconds,
-        "index_bytes": sum(p.stat().st_size for p in saved.rglob("*") if p.is_file()),
-        "items": index.stats.total_chunks,
-        "files": index.stats.indexed_files,
-        "variants": variants,
-    }
+        static, saved = Path(self.settings["static"]), Path(self.settings["work"], "index")
+        distil_seconds = None if static.exists() else distil(self.settings["model"], static)
+        load_model(str(static))  # kept by semble, as the other system's model is before it indexes
+        start = time.perf_counter()
+        index = SembleIndex.from_path(self.settings["repository"], model_path=str(static))
+        index.save(saved)
+        index_seconds = time.perf_counter() - start
+        variants = {}
+        for name, keywords in self.settings["variants"].items():
 
+            def search(question: str, keywords: dict[str, Any] = keywords) -> list[tuple]:
+                chunks = [
+                    r.chunk for r in index.search(question, top_k=self.settings["top"], **keywords)
+                ]
+                return [(chunk.file_path, chunk.start_line, chunk.end_line) for chunk in chunks]
 
-if __name__ == "__main__":
-    chosen = json.loads(sys.argv[1])
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not get into the answer
-    os.environ["SEMBLE_CACHE_LOCATION"] = chosen["work"]
-    answers.write(json.dumps(main(chosen)))
-    answers.close()
+            variants[name] = ask(search, self.settings["questions"], self.settings["repeats"])
+        return {
+            "version": version("semble"),
+            "model2vec": version("model2vec"),
+            "distil_seconds": distil_seconds,
+            "index_seconds": index_seconds,
+            "index_bytes": sum(p.stat().st_size for p in saved.rglob("*") if p.is_file()),
+            "items": index.stats.total_chunks,
+            "files": index.stats.indexed_files,
+            "variants": variants,
+        }

@@ -1,17 +1,15 @@
 """The systems that are compared, each measured in the same way on the same files and questions."""
 
-import json
-import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.search.questions import Hit
 from benchmarks.search.semble_peer import ask
-from benchmarks.speed.protocol import SpeedError
+from benchmarks.speed.protocol import Worker
 from methods.cascode.search.cli import Bars
 from methods.cascode.search.index import Index
 from methods.cascode.search.indexing import Options, build_index
@@ -67,7 +65,7 @@ class Task:
 
 def run_semble(
     task: Task, python: Path, source: str, static: Path, log: Path
-) -> tuple[list[Measured], dict[str, object]]:
+) -> tuple[list[Measured], dict[str, Any]]:
     """semble in an environment of its own, and facts about it; `static` is where the static model
     is, or will be made of the transformer `source`."""
     with tempfile.TemporaryDirectory(prefix="tenfold-semble-") as work:
@@ -79,15 +77,11 @@ def run_semble(
             "work": work,
             "variants": SEMBLE_VARIANTS,
         }
-        command = [str(python), "-m", "benchmarks.search.semble_peer", json.dumps(settings)]
-        offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
-        with log.open("w") as errors:
-            done = subprocess.run(
-                command, cwd=ROOT, env=offline, text=True, stdout=subprocess.PIPE, stderr=errors
-            )
-    if done.returncode:
-        raise SpeedError(f"semble failed, see {log}:\n{log.read_text()[-1000:].strip()}")
-    answer = json.loads(done.stdout)
+        peer = Worker(python, "benchmarks.search.semble_peer:Peer", settings, ROOT, log)
+        try:
+            answer = peer.ask("measure")
+        finally:
+            peer.close()
     index = {key: answer[key] for key in ("index_seconds", "index_bytes", "items", "files")}
     measured = []
     for name, (found, seconds) in answer.pop("variants").items():

@@ -102,13 +102,18 @@ def pretraining(settings: dict[str, Any]) -> list[str]:
 
 def ranking(settings: dict[str, Any], name: str) -> list[str]:
     """Overrides: a gallery's matcher on encoders of hardly more than projections."""
-    of = settings[name]
-    sizes = {"width": of["width"], "heads": of["heads"]}
+    changes = matcher(settings[name], vocab=2, positions=1) | {"text.cross_attention_from": 0}
+    return overrides("albef_retrieval", changes)
+
+
+def matcher(of: dict[str, int], vocab: int, positions: int) -> dict[str, Any]:
+    """Changes of a config: a gallery's text transformer, and a vision transformer of hardly more
+    than projections."""
+    vision = {"width": of["width"], "heads": of["heads"], "image_size": 16, "depth": 1}
     text = {"hidden_size": of["width"], "num_heads": of["heads"], "num_layers": of["layers"]}
-    text |= {"vocab_size": 2, "max_positions": 1, "intermediate_size": of["intermediate"]}
-    changes = below("vision", sizes | {"image_size": 16, "depth": 1})
-    changes |= below("text", text | {"cross_attention_from": 0})
-    return overrides("albef_retrieval", changes | {"queue_size": 1})
+    text |= {"vocab_size": vocab, "max_positions": positions}
+    text |= {"intermediate_size": of["intermediate"]}
+    return below("vision", vision) | below("text", text) | {"queue_size": 1}
 
 
 def below(part: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,7 +129,10 @@ def make_data(folder: Path, settings: dict[str, Any]) -> None:
     """Write weights under official names, batches and draws for both sides."""
     for name in ("pretraining", *GALLERIES):
         torch.save(weights(Ours, settings, name), folder / f"{name}_weights.pt")
-    torch.save(batch(settings), folder / "batch.pt")
+    special, words = settings["special"], settings["text"]["vocab_size"]
+    made = batch(settings, LONGEST, words, special["cls"], special["pad"])
+    made["image_ids"] = made["indices"]
+    torch.save(made, folder / "batch.pt")
     torch.save([draws(settings) for _ in range(STEPS)], folder / "draws.pt")
     for name in GALLERIES:
         torch.save(gallery(settings[name], settings["embed_dim"]), folder / f"{name}_gallery.pt")
@@ -145,18 +153,19 @@ def text_mask(count: int, shortest: int, longest: int) -> Tensor:
     return (torch.arange(longest) < lengths[:, None]).long()
 
 
-def batch(settings: dict[str, Any]) -> dict[str, Tensor]:
-    """Random pictures and texts of 8 to 25 tokens, padded."""
+def batch(
+    settings: dict[str, Any], longest: int, words: int, cls_id: int, pad_id: int
+) -> dict[str, Tensor]:
+    """Random pictures and texts of 8 to `longest` tokens below `words`, padded."""
     size, side = settings["batch_size"], settings["vision"]["image_size"]
-    mask = text_mask(size, 8, LONGEST)
-    ids = torch.randint(1000, settings["text"]["vocab_size"], (size, LONGEST))
-    ids[:, 0] = settings["special"]["cls"]
+    mask = text_mask(size, 8, longest)
+    ids = torch.randint(1000, words, (size, longest))
+    ids[:, 0] = cls_id
     return {
         "images": torch.randn(size, 3, side, side),
-        "input_ids": ids.masked_fill(mask == 0, settings["special"]["pad"]),
+        "input_ids": ids.masked_fill(mask == 0, pad_id),
         "attention_mask": mask,
         "indices": torch.arange(size),
-        "image_ids": torch.arange(size),
     }
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed import albef
-from benchmarks.speed.albef import STEPS, below, overrides, text_mask
+from benchmarks.speed.albef import STEPS, below, overrides
 from benchmarks.speed.blip_peer import Comparable
 from benchmarks.speed.stepping import OurSide
 from methods.blip import hugging_face, network, official
@@ -98,13 +98,8 @@ def captioning(settings: dict[str, Any]) -> list[str]:
 def ranking(settings: dict[str, Any], name: str) -> list[str]:
     """Overrides: a gallery's matcher on a vision transformer of hardly more than projections."""
     of = settings[name]
-    vision = {"width": of["width"], "heads": of["heads"], "image_size": 16, "depth": 1}
-    vision["gradient_checkpointing"] = False
-    text = {"hidden_size": of["width"], "num_heads": of["heads"], "num_layers": of["layers"]}
-    text |= {"vocab_size": of["vocab"], "max_positions": of["text_tokens"]}
-    text |= {"intermediate_size": of["intermediate"]}
-    changes = below("vision", vision) | below("text", text)
-    return overrides("blip_retrieval", changes | {"queue_size": 1})
+    changes = albef.matcher(of, of["vocab"], of["text_tokens"])
+    return overrides("blip_retrieval", changes | {"vision.gradient_checkpointing": False})
 
 
 def make_data(folder: Path, settings: dict[str, Any]) -> None:
@@ -114,7 +109,8 @@ def make_data(folder: Path, settings: dict[str, Any]) -> None:
         if name == "captioning":
             kept = hugging_face.hugging_face_names(kept)
         torch.save(kept, folder / f"{name}_weights.pt")
-    torch.save(batch(settings), folder / "batch.pt")
+    made = albef.batch(settings, LONGEST, settings["bos_id"], settings["cls_id"], pad_id=0)
+    torch.save(made, folder / "batch.pt")
     torch.save([albef.negatives(settings["batch_size"]) for _ in range(STEPS)], folder / "draws.pt")
     count, side = settings["captions"]["images"], settings["vision"]["image_size"]
     torch.save(torch.randn(count, 3, side, side), folder / "images.pt")
@@ -123,17 +119,3 @@ def make_data(folder: Path, settings: dict[str, Any]) -> None:
         ids = torch.randint(1, sizes["vocab"], (sizes["texts"], sizes["text_tokens"]))
         gallery = albef.gallery(sizes, settings["embed_dim"]) | {"text_tokens": ids}
         torch.save(gallery, folder / f"{name}_gallery.pt")
-
-
-def batch(settings: dict[str, Any]) -> dict[str, Tensor]:
-    """Random pictures and texts of 8 to 30 tokens, padded."""
-    size, side = settings["batch_size"], settings["vision"]["image_size"]
-    mask = text_mask(size, 8, LONGEST)
-    ids = torch.randint(1000, settings["bos_id"], (size, LONGEST))
-    ids[:, 0] = settings["cls_id"]
-    return {
-        "images": torch.randn(size, 3, side, side),
-        "input_ids": ids.masked_fill(mask == 0, 0),
-        "attention_mask": mask,
-        "indices": torch.arange(size),
-    }

@@ -43,7 +43,8 @@ class Worker:
             )
 
     def ask(self, command: str, **given: Any) -> Any:
-        """The reply to "describe", "values" or "run" (of a `variant`, so many `steps`)."""
+        """The reply to "describe", "values", "run" (of a `variant`, so many `steps`) or to what
+        else the workload's class can be asked."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with suppress(BrokenPipeError):  # then it has said why

@@ -211,14 +211,14 @@ def test_pixel_baseline(drawn: Renderings) -> None:
 
 def test_build_and_what_its_config_reads(drawn: Renderings, tmp_path: Path) -> None:
     root, tmp_path = tmp_path, tmp_path / "emoji-pairs"
-    record = pairs(tmp_path, noise=0.3)
+    record = pairs(tmp_path)
     assert record["fluent"]["licence"] == "MIT"
-    train, noisy = read(tmp_path, "pairs_train"), read(tmp_path, "pairs_train_noise30")
+    train, noisy = read(tmp_path, "pairs_train"), read(tmp_path, "pairs_train_noise40")
     truth = read(tmp_path, "secret/noise_mask")
     assert len(train) == len(noisy)
     changed = [i for i, (a, b) in enumerate(zip(train, noisy, strict=True)) if a != b]
     assert changed == [int(i) for i in truth]
-    assert len(truth) == round(0.3 * len(train))
+    assert len(truth) == round(0.4 * len(train))
     assert all(train[int(i)]["caption"] == entry["clean"] for i, entry in truth.items())
 
     assert read(tmp_path, "pairs_test_multi")[0]["caption"] == [NAMES[0], "baro one", "last name"]
@@ -232,8 +232,6 @@ def test_build_and_what_its_config_reads(drawn: Renderings, tmp_path: Path) -> N
     assert len(vocabularies[0]) > len(vocabularies[1])
     assert read(tmp_path, "pixel_baseline")["common"]["test"]["images"] == 20
     assert (tmp_path / "ATTRIBUTION.md").read_text() == "Drawn by chance.\n"
-    with Image.open(tmp_path / "contact_pairs.png") as sheet:
-        assert len(np.unique(np.asarray(sheet))) > 100
 
     shutil.rmtree(tmp_path / "secret")  # which no config may read
     config = OmegaConf.create({"data_root": str(root), "seed": 0, "data": {}})
@@ -269,16 +267,12 @@ def test_pictures_have_alpha_in_training_and_lie_on_white_otherwise(
     assert len(list((tmp_path / "images_rgba/fx").iterdir())) == 21
 
 
-def test_build_without_noise_is_done_once(
+def test_build_is_done_once(
     drawn: Renderings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = pairs(tmp_path, noise=0)
-    assert not (tmp_path / "secret").exists()
-    assert not list(tmp_path.glob("*noise*"))
+    first = pairs(tmp_path)
     monkeypatch.delattr(module, "renderings")
-    assert pairs(tmp_path, noise=0) == first
-    with pytest.raises(ValueError, match=r"noise=1.0: it is a share of the pairs"):
-        pairs(tmp_path / "other", noise=1.0)
+    assert pairs(tmp_path) == first
 
 
 @pytest.mark.slow

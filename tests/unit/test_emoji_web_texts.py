@@ -57,17 +57,13 @@ def test_descriptions_name_the_concept_and_no_held_out_alias(drawn: Renderings) 
 
 def test_few_drawings_of_each_concept_are_described(drawn: Renderings) -> None:
     drawn.present["openmoji"][4] = drawn.present["noto"][4] = drawn.present["noto1"][4] = False
-    for described in (1, 2):
-        human, web = shared_out(drawn, range(30), described, seed=0)
-        assert not set(human) & set(web)
-        together = [(c, n) for c in range(30) for n in of_split("train") if drawn.present[n][c]]
-        assert sorted(human + web) == sorted(together)
-        assert all(
-            sum(c == own for own, _ in human) == min(described, 1 if c == 4 else 9)
-            for c in range(30)
-        )
-        assert {c for c, _ in web} == set(range(30))
-    assert len({name for _, name in shared_out(drawn, range(30), 1, 0)[0]}) > 3
+    human, web = shared_out(drawn, range(30), seed=0)
+    assert not set(human) & set(web)
+    together = [(c, n) for c in range(30) for n in of_split("train") if drawn.present[n][c]]
+    assert sorted(human + web) == sorted(together)
+    assert [c for c, _ in human] == list(range(30))
+    assert {c for c, _ in web} == set(range(30))
+    assert len({name for _, name in human}) > 3
 
 
 @settings(max_examples=25, deadline=None)
@@ -155,24 +151,14 @@ def test_what_is_built_and_read(drawn: Renderings, tmp_path: Path) -> None:
     assert not (next(iter(captions.train_dataloader()))["input_ids"] == 1).any()
 
 
-def test_shares_that_are_refused(drawn: Renderings, tmp_path: Path) -> None:
-    for corrupted in (-0.1, 1.1):
-        with pytest.raises(ValueError, match=f"corrupted={corrupted}: it is a share"):
-            web_texts(tmp_path / "web", tmp_path / "pairs", corrupted=corrupted)
-    for described in (0, 6):
-        with pytest.raises(ValueError, match=f"described={described}: of each concept 1 to 5"):
-            web_texts(tmp_path / "web", tmp_path / "pairs", described=described)
-    assert not (tmp_path / "pairs").exists()
-
-
 def test_built_once_and_another_recipe_is_refused(
     drawn: Renderings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = web_texts(tmp_path / "web", tmp_path / "pairs")
     monkeypatch.delattr(module, "renderings")
     assert web_texts(tmp_path / "web", tmp_path / "pairs") == first
-    with pytest.raises(ValueError, match=r"corrupted=0\.5 instead of 0\.25"):
-        web_texts(tmp_path / "web", tmp_path / "pairs", corrupted=0.25)
+    with pytest.raises(ValueError, match=r"seed=0 instead of 1"):
+        web_texts(tmp_path / "web", tmp_path / "pairs", seed=1)
 
 
 @pytest.mark.slow

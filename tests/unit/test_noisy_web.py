@@ -8,15 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from emoji_toy import made_up
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.miniatures import noisy_web
-from benchmarks.miniatures.emoji import subgroup_labels
-from benchmarks.miniatures.emoji.render import Renderings
-from benchmarks.miniatures.noisy_web import nearest_of_group, noisy_labels
+from benchmarks.miniatures.noisy_web import noisy_labels
 from benchmarks.miniatures.synthetic import fashion_mnist as write_synthetic
 from shared.data.errors import DataCorruptError
 from shared.data.readers.small_images import fashion_mnist as read_fashion_mnist
@@ -65,14 +62,6 @@ def test_uniform_noise_reaches_every_other_class() -> None:
     uniform = np.bincount(labels[np.array(kinds) == "uniform"])
     assert uniform[2] == 0
     assert uniform[[0, 1, 3]].min() > 150
-
-
-def test_nearest_of_group() -> None:
-    levels = np.array([0, 100, 110, 10, 250], np.uint8)
-    images = np.broadcast_to(levels[:, None, None], (5, 2, 2)).copy()
-    groups = ["food", "food", "tool", "tool", "sky"]
-    # Classes 0 and 3 look nearest of all, but belong to two groups; "sky" has only one class.
-    assert nearest_of_group(images, np.arange(5), groups).tolist() == [1, 0, 3, 2, 2]
 
 
 def test_shares_and_truth(web: Path) -> None:
@@ -169,33 +158,3 @@ def test_seeds_differ_and_repeat(web: Path, tmp_path: Path) -> None:
 def test_too_few_pictures(web: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="per_class=35 and tuning_per_class=10 ask for more"):
         build(tmp_path, web.parent / "clean", 0, per_class=35)
-
-
-def test_emoji_web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: Renderings = made_up()
-    for module in (noisy_web, subgroup_labels):
-        monkeypatch.setattr(module, "renderings", lambda: made)
-    root = tmp_path / "web"
-    record = noisy_web.emoji(root, tmp_path / "emoji", 0)
-    assert {"emoji-subgroups", "emoji-web", "noto"} <= set(record)
-    truth = read_truth(root)
-    natural = np.load(tmp_path / "emoji/emoji_train.npz")
-    inside = {p: row for p, row in truth.items() if row["label"] is not None}
-    assert len(inside) == len(natural["labels"]) == 99
-    assert len(truth) - len(inside) == round(99 / 4)
-    label_of = {
-        Path(p).stem: int(k) for p, k in zip(natural["paths"], natural["labels"], strict=True)
-    }
-    assert all(label_of[Path(p).stem] == row["label"] for p, row in inside.items())
-    content = np.load(root / "web_train.npz")
-    wrong = [truth[p]["kind"] in ("uniform", "confused") for p in content["paths"]]
-    assert sum(wrong) == round(0.3 * 99)
-    google = {p for p in content["paths"] if p.startswith("google/")}
-    for path in content["paths"]:
-        artist = Path(path).stem.split("_")[0]
-        assert (path in google) == (artist in ("noto", "noto1", "twemoji", "openmoji"))
-    for split in ("val", "test"):
-        clean = np.load(tmp_path / f"emoji/emoji_{split}.npz")
-        np.testing.assert_array_equal(np.load(root / f"web_{split}.npz")["images"], clean["images"])
-    assert json.loads((root / "manifests/web.json").read_text())["recipe"]["seed"] == 0
-    assert (root / "ATTRIBUTION.md").is_file()

@@ -23,7 +23,7 @@ from rich.console import Console
 from benchmarks import evidence, figures
 from benchmarks.evidence import gather
 from benchmarks.outputs import PNG, Outputs
-from benchmarks.report import build, checks, html, main, markdown
+from benchmarks.report import build, checks, html, main
 from benchmarks.reproduce import reproduce
 from shared.composing import compose_experiment
 from tests.processes import run
@@ -79,10 +79,9 @@ def test_everything_from_files_is_escaped(conf, outputs):
     assert page.count("&lt;script&gt;") >= 6
 
 
-def test_page_and_markdown_carry_the_claim_and_need_nothing_from_outside(conf, outputs):
+def test_the_page_carries_the_claim_and_needs_nothing_from_outside(conf, outputs):
     page = claimed(conf, outputs)
-    for found in (page, (outputs / "report" / "report.md").read_text()):
-        assert_says(found, "claim holds: yes", "ours - base (primary)", "65.3 ± 1.0")
+    assert_says(page, "claim holds: yes", "ours - base (primary)", "65.3 ± 1.0")
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)[1]
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
@@ -98,8 +97,7 @@ def test_a_paper_row_that_was_not_run_says_what_it_needs(conf, outputs):
     assert first.note == "not run: needs about 90 GPU-hours"
     assert (first.paper, first.ours) == ("93.1\u00a0±\u00a01.4", None)
     assert "an unstated number of GPU-hours" in second.note
-    for written in (html, markdown):
-        assert first.note in written([found], Outputs(outputs))
+    assert first.note in html([found], Outputs(outputs))
 
 
 def run_row(conf, outputs, seed, top1, *overrides):
@@ -195,7 +193,6 @@ def test_checks_say_what_the_commands_found(conf, outputs):
 def test_no_results_at_all_still_make_a_page(tmp_path):
     (tmp_path / "conf").mkdir()
     assert "There is no result yet" in build(tmp_path / "out", tmp_path / "conf").read_text()
-    assert "No method yet" in (tmp_path / "out" / "report" / "report.md").read_text()
 
 
 def test_the_command_prints_where_the_report_lies(tmp_path, capsys):

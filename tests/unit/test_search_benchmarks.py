@@ -167,7 +167,7 @@ def test_table_difference_and_card():
     ]
     assert rows[1].ndcg == pytest.approx([3 / IDEAL, 0])
     assert not of(OURS, [[[("a.py", 12, 13)], right], [wrong]], 0.02).first.any()
-    lines = semble.table(rows).splitlines()
+    lines = semble.system_table(rows).splitlines()
     assert len(lines) == 2 + len(rows)
     quality = f"{1.5 / IDEAL:.3f} (0.000 to {3 / IDEAL:.3f})"
     assert lines[3].startswith(f"| {OURS} | {quality} | 0.50 | 4.0 | 70 | 2.0 | 20.0, ")
@@ -233,7 +233,7 @@ def test_peer_is_run_in_a_process_of_its_own(fake_semble, tmp_path):
     assert len(hybrid.seconds) == 4
     assert (hybrid.index_bytes, hybrid.items, hybrid.files) == (5, 5, 2)
     assert "chatter" in (tmp_path / "log").read_text()
-    with pytest.raises(SpeedError, match=r"see .*log:[\s\S]*it went boom"):
+    with pytest.raises(SpeedError, match=r"Peer failed \(log: .*log\):\n.*it went boom"):
         run_semble(Task(tmp_path / "code", ["boom"], 3, 2), *arguments)
 
 
@@ -270,8 +270,6 @@ def test_comparison_from_the_command_line(fake_semble, tmp_path, monkeypatch, ca
     assert printed == (out / "semble.md").read_text()
     for name in (THEIRS, OURS):
         assert f"| {name} | " in printed
-    written = json.loads((out / "semble.json").read_text())
-    assert len(written["systems"]) == 5
-    assert len(written["systems"][OURS]["ndcg_by_question"]) == len(written["questions"]) == 2
+    assert "2 plain questions" in printed
     assert semble.main(["--out", str(out), "--only", "this"]) == 1
     assert "answers no question" in capsys.readouterr().err

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from benchmarks.miniatures.building import (
     Provenance,
@@ -30,11 +29,11 @@ from benchmarks.miniatures.building import (
     write_video,
 )
 from benchmarks.miniatures.emoji.concepts import Concept
-from benchmarks.miniatures.emoji.packages import PHOTOGRAPHS, VERSIONS, grounds, of_split
+from benchmarks.miniatures.emoji.packages import of_split
 from benchmarks.miniatures.emoji.pairs import synonyms, vocabulary
 from benchmarks.miniatures.emoji.questions import NO_NOUNS
-from benchmarks.miniatures.emoji.render import sheet
 from benchmarks.miniatures.emoji.scenes import (
+    MADE_OF,
     SceneObject,
     Studio,
     article,
@@ -88,10 +87,7 @@ class Clip:
 
     def frames(self, made_of: Studio) -> NDArray[np.uint8]:
         """(F, H, W, 3)."""
-        left, top, side = self.crop
-        photograph = Image.fromarray(made_of.photographs[self.ground])
-        box = (left, top, left + side, top + side)
-        ground = photograph.resize((SIZE, SIZE), Image.Resampling.BOX, box)
+        ground = made_of.backdrop(self.ground, self.crop, SIZE)
         sprites = [made_of.sprite(_still(mover)) for mover in self.movers]
         drawn = []
         for number in range(FRAMES):
@@ -125,7 +121,7 @@ def clips(
     """
     counts = {"web": web, "still": stills, "tune": tune, "val": val, "test": test}
     recipe: Item = {"version": VERSION, "seed": seed, "counts": counts, "classes": classes}
-    recipe |= {"packages": VERSIONS, "photographs": {p.id: p.sha256 for p in PHOTOGRAPHS}}
+    recipe |= MADE_OF
 
     def build(folder: Path) -> None:
         _build(folder, studio(), seed, counts, classes)
@@ -141,10 +137,7 @@ def make_clips(
     split = kind if kind in ("val", "test") else "train"
     made = []
     for number, generator in enumerate(generators_of(seed, f"clips {kind}", count)):
-        ground = one_of(grounds(split), generator)
-        height, width = made_of.photographs[ground].shape[:2]
-        side = int(generator.integers(min(SIZE, height, width), min(height, width) + 1))
-        left, top = (int(generator.integers(room - side + 1)) for room in (width, height))
+        ground, crop = made_of.drawn_backdrop(split, SIZE, generator)
         axis = one_of(list(AXES), generator)
         places, ways = AXES[axis]
         shown = generator.choice(concepts, 2, replace=False).tolist()
@@ -154,7 +147,6 @@ def make_clips(
         ]
         if generator.random() < EMPTY:
             movers.pop(int(generator.integers(2)))
-        crop = left, top, side
         made.append(Clip(f"{kind}{number:05}", ground, crop, places, tuple(movers)))
     return made
 
@@ -247,14 +239,8 @@ def _build(
     captions["still"] = told("still", still_caption)
     full = {kind: told(kind, full_caption) for kind in ("tune", "val", "test")}
     asked = {kind: list(chain(*told(kind, questions))) for kind in full}
-    cells = []
-    for kind, clips_of in made.items():
-        for number, clip in enumerate(clips_of if kind != "still" else ()):
-            frames = clip.frames(made_of)
-            write_video(folder / "videos" / f"{clip.name}.mp4", frames)
-            if number < 4:
-                text = full[kind][number] if kind in full else captions[kind][number]
-                cells.append((list(frames[:: FRAMES // 8]), [text]))
+    for clip in chain(*(clips_of for kind, clips_of in made.items() if kind != "still")):
+        write_video(folder / "videos" / f"{clip.name}.mp4", clip.frames(made_of))
     stills = [f"stills/{clip.name}.png" for clip in made["still"]]
     middle = (clip.frames(made_of)[FRAMES // 2] for clip in made["still"])
     write_pictures(folder / "cc3m", stills, middle)
@@ -279,8 +265,6 @@ def _build(
     names = {str(c): synonyms(table[c]) for c in concepts}
     write_json(folder / "secret" / "clip_records.json", {"names": names, "clips": records})
     (folder / "ATTRIBUTION.md").write_text(attribution(made_of))
-    # Wrong signs: a jump, a drawing that turns back, two that touch, a caption of another clip.
-    sheet(cells, 2).save(folder / "contact_clips.png")
 
 
 def _write_words(folder: Path, texts: Sequence[str], names: Iterable[Sequence[str]]) -> None:

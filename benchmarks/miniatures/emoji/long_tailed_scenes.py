@@ -16,19 +16,17 @@ from benchmarks.miniatures.building import (
     build_once,
     generator_of,
     write_json,
-    write_pictures,
 )
 from benchmarks.miniatures.detection import dealt, long_tail_counts, lvis_of
-from benchmarks.miniatures.emoji.packages import PHOTOGRAPHS, VERSIONS
-from benchmarks.miniatures.emoji.render import boxed, sheet
 from benchmarks.miniatures.emoji.scenes import (
+    MADE_OF,
     attribution,
     coco_instances,
-    draw,
     make_scenes,
     scene_concepts,
     scene_provenance,
     studio,
+    write_scenes,
 )
 
 VERSION = 1  # raise it with any change of the scenes
@@ -55,7 +53,7 @@ def long_tailed_scenes(
     """
     counts = {"most": most, "fewest": fewest, "val": val, "test": test}
     recipe: dict[str, Any] = {"version": VERSION, "seed": seed, "classes": classes, **counts}
-    recipe |= {"packages": VERSIONS, "photographs": {p.id: p.sha256 for p in PHOTOGRAPHS}}
+    recipe |= MADE_OF
     falling = long_tail_counts(classes, most, fewest)
     ranks = generator_of(seed, f"{NAME} ranks").permutation(classes)
     splits = {
@@ -74,21 +72,14 @@ def long_tailed_scenes(
 def _build(folder: Path, seed: int, splits: Mapping[str, Sequence[int]]) -> None:
     made_of = studio()
     concepts = scene_concepts(made_of.drawn, seed, len(splits["train"]))
-    training, cells = None, []
+    training = None
     for split, counts in splits.items():
         labels = dealt(counts, generator_of(seed, f"{NAME} {split} contents"))
         contents = [np.array(concepts)[row].tolist() for row in labels]
         made = make_scenes(made_of, split, contents, seed, NAME)
-        pictures = [draw(made_of, scene) for scene in made]
-        write_pictures(folder / "scenes" / split, [scene.file for scene in made], pictures)
+        write_scenes(folder, made_of, split, made)
         coco = coco_instances(made_of, made, concepts)
         training = training or coco
         write_json(folder / f"instances_{split}.json", coco)
         write_json(folder / f"lvis_v0.5_{split}.json", lvis_of(coco, training))
-        for scene, picture in zip(made[:16], pictures[:16], strict=True):
-            table = made_of.drawn.concepts
-            labelled = [(thing.box, table[thing.concept].label) for thing in scene.objects]
-            cells.append(([boxed(picture, labelled)], [split]))
     (folder / "ATTRIBUTION.md").write_text(attribution(made_of))
-    # Wrong signs: a box that is not tight, or overlaps another, or leaves the picture.
-    sheet(cells, 8).save(folder / "contact_long_tailed.png")

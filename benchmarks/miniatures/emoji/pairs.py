@@ -7,7 +7,7 @@ the test. `pairs` and `pair_shards` are the entries, for use as a `source` of a 
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +29,14 @@ from benchmarks.miniatures.building import (
 )
 from benchmarks.miniatures.emoji.concepts import Concept
 from benchmarks.miniatures.emoji.packages import RENDERINGS, VERSIONS, of_split, provenance
-from benchmarks.miniatures.emoji.render import (
-    Renderings,
-    comparison_crops,
-    on_ground,
-    renderings,
-    sheet,
-    spread,
-)
+from benchmarks.miniatures.emoji.render import Renderings, comparison_crops, on_ground, renderings
 from shared.data.text.cleaning import clean_caption
 
 Item = dict[str, Any]
 VERSION = 1  # raise it with any change of the pictures or texts
 SHARDS, SHARDS_VERSION = 4, 1
 SIZE = 64
+NOISE = 0.4
 COMMON = 300  # concepts of the small set
 COMMON_GROUPS = ("animals-nature", "food-drink", "travel-places", "objects", "activities")
 MOST_ALIASES, TAGS, MOST_REFERENCES = 3, 2, 5
@@ -60,21 +54,19 @@ SENTENCE_WORDS = (
 )
 
 
-def pairs(root: str | Path, noise: float = 0.4, seed: int = 0) -> Provenance:
+def pairs(root: str | Path, seed: int = 0) -> Provenance:
     """Make the emoji pairs present in `root`.
 
     Pictures are `images/<rendering>/<concept>.png`, 64 px RGB on white, for validation and test,
     and in `images_rgba` with alpha for training. Lists of pairs are
-    `pairs_{train,val,test,test_multi,test_syn}.json`, for noise 0.4 `pairs_train_noise40.json`, and
-    `vocab.txt`; with the prefix `common_` those of the 300 everyday objects alone. What noise has
-    changed (a share `noise` of the training pairs gets another concept's caption) stands in
+    `pairs_{train,val,test,test_multi,test_syn}.json`, `pairs_train_noise40.json`, and `vocab.txt`;
+    with the prefix `common_` those of the 300 everyday objects alone. What noise has changed (a
+    share NOISE of the training pairs gets another concept's caption) stands in
     `secret/noise_mask.json`, which only scoring code may read; `pixel_baseline.json` is how far
     comparing pixels goes.
     """
-    if not 0 <= noise < 1:
-        raise ValueError(f"noise={noise}: it is a share of the pairs, at least 0 and below 1")
-    recipe = {"version": VERSION, "size": SIZE, "noise": noise, "seed": seed, "packages": VERSIONS}
-    files = build_once(Path(root), "pairs", recipe, lambda folder: _build(folder, noise, seed))
+    recipe = {"version": VERSION, "size": SIZE, "noise": NOISE, "seed": seed, "packages": VERSIONS}
+    files = build_once(Path(root), "pairs", recipe, lambda folder: _build(folder, seed))
     found = json.loads((Path(root) / "pixel_baseline.json").read_text())["common"]
     baselines = {
         f"nearest training picture by pixels ({split} {measure})": value[measure]
@@ -261,19 +253,18 @@ def pixel_baseline(drawn: Renderings, chosen: Sequence[int]) -> dict[str, dict[s
     return found
 
 
-def _build(folder: Path, noise: float, seed: int) -> None:
+def _build(folder: Path, seed: int) -> None:
     drawn = renderings()
     _write_pictures(folder, drawn)
     held_out = {a for c in drawn.concepts if (a := held_out_alias(c)) is not None}
     captions = {c.id: training_captions(c, held_out, seed) for c in drawn.concepts}
     common = common_concepts(drawn, seed)
     for prefix, concepts in (("", list(captions)), ("common_", common)):
-        _write_lists(folder, prefix, drawn, concepts, captions, noise, seed)
+        _write_lists(folder, prefix, drawn, concepts, captions, seed)
     chosen = {"all": list(captions), "common": common}
     baselines = {name: pixel_baseline(drawn, concepts) for name, concepts in chosen.items()}
     write_json(folder / "pixel_baseline.json", baselines, indent=0)
     (folder / "ATTRIBUTION.md").write_text(drawn.attribution)
-    _contact_sheet(drawn, captions).save(folder / "contact_pairs.png")
 
 
 def _write_lists(
@@ -282,7 +273,6 @@ def _write_lists(
     drawn: Renderings,
     chosen: Sequence[int],
     captions: dict[int, list[str]],
-    noise: float,
     seed: int,
 ) -> None:
     train = training_items(drawn, chosen, captions)
@@ -297,11 +287,9 @@ def _write_lists(
         if own is not None:
             unseen = {key: value for key, value in item.items() if key != "hard"}
             lists["test_syn"].append({**unseen, "caption": [own]})
-    if noise:
-        near = {c: drawn.concepts[c].near for c in chosen}
-        noisy, truth = with_noise(train, noise, near, seed)
-        lists[f"train_noise{round(100 * noise)}"] = noisy
-        write_json(folder / "secret" / f"{prefix}noise_mask.json", truth, indent=0)
+    near = {c: drawn.concepts[c].near for c in chosen}
+    lists["train_noise40"], truth = with_noise(train, NOISE, near, seed)
+    write_json(folder / "secret" / f"{prefix}noise_mask.json", truth, indent=0)
     for name, items in lists.items():
         write_json(folder / f"{prefix}pairs_{name}.json", items, indent=0)
     write_lines(folder / f"{prefix}vocab.txt", vocabulary(item["caption"] for item in train))
@@ -318,20 +306,6 @@ def _write_pictures(folder: Path, drawn: Renderings) -> None:
             if not training:
                 picture = Image.fromarray(on_ground(np.asarray(picture)[None])[0])
             picture.save(folder / picture_file(below, rendering.id, concept), compress_level=1)
-
-
-def _contact_sheet(drawn: Renderings, captions: Mapping[int, Sequence[str]]) -> Image.Image:
-    """Concepts, each with its texts and all its pictures on yellow, which shows their alpha. Wrong
-    signs: a dark rim, a text about something else than the pictures."""
-    chosen = spread([c.id for c in drawn.concepts], 20)
-    cells = []
-    for concept in chosen:
-        names = [name for name, there in drawn.present.items() if there[concept]]
-        pictures = [Image.fromarray(drawn.pictures[name][concept]) for name in names]
-        grounds = [Image.new("RGBA", picture.size, "khaki") for picture in pictures]
-        mixed = map(Image.alpha_composite, grounds, pictures)
-        cells.append(([np.asarray(image.convert("RGB")) for image in mixed], captions[concept]))
-    return sheet(cells, 2)
 
 
 def _standardised(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:

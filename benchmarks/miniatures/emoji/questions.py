@@ -25,7 +25,6 @@ from benchmarks.miniatures.building import (
     one_of,
     write_json,
 )
-from benchmarks.miniatures.emoji.render import Cell, sheet
 from benchmarks.miniatures.emoji.scenes import NUMBERS, SIZE, Scene, article, read_scenes, scenes
 from benchmarks.miniatures.synthetic_pairs import reference
 from shared.files import read_json
@@ -51,7 +50,6 @@ BEHIND = {
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 UNSEEN = ("old", "new", "expensive", "famous")  # what no drawing shows
 EXPRESSIONS = ("the {name}", "{name}", "{phrase}")
-SHOWN = 12  # items of a task and split in the contact sheet
 DISPUTED = 10  # every tenth question is disputed: three of ten people give the other right answer
 JITTER, RANDOM_BOXES, RANDOM_SIDE = 0.1, 10, (14, 46)  # share of the extent; boxes; px
 
@@ -253,7 +251,6 @@ def _build(folder: Path, root: Path, seed: int) -> None:
     sorts = {thing.name: thing for picture in pictures["train"] for thing in picture.things}
     pool = [sorts[name] for name in sorted(sorts)]
     told: defaultdict[str, list[list[tuple[str, str]]]] = defaultdict(list)
-    cells: list[Cell] = []
     answers: Counter[str] = Counter()
     asked = 0
     (folder / "ve_images").mkdir()
@@ -282,22 +279,15 @@ def _build(folder: Path, root: Path, seed: int) -> None:
         ]
         nlvr = mixed(nlvr, generator)
         write_json(folder / f"nlvr_{SPLITS[split]}.json", nlvr)
-        for name, items in (("vqa", vqa), ("ve", ve), ("nlvr", nlvr)):
-            texts = [
-                (item.get("question") or item["sentence"], item.get("label") or item["answer"][0])
-                for item in items
-            ]
-            told[name].append(texts)
-            files = [item.get("images") or [item["image"]] for item in items[:SHOWN]]
-            shown = ([np.asarray(Image.open(root / f)) for f in those] for those in files)
-            cells += zip(shown, texts, strict=False)
+        told["vqa"].append([(item["question"], item["answer"][0]) for item in vqa])
+        for name, items in (("ve", ve), ("nlvr", nlvr)):
+            told[name].append([(item["sentence"], item["label"]) for item in items])
         if split == "train":
             answers.update(answer for item in vqa for answer in item["answer"])
     write_json(folder / "answer_list.json", sorted(answers, key=lambda a: (-answers[a], a)))
     baselines = {name: text_baseline(train, test) for name, (train, _, test) in told.items()}
     write_json(folder / "baselines.json", baselines)
     _write_referring(folder, pictures, instances, generator_of(seed, "referring"))
-    sheet(cells, 6).save(folder / "contact_questions.png")
 
 
 def _read(root: Path) -> tuple[dict[str, list[Picture]], dict[str, list[Item]]]:

@@ -1,14 +1,13 @@
 """Draw every concept in every rendering, once: 72 px RGBA, kept in one .npz below the cache.
 
 `renderings()` is the entry: the concept table and the drawings, from the cache or built there.
-`sheet` makes contact sheets, for a person to look at after a change of version.
 """
 
 import hashlib
 import io
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 from resvg_py import svg_to_bytes
 
 from benchmarks.miniatures.building import build_once
@@ -31,10 +30,8 @@ SMALLEST = 0.02  # share of the square that a drawing covers at least
 CROP = 24  # side at which two drawings are compared
 NEAR = 4.0  # mean absolute difference (0-255) below which two concepts are drawn alike
 VERSION = 3  # raise it with any change of the drawings or of the concept table
-LINE = 12  # px of a line of text in a contact sheet
 
 Box = tuple[int, int, int, int]  # x, y, width, height
-Cell = tuple[Sequence[NDArray[np.uint8]], Sequence[str]]  # pictures and lines of text about them
 
 
 @dataclass
@@ -173,36 +170,3 @@ def near_pairs(crops: NDArray[np.float32], threshold: float) -> list[tuple[int, 
         difference = np.abs(crops[i + 1 :] - crops[i]).mean(1)
         pairs += [(i, i + 1 + int(j)) for j in np.flatnonzero(difference < threshold)]
     return pairs
-
-
-def sheet(cells: Sequence[Cell], across: int) -> Image.Image:
-    """Cells in rows of `across`: their (H, W, 3) pictures side by side, the texts below."""
-    side = max(len(picture) for pictures, _ in cells for picture in pictures) + 4
-    width = max(side * max(len(pictures) for pictures, _ in cells), 200) + 8
-    height = side + LINE * max(len(lines) for _, lines in cells) + 8
-    drawn = Image.new("RGB", (across * width, -(-len(cells) // across) * height), "lightgrey")
-    pen = ImageDraw.Draw(drawn)
-    for i, (pictures, lines) in enumerate(cells):
-        left, top = i % across * width, i // across * height
-        for place, picture in enumerate(pictures):
-            drawn.paste(Image.fromarray(picture), (left + place * side, top))
-        pen.multiline_text((left + 2, top + side), "\n".join(lines), "black", spacing=1)
-    return drawn
-
-
-def spread(values: Sequence[int], count: int) -> list[int]:
-    """Up to `count` of the values, evenly spread over them."""
-    places = np.linspace(0, len(values) - 1, min(count, len(values))).round().astype(int)
-    return [int(values[place]) for place in places]
-
-
-def boxed(picture: NDArray[np.uint8], boxes: Iterable[tuple[Box, str]]) -> NDArray[np.uint8]:
-    """A picture at twice its size, (2H, 2W, 3), with labelled boxes drawn on it."""
-    image = Image.fromarray(picture)
-    image = image.resize((2 * image.width, 2 * image.height))
-    pen = ImageDraw.Draw(image)
-    for (x, y, width, height), label in boxes:
-        corners = (2 * x, 2 * y, 2 * (x + width) - 1, 2 * (y + height) - 1)
-        pen.rectangle(corners, outline="red")
-        pen.text(corners[:2], label, fill="white", stroke_width=1, stroke_fill="black")
-    return np.asarray(image)

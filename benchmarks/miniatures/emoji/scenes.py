@@ -34,15 +34,7 @@ from benchmarks.miniatures.emoji.packages import (
     provenance,
 )
 from benchmarks.miniatures.emoji.pairs import apart, everyday_concepts, synonyms
-from benchmarks.miniatures.emoji.render import (
-    OPAQUE,
-    Box,
-    Renderings,
-    boxed,
-    extent,
-    renderings,
-    sheet,
-)
+from benchmarks.miniatures.emoji.render import OPAQUE, Box, Renderings, extent, renderings
 from shared.data.readers.files import refusing
 
 VERSION = 1  # raise it with any change of the scenes
@@ -57,6 +49,8 @@ FIRST_ID = {"train": 1_000_000, "val": 2_000_000, "test": 3_000_000, "test_seen"
 # Whose drawings a split shows, and whose photographs, where these are another split's.
 DRAWN, GROUNDS = {"test_seen": "train"}, {"test_seen": "test"}
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+# What a build's recipe says of drawings and photographs.
+MADE_OF = {"packages": VERSIONS, "photographs": {p.id: p.sha256 for p in PHOTOGRAPHS}}
 CAPTIONS = 3  # of a training scene, one of which is drawn at each access
 
 
@@ -93,6 +87,23 @@ class Studio:
 
     drawn: Renderings
     photographs: dict[str, NDArray[np.uint8]]
+
+    def backdrop(self, ground: str, crop: tuple[int, int, int], size: int) -> Image.Image:
+        """The square part of a photograph that `crop` names (left, top and side), at `size` px."""
+        left, top, side = crop
+        box = (left, top, left + side, top + side)
+        photograph = Image.fromarray(self.photographs[ground])
+        return photograph.resize((size, size), Image.Resampling.BOX, box)
+
+    def drawn_backdrop(
+        self, split: str, size: int, generator: np.random.Generator
+    ) -> tuple[str, tuple[int, int, int]]:
+        """A photograph of a split, and a crop of it of `size` px or more where it has as many."""
+        ground = one_of(grounds(split), generator)
+        height, width = self.photographs[ground].shape[:2]
+        side = int(generator.integers(min(size, height, width), min(height, width) + 1))
+        left, top = (int(generator.integers(room - side + 1)) for room in (width, height))
+        return ground, (left, top, side)
 
     def sprite(self, thing: SceneObject) -> Image.Image:
         """A drawing cut to its extent, scaled, turned, and cut again to its box: RGBA."""
@@ -132,7 +143,7 @@ def scenes(
         recipe["objects"] = list(objects)
     if tuple(longest_side) != LONGEST_SIDE:
         recipe["longest_side"] = list(longest_side)
-    recipe |= {"packages": VERSIONS, "photographs": {p.id: p.sha256 for p in PHOTOGRAPHS}}
+    recipe |= MADE_OF
 
     def build(folder: Path) -> None:
         _build(folder, seed, counts, classes, objects, longest_side)
@@ -174,16 +185,12 @@ def make_scenes(
     made = []
     generators = generators_of(seed, f"{name} {split}", len(contents))
     for i, (concepts, generator) in enumerate(zip(contents, generators, strict=True)):
-        ground = one_of(grounds(GROUNDS.get(split, split)), generator)
-        height, width = made_of.photographs[ground].shape[:2]
-        side = int(generator.integers(min(SIZE, height, width), min(height, width) + 1))
-        left = int(generator.integers(width - side + 1))
-        top = int(generator.integers(height - side + 1))
+        ground, crop = made_of.drawn_backdrop(GROUNDS.get(split, split), SIZE, generator)
         number = FIRST_ID[split] + i
         for _ in range(LAYOUTS):
             objects = _placed(made_of, split, concepts, generator, longest_side)
             if objects is not None:
-                made.append(Scene(number, SIZE, ground, (left, top, side), objects))
+                made.append(Scene(number, SIZE, ground, crop, objects))
                 break
         else:
             told = f"{len(concepts)} objects of {longest_side} px find no place in {SIZE} px"
@@ -205,15 +212,17 @@ def random_contents(
 
 def draw(made_of: Studio, scene: Scene) -> NDArray[np.uint8]:
     """The picture of a scene, (size, size, 3) uint8."""
-    left, top, side = scene.crop
-    photograph = Image.fromarray(made_of.photographs[scene.ground])
-    picture = photograph.resize(
-        (scene.size, scene.size), Image.Resampling.BOX, (left, top, left + side, top + side)
-    )
+    picture = made_of.backdrop(scene.ground, scene.crop, scene.size)
     for thing in scene.objects:
         sprite = made_of.sprite(thing)
         picture.paste(sprite, thing.box[:2], sprite)
     return np.asarray(picture)
+
+
+def write_scenes(folder: Path, made_of: Studio, split: str, made: Sequence[Scene]) -> None:
+    """Save the pictures of a split below `folder`."""
+    pictures = (draw(made_of, scene) for scene in made)
+    write_pictures(folder / "scenes" / split, [scene.file for scene in made], pictures)
 
 
 def masks(made_of: Studio, scene: Scene) -> NDArray[np.bool_]:
@@ -271,6 +280,14 @@ def coco_instances(
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
+def coco_captions(
+    images: Sequence[int], said: Sequence[tuple[int, str]]
+) -> dict[str, list[dict[str, Any]]]:
+    """COCO's captions file of these images' ids and of what is `said` of them."""
+    annotations = [{"id": i, "image_id": n, "caption": text} for i, (n, text) in enumerate(said)]
+    return {"images": [{"id": number} for number in images], "annotations": annotations}
+
+
 def read_scenes(root: str | Path, split: str) -> list[Scene]:
     """The records of a built split, for builders and scoring code only."""
     path = Path(root) / "secret" / "scene_records.json"
@@ -301,24 +318,17 @@ def _build(
     concepts = scene_concepts(made_of.drawn, seed, classes)
     table = made_of.drawn.concepts
     made: dict[str, list[Scene]] = {}
-    cells = []
     for split, count in counts.items():
         contents = random_contents(concepts, count, seed, f"scenes {split}", *objects)
         made[split] = make_scenes(made_of, split, contents, seed, "scenes", longest_side)
-        pictures = [draw(made_of, scene) for scene in made[split]]
-        write_pictures(folder / "scenes" / split, [s.file for s in made[split]], pictures)
+        write_scenes(folder, made_of, split, made[split])
         coco = coco_instances(made_of, made[split], concepts)
         write_json(folder / f"instances_{split}.json", coco)
         _write_karpathy(folder, split, made[split], table, seed)
-        for scene, picture in zip(made[split][:16], pictures[:16], strict=True):
-            labelled = [(thing.box, table[thing.concept].label) for thing in scene.objects]
-            cells.append(([boxed(picture, labelled)], [split]))
     write_json(folder / "captions_train.json", _training_captions(made["train"], table, seed))
     records = {split: [asdict(scene) for scene in rows] for split, rows in made.items()}
     write_json(folder / "secret" / "scene_records.json", records)
     (folder / "ATTRIBUTION.md").write_text(attribution(made_of))
-    # Wrong signs: a box that is not tight, or overlaps another, or leaves the picture.
-    sheet(cells, 8).save(folder / "contact_scenes.png")
 
 
 def _placed(
@@ -416,8 +426,5 @@ def _write_karpathy(
             items.append({"image": image, "caption": texts, "image_id": scene.id})
     write_json(folder / f"coco_karpathy_{split}.json", items)
     if split != "train":
-        annotations = [
-            {"id": i, "image_id": image, "caption": text} for i, (image, text) in enumerate(told)
-        ]
-        truth = {"images": [{"id": scene.id} for scene in made], "annotations": annotations}
+        truth = coco_captions([scene.id for scene in made], told)
         write_json(folder / f"coco_karpathy_{split}_gt.json", truth)

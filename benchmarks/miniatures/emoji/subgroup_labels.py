@@ -18,21 +18,13 @@ from numpy.typing import NDArray
 from benchmarks.miniatures.building import (
     Provenance,
     build_once,
-    generator_of,
     save_arrays,
     write_list,
     write_pictures,
 )
 from benchmarks.miniatures.emoji.concepts import Concept
 from benchmarks.miniatures.emoji.packages import VERSIONS, of_split, provenance
-from benchmarks.miniatures.emoji.render import (
-    Renderings,
-    area_resize,
-    on_ground,
-    renderings,
-    sheet,
-    spread,
-)
+from benchmarks.miniatures.emoji.render import Renderings, area_resize, on_ground, renderings
 from shared.data.errors import DataCorruptError
 
 SIZE = 32
@@ -56,24 +48,14 @@ class LabelledPictures:
         return LabelledPictures(self.images[chosen], self.labels[chosen], paths)
 
 
-def subgroups(root: str | Path, rank_seed: int | None = None) -> Provenance:
+def subgroups(root: str | Path) -> Provenance:
     """Make the sub-group sets present in `root`.
 
     Writes `images/{train,val,test}/<sub-group>/*.png`, and for each set NAME `NAME_{split}.npz` and
-    `.txt`: `emoji` with natural counts, `emoji_lt` with a long tail of these and, with `rank_seed`,
-    `emoji_lt_seed<k>`, whose ranks that seed permutes: rarity is not tied to difficulty.
+    `.txt`: `emoji` with natural counts, `emoji_lt` with a long tail of these.
     """
-    root = Path(root)
     recipe = {"version": VERSION, "size": SIZE, "packages": VERSIONS}
-    files = build_once(root, "emoji", recipe, _build_natural)
-    if rank_seed is not None:
-        name = f"emoji_lt_seed{rank_seed}"
-
-        def build(folder: Path) -> None:
-            _write_long_tail(folder, root, name, *_all_splits()[1:], rank_seed)
-
-        files |= build_once(root, name, {**recipe, "rank_seed": rank_seed}, build)
-    return provenance("emoji-subgroups", files)
+    return provenance("emoji-subgroups", build_once(root, "emoji", recipe, _build))
 
 
 def class_subgroups(concepts: Sequence[Concept]) -> tuple[str, ...]:
@@ -83,18 +65,15 @@ def class_subgroups(concepts: Sequence[Concept]) -> tuple[str, ...]:
 
 
 def labelled_pictures(
-    drawn: Renderings, split: str, class_names: Sequence[str] | None
+    drawn: Renderings, split: str, class_names: Sequence[str]
 ) -> LabelledPictures:
-    """All pictures of a split whose sub-group is a class, by class, concept and rendering. Without
-    `class_names`: the other pictures (symbols and small sub-groups), labelled -1."""
-    classes = class_names or class_subgroups(drawn.concepts)
-    label_of = {name: label for label, name in enumerate(classes)}
-    inside = class_names is not None
+    """All pictures of a split whose sub-group is a class, by class, concept and rendering."""
+    label_of = {name: label for label, name in enumerate(class_names)}
     rows = sorted(
-        (label_of.get(concept.subgroup, -1), concept.id, name, concept.subgroup)
+        (label_of[concept.subgroup], concept.id, name, concept.subgroup)
         for concept in drawn.concepts
         for name in of_split(split)
-        if drawn.present[name][concept.id] and (concept.subgroup in label_of) == inside
+        if drawn.present[name][concept.id] and concept.subgroup in label_of
     )
     images = np.zeros((len(rows), SIZE, SIZE, 3), np.uint8)
     for name in of_split(split):
@@ -105,29 +84,22 @@ def labelled_pictures(
     return LabelledPictures(images, np.array([row[0] for row in rows], np.int64), paths)
 
 
-def long_tail_counts(natural: NDArray[np.int64], rank_seed: int | None = None) -> NDArray[np.int64]:
+def long_tail_counts(natural: NDArray[np.int64]) -> NDArray[np.int64]:
     """(K,) pictures to keep per class: exponential in the class's rank, from 200 down to 3, or all
-    that it has. Ranks follow the natural counts (ties: the lower label first); with `rank_seed`
-    each, from the head on, goes to a class drawn among those large enough for it."""
+    that it has. Ranks follow the natural counts (ties: the lower label first)."""
     classes = len(natural)
     ratio = LONG_TAIL_FEWEST / LONG_TAIL_MOST
     asked = np.floor(LONG_TAIL_MOST * ratio ** (np.arange(classes) / max(classes - 1, 1)) + 1e-9)
     profile = np.maximum(asked, LONG_TAIL_FEWEST).astype(np.int64)
-    counts = np.zeros(classes, np.int64)
-    waiting = np.argsort(-natural, kind="stable").tolist()
-    generator = None if rank_seed is None else generator_of(rank_seed, "ranks")
-    for count in profile:
-        large_enough = sum(natural[label] >= count for label in waiting)
-        place = 0 if generator is None else int(generator.integers(max(large_enough, 1)))
-        label = waiting.pop(place)
-        counts[label] = min(natural[label], count)
-    return counts
+    counts = np.empty(classes, np.int64)
+    counts[np.argsort(-natural, kind="stable")] = profile
+    return np.minimum(natural, counts)
 
 
-def long_tail_rows(labels: NDArray[np.int64], rank_seed: int | None = None) -> NDArray[np.int64]:
+def long_tail_rows(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     """Sorted rows of the long tail. A class's pictures are drawn by a generator of its own, so that
     a larger count only adds to them."""
-    counts = long_tail_counts(np.bincount(labels), rank_seed)
+    counts = long_tail_counts(np.bincount(labels))
     kept = []
     for label, count in enumerate(counts):
         generator = np.random.default_rng([zlib.crc32(b"long tail"), label])
@@ -135,8 +107,7 @@ def long_tail_rows(labels: NDArray[np.int64], rank_seed: int | None = None) -> N
     return np.sort(np.concatenate(kept))
 
 
-def _all_splits() -> tuple[Renderings, dict[str, LabelledPictures], tuple[str, ...]]:
-    """The drawings, the classes' pictures of each split, and the classes' names."""
+def _build(folder: Path) -> None:
     drawn = renderings()
     class_names = class_subgroups(drawn.concepts)
     sets = {split: labelled_pictures(drawn, split, class_names) for split in SPLITS}
@@ -144,53 +115,22 @@ def _all_splits() -> tuple[Renderings, dict[str, LabelledPictures], tuple[str, .
         if missing := set(range(len(class_names))) - set(pictures.labels.tolist()):
             told = f"no picture of {', '.join(class_names[label] for label in sorted(missing))}"
             raise DataCorruptError(f"emoji {split}: {told}; the packages have changed")
-    return drawn, sets, class_names
-
-
-def _build_natural(folder: Path) -> None:
-    drawn, sets, class_names = _all_splits()
-    for split, pictures in sets.items():
         write_pictures(folder / "images" / split, pictures.paths, pictures.images)
-    _write_set(folder, "emoji", sets, class_names)
-    _write_long_tail(folder, folder, "emoji_lt", sets, class_names, None)
-    (folder / "ATTRIBUTION.md").write_text(drawn.attribution)
-    # Wrong signs: a black square, another object than the label says, an art cut at the edge; an
-    # empty place is a drawing that this artist did not make.
-    cells = [
-        ([on_ground(p[[c]])[0] for p in drawn.pictures.values()], [drawn.concepts[c].label])
-        for c in spread(range(len(drawn.concepts)), 22)
-    ]
-    sheet(cells, 1).save(folder / "contact_renderings.png")
-    cells = []
-    for label, name in enumerate(class_names):
-        for split, pictures in sets.items():
-            rows = np.flatnonzero(pictures.labels == label).tolist()
-            told = f"{name}, {split} ({len(rows)})"
-            cells.append(([pictures.images[row] for row in spread(rows, 10)], [told]))
-    sheet(cells, len(SPLITS)).save(folder / "contact_subgroups.png")
-
-
-def _write_long_tail(
-    folder: Path,
-    pictures_root: Path,
-    name: str,
-    sets: dict[str, LabelledPictures],
-    class_names: Sequence[str],
-    rank_seed: int | None,
-) -> None:
-    """The set's arrays and lists, and its ImageFolder of links to the pictures that are there."""
     train = sets["train"]
-    thinned = {**sets, "train": train.rows(long_tail_rows(train.labels, rank_seed))}
-    _write_set(folder, name, thinned, class_names)
+    thinned = {**sets, "train": train.rows(long_tail_rows(train.labels))}
+    _write_set(folder, "emoji", sets, class_names)
+    _write_set(folder, "emoji_lt", thinned, class_names)
+    # The long tail's ImageFolder: links to the pictures that are there.
     for split, pictures in thinned.items():
         for path in pictures.paths:
-            target = folder / name / split / path
+            target = folder / "emoji_lt" / split / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            source = pictures_root / "images" / split / path
+            source = folder / "images" / split / path
             try:
                 os.link(source, target)
             except OSError:  # a file system without hard links
                 shutil.copyfile(source, target)
+    (folder / "ATTRIBUTION.md").write_text(drawn.attribution)
 
 
 def _write_set(

@@ -28,7 +28,7 @@ from benchmarks.miniatures.emoji.pairs import (
     training_captions,
 )
 from benchmarks.miniatures.emoji.render import Renderings, renderings
-from benchmarks.miniatures.emoji.scenes import article
+from benchmarks.miniatures.emoji.scenes import article, coco_captions
 
 Item = dict[str, Any]
 VERSION = 3  # raise it with any change of the lists
@@ -46,19 +46,14 @@ FILE_TEXTS = (
     "home page {group} {number}",
 )
 NUMBERS = 17  # of versions, pixels and pages
+CORRUPTED = 0.5  # share of the web's texts
 
 
-def web_texts(
-    root: str | Path,
-    pairs_root: str | Path,
-    corrupted: float = 0.5,
-    described: int = 1,
-    seed: int = 0,
-) -> Provenance:
+def web_texts(root: str | Path, pairs_root: str | Path, seed: int = 0) -> Provenance:
     """Make the lists present in `root`, whose pictures are those of `pairs_root`.
 
-    `described` drawings of each concept are in `human_train.json`, five texts each, and all others
-    in `web_train.json` with one text. A share `corrupted` of the web's texts is wrong, half of them
+    One drawing of each concept is in `human_train.json`, with five texts, and all others are in
+    `web_train.json` with one text. A share CORRUPTED of the web's texts is wrong, half of them
     another concept's names and half a file's; which, stands in `secret/web_mask.json` alone, which
     only scoring code may read: {index: {clean, kind}}. `web_oracle.json` is what a perfect filter
     keeps. `human_{val,test}.json` and `human_{val,test}_gt.json`, as of COCO's captions, describe
@@ -66,21 +61,15 @@ def web_texts(
     300 everyday objects. The vocabulary of the emoji pairs serves all texts; what only a file says
     is spelt.
     """
-    if not 0 <= corrupted <= 1:
-        raise ValueError(f"corrupted={corrupted}: it is a share of the web's texts, from 0 to 1")
-    if not 1 <= described < len(of_split("train")):
-        raise ValueError(
-            f"described={described}: of each concept 1 to {len(of_split('train')) - 1}"
-        )
     pictures = pairs(pairs_root)
-    recipe = {"version": VERSION, "packages": VERSIONS, "corrupted": corrupted}
-    recipe |= {"described": described, "seed": seed}
+    recipe = {"version": VERSION, "packages": VERSIONS, "corrupted": CORRUPTED}
+    recipe |= {"described": 1, "seed": seed}
 
     def build(folder: Path) -> None:
         drawn = renderings()
         chosen = {"": list(range(len(drawn.concepts))), "common_": common_concepts(drawn, seed=0)}
         for prefix, concepts in chosen.items():
-            _write_lists(folder, prefix, drawn, concepts, corrupted, described, seed)
+            _write_lists(folder, prefix, drawn, concepts, seed)
 
     files = build_once(root, "web-texts", recipe, build)
     about = pictures["emoji-pairs"]
@@ -96,18 +85,18 @@ def descriptions(concept: Concept, seed: int) -> list[str]:
 
 
 def shared_out(
-    drawn: Renderings, chosen: Sequence[int], described: int, seed: int
+    drawn: Renderings, chosen: Sequence[int], seed: int
 ) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
-    """The training drawings, (concept, rendering), that people describe, drawn by `seed`, and those
-    of the web; a concept keeps at least one for the web."""
+    """The training drawings, (concept, rendering), that people describe, one of each concept, drawn
+    by `seed`, and those of the web; a single one is the web's."""
     human: list[tuple[int, str]] = []
     web: list[tuple[int, str]] = []
     for concept in sorted(chosen):
         names = [name for name in of_split("train") if drawn.present[name][concept]]
         mixed = generator_of(seed, f"described {concept}").permutation(len(names))
-        first = set(mixed[: min(described, len(names) - 1)].tolist())
         for place, name in enumerate(names):
-            (human if place in first else web).append((concept, name))
+            described = place == mixed[0] and len(names) > 1
+            (human if described else web).append((concept, name))
     return human, web
 
 
@@ -149,13 +138,7 @@ def with_wrong_texts(
 
 
 def _write_lists(
-    folder: Path,
-    prefix: str,
-    drawn: Renderings,
-    chosen: Sequence[int],
-    corrupted: float,
-    described: int,
-    seed: int,
+    folder: Path, prefix: str, drawn: Renderings, chosen: Sequence[int], seed: int
 ) -> None:
     concepts = {c: drawn.concepts[c] for c in sorted(chosen)}
     held_out = {a for c in drawn.concepts if (a := held_out_alias(c)) is not None}
@@ -168,7 +151,7 @@ def _write_lists(
         c: [text.replace("-", " ") for text in descriptions(concept, seed)]
         for c, concept in concepts.items()
     }
-    human, web = shared_out(drawn, chosen, described, seed)
+    human, web = shared_out(drawn, chosen, seed)
     human_items: list[Item] = [
         {"image": picture_file("images_rgba", name, concept), "caption": text, "image_id": concept}
         for concept, name in human
@@ -183,7 +166,7 @@ def _write_lists(
         }
         for concept, name in web
     ]
-    noisy, truth = with_wrong_texts(clean, web, concepts, captions, corrupted, seed)
+    noisy, truth = with_wrong_texts(clean, web, concepts, captions, CORRUPTED, seed)
     lists: dict[str, Any] = {"human_train": human_items, "web_train": noisy}
     lists["web_oracle"] = [item for n, item in enumerate(noisy) if n not in truth]
     for split in ("val", "test"):
@@ -193,12 +176,7 @@ def _write_lists(
             {"image": picture_file("images", name, c), "caption": told[c]} for c in there
         ]
         said = [(c, text) for c in there for text in told[c]]
-        lists[f"human_{split}_gt"] = {
-            "images": [{"id": c} for c in there],
-            "annotations": [
-                {"id": n, "image_id": c, "caption": text} for n, (c, text) in enumerate(said)
-            ],
-        }
+        lists[f"human_{split}_gt"] = coco_captions(there, said)
     for name, content in lists.items():
         write_json(folder / f"{prefix}{name}.json", content, indent=0)
     write_json(folder / "secret" / f"{prefix}web_mask.json", truth, indent=0)
