@@ -180,7 +180,6 @@ def test_several_polygons_are_one_mask() -> None:
     assert found.compressed(0, (10, 10)) is None
     masks = [tools.decode(found.compressed(number, (10, 10))) for number in (1, 2)]
     assert [int(mask.sum()) for mask in masks] == [25, 16]
-    assert found.notation(1, (10, 10)) == parts
 
 
 def test_an_error_names_the_object() -> None:
