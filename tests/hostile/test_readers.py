@@ -426,7 +426,7 @@ def tar(folder: Path, *more: tarfile.TarInfo) -> Path:
 
 def indexed(folder: Path) -> Path:
     samples(tar(folder).parent)
-    return folder / "a.tar.index.npz"
+    return next((folder / "index").glob("*.safetensors"))
 
 
 # --- texts -------------------------------------------------------------------------------------
@@ -488,7 +488,7 @@ def arrays() -> dict[str, Any]:
 
 def kept(folder: Path) -> Path:
     cached(folder, "key", arrays)
-    return folder / "key.npz"
+    return folder / "key.safetensors"
 
 
 def config(folder: Path) -> Path:

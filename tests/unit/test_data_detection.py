@@ -114,7 +114,7 @@ WRONG = {
     ),
     "expected run lengths or a list of polygons": change("annotations", 0, "segmentation", to="x"),
     "annotations, entry 2: 7 is no object": change("annotations", 2, to=7),
-    "expected a JSON object with the lists images": change("images", to=None),
+    "images: expected a list, got NoneType": change("images", to=None),
     "no images, or no categories": change("categories", to=[]),
 }
 

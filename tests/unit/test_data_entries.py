@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
-from shared.data.image_text.annotations import Annotations, _listed, packed, read_annotations
+from shared.data.image_text.annotations import _listed, read_annotations
 from shared.data.readers.files import image_path
 
 PAIR = {"image": str, "caption": str | list[str]}
@@ -44,9 +44,12 @@ VALUES = LEAVES | st.lists(LEAVES) | st.dictionaries(st.sampled_from("a犬"), st
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), VALUES), min_size=1, max_size=5))
-def test_entries_come_back_as_they_were(content: list[dict]) -> None:
-    rows = [json.dumps(entry, ensure_ascii=False).encode() for entry in content]
-    entries = Annotations([packed(Path("some.json"), rows)])
+def test_entries_come_back_as_they_were(
+    tmp_path_factory: pytest.TempPathFactory, content: list[dict]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "some.json"
+    path.write_text(json.dumps(content, ensure_ascii=False))
+    entries = read_annotations(path)
     assert list(entries) == content
     assert [entries[i] for i in range(len(content))] == content
     assert list(pickle.loads(pickle.dumps(entries))) == content

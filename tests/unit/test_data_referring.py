@@ -169,8 +169,12 @@ def test_files_of_another_form_are_named(root: Path) -> None:
         (root / name).write_bytes(before)
 
     refused("refs.p", pickle.dumps({"a": 1}), r"refs\.p: expected a list, got dict")
-    refused("refs.p", pickle.dumps([{"id": 1}]), r"refs\.p, entry 0: no object with 'ref_id'")
-    refused("instances.json", [], r"instances\.json: expected an object")
+    refused(
+        "refs.p",
+        pickle.dumps([{"id": 1}]),
+        r"entry 0: ref_id is None, expected",
+    )
+    refused("instances.json", [], r"instances\.json: expected a JSON object")
     refused("instances.json", {"images": []}, r"annotations: expected a list, got NoneType")
     refused("instances.json", b'{"images": [', r"instances\.json: no JSON, perhaps cut off")
     refused("dets.json", [1], r"dets\.json: expected an object, image id -> boxes")

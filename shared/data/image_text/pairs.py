@@ -21,13 +21,12 @@ from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.image_text.annotations import (
     Annotation,
     Annotations,
-    Facts,
     Reading,
     read_annotations,
 )
 from shared.data.image_text.videos import FrameChoice
 from shared.data.images import FileImages, Pictures, Pixels, readable
-from shared.data.loading.loader import EvaluationLoader, ResumableLoader
+from shared.data.loading.loader import EvaluationLoader, ResumableLoader, rank_and_world
 from shared.data.loading.streams import Draws, Permutations, Rotation, Stream, StreamBatches
 from shared.data.readers.files import (
     LARGEST,
@@ -341,7 +340,7 @@ class ImageTextData(pl.LightningDataModule):
             folder = h.annotation_index if split == "train" else None
             settings = {k: str(v) for k, v in h.items() if k not in _OF_LOADING}
             settings["class"] = f"{type(self).__module__}.{type(self).__qualname__}"
-            how = Reading(self.required, partial(self._facts, split), folder, settings)
+            how = Reading(self.required, partial(self._pictures, split), folder, settings)
             always, in_turn = self.files_of(split)
             self._entries[split] = read_annotations([*always, *in_turn], how)
         return self._entries[split]
@@ -414,7 +413,7 @@ class ImageTextData(pl.LightningDataModule):
         h, samples = self._h, self.evaluated(split)
         batches = ImageTextBatches(samples, self.transform, self.texts, split, frames=h.frames)
         sizes = len(samples), h.eval_batch_size, h.num_workers
-        return EvaluationLoader(batches, *sizes, *self._rank_and_world())
+        return EvaluationLoader(batches, *sizes, *rank_and_world(self))
 
     def training_batches(self) -> ImageTextBatches:
         """What makes training batches of the plans of `schedule`."""
@@ -431,12 +430,10 @@ class ImageTextData(pl.LightningDataModule):
             raise ValueError(f"{told}: lower it or use more data")
         else:
             stream = Permutations(h.seed, size, h.batch_size * h.steps_per_epoch)
-        return StreamBatches([stream], [h.batch_size], True, *self._rank_and_world())
+        return StreamBatches([stream], [h.batch_size], True, *rank_and_world(self))
 
-    def _facts(self, split: str, entry: Annotation, file: Path) -> Facts:
-        if self.problem(entry, split) is not None:
-            return Facts(bad=True)
-        return Facts(bad=False, pictures=self._paths(entry, file))
+    def _pictures(self, split: str, entry: Annotation, file: Path) -> list[str] | None:
+        return self._paths(entry, file) if self.problem(entry, split) is None else None
 
     def _paths(self, entry: Annotation, file: Path) -> list[str]:
         """Where an entry's pictures are; DataCorruptError if outside of their root."""
@@ -465,10 +462,6 @@ class ImageTextData(pl.LightningDataModule):
         else:
             images = EntryFrames(paths, self.choice, count, **how)
         return AnnotatedSamples(entries, members, images)
-
-    def _rank_and_world(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
 
 class PairData(ImageTextData):

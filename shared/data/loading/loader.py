@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
@@ -111,6 +112,12 @@ class EvaluationLoader(_WorkerLoader):
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._loader)
+
+
+def rank_and_world(data: pl.LightningDataModule) -> tuple[int, int]:
+    """Of the trainer that uses the data; a single one without a trainer."""
+    trainer = data.trainer
+    return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
 
 def _collated(batch: Any) -> Any:
