@@ -183,12 +183,12 @@ def test_files_of_another_form_are_named(root: Path) -> None:
         references(root)
 
 
-PLAIN = {"a": [1, 2.5, None, True, "é", (b"x", -(2**70))], "s": {1, 2}, "f": frozenset("ab")}
+PLAIN = {"a": [1, 2.5, None, True, "é", (b"x", -(2**70))], "d": {}}
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_plain_pickles_of_every_protocol(tmp_path: Path, protocol: int) -> None:
-    value = PLAIN if protocol > 2 else {key: PLAIN[key] for key in "sf"} | {"a": [1, 2.5, "é"]}
+    value = PLAIN if protocol > 2 else PLAIN | {"a": [1, 2.5, "é"]}
     (tmp_path / "p").write_bytes(pickle.dumps(value, protocol=protocol))
     assert read_plain_pickle(tmp_path / "p") == value
 

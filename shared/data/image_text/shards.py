@@ -15,10 +15,9 @@ import logging
 import os
 import tarfile
 import warnings
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -26,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.data.errors import DataCorruptError
-from shared.data.image_text.pairs import AnnotatedSamples, PairData, TrainingSource, by_place
+from shared.data.image_text.pairs import AnnotatedSamples, PairData, TrainingSource
 from shared.data.image_text.videos import FrameChoice
-from shared.data.images import FileImages, Indices, Pictures, Pixels, readable
+from shared.data.images import FileImages, Pixels
 from shared.data.loading.feature_cache import Arrays, cached
 from shared.data.loading.streams import Draws, Interleaved, Stream
 from shared.data.packages import cache_folder
@@ -101,18 +100,12 @@ class ShardSamples(FileImages):
         tables = _tables(self.shards, self._stamps, index_folder)
         self._rows = np.concatenate(tables)
         self._ends = np.cumsum([len(rows) for rows in tables])
-        self._files = _OpenFiles(2 * window)  # a batch may span two windows
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def stream(self, seed: int) -> "WindowShuffle":
         return WindowShuffle(seed, self._ends, self.window)
-
-    def entries(self, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
-        """The samples' {"caption": text or list of texts, "image", "image_id", "index"}: where the
-        picture is, and a hash of the "image_id" of the shard, or None."""
-        return [self._entry(int(index)) for index in indices]
 
     def path(self, index: int) -> str:
         """The shard, and the member's name from the tar header before the picture."""
@@ -121,11 +114,11 @@ class ShardSamples(FileImages):
         name = header[:100].split(b"\0")[0].decode("utf-8", "replace")
         return f"{self.shards[shard]}: {name} at byte {row.image}"
 
-    def take(
-        self, indices: Indices, pool: Indices | None = None, passes: Indices | None = None
-    ) -> tuple[list[Pixels], Indices]:
-        taken, used = super().take(indices, pool, passes)
-        return (taken if self.choice is None else by_place(taken)), used
+    def group(self, index: int, *turn: int) -> list[Pixels] | None:
+        pixels = self.read(index, *turn)
+        if pixels is None:
+            return None
+        return [pixels] if self.choice is None else list(pixels)
 
     def decode(self, index: int, *turn: int) -> Pixels:
         if self.choice is None:
@@ -136,7 +129,9 @@ class ShardSamples(FileImages):
         shard, row = self._place(index)
         return io.BytesIO(self._read(shard, row.image, row.image_size))
 
-    def _entry(self, index: int) -> dict[str, Any]:
+    def entry(self, index: int) -> dict[str, Any]:
+        """A sample's {"caption": text or list of texts, "image", "image_id", "index"}: where the
+        picture is, and a hash of the "image_id" of the shard, or None."""
         shard, row = self._place(index)
         text = self._read(shard, row.text, row.text_size)
         caption = _caption(text, "json" if row.is_json else "txt")
@@ -151,7 +146,8 @@ class ShardSamples(FileImages):
         return shard, Row(*self._rows[index].tolist())
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
-        return self._files.read(self.shards[shard], self._stamps[shard], offset, size)
+        file = _opened(self.shards[shard], self._stamps[shard])
+        return os.pread(file.fileno(), size, offset)
 
 
 class WindowShuffle(Stream):
@@ -189,24 +185,15 @@ class MixedSamples:
         parts = self.annotated.stream(seed), self.shards.stream(seed)
         return Interleaved(seed, parts, (0, len(self.annotated)))
 
-    def take(
-        self, indices: Indices, pool: Indices | None = None, passes: Indices | None = None
-    ) -> tuple[Pictures, Indices]:
-        def read(index: int, *turn: int) -> list[Pixels] | None:
-            source, own = self._own(index)
-            pictures, used = source.take(np.array([own]), None, np.array(turn) if turn else None)
-            return list(pictures) if len(used) else None
+    def group(self, index: int, *turn: int) -> list[Pixels] | None:
+        source, own = self._own(index)
+        return source.group(own, *turn)
 
-        groups, used = readable(indices, pool, read, passes)
-        return by_place(groups), used
-
-    def entries(self, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
-        found = []
-        for source, own in map(self._own, indices.tolist()):
-            (entry,) = source.entries(np.array([own]))
-            behind = len(self.annotated.annotations) if source is self.shards else 0
-            found.append(entry | {"index": entry["index"] + behind})
-        return found
+    def entry(self, index: int) -> dict[str, Any]:
+        source, own = self._own(index)
+        entry = source.entry(own)
+        behind = len(self.annotated.annotations) if source is self.shards else 0
+        return entry | {"index": entry["index"] + behind}
 
     def _own(self, index: int) -> tuple[TrainingSource, int]:
         """The part that a sample belongs to, and its number there."""
@@ -367,32 +354,15 @@ def _hash(text: str) -> int:
     return int.from_bytes(digest, "big", signed=True)
 
 
-class _OpenFiles:
-    """Keeps the files read last open; reads depend on no position, so forks may share them."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._files: OrderedDict[str, BinaryIO] = OrderedDict()
-
-    def read(self, path: str, stamp: tuple[int, int], offset: int, size: int) -> bytes:
-        """Read bytes of a file that must still have that stamp, else ShardChangedError."""
-        if path in self._files:
-            self._files.move_to_end(path)
-        else:
-            self._files[path] = self._open(path, stamp)
-            if len(self._files) > self.limit:
-                self._files.popitem(last=False)[1].close()
-        return os.pread(self._files[path].fileno(), size, offset)
-
-    def _open(self, path: str, stamp: tuple[int, int]) -> BinaryIO:
-        try:
-            file = open_regular(path)
-        except OSError as error:
-            raise ShardChangedError(f"{path} is gone; put it back and start again") from error
-        if _stamp(os.fstat(file.fileno())) != stamp:
-            file.close()
-            raise ShardChangedError(f"{path} has changed since it was listed: start again")
-        return file
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"limit": self.limit, "_files": OrderedDict()}
+@lru_cache(maxsize=64)
+def _opened(path: str, stamp: tuple[int, int]) -> BinaryIO:
+    """A shard that must still have that stamp, else ShardChangedError. The last ones stay open:
+    reads depend on no position, so forks may share them."""
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        raise ShardChangedError(f"{path} is gone; put it back and start again") from error
+    if _stamp(os.fstat(file.fileno())) != stamp:
+        file.close()
+        raise ShardChangedError(f"{path} has changed since it was listed: start again")
+    return file

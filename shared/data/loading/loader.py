@@ -23,7 +23,7 @@ class _WorkerLoader:
         self._loader: DataLoader = DataLoader(
             dataset,  # type: ignore[arg-type]
             batch_sampler=batches,
-            collate_fn=_collated,
+            collate_fn=unchanged,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -120,8 +120,8 @@ def rank_and_world(data: pl.LightningDataModule) -> tuple[int, int]:
     return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
 
-def _collated(batch: Any) -> Any:
-    """The batch that `__getitems__` made."""
+def unchanged(batch: Any) -> Any:
+    """The batch as a data set made it, instead of what torch would make of its parts."""
     return batch
 
 
