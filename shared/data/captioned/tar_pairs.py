@@ -115,7 +115,7 @@ class TarPairs:
                     info = tarfile.TarInfo(f"{key}-{origin}.{suffix}")  # of no time and no owner
                     info.size = len(content)
                     archive.addfile(info, io.BytesIO(content))
-                    archive.members.clear()  # tarfile keeps them all
+                    archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps them all
 
             yield write
             if archive is not None:

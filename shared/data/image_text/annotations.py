@@ -11,7 +11,6 @@ import csv
 import io
 import json
 import operator
-import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,12 +24,13 @@ from numpy.typing import NDArray
 
 from shared.data.errors import DataCorruptError
 from shared.data.loading.feature_cache import Arrays, cache_key, cached, mapped
-from shared.data.readers.files import nested_too_deep, read_text, refusing, shortened
+from shared.data.readers.files import nested_too_deep, open_data, read_text, refusing, shortened
+from shared.data.readers.json_lists import MalformedError, list_items
 from shared.files import parse_json
 
 Annotation = dict[str, Any]
 _BRACKETS = 50  # of an entry, beyond which its depth is worth a look
-_SPACE = re.compile(r"[ \t\n\r]*")
+_DECODER = json.JSONDecoder()
 _VERSION = 1  # of index files; rises with every change of what is in them or of what judges entries
 
 
@@ -192,51 +192,22 @@ def _text(entry: Annotation, where: str) -> bytes:
 
 def _objects(path: Path) -> Iterator[Any]:
     """The parsed entries. Line by line for .jsonl, where only the last line may be blank."""
-    text = read_text(path)
     if path.suffix == ".csv":
+        table = io.StringIO(read_text(path), newline="")
         with refusing(f"{path}: no table", csv.Error):
-            yield from csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True)
+            yield from csv.DictReader(table, restkey="", strict=True)
         return
     if path.suffix == ".jsonl":
+        text = read_text(path)
         lines = text.removesuffix("\n").split("\n") if text else []
         yield from (_parse(line, _where(path, number)) for number, line in enumerate(lines))
         return
-    with refusing(f"{path}: no JSON, perhaps cut off"):
-        yield from _listed(text.removeprefix("\ufeff"), path)
-
-
-def _listed(text: str, path: Path) -> Iterator[Any]:
-    """The values of a JSON list, one at a time: a list of millions of them would fill the memory.
-    ValueError where it is no JSON."""
-    decoder = json.JSONDecoder()
-
-    def past_space(place: int) -> int:
-        return _SPACE.match(text, place).end()  # type: ignore[union-attr]
-
-    def expected(what: str, place: int) -> json.JSONDecodeError:
-        return json.JSONDecodeError(f"Expecting {what}", text, place)
-
-    place = past_space(0)
-    if not text.startswith("[", place):
-        raise DataCorruptError(
-            f"{path}: expected a list of entries, got {shortened(parse_json(text))}"
-        )
-    place = past_space(place + 1)
-    if not text.startswith("]", place):
-        while True:
-            try:
-                value, place = decoder.raw_decode(text, place)
-            except RecursionError:
-                raise ValueError("it is nested too deep") from None
-            yield value
-            place = past_space(place)
-            if text.startswith("]", place):
-                break
-            if not text.startswith(",", place):
-                raise expected("',' delimiter", place)
-            place = past_space(place + 1)
-    if (place := past_space(place + 1)) < len(text):
-        raise json.JSONDecodeError("Extra data", text, place)
+    with open_data(path) as file:
+        try:
+            yield from (value for value, _ in list_items(file, _DECODER))
+        except MalformedError as error:
+            told = f"{path}: no JSON list of entries, perhaps cut off"
+            raise DataCorruptError(f"{told} ({error} at byte {error.place})") from error
 
 
 def _parse(text: str, where: str) -> Any:
