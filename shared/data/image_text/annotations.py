@@ -40,11 +40,11 @@ class Part(NamedTuple):
     different `pictures` of the others, (1,). `origin` is the index file that the arrays lie in."""
 
     path: Path
+    origin: Path | None
     data: NDArray[np.uint8]
     ends: NDArray[np.int64]
     bad: NDArray[np.bool_]
     pictures: NDArray[np.int64]
-    origin: Path | None = None
 
     def __reduce__(self) -> Any:
         """Worker processes that aren't forked map the file again."""
@@ -132,14 +132,15 @@ def read_annotations(
 def _part_of(path: Path, how: Reading) -> Part:
     """A file's entries, from its index where there is a good one; a missing one is made."""
     if how.folder is None:
-        return Part(path, **_read(path, how))
+        return Part(path, None, **_read(path, how))
     key = cache_key([path], _VERSION, repr(how.required), how.settings)
     arrays, origin = cached(how.folder, key, partial(_read, path, how))
-    return Part(path, **arrays, origin=origin)
+    with refusing(f"{origin}: damaged, delete it"):
+        return Part(path, origin, **arrays)
 
 
 def _of_index(path: Path, index: Path) -> Part:
-    return Part(path, **mapped(index), origin=index)
+    return Part(path, index, **mapped(index))
 
 
 def _read(path: Path, how: Reading) -> Arrays:
