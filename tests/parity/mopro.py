@@ -349,6 +349,7 @@ def noise_cleaning(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
                 "_target_": "shared.data.readers.webvision.webvision",
                 "root": folder,
                 "num_classes": config["args"]["num_class"],
+                "in_memory": True,
             },
             augmentation={
                 "_target_": "shared.data.views.recipes.RecipeViews",

@@ -67,6 +67,24 @@ def test_folders_without_images_are_refused(folder: Path, tmp_path: Path) -> Non
         image_folder(root, "train")
 
 
+def test_in_memory_holds_the_same_pixels(folder: Path) -> None:
+    read = image_folder(folder, "train")
+    held = image_folder(folder, "train", in_memory=True)
+    assert isinstance(held, ArrayImages)
+    assert held.images.shape == (5, 8, 8, 3)
+    assert shades(held) == shades(read)
+    assert held.labels.tolist() == read.labels.tolist()
+    assert image_folder(folder, "train", in_memory=4).take(np.arange(2))[0].shape == (2, 4, 4, 3)  # type: ignore[union-attr]
+    assert image_folder(folder, "train", in_memory=True, mode="L").images.shape == (5, 8, 8)  # type: ignore[union-attr]
+    odd = picture(folder / "train" / "b" / "3.png", size=(9, 8))
+    with pytest.raises(DataCorruptError, match=r"3\.png: \(8, 9\) pixels.*set in_memory"):
+        image_folder(folder, "train", in_memory=True)
+    assert len(image_folder(folder, "train", in_memory=8)) == 6
+    odd.write_bytes(b"broken")
+    with pytest.raises(DataCorruptError, match=r"3\.png: unreadable"):
+        image_folder(folder, "train", in_memory=8)
+
+
 # --- lists -------------------------------------------------------------------------------------
 
 
@@ -151,7 +169,7 @@ def test_webvision_lists_google_then_flickr_and_keeps_the_last_label(web: Path) 
 
 
 def test_webvision_drops_the_labels_beyond_num_classes(web: Path) -> None:
-    few = webvision(web, "train", num_classes=2)
+    few = webvision(web, "train", num_classes=2, in_memory=True)
     assert shades(few) == [0, 10, 30, 0, 40]
     assert few.class_names == ("0", "1")
     assert len(webvision(web, "val", num_classes=2)) == 2

@@ -470,3 +470,28 @@ def test_values_of_another_kind(root: Path, change: dict, message: str) -> None:
         pytest.raises(DataCorruptError, match="no training entry"),
     ):
         pairs(root, files=files, batch_size=1).setup("fit")
+
+
+def test_drafts_of_jpegs(root: Path) -> None:
+    """Decoded at an eighth where that leaves enough pixels; nothing changes unless asked for."""
+    noise = np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)
+    Image.fromarray(noise).save(root / "images" / "large.jpg")
+    Image.fromarray(noise).save(root / "images" / "large.png")
+    entries = [{"image": f"images/large.{kind}", "caption": "dog"} for kind in ("jpg", "png")]
+    files = with_entries(root, "large", entries)
+    shapes = {
+        None: (96, 128),
+        12: (12, 16),
+        13: (24, 32),
+        24: (24, 32),
+        48: (48, 64),
+        49: (96, 128),
+    }
+    for draft, shape in shapes.items():
+        source = pairs(root, files=files, draft=draft).source
+        jpeg, png = (source.group(n)[0] for n in range(2))
+        assert jpeg.shape == (*shape, 3)
+        assert (png == noise).all()
+        plain = np.asarray(Image.open(root / "images" / "large.jpg"))
+        assert (jpeg.shape == plain.shape) == (shape == (96, 128))
+        assert shape != (96, 128) or (jpeg == plain).all()

@@ -327,13 +327,15 @@ def test_ground_makes_a_drawing_smaller_and_keeps_all_of_it() -> None:
 
 def test_rand_augment_is_that_of_its_module() -> None:
     step = {"op": "rand_augment", "operations": 3, "magnitude": 5, "p": 0.9}
-    found, known = plain([step])(IMAGES, "a", keys()), randaugment.FOR_CAPTIONS
-    expected = [
-        randaugment.random_operations(image, key_generator(key), 3, 5, 0.9, known)
-        for image, key in zip(IMAGES, keys(), strict=True)
-    ]
-    np.testing.assert_allclose(found, np.stack(expected).transpose(0, 3, 1, 2) / 255, atol=1e-6)
-    by_default = {"operations": 2, "magnitude": 7, "p": 0.5}
+    for official in (False, True):
+        found = plain([step | {"official": official}])(IMAGES, "a", keys())
+        known = randaugment.OFFICIAL_FOR_CAPTIONS if official else randaugment.FOR_CAPTIONS
+        expected = [
+            randaugment.random_operations(image, key_generator(key), 3, 5, 0.9, known)
+            for image, key in zip(IMAGES, keys(), strict=True)
+        ]
+        np.testing.assert_allclose(found, np.stack(expected).transpose(0, 3, 1, 2) / 255, atol=1e-6)
+    by_default = {"operations": 2, "magnitude": 7, "p": 0.5, "official": False}
     plainly, spelt = (plain([{"op": "rand_augment", **own}]) for own in ({}, by_default))
     assert torch.equal(plainly(IMAGES, "a", keys()), spelt(IMAGES, "a", keys()))
     grey = RecipeViews([0.0], [1.0], 16, None, {"a": [step]})

@@ -466,6 +466,15 @@ def test_module_refuses_what_it_would_ignore(folder: Path) -> None:
         pair_data(folder, batch_size=9)
 
 
+def test_drafts_of_jpegs(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 48)).save(buffer, "JPEG")
+    path = write(tmp_path / "s.tar", [("0.jpg", buffer.getvalue()), ("0.txt", b"a word")])
+    for draft, shape in ((None, (48, 64, 3)), (12, (12, 16, 3))):
+        (jpeg,), _ = ShardSamples(path, draft=draft).take(np.array([0]))
+        assert jpeg.shape == shape
+
+
 def mixed(folder: Path, **changes: Any) -> ShardPairData:
     """Eight samples of shards and five entries of a JSON file, of shades 20 to 24."""
     for number in range(20, 25):

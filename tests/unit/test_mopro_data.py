@@ -56,6 +56,8 @@ def data(root: Path, kind: type = WebData, more: Any = None, **changed: Any) -> 
             "_target_": "shared.data.readers.webvision.webvision",
             "root": str(root),
             "num_classes": CLASSES,
+            "in_memory": True,
+            "mode": "L",
             **(more or {}),
         },
         "augmentation": {
@@ -206,6 +208,8 @@ def test_cleaning_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixt
         "experiment=mopro/webvision_v1",
         f"data.dataset.root={root}",
         f"data.dataset.num_classes={CLASSES}",
+        "data.dataset.in_memory=true",
+        "data.dataset.mode=L",
         "data.augmentation.mean=[0.5]",
         "data.augmentation.std=[0.5]",
         f"data.augmentation.size={SIDE}",

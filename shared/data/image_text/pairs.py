@@ -51,7 +51,7 @@ Keys = NDArray[np.uint64]
 _OF_LOADING = {
     *("files", "rotating", "shards", "index_folder", "annotation_index", "references", "vocab"),
     *("augmentation", "batch_size", "eval_batch_size", "num_workers", "seed", "steps_per_epoch"),
-    *("subset", "subset_seed", "cache_images", "image_mode", "max_corrupt", "window"),
+    *("subset", "subset_seed", "cache_images", "draft", "image_mode", "max_corrupt", "window"),
     *("val_split", "test_split", "frames", "train_frames", "test_frames", "decoder"),
 }
 
@@ -217,6 +217,7 @@ class ImageTextData(pl.LightningDataModule):
             pass of the training set, without the partial batch at its end.
         subset: train on that many entries, drawn with `subset_seed`; None for all.
         image_mode: "RGBA" gives the views pictures with their alpha channel.
+        draft: side in px that JPEGs are decoded to at least, see `read_image`; null decodes all.
         annotation_index: folder for index files of the training annotations, which all ranks and
             worker processes share (see `shared.data.image_text.annotations`); null keeps the
             annotations in the memory of each rank.
@@ -249,6 +250,7 @@ class ImageTextData(pl.LightningDataModule):
         val_split: str | None = "val",
         test_split: str | None = "test",
         text_rules: str = "albef",
+        draft: int | None = None,
         annotation_index: str | None = None,
         frames: int | None = None,
         train_frames: str = "rand",
@@ -434,6 +436,7 @@ class ImageTextData(pl.LightningDataModule):
         per_entry = len(paths(int(members[0])))
         count = min(entries.pictures, per_entry * len(members))
         how = {"max_corrupt": h.max_corrupt, "mode": h.image_mode, "cache": h.cache_images}
+        how["draft"] = h.draft
         if self.choice is None:
             images = EntryImages(paths, per_entry, count, **how)
         else:

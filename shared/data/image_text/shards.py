@@ -83,9 +83,10 @@ class ShardSamples(FileImages):
         index_folder: str | Path | None = None,
         window: int = 8,
         cache: bool = False,
+        draft: int | None = None,
         choice: FrameChoice | None = None,
     ) -> None:
-        super().__init__(max_corrupt, truncated=True, mode=mode, cache=cache)
+        super().__init__(max_corrupt, truncated=True, mode=mode, cache=cache, draft=draft)
         self.choice = choice
         if choice is not None:
             self.kind = "video"
@@ -226,8 +227,10 @@ class ShardPairData(PairData):
         h = self._h
         if h.shards is None:
             return super().source
-        how = h.max_corrupt, h.image_mode, h.index_folder, h.window, h.cache_images, self.choice
-        shards = ShardSamples(h.shards, *how)
+        how: dict[str, Any] = {"cache": h.cache_images, "draft": h.draft, "choice": self.choice}
+        shards = ShardSamples(
+            h.shards, h.max_corrupt, h.image_mode, h.index_folder, h.window, **how
+        )
         if not (h.files.get("train") or h.rotating):
             return shards
         return MixedSamples(super().source, shards)  # type: ignore[arg-type]

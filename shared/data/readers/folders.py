@@ -1,6 +1,8 @@
 """Readers of image files: folders named by class, lists of paths, and arrays in one archive.
 
-`max_corrupt` is the share of unreadable images beyond which reading stops.
+`in_memory` reads all images at once into an array, for small sets: true if they have one size, or
+the side in pixels to resize them to. `mode` "L" makes those grey. `max_corrupt` is the share of
+unreadable images beyond which reading stops.
 """
 
 import os
@@ -12,12 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
-from shared.data.images import IMAGE_SUFFIXES, ArrayImages, FolderImages
+from shared.data.images import IMAGE_SUFFIXES, ArrayImages, FolderImages, read_image
 from shared.data.readers.files import (
     integers,
     is_text,
     leaves,
     not_found,
+    one_line,
     read_arrays,
     read_text,
     refusing,
@@ -29,8 +32,10 @@ def image_folder(
     root: str | Path,
     split: str,
     folders: Mapping[str, str] | None = None,
+    in_memory: bool | int = False,
+    mode: str = "RGB",
     max_corrupt: float = 0.01,
-) -> FolderImages:
+) -> FolderImages | ArrayImages:
     """Read `root/<split>/<class>/**/*`, with `folders` mapping a split to another folder name.
 
     Classes are numbered in the order of their sorted names in the "train" folder, images listed by
@@ -43,7 +48,7 @@ def image_folder(
         raise DataCorruptError(f"{folder / unknown[0]}: {train} has no class of that name")
     paths, labels = scan(folder, classes)
     every = split == "train"
-    return FolderImages(paths, labels, classes, str(folder), max_corrupt, every_class=every)
+    return image_set(paths, labels, classes, str(folder), in_memory, mode, max_corrupt, every)
 
 
 def list_file(
@@ -80,6 +85,36 @@ def archive(root: str | Path, split: str, file: str) -> ArrayImages:
             raise ValueError(f"class_names are {names.dtype} {names.shape}, not texts")
         labels = integers(labels, least=-1)
     return ArrayImages(images, labels, names.tolist(), str(path), split == "train")
+
+
+def image_set(
+    paths: Sequence[str],
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    origin: str,
+    in_memory: bool | int,
+    mode: str,
+    max_corrupt: float,
+    every_class: bool,
+    truncated: bool = False,
+) -> FolderImages | ArrayImages:
+    """Return the images as files to be read when asked for, or decoded once into an array."""
+    if in_memory is False or in_memory is None:
+        return FolderImages(paths, labels, class_names, origin, max_corrupt, truncated, every_class)
+    side = None if in_memory is True else int(in_memory)
+    pixels: list[NDArray[np.uint8]] = []
+    for path in paths:
+        try:
+            pixels.append(read_image(path, mode, side, truncated))
+        except FileNotFoundError as error:
+            raise DataNotFoundError(not_found(Path(path))) from error
+        except (OSError, DataCorruptError) as error:
+            raise DataCorruptError(f"{path}: unreadable image ({one_line(error)})") from error
+        if pixels[-1].shape != pixels[0].shape:
+            sizes = f"{pixels[-1].shape[:2]} pixels, but {paths[0]} has {pixels[0].shape[:2]}"
+            raise DataCorruptError(f"{path}: {sizes}; set in_memory to a side for all")
+    images = np.stack(pixels) if pixels else np.zeros((0, 0, 0), np.uint8)
+    return ArrayImages(images, labels, class_names, origin, every_class)
 
 
 def class_folders(folder: Path) -> list[str]:

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.data.errors import DataCorruptError
-from shared.data.images import FolderImages
+from shared.data.images import ArrayImages, FolderImages
 from shared.data.readers.files import integers, read_json, refusing, shortened
-from shared.data.readers.folders import known_split, listed_paths, read_list, text_lines
+from shared.data.readers.folders import image_set, known_split, listed_paths, read_list, text_lines
 
 
 def webvision(
@@ -22,14 +22,16 @@ def webvision(
     split: str,
     num_classes: int = 1000,
     cleaned: str | Path | None = None,
+    in_memory: bool | int = False,
+    mode: str = "RGB",
     max_corrupt: float = 0.01,
-) -> FolderImages:
+) -> FolderImages | ArrayImages:
     """Read "train" (the google list, then the flickr list) or "test"/"val" (MoPro spec., 6.1).
 
     Truncated files are read as far as they go. Class names come from `info/class_names.txt` (one a
     line) where it exists, else they are the numbers. Images with labels from `num_classes` on are
     dropped; 50 is the usual small version. The annotation `cleaned`, {"images": paths relative to
-    `root`, "labels": [ints]}, replaces the training lists.
+    `root`, "labels": [ints]}, replaces the training lists. `in_memory`, `mode`: see `folders`.
     """
     root = base = Path(root)
     every = False
@@ -48,7 +50,9 @@ def webvision(
         names = text_lines(listed)[:num_classes]
         if len(names) < num_classes:
             raise DataCorruptError(f"{listed}: {len(names)} names, num_classes={num_classes}")
-    return FolderImages(paths, labels, names, str(origin), max_corrupt, True, every)
+    return image_set(
+        paths, labels, names, str(origin), in_memory, mode, max_corrupt, every, truncated=True
+    )
 
 
 def training_list(root: Path, num_classes: int) -> tuple[list[str], NDArray[np.int64]]:

@@ -99,16 +99,18 @@ def rand_augment(
     operations: int = 2,
     magnitude: float = 7,
     p: float = 0.5,
+    official: bool = False,
     among: str = "captions",
     distinct: bool = False,
 ) -> Picture:
     """RandAugment: `operations` are drawn, if `distinct` different ones, each applied with
-    probability `p` at `magnitude` of ten. They are `among` ALBEF's for pictures with captions, or
-    ALPRO's for clips or stills. The frames of a clip, which share their generator's key and their
-    size, are changed alike."""
+    probability `p` at `magnitude` of ten. They are `among` ALBEF's for pictures with captions
+    (`official`: with the official code's oddities), or ALPRO's for clips or stills. The frames of a
+    clip, which share their generator's key and their size, are changed alike."""
     pixels = np.asarray(picture.convert("RGB"))
+    known = randaugment.OFFICIAL_FOR_CAPTIONS if official else RAND_AUGMENT[among]
     changed = randaugment.random_operations(
-        pixels, generator, operations, magnitude, p, RAND_AUGMENT[among], distinct
+        pixels, generator, operations, magnitude, p, known, distinct
     )
     return Image.fromarray(np.ascontiguousarray(changed)).convert(picture.mode)
 
