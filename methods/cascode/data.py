@@ -31,7 +31,7 @@ from methods.cascode.readers import (
 )
 from methods.cascode.tokenizer import CodeTokenizer, TokenRows, pad
 from shared.data.errors import DataCorruptError
-from shared.data.loading.loader import EvaluationLoader, ResumableLoader
+from shared.data.loading.loader import EvaluationLoader, ResumableLoader, rank_and_world
 from shared.data.text.length_buckets import LengthBuckets
 
 Batch = dict[str, Any]
@@ -208,25 +208,20 @@ class CodeSearchData(pl.LightningDataModule):
             h.seed,
             [numbers[pairs.members] for numbers in pairs.numbers],
             h.pool_batches,
-            *self._rank_and_world(),
+            *rank_and_world(self),
         )
 
     def _evaluation(self, stage: Stage) -> EvaluationLoader | list:
         splits = self.split(stage)
         if not splits:
             return []
-        rank, world = self._rank_and_world()
+        rank, world = rank_and_world(self)
         # A rank without a batch would skip the end of the evaluation, where the others wait for it.
         texts = sum(len(split.queries) + len(split.codes) for split in splits)
         size = max(1, min(self._h.eval_batch_size, texts // world))
         batches = SplitBatches(self.tokenizer, self.lengths, splits, size)
         # What the loader counts and shares among ranks are whole batches here.
         return EvaluationLoader(batches, len(batches), 1, self._h.num_workers, rank, world)
-
-    def _rank_and_world(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
 
     def _split(self, language: str, name: str, stage: Stage) -> Split:
         h = self._h

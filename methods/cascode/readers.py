@@ -192,7 +192,8 @@ def encode_files(
         files, VERSION, tokenizer.fingerprint, dict(lengths), list(kinds), identity, rule
     )
     reader = Reader(files, kinds, identity, accept)
-    arrays = cached(cache, key, partial(_arrays, reader, tokenizer, lengths))
+    make = partial(_arrays, reader, tokenizer, lengths)
+    arrays = make() if cache is None else cached(cache, key, make)[0]
     total, unusable, refused, leaking = arrays["counts"].tolist()
     problem, name = arrays["problem"].tobytes().decode(), named(files)
     if unusable > max_corrupt * total:

@@ -12,7 +12,7 @@ from typing import Any
 from shared.data.image_module import ImageDataModule
 from shared.data.loading import streams
 from shared.data.loading.batches import DrawnBatches, DrawnImages
-from shared.data.loading.loader import ResumableLoader
+from shared.data.loading.loader import ResumableLoader, rank_and_world
 from shared.data.splits import Split, per_class_split
 from shared.nn.building import call
 
@@ -58,7 +58,7 @@ class SemiSupervisedData(ImageDataModule):
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
-            self._schedule(*self._rank_and_world())
+            self._schedule(*rank_and_world(self))
 
     def train_dataloader(self) -> ResumableLoader:
         h, train = self._h, self.images("train")
@@ -70,7 +70,7 @@ class SemiSupervisedData(ImageDataModule):
         if h.views:
             recipes = {view: view for view in h.views}
             parts.append((unlabelled, recipes, "hidden_labels", "unlabelled_indices"))
-        schedule = self._schedule(*self._rank_and_world())
+        schedule = self._schedule(*rank_and_world(self))
         return ResumableLoader(DrawnBatches(*parts), schedule, h.num_workers)
 
     def _schedule(self, rank: int, world: int) -> streams.StreamBatches:

@@ -16,7 +16,7 @@ from torch import Tensor
 from shared.data.image_module import ImageDataModule
 from shared.data.loading import streams
 from shared.data.loading.batches import DrawnBatches, DrawnImages
-from shared.data.loading.loader import EvaluationLoader, ResumableLoader
+from shared.data.loading.loader import EvaluationLoader, ResumableLoader, rank_and_world
 from shared.data.readers.long_tail import class_aware_weights
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class LongTailData(ImageDataModule):
         if h.second is not None:
             drawn.append(self._stream(h.second, PARTNER_STREAM))
         sizes = [h.batch_size] * len(drawn)
-        return streams.StreamBatches(drawn, sizes, h.drop_last, *self._rank_and_world())
+        return streams.StreamBatches(drawn, sizes, h.drop_last, *rank_and_world(self))
 
     def _stream(self, sampler: str, number: int) -> streams.Stream:
         """`number` tells apart the random numbers of the two streams."""

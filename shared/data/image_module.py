@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from shared.data.images import ImageSet
 from shared.data.loading.batches import PlainImageBatches
-from shared.data.loading.loader import EvaluationLoader
+from shared.data.loading.loader import EvaluationLoader, rank_and_world
 from shared.data.splits import seeded_subset
 from shared.data.views.interface import build_views
 from shared.nn.building import call
@@ -76,9 +76,5 @@ class ImageDataModule(pl.LightningDataModule):
         return self._loader(PlainImageBatches(self.images(split), self.transform))
 
     def _loader(self, dataset: PlainImageBatches) -> EvaluationLoader:
-        h, ranks = self._h, self._rank_and_world()
+        h, ranks = self._h, rank_and_world(self)
         return EvaluationLoader(dataset, len(dataset), h.eval_batch_size, h.num_workers, *ranks)
-
-    def _rank_and_world(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)

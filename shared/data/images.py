@@ -89,12 +89,8 @@ class FileImages:
         cache: bool = False,
         draft: int | None = None,
     ) -> None:
-        self.max_corrupt, self.truncated, self.mode, self.draft = (
-            max_corrupt,
-            truncated,
-            mode,
-            draft,
-        )
+        self.max_corrupt, self.truncated = max_corrupt, truncated
+        self.mode, self.draft = mode, draft
         self.corrupt: dict[str, str] = {}
         self._cache: dict[Any, Pixels] | None = {} if cache else None
 
@@ -118,11 +114,9 @@ class FileImages:
         """What a decoded image is kept under: the same for two indices of one picture."""
         return index
 
-    def take(
-        self, indices: Indices, pool: Indices | None = None, passes: Indices | None = None
-    ) -> tuple[list[Pixels], Indices]:
+    def take(self, indices: Indices, pool: Indices | None = None) -> tuple[list[Pixels], Indices]:
         """Return the images and the indices they really have, after replacing or leaving out."""
-        return readable(indices, pool, self.read, passes)
+        return readable(indices, pool, self.read)
 
     def read(self, index: int, *turn: int) -> Pixels | None:
         """Return one image, or None if it is unreadable, which is warned of once. `turn` is the

@@ -5,7 +5,7 @@ from typing import Any
 
 from shared.data.image_module import ImageDataModule
 from shared.data.loading.batches import DrawnBatches, DrawnImages
-from shared.data.loading.loader import ResumableLoader
+from shared.data.loading.loader import ResumableLoader, rank_and_world
 from shared.data.loading.streams import Permutations, Schedule, StreamBatches
 
 
@@ -26,12 +26,12 @@ class ViewsData(ImageDataModule):
     def setup(self, stage: str) -> None:
         """Read the data and check sizes, so that bad input is refused before training starts."""
         if stage == "fit":
-            self._schedule(*self._rank_and_world())
+            self._schedule(*rank_and_world(self))
 
     def train_dataloader(self) -> ResumableLoader:
         h = self._h
         images = DrawnImages(self.images("train"), self.train_indices, self.transform, h.seed)
-        schedule = self._schedule(*self._rank_and_world())
+        schedule = self._schedule(*rank_and_world(self))
         recipes = {view: view for view in h.views}
         batches = DrawnBatches((images, recipes, "labels", "indices"))
         return ResumableLoader(batches, schedule, h.num_workers)

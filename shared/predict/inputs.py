@@ -115,11 +115,14 @@ def load_predictor(path: Path, device: str) -> Predictor:
     module = rebuild_module(checkpoint, path)
     data = checkpoint.get("datamodule_hyper_parameters")
     data = data if isinstance(data, Mapping) else {}
-    names = _strings(checkpoint, "class_names", path)
-    tokens = _strings(checkpoint, "vocabulary", path)
+    names, tokens, category_ids = (
+        _recorded(checkpoint, key, path) for key in ("class_names", "vocabulary", "category_ids")
+    )
+    if not all(map(is_integer, category_ids)):
+        raise PredictError(f"{path}: its category_ids are no list of integers")
     try:
         rules = text_rules(str(data.get("text_rules", "albef")))
-        tokenizer = WordPiece(tokens, rules.added, rules.closed) if tokens else None
+        tokenizer = WordPiece([*map(str, tokens)], rules.added, rules.closed) if tokens else None
     except (DataCorruptError, ValueError) as error:
         raise PredictError(f"{path}: its vocabulary is refused: {error}") from error
     detects = hasattr(module, "detect_objects")
@@ -128,12 +131,12 @@ def load_predictor(path: Path, device: str) -> Predictor:
         None if detects else image_transform(data.get("augmentation"), path),
         "RGBA" if data.get("image_mode") == "RGBA" else "RGB",
         # Each on one line and of a length that can be shown.
-        [" ".join(name.split())[:MOST_CHARACTERS] for name in names] or None,
+        [" ".join(str(name).split())[:MOST_CHARACTERS] for name in names] or None,
         tokenizer,
         str(checkpoint.get("accuracy", ""))[:MOST_CHARACTERS],
         rules,
         detector_framing(data, path) if detects else None,
-        _integers(checkpoint, "category_ids", path) or None,
+        category_ids or None,
     )
 
 
@@ -165,20 +168,12 @@ def detector_framing(data: Mapping[str, Any], path: Path) -> Framing:
         raise PredictError(f"{path}: its preparation of pictures is refused: {error}") from error
 
 
-def _integers(checkpoint: Mapping[str, Any], key: str, path: Path) -> list[int]:
-    """Empty if the checkpoint does not record it."""
-    found = checkpoint.get(key) or []
-    if not isinstance(found, list | tuple) or not all(map(is_integer, found)):
-        raise PredictError(f"{path}: its {key} are no list of integers")
-    return list(found)
-
-
-def _strings(checkpoint: Mapping[str, Any], key: str, path: Path) -> list[str]:
-    """Empty if the checkpoint does not record it."""
+def _recorded(checkpoint: Mapping[str, Any], key: str, path: Path) -> list[Any]:
+    """A list of a checkpoint, empty if it does not record it."""
     found = checkpoint.get(key) or []
     if not isinstance(found, list | tuple):
         raise PredictError(f"{path}: its {key} are a {type(found).__name__}, not a list")
-    return list(map(str, found))
+    return list(found)
 
 
 def resolve_device(device: str) -> torch.device:

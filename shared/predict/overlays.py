@@ -13,18 +13,10 @@ from torch import Tensor
 
 from shared.evaluation.attention_maps import ImageTextModel, heat, match_saliency
 from shared.predict.inputs import Pixels, Predictor
-from shared.predict.outputs import Cell, sheet, thumbnail
+from shared.predict.outputs import Cell, thumbnail
 
 SIDE, COLUMNS = 192, 8
 VISIBLE = 0.75  # how opaque the colour of the hottest place is
-
-
-def overlay_page(
-    predictor: Predictor, pictures: Sequence[Pixels], titles: Sequence[str], ids: Tensor, layer: int
-) -> Image.Image:
-    """A sheet with one section an image, see `overlay_cells`."""
-    rows = overlay_cells(predictor, pictures, ids, layer)
-    return sheet(list(zip(titles, rows, strict=True)), COLUMNS, SIDE, predictor.accuracy)
 
 
 def overlay_cells(

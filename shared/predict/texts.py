@@ -13,9 +13,9 @@ from torch import Tensor
 
 from shared.evaluation import attention_maps
 from shared.evaluation.attention_maps import ImageTextModel
+from shared.predict import overlays as maps
 from shared.predict.inputs import Pictures, PredictError, Predictor, refuse_not_finite, tokenised
 from shared.predict.outputs import COLUMNS, Cell, Output, Table, percent, sheet, thumbnail
-from shared.predict.overlays import overlay_page
 
 MAX_WORDS = 30  # of a caption, as in training
 PAIRS_PER_IMAGE = 4  # so many texts at a time for each image of a full batch
@@ -78,7 +78,10 @@ def predict_texts(
         words = ids[t][mask[t].bool()]
         titles = [f"{text}: {names[i]}" for i in first]
         pictures, _ = images.take(np.array(indices)[first])
-        yield f"overlay_{t + 1}.png", overlay_page(predictor, pictures, titles, words, layer)
+        rows = maps.overlay_cells(predictor, pictures, words, layer)
+        sections = list(zip(titles, rows, strict=True))
+        page = sheet(sections, maps.COLUMNS, maps.SIDE, predictor.accuracy)
+        yield f"overlay_{t + 1}.png", page
 
 
 def ranked(

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from methods.blip.capfilt import cli
-from shared.data.captioned.json_pairs import MalformedError, list_items
 from shared.data.captioned.records import LONGEST_ENTRY
+from shared.data.readers.json_lists import MalformedError, list_items
 from tests.hostile import tripwire
 from tests.hostile.damages import DAMAGES, MOSTLY
 from tests.unit import capfilt_toy as toy
@@ -218,13 +218,13 @@ VALUES = st.recursive(
 @given(st.lists(VALUES, max_size=5), st.sampled_from([1, 2, 7, 64]), st.data())
 def test_a_list_is_read_alike_by_pieces_of_any_size(values, size, data):
     text = json.dumps(values, ensure_ascii=False, indent=data.draw(st.sampled_from([None, 1])))
-    content = text.encode("utf-8", "surrogatepass")
+    content, decoder = text.encode("utf-8", "surrogatepass"), json.JSONDecoder()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("shared.data.captioned.json_pairs._PIECE", size)
-        assert [value for value, _ in list_items(io.BytesIO(content))] == values
+        patch.setattr("shared.data.readers.json_lists._PIECE", size)
+        assert [value for value, _ in list_items(io.BytesIO(content), decoder)] == values
         cut = data.draw(st.integers(0, len(content) - 1))
         with pytest.raises(MalformedError):
-            list(list_items(io.BytesIO(content[:cut])))
+            list(list_items(io.BytesIO(content[:cut]), decoder))
 
 
 def test_shards_of_strangers(run, tmp_path):

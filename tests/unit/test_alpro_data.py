@@ -125,9 +125,7 @@ def test_lines_about_one_video_are_one_sample(root: Path, tmp_path: Path) -> Non
     assert len(data.train_dataloader()) == 1
     texts = set()
     for epoch in range(8):
-        batch = data.texts(
-            data.source.entries(np.array([0])), np.array([epoch], np.uint64), "train"
-        )
+        batch = data.texts([data.source.entry(0)], np.array([epoch], np.uint64), "train")
         texts.add(tuple(batch["input_ids"][0].tolist()))
     assert len(texts) == 2
     (evaluated,) = data.val_dataloader()
@@ -149,7 +147,7 @@ def test_the_columns_of_the_webs_files(root: Path, tmp_path: Path) -> None:
         with pytest.warns(UserWarning, match="txt_len is 80") if count == 1 else nullcontext():
             data.setup("fit")
         assert len(data.source) == count
-        entry = data.source.entries(np.array([0]))[0]
+        entry = data.source.entry(0)
         assert data.captions(entry) == [["a photo, of a circle"], ["red"]][count == 1]
         assert next(iter(data.train_dataloader()))["images"].shape[:2] == (1, FRAMES)
     for wrong in ({"video_id": [1], "text": "a"}, {"video_id": 1, "text": 2}, {"text": "a"}):
@@ -179,8 +177,8 @@ def test_videos_of_shards(root: Path, tmp_path: Path) -> None:
         assert all(batch["images"].shape == (2, FRAMES, 3, SIZE, SIZE) for batch in batches)
     choice = alone.source.choice
     assert choice.count == FRAMES
-    one, *_ = alone.source.take(np.array([0]), None, np.array([3]))
-    other, _ = fitted("alpro_pretrain", root, "pairs").source.take(np.array([0]), None, [3])
+    one = alone.source.group(0, 3)
+    other = fitted("alpro_pretrain", root, "pairs").source.group(0, 3)
     assert np.array_equal(one, other)  # the same video, the same draw
 
 

@@ -18,8 +18,9 @@ from views_toy import plain_views
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.image_text import annotations as module
-from shared.data.image_text.annotations import Annotations, Facts, Reading, read_annotations
+from shared.data.image_text.annotations import Annotations, Reading, read_annotations
 from shared.data.image_text.pairs import PairData
+from shared.data.loading.feature_cache import checksum
 
 PAIR = {"image": str, "caption": str | list[str]}
 ENTRIES = [{"image": f"{n}.png", "caption": f"é word {n}"} for n in range(7)]
@@ -40,12 +41,12 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
     return found
 
 
-def judged(entry: dict[str, Any], file: Path) -> Facts:
-    return Facts(entry["image"] == "3.png", [f"{file}/{entry['image']}"])
+def judged(entry: dict[str, Any], file: Path) -> list[str] | None:
+    return None if entry["image"] == "3.png" else [f"{file}/{entry['image']}"]
 
 
 def indexed(path: Path, **changes: Any) -> Annotations:
-    how = {"required": PAIR, "facts": judged, "folder": path.parent / "index", "settings": "x"}
+    how = {"required": PAIR, "pictures": judged, "folder": path.parent / "index", "settings": "x"}
     return read_annotations(path, Reading(**how | changes))
 
 
@@ -62,7 +63,7 @@ def test_an_index_is_made_once_and_says_the_same(path: Path, reads: list[Path]) 
     for entries in (first, again, plain):
         assert list(entries) == ENTRIES
         assert entries.bad.tolist() == [False] * 3 + [True] + [False] * 3
-        assert entries.pictures == 7
+        assert entries.pictures == 6
         assert entries.where(5) == f"{path}, entry 5"
     copy = pickle.loads(pickle.dumps(again))
     assert list(copy) == ENTRIES
@@ -104,7 +105,7 @@ def test_a_damaged_index_is_made_anew(path: Path, reads: list[Path], damage: str
     if damage == "foreign":
         save_file({"other": np.arange(3)}, index)
     if damage == "shape":
-        save_file(arrays | {"ends": arrays["ends"][:-1]}, index, {"sha256": "0", "pictures": "7"})
+        save_file(arrays | {"ends": arrays["ends"][:-1]}, index, {"sha256": "0"})
     with pytest.warns(UserWarning, match=r"safetensors: damaged.*made anew"):
         assert list(indexed(path)) == ENTRIES
     assert len(reads) == 2
@@ -121,10 +122,10 @@ def forged(path: Path, rows: list[Any], ends: list[int] | None = None) -> Annota
     arrays = {
         "data": np.frombuffer(b"".join(texts), np.uint8),
         "ends": np.cumsum([*map(len, texts)]) if ends is None else np.array(ends),
-        "bad": np.zeros(len(texts), np.uint8),
+        "bad": np.zeros(len(texts), bool),
+        "pictures": np.array([len(rows)]),
     }
-    about = {"sha256": module._digest(arrays), "pictures": str(len(rows))}
-    save_file(arrays, index_of(path), about)
+    save_file(arrays, index_of(path), {"sha256": checksum(arrays)})
     return indexed(path)
 
 
@@ -206,7 +207,7 @@ def counted(path, how):
     with open(sys.argv[2], "a") as file: file.write("x")
     return read(path, how)
 module._read = counted
-how = module.Reading({"image": str}, None, Path(sys.argv[1]).parent / "index")
+how = module.Reading({"image": str}, folder=Path(sys.argv[1]).parent / "index")
 assert len(module.read_annotations(sys.argv[1], how)) == 20000
 """
 
@@ -279,9 +280,10 @@ def test_a_forged_index_leads_out_of_no_folder(path: Path) -> None:
     epoch(data)
     index = index_of(path)
     rows = [json.dumps(e | {"image": "../../secret.png"}).encode() for e in ENTRIES]
-    arrays = {"data": np.frombuffer(b"".join(rows), np.uint8), "bad": np.zeros(7, np.uint8)}
+    arrays = {"data": np.frombuffer(b"".join(rows), np.uint8), "bad": np.zeros(7, bool)}
     arrays["ends"] = np.cumsum([*map(len, rows)])
-    save_file(arrays, index, {"sha256": module._digest(arrays), "pictures": "7"})
+    arrays["pictures"] = np.array([7])
+    save_file(arrays, index, {"sha256": checksum(arrays)})
     with pytest.raises(DataCorruptError, match="outside of the image root"):
         epoch(pairs(path.parent, str(path)))
 

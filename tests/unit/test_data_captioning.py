@@ -185,16 +185,19 @@ def test_references_of_other_images(root: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], "expected an object with lists of images and annotations"),
-        ({"images": [], "annotations": []}, "expected an object with lists"),
-        ({"images": [{"id": 1}]}, "expected an object with lists"),
-        ({"images": [{"id": "1"}], "annotations": []}, "images, entry 0: no object with an int"),
+        ([], "expected a JSON object with the lists images, annotations"),
+        ({"images": [], "annotations": []}, "no images"),
+        ({"images": []}, "annotations: expected a list, got NoneType"),
+        (
+            {"images": [{"id": "1"}], "annotations": []},
+            "entry 0: id is '1', expected an int",
+        ),
         ({"images": [{"id": 1}, {"id": 1}], "annotations": []}, "entry 1: id 1 is there before"),
         ({"images": [{"id": 1}], "annotations": []}, "image 1 has no caption"),
-        ({"images": [{"id": 1}], "annotations": [3]}, "annotations, entry 0: no object"),
+        ({"images": [{"id": 1}], "annotations": [3]}, "annotations, entry 0: 3 is no object"),
         (
             {"images": [{"id": 1}], "annotations": [{"image_id": 2, "caption": "a"}]},
-            "image_id 2 is none of the images",
+            "image_id 2 is the id of no image",
         ),
         (
             {"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": " "}]},

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
-from shared.data.image_text.annotations import Annotations, _listed, packed, read_annotations
+from shared.data.image_text.annotations import read_annotations
 from shared.data.readers.files import image_path
 
 PAIR = {"image": str, "caption": str | list[str]}
@@ -44,23 +44,15 @@ VALUES = LEAVES | st.lists(LEAVES) | st.dictionaries(st.sampled_from("a犬"), st
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.dictionaries(st.sampled_from("abc"), VALUES), min_size=1, max_size=5))
-def test_entries_come_back_as_they_were(content: list[dict]) -> None:
-    rows = [json.dumps(entry, ensure_ascii=False).encode() for entry in content]
-    entries = Annotations([packed(Path("some.json"), rows)])
+def test_entries_come_back_as_they_were(
+    tmp_path_factory: pytest.TempPathFactory, content: list[dict]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "some.json"
+    path.write_text(json.dumps(content, ensure_ascii=False))
+    entries = read_annotations(path)
     assert list(entries) == content
     assert [entries[i] for i in range(len(content))] == content
     assert list(pickle.loads(pickle.dumps(entries))) == content
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.dictionaries(st.sampled_from("abc"), VALUES)), st.text(" \n\r\t", max_size=2))
-def test_lists_are_read_as_json_reads_them(content: list[dict], space: str) -> None:
-    indent = 1 if space else None
-    text = f"{space}{json.dumps(content, indent=indent)}{space}"
-    assert list(_listed(text, Path("a.json"))) == content
-    for end in range(len(text) - 2 * len(space)):
-        with pytest.raises((ValueError, DataCorruptError)):
-            list(_listed(text[:end], Path("a.json")))
 
 
 def test_each_access_gives_a_new_entry(tmp_path: Path) -> None:
@@ -75,23 +67,35 @@ def test_each_access_gives_a_new_entry(tmp_path: Path) -> None:
         (
             "a.json",
             '[{"image": "x", "caption": ""}, {"im',
-            r"a\.json: no JSON, perhaps cut off.*n 34",
+            r"a\.json: no JSON list.*cut off.* at byte 32",
         ),
         (
             "a.json",
             '[{"image": "x", "caption": ""} {',
-            r"a\.json: no JSON.*Expecting ',' delim.*n 32",
+            r"a\.json: no JSON.*no comma between entries at byte 31",
         ),
-        ("a.json", '[{"image": "x", "caption": ""},]', r"a\.json: no JSON.*Expecting value.*n 32"),
+        (
+            "a.json",
+            '[{"image": "x", "caption": ""},]',
+            r"Expecting value.* at byte 31",
+        ),
         (
             "a.json",
             '[{"image": "x", "caption": ""}',
-            r"a\.json: no JSON.*Expecting ',' delim.*n 31",
+            r"a\.json: no JSON.*cut off at byte 30",
         ),
-        ("a.json", '[{"image": "x", "caption": ""}] 3', r"a\.json: no JSON.*Extra data.*n 33"),
+        (
+            "a.json",
+            '[{"image": "x", "caption": ""}] 3',
+            r"something follows the list at byte 32",
+        ),
         ("a.json", "[" * 100_000, r"a\.json: no JSON.*nested too deep"),
-        ("a.json", "", r"a\.json: no JSON.*line 1 column 1"),
-        ("a.json", {"image": "x"}, r"a\.json: expected a list of entries, got \{'image': 'x'\}"),
+        ("a.json", "", r"a\.json: no JSON.*does not begin with a bracket"),
+        (
+            "a.json",
+            {"image": "x"},
+            r"a\.json: no JSON list.* not begin with a bracket",
+        ),
         ("a.json", [], r"a\.json: no entries"),
         ("a.jsonl", "", r"a\.jsonl: no entries"),
         ("a.jsonl", '{"image": "x", "caption": ""}\n{"im', r"a\.jsonl, line 2: no JSON"),
@@ -131,7 +135,7 @@ def test_missing_files(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="given twice"):
         read_annotations([path, path])
     (tmp_path / "binary.json").write_bytes(b"\xff\xd8\xff")
-    with pytest.raises(DataCorruptError, match=r"binary\.json: not a text file"):
+    with pytest.raises(DataCorruptError, match=r"binary\.json: no JSON list of entries"):
         read_annotations(tmp_path / "binary.json")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from shared.data.loading import feature_cache
 from shared.data.loading.feature_cache import Arrays, cache_key, cached
 
 
@@ -49,54 +50,47 @@ def test_the_key_depends_on_contents_order_and_settings(tmp_path: Path) -> None:
 
 def test_made_once(tmp_path: Path) -> None:
     folder = tmp_path / "not" / "yet"
-    assert same(cached(folder, "key", arrays), arrays())
-    assert same(cached(folder, "key", unexpected), arrays())
-    assert [path.name for path in folder.iterdir()] == ["key.npz"]
+    assert same(cached(folder, "key", arrays)[0], arrays())
+    assert same(cached(folder, "key", unexpected)[0], arrays())
+    assert [path.name for path in folder.glob("*.*")] == [".lock", "key.safetensors"]
     with pytest.raises(AssertionError):
         cached(folder, "other", unexpected)
 
 
-def test_nothing_is_kept_without_a_folder_or_after_a_failure(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert same(cached(None, "key", arrays), arrays())
+def test_nothing_is_kept_after_a_failure(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
-        cached(tmp_path / "cache", "key", unexpected)
-    assert not list(tmp_path.iterdir())
+        cached(tmp_path, "key", unexpected)
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
-@pytest.mark.parametrize("damage", ["bits", "pickle"])  # tests/hostile has the others
-def test_a_damaged_file_is_made_anew(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_is_made_anew(tmp_path: Path) -> None:
+    """tests/hostile has other damages."""
     cached(tmp_path, "key", arrays)
-    path = tmp_path / "key.npz"
-    if damage == "bits":
-        content = bytearray(path.read_bytes())
-        content[content.index(arrays()["ids"].tobytes()) + 5] ^= 8
-        path.write_bytes(content)
-    else:
-        np.savez(path, ids=np.array([{"code": "run"}], object), allow_pickle=True)
-    with pytest.warns(UserWarning, match=r"key\.npz: damaged, made anew"):
-        assert same(cached(tmp_path, "key", arrays), arrays())
-    assert same(cached(tmp_path, "key", unexpected), arrays())
+    path = tmp_path / "key.safetensors"
+    content = bytearray(path.read_bytes())
+    content[content.index(arrays()["ids"].tobytes()) + 5] ^= 8
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match=r"key\.safetensors: damaged.* it is made anew"):
+        assert same(cached(tmp_path, "key", arrays)[0], arrays())
+    assert same(cached(tmp_path, "key", unexpected)[0], arrays())
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "savez", full)
-    with pytest.warns(UserWarning, match=r"key\.npz: not kept for the next run.*No space left"):
-        assert same(cached(tmp_path, "key", arrays), arrays())
-    assert not list(tmp_path.iterdir()), "no half-written file stays"
+    monkeypatch.setattr(feature_cache, "save", full)
+    with pytest.warns(UserWarning, match=r"key\.safetensors: not kept.*No space left"):
+        assert same(cached(tmp_path, "key", arrays)[0], arrays())
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"], "no half-written file stays"
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.warns(UserWarning, match="not kept"):
-        assert same(cached(blocked / "below", "key", arrays), arrays())
+        assert same(cached(blocked / "below", "key", arrays)[0], arrays())
 
 
 def test_several_at_once(tmp_path: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: cached(tmp_path, "key", arrays), range(16)))
-    assert all(same(one, arrays()) for one in found)
-    assert os.listdir(tmp_path) == ["key.npz"]
+    assert all(same(one, arrays()) for one, _ in found)
+    assert sorted(os.listdir(tmp_path)) == [".lock", "key.safetensors"]

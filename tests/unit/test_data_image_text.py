@@ -301,7 +301,7 @@ def test_pictures_with_transparency(root: Path) -> None:
     files = with_entries(root, "clear", entries)
     for mode, shape in (("RGB", (8, 8, 3)), ("RGBA", (8, 8, 4))):
         data = pairs(root, files=files, image_mode=mode)
-        (picture,), _ = data.source.take(np.array([0]))
+        (picture,) = data.source.group(0)
         assert picture.shape == shape
 
 
@@ -489,7 +489,7 @@ def test_drafts_of_jpegs(root: Path) -> None:
     }
     for draft, shape in shapes.items():
         source = pairs(root, files=files, draft=draft).source
-        (jpeg, png), _ = source.take(np.arange(2))
+        jpeg, png = (source.group(n)[0] for n in range(2))
         assert jpeg.shape == (*shape, 3)
         assert (png == noise).all()
         plain = np.asarray(Image.open(root / "images" / "large.jpg"))

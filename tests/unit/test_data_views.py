@@ -1,6 +1,7 @@
 """ViewsData and ImageDataModule: documented batches, features, workers, ranks, errors."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ def test_ranks_share_batches_and_features(root: Path) -> None:
     ranks, features = [], []
     for rank in range(2):
         module = data_module(root, subset=31)
-        module._rank_and_world = lambda rank=rank: (rank, 2)  # type: ignore[method-assign]
+        module.trainer = SimpleNamespace(global_rank=rank, world_size=2)  # type: ignore[assignment]
         ranks.append(list(module.train_dataloader()))
         features.append(torch.cat([b["indices"] for b in module.features_dataloader()]))
     for step, batch in enumerate(batches(root, subset=31)):

@@ -199,12 +199,13 @@ def test_shards_hold_the_training_pairs(root: Path) -> None:
     assert len(samples.shards) == 2
     entries = read(root, "pairs_train.json")
     numbers = np.arange(len(entries))
-    assert [e["caption"] for e in samples.entries(numbers)] == [e["caption"] for e in entries]
+    shown = [samples.entry(number) for number in range(len(entries))]
+    assert [e["caption"] for e in shown] == [e["caption"] for e in entries]
     pictures, used = samples.take(numbers)
     np.testing.assert_array_equal(used, numbers)
     for picture, entry in zip(pictures, entries, strict=True):
         np.testing.assert_array_equal(picture, np.asarray(Image.open(root / entry["image"])))
-    ids = np.array([image_id(entry) for entry in samples.entries(numbers)])
+    ids = np.array([image_id(entry) for entry in shown])
     first, second = ids.reshape(-1, 2).T
     np.testing.assert_array_equal(first, second)
     assert len(set(first)) == TRAIN

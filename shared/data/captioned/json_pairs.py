@@ -6,7 +6,6 @@ Neither is held in memory: a list is read by pieces, since files of web pairs ha
 import hashlib
 import json
 import os
-from codecs import getincrementaldecoder
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,10 +15,8 @@ from shared.data.captioned import records
 from shared.data.captioned.records import LONGEST_ENTRY, Place, Record, Write
 from shared.data.errors import WorkError
 from shared.data.readers.files import nested_too_deep, one_line, open_data, shortened
+from shared.data.readers.json_lists import MalformedError, list_items
 from shared.files import replacing
-
-_SPACE = " \t\r\n"
-_PIECE = 1 << 16  # bytes
 
 
 class _NotJson:
@@ -33,14 +30,6 @@ _DECODER = json.JSONDecoder(
     parse_int=lambda digits: int(digits) if len(digits) <= 400 else _NotJson(),
     parse_constant=lambda name: _NotJson(),
 )
-
-
-class MalformedError(ValueError):
-    """A list is no JSON from the byte `place` on."""
-
-    def __init__(self, reason: str, place: int) -> None:
-        super().__init__(reason)
-        self.place = place
 
 
 class JsonPairs:
@@ -84,7 +73,7 @@ class JsonPairs:
     def _of_list(self, file: BinaryIO) -> Iterator[Record]:
         number = 0
         try:
-            for value, end in list_items(file):
+            for value, end in list_items(file, _DECODER):
                 yield self._record(value, f"{self._path.name}, entry {number}", end)
                 number += 1
         except MalformedError as error:
@@ -119,62 +108,6 @@ class JsonPairs:
 
             yield write
             file.write(end if file.tell() else (begin + end).replace(b"\n\n", b"\n"))
-
-
-def list_items(file: BinaryIO) -> Iterator[tuple[Any, int]]:
-    """Yield the items of a JSON list, each with how far the file is read; MalformedError where it
-    is none, or an item is longer than LONGEST_ENTRY."""
-    pieces = getincrementaldecoder("utf-8")("surrogateescape")
-    text, at = "", 0  # what is in memory, and how far it is used
-
-    def more() -> bool:
-        nonlocal text, at
-        piece = file.read(_PIECE)
-        text, at = text[at:] + pieces.decode(piece, final=not piece), 0
-        return bool(piece)
-
-    def sign() -> str:
-        """The next character that is no space; "" at the end."""
-        nonlocal at
-        while True:
-            while at < len(text) and text[at] in _SPACE:
-                at += 1
-            if at < len(text) or not more():
-                return text[at : at + 1]
-
-    def check(right: bool, reason: str) -> None:
-        if not right:
-            rest = len(text[at:].encode("utf-8", "surrogateescape"))
-            raise MalformedError(reason, file.tell() - rest)
-
-    more()
-    text = text.removeprefix("\ufeff")
-    check(sign() == "[", "it does not begin with a bracket")
-    at, first = at + 1, True
-    while (found := sign()) != "]":
-        if not first:
-            check(found == ",", "no comma between entries" if found else "cut off")
-            at += 1
-        check(sign() != "", "cut off")
-        while True:
-            reason = ""
-            try:
-                value, end = _DECODER.raw_decode(text, at)
-                used = end - at
-                if text[end : end + 1] in tuple(",]" + _SPACE):  # else a number may go on
-                    break
-            except (ValueError, RecursionError) as error:
-                reason = one_line(error)
-            long = len(text) - at > LONGEST_ENTRY
-            if long or not more():
-                check(
-                    not reason, f"more than {LONGEST_ENTRY} bytes of an entry" if long else reason
-                )
-                break
-        at, first = at + used, False
-        yield value, file.tell()
-    at += 1
-    check(sign() == "", "something follows the list")
 
 
 def _unwritable(value: dict[str, Any]) -> str:

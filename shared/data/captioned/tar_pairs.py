@@ -14,7 +14,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -29,12 +29,12 @@ from shared.data.captioned.records import (
     texts_of,
 )
 from shared.data.errors import WorkError
-from shared.data.readers.files import one_line, open_data, shortened
-from shared.files import parse_json, sync
+from shared.data.readers.files import open_data, shortened
+from shared.data.readers.tars import DamagedTarError, is_special, json_object, key_of, tar_members
+from shared.files import sync
 
 SUFFIXES = ("jpg", "jpeg", "png", "webp")
 _MOST_FILES = 100  # of a sample
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 
 class Member(NamedTuple):
@@ -107,7 +107,7 @@ class TarPairs:
                 suffix, files = record.content
                 parts = {suffix: image}
                 if "json" in files:
-                    value = _object(_read(files["json"])) | {"caption": text}
+                    value = json_object(decoded(_read(files["json"]))) | {"caption": text}
                     parts["json"] = json.dumps(value).encode()
                 if "txt" in files or "json" not in files:
                     parts["txt"] = text.encode()
@@ -115,7 +115,7 @@ class TarPairs:
                     info = tarfile.TarInfo(f"{key}-{origin}.{suffix}")  # of no time and no owner
                     info.size = len(content)
                     archive.addfile(info, io.BytesIO(content))
-                    _forget(archive)
+                    archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps them all
 
             yield write
             if archive is not None:
@@ -143,55 +143,26 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(remains, ignore_errors=True)
 
 
-class _Headers:
-    """An archive's file for tarfile, which reads as much of a header as the header asks for."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.seek, self.tell, self._file = file.seek, file.tell, file
-
-    def read(self, size: int) -> bytes:
-        if size > LONGEST_ENTRY:
-            raise tarfile.ReadError(f"a header of {size} bytes")
-        return self._file.read(size)
-
-
 def _members(path: Path, file: BinaryIO, size: int) -> Iterator[Member]:
     """The files of a shard; the last one has a fault if the shard is damaged or cut off."""
-    end, number, headers = 0, 0, _Headers(file)
+    number = 0
     try:
-        if os.pread(file.fileno(), 6, 0).startswith(_COMPRESSED):
-            raise tarfile.ReadError("it is compressed")
-        with tarfile.open(fileobj=headers, mode="r:") as archive:  # type: ignore[call-overload]
-            while (info := archive.next()) is not None:
-                _forget(archive)
-                if info.size < 0 or info.offset_data + info.size > size:
-                    raise tarfile.ReadError("cut off")
-                end = info.offset_data + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                number += 1
-                if not info.isdir():
-                    yield _member(info, Place(str(path), info.offset_data, info.size))
-        # tarfile takes a damaged header for the end.
-        if os.pread(file.fileno(), tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError("no mark of an archive's end")
-    except Exception as error:  # a damaged archive can raise nearly anything
-        said = f"damaged shard: {one_line(error) or type(error).__name__} at byte {end}"
-        yield Member(f"behind member {number}", "", Place(str(path), end), said, size - end)
+        for info in tar_members(file):
+            number += 1
+            yield _member(info, Place(str(path), info.offset_data, info.size))
+    except DamagedTarError as error:
+        place = Place(str(path), error.place)
+        said, lost = f"damaged shard: {error}", size - error.place
+        yield Member(f"behind member {number}", "", place, said, lost)
 
 
 def _member(info: tarfile.TarInfo, place: Place) -> Member:
-    folder, _, name = info.name.rpartition("/")
-    stem, _, suffix = name.partition(".")
     fault = name_fault(info.name)
     if not fault and ".." in info.name.split("/"):
         fault = f"outside: {shortened(info.name)} goes up"
-    if not fault and (not info.isreg() or info.issparse()):
+    if not fault and is_special(info):
         fault = "outside: a link or another special member"
-    return Member(f"{folder}/{stem}" if folder else stem, suffix.lower(), place, fault)
-
-
-def _forget(archive: tarfile.TarFile) -> None:
-    """Drop the list of members that tarfile keeps."""
-    archive.members.clear()  # type: ignore[attr-defined]
+    return Member(*key_of(info.name), place, fault)
 
 
 def _read(place: Place) -> bytes:
@@ -205,14 +176,6 @@ def _caption(places: dict[str, Place], file: BinaryIO) -> Any:
         _, offset, size = places.get(suffix, Place(""))
         if size is not None and size <= LONGEST_ENTRY:
             content = os.pread(file.fileno(), size, offset)
-            return decoded(content).strip() if suffix == "txt" else _object(content).get("caption")
+            text = decoded(content)
+            return text.strip() if suffix == "txt" else json_object(text).get("caption")
     return None
-
-
-def _object(content: bytes) -> dict[str, Any]:
-    """The JSON object, or an empty one for anything else."""
-    with suppress(ValueError):
-        value = parse_json(decoded(content))
-        if isinstance(value, dict):
-            return value
-    return {}

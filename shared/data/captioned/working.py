@@ -17,6 +17,7 @@ from shared.data.captioned.decoding import Decoded, Decoder
 from shared.data.captioned.journal import Journal
 from shared.data.captioned.records import Block, Record, Source, blocks
 from shared.data.errors import WorkError
+from shared.data.loading.loader import unchanged
 from shared.data.readers.files import shortened
 
 EARLY = 1_000  # entries after which a share is judged before the end
@@ -109,7 +110,7 @@ def work(
         batch_size=None,
         sampler=mine,  # read as far ahead as the workers need
         num_workers=job.workers,
-        collate_fn=_unchanged,
+        collate_fn=unchanged,
         worker_init_fn=_end_with_parent,
         generator=torch.Generator(),
     )
@@ -150,10 +151,6 @@ def all_rows(job: Job, paths: Sequence[Path]) -> Iterator[tuple[Record, Row]]:
         if "end" in content and block is None:
             return
         yield from zip(check_block(block, content).records, content["rows"], strict=True)
-
-
-def _unchanged(decoded: Any) -> Any:
-    return decoded
 
 
 def _end_with_parent(worker: int) -> None:

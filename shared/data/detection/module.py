@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from shared.data.detection.samples import DetectionSamples, Preparation, Resizing
 from shared.data.detection.sampling import Share, TrainingImages, training_images
-from shared.data.loading.loader import EvaluationLoader, ResumableLoader
+from shared.data.loading.loader import EvaluationLoader, ResumableLoader, rank_and_world
 from shared.data.readers.instances import Instances, read_instances
 from shared.nn.building import applied, call
 
@@ -94,7 +94,7 @@ class DetectionData(pl.LightningDataModule):
         return self.instances("train").instance_counts
 
     def train_dataloader(self) -> ResumableLoader:
-        h, (rank, world) = self._h, self._rank_and_world()
+        h, (rank, world) = self._h, rank_and_world(self)
         share = Share(h.batch_size, h.seed, rank, world)
         schedule = call(h.sampling, images=self.training, share=share)
         given = self.resizing, self.preparation, h.flip, h.seed
@@ -111,9 +111,5 @@ class DetectionData(pl.LightningDataModule):
         instances = self.instances(split)
         everything = np.arange(len(instances))
         samples = DetectionSamples(instances, everything, self.eval_resizing, self.preparation)
-        size, workers, ranks = self._h.eval_batch_size, self._h.num_workers, self._rank_and_world()
+        size, workers, ranks = self._h.eval_batch_size, self._h.num_workers, rank_and_world(self)
         return EvaluationLoader(samples, len(samples), size, workers, *ranks)
-
-    def _rank_and_world(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)

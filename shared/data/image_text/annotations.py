@@ -8,79 +8,63 @@ runs, which is mapped into memory and shared by all processes that read it.
 """
 
 import csv
-import hashlib
 import io
 import json
 import operator
-import re
-import warnings
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Any, NamedTuple, Union, get_args, get_origin
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import safe_open
-from safetensors.numpy import save
 
 from shared.data.errors import DataCorruptError
-from shared.data.loading.feature_cache import Arrays, cache_key
-from shared.data.packages import waiting_for
-from shared.data.readers.files import (
-    nested_too_deep,
-    open_data,
-    read_text,
-    refusing,
-    shortened,
-)
-from shared.files import parse_json, replacing
+from shared.data.loading.feature_cache import Arrays, cache_key, cached, mapped
+from shared.data.readers.files import nested_too_deep, open_data, read_text, refusing, shortened
+from shared.data.readers.json_lists import MalformedError, list_items
+from shared.files import parse_json
 
 Annotation = dict[str, Any]
 _BRACKETS = 50  # of an entry, beyond which its depth is worth a look
-_SPACE = re.compile(r"[ \t\n\r]*")
+_DECODER = json.JSONDecoder()
 _VERSION = 1  # of index files; rises with every change of what is in them or of what judges entries
 
 
 class Part(NamedTuple):
     """The N entries of a file: their texts one behind another, `data` (bytes,) uint8, and where
     each ends, `ends` (N,) int64; which of them a task can't use, `bad` (N,) bool; the number of
-    different `pictures` of the others. `origin` is the index file that the arrays lie in."""
+    different `pictures` of the others, (1,). `origin` is the index file that the arrays lie in."""
 
     path: Path
+    origin: Path | None
     data: NDArray[np.uint8]
     ends: NDArray[np.int64]
     bad: NDArray[np.bool_]
-    pictures: int
-    origin: Path | None = None
+    pictures: NDArray[np.int64]
 
     def __reduce__(self) -> Any:
         """Worker processes that aren't forked map the file again."""
         if self.origin is not None:
-            return _mapped, (self.origin, self.path)
+            return _of_index, (self.path, self.origin)
         return Part, tuple(self)
-
-
-class Facts(NamedTuple):
-    """What a task says of an entry: whether it can't be used, and the paths of its pictures."""
-
-    bad: bool
-    pictures: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
 class Reading:
     """How annotations are read.
 
-    `required`: keys of every entry and their types, e.g. `{"caption": str | list[str]}`. `facts`
-    judges an entry, given also its file; what it depends on stands in `settings`, JSON values, by
-    which index files in `folder` are told apart. None keeps no such files.
+    `required`: keys of every entry and their types, e.g. `{"caption": str | list[str]}`.
+    `pictures` gives the paths of the pictures of an entry of a file, or None if the task can't use
+    it; what it depends on stands in `settings`, JSON values, by which index files in `folder` are
+    told apart. None keeps no such files.
     """
 
     required: Mapping[str, Any]
-    facts: Callable[[Annotation, Path], Facts] | None = None
+    pictures: Callable[[Annotation, Path], Sequence[str] | None] = lambda entry, file: ()
     folder: str | Path | None = None
     settings: Any = None
 
@@ -91,7 +75,7 @@ class Annotations:
     def __init__(self, parts: Sequence[Part], required: Mapping[str, Any] | None = None) -> None:
         self._parts, self._required = list(parts), required or {}
         self.starts = np.cumsum([0, *(len(part.ends) for part in parts)])
-        self.pictures = sum(part.pictures for part in parts)
+        self.pictures = sum(int(part.pictures[0]) for part in parts)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -145,85 +129,21 @@ def read_annotations(
     return Annotations([_part_of(path, reading) for path in paths], reading.required)
 
 
-def packed(path: Path, texts: Iterable[bytes]) -> Part:
-    """Return the part that entries in JSON make, all of them good."""
-    rows = list(texts)
-    data = np.frombuffer(b"".join(rows), np.uint8)
-    return Part(
-        path, data, np.cumsum([*map(len, rows)], dtype=np.int64), np.zeros(len(rows), bool), 0
-    )
-
-
-# --- index files ---
-
-
 def _part_of(path: Path, how: Reading) -> Part:
     """A file's entries, from its index where there is a good one; a missing one is made."""
     if how.folder is None:
-        return _read(path, how)
+        return Part(path, None, **_read(path, how))
     key = cache_key([path], _VERSION, repr(how.required), how.settings)
-    index = Path(how.folder) / f"{key}.safetensors"
-    if (part := _tried(index, path)) is not None:
-        return part
-    try:
-        with waiting_for(index.parent):
-            if (part := _tried(index, path)) is None:  # nor made by another rank meanwhile
-                _save(index, _read(path, how))
-                part = _mapped(index, path)
-            return part
-    except OSError as error:
-        warnings.warn(f"{index}: not kept for the next run ({error})", stacklevel=4)
-        return _read(path, how)
+    arrays, origin = cached(how.folder, key, partial(_read, path, how))
+    with refusing(f"{origin}: damaged, delete it"):
+        return Part(path, origin, **arrays)
 
 
-def _tried(index: Path, path: Path) -> Part | None:
-    try:
-        return _mapped(index, path)
-    except FileNotFoundError:
-        return None
-    except DataCorruptError as error:
-        warnings.warn(f"{error}; it is made anew", stacklevel=5)
-        return None
+def _of_index(path: Path, index: Path) -> Part:
+    return Part(path, index, **mapped(index))
 
 
-def _save(index: Path, part: Part) -> None:
-    arrays: Arrays = {"data": part.data, "ends": part.ends, "bad": part.bad.view(np.uint8)}
-    about = {"sha256": _digest(arrays), "pictures": str(part.pictures)}
-    with replacing(index) as file:
-        file.write(save(arrays, about))
-
-
-def _mapped(index: Path, path: Path) -> Part:
-    """The part of an index file; DataCorruptError unless it is as it was written."""
-    open_data(index).close()  # no pipe, device or folder
-    with refusing(f"{index}: damaged", Exception), safe_open(index, "pt") as file:
-        # Of torch's tensors the pages of the file itself are the memory.
-        arrays = {name: file.get_tensor(name).numpy() for name in ("data", "ends", "bad")}
-        about = file.metadata()
-        if about["sha256"] != _digest(arrays):
-            raise ValueError("its checksum is another")
-        return Part(
-            path,
-            arrays["data"],
-            arrays["ends"],
-            arrays["bad"].view(bool),
-            int(about["pictures"]),
-            index,
-        )
-
-
-def _digest(arrays: Arrays) -> str:
-    digest = hashlib.sha256()
-    for name, values in sorted(arrays.items()):
-        digest.update(f"{name} {values.dtype.str} {values.shape}\n".encode())
-        digest.update(values.data)
-    return digest.hexdigest()
-
-
-# --- JSON ---
-
-
-def _read(path: Path, how: Reading) -> Part:
+def _read(path: Path, how: Reading) -> Arrays:
     data, ends, bad = bytearray(), array("q"), bytearray()
     pictures: set[int] = set()
     for number, entry in enumerate(_objects(path)):
@@ -232,15 +152,19 @@ def _read(path: Path, how: Reading) -> Part:
         data += _text(entry, where)
         ends.append(len(data))
         try:
-            facts = Facts(False) if how.facts is None else how.facts(entry, path)
+            found = how.pictures(entry, path)
         except DataCorruptError as error:
             raise DataCorruptError(f"{where}: {error}") from error
-        bad.append(facts.bad)
-        pictures.update(map(hash, facts.pictures))
+        bad.append(found is None)
+        pictures.update(map(hash, found or ()))
     if not ends:
         raise DataCorruptError(f"{path}: no entries")
-    texts, lengths = np.frombuffer(data, np.uint8), np.frombuffer(ends, np.int64)
-    return Part(path, texts, lengths, np.frombuffer(bad, bool), len(pictures))
+    return {
+        "data": np.frombuffer(data, np.uint8),
+        "ends": np.frombuffer(ends, np.int64),
+        "bad": np.frombuffer(bad, bool),
+        "pictures": np.array([len(pictures)]),
+    }
 
 
 def _check(entry: Any, required: Mapping[str, Any], where: str) -> None:
@@ -269,51 +193,22 @@ def _text(entry: Annotation, where: str) -> bytes:
 
 def _objects(path: Path) -> Iterator[Any]:
     """The parsed entries. Line by line for .jsonl, where only the last line may be blank."""
-    text = read_text(path)
     if path.suffix == ".csv":
+        table = io.StringIO(read_text(path), newline="")
         with refusing(f"{path}: no table", csv.Error):
-            yield from csv.DictReader(io.StringIO(text, newline=""), restkey="", strict=True)
+            yield from csv.DictReader(table, restkey="", strict=True)
         return
     if path.suffix == ".jsonl":
+        text = read_text(path)
         lines = text.removesuffix("\n").split("\n") if text else []
         yield from (_parse(line, _where(path, number)) for number, line in enumerate(lines))
         return
-    with refusing(f"{path}: no JSON, perhaps cut off"):
-        yield from _listed(text.removeprefix("\ufeff"), path)
-
-
-def _listed(text: str, path: Path) -> Iterator[Any]:
-    """The values of a JSON list, one at a time: a list of millions of them would fill the memory.
-    ValueError where it is no JSON."""
-    decoder = json.JSONDecoder()
-
-    def past_space(place: int) -> int:
-        return _SPACE.match(text, place).end()  # type: ignore[union-attr]
-
-    def expected(what: str, place: int) -> json.JSONDecodeError:
-        return json.JSONDecodeError(f"Expecting {what}", text, place)
-
-    place = past_space(0)
-    if not text.startswith("[", place):
-        raise DataCorruptError(
-            f"{path}: expected a list of entries, got {shortened(parse_json(text))}"
-        )
-    place = past_space(place + 1)
-    if not text.startswith("]", place):
-        while True:
-            try:
-                value, place = decoder.raw_decode(text, place)
-            except RecursionError:
-                raise ValueError("it is nested too deep") from None
-            yield value
-            place = past_space(place)
-            if text.startswith("]", place):
-                break
-            if not text.startswith(",", place):
-                raise expected("',' delimiter", place)
-            place = past_space(place + 1)
-    if (place := past_space(place + 1)) < len(text):
-        raise json.JSONDecodeError("Extra data", text, place)
+    with open_data(path) as file:
+        try:
+            yield from (value for value, _ in list_items(file, _DECODER))
+        except MalformedError as error:
+            told = f"{path}: no JSON list of entries, perhaps cut off"
+            raise DataCorruptError(f"{told} ({error} at byte {error.place})") from error
 
 
 def _parse(text: str, where: str) -> Any:

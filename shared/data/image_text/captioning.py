@@ -23,7 +23,8 @@ from torch import Tensor
 from shared.data.errors import DataCorruptError
 from shared.data.image_text.annotations import Annotation
 from shared.data.image_text.pairs import AnnotatedSamples, ImageTextBatch, ImageTextData, Keys
-from shared.data.readers.files import LARGEST, is_integer, is_text, read_json, shortened
+from shared.data.readers.files import LARGEST, is_integer, is_text, shortened
+from shared.data.readers.instances import tables
 
 
 @dataclass
@@ -140,39 +141,22 @@ class CaptioningData(ImageTextData):
 
 def read_references(path: str | Path) -> References:
     """Read references in COCO's layout: of each image at least one text with a word."""
-    content = read_json(path)
-    known = content if isinstance(content, dict) else {}
-    images, annotations = known.get("images"), known.get("annotations")
-    if not isinstance(images, list) or not isinstance(annotations, list) or not images:
-        raise DataCorruptError(f"{path}: expected an object with lists of images and annotations")
-    found = References({})
-    for number, image in enumerate(images):
-        where = f"{path}, images, entry {number}"
-        identity: Any = image.get("id") if isinstance(image, dict) else None
-        if not is_integer(identity):
-            raise DataCorruptError(f"{where}: no object with an integer `id`")
-        if identity in found.captions:
-            raise DataCorruptError(f"{where}: id {identity} is there before")
-        found.captions[identity] = []
-        if (domain := image.get("domain")) is not None:
-            if not is_text(domain):
-                raise DataCorruptError(f"{where}: domain is {shortened(domain)}, expected a text")
-            found.domains[identity] = domain
-    if found.domains and len(found.domains) < len(images):
+    images, annotations = tables(path, "images", "annotations")
+    if not images.rows:
+        raise DataCorruptError(f"{path}: no images")
+    ids = images.unique_ids()
+    named = images.column("domain", lambda v: v is None or is_text(v), "a text")
+    rows = zip(ids.tolist(), named, strict=True)
+    domains = {image: name for image, name in rows if name is not None}
+    if domains and len(domains) < len(ids):
         raise DataCorruptError(f"{path}: some images name their domain, others don't")
-    for number, row in enumerate(annotations):
-        where = f"{path}, annotations, entry {number}"
-        if not isinstance(row, dict) or not is_integer(row.get("image_id")):
-            raise DataCorruptError(f"{where}: no object with an integer `image_id`")
-        if row["image_id"] not in found.captions:
-            raise DataCorruptError(f"{where}: image_id {row['image_id']} is none of the images")
-        text: Any = row.get("caption")
-        if not is_text(text) or not text.strip():
-            raise DataCorruptError(f"{where}: caption is {shortened(text)}, expected a text")
-        found.captions[row["image_id"]].append(text)
-    if silent := [identity for identity, texts in found.captions.items() if not texts]:
+    texts = annotations.column("caption", lambda v: is_text(v) and bool(v.strip()), "a text")
+    captions: dict[int, list[str]] = {image: [] for image in ids.tolist()}
+    for place, text in zip(annotations.members("image_id", ids, "image"), texts, strict=True):
+        captions[int(ids[place])].append(text)
+    if silent := [image for image, said in captions.items() if not said]:
         raise DataCorruptError(f"{path}: image {silent[0]} has no caption")
-    return found
+    return References(captions, domains)
 
 
 def _are_texts(texts: Any) -> bool:

@@ -21,13 +21,12 @@ from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.image_text.annotations import (
     Annotation,
     Annotations,
-    Facts,
     Reading,
     read_annotations,
 )
 from shared.data.image_text.videos import FrameChoice
-from shared.data.images import FileImages, Pictures, Pixels, readable
-from shared.data.loading.loader import EvaluationLoader, ResumableLoader
+from shared.data.images import FileImages, Pixels, readable
+from shared.data.loading.loader import EvaluationLoader, ResumableLoader, rank_and_world
 from shared.data.loading.streams import Draws, Permutations, Rotation, Stream, StreamBatches
 from shared.data.readers.files import (
     LARGEST,
@@ -41,7 +40,7 @@ from shared.data.readers.videos import decoder, read_frames
 from shared.data.splits import seeded_subset
 from shared.data.text.cleaning import TextRules, text_rules
 from shared.data.text.wordpiece import WordPiece
-from shared.data.views.interface import Views, build_views
+from shared.data.views.interface import build_views
 from shared.randomness import key_uniforms, sample_keys
 
 ImageTextBatch = dict[str, Any]
@@ -65,17 +64,12 @@ class TrainingSource(Protocol):
     def stream(self, seed: int) -> Stream:
         """The order of the samples: one pass an epoch."""
 
-    def take(
-        self,
-        indices: NDArray[np.int64],
-        pool: NDArray[np.int64] | None = None,
-        passes: NDArray[np.int64] | None = None,
-    ) -> tuple[Pictures, NDArray[np.int64]]:
-        """The samples' pictures, and which samples they are, see `shared.data.images.readable`;
-        of videos that are trained on, `passes` say which frames."""
+    def group(self, index: int, *turn: int) -> list[Pixels] | None:
+        """All pictures of a sample, or None if one is unreadable; of a video that is trained on
+        `turn`, the pass over the set, says which frames."""
 
-    def entries(self, indices: NDArray[np.int64]) -> list[Annotation]:
-        """The samples' annotations, each with its number in the split as "index"."""
+    def entry(self, index: int) -> Annotation:
+        """A sample's annotation, with its number in the split as "index"."""
 
 
 class EntryImages(FileImages):
@@ -135,9 +129,9 @@ class EntryFrames(EntryImages):
 
 @dataclass(eq=False)
 class AnnotatedSamples:
-    """The entries that `members` (sorted numbers, (N,)) names, as a `TrainingSource`. `take` gives
-    the first picture of each sample, then the second one of each. `rotation`: of how many first
-    samples all take part in each epoch, and where each of the groups that take turns ends."""
+    """The entries that `members` (sorted numbers, (N,)) names, as a `TrainingSource`. `rotation`:
+    of how many first samples all take part in each epoch, and where each of the groups that take
+    turns ends."""
 
     annotations: Annotations
     members: NDArray[np.int64]
@@ -152,67 +146,53 @@ class AnnotatedSamples:
             return Rotation(seed, *self.rotation)
         return Permutations(seed, len(self))
 
-    def take(
-        self,
-        indices: NDArray[np.int64],
-        pool: NDArray[np.int64] | None = None,
-        passes: NDArray[np.int64] | None = None,
-    ) -> tuple[Pictures, NDArray[np.int64]]:
-        def read(number: int, *turn: int) -> list[Pixels] | None:
-            return self.images.group(int(self.members[number]), *turn)
+    def group(self, index: int, *turn: int) -> list[Pixels] | None:
+        return self.images.group(int(self.members[index]), *turn)
 
-        groups, used = readable(indices, pool, read, passes)
-        return by_place(groups), used
-
-    def entries(self, indices: NDArray[np.int64]) -> list[Annotation]:
-        return [self.annotations[i] | {"index": int(i)} for i in self.members[indices]]
-
-
-def by_place(groups: Sequence[Pictures]) -> list[Pixels]:
-    """The first picture of each group, then the second one of each, and so on."""
-    return [picture for place in zip(*groups, strict=True) for picture in place]
+    def entry(self, index: int) -> Annotation:
+        number = int(self.members[index])
+        return self.annotations[number] | {"index": number}
 
 
 @dataclass(eq=False)
 class ImageTextBatches:
-    """Batches of a source: in training from plans of one stream, in evaluation from numbers.
-    `texts`: see `ImageTextData.texts`; `seed`: of augmentation and of draws among texts; `frames`:
-    of each entry, where these are videos."""
+    """Batches of a source of `data`: in training from plans of one stream, in evaluation from
+    numbers."""
 
+    data: "ImageTextData"
     source: TrainingSource
-    transform: Views
-    texts: Callable[[Sequence[Annotation], Keys | None, str], ImageTextBatch]
     split: str
-    seed: int = 0
-    frames: int | None = None
 
     @cached_property
     def pool(self) -> NDArray[np.int64]:
         return np.arange(len(self.source))
 
     def __getitems__(self, plan: tuple[Draws] | NDArray[np.int64]) -> ImageTextBatch:
+        data, frames, seed = self.data, self.data.hparams["frames"], self.data.hparams["seed"]
         draws = None if isinstance(plan, np.ndarray) else plan[0]
         wanted = plan if isinstance(plan, np.ndarray) else plan[0].positions
         pool = None if draws is None else self.pool
-        passes = None if draws is None or self.frames is None else draws.passes
-        pictures, used = self.source.take(wanted, pool, passes)
+        passes = None if draws is None or frames is None else draws.passes
+        groups, used = readable(wanted, pool, self.source.group, passes)
         if len(used) == 0:
             raise DataCorruptError(f"none of the {len(wanted)} images of a batch can be read")
-        entries = self.source.entries(used)
+        # The first picture of each entry, then the second one of each, and so on.
+        pictures = [picture for place in zip(*groups, strict=True) for picture in place]
+        entries = [self.source.entry(index) for index in used.tolist()]
         indices = np.array([entry["index"] for entry in entries], np.int64)
         if draws is None:
-            images, text_keys = self.transform(pictures, "test"), None
+            images, text_keys = data.transform(pictures, "test"), None
         else:
             places = range(1, len(pictures) // len(used))
             # All frames of a video are changed alike, the pictures of an entry each in its own way.
-            others = ("train" if self.frames else f"train {place}" for place in places)
+            others = ("train" if frames else f"train {place}" for place in places)
             views = ["train", *others]
-            keys = [sample_keys(self.seed, draws.passes, indices, view) for view in views]
-            images = self.transform(pictures, "train", np.concatenate(keys))
-            text_keys = sample_keys(self.seed, draws.passes, indices, "caption")
-        if self.frames is not None:
-            images = images.unflatten(0, (self.frames, len(used))).transpose(0, 1)
-        texts = self.texts(entries, text_keys, self.split)
+            keys = [sample_keys(seed, draws.passes, indices, view) for view in views]
+            images = data.transform(pictures, "train", np.concatenate(keys))
+            text_keys = sample_keys(seed, draws.passes, indices, "caption")
+        if frames is not None:
+            images = images.unflatten(0, (frames, len(used))).transpose(0, 1)
+        texts = data.texts(entries, text_keys, self.split)
         return {"images": images, "indices": torch.from_numpy(indices), **texts}
 
 
@@ -341,7 +321,7 @@ class ImageTextData(pl.LightningDataModule):
             folder = h.annotation_index if split == "train" else None
             settings = {k: str(v) for k, v in h.items() if k not in _OF_LOADING}
             settings["class"] = f"{type(self).__module__}.{type(self).__qualname__}"
-            how = Reading(self.required, partial(self._facts, split), folder, settings)
+            how = Reading(self.required, partial(self._pictures, split), folder, settings)
             always, in_turn = self.files_of(split)
             self._entries[split] = read_annotations([*always, *in_turn], how)
         return self._entries[split]
@@ -412,14 +392,13 @@ class ImageTextData(pl.LightningDataModule):
         if split is None:
             return []
         h, samples = self._h, self.evaluated(split)
-        batches = ImageTextBatches(samples, self.transform, self.texts, split, frames=h.frames)
+        batches = ImageTextBatches(self, samples, split)
         sizes = len(samples), h.eval_batch_size, h.num_workers
-        return EvaluationLoader(batches, *sizes, *self._rank_and_world())
+        return EvaluationLoader(batches, *sizes, *rank_and_world(self))
 
     def training_batches(self) -> ImageTextBatches:
         """What makes training batches of the plans of `schedule`."""
-        texts, seed = (self.transform, self.texts, "train"), self._h.seed
-        return ImageTextBatches(self.source, *texts, seed, self._h.frames)
+        return ImageTextBatches(self, self.source, "train")
 
     def schedule(self) -> StreamBatches:
         """This rank's training batches of each epoch; ValueError if there can be none."""
@@ -431,12 +410,10 @@ class ImageTextData(pl.LightningDataModule):
             raise ValueError(f"{told}: lower it or use more data")
         else:
             stream = Permutations(h.seed, size, h.batch_size * h.steps_per_epoch)
-        return StreamBatches([stream], [h.batch_size], True, *self._rank_and_world())
+        return StreamBatches([stream], [h.batch_size], True, *rank_and_world(self))
 
-    def _facts(self, split: str, entry: Annotation, file: Path) -> Facts:
-        if self.problem(entry, split) is not None:
-            return Facts(bad=True)
-        return Facts(bad=False, pictures=self._paths(entry, file))
+    def _pictures(self, split: str, entry: Annotation, file: Path) -> list[str] | None:
+        return self._paths(entry, file) if self.problem(entry, split) is None else None
 
     def _paths(self, entry: Annotation, file: Path) -> list[str]:
         """Where an entry's pictures are; DataCorruptError if outside of their root."""
@@ -465,10 +442,6 @@ class ImageTextData(pl.LightningDataModule):
         else:
             images = EntryFrames(paths, self.choice, count, **how)
         return AnnotatedSamples(entries, members, images)
-
-    def _rank_and_world(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
 
 class PairData(ImageTextData):

@@ -22,6 +22,7 @@ from shared.data.errors import DataCorruptError
 from shared.data.image_text.annotations import Annotation
 from shared.data.image_text.pairs import ImageTextBatch, ImageTextData, Keys, image_id
 from shared.data.readers.files import is_integer, is_number, is_text, read_json, shortened
+from shared.data.readers.instances import Table, tables
 from shared.data.readers.plain_pickle import read_plain_pickle
 
 
@@ -41,13 +42,10 @@ class References:
 
     def __init__(self, refs: str | Path, instances: str | Path, proposals: str | Path) -> None:
         self.paths = refs, instances, proposals
-        self._refs = _by_key(read_plain_pickle(refs), "ref_id", refs)
-        content = read_json(instances)
-        if not isinstance(content, dict):
-            raise DataCorruptError(f"{instances}: expected an object with images and annotations")
-        self._images = _by_key(content.get("images"), "id", f"{instances}, images")
-        annotations = _by_key(content.get("annotations"), "id", f"{instances}, annotations")
-        self._boxes: dict[Any, Any] = {n: a.get("bbox") for n, a in annotations.items()}
+        self._refs = Table(str(refs), read_plain_pickle(refs)).by_id("ref_id")
+        images, annotations = tables(instances, "images", "annotations")
+        self._images = images.by_id()
+        self._boxes: dict[Any, Any] = {n: a.get("bbox") for n, a in annotations.by_id().items()}
         self._proposals = read_json(proposals)
         if not isinstance(self._proposals, dict):
             raise DataCorruptError(f"{proposals}: expected an object, image id -> boxes")
@@ -137,18 +135,6 @@ class ReferringData(ImageTextData):
             "proposals": [reference.proposals for reference in found],
             "splits": [reference.split for reference in found],
         }
-
-
-def _by_key(content: Any, key: str, origin: object) -> dict[int, dict[str, Any]]:
-    if not isinstance(content, list):
-        raise DataCorruptError(f"{origin}: expected a list, got {type(content).__name__}")
-    found: dict[int, dict[str, Any]] = {}
-    for number, item in enumerate(content):
-        if not isinstance(item, dict) or not is_integer(item.get(key)):
-            raise DataCorruptError(f"{origin}, entry {number}: no object with {key!r}, an integer")
-        if found.setdefault(item[key], item) is not item:
-            raise DataCorruptError(f"{origin}, entry {number}: {key} {item[key]} is there before")
-    return found
 
 
 def _is_box(value: Any) -> bool:

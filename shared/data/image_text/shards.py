@@ -15,26 +15,27 @@ import logging
 import os
 import tarfile
 import warnings
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.data.errors import DataCorruptError, DataNotFoundError
-from shared.data.image_text.pairs import AnnotatedSamples, PairData, TrainingSource, by_place
+from shared.data.errors import DataCorruptError
+from shared.data.image_text.pairs import AnnotatedSamples, PairData, TrainingSource
 from shared.data.image_text.videos import FrameChoice
-from shared.data.images import FileImages, Indices, Pictures, Pixels, readable
+from shared.data.images import FileImages, Pixels
+from shared.data.loading.feature_cache import Arrays, cached
 from shared.data.loading.streams import Draws, Interleaved, Stream
 from shared.data.packages import cache_folder
-from shared.data.readers.files import find_files, one_line, open_data, read_arrays, shortened
+from shared.data.readers.files import LARGEST, find_files, open_data, refusing, shortened
+from shared.data.readers.tars import DamagedTarError, is_special, json_object, key_of, tar_members
 from shared.data.readers.videos import read_frames
 from shared.data.text.cleaning import clean_caption
-from shared.files import open_regular, parse_json, replacing
+from shared.files import open_regular
 
 log = logging.getLogger(__name__)
 
@@ -43,18 +44,7 @@ Place = tuple[int, int]  # offset and size in bytes
 _IDS = (int, str)  # what an "image_id" may be; any other counts as none
 _PICTURES = ("jpg", "jpeg", "png", "webp", "mp4", "webm", "mkv", "avi")
 _KINDS = {"txt": "txt", "json": "json"} | dict.fromkeys(_PICTURES, "image")
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_ROW = np.dtype(
-    [
-        ("image", "<i8"),  # where the picture begins
-        ("image_size", "<i8"),
-        ("text", "<i8"),  # where the caption, or the json that holds it, begins
-        ("text_size", "<i8"),
-        ("is_json", "?"),
-        ("identity", "<i8"),  # a hash of its "image_id", 0 without one
-    ]
-)
-_VERSION = 2  # of index files; rises with every change of what is in them
+_VERSION = 3  # of index files; rises with every change of what is in them
 _MAX_TEXT = 1 << 20  # bytes; what is longer is no caption
 _MAX_IMAGE = 1 << 30  # and no picture
 
@@ -63,13 +53,15 @@ class ShardChangedError(RuntimeError):
     """A shard is not what it was when its table was read."""
 
 
-class Table(NamedTuple):
-    """The samples of a shard, `_ROW`s in the order of their pictures."""
+class Row(NamedTuple):
+    """A sample of a shard: where its picture lies, and its caption or the json that holds it."""
 
-    rows: NDArray[np.void]
-    stamp: tuple[int, int]  # size in bytes and time of the last change in ns
-    without_caption: int  # pictures left out
-    example: str  # the key of one of them
+    image: int
+    image_size: int
+    text: int
+    text_size: int
+    is_json: bool | int
+    identity: int  # a hash of its "image_id", 0 without one
 
 
 class ShardSamples(FileImages):
@@ -78,8 +70,8 @@ class ShardSamples(FileImages):
     Pictures without a caption are left out with a warning. Refused are shards that are missing,
     given twice, compressed, cut off or no tar file, have links or two files of one kind for a key.
 
-    `shards` are paths or patterns ("/data/cc3m/*.tar"). Index files that can't be written beside
-    their shards go to `index_folder`, by default `shard-index` in TENFOLD_CACHE (data/cache).
+    `shards` are paths or patterns ("/data/cc3m/*.tar"). Index files go to `index_folder`, by
+    default `shard-index` in TENFOLD_CACHE (data/cache).
     `window` is that of `WindowShuffle`. With a `choice` of frames the shards hold videos.
     """
 
@@ -104,11 +96,10 @@ class ShardSamples(FileImages):
         if window < 1:
             raise ValueError(f"window={window}: at least one shard at a time")
         self.window = window
-        tables = _tables(self.shards, index_folder)
-        self._rows = np.concatenate([table.rows for table in tables])
-        self._stamps = [table.stamp for table in tables]
-        self._ends = np.cumsum([len(table.rows) for table in tables])
-        self._files = _OpenFiles(2 * window)  # a batch may span two windows
+        self._stamps = [_stamp(os.stat(shard)) for shard in self.shards]
+        tables = _tables(self.shards, self._stamps, index_folder)
+        self._rows = np.concatenate(tables)
+        self._ends = np.cumsum([len(rows) for rows in tables])
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -116,23 +107,18 @@ class ShardSamples(FileImages):
     def stream(self, seed: int) -> "WindowShuffle":
         return WindowShuffle(seed, self._ends, self.window)
 
-    def entries(self, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
-        """The samples' {"caption": text or list of texts, "image", "image_id", "index"}: where the
-        picture is, and a hash of the "image_id" of the shard, or None."""
-        return [self._entry(int(index)) for index in indices]
-
     def path(self, index: int) -> str:
         """The shard, and the member's name from the tar header before the picture."""
         shard, row = self._place(index)
-        header = self._read(shard, int(row["image"]) - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
+        header = self._read(shard, row.image - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE)
         name = header[:100].split(b"\0")[0].decode("utf-8", "replace")
-        return f"{self.shards[shard]}: {name} at byte {row['image']}"
+        return f"{self.shards[shard]}: {name} at byte {row.image}"
 
-    def take(
-        self, indices: Indices, pool: Indices | None = None, passes: Indices | None = None
-    ) -> tuple[list[Pixels], Indices]:
-        taken, used = super().take(indices, pool, passes)
-        return (taken if self.choice is None else by_place(taken)), used
+    def group(self, index: int, *turn: int) -> list[Pixels] | None:
+        pixels = self.read(index, *turn)
+        if pixels is None:
+            return None
+        return [pixels] if self.choice is None else list(pixels)
 
     def decode(self, index: int, *turn: int) -> Pixels:
         if self.choice is None:
@@ -141,23 +127,27 @@ class ShardSamples(FileImages):
 
     def content(self, index: int) -> BinaryIO:
         shard, row = self._place(index)
-        return io.BytesIO(self._read(shard, int(row["image"]), int(row["image_size"])))
+        return io.BytesIO(self._read(shard, row.image, row.image_size))
 
-    def _entry(self, index: int) -> dict[str, Any]:
+    def entry(self, index: int) -> dict[str, Any]:
+        """A sample's {"caption": text or list of texts, "image", "image_id", "index"}: where the
+        picture is, and a hash of the "image_id" of the shard, or None."""
         shard, row = self._place(index)
-        text = self._read(shard, int(row["text"]), int(row["text_size"]))
-        caption = _caption(text, "json" if row["is_json"] else "txt")
+        text = self._read(shard, row.text, row.text_size)
+        caption = _caption(text, "json" if row.is_json else "txt")
         if not _has_words(caption):
-            where = f"{self.shards[shard]}: no caption at byte {row['text']}"
+            where = f"{self.shards[shard]}: no caption at byte {row.text}"
             raise DataCorruptError(f"{where}; its index file is of another shard, delete it")
-        place = {"image": f"{self.shards[shard]} {row['image']}", "index": index}
-        return {"caption": caption, "image_id": int(row["identity"]) or None, **place}
+        place = {"image": f"{self.shards[shard]} {row.image}", "index": index}
+        return {"caption": caption, "image_id": row.identity or None, **place}
 
-    def _place(self, index: int) -> tuple[int, Any]:
-        return int(np.searchsorted(self._ends, index, side="right")), self._rows[index]
+    def _place(self, index: int) -> tuple[int, Row]:
+        shard = int(np.searchsorted(self._ends, index, side="right"))
+        return shard, Row(*self._rows[index].tolist())
 
     def _read(self, shard: int, offset: int, size: int) -> bytes:
-        return self._files.read(self.shards[shard], self._stamps[shard], offset, size)
+        file = _opened(self.shards[shard], self._stamps[shard])
+        return os.pread(file.fileno(), size, offset)
 
 
 class WindowShuffle(Stream):
@@ -195,24 +185,15 @@ class MixedSamples:
         parts = self.annotated.stream(seed), self.shards.stream(seed)
         return Interleaved(seed, parts, (0, len(self.annotated)))
 
-    def take(
-        self, indices: Indices, pool: Indices | None = None, passes: Indices | None = None
-    ) -> tuple[Pictures, Indices]:
-        def read(index: int, *turn: int) -> list[Pixels] | None:
-            source, own = self._own(index)
-            pictures, used = source.take(np.array([own]), None, np.array(turn) if turn else None)
-            return list(pictures) if len(used) else None
+    def group(self, index: int, *turn: int) -> list[Pixels] | None:
+        source, own = self._own(index)
+        return source.group(own, *turn)
 
-        groups, used = readable(indices, pool, read, passes)
-        return by_place(groups), used
-
-    def entries(self, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
-        found = []
-        for source, own in map(self._own, indices.tolist()):
-            (entry,) = source.entries(np.array([own]))
-            behind = len(self.annotated.annotations) if source is self.shards else 0
-            found.append(entry | {"index": entry["index"] + behind})
-        return found
+    def entry(self, index: int) -> dict[str, Any]:
+        source, own = self._own(index)
+        entry = source.entry(own)
+        behind = len(self.annotated.annotations) if source is self.shards else 0
+        return entry | {"index": entry["index"] + behind}
 
     def _own(self, index: int) -> tuple[TrainingSource, int]:
         """The part that a sample belongs to, and its number there."""
@@ -255,68 +236,46 @@ class ShardPairData(PairData):
         return MixedSamples(super().source, shards)  # type: ignore[arg-type]
 
 
-def read_table(path: str | Path) -> Table:
-    """Read the members' names and places, and the captions, from a tar file."""
+def read_table(path: str | Path) -> Arrays:
+    """Read the members' names and places, and the captions, from a tar file: the `rows` (n, 6) of
+    its samples, int64, see `Row`, in the order of their pictures; how many pictures without a
+    caption are `left_out`, (1,), and the key of one as an `example`, bytes."""
+    log.info("reading the members of %s", path)
     with open_data(path) as file:
-        begin = os.pread(file.fileno(), 6, 0)
-        for magic, name in _COMPRESSED.items():
-            if begin.startswith(magic):
-                told = f"{path} is compressed by {name}, so that single samples can't be read"
-                raise DataCorruptError(f"{told}. Unpack it to a .tar, which is hardly larger")
-        stamp = _stamp(os.fstat(file.fileno()))
         samples = {k: parts for k, parts in _members(path, file).items() if "image" in parts}
         rows = {key: _row(parts, file) for key, parts in samples.items()}
     left_out = [key for key, row in rows.items() if row is None]
     kept = [row for row in rows.values() if row is not None]
-    return Table(np.array(kept, _ROW), stamp, len(left_out), next(iter(left_out), ""))
+    return {
+        "rows": np.array(kept, np.int64).reshape(-1, len(Row._fields)),
+        "left_out": np.array([len(left_out)]),
+        "example": np.frombuffer(next(iter(left_out), "").encode(errors="replace"), np.uint8),
+    }
 
 
 def _members(path: str | Path, file: BinaryIO) -> dict[str, dict[str, Place]]:
     """key -> kind -> place, in the order of first appearance; other files are ignored."""
     members: dict[str, dict[str, Place]] = {}
-    for member in _plain_files(path, file):
-        folder, _, name = member.name.rpartition("/")
-        stem, _, suffix = name.partition(".")
-        kind = _KINDS.get(suffix.lower())
-        if kind is None:
-            continue
-        key = f"{folder}/{stem}" if folder else stem
-        parts = members.setdefault(key, {})
-        if kind in parts:
-            told = f"{path}: two files of kind {kind} for key {shortened(key)}"
-            raise DataCorruptError(f"{told}; each sample of a shard needs a key of its own")
-        parts[kind] = (member.offset_data, member.size)
+    try:
+        for member in tar_members(file):
+            if is_special(member) or member.size > _MAX_IMAGE:
+                problem = "a link or another special member" if is_special(member) else "too large"
+                told = f"{path}: {shortened(member.name)} is {problem}"
+                raise DataCorruptError(f"{told}; a shard holds plain files only")
+            key, suffix = key_of(member.name)
+            if (kind := _KINDS.get(suffix)) is None:
+                continue
+            parts = members.setdefault(key, {})
+            if kind in parts:
+                told = f"{path}: two files of kind {kind} for key {shortened(key)}"
+                raise DataCorruptError(f"{told}; each sample of a shard needs a key of its own")
+            parts[kind] = (member.offset_data, member.size)
+    except DamagedTarError as error:
+        raise DataCorruptError(f"{path}: {error}; fetch it anew or leave it out") from error
     return members
 
 
-def _plain_files(path: str | Path, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
-    """The members of an archive but its folders; anything damaged or special is an error."""
-    end = 0
-    try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
-            for member in archive:
-                plain = member.isreg() or member.isdir()
-                special = not plain or member.issparse() or member.size < 0
-                if special or member.size > _MAX_IMAGE:
-                    problem = "a link or another special member" if special else "too large"
-                    told = f"{path}: {shortened(member.name)} is {problem}"
-                    raise DataCorruptError(f"{told}; a shard holds plain files only")
-                blocks = -(-member.size // tarfile.BLOCKSIZE)
-                end = member.offset_data + blocks * tarfile.BLOCKSIZE
-                if member.isreg():
-                    yield member
-    except DataCorruptError:
-        raise
-    except Exception as error:  # a damaged archive can raise nearly anything
-        told = f"{path}: no tar file, or a damaged one ({one_line(error)})"
-        raise DataCorruptError(f"{told}; fetch it anew or leave it out") from error
-    # tarfile takes a damaged header for the end of the archive.
-    if os.pread(file.fileno(), tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):
-        told = f"{path}: cut off or damaged at byte {end}, without an archive's mark at its end"
-        raise DataCorruptError(f"{told}; fetch it anew or leave it out")
-
-
-def _row(parts: dict[str, Place], file: BinaryIO) -> tuple[int, int, int, int, bool, int] | None:
+def _row(parts: dict[str, Place], file: BinaryIO) -> Row | None:
     """A sample's row, or None without a caption."""
     texts = {}
     for kind in ("txt", "json"):
@@ -326,15 +285,15 @@ def _row(parts: dict[str, Place], file: BinaryIO) -> tuple[int, int, int, int, b
     found = next((kind for kind, text in texts.items() if _has_words(_caption(text, kind))), None)
     if found is None:
         return None
-    image_id = _object(texts["json"]).get("image_id") if "json" in texts else None
+    image_id = json_object(texts["json"]).get("image_id") if "json" in texts else None
     identity = _hash(f"{type(image_id).__name__} {image_id}") if type(image_id) in _IDS else 0
-    return (*parts["image"], *parts[found], found == "json", identity)
+    return Row(*parts["image"], *parts[found], found == "json", identity)
 
 
 def _caption(content: bytes, kind: str) -> Any:
     """What a caption file says; None if it can't be read."""
     if kind == "json":
-        return _object(content).get("caption")
+        return json_object(content).get("caption")
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:
@@ -352,37 +311,35 @@ def _has_words(caption: Any) -> bool:
         return False
 
 
-def _object(content: bytes) -> dict[str, Any]:
-    """The JSON object, or an empty one for anything else."""
-    try:
-        value = parse_json(content)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
 def _stamp(status: os.stat_result) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _tables(shards: Sequence[str], index_folder: str | Path | None) -> list[Table]:
-    """The shards' tables, from index files where these are up to date; others are read anew."""
+def _tables(
+    shards: Sequence[str], stamps: Sequence[tuple[int, int]], index_folder: str | Path | None
+) -> list[NDArray[np.int64]]:
+    """The shards' rows, from index files where these are up to date; others are read anew."""
     folder = Path(index_folder) if index_folder else cache_folder() / "shard-index"
-    tables = []
-    for number, shard in enumerate(shards):
-        places = [Path(f"{shard}.index.npz"), folder / f"{_hash(os.path.abspath(shard)):x}.npz"]
-        table = next((t for place in places if (t := _load_index(place, shard))), None)
-        if table is None:
-            log.info("reading the members of shard %d of %d, %s", number + 1, len(shards), shard)
-            table = read_table(shard)
-            _save_index(places, table)
-        tables.append(table)
-    left_out = sum(table.without_caption for table in tables)
-    pairs = sum(len(table.rows) for table in tables)
+    tables, left_out, first = [], 0, ""
+    for shard, stamp in zip(shards, stamps, strict=True):
+        key = f"{_hash(f'{_VERSION} {os.path.abspath(shard)} {stamp}') & LARGEST:x}"
+        table, _ = cached(folder, key, partial(read_table, shard))
+        damaged = f"{folder / key}.safetensors: damaged, delete it"
+        with refusing(damaged, ValueError, KeyError, IndexError, TypeError):
+            rows = np.asarray(table["rows"], np.int64).reshape(-1, len(Row._fields))
+            begin, length = rows[:, [0, 2]], rows[:, [1, 3]]  # of pictures and texts
+            most = np.minimum(stamp[0] - begin, [_MAX_IMAGE, _MAX_TEXT])
+            inside = (begin >= tarfile.BLOCKSIZE) & (begin <= stamp[0]) & (length >= 0)
+            if not (inside & (length <= most)).all():
+                raise ValueError("its places are not in the shard")
+            count = int(table["left_out"][0])
+            if count and not left_out:
+                first = f"the first is {table['example'].tobytes().decode()!r} of {shard}"
+        tables.append(rows)
+        left_out += count
+    pairs = sum(map(len, tables))
     if left_out:
-        number, table = next((n, t) for n, t in enumerate(tables) if t.without_caption)
         told = f"{left_out} of {pairs + left_out} images are left out, without a word in <key>.txt"
-        first = f"the first is {table.example!r} of {shards[number]}"
         warnings.warn(f'{told} or "caption" of <key>.json; {first}', stacklevel=3)
     if not pairs:
         wanted = "expected <key>.jpg (.jpeg, .png, .webp) with <key>.txt or <key>.json"
@@ -391,69 +348,20 @@ def _tables(shards: Sequence[str], index_folder: str | Path | None) -> list[Tabl
     return tables
 
 
-def _load_index(path: Path, shard: str) -> Table | None:
-    try:
-        content = read_arrays(path)
-        version, size, changed, left_out = content["head"].tolist()
-        rows, example = content["rows"], str(content["example"])
-    except (DataNotFoundError, ValueError, KeyError, TypeError):
-        return None  # none there, or damaged
-    stamp = _stamp(os.stat(shard))
-    if (version, size, changed) != (_VERSION, *stamp) or rows.dtype != _ROW or rows.ndim != 1:
-        return None
-    for part in ("image", "text"):
-        begin, length = rows[part], rows[f"{part}_size"]
-        inside = (begin >= tarfile.BLOCKSIZE) & (begin <= size)
-        if not (inside & (length >= 0) & (length <= size - begin)).all():
-            return None
-    return None if (rows["text_size"] > _MAX_TEXT).any() else Table(rows, stamp, left_out, example)
-
-
-def _save_index(places: Sequence[Path], table: Table) -> None:
-    """Write to the first place where that is possible; without an index the next run reads anew."""
-    head = np.array([_VERSION, *table.stamp, table.without_caption], np.int64)
-    for path in places:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as file:
-                np.savez(file, head=head, rows=table.rows, example=np.array(table.example))
-            return
-        except OSError:
-            continue
-    log.warning("no index file can be written to %s", " or ".join(map(str, places)))
-
-
 def _hash(text: str) -> int:
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
 
 
-class _OpenFiles:
-    """Keeps the files read last open; reads depend on no position, so forks may share them."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._files: OrderedDict[str, BinaryIO] = OrderedDict()
-
-    def read(self, path: str, stamp: tuple[int, int], offset: int, size: int) -> bytes:
-        """Read bytes of a file that must still have that stamp, else ShardChangedError."""
-        if path in self._files:
-            self._files.move_to_end(path)
-        else:
-            self._files[path] = self._open(path, stamp)
-            if len(self._files) > self.limit:
-                self._files.popitem(last=False)[1].close()
-        return os.pread(self._files[path].fileno(), size, offset)
-
-    def _open(self, path: str, stamp: tuple[int, int]) -> BinaryIO:
-        try:
-            file = open_regular(path)
-        except OSError as error:
-            raise ShardChangedError(f"{path} is gone; put it back and start again") from error
-        if _stamp(os.fstat(file.fileno())) != stamp:
-            file.close()
-            raise ShardChangedError(f"{path} has changed since it was listed: start again")
-        return file
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"limit": self.limit, "_files": OrderedDict()}
+@lru_cache(maxsize=64)
+def _opened(path: str, stamp: tuple[int, int]) -> BinaryIO:
+    """A shard that must still have that stamp, else ShardChangedError. The last ones stay open:
+    reads depend on no position, so forks may share them."""
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        raise ShardChangedError(f"{path} is gone; put it back and start again") from error
+    if _stamp(os.fstat(file.fileno())) != stamp:
+        file.close()
+        raise ShardChangedError(f"{path} has changed since it was listed: start again")
+    return file

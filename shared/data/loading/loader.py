@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
@@ -22,7 +23,7 @@ class _WorkerLoader:
         self._loader: DataLoader = DataLoader(
             dataset,  # type: ignore[arg-type]
             batch_sampler=batches,
-            collate_fn=_collated,
+            collate_fn=unchanged,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -113,8 +114,14 @@ class EvaluationLoader(_WorkerLoader):
         return iter(self._loader)
 
 
-def _collated(batch: Any) -> Any:
-    """The batch that `__getitems__` made."""
+def rank_and_world(data: pl.LightningDataModule) -> tuple[int, int]:
+    """Of the trainer that uses the data; a single one without a trainer."""
+    trainer = data.trainer
+    return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+
+def unchanged(batch: Any) -> Any:
+    """The batch as a data set made it, instead of what torch would make of its parts."""
     return batch
 
 

@@ -154,12 +154,7 @@ def read_instances(
         DataNotFoundError: there is no such file.
         DataCorruptError: it is no instances file, or contradicts itself; says which entry.
     """
-    content = read_json(path)
-    parts = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in parts):
-        wanted = "a JSON object with the lists images, annotations and categories"
-        raise DataCorruptError(f"{path}: expected {wanted}")
-    images, annotations, categories = (_Table(path, part, content[part]) for part in parts)
+    images, annotations, categories = tables(path, "images", "annotations", "categories")
     if not images.rows or not categories.rows:
         raise DataCorruptError(f"{path}: no images, or no categories")
 
@@ -209,25 +204,25 @@ def read_instances(
     return found
 
 
-class _Table:
-    """The entries of one of the file's lists; `places` are their numbers in it."""
+class Table:
+    """The entries of a list, named `origin` in messages; `places` are their numbers in it."""
 
-    def __init__(
-        self, path: str | Path, part: str, rows: Sequence[Any], places: Sequence[int] | None = None
-    ) -> None:
-        self.path, self.part, self.rows = path, part, rows
+    def __init__(self, origin: str, rows: Any, places: Sequence[int] | None = None) -> None:
+        if not isinstance(rows, list):
+            raise DataCorruptError(f"{origin}: expected a list, got {type(rows).__name__}")
+        self.origin, self.rows = origin, rows
         self.places = range(len(rows)) if places is None else places
         for number, row in enumerate(rows):
             if not isinstance(row, dict):
                 raise DataCorruptError(f"{self.where(number)}: {shortened(row)} is no object")
 
     def where(self, number: int) -> str:
-        return f"{self.path}, {self.part}, entry {self.places[number]}"
+        return f"{self.origin}, entry {self.places[number]}"
 
-    def ordered(self, order: NDArray[np.int64]) -> "_Table":
+    def ordered(self, order: NDArray[np.int64]) -> "Table":
         """The same entries in another order."""
         places = [self.places[number] for number in order]
-        return _Table(self.path, self.part, [self.rows[number] for number in order], places)
+        return Table(self.origin, [self.rows[number] for number in order], places)
 
     def column(
         self, key: str, right: Callable[[Any], bool], wanted: str, default: Any = None
@@ -240,14 +235,18 @@ class _Table:
                 raise DataCorruptError(f"{self.where(number)}: {told}")
         return values
 
-    def unique_ids(self) -> NDArray[np.int64]:
-        """(n,) the entries' ids."""
-        ids = np.array(self.column("id", is_integer, "an integer"), np.int64)
+    def unique_ids(self, key: str = "id") -> NDArray[np.int64]:
+        """(n,) the entries' values of `key`, integers, each only once."""
+        ids = np.array(self.column(key, is_integer, "an integer"), np.int64)
         _, first = np.unique(ids, return_index=True)
         if len(first) < len(ids):
             number = int(np.setdiff1d(np.arange(len(ids)), first)[0])
-            raise DataCorruptError(f"{self.where(number)}: id {ids[number]} is there before")
+            raise DataCorruptError(f"{self.where(number)}: {key} {ids[number]} is there before")
         return ids
+
+    def by_id(self, key: str = "id") -> dict[int, Entry]:
+        """The entries by their values of `key`, see `unique_ids`."""
+        return dict(zip(self.unique_ids(key).tolist(), self.rows, strict=True))
 
     def members(self, key: str, ids: NDArray[np.int64], kind: str) -> NDArray[np.int64]:
         """(n,) the place in `ids` of what each entry names by `key`."""
@@ -269,6 +268,14 @@ class _Table:
             raise DataCorruptError(f"{self.where(number)}: {error}") from None
 
 
+def tables(path: str | Path, *parts: str) -> list[Table]:
+    """The lists of these names in the JSON object of a file."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise DataCorruptError(f"{path}: expected a JSON object with the lists {', '.join(parts)}")
+    return [Table(f"{path}, {part}", content.get(part)) for part in parts]
+
+
 def places_of(
     values: NDArray[np.int64], ids: NDArray[np.int64], where: Callable[[int], str], kind: str
 ) -> NDArray[np.int64]:
@@ -283,7 +290,7 @@ def places_of(
     return places
 
 
-def _masks(annotations: _Table, sizes: NDArray[np.int64]) -> Outlines:
+def _masks(annotations: Table, sizes: NDArray[np.int64]) -> Outlines:
     values = (row.get("segmentation") or None for row in annotations.rows)
     try:
         return outlines(values, map(tuple, sizes.tolist()))
@@ -293,7 +300,7 @@ def _masks(annotations: _Table, sizes: NDArray[np.int64]) -> Outlines:
 
 
 def _federated(
-    images: _Table, categories: _Table, category_ids: NDArray[np.int64]
+    images: Table, categories: Table, category_ids: NDArray[np.int64]
 ) -> Mapping[str, Any]:
     """What only LVIS says, by the names of `Instances`."""
     keys = {"negative": "neg_category_ids", "not_exhaustive": "not_exhaustive_category_ids"}
@@ -305,7 +312,7 @@ def _federated(
     return found | {"frequencies": "".join(letters)}
 
 
-def _labels(images: _Table, key: str, category_ids: NDArray[np.int64]) -> Lists:
+def _labels(images: Table, key: str, category_ids: NDArray[np.int64]) -> Lists:
     lists = images.column(
         key, lambda v: isinstance(v, list) and all(map(is_integer, v)), "a list of category ids"
     )

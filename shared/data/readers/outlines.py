@@ -1,4 +1,4 @@
-"""Masks in COCO's notations, run lengths and polygons, of many objects in a few arrays.
+"""Masks in COCO's notations, run lengths and polygons, of many objects in two arrays.
 
 What stands in a file is checked here, before pycocotools gets it: run lengths that fill more than
 the picture make its intersections run on for ever, and a polygon far outside of it takes as many
@@ -23,37 +23,18 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Outlines:
-    """The masks of N objects.
+    """The masks of N objects: object n has the compressed run lengths
+    `counts[starts[n] : starts[n + 1]]`, none where the file has none."""
 
-    Object n has the runs `runs[run_starts[n] : run_starts[n + 1]]`, alternately off and on down the
-    columns, or the polygons `polygon_starts[n]` to `polygon_starts[n + 1]`, of which p has the
-    coordinates x, y, x, y, ... `points[point_starts[p] : point_starts[p + 1]]`; or neither.
-    """
-
-    runs: NDArray[np.int32]
-    run_starts: NDArray[np.int64]
-    points: NDArray[np.float64]
-    point_starts: NDArray[np.int64]
-    polygon_starts: NDArray[np.int64]
-
-    def notation(self, number: int, size: Size) -> RunLengths | list[list[float]] | None:
-        """What a COCO file says of an object in an image of `size` (height, width); None where it
-        says nothing."""
-        begin, end = self.run_starts[number : number + 2]
-        if begin < end:
-            return {"size": list(size), "counts": self.runs[begin:end].tolist()}
-        first, last = self.polygon_starts[number : number + 2]
-        edges = self.point_starts[first : last + 1]
-        polygons = np.split(self.points[edges[0] : edges[-1]], edges[1:-1] - edges[0])
-        return [polygon.tolist() for polygon in polygons] if first < last else None
+    counts: NDArray[np.uint8]
+    starts: NDArray[np.int64]
 
     def compressed(self, number: int, size: Size) -> RunLengths | None:
-        """The mask of an object as pycocotools takes it; None where the file has none."""
-        notation = self.notation(number, size)
-        if notation is None:
-            return None
-        made = mask_tools().frPyObjects(notation, *size)
-        return mask_tools().merge(made) if isinstance(made, list) else made
+        """The mask of an object in an image of `size` (height, width) as pycocotools takes it; None
+        where the file has none."""
+        begin, end = self.starts[number : number + 2]
+        counts = self.counts[begin:end].tobytes()
+        return {"size": list(size), "counts": counts} if counts else None
 
 
 @cache
@@ -73,28 +54,23 @@ def outlines(values: Iterable[Any], sizes: Iterable[Size]) -> Outlines:
     Raises:
         OutlineError: none of COCO's notations, or it doesn't fit the image.
     """
-    runs, points, parts = [], [], []
-    none: NDArray[np.int32] = np.zeros(0, np.int32)
+    counts = []
     for number, (value, size) in enumerate(zip(values, sizes, strict=True)):
-        own: list[NDArray[np.float64]] = []
-        lengths = none
         try:
-            if isinstance(value, dict):
-                lengths = _runs(value, size)
-            elif value is not None:
-                own = _polygons(value, size)
+            counts.append(b"" if value is None else _counts(value, size))
         except (ValueError, TypeError, OverflowError) as error:
             raise OutlineError(number, str(error)) from None
-        runs.append(lengths)
-        points += own
-        parts.append(len(own))
-    return Outlines(
-        np.concatenate([none, *runs]),
-        _starts(map(len, runs)),
-        np.concatenate([np.zeros(0), *points]),
-        _starts(map(len, points)),
-        _starts(parts),
-    )
+    starts = np.cumsum(np.array([0, *map(len, counts)], np.int64))
+    return Outlines(np.frombuffer(b"".join(counts), np.uint8), starts)
+
+
+def _counts(value: Any, size: Size) -> bytes:
+    tools = mask_tools()
+    if isinstance(value, dict):
+        return tools.frPyObjects({"size": list(size), "counts": _runs(value, size)}, *size)[
+            "counts"
+        ]
+    return tools.merge(tools.frPyObjects(_polygons(value, size), *size))["counts"]
 
 
 class OutlineError(ValueError):
@@ -127,7 +103,7 @@ def decompressed(counts: str | bytes) -> NDArray[np.int64]:
     return values
 
 
-def _runs(value: dict[str, Any], size: Size) -> NDArray[np.int32]:
+def _runs(value: dict[str, Any], size: Size) -> list[int]:
     counts = value.get("counts")
     if (given := value.get("size")) != list(size):
         whose = f"its size is {shortened(given)}"
@@ -142,13 +118,12 @@ def _runs(value: dict[str, Any], size: Size) -> NDArray[np.int32]:
         raise ValueError("its counts have a run below 0 or beyond the image")
     if runs.sum() != np.prod(size):
         raise ValueError(f"its runs cover {runs.sum()} of {np.prod(size)} pixels")
-    return runs.astype(np.int32)
+    return runs.tolist()
 
 
-def _polygons(value: Any, size: Size) -> list[NDArray[np.float64]]:
+def _polygons(value: Any, size: Size) -> list[list[float]]:
     if not isinstance(value, list) or not value or not all(isinstance(p, list) for p in value):
         raise ValueError(f"it is {shortened(value)}, expected run lengths or a list of polygons")
-    polygons = []
     for polygon in value:
         points = np.array(polygon)
         if points.ndim != 1 or points.dtype.kind not in "if" or len(points) % 2 or len(points) < 6:
@@ -156,9 +131,4 @@ def _polygons(value: Any, size: Size) -> list[NDArray[np.float64]]:
         limits = np.tile([size[1], size[0]], len(points) // 2)
         if not ((points >= -limits) & (points <= 2 * limits)).all():
             raise ValueError("its polygon lies more than the image's size outside of it")
-        polygons.append(points.astype(np.float64))
-    return polygons
-
-
-def _starts(lengths: Iterable[int]) -> NDArray[np.int64]:
-    return np.cumsum(np.array([0, *lengths], np.int64))
+    return value

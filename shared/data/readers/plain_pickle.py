@@ -6,7 +6,7 @@ The interpreter is Python's own, in Python: the one in C lets a few bytes fill t
 import io
 import pickle
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -61,10 +61,8 @@ class _Array:
 
 
 class _Unpickler(pickle._Unpickler):
-    """Keys and members of sets are numbers and texts: others may take exponential time to compare.
-
-    Of what is made, only old pickles' sets, and arrays, need a class to be found.
-    """
+    """Keys are numbers and texts: others may take exponential time to compare. There are no sets,
+    whose members are keys, too; of what is made, only arrays need a class to be found."""
 
     dispatch: ClassVar[dict[int, Callable]] = dict(pickle._Unpickler.dispatch)
     stack: list[Any]
@@ -73,8 +71,6 @@ class _Unpickler(pickle._Unpickler):
     def __init__(self, file: io.BytesIO, arrays: bool, encoding: str) -> None:
         super().__init__(file, encoding=encoding)
         self.known: dict[str, Any] = {}
-        for module in ("builtins", "__builtin__"):
-            self.known |= {f"{module}.set": _set, f"{module}.frozenset": _frozen}
         if arrays:
             self.known |= {"_codecs.encode": _encoded, "numpy.dtype": _Type, "numpy.ndarray": None}
             for module in ("numpy.core", "numpy._core"):
@@ -99,13 +95,8 @@ class _Unpickler(pickle._Unpickler):
         pairs = _pairs(self.pop_mark())
         self.stack.append(pairs)
 
-    def add_items(self) -> None:
-        members = _set(self.pop_mark())
-        self.stack[-1].update(members)
-
-    def make_frozen(self) -> None:
-        members = _frozen(self.pop_mark())
-        self.stack.append(members)
+    def refuse_set(self) -> None:
+        raise pickle.UnpicklingError("it holds a set")
 
     def build(self) -> None:
         state = self.stack.pop()
@@ -117,27 +108,18 @@ class _Unpickler(pickle._Unpickler):
         pickle.SETITEM[0]: set_item,
         pickle.SETITEMS[0]: set_items,
         pickle.DICT[0]: make_dict,
-        pickle.ADDITEMS[0]: add_items,
-        pickle.FROZENSET[0]: make_frozen,
+        pickle.EMPTY_SET[0]: refuse_set,
+        pickle.FROZENSET[0]: refuse_set,
         pickle.BUILD[0]: build,
     }
-
-
-def _set(members: Iterable = ()) -> set:
-    return set(_keys(members))
-
-
-def _frozen(members: Iterable = ()) -> frozenset:
-    return frozenset(_keys(members))
 
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:
     return dict(zip(_keys(items[::2]), items[1::2], strict=True))
 
 
-def _keys(values: Iterable) -> list[Any]:
+def _keys(keys: list[Any]) -> list[Any]:
     """What takes no time to compare and, among others, to find: integers may all hash alike."""
-    keys = list(values)
     for key in keys:
         small = type(key) is int and abs(key) <= LARGEST
         if not small and type(key) not in (str, bytes, bool, float, type(None)):
@@ -156,7 +138,7 @@ def _check_tree(content: Any, most: int) -> None:
     for _ in range(DEEPEST):
         inner: list[Any] = []
         for item in level:
-            if isinstance(item, dict | list | tuple | set | frozenset):
+            if isinstance(item, dict | list | tuple):
                 most -= len(item)
                 if most < 0:
                     raise pickle.UnpicklingError("it repeats itself without end")
