@@ -5,7 +5,6 @@ retrieval model; and a question model, whose text encoder has no level `bert`.
 Source: salesforce/ALPRO@4ff6163 `src/utils/load_save.py:load_state_dict_with_pos_embed_resizing`.
 """
 
-import logging
 import re
 from collections.abc import Mapping
 from os import PathLike
@@ -31,17 +30,11 @@ from shared.checkpoints.official import (
     export_official,
     import_official,
 )
-from shared.checkpoints.pretrained_text import (
-    POSITION_IDS,
-    bert_rules,
-    load_hugging_face,
-    word_head_rules,
-)
-from shared.checkpoints.pretrained_vision import POSITIONS, TIMES, load_vision
+from shared.checkpoints.pretrained_text import POSITION_IDS, bert_rules, word_head_rules
+from shared.checkpoints.pretrained_vision import POSITIONS, TIMES
 from shared.checkpoints.reading import load_checkpoint
 from shared.training.method import Method
 
-log = logging.getLogger(__name__)
 KINDS = {
     "pretrained": "pre-training",
     "prompter": "the prompter",
@@ -91,20 +84,6 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
     dropped = dict.fromkeys((name for name in names if re.match(rf"({PARTS})\b", name)), UNUSED)
     fresh = {"encoders.classifier.{rest}": "a new head"}
     return fill(module, state, KeyTable(table.rules, {**table.dropped, **dropped}, fresh))
-
-
-def load_initial(module: Method) -> None:
-    """Load what `initial`, {vision, text, prompter}, names: see `load_vision`, `load_hugging_face`
-    and `load_prompter`."""
-    parts: Any = module
-    initial: Mapping[str, str | None] = parts.hparams["initial"] or {}
-    if source := initial.get("vision"):
-        log.info("%s", load_vision(parts.encoders.visual_encoder, source))
-    if source := initial.get("text"):
-        text, head = parts.encoders.text_encoder, getattr(parts.encoders, "word_head", None)
-        log.info("%s", load_hugging_face(text, source, head))
-    if source := initial.get("prompter"):
-        log.info("%s", load_prompter(parts.prompter, source))
 
 
 def load_prompter(prompter: EntityPrompter, path: str | PathLike[str]) -> KeyReport:
