@@ -38,7 +38,7 @@ class Ours(Comparable, OurSide):
     def trained_module(self, size: str) -> SimCal:
         """The module of a size with its weights."""
         module = OurSide(self.settings, calibration(self.settings[size])).module()
-        official.load_weights(module, torch.load(self.folder / f"{size}_weights.pt"))
+        official.load(module, torch.load(self.folder / f"{size}_weights.pt"))
         module.instances.copy_(torch.load(self.folder / f"{size}_counts.pt"))
         return module
 

@@ -42,7 +42,7 @@ from shared.checkpoints.official import (
     export_official,
 )
 from shared.checkpoints.pretrained_text import POSITION_IDS, bert_rules, word_head_rules
-from shared.checkpoints.reading import load_checkpoint
+from shared.checkpoints.reading import Checkpoint
 from shared.training.method import Method
 
 KINDS = {
@@ -70,25 +70,20 @@ INTEGERS = Conversion(  # identities, which are floats there
 )
 
 
-def load(module: Method, path: str | PathLike[str]) -> KeyReport:
-    """Load an official checkpoint into a module of the same task.
+def load(module: Method, source: Checkpoint) -> KeyReport:
+    """Load an official checkpoint, `{model: ...}` or a bare state dict, into a module of its task.
 
     Momentum copies and queues that a file lacks (the released fine-tuned ones do) are made anew:
     the copies from the loaded encoders, the queues random. Position embeddings are interpolated.
     A file that cannot be read without executing code or does not fit key by key raises
     CheckpointError; the module is then unchanged.
     """
-    return load_weights(module, load_checkpoint(path))
-
-
-def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
-    """Like `load`, from a checkpoint's content (`{model: ...}`) or a bare state dict."""
     state = official_state(source)
     return fill(module, state, key_table(module, state))
 
 
 def export(module: Method) -> dict[str, Any]:
-    """The module's state under official names, which `load_weights` turns back bit for bit."""
+    """The module's state under official names, which `load` turns back bit for bit."""
     return with_ties(export_official(module, key_table(module, {})))
 
 

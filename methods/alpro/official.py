@@ -32,7 +32,7 @@ from shared.checkpoints.official import (
 )
 from shared.checkpoints.pretrained_text import POSITION_IDS, bert_rules, word_head_rules
 from shared.checkpoints.pretrained_vision import POSITIONS, TIMES
-from shared.checkpoints.reading import load_checkpoint
+from shared.checkpoints.reading import Checkpoint
 from shared.training.method import Method
 
 KINDS = {
@@ -49,21 +49,16 @@ ANEW = "the prompts are encoded when training begins"
 LAYER = re.compile(r"text_encoder\.bert\.encoder\.layer\.(\d+)\.")
 
 
-def load(module: Method, path: str | PathLike[str]) -> KeyReport:
+def load(module: Method, source: Checkpoint) -> KeyReport:
     """Load an official checkpoint into a module of the same task, its embeddings of space and time
     interpolated. A file that cannot be read without executing code or does not fit key by key
     raises CheckpointError; the module is then unchanged."""
-    return load_weights(module, load_checkpoint(path))
-
-
-def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
-    """Like `load`, from a checkpoint's content."""
     state = official_state(source)
     return fill(module, state, key_table(module, state))
 
 
 def export(module: Method) -> dict[str, Any]:
-    """The module's state under official names, which `load_weights` turns back bit for bit."""
+    """The module's state under official names, which `load` turns back bit for bit."""
     return with_ties(export_official(module, key_table(module, {})))
 
 

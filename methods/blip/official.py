@@ -41,7 +41,7 @@ from shared.checkpoints.official import (
     export_official,
 )
 from shared.checkpoints.pretrained_text import POSITION_IDS, bert_rules, word_head_rules
-from shared.checkpoints.reading import CheckpointError, load_checkpoint
+from shared.checkpoints.reading import Checkpoint, CheckpointError
 from shared.training.method import Method
 
 KINDS = {
@@ -61,27 +61,23 @@ NEW_PARTS = {
 }
 
 
-def load(module: Method, path: str | PathLike[str]) -> KeyReport:
-    """Load an official checkpoint, or one of transformers' port, into a module of the same task.
-    The port's is a file, or a folder, which may be named `hub:NAME`: see `read_folder`.
+def load(module: Method, source: Checkpoint) -> KeyReport:
+    """Load an official checkpoint, `{model: ...}` or a bare state dict, or one of transformers'
+    port, into a module of the same task. The port's is a file, or a folder, which may be named
+    `hub:NAME`: see `read_folder`.
 
     Momentum copies and queues that a file lacks are made anew: the copies from the loaded encoders,
     the queues random. Position embeddings are interpolated. A file that cannot be read without
     executing code or does not fit key by key raises CheckpointError; the module is then unchanged.
     """
-    if is_folder(path):
-        return load_weights(module, read_folder(module, path))
-    return load_weights(module, load_checkpoint(path))
-
-
-def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
-    """Like `load`, from a checkpoint's content (`{model: ...}`) or a bare state dict."""
+    if not isinstance(source, Mapping) and is_folder(source):
+        source = read_folder(module, source)
     state = official_state(source)
     return _fill(module, state, key_table(module, state))
 
 
 def export(module: Method) -> dict[str, Any]:
-    """The module's state under official names, which `load_weights` turns back bit for bit."""
+    """The module's state under official names, which `load` turns back bit for bit."""
     return with_ties(export_official(module, key_table(module, {})))
 
 
@@ -118,7 +114,7 @@ def start_from(module: Method, state: Mapping[str, Any]) -> KeyReport:
     return _fill(module, state, table)
 
 
-def official_state(source: Mapping[str, Any]) -> dict[str, Any]:
+def official_state(source: Checkpoint) -> dict[str, Any]:
     """The state dict in a file, see `image_text.official_state`, under official names:
     transformers' port calls the vision model otherwise."""
     state = image_text.official_state(source)

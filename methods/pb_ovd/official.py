@@ -19,7 +19,7 @@ from shared.checkpoints.official import (
     export_official,
     import_official,
 )
-from shared.checkpoints.reading import CheckpointError, load_checkpoint
+from shared.checkpoints.reading import Checkpoint, CheckpointError, content_of
 from shared.checkpoints.warm_start import OTHER_TRAINER, read_start, state_of_run
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.readers.plain_pickle import read_plain_pickle
@@ -54,19 +54,15 @@ STAGES = {
 PARTS = {"w": (0, "weight"), "bn_s": (1, "weight"), "bn_b": (1, "bias")}
 
 
-def load(module: Method, path: str | PathLike[str]) -> KeyReport:
-    """Load an official detector, or nothing: CheckpointError."""
-    return load_weights(module, load_checkpoint(path))
-
-
-def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
-    """Load as `load` does, from a checkpoint's content or a bare state dict."""
+def load(module: Method, source: Checkpoint) -> KeyReport:
+    """Load an official detector or its bare state dict, or nothing: CheckpointError."""
+    source = content_of(source)
     compare_anchors(module, source)
     return import_official(source, table(prefix_of(source)), module)
 
 
 def export(module: Method) -> dict[str, Any]:
-    """The module's state in the official layout, which `load_weights` turns back bit for bit; what
+    """The module's state in the official layout, which `load` turns back bit for bit; what
     that layout lacks is under the key `tenfold`."""
     return export_official(module, KeyTable(rules("model/")))
 
@@ -137,7 +133,7 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
         return import_official(
             source, KeyTable([Rule("detector.{rest}", "detector.{rest}")], dropped, FRESH), module
         )
-    return load_weights(module, source)
+    return load(module, source)
 
 
 def msra_blobs(path: str | PathLike[str]) -> dict[str, torch.Tensor]:

@@ -20,7 +20,7 @@ from shared.checkpoints.official import (
     import_official,
 )
 from shared.checkpoints.pretrained_vision import POSITIONS
-from shared.checkpoints.reading import CheckpointError, load_module
+from shared.checkpoints.reading import Checkpoint, CheckpointError, content_of, load_module
 from shared.checkpoints.warm_start import read_start
 
 UNUSED = "no part of this task's model"
@@ -36,10 +36,11 @@ IDENTITIES = ("idx_queue", "tenfold/contrast.queue.idx")
 """Where files keep identities of images in the queue, which only their own task numbers so."""
 
 
-def official_state(source: Mapping[Any, Any]) -> dict[str, Any]:
+def official_state(source: Checkpoint) -> dict[str, Any]:
     """The state dict in a file: bare, or under `model` beside the trainer's state."""
-    state = source.get("model")
-    return dict(state if isinstance(state, Mapping) else source)
+    content = content_of(source)
+    state = content.get("model")
+    return dict(state if isinstance(state, Mapping) else content)
 
 
 def has_momentum(state: Mapping[str, Any]) -> bool:

@@ -123,7 +123,7 @@ def official_predictor(
 ) -> Predictor:
     """A module with the weights of an official file. KeyError if it lacks a part, CheckpointError
     if it does not fit key by key."""
-    from methods.blip.official import load_weights, official_state
+    from methods.blip.official import load, official_state
 
     if not vocab:
         raise WorkError("an official file has no vocabulary: --vocab names BERT's vocab.txt")
@@ -160,7 +160,7 @@ def official_predictor(
         method |= {"enc_id": tokenizer.id_of("[ENC]"), "queue_size": queue.shape[1]}
         method["embed_dim"] = len(state["vision_proj.bias"])
     module: Any = build(method, Method)
-    load_weights(module, source)
+    load(module, source)
     transform = build_views(views | {"size": side})
     return Predictor(module.eval().to(device), transform, "RGB", None, tokenizer, "", rules)
 

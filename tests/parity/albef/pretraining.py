@@ -35,7 +35,7 @@ def alignment_arguments(c: Config) -> Config:
 def pretraining_module(c: Config, weights: Inputs) -> Pretraining:
     tokens = {f"{name}_id": c["special_tokens"][name] for name in ("cls", "mask")}
     module = Pretraining(mlm_probability=0.15, **tokens, **alignment_arguments(c))
-    official.load_weights(module, complete(module, weights))
+    official.load(module, complete(module, weights))
     return module
 
 
@@ -59,7 +59,7 @@ def module_of(c: Config, weights: Inputs) -> Alignment:
 
 def retrieval_module(c: Config, weights: Inputs) -> Retrieval:
     module = Retrieval(**alignment_arguments(c))
-    official.load_weights(module, complete(module, weights))
+    official.load(module, complete(module, weights))
     return module
 
 

@@ -86,7 +86,7 @@ def answering(c: Config, weights: Inputs, **more: Any) -> VideoQA:
 
 def filled(module: M, weights: Inputs) -> M:
     """The module with a case's weights; what a case leaves out keeps its values."""
-    official.load_weights(module, names(module) | weights)
+    official.load(module, names(module) | weights)
     return module
 
 
