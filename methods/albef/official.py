@@ -20,13 +20,11 @@ from methods.albef.text_assignment import TextAssignment
 from methods.albef.vqa import VQA
 from shared.checkpoints.image_text import (
     COPIED,
-    FOREIGN,
-    IDENTITIES,
     TIED,
-    UNUSED,
     check_kind,
     fill,
     has_momentum,
+    left_over,
     official_state,
     start_content,
     vision_rules,
@@ -38,7 +36,6 @@ from shared.checkpoints.official import (
     KeyReport,
     KeyTable,
     Rule,
-    convert_official,
     export_official,
 )
 from shared.checkpoints.pretrained_text import POSITION_IDS, bert_rules, word_head_rules
@@ -97,14 +94,14 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
     NLVR2; `retrieval`, fine-tuned: for the same on another data set. CheckpointError is raised as
     by `load`, and where there is no such file, or one of another kind or method.
     """
-    made = f"make it first ({KINDS.get(kind)}, experiment=albef/...)"
-    remedy = f"{made}, or name another file by warm_start.path=FILE"
-    state = official_state(start_content(path, kind, KINDS, remedy, "ALBEF", export))
+    state = official_state(start_content(path, kind, KINDS, "ALBEF", export))
     check_kind(path, kind_of(state), kind, KINDS)
     state = renamed(state, module)
     table = key_table(module, state)
-    dropped = {**table.dropped, **left_over(module, state, table)}
-    return fill(module, state, KeyTable(table.rules, dropped, {**table.fresh, **NEW_HEAD}))
+    parts = OPTIONAL if hasattr(module, "momentum_encoders") else rf"{OPTIONAL}|\w+_m"
+    dropped, _ = left_over(module, state, table, parts)
+    table = KeyTable(table.rules, {**table.dropped, **dropped}, {**table.fresh, **NEW_HEAD})
+    return fill(module, state, table)
 
 
 def kind_of(state: Mapping[str, Any]) -> str | None:
@@ -163,17 +160,6 @@ def renamed(state: Mapping[str, Tensor], module: Method) -> dict[str, Tensor]:
     if isinstance(encoders, PairNetwork):
         return paired_names(state, encoders.text_encoder.fusion_layer)
     return joint_names(state)
-
-
-def left_over(module: Method, state: Mapping[str, Any], table: KeyTable) -> dict[str, str]:
-    """Keys of another task's file that `module` has no use for, and images' identities there."""
-    parts = OPTIONAL if hasattr(module, "momentum_encoders") else rf"{OPTIONAL}|\w+_m"
-    _, report = convert_official(state, table, module.state_dict())
-    names = [key.split()[0] for key in report.unexpected]
-    dropped = dict.fromkeys((name for name in names if re.match(rf"({parts})\b", name)), UNUSED)
-    if hasattr(module, "contrast"):
-        dropped |= dict.fromkeys(IDENTITIES, FOREIGN)
-    return dropped
 
 
 # --- which key is which ---

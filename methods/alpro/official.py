@@ -18,6 +18,7 @@ from shared.checkpoints.image_text import (
     UNUSED,
     check_kind,
     fill,
+    left_over,
     official_state,
     start_content,
     with_ties,
@@ -26,7 +27,6 @@ from shared.checkpoints.official import (
     KeyReport,
     KeyTable,
     Rule,
-    convert_official,
     export_official,
     import_official,
 )
@@ -74,9 +74,7 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
     if not hasattr(module, "contrast"):
         state = {key.replace("text_encoder.bert.", "text_encoder."): state[key] for key in state}
     table = key_table(module, state)
-    _, report = convert_official(state, table, module.state_dict())
-    names = (key.split()[0] for key in report.unexpected)
-    dropped = dict.fromkeys((name for name in names if re.match(rf"({PARTS})\b", name)), UNUSED)
+    dropped, _ = left_over(module, state, table, PARTS)
     fresh = {"encoders.classifier.{rest}": "a new head"}
     return fill(module, state, KeyTable(table.rules, {**table.dropped, **dropped}, fresh))
 
@@ -84,15 +82,16 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
 def load_prompter(prompter: EntityPrompter, path: str | PathLike[str]) -> KeyReport:
     """Load the file of a prompter, ours or official, whose prompts stay as they are;
     CheckpointError as of `warm_start`."""
-    state = start_state(path, "prompter")
+    state = start_state(path, "prompter", "method.initial.prompter")
     table = prompter_table(prompter, state)
     return import_official(state, table, prompter)
 
 
-def start_state(path: str | PathLike[str], kind: str) -> dict[str, Any]:
-    """The state dict of the file that a start names, which must be of this kind."""
-    remedy = f"make it first ({KINDS.get(kind)}, experiment=alpro/...), or name another file"
-    state = official_state(start_content(path, kind, KINDS, remedy, "ALPRO", export))
+def start_state(
+    path: str | PathLike[str], kind: str, key: str = "warm_start.path"
+) -> dict[str, Any]:
+    """The state dict of the file that `key` names, which must be of this kind."""
+    state = official_state(start_content(path, kind, KINDS, "ALPRO", export, key))
     found = kind_of(state)
     # A retrieval model has all that pre-training without PEM has.
     if (found, kind) != ("retrieval", "pretrained"):

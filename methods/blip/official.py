@@ -21,13 +21,11 @@ from methods.blip.vqa import VQA
 from shared.checkpoints import image_text
 from shared.checkpoints.image_text import (
     COPIED,
-    FOREIGN,
-    IDENTITIES,
     TIED,
-    UNUSED,
     check_kind,
     fill,
     has_momentum,
+    left_over,
     start_content,
     vision_rules,
     with_queue,
@@ -93,12 +91,10 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
     `captioning` and `vqa`: for the same on another data set. CheckpointError is raised as by
     `load`, and where there is no such file, or one of another kind or method.
     """
-    made = f"make it first ({KINDS.get(kind)}, experiment=blip/...)"
     if kind in KINDS and is_folder(path):
-        source = read_folder(module, path, starts=True)
+        source: Mapping[str, Any] = read_folder(module, path, starts=True)
     else:
-        remedy = f"{made}, or name another file by warm_start.path=FILE"
-        source = start_content(path, kind, KINDS, remedy, "BLIP", export)
+        source = start_content(path, kind, KINDS, "BLIP", export)
     state = official_state(source)
     check_kind(path, kind_of(state), kind, KINDS)
     return start_from(module, state)
@@ -109,7 +105,19 @@ def start_from(module: Method, state: Mapping[str, Any]) -> KeyReport:
     if isinstance(module, NLVR):
         state = twin_names(state)
     table = key_table(module, state)
-    dropped, fresh = left_over(module, state, table)
+    dropped, report = left_over(module, state, table, PARTS)
+    fresh = dict(NEW_PARTS)
+    if hasattr(module, "contrast"):
+        fresh["contrast.queue.idx"] = "identities of this task's images"
+    if isinstance(module, VQA):
+        there = (
+            r"text_decoder\.bert\.encoder\.layer\.(\d+)\.crossattention\.self\.(key|value)\.weight"
+        )
+        for told in report.resized:
+            if match := re.match(there, told):
+                ours = f"encoders.text_decoder.layers.{match[1]}.cross_attention.{match[2]}.weight"
+                dropped[match[0]] = "for image tokens of another width than the questions'"
+                fresh[ours] = "reads questions, not images of another width"
     table = KeyTable(table.rules, {**table.dropped, **dropped}, {**table.fresh, **fresh})
     return _fill(module, state, table)
 
@@ -145,30 +153,6 @@ def twin_names(state: Mapping[str, Any]) -> dict[str, Any]:
         else:
             names |= {f"{pieces[1]}{twin}{pieces[2]}": value for twin in (0, 1)}
     return names
-
-
-def left_over(
-    module: Method, state: Mapping[str, Any], table: KeyTable
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Keys of another task's file that `module` has no use for, and ours that it does not fill,
-    each with its reason."""
-    _, report = convert_official(state, table, module.state_dict())
-    names = [key.split()[0] for key in report.unexpected]
-    dropped = dict.fromkeys((n for n in names if re.match(rf"({PARTS})\b", n)), UNUSED)
-    fresh = dict(NEW_PARTS)
-    if hasattr(module, "contrast"):
-        dropped |= dict.fromkeys(IDENTITIES, FOREIGN)
-        fresh["contrast.queue.idx"] = "identities of this task's images"
-    if isinstance(module, VQA):
-        there = (
-            r"text_decoder\.bert\.encoder\.layer\.(\d+)\.crossattention\.self\.(key|value)\.weight"
-        )
-        for told in report.resized:
-            if match := re.match(there, told):
-                ours = f"encoders.text_decoder.layers.{match[1]}.cross_attention.{match[2]}.weight"
-                dropped[match[0]] = "for image tokens of another width than the questions'"
-                fresh[ours] = "reads questions, not images of another width"
-    return dropped, fresh
 
 
 def _fill(module: Method, state: Mapping[str, Any], table: KeyTable) -> KeyReport:

@@ -3,6 +3,7 @@
 Source: docs/papers/albef.md, section 9; docs/papers/blip.md, section 9.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -17,6 +18,7 @@ from shared.checkpoints.official import (
     KeyReport,
     KeyTable,
     Rule,
+    convert_official,
     import_official,
 )
 from shared.checkpoints.pretrained_vision import POSITIONS
@@ -113,18 +115,33 @@ def start_content(
     path: str | PathLike[str],
     kind: str,
     kinds: Mapping[str, str],
-    remedy: str,
     method: str,
     export: Callable[[Any], dict[str, Any]],
-) -> dict[str, Any]:
-    """Content of the file that `warm_start={path, kind}` names, of a run of ours what `export`
-    makes of it; CheckpointError of a run of another method, else see `read_start`."""
-    source = read_start(path, kind, kinds, remedy)
+    key: str = "warm_start.path",
+) -> Mapping[str, Any]:
+    """Content of the file that `warm_start={path, kind}`, or another `key`, names, of a run of ours
+    what `export` makes of it; CheckpointError of a run of another method, else see `read_start`."""
+    package = method.lower()
+    made = f"make it first ({kinds.get(kind)}, experiment={package}/...)"
+    source = read_start(path, kind, kinds, f"{made}, or name another file by {key}=FILE")
     if "_target_" not in source:
         return source
-    if not str(source["_target_"]).startswith(f"methods.{method.lower()}."):
+    if not str(source["_target_"]).startswith(f"methods.{package}."):
         raise CheckpointError(f"{path} is a run of {source['_target_']}, not of {method}")
     return export(load_module(path))
+
+
+def left_over(
+    module: Any, state: Mapping[str, Any], table: KeyTable, parts: str
+) -> tuple[dict[str, str], KeyReport]:
+    """Keys of another task's file that `module` has no use for, with the reason, if they are of
+    `parts`, an expression; images' identities there; and what became of all keys."""
+    _, report = convert_official(state, table, module.state_dict())
+    names = [key.split()[0] for key in report.unexpected]
+    dropped = dict.fromkeys((name for name in names if re.match(rf"({parts})\b", name)), UNUSED)
+    if hasattr(getattr(module, "contrast", None), "queue"):
+        dropped |= dict.fromkeys(IDENTITIES, FOREIGN)
+    return dropped, report
 
 
 def check_kind(
