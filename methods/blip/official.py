@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from methods.blip.captioning import Captioning
-from methods.blip.hugging_face import is_folder, official_names, read_folder
+from methods.blip.hugging_face import official_names, read_folder
 from methods.blip.module import Pretraining
 from methods.blip.nlvr import NLVR
 from methods.blip.vqa import VQA
@@ -38,7 +38,12 @@ from shared.checkpoints.official import (
     convert_official,
     export_official,
 )
-from shared.checkpoints.pretrained_text import POSITION_IDS, bert_rules, word_head_rules
+from shared.checkpoints.pretrained_text import (
+    POSITION_IDS,
+    bert_rules,
+    is_folder,
+    word_head_rules,
+)
 from shared.checkpoints.reading import Checkpoint, CheckpointError
 from shared.training.method import Method
 

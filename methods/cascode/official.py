@@ -23,11 +23,11 @@ from shared.checkpoints.pretrained_text import (
     POSITION_IDS,
     bert_rules,
     hugging_face_state,
+    is_folder,
     model_folder,
 )
 from shared.checkpoints.reading import Checkpoint, CheckpointError, content_of, load_module
 from shared.data.readers.files import is_integer, is_number, one_line, shortened
-from shared.data.readers.model_files import PACKAGE
 from shared.files import read_json
 
 HEAD = [
@@ -120,14 +120,9 @@ def trained_encoder(path: str | PathLike[str]) -> CodeEncoder:
     return encoder
 
 
-def is_folder(path: str | PathLike[str]) -> bool:
-    """Whether `path` is a folder in Hugging Face's layout or a package, not a file."""
-    return str(path).startswith(PACKAGE) or Path(path).is_dir()
-
-
 def read(source: Checkpoint) -> Mapping[str, Any]:
     """Content of a file of the repository (`model.bin`, `pytorch_model.bin`), of a folder in
-    Hugging Face's layout, or of a "package:NAME"; a content as it is."""
+    Hugging Face's layout, of "package:NAME" or "hub:NAME"; a content as it is."""
     if isinstance(source, Mapping) or not is_folder(source):
         return content_of(source)
     return hugging_face_state(model_folder(source))

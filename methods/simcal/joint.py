@@ -84,17 +84,16 @@ class JointDetector(LongTailDetector):
     def configure_optimizers(self):
         p = self.hparams
         learnt = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        schedule = p["schedule"]
+        schedule, decay = p["schedule"], p["weight_decay"]
+
+        def factor(t: int) -> float:
+            return rate_factor(t, schedule)
+
         if p["optimizer"] == "sgd":
-            return self.sgd(
-                learnt,
-                lambda t: rate_factor(t, schedule),
-                schedule["every"],
-                weight_decay=p["weight_decay"],
-            )
-        optimizer = torch.optim.AdamW(learnt, p["lr"], weight_decay=p["weight_decay"])
-        factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: rate_factor(t, schedule))
-        return [optimizer], [{"scheduler": factor, "interval": schedule["every"]}]
+            return self.sgd(learnt, factor, schedule["every"], weight_decay=decay)
+        optimizer = torch.optim.AdamW(learnt, p["lr"], weight_decay=decay)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return [optimizer], [{"scheduler": scheduler, "interval": schedule["every"]}]
 
 
 def oracle_scores(geometry: Geometry, rois: Tensor, truth: GroundTruth, scores: Tensor) -> Tensor:

@@ -54,6 +54,11 @@ def word_head_rules(official: str, ours: str) -> list[Rule]:
     ]
 
 
+def is_folder(source: str | PathLike[str]) -> bool:
+    """Whether `source` is a folder in Hugging Face's layout, or names one, and not a file."""
+    return str(source).startswith((HUB, PACKAGE)) or Path(source).is_dir()
+
+
 def model_folder(source: str | PathLike[str]) -> Path:
     """The folder of a model in Hugging Face's layout: `source` itself, or that of `package:NAME` or
     `hub:NAME`, see `model_files`. CheckpointError if there is none."""

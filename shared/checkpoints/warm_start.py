@@ -13,11 +13,11 @@ TRAINER_KEYS = dict.fromkeys(("epoch", "arch", "optimizer", "optimizer/{rest}"),
 """Keys that PyTorch's ImageNet example saves beside the state dict, and so do its descendants."""
 
 
-def model_prefix(source: Mapping[str, Any]) -> str:
-    """Prefix of the model's tensors in a file: `state_dict/`, `module.`, both or neither."""
-    prefix = "state_dict/" if "state_dict" in source else ""
-    keys = source.get("state_dict", source)
-    return prefix + ("module." if any(key.startswith("module.") for key in keys) else "")
+def model_prefix(source: Mapping[str, Any], level: str = "state_dict") -> str:
+    """Prefix of the model's tensors in a file: the `level` and a slash, `module.`, both or none."""
+    prefix = f"{level}/" if level in source else ""
+    keys = source.get(level, source)
+    return prefix + ("module." if any(str(key).startswith("module.") for key in keys) else "")
 
 
 def read_start(path: Checkpoint, kind: str, kinds: Iterable[str], remedy: str) -> Mapping[str, Any]:

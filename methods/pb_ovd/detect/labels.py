@@ -10,8 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from methods.pb_ovd.detect.labelling import draws
-from methods.pb_ovd.detect.settings import Settings
+from methods.pb_ovd.detect.labelling import Settings, draws
 from methods.pb_ovd.pseudo_labels import CocoLabels, PseudoObject, names_of
 from shared.data.captioned.records import Record, Source
 from shared.data.captioned.working import Row
