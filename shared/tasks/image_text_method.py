@@ -196,12 +196,6 @@ class ImageTextMethod(Method):
     def test_step(self, batch: ImageTextBatch, batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
 
-    def on_validation_epoch_end(self) -> None:
-        self._log_evaluation("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_evaluation("test")
-
-    def _log_evaluation(self, split: str) -> None:
+    def log_evaluation(self, split: str) -> None:
         metrics = self.evaluation.metrics(self, testing=split == "test")
         self.log_dict({f"{split}/{name}": value for name, value in metrics.items()})
