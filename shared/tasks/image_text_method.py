@@ -120,8 +120,9 @@ class ImageTextMethod(Method):
             log.info("%s", load_vision(self.encoders.visual_encoder, source))
         if source := initial.get("text"):
             log.info("%s", "\n".join(map(str, self.load_text(source))))
-        if any(initial.values()) and hasattr(self, "momentum_encoders"):
-            self.momentum_encoders.update(self.encoders, 0.0)
+        momentum: Any = getattr(self, "momentum_encoders", None)
+        if any(initial.values()) and momentum is not None:
+            momentum.update(self.encoders, 0.0)
 
     def load_text(self, source: str) -> list[KeyReport]:
         """BERT for the text encoder, and for its word prediction if it has one."""
