@@ -18,6 +18,7 @@ from shared.checkpoints.official import (
     Rule,
     export_official,
     import_official,
+    translation,
 )
 from shared.checkpoints.reading import Checkpoint, CheckpointError, content_of
 from shared.checkpoints.warm_start import (
@@ -31,7 +32,6 @@ from shared.data.readers.plain_pickle import read_plain_pickle
 from shared.training.method import Method
 
 NAMES = {
-    "backbone.body.stem.": "backbone.",
     "backbone.body.": "backbone.",
     "rpn.head.conv.": "rpn.head.conv.0.0.",
     "rpn.head.": "rpn.head.",
@@ -74,16 +74,12 @@ def export(module: Method) -> dict[str, Any]:
 
 def rules(prefix: str) -> list[Rule]:
     """Of the names of both sides."""
-    pairs = [
-        Rule(f"{prefix}{theirs}{{rest}}", f"detector.{mine}{{rest}}")
-        for theirs, mine in NAMES.items()
-    ]
     # From right to left the first rule that fits decides, and the stem is no stage.
     stem = [
         Rule(f"{prefix}backbone.body.stem.{part}.{{rest}}", f"detector.backbone.{part}.{{rest}}")
         for part in ("conv1", "bn1")
     ]
-    return [*stem, *pairs[1:], Rule(OURS, "texts")]
+    return [*stem, *translation(NAMES, prefix, "detector."), Rule(OURS, "texts")]
 
 
 def table(prefix: str) -> KeyTable:

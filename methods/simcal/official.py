@@ -19,6 +19,7 @@ from shared.checkpoints.official import (
     Rule,
     export_official,
     import_official,
+    translation,
 )
 from shared.checkpoints.reading import (
     Checkpoint,
@@ -123,14 +124,6 @@ def key_table(module: Method, source: Mapping[str, Any]) -> KeyTable:
     if any(str(key).startswith("roi_heads.") for key in source):
         return KeyTable(torchvision_rules(), {}, UNCOUNTED)
     return KeyTable(official_rules(module, model_prefix(source)), TRAINER, UNCOUNTED)
-
-
-def translation(names: Mapping[str, str], official: str, ours: str) -> list[Rule]:
-    """Rules of names that both begin a key."""
-    return [
-        Rule(f"{official}{theirs}{{rest}}", f"{ours}{mine}{{rest}}")
-        for theirs, mine in names.items()
-    ]
 
 
 def detector_rules(module: Method, prefix: str) -> list[Rule]:
