@@ -14,7 +14,7 @@ from methods.simcal.losses import WITHOUT_BACKGROUND, classification_loss
 from shared.nn.detection.detector import Stages
 from shared.nn.detection.geometry import Geometry
 from shared.nn.detection.matching import GroundTruth, padded
-from shared.tasks.detection import JointTraining
+from shared.tasks.detection import JointTraining, with_sizes
 from shared.training.callbacks import moving_average
 from shared.training.schedules import rate_factor
 
@@ -60,7 +60,9 @@ class JointDetector(LongTailDetector):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         classify = classification_loss(self.hparams["classification"], self.instances)
-        terms = self.joint.losses(self.detector, self.images(batch), self.global_step, classify)
+        terms = self.joint.losses(
+            self.detector, with_sizes(self, batch), self.global_step, classify
+        )
         return self.total_loss(terms, {}, batch["indices"])
 
     def score(self, stages: Stages) -> Tensor:

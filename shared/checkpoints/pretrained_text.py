@@ -133,15 +133,8 @@ def load_hugging_face(
             fresh["head.{rest}"] = "the file has no word prediction"
     if new_words:
         of_words = ("text.embeddings.word.{rest}", "head.bias")
-        longer = _extended(new_words)
+        longer = Conversion(  # rows of a shorter vocabulary, then ours of the new words
+            lambda value, ours: torch.cat([value, ours[-new_words:].to(value)]), None
+        )
         rules = [replace(r, conversion=longer) if r.ours in of_words else r for r in rules]
     return import_official(renamed, KeyTable(rules, dropped, fresh), nn.ModuleDict(networks))
-
-
-def _extended(new_words: int) -> Conversion:
-    """Rows of a shorter vocabulary, followed by our rows of the new words."""
-
-    def to_ours(value: Tensor, ours: Tensor) -> Tensor:
-        return torch.cat([value, ours[-new_words:].to(value)])
-
-    return Conversion(to_ours, None)
