@@ -41,8 +41,8 @@ class Labels:
         if not objects:
             title = "a mention without a box" if row["mentions"] else "nothing mentioned"
             return Told(group=(1, title), shown=(record.texts, []))
-        about = record.key, tuple(row["size"]), []
-        self._images.setdefault(record.name, about)[2].extend(PseudoObject(*o) for o in objects)
+        *_, known = self._images.setdefault(record.name, (record.key, tuple(row["size"]), []))
+        known += [PseudoObject(*one) for one in objects]
         return Told(group=(0, "boxes for words"), shown=(record.texts, objects))
 
     def write(self, path: Path, seed: int) -> None:
