@@ -40,7 +40,7 @@ class Ours(Comparable, OurSide):
 
     def loaded(self, module: Any, name: str) -> Any:
         """The module with the weights that both sides are given."""
-        self.official.load_weights(module, torch.load(self.folder / f"{name}_weights.pt"))
+        self.official.load(module, torch.load(self.folder / f"{name}_weights.pt"))
         return module
 
     def step(self, precision: str, what: str) -> Callable[[], float]:

@@ -22,7 +22,7 @@ from methods.simcal.module import SimCal
 from shared.data.detection.samples import DetectionSamples, Preparation, Resizing
 from shared.data.readers.instances import read_instances
 from shared.data.readers.outlines import mask_tools
-from shared.tasks.detection import find_regions
+from shared.tasks.detection import find_regions, with_sizes
 
 CLEAR = 2.0  # standard deviation of the class logits
 RATE = 1e-3  # the official one is too large for features of a network that has learnt nothing
@@ -38,7 +38,7 @@ class Ours(Comparable, OurSide):
     def trained_module(self, size: str) -> SimCal:
         """The module of a size with its weights."""
         module = OurSide(self.settings, calibration(self.settings[size])).module()
-        official.load_weights(module, torch.load(self.folder / f"{size}_weights.pt"))
+        official.load(module, torch.load(self.folder / f"{size}_weights.pt"))
         module.instances.copy_(torch.load(self.folder / f"{size}_counts.pt"))
         return module
 
@@ -151,7 +151,7 @@ def settle(module: SimCal, images: Tensor) -> None:
     module.detector.maps(images)
     for norm in norms:
         norm.eval()
-    stages = find_regions(module.detector, module.images({"images": images[:1]})).stages
+    stages = find_regions(module.detector, with_sizes(module, {"images": images[:1]})).stages
     head = module.detector.box_heads[0].cls_score
     head.weight *= CLEAR / stages.logits[0].std()
     module.start_heads()

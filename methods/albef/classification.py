@@ -121,11 +121,3 @@ class Classification(ImageTextMethod):
         loss = distilled_cross_entropy(logits, labels, teacher_logits, alpha)
         self.log_train({"alpha": alpha, "accuracy": percent_correct(logits, labels)})
         return self.total_loss({"loss_cls": loss}, {}, batch["indices"])
-
-    def outcome(self, batch: ImageTextBatch) -> tuple[Tensor, Tensor]:
-        """Logits (B, C) and labels (B,)."""
-        return self.encoders(*images_and_texts(batch)), batch["labels"]
-
-    def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
-        """(B, C) class probabilities; the batch needs `images` and the texts."""
-        return self.encoders(*images_and_texts(batch)).float().softmax(dim=1)

@@ -5,15 +5,12 @@ Source: docs/papers/albef.md, section 3.1; salesforce/ALBEF@b9727e4
 `models/model_pretrain.py:ALBEF.forward`.
 """
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from shared.checkpoints.pretrained_text import load_hugging_face
-from shared.checkpoints.pretrained_vision import load_vision
 from shared.distributed import rank
 from shared.losses.image_text import matching_loss
 from shared.losses.language import IGNORED, MaskDraws, mask_tokens, masked_lm_loss
@@ -24,7 +21,6 @@ from shared.tasks.image_text_method import ImageTextBatch, ImageTextMethod
 from shared.tasks.image_text_retrieval import RetrievalEvaluation
 from shared.tasks.momentum_teacher import MomentumTeacher
 
-log = logging.getLogger(__name__)
 TEMPERATURES = (0.001, 0.5)
 
 
@@ -39,8 +35,8 @@ class Pretraining(ImageTextMethod):
         evaluation: arguments of `RetrievalEvaluation`.
         seed: masks and negatives are functions of (seed, step, rank).
         mlm_probability: share of tokens to be predicted.
-        initial: `{vision, text}`, what training starts from: see `load_vision` and
-            `load_hugging_face`; null for random weights.
+        initial: `{vision, text}`, what training starts from: see `load_initial`; null for random
+            weights.
         objectives: of "ita", "itm" and "mlm", those that count; all three but in ablations.
         identity: which pairs are negatives of one another: "pair", all, as the official code;
             "image", those of different images (captions of one image are then all positives).
@@ -81,17 +77,6 @@ class Pretraining(ImageTextMethod):
         width = self.encoders.text_encoder.width
         self.matching = ImageTextMatching(width, hard_negatives, negatives)
         self.contrast = ImageTextContrast(queue_size, embed_dim, temperature, negatives)
-
-    def setup(self, stage: str) -> None:
-        """Load the initial weights; those of a checkpoint, if one is continued, come after."""
-        initial = (self.hparams["initial"] or {}) if stage == "fit" else {}
-        if initial.get("vision"):
-            log.info("%s", load_vision(self.encoders.visual_encoder, initial["vision"]))
-        if initial.get("text"):
-            text, head = self.encoders.text_encoder, self.encoders.word_head
-            log.info("%s", load_hugging_face(text, initial["text"], head))
-        if any(initial.values()):
-            self.momentum_encoders.update(self.encoders, 0.0)
 
     def training_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
         objectives = self.hparams["objectives"]
@@ -167,7 +152,3 @@ class Pretraining(ImageTextMethod):
         uniforms = self.step_draws("masks", *ids.shape, 4)
         draws = MaskDraws.from_uniforms(uniforms, p["text"]["vocab_size"], p["mlm_probability"])
         return mask_tokens(ids, draws, pad_id, p["cls_id"], p["mask_id"])
-
-    def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
-        """Image features (B, E) of unit norm."""
-        return self.encoders.encode_image(batch["images"])[1]

@@ -20,13 +20,11 @@ from methods.albef.text_assignment import TextAssignment
 from methods.albef.vqa import VQA
 from shared.checkpoints.image_text import (
     COPIED,
-    FOREIGN,
-    IDENTITIES,
     TIED,
-    UNUSED,
     check_kind,
     fill,
     has_momentum,
+    left_over,
     official_state,
     start_content,
     vision_rules,
@@ -38,11 +36,10 @@ from shared.checkpoints.official import (
     KeyReport,
     KeyTable,
     Rule,
-    convert_official,
     export_official,
 )
 from shared.checkpoints.pretrained_text import POSITION_IDS, bert_rules, word_head_rules
-from shared.checkpoints.reading import load_checkpoint
+from shared.checkpoints.reading import Checkpoint
 from shared.training.method import Method
 
 KINDS = {
@@ -70,25 +67,20 @@ INTEGERS = Conversion(  # identities, which are floats there
 )
 
 
-def load(module: Method, path: str | PathLike[str]) -> KeyReport:
-    """Load an official checkpoint into a module of the same task.
+def load(module: Method, source: Checkpoint) -> KeyReport:
+    """Load an official checkpoint, `{model: ...}` or a bare state dict, into a module of its task.
 
     Momentum copies and queues that a file lacks (the released fine-tuned ones do) are made anew:
     the copies from the loaded encoders, the queues random. Position embeddings are interpolated.
     A file that cannot be read without executing code or does not fit key by key raises
     CheckpointError; the module is then unchanged.
     """
-    return load_weights(module, load_checkpoint(path))
-
-
-def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
-    """Like `load`, from a checkpoint's content (`{model: ...}`) or a bare state dict."""
     state = official_state(source)
     return fill(module, state, key_table(module, state))
 
 
 def export(module: Method) -> dict[str, Any]:
-    """The module's state under official names, which `load_weights` turns back bit for bit."""
+    """The module's state under official names, which `load` turns back bit for bit."""
     return with_ties(export_official(module, key_table(module, {})))
 
 
@@ -102,14 +94,14 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
     NLVR2; `retrieval`, fine-tuned: for the same on another data set. CheckpointError is raised as
     by `load`, and where there is no such file, or one of another kind or method.
     """
-    made = f"make it first ({KINDS.get(kind)}, experiment=albef/...)"
-    remedy = f"{made}, or name another file by warm_start.path=FILE"
-    state = official_state(start_content(path, kind, KINDS, remedy, "ALBEF", export))
+    state = official_state(start_content(path, kind, KINDS, "ALBEF", export))
     check_kind(path, kind_of(state), kind, KINDS)
     state = renamed(state, module)
     table = key_table(module, state)
-    dropped = {**table.dropped, **left_over(module, state, table)}
-    return fill(module, state, KeyTable(table.rules, dropped, {**table.fresh, **NEW_HEAD}))
+    parts = OPTIONAL if hasattr(module, "momentum_encoders") else rf"{OPTIONAL}|\w+_m"
+    dropped, _ = left_over(module, state, table, parts)
+    table = KeyTable(table.rules, {**table.dropped, **dropped}, {**table.fresh, **NEW_HEAD})
+    return fill(module, state, table)
 
 
 def kind_of(state: Mapping[str, Any]) -> str | None:
@@ -168,17 +160,6 @@ def renamed(state: Mapping[str, Tensor], module: Method) -> dict[str, Tensor]:
     if isinstance(encoders, PairNetwork):
         return paired_names(state, encoders.text_encoder.fusion_layer)
     return joint_names(state)
-
-
-def left_over(module: Method, state: Mapping[str, Any], table: KeyTable) -> dict[str, str]:
-    """Keys of another task's file that `module` has no use for, and images' identities there."""
-    parts = OPTIONAL if hasattr(module, "momentum_encoders") else rf"{OPTIONAL}|\w+_m"
-    _, report = convert_official(state, table, module.state_dict())
-    names = [key.split()[0] for key in report.unexpected]
-    dropped = dict.fromkeys((name for name in names if re.match(rf"({parts})\b", name)), UNUSED)
-    if hasattr(module, "contrast"):
-        dropped |= dict.fromkeys(IDENTITIES, FOREIGN)
-    return dropped
 
 
 # --- which key is which ---

@@ -90,7 +90,3 @@ class Retrieval(ImageTextMethod):
         loss_itm = matching_loss(self.matching.head(matched), len(ids))
         self.log_train({"temperature": self.contrast.temp.detach(), "alpha": alpha})
         return self.total_loss({"loss_ita": loss_ita, "loss_itm": loss_itm}, {}, batch["indices"])
-
-    def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
-        """Image features (B, E) of unit norm."""
-        return self.encoders.encode_image(batch["images"])[1]

@@ -22,7 +22,6 @@ from shared.tasks.image_text_method import (
     ClassAccuracy,
     ImageTextBatch,
     ImageTextMethod,
-    images_and_texts,
 )
 
 CLASSES = ("first", "second", "neither")
@@ -135,7 +134,3 @@ class TextAssignment(ImageTextMethod):
     def validation_step(self, batch: ImageTextBatch, batch_idx: int) -> None:
         if len(batch["images"]) >= FEWEST:  # else the last batch, which has too few other images
             super().validation_step(batch, batch_idx)
-
-    def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
-        """(B, 3) class probabilities; the batch needs `images`, first ones first, and the texts."""
-        return self.encoders(*images_and_texts(batch)).float().softmax(dim=1)

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from shared.losses.language import text_sums, token_losses
-from shared.tasks.answering import AnswerEvaluation, AnswerNetwork, AnswerRanking
+from shared.tasks.answering import (
+    AnswerEvaluation,
+    AnswerNetwork,
+    AnswerRanking,
+    most_probable,
+)
 from shared.tasks.image_text_method import ImageTextBatch, ImageTextMethod, images_and_texts
 from shared.tasks.momentum_teacher import MomentumTeacher
 
@@ -26,8 +31,6 @@ class VQA(ImageTextMethod):
 
     Others: see `AnswerNetwork`, `AnswerRanking`, `MomentumTeacher` and `ImageTextMethod`.
     """
-
-    predicts = "probabilities"
 
     def __init__(
         self,
@@ -90,13 +93,9 @@ class VQA(ImageTextMethod):
     def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
         """(B, N) probabilities of the answers, 0 where an answer is no candidate."""
         question = self.encoders.read(*images_and_texts(batch))
-        candidates, scores = self.ranking(self.encoders, question)
-        probabilities = scores.new_zeros(len(scores), len(self.ranking.answers))
-        return probabilities.scatter(1, candidates, scores.softmax(dim=1))
+        return self.ranking.probabilities(self.encoders, question)
 
     def answer(self, batch: ImageTextBatch) -> list[tuple[str, float]]:
         """The best answer to each question of a batch as in `predict_step`, and how probable it is
         among the candidates."""
-        best = self.predict_step(batch, 0).max(dim=1)
-        places, probabilities = best.indices.tolist(), best.values.tolist()
-        return [(self.ranking.answers[i], p) for i, p in zip(places, probabilities, strict=True)]
+        return most_probable(self.predict_step(batch, 0), self.ranking.answers)

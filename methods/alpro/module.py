@@ -6,6 +6,7 @@ Source: docs/papers/alpro.md, sections 3.1 to 3.9; salesforce/ALPRO@4ff6163
 `src/modeling/alpro_models.py:AlproForPretrain.forward`, `src/pretrain/run_pretrain_sparse.py`.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from methods.alpro.losses import (
     region_means,
 )
 from methods.alpro.network import VideoTextContrast, VideoTextEncoders
-from methods.alpro.official import load_initial
+from methods.alpro.official import load_prompter
 from methods.alpro.prompting import EntityPrompter, read_entities
 from shared.losses.image_text import matching_loss
 from shared.losses.language import IGNORED, MaskDraws, mask_tokens, masked_lm_loss
@@ -30,6 +31,8 @@ from shared.nn.image_text import two_layer_head
 from shared.tasks.image_text_matching import ImageTextMatching
 from shared.tasks.image_text_method import ImageTextBatch, ImageTextMethod, images_and_texts
 from shared.tasks.image_text_retrieval import RetrievalEvaluation
+
+log = logging.getLogger(__name__)
 
 
 class Pretraining(ImageTextMethod):
@@ -46,7 +49,8 @@ class Pretraining(ImageTextMethod):
         mean, std: of the pixels of the data, per channel; a black pixel is -mean / std.
         evaluation: arguments of `RetrievalEvaluation`.
         seed: masks, negatives and regions are functions of (seed, step, rank).
-        initial: what training starts from: see `load_initial`; null for random weights.
+        initial: `{vision, text, prompter}`, what training starts from: see `load_initial` and
+            `load_prompter`; null for random weights.
     """
 
     predicts = "embeddings"
@@ -88,10 +92,11 @@ class Pretraining(ImageTextMethod):
             self.prompter = EntityPrompter(vision, text, embed_dim, num_entities)
             self.entity_head = two_layer_head(width, num_entities, hidden=2 * width)
 
-    def setup(self, stage: str) -> None:
-        """Load the initial weights; those of a checkpoint, if one is continued, come after."""
-        if stage == "fit":
-            load_initial(self)
+    def load_initial(self, initial: Mapping[str, str | None]) -> None:
+        super().load_initial(initial)
+        if source := initial.get("prompter"):
+            assert self.prompter is not None
+            log.info("%s", load_prompter(self.prompter, source))
 
     def on_train_start(self) -> None:
         """Encode the prompts; a run that is continued has them in its checkpoint."""
@@ -172,7 +177,3 @@ class Pretraining(ImageTextMethod):
         """Soft labels (B, E) of clips that show a region each; a hook of controls."""
         assert self.prompter is not None
         return self.prompter(regions, kind)
-
-    def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
-        """Video features (B, J) of unit norm."""
-        return self.encoders.encode_image(batch["images"])[1]

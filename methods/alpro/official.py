@@ -5,7 +5,6 @@ retrieval model; and a question model, whose text encoder has no level `bert`.
 Source: salesforce/ALPRO@4ff6163 `src/utils/load_save.py:load_state_dict_with_pos_embed_resizing`.
 """
 
-import logging
 import re
 from collections.abc import Mapping
 from os import PathLike
@@ -19,6 +18,7 @@ from shared.checkpoints.image_text import (
     UNUSED,
     check_kind,
     fill,
+    left_over,
     official_state,
     start_content,
     with_ties,
@@ -27,21 +27,14 @@ from shared.checkpoints.official import (
     KeyReport,
     KeyTable,
     Rule,
-    convert_official,
     export_official,
     import_official,
 )
-from shared.checkpoints.pretrained_text import (
-    POSITION_IDS,
-    bert_rules,
-    load_hugging_face,
-    word_head_rules,
-)
-from shared.checkpoints.pretrained_vision import POSITIONS, TIMES, load_vision
-from shared.checkpoints.reading import load_checkpoint
+from shared.checkpoints.pretrained_text import POSITION_IDS, bert_rules, word_head_rules
+from shared.checkpoints.pretrained_vision import POSITIONS, TIMES
+from shared.checkpoints.reading import Checkpoint
 from shared.training.method import Method
 
-log = logging.getLogger(__name__)
 KINDS = {
     "pretrained": "pre-training",
     "prompter": "the prompter",
@@ -56,21 +49,16 @@ ANEW = "the prompts are encoded when training begins"
 LAYER = re.compile(r"text_encoder\.bert\.encoder\.layer\.(\d+)\.")
 
 
-def load(module: Method, path: str | PathLike[str]) -> KeyReport:
+def load(module: Method, source: Checkpoint) -> KeyReport:
     """Load an official checkpoint into a module of the same task, its embeddings of space and time
     interpolated. A file that cannot be read without executing code or does not fit key by key
     raises CheckpointError; the module is then unchanged."""
-    return load_weights(module, load_checkpoint(path))
-
-
-def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
-    """Like `load`, from a checkpoint's content."""
     state = official_state(source)
     return fill(module, state, key_table(module, state))
 
 
 def export(module: Method) -> dict[str, Any]:
-    """The module's state under official names, which `load_weights` turns back bit for bit."""
+    """The module's state under official names, which `load` turns back bit for bit."""
     return with_ties(export_official(module, key_table(module, {})))
 
 
@@ -86,39 +74,24 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
     if not hasattr(module, "contrast"):
         state = {key.replace("text_encoder.bert.", "text_encoder."): state[key] for key in state}
     table = key_table(module, state)
-    _, report = convert_official(state, table, module.state_dict())
-    names = (key.split()[0] for key in report.unexpected)
-    dropped = dict.fromkeys((name for name in names if re.match(rf"({PARTS})\b", name)), UNUSED)
+    dropped, _ = left_over(module, state, table, PARTS)
     fresh = {"encoders.classifier.{rest}": "a new head"}
     return fill(module, state, KeyTable(table.rules, {**table.dropped, **dropped}, fresh))
-
-
-def load_initial(module: Method) -> None:
-    """Load what `initial`, {vision, text, prompter}, names: see `load_vision`, `load_hugging_face`
-    and `load_prompter`."""
-    parts: Any = module
-    initial: Mapping[str, str | None] = parts.hparams["initial"] or {}
-    if source := initial.get("vision"):
-        log.info("%s", load_vision(parts.encoders.visual_encoder, source))
-    if source := initial.get("text"):
-        text, head = parts.encoders.text_encoder, getattr(parts.encoders, "word_head", None)
-        log.info("%s", load_hugging_face(text, source, head))
-    if source := initial.get("prompter"):
-        log.info("%s", load_prompter(parts.prompter, source))
 
 
 def load_prompter(prompter: EntityPrompter, path: str | PathLike[str]) -> KeyReport:
     """Load the file of a prompter, ours or official, whose prompts stay as they are;
     CheckpointError as of `warm_start`."""
-    state = start_state(path, "prompter")
+    state = start_state(path, "prompter", "method.initial.prompter")
     table = prompter_table(prompter, state)
     return import_official(state, table, prompter)
 
 
-def start_state(path: str | PathLike[str], kind: str) -> dict[str, Any]:
-    """The state dict of the file that a start names, which must be of this kind."""
-    remedy = f"make it first ({KINDS.get(kind)}, experiment=alpro/...), or name another file"
-    state = official_state(start_content(path, kind, KINDS, remedy, "ALPRO", export))
+def start_state(
+    path: str | PathLike[str], kind: str, key: str = "warm_start.path"
+) -> dict[str, Any]:
+    """The state dict of the file that `key` names, which must be of this kind."""
+    state = official_state(start_content(path, kind, KINDS, "ALPRO", export, key))
     found = kind_of(state)
     # A retrieval model has all that pre-training without PEM has.
     if (found, kind) != ("retrieval", "pretrained"):

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from methods.alpro.network import VideoTextContrast, VideoTextEncoders
-from methods.alpro.official import load_initial
 from methods.alpro.prompting import unimodal
 from shared.tasks.image_text_method import ImageTextBatch, ImageTextMethod, images_and_texts
 from shared.tasks.image_text_retrieval import RetrievalEvaluation
@@ -37,11 +36,6 @@ class Prompter(ImageTextMethod):
         self.encoders = VideoTextEncoders(vision, unimodal(text), embed_dim, masked_lm=False)
         self.contrast = VideoTextContrast(temperature)
 
-    def setup(self, stage: str) -> None:
-        """Load the initial weights; those of a checkpoint, if one is continued, come after."""
-        if stage == "fit":
-            load_initial(self)
-
     def training_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
         clips, ids, mask = images_and_texts(batch)
         video = self.encoders.encode_image(clips)[1]
@@ -49,7 +43,3 @@ class Prompter(ImageTextMethod):
         loss = self.contrast(video, text)
         self.log_train({"temperature": self.contrast.temp.detach()})
         return self.total_loss({"loss_vtc": loss}, {}, batch["indices"])
-
-    def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
-        """Video features (B, J) of unit norm."""
-        return self.encoders.encode_image(batch["images"])[1]

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from methods.alpro.network import VideoTextContrast, VideoTextEncoders
-from methods.alpro.official import load_initial
 from shared.losses.image_text import matching_loss
 from shared.tasks.image_text_matching import ImageTextMatching
 from shared.tasks.image_text_method import ImageTextBatch, ImageTextMethod, images_and_texts
@@ -40,11 +39,6 @@ class Retrieval(ImageTextMethod):
         width = self.encoders.text_encoder.width
         self.matching = ImageTextMatching(width, hard_negatives=True, negatives="local")
 
-    def setup(self, stage: str) -> None:
-        """Load the initial weights; those of a checkpoint, if one is continued, come after."""
-        if stage == "fit":
-            load_initial(self)
-
     def training_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
         clips, ids, mask = images_and_texts(batch)
         video_tokens, video = self.encoders.encode_image(clips)
@@ -58,7 +52,3 @@ class Retrieval(ImageTextMethod):
         loss_vtm = matching_loss(self.matching.head(matched), len(ids))
         self.log_train({"temperature": self.contrast.temp.detach()})
         return self.total_loss({"loss_vtm": loss_vtm, "loss_vtc": loss_vtc}, {}, batch["indices"])
-
-    def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
-        """Video features (B, J) of unit norm."""
-        return self.encoders.encode_image(batch["images"])[1]

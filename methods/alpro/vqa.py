@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.alpro.network import JointTransformer
-from methods.alpro.official import load_initial
 from shared.evaluation.accuracy import percent_correct
 from shared.nn.image_text import two_layer_head
 from shared.nn.timesformer import TimeSformer
-from shared.tasks.answering import AnswerEvaluation
+from shared.tasks.answering import AnswerEvaluation, most_probable
 from shared.tasks.image_text_method import ImageTextBatch, ImageTextMethod, images_and_texts
 
 CORE = ("attn", "temporal_attn", "mlp")  # of a block of the visual encoder
@@ -53,8 +52,6 @@ class VideoQA(ImageTextMethod):
             are, as the official configs do by the way in which they save memory.
     """
 
-    predicts = "probabilities"
-
     def __init__(
         self,
         vision: dict[str, Any],
@@ -75,9 +72,8 @@ class VideoQA(ImageTextMethod):
                     getattr(block, part).requires_grad_(False)
 
     def setup(self, stage: str) -> None:
-        """Load the initial weights; the answers of the data replace those of a checkpoint."""
-        if stage == "fit":
-            load_initial(self)
+        """The answers of the data replace those of a checkpoint."""
+        super().setup(stage)
         answers = getattr(getattr(self.trainer, "datamodule", None), "answers", None)
         if answers is None:
             return
@@ -92,15 +88,9 @@ class VideoQA(ImageTextMethod):
         loss = F.cross_entropy(logits.float(), labels)
         return self.total_loss({"loss_answer": loss}, {}, batch["indices"])
 
-    def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
-        """(B, A) probabilities of the classes."""
-        return self.encoders(*images_and_texts(batch)).float().softmax(dim=1)
-
     def answer(self, batch: ImageTextBatch) -> list[tuple[str, float]]:
         """The most probable answer to each question of a batch, and its probability."""
         answers = self.hparams["answers"]
         if not answers:
             raise ValueError("no answers to choose from: give data or a checkpoint that holds them")
-        best = self.predict_step(batch, 0)[:, : len(answers)].max(dim=1)
-        places, probabilities = best.indices.tolist(), best.values.tolist()
-        return [(answers[i], p) for i, p in zip(places, probabilities, strict=True)]
+        return most_probable(self.predict_step(batch, 0)[:, : len(answers)], answers)

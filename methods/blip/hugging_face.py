@@ -21,7 +21,6 @@ from methods.blip.vqa import VQA
 from shared.checkpoints.pretrained_text import CONFIG, hugging_face_state, model_folder
 from shared.checkpoints.reading import CheckpointError
 from shared.data.readers.files import is_number, one_line, shortened
-from shared.data.readers.model_files import HUB, PACKAGE
 from shared.files import read_json
 from shared.training.method import Method
 
@@ -66,11 +65,6 @@ UNOFFICIAL = {
     "text_config.num_attention_heads": (8, 12),
 }
 """Defaults of the port, which its files may name, and what the weights were trained with."""
-
-
-def is_folder(path: str | PathLike[str]) -> bool:
-    """Whether `path` is a folder in Hugging Face's layout, or names one, and not a file."""
-    return str(path).startswith((HUB, PACKAGE)) or Path(path).is_dir()
 
 
 def read_folder(module: Method, path: str | PathLike[str], starts: bool = False) -> dict[str, Any]:

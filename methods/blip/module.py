@@ -5,7 +5,6 @@ Source: docs/papers/blip.md, sections 3.1 to 3.7; salesforce/BLIP@056a169
 `models/blip_pretrain.py:BLIP_Pretrain.forward`, `pretrain.py:train`.
 """
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor
 
 from methods.blip.network import MixtureEncoders, TextDecoder
+from shared.checkpoints.official import KeyReport
 from shared.checkpoints.pretrained_text import load_hugging_face
-from shared.checkpoints.pretrained_vision import load_vision
 from shared.distributed import rank
 from shared.losses.image_text import matching_loss
 from shared.nn.text_transformer import Sharing, share_layers
@@ -25,7 +24,6 @@ from shared.tasks.image_text_retrieval import RetrievalEvaluation
 from shared.tasks.momentum_teacher import MomentumTeacher
 from shared.training.schedules import decay_by_epoch
 
-log = logging.getLogger(__name__)
 TEMPERATURES = (0.001, 0.5)
 NEW_WORDS = 2  # [DEC] and [ENC], which BERT has not
 
@@ -44,8 +42,8 @@ class Pretraining(ImageTextMethod):
         label_smoothing: of the words that the decoder predicts.
         evaluation: arguments of `RetrievalEvaluation`.
         seed: negatives are functions of (seed, step, rank).
-        initial: `{vision, text}`, what training starts from: see `load_vision` and
-            `load_hugging_face`; null for random weights.
+        initial: `{vision, text}`, what training starts from: see `load_initial`; null for random
+            weights.
         lr, min_lr, warmup_lr, warmup_steps, lr_decay: see `decay_by_epoch`.
     """
 
@@ -88,17 +86,10 @@ class Pretraining(ImageTextMethod):
         self.matching = ImageTextMatching(self.encoders.text_encoder.width, True, "local", floor)
         self.contrast = ImageTextContrast(queue_size, embed_dim, temperature, "local")
 
-    def setup(self, stage: str) -> None:
-        """Load the initial weights; those of a checkpoint, if one is continued, come after."""
-        initial = (self.hparams["initial"] or {}) if stage == "fit" else {}
-        if initial.get("vision"):
-            log.info("%s", load_vision(self.encoders.visual_encoder, initial["vision"]))
-        if initial.get("text"):
-            for text in (self.encoders.text_encoder, self.decoder.transformer):
-                report = load_hugging_face(text, initial["text"], self.decoder.head, NEW_WORDS)
-                log.info("%s", report)
-        if any(initial.values()):
-            self.momentum_encoders.update(self.encoders, 0.0)
+    def load_text(self, source: str) -> list[KeyReport]:
+        """BERT for the encoder and the decoder, which have new words."""
+        texts = self.encoders.text_encoder, self.decoder.transformer
+        return [load_hugging_face(text, source, self.decoder.head, NEW_WORDS) for text in texts]
 
     def training_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
         alpha = self.momentum_encoders.weight(self, batch_idx)
@@ -145,7 +136,3 @@ class Pretraining(ImageTextMethod):
         p = self.hparams
         rates = {name: p[name] for name in ("lr", "min_lr", "warmup_lr", "warmup_steps")}
         return decay_by_epoch(epoch, iteration, **rates, decay=p["lr_decay"])
-
-    def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
-        """Image features (B, E) of unit norm."""
-        return self.encoders.encode_image(batch["images"])[1]

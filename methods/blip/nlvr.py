@@ -15,7 +15,6 @@ from shared.tasks.image_text_method import (
     ClassAccuracy,
     ImageTextBatch,
     ImageTextMethod,
-    images_and_texts,
 )
 
 CLASSES = ("false", "true")
@@ -41,11 +40,3 @@ class NLVR(ImageTextMethod):
         self.log_train({"accuracy": percent_correct(logits, labels)})
         loss = F.cross_entropy(logits.float(), labels)
         return self.total_loss({"loss_cls": loss}, {}, batch["indices"])
-
-    def outcome(self, batch: ImageTextBatch) -> tuple[Tensor, Tensor]:
-        """Logits (B, 2) and labels (B,)."""
-        return self.encoders(*images_and_texts(batch)), batch["labels"]
-
-    def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
-        """(B, 2) class probabilities; the batch needs `images`, first ones first, and the texts."""
-        return self.encoders(*images_and_texts(batch)).float().softmax(dim=1)

@@ -14,20 +14,18 @@ from typing import Any
 import torch
 
 from methods.blip.captioning import Captioning
-from methods.blip.hugging_face import is_folder, official_names, read_folder
+from methods.blip.hugging_face import official_names, read_folder
 from methods.blip.module import Pretraining
 from methods.blip.nlvr import NLVR
 from methods.blip.vqa import VQA
 from shared.checkpoints import image_text
 from shared.checkpoints.image_text import (
     COPIED,
-    FOREIGN,
-    IDENTITIES,
     TIED,
-    UNUSED,
     check_kind,
     fill,
     has_momentum,
+    left_over,
     start_content,
     vision_rules,
     with_queue,
@@ -40,8 +38,13 @@ from shared.checkpoints.official import (
     convert_official,
     export_official,
 )
-from shared.checkpoints.pretrained_text import POSITION_IDS, bert_rules, word_head_rules
-from shared.checkpoints.reading import CheckpointError, load_checkpoint
+from shared.checkpoints.pretrained_text import (
+    POSITION_IDS,
+    bert_rules,
+    is_folder,
+    word_head_rules,
+)
+from shared.checkpoints.reading import Checkpoint, CheckpointError
 from shared.training.method import Method
 
 KINDS = {
@@ -61,27 +64,23 @@ NEW_PARTS = {
 }
 
 
-def load(module: Method, path: str | PathLike[str]) -> KeyReport:
-    """Load an official checkpoint, or one of transformers' port, into a module of the same task.
-    The port's is a file, or a folder, which may be named `hub:NAME`: see `read_folder`.
+def load(module: Method, source: Checkpoint) -> KeyReport:
+    """Load an official checkpoint, `{model: ...}` or a bare state dict, or one of transformers'
+    port, into a module of the same task. The port's is a file, or a folder, which may be named
+    `hub:NAME`: see `read_folder`.
 
     Momentum copies and queues that a file lacks are made anew: the copies from the loaded encoders,
     the queues random. Position embeddings are interpolated. A file that cannot be read without
     executing code or does not fit key by key raises CheckpointError; the module is then unchanged.
     """
-    if is_folder(path):
-        return load_weights(module, read_folder(module, path))
-    return load_weights(module, load_checkpoint(path))
-
-
-def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
-    """Like `load`, from a checkpoint's content (`{model: ...}`) or a bare state dict."""
+    if not isinstance(source, Mapping) and is_folder(source):
+        source = read_folder(module, source)
     state = official_state(source)
     return _fill(module, state, key_table(module, state))
 
 
 def export(module: Method) -> dict[str, Any]:
-    """The module's state under official names, which `load_weights` turns back bit for bit."""
+    """The module's state under official names, which `load` turns back bit for bit."""
     return with_ties(export_official(module, key_table(module, {})))
 
 
@@ -97,12 +96,10 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
     `captioning` and `vqa`: for the same on another data set. CheckpointError is raised as by
     `load`, and where there is no such file, or one of another kind or method.
     """
-    made = f"make it first ({KINDS.get(kind)}, experiment=blip/...)"
     if kind in KINDS and is_folder(path):
-        source = read_folder(module, path, starts=True)
+        source: Mapping[str, Any] = read_folder(module, path, starts=True)
     else:
-        remedy = f"{made}, or name another file by warm_start.path=FILE"
-        source = start_content(path, kind, KINDS, remedy, "BLIP", export)
+        source = start_content(path, kind, KINDS, "BLIP", export)
     state = official_state(source)
     check_kind(path, kind_of(state), kind, KINDS)
     return start_from(module, state)
@@ -113,12 +110,24 @@ def start_from(module: Method, state: Mapping[str, Any]) -> KeyReport:
     if isinstance(module, NLVR):
         state = twin_names(state)
     table = key_table(module, state)
-    dropped, fresh = left_over(module, state, table)
+    dropped, report = left_over(module, state, table, PARTS)
+    fresh = dict(NEW_PARTS)
+    if hasattr(module, "contrast"):
+        fresh["contrast.queue.idx"] = "identities of this task's images"
+    if isinstance(module, VQA):
+        there = (
+            r"text_decoder\.bert\.encoder\.layer\.(\d+)\.crossattention\.self\.(key|value)\.weight"
+        )
+        for told in report.resized:
+            if match := re.match(there, told):
+                ours = f"encoders.text_decoder.layers.{match[1]}.cross_attention.{match[2]}.weight"
+                dropped[match[0]] = "for image tokens of another width than the questions'"
+                fresh[ours] = "reads questions, not images of another width"
     table = KeyTable(table.rules, {**table.dropped, **dropped}, {**table.fresh, **fresh})
     return _fill(module, state, table)
 
 
-def official_state(source: Mapping[str, Any]) -> dict[str, Any]:
+def official_state(source: Checkpoint) -> dict[str, Any]:
     """The state dict in a file, see `image_text.official_state`, under official names:
     transformers' port calls the vision model otherwise."""
     state = image_text.official_state(source)
@@ -149,30 +158,6 @@ def twin_names(state: Mapping[str, Any]) -> dict[str, Any]:
         else:
             names |= {f"{pieces[1]}{twin}{pieces[2]}": value for twin in (0, 1)}
     return names
-
-
-def left_over(
-    module: Method, state: Mapping[str, Any], table: KeyTable
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Keys of another task's file that `module` has no use for, and ours that it does not fill,
-    each with its reason."""
-    _, report = convert_official(state, table, module.state_dict())
-    names = [key.split()[0] for key in report.unexpected]
-    dropped = dict.fromkeys((n for n in names if re.match(rf"({PARTS})\b", n)), UNUSED)
-    fresh = dict(NEW_PARTS)
-    if hasattr(module, "contrast"):
-        dropped |= dict.fromkeys(IDENTITIES, FOREIGN)
-        fresh["contrast.queue.idx"] = "identities of this task's images"
-    if isinstance(module, VQA):
-        there = (
-            r"text_decoder\.bert\.encoder\.layer\.(\d+)\.crossattention\.self\.(key|value)\.weight"
-        )
-        for told in report.resized:
-            if match := re.match(there, told):
-                ours = f"encoders.text_decoder.layers.{match[1]}.cross_attention.{match[2]}.weight"
-                dropped[match[0]] = "for image tokens of another width than the questions'"
-                fresh[ours] = "reads questions, not images of another width"
-    return dropped, fresh
 
 
 def _fill(module: Method, state: Mapping[str, Any], table: KeyTable) -> KeyReport:

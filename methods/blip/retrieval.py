@@ -96,7 +96,3 @@ class Retrieval(ImageTextMethod):
         positives = identities[:, None] == candidates(identities)[None]
         draws = self.step_draws("negatives", len(identities), 2)
         return self.matching.mine(i2t, t2i, positives, draws)
-
-    def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
-        """Image features (B, E) of unit norm."""
-        return self.encoders.encode_image(batch["images"])[1]

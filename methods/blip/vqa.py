@@ -15,7 +15,12 @@ from methods.blip.network import grounded, opened
 from shared.losses.language import smoothed_losses, text_sums
 from shared.nn.generation import CachedDecoder, Generated, Generation, generate
 from shared.nn.text_transformer import KeyValue
-from shared.tasks.answering import AnswerEvaluation, AnswerNetwork, AnswerRanking
+from shared.tasks.answering import (
+    AnswerEvaluation,
+    AnswerNetwork,
+    AnswerRanking,
+    most_probable,
+)
 from shared.tasks.image_text_method import ImageTextBatch, ImageTextMethod
 
 
@@ -36,8 +41,6 @@ class VQA(ImageTextMethod):
         answers: the list, answer -> its ids as `WordPiece.answers` makes them; None: that of the
             data, which a checkpoint keeps.
     """
-
-    predicts = "probabilities"
 
     def __init__(
         self,
@@ -99,16 +102,12 @@ class VQA(ImageTextMethod):
 
     def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
         """(B, N) probabilities of the answers, 0 where an answer is no candidate."""
-        candidates, scores = self.ranking(self.encoders, self.read(batch))
-        probabilities = scores.new_zeros(len(scores), len(self.ranking.answers))
-        return probabilities.scatter(1, candidates, scores.softmax(dim=1))
+        return self.ranking.probabilities(self.encoders, self.read(batch))
 
     def answer(self, batch: ImageTextBatch) -> list[tuple[str, float]]:
         """The best answer to each question of a batch as in `predict_step`, and how probable it is
         among the candidates."""
-        best = self.predict_step(batch, 0).max(dim=1)
-        places, probabilities = best.indices.tolist(), best.values.tolist()
-        return [(self.ranking.answers[i], p) for i, p in zip(places, probabilities, strict=True)]
+        return most_probable(self.predict_step(batch, 0), self.ranking.answers)
 
     def write(self, batch: ImageTextBatch) -> Generated:
         """An answer to each question of a batch, ids (B, M) that begin with [DEC], padded."""

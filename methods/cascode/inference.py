@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from methods.cascode.model import CodeEncoder, PairHead, Pooling
-from methods.cascode.official import is_folder, load_searcher
+from methods.cascode.official import load_searcher
 from methods.cascode.scoring import encode, score_pairs
 from methods.cascode.tokenizer import CodeTokenizer
-from shared.checkpoints.pretrained_text import model_folder
-from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
+from shared.checkpoints.pretrained_text import is_folder, model_folder
+from shared.checkpoints.reading import CheckpointError, load_checkpoint, rebuild_module
 from shared.training.precision import choose_fastest, has_bf16_units
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -101,10 +101,10 @@ def load_search_model(
         return SearchModel(str(source), encoder, tokenizer, lengths, precision=precision)
     from methods.cascode.module import CodeSearch
 
-    module = load_module(source)
+    saved = load_checkpoint(source)
+    module = rebuild_module(saved, source)
     if not isinstance(module, CodeSearch):
         raise CheckpointError(f"{source}: a checkpoint of {type(module).__name__}, not of CasCode")
-    saved = load_checkpoint(source)
     tokenizer, lengths = CodeTokenizer.from_state(saved["tokenizer"]), saved["lengths"]
     judge = (module.encoder, module.classifier) if module.judge else None
     return SearchModel(str(source), module.searcher, tokenizer, lengths, judge, precision)

@@ -121,12 +121,6 @@ class CodeSearch(Method):
 
     test_step = validation_step
 
-    def on_validation_epoch_end(self) -> None:
-        self._evaluate("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._evaluate("test")
-
     def _rank(self, queries: Tensor, codes: Tensor, split: Any, testing: bool) -> evaluation.Ranked:
         if self.judge is None:
             return evaluation.rank_codes(queries, codes, split, testing)
@@ -138,24 +132,24 @@ class CodeSearch(Method):
         with self.trainer.precision_plugin.forward_context():  # which is not set between steps
             return score_pairs(self.encoder, self.classifier, self.tokenizer, pairs, *limits)
 
-    def _evaluate(self, stage: str) -> None:
-        splits = self.trainer.datamodule.split(stage)  # type: ignore[attr-defined]
+    def log_evaluation(self, split: str) -> None:
+        languages = self.trainer.datamodule.split(split)  # type: ignore[attr-defined]
         rankings = {}
-        for split in splits:
-            queries = self.vectors.take(split.language, "query", len(split.queries))
-            codes = self.vectors.take(split.language, "code", len(split.codes))
-            rankings[split.language] = self._rank(queries, codes, split, stage == "test")
+        for part in languages:
+            queries = self.vectors.take(part.language, "query", len(part.queries))
+            codes = self.vectors.take(part.language, "code", len(part.codes))
+            rankings[part.language] = self._rank(queries, codes, part, split == "test")
         means = evaluation.average(rankings)
-        self.log_dict({f"{stage}/{name}": value for name, value in means.items()})
-        if stage != "test" or not self.trainer.is_global_zero:
+        self.log_dict({f"{split}/{name}": value for name, value in means.items()})
+        if split != "test" or not self.trainer.is_global_zero:
             return
         folder = Path(self.trainer.default_root_dir)
         evaluation.write_per_query(folder, rankings)
         if changes := [ranked.gain for ranked in rankings.values() if ranked.gain is not None]:
             beside = folder / "checkpoints"  # where the search tool looks
             about = ", ".join(
-                f"{len(split.queries):,} {split.language} test queries among {len(split.codes):,}"
-                for split in splits
+                f"{len(part.queries):,} {part.language} test queries among {len(part.codes):,}"
+                for part in languages
             )
             points = torch.cat(changes).double().numpy()
             write_gain(beside if beside.is_dir() else folder, points, about)

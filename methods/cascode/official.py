@@ -23,11 +23,11 @@ from shared.checkpoints.pretrained_text import (
     POSITION_IDS,
     bert_rules,
     hugging_face_state,
+    is_folder,
     model_folder,
 )
-from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
+from shared.checkpoints.reading import Checkpoint, CheckpointError, content_of, load_module
 from shared.data.readers.files import is_integer, is_number, one_line, shortened
-from shared.data.readers.model_files import PACKAGE
 from shared.files import read_json
 
 HEAD = [
@@ -47,22 +47,15 @@ _SIZES = {
 _MOST = 1 << 31  # parameters: what asks for more is made to fill the memory
 
 
-def load(module: nn.Module, path: str | PathLike[str]) -> KeyReport:
+def load(module: Any, source: Checkpoint, fresh: Mapping[str, str] | None = None) -> KeyReport:
     """Load weights into a module that needs no others; `Fast` takes any encoder, the others a
-    classifier. See `read`.
+    classifier. See `read`. What is loaded may lack `fresh` keys, named with the reason.
 
     Raises:
         CheckpointError: not readable without executing code, or any key missing, unexpected or of
             another shape; the module is then unchanged.
     """
-    return load_weights(module, read(path))
-
-
-def load_weights(
-    module: Any, source: Mapping[str, Any], fresh: Mapping[str, str] | None = None
-) -> KeyReport:
-    """`load` from the content of a file, or from what `export` gives; it may lack `fresh` keys of
-    the module, named with the reason."""
+    source = read(source)
     rules, dropped = encoder_rules(source, module.encoder)
     if hasattr(module, "classifier"):
         rules += HEAD
@@ -74,7 +67,7 @@ def load_weights(
 def load_initial(module: nn.Module, path: str | PathLike[str]) -> KeyReport:
     """Load the encoder that training starts from; a head that the file lacks stays as it is."""
     fresh = {"classifier.{rest}": "the file has no classifier of pairs"}
-    return load_weights(module, read(path), fresh)
+    return load(module, path, fresh)
 
 
 def warm_start(module: nn.Module, path: str | PathLike[str], kind: str) -> KeyReport:
@@ -127,15 +120,12 @@ def trained_encoder(path: str | PathLike[str]) -> CodeEncoder:
     return encoder
 
 
-def is_folder(path: str | PathLike[str]) -> bool:
-    """Whether `path` is a folder in Hugging Face's layout or a package, not a file."""
-    return str(path).startswith(PACKAGE) or Path(path).is_dir()
-
-
-def read(path: str | PathLike[str]) -> dict[str, Any]:
+def read(source: Checkpoint) -> Mapping[str, Any]:
     """Content of a file of the repository (`model.bin`, `pytorch_model.bin`), of a folder in
-    Hugging Face's layout, or of a "package:NAME"."""
-    return hugging_face_state(model_folder(path)) if is_folder(path) else load_checkpoint(path)
+    Hugging Face's layout, of "package:NAME" or "hub:NAME"; a content as it is."""
+    if isinstance(source, Mapping) or not is_folder(source):
+        return content_of(source)
+    return hugging_face_state(model_folder(source))
 
 
 def encoder_rules(

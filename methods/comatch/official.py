@@ -28,7 +28,7 @@ from shared.checkpoints.official import (
     export_official,
     import_official,
 )
-from shared.checkpoints.reading import CheckpointError, load_checkpoint
+from shared.checkpoints.reading import Checkpoint, CheckpointError, content_of
 
 Classifier = EMAClassifier | CoMatchImageNet
 
@@ -51,14 +51,11 @@ def _history(window: Tensor, state: Mapping[str, Tensor]) -> list[Tensor]:
     return [mean.clone() for mean in oldest_first(window, int(state["alignment.count"]))]
 
 
-def load(module: Classifier, path: str | PathLike[str]) -> KeyReport:
-    """Load an official checkpoint into the module of the same form, or nothing: CheckpointError."""
-    return load_weights(module, load_checkpoint(path))
-
-
-def load_weights(module: Classifier, source: Mapping[str, Any]) -> KeyReport:
-    """Load as `load` does, from the content of a checkpoint or a bare state dict, which for the
-    CIFAR form is one network (`backbone.*`, `classifier.*`, `fc1.*`, `fc2.*`) for both copies."""
+def load(module: Classifier, source: Checkpoint) -> KeyReport:
+    """Load an official checkpoint into the module of the same form, or nothing: CheckpointError. A
+    bare state dict is for the CIFAR form one network (`backbone.*`, `classifier.*`, `fc1.*`,
+    `fc2.*`) for both copies."""
+    source = content_of(source)
     report = import_official(source, table_for(module, source), module)
     if "tenfold/alignment.count" in dict(report.mapped) and "model" in source:
         # The oldest batch mean was loaded into row 0; put it where the ring buffer had it.
@@ -73,7 +70,7 @@ def load_weights(module: Classifier, source: Mapping[str, Any]) -> KeyReport:
 
 
 def export(module: Classifier) -> dict[str, Any]:
-    """The module's state, in shared memory, in the official form, which `load_weights` turns back
+    """The module's state, in shared memory, in the official form, which `load` turns back
     bit for bit; what that form lacks is under the key `tenfold`."""
     return export_official(module, table_for(module))
 

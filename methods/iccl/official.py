@@ -5,7 +5,6 @@ No ICCL checkpoint has been published. Three forms are read: the flat names of s
 our own stage-1 checkpoints, which stage 2 starts from.
 """
 
-from collections.abc import Mapping
 from os import PathLike
 from typing import Any
 
@@ -13,7 +12,7 @@ from methods.iccl.classifier import LongTailClassifier
 from methods.iccl.module import ICCL
 from methods.iccl.stage2 import BalancedClassifier
 from shared.checkpoints.official import KeyReport, KeyTable, Rule, export_official, import_official
-from shared.checkpoints.reading import CheckpointError, load_checkpoint
+from shared.checkpoints.reading import Checkpoint, CheckpointError, content_of
 from shared.checkpoints.warm_start import OTHER_TRAINER, read_start
 
 PUBLIC = "state_dict_best"  # networks of the public code's best validation epoch
@@ -36,14 +35,10 @@ SPECIFIED = KeyTable(
 """The names of docs/papers/iccl.md, section 4; `scales` and `teacher` are stage 2's."""
 
 
-def load(module: LongTailClassifier, path: str | PathLike[str]) -> KeyReport:
+def load(module: LongTailClassifier, source: Checkpoint) -> KeyReport:
     """Load a checkpoint of the classifier-balancing code, or under the names of section 4, or
     nothing: CheckpointError."""
-    return load_weights(module, load_checkpoint(path))
-
-
-def load_weights(module: LongTailClassifier, source: Mapping[str, Any]) -> KeyReport:
-    """Load as `load` does, from the content of a file."""
+    source = content_of(source)
     if PUBLIC not in source:
         return import_official(source, SPECIFIED, module)
     if isinstance(module, ICCL):

@@ -21,26 +21,22 @@ from shared.checkpoints.official import (
     export_official,
     import_official,
 )
-from shared.checkpoints.reading import CheckpointError, load_checkpoint
+from shared.checkpoints.reading import Checkpoint, CheckpointError, content_of
 from shared.training.method import Method
 
 TRANSFER = (ClassifierRetraining, FineTuning, LowShotSVM, Robustness)
 """Modules that start from a pre-training and hold one encoder without projection head."""
 
 
-def load(module: Method, path: str | PathLike[str]) -> KeyReport:
-    """Load an official pre-training, or nothing: CheckpointError. A module without key encoder
-    takes the query encoder alone."""
-    return load_weights(module, load_checkpoint(path))
-
-
-def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
-    """Load as `load` does, from a checkpoint's content or a bare state dict."""
+def load(module: Method, source: Checkpoint) -> KeyReport:
+    """Load an official pre-training or its bare state dict, or nothing: CheckpointError. A module
+    without key encoder takes the query encoder alone."""
+    source = content_of(source)
     return import_official(source, table_for(module, common.model_prefix(source)), module)
 
 
 def export(module: Method | Mapping[str, Any]) -> dict[str, Any]:
-    """The official form of a module, or of its state, in shared memory, which `load_weights` turns
+    """The official form of a module, or of its state, in shared memory, which `load` turns
     back bit for bit; what that form lacks is under the key `tenfold`."""
     return export_official(module, KeyTable(_rules("state_dict/module.")))
 

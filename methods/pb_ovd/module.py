@@ -25,6 +25,7 @@ from shared.tasks.detection import (
     JointTraining,
     Selection,
     best_of_each_class,
+    check_corners,
     find_regions,
     with_sizes,
     zoom,
@@ -114,10 +115,7 @@ class OpenVocabularyDetector(Method):
         data: Any = getattr(self.trainer, "datamodule", None)
         if data is None:
             return
-        inclusive = data.hparams["preparation"]["inclusive_corners"]
-        if inclusive != self.detector.geometry.legacy:
-            told = f"data.preparation.inclusive_corners={inclusive}"
-            raise ValueError(f"{told}, but method.detector.legacy is not: boxes end differently")
+        check_corners(self.detector, data)
         if stage == "fit":
             self.attach(data)
         split = data.hparams["test_split" if stage == "test" else "val_split"]
@@ -126,7 +124,7 @@ class OpenVocabularyDetector(Method):
             raise ValueError(f"the texts of {split} have {dim} numbers, those of the model {own}")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        batch = with_sizes(self.concatenate([batch["images"]]), batch)
+        batch = with_sizes(self, batch)
         terms = self.joint.losses(self.detector, batch, self.global_step, self.classify)
         return self.total_loss(terms, {}, batch["indices"])
 
@@ -149,7 +147,7 @@ class OpenVocabularyDetector(Method):
     def detect(self, batch: Batch, texts: Tensor, selection: Selection | None = None) -> Detections:
         """What is seen in each image of the classes that `texts` (K + 1, D) name, in pixels of its
         file, by default by the selection of the test."""
-        batch = with_sizes(self.concatenate([batch["images"]]), batch)
+        batch = with_sizes(self, batch)
         stages = find_regions(self.detector, batch).stages
         scores = text_logits(stages.logits[0], texts).softmax(dim=1)
         chosen = selection or self.selection

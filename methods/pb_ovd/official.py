@@ -18,15 +18,20 @@ from shared.checkpoints.official import (
     Rule,
     export_official,
     import_official,
+    translation,
 )
-from shared.checkpoints.reading import CheckpointError, load_checkpoint
-from shared.checkpoints.warm_start import OTHER_TRAINER, read_start, state_of_run
+from shared.checkpoints.reading import Checkpoint, CheckpointError, content_of
+from shared.checkpoints.warm_start import (
+    OTHER_TRAINER,
+    model_prefix,
+    read_start,
+    state_of_run,
+)
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.readers.plain_pickle import read_plain_pickle
 from shared.training.method import Method
 
 NAMES = {
-    "backbone.body.stem.": "backbone.",
     "backbone.body.": "backbone.",
     "rpn.head.conv.": "rpn.head.conv.0.0.",
     "rpn.head.": "rpn.head.",
@@ -54,42 +59,27 @@ STAGES = {
 PARTS = {"w": (0, "weight"), "bn_s": (1, "weight"), "bn_b": (1, "bias")}
 
 
-def load(module: Method, path: str | PathLike[str]) -> KeyReport:
-    """Load an official detector, or nothing: CheckpointError."""
-    return load_weights(module, load_checkpoint(path))
-
-
-def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
-    """Load as `load` does, from a checkpoint's content or a bare state dict."""
+def load(module: Method, source: Checkpoint) -> KeyReport:
+    """Load an official detector or its bare state dict, or nothing: CheckpointError."""
+    source = content_of(source)
     compare_anchors(module, source)
-    return import_official(source, table(prefix_of(source)), module)
+    return import_official(source, table(model_prefix(source, "model")), module)
 
 
 def export(module: Method) -> dict[str, Any]:
-    """The module's state in the official layout, which `load_weights` turns back bit for bit; what
+    """The module's state in the official layout, which `load` turns back bit for bit; what
     that layout lacks is under the key `tenfold`."""
     return export_official(module, KeyTable(rules("model/")))
 
 
-def prefix_of(source: Mapping[str, Any]) -> str:
-    """Prefix of the detector's tensors in a file: `model/`, `module.`, both or neither."""
-    prefix = "model/" if "model" in source else ""
-    keys = source.get("model", source)
-    return prefix + ("module." if any(str(key).startswith("module.") for key in keys) else "")
-
-
 def rules(prefix: str) -> list[Rule]:
     """Of the names of both sides."""
-    pairs = [
-        Rule(f"{prefix}{theirs}{{rest}}", f"detector.{mine}{{rest}}")
-        for theirs, mine in NAMES.items()
-    ]
     # From right to left the first rule that fits decides, and the stem is no stage.
     stem = [
         Rule(f"{prefix}backbone.body.stem.{part}.{{rest}}", f"detector.backbone.{part}.{{rest}}")
         for part in ("conv1", "bn1")
     ]
-    return [*stem, *pairs[1:], Rule(OURS, "texts")]
+    return [*stem, *translation(NAMES, prefix, "detector."), Rule(OURS, "texts")]
 
 
 def table(prefix: str) -> KeyTable:
@@ -104,7 +94,7 @@ def table(prefix: str) -> KeyTable:
 def compare_anchors(module: Method, source: Mapping[str, Any]) -> None:
     """CheckpointError if a file has other anchors than the module."""
     assert isinstance(module, OpenVocabularyDetector)
-    prefix = prefix_of(source)
+    prefix = model_prefix(source, "model")
     state = source.get("model", source)
     theirs = state.get(f"{prefix.removeprefix('model/')}{ANCHORS}")
     ours = module.detector.rpn.anchors.get_buffer("cell0")
@@ -124,20 +114,18 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
         kind: `detector`, a run of ours or an official detector; `msra`, Detectron's R-50.pkl, or a
             folder's file of the same layout in safetensors.
     """
-    kinds = ("detector", "msra")
-    if kind == "msra" and Path(path).suffix == ".pkl":
-        return import_official(msra_blobs(path), msra_table(), module)
     remedy = "train it first (experiment=pb_ovd/...), or name a file by warm_start.path=FILE"
-    source: Mapping[str, Any] = read_start(path, kind, kinds, remedy)
+    if kind == "msra" and Path(path).suffix == ".pkl":
+        source: Mapping[str, Any] = msra_blobs(path)
+    else:
+        source = read_start(path, kind, ("detector", "msra"), remedy)
     if kind == "msra":
         return import_official(source, msra_table(), module)
     if "_target_" in source:
         source = state_of_run(source, "methods.pb_ovd", path)
-        dropped = {"texts": "come from the data"}
-        return import_official(
-            source, KeyTable([Rule("detector.{rest}", "detector.{rest}")], dropped, FRESH), module
-        )
-    return load_weights(module, source)
+        ours = KeyTable([Rule("detector.{rest}", "detector.{rest}")], FRESH, FRESH)
+        return import_official(source, ours, module)
+    return load(module, source)
 
 
 def msra_blobs(path: str | PathLike[str]) -> dict[str, torch.Tensor]:

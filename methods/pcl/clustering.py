@@ -14,11 +14,10 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from shared.distributed import rank, world_size
+from shared.distributed import gather_objects, rank
 from shared.evaluation.clustering import assign, kmeans
 from shared.evaluation.features import Features
 
@@ -88,22 +87,20 @@ def cluster(
     rows, size = features.features, int(features.indices.max()) + 1
     found = []
     for seed, number in enumerate(numbers):
-        im2cluster = torch.full((size,), -1)
-        prototypes, density = torch.empty(number, rows.shape[1]), torch.empty(number)
-        start = time.perf_counter()
+        granularity, start = None, time.perf_counter()
         if rank() == 0:
             centroids = kmeans(rows, number, seed, **settings)
             ids, squared_distances = assign(rows, centroids, gpu=settings["gpu"])
+            im2cluster = torch.full((size,), -1)
             im2cluster[features.indices] = ids
             prototypes = F.normalize(centroids, dim=1)
             density = concentration(ids, squared_distances, number, temperature)
-        granularity = _from_rank_zero(Granularity(im2cluster, prototypes, density))
-        if rank() == 0:
+            granularity = Granularity(im2cluster, prototypes, density)
             log.info(
                 "%d clusters of %d images in %.1f s, entropy of their sizes %.3f",
                 number, len(rows), time.perf_counter() - start, granularity.entropy,
             )  # fmt: skip
-        found.append(granularity)
+        found.append(gather_objects(granularity)[0])
     return Clusters(epoch, tuple(found))
 
 
@@ -133,14 +130,3 @@ def concentration(
         said = f"most of the {number} clusters hold identical features: the network has collapsed"
         raise ValueError(f"{said}, or num_clusters is too large; lower it or the learning rate")
     return (temperature * phi / phi.mean()).float()
-
-
-def _from_rank_zero(granularity: Granularity) -> Granularity:
-    if world_size() == 1:
-        return granularity
-    received = []
-    for tensor in (granularity.im2cluster, granularity.prototypes, granularity.density):
-        message = tensor.cuda() if dist.get_backend() == "nccl" else tensor.contiguous()
-        dist.broadcast(message, 0)
-        received.append(message.cpu())
-    return Granularity(*received)

@@ -5,7 +5,7 @@ Source: docs/papers/pcl.md, section 3; salesforce/PCL@964da1f `pcl/builder.py:Mo
 """
 
 import logging
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class MoCo(Method):
         evaluation: see `RepresentationProbes`.
     """
 
-    predicts: ClassVar[str] = "embeddings"
+    predicts = "embeddings"
 
     def __init__(
         self,

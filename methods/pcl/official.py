@@ -4,8 +4,6 @@ The layout is that of MoCo: two encoders whose `fc` is the head, a queue of colu
 head, v2 a two-layer one. Source: salesforce/PCL@964da1f `main_pcl.py`, `pcl/builder.py`.
 """
 
-from collections.abc import Mapping
-from os import PathLike
 from typing import Any
 
 from methods.pcl.evaluation import LinearProbe, LowShotSVM
@@ -20,29 +18,25 @@ from shared.checkpoints.official import (
     export_official,
     import_official,
 )
-from shared.checkpoints.reading import load_checkpoint
+from shared.checkpoints.reading import Checkpoint, content_of
 from shared.training.method import Method
 
 UNUSED = "the momentum encoder is not used"
 OTHER_KEYS = "a queue of other keys"
 
 
-def load(module: Method, path: str | PathLike[str]) -> KeyReport:
-    """Load an official checkpoint of PCL or MoCo, or nothing: CheckpointError. A transfer module
-    takes its backbone from it."""
+def load(module: Method, source: Checkpoint) -> KeyReport:
+    """Load an official checkpoint of PCL or MoCo or its bare state dict, or nothing:
+    CheckpointError. A transfer module takes its backbone from it."""
     if isinstance(module, LinearProbe | LowShotSVM):
-        return warm_start(module, path, "pcl")
-    return load_weights(module, load_checkpoint(path))
-
-
-def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
-    """Load as `load` does, from a checkpoint's content or a bare state dict."""
+        return warm_start(module, source, "pcl")
+    source = content_of(source)
     return import_official(source, key_table(common.model_prefix(source)), module)
 
 
 def export(module: Method) -> dict[str, Any]:
     """The module's state, but for the clusters of the epoch, in the official form, which
-    `load_weights` turns back bit for bit; what that form lacks is under the key `tenfold`."""
+    `load` turns back bit for bit; what that form lacks is under the key `tenfold`."""
     return export_official(module, key_table("state_dict/module."))
 
 
@@ -58,7 +52,7 @@ def key_table(prefix: str) -> KeyTable:
     return KeyTable(rules, common.TRAINER_KEYS, {"queue.written": "not kept by the official code"})
 
 
-def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyReport:
+def warm_start(module: Method, path: Checkpoint, kind: str) -> KeyReport:
     """Start from pre-trained weights: the query encoder's, never the momentum encoder's.
 
     A transfer module takes the backbone; `MoCo` and `PCL` take backbone and head, into both

@@ -13,6 +13,7 @@ from shared.nn.detection.selection import Detections
 from shared.tasks.detection import (
     Selection,
     best_of_each_class,
+    check_corners,
     detected_masks,
     detections_of,
     find_regions,
@@ -63,20 +64,12 @@ class LongTailDetector(Method):
         if len(counts) != len(self.instances):
             told = f"the data have {len(counts)} classes, the detector {len(self.instances)}"
             raise ValueError(f"{told}: set method.detector.num_classes={len(counts)}")
-        inclusive = datamodule.hparams["preparation"]["inclusive_corners"]
-        if inclusive != self.detector.geometry.legacy:
-            told = f"data.preparation.inclusive_corners={inclusive}"
-            raise ValueError(f"{told}, but method.detector.legacy is not: boxes end differently")
+        check_corners(self.detector, datamodule)
         self.instances.copy_(counts)
 
     def setup(self, stage: str) -> None:
         if (datamodule := getattr(self.trainer, "datamodule", None)) is not None:
             self.attach(datamodule)
-
-    def images(self, batch: Batch) -> Batch:
-        """The batch with its images in the network's memory format and, of images alone, their
-        sizes."""
-        return with_sizes(self.concatenate([batch["images"]]), batch)
 
     def score(self, stages: Stages) -> Tensor:
         """(M, K + 1) scores of regions, background first."""
@@ -84,7 +77,7 @@ class LongTailDetector(Method):
 
     def detect(self, batch: Batch) -> Detections:
         """What is seen in each image, in pixels of its file."""
-        batch = self.images(batch)
+        batch = with_sizes(self, batch)
         regions = find_regions(self.detector, batch)
         scores = self.score(regions.stages)
         return detections_of(self.detector, regions, batch, scores, self.selection)
@@ -94,7 +87,7 @@ class LongTailDetector(Method):
     ) -> tuple[Detections, list[list[RunLengths]] | None]:
         """As `detect`, by another selection; boxes end at x2 and y2. And the masks of each image,
         None of a detector of boxes alone."""
-        batch = self.images(batch)
+        batch = with_sizes(self, batch)
         regions = find_regions(self.detector, batch)
         scores = self.score(regions.stages)
         found = detections_of(self.detector, regions, batch, scores, selection)
@@ -109,7 +102,7 @@ class LongTailDetector(Method):
 
     def evaluate(self, batch: Batch, named: Callable[[Stages, Batch], dict[str, Tensor]]) -> None:
         """Gather what is seen by each of the `named` scores."""
-        batch, evaluation = self.images(batch), self.evaluation
+        batch, evaluation = with_sizes(self, batch), self.evaluation
         regions = find_regions(self.detector, batch)
         for name, scores in named(regions.stages, batch).items():
             found = detections_of(self.detector, regions, batch, scores, self.selection)

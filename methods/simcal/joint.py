@@ -14,7 +14,7 @@ from methods.simcal.losses import WITHOUT_BACKGROUND, classification_loss
 from shared.nn.detection.detector import Stages
 from shared.nn.detection.geometry import Geometry
 from shared.nn.detection.matching import GroundTruth, padded
-from shared.tasks.detection import JointTraining
+from shared.tasks.detection import JointTraining, with_sizes
 from shared.training.callbacks import moving_average
 from shared.training.schedules import rate_factor
 
@@ -60,7 +60,9 @@ class JointDetector(LongTailDetector):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         classify = classification_loss(self.hparams["classification"], self.instances)
-        terms = self.joint.losses(self.detector, self.images(batch), self.global_step, classify)
+        terms = self.joint.losses(
+            self.detector, with_sizes(self, batch), self.global_step, classify
+        )
         return self.total_loss(terms, {}, batch["indices"])
 
     def score(self, stages: Stages) -> Tensor:
@@ -84,17 +86,16 @@ class JointDetector(LongTailDetector):
     def configure_optimizers(self):
         p = self.hparams
         learnt = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        schedule = p["schedule"]
+        schedule, decay = p["schedule"], p["weight_decay"]
+
+        def factor(t: int) -> float:
+            return rate_factor(t, schedule)
+
         if p["optimizer"] == "sgd":
-            return self.sgd(
-                learnt,
-                lambda t: rate_factor(t, schedule),
-                schedule["every"],
-                weight_decay=p["weight_decay"],
-            )
-        optimizer = torch.optim.AdamW(learnt, p["lr"], weight_decay=p["weight_decay"])
-        factor = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: rate_factor(t, schedule))
-        return [optimizer], [{"scheduler": factor, "interval": schedule["every"]}]
+            return self.sgd(learnt, factor, schedule["every"], weight_decay=decay)
+        optimizer = torch.optim.AdamW(learnt, p["lr"], weight_decay=decay)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return [optimizer], [{"scheduler": scheduler, "interval": schedule["every"]}]
 
 
 def oracle_scores(geometry: Geometry, rois: Tensor, truth: GroundTruth, scores: Tensor) -> Tensor:

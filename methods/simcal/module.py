@@ -21,7 +21,7 @@ from shared.nn.detection.detector import Stages
 from shared.nn.detection.matching import Quota, assign, padded, sample, with_truth
 from shared.nn.detection.proposals import rois
 from shared.randomness import uniforms
-from shared.tasks.detection import labels_of
+from shared.tasks.detection import labels_of, with_sizes
 from shared.training.schedules import steps
 
 
@@ -99,7 +99,7 @@ class SimCal(LongTailDetector):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # 3.3, steps 1 to 4: the frozen detector's proposals, by the counts of training
-        batch = self.images(batch)
+        batch = with_sizes(self, batch)
         with torch.no_grad():
             maps = self.detector.maps(batch["images"])
             proposals = self.detector.propose(self.detector.rpn(maps), batch["sizes"], "train")

@@ -19,8 +19,14 @@ from shared.checkpoints.official import (
     Rule,
     export_official,
     import_official,
+    translation,
 )
-from shared.checkpoints.reading import CheckpointError, load_checkpoint
+from shared.checkpoints.reading import (
+    Checkpoint,
+    CheckpointError,
+    content_of,
+    load_checkpoint,
+)
 from shared.checkpoints.warm_start import OTHER_TRAINER, model_prefix, read_start, state_of_run
 from shared.training.method import Method
 
@@ -80,13 +86,13 @@ HEADS = "heads/"  # of the official heads' states, by stage, in a content that h
 OURS = "tenfold/"  # of what an export adds
 
 
-def load(module: Method, path: str | PathLike[str]) -> KeyReport:
-    """Load an official detector, and for `SimCal` the heads that lie beside it, or nothing:
-    CheckpointError."""
-    content = load_checkpoint(path)
-    if isinstance(module, SimCal):
-        content = {**content, "heads": head_files(module, Path(path).parent)}
-    return load_weights(module, content)
+def load(module: Method, source: Checkpoint) -> KeyReport:
+    """Load an official detector or its bare state dict, or nothing: CheckpointError. The heads of a
+    `SimCal` lie beside the file; in a content they are under `heads`, by stage."""
+    content = content_of(source)
+    if isinstance(module, SimCal) and not isinstance(source, Mapping):
+        content = {**content, "heads": head_files(module, Path(source).parent)}
+    return import_official(content, key_table(module, content), module)
 
 
 def head_files(module: SimCal, folder: Path) -> dict[str, Any]:
@@ -97,26 +103,18 @@ def head_files(module: SimCal, folder: Path) -> dict[str, Any]:
     contents = {}
     for stage, name in enumerate(names):
         try:
-            contents[str(stage)] = unwrapped(load_checkpoint(folder / name))
+            state = load_checkpoint(folder / name)
         except FileNotFoundError:
             told = f"{folder} has no {name}, the calibration head of the detector"
             raise CheckpointError(f"{told}: put it there, or train it") from None
+        # Without the prefix of a data-parallel network.
+        own = {str(key).removeprefix("module."): value for key, value in state.items()}
+        contents[str(stage)] = own
     return contents
 
 
-def unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict without the prefix of a data-parallel network."""
-    return {str(key).removeprefix("module."): value for key, value in state.items()}
-
-
-def load_weights(module: Method, source: Mapping[str, Any]) -> KeyReport:
-    """Load as `load` does, from a checkpoint's content or a bare state dict; heads of a `SimCal`
-    are under `heads`, by stage."""
-    return import_official(source, key_table(module, source), module)
-
-
 def export(module: Method) -> dict[str, Any]:
-    """The module's state in the official layout, which `load_weights` turns back bit for bit; what
+    """The module's state in the official layout, which `load` turns back bit for bit; what
     that layout lacks is under the key `tenfold`."""
     return export_official(module, KeyTable(official_rules(module, "state_dict/")))
 
@@ -126,14 +124,6 @@ def key_table(module: Method, source: Mapping[str, Any]) -> KeyTable:
     if any(str(key).startswith("roi_heads.") for key in source):
         return KeyTable(torchvision_rules(), {}, UNCOUNTED)
     return KeyTable(official_rules(module, model_prefix(source)), TRAINER, UNCOUNTED)
-
-
-def translation(names: Mapping[str, str], official: str, ours: str) -> list[Rule]:
-    """Rules of names that both begin a key."""
-    return [
-        Rule(f"{official}{theirs}{{rest}}", f"{ours}{mine}{{rest}}")
-        for theirs, mine in names.items()
-    ]
 
 
 def detector_rules(module: Method, prefix: str) -> list[Rule]:

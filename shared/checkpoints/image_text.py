@@ -3,6 +3,7 @@
 Source: docs/papers/albef.md, section 9; docs/papers/blip.md, section 9.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -17,10 +18,11 @@ from shared.checkpoints.official import (
     KeyReport,
     KeyTable,
     Rule,
+    convert_official,
     import_official,
 )
 from shared.checkpoints.pretrained_vision import POSITIONS
-from shared.checkpoints.reading import CheckpointError, load_module
+from shared.checkpoints.reading import Checkpoint, CheckpointError, content_of, load_module
 from shared.checkpoints.warm_start import read_start
 
 UNUSED = "no part of this task's model"
@@ -36,10 +38,11 @@ IDENTITIES = ("idx_queue", "tenfold/contrast.queue.idx")
 """Where files keep identities of images in the queue, which only their own task numbers so."""
 
 
-def official_state(source: Mapping[Any, Any]) -> dict[str, Any]:
+def official_state(source: Checkpoint) -> dict[str, Any]:
     """The state dict in a file: bare, or under `model` beside the trainer's state."""
-    state = source.get("model")
-    return dict(state if isinstance(state, Mapping) else source)
+    content = content_of(source)
+    state = content.get("model")
+    return dict(state if isinstance(state, Mapping) else content)
 
 
 def has_momentum(state: Mapping[str, Any]) -> bool:
@@ -112,18 +115,33 @@ def start_content(
     path: str | PathLike[str],
     kind: str,
     kinds: Mapping[str, str],
-    remedy: str,
     method: str,
     export: Callable[[Any], dict[str, Any]],
-) -> dict[str, Any]:
-    """Content of the file that `warm_start={path, kind}` names, of a run of ours what `export`
-    makes of it; CheckpointError of a run of another method, else see `read_start`."""
-    source = read_start(path, kind, kinds, remedy)
+    key: str = "warm_start.path",
+) -> Mapping[str, Any]:
+    """Content of the file that `warm_start={path, kind}`, or another `key`, names, of a run of ours
+    what `export` makes of it; CheckpointError of a run of another method, else see `read_start`."""
+    package = method.lower()
+    made = f"make it first ({kinds.get(kind)}, experiment={package}/...)"
+    source = read_start(path, kind, kinds, f"{made}, or name another file by {key}=FILE")
     if "_target_" not in source:
         return source
-    if not str(source["_target_"]).startswith(f"methods.{method.lower()}."):
+    if not str(source["_target_"]).startswith(f"methods.{package}."):
         raise CheckpointError(f"{path} is a run of {source['_target_']}, not of {method}")
     return export(load_module(path))
+
+
+def left_over(
+    module: Any, state: Mapping[str, Any], table: KeyTable, parts: str
+) -> tuple[dict[str, str], KeyReport]:
+    """Keys of another task's file that `module` has no use for, with the reason, if they are of
+    `parts`, an expression; images' identities there; and what became of all keys."""
+    _, report = convert_official(state, table, module.state_dict())
+    names = [key.split()[0] for key in report.unexpected]
+    dropped = dict.fromkeys((name for name in names if re.match(rf"({parts})\b", name)), UNUSED)
+    if hasattr(getattr(module, "contrast", None), "queue"):
+        dropped |= dict.fromkeys(IDENTITIES, FOREIGN)
+    return dropped, report
 
 
 def check_kind(

@@ -62,6 +62,14 @@ class Rule:
     conversion: Conversion = AS_IS
 
 
+def translation(names: Mapping[str, str], official: str, ours: str) -> list[Rule]:
+    """Rules of names that begin keys, there behind `official`, here behind `ours`."""
+    return [
+        Rule(f"{official}{theirs}{{rest}}", f"{ours}{mine}{{rest}}")
+        for theirs, mine in names.items()
+    ]
+
+
 @dataclass(frozen=True)
 class KeyTable:
     """Rules, and the keys that exist on one side only, each pattern with its reason."""

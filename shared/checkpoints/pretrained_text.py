@@ -54,6 +54,11 @@ def word_head_rules(official: str, ours: str) -> list[Rule]:
     ]
 
 
+def is_folder(source: str | PathLike[str]) -> bool:
+    """Whether `source` is a folder in Hugging Face's layout, or names one, and not a file."""
+    return str(source).startswith((HUB, PACKAGE)) or Path(source).is_dir()
+
+
 def model_folder(source: str | PathLike[str]) -> Path:
     """The folder of a model in Hugging Face's layout: `source` itself, or that of `package:NAME` or
     `hub:NAME`, see `model_files`. CheckpointError if there is none."""
@@ -128,15 +133,8 @@ def load_hugging_face(
             fresh["head.{rest}"] = "the file has no word prediction"
     if new_words:
         of_words = ("text.embeddings.word.{rest}", "head.bias")
-        longer = _extended(new_words)
+        longer = Conversion(  # rows of a shorter vocabulary, then ours of the new words
+            lambda value, ours: torch.cat([value, ours[-new_words:].to(value)]), None
+        )
         rules = [replace(r, conversion=longer) if r.ours in of_words else r for r in rules]
     return import_official(renamed, KeyTable(rules, dropped, fresh), nn.ModuleDict(networks))
-
-
-def _extended(new_words: int) -> Conversion:
-    """Rows of a shorter vocabulary, followed by our rows of the new words."""
-
-    def to_ours(value: Tensor, ours: Tensor) -> Tensor:
-        return torch.cat([value, ours[-new_words:].to(value)])
-
-    return Conversion(to_ours, None)

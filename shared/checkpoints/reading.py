@@ -39,8 +39,17 @@ DEEPEST = 100  # nesting of containers
 ABOUT = "tenfold"  # in the header of a .safetensors file: what a checkpoint holds beside weights
 
 
+Checkpoint = str | os.PathLike[str] | Mapping[str, Any]
+"""A file, or the content of one."""
+
+
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used; the message says which file and why."""
+
+
+def content_of(source: Checkpoint) -> Mapping[str, Any]:
+    """The content of a checkpoint, which `load_checkpoint` reads if it is a file."""
+    return source if isinstance(source, Mapping) else load_checkpoint(source)
 
 
 def load_checkpoint(path: str | os.PathLike, map_location: Any = "cpu") -> dict[str, Any]:

@@ -1,42 +1,37 @@
 """Common steps of the methods' `official.py`: read a file, and find the model in it."""
 
 from collections.abc import Iterable, Mapping
-from os import PathLike
 from typing import Any
 
 from torch import Tensor
 
 from shared.checkpoints.official import Rule
-from shared.checkpoints.reading import CheckpointError, load_checkpoint
+from shared.checkpoints.reading import Checkpoint, CheckpointError, content_of
 
 OTHER_TRAINER = "training state of another trainer"
 TRAINER_KEYS = dict.fromkeys(("epoch", "arch", "optimizer", "optimizer/{rest}"), OTHER_TRAINER)
 """Keys that PyTorch's ImageNet example saves beside the state dict, and so do its descendants."""
 
 
-def model_prefix(source: Mapping[str, Any]) -> str:
-    """Prefix of the model's tensors in a file: `state_dict/`, `module.`, both or neither."""
-    prefix = "state_dict/" if "state_dict" in source else ""
-    keys = source.get("state_dict", source)
-    return prefix + ("module." if any(key.startswith("module.") for key in keys) else "")
+def model_prefix(source: Mapping[str, Any], level: str = "state_dict") -> str:
+    """Prefix of the model's tensors in a file: the `level` and a slash, `module.`, both or none."""
+    prefix = f"{level}/" if level in source else ""
+    keys = source.get(level, source)
+    return prefix + ("module." if any(str(key).startswith("module.") for key in keys) else "")
 
 
-def read_start(
-    path: str | PathLike[str], kind: str, kinds: Iterable[str], remedy: str
-) -> dict[str, Any]:
+def read_start(path: Checkpoint, kind: str, kinds: Iterable[str], remedy: str) -> Mapping[str, Any]:
     """Content of the file that `warm_start={path, kind}` names; CheckpointError if the kind is none
     of the method's `kinds`, or the file is unreadable or missing, for which `remedy` is told."""
     if kind not in kinds:
         raise CheckpointError(f"warm_start.kind {kind!r} is unknown: {', '.join(kinds)}")
     try:
-        return load_checkpoint(path)
+        return content_of(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{error}: {remedy}") from None
 
 
-def state_of_run(
-    source: Mapping[str, Any], package: str, path: str | PathLike[str]
-) -> dict[str, Tensor]:
+def state_of_run(source: Mapping[str, Any], package: str, path: Checkpoint) -> dict[str, Tensor]:
     """State dict of a checkpoint that a run of `package` wrote; CheckpointError of any other."""
     target = source.get("_target_")
     state = source.get("state_dict")

@@ -120,6 +120,12 @@ class AnswerRanking(nn.Module):
         rest = self.remaining_log_probs(network, question, candidates)
         return candidates, self.first_token_weight * first + rest
 
+    def probabilities(self, network: AnswerNetwork, question: list[KeyValue]) -> Tensor:
+        """(B, N): of each answer among the candidates, 0 where it is none."""
+        candidates, scores = self(network, question)
+        every = scores.new_zeros(len(scores), len(self.answers))
+        return every.scatter(1, candidates, scores.softmax(dim=1))
+
     def first_token_log_probs(self, network: AnswerNetwork, question: list[KeyValue]) -> Tensor:
         """(B, N): of the first token of each answer, after the one that starts them all."""
         start = self.ids[:1, :1].expand(len(question[0].key), 1)
@@ -168,6 +174,12 @@ class AnswerRanking(nn.Module):
             losses = losses_of(logits, ids[:, first:][predicted])
             sums.append(-text_sums(losses, predicted).view_as(part))
         return torch.cat(sums, dim=1).gather(1, order.argsort(dim=1))
+
+
+def most_probable(probabilities: Tensor, answers: Sequence[str]) -> list[tuple[str, float]]:
+    """The best of the answers by each row of their probabilities (B, N), and that of it."""
+    best, places = probabilities.max(dim=1)
+    return [(answers[i], p) for i, p in zip(places.tolist(), best.tolist(), strict=True)]
 
 
 class AnswerEvaluation(Evaluation):

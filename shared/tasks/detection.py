@@ -33,6 +33,7 @@ from shared.nn.detection.matching import (
 from shared.nn.detection.proposals import MOST, STDS, AnchorOutputs, rois
 from shared.nn.detection.selection import Detections, select
 from shared.randomness import torch_generator
+from shared.training.method import Method
 
 Classify = Callable[[Tensor, Tensor], Tensor]
 
@@ -284,8 +285,18 @@ def detections_of(
     )  # fmt: skip
 
 
-def with_sizes(images: Tensor, batch: Mapping[str, Any]) -> dict[str, Any]:
-    """The batch with these images and, where it has images alone, their sizes."""
+def check_corners(detector: Detector, data: Any) -> None:
+    """ValueError of a data module whose boxes do not end as the detector's do."""
+    inclusive = data.hparams["preparation"]["inclusive_corners"]
+    if inclusive != detector.geometry.legacy:
+        told = f"data.preparation.inclusive_corners={inclusive}"
+        raise ValueError(f"{told}, but method.detector.legacy is not: boxes end differently")
+
+
+def with_sizes(method: Method, batch: Mapping[str, Any]) -> dict[str, Any]:
+    """The batch with its images in the network's memory format and, where it has images alone,
+    their sizes."""
+    images = method.concatenate([batch["images"]])
     whole = torch.tensor(images.shape[-2:], device=images.device).expand(len(images), 2)
     sizes = batch.get("sizes", whole)
     original = batch.get("original_sizes", sizes)

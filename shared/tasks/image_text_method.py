@@ -5,6 +5,7 @@ Source: docs/papers/albef.md, sections 3.5, 3.6 and 7; salesforce/ALBEF@b9727e4
 `scheduler/cosine_lr.py`, `optim/optim_factory.py` and the scripts' training loops.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,9 @@ import torch
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from shared.checkpoints.official import KeyReport
+from shared.checkpoints.pretrained_text import load_hugging_face
+from shared.checkpoints.pretrained_vision import load_vision
 from shared.data.image_text.pairs import ImageTextBatch
 from shared.distributed import own_rows, world_size
 from shared.randomness import torch_generator
@@ -20,6 +24,7 @@ from shared.training.method import Method
 from shared.training.optim import decay_everything, decay_matrices
 from shared.training.schedules import linear_rate, stepped_cosine
 
+log = logging.getLogger(__name__)
 ADDED = {"bos_id": "[DEC]", "enc_id": "[ENC]"}  # words that `data.text_rules` add
 
 
@@ -68,13 +73,15 @@ class ClassAccuracy(MulticlassConfusionMatrix, Evaluation):
 
 class ImageTextMethod(Method):
     """Rate by `stepped_cosine`, optimiser with decay as in `decay_matrices`, or of everything, and
-    an `evaluation` that is logged as `val/...` and `test/...`; subclasses add networks and
-    `training_step`, and may have another `rate`.
+    an `evaluation` that is logged as `val/...` and `test/...`; subclasses add networks, mostly as
+    `encoders`, and `training_step`, and may have another `rate`.
 
     With `warmup_ratio` the rate is that of `linear_rate`, and AdamW that of transformers: epsilon
     is added to the root of the second moment before its bias is corrected (docs/papers/alpro.md,
     section 3.9).
     """
+
+    encoders: Any
 
     def __init__(
         self,
@@ -100,6 +107,27 @@ class ImageTextMethod(Method):
             self.schedule |= {"warmup_blocks": warmup_blocks, "warmup_block": warmup_block}
         else:
             self.schedule["warmup_ratio"] = warmup_ratio
+
+    def setup(self, stage: str) -> None:
+        """Load the initial weights; those of a checkpoint, if one is continued, come after."""
+        if stage == "fit":
+            self.load_initial(self.hparams.get("initial") or {})
+
+    def load_initial(self, initial: Mapping[str, str | None]) -> None:
+        """Load the encoders that {vision, text} names, see `load_vision` and `load_hugging_face`; a
+        momentum copy becomes equal to them."""
+        if source := initial.get("vision"):
+            log.info("%s", load_vision(self.encoders.visual_encoder, source))
+        if source := initial.get("text"):
+            log.info("%s", "\n".join(map(str, self.load_text(source))))
+        momentum: Any = getattr(self, "momentum_encoders", None)
+        if any(initial.values()) and momentum is not None:
+            momentum.update(self.encoders, 0.0)
+
+    def load_text(self, source: str) -> list[KeyReport]:
+        """BERT for the text encoder, and for its word prediction if it has one."""
+        head = getattr(self.encoders, "word_head", None)
+        return [load_hugging_face(self.encoders.text_encoder, source, head)]
 
     def on_fit_start(self) -> None:
         """Refuse a vocabulary or an evaluation that does not fit the data, naming both."""
@@ -152,18 +180,23 @@ class ImageTextMethod(Method):
         draws = torch.rand(shape[0] * world_size(), *shape[1:], generator=generator)
         return own_rows(draws).to(self.device)
 
+    def outcome(self, batch: ImageTextBatch) -> tuple[Tensor, Tensor]:
+        """Logits (B, C) and labels (B,) of a classification."""
+        return self.encoders(*images_and_texts(batch)), batch["labels"]
+
+    def predict_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
+        """Features (B, E) of unit norm of the batch's images or videos, or the probabilities (B, C)
+        of classes, for which it also needs the texts; of two images a text, first ones first."""
+        if self.predicts == "embeddings":
+            return self.encoders.encode_image(batch["images"])[1]
+        return self.encoders(*images_and_texts(batch)).float().softmax(dim=1)
+
     def validation_step(self, batch: ImageTextBatch, batch_idx: int) -> None:
         self.evaluation.collect(self, batch)
 
     def test_step(self, batch: ImageTextBatch, batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
 
-    def on_validation_epoch_end(self) -> None:
-        self._log_evaluation("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_evaluation("test")
-
-    def _log_evaluation(self, split: str) -> None:
+    def log_evaluation(self, split: str) -> None:
         metrics = self.evaluation.metrics(self, testing=split == "test")
         self.log_dict({f"{split}/{name}": value for name, value in metrics.items()})

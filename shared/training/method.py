@@ -4,7 +4,7 @@ Nothing of any algorithm lives here; a method's `training_step` is read in one f
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -21,6 +21,7 @@ class Method(pl.LightningModule):
     """Base class of all LightningModules here. Constructors take plain values only."""
 
     memory_format: torch.memory_format = torch.contiguous_format
+    predicts: ClassVar[str] = "probabilities"  # by `predict_step`, or "embeddings"
 
     def attach(self, datamodule: Any) -> None:
         """Take from the data, before any step, what a training step needs beside its batch."""

@@ -139,7 +139,7 @@ def test_export_and_import_are_inverse(method: str, two_steps: Finished) -> None
     assert any(
         not torch.equal(p, q) for p, q in zip(fresh.parameters(), module.parameters(), strict=True)
     )
-    official.load_weights(fresh, official.export(module))
+    official.load(fresh, official.export(module))
     assert_same(dict(fresh.state_dict()), dict(module.state_dict()))
 
 

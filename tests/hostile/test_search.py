@@ -167,7 +167,7 @@ PLANTS: dict[str, Callable[[Path, Place], object]] = {
     "a folder": lambda path, place: path.mkdir(),
 }
 NAMES = [DATABASE, *(f"{DATABASE}-{ending}" for ending in ("journal", "wal", "shm"))]
-NAMES += ["CACHEDIR.TAG", "lock", "index.json"]
+NAMES += ["CACHEDIR.TAG", "lock"]
 
 
 @pytest.mark.parametrize(("name", "plant"), [*product(NAMES, PLANTS)])

@@ -14,7 +14,7 @@ from methods.cascode import cleaning
 from methods.cascode.losses import match_scores, matching_loss, pairs_with
 from methods.cascode.model import CodeEncoder
 from methods.cascode.module import Fast, Shared, Slow
-from methods.cascode.official import load_weights
+from methods.cascode.official import load
 from methods.cascode.ranking import Cascade, diagonal_ranks, mrr, ranks, recall, top_k
 from methods.cascode.tokenizer import CodeTokenizer, pad
 from shared.losses.contrastive import InBatchContrast, in_batch_nce, similarity_logits
@@ -65,7 +65,7 @@ def batch_of(queries: tuple[Tensor, Tensor], codes: tuple[Tensor, Tensor]) -> Va
 
 def encoder(weights: Weights, c: Config, pooling: str, normalize: bool) -> CodeEncoder:
     module = Fast(text=text(c), pooling=pooling, normalize=normalize)
-    load_weights(module, weights)
+    load(module, weights)
     return module.encoder.eval()
 
 
@@ -142,7 +142,7 @@ def biencoder_step(c: Config, inputs: Values, weights: Weights) -> Values:
     same = ("pooling", "normalize", "lr", "betas", "eps", "weight_decay")
     options = {name: c[name] for name in same} | {"clip_norm": c["max_grad_norm"]}
     module = Fast(text=text(c), temperature=1 / c["scale"], **options)
-    report = load_weights(module, weights)
+    report = load(module, weights)
     queries, codes = (masked(inputs[f"{side}_ids"], c) for side in ("nl", "code"))
     with torch.no_grad():
         found: Values = {"nl_vec": module.encoder(*queries), "code_vec": module.encoder(*codes)}
@@ -160,7 +160,7 @@ biencoder_step_unixcoder = biencoder_step_graphcodebert = biencoder_step
 
 def cross_encoder(c: Config, inputs: Values, weights: Weights) -> Values:
     module = Slow(fast="", text=text(c), head_dropout=0.0)
-    report = load_weights(module, weights)
+    report = load(module, weights)
     first = module.encoder.first(*masked(inputs["input_ids"], c))
     logits = module.classifier(first)
     scores = match_scores(logits)
@@ -200,7 +200,7 @@ def binary_rerank_loss(c: Config, inputs: Values, weights: Weights) -> Values:
 def shared_joint_loss(c: Config, inputs: Values, weights: Weights) -> Values:
     same = ("pooling", "normalize", "temperature", "weight_fast", "weight_slow")
     module = Shared(text=text(c), head_dropout=0.0, **{name: c[name] for name in same})
-    report = load_weights(module, weights)
+    report = load(module, weights)
     layout = Layout(c)
     module.tokenizer, module.lengths = layout, {"pair": 512, "query": 512}
     queries, codes = (masked(inputs[f"{side}_ids"], c) for side in ("nl", "code"))

@@ -113,9 +113,7 @@ def _load(
 ) -> None:
     """Through the importer of official checkpoints, as the scripts would have saved this state."""
     if isinstance(module, CoMatchImageNet):
-        official.load_weights(
-            module, {"state_dict": {f"module.{k}": v for k, v in weights.items()}}
-        )
+        official.load(module, {"state_dict": {f"module.{k}": v for k, v in weights.items()}})
         _fill_window(module, inputs["hist_prob"])
         return
     # A checkpoint is written after an epoch: its weights are in both models, its bank is full.
@@ -127,7 +125,7 @@ def _load(
             "queue_ptr": int(inputs.get("queue_ptr", 0)),
         }
     checkpoint["prob_list"] = list(inputs.get("prob_list", ()))
-    official.load_weights(module, checkpoint)
+    official.load(module, checkpoint)
 
 
 def _fill_window(module: Any, means: Tensor) -> None:

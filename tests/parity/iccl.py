@@ -215,7 +215,7 @@ def train_step(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     dims = config["dims"]
     module = _module(config, dims)
     module.encoder.backbone = LinearEncoder(dims["input"], dims["feature"])
-    official.load_weights(module, {**weights, "centroids": inputs["centroids"]})
+    official.load(module, {**weights, "centroids": inputs["centroids"]})
 
     out: Outputs = {}
     steps = [int(m.group(1)) for n in inputs if (m := re.fullmatch(r"lam(\d+)", n))]

@@ -103,7 +103,7 @@ def _mopro(c: Config, weights: Mapping[str, Tensor], epoch: int = 0, **changed: 
         prefix = c.get("prefix", "module.")
         named = {f"{prefix}{name}": value for name, value in weights.items()}
         present = {} if c["encoder"] == "tiny_resnet" else official.export(module)["state_dict"]
-        official.load_weights(module, {"state_dict": present | named})
+        official.load(module, {"state_dict": present | named})
     if c.get("encoder") == "pass":
         module.encoder = PassThrough(a["num_class"])
         module.key_encoder.module = PassThrough(a["num_class"]).requires_grad_(False)
@@ -429,7 +429,7 @@ def _linear(kind: type, c: Config, backbone: dict[str, Any], sgd: Config, **chan
 
 def classifier_retrain_step(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     module = _linear(ClassifierRetraining, config, _backbone(config), config["sgd"])
-    official.load_weights(module, {"state_dict": {f"module.{k}": v for k, v in weights.items()}})
+    official.load(module, {"state_dict": {f"module.{k}": v for k, v in weights.items()}})
     before = snapshot(module.encoder.backbone.state_dict())
     batches = [
         {"weak": inputs[f"img{n}"], "labels": inputs[f"target{n}"], "indices": torch.arange(1)}

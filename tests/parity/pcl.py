@@ -89,7 +89,7 @@ def _pcl(c: Config, backbone: dict[str, Any], negatives: int) -> PCL:
 
 def _load(module: MoCo, weights: Mapping[str, Tensor]) -> None:
     """Through the importer of official checkpoints, as the script would have saved this state."""
-    official.load_weights(module, {"state_dict": {f"module.{k}": v for k, v in weights.items()}})
+    official.load(module, {"state_dict": {f"module.{k}": v for k, v in weights.items()}})
 
 
 def _names(module: MoCo) -> dict[str, Tensor]:
@@ -228,7 +228,7 @@ def queue_update(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     module = _moco(config, _flat(1))
     exported = official.export(module)
     exported["state_dict"] |= {f"module.{n}": inputs[n] for n in ("queue", "queue_ptr")}
-    official.load_weights(module, exported)
+    official.load(module, exported)
     keys = inputs["keys"]
     module.encoder = Given(*((None, key) for key in keys))  # type: ignore[assignment]
     module.momentum_encoder = GivenKeys(*keys)  # type: ignore[assignment]

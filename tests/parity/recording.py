@@ -15,7 +15,29 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from shared.tasks import image_text_matching
+
 EPOCH = 10_000  # repetitions that make an epoch longer than any steps looked at
+
+
+@contextmanager
+def given_negatives(negatives: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Image-text matching draws these: in each step an image or video for each text, and a text for
+    each image. Yields the weights by which they would have been drawn, in this order."""
+    remaining = list(negatives)
+    weights: list[Tensor] = []
+    draw = image_text_matching.draw_negatives
+
+    def given(of: Tensor, positives: Tensor, uniforms: Tensor) -> Tensor:
+        expected = remaining.pop(0)
+        assert draw(of, positives, uniforms).shape == expected.shape
+        assert not positives[torch.arange(len(of)), expected].any()
+        weights.append(of)
+        return expected
+
+    with patch.object(image_text_matching, "draw_negatives", given):
+        yield weights
+    assert not remaining
 
 
 @dataclass

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from methods.blip.capfilt import cli, outcome
-from methods.blip.capfilt.models import Models
+from methods.blip.capfilt.networks import Models
 from methods.blip.capfilt.settings import Settings
 from shared.randomness import key_uniforms
 from shared.tools import command

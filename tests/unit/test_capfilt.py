@@ -18,7 +18,7 @@ from torchvision.transforms import InterpolationMode as Mode
 from torchvision.transforms import v2
 
 from methods.blip.capfilt import cli
-from methods.blip.capfilt.models import load_models
+from methods.blip.capfilt.networks import load_models
 from methods.blip.capfilt.running import judged
 from methods.blip.capfilt.settings import Settings
 from shared.data.captioned.decoding import Decoder

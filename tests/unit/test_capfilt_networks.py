@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from methods.blip import hugging_face, official
-from methods.blip.capfilt.models import load_models
-from methods.blip.capfilt.networks import ModuleCaptioner, ModuleFilter
+from methods.blip.capfilt.networks import ModuleCaptioner, ModuleFilter, load_models
 from methods.blip.capfilt.settings import Settings
 from methods.blip.filtering import PairFilter
 from shared.data.errors import WorkError

@@ -155,12 +155,6 @@ def test_another_format(root, monkeypatch):
         with pytest.raises(SearchError, match=r"\(format 3; this is .* format 4\): run `tenf"):
             Index(root / FOLDER)
         assert build(root).encoded == 3
-    (root / FOLDER / "index.json").write_text("{}")
-    for use in (build, lambda root: Index(root / FOLDER)):
-        with pytest.raises(
-            SearchError, match=r"\(format 2 or less; this is .*\): remove that fold"
-        ):
-            use(root)
 
 
 @settings(max_examples=6)

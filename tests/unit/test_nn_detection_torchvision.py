@@ -80,7 +80,7 @@ def ours() -> JointDetector:
 @pytest.fixture(scope="module")
 def pair() -> tuple[Any, JointDetector]:
     model, module = theirs(), ours()
-    report = official.load_weights(module, model.state_dict())
+    report = official.load(module, model.state_dict())
     assert list(report.fresh) == ["instances"]
     # BatchNorm keeps its statistics in our training, and dropout there is none.
     model.backbone.body.eval()
@@ -147,4 +147,4 @@ def test_a_head_of_other_classes_is_refused(pair: tuple[Any, JointDetector]) -> 
     state = model.state_dict()
     state["roi_heads.box_predictor.cls_score.bias"] = torch.zeros(CLASSES + 5)
     with pytest.raises(CheckpointError, match="cls_score"):
-        official.load_weights(module, state)
+        official.load(module, state)

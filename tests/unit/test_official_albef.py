@@ -253,7 +253,7 @@ def test_every_key_in_and_out(kind: str, s: Sizes, tmp_path: Path) -> None:
 def test_names_of_ours() -> None:
     """Some of each kind, so that a table that is wrong both ways does not pass."""
     state, module = random_state("pretraining"), build("pretraining")
-    official.load_weights(module, state)
+    official.load(module, state)
     ours = module.state_dict()
     theirs, mine = "text_encoder.bert.encoder.layer.3", "encoders.text_encoder.layers.3"
     copies = "momentum_encoders.module"
@@ -292,7 +292,7 @@ def test_released_files_lack_momentum_copies_and_queues(kind: str) -> None:
     state = {key: value for key, value in state.items() if "position_ids" not in key}
     queue = getattr(getattr(module, "contrast", None), "queue", None)
     before = {k: v.clone() for k, v in queue.state_dict().items()} if queue else {}
-    report = official.load_weights(module, {"model": state})
+    report = official.load(module, {"model": state})
     assert report.complete
     assert "left as initialised: copied from the encoders" in str(report)
     assert_copies(module)
@@ -306,7 +306,7 @@ def test_a_queue_of_another_length_is_left_out() -> None:
     state, module = random_state("retrieval"), build("retrieval", queue_size=12)
     queue = module.contrast.queue
     features = queue.features.clone()
-    report = official.load_weights(module, state)
+    report = official.load(module, state)
     assert report.dropped["image_queue"] == "a queue of 8 pairs, but queue_size=12"
     assert {"text_queue", "idx_queue", "queue_ptr"} < set(report.dropped)
     assert torch.equal(queue.features, features)
@@ -395,7 +395,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(
     module = build(kind)
     before = {key: value.clone() for key, value in module.state_dict().items()}
     with pytest.raises(CheckpointError, match=message):
-        official.load_weights(module, state())
+        official.load(module, state())
     after = module.state_dict()
     assert all(torch.equal(value, after[key]) for key, value in before.items()), "was changed"
 
@@ -405,7 +405,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(
 
 def test_a_file_of_another_size_is_interpolated_when_loaded_too() -> None:
     state, module = random_state("retrieval"), build("retrieval", replace(TINY, grid=3))
-    report = official.load_weights(module, state)
+    report = official.load(module, state)
     assert report.interpolated == [
         f"visual_encoder{m}.pos_embed (1, 5, 12) -> (1, 10, 12)" for m in ("", "_m")
     ]
@@ -475,7 +475,7 @@ def test_retrieval_on_another_data_set(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "with.pth")
     torch.save(without_momentum(state), tmp_path / "without.pth")
     trained = build("retrieval")
-    official.load_weights(trained, state)
+    official.load(trained, state)
     save_run(trained, tmp_path / "run.ckpt")
     for name in ("with.pth", "without.pth", "run.ckpt"):
         module = build("retrieval")
@@ -501,7 +501,7 @@ def test_loaded_weights_are_not_replaced_by_initial_ones(tmp_path: Path) -> None
     save_run(build("pretraining", EVEN), run)
     for start in (
         lambda module: official.warm_start(module, run, "pretrained"),
-        lambda module: official.load_weights(module, random_state("pretraining", EVEN)),
+        lambda module: official.load(module, random_state("pretraining", EVEN)),
     ):
         module = build("pretraining", EVEN, initial={"vision": "none.pth", "text": None})
         start(module)

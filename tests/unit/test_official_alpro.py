@@ -134,14 +134,14 @@ def test_a_key_too_few_and_a_key_too_many_are_named(kind: str) -> None:
     lacking = {name: value for name, value in whole.items() if name != known}
     for state, named in ((lacking, "blocks.1"), (whole | {unknown: whole[known]}, "blocks.2")):
         with pytest.raises(CheckpointError, match=named):
-            official.load_weights(module, state)
+            official.load(module, state)
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_export_and_import_are_inverse(kind: str) -> None:
     module, fresh = lively(build(kind)), build(kind, seed=9)
-    report = official.load_weights(fresh, official.export(module))
+    report = official.load(fresh, official.export(module))
     assert report.complete
     assert not report.fresh
     state = module.state_dict()
@@ -153,7 +153,7 @@ def test_more_frames_repeat_times_and_a_larger_grid_interpolates_places() -> Non
     state = official.export(lively(build("retrieval")))
     wider = VISION | {"frames": 4, "image_size": 64}
     module = build("retrieval", vision=wider)
-    report = official.load_weights(module, state)
+    report = official.load(module, state)
     assert len(report.interpolated) == 2
     encoder = module.encoders.visual_encoder
     times = state["visual_encoder.model.time_embed"]

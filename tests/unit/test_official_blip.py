@@ -106,7 +106,7 @@ def test_export_and_import_are_inverse(kind: str) -> None:
     if hasattr(module, "contrast"):
         module.training_step(batch(), 0)
     fresh = build(kind, seed=9)
-    report = official.load_weights(
+    report = official.load(
         fresh,
         {
             "model": official.export(module),
@@ -130,12 +130,12 @@ def test_tied_copies_that_differ_are_refused() -> None:
         changed = state | {key: state[key] + 1}
         if tied:
             with pytest.raises(CheckpointError, match="are one tensor here, but differ"):
-                official.load_weights(module, changed)
+                official.load(module, changed)
             for name, value in module.state_dict().items():
                 assert torch.equal(value, before[name]), name
         else:
-            official.load_weights(module, changed)
-    official.load_weights(pretraining(sharing="none"), state | {shared: state[shared] + 1})
+            official.load(module, changed)
+    official.load(pretraining(sharing="none"), state | {shared: state[shared] + 1})
 
 
 def test_a_missing_and_a_foreign_key_are_named() -> None:
@@ -143,7 +143,7 @@ def test_a_missing_and_a_foreign_key_are_named() -> None:
     state["extra.weight"] = torch.zeros(1)
     del state["itm_head.bias"]
     with pytest.raises(CheckpointError, match="nothing loaded") as told:
-        official.load_weights(pretraining(), state)
+        official.load(pretraining(), state)
     assert "extra.weight" in str(told.value)
     assert "matching.head.bias" in str(told.value)
 
@@ -155,7 +155,7 @@ def test_a_file_that_only_scores_pairs() -> None:
     parts = ("visual_encoder.", "text_encoder.", "vision_proj.", "text_proj.", "itm_head.")
     scorer = {key: value for key, value in state.items() if key.startswith(parts)}
     fresh = build("retrieval", seed=5)
-    official.load_weights(fresh, scorer)
+    official.load(fresh, scorer)
     for mine, copy in zip(
         fresh.encoders.parameters(), fresh.momentum_encoders.parameters(), strict=True
     ):
@@ -166,7 +166,7 @@ def test_a_file_that_only_scores_pairs() -> None:
 def test_positions_are_interpolated_in_both_encoders() -> None:
     module = lively(build("retrieval"))
     larger = build("retrieval", vision=VISION | {"image_size": 32})
-    report = official.load_weights(larger, official.export(module))
+    report = official.load(larger, official.export(module))
     assert len(report.interpolated) == 2
 
 
@@ -268,11 +268,11 @@ def test_names_of_transformers_port() -> None:
     assert "text_decoder.bert.encoder.layer.1.attention.self.query.weight" in theirs
     assert not any(key.startswith("visual_encoder") for key in theirs)
     module = build("captioning", seed=5)
-    official.load_weights(module, theirs)
+    official.load(module, theirs)
     state: dict[str, Tensor] = source.state_dict()
     for name, value in module.state_dict().items():
         assert torch.equal(value, state[name]), name
     scoring = hugging_face.hugging_face_names(official.export(build("retrieval")))
     assert not {"temp", "image_queue", "idx_queue"} & scoring.keys()
     assert not any("_m." in key for key in scoring)
-    official.load_weights(nlvr(), official.export(nlvr()))
+    official.load(nlvr(), official.export(nlvr()))

@@ -106,9 +106,9 @@ def test_every_file_that_holds_an_encoder_becomes_a_fast_model(kind, pooling):
     dropped |= {k for k in state if any(part in k for part in unused)}
     if pooling == "pooler" and f"{prefix}pooler.dense.bias" not in state:
         with pytest.raises(CheckpointError, match=r"missing:\n  encoder\.pooler\.weight"):
-            official.load_weights(module, state)
+            official.load(module, state)
         return
-    assert_accounted(official.load_weights(module, state), state, dropped)
+    assert_accounted(official.load(module, state), state, dropped)
     # Out again it is a bi-encoder of the repository, whatever it came from.
     kept = {key: value for key, value in state.items() if key not in dropped}
     expected = {f"encoder.{key.removeprefix(prefix)}": value for key, value in kept.items()}
@@ -120,7 +120,7 @@ def test_every_file_that_holds_an_encoder_becomes_a_fast_model(kind, pooling):
 def test_a_classifier_in_and_out(form, source, tmp_path):
     state, module = random_state("classifier"), build(form)
     if source == "weights":
-        report = official.load_weights(module, state)
+        report = official.load(module, state)
     else:
         folder = folder_of(state, ROBERTA, tmp_path / "model", pickled=source == "old folder")
         report = official.load(module, folder)
@@ -134,7 +134,7 @@ def test_our_own_state_survives_the_detour(form, s):
     module, other = build(form, s), build(form, s)
     for tensor in module.state_dict().values():
         tensor.copy_(torch.randn(tensor.shape))
-    report = official.load_weights(other, official.export(module))
+    report = official.load(other, official.export(module))
     assert not report.dropped
     assert_equal(other.state_dict(), module.state_dict())
 
@@ -212,7 +212,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(form, state, message):
     module = build(form)
     before = copy_of(module)
     with pytest.raises(CheckpointError) as caught:
-        official.load_weights(module, state())
+        official.load(module, state())
     assert re.search(message, str(caught.value)), caught.value
     assert_equal(module.state_dict(), before)
 
@@ -266,7 +266,7 @@ def test_the_searcher_of_a_folder(pooling, tmp_path):
     assert isinstance(found, CodeEncoder)
     assert (found.pooling, found.normalize) == (pooling, False)
     module = build(s=BERT, pooling=pooling)
-    official.load_weights(module, state)
+    official.load(module, state)
     assert_equal(found.state_dict(), module.encoder.state_dict())
 
 
@@ -317,7 +317,7 @@ def test_training_starts_from_an_encoder(kind, form, tmp_path):
     assert report.complete
     assert set(report.fresh) == {key for key in before if key.startswith("classifier.")}
     reference = build("fast", s)
-    official.load_weights(reference, state)
+    official.load(reference, state)
     assert_equal(module.encoder.state_dict(), reference.encoder.state_dict())
     for key in report.fresh:
         assert torch.equal(module.state_dict()[key], before[key]), key
@@ -383,7 +383,7 @@ def test_initial_weights_are_loaded_before_training(tmp_path):
     state = random_state("hub")
     folder = folder_of(state, ROBERTA, tmp_path / "model")
     loaded = build()
-    official.load_weights(loaded, state)
+    official.load(loaded, state)
     expected = loaded.encoder.state_dict()
     for form in ("fast", "shared"):
         assert_equal(started(build(form, initial=str(folder))).encoder.state_dict(), expected)

@@ -137,7 +137,7 @@ def test_cifar_checkpoint_full_size(tmp_path):
     assert_same(without(exported, "tenfold"), without(content, *TRAINER))
 
     content["queue"]["queue_probs"][512:] = 0  # a bank that was not full starts unsmoothed
-    official.load_weights(module, content)
+    official.load(module, content)
     assert int(module.bank.written) == 512
 
 
@@ -146,19 +146,19 @@ def test_cifar_round_trip_of_our_state_is_exact():
     module.alignment.count.fill_(37)  # the ring buffer has turned: export starts in its middle
     module.alignment.window.copy_(torch.rand(32, 10))
     module.bank.written.fill_(12345)
-    official.load_weights(other, official.export(module))
+    official.load(other, official.export(module))
     assert not changed(state_of(module), other)
 
 
 def test_fixmatch_checkpoint_without_heads():
     content = without(cifar_checkpoint(heads=False), "queue")
     module = fixmatch()
-    assert official.load_weights(module, content).complete
+    assert official.load(module, content).complete
     assert_same(without(official.export(module), "tenfold"), without(content, *TRAINER))
     without_alignment = fixmatch(alignment_window=None)
-    report = official.load_weights(without_alignment, content)
+    report = official.load(without_alignment, content)
     assert report.dropped["prob_list"] == "the module has no distribution alignment"
-    official.load_weights(module, without(content, "prob_list"))
+    official.load(module, without(content, "prob_list"))
 
 
 def test_imagenet_checkpoint_full_size():
@@ -173,7 +173,7 @@ def test_imagenet_checkpoint_full_size():
 def test_imagenet_checkpoint():
     module = imagenet()
     content = imagenet_checkpoint(module)
-    report = official.load_weights(module, content)
+    report = official.load(module, content)
     empty = {"alignment.window", "alignment.count", "strong_queue.written", "weak_queue.written"}
     assert set(report.fresh) == empty
     theirs = content["state_dict"]
@@ -193,14 +193,14 @@ def test_imagenet_checkpoint():
     window = module.alignment.window.clone()
     exported["tenfold"] = {key: value.clone() for key, value in exported["tenfold"].items()}
     module.alignment.window.zero_()
-    official.load_weights(module, exported)
+    official.load(module, exported)
     assert torch.equal(module.alignment.window, window)
 
 
 def fault(module: official.Classifier, content: dict[str, Any]) -> str:
     before = state_of(module)
     with pytest.raises(CheckpointError) as caught:
-        official.load_weights(module, content)
+        official.load(module, content)
     assert not changed(before, module)
     return str(caught.value)
 

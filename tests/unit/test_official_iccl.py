@@ -90,19 +90,19 @@ def test_a_public_baseline_loads_key_by_key(tmp_path: Path) -> None:
 def test_public_scales_load_into_lws_and_nowhere_else() -> None:
     trained = cross_entropy()
     module = stage2("lws")
-    official.load_weights(module, public(trained, scales=True))
+    official.load(module, public(trained, scales=True))
     assert module.scales is not None
     torch.testing.assert_close(module.scales.detach(), torch.linspace(0.5, 2.0, CLASSES))
     with pytest.raises(CheckpointError, match="scales"):
-        official.load_weights(cross_entropy(), public(trained, scales=True))
+        official.load(cross_entropy(), public(trained, scales=True))
     with pytest.raises(CheckpointError, match="scales"):
-        official.load_weights(stage2("lws"), public(trained))
+        official.load(stage2("lws"), public(trained))
 
 
 def refused(module: LongTailClassifier, source: dict[str, Any], named: str) -> None:
     before = state_of(module)
     with pytest.raises(CheckpointError, match=named):
-        official.load_weights(module, source)
+        official.load(module, source)
     assert not changed(before, module)
 
 

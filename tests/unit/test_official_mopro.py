@@ -100,7 +100,7 @@ def without_prefix(state: dict[str, Tensor]) -> dict[str, Tensor]:
 )
 def test_packings(pack: Callable[[dict], dict], state: dict[str, Tensor]) -> None:
     module = mopro()
-    official.load_weights(module, pack(state))
+    official.load(module, pack(state))
     exported = official.export(module)["state_dict"]
     assert exported.keys() == state.keys()
     assert all(torch.equal(exported[k], v) for k, v in state.items())
@@ -125,7 +125,7 @@ def test_wrong_checkpoints_are_refused(
     change(wrong)
     before = state_of(module)
     with pytest.raises(CheckpointError, match=named):
-        official.load_weights(module, {"state_dict": wrong})
+        official.load(module, {"state_dict": wrong})
     assert not changed(before, module)
 
 
@@ -143,7 +143,7 @@ def test_warm_start_from_official_and_from_our_run(
     theirs, ours = tmp_path / "official.tar", tmp_path / "last.ckpt"
     torch.save({"state_dict": state, "epoch": 90}, theirs)
     run = mopro()
-    official.load_weights(run, {"state_dict": state})
+    official.load(run, {"state_dict": state})
     save_run(run, ours)
     for path in (theirs, ours):
         module = transfer(kind)
@@ -195,7 +195,7 @@ def test_a_module_without_prototypes_takes_the_query_encoder(
     bias = state["module.encoder_q.classifier.bias"]
     assert torch.equal(module.encoder.classifier.bias, bias)
     fresh = type(module)(**module.hparams)
-    official.load_weights(fresh, official.export(module))
+    official.load(fresh, official.export(module))
     assert not changed(state_of(module), fresh)
 
 

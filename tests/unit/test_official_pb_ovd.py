@@ -41,7 +41,7 @@ def test_official_names_account_for_every_key() -> None:
         "optimizer": {"state": {}}, "scheduler": {"last_epoch": 3}, "iteration": 3,
     }  # fmt: skip
     fresh = detector()
-    report = official.load_weights(fresh, written)
+    report = official.load(fresh, written)
     assert list(report.fresh) == ["texts"]
     state = fresh.state_dict()
     for name, value in module.state_dict().items():
@@ -50,11 +50,11 @@ def test_official_names_account_for_every_key() -> None:
     anchors = written["model"].pop("module.rpn.anchor_generator.cell_anchors.0")
     written["model"]["module.rpn.anchor_generator.cell_anchors.0"] = anchors + 1
     with pytest.raises(CheckpointError, match=r"are not those of method\.detector\.anchors"):
-        official.load_weights(fresh, written)
+        official.load(fresh, written)
     del written["model"]["module.rpn.anchor_generator.cell_anchors.0"]
     del written["model"]["module.rpn.head.bbox_pred.bias"]
     with pytest.raises(CheckpointError, match=r"detector\.rpn\.head\.bbox_pred\.bias"):
-        official.load_weights(fresh, written)
+        official.load(fresh, written)
 
 
 def test_fine_tuning_starts_from_a_detector_of_other_classes(tmp_path: Path) -> None:

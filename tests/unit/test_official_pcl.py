@@ -56,7 +56,7 @@ def checkpoint(version: str, module: MoCo) -> dict[str, Any]:
 def fault(module: Method, content: dict[str, Any]) -> str:
     before = state_of(module)
     with pytest.raises(CheckpointError) as caught:
-        official.load_weights(module, content)
+        official.load(module, content)
     assert not changed(before, module)
     return str(caught.value)
 
@@ -103,7 +103,7 @@ def test_official_checkpoint(version: str, tmp_path: Path) -> None:
 def test_our_own_state_survives_the_detour() -> None:
     module, other = tiny(), tiny()
     module.queue.enqueue(torch.randn(5, 8))
-    official.load_weights(other, official.export(module))
+    official.load(other, official.export(module))
     assert not changed(state_of(module), other)
     assert int(other.queue.written) == 5
 

@@ -35,7 +35,7 @@ def test_official_names_account_for_every_key() -> None:
         "heads": content["heads"],
     }  # fmt: skip
     fresh = calibration()
-    report = official.load_weights(fresh, written)
+    report = official.load(fresh, written)
     assert list(report.fresh) == ["instances"]
     state = fresh.state_dict()
     for name, value in module.state_dict().items():
@@ -43,7 +43,7 @@ def test_official_names_account_for_every_key() -> None:
             assert torch.equal(state[name], value), name
     del written["state_dict"]["module.rpn_head.rpn_reg.bias"]
     with pytest.raises(CheckpointError, match=r"rpn\.head\.bbox_pred\.bias"):
-        official.load_weights(calibration(), written)
+        official.load(calibration(), written)
 
 
 def layers(prefix: str, **shapes: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

@@ -7,7 +7,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from methods.blip.capfilt.models import load_models
+from methods.blip.capfilt.networks import load_models
 from methods.blip.capfilt.outcome import pairs
 from methods.blip.capfilt.running import fault_of, judged
 from methods.blip.capfilt.settings import Settings

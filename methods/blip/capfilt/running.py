@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.blip.capfilt.models import Models
-from methods.blip.capfilt.networks import Loaded, ModuleFilter
+from methods.blip.capfilt.networks import Loaded, Models, ModuleFilter
 from methods.blip.capfilt.settings import Settings
 from shared.data.captioned.decoding import Decoded, Picture
 from shared.data.captioned.records import Record

@@ -143,7 +143,6 @@ def reading(home: Path) -> Iterator[sqlite3.Connection]:
     try:
         if home.is_symlink():
             raise OSError(errno.ELOOP, "the folder is a link: name the one that it leads to")
-        _refuse_older(home)
         _check_files(path)
     except (FileNotFoundError, NotADirectoryError):
         hint = "run `tenfold-search index DIR`, or name its folder with --dir or --index"
@@ -228,7 +227,6 @@ def damaged(path: Path, error: Exception) -> SearchError:
 def locked(home: Path) -> Iterator[None]:
     """Let only one process at a time write to an index, in a folder that holds nothing else."""
     files.own_folder(home, 0o700)
-    _refuse_older(home)
     _mark(home)
     with suppress(PermissionError):  # somebody else's, or of a file system without modes
         home.chmod(0o700)  # an index tells what its code does, which others may not know
@@ -259,16 +257,9 @@ def _head(path: Path) -> bytes:
         return file.read(1_000)
 
 
-def _refuse_older(home: Path) -> None:
-    if os.path.lexists(home / "index.json"):  # of formats 1 and 2
-        raise _another_version(home, "format 2 or less", "remove that folder, then ")
-
-
-def _another_version(path: Path, version: str, first: str = "") -> SearchError:
+def _another_version(path: Path, version: str) -> SearchError:
     versions = f"{version}; this is {tool_version()}, format {FORMAT}"
-    return SearchError(
-        f"{path} was built by another version of the tool ({versions}): {first}{AGAIN}"
-    )
+    return SearchError(f"{path} was built by another version of the tool ({versions}): {AGAIN}")
 
 
 def _connect(path: Path) -> sqlite3.Connection:

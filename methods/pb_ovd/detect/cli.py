@@ -10,10 +10,9 @@ from typing import Any
 import torch
 
 from methods.pb_ovd.detect import finding
-from methods.pb_ovd.detect.labelling import Labeller
+from methods.pb_ovd.detect.labelling import Labeller, Settings
 from methods.pb_ovd.detect.labels import LABELS, labels
 from methods.pb_ovd.detect.proposals import open_proposals
-from methods.pb_ovd.detect.settings import Settings
 from methods.pb_ovd.detect.teacher import load_teacher
 from methods.pb_ovd.mentions import ObjectWords, read_object_names
 from shared.console import bounded

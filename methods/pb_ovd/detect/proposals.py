@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,16 +16,6 @@ from shared.data.detection.framing import framing
 from shared.data.errors import WorkError
 from shared.data.readers.instances import read_instances
 from shared.nn.detection.detector import Detector
-
-
-class Proposer(Protocol):
-    """A source of proposals; `pixels` says whether it looks at the images."""
-
-    pixels: bool
-    origin: dict[str, str]
-
-    def propose(self, records: Sequence[Record], pictures: Sequence[Picture]) -> list[Tensor | str]:
-        """Boxes (P, 4), x1, y1, x2, y2 in pixels, of each image, or why there are none."""
 
 
 class FileProposals:
@@ -82,6 +72,11 @@ class DetectorProposals:
             (boxes[valid][: self._most] * factors).clamp(min=0).minimum(limit)
             for boxes, factors, valid, limit in rows
         ]
+
+
+Proposer = FileProposals | DetectorProposals
+"""Its `propose` gives the boxes (P, 4), x1, y1, x2, y2 in pixels, of each image, or says why there
+are none; `pixels` says whether it looks at the images."""
 
 
 def open_proposals(path: str, most: int, device: str) -> Proposer:

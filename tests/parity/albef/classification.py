@@ -28,7 +28,7 @@ def ve(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
 
 def nlvr_text_assignment(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     module = TextAssignment(**frame(_twins(config)), embed_dim=config["embed_dim"], seed=0)
-    official.load_weights(module, weights)
+    official.load(module, weights)
     drawn_there = ("u_match", "u_order", "neg_idx", "two_idx")
     given = AssignmentDraws(*(inputs[name] for name in drawn_there))
     draw = AssignmentDraws.draw
@@ -62,7 +62,7 @@ def _distilled(images_per_text: int, config: Config, inputs: Inputs, weights: In
             class_names=CLASSES[images_per_text],
             **distilled(config) | changed,
         )
-        official.load_weights(module, weights)
+        official.load(module, weights)
         return module
 
     batch = batch_of(inputs) | {"labels": inputs["targets"]}

@@ -18,7 +18,7 @@ SPLITS = ("val", "testA", "testB")
 
 def grounding_module(c: Config, weights: Inputs, mode: str, layer: int) -> Retrieval:
     module = Retrieval(cam_mode=mode, cam_layer=layer, **alignment_arguments(c))
-    official.load_weights(module, complete(module, weights))
+    official.load(module, complete(module, weights))
     return module.eval()
 
 

@@ -2,18 +2,25 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 from unittest.mock import patch
 
-import torch
 from torch import Tensor
 
 from methods.albef import official
 from methods.albef.module import Pretraining
 from methods.albef.retrieval import Retrieval
-from shared.tasks import image_text_contrast, image_text_matching
+from shared.tasks import image_text_contrast
 
-from ..recording import StepWatcher, fit, gradients_as_weights, recording, snapshot
+from ..recording import (
+    StepWatcher,
+    fit,
+    given_negatives,
+    gradients_as_weights,
+    recording,
+    snapshot,
+)
 from .building import Config, batch_of, distilled
 
 Inputs, Outputs = dict[str, Tensor], dict[str, Any]
@@ -35,7 +42,7 @@ def alignment_arguments(c: Config) -> Config:
 def pretraining_module(c: Config, weights: Inputs) -> Pretraining:
     tokens = {f"{name}_id": c["special_tokens"][name] for name in ("cls", "mask")}
     module = Pretraining(mlm_probability=0.15, **tokens, **alignment_arguments(c))
-    official.load_weights(module, complete(module, weights))
+    official.load(module, complete(module, weights))
     return module
 
 
@@ -59,7 +66,7 @@ def module_of(c: Config, weights: Inputs) -> Alignment:
 
 def retrieval_module(c: Config, weights: Inputs) -> Retrieval:
     module = Retrieval(**alignment_arguments(c))
-    official.load_weights(module, complete(module, weights))
+    official.load(module, complete(module, weights))
     return module
 
 
@@ -95,28 +102,6 @@ def multimodal(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
         "multi_modal": encoder(ids, mask, encoder.project(images)),
         "itm_logits": logits,
     }
-
-
-@contextmanager
-def given_negatives(pairs: list[tuple[Tensor, Tensor]]) -> Iterator[list[Tensor]]:
-    """In each step the drawn negatives are a pair (image of each text, text of each image).
-
-    Yields the weights by which they would have been drawn: of images, of texts, step after step.
-    """
-    remaining = [draw for pair in pairs for draw in pair]
-    weights: list[Tensor] = []
-    draw = image_text_matching.draw_negatives
-
-    def given(of: Tensor, positives: Tensor, uniforms: Tensor) -> Tensor:
-        expected = remaining.pop(0)
-        assert draw(of, positives, uniforms).shape == expected.shape
-        assert not positives[torch.arange(len(of)), expected].any()
-        weights.append(of)
-        return expected
-
-    with patch.object(image_text_matching, "draw_negatives", given):
-        yield weights
-    assert not remaining
 
 
 @contextmanager
@@ -165,7 +150,7 @@ def pretrain_losses(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
         (module, "total_loss"),
     ]
     with (
-        given_negatives(negatives) as drawn,
+        given_negatives(chain(*negatives)) as drawn,
         given_masks(module, inputs),
         recording(*targets) as calls,
     ):
@@ -197,7 +182,7 @@ def pretrain_losses(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
         **_queues(module),
     }
     module = pretraining_module(config | {"alpha": 0.0}, weights).train()
-    with given_negatives(negatives), given_masks(module, inputs):
+    with given_negatives(chain(*negatives)), given_masks(module, inputs):
         return outputs | _terms_of_step(module, inputs, "alpha0")
 
 
@@ -215,7 +200,7 @@ def pretrain_step(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
         (inputs[f"neg_image_idx{step}"], inputs[f"neg_text_idx{step}"]) for step in ("", "_step2")
     ]
     with (
-        given_negatives(negatives),
+        given_negatives(chain(*negatives)),
         given_masks(module, inputs),
         recording((module, "total_loss")) as calls,
     ):
@@ -242,7 +227,7 @@ def retrieval_losses(config: Config, inputs: Inputs, weights: Inputs) -> Outputs
         (module.matching.head, "forward"),
         (module, "total_loss"),
     ]
-    with given_negatives(negatives) as drawn, recording(*targets) as calls:
+    with given_negatives(chain(*negatives)) as drawn, recording(*targets) as calls:
         module.training_step(batch_of(inputs), 0).backward()
     with gradients_as_weights(module):
         gradients = names(module)
@@ -260,5 +245,5 @@ def retrieval_losses(config: Config, inputs: Inputs, weights: Inputs) -> Outputs
         **_queues(module),
     }
     module = retrieval_module(config | {"alpha": 0.0}, weights).train()
-    with given_negatives(negatives):
+    with given_negatives(chain(*negatives)):
         return outputs | _terms_of_step(module, inputs, "nodistill")

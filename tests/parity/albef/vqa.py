@@ -30,7 +30,7 @@ def vqa(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
         answers=answers,
         **distilled(config),
     )
-    official.load_weights(module, weights)
+    official.load(module, weights)
     return {**_ranking(module, inputs), **_training(module, inputs)}
 
 

@@ -1,9 +1,6 @@
 """Our modules at the sizes of a case, with its weights through the official importer."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TypeVar
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -12,7 +9,6 @@ from methods.alpro import official
 from methods.alpro.module import Pretraining
 from methods.alpro.retrieval import Retrieval
 from methods.alpro.vqa import VideoQA
-from shared.tasks import image_text_matching
 from shared.training.method import Method
 
 from ..recording import gradients_as_weights, snapshot
@@ -33,6 +29,7 @@ TEXT = {
     "max_positions": ("max_position_embeddings", 8), "type_vocab_size": ("type_vocab_size", 2),
     "dropout": ("dropout", 0.0), "eps": ("layer_norm_eps_text", 1e-12),
 }  # fmt: skip
+NEGATIVES = ("neg_video_idx", "neg_text_idx")  # of a case
 SPECIAL = {"cls_id": 1, "sep_id": 2, "mask_id": 3, "unk_id": 4}  # the notes of the cases say so
 
 
@@ -86,7 +83,7 @@ def answering(c: Config, weights: Inputs, **more: Any) -> VideoQA:
 
 def filled(module: M, weights: Inputs) -> M:
     """The module with a case's weights; what a case leaves out keeps its values."""
-    official.load_weights(module, names(module) | weights)
+    official.load(module, names(module) | weights)
     return module
 
 
@@ -109,23 +106,3 @@ def batch_of(clips: Tensor, inputs: Inputs) -> Inputs:
         "input_ids": inputs["text_input_ids"],
         "attention_mask": inputs["text_input_mask"],
     }
-
-
-@contextmanager
-def given_negatives(inputs: Inputs) -> Iterator[list[Tensor]]:
-    """Draw the negatives of a case; yields the weights by which they would have been drawn, of
-    videos and of texts."""
-    remaining = [inputs["neg_video_idx"], inputs["neg_text_idx"]]
-    weights: list[Tensor] = []
-    draw = image_text_matching.draw_negatives
-
-    def given(of: Tensor, positives: Tensor, uniforms: Tensor) -> Tensor:
-        expected = remaining.pop(0)
-        assert draw(of, positives, uniforms).shape == expected.shape
-        assert not positives[torch.arange(len(of)), expected].any()
-        weights.append(of)
-        return expected
-
-    with patch.object(image_text_matching, "draw_negatives", given):
-        yield weights
-    assert not remaining

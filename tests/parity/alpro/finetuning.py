@@ -5,14 +5,14 @@ import torch
 from shared.losses.contrastive import similarity_logits
 from shared.tasks.image_text_retrieval import RetrievalEvaluation
 
-from ..recording import recording
+from ..recording import given_negatives, recording
 from .building import (
+    NEGATIVES,
     Config,
     Inputs,
     Outputs,
     answering,
     batch_of,
-    given_negatives,
     gradients,
     retrieval,
 )
@@ -23,7 +23,7 @@ OFFICIAL_CHECKPOINTING = "grad_official_checkpointing."
 def retrieval_finetune_losses(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     module = retrieval(config, weights)
     targets = [(module, "total_loss"), (module.matching.head, "forward")]
-    with given_negatives(inputs), recording(*targets) as calls:
+    with given_negatives(inputs[name] for name in NEGATIVES), recording(*targets) as calls:
         loss = module.training_step(batch_of(inputs["visual_inputs"], inputs), 0)
     loss.backward()
     terms, logits = calls["total_loss"][0].arguments["terms"], calls["forward"][0].result

@@ -15,14 +15,14 @@ from shared.losses import contrastive
 from shared.losses.language import IGNORED, MaskDraws
 from shared.training.schedules import linear_rate
 
-from ..recording import Call, StepWatcher, quiet_trainer, recording
+from ..recording import Call, StepWatcher, given_negatives, quiet_trainer, recording
 from ..two_processes import WORLD, on_each_rank
 from .building import (
+    NEGATIVES,
     Config,
     Inputs,
     Outputs,
     batch_of,
-    given_negatives,
     gradients,
     names,
     pretraining,
@@ -103,7 +103,7 @@ def vtm_loss(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     ids = torch.full_like(mask, 5)
     ids[:, 0] = 1
     for direction, similarity in zip(("v2t", "t2v"), similar, strict=True):
-        with given_negatives(inputs) as drawn:
+        with given_negatives(inputs[name] for name in NEGATIVES) as drawn:
             terms, calls = _stepped(
                 module,
                 batch_of(video, {"text_input_ids": ids, "text_input_mask": mask}),
@@ -191,7 +191,7 @@ def pretrain_step(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     targets = [(module.encoders.text_encoder, "fuse"), (module.matching.head, "forward")]
     targets += [(module, "total_loss"), (module, "entity_labels"), (module.entity_head, "forward")]
     with (
-        given_negatives(inputs),
+        given_negatives(inputs[name] for name in NEGATIVES),
         patch.object(module, "mask", lambda _: (ids, labels)),
         patch.object(module_file, "random_regions", lambda *_: inputs["mpm_mask"] == 0),
         patch.object(module, "rate", lambda *_: rate),

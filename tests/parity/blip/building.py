@@ -72,7 +72,7 @@ def pretraining(c: Config, weights: Inputs) -> Pretraining:
         lr_decay=1.0,
         **aligned(c),
     )
-    official.load_weights(module, weights)
+    official.load(module, weights)
     return module
 
 
@@ -80,14 +80,14 @@ def retrieval(c: Config, weights: Inputs) -> Retrieval:
     """Of weights that a case leaves out those of the new module stay."""
     negatives = "global" if c.get("negative_all_rank") else "local"
     module = Retrieval(negatives=negatives, **aligned(c))
-    official.load_weights(module, complete(module, weights))
+    official.load(module, complete(module, weights))
     return module
 
 
 def scorer(c: Config, weights: Inputs) -> Retrieval:
     """As a file that only scores pairs is loaded."""
     module = Retrieval(negatives="local", **aligned(c))
-    official.load_weights(module, weights)
+    official.load(module, weights)
     return module.eval()
 
 
@@ -102,7 +102,7 @@ def captioning(c: Config, weights: Inputs, **generation: Any) -> Captioning:
         seed=0,
         **frame(c),
     )
-    official.load_weights(module, weights)
+    official.load(module, weights)
     return module
 
 
@@ -119,7 +119,7 @@ def answering(c: Config, weights: Inputs, **more: Any) -> VQA:
         **more,
         **frame(c),
     )
-    official.load_weights(module, weights)
+    official.load(module, weights)
     return module
 
 

@@ -97,7 +97,7 @@ def _pairs(inputs: Inputs) -> dict[str, Tensor]:
 
 def nlvr(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     module, batch = _nlvr(config), _pairs(inputs)
-    official.load_weights(module, weights)
+    official.load(module, weights)
     prediction, _ = module.eval().outcome(batch)
     encoder = module.encoders.text_encoder
     ids = opened(batch["input_ids"], module.encoders.enc_id)
@@ -118,7 +118,7 @@ def nlvr_init_from_med(config: Config, inputs: Inputs, weights: Inputs) -> Outpu
     own = official.export(module)
     given = {key.removeprefix(kept): v for key, v in inputs.items() if key.startswith(kept)}
     assert given.keys() <= own.keys()
-    official.load_weights(module, own | given)
+    official.load(module, own | given)
     official.start_from(module, weights)
     loaded = {f"loaded.{name}": value for name, value in official.export(module).items()}
     prediction, _ = module.eval().outcome(_pairs(inputs))

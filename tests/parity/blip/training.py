@@ -10,9 +10,9 @@ from torch import Tensor
 
 from methods.blip import network
 from shared.losses.language import IGNORED
-from shared.tasks import image_text_contrast, image_text_matching
+from shared.tasks import image_text_contrast
 
-from ..recording import StepWatcher, fit, recording
+from ..recording import StepWatcher, fit, given_negatives, recording
 from ..two_processes import WORLD, on_each_rank
 from .building import (
     Config,
@@ -26,28 +26,7 @@ from .building import (
     retrieval,
 )
 
-
-@contextmanager
-def given_negatives(*of_steps: Inputs) -> Iterator[list[Tensor]]:
-    """In each step the drawn negatives are those of its inputs.
-
-    Yields the weights by which they would have been drawn: of images, of texts, step after step.
-    """
-    order = ("neg_image_idx", "neg_text_idx")
-    remaining = [inputs[name] for inputs in of_steps for name in order]
-    weights: list[Tensor] = []
-    draw = image_text_matching.draw_negatives
-
-    def given(of: Tensor, positives: Tensor, uniforms: Tensor) -> Tensor:
-        expected = remaining.pop(0)
-        assert draw(of, positives, uniforms).shape == expected.shape
-        assert not positives[torch.arange(len(of)), expected].any()
-        weights.append(of)
-        return expected
-
-    with patch.object(image_text_matching, "draw_negatives", given):
-        yield weights
-    assert not remaining
+NEGATIVES = ("neg_image_idx", "neg_text_idx")
 
 
 def _targets(module: Any) -> list[tuple[Any, str]]:
@@ -103,7 +82,7 @@ def _decoder_logits(module: Any, hidden: Tensor) -> Tensor:
 def pretrain_losses(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     module = pretraining(config, weights).train()
     with (
-        given_negatives(inputs) as drawn,
+        given_negatives(inputs[name] for name in NEGATIVES) as drawn,
         recording(*_targets(module)) as calls,
         _decoder_states(module) as states,
     ):
@@ -131,7 +110,7 @@ def pretrain_step(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     alphas = iter(config["alpha_per_step"])
     batches = [batch_of(step) for step in steps]
     with (
-        given_negatives(*steps),
+        given_negatives(step[name] for step in steps for name in NEGATIVES),
         patch.object(module.momentum_encoders, "weight", lambda *_: next(alphas)),
         recording(*_targets(module)) as calls,
     ):
@@ -153,7 +132,7 @@ def retrieval_step(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     """A step of retrieval's training, its gradients, and the state after it."""
     module = retrieval(config, weights).train()
     targets = [*_targets(module), (image_text_contrast, "multi_positive_targets")]
-    with given_negatives(inputs) as drawn, recording(*targets) as calls:
+    with given_negatives(inputs[name] for name in NEGATIVES) as drawn, recording(*targets) as calls:
         module.training_step(batch_of(inputs), 0).backward()
     weights_t2i, weights_i2t = drawn
     return {

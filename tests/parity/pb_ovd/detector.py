@@ -26,7 +26,7 @@ def batch_of(config: Config, inputs: Inputs) -> dict[str, Any]:
 
 def detector_train_step(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     module = building.module(config)
-    official.load_weights(module, weights)
+    official.load(module, weights)
     module.texts.copy_(inputs["class_emb_mtx"])
     batch = batch_of(config, inputs)
     images = len(batch["images"])
@@ -82,7 +82,7 @@ def appended(regions: Tensor, targets: list[dict[str, Tensor]]) -> Tensor:
 
 def detector_inference(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     module = building.module(config).eval()
-    official.load_weights(module, weights)
+    official.load(module, weights)
     texts = inputs["class_emb_mtx"]
     with (
         torch.no_grad(),

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from methods.simcal import official
 from methods.simcal.heads import ThreeLayerHead, TwoLayerHead
 from methods.simcal.module import SimCal
-from shared.checkpoints.official import KeyTable, import_official
+from shared.checkpoints.official import KeyTable, import_official, translation
 from shared.nn.detection.heads import BoxHead
 
 STDS = (0.1, 0.1, 0.2, 0.2)
@@ -29,7 +29,7 @@ def calibration_head(config: dict[str, Any], layers: int) -> nn.Module:
 
 def fill(module: nn.Module, names: dict[str, str], weights: dict[str, Tensor]) -> None:
     """Load weights under the official names of a part."""
-    import_official(weights, KeyTable(official.translation(names, "", "")), module)
+    import_official(weights, KeyTable(translation(names, "", "")), module)
 
 
 def below(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

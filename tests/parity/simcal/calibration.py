@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from methods.simcal import official
 from methods.simcal.module import Candidates, SimCal
-from shared.checkpoints.official import KeyTable, export_official
+from shared.checkpoints.official import KeyTable, export_official, translation
 from shared.training.method import Method
 
 from ..recording import StepWatcher, gradients_as_weights, quiet_trainer, recording
@@ -27,7 +27,7 @@ def classifier_head(config: dict, inputs: Inputs, weights: Inputs, layers: int) 
     loss = F.cross_entropy(logits, inputs["labels"])
     loss.backward()
     with gradients_as_weights(head):
-        slopes = export_official(head, KeyTable(official.translation(names, "", "")))
+        slopes = export_official(head, KeyTable(translation(names, "", "")))
         slopes = {f"grad.{name}": value.clone() for name, value in slopes.items()}
     return {"logits": logits, "loss": loss, **slopes}
 
