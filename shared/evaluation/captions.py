@@ -1,4 +1,4 @@
-"""Metrics of captions: BLEU-1 to 4, METEOR, ROUGE-L, CIDEr and SPICE, and files of results.
+"""Metrics of captions: BLEU-1 to 4, METEOR, ROUGE-L, CIDEr and SPICE, and the file of results.
 
 BLEU, ROUGE-L and CIDEr are computed here, and are those of the package pycocoevalcap on the same
 words. What is a Java program there is called there: METEOR, SPICE, and the Penn Treebank tokeniser
@@ -22,7 +22,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from shared.data.image_text.annotations import read_annotations
 from shared.data.readers.files import one_line
 from shared.files import write_json
 
@@ -257,7 +256,7 @@ def _java_metric(kind: str, candidates: Words, references: Words) -> float:
     return float(Metric().compute_score(references, candidates)[0])
 
 
-# --- files ---
+# --- the file of results ---
 
 
 def write_results(path: Path, captions: Mapping[int, str]) -> None:
@@ -265,15 +264,6 @@ def write_results(path: Path, captions: Mapping[int, str]) -> None:
     content = [{"image_id": number, "caption": text} for number, text in captions.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, content, indent=None)
-
-
-def read_results(files: str | Path | Iterable[str | Path]) -> dict[int, str]:
-    """Image id -> caption of one file, or of those of all ranks. Of an image that a padded sampler
-    gave twice the first caption counts."""
-    captions: dict[int, str] = {}
-    for entry in read_annotations(files, {"image_id": int, "caption": str}):
-        captions.setdefault(entry["image_id"], entry["caption"])
-    return captions
 
 
 def _check_ids(captions: Mapping[int, str], references: Mapping[int, Sequence[str]]) -> None:

@@ -58,15 +58,15 @@ def normalised(answer: str) -> str:
     return " ".join(MISSPELT.get(word, word) for word in words if word not in ARTICLES)
 
 
-def soft_accuracy(prediction: str, answers: Sequence[str], enough: int = VOTES) -> float:
-    """In [0, 1]: min(1, votes / enough), the mean over leaving out each of the answers in turn;
+def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """In [0, 1]: min(1, votes / 3), the mean over leaving out each of the answers in turn;
     these lose their punctuation only where they are not all the same."""
     if len(set(answers)) > 1:
         answers = [without_punctuation(answer) for answer in answers]
     votes = list(answers).count(normalised(prediction))
     others = len(answers) - votes
     # Left out is either one of the votes for the prediction or one against it.
-    return (votes * min(1, (votes - 1) / enough) + others * min(1, votes / enough)) / len(answers)
+    return (votes * min(1, (votes - 1) / VOTES) + others * min(1, votes / VOTES)) / len(answers)
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:

@@ -459,10 +459,10 @@ class TextTransformer(nn.Module):
 class LanguageHead(nn.Module):
     """BERT's word prediction: dense, GELU, LayerNorm, then the word embeddings and a bias."""
 
-    def __init__(self, vocab_size: int, width: int, eps: float = 1e-12, initial_std: float = 0.02):
+    def __init__(self, vocab_size: int, width: int, initial_std: float = 0.02):
         super().__init__()
         self.dense = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps)
+        self.norm = nn.LayerNorm(width, 1e-12)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
         self.apply(partial(initialise_bert, std=initial_std))
 

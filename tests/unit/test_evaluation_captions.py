@@ -11,7 +11,6 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.evaluation import captions as module
 from shared.evaluation.captions import (
     best_value,
@@ -19,7 +18,6 @@ from shared.evaluation.captions import (
     caption_scores,
     cider,
     plain_words,
-    read_results,
     rouge_l,
     write_results,
 )
@@ -232,16 +230,8 @@ def test_ids_that_do_not_fit() -> None:
         caption_scores({}, {})
 
 
-def test_files_of_results(tmp_path: Path) -> None:
-    """Of the ranks of a padded sampler, as the official code writes them."""
-    paths = [tmp_path / f"val_epoch0_rank{rank}.json" for rank in range(2)]
-    write_results(paths[0], {5: "a dog", 9: "é"})
-    write_results(paths[1], {7: "a cat", 5: "another dog"})
-    assert json.loads(paths[0].read_text())[0] == {"image_id": 5, "caption": "a dog"}
-    assert read_results(paths) == {5: "a dog", 9: "é", 7: "a cat"}
-    assert read_results(str(paths[1])) == {7: "a cat", 5: "another dog"}
-    with pytest.raises(DataNotFoundError, match=r"none\.json not found"):
-        read_results(tmp_path / "none.json")
-    paths[0].write_text('[{"image_id": "5", "caption": "a dog"}]')
-    with pytest.raises(DataCorruptError, match=r"rank0\.json, entry 0: 'image_id' is '5', exp"):
-        read_results(paths)
+def test_the_file_of_results(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "results.json"
+    write_results(path, {5: "a dog", 9: "é"})
+    expected = [{"image_id": 5, "caption": "a dog"}, {"image_id": 9, "caption": "é"}]
+    assert json.loads(path.read_text()) == expected

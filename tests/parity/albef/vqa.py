@@ -96,9 +96,8 @@ def _training(module: VQA, inputs: Inputs) -> Outputs:
 
 
 def vqa_accuracy(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
-    enough = config["matching_votes_for_full_score"]
     pairs = zip(config["predictions"], config["ground_truth"], strict=True)
-    right = [soft_accuracy(prediction, answers, enough) for prediction, answers in pairs]
+    right = [soft_accuracy(prediction, answers) for prediction, answers in pairs]
     rows = enumerate(zip(config["predictions"], right, config["answer_types"], strict=True))
     metrics = accuracies([Answered(i, i, text, value, (kind,)) for i, (text, value, kind) in rows])
     overall = metrics.pop("vqa_accuracy")
