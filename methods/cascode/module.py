@@ -121,12 +121,6 @@ class CodeSearch(Method):
 
     test_step = validation_step
 
-    def on_validation_epoch_end(self) -> None:
-        self._evaluate("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._evaluate("test")
-
     def _rank(self, queries: Tensor, codes: Tensor, split: Any, testing: bool) -> evaluation.Ranked:
         if self.judge is None:
             return evaluation.rank_codes(queries, codes, split, testing)
@@ -138,7 +132,7 @@ class CodeSearch(Method):
         with self.trainer.precision_plugin.forward_context():  # which is not set between steps
             return score_pairs(self.encoder, self.classifier, self.tokenizer, pairs, *limits)
 
-    def _evaluate(self, stage: str) -> None:
+    def log_evaluation(self, stage: str) -> None:
         splits = self.trainer.datamodule.split(stage)  # type: ignore[attr-defined]
         rankings = {}
         for split in splits:

@@ -115,9 +115,9 @@ class AnswerRanking(nn.Module):
         first_token = self.first_token_log_probs(network, question)
         first, candidates = first_token.topk(self.k_test, dim=1)
         if self.smoothing is not None:
-            scores = self.smoothed_scores(network, question, candidates, self.smoothing)
-            return candidates, scores
-        rest = self.remaining_log_probs(network, question, candidates)
+            losses = partial(smoothed_losses, smoothing=self.smoothing)
+            return candidates, self.log_probs(network, question, candidates, 1, losses)
+        rest = self.log_probs(network, question, candidates, 2, token_losses)
         return candidates, self.first_token_weight * first + rest
 
     def first_token_log_probs(self, network: AnswerNetwork, question: list[KeyValue]) -> Tensor:
@@ -127,24 +127,7 @@ class AnswerRanking(nn.Module):
         logits = network.word_head(hidden[:, 0], network.text_decoder.embeddings.word)
         return logits.float().log_softmax(dim=1)[:, self.ids[:, 1]]
 
-    def remaining_log_probs(
-        self, network: AnswerNetwork, question: list[KeyValue], candidates: Tensor
-    ) -> Tensor:
-        """(B, k): of all tokens of each candidate after the first one, summed."""
-        return self._score(network, question, candidates, 2, token_losses)
-
-    def smoothed_scores(
-        self,
-        network: AnswerNetwork,
-        question: list[KeyValue],
-        candidates: Tensor,
-        smoothing: float,
-    ) -> Tensor:
-        """(B, k): minus the label-smoothed cross-entropies of all tokens, summed."""
-        losses = partial(smoothed_losses, smoothing=smoothing)
-        return self._score(network, question, candidates, 1, losses)
-
-    def _score(
+    def log_probs(
         self,
         network: AnswerNetwork,
         question: list[KeyValue],

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from shared.data.readers.instances import Instances
 from shared.distributed import gather_objects
-from shared.evaluation.detection import Detections, bin_ap, detection_scores
+from shared.evaluation.detection import Detections, Kind, bin_ap, detection_scores
 from shared.evaluation.detection_recall import bin_recall, class_recall
 from shared.nn.detection.selection import Detections as PaddedDetections
 
@@ -61,15 +61,9 @@ class DetectionEvaluation:
         """Add the detections of a batch of images (B,); masks are run lengths of each image."""
         own = detections.valid
         ids = image_ids[:, None].expand_as(own)[own]
-        self.detections[name].append(
-            Detections(
-                ids.cpu().numpy(),
-                detections.boxes[own].cpu().numpy(),
-                detections.scores[own].cpu().numpy(),
-                detections.labels[own].cpu().numpy(),
-                None if masks is None else [mask for image in masks for mask in image],
-            )
-        )
+        columns = ids, *(table[own] for table in detections)
+        encoded = None if masks is None else [mask for image in masks for mask in image]
+        self.detections[name].append(Detections(*(c.cpu().numpy() for c in columns), encoded))
 
     def add_proposals(self, image_ids: Tensor, rois: Tensor) -> None:
         """Add proposals (M, 5) in pixels of the original images, the best of each image first."""
@@ -112,15 +106,10 @@ class DetectionEvaluation:
         """AP of boxes and, with masks, of masks: overall, by size, by LVIS's groups, by bin, and
         `bAP`, the mean of the bins. What no annotation allows to measure is left out."""
         values: dict[str, float] = {}
-        kinds = (("bbox", prefix), ("segm", f"{prefix}mask_"))
+        kinds: list[tuple[Kind, str]] = [("bbox", prefix), ("segm", f"{prefix}mask_")]
         for kind, start in kinds if self.settings.masks else kinds[:1]:
-            found = detection_scores(
-                instances,
-                detections,
-                kind,  # type: ignore[arg-type]
-                self.settings.most,
-                self.inclusive_corners,
-            )
+            rules = self.settings.most, self.inclusive_corners
+            found = detection_scores(instances, detections, kind, *rules)
             measured = {k: v for k, v in found.metrics.items() if k in METRICS and v > -1}
             bins = bin_ap(found.class_ap, counts, instances.instance_counts, self.settings.edges)
             values |= {f"{start}{name}": 100 * value for name, value in measured.items()}
@@ -156,13 +145,7 @@ def by_bin(name: str, bins: NDArray[np.float64]) -> dict[str, float]:
 
 def joined(parts: Sequence[Detections]) -> Detections:
     """The detections of several batches as one."""
-    masks = [part.masks for part in parts]
-    return Detections(
-        np.concatenate([part.image_ids for part in parts]),
-        np.concatenate([part.boxes for part in parts]),
-        np.concatenate([part.scores for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        None
-        if any(m is None for m in masks)
-        else [rle for m in masks if m is not None for rle in m],
-    )
+    names = ("image_ids", "boxes", "scores", "labels")
+    columns = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
+    masks = [mask for part in parts for mask in part.masks or ()]
+    return Detections(*columns, None if any(part.masks is None for part in parts) else masks)

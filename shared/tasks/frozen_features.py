@@ -135,13 +135,7 @@ class LowShotSVM(Method):
 
     test_step = validation_step
 
-    def on_validation_epoch_end(self) -> None:
-        self.log_score("val")
-
-    def on_test_epoch_end(self) -> None:
-        self.log_score("test")
-
-    def log_score(self, split: str) -> None:
+    def log_evaluation(self, split: str) -> None:
         queries = self.evaluated.take(self)
         scores = self.score(training_features(self, self.features), queries)
         self.log_dict({f"{split}/{name}": value for name, value in scores.items()})

@@ -17,7 +17,7 @@ from shared.data.image_text.pairs import ImageTextBatch
 from shared.distributed import own_rows, world_size
 from shared.randomness import torch_generator
 from shared.training.method import Method
-from shared.training.optim import decay_everything, decay_matrices
+from shared.training.optim import decay_matrices, weight_decay_groups
 from shared.training.schedules import linear_rate, stepped_cosine
 
 ADDED = {"bos_id": "[DEC]", "enc_id": "[ENC]"}  # words that `data.text_rules` add
@@ -141,9 +141,9 @@ class ImageTextMethod(Method):
         return linear_rate(self.global_step + 1, total, **self.schedule)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        groups = (decay_everything if self.decay_all else decay_matrices)(self, self.weight_decay)
-        rate, betas = self.schedule["lr"], self.betas
-        return torch.optim.AdamW(groups, rate, betas=betas, eps=self.eps, fused=True)
+        groups_of = weight_decay_groups if self.decay_all else decay_matrices
+        groups, rate = groups_of(self, self.weight_decay), self.schedule["lr"]
+        return torch.optim.AdamW(groups, rate, betas=self.betas, eps=self.eps, fused=True)
 
     def step_draws(self, purpose: str, *shape: int) -> Tensor:
         """Uniform numbers of `shape` (B, ...) for this rank's pairs: functions of the seed, the
@@ -158,12 +158,6 @@ class ImageTextMethod(Method):
     def test_step(self, batch: ImageTextBatch, batch_idx: int) -> None:
         self.validation_step(batch, batch_idx)
 
-    def on_validation_epoch_end(self) -> None:
-        self._log_evaluation("val")
-
-    def on_test_epoch_end(self) -> None:
-        self._log_evaluation("test")
-
-    def _log_evaluation(self, split: str) -> None:
+    def log_evaluation(self, split: str) -> None:
         metrics = self.evaluation.metrics(self, testing=split == "test")
         self.log_dict({f"{split}/{name}": value for name, value in metrics.items()})

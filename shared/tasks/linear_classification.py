@@ -77,11 +77,8 @@ class LinearClassification(Method):
 
     test_step = validation_step
 
-    def on_validation_epoch_end(self) -> None:
-        self.log_dict(self.accuracies.compute("val"))
-
-    def on_test_epoch_end(self) -> None:
-        self.log_dict(self.accuracies.compute("test"))
+    def log_evaluation(self, split: str) -> None:
+        self.log_dict(self.accuracies.compute(split))
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """(N, C) class probabilities."""

@@ -42,13 +42,13 @@ def _batch(inputs: Inputs) -> Inputs:
 
 def _ranking(module: VQA, inputs: Inputs) -> Outputs:
     module.eval()
-    names = ("first_token_log_probs", "remaining_log_probs", "forward")
+    names = ("first_token_log_probs", "log_probs", "forward")
     targets = [(module.ranking, name) for name in names]
     with recording(*targets) as calls, torch.no_grad():
         probabilities = module.predict_step(_batch(inputs), 0)
     first = calls["first_token_log_probs"][0].result
     candidates, scores = calls["forward"][0].result
-    rest = calls["remaining_log_probs"][0].result
+    rest = calls["log_probs"][0].result
     topk_probs, topk_ids = probabilities.topk(candidates.shape[1], dim=1)
     return {
         "first_token_probs": first.exp(),
