@@ -17,6 +17,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
@@ -82,10 +83,10 @@ def caption_scores(
     for suffix, ids in groups.items():
         own = {number: candidates[number] for number in ids}, {n: truth[n] for n in ids}
         found = {**bleu(*own), "rouge_l": rouge_l(*own), "cider": cider(*own)}
-        for name, kind in JAVA_METRICS.items() if used == "ptb" else ():
+        for name in JAVA_METRICS if used == "ptb" else ():
             if name not in missing:
                 try:
-                    found[name] = _java_metric(kind, *own)
+                    found[name] = _java_metric(name, *own)
                 except _FAILURES as error:
                     missing[name] = _failure(error)
         metrics |= {f"{name}{suffix}": 100 * value for name, value in found.items()}
@@ -247,13 +248,10 @@ def _ptb_words(texts: Mapping[int, Iterable[str]]) -> dict[int, list[str]]:
     return found
 
 
-def _java_metric(kind: str, candidates: Words, references: Words) -> float:
+def _java_metric(name: str, candidates: Words, references: Words) -> float:
     """The value of a class of pycocoevalcap."""
-    if kind == "Meteor":
-        from pycocoevalcap.meteor.meteor import Meteor as Metric
-    else:
-        from pycocoevalcap.spice.spice import Spice as Metric
-    return float(Metric().compute_score(references, candidates)[0])
+    metric = getattr(import_module(f"{PACKAGE}.{name}.{name}"), JAVA_METRICS[name])
+    return float(metric().compute_score(references, candidates)[0])
 
 
 # --- the file of results ---

@@ -97,23 +97,15 @@ def detection_scores(
     return score(dataset_of(instances, kind), results, kind, most)
 
 
-def bin_ap(
-    class_ap: NDArray[np.floating],
-    train_counts: NDArray[np.int64],
-    evaluation_counts: NDArray[np.int64],
-    edges: Sequence[int],
+def bin_means(
+    values: NDArray[np.floating], train_counts: NDArray[np.int64], edges: Sequence[int]
 ) -> NDArray[np.float64]:
-    """The mean AP of the classes of each bin of training counts: [0, edges[0]), [edges[0],
-    edges[1]), and so on, the last without an end; NaN of an empty one. The mean of the bins is bAP.
-
-    Args:
-        class_ap: (K,) see `DetectionScores`.
-        train_counts: (K,) training annotations.
-        evaluation_counts: (K,) annotations of what is evaluated; classes of none are left out.
-    """
-    counted = (evaluation_counts > 0) & ~np.isnan(class_ap)
+    """The means of values of classes, (K,), over the classes of each bin of their training counts:
+    [0, edges[0]), [edges[0], edges[1]), and so on, the last without an end. What is NaN is left
+    out, and an empty bin is NaN. Of `class_ap` the mean of the bins is bAP."""
+    counted = ~np.isnan(values)
     bins = np.searchsorted(edges, train_counts[counted], side="right")
-    sums = np.bincount(bins, class_ap[counted], minlength=len(edges) + 1)
+    sums = np.bincount(bins, values[counted], minlength=len(edges) + 1)
     sizes = np.bincount(bins, minlength=len(edges) + 1)
     with np.errstate(invalid="ignore"):
         return sums / sizes

@@ -1,4 +1,4 @@
-"""Recall of proposals, whatever class they show: of all objects, of a class's, of a bin's.
+"""Recall of proposals, whatever class they show: of all objects, of a class's.
 
 Source: docs/papers/simcal.md, section 7; twangnh/SimCal@e5f3076
 `mmdet/core/evaluation/recall.py:eval_recalls`.
@@ -51,18 +51,6 @@ def class_recall(
     missing = np.full(len(budgets), np.nan)
     rows = [_recall(np.concatenate(o, axis=1)).mean(axis=1) if o else missing for o in found]
     return np.stack(rows)
-
-
-def bin_recall(
-    recalls: NDArray[np.float64], train_counts: NDArray[np.int64], edges: Sequence[int]
-) -> NDArray[np.float64]:
-    """Mean over the classes of each bin of training counts, (bins, budgets), of (classes, budgets)
-    recalls; classes without objects are left out, and an empty bin is NaN."""
-    bins = np.searchsorted(edges, train_counts, side="right")
-    counted = ~np.isnan(recalls).any(axis=1)
-    members = [recalls[counted & (bins == number)] for number in range(len(edges) + 1)]
-    missing = np.full(recalls.shape[1], np.nan)
-    return np.stack([rows.mean(axis=0) if len(rows) else missing for rows in members])
 
 
 def best_overlaps(

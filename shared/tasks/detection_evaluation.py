@@ -14,8 +14,8 @@ from torch import Tensor
 
 from shared.data.readers.instances import Instances
 from shared.distributed import gather_objects
-from shared.evaluation.detection import Detections, Kind, bin_ap, detection_scores
-from shared.evaluation.detection_recall import bin_recall, class_recall
+from shared.evaluation.detection import Detections, Kind, bin_means, detection_scores
+from shared.evaluation.detection_recall import class_recall
 from shared.nn.detection.selection import Detections as PaddedDetections
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
@@ -111,7 +111,8 @@ class DetectionEvaluation:
             rules = self.settings.most, self.inclusive_corners
             found = detection_scores(instances, detections, kind, *rules)
             measured = {k: v for k, v in found.metrics.items() if k in METRICS and v > -1}
-            bins = bin_ap(found.class_ap, counts, instances.instance_counts, self.settings.edges)
+            evaluated = np.where(instances.instance_counts > 0, found.class_ap, np.nan)
+            bins = bin_means(evaluated, counts, self.settings.edges)
             values |= {f"{start}{name}": 100 * value for name, value in measured.items()}
             values |= by_bin(f"{start}AP", bins)
             if not np.isnan(bins).all():
@@ -132,8 +133,8 @@ class DetectionEvaluation:
             given.append(proposals.get(image, np.zeros((0, 5), np.float32)))
         recalls = class_recall(
             corners, labels, given, [self.settings.proposals], len(counts), self.inclusive_corners
-        )
-        bins = bin_recall(recalls, counts, self.settings.edges)[:, 0]
+        )[:, 0]
+        bins = bin_means(recalls, counts, self.settings.edges)
         return {"recall": 100 * float(np.nanmean(recalls)), **by_bin("recall", bins)}
 
 

@@ -19,12 +19,12 @@ from pycocotools.cocoeval import COCOeval
 from shared.data.readers.instances import Instances, read_instances
 from shared.evaluation.detection import (
     Detections,
-    bin_ap,
+    bin_means,
     detection_scores,
     frequency_groups,
     package,
 )
-from shared.evaluation.detection_recall import bin_recall, class_recall, proposal_recall
+from shared.evaluation.detection_recall import class_recall, proposal_recall
 
 NAN = float("nan")
 
@@ -206,9 +206,8 @@ def test_masks_without_masks_are_refused(tmp_path: Path) -> None:
 
 def test_bins_of_training_counts() -> None:
     ap = np.array([0.1, 0.3, 0.5, NAN, 0.7, 0.9])
-    train, evaluated = np.array([9, 0, 10, 11, 99, 100]), np.array([1, 1, 1, 0, 1, 0])
-    found = bin_ap(ap, train, evaluated, [10, 100])
-    np.testing.assert_allclose(found, [0.2, 0.6, NAN])  # a class that isn't evaluated counts not
+    found = bin_means(ap, np.array([9, 0, 10, 11, 99, 99]), [10, 100])
+    np.testing.assert_allclose(found, [0.2, 0.7, NAN])
 
 
 def test_frequency_groups() -> None:
@@ -224,14 +223,12 @@ def test_recall_is_one_to_one_and_by_score() -> None:
     np.testing.assert_allclose(recalls.mean(axis=1), [0.5, 0.5 + 0.5 * 6 / 10, 1])
 
 
-def test_recall_of_classes_and_bins() -> None:
+def test_recall_of_classes() -> None:
     objects = [np.array([[0, 0, 10, 10], [20, 20, 30, 30]]), np.zeros((0, 4))]
     labels = [np.array([3, 1]), np.zeros(0, np.int64)]
     proposals = [np.array([[0, 0, 10, 10, 0.9]]), np.zeros((0, 5))]
     found = class_recall(objects, labels, proposals, [1], classes=3)
     np.testing.assert_array_equal(found[:, 0], [0, NAN, 1])
-    bins = bin_recall(found, np.array([5, 5, 50]), [10, 20])
-    np.testing.assert_array_equal(bins[:, 0], [0, NAN, 1])
 
 
 def test_recall_of_a_class_ignores_other_objects() -> None:
