@@ -222,11 +222,10 @@ class TransformerLayer(nn.Module):
         first_only: bool = False,
         has_read: bool = False,
         past: Past | None = None,
-        alone: bool = False,
     ) -> Tensor:
         """(B, L, D) -> (B, L, D), of the first token alone if `first_only`; with `has_read` the
-        hidden states went through the layer's self-attention already; `alone` skips
-        cross-attention. Tokens also attend to those of the `past`, which they join."""
+        hidden states went through the layer's self-attention already; without a context
+        cross-attention is skipped. Tokens also attend to those of the `past`, which they join."""
         asking = hidden[:, :1] if first_only else hidden
         if not has_read:
             read = self.self_attention.project(hidden)
@@ -234,9 +233,7 @@ class TransformerLayer(nn.Module):
                 read = past.extend(read)
             asking = self.self_attention(asking, read, mask)
         hidden = asking
-        if self.cross_attention is not None and not alone:
-            if context is None:
-                raise ValueError("a layer with cross-attention needs a context")
+        if self.cross_attention is not None and context is not None:
             hidden = self.cross_attention(hidden, context)
         output = self.output(F.gelu(self.intermediate(hidden)))
         return self.norm(hidden + dropout(output, self.dropout, self.training))
@@ -429,13 +426,12 @@ class TextTransformer(nn.Module):
                 f"{fusing} layers with cross-attention take a context each, got {len(context)}: "
                 "`project` makes them of an image's tokens"
             )
-        contexts, alone = iter(context or ()), context is None
+        contexts = iter(context or ())
         pasts: Sequence[Past | None] = list(past)[start:stop] or [None] * len(layers)
         for layer, read in zip(layers, pasts, strict=True):
-            seen = None if alone or layer.cross_attention is None else next(contexts)
-            hidden = layer(
-                hidden, visible, seen, first_only and layer is last, has_read, read, alone
-            )
+            fuses = context is not None and layer.cross_attention is not None
+            seen = next(contexts) if fuses else None
+            hidden = layer(hidden, visible, seen, first_only and layer is last, has_read, read)
             has_read = False
         return hidden
 

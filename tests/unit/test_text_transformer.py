@@ -354,9 +354,6 @@ def test_contexts_that_do_not_fit_the_texts() -> None:
         model(ids, mask, model.project(contexts(3)))
     with pytest.raises(ValueError):  # one context for each layer that looks at one
         model(ids, mask, model.project(contexts(4))[:1])
-    layer = model.fusion_layers[0]
-    with pytest.raises(ValueError, match="needs a context"):
-        layer(torch.randn(4, 6, WIDTH).double(), attention_mask(mask))
 
 
 def test_projections_of_every_other_layer() -> None:
