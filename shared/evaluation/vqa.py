@@ -1,4 +1,4 @@
-"""Soft accuracy of VQA v2, and the result file that its server takes.
+"""Soft accuracy of VQA v2.
 
 Ten people answered each question; a prediction is right as far as they agree with it. Answers are
 compared in a normalised spelling. Source: docs/papers/albef.md, section 7; salesforce/ALBEF@b9727e4
@@ -8,10 +8,7 @@ compared in a normalised spelling. Source: docs/papers/albef.md, section 7; sale
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
-
-from shared.files import write_json
 
 VOTES = 3  # that make an answer fully right
 
@@ -121,10 +118,3 @@ def accuracies(answered: Sequence[Answered]) -> dict[str, float]:
                 slug = re.sub(r"\W+", "_", kind.lower()).strip("_")
                 groups[f"vqa_accuracy_{slug}"].append(row.accuracy)
     return {name: percent(values) for name, values in groups.items()}
-
-
-def write_results(path: Path, answered: Sequence[Answered]) -> None:
-    """The file for the server: a list of {question_id, answer}."""
-    content = [{"question_id": row.question_id, "answer": row.answer} for row in answered]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, content, indent=None)

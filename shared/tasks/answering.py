@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from shared.distributed import gather_objects
-from shared.evaluation.vqa import MATCHES, Answered, accuracies, judged, write_results
+from shared.evaluation.vqa import MATCHES, Answered, accuracies, judged
+from shared.files import write_json
 from shared.losses.language import smoothed_losses, text_sums, token_losses
 from shared.nn.text_transformer import KeyValue, LanguageHead, TextTransformer
 from shared.nn.vision_transformer import VisionTransformer
@@ -186,6 +187,8 @@ class AnswerEvaluation(Evaluation):
             return accuracies(answered)
         path = Path(module.trainer.default_root_dir) / RESULTS
         if module.trainer.is_global_zero:
-            write_results(path, answered)
+            rows = [{"question_id": row.question_id, "answer": row.answer} for row in answered]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, rows, indent=None)  # what VQA's server takes
             log.info("%d questions answered: %s", len(answered), path)
         return {"evaluated": float(len(answered)), **accuracies(answered)}

@@ -1,4 +1,4 @@
-"""Metrics of captions: recorded values of pycocoevalcap, values by hand, what is missing, files."""
+"""Metrics of captions: recorded values of pycocoevalcap, values by hand, what is missing."""
 
 import json
 import shutil
@@ -13,13 +13,11 @@ from hypothesis import strategies as st
 
 from shared.evaluation import captions as module
 from shared.evaluation.captions import (
-    best_value,
     bleu,
     caption_scores,
     cider,
     plain_words,
     rouge_l,
-    write_results,
 )
 
 FIXTURE = Path(__file__).parents[1] / "fixtures/captions/pycocoevalcap.json"
@@ -129,7 +127,6 @@ def test_what_is_missing_is_named_and_the_rest_reported(
     for need in found.missing.values():
         assert "pip install 'tenfold[captions]' and a Java runtime" in need
     assert set(plain.metrics) == {*(f"bleu_{n}" for n in range(1, 5)), "rouge_l", "cider"}
-    assert best_value({"cider": 120.0, "bleu_4": 38.0}) == 158.0
 
 
 def fake_package(folder: Path, monkeypatch: pytest.MonkeyPatch, **classes: type) -> None:
@@ -228,10 +225,3 @@ def test_ids_that_do_not_fit() -> None:
         caption_scores({1: "a"}, {1: ["a"]}, {2: "in-domain"})
     with pytest.raises(ValueError, match="no image with references"):
         caption_scores({}, {})
-
-
-def test_the_file_of_results(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "results.json"
-    write_results(path, {5: "a dog", 9: "é"})
-    expected = [{"image_id": 5, "caption": "a dog"}, {"image_id": 9, "caption": "é"}]
-    assert json.loads(path.read_text()) == expected
