@@ -101,11 +101,14 @@ def match_saliency(
             text_tokens = encoders.encode_text(ids, mask)[0]
         # So the map is part of a graph even if all parameters are frozen.
         image_tokens = usable(image_tokens).detach().requires_grad_()
-        with recorded(attention):
+        with recorded(attention) as maps:
             logits = model.matching.logits(encoders.text_encoder, image_tokens, text_tokens, mask)
-            found = attention.map
-            (gradient,) = torch.autograd.grad(logits[:, 1].sum(), found)
-    return Saliency(found.detach(), gradient, logits.detach())
+            (gradient,) = torch.autograd.grad(logits[:, 1].sum(), maps[0])
+    by_text = (  # of the r texts in a row that share an image
+        x.unflatten(2, (-1, ids.shape[1])).transpose(1, 2).flatten(0, 1)
+        for x in (maps[0].detach(), gradient)
+    )
+    return Saliency(*by_text, logits.detach())
 
 
 def contrast_saliency(

@@ -81,8 +81,8 @@ class Past:
 class Mixing(nn.Module):
     """Multi-head attention and a dense layer.
 
-    `dropout` is that of the probabilities. `map`, (B, H, L, N), holds the probabilities (before
-    dropout) of the last call inside `recorded`, as part of the graph.
+    `dropout` is that of the probabilities. `maps`, a list within `recorded`, takes those of each
+    call before dropout, (R, H, r L, N): the r texts that share a context stand in a row.
     """
 
     def __init__(self, width: int, heads: int, dropout: float, context_width: int | None = None):
@@ -92,8 +92,7 @@ class Mixing(nn.Module):
         self.key = nn.Linear(context_width or width, width)
         self.value = nn.Linear(context_width or width, width)
         self.output = nn.Linear(width, width)
-        self.recording = False
-        self.map: Tensor | None = None
+        self.maps: list[Tensor] | None = None
 
     def project(self, context: Tensor, mask: Tensor | None = None) -> KeyValue:
         """(R, N, C) -> keys and values; `mask` (R, 1, 1, N) is kept with them."""
@@ -112,24 +111,19 @@ class Mixing(nn.Module):
             query = self._split(self._merge(query).view(contexts, -1, hidden.shape[-1]))
         p = self.dropout if self.training else 0.0
         # On a CPU fused attention knows no dropout: torch would take separate steps, too.
-        if self.recording or (p > 0 and query.device.type == "cpu"):
+        if self.maps is not None or (p > 0 and query.device.type == "cpu"):
             scores = query @ context.key.mT / math.sqrt(query.shape[-1])
             if mask is not None:
                 scores = scores.masked_fill(~mask, -torch.inf)
             probabilities = scores.softmax(dim=-1)
-            if self.recording:
-                probabilities = self._record(probabilities, texts=batch // contexts)
+            if self.maps is not None:
+                self.maps.append(probabilities)
             mixed = dropout(probabilities, p, self.training) @ context.value
         else:
             mixed = F.scaled_dot_product_attention(
                 query, context.key, context.value, mask, dropout_p=p
             )
         return self.output(self._merge(mixed).view(batch, length, -1))
-
-    def _record(self, probabilities: Tensor, texts: int) -> Tensor:
-        """Keep the `map`, of which the result is computed; `texts` in a row share a context."""
-        self.map = probabilities.unflatten(2, (texts, -1)).transpose(1, 2).flatten(0, 1)
-        return self.map.unflatten(0, (-1, texts)).transpose(1, 2).flatten(2, 3)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -519,10 +513,11 @@ def initialise_bert(module: nn.Module, std: float) -> None:
 
 
 @contextmanager
-def recorded(attention: Attention) -> Iterator[Attention]:
-    """Keep the probabilities of each call in `attention.map` within the block."""
-    attention.recording = True
+def recorded(attention: Attention) -> Iterator[list[Tensor]]:
+    """Append the probabilities of each call within the block to the list that is yielded; they are
+    part of the graph, see `Mixing`."""
+    attention.maps = maps = []
     try:
-        yield attention
+        yield maps
     finally:
-        attention.recording, attention.map = False, None
+        attention.maps = None

@@ -60,10 +60,11 @@ class DetectionEvaluation:
     ) -> None:
         """Add the detections of a batch of images (B,); masks are run lengths of each image."""
         own = detections.valid
-        ids = image_ids[:, None].expand_as(own)[own]
-        columns = ids, *(table[own] for table in detections)
-        encoded = None if masks is None else [mask for image in masks for mask in image]
-        self.detections[name].append(Detections(*(c.cpu().numpy() for c in columns), encoded))
+        tables = {"image_ids": image_ids[:, None].expand_as(own), **detections._asdict()}
+        columns: dict[str, Any] = {key: table[own].cpu().numpy() for key, table in tables.items()}
+        if masks is not None:
+            columns["masks"] = [mask for image in masks for mask in image]
+        self.detections[name].append(Detections(**columns))
 
     def add_proposals(self, image_ids: Tensor, rois: Tensor) -> None:
         """Add proposals (M, 5) in pixels of the original images, the best of each image first."""
@@ -147,6 +148,9 @@ def by_bin(name: str, bins: NDArray[np.float64]) -> dict[str, float]:
 def joined(parts: Sequence[Detections]) -> Detections:
     """The detections of several batches as one."""
     names = ("image_ids", "boxes", "scores", "labels")
-    columns = (np.concatenate([getattr(part, name) for part in parts]) for name in names)
-    masks = [mask for part in parts for mask in part.masks or ()]
-    return Detections(*columns, None if any(part.masks is None for part in parts) else masks)
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in names
+    }
+    if all(part.masks is not None for part in parts):
+        columns["masks"] = [mask for part in parts for mask in part.masks or ()]
+    return Detections(**columns)

@@ -24,7 +24,7 @@ from shared.evaluation.detection import (
     frequency_groups,
     package,
 )
-from shared.evaluation.detection_recall import class_recall, proposal_recall
+from shared.evaluation.detection_recall import best_overlaps, class_recall, recall
 
 NAN = float("nan")
 
@@ -214,10 +214,16 @@ def test_frequency_groups() -> None:
     assert frequency_groups(np.array([0, 10, 11, 100, 101])) == "rrccf"
 
 
+def recall_of_all(
+    objects: list[NDArray], proposals: list[NDArray], budgets: list[int], inclusive: bool = False
+) -> NDArray[np.float64]:
+    return recall(np.concatenate(best_overlaps(objects, proposals, budgets, inclusive), axis=1))
+
+
 def test_recall_is_one_to_one_and_by_score() -> None:
     objects = [np.array([[0, 0, 10, 10], [0, 0, 10, 8]])]
     proposals = [np.array([[0, 0, 10, 10, 0.9], [0, 0, 10, 6, 0.8], [0, 0, 10, 8, 0.1]])]
-    recalls = proposal_recall(objects, proposals, [1, 2, 3])
+    recalls = recall_of_all(objects, proposals, [1, 2, 3])
     # The second object overlaps the second proposal by 60 / 80, the third wholly.
     np.testing.assert_allclose(recalls[:, 0], [0.5, 1, 1])
     np.testing.assert_allclose(recalls.mean(axis=1), [0.5, 0.5 + 0.5 * 6 / 10, 1])
@@ -238,10 +244,10 @@ def test_recall_of_a_class_ignores_other_objects() -> None:
     found = class_recall(objects, labels, proposals, [1], classes=2)
     assert found[0, 0] == 1
     assert found[1, 0] == pytest.approx(0.9)
-    assert proposal_recall(objects, proposals, [1])[0, 0] == 0.5
+    assert recall_of_all(objects, proposals, [1])[0, 0] == 0.5
 
 
 def test_inclusive_corners_make_boxes_larger() -> None:
     objects, proposals = [np.array([[0, 0, 1, 0]])], [np.array([[0, 0, 2, 0, 1.0]])]
-    assert proposal_recall(objects, proposals, [1], inclusive_corners=True)[0, 3] == 1  # 2 of 3
-    assert proposal_recall(objects, proposals, [1])[0, 0] == 0
+    assert recall_of_all(objects, proposals, [1], inclusive=True)[0, 3] == 1  # 2 of 3
+    assert recall_of_all(objects, proposals, [1])[0, 0] == 0

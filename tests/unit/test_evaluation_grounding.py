@@ -132,7 +132,7 @@ def test_works_in_inference_mode_with_frozen_weights_and_leaves_no_trace(toy, pa
         assert not mine.gradient.requires_grad
         assert not mine.attention.requires_grad
     assert all(parameter.grad is None for parameter in toy.parameters())
-    assert toy.encoders.text_encoder.layers[2].cross_attention.map is None
+    assert toy.encoders.text_encoder.layers[2].cross_attention.maps is None
 
 
 def test_layers_that_do_not_exist_are_refused(toy, pairs) -> None:

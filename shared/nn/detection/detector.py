@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shared.nn.building import applied, build_network
+from shared.nn.building import applied, build
 from shared.nn.detection.geometry import Geometry
 from shared.nn.detection.heads import BoxHead, MaskHead, of_label
 from shared.nn.detection.proposals import (
@@ -68,27 +68,29 @@ class Detector(nn.Module):
         self.counts: dict[str, Counts] = {
             phase: applied(Counts, proposals[phase]) for phase in ("train", "test")
         }
-        self.backbone: Any = build_network(backbone)
-        channels = self.backbone.out_channels
+        self.backbone: Any = build(backbone, nn.Module)
+        channels: Any = self.backbone.out_channels
         rpn = {"channels": channels, "strides": self.backbone.strides, "anchors": anchors}
         self.rpn = applied(RegionProposalNetwork, {"geometry": self.geometry, **rpn})
         self.box_resolution = resolution_of(box_head, "box_head")
         if "_target_" in box_head:
             given = {name: value for name, value in box_head.items() if name != "resolution"}
-            heads: list[Any] = [build_network({**given, "channels": channels})]
+            heads: list[Any] = [build({**given, "channels": channels}, nn.Module)]
         else:
-            sizes = channels, self.box_resolution, box_head["hidden"], num_classes
-            outputs = num_classes + background
+            outputs, hidden = num_classes + background, box_head["hidden"]
+            sizes: Any = channels, self.box_resolution, hidden, num_classes, outputs
             stages = zip(box_head["delta_stds"], box_head["positive_iou"], strict=True)
-            heads = [BoxHead(*sizes, outputs, class_agnostic, *stage) for stage in stages]
+            heads = [BoxHead(*sizes, class_agnostic, *stage) for stage in stages]
         if len(heads) > 1 and not class_agnostic:
             raise ValueError("method.detector: a cascade's boxes are class-agnostic")
         self.box_heads: Any = nn.ModuleList(heads)
         self.mask_heads: Any = nn.ModuleList()
         if mask_head:
             self.mask_resolution = resolution_of(mask_head, "mask_head")
-            sizes = channels, mask_head["width"], num_classes
-            self.mask_heads.extend(MaskHead(*sizes, class_agnostic) for _ in heads)
+            width = mask_head["width"]
+            self.mask_heads.extend(
+                MaskHead(channels, width, num_classes, class_agnostic) for _ in heads
+            )
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Feature maps (B, C, H_l, W_l) of all levels for images (B, 3, H, W)."""

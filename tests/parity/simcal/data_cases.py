@@ -22,8 +22,7 @@ from shared.data.detection.sampling import (
 )
 from shared.data.readers.instances import Instances, read_instances
 from shared.evaluation.detection import Detections, bin_means, detection_scores
-from shared.evaluation.detection_recall import class_recall
-from shared.evaluation.detection_recall import proposal_recall as recall_of_proposals
+from shared.evaluation.detection_recall import best_overlaps, class_recall, recall
 
 Config = dict[str, Any]
 Inputs = dict[str, Any]
@@ -98,7 +97,8 @@ def proposal_recall(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
         for what in ("gt", "gt_labels", "proposals")
     )
     budgets = config["proposal_nums"]
-    recalls = recall_of_proposals(objects, proposals, budgets, inclusive_corners=True)
+    overlaps = best_overlaps(objects, proposals, budgets, inclusive_corners=True)
+    recalls = recall(np.concatenate(overlaps, axis=1))
     of_class = class_recall(objects, labels, proposals, budgets, config["num_classes"], True)
     return {
         "recalls": torch.from_numpy(recalls),
