@@ -516,7 +516,8 @@ def initialise_bert(module: nn.Module, std: float) -> None:
 def recorded(attention: Attention) -> Iterator[list[Tensor]]:
     """Append the probabilities of each call within the block to the list that is yielded; they are
     part of the graph, see `Mixing`."""
-    attention.maps = maps = []
+    maps: list[Tensor] = []
+    attention.maps = maps
     try:
         yield maps
     finally:

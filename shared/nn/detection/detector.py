@@ -77,10 +77,10 @@ class Detector(nn.Module):
             given = {name: value for name, value in box_head.items() if name != "resolution"}
             heads: list[Any] = [build({**given, "channels": channels}, nn.Module)]
         else:
-            outputs, hidden = num_classes + background, box_head["hidden"]
-            sizes: Any = channels, self.box_resolution, hidden, num_classes, outputs
+            sizes = channels, self.box_resolution, box_head["hidden"], num_classes
+            outputs = num_classes + background
             stages = zip(box_head["delta_stds"], box_head["positive_iou"], strict=True)
-            heads = [BoxHead(*sizes, class_agnostic, *stage) for stage in stages]
+            heads = [BoxHead(*sizes, outputs, class_agnostic, s, iou) for s, iou in stages]
         if len(heads) > 1 and not class_agnostic:
             raise ValueError("method.detector: a cascade's boxes are class-agnostic")
         self.box_heads: Any = nn.ModuleList(heads)
