@@ -6,10 +6,12 @@ Nothing here imports torch. Wrong arguments are refused before anything that doe
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import NoReturn
 
 from shared.demo import USAGE as DEMO_USAGE
 from shared.experiments import CONF, Line, rows
+from shared.files import read_json
 from shared.predict import USAGE
 
 WELCOME = """\
@@ -122,7 +124,7 @@ def list_rows(arguments: Sequence[str]) -> None:
     method = arguments[0]
     if method not in methods or len(arguments) > 1:
         _refuse(f"tenfold list: {' '.join(arguments)!r} is no method; one of {', '.join(methods)}")
-    header = ("experiment=", "table", "metric", "paper", "GPU-hours", "GB")
+    header = ("experiment=", "table", "metric", "paper", "GPU-hours", "GB", "finished here")
     table = Table(*header, box=box.SIMPLE_HEAD)
     for name, line in rows(method).items():
         value = _figure(line, "value") if "metric" in line else "-"
@@ -130,7 +132,9 @@ def list_rows(arguments: Sequence[str]) -> None:
             value += f" ± {line['std']}"
         about = str(line.get("table") or line.get("about", ""))
         hours, memory = _figure(line, "gpu_hours", "about "), _figure(line, "memory_gb")
-        table.add_row(f"{method}/{name}", about, line.get("metric", "-"), value, hours, memory)
+        run = f"{method}/{name}"
+        metric = line.get("metric", "-")
+        table.add_row(run, about, metric, value, hours, memory, _finished(run))
     console.print(table)
     console.print(f"others: {', '.join(_files(method))}", soft_wrap=True)
     console.print(f"arms of claims: experiment=reproduce/{method}/ARM, conf/reproduce/{method}*")
@@ -144,6 +148,18 @@ def _files(method: str) -> list[str]:
 
 def _figure(line: Line, key: str, before: str = "") -> str:
     return "unknown" if line.get(key) is None else f"{before}{line[key]}"
+
+
+def _finished(experiment: str) -> str:
+    """Number of finished runs in an experiment's usual place, "-" for none."""
+    count = 0
+    for path in Path("outputs", experiment).glob("seed*/results.json"):
+        try:
+            results = read_json(path)
+        except (OSError, ValueError):
+            continue
+        count += isinstance(results, dict) and results.get("status") == "finished"
+    return str(count or "-")
 
 
 def _refuse(said: str) -> NoReturn:

@@ -23,8 +23,7 @@ def sample_keys(seed: int, epoch: ArrayLike, indices: ArrayLike, view: str) -> N
     index = np.atleast_1d(np.asarray(indices)).astype(np.uint64)
     passes = np.broadcast_to(np.asarray(epoch), index.shape).astype(np.uint64)
     key = _mix(np.array([seed & (2**64 - 1)], np.uint64) + _GOLDEN)
-    code = hashlib.blake2b(view.encode(), digest_size=8).digest()
-    key = _mix((key ^ np.uint64(int.from_bytes(code, "big"))) + _GOLDEN)
+    key = _mix((key ^ _view_code(view)) + _GOLDEN)
     key = _mix((key ^ passes) + _GOLDEN)
     return _mix((key ^ index) + _GOLDEN)
 
@@ -59,3 +58,7 @@ def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
     x = (x ^ (x >> np.uint64(30))) * _MIX_1
     x = (x ^ (x >> np.uint64(27))) * _MIX_2
     return x ^ (x >> np.uint64(31))
+
+
+def _view_code(view: str) -> np.uint64:
+    return np.uint64(int.from_bytes(hashlib.blake2b(view.encode(), digest_size=8).digest(), "big"))

@@ -57,6 +57,9 @@ class Detections:
         if not (np.isfinite(self.boxes).all() and np.isfinite(self.scores).all()):
             raise ValueError("a box or score is not finite")
 
+    def __len__(self) -> int:
+        return len(self.scores)
+
 
 @dataclass(frozen=True)
 class DetectionScores:

@@ -2,10 +2,12 @@
 
 import resource
 import sys
+from pathlib import Path
 
 import pytest
 
 from shared import cli
+from shared.files import write_json
 from tests.processes import run
 
 
@@ -51,10 +53,17 @@ def test_version_list_of_methods_and_help_of_predict(monkeypatch, capsys):
     assert "overlays" in said
 
 
-def test_list_of_rows_with_paper_and_cost(monkeypatch, capsys):
+def test_list_of_rows_with_paper_cost_and_state(monkeypatch, capsys, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    for seed, status in ((1, "finished"), (2, "finished"), (3, "?")):
+        folder = tmp_path / "outputs" / "comatch" / "cifar10_40" / f"seed{seed}"
+        folder.mkdir(parents=True)
+        write_json(folder / "results.json", {"status": status})
+    (folder / "results.json").write_text("[" * 100_000)
     status, said, _ = answer(monkeypatch, capsys, "list", "comatch")
     assert status == 0
     (row,) = [line.split() for line in said.split("\n") if "comatch/cifar10_40 " in line]
+    assert row[-1] == "2"
     assert {"about", "±", "93.09", "18"} <= set(row)
     assert "comatch/mini" in said.rpartition("others: ")[2]
     assert "_base" not in said
