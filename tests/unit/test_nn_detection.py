@@ -23,7 +23,7 @@ from shared.nn.detection.matching import (
     with_truth,
 )
 from shared.nn.detection.proposals import AnchorOutputs, Counts, RegionProposalNetwork, rois
-from shared.nn.detection.selection import nms_of_groups, select
+from shared.nn.detection.selection import nms_within, select
 from tests.unit.simcal_toy import detector
 
 MODERN, LEGACY = Geometry(legacy=False), Geometry(legacy=True)
@@ -254,7 +254,7 @@ def test_nms_of_many_groups_at_once_is_that_of_one_after_another(geometry, size)
     boxes = torch.cat([corners, corners + (20 * torch.rand(size, 2)).round()], dim=1)
     scores, groups = (20 * torch.rand(size)).round() / 20, 3 * torch.randint(6, (size,))
     expected = geometry.nms(boxes, scores, groups, 0.5)
-    assert nms_of_groups(geometry, boxes, scores, groups, 0.5).tolist() == expected.tolist()
+    assert nms_within(geometry, boxes, scores, groups, 0.5).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("limit", [1, 7, 40, 500])

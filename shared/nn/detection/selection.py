@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
 from shared.nn.detection.geometry import Geometry
 
 CONSIDERED = 4  # times the limit: candidates of an image that NMS begins with
-MOST_AT_ONCE = 20_000  # boxes, each of which is compared with all others
+MOST_PAIRS = 1 << 22  # of boxes that are compared at once
 
 
 class Detections(NamedTuple):
@@ -50,24 +49,37 @@ def leading_of_each_image(
 def highest(images: Tensor, scores: Tensor, count: int, most: int) -> Tensor:
     """(M, K) mask of scores (M, K) that are among the `most` highest of their image, (M,) of
     `count`; all that equal the last of these."""
-    least = scores.new_full((count,), -torch.inf)
-    for image in range(count):
-        own = scores[images == image].flatten()
-        if len(own) > most:
-            least[image] = own.topk(most).values[-1]
+    regions = int(torch.bincount(images, minlength=count).max())
+    if regions * scores.shape[1] <= most:
+        return torch.ones_like(scores, dtype=torch.bool)
+    order, place = leading_of_each_image(images, count, regions)
+    table = scores.new_full((count, regions, scores.shape[1]), -torch.inf)
+    table[place] = scores[order]
+    least = table.flatten(1).topk(most, dim=1).values[:, -1]
     return scores >= least[images, None]
 
 
-def nms_of_groups(
+def nms_within(
     geometry: Geometry, boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float
 ) -> Tensor:
-    """As `Geometry.nms`, which goes from group to group where there are many boxes; here all groups
-    are handled at once, told apart by shifting their boxes."""
-    if not 0 < len(boxes) <= MOST_AT_ONCE:
+    """As `Geometry.nms`, which goes from group to group; many small ones are handled at once."""
+    order = scores.argsort(descending=True, stable=True)
+    _, group, sizes = groups[order].unique(return_inverse=True, return_counts=True)
+    largest = int(sizes.max()) if len(sizes) else 0
+    if not largest or len(sizes) * largest**2 > MOST_PAIRS:
         return geometry.nms(boxes, scores, groups, threshold)
-    ends = geometry.ends(boxes.double())
-    shift = (ends.amax() - ends.amin()).ceil() + 1  # whole pixels, so that overlaps stay exact
-    return nms(ends + (groups * shift)[:, None], scores.double(), threshold)
+    entry, place = leading_of_each_image(group, len(sizes), largest)
+    table = boxes.new_zeros(len(sizes), largest, 4, dtype=torch.float64)
+    table[place] = boxes[order[entry]].double()
+    overlap = (geometry.iou(table, table) > threshold).triu(diagonal=1)
+    real = torch.zeros_like(table[..., 0], dtype=torch.bool)
+    real[place] = True
+    overlap &= real[:, None]
+    # A box goes if one that stays is above it: each round settles one more box of a group at least.
+    stays, before = real, None
+    while before is None or not torch.equal(stays, before):
+        stays, before = real & ~(overlap & stays[..., None]).any(dim=1), stays
+    return order[entry[stays[place]].sort().values]
 
 
 def select(
@@ -77,7 +89,7 @@ def select(
     scores: Tensor,
     count: int,
     threshold: float,
-    iou: float,
+    nms: float,
     limit: int,
 ) -> Detections:
     """Detections after NMS within each image and class, at most `limit` of an image.
@@ -87,7 +99,6 @@ def select(
         boxes: (M, 1 or K + 1, 4).
         scores: (M, K + 1), background first; it is no detection, and takes part in nothing.
         threshold: scores must be greater.
-        iou: of two boxes of a class with a greater one the lower score goes.
     """
     candidates = scores[:, 1:] > threshold
     considered = CONSIDERED * limit
@@ -97,7 +108,7 @@ def select(
         label = label + 1
         score, image = scores[regions, label], images[regions]
         box = boxes[regions, label if boxes.shape[1] > 1 else 0]
-        stay = nms_of_groups(geometry, box, score, image * scores.shape[1] + label, iou)
+        stay = nms_within(geometry, box, score, image * scores.shape[1] + label, nms)
         # Whether a box stays depends on higher scores alone; lower ones matter to images that have
         # too few boxes left.
         enough = torch.bincount(image[stay], minlength=count) >= limit
