@@ -70,11 +70,6 @@ def own_rows(x: Tensor) -> Tensor:
     return x[rank() * size : (rank() + 1) * size]
 
 
-def batch_unshuffle(x: Tensor, permutation: Tensor) -> Tensor:
-    """All ranks' outputs in the order before the permutation: (B, ...) -> (world * B, ...)."""
-    return all_gather(x)[torch.argsort(permutation)]
-
-
 def step_permutation(seed: int, step: int, size: int) -> Tensor:
     """(size,) the permutation of this step's global batch: equal on all ranks, after a resume too
     (official code draws it on rank 0 and broadcasts it)."""
@@ -92,7 +87,7 @@ def shuffled_forward(network: Callable[[Tensor], Any], images: Tensor, permutati
         shuffled = shuffled.contiguous(memory_format=torch.channels_last)
 
     def returned(output: Tensor | None) -> Tensor | None:
-        return output if output is None else own_rows(batch_unshuffle(output, permutation))
+        return output if output is None else own_rows(all_gather(output)[permutation.argsort()])
 
     outputs = network(shuffled)
     return returned(outputs) if isinstance(outputs, Tensor) else tuple(map(returned, outputs))

@@ -77,7 +77,7 @@ def parse_json(content: str | bytes) -> Any:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[BinaryIO]:
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Yield a file to write, which takes the place of `path` when all is written and synced.
 
     If anything fails, what was at `path` stays. A link there is replaced, not followed. A killed
@@ -86,7 +86,7 @@ def replacing(path: str | os.PathLike[str], mode: int = 0o666) -> Iterator[Binar
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    descriptor = os.open(temporary, flags, mode)
+    descriptor = os.open(temporary, flags, 0o666)
     try:
         with open(descriptor, "wb") as file:
             yield file

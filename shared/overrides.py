@@ -3,7 +3,7 @@
 import math
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from itertools import product
 from typing import Any
@@ -16,7 +16,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override, Sweep
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import shared.composing  # noqa: F401  (finds rows and arms)
@@ -90,7 +90,8 @@ def validate(overrides: Sequence[str], config_name: str = "config") -> None:
                 _check_option(repository, override)
             # A key may exist for one experiment of a sweep and not for the next.
             for combination in product(*(_spellings(o) for o in chosen)):
-                config = compose(config_name, list(combination), return_hydra_config=True)
+                composed = compose(config_name, list(combination), return_hydra_config=True)
+                config = OmegaConf.to_container(composed)
                 for override in parsed:
                     if override.key_or_group not in groups:
                         _check_key(config, override, groups, combination)
@@ -113,7 +114,7 @@ def _check_option(repository: IConfigRepository, override: Override) -> None:
 
 
 def _check_key(
-    config: DictConfig, override: Override, groups: set[str], combination: Sequence[str]
+    config: Any, override: Override, groups: set[str], combination: Sequence[str]
 ) -> None:
     key = override.key_or_group
     if override.is_add() or override.is_force_add():
@@ -128,10 +129,10 @@ def _check_key(
         raise OverrideError(f"unknown key {key}{f' for {where}' if where else ''}{meant}")
     for value in _values(override):
         if isinstance(value, dict) and isinstance(present, dict) and present:
-            for name in map(str, value):
-                if name not in present:
-                    meant = _meant(f"{key}.{name}", [f"{key}.{known}" for known in present])
-                    raise OverrideError(f"unknown key {key}.{name}{meant}")
+            known = [f"{key}.{name}" for name in present]
+            for name in (f"{key}.{name}" for name in value):
+                if name not in known:
+                    raise OverrideError(f"unknown key {name}{_meant(name, known)}")
         if (expected := _misfit(key, present, value)) is not None:
             shown = str(value).lower() if isinstance(value, bool) else value
             raise OverrideError(f"{key}={shown}: {key} expects {expected}")
@@ -139,21 +140,19 @@ def _check_key(
             raise OverrideError(f"unknown {key} {value!r}{_meant(value, PRECISIONS)}")
 
 
-def _find(config: DictConfig, key: str) -> tuple[bool, Any]:
-    """Whether the key exists, and its plain value; None where it is open or interpolated."""
-    node: Any = config
+def _find(config: Any, key: str) -> tuple[bool, Any]:
+    """Whether a config of plain values has the key, and its value; None where that is open or
+    interpolated."""
+    node = config
     for part in key.replace("[", ".").replace("]", "").split("."):
-        if isinstance(node, ListConfig) and part.isdigit() and int(part) < len(node):
-            node = node._get_node(int(part))
-        elif isinstance(node, DictConfig) and not node._is_none() and part in node.keys():  # noqa: SIM118
-            node = node._get_node(part)
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict) and part in node:
+            node = node[part]
         else:
             return False, None
-    if node._is_none() or node._is_missing() or node._is_interpolation():
-        return True, None
-    if isinstance(node, DictConfig):
-        return True, dict.fromkeys(map(str, node.keys()))
-    return True, list(range(len(node))) if isinstance(node, ListConfig) else node._value()
+    is_open = isinstance(node, str) and (node == "???" or "${" in node)
+    return True, None if is_open else node
 
 
 def _misfit(key: str, present: Any, value: Any) -> str | None:
@@ -204,14 +203,11 @@ def _options(repository: IConfigRepository, group: str, prefix: str = "") -> Ite
         yield from _options(repository, group, f"{prefix}{folder}/")
 
 
-def _keys(config: Any, prefix: str = "") -> Iterator[str]:
-    if not isinstance(config, DictConfig) or config._is_none() or config._is_missing():
-        return
-    for name in map(str, config):
-        yield prefix + name
-        node = config._get_node(name)
-        if isinstance(node, DictConfig) and not node._is_interpolation():
-            yield from _keys(node, f"{prefix}{name}.")
+def _keys(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in config.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{prefix}{name}.")
 
 
 def _meant(name: str, known: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import LambdaCallback
+from pytorch_lightning.callbacks import LambdaCallback, RichProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -137,6 +137,7 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
 
     started, wall, cpu = datetime.now(UTC), time.perf_counter(), time.process_time()
     throughput = callbacks.Throughput()
+    progress = RichProgressBar if sys.stdout.isatty() else callbacks.PlainProgress
     entries = [entry for entry in resolved["logger"].values() if entry]
     loggers = [build(entry, Logger) for entry in entries]  # type: ignore[type-abstract]
     trainer = build_trainer(
@@ -150,7 +151,7 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
             throughput,
             # Not before, so that a start that fails leaves the folder to the corrected command.
             LambdaCallback(on_train_start=lambda *_: folder.claim(resolved)),
-            *([callbacks.progress_callback()] if cfg.trainer.enable_progress_bar else []),
+            *([progress()] if cfg.trainer.enable_progress_bar else []),
         ],
         plugins=[AtomicCheckpointIO()],
     )

@@ -94,18 +94,21 @@ def match_saliency(
     """
     encoders: ImageTextEncoders = model.encoders
     check_cross_attention(encoders.text_encoder, layer)
-    attention: Any = encoders.text_encoder.layers[layer].cross_attention
+    module: Any = encoders.text_encoder.layers[layer].cross_attention
     with gradients():
         ids, mask = usable(ids), usable(mask)
         with torch.no_grad():
             text_tokens = encoders.encode_text(ids, mask)[0]
         # So the map is part of a graph even if all parameters are frozen.
         image_tokens = usable(image_tokens).detach().requires_grad_()
-        with recorded(attention):
+        with recorded(module) as maps:
             logits = model.matching.logits(encoders.text_encoder, image_tokens, text_tokens, mask)
-            found = attention.map
-            (gradient,) = torch.autograd.grad(logits[:, 1].sum(), found)
-    return Saliency(found.detach(), gradient, logits.detach())
+            (gradient,) = torch.autograd.grad(logits[:, 1].sum(), maps[0])
+    attention, gradient = (  # the texts that share an image stood in a row
+        x.unflatten(2, (-1, ids.shape[1])).transpose(1, 2).flatten(0, 1)
+        for x in (maps[0].detach(), gradient)
+    )
+    return Saliency(attention, gradient, logits.detach())
 
 
 def contrast_saliency(

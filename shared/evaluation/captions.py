@@ -1,4 +1,4 @@
-"""Metrics of captions: BLEU-1 to 4, METEOR, ROUGE-L, CIDEr and SPICE, and files of results.
+"""Metrics of captions: BLEU-1 to 4, METEOR, ROUGE-L, CIDEr and SPICE.
 
 BLEU, ROUGE-L and CIDEr are computed here, and are those of the package pycocoevalcap on the same
 words. What is a Java program there is called there: METEOR, SPICE, and the Penn Treebank tokeniser
@@ -7,7 +7,7 @@ needs Stanford CoreNLP 3.6.0 beside it. All metrics are in percent, i.e. 100 tim
 pycocoevalcap prints.
 
 What pycocoevalcap calls CIDEr is CIDEr-D. Source: docs/papers/blip.md, section 7.3;
-salesforce/BLIP@056a169 `data/utils.py:coco_caption_eval, save_result`.
+salesforce/BLIP@056a169 `data/utils.py:coco_caption_eval`.
 """
 
 import math
@@ -17,14 +17,14 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from shared.data.image_text.annotations import read_annotations
 from shared.data.readers.files import one_line
-from shared.files import write_json
 
 ORDERS = range(1, 5)  # lengths of n-grams
 SIGMA = 6.0  # words, of CIDEr-D's penalty for another length
@@ -83,19 +83,14 @@ def caption_scores(
     for suffix, ids in groups.items():
         own = {number: candidates[number] for number in ids}, {n: truth[n] for n in ids}
         found = {**bleu(*own), "rouge_l": rouge_l(*own), "cider": cider(*own)}
-        for name, kind in JAVA_METRICS.items() if used == "ptb" else ():
+        for name in JAVA_METRICS if used == "ptb" else ():
             if name not in missing:
                 try:
-                    found[name] = _java_metric(kind, *own)
+                    found[name] = _java_metric(name, *own)
                 except _FAILURES as error:
                     missing[name] = _failure(error)
         metrics |= {f"{name}{suffix}": 100 * value for name, value in found.items()}
     return CaptionScores(metrics, used, missing)
-
-
-def best_value(metrics: Mapping[str, float]) -> float:
-    """CIDEr and BLEU-4 together, by which the best epoch is chosen."""
-    return metrics["cider"] + metrics["bleu_4"]
 
 
 def plain_words(texts: Mapping[int, Iterable[str]]) -> dict[int, list[str]]:
@@ -110,28 +105,29 @@ def plain_words(texts: Mapping[int, Iterable[str]]) -> dict[int, list[str]]:
 
 def bleu(candidates: Words, references: Words) -> dict[str, float]:
     """`bleu_1` to `bleu_4` of the whole set; the reference whose length is nearest counts."""
-    right, total = [0] * len(ORDERS), [0] * len(ORDERS)
+    right: Counter[int] = Counter()  # n-grams of each length
+    total: Counter[int] = Counter()
     length = wanted = 0
     for number, (candidate,) in candidates.items():
         texts = [text.split() for text in references[number]]
         own = candidate.split()
         length += len(own)
         wanted += min((abs(len(text) - len(own)), len(text)) for text in texts)[1]
-        for place, n in enumerate(ORDERS):
-            most: NGrams = Counter()
-            for text in texts:
-                most |= _ngrams(text, n)
-            grams = _ngrams(own, n)
-            right[place] += (grams & most).total()
-            total[place] += grams.total()
+        most: NGrams = Counter()
+        for text in texts:
+            most |= _ngrams(text)
+        grams = _ngrams(own)
+        for counts, seen in ((right, grams & most), (total, grams)):
+            for gram, count in seen.items():
+                counts[len(gram)] += count
     # The tiny numbers keep pycocoevalcap's value where nothing is right or nothing is said.
     ratio = (length + 1e-15) / (wanted + 1e-9)
     penalty = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
-    product, found = 1.0, {}
-    for n, hits, count in zip(ORDERS, right, total, strict=True):
-        product *= (hits + 1e-15) / (count + 1e-9)
-        found[f"bleu_{n}"] = penalty * product ** (1 / n)
-    return found
+    product, scores = 1.0, {}
+    for n in ORDERS:
+        product *= (right[n] + 1e-15) / (total[n] + 1e-9)
+        scores[f"bleu_{n}"] = penalty * product ** (1 / n)
+    return scores
 
 
 def rouge_l(candidates: Words, references: Words) -> float:
@@ -152,7 +148,7 @@ def rouge_l(candidates: Words, references: Words) -> float:
 
 def cider(candidates: Words, references: Words) -> float:
     """CIDEr-D, the mean over images; 0 for a set of one image, in which no word is rare."""
-    cooked = {n: [_all_ngrams(text.split()) for text in texts] for n, texts in references.items()}
+    cooked = {n: [_ngrams(text.split()) for text in texts] for n, texts in references.items()}
     frequency: NGrams = Counter()
     for rows in cooked.values():
         frequency.update(set().union(*rows))
@@ -169,7 +165,7 @@ def cider(candidates: Words, references: Words) -> float:
     scores = []
     for number, (candidate,) in candidates.items():
         own_words = candidate.split()
-        own, score = vectors(_all_ngrams(own_words)), 0.0
+        own, score = vectors(_ngrams(own_words)), 0.0
         for text, grams in zip(references[number], cooked[number], strict=True):
             distance = max(len(own_words) - 1, 0) - max(len(text.split()) - 1, 0)
             penalty = math.exp(-(distance**2) / (2 * SIGMA**2))
@@ -186,15 +182,10 @@ def _similarity(own: Mapping[Any, float], other: Mapping[Any, float]) -> float:
     return product / norms if norms else product
 
 
-def _ngrams(words: Sequence[str], n: int) -> NGrams:
-    return Counter(zip(*(words[place:] for place in range(n)), strict=False))
-
-
-def _all_ngrams(words: Sequence[str]) -> NGrams:
-    counts: NGrams = Counter()
-    for n in ORDERS:
-        counts.update(_ngrams(words, n))
-    return counts
+def _ngrams(words: Sequence[str]) -> NGrams:
+    """How often each run of one to four words occurs."""
+    runs = (zip(*(words[place:] for place in range(n)), strict=False) for n in ORDERS)
+    return Counter(chain.from_iterable(runs))
 
 
 def _common(one: Sequence[str], other: Sequence[str]) -> int:
@@ -248,32 +239,10 @@ def _ptb_words(texts: Mapping[int, Iterable[str]]) -> dict[int, list[str]]:
     return found
 
 
-def _java_metric(kind: str, candidates: Words, references: Words) -> float:
+def _java_metric(name: str, candidates: Words, references: Words) -> float:
     """The value of a class of pycocoevalcap."""
-    if kind == "Meteor":
-        from pycocoevalcap.meteor.meteor import Meteor as Metric
-    else:
-        from pycocoevalcap.spice.spice import Spice as Metric
-    return float(Metric().compute_score(references, candidates)[0])
-
-
-# --- files ---
-
-
-def write_results(path: Path, captions: Mapping[int, str]) -> None:
-    """The file that evaluators and servers take: a list of {image_id, caption}."""
-    content = [{"image_id": number, "caption": text} for number, text in captions.items()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, content, indent=None)
-
-
-def read_results(files: str | Path | Iterable[str | Path]) -> dict[int, str]:
-    """Image id -> caption of one file, or of those of all ranks. Of an image that a padded sampler
-    gave twice the first caption counts."""
-    captions: dict[int, str] = {}
-    for entry in read_annotations(files, {"image_id": int, "caption": str}):
-        captions.setdefault(entry["image_id"], entry["caption"])
-    return captions
+    metric = getattr(import_module(f"{PACKAGE}.{name}.{name}"), JAVA_METRICS[name])
+    return float(metric().compute_score(references, candidates)[0])
 
 
 def _check_ids(captions: Mapping[int, str], references: Mapping[int, Sequence[str]]) -> None:

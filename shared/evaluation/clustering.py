@@ -5,8 +5,6 @@ torch's memory: the only N-sized memory is the caller's and the result of `assig
 Source: docs/papers/pcl.md, section 3.4; salesforce/PCL@964da1f `main_pcl.py:run_kmeans`.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import faiss
@@ -14,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_mutual_info_score
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 MIN_POINTS_PER_CENTROID = 10  # below it faiss warns
@@ -51,7 +50,8 @@ def kmeans(
     clustering.seed = seed
     clustering.max_points_per_centroid = max_points_per_centroid
     clustering.min_points_per_centroid = MIN_POINTS_PER_CENTROID
-    with _faiss_threads():
+    # As many threads as torch may use, so that a run on one core uses one.
+    with threadpool_limits(torch.get_num_threads(), user_api="openmp"):
         clustering.train(points, _index(points.shape[1], gpu))
     centroids = faiss.vector_to_array(clustering.centroids)  # a copy that outlives `clustering`
     return torch.from_numpy(centroids.reshape(clusters, points.shape[1]))
@@ -65,7 +65,7 @@ def assign(features: Tensor, centroids: Tensor, gpu: bool = False) -> tuple[Tens
             f"features have {points.shape[1]} dimensions, centroids {centres.shape[1]}"
         )
     index = _index(centres.shape[1], gpu)
-    with _faiss_threads():
+    with threadpool_limits(torch.get_num_threads(), user_api="openmp"):
         index.add(centres)
         distances, ids = index.search(points, 1)
     return torch.from_numpy(ids[:, 0]), torch.from_numpy(distances[:, 0])
@@ -99,14 +99,3 @@ def _index(dim: int, gpu: bool) -> Any:
     config = faiss.GpuIndexFlatConfig()
     config.device, config.useFloat16 = torch.cuda.current_device(), False
     return faiss.GpuIndexFlatL2(faiss.StandardGpuResources(), dim, config)
-
-
-@contextmanager
-def _faiss_threads() -> Iterator[None]:
-    """Let faiss use as many threads as torch may, so that a run on one core uses one."""
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)

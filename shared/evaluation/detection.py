@@ -6,13 +6,14 @@ Source: docs/papers/simcal.md, section 7.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from importlib import import_module
 from io import StringIO
 from types import ModuleType
 from typing import Any, Literal
+from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,19 +60,6 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def rows(self, chosen: NDArray) -> "Detections":
-        """Those that an array of places, or of truth values, names."""
-        places = np.arange(len(self))[chosen]
-        masks = None if self.masks is None else [self.masks[place] for place in places]
-        return replace(
-            self,
-            image_ids=self.image_ids[places],
-            boxes=self.boxes[places],
-            scores=self.scores[places],
-            labels=self.labels[places],
-            masks=masks,
-        )
-
 
 @dataclass(frozen=True)
 class DetectionScores:
@@ -109,36 +97,15 @@ def detection_scores(
     return score(dataset_of(instances, kind), results, kind, most)
 
 
-def highest_per_class(detections: Detections, most: int) -> Detections:
-    """The detections of the `most` highest scores of each class, over all images.
-
-    Where an image's detections of all classes compete, moving scores between classes changes AP
-    without a better detection; with a cap by class it doesn't (docs/papers/simcal.md, pitfall 18).
-    `most` of `detection_scores` must then be large enough to cut nothing more.
-    """
-    order = np.lexsort((-detections.scores, detections.labels))
-    labels = detections.labels[order]
-    ranks = np.arange(len(labels)) - np.searchsorted(labels, labels, side="left")
-    return detections.rows(np.sort(order[ranks < most]))
-
-
-def bin_ap(
-    class_ap: NDArray[np.floating],
-    train_counts: NDArray[np.int64],
-    evaluation_counts: NDArray[np.int64],
-    edges: Sequence[int],
+def bin_means(
+    values: NDArray[np.floating], train_counts: NDArray[np.int64], edges: Sequence[int]
 ) -> NDArray[np.float64]:
-    """The mean AP of the classes of each bin of training counts: [0, edges[0]), [edges[0],
-    edges[1]), and so on, the last without an end; NaN of an empty one. The mean of the bins is bAP.
-
-    Args:
-        class_ap: (K,) see `DetectionScores`.
-        train_counts: (K,) training annotations.
-        evaluation_counts: (K,) annotations of what is evaluated; classes of none are left out.
-    """
-    counted = (evaluation_counts > 0) & ~np.isnan(class_ap)
+    """The means of values of classes, (K,), over the classes of each bin of their training counts:
+    [0, edges[0]), [edges[0], edges[1]), and so on, the last without an end. What is NaN is left
+    out, and an empty bin is NaN. Of `class_ap` the mean of the bins is bAP."""
+    counted = ~np.isnan(values)
     bins = np.searchsorted(edges, train_counts[counted], side="right")
-    sums = np.bincount(bins, class_ap[counted], minlength=len(edges) + 1)
+    sums = np.bincount(bins, values[counted], minlength=len(edges) + 1)
     sizes = np.bincount(bins, minlength=len(edges) + 1)
     with np.errstate(invalid="ignore"):
         return sums / sizes
@@ -264,7 +231,9 @@ def _lvis_scores(
     lvis = package("lvis")
     truth = lvis.LVIS.__new__(lvis.LVIS)  # whose constructor only reads a file
     truth.logger, truth.dataset = logging.getLogger("lvis"), dataset
-    with quiet("lvis"), numpy_of_2022():
+    truth.logger.setLevel(logging.ERROR)
+    # lvis 0.5.3 says np.float, which numpy has dropped (docs/papers/simcal.md, pitfall 14).
+    with patch.object(np, "float", float, create=True):
         truth._create_index()
         found = lvis.LVISResults(truth, results, max_dets=most)
         evaluator = lvis.LVISEval(truth, found, kind)
@@ -287,31 +256,6 @@ def package(name: str) -> ModuleType:
         logging.root.handlers = handlers
 
 
-@contextmanager
-def numpy_of_2022() -> Iterator[None]:
-    """lvis 0.5.3 says np.float, which numpy has dropped (docs/papers/simcal.md, pitfall 14)."""
-    names = vars(np)
-    missing = "float" not in names
-    names.setdefault("float", float)
-    try:
-        yield
-    finally:
-        if missing:
-            del names["float"]
-
-
-@contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """A logger that says errors alone."""
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
 def _class_ap(precision: NDArray[np.float64]) -> NDArray[np.float64]:
     """(K,) means of the valid entries of (IoU, recall, K), the evaluators' mean of each class."""
     return np.array([_mean(of_class, np.nan) for of_class in np.moveaxis(precision, 2, 0)])
@@ -320,12 +264,3 @@ def _class_ap(precision: NDArray[np.float64]) -> NDArray[np.float64]:
 def _mean(precision: NDArray[np.float64], empty: float) -> float:
     valid = precision[precision > -1]
     return float(valid.mean()) if valid.size else empty
-
-
-def named(scores: DetectionScores, prefix: str, bins: NDArray[np.float64]) -> Mapping[str, float]:
-    """Metrics of a run in percent, the bins as `AP1`, `AP2`, ... and their mean as `bAP`."""
-    found = {name: 100 * value for name, value in scores.metrics.items()}
-    found |= {f"AP{number}": 100 * float(value) for number, value in enumerate(bins, 1)}
-    return {f"{prefix}{name}": value for name, value in found.items()} | {
-        f"{prefix}bAP": 100 * float(bins.mean())
-    }

@@ -1,4 +1,4 @@
-"""Recall of proposals, whatever class they show: of all objects, of a class's, of a bin's.
+"""Recall of proposals, whatever class they show.
 
 Source: docs/papers/simcal.md, section 7; twangnh/SimCal@e5f3076
 `mmdet/core/evaluation/recall.py:eval_recalls`.
@@ -12,24 +12,6 @@ from numpy.typing import NDArray
 THRESHOLDS = np.linspace(0.5, 0.95, 10)  # of IoU
 
 
-def proposal_recall(
-    objects: Sequence[NDArray],
-    proposals: Sequence[NDArray],
-    budgets: Sequence[int],
-    inclusive_corners: bool = False,
-) -> NDArray[np.float64]:
-    """Share of the objects that proposals cover, (budgets, 10), at IoU .50, .55, ... .95.
-
-    Args:
-        objects: of each image (g, 4) boxes, x1, y1, x2, y2.
-        proposals: of each image (m, 5) boxes and scores, in any order.
-        budgets: how many proposals of an image count, those of the highest scores.
-        inclusive_corners: a box that ends with pixel x has x2 = x.
-    """
-    overlaps = np.concatenate(best_overlaps(objects, proposals, budgets, inclusive_corners), axis=1)
-    return _recall(overlaps)
-
-
 def class_recall(
     objects: Sequence[NDArray],
     labels: Sequence[NDArray[np.int64]],
@@ -39,9 +21,15 @@ def class_recall(
     inclusive_corners: bool = False,
 ) -> NDArray[np.float64]:
     """Average recall of each class's objects, (classes, budgets), over the ten thresholds; NaN of a
-    class without objects. `labels`, of each image (g,) in 1..classes; see `proposal_recall`.
+    class without objects. Proposals are matched to the objects of one class at a time, as if there
+    were no others.
 
-    Proposals are matched to the objects of one class at a time, as if there were no others.
+    Args:
+        objects: of each image (g, 4) boxes, x1, y1, x2, y2.
+        labels: of each image (g,) in 1..classes.
+        proposals: of each image (m, 5) boxes and scores, in any order.
+        budgets: how many proposals of an image count, those of the highest scores.
+        inclusive_corners: a box that ends with pixel x has x2 = x.
     """
     found: list[list[NDArray]] = [[] for _ in range(classes)]
     for boxes, own, proposed in zip(objects, labels, proposals, strict=True):
@@ -49,20 +37,8 @@ def class_recall(
             given = [boxes[own == label]], [proposed], budgets, inclusive_corners
             found[label - 1] += best_overlaps(*given)
     missing = np.full(len(budgets), np.nan)
-    rows = [_recall(np.concatenate(o, axis=1)).mean(axis=1) if o else missing for o in found]
+    rows = [recall(np.concatenate(o, axis=1)).mean(axis=1) if o else missing for o in found]
     return np.stack(rows)
-
-
-def bin_recall(
-    recalls: NDArray[np.float64], train_counts: NDArray[np.int64], edges: Sequence[int]
-) -> NDArray[np.float64]:
-    """Mean over the classes of each bin of training counts, (bins, budgets), of (classes, budgets)
-    recalls; classes without objects are left out, and an empty bin is NaN."""
-    bins = np.searchsorted(edges, train_counts, side="right")
-    counted = ~np.isnan(recalls).any(axis=1)
-    members = [recalls[counted & (bins == number)] for number in range(len(edges) + 1)]
-    missing = np.full(recalls.shape[1], np.nan)
-    return np.stack([rows.mean(axis=0) if len(rows) else missing for rows in members])
 
 
 def best_overlaps(
@@ -72,7 +48,8 @@ def best_overlaps(
     inclusive_corners: bool = False,
 ) -> list[NDArray[np.float64]]:
     """Of each image the overlap (IoU) of each object with its proposal, (budgets, g), in the order
-    in which they are matched: the largest overlap that is left first, each proposal once."""
+    in which they are matched: the largest overlap that is left first, each proposal once; see
+    `class_recall`."""
     found = []
     for boxes, proposed in zip(objects, proposals, strict=True):
         order = np.argsort(-proposed[:, 4], kind="stable")
@@ -105,7 +82,8 @@ def _overlaps(boxes: NDArray, others: NDArray, last: int) -> NDArray[np.float64]
     return common / np.maximum(own[:, None] + theirs[None] - common, np.finfo(np.float32).tiny)
 
 
-def _recall(overlaps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(budgets, 10) of the overlaps (budgets, objects); NaN without objects."""
+def recall(overlaps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Share of objects that proposals cover at IoU .50, .55, ... .95, (budgets, 10), by their
+    overlaps (budgets, objects), see `best_overlaps`; NaN without objects."""
     covered = (overlaps[:, None] >= THRESHOLDS[:, None]).sum(axis=2)
     return covered / (overlaps.shape[1] or np.nan)

@@ -24,9 +24,9 @@ def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return planes.reshape(*maps.shape[:-2], *size)
 
 
-def box_scores(heat: Tensor, boxes: Tensor, exponent: float = AREA_EXPONENT) -> Tensor:
-    """(P,) float64: sum of `heat` (H, W) inside each of `boxes` (P, 4) over (area)^exponent; rows
-    int(y) to int(y + h) and columns int(x) to int(x + w), the last one excluded, are inside."""
+def box_scores(heat: Tensor, boxes: Tensor) -> Tensor:
+    """(P,) float64: sum of `heat` (H, W) inside each of `boxes` (P, 4) over the root of its area.
+    Rows int(y) to int(y + h) and columns int(x) to int(x + w), the last excluded, are inside."""
     height, width = heat.shape
     boxes = boxes.to(heat.device, torch.float64)
     x, y, w, h = boxes.unbind(dim=1)
@@ -35,15 +35,15 @@ def box_scores(heat: Tensor, boxes: Tensor, exponent: float = AREA_EXPONENT) -> 
     top, bottom = (edge.long().clamp(0, height) for edge in (y, y + h))
     left, right = (edge.long().clamp(0, width) for edge in (x, x + w))
     inside = table[bottom, right] - table[top, right] - table[bottom, left] + table[top, left]
-    return inside / (w * h).clamp(min=1e-12) ** exponent
+    return inside / (w * h).clamp(min=1e-12) ** AREA_EXPONENT
 
 
-def choose_box(heat: Tensor, boxes: Tensor, exponent: float = AREA_EXPONENT) -> tuple[int, float]:
+def choose_box(heat: Tensor, boxes: Tensor) -> tuple[int, float]:
     """The proposal with the highest score, the first of equal ones, and its score, even if that is
     not above 0, where the official code keeps the box of the expression before."""
     if len(boxes) == 0:
         raise ValueError("no proposal to choose from")
-    scores = box_scores(heat, boxes, exponent).cpu().numpy()
+    scores = box_scores(heat, boxes).cpu().numpy()
     if not np.isfinite(scores).all():
         raise ValueError("the map of an expression is not finite: have the weights diverged?")
     best = int(scores.argmax())
@@ -68,14 +68,10 @@ class Grounded(NamedTuple):
 
 
 def ground(
-    cam: Tensor,
-    size: tuple[int, int],
-    proposals: Tensor,
-    referred: Sequence[float],
-    exponent: float = AREA_EXPONENT,
+    cam: Tensor, size: tuple[int, int], proposals: Tensor, referred: Sequence[float]
 ) -> Grounded:
     """Grounds one expression by its map (g, g) in an image of height and width `size`."""
-    best, score = choose_box(upsample(cam.float(), size), proposals, exponent)
+    best, score = choose_box(upsample(cam.float(), size), proposals)
     return Grounded(best, score, iou(proposals[best].tolist(), referred))
 
 

@@ -271,22 +271,3 @@ def score_pairs(
                 found = matcher.score(context, *texts[part])
                 scores[row, part.to(device)] = found.float()
     return gather_rows({"scores": scores}, device)["scores"][gallery.order]
-
-
-def rerank(
-    similarity: Tensor,
-    k: int | Literal["all"],
-    score: Callable[[Tensor], Tensor],
-    add_similarity: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Scores (N, T) and (T, N) of the k candidates by `similarity` (N, T), `NOT_SCORED` elsewhere.
-
-    `score` makes scores of the pairs in a boolean (N, T), as `score_pairs`, and is asked once; with
-    `add_similarity` the similarity is added, as BLIP ranks; ALBEF ranks by the score alone.
-    """
-    chosen = candidates(similarity, k)
-    scores = score(chosen[0] | chosen[1])
-    if add_similarity:
-        scores = scores + similarity
-    i2t, t2i = (scores.masked_fill(~there, NOT_SCORED) for there in chosen)
-    return i2t, t2i.T

@@ -32,19 +32,16 @@ def macro_accuracy(predictions: Tensor, labels: Tensor, num_classes: int) -> flo
 
 
 def shot_accuracy(
-    predictions: Tensor, labels: Tensor, train_counts: Tensor, many=100, few=20, empty="nan"
+    predictions: Tensor, labels: Tensor, train_counts: Tensor, many: int = 100, few: int = 20
 ) -> dict[str, float]:
     """Accuracies 0..1: `all` over samples; `many`, `medium`, `few` as means over their classes, of
-    `train_counts` (C,) training images, that have test images; of no class `empty`, "nan" or
-    "zero" (as the public code has it)."""
-    if empty not in ("nan", "zero"):
-        raise ValueError(f'`empty` must be "nan" or "zero", got {empty!r}')
+    `train_counts` (C,) training images, that have test images, NaN of no class (0 in the public
+    code)."""
     per_class = class_accuracies(predictions, labels, len(train_counts))
     if not len(labels):
         raise ValueError("no test image to measure an accuracy on")
     groups = shot_groups(train_counts, many, few)
     result = {"all": float((predictions == labels).double().mean())}
     for group, name in enumerate(("many", "medium", "few")):
-        accuracy = per_class[groups == group].nanmean()
-        result[name] = float(accuracy.nan_to_num(0.0) if empty == "zero" else accuracy)
+        result[name] = float(per_class[groups == group].nanmean())
     return result

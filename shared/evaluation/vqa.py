@@ -1,4 +1,4 @@
-"""Soft accuracy of VQA v2, and the result file that its server takes.
+"""Soft accuracy of VQA v2.
 
 Ten people answered each question; a prediction is right as far as they agree with it. Answers are
 compared in a normalised spelling. Source: docs/papers/albef.md, section 7; salesforce/ALBEF@b9727e4
@@ -8,10 +8,7 @@ compared in a normalised spelling. Source: docs/papers/albef.md, section 7; sale
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
-
-from shared.files import write_json
 
 VOTES = 3  # that make an answer fully right
 
@@ -58,15 +55,15 @@ def normalised(answer: str) -> str:
     return " ".join(MISSPELT.get(word, word) for word in words if word not in ARTICLES)
 
 
-def soft_accuracy(prediction: str, answers: Sequence[str], enough: int = VOTES) -> float:
-    """In [0, 1]: min(1, votes / enough), the mean over leaving out each of the answers in turn;
+def soft_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """In [0, 1]: min(1, votes / 3), the mean over leaving out each of the answers in turn;
     these lose their punctuation only where they are not all the same."""
     if len(set(answers)) > 1:
         answers = [without_punctuation(answer) for answer in answers]
     votes = list(answers).count(normalised(prediction))
     others = len(answers) - votes
     # Left out is either one of the votes for the prediction or one against it.
-    return (votes * min(1, (votes - 1) / enough) + others * min(1, votes / enough)) / len(answers)
+    return (votes * min(1, (votes - 1) / VOTES) + others * min(1, votes / VOTES)) / len(answers)
 
 
 def exact_match(prediction: str, answers: Sequence[str]) -> float:
@@ -121,10 +118,3 @@ def accuracies(answered: Sequence[Answered]) -> dict[str, float]:
                 slug = re.sub(r"\W+", "_", kind.lower()).strip("_")
                 groups[f"vqa_accuracy_{slug}"].append(row.accuracy)
     return {name: percent(values) for name, values in groups.items()}
-
-
-def write_results(path: Path, answered: Sequence[Answered]) -> None:
-    """The file for the server: a list of {question_id, answer}."""
-    content = [{"question_id": row.question_id, "answer": row.answer} for row in answered]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, content, indent=None)

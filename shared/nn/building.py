@@ -12,7 +12,6 @@ from inspect import isclass, isfunction
 from typing import Any, TypeVar
 
 from omegaconf import OmegaConf
-from torch import nn
 
 TRUSTED_PACKAGES = ("shared", "methods")
 BUILDERS = (*TRUSTED_PACKAGES, "benchmarks")  # of data; no class of theirs stands in a checkpoint
@@ -24,11 +23,6 @@ def build(config: Any, base: type[Built]) -> Built:
     is no subclass of `base` defined in this project, or does not take these arguments."""
     target, arguments = _parts(config, base.__name__)
     return applied(trusted_class(target, base), arguments)
-
-
-def build_network(config: Any) -> nn.Module:
-    """Build the network that `{"_target_": "shared.nn....", **arguments}` describes."""
-    return build(config, nn.Module)
 
 
 def call(config: Any, **further: Any) -> Any:

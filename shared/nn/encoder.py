@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from shared.nn.building import applied, build_network
+from shared.nn.building import applied, build
 from shared.nn.heads import LinearProjection, ProjectionHead
 
 
@@ -17,7 +17,7 @@ class Encoder(nn.Module):
 
     def __init__(self, backbone: dict, num_classes: int | None, projection: dict | None):
         super().__init__()
-        self.backbone = build_network(backbone)
+        self.backbone = build(backbone, nn.Module)
         self.num_features = width = int(self.backbone.num_features)  # type: ignore[arg-type]
         # The classifier is created before the projection, so that with one seed all arms of a
         # comparison start from the same backbone and classifier.

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from shared.nn.text_transformer import Context, LanguageHead, Past, TextTransformer
 
@@ -145,7 +146,8 @@ def _sampled(
         ended = ended | (unread[:, 0] == settings.end_id)
         if ended.all():
             break
-    return Generated(_filled(ids, settings), scores)
+    missing = settings.max_length - ids.shape[1]
+    return Generated(F.pad(ids, (0, missing), value=settings.pad_id), scores)
 
 
 def _beam_search(decoder: CachedDecoder, prompt: Tensor, settings: Generation) -> Generated:
@@ -225,9 +227,3 @@ class _Finished:
     def best(self) -> Generated:
         """The best text of each."""
         return Generated(self.sequences[:, 0], self.scores[:, 0])
-
-
-def _filled(ids: Tensor, settings: Generation) -> Tensor:
-    """(B, n) -> (B, M), padded."""
-    missing = settings.max_length - ids.shape[1]
-    return torch.nn.functional.pad(ids, (0, missing), value=settings.pad_id)

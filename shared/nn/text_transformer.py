@@ -81,8 +81,8 @@ class Past:
 class Mixing(nn.Module):
     """Multi-head attention and a dense layer.
 
-    `dropout` is that of the probabilities. `map`, (B, H, L, N), holds the probabilities (before
-    dropout) of the last call inside `recorded`, as part of the graph.
+    `dropout` is that of the probabilities. `maps`, a list within `recorded`, takes those of each
+    call before dropout, (R, H, r L, N): the r texts that share a context stand in a row.
     """
 
     def __init__(self, width: int, heads: int, dropout: float, context_width: int | None = None):
@@ -92,8 +92,7 @@ class Mixing(nn.Module):
         self.key = nn.Linear(context_width or width, width)
         self.value = nn.Linear(context_width or width, width)
         self.output = nn.Linear(width, width)
-        self.recording = False
-        self.map: Tensor | None = None
+        self.maps: list[Tensor] | None = None
 
     def project(self, context: Tensor, mask: Tensor | None = None) -> KeyValue:
         """(R, N, C) -> keys and values; `mask` (R, 1, 1, N) is kept with them."""
@@ -112,24 +111,19 @@ class Mixing(nn.Module):
             query = self._split(self._merge(query).view(contexts, -1, hidden.shape[-1]))
         p = self.dropout if self.training else 0.0
         # On a CPU fused attention knows no dropout: torch would take separate steps, too.
-        if self.recording or (p > 0 and query.device.type == "cpu"):
+        if self.maps is not None or (p > 0 and query.device.type == "cpu"):
             scores = query @ context.key.mT / math.sqrt(query.shape[-1])
             if mask is not None:
                 scores = scores.masked_fill(~mask, -torch.inf)
             probabilities = scores.softmax(dim=-1)
-            if self.recording:
-                probabilities = self._record(probabilities, texts=batch // contexts)
+            if self.maps is not None:
+                self.maps.append(probabilities)
             mixed = dropout(probabilities, p, self.training) @ context.value
         else:
             mixed = F.scaled_dot_product_attention(
                 query, context.key, context.value, mask, dropout_p=p
             )
         return self.output(self._merge(mixed).view(batch, length, -1))
-
-    def _record(self, probabilities: Tensor, texts: int) -> Tensor:
-        """Keep the `map`, of which the result is computed; `texts` in a row share a context."""
-        self.map = probabilities.unflatten(2, (texts, -1)).transpose(1, 2).flatten(0, 1)
-        return self.map.unflatten(0, (-1, texts)).transpose(1, 2).flatten(2, 3)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -222,11 +216,10 @@ class TransformerLayer(nn.Module):
         first_only: bool = False,
         has_read: bool = False,
         past: Past | None = None,
-        alone: bool = False,
     ) -> Tensor:
         """(B, L, D) -> (B, L, D), of the first token alone if `first_only`; with `has_read` the
-        hidden states went through the layer's self-attention already; `alone` skips
-        cross-attention. Tokens also attend to those of the `past`, which they join."""
+        hidden states went through the layer's self-attention already; without a context
+        cross-attention is skipped. Tokens also attend to those of the `past`, which they join."""
         asking = hidden[:, :1] if first_only else hidden
         if not has_read:
             read = self.self_attention.project(hidden)
@@ -234,9 +227,7 @@ class TransformerLayer(nn.Module):
                 read = past.extend(read)
             asking = self.self_attention(asking, read, mask)
         hidden = asking
-        if self.cross_attention is not None and not alone:
-            if context is None:
-                raise ValueError("a layer with cross-attention needs a context")
+        if self.cross_attention is not None and context is not None:
             hidden = self.cross_attention(hidden, context)
         output = self.output(F.gelu(self.intermediate(hidden)))
         return self.norm(hidden + dropout(output, self.dropout, self.training))
@@ -429,13 +420,12 @@ class TextTransformer(nn.Module):
                 f"{fusing} layers with cross-attention take a context each, got {len(context)}: "
                 "`project` makes them of an image's tokens"
             )
-        contexts, alone = iter(context or ()), context is None
+        contexts = iter(context or ())
         pasts: Sequence[Past | None] = list(past)[start:stop] or [None] * len(layers)
         for layer, read in zip(layers, pasts, strict=True):
-            seen = None if alone or layer.cross_attention is None else next(contexts)
-            hidden = layer(
-                hidden, visible, seen, first_only and layer is last, has_read, read, alone
-            )
+            fuses = context is not None and layer.cross_attention is not None
+            seen = next(contexts) if fuses else None
+            hidden = layer(hidden, visible, seen, first_only and layer is last, has_read, read)
             has_read = False
         return hidden
 
@@ -459,10 +449,10 @@ class TextTransformer(nn.Module):
 class LanguageHead(nn.Module):
     """BERT's word prediction: dense, GELU, LayerNorm, then the word embeddings and a bias."""
 
-    def __init__(self, vocab_size: int, width: int, eps: float = 1e-12, initial_std: float = 0.02):
+    def __init__(self, vocab_size: int, width: int, initial_std: float = 0.02):
         super().__init__()
         self.dense = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps)
+        self.norm = nn.LayerNorm(width, 1e-12)
         self.bias = nn.Parameter(torch.zeros(vocab_size))
         self.apply(partial(initialise_bert, std=initial_std))
 
@@ -523,10 +513,12 @@ def initialise_bert(module: nn.Module, std: float) -> None:
 
 
 @contextmanager
-def recorded(attention: Attention) -> Iterator[Attention]:
-    """Keep the probabilities of each call in `attention.map` within the block."""
-    attention.recording = True
+def recorded(attention: Attention) -> Iterator[list[Tensor]]:
+    """Append the probabilities of each call within the block to the list that is yielded; they are
+    part of the graph, see `Mixing`."""
+    maps: list[Tensor] = []
+    attention.maps = maps
     try:
-        yield attention
+        yield maps
     finally:
-        attention.recording, attention.map = False, None
+        attention.maps = None

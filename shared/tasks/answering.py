@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from shared.distributed import gather_objects
-from shared.evaluation.vqa import MATCHES, Answered, accuracies, judged, write_results
+from shared.evaluation.vqa import MATCHES, Answered, accuracies, judged
+from shared.files import write_json
 from shared.losses.language import smoothed_losses, text_sums, token_losses
 from shared.nn.text_transformer import KeyValue, LanguageHead, TextTransformer
 from shared.nn.vision_transformer import VisionTransformer
@@ -115,9 +116,9 @@ class AnswerRanking(nn.Module):
         first_token = self.first_token_log_probs(network, question)
         first, candidates = first_token.topk(self.k_test, dim=1)
         if self.smoothing is not None:
-            scores = self.smoothed_scores(network, question, candidates, self.smoothing)
-            return candidates, scores
-        rest = self.remaining_log_probs(network, question, candidates)
+            losses = partial(smoothed_losses, smoothing=self.smoothing)
+            return candidates, self.log_probs(network, question, candidates, 1, losses)
+        rest = self.log_probs(network, question, candidates, 2, token_losses)
         return candidates, self.first_token_weight * first + rest
 
     def probabilities(self, network: AnswerNetwork, question: list[KeyValue]) -> Tensor:
@@ -133,24 +134,7 @@ class AnswerRanking(nn.Module):
         logits = network.word_head(hidden[:, 0], network.text_decoder.embeddings.word)
         return logits.float().log_softmax(dim=1)[:, self.ids[:, 1]]
 
-    def remaining_log_probs(
-        self, network: AnswerNetwork, question: list[KeyValue], candidates: Tensor
-    ) -> Tensor:
-        """(B, k): of all tokens of each candidate after the first one, summed."""
-        return self._score(network, question, candidates, 2, token_losses)
-
-    def smoothed_scores(
-        self,
-        network: AnswerNetwork,
-        question: list[KeyValue],
-        candidates: Tensor,
-        smoothing: float,
-    ) -> Tensor:
-        """(B, k): minus the label-smoothed cross-entropies of all tokens, summed."""
-        losses = partial(smoothed_losses, smoothing=smoothing)
-        return self._score(network, question, candidates, 1, losses)
-
-    def _score(
+    def log_probs(
         self,
         network: AnswerNetwork,
         question: list[KeyValue],
@@ -215,6 +199,8 @@ class AnswerEvaluation(Evaluation):
             return accuracies(answered)
         path = Path(module.trainer.default_root_dir) / RESULTS
         if module.trainer.is_global_zero:
-            write_results(path, answered)
+            rows = [{"question_id": row.question_id, "answer": row.answer} for row in answered]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, rows, indent=None)  # what VQA's server takes
             log.info("%d questions answered: %s", len(answered), path)
         return {"evaluated": float(len(answered)), **accuracies(answered)}

@@ -24,7 +24,6 @@ from shared.nn.detection.matching import (
     Assignment,
     GroundTruth,
     Quota,
-    Sample,
     assign,
     padded,
     sample,
@@ -94,34 +93,27 @@ class JointTraining:
         boxes, valid = proposals.boxes, proposals.valid
         stages: list[dict[str, Tensor]] = []
         for stage, head in enumerate(detector.box_heads):
-            regions, assignment, chosen = self.choose(
-                detector, boxes, valid, truth, head.positive_iou, self.priority(step, stage)
-            )
+            # The ground truths are regions, too, and stand in front of the proposals.
+            iou = head.positive_iou
+            assignment = assign(detector.geometry, boxes, valid, truth, iou, iou, iou)
+            regions, valid, assignment = with_truth(boxes, valid, assignment, truth)
+            priority = self.priority(f"regions of stage {stage}", step, valid)
+            chosen = sample(assignment, priority, self.regions)
             seen = rois(regions, chosen.chosen)
             labels = labels_of(assignment, truth)[chosen.chosen]
             logits, deltas = head(detector.box_features(maps, seen))
-            truths = assignment.truths[chosen.chosen]
-            targets = truth.boxes[seen[:, 0].long(), truths.clamp(min=0)]
             positive = labels > 0
-            goal = detector.geometry.encode(seen[:, 1:], targets, head.delta_stds)
-            deltas_of_label = of_label(deltas, labels)
-            off = F.smooth_l1_loss(
-                deltas_of_label[positive],
-                goal[positive],
-                reduction="sum",
-                beta=self.regions.beta,
-            )
-            losses = {
-                "loss_class": classify(logits, labels),
-                "loss_box": off / max(1, len(labels)),
-            }
+            truths = assignment.truths[chosen.chosen][positive]
+            targets = truth.boxes[seen[positive, 0].long(), truths]
+            goal = detector.geometry.encode(seen[positive, 1:], targets, head.delta_stds)
+            found = of_label(deltas, labels)[positive]
+            off = F.smooth_l1_loss(found, goal, reduction="sum", beta=self.regions.beta)
+            losses = {"loss_class": classify(logits, labels), "loss_box": off / max(1, len(labels))}
             if len(detector.mask_heads):
-                logits_of_pixels = detector.mask_heads[stage](
-                    detector.pool(maps, seen[positive], detector.mask_resolution)
-                )
+                features = detector.pool(maps, seen[positive], detector.mask_resolution)
                 losses["loss_mask"] = mask_loss(
-                    detector, logits_of_pixels, seen[positive], truths[positive], labels[positive],
-                    batch["targets"],
+                    detector, detector.mask_heads[stage](features), seen[positive], truths,
+                    labels[positive], batch["targets"],
                 )  # fmt: skip
             stages.append(losses)
             if stage + 1 < len(detector.box_heads):
@@ -131,32 +123,10 @@ class JointTraining:
             terms[name] = torch.stack(parts).sum()
         return terms
 
-    def priority(self, step: int, stage: int) -> Callable[[Tensor], Tensor]:
-        """Random numbers for regions of a stage, in the shape of a mask."""
-        purpose = f"regions of stage {stage}, rank {rank()}"
-
-        def draw(valid: Tensor) -> Tensor:
-            generator = torch_generator(self.seed, step, purpose)
-            return torch.rand(valid.shape, generator=generator).to(valid.device)
-
-        return draw
-
-    def choose(
-        self,
-        detector: Detector,
-        boxes: Tensor,
-        valid: Tensor,
-        truth: GroundTruth,
-        positive_iou: float,
-        priority: Callable[[Tensor], Tensor],
-    ) -> tuple[Tensor, Assignment, Sample]:
-        """Regions (B, G + P, 4), the ground truths in front, what each stands for, and which are
-        trained on."""
-        iou = positive_iou
-        assignment = assign(detector.geometry, boxes, valid, truth, iou, iou, iou)
-        regions, valid, assignment = with_truth(boxes, valid, assignment, truth)
-        chosen = sample(assignment, priority(valid), self.regions)
-        return regions, assignment, chosen
+    def priority(self, purpose: str, step: int, boxes: Tensor) -> Tensor:
+        """Random numbers of a step in the shape (B, P) of a mask of boxes, for this rank."""
+        generator = torch_generator(self.seed, step, f"{purpose}, rank {rank()}")
+        return torch.rand(boxes.shape, generator=generator).to(boxes.device)
 
     def anchor_losses(
         self,
@@ -179,9 +149,7 @@ class JointTraining:
             # Objects may have claimed an anchor that is then left out, and no other one.
             truths = assignment.truths.masked_fill(~inside(outputs.anchors, sizes), IGNORED)
             assignment = assignment._replace(truths=truths)
-        generator = torch_generator(self.seed, step, f"anchors, rank {rank()}")
-        priority = torch.rand(every.shape, generator=generator).to(anchors.device)
-        chosen = sample(assignment, priority, settings)
+        chosen = sample(assignment, self.priority("anchors", step, every), settings)
         count = chosen.chosen.sum().clamp(min=1)
         target = chosen.positive.to(outputs.objectness)
         objectness = F.binary_cross_entropy_with_logits(

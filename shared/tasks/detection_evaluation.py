@@ -14,8 +14,8 @@ from torch import Tensor
 
 from shared.data.readers.instances import Instances
 from shared.distributed import gather_objects
-from shared.evaluation.detection import Detections, bin_ap, detection_scores
-from shared.evaluation.detection_recall import bin_recall, class_recall
+from shared.evaluation.detection import Detections, Kind, bin_means, detection_scores
+from shared.evaluation.detection_recall import class_recall
 from shared.nn.detection.selection import Detections as PaddedDetections
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "APr", "APc", "APf")
@@ -60,16 +60,11 @@ class DetectionEvaluation:
     ) -> None:
         """Add the detections of a batch of images (B,); masks are run lengths of each image."""
         own = detections.valid
-        ids = image_ids[:, None].expand_as(own)[own]
-        self.detections[name].append(
-            Detections(
-                ids.cpu().numpy(),
-                detections.boxes[own].cpu().numpy(),
-                detections.scores[own].cpu().numpy(),
-                detections.labels[own].cpu().numpy(),
-                None if masks is None else [mask for image in masks for mask in image],
-            )
-        )
+        tables = {"image_ids": image_ids[:, None].expand_as(own), **detections._asdict()}
+        columns: dict[str, Any] = {key: table[own].cpu().numpy() for key, table in tables.items()}
+        if masks is not None:
+            columns["masks"] = [mask for image in masks for mask in image]
+        self.detections[name].append(Detections(**columns))
 
     def add_proposals(self, image_ids: Tensor, rois: Tensor) -> None:
         """Add proposals (M, 5) in pixels of the original images, the best of each image first."""
@@ -112,17 +107,13 @@ class DetectionEvaluation:
         """AP of boxes and, with masks, of masks: overall, by size, by LVIS's groups, by bin, and
         `bAP`, the mean of the bins. What no annotation allows to measure is left out."""
         values: dict[str, float] = {}
-        kinds = (("bbox", prefix), ("segm", f"{prefix}mask_"))
+        kinds: list[tuple[Kind, str]] = [("bbox", prefix), ("segm", f"{prefix}mask_")]
         for kind, start in kinds if self.settings.masks else kinds[:1]:
-            found = detection_scores(
-                instances,
-                detections,
-                kind,  # type: ignore[arg-type]
-                self.settings.most,
-                self.inclusive_corners,
-            )
+            rules = self.settings.most, self.inclusive_corners
+            found = detection_scores(instances, detections, kind, *rules)
             measured = {k: v for k, v in found.metrics.items() if k in METRICS and v > -1}
-            bins = bin_ap(found.class_ap, counts, instances.instance_counts, self.settings.edges)
+            evaluated = np.where(instances.instance_counts > 0, found.class_ap, np.nan)
+            bins = bin_means(evaluated, counts, self.settings.edges)
             values |= {f"{start}{name}": 100 * value for name, value in measured.items()}
             values |= by_bin(f"{start}AP", bins)
             if not np.isnan(bins).all():
@@ -143,8 +134,8 @@ class DetectionEvaluation:
             given.append(proposals.get(image, np.zeros((0, 5), np.float32)))
         recalls = class_recall(
             corners, labels, given, [self.settings.proposals], len(counts), self.inclusive_corners
-        )
-        bins = bin_recall(recalls, counts, self.settings.edges)[:, 0]
+        )[:, 0]
+        bins = bin_means(recalls, counts, self.settings.edges)
         return {"recall": 100 * float(np.nanmean(recalls)), **by_bin("recall", bins)}
 
 
@@ -156,13 +147,10 @@ def by_bin(name: str, bins: NDArray[np.float64]) -> dict[str, float]:
 
 def joined(parts: Sequence[Detections]) -> Detections:
     """The detections of several batches as one."""
-    masks = [part.masks for part in parts]
-    return Detections(
-        np.concatenate([part.image_ids for part in parts]),
-        np.concatenate([part.boxes for part in parts]),
-        np.concatenate([part.scores for part in parts]),
-        np.concatenate([part.labels for part in parts]),
-        None
-        if any(m is None for m in masks)
-        else [rle for m in masks if m is not None for rle in m],
-    )
+    names = ("image_ids", "boxes", "scores", "labels")
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(part, name) for part in parts]) for name in names
+    }
+    if all(part.masks is not None for part in parts):
+        columns["masks"] = [mask for part in parts for mask in part.masks or ()]
+    return Detections(**columns)

@@ -21,7 +21,7 @@ from shared.data.image_text.pairs import ImageTextBatch
 from shared.distributed import own_rows, world_size
 from shared.randomness import torch_generator
 from shared.training.method import Method
-from shared.training.optim import decay_everything, decay_matrices
+from shared.training.optim import decay_matrices, weight_decay_groups
 from shared.training.schedules import linear_rate, stepped_cosine
 
 log = logging.getLogger(__name__)
@@ -169,9 +169,9 @@ class ImageTextMethod(Method):
         return linear_rate(self.global_step + 1, total, **self.schedule)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        groups = (decay_everything if self.decay_all else decay_matrices)(self, self.weight_decay)
-        rate, betas = self.schedule["lr"], self.betas
-        return torch.optim.AdamW(groups, rate, betas=betas, eps=self.eps, fused=True)
+        groups_of = weight_decay_groups if self.decay_all else decay_matrices
+        groups, rate = groups_of(self, self.weight_decay), self.schedule["lr"]
+        return torch.optim.AdamW(groups, rate, betas=self.betas, eps=self.eps, fused=True)
 
     def step_draws(self, purpose: str, *shape: int) -> Tensor:
         """Uniform numbers of `shape` (B, ...) for this rank's pairs: functions of the seed, the

@@ -4,7 +4,6 @@ Source: docs/papers/albef.md, section 7; salesforce/ALBEF@b9727e4 `Retrieval.py:
 itm_eval`.
 """
 
-from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,12 +12,13 @@ from torch import Tensor
 
 from shared.data.image_text.pairs import ImageTextData
 from shared.evaluation.retrieval import (
+    NOT_SCORED,
     Collector,
     Gallery,
     Matcher,
     Precision,
+    candidates,
     recalls,
-    rerank,
     score_pairs,
 )
 from shared.tasks.image_text_method import Evaluation, ImageTextBatch
@@ -113,10 +113,16 @@ class RetrievalEvaluation(Evaluation):
         return metrics
 
     def scores(self, module: Any, gallery: Gallery) -> tuple[Tensor, Tensor]:
-        """By which images rank texts (N, T), and texts rank images (T, N): see `rerank`."""
+        """By which images rank texts (N, T), and texts rank images (T, N): of the candidates of
+        each, `NOT_SCORED` elsewhere. A pair that both directions want is scored once."""
+        similarity = gallery.similarity()
+        chosen = candidates(similarity, self.k_test)
         of_probability = self.score == "probability"
-        score = partial(self._score, module, gallery, of_probability=of_probability)
-        return rerank(gallery.similarity(), self.k_test, score, self.score == "itm+itc")
+        scores = self._score(module, gallery, chosen[0] | chosen[1], of_probability)
+        if self.score == "itm+itc":
+            scores = scores + similarity
+        i2t, t2i = (scores.masked_fill(~there, NOT_SCORED) for there in chosen)
+        return i2t, t2i.T
 
     def _auc(self, module: Any, gallery: Gallery, hard: Tensor) -> float:
         """Of true pairs against the same images with their texts' hard negatives."""
@@ -134,9 +140,7 @@ class RetrievalEvaluation(Evaluation):
         matches = torch.arange(len(both)) < len(texts)
         return 100 * float(roc_auc_score(matches.numpy(), both.numpy()))
 
-    def _score(
-        self, module: Any, gallery: Gallery, wanted: Tensor, of_probability: bool = False
-    ) -> Tensor:
+    def _score(self, module: Any, gallery: Gallery, wanted: Tensor, of_probability: bool) -> Tensor:
         """(N, T) scores of the wanted pairs: the logit of "match", or that of its probability."""
         text_encoder = module.encoders.text_encoder
 

@@ -18,7 +18,6 @@ from pytorch_lightning.callbacks import (
     Callback,
     Checkpoint,
     ProgressBar,
-    RichProgressBar,
     WeightAveraging,
 )
 from torch import Tensor
@@ -191,7 +190,7 @@ class Throughput(Callback):
 class PlainProgress(ProgressBar):
     """One line every so many seconds, for logs and pipes where a bar would leave rubbish."""
 
-    def __init__(self, every_seconds: float) -> None:
+    def __init__(self, every_seconds: float = 10.0) -> None:
         super().__init__()
         self.every_seconds = every_seconds
         self._printed = -math.inf
@@ -212,11 +211,6 @@ class PlainProgress(ProgressBar):
         shown = f" loss {float(loss):.4f}" if loss is not None else ""
         where = f"epoch {trainer.current_epoch} batch {batch_idx + 1}/{self.total_train_batches}"
         print(f"step {trainer.global_step} ({where}){shown}", flush=True)
-
-
-def progress_callback(every_seconds: float = 10.0) -> ProgressBar:
-    """A bar in a terminal, plain lines otherwise."""
-    return RichProgressBar() if sys.stdout.isatty() else PlainProgress(every_seconds)
 
 
 def peak_memory_mb() -> float:

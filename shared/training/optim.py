@@ -8,8 +8,9 @@ from torch import nn
 def weight_decay_groups(
     module: nn.Module, weight_decay: float, no_decay: Sequence[str] = ()
 ) -> list[dict]:
-    """Two optimiser groups, by NAME as in the papers: parameters without and with one of the
-    patterns `no_decay`. A pattern that fits no parameter is a ValueError."""
+    """Optimiser groups of the parameters that learn, by NAME as in the papers: those without one of
+    the patterns `no_decay`, and those with one, if any; by default all decay, biases, LayerNorms
+    and temperature too, as in BLIP. A pattern that fits no parameter is a ValueError."""
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
     for pattern in no_decay:
         if not any(pattern in name for name, _ in named):
@@ -20,13 +21,6 @@ def weight_decay_groups(
     if spared:
         groups.append({"params": spared, "weight_decay": 0.0})
     return groups
-
-
-def decay_everything(module: nn.Module, weight_decay: float) -> list[dict]:
-    """One optimiser group of all parameters that learn, biases, LayerNorms and temperature too, as
-    in BLIP. Shared tensors count once."""
-    learned = [p for p in module.parameters() if p.requires_grad]
-    return [{"params": learned, "weight_decay": weight_decay}]
 
 
 def decay_matrices(module: nn.Module, weight_decay: float) -> list[dict]:

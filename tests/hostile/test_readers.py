@@ -66,7 +66,6 @@ from shared.data.readers.videos import read_frames
 from shared.data.readers.voc_places import PLACES_IMAGES, VOC_CLASSES, places205, voc2007
 from shared.data.readers.webvision import webvision
 from shared.data.text.wordpiece import WordPiece
-from shared.evaluation.captions import read_results
 from tests.hostile import damages
 from tests.hostile.tripwire import watched
 from tests.unit.blip_toy import build as blip
@@ -398,10 +397,6 @@ def kept_entries(folder: Path) -> Path:
     return next((folder / "index").glob("*.safetensors"))
 
 
-def results(folder: Path) -> Path:
-    return content(folder / "r.json", [{"image_id": n, "caption": "a dog"} for n in range(3)])
-
-
 def jsonl(folder: Path) -> Path:
     return text(folder / "a.jsonl", '{"image": "a.png"}', '{"image": "b.png"}')
 
@@ -624,7 +619,6 @@ READERS = [
     Reader("picture with boxes", detection(coco, "5.png"), detections),
     Reader("classes with texts", detection(described), texts),
     Reader("embedded names", named, of_names),
-    Reader("captions of a run", results, lambda f: read_results(f / "r.json")),
     Reader("shard", tar, samples),
     Reader("index of a shard", indexed, samples, handles=ALL),
     Reader("entities", entities, lambda f: read_entities(f / "entities.txt", 2)),

@@ -200,9 +200,10 @@ def _total(terms: dict[str, Tensor], factors: dict[str, float]) -> Tensor:
 def shot_accuracy(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     predictions, labels, counts = inputs["pred"], inputs["label"], inputs["train_counts"]
     limits = config["many_threshold"], config["few_threshold"]
-    groups = shots.shot_accuracy(predictions, labels, counts, *limits, empty="zero")
+    groups = shots.shot_accuracy(predictions, labels, counts, *limits)
     macro = shots.macro_accuracy(predictions, labels, len(counts))
-    out = {name: torch.tensor([groups[name]]) for name in ("many", "medium", "few")}
+    names = ("many", "medium", "few")
+    out = {name: torch.tensor([groups[name]]).nan_to_num(0.0) for name in names}
     return out | {
         "overall_micro": torch.tensor([groups["all"]]),
         "overall_macro": torch.tensor([macro]),

@@ -15,6 +15,7 @@ from methods.albef.retrieval import Retrieval
 from shared.data.loading.loader import EvaluationLoader
 from shared.evaluation.features import gather_rows
 from shared.evaluation.retrieval import Collector
+from shared.tasks.image_text_retrieval import RetrievalEvaluation
 from tests.unit.albef_toy import TEXT, retrieval, trainer
 
 from .recording import recording
@@ -70,10 +71,10 @@ def run(form: str, rank: int | None, **options: Any) -> Values:
     loader = EvaluationLoader(Pairs(), IMAGES, batch_size=4, rank=rank, world=world)
     with (
         pytest.warns(UserWarning, match="texts are left out"),
-        recording((evaluation_module, "rerank"), (evaluation_module, "score_pairs")) as calls,
+        recording((RetrievalEvaluation, "scores"), (evaluation_module, "score_pairs")) as calls,
     ):
         (metrics,) = trainer(**options).validate(build(form), loader, verbose=False)
-    i2t, t2i = calls["rerank"][0].result
+    i2t, t2i = calls["scores"][0].result
     scored = calls["score_pairs"][0].arguments
     values = {name: torch.tensor(value) for name, value in metrics.items()}
     own = {"own.images": scored["gallery"].own, "wanted": scored["wanted"]}

@@ -23,7 +23,6 @@ from shared.training.callbacks import (
     Throughput,
     moving_average,
     peak_memory_mb,
-    progress_callback,
 )
 from shared.training.loggers import CsvLogger, read_metrics
 from tests.hostile.damages import every
@@ -261,16 +260,10 @@ def test_rows_are_all_views_of_all_images():
 
 
 def test_progress_is_plain_lines_without_a_terminal(tmp_path, capsys):
-    progress = progress_callback(every_seconds=0.0)
-    assert isinstance(progress, PlainProgress)
+    progress = PlainProgress(every_seconds=0.0)
     fit(tmp_path, max_epochs=1, more=[progress], enable_progress_bar=True)
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("step 2 (epoch 0 batch 2/6) loss ")
     progress.disable()
     progress.on_train_batch_end(None, None, None, None, 0)
     assert capsys.readouterr().out == ""
-
-
-def test_progress_is_a_bar_in_a_terminal(monkeypatch):
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    assert not isinstance(progress_callback(), PlainProgress)

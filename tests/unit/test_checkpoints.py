@@ -24,7 +24,7 @@ TINY = """
 import os
 import pytorch_lightning as pl
 from torch import nn
-from shared.nn.building import build_network
+from shared.nn.building import build
 
 class Net(nn.Linear):
     pass
@@ -33,7 +33,7 @@ class Tiny(pl.LightningModule):
     def __init__(self, net, scale=1.0):
         super().__init__()
         self.save_hyperparameters()
-        self.net = build_network(net)
+        self.net = build(net, nn.Module)
 
 Alias = nn.Linear
 """

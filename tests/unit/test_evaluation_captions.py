@@ -1,4 +1,4 @@
-"""Metrics of captions: recorded values of pycocoevalcap, values by hand, what is missing, files."""
+"""Metrics of captions: recorded values of pycocoevalcap, values by hand, what is missing."""
 
 import json
 import shutil
@@ -11,17 +11,13 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.evaluation import captions as module
 from shared.evaluation.captions import (
-    best_value,
     bleu,
     caption_scores,
     cider,
     plain_words,
-    read_results,
     rouge_l,
-    write_results,
 )
 
 FIXTURE = Path(__file__).parents[1] / "fixtures/captions/pycocoevalcap.json"
@@ -131,7 +127,6 @@ def test_what_is_missing_is_named_and_the_rest_reported(
     for need in found.missing.values():
         assert "pip install 'tenfold[captions]' and a Java runtime" in need
     assert set(plain.metrics) == {*(f"bleu_{n}" for n in range(1, 5)), "rouge_l", "cider"}
-    assert best_value({"cider": 120.0, "bleu_4": 38.0}) == 158.0
 
 
 def fake_package(folder: Path, monkeypatch: pytest.MonkeyPatch, **classes: type) -> None:
@@ -230,18 +225,3 @@ def test_ids_that_do_not_fit() -> None:
         caption_scores({1: "a"}, {1: ["a"]}, {2: "in-domain"})
     with pytest.raises(ValueError, match="no image with references"):
         caption_scores({}, {})
-
-
-def test_files_of_results(tmp_path: Path) -> None:
-    """Of the ranks of a padded sampler, as the official code writes them."""
-    paths = [tmp_path / f"val_epoch0_rank{rank}.json" for rank in range(2)]
-    write_results(paths[0], {5: "a dog", 9: "é"})
-    write_results(paths[1], {7: "a cat", 5: "another dog"})
-    assert json.loads(paths[0].read_text())[0] == {"image_id": 5, "caption": "a dog"}
-    assert read_results(paths) == {5: "a dog", 9: "é", 7: "a cat"}
-    assert read_results(str(paths[1])) == {7: "a cat", 5: "another dog"}
-    with pytest.raises(DataNotFoundError, match=r"none\.json not found"):
-        read_results(tmp_path / "none.json")
-    paths[0].write_text('[{"image_id": "5", "caption": "a dog"}]')
-    with pytest.raises(DataCorruptError, match=r"rank0\.json, entry 0: 'image_id' is '5', exp"):
-        read_results(paths)

@@ -89,20 +89,19 @@ def test_attention_is_that_of_the_model_and_its_gradient_a_slope(toy, pairs) -> 
 
     # Nudge one probability of one word and watch the logit of this pair.
     attention = toy.encoders.text_encoder.layers[2].cross_attention
-    record, step = attention._record, 1e-2
+    step = 1e-2
 
-    def nudged(probabilities, texts):
-        assert texts == 1
-        probabilities[0, 1, 2, 7] += step
-        return probabilities
+    class Nudged(list):
+        def append(self, probabilities):
+            probabilities[0, 1, 2, 7] += step
 
-    attention.recording, attention._record = True, nudged
+    attention.maps = Nudged()
     try:
         with torch.no_grad():
             text = toy.encoders.encode_text(ids, mask)[0]
             moved = toy.match(tokens, text, mask)
     finally:
-        attention.recording, attention._record = False, record
+        attention.maps = None
     slope = (moved - logits)[0, 1] / step
     torch.testing.assert_close(slope, found.gradient[0, 1, 2, 7], rtol=0.05, atol=1e-4)
     torch.testing.assert_close(moved[1:], logits[1:])
@@ -132,7 +131,7 @@ def test_works_in_inference_mode_with_frozen_weights_and_leaves_no_trace(toy, pa
         assert not mine.gradient.requires_grad
         assert not mine.attention.requires_grad
     assert all(parameter.grad is None for parameter in toy.parameters())
-    assert toy.encoders.text_encoder.layers[2].cross_attention.map is None
+    assert toy.encoders.text_encoder.layers[2].cross_attention.maps is None
 
 
 def test_layers_that_do_not_exist_are_refused(toy, pairs) -> None:
@@ -167,8 +166,6 @@ def test_heat_is_smooth_and_in_range() -> None:
 def test_what_lies_outside_the_image_does_not_count() -> None:
     plane = torch.ones(4, 5)
     boxes = torch.tensor([[-2.0, -2, 4, 4], [3, 2, 10, 10], [7, 7, 2, 2], [1, 1, 0, 3]])
-    scores = box_scores(plane, boxes, exponent=0.0).tolist()
-    assert scores == [4, 4, 0, 0]
     assert box_scores(plane, boxes).tolist() == [1, 0.4, 0, 0]
 
 

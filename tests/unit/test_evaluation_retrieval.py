@@ -2,6 +2,7 @@
 
 import warnings
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,9 +19,9 @@ from shared.evaluation.retrieval import (
     Texts,
     candidates,
     recalls,
-    rerank,
     score_pairs,
 )
+from shared.tasks.image_text_retrieval import RetrievalEvaluation
 
 # --- recalls ---
 
@@ -90,18 +91,21 @@ def test_k_beyond_the_gallery_is_refused(k: int) -> None:
     candidates(torch.zeros(3, 5), 3)
 
 
-def test_a_pair_of_both_directions_is_asked_for_once() -> None:
+def test_a_pair_of_both_directions_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     similarity = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
     asked: list[Tensor] = []
     scores = torch.arange(24.0).view(4, 6)
 
-    def score(wanted: Tensor) -> Tensor:
+    def score(module: Any, gallery: Any, wanted: Tensor, of_probability: bool) -> Tensor:
         asked.append(wanted)
         return scores.masked_fill(~wanted, NOT_SCORED)
 
     of_image, of_text = candidates(similarity, 2)
     for plus in (False, True):
-        i2t, t2i = rerank(similarity, 2, score, add_similarity=plus)
+        evaluation = RetrievalEvaluation(2, score="itm+itc" if plus else "itm")
+        monkeypatch.setattr(evaluation, "_score", score)
+        gallery: Any = SimpleNamespace(similarity=lambda: similarity)
+        i2t, t2i = evaluation.scores(None, gallery)
         expected = scores + plus * similarity
         assert torch.equal(i2t, torch.where(of_image, expected, NOT_SCORED))
         assert torch.equal(t2i.T, torch.where(of_text, expected, NOT_SCORED))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from shared.nn.building import build_network, trusted_class
+from shared.nn.building import build, trusted_class
 from shared.nn.small_convnet import SmallConvNet
 from shared.training.method import Method, NonFiniteLoss
 
@@ -46,11 +46,11 @@ def test_non_finite_loss_is_named_with_step_and_batch(x, u, weights, broken) -> 
 
 def test_builds_networks_of_ours_only() -> None:
     config = {"_target_": "shared.nn.small_convnet.SmallConvNet", "channels": [4]}
-    assert isinstance(build_network(config), SmallConvNet)
+    assert isinstance(build(config, nn.Module), SmallConvNet)
     assert config["channels"] == [4]
     assert "_target_" in config  # the config is not used up
     with pytest.raises(ValueError, match="needs a `_target_`"):
-        build_network({"channels": [4]})
+        build({"channels": [4]}, nn.Module)
 
 
 @pytest.mark.parametrize(

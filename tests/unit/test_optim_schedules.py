@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from shared.training.optim import decay_everything, decay_matrices, weight_decay_groups
+from shared.training.optim import decay_matrices, weight_decay_groups
 from shared.training.schedules import (
     cosine_7_16,
     decay_by_epoch,
@@ -138,6 +138,6 @@ def test_everything_is_decayed_once() -> None:
     module = nn.ModuleDict({"linear": nn.Linear(2, 3), "norm": nn.LayerNorm(3)})
     module["tied"] = module["linear"]
     module["norm"].bias.requires_grad_(False)
-    (group,) = decay_everything(module, 0.05)
+    (group,) = weight_decay_groups(module, 0.05)
     assert group["weight_decay"] == 0.05
     assert [p.shape for p in group["params"]] == [(3, 2), (3,), (3,)]

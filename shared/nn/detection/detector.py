@@ -3,13 +3,13 @@
 Shapes: B images, M regions, K classes, S stages (1, or more of a cascade).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from shared.nn.building import applied, build_network
+from shared.nn.building import applied, build
 from shared.nn.detection.geometry import Geometry
 from shared.nn.detection.heads import BoxHead, MaskHead, of_label
 from shared.nn.detection.proposals import (
@@ -19,7 +19,6 @@ from shared.nn.detection.proposals import (
     RegionProposalNetwork,
 )
 
-Pool = Callable[[int, Tensor], Tensor]
 LARGEST = 256  # side of a region's features
 
 
@@ -69,39 +68,29 @@ class Detector(nn.Module):
         self.counts: dict[str, Counts] = {
             phase: applied(Counts, proposals[phase]) for phase in ("train", "test")
         }
-        self.backbone: Any = build_network(backbone)
-        channels = self.backbone.out_channels
-        self.rpn = applied(
-            RegionProposalNetwork,
-            {
-                "geometry": self.geometry,
-                "channels": channels,
-                "strides": self.backbone.strides,
-                "anchors": anchors,
-            },
-        )
-        shared: dict[str, Any] = {"channels": channels, "num_classes": num_classes}
-        shared["class_agnostic"] = class_agnostic
-        self.box_resolution = box_head["resolution"]
-        if not 1 <= self.box_resolution <= LARGEST:
-            told = f"box_head.resolution={self.box_resolution}"
-            raise ValueError(f"detector.{told}: from 1 to {LARGEST}")
+        self.backbone: Any = build(backbone, nn.Module)
+        channels: Any = self.backbone.out_channels
+        rpn = {"channels": channels, "strides": self.backbone.strides, "anchors": anchors}
+        self.rpn = applied(RegionProposalNetwork, {"geometry": self.geometry, **rpn})
+        self.box_resolution = resolution_of(box_head, "box_head")
         if "_target_" in box_head:
             given = {name: value for name, value in box_head.items() if name != "resolution"}
-            heads: list[Any] = [build_network({**given, "channels": channels})]
+            heads: list[Any] = [build({**given, "channels": channels}, nn.Module)]
         else:
+            sizes = channels, self.box_resolution, box_head["hidden"], num_classes
             outputs = num_classes + background
-            heads = [BoxHead(outputs=outputs, **own, **shared) for own in stages_of(box_head)]
+            stages = zip(box_head["delta_stds"], box_head["positive_iou"], strict=True)
+            heads = [BoxHead(*sizes, outputs, class_agnostic, s, iou) for s, iou in stages]
         if len(heads) > 1 and not class_agnostic:
             raise ValueError("method.detector: a cascade's boxes are class-agnostic")
         self.box_heads: Any = nn.ModuleList(heads)
-        self.mask_resolution = mask_head["resolution"] if mask_head else 0
-        if not 0 <= self.mask_resolution <= LARGEST:  # no weight has a shape that tells
-            told = f"mask_head.resolution={self.mask_resolution}"
-            raise ValueError(f"detector.{told}: from 1 to {LARGEST}")
-        masks = heads if mask_head else []
-        width = mask_head["width"] if mask_head else 0
-        self.mask_heads: Any = nn.ModuleList(MaskHead(width=width, **shared) for _ in masks)
+        self.mask_heads: Any = nn.ModuleList()
+        if mask_head:
+            self.mask_resolution = resolution_of(mask_head, "mask_head")
+            width = mask_head["width"]
+            self.mask_heads.extend(
+                MaskHead(channels, width, num_classes, class_agnostic) for _ in heads
+            )
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Feature maps (B, C, H_l, W_l) of all levels for images (B, 3, H, W)."""
@@ -126,14 +115,20 @@ class Detector(nn.Module):
         return self.pool(maps, rois, self.box_resolution)
 
     def run_stages(self, maps: Sequence[Tensor], rois: Tensor, sizes: Tensor) -> Stages:
-        """What the box heads say of rois (M, 5) in images of `sizes` (B, 2)."""
-        return run_stages(
-            list(self.box_heads),
-            self.geometry,
-            lambda stage, rois: self.box_features(maps, rois),
-            rois,
-            sizes,
-        )
+        """What the box heads say of rois (M, 5) in images of `sizes` (B, 2), one behind the other;
+        each but the first sees the boxes of the one before."""
+        image_sizes = sizes[rois[:, 0].long()]
+        seen, features, logits = [], [], []
+        boxes = rois[:, None, 1:]
+        for head in self.box_heads:
+            seen.append(rois)
+            features.append(self.box_features(maps, rois))
+            stage_logits, deltas = head(features[-1])
+            logits.append(stage_logits)
+            boxes = self.geometry.decode(rois[:, None, 1:], deltas, head.delta_stds)
+            boxes = self.geometry.clip(boxes, image_sizes[:, None])
+            rois = torch.cat([rois[:, :1], boxes[:, 0].detach()], dim=1)
+        return Stages(seen, features, logits, boxes)
 
     def masks(self, maps: Sequence[Tensor], rois: Tensor, labels: Tensor) -> Tensor:
         """Probability (M, 2R, 2R) of each pixel of rois (M, 5) to belong to an object of the label
@@ -143,31 +138,10 @@ class Detector(nn.Module):
         return torch.stack(stages).mean(dim=0)
 
 
-def stages_of(box_head: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Settings of the box head of each stage."""
-    common = {name: box_head[name] for name in ("resolution", "hidden")}
-    stages = zip(box_head["delta_stds"], box_head["positive_iou"], strict=True)
-    return [{**common, "delta_stds": stds, "positive_iou": iou} for stds, iou in stages]
-
-
-def run_stages(
-    heads: Sequence[BoxHead], geometry: Geometry, pool: Pool, rois: Tensor, sizes: Tensor
-) -> Stages:
-    """Run box heads one behind the other; each but the first sees the boxes of the one before.
-
-    Args:
-        pool: (stage, rois (M, 5)) to features.
-        rois, sizes: of the first stage, (M, 5), and of the images, (B, 2).
-    """
-    image_sizes = sizes[rois[:, 0].long()]
-    seen, features, logits = [], [], []
-    boxes = rois[:, None, 1:]
-    for stage, head in enumerate(heads):
-        seen.append(rois)
-        features.append(pool(stage, rois))
-        stage_logits, deltas = head(features[-1])
-        logits.append(stage_logits)
-        boxes = geometry.decode(rois[:, None, 1:], deltas, head.delta_stds)
-        boxes = geometry.clip(boxes, image_sizes[:, None])
-        rois = torch.cat([rois[:, :1], boxes[:, 0].detach()], dim=1)
-    return Stages(seen, features, logits, boxes)
+def resolution_of(head: Mapping[str, Any], name: str) -> int:
+    """The side of the features that a head takes; ValueError of one that fills memory, which no
+    weight has a shape to tell."""
+    if not 1 <= head["resolution"] <= LARGEST:
+        told = f"detector.{name}.resolution={head['resolution']}"
+        raise ValueError(f"{told}: from 1 to {LARGEST}")
+    return head["resolution"]

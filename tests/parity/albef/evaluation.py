@@ -16,9 +16,9 @@ def evaluation_rerank(config: Config, inputs: Inputs, weights: Inputs) -> Output
     evaluation = RetrievalEvaluation(config["k_test"])
     for batch in _batches(inputs):
         evaluation.collect(module, batch)
-    with recording((evaluation_module, "recalls"), (evaluation_module, "rerank")) as calls:
+    with recording((evaluation_module, "recalls"), (RetrievalEvaluation, "scores")) as calls:
         metrics = evaluation.metrics(module)
-    scores = dict(zip(("score_i2t", "score_t2i"), calls["rerank"][0].result, strict=True))
+    scores = dict(zip(("score_i2t", "score_t2i"), calls["scores"][0].result, strict=True))
     scores["sims"] = calls["recalls"][0].arguments["i2t"]
     return scores | {name: torch.tensor(value) for name, value in metrics.items()}
 

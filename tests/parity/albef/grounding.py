@@ -42,7 +42,7 @@ def gradcam(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
 def grounding_eval(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     sizes, meant = inputs["image_hw"].tolist(), inputs["ref_boxes"].tolist()
     cases = zip(inputs["maps"], sizes, inputs["det_boxes"], meant, strict=True)
-    found = [ground(cam, (h, w), boxes, box, config["alpha"]) for cam, (h, w), boxes, box in cases]
+    found = [ground(cam, (h, w), boxes, box) for cam, (h, w), boxes, box in cases]
     splits = [SPLITS[number] for number in inputs["split"].tolist()]
     chosen = [boxes[f.proposal] for boxes, f in zip(inputs["det_boxes"], found, strict=True)]
     height, width = sizes[0]

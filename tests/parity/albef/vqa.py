@@ -42,13 +42,13 @@ def _batch(inputs: Inputs) -> Inputs:
 
 def _ranking(module: VQA, inputs: Inputs) -> Outputs:
     module.eval()
-    names = ("first_token_log_probs", "remaining_log_probs", "forward")
+    names = ("first_token_log_probs", "log_probs", "forward")
     targets = [(module.ranking, name) for name in names]
     with recording(*targets) as calls, torch.no_grad():
         probabilities = module.predict_step(_batch(inputs), 0)
     first = calls["first_token_log_probs"][0].result
     candidates, scores = calls["forward"][0].result
-    rest = calls["remaining_log_probs"][0].result
+    rest = calls["log_probs"][0].result
     topk_probs, topk_ids = probabilities.topk(candidates.shape[1], dim=1)
     return {
         "first_token_probs": first.exp(),
@@ -96,9 +96,8 @@ def _training(module: VQA, inputs: Inputs) -> Outputs:
 
 
 def vqa_accuracy(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
-    enough = config["matching_votes_for_full_score"]
     pairs = zip(config["predictions"], config["ground_truth"], strict=True)
-    right = [soft_accuracy(prediction, answers, enough) for prediction, answers in pairs]
+    right = [soft_accuracy(prediction, answers) for prediction, answers in pairs]
     rows = enumerate(zip(config["predictions"], right, config["answer_types"], strict=True))
     metrics = accuracies([Answered(i, i, text, value, (kind,)) for i, (text, value, kind) in rows])
     overall = metrics.pop("vqa_accuracy")

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import shared.tasks.image_text_retrieval as evaluation_module
 from methods.blip.filtering import PairFilter, bootstrapped_pairs
 from methods.blip.retrieval import Retrieval
 from shared.evaluation.retrieval import CUTOFFS
@@ -21,10 +20,10 @@ def _scores(module: Retrieval, batches: list[Inputs], k_test: int) -> tuple[Tens
     evaluation = RetrievalEvaluation(k_test, score="itm+itc")
     for batch in batches:
         evaluation.collect(module, batch)
-    with recording((evaluation_module, "rerank")) as calls:
+    with recording((RetrievalEvaluation, "scores")) as calls:
         metrics = evaluation.metrics(module)
     assert all(0 <= value <= 100 for value in metrics.values())
-    i2t, t2i = calls["rerank"][0].result
+    i2t, t2i = calls["scores"][0].result
     return i2t, t2i
 
 

@@ -16,7 +16,7 @@ from methods.pb_ovd.data import EMBEDDING, OpenVocabularyData
 from methods.pb_ovd.module import measured
 from methods.pb_ovd.prompts import class_embeddings, prompts
 from shared.evaluation.detection import COCO_METRICS, Detections, detection_scores
-from shared.evaluation.detection_recall import proposal_recall
+from shared.evaluation.detection_recall import best_overlaps, recall
 from shared.tasks.detection import zoom
 
 Config = dict[str, Any]
@@ -163,14 +163,15 @@ def eval_split_ap(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
         kept = ~instances.crowd[own]
         objects.append((instances.corners[own] - [0, 0, 1, 1])[kept])
         proposals.append(np.concatenate([part.boxes, part.scores[:, None]], axis=1))
-    recall = proposal_recall(objects, proposals, [100], inclusive_corners=True).mean()
+    overlaps = best_overlaps(objects, proposals, [100], inclusive_corners=True)
+    average_recall = recall(np.concatenate(overlaps, axis=1)).mean()
     as_ratio = lambda name: torch.tensor([values[name] / 100])  # noqa: E731
     return {
         "coco_stats": torch.tensor([found.metrics[name] for name in COCO_METRICS]),
         "ap50_per_class": torch.from_numpy(per_class),
         "ap50_seen": as_ratio("AP50_base"),
         "ap50_unseen": as_ratio("AP50_novel"),
-        "ar_all_100": torch.tensor([recall]),
+        "ar_all_100": torch.tensor([average_recall]),
         "image_ids": image_ids,
         "class_names": [instances.class_names[row] for row in rows],
         "coco_results": results,

@@ -21,10 +21,8 @@ from shared.data.detection.sampling import (
     extra_copies,
 )
 from shared.data.readers.instances import Instances, read_instances
-from shared.evaluation.detection import Detections, detection_scores
-from shared.evaluation.detection import bin_ap as ap_of_bins
-from shared.evaluation.detection_recall import class_recall
-from shared.evaluation.detection_recall import proposal_recall as recall_of_proposals
+from shared.evaluation.detection import Detections, bin_means, detection_scores
+from shared.evaluation.detection_recall import best_overlaps, class_recall, recall
 
 Config = dict[str, Any]
 Inputs = dict[str, Any]
@@ -72,10 +70,11 @@ def dataset_statistics(config: Config, inputs: Inputs, weights: Inputs) -> Outpu
 
 
 def bin_ap(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
-    columns = [inputs[name].numpy() for name in ("ap_per_class", "train_count", "val_count")]
+    counts = inputs["train_count"].numpy()
+    evaluated = inputs["ap_per_class"].masked_fill(inputs["val_count"] == 0, torch.nan).numpy()
     outputs = {}
     for name, given in config.items():
-        bins = torch.from_numpy(ap_of_bins(*columns, given["edges"]))
+        bins = torch.from_numpy(bin_means(evaluated, counts, given["edges"]))
         outputs |= {f"bin_ap_{name}": bins, f"bap_{name}": bins.mean()}
     return outputs
 
@@ -98,7 +97,8 @@ def proposal_recall(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
         for what in ("gt", "gt_labels", "proposals")
     )
     budgets = config["proposal_nums"]
-    recalls = recall_of_proposals(objects, proposals, budgets, inclusive_corners=True)
+    overlaps = best_overlaps(objects, proposals, budgets, inclusive_corners=True)
+    recalls = recall(np.concatenate(overlaps, axis=1))
     of_class = class_recall(objects, labels, proposals, budgets, config["num_classes"], True)
     return {
         "recalls": torch.from_numpy(recalls),

@@ -1,5 +1,6 @@
 """Dual-head inference, and the losses that SimCal is compared with."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from methods.simcal.losses import (
     sum_of_focal,
     weighted,
 )
-from shared.nn.detection.detector import run_stages
+from shared.nn.detection.detector import Detector
 from shared.nn.detection.selection import Detections, select
 
 from .building import below, box_head, calibration_head, fill
@@ -79,8 +80,11 @@ def dual_head_inference_htc(config: dict, inputs: Inputs, weights: Inputs) -> Ou
     proposals = inputs["proposals"]
     regions = torch.cat([torch.zeros_like(proposals[:, :1]), proposals], dim=1)
     sizes = torch.tensor([config["img_shape"][:2]])
-    pool = lambda stage, _: inputs[f"roi_feats.{stage}"]  # noqa: E731
-    stages = run_stages(heads, LEGACY, pool, regions, sizes)
+    features = (inputs[f"roi_feats.{stage}"] for stage in range(len(heads)))
+    parts = SimpleNamespace(
+        box_heads=heads, geometry=LEGACY, box_features=lambda *_: next(features)
+    )
+    stages = Detector.run_stages(parts, [], regions, sizes)  # type: ignore[arg-type]
     cal = [head(features) for head, features in zip(calibrated, stages.features, strict=True)]
     counts, threshold = inputs["instance_count"], config["threshold"]
     scores = combine(stage_mean(stages.logits), stage_mean(cal), counts, threshold, "dual")
