@@ -82,7 +82,7 @@ def test_files_of_the_papers_size(row: str, classes: int) -> None:
     assert {n: tuple(v.shape) for n, v in exported["state_dict"].items()} == shapes
     state = {f"module.{n}": torch.full(shape, 0.5) for n, shape in shapes.items()}
     heads = {name: exported[name] for name in ("heads",) if name in exported}
-    assert set(official.load_weights(module, {"state_dict": state, **heads}).fresh) <= {"instances"}
+    assert set(official.load(module, {"state_dict": state, **heads}).fresh) <= {"instances"}
     for name, value in module.named_parameters():
         assert name.startswith("heads") or torch.all(value == 0.5), name
 
