@@ -18,6 +18,7 @@ from shared.checkpoints.pretrained_text import load_hugging_face
 from shared.checkpoints.pretrained_vision import load_vision
 from shared.checkpoints.reading import load_checkpoint, load_module
 from shared.checkpoints.writing import AtomicCheckpointIO
+from shared.checkpoints.zoo import ZOO, zoo_file
 from shared.nn.text_transformer import LanguageHead, TextTransformer
 from shared.nn.vision_transformer import VisionTransformer
 from shared.predict.inputs import load_predictor
@@ -228,3 +229,13 @@ def test_views_keep_a_drawing_within_reach_and_differ_from_one_another(least: fl
     assert images.max() <= 1 + 1e-6
     white = (images[:, :, 0, 0] == 1).all(dim=1).float().mean()
     assert 0.4 < white < 0.8
+
+
+@pytest.mark.slow
+def test_words_find_their_drawings(tmp_path: Path) -> None:
+    """What README says of the shipped model and the shipped drawings, nine of ten at least."""
+    names = {path: path.stem.replace("-", " ") for path in (ZOO / "drawings").glob("*.png")}
+    hits = zoo.first_hits(zoo_file("zoo:albef-emoji"), names, tmp_path)
+    assert len(hits) == 20
+    assert sum(word == zoo.noun(name) for word, name in hits.items()) >= 18
+    assert (tmp_path / "contact_sheet.png").is_file()
