@@ -52,9 +52,10 @@ def predict_answers(
 def answers_of(
     model: Any, views: Tensor, ids: Tensor, mask: Tensor, pairs: int
 ) -> list[list[tuple[str, float]]]:
-    """For each of R images the answer to each question (Q, L), about `pairs` pairs at a time."""
+    """For each of R images the answer to each question (Q, L), about `pairs` pairs at a time, of
+    a question with a frame where they are videos."""
     given: list[list[tuple[str, float]]] = [[] for _ in views]
-    questions = max(1, pairs // len(views))
+    questions = max(1, pairs // views.shape[:-3].numel())  # each about a frame
     for some, their_mask in zip(ids.split(questions), mask.split(questions), strict=True):
         batch = {
             "images": views,

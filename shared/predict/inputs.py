@@ -65,9 +65,7 @@ class Predictor:
             raise PredictError(f"{name} detects objects, and nothing else: use tenfold predict")
         lengths = {p.shape[:-3] for p in pictures}  # (F,), or () of a picture
         if len(lengths) > 1:
-            raise PredictError(
-                "pictures and videos, or such of unequal lengths, at once"
-            )
+            raise PredictError("pictures and videos, or such of unequal lengths, at once")
         (length,) = lengths
         self.refuse_unread("videos" if length else "images")
         frames = [frame for clip in pictures for frame in clip] if length else pictures
@@ -104,6 +102,8 @@ class Predictor:
 class Pictures(FolderImages):
     """Image files below `root`, or that file, read upright, of any size, when asked for."""
 
+    frames = 1  # of each of them
+
     def __init__(self, root: Path, paths: Sequence[Path], mode: str) -> None:
         unknown = np.full(len(paths), -1)
         super().__init__(paths, unknown, [], "images", max_corrupt=1.0, mode=mode)
@@ -119,7 +119,8 @@ class Pictures(FolderImages):
 
     def batches(self, size: int) -> Iterator[tuple[list[int], list[Pixels]]]:
         """Yield places and pixels of the readable pictures, in order, under a progress bar: up to
-        `size` at a time, or `MOST_BYTES` of pixels. PredictError at the end, if there was none."""
+        `size` frames at a time, or `MOST_BYTES` of pixels, but one picture at least. PredictError
+        at the end, if there was none."""
         indices: list[int] = []
         pictures: list[Pixels] = []
         for index in track(range(len(self)), "predicting", disable=not sys.stderr.isatty()):
@@ -130,7 +131,10 @@ class Pictures(FolderImages):
                 continue
             indices.append(index)
             pictures.append(picture)
-            if len(pictures) == size or sum(p.nbytes for p in pictures) >= MOST_BYTES:
+            if (
+                len(pictures) >= size // self.frames
+                or sum(p.nbytes for p in pictures) >= MOST_BYTES
+            ):
                 yield indices, pictures
                 indices, pictures = [], []
         if pictures:
@@ -150,7 +154,7 @@ class Videos(Pictures):
         predictor.refuse_unread("videos")
         if predictor.choice is None:
             raise PredictError("the checkpoint records no number of a video's frames: frames=8")
-        self.choice = predictor.choice
+        self.choice, self.frames = predictor.choice, predictor.choice.count
         self.numbers: dict[int, list[int]] = {}  # of the frames that are shown
         try:
             decoder(self.choice.decoder)
@@ -167,10 +171,6 @@ class Videos(Pictures):
 
     def thumbnail(self, index: int, pixels: Pixels) -> Image.Image:
         return strip(pixels, self.numbers[index])
-
-    def batches(self, size: int) -> Iterator[tuple[list[int], list[Pixels]]]:
-        """As of pictures, up to `size` frames at a time, but one video at least."""
-        return super().batches(max(1, size // self.choice.count))
 
 
 def load_predictor(path: Path, device: str) -> Predictor:

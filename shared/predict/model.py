@@ -155,7 +155,8 @@ class Model:
         rows = []
         for views in self._views(images):
             seen, _ = module.encoders.encode_image(views)
-            rows.append(match_probabilities(module, seen, read, mask, pairs))
+            most = pairs * len(views) // views.shape[:-3].numel()
+            rows.append(match_probabilities(module, seen, read, mask, most))
         return _joined(rows)
 
     def answer(

@@ -56,10 +56,12 @@ def predict_texts(
     judging = matches and getattr(evaluation, "rerank", True) is not False
     best = ranked(match, similarity, getattr(evaluation, "k_test", "all") if judging else 0)
 
+    scores = {"match_probability": match} if matches else {}
+    scores["similarity"] = similarity
+
     def table(pairs: Iterator[tuple[int, int]]) -> Table:
-        columns = ["path", "text", *["match_probability"][:matches], "similarity"]
-        scores = np.stack([match, similarity][not matches :], axis=-1)
-        return Table(columns, ([names[i], texts[t], *scores[i, t]] for i, t in pairs))
+        rows = ([names[i], texts[t], *(s[i, t] for s in scores.values())] for i, t in pairs)
+        return Table(["path", "text", *scores], rows)
 
     chosen = (match if judging else similarity).argmax(axis=1)
     yield "predictions.csv", table((i, int(t)) for i, t in enumerate(chosen))
@@ -117,7 +119,7 @@ def score(
         tokens, features = model.encoders.encode_image(predictor.views(pictures))
         places += indices
         similarity.append((features.float() @ text_features.float().T).cpu().numpy())
-        pairs = PAIRS_PER_IMAGE * batch_size
+        pairs = PAIRS_PER_IMAGE * batch_size // images.frames
         if hasattr(model, "matching"):
             matched = match_probabilities(model, tokens, text_tokens, mask, pairs).cpu().numpy()
         else:
