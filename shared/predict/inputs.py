@@ -131,10 +131,8 @@ class Pictures(FolderImages):
                 continue
             indices.append(index)
             pictures.append(picture)
-            if (
-                len(pictures) >= size // self.frames
-                or sum(p.nbytes for p in pictures) >= MOST_BYTES
-            ):
+            enough = len(pictures) >= size // self.frames
+            if enough or sum(p.nbytes for p in pictures) >= MOST_BYTES:
                 yield indices, pictures
                 indices, pictures = [], []
         if pictures:
@@ -251,7 +249,7 @@ def frame_choice(data: Mapping[str, Any], path: Path) -> FrameChoice | None:
 def counted(frames: Any) -> int:
     """That number of a video's frames; PredictError of one that can't be."""
     if type(frames) is not int or not 1 <= frames <= MOST_FRAMES:
-        raise PredictError(f"frames={str(frames)[:80]}: a whole number from 1 to {MOST_FRAMES}")
+        raise PredictError(f"frames={repr(frames)[:80]}: a whole number from 1 to {MOST_FRAMES}")
     return frames
 
 

@@ -83,6 +83,7 @@ def strip(frames: Pixels, numbers: Sequence[int]) -> Image.Image:
     for place, (picture, number) in enumerate(zip(pictures, numbers, strict=True)):
         at = place * width
         row.paste(picture, (at, 0))
+        draw.line((at - 1, 0, at - 1, height), "white")  # dark frames would be one
         outline: Any = {"stroke_width": 1, "stroke_fill": "black"}
         draw.text((at + 3, height - 2), str(number), "white", font, "lb", **outline)
     return row
