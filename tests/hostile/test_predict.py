@@ -146,7 +146,9 @@ CHOICES += [{"frames": 2, "test_frames": rule} for rule in ("os.system", ["unifo
 
 @pytest.mark.parametrize("data", CHOICES, ids=repr)
 def test_a_choice_of_frames_of_strangers(data):
-    with pytest.raises(PredictError, match="last.ckpt: its choice of frames is refused") as refused:
+    with pytest.raises(
+        PredictError, match=r"last\.ckpt: its choice of frames is refused"
+    ) as refused:
         frame_choice(data, Path("last.ckpt"))
     assert "\n" not in str(refused.value)
 

@@ -78,12 +78,12 @@ def test_questions_of_a_list_that_the_data_name(folder: Path) -> None:
 
 def test_alpro_sees_videos(folder: Path) -> None:
     for number in range(2):
-        written(folder / f"{number}.mp4", frames=10 + number, codec="libx264")
+        written(folder / f"{number}.mp4", frames=8 + 8 * number, codec="libx264")
     videos = "images=null", f"videos={folder}"
-    module, arguments = module_of("alpro/smoke_retrieval", folder)
+    _, arguments = module_of("alpro/smoke_retrieval", folder)
     found = read(run(folder, *videos, *arguments, "texts=[red, green]"), "scores.csv")
     assert len({row["match_probability"] for row in found}) == 4
-    module, arguments = module_of("alpro/smoke_vqa", folder)
+    _, arguments = module_of("alpro/smoke_vqa", folder)
     rows = read(run(folder, *videos, *arguments, "questions=[is this red]"), "answers.csv")
     assert [row["path"] for row in rows] == ["0.mp4", "1.mp4"]
     assert {row["answer"] for row in rows} <= {"yes", "no", "red", "green"}
