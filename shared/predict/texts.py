@@ -56,7 +56,7 @@ def predict_texts(
     judging = matches and getattr(evaluation, "rerank", True) is not False
     best = ranked(match, similarity, getattr(evaluation, "k_test", "all") if judging else 0)
 
-    scores = {"match_probability": match} if matches else {}
+    scores: dict[str, NDArray[np.float32]] = {"match_probability": match} if matches else {}
     scores["similarity"] = similarity
 
     def table(pairs: Iterator[tuple[int, int]]) -> Table:
