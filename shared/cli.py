@@ -12,14 +12,14 @@ from typing import NoReturn
 from shared.demo import USAGE as DEMO_USAGE
 from shared.experiments import CONF, Line, rows
 from shared.files import read_json
-from shared.predict import USAGE
+from shared.predict import USAGE, missing
 
 WELCOME = """\
 tenfold {version}: ten vision, language and code papers, one lab.
 
   tenfold experiment=NAME [key=value ...]    train and evaluate a run; the same command continues it
   tenfold -m experiment=A,B seed=1,2,3       a sweep (hydra/launcher=local, slurm or ray)
-  tenfold predict checkpoint=FILE images=DIR a folder of pictures through a trained model
+  tenfold predict checkpoint=FILE images=DIR a folder of pictures, or videos=DIR, through a model
   tenfold demo FILE... [images=DIR]          a local page: captions, questions, matches, objects
   tenfold list [METHOD]                      what can be run, with the paper's figures and costs
   tenfold --cfg job experiment=NAME          what a run would use
@@ -71,8 +71,8 @@ def predict(arguments: Sequence[str]) -> None:
     if not _checked("predict", USAGE, arguments, arguments):
         return
     given = {argument.partition("=")[0] for argument in arguments}
-    if missing := [key for key in ("checkpoint", "images") if key not in given]:
-        _refuse(f"tenfold predict: {' and '.join(missing)} not given; usage: {USAGE}")
+    if lacking := missing(given):
+        _refuse(f"tenfold predict: {lacking} not given; usage: {USAGE}")
     from shared.predict.command import main
 
     main(arguments)

@@ -75,6 +75,8 @@ class VideoTextEncoders(ImageTextEncoders):
     """Encoders of videos (B, T, 3, S, S) and texts; `vision` are arguments of `TimeSformer`, `text`
     those of `JointTransformer`."""
 
+    reads = ("videos",)
+
     def build_encoders(
         self, vision: dict[str, Any], text: dict[str, Any]
     ) -> tuple[TimeSformer, JointTransformer]:

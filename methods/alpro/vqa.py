@@ -25,6 +25,8 @@ class QuestionNetwork(nn.Module):
     """Reads a clip and a question, and tells `num_answers` answers apart by the fused class token;
     further arguments as in `VideoTextEncoders`."""
 
+    reads = ("videos",)
+
     def __init__(self, vision: dict[str, Any], text: dict[str, Any], num_answers: int):
         super().__init__()
         self.visual_encoder = TimeSformer(**vision)
@@ -75,8 +77,11 @@ class VideoQA(ImageTextMethod):
         """The answers of the data replace those of a checkpoint."""
         super().setup(stage)
         answers = getattr(getattr(self.trainer, "datamodule", None), "answers", None)
-        if answers is None:
-            return
+        if answers is not None:
+            self.choose_among(answers)
+
+    def choose_among(self, answers: Sequence[str]) -> None:
+        """Take the list of answers, which a checkpoint keeps; ValueError of more than classes."""
         if len(answers) > (classes := self.hparams["num_answers"]):
             told = f"method.num_answers={classes}, but data.answer_list has {len(answers)}"
             raise ValueError(f"{told}: make it as many")

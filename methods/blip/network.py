@@ -35,6 +35,8 @@ class MixtureEncoders(ImageTextEncoders):
     """The image encoder, and a text encoder that reads a text by itself or, where it begins with
     [ENC] (`enc_id`), grounded in an image. All of it has a momentum copy."""
 
+    reads = ("images", "videos")
+
     def __init__(self, vision: dict[str, Any], text: dict[str, Any], embed_dim: int, enc_id: int):
         super().__init__(vision, grounded(text), embed_dim, masked_lm=False)
         self.enc_id = enc_id

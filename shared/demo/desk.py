@@ -17,7 +17,7 @@ from PIL import Image
 from shared.data.images import FORMATS, read_image
 from shared.files import open_regular
 from shared.predict.detections import draw
-from shared.predict.inputs import PredictError, find_images, listed
+from shared.predict.inputs import PredictError, find_inputs, listed
 from shared.predict.model import Model
 from shared.predict.outputs import percent, thumbnail
 from shared.showing import printable
@@ -134,7 +134,7 @@ class Album:
         self.model, self.root = model, root.resolve()
         self.paths: list[Path] = []
         rows = []
-        files = find_images(self.root)
+        files = find_inputs(self.root)
         if len(files) > MOST_FILES:
             raise PredictError(f"images={root}: {len(files)} pictures, more than {MOST_FILES}")
         for start in range(0, len(files), BATCH):

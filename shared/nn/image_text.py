@@ -3,7 +3,7 @@
 Shapes: B pairs, N patches, C vision width, L tokens, D text width, E joint dimension.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -16,8 +16,11 @@ class ImageTextEncoders(nn.Module):
     """All that has a momentum copy: both encoders, their projections, and the word prediction.
 
     `vision` and `text` are arguments of `VisionTransformer` and of `TextTransformer`, whose upper
-    layers fuse a text with an image; with `masked_lm` there is a `word_head`.
+    layers fuse a text with an image; with `masked_lm` there is a `word_head`. `reads`: what
+    `encode_image` takes.
     """
+
+    reads: ClassVar[tuple[str, ...]] = ("images",)
 
     def __init__(
         self, vision: dict[str, Any], text: dict[str, Any], embed_dim: int, masked_lm: bool

@@ -1,4 +1,4 @@
-"""Answers to questions about images."""
+"""Answers to questions about images or videos."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from shared.predict.inputs import Pictures, PredictError, Predictor, refuse_not_finite, tokenised
-from shared.predict.outputs import Cell, Output, Table, percent, sheet, thumbnail
+from shared.predict.outputs import Cell, Output, Table, percent, sheet
 
 MAX_WORDS = 50  # of a question, as in evaluation
 
@@ -21,8 +21,9 @@ def predict_answers(
 ) -> Iterator[Output]:
     """Yield answers.csv, of each image and question, and contact_sheet.png.
 
-    The model's `answer` takes a batch of `images` (R, 3, S, S) and questions, `input_ids` and
-    `attention_mask` (r R, L), r consecutive ones for each image; each answer has its probability.
+    The model's `answer` takes a batch of `images` (R, 3, S, S), or videos (R, F, 3, S, S), and
+    questions, `input_ids` and `attention_mask` (r R, L), r consecutive ones for each image; each
+    answer has its probability.
     """
     model = predictor.module
     if not hasattr(model, "answer"):
@@ -40,7 +41,8 @@ def predict_answers(
             for question, cells, (reply, sure) in zip(questions, shown, replies, strict=True):
                 answers.append((name, question, reply, sure))
                 if len(cells) < per_question:
-                    cells.append(Cell(thumbnail(pixels), reply, f"{percent(sure)}  {name}"))
+                    picture = images.thumbnail(index, pixels)
+                    cells.append(Cell(picture, reply, f"{percent(sure)}  {name}"))
     yield "answers.csv", Table(["path", "question", "answer", "probability"], answers)
     sections = list(zip(questions, shown, strict=True))
     yield "contact_sheet.png", sheet(sections[: max(1, sheet_images)], headline=predictor.accuracy)
@@ -50,9 +52,10 @@ def predict_answers(
 def answers_of(
     model: Any, views: Tensor, ids: Tensor, mask: Tensor, pairs: int
 ) -> list[list[tuple[str, float]]]:
-    """For each of R images the answer to each question (Q, L), about `pairs` pairs at a time."""
+    """For each of R images the answer to each question (Q, L), about `pairs` pairs at a time, of
+    a question with a frame where they are videos."""
     given: list[list[tuple[str, float]]] = [[] for _ in views]
-    questions = max(1, pairs // len(views))
+    questions = max(1, pairs // views.shape[:-3].numel())  # each about a frame
     for some, their_mask in zip(ids.split(questions), mask.split(questions), strict=True):
         batch = {
             "images": views,

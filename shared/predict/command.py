@@ -1,5 +1,8 @@
 """`tenfold predict checkpoint=FILE images=DIR [output=DIR]`: a folder of images through a model.
 
+With `videos=DIR` instead a model of videos sees some frames of each, chosen as in the evaluation of
+its data; all below that speaks of images then holds for videos.
+
 Writes predictions.csv (path, class, probability, one probability per class) and contact_sheet.png.
 A self-supervised model knows no classes: its embeddings are grouped by k-means, and the group
 stands for the class, the cosine to the group's centre for the probability, followed by the
@@ -27,20 +30,28 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from shared.checkpoints.reading import CheckpointError
 from shared.experiments import CONF
-from shared.predict import USAGE
+from shared.predict import USAGE, missing
 from shared.predict.answers import predict_answers
 from shared.predict.captions import predict_captions
 from shared.predict.detections import predict_detections
 from shared.predict.images import predict_images
-from shared.predict.inputs import Pictures, PredictError, find_images, load_predictor, read_texts
+from shared.predict.inputs import (
+    Pictures,
+    PredictError,
+    Videos,
+    find_inputs,
+    load_predictor,
+    read_texts,
+)
 from shared.predict.official import load_official
 from shared.predict.outputs import write
 from shared.predict.texts import predict_texts
+from shared.showing import printable
 
 MOST_NAMED = 10  # of the files that are written
 MOST = 100_000  # images of a batch or a sheet, groups, overlays, layers
@@ -86,9 +97,12 @@ def one_line_errors(command: str) -> Iterator[None]:
 def predict(config: DictConfig) -> Path:
     """Predict as conf/predict.yaml says; returns the folder written to. PredictError of what cannot
     be used, CheckpointError and FileNotFoundError from reading the checkpoint."""
-    missing = [key for key in ("checkpoint", "images") if key not in config or not config[key]]
-    if missing:
-        raise PredictError(f"{' and '.join(missing)} not given; usage: {USAGE}")
+    keys = ("checkpoint", "images", "videos")
+    given = {key for key in keys if not OmegaConf.is_missing(config, key) and config[key]}
+    if lacking := missing(given):
+        raise PredictError(f"{lacking} not given; usage: {USAGE}")
+    if {"images", "videos"} <= given:
+        raise PredictError("images and videos are given: choose one of them")
     if config.texts is not None and config.questions is not None:
         raise PredictError("texts and questions are given: choose one of them")
     for key, least in LEAST.items():
@@ -98,8 +112,9 @@ def predict(config: DictConfig) -> Path:
     score = config.min_score
     if isinstance(score, bool) or not (isinstance(score, int | float) and 0 <= score <= 1):
         raise PredictError(f"min_score={score}: a number from 0 to 1")
-    root, output = Path(str(config.images)), Path(str(config.output))
-    paths = find_images(root)
+    kind = "videos" if "videos" in given else "images"
+    root, output = Path(str(config[kind])), Path(str(config.output))
+    paths = find_inputs(root, kind)
     texts, questions = (
         None if config[key] is None else read_texts(config[key], key)
         for key in ("texts", "questions")
@@ -109,7 +124,11 @@ def predict(config: DictConfig) -> Path:
         predictor = load_predictor(checkpoint, device)
     else:
         predictor = load_official(checkpoint, config.official, config.overrides, device)
-    images = Pictures(root, paths, predictor.image_mode)
+    predictor = predictor.showing(config.frames)
+    if kind == "videos":
+        images: Pictures = Videos(root, paths, predictor)
+    else:
+        images = Pictures(root, paths, predictor.image_mode)
     sizes = config.batch_size, config.sheet_images
 
     if texts is not None:
@@ -129,9 +148,9 @@ def predict(config: DictConfig) -> Path:
     written = [write(output / name, content) for name, content in found]
 
     for path, reason in images.corrupt.items():
-        print(f"skipped, unreadable: {path} ({reason})", file=sys.stderr)
+        print(printable(f"skipped, unreadable: {path} ({reason})"), file=sys.stderr)
     skipped, files = len(images.corrupt), ", ".join(map(str, written[-MOST_NAMED:]))
     if len(written) > MOST_NAMED:
         files = f"{len(written) - MOST_NAMED} pictures, {files}"
-    print(f"{len(images) - skipped} images predicted, {skipped} unreadable skipped: {files}")
+    print(f"{len(images) - skipped} {kind} predicted, {skipped} unreadable skipped: {files}")
     return output

@@ -1,4 +1,4 @@
-"""Predictions for images alone: class probabilities, or k-means groups of their embeddings."""
+"""Images or videos alone: class probabilities, or k-means groups of their embeddings."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 from shared.evaluation.clustering import assign, kmeans
 from shared.predict.inputs import Pictures, PredictError, Predictor, refuse_not_finite
-from shared.predict.outputs import Cell, Output, Table, percent, sheet, thumbnail
+from shared.predict.outputs import Cell, Output, Table, percent, sheet
 
 
 def predict_images(
@@ -27,7 +27,8 @@ def predict_images(
             found = predictor.module.predict_step(batch, number).float().cpu().numpy()
         for path, row in zip(paths, found, strict=True):
             refuse_not_finite(row, path)
-        thumbnails += [thumbnail(p) for p in pictures[: max(0, sheet_images - len(thumbnails))]]
+        shown = list(zip(indices, pictures, strict=True))[: max(0, sheet_images - len(thumbnails))]
+        thumbnails += [images.thumbnail(index, pixels) for index, pixels in shown]
         places += indices
         rows += [*found]
     values = np.stack(rows)
@@ -49,9 +50,7 @@ def predict_images(
         named = [classes[best] for best in values.argmax(axis=1)]
     table = ([images.name(places[i]), named[i], confidence[i], *values[i]] for i in order)
     yield "predictions.csv", Table(["path", *columns], table)
-    shown = [i for i in order if i < len(thumbnails)]
-    cells = [Cell(thumbnails[i], named[i], percent(float(confidence[i]))) for i in shown]
-    yield (
-        "contact_sheet.png",
-        sheet([(f"{len(cells)} of {count} images", cells)], headline=predictor.accuracy),
-    )
+    first = [i for i in order if i < len(thumbnails)]
+    cells = [Cell(thumbnails[i], named[i], percent(float(confidence[i]))) for i in first]
+    title = f"{len(cells)} of {count} {images.kind}s"
+    yield "contact_sheet.png", sheet([(title, cells)], headline=predictor.accuracy)

@@ -1,35 +1,40 @@
-"""What `tenfold predict` reads: the checkpoint, the folder of images, the texts."""
+"""What `tenfold predict` reads: the checkpoint, the folder of images or videos, the texts."""
 
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
 from shared.checkpoints.reading import first_line, load_checkpoint, rebuild_module
 from shared.data.detection.framing import Framing, framing
 from shared.data.errors import DataCorruptError
-from shared.data.images import FolderImages
-from shared.data.readers.files import is_integer
+from shared.data.image_text.videos import FrameChoice
+from shared.data.images import FolderImages, Pixels
+from shared.data.readers.files import is_integer, open_data
+from shared.data.readers.videos import decoder, read_frames
 from shared.data.text.cleaning import TEXT_RULES, TextRules, text_rules
 from shared.data.text.wordpiece import WordPiece
 from shared.data.views.interface import Views, build_views
 from shared.data.views.recipes import RecipeViews
+from shared.predict.outputs import strip, thumbnail
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+VIDEOS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi")
+SUFFIXES = {"images": IMAGES, "videos": VIDEOS}
 MOST_SIDE = 4096  # pixels of what a network sees
 MOST_PIXELS = 1 << 25  # of a picture; larger ones are shrunk
 MOST_BYTES = 1 << 28  # of the pixels of a batch, and of a file of texts
+MOST_FRAMES = 256  # of a video that a network sees
 MOST_CHARACTERS = 200  # of a class name
-
-Pixels = NDArray[np.uint8]  # a picture, (H, W, 3 or 4)
 
 
 class PredictError(RuntimeError):
@@ -50,14 +55,36 @@ class Predictor:
     rules: TextRules = TEXT_RULES["albef"]
     framing: Framing | None = None  # of a detector, which sees whole pictures
     category_ids: list[int] | None = None  # of a detector's classes, where its data number them
+    choice: FrameChoice | None = None  # of the frames of a video, where its data are videos
 
     def views(self, pictures: Sequence[Pixels]) -> Tensor:
-        """(B, C, H, W) what the network sees of them; PredictError of a detector."""
+        """(B, C, H, W) what the network sees of them, or (B, F, C, H, W) of videos, (F, H, W, 3);
+        PredictError of a detector, and of what the network does not read."""
         if self.transform is None:
             name = type(self.module).__name__
             raise PredictError(f"{name} detects objects, and nothing else: use tenfold predict")
-        shown = [central_square(p) if self._squares else not_too_long(p) for p in pictures]
-        return self.transform(shown, "test").to(self.module.device)
+        lengths = {p.shape[:-3] for p in pictures}  # (F,), or () of a picture
+        if len(lengths) > 1:
+            raise PredictError("pictures and videos, or such of unequal lengths, at once")
+        (length,) = lengths
+        self.refuse_unread("videos" if length else "images")
+        frames = [frame for clip in pictures for frame in clip] if length else pictures
+        shown = [central_square(p) if self._squares else not_too_long(p) for p in frames]
+        return self.transform(shown, "test").unflatten(0, (-1, *length)).to(self.module.device)
+
+    def refuse_unread(self, kind: str) -> None:
+        """PredictError if the network does not read that kind, "images" or "videos"."""
+        known = getattr(getattr(self.module, "encoders", None), "reads", ("images",))
+        if kind not in known:
+            name = type(self.module).__name__
+            raise PredictError(f"{name} reads {' and '.join(known)}, not {kind}")
+
+    def showing(self, frames: int | None) -> "Predictor":
+        """A predictor that shows a network so many frames of a video, by the rule of its data;
+        None: as many as in its data. PredictError of a number that can't be."""
+        if frames is None:
+            return self
+        return replace(self, choice=replace(self.choice or FrameChoice(1), count=counted(frames)))
 
     def seen(self, picture: Pixels) -> Pixels:
         """The part of a picture that the network sees, at the picture's own size."""
@@ -75,6 +102,8 @@ class Predictor:
 class Pictures(FolderImages):
     """Image files below `root`, or that file, read upright, of any size, when asked for."""
 
+    frames = 1  # of each of them
+
     def __init__(self, root: Path, paths: Sequence[Path], mode: str) -> None:
         unknown = np.full(len(paths), -1)
         super().__init__(paths, unknown, [], "images", max_corrupt=1.0, mode=mode)
@@ -84,9 +113,14 @@ class Pictures(FolderImages):
     def name(self, index: int) -> str:
         return Path(self.path(index)).relative_to(self._root).as_posix()
 
+    def thumbnail(self, index: int, pixels: Pixels) -> Image.Image:
+        """What a sheet shows of one that was just read."""
+        return thumbnail(pixels)
+
     def batches(self, size: int) -> Iterator[tuple[list[int], list[Pixels]]]:
         """Yield places and pixels of the readable pictures, in order, under a progress bar: up to
-        `size` at a time, or `MOST_BYTES` of pixels. PredictError at the end, if there was none."""
+        `size` frames at a time, or `MOST_BYTES` of pixels, but one picture at least. PredictError
+        at the end, if there was none."""
         indices: list[int] = []
         pictures: list[Pixels] = []
         for index in track(range(len(self)), "predicting", disable=not sys.stderr.isatty()):
@@ -97,13 +131,44 @@ class Pictures(FolderImages):
                 continue
             indices.append(index)
             pictures.append(picture)
-            if len(pictures) == size or sum(p.nbytes for p in pictures) >= MOST_BYTES:
+            enough = len(pictures) >= size // self.frames
+            if enough or sum(p.nbytes for p in pictures) >= MOST_BYTES:
                 yield indices, pictures
                 indices, pictures = [], []
         if pictures:
             yield indices, pictures
         if len(self.corrupt) == len(self):
-            raise PredictError(f"none of the {len(self)} images can be read")
+            raise PredictError(f"none of the {len(self)} {self.kind}s can be read")
+
+
+class Videos(Pictures):
+    """Video files, each read as the frames (F, H, W, 3) that a model's evaluation would show it;
+    PredictError if nothing says how many, or nothing here decodes them."""
+
+    kind = "video"
+
+    def __init__(self, root: Path, paths: Sequence[Path], predictor: Predictor) -> None:
+        super().__init__(root, paths, "RGB")
+        predictor.refuse_unread("videos")
+        if predictor.choice is None:
+            raise PredictError("the checkpoint records no number of a video's frames: frames=8")
+        self.choice, self.frames = predictor.choice, predictor.choice.count
+        self.numbers: dict[int, list[int]] = {}  # of the frames that are shown
+        try:
+            decoder(self.choice.decoder)
+        except (ImportError, ValueError) as error:
+            raise PredictError(str(error)) from error
+
+    def decode(self, index: int, *turn: int) -> Pixels:
+        def choose(count: int) -> list[int]:
+            self.numbers[index] = self.choice.of(index)(count)
+            return self.numbers[index]
+
+        with open_data(self.path(index)) as file:
+            return read_frames(file, choose, self.choice.decoder)
+
+    def thumbnail(self, index: int, pixels: Pixels) -> Image.Image:
+        return strip(pixels, self.numbers[index])
 
 
 def load_predictor(path: Path, device: str) -> Predictor:
@@ -137,6 +202,7 @@ def load_predictor(path: Path, device: str) -> Predictor:
         rules,
         detector_framing(data, path) if detects else None,
         category_ids or None,
+        frame_choice(data, path),
     )
 
 
@@ -168,6 +234,25 @@ def detector_framing(data: Mapping[str, Any], path: Path) -> Framing:
         raise PredictError(f"{path}: its preparation of pictures is refused: {error}") from error
 
 
+def frame_choice(data: Mapping[str, Any], path: Path) -> FrameChoice | None:
+    """How data of videos choose frames in evaluation, None of other data; PredictError of what is
+    damaged or refused."""
+    if (count := data.get("frames")) is None:
+        return None
+    rule, by = str(data.get("test_frames", "uniform")), str(data.get("decoder", "auto"))
+    try:
+        return FrameChoice(counted(count), test=rule, decoder=by)
+    except (PredictError, ValueError) as error:
+        raise PredictError(f"{path}: its choice of frames is refused: {error}") from error
+
+
+def counted(frames: Any) -> int:
+    """That number of a video's frames; PredictError of one that can't be."""
+    if type(frames) is not int or not 1 <= frames <= MOST_FRAMES:
+        raise PredictError(f"frames={repr(frames)[:80]}: a whole number from 1 to {MOST_FRAMES}")
+    return frames
+
+
 def _recorded(checkpoint: Mapping[str, Any], key: str, path: Path) -> list[Any]:
     """A list of a checkpoint, empty if it does not record it."""
     found = checkpoint.get(key) or []
@@ -188,14 +273,15 @@ def resolve_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def find_images(root: Path) -> list[Path]:
-    """The image files below `root`, sorted by path, or `root` itself; PredictError without any."""
+def find_inputs(root: Path, kind: str = "images") -> list[Path]:
+    """The files of a kind, "images" or "videos", below `root`, sorted by path, or `root` itself;
+    PredictError without any."""
     if not root.exists():
-        raise PredictError(f"images={root}: no such folder")
+        raise PredictError(f"{kind}={root}: no such folder")
     files = [root] if root.is_file() else sorted(p for p in root.rglob("*") if p.is_file())
-    if not (paths := [path for path in files if path.suffix.lower() in SUFFIXES]):
-        others = f"{len(files)} other files; read: {', '.join(SUFFIXES)}"
-        raise PredictError(f"images={root}: no image there ({others})")
+    if not (paths := [path for path in files if path.suffix.lower() in SUFFIXES[kind]]):
+        others = f"{len(files)} other files; read: {', '.join(SUFFIXES[kind])}"
+        raise PredictError(f"{kind}={root}: no {kind[:-1]} there ({others})")
     return paths
 
 

@@ -8,8 +8,9 @@
     model.match(["fruit.png"], ["a banana"])         # probabilities, (1, 1)
     model.overlays("fruit.png", "a banana")          # where it looks, for each word
     load("captioner.ckpt").captions(["fruit.png"], prompt="a drawing of", sample=True, seed=1)
+    load("alpro.ckpt", frames=8).match(["dog.mp4"], ["a dog runs"])
 
-Shapes: N images, T texts, E width of features, K classes.
+Shapes: N images or videos, T texts, E width of features, K classes.
 """
 
 import warnings
@@ -30,10 +31,12 @@ from shared.predict.answers import MAX_WORDS as QUESTION_WORDS
 from shared.predict.answers import answers_of
 from shared.predict.detections import Objects, class_names, objects_in
 from shared.predict.inputs import (
+    VIDEOS,
     Pictures,
     Pixels,
     PredictError,
     Predictor,
+    Videos,
     load_predictor,
     tokenised,
 )
@@ -43,7 +46,8 @@ from shared.predict.texts import MAX_WORDS, PAIRS_PER_IMAGE, match_probabilities
 from shared.randomness import torch_generator
 
 Picture = str | PathLike[str] | Image.Image | NDArray[np.uint8]
-"""A file, a picture of Pillow, or uint8 pixels (H, W, 3 or 4)."""
+"""A file, a picture of Pillow, or uint8 pixels (H, W, 3 or 4). To a model that reads videos also
+the file of one, or its frames (F, H, W, 3)."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,8 @@ class Model:
         rows = []
         for views in self._views(images):
             seen, _ = module.encoders.encode_image(views)
-            rows.append(match_probabilities(module, seen, read, mask, pairs))
+            most = pairs * len(views) // views.shape[:-3].numel()
+            rows.append(match_probabilities(module, seen, read, mask, most))
         return _joined(rows)
 
     def answer(
@@ -182,7 +187,7 @@ class Model:
         """A picture (H, W, 3) and what is seen in it of the classes of these names, the surest
         first; `open_texts` comes before."""
         self.predictor.module.name_classes(names)
-        pixels = _pixels(image, self.predictor.image_mode)
+        pixels = _pixels(image, self.predictor)
         return pixels, objects_in(self.predictor, [pixels], min_score, most)[0]
 
     def overlays(
@@ -201,7 +206,9 @@ class Model:
             check_cross_attention(encoder, layer)
         except ValueError as error:
             raise PredictError(str(error)) from error
-        pixels = _pixels(image, self.predictor.image_mode)
+        pixels = _pixels(image, self.predictor)
+        if pixels.ndim == 4:
+            raise PredictError("overlays are drawn on images, not on videos")
         (cells,) = overlay_cells(self.predictor, [pixels], ids[0], layer, side)
         return [(cell.name, cell.picture) for cell in cells]
 
@@ -212,10 +219,14 @@ class Model:
         return ids.to(self.predictor.module.device), mask.to(self.predictor.module.device)
 
     def _views(self, images: Sequence[Picture]) -> Iterator[Tensor]:
-        """What the network sees of the pictures, up to `batch_size` at a time."""
-        for start in range(0, len(images), self.batch_size):
-            batch = images[start : start + self.batch_size]
-            yield self.predictor.views([_pixels(p, self.predictor.image_mode) for p in batch])
+        """What the network sees of the pictures, up to `batch_size`, or so many frames, at once."""
+        predictor, start = self.predictor, 0
+        while start < len(images):
+            batch = [_pixels(images[start], predictor)]
+            size = self.batch_size // (len(batch[0]) if batch[0].ndim == 4 else 1)
+            batch += [_pixels(p, predictor) for p in images[start + 1 : start + size]]
+            start += len(batch)
+            yield predictor.views(batch)
 
 
 def load(
@@ -223,26 +234,32 @@ def load(
     device: str = "auto",
     official: str | None = None,
     overrides: Sequence[str] = (),
+    frames: int | None = None,
 ) -> Model:
     """The model of a checkpoint of ours, `zoo:NAME`, or an official one, of which `official` names
-    an experiment and `overrides` say what is different here, as "data.vocab=FOLDER".
+    an experiment and `overrides` say what is different here, as "data.vocab=FOLDER". `frames`: of a
+    video; None: as many as in the model's data.
 
     CheckpointError and FileNotFoundError of a file that cannot be read, PredictError of one that
     says too little of its inputs.
     """
     path = Path(checkpoint)
     if official is None:
-        return Model(load_predictor(path, device))
-    return Model(load_official(path, official, overrides, device))
+        return Model(load_predictor(path, device).showing(frames))
+    return Model(load_official(path, official, overrides, device).showing(frames))
 
 
-def _pixels(picture: Picture, mode: str) -> Pixels:
-    """(H, W, 3), or (H, W, 4) where the model knows transparency; PredictError of no picture."""
+def _pixels(picture: Picture, predictor: Predictor) -> Pixels:
+    """(H, W, 3), (H, W, 4) where the model knows transparency, or (F, H, W, 3) of a video;
+    PredictError of no picture."""
+    mode = predictor.image_mode
     if isinstance(picture, Image.Image):
         return np.asarray(picture.convert(mode))
     if isinstance(picture, str | PathLike):
         path = Path(picture)
         files = Pictures(path, [path], mode)
+        if path.suffix.lower() in VIDEOS:
+            files = Videos(path, [path], predictor)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             pixels = files.read(0)
@@ -250,6 +267,8 @@ def _pixels(picture: Picture, mode: str) -> Pixels:
             raise PredictError(f"{path} cannot be read: {files.corrupt[str(path)]}")
         return pixels
     pixels = np.asarray(picture)
+    if pixels.dtype == np.uint8 and pixels.ndim == 4 and len(pixels) and pixels.shape[3] == 3:
+        return pixels
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
         told = f"{pixels.dtype} {pixels.shape}"
         raise PredictError(f"pixels are uint8 (H, W, 3 or 4), got {told}")

@@ -15,6 +15,7 @@ from shared.predict.inputs import (
     PredictError,
     Predictor,
     detector_framing,
+    frame_choice,
     image_transform,
     resolve_device,
 )
@@ -34,6 +35,8 @@ def load_official(path: Path, experiment: str, overrides: Sequence[str], device:
     try:
         tokenizer = getattr(data, "tokenizer", None)
         if hasattr(module, "choose_among"):
+            if data.answers is None:
+                raise ValueError("no answers to choose from: data.answer_list names none")
             module.choose_among(data.answers)
         detects, open_to_names = (
             hasattr(module, name) for name in ("detect_objects", "name_classes")
@@ -53,4 +56,5 @@ def load_official(path: Path, experiment: str, overrides: Sequence[str], device:
         rules=text_rules(getattr(data, "hparams", {}).get("text_rules", "albef")),
         framing=detector_framing(config["data"], path) if detects else None,
         category_ids=data.category_ids.tolist() if named else None,
+        choice=frame_choice(config["data"], path),
     )

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from shared.data.images import Pixels
 from shared.files import own_folder, replacing
-from shared.predict.inputs import Pixels
 
 THUMBNAIL, CAPTION, GAP, COLUMNS = 128, 40, 12, 10
 TITLE = 28
+STRIP = 8 * THUMBNAIL  # pixels of the frames of a video side by side, at most
 
 
 class Table(NamedTuple):
@@ -27,7 +28,7 @@ Output = tuple[str, Table | Entries | Image.Image]  # the name of a file and wha
 
 
 class Cell(NamedTuple):
-    """One picture, no wider or higher than the cell, with two lines below."""
+    """One picture, no higher than the cell, with two lines below."""
 
     picture: Image.Image
     name: str
@@ -72,13 +73,31 @@ def thumbnail(image: Pixels, side: int = THUMBNAIL, smooth_up_to: float = 1.0) -
     return picture.convert("RGB")
 
 
+def strip(frames: Pixels, numbers: Sequence[int]) -> Image.Image:
+    """The frames (F, H, W, 3) of a video side by side, each with its number."""
+    side = max(1, min(THUMBNAIL, STRIP // len(frames)))
+    pictures = [thumbnail(frame, side) for frame in frames]
+    width, height = pictures[0].size
+    row = Image.new("RGB", (width * len(pictures), height))
+    draw, font = ImageDraw.Draw(row), ImageFont.load_default(12)
+    for place, (picture, number) in enumerate(zip(pictures, numbers, strict=True)):
+        at = place * width
+        row.paste(picture, (at, 0))
+        draw.line((at - 1, 0, at - 1, height), "white")  # dark frames would be one
+        outline: Any = {"stroke_width": 1, "stroke_fill": "black"}
+        draw.text((at + 3, height - 2), str(number), "white", font, "lb", **outline)
+    return row
+
+
 def sheet(
     sections: Sequence[Section], columns: int = COLUMNS, side: int = THUMBNAIL, headline: str = ""
 ) -> Image.Image:
-    """All sections one below the other, each in a grid of at most `columns` cells of `side`, below
-    the `headline`, if there is one."""
+    """All sections one below the other, each in a grid of at most `columns` cells of `side`, or of
+    fewer that are as wide as the widest picture, below the `headline`, if there is one."""
+    wide = max([side, *(cell.picture.width for _, cells in sections for cell in cells)])
+    columns = columns * (side + GAP) // (wide + GAP)
     columns = max(1, min(columns, max(len(cells) for _, cells in sections)))
-    cell, row = side + GAP, side + CAPTION + GAP
+    cell, row = wide + GAP, side + CAPTION + GAP
     heights = [TITLE + -(-len(cells) // columns) * row for _, cells in sections]
     width = max(columns * cell + GAP, 260)
     top = TITLE if headline else 0
@@ -90,13 +109,13 @@ def sheet(
         for number, (picture, name, note) in enumerate(cells):
             down, across = divmod(number, columns)
             left, upper = GAP + across * cell, top + TITLE + GAP + down * row
-            x, y = left + (side - picture.width) // 2, upper + (side - picture.height) // 2
+            x, y = left + (wide - picture.width) // 2, upper + (side - picture.height) // 2
             page.paste(picture, (x, y))
             # A frame, because a white picture would be lost on a white page.
             frame = (x, y, x + picture.width - 1, y + picture.height - 1)
             draw.rectangle(frame, outline="silver")
-            _write(draw, name, (left, upper + side + 3), 14, "black", side)
-            _write(draw, note, (left, upper + side + 21), 12, "dimgray", side)
+            _write(draw, name, (left, upper + side + 3), 14, "black", wide)
+            _write(draw, note, (left, upper + side + 21), 12, "dimgray", wide)
         top += height
     return page
 

@@ -1,6 +1,6 @@
-"""Images against texts: how similar each pair is, and how probably it belongs together.
+"""Images or videos against texts: how similar a pair is, and how probably it belongs together.
 
-Shapes: N images, T texts, L tokens, D their width, E of features, R images at a time.
+Shapes: N images or videos, T texts, L tokens, D their width, E of features, R images at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from shared.evaluation import attention_maps
 from shared.evaluation.attention_maps import ImageTextModel
 from shared.predict import overlays as maps
 from shared.predict.inputs import Pictures, PredictError, Predictor, refuse_not_finite, tokenised
-from shared.predict.outputs import COLUMNS, Cell, Output, Table, percent, sheet, thumbnail
+from shared.predict.outputs import COLUMNS, Cell, Output, Table, percent, sheet
 
 MAX_WORDS = 30  # of a caption, as in training
 PAIRS_PER_IMAGE = 4  # so many texts at a time for each image of a full batch
@@ -33,9 +33,13 @@ def predict_texts(
     """Yield predictions.csv, scores.csv, contact_sheet.png and overlays. What decides is the match,
     or the similarity where the model's own evaluation does without re-ranking."""
     model: ImageTextModel = predictor.module
-    if not (hasattr(model, "matching") and hasattr(model, "encoders")):
+    if not hasattr(getattr(model, "encoders", None), "encode_text"):
         name = type(model).__name__
-        raise PredictError(f"texts are given, but {name} does not compare images with texts")
+        raise PredictError(
+            f"texts are given, but {name} does not compare {images.kind}s with texts"
+        )
+    if overlays and images.kind == "video":
+        raise PredictError("overlays are drawn on images, not on videos")
     ids, mask = tokenised(predictor, texts, "text", predictor.rules.clean_caption, MAX_WORDS)
     encoder, layer = model.encoders.text_encoder, overlay_layer
     if layer is None:
@@ -48,13 +52,16 @@ def predict_texts(
     indices, match, similarity = score(predictor, images, ids, mask, batch_size)
     names = [images.name(index) for index in indices]
     evaluation: Any = getattr(model, "evaluation", None)
-    judging = getattr(evaluation, "rerank", True) is not False
+    matches = hasattr(model, "matching")
+    judging = matches and getattr(evaluation, "rerank", True) is not False
     best = ranked(match, similarity, getattr(evaluation, "k_test", "all") if judging else 0)
 
+    scores: dict[str, NDArray[np.float32]] = {"match_probability": match} if matches else {}
+    scores["similarity"] = similarity
+
     def table(pairs: Iterator[tuple[int, int]]) -> Table:
-        columns = ["path", "text", "match_probability", "similarity"]
-        rows = ((names[i], texts[t], match[i, t], similarity[i, t]) for i, t in pairs)
-        return Table(columns, rows)
+        rows = ([names[i], texts[t], *(s[i, t] for s in scores.values())] for i, t in pairs)
+        return Table(["path", "text", *scores], rows)
 
     chosen = (match if judging else similarity).argmax(axis=1)
     yield "predictions.csv", table((i, int(t)) for i, t in enumerate(chosen))
@@ -65,11 +72,12 @@ def predict_texts(
     for t, text in enumerate(texts[: max(1, sheet_images)]):
         cells = []
         for i in best[:count, t]:
-            (pixels,), _ = images.take(np.array([indices[i]]))  # one at a time: some are large
+            index = indices[i]
+            (pixels,), _ = images.take(np.array([index]))  # one at a time: some are large
             said = f"similarity {similarity[i, t]:.2f}"
             if judging:
                 said = f"match {percent(float(match[i, t]))}"
-            cells.append(Cell(thumbnail(pixels), said, names[i]))
+            cells.append(Cell(images.thumbnail(index, pixels), said, names[i]))
         sections.append((text, cells))
     yield "contact_sheet.png", sheet(sections, headline=predictor.accuracy)
 
@@ -102,7 +110,7 @@ def score(
     predictor: Predictor, images: Pictures, ids: Tensor, mask: Tensor, batch_size: int
 ) -> tuple[list[int], NDArray[np.float32], NDArray[np.float32]]:
     """Places of the readable images (N) in their folder; of every image with every text (N, T) the
-    probability that they match, and the cosine."""
+    probability that they match, 0 of a model that does not match, and the cosine."""
     model: ImageTextModel = predictor.module
     ids, mask = ids.to(predictor.module.device), mask.to(predictor.module.device)
     text_tokens, text_features = model.encoders.encode_text(ids, mask)
@@ -111,8 +119,12 @@ def score(
         tokens, features = model.encoders.encode_image(predictor.views(pictures))
         places += indices
         similarity.append((features.float() @ text_features.float().T).cpu().numpy())
-        pairs = PAIRS_PER_IMAGE * batch_size
-        match.append(match_probabilities(model, tokens, text_tokens, mask, pairs).cpu().numpy())
+        pairs = PAIRS_PER_IMAGE * batch_size // images.frames
+        if hasattr(model, "matching"):
+            matched = match_probabilities(model, tokens, text_tokens, mask, pairs).cpu().numpy()
+        else:
+            matched = np.zeros_like(similarity[-1])
+        match.append(matched)
         for index, *scores in zip(indices, similarity[-1], match[-1], strict=True):
             refuse_not_finite(np.stack(scores), images.path(index))
     return places, np.concatenate(match), np.concatenate(similarity)

@@ -32,6 +32,8 @@ class AnswerNetwork(nn.Module):
     """Reads an image and a question, and writes an answer. Arguments as in `ImageTextEncoders`;
     the decoder has the sizes of the text encoder, and each of its layers looks at the question."""
 
+    reads = ("images", "videos")
+
     def __init__(self, vision: dict[str, Any], text: dict[str, Any], decoder_layers: int):
         super().__init__()
         self.visual_encoder = VisionTransformer(**vision)

@@ -1,4 +1,4 @@
-"""Pictures of strangers through `tenfold predict`: read as they look, or named and left out."""
+"""Pictures and videos of strangers through `tenfold predict`: read, or named and left out."""
 
 import csv
 import os
@@ -8,6 +8,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 
 from shared.data.errors import DataCorruptError
 from shared.data.images import read_image
-from shared.predict.inputs import not_too_long
+from shared.predict.inputs import PredictError, frame_choice, not_too_long
 from tests.hostile.damages import DAMAGES, every
 from tests.hostile.test_checkpoints import predicts
 from tests.processes import run
@@ -100,6 +101,58 @@ def test_odd_names_lose_no_row(folder, capsys):
     assert len({tuple(values) for values in rows.values()}) == 1
 
 
+NO_VIDEO: dict[str, Callable[[Path], object]] = {
+    "a playlist": lambda path: path.write_bytes(b"#EXTM3U\nfile:///etc/passwd\n"),
+    "a playlist in disguise": lambda path: path.write_bytes(
+        b"\0\0\0\x14ftyp#EXTM3U\n/etc/passwd\n"
+    ),
+    "html": UNREADABLE["html"],
+    "a picture": lambda path: Image.fromarray(RAMP).save(path, "PNG"),
+}
+
+
+def test_unreadable_videos_are_named_and_the_others_are_read(folder, capsys):
+    toy: Any = pytest.importorskip("tests.unit.test_predict_videos")
+    toy.save("retrieval", folder / "last.ckpt")
+    videos = folder / "videos"
+    videos.mkdir()
+    honest = toy.written(videos / "honest.mp4", 8)
+    kinds = NO_VIDEO | NO_IMAGE
+    paths = {name: videos / f"odd{n}.mp4" for n, name in enumerate(kinds)}
+    for name, path in paths.items():
+        shutil.copy(honest, path)
+        kinds[name](path)
+    paths["sound"] = toy.written(videos / "sound.mp4", sound=True)
+    names = ["=cmd().mp4", "$(touch pwned).mp4", "a\nb.avi", "<b>.webm", "\udcff.mkv"]
+    for name in [*names, "honest.txt"]:
+        shutil.copy(honest, os.fsencode(videos / name))
+    given = ["images=null", f"videos={videos}", "texts=[red]", "sheet_images=9"]
+    status, said = predicts(folder, capsys, *given)
+    rows = table(folder)
+    assert (status, "honest.txt" in rows) == (0, False)
+    assert len({tuple(rows[n.replace("\udcff", r"\udcff")]) for n in ["honest.mp4", *names]}) == 1
+    for name, path in paths.items():
+        lines = [line for line in said.splitlines() if f"{path.name} " in line]
+        assert (len(lines) == 1) != (path.name in rows) or not path.is_file(), name
+    assert not {paths[name].name for name in [*NO_VIDEO, "sound", "empty"]} & set(rows)
+    assert len(said.splitlines()) <= len(paths)
+
+
+CHOICES: list[dict[str, Any]] = [
+    {"frames": n} for n in ("2\n3", 0, 10**9, True, [2], 2.5, float("nan"))
+]
+CHOICES += [{"frames": 2, "test_frames": rule} for rule in ("os.system", ["uniform"], 5)]
+
+
+@pytest.mark.parametrize("data", CHOICES, ids=repr)
+def test_a_choice_of_frames_of_strangers(data):
+    with pytest.raises(
+        PredictError, match=r"last\.ckpt: its choice of frames is refused"
+    ) as refused:
+        frame_choice(data, Path("last.ckpt"))
+    assert "\n" not in str(refused.value)
+
+
 def test_16_bits_are_scaled(folder, capsys):
     wide = SHADES.astype(np.uint16) * 257
     for suffix, kind in ((".png", None), (".tif", None), (".pgm", "PPM")):
@@ -169,6 +222,8 @@ VALUES = {
     "groups": ["0"],
     "overlays": ["-1"],
     "device": ["cuda", "meta", "nonsense", "cpu:99999999999"],
+    "videos": ["/nowhere"],
+    "frames": ["0", "1.5", "257", "x"],
     "images": ["/dev/zero", "/nowhere", "[a,b]", "''", "null"],
     "checkpoint": ["/dev/zero", "/nowhere", "/tmp", "null", "[1]"],
     "texts": ["/dev/zero", "[]", "5", "[a]"],

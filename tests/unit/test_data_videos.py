@@ -224,6 +224,14 @@ def test_frames_that_are_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(videos, "MOST_PIXELS", 48 * 32 - 1)
     with pytest.raises(DataCorruptError, match="larger than 1535 pixels"):
         read_frames(VIDEOS / "ramp.mp4", lambda count: [0])
+    monkeypatch.setattr(videos, "MOST_PIXELS", 48 * 32)
+    monkeypatch.setattr(videos, "MOST_SHOWN", 3 * 48 * 32)
+    assert len(read_frames(VIDEOS / "ramp.mp4", lambda count: [0, 1, 1])) == 3
+    with pytest.raises(DataCorruptError, match="4 of its frames have more than 4608 pixels"):
+        read_frames(VIDEOS / "ramp.mp4", lambda count: [0] * 4)
+    monkeypatch.setattr(videos, "MOST_FRAMES", FRAMES - 1)
+    with pytest.raises(DataCorruptError, match="it has more than 96 frames"):
+        read_frames(VIDEOS / "ramp.mp4", lambda count: [0])
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -194,8 +194,9 @@ def test_bad_input_is_refused_in_one_line(tmp_path, capsys):
     write_checkpoint(tmp_path / "last.ckpt")
     checkpoint, folder = f"checkpoint={tmp_path}/last.ckpt", tmp_path / "images"
     images = f"images={folder}"
-    assert "checkpoint and images not given" in refused(capsys, [])
-    assert "images not given" in refused(capsys, [checkpoint])
+    assert "checkpoint and images or videos not given" in refused(capsys, [])
+    assert "predict: images or videos not given" in refused(capsys, [checkpoint])
+    assert "choose one" in refused(capsys, [checkpoint, images, f"videos={folder}"])
     assert "no such folder" in refused(capsys, [checkpoint, images])
     folder.mkdir()
     (folder / "a.txt").write_text("")

@@ -1,6 +1,7 @@
 """`tenfold predict` with an official checkpoint, which an experiment of ours explains."""
 
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from methods.albef import official
 from shared.nn.building import build
 from shared.training.method import Method
 from tests.configs import composed
 from tests.unit import test_predict
+from tests.unit.test_data_videos import written
 from tests.unit.test_predict import read, run
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "green", "is", "this", "yes", "no"]
@@ -43,6 +44,7 @@ def module_of(experiment: str, folder: Path) -> tuple[Any, list[str]]:
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.mul_(3)
+    official = import_module(f"methods.{experiment.partition('/')[0]}.official")
     torch.save({"model": official.export(module), "epoch": 3}, folder / "last.ckpt")
     return module.eval(), [f"official={experiment}", listed(*overrides)]
 
@@ -74,6 +76,19 @@ def test_questions_of_a_list_that_the_data_name(folder: Path) -> None:
     assert {row["answer"] for row in rows} <= set(module.ranking.answers)
 
 
+def test_alpro_sees_videos(folder: Path) -> None:
+    for number in range(2):
+        written(folder / f"{number}.mp4", frames=8 + 8 * number, codec="libx264")
+    videos = "images=null", f"videos={folder}"
+    _, arguments = module_of("alpro/smoke_retrieval", folder)
+    found = read(run(folder, *videos, *arguments, "texts=[red, green]"), "scores.csv")
+    assert len({row["similarity"] for row in found}) == len(found) == 4
+    _, arguments = module_of("alpro/smoke_vqa", folder)
+    rows = read(run(folder, *videos, *arguments, "questions=[is this red]"), "answers.csv")
+    assert [row["path"] for row in rows] == ["0.mp4", "1.mp4"]
+    assert {row["answer"] for row in rows} <= {"yes", "no", "red", "green"}
+
+
 def test_what_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, arguments = module_of("albef/smoke_retrieval", folder)
     places = [f"checkpoint={folder}/last.ckpt", f"images={folder}/images", f"output={folder}/out"]
@@ -92,3 +107,6 @@ def test_what_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     module_of("albef/smoke_vqa", folder)
     lacking = listed(f"data.vocab={folder}/vocab.txt", f"data.answer_list={folder}/none.json")
     assert "none.json" in said("official=albef/smoke_vqa", lacking)
+    module_of("alpro/smoke_vqa", folder)
+    lacking = listed(f"data.vocab={folder}/vocab.txt", "data.answer_list=null")
+    assert "data.answer_list names none" in said("official=alpro/smoke_vqa", lacking)

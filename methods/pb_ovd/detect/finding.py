@@ -18,7 +18,7 @@ from PIL import Image
 from shared.console import bounded, exit_status
 from shared.data.captioned.origins import origin_of
 from shared.predict.detections import detected, draw, results
-from shared.predict.inputs import Pictures, find_images, listed, read_texts
+from shared.predict.inputs import Pictures, find_inputs, listed, read_texts
 from shared.predict.model import load
 from shared.predict.outputs import percent, write
 from shared.showing import printable
@@ -44,7 +44,7 @@ def find(arguments: argparse.Namespace) -> None:
     """Write what is found in the pictures of a folder, or in one file."""
     root, out = Path(arguments.images), Path(arguments.out)
     names = named_classes(arguments.classes)
-    paths = [path for path in find_images(root) if out not in path.parents]  # of an earlier run
+    paths = [path for path in find_inputs(root) if out not in path.parents]  # of an earlier run
     official = arguments.experiment, arguments.overrides
     model = load(arguments.detector, arguments.device, *official)
     model.open_texts(arguments.texts)

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from importlib import import_module
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from shared.data.readers.files import open_data, refusing
 
 MOST_PIXELS = 1 << 25  # of a frame
+MOST_SHOWN = 1 << 27  # pixels of all frames that are shown
+MOST_FRAMES = 1 << 22  # of a video, two days of 25 a second
 
 Frames = NDArray[np.uint8]
 Choose = Callable[[int], Sequence[int]]
@@ -77,11 +79,12 @@ def _by_pyav(file: BinaryIO, kind: str, choose: Choose) -> Frames:
         if not video.streams.video:
             raise ValueError("it has no pictures")
         stream = video.streams.video[0]
-        _check_size(stream.width, stream.height)
+        pixels = _pixels(stream.width, stream.height)
         stream.codec_context.thread_count = 1  # loaders have processes of their own
         shown = (p for p in video.demux(stream) if p.size and not p.is_discard)
-        packets = [(packet.pts, packet.is_keyframe) for packet in shown]
-        numbers = _chosen(choose, len(packets))
+        first = islice(shown, MOST_FRAMES + 1)
+        packets = [(packet.pts, packet.is_keyframe) for packet in first]
+        numbers = _chosen(choose, len(packets), pixels)
         timed = all(time is not None for time, _ in packets)  # AVI may tell no times
         times = sorted(time for time, _ in packets) if timed else range(len(packets))
         starts = sorted(time for time, is_start in packets if timed and is_start)
@@ -94,6 +97,7 @@ def _by_pyav(file: BinaryIO, kind: str, choose: Choose) -> Frames:
             for number, frame in enumerate(video.decode(stream)):
                 time = frame.pts if timed else number
                 if time in together:
+                    _pixels(frame.width, frame.height)  # it may change
                     turned = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
                     frames[time] = turned
                 if time >= together[-1]:
@@ -107,8 +111,8 @@ def _by_torchcodec(file: BinaryIO, kind: str, choose: Choose) -> Frames:
     """As `_by_pyav`; it can't be told the container, but what begins as one of those is no list."""
     library: Any = import_module("torchcodec.decoders")
     video = library.VideoDecoder(file, dimension_order="NHWC", num_ffmpeg_threads=1)
-    _check_size(video.metadata.width, video.metadata.height)
-    return video.get_frames_at(_chosen(choose, len(video))).data.numpy()
+    pixels = _pixels(video.metadata.width, video.metadata.height)
+    return video.get_frames_at(_chosen(choose, len(video), pixels)).data.numpy()
 
 
 DECODERS: dict[str, tuple[str, Decode]] = {
@@ -117,15 +121,19 @@ DECODERS: dict[str, tuple[str, Decode]] = {
 }
 
 
-def _check_size(width: Any, height: Any) -> None:
+def _pixels(width: Any, height: Any) -> int:
+    """The size of a frame; ValueError if it is too large."""
     if width * height > MOST_PIXELS:
         raise ValueError(f"its frames are larger than {MOST_PIXELS} pixels")
+    return width * height
 
 
-def _chosen(choose: Choose, count: int) -> list[int]:
-    if not count:
-        raise ValueError("it has no frame")
+def _chosen(choose: Choose, count: int, pixels: int) -> list[int]:
+    if not 0 < count <= MOST_FRAMES:
+        raise ValueError(f"it has more than {MOST_FRAMES} frames" if count else "it has no frame")
     numbers = list(choose(count))
+    if len(numbers) * pixels > MOST_SHOWN:
+        raise ValueError(f"{len(numbers)} of its frames have more than {MOST_SHOWN} pixels")
     if outside := [number for number in numbers if not 0 <= number < count]:
         raise ValueError(f"frame {outside[0]} of {count} is not there")
     return numbers
