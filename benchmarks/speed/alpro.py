@@ -1,10 +1,10 @@
 """Our ALPRO: the method's own configs; pre-training, retrieval, and decoding of videos."""
 
+import json
 import re
-import resource
+import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -13,10 +13,9 @@ from unittest.mock import patch
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from benchmarks.miniatures.synthetic_videos import videos
-from benchmarks.speed import albef
+from benchmarks.speed import albef, decoding
 from benchmarks.speed.albef import STEPS, below, negatives, overrides, recorded_losses
 from benchmarks.speed.albef_peer import mask_draws
 from benchmarks.speed.alpro_peer import TASKS, Comparable, without_dropout
@@ -25,7 +24,7 @@ from benchmarks.speed.stepping import OurSide, by_hand
 from methods.alpro import module as pretraining
 from methods.alpro import official
 from methods.alpro.losses import TRIES, blackened, random_regions
-from shared.data.readers.videos import DECODERS, decoder, read_frames
+from shared.data.readers.videos import DECODERS, decoder
 from shared.losses.language import MaskDraws, mask_tokens
 from shared.nn.building import build
 from shared.training.precision import has_bf16_units
@@ -89,9 +88,9 @@ class Ours(Comparable, OurSide):
                 decoder(name)
             except ModuleNotFoundError:
                 continue
-            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                figures = pool.submit(decoded, self.folder / "videos", name).result()
-            found[f"{name}_clips"], found[f"{name}_memory"] = figures
+            command = [sys.executable, "-m", decoding.__name__, str(self.folder / "videos"), name]
+            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            found[f"{name}_clips"], found[f"{name}_memory"] = json.loads(printed)
         waits: list[float] = []
         batches = self.batches("loading")
 
@@ -106,24 +105,6 @@ class Ours(Comparable, OurSide):
         step()  # starts the worker
         seconds, _ = timed(step, 4)
         return found | {"waiting_for_clips": 100 * sum(waits[1:]) / sum(seconds)}
-
-
-def decoded(folder: Path, name: str) -> tuple[float, float]:
-    """Clips a second of four frames each, and the MiB that decoding takes of this fresh process."""
-    paths, before = sorted(folder.iterdir()), peak_memory()
-
-    def read(path: Path) -> None:
-        read_frames(path, lambda count: range(0, count, count // 4)[:4], name)
-
-    read(paths[0])  # loads libraries
-    started = perf_counter()
-    for path in paths:
-        read(path)
-    return len(paths) / (perf_counter() - started), peak_memory() - before
-
-
-def peak_memory() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def training(settings: dict[str, Any], task: str) -> list[str]:
