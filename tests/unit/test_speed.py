@@ -421,17 +421,16 @@ def test_our_alpro_steps_loads_and_gives_its_values(tmp_path):
     }
     settings = spec["settings"] | {part: spec["settings"][part] | small[part] for part in small}
     settings["text"] |= {"num_layers": 2, "fusion_layer": 1}
-    settings |= {"batch_size": 4, "entities": 7, "threads": 1, "data": str(tmp_path)}
+    settings |= {"batch_size": 4, "entities": 50, "threads": 1, "data": str(tmp_path)}
     alpro.make_data(tmp_path, settings)
     ours = alpro.Ours(settings)
     assert ours.describe()["images_per_step"] == 4
     values = ours.values()
     assert values.keys() == spec["equal"].keys()
     assert len(values["losses"]) == alpro.STEPS * (4 + 2)
+    assert min(values["losses"]) > 0
     # Something reaches every weight but those of keys' biases, which softmax cancels.
     assert sum(norm > -5 for norm in values["gradients"]) > 0.9 * len(values["gradients"])
-    # The draws and weights are given: the values are those of any other process.
-    assert alpro.Ours(settings).values() == values
     for task in alpro_peer.TASKS:
         assert all(0 < loss < 40 for loss in ours.run(f"float32 {task}", 1)[1])
     figures = ours.figures()
