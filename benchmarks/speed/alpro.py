@@ -116,7 +116,10 @@ def training(settings: dict[str, Any], task: str) -> list[str]:
     changes |= {"num_entities": settings["entities"], "keep": "official", "entities": "null"}
     changes |= {"mean": list(MEAN), "std": list(STD)}
     folder, side = settings["data"], settings["vision"]["image_size"]
-    data = {"files.train": f"{folder}/pairs_train.jsonl", "image_root": f"{folder}/videos"}
+    data: dict[str, Any] = {
+        "files.train": f"{folder}/pairs_train.jsonl",
+        "image_root": f"{folder}/videos",
+    }
     data |= {"vocab": f"{folder}/vocab.txt", "stills": "null", "annotation_index": "null"}
     data |= {"batch_size": settings["batch_size"], "steps_per_epoch": 100, "num_workers": 1}
     data |= {"augmentation.size": side, "frames": settings["vision"]["frames"]}

@@ -181,7 +181,8 @@ class Network(Encoders):
     def __init__(self, settings: dict[str, Any], task: str):
         super().__init__(settings, settings["text"]["num_layers"])
         width = settings["text"]["hidden_size"]
-        self.itm_head, self.prompter = nn.Linear(width, 2), None
+        self.itm_head = nn.Linear(width, 2)
+        self.prompter: Any = None
         if task == "pretraining":
             entities = settings["entities"]
             self.prompter = Encoders(settings, self.fusion_layer)
@@ -206,7 +207,9 @@ class Network(Encoders):
         sim_v2t, sim_t2v = video_feat @ text_feat.t(), text_feat @ video_feat.t()
         similar = sim_v2t / self.temp, sim_t2v / self.temp
         targets = torch.eye(len(ids))
-        vtc = [-(F.log_softmax(s.float(), dim=1) * targets).sum(dim=1).mean() for s in similar]
+        loss_v2t, loss_t2v = (
+            -(F.log_softmax(s.float(), dim=1) * targets).sum(dim=1).mean() for s in similar
+        )
 
         # Matching: the pairs in one pass, both kinds of negatives in another.
         positive = self.fusion(text, mask, video)
@@ -216,7 +219,7 @@ class Network(Encoders):
         mask_neg = torch.stack([mask[i] for i in text_of_video])
         texts, masks = torch.cat([text, text_neg]), torch.cat([mask, mask_neg])
         negative = self.fusion(texts, masks, torch.cat([video_neg, video]))
-        losses = [sum(vtc) / 2, matching(self.itm_head, positive, negative)]
+        losses = [(loss_v2t + loss_t2v) / 2, matching(self.itm_head, positive, negative)]
         if self.prompter is None:
             return losses
 
@@ -228,7 +231,7 @@ class Network(Encoders):
 
     def entity_modelling(self, patches: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """The loss PEM of fused patches (B, N, D)."""
-        prompter: Any = self.prompter.eval()
+        prompter = self.prompter.eval()
         with torch.no_grad():
             _, features = prompter.video(batch["regions"])
             similar = (features @ prompter.video_prompt_feat.t() / prompter.temp).float()

@@ -28,6 +28,11 @@ class DividedBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """(B, T, 1 + N, C) -> (B, T, 1 + N, C)."""
+        # In bf16 on a CPU fused attention trains slower than its parts (docs/decisions/
+        # 009-where-the-time-of-a-step-goes.md).
+        half = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        fused = not (half and torch.is_grad_enabled())
+        self.attn.fused_attn = self.temporal_attn.fused_attn = fused
         patches = x[:, :, 1:]
         places = patches.transpose(1, 2).flatten(0, 1)
         moved = self.drop_path1(self.temporal_attn(self.temporal_norm1(places)))
