@@ -120,7 +120,8 @@ def training(settings: dict[str, Any], task: str) -> list[str]:
         "files.train": f"{folder}/pairs_train.jsonl",
         "image_root": f"{folder}/videos",
     }
-    data |= {"vocab": f"{folder}/vocab.txt", "stills": "null", "annotation_index": "null"}
+    data |= {"vocab": f"{folder}/vocab.txt"}
+    data |= dict.fromkeys(("stills", "annotation_index", "val_split", "test_split"), "null")
     data |= {"batch_size": settings["batch_size"], "steps_per_epoch": 100, "num_workers": 1}
     data |= {"augmentation.size": side, "frames": settings["vision"]["frames"]}
     of_data = [f"data.{key}={value}" for key, value in data.items()]
