@@ -20,6 +20,7 @@ class DividedBlock(Block):
     """A ViT's block that first lets each patch attend to its own place in all frames. What it finds
     there passes `temporal_fc`, which starts at zero: a new block is the ViT's, frame by frame."""
 
+    attn: Any
     temporal_attn: Any
 
     def __init__(self, dim: int, num_heads: int, norm_layer: Any, **more: Any):
