@@ -114,7 +114,8 @@ def measure(options: argparse.Namespace, spec: Mapping[str, Any]) -> None:
             print(protocol.table(title, measured), end="\n\n")
             results += [replace(row, name=f"{row.name}{addition}") for row in measured]
     for name, unit in spec.get("figures", {}).items():
-        print(f"{name.replace('_', ' ')}: {counted[name]:.4g} {unit}")
+        value = f"{counted[name]:.4g} {unit}" if name in counted else "not installed"
+        print(f"{name.replace('_', ' ')}: {value}")
     facts: dict[str, Any] = {"figures": counted} if counted else {}
     facts |= {"machine": machine(), "threads": options.threads, "torch": torch.__version__}
     protocol.write(output / f"{options.method}.json", results, facts)

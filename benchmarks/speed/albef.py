@@ -1,6 +1,6 @@
 """Our ALBEF: the method's own configs; pre-training, and `RetrievalEvaluation` on given tokens."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -52,26 +52,7 @@ class Ours(Comparable, OurSide):
     def losses(self, draws: list[dict[str, Tensor]]) -> list[float]:
         text = self.settings["text"] | {"dropout": 0.0}
         module = type(self)(self.settings | {"text": text}).module()
-        step = by_hand(module, self.batches(""), mixed=False)
-        losses: list[float] = []
-        total_loss = module.total_loss
-
-        def recorded(terms: dict[str, Tensor], *rest: Any) -> Tensor:
-            losses.extend(float(terms[name].detach()) for name in self.terms)
-            return total_loss(terms, *rest)
-
-        for given in draws:
-            negatives = [given["text_of_image"], given["image_of_text"]]
-            masks = [given[n] for n in MASKS if n in given]
-            with (
-                patch.object(module, "total_loss", recorded),
-                patch.object(MaskDraws, "from_uniforms", lambda *_, m=masks: MaskDraws(*m)),
-                patch.object(
-                    image_text_matching, "draw_negatives", lambda *_, n=negatives: n.pop()
-                ),
-            ):
-                step()
-        return losses
+        return recorded_losses(module, self.batches(""), self.terms, draws)
 
     def ranking(self, name: str, precision: str) -> Callable[[], tuple[Tensor, Tensor]]:
         module = OurSide(self.settings, self.overrides(self.settings, name)).module().eval()
@@ -86,6 +67,33 @@ class Ours(Comparable, OurSide):
         )
         collected = evaluation.collector.gallery()
         return lambda: evaluation.scores(module, collected)
+
+
+def recorded_losses(
+    module: Any,
+    batches: Iterator[dict[str, Tensor]],
+    terms: Sequence[str],
+    draws: Sequence[dict[str, Tensor]],
+) -> list[float]:
+    """The terms of each of the steps whose draws are given; the last one's gradients stay."""
+    step = by_hand(module, batches, mixed=False)
+    losses: list[float] = []
+    total_loss = module.total_loss
+
+    def recorded(values: dict[str, Tensor], *rest: Any) -> Tensor:
+        losses.extend(float(values[name].detach()) for name in terms)
+        return total_loss(values, *rest)
+
+    for given in draws:
+        negatives = [given["text_of_image"], given["image_of_text"]]
+        masks = [given[n] for n in MASKS if n in given]
+        with (
+            patch.object(module, "total_loss", recorded),
+            patch.object(MaskDraws, "from_uniforms", lambda *_, m=masks: MaskDraws(*m)),
+            patch.object(image_text_matching, "draw_negatives", lambda *_, n=negatives: n.pop()),
+        ):
+            step()
+    return losses
 
 
 def pretraining(settings: dict[str, Any]) -> list[str]:

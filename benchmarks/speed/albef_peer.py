@@ -4,7 +4,7 @@ BERT is that of Hugging Face's `transformers`, the vision transformer timm's; we
 names. Nothing of ours is imported but the serving loop. A variant named after a gallery ranks it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -88,16 +88,7 @@ class Peer(Comparable):
         """A training step; it returns the three losses."""
         network = self.network(dropout)
         optimizer = torch.optim.AdamW(self.groups(network), lr=self.settings["lr"])
-
-        def step(draws: Draws | None) -> list[float]:
-            with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-                losses = network(self.batch, draws)
-            optimizer.zero_grad()
-            sum(losses).backward()
-            optimizer.step()
-            return [float(loss.detach()) for loss in losses]
-
-        return step
+        return stepping(network, optimizer, self.batch, mixed)
 
     def ranking(self, name: str, precision: str) -> Callable[[], tuple[Tensor, Tensor]]:
         sizes = self.settings[name]
@@ -121,14 +112,12 @@ class Encoders(nn.Module):
 
     def __init__(self, settings: dict[str, Any], dropout: float):
         super().__init__()
-        t, dim = settings["text"], settings["embed_dim"]
-        self.fusion_layer = t["cross_attention_from"]
+        text, dim = settings["text"], settings["embed_dim"]
+        self.fusion_layer = text["cross_attention_from"]
         self.visual_encoder: Any = vit(settings["vision"])
         self.vision_proj = nn.Linear(settings["vision"]["width"], dim)
-        sizes = {"vocab": t["vocab_size"], "width": t["hidden_size"], "layers": t["num_layers"]}
-        sizes |= {"heads": t["num_heads"], "intermediate": t["intermediate_size"]}
-        self.text_encoder: Any = bert(sizes | {"positions": t["max_positions"]}, dropout)
-        self.text_proj = nn.Linear(t["hidden_size"], dim)
+        self.text_encoder: Any = bert(text_sizes(text), dropout)
+        self.text_proj = nn.Linear(text["hidden_size"], dim)
         for layer in self.text_encoder.bert.encoder.layer[: self.fusion_layer]:
             del layer.crossattention
 
@@ -208,26 +197,6 @@ class Contrast(nn.Module):
         made = [image_embeds, text_embeds, image_embeds_m]
         return (loss_i2t + loss_t2i) / 2, [sim_i2t[:, :size], sim_t2i[:, :size]], made
 
-    def negatives(
-        self, similar: list[Tensor], draws: Draws | None, least: float
-    ) -> tuple[list[int], list[int]]:
-        """A text of each image and an image of each text, drawn by similarity, `least` added."""
-        if draws is not None:
-            return draws["text_of_image"].tolist(), draws["image_of_text"].tolist()
-        with torch.no_grad():
-            weights_i2t, weights_t2i = (F.softmax(s.float(), dim=1) + least for s in similar)
-            weights_i2t.fill_diagonal_(0)
-            weights_t2i.fill_diagonal_(0)
-        image_of_text = drawn_rows(weights_t2i)
-        return drawn_rows(weights_i2t), image_of_text
-
-    def matching(self, positive: Tensor, negative: Tensor) -> Tensor:
-        """The loss ITM, of the pairs (B, L, D) and of both kinds of negatives (2B, L, D)."""
-        size = len(positive)
-        logits = self.itm_head(torch.cat([positive[:, 0], negative[:, 0]]))
-        labels = torch.cat([torch.ones(size).long(), torch.zeros(2 * size).long()])
-        return F.cross_entropy(logits.float(), labels)
-
     @torch.no_grad()
     def momentum_update(self) -> None:
         m = self.settings["momentum"]
@@ -255,7 +224,7 @@ class Network(Contrast):
 
         # Matching: the pairs in one pass, both kinds of negatives in another.
         positive = online.fusion_layers(text_embeds, mask, image_embeds)
-        text_of_image, image_of_text = self.negatives(similar, draws, least=0.0)
+        text_of_image, image_of_text = negatives(similar, draws)
         image_embeds_neg = torch.stack([image_embeds[i] for i in image_of_text])
         text_embeds_neg = torch.stack([text_embeds[i] for i in text_of_image])
         mask_neg = torch.stack([mask[i] for i in text_of_image])
@@ -264,7 +233,7 @@ class Network(Contrast):
             torch.cat([mask, mask_neg]),
             torch.cat([image_embeds_neg, image_embeds]),
         )
-        loss_itm = self.matching(positive, negative)
+        loss_itm = matching(self.itm_head, positive, negative)
 
         masked_ids, labels = self.mask(ids, draws)
         with torch.no_grad():
@@ -287,6 +256,45 @@ class Network(Contrast):
         random = draws["random"] & masked & ~replaced
         ids[random] = draws["words"][random]
         return ids, labels
+
+
+def negatives(
+    similar: Sequence[Tensor], draws: Draws | None, least: float = 0.0
+) -> tuple[list[int], list[int]]:
+    """A text of each image and an image of each text, drawn by similarity, `least` added."""
+    if draws is not None:
+        return draws["text_of_image"].tolist(), draws["image_of_text"].tolist()
+    with torch.no_grad():
+        weights_i2t, weights_t2i = (F.softmax(s.float(), dim=1) + least for s in similar)
+        weights_i2t.fill_diagonal_(0)
+        weights_t2i.fill_diagonal_(0)
+    image_of_text = drawn_rows(weights_t2i)
+    return drawn_rows(weights_i2t), image_of_text
+
+
+def matching(head: nn.Module, positive: Tensor, negative: Tensor) -> Tensor:
+    """The loss of the matching head, of the pairs (B, L, D) and of both kinds of negatives
+    (2B, L, D)."""
+    size = len(positive)
+    logits = head(torch.cat([positive[:, 0], negative[:, 0]]))
+    labels = torch.cat([torch.ones(size).long(), torch.zeros(2 * size).long()])
+    return F.cross_entropy(logits.float(), labels)
+
+
+def stepping(
+    network: nn.Module, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor], mixed: bool
+) -> Callable[[Draws | None], list[float]]:
+    """A training step on the batch; it returns the losses."""
+
+    def step(draws: Draws | None) -> list[float]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            losses = network(batch, draws)
+        optimizer.zero_grad()
+        sum(losses).backward()
+        optimizer.step()
+        return [float(loss.detach()) for loss in losses]
+
+    return step
 
 
 def mask_draws(settings: dict[str, Any], shape: tuple[int, ...]) -> Draws:
@@ -336,8 +344,16 @@ def drawn_rows(weights: Tensor) -> list[int]:
     return [int(torch.multinomial(row, 1)) for row in weights]
 
 
-def bert(sizes: dict[str, int], dropout: float = 0.1) -> Any:
-    """A BERT whose layers can attend to the image; it is called layer by layer."""
+def text_sizes(text: dict[str, Any]) -> dict[str, int]:
+    """The sizes that `bert` takes, of the settings."""
+    sizes = {"vocab": text["vocab_size"], "width": text["hidden_size"]}
+    sizes |= {"layers": text["num_layers"], "heads": text["num_heads"]}
+    return sizes | {"intermediate": text["intermediate_size"], "positions": text["max_positions"]}
+
+
+def bert(sizes: dict[str, int], dropout: float = 0.1, plain: bool = False) -> Any:
+    """A BERT whose layers can attend to the image, or a `plain` one, which multiplies its attention
+    out; it is called layer by layer."""
     from transformers import BertConfig, BertForMaskedLM, logging
 
     logging.set_verbosity_error()  # it warns of being a decoder, which cross-attention needs
@@ -350,8 +366,9 @@ def bert(sizes: dict[str, int], dropout: float = 0.1) -> Any:
         max_position_embeddings=sizes["positions"],
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
-        is_decoder=True,
-        add_cross_attention=True,
+        is_decoder=not plain,
+        add_cross_attention=not plain,
+        attn_implementation="eager" if plain else "sdpa",
     )
     return BertForMaskedLM(config)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.speed import albef_peer
-from benchmarks.speed.albef_peer import load, official_ranking, vit
+from benchmarks.speed.albef_peer import load, matching, negatives, official_ranking, vit
 
 Draws = dict[str, Tensor]
 
@@ -132,7 +132,7 @@ class Network(albef_peer.Contrast):
         encoder_ids = ids.clone()
         encoder_ids[:, 0] = self.settings["enc_id"]
         positive = read(bert, encoder_ids, mask, image_embeds)
-        text_of_image, image_of_text = self.negatives(similar, draws, least=1e-4)
+        text_of_image, image_of_text = negatives(similar, draws, least=1e-4)
         image_embeds_neg = torch.stack([image_embeds[i] for i in image_of_text])
         ids_neg = torch.stack([encoder_ids[i] for i in text_of_image])
         mask_neg = torch.stack([mask[i] for i in text_of_image])
@@ -142,7 +142,7 @@ class Network(albef_peer.Contrast):
             torch.cat([mask, mask_neg]),
             torch.cat([image_embeds_neg, image_embeds]),
         )
-        loss_itm = self.matching(positive, negative)
+        loss_itm = matching(self.itm_head, positive, negative)
 
         decoder_ids = ids.clone()
         decoder_ids[:, 0] = self.settings["bos_id"]

@@ -20,6 +20,9 @@ class DividedBlock(Block):
     """A ViT's block that first lets each patch attend to its own place in all frames. What it finds
     there passes `temporal_fc`, which starts at zero: a new block is the ViT's, frame by frame."""
 
+    attn: Any
+    temporal_attn: Any
+
     def __init__(self, dim: int, num_heads: int, norm_layer: Any, **more: Any):
         super().__init__(dim, num_heads, norm_layer=norm_layer, **more)
         self.temporal_norm1 = norm_layer(dim)
@@ -28,6 +31,11 @@ class DividedBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """(B, T, 1 + N, C) -> (B, T, 1 + N, C)."""
+        # In bf16 on a CPU fused attention trains slower than its parts (docs/decisions/
+        # 009-where-the-time-of-a-step-goes.md).
+        half = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        fused = not (half and torch.is_grad_enabled())
+        self.attn.fused_attn = self.temporal_attn.fused_attn = fused
         patches = x[:, :, 1:]
         places = patches.transpose(1, 2).flatten(0, 1)
         moved = self.drop_path1(self.temporal_attn(self.temporal_norm1(places)))

@@ -14,6 +14,8 @@ import torch
 from benchmarks.speed import __main__ as speed
 from benchmarks.speed import (
     albef,
+    alpro,
+    alpro_peer,
     blip,
     pb_ovd,
     pb_ovd_peer,
@@ -38,6 +40,7 @@ from benchmarks.speed.protocol import (
     write,
 )
 from shared.data.readers.small_images import cifar10
+from shared.nn.timesformer import TimeSformer
 from tests.processes import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -252,7 +255,7 @@ def comparison(monkeypatch, tmp_path):
 
         def ask(self, command, **given):
             loss = 1.0 if self.name == "Ours" else 1.0 + distance[0]
-            known = {"describe": WORK, "values": {"losses": [loss]}}
+            known = {"describe": WORK, "values": {"losses": [loss]}, "figures": {"av_clips": 3.0}}
             return known.get(command) or super().ask(command, **given)
 
         def close(self):
@@ -312,8 +315,14 @@ def test_sides_that_must_compute_the_same_are_not_timed_if_they_do_not(
     assert bool(comparison.diary) is (distance == 0)
 
 
+def test_figures_are_told_also_of_what_is_not_installed(comparison, capsys):
+    comparison.spec["figures"] = dict.fromkeys(("av_clips", "other_clips"), "clips/s")
+    assert comparison.start()[0] == 0
+    assert "av clips: 3 clips/s\nother clips: not installed\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
-    "method", ["comatch", "pcl", "albef", "blip", "cascode", "simcal", "pb_ovd"]
+    "method", ["comatch", "pcl", "albef", "blip", "cascode", "simcal", "pb_ovd", "alpro"]
 )
 def test_what_is_compared_is_complete(method, monkeypatch):
     spec = speed.load(method)
@@ -401,6 +410,43 @@ def test_our_blip_steps_writes_ranks_and_gives_its_values(tmp_path):
     for gallery in ours.galleries:
         scores, half = (ours.run(f"{form} {gallery}", 1)[1] for form in ("float32", "bf16"))
         assert half == pytest.approx(scores, abs=0.1)
+
+
+def test_our_alpro_steps_loads_and_gives_its_values(tmp_path):
+    spec = speed.load("alpro")
+    small = {
+        "vision": {"image_size": 16, "patch_size": 8, "width": 16, "depth": 1, "heads": 2},
+        "text": {"vocab_size": 2000, "hidden_size": 16, "num_heads": 2, "intermediate_size": 32},
+        "videos": {"train": 4, "image_size": 32},
+    }
+    settings = spec["settings"] | {part: spec["settings"][part] | small[part] for part in small}
+    settings["text"] |= {"num_layers": 2, "fusion_layer": 1}
+    settings |= {"batch_size": 4, "entities": 50, "threads": 1, "data": str(tmp_path)}
+    alpro.make_data(tmp_path, settings)
+    ours = alpro.Ours(settings)
+    assert ours.describe()["images_per_step"] == 4
+    values = ours.values()
+    assert values.keys() == spec["equal"].keys()
+    assert len(values["losses"]) == alpro.STEPS * (4 + 2)
+    assert min(values["losses"]) > 0
+    # Something reaches every weight but those of keys' biases, which softmax cancels.
+    assert sum(norm > -5 for norm in values["gradients"]) > 0.9 * len(values["gradients"])
+    for task in alpro_peer.TASKS:
+        assert all(0 < loss < 40 for loss in ours.run(f"float32 {task}", 1)[1])
+    figures = ours.figures()
+    assert {"pyav_clips", "waiting_for_clips"} <= figures.keys() <= spec["figures"].keys()
+    assert 0 < figures["waiting_for_clips"] < 100
+
+
+def test_the_peers_divided_attention_is_ours(tmp_path):
+    sizes = {"image_size": 16, "patch_size": 8, "width": 16, "depth": 2, "heads": 2, "frames": 3}
+    sizes |= {"mlp_ratio": 2.0, "drop_path": 0.0}
+    ours, peer = TimeSformer(**sizes), alpro_peer.TimeSformer(sizes)
+    for parameter in ours.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    peer.load_state_dict(ours.state_dict())
+    clips = torch.randn(2, 3, 3, 16, 16)
+    torch.testing.assert_close(peer(clips), ours(clips))
 
 
 def test_both_simcals_compute_the_same_and_ours_reads(tmp_path):

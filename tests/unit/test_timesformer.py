@@ -1,10 +1,12 @@
 """TimeSformer: a new one is a ViT, what it mixes and what not, other lengths and sizes."""
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from shared.checkpoints.pretrained_vision import load_vision
 from shared.nn.timesformer import TimeSformer, nearest_frames
@@ -44,6 +46,22 @@ def test_a_new_one_from_a_vit_sees_a_still_clip_as_the_vit_its_frame(tmp_path) -
         assert torch.equal(block.temporal_norm1.bias, block.norm1.bias)
     frames = clips(frames=1)
     torch.testing.assert_close(model(frames.repeat(1, 3, 1, 1, 1)), vit(frames[:, 0]))
+
+
+@pytest.mark.parametrize(
+    ("mixed", "training", "count"), [(True, True, 0), (True, False, 4), (False, True, 4)]
+)
+def test_attention_is_multiplied_out_where_fusing_it_is_slower(mixed, training, count) -> None:
+    model = lively(timesformer()).eval()
+    expected = model(clips())
+    with (
+        patch.object(F, "scaled_dot_product_attention", wraps=F.scaled_dot_product_attention) as of,
+        torch.autocast("cpu", torch.bfloat16, enabled=mixed),
+        torch.set_grad_enabled(training),
+    ):
+        tokens = model(clips())
+    assert of.call_count == count
+    torch.testing.assert_close(tokens.float(), expected, atol=0.05, rtol=0.05)
 
 
 def test_the_order_of_frames_counts_only_by_their_embeddings() -> None:
