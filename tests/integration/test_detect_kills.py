@@ -29,7 +29,8 @@ def started(*words: str) -> Any:
     return process
 
 
-@pytest.mark.parametrize(("kills", "blocks"), [(2, 3), pytest.param(5, 20, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("kills", "blocks"), [(2, 3), (5, 20)])
 def test_kills_at_random_moments_change_no_byte(tmp_path: Path, kills: int, blocks: int) -> None:
     files = toy.write_scenes(tmp_path / "in", 4 * blocks)
     undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"

@@ -13,6 +13,7 @@ NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 SAYS = {"pictures_and_words": ["albef-emoji: of 1,301 names", "banana: banana", "['banana', "]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook(notebook: Path, tmp_path: Path) -> None:
     content = json.loads(notebook.read_text())
