@@ -74,7 +74,7 @@ def test_list_of_rows_with_paper_cost_and_state(monkeypatch, capsys, tmp_path: P
     [
         (["list", "comach"], "'comach' is no method; one of albef, "),
         (["list", "pcl", "x"], "'pcl x' is no method"),
-        (["predict"], "checkpoint and images not given; usage: "),
+        (["predict"], "checkpoint and images or videos not given; usage: "),
         (["predict", "images=x"], "predict: checkpoint not given"),
         (["predict", "checkpont=x"], "did you mean checkpoint?"),
         (["experiment=comatch/minni"], "did you mean comatch/mini?"),
