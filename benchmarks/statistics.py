@@ -58,12 +58,18 @@ def at_chance(values: Mapping[int, float], chance: float, smallest: float) -> bo
     return bool(stats.ttest_1samp(found, chance).confidence_interval(0.95).low <= chance)
 
 
+def gains(of_method: Values, of_baseline: Values) -> Values:
+    """Method - baseline by the seeds that both arms have."""
+    seeds = sorted(of_method.keys() & of_baseline.keys())
+    return {seed: of_method[seed] - of_baseline[seed] for seed in seeds}
+
+
 def paired(method: str, baseline: str, of_method: Values, of_baseline: Values) -> Paired:
     """Compares two arms over the seeds that they share, given seed -> the metric, or the metric of
-    each test query (Q,), the same queries in all."""
-    seeds = sorted(of_method.keys() & of_baseline.keys())
-    apart = [of_method[seed] - of_baseline[seed] for seed in seeds]
-    differences = {seed: float(np.mean(d)) for seed, d in zip(seeds, apart, strict=True)}
+    each test query (Q,), the same queries in all; or two gains."""
+    by_seed = gains(of_method, of_baseline)
+    seeds, apart = list(by_seed), list(by_seed.values())
+    differences = {seed: float(np.mean(d)) for seed, d in by_seed.items()}
     queries = len(apart[0]) if apart and isinstance(apart[0], np.ndarray) else 0
     mean = mean_std(differences)[0]
     low = high = pvalue = float("nan")
@@ -114,13 +120,15 @@ def rules_out(comparison: Paired, sign: int, smallest: float) -> bool:
     return max(sign * comparison.low, sign * comparison.high) < smallest
 
 
-def verdict(primary: Paired, control: Paired, sign: int, smallest: float) -> Verdict:
+def verdict(
+    primary: Paired, control: Paired, lead: Paired, sign: int, smallest: float
+) -> Verdict:
     """The pre-registered rule; `smallest` is the smallest difference that matters, > 0.
 
     no: `rules_out(primary)`. yes: `meets(primary)` and the control does not win, that is, it does
-    not meet the criterion itself and, for a directed claim, does worse than the method on the seeds
-    that both finished. A control that won or did not run leaves the claim undecided: what made the
-    method better would not be what the paper says.
+    not meet the criterion itself and, for a directed claim, the interval of the method's `lead`
+    over it, gain by gain, lies on the expected side of 0. A control that won, may do as well or did
+    not run leaves the claim undecided: what made the method better need not be what the paper says.
     """
     if (pairs := len(primary.differences)) < 2:
         arms = f"{primary.method} and {primary.baseline}, and an interval needs two."
@@ -143,15 +151,16 @@ def verdict(primary: Paired, control: Paired, sign: int, smallest: float) -> Ver
         return Verdict("undecided", f"{said}, {short}.")
     if len(control.differences) < 2:
         return Verdict("undecided", f"{said}, but the negative control has not run on two seeds.")
-    # Method - control: the baseline cancels on the seeds that both comparisons share.
-    seeds = primary.differences.keys() & control.differences.keys()
-    lead = mean_std({s: primary.differences[s] - control.differences[s] for s in seeds})[0]
     name, won = f"the negative control {control.method}", ""
+    ahead = f"the lead over it is {lead.mean:+.2f} ({lead.low:+.2f} to {lead.high:+.2f})"
     if meets(control, sign, smallest):
         won = "meets the same criterion"
-    elif sign and not sign * lead > 0:  # also where it is nan
-        won = "does as well"
+    elif sign and not min(sign * lead.low, sign * lead.high) > 0:  # also where it is nan
+        won = "may do as well"
     if won:
-        return Verdict("undecided", f"{said}, but {name} {won} ({control.mean:+.2f}).")
+        ahead = f"; {ahead}" if sign else ""
+        return Verdict("undecided", f"{said}, but {name} {won} ({control.mean:+.2f}){ahead}.")
     met = f"{'at least' if sign else 'inside'} {wanted}"
-    return Verdict("yes", f"{said}, {met}, and {name} ({control.mean:+.2f}) does not show it.")
+    ahead = f": {ahead}" if sign else ""
+    shown = f"and {name} ({control.mean:+.2f}) does not show it{ahead}"
+    return Verdict("yes", f"{said}, {met}, {shown}.")

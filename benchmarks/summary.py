@@ -19,7 +19,7 @@ from benchmarks.claims import Claim, Rule, as_written
 from benchmarks.launch import Run
 from benchmarks.outputs import check
 from benchmarks.outputs import number as finite
-from benchmarks.statistics import at_chance, mean_std, paired, verdict
+from benchmarks.statistics import at_chance, gains, mean_std, paired, verdict
 from shared.data.readers.files import one_line
 from shared.files import read_json, replacing, write_json
 from shared.showing import code, escaped, table
@@ -162,16 +162,18 @@ def _judge(claim: Claim, rule: Rule, outcome: Outcome) -> tuple[list[dict], dict
     """A rule's comparisons and its verdict, undecided once a run of a decisive arm failed: nobody
     registered the choice of the seeds that survive."""
     by = (rule.primary.metric, rule.primary.per_query)
+    values = [[outcome.values(arm, *by) for arm in (p.method, p.baseline)] for p in rule.pairs]
     compared = [
-        paired(p.method, p.baseline, outcome.values(p.method, *by), outcome.values(p.baseline, *by))
-        for p in rule.pairs
+        paired(p.method, p.baseline, *of) for p, of in zip(rule.pairs, values, strict=True)
     ]
+    method, control = rule.pairs[:2]
+    lead = paired(method.method, control.method, *(gains(*of) for of in values[:2]))
     plain = [{k: v for k, v in asdict(c).items() if k != "queries" or v} for c in compared]
     decisive = {arm for pair in rule.pairs[:2] for arm in (pair.method, pair.baseline)}
     if failed := [f"{arm} seed {seed}" for arm, seed in outcome.failures if arm in decisive]:
         return plain, {"verdict": "undecided", "reason": f"failed: {', '.join(failed)}."}
     by_rule = (rule.stated.expected_sign, rule.stated.smallest_difference)
-    answer, reason = verdict(compared[0], compared[1], *by_rule)
+    answer, reason = verdict(compared[0], compared[1], lead, *by_rule)
     if (seeds := set(compared[0].differences)) != set(claim.seeds):
         reason += f" Seeds compared: {sorted(seeds)}; registered: {sorted(claim.seeds)}."
     return plain, {"verdict": answer, "reason": reason}

@@ -36,6 +36,18 @@ def arms(rows):
     return (dict(enumerate(values)) for values in zip(*rows, strict=True))
 
 
+def lead(primary: Paired, control: Paired) -> Paired:
+    """Method - control: the baseline cancels."""
+    return paired("ours", "broken", primary.differences, control.differences)
+
+
+def mirrored(pair: Paired, sign: int) -> Paired:
+    """The same pair, or with sign -1 of metrics that are better when lower."""
+    ends = sorted((sign * pair.low, sign * pair.high))
+    turned = {seed: sign * value for seed, value in pair.differences.items()}
+    return Paired(pair.method, pair.baseline, turned, sign * pair.mean, *ends, pair.pvalue)
+
+
 MISSING = interval(math.nan, math.nan, seeds=0)
 ELSEWHERE = Paired("broken", "base", {8: 0.0, 9: 0.0}, 0.0, -1.0, 1.0, 0.5)  # on other seeds
 
@@ -83,7 +95,7 @@ def test_pairs_of_few_seeds(form):
     for values in ({}, {1: 2.0}):  # below two seeds there is no interval
         found = compared(values, values)
         assert math.isnan(found.low)
-        assert verdict(found, found, 1, 1.0).answer == "undecided"
+        assert verdict(found, found, found, 1, 1.0).answer == "undecided"
     assert math.isnan(mean_std({1: 2.0})[1])
 
 
@@ -101,14 +113,14 @@ def test_pairs_of_few_seeds(form):
         (interval(-2.0, 0.9), MISSING, 1, "no", "rules out"),
         # the control wins, does as well, or is missing
         (interval(0.5, 3.5), interval(0.5, 3.0, "broken"), 1, "undecided", "broken meets"),
-        (interval(0.5, 3.5), interval(-2.0, 6.5, "broken"), 1, "undecided", "does as well"),
+        (interval(0.5, 3.5), interval(-2.0, 6.5, "broken"), 1, "undecided", "may do as well"),
         (interval(0.5, 3.5), MISSING, 1, "undecided", "has not run"),
         (interval(0.5, 3.5), interval(-2, 1, seeds=1), 1, "undecided", "has not run"),
-        (interval(0.5, 3.5), ELSEWHERE, 1, "undecided", "does as well"),
+        (interval(0.5, 3.5), ELSEWHERE, 1, "undecided", "may do as well"),
         # lower is better
         (interval(-3.5, -0.5), interval(-1, 2), -1, "yes", "does not show it"),
         (interval(0.5, 3.5), interval(-1, 2), -1, "no", "rules out"),
-        (interval(-3.5, -0.5), interval(-9, 1, "broken"), -1, "undecided", "does as well"),
+        (interval(-3.5, -0.5), interval(-9, 1, "broken"), -1, "undecided", "may do as well"),
         # no difference that matters
         (interval(-0.5, 0.9), interval(-6, -3), 0, "yes", "inside"),
         (interval(-0.5, 1.0), interval(-6, -3), 0, "undecided", "does not lie inside"),
@@ -121,9 +133,22 @@ def test_pairs_of_few_seeds(form):
     ],
 )
 def test_verdict_rule(primary, control, sign, answer, words):
-    found = verdict(primary, control, sign, 1.0)
+    found = verdict(primary, control, lead(primary, control), sign, 1.0)
     assert found.answer == answer
     assert words in found.reason
+
+
+@pytest.mark.parametrize(("sign", "spread", "answer"), [(1, 0.5, "yes"), (1, 2.0, "undecided")])
+def test_the_lead_over_the_control_needs_an_interval_of_its_own(sign, spread, answer):
+    """The method is surely better than the baseline, and on average than the control."""
+    primary = paired("ours", "base", *arms([(2.0, 0.0), (2.1, 0.0), (1.9, 0.0), (2.0, 0.0)]))
+    control = paired("broken", "base", *arms([(-spread, 0.0), (spread, 0.0)] * 2))
+    for turned in (1, -1):
+        pairs = [mirrored(pair, turned) for pair in (primary, control, lead(primary, control))]
+        found = verdict(*pairs, turned * sign, 1.0)
+        assert found.answer == answer
+        assert ("may do as well" in found.reason) == (answer == "undecided")
+        assert f"the lead over it is {2 * turned:+.2f} (" in found.reason
 
 
 @given(samples, signs, st.floats(0.01, 10))
@@ -146,8 +171,10 @@ ORDER = {"no": 0, "undecided": 1, "yes": 2}
 @given(numbers, st.floats(0.1, 20), st.floats(0, 50), st.floats(0.1, 10))
 def test_a_better_method_never_gets_a_worse_verdict(mean, half, more, smallest):
     control = interval(-1e6, -1e5)
-    lower = verdict(interval(mean - half, mean + half), control, 1, smallest)
-    higher = verdict(interval(mean - half + more, mean + half + more), control, 1, smallest)
+    lower, higher = (
+        verdict(found, control, lead(found, control), 1, smallest)
+        for found in (interval(mean + x - half, mean + x + half) for x in (0.0, more))
+    )
     assert ORDER[lower.answer] <= ORDER[higher.answer]
 
 
