@@ -35,19 +35,21 @@ class Pair:
 
 @dataclass
 class Primary(Pair):
-    """The comparison that decides the verdict. `per_query` names a JSON file that each run leaves
-    beside its results.json, {metric: [its value for each test query]}: intervals then come from a
-    paired bootstrap over seeds and queries, else from Student's t over seeds."""
+    """The comparison that decides the verdict. A `control_baseline` other than its own baseline
+    makes the control a comparison under other circumstances, in which the gain must not show.
+    `per_query` names a JSON file that each run leaves beside its results.json, {metric: [its value
+    for each test query]}: intervals then come from a paired bootstrap over seeds and queries, else
+    from Student's t over seeds."""
 
     metric: str = MISSING
+    control_baseline: str = ""
     per_query: str = ""
 
 
 @dataclass
-class Further(Pair):
+class Further(Primary):
     """Another claim about the same runs, by default about the same metric, with a verdict of its
-    own by the same rule. A `control_baseline` other than this claim's own baseline makes the
-    control a comparison under other circumstances, in which the gain must not show."""
+    own by the same rule."""
 
     name: str = MISSING
     claim: str = MISSING
@@ -55,8 +57,6 @@ class Further(Pair):
     expected_sign: int = MISSING
     smallest_difference: float = MISSING
     metric: str = ""
-    control_baseline: str = ""
-    per_query: str = ""
 
 
 DETECTORS = ("beside", "pictures")  # of a showcase, what only detectors have
@@ -112,13 +112,14 @@ class Claim:
 
     def rules(self) -> list["Rule"]:
         """How the claim and each further one are decided, in their order."""
-        baseline = self.primary.baseline
-        decisive = [Pair(self.primary.method, baseline), Pair(self.control, baseline)]
-        of_further = (
-            Rule(f, f, [Pair(f.method, f.baseline), Pair(f.control, f.control_baseline)])
-            for f in self.further
-        )
-        return [Rule(self, self.primary, [*decisive, *self.secondary]), *of_further]
+
+        def decisive(by: Primary | Further, control: str) -> list[Pair]:
+            against = by.control_baseline or by.baseline
+            return [Pair(by.method, by.baseline), Pair(control, against)]
+
+        of_further = (Rule(f, f, decisive(f, f.control)) for f in self.further)
+        compared = [*decisive(self.primary, self.control), *self.secondary]
+        return [Rule(self, self.primary, compared), *of_further]
 
     def by_query(self) -> dict[tuple[str, str], set[str]]:
         """(`per_query` file, metric) -> the arms whose runs must have it."""
@@ -301,6 +302,8 @@ def as_written(claim: Claim) -> dict[str, Any]:
     del content["name"]
     if claim.chance is None:  # so that claims which do not state it keep their hash
         del content["chance"]
+    if not claim.primary.control_baseline:
+        del content["primary"]["control_baseline"]
     if claim.showcase and not claim.showcase.pictures:  # likewise
         content["showcase"] = {k: v for k, v in content["showcase"].items() if k not in DETECTORS}
     return content

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from methods.albef import official
-from methods.albef.controls import MisalignedPairs
+from methods.albef.controls import LeastSimilarNegatives, MisalignedPairs
 from shared.losses.language import IGNORED
 from shared.nn.vision_transformer import VisionTransformer
 from shared.tasks import image_text_contrast, image_text_matching
@@ -198,6 +198,17 @@ def test_the_control_pairs_each_image_with_another_text() -> None:
     assert torch.equal(module.contrasted_texts(features), features)
     assert torch.equal(control.contrasted_texts(features), features[[3, 0, 1, 2]])
     assert not torch.isclose(terms(module)["loss_ita"], terms(control)["loss_ita"])
+
+
+def test_the_control_draws_what_is_least_similar() -> None:
+    module, control = pretraining(), LeastSimilarNegatives(**pretraining().hparams)
+    assert control.hparams == module.hparams
+    positives, draws = torch.eye(SIZE).bool(), torch.full((SIZE, 2), 0.5)
+    logits = 100 * torch.eye(SIZE).roll(1, dims=1) - 100 * torch.eye(SIZE).roll(2, dims=1)
+    places = torch.arange(SIZE)
+    for negatives, shift in ((module, 1), (control, 2)):
+        found = negatives.matching.mine(logits, logits, positives, draws)
+        assert all(torch.equal(rows, (places + shift) % SIZE) for rows in found)
 
 
 def test_bad_arguments() -> None:
