@@ -120,9 +120,7 @@ def rules_out(comparison: Paired, sign: int, smallest: float) -> bool:
     return max(sign * comparison.low, sign * comparison.high) < smallest
 
 
-def verdict(
-    primary: Paired, control: Paired, lead: Paired, sign: int, smallest: float
-) -> Verdict:
+def verdict(primary: Paired, control: Paired, lead: Paired, sign: int, smallest: float) -> Verdict:
     """The pre-registered rule; `smallest` is the smallest difference that matters, > 0.
 
     no: `rules_out(primary)`. yes: `meets(primary)` and the control does not win, that is, it does

@@ -163,9 +163,7 @@ def _judge(claim: Claim, rule: Rule, outcome: Outcome) -> tuple[list[dict], dict
     registered the choice of the seeds that survive."""
     by = (rule.primary.metric, rule.primary.per_query)
     values = [[outcome.values(arm, *by) for arm in (p.method, p.baseline)] for p in rule.pairs]
-    compared = [
-        paired(p.method, p.baseline, *of) for p, of in zip(rule.pairs, values, strict=True)
-    ]
+    compared = [paired(p.method, p.baseline, *of) for p, of in zip(rule.pairs, values, strict=True)]
     method, control = rule.pairs[:2]
     lead = paired(method.method, control.method, *(gains(*of) for of in values[:2]))
     plain = [{k: v for k, v in asdict(c).items() if k != "queries" or v} for c in compared]

@@ -21,7 +21,14 @@ from hydra.errors import HydraException
 from rich.console import Console
 
 from benchmarks import figures
-from benchmarks.claims import NOT_HASHED, ClaimError, claim_hash, compose_arms, load_claim
+from benchmarks.claims import (
+    NOT_HASHED,
+    ClaimError,
+    as_written,
+    claim_hash,
+    compose_arms,
+    load_claim,
+)
 from benchmarks.launch import Run, multirun_command, quoted
 from benchmarks.reproduce import main, reproduce
 from benchmarks.summary import collect
@@ -392,6 +399,16 @@ def test_a_file_of_queries_that_cannot_be_used_makes_a_failed_run(tmp_path, conf
         assert re.search(words, outcome.failures["base", 1])
         assert str(tmp_path / "base/seed1" / PER_QUERY) in outcome.failures["base", 1]
         assert outcome.values("base", "test/top1_ema", PER_QUERY) == {}
+
+
+@pytest.mark.parametrize("other", ["", "more"])
+def test_a_control_may_have_a_baseline_of_its_own(conf, other):
+    primary = {**PRIMARY, **({"control_baseline": other} if other else {})}
+    claim = load_claim(write_claim(conf, {**CLAIM, "primary": primary}))
+    method, control = claim.rules()[0].pairs[:2]
+    assert (method.method, method.baseline) == ("ours", "base")
+    assert (control.method, control.baseline) == ("broken", other or "base")
+    assert ("control_baseline" in as_written(claim)["primary"]) == bool(other)
 
 
 def test_only_what_is_compared_by_query_needs_the_file(conf):
