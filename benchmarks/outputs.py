@@ -70,6 +70,7 @@ _PAIR = {
 }
 _FURTHER = {
     **dict.fromkeys(("name", "claim", "metric", "reason"), text),
+    "smallest_difference": number,
     "verdict": verdict,
     "comparisons": [_PAIR, _PAIR],
 }

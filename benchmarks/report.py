@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
@@ -22,6 +22,19 @@ from shared.files import own_folder, replacing
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_PICTURES = 50  # of a showcase
+REACH = 5.0  # smallest differences that matter, on each side of the picture of all claims
+
+
+class Line(NamedTuple):
+    """A claim in the table of all: what is compared, its mean difference, its interval and the
+    control, as text. `places` are those of the interval's ends and the mean in the picture, from -1
+    to 1, right where the claim points, 1 / `REACH` what matters; empty without an interval."""
+
+    method: str
+    name: str
+    cells: list[str]
+    verdict: str
+    places: tuple[float, ...]
 
 
 def build(outputs: Path = Path("outputs"), conf: Path = CONF) -> Path:
@@ -43,14 +56,42 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    own = {"checks": checks, "paper_cells": paper_cells, "speed_rows": speed_rows}
+    own = {"checks": checks, "lines": lines, "paper_cells": paper_cells, "speed_rows": speed_rows}
     return environment.get_template("report.html", globals={"summary": summary, **own})
 
 
 def html(methods: Sequence[Evidence], files: Outputs) -> str:
     """The page."""
     pictures = {"picture": partial(picture, files), "showcase": partial(showcase, files)}
+    pictures["reach"] = REACH
     return _template().render(methods=methods, files=files, **pictures)
+
+
+def lines(methods: Sequence[Evidence]) -> list[Line]:
+    """All claims that stand as conf/reproduce states them today, further ones behind theirs."""
+    return [
+        line(evidence.method, name, stated, of)
+        for evidence in methods
+        for claim in evidence.claims
+        if claim["standing"] == "current"
+        for name, stated, of in (
+            (claim["claim"]["title"], claim["claim"], claim),
+            *((further["name"], further, further) for further in claim["further"]),
+        )
+    ]
+
+
+def line(method: str, name: str, stated: Mapping[str, Any], of: Mapping[str, Any]) -> Line:
+    """The line of a claim `of` which comparisons and verdict are known."""
+    primary, *others = of["comparisons"]
+    controls = [" ".join(summary.difference(control)[:2]) for control in others[:1]]
+    cells, unit = [*summary.difference(primary), *controls], REACH * stated["smallest_difference"]
+    ends = [primary[key] for key in ("low", "mean", "high")]
+    if None in ends or not unit > 0:
+        return Line(method, name, cells, of["verdict"], ())
+    sign = -1.0 if stated.get("expected_sign") == -1 else 1.0
+    places = sorted(max(-1.0, min(1.0, sign * end / unit)) for end in ends)
+    return Line(method, name, cells, of["verdict"], tuple(places))
 
 
 def picture(files: Outputs, claim: Mapping[str, Any], name: str = "learning_curves") -> str:

@@ -4,7 +4,7 @@ queries, R resamples."""
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,8 +58,8 @@ def at_chance(values: Mapping[int, float], chance: float, smallest: float) -> bo
     return bool(stats.ttest_1samp(found, chance).confidence_interval(0.95).low <= chance)
 
 
-def gains(of_method: Values, of_baseline: Values) -> Values:
-    """Method - baseline by the seeds that both arms have."""
+def gains(of_method: Values, of_baseline: Values) -> dict[int, Any]:
+    """Method - baseline by the seeds that both arms have: numbers, or (Q,) arrays."""
     seeds = sorted(of_method.keys() & of_baseline.keys())
     return {seed: of_method[seed] - of_baseline[seed] for seed in seeds}
 

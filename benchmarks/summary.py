@@ -131,7 +131,7 @@ def summarise(claim: Claim, outcome: Outcome, prepared: Sequence[Run]) -> dict[s
     results = list(outcome.results.values())
     data = [item for result in results for item in (result.get("data") or {}).items()]
     (comparisons, decided), *others = (_judge(claim, rule, outcome) for rule in claim.rules())
-    words = ("name", "claim", "metric", "smallest_difference")
+    words = ("name", "claim", "metric", "expected_sign", "smallest_difference")
     plain = {
         "schema": 1,
         "claim": as_written(claim),
@@ -245,12 +245,12 @@ def comparison_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[st
         queries = f", {pair['queries']} queries" if pair.get("queries") else ""
         p = pair["pvalue"]
         chance = "<0.001" if p is not None and p < 0.001 else number(p, ".3f")
-        name, *figures = _difference(pair)
+        name, *figures = difference(pair)
         rows.append([f"{name}{kind}", *figures, chance, f"{len(pair['differences'])}{queries}"])
     return header, rows
 
 
-def _difference(pair: Mapping[str, Any]) -> list[str]:
+def difference(pair: Mapping[str, Any]) -> list[str]:
     """Three cells: what is compared, the mean difference and its interval."""
     interval = "-"
     if pair["low"] is not None and pair["high"] is not None:
@@ -264,7 +264,7 @@ def further_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
     header = ["further claim", "metric", "difference", "mean", "95% interval", "control", "holds"]
     rows = []
     for further in summary.get("further") or []:
-        pair, (control, mean, _) = map(_difference, further["comparisons"])
+        pair, (control, mean, _) = map(difference, further["comparisons"])
         name, metric, verdict = further["name"], further["metric"], further["verdict"]
         rows.append([name, metric, *pair, f"{control} {mean}", verdict])
     return header, rows

@@ -3,10 +3,10 @@
     python -m benchmarks.zoo [--ship] [overrides]
 
 Three parts: the vision tower (`vision_tower.py`), the text tower (`text_tower.py`), and from both
-the experiment albef/zoo_emoji. What is finished is kept and what was
-interrupted goes on, so that the same command continues. The models then lie in outputs/zoo, with
-metrics.json of the held-out artist's drawings and their 95 % intervals; `--ship` puts them in place
-of those in zoo/.
+the experiment albef/zoo_emoji. What is finished is kept and what was interrupted goes on (but for
+the text tower, which takes some minutes and begins anew), so that the same command continues. The
+models then lie in outputs/zoo, with metrics.json of the held-out artist's drawings and their 95 %
+intervals; `--ship` puts them in place of those in zoo/.
 Exit status: 0 if the shipped metrics lie within the new intervals, 1 if not or a part failed.
 """
 

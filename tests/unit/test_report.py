@@ -23,7 +23,7 @@ from rich.console import Console
 from benchmarks import evidence, figures
 from benchmarks.evidence import gather
 from benchmarks.outputs import PNG, Outputs
-from benchmarks.report import build, checks, html, main
+from benchmarks.report import build, checks, html, line, main
 from benchmarks.reproduce import reproduce
 from shared.composing import compose_experiment
 from tests.processes import run
@@ -85,9 +85,37 @@ def test_the_page_carries_the_claim_and_needs_nothing_from_outside(conf, outputs
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)[1]
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
-    assert [source.partition(":")[0] for source in sources] == ["data"] * 2
+    assert {source.partition(":")[0] for source in sources} == {"data", "#toy"}
     assert "@import" not in page
     assert "url(" not in page
+
+
+def test_all_claims_stand_in_one_table_with_their_picture(conf, outputs):
+    page = claimed(conf, outputs)
+    table = page[page.index('id="claims"') : page.index("</section>")]
+    for cell in ("Toy with few labels", "ours - base", "+3.00", "broken - base +0.13"):
+        assert cell in table, cell
+    assert '<span class="badge yes">yes</span>' in table
+    assert '<circle cx="60.0"' in table, "3 points of 5 times 1 that matters"
+    changed = {**CLAIM, "title": "Another"}
+    write_claim(conf, changed)
+    assert 'id="claims"' not in html(gather(Outputs(outputs), conf), Outputs(outputs))
+
+
+@pytest.mark.parametrize(
+    ("ends", "stated", "places"),
+    [
+        ((1.0, 2.0, 3.0), {"smallest_difference": 1.0}, (0.2, 0.4, 0.6)),
+        ((-9.0, 2.0, 9.0), {"smallest_difference": 1.0}, (-1.0, 0.4, 1.0)),
+        ((-3.0, -2.0, -1.0), {"smallest_difference": 1.0, "expected_sign": -1}, (0.2, 0.4, 0.6)),
+        ((1.0, 2.0, 3.0), {"smallest_difference": 0.0}, ()),
+        ((None, 2.0, None), {"smallest_difference": 1.0}, ()),
+    ],
+)
+def test_places_in_the_picture_of_all_claims(ends, stated, places):
+    pair = dict(zip(("low", "mean", "high"), ends, strict=True), method="a", baseline="b")
+    found = line("toy", "name", stated, {"comparisons": [pair], "verdict": "yes"})
+    assert found.places == pytest.approx(places)
 
 
 def test_a_paper_row_that_was_not_run_says_what_it_needs(conf, outputs):
