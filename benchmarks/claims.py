@@ -18,6 +18,7 @@ from shared.experiments import CONF
 # What says where, when or how fast a run happens, not what it computes (`precision` stays: it is
 # "auto" in the claim, and the choice made for this machine is written beside the results).
 NOT_HASHED = ("seed", "output_dir", "data_root", "logger", "threads", "claim", "checkpoint_every")
+NOT_HASHED += ("measure_only", "start")
 LINES = ("arms", "prepare", "overrides")
 
 

@@ -465,6 +465,38 @@ def test_the_multirun_command_survives_hydras_grammar(tmp_path):
     assert quoted("a${b}") == "'a\\${b}'"
 
 
+class OnCluster(FakeLauncher):
+    """Measures as the machine that trains does: the login node must not."""
+
+    def __call__(self, command, runs, log, jobs, console):
+        if "measure_only=true" not in command:
+            return super().__call__(command, runs, log, jobs, console)
+        self.commands.append(command)
+        (folder,) = [run.folder for run in runs]
+        folder.mkdir()
+        (folder / "config.yaml").write_text(
+            "{precision: bf16-mixed, seed: 1, data_root: a, output_dir: b}"
+        )
+        return 0
+
+
+def test_a_claim_runs_where_the_launcher_says(engine, conf, monkeypatch):
+    monkeypatch.setattr("benchmarks.reproduce._measured", lambda _: pytest.fail("measured here"))
+    launcher = OnCluster(good)
+    given = ["hydra/launcher=slurm_cpu", "hydra.launcher.partition=cpu", "precision=auto"]
+    status, screen, folder = engine(launcher, seeds=[1], overrides=given)
+    assert status == 0
+    measuring, running = launcher.commands
+    for command in launcher.commands:
+        assert set(given[:2]) < set(command)
+        assert not [part for part in command if "local" in part or "n_jobs" in part]
+    assert measuring[-1] == f"output_dir={quoted(str(folder / 'precision'))}"
+    assert "precision=bf16-mixed" in running
+    assert "threads=1" not in running
+    assert_says(screen, "hydra/launcher=slurm_cpu hydra.launcher.partition=cpu, bf16-mixed")
+    assert "changed on the command line: hydra" not in screen
+
+
 def test_position_reads_the_last_whole_row(tmp_path):
     run = Run("ours", 1, "toy/ours", tmp_path, 100)
     assert run.position() == 0
