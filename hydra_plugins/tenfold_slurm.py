@@ -78,10 +78,11 @@ class SlurmLauncher(Launcher):
 
 def _name(job_overrides: Sequence[Sequence[str]]) -> str:
     """Experiments and seeds of an array, for SLURM's lists."""
-    names = []
     pairs = [override.partition("=") for job in job_overrides for override in job]
-    for wanted in ("experiment", "seed"):
-        names.append(",".join(dict.fromkeys(value for key, _, value in pairs if key == wanted)))
+    names = [
+        ",".join(dict.fromkeys(value for key, _, value in pairs if key == wanted))
+        for wanted in ("experiment", "seed")
+    ]
     return " seed ".join(filter(None, names))[:120] or "tenfold"
 
 

@@ -56,7 +56,7 @@ EXTRAS = {
     },
     "sweep": dict.fromkeys(
         (path.stem for path in (CONF / "sweep").glob("*.yaml")),
-        ("hydra_plugins.hydra_optuna_sweeper", "sweep"),
+        ("optuna", "sweep"),
     ),
 }
 """Options that need a package, and the extra of ours that installs it."""
@@ -125,7 +125,7 @@ def _check_option(repository: IConfigRepository, override: Override) -> None:
                 if group == "experiment" and (CONF / "rows" / f"{method}.yaml").is_file():
                     said += f" (rows: tenfold list {method}, conf/rows/{method}.yaml)"
                 raise OverrideError(said)
-            package, extra = EXTRAS.get(group, {}).get(name, ("hydra", ""))
+            package, extra = EXTRAS.get(group, {}).get(str(name), ("hydra", ""))
             if find_spec(package) is None:
                 raise OverrideError(f"{group}={name} needs pip install 'tenfold[{extra}]'")
 

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+from contextlib import suppress
 
 from pytorch_lightning.plugins.environments import SLURMEnvironment
 
@@ -24,8 +25,9 @@ def requeue() -> None:
     if (job := os.environ.get("SLURM_JOB_ID")) is None:
         return
     command = ["scontrol", "show", "job", "-o", job]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False)
-    fields = dict(re.findall(r"(\S+?)=(\S*)", shown.stdout))
-    wanted = {"JobState": "RUNNING", "BatchFlag": "1", "Requeue": "1"}
-    if all(fields.get(key) == value for key, value in wanted.items()):
-        subprocess.run(["scontrol", "requeue", job], check=False)
+    with suppress(OSError):
+        shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        about = dict(re.findall(r"(\S+?)=(\S*)", shown))
+        batch = about.get("BatchFlag", "0") != "0"  # else a person's `srun` or `salloc`
+        if batch and (about.get("JobState"), about.get("Requeue")) == ("RUNNING", "1"):
+            subprocess.run(["scontrol", "requeue", job], check=False)

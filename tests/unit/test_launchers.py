@@ -184,7 +184,6 @@ def test_ray_launcher_gets_documented_arguments_only() -> None:
 
 
 def test_optuna_search_space_names_existing_keys() -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     config = composed("+sweep=comatch", "experiment=comatch/mini")
     space = config.hydra.sweeper.params
     assert len(space) >= 4
@@ -204,7 +203,6 @@ def test_local_launcher_divides_two_jobs() -> None:
 
 
 def test_a_sweep_of_any_method_states_its_objective() -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     config = composed("+sweep=optuna", "experiment=comatch/mini")
     assert OmegaConf.is_missing(config, "objective")
     assert not config.hydra.sweeper.params
