@@ -1,10 +1,10 @@
 """Where a result comes from: the commit of the code, the machine and the job that ran it."""
 
+import logging
 import os
 import socket
-import stat
 import subprocess
-import sys
+from logging import FileHandler
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,10 @@ def git_state() -> dict[str, Any]:
 
 
 def place() -> dict[str, str | None]:
-    """The host, the job's number in SLURM's spelling (5_2 is of an array) and the file that the
-    process prints to; None where there is none."""
+    """The host, the job's number in SLURM's spelling (5_2 is of an array) and the file that logs
+    are written to; None where there is none."""
     array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
     job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
-    return {"host": socket.gethostname(), "job": job, "log": _printed_to()}
-
-
-def _printed_to() -> str | None:
-    try:
-        number = sys.__stdout__.fileno()  # type: ignore[union-attr]
-        is_file = stat.S_ISREG(os.fstat(number).st_mode)
-        return os.readlink(f"/proc/self/fd/{number}") if is_file else None
-    except (AttributeError, OSError, ValueError):
-        return None
+    handlers = logging.getLogger().handlers
+    files = [handler.baseFilename for handler in handlers if isinstance(handler, FileHandler)]
+    return {"host": socket.gethostname(), "job": job, "log": next(iter(files), None)}

@@ -58,12 +58,9 @@ def test_the_failing_member_of_an_array_is_named_and_the_others_finish(slurm, tm
     assert "Traceback" in (tmp_path / "runs/2/error.txt").read_text()
     assert [results(tmp_path, seed)["status"] for seed in (1, 3)] == ["finished", "finished"]
     assert results(tmp_path, 3)["job"] == f"{members[0]['ArrayJobId']}_2"
-    assert "Traceback" in (tmp_path / f"sweep/.submitit/{job_log(members[0], 1)}").read_text()
-
-
-def job_log(job: dict[str, str], number: int) -> str:
-    name = f"{job['ArrayJobId']}_{number}"
-    return f"{job['ArrayJobId']}/{name}_0_log.out"
+    assert results(tmp_path, 3)["log"] == f"{tmp_path}/sweep/2/run.log"
+    (output,) = tmp_path.rglob(f"{members[0]['ArrayJobId']}_1_0_log.out")
+    assert "Traceback" in output.read_text()
 
 
 LONG = ["trainer.max_steps=300", "trainer.check_val_every_n_epoch=100", "checkpoint_every=20"]
