@@ -75,7 +75,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def preempt(slurm: dict[str, str], job: str) -> None:
-    wanted = ["sbatch", "--partition=high", "--exclusive", "--wrap=sleep 1"]
+    wanted = ["sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=sleep 1"]
     subprocess.run(wanted, env=slurm, check=True)
 
 

@@ -1,8 +1,9 @@
-"""Searches by Optuna as README and conf/sweep write them, with a run that trains nothing."""
+"""Sweeps, and searches by Optuna as conf/sweep writes them, with a run that trains nothing."""
 
 import math
 import shlex
 import sys
+from importlib import import_module
 
 import pytest
 from omegaconf import OmegaConf
@@ -10,13 +11,34 @@ from omegaconf import OmegaConf
 from shared import cli
 from shared import run as entry
 
-optuna = pytest.importorskip("optuna", minversion="4")
+
+def test_a_failing_member_is_logged_and_the_others_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = []
+
+    def run(cfg):
+        ran.append(cfg.seed)
+        if cfg.seed == 2:
+            raise RuntimeError("the disk broke")
+        return {"metrics": {}}
+
+    monkeypatch.setattr(entry, "run", run)
+    line = "tenfold -m experiment=comatch/smoke seed=1,2,3 hydra.sweep.dir=sweep"
+    monkeypatch.setattr(sys, "argv", line.split())
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code != 0
+    assert ran == [1, 2, 3]
+    logs = [(tmp_path / f"sweep/{number}/run.log").read_text() for number in range(3)]
+    assert ["Traceback" in log for log in logs] == [False, True, False]
+    assert "failed: outputs/comatch/smoke/seed2: RuntimeError: the disk broke" in logs[1]
 
 
 @pytest.fixture
 def search(tmp_path, monkeypatch):
     """search(command line) -> (temperature, folder, seed) of its trials and the best values;
     the nearer a temperature is to 0.2, the better."""
+    pytest.importorskip("optuna", minversion="4")
     monkeypatch.chdir(tmp_path)
 
     def called(line):
@@ -60,6 +82,6 @@ def test_a_kept_study_goes_on_with_new_trials(search, tmp_path):
     second, best = search(f"{LINES[0]} hydra.sweeper.storage={storage}")
     tried = [temperature for temperature, *_ in (*first, *second)]
     assert len(set(tried)) == 6
-    study = optuna.load_study(study_name="comatch/mini", storage=storage)
+    study = import_module("optuna").load_study(study_name="comatch/mini", storage=storage)
     assert [trial.params["method.temperature"] for trial in study.trials] == tried
     assert best.best_value == max(trial.value for trial in study.trials)
