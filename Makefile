@@ -68,7 +68,7 @@ test-all: setup  ## every test, the slow ones too
 	@$(BIN)/python -m pytest -n 2 --junitxml=outputs/junit.xml
 
 test-slurm: setup  ## runs, claims and searches through a real SLURM, which starts and ends with the tests
-	@$(BIN)/python -m pytest -o addopts='-ra --strict-markers' tests/slurm --junitxml=outputs/junit-slurm.xml
+	@$(BIN)/python -m pytest -o addopts='-ra --strict-markers' -o faulthandler_timeout=3600 tests/slurm --junitxml=outputs/junit-slurm.xml
 
 coverage: setup  ## line coverage of shared/ and methods/ by the everyday tests
 	@$(BIN)/python -m pytest -n 2 -m 'not slow' --cov=shared --cov=methods --cov-report=term-missing:skip-covered

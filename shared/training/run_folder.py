@@ -23,13 +23,10 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from shared import files
+from shared.experiments import decisive
 from shared.training.loggers import read_metrics
 from shared.training.precision import CANDIDATES
 
-# What may differ between two starts of the same experiment.
-NOT_HASHED = ("output_dir", "data_root", "logger", "threads", "claim", "checkpoint_every")
-NOT_HASHED += ("measure_only", "start")
-TRAINER_NOT_HASHED = ("max_time", "profiler")
 DEEPEST = 50  # levels of a config
 ELSEWHERE = "choose another output_dir or move it away"
 PLACES = {"data_root": "<data>/", "output_dir": "<output>/"}
@@ -175,11 +172,7 @@ def parse_config(text: str) -> dict[str, Any]:
 def hash_config(resolved: Mapping[str, Any]) -> str:
     """SHA-256 digest, in hex, of what decides the outcome of a run; where things lie, also inside
     `source`, `data` and `warm_start`, does not count."""
-    decisive = {key: value for key, value in resolved.items() if key not in NOT_HASHED}
-    if isinstance(trainer := decisive.get("trainer"), dict):
-        kept = {key: value for key, value in trainer.items() if key not in TRAINER_NOT_HASHED}
-        decisive["trainer"] = kept
-    text = json.dumps(decisive, sort_keys=True)
+    text = json.dumps(decisive(resolved), sort_keys=True)
     for key, name in PLACES.items():
         text = text.replace(json.dumps(str(resolved[key]))[1:-1] + "/", name)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -21,11 +21,10 @@ from hydra.errors import HydraException
 from rich.console import Console
 
 from benchmarks import figures
-from benchmarks.claims import NOT_HASHED, ClaimError, claim_hash, compose_arms, load_claim
+from benchmarks.claims import ClaimError, claim_hash, compose_arms, load_claim
 from benchmarks.launch import Run, multirun_command, quoted
 from benchmarks.reproduce import main, reproduce
 from benchmarks.summary import collect
-from shared.training.run_folder import NOT_HASHED as NOT_HASHED_BY_THE_RUN
 
 pytestmark = pytest.mark.filterwarnings("ignore:Precision loss occurred")  # a toy without noise
 LEAD = {"ours": 4.0, "broken": 0.0, "base": 0.0, "more": 1.0, "start": 0.0}
@@ -436,7 +435,6 @@ def test_the_hash_covers_the_claim_and_all_it_runs_and_nothing_else(conf):
     write_experiment(conf, "pretraining", {"method": {"rate": 0.123}})
     digests.append(digest(conf))
     assert len(set(digests)) == len(digests)
-    assert set(NOT_HASHED_BY_THE_RUN) <= set(NOT_HASHED)
 
 
 def test_an_arm_may_stand_on_another_and_takes_the_overrides_of_all(conf):
