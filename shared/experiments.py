@@ -21,13 +21,15 @@ PAPER = ("table", "metric", "value", "std", "source", "gpu_hours")
 FIGURES = (*PAPER, "memory_gb", "about")
 # What says where, when or how fast a run happens, not what it computes: it may differ between two
 # starts of the same run, and in `trainer` what stands below.
-NOT_HASHED = ("output_dir", "data_root", "logger", "threads", "claim", "checkpoint_every")
-NOT_HASHED += ("measure_only", "start")
+NOT_HASHED = (
+    *("output_dir", "data_root", "logger", "threads", "claim", "checkpoint_every"),
+    *("measure_only", "start"),
+)
 TRAINER_NOT_HASHED = ("max_time", "profiler")
 Line = Mapping[str, Any]
 
 
-def decisive(config: Mapping[str, Any]) -> dict[str, Any]:
+def decisive(config: Mapping[Any, Any]) -> dict[str, Any]:
     """What of a config of plain values decides what a run computes."""
     kept = {str(key): value for key, value in config.items() if key not in NOT_HASHED}
     if isinstance(trainer := kept.get("trainer"), dict):
