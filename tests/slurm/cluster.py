@@ -8,6 +8,7 @@ here answers from `scontrol`.
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -116,6 +117,9 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
         *(["slurmd", "-D", "-N", name] for name in ("n1", "n2")),
     ]
     with ExitStack() as stack:
+        # So that the daemons end with tests that are told to end, too.
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        stack.callback(signal.signal, signal.SIGTERM, before)
         for command in daemons:
             stack.enter_context(started(command, env=environment))
             if command is munged:
