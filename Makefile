@@ -11,7 +11,7 @@ KILLS ?= 3
 export HYDRA_FULL_ERROR ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce data zoo parity mutants speed chaos report lint test test-all coverage clean
+.PHONY: help setup reproduce data zoo parity mutants speed chaos report lint test test-all test-slurm coverage clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ test: setup  ## the everyday tests (minutes)
 
 test-all: setup  ## every test, the slow ones too
 	@$(BIN)/python -m pytest -n 2 --junitxml=outputs/junit.xml
+
+test-slurm: setup  ## runs, claims and searches through a real SLURM, which starts and ends with the tests
+	@$(BIN)/python -m pytest -o addopts='-ra --strict-markers' -o faulthandler_timeout=3600 tests/slurm --junitxml=outputs/junit-slurm.xml
 
 coverage: setup  ## line coverage of shared/ and methods/ by the everyday tests
 	@$(BIN)/python -m pytest -n 2 -m 'not slow' --cov=shared --cov=methods --cov-report=term-missing:skip-covered

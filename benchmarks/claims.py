@@ -13,11 +13,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from shared.composing import compose_experiment
-from shared.experiments import CONF
+from shared.experiments import CONF, NOT_HASHED, decisive
 
-# What says where, when or how fast a run happens, not what it computes (`precision` stays: it is
-# "auto" in the claim, and the choice made for this machine is written beside the results).
-NOT_HASHED = ("seed", "output_dir", "data_root", "logger", "threads", "claim", "checkpoint_every")
 LINES = ("arms", "prepare", "overrides")
 
 
@@ -278,7 +275,7 @@ def distinct_sources(configs: Iterable[DictConfig]) -> list[DictConfig]:
 
 def changes_claim(override: str) -> bool:
     """Whether an override changes what is computed, not only where or how fast."""
-    return override.lstrip("+~").split("=")[0].split(".")[0] not in NOT_HASHED
+    return override.lstrip("+~").split("=")[0].split(".")[0] not in ("seed", *NOT_HASHED)
 
 
 def claim_hash(claim: Claim, configs: Mapping[str, DictConfig]) -> str:
@@ -316,4 +313,5 @@ def comparable(config: DictConfig, **values: Any) -> dict[str, Any]:
         config.update(values)
         plain = OmegaConf.to_container(config, resolve=True)
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items() if key not in NOT_HASHED}
+    # `precision` stays: it is "auto" in the claim, and what was chosen is beside the results.
+    return {key: value for key, value in decisive(plain).items() if key != "seed"}

@@ -71,10 +71,19 @@ def _tail(file: BinaryIO) -> str:
     return file.read().decode(errors="replace")
 
 
+LOCAL = "hydra/launcher=local"
+
+
 def multirun_command(
-    runs: Sequence[Run], base: Path, claim: dict[str, str], jobs: int, overrides: Sequence[str]
+    runs: Sequence[Run],
+    base: Path,
+    claim: dict[str, str],
+    jobs: int,
+    overrides: Sequence[str],
+    launching: Sequence[str] = (LOCAL,),
 ) -> list[str]:
-    """The command that does `runs`, and what else the product of their arms and seeds holds."""
+    """The command that does `runs`, and what else the product of their arms and seeds holds, by
+    the launcher that `launching` chooses and sets."""
     experiments = list(dict.fromkeys(run.experiment for run in runs))
     seeds = sorted({run.seed for run in runs})
     return [
@@ -88,7 +97,8 @@ def multirun_command(
         *overrides,
         f"output_dir={quoted(str(base), '/${arm}/seed${seed}')}",
         f"claim={{name:{quoted(claim['name'])},hash:{quoted(claim['hash'])}}}",
-        *("hydra/launcher=local", f"hydra.launcher.n_jobs={jobs}"),
+        *([f"hydra.launcher.n_jobs={jobs}"] if LOCAL in launching else []),
+        *launching,
         f"hydra.sweep.dir={quoted(str(base / 'multirun'))}",
     ]
 

@@ -5,8 +5,9 @@
 The claim (arms, primary metric, seeds, expected sign, smallest difference that matters, negative
 control) is written before the run in conf/reproduce/METHOD.yaml, other claims of the method in
 conf/reproduce/METHOD/NAME.yaml. Its hash names the folder outputs/reproduce/METHOD/NAME-HASH/ and
-travels with every results.json. Finished runs are reused. What the claim prepares (a pre-training,
-say, or an arm that others start from) runs before the arms, once per seed. The verdict's rule is
+travels with every results.json. Finished runs are reused; `hydra/launcher=slurm` and what else is
+of Hydra's own says where the missing ones run. What the claim prepares (a pre-training, say, or an
+arm that others start from) runs before the arms, once per seed. The verdict's rule is
 `statistics.verdict`. Exit status: 0 once all runs finished, whatever the verdict; 1 if a run
 failed; 2 if what was asked makes no sense.
 """
@@ -16,7 +17,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +30,17 @@ from rich.console import Console
 
 from benchmarks import claims, figures, report, summary
 from benchmarks.claims import CONF, Claim, ClaimError, Showcase, nearest
-from benchmarks.launch import Launcher, Run, launch, multirun_command
+from benchmarks.launch import LOCAL, Launcher, Run, launch, multirun_command, quoted
 from benchmarks.outputs import check, word
 from shared.data.images import read_image
 from shared.data.readers.files import one_line
-from shared.files import read_json, write_json
+from shared.files import open_regular, read_json, write_json
 from shared.nn.building import call
 from shared.overrides import OverrideError, validate
 from shared.predict.detections import SIDE
 from shared.predict.outputs import Cell, sheet, thumbnail, write
 from shared.provenance import git_state
+from shared.training.run_folder import parse_config
 
 OUTPUTS = Path("outputs")
 
@@ -68,6 +71,11 @@ def reproduce(
     wanted_arms = list(claim.arms) if list(arms) == ["all"] else arms
     if unknown := [arm for arm in wanted_arms if arm not in claim.arms]:
         raise ClaimError(f"no arm '{unknown[0]}'{nearest(unknown[0], claim.arms)}")
+    launching = [override for override in overrides if override.lstrip("+~").startswith("hydra")]
+    overrides = [override for override in overrides if override not in launching]
+    if not any(override.startswith("hydra/launcher=") for override in launching):
+        launching.insert(0, LOCAL)
+    here = LOCAL in launching
     configs = claims.compose_arms(claim, overrides, conf)
     identity = {"name": path.stem, "hash": claims.claim_hash(claim, configs)}
     base = outputs / "reproduce" / method / f"{identity['name']}-{identity['hash'][:8]}"
@@ -93,24 +101,39 @@ def reproduce(
         _warn_of_other_commits(asked, console)
     errors: dict[Run, str] = {}
     if missing:
+
+        def measured() -> str:
+            """The precision that the machine of the first run chooses."""
+            if here:
+                return _measured(configs[claim.primary.method])
+            first = Run(missing[0].arm, missing[0].seed, missing[0].experiment, base / "precision")
+            given = [*overrides, "measure_only=true"]
+            command = multirun_command([first], base, identity, jobs, given, launching)
+            command.append(f"output_dir={quoted(str(first.folder))}")
+            launcher(command, [first], log := base / "precision.log", 1, console)
+            with suppress(OSError, ValueError), open_regular(first.folder / "config.yaml") as file:
+                return parse_config(file.read().decode())["precision"]
+            raise ClaimError(f"no precision was measured: {first.error(log, lines=1)}")
+
         for source in claims.distinct_sources(configs[n] for n in (*claim.prepare, *wanted_arms)):
             call(source)
-        precision = _register(base, claim, identity, changed, configs)
-        here = [f"precision={precision}"]
+        precision = _register(base, claim, identity, changed, configs, measured)
+        common = [f"precision={precision}"]
         threads = "threads" in claim.overrides or any(o.startswith("threads=") for o in overrides)
-        if jobs > 1 and not threads:
-            here.append("threads=1")
+        if here and jobs > 1 and not threads:
+            common.append("threads=1")
 
         def start(runs: Sequence[Run], given: Sequence[str], name: str) -> None:
             """Launches those runs that are not finished; adds the errors of those that fail."""
             if not (runs := [run for run in runs if run.results() is None]):
                 return
             log = base / f"{name}.log"
-            said = f"running {len(runs)} runs, {jobs} at a time, {precision}; log in"
+            where = f"{jobs} at a time" if here else " ".join(launching)
+            said = f"running {len(runs)} runs, {where}, {precision}; log in"
             console.print(said, end=" ")
             console.print(f"{log}", markup=False, highlight=False, soft_wrap=True)
-            command = multirun_command(runs, base, identity, jobs, [*given, *here])
-            launcher(command, runs, log, jobs, console)
+            command = multirun_command(runs, base, identity, jobs, [*given, *common], launching)
+            launcher(command, runs, log, jobs if here else 1, console)
             errors.update((run, run.error(log)) for run in runs if run.results() is None)
 
         of_missing = {run.seed for run in missing}
@@ -214,23 +237,27 @@ def _register(
     identity: Mapping[str, str],
     overrides: Sequence[str],
     configs: Mapping[str, DictConfig],
+    measured: Callable[[], str],
 ) -> str:
     """Writes claim.json before the first run; returns the precision that all runs here share."""
-    path, config = base / "claim.json", configs[claim.primary.method]
+    path, precision = base / "claim.json", configs[claim.primary.method].precision
     if os.path.lexists(path):
         return _registered_precision(path)
-    precision = config.precision
-    if precision == "auto":
-        # Here, because it imports torch, which the rest of this program does without.
-        from shared.run import resolve_precision
-
-        with open_dict(config):
-            config.output_dir = "nowhere"  # a run there would have its own precision
-        precision = resolve_precision(config)
     base.mkdir(parents=True, exist_ok=True)
+    if precision == "auto":
+        precision = measured()
     content = {**identity, "precision": precision, "overrides": list(overrides)}
     write_json(path, {**content, "claim": claims.as_written(claim)}, indent=2)
     return precision
+
+
+def _measured(config: DictConfig) -> str:
+    # Here, because it imports torch, which the rest of this program does without.
+    from shared.run import resolve_precision
+
+    with open_dict(config):
+        config.output_dir = "nowhere"  # a run there would have its own precision
+    return resolve_precision(config)
 
 
 def _registered_precision(path: Path) -> str:

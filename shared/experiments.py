@@ -19,7 +19,22 @@ import yaml
 CONF = Path(__file__).resolve().parent.parent / "conf"
 PAPER = ("table", "metric", "value", "std", "source", "gpu_hours")
 FIGURES = (*PAPER, "memory_gb", "about")
+# What says where, when or how fast a run happens, not what it computes: it may differ between two
+# starts of the same run, and in `trainer` what stands below.
+NOT_HASHED = (
+    *("output_dir", "data_root", "logger", "threads", "claim", "checkpoint_every"),
+    *("measure_only", "start"),
+)
+TRAINER_NOT_HASHED = ("max_time", "profiler")
 Line = Mapping[str, Any]
+
+
+def decisive(config: Mapping[Any, Any]) -> dict[str, Any]:
+    """What of a config of plain values decides what a run computes."""
+    kept = {str(key): value for key, value in config.items() if key not in NOT_HASHED}
+    if isinstance(trainer := kept.get("trainer"), dict):
+        kept["trainer"] = {k: v for k, v in trainer.items() if k not in TRAINER_NOT_HASHED}
+    return kept
 
 
 def rows(method: str, conf: Path = CONF) -> dict[str, Line]:

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from importlib.util import find_spec
 from itertools import product
 from typing import Any
 
@@ -46,6 +47,19 @@ RANGES: dict[str, tuple[float, float]] = {
     "weight_decay": (0, HUGE),
 }
 """What a number may be, by the last part of its key; beyond, torch or Lightning loop or fail."""
+
+
+EXTRAS = {
+    "hydra/launcher": {
+        **dict.fromkeys(("slurm", "slurm_cpu"), ("hydra_plugins.hydra_submitit_launcher", "slurm")),
+        **dict.fromkeys(("ray", "ray_cpu"), ("hydra_plugins.hydra_ray_launcher", "ray")),
+    },
+    "sweep": dict.fromkeys(
+        (path.stem for path in (CONF / "sweep").glob("*.yaml")),
+        ("optuna", "sweep"),
+    ),
+}
+"""Options that need a package, and the extra of ours that installs it."""
 
 
 class OverrideError(ValueError):
@@ -111,6 +125,9 @@ def _check_option(repository: IConfigRepository, override: Override) -> None:
                 if group == "experiment" and (CONF / "rows" / f"{method}.yaml").is_file():
                     said += f" (rows: tenfold list {method}, conf/rows/{method}.yaml)"
                 raise OverrideError(said)
+            package, extra = EXTRAS.get(group, {}).get(str(name), ("hydra", ""))
+            if find_spec(package) is None:
+                raise OverrideError(f"{group}={name} needs pip install 'tenfold[{extra}]'")
 
 
 def _check_key(

@@ -1,6 +1,10 @@
-"""Where a result comes from: the commit of the code."""
+"""Where a result comes from: the commit of the code, the machine and the job that ran it."""
 
+import logging
+import os
+import socket
 import subprocess
+from logging import FileHandler
 from pathlib import Path
 from typing import Any
 
@@ -22,3 +26,13 @@ def git_state() -> dict[str, Any]:
         "git_commit": git("rev-parse", "HEAD"),
         "git_dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
     }
+
+
+def place() -> dict[str, str | None]:
+    """The host, the job's number in SLURM's spelling (5_2 is of an array) and the file that logs
+    are written to; None where there is none."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+    handlers = logging.getLogger().handlers
+    files = [handler.baseFilename for handler in handlers if isinstance(handler, FileHandler)]
+    return {"host": socket.gethostname(), "job": job, "log": next(iter(files), None)}

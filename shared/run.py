@@ -35,17 +35,19 @@ from shared.checkpoints.writing import AtomicCheckpointIO
 from shared.files import UnsafeFileError
 from shared.nn.building import applied, build, call
 from shared.overrides import check_overrides
-from shared.provenance import ROOT, git_state
-from shared.training import callbacks
+from shared.provenance import ROOT, git_state, place
+from shared.training import callbacks, slurm
 from shared.training.allocator import keep_freed_memory
+from shared.training.lightning_internals import leave_requeueing, let_children_end, shortfall
 from shared.training.method import Method
 from shared.training.precision import choose_precision
 from shared.training.run_folder import RunBusyError, RunError, RunFolder, hash_config, read_config
 
 log = logging.getLogger(__name__)
 
-REFUSED, FAILED, BUSY = 2, 1, os.EX_TEMPFAIL
-"""Exit statuses: wrong input, an error that left a traceback, another process has the folder."""
+REFUSED, FAILED, BUSY, TERMINATED = 2, 1, os.EX_TEMPFAIL, 128 + signal.SIGTERM
+"""Exit statuses: wrong input, an error that left a traceback, a folder that another process has, a
+run that SIGTERM has ended."""
 OF_LIBRARIES = (MisconfigurationException, HydraException)
 REFUSALS = (RunError, CheckpointError, *OF_LIBRARIES, ValueError, OSError)
 """Before training begins the message of these says all that there is to know."""
@@ -54,7 +56,7 @@ FULL_ERROR = "TENFOLD_FULL_ERROR"  # as HYDRA_FULL_ERROR was when the command wa
 
 def launch() -> None:
     """Run what the checked command line says. What is wrong goes to stderr in one line; the exit
-    status is 0, `REFUSED`, `FAILED` or `BUSY`, 143 after SIGTERM, 130 after Ctrl-C."""
+    status is 0, `REFUSED`, `FAILED`, `BUSY` or `TERMINATED`, 130 after Ctrl-C."""
     os.environ.setdefault(FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors arrive here, not on the screen
     try:
@@ -95,6 +97,7 @@ def _hydra_main(cfg: DictConfig) -> float | None:
         # A single run ends here, before Hydra prints all overrides; a sweep goes on.
         if HydraConfig.get().mode is RunMode.RUN:
             _end(error)
+        log.error("failed: %s: %s", cfg.output_dir, explain(error), exc_info=error)
         raise
 
 
@@ -111,13 +114,17 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if not (cfg.get("method") and cfg.get("data")):
         raise RunError("nothing to run: name an experiment, as in `experiment=comatch/mini`")
     keep_freed_memory()
-    folder = RunFolder(cfg.output_dir)
+    folder = RunFolder(cfg.output_dir, _rank())
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     # Processes of the same run on other GPUs write nothing.
     with folder.held() if _rank() == 0 else nullcontext():
         try:
             return _run(cfg, folder)
+        except SystemExit as end:
+            if end.code == TERMINATED and _rank() == 0:
+                slurm.requeue()
+            raise
         except Exception as error:
             folder.record(error)
             if not isinstance(error, REFUSALS):
@@ -129,24 +136,26 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
     data = call(cfg.source) if cfg.source else {}
     precision = resolve_precision(cfg)
     resolved = resolved_config(cfg, precision)
+    if cfg.measure_only:
+        folder.claim(resolved)
+        return {"metrics": {}}
     config_hash = hash_config(resolved)
     if results := folder.results(config_hash):
         log.info("reused: %s is finished (%s)", folder.path, _short(results["metrics"]))
         return results
-    folder.check(resolved)
-
     started, wall, cpu = datetime.now(UTC), time.perf_counter(), time.process_time()
     throughput = callbacks.Throughput()
+    checkpoint = callbacks.ResumeCheckpoint(folder.last.parent, cfg.checkpoint_every)
     progress = RichProgressBar if sys.stdout.isatty() else callbacks.PlainProgress
     entries = [entry for entry in resolved["logger"].values() if entry]
     loggers = [build(entry, Logger) for entry in entries]  # type: ignore[type-abstract]
     trainer = build_trainer(
         resolved["trainer"],
         precision=precision,
-        default_root_dir=str(folder.path),  # where Lightning puts its own checkpoint under SLURM
+        default_root_dir=str(folder.path),
         logger=loggers,
         callbacks=[
-            callbacks.ResumeCheckpoint(folder.last.parent, cfg.checkpoint_every),
+            checkpoint,
             callbacks.FiniteGradients(),
             throughput,
             # Not before, so that a start that fails leaves the folder to the corrected command.
@@ -155,9 +164,13 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         ],
         plugins=[AtomicCheckpointIO()],
     )
-    if trainer.world_size == 1 and _rank() != 0:
+    leave_requeueing(trainer)
+    if trainer.world_size == 1 and (_rank() != 0 or slurm.tasks() > 1):
         said = f"this is process {_rank()} of several, by the environment, but the trainer runs one"
         raise RunError(f"{said}: unset RANK, LOCAL_RANK, SLURM_PROCID, or choose trainer=ddp")
+    start = {"world_size": trainer.world_size, **place()}
+    resolved["start"] = start
+    folder.check(resolved)
     pl.seed_everything(cfg.seed, verbose=False)
     datamodule = build(resolved["data"], pl.LightningDataModule)
     module = build(resolved["method"], Method)
@@ -176,11 +189,15 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         metrics = tested[0] if tested else {}  # data without a test split have nothing to test
     except SystemExit as end:  # as Lightning passes a signal on
         if isinstance(end, SIGTERMException):
-            raise SystemExit(128 + signal.SIGTERM) from end
+            let_children_end()
+            raise SystemExit(TERMINATED) from end
         if isinstance(end.__context__, KeyboardInterrupt):
             raise SystemExit(128 + signal.SIGINT) from end
         raise
     except Exception as error:
+        if checkpoint.terminated:  # another process has left a collective that this one was in
+            let_children_end()
+            raise SystemExit(TERMINATED) from error
         if throughput.steps and isinstance(error, REFUSALS):
             error.add_note(f"traceback: {folder.error}")
         raise
@@ -188,9 +205,11 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         for logger in loggers:
             getattr(logger, "close", lambda: None)()
 
+    missing = shortfall(trainer, fitted=not cfg.evaluate_only)
     results = {
         "schema": 1,
-        "status": "finished",
+        "status": "stopped" if missing else "finished",
+        "reason": missing,
         "method": type(module).__module__.split(".")[1],
         "experiment": cfg.name,
         "arm": cfg.arm,
@@ -209,13 +228,15 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         "claim": resolved["claim"],
         "data": data,
         "paper": resolved["paper"],
+        **start,
         "started": started.isoformat(),
         "finished": datetime.now(UTC).isoformat(),
     }
     if trainer.is_global_zero:
         folder.claim(resolved)
         folder.finish(results)
-        log.info("finished: %s (%s)", folder.path, _short(metrics))
+        said = f"stopped ({missing})" if missing else "finished"
+        log.info("%s: %s (%s)", said, folder.path, _short(metrics))
     return results
 
 
@@ -235,8 +256,12 @@ def resolve_precision(cfg: DictConfig) -> str:
         return cfg.precision
     if cfg.evaluate_only:
         return "32-true"
-    if saved := read_config(RunFolder(cfg.output_dir).config):
+    folder = RunFolder(cfg.output_dir)
+    if saved := read_config(folder.config):
         return str(saved["precision"])
+    alone = cfg.trainer.strategy == "auto"
+    if _rank() != 0 and not alone:
+        return folder.agreed_precision(slurm.start())
     plain = resolved_config(cfg, "32-true")
     threads = torch.get_num_threads()
     torch.set_num_threads(cfg.threads or threads)  # as the run will have them
@@ -252,6 +277,8 @@ def resolve_precision(cfg: DictConfig) -> str:
         choice = choose_precision(module, batch, device="cuda" if gpu else "cpu")
     torch.set_num_threads(threads)
     log.info("%s", choice)
+    if not alone:
+        folder.agree_on_precision(choice.precision, slurm.start())
     return choice.precision
 
 

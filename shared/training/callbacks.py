@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import random
 import resource
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +22,7 @@ from pytorch_lightning.callbacks import (
     ProgressBar,
     WeightAveraging,
 )
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -36,6 +39,7 @@ class ResumeCheckpoint(Checkpoint):
     What Lightning's ``ModelCheckpoint`` saves after a batch that validation follows resumes behind
     that validation, whose metrics are then lost. Here such a batch is saved once its validation is
     over, and the metrics of a step are written before the checkpoint that says the step is done.
+    SIGTERM to any process ends all of them behind such a save, with Lightning's SIGTERMException.
     Every process's random number generators are part of the checkpoint; metrics averaged over a
     training epoch (``on_epoch=True``) are not: log them per step.
 
@@ -47,9 +51,26 @@ class ResumeCheckpoint(Checkpoint):
         self.path = Path(folder) / "last.ckpt"
         self.every_n_steps = every_n_steps
         self._saved_step = 0
+        self.terminated = False
         self._generators: list[dict[str, Any]] = []
 
+    def _take_sigterm(self, trainer: pl.Trainer) -> None:
+        # Lightning's handler calls a collective wherever the signal finds it: that hangs.
+        def receive(number: int, *_: Any) -> None:
+            if not self.terminated and (launcher := trainer.strategy.launcher) is not None:
+                launcher.kill(number)  # the processes that this one has started
+            self.terminated = True
+            if trainer.state.fn != "fit":  # nothing to save
+                raise SIGTERMException
+
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, receive)
+
+    def on_test_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._take_sigterm(trainer)
+
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self._take_sigterm(trainer)
         self._saved_step = trainer.global_step
         if trainer.global_step == 0:  # what a run killed before its first checkpoint has left
             _continue_metrics(trainer, 0)
@@ -78,8 +99,11 @@ class ResumeCheckpoint(Checkpoint):
             self._save_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.max_steps == -1:
+        # An epoch that was cut short (`max_time`) is saved as open, by `_save_if_due`.
+        if trainer.max_steps == -1 and internals.is_last_batch(trainer):
             self._save(trainer)
+            if self._end_asked(trainer):
+                raise SIGTERMException
 
     def on_fit_end(self, trainer: pl.Trainer, *_: Any) -> None:
         # A run that was killed behind its last checkpoint finds nothing left to do, and would label
@@ -90,9 +114,16 @@ class ResumeCheckpoint(Checkpoint):
         # Better when the epoch is over. But with `max_steps` Lightning repeats the end of an epoch
         # that was saved when over, and counts it twice; then the last batch is saved instead.
         last = internals.is_last_batch(trainer) or trainer.global_step == trainer.max_steps
+        terminated = self._end_asked(trainer)
         due = trainer.global_step >= self._saved_step + self.every_n_steps
-        if (trainer.max_steps != -1) if last else due:
+        if (trainer.max_steps != -1) if last else (due or terminated or trainer.should_stop):
             self._save(trainer)
+            if terminated:
+                raise SIGTERMException
+
+    def _end_asked(self, trainer: pl.Trainer) -> bool:
+        """Whether SIGTERM has reached any process of the run: the same answer in all of them."""
+        return trainer.strategy.reduce_boolean_decision(self.terminated, all=False)
 
     def _save(self, trainer: pl.Trainer) -> None:
         # What Lightning will write for this step in a moment; the logger drops the repeat.

@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning_fabric.utilities.apply_func import convert_tensors_to_scalars
 
 
@@ -50,3 +52,46 @@ def complete_epoch(trainer: pl.Trainer) -> None:
     if epochs.processed < epochs.started:
         epochs.processed = epochs.completed = epochs.started
         loop.epoch_loop._batches_that_stepped += 1
+
+
+WHOLE = {
+    "fast_dev_run": False,
+    "overfit_batches": 0.0,
+    "limit_train_batches": 1.0,
+    "limit_test_batches": 1.0,
+}
+"""What a trainer says that neither trains nor tests on a part."""
+
+
+def shortfall(trainer: pl.Trainer, fitted: bool = True) -> str | None:
+    """Why a fit and a test that have returned did not do all that was configured; None if all."""
+    for name, whole in WHOLE.items():
+        given = getattr(trainer, name)  # of batches 1 is one of them, 1.0 all
+        if given != whole or (whole == 1.0 and isinstance(given, int)):
+            return f"{name}={given}"
+    loop, epochs = trainer.fit_loop, trainer.max_epochs
+    if not fitted or -1 < trainer.max_steps <= trainer.global_step:
+        return None
+    last = loop.epoch_loop.batch_progress.is_last_batch
+    if last and epochs is not None and -1 < epochs <= trainer.current_epoch:
+        return None
+    timers = (c for c in trainer.callbacks if isinstance(c, pl.callbacks.Timer))  # type: ignore[attr-defined]
+    left = [seconds for timer in timers if (seconds := timer.time_remaining()) is not None]
+    late = min(left, default=1.0) <= 0
+    return f"{'max_time' if late else 'a callback'} ended it after step {trainer.global_step}"
+
+
+def leave_requeueing(trainer: pl.Trainer) -> None:
+    """Keep Lightning from putting a SLURM job back into the queue with a checkpoint of its own,
+    which it would then test instead of the trained weights."""
+    environment: Any = trainer._accelerator_connector.cluster_environment
+    if hasattr(environment, "auto_requeue"):
+        environment.auto_requeue = False
+
+
+def let_children_end() -> None:
+    """Keep the thread that watches the processes started by this one from killing it as soon as
+    one of them has ended by SIGTERM."""
+    for thread in threading.enumerate():
+        if isinstance(thread, _ChildProcessObserver):
+            thread._child_processes = []

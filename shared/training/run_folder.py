@@ -3,13 +3,15 @@
 config.yaml         the resolved config, written before the first step
 metrics.csv         see `shared.training.loggers`
 checkpoints/        last.ckpt
-results.json        of a finished run
-error.txt           the traceback of a start that failed unexpectedly
+results.json        of a finished run, or of one that was cut short, which can go on
+error.txt           the traceback of a start that failed unexpectedly; error.rank1.txt of process 1
+precision.json      what the first of several processes has measured, for the others
 .lock               held by the process that writes
 """
 
 import hashlib
 import json
+import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,10 +23,10 @@ from omegaconf import OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from shared import files
+from shared.experiments import decisive
 from shared.training.loggers import read_metrics
+from shared.training.precision import CANDIDATES
 
-# What may differ between two starts of the same experiment.
-NOT_HASHED = ("output_dir", "data_root", "logger", "threads", "claim", "checkpoint_every")
 DEEPEST = 50  # levels of a config
 ELSEWHERE = "choose another output_dir or move it away"
 PLACES = {"data_root": "<data>/", "output_dir": "<output>/"}
@@ -39,10 +41,12 @@ class RunBusyError(RunError):
 
 
 class RunFolder:
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, rank: int = 0) -> None:
         self.path = Path(path)
         self.config, self.metrics = self.path / "config.yaml", self.path / "metrics.csv"
-        self.last, self.error = self.path / "checkpoints" / "last.ckpt", self.path / "error.txt"
+        self.last = self.path / "checkpoints" / "last.ckpt"
+        self.agreement = self.path / "precision.json"
+        self.error = self.path / (f"error.rank{rank}.txt" if rank else "error.txt")
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -79,21 +83,46 @@ class RunFolder:
             raise _damaged(path, error) from error
         if results.get("config_hash") != config_hash:
             raise RunError(f"{path} belongs to another config: {ELSEWHERE}")
-        return results
+        return results if results.get("status") == "finished" else None
 
     def check(self, resolved: Mapping[str, Any]) -> None:
-        """RunError of another config's unfinished run, or of metrics that cannot be continued."""
-        earlier = read_config(self.config)
-        if earlier is not None and hash_config(earlier) != hash_config(resolved):
+        """RunError of another config's unfinished run, of one by another number of processes, or of
+        metrics that cannot be continued."""
+        if requeued := sorted(self.path.glob("hpc_ckpt_*.ckpt")):
+            said = "is of Lightning's own requeueing, which tests a half-trained model"
+            raise RunError(f"{requeued[0]} {said}: delete it; last.ckpt is continued")
+        earlier = read_config(self.config) or resolved
+        if hash_config(earlier) != hash_config(resolved):
             differing = ", ".join(sorted(k for k, v in resolved.items() if v != earlier.get(k)))
             said = f"{self.path} holds an unfinished run of another config (differs in {differing})"
             raise RunError(f"{said}: {ELSEWHERE}")
+        before, now = _processes(earlier), _processes(resolved)
+        if before not in (None, now):
+            said = f"{self.path} was begun by {before} processes, not {now}: start {before}"
+            raise RunError(f"{said} (trainer.devices, trainer.num_nodes), or {ELSEWHERE}")
         try:
             read_metrics(self.metrics)
         except FileNotFoundError:
             pass
         except (OSError, ValueError) as error:
             raise _damaged(self.metrics, error) from error
+
+    def agree_on_precision(self, precision: str, start: str) -> None:
+        """Tell the other processes of this start what the first one has measured."""
+        files.own_folder(self.path)
+        files.write_json(self.agreement, {"start": start, "precision": precision})
+
+    def agreed_precision(self, start: str, patience: float = 600.0) -> str:
+        """What the first process of this start has measured, as soon as it says so; RunError if
+        that takes more than `patience` seconds."""
+        end = time.monotonic() + patience
+        while time.monotonic() < end:
+            with suppress(OSError, ValueError, TypeError, KeyError):
+                said = files.read_json(self.agreement)
+                if said["start"] == start and said["precision"] in CANDIDATES:
+                    return said["precision"]
+            time.sleep(0.2)
+        raise RunError(f"{self.agreement}: process 0 has measured nothing; name one: precision=...")
 
     @rank_zero_only
     def claim(self, resolved: Mapping[str, Any]) -> None:
@@ -105,7 +134,8 @@ class RunFolder:
     def finish(self, results: Mapping[str, Any]) -> None:
         """Write results.json, and remove the error of an earlier start."""
         files.write_json(self.path / "results.json", results)
-        self.error.unlink(missing_ok=True)
+        for error in self.path.glob("error*.txt"):
+            error.unlink()
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
@@ -142,11 +172,15 @@ def parse_config(text: str) -> dict[str, Any]:
 def hash_config(resolved: Mapping[str, Any]) -> str:
     """SHA-256 digest, in hex, of what decides the outcome of a run; where things lie, also inside
     `source`, `data` and `warm_start`, does not count."""
-    decisive = {key: value for key, value in resolved.items() if key not in NOT_HASHED}
-    text = json.dumps(decisive, sort_keys=True)
+    text = json.dumps(decisive(resolved), sort_keys=True)
     for key, name in PLACES.items():
         text = text.replace(json.dumps(str(resolved[key]))[1:-1] + "/", name)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _processes(resolved: Mapping[str, Any]) -> Any:
+    start = resolved.get("start")
+    return start.get("world_size") if isinstance(start, dict) else None
 
 
 def _is_numbers(metrics: Any) -> bool:

@@ -16,7 +16,7 @@ from benchmarks.chaos import first_difference
 from shared import run as entry
 from shared.checkpoints.reading import load_checkpoint
 from shared.overrides import OverrideError, validate
-from shared.training.run_folder import RunBusyError, RunError
+from shared.training.run_folder import RunBusyError, RunError, RunFolder
 from tests.configs import composed
 from tests.hostile.damages import DAMAGES, MOSTLY, every
 from tests.hostile.tripwire import watched
@@ -76,6 +76,15 @@ def test_damaged_files_of_a_run(home, tmp_path, file, damage):
         )
     else:
         assert results["metrics"] == start(home, "finished")["metrics"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_agreement_names_no_precision(tmp_path, damage):
+    folder = RunFolder(tmp_path)
+    folder.agree_on_precision("32-true", "job 5")
+    DAMAGES[damage](folder.agreement)
+    with pytest.raises(RunError, match=r"precision\.json: process 0 has measured nothing"):
+        folder.agreed_precision("job 5", patience=0.1)
 
 
 def test_a_run_killed_behind_its_last_checkpoint_has_the_rows_of_an_undisturbed_one(home, tmp_path):

@@ -21,18 +21,10 @@ from hydra.errors import HydraException
 from rich.console import Console
 
 from benchmarks import figures
-from benchmarks.claims import (
-    NOT_HASHED,
-    ClaimError,
-    as_written,
-    claim_hash,
-    compose_arms,
-    load_claim,
-)
+from benchmarks.claims import ClaimError, as_written, claim_hash, compose_arms, load_claim
 from benchmarks.launch import Run, multirun_command, quoted
 from benchmarks.reproduce import main, reproduce
 from benchmarks.summary import collect
-from shared.training.run_folder import NOT_HASHED as NOT_HASHED_BY_THE_RUN
 
 pytestmark = pytest.mark.filterwarnings("ignore:Precision loss occurred")  # a toy without noise
 LEAD = {"ours": 4.0, "broken": 0.0, "base": 0.0, "more": 1.0, "start": 0.0}
@@ -453,7 +445,6 @@ def test_the_hash_covers_the_claim_and_all_it_runs_and_nothing_else(conf):
     write_experiment(conf, "pretraining", {"method": {"rate": 0.123}})
     digests.append(digest(conf))
     assert len(set(digests)) == len(digests)
-    assert set(NOT_HASHED_BY_THE_RUN) <= set(NOT_HASHED)
 
 
 def test_an_arm_may_stand_on_another_and_takes_the_overrides_of_all(conf):
@@ -480,6 +471,38 @@ def test_the_multirun_command_survives_hydras_grammar(tmp_path):
     assert parsed["output_dir"].value() == f"{base}/${{arm}}/seed${{seed}}"
     assert parsed["claim"].value()["hash"] == "12345678"
     assert quoted("a${b}") == "'a\\${b}'"
+
+
+class OnCluster(FakeLauncher):
+    """Measures as the machine that trains does: the login node must not."""
+
+    def __call__(self, command, runs, log, jobs, console):
+        if "measure_only=true" not in command:
+            return super().__call__(command, runs, log, jobs, console)
+        self.commands.append(command)
+        (folder,) = [run.folder for run in runs]
+        folder.mkdir()
+        (folder / "config.yaml").write_text(
+            "{precision: bf16-mixed, seed: 1, data_root: a, output_dir: b}"
+        )
+        return 0
+
+
+def test_a_claim_runs_where_the_launcher_says(engine, conf, monkeypatch):
+    monkeypatch.setattr("benchmarks.reproduce._measured", lambda _: pytest.fail("measured here"))
+    launcher = OnCluster(good)
+    given = ["hydra/launcher=slurm_cpu", "hydra.launcher.partition=cpu", "precision=auto"]
+    status, screen, folder = engine(launcher, seeds=[1], overrides=given)
+    assert status == 0
+    measuring, running = launcher.commands
+    for command in launcher.commands:
+        assert set(given[:2]) < set(command)
+        assert not [part for part in command if "local" in part or "n_jobs" in part]
+    assert measuring[-1] == f"output_dir={quoted(str(folder / 'precision'))}"
+    assert "precision=bf16-mixed" in running
+    assert "threads=1" not in running
+    assert_says(screen, "hydra/launcher=slurm_cpu hydra.launcher.partition=cpu, bf16-mixed")
+    assert "changed on the command line: hydra" not in screen
 
 
 def test_position_reads_the_last_whole_row(tmp_path):

@@ -2,16 +2,24 @@
 
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import InstantiationException
 from hydra.types import HydraContext
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from shared.overrides import CONF, validate
+from shared import overrides
+from shared.overrides import CONF, OverrideError, validate
+from shared.training.run_folder import RunError
 
 
 def composed(*overrides: str) -> DictConfig:
@@ -53,16 +61,14 @@ def launch(config: DictConfig, overrides: list[list[str]]) -> None:
 
 
 def test_slurm_script(fake_slurm: Path, tmp_path: Path) -> None:
-    keys = ("partition=gpu", "account=lab", "constraint=a100", "gpus_per_node=4")
+    keys = ("partition=gpu", "account=lab", "constraint=a100", "gres=gpu:a:4", "mail_user=me")
     config = composed(
         "experiment=comatch/cifar10_40",
         "hydra/launcher=slurm",
-        *(f"hydra.launcher.{key}" for key in (*keys, "array_parallelism=1")),
+        *(f"hydra.launcher.{key}" for key in (*keys, "processes=4", "array_parallelism=1")),
         f"hydra.sweep.dir={tmp_path}/sweep",
     )
-    with open_dict(config):
-        config.hydra.job.name = "run"
-    launch(config, [["seed=1"], ["seed=2"]])
+    launch(config, [["experiment=comatch/cifar10_40", f"seed={seed}"] for seed in (1, 2)])
     (script,) = fake_slurm.iterdir()
     text = script.read_text()
     options = dict(re.findall(r"^#SBATCH --([\w-]+)=?(.*)$", text, flags=re.MULTILINE))
@@ -70,21 +76,98 @@ def test_slurm_script(fake_slurm: Path, tmp_path: Path) -> None:
         "partition": "gpu", "account": "lab", "constraint": "a100", "gpus-per-node": "4",
         "ntasks-per-node": "4",  # Lightning needs one task per GPU
         "nodes": "1", "cpus-per-task": "8", "mem": "32GB", "time": "1440", "array": "0-1%1",
-        "signal": "USR2@120", "requeue": "", "job-name": "run",
+        "signal": "USR2@120", "requeue": "", "gres": "gpu:a:4", "mail-user": "me",
+        "job-name": "'comatch/cifar10_40 seed 1,2'",
     }  # fmt: skip
     assert {key: options.get(key) for key in expected} == expected
     assert "srun" in text
     assert sys.executable in text
 
 
-def test_slurm_job_goes_on_after_preemption(fake_slurm: Path) -> None:
-    """What submitit calls on the signal gives the same job back, so that it is queued again."""
-    from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
+@pytest.mark.parametrize(
+    ("launcher", "processes", "nodes", "tasks", "gpus"),
+    [
+        ("slurm", 1, 1, 1, 1),
+        ("slurm", 8, 1, 8, 8),
+        ("slurm", 24, 3, 8, 8),
+        ("slurm_cpu", 2, 1, 2, 0),
+    ],
+)
+def test_one_number_gives_nodes_tasks_and_gpus(launcher, processes, nodes, tasks, gpus):
+    slurm = slurm_launcher(launcher, processes)
+    derived = {key: slurm.params[key] for key in ("nodes", "tasks_per_node", "gpus_per_node")}
+    assert derived == {"nodes": nodes, "tasks_per_node": tasks, "gpus_per_node": gpus or None}
 
-    launcher = SlurmLauncher()
+
+def slurm_launcher(name: str, processes: int = 1) -> Any:
+    pytest.importorskip("submitit")
+    config = composed(f"hydra/launcher={name}", f"hydra.launcher.processes={processes}")
+    with open_dict(config):
+        config.hydra.sweep.dir = "nowhere"
+    return instantiate(config.hydra.launcher)
+
+
+def test_processes_that_do_not_fill_their_nodes_are_refused():
+    with pytest.raises(InstantiationException, match="processes=12 does not fill nodes of 8"):
+        slurm_launcher("slurm", 12)
+
+
+def test_slurm_job_goes_on_after_preemption() -> None:
+    """What submitit calls on the signal gives the same job back, so that it is queued again."""
+    launcher = slurm_launcher("slurm")
     again = launcher.checkpoint(["seed=1"], "hydra.sweep.dir", 0, "0", {})
     assert again.function is launcher
     assert again.args[0] == ["seed=1"]
+
+
+def test_a_failed_run_is_a_failed_job_and_all_are_waited_for(monkeypatch) -> None:
+    """The member raises, whatever Hydra makes of it; the command names it and its reason."""
+    launcher = slurm_launcher("slurm_cpu")
+    failed = JobReturn(overrides=["seed=2"], status=JobStatus.FAILED)
+    failed.return_value = RunError("no such data")
+    monkeypatch.setattr(type(launcher).__mro__[2], "__call__", lambda *_: failed)
+    with pytest.raises(RunError, match="no such data"):
+        launcher(["seed=2"], "hydra.sweep.dir", 1, "1", {})
+
+    waited = []
+
+    class Job:
+        def __init__(self, number: int) -> None:
+            self.job_id, self.paths = f"5_{number}", SimpleNamespace(stdout="5.out")
+
+        def results(self) -> list[Any]:
+            waited.append(self.job_id)
+            if self.job_id == "5_0":
+                trace = "Traceback\n  line\nshared.RunError: no such data\n----\nsee logs"
+                raise submitit.core.utils.FailedJobError(trace)
+            return [JobReturn(overrides=["seed=2"], status=JobStatus.COMPLETED, _return_value=1.5)]
+
+    import submitit
+
+    monkeypatch.setattr(submitit.AutoExecutor, "map_array", lambda *_: [Job(0), Job(1)])
+    monkeypatch.setattr(submitit.SlurmExecutor, "affinity", classmethod(lambda _: 2))
+    monkeypatch.setattr(shutil, "which", lambda _: "/bin/true")
+    first, second = launcher.launch([["seed=1"], ["seed=2"]], 0)
+    assert waited == ["5_0", "5_1"]
+    assert second.return_value == 1.5
+    with pytest.raises(RuntimeError, match=r"job 5_0 failed \(seed=1\): shared.RunError: no such"):
+        first.return_value  # noqa: B018
+
+
+def test_a_launcher_without_its_extra_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(overrides, "find_spec", lambda name: None if "submitit" in name else 1)
+    with pytest.raises(OverrideError, match=r"slurm_cpu needs pip install 'tenfold\[slurm\]'"):
+        validate(["experiment=comatch/mini", "hydra/launcher=slurm_cpu"])
+    validate(["experiment=comatch/mini", "hydra/launcher=local"])
+
+
+def test_ddp_takes_its_nodes_and_tasks_from_slurm(monkeypatch):
+    assert composed("trainer=ddp", "experiment=comatch/mini").trainer.num_nodes == 1
+    assert composed("trainer=ddp_cpu", "experiment=comatch/mini").trainer.devices == 2
+    monkeypatch.setenv("SLURM_NNODES", "3")
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
+    trainer = composed("trainer=ddp_cpu", "experiment=comatch/mini").trainer
+    assert (trainer.num_nodes, trainer.devices) == (3, 4)
 
 
 def test_ray_launcher_gets_documented_arguments_only() -> None:
@@ -93,13 +176,14 @@ def test_ray_launcher_gets_documented_arguments_only() -> None:
     assert set(config) == {"_target_", "ray"}
     assert config.ray.init.address is None
     assert config.ray.remote.num_gpus == 1
+    small = composed("experiment=comatch/mini", "hydra/launcher=ray_cpu").hydra.launcher.ray
+    assert (small.remote.num_cpus, small.remote.num_gpus, small.init) == (2, 0, config.ray.init)
     plugin = pytest.importorskip("hydra_plugins.hydra_ray_launcher._config")
     merged = OmegaConf.merge(plugin.RayLauncherConf, config)  # refuses what Ray's launcher lacks
     assert merged.ray.remote.max_retries == 3
 
 
 def test_optuna_search_space_names_existing_keys() -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     config = composed("+sweep=comatch", "experiment=comatch/mini")
     space = config.hydra.sweeper.params
     assert len(space) >= 4
@@ -119,7 +203,6 @@ def test_local_launcher_divides_two_jobs() -> None:
 
 
 def test_a_sweep_of_any_method_states_its_objective() -> None:
-    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     config = composed("+sweep=optuna", "experiment=comatch/mini")
     assert OmegaConf.is_missing(config, "objective")
     assert not config.hydra.sweeper.params

@@ -1,6 +1,9 @@
 """Lightning's private parts are as `shared.training.lightning_internals` takes them to be."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from shared.training import lightning_internals as internals
 ROOT = Path(shared.__file__).parent.parent
 PRIVATE = re.compile(
     r"\._trainer\b|\.fit_loop\b|\._logger_connector\b|_forward_cache|_should_check_val_fx"
-    r"|_data_fetcher|_batches_that_stepped|_first_loop_iter"
+    r"|_data_fetcher|_batches_that_stepped|_first_loop_iter|_accelerator_connector|_child_processes"
 )
 
 
@@ -94,6 +97,39 @@ def test_an_open_epoch_is_completed_once(run):
     internals.complete_epoch(trainer)
     assert (epochs.processed, epochs.completed) == (epochs.started, epochs.started)
     assert loop._batches_that_stepped == before + 1
+
+
+def test_the_end_of_training_is_told_from_a_stop(run):
+    trainer = run[2]
+    assert internals.shortfall(trainer) is None
+    trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = False
+    assert internals.shortfall(trainer) == f"a callback ended it after step {trainer.global_step}"
+    assert internals.shortfall(trainer, fitted=False) is None
+    trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = True
+    for name, whole in internals.WHOLE.items():
+        assert getattr(trainer, name) == whole
+
+
+def test_slurm_jobs_are_not_requeued_by_lightning(monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "1")
+    monkeypatch.setenv("SLURM_JOB_NAME", "run")
+    for key in ("PROCID", "LOCALID", "NODEID"):
+        monkeypatch.setenv(f"SLURM_{key}", "0")
+    trainer = pl.Trainer(accelerator="cpu", devices=1, strategy="ddp", logger=False)
+    assert trainer.strategy.cluster_environment.auto_requeue
+    internals.leave_requeueing(trainer)
+    assert not trainer.strategy.cluster_environment.auto_requeue
+
+
+def test_the_watch_over_children_ends():
+    with subprocess.Popen([sys.executable, "-c", "raise SystemExit(143)"]) as child:
+        child.wait()
+        watch = internals._ChildProcessObserver([child], os.getpid(), sleep_period=0.1)
+        watch._terminate_all = lambda: pytest.fail("killed")
+        watch.start()
+        internals.let_children_end()
+        watch.join(10)
+    assert watch._finished
 
 
 def test_nothing_else_touches_them():

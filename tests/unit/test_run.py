@@ -1,6 +1,10 @@
 """The entry point: what a run leaves behind, reuses, continues and refuses."""
 
 import json
+import os
+import signal
+import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -8,10 +12,12 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from benchmarks.launch import Run
 from shared import run as entry
 from shared.checkpoints.reading import load_checkpoint
+from shared.provenance import place
 from shared.training.precision import PrecisionChoice
-from shared.training.run_folder import hash_config
+from shared.training.run_folder import RunFolder, hash_config
 from tests.configs import composed
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -132,3 +138,104 @@ def test_a_sweep_gets_its_objective_and_nothing_else(smoke):
     assert entry.objective(smoke("+objective=test/knn"), metrics) == 70.0
     with pytest.raises(entry.RunError, match=r"test/ami is no metric .*: test/knn, test/top1"):
         entry.objective(smoke("+objective=test/ami"), metrics)
+
+
+def test_a_run_says_where_it_ran(smoke, tmp_path, monkeypatch):
+    for key, value in {"ARRAY_JOB_ID": "7", "ARRAY_TASK_ID": "2", "JOB_ID": "9"}.items():
+        monkeypatch.setenv(f"SLURM_{key}", value)
+    results = entry.run(smoke("trainer.max_steps=1"))
+    saved = OmegaConf.load(tmp_path / "run/config.yaml").start
+    said = {key: results[key] for key in ("world_size", "host", "job", "log")}
+    assert saved == said
+    assert (said["world_size"], said["host"], said["job"]) == (1, socket.gethostname(), "7_2")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID")
+    assert place()["job"] == "9"
+
+
+def test_another_number_of_processes_does_not_continue_a_run(smoke, tmp_path, monkeypatch):
+    entry.run(smoke("trainer.max_steps=1"))
+    (tmp_path / "run/results.json").unlink()
+    config = tmp_path / "run/config.yaml"
+    config.write_text(config.read_text().replace("world_size: 1", "world_size: 8"))
+    with pytest.raises(entry.RunError, match="was begun by 8 processes, not 1"):
+        entry.run(smoke("trainer.max_steps=1"))
+    for key in ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE"):
+        monkeypatch.setenv(key, "2")
+    with pytest.raises(entry.RunError, match="is process 0 of several"):
+        entry.run(smoke("trainer.max_steps=1", f"output_dir={tmp_path / 'two'}"))
+
+
+def test_a_checkpoint_of_lightnings_requeueing_is_refused(smoke, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/hpc_ckpt_1.ckpt").touch()
+    with pytest.raises(entry.RunError, match=r"hpc_ckpt_1\.ckpt .*delete it"):
+        entry.run(smoke())
+
+
+@pytest.mark.parametrize(
+    ("cut", "reason"),
+    [
+        ("+trainer.fast_dev_run=true", "fast_dev_run=True"),
+        ("trainer.limit_train_batches=1", "limit_train_batches=1"),
+        ("trainer.limit_test_batches=1", "limit_test_batches=1"),
+    ],
+)
+def test_part_of_a_run_is_not_a_finished_one(smoke, tmp_path, cut, reason):
+    results = entry.run(smoke("trainer.max_steps=2", cut))
+    assert (results["status"], results["reason"]) == ("stopped", reason)
+    run = Run("arm", 1, "comatch/smoke", tmp_path / "run")
+    assert run.results() is None  # so `reproduce` starts it again
+
+
+def test_a_run_out_of_time_goes_on_when_it_gets_more(smoke, tmp_path, monkeypatch):
+    step = pl.LightningModule.optimizer_step
+
+    def step_slowly(module, *args, **kwargs):
+        step(module, *args, **kwargs)
+        time.sleep(1.1)
+
+    in_epochs = ("trainer.max_steps=-1", "trainer.max_epochs=2", "checkpoint_every=100")
+    with monkeypatch.context() as patch:
+        patch.setattr(pl.LightningModule, "optimizer_step", step_slowly)
+        stopped = entry.run(smoke(*in_epochs, "+trainer.max_time=00:00:00:01"))
+    assert (stopped["status"], stopped["reason"]) == ("stopped", "max_time ended it after step 1")
+    assert load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 1
+    continued = entry.run(smoke(*in_epochs, "+trainer.max_time=01:00:00:00"))
+    assert (continued["status"], continued["resumed"]) == ("finished", True)
+    whole = entry.run(smoke(*in_epochs, f"output_dir={tmp_path / 'whole'}"))
+    assert (whole["status"], whole["resumed"]) == ("finished", False)
+    assert continued["metrics"] == whole["metrics"]
+
+
+def test_sigterm_saves_and_is_not_an_error(smoke, tmp_path, monkeypatch):
+    step = pl.LightningModule.optimizer_step
+
+    def send_later(module, *args, **kwargs):
+        step(module, *args, **kwargs)
+        if module.global_step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    requeued = []
+    monkeypatch.setattr(entry.slurm, "requeue", lambda: requeued.append(True))
+    with monkeypatch.context() as patch:
+        patch.setattr(pl.LightningModule, "optimizer_step", send_later)
+        with pytest.raises(SystemExit) as end:
+            entry.run(smoke("checkpoint_every=100"))
+    assert (end.value.code, requeued) == (143, [True])
+    assert load_checkpoint(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 7
+    assert not (tmp_path / "run/error.txt").exists()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert entry.run(smoke("checkpoint_every=100"))["resumed"]
+
+
+def test_the_first_process_measures_the_precision_of_all(smoke, tmp_path, monkeypatch):
+    config = smoke("precision=auto", "trainer.strategy=ddp")
+    monkeypatch.setattr(entry, "choose_precision", lambda *_, **__: PrecisionChoice("32-true", {}))
+    folder = RunFolder(tmp_path / "run")
+    folder.agree_on_precision("bf16-mixed", "of an earlier start")
+    assert entry.resolve_precision(config) == "32-true"
+    monkeypatch.setattr(entry, "choose_precision", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(entry.rank_zero_only, "rank", 1)
+    assert entry.resolve_precision(config) == "32-true"
+    with pytest.raises(entry.RunError, match="has measured nothing"):
+        folder.agreed_precision("of another start", patience=0.3)
