@@ -1,5 +1,4 @@
-"""ALPRO's miniature: it starts from the zoo's towers, and the arms of its claims differ in what they
-say."""
+"""ALPRO's miniature: it starts from the zoo's towers, and arms differ in what their claim says."""
 
 from typing import Any
 

@@ -36,7 +36,7 @@ BATCH = 50
 def labelled_clips(
     root: str | Path,
     prompter: str | Path | None = None,
-    entities: int = 44,
+    entities: int = 25,
     threshold: float = 0.2,
     split: str = "test",
 ) -> Provenance:
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("root", type=Path, help="folder of the clips")
     parser.add_argument("prompter", help="a checkpoint of alpro/mini_prompter")
     parser.add_argument("--split", default="test", choices=["web", "tune", "val", "test"])
-    parser.add_argument("--entities", type=int, default=44)
+    parser.add_argument("--entities", type=int, default=25)
     given = parser.parse_args(arguments)
     try:
         clips(given.root)
