@@ -49,8 +49,8 @@ class Pretraining(ImageTextMethod):
         mean, std: of the pixels of the data, per channel; a black pixel is -mean / std.
         evaluation: arguments of `RetrievalEvaluation`.
         seed: masks, negatives and regions are functions of (seed, step, rank).
-        initial: `{vision, text, prompter}`, what training starts from: see `load_initial` and
-            `load_prompter`; null for random weights.
+        initial: `{vision, text, new_words, prompter}`, what training starts from: see
+            `load_initial` and `load_prompter`; null for random weights.
     """
 
     predicts = "embeddings"
@@ -77,7 +77,7 @@ class Pretraining(ImageTextMethod):
         mask_id: int,
         evaluation: dict[str, Any],
         seed: int,
-        initial: Mapping[str, str | None] | None = None,
+        initial: Mapping[str, Any] | None = None,
         **frame: Any,
     ):
         super().__init__(RetrievalEvaluation(**evaluation), **frame, decay_all=True)
@@ -92,7 +92,7 @@ class Pretraining(ImageTextMethod):
             self.prompter = EntityPrompter(vision, text, embed_dim, num_entities)
             self.entity_head = two_layer_head(width, num_entities, hidden=2 * width)
 
-    def load_initial(self, initial: Mapping[str, str | None]) -> None:
+    def load_initial(self, initial: Mapping[str, Any]) -> None:
         super().load_initial(initial)
         if source := initial.get("prompter"):
             assert self.prompter is not None

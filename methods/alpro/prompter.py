@@ -11,6 +11,8 @@ from torch import Tensor
 
 from methods.alpro.network import VideoTextContrast, VideoTextEncoders
 from methods.alpro.prompting import unimodal
+from shared.checkpoints.official import KeyReport
+from shared.checkpoints.pretrained_text import load_hugging_face
 from shared.tasks.image_text_method import ImageTextBatch, ImageTextMethod, images_and_texts
 from shared.tasks.image_text_retrieval import RetrievalEvaluation
 
@@ -27,7 +29,7 @@ class Prompter(ImageTextMethod):
         embed_dim: int,
         temperature: float,
         evaluation: dict[str, Any],
-        initial: Mapping[str, str | None] | None = None,
+        initial: Mapping[str, Any] | None = None,
         **frame: Any,
     ):
         by_similarity = RetrievalEvaluation(**{**evaluation, "rerank": False})
@@ -35,6 +37,11 @@ class Prompter(ImageTextMethod):
         self.save_hyperparameters()
         self.encoders = VideoTextEncoders(vision, unimodal(text), embed_dim, masked_lm=False)
         self.contrast = VideoTextContrast(temperature)
+
+    def load_text(self, source: str) -> list[KeyReport]:
+        """BERT for the layers that there are."""
+        text_encoder = self.encoders.text_encoder
+        return [load_hugging_face(text_encoder, source, None, self.new_words, lower_layers=True)]
 
     def training_step(self, batch: ImageTextBatch, batch_idx: int) -> Tensor:
         clips, ids, mask = images_and_texts(batch)

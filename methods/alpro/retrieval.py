@@ -29,7 +29,7 @@ class Retrieval(ImageTextMethod):
         temperature: float,
         evaluation: dict[str, Any],
         seed: int,
-        initial: Mapping[str, str | None] | None = None,
+        initial: Mapping[str, Any] | None = None,
         **frame: Any,
     ):
         super().__init__(RetrievalEvaluation(**evaluation), **frame, decay_all=True)

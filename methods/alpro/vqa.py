@@ -62,7 +62,7 @@ class VideoQA(ImageTextMethod):
         evaluation: Mapping[str, str] | None = None,
         answers: Sequence[str] | None = None,
         freeze_visual_core: bool = False,
-        initial: Mapping[str, str | None] | None = None,
+        initial: Mapping[str, Any] | None = None,
         **frame: Any,
     ):
         super().__init__(AnswerEvaluation(**(evaluation or {})), **frame, decay_all=True)

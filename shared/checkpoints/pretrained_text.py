@@ -1,5 +1,6 @@
 """What text transformers start from: BERT and RoBERTa in Hugging Face's layout."""
 
+import re
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -104,12 +105,14 @@ def load_hugging_face(
     folder: str | PathLike[str],
     head: LanguageHead | None = None,
     new_words: int = 0,
+    lower_layers: bool = False,
 ) -> KeyReport:
     """Load BERT's weights from what `model_folder` finds, a file, or the zoo;
     CheckpointError as of `hugging_face_state`, or of what does not fit. Cross-attention, which BERT
     has not, keeps its initial weights. `head` takes BERT's word prediction if the file has it. So
     many `new_words` at the end of the vocabulary keep their initial weights, too; a model without
-    token types drops those of the file."""
+    token types drops those of the file, and one that is to have its `lower_layers` alone those
+    above them."""
     renamed = hugging_face_state(folder)
     prefix = "bert." if any(key.startswith("bert.") for key in renamed) else ""
     rules = bert_rules(prefix, "text.")
@@ -120,6 +123,11 @@ def load_hugging_face(
     if module.embeddings.token_type is None:
         types = f"{prefix}embeddings.token_type_embeddings.{{rest}}"
         dropped[types] = "the model has no token types"
+    if lower_layers:
+        of_layer = re.compile(rf"{re.escape(prefix)}encoder\.layer\.(\d+)\.")
+        for key in renamed:
+            if (layer := of_layer.match(key)) and int(layer[1]) >= len(module.layers):
+                dropped[key] = "a layer above the model's"
     fresh = {"text.layers.{n}.cross_attention.{rest}": "BERT has no cross-attention"}
     networks: dict[str, nn.Module] = {"text": module}
     if head is None:

@@ -113,9 +113,10 @@ class ImageTextMethod(Method):
         if stage == "fit":
             self.load_initial(self.hparams.get("initial") or {})
 
-    def load_initial(self, initial: Mapping[str, str | None]) -> None:
-        """Load the encoders that {vision, text} names, see `load_vision` and `load_hugging_face`; a
-        momentum copy becomes equal to them."""
+    def load_initial(self, initial: Mapping[str, Any]) -> None:
+        """Load the encoders that {vision, text} names, see `load_vision` and `load_hugging_face`,
+        where the text may lack the last `new_words` of ours; a momentum copy becomes equal to
+        them."""
         if source := initial.get("vision"):
             log.info("%s", load_vision(self.encoders.visual_encoder, source))
         if source := initial.get("text"):
@@ -126,8 +127,13 @@ class ImageTextMethod(Method):
 
     def load_text(self, source: str) -> list[KeyReport]:
         """BERT for the text encoder, and for its word prediction if it has one."""
-        head = getattr(self.encoders, "word_head", None)
-        return [load_hugging_face(self.encoders.text_encoder, source, head)]
+        head, new_words = getattr(self.encoders, "word_head", None), self.new_words
+        return [load_hugging_face(self.encoders.text_encoder, source, head, new_words)]
+
+    @property
+    def new_words(self) -> int:
+        """How many words at the end of the vocabulary the initial text encoder does not know."""
+        return (self.hparams.get("initial") or {}).get("new_words", 0)
 
     def on_fit_start(self) -> None:
         """Refuse a vocabulary or an evaluation that does not fit the data, naming both."""

@@ -254,6 +254,17 @@ def test_a_vit_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_vit(module, state)
 
 
+def test_a_model_of_the_lower_layers_takes_those_alone(tmp_path: Path) -> None:
+    lower = text(num_layers=2, cross_attention_from=None, context_width=None)
+    path = folder(tmp_path / "bert", bert())
+    with pytest.raises(CheckpointError, match=r"layer\.2\."):
+        load_hugging_face(lower, path)
+    report = load_hugging_face(lower, path, lower_layers=True)
+    assert {key.split("layer.")[1][0] for key in report.dropped if "layer." in key} == {"2"}
+    first = bert()["bert.encoder.layer.0.attention.self.query.weight"]
+    assert torch.equal(lower.layers[0].self_attention.query.weight, first)
+
+
 def test_what_is_no_such_vit_is_refused(tmp_path: Path) -> None:
     module = vit()
 

@@ -48,6 +48,22 @@ def test_a_new_one_from_a_vit_sees_a_still_clip_as_the_vit_its_frame(tmp_path) -
     torch.testing.assert_close(model(frames.repeat(1, 3, 1, 1, 1)), vit(frames[:, 0]))
 
 
+def test_a_vit_behind_a_stem_becomes_one_that_sees_a_still_clip_as_it_does(tmp_path) -> None:
+    """The patches of both come from oriented gradients and residual blocks, frame by frame."""
+    stem = {"stem": {"cell": 4, "channels": [4, 8]}}
+    vit = VisionTransformer(**SIZES, **stem)
+    with torch.no_grad():
+        vit.patch_embed.backbone(clips(8)[:, 0])  # statistics that a new one has not
+    torch.save(vit.state_dict(), tmp_path / "vit.pth")
+    model = timesformer(**stem)
+    assert load_vision(model, str(tmp_path / "vit.pth")).complete
+    frames = clips(frames=1)
+    seen = model.eval()(frames.repeat(1, 3, 1, 1, 1))
+    torch.testing.assert_close(seen, vit.eval()(frames[:, 0]))
+    model.train()(clips()).sum().backward()
+    assert model.patch_embed.backbone[2].weight.grad.abs().any()
+
+
 @pytest.mark.parametrize(
     ("mixed", "training", "count"), [(True, True, 0), (True, False, 4), (False, True, 4)]
 )
