@@ -9,6 +9,7 @@ results.json. Methods never read what is where; only this does.
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def labels_and_truth(
 ) -> tuple[Tensor, Tensor]:
     """The prompter's soft labels of a random region of each clip of a split, and which entities are
     there by any of their names, (B, E) each."""
-    predictor = load_predictor(checkpoint, "cpu")
+    predictor = load_predictor(Path(checkpoint), "cpu")
     p, tokenizer, choice = predictor.module.hparams, predictor.tokenizer, predictor.choice
     if tokenizer is None or choice is None:
         raise CheckpointError(f"{checkpoint} has seen no videos with texts")
@@ -88,9 +89,10 @@ def labels_and_truth(
     for first in range(0, len(shown), BATCH):
         videos = []
         for number, clip in enumerate(shown[first : first + BATCH], first):
-            numbers.append(choice.of(number)(len(clip["movers"][0]["corners"])))
+            chosen = choice.of(number)(len(clip["movers"][0]["corners"]))
             video = root / "videos" / f"{clip['name']}.mp4"
-            videos.append(read_frames(video, lambda _, chosen=numbers[-1]: chosen))
+            videos.append(read_frames(video, partial(_given, chosen)))
+            numbers.append(chosen)
         regions = blackened(predictor.views(videos), inside[first : first + BATCH], black)
         labels.append(prompter(regions, "video"))
     pixels = inside.repeat_interleave(patch, dim=1).repeat_interleave(patch, dim=2)
@@ -104,6 +106,11 @@ def labels_and_truth(
         for clip, chosen, region in zip(shown, numbers, pixels, strict=True)
     ]
     return torch.cat(labels), torch.tensor([[word in those for word in words] for those in names])
+
+
+def _given(numbers: Sequence[int], _: int) -> Sequence[int]:
+    """The same numbers of frames for any video."""
+    return numbers
 
 
 def part_inside(mover: Mapping[str, Any], frames: Sequence[int], region: Tensor) -> float:
