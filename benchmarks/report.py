@@ -26,7 +26,7 @@ REACH = 5.0  # smallest differences that matter, on each side of the picture of 
 
 
 class Line(NamedTuple):
-    """A claim in the table of all: what is compared, its mean difference, its interval and the
+    """A claim in the table of all: its mean difference, its interval, what is compared and the
     control, as text. `places` are those of the interval's ends and the mean in the picture, from -1
     to 1, right where the claim points, 1 / `REACH` what matters; empty without an interval."""
 
@@ -84,8 +84,9 @@ def lines(methods: Sequence[Evidence]) -> list[Line]:
 def line(method: str, name: str, stated: Mapping[str, Any], of: Mapping[str, Any]) -> Line:
     """The line of a claim `of` which comparisons and verdict are known."""
     primary, *others = of["comparisons"]
+    compared, *figures = summary.difference(primary)
     controls = [" ".join(summary.difference(control)[:2]) for control in others[:1]]
-    cells, unit = [*summary.difference(primary), *controls], REACH * stated["smallest_difference"]
+    cells, unit = [*figures, compared, *controls], REACH * stated["smallest_difference"]
     ends = [primary[key] for key in ("low", "mean", "high")]
     if None in ends or not unit > 0:
         return Line(method, name, cells, of["verdict"], ())
