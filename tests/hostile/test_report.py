@@ -355,7 +355,8 @@ def test_no_content_of_a_file_changes_the_report(outputs: Path, whole: Any) -> N
         pairs = [value["comparisons"][0] | {"method": said, "baseline": said}] * 2
         value["comparisons"] = pairs
         further = dict.fromkeys(("name", "claim", "metric", "reason"), said)
-        value["further"] = [further | {"verdict": "no", "comparisons": pairs}]
+        figures = {"verdict": "no", "comparisons": pairs, "smallest_difference": 1.0}
+        value["further"] = [further | figures]
         value["arms"] = {said: value["arms"]["ours"] | {"metrics": {said: 1}}}
         (outputs / SUMMARY).write_text(json.dumps(value))
         (outputs / "speed/toy.json").write_text(
