@@ -112,7 +112,9 @@ def reproduce(
             command.append(f"output_dir={quoted(str(first.folder))}")
             launcher(command, [first], log := base / "precision.log", 1, console)
             with suppress(OSError, ValueError), open_regular(first.folder / "config.yaml") as file:
-                return parse_config(file.read().decode())["precision"]
+                config = parse_config(file.read().decode())
+                check(config, {"precision": word})
+                return config["precision"]
             raise ClaimError(f"no precision was measured: {first.error(log, lines=1)}")
 
         for source in claims.distinct_sources(configs[n] for n in (*claim.prepare, *wanted_arms)):
