@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.miniatures.code.sources import minilm
+from benchmarks.miniatures.sentences import sentence_vectors
 from benchmarks.zoo.projections import projection_of
-from methods.cascode.official import load_searcher
 from shared.checkpoints.official import KeyTable, export_official
 from shared.checkpoints.pretrained_text import bert_rules, word_head_rules
 from shared.data.text.cleaning import clean_caption
@@ -29,7 +29,6 @@ from shared.nn.building import call
 from shared.nn.text_transformer import LanguageHead, TextTransformer, attention_mask
 
 STEPS, BATCH, RATE, SEED = 2500, 128, 2e-3, 0
-SEP = 102  # MiniLM expects it behind every text
 
 
 class Student(nn.Module):
@@ -56,17 +55,9 @@ class Student(nn.Module):
         return vectors, hidden
 
 
-@torch.inference_mode()
 def directions(texts: list[str], teacher: Path, width: int) -> Tensor:
     """(N, width) of unit norm: the teacher's vectors in the directions of their largest spread."""
-    encoder = load_searcher(teacher).eval()
-    tokenizer = WordPiece(teacher / "vocab.txt")
-    vectors = []
-    for start in range(0, len(texts), BATCH):
-        ids, mask = (F.pad(x, (0, 1)) for x in tokenizer.batch(texts[start : start + BATCH]))
-        ends = mask.sum(dim=1, keepdim=True)
-        vectors.append(encoder(ids.scatter(1, ends, SEP), mask.scatter(1, ends, 1)))
-    found = torch.cat(vectors)
+    found = sentence_vectors(texts, teacher)
     centred = F.normalize(found - found.mean(dim=0), dim=1)
     basis = torch.linalg.svd(centred, full_matrices=False).Vh[:width]
     return F.normalize(centred @ basis.T, dim=1)

@@ -56,6 +56,11 @@ STAGES = {
     "res2": "backbone.layer1", "res3": "backbone.layer2", "res4": "backbone.layer3",
     "res5": "box_heads.0.trunk",
 }  # fmt: skip
+STEM = KeyTable(
+    [Rule("patch_embed.backbone.{rest}", "detector.backbone.stem.{rest}")],
+    dict.fromkeys(("blocks.{rest}", "norm.{rest}", "cls_token", "pos_embed"), "not of the stem"),
+    {**FRESH, "detector.{rest}": "learns from boxes"},
+)
 PARTS = {"w": (0, "weight"), "bn_s": (1, "weight"), "bn_b": (1, "bias")}
 
 
@@ -112,13 +117,16 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
 
     Args:
         kind: `detector`, a run of ours or an official detector; `msra`, Detectron's R-50.pkl, or a
-            folder's file of the same layout in safetensors.
+            folder's file of the same layout in safetensors; `stem`, a vision transformer of ours,
+            whose stem becomes the network of a `StemBackbone`.
     """
     remedy = "train it first (experiment=pb_ovd/...), or name a file by warm_start.path=FILE"
     if kind == "msra" and Path(path).suffix == ".pkl":
         source: Mapping[str, Any] = msra_blobs(path)
     else:
-        source = read_start(path, kind, ("detector", "msra"), remedy)
+        source = read_start(path, kind, ("detector", "msra", "stem"), remedy)
+    if kind == "stem":
+        return import_official(source, STEM, module)
     if kind == "msra":
         return import_official(source, msra_table(), module)
     if "_target_" in source:

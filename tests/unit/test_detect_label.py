@@ -103,6 +103,24 @@ def test_shards_join_to_the_bytes_of_one_process_and_a_finished_work_is_left(sce
     assert (status, "settings.threshold was 0.5 and is 0.7" in said) == (1, True)
 
 
+def test_by_similarity_each_object_is_asked_for_alone(scenes, run, tmp_path):
+    alone = with_captions(scenes, tmp_path, {"image": "images/000.png", "caption": "a banana"})
+    both = with_captions(
+        scenes, tmp_path, {"image": "images/000.png", "caption": "an airplane and a banana"}
+    )
+    chosen = []
+    for name, files in (("alone", alone), ("both", both)):
+        words = ["--objective", "similarity", "--layer", 1]
+        assert run("label", *toy.options(files, tmp_path / name), *words)[0] == 0
+        found = labels(tmp_path / name)
+        names = {c["id"]: c["name"] for c in found["categories"]}
+        entries = {names[a["category_id"]]: a for a in found["annotations"]}
+        chosen.append(entries["banana"]["pseudo_score"])
+        assert name == "alone" or entries["airplane"]["pseudo_score"] != chosen[-1]
+    assert chosen[0] == pytest.approx(chosen[1], rel=1e-5)
+    assert "--objective similarity" in card(tmp_path / "both")["command"]
+
+
 def test_entries_of_one_image_are_one_image_and_entries_without_a_name_none(scenes, run, tmp_path):
     first, second = "images/000.png", "images/001.png"
     files = with_captions(
@@ -179,6 +197,7 @@ def test_objects_without_a_box_are_dropped_but_in_the_official_way(scenes, run, 
     [
         (["--layer", 3], "only [CLS] has a gradient"),
         (["--layer", 0], "--layer: layer 0 has no cross-attention"),
+        (["--layer", 2, "--objective", "similarity"], "--layer: no block 2"),
         (["--teacher", "zoo:vit-emoji"], "so it is not one of ours"),
         (["--teacher", "zoo:nothing"], "nothing"),
         (["--proposals", "nowhere.json"], "nowhere.json"),

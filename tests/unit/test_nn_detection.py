@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from shared.nn.detection.anchors import Anchors, inside
-from shared.nn.detection.backbones import ResNetFPN, SmallBackbone
+from shared.nn.detection.backbones import ResNetFPN, SmallBackbone, StemBackbone
 from shared.nn.detection.detector import Detector
 from shared.nn.detection.geometry import Geometry
 from shared.nn.detection.matching import (
@@ -309,6 +309,17 @@ def test_resnet_fpn_freezes_statistics_and_stages() -> None:
     assert [m.shape[2] for m in maps] == [64 // s for s in network.strides]
     with pytest.raises(ValueError, match="depth 18, 34, 50, 101 or 152, not 20"):
         ResNetFPN(depth=20)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_stem_keeps_its_statistics_and_perhaps_its_weights(frozen: bool) -> None:
+    network = StemBackbone(4, [6, 8], frozen=frozen).train()
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    (found,) = network(torch.rand(2, 3, 32, 48)).values()
+    assert found.shape == (2, 8, 4, 6)
+    assert found.shape[2] == 32 // network.strides[0]
+    assert found.requires_grad is not frozen
+    assert all(torch.equal(before[key], value) for key, value in network.state_dict().items())
 
 
 def test_small_backbone_has_stride_4() -> None:

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from methods.pb_ovd import official
 from methods.pb_ovd.module import OpenVocabularyDetector
 from shared.checkpoints.reading import CheckpointError
+from shared.checkpoints.zoo import zoo_file
 from tests.unit.pb_ovd_toy import detector, settings, texts
 from tests.unit.simcal_toy import scenes
 
@@ -70,7 +72,7 @@ def test_fine_tuning_starts_from_a_detector_of_other_classes(tmp_path: Path) -> 
     again = detector_of(2)
     official.warm_start(again, path, "detector")
     assert torch.equal(again.eval().detect(batch, names).scores, expected.scores)
-    with pytest.raises(CheckpointError, match="kind 'imagenet' is unknown: detector, msra"):
+    with pytest.raises(CheckpointError, match="kind 'imagenet' is unknown: detector, msra, stem"):
         official.warm_start(fewer, path, "imagenet")
     with pytest.raises(CheckpointError, match="train it first"):
         official.warm_start(fewer, tmp_path / "nothing.ckpt", "detector")
@@ -134,3 +136,26 @@ def test_a_pickle_is_not_run(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nothing in it was executed"):
         official.warm_start(detector(), path, "msra")
     assert not Path("/tmp/pb-ovd-trap").exists()
+
+
+def test_a_stem_of_the_zoo_starts_the_network_alone() -> None:
+    network = {
+        "_target_": "shared.nn.detection.backbones.StemBackbone",
+        "cell": 4,
+        "channels": [64, 128],
+        "frozen": True,
+    }
+    given = settings()
+    given["detector"] |= {"backbone": network, "anchors": {"sizes": [26], "ratios": [1.0]}}
+    module = OpenVocabularyDetector(**given)
+    report = official.warm_start(module, "zoo:vit-emoji", "stem")
+    assert "blocks.0.attn.qkv.weight" in report.dropped
+    zoo = load_file(zoo_file("zoo:vit-emoji"))
+    state = module.detector.backbone.stem.state_dict()
+    assert state
+    assert all(
+        torch.equal(zoo[f"patch_embed.backbone.{key}"].to(value), value)
+        for key, value in state.items()
+    )
+    with pytest.raises(CheckpointError, match=r"detector\.backbone\.stem"):
+        official.warm_start(detector(), "zoo:vit-emoji", "stem")

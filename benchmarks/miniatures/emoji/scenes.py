@@ -46,8 +46,10 @@ ROTATION = 30.0  # degrees to either side
 TRIES = 30  # places tried for an object
 LAYOUTS = 1000  # attempts at a scene
 FIRST_ID = {"train": 1_000_000, "val": 2_000_000, "test": 3_000_000, "test_seen": 4_000_000}
+FIRST_ID["boxed"] = 5_000_000
 # Whose drawings a split shows, and whose photographs, where these are another split's.
-DRAWN, GROUNDS = {"test_seen": "train"}, {"test_seen": "test"}
+DRAWN = {"test_seen": "train", "boxed": "train"}
+GROUNDS = {"test_seen": "test", "boxed": "train"}
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 # What a build's recipe says of drawings and photographs.
 MADE_OF = {"packages": VERSIONS, "photographs": {p.id: p.sha256 for p in PHOTOGRAPHS}}
@@ -252,6 +254,12 @@ def from_left(scene: Scene) -> list[SceneObject]:
     return sorted(scene.objects, key=lambda thing: 2 * thing.box[0] + thing.box[2])
 
 
+def some_objects(scene: Scene, generator: np.random.Generator) -> list[SceneObject]:
+    """One or more of the objects in random order: those that a caption names."""
+    mixed = generator.permutation(len(scene.objects))
+    return [scene.objects[i] for i in mixed[: int(generator.integers(1, len(mixed) + 1))]]
+
+
 def coco_instances(
     made_of: Studio, made: Sequence[Scene], concepts: Sequence[int]
 ) -> dict[str, list[dict[str, Any]]]:
@@ -376,9 +384,8 @@ def _training_captions(
     for scene, generator in zip(made, generators_of(seed, "captions", len(made)), strict=True):
         texts = []
         for _ in range(CAPTIONS):
-            mixed = generator.permutation(len(scene.objects))
-            told = mixed[: int(generator.integers(1, len(mixed) + 1))]
-            names = [one_of(synonyms(table[scene.objects[i].concept]), generator) for i in told]
+            told = some_objects(scene, generator)
+            names = [one_of(synonyms(table[thing.concept]), generator) for thing in told]
             texts.append(listed(names))
         image = f"scenes/train/{scene.file}"
         items.append({"image": image, "caption": texts, "image_id": identity[scene.id]})

@@ -13,7 +13,7 @@ from methods.pb_ovd.detect import finding
 from methods.pb_ovd.detect.labelling import Labeller, Settings
 from methods.pb_ovd.detect.labels import LABELS, labels
 from methods.pb_ovd.detect.proposals import open_proposals
-from methods.pb_ovd.detect.teacher import load_teacher
+from methods.pb_ovd.detect.teacher import OBJECTIVES, load_teacher
 from methods.pb_ovd.mentions import ObjectWords, read_object_names
 from shared.console import bounded
 from shared.data.captioned.decoding import Decoder
@@ -38,7 +38,9 @@ def options(add: Callable[..., Any], option: Callable[..., None]) -> None:
     add("--every-caption", action="store_true", help="of an entry with several, not one by lot")
     text = "keep the official code's oddities, see the manual"
     add("--official", action="store_true", help=text)
-    option("layer", bounded(int, 0, 1000), "of the text stack, whose attention is looked at")
+    text = "whose gradient says where the teacher looks, see the manual; by default matching"
+    add("--objective", choices=OBJECTIVES, default="matching", help=text)
+    option("layer", bounded(int, 0, 1000), "of the text stack, or block of the vision transformer")
     option("threshold", bounded(float, 0, 1), "of a map's maximum, below which it is 0")
     option("exponent", bounded(float, 0, 2), "of a box's area, by which its sum is divided")
     option("most", bounded(int, 1, 10**5), "proposals of an image")
@@ -50,7 +52,8 @@ def load(arguments: Namespace, settings: Settings, source: Source, device: str) 
         raise WorkError("annotations name image files, and tar shards have none: unpack them")
     vocabulary = read_object_names(arguments.vocabulary)
     official = arguments.experiment, arguments.overrides
-    teacher = load_teacher(arguments.teacher, *official, settings.layer, device)
+    looking = settings.objective, settings.layer
+    teacher = load_teacher(arguments.teacher, *official, *looking, device)
     words = ObjectWords(vocabulary, teacher.tokenizer, settings.official)
     proposer = open_proposals(arguments.proposals, settings.most, device)
     given = source.root, (teacher.size,), settings.max_pixels, teacher.on_white

@@ -18,7 +18,6 @@ from methods.pb_ovd.pseudo_boxes import (
     best_boxes,
     box_scores,
     normalised,
-    object_maps,
 )
 from shared.data.captioned.decoding import Decoded, Picture
 from shared.data.captioned.records import Record
@@ -38,6 +37,7 @@ class Settings:
     same word piece, and an object for which no proposal qualifies gets the box 0, 0, 0, 0.
     """
 
+    objective: str = "matching"  # of Grad-CAM, see `Teacher`
     layer: int | None = None  # of the text stack, from 0; None: the third with cross-attention
     threshold: float = THRESHOLD
     exponent: float = AREA_EXPONENT
@@ -120,15 +120,17 @@ class Labeller:
         seen = np.stack([images[row].picture.views[side] for row in boxes])
         views = normalise(planes(seen), self.teacher.mean, self.teacher.std)
         maps = self.teacher.maps(
-            views, [one.tokens for one in asked], [places[id(one.row)] for one in asked]
+            views,
+            [one.tokens for one in asked],
+            [places[id(one.row)] for one in asked],
+            [[(mention.left, mention.right) for mention in one.mentions] for one in asked],
+            accumulate=self.settings.official,
         )
-        for one, tokens in zip(asked, maps, strict=True):
-            one.row["objects"] += self._objects(one, tokens, boxes[id(one.row)])
+        for one, of_objects in zip(asked, maps, strict=True):
+            one.row["objects"] += self._objects(one, of_objects, boxes[id(one.row)])
 
-    def _objects(self, one: Asked, tokens: Tensor, boxes: Tensor) -> list[list[Any]]:
+    def _objects(self, one: Asked, maps: Tensor, boxes: Tensor) -> list[list[Any]]:
         settings = self.settings
-        spans = [(mention.left, mention.right) for mention in one.mentions]
-        maps = object_maps(tokens, spans, accumulate=settings.official)
         placed = normalised(maps, one.picture.size, settings.threshold)
         chosen, scores = best_boxes(box_scores(placed, boxes, settings.exponent), boxes)
         names = [mention.name for mention in one.mentions]

@@ -9,6 +9,15 @@ from torchvision.models import resnet
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from shared.nn.vision_transformer import residual_stem
+
+
+def keep_statistics(network: nn.Module) -> None:
+    """Let BatchNorm use the statistics that it has, also in training."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
 
 class ResNetFPN(BackboneWithFPN):
     """A ResNet of torchvision's layout and a feature pyramid: (B, 3, H, W) to five maps with 256
@@ -37,10 +46,34 @@ class ResNetFPN(BackboneWithFPN):
 
     def train(self, mode: bool = True) -> "ResNetFPN":
         super().train(mode)
-        for module in self.body.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
+        keep_statistics(self.body)
         return self
+
+
+class StemBackbone(nn.Module):
+    """The stem of the zoo's vision transformer, see `residual_stem`: (B, 3, H, W) to one map of
+    channels[-1]. BatchNorm keeps its statistics, so that training needs weights to start from.
+
+    Args:
+        frozen: the network does not learn.
+    """
+
+    pooled_levels = 1
+
+    def __init__(self, cell: int = 4, channels: Sequence[int] = (64, 128), frozen: bool = False):
+        super().__init__()
+        self.stem = residual_stem(cell, channels)
+        self.stem.requires_grad_(not frozen)
+        self.strides = (cell * 2 ** (len(channels) - 1),)
+        self.out_channels = channels[-1]
+
+    def train(self, mode: bool = True) -> "StemBackbone":
+        super().train(mode)
+        keep_statistics(self)
+        return self
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        return OrderedDict([("0", self.stem(images))])
 
 
 class SmallBackbone(nn.Module):

@@ -1,0 +1,137 @@
+"""Scenes for open-vocabulary detection: boxes, captions, and what is kept back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_emoji_scenes import STUDIO
+
+from benchmarks.miniatures.emoji import open_vocabulary as module
+from shared.data.errors import DataNotFoundError
+from shared.data.readers.instances import read_instances
+
+COUNTS = {"train": 12, "boxed": 10, "val": 4, "test": 5}
+
+
+@pytest.fixture(scope="module")
+def patched():
+    """Made-up drawings and vectors."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "studio", lambda: STUDIO)
+        patch.setattr(module, "CLASSES", 6)
+        patch.setattr(module, "NOVEL", 2)
+        patch.setattr(module, "minilm", lambda root: {})
+        vectors = lambda texts, folder: torch.tensor([[len(t), 1.0] for t in texts])  # noqa: E731
+        patch.setattr(module, "sentence_vectors", vectors)
+        yield
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, patched: None) -> Path:
+    root = tmp_path_factory.mktemp("open")
+    for _ in range(2):
+        made = module.open_vocabulary_scenes(root, root / "minilm", **COUNTS)
+    assert "captions_train.json" in made["emoji-open-vocabulary"]["files"]
+    return root
+
+
+def content(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_novel_classes_have_no_box_for_training(built: Path) -> None:
+    classes = {c["name"]: c for c in content(built / "instances_test.json")["categories"]}
+    novel = {name for name, entry in classes.items() if entry["split"] == "unseen"}
+    assert (len(classes), len(novel)) == (6, 2)
+    boxed = read_instances(built / "instances_boxed.json", built / "scenes" / "boxed")
+    assert set(boxed.class_names) == classes.keys() - novel
+    assert boxed.usable.all()
+    captions = content(built / "captions_train.json")
+    assert any(name in one["caption"] for one in captions for name in novel)
+    assert content(built / "embeddings.json").keys() == classes.keys()
+    assert content(built / "vocabulary.json").keys() == classes.keys()
+
+
+def test_captions_name_the_objects_that_are_told(built: Path) -> None:
+    named = content(built / "secret" / "named_train.json")
+    every = content(built / "secret" / "instances_train.json")
+    assert 0 < len(named["annotations"]) < len(every["annotations"])
+    files = {image["file_name"]: image["id"] for image in named["images"]}
+    names = {category["id"]: category["name"] for category in named["categories"]}
+    for entry in content(built / "captions_train.json"):
+        number = files[entry["image"]]
+        told = {names[r["category_id"]] for r in named["annotations"] if r["image_id"] == number}
+        said = entry["caption"].replace(",", "").split()
+        assert told == {name for name in names.values() if name in said}
+
+
+def test_before_there_is_a_detector_only_scenes_are_made(built: Path, patched: None) -> None:
+    given: dict[str, Any] = {"teacher": "zoo:albef-emoji", "objective": "similarity", **COUNTS}
+    place, absent = built / "labels", built / "none.ckpt"
+    made = module.pseudo_boxes(place, built, built / "minilm", absent, **given)
+    assert "emoji-pseudo-boxes" not in made
+    assert not place.exists()
+    with pytest.raises(DataNotFoundError, match=r"none\.ckpt not found: first run pb_ovd/mini"):
+        module.pseudo_boxes(place, built, built / "minilm", absent, required=True, **given)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from("abc"), min_size=4, max_size=12), st.integers(0, 9))
+def test_what_is_held_back_is_never_the_last_of_its_group(groups: list[str], seed: int) -> None:
+    most = len(groups) - len(set(groups))
+    generator = np.random.default_rng(seed)
+    chosen = module.held_back(groups, most, generator)
+    assert len(chosen) == most
+    assert {groups[i] for i in range(len(groups)) if i not in chosen} == set(groups)
+    with pytest.raises(ValueError, match="too few"):
+        module.held_back(groups, most + 1, generator)
+
+
+def labelled(boxes: list[tuple[int, str, list[float]]]) -> Any:
+    """COCO's form of boxes (image, class, box) on two images."""
+    names = sorted({name for _, name, _ in boxes})
+    rows = [
+        {"id": i, "image_id": image, "category_id": names.index(name), "bbox": box, "area": 1}
+        for i, (image, name, box) in enumerate(boxes)
+    ]
+    images = [{"id": i, "file_name": f"{i}.png"} for i in range(2)]
+    categories = [{"id": i, "name": name} for i, name in enumerate(names)]
+    return {"images": images, "annotations": rows, "categories": categories}
+
+
+def test_quality_asks_for_the_right_place_and_the_right_name() -> None:
+    truth = labelled(
+        [(0, "cat", [0, 0, 10, 10]), (0, "dog", [20, 0, 8, 8]), (1, "cat", [5, 5, 4, 4])]
+    )
+    found = labelled([
+        (0, "cat", [1, 0, 10, 10]),  # IoU 0.82
+        (0, "dog", [0, 0, 10, 10]),  # where the cat is
+        (1, "cat", [5, 5, 4, 1.9]),  # IoU 0.475
+    ])  # fmt: skip
+    assert module.quality(found, truth) == {"found": pytest.approx(100 / 3), "boxes": 1.0}
+    proposals = labelled([(0, "object", box) for box in ([0, 0, 10, 10], [20, 0, 8, 8])])
+    assert module.quality(proposals, truth)["found"] == pytest.approx(200 / 3)
+
+
+def test_boxes_by_lot_are_proposals_of_the_image_under_the_same_names() -> None:
+    labels = labelled(
+        [(0, "cat", [1, 1, 1, 1]), (1, "dog", [2, 2, 2, 2]), (1, "cat", [3, 3, 3, 3])]
+    )
+    offered = {0: [[0, 0, 9, 9], [4, 4, 2, 3]], 1: [[7, 7, 1, 5]]}
+    proposed = labelled([(image, "object", box) for image, of in offered.items() for box in of])
+    dealt = module.dealt_boxes(labels, proposed, np.random.default_rng(0))
+    for before, after in zip(labels["annotations"], dealt["annotations"], strict=True):
+        assert after["bbox"] in offered[after["image_id"]]
+        assert after["area"] == after["bbox"][2] * after["bbox"][3]
+        assert after["category_id"] == before["category_id"]
+    misnamed = module.dealt_names(labels, np.random.default_rng(3))
+    assert [row["bbox"] for row in misnamed["annotations"]] == [
+        row["bbox"] for row in labels["annotations"]
+    ]
+    counts = [sorted(row["category_id"] for row in of["annotations"]) for of in (labels, misnamed)]
+    assert counts[0] == counts[1]
