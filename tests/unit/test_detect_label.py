@@ -12,6 +12,7 @@ from pytorch_lightning import LightningModule
 
 from methods.pb_ovd.detect import cli
 from methods.pb_ovd.detect.proposals import DetectorProposals
+from methods.pb_ovd.detect.teacher import load_teacher
 from shared.checkpoints.reading import CheckpointError
 from shared.data.captioned.decoding import Picture
 from shared.data.captioned.records import Record
@@ -103,22 +104,19 @@ def test_shards_join_to_the_bytes_of_one_process_and_a_finished_work_is_left(sce
     assert (status, "settings.threshold was 0.5 and is 0.7" in said) == (1, True)
 
 
-def test_by_similarity_each_object_is_asked_for_alone(scenes, run, tmp_path):
-    alone = with_captions(scenes, tmp_path, {"image": "images/000.png", "caption": "a banana"})
-    both = with_captions(
-        scenes, tmp_path, {"image": "images/000.png", "caption": "an airplane and a banana"}
+def test_by_similarity_each_object_is_asked_for_alone():
+    teacher = load_teacher(toy.TEACHER, None, [], "similarity", None, "cpu")
+    images = torch.rand(
+        2, 3, teacher.size, teacher.size, generator=torch.Generator().manual_seed(0)
     )
-    chosen = []
-    for name, files in (("alone", alone), ("both", both)):
-        words = ["--objective", "similarity", "--layer", 1]
-        assert run("label", *toy.options(files, tmp_path / name), *words)[0] == 0
-        found = labels(tmp_path / name)
-        names = {c["id"]: c["name"] for c in found["categories"]}
-        entries = {names[a["category_id"]]: a for a in found["annotations"]}
-        chosen.append(entries["banana"]["pseudo_score"])
-        assert name == "alone" or entries["airplane"]["pseudo_score"] != chosen[-1]
-    assert chosen[0] == pytest.approx(chosen[1], rel=1e-5)
-    assert "--objective similarity" in card(tmp_path / "both")["command"]
+    banana, plane, both = teacher.tokens(["banana", "airplane", "airplane and banana"])
+    assert len(both) == 4
+    alone, named = teacher.maps(images, [banana, both], [1, 1], [[(1, 2)], [(3, 4), (1, 2)]])
+    assert (len(alone), len(named)) == (1, 2)
+    torch.testing.assert_close(named[:1], alone)
+    assert not torch.allclose(named[0], named[1])
+    (elsewhere,) = teacher.maps(images, [plane], [0], [[(1, 2)]])
+    assert not torch.allclose(elsewhere[0], named[1])
 
 
 def test_entries_of_one_image_are_one_image_and_entries_without_a_name_none(scenes, run, tmp_path):
