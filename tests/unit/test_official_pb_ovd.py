@@ -13,6 +13,8 @@ from methods.pb_ovd import official
 from methods.pb_ovd.module import OpenVocabularyDetector
 from shared.checkpoints.reading import CheckpointError
 from shared.checkpoints.zoo import zoo_file
+from shared.composing import compose_experiment
+from shared.nn.building import build
 from tests.unit.pb_ovd_toy import detector, settings, texts
 from tests.unit.simcal_toy import scenes
 
@@ -159,3 +161,57 @@ def test_a_stem_of_the_zoo_starts_the_network_alone() -> None:
     )
     with pytest.raises(CheckpointError, match=r"detector\.backbone\.stem"):
         official.warm_start(detector(), "zoo:vit-emoji", "stem")
+
+
+def official_shapes() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a detector of 1,009 classes on ResNet-50-C4, as maskrcnn-benchmark calls
+    them."""
+    found: dict[str, tuple[int, ...]] = {}
+
+    def norm(name: str, width: int) -> None:
+        parts = ("weight", "bias", "running_mean", "running_var")
+        found.update({f"{name}.{part}": (width,) for part in parts})
+
+    def stage(name: str, inputs: int, width: int, blocks: int) -> None:
+        for block in range(blocks):
+            before = 4 * width if block else inputs
+            shapes = [(width, before, 1, 1), (width, width, 3, 3), (4 * width, width, 1, 1)]
+            for number, shape in enumerate(shapes, 1):
+                found[f"{name}.{block}.conv{number}.weight"] = shape
+                norm(f"{name}.{block}.bn{number}", shape[0])
+        found[f"{name}.0.downsample.0.weight"] = (4 * width, inputs, 1, 1)
+        norm(f"{name}.0.downsample.1", 4 * width)
+
+    def layer(name: str, *shape: int) -> None:
+        found.update({f"{name}.weight": shape, f"{name}.bias": shape[:1]})
+
+    found["backbone.body.stem.conv1.weight"] = (64, 3, 7, 7)
+    norm("backbone.body.stem.bn1", 64)
+    stage("backbone.body.layer1", 64, 64, 3)
+    stage("backbone.body.layer2", 256, 128, 4)
+    stage("backbone.body.layer3", 512, 256, 6)
+    stage("roi_heads.box.feature_extractor.head.layer4", 1024, 512, 3)
+    layer("rpn.head.conv", 1024, 1024, 3, 3)
+    layer("rpn.head.cls_logits", 15, 1024, 1, 1)
+    layer("rpn.head.bbox_pred", 60, 1024, 1, 1)
+    layer("roi_heads.box.predictor.emb_pred", 512, 2048)
+    layer("roi_heads.box.predictor.bbox_pred", 8, 2048)
+    layer("roi_heads.box.predictor.cls_score", 1010, 512)
+    return found
+
+
+def test_a_full_size_official_state_dict_fits_the_papers_row() -> None:
+    config = compose_experiment("pb_ovd/coco_pseudo", [])
+    module = build(config.method, OpenVocabularyDetector)
+    generator = torch.Generator().manual_seed(0)
+    state = {k: torch.rand(shape, generator=generator) for k, shape in official_shapes().items()}
+    state["rpn.anchor_generator.cell_anchors.0"] = module.detector.rpn.anchors.cell0
+    report = official.load(module, {"model": {f"module.{k}": v for k, v in state.items()}})
+    assert list(report.fresh) == ["texts"]
+    exported = official.export(module)["model"]
+    given = {k: v for k, v in state.items() if "cls_score" not in k and "cell_anchors" not in k}
+    assert exported.keys() == given.keys()
+    assert all(torch.equal(exported[name], value) for name, value in given.items())
+    del state["backbone.body.layer3.5.bn3.running_var"]
+    with pytest.raises(CheckpointError, match=r"detector\.backbone\.layer3\.5\.bn3\.running_var"):
+        official.load(module, {"model": state})
