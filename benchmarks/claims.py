@@ -56,7 +56,7 @@ class Further(Primary):
     metric: str = ""
 
 
-DETECTORS = ("beside", "pictures")  # of a showcase, what only detectors have
+DETECTORS = ("beside", "pictures", "embeddings")  # of a showcase, what only detectors have
 
 
 @dataclass
@@ -64,7 +64,8 @@ class Showcase:
     """Pictures by `tenfold predict` with the model that a user would take, `checkpoint`: an arm's
     of the first seed, `zoo:NAME` or a file: of `images`, a folder below data_root, compared with
     `texts`; `overlays` of each text's best show where it looks. Or the objects that a detector
-    finds in the first `pictures` of these, below what the arm `beside` finds."""
+    finds in the first `pictures` of these, below what the arm `beside` finds; with `embeddings`, a
+    file of embedded names below data_root, those of the classes `texts`, by `tenfold-detect`."""
 
     checkpoint: str = MISSING
     images: str = MISSING
@@ -72,6 +73,7 @@ class Showcase:
     overlays: int = 0
     beside: str = ""
     pictures: int = 0
+    embeddings: str = ""
 
 
 @dataclass
@@ -264,6 +266,17 @@ def settings(claim: Claim, name: str, overrides: Sequence[str]) -> list[str]:
     return [o for o in overrides if name in claim.arms or not changes_claim(o)]
 
 
+def needed(claim: Claim, configs: Mapping[str, DictConfig], arms: Sequence[str]) -> list[str]:
+    """What is prepared for some arms, in its order: all but what only others start from."""
+    written = {name: OmegaConf.to_yaml(config) for name, config in configs.items()}
+    found: list[str] = []
+    for name in reversed(claim.prepare):  # one may start from those before it
+        from_it = {other for other, text in written.items() if f"/../../{name}/" in text}
+        if name in arms or not from_it or from_it & {*arms, *found}:
+            found.insert(0, name)
+    return found
+
+
 def distinct_sources(configs: Iterable[DictConfig]) -> list[DictConfig]:
     """What makes the data of these configs present, each once, in their order."""
     sources: list[DictConfig] = []
@@ -303,6 +316,8 @@ def as_written(claim: Claim) -> dict[str, Any]:
         del content["primary"]["control_baseline"]
     if claim.showcase and not claim.showcase.pictures:  # likewise
         content["showcase"] = {k: v for k, v in content["showcase"].items() if k not in DETECTORS}
+    elif claim.showcase and not claim.showcase.embeddings:
+        del content["showcase"]["embeddings"]
     return content
 
 

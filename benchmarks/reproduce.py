@@ -93,6 +93,7 @@ def reproduce(
             for n in names
         ]
 
+    preparing = claims.needed(claim, configs, wanted_arms)
     runs, prepared = runs_of(claim.arms), runs_of(claim.prepare)
     asked = [run for run in runs if run.arm in wanted_arms and run.seed in seeds]
     missing = [run for run in asked if run.results() is None]
@@ -117,7 +118,7 @@ def reproduce(
                 return config["precision"]
             raise ClaimError(f"no precision was measured: {first.error(log, lines=1)}")
 
-        for source in claims.distinct_sources(configs[n] for n in (*claim.prepare, *wanted_arms)):
+        for source in claims.distinct_sources(configs[n] for n in (*preparing, *wanted_arms)):
             call(source)
         precision = _register(base, claim, identity, changed, configs, measured)
         common = [f"precision={precision}"]
@@ -139,7 +140,7 @@ def reproduce(
             errors.update((run, run.error(log)) for run in runs if run.results() is None)
 
         of_missing = {run.seed for run in missing}
-        for name in claim.prepare:
+        for name in preparing:
             wanted = [run for run in prepared if run.arm == name and run.seed in of_missing]
             start(wanted, claims.settings(claim, name, overrides), f"prepare-{name}")
         failed = {run.seed for run in errors}
@@ -177,18 +178,13 @@ def reproduce(
 def showcase(
     wanted: Showcase, shown: Mapping[str, str], base: Path, data_root: Path, console: Console
 ) -> list[Path]:
-    """Pictures by `tenfold predict` with the checkpoints `shown`, by name, the claim's own last; a
-    failure is said, and no more."""
+    """Pictures by `tenfold predict` or `tenfold-detect` with the checkpoints `shown`, by name, the
+    claim's own last; a failure is said, and no more."""
     folder = base / "showcase"
-    if wanted.pictures:
-        given = [f"sheet_images={wanted.pictures}"]
-    else:
-        given = [f"texts=[{','.join(wanted.texts)}]", f"overlays={wanted.overlays}"]
     with tempfile.TemporaryDirectory() as temporary:
         for name, checkpoint in shown.items():
             output = Path(temporary) / name if wanted.beside else folder
-            command = [sys.executable, "-m", "shared.cli", "predict", f"checkpoint={checkpoint}"]
-            command += [f"images={data_root / wanted.images}", f"output={output}", *given]
+            command = [sys.executable, "-m", *looking(wanted, checkpoint, data_root, output)]
             root = CONF.parent
             done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
             if done.returncode:
@@ -196,16 +192,33 @@ def showcase(
                 return []
         if wanted.beside:
             rows = {name: Path(temporary) / name for name in shown}
-            return [write(folder / "contact_sheet.png", side_by_side(rows, wanted.pictures))]
+            named = "pictures/{}.png" if wanted.embeddings else "picture_{}.png"
+            joined = side_by_side(rows, wanted.pictures, named)
+            return [write(folder / "contact_sheet.png", joined)]
     return [folder / "contact_sheet.png", *sorted(folder.glob("overlay_*.png"))]
 
 
-def side_by_side(folders: Mapping[str, Path], count: int) -> Image.Image:
-    """What models found in the same pictures, picture_N.png of each folder: one column a picture,
-    one row a model."""
+def looking(wanted: Showcase, checkpoint: str, data_root: Path, output: Path) -> list[str]:
+    """The module and arguments that look at the pictures with one checkpoint."""
+    images, count = data_root / wanted.images, f"{wanted.pictures}"
+    if wanted.embeddings:
+        embeddings = data_root / wanted.embeddings
+        given = [f"{images}", "--classes", ",".join(wanted.texts), "--texts", f"{embeddings}"]
+        given += ["--detector", checkpoint, "--out", f"{output}", "--sheet-images", count]
+        return ["methods.pb_ovd.detect", *given]
+    given = [f"checkpoint={checkpoint}", f"images={images}", f"output={output}"]
+    if wanted.pictures:
+        return ["shared.cli", "predict", *given, f"sheet_images={count}"]
+    asked = [f"texts=[{','.join(wanted.texts)}]", f"overlays={wanted.overlays}"]
+    return ["shared.cli", "predict", *given, *asked]
+
+
+def side_by_side(folders: Mapping[str, Path], count: int, named: str) -> Image.Image:
+    """What models found in the same pictures, the first `count` of each folder as they are `named`:
+    one column a picture, one row a model."""
     sections = []
     for name, folder in folders.items():
-        paths = [folder / f"picture_{number}.png" for number in range(1, count + 1)]
+        paths = [folder / named.format(number) for number in range(1, count + 1)]
         cells = [
             Cell(thumbnail(read_image(path), SIDE), f"{number}")
             for number, path in enumerate(paths, 1)

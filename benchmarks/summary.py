@@ -149,9 +149,10 @@ def summarise(claim: Claim, outcome: Outcome, prepared: Sequence[Run]) -> dict[s
         "prepared": {
             name: {
                 "experiment": claim.experiment(name),
-                "cpu_seconds": _mean_seconds(r.results() or {} for r in prepared if r.arm == name),
+                "cpu_seconds": _mean_seconds(of_it),
             }
             for name in claim.prepare
+            if (of_it := [found for r in prepared if r.arm == name and (found := r.results())])
         },
     }
     # As a reader will see it: seeds as strings, and what is no number as None.

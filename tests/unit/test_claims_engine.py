@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -18,13 +20,23 @@ from claims_toy import (
     write_results,
 )
 from hydra.errors import HydraException
+from PIL import Image
 from rich.console import Console
 
 from benchmarks import figures
-from benchmarks.claims import ClaimError, as_written, claim_hash, compose_arms, load_claim
+from benchmarks import reproduce as reproducing
+from benchmarks.claims import (
+    ClaimError,
+    Showcase,
+    as_written,
+    claim_hash,
+    compose_arms,
+    load_claim,
+)
 from benchmarks.launch import Run, multirun_command, quoted
 from benchmarks.reproduce import main, reproduce
 from benchmarks.summary import collect
+from shared.predict.outputs import write
 
 pytestmark = pytest.mark.filterwarnings("ignore:Precision loss occurred")  # a toy without noise
 LEAD = {"ours": 4.0, "broken": 0.0, "base": 0.0, "more": 1.0, "start": 0.0}
@@ -276,6 +288,26 @@ def test_what_is_prepared_runs_once_per_seed_before_the_arms_and_is_in_no_table(
     assert [run for run in again.ran if run[0] == "start"] == [("start", 3)]
 
 
+def test_what_only_other_arms_start_from_is_not_prepared(engine, conf):
+    def start_of(name: str) -> str:
+        return f"${{output_dir}}/../../{name}/seed${{seed}}/last.ckpt"
+
+    arms = {**CLAIM["arms"], "further": {"experiment": "base", "data_root": start_of("second")}}
+    second = {"experiment": "toy/pretraining", "data_root": start_of("first")}
+    third = {"experiment": "toy/pretraining", "data_root": start_of("first")}
+    prepare = {"first": "toy/pretraining", "second": second, "third": third}
+    ours = {"experiment": "toy/ours", "data_root": start_of("third")}
+    claim = CLAIM | {"arms": arms | {"ours": ours}, "prepare": prepare, "optional": ["further"]}
+    write_claim(conf, claim)
+    launcher, later = FakeLauncher(lambda arm, seed: 60.0), FakeLauncher(lambda arm, seed: 60.0)
+    _, screen, folder = engine(launcher, seeds=[1])
+    assert [arm for arm, _ in launcher.ran[:3]] == ["first", "third", "ours"]
+    assert "second" not in screen
+    assert summary_of(folder)["prepared"].keys() == {"first", "third"}
+    engine(later, arms=["further"], seeds=[1])
+    assert [arm for arm, _ in later.ran] == ["second", "further"]
+
+
 def test_a_failed_preparation_is_named_and_its_seed_does_not_start(engine, conf):
     write_claim(conf, PREPARED)
     launcher = FakeLauncher(but("start", 2, None))
@@ -316,6 +348,32 @@ def test_an_arm_that_others_start_from_fails_with_its_own_error(engine, conf):
     assert_says(screen, "failed: base seed 2\n", "failed: ours seed 2, broken seed 2\n")
     assert_says(screen, "ValueError: the toy broke")
     assert ("ours", 2) not in launcher.ran
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def test_detectors_are_shown_one_below_the_other(tmp_path, monkeypatch):
+    def look(command, **given):
+        """Leaves two pictures, as grey as its model's checkpoint says."""
+        assert command[1:3] == ["-m", "methods.pb_ovd.detect"]
+        asked = dict(zip(command[4::2], command[5::2], strict=True))
+        assert (command[3], asked["--texts"]) == ("data/scenes", "data/names.json")
+        assert (asked["--classes"], asked["--sheet-images"]) == ("a dog,a cat", "2")
+        grey = int(asked["--detector"])
+        for number in (1, 2):
+            write(
+                Path(asked["--out"]) / f"pictures/{number}.png",
+                Image.new("RGB", (8, 8), (grey,) * 3),
+            )
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(reproducing.subprocess, "run", look)
+    wanted = Showcase("ours", "scenes", ["a dog", "a cat"], 0, "base", 2, "names.json")
+    shown = {"base": "40", "ours": "200"}
+    (path,) = reproducing.showcase(wanted, shown, tmp_path, Path("data"), Console())
+    colours = {colour for _, colour in Image.open(path).convert("RGB").getcolors(1 << 20)}
+    assert {(40, 40, 40), (200, 200, 200)} <= colours
 
 
 # --- intervals over queries --------------------------------------------------------------------

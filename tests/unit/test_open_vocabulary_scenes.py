@@ -135,3 +135,19 @@ def test_boxes_by_lot_are_proposals_of_the_image_under_the_same_names() -> None:
     ]
     counts = [sorted(row["category_id"] for row in of["annotations"]) for of in (labels, misnamed)]
     assert counts[0] == counts[1]
+
+
+def test_central_boxes_are_the_proposals_nearest_to_the_centre() -> None:
+    labels = labelled(
+        [(0, "cat", [1, 1, 1, 1]), (1, "dog", [2, 2, 2, 2]), (1, "cat", [3, 3, 3, 3])]
+    )
+    for image, (width, height) in zip(labels["images"], ((100, 60), (40, 40)), strict=True):
+        image |= {"width": width, "height": height}
+    central = {0: [44, 20, 12, 16], 1: [10, 10, 16, 16]}
+    offered = [(0, [0, 0, 100, 40]), (0, central[0]), (1, central[1]), (1, [0, 0, 30, 40])]
+    proposed = labelled([(image, "object", box) for image, box in offered])
+    found = module.central_boxes(labels, proposed)["annotations"]
+    assert [row["bbox"] for row in found] == [central[0], central[1], central[1]]
+    assert [row["category_id"] for row in found] == [
+        row["category_id"] for row in labels["annotations"]
+    ]

@@ -6,8 +6,9 @@ others. `open_vocabulary_scenes` and `pseudo_boxes` are the entries, for use as 
 """
 
 import hashlib
+import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ from shared.data.captioned.decoding import Picture
 from shared.data.errors import DataNotFoundError
 from shared.files import read_json
 
-VERSION, LABELS_VERSION = 1, 1  # raise them with any change of the scenes, or of what is found
+VERSION, LABELS_VERSION = 1, 2  # raise them with any change of the scenes, or of what is found
 NAME = "open-vocabulary"
 CLASSES, NOVEL = 16, 6
 OBJECTS = (1, 3)  # of a scene
@@ -61,6 +62,7 @@ COUNTS = {"train": 2500, "boxed": 1500, "val": 150, "test": 300}  # scenes of 96
 TEXT_LENGTH = 8.0  # of an embedded sentence, in place of 1: what is longer weighs more as a logit
 PROPOSALS = 40  # of an image
 AT_ONCE = 64  # images
+Box = list[float]  # x, y, width, height
 
 
 def open_vocabulary_scenes(
@@ -105,8 +107,9 @@ def pseudo_boxes(
     """Make `open_vocabulary_scenes` present, and from their captions in `root` by `tenfold-detect
     label`, whose proposals are those of the `detector`: `labels/labels.json`, the pseudo boxes,
     with the tool's card and sheet; as controls `by_lot.json`, where each box is a proposal of its
-    image drawn by lot, and `misnamed.json`, where each has the name of another; `proposals.json`;
-    and `named.json`, the true boxes of what is named.
+    image drawn by lot, `centred.json`, where it is the one nearest to the centre, and
+    `misnamed.json`, where each has the name of another; `proposals.json`; and `named.json`, the
+    true boxes of what is named.
 
     The provenance says what all of them but the last are worth, see `quality`.
     Before there is a checkpoint of the detector, only the scenes are made, or, if it is `required`,
@@ -130,26 +133,20 @@ def pseudo_boxes(
         write_json(folder / "proposals.json", proposed)
         command = ["label", str(scenes / "captions_train.json"), "--image-root", str(images)]
         command += ["--vocabulary", str(scenes / "vocabulary.json"), "--teacher", teacher]
-        command += [
-            "--objective",
-            objective,
-            "--proposals",
-            str(folder / "proposals.json"),
-            "--out",
-            str(folder / "labels"),
-        ]
+        command += ["--objective", objective, "--proposals", str(folder / "proposals.json")]
+        command += ["--out", str(folder / "labels")]
         command += ["--seed", str(seed), "--workers", "0", "--batch-size", str(AT_ONCE)]
         if status := cli.main([*command, "--licence", "CC-BY-SA-4.0"]):
             raise RuntimeError(f"tenfold-detect label ended with {status}")
         labels = read_json(folder / "labels" / "labels.json")
         by_lot = dealt_boxes(labels, proposed, generator_of(seed, "boxes by lot"))
+        centred = central_boxes(labels, proposed)
         misnamed = dealt_names(labels, generator_of(seed, "names by lot"))
         named = read_json(scenes / "secret" / "named_train.json")
-        write_json(folder / "by_lot.json", by_lot)
-        write_json(folder / "misnamed.json", misnamed)
-        write_json(folder / "named.json", named)
-        rated = {"pseudo_boxes": labels, "by_lot": by_lot, "misnamed": misnamed}
-        rated["proposals"] = proposed
+        controls = {"by_lot": by_lot, "centred": centred, "misnamed": misnamed}
+        for name, boxes in {**controls, "named": named}.items():
+            write_json(folder / f"{name}.json", boxes)
+        rated = {"pseudo_boxes": labels, **controls, "proposals": proposed}
         worth = {name: quality(boxes, named) for name, boxes in rated.items()}
         write_json(folder / "quality.json", worth)
 
@@ -183,11 +180,34 @@ def proposals(detector: str, images: Path) -> Dataset:
 
 def dealt_boxes(labels: Dataset, proposed: Dataset, generator: np.random.Generator) -> Dataset:
     """The labels with another box each: a proposal of the image, drawn evenly."""
+    return _replaced(labels, proposed, lambda boxes, image: one_of(boxes, generator))
+
+
+def central_boxes(labels: Dataset, proposed: Dataset) -> Dataset:
+    """The labels with another box each: the proposal whose centre is nearest to the image's."""
+
+    def distance(box: Box, image: Mapping[str, Any]) -> float:
+        x, y, width, height = box
+        return math.hypot(x + (width - image["width"]) / 2, y + (height - image["height"]) / 2)
+
+    def nearest(boxes: Sequence[Box], image: Mapping[str, Any]) -> Box:
+        return min(boxes, key=lambda box: distance(box, image))
+
+    return _replaced(labels, proposed, nearest)
+
+
+def _replaced(
+    labels: Dataset,
+    proposed: Dataset,
+    choose: Callable[[Sequence[Box], Mapping[str, Any]], Box],
+) -> Dataset:
+    """The labels with the box that `choose` takes from the proposals of each one's image."""
     boxes = {file: of for (file, _), of in _boxes(proposed).items()}
-    files = {image["id"]: image["file_name"] for image in labels["images"]}
+    images = {image["id"]: image for image in labels["images"]}
     rows = []
     for row in labels["annotations"]:
-        x, y, width, height = one_of(boxes[files[row["image_id"]]], generator)
+        image = images[row["image_id"]]
+        x, y, width, height = choose(boxes[image["file_name"]], image)
         rows.append({**row, "bbox": [x, y, width, height], "area": width * height})
     return {**labels, "annotations": rows}
 
@@ -213,11 +233,11 @@ def quality(labels: Dataset, named: Dataset) -> dict[str, float]:
     return {"found": 100 * hits / count, "boxes": len(labels["annotations"]) / count}
 
 
-def _boxes(of: Dataset) -> dict[tuple[str, str], list[list[float]]]:
+def _boxes(of: Dataset) -> dict[tuple[str, str], list[Box]]:
     """The boxes of each image's file and class."""
     files = {image["id"]: image["file_name"] for image in of["images"]}
     names = {category["id"]: category["name"] for category in of["categories"]}
-    boxes: dict[tuple[str, str], list[list[float]]] = defaultdict(list)
+    boxes: dict[tuple[str, str], list[Box]] = defaultdict(list)
     for row in of["annotations"]:
         boxes[files[row["image_id"]], names[row["category_id"]]].append(row["bbox"])
     return boxes
