@@ -8,10 +8,14 @@ Source: docs/papers/pb_ovd.md, section 4; maskrcnn-benchmark's `ResNet`.
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
+
+from methods.pb_ovd.losses import text_logits
 
 FrozenNorm = partial(FrozenBatchNorm2d, eps=0.0)
 EXPANSION = Bottleneck.expansion
@@ -125,6 +129,34 @@ class RegionEmbedder(nn.Module):
     def deltas(self, pooled: Tensor) -> Tensor:
         """(M, 2, 4) of background and of an object."""
         return self.bbox_pred(pooled).float().unflatten(1, (2, 4))
+
+
+class NamedRegions(RegionEmbedder):
+    """A `RegionEmbedder` that says logits (M, K + 1) of K named classes instead of embeddings, for
+    methods that know nothing of texts.
+
+    Args:
+        num_classes: K.
+        dim: of the texts' embeddings.
+        embedder: what else a `RegionEmbedder` takes.
+    """
+
+    texts: Tensor
+
+    def __init__(self, num_classes: int, dim: int, **embedder: Any):
+        super().__init__(dim=dim, **embedder)
+        self.register_buffer("texts", torch.zeros(num_classes + 1, dim))
+
+    def take_texts(self, texts: Tensor) -> None:
+        """Classify by these embedded names (K + 1, D) from now on; ValueError of another shape."""
+        if texts.shape != self.texts.shape:
+            told = f"embedded names of shape {tuple(texts.shape)}, background first"
+            raise ValueError(f"{told}, not {tuple(self.texts.shape)} as the box head expects")
+        self.texts.copy_(texts)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        embedded, deltas = super().forward(features)
+        return text_logits(embedded, self.texts), deltas
 
 
 def start(module: nn.Module) -> None:

@@ -59,13 +59,17 @@ class LongTailDetector(Method):
         self.lay_out(self.detector, channels_last)
 
     def attach(self, datamodule: Any) -> None:
-        """Take from the data how many training instances each class has."""
+        """Take from the data how many training instances each class has, and for heads that know
+        classes by their embedded names, these."""
         counts = torch.as_tensor(datamodule.instance_counts)
         if len(counts) != len(self.instances):
             told = f"the data have {len(counts)} classes, the detector {len(self.instances)}"
             raise ValueError(f"{told}: set method.detector.num_classes={len(counts)}")
         check_corners(self.detector, datamodule)
         self.instances.copy_(counts)
+        for part in self.modules():
+            if (take := getattr(part, "take_texts", None)) is not None:
+                take(datamodule.texts("train"))
 
     def setup(self, stage: str) -> None:
         if (datamodule := getattr(self.trainer, "datamodule", None)) is not None:

@@ -3,6 +3,7 @@
 Shapes: M regions with features (C, R, R), K classes and background, the first output.
 """
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -83,12 +84,35 @@ class FrozenTrunkHead(nn.Module):
                 self.classifier.bias.copy_(head.cls_score.bias)
 
 
+class CopiedHead(nn.Module):
+    """The class layers of a box head of another method's: (M, C, R, R) -> (M, K + 1)."""
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.head: Any = deepcopy(head).requires_grad_()
+        self.head.bbox_pred.requires_grad_(False)  # boxes stay the detector's
+
+    def forward(self, features: Tensor) -> Tensor:
+        logits, _ = self.head(features)
+        return logits
+
+    def start_from(self, head: nn.Module) -> None:
+        """Copy the trained layers, so that the logits are those of the box head."""
+        self.head.load_state_dict(head.state_dict())
+
+
 CALIBRATION = ("3fc_ft", "3fc_rand", "2fc_rand")
 REBALANCING = ("crt", "lws", "tau_norm")
 
 
-def calibration_head(kind: str, head: BoxHead, tau: float, seed: int) -> nn.Module:
-    """A head of the `kind` with the sizes of the box head, which `start_from` it if trained."""
+def calibration_head(kind: str, head: nn.Module, tau: float, seed: int) -> nn.Module:
+    """A head of the `kind` with the sizes of the box head, which `start_from` it if trained; of a
+    box head of another method's `3fc_ft` is a copy, and there are no others."""
+    if not isinstance(head, BoxHead):
+        if kind == "3fc_ft":
+            return CopiedHead(head)
+        told = f"method.head={kind!r} is of a BoxHead, not of {type(head).__name__}"
+        raise ValueError(f"{told}: that has 3fc_ft alone")
     sizes = {
         "inputs": head.fc6.in_features,
         "hidden": head.fc6.out_features,

@@ -54,6 +54,7 @@ class SimCal(LongTailDetector):
         head: `3fc_ft`, the method; see `calibration_head` for the others.
         tau: of the head `tau_norm`.
         threshold: training instances below which a class is scored by the calibrated head.
+        least: instances below which it is not: 1 where a detector knows some by their names alone.
         combination: `dual`, the method; `calibrated`, `original` or `mean`; see `combine`.
         regions: `Quota` of the sampled proposals.
         lr, momentum, drops, gamma: of SGD; the rate is multiplied by `gamma` at epochs `drops`,
@@ -71,6 +72,7 @@ class SimCal(LongTailDetector):
         momentum: float,
         drops: list[int],
         gamma: float,
+        least: int = 0,
         **common: Any,
     ):
         super().__init__(**common)
@@ -207,9 +209,9 @@ class SimCal(LongTailDetector):
         """(M, K + 1) scores by each of the combinations."""
         logits = [head(f) for head, f in zip(self.heads, stages.features, strict=True)]
         original, calibrated = stage_mean(stages.logits), stage_mean(logits)
-        threshold = self.hparams["threshold"]
+        rule = self.hparams["threshold"], self.hparams["least"]
         return [
-            combine(original, calibrated, self.instances, threshold, combination)
+            combine(original, calibrated, self.instances, rule[0], combination, rule[1])
             for combination in combinations
         ]
 

@@ -168,17 +168,24 @@ def warm_start(module: Method, path: str | PathLike[str], kind: str) -> KeyRepor
     does.
 
     Args:
-        kind: `joint`, a run of stage A or an official detector; `torchvision`, its Mask R-CNN of
-            COCO without the layers that depend on classes; `imagenet`, its ResNet.
+        kind: `joint`, a run of stage A or an official detector; `pb_ovd`, a run of that method, for
+            a detector of its parts; `torchvision`, its Mask R-CNN of COCO without the layers that
+            depend on classes; `imagenet`, its ResNet.
     """
     remedy = "train stage A first (experiment=simcal/...), or name a file by warm_start.path=FILE"
-    source: Mapping[str, Any] = read_start(path, kind, ("joint", "torchvision", "imagenet"), remedy)
+    kinds = ("joint", "pb_ovd", "torchvision", "imagenet")
+    source: Mapping[str, Any] = read_start(path, kind, kinds, remedy)
     fresh = {**UNCOUNTED, "heads.{rest}": "start from the detector's, or from random weights"}
     dropped = dict(TRAINER)
     if kind == "joint" and "_target_" in source:
         source = state_of_run(source, "methods.simcal", path)
         rules = [Rule("detector.{rest}", "detector.{rest}"), Rule("instances", "instances")]
         dropped["heads.{rest}"] = "heads are calibrated anew"
+    elif kind == "pb_ovd":
+        source = state_of_run(source, "methods.pb_ovd", path)
+        rules = [Rule("detector.{rest}", "detector.{rest}")]
+        dropped["texts"] = "come from the data"
+        fresh["detector.box_heads.0.texts"] = "come from the data"
     elif kind == "joint":
         rules = detector_rules(module, model_prefix(source))
     elif kind == "torchvision":

@@ -151,3 +151,37 @@ def test_central_boxes_are_the_proposals_nearest_to_the_centre() -> None:
     assert [row["category_id"] for row in found] == [
         row["category_id"] for row in labels["annotations"]
     ]
+
+
+def test_a_long_tail_leaves_rare_classes_few_pictures(
+    built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RARE", 2)
+    monkeypatch.setattr(module, "RARE_IMAGES", 3)
+    generator = np.random.default_rng(0)
+    rows = [
+        (image, name)
+        for image in range(400)
+        for name in generator.choice(list("abcdx"), generator.integers(1, 4), replace=False)
+    ]
+    boxes = [
+        {"id": i, "image_id": image, "category_id": "abcdx".index(name), "bbox": [0, 0, 9, 9]}
+        for i, (image, name) in enumerate(rows)
+    ]
+    categories = [{"id": i, "split": "unseen" if i == 4 else "seen"} for i in range(5)]
+    images = [{"id": image} for image in range(400)]
+    coco = {"images": images, "annotations": boxes, "categories": categories}
+    tailed = module.long_tailed(coco, np.random.default_rng(1))
+    assert tailed["categories"] == categories
+    counts = [sum(row["category_id"] == one for row in tailed["annotations"]) for one in range(5)]
+    assert sorted(counts)[:3] == [0, 3, 3]
+    assert counts[4] == 0
+    assert sorted(counts)[3] > 40
+    shown = {row["image_id"] for row in tailed["annotations"]}
+    # Whatever base class a picture that stays shows still has its box.
+    whole = module.seen(coco)["annotations"]
+    assert len([row for row in whole if row["image_id"] in shown]) == len(tailed["annotations"])
+    tail = content(built / "instances_long_tailed.json")
+    few = content(built / "instances_long_tailed_seen.json")
+    assert tail["annotations"] == few["annotations"]
+    assert (len(tail["categories"]), len(few["categories"])) == (6, 4)

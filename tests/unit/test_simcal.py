@@ -140,6 +140,8 @@ def test_dual_head_takes_rare_classes_from_the_calibrated_head() -> None:
     counts = torch.tensor([10, 9, 0])
     dual = combine(original, calibrated_, counts, 10, "dual")
     assert torch.equal(dual, torch.stack([s[:, 0], s[:, 1], q[:, 2], q[:, 3]], dim=1))
+    known = combine(original, calibrated_, counts, 10, "dual", least=1)  # the third by its name
+    assert torch.equal(known, torch.stack([s[:, 0], s[:, 1], q[:, 2], s[:, 3]], dim=1))
     assert torch.equal(combine(original, calibrated_, counts, 10, "calibrated"), q)
     assert torch.equal(combine(original, calibrated_, counts, 10, "mean"), (s + q) / 2)
 

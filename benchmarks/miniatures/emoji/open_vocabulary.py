@@ -53,12 +53,13 @@ from shared.data.captioned.decoding import Picture
 from shared.data.errors import DataNotFoundError
 from shared.files import read_json
 
-VERSION, LABELS_VERSION = 1, 2  # raise them with any change of the scenes, or of what is found
+VERSION, LABELS_VERSION = 2, 2  # raise them with any change of the scenes, or of what is found
 NAME = "open-vocabulary"
 CLASSES, NOVEL = 16, 6
 OBJECTS = (1, 3)  # of a scene
 LONGEST_SIDE = (30, 48)  # px, before turning
 COUNTS = {"train": 2500, "boxed": 1500, "val": 150, "test": 300}  # scenes of 96 px
+RARE, RARE_IMAGES = 5, 12  # base classes of the long tail, and the images that each is left
 TEXT_LENGTH = 8.0  # of an embedded sentence, in place of 1: what is longer weighs more as a logit
 PROPOSALS = 40  # of an image
 AT_ONCE = 64  # images
@@ -77,13 +78,15 @@ def open_vocabulary_scenes(
     embedded as. Each of the six novel classes has a base class of its group. True boxes of the
     training scenes, `secret/instances_train.json`, and of what their captions name,
     `secret/named_train.json`, are for scoring and for an upper bound alone.
+    `instances_long_tailed.json` has the images of `boxed` that are left when five base classes
+    become rare, and knows all sixteen classes; `instances_long_tailed_seen.json` knows ten.
 
     Args:
         counts: of scenes, by split, where they are others than COUNTS.
     """
     recipe: dict[str, Any] = {"version": VERSION, "seed": seed, "counts": {**COUNTS, **counts}}
     recipe |= {"classes": CLASSES, "novel": NOVEL, "objects": OBJECTS, "sides": LONGEST_SIDE}
-    recipe["text_length"] = TEXT_LENGTH
+    recipe |= {"text_length": TEXT_LENGTH, "rare": [RARE, RARE_IMAGES]}
     made = minilm(minilm_root)
 
     def build(folder: Path) -> None:
@@ -270,8 +273,15 @@ def _build(folder: Path, minilm_root: Path, seed: int, counts: Mapping[str, int]
         coco = coco_instances(made_of, made, concepts)
         for place, category in enumerate(coco["categories"]):
             category["split"] = "unseen" if place in novel else "seen"
+        if split == "boxed":
+            write_json(folder / "instances_boxed.json", seen(coco))
+            lot = generator_of(seed, f"{NAME} rare")
+            tailed = long_tailed(coco, lot)
+            write_json(folder / "instances_long_tailed.json", tailed)
+            write_json(folder / "instances_long_tailed_seen.json", seen(tailed))
+            continue
         if split != "train":
-            write_json(folder / f"instances_{split}.json", coco if split != "boxed" else seen(coco))
+            write_json(folder / f"instances_{split}.json", coco)
             continue
         naming = generators_of(seed, f"{NAME} captions", count)
         said = [some_objects(s, g) for s, g in zip(made, naming, strict=True)]
@@ -296,6 +306,24 @@ def seen(coco: Dataset) -> Dataset:
     known = {category["id"] for category in categories}
     kept = [row for row in coco["annotations"] if row["category_id"] in known]
     return {**coco, "categories": categories, "annotations": kept}
+
+
+def long_tailed(coco: Dataset, generator: np.random.Generator) -> Dataset:
+    """The set with all classes and the boxes of seen ones, without most images of `RARE` of these
+    by lot: each stays on `RARE_IMAGES` of those that show no other rare class."""
+    labelled = seen(coco)
+    chosen = generator.permutation([one["id"] for one in labelled["categories"]])[:RARE].tolist()
+    shown: dict[int, set[int]] = defaultdict(set)
+    for row in labelled["annotations"]:
+        shown[row["image_id"]].add(row["category_id"])
+    rare = {image: of & {*chosen} for image, of in shown.items()}
+    stay = {image for image, of in rare.items() if not of}
+    for category in chosen:
+        alone = mixed([image for image, of in rare.items() if of == {category}], generator)
+        stay |= {*alone[:RARE_IMAGES]}
+    images = [image for image in coco["images"] if image["id"] in stay]
+    rows = [row for row in labelled["annotations"] if row["image_id"] in stay]
+    return {**coco, "images": images, "annotations": rows}
 
 
 def _captions(
