@@ -11,10 +11,10 @@ KILLS ?= 3
 export HYDRA_FULL_ERROR ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce data zoo parity mutants speed chaos report lint test test-all test-slurm coverage clean
+.PHONY: help setup reproduce reproduce-all data zoo parity mutants speed chaos report lint test test-all test-slurm coverage clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  METHOD=$(METHOD) by default; CLAIM=name, SEEDS=1,2,3 and ARGS='hydra overrides' reach make reproduce."
 
@@ -32,6 +32,9 @@ $(VENV)/.installed: pyproject.toml
 
 reproduce: setup  ## train a method beside its baselines on small real data and judge the paper's claim
 	@$(BIN)/python -m benchmarks.reproduce $(METHOD) $(if $(CLAIM),--claim $(CLAIM)) $(if $(SEEDS),--seeds '$(SEEDS)') $(ARGS)
+
+reproduce-all: setup  ## every claim of every method, one behind the other (hours; goes on where it was interrupted)
+	@$(BIN)/python -m benchmarks.everything $(ARGS)
 
 data: setup  ## fetch the data of a method's miniature (ARGS='hydra overrides' for more, see benchmarks/data.py)
 	@$(BIN)/python -m benchmarks.data $(METHOD) $(ARGS)
