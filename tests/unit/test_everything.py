@@ -42,7 +42,7 @@ def test_all_claims_run_and_a_second_call_reuses_them(conf: Path) -> None:
     table = screen[screen.index("all claims") :]
     assert_says(table, "Toy with few labels", "Toy once more")
     assert table.count("yes") == 2
-    assert table.count("+4.00") == 2
+    assert table.count("ours - base") == 2
     status, screen = run(conf, lambda *given: again.append(given))
     assert (status, again) == (0, [])
     assert screen.count("reused 9 of 9 runs") == 2
