@@ -14,6 +14,7 @@ from test_emoji_scenes import STUDIO
 from benchmarks.miniatures.emoji import open_vocabulary as module
 from shared.data.errors import DataNotFoundError
 from shared.data.readers.instances import read_instances
+from tests.unit.demo_toy import write_detector
 
 COUNTS = {"train": 12, "boxed": 10, "val": 4, "test": 5}
 
@@ -78,6 +79,31 @@ def test_before_there_is_a_detector_only_scenes_are_made(built: Path, patched: N
     assert not place.exists()
     with pytest.raises(DataNotFoundError, match=r"none\.ckpt not found: first run pb_ovd/mini"):
         module.pseudo_boxes(place, built, built / "minilm", absent, required=True, **given)
+
+
+def test_pseudo_boxes_and_their_controls_are_made_once(
+    built: Path, patched: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector, _ = write_detector(tmp_path)
+    given: dict[str, Any] = {"teacher": "zoo:albef-emoji", "objective": "similarity", **COUNTS}
+    places = built, built / "minilm", detector
+    made = module.pseudo_boxes(tmp_path / "boxes", *places, **given)["emoji-pseudo-boxes"]
+    assert made["licence"].endswith("CC-BY-SA-4.0")
+    kinds = {"pseudo_boxes": "labels/labels", "by_lot": "by_lot", "centred": "centred"}
+    kinds["misnamed"] = "misnamed"
+    assert all(0 <= made[kind]["found"] <= 100 for kind in (*kinds, "proposals"))
+    found = {kind: content(tmp_path / "boxes" / f"{path}.json") for kind, path in kinds.items()}
+    labels = found["pseudo_boxes"]
+    assert labels["annotations"]
+    assert {len(of["annotations"]) for of in found.values()} == {len(labels["annotations"])}
+    offered = content(tmp_path / "boxes" / "proposals.json")["annotations"]
+    boxes = {tuple(np.round(row["bbox"], 3)) for row in offered}
+    assert all(tuple(np.round(r["bbox"], 3)) in boxes for r in found["centred"]["annotations"])
+    named = content(tmp_path / "boxes" / "named.json")
+    assert named == content(built / "secret" / "named_train.json")
+    monkeypatch.setattr(module, "proposals", None)  # a second call makes nothing
+    again = module.pseudo_boxes(tmp_path / "boxes", *places, **given)["emoji-pseudo-boxes"]
+    assert again == made
 
 
 @settings(max_examples=60, deadline=None)
