@@ -112,7 +112,7 @@ def test_warm_starts(tmp_path: Any) -> None:
     )
     assert module.instances.tolist() == [100, 50, 19, 5]
     with pytest.raises(
-        CheckpointError, match="kind 'moco' is unknown: joint, torchvision, imagenet"
+        CheckpointError, match="kind 'moco' is unknown: joint, pb_ovd, torchvision, imagenet"
     ):
         official.warm_start(module, path, "moco")
     with pytest.raises(CheckpointError, match="train stage A first"):
