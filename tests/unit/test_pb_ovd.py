@@ -1,12 +1,16 @@
 """PB-OVD's detector: classes are texts, and files say which."""
 
 import json
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 from torch.nn import functional as F
 
 from methods.pb_ovd.controls import ShuffledTexts, UnitTexts
@@ -17,10 +21,11 @@ from methods.pb_ovd.network import ResNetC4
 from methods.pb_ovd.prompts import TEMPLATES, prompts
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.readers.instances import read_instances
-from shared.evaluation.detection import DetectionScores
+from shared.evaluation.detection import DetectionScores, detection_scores
 from tests.unit.detection_toy import content, federated, written
 from tests.unit.pb_ovd_toy import CLASSES, DIM, described, detector, texts
 from tests.unit.simcal_toy import scenes
+from tests.unit.test_evaluation_detection import only, ours, random_set
 
 # --- losses -------------------------------------------------------------------------------------
 
@@ -134,6 +139,27 @@ def test_the_metrics_of_base_and_novel_classes() -> None:
     values = measured(scores, np.array(["seen", "seen", "seen", "unseen"]))
     assert values == pytest.approx({"AP": 50, "AP50_base": 40, "AP50_novel": 90})
     assert "AP50_novel" not in measured(scores, np.array(["", "unseen", "", ""]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_base_and_novel_are_what_pycocotools_says_of_subsets(tmp_path: Path, seed: int) -> None:
+    truth, results = random_set(seed, lvis=False)
+    scores = detection_scores(*ours(tmp_path, truth, results))
+    with redirect_stdout(StringIO()):
+        coco = COCO(str(tmp_path / "truth.json"))
+        evaluator = COCOeval(coco, coco.loadRes(only(results, "bbox")), "bbox")
+    numbers = np.array(sorted(coco.getCatIds()))
+    splits = np.where(np.arange(len(numbers)) % 2, "unseen", "seen")
+    values = measured(scores, splits)
+    for split, name in (("seen", "AP50_base"), ("unseen", "AP50_novel"), (None, "AP50")):
+        evaluator.params.catIds = numbers[(splits == split) | (split is None)].tolist()
+        with redirect_stdout(StringIO()):
+            evaluator.evaluate()
+            evaluator.accumulate()
+            evaluator.summarize()
+        found = values.get(name, -100.0)  # -1: nothing of these classes is annotated
+        assert found == pytest.approx(100 * evaluator.stats[1], abs=1e-9)
+    assert values["AP50"] > 0
 
 
 # --- network ------------------------------------------------------------------------------------
