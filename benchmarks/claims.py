@@ -99,6 +99,7 @@ class Claim:
     optional: list[str] = field(default_factory=list)  # arms that run if named or with --arms all
     curve: str = ""  # the metric drawn over training steps; by default the primary one in `val/`
     showcase: Showcase | None = None
+    also: list[str] = field(default_factory=list)  # metrics shown beside the primary one
     chance: float | None = None  # the primary metric of an arm that has learned nothing
     arms: dict[str, Any] = MISSING  # name -> line of `shared.experiments`, perhaps on another arm
     prepare: dict[str, Any] = field(default_factory=dict)  # name -> line
@@ -309,7 +310,7 @@ def claim_hash(claim: Claim, configs: Mapping[str, DictConfig]) -> str:
 def as_written(claim: Claim) -> dict[str, Any]:
     """The claim as plain values, without its name."""
     content = asdict(claim)
-    del content["name"]
+    del content["name"], content["also"]  # which decide nothing
     if claim.chance is None:  # so that claims which do not state it keep their hash
         del content["chance"]
     if not claim.primary.control_baseline:

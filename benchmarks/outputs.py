@@ -60,7 +60,7 @@ RESULTS = {
     "metrics": {text: figure},
     **dict.fromkeys(("experiment?", "git_commit?", "precision?"), (absent, text)),
     "cpu_seconds?": (absent, number),
-    "data?": (absent, {text: {"baselines?": {text: number}}}),
+    "data?": (absent, {text: {"figures?": {text: {text: number}}}}),
 }
 _PAIR = {
     **dict.fromkeys(("method", "baseline"), text),
@@ -98,7 +98,8 @@ SUMMARY = {
     "git_commits": [text],
     "precisions": [text],
     "data": [text],
-    "baselines?": (absent, {text: number}),
+    "figures?": (absent, {text: {text: number}}),
+    "also?": [text],
     "prepared?": (absent, {text: {"experiment": text, "cpu_seconds": (absent, number)}}),
 }
 CHECKS = {

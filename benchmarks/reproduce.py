@@ -311,7 +311,7 @@ def _print(
     metric = content["claim"]["primary"]["metric"]
     console.print()
     console.print(summary.rich_table(metric, *summary.arm_rows(content)))
-    for line in [*summary.preparation_lines(content), *summary.baseline_lines(content)]:
+    for line in [*summary.preparation_lines(content), *summary.data_lines(content)]:
         console.print(line, markup=False, highlight=False)
     console.print(summary.rich_table("paired by seed", *summary.comparison_rows(content)))
     if content["further"]:

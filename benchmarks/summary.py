@@ -144,8 +144,9 @@ def summarise(claim: Claim, outcome: Outcome, prepared: Sequence[Run]) -> dict[s
         ],
         "git_commits": sorted({str(r.get("git_commit")) for r in results}),
         "precisions": sorted({str(r.get("precision")) for r in results}),
+        "also": claim.also,
         "data": sorted({name for name, _ in data}),
-        "baselines": {k: v for _, about in data for k, v in about.get("baselines", {}).items()},
+        "figures": _figures(about for _, about in data),
         "prepared": {
             name: {
                 "experiment": claim.experiment(name),
@@ -178,6 +179,16 @@ def _judge(claim: Claim, rule: Rule, outcome: Outcome) -> tuple[list[dict], dict
     return plain, {"verdict": answer, "reason": reason}
 
 
+def _figures(sets: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
+    """What sets of data say of themselves, {title: {name: value}}, means over those that say it."""
+    said: dict[str, dict[str, list[float]]] = {}
+    for about in sets:
+        for title, values in about.get("figures", {}).items():
+            for name, value in values.items():
+                said.setdefault(title, {}).setdefault(name, []).append(value)
+    return {title: {n: fmean(v) for n, v in values.items()} for title, values in said.items()}
+
+
 def _mean_seconds(results: Iterable[Mapping[str, Any]]) -> float | None:
     known = [float(seconds) for result in results if (seconds := result.get("cpu_seconds"))]
     return sum(known) / len(known) if known else None
@@ -188,10 +199,12 @@ def _mean_metrics(found: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {n: fmean(metrics[n] for metrics in found if n in metrics) for n in names}
 
 
-def baseline_lines(summary: Mapping[str, Any]) -> list[str]:
-    """One sentence with all baselines that need no training, if there are any."""
-    found = [f"{name} {value:.1f}" for name, value in (summary.get("baselines") or {}).items()]
-    return [f"Without training: {', '.join(found)}."] if found else []
+def data_lines(summary: Mapping[str, Any]) -> list[str]:
+    """One line for each title of figures that the data sets say of themselves."""
+    return [
+        f"{title}: {', '.join(f'{name} {value:.1f}' for name, value in values.items())}."
+        for title, values in (summary.get("figures") or {}).items()
+    ]
 
 
 def preparation_lines(summary: Mapping[str, Any]) -> list[str]:
@@ -222,7 +235,8 @@ def arm_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of arms, without those that were not asked for."""
     arms = {n: arm for n, arm in summary["arms"].items() if arm["values"] or arm["failed"]}
     seeds = sorted({int(s) for arm in arms.values() for s in (*arm["values"], *arm["failed"])})
-    header = ["arm", "mean ± std", f"seed {' '.join(map(str, seeds))}", "CPU s"]
+    also = summary.get("also") or []
+    header = ["arm", "mean ± std", f"seed {' '.join(map(str, seeds))}", *also, "CPU s"]
     rows = []
     for name, arm in arms.items():
         cells = [
@@ -231,7 +245,9 @@ def arm_rows(summary: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         ]
         spread = f"{number(arm['mean'], '.1f')} ± {number(arm['std'], '.1f')}"
         shown = f"{name} (at chance)" if arm.get("at_chance") else name
-        rows.append([shown, spread, " ".join(cells), number(arm["cpu_seconds"], ".0f")])
+        metrics = arm.get("metrics") or {}
+        beside = [number(metrics.get(metric), ".1f") for metric in also]
+        rows.append([shown, spread, " ".join(cells), *beside, number(arm["cpu_seconds"], ".0f")])
     return header, rows
 
 
@@ -292,7 +308,7 @@ def markdown(summary: Mapping[str, Any]) -> str:
         f"Primary metric {code(claim['primary']['metric'])}, smallest difference that matters "
         f"{claim['smallest_difference']:g}, claim hash {code(summary['hash'][:8])}.",
         table(*arm_rows(summary)),
-        *map(escaped, preparation_lines(summary) + baseline_lines(summary)),
+        *map(escaped, preparation_lines(summary) + data_lines(summary)),
         table(*comparison_rows(summary)),
         f"**claim holds: {summary['verdict']}**. {escaped(summary['reason'])}",
     ]

@@ -154,7 +154,8 @@ WRONG_SUMMARY = {
     "name": ("../../x", "/etc/passwd", ["toy"]),
     "further": ([{"name": "x"}],),
     "data": (DEEP,),
-    "baselines": ({"x": "5"},),
+    "figures": ({"x": 5}, {"x": {"y": "5"}}),
+    "also": ("x", [5]),
     "prepared": ([1],),
     "arms.ours.values": ({"1": "60"}, {"one": 60}, {"1": float("nan")}),
     "arms.ours.mean": (True,),
@@ -349,7 +350,8 @@ def test_no_content_of_a_file_changes_the_report(outputs: Path, whole: Any) -> N
         value = json.loads((whole[0] / SUMMARY).read_text())
         texts = dict.fromkeys(("title", "claim", "source", "control"), said)
         value["claim"] |= texts | {"primary": {"metric": said}}
-        value |= {"reason": said, "hash": said, "baselines": {said: 1}}
+        value |= {"reason": said, "hash": said, "figures": {said: {said: 1}}}
+        value["also"] = [said]
         value |= {key: [said] for key in ("git_commits", "data", "precisions", "overrides")}
         value["prepared"] = {said: {"experiment": said, "cpu_seconds": 1}}
         pairs = [value["comparisons"][0] | {"method": said, "baseline": said}] * 2

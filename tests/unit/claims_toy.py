@@ -93,7 +93,8 @@ def write_results(folder: Path, arm: str, seed: int, metrics: Mapping) -> None:
     results = {
         "schema": 1, "status": "finished", "method": "toy", "experiment": f"toy/{arm}", "arm": arm,
         "seed": seed, "metrics": dict(metrics), "cpu_seconds": 12.0, "precision": "32-true",
-        "git_commit": None, "data": {"toy-set": {}},
+        "git_commit": None,
+        "data": {"toy-set": {"figures": {"Told of the set": {"by lot": seed + 0.5}}}},
     }  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results))
     rows = [f"{step},0,val/top1_ema,{50 + step / 10 + seed}" for step in range(0, 101, 20)]

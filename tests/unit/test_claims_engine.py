@@ -483,6 +483,8 @@ def test_the_hash_covers_the_claim_and_all_it_runs_and_nothing_else(conf):
     path = conf / "reproduce/toy.yaml"
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()), sort_keys=True))
     assert digest(conf) == before
+    write_claim(conf, {**CLAIM, "also": ["test/loss"]})
+    assert digest(conf) == before
     digests = [before, digest(conf, "trainer.max_steps=11")]
     for change in (
         {"smallest_difference": 0.5},
@@ -503,6 +505,17 @@ def test_the_hash_covers_the_claim_and_all_it_runs_and_nothing_else(conf):
     write_experiment(conf, "pretraining", {"method": {"rate": 0.123}})
     digests.append(digest(conf))
     assert len(set(digests)) == len(digests)
+
+
+def test_metrics_beside_the_primary_one_and_figures_of_the_data_are_shown(conf, engine):
+    write_claim(conf, {**CLAIM, "also": ["test/top1_ema", "test/unknown"]})
+    _, screen, folder = engine(FakeLauncher(good))
+    header = next(line for line in screen.splitlines() if "mean ± std" in line)
+    assert header.split()[-4:] == ["test/top1_ema", "test/unknown", "CPU", "s"]
+    row = next(line for line in screen.splitlines() if line.strip().startswith("ours"))
+    assert row.split()[-3:] == ["66.3", "-", "12"]
+    assert "Told of the set: by lot 2.5." in screen  # over seeds 1, 2 and 3
+    assert "Told of the set: by lot 2.5." in (folder / "summary.md").read_text()
 
 
 def test_an_arm_may_stand_on_another_and_takes_the_overrides_of_all(conf):

@@ -92,6 +92,9 @@ def test_pseudo_boxes_and_their_controls_are_made_once(
     kinds = {"pseudo_boxes": "labels/labels", "by_lot": "by_lot", "centred": "centred"}
     kinds["misnamed"] = "misnamed"
     assert all(0 <= made[kind]["found"] <= 100 for kind in (*kinds, "proposals"))
+    (said,) = made["figures"].values()
+    assert said["pseudo boxes"] == made["pseudo_boxes"]["found"]
+    assert said.keys() == {kind.replace("_", " ") for kind in (*kinds, "proposals")}
     found = {kind: content(tmp_path / "boxes" / f"{path}.json") for kind, path in kinds.items()}
     labels = found["pseudo_boxes"]
     assert labels["annotations"]

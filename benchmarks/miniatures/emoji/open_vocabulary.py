@@ -63,6 +63,7 @@ RARE, RARE_IMAGES = 5, 12  # base classes of the long tail, and the images that 
 TEXT_LENGTH = 8.0  # of an embedded sentence, in place of 1: what is longer weighs more as a logit
 PROPOSALS = 40  # of an image
 AT_ONCE = 64  # images
+GATE = "Named objects found at IoU 0.5, % (gate: pseudo boxes at least twice those by lot)"
 Box = list[float]  # x, y, width, height
 
 
@@ -154,8 +155,10 @@ def pseudo_boxes(
         write_json(folder / "quality.json", worth)
 
     files = build_once(root, "pseudo-boxes", recipe, build)
-    about = {"files": files, "licence": made[f"emoji-{NAME}"]["licence"]}
-    return {**made, "emoji-pseudo-boxes": about | read_json(root / "quality.json")}
+    worth = read_json(root / "quality.json")
+    found = {name.replace("_", " "): value["found"] for name, value in worth.items()}
+    about = {"files": files, "licence": made[f"emoji-{NAME}"]["licence"], "figures": {GATE: found}}
+    return {**made, "emoji-pseudo-boxes": about | worth}
 
 
 def proposals(detector: str, images: Path) -> Dataset:

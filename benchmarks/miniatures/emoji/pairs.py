@@ -73,7 +73,7 @@ def pairs(root: str | Path, seed: int = 0) -> Provenance:
         for split, value in found.items()
         for measure in ("top1", "top5")
     }
-    return provenance("emoji-pairs", files, baselines=baselines)
+    return provenance("emoji-pairs", files, figures={"Without training": baselines})
 
 
 def pair_shards(root: str | Path) -> Provenance:
