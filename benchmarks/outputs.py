@@ -60,7 +60,7 @@ RESULTS = {
     "metrics": {text: figure},
     **dict.fromkeys(("experiment?", "git_commit?", "precision?"), (absent, text)),
     "cpu_seconds?": (absent, number),
-    "data?": (absent, {text: {"figures?": {text: {text: number}}}}),
+    "data?": (absent, {text: {"figures?": {text: {text: number}}, "page?": text}}),
 }
 _PAIR = {
     **dict.fromkeys(("method", "baseline"), text),
@@ -100,6 +100,7 @@ SUMMARY = {
     "data": [text],
     "figures?": (absent, {text: {text: number}}),
     "also?": [text],
+    "pages?": [text],
     "prepared?": (absent, {text: {"experiment": text, "cpu_seconds": (absent, number)}}),
 }
 CHECKS = {

@@ -325,6 +325,7 @@ def _print(
         content["reason"],
         *(f"{f['name']}: {f['verdict']}. {f['reason']}" for f in content["further"]),
         *(f"picture: {picture}" for picture in pictures),
+        *(f"page:    {shown}" for shown in content["pages"]),
         f"report:  {page}",
         f"every metric of every arm: {pictures[0].parent / 'summary.md'}",
     ]

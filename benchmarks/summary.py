@@ -147,6 +147,7 @@ def summarise(claim: Claim, outcome: Outcome, prepared: Sequence[Run]) -> dict[s
         "also": claim.also,
         "data": sorted({name for name, _ in data}),
         "figures": _figures(about for _, about in data),
+        "pages": sorted({about["page"] for _, about in data if "page" in about}),
         "prepared": {
             name: {
                 "experiment": claim.experiment(name),

@@ -13,9 +13,8 @@ from torch import Tensor
 from shared.distributed import gather_objects
 from shared.evaluation.attention_maps import (
     Saliency,
-    check_block,
-    check_cross_attention,
     contrast_saliency,
+    looked_at,
     match_saliency,
 )
 from shared.evaluation.features import first_rows
@@ -46,10 +45,7 @@ class GroundingEvaluation(Evaluation):
 
     def check_layer(self, encoders: ImageTextEncoders) -> None:
         """Raise ValueError if there is no such layer or block."""
-        if self.cam_mode == "itm":
-            check_cross_attention(encoders.text_encoder, self.cam_layer)
-        else:
-            check_block(encoders.visual_encoder, self.cam_layer)
+        looked_at(encoders, "matching" if self.cam_mode == "itm" else "similarity", self.cam_layer)
 
     def saliency(self, module: Any, batch: ImageTextBatch) -> Saliency:
         """What each expression (B,) looks at; needs `images`, `image_ids` and the texts."""

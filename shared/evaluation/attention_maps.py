@@ -7,7 +7,7 @@ S side of an image in pixels. Source: docs/papers/albef.md, section 3.11.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from torch.nn import functional as F
 from shared.nn.image_text import ImageTextEncoders
 from shared.nn.text_transformer import TextTransformer, recorded
 from shared.nn.vision_transformer import VisionTransformer, recorded_block
+
+Objective = Literal["matching", "similarity"]
+"""Whose gradient counts: that of the logit of "match", or of the similarity."""
 
 
 class ImageTextModel(Protocol):
@@ -127,6 +130,20 @@ def contrast_saliency(
             scores = (image * text).sum(dim=1) / model.contrast.temp
             (gradient,) = torch.autograd.grad(scores.sum(), maps[0])
     return Saliency(maps[0].detach()[:, :, :1], gradient[:, :, :1], scores.detach())
+
+
+def looked_at(encoders: ImageTextEncoders, objective: Objective, layer: int | None = None) -> int:
+    """The layer whose attention shows where the model looks: for `matching` one of the text stack,
+    by default the third with cross-attention, for `similarity` a block of the vision transformer,
+    by default the last; ValueError if there is no such `layer`."""
+    text, vision = encoders.text_encoder, encoders.visual_encoder
+    if objective == "matching":
+        layer = third_fusion_layer(text) if layer is None else layer
+        check_cross_attention(text, layer)
+    else:
+        layer = len(vision.blocks) - 1 if layer is None else layer
+        check_block(vision, layer)
+    return layer
 
 
 def third_fusion_layer(text_encoder: TextTransformer) -> int:

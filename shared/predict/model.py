@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from shared.evaluation.attention_maps import check_cross_attention, third_fusion_layer
+from shared.evaluation.attention_maps import looked_at
 from shared.predict.answers import MAX_WORDS as QUESTION_WORDS
 from shared.predict.answers import answers_of
 from shared.predict.detections import Objects, class_names, objects_in
@@ -42,7 +42,12 @@ from shared.predict.inputs import (
 )
 from shared.predict.official import load_official
 from shared.predict.overlays import SIDE, overlay_cells
-from shared.predict.texts import MAX_WORDS, PAIRS_PER_IMAGE, match_probabilities
+from shared.predict.texts import (
+    MAX_WORDS,
+    PAIRS_PER_IMAGE,
+    decided_by,
+    match_probabilities,
+)
 from shared.randomness import torch_generator
 
 Picture = str | PathLike[str] | Image.Image | NDArray[np.uint8]
@@ -193,23 +198,22 @@ class Model:
     def overlays(
         self, image: Picture, text: str, layer: int | None = None, side: int = SIDE
     ) -> list[tuple[str, Image.Image]]:
-        """What the model sees of an image, then where it looks (Grad-CAM) to match the whole text
-        and each of its words, each with its name; the longer side `side` pixels. `layer`: of the
-        text stack, from 0; by default the third with cross-attention."""
+        """What the model sees of an image, then where it looks (Grad-CAM) for the whole text and
+        each of its words, each with its name; the longer side `side` pixels. `layer`: see
+        `looked_at`, where the objective is what the model ranks by, see `decided_by`."""
         module = self.predictor.module
         if not hasattr(module, "matching"):
             raise PredictError(f"{type(module).__name__} does not match images with texts")
-        encoder = module.encoders.text_encoder
         ids, _ = self._tokens([text])
+        objective = decided_by(module)
         try:
-            layer = third_fusion_layer(encoder) if layer is None else layer
-            check_cross_attention(encoder, layer)
+            layer = looked_at(module.encoders, objective, layer)
         except ValueError as error:
             raise PredictError(str(error)) from error
         pixels = _pixels(image, self.predictor)
         if pixels.ndim == 4:
             raise PredictError("overlays are drawn on images, not on videos")
-        (cells,) = overlay_cells(self.predictor, [pixels], ids[0], layer, side)
+        (cells,) = overlay_cells(self.predictor, [pixels], ids[0], objective, layer, side)
         return [(cell.name, cell.picture) for cell in cells]
 
     def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shared.evaluation import attention_maps
-from shared.evaluation.attention_maps import ImageTextModel
+from shared.evaluation.attention_maps import ImageTextModel, Objective
 from shared.predict import overlays as maps
 from shared.predict.inputs import Pictures, PredictError, Predictor, refuse_not_finite, tokenised
 from shared.predict.outputs import COLUMNS, Cell, Output, Table, percent, sheet
@@ -30,8 +30,7 @@ def predict_texts(
     overlays: int,
     overlay_layer: int | None,
 ) -> Iterator[Output]:
-    """Yield predictions.csv, scores.csv, contact_sheet.png and overlays. What decides is the match,
-    or the similarity where the model's own evaluation does without re-ranking."""
+    """Yield predictions.csv, scores.csv, contact_sheet.png and overlays; see `decided_by`."""
     model: ImageTextModel = predictor.module
     if not hasattr(getattr(model, "encoders", None), "encode_text"):
         name = type(model).__name__
@@ -41,22 +40,20 @@ def predict_texts(
     if overlays and images.kind == "video":
         raise PredictError("overlays are drawn on images, not on videos")
     ids, mask = tokenised(predictor, texts, "text", predictor.rules.clean_caption, MAX_WORDS)
-    encoder, layer = model.encoders.text_encoder, overlay_layer
-    if layer is None:
-        layer = attention_maps.third_fusion_layer(encoder) if overlays else 0
-    elif overlays:
+    objective, layer = decided_by(model), 0
+    if overlays:
         try:
-            attention_maps.check_cross_attention(encoder, layer)
+            layer = attention_maps.looked_at(model.encoders, objective, overlay_layer)
         except ValueError as error:
             raise PredictError(f"overlay_layer: {error}") from error
     indices, match, similarity = score(predictor, images, ids, mask, batch_size)
     names = [images.name(index) for index in indices]
-    evaluation: Any = getattr(model, "evaluation", None)
-    matches = hasattr(model, "matching")
-    judging = matches and getattr(evaluation, "rerank", True) is not False
+    judging, evaluation = objective == "matching", getattr(model, "evaluation", None)
     best = ranked(match, similarity, getattr(evaluation, "k_test", "all") if judging else 0)
 
-    scores: dict[str, NDArray[np.float32]] = {"match_probability": match} if matches else {}
+    scores: dict[str, NDArray[np.float32]] = {}
+    if hasattr(model, "matching"):
+        scores["match_probability"] = match
     scores["similarity"] = similarity
 
     def table(pairs: Iterator[tuple[int, int]]) -> Table:
@@ -86,10 +83,17 @@ def predict_texts(
         words = ids[t][mask[t].bool()]
         titles = [f"{text}: {names[i]}" for i in first]
         pictures, _ = images.take(np.array(indices)[first])
-        rows = maps.overlay_cells(predictor, pictures, words, layer)
+        rows = maps.overlay_cells(predictor, pictures, words, objective, layer)
         sections = list(zip(titles, rows, strict=True))
         page = sheet(sections, maps.COLUMNS, maps.SIDE, predictor.accuracy)
         yield f"overlay_{t + 1}.png", page
+
+
+def decided_by(model: Any) -> Objective:
+    """Whether the matching head says which images suit a text, or the similarity, as where the
+    model's own evaluation does without re-ranking."""
+    reranked = getattr(getattr(model, "evaluation", None), "rerank", True) is not False
+    return "matching" if hasattr(model, "matching") and reranked else "similarity"
 
 
 def ranked(

@@ -156,6 +156,7 @@ WRONG_SUMMARY = {
     "data": (DEEP,),
     "figures": ({"x": 5}, {"x": {"y": "5"}}),
     "also": ("x", [5]),
+    "pages": ("x", [None]),
     "prepared": ([1],),
     "arms.ours.values": ({"1": "60"}, {"one": 60}, {"1": float("nan")}),
     "arms.ours.mean": (True,),

@@ -48,6 +48,9 @@ def remember(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(claims, "compose_experiment", remembered)
 
 
+PAGE = {"page": "sheet.html"}
+
+
 def write_conf(root: Path, claim: Mapping | None = None) -> Path:
     """A conf folder with a toy method; returns it."""
     conf = root / "conf"
@@ -94,7 +97,7 @@ def write_results(folder: Path, arm: str, seed: int, metrics: Mapping) -> None:
         "schema": 1, "status": "finished", "method": "toy", "experiment": f"toy/{arm}", "arm": arm,
         "seed": seed, "metrics": dict(metrics), "cpu_seconds": 12.0, "precision": "32-true",
         "git_commit": None,
-        "data": {"toy-set": {"figures": {"Told of the set": {"by lot": seed + 0.5}}}},
+        "data": {"toy-set": {"figures": {"Told of the set": {"by lot": seed + 0.5}}, **PAGE}},
     }  # fmt: skip
     (folder / "results.json").write_text(json.dumps(results))
     rows = [f"{step},0,val/top1_ema,{50 + step / 10 + seed}" for step in range(0, 101, 20)]

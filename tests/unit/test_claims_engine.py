@@ -515,6 +515,7 @@ def test_metrics_beside_the_primary_one_and_figures_of_the_data_are_shown(conf, 
     row = next(line for line in screen.splitlines() if line.strip().startswith("ours"))
     assert row.split()[-3:] == ["66.3", "-", "12"]
     assert "Told of the set: by lot 2.5." in screen  # over seeds 1, 2 and 3
+    assert "page:    sheet.html" in screen
     assert "Told of the set: by lot 2.5." in (folder / "summary.md").read_text()
 
 

@@ -11,8 +11,8 @@ from shared.evaluation.attention_maps import (
     Saliency,
     contrast_saliency,
     heat,
+    looked_at,
     match_saliency,
-    third_fusion_layer,
 )
 from shared.evaluation.grounding import accuracies, box_scores, choose_box, ground, iou
 from shared.nn.image_text import ImageTextEncoders
@@ -147,7 +147,9 @@ def test_layers_that_do_not_exist_are_refused(toy, pairs) -> None:
     ("layers", "first", "expected"), [(12, 6, 8), (4, 2, 2), (4, 0, 2), (3, 2, 2), (3, 1, 1)]
 )
 def test_default_layer(layers: int, first: int, expected: int) -> None:
-    assert third_fusion_layer(Toy(layers, first).encoders.text_encoder) == expected
+    encoders = Toy(layers, first).encoders
+    assert looked_at(encoders, "matching") == expected
+    assert (looked_at(encoders, "similarity"), looked_at(encoders, "similarity", 0)) == (2, 0)
 
 
 def test_heat_is_smooth_and_in_range() -> None:

@@ -93,6 +93,7 @@ def test_pseudo_boxes_and_their_controls_are_made_once(
     kinds["misnamed"] = "misnamed"
     assert all(0 <= made[kind]["found"] <= 100 for kind in (*kinds, "proposals"))
     (said,) = made["figures"].values()
+    assert Path(made["page"]).is_file()
     assert said["pseudo boxes"] == made["pseudo_boxes"]["found"]
     assert said.keys() == {kind.replace("_", " ") for kind in (*kinds, "proposals")}
     found = {kind: content(tmp_path / "boxes" / f"{path}.json") for kind, path in kinds.items()}

@@ -11,8 +11,9 @@ from PIL import Image
 
 from methods.albef.retrieval import Retrieval
 from methods.albef.vqa import VQA
+from shared.evaluation.attention_maps import contrast_saliency
 from shared.predict import texts
-from shared.predict.overlays import overlay, word_spans
+from shared.predict.overlays import overlay, similarity_maps, word_spans
 from shared.training.method import Method
 from tests.unit import test_predict
 from tests.unit.test_predict import read, run
@@ -39,11 +40,12 @@ TRAINING = {
 COLOURS = {"a.png": (250, 10, 10), "b.png": (10, 250, 10), "below/c.png": (10, 10, 250)}
 
 
-def retrieval(**text: Any) -> Retrieval:
+def retrieval(rerank: bool = True, **text: Any) -> Retrieval:
     torch.manual_seed(4)
     return Retrieval(
         vision=VISION, text=TEXT | text, embed_dim=6, queue_size=8, temperature=0.07,
-        hard_negatives=True, negatives="local", evaluation={"k_test": "all"}, seed=0, **TRAINING,
+        hard_negatives=True, negatives="local", seed=0,
+        evaluation={"k_test": "all", "rerank": rerank}, **TRAINING,
     )  # fmt: skip
 
 
@@ -170,6 +172,32 @@ def test_overlays_show_the_text_and_each_word(folder):
         assert (np.asarray(Image.open(output / "overlay_1.png")) == page).all() == (layer == 2)
 
 
+def test_a_model_that_ranks_by_similarity_shows_what_makes_a_picture_similar(folder):
+    pages = []
+    for rerank in (True, False):
+        save(retrieval(rerank), folder / "last.ckpt")
+        output = run(folder, "texts=['A red square!']", "overlays=2")
+        pages.append(np.asarray(Image.open(output / "overlay_1.png")))
+    assert pages[0].shape == pages[1].shape
+    assert (pages[0] != pages[1]).any()
+    output = run(folder, "texts=['A red square!']", "overlays=2", "overlay_layer=0")
+    assert (np.asarray(Image.open(output / "overlay_1.png")) != pages[1]).any()
+
+
+@pytest.mark.parametrize("closing", [[], [3]])
+def test_by_similarity_each_word_is_asked_for_alone(closing):
+    model, views = retrieval().eval(), torch.randn(2, 3, 16, 16)
+    ids = torch.tensor([2, 5, 10, 11, *closing])
+    found = similarity_maps(model, views, ids, [slice(1, 2), slice(2, 4)], 1)
+    assert found.shape == (2, 3, 4, 4)
+    for place, words in enumerate(([5, 10, 11], [5], [10, 11])):
+        text = torch.tensor([[2, *words, *closing]] * 2)
+        alone = contrast_saliency(model, views, text, torch.ones_like(text), 1).whole()
+        torch.testing.assert_close(found[:, place], alone)
+    text = torch.tensor([2, *closing])  # of no words
+    assert similarity_maps(model, views, text, [], 1).shape == (2, 1, 4, 4)
+
+
 def test_words_are_pieces_joined():
     spans = word_spans(WORDS, [2, 5, 10, 11, 11, 6])
     assert spans == [("a", slice(1, 2)), ("doggygy", slice(2, 5)), ("red", slice(5, 6))]
@@ -245,6 +273,8 @@ def test_bad_texts_are_refused_in_one_line(folder, capsys):
     assert "overlay_layer: layer 0 has no cross-attention" in message(
         AS_LIST, "overlays=1", "overlay_layer=0"
     )
+    save(retrieval(rerank=False), folder / "last.ckpt")
+    assert "overlay_layer: no block 2" in message(AS_LIST, "overlays=1", "overlay_layer=2")
     assert not (folder / "out").exists()
     save(retrieval(), folder / "last.ckpt", vocabulary=None)
     assert "records no vocabulary" in message(AS_LIST)

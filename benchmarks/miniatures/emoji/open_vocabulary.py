@@ -158,6 +158,7 @@ def pseudo_boxes(
     worth = read_json(root / "quality.json")
     found = {name.replace("_", " "): value["found"] for name, value in worth.items()}
     about = {"files": files, "licence": made[f"emoji-{NAME}"]["licence"], "figures": {GATE: found}}
+    about["page"] = str(root / "labels" / "sheet.html")
     return {**made, "emoji-pseudo-boxes": about | worth}
 
 

@@ -23,6 +23,7 @@ from shared.data.captioned.decoding import Decoded, Picture
 from shared.data.captioned.records import Record
 from shared.data.captioned.working import Row
 from shared.data.views.interface import normalise, planes
+from shared.evaluation.attention_maps import Objective
 from shared.randomness import key_uniforms, sample_keys
 
 
@@ -37,8 +38,8 @@ class Settings:
     same word piece, and an object for which no proposal qualifies gets the box 0, 0, 0, 0.
     """
 
-    objective: str = "matching"  # of Grad-CAM, see `Teacher`
-    layer: int | None = None  # of the text stack, from 0; None: the third with cross-attention
+    objective: Objective = "matching"  # of Grad-CAM, see `Teacher`
+    layer: int | None = None  # whose attention is looked at, see `looked_at`
     threshold: float = THRESHOLD
     exponent: float = AREA_EXPONENT
     most: int = 100  # proposals of an image, the best of a detector or the first of a file

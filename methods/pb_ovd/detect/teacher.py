@@ -5,6 +5,7 @@ Shapes: R images of side S, T texts of L tokens, O objects of a text, g x g patc
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -14,17 +15,16 @@ from shared.checkpoints.zoo import zoo_file
 from shared.data.captioned.origins import origin_of
 from shared.data.errors import WorkError
 from shared.evaluation.attention_maps import (
-    check_block,
-    check_cross_attention,
+    Objective,
     contrast_saliency,
+    looked_at,
     match_saliency,
-    third_fusion_layer,
 )
 from shared.predict.inputs import Predictor, load_predictor
 from shared.predict.official import load_official
 
 MAX_WORDS = 30  # of a caption, as in training
-OBJECTIVES = ("matching", "similarity")
+OBJECTIVES = get_args(Objective)
 CLOSED = "its texts end with [SEP]: give ALBEF, whose maps were shown to be good enough"
 
 
@@ -36,11 +36,11 @@ class Teacher:
             `layer` of the text stack, as in the paper; `similarity`, of the image's class token in
             one block of the vision transformer, each object being asked for by its words alone, for
             models whose matching tells little of single words.
-        layer: of that stack, from 0; None: the third with cross-attention, or the last block.
+        layer: see `looked_at`.
     """
 
     def __init__(
-        self, predictor: Predictor, objective: str, layer: int | None, origin: dict[str, str]
+        self, predictor: Predictor, objective: Objective, layer: int | None, origin: dict[str, str]
     ) -> None:
         module, tokenizer, transform = predictor.module, predictor.tokenizer, predictor.transform
         said = f"{origin['name']} holds {type(module).__name__}"
@@ -48,22 +48,14 @@ class Teacher:
             raise WorkError(f"{said}, which matches no images with texts: give ALBEF's --teacher")
         if tokenizer is None or tokenizer.closed:
             raise WorkError(f"{said}: {CLOSED if tokenizer else 'it has no vocabulary'}")
-        encoder, vit = module.encoders.text_encoder, module.encoders.visual_encoder
-        self.objective = objective
-        if layer is None:
-            last = len(vit.blocks) - 1
-            layer = third_fusion_layer(encoder) if objective == "matching" else last
-        self.layer = layer
+        encoder, self.objective = module.encoders.text_encoder, objective
         try:
-            if objective == "matching":
-                check_cross_attention(encoder, layer)
-            else:
-                check_block(vit, layer)
+            self.layer = looked_at(module.encoders, objective, layer)
         except ValueError as error:
             raise WorkError(f"--layer: {error}") from error
-        if objective == "matching" and layer == len(encoder.layers) - 1:
+        if objective == "matching" and self.layer == len(encoder.layers) - 1:
             reason = "in the last layer only [CLS] has a gradient, and every map is 0"
-            raise WorkError(f"--layer {layer}: {reason}; the teacher needs two with one")
+            raise WorkError(f"--layer {self.layer}: {reason}; the teacher needs two with one")
         self.module, self.tokenizer, self.origin = module, tokenizer, origin
         self.size, self.mean, self.std = transform.size, transform.mean, transform.std
         self.on_white = predictor.image_mode == "RGBA"
@@ -124,7 +116,7 @@ def load_teacher(
     path: str,
     experiment: str | None,
     overrides: Sequence[str],
-    objective: str,
+    objective: Objective,
     layer: int | None,
     device: str,
 ) -> Teacher:
