@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -12,6 +13,7 @@ import yaml
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from shared.checkpoints.zoo import checksums
 from shared.composing import compose_experiment
 from shared.experiments import CONF, NOT_HASHED, decisive
 
@@ -293,7 +295,8 @@ def changes_claim(override: str) -> bool:
 
 
 def claim_hash(claim: Claim, configs: Mapping[str, DictConfig]) -> str:
-    """sha256 over the claim's content and the resolved configs that `compose_arms` gives."""
+    """sha256 over the claim's content, the resolved configs that `compose_arms` gives, and the
+    models of the zoo that these name."""
     # Seed and paths are set and then left out: what interpolates them must not differ either.
     plain = {
         name: comparable(config, seed=0, data_root="", output_dir="")
@@ -304,6 +307,9 @@ def claim_hash(claim: Claim, configs: Mapping[str, DictConfig]) -> str:
         "arms": {name: plain[name] for name in claim.arms},
         "prepare": {name: plain[name] for name in claim.prepare},
     }
+    named = sorted(set(re.findall(r'"zoo:([^"]+)"', json.dumps(content))))
+    if named:
+        content["zoo"] = {name: checksums().get(name) for name in named}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
