@@ -34,7 +34,7 @@ from benchmarks.zoo.projections import join, projection_of
 from shared import cli
 from shared.checkpoints.reading import load_checkpoint, rebuild_module
 from shared.checkpoints.writing import write_portable
-from shared.checkpoints.zoo import SUFFIX, SUMS, ZOO
+from shared.checkpoints.zoo import SUFFIX, SUMS, ZOO, checksums
 from shared.composing import compose_experiment
 from shared.files import read_json, write_json
 from shared.showing import table
@@ -99,6 +99,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found["words"][f"first_hits_{among}"] = interval("words", 100 * len(right) / len(WORDS))
     write_json(MADE / METRICS, found)
     shipped = read_json(ZOO / METRICS) if (ZOO / METRICS).is_file() else {}
+    for path in files:
+        same = hashlib.sha256(path.read_bytes()).hexdigest() == checksums().get(path.stem)
+        print(f"{path.name}: {'the same as' if same else 'other weights than'} the shipped one")
     agree = report(found, shipped)
     if given.ship:
         ship([*files, MADE / METRICS], found, Path(config.data_root) / "emoji-pairs")

@@ -37,6 +37,7 @@ TASKS: dict[str, tuple[type, Any]] = {
     "refcoco": (Retrieval, questions),
 }
 # Texts and labels have a left and a right, and emoji too: RandAugment shears, moves and turns them.
+SCHEDULE = ("lr", "warmup_blocks", "epochs")
 FORBIDDEN = {"flip", "rand_augment"}
 
 
@@ -62,8 +63,23 @@ def test_a_task_has_its_own_data_and_starts_from_the_zoo(task: str) -> None:
     assert new <= {"classifier"}
 
 
+def test_the_parts_of_the_zoo_are_one_model_that_learns_from_even_negatives() -> None:
+    first, *others = (resolved(f"albef/{part}") for part in zoo.PARTS)
+    start = f"outputs/albef/{zoo.PARTS[0]}/seed0/checkpoints/last.ckpt"
+    for config in others:
+        assert config["warm_start"] == {"path": start, "kind": "pretrained"}
+        assert config["data"]["vocab"] == first["data"]["vocab"]
+        assert_nothing_is_mirrored(config)
+    for config in (first, *others):
+        assert (config["threads"], config["precision"]) == (1, "32-true")
+        assert config["method"] | dict.fromkeys(SCHEDULE) == first["method"] | dict.fromkeys(
+            SCHEDULE
+        )
+        assert config["method"]["hard_negatives"] is False
+
+
 def test_the_zoo_goes_on_from_its_towers(tmp_path: Path) -> None:
-    config = resolved("albef/zoo_emoji")
+    config = resolved(f"albef/{zoo.PARTS[0]}")
     assert get_method(config["method"]["_target_"]) is Pretraining
     assert config["warm_start"] == {"path": str(zoo.TOWERS), "kind": "pretrained"}
     assert_nothing_is_mirrored(config)

@@ -19,7 +19,6 @@ from shared.checkpoints.pretrained_vision import load_vision
 from shared.checkpoints.reading import load_checkpoint, load_module
 from shared.checkpoints.writing import AtomicCheckpointIO
 from shared.checkpoints.zoo import ZOO, zoo_file
-from shared.files import read_json
 from shared.nn.text_transformer import LanguageHead, TextTransformer
 from shared.nn.vision_transformer import VisionTransformer
 from shared.predict.inputs import load_predictor
@@ -157,30 +156,6 @@ def test_shipped_metrics_must_lie_within_the_new_intervals(
         before = {} if shipped is None else {"zoo_emoji": {"itm_auc": (shipped, 0.0, 0.0)}}
         assert zoo.report(found, before) is agree
         assert ("(outside)" in capsys.readouterr().out) is (shipped == 92.1)
-
-
-def test_intervals_count_that_trainings_differ() -> None:
-    found = {"vision": {"names": (60.0, 57.0, 63.0), "words": (95.0, 80.0, 99.0)}}
-    seen = ((58.0, 60.0), (60.0, 90.0), (62.0, 75.0))
-    trainings = {str(i): {"vision": {"names": n, "words": w}} for i, (n, w) in enumerate(seen)}
-    _, low, high = zoo.retrained(found, trainings)["vision"]["names"]
-    # Student's t of 2 degrees of freedom: 4.303; standard deviation 2, one more training than 3.
-    reach = 4.303 * 2 * (4 / 3) ** 0.5
-    assert high - 60 == 60 - low == pytest.approx((3**2 + reach**2) ** 0.5, abs=0.01)
-    assert zoo.retrained(found, trainings)["vision"]["words"] == (
-        95.0,
-        pytest.approx(19.0, abs=0.1),
-        100.0,
-    )
-    same = {key: {"vision": {"names": 60.0, "words": 95.0}} for key in "ab"}
-    assert zoo.retrained(found, same) == found
-
-
-def test_every_shipped_metric_has_been_trained_several_times() -> None:
-    trainings, shipped = read_json(zoo.TRAININGS), read_json(ZOO / zoo.METRICS)
-    assert len(trainings) > 2
-    for seen in trainings.values():
-        assert {p: m.keys() for p, m in seen.items()} == {p: m.keys() for p, m in shipped.items()}
 
 
 def test_a_vision_tower_learns_names_and_goes_on_where_it_was_killed(
