@@ -7,6 +7,7 @@ others. `open_vocabulary_scenes` and `pseudo_boxes` are the entries, for use as 
 
 import hashlib
 import math
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -158,7 +159,7 @@ def pseudo_boxes(
     worth = read_json(root / "quality.json")
     found = {name.replace("_", " "): value["found"] for name, value in worth.items()}
     about = {"files": files, "licence": made[f"emoji-{NAME}"]["licence"], "figures": {GATE: found}}
-    about["page"] = str(root / "labels" / "sheet.html")
+    about["page"] = os.path.normpath(root / "labels" / "sheet.html")
     return {**made, "emoji-pseudo-boxes": about | worth}
 
 
