@@ -74,6 +74,8 @@ KINDS: tuple[tuple[type | tuple[type, ...], Any, str], ...] = (
     (dict, dict, "a mapping"),
 )
 """The kind of a configured value, what may be given for it, and how that is called."""
+OF_SEVERAL_KINDS = ("k_test", "rerank")
+"""Keys that take a number or a word, or true or a word: what they are given to checks them."""
 
 
 def check_overrides(argv: Sequence[str]) -> None:
@@ -176,15 +178,15 @@ def _misfit(key: str, present: Any, value: Any) -> str | None:
     """Kind or range of the values that the key takes; None if `value` fits or cannot be told."""
     if value is None or (isinstance(value, str) and "${" in value):
         return None
-    for kind, accepted, words in KINDS:
+    last = key.rpartition(".")[2]
+    for kind, accepted, words in () if last in OF_SEVERAL_KINDS else KINDS:
         if isinstance(present, kind):
             if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
                 return words
             break
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    last = "seed" if key.endswith("_seed") else key.rpartition(".")[2]
-    low, high = RANGES.get(last, (-math.inf, math.inf))
+    low, high = RANGES.get("seed" if last.endswith("_seed") else last, (-math.inf, math.inf))
     return None if low <= value <= high else f"a number from {low:.15g} to {high:.15g}"
 
 

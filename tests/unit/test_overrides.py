@@ -83,6 +83,11 @@ def test_refused(overrides, message):
         ["+hydra.callbacks.mine._target_=package.module.Callback"],
         ["hydra.launcher.n_jobs=1", "hydra/launcher=local", "hydra.sweep.dir='out'"],
         ["warm_start={path: a.pth, kind: simclr}", COMATCH],
+        [
+            "experiment=albef/mini",
+            "method.evaluation.rerank=false,test",
+            "method.evaluation.k_test=all,5",
+        ],
     ],
 )
 def test_accepted(overrides):
