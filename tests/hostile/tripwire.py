@@ -1,5 +1,6 @@
 """Watches what reading a hostile input does: processes, writes outside, time."""
 
+import gc
 import os
 import signal
 import sys
@@ -102,6 +103,8 @@ def watched(inside: Path, seconds: float = SECONDS) -> Iterator[Watch]:
         rung = True
         raise HangError(f"not done after {seconds:g} s")
 
+    collecting = gc.isenabled()
+    gc.disable()  # loaders that earlier tests left may have workers that are slow to end
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     watch = Watch(Path(os.path.realpath(inside)))
@@ -112,5 +115,7 @@ def watched(inside: Path, seconds: float = SECONDS) -> Iterator[Watch]:
         _WATCHES.remove(watch)
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+        if collecting:
+            gc.enable()
         if rung:  # a library may have turned the error into one of its own
             raise HangError(f"not done after {seconds:g} s")
