@@ -23,7 +23,7 @@ from hydra.errors import HydraException
 from PIL import Image
 from rich.console import Console
 
-from benchmarks import figures
+from benchmarks import claims, figures
 from benchmarks import reproduce as reproducing
 from benchmarks.claims import (
     ClaimError,
@@ -505,6 +505,17 @@ def test_the_hash_covers_the_claim_and_all_it_runs_and_nothing_else(conf):
     write_experiment(conf, "pretraining", {"method": {"rate": 0.123}})
     digests.append(digest(conf))
     assert len(set(digests)) == len(digests)
+
+
+def test_the_hash_covers_the_models_of_the_zoo_that_a_claim_names(conf, monkeypatch):
+    showcase = {"checkpoint": "zoo:a", "images": "images", "texts": ["a dog"]}
+    digests = set()
+    for named in ({}, {"showcase": showcase}):
+        write_claim(conf, CLAIM | named)
+        for shipped in ({"a": "1" * 64}, {"a": "2" * 64}, {"a": "2" * 64, "b": "3" * 64}):
+            monkeypatch.setattr(claims, "checksums", shipped.copy)
+            digests.add(digest(conf))
+    assert len(digests) == 3  # without it one, with it one for each content of a
 
 
 def test_metrics_beside_the_primary_one_and_figures_of_the_data_are_shown(conf, engine):
