@@ -110,6 +110,11 @@ def test_what_is_built_and_read(drawn: Renderings, tmp_path: Path) -> None:
     human, web = read(root, "human_train"), read(root, "web_train")
     truth, oracle = read(root, "secret/web_mask"), read(root, "web_oracle")
     assert len(human) == 30 * 5
+    pictures = read(root, "human_pretrain")
+    assert [(item["image"], text) for item in pictures for text in item["caption"]] == [
+        (item["image"], item["caption"]) for item in human
+    ]
+    assert [len(item["caption"]) for item in pictures] == 30 * [5]
     assert len(web) == 30 * 5 + 21 - 30, "fx draws 21"
     assert len(truth) == round(0.5 * len(web))
     assert oracle == [item for n, item in enumerate(web) if str(n) not in truth]
@@ -168,13 +173,20 @@ def test_real_web_texts(tmp_path: Path) -> None:
     counts = {
         prefix + name: len(read(tmp_path / "web", prefix + name))
         for prefix in ("", "common_")
-        for name in ("human_train", "web_train", "web_oracle", "human_val", "human_test")
+        for name in (
+            "human_train",
+            "human_pretrain",
+            "web_train",
+            "web_oracle",
+            "human_val",
+            "human_test",
+        )
     }
     assert counts == {
         **{"human_train": 6505, "web_train": 4828, "web_oracle": 2414},
-        **{"human_val": 969, "human_test": 1301},
+        **{"human_pretrain": 1301, "human_val": 969, "human_test": 1301},
         **{"common_human_train": 1500, "common_web_train": 1300, "common_web_oracle": 650},
-        **{"common_human_val": 286, "common_human_test": 300},
+        **{"common_human_pretrain": 300, "common_human_val": 286, "common_human_test": 300},
     }
     tokenizer = WordPiece(tmp_path / "pairs" / "vocab.txt")
     for name in ("human_train", "web_train", "common_human_train", "common_web_train"):

@@ -24,7 +24,7 @@ from methods.blip.capfilt import cli
 from shared.data.errors import DataNotFoundError
 from shared.files import read_json
 
-VERSION = 2  # raise it with any change of the lists
+VERSION = 3  # raise it with any change of the lists
 PREFIX = "common_"  # the 300 everyday objects
 
 
@@ -35,14 +35,16 @@ def bootstrapped(
     captioner: str | Path,
     filter: str | Path,
     threshold: float = 0.5,
+    beams: int = 0,
     seed: int = 0,
     required: bool = False,
 ) -> Provenance:
     """Make `web_texts` present in `web_root`, and from it in `root` by `tenfold-capfilt`, whose
     filter keeps texts above the `threshold`: `web_kept.json`, the web's pairs that the filter
-    believes; `synthetic.json`, what the captioner writes, `synthetic_kept.json`, and `capfilt/`,
-    the tool's output with its card and sheet. The texts of both kept lists, dealt out to other
-    images, are `shuffled.json`.
+    believes; `synthetic.json`, what the captioner writes, by a search with so many `beams` or by
+    nucleus sampling (0), `synthetic_kept.json`, and `capfilt/`, the tool's output with its card and
+    sheet. `by_lot.json` has as many of the web's and of the captioner's texts as the filter keeps,
+    but drawn by lot.
 
     The provenance says what the filter is worth: `filter_auc`, the area under its ROC curve for the
     web's right and wrong texts, which it has never been told; and shares in percent. Before there
@@ -58,6 +60,7 @@ def bootstrapped(
     if missing:
         return made
     recipe: dict[str, Any] = {"version": VERSION, "seed": seed, "threshold": threshold}
+    recipe["beams"] = beams
     recipe["models"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in models]
     recipe["web"] = made["emoji-web-texts"]["files"][f"{PREFIX}web_train.json"]
 
@@ -65,7 +68,7 @@ def bootstrapped(
         out, web = folder / "capfilt", Path(web_root) / f"{PREFIX}web_train.json"
         command = ["run", str(web), "--image-root", str(pairs_root), "--out", str(out)]
         command += ["--captioner", str(captioner), "--filter", str(filter), "--seed", str(seed)]
-        command += ["--threshold", str(threshold)]
+        command += ["--threshold", str(threshold), "--beams", str(beams)]
         command += ["--workers", "0", "--batch-size", "64", "--licence", "CC-BY-SA-4.0"]
         if status := cli.main(command):
             raise RuntimeError(f"tenfold-capfilt ended with {status}")
@@ -77,10 +80,10 @@ def bootstrapped(
             lists[f"{text['origin']}_kept"] += [pair] if text["kept"] else []
         for name in ("web_kept", "synthetic", "synthetic_kept"):
             write_json(folder / f"{name}.json", lists[name], indent=0)
-        left = [*lists["web_kept"], *lists["synthetic_kept"]]
-        dealt = mixed([pair["caption"] for pair in left], generator_of(seed, "shuffled"))
-        shuffled = [{**pair, "caption": text} for pair, text in zip(left, dealt, strict=True)]
-        write_json(folder / "shuffled.json", shuffled, indent=0)
+        lot, drawn = generator_of(seed, "by lot"), []
+        for name in ("web", "synthetic"):
+            drawn += mixed(lists[name], lot)[: len(lists[f"{name}_kept"])]
+        write_json(folder / "by_lot.json", drawn, indent=0)
         wrong = read_json(Path(web_root) / "secret" / f"{PREFIX}web_mask.json")
         write_json(folder / "filter.json", quality(texts, {int(index) for index in wrong}))
 

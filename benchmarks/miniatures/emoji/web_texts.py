@@ -31,7 +31,7 @@ from benchmarks.miniatures.emoji.render import Renderings, renderings
 from benchmarks.miniatures.emoji.scenes import article, coco_captions
 
 Item = dict[str, Any]
-VERSION = 3  # raise it with any change of the lists
+VERSION = 4  # raise it with any change of the lists
 # The captioner is prompted by "a picture of ", so that no description begins so itself.
 DESCRIPTIONS = (
     "{}",
@@ -52,14 +52,15 @@ CORRUPTED = 0.5  # share of the web's texts
 def web_texts(root: str | Path, pairs_root: str | Path, seed: int = 0) -> Provenance:
     """Make the lists present in `root`, whose pictures are those of `pairs_root`.
 
-    One drawing of each concept is in `human_train.json`, with five texts, and all others are in
-    `web_train.json` with one text. A share CORRUPTED of the web's texts is wrong, half of them
-    another concept's names and half a file's; which, stands in `secret/web_mask.json` alone, which
-    only scoring code may read: {index: {clean, kind}}. `web_oracle.json` is what a perfect filter
-    keeps. `human_{val,test}.json` and `human_{val,test}_gt.json`, as of COCO's captions, describe
-    the drawings of two artists of their own. With the prefix `common_` everything once more, of the
-    300 everyday objects. The vocabulary of the emoji pairs serves all texts; what only a file says
-    is spelt.
+    One drawing of each concept is described by people: in `human_train.json` five texts make five
+    entries, as COCO's do, in `human_pretrain.json` they make one, so that people describe no larger
+    a share of pre-training than of the drawings. All others are in `web_train.json` with one text.
+    A share CORRUPTED of the web's texts is wrong, half of them another concept's names and half a
+    file's; which, stands in `secret/web_mask.json` alone, which only scoring code may read: {index:
+    {clean, kind}}. `web_oracle.json` is what a perfect filter keeps. `human_{val,test}.json` and
+    `human_{val,test}_gt.json`, as of COCO's captions, describe the drawings of two artists of their
+    own. With the prefix `common_` everything once more, of the 300 everyday objects. The vocabulary
+    of the emoji pairs serves all texts; what only a file says is spelt.
     """
     pictures = pairs(pairs_root)
     recipe = {"version": VERSION, "packages": VERSIONS, "corrupted": CORRUPTED}
@@ -157,6 +158,10 @@ def _write_lists(
         for concept, name in human
         for text in told[concept]
     ]
+    pictures = [
+        {"image": picture_file("images_rgba", name, concept), "caption": told[concept]}
+        for concept, name in human
+    ]
     generator = generator_of(seed, "alt texts")
     # An image of the web has no id: which ones show the same thing, nobody has said.
     clean: list[Item] = [
@@ -167,7 +172,8 @@ def _write_lists(
         for concept, name in web
     ]
     noisy, truth = with_wrong_texts(clean, web, concepts, captions, CORRUPTED, seed)
-    lists: dict[str, Any] = {"human_train": human_items, "web_train": noisy}
+    lists: dict[str, Any] = {"human_train": human_items, "human_pretrain": pictures}
+    lists["web_train"] = noisy
     lists["web_oracle"] = [item for n, item in enumerate(noisy) if n not in truth]
     for split in ("val", "test"):
         (name,) = of_split(split)
