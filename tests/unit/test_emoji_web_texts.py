@@ -110,11 +110,11 @@ def test_what_is_built_and_read(drawn: Renderings, tmp_path: Path) -> None:
     human, web = read(root, "human_train"), read(root, "web_train")
     truth, oracle = read(root, "secret/web_mask"), read(root, "web_oracle")
     assert len(human) == 30 * 5
-    pictures = read(root, "human_pretrain")
-    assert [(item["image"], text) for item in pictures for text in item["caption"]] == [
+    described = read(root, "human_pretrain")
+    assert [(item["image"], text) for item in described for text in item["caption"]] == [
         (item["image"], item["caption"]) for item in human
     ]
-    assert [len(item["caption"]) for item in pictures] == 30 * [5]
+    assert [len(item["caption"]) for item in described] == 30 * [5]
     assert len(web) == 30 * 5 + 21 - 30, "fx draws 21"
     assert len(truth) == round(0.5 * len(web))
     assert oracle == [item for n, item in enumerate(web) if str(n) not in truth]
