@@ -37,12 +37,16 @@ NEW_IN_TIME = dict.fromkeys(
     ("time_embed", "blocks.{n}.temporal_fc.{rest}"), "zero: a new TimeSformer is a ViT"
 )
 
+OURS = "encoders.visual_encoder."
+"""Where a model of ours has its vision transformer."""
+
 
 def load_vision(module: VisionTransformer, source: str) -> KeyReport:
     """Load a ViT's weights but the classifier, its positions interpolated, from a file with timm's
-    keys (DeiT's .pth, a .safetensors), or `timm:NAME`, which timm fetches from its hub. A
-    TimeSformer's attention over time begins as that to a frame (docs/papers/alpro.md, section 4.1).
-    CheckpointError if there is no such one, or it does not fit."""
+    keys (DeiT's .pth, a .safetensors), from a checkpoint of ours that has a vision transformer, or
+    `timm:NAME`, which timm fetches from its hub. A TimeSformer's attention over time begins as that
+    to a frame (docs/papers/alpro.md, section 4.1). CheckpointError if there is no such one, or it
+    does not fit."""
     name = source.removeprefix("timm:")
     if name != source:
         try:
@@ -56,6 +60,12 @@ def load_vision(module: VisionTransformer, source: str) -> KeyReport:
         except FileNotFoundError as error:
             raise CheckpointError(f"{error}: give timm:NAME, {REMEDY}") from None
         state = loaded.get("model", loaded)
+        if isinstance(whole := loaded.get("state_dict"), Mapping):
+            own = [key for key in whole if str(key).startswith(OURS)]
+            state = {key.removeprefix(OURS): whole[key] for key in own}
+            if not state:
+                said = f"{source} is of a model without a vision transformer"
+                raise CheckpointError(f"{said}: give timm:NAME, {REMEDY}")
     in_time = isinstance(module, TimeSformer)
     table = KeyTable(
         rules=[SPATIAL, *(OVER_TIME if in_time else []), Rule("{key}", "{key}")],

@@ -238,6 +238,20 @@ def test_a_vit_with_a_classifier_and_another_grid(layout: str, tmp_path: Path) -
     assert "interpolated: pos_embed" in str(report)
 
 
+def test_the_vit_of_a_model_of_ours(tmp_path: Path) -> None:
+    state, module = deit(image_size=16), vit()
+    own = {key: value for key, value in state.items() if not key.startswith("head.")}
+    whole = {f"encoders.visual_encoder.{key}": value for key, value in own.items()}
+    whole["encoders.text_encoder.embeddings.word"] = torch.zeros(2, 12)
+    torch.save({"state_dict": whole, "model": {}}, tmp_path / "last.ckpt")
+    assert len(load_vision(module, str(tmp_path / "last.ckpt")).mapped) == len(own)
+    assert_vit(module, state)
+
+    torch.save({"state_dict": {"backbone.weight": torch.zeros(1)}}, tmp_path / "last.ckpt")
+    message = refusal(module, lambda: load_vision(module, str(tmp_path / "last.ckpt")))
+    assert "last.ckpt is of a model without a vision transformer: give timm:NAME" in message
+
+
 def test_a_vit_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     state, module = deit(), vit()
     message = refusal(module, lambda: load_vision(module, "timm:no_such_model"))
