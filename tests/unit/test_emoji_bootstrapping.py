@@ -1,4 +1,4 @@
-"""The emoji's texts of the web after CapFilt: what each arm's list holds, without trained models."""
+"""The emoji's texts of the web after CapFilt: what each list holds, without trained models."""
 
 import json
 from collections import Counter
