@@ -57,10 +57,10 @@ def draw(path: Path, summary: Mapping[str, Any], curves: Curves) -> None:
         )
         title = f"{summary['claim']['title']}  |  claim holds: {summary['verdict']}"
         figure.suptitle(title, fontsize=14, fontweight="bold")
-        left.set_title("Learning curves: mean and one standard deviation over seeds", fontsize=11)
-        left.set_xlabel("training step")
+        what = "At the end of training" if _one_point_each(curves) else "Learning curves"
+        left.set_title(f"{what}: mean and one standard deviation over seeds", fontsize=11)
         left.set_ylabel(summary["claim"]["curve"])
-        if _curves(left, curves, style):
+        if _curves(left, curves, style, "training step"):
             left.legend(loc="best", frameon=True, framealpha=0.9)
         else:
             left.text(0.5, 0.5, "no curve was logged", transform=left.transAxes, ha="center")
@@ -83,10 +83,11 @@ def draw_metrics(path: Path, summary: Mapping[str, Any], metrics: Mapping[str, C
         for axes, (name, curves) in zip(panels.flat, metrics.items(), strict=False):
             _curves(axes, curves, style)
             axes.set_title(name, fontsize=11)
-            handles |= {line.get_label(): line for line in axes.get_lines()}
+            shown, names = axes.get_legend_handles_labels()
+            handles |= dict(zip(names, shown, strict=True))
         for axes in panels.flat[len(metrics) :]:
             axes.set_visible(False)
-        title = f"{summary['claim']['title']}: validation metrics by training step"
+        title = f"{summary['claim']['title']}: every validation metric"
         figure.suptitle(f"{title}\nmean and one standard deviation over seeds", fontsize=11)
         figure.legend(
             handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False
@@ -104,8 +105,34 @@ def _styles(summary: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _curves(axes: Axes, curves: Curves, style: Mapping[str, Mapping[str, Any]]) -> bool:
-    """Draws one curve an arm; whether there was any."""
+def _one_point_each(curves: Curves) -> bool:
+    """Whether each run was evaluated at most once: then there is no curve to see."""
+    return all(len(run) < 2 for runs in curves.values() for run in runs)
+
+
+def _points(axes: Axes, curves: Curves, style: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Draws the runs of each arm in a column of its own; whether there were any."""
+    values = {arm: [v for run in runs for v in run.values()] for arm, runs in curves.items()}
+    values = {arm: found for arm, found in values.items() if found}
+    for column, (arm, found) in enumerate(values.items()):
+        spread = np.std(found, ddof=1) if len(found) > 1 else 0
+        look = style[arm] | {"linestyle": "none"}
+        axes.errorbar(column, np.mean(found), spread, **look, label=arm, markersize=8, capsize=6)
+        beside = np.linspace(0.15, 0.25, len(found))
+        axes.scatter(column + beside, found, s=14, color="#777777", zorder=2)
+    axes.set_xticks([])
+    axes.set_xlim(-0.6, max(len(values), 1) - 0.4)
+    axes.grid(axis="y", alpha=0.25)
+    return bool(values)
+
+
+def _curves(
+    axes: Axes, curves: Curves, style: Mapping[str, Mapping[str, Any]], unit: str = ""
+) -> bool:
+    """Draws one curve an arm, or a column where runs have one point; whether there was any."""
+    if _one_point_each(curves):
+        return _points(axes, curves, style)
+    axes.set_xlabel(unit)
     for arm, runs in curves.items():
         by_step = defaultdict(list)
         for run in runs:
