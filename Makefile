@@ -11,7 +11,7 @@ KILLS ?= 3
 export HYDRA_FULL_ERROR ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce reproduce-all data zoo parity mutants speed chaos report lint test test-all test-slurm coverage clean
+.PHONY: help setup reproduce reproduce-all data zoo parity mutants speed chaos report lint test test-all test-lowest test-newest test-slurm test-ray coverage clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,11 +71,26 @@ test-all: setup  ## every test, the slow ones too
 	@$(BIN)/python -m pytest -n 2 --junitxml=outputs/junit.xml
 
 test-slurm: setup  ## runs, claims and searches through a real SLURM, which starts and ends with the tests
-	@$(BIN)/python -m pytest -o addopts='-ra --strict-markers' -o faulthandler_timeout=3600 tests/slurm --junitxml=outputs/junit-slurm.xml
+	@$(BIN)/python -m pytest -o addopts='-ra --strict-markers' -o faulthandler_timeout=3600 tests/clusters/test_slurm.py --junitxml=outputs/junit-slurm.xml
+
+test-ray: setup  ## sweeps through a Ray cluster on this machine, one of whose processes is killed
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[ray]'
+	@$(BIN)/python -m pytest -o addopts='-ra --strict-markers' tests/clusters/test_ray.py --junitxml=outputs/junit-ray.xml
+
+test-lowest: setup  ## the everyday tests at the lowest version of every dependency that we allow, in .venv-lowest
+	@$(PYTHON) -m venv .venv-lowest
+	@$(BIN)/python -m tests.lowest > .venv-lowest/constraints.txt
+	@.venv-lowest/bin/pip install --quiet --disable-pip-version-check -c .venv-lowest/constraints.txt -e '.[dev]'
+	@.venv-lowest/bin/python -m pytest -n 2 -m 'not slow' --junitxml=outputs/junit-lowest.xml
+
+test-newest: setup  ## the same at the newest, pre-releases admitted, in .venv-newest
+	@$(PYTHON) -m venv .venv-newest
+	@.venv-newest/bin/pip install --quiet --disable-pip-version-check --upgrade --pre -e '.[dev]'
+	@.venv-newest/bin/python -m pytest -n 2 -m 'not slow' --junitxml=outputs/junit-newest.xml
 
 coverage: setup  ## line coverage of shared/ and methods/ by the everyday tests
 	@$(BIN)/python -m pytest -n 2 -m 'not slow' --cov=shared --cov=methods --cov-report=term-missing:skip-covered
 
 clean:  ## remove results, caches and the environment, but not the data
-	@rm -rf outputs multirun $(VENV) .venv-peer .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info .coverage*
+	@rm -rf outputs multirun $(VENV) .venv-peer .venv-lowest .venv-newest .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info .coverage*
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

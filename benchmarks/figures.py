@@ -49,7 +49,8 @@ def read_curves(path: Path, prefix: str = "val/") -> dict[str, dict[int, float]]
 
 
 def draw(path: Path, summary: Mapping[str, Any], curves: Curves) -> None:
-    """Draws to a PNG the learning curves of the claim's metric, and the paired differences."""
+    """Draws to a PNG the learning curves of the claim's metric, or, where runs were evaluated once
+    or never in training, what they are judged by; and the paired differences."""
     style = _styles(summary)
     with plt.rc_context(LOOK):
         figure, (left, right) = plt.subplots(
@@ -57,13 +58,17 @@ def draw(path: Path, summary: Mapping[str, Any], curves: Curves) -> None:
         )
         title = f"{summary['claim']['title']}  |  claim holds: {summary['verdict']}"
         figure.suptitle(title, fontsize=14, fontweight="bold")
-        what = "At the end of training" if _one_point_each(curves) else "Learning curves"
+        claim = summary["claim"]
+        if once := _one_point_each(curves):  # no curve to see
+            found = {arm: (about or {}).get("values", {}) for arm, about in summary["arms"].items()}
+            curves = {arm: [{0: value} for value in of.values()] for arm, of in found.items()}
+        what = "Runs" if once else "Learning curves"
         left.set_title(f"{what}: mean and one standard deviation over seeds", fontsize=11)
-        left.set_ylabel(summary["claim"]["curve"])
+        left.set_ylabel(claim["primary"]["metric"] if once else claim["curve"])
         if _curves(left, curves, style, "training step"):
             left.legend(loc="best", frameon=True, framealpha=0.9)
         else:
-            left.text(0.5, 0.5, "no curve was logged", transform=left.transAxes, ha="center")
+            left.text(0.5, 0.5, "no run has finished", transform=left.transAxes, ha="center")
         _differences(right, summary, style)
         figure.savefig(path)
         plt.close(figure)

@@ -4,7 +4,8 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -64,6 +65,14 @@ def run(
     """Run a program to its end, which must come within so many seconds."""
     with started(command, **options) as process:
         return ended(process, seconds)
+
+
+def until(holds: Callable[[], object], seconds: float) -> None:
+    """Wait until something holds, which must come within so many seconds."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"not so after {seconds:g} s"
+        time.sleep(0.5)
 
 
 @contextmanager

@@ -74,3 +74,20 @@ def test_every_metric_gets_a_panel_of_its_own(tmp_path, monkeypatch, count):
     assert [axes.get_title() for axes in visible] == list(metrics)
     assert all(len(axes.get_lines()) == len(NAMES) for axes in visible)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(NAMES)
+
+
+@pytest.mark.parametrize("points", [0, 1])
+def test_runs_without_a_curve_are_shown_by_what_judges_them(tmp_path, monkeypatch, points):
+    monkeypatch.setattr(plt, "close", lambda figure: None)
+    content = summary(3)
+    content["arms"] = {arm: {"values": {"1": 5.0, "2": 6.0, "3": 7.0}} for arm in NAMES[:2]}
+    curves = {arm: [{99: 50.0}] * 3 if points else [{}] * 3 for arm in NAMES[:2]}
+    draw(tmp_path / "a.png", content, curves)
+    left = plt.gcf().axes[0]
+    drawn = [dots.get_offsets()[:, 1].tolist() for dots in left.collections[1::2]]
+    named = [text.get_text() for text in left.get_legend().get_texts()]
+    monkeypatch.undo()
+    plt.close(plt.gcf())
+    assert left.get_ylabel() == content["claim"]["primary"]["metric"]
+    assert named == list(NAMES[:2])
+    assert drawn == [[5, 6, 7], [5, 6, 7]]

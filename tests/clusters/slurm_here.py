@@ -12,12 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from tests.processes import started
+from tests.processes import started, until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol")
 CONFIG = """\
@@ -138,13 +137,6 @@ def jobs(environment: dict[str, str]) -> list[dict[str, str]]:
     shown = _ask(environment, "scontrol", "show", "job", "-o").splitlines()
     found = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in shown]
     return sorted((job for job in found if "JobId" in job), key=lambda job: int(job["JobId"]))
-
-
-def until(holds: Callable[[], object], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, f"not so after {seconds:g} s"
-        time.sleep(0.5)
 
 
 def _ask(environment: dict[str, str], *command: str) -> str:
