@@ -12,6 +12,7 @@ import platform
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from datetime import UTC, datetime
@@ -59,6 +60,8 @@ def launch() -> None:
     status is 0, `REFUSED`, `FAILED`, `BUSY` or `TERMINATED`, 130 after Ctrl-C."""
     os.environ.setdefault(FULL_ERROR, os.environ.get("HYDRA_FULL_ERROR", "0"))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors arrive here, not on the screen
+    # Of our conf/hydra/launcher/ray.yaml, which has the name of the plugin's own, as users expect.
+    warnings.filterwarnings("ignore", ".*is validated against ConfigStore schema", UserWarning)
     try:
         return _hydra_main()
     except KeyboardInterrupt:

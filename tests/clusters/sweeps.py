@@ -9,7 +9,7 @@ from typing import Any
 from shared.checkpoints.reading import load_checkpoint
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 1200.0  # of a few jobs on a busy machine
+SECONDS = 600.0  # of a few jobs on a busy machine
 SMOKE = ["experiment=comatch/smoke", "logger=csv", "trainer.enable_progress_bar=false"]
 LONG = ["trainer.max_steps=300", "trainer.check_val_every_n_epoch=100", "checkpoint_every=20"]
 

@@ -5,7 +5,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -33,15 +32,19 @@ ON_RAY += ["hydra.launcher.ray.remote.num_cpus=1"]
 def cluster() -> Iterator[None]:
     """A cluster of two processors, as `ray start` gives it, which ends with the tests."""
     pytest.importorskip("ray")
-    command = [str(Path(sys.executable).with_name("ray"))]
+    ray = str(Path(sys.executable).with_name("ray"))
     quiet = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
-    start = ["start", "--head", "--port=0", "--num-cpus=2", "--include-dashboard=false"]
-    begun = run([*command, *start], SECONDS, env=quiet, cwd=ROOT)
-    try:
-        assert begun.returncode == 0, begun.stdout + begun.stderr
+    start = ["start", "--head", "--block", "--port=0", "--num-cpus=2", "--include-dashboard=false"]
+    with started([ray, *start], env=quiet, cwd=ROOT) as process:
+
+        def answers() -> bool:
+            assert process.poll() is None, ended(process, 0).stdout
+            return run([ray, "status"], SECONDS, env=quiet).returncode == 0
+
+        until(answers, 120)
         yield
-    finally:
-        subprocess.run([*command, "stop", "--force"], env=quiet, check=True, capture_output=True)
+        process.terminate()
+        process.wait(60)
 
 
 def workers() -> list[int]:
@@ -77,6 +80,7 @@ def test_a_member_that_fails_is_named_and_the_others_finish(cluster: None, tmp_p
     occupied.mkdir(parents=True)
     (occupied / "last.ckpt").write_bytes(b"no checkpoint")
     done = run(sweep(tmp_path, ON_RAY, "seed=1,2"), SECONDS, cwd=ROOT)
-    assert done.returncode == 1, done.stdout
-    assert "last.ckpt" in done.stderr.splitlines()[-1]
+    assert done.returncode == 2, done.stdout
+    (said,) = (line for line in done.stderr.splitlines() if line.startswith("tenfold: "))
+    assert "runs/2/checkpoints/last.ckpt" in said
     assert results(tmp_path, 1)["status"] == "finished"

@@ -50,9 +50,9 @@ PROMPTS = {"method.prompt", "method.initial.prompter", "source.prompter"}
         (None, "aligned", "misaligned", {"method._target_"}),
         (None, "vtc", "mlm_vtm", {"warm_start.path"}),
         (None, "vtc", "one_frame", {"data.frames", "method.vision.frames"}),
-        ("prompts", "alpro", "aligned_longer", PROMPTS | {"data.steps_per_epoch"}),
-        ("prompts", "alpro", "permuted", {"method._target_"}),
-        ("prompts", "pem", "no_pem", {"warm_start.path"}),
+        ("prompts", "pem", "no_pem", PROMPTS),
+        ("prompts", "pem", "permuted_pem", {"method._target_"}),
+        ("prompts", "no_pem", "no_pem_longer", {"data.steps_per_epoch"}),
     ],
 )
 def test_arms_differ_in_what_they_claim(
@@ -66,4 +66,4 @@ def test_arms_differ_in_what_they_claim(
 def test_the_longer_arm_is_longer_by_the_updates_of_the_prompter() -> None:
     configs = compose_arms(load_claim(claim_path("alpro", "prompts")))
     steps = {name: configs[name].data.steps_per_epoch for name in configs}
-    assert steps["aligned_longer"] == steps["alpro"] + steps["prompter"]
+    assert steps["no_pem_longer"] == steps["no_pem"] + steps["prompter"]
