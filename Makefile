@@ -71,11 +71,11 @@ test-all: setup  ## every test, the slow ones too
 	@$(BIN)/python -m pytest -n 2 --junitxml=outputs/junit.xml
 
 test-slurm: setup  ## runs, claims and searches through a real SLURM, which starts and ends with the tests
-	@$(BIN)/python -m pytest -o addopts='-ra --strict-markers' -o faulthandler_timeout=3600 tests/clusters/test_slurm.py --junitxml=outputs/junit-slurm.xml
+	@$(BIN)/python -m pytest -o addopts='-ra --strict-markers' -o faulthandler_timeout=3600 -m 'not ray' tests/clusters --junitxml=outputs/junit-slurm.xml
 
 test-ray: setup  ## sweeps through a Ray cluster on this machine, one of whose processes is killed
 	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[ray]'
-	@$(BIN)/python -m pytest -o addopts='-ra --strict-markers' tests/clusters/test_ray.py --junitxml=outputs/junit-ray.xml
+	@$(BIN)/python -m pytest -o addopts='-ra --strict-markers' -m ray tests/clusters --junitxml=outputs/junit-ray.xml
 
 test-lowest: setup  ## the everyday tests at the lowest version of every dependency that we allow, in .venv-lowest
 	@$(PYTHON) -m venv .venv-lowest

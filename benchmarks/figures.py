@@ -121,7 +121,7 @@ def _points(axes: Axes, curves: Curves, style: Mapping[str, Mapping[str, Any]]) 
     values = {arm: found for arm, found in values.items() if found}
     for column, (arm, found) in enumerate(values.items()):
         spread = np.std(found, ddof=1) if len(found) > 1 else 0
-        look = style[arm] | {"linestyle": "none"}
+        look = {**style[arm], "linestyle": "none"}
         axes.errorbar(column, np.mean(found), spread, **look, label=arm, markersize=8, capsize=6)
         beside = np.linspace(0.15, 0.25, len(found))
         axes.scatter(column + beside, found, s=14, color="#777777", zorder=2)

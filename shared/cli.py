@@ -23,6 +23,7 @@ tenfold {version}: ten vision, language and code papers, one lab.
   tenfold demo FILE... [images=DIR]          a local page: captions, questions, matches, objects
   tenfold list [METHOD]                      what can be run, with the paper's figures and costs
   tenfold --cfg job experiment=NAME          what a run would use
+  tenfold wandb-sync [FOLDER]                upload to W&B what runs have logged without a network
   tenfold-search index DIR                   search code in plain words: tenfold-search --help
   tenfold-capfilt run INPUT                  caption images and filter texts: tenfold-capfilt --help
   tenfold-detect IMAGES --classes NAMES      objects of classes that you name: tenfold-detect --help
@@ -51,6 +52,10 @@ def main() -> None:
             predict(arguments[1:])
         elif arguments[0] == "demo":
             demo(arguments[1:])
+        elif arguments[0] == "wandb-sync":
+            from shared.training.wandb_sync import main as sync
+
+            sys.exit(sync(arguments[1:]))
         else:
             from shared.overrides import check_overrides
 

@@ -2,8 +2,12 @@
 
 import logging
 import os
+import re
+import resource
 import socket
 import subprocess
+import sys
+from contextlib import suppress
 from logging import FileHandler
 from pathlib import Path
 from typing import Any
@@ -36,3 +40,13 @@ def place() -> dict[str, str | None]:
     handlers = logging.getLogger().handlers
     files = [handler.baseFilename for handler in handlers if isinstance(handler, FileHandler)]
     return {"host": socket.gethostname(), "job": job, "log": next(iter(files), None)}
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had. Linux's `ru_maxrss` counts what it was before it
+    began its program as well, a copy of a perhaps large parent."""
+    with suppress(OSError, ValueError):
+        (peak,) = re.findall(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M)
+        return int(peak) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -39,7 +39,9 @@ from shared.overrides import check_overrides
 from shared.provenance import ROOT, git_state, place
 from shared.training import callbacks, slurm
 from shared.training.allocator import keep_freed_memory
+from shared.training.compiling import compile_blocks
 from shared.training.lightning_internals import leave_requeueing, let_children_end, shortfall
+from shared.training.loggers import WandbLogger, closing
 from shared.training.method import Method
 from shared.training.precision import choose_precision
 from shared.training.run_folder import RunBusyError, RunError, RunFolder, hash_config, read_config
@@ -182,72 +184,84 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         log.info("%s", official.warm_start(module, cfg.warm_start.path, cfg.warm_start.kind))
     if cfg.official_checkpoint:
         log.info("%s", official.load(module, cfg.official_checkpoint))
-    resumed = folder.last.exists()
-    try:
-        if not cfg.evaluate_only:
-            if resumed:
-                log.info("continuing from %s", folder.last)
-            trainer.fit(module, datamodule=datamodule, ckpt_path=folder.last if resumed else None)
-        tested = trainer.test(module, datamodule=datamodule, verbose=False)
-        metrics = tested[0] if tested else {}  # data without a test split have nothing to test
-    except SystemExit as end:  # as Lightning passes a signal on
-        if isinstance(end, SIGTERMException):
-            let_children_end()
-            raise SystemExit(TERMINATED) from end
-        if isinstance(end.__context__, KeyboardInterrupt):
-            raise SystemExit(128 + signal.SIGINT) from end
-        raise
-    except Exception as error:
-        if checkpoint.terminated:  # another process has left a collective that this one was in
-            let_children_end()
-            raise SystemExit(TERMINATED) from error
-        if throughput.steps and isinstance(error, REFUSALS):
-            error.add_note(f"traceback: {folder.error}")
-        raise
-    finally:
-        for logger in loggers:
-            getattr(logger, "close", lambda: None)()
+    if backend := cfg.trainer.get("compile"):
+        log.info("%d blocks will be compiled", compile_blocks(module, backend))
+    with closing(loggers):
+        resumed = folder.last.exists()
+        of_wandb = [logger for logger in loggers if isinstance(logger, WandbLogger)]
+        for logger in of_wandb:
+            logger.begin(resolved)
+        try:
+            if not cfg.evaluate_only:
+                last = folder.last if resumed else None
+                if resumed:
+                    log.info("continuing from %s", last)
+                trainer.fit(module, datamodule=datamodule, ckpt_path=last)
+            tested = trainer.test(module, datamodule=datamodule, verbose=False)
+            metrics = tested[0] if tested else {}  # data without a test split have nothing to test
+        except SystemExit as end:  # as Lightning passes a signal on
+            if isinstance(end, SIGTERMException):
+                let_children_end()
+                raise SystemExit(TERMINATED) from end
+            if isinstance(end.__context__, KeyboardInterrupt):
+                raise SystemExit(128 + signal.SIGINT) from end
+            raise
+        except Exception as error:
+            if checkpoint.terminated:  # another process has left a collective that this one was in
+                let_children_end()
+                raise SystemExit(TERMINATED) from error
+            if throughput.steps and isinstance(error, REFUSALS):
+                error.add_note(f"traceback: {folder.error}")
+            raise
 
-    missing = shortfall(trainer, fitted=not cfg.evaluate_only)
-    results = {
-        "schema": 1,
-        "status": "stopped" if missing else "finished",
-        "reason": missing,
-        "method": type(module).__module__.split(".")[1],
-        "experiment": cfg.name,
-        "arm": cfg.arm,
-        "seed": cfg.seed,
-        "metrics": metrics,
-        "resumed": resumed,  # then the figures below cover the last process only
-        "wall_seconds": time.perf_counter() - wall,
-        "cpu_seconds": time.process_time() - cpu,
-        "samples_per_second": throughput.samples_per_second,
-        "peak_memory_mb": callbacks.peak_memory_mb(),
-        "precision": precision,
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-        **git_state(),
-        "config_hash": config_hash,
-        "claim": resolved["claim"],
-        "data": data,
-        "paper": resolved["paper"],
-        **start,
-        "started": started.isoformat(),
-        "finished": datetime.now(UTC).isoformat(),
-    }
-    if trainer.is_global_zero:
-        folder.claim(resolved)
-        folder.finish(results)
-        said = f"stopped ({missing})" if missing else "finished"
-        log.info("%s: %s (%s)", said, folder.path, _short(metrics))
+        missing = shortfall(trainer, fitted=not cfg.evaluate_only)
+        results = {
+            "schema": 1,
+            "status": "stopped" if missing else "finished",
+            "reason": missing,
+            "method": type(module).__module__.split(".")[1],
+            "experiment": cfg.name,
+            "arm": cfg.arm,
+            "seed": cfg.seed,
+            "metrics": metrics,
+            "resumed": resumed,  # then the figures below cover the last process only
+            "wall_seconds": time.perf_counter() - wall,
+            "cpu_seconds": time.process_time() - cpu,
+            "samples_per_second": throughput.samples_per_second,
+            "peak_memory_mb": callbacks.peak_memory_mb(),
+            "precision": precision,
+            "threads": torch.get_num_threads(),
+            "versions": versions(),
+            **git_state(),
+            "config_hash": config_hash,
+            "claim": resolved["claim"],
+            "data": data,
+            "paper": resolved["paper"],
+            **start,
+            "started": started.isoformat(),
+            "finished": datetime.now(UTC).isoformat(),
+        }
+        if trainer.is_global_zero:
+            folder.claim(resolved)
+            folder.finish(results)
+            for logger in of_wandb:
+                logger.keep_files()
+            said = f"stopped ({missing})" if missing else "finished"
+            log.info("%s: %s (%s)", said, folder.path, _short(metrics))
     return results
 
 
 def build_trainer(config: Any, **further: Any) -> pl.Trainer:
-    """The trainer that conf/trainer describes; ValueError if it names another class."""
+    """The trainer that conf/trainer describes; ValueError if it names another class, or a strategy
+    that shares out weights."""
     if OmegaConf.is_config(config):
         config = OmegaConf.to_container(config, resolve=True)
     arguments = {**config, **further}
+    arguments.pop("compile", None)  # the module's blocks
+    strategy = str(arguments.get("strategy", "auto"))
+    if strategy != "auto" and not strategy.startswith("ddp"):
+        said = f"trainer.strategy={strategy}: momentum copies and queues need whole weights"
+        raise ValueError(f"{said}, and the largest network of a row fits a GPU; take ddp")
     if (target := arguments.pop("_target_", None)) != "pytorch_lightning.Trainer":
         raise ValueError(f"trainer._target_={target}: only pytorch_lightning.Trainer trains here")
     return applied(pl.Trainer, arguments)

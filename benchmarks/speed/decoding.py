@@ -5,12 +5,12 @@ with the decoder's library.
 """
 
 import json
-import resource
 import sys
 from pathlib import Path
 from time import perf_counter
 
 from shared.data.readers.videos import decoder, read_frames
+from shared.provenance import peak_bytes
 
 
 def decoded(folder: Path, name: str) -> tuple[float, float]:
@@ -21,8 +21,7 @@ def decoded(folder: Path, name: str) -> tuple[float, float]:
     started = perf_counter()
     for path in paths:
         read_frames(path, lambda count: range(0, count, max(1, count // 4))[:4], name)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return len(paths) / (perf_counter() - started), peak
+    return len(paths) / (perf_counter() - started), peak_bytes() / 2**20
 
 
 if __name__ == "__main__":

@@ -115,11 +115,11 @@ class Pretraining(ImageTextMethod):
         own = torch.arange(size, device=ids.device)
         masked_ids, labels = self.mask(ids)
 
-        # Clean and masked texts pass the text layers together, and the layers above with the video.
+        # Clean and masked texts pass the text layers together.
         video_tokens, video = self.encoders.encode_image(clips)
         masks = torch.cat([mask, mask])
         tokens, features = self.encoders.encode_text(torch.cat([ids, masked_ids]), masks)
-        text_tokens, text = tokens[:size], features[:size]
+        (text_tokens, masked_tokens), text = tokens.chunk(2), features[:size]
         (context,) = text_encoder.project(video_tokens)
 
         loss_vtc = self.contrast(video, self.contrasted_texts(text))
@@ -127,16 +127,16 @@ class Pretraining(ImageTextMethod):
         negatives = self.contrast.negatives(self.matching, video, text, draws)
         video_of_text, text_of_video = negatives
 
-        fused = text_encoder.fuse(tokens, masks, [context.rows(own.repeat(2))])
-        pairs, predicted = fused.chunk(2)
+        pairs = text_encoder.fuse(text_tokens, mask, [context])
+        predicted = text_encoder.fuse(masked_tokens, mask, [context], leading=ids.shape[1])
         texts = torch.cat([text_tokens, text_tokens[text_of_video]])
         masks = torch.cat([mask, mask[text_of_video]])
         rows = context.rows(torch.cat([video_of_text, own]))
-        wrong = text_encoder.fuse(texts, masks, [rows], first_only=True)
+        wrong = text_encoder.fuse(texts, masks, [rows], leading=1)
         matched = self.matching.head(torch.cat([pairs[:, 0], wrong[:, 0]]))
 
         selected = labels != IGNORED
-        words = self.encoders.predict_words(predicted[:, : ids.shape[1]][selected])
+        words = self.encoders.predict_words(predicted[selected])
         losses = {
             "loss_mlm": masked_lm_loss(words, labels[selected]),
             "loss_vtm": matching_loss(matched, size),

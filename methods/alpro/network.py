@@ -57,18 +57,18 @@ class JointTransformer(TextTransformer):
         hidden: Tensor,
         mask: Tensor,
         context: Sequence[Any],
-        first_only: bool = False,
+        leading: int | None = None,
         has_read: bool = False,
     ) -> Tensor:
         """Hidden states (B, L, D) and a context of B / r videos, each for r consecutive texts ->
-        (B, L + 1 + N, D), or (B, 1, D) of the first token if `first_only`."""
+        (B, L + 1 + N, D), or so many `leading` tokens of it."""
         (video,) = context
         tokens = video.tokens
         if len(tokens) != len(hidden):
             tokens = tokens.repeat_interleave(len(hidden) // len(tokens), dim=0)
         seen = torch.cat([mask.bool(), mask.new_ones(tokens.shape[:2]).bool()], dim=1)
         both = torch.cat([hidden, tokens.to(hidden.dtype)], dim=1)
-        return self.run(both, seen, start=self.fusion_layer, first_only=first_only)
+        return self.run(both, seen, start=self.fusion_layer, leading=leading)
 
 
 class VideoTextEncoders(ImageTextEncoders):

@@ -38,7 +38,7 @@ class QuestionNetwork(nn.Module):
         """(B, T, 3, S, S) and (B, L) -> logits (B, A)."""
         context = self.text_encoder.project(self.visual_encoder(clips))
         hidden = self.text_encoder.encode(ids, mask)
-        fused = self.text_encoder.fuse(hidden, mask, context, first_only=True)
+        fused = self.text_encoder.fuse(hidden, mask, context, leading=1)
         return self.classifier(fused[:, 0])
 
 

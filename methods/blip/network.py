@@ -55,7 +55,7 @@ class MixtureEncoders(ImageTextEncoders):
     def encode_text(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, L) -> ids (B, L) by which the text is read with an image, and unit-norm features
         (B, E) of the text by itself."""
-        alone = self.text_encoder.encode(ids, mask, first_only=True, alone=True)
+        alone = self.text_encoder.encode(ids, mask, leading=1, alone=True)
         return opened(ids, self.enc_id), unit_norm(self.text_proj(alone[:, 0]))
 
     def read_text(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -122,4 +122,4 @@ class PairNetwork(nn.Module):
         """(2 B, 3, S, S), first images before second ones, and (B, L) -> logits (B, classes)."""
         context = self.text_encoder.project(self.visual_encoder(images))
         hidden = self.text_encoder.embeddings(opened(ids, self.enc_id))
-        return self.classifier(self.text_encoder.fuse(hidden, mask, context, first_only=True)[:, 0])
+        return self.classifier(self.text_encoder.fuse(hidden, mask, context, leading=1)[:, 0])

@@ -50,7 +50,7 @@ class CodeEncoder(nn.Module):
 
     def first(self, ids: Tensor, mask: Tensor, types: Tensor | None = None) -> Tensor:
         """(B, d) the last hidden state of the first token; the last layer computes no other."""
-        return self.text.encode(ids, mask, types, first_only=True)[:, 0]
+        return self.text.encode(ids, mask, types, leading=1)[:, 0]
 
     def freeze(self, layers: int) -> None:
         """Train neither the embeddings nor the first `layers` layers; 0 freezes nothing."""

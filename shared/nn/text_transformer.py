@@ -213,14 +213,14 @@ class TransformerLayer(nn.Module):
         hidden: Tensor,
         mask: Tensor,
         context: Context | None = None,
-        first_only: bool = False,
+        leading: int | None = None,
         has_read: bool = False,
         past: Past | None = None,
     ) -> Tensor:
-        """(B, L, D) -> (B, L, D), of the first token alone if `first_only`; with `has_read` the
-        hidden states went through the layer's self-attention already; without a context
-        cross-attention is skipped. Tokens also attend to those of the `past`, which they join."""
-        asking = hidden[:, :1] if first_only else hidden
+        """(B, L, D) -> (B, L, D), or so many `leading` tokens of it; with `has_read` the hidden
+        states went through the layer's self-attention already; without a context cross-attention is
+        skipped. Tokens also attend to those of the `past`, which they join."""
+        asking = hidden[:, :leading]
         if not has_read:
             read = self.self_attention.project(hidden)
             if past is not None:
@@ -371,33 +371,33 @@ class TextTransformer(nn.Module):
         ids: Tensor,
         mask: Tensor,
         types: Tensor | None = None,
-        first_only: bool = False,
+        leading: int | None = None,
         alone: bool = False,
     ) -> Tensor:
         """Embeddings and the layers without cross-attention ("text" mode), or with `alone` all
-        layers, their cross-attention skipped: (B, L, D). With `first_only` the last layer of all
-        computes the first token alone."""
+        layers, their cross-attention skipped: (B, L, D). The last layer of all computes so many
+        `leading` tokens alone, if not all are wanted."""
         if self.fusion_layer == 0 and not alone:
             raise ValueError(
                 "every layer has cross-attention: encode a text by itself with alone=True, or call "
                 "the model with a context"
             )
         stop = None if alone else self.fusion_layer
-        return self.run(self.embeddings(ids, types), mask, stop=stop, first_only=first_only)
+        return self.run(self.embeddings(ids, types), mask, stop=stop, leading=leading)
 
     def fuse(
         self,
         hidden: Tensor,
         mask: Tensor,
         context: Sequence[Context],
-        first_only: bool = False,
+        leading: int | None = None,
         has_read: bool = False,
     ) -> Tensor:
         """The layers with cross-attention ("fusion" mode), from hidden states (B, L, D) on, those
-        that `read` gave if `has_read`; `first_only` lets the last compute the first token alone."""
+        that `read` gave if `has_read`; the last computes so many `leading` tokens alone."""
         if not self.fusion_layers:
             raise ValueError("no layer has cross-attention: there is nothing to fuse with")
-        return self.run(hidden, mask, context, self.fusion_layer, None, first_only, has_read)
+        return self.run(hidden, mask, context, self.fusion_layer, None, leading, has_read)
 
     def run(
         self,
@@ -406,7 +406,7 @@ class TextTransformer(nn.Module):
         context: Sequence[Context] | None = None,
         start: int = 0,
         stop: int | None = None,
-        first_only: bool = False,
+        leading: int | None = None,
         has_read: bool = False,
         past: Sequence[Past] = (),
     ) -> Tensor:
@@ -425,7 +425,8 @@ class TextTransformer(nn.Module):
         for layer, read in zip(layers, pasts, strict=True):
             fuses = context is not None and layer.cross_attention is not None
             seen = next(contexts) if fuses else None
-            hidden = layer(hidden, visible, seen, first_only and layer is last, has_read, read)
+            wanted = leading if layer is last else None
+            hidden = layer(hidden, visible, seen, wanted, has_read, read)
             has_read = False
         return hidden
 

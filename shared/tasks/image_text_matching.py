@@ -92,7 +92,7 @@ class ImageTextMatching(nn.Module):
         rows = torch.cat([own, image_of_text, own])
         context = text_encoder.project(image_tokens)
         picked = [key_value.rows(rows) for key_value in context]
-        matched = text_encoder.fuse(texts, masks, picked, first_only=True, has_read=True)[:, 0]
+        matched = text_encoder.fuse(texts, masks, picked, leading=1, has_read=True)[:, 0]
         return matched, [key_value.rows(slice(len(own))) for key_value in context]
 
     def logits(
@@ -110,5 +110,5 @@ class ImageTextMatching(nn.Module):
     ) -> Tensor:
         """As `logits`, from what `project` made of the images and `read` of the texts; quicker,
         since the last layer computes the class tokens alone."""
-        fused = text_encoder.fuse(read, mask, context, first_only=True, has_read=True)
+        fused = text_encoder.fuse(read, mask, context, leading=1, has_read=True)
         return self.head(fused[:, 0])

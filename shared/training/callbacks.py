@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-import resource
 import signal
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -27,6 +25,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from shared.distributed import gather_objects
+from shared.provenance import peak_bytes
 from shared.training import lightning_internals as internals
 from shared.training.loggers import CsvLogger
 
@@ -248,8 +247,7 @@ def peak_memory_mb() -> float:
     """Peak of this process in MB (1e6 bytes): the GPU allocator's if one is used, else resident."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
+    return peak_bytes() / 1e6
 
 
 def _rows(batch: Any) -> int:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import re
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zer
 from shared.files import open_own, open_regular, replacing
 
 HEADER = ("step", "epoch", "metric", "value")
+FILES = ("config.yaml", "results.json", "metrics.csv", "error.txt", "*.png")  # of a run's folder
 MODES = ("online", "offline", "disabled")  # of W&B
 
 
@@ -77,7 +79,7 @@ class CsvLogger(Logger):
         """Close the file between stages; the next metric opens it again."""
         self.close()
 
-    def close(self) -> None:
+    def close(self, exit_code: int = 0) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -127,12 +129,14 @@ class WandbLogger(Logger):
     """Weights & Biases, switched off for the rest of the run by whatever goes wrong in it.
 
     W&B uploads in a process of its own, so a slow network delays no step. A missing package gives
-    one notice, any exception one warning. A run that is started again continues the same W&B run.
+    one notice, any exception one warning. A run that is started again continues the same W&B run,
+    whose id was drawn when it began and stands in the file ``wandb-id`` of its folder.
 
     Args:
         output_dir: W&B's files go to the folder ``wandb`` in it.
         mode: one of W&B's, or "auto": online where an API key is set, else offline.
         patience: seconds to wait for W&B at the start and at the end of the run.
+        checkpoint: whether the last checkpoint is an artifact, too, as are config and results.
     """
 
     name, version = "wandb", ""
@@ -146,6 +150,7 @@ class WandbLogger(Logger):
         project: str = "tenfold",
         mode: str = "auto",
         patience: float = 30.0,
+        checkpoint: bool = False,
     ) -> None:
         super().__init__()
         if mode not in ("auto", *MODES):
@@ -155,25 +160,29 @@ class WandbLogger(Logger):
             mode = os.environ.get("WANDB_MODE") or automatic
         self.mode = mode if mode in MODES else "offline"
         self.patience = patience
-        self._folder = Path(output_dir).resolve()
-        self.version = hashlib.sha256(str(self._folder).encode()).hexdigest()[:16]
+        self._folder, self._checkpoint = Path(output_dir).resolve(), checkpoint
         self._arguments: dict[str, Any] = {  # of wandb.init
             "project": project,
             "group": experiment,
             "job_type": arm,
             "name": f"{experiment} {arm} seed {seed}",
             "tags": [experiment.split("/")[0], experiment, arm, f"seed{seed}"],
-            "id": self.version,
             "dir": str(self._folder),
             "config": {},
         }
         self._run: Any = None
         self._off = self.mode == "disabled"
 
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: `begin` is given the whole config."""
+
     @rank_zero_only
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        values = params if isinstance(params, dict) else vars(params)
-        self._arguments["config"].update(values)
+    def begin(self, config: Mapping[str, Any]) -> None:
+        """Start the W&B run, before training, with the resolved config of the run."""
+        self._arguments["config"] = dict(config)
+        if not self._off:
+            with self._guard():
+                self._run = self._start()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -186,12 +195,27 @@ class WandbLogger(Logger):
             finite = {k: float(v) for k, v in metrics.items() if math.isfinite(float(v))}
             self._run.log(finite if step is None else {**finite, "step": step})
 
-    def close(self) -> None:
-        """Finish the W&B run; waits ``patience`` seconds at most. Call it once the run is over."""
+    @rank_zero_only
+    def keep_files(self) -> None:
+        """Hand config, results, metrics and pictures of the run's folder to W&B as an artifact."""
+        if self._off or self._run is None:
+            return
+        with self._guard():
+            import wandb
+
+            artifact = wandb.Artifact(f"run-{self._run.id}", type="run")
+            wanted = [*FILES, *(["checkpoints/last.ckpt"] if self._checkpoint else [])]
+            for path in sorted(p for pattern in wanted for p in self._folder.glob(pattern)):
+                if path.is_file() and not path.is_symlink():
+                    artifact.add_file(str(path), name=path.relative_to(self._folder).as_posix())
+            self._run.log_artifact(artifact)
+
+    def close(self, exit_code: int = 0) -> None:
+        """Finish the W&B run with the exit status of ours; waits ``patience`` seconds at most."""
         run, self._run = self._run, None
         with self._guard():
             if run is not None and not self._off:
-                run.finish(exit_code=0)
+                run.finish(exit_code=exit_code)
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
@@ -220,6 +244,7 @@ class WandbLogger(Logger):
         known = wandb.Settings.model_fields  # older versions lack some
         settings = wandb.Settings(**{k: v for k, v in wanted.items() if k in known})
         arguments: Any = {**self._arguments, "settings": settings, "mode": self.mode}
+        arguments["id"] = self.version = _id_of(self._folder / "wandb-id")
         if self.mode == "online":  # offline, the same id alone continues a run
             arguments["resume"] = "allow"
         try:
@@ -232,3 +257,30 @@ class WandbLogger(Logger):
             run = wandb.init(**{**arguments, "mode": "offline", "resume": None})
         run.define_metric("*", step_metric="step")
         return run
+
+
+def _id_of(path: Path) -> str:
+    """The id of the W&B run of a folder: drawn once, so that no two users' runs share one."""
+    with suppress(OSError, UnicodeDecodeError), open_regular(path) as file:
+        if re.fullmatch("[0-9a-f]{16}", found := file.read(17).decode()):
+            return found
+    drawn = secrets.token_hex(8)
+    with replacing(path) as file:
+        file.write(drawn.encode())
+    return drawn
+
+
+@contextmanager
+def closing(loggers: Sequence[Logger]) -> Iterator[None]:
+    """Close the loggers with the exit status that the block ends with."""
+    status = 1
+    try:
+        yield
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+        raise
+    finally:
+        for logger in loggers:
+            if isinstance(logger, CsvLogger | WandbLogger):
+                logger.close(status)

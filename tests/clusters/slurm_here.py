@@ -50,10 +50,12 @@ ReturnToService=2
 KillWait=5
 MinJobAge=3600
 JobRequeue=1
-NodeName=DEFAULT Sockets=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=64000
+GresTypes=gpu
+NodeName=DEFAULT Sockets=1 CoresPerSocket=8 ThreadsPerCore=1 RealMemory=64000 Gres=gpu:8
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]}
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]}
 PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
+PartitionName=gpu Nodes=n1,n2 State=UP
 PartitionName=low Nodes=n2 PriorityTier=1 GraceTime=300 State=UP
 PartitionName=high Nodes=n2 PriorityTier=10 PreemptMode=OFF State=UP
 """
@@ -95,6 +97,7 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     config = folder / "slurm.conf"
     config.write_text(CONFIG.format(host=host, folder=folder, ports=ports))
     (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
+    (folder / "gres.conf").write_text("Name=gpu Count=8\n")  # counted, nowhere to be found
     (folder / "bin").mkdir()
     (folder / "bin/sacct").write_text(SACCT.format(python=sys.executable))
     (folder / "bin/sacct").chmod(0o755)

@@ -1,12 +1,17 @@
 """metrics.csv is whole after every accident; W&B is never in the way."""
 
+import os
+import re
 import sys
 import textwrap
 import types
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
-from shared.training.loggers import CsvLogger, WandbLogger, read_metrics
+from shared.training import wandb_sync
+from shared.training.loggers import CsvLogger, WandbLogger, closing, read_metrics
 from tests.processes import run
 
 HEADER = "step,epoch,metric,value\n"
@@ -79,9 +84,21 @@ def test_continuing_drops_later_rows_atomically(tmp_path, monkeypatch):
         read_metrics(path)
 
 
+class FakeArtifact(dict):
+    def __init__(self, name, type):
+        self.about = (name, type)
+
+    def add_file(self, path, name):
+        self[name] = Path(path).read_bytes()
+
+
 class FakeRun:
     def __init__(self, fail_at=None):
-        self.rows, self.fail_at, self.finished = [], fail_at, False
+        self.rows, self.fail_at, self.status, self.artifacts = [], fail_at, None, []
+        self.id = "abc"
+
+    def log_artifact(self, artifact):
+        self.artifacts.append(artifact)
 
     def define_metric(self, *_, **__):
         pass
@@ -92,7 +109,7 @@ class FakeRun:
         self.rows.append(metrics)
 
     def finish(self, exit_code=None):
-        self.finished = True
+        self.status = exit_code
 
 
 @pytest.fixture
@@ -113,7 +130,7 @@ def fake(monkeypatch):
             raise error
         return module.run
 
-    module.Settings, module.init = Settings, init
+    module.Settings, module.init, module.Artifact = Settings, init, FakeArtifact
     monkeypatch.setitem(sys.modules, "wandb", module)
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
@@ -134,21 +151,63 @@ def log_some(*loggers):
 
 def test_runs_are_grouped_by_method_experiment_arm_and_seed(tmp_path, fake):
     logger = logger_in(tmp_path, patience=8.0)
-    logger.log_hyperparams({"lr": 0.1})
+    logger.begin({"claim": {"hash": "1f"}, "start": {"world_size": 2}})
+    assert len(fake.calls) == 1  # before anything is logged
     log_some(logger)
     logger.close()
     (call,) = fake.calls
     expected = {
         "mode": "offline", "project": "tenfold", "group": "comatch/mini", "job_type": "fixmatch",
-        "tags": ["comatch", "comatch/mini", "fixmatch", "seed3"], "config": {"lr": 0.1},
-        "id": logger_in(tmp_path).version,
+        "tags": ["comatch", "comatch/mini", "fixmatch", "seed3"],
+        "id": (tmp_path / "wandb-id").read_text(),
+        "config": {"claim": {"hash": "1f"}, "start": {"world_size": 2}},
     }  # fmt: skip
     assert {key: call[key] for key in expected} == expected
     assert call["settings"].values == {"init_timeout": 4.0, "finish_timeout": 8.0}  # bounded
-    assert fake.run.finished
+    assert fake.run.status == 0
     assert fake.run.rows[2] == {"train/loss": 2.0, "epoch": 0.0, "step": 2}
     assert (logger.name, logger.version) == ("wandb", call["id"])
-    assert logger.version != logger_in(tmp_path / "other").version
+
+
+def test_the_id_is_drawn_once_for_a_folder_and_nothing_else_in_its_file_counts(tmp_path, fake):
+    for _ in range(2):
+        log_some(logger_in(tmp_path / "one"))
+    log_some(logger_in(tmp_path / "two"))
+    first, again, other = (call["id"] for call in fake.calls)
+    assert first == again != other
+    for text in (b"../../elsewhere", b"0" * 4000, b"\xff" * 16, b""):
+        (tmp_path / "one/wandb-id").write_bytes(text)
+        log_some(logger_in(tmp_path / "one"))
+        assert re.fullmatch("[0-9a-f]{16}", fake.calls[-1]["id"])
+        assert fake.calls[-1]["id"] not in (first, "0" * 16)
+
+
+def test_a_run_ends_in_wandb_as_it_ends(tmp_path, fake):
+    for end, status in ((None, 0), (ValueError(), 1), (SystemExit(143), 143), (SystemExit("x"), 1)):
+        logger = logger_in(tmp_path)
+        logger.begin({})
+        with suppress(ValueError, SystemExit), closing([logger]):
+            if end:
+                raise end
+        assert fake.run.status == status
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_what_a_run_leaves_is_an_artifact(tmp_path, fake, checkpoint):
+    for name in ("config.yaml", "results.json", "a.png", "checkpoints/last.ckpt", "private.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "b.png").symlink_to(tmp_path / "private.txt")
+    logger = logger_in(tmp_path, checkpoint=checkpoint)
+    logger.keep_files()
+    assert not fake.run.artifacts  # nothing has begun
+    logger.begin({})
+    logger.keep_files()
+    (artifact,) = fake.run.artifacts
+    assert artifact.about == ("run-abc", "run")
+    wanted = {"config.yaml", "results.json", "a.png"}
+    assert set(artifact) == wanted | ({"checkpoints/last.ckpt"} if checkpoint else set())
+    assert all(content == name.encode() for name, content in artifact.items())
 
 
 @pytest.mark.parametrize(
@@ -213,23 +272,72 @@ def test_values_that_json_cannot_hold_are_left_out(tmp_path, fake):
     assert fake.run.rows == [{"b": 1.0}]
 
 
-@pytest.mark.slow
-def test_real_offline_run_is_written_and_continued_without_hanging(tmp_path):
-    """The package itself, twice in one folder, in a process that must end by itself."""
+def run_of_the_package(folder, environment, mode):
+    """Two runs in one folder by the package itself, in a process that must end by itself."""
     pytest.importorskip("wandb")
     script = f"""
+        import pathlib
         from shared.training.loggers import WandbLogger
+        folder = pathlib.Path(r"{folder}")
+        (folder / "config.yaml").write_text("seed: 1")
         for _ in range(2):
-            logger = WandbLogger(r"{tmp_path}", "comatch/mini", "comatch", 1, mode="offline")
+            logger = WandbLogger(folder, "comatch/mini", "comatch", 1, mode="{mode}", patience=20)
+            logger.begin({{"seed": 1, "claim": {{"hash": "1f"}}}})
             for step in range(3):
-                logger.log_metrics({{"train/loss": 1.0, "epoch": 0}}, step)
-            logger.close()
+                logger.log_metrics({{"train/loss": 0.625, "epoch": 0}}, step)
+            logger.keep_files()
+            logger.close(3)
             print("broken" if logger._off else "fine", logger.version)
     """
-    done = run([sys.executable, "-W", "error", "-c", textwrap.dedent(script)], 300)
+    given = {**os.environ, "WANDB_DATA_DIR": str(folder / "data"), **environment}
+    given |= {"WANDB_CACHE_DIR": str(folder / "cache"), "WANDB_CONFIG_DIR": str(folder / "config")}
+    done = run([sys.executable, "-c", textwrap.dedent(script)], 300, env=given)
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first == second
     assert first.startswith("fine")
-    runs = list((tmp_path / "wandb").glob("offline-run-*"))
-    assert {folder.name.rpartition("-")[2] for folder in runs} == {first.split()[1]}
+    runs = list((folder / "wandb").glob("offline-run-*"))
+    assert {path.name.rpartition("-")[2] for path in runs} == {first.split()[1]}
+    return b"".join(path.read_bytes() for path in (folder / "wandb").rglob("offline-run-*/*.wandb"))
+
+
+@pytest.mark.slow
+def test_a_real_offline_run_is_written_and_continued_without_hanging(tmp_path):
+    written = run_of_the_package(tmp_path, {}, "offline")
+    assert all(text in written for text in (b"train/loss", b"0.625", b"claim", b"config.yaml"))
+
+
+@pytest.mark.slow
+def test_a_key_without_a_network_keeps_the_history(tmp_path):
+    nowhere = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    written = run_of_the_package(tmp_path, nowhere, "auto")
+    assert all(text in written for text in (b"train/loss", b"0.625", b"claim", b"config.yaml"))
+
+
+def test_what_is_not_uploaded_is_handed_to_wandb(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def called(command, check):
+        calls.append(command)
+        return types.SimpleNamespace(returncode=3)
+
+    monkeypatch.setattr(wandb_sync.subprocess, "run", called)
+    monkeypatch.setattr(wandb_sync, "find_spec", lambda _: True)
+    for name in ("a/seed1", "a/seed2"):
+        (tmp_path / name / "wandb/offline-run-1-x").mkdir(parents=True)
+    (tmp_path / "a/seed1/wandb/offline-run-1-x/run-x.wandb.synced").touch()
+    assert wandb_sync.main([str(tmp_path)]) == 3
+    assert calls[0][1:] == ["-m", "wandb", "sync", str(tmp_path / "a/seed2/wandb/offline-run-1-x")]
+    (tmp_path / "a/seed2/wandb/offline-run-1-x/run-x.wandb.synced").touch()
+    assert wandb_sync.main([str(tmp_path)]) == 0
+    assert len(calls) == 1
+    assert "2 offline runs" in capsys.readouterr().out
+
+
+def test_no_folder_and_no_package_are_named(tmp_path, monkeypatch, capsys):
+    assert wandb_sync.main([str(tmp_path / "nowhere")]) == 2
+    assert "nowhere: no folder; tenfold wandb-sync [FOLDER]" in capsys.readouterr().err
+    (tmp_path / "wandb/offline-run-1-x").mkdir(parents=True)
+    monkeypatch.setattr(wandb_sync, "find_spec", lambda _: None)
+    assert wandb_sync.main([str(tmp_path)]) == 2
+    assert "pip install 'tenfold[wandb]'" in capsys.readouterr().err

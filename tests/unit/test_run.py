@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from torch import nn
 
 from benchmarks.launch import Run
 from shared import run as entry
@@ -239,3 +240,28 @@ def test_the_first_process_measures_the_precision_of_all(smoke, tmp_path, monkey
     assert entry.resolve_precision(config) == "32-true"
     with pytest.raises(entry.RunError, match="has measured nothing"):
         folder.agreed_precision("of another start", patience=0.3)
+
+
+def test_blocks_are_compiled_and_learn_the_same(smoke, tmp_path, monkeypatch):
+    compiled = []
+    plain = nn.Module.compile
+    monkeypatch.setattr(
+        nn.Module, "compile", lambda block, **how: compiled.append(how) or plain(block, **how)
+    )
+    whole = entry.run(smoke())
+    assert not compiled
+    same = entry.run(smoke("+trainer.compile=aot_eager", f"output_dir={tmp_path / 'compiled'}"))
+    assert compiled
+    assert {how["backend"] for how in compiled} == {"aot_eager"}
+    assert same["metrics"] == pytest.approx(whole["metrics"], abs=5)
+    names = [
+        set(load_checkpoint(tmp_path / folder / "checkpoints/last.ckpt")["state_dict"])
+        for folder in ("run", "compiled")
+    ]
+    assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("strategy", ["fsdp", "deepspeed_stage_2"])
+def test_strategies_that_share_out_weights_are_refused(smoke, strategy):
+    with pytest.raises(ValueError, match=f"trainer.strategy={strategy}: momentum copies and"):
+        entry.run(smoke(f"trainer.strategy={strategy}"))

@@ -140,22 +140,23 @@ def test_all_layers(causal: bool) -> None:
     assert_rows(found, mask, [written_out(model, row, image, causal) for row, image in rows])
 
 
+@pytest.mark.parametrize("count", [1, 4])
 @pytest.mark.parametrize("fusing", [True, False])
-def test_the_first_token_alone(fusing: bool) -> None:
+def test_leading_tokens_alone(fusing: bool, count: int) -> None:
     """Quicker, with the same gradients; also where texts share a context, or where there is none.
     Below layers with cross-attention all tokens are needed."""
     model = transformer(**{} if fusing else NO_CONTEXT)
     (ids, mask), images = texts(4), contexts(2)
     gradients = []
-    for first_only in (False, True):
+    for leading in (None, count):
         model.zero_grad()
-        hidden = model.encode(ids, mask, first_only=first_only)
+        hidden = model.encode(ids, mask, leading=leading)
         if fusing:
             assert hidden.shape == (4, 6, WIDTH)
-            hidden = model.fuse(hidden, mask, model.project(images), first_only=first_only)
-        assert hidden.shape == (4, 1 if first_only else 6, WIDTH)
-        hidden[:, 0].square().sum().backward()
-        gradients.append([hidden[:, 0], *(p.grad for p in model.parameters())])
+            hidden = model.fuse(hidden, mask, model.project(images), leading=leading)
+        assert hidden.shape == (4, leading or 6, WIDTH)
+        hidden[:, :count].square().sum().backward()
+        gradients.append([hidden[:, :count], *(p.grad for p in model.parameters())])
     for whole, first in zip(*gradients, strict=True):
         torch.testing.assert_close(first, whole)
 
@@ -168,9 +169,9 @@ def test_a_text_that_has_read_is_fused_with_each_context(fusion_layer: int) -> N
     read = model.read(hidden, mask)
     for images in (contexts(2), 1 - contexts(2)):
         context = model.project(images)
-        for first_only in (False, True):
-            at_once = model.fuse(hidden, mask, context, first_only)
-            in_turn = model.fuse(read, mask, context, first_only, has_read=True)
+        for leading in (None, 1):
+            at_once = model.fuse(hidden, mask, context, leading)
+            in_turn = model.fuse(read, mask, context, leading, has_read=True)
             torch.testing.assert_close(in_turn, at_once)
 
 
@@ -525,7 +526,7 @@ def test_a_text_by_itself_skips_cross_attention_in_every_layer() -> None:
     model, (ids, mask) = mixture(), texts()
     found = model.encode(ids, mask, alone=True)
     assert_rows(found, mask, [alone_written_out(model, row) for row in unpadded(ids, mask)])
-    first = model.encode(ids, mask, alone=True, first_only=True)
+    first = model.encode(ids, mask, alone=True, leading=1)
     torch.testing.assert_close(first, found[:, :1])
 
 

@@ -160,15 +160,15 @@ def mlm_loss(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     terms["loss_mlm"].backward()
     return {
         "loss": terms["loss_mlm"],
-        "logits": _word_logits(module, calls, ids),
+        "logits": _word_logits(module, calls),
         "grad_input.video_embeds": video.grad,
         **gradients(module),
     }
 
 
-def _word_logits(module: Pretraining, calls: dict[str, list[Call]], ids: Tensor) -> Tensor:
+def _word_logits(module: Pretraining, calls: dict[str, list[Call]]) -> Tensor:
     """(B, L, V) at all places; the loss reads those that are predicted."""
-    masked = calls["fuse"][0].result[len(ids) :, : ids.shape[1]]
+    masked = calls["fuse"][1].result  # of the words alone
     with torch.no_grad():
         return module.encoders.predict_words(masked)
 
@@ -186,7 +186,7 @@ def pretrain_step(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
         norms = [p.grad.norm() for p in module.parameters() if p.grad is not None]
         found.update(gradients(module), grad_norm_before_clip=torch.stack(norms).norm())
         found["lr"] = torch.tensor(optimizer.param_groups[0]["lr"])
-        found["mlm_logits"] = _word_logits(module, calls, ids)
+        found["mlm_logits"] = _word_logits(module, calls)
 
     targets = [(module.encoders.text_encoder, "fuse"), (module.matching.head, "forward")]
     targets += [(module, "total_loss"), (module, "entity_labels"), (module.entity_head, "forward")]
