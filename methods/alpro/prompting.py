@@ -15,6 +15,7 @@ from methods.alpro.network import VideoTextContrast, VideoTextEncoders
 from shared.data.errors import DataCorruptError
 from shared.data.readers.files import read_text
 from shared.losses.contrastive import similarity_logits
+from shared.nn.heads import unit_norm
 
 SCENES = {
     "video": ("A footage of", "A video of", "A portrait of", "A video footage of"),
@@ -81,7 +82,9 @@ class EntityPrompter(nn.Module):
     @torch.no_grad()
     def forward(self, clips: Tensor, kind: str) -> Tensor:
         """(B, E) soft labels of clips (B, T, 3, S, S), "video" or "image" by their `kind`."""
-        features = self.encoders.encode_image(clips)[1]
+        vision: Any = self.encoders.visual_encoder
+        seen = vision.class_token(clips)
+        features = unit_norm(self.encoders.vision_proj(seen))
         prompts = getattr(self, f"{kind}_prompts")
         return similarity_logits(features, prompts, self.contrast.temp).softmax(dim=1)
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from shared.nn.vision_transformer import VisionTransformer, interpolate_positions
@@ -31,6 +32,27 @@ class DividedBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
         """(B, T, 1 + N, C) -> (B, T, 1 + N, C)."""
+        x = self.along_time(x)
+        seen = self.drop_path1(self.attn(self.norm1(x.flatten(0, 1)))).view_as(x)
+        whole = seen[:, :, :1].mean(dim=1, keepdim=True).expand(-1, x.shape[1], -1, -1)
+        x = x + torch.cat([whole, seen[:, :, 1:]], dim=2)
+        return x + self.drop_path2(self.mlp(self.norm2(x)))
+
+    def class_token(self, x: Tensor) -> Tensor:
+        """(B, T, 1 + N, C) -> (B, C), the class token alone, where no block follows, in evaluation.
+        The patches are keys and values, and go no further."""
+        x = self.along_time(x)
+        normed, width = self.norm1(x.flatten(0, 1)), x.shape[-1]
+        weight, bias = self.attn.qkv.weight, self.attn.qkv.bias
+        query = F.linear(normed[:, :1], weight[:width], bias[:width])
+        read = F.linear(normed, weight[width:], bias[width:]).chunk(2, dim=-1)
+        heads = (y.unflatten(-1, (self.attn.num_heads, -1)).transpose(1, 2) for y in (query, *read))
+        seen = F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(1)
+        x = x[:, 0, 0] + self.attn.proj(seen).unflatten(0, x.shape[:2]).mean(dim=1)
+        return x + self.mlp(self.norm2(x))
+
+    def along_time(self, x: Tensor) -> Tensor:
+        """(B, T, 1 + N, C) -> the same after attention over time."""
         # In bf16 on a CPU fused attention trains slower than its parts (docs/decisions/
         # 009-where-the-time-of-a-step-goes.md).
         half = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
@@ -38,14 +60,17 @@ class DividedBlock(Block):
         self.attn.fused_attn = self.temporal_attn.fused_attn = fused
         patches = x[:, :, 1:]
         places = patches.transpose(1, 2).flatten(0, 1)
-        moved = self.drop_path1(self.temporal_attn(self.temporal_norm1(places)))
-        moved = self.temporal_fc(moved).unflatten(0, (len(x), -1)).transpose(1, 2)
-        x = torch.cat([x[:, :, :1], patches + moved], dim=2)
+        moved = self.drop_path1(self.through_time(self.temporal_norm1(places)))
+        moved = (moved + self.temporal_fc.bias).unflatten(0, (len(x), -1)).transpose(1, 2)
+        return torch.cat([x[:, :, :1], patches + moved], dim=2)
 
-        seen = self.drop_path1(self.attn(self.norm1(x.flatten(0, 1)))).view_as(x)
-        whole = seen[:, :, :1].mean(dim=1, keepdim=True).expand(-1, x.shape[1], -1, -1)
-        x = x + torch.cat([whole, seen[:, :, 1:]], dim=2)
-        return x + self.drop_path2(self.mlp(self.norm2(x)))
+    def through_time(self, places: Tensor) -> Tensor:
+        """Temporal attention, and `temporal_fc` without its bias, (B N, T, C) -> (B N, T, C). Both
+        end in a linear layer: one product of weights is less work than one of all tokens more."""
+        last, outer = self.temporal_attn.proj, self.temporal_fc.weight
+        with torch.autocast(places.device.type, enabled=False):
+            weights = {"proj.weight": outer @ last.weight, "proj.bias": outer @ last.bias}
+        return functional_call(self.temporal_attn, weights, (places,))
 
 
 class TimeSformer(VisionTransformer):
@@ -74,6 +99,14 @@ class TimeSformer(VisionTransformer):
     def forward_features(self, x: Tensor, *masks: Any, **options: Any) -> Tensor:
         """Clips (B, T, 3, S, S) -> tokens (B, T, 1 + N, C) of each frame."""
         return self.norm(self.run_blocks(self.embed(x)))
+
+    def class_token(self, clips: Tensor) -> Tensor:
+        """Clips (B, T, 3, S, S) -> (B, C), the first of their tokens, for evaluation."""
+        *blocks, last = self.blocks
+        x = self.embed(clips)
+        for block in blocks:
+            x = block(x)
+        return self.norm(last.class_token(x))  # type: ignore[operator]
 
     def embed(self, clips: Tensor) -> Tensor:
         """Patches with positions in space and time, what the first block takes."""

@@ -80,6 +80,28 @@ def test_attention_is_multiplied_out_where_fusing_it_is_slower(mixed, training, 
     torch.testing.assert_close(tokens.float(), expected, atol=0.05, rtol=0.05)
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_class_token_alone_is_that_of_all_tokens(depth: int) -> None:
+    model = lively(timesformer(depth=depth)).eval()
+    torch.testing.assert_close(model.class_token(clips()), model(clips())[:, 0])
+
+
+def test_attention_over_time_passes_two_linear_layers_as_one() -> None:
+    """The same, with the same gradients of both, as one after the other."""
+    block = lively(timesformer(depth=1)).blocks[0]
+    places = torch.randn(5, 3, 8, generator=torch.Generator().manual_seed(2))
+    weights = [block.temporal_attn.proj.weight, block.temporal_attn.proj.bias]
+    weights.append(block.temporal_fc.weight)
+    plain = F.linear(block.temporal_attn(places), block.temporal_fc.weight)
+    torch.testing.assert_close(block.through_time(places), plain)
+    found = [
+        torch.autograd.grad(moved.square().sum(), weights)
+        for moved in (block.through_time(places), plain)
+    ]
+    for ours, expected in zip(*found, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_the_order_of_frames_counts_only_by_their_embeddings() -> None:
     model = lively(timesformer()).eval()
     forwards, backwards = clips(), clips().flip(1)

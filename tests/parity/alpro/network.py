@@ -38,10 +38,12 @@ def timesformer(config: Config, inputs: Inputs, weights: Inputs) -> Outputs:
     ):
         pooled = encoder(clips)
     frames = calls["forward_features"][0].result
+    # By itself, for in the block its last layer and `temporal_fc` are one.
+    looked = encoder.blocks[0].temporal_attn(temporal["forward"][0].arguments["x"])
     return {
         "patch_embed": patches["forward"][0].result,
         "tokens_in": _in_a_row(calls["embed"][0].result),
-        "block0.temporal_attn_out": temporal["forward"][0].result,
+        "block0.temporal_attn_out": looked,
         "block0.spatial_attn_out": spatial["forward"][0].result,
         **{f"block{n}": _in_a_row(call.result) for n, call in enumerate(calls["forward"])},
         "tokens_all": _in_a_row(frames),
