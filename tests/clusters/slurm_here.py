@@ -97,7 +97,9 @@ def cluster(folder: Path) -> Iterator[dict[str, str]]:
     config = folder / "slurm.conf"
     config.write_text(CONFIG.format(host=host, folder=folder, ports=ports))
     (folder / "cgroup.conf").write_text("CgroupPlugin=disabled\n")
-    (folder / "gres.conf").write_text("Name=gpu Count=8\n")  # counted, nowhere to be found
+    for number in range(8):  # what SLURM takes for GPUs
+        (folder / f"gpu{number}").touch()
+    (folder / "gres.conf").write_text(f"AutoDetect=off\nName=gpu File={folder}/gpu[0-7]\n")
     (folder / "bin").mkdir()
     (folder / "bin/sacct").write_text(SACCT.format(python=sys.executable))
     (folder / "bin/sacct").chmod(0o755)
