@@ -13,6 +13,7 @@ from benchmarks.miniatures.emoji.clips import (
     PATH,
     SIZE,
     Clip,
+    backwards,
     clips,
     full_caption,
     make_clips,
@@ -127,12 +128,36 @@ def test_what_is_said_and_asked() -> None:
     assert any(" " not in text for text in told)
 
 
+def test_a_clip_backwards_has_the_same_frames_and_the_opposite_ways() -> None:
+    opposite = {"left": "right", "up": "down", "nowhere": "nowhere"}
+    opposite |= {there: back for back, there in opposite.items()}
+    for clip in made("test", 20):
+        turned = backwards(clip)
+        assert (turned.frames(STUDIO) == clip.frames(STUDIO)[::-1]).all()
+        assert [m.way for m in turned.movers] == [opposite[m.way] for m in clip.movers]
+        assert turned.name != clip.name
+
+
 def test_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "studio", lambda: STUDIO)
     counts = {"web": 4, "stills": 3, "tune": 4, "val": 2, "test": 2, "classes": 6}
     record = clips(tmp_path, seed=3, **counts)
     assert record["emoji-clips"]["licence"].endswith("together CC-BY-SA-4.0")
-    assert len(list((tmp_path / "videos").iterdir())) == 12
+    twins = [
+        read_annotations(tmp_path / f"msrvtt_ret/txt/motion_{split}.jsonl", {"hard": str})
+        for split in ("val", "test")
+    ]
+    assert len(list((tmp_path / "videos").iterdir())) == 12 + sum(map(len, twins)) / 2
+    rows = [row for split in twins for row in split]
+    for one, other in zip(rows[::2], rows[1::2], strict=True):
+        assert (one["hard"], other["hard"]) == (other["caption"], one["caption"])
+        assert one["hard"] != one["caption"]
+        assert other["clip_name"] == one["clip_name"] + "r"
+        first, second = (
+            read_frames(tmp_path / f"videos/{row['clip_name']}.mp4", range) for row in (one, other)
+        )
+        assert np.abs(first.astype(int) - second[::-1]).mean() < 4
+        assert np.abs(first.astype(int) - second).mean() > 4  # the codec's error is smaller
     (clip,) = make_clips(STUDIO, "test", 1, CONCEPTS, 3)
     shown = read_frames(tmp_path / "videos/test00000.mp4", range)
     assert np.abs(shown.astype(int) - clip.frames(STUDIO)).mean() < 4

@@ -46,7 +46,7 @@ from benchmarks.miniatures.emoji.scenes import (
 from shared.checkpoints.reading import load_checkpoint
 from shared.checkpoints.zoo import PREFIX, checksums
 
-VERSION = 2  # raise it with any change of the clips or texts
+VERSION = 3  # raise it with any change of the clips or texts
 NAME = "emoji-clips"
 SIZE, FRAMES = 64, 16
 CLASSES = 24  # small networks learn as many names in the time, 120 hardly
@@ -61,6 +61,7 @@ AXES = {
     "across": (("top", "bottom"), {"left": -1, "right": 1, "nowhere": 0}),
     "down": (("left", "right"), {"up": -1, "down": 1, "nowhere": 0}),
 }
+OPPOSITE = {"left": "right", "right": "left", "up": "down", "down": "up"}
 PROMPT_WORDS = "a the one of good . video footage portrait photo picture moving standing still"
 TOWERS = "zoo:albef-emoji"  # what holds the vocabulary of the towers that training starts from
 Item = dict[str, Any]
@@ -119,6 +120,8 @@ def clips(
     - `videos/<name>.mp4`, 64 px, 16 frames; `stills/<name>.png`, single frames of other clips;
     - `webvid2m/{train,val}.csv` with WebVid's columns, `cc3m/cc3m.json`, to pre-train on;
     - `msrvtt_ret/txt/{train,val,test}.jsonl`, full captions of the clips to fine-tune on;
+    - `msrvtt_ret/txt/motion_{val,test}.jsonl`, each of their clips where something moves and the
+      same clip backwards, with each other's captions as `hard`: motion alone tells them apart;
     - `msrvtt_qa/txt/{train,val,test}.jsonl` with `train_ans2label.json`, questions about them;
     - `vocab.txt`, the zoo's words and behind them those that only clips need, and `unigrams.txt`,
       the names that captions use, the most frequent ones first;
@@ -180,6 +183,14 @@ def full_caption(clip: Clip, table: Sequence[Concept], generator: np.random.Gene
     return " and ".join(told)
 
 
+def backwards(clip: Clip) -> Clip:
+    """The same frames in the other order."""
+    turned = [
+        replace(m, way=OPPOSITE.get(m.way, m.way), corners=m.corners[::-1]) for m in clip.movers
+    ]
+    return replace(clip, name=f"{clip.name}r", movers=tuple(turned))
+
+
 def questions(clip: Clip, table: Sequence[Concept], generator: np.random.Generator) -> list[Item]:
     """What is at one of the places, which way one of the movers goes, and where it is."""
     at = {mover.place: table[mover.concept].label for mover in clip.movers}
@@ -235,11 +246,12 @@ def _build(
     concepts = scene_concepts(made_of.drawn, seed, classes)
     concepts = [c for c in concepts if table[c].label not in NO_NOUNS.split()]
     made = {kind: make_clips(made_of, kind, n, concepts, seed) for kind, n in counts.items()}
+    turned = {kind: [backwards(clip) for clip in made[kind]] for kind in ("val", "test")}
 
-    def told(kind: str, what: Callable[..., Any]) -> list[Any]:
+    def told(kind: str, what: Callable[..., Any], of: Mapping[str, Any] = made) -> list[Any]:
         """What `what` says of each clip of a kind."""
         generators = generators_of(seed, f"{what.__name__} {kind}", counts[kind])
-        rows = zip(made[kind], generators, strict=True)
+        rows = zip(of[kind], generators, strict=True)
         return [what(clip, table, generator) for clip, generator in rows]
 
     captions = {kind: told(kind, web_caption) for kind in ("web", "val")}
@@ -262,6 +274,15 @@ def _build(
         rows = [{"clip_name": name, "caption": text} for name, text in pairs]
         write_rows(folder / "msrvtt_ret" / "txt" / f"{split}.jsonl", rows)
         write_rows(folder / "msrvtt_qa" / "txt" / f"{split}.jsonl", asked[kind])
+    for kind, clips_of in turned.items():
+        rows = []
+        both = zip(made[kind], clips_of, full[kind], told(kind, full_caption, turned), strict=True)
+        for clip, other, text, other_text in both:
+            if text != other_text:  # something moves
+                rows.append({"clip_name": clip.name, "caption": text, "hard": other_text})
+                rows.append({"clip_name": other.name, "caption": other_text, "hard": text})
+                write_video(folder / "videos" / f"{other.name}.mp4", other.frames(made_of))
+        write_rows(folder / "msrvtt_ret" / "txt" / f"motion_{kind}.jsonl", rows)
     answers = sorted({item["answer"] for item in asked["tune"]})
     numbered = {text: number for number, text in enumerate(answers)}
     write_json(folder / "msrvtt_qa" / "txt" / "train_ans2label.json", numbered)
