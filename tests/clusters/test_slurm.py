@@ -72,11 +72,6 @@ def send(number: signal.Signals) -> Any:
         pytest.param(send(signal.SIGUSR2), [], id="USR2"),
         pytest.param(send(signal.SIGTERM), [], id="SIGTERM"),
         pytest.param(preempt, ["hydra.launcher.partition=low"], id="preemption"),
-        pytest.param(
-            lambda *_: None,  # SLURM sends the signal 20 to 50 s after each start
-            ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=10"],
-            id="time limit",
-        ),
     ],
 )
 def test_an_interrupted_job_is_queued_again_and_goes_on(
@@ -91,6 +86,22 @@ def test_an_interrupted_job_is_queued_again_and_goes_on(
         done = hurried(slurm, job, process)
     assert done.returncode == 0, done.stderr
     assert_resumed_as_if_never_stopped(tmp_path, undisturbed)
+
+
+def test_a_job_that_reaches_its_time_limit_goes_on_until_it_is_done(slurm, tmp_path):
+    """SLURM sends the signal 20 to 50 s after each start; the run takes longer than that."""
+    steps = ["trainer.max_steps=6000", "trainer.check_val_every_n_epoch=10000"]
+    whole = run(sweep(tmp_path / "whole", [], *steps), SECONDS, cwd=ROOT)
+    assert whole.returncode == 0, whole.stderr
+    limit = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=10"]
+    command = sweep(tmp_path, ON_SLURM, *steps, "checkpoint_every=100", *limit)
+    with started(command, env=slurm, cwd=ROOT) as process:
+        until(lambda: last(tmp_path).exists() or process.poll() is not None, SECONDS)
+        job = jobs(slurm)[-1]["JobId"]
+        done = hurried(slurm, job, process)
+    assert done.returncode == 0, done.stderr
+    assert int(state(slurm, job)["Restarts"]) >= 1
+    assert_resumed_as_if_never_stopped(tmp_path, tmp_path / "whole")
 
 
 def state(slurm: dict[str, str], job: str) -> dict[str, str]:
