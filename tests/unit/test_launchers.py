@@ -174,7 +174,7 @@ def test_ray_launcher_gets_documented_arguments_only() -> None:
     config = composed("experiment=comatch/mini", "hydra/launcher=ray").hydra.launcher
     assert config._target_ == "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"
     assert set(config) == {"_target_", "ray"}
-    assert config.ray.init.address is None
+    assert config.ray.init.address == "local"
     assert config.ray.remote.num_gpus == 1
     small = composed("experiment=comatch/mini", "hydra/launcher=ray_cpu").hydra.launcher.ray
     assert (small.remote.num_cpus, small.remote.num_gpus, small.init) == (2, 0, config.ray.init)
