@@ -254,6 +254,7 @@ class WandbLogger(Logger):
                 raise
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             rank_zero_warn(f"W&B cannot be reached ({reason}): logging offline.")
+            wandb.teardown()  # else its service holds the id to be in use
             run = wandb.init(**{**arguments, "mode": "offline", "resume": None})
         run.define_metric("*", step_metric="step")
         return run

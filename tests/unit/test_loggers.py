@@ -131,6 +131,7 @@ def fake(monkeypatch):
         return module.run
 
     module.Settings, module.init, module.Artifact = Settings, init, FakeArtifact
+    module.teardown = lambda: module.calls.append({"mode": "teardown"})
     monkeypatch.setitem(sys.modules, "wandb", module)
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
@@ -257,7 +258,7 @@ def test_unreachable_server_falls_back_to_offline_whose_failure_is_one_warning(t
     fake.errors["online"] = TimeoutError("no route")
     with pytest.warns(UserWarning, match=r"no route.*offline"):
         log_some(logger_in(tmp_path, mode="online"))
-    assert [call["mode"] for call in fake.calls] == ["online", "offline"]
+    assert [call["mode"] for call in fake.calls] == ["online", "teardown", "offline"]
     assert fake.calls[0]["resume"] == "allow"
     assert len(fake.run.rows) == 20
     fake.errors["offline"] = PermissionError("read-only")
@@ -281,7 +282,7 @@ def run_of_the_package(folder, environment, mode):
         folder = pathlib.Path(r"{folder}")
         (folder / "config.yaml").write_text("seed: 1")
         for _ in range(2):
-            logger = WandbLogger(folder, "comatch/mini", "comatch", 1, mode="{mode}", patience=20)
+            logger = WandbLogger(folder, "comatch/mini", "comatch", 1, mode="{mode}", patience=60)
             logger.begin({{"seed": 1, "claim": {{"hash": "1f"}}}})
             for step in range(3):
                 logger.log_metrics({{"train/loss": 0.625, "epoch": 0}}, step)
