@@ -30,8 +30,17 @@ ON_RAY += ["hydra.launcher.ray.remote.num_cpus=1"]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """A cluster of two processors, as `ray start` gives it, which ends with the tests."""
+    """A cluster of two processors, as `ray start` gives it, which ends with the tests.
+
+    It knows no tokens: one that an earlier `ray.init` has left in the user's folder would be asked.
+    """
     pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        yield from _started()
+
+
+def _started() -> Iterator[None]:
     ray = str(Path(sys.executable).with_name("ray"))
     quiet = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT)}
     start = ["start", "--head", "--block", "--port=0", "--num-cpus=2", "--include-dashboard=false"]
