@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, NamedTuple
 from xml.etree import ElementTree
 
@@ -20,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from benchmarks import claims
 from benchmarks.outputs import CHECKS, RESULTS, SUMMARY, Outputs
 from shared.composing import compose_experiment
-from shared.experiments import Line, rows
+from shared.experiments import Line, table
 from shared.training.run_folder import parse_config
 
 State = Literal["proved", "partly", "failed", "open"]
@@ -84,8 +85,8 @@ def _of_method(
     contents = ((k, files.json(files.root / k / f"{method}.json", CHECKS[k])) for k in KINDS)
     found = {kind: content for kind, content in contents if content}
     paper_rows = [
-        _paper_row(f"{method}/{name}", line, results, conf, files)
-        for name, line in rows(method, conf).items()
+        _paper_row(method, name, line, results, conf, files)
+        for name, line in table(method, conf).items()
         if "metric" in line
     ]
     equations, protocols, checkpoints = (
@@ -135,22 +136,36 @@ def _finished_results(files: Outputs) -> list[dict[str, Any]]:
 
 
 def _paper_row(
-    experiment: str, paper: Line, results: Sequence[Mapping[str, Any]], conf: Path, files: Outputs
+    method: str,
+    name: str,
+    paper: Line,
+    results: Sequence[Mapping[str, Any]],
+    conf: Path,
+    files: Outputs,
 ) -> PaperRow:
     metric = str(paper["metric"])
-    found = [r for r in results if r.get("experiment") == experiment]
-    found = [r for r in found if math.isfinite(r["metrics"].get(metric, math.nan))]
-    as_stated = [r for r in found if _ran_as_stated(experiment, r["folder"], conf, files)]
-    values = [float(r["metrics"][metric]) for r in as_stated]
+    experiments = [f"{method}/{source}" for source in paper.get("of", [name])]
+    values: dict[str, list[float]] = {}
+    other = 0
+    for experiment in experiments:
+        found = [r for r in results if r.get("experiment") == experiment]
+        found = [r for r in found if math.isfinite(r["metrics"].get(metric, math.nan))]
+        as_stated = [r for r in found if _ran_as_stated(experiment, r["folder"], conf, files)]
+        values[experiment] = [float(r["metrics"][metric]) for r in as_stated]
+        other += len(found) - len(as_stated)
+    finished = sum(map(len, values.values()))
     hours = paper.get("gpu_hours")
     needs = "an unstated number of" if hours is None else f"about {hours:g}"
-    note = f"{len(values)} finished" if values else f"not run: needs {needs} GPU-hours"
-    if other := len(found) - len(as_stated):
+    note = f"{finished} finished" if finished else f"not run: needs {needs} GPU-hours"
+    if lacking := [experiment for experiment, found in values.items() if finished and not found]:
+        note += f", none of {', '.join(lacking)}"
+    if other:
         note += f" ({other} with other settings left out)"
     spread = f"\u00a0±\u00a0{paper['std']}" if paper.get("std") is not None else ""
     value = "unknown" if paper.get("value") is None else f"{paper['value']}{spread}"
-    ours = sum(values) / len(values) if values else None
-    return PaperRow(experiment, str(paper.get("table", "")), metric, value, ours, note)
+    ours = fmean(map(fmean, values.values())) if all(values.values()) else None
+    shown = f"{method}/{name}" if "of" not in paper else f"of {', '.join(experiments)}"
+    return PaperRow(shown, str(paper.get("table", "")), metric, value, ours, note)
 
 
 def _ran_as_stated(experiment: str, folder: Path, conf: Path, files: Outputs) -> bool:

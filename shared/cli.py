@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from shared.demo import USAGE as DEMO_USAGE
 from shared.experiments import CONF, Line, rows
+from shared.experiments import table as lines_of
 from shared.files import read_json
 from shared.predict import USAGE, missing
 
@@ -131,15 +132,19 @@ def list_rows(arguments: Sequence[str]) -> None:
         _refuse(f"tenfold list: {' '.join(arguments)!r} is no method; one of {', '.join(methods)}")
     header = ("experiment=", "table", "metric", "paper", "GPU-hours", "GB", "finished here")
     table = Table(*header, box=box.SIMPLE_HEAD)
-    for name, line in rows(method).items():
+    for name, line in lines_of(method).items():
         value = _figure(line, "value") if "metric" in line else "-"
         if line.get("std") is not None:
             value += f" ± {line['std']}"
         about = str(line.get("table") or line.get("about", ""))
         hours, memory = _figure(line, "gpu_hours", "about "), _figure(line, "memory_gb")
-        run = f"{method}/{name}"
-        metric = line.get("metric", "-")
-        table.add_row(run, about, metric, value, hours, memory, _finished(run))
+        run, metric = f"{method}/{name}", line.get("metric", "-")
+        if sources := line.get("of"):
+            done = min((_finished(f"{method}/{source}") for source in sources), key=len)
+            shown = sources[0] if len(sources) == 1 else f"{len(sources)} rows"
+            table.add_row(f"  of {shown}", about, metric, value, "", "", done)
+        else:
+            table.add_row(run, about, metric, value, hours, memory, _finished(run))
     console.print(table)
     console.print(f"others: {', '.join(_files(method))}", soft_wrap=True)
     console.print(f"arms of claims: experiment=reproduce/{method}/ARM, conf/reproduce/{method}*")

@@ -6,7 +6,8 @@ as `experiment=reproduce/CLAIM/ARM`, as if each had a file below conf/experiment
 A line is a mapping. `experiment` names what it stands on (a file or another line, if any), the keys
 of `FIGURES` say what is known of it, and every other key is an override as on the command line. A
 table of rows is a list of blocks: what stands in a block beside `rows` holds for each row of it. A
-line with a `metric` is a row of the paper, whose figures the run keeps under `paper`.
+line with a `metric` is a row of the paper, whose figures the run keeps under `paper`; one with `of`
+runs nothing, its figure is the mean of the metric over the rows that `of` lists, often only one.
 """
 
 from collections.abc import Mapping
@@ -18,26 +19,36 @@ import yaml
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 PAPER = ("table", "metric", "value", "std", "source", "gpu_hours")
-FIGURES = (*PAPER, "memory_gb", "about")
+FIGURES = (*PAPER, "memory_gb", "about", "of")
 # What says where, when or how fast a run happens, not what it computes: it may differ between two
 # starts of the same run, and in `trainer` what stands below.
 NOT_HASHED = (
     *("output_dir", "data_root", "logger", "threads", "claim", "checkpoint_every"),
-    *("measure_only", "start"),
+    *("measure_only", "start", "keep_every"),
 )
-TRAINER_NOT_HASHED = ("max_time", "profiler")
+TRAINER_NOT_HASHED = ("max_time", "profiler", "checkpoint_minutes")
+WITHOUT_EFFECT = {"best": None}  # values that change nothing, of keys that came later
 Line = Mapping[str, Any]
 
 
 def decisive(config: Mapping[Any, Any]) -> dict[str, Any]:
     """What of a config of plain values decides what a run computes."""
-    kept = {str(key): value for key, value in config.items() if key not in NOT_HASHED}
+    kept = {
+        str(key): value
+        for key, value in config.items()
+        if key not in NOT_HASHED and (key not in WITHOUT_EFFECT or value != WITHOUT_EFFECT[key])
+    }
     if isinstance(trainer := kept.get("trainer"), dict):
         kept["trainer"] = {k: v for k, v in trainer.items() if k not in TRAINER_NOT_HASHED}
     return kept
 
 
 def rows(method: str, conf: Path = CONF) -> dict[str, Line]:
+    """Name -> line of what can be run of a method's table, see `table`."""
+    return {name: line for name, line in table(method, conf).items() if "of" not in line}
+
+
+def table(method: str, conf: Path = CONF) -> dict[str, Line]:
     """Name -> line of a method's table, its block's included; ValueError of a damaged one."""
     path = conf / "rows" / f"{method}.yaml"
     lines: dict[str, Line] = {}

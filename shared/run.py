@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module, metadata
 from typing import Any, NoReturn
@@ -40,6 +41,7 @@ from shared.provenance import ROOT, git_state, place
 from shared.training import callbacks, slurm
 from shared.training.allocator import keep_freed_memory
 from shared.training.compiling import compile_blocks
+from shared.training.keeping import BestCheckpoint, epoch_checkpoints
 from shared.training.lightning_internals import leave_requeueing, let_children_end, shortfall
 from shared.training.loggers import WandbLogger, closing
 from shared.training.method import Method
@@ -139,8 +141,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
 def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
     data = call(cfg.source) if cfg.source else {}
-    precision = resolve_precision(cfg)
-    resolved = resolved_config(cfg, precision)
+    resolved = resolved_config(cfg, resolve_precision(cfg))
     if cfg.measure_only:
         folder.claim(resolved)
         return {"metrics": {}}
@@ -149,71 +150,33 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
         log.info("reused: %s is finished (%s)", folder.path, _short(results["metrics"]))
         return results
     started, wall, cpu = datetime.now(UTC), time.perf_counter(), time.process_time()
-    throughput = callbacks.Throughput()
-    checkpoint = callbacks.ResumeCheckpoint(folder.last.parent, cfg.checkpoint_every)
-    progress = RichProgressBar if sys.stdout.isatty() else callbacks.PlainProgress
-    entries = [entry for entry in resolved["logger"].values() if entry]
-    loggers = [build(entry, Logger) for entry in entries]  # type: ignore[type-abstract]
+    loggers = [
+        build(entry, Logger)  # type: ignore[type-abstract]
+        for entry in resolved["logger"].values()
+        if entry
+    ]
+    watched = _watched(cfg, folder)
+    # Not before, so that a start that fails leaves the folder to the corrected command.
+    claiming = LambdaCallback(on_train_start=lambda *_: folder.claim(resolved))
     trainer = build_trainer(
         resolved["trainer"],
-        precision=precision,
+        precision=resolved["precision"],
         default_root_dir=str(folder.path),
         logger=loggers,
-        callbacks=[
-            checkpoint,
-            callbacks.FiniteGradients(),
-            throughput,
-            # Not before, so that a start that fails leaves the folder to the corrected command.
-            LambdaCallback(on_train_start=lambda *_: folder.claim(resolved)),
-            *([progress()] if cfg.trainer.enable_progress_bar else []),
-        ],
+        callbacks=[*watched.callbacks, claiming],
         plugins=[AtomicCheckpointIO()],
     )
     leave_requeueing(trainer)
-    if trainer.world_size == 1 and (_rank() != 0 or slurm.tasks() > 1):
-        said = f"this is process {_rank()} of several, by the environment, but the trainer runs one"
-        raise RunError(f"{said}: unset RANK, LOCAL_RANK, SLURM_PROCID, or choose trainer=ddp")
-    start = {"world_size": trainer.world_size, **place()}
+    start = {"world_size": _world_size(trainer), **place()}
     resolved["start"] = start
     folder.check(resolved)
-    pl.seed_everything(cfg.seed, verbose=False)
-    datamodule = build(resolved["data"], pl.LightningDataModule)
-    module = build(resolved["method"], Method)
-    official = import_module(type(module).__module__.rpartition(".")[0] + ".official")
-    if cfg.warm_start:
-        log.info("%s", official.warm_start(module, cfg.warm_start.path, cfg.warm_start.kind))
-    if cfg.official_checkpoint:
-        log.info("%s", official.load(module, cfg.official_checkpoint))
-    if backend := cfg.trainer.get("compile"):
-        log.info("%d blocks will be compiled", compile_blocks(module, backend))
+    module, datamodule = _method_and_data(cfg, resolved)
     with closing(loggers):
         resumed = folder.last.exists()
         of_wandb = [logger for logger in loggers if isinstance(logger, WandbLogger)]
         for logger in of_wandb:
             logger.begin(resolved)
-        try:
-            if not cfg.evaluate_only:
-                last = folder.last if resumed else None
-                if resumed:
-                    log.info("continuing from %s", last)
-                trainer.fit(module, datamodule=datamodule, ckpt_path=last)
-            tested = trainer.test(module, datamodule=datamodule, verbose=False)
-            metrics = tested[0] if tested else {}  # data without a test split have nothing to test
-        except SystemExit as end:  # as Lightning passes a signal on
-            if isinstance(end, SIGTERMException):
-                let_children_end()
-                raise SystemExit(TERMINATED) from end
-            if isinstance(end.__context__, KeyboardInterrupt):
-                raise SystemExit(128 + signal.SIGINT) from end
-            raise
-        except Exception as error:
-            if checkpoint.terminated:  # another process has left a collective that this one was in
-                let_children_end()
-                raise SystemExit(TERMINATED) from error
-            if throughput.steps and isinstance(error, REFUSALS):
-                error.add_note(f"traceback: {folder.error}")
-            raise
-
+        metrics = _fit_and_test(cfg, folder, trainer, module, datamodule, watched)
         missing = shortfall(trainer, fitted=not cfg.evaluate_only)
         results = {
             "schema": 1,
@@ -224,12 +187,13 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
             "arm": cfg.arm,
             "seed": cfg.seed,
             "metrics": metrics,
+            "best": watched.best and watched.best.state_dict(),
             "resumed": resumed,  # then the figures below cover the last process only
             "wall_seconds": time.perf_counter() - wall,
             "cpu_seconds": time.process_time() - cpu,
-            "samples_per_second": throughput.samples_per_second,
+            "samples_per_second": watched.throughput.samples_per_second,
             "peak_memory_mb": callbacks.peak_memory_mb(),
-            "precision": precision,
+            "precision": resolved["precision"],
             "threads": torch.get_num_threads(),
             "versions": versions(),
             **git_state(),
@@ -251,6 +215,109 @@ def _run(cfg: DictConfig, folder: RunFolder) -> dict[str, Any]:
     return results
 
 
+@dataclass(frozen=True)
+class _Watched:
+    """What looks on while a run trains; `best` first, see there."""
+
+    best: BestCheckpoint | None
+    throughput: callbacks.Throughput
+    resume: callbacks.ResumeCheckpoint
+    others: list[pl.Callback]
+
+    @property
+    def callbacks(self) -> list[pl.Callback]:
+        first = [self.best] if self.best else []
+        return [*first, *self.others, self.throughput, self.resume]
+
+
+def _watched(cfg: DictConfig, folder: RunFolder) -> _Watched:
+    kept = folder.last.parent
+    minutes = cfg.trainer.get("checkpoint_minutes") or 0.0
+    others: list[pl.Callback] = [callbacks.FiniteGradients()]
+    if cfg.keep_every:
+        others.append(epoch_checkpoints(kept, cfg.keep_every))
+    if cfg.trainer.enable_progress_bar:
+        others.append(RichProgressBar() if sys.stdout.isatty() else callbacks.PlainProgress())
+    return _Watched(
+        best=BestCheckpoint(kept, cfg.best) if cfg.best and not cfg.evaluate_only else None,
+        throughput=callbacks.Throughput(),
+        resume=callbacks.ResumeCheckpoint(kept, cfg.checkpoint_every, minutes),
+        others=others,
+    )
+
+
+def _world_size(trainer: pl.Trainer) -> int:
+    """The number of processes; RunError if the environment says several and the trainer one."""
+    if trainer.world_size == 1 and (_rank() != 0 or slurm.tasks() > 1):
+        said = f"this is process {_rank()} of several, by the environment, but the trainer runs one"
+        raise RunError(f"{said}: unset RANK, LOCAL_RANK, SLURM_PROCID, or choose trainer=ddp")
+    return trainer.world_size
+
+
+def _method_and_data(
+    cfg: DictConfig, resolved: Mapping[str, Any]
+) -> tuple[Method, pl.LightningDataModule]:
+    """Both as configured, with the weights that the run begins with."""
+    pl.seed_everything(cfg.seed, verbose=False)
+    datamodule = build(resolved["data"], pl.LightningDataModule)
+    module = build(resolved["method"], Method)
+    batches = cfg.trainer.accumulate_grad_batches
+    if batches != 1 and not module.accumulates:
+        said = f"trainer.accumulate_grad_batches={batches}: {type(module).__name__} moves queues or"
+        raise RunError(f"{said} averages with every batch, not every update; set it to 1")
+    official = import_module(type(module).__module__.rpartition(".")[0] + ".official")
+    if cfg.warm_start:
+        log.info("%s", official.warm_start(module, cfg.warm_start.path, cfg.warm_start.kind))
+    if cfg.official_checkpoint:
+        try:
+            log.info("%s", official.load(module, cfg.official_checkpoint))
+        except FileNotFoundError as error:
+            said = "docs/weights.md says where official files come from"
+            raise RunError(f"official_checkpoint: {error}; {said}") from error
+    if backend := cfg.trainer.get("compile"):
+        log.info("%d blocks will be compiled", compile_blocks(module, backend))
+    if rank := _rank():  # dropout differs between the processes, as in the official code
+        torch.manual_seed(cfg.seed + rank)
+    return module, datamodule
+
+
+def _fit_and_test(
+    cfg: DictConfig,
+    folder: RunFolder,
+    trainer: pl.Trainer,
+    module: Method,
+    datamodule: pl.LightningDataModule,
+    watched: _Watched,
+) -> dict[str, float]:
+    """Train, or go on, and return the metrics of the test; none of data without a test split."""
+    resume = watched.resume
+    try:
+        if not cfg.evaluate_only:
+            last = folder.last if folder.last.exists() else None
+            if last:
+                log.info("continuing from %s", last)
+            trainer.fit(module, datamodule=datamodule, ckpt_path=last)
+        best = watched.best.path if watched.best else None
+        if best and not best.exists():
+            raise RunError(f"best={cfg.best}, but the run has not validated; see data.val_split")
+        tested = trainer.test(module, datamodule=datamodule, ckpt_path=best, verbose=False)
+        return dict(tested[0]) if tested else {}
+    except SystemExit as end:  # as Lightning passes a signal on
+        if isinstance(end, SIGTERMException):
+            let_children_end()
+            raise SystemExit(TERMINATED) from end
+        if isinstance(end.__context__, KeyboardInterrupt):
+            raise SystemExit(128 + signal.SIGINT) from end
+        raise
+    except Exception as error:
+        if resume.terminated:  # another process has left a collective that this one was in
+            let_children_end()
+            raise SystemExit(TERMINATED) from error
+        if watched.throughput.steps and isinstance(error, REFUSALS):
+            error.add_note(f"traceback: {folder.error}")
+        raise
+
+
 def build_trainer(config: Any, **further: Any) -> pl.Trainer:
     """The trainer that conf/trainer describes; ValueError if it names another class, or a strategy
     that shares out weights."""
@@ -258,6 +325,9 @@ def build_trainer(config: Any, **further: Any) -> pl.Trainer:
         config = OmegaConf.to_container(config, resolve=True)
     arguments = {**config, **further}
     arguments.pop("compile", None)  # the module's blocks
+    arguments.pop("checkpoint_minutes", None)  # ResumeCheckpoint's
+    # Of matrix products; cuDNN's convolutions have TF32 by default.
+    torch.set_float32_matmul_precision("high" if arguments.pop("tf32", False) else "highest")
     strategy = str(arguments.get("strategy", "auto"))
     if strategy != "auto" and not strategy.startswith("ddp"):
         said = f"trainer.strategy={strategy}: momentum copies and queues need whole weights"

@@ -89,6 +89,7 @@ class TextAssignment(ImageTextMethod):
     are left out.
     """
 
+    accumulates = True
     encoders: AssignmentNetwork
 
     def __init__(

@@ -53,6 +53,7 @@ class Pretraining(ImageTextMethod):
             `load_initial` and `load_prompter`; null for random weights.
     """
 
+    accumulates = True
     predicts = "embeddings"
     black: Tensor
 

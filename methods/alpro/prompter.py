@@ -20,6 +20,7 @@ from shared.tasks.image_text_retrieval import RetrievalEvaluation
 class Prompter(ImageTextMethod):
     """VTC of the text layers below `fusion_layer`; arguments as of `Pretraining`."""
 
+    accumulates = True
     predicts = "embeddings"
 
     def __init__(

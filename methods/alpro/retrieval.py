@@ -19,6 +19,7 @@ from shared.tasks.image_text_retrieval import RetrievalEvaluation
 class Retrieval(ImageTextMethod):
     """VTC + VTM; arguments as of `Pretraining`."""
 
+    accumulates = True
     predicts = "embeddings"
 
     def __init__(

@@ -54,6 +54,8 @@ class VideoQA(ImageTextMethod):
             are, as the official configs do by the way in which they save memory.
     """
 
+    accumulates = True
+
     def __init__(
         self,
         vision: dict[str, Any],

@@ -78,6 +78,8 @@ class Captioning(ImageTextMethod):
         seed: what is sampled is a function of it and of an image's place in the data.
     """
 
+    accumulates = True
+
     def __init__(
         self,
         vision: dict[str, Any],

@@ -23,6 +23,8 @@ CLASSES = ("false", "true")
 class NLVR(ImageTextMethod):
     """Cross-entropy of "true" and "false". Arguments: see `PairNetwork` and `ImageTextMethod`."""
 
+    accumulates = True
+
     def __init__(
         self,
         vision: dict[str, Any],

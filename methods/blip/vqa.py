@@ -42,6 +42,8 @@ class VQA(ImageTextMethod):
             data, which a checkpoint keeps.
     """
 
+    accumulates = True
+
     def __init__(
         self,
         vision: dict[str, Any],

@@ -34,6 +34,11 @@ _COMMON_WORDS = frozenset(_COMMON.split())
 _COMMENT_OR_STRING = re.compile(
     r"""//[^\n]* | /\*.*?\*/ | (["'])(?:\\. | (?!\1)[^\\])*\1""", re.DOTALL | re.VERBOSE
 )
+_PIECE = re.compile(
+    r"""\"{3}.*?\"{3} | '{3}.*?'{3} | [bfru]{0,2}(["'`])(?:\\. | (?!\1)[^\\])*\1  # texts, whole
+    | [\w$@]+(?:\.\d+)? | [-+*/%&|^<>=!?:~.]+ | \S""",
+    re.DOTALL | re.VERBOSE,
+)
 # Python 3.12 and later cut a formatted string into parts.
 _STARTS = {getattr(tokenize, f"{kind}STRING_START", None) for kind in "FT"} - {None}
 _ENDS = {getattr(tokenize, f"{kind}STRING_END", None) for kind in "FT"} - {None}
@@ -100,6 +105,12 @@ def without_comments(source: str, language: str) -> str:
     else:
         cleaned = _COMMENT_OR_STRING.sub(lambda m: m.group() if m.group(1) else " ", source)
     return "\n".join(line for line in cleaned.split("\n") if line.strip())
+
+
+def code_pieces(source: str) -> list[str]:
+    """Words, numbers, whole texts, operators and brackets, as the leaves of a parser cut a code;
+    the text of a template or a regular expression it may cut otherwise."""
+    return [match.group() for match in _PIECE.finditer(source)]
 
 
 def identifiers(tokens: Iterable[str], language: str) -> list[str]:

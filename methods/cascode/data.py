@@ -19,6 +19,7 @@ from torch import Tensor
 
 from methods.cascode.readers import (
     Accept,
+    Codes,
     Encoded,
     Kind,
     Reader,
@@ -73,6 +74,8 @@ class CodeSearchData(pl.LightningDataModule):
         subset: train on that many pairs, drawn with `subset_seed`; None for all.
         max_queries, max_candidates: at most so many in "val" and "test" of a language, drawn with
             `subset_seed`; candidates include all answers. None, or null for one of them, for all.
+        codes: "tokens" as CodeSearchNet has them, which for Python include comments, or "original",
+            those of the `original_string` without comments, as GraphCodeBERT.
         filter: "graphcodebert" leaves out queries as its authors do (docs/papers/cascode.md,
             section 6.2), and training pairs with them; candidates stay.
         allow_missing: accept queries whose url no candidate has; they count as not found.
@@ -102,6 +105,7 @@ class CodeSearchData(pl.LightningDataModule):
         max_queries: Mapping[str, int | None] | None = None,
         max_candidates: Mapping[str, int | None] | None = None,
         filter: Filter | None = None,
+        codes: Codes = "tokens",
         allow_missing: bool = False,
         max_corrupt: float = 0.01,
         pool_batches: int = 20,
@@ -117,6 +121,8 @@ class CodeSearchData(pl.LightningDataModule):
             raise ValueError(f"lengths has keys query, code and pair, got {self.lengths}")
         if filter is not None and filter not in get_args(Filter):
             raise ValueError(f"filter is {', '.join(get_args(Filter))} or null, got {filter!r}")
+        if codes not in get_args(Codes):
+            raise ValueError(f"codes is {' or '.join(get_args(Codes))}, got {codes!r}")
         for name in ("max_queries", "max_candidates"):
             if unknown := set(self._h[name] or {}) - set(get_args(Stage)):
                 raise ValueError(f"{name} has keys val and test, got {', '.join(unknown)}")
@@ -176,7 +182,8 @@ class CodeSearchData(pl.LightningDataModule):
             name = self._h[f"{stage}_split"]
             asked, answering = self.evaluation_files(split.language, name)
             queries = {t.identity: t.query for t in Reader(asked, ["query"], self.identity)}
-            codes = {t.identity: t.code for t in Reader(answering, ["code"], self.identity)}
+            reader = Reader(answering, ["code"], self.identity, codes=self._h.codes)
+            codes = {text.identity: text.code for text in reader}
             found.append(
                 ([queries[u] for u in split.query_urls], [codes[u] for u in split.code_urls])
             )
@@ -275,7 +282,7 @@ class CodeSearchData(pl.LightningDataModule):
             longest = max(self.lengths["code"], self.lengths["pair"])
             kept: dict[Kind, int] = {"query": self.lengths["query"], "code": longest}
             chosen = self.chosen() if "query" in kinds else None
-            limits = self._h.max_corrupt, self._h.cache
+            limits = self._h.max_corrupt, self._h.cache, self._h.codes
             self._encoded[place] = encode_files(
                 files, kinds, self.tokenizer, kept, self.identity, chosen, *limits
             )

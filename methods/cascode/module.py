@@ -40,6 +40,7 @@ class CodeSearch(Method):
     from `initial` (see `official.load_initial`), or from random weights.
     """
 
+    accumulates = True
     tokenizer: CodeTokenizer  # of the data
     lengths: Mapping[str, int]  # of query, code and pair, in tokens
     classifier: PairHead

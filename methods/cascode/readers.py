@@ -2,7 +2,8 @@
 
 CodeSearchNet's layout is that of the CodeBERT repository (docs/papers/cascode.md, section 6.1), or
 the archives as they were published; AdvTest is CodeXGLUE's, CosQA is that of its authors. `code`
-and `original_string` hold the documentation, hence the answer, and are never read.
+and `original_string` hold the documentation, hence the answer; it is taken out of the latter where
+a row asks for it, `code` is never read.
 """
 
 import gzip
@@ -35,6 +36,7 @@ from shared.files import parse_json
 
 log = logging.getLogger(__name__)
 Kind = Literal["query", "code"]
+Codes = Literal["tokens", "original"]
 Accept = Callable[[Mapping[str, Any]], bool]
 LINES = (".jsonl", ".jsonl.gz")
 LONGEST = 1 << 26  # bytes of a line
@@ -61,7 +63,8 @@ class Reader:
 
     Attributes, of what has been read: `total` entries; `unusable` ones, with the place and the
     `problem` of the first; `refused` by `accept`. `kinds` are read, the other kind may be missing;
-    `identity` is the key of the entries' identity.
+    `identity` is the key of the entries' identity. Codes are `code_text` or, "original", what
+    GraphCodeBERT reads, `original_text`.
     """
 
     def __init__(
@@ -70,8 +73,10 @@ class Reader:
         kinds: Collection[Kind],
         identity: str = "url",
         accept: Accept | None = None,
+        codes: Codes = "tokens",
     ) -> None:
         self.files, self.kinds = files, kinds
+        self.code_text = original_text if codes == "original" else code_text
         self.identity, self.accept = identity, accept
         self.total = self.unusable = self.refused = 0
         self.problem = ""
@@ -102,7 +107,7 @@ class Reader:
             found = f"its {self.identity!r} is {shortened(identity)}"
             raise _UnusableError(f"{found}, expected a text or number")
         query = query_text(entry) if "query" in self.kinds else ""
-        return Text(str(identity), query, code_text(entry) if "code" in self.kinds else "")
+        return Text(str(identity), query, self.code_text(entry) if "code" in self.kinds else "")
 
 
 def query_text(entry: Mapping[str, Any]) -> str:
@@ -121,6 +126,23 @@ def query_tokens(entry: Mapping[str, Any]) -> list[str]:
 def code_text(entry: Mapping[str, Any]) -> str:
     """`code_tokens` joined by spaces; AdvTest's test files call them `function_tokens`."""
     return _joined(entry, "function_tokens" if "function_tokens" in entry else "code_tokens")
+
+
+def original_text(entry: Mapping[str, Any]) -> str:
+    """`original_string` without comments and documentation, its tokens joined by spaces, as
+    GraphCodeBERT reads codes, whose parser cuts them where `code_pieces` does but for rare ones."""
+    from methods.cascode.cleaning import SourceError, code_pieces, without_comments
+
+    source, language = entry.get("original_string"), entry.get("language")
+    if not (isinstance(source, str) and isinstance(language, str) and is_text(source)):
+        raise _UnusableError("its 'original_string' and 'language' are no texts")
+    try:
+        text = " ".join(" ".join(code_pieces(without_comments(source, language))).split())
+    except SourceError as error:
+        raise _UnusableError(f"its 'original_string' is no {language}: {error}") from error
+    if not text:
+        raise _UnusableError("its 'original_string' is nothing but comments")
+    return text
 
 
 def code_search_net_files(root: Path, language: str, part: str) -> list[Path]:
@@ -175,6 +197,7 @@ def encode_files(
     chosen: tuple[str, Accept] | None,
     max_corrupt: float,
     cache: str | None,
+    codes: Codes = "tokens",
 ) -> Encoded:
     """Read `files` (see `Reader`) and tokenise their texts of `kinds`.
 
@@ -186,12 +209,13 @@ def encode_files(
         chosen: a name and a rule of which entries are used; None: all.
         max_corrupt: share of entries that can't be used, beyond which it is a DataCorruptError.
         cache: folder of arrays, named by a hash of all that they depend on; None keeps none.
+        codes: see `Reader`.
     """
     rule, accept = chosen or (None, None)
     key = cache_key(
-        files, VERSION, tokenizer.fingerprint, dict(lengths), list(kinds), identity, rule
+        files, VERSION, tokenizer.fingerprint, dict(lengths), list(kinds), identity, rule, codes
     )
-    reader = Reader(files, kinds, identity, accept)
+    reader = Reader(files, kinds, identity, accept, codes)
     make = partial(_arrays, reader, tokenizer, lengths)
     arrays = make() if cache is None else cached(cache, key, make)[0]
     total, unusable, refused, leaking = arrays["counts"].tolist()

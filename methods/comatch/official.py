@@ -17,6 +17,7 @@ from methods.comatch.controls import permuted_weights
 from methods.comatch.imagenet import CoMatchImageNet
 from methods.comatch.losses import oldest_first
 from methods.comatch.module import CoMatch, EMAClassifier
+from methods.comatch.transfer import LowShotSVM
 from shared.checkpoints import warm_start as common
 from shared.checkpoints.official import (
     SCALAR,
@@ -134,7 +135,7 @@ def _imagenet_table(prefix: str) -> KeyTable:
     return KeyTable(rules, common.TRAINER_KEYS, fresh)
 
 
-def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyReport:
+def warm_start(module: Classifier | LowShotSVM, path: str | PathLike[str], kind: str) -> KeyReport:
     """Start both copies from self-supervised weights; a projection that does not fit stays random.
 
     Args:
@@ -142,6 +143,7 @@ def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyR
             (a bare state dict of the network without its classifier) for the CIFAR form;
             `tenfold_pcl` (a checkpoint that `methods.pcl` wrote) for both; `tenfold_pcl_permuted`,
             a negative control: the same with the entries of each tensor in random order.
+            `backbone`, for `LowShotSVM`, is CoMatch on ImageNet, official or ours.
     """
     remedy = f"warm_start.path=FILE names another {kind} file"
     source: Mapping[str, Any] = common.read_start(path, kind, WARM_STARTS, remedy)
@@ -151,8 +153,12 @@ def warm_start(module: Classifier, path: str | PathLike[str], kind: str) -> KeyR
         raise CheckpointError(f"warm_start.kind {kind} is for {names}")
     if kind.startswith("tenfold_"):
         source = common.state_of_run(source, "methods.pcl", path)
+    elif kind == "backbone" and "_target_" in source:
+        source = common.state_of_run(source, "methods.comatch", path)
     if kind.endswith("_permuted"):
         source = {key: permuted_weights(key, value) for key, value in source.items()}
+    if isinstance(module, LowShotSVM):
+        return import_official(source, start_of(module, source), module)
     start = start_of(module, source)
     copied = "parameters copied from the encoder after loading"
     fresh = {"encoder.classifier.{rest}": "self-supervised weights have no classifier"}
@@ -211,10 +217,23 @@ def _simclr(module: Classifier, source: Mapping[str, Any]) -> KeyTable:
     return KeyTable(rules, {f"fc{n}.{{rest}}": reason for n in (1, 2)} if headless else {})
 
 
+def _backbone(module: LowShotSVM, source: Mapping[str, Any]) -> KeyTable:
+    """The backbone of the trained encoder, from the official ImageNet script or a state of ours."""
+    prefix = common.model_prefix(source)
+    names = [str(key).removeprefix("module.") for key in source.get("state_dict", source)]
+    within = "backbone." if any(name.startswith("encoder.backbone.") for name in names) else ""
+    others = {name.split(".")[0] for name in names} - {"encoder"}
+    others |= {f"encoder.{head}" for head in ("classifier", "fc1", "fc2", "projection")}
+    keys = [f"{prefix}{part}{rest}" for part in sorted(others) for rest in ("", ".{rest}")]
+    dropped = {**common.TRAINER_KEYS, **dict.fromkeys(keys, "a part that is not transferred")}
+    return KeyTable([Rule(f"{prefix}encoder.{within}{{rest}}", "encoder.backbone.{rest}")], dropped)
+
+
 WARM_STARTS: dict[str, tuple[Any, Callable[..., KeyTable]]] = {
     "moco_v2": (CoMatchImageNet, _moco),
     "pcl": (CoMatchImageNet, partial(_moco, linear_head=True)),
     "simclr": (EMAClassifier, _simclr),
     "tenfold_pcl": (Classifier, _tenfold_pcl),
     "tenfold_pcl_permuted": (Classifier, _tenfold_pcl),
+    "backbone": (LowShotSVM, _backbone),
 }

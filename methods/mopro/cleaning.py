@@ -25,7 +25,7 @@ from methods.mopro.losses import Correction, correct_labels
 from methods.mopro.module import MoPro
 from shared.checkpoints.reading import CheckpointError, load_checkpoint, load_module
 from shared.data.loading.loader import EvaluationLoader
-from shared.data.readers.webvision import training_list
+from shared.data.readers.webvision import SOURCES, training_list
 from shared.evaluation.features import eval_mode, extract_features
 from shared.files import write_json
 from shared.nn.building import build
@@ -77,7 +77,9 @@ def main(argv: Sequence[str]) -> int:
         module.to("cuda" if torch.cuda.is_available() else "cpu")
         threshold = module.hparams["threshold"]
         indices, labels, rule = clean(module, data.features_dataloader(), threshold)
-        paths, _ = training_list(Path(config.data.dataset.root), len(data.class_names))
+        dataset = config.data.dataset
+        lists = dataset.get("lists", SOURCES)
+        paths, _ = training_list(Path(dataset.root), len(data.class_names), lists)
     except (OverrideError, CheckpointError, FileNotFoundError, ValueError) as error:
         print(f"cleaning: {error}", file=sys.stderr)
         return 2

@@ -12,7 +12,7 @@ from shared.data.loading.batches import PlainImageBatches
 from shared.data.loading.loader import EvaluationLoader
 from shared.data.multi_view import ViewsData
 from shared.data.readers.files import integers, one_line, read_json
-from shared.data.readers.webvision import training_list
+from shared.data.readers.webvision import SOURCES, training_list
 
 
 class WebData(ViewsData):
@@ -43,9 +43,9 @@ class WebData(ViewsData):
         or, of a file that is not about the listed images, DataCorruptError."""
         path, images = Path(self._h.truth), self.images("train")
         known = read_json(path)
-        paths, web_labels = training_list(Path(self._h.dataset["root"]), len(images.class_names))
+        root, lists = self._h.dataset["root"], self._h.dataset.get("lists", SOURCES)
+        paths, web_labels = training_list(Path(root), len(images.class_names), lists)
         if not np.array_equal(web_labels, images.labels):
-            root = self._h.dataset["root"]
             raise DataCorruptError(f"{root}: the training set is not that of the lists in info/")
         try:
             labels = [known[image]["label"] for image in paths]

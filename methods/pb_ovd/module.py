@@ -73,6 +73,7 @@ class OpenVocabularyDetector(Method):
         seed: of the choice of anchors and regions.
     """
 
+    accumulates = True
     texts: Tensor
 
     def __init__(

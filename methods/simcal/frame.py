@@ -38,6 +38,7 @@ class LongTailDetector(Method):
         seed: of all draws of the method itself.
     """
 
+    accumulates = True
     instances: Tensor
 
     def __init__(

@@ -28,7 +28,8 @@ def read_start(path: Checkpoint, kind: str, kinds: Iterable[str], remedy: str) -
     try:
         return content_of(path)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{error}: {remedy}") from None
+        official = "docs/weights.md says where official files come from"
+        raise CheckpointError(f"{error}: {remedy}; {official}") from None
 
 
 def state_of_run(source: Mapping[str, Any], package: str, path: Checkpoint) -> dict[str, Tensor]:

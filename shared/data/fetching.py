@@ -81,9 +81,11 @@ def stl10(root: str | Path) -> Provenance:
     return _from_torchvision("stl-10", datasets.STL10, root, {"stl10_binary": {"split": "train"}})
 
 
-def svhn(root: str | Path) -> Provenance:
-    """SVHN (Netzer et al. 2011), cropped digits, `train` and `test`, in `root`."""
-    parts = {f"{split}_32x32.mat": {"split": split} for split in ("train", "test")}
+def svhn(root: str | Path, extra: bool = False) -> Provenance:
+    """SVHN (Netzer et al. 2011), cropped digits, in `root`: `train`, `test` and, if asked for,
+    `extra` (1.3 GB)."""
+    splits = ("train", "test", "extra")[: 2 + extra]
+    parts = {f"{split}_32x32.mat": {"split": split} for split in splits}
     return _from_torchvision("svhn", datasets.SVHN, root, parts)
 
 
@@ -97,6 +99,16 @@ def imagenet(root: str | Path) -> Provenance:
             told = f"{folder} not found. ImageNet is handed out after registration"
             raise DataNotFoundError(f"{told}: {wanted}")
     return {"imagenet": {"files": {}, "licence": "ImageNet terms of access (non-commercial)"}}
+
+
+def webvision(root: str | Path) -> Provenance:
+    """WebVision can't be fetched: check that the lists are there, or say what belongs where."""
+    lists = Path(root) / "info" / "train_filelist_google.txt"
+    if not lists.is_file():
+        told = f"{lists} not found. WebVision (its page: data.vision.ee.ethz.ch/cvl/webvision) has"
+        parts = "archives of the images of google and flickr, of val_images_256, and of the lists"
+        raise DataNotFoundError(f"{told} {parts}: unpack them all in {root}")
+    return {"webvision": {"files": {}, "licence": "WebVision terms (non-commercial research)"}}
 
 
 def _local_idx_folder(_: Path) -> Path:

@@ -31,6 +31,8 @@ class LinearClassification(Method):
         schedule, total_epochs: see `epoch_factor`.
     """
 
+    accumulates = True
+
     def __init__(
         self,
         backbone: dict[str, Any],

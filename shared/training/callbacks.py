@@ -44,12 +44,14 @@ class ResumeCheckpoint(Checkpoint):
 
     Args:
         every_n_steps: optimiser steps between two saves; every epoch end is saved as well.
+        minutes: that have to be over, too, by the clock of process 0.
     """
 
-    def __init__(self, folder: str | Path, every_n_steps: int = 100) -> None:
+    def __init__(self, folder: str | Path, every_n_steps: int = 100, minutes: float = 0.0) -> None:
         self.path = Path(folder) / "last.ckpt"
         self.every_n_steps = every_n_steps
-        self._saved_step = 0
+        self.seconds = 60 * minutes
+        self._saved_step, self._saved = 0, -math.inf
         self.terminated = False
         self._generators: list[dict[str, Any]] = []
 
@@ -70,7 +72,7 @@ class ResumeCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, *_: Any) -> None:
         self._take_sigterm(trainer)
-        self._saved_step = trainer.global_step
+        self._saved_step, self._saved = trainer.global_step, time.monotonic()
         if trainer.global_step == 0:  # what a run killed before its first checkpoint has left
             _continue_metrics(trainer, 0)
         if self._generators:
@@ -115,6 +117,9 @@ class ResumeCheckpoint(Checkpoint):
         last = internals.is_last_batch(trainer) or trainer.global_step == trainer.max_steps
         terminated = self._end_asked(trainer)
         due = trainer.global_step >= self._saved_step + self.every_n_steps
+        if due and self.seconds:
+            late = time.monotonic() >= self._saved + self.seconds
+            due = trainer.strategy.broadcast(late)
         if (trainer.max_steps != -1) if last else (due or terminated or trainer.should_stop):
             self._save(trainer)
             if terminated:
@@ -130,7 +135,7 @@ class ResumeCheckpoint(Checkpoint):
             for logger in _csv_loggers(trainer):
                 logger.log_metrics(values, trainer.global_step - 1)
         trainer.save_checkpoint(self.path, weights_only=False)
-        self._saved_step = trainer.global_step
+        self._saved_step, self._saved = trainer.global_step, time.monotonic()
 
     def state_dict(self) -> dict[str, Any]:
         return {"generators": gather_objects(_get_generators())}

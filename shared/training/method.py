@@ -22,6 +22,7 @@ class Method(pl.LightningModule):
 
     memory_format: torch.memory_format = torch.contiguous_format
     predicts: ClassVar[str] = "probabilities"  # by `predict_step`, or "embeddings"
+    accumulates: ClassVar[bool] = False  # several batches may make an update: none moves a queue
 
     def attach(self, datamodule: Any) -> None:
         """Take from the data, before any step, what a training step needs beside its batch."""
@@ -42,8 +43,9 @@ class Method(pl.LightningModule):
         weights: Mapping[str, float],
         indices: Tensor | None = None,
     ) -> Tensor:
-        """The weighted sum of the scalar loss terms, logged term by term as `train/<term>`;
-        NonFiniteLoss names the step, the broken terms and the data-set `indices` of the batch."""
+        """The weighted sum of the scalar loss terms, logged as `train/<term>` beside `train/lr`, of
+        all learning rates the highest; NonFiniteLoss names the step, the broken terms and the
+        data-set `indices` of the batch."""
         total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
         if not torch.isfinite(total):
             values = {name: float(term.detach()) for name, term in terms.items()}
@@ -52,6 +54,9 @@ class Method(pl.LightningModule):
             said = f"step {self.global_step}: {', '.join(broken)} not finite ({values}){batch}"
             raise NonFiniteLoss(f"{said}. No weight was updated; the last checkpoint is intact.")
         self.log_train({**terms, "loss": total})
+        if (trainer := trainer_of(self)) is not None and trainer.optimizers:
+            groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+            self.log_train({"lr": max(float(group["lr"]) for group in groups)})
         return total
 
     def sgd(

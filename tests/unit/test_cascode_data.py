@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks.miniatures.synthetic_code import CODES, OPERATIONS, code
 from methods.cascode.data import AdvTestData, CodeSearchData, CosQAData
-from methods.cascode.readers import Reader, code_text, query_text
+from methods.cascode.readers import Reader, code_text, original_text, query_text
 from methods.cascode.tokenizer import CodeTokenizer
 from shared.data.errors import DataCorruptError, DataNotFoundError
 
@@ -108,6 +108,40 @@ def test_texts_never_come_from_fields_with_the_documentation():
 )
 def test_texts(text, given, expected):
     assert text(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("language", "source", "expected"),
+    [
+        (
+            "python",
+            'def f(x, *a):\n    """Sorts."""\n    # quickly\n    return x.y==f"{a}  b"\n',
+            'def f ( x , * a ) : return x . y == f"{a} b"',
+        ),
+        ("java", "/** S. */ int f() { a->b[1]; } // x", "int f ( ) { a -> b [ 1 ] ; }"),
+        ("go", 'func F() string { return "// no" }', 'func F ( ) string { return "// no" }'),
+    ],
+)  # fmt: skip
+def test_original_codes_are_read_without_comments(language, source, expected):
+    assert original_text({"original_string": source, "language": language}) == expected
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"language": "python", "original_string": "def f(:\n  (\n"}, "is no python"),
+        ({"language": "java", "original_string": "// nothing"}, "nothing but comments"),
+        ({"language": 3, "original_string": "def f(): pass"}, "are no texts"),
+        ({"language": "python", "original_string": ["def"]}, "are no texts"),
+    ],
+)
+def test_an_original_code_that_cannot_be_read_is_counted(tmp_path, changed, problem):
+    whole = {"language": "python", "original_string": "def f():\n    return 1\n"}
+    path = write_lines(tmp_path / "a.jsonl", [entry(1) | whole, entry(2) | changed])
+    urls, reader = read(path, codes="original")
+    assert urls == ["url1"]
+    assert reader.unusable == 1
+    assert problem in reader.problem
 
 
 # --- files ---

@@ -67,6 +67,11 @@ def test_list_of_rows_with_paper_cost_and_state(monkeypatch, capsys, tmp_path: P
     assert {"about", "±", "93.09", "18"} <= set(row)
     assert "comatch/mini" in said.rpartition("others: ")[2]
     assert "_base" not in said
+    status, said, _ = answer(monkeypatch, capsys, "list", "pcl")
+    figures = [line.split() for line in said.split("\n") if "of voc07_v2 " in line]
+    assert [row[-2] for row in figures] == ["47.9", "59.6", "66.2", "74.5", "78.3", "85.4"]
+    status, said, _ = answer(monkeypatch, capsys, "list", "cascode")
+    assert "of 6 rows" in said
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 data it lacks."""
 
 import json
+import re
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from benchmarks.chaos import ALWAYS, load_plan
 from benchmarks.claims import load_claim
 from shared.data.errors import DataNotFoundError
-from shared.experiments import CONF, FIGURES, PAPER, Line, arms, rows
+from shared.experiments import CONF, FIGURES, PAPER, Line, arms, rows, table
 from shared.nn.building import trusted_function
 from shared.overrides import validate
 from tests.hostile.damages import every
@@ -523,7 +524,10 @@ def test_what_a_row_starts_from_is_a_run_of_ours(step: int) -> None:
             continue
         _, method, other, seed, *rest = Path(start["path"]).parts
         assert f"{method}/{other}" in ROWS, name
-        assert (seed, *rest) == ("seed0", "checkpoints", "last.ckpt"), name
+        kept = (
+            "best" if line_of(f"{method}/{other}").get("best") else "last"
+        )  # what it is tested by
+        assert (seed, *rest) == ("seed0", "checkpoints", f"{kept}.ckpt"), name
         if method == "albef":
             assert other.startswith(kinds[start["kind"]]), name
 
@@ -560,3 +564,20 @@ def test_what_stands_in_a_block_holds_for_its_rows_and_an_arm_may_stand_on_anoth
         "a": {"experiment": "t/x", "lr": 2, "seed": 5, "arm": "a"},
         "b": {"experiment": "t/x", "seed": 5, "arm": "b"},
     }
+
+
+def test_figures_of_other_rows_name_rows() -> None:
+    for method in METHODS:
+        lines = table(method)
+        for name, line in lines.items():
+            if "of" in line:
+                assert line["of"], name
+                assert set(line["of"]) <= set(rows(method)), name
+                assert {"table", "metric", "value", "source"} <= set(line), name
+
+
+def test_the_table_of_official_files_names_rows() -> None:
+    text = (CONF.parent / "docs" / "weights.md").read_text()
+    named = set(re.findall(rf"`((?:{'|'.join(METHODS)})/\w+)`", text))
+    assert len(named) > 40
+    assert named <= set(ROWS) | set(EXPERIMENTS)

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from shared.data import fetching
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.images import ArrayImages, FolderImages
 from shared.data.readers.folders import archive, image_folder, list_file, read_list
@@ -166,6 +167,23 @@ def test_webvision_lists_google_then_flickr_and_keeps_the_last_label(web: Path) 
     test = webvision(web, "test", num_classes=3)
     assert shades(test) == [101, 100, 102]
     assert test.labels.tolist() == [1, 0, 2]
+
+
+def test_webvision_takes_the_lists_that_are_named(web: Path) -> None:
+    google = webvision(web, "train", num_classes=3, lists=["google"])
+    assert (shades(google), google.labels.tolist()) == ([0, 10, 20], [0, 1, 2])
+    with pytest.raises(
+        ValueError, match=r"lists=\['bing'\]: expected one or more of google, flickr"
+    ):
+        webvision(web, "train", num_classes=3, lists=["bing"])
+
+
+def test_webvision_that_is_not_there_says_where_it_comes_from(web: Path, tmp_path: Path) -> None:
+    assert "webvision" in fetching.webvision(web)
+    with pytest.raises(
+        DataNotFoundError, match=r"its page: data\.vision.*unpack them all in .*none"
+    ):
+        fetching.webvision(tmp_path / "none")
 
 
 def test_webvision_drops_the_labels_beyond_num_classes(web: Path) -> None:

@@ -137,6 +137,13 @@ def test_svhn(tmp_path: Path) -> None:
     images = readers.svhn(tmp_path, "train")
     assert images.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
     np.testing.assert_array_equal(images.images[4], pixels[..., 4])
+    more = RANDOM.integers(0, 256, (32, 32, 3, 2), np.uint8)
+    savemat(tmp_path / "extra_32x32.mat", {"X": more, "y": np.array([[10], [4]])})
+    both = readers.svhn(tmp_path, "train", extra=True)
+    assert both.labels.tolist() == [*images.labels.tolist(), 0, 4]
+    np.testing.assert_array_equal(both.images[10], more[..., 0])
+    savemat(tmp_path / "test_32x32.mat", {"X": pixels, "y": np.arange(1, 11)[:, None]})
+    assert len(readers.svhn(tmp_path, "test", extra=True)) == 10
 
 
 # --- splits ------------------------------------------------------------------------------------

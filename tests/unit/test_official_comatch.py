@@ -9,6 +9,7 @@ from torch import Tensor
 from methods.comatch import official
 from methods.comatch.imagenet import CoMatchImageNet
 from methods.comatch.module import CoMatch, FixMatch, Supervised
+from methods.comatch.transfer import LowShotSVM
 from shared.checkpoints.official import convert_official
 from shared.checkpoints.reading import CheckpointError
 from tests.conformance.conftest import assert_same
@@ -309,6 +310,43 @@ def test_official_pcl_v1_leaves_the_projection_fresh_and_says_so(tmp_path):
 
 def small() -> CoMatch:
     return toy(CoMatch, **wrn())
+
+
+@pytest.mark.parametrize("packing", ["official", "bare", "ours"])
+def test_the_backbone_is_transferred(packing, tmp_path):
+    trained = imagenet()
+    content = {
+        "official": imagenet_checkpoint(trained),
+        "bare": {"encoder." + k: v for k, v in resnet50_state(trained.encoder.backbone).items()},
+        "ours": {
+            "_target_": "methods.comatch.imagenet.CoMatchImageNet",
+            "state_dict": state_of(trained),
+        },
+    }[packing]
+    torch.save(content, tmp_path / "file")
+    module = toy(LowShotSVM, backbone=trained.hparams["backbone"])
+    before = state_of(module)
+    report = official.warm_start(module, tmp_path / "file", "backbone")
+    assert report.complete
+    source = content.get("state_dict", content)
+    prefix = {"official": "module.encoder.", "bare": "encoder.", "ours": "encoder.backbone."}[
+        packing
+    ]
+    for key, value in module.state_dict().items():
+        assert torch.equal(value, source[key.replace("encoder.backbone.", prefix)]), key
+    weight = "encoder.backbone.conv1.weight"
+    assert not torch.equal(before[weight], module.state_dict()[weight])
+
+
+def test_a_backbone_is_for_the_transfer_alone(tmp_path):
+    torch.save(imagenet_checkpoint(imagenet()), tmp_path / "file")
+    with pytest.raises(CheckpointError, match="backbone is for LowShotSVM modules"):
+        official.warm_start(imagenet(), tmp_path / "file", "backbone")
+    with pytest.raises(CheckpointError, match="moco_v2 is for CoMatchImageNet modules"):
+        official.warm_start(toy(LowShotSVM), tmp_path / "file", "moco_v2")
+    torch.save({"_target_": "methods.pcl.module.PCL", "state_dict": {}}, tmp_path / "pcl")
+    with pytest.raises(CheckpointError, match=r"no checkpoint of methods\.comatch"):
+        official.warm_start(toy(LowShotSVM), tmp_path / "pcl", "backbone")
 
 
 def pcl_checkpoint(encoder: dict[str, Tensor], **content: Any) -> dict[str, Any]:

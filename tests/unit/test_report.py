@@ -128,11 +128,11 @@ def test_a_paper_row_that_was_not_run_says_what_it_needs(conf, outputs):
     assert first.note in html([found], Outputs(outputs))
 
 
-def run_row(conf, outputs, seed, top1, *overrides):
-    folder = outputs / "toy" / "row" / f"seed{seed}"
-    write_results(folder, "row", seed, {"test/top1": top1})
+def run_row(conf, outputs, seed, top1, *overrides, name="row"):
+    folder = outputs / "toy" / name / f"seed{seed}"
+    write_results(folder, name, seed, {"test/top1": top1})
     given = [f"seed={seed}", "data_root=/elsewhere", *overrides]
-    config = compose_experiment("toy/row", given, conf)
+    config = compose_experiment(f"toy/{name}", given, conf)
     resolved = OmegaConf.to_container(config, resolve=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(resolved))
 
@@ -145,6 +145,23 @@ def test_a_paper_row_shows_our_mean_over_runs_as_stated(conf, outputs):
     (row,) = gather(Outputs(outputs), conf)[0].paper_rows
     assert row.ours == 92.5
     assert row.note == "2 finished (1 with other settings left out)"
+
+
+def test_a_row_of_other_rows_is_the_mean_of_their_means(conf, outputs):
+    write_rows(
+        conf,
+        row={"about": "one"},
+        other={"about": "two"},
+        mean={"of": ["row", "other"], **PAPER},
+    )
+    run_row(conf, outputs, 1, 92.0)
+    run_row(conf, outputs, 2, 93.0)
+    (row,) = gather(Outputs(outputs), conf)[0].paper_rows
+    assert (row.experiment, row.ours) == ("of toy/row, toy/other", None)
+    assert row.note == "2 finished, none of toy/other"
+    run_row(conf, outputs, 1, 80.0, name="other")
+    (row,) = gather(Outputs(outputs), conf)[0].paper_rows
+    assert (row.ours, row.note) == (86.25, "3 finished")
 
 
 def test_a_claim_changed_after_the_fact_or_by_settings_shows(conf, outputs):

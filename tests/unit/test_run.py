@@ -1,5 +1,6 @@
 """The entry point: what a run leaves behind, reuses, continues and refuses."""
 
+import csv
 import json
 import os
 import signal
@@ -265,3 +266,52 @@ def test_blocks_are_compiled_and_learn_the_same(smoke, tmp_path, monkeypatch):
 def test_strategies_that_share_out_weights_are_refused(smoke, strategy):
     with pytest.raises(ValueError, match=f"trainer.strategy={strategy}: momentum copies and"):
         entry.run(smoke(f"trainer.strategy={strategy}"))
+
+
+def test_the_best_epoch_by_validation_is_tested_if_asked_for(smoke, tmp_path):
+    config = smoke("best=val/top1")
+    assert hash_config(entry.resolved_config(smoke("best=null"), "32-true")) != hash_config(
+        entry.resolved_config(config, "32-true")
+    )
+    results = entry.run(config)
+    kept = load_checkpoint(tmp_path / "run/checkpoints/best.ckpt")
+    assert results["best"]["step"] == kept["global_step"]
+    rows = csv.DictReader((tmp_path / "run/metrics.csv").read_text().splitlines())
+    judged = [float(row["value"]) for row in rows if row["metric"] == "val/top1"]
+    assert results["best"]["value"] == pytest.approx(max(judged))
+    with pytest.raises(entry.RunError, match="best=val/top1, but the run has not validated"):
+        entry.run(
+            smoke("best=val/top1", "trainer.limit_val_batches=0", f"output_dir={tmp_path / 'none'}")
+        )
+
+
+def test_accumulated_batches_are_refused_where_each_moves_a_queue(smoke):
+    with pytest.raises(entry.RunError, match="CoMatch moves queues or averages with every batch"):
+        entry.run(smoke("trainer.accumulate_grad_batches=2"))
+
+
+def test_processes_draw_their_own_dropout(smoke, monkeypatch):
+    drawn = []
+    config = smoke()
+    for rank in (0, 1):
+        monkeypatch.setattr(entry.rank_zero_only, "rank", rank)
+        module, _ = entry._method_and_data(config, entry.resolved_config(config, "32-true"))
+        drawn.append((torch.rand(3), next(module.parameters()).detach().clone()))
+    (noise, weight), (other_noise, same_weight) = drawn
+    assert torch.equal(weight, same_weight)
+    assert not torch.equal(noise, other_noise)
+
+
+@pytest.mark.parametrize(("given", "precision"), [("true", "high"), ("false", "highest")])
+def test_rows_say_whether_products_have_tf32(smoke, given, precision):
+    try:
+        entry.build_trainer(smoke(f"+trainer.tf32={given}").trainer, logger=False)
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert composed("albef/vqa").trainer.tf32 is True
+
+
+def test_an_official_file_that_is_missing_is_not_searched_for(smoke):
+    with pytest.raises(entry.RunError, match=r"no checkpoint at none\.pth; docs/weights\.md says"):
+        entry.run(smoke("official_checkpoint=none.pth"))

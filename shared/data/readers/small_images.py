@@ -96,11 +96,19 @@ def stl10_fold_split(
     return Split(np.sort(folds[number]), candidates[images.labels[candidates] < 0])
 
 
-def svhn(root: str | Path, split: str) -> ArrayImages:
-    """Read the cropped-digit .mat files: (N, 32, 32, 3) RGB; also has a split "extra"."""
+def svhn(root: str | Path, split: str, extra: bool = False) -> ArrayImages:
+    """Read the cropped-digit .mat files: (N, 32, 32, 3) RGB; with `extra` "train" goes on with the
+    531,131 easier digits."""
+    train = known_split(split, "train", "test") == "train"
+    names = ["train", "extra"] if train and extra else [split]
+    parts = [_svhn(Path(root) / f"{name}_32x32.mat") for name in names]
+    images, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return ArrayImages(images, labels, [str(d) for d in range(10)], f"{root} ({split})")
+
+
+def _svhn(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     from scipy.io import loadmat, whosmat
 
-    path = Path(root) / f"{known_split(split, 'train', 'test', 'extra')}_32x32.mat"
     # scipy raises many kinds of errors for damaged files.
     with open_data(path) as file, refusing(f"{path}: not a readable SVHN file", Exception):
         declared = {name: (shape, kind) for name, shape, kind in whosmat(file)}
@@ -110,8 +118,7 @@ def svhn(root: str | Path, split: str) -> ArrayImages:
         content = loadmat(file, variable_names=["X", "y"])
         images, labels = content["X"], content["y"].reshape(-1)
     images = np.ascontiguousarray(images.transpose(3, 0, 1, 2))
-    labels = (_from_one(labels, len(images), path) + 1) % 10
-    return ArrayImages(images, labels, [str(d) for d in range(10)], str(path))
+    return images, (_from_one(labels, len(images), path) + 1) % 10
 
 
 def read_idx(path: Path, dimensions: int = 3) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +17,26 @@ from shared.data.images import ArrayImages, FolderImages
 from shared.data.readers.files import integers, read_json, refusing, shortened
 from shared.data.readers.folders import image_set, known_split, listed_paths, read_list, text_lines
 
+SOURCES = ("google", "flickr")
+
 
 def webvision(
     root: str | Path,
     split: str,
     num_classes: int = 1000,
     cleaned: str | Path | None = None,
+    lists: Sequence[str] = SOURCES,
     in_memory: bool | int = False,
     mode: str = "RGB",
     max_corrupt: float = 0.01,
 ) -> FolderImages | ArrayImages:
-    """Read "train" (the google list, then the flickr list) or "test"/"val" (MoPro spec., 6.1).
+    """Read "train" (of the `lists`, in their order) or "test"/"val" (MoPro spec., 6.1).
 
     Truncated files are read as far as they go. Class names come from `info/class_names.txt` (one a
     line) where it exists, else they are the numbers. Images with labels from `num_classes` on are
-    dropped; 50 is the usual small version. The annotation `cleaned`, {"images": paths relative to
-    `root`, "labels": [ints]}, replaces the training lists. `in_memory`, `mode`: see `folders`.
+    dropped; 50 and google's list alone are the usual small version. The annotation `cleaned`,
+    {"images": paths relative to `root`, "labels": [ints]}, replaces the training lists.
+    `in_memory`, `mode`: see `folders`.
     """
     root = base = Path(root)
     every = False
@@ -43,7 +48,7 @@ def webvision(
         relative, labels = _read_annotation(origin, num_classes)
     else:
         origin, every = root / "info", True
-        relative, labels = training_list(root, num_classes)
+        relative, labels = training_list(root, num_classes, lists)
     paths = listed_paths(base, relative, origin)
     names = [str(k) for k in range(num_classes)]
     if os.path.lexists(listed := root / "info" / "class_names.txt"):
@@ -55,11 +60,15 @@ def webvision(
     )
 
 
-def training_list(root: Path, num_classes: int) -> tuple[list[str], NDArray[np.int64]]:
-    """Paths and labels of both lists, google's first; of a path listed twice the last label."""
+def training_list(
+    root: Path, num_classes: int, lists: Sequence[str] = SOURCES
+) -> tuple[list[str], NDArray[np.int64]]:
+    """Paths and labels of the lists; of a path listed twice the last label."""
+    if not lists or not set(lists) <= set(SOURCES):
+        raise ValueError(f"lists={list(lists)}: expected one or more of {', '.join(SOURCES)}")
     paths: list[str] = []
     label_of: dict[str, int] = {}
-    for source in ("google", "flickr"):
+    for source in lists:
         listed, labels = read_list(root / "info" / f"train_filelist_{source}.txt", num_classes)
         paths += listed
         label_of.update(zip(listed, labels.tolist(), strict=True))
