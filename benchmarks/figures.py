@@ -1,6 +1,7 @@
 """The pictures of a claim: curves of its arms beside the paired differences, and every metric."""
 
 import csv
+import textwrap
 import warnings
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -66,7 +67,10 @@ def draw(path: Path, summary: Mapping[str, Any], curves: Curves) -> None:
         left.set_title(f"{what}: mean and one standard deviation over seeds", fontsize=11)
         left.set_ylabel(claim["primary"]["metric"] if once else claim["curve"])
         if _curves(left, curves, style, "training step"):
-            left.legend(loc="best", frameon=True, framealpha=0.9)
+            if once:
+                _name_columns(left)
+            else:
+                left.legend(loc="best", frameon=True, framealpha=0.9)
         else:
             left.text(0.5, 0.5, "no run has finished", transform=left.transAxes, ha="center")
         _differences(right, summary, style)
@@ -129,6 +133,13 @@ def _points(axes: Axes, curves: Curves, style: Mapping[str, Mapping[str, Any]]) 
     axes.set_xlim(-0.6, max(len(values), 1) - 0.4)
     axes.grid(axis="y", alpha=0.25)
     return bool(values)
+
+
+def _name_columns(axes: Axes) -> None:
+    """Writes the arms below their columns."""
+    names = axes.get_legend_handles_labels()[1]
+    parted = (textwrap.fill(name.replace("_", "_ "), 14) for name in names)
+    axes.set_xticks(range(len(names)), [name.replace("_ ", "_") for name in parted])
 
 
 def _curves(

@@ -165,7 +165,6 @@ class ImageTextMethod(Method):
             group["lr"] = rate
             if "warmup_ratio" in self.schedule:
                 group["eps"] = self.eps / math.sqrt(1 - self.betas[1] ** (self.global_step + 1))
-        self.log_train({"lr": rate})
 
     def rate(self, epoch: int, iteration: int) -> float:
         """The learning rate at an iteration of an epoch, both from 0."""
