@@ -54,8 +54,8 @@ class Method(pl.LightningModule):
             said = f"step {self.global_step}: {', '.join(broken)} not finite ({values}){batch}"
             raise NonFiniteLoss(f"{said}. No weight was updated; the last checkpoint is intact.")
         self.log_train({**terms, "loss": total})
-        if (trainer := trainer_of(self)) is not None and trainer.optimizers:
-            groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        optimizers = getattr(trainer_of(self), "optimizers", ())
+        if groups := [group for optimizer in optimizers for group in optimizer.param_groups]:
             self.log_train({"lr": max(float(group["lr"]) for group in groups)})
         return total
 

@@ -85,7 +85,7 @@ def test_runs_without_a_curve_are_shown_by_what_judges_them(tmp_path, monkeypatc
     draw(tmp_path / "a.png", content, curves)
     left = plt.gcf().axes[0]
     drawn = [dots.get_offsets()[:, 1].tolist() for dots in left.collections[1::2]]
-    named = [text.get_text() for text in left.get_legend().get_texts()]
+    named = [text.get_text().replace("\n", "") for text in left.get_xticklabels()]
     monkeypatch.undo()
     plt.close(plt.gcf())
     assert left.get_ylabel() == content["claim"]["primary"]["metric"]
