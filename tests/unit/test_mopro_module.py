@@ -63,7 +63,7 @@ def announced(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_phases_of_training(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="methods.mopro.module"):
         logged = fit(mopro(), 4)
-    always = {"loss", "loss_cls", "loss_inst", "accuracy_inst", "accuracy_cls"}
+    always = {"lr", "loss", "loss_cls", "loss_inst", "accuracy_inst", "accuracy_cls"}
     proto = {"loss_proto", "accuracy_proto"}
     cleaning = {"kept", "relabelled", "out_of_distribution"}
     assert logged.names[0] == always

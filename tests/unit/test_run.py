@@ -50,7 +50,7 @@ def test_results_say_what_ran_and_are_reused_but_by_another_config(smoke, tmp_pa
     assert {"test/top1", "test/top1_ema"} <= set(results["metrics"])
     assert results["peak_memory_mb"] > 0
     assert results["cpu_seconds"] > 0
-    assert results["versions"]["torch"] == torch.__version__
+    assert torch.__version__.startswith(results["versions"]["torch"])
     (data,) = results["data"].values()
     assert all(len(checksum) == 64 for checksum in data["files"].values())
     saved = OmegaConf.load(tmp_path / "run/config.yaml")
