@@ -154,6 +154,7 @@ def test_everything_composes_and_is_used() -> None:
     below |= {str(line.get("experiment")) for line in (*ROWS.values(), *ARMS.values())}
     chosen = defaultdict(set, {"backbone": {"resnet18"}})  # chosen by the library's own users
     for name in [*(EXPERIMENTS - below), *ROWS, *ARMS]:
+        assert "experiment" not in config_of(name), f"{name}.yaml lacks `# @package _global_`"
         if source := config_of(name).source:
             assert trusted_function(source._target_), name
         given = [f"experiment={name}"] if name in EXPERIMENTS else parts(line_of(name))[0]
