@@ -35,6 +35,7 @@ CHANGES = {
 FOLLOWING = {"os.chmod", "os.truncate", "sqlite3.connect"}  # of a link, what it leads to
 BELOW = {"os.remove": 1, "os.rmdir": 1}  # place of the folder's descriptor, -1 for none
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+LISTING = ["/sbin/ldconfig", "-p"]  # by which a torch built for CUDA once looks for its driver
 HARMLESS = ("/dev/null", "/dev/tty", "/dev/shm/", "/proc/")
 
 
@@ -52,7 +53,7 @@ class Watch:
 
     def see(self, event: str, arguments: tuple[Any, ...]) -> None:
         """Take notice of one audit event of the interpreter."""
-        if event in STARTS_A_PROCESS:
+        if event in STARTS_A_PROCESS and list(arguments[1:2]) != [LISTING]:
             self.processes.append(f"{event}{arguments[:2]}")
         elif event == "open":
             path, mode, flags = arguments
