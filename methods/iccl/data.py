@@ -20,7 +20,7 @@ from shared.data.loading.loader import EvaluationLoader, ResumableLoader, rank_a
 from shared.data.readers.long_tail import class_aware_weights
 
 log = logging.getLogger(__name__)
-SAMPLERS = ("agnostic", "aware", "cycles")
+SAMPLERS = ("agnostic", "aware", "progressive", "cycles")
 PARTNER_STREAM = 3  # its random numbers are not those of the first stream
 
 
@@ -32,8 +32,10 @@ class LongTailData(ImageDataModule):
     `partners`, `partner_labels` and `partner_indices`. Every draw of an image is augmented anew.
 
     Samplers: "agnostic" is a shuffled pass; "aware" draws with replacement, image i of class y with
-    probability proportional to n_y^-gamma; "cycles" is the public class-balanced sampler, for stage
-    2. An epoch is as long as one pass of the training set, whatever the sampler.
+    probability proportional to n_y^-gamma; "progressive" moves from draws alike of all images to
+    those of "aware" in the course of the trainer's `max_epochs`; "cycles" is the public
+    class-balanced sampler, for stage 2. An epoch is as long as one pass of the training set,
+    whatever the sampler.
 
     Args:
         batch_size: B of each stream, total over all ranks.
@@ -119,7 +121,13 @@ class LongTailData(ImageDataModule):
         if sampler == "cycles":
             return streams.ClassCycles(seed, labels, self._h.per_class, size, number + 1)
         per_image, _ = class_aware_weights(self.class_counts, self._h.class_aware_gamma)
-        return streams.WeightedDraws(seed, per_image[labels], size, number + 2)
+        if sampler == "aware":
+            return streams.WeightedDraws(seed, per_image[labels], size, number + 2)
+        # Without a trainer, as when the precision is measured, one epoch is all there is.
+        epochs = 1 if self.trainer is None else self.trainer.max_epochs
+        if epochs is None or epochs < 1:
+            raise ValueError("a progressive sampler needs trainer.max_epochs, in which it moves")
+        return streams.ProgressiveDraws(seed, per_image[labels], epochs, size, number + 2)
 
 
 class AugmentedPasses:

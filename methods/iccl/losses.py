@@ -34,6 +34,29 @@ def check_mix(mix: Mapping[str, Any]) -> None:
         raise ValueError(f"method.mix.alpha={mix['alpha']}: Beta(alpha, alpha) needs alpha above 0")
 
 
+def ldam_margins(counts: Tensor, largest: float) -> Tensor:
+    """(K,) margins, proportional to n_k^(-1/4) of the classes' training images n (K,); that of the
+    rarest class is `largest` (LDAM, Cao et al. 2019, equation 12)."""
+    margins = counts.double() ** -0.25
+    return (largest * margins / margins.max()).float()
+
+
+def effective_weights(counts: Tensor, beta: float) -> Tensor:
+    """(K,) weights (1 - beta) / (1 - beta^n_k), the inverse effective numbers of images, with mean
+    one; all ones for `beta` 0."""
+    weights = (1 - beta) / (1 - beta ** counts.double())
+    return (weights / weights.mean()).float()
+
+
+def ldam_loss(
+    cosines: Tensor, labels: Tensor, margins: Tensor, weights: Tensor, scale: float
+) -> Tensor:
+    """The weighted mean, as PyTorch's, of the cross-entropies of `scale` times the cosines (B, K),
+    those of the true classes less their margins (kaidic/LDAM-DRW `losses.py:LDAMLoss`)."""
+    own = F.one_hot(labels, len(margins)) * margins
+    return F.cross_entropy(scale * (cosines.float() - own), labels, weight=weights)
+
+
 def interpolate(images: Tensor, partners: Tensor, lam: Tensor) -> Tensor:
     """(B, ...) x_m = lambda x_u + (1 - lambda) x_a of class-agnostic images and aware partners."""
     lam = lam.view(-1, *[1] * (images.dim() - 1))

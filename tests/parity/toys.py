@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from methods.comatch.imagenet import CoMatchImageNet
 from methods.comatch.module import CoMatch, EMAClassifier, FixMatch
+from methods.iccl.baselines import LDAM
 from methods.iccl.classifier import LongTailClassifier
 from methods.iccl.module import ICCL
 from methods.iccl.stage2 import BalancedClassifier
@@ -75,6 +76,7 @@ TOYS: dict[type, dict[str, Any]] = {  # of classes and of what is derived from t
         "w_centroid": 1.0, "mix": MIX,
     },
     BalancedClassifier: TAIL | {"learnt": "crt", "freeze_bn": True, "distillation": None},
+    LDAM: TAIL | {"margin": 0.5, "scale": 30.0, "beta": 0.9999, "reweighted_from": 2},
     LongTailClassifier: TAIL,
     LinearClassification: NETWORK | EPOCHS | {"freeze": True, "head_std": 0.01},
     LowShotSVM: BACKBONE | {"shots": [1, 2], "runs": 2, "costs": [0.5], "full": False, "seed": 0},

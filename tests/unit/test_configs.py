@@ -296,6 +296,7 @@ PAPERS = {  # with braces as the shell has them
     "iccl": "cifar{10,100}_lt_ir{10,50,100} "
     "cifar{10,100}_lt_ir100_{ce,ce_same_compute,class_aware,mix,mixup,crt,lws} "
     "imagenet_lt{,_180,_mix,_crt,_lws,_ce} "
+    "cifar{10,100}_lt_ir{10,100}_ldam imagenet_lt_ce_progressive "
     "imagenet_lt_ce_{ncm,crt,tau_norm,lws,class_balanced,square_root,same_compute} "
     "inaturalist2018{,_200,_ce,_crt,_ce_crt}",
     "albef": "retrieval_{coco,flickr30k,flickr30k_4m} vqa nlvr2 snli_ve refcoco_plus "

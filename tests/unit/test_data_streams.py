@@ -11,6 +11,7 @@ from shared.data.loading.streams import (
     Draws,
     Interleaved,
     Permutations,
+    ProgressiveDraws,
     RestartedPasses,
     Rotation,
     Stream,
@@ -37,6 +38,7 @@ STREAMS: dict[str, Stream] = {
     "permutations": Permutations(3, 20, 45),
     "restarted": RestartedPasses(3, 20, 2, copies=3),
     "weighted": WeightedDraws(3, np.arange(20), 45),
+    "progressive": ProgressiveDraws(3, np.arange(20), 3, 45),
     "cycles": ClassCycles(3, np.repeat([0, 1, 2], [12, 5, 3])),
     "rotation": Rotation(3, 6, np.array([10, 15, 25])),
     "interleaved": Interleaved(3, [Permutations(3, 7), WeightedDraws(3, np.arange(9), 5)], [0, 7]),
@@ -69,6 +71,17 @@ def test_stream_is_whole_permutations_then_a_cut_one(
     assert len(set(tail)) == len(tail)
     passes = -(-count // size)
     assert draws.passes.tolist() == [epoch * passes + i // size for i in range(count)]
+
+
+def test_progressive_draws_move_from_all_alike_to_the_weights() -> None:
+    weights = np.array([0.0, 1.0, 3.0])
+    stream = ProgressiveDraws(0, weights, 4, 20_000)
+    for epoch, share in ((0, 0.0), (1, 0.25), (3, 0.75), (4, 1.0), (9, 1.0)):
+        counts = np.bincount(stream.draws(epoch).positions, minlength=3)
+        expected = 20_000 * ((1 - share) / 3 + share * weights / 4)
+        assert (abs(counts - expected) <= 4 * np.sqrt(expected)).all(), epoch
+    with pytest.raises(ValueError, match="epochs=0"):
+        ProgressiveDraws(0, weights, 0, 3)
 
 
 @fast

@@ -1,5 +1,6 @@
 """ICCL's package: equations with hand-derived values, properties, refusals of bad settings."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from methods.iccl.baselines import CrossEntropy, Mixup
+from methods.iccl.baselines import LDAM, CrossEntropy, Mixup
 from methods.iccl.data import LongTailData
-from methods.iccl.losses import draw_lambda, interpolated_cross_entropy
+from methods.iccl.losses import (
+    draw_lambda,
+    effective_weights,
+    interpolated_cross_entropy,
+    ldam_loss,
+    ldam_margins,
+)
 from methods.iccl.module import ICCL
 from methods.iccl.stage2 import BalancedClassifier
 from shared.evaluation.features import Features
@@ -98,6 +105,63 @@ def test_cross_entropy_sees_both_streams() -> None:
     }  # fmt: skip
     one = {"images": images, "labels": labels, "indices": torch.arange(6)}
     torch.testing.assert_close(module.training_step(both, 0), module.training_step(one, 0))
+
+
+def test_margins_and_weights_by_hand() -> None:
+    counts = torch.tensor([1, 16, 81])
+    torch.testing.assert_close(ldam_margins(counts, 0.6), torch.tensor([0.6, 0.3, 0.2]))
+    assert effective_weights(counts, 0.0).tolist() == [1, 1, 1]
+    # Effective numbers 1, 1 + 1/2 and 1 + 1/2 + 1/4 of 1, 2 and 3 images.
+    few = effective_weights(torch.tensor([1, 2, 3]), 0.5)
+    inverse = torch.tensor([1, 2 / 3, 4 / 7])
+    torch.testing.assert_close(few, inverse / inverse.mean())
+
+
+def test_the_margin_loss_by_hand() -> None:
+    cosines, labels = torch.tensor([[0.5, 0.1], [0.2, 0.4]]), torch.tensor([0, 1])
+    margins, weights = torch.tensor([0.1, 0.3]), torch.tensor([1.0, 3.0])
+    # Logits (4, 1) and (2, 1) of which the first and the second are right.
+    first, second = np.log1p(np.exp(1 - 4)), np.log1p(np.exp(2 - 1))
+    loss = ldam_loss(cosines, labels, margins, weights, scale=10.0)
+    assert float(loss) == pytest.approx((first + 3 * second) / 4, rel=1e-6)
+
+
+@given(seed=st.integers(0, 99), scale=st.floats(1, 40))
+def test_without_margins_and_weights_it_is_cross_entropy(seed: int, scale: float) -> None:
+    g = torch.Generator().manual_seed(seed)
+    cosines, labels = 2 * torch.rand(5, 4, generator=g) - 1, torch.randint(4, (5,), generator=g)
+    plain = torch.nn.functional.cross_entropy(scale * cosines, labels)
+    loss = ldam_loss(cosines, labels, torch.zeros(4), torch.ones(4), scale)
+    torch.testing.assert_close(loss, plain)
+
+
+def test_classes_are_re_weighted_from_their_epoch_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, g = toy(LDAM, 0, num_classes=3), torch.Generator().manual_seed(0)
+    labels = torch.tensor([0, 1, 2, 0])
+    images = torch.randn(4, 1, 6, 6, generator=g)
+    batch = {"images": images, "labels": labels, "indices": torch.arange(4)}
+    with pytest.raises(ValueError, match="number of training images of each class"):
+        module.training_step(batch, 0)
+    module.class_counts = torch.tensor([500, 30, 4])
+    module.eval()
+    cosines = module.cosines(images)
+    assert cosines.abs().max() <= 1 + 1e-6
+    torch.testing.assert_close(module.classify(images), 30 * cosines)
+    margins = ldam_margins(module.class_counts, 0.5)
+    for epoch, beta in ((0, 0.0), (1, 0.0), (2, 0.9999)):
+        monkeypatch.setattr(type(module), "current_epoch", epoch)
+        weights = effective_weights(module.class_counts, beta)
+        expected = ldam_loss(cosines, labels, margins, weights, 30.0)
+        torch.testing.assert_close(module.training_step(batch, 0), expected)
+
+
+def test_the_classifier_of_margins_has_unit_rows_and_no_bias() -> None:
+    classifier = toy(LDAM, 3).encoder.classifier
+    torch.testing.assert_close(classifier.weight.norm(dim=1), torch.ones(5))
+    assert not classifier.bias.any()
+    assert not classifier.bias.requires_grad
+    with pytest.raises(ValueError, match=r"beta in \[0, 1\)"):
+        toy(LDAM, beta=1.0)
 
 
 def test_mixup_pairs_each_image_with_another_of_its_batch() -> None:
@@ -203,6 +267,21 @@ def test_an_unknown_sampler_is_refused() -> None:
     for key in ("first", "second"):
         with pytest.raises(ValueError, match=f"data.{key}='balanced'"):
             LongTailData(dataset={}, augmentation=VIEWS, batch_size=4, **{key: "balanced"})
+
+
+def test_a_progressive_sampler_moves_in_the_epochs_of_the_trainer() -> None:
+    data = LongTailData(dataset={}, augmentation=VIEWS, batch_size=4, first="progressive")
+    data.images = lambda split: TwoClasses()  # type: ignore[method-assign, assignment, return-value]
+    for trainer, epochs in ((None, 1), (SimpleNamespace(max_epochs=7), 7)):
+        data.trainer = trainer  # type: ignore[assignment]
+        stream: Any = data._stream("progressive", 0)
+        assert stream.epochs == epochs
+        assert stream.weights.tolist() == pytest.approx(
+            [stream.weights[0]] * 5 + [5 * stream.weights[0]]
+        )
+    data.trainer = SimpleNamespace(max_epochs=-1)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"needs trainer\.max_epochs"):
+        data._stream("progressive", 0)
 
 
 VIEWS = {

@@ -134,6 +134,25 @@ class WeightedDraws(Stream):
         return number_repeats(np.minimum(positions, last), epoch)
 
 
+class ProgressiveDraws(Stream):
+    """Draws whose weights move from all alike, in epoch 0, to `weights` (N,) after `epochs`: in
+    epoch e they are (1 - e / epochs) / N + (e / epochs) weights / sum (Kang et al. 2020)."""
+
+    def __init__(
+        self, seed: int, weights: NDArray, epochs: int, count: int, number: int = 1
+    ) -> None:
+        super().__init__(seed, count, number)
+        if epochs < 1:
+            raise ValueError(f"epochs={epochs}: weights need one or more to move in")
+        self.weights, self.epochs = np.asarray(weights, np.float64), epochs
+
+    def draws(self, epoch: int) -> Draws:
+        share = min(1.0, epoch / self.epochs)
+        size = len(self.weights)
+        mixed = (1 - share) / size + share * self.weights / self.weights.sum()
+        return WeightedDraws(self.seed, mixed, self.count, self.number).draws(epoch)
+
+
 class ClassCycles(Stream):
     """Class-balanced draws: classes in shuffled cycles, `per_class` images of a class in a row.
 
