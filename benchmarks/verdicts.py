@@ -1,9 +1,10 @@
 """Keeps in docs/verdicts.yaml what the claims were found to be, and writes README's table from it.
 
-    python -m benchmarks.verdicts [--outputs outputs]
+    python -m benchmarks.verdicts [--outputs outputs] [--replace]
 
 Takes the verdict of every claim below the outputs folder that stands as conf/reproduce states it
-today; what was kept of others stays, and is shown as of another config once its hash is. A test
+today. The first run of a config counts: another one, which may round otherwise, is told of and not
+taken. What was kept of others stays, and is shown as of an earlier config once its hash is. A test
 compares README with the file.
 """
 
@@ -102,11 +103,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.verdicts", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--outputs", type=Path, default=Path("outputs"))
+    parser.add_argument("--replace", action="store_true", help="take later runs, too")
     options = parser.parse_args(arguments)
     kept: dict[str, dict[str, Any]] = yaml.safe_load(KEPT.read_text())
     found = found_in(options.outputs)
     for name, entry in found.items():
-        kept[name] = {"says": kept.get(name, {}).get("says", name), **entry}
+        before = kept.get(name, {})
+        if before.get("hash") != entry["hash"] or options.replace:
+            kept[name] = {"says": before.get("says", name), **entry}
+        elif entry["difference"] != before["difference"]:
+            told = [f"{of['verdict']}, {_interval(of['difference'])}" for of in (before, entry)]
+            print(f"{name}: {told[0]} stays; this run: {told[1]}")
     kept = dict(sorted(kept.items()))
     with replacing(KEPT) as file:
         file.write(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=200).encode())

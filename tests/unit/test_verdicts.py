@@ -1,6 +1,7 @@
 """README's verdicts are those that were found, and say which the claims of today have not had."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -77,3 +78,25 @@ def test_what_is_kept_stays_and_what_is_new_is_added(
     lines = readme.read_text().splitlines()
     assert (lines[0], lines[-1]) == ("before", "after")
     assert sum(line.startswith("| `METHOD=") for line in lines) == 2
+
+
+def test_the_first_run_of_a_config_counts(
+    found: tuple[Path, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    conf, verdict = found
+    first = {**verdict["toy"], "verdict": "undecided"}
+    first["difference"] = {"mean": 1.0, "low": -1.0, "high": 3.0}
+    kept, readme = tmp_path / "verdicts.yaml", tmp_path / "README.md"
+    kept.write_text(yaml.safe_dump({"toy": {"says": "it learns", **first}}))
+    readme.write_text(f"{verdicts.BEGIN}{verdicts.END}\n")
+    monkeypatch.setattr(verdicts, "KEPT", kept)
+    monkeypatch.setattr(verdicts, "README", readme)
+    monkeypatch.setattr(verdicts, "found_in", lambda outputs: found_in(outputs, conf))
+    monkeypatch.setattr(verdicts, "hashes", lambda names: hashes(names, conf))
+    given = ["--outputs", str(tmp_path / "outputs")]
+    verdicts.main(given)
+    said = "toy: undecided, +1.00 (-1.00 to +3.00) stays; this run: yes, +4.00 (+4.00 to +4.00)"
+    assert said in capsys.readouterr().out
+    assert yaml.safe_load(kept.read_text())["toy"]["verdict"] == "undecided"
+    verdicts.main([*given, "--replace"])
+    assert yaml.safe_load(kept.read_text())["toy"]["verdict"] == "yes"
