@@ -231,6 +231,8 @@ class _Watched:
 
 
 def _watched(cfg: DictConfig, folder: RunFolder) -> _Watched:
+    if cfg.best and not str(cfg.best).startswith("val/"):
+        raise RunError(f"best={cfg.best}: name a metric of validation, as val/accuracy")
     kept = folder.last.parent
     minutes = cfg.trainer.get("checkpoint_minutes") or 0.0
     others: list[pl.Callback] = [callbacks.FiniteGradients()]

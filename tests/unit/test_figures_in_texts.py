@@ -45,10 +45,9 @@ STATED: list[tuple[str, str, Callable[[], object]]] = [
     ("methods/blip/README.md", r"(\d+) of \d+ cases", lambda: cases("blip")),
     ("methods/blip/README.md", r"caught, (\d+) of \d+", lambda: mutants("blip")),
     ("methods/simcal/README.md", r"(\w+) golden cases", lambda: WORDS[cases("simcal")]),
-    (
-        "methods/alpro/README.md",
-        r"one true pair to two wrong ones; (\S+) knows",
-        lambda: chance(1 / 3),
+    *(
+        (f"methods/{name}/README.md", r"to two wrong ones; (\S+) knows", lambda: chance(1 / 3))
+        for name in ("albef", "alpro", "blip")
     ),
 ]
 

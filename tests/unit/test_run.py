@@ -285,6 +285,11 @@ def test_the_best_epoch_by_validation_is_tested_if_asked_for(smoke, tmp_path):
         )
 
 
+def test_the_best_is_never_chosen_by_the_test(smoke):
+    with pytest.raises(entry.RunError, match="best=test/top1: name a metric of validation"):
+        entry.run(smoke("best=test/top1"))
+
+
 def test_accumulated_batches_are_refused_where_each_moves_a_queue(smoke):
     with pytest.raises(entry.RunError, match="CoMatch moves queues or averages with every batch"):
         entry.run(smoke("trainer.accumulate_grad_batches=2"))
