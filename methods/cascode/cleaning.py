@@ -34,8 +34,10 @@ _COMMON_WORDS = frozenset(_COMMON.split())
 _COMMENT_OR_STRING = re.compile(
     r"""//[^\n]* | /\*.*?\*/ | (["'])(?:\\. | (?!\1)[^\\])*\1""", re.DOTALL | re.VERBOSE
 )
+# A text that nothing closes goes on to the end, so that the time stays linear.
 _PIECE = re.compile(
-    r"""\"{3}.*?\"{3} | '{3}.*?'{3} | [bfru]{0,2}(["'`])(?:\\. | (?!\1)[^\\])*\1  # texts, whole
+    r"""\"{3}.*?(?:\"{3}|\Z) | '{3}.*?(?:'{3}|\Z)  # texts, whole
+    | [bfru]{0,2}(["'`])(?:\\. | (?!\1)[^\\])*(?:\1|\\?\Z)
     | [\w$@]+(?:\.\d+)? | [-+*/%&|^<>=!?:~.]+ | \S""",
     re.DOTALL | re.VERBOSE,
 )

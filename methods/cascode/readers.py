@@ -40,6 +40,7 @@ Codes = Literal["tokens", "original"]
 Accept = Callable[[Mapping[str, Any]], bool]
 LINES = (".jsonl", ".jsonl.gz")
 LONGEST = 1 << 26  # bytes of a line
+LONGEST_SOURCE = 10_000  # letters of an original code that are read: far more than a model sees
 VERSION = 1  # of token ids that are kept
 CHUNK = 1000  # texts tokenised at once
 LEAKING = 0.05  # share of codes with their query inside, beyond which it is no coincidence
@@ -136,6 +137,8 @@ def original_text(entry: Mapping[str, Any]) -> str:
     source, language = entry.get("original_string"), entry.get("language")
     if not (isinstance(source, str) and isinstance(language, str) and is_text(source)):
         raise _UnusableError("its 'original_string' and 'language' are no texts")
+    if len(source) > LONGEST_SOURCE:  # whole lines, as half a text is no Python
+        source = source[:LONGEST_SOURCE].rpartition("\n")[0]
     try:
         text = " ".join(" ".join(code_pieces(without_comments(source, language))).split())
     except SourceError as error:

@@ -3,8 +3,10 @@
 import gzip
 import json
 import re
+import time
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -142,6 +144,15 @@ def test_an_original_code_that_cannot_be_read_is_counted(tmp_path, changed, prob
     assert urls == ["url1"]
     assert reader.unusable == 1
     assert problem in reader.problem
+
+
+@pytest.mark.parametrize("language", ["java", "python"])
+@pytest.mark.parametrize("source", ['"' + '\\"' * 1_000_000, "'\\'" * 500_000, '"""' * 300_001])
+def test_no_original_code_takes_long(language, source):
+    start = time.monotonic()
+    with suppress(ValueError):
+        original_text({"original_string": f"x = {source[:9_900]}\n{source}", "language": language})
+    assert time.monotonic() - start < 5
 
 
 # --- files ---
