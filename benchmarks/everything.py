@@ -33,6 +33,7 @@ FORESEEN = (
     DataNotFoundError,
     HydraException,
     OmegaConfBaseException,
+    OSError,  # as of a checkpoint that an arm needs and nothing has made
 )
 
 

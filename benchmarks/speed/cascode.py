@@ -19,10 +19,11 @@ from benchmarks.miniatures.code import sources
 from benchmarks.speed.cascode_peer import Search
 from benchmarks.speed.protocol import SpeedError
 from methods.cascode.extraction import SourceError, functions
+from methods.cascode.folders import text_config
 from methods.cascode.inference import Precision, SearchModel
 from methods.cascode.model import PairHead
 from methods.cascode.module import Shared
-from methods.cascode.official import export, load_initial, load_searcher, read, text_config
+from methods.cascode.official import export, load_initial, load_searcher, read
 from methods.cascode.ranking import Cascade, ranks, top_k
 from methods.cascode.tokenizer import CodeTokenizer
 from shared.checkpoints.reading import load_module

@@ -24,8 +24,8 @@ from safetensors.torch import save
 
 from methods.blip.hugging_face import class_name, described, hugging_face_names
 from methods.blip.official import export
-from shared.checkpoints.pretrained_text import CONFIG, WEIGHTS
 from shared.checkpoints.reading import CheckpointError
+from shared.data.readers.model_files import CONFIG, WEIGHTS
 from shared.data.text.cleaning import TEXT_RULES
 from shared.data.text.wordpiece import VOCABULARY, WordPiece
 from shared.files import new_folder, replacing

@@ -18,9 +18,10 @@ from typing import Any
 from methods.blip.captioning import Captioning
 from methods.blip.retrieval import Retrieval
 from methods.blip.vqa import VQA
-from shared.checkpoints.pretrained_text import CONFIG, hugging_face_state, model_folder
+from shared.checkpoints.pretrained_text import hugging_face_state
 from shared.checkpoints.reading import CheckpointError
 from shared.data.readers.files import is_number, one_line, shortened
+from shared.data.readers.model_files import CONFIG, model_folder
 from shared.files import read_json
 from shared.training.method import Method
 

@@ -41,10 +41,10 @@ from shared.checkpoints.official import (
 from shared.checkpoints.pretrained_text import (
     POSITION_IDS,
     bert_rules,
-    is_folder,
     word_head_rules,
 )
 from shared.checkpoints.reading import Checkpoint, CheckpointError
+from shared.data.readers.model_files import is_folder
 from shared.training.method import Method
 
 KINDS = {

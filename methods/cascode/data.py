@@ -30,7 +30,8 @@ from methods.cascode.readers import (
     only_file,
     query_tokens,
 )
-from methods.cascode.tokenizer import CodeTokenizer, TokenRows, pad
+from methods.cascode.scoring import pad
+from methods.cascode.tokenizer import CodeTokenizer, TokenRows
 from shared.data.errors import DataCorruptError
 from shared.data.loading.loader import EvaluationLoader, ResumableLoader, rank_and_world
 from shared.data.text.length_buckets import LengthBuckets

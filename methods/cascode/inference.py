@@ -11,25 +11,34 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from methods.cascode.model import CodeEncoder, PairHead, Pooling
+from methods.cascode.folders import (
+    LENGTHS,
+    Pooling,
+    digest_of,
+    fingerprint_of,
+    lengths_of,
+    text_config,
+    tokenizer_of,
+)
+from methods.cascode.model import CodeEncoder, PairHead
 from methods.cascode.official import load_searcher
 from methods.cascode.scoring import encode, score_pairs
 from methods.cascode.tokenizer import CodeTokenizer
-from shared.checkpoints.pretrained_text import is_folder, model_folder
 from shared.checkpoints.reading import CheckpointError, load_checkpoint, rebuild_module
+from shared.data.readers.model_files import is_folder, model_folder, weight_file
+from shared.files import open_regular
 from shared.training.precision import choose_fastest, has_bf16_units
 
 Precision = Literal["auto", "float32", "bfloat16"]
-LENGTHS = {"query": 128, "code": 256, "pair": 384}  # tokens; of models that do not bring their own
-UNIXCODER = "<encoder-only>"  # a vocabulary that has it wants it in front of every text
 PROBE = 16, 64  # sequences, tokens
 
 
 class SearchModel:
     """Vectors of queries and codes, and scores of pairs if it has a `judge`, an encoder and head.
 
-    `fingerprint` is of weights, tokeniser and lengths (in tokens, of a query, a code and a pair):
-    equal models, equal vectors. `precision` "auto" measures which is faster.
+    `fingerprint` is of weights, tokeniser and lengths (in tokens, of a query, a code and a pair),
+    unless another is given: equal models, equal vectors. `precision` "auto" measures which is
+    faster.
     """
 
     def __init__(
@@ -40,13 +49,14 @@ class SearchModel:
         lengths: Mapping[str, int] = LENGTHS,
         judge: tuple[CodeEncoder, PairHead] | None = None,
         precision: Precision = "auto",
+        fingerprint: str | None = None,
     ):
         self.name, self.tokenizer, self.lengths = name, tokenizer, dict(lengths)
         self.encoder, self.judge = encoder, judge
         networks: list[nn.Module] = [encoder, *(judge or ())]
         for network in networks:
             network.eval().requires_grad_(False)
-        self.fingerprint = _fingerprint(networks, tokenizer, self.lengths)
+        self.fingerprint = fingerprint or _fingerprint(networks, tokenizer, self.lengths)
         self.dimension, self.can_rerank = encoder.text.width, judge is not None
         self.precision = _fastest(encoder) if precision == "auto" else precision
         for network in (encoder, *(judge or ())[:1]):  # the head stays in float32
@@ -93,12 +103,13 @@ def load_search_model(
     if is_folder(source):
         folder = model_folder(source)
         encoder = load_searcher(folder, pooling, normalize)
-        tokenizer = CodeTokenizer(folder)
-        if tokenizer.knows(UNIXCODER):
-            tokenizer = CodeTokenizer(folder, mode=UNIXCODER)
-        most = encoder.text.embeddings.max_length
-        lengths = {kind: min(length, most) for kind, length in LENGTHS.items()}
-        return SearchModel(str(source), encoder, tokenizer, lengths, precision=precision)
+        text, tokenizer = text_config(folder), tokenizer_of(folder)
+        with open_regular(weight_file(folder)) as file:
+            fingerprint = fingerprint_of(digest_of(file), tokenizer, text, pooling, normalize)
+        lengths = lengths_of(text)
+        return SearchModel(
+            str(source), encoder, tokenizer, lengths, None, precision, fingerprint=fingerprint
+        )
     from methods.cascode.module import CodeSearch
 
     saved = load_checkpoint(source)

@@ -5,15 +5,14 @@ Source: docs/papers/cascode.md, sections 3.1, 3.2 and 4; microsoft/CodeBERT@c0de
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from methods.cascode.folders import Pooling
 from shared.nn.text_transformer import TextTransformer, initialise_bert
-
-Pooling = Literal["mean", "cls", "pooler"]
 
 
 class CodeEncoder(nn.Module):

@@ -12,39 +12,26 @@ which a query from the command line need not wait.
 
 from collections.abc import Mapping
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from methods.cascode.model import CodeEncoder, Pooling
+from methods.cascode.folders import Pooling, text_config
+from methods.cascode.model import CodeEncoder
 from shared.checkpoints.official import KeyReport, KeyTable, Rule, export_official, import_official
 from shared.checkpoints.pretrained_text import (
     POSITION_IDS,
     bert_rules,
     hugging_face_state,
-    is_folder,
-    model_folder,
 )
 from shared.checkpoints.reading import Checkpoint, CheckpointError, content_of, load_module
-from shared.data.readers.files import is_integer, is_number, one_line, shortened
-from shared.files import read_json
+from shared.data.readers.model_files import is_folder, model_folder
 
 HEAD = [
     Rule("classifier.dense.{rest}", "classifier.dense.{rest}"),
     Rule("classifier.out_proj.{rest}", "classifier.output.{rest}"),
 ]
 NO_JUDGE = {"classifier.{rest}": "the first stage judges no pairs"}
-_SIZES = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "num_layers": "num_hidden_layers",
-    "num_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-    "max_positions": "max_position_embeddings",
-    "type_vocab_size": "type_vocab_size",
-}
-_MOST = 1 << 31  # parameters: what asks for more is made to fill the memory
 
 
 def load(module: Any, source: Checkpoint, fresh: Mapping[str, str] | None = None) -> KeyReport:
@@ -155,36 +142,3 @@ def rules_below(prefix: str, encoder: CodeEncoder) -> list[Rule]:
     if encoder.pooler is not None:
         rules.append(Rule(f"{prefix}pooler.dense.{{rest}}", "encoder.pooler.{rest}"))
     return rules
-
-
-def text_config(folder: Path) -> dict[str, Any]:
-    """Arguments of `TextTransformer` as a folder's config.json has them; a CheckpointError if it is
-    unreadable, or of another architecture."""
-    path = folder / "config.json"
-    try:
-        config = read_json(path)
-        if (kind := config["model_type"]) not in ("bert", "roberta"):
-            raise CheckpointError(f"{path}: model_type {shortened(kind)} is not bert or roberta")
-        sizes = {name: config[key] for name, key in _SIZES.items()}
-        shares = {"dropout": config["hidden_dropout_prob"], "eps": config["layer_norm_eps"]}
-        found = {**sizes, **shares, "pad_id": config["pad_token_id"]}
-        if not (
-            all(is_integer(size) and size > 0 for size in sizes.values())
-            and all(is_number(share) and 0 <= share < 1 for share in shares.values())
-            and is_integer(found["pad_id"])
-            and 0 <= found["pad_id"] < min(sizes["vocab_size"], sizes["max_positions"])
-            and sizes["hidden_size"] % sizes["num_heads"] == 0
-            and _parameters(sizes) <= _MOST
-        ):
-            raise ValueError(f"no encoder has {shortened(found)}")
-        return found | {"positions_after_pad": kind == "roberta"}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = one_line(repr(error))
-        raise CheckpointError(f"{path}: no readable config of an encoder ({reason})") from error
-
-
-def _parameters(sizes: Mapping[str, int]) -> int:
-    width = sizes["hidden_size"]
-    rows = sizes["vocab_size"] + sizes["max_positions"] + sizes["type_vocab_size"]
-    per_layer = 4 * width * width + 2 * width * sizes["intermediate_size"]
-    return rows * width + sizes["num_layers"] * per_layer

@@ -5,31 +5,29 @@ another, padding included, so that short sequences travel in large batches; resu
 order of the input, and do not depend on what else is in a batch but by rounding.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from methods.cascode.losses import match_scores
 from methods.cascode.model import CodeEncoder, PairHead
-from methods.cascode.tokenizer import CodeTokenizer, pad
+from methods.cascode.tokenizer import CodeTokenizer, packed
 
 Tokens = Sequence[int]
 Progress = Callable[[int], None]
 POSITIONS = 4096  # of a batch, padding included
 
 
-def packed(lengths: Sequence[int], positions: int = POSITIONS) -> Iterator[list[int]]:
-    """Places of sequences, the shortest first, in batches of at most `positions` after padding;
-    a longer one has a batch of its own."""
-    batch: list[int] = []
-    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and (len(batch) + 1) * lengths[place] > positions:
-            yield batch
-            batch = []
-        batch.append(place)
-    if batch:
-        yield batch
+def pad(rows: Collection[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask (1 for tokens, 0 for padding), (N, L) int64; `value` fills up on the right."""
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    ids = np.full(mask.shape, value, np.int64)
+    ids[mask] = np.fromiter(chain.from_iterable(rows), np.int64, int(lengths.sum()))
+    return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
 
 
 @torch.no_grad()
@@ -45,7 +43,7 @@ def encode(
     device = encoder.text.embeddings.word.weight.device
     rows = [tokenizer.single(tokens, max_length) for tokens in sequences]
     vectors = torch.empty(len(rows), encoder.text.width)
-    for batch in packed([len(row) for row in rows]):
+    for batch in packed([len(row) for row in rows], POSITIONS):
         ids, mask = pad([rows[place] for place in batch], tokenizer.pad_id)
         vectors[batch] = encoder(ids.to(device), mask.to(device)).float().cpu()
         if progress is not None:
@@ -66,7 +64,7 @@ def score_pairs(
     device = head.output.weight.device
     rows = [tokenizer.pair(query, code, max_length, max_query) for query, code in pairs]
     scores = torch.empty(len(rows))
-    for batch in packed([len(ids) for ids, _ in rows]):
+    for batch in packed([len(ids) for ids, _ in rows], POSITIONS):
         first = encode_pairs(encoder, tokenizer, [rows[place] for place in batch], device)
         scores[batch] = match_scores(head(first)).cpu()
     return scores

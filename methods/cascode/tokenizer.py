@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-from torch import Tensor
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.readers.files import (
@@ -187,13 +185,17 @@ class TokenRows:
         return (self[place] for place in range(len(self)))
 
 
-def pad(rows: Collection[Sequence[int]], value: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask (1 for tokens, 0 for padding), (N, L) int64; `value` fills up on the right."""
-    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
-    mask = np.arange(lengths.max(initial=0)) < lengths[:, None]
-    ids = np.full(mask.shape, value, np.int64)
-    ids[mask] = np.fromiter(chain.from_iterable(rows), np.int64, int(lengths.sum()))
-    return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
+def packed(lengths: Sequence[int], positions: int) -> Iterator[list[int]]:
+    """Places of sequences, the shortest first, in batches of at most `positions` after padding;
+    a longer one has a batch of its own."""
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and (len(batch) + 1) * lengths[place] > positions:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
 
 
 def _fitting(query: int, code: int, room: int) -> tuple[int, int]:

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from methods.pb_ovd.data import read_vectors
 from methods.pb_ovd.prompts import class_embeddings, prompts
-from shared.checkpoints.pretrained_text import model_folder
 from shared.data.readers.files import one_line, shortened
+from shared.data.readers.model_files import model_folder
 from shared.predict.inputs import PredictError
 
 AT_ONCE = (

@@ -11,13 +11,9 @@ from torch import Tensor, nn
 from shared.checkpoints.official import Conversion, KeyReport, KeyTable, Rule, import_official
 from shared.checkpoints.reading import CheckpointError, load_checkpoint
 from shared.checkpoints.zoo import is_of_zoo
-from shared.data.errors import DataNotFoundError
-from shared.data.readers.model_files import HUB, PACKAGE, model_files
+from shared.data.readers.model_files import HUB, PACKAGE, model_folder, weight_file
 from shared.nn.text_transformer import LanguageHead, TextTransformer
 
-LAYOUT = "in Hugging Face's layout"
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors", "pytorch_model.bin"
 POSITION_IDS = "a constant that some versions of transformers save"
 
 
@@ -55,43 +51,14 @@ def word_head_rules(official: str, ours: str) -> list[Rule]:
     ]
 
 
-def is_folder(source: str | PathLike[str]) -> bool:
-    """Whether `source` is a folder in Hugging Face's layout, or names one, and not a file."""
-    return str(source).startswith((HUB, PACKAGE)) or Path(source).is_dir()
-
-
-def model_folder(source: str | PathLike[str]) -> Path:
-    """The folder of a model in Hugging Face's layout: `source` itself, or that of `package:NAME` or
-    `hub:NAME`, see `model_files`. CheckpointError if there is none."""
-    try:
-        files = model_files(str(source), "a folder of a model")
-    except DataNotFoundError as error:
-        raise CheckpointError(str(error)) from None
-    if files is None:
-        folder = Path(source)
-        if not (folder / CONFIG).is_file():
-            raise CheckpointError(f"{folder}: no folder of a model {LAYOUT} (it has no {CONFIG})")
-        return folder
-    for file in files:
-        # Modules of sentence-transformers have a config of their own, and no weights beside it.
-        if file.name == CONFIG and any((file.parent / weights).is_file() for weights in WEIGHTS):
-            return file.parent
-    raise CheckpointError(f"{source} holds no model {LAYOUT}")
-
-
 def hugging_face_state(folder: str | PathLike[str]) -> dict[str, Tensor]:
     """The weights in such a folder, or file of one, under today's names; CheckpointError of none or
     damaged ones."""
     if str(folder).startswith((PACKAGE, HUB)):
         folder = model_folder(folder)
-    safe, pickled = (Path(folder) / name for name in WEIGHTS)
-    if is_of_zoo(folder) or Path(folder).is_file():
-        state = load_checkpoint(folder)
-    elif safe.is_file() or pickled.is_file():
-        state = load_checkpoint(safe if safe.is_file() else pickled)
-    else:
-        lacking = f"neither {safe.name} nor {pickled.name} is there"
-        raise CheckpointError(f"{folder}: {lacking}; give the folder of a model {LAYOUT}")
+    if not (is_of_zoo(folder) or Path(folder).is_file()):
+        folder = weight_file(folder)
+    state = load_checkpoint(folder)
     if not all(isinstance(key, str) for key in state):
         raise CheckpointError(f"{folder}: the weights there have no names")
     for oldest, today in (("gamma", "weight"), ("beta", "bias")):

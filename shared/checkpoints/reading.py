@@ -27,6 +27,7 @@ from torch.nn.modules.module import (
 )
 
 from shared.checkpoints.zoo import is_of_zoo, zoo_file
+from shared.data.errors import CheckpointError
 from shared.files import open_regular, parse_json
 from shared.nn.building import trusted_class
 
@@ -41,10 +42,6 @@ ABOUT = "tenfold"  # in the header of a .safetensors file: what a checkpoint hol
 
 Checkpoint = str | os.PathLike[str] | Mapping[str, Any]
 """A file, or the content of one."""
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used; the message says which file and why."""
 
 
 def content_of(source: Checkpoint) -> Mapping[str, Any]:

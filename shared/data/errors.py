@@ -9,5 +9,9 @@ class DataCorruptError(ValueError):
     """A data file is truncated or damaged; the message names it."""
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message says which file and why."""
+
+
 class WorkError(RuntimeError):
     """A tool cannot do what it was asked for; the message says why and what to do, in a line."""

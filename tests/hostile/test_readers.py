@@ -34,7 +34,7 @@ from benchmarks.miniatures.synthetic_pairs import pairs
 from methods.alpro.data import WebPairs
 from methods.alpro.prompting import read_entities
 from methods.blip.hugging_face import read_folder
-from methods.cascode.official import text_config
+from methods.cascode.folders import text_config
 from methods.cascode.readers import Reader as CodeReader
 from methods.cascode.tokenizer import CodeTokenizer
 from methods.mopro.data import WebData

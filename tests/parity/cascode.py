@@ -16,7 +16,8 @@ from methods.cascode.model import CodeEncoder
 from methods.cascode.module import Fast, Shared, Slow
 from methods.cascode.official import load
 from methods.cascode.ranking import Cascade, diagonal_ranks, mrr, ranks, recall, top_k
-from methods.cascode.tokenizer import CodeTokenizer, pad
+from methods.cascode.scoring import pad
+from methods.cascode.tokenizer import CodeTokenizer
 from shared.losses.contrastive import InBatchContrast, in_batch_nce, similarity_logits
 
 from .recording import quiet_trainer, recording

@@ -14,11 +14,13 @@ from bert_files import BERT, save_run
 from torch import Tensor
 
 from methods.cascode import official
-from methods.cascode.inference import UNIXCODER, SearchModel, load_search_model
+from methods.cascode.folders import UNIXCODER
+from methods.cascode.inference import SearchModel, load_search_model
 from methods.cascode.losses import match_scores
 from methods.cascode.module import Fast, Shared, Slow
 from methods.cascode.official import load_searcher
-from methods.cascode.tokenizer import CodeTokenizer, pad
+from methods.cascode.scoring import pad
+from methods.cascode.tokenizer import CodeTokenizer
 from shared.checkpoints.reading import CheckpointError
 
 TOKENS = "[PAD] [UNK] [CLS] [SEP] [MASK] sort a list def f ( ) return"

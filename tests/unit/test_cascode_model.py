@@ -26,8 +26,8 @@ from methods.cascode.losses import (
 )
 from methods.cascode.model import CodeEncoder, PairHead
 from methods.cascode.module import Slow
-from methods.cascode.scoring import encode, packed, score_pairs
-from methods.cascode.tokenizer import CodeTokenizer
+from methods.cascode.scoring import encode, score_pairs
+from methods.cascode.tokenizer import CodeTokenizer, packed
 
 WORDS, WIDTH = 30, 8
 BERT: dict[str, Any] = {
@@ -255,7 +255,7 @@ def small_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """So that a few sequences make several batches, whose sizes are noted."""
     sizes: list[int] = []
 
-    def noted(lengths: list[int]) -> Iterator[list[int]]:
+    def noted(lengths: list[int], positions: int) -> Iterator[list[int]]:
         for batch in packed(lengths, 20):
             sizes.append(len(batch))
             yield batch

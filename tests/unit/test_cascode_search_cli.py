@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from methods.cascode.search import cli
+from methods.cascode.search import cli, indexing
 from methods.cascode.search.cli import main
 from methods.cascode.search.models import Settings
+from methods.cascode.search.page import PageServer
 from methods.cascode.search.store import DATABASE, FOLDER
 from tests.unit.cascode_search_toy import FILES, HashingModel, write_tree
 
@@ -20,7 +21,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
     """What models were asked for; every one is the toy."""
     calls: list[Settings] = []
 
-    def load(settings: Settings) -> HashingModel:
+    def load(settings: Settings, light: bool = False) -> HashingModel:
         calls.append(settings)
         return HashingModel("2" if "other" in settings.source else "")
 
@@ -39,14 +40,16 @@ def root(tmp_path: Path, loaded: list[Settings]) -> Path:
 def test_index_prints_a_table(root, capsys, loaded):
     write_tree(root, {"node_modules/a.js": "x", "added.py": "def added():\n    return 1\n"})
     (root / "latin.py").write_bytes(b"x = '\xe9'\n")
+    write_tree(root, {"a.vue": "<template>", "b/c.Vue": "<template>"})
     capsys.readouterr()
     assert main(["index", str(root), "--precision", "float32"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "files of code 7" in out
+    assert "files 7" in out
     assert "indexed 6 2 new or changed" in out
-    assert "vendored 1 node_modules/a.js" in out
-    assert "functions 5 4 different ones" in out
-    assert "encoded now 1" in out
+    assert "vendored 1 node_modules" in out
+    assert "functions 5 classes 1 constants 1" in out
+    assert "encoded now 2 in float32" in out
+    assert "not read 2 2 .vue" in out
     assert "note: not UTF-8, read as Latin-1: latin.py" in out
     assert loaded == [Settings(precision="float32")]
 
@@ -56,10 +59,10 @@ def test_query_prints_places_and_code(root, capsys):
     words = ["connect", "to", "a", "server"]
     assert main(["query", *words, "--dir", str(root / "net"), "--top", "1"]) == 0
     lines = capsys.readouterr().out.split("\n")
-    assert lines[0].startswith("net/client.py:1  open_connection  python  score ")
-    assert lines[1] == "     1  def open_connection(host, port):"
-    assert lines[4] == "    also net/copy_of_client.py:4"
-    assert lines[-2].startswith("first stage only: no gain of re-ranking was measured (its package")
+    assert lines[0].startswith("net/copy_of_client.py:4  open_connection  python function  score ")
+    assert lines[1] == "     4  def open_connection(host, port):"
+    assert lines[4] == "    also net/client.py:1"
+    assert lines[5:] == ["", ""], "no word on re-ranking"
 
 
 def test_query_for_programs(root, capsys):
@@ -70,9 +73,9 @@ def test_query_for_programs(root, capsys):
     assert answer["query"] == "connect to a server"
     assert answer["model"] == "hashing"
     best = answer["results"][0]
-    assert (best["path"], best["start_line"], best["judged"]) == ("net/client.py", 1, 2.0)
-    assert best["also"] == [["net/copy_of_client.py", 4]]
-    assert best["lines"][0] == [1, "def open_connection(host, port):"]
+    assert (best["path"], best["start_line"], best["judged"]) == ("net/copy_of_client.py", 4, 2.0)
+    assert best["also"] == [["net/client.py", 1]]
+    assert best["lines"][0] == [4, "def open_connection(host, port):"]
     assert answer["ranking"].startswith("re-ranked by hashing")
 
 
@@ -80,13 +83,13 @@ def test_the_index_is_found_upwards(root, monkeypatch):
     monkeypatch.chdir(root / "net")
     assert main(["query", "server"]) == 0
     monkeypatch.chdir(root.parent)
-    assert main(["query", "server"]) == 1
+    assert main(["query", "server"]) == 2
     assert main(["query", "server", "--index", str(root / FOLDER)]) == 0
 
 
 def test_no_index(tmp_path, capsys):
     for command in (["query", "x"], ["serve"]):
-        assert main([*command, "--dir", str(tmp_path)]) == 1
+        assert main([*command, "--dir", str(tmp_path)]) == 2
         message = capsys.readouterr().err
         assert message.startswith("tenfold-search: no index in ")
         assert "run `tenfold-search index DIR`" in message
@@ -100,13 +103,26 @@ def test_queries_use_the_model_of_the_index(tmp_path, loaded, capsys):
     source = str(Path("models/other").resolve())
     assert loaded[0] == Settings(source, "auto", "cls", False)
     assert loaded[1] == Settings(source, "float32", "cls", False), "in the precision it measured"
-    assert main(["query", "x", "--dir", str(root), "--model", "package:mine"]) == 1
+    assert main(["query", "x", "--dir", str(root), "--model", "package:mine"]) == 2
     assert "built by hashing2 (fingerprint fingerprint2), but hashing" in capsys.readouterr().err
 
 
-def test_indexing_again_keeps_the_precision(root, loaded):
+def test_much_is_encoded_by_torch(root, monkeypatch, loaded):
+    """In a precision that is measured, which a run that was stopped goes on with."""
+    monkeypatch.setattr(cli, "find_spec", lambda name: name)
+    monkeypatch.setattr(indexing, "FEW", 1)
+    monkeypatch.setattr(HashingModel, "precision", "bfloat16")
+    write_tree(root, {"added.py": "def added():\n    return 1\n"})
+
+    def stopped(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(indexing, "parts_of", stopped)
+        assert main(["index", str(root)]) == 130
+    assert [settings.precision for settings in loaded] == ["auto"] * 2
     assert main(["index", str(root)]) == 0
-    assert [settings.precision for settings in loaded] == ["float32"]
+    assert [settings.precision for settings in loaded] == ["auto"] * 3 + ["bfloat16"]
 
 
 WRONG = ["", "find x", "query", "query x --top 0", "query x --k -1", "query x --lexical 2"]
@@ -122,13 +138,13 @@ def test_wrong_usage(arguments):
 
 
 def test_what_cannot_be_done_is_said_in_one_line(root, loaded, capsys):
-    assert main(["index", str(root / "none")]) == 1
+    assert main(["index", str(root / "none")]) == 2
     assert "none is no folder" in capsys.readouterr().err
     assert loaded == [], "before a model is loaded"
     for words in ([""], [" ", "\t"]):
-        assert main(["query", *words, "--dir", str(root)]) == 1
+        assert main(["query", *words, "--dir", str(root)]) == 2
         assert "the query is empty" in capsys.readouterr().err
-    assert main(["query", "x", "--dir", str(root), "--index", "/\x1b[2J"]) == 1
+    assert main(["query", "x", "--dir", str(root), "--index", "/\x1b[2J"]) == 2
     assert "/\\x1b[2J" in capsys.readouterr().err
 
 
@@ -150,21 +166,20 @@ def test_a_reader_that_goes_away(root):
             status = main(["query", "settings", "--json", "--dir", str(root)])
         os._exit(status)
     os.close(writing)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 2
     assert (root / "said").read_text() == ""
 
 
-def test_the_page_takes_the_newest_index(root, capsys):
-    def opened() -> cli.Searcher:
-        arguments = cli._parser().parse_args(["serve", "--dir", str(root)])
-        return cli._searcher(arguments, root / FOLDER)
-
-    newest = cli._Newest(opened)
+def test_the_page_takes_the_newest_index(root, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "CHECKED", 0)
+    newest = cli.Newest(cli._parser().parse_args(["serve", "--dir", str(root)]))
     first = newest()
     assert newest() is first
     write_tree(root, {"added.py": "def added():\n    return 1\n"})
+    assert len(newest().index) == len(first.index) + 1, "it looks into the folder itself"
+    write_tree(root, {"more.py": "def more():\n    return 1\n"})
     assert main(["index", str(root)]) == 0
-    assert len(newest().index) == len(first.index) + 1
+    assert len(newest().index) == len(first.index) + 2
     assert main(["index", str(root), "--model", "other"]) == 0
     assert newest().model.name == "hashing2"
     second = newest()
@@ -174,11 +189,11 @@ def test_the_page_takes_the_newest_index(root, capsys):
 
 
 def test_serve_says_where(root, monkeypatch, capsys):
-    def interrupt(server: cli.PageServer) -> None:
+    def interrupt(server: PageServer) -> None:
         assert server.server_port != 0
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.PageServer, "serve_forever", interrupt)
+    monkeypatch.setattr(PageServer, "serve_forever", interrupt)
     capsys.readouterr()
     assert main(["serve", "--dir", str(root), "--port", "0"]) == 130
     assert capsys.readouterr().out.startswith("http://127.0.0.1:")

@@ -51,24 +51,38 @@ def in_child(work: Callable[[], object]) -> int:
 def test_what_an_index_holds(root):
     report = build(root)
     index = Index(root / FOLDER)
-    assert (report.seen, report.files, report.functions, report.texts) == (4, 4, 4, 3)
-    assert index.counts == {"files": 4, "functions": 4, "texts": 3}
-    places = [index.place(number) for number in range(4)]
-    assert [(p.file.path, p.name, p.start_line, p.end_line, p.row) for p in places] == [
-        ("config.py", "read_config", 4, 10, 0),
-        ("config.py", "Config.save", 14, 16, 1),
-        ("net/client.py", "open_connection", 1, 3, 2),
-        ("net/copy_of_client.py", "open_connection", 4, 6, 2),
+    assert (report.seen, report.files, report.functions, report.texts) == (4, 4, 5, 4)
+    assert index.counts == {"files": 4, "functions": 5, "texts": 4}
+    places = [index.place(number) for number in range(5)]
+    assert [(p.file.path, p.name, p.kind, p.start_line, p.end_line, p.row) for p in places] == [
+        ("config.py", "read_config", 0, 4, 10, 0),
+        ("config.py", "Config", 1, 13, 16, 1),
+        ("config.py", "Config.save", 0, 14, 16, 2),
+        ("net/client.py", "open_connection", 0, 1, 3, 3),
+        ("net/copy_of_client.py", "open_connection", 0, 4, 6, 3),
     ]
-    assert index.places(2) == [2, 3]
-    assert index.text(1).split("\n")[:2] == ["Write the settings to disk.", "config save"]
+    assert index.places(3) == [3, 4]
+    assert index.text(2).split("\n")[:2] == ["Write the settings to disk.", "config save"]
     assert index.vectors.dtype == np.float16
-    model = HashingModel()
-    expected = model.encode_codes([index.text(row) for row in range(3)])
-    np.testing.assert_allclose(index.vectors, expected, atol=1e-3)
     assert report.bytes == index.bytes > 0
-    model.encoded.clear()
-    build(root, model, text="code")
+
+
+def test_a_vector_is_of_description_and_code(root):
+    """The description says the path, so that equal functions of other files have another one."""
+    described = "config: config save. Write the settings to disk."
+    for text, pieces in (
+        ("both", [2 * HashingModel().encode_codes([described])[0], None]),
+        ("short", [HashingModel().encode_codes([described])[0]]),
+        ("code", [None]),
+    ):
+        model = HashingModel()
+        build(root, model, text=text)
+        index = Index(root / FOLDER)
+        code = HashingModel().encode_codes([index.text(2)])[0]
+        total = np.sum([code if piece is None else piece for piece in pieces], axis=0)
+        expected = total / np.linalg.norm(total)
+        np.testing.assert_allclose(index.vectors[2], expected, atol=1e-3)
+        assert (described in model.encoded) == (text != "code")
     assert not any("TCP" in text for text in model.encoded)
 
 
@@ -116,23 +130,28 @@ def test_changed_files_only(root):
     model = HashingModel()
     report = build(root, model)
     assert (report.extracted, report.encoded) == (1, 1)
-    assert [text.split("\n")[1] for text in model.encoded] == ["added"]
-    assert Index(root / FOLDER).counts == {"files": 3, "functions": 5, "texts": 4}
-    # A function that has moved is not encoded again.
-    (root / "net/client.py").unlink()
-    (root / "net/copy_of_client.py").unlink()
-    write_tree(root, {"deep/moved.py": "\n\n\n" + FILES["net/client.py"]})
+    assert model.encoded[1:] == ["config: added. "]
+    assert model.encoded[0].split("\n")[1] == "added"
+    assert Index(root / FOLDER).counts == {"files": 3, "functions": 6, "texts": 5}
+    # A function that has moved in its file is not encoded again; in another one its path differs.
+    write_tree(root, {"net/client.py": "\n\n\n" + FILES["net/client.py"]})
     report = build(root)
     assert (report.extracted, report.encoded) == (1, 0)
+    (root / "net/client.py").rename(root / "moved.py")
+    report = build(root)
+    assert (report.extracted, report.encoded) == (0, 1)
     index = Index(root / FOLDER)
-    assert index.place(index.places(3)[0]).file.path == "deep/moved.py"
+    assert [index.place(number).file.path for number in index.places(4)] == [
+        "moved.py",
+        "net/copy_of_client.py",
+    ]
 
 
 def test_another_model(root):
     build(root)
     model = HashingModel("2")
     report = build(root, model)
-    assert (report.extracted, report.encoded) == (0, 3)
+    assert (report.extracted, report.encoded) == (0, 5)
     assert any("another model" in note for note in report.notes)
     assert Index(root / FOLDER).description["model"]["fingerprint"] == "fingerprint2"
 
@@ -151,10 +170,10 @@ def test_another_version_of_the_tool(root, monkeypatch):
 def test_another_format(root, monkeypatch):
     build(root)
     with monkeypatch.context() as patch:
-        patch.setattr(store, "FORMAT", 4)
-        with pytest.raises(SearchError, match=r"\(format 3; this is .* format 4\): run `tenf"):
+        patch.setattr(store, "FORMAT", 5)
+        with pytest.raises(SearchError, match=r"\(format 4; this is .* format 5\): run `tenf"):
             Index(root / FOLDER)
-        assert build(root).encoded == 3
+        assert build(root).encoded == 5
 
 
 @settings(max_examples=6)
@@ -190,8 +209,8 @@ def test_an_updated_index_is_a_fresh_one(tmp_path_factory, versions):
     ("owner", "name", "number", "earlier", "left"),
     [
         (HashingModel, "encode_codes", 0, True, 11),
-        (HashingModel, "encode_codes", 2, False, 14 - 8),
-        (indexing, "read_bytes", 3, True, 11),
+        (HashingModel, "encode_codes", 2, False, 13),
+        (indexing, "read_bytes", 1, True, 11),
         (indexing, "parts_of", 0, False, 0),
         (store, "_seal", 1, True, 0),  # while the index is published
     ],
@@ -221,7 +240,7 @@ def test_killed_and_run_again(tmp_path, monkeypatch, owner, name, number, earlie
 
     assert in_child(run) == -signal.SIGKILL
     if earlier:
-        assert len(Index(disturbed / FOLDER)) == 3, "the old index answers until the new one does"
+        assert len(Index(disturbed / FOLDER)) == 4, "the old index answers until the new one does"
     else:
         with pytest.raises(SearchError, match=r"no index in .* yet: a run was stopped"):
             Index(disturbed / FOLDER)
@@ -257,7 +276,7 @@ def test_killed_while_pages_are_written(root, monkeypatch):
 
     assert in_child(run) == -signal.SIGKILL
     assert (root / FOLDER / f"{DATABASE}-journal").stat().st_size > 0
-    assert len(Index(root / FOLDER)) == 3
+    assert len(Index(root / FOLDER)) == 4
     for path in root.glob("many*.py"):
         path.unlink()
     assert build(root).unchanged
@@ -307,9 +326,9 @@ def test_a_full_disk(root, kilobytes):
     with store.reading(root / FOLDER) as database:
         rows = database.execute("SELECT name, content FROM parts").fetchall()
     assert dict(rows) == before
-    assert len(Index(root / FOLDER)) == 3
+    assert len(Index(root / FOLDER)) == 4
     build(root)
-    assert len(Index(root / FOLDER)) == 303
+    assert len(Index(root / FOLDER)) == 304
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, root):
@@ -325,7 +344,7 @@ def test_two_commands_at_once(root):
 
     with locked(root / FOLDER):
         assert in_child(refused) == 0
-    assert build(root).functions == 4
+    assert build(root).functions == 5
 
 
 @pytest.mark.parametrize(
@@ -346,7 +365,7 @@ def test_killed_while_the_folder_is_marked(root, begun):
     (root / FOLDER).mkdir()
     for name, mark in begun.items():
         (root / FOLDER / name).write_bytes(mark)
-    assert build(root).functions == 4
+    assert build(root).functions == 5
     assert {name: (root / FOLDER / name).read_bytes() for name in names} == whole
 
 
@@ -378,10 +397,14 @@ def test_a_changed_part(root):
         with closing(sqlite3.connect(root / FOLDER / DATABASE)) as database, database:
             longer = "UPDATE parts SET content = CAST(content || x'20' AS BLOB) WHERE name = ?"
             database.execute(longer, (name,))
-        if name != "manifest":
+        if name == "texts":  # which few need
+            index = Index(root / FOLDER)
+            with pytest.raises(SearchError, match=r"index\.db is damaged \(it was changed.*again"):
+                index.text(0)
+        elif name != "manifest":
             with pytest.raises(SearchError, match=r"index\.db is damaged \(it was changed.*again"):
                 Index(root / FOLDER)
-            assert build(root).encoded == 3
+            assert build(root).encoded == 5
         assert content(root / FOLDER).keys() == before.keys()
     with pytest.raises(SearchError, match=r"no index in .*tenfold-search index DIR"):
         Index(root)
@@ -413,21 +436,21 @@ def test_one_state_is_read(root, monkeypatch):
         return read(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(store, "read_parts", later)
-    assert len(Index(root / FOLDER)) == 3
-    build(root)
     assert len(Index(root / FOLDER)) == 4
+    build(root)
+    assert len(Index(root / FOLDER)) == 5
 
 
 def test_a_folder_without_functions(root, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(SearchError, match=r"no function found in .*: 0 files of python,"):
+    with pytest.raises(SearchError, match=r"no function found in .*: 0 files of c, cpp,"):
         build((tmp_path / "empty").resolve())
     build(root)
     for path in root.rglob("*.py"):
         path.write_bytes(b"\0")
     with pytest.raises(SearchError, match=r"4 files .* left out: 4 binary\. No index was written"):
         build(root)
-    assert len(Index(root / FOLDER)) == 3
+    assert len(Index(root / FOLDER)) == 4
 
 
 def test_files_that_cannot_be_used_are_counted(root, monkeypatch):
@@ -445,7 +468,7 @@ def test_files_that_cannot_be_used_are_counted(root, monkeypatch):
     monkeypatch.setattr(indexing, "read_bytes", vanishing)
     report = build(root, limit=5500)
     assert report.skipped == {"vanished": ["empty.py"], "too large": ["deep.py", "large.py"]}
-    assert (report.files, report.functions, report.seen) == (4, 5, 7)
+    assert (report.files, report.functions, report.seen) == (4, 6, 7)
     assert report.notes == ["not UTF-8, read as Latin-1: latin.py"]
 
 
@@ -456,7 +479,7 @@ def test_files_that_cannot_be_parsed(root, source):
     """Even where the parser runs out of stack."""
     (root / "bad.py").write_text(source)
     report = build(root)
-    assert report.functions == 4
+    assert report.kinds["function"] == 4
     assert report.files + len(report.skipped["cannot be parsed"]) == 5 or report.skipped
 
 

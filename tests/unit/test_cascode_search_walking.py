@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from methods.cascode.search import walking
-from methods.cascode.search.walking import SkippedError, decode, read_bytes, walk
+from methods.cascode.search.walking import OTHER, Scope, SkippedError, decode, read_bytes, walk
 from tests.unit.cascode_search_toy import write_tree
 
 CODE = "def f():\n    return 1\n"
 
 
 def found(root: Path) -> dict[str, str | None]:
-    return dict(walk(root, root / "index"))
+    return {path: why for path, why, _ in walk(root, root / "index") if why != OTHER}
 
 
 @pytest.fixture
@@ -30,6 +30,8 @@ def reason(root: Path, path: str, limit: int = 1000) -> str:
 
 def test_finds_code_by_suffix(root):
     write_tree(root, {"a.py": CODE, "b/c.GO": CODE, "b/read.me": "no code", "Makefile": "all:"})
+    reasons = [why for _, why, _ in walk(root, root / "index")]
+    assert reasons.count(OTHER) == 2
     assert found(root) == {"a.py": None, "b/c.GO": None}
     (root / "a.py").unlink()
     assert reason(root, "a.py") == "vanished"
@@ -40,17 +42,60 @@ def test_counts_what_it_passes_over(root, tmp_path):
     names += ["env/pyvenv.cfg", "env/lib/e.py", "lib/f.min.js", "index/g.py", "src/vendors.py"]
     write_tree(root, dict.fromkeys(names, CODE))
     assert found(root) == {
-        "node_modules/x/y/a.js": "vendored",
-        "Vendor/b.py": "vendored",
-        "third_party/c.php": "vendored",
-        "env/lib/e.py": "vendored",
-        ".git/hooks/d.py": "hidden",
+        "node_modules": "vendored",
+        "Vendor": "vendored",
+        "third_party": "vendored",
+        "env": "vendored",
+        ".git": "hidden",
         "lib/f.min.js": "minified",
         "src/vendors.py": None,
     }
     # The root itself may have any name.
     root = write_tree(tmp_path.resolve() / "node_modules", {"a.js": CODE, "pyvenv.cfg": ""})
-    assert found(root) == {"a.js": None}
+    assert found(root) == {"a.js": None, "pyvenv.cfg": None}
+
+
+def test_rules_of_git_and_of_the_tool(root):
+    """A deeper file has the last word, and ours after git's; rules too costly to match are none."""
+    names = ["a.py", "gen/b.py", "gen/keep.py", "src/a.py", "src/gen.py", "build/c.py", "x/b.py"]
+    write_tree(root, dict.fromkeys(names, CODE))
+    write_tree(
+        root, {".gitignore": "build/\n/gen/*\n!keep.py\n[\n\\\n", "src/.gitignore": "gen.py"}
+    )
+    write_tree(root, {"x/.tenfoldignore": "b.py\n", ".tenfoldignore": "*a*.*p*y*\n"})
+    assert found(root) == {
+        **dict.fromkeys(["a.py", "gen/keep.py", "src/a.py"]),
+        **dict.fromkeys(["gen/b.py", "src/gen.py", "build", "x/b.py"], "ignored"),
+    }
+    (root / "x/.tenfoldignore").unlink()
+    (root / "x/.tenfoldignore").symlink_to(root / ".gitignore")
+    assert found(root)["x/b.py"] is None
+
+
+def test_scope(root):
+    names = ["a/b.py", "a/c.js", "d/e.py", "d/tests/f.py", "g.py"]
+    write_tree(root, dict.fromkeys(names, CODE))
+
+    def wanted(scope: Scope) -> dict[str, str | None]:
+        return {path: reason for path, reason, _ in walk(root, root / "index", scope)}
+
+    assert wanted(Scope(("a", "d/tests"))) == dict.fromkeys(["a/b.py", "a/c.js", "d/tests/f.py"])
+    some = wanted(Scope(include=("*.py", "!g.py"), exclude=("tests/",)))
+    assert some == {
+        **{"a/b.py": None, "a/c.js": "not included", "d/e.py": None},
+        **{"d/tests": "excluded", "g.py": "not included"},
+    }
+
+
+def test_stamps_tell_what_has_changed(root):
+    write_tree(root, {"a.py": CODE})
+    (before,) = walk(root, root / "index")
+    assert [*walk(root, root / "index")] == [before]
+    times = os.stat(root / "a.py")
+    (root / "a.py").write_text(CODE.upper())
+    os.utime(root / "a.py", ns=(times.st_atime_ns, times.st_mtime_ns))
+    (after,) = walk(root, root / "index")
+    assert after.stamp != before.stamp, "of equal size and time"
 
 
 def test_follows_no_link(root):

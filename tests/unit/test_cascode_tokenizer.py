@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, models, pre_tokenizers
 
-from methods.cascode.tokenizer import CodeTokenizer, TokenRows, pad
+from methods.cascode.scoring import pad
+from methods.cascode.tokenizer import CodeTokenizer, TokenRows
 from shared.data.errors import DataCorruptError, DataNotFoundError
 
 MODE = "<encoder-only>"

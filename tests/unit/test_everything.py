@@ -48,12 +48,13 @@ def test_all_claims_run_and_a_second_call_reuses_them(conf: Path) -> None:
     assert screen.count("reused 9 of 9 runs") == 2
 
 
+@pytest.mark.parametrize("error", [DataNotFoundError, FileNotFoundError])  # also of a checkpoint
 def test_a_claim_that_fails_does_not_stop_the_rest(
-    conf: Path, monkeypatch: pytest.MonkeyPatch
+    conf: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
 ) -> None:
     def source(config: Any) -> None:
         if config == "absent":
-            raise DataNotFoundError("no such data: fetch them")
+            raise error("no such data: fetch them")
 
     def sources(configs: Any) -> list[str]:
         seen.append([config.arm for config in configs])

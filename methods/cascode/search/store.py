@@ -4,7 +4,8 @@
         index.db        two tables:
             parts       the index: first `manifest`, which says what it was made of and holds the
                         digests of the other parts and our seal; what those are, index.py says
-            kept        functions and vectors of a run that was stopped, a row each, with our seal
+            kept        functions and vectors of a run that was stopped, a row each, with our seal;
+                        and the stamps of the files that were read, which no other machine has
         CACHEDIR.TAG    tells backups that all this can be made again, and us that it is ours
         lock
 
@@ -18,7 +19,7 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from functools import cache
 from importlib import metadata
@@ -30,7 +31,7 @@ from shared import files
 from shared.files import LockedError, UnsafeFileError, open_own, open_regular, parse_json
 
 FOLDER, DATABASE = ".tenfold-search", "index.db"
-FORMAT = 3  # of the database; rises with every change of what is in it
+FORMAT = 4  # of the database; rises with every change of what is in it
 COMPUTED = ("float32", "bfloat16")  # precisions of vectors
 POOLINGS = ("mean", "cls", "pooler")
 AGAIN = "run `tenfold-search index` on the folder again"
@@ -46,7 +47,7 @@ _NAMES_A_FILE = bytes.fromhex("d9d505f920a163d7")  # ends a journal; SQLite dele
 _OF_THE_DISK = {
     getattr(sqlite3, f"SQLITE_{name}") for name in ("BUSY", "CANTOPEN", "FULL", "IOERR")
 }
-_TAG = "CACHEDIR.TAG"
+_TAG, _STAMPS, _RUN = "CACHEDIR.TAG", "stamps", "run"
 _MARKS = {  # the tag comes last: where it is whole, all are
     ".gitignore": b"*\n",
     _TAG: b"Signature: 8a477f597d28d172789f06886806bc55\n# An index of tenfold-search.\n",
@@ -56,8 +57,10 @@ _MODEL: dict[str, type] = dict.fromkeys(
 )
 _MODEL |= {"normalize": bool, "dimension": int}
 # Equal descriptions and equal files make equal indexes. `root` is ".." where the index lies in it,
-# `text` "both" or "code", `limit` bytes of a file.
-_DESCRIPTION = {"root": str, "tool": str, "model": _MODEL, "text": str, "limit": int}
+# `text` one of indexing.TEXTS, `limit` bytes of a file, `scope` what of the root is wanted.
+_SCOPE = dict.fromkeys(("folders", "include", "exclude"), list)  # of str
+_DESCRIPTION: dict[str, Any] = {"root": str, "tool": str, "text": str, "limit": int}
+_DESCRIPTION |= {"model": _MODEL, "scope": _SCOPE}
 _MANIFEST = {"description": _DESCRIPTION, "parts": dict, "seal": str}
 
 
@@ -73,14 +76,13 @@ class Writer:
     """The database while a run writes to it; one that is damaged, or not ours, is made anew. Raises
     sqlite3.Error where the disk refuses, and OSError where no regular file lies."""
 
-    def __init__(self, home: Path, source: str, precision: str) -> None:
+    def __init__(self, home: Path) -> None:
         self._path = home / DATABASE
-        run = {_run_of(source): precision.encode()}
         open_own(self._path).close()
         _check_files(self._path)
         self._connection = _connect(self._path)
         try:
-            self._begin(run)
+            self._begin()
         except sqlite3.DatabaseError as error:
             self.close()
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OF_THE_DISK:
@@ -88,9 +90,9 @@ class Writer:
             for ending in ("", "-journal"):
                 Path(f"{self._path}{ending}").unlink(missing_ok=True)
             self._connection = _connect(self._path)
-            self._begin(run)
+            self._begin()
 
-    def _begin(self, run: Mapping[str, bytes]) -> None:
+    def _begin(self) -> None:
         if not _pragma(self._connection, "user_version"):  # it is new
             self._connection.executescript(
                 # Freed pages are given back at each commit.
@@ -100,7 +102,21 @@ class Writer:
         if _pragma(self._connection, "user_version") != FORMAT:
             raise sqlite3.DatabaseError("it has another format")
         _check_tables(self._connection)
-        self.keep("run", run)
+        with self._connection:  # one that can only be read is of no use
+            self._connection.execute("DELETE FROM kept WHERE kind = ''")
+
+    def way(self, model: str, choose: Callable[[], str]) -> str:
+        """How a stopped run has encoded for this model, else as is chosen now; to go on with another
+        precision would mix two kinds of rounding."""
+        name = seal.digest(b"run", model.encode())
+        if name not in (kept := self.kept(_RUN)):
+            kept[name] = choose().encode()
+            self.keep(_RUN, {name: kept[name]})
+        return kept[name].decode()
+
+    def stopped(self) -> bool:
+        """Whether a run of before has not ended."""
+        return bool(self.kept(_RUN))
 
     def kept(self, kind: str) -> dict[str, bytes]:
         """What an earlier run kept of a kind, by names."""
@@ -108,16 +124,22 @@ class Writer:
 
     def keep(self, kind: str, contents: Mapping[str, bytes]) -> None:
         """Commit a batch by names. A kind names all on which its contents depend."""
-        rows = [(kind, n, part, _seal_row(kind, n, part)) for n, part in contents.items()]
         with self._connection:
-            self._connection.executemany("INSERT INTO kept VALUES (?, ?, ?, ?)", rows)
+            self._keep(kind, contents)
 
-    def forget(self) -> None:
-        """Leave nothing but the index that is there."""
+    def _keep(self, kind: str, contents: Mapping[str, bytes]) -> None:
+        rows = [(kind, n, part, _seal_row(kind, n, part)) for n, part in contents.items()]
+        self._connection.executemany("INSERT INTO kept VALUES (?, ?, ?, ?)", rows)
+
+    def forget(self, stamps: Mapping[str, Any]) -> None:
+        """Leave nothing but the index that is there, and the stamps of its files."""
         with self._connection:
             self._connection.execute("DELETE FROM kept")
+            self._keep(_STAMPS, {_STAMPS: packed(stamps)})
 
-    def publish(self, description: Mapping[str, Any], parts: Mapping[str, bytes]) -> int:
+    def publish(
+        self, description: Mapping[str, Any], parts: Mapping[str, bytes], stamps: Mapping[str, Any]
+    ) -> int:
         """Make these parts the index, at once; nothing else stays. Returns its size in bytes."""
         manifest = {"description": description, "parts": _digests(parts)}
         whole = {"manifest": packed(manifest | {"seal": _seal(manifest)}), **parts}
@@ -130,6 +152,7 @@ class Writer:
             self._connection.execute("DELETE FROM kept")
             self._connection.execute("DELETE FROM parts")
             self._connection.executemany("INSERT INTO parts VALUES (?, ?)", pieces)
+            self._keep(_STAMPS, {_STAMPS: packed(stamps)})
         return self._path.stat().st_size
 
     def close(self) -> None:
@@ -181,15 +204,19 @@ def read_manifest(
     return manifest
 
 
-def read_parts(connection: sqlite3.Connection, manifest: Mapping[str, Any]) -> dict[str, bytes]:
-    """The other parts of an index; ValueError if they are not what was written."""
+def read_parts(
+    connection: sqlite3.Connection, manifest: Mapping[str, Any], leave_out: str = ""
+) -> dict[str, bytes]:
+    """The other parts of an index but one; ValueError if they are not what was written."""
     pieces: dict[str, list[bytes]] = {}
-    for name, content in connection.execute("SELECT name, content FROM parts WHERE rowid > 1"):
+    query = "SELECT name, content FROM parts WHERE rowid > 1 AND name <> ?"
+    for name, content in connection.execute(query, (leave_out,)):
         if not isinstance(content, bytes):
             raise ValueError("a part is none")
         pieces.setdefault(name, []).append(content)
     parts = {name: b"".join(found) for name, found in pieces.items()}
-    if _digests(parts) != manifest["parts"]:
+    expected = {name: found for name, found in manifest["parts"].items() if name != leave_out}
+    if _digests(parts) != expected:
         raise ValueError("it was changed after it was written")
     return parts
 
@@ -199,18 +226,10 @@ def is_own(manifest: Mapping[str, Any]) -> bool:
     return manifest["seal"] == _seal(manifest)
 
 
-def precision_of(home: Path, source: str) -> str | None:
-    """The precision of the model `source` in this index or the run that was stopped, if any: going
-    on with another one, measured to be faster, would mix two kinds of rounding."""
-    try:
-        with reading(home) as connection:
-            if found := _own_rows(connection, "run").get(_run_of(source)):
-                return found.decode()
-            manifest = read_manifest(connection, home, any_tool=True)
-    except SearchError:
-        return None
-    model = manifest["description"]["model"]
-    return model["precision"] if is_own(manifest) and model["source"] == source else None
+def read_stamps(connection: sqlite3.Connection) -> dict[str, Any]:
+    """What `Writer.publish` was given; nothing where another machine wrote it."""
+    content = _own_rows(connection, _STAMPS).get(_STAMPS)
+    return {} if content is None else parse_json(content)
 
 
 def packed(content: Any) -> bytes:
@@ -309,10 +328,6 @@ def _seal(manifest: Mapping[str, Any]) -> str:
     return seal.digest(b"index", packed(content))
 
 
-def _run_of(source: str) -> str:
-    return seal.digest(b"run", os.fsencode(source))
-
-
 def _seal_row(kind: str, name: str, content: bytes) -> str:
     return seal.digest(b"kept", kind.encode(), name.encode(), content)
 
@@ -335,6 +350,8 @@ def _fits(value: Any, expected: Any) -> bool:
     if isinstance(expected, dict):
         alike = isinstance(value, dict) and value.keys() == expected.keys()
         return alike and all(_fits(value[key], inner) for key, inner in expected.items())
+    if expected is list:
+        return isinstance(value, list) and all(isinstance(part, str) for part in value)
     return type(value) is expected and (expected is not int or 0 <= value < 2**63)
 
 
@@ -343,7 +360,7 @@ def tool_version() -> str:
     """Release, and a digest of the code that decides what an index holds."""
     package = Path(__file__).resolve().parent.parent
     content = hashlib.sha256()
-    names = "cleaning", "lexical", "search/indexing", "search/walking"
+    names = "cleaning", "lexical", "search/indexing", "search/lexicon", "search/walking"
     sources = sorted((package / "extraction").rglob("*.py"))
     for source in (*sources, *(package / f"{name}.py" for name in names)):
         content.update(source.read_bytes())

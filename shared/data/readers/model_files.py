@@ -2,14 +2,52 @@
 package, and `hub:NAME`, a model of the Hugging Face hub."""
 
 from importlib import metadata
+from os import PathLike
 from pathlib import Path
 
-from shared.data.errors import DataNotFoundError
+from shared.data.errors import CheckpointError, DataNotFoundError
 from shared.data.readers.files import one_line
 
 PACKAGE, HUB = "package:", "hub:"
 SAFE, PICKLED = "*.safetensors", "pytorch_model.bin"
 DESCRIPTIONS = ["*.json", "vocab.txt", "merges.txt"]
+LAYOUT = "in Hugging Face's layout"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors", "pytorch_model.bin"
+
+
+def is_folder(source: str | PathLike[str]) -> bool:
+    """Whether `source` is a folder in Hugging Face's layout, or names one, and not a file."""
+    return str(source).startswith((HUB, PACKAGE)) or Path(source).is_dir()
+
+
+def model_folder(source: str | PathLike[str]) -> Path:
+    """The folder of a model in Hugging Face's layout: `source` itself, or that of `package:NAME` or
+    `hub:NAME`, see `model_files`. CheckpointError if there is none."""
+    try:
+        files = model_files(str(source), "a folder of a model")
+    except DataNotFoundError as error:
+        raise CheckpointError(str(error)) from None
+    if files is None:
+        folder = Path(source)
+        if not (folder / CONFIG).is_file():
+            raise CheckpointError(f"{folder}: no folder of a model {LAYOUT} (it has no {CONFIG})")
+        return folder
+    for file in files:
+        # Modules of sentence-transformers have a config of their own, and no weights beside it.
+        if file.name == CONFIG and any((file.parent / weights).is_file() for weights in WEIGHTS):
+            return file.parent
+    raise CheckpointError(f"{source} holds no model {LAYOUT}")
+
+
+def weight_file(folder: str | PathLike[str]) -> Path:
+    """The file with the weights in such a folder, the one without pickles if there are two;
+    CheckpointError of none."""
+    for name in WEIGHTS:
+        if (path := Path(folder) / name).is_file():
+            return path
+    lacking = f"neither {' nor '.join(WEIGHTS)} is there"
+    raise CheckpointError(f"{folder}: {lacking}; give the folder of a model {LAYOUT}")
 
 
 def model_files(source: str, instead: str) -> list[Path] | None:

@@ -2,20 +2,26 @@
 
 Sources: docs/papers/albef.md, section 4.3; salesforce/ALBEF@b9727e4 `models/tokenization_bert.py`;
 docs/papers/blip.md, sections 3.1 and 7.3; salesforce/BLIP@056a169 `models/blip.py:init_tokenizer`.
+
+Torch is imported only where tensors are made: who reads a vocabulary need not wait for it.
 """
+
+from __future__ import annotations
 
 import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from torch import Tensor
 
 from shared.data.errors import DataCorruptError, DataNotFoundError
 from shared.data.readers.files import not_found, read_text, shortened
 from shared.data.readers.model_files import HUB, PACKAGE, model_files
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VOCABULARY = "vocab.txt"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -88,6 +94,8 @@ class WordPiece:
         """Return ids and mask (1 for tokens, 0 for padding), (N, L) int64 each. Texts are cut to
         `max_length` tokens, [CLS] and [SEP] included; L is `pad_to`, by default that of the longest
         text."""
+        import torch
+
         end = [self.sep_id] if self.closed else []
         if max_length is not None and max_length < 1 + len(end):
             raise ValueError(f"max_length={max_length} has no room for [CLS]{' [SEP]' * len(end)}")
