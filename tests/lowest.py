@@ -15,13 +15,15 @@ PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
 def requirements(project: dict, extra: str) -> Iterator[Requirement]:
     """The project's requirements and those of one of its extras, which may name further ones."""
-    lines = [*project["dependencies"], *project["optional-dependencies"][extra]]
-    for needed in map(Requirement, lines):
-        if needed.name == project["name"]:
-            for name in sorted(needed.extras):
-                yield from map(Requirement, project["optional-dependencies"][name])
-        else:
-            yield needed
+    yield from map(Requirement, project["dependencies"])
+    waiting, seen = [extra], {extra}
+    for name in waiting:
+        for needed in map(Requirement, project["optional-dependencies"][name]):
+            if needed.name == project["name"]:
+                waiting += sorted(needed.extras - seen)
+                seen |= needed.extras
+            else:
+                yield needed
 
 
 def lowest(needed: Requirement, versions: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ import pytest
 
 from methods.cascode.search import cli, indexing, seal, store
 from methods.cascode.search.index import Index
-from methods.cascode.search.models import DEFAULT, GAIN, Decision, Settings, decide
+from methods.cascode.search.models import GAIN, Decision, Settings, decide
 from methods.cascode.search.page import PageServer
 from methods.cascode.search.query import Request, Searcher
 from methods.cascode.search.store import DATABASE, FOLDER

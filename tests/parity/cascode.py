@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from methods.cascode import cleaning
+from methods.cascode import cleaning, duplicates
 from methods.cascode.losses import match_scores, matching_loss, pairs_with
 from methods.cascode.model import CodeEncoder
 from methods.cascode.module import Fast, Shared, Slow
@@ -374,7 +374,7 @@ def near_duplicates(config: Config, inputs: Values, weights: Weights) -> Values:
     documents = [cleaning.identifiers(tokens, config["language"]) for tokens in inputs["documents"]]
     accepted = [len(tokens) >= config["min_identifier_tokens"] for tokens in documents]
     compared = [i for i, long_enough in enumerate(accepted) if long_enough]
-    clusters = cleaning.near_duplicates(
+    clusters = duplicates.near_duplicates(
         [documents[i] for i in compared], config["set_threshold"], config["multiset_threshold"]
     )
     return {

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from methods.cascode.cleaning import near_duplicates, query_tokens, summary, without_comments
+from methods.cascode.cleaning import query_tokens, summary, without_comments
+from methods.cascode.duplicates import near_duplicates
 from methods.cascode.module import Fast
 from methods.cascode.tokenizer import CodeTokenizer
 

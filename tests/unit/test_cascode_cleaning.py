@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from methods.cascode.cleaning import (
     documentation_tokens,
     identifiers,
-    near_duplicates,
     query_problem,
     query_tokens,
     strip_comment_delimiters,
     without_comments,
 )
+from methods.cascode.duplicates import near_duplicates
 from methods.cascode.extraction import SourceError
 
 VOID = set(" \n\t,'\"`")

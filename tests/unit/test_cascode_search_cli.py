@@ -10,6 +10,7 @@ import pytest
 
 from methods.cascode.search import cli, indexing
 from methods.cascode.search.cli import main
+from methods.cascode.search.index import Index
 from methods.cascode.search.models import Settings
 from methods.cascode.search.page import PageServer
 from methods.cascode.search.store import DATABASE, FOLDER
@@ -204,3 +205,84 @@ def test_runs_as_a_module(monkeypatch, capsys):
     with pytest.raises(SystemExit, match="0"):
         runpy.run_module("methods.cascode.search", run_name="__main__")
     assert "usage: tenfold-search" in capsys.readouterr().out
+
+
+# --- what programs and pipes ask for ---
+
+
+def test_a_line_a_result(root, capsys):
+    capsys.readouterr()
+    asked = ["query", "connect", "to", "a", "server", "--dir", str(root)]
+    assert main([*asked, "--compact", "--top", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("net/copy_of_client.py:4 0.")
+    assert lines[0].endswith(" open_connection")
+    assert len(lines) == 2
+    assert main([*asked, "--jsonl", "--top", "2"]) == 0
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert results[0]["name"] == "open_connection"
+    assert results[0].keys() >= {"path", "start_line", "end_line", "kind", "score", "lines"}
+
+
+def test_nothing_is_found(root, capsys):
+    for form in ([], ["--compact"], ["--jsonl"], ["--json"]):
+        assert main(["query", "x", "--dir", str(root), "--language", "go", *form]) == 1
+        said = capsys.readouterr()
+        assert "nothing that was indexed has that kind" in said.out + said.err
+
+
+def test_a_folder_below_limits_the_search(root, capsys, monkeypatch):
+    def paths(*options: str) -> set[str]:
+        capsys.readouterr()
+        assert main(["query", "settings", "--jsonl", *options]) == 0
+        return {json.loads(line)["path"] for line in capsys.readouterr().out.splitlines()}
+
+    assert paths("--dir", str(root / "net")) == {"net/client.py"}
+    monkeypatch.chdir(root / "net")
+    assert paths() == {"config.py", "net/client.py"}, "where one stands is no limit"
+
+
+def test_an_index_of_several_folders(tmp_path, loaded, capsys):
+    for name in ("one", "two", "three"):
+        write_tree(tmp_path / name, {"a.py": f"def of_{name}():\n    return 1\n"})
+        write_tree(tmp_path / name, {"skip/b.py": "def skipped():\n    return 1\n", "c.js": "x=1"})
+    one, two = str(tmp_path / "one"), str(tmp_path / "two")
+    options = ["--include", "*.py", "--exclude", "skip/"]
+    assert main(["index", one, two, *options]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "excluded 2 one/skip, two/skip" in said
+    assert "not included 2 one/c.js, two/c.js" in said
+    index = Index(tmp_path.resolve() / "one" / FOLDER)
+    assert [file.path for file in index.files] == ["one/a.py", "two/a.py"]
+    (tmp_path / "two/d.py").write_text("def added():\n    return 1\n")
+    assert main(["query", "added", "--dir", one, "--index", str(index.home), "--compact"]) == 0
+    assert main(["query", "added", "--index", str(index.home), "--compact"]) == 0
+    assert "two/d.py:1" in capsys.readouterr().out
+
+
+def test_stale_answers_are_asked_for(root, capsys):
+    (root / "config.py").write_text("def added():\n    return 1\n")
+    asked = ["query", "read_config", "--dir", str(root), "--compact", "--top", "1"]
+    assert main([*asked, "--no-refresh"]) == 0
+    assert "read_config" in capsys.readouterr().out
+    assert main(asked) == 0
+    assert "read_config" not in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["--version"])
+    assert error.value.code == 0
+    assert capsys.readouterr().out.startswith("tenfold-search 0.")
+
+
+def test_a_log_says_how_far_it_is(monkeypatch, capsys):
+    """Where no terminal shows bars."""
+    now = [0.0]
+    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
+    with cli.Bars() as bars:
+        for done in range(4):
+            now[0] += 3
+            bars.show("encoding", 1000 * done, 4000)
+    said = capsys.readouterr().err
+    assert said == "encoding: 1,000 of 4,000\nencoding: 3,000 of 4,000\n"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import sys
 import sysconfig
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.search import semble, systems
+from benchmarks.search import __main__ as benchmark
+from benchmarks.search import systems
+from benchmarks.search.__main__ import OURS, THEIRS, Row, card, evaluate, interval
 from benchmarks.search.questions import (
     Label,
     Question,
@@ -21,7 +24,6 @@ from benchmarks.search.questions import (
     load_questions,
     ndcg,
 )
-from benchmarks.search.semble import OURS, THEIRS, Row, card, evaluate, interval
 from benchmarks.search.systems import Measured, Task, run_ours, run_semble
 from benchmarks.speed import peer_environment
 from benchmarks.speed.protocol import SpeedError
@@ -160,23 +162,23 @@ def of(name: str, hits: list[list[list[tuple[str, int, int]]]], seconds: float) 
 
 
 def test_table_difference_and_card():
-    right, wrong = [("a.py", 1, 2)], [("q.py", 1, 2)]
+    right, wrong, asked = [("a.py", 1, 2)], [("q.py", 1, 2)], [("b.py", 5, 5)]
     rows = [
-        of(THEIRS, [[wrong, right], [wrong]], 0.002),
-        of(OURS, [[right], [wrong]], 0.02),
+        of(THEIRS, [[right], [wrong, asked]], 0.002),
+        of(OURS, [[wrong], [asked]], 0.02),
     ]
-    assert rows[1].ndcg == pytest.approx([3 / IDEAL, 0])
+    assert rows[1].ndcg == pytest.approx([0, 1])
     assert not of(OURS, [[[("a.py", 12, 13)], right], [wrong]], 0.02).first.any()
-    lines = semble.system_table(rows).splitlines()
+    lines = benchmark.system_table(rows).splitlines()
     assert len(lines) == 2 + len(rows)
-    quality = f"{1.5 / IDEAL:.3f} (0.000 to {3 / IDEAL:.3f})"
-    assert lines[3].startswith(f"| {OURS} | {quality} | 0.50 | 4.0 | 70 | 2.0 | 20.0, ")
-    difference = semble.difference(rows)
-    gain = 1.5 / IDEAL * (1 - 1 / math.log2(3))
+    quality = "0.000 | 1.000 (1.000 to 1.000)"
+    assert lines[3].startswith(f"| {OURS} | {quality} | 0.00 | 4.0 | 70 | 2.0 | 20.0, ")
+    difference = benchmark.difference(rows)
+    gain = 1 - 1 / math.log2(3)
     assert difference.startswith(f"{OURS} - {THEIRS}: NDCG@10 +{gain:.3f}")
     assert difference.endswith("warm query 10x the time")
     assert card(rows, [QUESTION, Question("why?", (C,), False)]).splitlines()[2:] == [
-        "| how? | right: `x.py:1` | `x.py:1` |"
+        "| how? | `x.py:1` | right: `x.py:1` |"
     ]
 
 
@@ -240,36 +242,76 @@ def test_peer_is_run_in_a_process_of_its_own(fake_semble, tmp_path):
 def test_ours_is_run_by_the_tool(tmp_path, monkeypatch):
     pytest.importorskip("bm25s")
     model = HashingModel()
-    monkeypatch.setattr(systems, "load", lambda settings: model)
+    monkeypatch.setattr(systems, "load", lambda settings, light=False: model)
     root, home = write_tree(tmp_path / "code"), tmp_path / "index"
     task = Task(root, ["connect to a server", "write the settings"], top=2, repeats=3)
     found = run_ours(task, home, "hashing")
-    assert [m.name for m in found] == list(systems.OUR_VARIANTS)
+    assert [m.name for m in found] == list(systems.OUR_VARIANTS["both"])
     for measured in found:
-        assert measured.hits[0][0] == [("net/client.py", 1, 3), ("net/copy_of_client.py", 4, 4)]
+        assert {path for path, *_ in measured.hits[0][0]} == {
+            "net/client.py",
+            "net/copy_of_client.py",
+        }
         assert measured.titles[1] == "config.py:14 Config.save"
         assert [len(hits) for hits in measured.hits] == [2, 2]
         assert len(measured.seconds) == 6
-        assert (measured.items, measured.files) == (3, 4)
+        assert (measured.items, measured.files) == (5, 4)
         assert measured.index_bytes == Index(home).bytes
     model.encoded.clear()
     run_ours(task, home, "hashing")
-    assert len(model.encoded) == 3  # the index is built anew
+    assert len(model.encoded) == 9  # the index is built anew
 
 
 def test_comparison_from_the_command_line(fake_semble, tmp_path, monkeypatch, capsys):
     pytest.importorskip("bm25s")
-    monkeypatch.setattr(systems, "load", lambda settings: HashingModel())
+    monkeypatch.setattr(systems, "load", lambda settings, light=False: HashingModel())
     monkeypatch.setattr(peer_environment, "ensure", lambda folder, peer: Path(sys.executable))
+    monkeypatch.setattr(systems, "cold", lambda arguments, repeats=5: (0.5, 120.0))
     out = tmp_path / "out"
     write_tree(out, {"static-model/model": ""})
     model = str(tmp_path / "model")
     command = ["--out", str(out), "--model", model, "--repeats", "1", "--only", "shlex"]
-    assert semble.main(command) == 0
+    assert benchmark.main(command) == 0
     printed = capsys.readouterr().out
-    assert printed == (out / "semble.md").read_text()
+    assert printed == (out / "search.md").read_text()
     for name in (THEIRS, OURS):
         assert f"| {name} | " in printed
     assert "2 plain questions" in printed
-    assert semble.main(["--out", str(out), "--only", "this"]) == 1
+    assert "| cold query | 0.50 | 120 |" in printed
+    assert benchmark.main(["--out", str(out), "--only", "this"]) == 1
     assert "answers no question" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(shutil.which("rg") is None, reason="needs ripgrep")
+def test_ripgrep_ranks_lines_by_words(tmp_path):
+    write_tree(
+        tmp_path,
+        {
+            "a.py": "# open\n# close\n# open and close it\n",
+            "b.py": "x = 'open the door'\n",
+            "c.py": "# Close or OPEN\n# door\n",
+            "d.md": "open close door\n",
+        },
+    )
+    found = systems.run_ripgrep(Task(tmp_path, ["open or close a door"], 3, 1))
+    assert [hit[0] for hit in found.hits[0]] == [("c.py", 1, 1), ("a.py", 3, 3), ("b.py", 1, 1)]
+    assert found.titles == ["c.py:1"]
+
+
+def test_a_fresh_process_is_measured():
+    seconds, megabytes = systems.cold(["--version"], repeats=1)
+    assert 0 < seconds < 30
+    assert 5 < megabytes < 1000
+    with pytest.raises(ValueError, match="`tenfold-search query x --index /none` failed"):
+        systems.cold(["query", "x", "--index", "/none"], repeats=1)
+
+
+def test_the_version_before_is_compared_only_with_its_like():
+    (row,) = [of(OURS, [[[("a.py", 1, 2)]], [[("b.py", 5, 5)]]], 0.02)]
+    questions = [QUESTION, Question("why?", (C,), False)]
+    assert "other questions: not compared" in benchmark.before(row, questions) or (
+        "asked of Python" in benchmark.before(row, questions)
+    )
+    found = json.loads(benchmark.BEFORE.read_text())
+    asked = json.loads(systems.ROOT.joinpath("benchmarks/search/questions.json").read_text())
+    assert {entry["question"] for entry in asked} >= found["ndcg"].keys()

@@ -12,7 +12,8 @@ from typing import Any
 
 import yaml
 
-from methods.cascode.cleaning import FEWEST_IDENTIFIERS, identifiers, near_duplicates
+from methods.cascode.cleaning import FEWEST_IDENTIFIERS, identifiers
+from methods.cascode.duplicates import near_duplicates
 from shared.data.packages import Package, wheel
 
 Row = dict[str, Any]

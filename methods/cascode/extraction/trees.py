@@ -15,7 +15,7 @@ from operator import attrgetter
 try:
     from tree_sitter import Language, Node, Parser, Tree
 except ImportError as error:
-    raise ImportError("reading source needs tree-sitter: pip install 'tenfold[code]'") from error
+    raise ImportError("reading source needs tree-sitter: pip install 'tenfold[search]'") from error
 
 from methods.cascode.extraction.comments import documentation_before, opening_text
 from methods.cascode.extraction.function import Function, SourceError
@@ -280,7 +280,7 @@ def _language(name: str, entry: str) -> Language:
         module = import_module(f"tree_sitter_{name}")
     except ImportError as error:
         wheel = f"tree-sitter-{name.replace('_', '-')}"
-        raise ImportError(f"no {wheel}: pip install {wheel} (or 'tenfold[code]')") from error
+        raise ImportError(f"no {wheel}: pip install {wheel} (or 'tenfold[search]')") from error
     pointer: Callable[[], object] = getattr(module, entry)
     return Language(pointer())
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from methods.cascode.search import models, store
 from methods.cascode.search.index import KNOWN, Index
 from methods.cascode.search.indexing import LIMIT, TEXTS, Options, build_index, examples
-from methods.cascode.search.models import PACKAGE, Encoder, Settings, decide, load
+from methods.cascode.search.models import PACKAGE, Encoder, Settings, decide, in_precision, load
 from methods.cascode.search.query import (
     KIND_CHOICES,
     Answer,
@@ -74,7 +74,7 @@ def index(arguments: argparse.Namespace) -> None:
         _source(arguments.model), arguments.precision, arguments.pooling, not arguments.unnormalized
     )
     model = load(settings, light=True)
-    strong = None if find_spec("torch") is None else _strong(settings)
+    strong = None if find_spec("torch") is None else in_precision(settings, load)
     options = Options(root, home, arguments.text, arguments.max_bytes, scope)
     with Bars() as bars:
         report = build_index(options, model, settings, bars.show, strong)
@@ -99,19 +99,6 @@ def index(arguments: argparse.Namespace) -> None:
         print(f"{name:{width}}  {value:>10}  {printable(remark)}".rstrip())
     for note in report.notes:
         print(f"note: {printable(note)}")
-
-
-def _strong(settings: Settings) -> Callable[[str], Encoder]:
-    loaded: dict[str, Encoder] = {}
-
-    def strong(precision: str) -> Encoder:
-        if precision not in loaded:
-            asked = settings.precision if precision == "auto" else precision
-            model = load(replace(settings, precision=asked))
-            loaded[precision] = loaded[model.precision] = model
-        return loaded[precision]
-
-    return strong
 
 
 def query(arguments: argparse.Namespace) -> bool:

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -79,6 +79,23 @@ def load(settings: Settings, light: bool = False) -> Encoder:
         raise SearchError(f"{needs}: pip install 'tenfold[train]'") from error
     except Exception as error:  # a damaged file surfaces as what its first wrong byte provokes
         raise SearchError(f"no usable model: {str(error) or type(error).__name__}") from error
+
+
+def in_precision(
+    settings: Settings, load: Callable[[Settings], Encoder] = load
+) -> Callable[[str], Encoder]:
+    """A function of a precision, "auto" for that of the settings, which loads the model by torch,
+    each once."""
+    loaded: dict[str, Encoder] = {}
+
+    def model(precision: str) -> Encoder:
+        if precision not in loaded:
+            asked = settings.precision if precision == "auto" else precision
+            made = load(replace(settings, precision=asked))
+            loaded[precision] = loaded[made.precision] = made
+        return loaded[precision]
+
+    return model
 
 
 def decide(mode: str, model: Encoder, source: str) -> Decision:

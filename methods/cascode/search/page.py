@@ -22,8 +22,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from methods.cascode.extraction import SEARCHED
-from methods.cascode.search.index import KINDS, Index
+from methods.cascode.search.index import KINDS, KNOWN, Index
 from methods.cascode.search.query import MOST_CHARACTERS, Request, Searcher, marked
 from methods.cascode.search.store import SearchError
 from shared.showing import printable
@@ -36,7 +35,7 @@ MOST_SHOWN = 20  # characters of a wrong value
 MOST_LINES = 6  # of a result before it is opened
 CHOICES = {
     "kind": ("Search in", {"code": "code", "docs": "documentation", "all": "both"}),
-    "language": ("Language", {"": "any"} | {language: language for language in SEARCHED}),
+    "language": ("Language", {"": "any"} | {language: language for language in sorted(KNOWN)}),
 }
 EXAMPLES = ("read a configuration file", "write a table to disk", "connect to a server")
 MOST_LOOKED_AT = 1_000  # texts for one example

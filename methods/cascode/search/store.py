@@ -106,8 +106,8 @@ class Writer:
             self._connection.execute("DELETE FROM kept WHERE kind = ''")
 
     def way(self, model: str, choose: Callable[[], str]) -> str:
-        """How a stopped run has encoded for this model, else as is chosen now; to go on with another
-        precision would mix two kinds of rounding."""
+        """How a stopped run has encoded for this model, else as is chosen now: another precision
+        would mix two kinds of rounding."""
         name = seal.digest(b"run", model.encode())
         if name not in (kept := self.kept(_RUN)):
             kept[name] = choose().encode()

@@ -1,20 +1,24 @@
-"""Our search tool beside `semble`: `python -m benchmarks.search.semble --out DIR`.
+"""Our search tool beside `semble` and `ripgrep`: `python -m benchmarks.search --out DIR`.
 
-Both index the same files, the standard library of the running Python, and are asked the same plain
+All search the same files, the standard library of the running Python, and are asked the same plain
 questions of questions.json, whose answers are graded functions. How hits become NDCG@10 is said in
-questions.py. Systems run one after the other, never at the same time.
+questions.py. Systems run one after the other, never at the same time. Every other question, the
+first one of them, is for validation: our weights were chosen on those, and the others judge.
+before.json holds what the version before, with one text a function, got on them.
 
 semble's own model, potion-code-16M-v2, has to be downloaded from a model hub. Here it gets a static
 model that its authors' `model2vec` distils, with its defaults, from the weights that our side uses,
 all-MiniLM-L6-v2. That model was not made for code, so semble with its own may do better;
 `semble, words only` does not depend on it.
 
-Writes what it prints to DIR/semble.md, too.
+Then what a user waits for: the first query of a fresh process, and `index` after a change.
+Writes what it prints to DIR/search.md, too.
 """
 
 import argparse
 import hashlib
 import platform
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,9 +43,11 @@ from benchmarks.speed.protocol import SpeedError
 from benchmarks.statistics import bootstrap_means
 from methods.cascode.search.models import DEFAULT
 from methods.cascode.search.store import SearchError
+from shared.files import read_json
 from shared.showing import table
 
-THEIRS, OURS = list(systems.SEMBLE_VARIANTS)[-1], list(systems.OUR_VARIANTS)[-1]
+THEIRS, OURS = list(systems.SEMBLE_VARIANTS)[-1], list(systems.OUR_VARIANTS["both"])[-1]
+BEFORE = Path(__file__).with_name("before.json")
 
 
 class Row(NamedTuple):
@@ -71,12 +77,15 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 def system_table(rows: Sequence[Row]) -> str:
     """All systems, a line each."""
-    header = ["system", f"NDCG@{DEPTH} (95% interval)", "hit@1", "index s", "items", "index MB"]
+    quality = f"NDCG@{DEPTH}: validation", "test (95% interval)"
+    header = ["system", *quality, "hit@1", "index s", "items", "index MB"]
     lines = []
     for row in rows:
-        low, high = interval(row.ndcg)
+        judging = row.ndcg[1::2]
+        low, high = interval(judging)
         found = row.measured
-        figures = f"{row.ndcg.mean():.3f} ({low:.3f} to {high:.3f})", f"{row.first.mean():.2f}"
+        test = f"{judging.mean():.3f} ({low:.3f} to {high:.3f})"
+        figures = f"{row.ndcg[::2].mean():.3f}", test, f"{row.first.mean():.2f}"
         size = f"{found.items:,}", f"{found.index_bytes / 1e6:.1f}"
         warm = f"{row.median_ms:.1f}, {row.slow_ms:.1f}"
         lines.append([found.name, *figures, f"{found.index_seconds:.1f}", *size, warm])
@@ -88,15 +97,51 @@ def _defaults(rows: Sequence[Row]) -> tuple[Row, Row]:
     return by_name[OURS], by_name[THEIRS]
 
 
+def compared(ours: np.ndarray, theirs: np.ndarray) -> str:
+    """The difference of NDCG on the questions that judge, with its interval."""
+    change = (ours - theirs)[1::2]
+    low, high = interval(change)
+    return f"NDCG@{DEPTH} {change.mean():+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def before(row: Row, questions: Sequence[Question]) -> str:
+    """Our default against the version before, where that was asked of the same Python."""
+    found = read_json(BEFORE)
+    if found["python"] != platform.python_version() or row.measured.name != OURS:
+        return f"The version before was asked of Python {found['python']}: not compared."
+    old = np.array([found["ndcg"].get(question.text, np.nan) for question in questions])
+    if not np.isfinite(old).all():
+        return "The version before was asked other questions: not compared."
+    name = f"{OURS} - the version before ({found['version']}, {old[1::2].mean():.3f})"
+    return f"{name}: {compared(row.ndcg, old)}"
+
+
+def costs(repository: Path, home: Path, question: str) -> str:
+    """What fresh processes take: a query, a query after which nothing is looked up in the folder,
+    and `index` after one file has changed and then changed back."""
+    query = ["query", question, "--index", str(home), "--compact"]
+    rows = [("cold query", systems.cold(query))]
+    rows.append(("the same with --no-refresh", systems.cold([*query, "--no-refresh"])))
+    file = next(iter(sorted(repository.glob("*.py"))))
+    text = file.read_bytes()
+    for what, content in (
+        ("changed", text + b"\ndef added_by_a_benchmark(): pass\n"),
+        ("back", text),
+    ):
+        file.write_bytes(content)
+        again = ["index", str(repository), "--index", str(home)]
+        rows.append((f"index, one file {what}", systems.cold(again, repeats=1)))
+    cells = [[what, f"{seconds:.2f}", f"{size:.0f}"] for what, (seconds, size) in rows]
+    return table(["in a fresh process", "seconds", "MB"], cells)
+
+
 def difference(rows: Sequence[Row]) -> str:
     """Our default against semble's, question by question."""
     ours, theirs = _defaults(rows)
-    change = ours.ndcg - theirs.ndcg
-    low, high = interval(change)
     seconds = ours.measured.index_seconds / theirs.measured.index_seconds
     size = ours.measured.index_bytes / theirs.measured.index_bytes
     return (
-        f"{OURS} - {THEIRS}: NDCG@{DEPTH} {change.mean():+.3f} ({low:+.3f} to {high:+.3f}), index "
+        f"{OURS} - {THEIRS}: {compared(ours.ndcg, theirs.ndcg)}, index "
         f"{seconds:.2g}x the seconds, {size:.2g}x the bytes, warm query "
         f"{ours.median_ms / theirs.median_ms:.2g}x the time"
     )
@@ -117,7 +162,7 @@ def card(rows: Sequence[Row], questions: Sequence[Question]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     raw = argparse.RawDescriptionHelpFormatter
-    program = "python -m benchmarks.search.semble"
+    program = "python -m benchmarks.search"
     parser = argparse.ArgumentParser(program, description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("--out", type=Path, default=systems.ROOT / "outputs" / "search")
@@ -143,8 +188,14 @@ def compare(options: argparse.Namespace) -> str:
     python = peer_environment.ensure(systems.ROOT / ".venv-peer", systems.PEER)
     static, log = out / "static-model", out / "semble.log"
     theirs, answer = systems.run_semble(task, python, options.model, static, log)
-    ours = systems.run_ours(task, out / "tenfold-index", options.model)
-    rows = [evaluate(system, questions) for system in (*theirs, *ours)]
+    others = [systems.run_ripgrep(task)] if shutil.which("rg") else []
+    homes = {text: out / f"tenfold-{text}" for text in systems.OUR_VARIANTS}
+    ours = [
+        one
+        for text, home in homes.items()
+        for one in systems.run_ours(task, home, options.model, text)
+    ]
+    rows = [evaluate(system, questions) for system in (*theirs, *others, *ours)]
     # Labels that the chosen modules cannot have are no news.
     named = f"; not in this Python: {', '.join(absent)}" if absent and not options.only else ""
     digest = hashlib.sha256(QUESTIONS.read_bytes()).hexdigest()[:16]
@@ -160,8 +211,10 @@ def compare(options: argparse.Namespace) -> str:
         f"distils with its defaults from {options.model.rpartition(':')[2].rpartition('/')[2]}, as "
         "its own model cannot be downloaded here. Ours: the same weights as a transformer."
     )
-    text = "\n\n".join([head, system_table(rows), difference(rows), card(rows, questions)])
-    (out / "semble.md").write_text(text + "\n")
+    parts = [system_table(rows), difference(rows), before(rows[-1], questions)]
+    parts.append(costs(repository, homes["both"], questions[0].text))
+    text = "\n\n".join([head, *parts, card(rows, questions)])
+    (out / "search.md").write_text(text + "\n")
     return text
 
 
