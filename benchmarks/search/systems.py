@@ -1,13 +1,11 @@
 """The systems that are compared, each measured in the same way on the same files and questions."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +50,14 @@ OUR_VARIANTS = {  # weight of the words, by the text that is encoded
     },
 }
 RIPGREP = "ripgrep, the words of the question"
+# In a process of its own, as a child begins with the memory that its parent has.
+_MEASURE = """
+import resource, subprocess, sys, time
+start = time.perf_counter()
+status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
+took = time.perf_counter() - start
+print(status, took, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 MOST_LINES = 200_000  # of ripgrep's that are ranked
 
 
@@ -166,16 +172,13 @@ def _ripgrep(text: str, task: Task) -> list[tuple[str, int]]:
 
 def cold(arguments: Sequence[str], repeats: int = 5) -> tuple[float, float]:
     """Median seconds, and most MB, of the tool in fresh processes; ValueError where one fails."""
-    seconds, megabytes = [], 0.0
+    command = [sys.executable, "-c", _MEASURE, sys.executable, "-m", "methods.cascode.search"]
+    seconds, most = [], 0.0
     for _ in range(repeats):
-        start = time.perf_counter()
-        command = [sys.executable, "-m", "methods.cascode.search", *arguments]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-        _, status, used = os.wait4(process.pid, 0)
-        seconds.append(time.perf_counter() - start)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise ValueError(f"`tenfold-search {' '.join(arguments)}` failed")
-        unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-        megabytes = max(megabytes, used.ru_maxrss * unit / 1e6)
-    return median(seconds), megabytes
+        done = subprocess.run([*command, *arguments], cwd=ROOT, capture_output=True, text=True)
+        status, took, memory = map(float, done.stdout.split())
+        if status:
+            raise ValueError(f"`tenfold-search {' '.join(arguments)}` failed: {done.stderr}")
+        seconds.append(took)
+        most = max(most, memory * (1 if sys.platform == "darwin" else 1024) / 1e6)
+    return median(seconds), most

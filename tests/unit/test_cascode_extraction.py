@@ -579,7 +579,7 @@ def test_without_tree_sitter(monkeypatch):
     for module in [m for m in sys.modules if m.startswith(trees.__name__)]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "tree_sitter", None)
-    with pytest.raises(ImportError, match=r"pip install 'tenfold\[code\]'"):
+    with pytest.raises(ImportError, match=r"pip install 'tenfold\[search\]'"):
         __import__(trees.__name__)
 
 

@@ -188,7 +188,7 @@ def test_errors_keep_the_query(browser, server):
     values = [browser.find_element("name", n).get_property("value") for n in ("q", "path", "top")]
     assert values == ["read <b>", "src", "7"]
     until(browser, lambda: focus(browser) == "language")
-    assert "known are python" in browser.find_element("id", "error").text
+    assert "known are c, cpp" in browser.find_element("id", "error").text
 
 
 def test_a_page_that_is_none(browser, server):

@@ -16,8 +16,7 @@ from urllib.parse import quote, urlencode
 import numpy as np
 import pytest
 
-from methods.cascode.extraction import SEARCHED
-from methods.cascode.search.index import Index
+from methods.cascode.search.index import KNOWN, Index
 from methods.cascode.search.page import EXAMPLES, HOST, PageServer, examples
 from methods.cascode.search.query import KIND_CHOICES, Request, Searcher
 from methods.cascode.search.store import SearchError
@@ -129,7 +128,7 @@ def test_the_form(server):
     assert ("form", {"action": "/", "method": "get", "role": "search"}) in page.found
     assert "article" not in tags
     assert page.options("kind") == [*KIND_CHOICES]
-    assert page.options("language") == ["", *SEARCHED]
+    assert page.options("language") == ["", *sorted(KNOWN)]
     usual = {"q": "", "kind": "code", "language": "", "path": "", "top": "10"}
     assert page.fields() == usual
 
@@ -328,7 +327,7 @@ def test_only_this_machine_can_ask(server):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"language": "cobol"}, "known are python"),
+        ({"language": "cobol"}, "known are c, cpp"),
         ({"q": "   "}, "the query is empty"),
         ({"top": "many"}, "from 1 to 100"),
         ({"top": "0"}, "from 1 to 100"),

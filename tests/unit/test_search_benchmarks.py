@@ -301,7 +301,7 @@ def test_ripgrep_ranks_lines_by_words(tmp_path):
 def test_a_fresh_process_is_measured():
     seconds, megabytes = systems.cold(["--version"], repeats=1)
     assert 0 < seconds < 30
-    assert 5 < megabytes < 1000
+    assert 5 < megabytes < 150, "without what this process holds"
     with pytest.raises(ValueError, match="`tenfold-search query x --index /none` failed"):
         systems.cold(["query", "x", "--index", "/none"], repeats=1)
 
