@@ -7,6 +7,7 @@ import random
 import shutil
 import signal
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from itertools import product
@@ -651,6 +652,43 @@ def test_a_gain_that_is_none(tmp_path, gain, data):
 def test_a_gain_that_would_write_to_a_terminal(made, monkeypatch):
     monkeypatch.setattr(cli, "decide", lambda *_: Decision(True, "\x1b[2J not measured"))
     assert "\\x1b[2J not measured" in made.query()[1]
+
+
+# --- rules of a folder ---
+
+
+RULES: dict[str, Callable[[Path, Place], object]] = {
+    "stars": lambda path, place: path.write_text(f"{'*a' * 120}b\n" * 2_000),
+    "nested ranges": lambda path, place: path.write_text("[" * 50_000 + "\n" + "[a-" * 9_000),
+    "a long line": lambda path, place: path.write_text("?" * 150_000),
+    "a large file": lambda path, place: path.write_bytes(b"*\n" * 5_000_000),
+    "bytes": lambda path, place: path.write_bytes(bytes(range(256)) * 100),
+    **{name: plant for name, plant in PLANTS.items() if name != "a folder"},
+}
+
+
+@pytest.mark.parametrize("plant", RULES)
+def test_rules_that_are_made_to_disturb(place, plant):
+    """They are passed over, soon; nothing outside is read."""
+    RULES[plant](place.root / ".gitignore", place)
+    (place.root / f"{'a' * 250}.py").write_text("def long():\n    return 1\n")
+    start = time.process_time()
+    status, said = place.index()
+    assert time.process_time() - start < 20
+    assert status == 0, said
+    assert "nothing had changed" in place.index()[1]
+
+
+def test_stamps_that_a_stranger_wrote(made):
+    """No file passes for unchanged because an index says so."""
+    with changing(made.database) as database:
+        row = "stamps", "stamps", b'{"config.py": ["", "binary"]}', "0" * 32
+        database.execute("DELETE FROM kept")
+        database.execute("INSERT INTO kept VALUES (?, ?, ?, ?)", row)
+    assert Index(made.home).stamps == {}
+    status, said = made.index()
+    assert status == 0
+    assert "binary" not in said
 
 
 # --- names and numbers ---

@@ -26,7 +26,7 @@ IGNORE = ".gitignore", ".tenfoldignore"  # the later one has the last word
 LONGEST_LINE = 20_000  # characters; longer ones are written by programs
 OTHER = "of other kinds"
 _MOST_STARS, _MOST_RULES = 2, 2_000  # of a rule, and of a file: more could take hours to match
-_MOST_BYTES = 200_000  # of a file of rules
+_MOST_BYTES, _LONGEST_RULE = 200_000, 500
 
 
 class SkippedError(Exception):
@@ -208,7 +208,8 @@ def _spec(lines: tuple[str, ...]) -> GitIgnoreSpec:
 
 @lru_cache(maxsize=10_000)
 def _is_rule(line: str) -> bool:
-    if line.replace("**/", "").replace("/**", "").count("*") > _MOST_STARS:
+    stars = line.replace("**/", "").replace("/**", "").count("*")
+    if stars > _MOST_STARS or len(line) > _LONGEST_RULE:
         return False
     try:
         GitIgnoreSpec.from_lines([line])
