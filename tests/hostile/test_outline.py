@@ -77,7 +77,11 @@ def test_names_stay_short(language):
     assert sum(len(f.name) for f in found) < 4 * trees.MOST_NAME**2
 
 
-@pytest.mark.parametrize("language", SEARCHED)
+EVERY_DAY = "python", "tsx", "cpp"  # the others take a minute in all
+SLOWLY = [pytest.param(name, marks=pytest.mark.slow) for name in SEARCHED if name not in EVERY_DAY]
+
+
+@pytest.mark.parametrize("language", [*EVERY_DAY, *SLOWLY])
 @pytest.mark.parametrize(
     "source",
     [

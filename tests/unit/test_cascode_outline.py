@@ -646,6 +646,10 @@ def well_formed(found: list[Function], source: str) -> bool:
     ) and [f.start_line for f in found] == sorted(f.start_line for f in found)
 
 
+def place_of(function: Function) -> tuple[object, ...]:
+    return function.name, function.kind, function.code, function.start_line, function.end_line
+
+
 @pytest.mark.parametrize("language", SEARCHED)
 @given(data=st.data())
 @settings(max_examples=25, deadline=None)
@@ -657,8 +661,9 @@ def test_any_cut_of_a_sample(language, data):
     for text in (source[first:last] + middle, source[:first] + middle + source[last:]):
         found = outline(text, language)
         assert well_formed(found, text)
-        rest = iter(found)
-        assert all(any(f == entry for entry in rest) for f in functions(text, language))
+        # A comment that `functions` gives to one may document a broken class, where both are cut.
+        rest = map(place_of, found)
+        assert all(any(place_of(f) == at for at in rest) for f in functions(text, language))
 
 
 def test_languages_by_suffix():
