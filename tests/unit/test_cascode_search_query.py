@@ -256,8 +256,10 @@ def test_models_that_cannot_judge(monkeypatch):
     reason = decide("measured", model, "package:some-model").reason
     assert reason.endswith("measured (its package carries none)")
     monkeypatch.setattr(HashingModel, "can_rerank", False)
-    for mode in ("measured", "always", "never"):
+    for mode in ("measured", "never"):
         assert decide(mode, model, "x").reason == "first stage only: hashing cannot judge pairs"
+    with pytest.raises(SearchError, match="--rerank always: hashing cannot judge pairs"):
+        decide("always", model, "x")
 
 
 def test_models_that_are_not_there(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import platform
 import shutil
 import sys
 import sysconfig
@@ -306,12 +307,22 @@ def test_a_fresh_process_is_measured():
         systems.cold(["query", "x", "--index", "/none"], repeats=1)
 
 
-def test_the_version_before_is_compared_only_with_its_like():
-    (row,) = [of(OURS, [[[("a.py", 1, 2)]], [[("b.py", 5, 5)]]], 0.02)]
-    questions = [QUESTION, Question("why?", (C,), False)]
-    assert "other questions: not compared" in benchmark.before(row, questions) or (
-        "asked of Python" in benchmark.before(row, questions)
-    )
+def test_the_version_before_is_compared_only_with_its_like(tmp_path, monkeypatch):
     found = json.loads(benchmark.BEFORE.read_text())
+    row = of(OURS, [[[("a.py", 1, 2)]], [[("b.py", 5, 5)]]], 0.02)
+    questions = [QUESTION, Question("why?", (C,), False)]
+
+    def before(python: str, **ndcg: float) -> str:
+        path = tmp_path / "before.json"
+        path.write_text(json.dumps({"version": "abc", "python": python, "ndcg": ndcg}))
+        monkeypatch.setattr(benchmark, "BEFORE", path)
+        return benchmark.before(row, questions)
+
+    here, asked = platform.python_version(), {"how?": 0.9, "why?": 0.25}
+    assert before("2.7", **asked) == "The version before was asked of Python 2.7: not compared."
+    assert "other questions: not compared" in before(here, **{"how?": 0.9})
+    assert before(here, **asked) == (
+        f"{OURS} - the version before (abc, 0.250): NDCG@10 +0.750 (+0.750 to +0.750)"
+    )
     asked = json.loads(systems.ROOT.joinpath("benchmarks/search/questions.json").read_text())
     assert {entry["question"] for entry in asked} >= found["ndcg"].keys()

@@ -22,7 +22,7 @@ from methods.cascode.search.query import (
     Result,
     Searcher,
     marked,
-)  # fmt: skip
+)
 from methods.cascode.search.refreshing import Fresh, refresh
 from methods.cascode.search.store import FOLDER, SearchError
 from methods.cascode.search.walking import Scope
@@ -108,6 +108,7 @@ def query(arguments: argparse.Namespace) -> bool:
     answer = searcher.search(request)
     if arguments.json:
         facts = {"index": str(searcher.index.home), "model": searcher.model.name}
+        facts["reranking"] = searcher.decision.reason
         print(json.dumps(facts | asdict(answer), indent=1))
     elif arguments.jsonl:
         for result in answer.results:

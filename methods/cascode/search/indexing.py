@@ -33,7 +33,7 @@ from methods.cascode.search.index import (
     IndexedFile,
     Vectors,
     parts_of,
-)  # fmt: skip
+)
 from methods.cascode.search.models import Encoder, Settings
 from methods.cascode.search.store import DATABASE, SearchError, StoppedError, packed
 from methods.cascode.search.walking import (
@@ -45,7 +45,7 @@ from methods.cascode.search.walking import (
     language_at,
     read_bytes,
     walk,
-)  # fmt: skip
+)
 from shared.files import UnsafeFileError, parse_json
 
 TEXTS = ("both", "short", "code")

@@ -100,7 +100,10 @@ def in_precision(
 
 def decide(mode: str, model: Encoder, source: str) -> Decision:
     """Re-rank by a model only if it was measured to help on packages it was not trained on: beside
-    or in `source` lies {"gain": points of MRR, "interval": [low, high], "data": text}."""
+    or in `source` lies {"gain": points of MRR, "interval": [low, high], "data": text}. SearchError
+    if it always shall and cannot."""
+    if mode == "always" and not model.can_rerank:
+        raise SearchError(f"--rerank always: {model.name} cannot judge pairs; leave it out")
     if not model.can_rerank:
         return Decision(False, f"first stage only: {model.name} cannot judge pairs")
     if mode == "never":

@@ -29,7 +29,6 @@ from shared.showing import printable
 
 log = logging.getLogger(__name__)
 HOST = "127.0.0.1"
-PORT = 8356
 MOST_RESULTS = 100
 MOST_SHOWN = 20  # characters of a wrong value
 MOST_LINES = 6  # of a result before it is opened
@@ -67,7 +66,7 @@ class PageServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, searcher: Callable[[], Searcher], defaults: Request, port: int = PORT):
+    def __init__(self, searcher: Callable[[], Searcher], defaults: Request, port: int):
         self._searcher, self._defaults = searcher, defaults
         self._one_at_a_time = threading.Lock()  # a model uses all cores for one query
         pages = FileSystemLoader(_HERE)
