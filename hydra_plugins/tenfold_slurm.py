@@ -5,6 +5,7 @@ It lies here because Hydra takes plugins from no other package.
 
 import logging
 import re
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ except ImportError:  # without the extra `slurm` there is nothing to launch
     Launcher = object
 
 log = logging.getLogger(__name__)
+LASTS = 10.0  # seconds
 COMMON = {"name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node"}
 COMMON |= {"tasks_per_node", "stderr_to_stdout"}
 """What submitit calls the same for every kind of cluster."""
@@ -86,8 +88,22 @@ def _name(job_overrides: Sequence[Sequence[str]]) -> str:
     return " seed ".join(filter(None, names))[:120] or "tenfold"
 
 
+def _wait(job: Any) -> None:
+    """Wait for the end of a job. One that SLURM queues again is cancelled for a moment, so that an
+    end without results counts only if it lasts."""
+    job.wait()
+    tasks = [job.task(number) for number in range(job.num_tasks)]
+    while not all(task.paths.result_pickle.exists() for task in tasks):
+        time.sleep(LASTS)
+        job.watcher.clear()  # which asks no more for jobs that have ended
+        if job.done() or job.state == "UNKNOWN":
+            return
+        job.wait()
+
+
 def _result(job: Any, overrides: Sequence[str]) -> JobReturn:
     """What the first process of a job returned, once its processes have ended."""
+    _wait(job)
     try:
         return job.results()[0]
     except Exception as error:  # submitit's; its text holds the traceback, or the end in SLURM

@@ -135,7 +135,14 @@ def test_a_failed_run_is_a_failed_job_and_all_are_waited_for(monkeypatch) -> Non
 
     class Job:
         def __init__(self, number: int) -> None:
-            self.job_id, self.paths = f"5_{number}", SimpleNamespace(stdout="5.out")
+            self.job_id, self.num_tasks = f"5_{number}", 1
+            self.paths = SimpleNamespace(stdout="5.out", result_pickle=Path(__file__))
+
+        def wait(self) -> None:
+            """It has ended."""
+
+        def task(self, number: int) -> "Job":
+            return self
 
         def results(self) -> list[Any]:
             waited.append(self.job_id)
@@ -154,6 +161,44 @@ def test_a_failed_run_is_a_failed_job_and_all_are_waited_for(monkeypatch) -> Non
     assert second.return_value == 1.5
     with pytest.raises(RuntimeError, match=r"job 5_0 failed \(seed=1\): shared.RunError: no such"):
         first.return_value  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("states", "asked"),
+    [
+        (["CANCELLED", "PENDING", "RUNNING", "COMPLETED"], 4),  # queued again, with results then
+        (["CANCELLED", "CANCELLED"], 2),
+        (["FAILED", "UNKNOWN"], 2),
+        (["COMPLETED"], 1),
+    ],
+)
+def test_an_end_without_results_counts_if_it_lasts(monkeypatch, tmp_path, states, asked) -> None:
+    """Between its end and its next start SLURM calls a job that is queued again cancelled."""
+    from hydra_plugins import tenfold_slurm
+
+    left = iter(states)
+
+    class Job:
+        job_id, num_tasks, state = "5", 1, ""
+        paths = SimpleNamespace(result_pickle=tmp_path / "result")
+        watcher = SimpleNamespace(clear=lambda: None)
+
+        def done(self) -> bool:
+            self.state = next(left)
+            if self.state == "COMPLETED":
+                self.paths.result_pickle.touch()
+            return self.state in ("CANCELLED", "FAILED", "COMPLETED")
+
+        def wait(self) -> None:
+            while not self.done():
+                pass
+
+        def task(self, number: int) -> "Job":
+            return self
+
+    monkeypatch.setattr(tenfold_slurm, "LASTS", 0)
+    tenfold_slurm._wait(Job())
+    assert len(states) - len(list(left)) == asked
 
 
 def test_a_launcher_without_its_extra_is_refused_in_one_line(monkeypatch):
