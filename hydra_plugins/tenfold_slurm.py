@@ -88,24 +88,27 @@ def _name(job_overrides: Sequence[Sequence[str]]) -> str:
     return " seed ".join(filter(None, names))[:120] or "tenfold"
 
 
-def _wait(job: Any) -> None:
-    """Wait for the end of a job. One that SLURM queues again is cancelled for a moment, so that an
-    end without results counts only if it lasts."""
-    job.wait()
-    tasks = [job.task(number) for number in range(job.num_tasks)]
-    while not all(task.paths.result_pickle.exists() for task in tasks):
-        time.sleep(LASTS)
-        job.watcher.clear()  # which asks no more for jobs that have ended
-        if job.done() or job.state == "UNKNOWN":
-            return
-        job.wait()
+def _results(job: Any) -> Sequence[JobReturn]:
+    """What a job's processes returned, once they have ended. A job that SLURM queues again is
+    cancelled for a moment, so that an end without results counts only if it lasts."""
+    from submitit.core.utils import FailedJobError, UncompletedJobError
+
+    while True:
+        try:
+            return job.results()
+        except FailedJobError:  # a kind of the other; it has run and raised
+            raise
+        except UncompletedJobError:
+            time.sleep(LASTS)
+            job.watcher.clear()  # which asks no more for jobs that have ended
+            if job.done() or job.state == "UNKNOWN":
+                raise
 
 
 def _result(job: Any, overrides: Sequence[str]) -> JobReturn:
     """What the first process of a job returned, once its processes have ended."""
-    _wait(job)
     try:
-        return job.results()[0]
+        return _results(job)[0]
     except Exception as error:  # submitit's; its text holds the traceback, or the end in SLURM
         text = str(error)
         *_, reason = ["", *re.findall(r"^[\w.]+: .+$|\(state: \w+\)", text, re.MULTILINE)]

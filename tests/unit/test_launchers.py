@@ -135,14 +135,7 @@ def test_a_failed_run_is_a_failed_job_and_all_are_waited_for(monkeypatch) -> Non
 
     class Job:
         def __init__(self, number: int) -> None:
-            self.job_id, self.num_tasks = f"5_{number}", 1
-            self.paths = SimpleNamespace(stdout="5.out", result_pickle=Path(__file__))
-
-        def wait(self) -> None:
-            """It has ended."""
-
-        def task(self, number: int) -> "Job":
-            return self
+            self.job_id, self.paths = f"5_{number}", SimpleNamespace(stdout="5.out")
 
         def results(self) -> list[Any]:
             waited.append(self.job_id)
@@ -164,41 +157,42 @@ def test_a_failed_run_is_a_failed_job_and_all_are_waited_for(monkeypatch) -> Non
 
 
 @pytest.mark.parametrize(
-    ("states", "asked"),
+    ("states", "returns"),
     [
-        (["CANCELLED", "PENDING", "RUNNING", "COMPLETED"], 4),  # queued again, with results then
-        (["CANCELLED", "CANCELLED"], 2),
-        (["FAILED", "UNKNOWN"], 2),
-        (["COMPLETED"], 1),
+        (["CANCELLED", "PENDING", "RUNNING", "COMPLETED"], True),  # it was queued again
+        (["CANCELLED", "CANCELLED", "COMPLETED"], False),
+        (["FAILED", "UNKNOWN", "COMPLETED"], False),
+        (["COMPLETED"], True),
     ],
 )
-def test_an_end_without_results_counts_if_it_lasts(monkeypatch, tmp_path, states, asked) -> None:
+def test_an_end_without_results_counts_if_it_lasts(monkeypatch, states, returns) -> None:
     """Between its end and its next start SLURM calls a job that is queued again cancelled."""
-    from hydra_plugins import tenfold_slurm
-
-    left = iter(states)
+    tenfold_slurm = pytest.importorskip("hydra_plugins.tenfold_slurm")
+    submitit = pytest.importorskip("submitit")
+    left, cleared = iter(states), []
 
     class Job:
-        job_id, num_tasks, state = "5", 1, ""
-        paths = SimpleNamespace(result_pickle=tmp_path / "result")
-        watcher = SimpleNamespace(clear=lambda: None)
+        job_id, state = "5", ""
+        watcher = SimpleNamespace(clear=lambda: cleared.append(1))
 
         def done(self) -> bool:
             self.state = next(left)
-            if self.state == "COMPLETED":
-                self.paths.result_pickle.touch()
             return self.state in ("CANCELLED", "FAILED", "COMPLETED")
 
-        def wait(self) -> None:
+        def results(self) -> list[str]:
             while not self.done():
                 pass
-
-        def task(self, number: int) -> "Job":
-            return self
+            if self.state != "COMPLETED":
+                raise submitit.core.utils.UncompletedJobError(f"(state: {self.state})")
+            return ["what it returned"]
 
     monkeypatch.setattr(tenfold_slurm, "LASTS", 0)
-    tenfold_slurm._wait(Job())
-    assert len(states) - len(list(left)) == asked
+    if returns:
+        assert tenfold_slurm._results(Job()) == ["what it returned"]
+    else:
+        with pytest.raises(submitit.core.utils.UncompletedJobError, match=states[0]):
+            tenfold_slurm._results(Job())
+    assert len(cleared) == (states != ["COMPLETED"])
 
 
 def test_a_launcher_without_its_extra_is_refused_in_one_line(monkeypatch):
